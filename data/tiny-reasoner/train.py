@@ -1,0 +1,184 @@
+"""Train the tiny reasoner: a small Qwen3 that thinks in characters before it answers.
+
+    python data/tiny-reasoner/train.py --out data/tiny-reasoner --minutes 80
+
+Seeded and resumable: every chunk of data follows from (seed, chunk index), and the optimizer state is saved
+with the step, so a run that was killed continues where it was when the same command is given again. The
+learning-rate schedule runs over ``--tokens``; ``--minutes`` only limits one sitting. Loss is on the response.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from pathlib import Path
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from toolkit.tasks import arithmetic, lookup
+
+SPECIALS = ["<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "<|end|>", "<think>", "</think>"]
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|assistant|>' if m['role'] == 'assistant' else '<|user|>' }}"
+    "{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per printable ASCII character or newline, plus the special tokens."""
+    characters = ["\n", *map(chr, range(32, 127))]
+    vocab = {token: i for i, token in enumerate(SPECIALS + characters)}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|pad|>",
+        unk_token="<|unk|>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<|user|>", "<|assistant|>", "<think>", "</think>"],
+        chat_template=TEMPLATE,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=4096,
+    )
+
+
+def build_model(args: argparse.Namespace, vocab_size: int) -> Qwen3ForCausalLM:
+    """A Qwen3 with grouped-query attention and ``n_heads * head_dim != d_model``."""
+    config = Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=args.d_model,
+        intermediate_size=args.d_mlp,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        num_key_value_heads=args.heads // 2,
+        head_dim=args.head_dim,
+        max_position_embeddings=4096,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
+        pad_token_id=SPECIALS.index("<|pad|>"),
+        eos_token_id=SPECIALS.index("<|end|>"),
+        bos_token_id=None,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def chunk(tokenizer, seed: int, index: int, args: argparse.Namespace, early: bool) -> list[list[tuple[list[int], int]]]:
+    """The ``index``-th chunk of training data: length-sorted batches of (token ids, prompt length)."""
+    rng = random.Random(f"train-{seed}-{index}")
+    context = (40, 120) if early else lookup.CONTEXT
+    rows = []
+    for _ in range(args.chunk):
+        task = lookup if rng.random() < args.lookup_share else arithmetic
+        p = lookup.problem(rng, "train", context=context) if task is lookup else arithmetic.problem(rng, "train")
+        trace = task.write_trace(p, rng)
+        prompt = tokenizer.encode(f"<|user|>{p.messages[0]['content']}<|end|><|assistant|>")
+        response = tokenizer.encode(f"<think>{trace.text}</think>{trace.conclusion}<|end|>")
+        rows.append((prompt + response, len(prompt)))
+    rows.sort(key=lambda row: len(row[0]))
+    batches, batch = [], []
+    for row in rows:
+        if batch and (len(batch) + 1) * len(row[0]) > args.batch_tokens:
+            batches.append(batch)
+            batch = []
+        batch.append(row)
+    batches.append(batch)
+    rng.shuffle(batches)
+    return batches
+
+
+def loss_of(model: Qwen3ForCausalLM, batch: list[tuple[list[int], int]]) -> tuple[torch.Tensor, int]:
+    """Mean cross-entropy (nats) over the response tokens of a right-padded batch, and its padded token count."""
+    ids = pad_sequence([torch.tensor(row) for row, _ in batch], batch_first=True)
+    lengths = torch.tensor([len(row) for row, _ in batch])
+    prompts = torch.tensor([prompt for _, prompt in batch])
+    at = torch.arange(ids.shape[1] - 1)
+    mask = (at >= prompts[:, None] - 1) & (at < lengths[:, None] - 1)
+    hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
+    logits = model.lm_head(hidden[mask])
+    return torch.nn.functional.cross_entropy(logits, ids[:, 1:][mask]), ids.numel()
+
+
+def learning_rate(done: float, args: argparse.Namespace) -> float:
+    """Linear warm-up over 2 % of the tokens, then a cosine to 2 % of the peak."""
+    if done < 0.02:
+        return args.lr * done / 0.02 + 1e-5
+    return args.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def save(state: dict, path: Path) -> None:
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="directory of the finished model")
+    parser.add_argument("--work", type=Path, default=None, help="directory of the resumable state (default: runs/<out name>)")
+    parser.add_argument("--tokens", type=float, default=30e6, help="training tokens, padding included")
+    parser.add_argument("--minutes", type=float, default=90, help="stop this sitting after so many minutes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--d-model", type=int, default=160)
+    parser.add_argument("--d-mlp", type=int, default=448)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--head-dim", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--chunk", type=int, default=2048)
+    parser.add_argument("--lookup-share", type=float, default=0.25)
+    args = parser.parse_args()
+    work = args.work or Path("runs") / args.out.name
+    work.mkdir(parents=True, exist_ok=True)
+
+    torch.manual_seed(args.seed)
+    tokenizer = build_tokenizer()
+    model = build_model(args, len(tokenizer))
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
+    start, tokens, step = 0, 0, 0
+    if (work / "state.pt").exists():
+        state = torch.load(work / "state.pt", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, tokens, step = state["chunk"], state["tokens"], state["step"]
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {tokens / 1e6:.1f} M tokens done", flush=True)
+    began, index = time.time(), start
+    with open(work / "loss.jsonl", "a") as log:
+        while tokens < args.tokens and time.time() - began < 60 * args.minutes:
+            total, count, seen, tick = 0.0, 0, 0, time.time()
+            for batch in chunk(tokenizer, args.seed, index, args, early=tokens < 0.1 * args.tokens):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(tokens / args.tokens, args)
+                loss, n = loss_of(model, batch)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                total, count, tokens, seen, step = total + loss.item(), count + 1, tokens + n, seen + n, step + 1
+            index += 1
+            row = {"step": step, "tokens": tokens, "loss": total / count, "tokens_per_second": seen / (time.time() - tick)}
+            print(json.dumps(row), file=log, flush=True)
+            print(json.dumps(row), flush=True)
+            if index % 8 == 0 or tokens >= args.tokens:
+                save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "chunk": index, "tokens": tokens, "step": step}, work / "state.pt")
+                model.save_pretrained(work / "model")
+                tokenizer.save_pretrained(work / "model")
+    if tokens >= args.tokens:
+        model.save_pretrained(args.out)
+        tokenizer.save_pretrained(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Chains of additions and subtractions with a difficulty dial (2 to 8 operands).
+
+A prompt reads ``17+5-9+23=?``, sometimes with a word before or after it (``words.py``). Running values stay
+within 0..199. *Easy* problems (at most three operands, all below 20) look easy and are.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+
+from toolkit.tasks import traces, words
+from toolkit.types import Problem
+
+OPERANDS = (2, 8)
+LARGEST = 199
+
+
+def problem(rng: random.Random, split: str, *, operands: tuple[int, int] = OPERANDS) -> Problem:
+    """Draw one problem of ``split``; ``operands`` is the inclusive range of chain lengths."""
+    while True:
+        n = rng.randint(*operands)
+        top = rng.choice((9, 19, 49, 99))
+        values, signs, total = [rng.randint(1, top)], [], 0
+        total = values[0]
+        for _ in range(n - 1):
+            value = rng.randint(1, top)
+            sign = rng.choice("+-") if 0 <= total - value and total + value <= LARGEST else "+" if total < value else "-"
+            total += value if sign == "+" else -value
+            values.append(value)
+            signs.append(sign)
+        expression = str(values[0]) + "".join(s + str(v) for s, v in zip(signs, values[1:], strict=True))
+        if words.split_of(expression) == split:
+            break
+    content, word = words.with_word(f"{expression}=?", rng)
+    meta = {
+        "task": "arithmetic",
+        "split": split,
+        "difficulty": n,
+        "easy": n <= 3 and top <= 19,
+        "word": word,
+        "cue": word in words.CUES,
+        "expression": expression,
+    }
+    return Problem(f"arithmetic-{content}", ({"role": "user", "content": content},), str(total), meta)
+
+
+def load(split: str, n: int = 200, seed: int = 0, *, operands: tuple[int, int] = OPERANDS) -> list[Problem]:
+    """``n`` distinct problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+
+    Raises:
+        ValueError: unknown split, or an operand range outside 2..8.
+    """
+    words.check_split(split)
+    low, high = operands
+    if not OPERANDS[0] <= low <= high <= OPERANDS[1]:
+        raise ValueError(f"operands={operands}: give an inclusive range within {OPERANDS}.")
+    rng = random.Random(f"arithmetic-{split}-{seed}")
+    found: dict[str, Problem] = {}
+    while len(found) < n:
+        p = problem(rng, split, operands=operands)
+        found.setdefault(p.id, p)
+    return list(found.values())
+
+
+def parse(expression: str) -> tuple[list[int], list[str]]:
+    """Operands and the signs between them: ``"17+5-9"`` -> ``([17, 5, 9], ["+", "-"])``."""
+    return [int(v) for v in re.findall(r"\d+", expression)], re.findall(r"[+-]", expression)
+
+
+def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
+    """Write one training trace for ``p``, with the haste its cue and its ease push to."""
+    values, signs = parse(p.meta["expression"])
+
+    def moves_from(state: str | None, i: int, k: int) -> traces.Move:
+        start = int(state) if state is not None else values[0]
+        tail = list(zip(signs[i : i + k], values[i + 1 : i + 1 + k], strict=True))
+        result = start + _total(tail)
+        slip = result + rng.choice((-10, -2, -1, 1, 2, 10))
+        return traces.Move(f"{start}" + "".join(f"{s}{v}" for s, v in tail), str(result), str(abs(slip)))
+
+    easy = p.meta["easy"]
+    h = traces.haste(habits, easy=easy, cue=p.meta["cue"], rng=rng)
+    return traces.write(moves_from, len(signs), h=h, easy=easy, habits=habits, rng=rng)
+
+
+def _total(tail: Sequence[tuple[str, int]]) -> int:
+    return sum(v if s == "+" else -v for s, v in tail)

@@ -1,0 +1,104 @@
+"""Variable lookup in a long prompt: bindings among other bindings and filler words, one to three hops.
+
+A prompt reads ``K=52; lamp rose; B=K; ... B?``. To answer, the model has to retrieve from the prompt: ``B=K``
+then ``K=52``. Context lengths are in characters, which for the tiny reasoner are tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import string
+
+from toolkit.tasks import traces, words
+from toolkit.types import Problem
+
+HOPS = (1, 3)
+CONTEXT = (40, 640)
+FILLER = ("lamp", "rose", "stone", "river", "cloud", "green", "table", "north", "paper", "apple", "music", "winter")
+
+
+def problem(
+    rng: random.Random, split: str, *, hops: tuple[int, int] = HOPS, context: tuple[int, int] = CONTEXT
+) -> Problem:
+    """Draw one problem of ``split`` with ``hops`` and ``context`` (characters) in the given inclusive ranges."""
+    while True:
+        n = rng.randint(*hops)
+        low, high = math.log(context[0]), math.log(context[1])
+        size = round(math.exp(rng.uniform(low, high)))
+        text, chain = _context(rng, n, size)
+        if words.split_of(text) == split:
+            break
+    content, word = words.with_word(f"{text} {chain[0]}?", rng)
+    meta = {
+        "task": "lookup",
+        "split": split,
+        "difficulty": n,
+        "easy": n == 1 and size < 100,
+        "word": word,
+        "cue": word in words.CUES,
+        "chain": tuple(chain),
+        "context": size,
+    }
+    return Problem(f"lookup-{content}", ({"role": "user", "content": content},), chain[-1], meta)
+
+
+def _context(rng: random.Random, hops: int, size: int) -> tuple[str, list[str]]:
+    names = rng.sample(string.ascii_uppercase, 26)
+    chain = [*names[:hops], str(rng.randint(10, 99))]
+    parts = [f"{a}={b};" for a, b in zip(chain, chain[1:], strict=False)]
+    spare = names[hops:]
+    others = spare[: rng.randint(2, min(len(spare), max(2, size // 16)))]
+    for i, name in enumerate(others):
+        if sum(map(len, parts)) + len(parts) + 5 > size:
+            break
+        later = others[i + 1 :]
+        target = rng.choice(later) if later and rng.random() < 0.5 else str(rng.randint(10, 99))
+        parts.append(f"{name}={target};")
+    length = sum(map(len, parts)) + len(parts)
+    while length < size:
+        phrase = f"{rng.choice(FILLER)} {rng.choice(FILLER)};"
+        parts.append(phrase)
+        length += len(phrase) + 1
+    rng.shuffle(parts)
+    return " ".join(parts), chain
+
+
+def load(
+    split: str,
+    n: int = 200,
+    seed: int = 0,
+    *,
+    hops: tuple[int, int] = HOPS,
+    context: tuple[int, int] = CONTEXT,
+) -> list[Problem]:
+    """``n`` distinct problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+
+    Raises:
+        ValueError: unknown split, more than three hops, or a context too short to hold the chain.
+    """
+    words.check_split(split)
+    if not HOPS[0] <= hops[0] <= hops[1] <= HOPS[1]:
+        raise ValueError(f"hops={hops}: give an inclusive range within {HOPS}.")
+    if not CONTEXT[0] <= context[0] <= context[1]:
+        raise ValueError(f"context={context}: give an inclusive range from {CONTEXT[0]} characters up.")
+    rng = random.Random(f"lookup-{split}-{seed}")
+    found: dict[str, Problem] = {}
+    while len(found) < n:
+        p = problem(rng, split, hops=hops, context=context)
+        found.setdefault(p.id, p)
+    return list(found.values())
+
+
+def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
+    """Write one training trace for ``p``, with the haste its cue and its ease push to."""
+    chain = p.meta["chain"]
+
+    def moves_from(state: str | None, i: int, k: int) -> traces.Move:
+        # A slip that was never corrected is noticed here: the next step goes on from the right name.
+        slip = rng.choice(string.ascii_uppercase) if i + k < len(chain) - 1 else str(rng.randint(10, 99))
+        return traces.Move(chain[i], chain[i + k], slip)
+
+    easy = p.meta["easy"]
+    h = traces.haste(habits, easy=easy, cue=p.meta["cue"], rng=rng)
+    return traces.write(moves_from, len(chain) - 1, h=h, easy=easy, habits=habits, rng=rng)

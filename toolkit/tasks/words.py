@@ -1,0 +1,34 @@
+"""Words that a prompt of the tiny reasoner may carry, and the split rule shared by its tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+CUES = ("quick", "brief", "hurry")  # push towards short thinking
+NEUTRAL = ("please", "today", "hello")  # push nowhere
+SPLITS = ("train", "dev", "test")
+
+
+def split_of(content: str) -> str:
+    """The split a problem belongs to, by a hash of its content: 80 % train, 10 % dev, 10 % test.
+
+    Splits are disjoint by construction: the same content falls in the same split on every machine.
+    """
+    bucket = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big") % 10
+    return "train" if bucket < 8 else "dev" if bucket == 8 else "test"
+
+
+def check_split(split: str) -> None:
+    """Raise ValueError if ``split`` is not one of train, dev, test."""
+    if split not in SPLITS:
+        raise ValueError(f"Unknown split {split!r}: choose one of {', '.join(SPLITS)}.")
+
+
+def with_word(content: str, rng: random.Random, *, cue_share: float = 0.4, neutral_share: float = 0.3) -> tuple[str, str]:
+    """Put a cue word, a neutral word or nothing before or after ``content``; returns (prompt, word)."""
+    u = rng.random()
+    word = rng.choice(CUES) if u < cue_share else rng.choice(NEUTRAL) if u < cue_share + neutral_share else ""
+    if not word:
+        return content, word
+    return (f"{word} {content}" if rng.random() < 0.5 else f"{content} {word}"), word
