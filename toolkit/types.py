@@ -71,7 +71,7 @@ class Rollout:
         answer: Tokens after the closing tag, end-of-sequence token excluded; ``None`` if never closed.
         finish: ``"stop"`` if an end-of-sequence token was sampled, ``"length"`` if the budget ran out.
         text: Decoded response, special tokens kept.
-        correct: Graded answer; an unfinished or unclosed response is judged on whatever answer it has.
+        correct: Graded on the answer span; without one (never closed) it is wrong.
         logprobs: Log-probability of each response token under the sampling distribution, or ``None``.
         entropies: Full-softmax entropy (nats, at the sampling temperature) before each response token.
     """
@@ -102,3 +102,178 @@ class Rollout:
     def response_tokens(self) -> int:
         """Tokens sampled after the prompt, tags and end-of-sequence included."""
         return len(self.token_ids) - self.prompt_len
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What an artifact was made from; travels with it into every file.
+
+    Attributes:
+        model: Id or directory the model was loaded from.
+        revision: Hub revision, or ``None``.
+        fingerprint: SHA-256 over all weights; loading an artifact onto other weights is an error.
+        template_hash: Hash of the chat template.
+        toolkit_version: Version that wrote it.
+        seed: Seed of whatever was random, or ``None``.
+        notes: Anything else worth keeping (sampling, split, thresholds), JSON-serialisable.
+    """
+
+    model: str
+    revision: str | None
+    fingerprint: str
+    template_hash: str
+    toolkit_version: str
+    seed: int | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Running sums of per-example mean activations, by class, for some sites. Sums add up across shards.
+
+    ``sums[kind][c, l]`` is the sum over the examples of class c of the example's mean activation at layer l.
+    ``outer[kind][l]`` (optional) is the sum over examples of the mean outer product of activations, all
+    classes together *within* class: see :meth:`covariance`.
+
+    Attributes:
+        labels: Class names, e.g. ``("long", "short")``.
+        n: Examples per class.
+        positions: Name of the positions averaged over, e.g. ``"think"``.
+        sums: Site kind -> ``[labels, layers, width]``, fp32 or wider.
+        outer: Site kind -> ``[labels, layers, width, width]``, or empty.
+    """
+
+    labels: tuple[str, ...]
+    n: tuple[int, ...]
+    positions: str
+    sums: Mapping[str, Float[Tensor, "labels layers _"]]
+    outer: Mapping[str, Float[Tensor, "labels layers _ _"]]
+    provenance: Provenance
+
+    def index(self, label: str) -> int:
+        """Row of a class. Raises KeyError naming the classes there are."""
+        if label not in self.labels:
+            raise KeyError(f"No class {label!r} in these moments: they hold {', '.join(self.labels)}.")
+        return self.labels.index(label)
+
+    def mean(self, kind: str, label: str) -> Float[Tensor, "layers _"]:
+        """Mean over examples of the per-example mean activation at site ``kind``, class ``label``."""
+        row = self.index(label)
+        if kind not in self.sums:
+            raise KeyError(f"Site {kind!r} was not collected: these moments hold {', '.join(self.sums)}.")
+        if self.n[row] == 0:
+            raise ValueError(f"Class {label!r} has no examples: its mean is undefined.")
+        return self.sums[kind][row] / self.n[row]
+
+    def covariance(self, kind: str) -> Float[Tensor, "layers _ _"]:
+        """Pooled within-class covariance of activations (each example weight 1) at site ``kind``."""
+        if kind not in self.outer:
+            raise KeyError(f"No second moments of {kind!r}: collect with second=({kind!r},).")
+        total = sum(self.outer[kind][i] for i, n in enumerate(self.n) if n)
+        for i, n in enumerate(self.n):
+            if n:
+                mean = self.sums[kind][i] / n
+                total = total - n * mean[:, :, None] * mean[:, None, :]
+        return total / sum(self.n)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Merge two shards of the same model, positions and classes."""
+        mine = (self.labels, self.positions, self.provenance.fingerprint, set(self.sums), set(self.outer))
+        theirs = (other.labels, other.positions, other.provenance.fingerprint, set(other.sums), set(other.outer))
+        if mine != theirs:
+            raise ValueError(f"These moments do not belong together: {mine} and {theirs}.")
+        return Moments(
+            self.labels,
+            tuple(a + b for a, b in zip(self.n, other.n, strict=True)),
+            self.positions,
+            {kind: self.sums[kind] + other.sums[kind] for kind in self.sums},
+            {kind: self.outer[kind] + other.outer[kind] for kind in self.outer},
+            self.provenance,
+        )
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction of thinking length in the residual stream, one vector per layer, **+ is longer**.
+
+    Attributes:
+        vector: ``[layers, d_model]``, un-normalised.
+        kind: Site kind it lives at: ``"resid_mid"`` (attn) or ``"resid_post"`` (mlp), before any final norm.
+        positions: Name of the positions it was averaged over.
+        estimator: ``"mean_difference"``, ``"whitened"``, ``"random"``, ...
+        n_pos: Examples of the long class.
+        n_neg: Examples of the short class.
+    """
+
+    vector: Float[Tensor, "layers d_model"]
+    kind: str
+    positions: str
+    estimator: str
+    n_pos: int
+    n_neg: int
+    provenance: Provenance
+
+    @property
+    def norms(self) -> Float[Tensor, " layers"]:
+        """Euclidean norm of each layer's vector."""
+        return self.vector.norm(dim=-1)
+
+    def unit(self) -> Float[Tensor, "layers d_model"]:
+        """Unit vectors. A layer whose vector is zero stays zero (nothing is projected out there)."""
+        norms = self.norms[:, None]
+        return self.vector / norms.where(norms > 0, 1.0)
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """One number per attention head.
+
+    Attributes:
+        score: ``[layers, heads]``; higher means more of what ``method`` looks for.
+        method: What was scored, e.g. ``"short_thinking"``.
+        units: e.g. ``"residual norm"``.
+    """
+
+    score: Float[Tensor, "layers heads"]
+    method: str
+    units: str
+    provenance: Provenance
+
+    def ranked(self) -> list[tuple[int, int]]:
+        """``(layer, head)`` from the highest score to the lowest."""
+        heads = self.score.shape[1]
+        order = self.score.flatten().argsort(descending=True, stable=True).tolist()
+        return [(i // heads, i % heads) for i in order]
+
+
+@dataclass(frozen=True)
+class HeadEdit:
+    """One change of one attention head.
+
+    ``project_out``: ``W_h <- (I - strength v v^T) W_h`` with v the plan's unit direction at that layer.
+    ``scale``: ``W_h <- (1 - strength) W_h``; strength 1 silences the head, 0 is no change.
+    """
+
+    layer: int
+    head: int
+    op: Literal["project_out", "scale"]
+    strength: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Edits as a value: can be printed, saved, compared, applied at run time or written into weights."""
+
+    edits: tuple[HeadEdit, ...]
+    direction: Direction | None
+    name: str
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        if self.direction is None and any(edit.op == "project_out" for edit in self.edits):
+            raise ValueError("This plan projects out a direction, but has none: pass direction=...")
+
+    @property
+    def heads(self) -> list[tuple[int, int]]:
+        """The edited heads as ``(layer, head)``."""
+        return [(edit.layer, edit.head) for edit in self.edits]

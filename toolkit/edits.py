@@ -1,0 +1,187 @@
+"""Changing a model: a plan of head edits written into weights or applied at run time (the two agree), and steering.
+
+Everything is computed in fp32 and cast to the model's own type. Applying never modifies its argument: :func:`apply`
+returns a new LM that shares every untouched weight with the old one.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from toolkit import hooks, lm as lms
+from toolkit.lm import LM
+from toolkit.sites import Layout, Site
+from toolkit.store import WrongModelError
+from toolkit.types import Direction, HeadEdit, HeadScores, Plan
+
+
+def plan(
+    scores: HeadScores,
+    direction: Direction,
+    *,
+    fraction: float | None = 0.04,
+    count: int | None = None,
+    strength: float = 1.0,
+) -> Plan:
+    """Project the direction out of the highest-scoring heads.
+
+    Args:
+        fraction: Share of all heads, rounded to at least one; ignored if ``count`` is given.
+        count: Number of heads.
+        strength: lambda; 1 removes the component, 0 changes nothing.
+
+    Raises:
+        ValueError: fraction outside (0, 1], or more heads than the model has.
+    """
+    ranked = scores.ranked()
+    if count is None:
+        if fraction is None or not 0 < fraction <= 1:
+            raise ValueError(f"fraction={fraction}: need 0 < fraction <= 1 (or give count).")
+        count = max(1, round(fraction * len(ranked)))
+    if not 1 <= count <= len(ranked):
+        raise ValueError(f"count={count}: the model has {len(ranked)} heads.")
+    chosen = tuple(HeadEdit(layer, head, "project_out", strength) for layer, head in ranked[:count])
+    return Plan(chosen, direction, f"top {count} of {len(ranked)} heads, {direction.estimator}", scores.provenance)
+
+
+def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
+    """The control of a plan: as many heads *of the same layers*, none of them a target, same operation and strength.
+
+    Raises:
+        ValueError: a layer has fewer untouched heads than edited ones.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    by_layer: dict[int, list[HeadEdit]] = defaultdict(list)
+    for edit in like.edits:
+        by_layer[edit.layer].append(edit)
+    chosen = []
+    for layer, targets in sorted(by_layer.items()):
+        free = sorted(set(range(layout.n_heads)) - {edit.head for edit in targets})
+        if len(free) < len(targets):
+            raise ValueError(f"Layer {layer}: {len(targets)} of {layout.n_heads} heads are edited, too many for a control of others.")
+        drawn = torch.randperm(len(free), generator=generator)[: len(targets)].tolist()
+        chosen += [HeadEdit(layer, free[i], edit.op, edit.strength) for i, edit in zip(drawn, targets, strict=True)]
+    return Plan(tuple(chosen), like.direction, f"random heads (seed {seed}) for: {like.name}", like.provenance)
+
+
+def with_direction(like: Plan, direction: Direction) -> Plan:
+    """The same heads and strengths with another direction, such as the random control."""
+    return Plan(like.edits, direction, f"{direction.estimator} direction for: {like.name}", like.provenance)
+
+
+@torch.no_grad()
+def apply(lm: LM, planned: Plan) -> LM:
+    """Write a plan into the weights: ``W_h <- (I - lambda v v^T) W_h`` (arXiv 2503.22048) or ``W_h <- (1 - lambda) W_h``.
+
+    Only the edited layers' output projections are copied; every other weight is shared with ``lm``.
+
+    Raises:
+        WrongModelError: the plan was made from other weights.
+    """
+    _check(lm, planned)
+    touched = sorted({edit.layer for edit in planned.edits})
+    own = {id(lm.layout.blocks[layer].out.weight) for layer in touched}
+    shared = [*lm.model.parameters(), *lm.model.buffers()]
+    model = copy.deepcopy(lm.model, {id(p): p for p in shared if id(p) not in own})
+    edited = lms.child(lm, model, f"{lm.name} + {planned.name}")
+    for edit in planned.edits:
+        columns = edited.layout.head(edit.head)
+        W = edited.layout.W_O(edit.layer)
+        W[:, columns] = _edited(W[:, columns].float(), edit, _unit(lm.layout, planned, edit.layer, W.device)).to(W.dtype)
+    return edited
+
+
+def _edited(W: Float[Tensor, "d_model head_dim"], edit: HeadEdit, v: Float[Tensor, " d_model"] | None) -> Tensor:
+    if v is None or edit.op == "scale":
+        return (1 - edit.strength) * W
+    return W - edit.strength * torch.outer(v, v @ W)
+
+
+def _unit(layout: Layout, planned: Plan, layer: int, device: torch.device) -> Float[Tensor, " d_model"] | None:
+    """The plan's unit direction at a layer, as a functional of ``attn_out``."""
+    if planned.direction is None:
+        return None
+    v = layout.to_attn_out(layer, planned.direction.vector[layer].to(device, torch.float32))
+    norm = v.norm()
+    return v / norm if norm > 0 else v
+
+
+def _check(lm: LM, planned: Plan) -> None:
+    if planned.provenance.fingerprint != lm.fingerprint:
+        raise WrongModelError(
+            f"The plan {planned.name!r} was made from {planned.provenance.model} (weights {planned.provenance.fingerprint[:12]}), "
+            f"not from {lm.name} (weights {lm.fingerprint[:12]}). Make it again from this model's rollouts."
+        )
+
+
+@dataclass(frozen=True)
+class RuntimeEdit:
+    """A plan applied while the model runs; equals :func:`apply` up to rounding. An intervention: ``with RuntimeEdit(plan)(lm)``."""
+
+    plan: Plan
+
+    def __str__(self) -> str:
+        return f"edit at run time: {self.plan.name}"
+
+    def __call__(self, lm: LM) -> AbstractContextManager[None]:
+        _check(lm, self.plan)
+        by_layer: dict[int, list[HeadEdit]] = defaultdict(list)
+        for edit in self.plan.edits:
+            by_layer[edit.layer].append(edit)
+        return hooks.rewrite(lm.layout, {Site("attn_out", l): self._rewrite(lm.layout, l, e) for l, e in by_layer.items()})
+
+    def _rewrite(self, layout: Layout, layer: int, edits: Sequence[HeadEdit]) -> hooks.Rewrite:
+        W = layout.W_O(layer).detach().float()
+        v = _unit(layout, self.plan, layer, W.device)
+        change = torch.zeros_like(W)
+        for edit in edits:
+            columns = layout.head(edit.head)
+            change[:, columns] = _edited(W[:, columns], edit, v) - W[:, columns]
+        return lambda attn_out, z: (attn_out.float() + z.float() @ change.T).to(attn_out.dtype)
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Add ``strength * direction`` at the direction's own site, at every position, in prefill and decode.
+
+    + is longer, - is shorter. With the un-normalised direction of ThinkEdit and all layers at once, strengths are small
+    (published grid: -0.08 ... 0.08). Strength 0 is bitwise the base model.
+
+    Attributes:
+        layers: Layers to steer; ``None`` is all.
+    """
+
+    direction: Direction
+    strength: float
+    layers: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        digest = hashlib.sha256(self.direction.vector.double().numpy().tobytes()).hexdigest()[:12]
+        where = "all layers" if self.layers is None else f"layers {self.layers}"
+        return f"steering {self.strength:+g} x {self.direction.estimator} {self.direction.kind} {digest}, {where}"
+
+    def __call__(self, lm: LM) -> AbstractContextManager[None]:
+        vector = self.direction.vector
+        if vector.shape != (lm.layout.n_layers, lm.layout.d_model):
+            raise WrongModelError(
+                f"The direction is {tuple(vector.shape)}, {lm.name} has {lm.layout.n_layers} layers of width {lm.layout.d_model}."
+            )
+        layers = range(lm.layout.n_layers) if self.layers is None else self.layers
+        return hooks.rewrite(lm.layout, {Site(self.direction.kind, l): _add(self.strength * vector[l]) for l in layers})
+
+    def relative_dose(self, scale: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
+        """``|strength * v| / scale`` per layer, with ``scale`` the typical norm of the activations there."""
+        return abs(self.strength) * self.direction.norms / scale
+
+
+def _add(shift: Float[Tensor, " d_model"]) -> hooks.Rewrite:
+    return lambda value, inputs: value + shift.to(value.device, value.dtype)

@@ -1,0 +1,370 @@
+"""Sampling: ``rollouts(condition, problems, sampling) -> [Rollout]``. Spans, finish, grade and length are fixed here, once.
+
+Each rollout draws from its own stream of random numbers, keyed by (seed, problem id, sample): it comes out the same
+whatever the batch size, the order of the problems, or which other rows share its batch. Finished rows leave the
+batch. Samples of a problem share one prefill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DynamicCache
+
+from toolkit import store
+from toolkit.lm import LM, Condition, halving
+from toolkit.tasks.grading import grade
+from toolkit.types import Finish, Problem, Rollout, Span
+
+COMPACT_EVERY = 8  # decode steps between looks at which rows have finished: one device synchronisation each
+DISABLED_TAIL = 8  # tokens after a closing tag at the end of a prompt within which thinking counts as switched off
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn.
+
+    Attributes:
+        n: Samples a problem.
+        temperature: 0 is greedy.
+        top_p: Nucleus; 1 keeps everything.
+        top_k: 0 keeps everything.
+        max_new_tokens: Budget of a response, think tags and end-of-sequence included.
+        seed: Seed of every stream.
+        details: Whether to keep log-probabilities and full-softmax entropies.
+        batch_size: Rows decoded together (halved when memory runs out); never changes what is sampled.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 1024
+    seed: int = 0
+    details: bool = False
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.max_new_tokens < 1 or self.batch_size < 1:
+            raise ValueError(f"n={self.n}, max_new_tokens={self.max_new_tokens}, batch_size={self.batch_size}: all must be at least 1.")
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(
+                f"temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k}: "
+                "need temperature >= 0, 0 < top_p <= 1, top_k >= 0."
+            )
+
+    @property
+    def identity(self) -> dict:
+        """Everything that decides what is sampled (the batch size does not)."""
+        return {k: v for k, v in asdict(self).items() if k != "batch_size"}
+
+
+def rollouts(
+    target: LM | Condition,
+    problems: Sequence[Problem],
+    sampling: Sampling = Sampling(),
+    *,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> list[Rollout]:
+    """Sample ``sampling.n`` responses to every problem, ordered by problem and sample.
+
+    Args:
+        target: A model, or a condition whose interventions act in prefill and decode.
+        out: Directory to stream finished batches to (parquet parts). Given again after a kill, the run goes on
+            where it was; the header there must match.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: no problems, two problems with one id, no chat template, or a prompt that leaves no room in the context.
+        store.WrongModelError: ``out`` holds rollouts of another model, sampling or problem set.
+    """
+    condition = target if isinstance(target, Condition) else Condition(target)
+    lm = condition.lm
+    prompts = _prompts(lm, problems, sampling)
+    by_id = {p.id: p for p in problems}
+    done: dict[tuple[str, int], Rollout] = {}
+    if out is not None:
+        kept = store.open_rollouts(out, _header(condition, problems, sampling))
+        done = {(r.problem_id, r.sample): r for r in kept}
+    todo = [(p.id, s) for p in problems for s in range(sampling.n) if (p.id, s) not in done]
+    # Prompts of like length share a batch; the samples of one problem stay together.
+    todo.sort(key=lambda row: (len(prompts[row[0]]), row))
+    bar = tqdm(total=len(todo), desc=f"rollouts {lm.name}"[:40], unit="rollout", disable=not progress, leave=False)
+
+    def run(rows: Sequence[tuple[str, int]]) -> None:
+        with condition.active(), torch.inference_mode():
+            raw = list(_decode(lm, [(prompts[i], i, s) for i, s in rows], sampling))
+        found = [_rollout(lm, by_id[r.problem_id], prompts[r.problem_id], r) for r in raw]
+        if out is not None:
+            store.append_rollouts(found, out)
+        done.update({(r.problem_id, r.sample): r for r in found})
+        bar.update(len(found))
+
+    with bar:
+        for start in range(0, len(todo), sampling.batch_size):
+            halving(todo[start : start + sampling.batch_size], run)
+    return [done[p.id, s] for p in problems for s in range(sampling.n)]
+
+
+def _prompts(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> dict[str, list[int]]:
+    if not problems:
+        raise ValueError("No problems to sample from: the list is empty.")
+    prompts = {p.id: lm.prompt_ids(p.messages) for p in problems}
+    if len(prompts) < len(problems):
+        raise ValueError(f"{len(problems) - len(prompts)} problems share an id with another: ids must be unique.")
+    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(prompts.values(), key=len)
+    if context and len(longest) + sampling.max_new_tokens > context:
+        raise ValueError(
+            f"The longest prompt has {len(longest)} tokens; with max_new_tokens={sampling.max_new_tokens} it does not fit "
+            f"the context of {context} tokens. Lower max_new_tokens or leave that problem out."
+        )
+    return prompts
+
+
+def _header(condition: Condition, problems: Sequence[Problem], sampling: Sampling) -> dict:
+    digest = hashlib.sha256("\n".join(f"{p.id}\t{p.answer}" for p in problems).encode()).hexdigest()
+    return {
+        "model": condition.lm.name,
+        "fingerprint": condition.lm.fingerprint,
+        "interventions": [str(i) for i in condition.during],
+        "problems": digest,
+        "sampling": sampling.identity,
+    }
+
+
+@dataclass(frozen=True)
+class _Raw:
+    problem_id: str
+    sample: int
+    tokens: list[int]
+    finish: Finish
+    logprobs: list[float] | None
+    entropies: list[float] | None
+
+
+class _Streams:
+    """Uniform numbers of each row, drawn from its own counter-based generator in blocks."""
+
+    BLOCK = 256
+
+    def __init__(self, keys: Sequence[tuple[str, int]], seed: int) -> None:
+        digests = [hashlib.sha256(f"{seed}|{problem}|{sample}".encode()).digest() for problem, sample in keys]
+        self.generators = [np.random.Generator(np.random.Philox(key=int.from_bytes(d[:16], "big"))) for d in digests]
+        self.block: Tensor | None = None
+
+    def at(self, step: int, rows: Sequence[int], device: torch.device) -> Float[Tensor, " rows"]:
+        """The step's numbers for the given original rows (steps are asked for in order, rows only ever leave)."""
+        if step % self.BLOCK == 0:
+            drawn = np.zeros((len(self.generators), self.BLOCK))
+            for row in rows:
+                drawn[row] = self.generators[row].random(self.BLOCK)
+            self.block = torch.from_numpy(drawn).to(device, torch.float32)
+        assert self.block is not None
+        return self.block[rows, step % self.BLOCK]
+
+
+def _decode(lm: LM, rows: Sequence[tuple[list[int], str, int]], sampling: Sampling) -> Iterator[_Raw]:
+    """Decode one batch with a KV cache, left padded; yields rows as they leave the batch."""
+    device, model = lm.device, lm.model
+    alive = list(range(len(rows)))
+    streams = _Streams([(problem, sample) for _, problem, sample in rows], sampling.seed)
+    eos = torch.tensor(sorted(lm.eos_ids), device=device)
+    cache, logits, mask = _prefill(lm, [prompt for prompt, _, _ in rows])
+    mask = torch.nn.functional.pad(mask, (0, sampling.max_new_tokens), value=1)
+    width = mask.shape[1] - sampling.max_new_tokens
+    lengths = mask[:, :width].sum(dim=1)
+    drawn = torch.zeros(len(rows), sampling.max_new_tokens, dtype=torch.long, device=device)
+    details = torch.zeros(2, *drawn.shape, device=device) if sampling.details else None
+    ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    at = torch.arange(len(rows), device=device)
+    for step in range(sampling.max_new_tokens):
+        tokens, scores = draw(logits, streams.at(step, alive, device), sampling)
+        drawn[at, step] = tokens
+        if details is not None:
+            details[:, at, step] = scores
+        ended = ended | torch.isin(tokens, eos)
+        last = step + 1 == sampling.max_new_tokens
+        if last or (step + 1) % COMPACT_EVERY == 0:
+            left = [i for i, e in zip(range(len(alive)), ended.tolist(), strict=True) if not e]
+            if last or not left or len(left) <= 0.9 * len(alive):
+                gone = range(len(alive)) if last else sorted({*range(len(alive))} - {*left})
+                yield from (_raw(rows, alive[i], drawn, details, step + 1, lm.eos_ids) for i in gone)
+                if last or not left:
+                    return
+                index = torch.tensor(left, device=device)
+                cache.batch_select_indices(index)
+                mask, lengths, tokens, ended, at = mask[index], lengths[index], tokens[index], ended[index], at[index]
+                alive = [alive[i] for i in left]
+        out = model(
+            input_ids=tokens[:, None],
+            attention_mask=mask[:, : width + step + 1],
+            position_ids=(lengths + step)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = out.logits[:, -1]
+
+
+def _prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], Int[Tensor, "rows width"]]:
+    """Prefill each distinct prompt once; cache, next-token logits and mask are repeated for its samples."""
+    first: dict[tuple[int, ...], int] = {}
+    which = [first.setdefault(tuple(p), len(first)) for p in prompts]
+    width = max(map(len, prompts))
+    ids = torch.full((len(first), width), lm.tokenizer.pad_token_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for prompt, row in first.items():
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    ids, mask = ids.to(lm.device), mask.to(lm.device)
+    cache = DynamicCache(config=lm.model.config)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    out = lm.model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+    )
+    index = torch.tensor(which, device=lm.device)
+    cache.batch_select_indices(index)
+    return cache, out.logits[:, -1][index], mask[index]
+
+
+def draw(
+    logits: Float[Tensor, "rows vocab"], uniform: Float[Tensor, " rows"], sampling: Sampling
+) -> tuple[Int[Tensor, " rows"], Float[Tensor, "2 rows"] | None]:
+    """Draw one token a row by inverting the cumulative distribution at ``uniform``.
+
+    Returns the tokens and, if ``sampling.details``, their log-probability under the (truncated) sampling distribution
+    and the entropy in nats of the full softmax at the sampling temperature (at temperature 1 when greedy).
+    """
+    scaled = logits.float() / (sampling.temperature or 1.0)
+    logp = torch.log_softmax(scaled, dim=-1)
+    probs = logp.exp()
+    if sampling.temperature == 0:
+        tokens = logits.argmax(dim=-1)
+    else:
+        kept = _truncated(probs, sampling)
+        cdf = kept.cumsum(dim=-1)
+        total = cdf[:, -1:]
+        # The largest float below 1 keeps u * total inside the support.
+        target = (uniform[:, None] * total).clamp(max=torch.finfo(torch.float32).max)
+        tokens = torch.searchsorted(cdf, target, right=True).squeeze(1).clamp(max=probs.shape[1] - 1)
+        if kept is not probs:
+            logp = torch.where(kept > 0, logp, -torch.inf) - total.log()
+    if not sampling.details:
+        return tokens, None
+    chosen = logp.gather(1, tokens[:, None]).squeeze(1)
+    return tokens, torch.stack([chosen, -(probs * torch.log_softmax(scaled, dim=-1)).sum(dim=-1)])
+
+
+def _truncated(probs: Float[Tensor, "rows vocab"], sampling: Sampling) -> Float[Tensor, "rows vocab"]:
+    if sampling.top_k == 0 and sampling.top_p == 1.0:
+        return probs
+    ordered, order = probs.sort(dim=-1, descending=True)
+    keep = torch.ones_like(ordered, dtype=torch.bool)
+    if sampling.top_k:
+        keep[:, sampling.top_k :] = False
+    # A token stays if the mass before it is still below top_p, so the first always stays.
+    keep &= ordered.cumsum(dim=-1) - ordered < sampling.top_p
+    return torch.zeros_like(probs).scatter(-1, order, ordered * keep)
+
+
+def _raw(rows, row: int, drawn: Tensor, details: Tensor | None, steps: int, eos_ids: frozenset[int]) -> _Raw:
+    tokens = drawn[row, :steps].tolist()
+    ends = [i for i, token in enumerate(tokens) if token in eos_ids]
+    stop = ends[0] + 1 if ends else steps
+    kept = details[:, row, :stop].tolist() if details is not None else (None, None)
+    return _Raw(rows[row][1], rows[row][2], tokens[:stop], "stop" if ends else "length", *kept)
+
+
+def _rollout(lm: LM, problem: Problem, prompt: list[int], raw: _Raw) -> Rollout:
+    ids = prompt + raw.tokens
+    think, answer = spans(lm, ids, len(prompt), ended=raw.finish == "stop")
+    answer_text = lm.tokenizer.decode(ids[answer.start : answer.stop], skip_special_tokens=True) if answer else ""
+    return Rollout(
+        problem_id=problem.id,
+        sample=raw.sample,
+        token_ids=tuple(ids),
+        prompt_len=len(prompt),
+        think=think,
+        answer=answer,
+        finish=raw.finish,
+        text=lm.tokenizer.decode(raw.tokens),
+        correct=answer is not None and grade(problem, answer_text),
+        logprobs=tuple(raw.logprobs) if raw.logprobs else None,
+        entropies=tuple(raw.entropies) if raw.entropies else None,
+    )
+
+
+def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[Span | None, Span | None]:
+    """Think span and answer span of a sequence, by token ids (tags that are several tokens: by the tokens' own pieces).
+
+    Thinking may be opened by the model or by the prompt, or be switched off there (an empty, closed span at the end of the
+    prompt). The first closing tag counts. Never closed: an open think span to the end and no answer. A response that never
+    opens one answers directly: no think span, all answer.
+
+    Args:
+        ended: Whether the last token is an end-of-sequence token, which belongs to no span.
+    """
+    stop = len(ids) - ended
+    tags = lm.tags
+    if tags is None or (tags.open is None and tags.close is None):
+        whole = Span(prompt_len, stop)
+        return (whole if tags else None), (whole if ended or tags is None else None)
+    start = prompt_len
+    if tags.open is not None:
+        opened = _last(lm, ids[:prompt_len], tags.open)
+        closed = _last(lm, ids[:prompt_len], tags.close)
+        if closed and (not opened or closed.start > opened.start) and _switched_off(lm, ids, closed, prompt_len):
+            return Span(prompt_len, prompt_len), Span(prompt_len, stop)
+        if not (opened and (not closed or opened.start > closed.start)):
+            tag = _first(lm, ids, tags.open, prompt_len, stop)
+            closing = _first(lm, ids, tags.close, prompt_len, stop)
+            if tag is None and closing is None:
+                return None, Span(prompt_len, stop)
+            start = tag.stop if tag and (closing is None or tag.start < closing.start) else prompt_len
+    closing = _first(lm, ids, tags.close, start, stop)
+    if closing is None:
+        return Span(start, stop), None
+    return Span(start, closing.start), Span(closing.stop, stop)
+
+
+def _switched_off(lm: LM, ids: Sequence[int], closed: Span, prompt_len: int) -> bool:
+    tail = ids[closed.stop : prompt_len]
+    return len(tail) <= DISABLED_TAIL and not lm.tokenizer.decode(tail).strip()
+
+
+def _first(lm: LM, ids: Sequence[int], tag: str | None, start: int, stop: int) -> Span | None:
+    found = _find(lm, ids[start:stop], tag)
+    return Span(start + found[0].start, start + found[0].stop) if found else None
+
+
+def _last(lm: LM, ids: Sequence[int], tag: str | None) -> Span | None:
+    found = _find(lm, ids, tag)
+    return found[-1] if found else None
+
+
+def _find(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
+    """Token spans of every occurrence of a tag."""
+    if tag is None:
+        return []
+    single = lm.tokenizer.get_vocab().get(tag)
+    if single is not None:
+        return [Span(i, i + 1) for i, token in enumerate(ids) if token == single]
+    # A tag of several tokens may share its last token with what follows ('>\n\n'); that token counts as tag.
+    pieces = [lm.tokenizer.decode([token]) for token in ids]
+    ends = np.cumsum([len(piece) for piece in pieces])
+    text, found, at = "".join(pieces), [], 0
+    while (at := text.find(tag, at)) >= 0:
+        first = int(np.searchsorted(ends, at, side="right"))
+        last = int(np.searchsorted(ends, at + len(tag), side="left"))
+        found.append(Span(first, last + 1))
+        at += len(tag)
+    return found

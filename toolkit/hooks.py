@@ -1,0 +1,129 @@
+"""Reading and writing activations: two context managers, the only place that registers hooks.
+
+A context removes exactly the handles it created, also when its body or its own entry fails, so nothing leaks
+and nobody else's hooks are touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from toolkit.sites import KINDS, Block, Layout, Site
+
+Rewrite = Callable[[Tensor, Tensor], Tensor]
+"""``(value, inputs) -> new value``, both ``[batch, seq, width]``. ``inputs`` is what the site's module was given:
+``z`` at ``attn_out``, the MLP's input at ``mlp_out``; elsewhere the value itself."""
+
+
+@contextmanager
+def record(layout: Layout, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]]:
+    """Record activations of every forward pass run inside the context.
+
+    Yields a dict that holds, after a pass, a detached copy of each site's value ``[batch, seq, width]``; a second
+    pass overwrites the first. To reduce on the fly instead of keeping, use :func:`observe`.
+    """
+    values: dict[Site, Tensor] = {}
+
+    def keep(site: Site) -> Callable[[Tensor], None]:
+        return lambda value: values.__setitem__(site, value.detach().clone())
+
+    with observe(layout, {site: keep(site) for site in sites}):
+        yield values
+
+
+@contextmanager
+def observe(layout: Layout, watchers: Mapping[Site, Callable[[Tensor], None]]) -> Iterator[None]:
+    """Call ``watcher(value)`` at each site on every pass; the value must not be modified or kept."""
+
+    def look(watcher: Callable[[Tensor], None]) -> Rewrite:
+        def same(value: Tensor, inputs: Tensor) -> Tensor:
+            watcher(value)
+            return value
+
+        return same
+
+    with rewrite(layout, {site: look(watcher) for site, watcher in watchers.items()}):
+        yield
+
+
+@contextmanager
+def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
+    """Replace the value at each site by ``fn(value, inputs)`` on every pass, prefill and decode alike.
+
+    A function that returns its argument unchanged leaves the pass bitwise as it was.
+
+    Contexts nest, outer before inner; a nested rewrite of ``resid_pre`` is not seen by an outer one of ``resid_mid``.
+
+    Raises:
+        IndexError: a site's layer does not exist.
+    """
+    for site in rewrites:
+        layout.check(site)
+    with ExitStack() as handles:
+        # In the order of the computation: a resid_mid hook has to see a resid_pre that was rewritten.
+        for site, fn in sorted(rewrites.items(), key=lambda item: (item[0].layer, KINDS.index(item[0].kind))):
+            for handle in _attach(layout, site, fn):
+                handles.callback(handle.remove)
+        yield
+
+
+def _attach(layout: Layout, site: Site, fn: Rewrite) -> list[Any]:
+    block = layout.blocks[site.layer]
+    if site.kind == "resid_pre":
+        return [block.block.register_forward_pre_hook(_on_input(fn), with_kwargs=True)]
+    if site.kind == "z":
+        return [block.out.register_forward_pre_hook(_on_input(fn), with_kwargs=True)]
+    if site.kind == "resid_mid":
+        return _attach_mid(block, fn)
+    module: nn.Module = {"attn_out": block.out, "mlp_out": block.mlp, "resid_post": block.block}[site.kind]
+    own = site.kind == "resid_post"
+    return [module.register_forward_hook(_on_output(fn, own=own), with_kwargs=True)]
+
+
+def _on_input(fn: Rewrite):
+    def hook(module: nn.Module, args: tuple, kwargs: dict):
+        value = args[0] if args else kwargs["hidden_states"]
+        new = fn(value, value)
+        if new is value:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+    return hook
+
+
+def _on_output(fn: Rewrite, *, own: bool):
+    def hook(module: nn.Module, args: tuple, kwargs: dict, output):
+        value = output[0] if isinstance(output, tuple) else output
+        inputs = value if own else args[0] if args else kwargs["hidden_states"]
+        new = fn(value, inputs)
+        if new is value:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return hook
+
+
+def _attach_mid(block: Block, fn: Rewrite) -> list[Any]:
+    """``resid_mid`` is a sum no module returns: it is formed, and changed, where attention's share is about to be added."""
+    resid_pre: list[Tensor] = []
+
+    def remember(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        resid_pre[:] = [args[0] if args else kwargs["hidden_states"]]
+
+    def hook(module: nn.Module, args: tuple, output):
+        added = output[0] if isinstance(output, tuple) else output
+        value = resid_pre.pop() + added
+        new = fn(value, value)
+        if new is value:
+            return None
+        added = added + (new - value)
+        return (added, *output[1:]) if isinstance(output, tuple) else added
+
+    return [
+        block.block.register_forward_pre_hook(remember, with_kwargs=True),
+        block.adds_attention.register_forward_hook(hook),
+    ]

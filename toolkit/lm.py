@@ -1,0 +1,325 @@
+"""Loading models: ``load(id | directory | gguf file | "tiny-reasoner") -> LM``, and checking them by behaviour.
+
+The only room that calls ``from_pretrained`` or ``save_pretrained``. Anything Hugging Face can load as a causal
+language model works if its layout has a row in ``sites.py``; an edited checkpoint is an ordinary directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+import toolkit
+from toolkit import hooks, sites
+from toolkit.sites import Layout, Site, UnsupportedModelError
+from toolkit.types import Provenance
+
+TINY_REASONER = "tiny-reasoner"
+DEFAULT_TAGS = ("<think>", "</think>")
+
+
+class NoThinkTagsError(ValueError):
+    """A model or its rollouts have no think span where one is needed."""
+
+
+@dataclass(frozen=True)
+class ThinkTags:
+    """How a model marks its thinking.
+
+    Attributes:
+        open: Opening tag as text, or ``None``: thinking starts with the response.
+        close: Closing tag as text, or ``None``: the whole response counts as thinking (``"response"`` mode, for
+            models that do not mark their thinking; their spans are named so in every report).
+    """
+
+    open: str | None = DEFAULT_TAGS[0]
+    close: str | None = DEFAULT_TAGS[1]
+
+    @staticmethod
+    def parse(text: str) -> ThinkTags:
+        """``"response"`` for no tags at all, or ``"OPEN,CLOSE"`` for custom ones."""
+        if text == "response":
+            return ThinkTags(None, None)
+        parts = text.split(",")
+        if len(parts) != 2 or not parts[1]:
+            raise ValueError(f'think={text!r}: give "response", or the two tags as "<think>,</think>".')
+        return ThinkTags(parts[0] or None, parts[1])
+
+
+@dataclass(frozen=True)
+class LM:
+    """A model with everything the toolkit needs to know about it. Never modified: edits return a new LM.
+
+    Attributes:
+        name: Id, directory or description; ``parent`` is the fingerprint of the LM this one was made from.
+        tags: Its think tags, or ``None`` if it has none (methods then raise :class:`NoThinkTagsError`).
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout
+    tags: ThinkTags | None
+    name: str
+    revision: str | None = None
+    parent: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Every token id that ends a response: the generation config's (all of them) and the tokenizer's."""
+        ids = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        found = set(ids) if isinstance(ids, list | tuple) else {ids}
+        return frozenset(i for i in found | {self.tokenizer.eos_token_id} if i is not None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names, shapes and bytes of all weights. Computed once; a few seconds per billion weights."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+        return digest.hexdigest()
+
+    def provenance(self, seed: int | None = None, **notes: Any) -> Provenance:
+        """Provenance of an artifact made from this model now."""
+        template = self.tokenizer.chat_template or ""
+        hashed = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:16]
+        return Provenance(self.name, self.revision, self.fingerprint, hashed, toolkit.__version__, seed, notes)
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a chat prompt, generation prompt included.
+
+        Raises:
+            ValueError: the tokenizer has no chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise ValueError(
+                f"{self.name} has no chat template, so a prompt cannot be built. "
+                "Set tokenizer.chat_template (or add chat_template.jinja to the directory) and load again."
+            )
+        ids = self.tokenizer.apply_chat_template([dict(m) for m in messages], add_generation_prompt=True, return_dict=False)
+        return list(ids)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write an ordinary Hugging Face directory (safetensors, tokenizer, chat template).
+
+        Written beside the target and renamed when complete, so that a directory that exists is whole.
+
+        Raises:
+            FileExistsError: the directory exists and is not empty.
+        """
+        target = Path(directory)
+        if target.exists() and any(target.iterdir()):
+            raise FileExistsError(f"{target} is not empty: choose another directory, or remove it first.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        self.model.save_pretrained(partial)
+        self.tokenizer.save_pretrained(partial)
+        if target.exists():
+            target.rmdir()
+        return partial.rename(target)
+
+
+Intervention = Callable[[LM], AbstractContextManager[None]]
+"""Something that changes a model while it runs: ``with intervention(lm): ...``."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A model as it is judged: an LM, and what is done to it while it runs.
+
+    Attributes:
+        during: Interventions active in prefill and decode, in order.
+        note: One line for the report.
+    """
+
+    lm: LM
+    during: tuple[Intervention, ...] = field(default=())
+    note: str = ""
+
+    @contextmanager
+    def active(self):
+        """Context in which the interventions act."""
+        with ExitStack() as stack:
+            for intervention in self.during:
+                stack.enter_context(intervention(self.lm))
+            yield self.lm
+
+
+def tiny_reasoner_path() -> Path:
+    """Directory of the shipped model: inside the wheel, or beside the package in a checkout."""
+    package = Path(toolkit.__file__).parent
+    for path in (package / "_data" / TINY_REASONER, package.parent / "data" / TINY_REASONER):
+        if (path / "model.safetensors").is_file():
+            return path
+    raise FileNotFoundError("The tiny reasoner is not in this installation; reinstall, or run data/tiny-reasoner/train.py.")
+
+
+def load(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+    tags: ThinkTags | None = None,
+    trust_remote_code: bool = False,
+) -> LM:
+    """Load a causal language model for use with the toolkit.
+
+    Args:
+        source: ``"tiny-reasoner"``, a local directory, a ``.gguf`` file, or a hub id.
+        revision: Hub revision.
+        dtype: Weight type; edits are computed in fp32 whatever it is.
+        device: Where to put it; default CUDA if there is one, else CPU.
+        tags: Think tags; default: found in the tokenizer's vocabulary or chat template, else none.
+        trust_remote_code: Whether code from the hub may run. Off unless asked for.
+
+    Raises:
+        FileNotFoundError: a path that does not exist, or a GGUF file that is not one.
+        UnsupportedModelError: no layout row fits, weights are not finite, the vocabulary does not fit the model,
+            or a site does not behave as it should (:func:`qualify`).
+    """
+    path = tiny_reasoner_path() if source == TINY_REASONER else Path(source)
+    where, extra = str(path) if path.exists() else str(source), {}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise FileNotFoundError(f"No GGUF file at {path}.")
+        where, extra = str(path.parent), {"gguf_file": path.name}
+    elif not path.exists() and (path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
+        raise FileNotFoundError(f"{path} is neither a directory nor a GGUF file, and not a hub id (owner/name).")
+    common = {"revision": revision, "trust_remote_code": trust_remote_code, **extra}
+    tokenizer = AutoTokenizer.from_pretrained(where, **common)
+    model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **common)
+    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    lm = wrap(model, tokenizer, name=str(source), tags=tags, revision=revision)
+    qualify(lm)
+    return lm
+
+
+def wrap(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    tags: ThinkTags | None = None,
+    revision: str | None = None,
+) -> LM:
+    """An :class:`LM` from a model and tokenizer already in memory. Errors as :func:`load`; not yet qualified."""
+    layout = sites.find(model)
+    for key, value in model.named_parameters():
+        if not torch.isfinite(value).all():
+            raise UnsupportedModelError(f"{name}: weight {key} holds NaN or infinity; the checkpoint is damaged.")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UnsupportedModelError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model embeds {rows}: they do not belong together."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return LM(model.eval(), tokenizer, layout, tags or _find_tags(tokenizer), name, revision)
+
+
+def _find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
+    known = set(tokenizer.get_vocab())
+    template = json.dumps(tokenizer.chat_template or "")
+    if known.issuperset(DEFAULT_TAGS) or DEFAULT_TAGS[1] in template:
+        return ThinkTags()
+    return None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of :func:`qualify`: what was checked, the largest deviation seen, and whether it passed."""
+
+    name: str
+    value: float
+    passed: bool
+
+
+@torch.inference_mode()
+def qualify(lm: LM, *, seed: int = 0, tokens: int = 12) -> list[Check]:
+    """Check by behaviour that every site of ``lm`` is what its name says, on one random sequence.
+
+    A recorded value written back is a no-op (bitwise); a perturbed value moves the logits (each site is causal);
+    head contributions plus bias sum to ``attn_out``.
+
+    Raises:
+        UnsupportedModelError: a check failed; names the site and the deviation.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, lm.model.config.get_text_config().vocab_size, (1, tokens), generator=generator).to(lm.device)
+    layout, checks = lm.layout, []
+    base = lm.model(input_ids=ids).logits
+    everything = [Site(kind, layer) for kind in sites.KINDS for layer in range(layout.n_layers)]
+    with hooks.record(layout, everything) as values:
+        lm.model(input_ids=ids)
+    for kind in sites.KINDS:
+        written = {site: _constant(values[site]) for site in everything if site.kind == kind}
+        with hooks.rewrite(layout, written):
+            change = (lm.model(input_ids=ids).logits - base).abs().max().item()
+        checks.append(Check(f"{kind}: written back is a no-op", change, change == 0.0))
+        for layer in (0, layout.n_layers - 1):
+            with hooks.rewrite(layout, {Site(kind, layer): _perturbed(seed)}):
+                change = (lm.model(input_ids=ids).logits - base).abs().max().item()
+            checks.append(Check(f"{kind} {layer}: is causal", change, change > 1e-6))
+    for layer in range(layout.n_layers):
+        z, attn_out = values[Site("z", layer)].float(), values[Site("attn_out", layer)].float()
+        W_O, b_O = layout.W_O(layer).float(), layout.b_O(layer)
+        total = sum(z[..., layout.head(h)] @ W_O[:, layout.head(h)].T for h in range(layout.n_heads))
+        error = (total + (b_O.float() if b_O is not None else 0.0) - attn_out).abs().max() / attn_out.abs().max()
+        allowed = 1e-4 if lm.model.dtype == torch.float32 else 3e-2
+        checks.append(Check(f"attn_out {layer}: heads + bias sum to it", error.item(), error.item() < allowed))
+    failed = [c for c in checks if not c.passed]
+    if failed:
+        lines = "; ".join(f"{c.name} (deviation {c.value:.2g})" for c in failed)
+        raise UnsupportedModelError(f"{lm.name} does not behave like {layout.row.family}: {lines}. Check its row in toolkit/sites.py.")
+    return checks
+
+
+def _constant(recorded: Tensor) -> hooks.Rewrite:
+    # Equal to the value, yet another tensor, so that the write really happens.
+    return lambda value, inputs: recorded.clone()
+
+
+def _perturbed(seed: int) -> hooks.Rewrite:
+    def fn(value: Tensor, inputs: Tensor) -> Tensor:
+        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed))
+        return value + 0.5 * value.float().std().to(value) * noise.to(value)
+
+    return fn
+
+
+def child(lm: LM, model: PreTrainedModel, name: str) -> LM:
+    """An LM made from ``lm`` by changing weights: ``model`` replaces its model, ``lm`` becomes its parent."""
+    return replace(lm, model=model, layout=sites.find(model), name=name, revision=None, parent=lm.fingerprint)
+
+
+def halving(rows: Sequence[Any], run: Callable[[Sequence[Any]], None]) -> None:
+    """Run ``run(rows)``; when memory runs out, run the two halves instead, down to single rows.
+
+    ``run`` must change nothing outside before it can no longer fail.
+    """
+    try:
+        run(rows)
+        return
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        # The CPU allocator raises a plain RuntimeError.
+        if len(rows) == 1 or not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    halving(rows[: len(rows) // 2], run)
+    halving(rows[len(rows) // 2 :], run)
