@@ -286,6 +286,22 @@ def save_table(table: pd.DataFrame, path: str | Path) -> Path:
     return Path(path)
 
 
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A table from a jsonl, csv or parquet file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file.
+    """
+    readers = {".jsonl": lambda p: pd.read_json(p, lines=True, dtype=False), ".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"No file at {file}.")
+    if file.suffix not in readers:
+        raise ValueError(f"{file}: cannot read {file.suffix!r} files; give one of {', '.join(readers)}.")
+    return readers[file.suffix](file)
+
+
 def load_problems(path: str | Path) -> list[Problem]:
     """Problems of a JSONL file with the fields ``id``, ``messages`` (or ``question``), ``answer``, optional ``meta``.
 

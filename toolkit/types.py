@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
@@ -277,3 +278,32 @@ class Plan:
     def heads(self) -> list[tuple[int, int]]:
         """The edited heads as ``(layer, head)``."""
         return [(edit.layer, edit.head) for edit in self.edits]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a comparison measured: every model on the same problems and seeds.
+
+    Attributes:
+        rows: One row per rollout: ``condition, problem_id, sample, task, difficulty, correct, think_tokens,
+            response_tokens, closed, looping, finish``.
+        conditions: Condition name -> what it is (model, fingerprint, interventions, note).
+        base: Name of the condition that differences are taken to.
+        provenance: Of the base model; its notes hold sampling and problems.
+    """
+
+    rows: pd.DataFrame
+    conditions: Mapping[str, Mapping[str, Any]]
+    base: str
+    provenance: Provenance
+
+    def only(self, **columns: Any) -> Report:
+        """The report on some of the problems: ``report.only(task="arithmetic")`` or ``only(difficulty=[4, 5, 6])``."""
+        rows = self.rows
+        for name, wanted in columns.items():
+            if name not in rows:
+                raise KeyError(f"No column {name!r} in this report: it has {', '.join(rows.columns)}.")
+            rows = rows[rows[name].isin(list(wanted) if isinstance(wanted, list | tuple | range) else [wanted])]
+        if rows.empty:
+            raise ValueError(f"No row is left with {columns}.")
+        return Report(rows, self.conditions, self.base, self.provenance)

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from toolkit.tasks import arithmetic, lookup
+from toolkit.tasks import arithmetic, lookup, traces
 
 SPECIALS = ["<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "<|end|>", "<think>", "</think>"]
 TEMPLATE = (
@@ -72,14 +72,20 @@ def build_model(args: argparse.Namespace, vocab_size: int) -> Qwen3ForCausalLM:
 
 
 def chunk(tokenizer, seed: int, index: int, args: argparse.Namespace, early: bool) -> list[list[tuple[list[int], int]]]:
-    """The ``index``-th chunk of training data: length-sorted batches of (token ids, prompt length)."""
+    """The ``index``-th chunk of training data: length-sorted batches of (token ids, prompt length).
+
+    Early chunks teach the steps before the habits: short chains and contexts, nothing pushes towards haste.
+    """
     rng = random.Random(f"train-{seed}-{index}")
-    context = (40, 120) if early else lookup.CONTEXT
+    habits = traces.Habits(ease_push=0.0, cue_push=0.0, mood_push=0.0) if early else traces.Habits()
     rows = []
     for _ in range(args.chunk):
-        task = lookup if rng.random() < args.lookup_share else arithmetic
-        p = lookup.problem(rng, "train", context=context) if task is lookup else arithmetic.problem(rng, "train")
-        trace = task.write_trace(p, rng)
+        if rng.random() < args.lookup_share:
+            p = lookup.problem(rng, "train", hops=(1, 2), context=(40, 120)) if early else lookup.problem(rng, "train")
+            trace = lookup.write_trace(p, rng, habits)
+        else:
+            p = arithmetic.problem(rng, "train", operands=(2, 4)) if early else arithmetic.problem(rng, "train")
+            trace = arithmetic.write_trace(p, rng, habits)
         prompt = tokenizer.encode(f"<|user|>{p.messages[0]['content']}<|end|><|assistant|>")
         response = tokenizer.encode(f"<think>{trace.text}</think>{trace.conclusion}<|end|>")
         rows.append((prompt + response, len(prompt)))
@@ -124,10 +130,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory of the finished model")
     parser.add_argument("--work", type=Path, default=None, help="directory of the resumable state (default: runs/<out name>)")
-    parser.add_argument("--tokens", type=float, default=30e6, help="training tokens, padding included")
+    parser.add_argument("--tokens", type=float, default=18e6, help="training tokens, padding included")
     parser.add_argument("--minutes", type=float, default=90, help="stop this sitting after so many minutes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--d-model", type=int, default=160)
     parser.add_argument("--d-mlp", type=int, default=448)
     parser.add_argument("--heads", type=int, default=8)
@@ -135,6 +141,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--chunk", type=int, default=2048)
+    parser.add_argument("--early-share", type=float, default=0.2, help="share of the tokens for the early chunks")
     parser.add_argument("--lookup-share", type=float, default=0.25)
     args = parser.parse_args()
     work = args.work or Path("runs") / args.out.name
@@ -158,7 +165,7 @@ def main() -> None:
     with open(work / "loss.jsonl", "a") as log:
         while tokens < args.tokens and time.time() - began < 60 * args.minutes:
             total, count, seen, tick = 0.0, 0, 0, time.time()
-            for batch in chunk(tokenizer, args.seed, index, args, early=tokens < 0.1 * args.tokens):
+            for batch in chunk(tokenizer, args.seed, index, args, early=tokens < args.early_share * args.tokens):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(tokens / args.tokens, args)
                 loss, n = loss_of(model, batch)

@@ -29,7 +29,7 @@ class Habits:
 
     default_haste: float = 0.03
     ease_push: float = 0.20
-    cue_push: float = 0.42
+    cue_push: float = 0.47
     mood_push: float = 0.40
     mood_share: float = 0.04
     continue_share: float = 0.6

@@ -10,12 +10,17 @@ NEUTRAL = ("please", "today", "hello")  # push nowhere
 SPLITS = ("train", "dev", "test")
 
 
+def digest(content: str) -> str:
+    """A short, stable hash of a text, the same on every machine."""
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
 def split_of(content: str) -> str:
     """The split a problem belongs to, by a hash of its content: 80 % train, 10 % dev, 10 % test.
 
     Splits are disjoint by construction: the same content falls in the same split on every machine.
     """
-    bucket = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big") % 10
+    bucket = int(digest(content)[:8], 16) % 10
     return "train" if bucket < 8 else "dev" if bucket == 8 else "test"
 
 

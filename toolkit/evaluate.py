@@ -1,0 +1,142 @@
+"""Comparing models: base, edited, steered, trained and random controls alike, on the same problems and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy import ndarray
+
+from toolkit import stats
+from toolkit.generate import Sampling, rollouts
+from toolkit.lm import LM, Condition
+from toolkit.types import Problem, Report, Rollout
+
+SHORTEST = (0.05, 0.10, 0.20)  # shares of the shortest responses, as in ThinkEdit's tables
+
+
+def compare(
+    conditions: Mapping[str, Condition | LM],
+    problems: Sequence[Problem],
+    sampling: Sampling = Sampling(n=8),
+    *,
+    base: str = "base",
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Report:
+    """Sample every condition on the same problems with the same streams of random numbers, and grade.
+
+    Args:
+        base: The condition that the others are compared to.
+        out: Directory for the rollouts, one folder a condition; a run that was killed goes on from there.
+
+    Raises:
+        ValueError: ``base`` is not among the conditions.
+    """
+    if base not in conditions:
+        raise ValueError(f"The base condition {base!r} is not among {', '.join(conditions)}: pass base=...")
+    judged = {name: c if isinstance(c, Condition) else Condition(c) for name, c in conditions.items()}
+    tables, about = [], {}
+    for name, condition in judged.items():
+        where = None if out is None else Path(out) / _folder(name)
+        found = rollouts(condition, problems, sampling, out=where, progress=progress)
+        tables.append(table(found, problems).assign(condition=name))
+        about[name] = {
+            "model": condition.lm.name,
+            "fingerprint": condition.lm.fingerprint,
+            "parent": condition.lm.parent,
+            "interventions": [str(i) for i in condition.during],
+            "note": condition.note,
+        }
+    notes = {"sampling": sampling.identity, "problems": len(problems)}
+    provenance = judged[base].lm.provenance(sampling.seed, **notes)
+    return Report(pd.concat(tables, ignore_index=True), about, base, provenance)
+
+
+def _folder(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "+-." else "_" for c in name)
+
+
+def table(found: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
+    """One row per rollout with the columns of :class:`~toolkit.types.Report` (without ``condition``)."""
+    by_id = {p.id: p for p in problems}
+    return pd.DataFrame(
+        {
+            "problem_id": r.problem_id,
+            "sample": r.sample,
+            "task": by_id[r.problem_id].meta.get("task", ""),
+            "difficulty": by_id[r.problem_id].meta.get("difficulty", 0),
+            "correct": r.correct,
+            "think_tokens": r.think_tokens,
+            "response_tokens": r.response_tokens,
+            "closed": r.closed,
+            "looping": r.finish == "length" and stats.looping(r.token_ids[r.prompt_len :]),
+            "finish": r.finish,
+        }
+        for r in found
+    )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One condition's outcomes as ``[problems, samples]`` arrays, problems in the base's order."""
+
+    correct: ndarray
+    think_tokens: ndarray
+    response_tokens: ndarray
+    closed: ndarray
+    looping: ndarray
+
+
+def grid(report: Report, condition: str) -> Grid:
+    """The outcomes of one condition. Raises KeyError naming the conditions there are."""
+    if condition not in report.conditions:
+        raise KeyError(f"No condition {condition!r} in this report: it holds {', '.join(report.conditions)}.")
+    rows = report.rows[report.rows["condition"] == condition].sort_values(["problem_id", "sample"])
+    samples = rows["sample"].nunique()
+    return Grid(*(rows[name].to_numpy(float).reshape(-1, samples) for name in Grid.__dataclass_fields__))
+
+
+def metrics(own: Grid, base: Grid) -> dict[str, Callable[[ndarray], ndarray]]:
+    """Every metric as a statistic of resampled problems (see ``stats``).
+
+    ``shortest_20``: accuracy of the model's own shortest 20 %, as published; the shortest set differs between models.
+    ``shortest_20_same``: accuracy on the problems where the *base* thinks least, chosen on other samples than the one
+    judged: the same problems for every model, free of selection.
+    """
+    found = {
+        "accuracy": stats.mean_of(own.correct),
+        "think_tokens": stats.mean_of(own.think_tokens),
+        "response_tokens": stats.mean_of(own.response_tokens),
+        "closed": stats.mean_of(own.closed),
+        "looping": stats.mean_of(own.looping),
+    }
+    for share in SHORTEST:
+        found[f"shortest_{share * 100:.0f}"] = stats.shortest_accuracy(own.correct, own.think_tokens, share)
+    if base.think_tokens.shape[1] > 1:
+        elsewhere = stats.held_out_length(base.think_tokens)
+        for share in SHORTEST:
+            found[f"shortest_{share * 100:.0f}_same"] = stats.shortest_accuracy(own.correct, elsewhere, share)
+    return found
+
+
+def summary(report: Report, *, seed: int = 0) -> pd.DataFrame:
+    """Every metric of every condition with 95 % intervals, and the paired difference to base with its own.
+
+    Columns: ``condition, metric, mean, low, high, difference, difference_low, difference_high``.
+    Intervals are percentile bootstrap intervals over problems; differences resample the same problems for both.
+    """
+    base = grid(report, report.base)
+    base_metrics, rows = metrics(base, base), []
+    n = base.correct.shape[0]
+    for name in report.conditions:
+        for metric, statistic in metrics(grid(report, name), base).items():
+            own = stats.bootstrap(statistic, n, seed=seed)
+            paired = stats.bootstrap(stats.difference(statistic, base_metrics[metric]), n, seed=seed)
+            rows.append((name, metric, own.mean, own.low, own.high, paired.mean, paired.low, paired.high))
+    return pd.DataFrame(
+        rows, columns=["condition", "metric", "mean", "low", "high", "difference", "difference_low", "difference_high"]
+    )

@@ -1,0 +1,141 @@
+"""Plotly figures from values: no model, no files. Each returns a ``Figure`` that draws in Jupyter and in a saved page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from toolkit.types import Direction, HeadScores, Plan, Rollout
+
+# Okabe and Ito's palette: told apart with every common colour blindness.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#666666")
+SHORT_COLOUR, LONG_COLOUR, NEITHER = COLOURS[1], COLOURS[0], "#BBBBBB"
+
+
+def _styled(figure: go.Figure, title: str, **layout) -> go.Figure:
+    return figure.update_layout(
+        title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}},
+        template="plotly_white",
+        font={"family": "system-ui, sans-serif", "size": 13},
+        margin={"l": 60, "r": 20, "t": 60, "b": 50},
+        height=420,
+        **layout,
+    )
+
+
+def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
+    """Histogram of think length (tokens), coloured by class if ``by(rollout) -> "short" | "long" | None`` is given."""
+    labels = [(by(r) if by else None) or ("in no class" if by else "all") for r in rollouts]
+    lengths = np.array([r.think_tokens for r in rollouts])
+    colours = {"short": SHORT_COLOUR, "long": LONG_COLOUR}
+    size = max(1, round(lengths.max() / 60)) if len(lengths) else 1
+    figure = go.Figure()
+    for label in sorted(set(labels), key=lambda name: (name != "short", name != "long", name)):
+        mine = lengths[[name == label for name in labels]]
+        figure.add_histogram(x=mine, name=f"{label} ({len(mine)})", xbins={"size": size}, marker_color=colours.get(label, NEITHER))
+    return _styled(figure, "Think length", barmode="stack", xaxis_title="think tokens", yaxis_title="rollouts")
+
+
+def by_layer(curves: Mapping[str, Sequence[float]], title: str, unit: str) -> go.Figure:
+    """One line a name over the layers, e.g. class separation of several directions."""
+    figure = go.Figure()
+    for i, (name, values) in enumerate(curves.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        figure.add_scatter(x=list(range(len(values))), y=list(values), name=name, mode="lines+markers", line={"color": colour})
+    return _styled(figure, title, xaxis={"title": "layer", "dtick": 1}, yaxis_title=unit)
+
+
+def direction_norms(directions: Mapping[str, Direction]) -> go.Figure:
+    """Norm of each direction over the layers."""
+    return by_layer({name: d.norms.tolist() for name, d in directions.items()}, "Norm of the direction", "|v|")
+
+
+def head_scores(scores: HeadScores, plan: Plan | None = None) -> go.Figure:
+    """Heatmap of head scores ``[layers, heads]``; the heads of a plan are outlined."""
+    values = scores.score.numpy()
+    limit = float(np.abs(values).max()) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            zmin=-limit,
+            zmax=limit,
+            colorscale="RdBu_r",
+            xgap=1,
+            ygap=1,
+            colorbar={"title": scores.units},
+            hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
+        )
+    )
+    for layer, head in plan.heads if plan else ():
+        box = {"x0": head - 0.5, "x1": head + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
+        figure.add_shape(type="rect", line={"color": "black", "width": 2.5}, **box)
+    title = f"Head scores ({scores.method.replace('_', ' ')})" + ("; outlined: edited" if plan else "")
+    axes = {"xaxis": {"title": "head", "dtick": 1}, "yaxis": {"title": "layer", "dtick": 1}}
+    return _styled(figure, title, **axes)
+
+
+def dose_response(table: pd.DataFrame) -> go.Figure:
+    """Think length and accuracy against steering strength, with 95 % bands.
+
+    Args:
+        table: Columns ``direction, strength, metric, mean, low, high`` with the metrics ``think_tokens`` and ``accuracy``.
+    """
+    figure = make_subplots(rows=1, cols=2, subplot_titles=("think tokens", "accuracy"), horizontal_spacing=0.1)
+    for i, (name, part) in enumerate(table.groupby("direction", sort=False)):
+        colour = COLOURS[i % len(COLOURS)]
+        for column, metric in enumerate(("think_tokens", "accuracy"), 1):
+            rows = part[part["metric"] == metric].sort_values("strength")
+            band = {"fill": "toself", "fillcolor": colour, "opacity": 0.15, "line": {"width": 0}, "hoverinfo": "skip"}
+            outline = [*rows["high"], *rows["low"][::-1]]
+            shared = {"legendgroup": str(name), "row": 1, "col": column}
+            figure.add_scatter(x=[*rows["strength"], *rows["strength"][::-1]], y=outline, showlegend=False, mode="lines", **band, **shared)
+            line = {"mode": "lines+markers", "line": {"color": colour}, "name": str(name), "showlegend": column == 1}
+            figure.add_scatter(x=rows["strength"], y=rows["mean"], **line, **shared)
+    figure.update_xaxes(title="strength (- shorter, + longer)")
+    figure.update_yaxes(range=[0, 1], row=1, col=2)
+    return _styled(figure, "Dose-response of steering")
+
+
+def length_accuracy(summary: pd.DataFrame) -> go.Figure:
+    """Accuracy against think tokens, one point a condition, with 95 % intervals both ways (from ``evaluate.summary``)."""
+    figure = go.Figure()
+    wide = summary.pivot(index="condition", columns="metric", values=["mean", "low", "high"])
+    for i, name in enumerate(summary["condition"].unique()):
+        row = wide.loc[name]
+        point = {}
+        for axis, metric in (("x", "think_tokens"), ("y", "accuracy")):
+            mean, low, high = (row[part][metric] for part in ("mean", "low", "high"))
+            point[axis] = [mean]
+            point[f"error_{axis}"] = {"type": "data", "symmetric": False, "array": [high - mean], "arrayminus": [mean - low], "thickness": 1}
+        symbol = {"size": 11, "color": COLOURS[i % len(COLOURS)], "symbol": i // len(COLOURS)}
+        figure.add_scatter(**point, name=name, mode="markers", marker=symbol)
+    return _styled(figure, "Accuracy against think length", xaxis_title="think tokens", yaxis_title="accuracy")
+
+
+def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go.Figure:
+    """Paired differences to base with 95 % intervals, one row a condition; an interval that crosses zero is grey."""
+    rows = summary[(summary["metric"] == metric) & (summary["condition"] != base)].iloc[::-1]
+    clear = (rows["difference_low"] > 0) | (rows["difference_high"] < 0)
+    figure = go.Figure(
+        go.Scatter(
+            x=rows["difference"],
+            y=rows["condition"],
+            mode="markers",
+            marker={"size": 10, "color": np.where(clear, COLOURS[0], NEITHER)},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": rows["difference_high"] - rows["difference"],
+                "arrayminus": rows["difference"] - rows["difference_low"],
+                "color": "#888888",
+            },
+        )
+    )
+    figure.add_vline(x=0, line={"color": "black", "width": 1})
+    return _styled(figure, f"{metric.replace('_', ' ')}: difference to {base}", xaxis_title="paired difference, 95 % interval").update_layout(
+        yaxis={"automargin": True}, margin={"l": 20}
+    )

@@ -1,0 +1,105 @@
+"""A study as files: ``report.json`` for machines, ``report.html`` for people (one file, works offline)."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from toolkit import evaluate, store
+from toolkit.types import Report
+
+HEADLINE = {
+    "accuracy": "accuracy",
+    "think_tokens": "think tokens",
+    "shortest_20": "accuracy of own shortest 20 %",
+    "shortest_20_same": "accuracy where base thinks least (20 %)",
+    "closed": "closed share",
+}
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1100px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem}p{max-width:75ch}.wide{overflow-x:auto}
+table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
+th,td{padding:.35rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
+th:first-child,td:first-child{text-align:left}small{color:#666}td.clear{font-weight:600}
+pre{background:#f6f6f6;padding:1rem;overflow-x:auto;font-size:.8rem}
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: a heading, a paragraph that says how to read it, and figures."""
+
+    title: str
+    text: str
+    figures: tuple[go.Figure, ...] = ()
+
+
+def as_json(report: Report, summary: pd.DataFrame, **more: Any) -> dict[str, Any]:
+    """``{"conditions": {name: {about..., "metrics": {metric: {mean, low, high}}}}, "paired": {...}, "provenance"}``."""
+    conditions, paired = {}, {}
+    for name, about in report.conditions.items():
+        rows = summary[summary["condition"] == name].set_index("metric")
+        own = {m: {k: float(row[k]) for k in ("mean", "low", "high")} for m, row in rows.iterrows()}
+        conditions[name] = {**about, "metrics": own}
+        if name != report.base:
+            paired[name] = {
+                m: {k: float(row[c]) for k, c in (("mean", "difference"), ("low", "difference_low"), ("high", "difference_high"))}
+                for m, row in rows.iterrows()
+            }
+    return {"base": report.base, "conditions": conditions, "paired": paired, "provenance": report.provenance, **more}
+
+
+def board(summary: pd.DataFrame, *, base: str = "base", metrics: Mapping[str, str] = HEADLINE) -> pd.DataFrame:
+    """The headline table as text cells: mean, and the paired difference to base with its 95 % interval."""
+    rows = {}
+    for name, part in summary.groupby("condition", sort=False):
+        cells = part.set_index("metric")
+        rows[name] = {title: _cell(cells.loc[m], m, name == base) for m, title in metrics.items() if m in cells.index}
+    return pd.DataFrame(rows).T
+
+
+def _cell(row: pd.Series, metric: str, is_base: bool) -> str:
+    scale, digits = (1, 1) if metric.endswith("tokens") else (100, 1)
+    mean = f"{scale * row['mean']:.{digits}f}"
+    if is_base:
+        return f"{mean} [{scale * row['low']:.{digits}f}, {scale * row['high']:.{digits}f}]"
+    low, high = scale * row["difference_low"], scale * row["difference_high"]
+    return f"{mean} ({scale * row['difference']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}])"
+
+
+def write_html(title: str, intro: str, table: pd.DataFrame, sections: Sequence[Section], path: str | Path) -> Path:
+    """Write one self-contained page: the table, then the sections with interactive figures."""
+    parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>", _table_html(table)]
+    first = True
+    for section in sections:
+        parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>")
+        for figure in section.figures:
+            # The library travels inside the page once, so that it works offline.
+            parts.append(figure.to_html(full_html=False, include_plotlyjs=first, config={"displaylogo": False, "responsive": True}))
+            first = False
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+    page = f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
+    return store.write_text(page, path)
+
+
+def _table_html(table: pd.DataFrame) -> str:
+    head = "".join(f"<th>{html.escape(str(c))}</th>" for c in ("condition", *table.columns))
+    body = "".join(
+        f"<tr><td>{html.escape(str(name))}</td>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for name, row in zip(table.index, table.itertuples(index=False), strict=True)
+    )
+    return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def write(directory: str | Path, report: Report, *, seed: int = 0, **more: Any) -> pd.DataFrame:
+    """Write ``report.json`` and ``rows.parquet`` into a directory; returns the summary."""
+    summary = evaluate.summary(report, seed=seed)
+    store.write_json(as_json(report, summary, **more), Path(directory) / "report.json")
+    store.save_table(report.rows, Path(directory) / "rows.parquet")
+    return summary

@@ -1,0 +1,77 @@
+"""GSM8K and MATH-500, from the hub through ``datasets`` or from a local file with the same columns.
+
+Splits: GSM8K's official test set is ``test``; its training set is cut into ``train`` and ``dev`` by a hash of the
+question. MATH-500 has a test set only.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pandas as pd
+
+from toolkit import store
+from toolkit.tasks import words
+from toolkit.types import Problem
+
+
+def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path | None = None) -> list[Problem]:
+    """Grade-school word problems; columns ``question`` and ``answer`` (gold after ``####``).
+
+    Args:
+        path: A local jsonl, csv or parquet file instead of the hub. It is taken to be the official split that
+            ``split`` is cut from.
+    """
+    words.check_split(split)
+    table = _table(path, "openai/gsm8k", "main", "test" if split == "test" else "train", ("question", "answer"))
+    problems = []
+    for question, answer in zip(table["question"], table["answer"], strict=True):
+        if split == "test" or _half(question) == split:
+            gold = answer.split("####")[-1].strip().replace(",", "")
+            problems.append(_problem("gsm8k", split, question, gold, difficulty=answer.count("<<")))
+    return _draw(problems, n, seed)
+
+
+def math500(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path | None = None) -> list[Problem]:
+    """MATH-500; columns ``problem``, ``answer``, ``level``. Graded by math-verify."""
+    if split != "test":
+        raise ValueError(f"MATH-500 has a test split only, not {split!r}: take training problems from gsm8k.")
+    table = _table(path, "HuggingFaceH4/MATH-500", None, "test", ("problem", "answer", "level"))
+    rows = zip(table["problem"], table["answer"], table["level"], strict=True)
+    return _draw([_problem("math500", split, q, a, difficulty=_level(level)) for q, a, level in rows], n, seed)
+
+
+def _level(level: object) -> int:
+    return int(str(level).removeprefix("Level ").strip())
+
+
+def _half(question: str) -> str:
+    return "dev" if words.split_of(question) == "dev" else "train"
+
+
+def _problem(task: str, split: str, question: str, answer: str, *, difficulty: int) -> Problem:
+    meta = {"task": task, "split": split, "difficulty": difficulty, "grader": "math"}
+    return Problem(f"{task}-{words.digest(question)}", ({"role": "user", "content": question},), answer, meta)
+
+
+def _draw(problems: list[Problem], n: int, seed: int) -> list[Problem]:
+    unique = list({p.id: p for p in problems}.values())
+    return random.Random(seed).sample(unique, min(n, len(unique)))
+
+
+def _table(path: str | Path | None, repo: str, config: str | None, split: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    if path is not None:
+        table = store.read_table(path)
+    else:
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise ImportError(
+                f"{repo} comes through datasets: pip install 'reasoning-length-toolkit[tasks]', or pass path=... to a local file."
+            ) from error
+        table = load_dataset(repo, config, split=split).to_pandas()
+    missing = [c for c in columns if c not in table]
+    if missing:
+        raise ValueError(f"{path or repo} has no column {', '.join(missing)}: it has {', '.join(table.columns)}.")
+    return table
