@@ -71,7 +71,7 @@ def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
         yield
 
 
-def _attach(layout: Layout, site: Site, fn: Rewrite) -> list[Any]:
+def _attach(layout: Layout, site: Site, fn: Rewrite) -> Iterable[Any]:
     block = layout.blocks[site.layer]
     if site.kind == "resid_pre":
         return [block.block.register_forward_pre_hook(_on_input(fn), with_kwargs=True)]
@@ -107,7 +107,7 @@ def _on_output(fn: Rewrite, *, own: bool):
     return hook
 
 
-def _attach_mid(block: Block, fn: Rewrite) -> list[Any]:
+def _attach_mid(block: Block, fn: Rewrite) -> Iterator[Any]:
     """``resid_mid`` is a sum no module returns: it is formed, and changed, where attention's share is about to be added."""
     resid_pre: list[Tensor] = []
 
@@ -123,7 +123,6 @@ def _attach_mid(block: Block, fn: Rewrite) -> list[Any]:
         added = added + (new - value)
         return (added, *output[1:]) if isinstance(output, tuple) else added
 
-    return [
-        block.block.register_forward_pre_hook(remember, with_kwargs=True),
-        block.adds_attention.register_forward_hook(hook),
-    ]
+    # One at a time, so that the first is owned by the context when the second fails to register.
+    yield block.block.register_forward_pre_hook(remember, with_kwargs=True)
+    yield block.adds_attention.register_forward_hook(hook)
