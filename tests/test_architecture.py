@@ -180,9 +180,7 @@ def check_methods(module: str, source: str, modules: frozenset[str] = frozenset(
     if room_of(module) != "methods" or module == "methods":
         return []
     docstring = ast.get_docstring(ast.parse(source)) or ""
-    return [
-        f"{module}: no {word!r} in the module docstring" for word in ("arXiv:", "Deviations:") if word not in docstring
-    ]
+    return [f"{module}: no {word!r} in the module docstring" for word in ("arXiv:", "Deviations:") if word not in docstring]
 
 
 CHECKS = (check_rooms, check_direction, check_absolute, check_effects, check_methods)

@@ -97,9 +97,7 @@ def test_wheel_holds_every_tracked_file_of_the_package_and_the_model(wheel):
 
 
 def test_wheel_holds_nothing_else_and_stays_small(wheel):
-    outside = [
-        n for n in zipfile.ZipFile(wheel).namelist() if not n.startswith(("toolkit/", "reasoning_length_toolkit-"))
-    ]
+    outside = [n for n in zipfile.ZipFile(wheel).namelist() if not n.startswith(("toolkit/", "reasoning_length_toolkit-"))]
     assert not outside
     assert wheel.stat().st_size < 12e6
 

@@ -20,6 +20,7 @@ from toolkit import lm as lms
 from toolkit.lm import LM
 from toolkit.sites import KINDS, Row, Site, UnsupportedModelError
 
+PRE_NORM = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 POST_NORM = ("gemma2", "gemma3", "olmo2")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -53,9 +54,7 @@ def true_blocks(lm: LM) -> list[nn.Module]:
 
 # family -> (attention, its output projection, the module whose output is added to the residual stream, the MLP)
 BY_HAND = {
-    **dict.fromkeys(
-        ("llama", "mistral", "qwen2", "qwen3", "phi3"), ("self_attn", "self_attn.o_proj", "self_attn", "mlp")
-    ),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "phi3"), ("self_attn", "self_attn.o_proj", "self_attn", "mlp")),
     **dict.fromkeys(POST_NORM, ("self_attn", "self_attn.o_proj", "post_attention_layernorm", "mlp")),
     "gpt2": ("attn", "attn.c_proj", "attn", "mlp"),
     **dict.fromkeys(("gpt_neox", "gpt_neox_sequential"), ("attention", "attention.dense", "attention", "mlp")),
@@ -113,9 +112,9 @@ def test_every_site_is_the_tensor_that_its_name_says(family, model_of, ids):
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "gpt_neox"])
 def test_resid_mid_is_what_the_norm_before_the_mlp_reads(family, model_of, ids):
-    """In sequential blocks the MLP's side of the block begins by reading resid_mid: the strongest proof of its place."""
+    """In sequential blocks the MLP's side of the block begins by reading resid_mid: the best proof of its place."""
     lm = model_of(family)
-    # The name of the module that reads the residual stream inside the block; OLMo 2 has no norm there, the MLP itself reads.
+    # The module that reads the residual stream inside the block; OLMo 2 has no norm there, the MLP itself reads.
     reader = {
         "gpt2": "ln_2",
         "gpt_neox_sequential": "post_attention_layernorm",
@@ -177,13 +176,13 @@ def test_a_recorded_value_written_back_is_a_bitwise_no_op(lm_name, dtype, kind, 
     base = run(lm, ids)
     values = recorded(lm, ids, (kind,))
     for layer in range(lm.layout.n_layers):
-        wrote = []
+        site, wrote = Site(kind, layer), []
 
-        def write(value, inputs, site=Site(kind, layer), wrote=wrote):
+        def write(value, inputs, site=site, wrote=wrote):
             wrote.append(True)
             return values[site].clone()
 
-        with hooks.rewrite(lm.layout, {Site(kind, layer): write}):
+        with hooks.rewrite(lm.layout, {site: write}):
             assert torch.equal(run(lm, ids), base), layer
         assert wrote == [True]
 
@@ -213,9 +212,7 @@ def test_a_foreign_value_written_is_what_everything_after_sees(lm_name, kind, mo
         case "resid_post":
             assert torch.equal(seen["block in", layer + 1], other)
         case "attn_out" | "mlp_out":
-            assert not torch.equal(
-                seen["block out", layer], recorded(lm, ids, ("resid_post",))[Site("resid_post", layer)]
-            )
+            assert not torch.equal(seen["block out", layer], recorded(lm, ids, ("resid_post",))[Site("resid_post", layer)])
             assert torch.equal(seen[kind, layer], other)
 
 
@@ -257,9 +254,7 @@ def test_the_second_argument_at_attn_out_is_z(lm, ids):
 
 def test_no_hook_survives_the_body_raising(lm, ids):
     before, base = hook_counts(lm.model), run(lm, ids)
-    every = {
-        Site(kind, layer): lambda value, inputs: value * 2 for kind in KINDS for layer in range(lm.layout.n_layers)
-    }
+    every = {Site(kind, layer): lambda value, inputs: value * 2 for kind in KINDS for layer in range(lm.layout.n_layers)}
     with pytest.raises(KeyError, match="mine"), hooks.rewrite(lm.layout, every):
         assert hook_counts(lm.model) > before
         raise KeyError("mine")

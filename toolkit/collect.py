@@ -148,7 +148,7 @@ def _batch(lm: LM, batch, labels: tuple[str, ...], job: _Job) -> tuple[dict[str,
             if site.kind in first:
                 first[site.kind][site.layer] = weights @ chosen
             if site.kind in squares:
-                squares[site.kind][site.layer] = torch.einsum("cp,pi,pj->cij", weights, chosen, chosen)
+                squares[site.kind][site.layer] = torch.stack([(w[:, None] * chosen).T @ chosen for w in weights])
 
         return reduce
 

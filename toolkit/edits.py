@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from toolkit import hooks, lm as lms
+from toolkit import hooks
+from toolkit import lm as lms
 from toolkit.lm import LM
 from toolkit.sites import Layout, Site
 from toolkit.store import WrongModelError
@@ -67,7 +68,9 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
     for layer, targets in sorted(by_layer.items()):
         free = sorted(set(range(layout.n_heads)) - {edit.head for edit in targets})
         if len(free) < len(targets):
-            raise ValueError(f"Layer {layer}: {len(targets)} of {layout.n_heads} heads are edited, too many for a control of others.")
+            raise ValueError(
+                f"Layer {layer}: {len(targets)} of {layout.n_heads} heads are edited, too many for a control of others."
+            )
         drawn = torch.randperm(len(free), generator=generator)[: len(targets)].tolist()
         chosen += [HeadEdit(layer, free[i], edit.op, edit.strength) for i, edit in zip(drawn, targets, strict=True)]
     return Plan(tuple(chosen), like.direction, f"random heads (seed {seed}) for: {like.name}", like.provenance)
@@ -185,3 +188,13 @@ class Steering:
 
 def _add(shift: Float[Tensor, " d_model"]) -> hooks.Rewrite:
     return lambda value, inputs: value + shift.to(value.device, value.dtype)
+
+
+def column_norms(before: LM, after: LM, planned: Plan) -> list[dict[str, float]]:
+    """Frobenius norm of each edited head's slice of ``W_O`` before and after."""
+    rows = []
+    for edit in planned.edits:
+        columns = before.layout.head(edit.head)
+        norms = [m.layout.W_O(edit.layer)[:, columns].float().norm().item() for m in (before, after)]
+        rows.append({"layer": edit.layer, "head": edit.head, "before": norms[0], "after": norms[1]})
+    return rows

@@ -92,7 +92,9 @@ def dose_response(table: pd.DataFrame) -> go.Figure:
             band = {"fill": "toself", "fillcolor": colour, "opacity": 0.15, "line": {"width": 0}, "hoverinfo": "skip"}
             outline = [*rows["high"], *rows["low"][::-1]]
             shared = {"legendgroup": str(name), "row": 1, "col": column}
-            figure.add_scatter(x=[*rows["strength"], *rows["strength"][::-1]], y=outline, showlegend=False, mode="lines", **band, **shared)
+            figure.add_scatter(
+                x=[*rows["strength"], *rows["strength"][::-1]], y=outline, showlegend=False, mode="lines", **band, **shared
+            )
             line = {"mode": "lines+markers", "line": {"color": colour}, "name": str(name), "showlegend": column == 1}
             figure.add_scatter(x=rows["strength"], y=rows["mean"], **line, **shared)
     figure.update_xaxes(title="strength (- shorter, + longer)")
@@ -110,7 +112,13 @@ def length_accuracy(summary: pd.DataFrame) -> go.Figure:
         for axis, metric in (("x", "think_tokens"), ("y", "accuracy")):
             mean, low, high = (row[part][metric] for part in ("mean", "low", "high"))
             point[axis] = [mean]
-            point[f"error_{axis}"] = {"type": "data", "symmetric": False, "array": [high - mean], "arrayminus": [mean - low], "thickness": 1}
+            point[f"error_{axis}"] = {
+                "type": "data",
+                "symmetric": False,
+                "array": [high - mean],
+                "arrayminus": [mean - low],
+                "thickness": 1,
+            }
         symbol = {"size": 11, "color": COLOURS[i % len(COLOURS)], "symbol": i // len(COLOURS)}
         figure.add_scatter(**point, name=name, mode="markers", marker=symbol)
     return _styled(figure, "Accuracy against think length", xaxis_title="think tokens", yaxis_title="accuracy")
@@ -136,6 +144,6 @@ def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go
         )
     )
     figure.add_vline(x=0, line={"color": "black", "width": 1})
-    return _styled(figure, f"{metric.replace('_', ' ')}: difference to {base}", xaxis_title="paired difference, 95 % interval").update_layout(
-        yaxis={"automargin": True}, margin={"l": 20}
-    )
+    return _styled(
+        figure, f"{metric.replace('_', ' ')}: difference to {base}", xaxis_title="paired difference, 95 % interval"
+    ).update_layout(yaxis={"automargin": True}, margin={"l": 20})

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from toolkit import collect, directions, edits
-from toolkit.lm import LM
+import pandas as pd
+
+from toolkit import collect, directions, edits, evaluate, figures, report, store, tasks
+from toolkit.edits import Steering
+from toolkit.generate import Sampling, rollouts
+from toolkit.lm import LM, Condition
 from toolkit.methods import thinkedit
-from toolkit.types import Direction, HeadScores, Moments, Plan, Rollout
+from toolkit.report import Section
+from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout
 
-PUBLISHED, OURS = "thinkedit", "thinkedit-ours"
+PUBLISHED, OURS = "ThinkEdit", "ThinkEdit (ours)"
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class Settings:
         share: Share of rollouts in each quantile class, unless absolute thresholds are given.
         short_below: Absolute threshold in tokens, or ``None``.
         long_above: Absolute threshold in tokens, or ``None``.
+        seed: Seed of the random controls.
     """
 
     fraction: float = thinkedit.PUBLISHED_FRACTION
@@ -30,11 +38,258 @@ class Settings:
     share: float = thinkedit.assumed_share
     short_below: float | None = None
     long_above: float | None = None
+    seed: int = 0
 
-    def classes(self, rollouts: Sequence[Rollout]) -> thinkedit.LengthClasses:
-        """Absolute classes if both thresholds are given, else quantiles. Errors as in ``thinkedit``."""
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1 or not 0 < self.share <= 0.5:
+            raise ValueError(f"fraction={self.fraction}, share={self.share}: need 0 < fraction <= 1 and 0 < share <= 0.5.")
         if (self.short_below is None) != (self.long_above is None):
             raise ValueError("Give both short_below and long_above, or neither (then the classes are quantiles).")
+
+    def classes(self, found: Sequence[Rollout]) -> thinkedit.LengthClasses:
+        """Absolute classes if both thresholds are given, else quantiles. Errors as in ``thinkedit``."""
         if self.short_below is not None and self.long_above is not None:
-            return thinkedit.length_classes(rollouts, short_below=self.short_below, long_above=self.long_above)
-        return thinkedit.quantile_classes(rollouts, share=self.share)
+            return thinkedit.length_classes(found, short_below=self.short_below, long_above=self.long_above)
+        return thinkedit.quantile_classes(found, share=self.share)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one variant of the method found in a model: its direction, the heads that carry it, the edit."""
+
+    moments: Moments
+    direction: Direction
+    scores: HeadScores
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a direction is made: the site, the estimator, and the positions averaged over, all by name."""
+
+    site: str = collect.ATTN
+    estimator: str = "mean_difference"
+    positions: str = "think"
+
+    def __post_init__(self) -> None:
+        for value, known in (
+            (self.site, (collect.ATTN, collect.MLP)),
+            (self.estimator, tuple(ESTIMATORS)),
+            (self.positions, ("think", "step_starts")),
+        ):
+            if value not in known:
+                raise ValueError(f"{value!r} is not known: choose one of {', '.join(known)}.")
+
+
+ESTIMATORS = {"mean_difference": directions.mean_difference, "whitened": directions.whitened}
+SCORES = {PUBLISHED: thinkedit.head_scores, OURS: thinkedit.contrast_scores}
+RECIPES = {PUBLISHED: Recipe(), OURS: Recipe(estimator="whitened", positions="step_starts")}
+
+
+def _direction(lm: LM, found: Sequence[Rollout], settings: Settings, recipe: Recipe) -> tuple[Moments, Direction]:
+    positions = collect.THINK if recipe.positions == "think" else collect.step_starts(lm)
+    kinds = tuple(dict.fromkeys((recipe.site, "z")))
+    moments = collect.moments(lm, found, settings.classes(found), kinds=kinds, positions=positions, second=(recipe.site,))
+    return moments, thinkedit.direction(moments, recipe.site, estimator=ESTIMATORS[recipe.estimator])
+
+
+def extract(
+    lm: LM, found: Sequence[Rollout], settings: Settings = Settings(), recipe: Recipe = Recipe()
+) -> tuple[Direction, pd.DataFrame]:
+    """A direction, and a table of its layers: norm, and how far apart the classes lie along it (within-class deviations)."""
+    moments, v = _direction(lm, found, settings, recipe)
+    table = pd.DataFrame({"norm": v.norms.numpy(), "separation": directions.separation(moments, v).numpy()})
+    return v, table.rename_axis("layer")
+
+
+def find(lm: LM, found: Sequence[Rollout], settings: Settings, name: str = PUBLISHED) -> Finding:
+    """Direction, head scores and plan in one of two forms, from the same rollouts.
+
+    ``ThinkEdit``, as published: difference of means over every position that predicts a think token.
+    ``ThinkEdit (ours)``: the positions where a line of thinking begins, whitened, heads scored by contrast.
+    """
+    moments, v = _direction(lm, found, settings, RECIPES[name])
+    scores = SCORES[name](moments, v, lm)
+    return Finding(moments, v, scores, edits.plan(scores, v, fraction=settings.fraction, strength=settings.strength))
+
+
+def plan_table(finding: Finding) -> pd.DataFrame:
+    """The heads of a plan with their scores, highest first."""
+    rows = [(e.layer, e.head, float(finding.scores.score[e.layer, e.head]), e.strength) for e in finding.plan.edits]
+    return pd.DataFrame(rows, columns=["layer", "head", "score", "strength"]).rename_axis("rank")
+
+
+def conditions(lm: LM, findings: Mapping[str, Finding], settings: Settings = Settings()) -> dict[str, Condition]:
+    """Base, each edited model, and its controls: the same heads with a random direction, random heads of the same layers."""
+    judged = {"base": Condition(lm, note="as it is")}
+    for name, f in findings.items():
+        noise = directions.random_like(f.direction, seed=settings.seed)
+        plans = {
+            name: f.plan,
+            f"{name}: random direction": edits.with_direction(f.plan, noise),
+            f"{name}: random heads": edits.random_heads(f.plan, lm.layout, seed=settings.seed),
+        }
+        judged |= {what: Condition(edits.apply(lm, plan), note=plan.name) for what, plan in plans.items()}
+    return judged
+
+
+@dataclass(frozen=True)
+class Study:
+    """Size of a study: problems a split, samples a problem, and the budget of a response."""
+
+    task: str = "arithmetic"
+    problems: int = 200
+    samples: int = 8
+    max_new_tokens: int = 400
+    batch_size: int = 256
+    seed: int = 0
+
+    @property
+    def sampling(self) -> Sampling:
+        """Temperature 1, the study's budget and seed."""
+        return Sampling(self.samples, max_new_tokens=self.max_new_tokens, seed=self.seed, batch_size=self.batch_size)
+
+    def load(self, split: str) -> list[Problem]:
+        """The study's problems of a split; a file of problems is one split, cut in halves: train, then test."""
+        if self.task in tasks.NAMES:
+            return tasks.load(self.task, split, self.problems, self.seed)
+        everything = tasks.load(self.task, split, 2 * self.problems, self.seed)
+        half = len(everything) // 2
+        return everything[:half] if split == "train" else everything[half:]
+
+
+def extraction_rollouts(lm: LM, study: Study, *, out: Path | None = None, say: Say = lambda text: None) -> list[Rollout]:
+    """Rollouts of the train split, to find directions and heads on."""
+    problems = study.load("train")
+    say(f"sampling {len(problems)} x {study.samples} rollouts to find the direction on")
+    return rollouts(lm, problems, study.sampling, out=out)
+
+
+def edit_and_measure(
+    lm: LM, finding: Finding, study: Study, settings: Settings, *, say: Say = lambda text: None
+) -> tuple[pd.DataFrame, Report]:
+    """Compare base, edited and both random controls on the study's test problems."""
+    say("measuring base, edited model and random controls on held-out problems")
+    measured = evaluate.compare(conditions(lm, {"edited": finding}, settings), study.load("test"), study.sampling)
+    return evaluate.summary(measured, seed=study.seed), measured
+
+
+def save_edited(lm: LM, finding: Finding, summary: pd.DataFrame, directory: str | Path) -> Path:
+    """Save the edited model as a Hugging Face directory with ``edit.json`` and a model card that says what was done and measured."""
+    edited = edits.apply(lm, finding.plan)
+    target = edited.save(directory)
+    norms = edits.column_norms(lm, edited, finding.plan)
+    store.write_json(
+        {"plan": finding.plan, "norms": norms, "parent": lm.fingerprint, "fingerprint": edited.fingerprint}, target / "edit.json"
+    )
+    store.save(finding.direction, target / "direction.safetensors")
+    store.write_text(report.model_card(lm.name, finding.plan, plan_table(finding), report.board(summary)), target / "README.md")
+    return target
+
+
+STRENGTHS = tuple(i / 20 for i in range(-4, 5))
+DOSE = 0.1  # of the un-normalised direction at every layer: ours; the published grid ends at 0.08
+
+
+def dose_response(
+    lm: LM, directions_by_name: Mapping[str, Direction], problems: Sequence[Problem], sampling: Sampling, strengths: Sequence[float]
+) -> pd.DataFrame:
+    """Think tokens, accuracy and closed share against steering strength, for several directions.
+
+    Columns: ``direction, strength, metric, mean, low, high``.
+    """
+    named = {f"{name} {a:+g}": (name, a) for name in directions_by_name for a in strengths if a}
+    judged = {"base": Condition(lm)}
+    judged |= {key: Condition(lm, (Steering(directions_by_name[name], a),)) for key, (name, a) in named.items()}
+    summary = evaluate.summary(evaluate.compare(judged, problems, sampling))
+    summary = summary[summary["metric"].isin(["think_tokens", "accuracy", "closed"])]
+    base = summary[summary["condition"] == "base"]
+    parts = [base.assign(direction=name, strength=0.0) for name in directions_by_name]
+    parts += [summary[summary["condition"] == key].assign(direction=name, strength=a) for key, (name, a) in named.items()]
+    return pd.concat(parts)[["direction", "strength", "metric", "mean", "low", "high"]].reset_index(drop=True)
+
+
+def demo(
+    lm: LM, study: Study, directory: str | Path, *, settings: Settings = Settings(), say: Say = lambda text: None
+) -> pd.DataFrame:
+    """The main job: find the direction and the heads, edit, save, steer, compare with controls, write everything down.
+
+    Writes into ``directory``: ``rollouts/``, ``direction.safetensors``, ``heads.json``, ``edited/``, ``report.json``,
+    ``rows.parquet`` and ``report.html``; given again after a kill, finished rollouts are kept. Returns the summary table.
+    """
+    out = store.writable(directory)
+    found = extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
+    say("averaging activations: directions and head scores")
+    findings = {name: find(lm, found, settings, name) for name in RECIPES}
+    store.save(findings[PUBLISHED].direction, out / "direction.safetensors")
+    heads = {name: {"scores": f.scores, "edited": plan_table(f).reset_index().to_dict("records")} for name, f in findings.items()}
+    store.write_json(heads, out / "heads.json")
+    say("comparing base, edits, steering and random controls on held-out problems")
+    judged = conditions(lm, findings, settings) | steered(lm, findings[PUBLISHED].direction, settings)
+    measured = evaluate.compare(judged, study.load("test"), study.sampling, out=out / "rollouts" / "test")
+    summary = report.write(out, measured, seed=study.seed, settings=settings)
+    if not (out / "edited").exists():
+        save_edited(lm, findings[PUBLISHED], summary, out / "edited")
+    say("dose-response of steering")
+    v = findings[PUBLISHED].direction
+    both = {"length direction": v, "random direction": directions.random_like(v, seed=settings.seed)}
+    few = study.load("dev")[: max(40, study.problems // 4)]
+    doses = dose_response(lm, both, few, replace(study.sampling, n=4), STRENGTHS)
+    store.write_json(doses.to_dict("records"), out / "doses.json")
+    table = report.board(summary)
+    report.write_html(
+        f"Editing the thinking length of {lm.name}",
+        _intro(study),
+        table,
+        _sections(findings, found, settings, summary, doses),
+        out / "report.html",
+    )
+    return summary
+
+
+def steered(lm: LM, v: Direction, settings: Settings) -> dict[str, Condition]:
+    """Steering along a direction, shorter and longer, and along its random control."""
+    noise = directions.random_like(v, seed=settings.seed)
+    doses = {"steered shorter": (v, -DOSE), "steered longer": (v, DOSE), "steered randomly": (noise, DOSE)}
+    return {name: Condition(lm, (Steering(d, a),), note=str(Steering(d, a))) for name, (d, a) in doses.items()}
+
+
+def _intro(study: Study) -> str:
+    return (
+        f"{study.problems} held-out problems of {study.task}, {study.samples} samples each at temperature 1, the same random numbers for every "
+        "model. Each cell: the mean and, in brackets, the paired difference to base with its 95 % bootstrap interval over problems."
+    )
+
+
+def _sections(
+    findings: Mapping[str, Finding], found: Sequence[Rollout], settings: Settings, summary: pd.DataFrame, doses: pd.DataFrame
+) -> list[Section]:
+    apart = {name: directions.separation(f.moments, f.direction).tolist() for name, f in findings.items()}
+    maps = tuple(
+        figures.head_scores(f.scores, f.plan).update_layout(title_text=f"{name}: head scores; outlined: edited")
+        for name, f in findings.items()
+    )
+    return [
+        Section(
+            "How long it thinks",
+            "Rollouts the direction is found on, by length class.",
+            (figures.length_distribution(found, settings.classes(found)),),
+        ),
+        Section(
+            "Where length shows",
+            "How far long and short thinking lie apart along each direction, in within-class standard deviations of a position.",
+            (figures.by_layer(apart, "Separation of long and short thinking", "d'"),),
+        ),
+        Section("Which heads write it", "High: the head writes towards short in short thinking.", maps),
+        Section(
+            "What the edit does",
+            "An interval that crosses zero is no effect at this size. Random controls edit other heads of the same layers, or along a random direction.",
+            tuple(figures.differences(summary, m) for m in ("accuracy", "shortest_20", "shortest_20_same", "think_tokens")),
+        ),
+        Section("Accuracy against length", "Every condition with 95 % intervals both ways.", (figures.length_accuracy(summary),)),
+        Section(
+            "Steering",
+            "The published direction added at every layer and position, against a random one of equal norm; dev split.",
+            (figures.dose_response(doses),),
+        ),
+    ]

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import toolkit
-from toolkit import hooks, sites
+from toolkit import hooks, sites, store
 from toolkit.sites import Layout, Site, UnsupportedModelError
 from toolkit.types import Provenance
 
@@ -121,15 +121,11 @@ class LM:
         Raises:
             FileExistsError: the directory exists and is not empty.
         """
-        target = Path(directory)
-        if target.exists() and any(target.iterdir()):
-            raise FileExistsError(f"{target} is not empty: choose another directory, or remove it first.")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = store.new_directory(directory)
         partial = target.with_name(f".{target.name}.partial")
         self.model.save_pretrained(partial)
         self.tokenizer.save_pretrained(partial)
-        if target.exists():
-            target.rmdir()
+        target.rmdir()
         return partial.rename(target)
 
 
@@ -285,7 +281,9 @@ def qualify(lm: LM, *, seed: int = 0, tokens: int = 12) -> list[Check]:
     failed = [c for c in checks if not c.passed]
     if failed:
         lines = "; ".join(f"{c.name} (deviation {c.value:.2g})" for c in failed)
-        raise UnsupportedModelError(f"{lm.name} does not behave like {layout.row.family}: {lines}. Check its row in toolkit/sites.py.")
+        raise UnsupportedModelError(
+            f"{lm.name} does not behave like {layout.row.family}: {lines}. Check its row in toolkit/sites.py."
+        )
     return checks
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from toolkit import evaluate, store
-from toolkit.types import Report
+from toolkit.types import Plan, Report
 
 HEADLINE = {
     "accuracy": "accuracy",
@@ -103,3 +103,53 @@ def write(directory: str | Path, report: Report, *, seed: int = 0, **more: Any) 
     store.write_json(as_json(report, summary, **more), Path(directory) / "report.json")
     store.save_table(report.rows, Path(directory) / "rows.parquet")
     return summary
+
+
+def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame) -> str:
+    """Markdown card of an edited checkpoint: front matter, what was edited and why, how it measured."""
+    p = plan.provenance
+    return f"""---
+base_model: {base}
+base_model_relation: finetune
+library_name: transformers
+pipeline_tag: text-generation
+tags: [thinkedit, reasoning-length]
+---
+# {base}, edited to think less briefly
+
+Weight edit after ThinkEdit (arXiv:2503.22048): `W_h <- (I - lambda v v^T) W_h` in the output projection of {len(plan.edits)} attention heads, with v the
+direction of thinking length at each layer. No other weight differs from the base model. Plan: {plan.name}.
+
+## Edited heads
+
+{markdown(heads)}
+
+## Why these
+
+They write the most towards *short* thinking. {_origin(plan)} Base weights: SHA-256 `{p.fingerprint}`.
+
+## Measured on held-out problems
+
+Mean, and in brackets the paired difference to base with its 95 % interval (bootstrap over problems). The controls edit other heads of the same layers,
+or the same heads along a random direction.
+
+{markdown(table)}
+
+Made with reasoning-length-toolkit {p.toolkit_version}. `edit.json` holds the plan and the norms before and after, `direction.safetensors` the direction.
+"""
+
+
+def _origin(plan: Plan) -> str:
+    if (v := plan.direction) is None:
+        return ""
+    return f"The direction is the {v.estimator} at {v.kind} over {v.positions} positions of {v.n_pos} long and {v.n_neg} short rollouts."
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table as GitHub markdown."""
+    head = [table.index.name or "", *map(str, table.columns)]
+    rows = [
+        [str(name), *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row)]
+        for name, row in zip(table.index, table.itertuples(index=False), strict=True)
+    ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])

@@ -78,6 +78,18 @@ def writable(directory: str | Path) -> Path:
     return path
 
 
+def new_directory(path: str | Path) -> Path:
+    """Make sure a directory can be written to and holds nothing yet.
+
+    Raises:
+        FileExistsError: it is not empty.
+        OSError: it cannot be written.
+    """
+    if Path(path).is_dir() and any(Path(path).iterdir()):
+        raise FileExistsError(f"{path} is not empty: choose another directory, or remove it first.")
+    return writable(path)
+
+
 def write_text(text: str, path: str | Path) -> Path:
     """Write a text file atomically."""
     with atomic(path) as partial:
@@ -87,7 +99,7 @@ def write_text(text: str, path: str | Path) -> Path:
 
 def write_json(value: Any, path: str | Path) -> Path:
     """Write JSON atomically; dataclasses become objects. NaN is an error."""
-    return write_text(json.dumps(value, indent=2, default=_jsonable, allow_nan=False) + "\n", path)
+    return write_text(json.dumps(value, indent=2, default=jsonable, allow_nan=False) + "\n", path)
 
 
 def read_json(path: str | Path) -> Any:
@@ -103,7 +115,8 @@ def read_lines(path: str | Path) -> list[str]:
     return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """What JSON cannot hold by itself: dataclasses as objects, tensors as lists, paths as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, torch.Tensor):
@@ -239,7 +252,7 @@ def open_rollouts(directory: str | Path, header: Mapping[str, Any]) -> list[Roll
     if not path.exists():
         write_json(header, path)
         return []
-    old, new = read_json(path), json.loads(json.dumps(header, default=_jsonable))
+    old, new = read_json(path), json.loads(json.dumps(header, default=jsonable))
     differing = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
     if differing:
         raise WrongModelError(
@@ -327,5 +340,5 @@ def load_problems(path: str | Path) -> list[Problem]:
 
 def save_problems(problems: Iterable[Problem], path: str | Path) -> Path:
     """Write problems as JSONL, readable by :func:`load_problems`."""
-    lines = [json.dumps(_jsonable(p), default=_jsonable, sort_keys=True) for p in problems]
+    lines = [json.dumps(jsonable(p), default=jsonable, sort_keys=True) for p in problems]
     return write_text("\n".join(lines) + "\n", path)

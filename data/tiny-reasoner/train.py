@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from toolkit.tasks import arithmetic, lookup, traces
@@ -130,23 +130,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory of the finished model")
     parser.add_argument("--work", type=Path, default=None, help="directory of the resumable state (default: runs/<out name>)")
-    parser.add_argument("--tokens", type=float, default=18e6, help="training tokens, padding included")
+    parser.add_argument("--tokens", type=float, default=12e6, help="training tokens, padding included")
     parser.add_argument("--minutes", type=float, default=90, help="stop this sitting after so many minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--d-model", type=int, default=160)
-    parser.add_argument("--d-mlp", type=int, default=448)
+    parser.add_argument("--d-model", type=int, default=128)
+    parser.add_argument("--d-mlp", type=int, default=256)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--lr", type=float, default=2.5e-3)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--chunk", type=int, default=2048)
-    parser.add_argument("--early-share", type=float, default=0.2, help="share of the tokens for the early chunks")
-    parser.add_argument("--lookup-share", type=float, default=0.25)
+    parser.add_argument("--early-share", type=float, default=0.25, help="share of the tokens for the early chunks")
+    parser.add_argument("--lookup-share", type=float, default=0.15)
     args = parser.parse_args()
     work = args.work or Path("runs") / args.out.name
     work.mkdir(parents=True, exist_ok=True)
 
+    torch.set_flush_denormal(True)  # denormal gradients make a CPU five times slower
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
     model = build_model(args, len(tokenizer))
@@ -179,7 +180,16 @@ def main() -> None:
             print(json.dumps(row), file=log, flush=True)
             print(json.dumps(row), flush=True)
             if index % 8 == 0 or tokens >= args.tokens:
-                save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "chunk": index, "tokens": tokens, "step": step}, work / "state.pt")
+                save(
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "chunk": index,
+                        "tokens": tokens,
+                        "step": step,
+                    },
+                    work / "state.pt",
+                )
                 model.save_pretrained(work / "model")
                 tokenizer.save_pretrained(work / "model")
     if tokens >= args.tokens:

@@ -142,4 +142,3 @@ def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> 
         u = (towards_short / towards_short.norm().clamp(min=1e-12)) @ W_O.float()
         score[layer] = (u.double().cpu() * z[layer]).view(lm.layout.n_heads, -1).sum(dim=-1)
     return HeadScores(score, method, "residual stream norm", v.provenance)
-

@@ -1,7 +1,7 @@
 """Chains of additions and subtractions with a difficulty dial (2 to 8 operands).
 
 A prompt reads ``17+5-9+23=?``, sometimes with a word before or after it (``words.py``). Running values stay
-within 0..199. *Easy* problems (at most three operands, all below 20) look easy and are.
+within 0..99. *Easy* problems (at most three operands, all below 20) look easy and are.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from toolkit.tasks import traces, words
 from toolkit.types import Problem
 
 OPERANDS = (2, 8)
-LARGEST = 199
+LARGEST = 99
 
 
 def problem(rng: random.Random, split: str, *, operands: tuple[int, int] = OPERANDS) -> Problem:
     """Draw one problem of ``split``; ``operands`` is the inclusive range of chain lengths."""
     while True:
         n = rng.randint(*operands)
-        top = rng.choice((9, 19, 49, 99))
+        top = rng.choice((9, 19, 49))
         values, signs, total = [rng.randint(1, top)], [], 0
         total = values[0]
         for _ in range(n - 1):
             value = rng.randint(1, top)
-            sign = rng.choice("+-") if 0 <= total - value and total + value <= LARGEST else "+" if total < value else "-"
+            sign = rng.choice("+-") if total - value >= 0 and total + value <= LARGEST else "+" if total < value else "-"
             total += value if sign == "+" else -value
             values.append(value)
             signs.append(sign)

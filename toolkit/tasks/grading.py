@@ -31,8 +31,6 @@ def _verified(gold: str, answer: str) -> bool:
     try:
         from math_verify import parse, verify
     except ImportError as error:
-        raise ImportError(
-            "Grading mathematics needs math-verify: pip install 'reasoning-length-toolkit[tasks]'."
-        ) from error
+        raise ImportError("Grading mathematics needs math-verify: pip install 'reasoning-length-toolkit[tasks]'.") from error
     # A gold answer such as \frac{1}{2} parses only inside a mathematics environment.
     return bool(verify(parse(f"${gold}$", parsing_timeout=None), parse(answer, parsing_timeout=None), timeout_seconds=None))

@@ -18,9 +18,7 @@ CONTEXT = (40, 640)
 FILLER = ("lamp", "rose", "stone", "river", "cloud", "green", "table", "north", "paper", "apple", "music", "winter")
 
 
-def problem(
-    rng: random.Random, split: str, *, hops: tuple[int, int] = HOPS, context: tuple[int, int] = CONTEXT
-) -> Problem:
+def problem(rng: random.Random, split: str, *, hops: tuple[int, int] = HOPS, context: tuple[int, int] = CONTEXT) -> Problem:
     """Draw one problem of ``split`` with ``hops`` and ``context`` (characters) in the given inclusive ranges."""
     while True:
         n = rng.randint(*hops)
