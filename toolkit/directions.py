@@ -35,7 +35,8 @@ def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = 
     variance = covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None]
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype)
     vector = torch.linalg.solve((1 - shrinkage) * covariance + shrinkage * variance * eye, delta)
-    vector = vector * (delta.norm(dim=-1, keepdim=True) / vector.norm(dim=-1, keepdim=True))
+    norm = vector.norm(dim=-1, keepdim=True)
+    vector = vector * (delta.norm(dim=-1, keepdim=True) / norm.where(norm > 0, 1.0))
     return _direction(moments, kind, "whitened", vector, (pos, neg))
 
 

@@ -140,7 +140,7 @@ class Layout:
             return v
         # The gain is read off behaviour: some families store g, others 1 + g.
         probe = torch.ones(self.d_model, dtype=norm.weight.dtype, device=norm.weight.device)
-        return norm(probe).to(v) * v
+        return norm(probe).detach().to(v) * v
 
 
 def find(model: nn.Module) -> Layout:

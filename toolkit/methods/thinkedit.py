@@ -34,7 +34,7 @@ from toolkit.directions import LONG, SHORT
 from toolkit.lm import LM
 from toolkit.types import Direction, HeadScores, Moments, Rollout
 
-PUBLISHED_SHORT, PUBLISHED_LONG = 100, 1000  # tokens: released generate_response_gsm8k.py
+PUBLISHED_SHORT, PUBLISHED_LONG = 100.0, 1000.0  # tokens: released generate_response_gsm8k.py
 PUBLISHED_FRACTION = 0.04  # of all heads: paper v3/v4 ("~4 %"; the released lists have 3.9 to 6.3 %)
 PUBLISHED_STRENGTHS = tuple(i / 100 for i in range(-8, 9))  # steering alphas: released thinking_length_steering
 assumed_share = 0.2  # share of rollouts in each quantile class: ours
@@ -95,7 +95,7 @@ def quantile_classes(
         raise ClassTooSmallError(f"None of the {len(rollouts)} rollouts has a closed think span.")
     low, high = np.quantile(lengths, [share, 1 - share])
     # Thresholds between two lengths, so that strict inequalities keep the ends.
-    return _checked(LengthClasses(float(low) + 0.5, float(high) - 0.5), rollouts, at_least)
+    return _checked(LengthClasses(float(np.floor(low)) + 0.5, float(np.ceil(high)) - 0.5), rollouts, at_least)
 
 
 def _checked(classes: LengthClasses, rollouts: Sequence[Rollout], at_least: int) -> LengthClasses:
