@@ -140,15 +140,16 @@ class RuntimeEdit:
         by_layer: dict[int, list[HeadEdit]] = defaultdict(list)
         for edit in self.plan.edits:
             by_layer[edit.layer].append(edit)
-        return hooks.rewrite(lm.layout, {Site("attn_out", l): self._rewrite(lm.layout, l, e) for l, e in by_layer.items()})
+        return hooks.rewrite(lm.layout, {Site("attn_out", layer): self._rewrite(lm.layout, layer, found) for layer, found in by_layer.items()})
 
     def _rewrite(self, layout: Layout, layer: int, edits: Sequence[HeadEdit]) -> hooks.Rewrite:
         W = layout.W_O(layer).detach().float()
         v = _unit(layout, self.plan, layer, W.device)
-        change = torch.zeros_like(W)
+        new = W.clone()
         for edit in edits:
             columns = layout.head(edit.head)
-            change[:, columns] = _edited(W[:, columns], edit, v) - W[:, columns]
+            new[:, columns] = _edited(new[:, columns], edit, v)
+        change = new - W
         return lambda attn_out, z: (attn_out.float() + z.float() @ change.T).to(attn_out.dtype)
 
 
@@ -179,7 +180,7 @@ class Steering:
                 f"The direction is {tuple(vector.shape)}, {lm.name} has {lm.layout.n_layers} layers of width {lm.layout.d_model}."
             )
         layers = range(lm.layout.n_layers) if self.layers is None else self.layers
-        return hooks.rewrite(lm.layout, {Site(self.direction.kind, l): _add(self.strength * vector[l]) for l in layers})
+        return hooks.rewrite(lm.layout, {Site(self.direction.kind, layer): _add(self.strength * vector[layer]) for layer in layers})
 
     def relative_dose(self, scale: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
         """``|strength * v| / scale`` per layer, with ``scale`` the typical norm of the activations there."""
@@ -190,7 +191,7 @@ def _add(shift: Float[Tensor, " d_model"]) -> hooks.Rewrite:
     return lambda value, inputs: value + shift.to(value.device, value.dtype)
 
 
-def column_norms(before: LM, after: LM, planned: Plan) -> list[dict[str, float]]:
+def column_norms(before: LM, after: LM, planned: Plan) -> list[dict[str, int | float]]:
     """Frobenius norm of each edited head's slice of ``W_O`` before and after."""
     rows = []
     for edit in planned.edits:
