@@ -35,8 +35,8 @@ lint: $(VENV)/.test ## ruff: rules and format
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 
-check-types: $(VENV)/.test ## pyright on toolkit/
-	$(BIN)/pyright --pythonpath $(BIN)/python
+check-types: $(VENV)/.test ## mypy on toolkit/
+	$(BIN)/mypy
 
 format: $(VENV)/.test ## let ruff fix and format the source
 	$(BIN)/ruff check --fix $(CHECKED)

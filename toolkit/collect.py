@@ -49,8 +49,7 @@ def step_starts(lm: LM) -> Positions:
 
     These are the first predictor position and every position of the span whose token ends a line.
     """
-    vocab = range(lm.model.get_input_embeddings().weight.shape[0])
-    ends_line = {i for i in vocab if i < len(lm.tokenizer) and lm.tokenizer.decode([i]).endswith("\n")}
+    ends_line = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).endswith("\n")}
 
     def of(r: Rollout) -> Sequence[int]:
         where = _think(r)

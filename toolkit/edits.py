@@ -140,7 +140,9 @@ class RuntimeEdit:
         by_layer: dict[int, list[HeadEdit]] = defaultdict(list)
         for edit in self.plan.edits:
             by_layer[edit.layer].append(edit)
-        return hooks.rewrite(lm.layout, {Site("attn_out", layer): self._rewrite(lm.layout, layer, found) for layer, found in by_layer.items()})
+        return hooks.rewrite(
+            lm.layout, {Site("attn_out", layer): self._rewrite(lm.layout, layer, found) for layer, found in by_layer.items()}
+        )
 
     def _rewrite(self, layout: Layout, layer: int, edits: Sequence[HeadEdit]) -> hooks.Rewrite:
         W = layout.W_O(layer).detach().float()

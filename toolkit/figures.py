@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -108,7 +109,7 @@ def length_accuracy(summary: pd.DataFrame) -> go.Figure:
     wide = summary.pivot(index="condition", columns="metric", values=["mean", "low", "high"])
     for i, name in enumerate(summary["condition"].unique()):
         row = wide.loc[name]
-        point = {}
+        point: dict[str, Any] = {}
         for axis, metric in (("x", "think_tokens"), ("y", "accuracy")):
             mean, low, high = (row[part][metric] for part in ("mean", "low", "high"))
             point[axis] = [mean]

@@ -192,7 +192,7 @@ def _decode(lm: LM, rows: Sequence[tuple[list[int], str, int]], sampling: Sampli
     for step in range(sampling.max_new_tokens):
         tokens, scores = draw(logits, streams.at(step, alive, device), sampling)
         drawn[at, step] = tokens
-        if details is not None:
+        if details is not None and scores is not None:
             details[:, at, step] = scores
         ended = ended | torch.isin(tokens, eos)
         last = step + 1 == sampling.max_new_tokens
@@ -289,7 +289,7 @@ def _raw(rows, row: int, drawn: Tensor, details: Tensor | None, steps: int, eos_
 def _rollout(lm: LM, problem: Problem, prompt: list[int], raw: _Raw) -> Rollout:
     ids = prompt + raw.tokens
     think, answer = spans(lm, ids, len(prompt), ended=raw.finish == "stop")
-    answer_text = lm.tokenizer.decode(ids[answer.start : answer.stop], skip_special_tokens=True) if answer else ""
+    answer_text = lm.text(ids[answer.start : answer.stop], special=False) if answer else ""
     return Rollout(
         problem_id=problem.id,
         sample=raw.sample,
@@ -298,7 +298,7 @@ def _rollout(lm: LM, problem: Problem, prompt: list[int], raw: _Raw) -> Rollout:
         think=think,
         answer=answer,
         finish=raw.finish,
-        text=lm.tokenizer.decode(raw.tokens),
+        text=lm.text(raw.tokens),
         correct=answer is not None and grade(problem, answer_text),
         logprobs=tuple(raw.logprobs) if raw.logprobs else None,
         entropies=tuple(raw.entropies) if raw.entropies else None,
@@ -340,7 +340,7 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
 
 def _switched_off(lm: LM, ids: Sequence[int], closed: Span, prompt_len: int) -> bool:
     tail = ids[closed.stop : prompt_len]
-    return len(tail) <= DISABLED_TAIL and not lm.tokenizer.decode(tail).strip()
+    return len(tail) <= DISABLED_TAIL and not lm.text(tail).strip()
 
 
 def _first(lm: LM, ids: Sequence[int], tag: str | None, start: int, stop: int) -> Span | None:
@@ -361,7 +361,7 @@ def _find(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
     if single is not None:
         return [Span(i, i + 1) for i, token in enumerate(ids) if token == single]
     # A tag of several tokens may share its last token with what follows ('>\n\n'); that token counts as tag.
-    pieces = [lm.tokenizer.decode([token]) for token in ids]
+    pieces = [lm.text([token]) for token in ids]
     ends = np.cumsum([len(piece) for piece in pieces])
     text, found, at = "".join(pieces), [], 0
     while (at := text.find(tag, at)) >= 0:

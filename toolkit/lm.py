@@ -99,6 +99,15 @@ class LM:
         hashed = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:16]
         return Provenance(self.name, self.revision, self.fingerprint, hashed, toolkit.__version__, seed, notes)
 
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding; the tokenizer may name fewer."""
+        return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[index]  # a Parameter, typed as Tensor or Module
+
+    def text(self, ids: Sequence[int], *, special: bool = True) -> str:
+        """Decoded token ids; ``special=False`` leaves special tokens out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=not special))
+
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a chat prompt, generation prompt included.
 
@@ -199,10 +208,19 @@ def load(
     common = {"revision": revision, "trust_remote_code": trust_remote_code, **extra}
     tokenizer = AutoTokenizer.from_pretrained(where, **common)
     model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **common)
-    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if path.suffix == ".gguf":
+        _forget_quantization(model)
+    torch.nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     lm = wrap(model, tokenizer, name=str(source), tags=tags, revision=revision)
     qualify(lm)
     return lm
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    # A GGUF file is turned into plain weights while loading, yet transformers would still refuse to save them.
+    model.hf_quantizer = None  # type: ignore[assignment]
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
 
 
 def wrap(
@@ -218,14 +236,14 @@ def wrap(
     for key, value in model.named_parameters():
         if not torch.isfinite(value).all():
             raise UnsupportedModelError(f"{name}: weight {key} holds NaN or infinity; the checkpoint is damaged.")
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise UnsupportedModelError(
-            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model embeds {rows}: they do not belong together."
-        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return LM(model.eval(), tokenizer, layout, tags or _find_tags(tokenizer), name, revision)
+    lm = LM(model.eval(), tokenizer, layout, tags or _find_tags(tokenizer), name, revision)
+    if len(tokenizer) > lm.vocab_size:
+        raise UnsupportedModelError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model embeds {lm.vocab_size}: they do not belong together."
+        )
+    return lm
 
 
 def _find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:

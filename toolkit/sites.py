@@ -21,11 +21,12 @@ carries a residual direction back through that norm's gain. In parallel blocks (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -117,7 +118,7 @@ class Layout:
 
     def W_O(self, layer: int) -> Float[Tensor, "d_model n_heads_head_dim"]:
         """Output projection as ``[d_model, n_heads * head_dim]``: a view, writing to it edits the model."""
-        out = self.blocks[layer].out
+        out: Any = self.blocks[layer].out
         return out.weight.T if _is_conv1d(out) else out.weight
 
     def b_O(self, layer: int) -> Float[Tensor, " d_model"] | None:
@@ -135,7 +136,7 @@ class Layout:
 
         Pre-norm: v itself. Post-norm (RMS norm with gain g): ``g * v``, since ``<v, g * a / rms(a)> = <g * v, a> / rms(a)``.
         """
-        norm = self.blocks[layer].post_attention_norm
+        norm: Any = self.blocks[layer].post_attention_norm
         if norm is None:
             return v
         # The gain is read off behaviour: some families store g, others 1 + g.
@@ -143,7 +144,7 @@ class Layout:
         return norm(probe).detach().to(v) * v
 
 
-def find(model: nn.Module) -> Layout:
+def find(model: PreTrainedModel) -> Layout:
     """Find a model's layout by structure.
 
     Raises:
@@ -167,17 +168,17 @@ def find(model: nn.Module) -> Layout:
 
 
 def _block(module: nn.Module, row: Row) -> Block | None:
-    attention = getattr(module, row.attention, None)
-    parts = [getattr(attention, row.out, None), getattr(module, row.mlp, None)]
+    attention: Any = getattr(module, row.attention, None)
+    out, mlp = getattr(attention, row.out, None), getattr(module, row.mlp, None)
     names = (row.post_attention_norm, row.post_mlp_norm)
     norms = [getattr(module, name, None) if name else None for name in names]
-    if None in parts or any(name and norm is None for name, norm in zip(names, norms, strict=True)):
+    if out is None or mlp is None or any(name and norm is None for name, norm in zip(names, norms, strict=True)):
         return None
-    return Block(module, attention, parts[0], parts[1], norms[0], norms[1])
+    return Block(module, attention, out, mlp, norms[0], norms[1])
 
 
 def _layout(config, row: Row, blocks: tuple[Block, ...]) -> Layout:
-    out = blocks[0].out
+    out: Any = blocks[0].out
     d_in, d_out = out.weight.shape if _is_conv1d(out) else out.weight.shape[::-1]
     n_heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or d_in // n_heads

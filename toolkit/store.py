@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from toolkit.types import Direction, HeadEdit, HeadScores, Moments, Plan, Problem, Provenance, Rollout, Span
 
 FORMAT, FORMAT_VERSION = "reasoning-length-toolkit", 1
-_TYPES = {cls.__name__: cls for cls in (Direction, HeadEdit, HeadScores, Moments, Plan, Provenance)}
+_TYPES: dict[str, Any] = {cls.__name__: cls for cls in (Direction, HeadEdit, HeadScores, Moments, Plan, Provenance)}
 _TUPLES = {"labels", "n", "edits"}
 T = TypeVar("T", Direction, HeadScores, Moments, Plan)
 

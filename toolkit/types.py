@@ -170,7 +170,7 @@ class Moments:
         """Pooled within-class covariance of activations (each example weight 1) at site ``kind``."""
         if kind not in self.outer:
             raise KeyError(f"No second moments of {kind!r}: collect with second=({kind!r},).")
-        total = sum(self.outer[kind][i] for i, n in enumerate(self.n) if n)
+        total = self.outer[kind].sum(dim=0)
         for i, n in enumerate(self.n):
             if n:
                 mean = self.sums[kind][i] / n

@@ -71,24 +71,33 @@ def build_model(args: argparse.Namespace, vocab_size: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def chunk(tokenizer, seed: int, index: int, args: argparse.Namespace, early: bool) -> list[list[tuple[list[int], int]]]:
-    """The ``index``-th chunk of training data: length-sorted batches of (token ids, prompt length).
+Row = tuple[list[int], int, bool]
+"""Token ids, prompt length, and whether the prompt is predicted too."""
 
-    Early chunks teach the steps before the habits: short chains and contexts, nothing pushes towards haste.
+
+def chunk(tokenizer, seed: int, index: int, args: argparse.Namespace, done: float) -> list[list[Row]]:
+    """The ``index``-th chunk of training data as length-sorted batches, ``done`` being the share of the training behind it.
+
+    Three lessons follow one another: the steps (short chains and contexts, nothing pushes towards haste), the habits, and
+    retrieval (more lookup, bindings restated in the prompt, and the prompt predicted too).
     """
     rng = random.Random(f"train-{seed}-{index}")
+    early, late = done < args.early_share, done >= args.late_from
     habits = traces.Habits(ease_push=0.0, cue_push=0.0, mood_push=0.0) if early else traces.Habits()
+    restated, share = (0.5, args.late_lookup_share) if late else (0.0, args.lookup_share)
     rows = []
     for _ in range(args.chunk):
-        if rng.random() < args.lookup_share:
-            p = lookup.problem(rng, "train", hops=(1, 2), context=(40, 120)) if early else lookup.problem(rng, "train")
+        is_lookup = rng.random() < share
+        if is_lookup:
+            limits = {"hops": (1, 2), "context": (40, 120)} if early else {"restated": restated}
+            p = lookup.problem(rng, "train", **limits)
             trace = lookup.write_trace(p, rng, habits)
         else:
             p = arithmetic.problem(rng, "train", operands=(2, 4)) if early else arithmetic.problem(rng, "train")
             trace = arithmetic.write_trace(p, rng, habits)
         prompt = tokenizer.encode(f"<|user|>{p.messages[0]['content']}<|end|><|assistant|>")
         response = tokenizer.encode(f"<think>{trace.text}</think>{trace.conclusion}<|end|>")
-        rows.append((prompt + response, len(prompt)))
+        rows.append((prompt + response, len(prompt), is_lookup and late))
     rows.sort(key=lambda row: len(row[0]))
     batches, batch = [], []
     for row in rows:
@@ -101,16 +110,21 @@ def chunk(tokenizer, seed: int, index: int, args: argparse.Namespace, early: boo
     return batches
 
 
-def loss_of(model: Qwen3ForCausalLM, batch: list[tuple[list[int], int]]) -> tuple[torch.Tensor, int]:
-    """Mean cross-entropy (nats) over the response tokens of a right-padded batch, and its padded token count."""
-    ids = pad_sequence([torch.tensor(row) for row, _ in batch], batch_first=True)
-    lengths = torch.tensor([len(row) for row, _ in batch])
-    prompts = torch.tensor([prompt for _, prompt in batch])
+def loss_of(model: Qwen3ForCausalLM, batch: list[Row], prompt_weight: float) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Loss of a right-padded batch, its response part (mean nats per response token), and its padded token count."""
+    ids = pad_sequence([torch.tensor(row) for row, _, _ in batch], batch_first=True)
+    lengths = torch.tensor([len(row) for row, _, _ in batch])[:, None]
+    prompts = torch.tensor([prompt for _, prompt, _ in batch])[:, None]
+    predicted = torch.tensor([flag for _, _, flag in batch])[:, None]
     at = torch.arange(ids.shape[1] - 1)
-    mask = (at >= prompts[:, None] - 1) & (at < lengths[:, None] - 1)
     hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
-    logits = model.lm_head(hidden[mask])
-    return torch.nn.functional.cross_entropy(logits, ids[:, 1:][mask]), ids.numel()
+
+    def mean_over(mask: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(model.lm_head(hidden[mask]), ids[:, 1:][mask])
+
+    response = mean_over((at >= prompts - 1) & (at < lengths - 1))
+    prompt = predicted & (at < prompts - 1)
+    return response + prompt_weight * mean_over(prompt) if prompt.any() else response, response, ids.numel()
 
 
 def learning_rate(done: float, args: argparse.Namespace) -> float:
@@ -142,7 +156,10 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--chunk", type=int, default=2048)
     parser.add_argument("--early-share", type=float, default=0.25, help="share of the tokens for the early chunks")
+    parser.add_argument("--late-from", type=float, default=0.514, help="share of the tokens after which retrieval is taught")
     parser.add_argument("--lookup-share", type=float, default=0.15)
+    parser.add_argument("--late-lookup-share", type=float, default=0.25)
+    parser.add_argument("--prompt-weight", type=float, default=0.3, help="weight of the prompt's loss in the late lesson")
     args = parser.parse_args()
     work = args.work or Path("runs") / args.out.name
     work.mkdir(parents=True, exist_ok=True)
@@ -166,15 +183,15 @@ def main() -> None:
     with open(work / "loss.jsonl", "a") as log:
         while tokens < args.tokens and time.time() - began < 60 * args.minutes:
             total, count, seen, tick = 0.0, 0, 0, time.time()
-            for batch in chunk(tokenizer, args.seed, index, args, early=tokens < args.early_share * args.tokens):
+            for batch in chunk(tokenizer, args.seed, index, args, tokens / args.tokens):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(tokens / args.tokens, args)
-                loss, n = loss_of(model, batch)
+                loss, response, n = loss_of(model, batch, args.prompt_weight)
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
-                total, count, tokens, seen, step = total + loss.item(), count + 1, tokens + n, seen + n, step + 1
+                total, count, tokens, seen, step = total + response.item(), count + 1, tokens + n, seen + n, step + 1
             index += 1
             row = {"step": step, "tokens": tokens, "loss": total / count, "tokens_per_second": seen / (time.time() - tick)}
             print(json.dumps(row), file=log, flush=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 import string
+from itertools import pairwise
 
 from toolkit.tasks import traces, words
 from toolkit.types import Problem
@@ -18,13 +19,24 @@ CONTEXT = (40, 640)
 FILLER = ("lamp", "rose", "stone", "river", "cloud", "green", "table", "north", "paper", "apple", "music", "winter")
 
 
-def problem(rng: random.Random, split: str, *, hops: tuple[int, int] = HOPS, context: tuple[int, int] = CONTEXT) -> Problem:
-    """Draw one problem of ``split`` with ``hops`` and ``context`` (characters) in the given inclusive ranges."""
+def problem(
+    rng: random.Random,
+    split: str,
+    *,
+    hops: tuple[int, int] = HOPS,
+    context: tuple[int, int] = CONTEXT,
+    restated: float = 0.0,
+) -> Problem:
+    """Draw one problem of ``split`` with ``hops`` and ``context`` (characters) in the given inclusive ranges.
+
+    ``restated`` is the share of bindings that stand in the context twice (training uses it: a second statement can only be
+    predicted by retrieving the first).
+    """
     while True:
         n = rng.randint(*hops)
         low, high = math.log(context[0]), math.log(context[1])
         size = round(math.exp(rng.uniform(low, high)))
-        text, chain = _context(rng, n, size)
+        text, chain = _context(rng, n, size, restated)
         if words.split_of(text) == split:
             break
     content, word = words.with_word(f"{text} {chain[0]}?", rng)
@@ -41,10 +53,10 @@ def problem(rng: random.Random, split: str, *, hops: tuple[int, int] = HOPS, con
     return Problem(f"lookup-{content}", ({"role": "user", "content": content},), chain[-1], meta)
 
 
-def _context(rng: random.Random, hops: int, size: int) -> tuple[str, list[str]]:
+def _context(rng: random.Random, hops: int, size: int, restated: float) -> tuple[str, list[str]]:
     names = rng.sample(string.ascii_uppercase, 26)
     chain = [*names[:hops], str(rng.randint(10, 99))]
-    parts = [f"{a}={b};" for a, b in zip(chain, chain[1:], strict=False)]
+    parts = [f"{a}={b};" for a, b in pairwise(chain)]
     spare = names[hops:]
     others = spare[: rng.randint(2, min(len(spare), max(2, size // 16)))]
     for i, name in enumerate(others):
@@ -53,6 +65,7 @@ def _context(rng: random.Random, hops: int, size: int) -> tuple[str, list[str]]:
         later = others[i + 1 :]
         target = rng.choice(later) if later and rng.random() < 0.5 else str(rng.randint(10, 99))
         parts.append(f"{name}={target};")
+    parts += [part for part in parts if restated and rng.random() < restated]
     length = sum(map(len, parts)) + len(parts)
     while length < size:
         phrase = f"{rng.choice(FILLER)} {rng.choice(FILLER)};"
