@@ -13,7 +13,7 @@ import pytest
 import torch
 from families import COMMON, CONFIGS, FAMILIES, tokenizer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from toolkit import hooks, sites
 from toolkit import lm as lms
@@ -567,11 +567,10 @@ def test_the_layout_is_found_by_structure_not_by_class_name(model_of):
     """The same modules under a class and a path nobody has heard of."""
     lm = model_of("qwen3")
 
-    class Unheard(nn.Module):
+    class Unheard(PreTrainedModel):
         def __init__(self, model):
-            super().__init__()
+            super().__init__(model.config)
             self.wrapped = nn.ModuleDict({"anything": model})
-            self.config = model.config
 
     found = sites.find(Unheard(lm.model))
     assert found.blocks[0].block is true_blocks(lm)[0]
