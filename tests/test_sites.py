@@ -568,6 +568,8 @@ def test_the_layout_is_found_by_structure_not_by_class_name(model_of):
     lm = model_of("qwen3")
 
     class Unheard(PreTrainedModel):
+        _supports_sdpa = True
+
         def __init__(self, model):
             super().__init__(model.config)
             self.wrapped = nn.ModuleDict({"anything": model})

@@ -19,6 +19,7 @@ from toolkit.types import Problem, Span
 
 END = "<|end|>"
 PROMPT = "<|user|>1+2=?<|end|><|assistant|>"
+USUAL = ThinkTags()
 R1, EMPTY = "<think>\n", "<think>\n\n</think>\n\n"
 
 
@@ -30,7 +31,7 @@ class Case:
     response: str
     think: str | None
     answer: str | None
-    tags: ThinkTags | None = ThinkTags()
+    tags: ThinkTags | None = USUAL
 
 
 CASES = {
