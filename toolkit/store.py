@@ -112,7 +112,7 @@ def read_json(path: str | Path) -> Any:
 
 def read_lines(path: str | Path) -> list[str]:
     """Non-empty lines of a text file."""
-    return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def jsonable(value: Any) -> Any:
@@ -168,6 +168,10 @@ def load(path: str | Path, kind: type[T], *, fingerprint: str | None = None) -> 
         raise DamagedFileError(f"{path} is not a whole safetensors file: {error}.") from error
     if header.get("format") != FORMAT:
         raise ForeignFileError(f"{path} was not written by {FORMAT}: its format is {header.get('format')!r}.")
+    if header.get("format_version") != str(FORMAT_VERSION):
+        raise ForeignFileError(
+            f"{path} has format version {header.get('format_version')}, this toolkit reads {FORMAT_VERSION}: update it."
+        )
     value = _decode(json.loads(header["value"]), tensors)
     if not isinstance(value, kind):
         raise ForeignFileError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}.")
@@ -219,7 +223,7 @@ def rollout_table(rollouts: Iterable[Rollout]) -> pd.DataFrame:
     for r in rollouts:
         row = {f.name: getattr(r, f.name) for f in dataclasses.fields(r) if f.name not in ("think", "answer")}
         for name, span in (("think", r.think), ("answer", r.answer)):
-            row[f"{name}_start"], row[f"{name}_stop"] = (span.start, span.stop) if span else (-1, -1)
+            row[f"{name}_start"], row[f"{name}_stop"] = (-1, -1) if span is None else (span.start, span.stop)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -281,7 +285,7 @@ def load_rollouts(path: str | Path) -> list[Rollout]:
     """
     source = Path(path)
     files = sorted(source.glob("part-*.parquet")) if source.is_dir() else [source]
-    if not source.exists():
+    if not source.exists() or not (files or (source / "header.json").exists()):
         raise FileNotFoundError(f"No rollouts at {source}.")
     found: list[Rollout] = []
     for file in files:
@@ -330,8 +334,10 @@ def load_problems(path: str | Path) -> list[Problem]:
         try:
             row = json.loads(line)
             messages = row.get("messages") or [{"role": "user", "content": row["question"]}]
+            if not isinstance(messages, list):
+                raise TypeError(f"messages is {messages!r}, not a list")
             problems.append(Problem(str(row.get("id", number)), tuple(messages), str(row["answer"]), row.get("meta", {})))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
             raise DamagedFileError(f"{path}, line {number}: {error!r}. Expected id, messages or question, answer.") from error
     if not problems:
         raise ValueError(f"{path} holds no problem: give one JSON object a line with id, messages or question, and answer.")
