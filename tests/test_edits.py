@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from families import FAMILIES
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from toolkit import collect, edits, lm as lms
+from toolkit import collect, edits
+from toolkit import lm as lms
 from toolkit.edits import RuntimeEdit, Steering
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
