@@ -113,9 +113,19 @@ def _unit(layout: Layout, planned: Plan, layer: int, device: torch.device) -> Fl
     """The plan's unit direction at a layer, as a functional of ``attn_out``."""
     if planned.direction is None:
         return None
-    v = layout.to_attn_out(layer, planned.direction.vector[layer].to(device, torch.float32))
+    v = planned.direction.vector[layer].to(device, torch.float32)
+    if planned.direction.kind != "attn_out":
+        v = layout.to_attn_out(layer, v)
     norm = v.norm()
     return v / norm if norm > 0 else v
+
+
+def _digest(direction: Direction | None) -> str:
+    """What a direction is, and a hash of its numbers."""
+    if direction is None:
+        return "no direction"
+    numbers = hashlib.sha256(direction.vector.double().cpu().numpy().tobytes()).hexdigest()[:12]
+    return f"{direction.estimator} {direction.kind} {direction.positions} {numbers}"
 
 
 def _check(lm: LM, planned: Plan) -> None:
@@ -133,7 +143,8 @@ class RuntimeEdit:
     plan: Plan
 
     def __str__(self) -> str:
-        return f"edit at run time: {self.plan.name}"
+        chosen = [(e.layer, e.head, e.op, e.strength) for e in self.plan.edits]
+        return f"edit at run time: {chosen}, {_digest(self.plan.direction)}"
 
     def __call__(self, lm: LM) -> AbstractContextManager[None]:
         _check(lm, self.plan)
@@ -171,9 +182,8 @@ class Steering:
     layers: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
-        digest = hashlib.sha256(self.direction.vector.double().numpy().tobytes()).hexdigest()[:12]
         where = "all layers" if self.layers is None else f"layers {self.layers}"
-        return f"steering {self.strength:+g} x {self.direction.estimator} {self.direction.kind} {digest}, {where}"
+        return f"steering {self.strength:+g} x {_digest(self.direction)}, {where}"
 
     def __call__(self, lm: LM) -> AbstractContextManager[None]:
         vector = self.direction.vector

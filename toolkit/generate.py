@@ -8,6 +8,7 @@ batch. Samples of a problem share one prefill.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from toolkit.tasks.grading import grade
 from toolkit.types import Finish, Problem, Rollout, Span
 
 COMPACT_EVERY = 8  # decode steps between looks at which rows have finished: one device synchronisation each
-DISABLED_TAIL = 8  # tokens after a closing tag at the end of a prompt within which thinking counts as switched off
+TAIL = 32  # tokens at the end of a prompt in which a tag that the template put there is looked for
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,14 @@ def _prompts(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> dict[st
 
 
 def _header(condition: Condition, problems: Sequence[Problem], sampling: Sampling) -> dict:
-    digest = hashlib.sha256("\n".join(f"{p.id}\t{p.answer}" for p in problems).encode()).hexdigest()
+    asked = [(p.id, [dict(m) for m in p.messages], p.answer) for p in problems]
     return {
         "model": condition.lm.name,
         "fingerprint": condition.lm.fingerprint,
         "interventions": [str(i) for i in condition.during],
-        "problems": digest,
+        "template": condition.lm.provenance().template_hash,
+        "tags": asdict(condition.lm.tags) if condition.lm.tags else None,
+        "problems": hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest(),
         "sampling": sampling.identity,
     }
 
@@ -255,15 +258,15 @@ def draw(
         kept = _truncated(probs, sampling)
         cdf = kept.cumsum(dim=-1)
         total = cdf[:, -1:]
-        # The largest float below 1 keeps u * total inside the support.
-        target = (uniform[:, None] * total).clamp(max=torch.finfo(torch.float32).max)
-        tokens = torch.searchsorted(cdf, target, right=True).squeeze(1).clamp(max=probs.shape[1] - 1)
+        # Rounding must not push the target to the total, past the last token that can be drawn.
+        target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+        tokens = torch.searchsorted(cdf, target, right=True).squeeze(1)
         if kept is not probs:
             logp = torch.where(kept > 0, logp, -torch.inf) - total.log()
     if not sampling.details:
         return tokens, None
     chosen = logp.gather(1, tokens[:, None]).squeeze(1)
-    return tokens, torch.stack([chosen, -(probs * torch.log_softmax(scaled, dim=-1)).sum(dim=-1)])
+    return tokens, torch.stack([chosen, torch.special.entr(probs).sum(dim=-1)])
 
 
 def _truncated(probs: Float[Tensor, "rows vocab"], sampling: Sampling) -> Float[Tensor, "rows vocab"]:
@@ -274,7 +277,8 @@ def _truncated(probs: Float[Tensor, "rows vocab"], sampling: Sampling) -> Float[
     if sampling.top_k:
         keep[:, sampling.top_k :] = False
     # A token stays if the mass before it is still below top_p, so the first always stays.
-    keep &= ordered.cumsum(dim=-1) - ordered < sampling.top_p
+    ordered = ordered * keep
+    keep &= (ordered.cumsum(dim=-1) - ordered) / ordered.sum(dim=-1, keepdim=True) < sampling.top_p
     return torch.zeros_like(probs).scatter(-1, order, ordered * keep)
 
 
@@ -322,11 +326,9 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
         return (whole if tags else None), (whole if ended or tags is None else None)
     start = prompt_len
     if tags.open is not None:
-        opened = _last(lm, ids[:prompt_len], tags.open)
-        closed = _last(lm, ids[:prompt_len], tags.close)
-        if closed and (not opened or closed.start > opened.start) and _switched_off(lm, ids, closed, prompt_len):
+        if _ends_with(lm, ids[:prompt_len], tags.close):
             return Span(prompt_len, prompt_len), Span(prompt_len, stop)
-        if not (opened and (not closed or opened.start > closed.start)):
+        if not _ends_with(lm, ids[:prompt_len], tags.open):
             tag = _first(lm, ids, tags.open, prompt_len, stop)
             closing = _first(lm, ids, tags.close, prompt_len, stop)
             if tag is None and closing is None:
@@ -338,19 +340,15 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
     return Span(start, closing.start), Span(closing.stop, stop)
 
 
-def _switched_off(lm: LM, ids: Sequence[int], closed: Span, prompt_len: int) -> bool:
-    tail = ids[closed.stop : prompt_len]
-    return len(tail) <= DISABLED_TAIL and not lm.text(tail).strip()
+def _ends_with(lm: LM, prompt: Sequence[int], tag: str | None) -> bool:
+    """Whether a prompt ends with a tag, white space aside: what a user says of tags, or an earlier turn, does not count."""
+    found = _find(lm, prompt[-TAIL:], tag)
+    return bool(found) and not lm.text(prompt[-TAIL:][found[-1].stop :]).strip()
 
 
 def _first(lm: LM, ids: Sequence[int], tag: str | None, start: int, stop: int) -> Span | None:
     found = _find(lm, ids[start:stop], tag)
     return Span(start + found[0].start, start + found[0].stop) if found else None
-
-
-def _last(lm: LM, ids: Sequence[int], tag: str | None) -> Span | None:
-    found = _find(lm, ids, tag)
-    return found[-1] if found else None
 
 
 def _find(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
@@ -360,8 +358,9 @@ def _find(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
     single = lm.tokenizer.get_vocab().get(tag)
     if single is not None:
         return [Span(i, i + 1) for i, token in enumerate(ids) if token == single]
-    # A tag of several tokens may share its last token with what follows ('>\n\n'); that token counts as tag.
-    pieces = [lm.text([token]) for token in ids]
+    # A tag of several tokens may share its last token with what follows ('>\n\n'); that token counts as tag. A token is read
+    # beside the one before it, since many tokenizers drop the blank in front of a text's first token.
+    pieces = [lm.text(ids[max(i - 1, 0) : i + 1])[len(lm.text(ids[i - 1 : i])) if i else 0 :] for i in range(len(ids))]
     ends = np.cumsum([len(piece) for piece in pieces])
     text, found, at = "".join(pieces), [], 0
     while (at := text.find(tag, at)) >= 0:

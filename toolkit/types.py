@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -178,19 +179,23 @@ class Moments:
         return total / sum(self.n)
 
     def __add__(self, other: Moments) -> Moments:
-        """Merge two shards of the same model, positions and classes."""
-        mine = (self.labels, self.positions, self.provenance.fingerprint, set(self.sums), set(self.outer))
-        theirs = (other.labels, other.positions, other.provenance.fingerprint, set(other.sums), set(other.outer))
+        """Merge two shards of the same model, positions and sites; a class may be missing from either."""
+        mine = (self.positions, self.provenance.fingerprint, sorted(self.sums), sorted(self.outer))
+        theirs = (other.positions, other.provenance.fingerprint, sorted(other.sums), sorted(other.outer))
         if mine != theirs:
-            raise ValueError(f"These moments do not belong together: {mine} and {theirs}.")
-        return Moments(
-            self.labels,
-            tuple(a + b for a, b in zip(self.n, other.n, strict=True)),
-            self.positions,
-            {kind: self.sums[kind] + other.sums[kind] for kind in self.sums},
-            {kind: self.outer[kind] + other.outer[kind] for kind in self.outer},
-            self.provenance,
-        )
+            raise ValueError(f"These moments do not belong together: {mine} and {theirs} (positions, weights, sites).")
+        labels = tuple(sorted({*self.labels, *other.labels}))
+
+        def merged(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            found = {kind: torch.zeros(len(labels), *a[kind].shape[1:], dtype=a[kind].dtype) for kind in a}
+            for part, names in ((a, self.labels), (b, other.labels)):
+                for kind, value in part.items():
+                    found[kind][[labels.index(name) for name in names]] += value
+            return found
+
+        counts = [dict(zip(m.labels, m.n, strict=True)) for m in (self, other)]
+        n = tuple(sum(c.get(name, 0) for c in counts) for name in labels)
+        return Moments(labels, n, self.positions, merged(self.sums, other.sums), merged(self.outer, other.outer), self.provenance)
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,8 @@ class Direction:
 
     Attributes:
         vector: ``[layers, d_model]``, un-normalised.
-        kind: Site kind it lives at: ``"resid_mid"`` (attn) or ``"resid_post"`` (mlp), before any final norm.
+        kind: Site kind it lives at: ``"resid_mid"`` (attn) or ``"resid_post"`` (mlp), before any final norm; ``"attn_out"`` for a
+            direction that heads write themselves (it differs from the residual stream only in post-norm families).
         positions: Name of the positions it was averaged over.
         estimator: ``"mean_difference"``, ``"whitened"``, ``"random"``, ...
         n_pos: Examples of the long class.

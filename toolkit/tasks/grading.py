@@ -6,7 +6,7 @@ import re
 
 from toolkit.types import Problem
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?")  # a minus after a number is no sign: "12-5" ends in 5
 
 
 def last_number(text: str) -> str | None:

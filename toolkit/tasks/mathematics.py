@@ -39,7 +39,7 @@ def math500(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Pat
         raise ValueError(f"MATH-500 has a test split only, not {split!r}: take training problems from gsm8k.")
     table = _table(path, "HuggingFaceH4/MATH-500", None, "test", ("problem", "answer", "level"))
     rows = zip(table["problem"], table["answer"], table["level"], strict=True)
-    return _draw([_problem("math500", split, q, a, difficulty=_level(level)) for q, a, level in rows], n, seed)
+    return _draw([_problem("math500", split, q, str(a), difficulty=_level(level)) for q, a, level in rows], n, seed)
 
 
 def _level(level: object) -> int:
