@@ -1,0 +1,203 @@
+"""Statistics against simulations and naive loops."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from toolkit import evaluate, stats
+
+small = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
+lengths_of = hnp.arrays(float, small, elements=st.integers(0, 6).map(float))
+
+
+def study(rng, problems: int, samples: int, effect: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Two conditions on the same problems: problems differ much, the conditions by ``effect``; 0/1 outcomes."""
+    difficulty = rng.normal(0, 1.5, (problems, 1))
+    a, b = (rng.random((problems, samples)) < 1 / (1 + np.exp(-difficulty - shift)) for shift in (effect, 0.0))
+    return a.astype(float), b.astype(float)
+
+
+# --- bootstrap -----------------------------------------------------------------------------------------------
+
+
+def test_a_95_percent_interval_covers_the_truth_in_about_95_percent_of_studies():
+    """400 simulated studies of 60 problems with 4 samples; the binomial deviation of the share is 1.1 points."""
+    rng = np.random.default_rng(0)
+    truth = study(rng, 200_000, 1)[0].mean()
+    covered = []
+    for i in range(400):
+        a, _ = study(rng, 60, 4)
+        found = stats.bootstrap(stats.mean_of(a), 60, seed=i, times=600)
+        covered.append(found.low <= truth <= found.high)
+    assert 0.91 <= np.mean(covered) <= 0.975
+
+
+def test_samples_of_a_problem_are_not_counted_as_independent():
+    """Ten copies of one sample say no more than the sample: the interval stays as wide."""
+    a, _ = study(np.random.default_rng(1), 80, 1)
+    once = stats.bootstrap(stats.mean_of(a), 80)
+    copied = stats.bootstrap(stats.mean_of(np.repeat(a, 10, axis=1)), 80)
+    assert (copied.low, copied.high) == pytest.approx((once.low, once.high))
+
+
+def test_a_paired_difference_is_narrower_than_an_unpaired_one_and_as_right():
+    rng = np.random.default_rng(2)
+    a, b = study(rng, 150, 8, effect=0.5)
+    paired = stats.bootstrap(stats.difference(stats.mean_of(a), stats.mean_of(b)), 150)
+    first, second = stats.resamples(150, seed=0), stats.resamples(150, seed=1)
+    apart = stats.mean_of(a)(first) - stats.mean_of(b)(second)
+    low, high = np.quantile(apart, [0.025, 0.975])
+    assert paired.high - paired.low < 0.6 * (high - low)
+    assert paired.mean == pytest.approx(a.mean() - b.mean())
+    assert paired.excludes_zero
+
+
+def test_a_condition_against_itself_differs_by_exactly_nothing():
+    a, _ = study(np.random.default_rng(3), 30, 4)
+    found = stats.bootstrap(stats.difference(stats.mean_of(a), stats.mean_of(a)), 30)
+    assert (found.mean, found.low, found.high) == (0, 0, 0)
+    assert not found.excludes_zero
+
+
+def test_the_centre_is_the_statistic_of_the_sample_itself():
+    a, _ = study(np.random.default_rng(4), 25, 3)
+    assert stats.bootstrap(stats.mean_of(a), 25).mean == pytest.approx(a.mean())
+
+
+def test_the_same_seed_gives_the_same_interval_and_a_higher_level_a_wider_one():
+    statistic = stats.mean_of(study(np.random.default_rng(5), 50, 2)[0])
+    assert stats.bootstrap(statistic, 50, seed=3) == stats.bootstrap(statistic, 50, seed=3)
+    assert stats.bootstrap(statistic, 50, seed=3) != stats.bootstrap(statistic, 50, seed=4)
+    narrow, wide = (stats.bootstrap(statistic, 50, level=level) for level in (0.8, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_no_problems_are_refused():
+    with pytest.raises(ValueError, match="No problems to estimate from"):
+        stats.bootstrap(stats.mean_of(np.zeros((0, 2))), 0)
+
+
+# --- the shortest responses ----------------------------------------------------------------------------------
+
+
+def naive_shortest(correct: np.ndarray, lengths: np.ndarray, share: float) -> float:
+    """The published metric: for each sample index sort the responses by length, take floor(p N), average over indices."""
+    problems, samples = lengths.shape
+    keep = max(1, math.floor(Fraction(str(share)) * problems))
+    accuracies = []
+    for s in range(samples):
+        ranked = sorted(range(problems), key=lambda i: (lengths[i, s], i))
+        accuracies.append(sum(correct[i, s] for i in ranked[:keep]) / keep)
+    return sum(accuracies) / samples
+
+
+@given(lengths=lengths_of, share=st.sampled_from(evaluate.SHORTEST + (0.5, 1.0)), data=st.data())
+def test_shortest_accuracy_equals_the_naive_loop(lengths, share, data):
+    correct = data.draw(hnp.arrays(float, lengths.shape, elements=st.sampled_from([0.0, 1.0])))
+    ours = stats.shortest_accuracy(correct, lengths, share)
+    n = len(lengths)
+    assert ours(np.arange(n)[None])[0] == pytest.approx(naive_shortest(correct, lengths, share))
+    index = stats.resamples(n, times=5)
+    naive = [naive_shortest(correct[row], lengths[row], share) for row in index]
+    assert ours(index) == pytest.approx(naive)
+
+
+@pytest.mark.parametrize("share", evaluate.SHORTEST)
+def test_the_number_kept_is_the_exact_floor_for_every_number_of_problems(share):
+    """No problem is lost to 0.29 * 100 = 28.999...: the lengths tell how many were kept."""
+    for n in range(1, 2001, 1):
+        expected = max(1, math.floor(Fraction(str(share)) * n))
+        assert max(1, int(share * n)) == expected, n
+
+
+def test_shortest_accuracy_of_lengths_that_decide_correctness():
+    """Ten problems, the two shortest wrong."""
+    lengths = np.arange(10.0)[:, None].repeat(2, axis=1)
+    correct = (lengths >= 2).astype(float)
+    index = np.arange(10)[None]
+    assert stats.shortest_accuracy(correct, lengths, 0.2)(index)[0] == 0
+    assert stats.shortest_accuracy(correct, lengths, 0.4)(index)[0] == 0.5
+    assert stats.shortest_accuracy(correct, -lengths, 0.2)(index)[0] == 1
+
+
+@given(lengths=hnp.arrays(float, st.tuples(st.integers(1, 5), st.integers(2, 6)), elements=st.floats(0, 1e4)))
+def test_held_out_length_is_the_mean_of_the_other_samples(lengths):
+    ours = stats.held_out_length(lengths)
+    for i in range(lengths.shape[0]):
+        for s in range(lengths.shape[1]):
+            others = [lengths[i, t] for t in range(lengths.shape[1]) if t != s]
+            assert ours[i, s] == pytest.approx(sum(others) / len(others), abs=1e-6)
+
+
+def test_selection_by_held_out_length_has_no_selection_effect():
+    """Length is noise, short responses are wrong: own ranking finds them, another sample's length does not."""
+    rng = np.random.default_rng(6)
+    lengths = rng.random((4000, 2))
+    correct = (lengths > 0.3).astype(float)
+    index = np.arange(4000)[None]
+    assert stats.shortest_accuracy(correct, lengths, 0.2)(index)[0] == 0
+    assert stats.shortest_accuracy(correct, stats.held_out_length(lengths), 0.2)(index)[0] == pytest.approx(0.7, abs=0.03)
+
+
+def test_held_out_length_of_one_sample_is_refused():
+    with pytest.raises(ValueError, match="at least 2 samples a problem"):
+        stats.held_out_length(np.ones((3, 1)))
+
+
+# --- looping, correlation ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ([1] * 16, True),
+        ([1] * 15, False),
+        ([*range(100), *[7] * 20], True),
+        ([*[7] * 20, *range(100)], False),
+        ([1, 2, 3, 4, 5] * 4, True),
+        ([1, 2, 3, 4, 5] * 3 + [1, 2, 3, 4], False),
+        ([9, 1, 2, 3, 4, 5, *[1, 2, 3, 4, 5] * 3], True),
+        ([*range(64)] * 4, True),
+        ([*range(65)] * 4, False),
+        ([*range(64)] * 3, False),
+        ([1, 2, 3, 4, 5] * 3 + [1, 2, 3, 4, 6], False),
+        ([], False),
+        ([1, 2] * 50 + [3], False),
+    ],
+)
+def test_looping_is_an_end_in_four_equal_runs_of_sixteen_tokens_or_more(tokens, expected):
+    assert stats.looping(tokens) is expected
+
+
+@given(
+    period=st.lists(st.integers(0, 5), min_size=1, max_size=12),
+    head=st.lists(st.integers(0, 5), max_size=20),
+    repeats=st.integers(1, 8),
+)
+def test_looping_equals_the_naive_definition(period, head, repeats):
+    tokens = head + period * repeats
+
+    def naive() -> bool:
+        for size in range(1, 65):
+            need = max(4 * size, 16)
+            if need > len(tokens):
+                continue
+            end = tokens[-need:]
+            if all(end[i] == end[i % size] for i in range(need)):
+                return True
+        return False
+
+    assert stats.looping(tokens) == naive()
+
+
+def test_spearman_follows_ranks_only():
+    assert stats.spearman([1.0, 2.0, 3.0, 4.0], [1.0, 10.0, 100.0, 1000.0]) == pytest.approx(1)
+    assert stats.spearman([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]) == pytest.approx(-1)
+    assert stats.spearman([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0]) == pytest.approx(0.8)
