@@ -98,7 +98,7 @@ def naive_shortest(correct: np.ndarray, lengths: np.ndarray, share: float) -> fl
     return sum(accuracies) / samples
 
 
-@given(lengths=lengths_of, share=st.sampled_from(evaluate.SHORTEST + (0.5, 1.0)), data=st.data())
+@given(lengths=lengths_of, share=st.sampled_from((*evaluate.SHORTEST, 0.5, 1.0)), data=st.data())
 def test_shortest_accuracy_equals_the_naive_loop(lengths, share, data):
     correct = data.draw(hnp.arrays(float, lengths.shape, elements=st.sampled_from([0.0, 1.0])))
     ours = stats.shortest_accuracy(correct, lengths, share)

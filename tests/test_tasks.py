@@ -349,8 +349,18 @@ def test_the_last_number_of_a_text(text, expected):
 
 @pytest.mark.parametrize(
     ("gold", "text", "right"),
-    [("46", "46", True), ("46", "46.0", True), ("1234", "1,234", True), ("46", "45 or 46", True), ("46", "46 or 45", False)]
-    + [("46", "", False), ("-5", "-5", True), ("-5", "5", False), ("46", "-46", False), ("46", "146", False)],
+    [
+        ("46", "46", True),
+        ("46", "46.0", True),
+        ("1234", "1,234", True),
+        ("46", "45 or 46", True),
+        ("46", "46 or 45", False),
+        ("46", "", False),
+        ("-5", "-5", True),
+        ("-5", "5", False),
+        ("46", "-46", False),
+        ("46", "146", False),
+    ],
 )
 def test_numbers_are_graded_as_numbers(gold, text, right):
     assert grading.grade(Problem("p", (), gold), text) is right
