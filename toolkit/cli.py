@@ -72,8 +72,8 @@ def _show(frame: pd.DataFrame, title: str) -> None:
     table.add_column(frame.index.name or "", overflow="fold")
     for column in frame.columns:
         table.add_column(str(column), justify="right")
-    for name, row in frame.iterrows():
-        table.add_row(str(name), *map(str, row))
+    for name, *row in frame.itertuples():
+        table.add_row(str(name), *(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
     out.print(table)
 
 
@@ -130,7 +130,7 @@ def thinkedit(
     long_above: Annotated[float | None, typer.Option(help="Long class: more think tokens than this (paper: 1000).")] = None,
     share: Annotated[float, typer.Option(help="Without thresholds: share of rollouts in each class.")] = 0.2,
     variant: Annotated[
-        Variant, typer.Option(help="The paper's form, or ours (line starts, whitened, contrast).")
+        Variant, typer.Option(help="The paper's form, or ours (line starts, contrast, the heads' own direction).")
     ] = Variant.published,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write no checkpoint.")] = False,
     problems: Problems = 200,
@@ -158,9 +158,9 @@ def thinkedit(
     """
     from toolkit import jobs, report, store
 
+    settings = jobs.Settings(fraction, strength, share, short_below, long_above, seed)
     if not dry_run:
         store.new_directory(out_dir)
-    settings = jobs.Settings(fraction, strength, share, short_below, long_above, seed)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
     given = store.load_rollouts(rollouts) if rollouts else None
     lm = _load(model, think, dtype, device, trust_remote_code)

@@ -55,7 +55,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one variant of the method found in a model: its direction, the heads that carry it, the edit."""
+    """What one form of the method found in a model: the direction that ranks the heads, their scores, and the edit.
+
+    ``plan.direction`` is what the edit removes: the same direction as published, the heads' own part of it in ours.
+    """
 
     moments: Moments
     direction: Direction
@@ -82,8 +85,7 @@ class Recipe:
 
 
 ESTIMATORS = {"mean_difference": directions.mean_difference, "whitened": directions.whitened}
-SCORES = {PUBLISHED: thinkedit.head_scores, OURS: thinkedit.contrast_scores}
-RECIPES = {PUBLISHED: Recipe(), OURS: Recipe(estimator="whitened", positions="step_starts")}
+RECIPES = {PUBLISHED: Recipe(), OURS: Recipe(positions="step_starts")}
 
 
 def _direction(lm: LM, found: Sequence[Rollout], settings: Settings, recipe: Recipe) -> tuple[Moments, Direction]:
@@ -106,11 +108,15 @@ def find(lm: LM, found: Sequence[Rollout], settings: Settings, name: str = PUBLI
     """Direction, head scores and plan in one of two forms, from the same rollouts.
 
     ``ThinkEdit``, as published: difference of means over every position that predicts a think token.
-    ``ThinkEdit (ours)``: the positions where a line of thinking begins, whitened, heads scored by contrast.
+    ``ThinkEdit (ours)``: only positions where a line of thinking begins, heads ranked by contrast, and what is removed is the
+    part of the direction that the chosen heads write themselves.
     """
     moments, v = _direction(lm, found, settings, RECIPES[name])
-    scores = SCORES[name](moments, v, lm)
-    return Finding(moments, v, scores, edits.plan(scores, v, fraction=settings.fraction, strength=settings.strength))
+    scores = thinkedit.head_scores(moments, v, lm) if name == PUBLISHED else thinkedit.contrast_scores(moments, v, lm)
+    plan = edits.plan(scores, v, fraction=settings.fraction, strength=settings.strength)
+    if name == OURS:
+        plan = edits.with_direction(plan, thinkedit.written_direction(moments, plan.heads, lm))
+    return Finding(moments, v, scores, plan)
 
 
 def plan_table(finding: Finding) -> pd.DataFrame:
@@ -123,7 +129,7 @@ def conditions(lm: LM, findings: Mapping[str, Finding], settings: Settings = Set
     """Base, each edited model, and its controls: the same heads with a random direction, random heads of the same layers."""
     judged = {"base": Condition(lm, note="as it is")}
     for name, f in findings.items():
-        noise = directions.random_like(f.direction, seed=settings.seed)
+        noise = directions.random_like(f.plan.direction or f.direction, seed=settings.seed)
         plans = {
             name: f.plan,
             f"{name}: random direction": edits.with_direction(f.plan, noise),

@@ -11,7 +11,7 @@ with r_l the residual stream after attention (``resid_mid``, "attn") or after th
 Deviations: token ids are the sampled ones, never re-tokenised text; spans exclude the tags; ``resid_post`` of the last
 layer is taken before the final norm (the released code takes it after); sums are fp64; head size follows W_O. Classes may
 be quantiles, since absolute thresholds mean nothing on another model. In post-norm families v acts through the norm's gain.
-Ours, and named so: :func:`contrast_scores`.
+Ours, and named so: :func:`contrast_scores` and :func:`written_direction`.
 
 Units and signs: lengths in tokens; + is longer; scores in units of the residual stream, higher = pushes shorter.
 
@@ -142,3 +142,21 @@ def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> 
         u = (towards_short / towards_short.norm().clamp(min=1e-12)) @ W_O.float()
         score[layer] = (u.double().cpu() * z[layer]).view(lm.layout.n_heads, -1).sum(dim=-1)
     return HeadScores(score, method, "residual stream norm", v.provenance)
+
+
+def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM) -> Direction:
+    """The part of the length direction that the given heads write themselves (ours), long minus short, at ``attn_out``:
+
+        u_l = sum_{h of layer l} W_l^h (mean z_long - mean z_short)
+
+    The full direction also holds what other parts of the network know about length (such as how hard the problem is), which
+    tilts it away from what the heads write: removing it then leaves much of their push in place. Layers without a given head
+    are zero.
+    """
+    difference = moments.mean("z", LONG) - moments.mean("z", SHORT)
+    vector = torch.zeros(lm.layout.n_layers, lm.layout.d_model, dtype=torch.float64)
+    for layer, head in heads:
+        columns = lm.layout.head(head)
+        vector[layer] += lm.layout.W_O(layer).detach()[:, columns].cpu().double() @ difference[layer, columns]
+    n_pos, n_neg = (moments.n[moments.index(label)] for label in (LONG, SHORT))
+    return Direction(vector, "attn_out", moments.positions, "written_by_heads", n_pos, n_neg, moments.provenance)

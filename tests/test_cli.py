@@ -1,0 +1,125 @@
+"""The command line: help that teaches, errors before any work, JSON that parses, files that others can load."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from toolkit import cli, store
+from toolkit.types import Direction
+
+COMMANDS = ("demo", "thinkedit", "rollouts", "direction", "compare")
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "rollouts"
+    result = run("rollouts", "-n", "40", "-k", "4", "--max-new-tokens", "200", "-o", folder, "--json")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "Example" in result.output
+
+
+def test_rollouts_given_again_are_kept(rollouts):
+    before = store.load_rollouts(rollouts)
+    assert run("rollouts", "-n", "40", "-k", "4", "--max-new-tokens", "200", "-o", rollouts).exit_code == 0
+    assert store.load_rollouts(rollouts) == before
+    assert len(before) == 160
+
+
+def test_direction_is_saved_with_its_provenance(rollouts, tmp_path):
+    result = run("direction", "-r", rollouts, "-o", tmp_path / "d.safetensors", "--json")
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    loaded = store.load(tmp_path / "d.safetensors", Direction)
+    assert printed["provenance"]["fingerprint"] == loaded.provenance.fingerprint
+    assert len(printed["layers"]) == loaded.vector.shape[0]
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(rollouts, tmp_path):
+    result = run("thinkedit", "-m", "tiny-reasoner", "--rollouts", rollouts, "--dry-run", "-o", tmp_path / "none", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["plan"]
+    assert not (tmp_path / "none").exists()
+
+
+def test_thinkedit_writes_a_checkpoint_with_card_and_numbers(rollouts, tmp_path):
+    target = tmp_path / "edited"
+    arguments = ("-m", "tiny-reasoner", "--rollouts", rollouts, "-n", "12", "-k", "2", "--max-new-tokens", "200", "-o", target, "--json")
+    result = run("thinkedit", *arguments)
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert {"base", "edited"} < set(printed["conditions"])
+    assert "accuracy" in printed["paired"]["edited"]
+    card = (target / "README.md").read_text()
+    assert card.startswith("---\nbase_model: tiny-reasoner") and "95 % interval" in card
+    model = AutoModelForCausalLM.from_pretrained(target)
+    edit = store.read_json(target / "edit.json")
+    assert edit["parent"] != edit["fingerprint"]
+    assert all(row["after"] < row["before"] for row in edit["norms"])
+    assert model.config.num_hidden_layers > 0
+
+
+def test_demo_writes_everything_it_promises(tmp_path):
+    result = run("demo", "-n", "24", "-k", "3", "-o", tmp_path / "demo", "--json")
+    assert result.exit_code == 0, result.output
+    written = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert {"report.json", "report.html", "direction.safetensors", "heads.json", "edited"} <= written
+    report = json.loads(result.stdout)
+    base = report["conditions"]["base"]["metrics"]
+    assert {"accuracy", "think_tokens", "shortest_20", "closed"} <= set(base)
+    assert all(m["low"] <= m["mean"] <= m["high"] for m in base.values())
+    assert report["provenance"]["fingerprint"]
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert page.count("plotly-graph-div") >= 8 and "cdn.plot.ly" not in page.split("<body>")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("rollouts", "-t", "nonsense", "-o", "x"), "nonsense"),
+        (("rollouts", "--split", "exam", "-o", "x"), "exam"),
+        (("rollouts", "--temperature", "-1", "-o", "x"), "temperature"),
+        (("rollouts", "-m", "./no/such/model", "-o", "x"), "no/such/model"),
+        (("thinkedit", "-m", "tiny-reasoner", "--fraction", "2", "-o", "x"), "fraction"),
+        (("thinkedit", "-m", "tiny-reasoner", "--short-below", "5", "-o", "x"), "long_above"),
+        (("thinkedit", "-m", "tiny-reasoner", "--rollouts", "nowhere", "-o", "x"), "nowhere"),
+        (("thinkedit", "-m", "tiny-reasoner", "--think", "oops", "-o", "x"), "oops"),
+        (("direction", "-r", "nowhere", "-o", "x"), "nowhere"),
+        (("direction", "-r", "nowhere", "-o", "x", "--estimator", "magic"), "magic"),
+        (("compare", "tiny-reasoner"), "NAME=MODEL"),
+    ],
+)
+def test_bad_input_is_named_before_any_work(arguments, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code != 0
+    assert says in str(result.exception) + result.output
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_an_output_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run("demo", "-o", tmp_path / "file" / "below")
+    assert result.exit_code != 0
+    assert str(tmp_path / "file") in str(result.exception)
+
+
+def test_a_full_directory_is_not_overwritten(rollouts, tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    result = run("thinkedit", "-m", "tiny-reasoner", "--rollouts", rollouts, "-o", tmp_path)
+    assert "not empty" in str(result.exception)
+    assert (tmp_path / "mine.txt").read_text() == "precious"

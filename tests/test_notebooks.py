@@ -1,0 +1,33 @@
+"""Every notebook runs from top to bottom, in its small setting, and asserts what it says."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_runs(path, monkeypatch):
+    monkeypatch.setenv("TOOLKIT_FAST", "1")
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}).execute()
+    errors = [o for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "error"]
+    assert not errors
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_prose_first_without_long_functions_and_asserts_something(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[0].cell_type == "markdown"
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    assert any("assert " in source for source in sources)
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
+            assert not isinstance(node, ast.FunctionDef) or node.end_lineno - node.lineno < 10
