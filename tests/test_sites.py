@@ -6,6 +6,7 @@ computes them from the weights; nothing of ``toolkit.hooks`` is used on that sid
 
 from __future__ import annotations
 
+import copy
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -355,18 +356,19 @@ def test_head_contributions_and_bias_sum_to_attn_out(any_lm, ids):
 def test_a_slice_of_z_is_one_head(lm_name, model_of, ids):
     """Attention weights times values by hand, head by head: head h of z is head h of the model, also under GQA."""
     lm = model_of(lm_name)
-    model = AutoModelForCausalLM.from_config(lm.model.config, attn_implementation="eager", dtype=torch.float32).eval()
+    config = copy.deepcopy(lm.model.config)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     model.load_state_dict(lm.model.state_dict())
-    copy = lms.wrap(model, tokenizer(), name="eager")
-    z = recorded(copy, ids, ("z",))[Site("z", 1)]
-    pre = recorded(copy, ids, ("resid_pre",))[Site("resid_pre", 1)]
+    eager = lms.wrap(model, tokenizer(), name="eager")
+    z = recorded(eager, ids, ("z",))[Site("z", 1)]
+    pre = recorded(eager, ids, ("resid_pre",))[Site("resid_pre", 1)]
     with torch.no_grad():
         rows = model(input_ids=ids, output_attentions=True).attentions[1]
         values = _values(model, lm_name, pre)
-    groups = copy.layout.n_heads // values.shape[2]
-    for h in range(copy.layout.n_heads):
+    groups = eager.layout.n_heads // values.shape[2]
+    for h in range(eager.layout.n_heads):
         expected = rows[:, h] @ values[:, :, h // groups]
-        assert torch.allclose(z[..., copy.layout.head(h)], expected, atol=1e-4, rtol=1e-4), h
+        assert torch.allclose(z[..., eager.layout.head(h)], expected, atol=1e-4, rtol=1e-4), h
 
 
 def _values(model, family: str, pre: Tensor) -> Tensor:
@@ -557,7 +559,7 @@ def test_a_model_without_a_row_is_an_error_that_says_what_was_looked_for():
 
 def test_a_config_that_contradicts_W_O_is_an_error_with_both_numbers():
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["llama"]))
     model.config.head_dim = 7
     with pytest.raises(UnsupportedModelError, match=r"W_O takes 32 inputs.* 4 heads of 7"):
         sites.find(model)

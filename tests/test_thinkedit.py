@@ -34,13 +34,18 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
 # --- oracles -------------------------------------------------------------------------------------------------
 
 
+PASSES: dict[tuple, dict[Site, Tensor]] = {}  # each sequence runs once a model, for all oracles
+
+
 @torch.no_grad()
 def one_pass(lm: LM, rollout: Rollout, kind: str) -> list[Tensor]:
     """Activations ``[seq, width]`` of every layer for one sequence by itself, nothing padded."""
-    wanted = [Site(kind, layer) for layer in range(lm.layout.n_layers)]
-    with hooks.record(lm.layout, wanted) as values:
-        lm.model(input_ids=torch.tensor([rollout.token_ids]), use_cache=False)
-    return [values[site][0].double() for site in wanted]
+    layers, key = range(lm.layout.n_layers), (lm.name, lm.fingerprint, rollout.token_ids)
+    if key not in PASSES:
+        wanted = [Site(k, layer) for k in ("resid_mid", "resid_post", "z") for layer in layers]
+        with hooks.record(lm.layout, wanted) as PASSES[key]:
+            lm.model(input_ids=torch.tensor([rollout.token_ids]), use_cache=False)
+    return [PASSES[key][Site(kind, layer)][0].double() for layer in layers]
 
 
 def naive_mean(lm: LM, rollouts: Sequence[Rollout], kind: str) -> Tensor:
@@ -252,7 +257,7 @@ def test_edited_heads_of_a_post_norm_model_write_nothing_along_v_after_the_norm(
 def test_moments_do_not_depend_on_order_or_batches(any_lm, mixed_rollouts, by_length, moments_of, monkeypatch):
     base = moments_of(any_lm)
     shuffled = random.Random(5).sample(mixed_rollouts, len(mixed_rollouts))
-    monkeypatch.setattr(collect, "batches", functools.partial(collect.batches, tokens=1))
+    monkeypatch.setattr(collect, "batches", functools.partial(collect.batches, tokens=100))
     single = collect.moments(any_lm, shuffled, by_length, second=("resid_mid",))
     assert (single.labels, single.n) == (base.labels, base.n)
     for kind in base.sums:
