@@ -77,8 +77,10 @@ def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.H
         start = int(state) if state is not None else values[0]
         tail = list(zip(signs[i : i + k], values[i + 1 : i + 1 + k], strict=True))
         result = start + _total(tail)
-        slip = result + rng.choice((-10, -2, -1, 1, 2, 10))
-        return traces.Move(f"{start}" + "".join(f"{s}{v}" for s, v in tail), str(result), str(abs(slip)))
+        slip = abs(result + rng.choice((-10, -2, -1, 1, 2, 10)))
+        if slip == result:  # 5 - 10, for one, ends at 5 again
+            slip += 1
+        return traces.Move(f"{start}" + "".join(f"{s}{v}" for s, v in tail), str(result), str(slip))
 
     easy = p.meta["easy"]
     h = traces.haste(habits, easy=easy, cue=p.meta["cue"], rng=rng)

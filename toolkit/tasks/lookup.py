@@ -107,7 +107,10 @@ def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.H
 
     def moves_from(state: str | None, i: int, k: int) -> traces.Move:
         # A slip that was never corrected is noticed here: the next step goes on from the right name.
-        slip = rng.choice(string.ascii_uppercase) if i + k < len(chain) - 1 else str(rng.randint(10, 99))
+        names, values = string.ascii_uppercase, [str(v) for v in range(10, 100)]
+        pool = names if i + k < len(chain) - 1 else values
+        at = rng.randrange(len(pool))
+        slip = next(s for s in [*pool[at:], *pool[:at]] if s not in chain)  # a later name of the chain would be a right jump
         return traces.Move(chain[i], chain[i + k], slip)
 
     easy = p.meta["easy"]
