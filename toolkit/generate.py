@@ -58,7 +58,7 @@ class Sampling:
             raise ValueError(
                 f"n={self.n}, max_new_tokens={self.max_new_tokens}, batch_size={self.batch_size}: all must be at least 1."
             )
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError(
                 f"temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k}: "
                 "need temperature >= 0, 0 < top_p <= 1, top_k >= 0."
@@ -123,7 +123,10 @@ def _prompts(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> dict[st
         raise ValueError("No problems to sample from: the list is empty.")
     prompts = {p.id: lm.prompt_ids(p.messages) for p in problems}
     if len(prompts) < len(problems):
-        raise ValueError(f"{len(problems) - len(prompts)} problems share an id with another: ids must be unique.")
+        repeated = sorted({p.id for i, p in enumerate(problems) if p.id in {q.id for q in problems[:i]}})
+        raise ValueError(
+            f"{len(problems) - len(prompts)} problems share an id with another, such as {repeated[0]!r}: ids must be unique."
+        )
     context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(prompts.values(), key=len)
     if context and len(longest) + sampling.max_new_tokens > context:
