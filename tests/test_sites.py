@@ -167,6 +167,19 @@ def test_record_keeps_a_copy_that_later_passes_do_not_change(llama, ids):
         assert torch.equal(first, kept)
 
 
+def test_record_keeps_the_value_of_the_moment_whoever_changes_it_in_place_later(llama, ids):
+    """A user's own hook that runs after ours and doubles the MLP's output in place."""
+    site, mlp = Site("mlp_out", 1), llama.layout.blocks[1].mlp
+    expected = recorded(llama, ids, ("mlp_out",))[site]
+    with hooks.record(llama.layout, [site]) as values:
+        handle = mlp.register_forward_hook(lambda module, args, output: output.mul_(2))
+        try:
+            run(llama, ids)
+        finally:
+            handle.remove()
+    assert torch.equal(values[site], expected)
+
+
 # --- writing -------------------------------------------------------------------------------------------------
 
 
