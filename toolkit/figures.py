@@ -73,7 +73,7 @@ def head_scores(scores: HeadScores, plan: Plan | None = None) -> go.Figure:
     )
     for layer, head in plan.heads if plan else ():
         box = {"x0": head - 0.5, "x1": head + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
-        figure.add_shape(type="rect", line={"color": "black", "width": 2.5}, **box)
+        figure.add_shape(type="rect", line={"color": "#00C853", "width": 4}, **box)
     title = f"Head scores ({scores.method.replace('_', ' ')})" + ("; outlined: edited" if plan else "")
     axes = {"xaxis": {"title": "head", "dtick": 1}, "yaxis": {"title": "layer", "dtick": 1}}
     return _styled(figure, title, **axes)
@@ -100,7 +100,7 @@ def dose_response(table: pd.DataFrame) -> go.Figure:
             figure.add_scatter(x=rows["strength"], y=rows["mean"], **line, **shared)
     figure.update_xaxes(title="strength (- shorter, + longer)")
     figure.update_yaxes(range=[0, 1], row=1, col=2)
-    return _styled(figure, "Dose-response of steering")
+    return _styled(figure, "Dose-response of steering").update_layout(margin={"t": 90})
 
 
 def length_accuracy(summary: pd.DataFrame) -> go.Figure:

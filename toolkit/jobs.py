@@ -193,8 +193,8 @@ def save_edited(lm: LM, finding: Finding, summary: pd.DataFrame, directory: str 
     return target
 
 
-STRENGTHS = tuple(i / 20 for i in range(-4, 5))
-DOSE = 0.1  # of the un-normalised direction at every layer: ours; the published grid ends at 0.08
+STRENGTHS = tuple(i / 4 for i in range(-4, 5))  # of the heads' own direction, 1 being the difference between the classes: ours
+DOSE = 0.5  # of the same: ours
 
 
 def dose_response(
@@ -220,6 +220,7 @@ def demo(
 ) -> pd.DataFrame:
     """The main job: find the direction and the heads, edit, save, steer, compare with controls, write everything down.
 
+    The edited checkpoint and the steering are our form of the method; the report shows the published one beside it.
     Writes into ``directory``: ``rollouts/``, ``direction.safetensors``, ``heads.json``, ``edited/``, ``report.json``,
     ``rows.parquet`` and ``report.html``; given again after a kill, finished rollouts are kept. Returns the summary table.
     """
@@ -227,17 +228,17 @@ def demo(
     found = extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
     say("averaging activations: directions and head scores")
     findings = {name: find(lm, found, settings, name) for name in RECIPES}
-    store.save(findings[PUBLISHED].direction, out / "direction.safetensors")
+    v = findings[OURS].plan.direction or findings[OURS].direction
+    store.save(findings[OURS].direction, out / "direction.safetensors")
     heads = {name: {"scores": f.scores, "edited": plan_table(f).reset_index().to_dict("records")} for name, f in findings.items()}
     store.write_json(heads, out / "heads.json")
     say("comparing base, edits, steering and random controls on held-out problems")
-    judged = conditions(lm, findings, settings) | steered(lm, findings[PUBLISHED].direction, settings)
+    judged = conditions(lm, findings, settings) | steered(lm, v, settings)
     measured = evaluate.compare(judged, study.load("test"), study.sampling, out=out / "rollouts" / "test")
     summary = report.write(out, measured, seed=study.seed, settings=settings)
     if not (out / "edited").exists():
-        save_edited(lm, findings[PUBLISHED], summary, out / "edited")
+        save_edited(lm, findings[OURS], summary, out / "edited")
     say("dose-response of steering")
-    v = findings[PUBLISHED].direction
     both = {"length direction": v, "random direction": directions.random_like(v, seed=settings.seed)}
     few = study.load("dev")[: max(40, study.problems // 4)]
     doses = dose_response(lm, both, few, replace(study.sampling, n=4), STRENGTHS)
@@ -295,7 +296,7 @@ def _sections(
         Section("Accuracy against length", "Every condition with 95 % intervals both ways.", (figures.length_accuracy(summary),)),
         Section(
             "Steering",
-            "The published direction added at every layer and position, against a random one of equal norm; dev split.",
+            "The heads' own part of the length direction, added at every position, against a random one of equal norm; dev split. Strength 1 is the difference between long and short thinking.",
             (figures.dose_response(doses),),
         ),
     ]

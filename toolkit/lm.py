@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -206,8 +207,20 @@ def load(
     elif not path.exists() and (path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
         raise FileNotFoundError(f"{path} is neither a directory nor a GGUF file, and not a hub id (owner/name).")
     common = {"revision": revision, "trust_remote_code": trust_remote_code, **extra}
-    tokenizer = AutoTokenizer.from_pretrained(where, **common)
-    model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **common)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **common)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **common)
+        model, info = loaded
+    except SafetensorError as error:
+        raise store.DamagedFileError(
+            f"The weights in {where} are not whole safetensors files: {error}. Copy them again."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise type(error)(f"{where} cannot be loaded as a causal language model: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UnsupportedModelError(
+            f"{where} lacks the weights {', '.join(missing[:5])} (of {len(missing)} missing): it is not whole."
+        )
     if path.suffix == ".gguf":
         _forget_quantization(model)
     torch.nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -290,18 +303,37 @@ def qualify(lm: LM, *, seed: int = 0, tokens: int = 12) -> list[Check]:
                 change = (lm.model(input_ids=ids).logits - base).abs().max().item()
             checks.append(Check(f"{kind} {layer}: is causal", change, change > 1e-6))
     for layer in range(layout.n_layers):
-        z, attn_out = values[Site("z", layer)].float(), values[Site("attn_out", layer)].float()
-        W_O, b_O = layout.W_O(layer).float(), layout.b_O(layer)
-        total = sum(z[..., layout.head(h)] @ W_O[:, layout.head(h)].T for h in range(layout.n_heads))
-        error = (total + (b_O.float() if b_O is not None else 0.0) - attn_out).abs().max() / attn_out.abs().max()
-        allowed = 1e-4 if lm.model.dtype == torch.float32 else 3e-2
-        checks.append(Check(f"attn_out {layer}: heads + bias sum to it", error.item(), error.item() < allowed))
+        checks += _sums(layout, layer, {site.kind: value.float() for site, value in values.items() if site.layer == layer})
     failed = [c for c in checks if not c.passed]
     if failed:
         lines = "; ".join(f"{c.name} (deviation {c.value:.2g})" for c in failed)
         raise UnsupportedModelError(
             f"{lm.name} does not behave like {layout.row.family}: {lines}. Check its row in toolkit/sites.py."
         )
+    return checks
+
+
+def _sums(layout: Layout, layer: int, seen: Mapping[str, Tensor]) -> list[Check]:
+    """What must add up in a block: heads to ``attn_out``, attention's share to ``resid_mid``, the MLP's to ``resid_post``."""
+    block, W_O, b_O = layout.blocks[layer], layout.W_O(layer).float(), layout.b_O(layer)
+    parts = [seen["z"][..., layout.head(h)] @ W_O[:, layout.head(h)].T for h in range(layout.n_heads)]
+    heads = torch.stack(parts).sum(dim=0) + (b_O.float() if b_O is not None else 0.0)
+
+    def added(kind: str, norm: torch.nn.Module | None) -> Tensor:
+        return seen[kind] if norm is None else norm(seen[kind].to(layout.W_O(layer).dtype)).float()
+
+    expected = {
+        "attn_out: heads + bias sum to it": (heads, seen["attn_out"]),
+        "resid_mid: resid_pre + attention": (seen["resid_pre"] + added("attn_out", block.post_attention_norm), seen["resid_mid"]),
+        "resid_post: resid_mid + MLP": (seen["resid_mid"] + added("mlp_out", block.post_mlp_norm), seen["resid_post"]),
+    }
+    allowed = 1e-4 if layout.W_O(layer).dtype == torch.float32 else 3e-2
+    checks = []
+    for name, (got, wanted) in expected.items():
+        # Heads of a wrong module may not even have the right shape.
+        same = got.shape == wanted.shape
+        error = ((got - wanted).abs().max() / wanted.abs().max()).item() if same else float("inf")
+        checks.append(Check(f"{layer} {name}", error, error < allowed))
     return checks
 
 

@@ -25,7 +25,7 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1100px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem}p{max-width:75ch}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
+th,td{padding:.35rem .6rem;border-bottom:1px solid #ddd;text-align:right}td{white-space:nowrap}
 th:first-child,td:first-child{text-align:left}small{color:#666}td.clear{font-weight:600}
 pre{background:#f6f6f6;padding:1rem;overflow-x:auto;font-size:.8rem}
 """
@@ -91,10 +91,15 @@ def write_html(title: str, intro: str, table: pd.DataFrame, sections: Sequence[S
 def _table_html(table: pd.DataFrame) -> str:
     head = "".join(f"<th>{html.escape(str(c))}</th>" for c in ("condition", *table.columns))
     body = "".join(
-        f"<tr><td>{html.escape(str(name))}</td>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        f"<tr><td>{html.escape(str(name))}</td>" + "".join(f"<td>{_lines(str(cell))}</td>" for cell in row) + "</tr>"
         for name, row in zip(table.index, table.itertuples(index=False), strict=True)
     )
     return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _lines(cell: str) -> str:
+    mean, _, rest = html.escape(cell).partition(" ")
+    return f"{mean}<br><small>{rest}</small>"
 
 
 def write(directory: str | Path, report: Report, *, seed: int = 0, **more: Any) -> pd.DataFrame:

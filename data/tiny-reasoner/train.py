@@ -89,7 +89,9 @@ def chunk(tokenizer, seed: int, index: int, args: argparse.Namespace, done: floa
     for _ in range(args.chunk):
         is_lookup = rng.random() < share
         if is_lookup:
-            limits = {"hops": (1, 2), "context": (40, 120)} if early else {"restated": restated}
+            # A short context costs a tenth of a long one and teaches the same copying.
+            brief = (24, 64) if rng.random() < args.brief_share else lookup.CONTEXT
+            limits = {"hops": (1, 2), "context": (40, 120)} if early else {"restated": restated, "context": brief}
             p = lookup.problem(rng, "train", **limits)
             trace = lookup.write_trace(p, rng, habits)
         else:
@@ -159,6 +161,7 @@ def main() -> None:
     parser.add_argument("--late-from", type=float, default=0.514, help="share of the tokens after which retrieval is taught")
     parser.add_argument("--lookup-share", type=float, default=0.15)
     parser.add_argument("--late-lookup-share", type=float, default=0.25)
+    parser.add_argument("--brief-share", type=float, default=0.7, help="share of lookup problems with a context below 64")
     parser.add_argument("--prompt-weight", type=float, default=0.3, help="weight of the prompt's loss in the late lesson")
     args = parser.parse_args()
     work = args.work or Path("runs") / args.out.name
@@ -180,6 +183,8 @@ def main() -> None:
         start, tokens, step = state["chunk"], state["tokens"], state["step"]
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {tokens / 1e6:.1f} M tokens done", flush=True)
     began, index = time.time(), start
+    with open(work / "sittings.jsonl", "a") as sittings:
+        print(json.dumps({"from_tokens": tokens, "arguments": vars(args)}, default=str), file=sittings)
     with open(work / "loss.jsonl", "a") as log:
         while tokens < args.tokens and time.time() - began < 60 * args.minutes:
             total, count, seen, tick = 0.0, 0, 0, time.time()
@@ -196,7 +201,7 @@ def main() -> None:
             row = {"step": step, "tokens": tokens, "loss": total / count, "tokens_per_second": seen / (time.time() - tick)}
             print(json.dumps(row), file=log, flush=True)
             print(json.dumps(row), flush=True)
-            if index % 8 == 0 or tokens >= args.tokens:
+            if index % 4 == 0 or tokens >= args.tokens:
                 save(
                     {
                         "model": model.state_dict(),
