@@ -111,10 +111,12 @@ def test_shortest_accuracy_equals_the_naive_loop(lengths, share, data):
 
 @pytest.mark.parametrize("share", evaluate.SHORTEST)
 def test_the_number_kept_is_the_exact_floor_for_every_number_of_problems(share):
-    """No problem is lost to 0.29 * 100 = 28.999...: the lengths tell how many were kept."""
-    for n in range(1, 2001, 1):
-        expected = max(1, math.floor(Fraction(str(share)) * n))
-        assert max(1, int(share * n)) == expected, n
+    """No problem is lost to products such as 0.29 * 100 = 28.999..."""
+    for n in range(1, 1001):
+        ranks = np.arange(float(n))[:, None]
+        # Averaged over the first k, the ranks 0, 1, 2, ... tell k.
+        kept = 2 * stats.shortest_accuracy(ranks, ranks, share)(np.arange(n)[None])[0] + 1
+        assert kept == max(1, math.floor(Fraction(str(share)) * n)), n
 
 
 def test_shortest_accuracy_of_lengths_that_decide_correctness():
