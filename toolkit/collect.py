@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from toolkit import hooks
+from toolkit.generate import batches
 from toolkit.lm import LM, Intervention, NoThinkTagsError, halving
 from toolkit.sites import Site
 from toolkit.types import Moments, Rollout
@@ -111,21 +112,10 @@ def moments(
         bar.update(len(batch))
 
     with bar:
-        for batch in batches(examples, lambda e: len(e[0].token_ids)):
+        for batch in batches(examples, lambda e: len(e[0].token_ids), BATCH_TOKENS):
             halving(batch, run)
     n = tuple(sum(label == name for _, label, _ in examples) for name in labels)
     return Moments(labels, n, job.positions.name, sums, outer, lm.provenance())
-
-
-def batches(items: Sequence, length: Callable, tokens: int = BATCH_TOKENS) -> list[list]:
-    """Cut length-sorted items into batches of at most ``tokens`` padded tokens (at least one item each)."""
-    found: list[list] = []
-    for item in items:
-        if found and (len(found[-1]) + 1) * length(item) <= tokens:
-            found[-1].append(item)
-        else:
-            found.append([item])
-    return found
 
 
 @torch.inference_mode()

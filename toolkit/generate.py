@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from toolkit.tasks.grading import grade
 from toolkit.types import Finish, Problem, Rollout, Span
 
 COMPACT_EVERY = 8  # decode steps between looks at which rows have finished: one device synchronisation each
+PREFILL_TOKENS = 16384  # padded prompt tokens of a batch: a longer cache costs more to extend than more rows save
 TAIL = 32  # tokens at the end of a prompt in which a tag that the template put there is looked for
 
 
@@ -113,9 +115,21 @@ def rollouts(
         bar.update(len(found))
 
     with bar:
-        for start in range(0, len(todo), sampling.batch_size):
-            halving(todo[start : start + sampling.batch_size], run)
+        for batch in batches(todo, lambda row: len(prompts[row[0]]), PREFILL_TOKENS, most=sampling.batch_size):
+            halving(batch, run)
     return [done[p.id, s] for p in problems for s in range(sampling.n)]
+
+
+def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, most: int | None = None) -> list[list[Any]]:
+    """Cut items sorted by length into batches of at most ``tokens`` padded tokens and ``most`` items (at least one each)."""
+    found: list[list[Any]] = []
+    for item in items:
+        last = found[-1] if found else None
+        if last and (len(last) + 1) * length(item) <= tokens and (most is None or len(last) < most):
+            last.append(item)
+        else:
+            found.append([item])
+    return found
 
 
 def _prompts(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> dict[str, list[int]]:
