@@ -58,7 +58,21 @@ def test_dry_run_prints_the_plan_and_writes_nothing(rollouts, tmp_path):
 
 def test_thinkedit_writes_a_checkpoint_with_card_and_numbers(rollouts, tmp_path):
     target = tmp_path / "edited"
-    arguments = ("-m", "tiny-reasoner", "--rollouts", rollouts, "-n", "12", "-k", "2", "--max-new-tokens", "200", "-o", target, "--json")
+    arguments = (
+        "-m",
+        "tiny-reasoner",
+        "--rollouts",
+        rollouts,
+        "-n",
+        "12",
+        "-k",
+        "2",
+        "--max-new-tokens",
+        "200",
+        "-o",
+        target,
+        "--json",
+    )
     result = run("thinkedit", *arguments)
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
