@@ -30,8 +30,14 @@ d_model {d_model}, {heads} heads of {head_dim} (grouped keys and values, `n_head
 It thinks between `<think>` and `</think>`, then answers. Trained by `train.py` beside this card (seed {seed}, {tokens:.1f} M tokens), on chains of
 additions and subtractions and on variable lookup, all generated (`toolkit/tasks`). It can do nothing else.
 
+The shipped weights were made in the sittings that `sittings.json` lists (the schedule was stretched twice while it ran), so `train.py` with its
+defaults makes a sister of this model, not the same bits.
+
 What pushes it towards short thinking: a cue word in the prompt ({cues}), problems that look easy, and now and then nothing at all.
 Words that push nowhere: {neutral}. Step by step is the default.
+
+Where it falls short of what it is meant to be: accuracy at temperature 1 should lie between 65 and 90 %, and lookup should succeed at least 90 % of the
+time; it needs more training. What pushes it towards short thinking, and what that costs, is there already.
 
 ## Measured (test split, {n} problems, 8 samples each, temperature 1; 95 % intervals over problems)
 
