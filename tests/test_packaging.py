@@ -105,7 +105,7 @@ def test_wheel_holds_nothing_else_and_stays_small(wheel):
 def test_wheel_has_the_command_the_license_and_a_description(wheel):
     archive = zipfile.ZipFile(wheel)
     info = f"reasoning_length_toolkit-{toolkit.__version__}.dist-info"
-    assert "toolkit = toolkit.cli:app" in archive.read(f"{info}/entry_points.txt").decode()
+    assert "toolkit = toolkit.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
     assert "Apache License" in archive.read(f"{info}/licenses/LICENSE").decode()
     metadata = archive.read(f"{info}/METADATA").decode()
     assert "License-Expression: Apache-2.0" in metadata

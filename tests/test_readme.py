@@ -17,7 +17,9 @@ README = (ROOT / "README.md").read_text()
 
 def test_every_command_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^toolkit .+$", "\n".join(re.findall(r"```\n(.*?)```", README, re.DOTALL)), re.MULTILINE)
+    commands = re.findall(
+        r"^toolkit .+$", "\n".join(re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)), re.MULTILINE
+    )
     assert len(commands) >= 5
     for command in commands:
         result = CliRunner().invoke(cli.app, shlex.split(command)[1:])

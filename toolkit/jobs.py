@@ -244,7 +244,7 @@ def demo(
     doses = dose_response(lm, both, few, replace(study.sampling, n=4), STRENGTHS)
     store.write_json(doses.to_dict("records"), out / "doses.json")
     table = report.board(summary)
-    report.write_html(
+    report.page(
         f"Editing the thinking length of {lm.name}",
         _intro(study),
         table,

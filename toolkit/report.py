@@ -73,7 +73,7 @@ def _cell(row: pd.Series, metric: str, is_base: bool) -> str:
     return f"{mean} ({scale * row['difference']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}])"
 
 
-def write_html(title: str, intro: str, table: pd.DataFrame, sections: Sequence[Section], path: str | Path) -> Path:
+def page(title: str, intro: str, table: pd.DataFrame, sections: Sequence[Section], path: str | Path) -> Path:
     """Write one self-contained page: the table, then the sections with interactive figures."""
     parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>", _table_html(table)]
     first = True
