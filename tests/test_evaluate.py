@@ -205,7 +205,6 @@ def test_the_board_shows_means_and_paired_differences(outcomes, provenance):
 
 def test_the_page_escapes_names_and_is_whole_by_itself(measured, tmp_path):
     board = report.board(evaluate.summary(measured)).rename(index={"steered": "<script>x</script>"})
-    path = report.write_html("A & B", "intro <b>", board, [], tmp_path / "report.html")
-    page = path.read_text()
+    page = report.page("A & B", "intro <b>", board, [], tmp_path / "report.html").read_text()
     assert "A &amp; B" in page and "&lt;script&gt;x&lt;/script&gt;" in page and "<script>x" not in page
     assert "intro &lt;b&gt;" in page

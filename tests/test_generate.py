@@ -10,6 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from torch import Tensor
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
@@ -74,6 +76,27 @@ def test_rollouts_do_not_depend_on_the_order_or_the_company_of_problems(any_lm, 
     assert [r.problem_id for r in found] == [p.id for p in shuffled for _ in range(2)]
     assert sample(any_lm, problems[2:3]) == [base["p2", 0], base["p2", 1]]
     assert sample(any_lm, problems, replace(SAMPLED, n=1)) == [base[p.id, 0] for p in problems]
+
+
+def test_rollouts_do_not_depend_on_how_many_prompt_tokens_share_a_batch(llama, problems_of, monkeypatch):
+    base = sample(llama, problems_of(6))
+    monkeypatch.setattr(generate, "PREFILL_TOKENS", 45)
+    with spying(llama) as seen:
+        assert sample(llama, problems_of(6)) == base
+    assert sum(tokens > 1 for _, tokens in seen) > 2, "still one batch"
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), max_size=30).map(sorted),
+    tokens=st.integers(1, 200),
+    most=st.none() | st.integers(1, 9),
+)
+def test_batches_hold_every_item_once_in_order_and_stay_within_their_bounds(lengths, tokens, most):
+    found = generate.batches(lengths, lambda n: n, tokens, most=most)
+    assert [n for batch in found for n in batch] == lengths
+    for batch in found:
+        assert len(batch) == 1 or len(batch) * max(batch) <= tokens
+        assert 1 <= len(batch) <= (most or len(lengths))
 
 
 def test_streams_go_on_beyond_their_block_of_256_numbers(llama, problems_of):
