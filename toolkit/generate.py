@@ -157,6 +157,7 @@ def _header(condition: Condition, problems: Sequence[Problem], sampling: Samplin
         "model": condition.lm.name,
         "fingerprint": condition.lm.fingerprint,
         "interventions": [str(i) for i in condition.during],
+        "eos_ids": sorted(condition.lm.eos_ids),
         "template": condition.lm.provenance().template_hash,
         "tags": asdict(condition.lm.tags) if condition.lm.tags else None,
         "problems": hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest(),

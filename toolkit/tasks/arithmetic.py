@@ -57,11 +57,7 @@ def load(split: str, n: int = 200, seed: int = 0, *, operands: tuple[int, int] =
     if not OPERANDS[0] <= low <= high <= OPERANDS[1]:
         raise ValueError(f"operands={operands}: give an inclusive range within {OPERANDS}.")
     rng = random.Random(f"arithmetic-{split}-{seed}")
-    found: dict[str, Problem] = {}
-    while len(found) < n:
-        p = problem(rng, split, operands=operands)
-        found.setdefault(p.id, p)
-    return list(found.values())
+    return words.distinct(lambda: problem(rng, split, operands=operands), n)
 
 
 def parse(expression: str) -> tuple[list[int], list[str]]:

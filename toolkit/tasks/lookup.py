@@ -94,11 +94,7 @@ def load(
     if not CONTEXT[0] <= context[0] <= context[1]:
         raise ValueError(f"context={context}: give an inclusive range from {CONTEXT[0]} characters up.")
     rng = random.Random(f"lookup-{split}-{seed}")
-    found: dict[str, Problem] = {}
-    while len(found) < n:
-        p = problem(rng, split, hops=hops, context=context)
-        found.setdefault(p.id, p)
-    return list(found.values())
+    return words.distinct(lambda: problem(rng, split, hops=hops, context=context), n)
 
 
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
+
+from toolkit.types import Problem
 
 CUES = ("quick", "brief", "hurry")  # push towards short thinking
 NEUTRAL = ("please", "today", "hello")  # push nowhere
@@ -22,6 +25,23 @@ def split_of(content: str) -> str:
     """
     bucket = int(digest(content)[:8], 16) % 10
     return "train" if bucket < 8 else "dev" if bucket == 8 else "test"
+
+
+def distinct(draw: Callable[[], Problem], n: int) -> list[Problem]:
+    """The first ``n`` distinct problems that ``draw`` gives.
+
+    Raises:
+        ValueError: a thousand draws in a row gave nothing new, so there are not so many.
+    """
+    found: dict[str, Problem] = {}
+    repeated = 0
+    while len(found) < n:
+        p = draw()
+        repeated = repeated + 1 if p.id in found else 0
+        found.setdefault(p.id, p)
+        if repeated == 1000:
+            raise ValueError(f"Asked for {n} problems, found only {len(found)} different ones: ask for fewer, or widen the ranges.")
+    return list(found.values())
 
 
 def check_split(split: str) -> None:
