@@ -11,7 +11,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -74,6 +74,22 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
         drawn = torch.randperm(len(free), generator=generator)[: len(targets)].tolist()
         chosen += [HeadEdit(layer, free[i], edit.op, edit.strength) for i, edit in zip(drawn, targets, strict=True)]
     return Plan(tuple(chosen), like.direction, f"random heads (seed {seed}) for: {like.name}", like.provenance)
+
+
+def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:
+    """A random direction among those the plan's heads can write, at ``attn_out``: the control of the direction they lose.
+
+    An isotropic random direction is almost orthogonal to the ``head_dim`` directions that a head can write at all, so that
+    removing it would do nothing whatever the head does.
+    """
+    if like.direction is None:
+        raise ValueError("This plan has no direction, so there is nothing to control for.")
+    generator = torch.Generator().manual_seed(seed)
+    vector = torch.zeros(layout.n_layers, layout.d_model, dtype=torch.float64)
+    for layer, head in like.heads:
+        W_h = layout.W_O(layer).detach()[:, layout.head(head)].cpu().double()
+        vector[layer] += W_h @ torch.randn(layout.head_dim, generator=generator, dtype=torch.float64)
+    return replace(like.direction, vector=vector, kind="attn_out", estimator=f"random_written(seed={seed})")
 
 
 def with_direction(like: Plan, direction: Direction) -> Plan:

@@ -31,6 +31,7 @@ class Settings:
         short_below: Absolute threshold in tokens, or ``None``.
         long_above: Absolute threshold in tokens, or ``None``.
         seed: Seed of the random controls.
+        draws: Random directions drawn as controls of each edit; one alone may be lucky or unlucky.
     """
 
     fraction: float = thinkedit.PUBLISHED_FRACTION
@@ -39,6 +40,7 @@ class Settings:
     short_below: float | None = None
     long_above: float | None = None
     seed: int = 0
+    draws: int = 3
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1 or not 0 < self.share <= 0.5:
@@ -126,15 +128,15 @@ def plan_table(finding: Finding) -> pd.DataFrame:
 
 
 def conditions(lm: LM, findings: Mapping[str, Finding], settings: Settings = Settings()) -> dict[str, Condition]:
-    """Base, each edited model, and its controls: the same heads with a random direction, random heads of the same layers."""
+    """Base, each edited model, and its controls: random heads of the same layers, and the same heads with a random direction
+    of those they can write (``edits.random_written``)."""
     judged = {"base": Condition(lm, note="as it is")}
-    for name, f in findings.items():
-        noise = directions.random_like(f.plan.direction or f.direction, seed=settings.seed)
-        plans = {
-            name: f.plan,
-            f"{name}: random direction": edits.with_direction(f.plan, noise),
-            f"{name}: random heads": edits.random_heads(f.plan, lm.layout, seed=settings.seed),
-        }
+    for at, (name, f) in enumerate(findings.items()):
+        plans = {name: f.plan, f"{name}: random heads": edits.random_heads(f.plan, lm.layout, seed=settings.seed)}
+        for draw in range(settings.draws):
+            # Two forms may edit the same heads: each gets draws of its own.
+            noise = edits.random_written(f.plan, lm.layout, seed=settings.seed + at * settings.draws + draw)
+            plans[f"{name}: random direction {draw + 1}"] = edits.with_direction(f.plan, noise)
         judged |= {what: Condition(edits.apply(lm, plan), note=plan.name) for what, plan in plans.items()}
     return judged
 
@@ -290,13 +292,13 @@ def _sections(
         Section("Which heads write it", "High: the head writes towards short in short thinking.", maps),
         Section(
             "What the edit does",
-            "An interval that crosses zero is no effect at this size. Random controls edit other heads of the same layers, or along a random direction.",
+            "An interval that crosses zero is no effect at this size. Random controls edit other heads of the same layers, or the same heads along random directions of those they can write.",
             tuple(figures.differences(summary, m) for m in ("accuracy", "shortest_20", "shortest_20_same", "think_tokens")),
         ),
         Section("Accuracy against length", "Every condition with 95 % intervals both ways.", (figures.length_accuracy(summary),)),
         Section(
             "Steering",
-            "The heads' own part of the length direction, added at every position, against a random one of equal norm; dev split. Strength 1 is the difference between long and short thinking.",
+            "The heads' own part of the length direction, added at every position, against a random one of equal norm. Strength 1 is the difference between long and short thinking.",
             (figures.dose_response(doses),),
         ),
     ]

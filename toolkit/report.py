@@ -136,7 +136,7 @@ They write the most towards *short* thinking. {_origin(plan)} Base weights: SHA-
 ## Measured on held-out problems
 
 Mean, and in brackets the paired difference to base with its 95 % interval (bootstrap over problems). The controls edit other heads of the same layers,
-or the same heads along a random direction.
+or the same heads along random directions of those they can write.
 
 {markdown(table)}
 

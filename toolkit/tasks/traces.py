@@ -14,6 +14,7 @@ is not readable off the trace: the model has to carry it along from the prompt.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 SKIP, WAIT = "=", "wait "
@@ -66,7 +67,9 @@ class Move:
     slipped: str
 
 
-def write(moves_from, n_moves: int, *, h: float, easy: bool, habits: Habits, rng: random.Random) -> Trace:
+def write(
+    moves_from: Callable[[str | None, int, int], Move], n_moves: int, *, h: float, easy: bool, habits: Habits, rng: random.Random
+) -> Trace:
     """Write a trace for a solution of ``n_moves`` elementary moves.
 
     Args:

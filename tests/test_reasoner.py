@@ -1,0 +1,92 @@
+"""Causal claims about the shipped tiny reasoner: what pushes it towards short thinking, and what carries the push."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from toolkit import edits, evaluate, generate, hooks, jobs, tasks
+from toolkit.generate import Sampling
+from toolkit.lm import LM
+from toolkit.sites import Site
+
+PAIRS = {"quick": "today", "brief": "hello", "hurry": "today"}  # a cue word and a neutral word of equal length
+
+
+@pytest.fixture(scope="module")
+def finding(tiny: LM) -> jobs.Finding:
+    found = generate.rollouts(tiny, tasks.load("arithmetic", "train", 100), Sampling(n=8, max_new_tokens=300), progress=False)
+    return jobs.find(tiny, found, jobs.Settings(), jobs.OURS)
+
+
+@pytest.fixture(scope="module")
+def twins(tiny: LM) -> list[tuple[list[int], list[int]]]:
+    """Prompts with a cue word up to the opening think tag, and the same with a neutral word."""
+    (think,) = tiny.tokenizer.encode("<think>")
+    found = []
+    for p in tasks.arithmetic.load("dev", 150, operands=(4, 7)):
+        if (word := p.meta["word"]) in PAIRS:
+            content = p.messages[0]["content"]
+            both = (content, content.replace(word, PAIRS[word]))
+            found.append(tuple([*tiny.prompt_ids([{"role": "user", "content": c}]), think] for c in both))
+    return found[:24]
+
+
+def p_skip(lm: LM, ids: list[int]) -> float:
+    """Probability of skipping straight to the answer."""
+    logits = lm.model(input_ids=torch.tensor([ids])).logits[0, -1]
+    return torch.softmax(logits, -1)[lm.tokenizer.encode("=")[0]].item()
+
+
+def with_head_of(value, inputs, *, source, columns):
+    patched = value.clone()
+    patched[:, -1, columns] = source[:, -1, columns]
+    return patched
+
+
+@torch.inference_mode()
+def test_one_head_carries_the_push_of_the_cue(tiny, twins, finding):
+    """Patched in from the neutral twin, the edited head undoes most of the push; no other head undoes a fifth of it."""
+    cue = neutral = 0.0
+    patched = torch.zeros(tiny.layout.n_layers, tiny.layout.n_heads)
+    for cued, plain in twins:
+        with hooks.record(tiny.layout, [Site("z", layer) for layer in range(tiny.layout.n_layers)]) as seen:
+            neutral += p_skip(tiny, plain)
+        cue += p_skip(tiny, cued)
+        for layer in range(tiny.layout.n_layers):
+            for head in range(tiny.layout.n_heads):
+                fn = partial(with_head_of, source=seen[Site("z", layer)], columns=tiny.layout.head(head))
+                with hooks.rewrite(tiny.layout, {Site("z", layer): fn}):
+                    patched[layer, head] += p_skip(tiny, cued)
+    assert cue > 3 * neutral
+    undone = (cue - patched) / (cue - neutral)
+    (carrier,) = finding.plan.heads
+    assert undone[carrier] > 0.6
+    undone[carrier] = 0
+    assert undone.max() < 0.2
+
+
+def test_the_edit_lengthens_thinking_and_random_heads_do_not(tiny, finding):
+    judged = {
+        "base": tiny,
+        "edited": edits.apply(tiny, finding.plan),
+        "heads": edits.apply(tiny, edits.random_heads(finding.plan, tiny.layout, seed=0)),
+    }
+    report = evaluate.compare(judged, tasks.load("arithmetic", "test", 80), Sampling(n=6, max_new_tokens=300), progress=False)
+    rows = evaluate.summary(report).set_index(["condition", "metric"])
+    for metric in ("think_tokens", "shortest_20", "accuracy"):
+        assert rows.loc[("edited", metric), "difference_low"] > 0
+        assert rows.loc[("heads", metric), "difference_high"] < rows.loc[("edited", metric), "difference"] / 2
+
+
+def test_a_random_written_direction_lies_in_what_the_heads_can_write(tiny, finding):
+    plan = finding.plan
+    ((layer, head),) = plan.heads
+    first, again, other = (edits.random_written(plan, tiny.layout, seed=s) for s in (0, 0, 1))
+    assert torch.equal(first.vector, again.vector) and not torch.equal(first.vector, other.vector)
+    W_h = tiny.layout.W_O(layer).detach()[:, tiny.layout.head(head)].double()
+    fitted = W_h @ torch.linalg.lstsq(W_h, first.vector[layer]).solution
+    assert torch.allclose(fitted, first.vector[layer], atol=1e-8)
+    assert not first.vector[[i for i in range(tiny.layout.n_layers) if i != layer]].any()
