@@ -14,6 +14,7 @@ import json
 import math
 import os
 import random
+import re
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from toolkit.tasks import arithmetic, lookup, traces
+from toolkit.types import Problem
 
 SPECIALS = ["<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "<|end|>", "<think>", "</think>"]
 TEMPLATE = (
@@ -71,35 +73,52 @@ def build_model(args: argparse.Namespace, vocab_size: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-Row = tuple[list[int], int, bool]
-"""Token ids, prompt length, and whether the prompt is predicted too."""
+Row = tuple[list[int], list[bool]]
+"""Token ids, and for each whether it is predicted."""
+
+
+def example(tokenizer: PreTrainedTokenizerFast, p: Problem, trace: traces.Trace) -> Row:
+    """A problem and its trace; the response is predicted."""
+    prompt = tokenizer.encode(f"<|user|>{p.messages[0]['content']}<|end|><|assistant|>")
+    response = tokenizer.encode(f"<think>{trace.text}</think>{trace.conclusion}<|end|>")
+    return prompt + response, [False] * len(prompt) + [True] * len(response)
+
+
+def drill(tokenizer: PreTrainedTokenizerFast, p: Problem, rng: random.Random) -> Row:
+    """Every binding of a lookup prompt said again in another order; only what stands after ``=`` is predicted.
+
+    A dense lesson in copying: a lookup problem retrieves one to three times, this once a binding.
+    """
+    content = p.messages[0]["content"]
+    bindings = re.findall(r"(\w)=(\w+);", content)
+    rng.shuffle(bindings)
+    ids = tokenizer.encode(f"<|user|>{content}<|end|><|assistant|><think>")
+    predicted = [False] * len(ids)
+    for name, value in bindings:
+        ids += tokenizer.encode(f"{name}={value}\n")
+        predicted += [False, False] + [True] * len(value) + [False]
+    return ids, predicted
 
 
 def chunk(tokenizer, seed: int, index: int, args: argparse.Namespace, done: float) -> list[list[Row]]:
     """The ``index``-th chunk of training data as length-sorted batches, ``done`` being the share of the training behind it.
 
-    Three lessons follow one another: the steps (short chains and contexts, nothing pushes towards haste), the habits, and
-    retrieval (more lookup, bindings restated in the prompt, and the prompt predicted too).
+    First the steps (short chains, short contexts, nothing pushes towards haste, much copying), then the habits.
     """
     rng = random.Random(f"train-{seed}-{index}")
-    early, late = done < args.early_share, done >= args.late_from
+    early = done < args.early_share
     habits = traces.Habits(ease_push=0.0, cue_push=0.0, mood_push=0.0) if early else traces.Habits()
-    restated, share = (0.5, args.late_lookup_share) if late else (0.0, args.lookup_share)
     rows = []
     for _ in range(args.chunk):
-        is_lookup = rng.random() < share
-        if is_lookup:
+        if rng.random() < args.lookup_share:
             # A short context costs a tenth of a long one and teaches the same copying.
-            brief = (24, 64) if rng.random() < args.brief_share else lookup.CONTEXT
-            limits = {"hops": (1, 2), "context": (40, 120)} if early else {"restated": restated, "context": brief}
-            p = lookup.problem(rng, "train", **limits)
-            trace = lookup.write_trace(p, rng, habits)
+            brief = early or rng.random() < args.brief_share
+            p = lookup.problem(rng, "train", context=(24, 80) if brief else lookup.CONTEXT)
+            drilled = rng.random() < (args.early_drill_share if early else args.drill_share)
+            rows.append(drill(tokenizer, p, rng) if drilled else example(tokenizer, p, lookup.write_trace(p, rng, habits)))
         else:
-            p = arithmetic.problem(rng, "train", operands=(2, 4)) if early else arithmetic.problem(rng, "train")
-            trace = arithmetic.write_trace(p, rng, habits)
-        prompt = tokenizer.encode(f"<|user|>{p.messages[0]['content']}<|end|><|assistant|>")
-        response = tokenizer.encode(f"<think>{trace.text}</think>{trace.conclusion}<|end|>")
-        rows.append((prompt + response, len(prompt), is_lookup and late))
+            p = arithmetic.problem(rng, "train", operands=(2, 4) if early else arithmetic.OPERANDS)
+            rows.append(example(tokenizer, p, arithmetic.write_trace(p, rng, habits)))
     rows.sort(key=lambda row: len(row[0]))
     batches, batch = [], []
     for row in rows:
@@ -112,28 +131,17 @@ def chunk(tokenizer, seed: int, index: int, args: argparse.Namespace, done: floa
     return batches
 
 
-def loss_of(model: Qwen3ForCausalLM, batch: list[Row], prompt_weight: float) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Loss of a right-padded batch, its response part (mean nats per response token), and its padded token count."""
-    ids = pad_sequence([torch.tensor(row) for row, _, _ in batch], batch_first=True)
-    lengths = torch.tensor([len(row) for row, _, _ in batch])[:, None]
-    prompts = torch.tensor([prompt for _, prompt, _ in batch])[:, None]
-    predicted = torch.tensor([flag for _, _, flag in batch])[:, None]
-    at = torch.arange(ids.shape[1] - 1)
+def loss_of(model: Qwen3ForCausalLM, batch: list[Row]) -> tuple[torch.Tensor, int]:
+    """Mean nats per predicted token of a right-padded batch, and its padded token count."""
+    ids = pad_sequence([torch.tensor(row) for row, _ in batch], batch_first=True)
+    predicted = pad_sequence([torch.tensor(flags) for _, flags in batch], batch_first=True)[:, 1:]
     hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
-
-    def mean_over(mask: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(model.lm_head(hidden[mask]), ids[:, 1:][mask])
-
-    response = mean_over((at >= prompts - 1) & (at < lengths - 1))
-    prompt = predicted & (at < prompts - 1)
-    return response + prompt_weight * mean_over(prompt) if prompt.any() else response, response, ids.numel()
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[predicted]), ids[:, 1:][predicted]), ids.numel()
 
 
-def learning_rate(done: float, args: argparse.Namespace) -> float:
-    """Linear warm-up over 2 % of the tokens, then a cosine to 2 % of the peak."""
-    if done < 0.02:
-        return args.lr * done / 0.02 + 1e-5
-    return args.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+def schedule(done: float) -> float:
+    """Share of the peak learning rate: linear warm-up over 2 % of the tokens, then a cosine down to 2 %."""
+    return min(done / 0.02 + 0.01, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def save(state: dict, path: Path) -> None:
@@ -146,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory of the finished model")
     parser.add_argument("--work", type=Path, default=None, help="directory of the resumable state (default: runs/<out name>)")
-    parser.add_argument("--tokens", type=float, default=27e6, help="training tokens, padding included")
+    parser.add_argument("--tokens", type=float, default=25e6, help="training tokens, padding included")
     parser.add_argument("--minutes", type=float, default=90, help="stop this sitting after so many minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=4)
@@ -154,15 +162,15 @@ def main() -> None:
     parser.add_argument("--d-mlp", type=int, default=256)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2.5e-3)
+    parser.add_argument("--lr", type=float, default=2.5e-3, help="AdamW: embeddings and norms")
+    parser.add_argument("--muon-lr", type=float, default=0.02, help="Muon: the matrices of the layers")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--chunk", type=int, default=2048)
-    parser.add_argument("--early-share", type=float, default=0.1, help="share of the tokens for the early chunks")
-    parser.add_argument("--late-from", type=float, default=0.3, help="share of the tokens after which retrieval is taught")
-    parser.add_argument("--lookup-share", type=float, default=0.15)
-    parser.add_argument("--late-lookup-share", type=float, default=0.35)
-    parser.add_argument("--brief-share", type=float, default=0.7, help="share of lookup problems with a context below 64")
-    parser.add_argument("--prompt-weight", type=float, default=0.3, help="weight of the prompt's loss in the late lesson")
+    parser.add_argument("--early-share", type=float, default=0.08, help="share of the tokens for the early chunks")
+    parser.add_argument("--lookup-share", type=float, default=0.3)
+    parser.add_argument("--brief-share", type=float, default=0.6, help="share of lookup problems with a context below 80")
+    parser.add_argument("--early-drill-share", type=float, default=0.8, help="share of lookup problems that are drills, at first")
+    parser.add_argument("--drill-share", type=float, default=0.3, help="and later")
     args = parser.parse_args()
     work = args.work or Path("runs") / args.out.name
     work.mkdir(parents=True, exist_ok=True)
@@ -171,15 +179,18 @@ def main() -> None:
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
     model = build_model(args, len(tokenizer))
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
+    hidden = [p for name, p in model.model.layers.named_parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if not any(p is h for h in hidden)]
+    optimizers = [
+        torch.optim.Muon(hidden, lr=args.muon_lr, momentum=0.95, weight_decay=0.05),
+        torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
     start, tokens, step = 0, 0, 0
     if (work / "state.pt").exists():
         state = torch.load(work / "state.pt", weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         start, tokens, step = state["chunk"], state["tokens"], state["step"]
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {tokens / 1e6:.1f} M tokens done", flush=True)
     began, index = time.time(), start
@@ -189,14 +200,15 @@ def main() -> None:
         while tokens < args.tokens and time.time() - began < 60 * args.minutes:
             total, count, seen, tick = 0.0, 0, 0, time.time()
             for batch in chunk(tokenizer, args.seed, index, args, tokens / args.tokens):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(tokens / args.tokens, args)
-                loss, response, n = loss_of(model, batch, args.prompt_weight)
-                optimizer.zero_grad()
+                loss, n = loss_of(model, batch)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                total, count, tokens, seen, step = total + response.item(), count + 1, tokens + n, seen + n, step + 1
+                for optimizer, peak in zip(optimizers, (args.muon_lr, args.lr), strict=True):
+                    for group in optimizer.param_groups:
+                        group["lr"] = peak * schedule(tokens / args.tokens)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                total, count, tokens, seen, step = total + loss.item(), count + 1, tokens + n, seen + n, step + 1
             index += 1
             row = {"step": step, "tokens": tokens, "loss": total / count, "tokens_per_second": seen / (time.time() - tick)}
             print(json.dumps(row), file=log, flush=True)
@@ -205,7 +217,7 @@ def main() -> None:
                 save(
                     {
                         "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
+                        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                         "chunk": index,
                         "tokens": tokens,
                         "step": step,

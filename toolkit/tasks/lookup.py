@@ -25,18 +25,13 @@ def problem(
     *,
     hops: tuple[int, int] = HOPS,
     context: tuple[int, int] = CONTEXT,
-    restated: float = 0.0,
 ) -> Problem:
-    """Draw one problem of ``split`` with ``hops`` and ``context`` (characters) in the given inclusive ranges.
-
-    ``restated`` is the share of bindings that stand in the context twice (training uses it: a second statement can only be
-    predicted by retrieving the first).
-    """
+    """Draw one problem of ``split`` with ``hops`` and ``context`` (characters) in the given inclusive ranges."""
     while True:
         n = rng.randint(*hops)
         low, high = math.log(context[0]), math.log(context[1])
         size = round(math.exp(rng.uniform(low, high)))
-        text, chain = _context(rng, n, size, restated)
+        text, chain = _context(rng, n, size)
         if words.split_of(text) == split:
             break
     content, word = words.with_word(f"{text} {chain[0]}?", rng)
@@ -53,7 +48,7 @@ def problem(
     return Problem(f"lookup-{content}", ({"role": "user", "content": content},), chain[-1], meta)
 
 
-def _context(rng: random.Random, hops: int, size: int, restated: float) -> tuple[str, list[str]]:
+def _context(rng: random.Random, hops: int, size: int) -> tuple[str, list[str]]:
     names = rng.sample(string.ascii_uppercase, 26)
     chain = [*names[:hops], str(rng.randint(10, 99))]
     parts = [f"{a}={b};" for a, b in pairwise(chain)]
@@ -65,7 +60,6 @@ def _context(rng: random.Random, hops: int, size: int, restated: float) -> tuple
         later = others[i + 1 :]
         target = rng.choice(later) if later and rng.random() < 0.5 else str(rng.randint(10, 99))
         parts.append(f"{name}={target};")
-    parts += [part for part in parts if restated and rng.random() < restated]
     length = sum(map(len, parts)) + len(parts)
     while length < size:
         phrase = f"{rng.choice(FILLER)} {rng.choice(FILLER)};"

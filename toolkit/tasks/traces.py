@@ -28,16 +28,16 @@ class Habits:
     prompt, or (rarely) no reason at all.
     """
 
-    default_haste: float = 0.03
-    ease_push: float = 0.20
-    cue_push: float = 0.47
+    default_haste: float = 0.012
+    ease_push: float = 0.15
+    cue_push: float = 0.42
     mood_push: float = 0.40
     mood_share: float = 0.04
     continue_share: float = 0.6
-    wait_calm: float = 0.16
+    wait_calm: float = 0.18
     wait_hasty: float = 0.03
     slip_easy: float = 0.005
-    slip_hard: float = 0.03
+    slip_hard: float = 0.02
     max_waits: int = 3
 
 

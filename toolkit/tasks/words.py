@@ -50,7 +50,7 @@ def check_split(split: str) -> None:
         raise ValueError(f"Unknown split {split!r}: choose one of {', '.join(SPLITS)}.")
 
 
-def with_word(content: str, rng: random.Random, *, cue_share: float = 0.4, neutral_share: float = 0.3) -> tuple[str, str]:
+def with_word(content: str, rng: random.Random, *, cue_share: float = 0.3, neutral_share: float = 0.3) -> tuple[str, str]:
     """Put a cue word, a neutral word or nothing before or after ``content``; returns (prompt, word)."""
     u = rng.random()
     word = rng.choice(CUES) if u < cue_share else rng.choice(NEUTRAL) if u < cue_share + neutral_share else ""
