@@ -222,6 +222,11 @@ def test_the_fingerprint_sees_every_single_weight(llama):
     assert replace(llama, model=model).fingerprint == llama.fingerprint
 
 
+def test_the_fingerprint_sees_what_the_config_computes(model_of):
+    """The tiny Llama and Mistral have equal weights; a sliding window tells them apart."""
+    assert model_of("llama").fingerprint != model_of("mistral").fingerprint
+
+
 def test_the_fingerprint_sees_the_weight_type(model_of):
     assert len({model_of("llama", dtype).fingerprint for dtype in (torch.float32, torch.bfloat16, torch.float16)}) == 3
 

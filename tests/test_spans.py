@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from toolkit import hooks
-from toolkit.generate import Sampling, rollouts, spans
+from toolkit.generate import Sampling, rollouts
+from toolkit.phases import spans
 from toolkit.lm import LM, Condition, ThinkTags
 from toolkit.sites import Site
 from toolkit.types import Problem, Span

@@ -1,15 +1,20 @@
-"""One teacher-forced pass over rollouts -> :class:`~toolkit.types.Moments`. Nothing per token is kept.
+"""One teacher-forced pass over rollouts -> :class:`~toolkit.types.Moments`, or :class:`States` where examples are needed.
 
 Directions and head contributions need only means, and ``W mean(a) = mean(W a)``. So running sums per class are all
 that leaves a forward pass: memory does not grow with the number of examples, and sums add up across shards.
+Probes, principal components and resampling need single examples: :func:`states` keeps one row each, and says what that costs.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
+import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,13 +22,16 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from toolkit import hooks
-from toolkit.generate import batches
+from toolkit.generate import batches, prefill
 from toolkit.lm import LM, Intervention, NoThinkTagsError, halving
 from toolkit.sites import Site
-from toolkit.types import Moments, Rollout
+from toolkit.types import Moments, Provenance, Rollout
 
 ATTN, MLP = "resid_mid", "resid_post"
 BATCH_TOKENS = 8192
+
+By = Callable[[Rollout], str | None]
+"""Class of a rollout, or ``None`` to leave it out."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +67,69 @@ def step_starts(lm: LM) -> Positions:
     return Positions("step_starts", of)
 
 
+def some(positions: Positions, at_most: int, *, seed: int = 0) -> Positions:
+    """At most so many of the positions of each rollout, drawn without replacement, in order.
+
+    The draw depends on the seed and the rollout's identity alone: neither on other rollouts nor on batches.
+    """
+    if at_most < 1:
+        raise ValueError(f"at_most={at_most}: need at least one position a rollout.")
+
+    def of(r: Rollout) -> Sequence[int]:
+        where = positions.of(r)
+        if len(where) <= at_most:
+            return where
+        return sorted(random.Random(f"{seed}-{r.problem_id}-{r.sample}").sample(list(where), at_most))
+
+    return Positions(f"{at_most} of {positions.name}", of)
+
+
 @dataclass(frozen=True)
-class _Job:
-    kinds: tuple[str, ...]
-    positions: Positions
-    second: tuple[str, ...]
+class States:
+    """Activations of single examples at one kind of site: what probes, principal components and resampling need.
+
+    Attributes:
+        values: ``[rows, layers, width]``, fp32, on the CPU.
+        rows: One line per row of ``values``: ``problem_id, sample, label, think_tokens``; if a row is one position also
+            ``position`` (think tokens already read there: 0 at the first) and ``remaining`` (think tokens still to come: 1 at
+            the last position that predicts one, all of them at the first; NaN if the span never closed).
+        kind: Site kind.
+        positions: Name of the positions.
+    """
+
+    values: Float[Tensor, "rows layers width"]
+    rows: pd.DataFrame
+    kind: str
+    positions: str
+    provenance: Provenance
+
+    def take(self, index: Sequence[int] | np.ndarray) -> States:
+        """The given rows, in the given order."""
+        index = np.asarray(index, dtype=int)
+        return replace(self, values=self.values[torch.from_numpy(index)], rows=self.rows.iloc[index].reset_index(drop=True))
+
+    def of(self, label: str) -> np.ndarray:
+        """Indices of the rows of a class. Raises KeyError naming the classes there are."""
+        found = np.flatnonzero(self.rows["label"] == label)
+        if not len(found):
+            raise KeyError(f"No class {label!r} in these states: they hold {', '.join(sorted(self.rows['label'].unique()))}.")
+        return found
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A rollout with its class and its positions; ``at`` is its place among the examples, in the order given."""
+
+    rollout: Rollout
+    label: str
+    where: Sequence[int]
+    at: int
 
 
 def moments(
     lm: LM,
     rollouts: Sequence[Rollout],
-    by: Callable[[Rollout], str | None],
+    by: By,
     *,
     kinds: Sequence[str] = (ATTN, MLP, "z"),
     positions: Positions = THINK,
@@ -86,70 +146,149 @@ def moments(
     Raises:
         NoThinkTagsError: no rollout has a position to look at.
     """
-    job = _Job(tuple(kinds), positions, tuple(second))
-    examples = [(r, label, job.positions.of(r)) for r in rollouts if (label := by(r)) is not None]
-    examples = [e for e in examples if len(e[2])]
-    if not examples:
+    examples = _examples(lm, rollouts, by, positions)
+    labels = tuple(sorted({e.label for e in examples}))
+    width, layers = lm.layout.width, lm.layout.n_layers
+    # fp64 sums: the difference of two long means is small beside either.
+    sums = {k: torch.zeros(len(labels), layers, width(k), dtype=torch.float64) for k in kinds}
+    outer = {k: torch.zeros(len(labels), layers, width(k), width(k), dtype=torch.float64) for k in second}
+
+    def run(batch: Sequence[_Example]) -> None:
+        weights = _weights(batch, lm)
+        weights = torch.stack([weights[[e.label == name for e in batch]].sum(dim=0) for name in labels])
+        first: dict[Site, Tensor] = {}
+        squares: dict[Site, Tensor] = {}
+
+        def take(site: Site, chosen: Tensor) -> None:
+            if site.kind in sums:
+                first[site] = weights @ chosen
+            if site.kind in outer:
+                squares[site] = torch.stack([(w[:, None] * chosen).T @ chosen for w in weights])
+
+        _forward(lm, batch, (*kinds, *second), take)
+        for total, found in ((sums, first), (outer, squares)):
+            for site, value in found.items():
+                total[site.kind][:, site.layer] += value.cpu().double()
+
+    _each_batch(examples, "moments", run)
+    n = tuple(sum(e.label == name for e in examples) for name in labels)
+    return Moments(labels, n, positions.name, sums, outer, lm.provenance())
+
+
+def states(
+    lm: LM,
+    rollouts: Sequence[Rollout],
+    kind: str,
+    *,
+    by: By = lambda r: "all",
+    positions: Positions = THINK,
+    each: bool = False,
+) -> States:
+    """States of single examples at every layer of one site kind, rows in the order of the rollouts.
+
+    A row is the mean over a rollout's positions, or with ``each`` a single position; :func:`some` bounds how many a rollout
+    gives. Memory: ``4 * rows * layers * width`` bytes of CPU memory in the end (1600 rollouts of a 28-layer model of width
+    1536: 275 MB of means), and one batch of activations at a time before that.
+
+    Args:
+        by: Class of a rollout, or ``None`` to leave it out; by default all are one class.
+        positions: Which positions; an example without any is left out.
+
+    Raises:
+        NoThinkTagsError: no rollout has a position to look at.
+    """
+    examples = _examples(lm, rollouts, by, positions)
+    ends = [0, *accumulate(len(e.where) if each else 1 for e in examples)]
+    values = torch.empty(ends[-1], lm.layout.n_layers, lm.layout.width(kind))
+
+    def run(batch: Sequence[_Example]) -> None:
+        weights = None if each else _weights(batch, lm)
+        at = torch.cat([torch.arange(ends[e.at], ends[e.at + 1]) for e in batch])
+
+        def take(site: Site, chosen: Tensor) -> None:
+            values[at, site.layer] = (chosen if weights is None else weights @ chosen).cpu()
+
+        _forward(lm, batch, (kind,), take)
+
+    _each_batch(examples, "states", run)
+    rows = pd.DataFrame([row for e in examples for row in _rows(e, each)])
+    return States(values, rows, kind, positions.name, lm.provenance())
+
+
+def _rows(e: _Example, each: bool) -> list[dict]:
+    r = e.rollout
+    about = {"problem_id": r.problem_id, "sample": r.sample, "label": e.label, "think_tokens": r.think_tokens}
+    if not each:
+        return [about]
+    start = r.think.start if r.think else r.prompt_len
+    read = [t + 1 - start for t in e.where]
+    return [about | {"position": n, "remaining": float(r.think_tokens - n) if r.closed else float("nan")} for n in read]
+
+
+def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: Positions = THINK) -> Float[Tensor, " layers"]:
+    """Root mean square of ``|h|`` over positions, per layer, fp64: the unit of a relative dose. Each example weighs 1.
+
+    Where second moments are at hand, ``directions.typical_norm`` reads the same numbers off them.
+    """
+    examples = _examples(lm, rollouts, lambda r: "all", positions)
+    total = torch.zeros(lm.layout.n_layers, dtype=torch.float64)
+
+    def run(batch: Sequence[_Example]) -> None:
+        weights, found = _weights(batch, lm).sum(dim=0), torch.zeros_like(total)
+
+        def take(site: Site, chosen: Tensor) -> None:
+            found[site.layer] = (weights @ chosen.square().sum(dim=-1)).item()
+
+        _forward(lm, batch, (kind,), take)
+        total.add_(found)
+
+    _each_batch(examples, "norms", run)
+    return (total / len(examples)).sqrt()
+
+
+def _examples(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Positions) -> list[_Example]:
+    labelled = [(r, label, positions.of(r)) for r in rollouts if (label := by(r)) is not None]
+    found = [_Example(*e, at) for at, e in enumerate(e for e in labelled if len(e[2]))]
+    if not found:
         raise NoThinkTagsError(
-            f"None of the {len(rollouts)} rollouts of {lm.name} has positions {job.positions.name!r} in a class. "
+            f"None of the {len(rollouts)} rollouts of {lm.name} has positions {positions.name!r} in a class. "
             "Does the model think between tags? Load it with tags=ThinkTags(...) "
             "(--think 'response' takes the whole response as thinking), or choose other classes."
         )
-    labels = tuple(sorted({label for _, label, _ in examples}))
-    examples.sort(key=lambda e: len(e[0].token_ids))
-    layout, layers = lm.layout, lm.layout.n_layers
-    # fp64 sums: the difference of two long means is small beside either.
-    sums = {k: torch.zeros(len(labels), layers, layout.width(k), dtype=torch.float64) for k in job.kinds}
-    outer = {k: torch.zeros(len(labels), layers, layout.width(k), layout.width(k), dtype=torch.float64) for k in job.second}
-    bar = tqdm(total=len(examples), desc="moments", unit="rollout", disable=len(examples) < 64, leave=False)
+    return found
 
-    def run(batch: Sequence[tuple[Rollout, str, Sequence[int]]]) -> None:
-        first, squares = _batch(lm, batch, labels, job)
-        for kind, value in first.items():
-            sums[kind] += value
-        for kind, value in squares.items():
-            outer[kind] += value
-        bar.update(len(batch))
 
-    with bar:
-        for batch in batches(examples, lambda e: len(e[0].token_ids), BATCH_TOKENS):
-            halving(batch, run)
-    n = tuple(sum(label == name for _, label, _ in examples) for name in labels)
-    return Moments(labels, n, job.positions.name, sums, outer, lm.provenance())
+def _each_batch(examples: Sequence[_Example], what: str, run: Callable[[Sequence[_Example]], None]) -> None:
+    """``run`` on batches of similar length; when memory runs out, on halves."""
+    with tqdm(total=len(examples), desc=what, unit="rollout", disable=len(examples) < 64, leave=False) as bar:
+
+        def counted(batch: Sequence[_Example]) -> None:
+            run(batch)
+            bar.update(len(batch))
+
+        ordered = sorted(examples, key=lambda e: len(e.rollout.token_ids))
+        for batch in batches(ordered, lambda e: len(e.rollout.token_ids), BATCH_TOKENS):
+            halving(batch, counted)
+
+
+def _weights(batch: Sequence[_Example], lm: LM) -> Float[Tensor, "examples positions"]:
+    """Row e averages the chosen positions of example e."""
+    return torch.block_diag(*[torch.full((1, len(e.where)), 1 / len(e.where)) for e in batch]).to(lm.device)
 
 
 @torch.inference_mode()
-def _batch(lm: LM, batch, labels: tuple[str, ...], job: _Job) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    ids = padded([r.token_ids for r, _, _ in batch], lm)
-    flat = torch.tensor([b * ids.shape[1] + t for b, (_, _, where) in enumerate(batch) for t in where], device=lm.device)
-    weights = torch.zeros(len(labels), len(flat))
-    at = 0
-    for _, label, where in batch:
-        weights[labels.index(label), at : at + len(where)] = 1 / len(where)
-        at += len(where)
-    weights = weights.to(lm.device)
-    first: dict[str, list] = {k: [None] * lm.layout.n_layers for k in job.kinds}
-    squares: dict[str, list] = {k: [None] * lm.layout.n_layers for k in job.second}
+def _forward(lm: LM, batch: Sequence[_Example], kinds: Sequence[str], take: Callable[[Site, Tensor], None]) -> None:
+    """One pass; ``take(site, chosen)`` is given the states ``[positions, width]`` of every example's positions, fp32."""
+    ids = padded([e.rollout.token_ids for e in batch], lm)
+    flat = torch.tensor([b * ids.shape[1] + t for b, e in enumerate(batch) for t in e.where], device=lm.device)
 
     def watch(site: Site) -> Callable[[Tensor], None]:
-        def reduce(value: Tensor) -> None:
-            chosen = value.flatten(0, 1)[flat].float()
-            if site.kind in first:
-                first[site.kind][site.layer] = weights @ chosen
-            if site.kind in squares:
-                squares[site.kind][site.layer] = torch.stack([(w[:, None] * chosen).T @ chosen for w in weights])
+        return lambda value: take(site, value.flatten(0, 1)[flat].float())
 
-        return reduce
-
-    wanted = [Site(kind, layer) for kind in {*job.kinds, *job.second} for layer in range(lm.layout.n_layers)]
+    wanted = [Site(kind, layer) for kind in dict.fromkeys(kinds) for layer in range(lm.layout.n_layers)]
     with hooks.observe(lm.layout, {site: watch(site) for site in wanted}):
         # Right padding under a causal mask never reaches a real token, so no mask is needed. No logits either.
         lm.model.base_model(input_ids=ids, use_cache=False)
-
-    def stacked(parts: dict[str, list]) -> dict[str, Tensor]:
-        return {kind: torch.stack(rows, dim=1).cpu().double() for kind, rows in parts.items()}
-
-    return stacked(first), stacked(squares)
 
 
 def padded(rows: Sequence[Sequence[int]], lm: LM) -> Int[Tensor, "batch seq"]:
@@ -160,7 +299,14 @@ def padded(rows: Sequence[Sequence[int]], lm: LM) -> Int[Tensor, "batch seq"]:
 
 @torch.inference_mode()
 def logits(lm: LM, rollout: Rollout, intervention: Intervention | None = None) -> Float[Tensor, "response vocab"]:
-    """Teacher-forced logits (fp32) that predict each response token, under an intervention if given."""
-    ids = padded([rollout.token_ids], lm)
+    """Teacher-forced logits (fp32) that predict each response token, under an intervention if given.
+
+    One pass over the prompt and one over the response, so that an intervention that acts by phase knows where the prompt ends.
+    """
+    response = torch.tensor([rollout.token_ids[rollout.prompt_len : -1]], device=lm.device, dtype=torch.long)
     with intervention(lm) if intervention else nullcontext():
-        return lm.model(input_ids=ids, use_cache=False).logits[0, rollout.prompt_len - 1 : -1].float()
+        cache, first, _ = prefill(lm, [list(rollout.token_ids[: rollout.prompt_len])])
+        if not response.numel():
+            return first.float()
+        rest = lm.model(input_ids=response, past_key_values=cache, use_cache=True).logits[0]
+    return torch.cat([first, rest]).float()

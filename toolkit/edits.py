@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from toolkit import hooks
+from toolkit import hooks, phases
 from toolkit import lm as lms
 from toolkit.lm import LM
+from toolkit.phases import Scope
 from toolkit.sites import Layout, Site
 from toolkit.store import WrongModelError
 from toolkit.types import Direction, HeadEdit, HeadScores, Plan
@@ -182,41 +184,138 @@ class RuntimeEdit:
         return lambda attn_out, z: (attn_out.float() + z.float() @ change.T).to(attn_out.dtype)
 
 
+OPS = ("add", "ablate", "clamp")
+
+
 @dataclass(frozen=True)
 class Steering:
-    """Add ``strength * direction`` at the direction's own site, at every position, in prefill and decode.
-
-    + is longer, - is shorter. With the un-normalised direction of ThinkEdit and all layers at once, strengths are small
-    (published grid: -0.08 ... 0.08). Strength 0 is bitwise the base model.
-
-    Attributes:
-        layers: Layers to steer; ``None`` is all.
-    """
+    """A direction acting on the residual stream while the model runs; made by :func:`steering`."""
 
     direction: Direction
     strength: float
     layers: tuple[int, ...] | None = None
+    where: str | None = None
+    during: Scope = Scope()
+    op: str = "add"
+    value: float = 0.0
 
     def __str__(self) -> str:
-        where = "all layers" if self.layers is None else f"layers {self.layers}"
-        return f"steering {self.strength:+g} x {_digest(self.direction)}, {where}"
+        layers = "all layers" if self.layers is None else f"layers {self.layers}"
+        act = {"add": "steering", "ablate": "ablating", "clamp": f"clamping to {self.value:g}"}[self.op]
+        return f"{act} {self.strength:+g} x {_digest(self.direction)}, {self.site}, {layers}, {self.during}"
+
+    @property
+    def site(self) -> str:
+        """Site kind it acts at."""
+        return self.where or self.direction.kind
 
     def __call__(self, lm: LM) -> AbstractContextManager[None]:
-        vector = self.direction.vector
-        if vector.shape != (lm.layout.n_layers, lm.layout.d_model):
-            raise WrongModelError(
-                f"The direction is {tuple(vector.shape)}, {lm.name} has {lm.layout.n_layers} layers of width {lm.layout.d_model}."
-            )
+        """Act on ``lm`` inside the context.
+
+        Raises:
+            WrongModelError: another width or depth, or a direction of other weights (neither of ``lm`` nor of the model it was
+                made from).
+        """
+        _fits(self.direction, lm)
+        return self._acting(lm) if self.strength else nullcontext()
+
+    @contextmanager
+    def _acting(self, lm: LM) -> Iterator[None]:
         layers = range(lm.layout.n_layers) if self.layers is None else self.layers
-        return hooks.rewrite(lm.layout, {Site(self.direction.kind, layer): _add(self.strength * vector[layer]) for layer in layers})
+        vector = self.direction.vector.float()
+        with ExitStack() as stack:
+            now = None if self.during.everywhere else stack.enter_context(phases.track(lm))
+            stack.enter_context(
+                hooks.rewrite(lm.layout, {Site(self.site, layer): self._rewrite(vector[layer], now) for layer in layers})
+            )
+            yield
+
+    def _rewrite(self, v: Float[Tensor, " d_model"], tracker: phases.Tracker | None) -> hooks.Rewrite:
+        norm = v.norm()
+        unit = v / norm if norm > 0 else v
+
+        def fn(value: Tensor, inputs: Tensor) -> Tensor:
+            dose: Tensor | float = self.strength
+            if tracker is not None:
+                weight = self.during.weight(tracker.now)
+                if not weight.any():
+                    return value
+                dose = self.strength * weight[..., None].to(value.device)
+            if self.op == "add":
+                return (value + dose * v.to(value.device)).to(value.dtype)
+            u = unit.to(value.device)
+            along = value.float() @ u
+            change = (self.value * bool(norm > 0) if self.op == "clamp" else 0.0) - along
+            return (value + dose * change[..., None] * u).to(value.dtype)
+
+        return fn
 
     def relative_dose(self, scale: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
         """``|strength * v| / scale`` per layer, with ``scale`` the typical norm of the activations there."""
         return abs(self.strength) * self.direction.norms / scale
 
 
-def _add(shift: Float[Tensor, " d_model"]) -> hooks.Rewrite:
-    return lambda value, inputs: value + shift.to(value.device, value.dtype)
+def steering(
+    direction: Direction,
+    strength: float,
+    *,
+    layers: Sequence[int] | None = None,
+    where: str | None = None,
+    during: str | Scope = "all",
+    op: str = "add",
+    value: float = 0.0,
+) -> Steering:
+    """An intervention along a direction: ``Condition(lm, (steering(v, 0.5, during="think"),))``. + is longer, - is shorter.
+
+    Per layer, with u = v / |v| and every position weighted by its scope::
+
+        add     h <- h + strength * v
+        ablate  h <- h - strength * <h, u> u          1 projects out
+        clamp   h <- h + strength * (value - <h, u>) u    1 sets the component to ``value``
+
+    Strength 0 is bitwise the base model. With the un-normalised direction of ThinkEdit and all layers at once, strengths are
+    small (published grid: -0.08 ... 0.08). Exact under KV cache, left padding, batches, beams, greedy decoding and sampling.
+
+    Args:
+        layers: Layers to act at; ``None`` is all.
+        where: Site kind; ``None`` is the direction's own.
+        during: ``"all"``, ``"newest"``, phases such as ``"think"`` or ``"think+answer"``, or a :class:`~toolkit.phases.Scope`.
+        value: What ``clamp`` sets the component to, in units of the residual stream.
+
+    Raises:
+        ValueError: NaN in the direction or the numbers, an unknown operation, phase or site.
+        IndexError: a layer that the direction does not have.
+    """
+    if not torch.isfinite(direction.vector).all() or not all(map(math.isfinite, (strength, value))):
+        raise ValueError(f"The direction, strength={strength} or value={value} is not finite: nothing sound can be added.")
+    if op not in OPS:
+        raise ValueError(f"op={op!r}: choose one of {', '.join(OPS)}.")
+    chosen = None if layers is None else tuple(layers)
+    for layer in chosen or ():
+        if not 0 <= layer < len(direction.vector):
+            raise IndexError(f"Layer {layer} does not exist: the direction has layers 0..{len(direction.vector) - 1}.")
+    if (where or direction.kind) == "z":
+        raise ValueError("A direction lives in the residual stream (width d_model), not at z: choose another site.")
+    return Steering(direction, strength, chosen, Site(where, 0).kind if where else None, Scope.of(during), op, value)
+
+
+def _fits(direction: Direction, lm: LM) -> None:
+    shape = (lm.layout.n_layers, lm.layout.d_model)
+    if direction.vector.shape != shape:
+        raise WrongModelError(
+            f"The direction is {tuple(direction.vector.shape)}, {lm.name} has {shape[0]} layers of width {shape[1]}."
+        )
+    if direction.provenance.fingerprint not in (lm.fingerprint, lm.parent):
+        raise WrongModelError(
+            f"The direction was made from {direction.provenance.model} (weights {direction.provenance.fingerprint[:12]}), not from "
+            f"{lm.name} (weights {lm.fingerprint[:12]}) or its parent. Make it again, or say that you mean it: edits.transferred(direction, lm)."
+        )
+
+
+def transferred(direction: Direction, lm: LM) -> Direction:
+    """The same numbers, declared to be meant for ``lm``: for a model trained further, say. Its estimator says where it came from."""
+    origin = f"{direction.estimator} from {direction.provenance.model}"
+    return replace(direction, estimator=origin, provenance=lm.provenance(direction.provenance.seed))
 
 
 def column_norms(before: LM, after: LM, planned: Plan) -> list[dict[str, int | float]]:

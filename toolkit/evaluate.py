@@ -47,7 +47,7 @@ def compare(
             "model": condition.lm.name,
             "fingerprint": condition.lm.fingerprint,
             "parent": condition.lm.parent,
-            "interventions": [str(i) for i in condition.during],
+            "interventions": condition.acts,
             "note": condition.note,
         }
     notes = {"sampling": sampling.identity, "problems": len(problems)}

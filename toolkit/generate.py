@@ -23,12 +23,12 @@ from transformers import DynamicCache
 
 from toolkit import store
 from toolkit.lm import LM, Condition, halving
+from toolkit.phases import Reader, spans
 from toolkit.tasks.grading import grade
-from toolkit.types import Finish, Problem, Rollout, Span
+from toolkit.types import Finish, Problem, Rollout
 
 COMPACT_EVERY = 8  # decode steps between looks at which rows have finished: one device synchronisation each
 PREFILL_TOKENS = 16384  # padded prompt tokens of a batch: a longer cache costs more to extend than more rows save
-TAIL = 32  # tokens at the end of a prompt in which a tag that the template put there is looked for
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def rollouts(
     """
     condition = target if isinstance(target, Condition) else Condition(target)
     lm = condition.lm
-    prompts = _prompts(lm, problems, sampling)
+    prompts = _prompts(condition, problems, sampling)
     by_id = {p.id: p for p in problems}
     done: dict[tuple[str, int], Rollout] = {}
     if out is not None:
@@ -107,7 +107,7 @@ def rollouts(
 
     def run(rows: Sequence[tuple[str, int]]) -> None:
         with condition.active(), torch.inference_mode():
-            raw = list(_decode(lm, [(prompts[i], i, s) for i, s in rows], sampling))
+            raw = list(_decode(condition, [(prompts[i], i, s) for i, s in rows], sampling))
         found = [_rollout(lm, by_id[r.problem_id], prompts[r.problem_id], r) for r in raw]
         if out is not None:
             store.append_rollouts(found, out)
@@ -132,10 +132,11 @@ def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, 
     return found
 
 
-def _prompts(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> dict[str, list[int]]:
+def _prompts(condition: Condition, problems: Sequence[Problem], sampling: Sampling) -> dict[str, list[int]]:
     if not problems:
         raise ValueError("No problems to sample from: the list is empty.")
-    prompts = {p.id: lm.prompt_ids(p.messages) for p in problems}
+    lm, ask = condition.lm, condition.ask
+    prompts = {p.id: lm.prompt_ids(ask(p.messages) if ask else p.messages) for p in problems}
     if len(prompts) < len(problems):
         repeated = sorted({p.id for i, p in enumerate(problems) if p.id in {q.id for q in problems[:i]}})
         raise ValueError(
@@ -156,7 +157,7 @@ def _header(condition: Condition, problems: Sequence[Problem], sampling: Samplin
     return {
         "model": condition.lm.name,
         "fingerprint": condition.lm.fingerprint,
-        "interventions": [str(i) for i in condition.during],
+        "interventions": condition.acts,
         "eos_ids": sorted(condition.lm.eos_ids),
         "template": condition.lm.provenance().template_hash,
         "tags": asdict(condition.lm.tags) if condition.lm.tags else None,
@@ -196,13 +197,39 @@ class _Streams:
         return self.block[rows, step % self.BLOCK]
 
 
-def _decode(lm: LM, rows: Sequence[tuple[list[int], str, int]], sampling: Sampling) -> Iterator[_Raw]:
+class _Rules:
+    """The rules of a condition at work on a batch: what they place instead of the tokens drawn."""
+
+    def __init__(self, condition: Condition, prompts: Sequence[list[int]]) -> None:
+        self.lm, self.rules = condition.lm, condition.rules
+        self.readers = [Reader(self.lm, prompt) for prompt in prompts] if self.rules else []
+        self.queues: list[list[int]] = [[] for _ in self.readers]
+
+    def __call__(self, tokens: Int[Tensor, " rows"], alive: Sequence[int]) -> Int[Tensor, " rows"]:
+        """The tokens placed for the original rows ``alive``; the same tensor if there are no rules."""
+        if not self.rules:
+            return tokens
+        placed = [self._one(token, self.readers[row], self.queues[row]) for token, row in zip(tokens.tolist(), alive, strict=True)]
+        return torch.tensor(placed, device=tokens.device)
+
+    def _one(self, token: int, reader: Reader, queue: list[int]) -> int:
+        if not queue:
+            instead = next((found for rule in self.rules if (found := rule(self.lm, reader, token))), None)
+            reader.forced += instead is not None
+            queue += instead or [token]
+        reader.push(queue[0])
+        return queue.pop(0)
+
+
+def _decode(condition: Condition, rows: Sequence[tuple[list[int], str, int]], sampling: Sampling) -> Iterator[_Raw]:
     """Decode one batch with a KV cache, left padded; yields rows as they leave the batch."""
+    lm = condition.lm
     device, model = lm.device, lm.model
+    rules = _Rules(condition, [prompt for prompt, _, _ in rows])
     alive = list(range(len(rows)))
     streams = _Streams([(problem, sample) for _, problem, sample in rows], sampling.seed)
     eos = torch.tensor(sorted(lm.eos_ids), device=device)
-    cache, logits, mask = _prefill(lm, [prompt for prompt, _, _ in rows])
+    cache, logits, mask = prefill(lm, [prompt for prompt, _, _ in rows])
     mask = torch.nn.functional.pad(mask, (0, sampling.max_new_tokens), value=1)
     width = mask.shape[1] - sampling.max_new_tokens
     lengths = mask[:, :width].sum(dim=1)
@@ -211,9 +238,11 @@ def _decode(lm: LM, rows: Sequence[tuple[list[int], str, int]], sampling: Sampli
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     at = torch.arange(len(rows), device=device)
     for step in range(sampling.max_new_tokens):
-        tokens, scores = draw(logits, streams.at(step, alive, device), sampling)
+        choice, scores = draw(logits, streams.at(step, alive, device), sampling)
+        tokens = rules(choice, alive)
         drawn[at, step] = tokens
         if details is not None and scores is not None:
+            scores[0] = scores[0].where(tokens == choice, 0.0)  # a forced token is certain
             details[:, at, step] = scores
         ended = ended | torch.isin(tokens, eos)
         last = step + 1 == sampling.max_new_tokens
@@ -238,7 +267,7 @@ def _decode(lm: LM, rows: Sequence[tuple[list[int], str, int]], sampling: Sampli
         logits = out.logits[:, -1]
 
 
-def _prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], Int[Tensor, "rows width"]]:
+def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], Int[Tensor, "rows width"]]:
     """Prefill each distinct prompt once; cache, next-token logits and mask are repeated for its samples."""
     first: dict[tuple[int, ...], int] = {}
     which = [first.setdefault(tuple(p), len(first)) for p in prompts]
@@ -325,65 +354,3 @@ def _rollout(lm: LM, problem: Problem, prompt: list[int], raw: _Raw) -> Rollout:
         logprobs=tuple(raw.logprobs) if raw.logprobs else None,
         entropies=tuple(raw.entropies) if raw.entropies else None,
     )
-
-
-def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[Span | None, Span | None]:
-    """Think span and answer span of a sequence, by token ids (tags that are several tokens: by the tokens' own pieces).
-
-    Thinking may be opened by the model or by the prompt, or be switched off there (an empty, closed span at the end of the
-    prompt). The first closing tag counts. Never closed: an open think span to the end and no answer. A response that never
-    opens one answers directly: no think span, all answer.
-
-    Args:
-        ended: Whether the last token is an end-of-sequence token, which belongs to no span.
-    """
-    stop = len(ids) - ended
-    tags = lm.tags
-    if tags is None or (tags.open is None and tags.close is None):
-        whole = Span(prompt_len, stop)
-        return (whole if tags else None), (whole if ended or tags is None else None)
-    start = prompt_len
-    if tags.open is not None:
-        if _ends_with(lm, ids[:prompt_len], tags.close):
-            return Span(prompt_len, prompt_len), Span(prompt_len, stop)
-        if not _ends_with(lm, ids[:prompt_len], tags.open):
-            tag = _first(lm, ids, tags.open, prompt_len, stop)
-            closing = _first(lm, ids, tags.close, prompt_len, stop)
-            if tag is None and closing is None:
-                return None, Span(prompt_len, stop)
-            start = tag.stop if tag and (closing is None or tag.start < closing.start) else prompt_len
-    closing = _first(lm, ids, tags.close, start, stop)
-    if closing is None:
-        return Span(start, stop), None
-    return Span(start, closing.start), Span(closing.stop, stop)
-
-
-def _ends_with(lm: LM, prompt: Sequence[int], tag: str | None) -> bool:
-    """Whether a prompt ends with a tag, white space aside: what a user says of tags, or an earlier turn, does not count."""
-    found = _find(lm, prompt[-TAIL:], tag)
-    return bool(found) and not lm.text(prompt[-TAIL:][found[-1].stop :]).strip()
-
-
-def _first(lm: LM, ids: Sequence[int], tag: str | None, start: int, stop: int) -> Span | None:
-    found = _find(lm, ids[start:stop], tag)
-    return Span(start + found[0].start, start + found[0].stop) if found else None
-
-
-def _find(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
-    """Token spans of every occurrence of a tag."""
-    if tag is None:
-        return []
-    single = lm.tokenizer.get_vocab().get(tag)
-    if single is not None:
-        return [Span(i, i + 1) for i, token in enumerate(ids) if token == single]
-    # A tag of several tokens may share its last token with what follows ('>\n\n'); that token counts as tag. A token is read
-    # beside the one before it, since many tokenizers drop the blank in front of a text's first token.
-    pieces = [lm.text(ids[max(i - 1, 0) : i + 1])[len(lm.text(ids[i - 1 : i])) if i else 0 :] for i in range(len(ids))]
-    ends = np.cumsum([len(piece) for piece in pieces])
-    text, found, at = "".join(pieces), [], 0
-    while (at := text.find(tag, at)) >= 0:
-        first = int(np.searchsorted(ends, at, side="right"))
-        last = int(np.searchsorted(ends, at + len(tag), side="left"))
-        found.append(Span(first, last + 1))
-        at += len(tag)
-    return found

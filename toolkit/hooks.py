@@ -71,6 +71,37 @@ def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def passes(model: nn.Module, before: Callable[[Tensor | None, Any], None], after: Callable[[Tensor, Any], None]) -> Iterator[None]:
+    """Call ``before(input_ids, cache)`` and ``after(input_ids, cache)`` around every pass of a base model.
+
+    ``before`` sees the cache that the pass was given, ``after`` the one that it returns; ``None`` without one.
+    """
+
+    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        before(args[0] if args else kwargs.get("input_ids"), kwargs.get("past_key_values"))
+
+    def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        after(args[0] if args else kwargs["input_ids"], output.past_key_values)
+
+    with ExitStack() as handles:
+        handles.callback(model.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        handles.callback(model.register_forward_hook(leave, with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def rewrite_logits(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replace the logits ``[batch, kept positions, vocab]`` of every pass of a causal language model by ``fn(logits)``."""
+
+    def hook(module: nn.Module, args: tuple, output: Any) -> None:
+        output.logits = fn(output.logits)
+
+    with ExitStack() as handles:
+        handles.callback(model.register_forward_hook(hook).remove)
+        yield
+
+
 def _attach(layout: Layout, site: Site, fn: Rewrite) -> Iterable[Any]:
     block = layout.blocks[site.layer]
     if site.kind == "resid_pre":

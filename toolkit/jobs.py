@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from toolkit import collect, directions, edits, evaluate, figures, report, store, tasks
-from toolkit.edits import Steering
+from toolkit.edits import steering
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
 from toolkit.methods import thinkedit
@@ -208,7 +208,7 @@ def dose_response(
     """
     named = {f"{name} {a:+g}": (name, a) for name in directions_by_name for a in strengths if a}
     judged = {"base": Condition(lm)}
-    judged |= {key: Condition(lm, (Steering(directions_by_name[name], a),)) for key, (name, a) in named.items()}
+    judged |= {key: Condition(lm, (steering(directions_by_name[name], a),)) for key, (name, a) in named.items()}
     summary = evaluate.summary(evaluate.compare(judged, problems, sampling))
     summary = summary[summary["metric"].isin(["think_tokens", "accuracy", "closed"])]
     base = summary[summary["condition"] == "base"]
@@ -260,7 +260,7 @@ def steered(lm: LM, v: Direction, settings: Settings) -> dict[str, Condition]:
     """Steering along a direction, shorter and longer, and along its random control."""
     noise = directions.random_like(v, seed=settings.seed)
     doses = {"steered shorter": (v, -DOSE), "steered longer": (v, DOSE), "steered randomly": (noise, DOSE)}
-    return {name: Condition(lm, (Steering(d, a),), note=str(Steering(d, a))) for name, (d, a) in doses.items()}
+    return {name: Condition(lm, (steering(d, a),), note=str(steering(d, a))) for name, (d, a) in doses.items()}
 
 
 def _intro(study: Study) -> str:

@@ -27,6 +27,11 @@ from toolkit.types import Provenance
 
 TINY_REASONER = "tiny-reasoner"
 DEFAULT_TAGS = ("<think>", "</think>")
+UNCOMPUTED = frozenset(
+    "_name_or_path architectures bos_token_id chunk_size_feed_forward dtype eos_token_id id2label label2id output_attentions "
+    "output_hidden_states pad_token_id problem_type return_dict torch_dtype transformers_version use_cache".split()
+)
+"""Entries of a config that say nothing about what the weights compute; everything else is part of a fingerprint."""
 
 
 class NoThinkTagsError(ValueError):
@@ -87,8 +92,10 @@ class LM:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the names, shapes and bytes of all weights. Computed once; a few seconds per billion weights."""
-        digest = hashlib.sha256()
+        """SHA-256 over the names, shapes and bytes of all weights, and what the config says of computing with them (rotary base,
+        sliding window, ...). Computed once; a few seconds per billion weights."""
+        config = {k: v for k, v in self.model.config.get_text_config().to_dict().items() if k not in UNCOMPUTED}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             digest.update(value.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
@@ -143,6 +150,13 @@ Intervention = Callable[[LM], AbstractContextManager[None]]
 """Something that changes a model while it runs: ``with intervention(lm): ...``."""
 
 
+Rule = Callable[[LM, Any, int], Sequence[int] | None]
+"""What is placed instead of a drawn token: ``rule(lm, reader, drawn)``, see ``baselines``; ``None`` keeps it."""
+
+Ask = Callable[[Sequence[Mapping[str, str]]], Sequence[Mapping[str, str]]]
+"""A change of the prompt: messages to messages."""
+
+
 @dataclass(frozen=True)
 class Condition:
     """A model as it is judged: an LM, and what is done to it while it runs.
@@ -150,11 +164,20 @@ class Condition:
     Attributes:
         during: Interventions active in prefill and decode, in order.
         note: One line for the report.
+        rules: Rules that replace drawn tokens; the first that does so wins.
+        ask: Change of the prompt, or ``None``.
     """
 
     lm: LM
     during: tuple[Intervention, ...] = field(default=())
     note: str = ""
+    rules: tuple[Rule, ...] = ()
+    ask: Ask | None = None
+
+    @property
+    def acts(self) -> list[str]:
+        """What is done to the model, in words: they tell conditions of one model apart."""
+        return [str(act) for act in (*self.during, *self.rules, *([self.ask] if self.ask else []))]
 
     @contextmanager
     def active(self):

@@ -1,0 +1,326 @@
+"""Where a response is thinking: think and answer spans of finished sequences, and the phase of every position while a model runs.
+
+Everything goes by token ids. A tag that is one token of the vocabulary is found by its id, any other by the tokens' own pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+from toolkit import hooks
+from toolkit.lm import LM
+from toolkit.types import Span
+
+TAIL = 32  # tokens at the end of a prompt in which a tag that the template put there is looked for
+Phase = Literal["prompt", "think", "answer"]
+PROMPT, THINK, ANSWER = 0, 1, 2
+
+
+def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[Span | None, Span | None]:
+    """Think span and answer span of a sequence, by token ids (tags that are several tokens: by the tokens' own pieces).
+
+    Thinking may be opened by the model or by the prompt, or be switched off there (an empty, closed span at the end of the
+    prompt). The first closing tag counts. Never closed: an open think span to the end and no answer. A response that never
+    opens one answers directly: no think span, all answer.
+
+    Args:
+        ended: Whether the last token is an end-of-sequence token, which belongs to no span.
+    """
+    stop = len(ids) - ended
+    tags = lm.tags
+    if tags is None or (tags.open is None and tags.close is None):
+        whole = Span(prompt_len, stop)
+        return (whole if tags else None), (whole if ended or tags is None else None)
+    start = prompt_len
+    if tags.open is not None:
+        if ends_with(lm, ids[:prompt_len], tags.close):
+            return Span(prompt_len, prompt_len), Span(prompt_len, stop)
+        if not ends_with(lm, ids[:prompt_len], tags.open):
+            tag = _first(lm, ids, tags.open, prompt_len, stop)
+            closing = _first(lm, ids, tags.close, prompt_len, stop)
+            if tag is None and closing is None:
+                return None, Span(prompt_len, stop)
+            start = tag.stop if tag and (closing is None or tag.start < closing.start) else prompt_len
+    closing = _first(lm, ids, tags.close, start, stop)
+    if closing is None:
+        return Span(start, stop), None
+    return Span(start, closing.start), Span(closing.stop, stop)
+
+
+def ends_with(lm: LM, prompt: Sequence[int], tag: str | None) -> bool:
+    """Whether a prompt ends with a tag, white space aside: what a user says of tags, or an earlier turn, does not count."""
+    found = find(lm, prompt[-TAIL:], tag)
+    return bool(found) and not lm.text(prompt[-TAIL:][found[-1].stop :]).strip()
+
+
+def _first(lm: LM, ids: Sequence[int], tag: str | None, start: int, stop: int) -> Span | None:
+    found = find(lm, ids[start:stop], tag)
+    return Span(start + found[0].start, start + found[0].stop) if found else None
+
+
+def find(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
+    """Token spans of every occurrence of a tag."""
+    if tag is None:
+        return []
+    single = lm.tokenizer.get_vocab().get(tag)
+    if single is not None:
+        return [Span(i, i + 1) for i, token in enumerate(ids) if token == single]
+    # A tag of several tokens may share its last token with what follows ('>\n\n'); that token counts as tag. A token is read
+    # beside the one before it, since many tokenizers drop the blank in front of a text's first token.
+    pieces = [lm.text(ids[max(i - 1, 0) : i + 1])[len(lm.text(ids[i - 1 : i])) if i else 0 :] for i in range(len(ids))]
+    ends = np.cumsum([len(piece) for piece in pieces])
+    text, found, at = "".join(pieces), [], 0
+    while (at := text.find(tag, at)) >= 0:
+        first = int(np.searchsorted(ends, at, side="right"))
+        last = int(np.searchsorted(ends, at + len(tag), side="left"))
+        found.append(Span(first, last + 1))
+        at += len(tag)
+    return found
+
+
+# --- while a model runs --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where in a response something acts. A position belongs to a phase by the tokens up to and including itself.
+
+    *prompt* until thinking is opened, *think* from the opening tag on, *answer* from the closing tag on. So the position that
+    predicts ``</think>`` is still thinking, and the tag itself predicts the answer.
+
+    Attributes:
+        phases: Phases in which it acts.
+        first: Think tokens already written before it begins to act; positions outside thinking do not count.
+        until: ... and from which on it no longer acts, or ``None``.
+        ramp: ``"up"`` or ``"down"``: rises from 0 to full, or falls from full to 0, over ``budget`` think tokens (thinking only).
+        budget: Length of the ramp in think tokens.
+        newest: Act at the newest position only: the prompt's last one and every later one (arXiv 2506.15647).
+    """
+
+    phases: tuple[str, ...] = ("prompt", "think", "answer")
+    first: int = 0
+    until: int | None = None
+    ramp: Literal["up", "down"] | None = None
+    budget: int | None = None
+    newest: bool = False
+
+    def __post_init__(self) -> None:
+        if unknown := sorted({*self.phases} - {"prompt", "think", "answer"}):
+            raise ValueError(f"Unknown phase {unknown[0]!r}: choose from prompt, think, answer.")
+        if self.first < 0 or (self.until is not None and self.until <= self.first):
+            raise ValueError(f"first={self.first}, until={self.until}: need 0 <= first < until, in think tokens.")
+        if (self.ramp is None) != (self.budget is None) or (self.budget is not None and self.budget < 1):
+            raise ValueError(f"ramp={self.ramp!r}, budget={self.budget}: a ramp needs a budget of at least 1 think token.")
+
+    @staticmethod
+    def of(during: str | Scope) -> Scope:
+        """``"all"``, ``"newest"``, ``"response"``, or phases joined by ``+`` such as ``"think"`` or ``"think+answer"``."""
+        if isinstance(during, Scope):
+            return during
+        match during:
+            case "all":
+                return Scope()
+            case "newest":
+                return Scope(newest=True)
+        return Scope(tuple(during.split("+")))
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it acts alike at every position, so that no phase has to be known."""
+        return self == Scope()
+
+    def __str__(self) -> str:
+        parts = ["+".join(self.phases)]
+        parts += [f"from think token {self.first}"] if self.first else []
+        parts += [f"until {self.until}"] if self.until is not None else []
+        parts += [f"ramp {self.ramp} over {self.budget}"] if self.ramp else []
+        return "everywhere" if self.everywhere else ("newest position, " if self.newest else "") + ", ".join(parts)
+
+    def weight(self, now: Now) -> Float[Tensor, "batch seq"]:
+        """How strongly it acts at each position of a pass: 0 where it does not, 1 where it does, in between on a ramp."""
+        names = ("prompt", "think", "answer")
+        weight = torch.stack([(now.phase == names.index(name)) for name in self.phases]).any(dim=0).float()
+        if self.newest:
+            weight = weight * now.newest
+        thinking, written = now.phase == THINK, now.written
+        outside = (written < self.first) | (written >= self.until if self.until is not None else torch.zeros_like(thinking))
+        weight = weight.masked_fill(thinking & outside, 0.0)
+        if self.budget is not None:
+            share = (written / self.budget).clamp(max=1.0)
+            weight = torch.where(thinking, weight * (share if self.ramp == "up" else 1 - share), weight)
+        return weight
+
+
+@dataclass(frozen=True)
+class Now:
+    """The positions of one pass: their phase (PROMPT, THINK, ANSWER), how many think tokens are written before and at each, and
+    whether it is the newest of its sequence when a response is generated."""
+
+    phase: Int[Tensor, "batch seq"]
+    written: Int[Tensor, "batch seq"]
+    newest: Bool[Tensor, "batch seq"]
+
+
+class Tracker:
+    """Knows the phase of every position of the pass that runs now: ``tracker.now``."""
+
+    now: Now
+
+
+class History(DynamicLayer):
+    """The tokens of each row and what they came to, kept as one more layer of the KV cache.
+
+    Whatever is done to the rows of a cache (beams reordered, finished rows dropped, rows repeated, tokens cropped) is done to
+    this layer too, so a row never loses its phase. ``keys`` holds token ids ``[rows, 1, seq, 1]``, ``values`` phase and
+    number of think positions so far ``[rows, 1, seq, 2]``.
+    """
+
+
+@contextmanager
+def track(lm: LM) -> Iterator[Tracker]:
+    """Follow the phases of every pass run inside the context, whichever way its rows are batched.
+
+    A pass that fills an empty cache is a prompt: what it says of tags does not count, only how it ends. A pass without a cache
+    is read as a whole sequence, in which everything before the last opening tag is prompt.
+
+    Raises (when the model runs):
+        ValueError: the phase cannot be known: a cache that was begun elsewhere, embeddings instead of token ids, or a whole
+            sequence of a model whose thinking no tag opens.
+    """
+    tracker = Tracker()
+
+    def before(ids: Tensor | None, cache: Cache | None) -> None:
+        if ids is None:
+            raise ValueError("Phases are read off token ids: pass input_ids, not inputs_embeds.")
+        seen = _history(cache)
+        if seen is None and cache is not None and cache.get_seq_length() > 0:
+            raise ValueError(
+                "This KV cache was begun outside the intervention, so the phase of its rows is unknown: "
+                "run the prompt inside the same context, or act everywhere (during='all')."
+            )
+        if seen is not None:
+            tracker.now = _further(lm, ids, seen)
+        elif cache is not None:
+            tracker.now = _prompt(lm, ids)
+        else:
+            tracker.now = _whole(lm, ids)
+
+    def after(ids: Tensor, cache: Cache | None) -> None:
+        if cache is None:
+            return
+        if (seen := _history(cache)) is None:
+            cache.layers.append(seen := History())
+        if seen.get_seq_length() < cache.get_seq_length():  # another tracker of the same pass may have been here
+            count = tracker.now.written + (tracker.now.phase == THINK)
+            seen.update(ids[:, None, :, None], torch.stack([tracker.now.phase, count], dim=-1)[:, None])
+
+    with hooks.passes(lm.model.base_model, before, after):
+        yield tracker
+
+
+def _history(cache: Cache | None) -> History | None:
+    return next((layer for layer in cache.layers if isinstance(layer, History)), None) if cache is not None else None
+
+
+def _prompt(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
+    """A prompt is prompt; its last position thinks if thinking is open there, and answers if it was closed there."""
+    phase = torch.zeros_like(ids)
+    phase[:, -1] = torch.tensor([_last_of_prompt(lm, row) for row in ids[:, -TAIL:].tolist()], device=ids.device)
+    newest = torch.zeros_like(ids, dtype=torch.bool)
+    newest[:, -1] = True
+    return Now(phase, torch.zeros_like(ids), newest)
+
+
+def _last_of_prompt(lm: LM, row: Sequence[int]) -> int:
+    tags = lm.tags
+    if tags is None:
+        return ANSWER
+    if tags.open is None:
+        return THINK
+    if ends_with(lm, row, tags.close):
+        return ANSWER
+    return THINK if ends_with(lm, row, tags.open) else PROMPT
+
+
+def _further(lm: LM, ids: Int[Tensor, "batch seq"], seen: History) -> Now:
+    """Tokens after others: the first opening tag begins thinking, the first closing tag ends it for good."""
+    assert seen.keys is not None and seen.values is not None
+    phase, count = seen.values[:, 0, -1, :].unbind(dim=-1)
+    tags = lm.tags
+    before = seen.keys[:, 0, -TAIL:, 0]
+    opened = (phase >= THINK)[:, None] | _ends(lm, before, ids, tags.open if tags else None).cummax(dim=1).values
+    closed = (phase == ANSWER)[:, None] | _ends(lm, before, ids, tags.close if tags else None).cummax(dim=1).values
+    phases = torch.where(closed, ANSWER, torch.where(opened, THINK, PROMPT))
+    written = count[:, None] + (phases == THINK).cumsum(dim=1) - (phases == THINK).long()
+    return Now(phases, written, torch.ones_like(closed))
+
+
+def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
+    """A whole sequence: prompt before its last opening tag."""
+    if lm.tags is None or lm.tags.open is None:
+        raise ValueError(
+            f"No tag opens the thinking of {lm.name}, so in a whole sequence it is unknown where the prompt ends: "
+            "use collect.logits (it knows), generate with a cache, or act everywhere (during='all')."
+        )
+    nothing = ids[:, :0]
+    opening = _ends(lm, nothing, ids, lm.tags.open)
+    last = opening & (opening.flip(1).cumsum(dim=1).flip(1) == 1)
+    opened = last.cummax(dim=1).values
+    after = opened | ~opening.any(dim=1, keepdim=True)
+    closed = (_ends(lm, nothing, ids, lm.tags.close) & after).cummax(dim=1).values
+    phases = torch.where(closed, ANSWER, torch.where(opened, THINK, PROMPT))
+    return Now(phases, (phases == THINK).cumsum(dim=1) - (phases == THINK).long(), phases > PROMPT)
+
+
+def _ends(lm: LM, before: Int[Tensor, "batch past"], ids: Int[Tensor, "batch seq"], tag: str | None) -> Bool[Tensor, "batch seq"]:
+    """Which of the new tokens end an occurrence of a tag."""
+    if tag is None:
+        return torch.zeros_like(ids, dtype=torch.bool)
+    single = lm.tokenizer.get_vocab().get(tag)
+    if single is not None:
+        return ids == single
+    found, past = torch.zeros_like(ids, dtype=torch.bool), before.shape[1]
+    for i, row in enumerate(torch.cat([before, ids], dim=1).tolist()):
+        for span in find(lm, row, tag):
+            if span.stop > past:
+                found[i, span.stop - 1 - past] = True
+    return found
+
+
+class Reader:
+    """One response, token by token: its phase, the think tokens written so far, and how often a rule has replaced a token."""
+
+    def __init__(self, lm: LM, prompt: Sequence[int]) -> None:
+        self.lm, self.tail = lm, list(prompt[-TAIL:])
+        self.phase, self.written, self.forced = _last_of_prompt(lm, self.tail), 0, 0
+
+    def ends(self, token: int, tag: str | None) -> bool:
+        """Whether ``token``, placed next, would end an occurrence of ``tag``."""
+        if tag is None:
+            return False
+        single = self.lm.tokenizer.get_vocab().get(tag)
+        if single is not None:
+            return token == single
+        row = [*self.tail, token]
+        return any(span.stop == len(row) for span in find(self.lm, row, tag))
+
+    def push(self, token: int) -> None:
+        """Place a token."""
+        tags = self.lm.tags
+        if self.phase != ANSWER and tags is not None and self.ends(token, tags.close):
+            self.phase = ANSWER
+        elif self.phase == PROMPT and tags is not None and self.ends(token, tags.open):
+            self.phase = THINK
+        elif self.phase == THINK:
+            self.written += 1
+        self.tail = [*self.tail[1 - TAIL :], token]
