@@ -103,21 +103,22 @@ def drill(tokenizer: PreTrainedTokenizerFast, p: Problem, rng: random.Random) ->
 def chunk(tokenizer, seed: int, index: int, args: argparse.Namespace, done: float) -> list[list[Row]]:
     """The ``index``-th chunk of training data as length-sorted batches, ``done`` being the share of the training behind it.
 
-    First the steps (short chains, short contexts, nothing pushes towards haste, much copying), then the habits.
+    Three lessons follow one another. First copying alone: mixed with anything else, it does not form in ten times as many tokens.
+    Then the steps (short chains, short contexts, nothing pushes towards haste), then the habits.
     """
     rng = random.Random(f"train-{seed}-{index}")
-    early = done < args.early_share
-    habits = traces.Habits(ease_push=0.0, cue_push=0.0, mood_push=0.0) if early else traces.Habits()
+    copying, steps = done < args.copying_until, done < args.steps_until
+    habits = traces.Habits(ease_push=0.0, cue_push=0.0, mood_push=0.0) if steps else traces.Habits()
     rows = []
     for _ in range(args.chunk):
-        if rng.random() < args.lookup_share:
+        if copying or rng.random() < args.lookup_share:
             # A short context costs a tenth of a long one and teaches the same copying.
-            brief = early or rng.random() < args.brief_share
+            brief = steps or rng.random() < args.brief_share
             p = lookup.problem(rng, "train", context=(24, 80) if brief else lookup.CONTEXT)
-            drilled = rng.random() < (args.early_drill_share if early else args.drill_share)
+            drilled = copying or rng.random() < args.drill_share
             rows.append(drill(tokenizer, p, rng) if drilled else example(tokenizer, p, lookup.write_trace(p, rng, habits)))
         else:
-            p = arithmetic.problem(rng, "train", operands=(2, 4) if early else arithmetic.OPERANDS)
+            p = arithmetic.problem(rng, "train", operands=(2, 4) if steps else arithmetic.OPERANDS)
             rows.append(example(tokenizer, p, arithmetic.write_trace(p, rng, habits)))
     rows.sort(key=lambda row: len(row[0]))
     batches, batch = [], []
@@ -154,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory of the finished model")
     parser.add_argument("--work", type=Path, default=None, help="directory of the resumable state (default: runs/<out name>)")
-    parser.add_argument("--tokens", type=float, default=25e6, help="training tokens, padding included")
+    parser.add_argument("--tokens", type=float, default=18e6, help="training tokens, padding included")
     parser.add_argument("--minutes", type=float, default=90, help="stop this sitting after so many minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=4)
@@ -166,11 +167,11 @@ def main() -> None:
     parser.add_argument("--muon-lr", type=float, default=0.02, help="Muon: the matrices of the layers")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--chunk", type=int, default=2048)
-    parser.add_argument("--early-share", type=float, default=0.08, help="share of the tokens for the early chunks")
+    parser.add_argument("--copying-until", type=float, default=0.1, help="share of the tokens for the first lesson")
+    parser.add_argument("--steps-until", type=float, default=0.17, help="share of the tokens at which the second lesson ends")
     parser.add_argument("--lookup-share", type=float, default=0.3)
     parser.add_argument("--brief-share", type=float, default=0.6, help="share of lookup problems with a context below 80")
-    parser.add_argument("--early-drill-share", type=float, default=0.8, help="share of lookup problems that are drills, at first")
-    parser.add_argument("--drill-share", type=float, default=0.3, help="and later")
+    parser.add_argument("--drill-share", type=float, default=0.3, help="share of lookup problems that are drills, after the first lesson")
     args = parser.parse_args()
     work = args.work or Path("runs") / args.out.name
     work.mkdir(parents=True, exist_ok=True)
