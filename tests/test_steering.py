@@ -239,7 +239,7 @@ def test_a_whole_sequence_is_scoped_by_its_last_opening_tag_or_refused(llama, ro
     logp = logits.log_softmax(-1).gather(1, torch.tensor(r.token_ids[r.prompt_len :])[:, None])[:, 0]
     assert logp.numpy() == pytest.approx(naive.numpy(), abs=1e-4)
     untagged = replace(llama, tags=ThinkTags(None, None))
-    with act(untagged), pytest.raises(ValueError, match="collect.logits"):
+    with act(untagged), pytest.raises(ValueError, match=r"collect\.logits"):
         llama.model(input_ids=torch.tensor([r.token_ids]), use_cache=False)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from toolkit import hooks, phases
 from toolkit.lm import LM, NoThinkTagsError
-from toolkit.phases import THINK, Reader, Scope
+from toolkit.phases import THINK, THINKING, Reader, Scope
 
 NOWAIT = ("wait", "alternatively", "hmm", "but", "however", "check", "verify", "again", "maybe")
 """Words that NoWait-style suppression forbids while thinking: ours, after arXiv 2506.08343."""
@@ -82,7 +82,7 @@ class Suppress:
     """
 
     words: tuple[str, ...] = NOWAIT
-    during: Scope = Scope(("think",))
+    during: Scope = THINKING
 
     def __str__(self) -> str:
         return f"suppressing {', '.join(self.words)}: {self.during}"

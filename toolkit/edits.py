@@ -21,7 +21,7 @@ from torch import Tensor
 from toolkit import hooks, phases
 from toolkit import lm as lms
 from toolkit.lm import LM
-from toolkit.phases import Scope
+from toolkit.phases import EVERYWHERE, Scope
 from toolkit.sites import Layout, Site
 from toolkit.store import WrongModelError
 from toolkit.types import Direction, HeadEdit, HeadScores, Plan
@@ -195,7 +195,7 @@ class Steering:
     strength: float
     layers: tuple[int, ...] | None = None
     where: str | None = None
-    during: Scope = Scope()
+    during: Scope = EVERYWHERE
     op: str = "add"
     value: float = 0.0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -137,7 +137,7 @@ class Scope:
     @property
     def everywhere(self) -> bool:
         """Whether it acts alike at every position, so that no phase has to be known."""
-        return self == Scope()
+        return self == EVERYWHERE
 
     def __str__(self) -> str:
         parts = ["+".join(self.phases)]
@@ -159,6 +159,9 @@ class Scope:
             share = (written / self.budget).clamp(max=1.0)
             weight = torch.where(thinking, weight * (share if self.ramp == "up" else 1 - share), weight)
         return weight
+
+
+EVERYWHERE, THINKING = Scope(), Scope(("think",))
 
 
 @dataclass(frozen=True)
