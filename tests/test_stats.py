@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 from fractions import Fraction
 
 import numpy as np
@@ -203,3 +204,132 @@ def test_spearman_follows_ranks_only():
     assert stats.spearman([1.0, 2.0, 3.0, 4.0], [1.0, 10.0, 100.0, 1000.0]) == pytest.approx(1)
     assert stats.spearman([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]) == pytest.approx(-1)
     assert stats.spearman([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0]) == pytest.approx(0.8)
+
+
+def test_spearman_of_a_constant_is_undefined_not_zero():
+    assert math.isnan(stats.spearman([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
+    assert math.isnan(stats.spearman([1.0, 2.0, 3.0], [4.0, 4.0, 4.0]))
+
+
+# --- scores of predictions -----------------------------------------------------------------------------------
+
+cases = st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=1, max_size=30)
+
+
+@given(cases=cases)
+def test_auc_is_the_share_of_pairs_in_order(cases):
+    truth, score = np.array([c[0] for c in cases]), np.array([float(c[1]) for c in cases])
+    pairs = [(a > b) + 0.5 * (a == b) for a in score[truth] for b in score[~truth]]
+    found = stats.auc(truth, score)
+    assert math.isnan(found) if not pairs else found == pytest.approx(np.mean(pairs))
+
+
+@given(cases=cases)
+def test_balanced_accuracy_is_the_mean_of_both_recalls(cases):
+    truth, said = np.array([c[0] for c in cases]), np.array([c[1] > 0 for c in cases])
+    found = stats.balanced_accuracy(truth, said)
+    if truth.all() or not truth.any():
+        assert math.isnan(found)
+    else:
+        hits = sum(t and s for t, s in zip(truth, said, strict=True)) / truth.sum()
+        passes = sum(not t and not s for t, s in zip(truth, said, strict=True)) / (~truth).sum()
+        assert found == pytest.approx((hits + passes) / 2)
+        assert stats.balanced_accuracy(truth, np.ones_like(truth)) == 0.5
+
+
+def test_r_squared_of_the_mean_is_0_of_the_truth_1_and_of_a_constant_undefined():
+    y = np.array([1.0, 2.0, 6.0])
+    assert stats.r_squared(y, y) == 1
+    assert stats.r_squared(y, np.full(3, 3.0)) == pytest.approx(0)
+    assert stats.r_squared(y, np.array([1.0, 2.0, 3.0])) == pytest.approx(1 - 9 / 14)
+    assert stats.r_squared(y, -y) < 0
+    assert math.isnan(stats.r_squared(np.ones(3), np.ones(3)))
+
+
+# --- lengths against targets ---------------------------------------------------------------------------------
+
+
+def test_words_are_counted_as_published():
+    assert stats.words("don't stop-now") == 4
+    assert stats.words("") == 0 and stats.words("a_b 12, é!") == 3
+
+
+@pytest.mark.parametrize(
+    ("target", "length", "precise", "flexible"),
+    [
+        (80, 70, False, True),
+        (80, 71, True, True),
+        (80, 60, False, False),
+        (80, 90, True, True),
+        (80, 100, False, True),
+        (80, 101, False, False),
+        (800, 800, False, False),
+        (800, 801, True, True),
+        (10, 20, True, True),
+        (10, 21, False, False),
+        (30, 20, False, False),
+        (150, 130, False, True),
+        (150, 170, True, True),
+        (300, 281, True, True),
+        (500, 400, False, False),
+        (500, 551, False, True),
+        (700, 770, True, True),
+        (700, 601, False, True),
+    ],
+)
+def test_the_published_ranges_are_open_below_and_closed_above(target, length, precise, flexible):
+    found = [bool(stats.hits([length], [target], table)[0]) for table in (stats.RULER_PRECISE, stats.RULER_FLEXIBLE)]
+    assert found == [precise, flexible]
+
+
+def test_an_empty_response_never_hits():
+    targets = list(stats.RULER_PRECISE)
+    for table in (stats.RULER_PRECISE, stats.RULER_FLEXIBLE):
+        assert not stats.hits([0] * 9, targets, table).any()
+    assert {t for level in stats.RULER_LEVELS.values() for t in level} == set(targets) == set(stats.RULER_FLEXIBLE)
+
+
+def test_a_precise_hit_is_a_flexible_hit_in_the_published_tables():
+    for target in stats.RULER_PRECISE:
+        lengths = np.arange(0, 1000)
+        precise, flexible = (stats.hits(lengths, np.full(1000, target), t) for t in (stats.RULER_PRECISE, stats.RULER_FLEXIBLE))
+        assert not (precise & ~flexible).any()
+
+
+def test_length_match_reports_targets_levels_and_everything():
+    lengths, targets = [10, 25, 71, 70, 500, 900, 700], [10, 10, 80, 80, 500, 800, 800]
+    found = stats.length_match(lengths, targets)
+    assert list(found) == ["10", "80", "500", ">800", "level 0", "level 1", "level 2", "all"]
+    assert astuple(found["10"]) == pytest.approx((2, 50, 50, 50, math.sqrt(15**2 / 2)))
+    assert astuple(found["80"]) == pytest.approx((2, 50, 100, 0, math.sqrt((81 + 100) / 2)))
+    assert astuple(found["level 0"]) == pytest.approx((4, 50, 75, 25, math.sqrt((225 + 81 + 100) / 4)))
+    assert found["level 1"].exact == 100 and found["level 1"].rmse == 0
+    for name in (">800", "level 2"):
+        assert (found[name].precise, found[name].n) == (50, 2)
+        assert math.isnan(found[name].exact) and math.isnan(found[name].rmse)
+    assert astuple(found["all"]) == pytest.approx((7, 400 / 7, 500 / 7, 40, math.sqrt(406 / 5)))
+
+
+def test_targets_of_ones_own_in_tokens():
+    precise, flexible = (stats.ranges_around([200, 1000], s) for s in (stats.assumed_precise, stats.assumed_flexible))
+    assert precise == {200: (180, 220), 1000: (900, 1100)}
+    found = stats.length_match([180, 181, 240, 1100], [200, 200, 200, 1000], precise=precise, flexible=flexible, levels={})
+    assert list(found) == ["200", "1000", "all"]
+    assert (found["200"].precise, found["200"].flexible) == (pytest.approx(100 / 3), 100)
+    assert found["1000"].precise == 100
+
+
+def test_ours_is_the_published_range_at_500_words():
+    assert stats.ranges_around([500], stats.assumed_precise)[500] == stats.RULER_PRECISE[500]
+    assert stats.ranges_around([500], stats.assumed_flexible)[500] == stats.RULER_FLEXIBLE[500]
+
+
+def test_targets_without_a_range_and_unequal_numbers_are_refused():
+    with pytest.raises(KeyError, match=r"No range for the targets \[123\.0\].*ranges_around"):
+        stats.hits([5], [123], stats.RULER_PRECISE)
+    with pytest.raises(ValueError, match="2 lengths and 1 targets"):
+        stats.length_match([1, 2], [10])
+    with pytest.raises(ValueError, match="0 lengths"):
+        stats.length_match([], [])
+    with pytest.raises(ValueError, match="share=0"):
+        stats.ranges_around([100], 0.0)
