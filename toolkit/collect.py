@@ -104,8 +104,9 @@ class States:
     provenance: Provenance
 
     def take(self, index: Sequence[int] | np.ndarray) -> States:
-        """The given rows, in the given order."""
-        index = np.asarray(index, dtype=int)
+        """The rows of a mask, or the rows numbered, in the given order."""
+        index = np.asarray(index)
+        index = np.flatnonzero(index) if index.dtype == bool else index.astype(int)
         return replace(self, values=self.values[torch.from_numpy(index)], rows=self.rows.iloc[index].reset_index(drop=True))
 
     def of(self, label: str) -> np.ndarray:
