@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).parents[1] / "toolkit"
 # From the ground up: a room imports only from rooms before it.
 ROOMS = (
     "types", "stats", "store", "sites", "hooks", "lm", "bridges", "phases", "tasks", "generate", "collect", "attention",
-    "directions", "edits", "baselines", "vectors", "methods", "rewards", "grpo", "evaluate", "figures", "report", "jobs", "demo",
-    "cli",
+    "directions", "probes", "edits", "baselines", "vectors", "methods", "rewards", "grpo", "evaluate", "figures", "report", "jobs",
+    "demo", "cli",
 )  # fmt: skip
 ONLY = {"rewards": {"types", "stats"}}  # rooms that may import less than what is above them
 ISOLATED = {"methods"}  # rooms whose files may not import one another

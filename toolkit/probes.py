@@ -1,0 +1,200 @@
+"""Probes: how much about thinking length can be read off each layer, linearly.
+
+Every score is of problems that the probe has not seen (cross-validation by problem: rollouts of one problem share its wording and
+its difficulty, so a probe that had seen some would know the others), and stands beside the same probe trained and judged on
+shuffled labels. Score minus control is the *selectivity*: what the states tell, beyond what the probe can make up.
+
+A probe finds what can be read, not what is used: whether a direction acts is for steering and its controls to say.
+Probes per head follow Inference-Time Intervention (Li et al., arXiv:2306.03341), with groups and controls added (ours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from toolkit import stats
+from toolkit.collect import States
+from toolkit.directions import SHORT, assumed_penalty, logistic_model, ridge_model
+from toolkit.types import HeadScores
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
+"""``(truth, prediction) -> score`` over rows."""
+
+CLASS_METRICS: Mapping[str, Metric] = {
+    "auc": stats.auc,
+    "accuracy": lambda truth, margin: stats.balanced_accuracy(truth, margin > 0),
+}
+TOKEN_METRICS: Mapping[str, Metric] = {"r2": stats.r_squared, "spearman": stats.spearman}
+
+
+class TooFewProblemsError(ValueError):
+    """Not enough problems to hold some of them out."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a probe is judged; all numbers are ours.
+
+    Attributes:
+        folds: Parts that the problems are cut into; each is predicted by a probe fitted on the others.
+        penalty: L2 penalty per example on standardised features; fixed, so no score is chosen by looking at it.
+        seed: Seed of the folds, the shuffled labels and the bootstrap.
+        times: Bootstrap resamples of problems behind each interval (predictions are resampled, probes are not refitted).
+    """
+
+    folds: int = 5
+    penalty: float = assumed_penalty
+    seed: int = 0
+    times: int = 300
+
+
+def classify(states: States, label: str = SHORT, *, protocol: Protocol = Protocol()) -> pd.DataFrame:
+    """How well a logistic probe at each layer tells rows of a class from all other rows.
+
+    ``auc`` and ``accuracy`` (balanced: chance is 0.5 for both) with 95 % intervals over problems, next to the shuffled control.
+    Columns: ``layer, metric, mean, low, high, control, selectivity, selectivity_low, selectivity_high``.
+
+    Raises:
+        TooFewProblemsError: fewer problems with the class, or with another, than folds.
+    """
+    return _by_layer(states, _is(states, label, protocol), logistic_model, CLASS_METRICS, protocol)
+
+
+def regress(states: States, target: str = "remaining", *, protocol: Protocol = Protocol()) -> pd.DataFrame:
+    """How well a ridge probe at each layer predicts ``log1p`` of a number of tokens, of rows where it is known.
+
+    ``r2`` (of the logarithm) and ``spearman`` with 95 % intervals over problems, next to the shuffled control; columns as in
+    :func:`classify`. A position alone says something about what remains: compare with :func:`position_only`.
+
+    Args:
+        target: ``"remaining"`` (states of single positions) or ``"think_tokens"``.
+
+    Raises:
+        TooFewProblemsError: fewer problems than folds.
+    """
+    if target not in states.rows:
+        raise KeyError(f"These states have no column {target!r}: they have {', '.join(states.rows)}. Collect them with each=True.")
+    states = states.take(np.flatnonzero(np.isfinite(states.rows[target].to_numpy(float))))
+    if (problems := states.rows["problem_id"].nunique()) < protocol.folds:
+        raise TooFewProblemsError(
+            f"{target!r} is known for rows of {problems} problems, too few for {protocol.folds} folds: "
+            "collect states of more problems, or cut fewer folds."
+        )
+    return _by_layer(states, np.log1p(states.rows[target].to_numpy(float)), ridge_model, TOKEN_METRICS, protocol)
+
+
+def position_only(states: States, target: str = "remaining", *, protocol: Protocol = Protocol()) -> pd.DataFrame:
+    """:func:`regress` from the position in the think span (and its logarithm) instead of states: the score to beat (ours)."""
+    at = torch.tensor(states.rows["position"].to_numpy(np.float32))
+    features = torch.stack([at, at.log1p()], dim=-1)[:, None]
+    return regress(replace(states, values=features), target, protocol=protocol).drop(columns="layer")
+
+
+def heads(states: States, n_heads: int, label: str = SHORT, *, protocol: Protocol = Protocol()) -> tuple[HeadScores, HeadScores]:
+    """Balanced accuracy of a logistic probe on each head's output, and the same with shuffled labels (the control).
+
+    Args:
+        states: Of site ``"z"``.
+        n_heads: Heads of a layer: ``lm.layout.n_heads``.
+
+    Raises:
+        TooFewProblemsError: fewer problems with the class, or with another, than folds.
+    """
+    rows, layers, width = states.values.shape
+    if states.kind != "z" or width % n_heads:
+        raise ValueError(f"States of {states.kind!r}, width {width}, are not the outputs of {n_heads} heads: collect kind='z'.")
+    truth = _is(states, label, protocol)
+    z = states.values.view(rows, layers, n_heads, -1)
+    scores = []
+    for name, y in (("", truth), ("_shuffled", _shuffled(truth, _groups(states), protocol.seed))):
+        score = torch.zeros(layers, n_heads, dtype=torch.float64)
+        for layer, head in np.ndindex(layers, n_heads):
+            margin = out_of_fold(z[:, layer, head].numpy(), y, _problems(states), logistic_model, protocol)
+            score[layer, head] = stats.balanced_accuracy(y, margin > 0)
+        scores.append(HeadScores(score, f"probe_{label}{name}", "balanced accuracy", states.provenance))
+    return scores[0], scores[1]
+
+
+def out_of_fold(
+    x: np.ndarray, y: np.ndarray, problems: np.ndarray, model: Callable[[int, float], Any], protocol: Protocol
+) -> np.ndarray:
+    """Each row's prediction by a probe that saw no row of its problem: a margin if ``y`` is boolean, else the value itself.
+
+    Args:
+        x: ``[rows, features]``.
+        model: ``(examples, penalty)`` -> an unfitted scikit-learn estimator.
+    """
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    is_class = y.dtype == bool
+    splitter = (StratifiedGroupKFold if is_class else GroupKFold)(protocol.folds, shuffle=True, random_state=protocol.seed)
+    found = np.full(len(y), np.nan)
+    for seen, held_out in splitter.split(x, y, problems):
+        if is_class and len(np.unique(y[seen])) < 2:
+            raise TooFewProblemsError("One class is in a single fold only: collect states of more problems, or cut fewer folds.")
+        fitted = model(len(seen), protocol.penalty).fit(x[seen], y[seen])
+        found[held_out] = fitted.decision_function(x[held_out]) if is_class else fitted.predict(x[held_out])
+    return found
+
+
+def _by_layer(
+    states: States, y: np.ndarray, model: Callable[[int, float], Any], metrics: Mapping[str, Metric], protocol: Protocol
+) -> pd.DataFrame:
+    groups, problems, rows = _groups(states), _problems(states), []
+    noise = _shuffled(y, groups, protocol.seed)
+    for layer in range(states.values.shape[1]):
+        x = states.values[:, layer].numpy()
+        told, made_up = (out_of_fold(x, target, problems, model, protocol) for target in (y, noise))
+        for name, metric in metrics.items():
+            own, control = _resampled(metric, y, told, groups), _resampled(metric, noise, made_up, groups)
+            score, chance, gap = (
+                stats.bootstrap(statistic, len(groups), seed=protocol.seed, times=protocol.times)
+                for statistic in (own, control, stats.difference(own, control))
+            )
+            rows.append((layer, name, score.mean, score.low, score.high, chance.mean, gap.mean, gap.low, gap.high))
+    columns = "layer metric mean low high control selectivity selectivity_low selectivity_high"
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+def _is(states: States, label: str, protocol: Protocol) -> np.ndarray:
+    truth = np.zeros(len(states.rows), bool)
+    truth[states.of(label)] = True
+    inside, outside = (states.rows.loc[side, "problem_id"].nunique() for side in (truth, ~truth))
+    if min(inside, outside) < protocol.folds:
+        raise TooFewProblemsError(
+            f"{inside} problems have rows of class {label!r} and {outside} have others, too few for {protocol.folds} folds: "
+            "collect states of more problems, widen the class, or cut fewer folds."
+        )
+    return truth
+
+
+def _shuffled(y: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> np.ndarray:
+    """Labels of another problem, in random order: what rows of one problem share, they still share, so a probe that knows
+    problems apart gains nothing here that it would not gain from the true labels."""
+    rng, found = np.random.default_rng(seed), np.empty_like(y)
+    for own, donor in zip(groups, rng.permutation(len(groups)), strict=True):
+        found[own] = np.resize(rng.permutation(y[groups[donor]]), len(own))
+    return found
+
+
+def _resampled(metric: Metric, y: np.ndarray, told: np.ndarray, groups: Sequence[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    def statistic(index: np.ndarray) -> np.ndarray:
+        drawn = (np.concatenate([groups[i] for i in row]) for row in index)
+        return np.array([metric(y[rows], told[rows]) for rows in drawn])
+
+    return statistic
+
+
+def _problems(states: States) -> np.ndarray:
+    return pd.factorize(states.rows["problem_id"])[0]
+
+
+def _groups(states: States) -> list[np.ndarray]:
+    problems = _problems(states)
+    return [np.flatnonzero(problems == i) for i in range(problems.max() + 1)]
