@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).parents[1] / "toolkit"
 # From the ground up: a room imports only from rooms before it.
 ROOMS = (
     "types", "stats", "store", "sites", "hooks", "lm", "bridges", "phases", "tasks", "generate", "collect", "attention",
-    "directions", "probes", "edits", "baselines", "vectors", "methods", "rewards", "grpo", "evaluate", "figures", "report", "jobs",
-    "demo", "cli",
+    "directions", "probes", "edits", "baselines", "vectors", "methods", "rewards", "grpo", "evaluate", "figures", "report", "doses",
+    "jobs", "cli",
 )  # fmt: skip
 ONLY = {"rewards": {"types", "stats"}}  # rooms that may import less than what is above them
 ISOLATED = {"methods"}  # rooms whose files may not import one another
@@ -233,7 +233,7 @@ OFFENCES = [
     (check_effects, "evaluate", "print('x')"),
     (check_effects, "report", "rich.print('x')"),
     (check_effects, "report", "Console().print('x')"),
-    (check_effects, "demo", "sys.stdout.write('x')"),
+    (check_effects, "jobs", "sys.stdout.write('x')"),
     (check_methods, "methods.a", '"""A paper, arXiv:2503.22048."""'),
     (check_methods, "methods.a", '"""Deviations: none."""'),
     (check_methods, "methods.a", "# arXiv: Deviations:"),

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from toolkit import collect, directions, edits, evaluate, figures, report, store, tasks
-from toolkit.edits import steering
+from toolkit import collect, directions, doses, edits, evaluate, figures, probes, report, store, tasks
+from toolkit.edits import Steering, steering
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
-from toolkit.methods import thinkedit
+from toolkit.methods import efficiency_steering, thinkedit
 from toolkit.report import Section
 from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout
 
@@ -68,22 +68,44 @@ class Finding:
     plan: Plan
 
 
+METHODS = ("thinkedit", "efficiency", "probe", "pca")
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How a direction is made: the site, the estimator, and the positions averaged over, all by name."""
+    """How a direction is made, all by name.
 
-    site: str = collect.ATTN
+    Attributes:
+        method: ``thinkedit`` (long minus short thinking), ``efficiency`` (longest minus shortest correct response of a problem),
+            ``probe`` (normal of a logistic probe of short against long) or ``pca`` (first principal component of both).
+        site: Site kind; ``None`` is the method's own: ``resid_post`` for efficiency, else ``resid_mid``.
+        estimator: Of thinkedit and efficiency: ``mean_difference`` or ``whitened``.
+        positions: ``think`` or ``step_starts``.
+    """
+
+    method: str = "thinkedit"
+    site: str | None = None
     estimator: str = "mean_difference"
     positions: str = "think"
 
     def __post_init__(self) -> None:
         for value, known in (
-            (self.site, (collect.ATTN, collect.MLP)),
+            (self.method, METHODS),
+            (self.kind, (collect.ATTN, collect.MLP)),
             (self.estimator, tuple(ESTIMATORS)),
             (self.positions, ("think", "step_starts")),
         ):
             if value not in known:
                 raise ValueError(f"{value!r} is not known: choose one of {', '.join(known)}.")
+
+    @property
+    def kind(self) -> str:
+        """The site kind, the method's own if none was given."""
+        return self.site or (collect.MLP if self.method == "efficiency" else collect.ATTN)
+
+    def where(self, lm: LM) -> collect.Positions:
+        """The positions averaged over."""
+        return collect.THINK if self.positions == "think" else collect.step_starts(lm)
 
 
 ESTIMATORS = {"mean_difference": directions.mean_difference, "whitened": directions.whitened}
@@ -91,19 +113,32 @@ RECIPES = {PUBLISHED: Recipe(), OURS: Recipe(positions="step_starts")}
 
 
 def _direction(lm: LM, found: Sequence[Rollout], settings: Settings, recipe: Recipe) -> tuple[Moments, Direction]:
-    positions = collect.THINK if recipe.positions == "think" else collect.step_starts(lm)
-    kinds = tuple(dict.fromkeys((recipe.site, "z")))
-    moments = collect.moments(lm, found, settings.classes(found), kinds=kinds, positions=positions, second=(recipe.site,))
-    return moments, thinkedit.direction(moments, recipe.site, estimator=ESTIMATORS[recipe.estimator])
+    by = efficiency_steering.pairs(found) if recipe.method == "efficiency" else settings.classes(found)
+    kinds = tuple(dict.fromkeys((recipe.kind, "z")))
+    moments = collect.moments(lm, found, by, kinds=kinds, positions=recipe.where(lm), second=(recipe.kind,))
+    make = efficiency_steering.direction if recipe.method == "efficiency" else thinkedit.direction
+    return moments, make(moments, recipe.kind, estimator=ESTIMATORS[recipe.estimator])
 
 
 def extract(
     lm: LM, found: Sequence[Rollout], settings: Settings = Settings(), recipe: Recipe = Recipe()
 ) -> tuple[Direction, pd.DataFrame]:
-    """A direction, and a table of its layers: norm, and how far apart the classes lie along it (within-class deviations)."""
-    moments, v = _direction(lm, found, settings, recipe)
-    table = pd.DataFrame({"norm": v.norms.numpy(), "separation": directions.separation(moments, v).numpy()})
-    return v, table.rename_axis("layer")
+    """A direction by any method, and a table of its layers.
+
+    Columns: ``norm``; and ``separation`` of the classes along it (in within-class deviations of a position), or for methods over
+    single examples ``cosine`` to the difference of means and, for the probe, its held-out ``auc`` and that with shuffled labels.
+    """
+    if recipe.method in ("thinkedit", "efficiency"):
+        moments, v = _direction(lm, found, settings, recipe)
+        more = {"separation": directions.separation(moments, v).numpy()}
+    else:
+        states = collect.states(lm, found, recipe.kind, by=settings.classes(found), positions=recipe.where(lm))
+        v = directions.logistic(states) if recipe.method == "probe" else directions.pca(states)
+        more = {"cosine": directions.cosine(v, directions.unpaired_difference(states)).numpy()}
+        if recipe.method == "probe":
+            told = probes.classify(states).set_index(["metric", "layer"]).loc["auc"]
+            more |= {"auc": told["mean"].to_numpy(), "auc, shuffled": told["control"].to_numpy()}
+    return v, pd.DataFrame({"norm": v.norms.numpy(), **more}).rename_axis("layer")
 
 
 def find(lm: LM, found: Sequence[Rollout], settings: Settings, name: str = PUBLISHED) -> Finding:
@@ -199,24 +234,6 @@ STRENGTHS = tuple(i / 4 for i in range(-4, 5))  # of the heads' own direction, 1
 DOSE = 0.5  # of the same: ours
 
 
-def dose_response(
-    lm: LM, directions_by_name: Mapping[str, Direction], problems: Sequence[Problem], sampling: Sampling, strengths: Sequence[float]
-) -> pd.DataFrame:
-    """Think tokens, accuracy and closed share against steering strength, for several directions.
-
-    Columns: ``direction, strength, metric, mean, low, high``.
-    """
-    named = {f"{name} {a:+g}": (name, a) for name in directions_by_name for a in strengths if a}
-    judged = {"base": Condition(lm)}
-    judged |= {key: Condition(lm, (steering(directions_by_name[name], a),)) for key, (name, a) in named.items()}
-    summary = evaluate.summary(evaluate.compare(judged, problems, sampling))
-    summary = summary[summary["metric"].isin(["think_tokens", "accuracy", "closed"])]
-    base = summary[summary["condition"] == "base"]
-    parts = [base.assign(direction=name, strength=0.0) for name in directions_by_name]
-    parts += [summary[summary["condition"] == key].assign(direction=name, strength=a) for key, (name, a) in named.items()]
-    return pd.concat(parts)[["direction", "strength", "metric", "mean", "low", "high"]].reset_index(drop=True)
-
-
 def demo(
     lm: LM, study: Study, directory: str | Path, *, settings: Settings = Settings(), say: Say = lambda text: None
 ) -> pd.DataFrame:
@@ -241,16 +258,16 @@ def demo(
     if not (out / "edited").exists():
         save_edited(lm, findings[OURS], summary, out / "edited")
     say("dose-response of steering")
-    both = {"length direction": v, "random direction": directions.random_like(v, seed=settings.seed)}
+    both = {"length direction": v, doses.RANDOM: directions.random_like(v, seed=settings.seed)}
     few = study.load("dev")[: max(40, study.problems // 4)]
-    doses = dose_response(lm, both, few, replace(study.sampling, n=4), STRENGTHS)
-    store.write_json(doses.to_dict("records"), out / "doses.json")
+    swept = doses.sweep(lm, both, few, replace(study.sampling, n=4), doses.Sweep(STRENGTHS))
+    store.write_json(swept.table.to_dict("records"), out / "doses.json")
     table = report.board(summary)
     report.page(
         f"Editing the thinking length of {lm.name}",
         _intro(study),
         table,
-        _sections(findings, found, settings, summary, doses),
+        _sections(findings, found, settings, summary, swept),
         out / "report.html",
     )
     return summary
@@ -271,7 +288,7 @@ def _intro(study: Study) -> str:
 
 
 def _sections(
-    findings: Mapping[str, Finding], found: Sequence[Rollout], settings: Settings, summary: pd.DataFrame, doses: pd.DataFrame
+    findings: Mapping[str, Finding], found: Sequence[Rollout], settings: Settings, summary: pd.DataFrame, swept: doses.Doses
 ) -> list[Section]:
     apart = {name: directions.separation(f.moments, f.direction).tolist() for name, f in findings.items()}
     maps = tuple(
@@ -299,6 +316,59 @@ def _sections(
         Section(
             "Steering",
             "The heads' own part of the length direction, added at every position, against a random one of equal norm. Strength 1 is the difference between long and short thinking.",
-            (figures.dose_response(doses),),
+            (figures.dose_response(swept.table), figures.damage(swept.table)),
         ),
+    ]
+
+
+def dose_report(
+    lm: LM, v: Direction, study: Study, plan: doses.Sweep, directory: str | Path, *, say: Say = lambda text: None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What doses of a direction do on the study's dev problems, with a random direction beside it.
+
+    Writes ``report.html``, ``doses.json``, ``targets.json`` and the rollouts into ``directory``; given again after a kill, finished
+    rollouts are kept. Returns a table by strength, and the strength as a dial against target lengths (Ruler).
+    """
+    out = store.writable(directory)
+    name = "length direction"
+    both = {name: v, doses.RANDOM: directions.random_like(v, seed=study.seed)}
+    say(f"steering along {v.estimator} at {len(plan.strengths)} strengths, and along a random direction")
+    swept = doses.sweep(lm, both, study.load("dev"), study.sampling, plan, out=out / "rollouts")
+    dial = doses.targets(swept, name)
+    low, high = doses.usable(swept, name)
+    store.write_json({"usable": [low, high], "doses": swept.table.to_dict("records")}, out / "doses.json")
+    store.write_json(dial.to_dict("records"), out / "targets.json")
+    wide = swept.table.pivot(index=["direction", "strength"], columns="metric", values="mean").loc[[name, doses.RANDOM]]
+    shaded = {name: (low, high)}
+    sections = [
+        Section(
+            "Length and accuracy",
+            "Shaded: the usable range, in which responses still close and do not loop. The random direction has the same norm in every layer.",
+            (figures.dose_response(swept.table, usable=shaded),),
+        ),
+        Section(
+            "Damage",
+            "Perplexity is that of the base model's own responses under the steered model, per token.",
+            (figures.damage(swept.table, usable=shaded),),
+        ),
+        Section(
+            "As a dial",
+            "For each target length the strength whose mean comes nearest, and how single responses hit it.",
+            (figures.targets(dial),),
+        ),
+    ]
+    intro = f"{lm.name} on {study.problems} dev problems of {study.task}, {study.samples} samples each. {plan.act(v, 1.0)}."
+    report.page(f"Dose-response: {v.estimator}", intro, wide.round(3), sections, out / "report.html")
+    return wide, dial
+
+
+def steered_responses(
+    lm: LM, acts: Mapping[float, Steering], prompts: Sequence[str], sampling: Sampling
+) -> list[tuple[str, float, Rollout]]:
+    """``(prompt, strength, response)`` to plain prompts under several interventions, prompt by prompt."""
+    problems = [Problem(f"prompt {i}", ({"role": "user", "content": text},), "") for i, text in enumerate(prompts)]
+    found = {a: rollouts(Condition(lm, (act,)), problems, sampling, progress=False) for a, act in acts.items()}
+    n = sampling.n
+    return [
+        (text, a, r) for i, text in enumerate(prompts) for a, responses in found.items() for r in responses[i * n : (i + 1) * n]
     ]

@@ -1,33 +1,36 @@
-"""The command line: parses, calls, prints. ``toolkit --help`` lists the commands; each has examples in its own help."""
+"""Find, edit, prove: demo, thinkedit, rollouts, direction, compare."""
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import pandas as pd
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-    rich_markup_mode="rich",
-    help="Find why a reasoning model thinks too long or too short, edit or steer it, and judge the change with controls.",
+from toolkit.cli.common import (
+    AsJson,
+    BatchSize,
+    Budget,
+    Device,
+    Dtype,
+    Model,
+    Problems,
+    Samples,
+    Seed,
+    Split,
+    Task,
+    Temperature,
+    Think,
+    Trust,
+    Type,
+    app,
+    load_model,
+    out,
+    print_json,
+    say,
+    show,
 )
-out, log = Console(), Console(stderr=True)
-
-
-class Dtype(StrEnum):
-    """Weight types."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 class Variant(StrEnum):
@@ -35,56 +38,6 @@ class Variant(StrEnum):
 
     published = "published"
     ours = "ours"
-
-
-Model = Annotated[str, typer.Option("--model", "-m", help="tiny-reasoner, a directory, a hub id, or a .gguf file.")]
-Think = Annotated[
-    str | None,
-    typer.Option(
-        help="Think tags as 'OPEN,CLOSE', or 'response' for models that do not mark their thinking. Default: found in the tokenizer."
-    ),
-]
-Type = Annotated[Dtype, typer.Option("--dtype", help="Weight type; edits are computed in fp32 whatever it is.")]
-Device = Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code from the hub run. Off unless given.")]
-Task = Annotated[str, typer.Option("--task", "-t", help="tiny, arithmetic, lookup, gsm8k, math500, or a JSONL file of problems.")]
-Split = Annotated[str, typer.Option(help="train, dev or test.")]
-Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="How many problems.")]
-Samples = Annotated[int, typer.Option("--samples", "-k", min=1, help="Samples a problem.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-Budget = Annotated[int, typer.Option("--max-new-tokens", help="Budget of a response in tokens.")]
-BatchSize = Annotated[int, typer.Option(help="Rows decoded together; never changes what is sampled.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-
-
-def _load(model: str, think: str | None, dtype: Dtype, device: str | None, trust: bool = False):
-    import torch
-
-    from toolkit import lm
-
-    tags = lm.ThinkTags.parse(think) if think else None
-    return lm.load(model, dtype=getattr(torch, dtype.value), device=device, tags=tags, trust_remote_code=trust)
-
-
-def _show(frame: pd.DataFrame, title: str) -> None:
-    table = Table(title=title, title_justify="left")
-    table.add_column(frame.index.name or "", overflow="fold")
-    for column in frame.columns:
-        table.add_column(str(column), justify="right")
-    for name, *row in frame.itertuples():
-        table.add_row(str(name), *(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
-    out.print(table)
-
-
-def _json(value: Any) -> None:
-    from toolkit import store
-
-    out.print_json(json.dumps(value, default=store.jsonable))
-
-
-def _say(text: str) -> None:
-    log.print(f"[dim]{text}[/dim]", highlight=False)
 
 
 @app.command()
@@ -107,12 +60,12 @@ def demo(
     from toolkit import jobs, report, store
 
     store.writable(out_dir)
-    lm = _load(model, None, Dtype.float32, None)
-    result = jobs.demo(lm, jobs.Study(task=task, problems=problems, samples=samples, seed=seed), out_dir, say=_say)
+    lm = load_model(model, None, Dtype.float32, None)
+    result = jobs.demo(lm, jobs.Study(task=task, problems=problems, samples=samples, seed=seed), out_dir, say=say)
     if as_json:
-        _json(store.read_json(out_dir / "report.json"))
+        print_json(store.read_json(out_dir / "report.json"))
         return
-    _show(report.board(result), "Held-out problems: mean, and paired difference to base with its 95 % interval")
+    show(report.board(result), "Held-out problems: mean, and paired difference to base with its 95 % interval")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the edited model is in [bold]{out_dir / 'edited'}[/bold].")
 
 
@@ -163,22 +116,22 @@ def thinkedit(
         store.new_directory(out_dir)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
     given = store.load_rollouts(rollouts) if rollouts else None
-    lm = _load(model, think, dtype, device, trust_remote_code)
-    found = given or jobs.extraction_rollouts(lm, study, say=_say)
+    lm = load_model(model, think, dtype, device, trust_remote_code)
+    found = given or jobs.extraction_rollouts(lm, study, say=say)
     finding = jobs.find(lm, found, settings, jobs.PUBLISHED if variant is Variant.published else jobs.OURS)
     plan = jobs.plan_table(finding)
     if not as_json:
-        _show(plan, f"Plan: {finding.plan.name}")
+        show(plan, f"Plan: {finding.plan.name}")
     if dry_run:
         if as_json:
-            _json({"plan": plan.reset_index().to_dict("records"), "provenance": finding.plan.provenance})
+            print_json({"plan": plan.reset_index().to_dict("records"), "provenance": finding.plan.provenance})
         return
-    summary, measured = jobs.edit_and_measure(lm, finding, study, settings, say=_say)
+    summary, measured = jobs.edit_and_measure(lm, finding, study, settings, say=say)
     jobs.save_edited(lm, finding, summary, out_dir)
     if as_json:
-        _json(report.as_json(measured, summary, plan=plan.reset_index().to_dict("records")))
+        print_json(report.as_json(measured, summary, plan=plan.reset_index().to_dict("records")))
         return
-    _show(report.board(summary), "Held-out problems: mean, and paired difference to base with its 95 % interval")
+    show(report.board(summary), "Held-out problems: mean, and paired difference to base with its 95 % interval")
     out.print(f"Saved to [bold]{out_dir}[/bold].")
 
 
@@ -214,15 +167,15 @@ def rollouts(
 
     sampling = Sampling(samples, temperature, top_p, 0, max_new_tokens, seed, details, batch_size)
     chosen = tasks.load(task, split, problems, seed)
-    lm = _load(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code)
     found = sample(lm, chosen, sampling, out=out_dir)
     by_difficulty = evaluate.table(found, chosen).groupby(["task", "difficulty"])
     columns = ["correct", "think_tokens", "response_tokens", "closed"]
     table = by_difficulty[columns].mean().astype(float).round(3).assign(rollouts=by_difficulty.size()).reset_index()
     if as_json:
-        _json({"out": str(out_dir), "rollouts": len(found), "by_difficulty": table.to_dict("records")})
+        print_json({"out": str(out_dir), "rollouts": len(found), "by_difficulty": table.to_dict("records")})
         return
-    _show(table.set_index("task"), f"{len(found)} rollouts of {lm.name} in {out_dir}")
+    show(table.set_index("task"), f"{len(found)} rollouts of {lm.name} in {out_dir}")
 
 
 @app.command()
@@ -230,8 +183,13 @@ def direction(
     rollouts: Annotated[Path, typer.Option("--rollouts", "-r", help="Rollouts of this model, from `toolkit rollouts`.")],
     out_file: Annotated[Path, typer.Option("--out", "-o", help="File to write, e.g. direction.safetensors.")],
     model: Model = "tiny-reasoner",
-    site: Annotated[str, typer.Option(help="resid_mid (attn) or resid_post (mlp).")] = "resid_mid",
-    estimator: Annotated[str, typer.Option(help="mean_difference (published) or whitened (ours).")] = "mean_difference",
+    method: Annotated[str, typer.Option(help="thinkedit, efficiency, probe or pca.")] = "thinkedit",
+    site: Annotated[
+        str | None, typer.Option(help="resid_mid (attn) or resid_post (mlp, block output). Default: the method's own.")
+    ] = None,
+    estimator: Annotated[
+        str, typer.Option(help="Of thinkedit and efficiency: mean_difference (published) or whitened (ours).")
+    ] = "mean_difference",
     positions: Annotated[str, typer.Option(help="think (published) or step_starts (ours).")] = "think",
     short_below: Annotated[float | None, typer.Option(help="Short class: fewer think tokens than this.")] = None,
     long_above: Annotated[float | None, typer.Option(help="Long class: more think tokens than this.")] = None,
@@ -244,20 +202,28 @@ def direction(
 ) -> None:
     """Extract a thinking-length direction (+ is longer) and save it with its provenance.
 
-    Example: [bold]toolkit direction -m tiny-reasoner -r runs/rollouts -o runs/direction.safetensors[/bold]
+    [bold]thinkedit[/bold]: long minus short thinking (arXiv 2503.22048). [bold]efficiency[/bold]: a problem's longest minus its
+    shortest correct response (arXiv 2506.15647). [bold]probe[/bold]: a logistic probe between the classes, scored on problems it
+    has not seen. [bold]pca[/bold]: their first principal component.
+
+    Examples:
+
+    [bold]toolkit direction -m tiny-reasoner -r runs/rollouts -o runs/direction.safetensors[/bold]
+
+    [bold]toolkit direction -m tiny-reasoner -r runs/rollouts --method efficiency -o runs/efficiency.safetensors[/bold]
     """
     from toolkit import jobs, store
 
     settings = jobs.Settings(share=share, short_below=short_below, long_above=long_above)
-    recipe = jobs.Recipe(site, estimator, positions)
+    recipe = jobs.Recipe(method, site, estimator, positions)
     found = store.load_rollouts(rollouts)
-    lm = _load(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code)
     v, table = jobs.extract(lm, found, settings, recipe)
     store.save(v, out_file)
     if as_json:
-        _json({"out": str(out_file), "layers": table.reset_index().to_dict("records"), "provenance": v.provenance})
+        print_json({"out": str(out_file), "layers": table.reset_index().to_dict("records"), "provenance": v.provenance})
         return
-    _show(table.round(3), f"{v.estimator} at {v.kind} over {v.positions}: {v.n_pos} long, {v.n_neg} short; saved to {out_file}")
+    show(table.round(3), f"{v.estimator} at {v.kind} over {v.positions}: {v.n_pos} long, {v.n_neg} short; saved to {out_file}")
 
 
 @app.command()
@@ -292,22 +258,11 @@ def compare(
         raise typer.BadParameter(f"Got {' '.join(models)}: give each model once as NAME=MODEL, the base first.")
     chosen = tasks.load(task, split, problems, seed)
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
-    loaded = {name: _load(model, think, dtype, device, trust_remote_code) for name, _, model in pairs}
+    loaded = {name: load_model(model, think, dtype, device, trust_remote_code) for name, _, model in pairs}
     where = None if out_dir is None else out_dir / "rollouts"
     measured = evaluate.compare(loaded, chosen, sampling, base=pairs[0][0], out=where)
     summary = evaluate.summary(measured) if out_dir is None else report.write(out_dir, measured)
     if as_json:
-        _json(report.as_json(measured, summary))
+        print_json(report.as_json(measured, summary))
         return
-    _show(report.board(summary, base=measured.base), "Mean, and paired difference to base with its 95 % interval")
-
-
-def main() -> None:
-    """Run the command line; expected errors become one readable line and exit code 1."""
-    try:
-        app()
-    except (ValueError, OSError, ImportError, KeyError, IndexError) as error:
-        log.print(
-            "[bold red]error:[/bold red]", escape(str(error.args[0] if isinstance(error, KeyError) else error)), highlight=False
-        )
-        raise SystemExit(1) from error
+    show(report.board(summary, base=measured.base), "Mean, and paired difference to base with its 95 % interval")

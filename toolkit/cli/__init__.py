@@ -1,0 +1,21 @@
+"""The command line: parses, calls, prints. ``toolkit --help`` lists the commands; each has examples in its own help."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+
+from toolkit.cli import edit, steer
+from toolkit.cli.common import app, log
+
+__all__ = ["app", "edit", "main", "steer"]
+
+
+def main() -> None:
+    """Run the command line; expected errors become one readable line and exit code 1."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError, KeyError, IndexError) as error:
+        log.print(
+            "[bold red]error:[/bold red]", escape(str(error.args[0] if isinstance(error, KeyError) else error)), highlight=False
+        )
+        raise SystemExit(1) from error

@@ -1,0 +1,78 @@
+"""What the commands share: the app, its options, loading a model, printing tables and JSON."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+    help="Find why a reasoning model thinks too long or too short, edit or steer it, and judge the change with controls.",
+)
+out, log = Console(), Console(stderr=True)
+
+
+class Dtype(StrEnum):
+    """Weight types."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Model = Annotated[str, typer.Option("--model", "-m", help="tiny-reasoner, a directory, a hub id, or a .gguf file.")]
+Think = Annotated[
+    str | None,
+    typer.Option(
+        help="Think tags as 'OPEN,CLOSE', or 'response' for models that do not mark their thinking. Default: found in the tokenizer."
+    ),
+]
+Type = Annotated[Dtype, typer.Option("--dtype", help="Weight type; edits are computed in fp32 whatever it is.")]
+Device = Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code from the hub run. Off unless given.")]
+Task = Annotated[str, typer.Option("--task", "-t", help="tiny, arithmetic, lookup, gsm8k, math500, or a JSONL file of problems.")]
+Split = Annotated[str, typer.Option(help="train, dev or test.")]
+Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="How many problems.")]
+Samples = Annotated[int, typer.Option("--samples", "-k", min=1, help="Samples a problem.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+Budget = Annotated[int, typer.Option("--max-new-tokens", help="Budget of a response in tokens.")]
+BatchSize = Annotated[int, typer.Option(help="Rows decoded together; never changes what is sampled.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def load_model(model: str, think: str | None, dtype: Dtype, device: str | None, trust: bool = False):
+    import torch
+
+    from toolkit import lm
+
+    tags = lm.ThinkTags.parse(think) if think else None
+    return lm.load(model, dtype=getattr(torch, dtype.value), device=device, tags=tags, trust_remote_code=trust)
+
+
+def show(frame: pd.DataFrame, title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column(frame.index.name or "", overflow="fold")
+    for column in frame.columns:
+        table.add_column(str(column), justify="right")
+    for name, *row in frame.itertuples():
+        table.add_row(str(name), *(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
+    out.print(table)
+
+
+def print_json(value: Any) -> None:
+    from toolkit import store
+
+    out.print_json(json.dumps(value, default=store.jsonable))
+
+
+def say(text: str) -> None:
+    log.print(f"[dim]{text}[/dim]", highlight=False)

@@ -1,0 +1,160 @@
+"""Steering: steer, dose."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.columns import Columns
+from rich.markup import escape
+from rich.panel import Panel
+from rich.text import Text
+
+from toolkit.cli.common import (
+    AsJson,
+    BatchSize,
+    Budget,
+    Device,
+    Dtype,
+    Model,
+    Problems,
+    Samples,
+    Seed,
+    Task,
+    Temperature,
+    Think,
+    Trust,
+    Type,
+    app,
+    load_model,
+    out,
+    print_json,
+    say,
+    show,
+)
+
+Vector = Annotated[
+    Path, typer.Option("--vector", "-v", help="Direction of this model, from `toolkit direction` or `toolkit import`.")
+]
+Alphas = Annotated[str, typer.Option("--alpha", "-a", help="Strengths, joined by commas: -1,0,1. + is longer, - is shorter.")]
+Layers = Annotated[str | None, typer.Option(help="Layers to steer: 3, 2-5 or 1,4,7. Default: all.")]
+During = Annotated[str, typer.Option(help="all, newest, or phases joined by +: prompt, think, answer. Example: think+answer.")]
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """Numbers joined by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} {text}: give numbers joined by commas, such as -1,0,1.") from error
+
+
+def layer_range(text: str | None) -> tuple[int, ...] | None:
+    """``"3"``, ``"2-5"`` or ``"1,4,7"`` as layers."""
+    if text is None:
+        return None
+    try:
+        ends = [[int(n) for n in part.split("-")] for part in text.split(",")]
+        return tuple(layer for end in ends for layer in range(end[0], end[-1] + 1))
+    except ValueError as error:
+        raise typer.BadParameter(f"--layers {text}: give layers such as 3, 2-5 or 1,4,7.") from error
+
+
+@app.command()
+def steer(
+    vector: Vector,
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What the user says; may be given several times.")],
+    alpha: Alphas = "-1,0,1",
+    model: Model = "tiny-reasoner",
+    layers: Layers = None,
+    during: During = "all",
+    op: Annotated[str, typer.Option(help="add, ablate (project out) or clamp (to --value).")] = "add",
+    value: Annotated[float, typer.Option(help="What clamp sets the component to.")] = 0.0,
+    samples: Samples = 1,
+    temperature: Temperature = 0.0,
+    max_new_tokens: Budget = 512,
+    think: Think = None,
+    dtype: Type = Dtype.float32,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Generate under several strengths of a direction, side by side; thinking in colour, lengths counted.
+
+    Examples:
+
+    [bold]toolkit steer -v runs/direction.safetensors -a -0.5,0,0.5 -p "17+5-9+23=?"[/bold]
+
+    [bold]toolkit steer -v runs/direction.safetensors -a -1,0,1 -p "7+8-3=?" --during think --layers 1-3[/bold]
+    """
+    from toolkit import jobs, store
+    from toolkit.edits import steering
+    from toolkit.generate import Sampling
+    from toolkit.types import Direction
+
+    strengths, chosen = numbers(alpha, "--alpha"), layer_range(layers)
+    v = store.load(vector, Direction)
+    acts = {a: steering(v, a, layers=chosen, during=during, op=op, value=value) for a in strengths}
+    lm = load_model(model, think, dtype, device, trust_remote_code)
+    found = jobs.steered_responses(lm, acts, prompt, Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed))
+    if as_json:
+        names = ("sample", "think_tokens", "response_tokens", "closed", "text")
+        print_json([{"prompt": text, "strength": a, **{name: getattr(r, name) for name in names}} for text, a, r in found])
+        return
+    for text in prompt:
+        out.print(f"\n[bold]{escape(text)}[/bold]", highlight=False)
+        out.print(Columns([_panel(lm, a, r) for asked, a, r in found if asked == text], expand=True, equal=True))
+
+
+def _panel(lm: LM, strength: float, r: Rollout) -> Panel:
+    start, stop = (r.think.start, r.think.stop) if r.think else (r.prompt_len, r.prompt_len)
+    before, thought, rest = (lm.text(r.token_ids[a:b]) for a, b in pairwise((r.prompt_len, start, stop, len(r.token_ids))))
+    body = Text.assemble((before, "dim"), (thought, "cyan"), (rest, "bold" if r.closed else "red"))
+    return Panel(body, title=f"{strength:+g}", subtitle=f"{r.think_tokens} think tokens{'' if r.closed else ', never closed'}")
+
+
+@app.command()
+def dose(
+    vector: Vector,
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Where to write; given again after a kill, the run goes on.")],
+    alpha: Alphas = "-1,-0.75,-0.5,-0.25,0,0.25,0.5,0.75,1",
+    model: Model = "tiny-reasoner",
+    layers: Layers = None,
+    during: During = "all",
+    task: Task = "arithmetic",
+    problems: Problems = 100,
+    samples: Samples = 4,
+    max_new_tokens: Budget = 400,
+    batch_size: BatchSize = 256,
+    think: Think = None,
+    dtype: Type = Dtype.float32,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Dose-response of a direction on the dev split, with damage and a random direction beside it: report.html, doses.json.
+
+    Example: [bold]toolkit dose -v runs/direction.safetensors -o runs/doses[/bold]
+    """
+    from toolkit import doses, jobs, store
+    from toolkit.phases import Scope
+    from toolkit.types import Direction
+
+    plan = doses.Sweep(numbers(alpha, "--alpha"), layer_range(layers), Scope.of(during))
+    v = store.load(vector, Direction)
+    store.writable(out_dir)
+    lm = load_model(model, think, dtype, device, trust_remote_code)
+    study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
+    wide, dial = jobs.dose_report(lm, v, study, plan, out_dir, say=say)
+    if as_json:
+        print_json(store.read_json(out_dir / "doses.json"))
+        return
+    columns = ["think_tokens", "accuracy", "closed", "looping", "perplexity", "relative_dose"]
+    for name in wide.index.levels[0]:
+        show(wide.loc[name][columns], f"{name}: means by strength")
+    show(dial.set_index("target"), "As a dial: strength for a target length, and how single responses hit it (percent)")
+    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
