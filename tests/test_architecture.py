@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "toolkit"
 ROOMS = (
     "types", "stats", "store", "sites", "hooks", "lm", "bridges", "phases", "tasks", "generate", "collect", "attention",
     "directions", "probes", "edits", "baselines", "vectors", "methods", "rewards", "grpo", "evaluate", "figures", "report", "doses",
-    "jobs", "cli",
+    "jobs", "widgets", "cli",
 )  # fmt: skip
 ONLY = {"rewards": {"types", "stats"}}  # rooms that may import less than what is above them
 ISOLATED = {"methods"}  # rooms whose files may not import one another

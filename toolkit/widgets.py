@@ -1,0 +1,71 @@
+"""Steering by hand in Jupyter: a prompt, a slider of strength, layers, a phase; the response is generated as the controls move."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from toolkit import jobs
+from toolkit.edits import steering
+from toolkit.generate import Sampling
+from toolkit.lm import LM
+from toolkit.types import Direction, Rollout
+
+PHASES = ("all", "prompt", "think", "answer", "think+answer", "newest")
+_BOX = "display:inline-block;vertical-align:top;width:17rem;margin:.3rem;padding:.5rem;border:1px solid #ccc;border-radius:6px"
+
+
+def page(lm: LM, responses: Sequence[tuple[str, float, Rollout]]) -> str:
+    """Responses side by side as HTML: strength and length above, thinking in blue, the answer in bold."""
+    boxes = []
+    for _, strength, r in responses:
+        start, stop = (r.think.start, r.think.stop) if r.think else (r.prompt_len, r.prompt_len)
+        parts = (html.escape(lm.text(r.token_ids[a:b])) for a, b in pairwise((r.prompt_len, start, stop, len(r.token_ids))))
+        before, thought, rest = parts
+        text = f"<span style='color:#888'>{before}</span><span style='color:#0072B2'>{thought}</span><b>{rest}</b>"
+        head = f"<small>strength {strength:+g}: {r.think_tokens} think tokens{'' if r.closed else ', never closed'}</small>"
+        boxes.append(f"<div style='{_BOX}'>{head}<pre style='white-space:pre-wrap;margin:.4rem 0 0'>{text}</pre></div>")
+    return "".join(boxes)
+
+
+def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0, 0.0, 1.0), *, during: str = "all") -> Any:
+    """The greedy response at a few strengths, as a picture that needs no widgets."""
+    from IPython.display import HTML
+
+    acts = {a: steering(v, a, during=during) for a in strengths}
+    return HTML(page(lm, jobs.steered_responses(lm, acts, [prompt], Sampling(temperature=0.0, max_new_tokens=400))))
+
+
+def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
+    """Controls for steering ``lm`` along ``v``: prompt, strength (-most ... most), layers, phase, temperature.
+
+    Without ipywidgets (extra ``notebook``) it is :func:`static`.
+    """
+    try:
+        import ipywidgets as w
+    except ImportError:
+        return static(lm, v, prompt, (-most, 0.0, most))
+    wide = {"layout": w.Layout(width="28rem"), "continuous_update": False, "style": {"description_width": "6rem"}}
+    last = lm.layout.n_layers - 1
+    controls = {
+        "prompt": w.Text(prompt, description="prompt", **wide),
+        "strength": w.FloatSlider(0.0, min=-most, max=most, step=most / 30, description="strength", **wide),
+        "layers": w.IntRangeSlider((0, last), min=0, max=last, description="layers", **wide),
+        "during": w.Dropdown(options=PHASES, description="phase", **{k: wide[k] for k in ("layout", "style")}),
+        "temperature": w.FloatSlider(0.0, min=0.0, max=1.5, step=0.1, description="temperature", **wide),
+    }
+    shown = w.HTML()
+
+    def generate(_: Any = None) -> None:
+        now = {name: control.value for name, control in controls.items()}
+        layers = range(now["layers"][0], now["layers"][1] + 1)
+        acts = {a: steering(v, a, layers=layers, during=now["during"]) for a in dict.fromkeys((0.0, now["strength"]))}
+        sampling = Sampling(temperature=now["temperature"], max_new_tokens=400)
+        shown.value = page(lm, jobs.steered_responses(lm, acts, [now["prompt"]], sampling))
+
+    for control in controls.values():
+        control.observe(generate, "value")
+    generate()
+    return w.VBox([*controls.values(), shown])
