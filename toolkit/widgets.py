@@ -52,7 +52,7 @@ def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
     controls = {
         "prompt": w.Text(prompt, description="prompt", **wide),
         "strength": w.FloatSlider(0.0, min=-most, max=most, step=most / 30, description="strength", **wide),
-        "layers": w.IntRangeSlider((0, last), min=0, max=last, description="layers", **wide),
+        "layers": w.IntRangeSlider(value=(0, last), min=0, max=last, description="layers", **wide),
         "during": w.Dropdown(options=PHASES, description="phase", **{k: wide[k] for k in ("layout", "style")}),
         "temperature": w.FloatSlider(0.0, min=0.0, max=1.5, step=0.1, description="temperature", **wide),
     }
