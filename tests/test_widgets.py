@@ -16,7 +16,7 @@ from toolkit.types import Direction, Problem
 
 @pytest.fixture
 def v(tiny: LM) -> Direction:
-    vector = 2.0 * torch.randn(tiny.layout.n_layers, tiny.layout.d_model, generator=torch.Generator().manual_seed(0))
+    vector = 20.0 * torch.randn(tiny.layout.n_layers, tiny.layout.d_model, generator=torch.Generator().manual_seed(0))
     return Direction(vector, "resid_post", "think", "by hand", 1, 1, tiny.provenance())
 
 
