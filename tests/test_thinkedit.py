@@ -150,7 +150,8 @@ def test_head_scores_equal_explicit_head_contributions(any_lm, moments_of, class
     naive = naive_head_scores(any_lm, classes["short"], v.vector)
     assert close(ours.flatten()[None], naive.flatten()[None])
     contrast = thinkedit.contrast_scores(moments, v, any_lm).score
-    naive = naive - naive_head_scores(any_lm, classes["long"], v.vector)
+    last = v.vector[-1:].repeat(len(v.vector), 1)
+    naive = naive_head_scores(any_lm, classes["short"], last) - naive_head_scores(any_lm, classes["long"], last)
     assert close(contrast.flatten()[None], naive.flatten()[None])
 
 

@@ -145,7 +145,7 @@ def find(lm: LM, found: Sequence[Rollout], settings: Settings, name: str = PUBLI
     """Direction, head scores and plan in one of two forms, from the same rollouts.
 
     ``ThinkEdit``, as published: difference of means over every position that predicts a think token.
-    ``ThinkEdit (ours)``: only positions where a line of thinking begins, heads ranked by contrast, and what is removed is the
+    ``ThinkEdit (ours)``: only positions where a line of thinking begins, heads ranked by contrast at the last layer, and what is removed is the
     part of the direction that the chosen heads write themselves.
     """
     moments, v = _direction(lm, found, settings, RECIPES[name])

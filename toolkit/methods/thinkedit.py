@@ -21,7 +21,7 @@ Cost: one forward pass per rollout (``collect.moments``); everything here is alg
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -129,8 +129,13 @@ def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
 
 
 def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
-    """As :func:`head_scores`, minus the same in long thinking (ours): a constant write does not count."""
-    return _scores(moments.mean("z", SHORT) - moments.mean("z", LONG), v, lm, "short_thinking_contrast")
+    """What each head writes towards short along the *last* layer's direction, in short minus in long thinking (ours).
+
+    What always is written does not count, and all heads are measured where the decision is read: a head's write stays in the
+    stream to its end, while the direction of an early layer is mostly that of the content there.
+    """
+    last = replace(v, vector=v.vector[-1:].expand_as(v.vector))
+    return _scores(moments.mean("z", SHORT) - moments.mean("z", LONG), last, lm, "short_thinking_contrast")
 
 
 def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> HeadScores:
