@@ -85,6 +85,9 @@ def thinkedit(
     variant: Annotated[
         Variant, typer.Option(help="The paper's form, or ours (line starts, contrast, the heads' own direction).")
     ] = Variant.published,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Also write the edit as a rank-1 PEFT adapter of a few kilobytes (new directory).")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write no checkpoint.")] = False,
     problems: Problems = 200,
     samples: Samples = 4,
@@ -109,11 +112,11 @@ def thinkedit(
     [bold]toolkit thinkedit -m deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --task gsm8k --short-below 100 --long-above 1000
     --dtype bfloat16 -o runs/r1-edited[/bold]
     """
-    from toolkit import jobs, report, store
+    from toolkit import jobs, report, store, vectors
 
     settings = jobs.Settings(fraction, strength, share, short_below, long_above, seed)
-    if not dry_run:
-        store.new_directory(out_dir)
+    for target in () if dry_run else filter(None, (out_dir, adapter)):
+        store.new_directory(target)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
     given = store.load_rollouts(rollouts) if rollouts else None
     lm = load_model(model, think, dtype, device, trust_remote_code)
@@ -128,6 +131,8 @@ def thinkedit(
         return
     summary, measured = jobs.edit_and_measure(lm, finding, study, settings, say=say)
     jobs.save_edited(lm, finding, summary, out_dir)
+    if adapter is not None:
+        vectors.adapter(lm, finding.plan, adapter)
     if as_json:
         print_json(report.as_json(measured, summary, plan=plan.reset_index().to_dict("records")))
         return

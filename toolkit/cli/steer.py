@@ -1,7 +1,9 @@
-"""Steering: steer, dose."""
+"""Steering: steer, dose, and vectors taken elsewhere: export, import."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -158,3 +160,86 @@ def dose(
         show(wide.loc[name][columns], f"{name}: means by strength")
     show(dial.set_index("target"), "As a dial: strength for a target length, and how single responses hit it (percent)")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
+
+
+class Target(StrEnum):
+    """What a direction can be written as."""
+
+    gguf = "gguf"
+    safetensors = "safetensors"
+    folder = "folder"
+
+
+class Source(StrEnum):
+    """What a direction can be read from."""
+
+    gguf = "gguf"
+    safetensors = "safetensors"
+    thinkedit = "thinkedit"
+    svec = "svec"
+    hidden_directions = "hidden-directions"
+
+
+@app.command()
+def export(
+    vector: Vector,
+    out_path: Annotated[Path, typer.Option("--out", "-o", help="File to write; for folder, a new directory.")],
+    to: Annotated[
+        Target, typer.Option(help="gguf: llama.cpp, repeng. safetensors: any tool. folder: both, with a card for the hub.")
+    ],
+    model: Model = "tiny-reasoner",
+    scale: Annotated[float, typer.Option(help="Strength baked into the numbers of a gguf or safetensors file.")] = 1.0,
+    drop_layer_0: Annotated[bool, typer.Option("--drop-layer-0", help="GGUF cannot steer the first block: leave it out.")] = False,
+    think: Think = None,
+    device: Device = None,
+) -> None:
+    """Write a direction for other tools. A head edit travels as an adapter: see [bold]toolkit thinkedit --adapter[/bold].
+
+    Example: [bold]toolkit export -v runs/efficiency.safetensors --to gguf --drop-layer-0 -o runs/efficiency.gguf[/bold]
+    """
+    from toolkit import report, store, vectors
+    from toolkit.types import Direction
+
+    v = store.load(vector, Direction)
+    lm = load_model(model, think, Dtype.float32, device)
+    match to:
+        case Target.gguf:
+            vectors.save_gguf(v, out_path, lm=lm, scale=scale, drop_layer_0=drop_layer_0)
+        case Target.safetensors:
+            vectors.save(v, out_path, lm=lm, scale=scale)
+        case Target.folder:
+            vectors.folder(v, out_path, lm=lm, card=report.vector_card(v), drop_layer_0=drop_layer_0)
+    out.print(f"Wrote [bold]{out_path}[/bold].")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="The file of the other tool.")],
+    out_file: Annotated[Path, typer.Option("--out", "-o", help="Direction to write, for `toolkit steer` and `toolkit dose`.")],
+    of: Annotated[Source, typer.Option("--from", help="Which tool's file it is.")],
+    model: Model = "tiny-reasoner",
+    layer: Annotated[int | None, typer.Option(help="hidden-directions: the layer of a file that holds a single vector.")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="The file's + is shorter (or you found that it is): turn it round.")] = False,
+    think: Think = None,
+    device: Device = None,
+) -> None:
+    """Read another tool's steering vector for a model. Whatever does not fit (site, width, layer, sign) is an error, not a guess.
+
+    Example: [bold]toolkit import vector.gguf --from gguf -m tiny-reasoner -o runs/imported.safetensors[/bold]
+    """
+    from toolkit import store, vectors
+
+    lm = load_model(model, think, Dtype.float32, device)
+    match of:
+        case Source.gguf:
+            v = vectors.load_gguf(source, lm)
+        case Source.safetensors:
+            v = vectors.load(source, lm)
+        case Source.thinkedit:
+            v = vectors.load_thinkedit(source, lm)
+        case Source.svec:
+            v = vectors.load_svec(source, lm)
+        case Source.hidden_directions:
+            v = vectors.load_hidden_directions(source, lm, layer=layer)
+    store.save(replace(v, vector=-v.vector) if flip else v, out_file)
+    out.print(f"{v.estimator} at {v.kind}, {int((v.norms > 0).sum())} of {len(v.norms)} layers; saved to [bold]{out_file}[/bold].")
