@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -44,3 +46,12 @@ def test_links_of_the_readme_lead_to_files(link):
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake (\w+)", README)) - {"and"}))
 def test_make_targets_of_the_readme_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_table_of_the_readme_is_the_one_the_demo_wrote():
+    spec = importlib.util.spec_from_file_location("update", ROOT / "notebooks/figures/update.py")
+    update = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(update)
+    board = json.loads((ROOT / "notebooks/figures/demo.json").read_text())
+    assert len(board) > 6
+    assert update.table(board) in README
