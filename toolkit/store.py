@@ -10,11 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
@@ -90,6 +93,25 @@ def new_directory(path: str | Path) -> Path:
     return writable(path)
 
 
+@contextmanager
+def filling(directory: str | Path) -> Iterator[Path]:
+    """A temporary directory that becomes ``directory`` if the body succeeds and is removed if it fails.
+
+    Raises:
+        FileExistsError: the directory exists and is not empty.
+        OSError: it cannot be written.
+    """
+    target = new_directory(directory)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        target.rmdir()
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def write_text(text: str, path: str | Path) -> Path:
     """Write a text file atomically."""
     with atomic(path) as partial:
@@ -106,7 +128,7 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file; DamagedFileError if it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DamagedFileError(f"{path} is not valid JSON: {error}.") from error
 
 
@@ -141,9 +163,7 @@ def save(value: Direction | HeadScores | Moments | Plan, path: str | Path) -> Pa
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{type(value).__name__}.{name} holds NaN or infinity: not saved to {path}.")
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "value": json.dumps(body, allow_nan=False)}
-    with atomic(path) as partial:
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, partial, metadata=header)
-    return Path(path)
+    return write_tensors(tensors, header, path)
 
 
 def load(path: str | Path, kind: type[T], *, fingerprint: str | None = None) -> T:
@@ -158,14 +178,7 @@ def load(path: str | Path, kind: type[T], *, fingerprint: str | None = None) -> 
         ForeignFileError: not written by this toolkit, or another kind of value.
         WrongModelError: made from other weights.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"No file at {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise DamagedFileError(f"{path} is not a whole safetensors file: {error}.") from error
+    tensors, header = read_tensors(path)
     if header.get("format") != FORMAT:
         raise ForeignFileError(f"{path} was not written by {FORMAT}: its format is {header.get('format')!r}.")
     if header.get("format_version") != str(FORMAT_VERSION):
@@ -212,6 +225,103 @@ def _decode(body: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+# --- tensors of other tools ----------------------------------------------------------------------------------
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: str | Path) -> Path:
+    """Write a safetensors file atomically, bit by bit, with its metadata."""
+    with atomic(path) as partial:
+        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, partial, metadata=dict(metadata))
+    return Path(path)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedFileError: truncated or not safetensors.
+    """
+    try:
+        with safe_open(existing(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise DamagedFileError(f"{path} is not a whole safetensors file: {error}.") from error
+
+
+def existing(path: str | Path) -> Path:
+    """The path of a file that is there; FileNotFoundError if it is not."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No file at {path}.")
+    return Path(path)
+
+
+def read_pt(path: str | Path) -> Any:
+    """What a file of ``torch.save`` holds: tensors and plain containers only, no code is ever run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ForeignFileError: it holds pickled objects, or is no archive of ``torch.save`` at all.
+        DamagedFileError: truncated.
+    """
+    refused = (
+        f"{path} holds more than tensors and plain containers in an archive of torch.save: refused, since reading a pickle can run any "
+        "code. If you trust it, load it by hand, and save its tensors alone with torch.save."
+    )
+    with existing(path).open("rb") as file:
+        if file.read(2) != b"PK":  # not a zip archive, so a bare pickle or noise
+            raise ForeignFileError(refused)
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise ForeignFileError(refused) from error
+    except (RuntimeError, EOFError, ValueError, LookupError) as error:
+        raise DamagedFileError(f"{path} is not a whole archive of torch.save: {error}.") from error
+
+
+def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str, np.ndarray], path: str | Path) -> Path:
+    """Write a GGUF file atomically: text and uint32 fields, and tensors in their own type.
+
+    Raises:
+        ImportError: without the package gguf.
+    """
+    with atomic(path) as partial:
+        writer = _gguf().GGUFWriter(partial, arch)
+        for key, value in fields.items():
+            (writer.add_uint32 if isinstance(value, int) else writer.add_string)(key, value)
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, np.ascontiguousarray(tensor))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return Path(path)
+
+
+def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Fields and unquantised tensors of a GGUF file; a quantised tensor comes as raw bytes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedFileError: truncated or not GGUF.
+        ImportError: without the package gguf.
+    """
+    reader_of = _gguf().GGUFReader
+    try:
+        reader = reader_of(existing(path))
+        return {k: f.contents() for k, f in reader.fields.items()}, {t.name: np.array(t.data) for t in reader.tensors}
+    except (ValueError, IndexError) as error:
+        raise DamagedFileError(f"{path} is not a whole GGUF file: {error}.") from error
+
+
+def _gguf() -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise ImportError("GGUF files need the package gguf: pip install 'reasoning-length-toolkit[gguf]'.") from error
+    return gguf
 
 
 # --- rollouts as parquet -------------------------------------------------------------------------------------
