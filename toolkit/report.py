@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from toolkit import evaluate, store
-from toolkit.types import Plan, Report
+from toolkit.types import Direction, Plan, Report
 
 HEADLINE = {
     "accuracy": "accuracy",
@@ -144,9 +145,62 @@ Made with reasoning-length-toolkit {p.toolkit_version}. `edit.json` holds the pl
 """
 
 
+def vector_card(direction: Direction, *, table: pd.DataFrame | None = None, figures: Sequence[str] = ()) -> str:
+    """Markdown card of a folder of ``vectors.folder``: front matter, what the vector is, how to use it, how it measured.
+
+    Args:
+        table: Conditions by metrics, such as :func:`board` of a comparison; without one the card says that nothing was measured.
+        figures: File names of figures in the folder.
+    """
+    p = direction.provenance
+    layers, width = direction.vector.shape
+    norms = ", ".join(f"{norm:.3g}" for norm in direction.norms.tolist())
+    measured = "Nothing has been measured with it yet." if table is None else markdown(table)
+    return f"""---
+base_model: {json.dumps(p.model)}
+library_name: reasoning-length-toolkit
+pipeline_tag: text-generation
+tags: [steering-vector, reasoning-length]
+---
+# Thinking length of {p.model}, as a steering vector
+
+{_described(direction)} + is longer thinking, - is shorter.
+
+| | |
+| --- | --- |
+| site | {direction.kind} |
+| layers x width | {layers} x {width} |
+| norm per layer | {norms} |
+| base weights | SHA-256 `{p.fingerprint}` |
+| revision, seed | {p.revision}, {p.seed} |
+
+## Use
+
+```python
+from toolkit import edits, lm, vectors
+from toolkit.lm import Condition
+
+base = lm.load({json.dumps(p.model)})
+direction = vectors.load("direction.safetensors", base)
+shorter = Condition(base, (edits.steering(direction, -0.05),))  # the strength is an example: choose it on a development split
+```
+
+`direction.gguf`, if it is here, is the same vector for llama.cpp (`--control-vector-scaled`), without layer 0.
+
+## Measured
+
+{measured}
+
+{"".join(f"- [{name}]({name})" + chr(10) for name in figures)}
+Made with reasoning-length-toolkit {p.toolkit_version}.
+"""
+
+
 def _origin(plan: Plan) -> str:
-    if (v := plan.direction) is None:
-        return ""
+    return "" if plan.direction is None else _described(plan.direction)
+
+
+def _described(v: Direction) -> str:
     return f"The direction is the {v.estimator} at {v.kind} over {v.positions} positions of {v.n_pos} long and {v.n_neg} short rollouts."
 
 

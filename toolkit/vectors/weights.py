@@ -1,0 +1,150 @@
+"""Edits that live in weights: a plan as a PEFT adapter, a steering vector in the biases of a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from toolkit import edits, store
+from toolkit import lm as lms
+from toolkit.lm import LM
+from toolkit.sites import Site
+from toolkit.types import Direction, Plan
+from toolkit.vectors.files import ExportError
+
+
+@torch.no_grad()
+def adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
+    """A plan that projects a direction out of heads, as a PEFT adapter (LoRA of rank 1) that equals :func:`edits.apply`.
+
+    Per edited layer ``dW = B A`` with ``B = -v`` ``[d_model, 1]`` and ``A = sum_h strength_h (v^T W_O) mask_h``
+    ``[1, n_heads * head_dim]``. dW is linear in the scale that PEFT gives the adapter: scale s is a plan of strengths s times as
+    large (each head edited once). Adapters add up; where two edit one head along directions that are not orthogonal, their sum is
+    not one plan applied after the other.
+
+    Raises:
+        ExportError: an edit that scales a head (its change has rank head_dim), or no edit at all.
+        WrongModelError: the plan was made from other weights.
+        FileExistsError, OSError: the directory is not empty, or cannot be written.
+    """
+    edits._check(lm, planned)
+    kept: dict[int, Tensor] = defaultdict(lambda: torch.ones(lm.layout.n_heads, dtype=torch.float64))
+    for edit in planned.edits:
+        if edit.op != "project_out":
+            raise ExportError(
+                f"Head {edit.layer}.{edit.head} is edited by {edit.op!r}, whose change has rank {lm.layout.head_dim}: it is no adapter of "
+                "rank 1. Write the whole model instead: edits.apply(lm, plan).save(directory)."
+            )
+        lm.layout.check(Site("z", edit.layer))
+        lm.layout.head(edit.head)
+        kept[edit.layer][edit.head] *= 1 - edit.strength
+    if not kept:
+        raise ExportError(f"The plan {planned.name!r} edits no head: there is nothing to adapt.")
+    names = {id(module): name for name, module in lm.model.named_modules()}
+    targets = {layer: names[id(lm.layout.blocks[layer].out)] for layer in sorted(kept)}
+    tensors: dict[str, Tensor] = {}
+    for layer in targets:
+        W = lm.layout.W_O(layer).float()
+        v = edits._unit(lm.layout, planned, layer, W.device)
+        assert v is not None  # a plan that projects out has a direction
+        removed = (1 - kept[layer]).repeat_interleave(lm.layout.head_dim).to(W)
+        name = f"base_model.model.{targets[layer]}"
+        tensors |= {f"{name}.lora_A.weight": (removed * (v @ W))[None], f"{name}.lora_B.weight": -v[:, None]}
+    header = {"format": "pt", "plan": planned.name, "edits": json.dumps(planned.edits, default=store.jsonable)}
+    with store.filling(directory) as partial:
+        store.write_tensors(tensors, {**header, "fingerprint": lm.fingerprint}, partial / "adapter_model.safetensors")
+        store.write_json(_lora(lm, list(targets.values())), partial / "adapter_config.json")
+    return Path(directory)
+
+
+def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": lm.name,
+        "revision": lm.revision,
+        "r": 1,
+        "lora_alpha": 1,
+        "lora_dropout": 0.0,
+        # Whole paths: a bare c_proj is in GPT-2's MLP, too, and with layers_to_transform peft loses the second adapter's layers
+        # when it mixes two (add_weighted_adapter keeps those of the first).
+        "target_modules": list(targets),
+        "fan_in_fan_out": hasattr(lm.layout.blocks[0].out, "nf"),
+        "bias": "none",
+        "use_rslora": False,
+        "inference_mode": True,
+    }
+
+
+@torch.no_grad()
+def baked(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int] | None = None) -> LM:
+    """A model that steers itself: ``strength * direction`` added to biases that it has, equal to :func:`edits.steering` everywhere.
+
+    At ``resid_mid`` and ``attn_out`` the bias of attention's output projection, at ``resid_post`` and ``mlp_out`` that of the MLP's
+    last one. Every other weight is shared with ``lm``. A bias is never added: a checkpoint drops those that its config does not
+    know when it is loaded again.
+
+    Args:
+        layers: Layers to act at; ``None`` is all.
+
+    Raises:
+        ExportError: there is no such bias at a layer, or a norm stands between it and the residual stream.
+        WrongModelError: the direction is of other weights or another shape.
+        ValueError, IndexError: as :func:`edits.steering`.
+    """
+    act = edits.steering(direction, strength, layers=layers)
+    edits._fits(direction, lm)
+    chosen = range(lm.layout.n_layers) if act.layers is None else sorted(set(act.layers))
+    own = {id(_bias(lm, layer, direction.kind)) for layer in chosen}
+    shared = [p for p in (*lm.model.parameters(), *lm.model.buffers()) if id(p) not in own]
+    changed = lms.child(lm, copy.deepcopy(lm.model, {id(p): p for p in shared}), f"{lm.name} + {act}")
+    for layer in chosen:
+        bias = _bias(changed, layer, direction.kind)
+        bias.copy_(bias.float() + strength * direction.vector[layer].to(bias.device, torch.float32))
+    return changed
+
+
+def _bias(lm: LM, layer: int, kind: str) -> Tensor:
+    """The bias that is added to the value at a site, and to nothing else."""
+    block = lm.layout.blocks[layer]
+    norm = {"resid_mid": block.post_attention_norm, "resid_post": block.post_mlp_norm}.get(kind)
+    bias = None
+    if kind in ("attn_out", "resid_mid"):
+        bias = lm.layout.b_O(layer)
+    elif kind in ("mlp_out", "resid_post"):
+        bias = _last_bias(block.mlp, lm.layout.d_model)
+    if bias is None or norm is not None:
+        why = "has no bias there" if norm is None else "normalises what the bias is added to"
+        raise ExportError(
+            f"{lm.name} ({lm.layout.row.family}) {why}, so {kind} of layer {layer} cannot be steered by its weights. Steer at run time "
+            "(edits.steering), or write a control vector for llama.cpp (vectors.save_gguf)."
+        )
+    return bias
+
+
+def _last_bias(mlp: nn.Module, d_model: int) -> Tensor | None:
+    """The bias that is added as it is to what an MLP puts out: found by behaviour, since names differ and experts share."""
+
+    def out(biases: Mapping[str, Tensor]) -> Tensor:
+        found = functional_call(mlp, dict(biases), (x,))
+        return found[0] if isinstance(found, tuple) else found
+
+    for name, module in reversed(list(mlp.named_modules())):
+        bias: Any = getattr(module, "bias", None)
+        if bias is None or bias.shape != (d_model,):
+            continue
+        x = torch.randn(1, 8, d_model, generator=torch.Generator().manual_seed(0)).to(bias)
+        before = out({})
+        shift = before.abs().max()
+        moved = out({f"{name}.bias": bias + shift}) - before
+        if ((moved - shift).abs() <= 8 * torch.finfo(bias.dtype).eps * shift).all():
+            return bias
+    return None
