@@ -1,7 +1,7 @@
 """Variable lookup in a long prompt: bindings among other bindings and filler words, one to three hops.
 
-A prompt reads ``K=52; lamp rose; B=K; ... B?``. To answer, the model has to retrieve from the prompt: ``B=K``
-then ``K=52``. Context lengths are in characters, which for the tiny reasoner are tokens.
+A prompt reads ``K=5; lamp rose; B=K; ... B?``. To answer, the model has to retrieve from the prompt: ``B=K`` then ``K=5``. A
+value is one digit, so that each retrieval is one token. Context lengths are in characters, which for the tiny reasoner are tokens.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def problem(
 
 def _context(rng: random.Random, hops: int, size: int) -> tuple[str, list[str]]:
     names = rng.sample(string.ascii_uppercase, 26)
-    chain = [*names[:hops], str(rng.randint(10, 99))]
+    chain = [*names[:hops], str(rng.randint(0, 9))]
     parts = [f"{a}={b};" for a, b in pairwise(chain)]
     spare = names[hops:]
     others = spare[: rng.randint(2, min(len(spare), max(2, size // 16)))]
@@ -58,7 +58,7 @@ def _context(rng: random.Random, hops: int, size: int) -> tuple[str, list[str]]:
         if sum(map(len, parts)) + len(parts) + 5 > size:
             break
         later = others[i + 1 :]
-        target = rng.choice(later) if later and rng.random() < 0.5 else str(rng.randint(10, 99))
+        target = rng.choice(later) if later and rng.random() < 0.5 else str(rng.randint(0, 9))
         parts.append(f"{name}={target};")
     length = sum(map(len, parts)) + len(parts)
     while length < size:
@@ -97,7 +97,7 @@ def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.H
 
     def moves_from(state: str | None, i: int, k: int) -> traces.Move:
         # A slip that was never corrected is noticed here: the next step goes on from the right name.
-        names, values = string.ascii_uppercase, [str(v) for v in range(10, 100)]
+        names, values = string.ascii_uppercase, string.digits
         pool = names if i + k < len(chain) - 1 else values
         at = rng.randrange(len(pool))
         slip = next(s for s in [*pool[at:], *pool[:at]] if s not in chain)  # a later name of the chain would be a right jump

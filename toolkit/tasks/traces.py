@@ -30,7 +30,7 @@ class Habits:
 
     default_haste: float = 0.012
     ease_push: float = 0.15
-    cue_push: float = 0.42
+    cue_push: float = 0.34
     mood_push: float = 0.40
     mood_share: float = 0.04
     continue_share: float = 0.6
