@@ -229,3 +229,82 @@ def length_match(
     groups = {f">{x:g}" if math.isinf(precise[x][1]) else f"{x:g}": t == x for x in sorted(set(t.tolist()))}
     groups |= {name: np.isin(t, list(members)) for name, members in levels.items()}
     return {name: over(rows) for name, rows in (groups | {"all": np.ones(len(t), bool)}).items() if rows.any()}
+
+
+# --- correlation of rows that repeat within problems ---------------------------------------------------------
+
+
+def correlation(
+    x: Sequence[float] | ndarray,
+    y: Sequence[float] | ndarray,
+    groups: Sequence[str] | ndarray,
+    *,
+    kind: str = "pearson",
+    within: bool = False,
+    times: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Correlation of two columns of rows, with a 95 % interval over problems: a resampled problem brings all its rows.
+
+    Args:
+        groups: Problem of each row.
+        kind: ``"pearson"`` or ``"spearman"`` (Pearson's of mid-ranks).
+        within: Subtract each problem's means first, so that how hard a problem is drops out; problems with one row do too.
+
+    NaN (undefined) if either side is constant; resamples for which it is are left out of the interval.
+
+    Raises:
+        ValueError: an unknown kind, columns of different length, or no problem with two rows to compare within.
+    """
+    if kind not in ("pearson", "spearman"):
+        raise ValueError(f"kind={kind!r}: choose pearson or spearman.")
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    names, which = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    if not len(a) == len(b) == len(which):
+        raise ValueError(f"{len(a)} x, {len(b)} y and {len(which)} groups: need one of each a row.")
+    if within:
+        repeated = np.bincount(which)[which] > 1
+        if not repeated.any():
+            raise ValueError(f"None of the {len(names)} problems has two rows to compare within: sample more than once a problem.")
+        names, which = np.unique(which[repeated], return_inverse=True)
+        a, b = (_centred(values[repeated], which) for values in (a, b))
+    if not len(names):
+        raise ValueError("No rows to correlate.")
+    columns = [_weighted_ranks(v) if kind == "spearman" else lambda weights, v=v: v for v in (a, b)]
+
+    def one(index: ndarray) -> float:
+        weights = np.bincount(index, minlength=len(names))[which].astype(float)
+        return _weighted_pearson(columns[0](weights), columns[1](weights), weights)
+
+    centre = one(np.arange(len(names)))
+    draws = np.array([one(index) for index in resamples(len(names), seed=seed, times=times)])
+    if math.isnan(centre) or np.isnan(draws).all():
+        return Estimate(centre, math.nan, math.nan)
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return Estimate(centre, float(low), float(high))
+
+
+def _centred(values: ndarray, which: ndarray) -> ndarray:
+    """Values minus their group's mean, rounded so that equal ones stay equal: ranks and constants depend on it."""
+    residual = values - (np.bincount(which, values) / np.bincount(which))[which]
+    scale = np.abs(values).max()
+    return np.round(residual / scale, 12) if scale > 0 else residual
+
+
+def _weighted_ranks(values: ndarray) -> Callable[[ndarray], ndarray]:
+    """Mid-ranks of rows that each count ``weights`` times, sorted once for all weights."""
+    distinct, place = np.unique(values, return_inverse=True)
+
+    def ranks(weights: ndarray) -> ndarray:
+        count = np.bincount(place, weights, minlength=len(distinct))
+        return (count.cumsum() - (count - 1) / 2)[place]
+
+    return ranks
+
+
+def _weighted_pearson(a: ndarray, b: ndarray, weights: ndarray) -> float:
+    used = weights > 0
+    if np.ptp(a[used]) == 0 or np.ptp(b[used]) == 0:
+        return math.nan
+    da, db = (v - np.average(v, weights=weights) for v in (a, b))
+    return float((weights * da * db).sum() / math.sqrt((weights * da * da).sum() * (weights * db * db).sum()))
