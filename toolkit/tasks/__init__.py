@@ -1,7 +1,8 @@
 """Problems by name: ``tasks.load("arithmetic", "test", n=200, seed=0)``.
 
 ``tiny`` is the tiny reasoner's own mix (three quarters arithmetic, one quarter lookup); ``gsm8k`` and ``math500`` come
-through the ``datasets`` library or a local file with the same columns; anything else is a path to a JSONL file of problems.
+through the ``datasets`` library or a local file with the same columns; ``needle`` is sized for a model (``lm=...``), ``threading``
+is not; anything else is a path to a JSONL file of problems.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from toolkit import store
-from toolkit.tasks import arithmetic, lookup, mathematics
+from toolkit.lm import LM
+from toolkit.tasks import arithmetic, lookup, mathematics, needle, threading
 from toolkit.types import Problem
 
-NAMES = ("tiny", "arithmetic", "lookup", "gsm8k", "math500")
+NAMES = ("tiny", "arithmetic", "lookup", "gsm8k", "math500", "needle", "threading")
 
 
-def load(name: str, split: str = "test", n: int = 200, seed: int = 0) -> list[Problem]:
+def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM | None = None) -> list[Problem]:
     """``n`` problems of a task's split; the same ones for the same seed.
 
+    Args:
+        lm: The model that ``needle`` is sized for; the other tasks do not read it.
+
     Raises:
-        ValueError: unknown split, or a name that is neither a task nor a file; lists the tasks.
+        ValueError: unknown split, ``needle`` without a model, or a name that is neither a task nor a file; lists the tasks.
     """
     match name:
         case "tiny":
@@ -33,6 +38,12 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0) -> list[Pr
             return mathematics.gsm8k(split, n, seed)
         case "math500":
             return mathematics.math500(split, n, seed)
+        case "threading":
+            return threading.load(split, n, seed)
+        case "needle":
+            if lm is None:
+                raise ValueError("Needle problems are sized for a model's context and tokenizer: give load('needle', ..., lm=lm).")
+            return needle.load(lm, split, n, seed)
     if not Path(name).is_file():
         raise ValueError(f"Unknown task {name!r}: choose one of {', '.join(NAMES)}, or give a JSONL file of problems.")
     return store.load_problems(name)[:n]

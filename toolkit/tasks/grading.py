@@ -1,12 +1,16 @@
-"""Grading of answers: exact numbers for our own tasks, math-verify for mathematics."""
+"""Grading of answers: exact numbers for our own tasks, math-verify for mathematics, words and identifiers for retrieval."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from toolkit.types import Problem
 
 _NUMBER = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?")  # a minus after a number is no sign: "12-5" ends in 5
+_WORD = re.compile(r"[a-z0-9]+")
+_IDENTIFIER = re.compile(r"[*&a-z0-9]+(?:-[*&a-z0-9]+)*")
+RECALL = 0.5  # of the needle's words, above which arXiv 2404.15574's released code counts an answer as right
 
 
 def last_number(text: str) -> str | None:
@@ -15,16 +19,50 @@ def last_number(text: str) -> str | None:
     return found[-1].replace(",", "").rstrip(".") if found else None
 
 
+def word_recall(gold: str, text: str) -> float:
+    """Share of the gold words that occur in ``text``, each as often as it occurs there at most: ROUGE-1 recall, in [0, 1].
+
+    Case and punctuation do not count. Deviation from the code of arXiv 2404.15574: no stemming, as needles are copied literally.
+    """
+    wanted, said = Counter(_WORD.findall(gold.lower())), Counter(_WORD.findall(text.lower()))
+    if not wanted:
+        raise ValueError(f"The gold answer {gold!r} has no words, so its recall is undefined: give one with letters or digits.")
+    return sum((wanted & said).values()) / sum(wanted.values())
+
+
+def contains(gold: str, text: str) -> bool:
+    """Whether the gold words stand in ``text`` one after the other; case and punctuation do not count."""
+    wanted, said = (" ".join(_WORD.findall(t.lower())) for t in (gold, text))
+    return f" {wanted} " in f" {said} "
+
+
+def identifiers(text: str) -> list[str]:
+    """Words with a digit in them, such as the keys and values of ``tasks.threading``, in order."""
+    return [word for word in _IDENTIFIER.findall(text.lower()) if any(c.isdigit() for c in word)]
+
+
 def grade(problem: Problem, answer: str) -> bool:
     """Whether ``answer`` (the text after the think span) gives the problem's gold answer.
 
-    ``meta["grader"]`` chooses: ``"math"`` verifies with math-verify (the ``[tasks]`` extra), anything else compares the
-    last number of the text with the gold number.
+    ``meta["grader"]`` chooses: ``"math"`` verifies with math-verify (the ``[tasks]`` extra); ``"recall"`` wants a word recall
+    above :data:`RECALL`; ``"contains"`` the gold words one after the other; ``"identifiers"`` the gold identifiers, as the last
+    ones of the text in their order; ``"identifier set"`` these identifiers and no others, in any order (keys named in
+    ``meta["asked"]`` may be repeated). Anything else compares the last number of the text with the gold number.
     """
-    if problem.meta.get("grader") == "math":
-        return _verified(problem.answer, answer)
-    number, gold = last_number(answer), last_number(problem.answer)
-    return number is not None and gold is not None and float(number) == float(gold)
+    gold = problem.answer
+    match problem.meta.get("grader"):
+        case "math":
+            return _verified(gold, answer)
+        case "recall":
+            return word_recall(gold, answer) > RECALL
+        case "contains":
+            return contains(gold, answer)
+        case "identifiers" | "identifier set" as grader:
+            wanted = identifiers(gold)
+            said = [word for word in identifiers(answer) if word not in problem.meta.get("asked", ())]
+            return said[-len(wanted) :] == wanted if grader == "identifiers" else set(said) == set(wanted)
+    number, gold_number = last_number(answer), last_number(gold)
+    return number is not None and gold_number is not None and float(number) == float(gold_number)
 
 
 def _verified(gold: str, answer: str) -> bool:

@@ -1,0 +1,266 @@
+"""A needle in a haystack: one fact in filler text, asked for at the end, over a grid of context lengths and depths.
+
+The task of Retrieval Head (Wu et al., arXiv 2404.15574). Facts and filler are ours, made from the word lists below, which share
+no content word: the answer can come from the needle only. A user's text can be the filler instead (:func:`read_filler`).
+
+Deviations: many generated facts in place of three; the needle goes between the two sentences nearest to its depth in *tokens*
+of the filler, for any tokenizer; its position is found by character offsets and checked (``haystack.py``).
+
+Units: lengths are tokens of the whole chat prompt; a depth is the share of the filler before the needle, 0 to 1.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit import store
+from toolkit.lm import LM
+from toolkit.tasks import haystack, words
+from toolkit.tasks.haystack import ContextTooShortError, Haystack, HaystackError
+from toolkit.types import Problem
+
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+NAMES = ("Mara", "Tobias", "Ines", "Viktor", "Salma", "Henrik", "Noor", "Piotr", "Lucia", "Ravi", "Greta", "Omar", "Yuki", "Dario")
+COLOURS = ("red", "blue", "silver", "yellow", "purple", "orange", "pink", "golden")
+THINGS = ("key", "violin", "map", "letter", "ring", "lantern", "compass", "diary", "coin", "mask", "whistle", "passport")
+PLACES = ("piano", "oven", "staircase", "bathtub", "bookcase", "chimney", "wardrobe", "fountain", "doormat", "freezer")
+TEXTURES = ("wooden", "broken", "marble", "iron", "painted", "carved", "velvet", "plastic")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+SECRETS = ("tiger", "helium", "saddle", "walnut", "domino", "pepper", "rocket", "anchor", "magnet", "cactus", "trumpet", "zebra")
+
+_SUBJECTS = ("river", "mill", "meadow", "harbour", "forest", "village", "road", "bridge", "orchard", "valley", "market", "garden")
+_QUALITIES = ("quiet", "old", "wide", "narrow", "green", "distant", "pale", "dusty", "gentle", "low", "grey", "warm")
+_VERBS = ("lies", "waits", "stretches", "rests", "winds", "sleeps", "changes", "fades", "stays", "wakes")
+_MANNERS = ("slowly", "calmly", "for hours", "all day", "without a sound", "as ever", "in the rain", "in the evening", "again")
+_WHERE = ("behind", "near", "beyond", "above", "below", "along", "before", "past")
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A fact and the question about it; ``answer`` is the part of ``sentence`` that is asked for, word for word.
+
+    Raises:
+        HaystackError: the sentence does not hold the answer exactly once.
+    """
+
+    question: str
+    sentence: str
+    answer: str
+
+    def __post_init__(self) -> None:
+        if not self.answer or self.sentence.count(self.answer) != 1:
+            raise HaystackError(
+                f"The answer {self.answer!r} occurs {self.sentence.count(self.answer) if self.answer else 0} times in its sentence "
+                f"{self.sentence!r}: it has to stand there once, word for word."
+            )
+
+
+class FillerError(HaystackError):
+    """The filler text does not suffice for the length asked for."""
+
+
+# --- facts and filler ----------------------------------------------------------------------------------------
+
+
+def facts(split: str, n: int = 3, seed: int = 0) -> list[Needle]:
+    """``n`` facts of ``split`` with different questions, the same ones for the same seed. A question is in one split only.
+
+    Raises:
+        ValueError: unknown split, or more facts than there are.
+    """
+    words.check_split(split)
+    rng = random.Random(f"needle-{split}-{seed}")
+    found: dict[str, Needle] = {}
+
+    def draw() -> Problem:
+        while words.split_of((fact := _fact(rng)).question) != split:
+            pass
+        found.setdefault(fact.question, fact)
+        return Problem(fact.question, (), fact.answer)
+
+    return [found[p.id] for p in words.distinct(draw, n)]
+
+
+def _fact(rng: random.Random) -> Needle:
+    who, other = rng.sample(NAMES, 2)
+    what = f"{rng.choice(COLOURS)} {rng.choice(THINGS)}"
+    where = f"the {rng.choice(TEXTURES)} {rng.choice(PLACES)}"
+    match rng.randrange(4):
+        case 0:
+            answer = f"{rng.choice(('under', 'inside'))} {where}"
+            return Needle(f"Where did {who} hide the {what}?", f"{who} hid the {what} {answer}.", answer)
+        case 1:
+            answer = " ".join(rng.sample(SECRETS, 3))
+            return Needle(f"What is written on the {what} of {who}?", f"On the {what} of {who} is written {answer}.", answer)
+        case 2:
+            answer = f"on {rng.choice(DAYS)} at {where}"
+            return Needle(f"When and where will {who} meet {other}?", f"{who} will meet {other} {answer}.", answer)
+    answer = str(rng.randint(10_000, 99_999))
+    return Needle(f"What is the number of the {what} of {who}?", f"The number of the {what} of {who} is {answer}.", answer)
+
+
+def sentences(rng: random.Random) -> Iterator[str]:
+    """Filler sentences without end: eight or more words each, and no name, number or thing that a fact tells of."""
+    while True:
+        a, b = rng.sample(_SUBJECTS, 2)
+        p, q = rng.sample(_QUALITIES, 2)
+        verb, manner, where = rng.choice(_VERBS), rng.choice(_MANNERS), rng.choice(_WHERE)
+        yield rng.choice(
+            (
+                f"The {p} {a} {verb} {where} the {q} {b} {manner}.",
+                f"{where.capitalize()} the {p} {b} the {q} {a} {verb} {manner}.",
+                f"No one asks why the {p} {a} {verb} {where} the {b}.",
+            )
+        )
+
+
+def read_filler(path: str | Path) -> tuple[str, ...]:
+    """The sentences of a text file, as filler for :func:`place` and :func:`grid`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        FillerError: no sentence in it.
+    """
+    text = " ".join(line.strip() for line in store.read_lines(store.existing(path)))
+    if not text:
+        raise FillerError(f"{path} holds no text: give a file with sentences.")
+    return tuple(re.split(r"(?<=[.!?])\s+", text))
+
+
+# --- haystacks -----------------------------------------------------------------------------------------------
+
+
+def message(needle: Needle, before: Sequence[str], after: Sequence[str], *, bare: bool = False) -> str:
+    """The user's message: filler, needle (none if ``bare``), filler, question."""
+    text = " ".join([*before, *([] if bare else [needle.sentence]), *after])
+    return f"{text}\n\nQuestion: {needle.question} Answer in the words of the text."
+
+
+def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, filler: Sequence[str] | None = None) -> Haystack:
+    """A haystack of at most ``length`` tokens, as near to it as whole sentences allow, with the needle at ``depth``.
+
+    The filler depends on the seed and the needle only: over lengths and depths the same text is met, so that cells are paired.
+
+    Args:
+        length: Tokens of the chat prompt, question and template included.
+        depth: Share of the filler's tokens before the needle; 0 is at the start, 1 right before the question.
+        filler: Sentences, e.g. of :func:`read_filler`, taken from a random one on, around the end; default: generated ones.
+
+    Raises:
+        ValueError: a depth outside [0, 1].
+        ContextTooLongError: ``length`` is beyond the model's context.
+        ContextTooShortError: needle and question alone are longer than ``length``.
+        FillerError: the filler is shorter than ``length``.
+        RepeatedTextError: the filler holds the needle too.
+        NoOffsetsError, MissingTextError: see :func:`toolkit.tasks.haystack.spans`.
+    """
+    if not 0 <= depth <= 1:
+        raise ValueError(f"depth={depth}: give the share of the filler before the needle, from 0 to 1.")
+    haystack.check_length(lm, length)
+    haystack.check_offsets(lm)
+    before, after, spare = _fit(lm, needle, length, depth, _filler(needle, length, seed, filler))
+    text = message(needle, before, after)
+    start, stop = haystack.find(text, needle.sentence)
+    answer, query = start + needle.sentence.index(needle.answer), text.rindex(needle.question)
+    pieces = haystack.Pieces(
+        [(start, stop)],
+        [(answer, answer + len(needle.answer))],
+        (query, query + len(needle.question)),
+        message(needle, before, after, bare=True),
+        [spare],
+    )
+    return haystack.located(lm, _problem(needle, text, length, depth), pieces)
+
+
+def _problem(needle: Needle, text: str, length: int, depth: float) -> Problem:
+    meta = {
+        "task": "needle",
+        "split": words.split_of(needle.question),
+        "difficulty": length,
+        "grader": "recall",
+        "length": length,
+        "depth": depth,
+        "question": needle.question,
+    }
+    return Problem(f"needle-{words.digest(text)}-{length}-{depth:g}", ({"role": "user", "content": text},), needle.answer, meta)
+
+
+def _filler(needle: Needle, length: int, seed: int, given: Sequence[str] | None) -> list[str]:
+    rng = random.Random(f"filler-{seed}-{needle.sentence}")
+    if given is None:
+        endless = sentences(rng)
+        return [next(endless) for _ in range(length // 8 + 8)]
+    start = rng.randrange(len(given)) if given else 0
+    return [*given[start:], *given[:start]]
+
+
+def _fit(lm: LM, needle: Needle, length: int, depth: float, filler: list[str]) -> tuple[list[str], list[str], str]:
+    """The filler before and after the needle: the most sentences that fit, cut where the needle comes nearest to its depth; and
+    filler that was not used (if any is left) to stand in for the needle."""
+    ends = _token_ends(lm, filler)
+
+    def halves(n: int) -> tuple[list[str], list[str]]:
+        at = min(range(n + 1), key=lambda i: abs(ends[i] - depth * ends[n]))
+        return filler[:at], filler[at:n]
+
+    def size(n: int) -> int:
+        return len(lm.prompt_ids([{"role": "user", "content": message(needle, *halves(n))}]))
+
+    if (least := size(0)) > length:
+        raise ContextTooShortError(
+            f"Needle and question take {least} tokens of {lm.name}'s prompt, more than length={length}: ask for {least} at least."
+        )
+    n = bisect_right(ends, length - least) - 1
+    while size(n) > length:  # a token more where sentences meet
+        n -= 1
+    while n < len(filler) and size(n + 1) <= length:
+        n += 1
+    if n == len(filler) and size(n) < length:
+        raise FillerError(
+            f"The filler has {ends[-1]} tokens, too few for length={length}: give a longer text, or ask for {size(n)} tokens at most."
+        )
+    return *halves(n), " ".join(filler[n : n + 8] or filler[:8] or ["nothing to be read here"])
+
+
+def _token_ends(lm: LM, filler: list[str]) -> list[int]:
+    """Tokens of the first n sentences, for n from 0 to all of them."""
+    coded = lm.tokenizer(" ".join(filler), add_special_tokens=False, return_offsets_mapping=True)
+    starts, found, end = [start for start, _ in coded["offset_mapping"]], [0], -1
+    for sentence in filler:
+        end += len(sentence) + 1
+        found.append(bisect_left(starts, end))
+    return found
+
+
+def grid(
+    lm: LM,
+    lengths: Sequence[int],
+    depths: Sequence[float] = DEPTHS,
+    *,
+    needles: Sequence[Needle],
+    seed: int = 0,
+    filler: Sequence[str] | None = None,
+) -> list[Haystack]:
+    """Every needle at every length and depth, in this order of nesting; ``haystack.cells`` names the cell of each.
+
+    Raises:
+        ValueError: no length, depth or needle; otherwise as :func:`place`.
+    """
+    if not (lengths and depths and needles):
+        raise ValueError(
+            f"{len(lengths)} lengths, {len(depths)} depths, {len(needles)} needles: a grid needs one of each at least."
+        )
+    return [place(lm, fact, length, depth, seed=seed, filler=filler) for fact in needles for length in lengths for depth in depths]
+
+
+def load(lm: LM, split: str = "test", n: int = 200, seed: int = 0) -> list[Problem]:
+    """``n`` problems with different facts, spread over five lengths (``haystack.lengths``) and :data:`DEPTHS`."""
+    cells = [(length, depth) for length in haystack.lengths(lm) for depth in DEPTHS]
+    chosen = facts(split, n, seed)
+    return [place(lm, fact, *cells[i % len(cells)], seed=seed).problem for i, fact in enumerate(chosen)]

@@ -1,0 +1,217 @@
+"""Threads of keys and values: haystacks of random identifiers, in which nothing can be guessed and everything can be checked.
+
+Needle Threading (Roberts et al., arXiv 2411.05000). A haystack is a JSON object of random keys and values. The kinds of question:
+
+- ``single``: the value of one key; ``multi``: the values of several; ``conditional``: the values of all keys with a marker;
+- ``thread``: from a key to its value, which is again a key, and so on for 1 to 25 steps; ``multithread``: several at once;
+- ``branched``: keys of the thread occur more than once, and the longest branch is right.
+
+Deviations: short identifiers by default (four characters, a digit among them) as small models have small contexts, ``"uuid"`` for
+the paper's; JSON on one line; the wording is ours. Needed pairs are located in the tokens of the prompt (``haystack.py``).
+
+Units: sizes are pairs, or tokens of the whole chat prompt; a depth is the share of the pairs before the needle, 0 to 1.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from toolkit.lm import LM
+from toolkit.tasks import haystack, words
+from toolkit.tasks.haystack import ContextTooShortError, Haystack
+from toolkit.tasks.pairs import MARKER, Ask, Direction, Kind, Pairs, ThreadError, core_of, fresh, kv_haystack, solve, split_of
+from toolkit.types import Problem
+
+__all__ = [
+    "Ask",
+    "Direction",
+    "Kind",
+    "Pairs",
+    "ThreadError",
+    "effective_context_length",
+    "grid",
+    "kv_haystack",
+    "load",
+    "locate",
+    "message",
+    "place",
+    "problem",
+    "question",
+    "solve",
+]
+
+# --- problems ------------------------------------------------------------------------------------------------
+
+
+def question(found: Pairs) -> str:
+    """The question in words."""
+    keys, marker = ", ".join(f'"{key}"' for key in found.starts), MARKER
+    follow = "If its value is itself a key, go on to the value of that key, and so on. "
+    match found.ask.kind:
+        case "single":
+            return f"What is the value of the key {keys}? Answer with the value only."
+        case "multi":
+            return f"What are the values of the keys {keys}? Answer with the values only, in this order."
+        case "conditional":
+            return f"What are the values of all keys that contain {marker}? Answer with the values only."
+        case "thread":
+            return f"Start at the key {keys}. {follow}What is the last value? Answer with it only."
+        case "multithread":
+            follow = follow.replace("its", "the", 1)
+            return f"Start at each of the keys {keys}. {follow}What are the last values? Answer with them only, in this order."
+    return f"Start at the key {keys}. {follow}A key may occur several times: what is the last value of the longest thread? Answer with it only."
+
+
+def pair(key: str, value: str) -> str:
+    """A pair as it stands in the text."""
+    return f'"{key}": "{value}"'
+
+
+def message(found: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, int]]]:
+    """The user's message, and the characters of each pair in it; ``bare`` leaves out the needed pairs."""
+    text, places = "{", []
+    for i, (key, value) in enumerate(found.pairs):
+        if not (bare and i in found.needed):
+            text += ", " * (len(text) > 1)
+            piece = pair(key, value)
+            places.append((len(text), len(text) + len(piece)))
+            text += piece
+    return f"{text}}}\n{question(found)}", places
+
+
+def problem(found: Pairs, *, length: int | None = None) -> Problem:
+    """The problem of a haystack, graded by exact match of the identifiers (:func:`toolkit.tasks.grading.grade`)."""
+    text, _ = message(found)
+    needed = [found.pairs[i] for i in found.needed]
+    unordered = found.ask.kind == "conditional"
+    meta: dict[str, Any] = {
+        "task": "threading",
+        "split": split_of(identifier for link in needed for identifier in link),
+        "difficulty": len(needed),
+        "grader": "identifier set" if unordered else "identifiers",
+        "asked": tuple(key for key, _ in needed) if unordered else found.starts,
+        "pairs": len(found.pairs),
+        "length": length,
+        **asdict(found.ask),
+    }
+    name = f"threading-{words.digest(f'{text}{found.ask}{length}')}"
+    return Problem(name, ({"role": "user", "content": text},), ", ".join(found.answer), meta)
+
+
+def locate(lm: LM, found: Pairs, *, length: int | None = None) -> Haystack:
+    """The needed pairs, in reading order, and the values asked for, in the tokens of the model's chat prompt.
+
+    Raises:
+        NoOffsetsError, MissingTextError: see :func:`toolkit.tasks.haystack.spans`.
+    """
+    text, places = message(found)
+    ends = [found.needed[i] for i in range(found.ask.steps - 1, len(found.needed), found.ask.steps)]
+    answers = [(places[i][1] - 1 - len(found.pairs[i][1]), places[i][1] - 1) for i in ends]
+    new = fresh(random.Random(text), found.ask.ids, {identifier for link in found.pairs for identifier in link})
+    pieces = haystack.Pieces(
+        [places[i] for i in found.needed],
+        answers,
+        (len(text) - len(question(found)), len(text)),
+        message(found, bare=True)[0],
+        [f"{pair(new(), new())}, " for _ in found.needed],
+    )
+    return haystack.located(lm, problem(found, length=length), pieces)
+
+
+def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, sample: int = 0) -> Haystack:
+    """A located haystack of at most ``length`` tokens, with as many pairs as fit.
+
+    Raises:
+        ContextTooLongError: ``length`` is beyond the model's context.
+        ContextTooShortError: the needed pairs and the question alone are longer than ``length``.
+        ValueError: unknown split; otherwise as :func:`locate`.
+    """
+    haystack.check_length(lm, length)
+
+    def size(n: int) -> int:
+        text, _ = message(kv_haystack(ask, n, split=split, seed=seed, sample=sample))
+        return len(lm.prompt_ids([{"role": "user", "content": text}]))
+
+    least = len(core_of(ask, split, seed, sample))
+    taken = size(least)
+    if taken > length:
+        raise ContextTooShortError(
+            f"The {least} pairs of {ask} and the question take {taken} tokens of {lm.name}'s prompt, more than length={length}: "
+            f"ask for {taken} at least."
+        )
+    each = (size(least + 32) - taken) / 32
+    n = least
+    for _ in range(8):
+        more = math.floor((length - size(n)) / each)
+        n = max(least, n + more)
+        if more == 0:
+            break
+    while size(n) > length:
+        n -= 1
+    return locate(lm, kv_haystack(ask, n, split=split, seed=seed, sample=sample), length=length)
+
+
+def grid(lm: LM, lengths: Sequence[int], asks: Sequence[Ask], *, split: str = "test", n: int = 1, seed: int = 0) -> list[Haystack]:
+    """``n`` haystacks for every length and question; ``haystack.cells(found, "steps", ...)`` names the cell of each.
+
+    Over depths: ``[Ask("single", depth=d) for d in needle.DEPTHS]``; over steps: ``[Ask("thread", steps=s) for s in (1, 2, 4, 8)]``.
+
+    Raises:
+        ThreadError: no length, no question or no haystack; otherwise as :func:`place`.
+    """
+    if not (lengths and asks and n >= 1):
+        raise ThreadError(f"{len(lengths)} lengths, {len(asks)} questions, n={n}: a grid needs one of each at least.")
+    return [place(lm, ask, length, split=split, seed=seed, sample=i) for i in range(n) for length in lengths for ask in asks]
+
+
+MIX = (
+    Ask("single"),
+    Ask("multi", threads=3),
+    Ask("conditional", threads=3),
+    Ask("thread", steps=2),
+    Ask("thread", steps=4),
+    Ask("thread", steps=4, direction="backward"),
+    Ask("multithread", steps=3, threads=2),
+    Ask("branched", steps=3, branches=2),
+)
+"""One question of every kind, small enough for small models."""
+
+
+def load(split: str = "test", n: int = 200, seed: int = 0, *, asks: Sequence[Ask] = MIX, n_pairs: int = 32) -> list[Problem]:
+    """``n`` problems of ``n_pairs`` pairs, of the questions ``asks`` in turn; needs no model. Errors as :func:`kv_haystack`."""
+    if not asks:
+        raise ThreadError("No questions: give asks=[Ask(...), ...].")
+    return [problem(kv_haystack(asks[i % len(asks)], n_pairs, split=split, seed=seed, sample=i)) for i in range(n)]
+
+
+# --- what the paper reports ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ContextLength:
+    """``size`` at which accuracy falls through the threshold; ``"never"`` above it (size 0) or ``"always"`` (the largest size)."""
+
+    size: float
+    reached: Literal["crossed", "never", "always"]
+
+
+def effective_context_length(accuracy: Mapping[int, float], threshold: float = 0.75) -> ContextLength:
+    """The first size, linearly interpolated, at which accuracy falls below ``threshold``: the paper's contour.
+
+    Args:
+        accuracy: Size (the paper's unit is characters: ``meta["characters"]``) -> share right.
+    """
+    if not accuracy:
+        raise ThreadError("No accuracies: give {size: share right}.")
+    sizes = sorted(accuracy)
+    if accuracy[sizes[0]] < threshold:
+        return ContextLength(0.0, "never")
+    for a, b in pairwise(sizes):
+        if accuracy[b] < threshold:
+            return ContextLength(a + (b - a) * (accuracy[a] - threshold) / (accuracy[a] - accuracy[b]), "crossed")
+    return ContextLength(float(sizes[-1]), "always")
