@@ -1,4 +1,4 @@
-"""Reading and writing activations: two context managers, the only place that registers hooks.
+"""Reading and writing activations and attention: context managers, the only place that registers hooks.
 
 A context removes exactly the handles it created, also when its body or its own entry fails, so nothing leaks
 and nobody else's hooks are touched.
@@ -6,11 +6,17 @@ and nobody else's hooks are touched.
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from toolkit.sites import KINDS, Block, Layout, Site
 
@@ -87,6 +93,69 @@ def passes(model: nn.Module, before: Callable[[Tensor | None, Any], None], after
     with ExitStack() as handles:
         handles.callback(model.register_forward_pre_hook(enter, with_kwargs=True).remove)
         handles.callback(model.register_forward_hook(leave, with_kwargs=True).remove)
+        yield
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""``attend(query, key, value) -> (output, weights)``: how a layer attends, its mask and scale already in it. Queries are
+``[batch, heads, queries, head_dim]``, after any norm and rotation; keys and values have the heads of the KV cache; weights are
+``[batch, heads, queries, keys]``, or ``None`` if they were never formed."""
+
+Around = Callable[[int, Attend, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class _StandIn:
+    """What transformers calls where a layer attends: functions, each around those before it, around the implementation ``under``."""
+
+    fns: tuple[Around, ...]
+    under: str
+    layers: Mapping[int, int]
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *args: Any, **kwargs: Any
+    ):
+        plain: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        below = ALL_ATTENTION_FUNCTIONS.get_interface(self.under, plain)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+            return below(module, q, k, v, mask, *args, **kwargs)
+
+        if id(module) in self.layers:
+            for fn in self.fns:
+                attend = partial(fn, self.layers[id(module)], attend)
+        return attend(query, key, value)
+
+
+@contextmanager
+def attending(layout: Layout, fn: Around, *, eager: bool = False) -> Iterator[None]:
+    """Let ``fn(layer, attend, query, key, value)`` stand where every layer attends; ``attend(query, key, value)`` changes nothing.
+
+    Contexts nest, an inner function around an outer. The model's own implementation comes back on leaving, also after an error.
+
+    Args:
+        eager: Attend with the family's plain implementation, which returns the weights, whatever the model uses.
+    """
+    attention: Any = layout.blocks[0].attention
+    config, layers = attention.config, {id(block.attention): layer for layer, block in enumerate(layout.blocks)}
+    own = config._attn_implementation
+    outer: Any = ALL_ATTENTION_FUNCTIONS.get(own)
+    inside, under = (outer.fns, outer.under) if isinstance(outer, _StandIn) else ((), own)
+    under = "eager" if eager else under
+    stand_in, name = _StandIn((*inside, fn), under, layers), f"{under}+toolkit-{next(_numbers)}"
+
+    with ExitStack() as stack:
+        # Masks are looked up under the same name, in the mapping that all instances share.
+        for interface, value in (
+            (ALL_ATTENTION_FUNCTIONS, stand_in),
+            (ALL_MASK_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS[under]),
+        ):
+            type(interface).register(name, value)
+            stack.callback(type(interface)._global_mapping.pop, name)
+        stack.callback(setattr, config, "_attn_implementation", own)
+        config._attn_implementation = name
         yield
 
 

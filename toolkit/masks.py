@@ -1,0 +1,137 @@
+"""Masking heads while a model runs: zero, mean and uniform ablation, everywhere or at the newest position only.
+
+With z_h the output of head h at a position (before ``W_O``), w the weight of the scope there, times the edit's strength::
+
+    zero     z_h <- (1 - w) z_h
+    mean     z_h <- (1 - w) z_h + w m_h       m_h its mean over reference positions
+    uniform  q_h <- (1 - w) q_h               query after norm and rotation: at w = 1 every key it sees weighs the same
+
+The three are different questions. ``uniform`` is what the code of arXiv 2404.15574 does ("masking"), in decode only: its prompt is
+processed with all heads. Ours default to neither: name the operation, and where it acts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from toolkit import edits, hooks, phases
+from toolkit.lm import LM
+from toolkit.phases import Scope
+from toolkit.sites import Site
+from toolkit.store import WrongModelError
+from toolkit.types import Moments, Plan
+
+Ablation = Literal["zero", "mean", "uniform"]
+ABLATIONS: tuple[str, ...] = get_args(Ablation)
+DECODE = Scope(newest=True)  # the prompt's last position and every later one: as published
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Heads masked while the model runs; made by :func:`masking`. An intervention: ``Condition(lm, (masking(...),))``."""
+
+    plan: Plan
+    op: str
+    during: Scope
+    reference: Moments | None = None
+
+    def __str__(self) -> str:
+        chosen = [(e.layer, e.head, e.strength) for e in self.plan.edits]
+        means = f" over {self.reference.positions} ({sum(self.reference.n)} examples)" if self.reference else ""
+        return f"{self.op} ablation{means} of heads {chosen}, {self.during}"
+
+    def __call__(self, lm: LM) -> AbstractContextManager[None]:
+        """Act on ``lm`` inside the context.
+
+        Raises:
+            WrongModelError: plan or reference of other weights.
+        """
+        edits._check(lm, self.plan)
+        if self.reference is not None and self.reference.provenance.fingerprint != lm.fingerprint:
+            raise WrongModelError(
+                f"The reference means were collected from {self.reference.provenance.model}, not from {lm.name}: collect them again."
+            )
+        return self._acting(lm) if self.plan.edits else nullcontext()
+
+    @contextmanager
+    def _acting(self, lm: LM) -> Iterator[None]:
+        strengths: dict[int, Tensor] = defaultdict(lambda: torch.zeros(lm.layout.n_heads))
+        for edit in self.plan.edits:
+            lm.layout.check(Site("z", edit.layer))
+            lm.layout.head(edit.head)
+            strengths[edit.layer][edit.head] = edit.strength
+        with ExitStack() as stack:
+            tracker = None if self.during.everywhere else stack.enter_context(phases.track(lm))
+            if self.op == "uniform":
+                stack.enter_context(hooks.attending(lm.layout, self._uniform(strengths, tracker)))
+            else:
+                replaced = {Site("z", layer): self._replaced(strength, layer, tracker) for layer, strength in strengths.items()}
+                stack.enter_context(hooks.rewrite(lm.layout, replaced))
+            yield
+
+    def _weight(self, like: Tensor, strength: Tensor, tracker: phases.Tracker | None) -> Float[Tensor, "_ _ heads"]:
+        """Weight of each head at each position, ``[batch or 1, seq or 1, heads]``."""
+        strength = strength.to(like.device)[None, None]
+        return strength if tracker is None else self.during.weight(tracker.now).to(like.device)[..., None] * strength
+
+    def _replaced(self, strength: Tensor, layer: int, tracker: phases.Tracker | None) -> hooks.Rewrite:
+        target = None if self.reference is None else self.reference.sums["z"].sum(dim=0)[layer] / sum(self.reference.n)
+
+        def fn(value: Tensor, inputs: Tensor) -> Tensor:
+            weight = self._weight(value, strength, tracker)
+            if not weight.any():
+                return value
+            weight = weight.repeat_interleave(value.shape[-1] // len(strength), dim=-1)
+            aim = 0.0 if target is None else target.to(value.device, torch.float32)
+            return torch.where(weight > 0, value + weight * (aim - value.float()), value).to(value.dtype)
+
+        return fn
+
+    def _uniform(self, strengths: dict[int, Tensor], tracker: phases.Tracker | None):
+        layers = dict(strengths)
+
+        def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+            if layer not in layers:
+                return attend(query, key, value)
+            weight = self._weight(query, layers[layer], tracker).mT[..., None]
+            return attend((query * (1 - weight)).to(query.dtype), key, value)
+
+        return fn
+
+
+def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | None = None) -> Masking:
+    """Mask a plan's heads; its control is the same of ``edits.random_heads(plan, layout, seed=...)``.
+
+    Args:
+        plan: Heads and strengths, operation ``scale``; such as ``retrieval_heads.mask_plan(scores, count)``.
+        op: ``"zero"``, ``"mean"`` or ``"uniform"``.
+        during: ``"newest"`` in decode only (as published: the prompt is processed with all heads), ``"all"`` in prefill too; or
+            phases, or a :class:`~toolkit.phases.Scope`.
+        reference: Moments that hold ``z``: what ``mean`` puts in the heads' place, all classes together, each example weighing 1.
+
+    Raises:
+        ValueError: an unknown operation, a plan that projects out, or ``mean`` without a reference (and only ``mean`` takes one).
+        KeyError: ``z`` was not collected.
+    """
+    if op not in ABLATIONS:
+        raise ValueError(f"op={op!r}: choose one of {', '.join(ABLATIONS)}.")
+    if wrong := [e for e in plan.edits if e.op != "scale" or not 0 <= e.strength <= 1]:
+        raise ValueError(f"{wrong[0]} masks nothing: a mask needs op='scale' and a strength in [0, 1].")
+    if (op == "mean") != (reference is not None):
+        raise ValueError(
+            f"op={op!r} with reference={'given' if reference else None}: 'mean', and only it, needs reference=moments."
+        )
+    if reference is not None:
+        if "z" not in reference.sums:
+            raise KeyError(f"Site 'z' was not collected: the reference holds {', '.join(reference.sums)}.")
+        if not sum(reference.n):
+            raise ValueError("The reference holds no example: its mean is undefined.")
+    return Masking(plan, op, Scope.of(during), reference)
