@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -121,7 +122,8 @@ class _Batch:
     def run(self, take: Take) -> None:
         step = max(1, ROW_NUMBERS // (len(self.examples) * self.lm.layout.n_heads * self.ids.shape[1]))
         # A model that attends plainly itself (soft-capping allows nothing else) would form all rows at once: a few at a time, too.
-        plain = self.lm.layout.blocks[0].attention.config._attn_implementation.startswith("eager")
+        attention: Any = self.lm.layout.blocks[0].attention
+        plain = attention.config._attn_implementation.startswith("eager")
         stride = step if plain else max(1, self.width)
         for start in range(0, self.width, stride):
             self._pass(start, min(start + stride, self.width))
