@@ -190,7 +190,7 @@ def _offsets(lm: LM, problem: Problem, ids: list[int]) -> tuple[str, list[int], 
     check_offsets(lm)
     messages = [dict(m) for m in problem.messages]
     prompt = str(lm.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    coded = lm.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+    coded = lm.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     if coded["input_ids"] != ids:
         raise NoOffsetsError(f"{lm.name} tokenizes its rendered chat prompt differently from the prompt: offsets would be wrong.")
     held = [(start, stop, i) for i, (start, stop) in enumerate(coded["offset_mapping"]) if start < stop]
@@ -204,7 +204,7 @@ def located(lm: LM, problem: Problem, pieces: Pieces) -> Haystack:
     meta = {**problem.meta, "tokens": len(ids), "characters": len(user_text(problem))}
     needed, control = found[: len(pieces.needed)], list(ids)
     for span, text in zip(needed, pieces.stand_ins, strict=True):
-        other = cycle(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+        other = cycle(lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         control[span.start : span.stop] = islice(other, len(span))
     without = replace(with_text(problem, pieces.without), id=f"{problem.id}-without")
     return Haystack(replace(problem, meta=meta), ids, needed, found[len(needed) : -1], found[-1], without, tuple(control))
@@ -224,7 +224,7 @@ def of_lookup(lm: LM, problem: Problem) -> Haystack:
     start, stop = needed[-1]
     without = cut(text, [(a, b + text.startswith(" ", b)) for a, b in needed])
     filler = " ".join(f"{a} {b};" for a, b in pairwise(lookup.FILLER))
-    pieces = Pieces(needed, [(start + 2, stop - 1)], find(text, f"{chain[0]}?"), without, [filler] * len(needed))  # behind "K="
+    pieces = Pieces(needed, [(start + len(f"{chain[-2]}="), stop - 1)], find(text, f"{chain[0]}?"), without, [filler] * len(needed))
     return located(lm, problem, pieces)
 
 

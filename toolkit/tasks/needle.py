@@ -230,7 +230,7 @@ def _fit(lm: LM, needle: Needle, length: int, depth: float, filler: list[str]) -
 
 def _token_ends(lm: LM, filler: list[str]) -> list[int]:
     """Tokens of the first n sentences, for n from 0 to all of them."""
-    coded = lm.tokenizer(" ".join(filler), add_special_tokens=False, return_offsets_mapping=True)
+    coded = lm.tokenizer(" ".join(filler), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     starts, found, end = [start for start, _ in coded["offset_mapping"]], [0], -1
     for sentence in filler:
         end += len(sentence) + 1

