@@ -13,7 +13,7 @@ from families import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit import baselines, collect, edits, steps
+from toolkit import baselines, collect, edits, figures, steps
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import Condition, NoThinkTagsError, ThinkTags
 from toolkit.methods import phase_entropy
@@ -228,6 +228,9 @@ def test_nothing_to_look_at_is_named(rollout_of):
         phase_entropy.by_position([silent])
     with pytest.raises(NoThinkTagsError, match="None of the 1 rollouts"):
         phase_entropy.by_step([silent], lambda r: [])
+    alone = with_entropies(rollout_of(4))
+    with pytest.raises(ValueError, match=r"reached by 5 problems, at most by 1"):
+        phase_entropy.by_step([alone], lambda r: [steps.Step(r.think, "")])
     with pytest.raises(ValueError, match="bins=0"):
         phase_entropy.by_position([silent], bins=0)
 
@@ -242,7 +245,7 @@ def test_step_entropies_sum_to_the_span(tiny, problems_of):
         assert own["entropy"].sum() == pytest.approx(h.sum())
         assert own["tokens"].sum() == r.think_tokens
         assert "".join(own["text"]) == tiny.text(r.token_ids[r.think.start : r.think.stop])
-    by_step = phase_entropy.by_step(found, lambda r: steps.of(tiny, r))
+    by_step = phase_entropy.by_step(found, lambda r: steps.of(tiny, r), at_least=1)
     first = rows[rows["step"] == 0].groupby("problem_id")["mean"].mean()
     assert by_step.loc[0, "mean"] == pytest.approx(first.mean()) and by_step["step"].tolist()[0] == 1
 
@@ -378,3 +381,30 @@ def test_what_cannot_be_filtered_is_named(llama, rollout_of, problems_of):
         phase_entropy.filtering(llama, [never], problems_of(1))
     assert phase_entropy.filterable([r, never, rollout_of(0)]) == [r]
     assert math.isnan(phase_entropy.table([with_entropies(never)])["answer_entropy"][0])
+
+
+# --- figures -------------------------------------------------------------------------------------------------
+
+
+def test_figures_show_the_numbers_they_are_given(llama, rollout_of, problems_of):
+    problems = problems_of(6)
+    found = [replace(r, sample=s) for s in (0, 1) for r in closed_rollouts(problems, rollout_of)]
+    rows = phase_entropy.table(found)
+    rows["entropy"] += rows["sample"]
+    phases = phase_entropy.by_phase(found)
+    bars = figures.phase_entropy({"base": phases}).data[0]
+    assert list(bars.y) == phases["mean"].tolist()[:2] and list(bars.x) == ["think", "answer"]
+    position = phase_entropy.by_position(found, bins=4)
+    line = figures.entropy_by_position({"a": position, "b": position}).data
+    assert len(line) == 4 and list(line[1].y) == position["mean"].tolist()
+    by_step = phase_entropy.by_step(found, lambda r: [steps.Step(r.think, "")])
+    assert list(figures.entropy_by_position({"a": by_step}, by="step").data[1].x) == [1]
+    found_r = phase_entropy.correlations(rows, times=20)
+    pooled, within = figures.correlation(rows, found_r).data
+    assert list(pooled.x) == rows["entropy"].tolist()
+    assert np.mean(within.x) == pytest.approx(0.0) and np.ptp(within.y) == pytest.approx(0.0)
+    summary = phase_entropy.filtering_summary(
+        phase_entropy.filtering(llama, found[:6], problems, keeps=(0.5, 1.0), sampling=Sampling(temperature=0.0, max_new_tokens=3))
+    )
+    lines = figures.entropy_filtering(summary).data
+    assert [list(curve.x) for curve in lines] == [[0.5, 1.0]] * 3

@@ -27,6 +27,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -49,6 +50,8 @@ PUBLISHED_ALPHA = 1.0  # weight of the answer's entropy: paper, main runs
 PUBLISHED_KEEPS = (1.0, 0.8, 0.6, 0.4, 0.2)  # shares of tokens kept: paper, Qwen3-4B (100 to 20 %)
 CHUNK = 2**24  # logits held at a time: 64 MB in fp32, and about three times that while they are reduced
 assumed_bins = 20  # bins of relative position: ours
+assumed_reach = 5  # problems that must reach a step for its mean to be shown: ours
+assumed_answering = Sampling(temperature=0.0, max_new_tokens=256)  # greedy, with room for an answer: ours
 
 Drop = Literal["entropy", "random", "truncate"]
 DROPS: tuple[Drop, ...] = ("entropy", "random", "truncate")
@@ -73,8 +76,7 @@ def measured(
     Args:
         chunk: Logits held at a time, ``rows * positions * vocab``; at least one position is.
 
-    Raises:
-        ValueError: the temperature is not positive.
+    Raises ValueError if the temperature is not positive.
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: entropies need a temperature above 0 (greedy sampling records them at 1).")
@@ -111,9 +113,8 @@ def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) ->
         mask = pad(mask, (0, stop - at), value=1)
         # A shorter row's padding stays within the positions that the model has.
         positions = torch.minimum(starts[:, None] + torch.arange(at, stop, device=lm.device), last[:, None])
-        out = lm.model(
-            input_ids=ids[:, at:stop], attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
+        part = ids[:, at:stop]
+        out = lm.model(input_ids=part, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
         found[:, :, at + 1 : stop + 1] = _reduced(out.logits, ids[:, at + 1 : stop + 1], temperature)
     return found
 
@@ -176,10 +177,10 @@ def table(found: Sequence[Rollout]) -> pd.DataFrame:
     rows = []
     for r in found:
         h, means = recorded(r), phase_means(r)
-        own = (r.problem_id, r.sample, r.correct, r.closed, r.think_tokens, r.response_tokens)
-        rows.append((*own, float(h.mean()), *(np.nan if m is None else m for m in (means.think, means.answer))))
-    columns = ["problem_id", "sample", "correct", "closed", "think_tokens", "response_tokens"]
-    return pd.DataFrame(rows, columns=[*columns, "entropy", "think_entropy", "answer_entropy"])
+        own = {name: getattr(r, name) for name in ("problem_id", "sample", "correct", "closed", "think_tokens", "response_tokens")}
+        phases = {"think_entropy": means.think, "answer_entropy": means.answer}
+        rows.append(own | {"entropy": float(h.mean())} | {k: np.nan if m is None else m for k, m in phases.items()})
+    return pd.DataFrame(rows)
 
 
 def by_phase(found: Sequence[Rollout], *, seed: int = 0) -> pd.DataFrame:
@@ -257,15 +258,22 @@ def step_entropy(found: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["problem_id", "sample", "step", "of", "tokens", "entropy", "mean", "text"])
 
 
-def by_step(found: Sequence[Rollout], steps_of: StepsOf, *, seed: int = 0) -> pd.DataFrame:
+def by_step(found: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = assumed_reach, seed: int = 0) -> pd.DataFrame:
     """Mean entropy (nats a token) of the first, second, ... step of thinking, with 95 % intervals over problems (ours).
 
     Columns: ``step`` (from 1), ``mean, low, high, rollouts``: later steps are those of longer thinking, so read the counts.
-    Raises NoThinkTagsError if no rollout has a step.
+    Steps that fewer than ``at_least`` problems reach are left out.
+
+    Raises:
+        NoThinkTagsError: no rollout has a step.
+        ValueError: no step is reached by that many problems.
     """
     rows = step_entropy(found, steps_of)
     part = pd.DataFrame({"bin": rows["step"], "entropy": rows["mean"], "problem_id": rows["problem_id"]})
-    return _binned([part] if len(part) else [], "step", lambda i: i + 1, len(found), seed)
+    reach = part.groupby("bin")["problem_id"].transform("nunique")
+    if len(part) and reach.max() < at_least:
+        raise ValueError(f"No step is reached by {at_least} problems, at most by {reach.max()}: lower at_least or sample more.")
+    return _binned([part[reach >= at_least]] if len(part) else [], "step", lambda i: i + 1, len(found), seed)
 
 
 def correlations(
@@ -279,10 +287,9 @@ def correlations(
     kept = rows.dropna(subset=[x, y])
     a, b, problems = kept[x].to_numpy(float), kept[y].to_numpy(float), kept["problem_id"].to_numpy()
     found = []
-    for scope in ("pooled", "within"):
-        for kind in ("pearson", "spearman"):
-            e = stats.correlation(a, b, problems, kind=kind, within=scope == "within", times=times, seed=seed)
-            found.append((scope, kind, e.mean, e.low, e.high, len(set(problems)), len(kept)))
+    for scope, kind in product(("pooled", "within"), ("pearson", "spearman")):
+        e = stats.correlation(a, b, problems, kind=kind, within=scope == "within", times=times, seed=seed)
+        found.append((scope, kind, e.mean, e.low, e.high, len(set(problems)), len(kept)))
     return pd.DataFrame(found, columns=["scope", "kind", "r", "low", "high", "problems", "rollouts"])
 
 
@@ -303,10 +310,8 @@ def filtered(rollout: Rollout, keep: float, drop: Drop = "entropy", *, seed: int
         raise ValueError(f"keep={keep}, drop={drop!r}: need a share 0 <= keep <= 1 and one of {', '.join(DROPS)}.")
     think, answer = rollout.think, rollout.answer
     if think is None or answer is None or answer.start <= think.stop:
-        raise NoThinkTagsError(
-            f"Rollout {rollout.sample} of problem {rollout.problem_id!r} has no think span closed by a tag, "
-            "so there is nothing to filter: leave it out (filterable)."
-        )
+        name = f"Rollout {rollout.sample} of problem {rollout.problem_id!r}"
+        raise NoThinkTagsError(f"{name} has no think span closed by a tag, so it cannot be filtered: leave it out (filterable).")
     n = len(think)
     kept = round(keep * n)
     match drop:
@@ -333,7 +338,7 @@ class _Continuing(LM):
 
 
 def answers(
-    target: LM | Condition, prompts: Sequence[tuple[Problem, Sequence[int]]], sampling: Sampling = Sampling(temperature=0.0)
+    target: LM | Condition, prompts: Sequence[tuple[Problem, Sequence[int]]], sampling: Sampling = assumed_answering
 ) -> list[Rollout]:
     """Go on from token ids (greedily, unless said otherwise) and grade; ``sampling.n`` rollouts a prompt, in the order given.
 
@@ -357,24 +362,22 @@ def filtering(
     problems: Sequence[Problem],
     *,
     keeps: Sequence[float] = PUBLISHED_KEEPS,
-    sampling: Sampling = Sampling(temperature=0.0),
+    sampling: Sampling = assumed_answering,
     seed: int = 0,
 ) -> pd.DataFrame:
     """The filtering experiment: every closed rollout, every share kept, every way to drop, answered and graded.
 
     Columns: ``drop, keep, problem_id, sample, kept_tokens, correct, answer_tokens``; summarise with :func:`filtering_summary`.
 
-    Raises:
-        NoThinkTagsError: no rollout has a think span closed by a tag.
+    Raises NoThinkTagsError if no rollout has a think span closed by a tag.
     """
     by_id, usable = {p.id: p for p in problems}, filterable(found)
     if not usable:
         raise NoThinkTagsError(f"None of the {len(found)} rollouts has a think span closed by a tag: nothing can be filtered.")
-    plan = [(drop, float(keep), r) for drop in DROPS for keep in keeps for r in usable]
+    plan = [(drop, float(keep), r) for drop, keep, r in product(DROPS, keeps, usable)]
     asked = [(by_id[r.problem_id], filtered(r, keep, drop, seed=seed)) for drop, keep, r in plan]
     rows = []
-    answered = answers(target, asked, sampling)
-    for i, a in enumerate(answered):
+    for i, a in enumerate(answers(target, asked, sampling)):
         drop, keep, r = plan[i // sampling.n]
         rows.append((drop, keep, r.problem_id, r.sample, round(keep * r.think_tokens), a.correct, a.response_tokens))
     return pd.DataFrame(rows, columns=["drop", "keep", "problem_id", "sample", "kept_tokens", "correct", "answer_tokens"])

@@ -1,0 +1,159 @@
+"""One response as HTML: tokens coloured by entropy, thinking and answer set apart, steps numbered, failed steps and re-checks marked.
+
+:func:`fragment` goes into a saved report or, through ``IPython.display.HTML``, into Jupyter; :func:`page` is a file of its own. No
+script, nothing loaded: hovering or clicking a token shows its entropy and probability.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from textwrap import shorten
+
+from toolkit import steps
+from toolkit.lm import LM
+from toolkit.methods.failed_steps import Chain
+from toolkit.methods.phase_entropy import phase_means, recorded
+from toolkit.types import Problem, Rollout, Span
+
+HUE = "230,120,0"  # an orange that dark text stays readable on; depth alone carries entropy, so no colour has to be told apart
+NAME = 60  # characters of a problem's id that are shown
+DEEPEST = 0.85  # opacity of the highest entropy
+_STYLE = f"""<style>
+.rl-t{{font:15px/1.7 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;color:#1a1a1a;background:#fff;border:1px solid #ddd;
+border-radius:8px;padding:1rem 1.2rem;margin:1rem 0;max-width:1000px;text-align:left}}
+.rl-t *{{box-sizing:border-box}}
+.rl-t .head,.rl-t .key{{font:13px/1.5 system-ui,sans-serif;color:#555;display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;align-items:center}}
+.rl-t .head b{{color:#1a1a1a}}
+.rl-t .key{{border-top:1px solid #eee;margin-top:.8rem;padding-top:.6rem}}
+.rl-t .bar{{display:inline-block;width:7rem;height:.8rem;border:1px solid #ccc;vertical-align:-.1rem;margin:0 .4rem;
+background:linear-gradient(90deg,rgba({HUE},0),rgba({HUE},{DEEPEST}))}}
+.rl-t .part{{border-left:4px solid #bbb;padding:.1rem 0 .1rem .8rem;margin-top:.8rem}}
+.rl-t .think{{border-color:#0072B2}}.rl-t .answer{{border-color:#009E73}}
+.rl-t .name{{font:600 12px/1.5 system-ui,sans-serif;color:#555}}
+.rl-t .think>.name{{color:#00598c}}.rl-t .answer>.name{{color:#00694d}}
+.rl-t .text{{white-space:pre-wrap;overflow-wrap:anywhere}}
+.rl-t .step{{display:flex}}
+.rl-t .no{{flex:0 0 6.2rem;font:12px/2.1 system-ui,sans-serif;color:#767676;padding-left:.3rem;border-left:4px solid transparent}}
+.rl-t .failed{{background:#fdf0ee}}.rl-t .failed .no{{color:#a3200d;font-weight:600;border-color:#c0341d}}
+.rl-t .review .no{{color:#00598c;font-weight:600}}.rl-t .failed.review .no{{color:#a3200d}}
+.rl-t .prompt{{color:#555}}.rl-t .tag{{color:#555}}
+.rl-t i{{font-style:normal;position:relative;border-radius:2px}}
+.rl-t i:hover,.rl-t i:focus{{outline:2px solid #1a1a1a}}
+.rl-t i:hover::after,.rl-t i:focus::after{{content:attr(data-t);position:absolute;left:0;top:1.7em;z-index:9;background:#1a1a1a;color:#fff;
+font:12px/1.5 system-ui,sans-serif;padding:.2rem .5rem;border-radius:4px;white-space:pre;pointer-events:none}}
+.rl-t .nl{{opacity:.45}}
+</style>"""
+
+
+def fragment(
+    lm: LM, rollout: Rollout, *, chain: Chain | None = None, problem: Problem | None = None, top: float | None = None
+) -> str:
+    """One response as a self-contained piece of HTML.
+
+    Args:
+        chain: Its steps and which of them failed, from ``failed_steps.chain``; without one, steps are lines and nothing is marked.
+        problem: Shows the gold answer.
+        top: Entropy (nats) of the deepest colour, so that transcripts can be compared; default: the response's highest.
+
+    Raises:
+        phase_entropy.NoEntropiesError: the rollout carries no entropies.
+        ValueError: ``top`` is not positive, or the chain was read from text and does not say which tokens its steps are.
+    """
+    h = recorded(rollout)
+    if top is not None and not top > 0:
+        raise ValueError(f"top={top}: the entropy of the deepest colour must be above 0 nats.")
+    if chain is not None and len(chain.spans) != len(chain.texts):
+        raise ValueError("This chain has no token spans: read the rollout with failed_steps.chain(lm, rollout, reader).")
+    tokens = _tokens(lm, rollout, top or float(h.max()) or 1.0)
+    start, end = rollout.prompt_len, len(rollout.token_ids)
+    think, answer = rollout.think, rollout.answer
+    if think is not None and answer is not None and answer.start < think.stop:  # no tag tells them apart: shown once
+        answer = None
+    parts = [_part("prompt", "prompt", f"<span class='prompt'>{html.escape(lm.text(rollout.token_ids[:start]))}</span>")]
+    if think is not None:
+        opening, stop = tokens[: think.start - start], answer.start if answer else end
+        inside = _steps(lm, rollout, chain, tokens)
+        closing = tokens[think.stop - start : stop - start]
+        body = f"{_tag(opening)}{inside}{_tag(closing)}"
+        parts.append(_part("think", f"thinking · {len(think)} tokens" + ("" if rollout.closed else " · never closed"), body))
+        start_answer = stop
+    else:
+        start_answer = start
+    if answer is not None:
+        own, rest = tokens[start_answer - start : answer.stop - start], tokens[answer.stop - start :]
+        parts.append(_part("answer", f"answer · {len(answer)} tokens", f"{''.join(own)}{_tag(rest)}"))
+    return f"{_STYLE}<div class='rl-t'>{_head(rollout, problem)}{''.join(parts)}{_key(chain, top or float(h.max()))}</div>"
+
+
+def page(title: str, fragments: Sequence[str]) -> str:
+    """Transcripts as a page of their own; write it with ``store.write_text``."""
+    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title>"
+    style = "<style>body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1040px;margin:2rem auto;padding:0 1rem}h1{font-size:1.5rem}</style>"
+    body = f"<h1>{html.escape(title)}</h1>{''.join(fragments)}"
+    return f"<!doctype html><html lang='en'><head>{head}{style}</head><body>{body}</body></html>"
+
+
+def _tokens(lm: LM, r: Rollout, top: float) -> list[str]:
+    """Each response token as HTML."""
+    found = []
+    pieces = steps.pieces(lm, r.token_ids[r.prompt_len :])
+    for i, (piece, entropy) in enumerate(zip(pieces, recorded(r).tolist(), strict=True)):
+        depth = DEEPEST * min(entropy / top, 1.0)
+        hover = f"{_named(piece)}  {entropy:.3f} nats"
+        if r.logprobs is not None:
+            hover += f", p = {_probability(r.logprobs[i])}"
+        shown = html.escape(piece).replace("\n", "<span class='nl'>↵</span>\n") or "<span class='nl'>·</span>"
+        colour = f" style='background:rgba({HUE},{depth:.2f})'" if depth >= 0.005 else ""
+        found.append(f"<i tabindex='-1' data-t='{html.escape(hover, quote=True)}'{colour}>{shown}</i>")
+    return found
+
+
+def _named(piece: str) -> str:
+    return "part of a character" if not piece else f"“{piece}”".replace("\n", "↵").replace("\t", "⇥")
+
+
+def _probability(logprob: float) -> str:
+    p = math.exp(logprob)
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
+
+
+def _tag(tokens: Sequence[str]) -> str:
+    return f"<span class='tag'>{''.join(tokens)}</span>" if tokens else ""
+
+
+def _part(kind: str, name: str, body: str) -> str:
+    return f"<div class='part {kind}'><div class='name'>{name}</div><div class='text'>{body}</div></div>"
+
+
+def _steps(lm: LM, r: Rollout, chain: Chain | None, tokens: Sequence[str]) -> str:
+    spans: Sequence[Span] = chain.spans if chain else [step.span for step in steps.of(lm, r)]
+    rows = []
+    for i, span in enumerate(spans):
+        failed, review = (chain.failed[i], chain.review[i]) if chain else (False, False)
+        label = f"{i + 1}" + " ✗" * failed + (" re-check" if review else " failed" if failed else "")
+        kind = "step" + " failed" * failed + " review" * review
+        text = "".join(tokens[span.start - r.prompt_len : span.stop - r.prompt_len]).rstrip("\n")
+        rows.append(f"<div class='{kind}'><div class='no'>{label}</div><div>{text}</div></div>")
+    return "".join(rows)
+
+
+def _head(r: Rollout, problem: Problem | None) -> str:
+    means = phase_means(r)
+    said = {"thinking": means.think, "answer": means.answer}
+    facts = [
+        f"<b>{html.escape(shorten(r.problem_id, NAME, placeholder=' …'))}</b>",
+        f"sample {r.sample}",
+        f"<b>{'✓ correct' if r.correct else '✗ wrong'}</b>",
+    ]
+    facts += [f"gold {html.escape(problem.answer)}"] if problem else []
+    facts += [f"mean entropy, {phase}: {mean:.3f} nats" for phase, mean in said.items() if mean is not None]
+    return f"<div class='head'>{''.join(f'<span>{fact}</span>' for fact in facts)}</div>"
+
+
+def _key(chain: Chain | None, top: float) -> str:
+    keys = [f"<span>entropy 0<span class='bar'></span>{top:.2f} nats</span>", "<span>hover a token: entropy, probability</span>"]
+    if chain and any(chain.failed):
+        keys.append(f"<span>✗ failed step: {sum(chain.failed)} of {len(chain.failed)}</span>")
+    return f"<div class='key'>{''.join(keys)}</div>"
