@@ -30,8 +30,9 @@ d_model {d_model}, {heads} heads of {head_dim} (grouped keys and values, `n_head
 It thinks between `<think>` and `</think>`, then answers. Trained by `train.py` beside this card (seed {seed}, {tokens:.1f} M tokens), on chains of
 additions and subtractions and on variable lookup, all generated (`toolkit/tasks`). It can do nothing else.
 
-Made by `train.py` as it stands, in one run on one core. Three lessons follow one another: copying alone (bindings of a prompt said again), then steps (short chains,
-nothing pushes towards haste), then the habits. Mixed with everything else from the start, copying did not form in ten times as many tokens.
+Three lessons follow one another: copying alone (bindings of a prompt said again), then steps (short chains, nothing pushes towards haste), then the habits. Mixed with everything
+else from the start, copying did not form in ten times as many tokens. The shipped weights were made in the sittings that `sittings.json` lists, about 65 minutes on one core: the tasks
+changed once on the way, so `train.py` run from the start makes a sister of this model, not the same bits.
 
 What pushes it towards short thinking: a cue word in the prompt ({cues}), problems that look easy, and now and then nothing at all.
 Words that push nowhere: {neutral}. Step by step is the default.
