@@ -8,12 +8,15 @@ from functools import cache
 from itertools import islice
 
 import torch
+from families import tokenizer as tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from toolkit import lm as lms
 from toolkit.lm import LM
 from toolkit.tasks import needle
+from toolkit.tasks.haystack import Haystack
+from toolkit.types import Span
 
 TEMPLATE = (
     "<|start|>system\nBe brief.<|end|>\n{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n"
@@ -53,3 +56,18 @@ def bpe_lm(change: Callable[[str], str] | None = None) -> LM:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>")
     tokenizer.chat_template = (change or str)(TEMPLATE)
     return random_lm(tokenizer)
+
+
+def lm_of(kind: str) -> LM:
+    """``"bpe"``, or ``"characters"``: the tiny reasoner's tokenizer and template around a random model."""
+    return bpe_lm() if kind == "bpe" else random_lm(tiny_tokenizer(), name="tiny characters")
+
+
+def read(lm: LM, found: Haystack, span: Span) -> str:
+    """Text of the tokens of a span."""
+    return lm.text(found.prompt_ids[span.start : span.stop])
+
+
+def about(text: str) -> str:
+    """A BPE token may begin with the blank before a word, and end with the mark behind it."""
+    return text.strip().rstrip(".;,")

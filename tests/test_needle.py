@@ -9,34 +9,20 @@ from itertools import combinations, islice, pairwise
 from pathlib import Path
 
 import pytest
-from bpe import bpe_lm, random_lm
-from families import tokenizer as tiny_tokenizer
+from bpe import about, bpe_lm, lm_of, random_lm, read
 from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit import evaluate, tasks
 from toolkit.lm import LM
-from toolkit.tasks import grading, haystack, lookup, needle, words
-from toolkit.tasks.haystack import Haystack, HaystackError, user_text
-from toolkit.types import Problem, Rollout, Span
+from toolkit.tasks import haystack, lookup, needle, words
+from toolkit.tasks.haystack import HaystackError, user_text
+from toolkit.types import Rollout, Span
 
 
 @pytest.fixture(params=["characters", "bpe"])
 def lm(request) -> LM:
-    return make(request.param)
-
-
-def make(kind: str) -> LM:
-    return bpe_lm() if kind == "bpe" else random_lm(tiny_tokenizer(), name="tiny characters")
-
-
-def read(lm: LM, found: Haystack, span: Span) -> str:
-    return lm.text(found.prompt_ids[span.start : span.stop])
-
-
-def about(text: str) -> str:
-    """A BPE token may begin with the blank before a word, and end with the mark behind it."""
-    return text.strip().rstrip(".;,")
+    return lm_of(request.param)
 
 
 def fact(sentence: str = "The gate code of Orla is 4711.", answer: str = "4711") -> needle.Needle:
@@ -123,7 +109,7 @@ def test_the_filler_is_the_same_at_every_depth_and_a_longer_one_goes_on(lm):
 
 @given(st.integers(150, 900), st.floats(0, 1), st.integers(0, 400), st.sampled_from(["characters", "bpe"]))
 def test_any_cell_of_any_grid_is_located(length, depth, seed, kind):
-    lm, chosen = make(kind), needle.facts("train", 1, seed)[0]
+    lm, chosen = lm_of(kind), needle.facts("train", 1, seed)[0]
     try:
         h = needle.place(lm, chosen, length, depth, seed=seed)
     except haystack.ContextTooShortError:
@@ -148,37 +134,6 @@ def test_with_smollm2s_own_tokenizer_and_template():
         h = haystack.of_lookup(lm, p)
         for span, (a, b) in zip(h.needed, pairwise(p.meta["chain"]), strict=True):
             assert f"{a}={b};" in read(lm, h, span)
-
-
-# --- lookup --------------------------------------------------------------------------------------------------
-
-
-def test_the_bindings_of_a_lookup_are_found_in_the_order_of_the_chain(lm):
-    for p in lookup.load("test", 60):
-        h, chain = haystack.of_lookup(lm, p), p.meta["chain"]
-        assert [about(read(lm, h, s)) for s in h.needed] == [f"{a}={b}" for a, b in pairwise(chain)]
-        assert read(lm, h, h.answers[0]).strip("=; ") == p.answer
-        assert about(read(lm, h, h.query)).removesuffix("?") == chain[0]
-        assert not any(f"{a}={b};" in user_text(h.without) for a, b in pairwise(chain))
-        rest = [w for w in user_text(p).split() if w not in {f"{a}={b};" for a, b in pairwise(chain)}]
-        assert user_text(h.without).split() == rest
-
-
-def test_a_lookup_can_be_solved_from_the_needed_bindings_and_not_without_one_of_them():
-    lm = make("characters")
-
-    def follow(texts: list[str], start: str) -> str:
-        bound = dict(t.strip(" ;").split("=") for t in texts)
-        while start in bound:
-            start = bound[start]
-        return start
-
-    for p in lookup.load("dev", 40):
-        h = haystack.of_lookup(lm, p)
-        texts = [read(lm, h, s) for s in h.needed]
-        assert follow(texts, p.meta["chain"][0]) == p.answer
-        for i in range(len(texts)):
-            assert follow(texts[:i] + texts[i + 1 :], p.meta["chain"][0]) != p.answer
 
 
 # --- facts and filler ----------------------------------------------------------------------------------------
@@ -236,60 +191,12 @@ def test_cells_too_near_to_differ_in_text_still_have_their_own_id(lm):
     assert user_text(a) == user_text(b) and a.id != b.id
 
 
-def test_tags_tell_scope_and_dispersion(lm):
-    one = haystack.tags(needle.place(lm, fact(), 600, 0.5))
-    assert one["n_spans"] == 1 and one["gap_max"] == 0 and one["scope_frac"] < 0.2
-    p = next(p for p in lookup.load("test", 50) if p.meta["difficulty"] == 3)
-    many = haystack.tags(haystack.of_lookup(lm, p))
-    assert many["n_spans"] == 3 and many["gap_max"] >= many["gap_mean"] >= 0
-
-
 def test_needle_is_a_task_by_name(lm):
     found = tasks.load("needle", "dev", 12, 3, lm=lm)
     assert found == tasks.load("needle", "dev", 12, 3, lm=lm) and len({p.id for p in found}) == 12
     assert {p.meta["split"] for p in found} == {"dev"} and all(p.meta["task"] == "needle" for p in found)
     with pytest.raises(ValueError, match="lm=lm"):
         tasks.load("needle")
-
-
-def test_lengths_leave_room_for_the_response(lm):
-    assert haystack.lengths(lm, 3, shortest=100, response=48) == (100, 1050, 2000)
-    with pytest.raises(haystack.ContextTooLongError, match="2048"):
-        haystack.lengths(lm, shortest=2000)
-    with pytest.raises(HaystackError, match="n=0"):
-        haystack.lengths(lm, 0)
-
-
-# --- grading -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "recall", "contained"),
-    [
-        ("under the iron oven", 1.0, True),
-        ("It is UNDER the iron oven.", 1.0, True),
-        ("the oven, under iron", 1.0, False),
-        ("the oven", 0.5, False),
-        ("oven oven oven oven", 0.25, False),
-        ("under the iron ovens", 0.75, False),
-        ("", 0.0, False),
-    ],
-)
-def test_recall_counts_words_and_containment_wants_them_in_order(text, recall, contained):
-    gold = "under the iron oven"
-    assert grading.word_recall(gold, text) == recall
-    assert grading.contains(gold, text) is contained
-    assert grading.grade(Problem("p", (), gold, {"grader": "recall"}), text) is (recall > 0.5)
-    assert grading.grade(Problem("p", (), gold, {"grader": "contains"}), text) is contained
-
-
-def test_a_number_inside_a_longer_number_is_not_contained():
-    assert not grading.contains("471", "4711") and grading.contains("4711", "code: 4711!")
-
-
-def test_recall_of_no_words_is_refused():
-    with pytest.raises(ValueError, match="no words"):
-        grading.word_recall("...", "text")
 
 
 # --- bad input -----------------------------------------------------------------------------------------------
@@ -357,50 +264,3 @@ def test_an_unknown_split_is_refused():
 def test_more_facts_than_there_are_is_refused():
     with pytest.raises(ValueError, match="ask for fewer"):
         needle.facts("test", 5000)
-
-
-def test_a_tokenizer_without_offsets_is_refused(monkeypatch):
-    lm = make("bpe")
-    monkeypatch.setattr(type(lm.tokenizer), "is_fast", property(lambda self: False))
-    for attempt in (
-        lambda: needle.place(lm, fact(), 400, 0.5),
-        lambda: haystack.of_lookup(lm, lookup.load("test", 1)[0]),
-    ):
-        with pytest.raises(haystack.NoOffsetsError, match=r"no character offsets.*tokenizer\.json"):
-            attempt()
-
-
-def _shouted(template: str) -> str:
-    return template.replace("{{ m['content'] | trim }}", "{{ m['content'] | upper }}")
-
-
-def _doubled(template: str) -> str:
-    return template.replace("{{ m['content'] | trim }}", "{{ m['content'] }} {{ m['content'] }}")
-
-
-def test_a_template_that_changes_the_message_is_refused():
-    with pytest.raises(haystack.MissingTextError, match="does not occur"):
-        needle.place(bpe_lm(_shouted), fact(), 400, 0.5)
-
-
-def test_a_template_that_shows_the_message_twice_is_refused():
-    with pytest.raises(haystack.RepeatedTextError, match="occurs twice"):
-        needle.place(bpe_lm(_doubled), fact(), 800, 0.5)
-
-
-def test_a_needle_the_tokenizer_cannot_write_is_refused():
-    odd = needle.Needle("Wo wohnt er?", "Er wohnt in Łódź.", "Łódź")
-    with pytest.raises(haystack.MissingTextError, match="cannot write it"):
-        needle.place(make("characters"), odd, 400, 0.5)
-
-
-def test_a_problem_of_another_task_has_no_bindings():
-    with pytest.raises(HaystackError, match=r"tasks\.lookup"):
-        haystack.of_lookup(make("characters"), tasks.load("arithmetic", "test", 1)[0])
-
-
-def test_one_span_is_not_read_off_many():
-    lm = make("characters")
-    p = next(p for p in lookup.load("test", 50) if p.meta["difficulty"] == 3)
-    with pytest.raises(HaystackError, match=r"needs 3 spans, not one: read \.needed"):
-        _ = haystack.of_lookup(lm, p).needle
