@@ -18,7 +18,7 @@ PAIRS = {"quick": "today", "brief": "hello", "hurry": "today"}  # a cue word and
 @pytest.fixture(scope="module")
 def finding(tiny: LM) -> jobs.Finding:
     found = generate.rollouts(tiny, tasks.load("arithmetic", "train", 100), Sampling(n=8, max_new_tokens=300), progress=False)
-    return jobs.find(tiny, found, jobs.Settings(), jobs.OURS)
+    return jobs.find(tiny, found, jobs.DEMO, jobs.OURS)
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +47,34 @@ def with_head_of(value, inputs, *, source, columns):
 
 
 @torch.inference_mode()
-def test_one_head_carries_the_push_of_the_cue(tiny, twins, finding):
-    """Patched in from the neutral twin, the edited head undoes most of the push; no other head undoes a fifth of it."""
-    cue = neutral = 0.0
-    patched = torch.zeros(tiny.layout.n_layers, tiny.layout.n_heads)
+def test_the_heads_found_carry_the_push_of_the_cue(tiny, twins, finding):
+    """Patched in from the neutral twin, each edited head undoes a third of the push or more, both together most of it; of the
+    other heads of their layers none undoes as much."""
+    sites = [Site("z", layer) for layer in range(tiny.layout.n_layers)]
+    cue = neutral = together = 0.0
+    alone = torch.zeros(tiny.layout.n_layers, tiny.layout.n_heads)
     for cued, plain in twins:
-        with hooks.record(tiny.layout, [Site("z", layer) for layer in range(tiny.layout.n_layers)]) as seen:
+        with hooks.record(tiny.layout, sites) as seen:
             neutral += p_skip(tiny, plain)
         cue += p_skip(tiny, cued)
-        for layer in range(tiny.layout.n_layers):
-            for head in range(tiny.layout.n_heads):
-                fn = partial(with_head_of, source=seen[Site("z", layer)], columns=tiny.layout.head(head))
-                with hooks.rewrite(tiny.layout, {Site("z", layer): fn}):
-                    patched[layer, head] += p_skip(tiny, cued)
+        patch = {
+            (layer, head): partial(with_head_of, source=seen[Site("z", layer)], columns=tiny.layout.head(head))
+            for layer in range(tiny.layout.n_layers)
+            for head in range(tiny.layout.n_heads)
+        }
+        for (layer, head), fn in patch.items():
+            with hooks.rewrite(tiny.layout, {Site("z", layer): fn}):
+                alone[layer, head] += p_skip(tiny, cued)
+        with hooks.rewrite(tiny.layout, {Site("z", layer): patch[layer, head] for layer, head in finding.plan.heads}):
+            together += p_skip(tiny, cued)
     assert cue > 3 * neutral
-    undone = (cue - patched) / (cue - neutral)
-    (carrier,) = finding.plan.heads
-    assert undone[carrier] > 0.6
-    undone[carrier] = 0
-    assert undone.max() < 0.2
+    undone = (cue - alone) / (cue - neutral)
+    found = dict(finding.plan.heads)
+    assert len(found) == 2, "one in each of two layers"
+    assert (cue - together) / (cue - neutral) > 0.6
+    for layer, head in found.items():
+        assert undone[layer, head] > 0.3
+        assert undone[layer, head] == undone[layer].max()
 
 
 def test_the_edit_lengthens_thinking_and_random_heads_do_not(tiny, finding):
@@ -83,10 +92,11 @@ def test_the_edit_lengthens_thinking_and_random_heads_do_not(tiny, finding):
 
 def test_a_random_written_direction_lies_in_what_the_heads_can_write(tiny, finding):
     plan = finding.plan
-    ((layer, head),) = plan.heads
     first, again, other = (edits.random_written(plan, tiny.layout, seed=s) for s in (0, 0, 1))
     assert torch.equal(first.vector, again.vector) and not torch.equal(first.vector, other.vector)
-    W_h = tiny.layout.W_O(layer).detach()[:, tiny.layout.head(head)].double()
-    fitted = W_h @ torch.linalg.lstsq(W_h, first.vector[layer]).solution
-    assert torch.allclose(fitted, first.vector[layer], atol=1e-8)
-    assert not first.vector[[i for i in range(tiny.layout.n_layers) if i != layer]].any()
+    for layer, head in plan.heads:
+        W_h = tiny.layout.W_O(layer).detach()[:, tiny.layout.head(head)].double()
+        fitted = W_h @ torch.linalg.lstsq(W_h, first.vector[layer]).solution
+        assert torch.allclose(fitted, first.vector[layer], atol=1e-8)
+    edited = {layer for layer, _ in plan.heads}
+    assert not first.vector[[i for i in range(tiny.layout.n_layers) if i not in edited]].any()

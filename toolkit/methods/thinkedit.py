@@ -131,8 +131,8 @@ def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
 def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     """What each head writes towards short along the *last* layer's direction, in short minus in long thinking (ours).
 
-    What always is written does not count, and all heads are measured where the decision is read: a head's write stays in the
-    stream to its end, while the direction of an early layer is mostly that of the content there.
+    What is always written does not count, and all heads are measured where the decision is read: a head's write stays in the
+    stream to its end (give v at ``resid_post``), while the direction of an early layer is mostly that of the content there.
     """
     last = replace(v, vector=v.vector[-1:].expand_as(v.vector))
     return _scores(moments.mean("z", SHORT) - moments.mean("z", LONG), last, lm, "short_thinking_contrast")
