@@ -171,7 +171,9 @@ def main() -> None:
     parser.add_argument("--steps-until", type=float, default=0.11, help="share of the tokens at which the second lesson ends")
     parser.add_argument("--lookup-share", type=float, default=0.3)
     parser.add_argument("--brief-share", type=float, default=0.6, help="share of lookup problems with a context below 80")
-    parser.add_argument("--drill-share", type=float, default=0.3, help="share of lookup problems that are drills, after the first lesson")
+    parser.add_argument(
+        "--drill-share", type=float, default=0.3, help="share of lookup problems that are drills, after the first lesson"
+    )
     args = parser.parse_args()
     work = args.work or Path("runs") / args.out.name
     work.mkdir(parents=True, exist_ok=True)
