@@ -49,6 +49,10 @@ def test_dose_writes_a_page_and_numbers_and_goes_on_when_given_again(vector, tmp
     assert {row["direction"] for row in written["doses"]} == {"length direction", "random direction"}
     assert {row["strength"] for row in written["doses"]} == {-1, 0, 1}
     assert "usable range" in (tmp_path / "report.html").read_text()
+    hub = tmp_path / "hub"
+    assert run("export", "-v", vector, "--to", "folder", "-o", hub, "--doses", tmp_path).exit_code == 0
+    assert {"doses.html", "damage.html"} < {path.name for path in hub.iterdir()}
+    assert "| length direction -1 |" in (hub / "README.md").read_text()
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     assert run(*asked).exit_code == 0
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from toolkit import collect, directions, doses, edits, evaluate, figures, probes, report, store, tasks
+from toolkit import collect, directions, doses, edits, evaluate, figures, probes, report, store, tasks, vectors
 from toolkit.edits import Steering, steering
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
@@ -360,8 +360,31 @@ def dose_report(
         ),
     ]
     intro = f"{lm.name} on {study.problems} dev problems of {study.task}, {study.samples} samples each. {plan.act(v, 1.0)}."
-    report.page(f"Dose-response: {v.estimator}", intro, wide.round(3), sections, out / "report.html")
+    report.page(f"Dose-response: {v.estimator}", intro, _flat(wide.round(3)), sections, out / "report.html")
     return wide, dial
+
+
+def _flat(table: pd.DataFrame) -> pd.DataFrame:
+    """A table by direction and strength with one name a row."""
+    return table.set_index(pd.Index([f"{name} {strength:+g}" for name, strength in table.index], name="dose"))
+
+
+def vector_folder(
+    lm: LM, v: Direction, directory: str | Path, measured: str | Path | None = None, *, drop_layer_0: bool = False
+) -> Path:
+    """A folder for the hub: vector files, a card, and if ``measured`` is a directory of :func:`dose_report` its numbers and figures."""
+    table, drawn = None, {}
+    if measured is not None:
+        kept = pd.DataFrame(store.read_json(Path(measured) / "doses.json")["doses"])
+        wanted = kept[kept["metric"].isin(["think_tokens", "accuracy", "closed", "perplexity", "relative_dose"])]
+        table = wanted.pivot(index=["direction", "strength"], columns="metric", values="mean").round(3)
+        table = _flat(table)
+        drawn = {
+            "doses.html": figures.dose_response(kept).to_html(include_plotlyjs="cdn"),
+            "damage.html": figures.damage(kept).to_html(include_plotlyjs="cdn"),
+        }
+    card = report.vector_card(v, table=table, figures=tuple(drawn))
+    return vectors.folder(v, directory, lm=lm, card=card, figures=drawn, drop_layer_0=drop_layer_0)
 
 
 def steered_responses(

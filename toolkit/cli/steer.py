@@ -48,7 +48,7 @@ During = Annotated[str, typer.Option(help="all, newest, or phases joined by +: p
 def numbers(text: str, option: str) -> tuple[float, ...]:
     """Numbers joined by commas."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(float(part) for part in text.removeprefix("=").split(","))
     except ValueError as error:
         raise typer.BadParameter(f"{option} {text}: give numbers joined by commas, such as -1,0,1.") from error
 
@@ -189,6 +189,9 @@ def export(
     ],
     model: Model = "tiny-reasoner",
     scale: Annotated[float, typer.Option(help="Strength baked into the numbers of a gguf or safetensors file.")] = 1.0,
+    doses: Annotated[
+        Path | None, typer.Option(help="folder: directory of `toolkit dose`, for the card's numbers and figures.")
+    ] = None,
     drop_layer_0: Annotated[bool, typer.Option("--drop-layer-0", help="GGUF cannot steer the first block: leave it out.")] = False,
     think: Think = None,
     device: Device = None,
@@ -197,7 +200,7 @@ def export(
 
     Example: [bold]toolkit export -v runs/efficiency.safetensors --to gguf --drop-layer-0 -o runs/efficiency.gguf[/bold]
     """
-    from toolkit import report, store, vectors
+    from toolkit import jobs, store, vectors
     from toolkit.types import Direction
 
     v = store.load(vector, Direction)
@@ -208,7 +211,7 @@ def export(
         case Target.safetensors:
             vectors.save(v, out_path, lm=lm, scale=scale)
         case Target.folder:
-            vectors.folder(v, out_path, lm=lm, card=report.vector_card(v), drop_layer_0=drop_layer_0)
+            jobs.vector_folder(lm, v, out_path, doses, drop_layer_0=drop_layer_0)
     out.print(f"Wrote [bold]{out_path}[/bold].")
 
 
