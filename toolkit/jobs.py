@@ -218,16 +218,18 @@ def edit_and_measure(
 
 
 def save_edited(lm: LM, finding: Finding, summary: pd.DataFrame, directory: str | Path) -> Path:
-    """Save the edited model as a Hugging Face directory with ``edit.json`` and a model card that says what was done and measured."""
+    """Save the edited model as a Hugging Face directory with ``edit.json`` and a model card that says what was done and measured; all
+    of it or nothing."""
     edited = edits.apply(lm, finding.plan)
-    target = edited.save(directory)
     norms = edits.column_norms(lm, edited, finding.plan)
-    store.write_json(
-        {"plan": finding.plan, "norms": norms, "parent": lm.fingerprint, "fingerprint": edited.fingerprint}, target / "edit.json"
-    )
-    store.save(finding.direction, target / "direction.safetensors")
-    store.write_text(report.model_card(lm.name, finding.plan, plan_table(finding), report.board(summary)), target / "README.md")
-    return target
+    about = {"plan": finding.plan, "norms": norms, "parent": lm.fingerprint, "fingerprint": edited.fingerprint}
+    card = report.model_card(lm.name, finding.plan, plan_table(finding), report.board(summary))
+    with store.filling(directory) as partial:
+        edited.save(partial)
+        store.write_json(about, partial / "edit.json")
+        store.save(finding.direction, partial / "direction.safetensors")
+        store.write_text(card, partial / "README.md")
+    return Path(directory)
 
 
 STRENGTHS = tuple(3 * i / 8 for i in range(-4, 5))  # of the heads' own direction, 1 being the difference between the classes: ours
@@ -257,7 +259,7 @@ def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DE
     judged = conditions(lm, findings, settings) | steered(lm, v, settings)
     measured = evaluate.compare(judged, study.load("test"), study.sampling, out=out / "rollouts" / "test")
     summary = report.write(out, measured, seed=study.seed, settings=settings)
-    if not (out / "edited").exists():
+    if not any((out / "edited").glob("*")):
         save_edited(lm, findings[OURS], summary, out / "edited")
     say("dose-response of steering")
     both = {"length direction": v, doses.RANDOM: directions.random_like(v, seed=settings.seed)}
