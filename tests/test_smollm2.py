@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from toolkit import edits, generate, jobs, lm
+from toolkit import collect, directions, edits, generate, jobs, lm, stats
+from toolkit.edits import steering
 from toolkit.generate import Sampling
-from toolkit.lm import NoThinkTagsError, ThinkTags
+from toolkit.lm import Condition, NoThinkTagsError, ThinkTags
 from toolkit.types import Problem
 
 pytestmark = pytest.mark.slow
@@ -41,8 +44,6 @@ def test_whole_responses_count_as_thinking_when_asked_to(smollm2, rollouts):
 
 
 def test_without_tags_the_method_says_what_to_do(smollm2, rollouts):
-    from dataclasses import replace
-
     plain = [replace(r, think=None) for r in rollouts]
     with pytest.raises((NoThinkTagsError, ValueError), match="think"):
         jobs.find(smollm2, plain, jobs.Settings())
@@ -69,3 +70,31 @@ def test_the_edit_changes_the_planned_columns_and_nothing_else_tensor_by_tensor(
                 assert torch.allclose(new[:, columns], W[:, columns] - torch.outer(v, v @ W[:, columns]), atol=1e-6)
             else:
                 assert torch.equal(new[:, columns], W[:, columns])
+
+
+def test_its_own_sentence_ends_give_a_direction_of_response_length(smollm2):
+    """Going on minus stopping, at the ends of its own sentences: length follows the strength, a random direction does not move it so."""
+    ways = ("Answer in one short sentence.", "Answer in one or two sentences.", "Answer in a short paragraph.")
+    things = ("rain", "fire", "bread", "gold", "wool", "salt", "iron", "snow", "paper")
+    asked = [(f"{i}", f"What is {thing}? {ways[i % 3]}") for i, thing in enumerate(things)]
+    problems = [Problem(name, ({"role": "user", "content": text},), "") for name, text in asked]
+    own = generate.rollouts(smollm2, problems, Sampling(n=4, max_new_tokens=90), progress=False)
+    states = collect.states(smollm2, own, "resid_post", positions=collect.sentence_ends(smollm2), each=True)
+    label = states.rows["remaining"].map({0.0: "short"}).fillna("long")
+    v = directions.unpaired_difference(replace(states, rows=states.rows.assign(label=label)))
+    strengths = np.array([-0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6])
+
+    def lengths(direction):
+        found = []
+        for strength in strengths.tolist():
+            act = steering(direction, strength, layers=range(18, 26))
+            sampled = generate.rollouts(
+                Condition(smollm2, (act,)), problems[1::3], Sampling(n=3, max_new_tokens=60, seed=1), progress=False
+            )
+            found.append(np.mean([r.response_tokens for r in sampled]))
+        return np.array(found)
+
+    steered, control = lengths(v), lengths(directions.random_like(v, seed=0))
+    assert stats.spearman(strengths, steered) >= 0.9
+    assert steered[0] < 0.6 * steered[3] and steered[-1] > 1.3 * steered[3]
+    assert stats.spearman(strengths, control) < 0.9

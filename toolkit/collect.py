@@ -67,6 +67,20 @@ def step_starts(lm: LM) -> Positions:
     return Positions("step_starts", of)
 
 
+def sentence_ends(lm: LM) -> Positions:
+    """Positions whose token ends a sentence of thinking, the last one included (ours): where prose stops or goes on.
+
+    Taken one by one (``states(..., each=True)``), the row with ``remaining`` 0 is where a rollout stopped; going on minus stopping is a
+    direction of length for models that think in prose, or of response length for models that do not mark their thinking.
+    """
+    ends = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).rstrip().endswith((".", "!", "?"))}
+
+    def of(r: Rollout) -> Sequence[int]:
+        return [t for t in range(r.think.start, r.think.stop) if r.token_ids[t] in ends] if r.think and r.closed else ()
+
+    return Positions("sentence_ends", of)
+
+
 def some(positions: Positions, at_most: int, *, seed: int = 0) -> Positions:
     """At most so many of the positions of each rollout, drawn without replacement, in order.
 
