@@ -125,20 +125,24 @@ def extract(
 ) -> tuple[Direction, pd.DataFrame]:
     """A direction by any method, and a table of its layers.
 
-    Columns: ``norm``; and ``separation`` of the classes along it (in within-class deviations of a position), or for methods over
-    single examples ``cosine`` to the difference of means and, for the probe, its held-out ``auc`` and that with shuffled labels.
+    Columns: ``norm``; ``relative``, the norm over that of the stream there (the relative dose of strength 1); ``separation`` of the
+    classes along it, in within-class deviations of a position, or for methods over single examples ``cosine`` to the difference of
+    means; for the probe also its held-out ``auc`` and that with shuffled labels.
     """
     if recipe.method in ("thinkedit", "efficiency"):
         moments, v = _direction(lm, found, settings, recipe)
+        typical = directions.typical_norm(moments, recipe.kind)
         more = {"separation": directions.separation(moments, v).numpy()}
     else:
         states = collect.states(lm, found, recipe.kind, by=settings.classes(found), positions=recipe.where(lm))
         v = directions.logistic(states) if recipe.method == "probe" else directions.pca(states)
+        typical = collect.typical_norm(lm, found, recipe.kind, positions=recipe.where(lm))
         more = {"cosine": directions.cosine(v, directions.unpaired_difference(states)).numpy()}
         if recipe.method == "probe":
             told = probes.classify(states).set_index(["metric", "layer"]).loc["auc"]
             more |= {"auc": told["mean"].to_numpy(), "auc, shuffled": told["control"].to_numpy()}
-    return v, pd.DataFrame({"norm": v.norms.numpy(), **more}).rename_axis("layer")
+    relative = directions.relative_dose(v, 1.0, typical)
+    return v, pd.DataFrame({"norm": v.norms.numpy(), "relative": relative.numpy(), **more}).rename_axis("layer")
 
 
 def find(lm: LM, found: Sequence[Rollout], settings: Settings, name: str = PUBLISHED) -> Finding:
