@@ -108,7 +108,7 @@ def apply(lm: LM, planned: Plan) -> LM:
     Raises:
         WrongModelError: the plan was made from other weights.
     """
-    _check(lm, planned)
+    check_plan(lm, planned)
     touched = sorted({edit.layer for edit in planned.edits})
     own = {id(lm.layout.blocks[layer].out.weight) for layer in touched}
     shared = [*lm.model.parameters(), *lm.model.buffers()]
@@ -117,7 +117,7 @@ def apply(lm: LM, planned: Plan) -> LM:
     for edit in planned.edits:
         columns = edited.layout.head(edit.head)
         W = edited.layout.W_O(edit.layer)
-        W[:, columns] = _edited(W[:, columns].float(), edit, _unit(lm.layout, planned, edit.layer, W.device)).to(W.dtype)
+        W[:, columns] = _edited(W[:, columns].float(), edit, unit_at(lm.layout, planned, edit.layer, W.device)).to(W.dtype)
     return edited
 
 
@@ -127,8 +127,8 @@ def _edited(W: Float[Tensor, "d_model head_dim"], edit: HeadEdit, v: Float[Tenso
     return W - edit.strength * torch.outer(v, v @ W)
 
 
-def _unit(layout: Layout, planned: Plan, layer: int, device: torch.device) -> Float[Tensor, " d_model"] | None:
-    """The plan's unit direction at a layer, as a functional of ``attn_out``."""
+def unit_at(layout: Layout, planned: Plan, layer: int, device: torch.device) -> Float[Tensor, " d_model"] | None:
+    """The plan's unit direction at a layer, as a functional of ``attn_out``; ``None`` if the plan has no direction."""
     if planned.direction is None:
         return None
     v = planned.direction.vector[layer].to(device, torch.float32)
@@ -146,7 +146,8 @@ def _digest(direction: Direction | None) -> str:
     return f"{direction.estimator} {direction.kind} {direction.positions} {numbers}"
 
 
-def _check(lm: LM, planned: Plan) -> None:
+def check_plan(lm: LM, planned: Plan) -> None:
+    """Raise WrongModelError if a plan was made from other weights."""
     if planned.provenance.fingerprint != lm.fingerprint:
         raise WrongModelError(
             f"The plan {planned.name!r} was made from {planned.provenance.model} (weights {planned.provenance.fingerprint[:12]}), "
@@ -165,7 +166,7 @@ class RuntimeEdit:
         return f"edit at run time: {chosen}, {_digest(self.plan.direction)}"
 
     def __call__(self, lm: LM) -> AbstractContextManager[None]:
-        _check(lm, self.plan)
+        check_plan(lm, self.plan)
         by_layer: dict[int, list[HeadEdit]] = defaultdict(list)
         for edit in self.plan.edits:
             by_layer[edit.layer].append(edit)
@@ -175,7 +176,7 @@ class RuntimeEdit:
 
     def _rewrite(self, layout: Layout, layer: int, edits: Sequence[HeadEdit]) -> hooks.Rewrite:
         W = layout.W_O(layer).detach().float()
-        v = _unit(layout, self.plan, layer, W.device)
+        v = unit_at(layout, self.plan, layer, W.device)
         new = W.clone()
         for edit in edits:
             columns = layout.head(edit.head)
@@ -216,7 +217,7 @@ class Steering:
             WrongModelError: another width or depth, or a direction of other weights (neither of ``lm`` nor of the model it was
                 made from).
         """
-        _fits(self.direction, lm)
+        check_direction(self.direction, lm)
         return self._acting(lm) if self.strength else nullcontext()
 
     @contextmanager
@@ -299,7 +300,8 @@ def steering(
     return Steering(direction, strength, chosen, Site(where, 0).kind if where else None, Scope.of(during), op, value)
 
 
-def _fits(direction: Direction, lm: LM) -> None:
+def check_direction(direction: Direction, lm: LM) -> None:
+    """Raise WrongModelError if a direction has another width or depth than ``lm``, or is of neither its weights nor its parent's."""
     shape = (lm.layout.n_layers, lm.layout.d_model)
     if direction.vector.shape != shape:
         raise WrongModelError(

@@ -54,7 +54,7 @@ class Masking:
         Raises:
             WrongModelError: plan or reference of other weights.
         """
-        edits._check(lm, self.plan)
+        edits.check_plan(lm, self.plan)
         if self.reference is not None and self.reference.provenance.fingerprint != lm.fingerprint:
             raise WrongModelError(
                 f"The reference means were collected from {self.reference.provenance.model}, not from {lm.name}: collect them again."

@@ -71,7 +71,7 @@ def load(path: str | Path, lm: LM | None = None) -> Direction:
 def _written(
     direction: Direction, lm: LM, scale: float, metrics: Mapping[str, Any] | None
 ) -> tuple[Float[Tensor, "layers d_model"], dict[str, str]]:
-    edits._fits(direction, lm)
+    edits.check_direction(direction, lm)
     vector = direction.vector * scale
     if not torch.isfinite(vector).all() or not vector.any():
         raise ValueError(f"scale={scale} times this direction is not finite, or zero everywhere: nothing sound can be saved.")
@@ -130,7 +130,7 @@ def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | No
         )
     direction = Direction(vector / scale, site, *names, *numbers, provenance)
     if lm is not None:
-        edits._fits(direction, lm)
+        edits.check_direction(direction, lm)
     return direction
 
 

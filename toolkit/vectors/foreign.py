@@ -86,7 +86,7 @@ def load_svec(path: str | Path, lm: LM) -> Direction:
     if found.get("num_heads") or any(row.ndim != 2 or len(row) != 1 for row in rows.values()):
         shapes = {layer: tuple(row.shape) for layer, row in rows.items()}
         raise ForeignFileError(f"{path}: directions {shapes} are not one a layer ([1, d_model], as of CAA): a direction is.")
-    if hint not in model_types(lm):
+    if str(hint) not in model_types(lm):
         raise WrongModelError(f"{path} is for models of type {hint!r}, {lm.name} is {lm.model.config.model_type!r}.")
     return adopted(lm, {layer: row[0] for layer, row in rows.items()}, "resid_post", "AISteer360", path)
 

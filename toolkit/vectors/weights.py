@@ -35,7 +35,7 @@ def adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
         WrongModelError: the plan was made from other weights.
         FileExistsError, OSError: the directory is not empty, or cannot be written.
     """
-    edits._check(lm, planned)
+    edits.check_plan(lm, planned)
     kept: dict[int, Tensor] = defaultdict(lambda: torch.ones(lm.layout.n_heads, dtype=torch.float64))
     for edit in planned.edits:
         if edit.op != "project_out":
@@ -53,7 +53,7 @@ def adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
     tensors: dict[str, Tensor] = {}
     for layer in targets:
         W = lm.layout.W_O(layer).float()
-        v = edits._unit(lm.layout, planned, layer, W.device)
+        v = edits.unit_at(lm.layout, planned, layer, W.device)
         assert v is not None  # a plan that projects out has a direction
         removed = (1 - kept[layer]).repeat_interleave(lm.layout.head_dim).to(W)
         name = f"base_model.model.{targets[layer]}"
@@ -101,7 +101,7 @@ def baked(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int
         ValueError, IndexError: as :func:`edits.steering`.
     """
     act = edits.steering(direction, strength, layers=layers)
-    edits._fits(direction, lm)
+    edits.check_direction(direction, lm)
     chosen = range(lm.layout.n_layers) if act.layers is None else sorted(set(act.layers))
     own = {id(_bias(lm, layer, direction.kind)) for layer in chosen}
     shared = [p for p in (*lm.model.parameters(), *lm.model.buffers()) if id(p) not in own]
