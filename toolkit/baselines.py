@@ -60,7 +60,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class SecondLook:
-    """The other half of budget forcing (arXiv 2501.19393): the first ``times`` attempts to close thinking become a text. A rule."""
+    """The other half of budget forcing (arXiv 2501.19393): the first ``times`` attempts to close thinking become a text. A rule.
+
+    Of a closing tag that is several tokens only the last is replaced: its beginning stays in the thought.
+    """
 
     text: str = "Wait"
     times: int = 1

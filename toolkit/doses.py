@@ -6,6 +6,7 @@ high`` (95 %, bootstrap over problems), so that figures and reports take any of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +95,9 @@ def sweep(
     judged = {"base": Condition(lm)}
     judged |= {_name(name, a): Condition(lm, (act,), note=str(act)) for (name, a), act in acts.items() if a}
     report = evaluate.compare(judged, problems, sampling, out=out)
-    reference = rollouts(lm, problems, sampling, out=None if out is None else Path(out) / "base", progress=False)[
-        :assumed_reference
-    ]
+    # The first of the base's responses again: the same streams of random numbers, whatever else was sampled.
+    few = problems[: math.ceil(assumed_reference / sampling.n)]
+    reference = rollouts(lm, few, sampling, progress=False)[:assumed_reference]
     kind = {plan.where or v.kind for v in named.values()}
     typical = {site: collect.typical_norm(lm, reference, site) for site in kind}
     rows = []

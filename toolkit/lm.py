@@ -27,26 +27,11 @@ from toolkit.types import Provenance
 
 TINY_REASONER = "tiny-reasoner"
 DEFAULT_TAGS = ("<think>", "</think>")
-UNCOMPUTED = frozenset(
-    [
-        "_name_or_path",
-        "architectures",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "dtype",
-        "eos_token_id",
-        "id2label",
-        "label2id",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "problem_type",
-        "return_dict",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-    ]
-)
+UNCOMPUTED = frozenset((
+    "_name_or_path", "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "label2id",
+    "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "torch_dtype",
+    "transformers_version", "use_cache",
+))  # fmt: skip
 """Entries of a config that say nothing about what the weights compute; everything else is part of a fingerprint."""
 
 

@@ -22,8 +22,8 @@ from toolkit.lm import LM
 from toolkit.types import Span
 
 TAIL = 32  # tokens at the end of a prompt in which a tag that the template put there is looked for
-Phase = Literal["prompt", "think", "answer"]
-PROMPT, THINK, ANSWER = 0, 1, 2
+PHASES = ("prompt", "think", "answer")
+PROMPT, THINK, ANSWER = range(3)
 
 
 def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[Span | None, Span | None]:
@@ -107,7 +107,7 @@ class Scope:
         newest: Act at the newest position only: the prompt's last one and every later one (arXiv 2506.15647).
     """
 
-    phases: tuple[str, ...] = ("prompt", "think", "answer")
+    phases: tuple[str, ...] = PHASES
     first: int = 0
     until: int | None = None
     ramp: Literal["up", "down"] | None = None
@@ -115,8 +115,8 @@ class Scope:
     newest: bool = False
 
     def __post_init__(self) -> None:
-        if unknown := sorted({*self.phases} - {"prompt", "think", "answer"}):
-            raise ValueError(f"Unknown phase {unknown[0]!r}: choose from prompt, think, answer.")
+        if unknown := sorted({*self.phases} - {*PHASES}):
+            raise ValueError(f"Unknown phase {unknown[0]!r}: choose from {', '.join(PHASES)}.")
         if self.first < 0 or (self.until is not None and self.until <= self.first):
             raise ValueError(f"first={self.first}, until={self.until}: need 0 <= first < until, in think tokens.")
         if (self.ramp is None) != (self.budget is None) or (self.budget is not None and self.budget < 1):
@@ -124,7 +124,7 @@ class Scope:
 
     @staticmethod
     def of(during: str | Scope) -> Scope:
-        """``"all"``, ``"newest"``, ``"response"``, or phases joined by ``+`` such as ``"think"`` or ``"think+answer"``."""
+        """``"all"``, ``"newest"``, or phases joined by ``+`` such as ``"think"`` or ``"think+answer"``."""
         if isinstance(during, Scope):
             return during
         match during:
@@ -148,8 +148,7 @@ class Scope:
 
     def weight(self, now: Now) -> Float[Tensor, "batch seq"]:
         """How strongly it acts at each position of a pass: 0 where it does not, 1 where it does, in between on a ramp."""
-        names = ("prompt", "think", "answer")
-        weight = torch.stack([(now.phase == names.index(name)) for name in self.phases]).any(dim=0).float()
+        weight = torch.stack([now.phase == PHASES.index(name) for name in self.phases]).any(dim=0).float()
         if self.newest:
             weight = weight * now.newest
         thinking, written = now.phase == THINK, now.written
