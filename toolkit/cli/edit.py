@@ -171,8 +171,8 @@ def rollouts(
     from toolkit.generate import rollouts as sample
 
     sampling = Sampling(samples, temperature, top_p, 0, max_new_tokens, seed, details, batch_size)
-    chosen = tasks.load(task, split, problems, seed)
     lm = load_model(model, think, dtype, device, trust_remote_code)
+    chosen = tasks.load(task, split, problems, seed, lm=lm)
     found = sample(lm, chosen, sampling, out=out_dir)
     by_difficulty = evaluate.table(found, chosen).groupby(["task", "difficulty"])
     columns = ["correct", "think_tokens", "response_tokens", "closed"]
@@ -261,9 +261,9 @@ def compare(
     pairs = [text.partition("=") for text in models]
     if len({name for name, _, _ in pairs}) < len(pairs) or not all(name and model for name, _, model in pairs):
         raise typer.BadParameter(f"Got {' '.join(models)}: give each model once as NAME=MODEL, the base first.")
-    chosen = tasks.load(task, split, problems, seed)
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
     loaded = {name: load_model(model, think, dtype, device, trust_remote_code) for name, _, model in pairs}
+    chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
     where = None if out_dir is None else out_dir / "rollouts"
     measured = evaluate.compare(loaded, chosen, sampling, base=pairs[0][0], out=where)
     summary = evaluate.summary(measured) if out_dir is None else report.write(out_dir, measured)

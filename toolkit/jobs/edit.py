@@ -1,23 +1,22 @@
-"""What the commands do: find, edit, prove. Functions over the rooms below, in the order a researcher would call them."""
+"""Find a direction and heads, edit, prove: what ``demo``, ``thinkedit`` and ``direction`` do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from toolkit import collect, directions, doses, edits, evaluate, figures, probes, report, store, tasks, vectors
-from toolkit.edits import Steering, steering
-from toolkit.generate import Sampling, rollouts
+from toolkit import collect, directions, doses, edits, evaluate, figures, probes, report, store
+from toolkit.edits import steering
+from toolkit.jobs.study import Say, Study, extraction_rollouts
 from toolkit.lm import LM, Condition
 from toolkit.methods import efficiency_steering, thinkedit
 from toolkit.report import Section
-from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout
+from toolkit.types import Direction, HeadScores, Moments, Plan, Report, Rollout
 
 PUBLISHED, OURS = "ThinkEdit", "ThinkEdit (ours)"
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -180,44 +179,12 @@ def conditions(lm: LM, findings: Mapping[str, Finding], settings: Settings = Set
     return judged
 
 
-@dataclass(frozen=True)
-class Study:
-    """Size of a study: problems a split, samples a problem, and the budget of a response."""
-
-    task: str = "arithmetic"
-    problems: int = 200
-    samples: int = 8
-    max_new_tokens: int = 400
-    batch_size: int = 256
-    seed: int = 0
-
-    @property
-    def sampling(self) -> Sampling:
-        """Temperature 1, the study's budget and seed."""
-        return Sampling(self.samples, max_new_tokens=self.max_new_tokens, seed=self.seed, batch_size=self.batch_size)
-
-    def load(self, split: str) -> list[Problem]:
-        """The study's problems of a split; a file of problems is one split, cut in halves: train, then test."""
-        if self.task in tasks.NAMES:
-            return tasks.load(self.task, split, self.problems, self.seed)
-        everything = tasks.load(self.task, split, 2 * self.problems, self.seed)
-        half = len(everything) // 2
-        return everything[:half] if split == "train" else everything[half:]
-
-
-def extraction_rollouts(lm: LM, study: Study, *, out: Path | None = None, say: Say = lambda text: None) -> list[Rollout]:
-    """Rollouts of the train split, to find directions and heads on."""
-    problems = study.load("train")
-    say(f"sampling {len(problems)} x {study.samples} rollouts to find the direction on")
-    return rollouts(lm, problems, study.sampling, out=out)
-
-
 def edit_and_measure(
     lm: LM, finding: Finding, study: Study, settings: Settings, *, say: Say = lambda text: None
 ) -> tuple[pd.DataFrame, Report]:
     """Compare base, edited and both random controls on the study's test problems."""
     say("measuring base, edited model and random controls on held-out problems")
-    measured = evaluate.compare(conditions(lm, {"edited": finding}, settings), study.load("test"), study.sampling)
+    measured = evaluate.compare(conditions(lm, {"edited": finding}, settings), study.load("test", lm), study.sampling)
     return evaluate.summary(measured, seed=study.seed), measured
 
 
@@ -261,13 +228,13 @@ def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DE
     store.write_json(heads, out / "heads.json")
     say("comparing base, edits, steering and random controls on held-out problems")
     judged = conditions(lm, findings, settings) | steered(lm, v, settings)
-    measured = evaluate.compare(judged, study.load("test"), study.sampling, out=out / "rollouts" / "test")
+    measured = evaluate.compare(judged, study.load("test", lm), study.sampling, out=out / "rollouts" / "test")
     summary = report.write(out, measured, seed=study.seed, settings=settings)
     if not any((out / "edited").glob("*")):
         save_edited(lm, findings[OURS], summary, out / "edited")
     say("dose-response of steering")
     both = {"length direction": v, doses.RANDOM: directions.random_like(v, seed=settings.seed)}
-    few = study.load("dev")[: max(40, study.problems // 4)]
+    few = study.load("dev", lm)[: max(40, study.problems // 4)]
     swept = doses.sweep(lm, both, few, replace(study.sampling, n=4), doses.Sweep(STRENGTHS))
     store.write_json(swept.table.to_dict("records"), out / "doses.json")
     table = report.board(summary)
@@ -326,80 +293,4 @@ def _sections(
             "The heads' own part of the length direction, added at every position, against a random one of equal norm. Strength 1 is the difference between long and short thinking.",
             (figures.dose_response(swept.table), figures.damage(swept.table)),
         ),
-    ]
-
-
-def dose_report(
-    lm: LM, v: Direction, study: Study, plan: doses.Sweep, directory: str | Path, *, say: Say = lambda text: None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What doses of a direction do on the study's dev problems, with a random direction beside it.
-
-    Writes ``report.html``, ``doses.json``, ``targets.json`` and the rollouts into ``directory``; given again after a kill, finished
-    rollouts are kept. Returns a table by strength, and the strength as a dial against target lengths (Ruler).
-    """
-    out = store.writable(directory)
-    name = "length direction"
-    both = {name: v, doses.RANDOM: directions.random_like(v, seed=study.seed)}
-    say(f"steering along {v.estimator} at {len(plan.strengths)} strengths, and along a random direction")
-    swept = doses.sweep(lm, both, study.load("dev"), study.sampling, plan, out=out / "rollouts")
-    dial = doses.targets(swept, name)
-    low, high = doses.usable(swept, name)
-    store.write_json({"usable": [low, high], "doses": swept.table.to_dict("records")}, out / "doses.json")
-    store.write_json(dial.to_dict("records"), out / "targets.json")
-    wide = swept.table.pivot(index=["direction", "strength"], columns="metric", values="mean").loc[[name, doses.RANDOM]]
-    shaded = {name: (low, high)}
-    sections = [
-        Section(
-            "Length and accuracy",
-            "Shaded: the usable range, in which responses still close and do not loop. The random direction has the same norm in every layer.",
-            (figures.dose_response(swept.table, usable=shaded),),
-        ),
-        Section(
-            "Damage",
-            "Perplexity is that of the base model's own responses under the steered model, per token.",
-            (figures.damage(swept.table, usable=shaded),),
-        ),
-        Section(
-            "As a dial",
-            "For each target length the strength whose mean comes nearest, and how single responses hit it.",
-            (figures.targets(dial),),
-        ),
-    ]
-    intro = f"{lm.name} on {study.problems} dev problems of {study.task}, {study.samples} samples each. {plan.act(v, 1.0)}."
-    report.page(f"Dose-response: {v.estimator}", intro, _flat(wide.round(3)), sections, out / "report.html")
-    return wide, dial
-
-
-def _flat(table: pd.DataFrame) -> pd.DataFrame:
-    """A table by direction and strength with one name a row."""
-    return table.set_index(pd.Index([f"{name} {strength:+g}" for name, strength in table.index], name="dose"))
-
-
-def vector_folder(
-    lm: LM, v: Direction, directory: str | Path, measured: str | Path | None = None, *, drop_layer_0: bool = False
-) -> Path:
-    """A folder for the hub: vector files, a card, and if ``measured`` is a directory of :func:`dose_report` its numbers and figures."""
-    table, drawn = None, {}
-    if measured is not None:
-        kept = pd.DataFrame(store.read_json(Path(measured) / "doses.json")["doses"])
-        wanted = kept[kept["metric"].isin(["think_tokens", "accuracy", "closed", "perplexity", "relative_dose"])]
-        table = wanted.pivot(index=["direction", "strength"], columns="metric", values="mean").round(3)
-        table = _flat(table)
-        drawn = {
-            "doses.html": figures.dose_response(kept).to_html(include_plotlyjs="cdn"),
-            "damage.html": figures.damage(kept).to_html(include_plotlyjs="cdn"),
-        }
-    card = report.vector_card(v, table=table, figures=tuple(drawn))
-    return vectors.folder(v, directory, lm=lm, card=card, figures=drawn, drop_layer_0=drop_layer_0)
-
-
-def steered_responses(
-    lm: LM, acts: Mapping[float, Steering], prompts: Sequence[str], sampling: Sampling
-) -> list[tuple[str, float, Rollout]]:
-    """``(prompt, strength, response)`` to plain prompts under several interventions, prompt by prompt."""
-    problems = [Problem(f"prompt {i}", ({"role": "user", "content": text},), "") for i, text in enumerate(prompts)]
-    found = {a: rollouts(Condition(lm, (act,)), problems, sampling, progress=False) for a, act in acts.items()}
-    n = sampling.n
-    return [
-        (text, a, r) for i, text in enumerate(prompts) for a, responses in found.items() for r in responses[i * n : (i + 1) * n]
     ]

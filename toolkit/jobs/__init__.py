@@ -1,0 +1,51 @@
+"""What the commands do, in the order a researcher would call it: functions over the rooms below, one file a family of commands."""
+
+from toolkit.jobs.edit import (
+    DEMO,
+    DOSE,
+    METHODS,
+    OURS,
+    PUBLISHED,
+    RECIPES,
+    STRENGTHS,
+    Finding,
+    Recipe,
+    Settings,
+    conditions,
+    demo,
+    edit_and_measure,
+    extract,
+    find,
+    plan_table,
+    save_edited,
+    steered,
+)
+from toolkit.jobs.steer import dose_report, steered_responses, vector_folder
+from toolkit.jobs.study import Say, Study, extraction_rollouts
+
+__all__ = [
+    "DEMO",
+    "DOSE",
+    "METHODS",
+    "OURS",
+    "PUBLISHED",
+    "RECIPES",
+    "STRENGTHS",
+    "Finding",
+    "Recipe",
+    "Say",
+    "Settings",
+    "Study",
+    "conditions",
+    "demo",
+    "dose_report",
+    "edit_and_measure",
+    "extract",
+    "extraction_rollouts",
+    "find",
+    "plan_table",
+    "save_edited",
+    "steered",
+    "steered_responses",
+    "vector_folder",
+]
