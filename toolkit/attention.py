@@ -154,7 +154,8 @@ class _Batch:
 
     def _aligned(self, weights: Tensor, shift: Int[Tensor, " batch"], stop: int) -> Float[Tensor, "batch heads queries keys"]:
         """Weights over the positions of each sequence, from weights over padded (and perhaps only the last) keys."""
-        longest = int((stop - self.width + self.starts).max())
+        # A long prompt with few queries beside a short one with many: nothing stands past the longest sequence.
+        longest = min(int((stop - self.width + self.starts).max()), int(self.stops.max()))
         at = torch.arange(longest, device=weights.device)[None] + shift[:, None]
         seen = (at >= 0) & (at < weights.shape[-1])
         index = at.clamp(0, weights.shape[-1] - 1)[:, None, None].expand(*weights.shape[:3], -1)
