@@ -18,7 +18,7 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.lm import Condition, NoThinkTagsError, ThinkTags
 from toolkit.methods import phase_entropy
 from toolkit.methods.phase_entropy import DROPS, NoEntropiesError, PhaseMeans
-from toolkit.phases import PROMPT, spans
+from toolkit.phases import spans
 from toolkit.types import Direction, Problem, Rollout, Span
 
 
@@ -298,48 +298,9 @@ def test_random_drop_depends_on_the_rollout_and_the_seed_alone(rollout_of):
     assert len(drawn) == 4
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "tiny-reasoner"])
-def test_keeping_everything_answers_as_the_model_itself_went_on(name, model_of, problems_of, token):
-    """Greedy rollouts, forced to think and to close: from all of their thinking the same answer follows."""
-    lm, problems = model_of(name), problems_of(4)
-
-    def opens(lm, reader, drawn):
-        return [token("<think>")] if reader.phase == PROMPT and not reader.forced else None
-
-    greedy = Sampling(temperature=0.0, max_new_tokens=30)
-    forced = Condition(lm, rules=(opens, baselines.Budget(9)))
-    found = phase_entropy.filterable(rollouts(forced, problems, greedy, progress=False))
-    assert found
-    by_id = {p.id: p for p in problems}
-    asked = [(by_id[r.problem_id], phase_entropy.filtered(r, 1.0, "truncate")) for r in found]
-    answered = phase_entropy.answers(lm, asked, greedy)
-    for r, a in zip(found, answered, strict=True):
-        own = r.token_ids[r.answer.start :]
-        assert a.token_ids[a.prompt_len :][: len(own)] == own
-        assert a.prompt_len == r.answer.start and a.problem_id == r.problem_id and a.think_tokens == 0
-        if r.finish == "stop":
-            assert (a.finish, a.correct) == ("stop", r.correct)
-
-
 def closed_rollouts(problems: list[Problem], rollout_of) -> list[Rollout]:
     """Made-up closed rollouts of given problems."""
     return [with_entropies(rollout_of(12 + i, name=p.id, seed=i), i) for i, p in enumerate(problems)]
-
-
-def test_answers_are_continuations_of_the_given_tokens(llama, problems_of, rollout_of):
-    """Against a plain greedy loop without a cache, prompts of unequal length in one batch; several samples keep their order."""
-    problems = problems_of(3)
-    given_ids = [list(r.token_ids[: 6 + 3 * i]) for i, r in enumerate(closed_rollouts(problems, rollout_of))]
-    asked = list(zip(problems, given_ids, strict=True))
-    found = phase_entropy.answers(llama, asked, Sampling(n=2, temperature=0.0, max_new_tokens=6))
-    assert [(r.problem_id, r.sample) for r in found] == [(p.id, s) for p, _ in asked for s in (0, 1)]
-    for (_, prompt), r in zip(asked, found[::2], strict=True):
-        ids = list(prompt)
-        for _ in range(6):
-            ids.append(int(llama.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-            if ids[-1] in llama.eos_ids:
-                break
-        assert list(r.token_ids) == ids and r.prompt_len == len(prompt)
 
 
 def test_the_experiment_grades_every_way_and_share(llama, problems_of, rollout_of):

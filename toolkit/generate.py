@@ -1,8 +1,8 @@
-"""Sampling: ``rollouts(condition, problems, sampling) -> [Rollout]``. Spans, finish, grade and length are fixed here, once.
+"""Sampling: ``rollouts(condition, problems, sampling) -> [Rollout]``; ``continued`` goes on from token ids instead of prompts.
+Spans, finish, grade and length are fixed here, once.
 
-Each rollout draws from its own stream of random numbers, keyed by (seed, problem id, sample): it comes out the same
-whatever the batch size, the order of the problems, or which other rows share its batch. Finished rows leave the
-batch. Samples of a problem share one prefill.
+Each rollout draws from its own stream of random numbers, keyed by (seed, problem id, sample): it comes out the same whatever the
+batch size, the order of the problems, or the rows beside it. Finished rows leave the batch. Samples of a problem share one prefill.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -84,40 +85,94 @@ def rollouts(
 
     Args:
         target: A model, or a condition whose interventions act in prefill and decode.
-        out: Directory to stream finished batches to (parquet parts). Given again after a kill, the run goes on
-            where it was; the header there must match.
-        progress: Whether to show a progress bar.
+        out: Directory to stream finished batches to (parquet parts). Given again after a kill, the run goes on; its header must match.
 
     Raises:
         ValueError: no problems, two problems with one id, no chat template, or a prompt that leaves no room in the context.
         store.WrongModelError: ``out`` holds rollouts of another model, sampling or problem set.
     """
     condition = target if isinstance(target, Condition) else Condition(target)
-    lm = condition.lm
-    prompts = _prompts(condition, problems, sampling)
-    by_id = {p.id: p for p in problems}
-    done: dict[tuple[str, int], Rollout] = {}
-    if out is not None:
-        kept = store.open_rollouts(out, _header(condition, problems, sampling))
-        done = {(r.problem_id, r.sample): r for r in kept}
-    todo = [(p.id, s) for p in problems for s in range(sampling.n) if (p.id, s) not in done]
-    # Prompts of like length share a batch; the samples of one problem stay together.
-    todo.sort(key=lambda row: (len(prompts[row[0]]), row))
-    bar = tqdm(total=len(todo), desc=f"rollouts {lm.name}"[:40], unit="rollout", disable=not progress, leave=False)
+    rows = _rows(condition.lm, list(zip(problems, _prompts(condition, problems), strict=True)), sampling)
+    kept = [] if out is None else store.open_rollouts(out, _header(condition, problems, sampling))
+    done = {(r.problem_id, r.sample): r for r in kept}
+    new = _sample(condition, [row for row in rows if (row.problem.id, row.sample) not in done], sampling, out, progress)
+    return [new.get(row.place) or done[row.problem.id, row.sample] for row in rows]
 
-    def run(rows: Sequence[tuple[str, int]]) -> None:
+
+def continued(
+    target: LM | Condition,
+    prompts: Sequence[tuple[Problem, Sequence[int]]],
+    sampling: Sampling = Sampling(),
+    *,
+    progress: bool = False,
+) -> list[Rollout]:
+    """Go on from token ids instead of a chat prompt: ``sampling.n`` responses to each, graded by its problem, in the order given.
+
+    The random numbers are those of :func:`rollouts`: prompts of one problem share them, so that only what was changed in a prompt
+    differs. A condition's interventions and rules act; its change of the prompt does not. ``prompt_len`` of a result counts all the
+    given tokens. As in any prompt only a tag at their end counts: after a closing one the think span is empty and the response is the
+    answer; tokens that stop in the middle of a thought are not known to be thinking.
+
+    Raises:
+        ValueError: no prompts, one without tokens or with ids the model does not have, or one that leaves no room in the context.
+    """
+    condition = target if isinstance(target, Condition) else Condition(target)
+    vocab = condition.lm.vocab_size
+    for problem, ids in prompts:
+        wrong = [i for i in ids if not 0 <= i < vocab]
+        if wrong or not ids:
+            raise ValueError(f"Problem {problem.id!r} cannot go on from token ids {wrong}: give some, each in 0..{vocab - 1}.")
+    rows = _rows(condition.lm, [(problem, list(ids)) for problem, ids in prompts], sampling)
+    found = _sample(condition, rows, sampling, None, progress)
+    return [found[row.place] for row in rows]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A response to sample: its place among all that were asked for, its problem, the tokens it goes on from, its sample index."""
+
+    place: int
+    problem: Problem
+    prompt: list[int]
+    sample: int
+
+
+def _rows(lm: LM, asked: Sequence[tuple[Problem, list[int]]], sampling: Sampling) -> list[_Row]:
+    if not asked:
+        raise ValueError("No problems to sample from: the list is empty.")
+    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(prompt) for _, prompt in asked)
+    if context and longest + sampling.max_new_tokens > context:
+        raise ValueError(
+            f"The longest prompt has {longest} tokens; with max_new_tokens={sampling.max_new_tokens} it does not fit the context of "
+            f"{context} tokens. Lower max_new_tokens or leave that problem out."
+        )
+    pairs = product(asked, range(sampling.n))
+    return [_Row(place, problem, prompt, s) for place, ((problem, prompt), s) in enumerate(pairs)]
+
+
+def _sample(
+    condition: Condition, rows: Sequence[_Row], sampling: Sampling, out: str | Path | None, progress: bool
+) -> dict[int, Rollout]:
+    """The rollouts of all rows by place; finished batches are appended to ``out``."""
+    done: dict[int, Rollout] = {}
+    # Prompts of like length share a batch; the samples of one problem stay together.
+    order = sorted(rows, key=lambda row: (len(row.prompt), row.problem.id, row.place))
+    bar = tqdm(total=len(order), desc=f"rollouts {condition.lm.name}"[:40], unit="rollout", disable=not progress, leave=False)
+
+    def run(batch: Sequence[_Row]) -> None:
         with condition.active(), torch.inference_mode():
-            raw = list(_decode(condition, [(prompts[i], i, s) for i, s in rows], sampling))
-        found = [_rollout(lm, by_id[r.problem_id], prompts[r.problem_id], r) for r in raw]
+            raw = list(_decode(condition, batch, sampling))
+        found = {r.row.place: _rollout(condition.lm, r) for r in raw}
         if out is not None:
-            store.append_rollouts(found, out)
-        done.update({(r.problem_id, r.sample): r for r in found})
+            store.append_rollouts(list(found.values()), out)
+        done.update(found)
         bar.update(len(found))
 
     with bar:
-        for batch in batches(todo, lambda row: len(prompts[row[0]]), PREFILL_TOKENS, most=sampling.batch_size):
+        for batch in batches(order, lambda row: len(row.prompt), PREFILL_TOKENS, most=sampling.batch_size):
             halving(batch, run)
-    return [done[p.id, s] for p in problems for s in range(sampling.n)]
+    return done
 
 
 def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, most: int | None = None) -> list[list[Any]]:
@@ -132,24 +187,12 @@ def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, 
     return found
 
 
-def _prompts(condition: Condition, problems: Sequence[Problem], sampling: Sampling) -> dict[str, list[int]]:
-    if not problems:
-        raise ValueError("No problems to sample from: the list is empty.")
-    lm, ask = condition.lm, condition.ask
-    prompts = {p.id: lm.prompt_ids(ask(p.messages) if ask else p.messages) for p in problems}
-    if len(prompts) < len(problems):
-        repeated = sorted({p.id for i, p in enumerate(problems) if p.id in {q.id for q in problems[:i]}})
-        raise ValueError(
-            f"{len(problems) - len(prompts)} problems share an id with another, such as {repeated[0]!r}: ids must be unique."
-        )
-    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(prompts.values(), key=len)
-    if context and len(longest) + sampling.max_new_tokens > context:
-        raise ValueError(
-            f"The longest prompt has {len(longest)} tokens; with max_new_tokens={sampling.max_new_tokens} it does not fit "
-            f"the context of {context} tokens. Lower max_new_tokens or leave that problem out."
-        )
-    return prompts
+def _prompts(condition: Condition, problems: Sequence[Problem]) -> list[list[int]]:
+    ids = [p.id for p in problems]
+    if len(set(ids)) < len(ids):
+        repeated = min(i for i in ids if ids.count(i) > 1)
+        raise ValueError(f"{len(ids) - len(set(ids))} problems share an id with another, such as {repeated!r}: ids must be unique.")
+    return [condition.lm.prompt_ids(condition.ask(p.messages) if condition.ask else p.messages) for p in problems]
 
 
 def _header(condition: Condition, problems: Sequence[Problem], sampling: Sampling) -> dict:
@@ -168,8 +211,7 @@ def _header(condition: Condition, problems: Sequence[Problem], sampling: Samplin
 
 @dataclass(frozen=True)
 class _Raw:
-    problem_id: str
-    sample: int
+    row: _Row
     tokens: list[int]
     finish: Finish
     logprobs: list[float] | None
@@ -221,15 +263,15 @@ class _Rules:
         return queue.pop(0)
 
 
-def _decode(condition: Condition, rows: Sequence[tuple[list[int], str, int]], sampling: Sampling) -> Iterator[_Raw]:
+def _decode(condition: Condition, rows: Sequence[_Row], sampling: Sampling) -> Iterator[_Raw]:
     """Decode one batch with a KV cache, left padded; yields rows as they leave the batch."""
     lm = condition.lm
     device, model = lm.device, lm.model
-    rules = _Rules(condition, [prompt for prompt, _, _ in rows])
+    rules = _Rules(condition, [row.prompt for row in rows])
     alive = list(range(len(rows)))
-    streams = _Streams([(problem, sample) for _, problem, sample in rows], sampling.seed)
+    streams = _Streams([(row.problem.id, row.sample) for row in rows], sampling.seed)
     eos = torch.tensor(sorted(lm.eos_ids), device=device)
-    cache, logits, mask = prefill(lm, [prompt for prompt, _, _ in rows])
+    cache, logits, mask = prefill(lm, [row.prompt for row in rows])
     mask = torch.nn.functional.pad(mask, (0, sampling.max_new_tokens), value=1)
     width = mask.shape[1] - sampling.max_new_tokens
     lengths = mask[:, :width].sum(dim=1)
@@ -329,21 +371,22 @@ def _truncated(probs: Float[Tensor, "rows vocab"], sampling: Sampling) -> Float[
     return torch.zeros_like(probs).scatter(-1, order, ordered * keep)
 
 
-def _raw(rows, row: int, drawn: Tensor, details: Tensor | None, steps: int, eos_ids: frozenset[int]) -> _Raw:
+def _raw(rows: Sequence[_Row], row: int, drawn: Tensor, details: Tensor | None, steps: int, eos_ids: frozenset[int]) -> _Raw:
     tokens = drawn[row, :steps].tolist()
     ends = [i for i, token in enumerate(tokens) if token in eos_ids]
     stop = ends[0] + 1 if ends else steps
     kept = details[:, row, :stop].tolist() if details is not None else (None, None)
-    return _Raw(rows[row][1], rows[row][2], tokens[:stop], "stop" if ends else "length", *kept)
+    return _Raw(rows[row], tokens[:stop], "stop" if ends else "length", *kept)
 
 
-def _rollout(lm: LM, problem: Problem, prompt: list[int], raw: _Raw) -> Rollout:
+def _rollout(lm: LM, raw: _Raw) -> Rollout:
+    problem, prompt = raw.row.problem, raw.row.prompt
     ids = prompt + raw.tokens
     think, answer = spans(lm, ids, len(prompt), ended=raw.finish == "stop")
     answer_text = lm.text(ids[answer.start : answer.stop], special=False) if answer else ""
     return Rollout(
         problem_id=problem.id,
-        sample=raw.sample,
+        sample=raw.row.sample,
         token_ids=tuple(ids),
         prompt_len=len(prompt),
         think=think,

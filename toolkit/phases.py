@@ -41,16 +41,15 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
     if tags is None or (tags.open is None and tags.close is None):
         whole = Span(prompt_len, stop)
         return (whole if tags else None), (whole if ended or tags is None else None)
+    if ends_with(lm, ids[:prompt_len], tags.close):
+        return Span(prompt_len, prompt_len), Span(prompt_len, stop)
     start = prompt_len
-    if tags.open is not None:
-        if ends_with(lm, ids[:prompt_len], tags.close):
-            return Span(prompt_len, prompt_len), Span(prompt_len, stop)
-        if not ends_with(lm, ids[:prompt_len], tags.open):
-            tag = _first(lm, ids, tags.open, prompt_len, stop)
-            closing = _first(lm, ids, tags.close, prompt_len, stop)
-            if tag is None and closing is None:
-                return None, Span(prompt_len, stop)
-            start = tag.stop if tag and (closing is None or tag.start < closing.start) else prompt_len
+    if tags.open is not None and not ends_with(lm, ids[:prompt_len], tags.open):
+        tag = _first(lm, ids, tags.open, prompt_len, stop)
+        closing = _first(lm, ids, tags.close, prompt_len, stop)
+        if tag is None and closing is None:
+            return None, Span(prompt_len, stop)
+        start = tag.stop if tag and (closing is None or tag.start < closing.start) else prompt_len
     closing = _first(lm, ids, tags.close, start, stop)
     if closing is None:
         return Span(start, stop), None
@@ -245,13 +244,9 @@ def _prompt(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
 
 def _last_of_prompt(lm: LM, row: Sequence[int]) -> int:
     tags = lm.tags
-    if tags is None:
+    if tags is None or ends_with(lm, row, tags.close):
         return ANSWER
-    if tags.open is None:
-        return THINK
-    if ends_with(lm, row, tags.close):
-        return ANSWER
-    return THINK if ends_with(lm, row, tags.open) else PROMPT
+    return THINK if tags.open is None or ends_with(lm, row, tags.open) else PROMPT
 
 
 def _further(lm: LM, ids: Int[Tensor, "batch seq"], seen: History) -> Now:

@@ -19,14 +19,14 @@ Units and signs: nats; positions are tokens. A temperature is part of every entr
 ``details`` uses its own.
 
 Cost: sampling with ``details`` records entropies at no extra pass. :func:`measured` is one teacher-forced pass with a KV cache, in
-chunks of positions that hold at most ``CHUNK`` logits each. Everything else is arithmetic, but for :func:`answers`, which samples.
+chunks of positions that hold at most ``CHUNK`` logits each. Everything else is arithmetic, but for :func:`filtering`, which samples.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -41,7 +41,7 @@ from tqdm.auto import tqdm
 
 from toolkit import stats
 from toolkit.collect import BATCH_TOKENS, padded
-from toolkit.generate import Sampling, batches, prefill, rollouts
+from toolkit.generate import Sampling, batches, continued, prefill
 from toolkit.lm import LM, Condition, NoThinkTagsError, halving
 from toolkit.steps import Step
 from toolkit.types import Problem, Rollout
@@ -330,32 +330,6 @@ def filterable(found: Sequence[Rollout]) -> list[Rollout]:
     return [r for r in found if r.think_tokens and r.think and r.answer and r.answer.start > r.think.stop]
 
 
-class _Continuing(LM):
-    """A model whose chat prompts are token ids already: the content of the message, in figures."""
-
-    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        return [int(i) for i in messages[0]["content"].split()]
-
-
-def answers(
-    target: LM | Condition, prompts: Sequence[tuple[Problem, Sequence[int]]], sampling: Sampling = assumed_answering
-) -> list[Rollout]:
-    """Go on from token ids (greedily, unless said otherwise) and grade; ``sampling.n`` rollouts a prompt, in the order given.
-
-    ``prompt_len`` of a result counts all the given tokens. A condition's interventions and rules act; its prompt change does not.
-    A prompt that ends with the closing tag is answered: the think span is then empty, and what was kept counts as prompt.
-    """
-    condition = target if isinstance(target, Condition) else Condition(target)
-    lm = _Continuing(**{f.name: getattr(condition.lm, f.name) for f in fields(LM)})
-    lm.__dict__["eos_ids"] = condition.lm.eos_ids
-    asked = [
-        replace(p, id=f"{p.id}#{i}", messages=({"role": "token ids", "content": " ".join(map(str, ids))},))
-        for i, (p, ids) in enumerate(prompts)
-    ]
-    found = rollouts(replace(condition, lm=lm, ask=None), asked, sampling, progress=False)
-    return [replace(r, problem_id=r.problem_id.rpartition("#")[0]) for r in found]
-
-
 def filtering(
     target: LM | Condition,
     found: Sequence[Rollout],
@@ -377,7 +351,7 @@ def filtering(
     plan = [(drop, float(keep), r) for drop, keep, r in product(DROPS, keeps, usable)]
     asked = [(by_id[r.problem_id], filtered(r, keep, drop, seed=seed)) for drop, keep, r in plan]
     rows = []
-    for i, a in enumerate(answers(target, asked, sampling)):
+    for i, a in enumerate(continued(target, asked, sampling)):
         drop, keep, r = plan[i // sampling.n]
         rows.append((drop, keep, r.problem_id, r.sample, round(keep * r.think_tokens), a.correct, a.response_tokens))
     return pd.DataFrame(rows, columns=["drop", "keep", "problem_id", "sample", "kept_tokens", "correct", "answer_tokens"])
