@@ -127,6 +127,12 @@ def continued(
     return [found[row.place] for row in rows]
 
 
+def graded(lm: LM, problem: Problem, prompt: list[int], tokens: list[int], *, sample: int = 0) -> Rollout:
+    """A rollout from tokens that another engine drew: spans, finish and grade are fixed as for our own."""
+    finish: Finish = "stop" if tokens and tokens[-1] in lm.eos_ids else "length"
+    return _rollout(lm, _Raw(_Row(0, problem, prompt, sample), tokens, finish, None, None))
+
+
 @dataclass(frozen=True)
 class _Row:
     """A response to sample: its place among all that were asked for, its problem, the tokens it goes on from, its sample index."""

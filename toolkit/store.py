@@ -137,6 +137,43 @@ def read_lines(path: str | Path) -> list[str]:
     return [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
+def append_line(value: Any, path: str | Path) -> Path:
+    """Add one JSON object as a line to a file (made if missing). A kill can tear the last line only: see :func:`read_rows`."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(value, default=jsonable, allow_nan=False) + "\n")
+    return target
+
+
+def read_rows(path: str | Path) -> list[Any]:
+    """The objects of a JSON-lines file; a torn last line is left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedFileError: another line is not JSON; names it.
+    """
+    lines = read_lines(existing(path))
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise DamagedFileError(f"{path}, line {number}: {error}.") from error
+    return rows
+
+
+def write_rows(rows: Iterable[Any], path: str | Path) -> Path:
+    """Write a JSON-lines file atomically."""
+    return write_text("".join(json.dumps(row, default=jsonable, allow_nan=False) + "\n" for row in rows), path)
+
+
+def remove(path: str | Path) -> None:
+    """Remove a file if it is there."""
+    Path(path).unlink(missing_ok=True)
+
+
 def jsonable(value: Any) -> Any:
     """What JSON cannot hold by itself: dataclasses as objects, tensors as lists, paths as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
