@@ -39,12 +39,22 @@ from torch import Tensor
 from toolkit import attention
 from toolkit.collect import padded
 from toolkit.lm import LM
+from toolkit.tasks.haystack import Haystack
 from toolkit.types import HeadEdit, HeadScores, Plan, Provenance, Rollout, Span
 
 PUBLISHED_THRESHOLD = 0.1  # mean score above which a head is a retrieval head: paper, section 2
 PUBLISHED_STRONG = 0.5  # second line of the paper's sparsity figure
 PUBLISHED_MASKED = (0, 2, 5, 10, 15, 20, 30, 50, 100)  # heads masked in needle-in-a-haystack: paper, section 4
 PUBLISHED_RECALL = 0.5  # unigram recall that counts as success, strict: released retrieval_head_detection.py
+PUBLISHED_SHARES = {
+    "Llama-2-7B-80K": (0.0322, 0.0059, 0.702),
+    "Llama-2-13B-64K": (0.0206, 0.0037, 0.732),
+    "Yi-6B-200K": (0.0518, 0.0068, 0.494),
+    "Qwen1.5-14B": (0.0381, 0.0063, 0.534),
+    "Qwen1.5-14B-Chat": (0.0425, 0.0006, 0.711),
+    "Mistral-7B-v0.2": (0.0420, 0.0049, 0.650),
+    "Mixtral-8x7B": (0.0615, 0.0068, 0.576),
+}  # shares of heads above 0.1, above 0.5, and at zero: recomputed from the released head_score files
 assumed_sinks = 1  # first positions that copy_no_sink leaves out: ours
 GROUP = 32  # examples whose copies are held at a time
 
@@ -156,6 +166,27 @@ def recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> bool:
     ids = example.rollout.token_ids
     needle = Counter(ids[example.needle.start : example.needle.stop])
     return (needle & Counter(ids[example.span.start : example.span.stop])).total() / needle.total() > above
+
+
+def examples(haystacks: Sequence[Haystack], found: Sequence[Rollout], *, whole: bool = True) -> list[Example]:
+    """One example for each piece that a haystack needs, response by response.
+
+    Args:
+        found: Responses to the haystacks, in any number and order.
+        whole: Whether a needle is the whole needed piece (a sentence, ``N=8;``) or, as published, only the words of the answer in it.
+            A model may fetch an answer from the tokens beside it, where earlier layers have moved it: ``copy`` then sees nothing,
+            ``mass`` and ``write`` only see it on the whole piece.
+
+    Raises:
+        NeedleError: a response to no haystack given, or to another prompt than its haystack's.
+    """
+    by_id, chosen = {h.problem.id: h for h in haystacks}, []
+    for r in found:
+        h = by_id.get(r.problem_id)
+        if h is None or r.token_ids[: r.prompt_len] != h.prompt_ids:
+            raise NeedleError(f"Rollout {r.sample} of {r.problem_id!r} does not answer one of these haystacks' prompts.")
+        chosen += [Example(r, needle, h.query, h.control) for needle in (h.needed if whole else h.answers)]
+    return chosen
 
 
 def measure(

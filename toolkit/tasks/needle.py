@@ -259,8 +259,12 @@ def grid(
     return [place(lm, fact, length, depth, seed=seed, filler=filler) for fact in needles for length in lengths for depth in depths]
 
 
+def spread(lm: LM, split: str = "test", n: int = 200, seed: int = 0, *, lengths: Sequence[int] = ()) -> list[Haystack]:
+    """``n`` different facts, spread evenly over lengths (``haystack.lengths`` if none are given) and :data:`DEPTHS`."""
+    places = [(length, depth) for length in lengths or haystack.lengths(lm) for depth in DEPTHS]
+    return [place(lm, fact, *places[i % len(places)], seed=seed) for i, fact in enumerate(facts(split, n, seed))]
+
+
 def load(lm: LM, split: str = "test", n: int = 200, seed: int = 0) -> list[Problem]:
-    """``n`` problems with different facts, spread over five lengths (``haystack.lengths``) and :data:`DEPTHS`."""
-    cells = [(length, depth) for length in haystack.lengths(lm) for depth in DEPTHS]
-    chosen = facts(split, n, seed)
-    return [place(lm, fact, *cells[i % len(cells)], seed=seed).problem for i, fact in enumerate(chosen)]
+    """The problems of :func:`spread`."""
+    return [found.problem for found in spread(lm, split, n, seed)]

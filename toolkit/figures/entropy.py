@@ -1,0 +1,83 @@
+"""Phase entropy: by position, by phase, against length, and filtered thinking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from toolkit.figures.base import COLOURS, styled
+
+
+def entropy_by_position(curves: Mapping[str, pd.DataFrame], by: str = "position") -> go.Figure:
+    """Mean token entropy over thinking with 95 % bands, one line a name.
+
+    Args:
+        curves: Name -> table of ``phase_entropy.by_position``, or of ``phase_entropy.by_step`` with ``by="step"``.
+    """
+    figure = go.Figure()
+    for i, (name, rows) in enumerate(curves.items()):
+        colour, x = COLOURS[i % len(COLOURS)], list(rows[by])
+        outline = [*rows["high"], *rows["low"][::-1]]
+        band = {"fill": "toself", "fillcolor": colour, "opacity": 0.15, "line": {"width": 0}, "hoverinfo": "skip"}
+        figure.add_scatter(x=[*x, *x[::-1]], y=outline, mode="lines", showlegend=False, legendgroup=name, **band)
+        hover = "%{x}: %{y:.3f} nats, %{customdata} rollouts"
+        line = {"mode": "lines+markers", "line": {"color": colour}, "legendgroup": name, "hovertemplate": hover}
+        figure.add_scatter(x=x, y=list(rows["mean"]), name=name, customdata=list(rows["rollouts"]), **line)
+    title = {"position": "share of thinking written", "step": "step of thinking"}.get(by, by)
+    return styled(figure, f"Entropy by {by}", xaxis_title=title, yaxis={"title": "nats a token", "rangemode": "tozero"})
+
+
+def phase_entropy(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
+    """Mean entropy of thinking and of the answer with 95 % intervals, one colour a name (from ``phase_entropy.by_phase``)."""
+    figure = go.Figure()
+    for i, (name, rows) in enumerate(tables.items()):
+        shown = rows[rows["phase"].isin(["think", "answer"])]
+        error = {"symmetric": False, "array": shown["high"] - shown["mean"], "arrayminus": shown["mean"] - shown["low"]}
+        figure.add_bar(x=shown["phase"], y=shown["mean"], name=name, error_y=error, marker_color=COLOURS[i % len(COLOURS)])
+    return styled(figure, "Entropy by phase", barmode="group", yaxis_title="nats a token")
+
+
+def correlation(rows: pd.DataFrame, found: pd.DataFrame, x: str = "entropy", y: str = "response_tokens") -> go.Figure:
+    """Two columns against each other, rollout by rollout: as they are, and with each problem's means subtracted.
+
+    Args:
+        rows: From ``phase_entropy.table`` or ``failed_steps.table``.
+        found: Their coefficients, from ``phase_entropy.correlations``; shown above each panel.
+    """
+    labels = {scope: _coefficients(found[found["scope"] == scope]) for scope in ("pooled", "within")}
+    titles = (f"pooled<br>{labels['pooled']}", f"within question<br>{labels['within']}")
+    figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.12)
+    kept = rows.dropna(subset=[x, y])
+    values = kept[[x, y]].astype(float)
+    centred = values - values.groupby(kept["problem_id"]).transform("mean")
+    for column, (part, colour) in enumerate(((values, COLOURS[0]), (centred, COLOURS[1])), 1):
+        dots = {"mode": "markers", "marker": {"color": colour, "size": 6, "opacity": 0.5}, "showlegend": False}
+        figure.add_scatter(x=part[x], y=part[y], text=kept["problem_id"], row=1, col=column, **dots)
+        minus = ", minus the problem's mean" if column == 2 else ""
+        figure.update_xaxes(title=x.replace("_", " ") + minus, row=1, col=column)
+        figure.update_yaxes(title=y.replace("_", " ") + minus, row=1, col=column)
+    framed = styled(figure, f"{x} and {y}".replace("_", " ").capitalize())
+    return framed.update_layout(height=500, margin={"t": 140}, title={"y": 0.97, "yanchor": "top"})
+
+
+def _coefficients(rows: pd.DataFrame) -> str:
+    return "<br>".join(f"{row['kind']} {row['r']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for _, row in rows.iterrows())
+
+
+def entropy_filtering(summary: pd.DataFrame) -> go.Figure:
+    """Accuracy against the share of think tokens kept, by what was dropped (from ``phase_entropy.filtering_summary``)."""
+    names = {"entropy": "highest entropy dropped", "random": "random tokens dropped", "truncate": "end cut off"}
+    figure = go.Figure()
+    for i, (drop, name) in enumerate(names.items()):
+        rows = summary[summary["drop"] == drop].sort_values("keep")
+        error = {"symmetric": False, "array": rows["high"] - rows["accuracy"], "arrayminus": rows["accuracy"] - rows["low"]}
+        line = {"mode": "lines+markers", "line": {"color": COLOURS[i]}, "error_y": {**error, "thickness": 1}}
+        figure.add_scatter(x=rows["keep"], y=rows["accuracy"], name=name, **line)
+    axes = {
+        "xaxis": {"title": "share of think tokens kept", "tickformat": ".0%"},
+        "yaxis": {"title": "accuracy", "range": [0, 1.02]},
+    }
+    return styled(figure, "Answering from filtered thinking", **axes)

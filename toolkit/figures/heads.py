@@ -1,0 +1,33 @@
+"""Attention heads: which ones carry a score, and what masking them does."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+
+from toolkit.figures.base import styled
+from toolkit.types import HeadScores, Plan
+
+
+def head_scores(scores: HeadScores, plan: Plan | None = None) -> go.Figure:
+    """Heatmap of head scores ``[layers, heads]``; the heads of a plan are outlined."""
+    values = scores.score.numpy()
+    limit = float(np.abs(values).max()) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            zmin=-limit,
+            zmax=limit,
+            colorscale="RdBu_r",
+            xgap=1,
+            ygap=1,
+            colorbar={"title": scores.units},
+            hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
+        )
+    )
+    for layer, head in plan.heads if plan else ():
+        box = {"x0": head - 0.5, "x1": head + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
+        figure.add_shape(type="rect", line={"color": "#00C853", "width": 4}, **box)
+    title = f"Head scores ({scores.method.replace('_', ' ')})" + ("; outlined: edited" if plan else "")
+    axes = {"xaxis": {"title": "head", "dtick": 1}, "yaxis": {"title": "layer", "dtick": 1}}
+    return styled(figure, title, **axes)

@@ -1,0 +1,87 @@
+"""Length and accuracy: distributions, layers, conditions beside base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from toolkit.figures.base import COLOURS, LONG_COLOUR, NEITHER, SHORT_COLOUR, styled
+from toolkit.types import Direction, Rollout
+
+
+def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
+    """Histogram of think length (tokens), coloured by class if ``by(rollout) -> "short" | "long" | None`` is given."""
+    labels = [(by(r) if by else None) or ("in no class" if by else "all") for r in rollouts]
+    lengths = np.array([r.think_tokens for r in rollouts])
+    colours = {"short": SHORT_COLOUR, "long": LONG_COLOUR}
+    size = max(1, round(lengths.max() / 60)) if len(lengths) else 1
+    figure = go.Figure()
+    for label in sorted(set(labels), key=lambda name: (name != "short", name != "long", name)):
+        mine = lengths[[name == label for name in labels]]
+        figure.add_histogram(x=mine, name=f"{label} ({len(mine)})", xbins={"size": size}, marker_color=colours.get(label, NEITHER))
+    return styled(figure, "Think length", barmode="stack", xaxis_title="think tokens", yaxis_title="rollouts")
+
+
+def by_layer(curves: Mapping[str, Sequence[float]], title: str, unit: str) -> go.Figure:
+    """One line a name over the layers, e.g. class separation of several directions."""
+    figure = go.Figure()
+    for i, (name, values) in enumerate(curves.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        figure.add_scatter(x=list(range(len(values))), y=list(values), name=name, mode="lines+markers", line={"color": colour})
+    return styled(figure, title, xaxis={"title": "layer", "dtick": 1}, yaxis_title=unit)
+
+
+def direction_norms(directions: Mapping[str, Direction]) -> go.Figure:
+    """Norm of each direction over the layers."""
+    return by_layer({name: d.norms.tolist() for name, d in directions.items()}, "Norm of the direction", "|v|")
+
+
+def length_accuracy(summary: pd.DataFrame) -> go.Figure:
+    """Accuracy against think tokens, one point a condition, with 95 % intervals both ways (from ``evaluate.summary``)."""
+    figure = go.Figure()
+    wide = summary.pivot(index="condition", columns="metric", values=["mean", "low", "high"])
+    for i, name in enumerate(summary["condition"].unique()):
+        row = wide.loc[name]
+        point: dict[str, Any] = {}
+        for axis, metric in (("x", "think_tokens"), ("y", "accuracy")):
+            mean, low, high = (row[part][metric] for part in ("mean", "low", "high"))
+            point[axis] = [mean]
+            point[f"error_{axis}"] = {
+                "type": "data",
+                "symmetric": False,
+                "array": [high - mean],
+                "arrayminus": [mean - low],
+                "thickness": 1,
+            }
+        symbol = {"size": 11, "color": COLOURS[i % len(COLOURS)], "symbol": i // len(COLOURS)}
+        figure.add_scatter(**point, name=name, mode="markers", marker=symbol)
+    return styled(figure, "Accuracy against think length", xaxis_title="think tokens", yaxis_title="accuracy")
+
+
+def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go.Figure:
+    """Paired differences to base with 95 % intervals, one row a condition; an interval that crosses zero is grey."""
+    rows = summary[(summary["metric"] == metric) & (summary["condition"] != base)].iloc[::-1]
+    clear = (rows["difference_low"] > 0) | (rows["difference_high"] < 0)
+    figure = go.Figure(
+        go.Scatter(
+            x=rows["difference"],
+            y=rows["condition"],
+            mode="markers",
+            marker={"size": 10, "color": np.where(clear, COLOURS[0], NEITHER)},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": rows["difference_high"] - rows["difference"],
+                "arrayminus": rows["difference"] - rows["difference_low"],
+                "color": "#888888",
+            },
+        )
+    )
+    figure.add_vline(x=0, line={"color": "black", "width": 1})
+    return styled(
+        figure, f"{metric.replace('_', ' ')}: difference to {base}", xaxis_title="paired difference, 95 % interval"
+    ).update_layout(yaxis={"automargin": True}, margin={"l": 20})

@@ -1,0 +1,72 @@
+"""Dose-response of steering, the damage it does, and strength as a dial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from toolkit.figures.base import COLOURS, NEITHER, styled
+
+Usable = Mapping[str, tuple[float, float]]
+"""Direction -> lowest and highest strength that leaves responses whole."""
+
+
+def dose_response(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.Figure:
+    """Think length and accuracy against steering strength, with 95 % bands.
+
+    Args:
+        table: Columns ``direction, strength, metric, mean, low, high`` with the metrics ``think_tokens`` and ``accuracy``.
+        usable: Ranges of strength to shade, by direction.
+    """
+    figure = _against_strength(table, {"think_tokens": "think tokens", "accuracy": "accuracy"}, usable)
+    figure.update_yaxes(range=[0, 1], row=1, col=2)
+    return styled(figure, "Dose-response of steering").update_layout(margin={"t": 90})
+
+
+def damage(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.Figure:
+    """What steering breaks: closed think spans, loops, and perplexity of the base's own responses, against strength."""
+    panels = {"closed": "think span closed", "looping": "looping", "perplexity": "perplexity of base responses"}
+    figure = _against_strength(table, panels, usable)
+    for column in (1, 2):
+        figure.update_yaxes(range=[-0.02, 1.02], row=1, col=column)
+    figure.update_yaxes(type="log", row=1, col=3)
+    return styled(figure, "Damage").update_layout(margin={"t": 90})
+
+
+def _against_strength(table: pd.DataFrame, panels: Mapping[str, str], usable: Usable) -> go.Figure:
+    figure = make_subplots(rows=1, cols=len(panels), subplot_titles=tuple(panels.values()), horizontal_spacing=0.1)
+    for i, (name, part) in enumerate(table.groupby("direction", sort=False)):
+        colour = COLOURS[i % len(COLOURS)]
+        for column, metric in enumerate(panels, 1):
+            rows = part[part["metric"] == metric].sort_values("strength")
+            band = {"fill": "toself", "fillcolor": colour, "opacity": 0.15, "line": {"width": 0}, "hoverinfo": "skip"}
+            outline = [*rows["high"], *rows["low"][::-1]]
+            shared = {"legendgroup": str(name), "row": 1, "col": column}
+            figure.add_scatter(
+                x=[*rows["strength"], *rows["strength"][::-1]], y=outline, showlegend=False, mode="lines", **band, **shared
+            )
+            line = {"mode": "lines+markers", "line": {"color": colour}, "name": str(name), "showlegend": column == 1}
+            figure.add_scatter(x=rows["strength"], y=rows["mean"], **line, **shared)
+            if name in usable:
+                low, high = usable[str(name)]
+                figure.add_vrect(x0=low, x1=high, fillcolor=colour, opacity=0.07, line_width=0, row=1, col=column)
+    return figure.update_xaxes(title="strength (- shorter, + longer)")
+
+
+def targets(dial: pd.DataFrame) -> go.Figure:
+    """Mean length reached against target length, and the share of single responses within 20 % of it (from ``doses.targets``)."""
+    figure = make_subplots(rows=1, cols=2, subplot_titles=("mean think tokens", "responses within 20 %"), horizontal_spacing=0.1)
+    line = {"mode": "lines+markers", "line": {"color": COLOURS[0]}, "name": "steered"}
+    figure.add_scatter(x=dial["target"], y=dial["mean"], row=1, col=1, **line)
+    exact = {"mode": "lines", "line": {"color": NEITHER, "dash": "dot"}, "name": "target"}
+    figure.add_scatter(x=dial["target"], y=dial["target"], row=1, col=1, **exact)
+    figure.add_scatter(x=dial["target"], y=dial["flexible"] / 100, row=1, col=2, showlegend=False, **line)
+    base = {"mode": "lines+markers", "line": {"color": COLOURS[1]}, "name": "base"}
+    figure.add_scatter(x=dial["target"], y=dial["base_flexible"] / 100, row=1, col=2, **base)
+    figure.update_xaxes(title="target think tokens")
+    figure.update_yaxes(range=[0, 1], row=1, col=2)
+    return styled(figure, "Strength as a dial").update_layout(margin={"t": 90})
