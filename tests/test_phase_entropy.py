@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from families import FAMILIES
@@ -313,20 +314,35 @@ def test_the_experiment_grades_every_way_and_share(llama, problems_of, rollout_o
     assert (whole["answer_tokens"].nunique() == 1).all() and (whole["correct"].nunique() == 1).all()
     summary = phase_entropy.filtering_summary(rows)
     assert len(summary) == len(DROPS) * 2
-    assert (summary.loc[summary["drop"] == "random", "difference"] == 0).all()
+    accuracy = rows.groupby(["drop", "keep"])["correct"].mean()
+    assert summary["accuracy"].tolist() == pytest.approx(accuracy.tolist())
+    assert set(phase_entropy.filtering_effects(rows)["against"]) == {"random", "truncate", "whole"}
 
 
-def test_the_summary_pairs_each_way_with_the_random_control():
-    import pandas as pd
-
+def test_dropping_by_entropy_is_compared_with_each_control_response_by_response():
+    """Right with the lowest entropies and with the end cut off, by chance in a quarter, and with all of it in half of the problems."""
+    right = {"entropy": lambda i: True, "truncate": lambda i: True, "random": lambda i: i < 3, "whole": lambda i: i < 6}
+    plan = [(d, 0.5, d) for d in DROPS] + [(d, 1.0, "whole") for d in DROPS]
     rows = pd.DataFrame(
-        [(d, 0.5, f"p{i}", s, 5, d == "entropy" or i < 3, 4) for d in DROPS for i in range(12) for s in (0, 1)],
+        [(d, keep, f"p{i}", s, 5, right[name](i), 4) for d, keep, name in plan for i in range(12) for s in (0, 1)],
         columns=["drop", "keep", "problem_id", "sample", "kept_tokens", "correct", "answer_tokens"],
     )
-    summary = phase_entropy.filtering_summary(rows).set_index("drop")
-    assert summary.loc["entropy", "accuracy"] == 1.0 and summary.loc["entropy", "difference"] == 0.75
-    assert summary.loc["entropy", "difference_low"] > 0.3
-    assert summary.loc["truncate", ["difference_low", "difference_high"]].tolist() == [0.0, 0.0]
+    effects = phase_entropy.filtering_effects(rows.sample(frac=1, random_state=0)).set_index("against")
+    assert effects["difference"].to_dict() == {"random": 0.75, "truncate": 0.0, "whole": 0.5}
+    assert effects.loc["truncate", ["low", "high"]].tolist() == [0.0, 0.0]
+    assert 0.3 < effects.loc["random", "low"] < 0.75 < effects.loc["random", "high"] <= 1.0
+    assert set(phase_entropy.filtering_effects(rows[rows["keep"] < 1])["against"]) == {"random", "truncate"}
+
+
+def test_marked_steps_are_compared_within_their_own_responses():
+    """Responses differ in level; within each the marked steps lie 0.2 higher. One that has only marked steps does not count."""
+    rows = [(f"p{i}", s, step, i + 0.2 * (step == s)) for i in range(6) for s in (0, 1) for step in range(3)]
+    table = pd.DataFrame([*rows, ("alone", 0, 0, 99.0)], columns=["problem_id", "sample", "step", "mean"])
+    marked = [*(step == s for _, s, step, _ in rows), True]
+    found = phase_entropy.by_mark(table, marked).set_index("steps")
+    assert found.loc["marked - others", ["mean", "low", "high"]].tolist() == pytest.approx([0.2] * 3)
+    assert found.loc["others", "mean"] == pytest.approx(2.5) and set(found["rollouts"]) == {12}
+    assert phase_entropy.by_mark(table, [False] * len(table)).empty
 
 
 def test_what_cannot_be_filtered_is_named(llama, rollout_of, problems_of):

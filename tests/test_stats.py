@@ -80,6 +80,19 @@ def test_the_same_seed_gives_the_same_interval_and_a_higher_level_a_wider_one():
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
+def test_a_mean_over_problems_weighs_problems_alike_whatever_their_rows():
+    """Equal to the bootstrap of the table of samples; a problem with many rows counts once."""
+    rng = np.random.default_rng(0)
+    values = rng.random((9, 4))
+    problems = [f"p{i}" for i in range(9) for _ in range(4)]
+    order = rng.permutation(36)
+    found = stats.over_problems(values.flatten()[order], np.array(problems)[order], seed=3)
+    assert astuple(found) == pytest.approx(astuple(stats.bootstrap(stats.mean_of(values), 9, seed=3)))
+    assert stats.over_problems([1.0, 0.0, 0.0, 0.0], ["a", "b", "b", "b"]).mean == 0.5
+    with pytest.raises(ValueError, match="No problems"):
+        stats.over_problems([], [])
+
+
 def test_no_problems_are_refused():
     with pytest.raises(ValueError, match="No problems to estimate from"):
         stats.bootstrap(stats.mean_of(np.zeros((0, 2))), 0)

@@ -34,11 +34,15 @@ pre{background:#f6f6f6;padding:1rem;overflow-x:auto;font-size:.8rem}
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: a heading, a paragraph that says how to read it, and figures."""
+    """A part of the page: a heading, a paragraph that says how to read it, figures, and under them ``html``.
+
+    ``html`` is a fragment such as a transcript or a :func:`table_html`. It goes into the page as it is: whoever writes it escapes names.
+    """
 
     title: str
     text: str
     figures: tuple[go.Figure, ...] = ()
+    html: str = ""
 
 
 def as_json(report: Report, summary: pd.DataFrame, **more: Any) -> dict[str, Any]:
@@ -76,7 +80,7 @@ def _cell(row: pd.Series, metric: str, is_base: bool) -> str:
 
 def page(title: str, intro: str, table: pd.DataFrame, sections: Sequence[Section], path: str | Path) -> Path:
     """Write one self-contained page: the table, then the sections with interactive figures."""
-    parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>", _table_html(table)]
+    parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>", table_html(table)]
     first = True
     for section in sections:
         parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>")
@@ -84,13 +88,15 @@ def page(title: str, intro: str, table: pd.DataFrame, sections: Sequence[Section
             # The library travels inside the page once, so that it works offline.
             parts.append(figure.to_html(full_html=False, include_plotlyjs=first, config={"displaylogo": False, "responsive": True}))
             first = False
+        parts.append(section.html)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
     page = f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
     return store.write_text(page, path)
 
 
-def _table_html(table: pd.DataFrame) -> str:
-    head = "".join(f"<th>{html.escape(str(c))}</th>" for c in ("condition", *table.columns))
+def table_html(table: pd.DataFrame) -> str:
+    """A table of text cells, rows named by its index; what follows a cell's first blank stands small under it."""
+    head = "".join(f"<th>{html.escape(str(c))}</th>" for c in (table.index.name or "condition", *table.columns))
     body = "".join(
         f"<tr><td>{html.escape(str(name))}</td>" + "".join(f"<td>{_lines(str(cell))}</td>" for cell in row) + "</tr>"
         for name, row in zip(table.index, table.itertuples(index=False), strict=True)

@@ -62,6 +62,13 @@ def mean_of(values: Float[ndarray, "problems samples"]) -> Callable[[ndarray], n
     return lambda index: per_problem[index].mean(axis=1)
 
 
+def over_problems(values: Sequence[float] | ndarray, problems: Sequence[str] | ndarray, *, seed: int = 0) -> Estimate:
+    """Mean over problems of each problem's mean, from one value and one problem a row. ValueError without rows."""
+    names, which = np.unique(np.asarray(problems, dtype=str), return_inverse=True)
+    per_problem = np.bincount(which, np.asarray(values, dtype=float)) / np.bincount(which)
+    return bootstrap(mean_of(per_problem[:, None]), len(names), seed=seed)
+
+
 def difference(a: Callable[[ndarray], ndarray], b: Callable[[ndarray], ndarray]) -> Callable[[ndarray], ndarray]:
     """Statistic: a minus b on the same resampled problems (paired)."""
     return lambda index: a(index) - b(index)

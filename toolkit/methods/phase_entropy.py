@@ -11,9 +11,8 @@ is answer. Never closed: k = T, no answer (0 in P).
 
 Deviations: means over an empty phase are ``None`` (NaN in tables), never 0. A closing tag of several tokens is left out whole.
 Correlations with length have intervals and are also taken within question: the paper shows points, pooled. Entropy filtering
-drops think tokens only, then closes the span and lets the model answer: how the paper gets an answer is not stated. Ours, and named so:
-the random and the length-matched control, entropy by step and by relative position.
-*Step entropy* is the sum over a step's tokens, as in arXiv:2508.03346.
+drops think tokens only, then closes the span and lets the model answer: how the paper gets an answer is not stated. Ours: the random
+and the length-matched control, entropy by step and by position. *Step entropy* is the sum over a step's tokens, as in arXiv:2508.03346.
 
 Units and signs: nats; positions are tokens. A temperature is part of every entropy: :func:`measured` states it, sampling with
 ``details`` uses its own.
@@ -196,9 +195,8 @@ def by_phase(found: Sequence[Rollout], *, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(kept, columns=["phase", "mean", "low", "high", "rollouts"])
 
 
-def _estimate(values: pd.Series, problems: pd.Series, seed: int) -> tuple[float, float, float]:
-    per_problem = values.groupby(problems).mean().to_numpy(float)
-    e = stats.bootstrap(stats.mean_of(per_problem[:, None]), len(per_problem), seed=seed)
+def _estimate(values: pd.Series, problems: pd.Series | pd.Index, seed: int) -> tuple[float, float, float]:
+    e = stats.over_problems(values.to_numpy(float), problems.to_numpy(), seed=seed)
     return e.mean, e.low, e.high
 
 
@@ -276,6 +274,20 @@ def by_step(found: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = assu
     return _binned([part[reach >= at_least]] if len(part) else [], "step", lambda i: i + 1, len(found), seed)
 
 
+def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int = 0) -> pd.DataFrame:
+    """Entropy (nats a token) of ``marked`` rows of :func:`step_entropy` beside the other steps of the same responses, paired (ours).
+
+    Columns: ``steps, mean, low, high, rollouts`` with the steps ``marked, others, marked - others`` and 95 % intervals over problems. A
+    step counts as one whatever its length. Only responses with both kinds count; without any the table is empty.
+    """
+    kinds = rows.assign(kind=np.where(np.asarray(marked, bool), "marked", "others"))
+    wide = kinds.pivot_table(index=["problem_id", "sample"], columns="kind", values="mean").reindex(columns=["marked", "others"])
+    wide = wide.dropna().assign(**{"marked - others": lambda w: w["marked"] - w["others"]})
+    problems = wide.index.get_level_values("problem_id")
+    found = [(str(name), *_estimate(wide[name], problems, seed), len(wide)) for name in wide if len(wide)]
+    return pd.DataFrame(found, columns=["steps", "mean", "low", "high", "rollouts"])
+
+
 def correlations(
     rows: pd.DataFrame, x: str = "entropy", y: str = "response_tokens", *, times: int = stats.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
@@ -347,7 +359,10 @@ def filtering(
     """
     by_id, usable = {p.id: p for p in problems}, filterable(found)
     if not usable:
-        raise NoThinkTagsError(f"None of the {len(found)} rollouts has a think span closed by a tag: nothing can be filtered.")
+        raise NoThinkTagsError(
+            f"None of the {len(found)} rollouts has a think span closed by a tag, so nothing can be filtered: raise max_new_tokens, "
+            "or load the model with tags=ThinkTags(...)."
+        )
     plan = [(drop, float(keep), r) for drop, keep, r in product(DROPS, keeps, usable)]
     asked = [(by_id[r.problem_id], filtered(r, keep, drop, seed=seed)) for drop, keep, r in plan]
     rows = []
@@ -358,17 +373,28 @@ def filtering(
 
 
 def filtering_summary(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Accuracy by way and share kept, with 95 % intervals over problems, and the paired difference to the random control.
+    """Accuracy by way and share kept, with 95 % intervals over problems.
 
-    Columns: ``drop, keep, kept_tokens, answer_tokens, accuracy, low, high, difference, difference_low, difference_high``.
+    Columns: ``drop, keep, kept_tokens, answer_tokens, accuracy, low, high``; compare with :func:`filtering_effects`.
     """
-    per_problem = rows.groupby(["drop", "keep", "problem_id"])["correct"].mean()
     found = []
     for (drop, keep), part in rows.groupby(["drop", "keep"]):
-        own, random_ = (stats.mean_of(per_problem[d, keep].to_numpy(float)[:, None]) for d in (drop, "random"))
-        n = part["problem_id"].nunique()
-        a, d = stats.bootstrap(own, n, seed=seed), stats.bootstrap(stats.difference(own, random_), n, seed=seed)
-        sizes = (part["kept_tokens"].mean(), part["answer_tokens"].mean())
-        found.append((drop, keep, *sizes, a.mean, a.low, a.high, d.mean, d.low, d.high))
-    columns = ["drop", "keep", "kept_tokens", "answer_tokens", "accuracy", "low", "high"]
-    return pd.DataFrame(found, columns=[*columns, "difference", "difference_low", "difference_high"])
+        sizes = part[["kept_tokens", "answer_tokens"]].mean()
+        found.append((drop, keep, *sizes, *_estimate(part["correct"], part["problem_id"], seed)))
+    return pd.DataFrame(found, columns=["drop", "keep", "kept_tokens", "answer_tokens", "accuracy", "low", "high"])
+
+
+def filtering_effects(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """What dropping the highest entropies gains in accuracy, paired response by response, with 95 % intervals over problems.
+
+    Columns: ``keep, against, difference, low, high``, against the same share dropped at random (``random``), the same share cut off the
+    end (``truncate``), and, if all was kept once, all of the thinking (``whole``).
+    """
+    graded = rows.assign(correct=rows["correct"].astype(float))
+    wide = graded.pivot_table(index=["problem_id", "sample"], columns=["drop", "keep"], values="correct")
+    problems, found = wide.index.get_level_values("problem_id"), []
+    for keep in sorted({float(k) for k in rows["keep"]} - {1.0}, reverse=True):
+        for against, cell in {"random": ("random", keep), "truncate": ("truncate", keep), "whole": ("entropy", 1.0)}.items():
+            if cell in wide:
+                found.append((keep, against, *_estimate(wide["entropy", keep] - wide[cell], problems, seed)))
+    return pd.DataFrame(found, columns=["keep", "against", "difference", "low", "high"])
