@@ -1,0 +1,230 @@
+"""What a reward sees and what it gives back: columns of a batch of rollouts, and one number a rollout with its named parts.
+
+A *group* is the rollouts of one problem. It follows ``problem_id`` and nothing else: two problems with the same text are two groups,
+and rows of a group may lie anywhere in the batch. Lengths are tokens, entropies and log-probabilities nats a token.
+
+A reward is a callable object, ``reward(batch) -> Scored``, with ``name``, ``needs`` (columns it reads) and its parameters as dataclass
+fields. Most are frozen values. A stateful one has ``state_dict`` and ``load_state_dict`` (JSON) and changes only in the ``"train"`` split,
+after the batch is scored. It learns from the batch it is given: in a run of several processes give each process the rollouts of
+all of them, in the same order; then the same arithmetic keeps their states equal and nothing has to be sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from toolkit.types import Problem, Rollout
+
+Split = Literal["train", "eval"]
+
+_ROLLOUTS = "RewardBatch.of(rollouts) has it"
+_GRPO = "the trainer of toolkit.grpo has it"
+SUPPLIERS: Mapping[str, str] = {
+    "problem_id": f"{_ROLLOUTS}; in a TRL dataset, add a column of ids",
+    "correct": f"{_ROLLOUTS}; in as_trl, pass columns={{'correct': your grader}} or add a dataset column",
+    "tokens": f"{_ROLLOUTS}; it counts completion tokens, end-of-sequence included",
+    "think_tokens": f"{_ROLLOUTS}; in as_trl, pass a column that counts them",
+    "closed": f"{_ROLLOUTS}; in as_trl, pass a column that looks for the closing tag",
+    "finish": f"{_ROLLOUTS}; in as_trl, pass stop_ids",
+    "text": _ROLLOUTS,
+    "token_ids": _ROLLOUTS,
+    "formatted": f"{_ROLLOUTS} (something follows a closed think span); or a format check of your own",
+    "logprob": f"{_ROLLOUTS} if they were sampled with Sampling(details=True)",
+    "logprob_without": "the trainer of toolkit.grpo measures it when the reward needs it; offline, score the responses again with an "
+    "empty question (phase_entropy.measured) and take the mean log-probability of each",
+    "think_entropy": f"{_ROLLOUTS} if they carry entropies: sample with Sampling(details=True), or phase_entropy.measured(lm, rollouts)",
+    "answer_entropy": f"{_ROLLOUTS} if they carry entropies: sample with Sampling(details=True), or phase_entropy.measured(lm, rollouts)",
+    "difficulty": "RewardBatch.of(rollouts, problems) has it where every problem has meta['difficulty']",
+    "budget": f"{_GRPO} where the recipe has a curriculum; it is the budget that was in the prompt, tokens",
+    "mode": f"{_GRPO} where the recipe has modes; it is 'long' or 'short', as the prompt asked",
+    "target_low": "RewardBatch.of(rollouts, problems) has it where every problem has meta['target_low']; or set it in the reward",
+    "target_high": "RewardBatch.of(rollouts, problems) has it where every problem has meta['target_high']; or set it in the reward",
+    "target": "RewardBatch.of(rollouts, problems) has it where every problem has meta['target'] (a length)",
+    "conciseness": "rewards.conciseness: train a head on pooled states, then score the responses with it",
+}
+FROM_META = ("difficulty", "target", "target_low", "target_high")
+
+
+class MissingColumnError(ValueError):
+    """A reward needs a column that the batch does not have."""
+
+    def __init__(self, column: str, held: Iterable[str], reward: str = "") -> None:
+        whose = (
+            f"The reward {reward!r} needs the column {column!r}, but the batch" if reward else f"No column {column!r}: the batch"
+        )
+        supplier = SUPPLIERS.get(column, "no part of the toolkit has it: add it with batch.having(name=values)")
+        super().__init__(f"{whose} has {', '.join(sorted(held))}. Who can supply it: {supplier}.")
+        self.column, self.reward = column, reward
+
+
+class Scored(NamedTuple):
+    """What a batch is paid.
+
+    Attributes:
+        values: The reward of each row.
+        components: Its named parts, one value a row each; they add up to ``values``.
+    """
+
+    values: Float[ndarray, " n"]
+    components: dict[str, Float[ndarray, " n"]]
+
+    @classmethod
+    def sum(cls, **components: ndarray) -> Scored:
+        """The sum of named parts."""
+        parts = {name: np.asarray(values, np.float64) for name, values in components.items()}
+        return cls(np.sum(list(parts.values()), axis=0), parts)
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Anything that pays a batch."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def __call__(self, batch: RewardBatch) -> Scored: ...
+
+
+@dataclass(frozen=True, eq=False)
+class RewardBatch:
+    """Columns of a batch of rollouts, one value a row.
+
+    Attributes:
+        columns: Name -> ``[n]``; ``SUPPLIERS`` lists the known names. ``problem_id`` is always there.
+        step: Optimizer steps done so far; what schedules follow.
+        split: ``"train"`` or ``"eval"``; stateful rewards change only in ``"train"``.
+    """
+
+    columns: Mapping[str, ndarray]
+    step: int = 0
+    split: Split = "train"
+
+    def __post_init__(self) -> None:
+        if "problem_id" not in self.columns:
+            raise MissingColumnError("problem_id", self.columns)
+        wrong = {name: np.shape(values) for name, values in self.columns.items() if np.shape(values) != (len(self),)}
+        if wrong:
+            raise ValueError(f"Every column needs one value a row, shape ({len(self)},), but got {wrong}.")
+        if self.split not in ("train", "eval"):
+            raise ValueError(f"split={self.split!r}: choose train or eval.")
+
+    @classmethod
+    def of(
+        cls, rollouts: Sequence[Rollout], problems: Sequence[Problem] | None = None, *, step: int = 0, split: Split = "train"
+    ) -> RewardBatch:
+        """The columns that rollouts carry, and those of ``FROM_META`` that every problem has in its ``meta``.
+
+        Log-probabilities and entropies only if every rollout carries them.
+
+        Raises:
+            ValueError: no rollouts, or one of a problem that is not among ``problems``.
+        """
+        if not rollouts:
+            raise ValueError("No rollouts to make a batch of.")
+        columns = {
+            "problem_id": objects(r.problem_id for r in rollouts),
+            "correct": np.array([r.correct for r in rollouts], bool),
+            "tokens": np.array([r.response_tokens for r in rollouts], np.int64),
+            "think_tokens": np.array([r.think_tokens for r in rollouts], np.int64),
+            "closed": np.array([r.closed for r in rollouts], bool),
+            "formatted": np.array([bool(r.answer) for r in rollouts], bool),
+            "finish": objects(r.finish for r in rollouts),
+            "text": objects(r.text for r in rollouts),
+            "token_ids": objects(r.token_ids[r.prompt_len :] for r in rollouts),
+        }
+        if all(r.logprobs is not None for r in rollouts):
+            columns["logprob"] = np.array([_mean(r.logprobs or ()) for r in rollouts])
+        if all(r.entropies is not None for r in rollouts):
+            columns["think_entropy"], columns["answer_entropy"] = np.array([_phase_entropies(r) for r in rollouts]).T
+        return cls(columns | _of_problems(columns["problem_id"], problems or ()), step, split)
+
+    def __getitem__(self, column: str) -> ndarray:
+        if column not in self.columns:
+            raise MissingColumnError(column, self.columns)
+        return self.columns[column]
+
+    def __contains__(self, column: str) -> bool:
+        return column in self.columns
+
+    def __len__(self) -> int:
+        return len(self.columns["problem_id"])
+
+    @cached_property
+    def groups(self) -> Int[ndarray, " n"]:
+        """Index of each row's group: problems are numbered in the order they first appear."""
+        codes, _ = pd.factorize(np.asarray(self.columns["problem_id"]))
+        if len(codes) and codes.min() < 0:
+            raise ValueError(f"Row {int(codes.argmin())} has no problem_id ({self.columns['problem_id'][codes.argmin()]!r}).")
+        return codes.astype(np.int64)
+
+    @cached_property
+    def group_ids(self) -> ndarray:
+        """Problem id of each group, ``[groups]``."""
+        found = np.empty(self.groups.max() + 1, self.columns["problem_id"].dtype)
+        found[self.groups] = self.columns["problem_id"]
+        return found
+
+    def check(self, reward: Reward) -> None:
+        """Raise MissingColumnError, naming the reward, if a column that it needs is not there."""
+        for column in sorted(reward.needs - set(self.columns)):
+            raise MissingColumnError(column, self.columns, reward.name)
+
+    def take(self, rows: Sequence[int] | ndarray) -> RewardBatch:
+        """Some of the rows, in the order given (indices, or a mask)."""
+        index = np.asarray(rows)
+        index = index if index.dtype == bool else index.astype(np.int64)
+        return replace(self, columns={name: values[index] for name, values in self.columns.items()})
+
+    def having(self, **columns: Any) -> RewardBatch:
+        """The same batch with columns added or replaced; one value a row, or one for all."""
+        return replace(self, columns={**self.columns, **{k: _column(v, len(self)) for k, v in columns.items()}})
+
+
+def objects(values: Iterable[Any]) -> ndarray:
+    """A one-dimensional array of Python objects: texts, or tuples of any length."""
+    return np.fromiter(values, dtype=object)
+
+
+def _column(values: Any, n: int) -> ndarray:
+    return (
+        values if isinstance(values, ndarray) and values.ndim else np.full(n, values) if np.isscalar(values) else np.asarray(values)
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else np.nan
+
+
+def _phase_entropies(r: Rollout) -> tuple[float, float]:
+    """Mean entropy before and after the closing tag, NaN for an empty phase; what comes before it, an opening tag too, is thinking."""
+    h = r.entropies or ()
+    if r.think is None:
+        return np.nan, _mean(h)
+    if r.answer is None or r.answer.start < r.think.stop:
+        return _mean(h), np.nan
+    return _mean(h[: r.think.stop - r.prompt_len]), _mean(h[r.answer.start - r.prompt_len :])
+
+
+def _of_problems(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarray]:
+    if not problems:
+        return {}
+    by_id = {p.id: p.meta for p in problems}
+    if missing := sorted(set(ids) - set(by_id)):
+        raise ValueError(f"{len(missing)} problems of the rollouts are not among the problems given, e.g. {missing[0]!r}.")
+    asked = [by_id[i] for i in ids]
+    return {
+        name: np.array([float(m[name]) for m in asked])
+        for name in FROM_META
+        if all(isinstance(m.get(name), int | float) for m in asked)
+    }
