@@ -1,0 +1,92 @@
+"""Advantages: what each rollout of a gathered batch is pushed by, from its rewards. Pure functions of arrays.
+
+Every function maps ``(components [n, k], groups [n], tokens [n])`` to ``[n]``, + pushes the rollout's probability up. The reward of a
+rollout is the sum over its components (one column unless a reward names several). Groups are integers, one a problem; group
+statistics follow them, never the order of rows. Standard deviations have Bessel's correction, as in TRL and verl.
+
+Deviations: a group of one rollout gets 0 where the paper divides by zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+Values = Float[ndarray, "n components"]
+Advantage = Callable[[Values, Int[ndarray, " n"], Int[ndarray, " n"]], Float[ndarray, " n"]]
+
+TRL_EPSILON, VERL_EPSILON = 1e-4, 1e-8  # added to a standard deviation: trl's grpo_trainer.py, verl's masked_whiten
+
+
+def group_mean(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
+    """Each row's mean over its group."""
+    names, which = np.unique(groups, return_inverse=True)
+    return (np.bincount(which, values) / np.bincount(which, minlength=len(names)))[which]
+
+
+def group_std(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
+    """Each row's sample standard deviation over its group; 0 for a group of one."""
+    _, which = np.unique(groups, return_inverse=True)
+    n = np.bincount(which)
+    squares = np.bincount(which, np.square(values - group_mean(values, groups)))
+    # Rounding leaves 1e-17 where all values of a group are equal.
+    return np.sqrt(np.where(n > 1, squares / np.maximum(n - 1, 1), 0.0)).round(12)[which]
+
+
+def grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
+    """GRPO (arXiv 2402.03300): ``(r - mean_g) / (std_g + 1e-4)``; equals TRL's ``scale_rewards="group"``."""
+    r = components.sum(axis=1)
+    return (r - group_mean(r, groups)) / (group_std(r, groups) + TRL_EPSILON)
+
+
+def dr_grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
+    """Dr. GRPO (arXiv 2503.20783): ``r - mean_g``, no division; equals TRL's ``scale_rewards="none"``."""
+    r = components.sum(axis=1)
+    return r - group_mean(r, groups)
+
+
+def leave_one_out(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
+    """RLOO (arXiv 2402.14740): the reward minus the mean of the *other* rollouts of the group, ``(r - mean_g) G / (G - 1)``."""
+    _, which = np.unique(groups, return_inverse=True)
+    n = np.bincount(which)[which]
+    return dr_grpo(components, groups, tokens) * n / np.maximum(n - 1, 1)
+
+
+def dler(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
+    """DLER as in the paper (arXiv 2510.15110): ``A = r - mean_g``, then ``(A - mean_batch(A)) / std_batch(A)``, a rollout counting once.
+
+    TRL's ``scale_rewards="batch"`` divides by the deviation of the *raw* rewards instead.
+    """
+    centred = dr_grpo(components, groups, tokens)
+    return _whitened(centred, np.ones(len(centred)))
+
+
+def dler_tokens(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
+    """DLER as in its released code (verl's ``masked_whiten``): mean and variance over all response *tokens* of the batch."""
+    return _whitened(dr_grpo(components, groups, tokens), tokens.astype(float))
+
+
+def _whitened(values: Float[ndarray, " n"], weights: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
+    total = weights.sum()
+    if total < 2:
+        return np.zeros(len(values))
+    mean = (weights * values).sum() / total
+    variance = (weights * np.square(values - mean)).sum() / (total - 1)
+    return (values - mean) / (np.sqrt(variance) + VERL_EPSILON)
+
+
+def decoupled(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
+    """Mean over components of each one's own GRPO advantage (LongWriter-Zero, arXiv 2506.18841: ``(A_len + A_write + A_format) / 3``).
+
+    A component that does not vary within a group adds 0 there, however the others vary.
+    """
+    return np.mean([grpo(components[:, [k]], groups, tokens) for k in range(components.shape[1])], axis=0)
+
+
+ALL: Mapping[str, Advantage] = MappingProxyType(
+    {f.__name__: f for f in (grpo, dr_grpo, leave_one_out, dler, dler_tokens, decoupled)}
+)

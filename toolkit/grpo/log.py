@@ -1,0 +1,217 @@
+"""What is written down of every step: rewards and their parts, lengths, entropies, held-out accuracy; and alarms of collapse.
+
+One JSON object a line. Shares are of 1, lengths tokens, entropies nats a token; a value that does not exist (the length of truncated
+responses where none was) is ``null``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy import ndarray
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from toolkit import rewards, stats, store
+from toolkit.generate import Sampling
+from toolkit.grpo.advantages import group_std
+from toolkit.grpo.draws import Drawn
+from toolkit.rewards import RewardBatch
+from toolkit.types import Problem, Rollout
+
+if TYPE_CHECKING:
+    from toolkit.grpo.trainer import Trainer
+
+LOG = "log.jsonl"
+Row = dict[str, Any]
+
+
+def measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.Scored) -> dict[str, float]:
+    """What one batch of all processes looked like, by name; NaN where there is nothing to average."""
+    found = [d.rollout for d in drawn]
+    correct, stopped = np.array([r.correct for r in found]), np.array([r.finish == "stop" for r in found])
+    tokens, think = (np.array([getattr(r, name) for r in found], float) for name in ("response_tokens", "think_tokens"))
+    row = {
+        "accuracy": correct.mean(),
+        "truncated": 1 - stopped.mean(),
+        "closed": np.mean([r.closed for r in found]),
+        "tokens": tokens.mean(),
+        "tokens/stopped": _mean(tokens[stopped]),
+        "tokens/truncated": _mean(tokens[~stopped]),
+        "tokens/correct": _mean(tokens[correct]),
+        "tokens/wrong": _mean(tokens[~correct]),
+        "think_tokens": think.mean(),
+        "loops": np.mean([r.finish == "length" and stats.looping(r.token_ids[r.prompt_len :]) for r in found]),
+        "answers/most_common": _most_common(found),
+        "zero_std": (group_std(scored.values, batch.groups) == 0).mean(),
+        **{f"entropy/{phase}": _entropy(found, phase) for phase in ("think", "answer")},
+    }
+    for name, values in scored.components.items():
+        row[f"component/{name}"], row[f"component/{name}/std"] = values.mean(), values.std()
+    for mode in {d.mode for d in drawn} - {None}:
+        mine = np.array([d.mode == mode for d in drawn])
+        row[f"accuracy/{mode}"], row[f"tokens/{mode}"] = correct[mine].mean(), tokens[mine].mean()
+    return {name: float(value) for name, value in row.items()}
+
+
+def _mean(values: ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _entropy(found: Sequence[Rollout], phase: str) -> float:
+    """Mean over the tokens of a phase, over all rollouts that kept entropies."""
+    values: list[float] = []
+    for r in found:
+        span = getattr(r, phase)
+        if span is not None and r.entropies is not None:
+            values += r.entropies[span.start - r.prompt_len : span.stop - r.prompt_len]
+    return _mean(np.array(values))
+
+
+def _most_common(found: Sequence[Rollout]) -> float:
+    """Share of the most common answer among the responses that answer."""
+    answers = Counter(r.token_ids[r.answer.start : r.answer.stop] for r in found if r.answer is not None)
+    return answers.most_common(1)[0][1] / answers.total() if answers else math.nan
+
+
+def held_out(found: Sequence[Rollout], problems: Sequence[Problem]) -> Row:
+    """Accuracy and length on held-out problems; ``_hard`` is the hardest third by ``meta["difficulty"]``, where problems have one."""
+    difficulty = {p.id: p.meta.get("difficulty") for p in problems}
+    row = {f"held_out/{name}": value for name, value in _means(found).items()}
+    if all(isinstance(d, int | float) for d in difficulty.values()):
+        hard = np.quantile(list(difficulty.values()), 2 / 3)
+        chosen = [r for r in found if difficulty[r.problem_id] >= hard]
+        row |= {f"held_out/{name}_hard": value for name, value in _means(chosen).items()}
+    return row
+
+
+def _means(found: Sequence[Rollout]) -> Row:
+    return {
+        "accuracy": float(np.mean([r.correct for r in found])),
+        "think_tokens": float(np.mean([r.think_tokens for r in found])),
+        "tokens": float(np.mean([r.response_tokens for r in found])),
+        "truncated": float(np.mean([r.finish == "length" for r in found])),
+        "loops": float(np.mean([r.finish == "length" and stats.looping(r.token_ids[r.prompt_len :]) for r in found])),
+    }
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When a run is said to collapse; all ours.
+
+    Attributes:
+        accuracy: Fall of held-out accuracy since the start ...
+        shorter: ... while think length fell by this share.
+        one_answer: Share of the most common answer.
+        loops: Share of responses that end in a loop.
+    """
+
+    accuracy: float = 0.05
+    shorter: float = 0.1
+    one_answer: float = 0.5
+    loops: float = 0.1
+
+
+def alarms(history: Sequence[Mapping[str, Any]], limits: Thresholds = Thresholds()) -> list[str]:
+    """What is wrong with a run now, in words; empty if nothing. ``history`` are the rows of its log."""
+    found, newest = [], history[-1] if history else {}
+    judged = [row for row in history if row.get("held_out/accuracy") is not None]
+    if judged:
+        first, last = judged[0], judged[-1]
+        fell = first["held_out/accuracy"] - last["held_out/accuracy"]
+        length = [row["held_out/think_tokens"] for row in (first, last)]
+        if fell > limits.accuracy and length[1] < (1 - limits.shorter) * length[0]:
+            found.append(
+                f"accuracy falls with length: {100 * fell:.0f} points lost on held-out problems since the start, think tokens "
+                f"{length[0]:.0f} to {length[1]:.0f}"
+            )
+    if (newest.get("answers/most_common") or 0.0) > limits.one_answer:
+        found.append(f"one answer: {newest['answers/most_common']:.0%} of all answers are the same")
+    if (newest.get("loops") or 0.0) > limits.loops:
+        found.append(f"loops: {newest['loops']:.0%} of responses end in one")
+    return found
+
+
+class Recorder(TrainerCallback):
+    """Writes the log of a run, judges the policy on held-out problems every so often, and raises alarms.
+
+    Attributes:
+        rows: The log so far.
+        path: The file it is kept in, or ``None``.
+    """
+
+    def __init__(self, problems: Sequence[Problem], sampling: Sampling, every: int, path: Path | None, say: Callable[[str], None]):
+        self.problems, self.sampling, self.every, self.path, self.say = problems, sampling, every, path, say
+        self.trainer: Trainer | None = None
+        self.rows: list[Row] = []
+        self._judged: Row = {}
+        self._said: set[str] = set()
+
+    def resume(self, step: int) -> None:
+        """Take up the log of an earlier sitting; what it wrote after the checkpoint is dropped."""
+        if self.path is not None and self.path.is_file():
+            self.rows = [row for row in read(self.path) if row["step"] <= step]
+            store.write_rows(self.rows, self.path)
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        if state.is_world_process_zero and not self.rows:
+            self._write({"step": 0, **self._judge()})
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        last = state.global_step >= state.max_steps
+        if state.is_world_process_zero and self.every and (state.global_step % self.every == 0 or last):
+            self._judged = self._judge()
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        if state.is_world_process_zero and logs and "loss" in logs:
+            self._write({"step": state.global_step, **logs, **self._judged})
+            self._judged = {}
+
+    def _judge(self) -> Row:
+        if not (self.problems and self.every and self.trainer):
+            return {}
+        return held_out(self.trainer.sampler.rollouts(self.problems, self.sampling), self.problems)
+
+    def _write(self, row: Row) -> None:
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.rows.append(row)
+        row["alarms"] = alarms(self.rows)
+        for text in row["alarms"]:
+            kind = text.partition(":")[0]
+            if kind not in self._said:
+                self.say(f"step {row['step']}: {text}")
+            self._said.add(kind)
+        if self.path is not None:
+            store.append_line(row, self.path)
+
+
+def read(path: str | Path) -> list[Row]:
+    """The rows of a log; a last line torn by a kill is left out."""
+    return store.read_rows(path)
+
+
+class Bar(TrainerCallback):
+    """A progress bar in the terminal or notebook: steps, accuracy, length, reward."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", leave=False)
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        if self.bar is not None and logs and "loss" in logs:
+            self.bar.update(state.global_step - self.bar.n)
+            self.bar.set_postfix({k: f"{logs[k]:.2f}" for k in ("accuracy", "think_tokens", "reward") if logs.get(k) is not None})
+
+    def on_train_end(self, args, state, control, **_) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,234 @@
+"""Training from start to end: ``train(lm, recipe, problems, run) -> Trained``; killed at any moment, ``resume=True`` goes on.
+
+A run's directory holds ``log.jsonl`` (one line a step), ``checkpoint-N`` (ordinary Hugging Face folders with the optimizer's, the
+scheduler's, the random numbers' and the reward's state) and, once finished, ``model``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOConfig
+
+from toolkit import store
+from toolkit.generate import Sampling
+from toolkit.grpo import log
+from toolkit.grpo.recipes import Recipe
+from toolkit.grpo.trainer import STATE, Extras, Trainer
+from toolkit.lm import LM, child
+from toolkit.types import Problem
+
+MODEL = "model"
+PROBED = 8  # problems of the first probe
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long, from which seed, where to.
+
+    Attributes:
+        out: Directory of the run.
+        steps: Optimizer steps.
+        seed: Seed of the order of problems and of every rollout.
+        save_every: Steps between checkpoints; the last two are kept.
+        held_out: Problems to judge on.
+        evaluate_every: Steps between judgements; 0 for never.
+        evaluate: How held-out problems are sampled.
+        micro_batch: Rows of a forward and backward pass, a process; whole steps are the same whatever it is.
+        overrides: Fields of TRL's ``GRPOConfig`` that win over the recipe's.
+    """
+
+    out: Path
+    steps: int = 100
+    seed: int = 0
+    save_every: int = 20
+    held_out: tuple[Problem, ...] = ()
+    evaluate_every: int = 10
+    evaluate: Sampling = Sampling(n=4, max_new_tokens=200)
+    micro_batch: int = 32
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and the log of its training, one row a step (row 0: before)."""
+
+    lm: LM
+    log: pd.DataFrame
+
+
+def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
+    """TRL's config of a recipe and a run; a generation is ``problems x samples`` responses over all processes,
+    used in ``updates`` steps, whatever the micro-batch.
+
+    Raises:
+        ValueError: a step cannot be cut into micro-batches of that size, or what TRL refuses.
+    """
+    world = GRPOConfig(str(run.out), bf16=False, report_to="none").world_size
+    rows = recipe.problems * recipe.samples
+    micro = max(1, min(run.micro_batch, rows // (world * recipe.updates)))
+    if rows % (micro * world * recipe.updates):
+        raise ValueError(
+            f"{recipe.problems} problems x {recipe.samples} samples = {rows} responses, used in {recipe.updates} updates, cannot be cut into "
+            f"micro-batches of {micro} on {world} processes: choose another micro_batch."
+        )
+    found = {
+        "output_dir": str(run.out),
+        "max_steps": run.steps,
+        "seed": run.seed,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": rows // (micro * world * recipe.updates),
+        "steps_per_generation": rows // (micro * world),
+        "num_generations": recipe.samples,
+        "max_completion_length": recipe.max_tokens,
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": "constant",
+        "save_steps": math.ceil(run.save_every / recipe.updates) * recipe.updates,  # a generation is not cut in two
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,  # TRL's default; on a model that fits it only costs time
+        "bf16": lm.model.dtype == torch.bfloat16,
+        "use_cpu": lm.device.type == "cpu",
+        "dataloader_pin_memory": lm.device.type != "cpu",
+        **recipe.config,
+        **run.overrides,
+    }
+    return GRPOConfig(**found)
+
+
+def train(
+    lm: LM,
+    recipe: Recipe,
+    problems: Sequence[Problem],
+    run: Run,
+    *,
+    extras: Extras = Extras(),
+    resume: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Trained:
+    """Train a copy of ``lm``; ``lm`` itself stays as it is.
+
+    Args:
+        resume: Go on from the last whole checkpoint in ``run.out``, from the start if there is none.
+        say: Told of alarms and of what a first probe finds.
+
+    Raises:
+        ValueError: something that cannot work, found before any training: see :class:`Trainer` and :func:`probe`.
+        FileExistsError: ``run.out`` holds a run already and ``resume`` is off.
+        store.WrongModelError: the run in ``run.out`` is of another model, recipe, seed or problem set.
+        trainer.NonFiniteError: a reward, loss or gradient is NaN or infinite; names step and sample.
+    """
+    args = arguments(lm, recipe, run)
+    check_context(lm, problems, args.max_completion_length)
+    identity = {**who(lm, recipe, problems), "seed": run.seed, "overrides": {k: str(v) for k, v in run.overrides.items()}}
+    checkpoint = _begin(run.out, identity, resume)
+    store.writable(run.out)
+    recorder = log.Recorder(run.held_out, run.evaluate, run.evaluate_every, run.out / log.LOG, say)
+    copy = replace(lm, model=deepcopy(lm.model))
+    trainer = Trainer(copy, recipe, problems, args, replace(extras, callbacks=(recorder, *extras.callbacks)))
+    trainer.identity, recorder.trainer = identity, trainer
+    if checkpoint is None:
+        probe(trainer, say)
+    else:
+        state = store.read_json(checkpoint / STATE)["reward"]
+        if state:
+            trainer.reward.load_state_dict(state)
+        recorder.resume(int(checkpoint.name.rpartition("-")[2]))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return Trained(child(lm, finished(trainer), f"{lm.name}, {recipe.name}"), pd.DataFrame(recorder.rows))
+
+
+def finished(trainer: Trainer) -> PreTrainedModel:
+    """The trained model by itself: adapters merged, TRL's patched forward taken off (a copy of it would run these weights)."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.extras.lora is not None:
+        model = model.merge_and_unload()
+    model.__dict__.pop("forward", None)
+    return model.eval()
+
+
+def who(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What a checkpoint belongs to: weights, recipe, problems."""
+    asked = sorted((p.id, p.answer) for p in problems)
+    return {
+        "model": lm.name,
+        "fingerprint": lm.fingerprint,
+        "recipe": json.loads(json.dumps(asdict(recipe), default=store.jsonable)),
+        "problems": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+    }
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or ``None``."""
+    whole = [p.parent for p in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{STATE}")]
+    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
+    if not resume:
+        if (out / log.LOG).exists() or last_checkpoint(out):
+            raise FileExistsError(f"{out} holds a run already: resume it, or choose another directory.")
+        return None
+    found = last_checkpoint(out)
+    if found is None:
+        store.remove(out / log.LOG)
+        return None
+    theirs = store.read_json(found / STATE)["identity"]
+    ours = json.loads(json.dumps(identity, default=store.jsonable))
+    differing = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
+    if differing:
+        raise store.WrongModelError(
+            f"{found} is of another {', '.join(differing)}: { {k: theirs.get(k) for k in differing} } there, "
+            f"{ {k: ours.get(k) for k in differing} } now. Resume it as it was begun, or choose another directory."
+        )
+    return found
+
+
+def check_context(lm: LM, problems: Sequence[Problem], max_tokens: int) -> None:
+    """Raises ValueError if the longest prompt leaves no room for a response in the model's context."""
+    if not problems:
+        raise ValueError("No problems to train on: the list is empty.")
+    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(problems, key=lambda p: sum(len(str(m["content"])) for m in p.messages))
+    width = len(lm.prompt_ids(longest.messages))
+    if context and width + max_tokens > context:
+        raise ValueError(
+            f"The longest prompt ({longest.id!r}) has {width} tokens; with max_completion_length={max_tokens} it does not fit the context of "
+            f"{context}. Lower max_completion_length or leave that problem out."
+        )
+
+
+def probe(trainer: Trainer, say: Callable[[str], None]) -> None:
+    """Draw a few groups once, before any training, and ask the reward about them (its state is not touched).
+
+    Raises:
+        rewards.MissingColumnError: the reward needs a column that nothing supplies.
+        ValueError: not one response is correct, so no reward could tell them apart by it.
+    """
+    samples = trainer.args.num_generations
+    few = list(trainer.problems)[:PROBED]
+    drawn = trainer.sampler.draw([i for i in few for _ in range(samples)])
+    batch = trainer.batch_of(drawn, drawn, 0, "eval")
+    batch.check(trainer.reward)
+    right = sum(d.rollout.correct for d in drawn)
+    if not right:
+        raise ValueError(
+            f"None of {len(drawn)} responses to {len(few)} training problems is correct: there is nothing to reinforce. Give easier problems, "
+            f"more than {trainer.max_completion_length} tokens, or a model that solves some."
+        )
+    if right == len(drawn):
+        say(f"all {len(drawn)} responses of a first probe are correct: correctness alone will not move this model")

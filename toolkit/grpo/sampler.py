@@ -1,0 +1,150 @@
+"""Drawing a batch from the weights being trained: groups, modes, budgets in the prompt, dynamic sampling, over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate.utils import gather_object
+from trl.models import unwrap_model_for_generation
+
+from toolkit import generate
+from toolkit.generate import Sampling
+from toolkit.grpo import draws
+from toolkit.grpo.draws import Drawn
+from toolkit.lm import Ask, Condition
+from toolkit.types import Problem, Rollout
+
+if TYPE_CHECKING:
+    from toolkit.grpo.trainer import Trainer
+
+Messages = Sequence[Mapping[str, str]]
+
+
+class Sampler:
+    """Draws for a trainer: reads its weights, config and step; keeps nothing between steps.
+
+    Attributes:
+        noted: What the newest draw says of itself, for the log.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.noted: dict[str, float] = {}
+
+    def draw(self, ids: Sequence[str]) -> list[Drawn]:
+        """This process's slice of a full batch.
+
+        Args:
+            ids: Problem of each response this process is to draw, group after group.
+        """
+        t = self.trainer
+        groups = self._groups([t.problems[i] for i in ids[:: t.args.num_generations]])
+        if t.recipe.dynamic is not None:
+            groups = self._full(groups)
+        if "logprob_without" in t.reward.needs:
+            groups = [self._with_blank(group) for group in groups]
+        return [d for group in groups for d in group]
+
+    def rollouts(self, problems: Sequence[Problem], sampling: Sampling, ask: Ask | None = None) -> list[Rollout]:
+        """Rollouts of the current policy in evaluation mode; the training mode is restored."""
+        t = self.trainer
+        if not problems:
+            return []
+        training = t.model.training
+        with unwrap_model_for_generation(
+            t.model_wrapped, t.accelerator, gather_deepspeed3_params=t.args.ds3_gather_for_generation
+        ) as model:
+            lm = replace(t.origin, model=model.eval())
+            try:
+                return generate.rollouts(Condition(lm, ask=ask), problems, sampling, progress=False)
+            finally:
+                model.train(training)
+
+    def _sampling(self, stream: int, n: int) -> Sampling:
+        a = self.trainer.args
+        seed = draws.seed_of(a.seed, self.trainer.state.global_step, stream)
+        return Sampling(
+            n, float(a.temperature), float(a.top_p), max(int(a.top_k), 0), a.max_completion_length, seed=seed, details=True
+        )
+
+    def _groups(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
+        """One group a problem, drawn by this process, as the recipe asks."""
+        t, samples = self.trainer, self.trainer.args.num_generations
+        if t.recipe.modes is None:
+            ask, budget = asking(t.recipe.curriculum, t.state.global_step)
+            found = self.rollouts(problems, self._sampling(0, samples), ask)
+            drawn = [Drawn(r, asked(t.problems[r.problem_id], ask), budget) for r in found]
+            return [drawn[i : i + samples] for i in range(0, len(drawn), samples)]
+        half = samples // 2
+        groups: list[list[Drawn]] = [[] for _ in problems]
+        for stream, mode in enumerate(draws.MODES):
+            ask = t.recipe.modes.ask(mode)
+            found = draws.in_mode(self.rollouts(problems, self._sampling(stream, half), ask), stream * half)
+            for i, r in enumerate(found):
+                groups[i // half].append(Drawn(r, asked(t.problems[r.problem_id], ask), mode=mode))
+        return groups
+
+    def _full(self, groups: list[list[Drawn]]) -> list[list[Drawn]]:
+        """This process's share of the groups kept over all processes, sampling on until there are enough (:class:`draws.Dynamic`)."""
+        t, rule = self.trainer, self.trainer.recipe.dynamic
+        assert rule is not None
+        here, world = t.accelerator.process_index, t.accelerator.num_processes
+        everything: list[list[Drawn]] = list(gather_object(groups))
+        wanted, rounds = len(everything), 1
+        while (kept := sum(map(rule.keeps, everything))) < wanted and rounds < rule.rounds:
+            seen = {group[0].rollout.problem_id for group in everything}
+            seed = draws.seed_of(t.args.seed, t.state.global_step, rounds)
+            more = draws.more_problems(list(t.problems.values()), seen, rule.next_round(kept, len(everything), wanted), seed)
+            if not more:
+                break
+            found = {group[0].rollout.problem_id: group for group in gather_object(self._groups(more[here::world]))}
+            everything += [found[p.id] for p in more]
+            rounds += 1
+        self.noted = {
+            "dynamic/groups_drawn": len(everything),
+            "dynamic/rounds": rounds,
+            "dynamic/filled": max(0, wanted - kept) / wanted,
+        }
+        ordered = sorted(everything, key=lambda group: not rule.keeps(group))[:wanted]  # stable: kept first, in the order drawn
+        share = wanted // world
+        return ordered[here * share : (here + 1) * share]
+
+    def _with_blank(self, group: list[Drawn]) -> list[Drawn]:
+        """Each response's mean log-probability after the same chat with an empty question (SAR, arXiv 2509.05489)."""
+        responses = [list(d.rollout.token_ids[d.rollout.prompt_len :]) for d in group]
+        means = self._mean_logprobs([blank(d.prompt) for d in group], responses)
+        return [replace(d, logprob_without=mean) for d, mean in zip(group, means, strict=True)]
+
+    @torch.no_grad()
+    def _mean_logprobs(self, prompts: Sequence[Messages], responses: Sequence[list[int]]) -> list[float]:
+        t = self.trainer
+        ids = [t.origin.prompt_ids(p) for p in prompts]
+        left, width, pad = max(map(len, ids)), max(map(len, responses)), t.origin.tokenizer.pad_token_id
+        rows, mask = [], []
+        for p, r in zip(ids, responses, strict=True):
+            before, after = left - len(p), width - len(r)
+            rows.append([pad] * before + p + r + [pad] * after)
+            mask.append([0] * before + [1] * (len(p) + len(r)) + [0] * after)
+        device = t.accelerator.device
+        logps, _, _ = t._get_per_token_logps_and_entropies(
+            t.model, torch.tensor(rows, device=device), torch.tensor(mask, device=device), width
+        )
+        return [float(row[: len(r)].double().mean()) for row, r in zip(logps, responses, strict=True)]
+
+
+def asking(curriculum: draws.Curriculum | None, step: int) -> tuple[Ask | None, int | None]:
+    """The change of the prompt and the budget it states at a step."""
+    return (curriculum.ask(step), curriculum.at(step)) if curriculum else (None, None)
+
+
+def asked(problem: Problem, ask: Ask | None) -> tuple[Mapping[str, str], ...]:
+    """A problem's messages as asked."""
+    return tuple(ask(problem.messages) if ask else problem.messages)
+
+
+def blank(messages: Messages) -> list[Mapping[str, str]]:
+    """The same chat with empty user messages; a system prompt stays."""
+    return [{**m, "content": ""} if m["role"] == "user" else m for m in messages]

@@ -1,0 +1,379 @@
+"""A thin subclass of TRL's ``GRPOTrainer``: exactly what papers on thinking length need and TRL lacks.
+
+* Responses come from ``toolkit.generate`` through ``rollout_func``, on the weights being trained (no copy); finished rows leave the batch.
+  With ``engine="trl"`` TRL generates (vLLM included) and its tokens become the same :class:`~toolkit.types.Rollout`.
+* A reward sees the whole batch of all processes (groups intact), with spans, entropies and log-probabilities.
+* Advantages from ``advantages.ALL``, written over TRL's; with ``advantage=None`` TRL's own stand.
+* Dynamic sampling, DRPO's loss with whole groups, long and short modes, budgets in the prompt.
+* Where one optimizer step uses all micro-batches, they are sorted by length and trimmed: the same gradient, less padding.
+
+Everything else (optimizer, schedules, clipping, LoRA, DeepSpeed, FSDP, loggers) is TRL's and transformers', untouched.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOConfig, GRPOTrainer
+from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
+
+from toolkit import generate, rewards, store
+from toolkit.grpo import advantages, draws, log
+from toolkit.grpo.draws import Drawn
+from toolkit.grpo.losses import drpo_objective, kl_hinge
+from toolkit.grpo.recipes import Recipe
+from toolkit.grpo.sampler import Sampler, asked, asking
+from toolkit.lm import LM
+from toolkit.rewards import RewardBatch
+from toolkit.types import Problem
+
+STATE = "toolkit.json"  # in every checkpoint, written last: a checkpoint that has it is whole
+Column = Callable[[Sequence[Drawn]], Sequence[Any]]
+"""Supplies a column that a reward needs and rollouts do not have: one value a rollout."""
+
+
+class NonFiniteError(ValueError):
+    """A reward, loss or gradient is NaN or infinite; nothing was updated with it."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What may be plugged into a trainer beside its recipe.
+
+    Attributes:
+        reward: A reward object of one's own instead of the recipe's.
+        columns: Suppliers of columns that rollouts do not have, e.g. ``{"conciseness": f}``.
+        engine: ``"toolkit"``, or ``"trl"`` to let TRL generate (with ``use_vllm`` in the config: vLLM).
+        lora: A ``peft`` config, or ``None`` to train every weight.
+        callbacks: Callbacks of transformers.
+    """
+
+    reward: Any = None
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    engine: str = "toolkit"
+    lora: Any = None
+    callbacks: tuple[TrainerCallback, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.engine not in ("toolkit", "trl"):
+            raise ValueError(f'engine={self.engine!r}: choose "toolkit" or "trl".')
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The newest batch of all processes: what was drawn, paid, and pushed."""
+
+    drawn: list[Drawn]
+    batch: RewardBatch
+    scored: rewards.Scored
+    advantages: np.ndarray | None
+
+
+class Trainer(GRPOTrainer):
+    """GRPO with a recipe. ``lm.model`` is trained in place: give a model of which nobody else needs the weights.
+
+    Args:
+        lm: The model, its tokenizer and think tags.
+        recipe: What to train with; its numbers are already in ``args`` (see ``run.arguments``).
+        problems: Training problems.
+        args: TRL's config; ``max_steps`` must be given.
+        extras: See :class:`Extras`.
+
+    Raises:
+        ValueError: groups cut across processes or micro-batches, or a combination of options that cannot work.
+    """
+
+    # TRL and transformers leave these open or too narrow.
+    args: Any
+    model: Any
+    _buffered_inputs: Any
+
+    def __init__(self, lm: LM, recipe: Recipe, problems: Sequence[Problem], args: GRPOConfig, extras: Extras = Extras()) -> None:
+        self.recipe, self.extras, self.origin = recipe, extras, lm
+        self.reward = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)
+        self.problems = {p.id: p for p in problems}
+        self._check(args)
+        self.newest: Scored | None = None
+        self._drawn: list[Drawn] | None = None
+        self.sampler = Sampler(self)
+        self.identity: dict[str, Any] = {}
+        reference = deepcopy(lm.model) if args.beta and extras.lora is None else None
+        beta, args.beta = (
+            args.beta,
+            args.beta if extras.lora else 0.0,
+        )  # TRL would read the reference from a path, which may be a parent
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'", category=UserWarning)
+            super().__init__(
+                model=lm.model,
+                reward_funcs=_named(self.reward.name),
+                args=args,
+                train_dataset=self._dataset(list(problems), args),
+                processing_class=lm.tokenizer,
+                callbacks=list(extras.callbacks),
+                peft_config=extras.lora,
+                rollout_func=_rollouts if extras.engine == "toolkit" else None,
+            )
+        self.remove_callback(PrinterCallback)
+        self.beta = args.beta = beta
+        if reference is not None:
+            self.ref_model = self._reference(reference)
+
+    def _check(self, args: Any) -> None:
+        samples, world = args.num_generations, args.world_size
+        local = args.per_device_train_batch_size * args.steps_per_generation
+        if args.max_steps < 1:
+            raise ValueError(f"max_steps={args.max_steps}: say how many steps to train.")
+        if local % samples:
+            raise ValueError(
+                f"Each of {world} processes draws {local} responses a step, which cuts groups of {samples}: make per_device_train_batch_size * "
+                "steps_per_generation a multiple of num_generations."
+            )
+        if self.recipe.loss and args.per_device_train_batch_size % samples:
+            raise ValueError(
+                f"{self.recipe.name} needs whole groups: per_device_train_batch_size={args.per_device_train_batch_size} is no multiple of "
+                f"num_generations={samples}."
+            )
+        needs = [name for name in ("dynamic", "modes") if getattr(self.recipe, name)]
+        if self.extras.engine == "trl" and needs:
+            raise ValueError(f'{self.recipe.name} has {" and ".join(needs)}, which engine="trl" cannot do: use engine="toolkit".')
+
+    def _dataset(self, problems: list[Problem], args: Any) -> Dataset:
+        # The order of all steps is decided here, in one epoch, so that resuming only has to skip.
+        args.shuffle_dataset = False
+        used = args.steps_per_generation * args.num_iterations  # micro-batches a generation serves
+        generations = math.ceil(args.max_steps * args.gradient_accumulation_steps / used)
+        order = draws.schedule(problems, args.generation_batch_size // args.num_generations, generations, args.seed)
+        prompts = [[dict(m) for m in self.problems[i].messages] for i in order]
+        return Dataset.from_dict({"prompt": prompts, "problem_id": order})
+
+    def _reference(self, reference: Any) -> Any:
+        add_fused_lm_head(reference, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32)
+        if self.is_deepspeed_enabled:
+            return prepare_deepspeed(reference, self.accelerator)
+        if self.is_fsdp_enabled:
+            return prepare_fsdp(reference, self.accelerator)
+        return self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    @property
+    def policy(self) -> LM:
+        """The weights being trained, as they are now: the same memory, not a copy."""
+        return replace(self.origin, model=self.accelerator.unwrap_model(self.model), parent=None)
+
+    # --- drawing and scoring -------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        began = time.perf_counter()
+        if self.extras.engine == "toolkit":
+            self._drawn = self.sampler.draw([row["problem_id"] for row in inputs])
+            inputs = [{"prompt": [dict(m) for m in d.prompt], "problem_id": d.rollout.problem_id} for d in self._drawn]
+            self.sampler.noted["seconds/rollouts"] = time.perf_counter() - began
+        else:
+            ask, _ = asking(self.recipe.curriculum, self.state.global_step)
+            inputs = [{**row, "prompt": [dict(m) for m in asked(self.problems[row["problem_id"]], ask)]} for row in inputs]
+        output = super()._generate_and_score_completions(inputs)
+        assert self.newest is not None
+        mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        device = self.accelerator.device
+        output["row"] = torch.arange(mine.start, mine.stop, device=device)
+        if self.newest.advantages is not None:
+            output["advantages"] = torch.tensor(self.newest.advantages[mine], dtype=torch.float32, device=device)
+        if self.recipe.loss:
+            rows = self.newest.batch
+            output["correct"] = torch.tensor(np.asarray(rows["correct"], bool)[mine], device=device)
+            output["group"] = torch.tensor(rows.groups[mine], device=device)
+        return output
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
+        """The reward of the whole batch of all processes, ``[n, 1]``, equal on each of them."""
+        local = self._drawn or self._adopted(inputs, completion_ids_list)
+        drawn = list(gather_object(local))
+        batch = self.batch_of(drawn, local, self.state.global_step, "train")
+        scored = self.reward(batch)
+        check_finite(scored, batch, self.state.global_step)
+        pushed = None
+        if self.recipe.advantage:
+            parts = (
+                np.stack(list(scored.components.values()), axis=1)
+                if self.recipe.advantage == "decoupled"
+                else scored.values[:, None]
+            )
+            pushed = advantages.ALL[self.recipe.advantage](parts, batch.groups, np.asarray(batch["tokens"]))
+        self.newest = Scored(drawn, batch, scored, pushed)
+        for name, value in {**log.measures(drawn, batch, scored), **self.sampler.noted}.items():
+            self._metrics["train"][name].append(value)
+        return torch.tensor(scored.values, dtype=torch.float32, device=self.accelerator.device)[:, None]
+
+    def _adopted(self, inputs: Sequence[Mapping[str, Any]], completions: Sequence[Sequence[int]]) -> list[Drawn]:
+        """What TRL drew, as rollouts."""
+        ask, budget = asking(self.recipe.curriculum, self.state.global_step)
+        found = []
+        for i, (row, tokens) in enumerate(zip(inputs, completions, strict=True)):
+            problem = self.problems[row["problem_id"]]
+            messages = asked(problem, ask)
+            prompt = self.origin.prompt_ids(messages)
+            rollout = generate.graded(self.origin, problem, prompt, list(tokens), sample=i % self.args.num_generations)
+            found.append(Drawn(rollout, messages, budget))
+        return found
+
+    def batch_of(self, drawn: Sequence[Drawn], local: Sequence[Drawn], step: int, split: Any) -> RewardBatch:
+        """The reward's view of a batch: columns of the rollouts, of how they were asked for, and supplied ones.
+
+        Args:
+            drawn: Over all processes.
+            local: Of this process: each process supplies its own rows of the supplied columns.
+        """
+        ids = {d.rollout.problem_id for d in drawn}
+        batch = RewardBatch.of([d.rollout for d in drawn], [self.problems[i] for i in ids], step=step, split=split)
+        more = {name: np.asarray(gather_object(list(f(local)))) for name, f in self.extras.columns.items()}
+        for name in ("budget", "mode", "logprob_without"):
+            values = [getattr(d, name) for d in drawn]
+            if values[0] is not None:
+                more[name] = np.asarray(values)
+        return batch.having(**more)
+
+    # --- loss ----------------------------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """As TRL, but without its shuffle where one optimizer step uses all micro-batches: there, rows (or whole groups) are sorted by
+        length and each micro-batch is trimmed to its longest. Where several steps share a generation, TRL's shuffle matters and stays,
+        except for a loss over whole groups."""
+        together = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
+        if not (together or self.recipe.loss):
+            return super()._prepare_inputs(generation_batch)
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
+            scored = self._generate_and_score_completions(generation_batch)
+            lengths = scored["completion_mask"].sum(dim=1)
+            if self.recipe.loss:
+                size = self.args.num_generations
+                longest = (
+                    lengths.view(-1, size).amax(dim=1).argsort(stable=True) if together else torch.arange(len(lengths) // size)
+                )
+                order = (longest[:, None] * size + torch.arange(size, device=longest.device)).flatten()
+            else:
+                order = lengths.argsort(stable=True)
+            rows = {k: v[order.to(v.device)] if torch.is_tensor(v) and v.ndim else v for k, v in scored.items()}
+            self._buffered_inputs = [trimmed(part) for part in split_tensor_dict(rows, self.args.steps_per_generation)]
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss = self._drpo_loss(model, inputs) if self.recipe.loss else super()._compute_loss(model, inputs)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"The loss of step {self.state.global_step} is {loss.item()}{self._culprit([inputs])}.")
+        return loss
+
+    def _drpo_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        form = self.recipe.loss
+        assert form is not None
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask, keep = inputs["completion_mask"], inputs["completion_ids"].shape[1]
+        new, entropies, _ = self._get_per_token_logps_and_entropies(
+            model, ids, torch.cat([inputs["prompt_mask"], mask], dim=1), keep, compute_entropy=True
+        )
+        tokens = mask.sum(dim=1)
+        means = (new * mask).sum(dim=1) / tokens.clamp(min=1)
+        capacity = form.capacity or self.max_completion_length
+        objective = drpo_objective(means, inputs["correct"], tokens, inputs["group"], replace(form, capacity=capacity))
+        old = inputs.get("old_per_token_logps")
+        loss = -objective + kl_hinge(new, new.detach() if old is None else old, mask, form)
+        self._metrics["train"]["entropy"].append(((entropies * mask).sum() / mask.sum().clamp(min=1)).item())
+        return loss / self.current_gradient_accumulation_steps
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if not math.isfinite(norm):
+            raise NonFiniteError(
+                f"The gradient of step {self.state.global_step} has norm {float(norm)}{self._culprit(self._buffered_inputs or [])}."
+            )
+        return norm
+
+    def _culprit(self, parts: Sequence[dict[str, Any]]) -> str:
+        """Which sample alone gives a loss or gradient that is not finite, in words."""
+        weights = [w for w in self.model.parameters() if w.requires_grad]
+        for part in parts:
+            for i, row in enumerate(part["row"].tolist()):
+                one = {k: v[i : i + 1] if torch.is_tensor(v) and v.ndim else v for k, v in part.items()}
+                with torch.enable_grad():
+                    loss = super()._compute_loss(self.model, one)
+                    grads = torch.autograd.grad(loss, weights, allow_unused=True)
+                if not all(torch.isfinite(value).all() for value in (loss, *grads) if value is not None):
+                    return f", from {named(self.newest.drawn[row])}" if self.newest else ""
+        return "; no sample alone makes it so"
+
+    # --- saving --------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            where = f"{self.args.output_dir}/{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}/{STATE}"
+            store.write_json({"identity": self.identity, "reward": self.reward_state()}, where)
+
+    def reward_state(self) -> dict:
+        """State of a stateful reward, else empty."""
+        return self.reward.state_dict() if hasattr(self.reward, "state_dict") else {}
+
+
+def _rollouts(prompts: list, trainer: Any) -> dict[str, list]:
+    """TRL's ``rollout_func``: hands over what the sampler drew."""
+    drawn = [d.rollout for d in trainer._drawn or []]
+    return {
+        "prompt_ids": [list(r.token_ids[: r.prompt_len]) for r in drawn],
+        "completion_ids": [list(r.token_ids[r.prompt_len :]) for r in drawn],
+        "logprobs": [list(r.logprobs or ()) for r in drawn],
+    }
+
+
+def _named(name: str) -> Callable[..., list[float | None]]:
+    """The reward function TRL asks for; it is never called, since ``_calculate_rewards`` is ours, but names the metrics."""
+
+    def reward(**columns: Any) -> list[float | None]:
+        raise NotImplementedError("Rewards are computed over the whole batch in Trainer._calculate_rewards.")
+
+    reward.__name__ = name
+    return reward
+
+
+def named(d: Drawn) -> str:
+    """A rollout in words, for an error."""
+    return f"problem {d.rollout.problem_id!r}, sample {d.rollout.sample}: {d.rollout.text[:80]!r}"
+
+
+def check_finite(scored: rewards.Scored, batch: RewardBatch, step: int) -> None:
+    """Raises NonFiniteError with the step and the first rollout whose reward is NaN or infinite."""
+    bad = np.flatnonzero(~np.isfinite(scored.values))
+    if len(bad):
+        i = int(bad[0])
+        parts = {name: float(values[i]) for name, values in scored.components.items()}
+        raise NonFiniteError(
+            f"The reward of step {step} is {scored.values[i]} for problem {batch['problem_id'][i]!r}, row {i} of {len(scored.values)}; its "
+            f"components are {parts}."
+        )
+
+
+def trimmed(part: dict[str, Any]) -> dict[str, Any]:
+    """A micro-batch without the columns that are padding in every row: prompts are padded left, responses right."""
+    left = part["prompt_mask"].shape[1] - int(part["prompt_mask"].sum(dim=1).max())
+    width, right = part["completion_mask"].shape[1], max(1, int(part["completion_mask"].sum(dim=1).max()))
+
+    def cut(name: str, value: Any) -> Any:
+        if not torch.is_tensor(value) or value.ndim < 2:
+            return value
+        if name in ("prompt_ids", "prompt_mask"):
+            return value[:, left:]
+        return value[:, :right] if value.shape[1] == width else value
+
+    return {name: cut(name, value) for name, value in part.items()}
