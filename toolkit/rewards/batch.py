@@ -191,6 +191,20 @@ class RewardBatch:
         return replace(self, columns={**self.columns, **{k: _column(v, len(self)) for k, v in columns.items()}})
 
 
+def states(parts: Iterable[Reward]) -> dict[str, Any]:
+    """States of the stateful ones among some rewards, by name."""
+    return {r.name: state for r in parts if hasattr(r, "state_dict") and (state := r.state_dict())}
+
+
+def loaded(parts: Iterable[Reward], saved: Mapping[str, Any]) -> None:
+    """Give rewards their states back. Raises KeyError if the states are of other rewards."""
+    stateful = {r.name: r for r in parts if hasattr(r, "load_state_dict")}
+    if missing := set(saved) - set(stateful):
+        raise KeyError(f"States of {', '.join(sorted(missing))}, but the rewards with a state are {', '.join(sorted(stateful))}.")
+    for name, state in saved.items():
+        stateful[name].load_state_dict(state)
+
+
 def objects(values: Iterable[Any]) -> ndarray:
     """A one-dimensional array of Python objects: texts, or tuples of any length."""
     return np.fromiter(values, dtype=object)

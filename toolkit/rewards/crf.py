@@ -1,0 +1,61 @@
+"""CRF, the conciseness reward function of Efficient reasoning via reward model, arXiv:2511.09158.
+
+Equations (k: conciseness score of the response in [0.1, 1], G responses of which some are right):
+
+    r = c (1 + alpha k (s + d))        d = exp(share of right answers of the group)
+    s(t) = max(0, 1 - t / T)
+
+Deviations: alpha and the schedule of s were not found: ``assumed_alpha``, and a straight line over ``assumed_steps`` steps. d is from one
+secondary source, unconfirmed; as printed it is largest for *easy* problems. The score comes from a small head on pooled hidden states
+(``rewards.conciseness``) where the paper fine-tunes a 3B model.
+
+Units and signs: + is paid; wrong answers are paid 0 whatever their score. The clock is the batch's step, so there is no state to save.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from toolkit.rewards import groups
+from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.stats import Number
+
+LOWEST, HIGHEST = 0.1, 1.0  # range of the conciseness score
+assumed_alpha = 0.2  # ours
+assumed_steps = 1000  # optimizer steps until s is 0: ours
+
+
+@dataclass(frozen=True)
+class CRF:
+    """Right answers are paid more for being judged concise.
+
+    Attributes:
+        alpha: Weight of the score.
+        steps: T.
+    """
+
+    alpha: Number = assumed_alpha
+    steps: int = assumed_steps
+
+    name: ClassVar[str] = "crf"
+    needs: ClassVar[frozenset[str]] = frozenset({"correct", "conciseness"})
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0 or self.steps < 1:
+            raise ValueError(f"{self}: need alpha >= 0 and at least one step.")
+
+    def annealing(self, step: int) -> float:
+        """s at a step."""
+        return max(0.0, 1.0 - step / self.steps)
+
+    def __call__(self, batch: RewardBatch) -> Scored:
+        batch.check(self)
+        c, score = batch["correct"].astype(float), batch["conciseness"].astype(float)
+        outside = ~((score >= LOWEST) & (score <= HIGHEST))
+        if outside.any():
+            raise ValueError(f"A conciseness of {score[outside][0]}: scores are between {LOWEST} and {HIGHEST}.")
+        easy = np.exp(groups.mean(c, batch.groups))
+        return Scored.sum(correctness=c, conciseness=c * self.alpha * score * (self.annealing(batch.step) + easy))

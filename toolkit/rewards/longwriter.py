@@ -1,0 +1,78 @@
+"""LongWriter-Zero: mastering ultra-long text generation via reinforcement learning, arXiv:2506.18841, length reward.
+
+Equation (a target range [low, high] for each prompt):
+
+    r = len / low                                   below low
+        1                                           inside
+        max(0, (L_max - len) / (L_max - high))      above
+
+The paper adds a writing and a format reward by their *advantages*: ``combine.MeanOfAdvantages``.
+
+Deviations: as printed the reward goes negative beyond L_max; clamped at 0 (ours). L_max is presumably the output limit of 14000 tokens,
+unconfirmed (``assumed_longest``). The paper's model predicts the range; here it is a column or an argument. A range that starts at 0
+pays 1 from 0 on.
+
+Units and signs: tokens, or words (runs of letters and digits) as published; + is paid. Pays being long *enough*, not short.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from toolkit import stats
+from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.stats import Number
+
+assumed_longest = 14000  # tokens
+Unit = Literal["tokens", "words"]
+
+
+@dataclass(frozen=True)
+class LongWriter:
+    """1 within the target range, falling off on either side.
+
+    Attributes:
+        low: Least length of the range; ``None`` reads the column ``target_low``.
+        high: Greatest length of the range; ``None`` reads the column ``target_high``.
+        longest: L_max, from which nothing is paid.
+        unit: What all of them count.
+    """
+
+    low: Number | None = None
+    high: Number | None = None
+    longest: Number = assumed_longest
+    unit: Unit = "tokens"
+
+    name: ClassVar[str] = "longwriter"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        columns = {"target_low": self.low, "target_high": self.high}
+        return frozenset({name for name, fixed in columns.items() if fixed is None} | {lengths_column(self.unit)})
+
+    def __call__(self, batch: RewardBatch) -> Scored:
+        batch.check(self)
+        low = batch["target_low"].astype(float) if self.low is None else np.full(len(batch), float(self.low))
+        high = batch["target_high"].astype(float) if self.high is None else np.full(len(batch), float(self.high))
+        bad = ~((low >= 0) & (low <= high) & (high < self.longest))
+        if bad.any():
+            raise ValueError(f"A range of {low[bad][0]:g} to {high[bad][0]:g}: need 0 <= low <= high < longest = {self.longest}.")
+        n = lengths(batch, self.unit)
+        below = np.divide(n, low, out=np.ones(len(n)), where=low > 0)
+        above = np.maximum(0.0, (self.longest - n) / (self.longest - high))
+        return Scored.sum(length=np.where(n < low, below, np.where(n <= high, 1.0, above)))
+
+
+def lengths_column(unit: Unit) -> str:
+    """The column that lengths in a unit are read from."""
+    return "tokens" if unit == "tokens" else "text"
+
+
+def lengths(batch: RewardBatch, unit: Unit) -> Float[ndarray, " n"]:
+    """Length of each response in tokens, or in words of its text."""
+    return batch["tokens"].astype(float) if unit == "tokens" else np.array([stats.words(t) for t in batch["text"]], np.float64)

@@ -1,0 +1,60 @@
+"""What would a reward have paid these responses? Rewards asked about rollouts that exist, without training anything.
+
+Scoring is in the ``"eval"`` split unless said otherwise, so a stateful reward keeps its state: without any history it pays what it would pay in
+the first step of training. Show it the rollouts in the ``"train"`` split first to ask about the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from toolkit.rewards.batch import Reward, RewardBatch, Split
+from toolkit.types import Problem, Rollout
+
+KEPT = ("problem_id", "correct", "tokens", "think_tokens", "finish")
+
+
+def score(
+    rollouts: Sequence[Rollout],
+    reward: Reward,
+    problems: Sequence[Problem] | None = None,
+    *,
+    columns: Mapping[str, Any] | None = None,
+    step: int = 0,
+    split: Split = "eval",
+) -> pd.DataFrame:
+    """What a reward pays rollouts: one row each, with ``reward`` and a column ``component.NAME`` for each of its parts.
+
+    Other columns: ``problem_id, sample, correct, tokens, think_tokens, finish``.
+
+    Args:
+        problems: Those of the rollouts, for rewards that need ``difficulty`` or targets from their ``meta``.
+        columns: Columns that rollouts do not carry (``budget``, ``mode``, ``conciseness``, ...): one value a row, or one for all.
+        step: The step to ask about.
+
+    Raises:
+        MissingColumnError: the reward needs a column that neither has.
+    """
+    batch = RewardBatch.of(rollouts, problems, step=step, split=split).having(**(columns or {}))
+    scored = reward(batch)
+    table = pd.DataFrame({name: batch[name] for name in KEPT})
+    table.insert(1, "sample", [r.sample for r in rollouts])
+    table["reward"] = scored.values
+    return table.assign(**{f"component.{name}": values for name, values in scored.components.items()})
+
+
+def compare(
+    rollouts: Sequence[Rollout],
+    rewards: Mapping[str, Reward],
+    problems: Sequence[Problem] | None = None,
+    *,
+    columns: Mapping[str, Any] | None = None,
+    step: int = 0,
+) -> pd.DataFrame:
+    """:func:`score` for several rewards on the same rollouts, one under the other: a column ``name`` first, components left out."""
+    tables = {name: score(rollouts, reward, problems, columns=columns, step=step) for name, reward in rewards.items()}
+    kept = {name: table[[c for c in table if not c.startswith("component.")]] for name, table in tables.items()}
+    return pd.concat(kept, names=["name"]).reset_index(level="name").reset_index(drop=True)

@@ -1,0 +1,54 @@
+"""Soft overlong punishment: DAPO, an open-source LLM reinforcement learning system at scale, arXiv:2503.14476, equation 13.
+
+Equation (cache: the last L_cache tokens before the limit L_max):
+
+    p = 0                                  L <= L_max - L_cache
+        (L_max - L_cache - L) / L_cache    up to L_max
+        -1                                 beyond
+    r = c + p
+
+The component ``overlong`` equals TRL's ``get_soft_overlong_punishment``. It punishes being too long and never pays being short.
+
+Deviations: DAPO pays +1 and -1 for right and wrong; here c is 1 and 0 (the same advantages up to a factor 2 on correctness, so
+``correctness=2`` gives DAPO's).
+
+Units and signs: tokens; + is paid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.stats import Number
+
+PUBLISHED_LONGEST, PUBLISHED_CACHE = 20480, 4096
+
+
+@dataclass(frozen=True)
+class Overlong:
+    """Correctness, less a punishment that grows over the last ``cache`` tokens before ``longest``.
+
+    Attributes:
+        correctness: What a right answer is paid.
+    """
+
+    longest: Number = PUBLISHED_LONGEST
+    cache: Number = PUBLISHED_CACHE
+    correctness: Number = 1.0
+
+    name: ClassVar[str] = "overlong"
+    needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens"})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cache <= self.longest or self.longest <= 0:
+            raise ValueError(f"{self}: need 0 <= cache <= longest and longest > 0.")
+
+    def __call__(self, batch: RewardBatch) -> Scored:
+        batch.check(self)
+        L = batch["tokens"].astype(float)
+        ramp = np.clip((self.longest - self.cache - L) / self.cache, -1.0, 0.0) if self.cache else 0.0
+        return Scored.sum(correctness=self.correctness * batch["correct"], overlong=np.where(self.longest < L, -1.0, ramp))

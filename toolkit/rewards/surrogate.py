@@ -1,0 +1,67 @@
+"""Surrogate signals from format and length: reinforcement learning without ground truth answers, arXiv:2505.19439.
+
+Equations (x = L / L_max, p the best share, f: 1 for a well-formed response):
+
+    R_l = 1 - (1 - x/p)^2                     x <= p
+          1 - 2 ((x - p) / (1 - p))^2         beyond: 0 at x = 0, 1 at x = p, -1 at x = 1
+    r   = R_l + w f if f, min(0, R_l) if not
+    polyline instead: 2x up to p, 3 - 4x beyond (p = 1/2)
+
+Deviations: the paper has w = 1; the released code pays 0.5 for well-formed tags and 0.5 for an answer, and its template has no tags, so
+that ``format=0.5`` is what ran. Beyond L_max the value of L_max stays (the code goes on falling).
+
+Units and signs: tokens; + is paid. No labels are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.stats import Number
+
+PUBLISHED_LONGEST, PUBLISHED_BEST = 3072, 0.5
+SCRIPT_FORMAT = 0.5  # weight of the format in the run of the released code
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """Format and a length that is neither short nor long; correctness is never looked at.
+
+    Attributes:
+        longest: L_max, tokens.
+        best: p, share of it that is paid most.
+        format: w: 1 in the paper, ``SCRIPT_FORMAT`` in the code.
+        shape: ``"parabola"``, or the ``"polyline"`` of an ablation.
+    """
+
+    longest: Number = PUBLISHED_LONGEST
+    best: Number = PUBLISHED_BEST
+    format: Number = 1.0
+    shape: Literal["parabola", "polyline"] = "parabola"
+
+    name: ClassVar[str] = "surrogate"
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens", "formatted"})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.best < 1 or self.longest <= 0:
+            raise ValueError(f"{self}: need 0 < best < 1 and longest > 0.")
+        if self.shape == "polyline" and self.best != PUBLISHED_BEST:
+            raise ValueError(f"best={self.best}: the polyline is known for {PUBLISHED_BEST} only.")
+
+    def length_reward(self, tokens: ndarray) -> Float[ndarray, " n"]:
+        """R_l of each response."""
+        x, p = np.minimum(tokens / self.longest, 1.0), self.best
+        if self.shape == "polyline":
+            return np.where(x <= p, 2 * x, 3 - 4 * x)
+        return np.where(x <= p, 1 - (1 - x / p) ** 2, 1 - 2 * ((x - p) / (1 - p)) ** 2)
+
+    def __call__(self, batch: RewardBatch) -> Scored:
+        batch.check(self)
+        formed, length = batch["formatted"].astype(bool), self.length_reward(batch["tokens"])
+        return Scored.sum(format=self.format * formed, length=np.where(formed, length, np.minimum(0.0, length)))
