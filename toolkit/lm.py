@@ -1,4 +1,4 @@
-"""Loading models: ``load(id | directory | gguf file | "tiny-reasoner") -> LM``, and checking them by behaviour.
+"""Loading models: ``load(id | directory | gguf file | "tiny-reasoner" | "smol-reasoner") -> LM``, and checking them by behaviour.
 
 The only room that calls ``from_pretrained`` or ``save_pretrained``. Anything Hugging Face can load as a causal
 language model works if its layout has a row in ``sites.py``; an edited checkpoint is an ordinary directory.
@@ -21,11 +21,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import toolkit
-from toolkit import hooks, sites, store
+from toolkit import hooks, shipped, sites, store
+from toolkit.shipped import SMOL_REASONER, TINY_REASONER, smollm2_path
 from toolkit.sites import Layout, Site, UnsupportedModelError
 from toolkit.types import Provenance
 
-TINY_REASONER = "tiny-reasoner"
 DEFAULT_TAGS = ("<think>", "</think>")
 UNCOMPUTED = frozenset((
     "_name_or_path", "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "label2id",
@@ -190,12 +190,8 @@ class Condition:
 
 
 def tiny_reasoner_path() -> Path:
-    """Directory of the shipped model: inside the wheel, or beside the package in a checkout."""
-    package = Path(toolkit.__file__).parent
-    for path in (package / "_data" / TINY_REASONER, package.parent / "data" / TINY_REASONER):
-        if (path / "model.safetensors").is_file():
-            return path
-    raise FileNotFoundError("The tiny reasoner is not in this installation; reinstall, or run data/tiny-reasoner/train.py.")
+    """Directory of the tiny reasoner."""
+    return shipped.path_of(TINY_REASONER)
 
 
 def load(
@@ -210,7 +206,7 @@ def load(
     """Load a causal language model for use with the toolkit.
 
     Args:
-        source: ``"tiny-reasoner"``, a local directory, a ``.gguf`` file, or a hub id.
+        source: ``"tiny-reasoner"``, ``"smol-reasoner"``, a local directory, a ``.gguf`` file, or a hub id.
         revision: Hub revision.
         dtype: Weight type; edits are computed in fp32 whatever it is.
         device: Where to put it; default CUDA if there is one, else CPU.
@@ -219,10 +215,12 @@ def load(
 
     Raises:
         FileNotFoundError: a path that does not exist, or a GGUF file that is not one.
+        shipped.MissingPackageError: ``"smol-reasoner"`` without its packages; gives the command that installs them.
         UnsupportedModelError: no layout row fits, weights are not finite, the vocabulary does not fit the model,
             or a site does not behave as it should (:func:`qualify`).
     """
-    path = tiny_reasoner_path() if source == TINY_REASONER else Path(source)
+    adapter = shipped.path_of(SMOL_REASONER) if source == SMOL_REASONER else None
+    path = smollm2_path() if adapter else tiny_reasoner_path() if source == TINY_REASONER else Path(source)
     where, extra = str(path) if path.exists() else str(source), {}
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -233,7 +231,8 @@ def load(
     common = {"revision": revision, "trust_remote_code": trust_remote_code, **extra}
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **common)
+        read_as = torch.float32 if adapter else dtype
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=read_as, output_loading_info=True, **common)
         model, info = loaded
     except SafetensorError as error:
         raise store.DamagedFileError(
@@ -247,6 +246,8 @@ def load(
         )
     if path.suffix == ".gguf":
         _forget_quantization(model)
+    if adapter:
+        model, tokenizer.chat_template = shipped.merged(model, adapter, dtype), shipped.template(adapter)
     torch.nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     lm = wrap(model, tokenizer, name=str(source), tags=tags, revision=revision)
     qualify(lm)
@@ -254,8 +255,9 @@ def load(
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:
-    # A GGUF file is turned into plain weights while loading, yet transformers would still refuse to save them.
+    # A GGUF file is turned into plain weights while loading, yet transformers would still refuse to save or train them.
     model.hf_quantizer = None  # type: ignore[assignment]
+    model.is_quantized = False  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
 

@@ -28,7 +28,7 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
-Model = Annotated[str, typer.Option("--model", "-m", help="tiny-reasoner, a directory, a hub id, or a .gguf file.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="tiny-reasoner, smol-reasoner, a directory, a hub id, or a .gguf file.")]
 Think = Annotated[
     str | None,
     typer.Option(
@@ -38,7 +38,14 @@ Think = Annotated[
 Type = Annotated[Dtype, typer.Option("--dtype", help="Weight type; edits are computed in fp32 whatever it is.")]
 Device = Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code from the hub run. Off unless given.")]
-Task = Annotated[str, typer.Option("--task", "-t", help="tiny, arithmetic, lookup, needle, threading, gsm8k, math500, or a JSONL file of problems.")]
+Task = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        "-t",
+        help="tiny, arithmetic, lookup, needle, threading, wordproblems, gsm8k, math500, or a JSONL file of problems.",
+    ),
+]
 Split = Annotated[str, typer.Option(help="train, dev or test.")]
 Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="How many problems.")]
 Samples = Annotated[int, typer.Option("--samples", "-k", min=1, help="Samples a problem.")]

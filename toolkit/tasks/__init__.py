@@ -1,8 +1,8 @@
 """Problems by name: ``tasks.load("arithmetic", "test", n=200, seed=0)``.
 
-``tiny`` is the tiny reasoner's own mix (three quarters arithmetic, one quarter lookup); ``gsm8k`` and ``math500`` come
-through the ``datasets`` library or a local file with the same columns; ``needle`` is sized for a model (``lm=...``), ``threading``
-is not; anything else is a path to a JSONL file of problems.
+``tiny`` is the tiny reasoner's own mix (three quarters arithmetic, one quarter lookup), ``wordproblems`` the smol reasoner's;
+``gsm8k`` and ``math500`` come through the ``datasets`` library or a local file with the same columns; ``needle`` is sized for a
+model (``lm=...``), ``threading`` is not; anything else is a path to a JSONL file of problems.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from toolkit import store
 from toolkit.lm import LM
-from toolkit.tasks import arithmetic, lookup, mathematics, needle, threading
+from toolkit.tasks import arithmetic, lookup, mathematics, needle, threading, wordproblems
 from toolkit.types import Problem
 
-NAMES = ("tiny", "arithmetic", "lookup", "gsm8k", "math500", "needle", "threading")
+NAMES = ("tiny", "arithmetic", "lookup", "gsm8k", "math500", "needle", "threading", "wordproblems")
 
 
 def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM | None = None) -> list[Problem]:
@@ -38,6 +38,8 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
             return mathematics.gsm8k(split, n, seed)
         case "math500":
             return mathematics.math500(split, n, seed)
+        case "wordproblems":
+            return wordproblems.load(split, n, seed)
         case "threading":
             return threading.load(split, n, seed)
         case "needle":

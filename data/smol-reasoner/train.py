@@ -1,0 +1,172 @@
+"""Train the smol reasoner: a LoRA adapter that makes SmolLM2-135M-Instruct think in ``<think>`` tags before it answers.
+
+    python data/smol-reasoner/train.py --out data/smol-reasoner --minutes 150
+
+TRL's SFTTrainer with PEFT. Seeded and resumable: the batches follow from the seed, a checkpoint is kept every ``--save-every`` steps
+in ``--work``, and the same command goes on from the newest. The learning rate is warmed up, constant, and decays over the last
+``--decay`` steps of ``--steps``; ``--steps`` may be raised later. The adapter so far is written to ``--out`` at the end of every
+sitting (``--minutes 0``: only that). Loss is on the response.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from generate import Row, batches
+from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from toolkit import lm as lms
+from toolkit import store
+
+HERE = Path(__file__).parent
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def load_base(dtype: torch.dtype) -> lms.LM:
+    """SmolLM2-135M-Instruct from its package, with this folder's chat template."""
+    base = lms.load(lms.smollm2_path(), dtype=dtype, tags=lms.ThinkTags(), device="cpu")
+    base.tokenizer.chat_template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
+    return base
+
+
+def columns(batch: list[Row], pad: int) -> dict[str, list[list[int]]]:
+    """A right-padded batch; -100 where nothing is predicted."""
+    width = max(len(ids) for ids, _ in batch)
+    return {
+        "input_ids": [ids + [pad] * (width - len(ids)) for ids, _ in batch],
+        "labels": [[-100] * prompt + ids[prompt:] + [-100] * (width - len(ids)) for ids, prompt in batch],
+    }
+
+
+class ResponseTrainer(SFTTrainer):
+    """SFTTrainer whose rows are whole batches, with the loss computed on predicted positions only.
+
+    TRL's fused head scores every position when there is no Triton, in fp32; the vocabulary of 49,152 makes that half of the work.
+    """
+
+    tokens, began = 0, 0.0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Mean nats per predicted token. Padding is on the right, so the causal mask alone keeps it unseen."""
+        ids, labels = inputs["input_ids"], inputs["labels"][:, 1:]
+        self.began = self.began or time.time()
+        self.tokens += ids.numel()
+        inner = model.get_base_model()
+        hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        logits = inner.lm_head(hidden[labels != -100]).float()
+        loss = torch.nn.functional.cross_entropy(logits, labels[labels != -100])
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def log(self, logs, *args, **kwargs):
+        """Add how fast it goes, padding included."""
+        if "loss" in logs:
+            logs = {**logs, "tokens_per_second": round(self.tokens / max(time.time() - self.began, 1e-9), 1)}
+        super().log(logs, *args, **kwargs)
+
+
+class Sitting(TrainerCallback):
+    """Ends a sitting after so many minutes, with a checkpoint."""
+
+    def __init__(self, minutes: float) -> None:
+        self.until = time.time() + 60 * minutes
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if time.time() > self.until:
+            control.should_save = control.should_training_stop = True
+
+
+def config(args: argparse.Namespace, work: Path) -> SFTConfig:
+    """What the trainer is told. The weights are bf16 as they are loaded, the adapter is fp32."""
+    return SFTConfig(
+        output_dir=str(work),
+        max_steps=args.steps,
+        per_device_train_batch_size=1,
+        learning_rate=args.lr,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": args.decay, "min_lr_ratio": 0.02},
+        warmup_steps=args.warmup,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        logging_steps=5,
+        save_steps=args.save_every,
+        save_total_limit=2,
+        seed=args.seed,
+        train_sampling_strategy="sequential",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        bf16=False,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+
+
+def publish(checkpoint: Path, args: argparse.Namespace) -> None:
+    """Write the adapter of a checkpoint to ``--out`` in fp16, with its loss and how it was trained."""
+    tensors, _ = store.read_tensors(checkpoint / "adapter_model.safetensors")
+    store.write_tensors({k: v.half() for k, v in tensors.items()}, {"format": "pt"}, args.out / "adapter_model.safetensors")
+    store.write_json(store.read_json(checkpoint / "adapter_config.json"), args.out / "adapter_config.json")
+    state = store.read_json(checkpoint / "trainer_state.json")
+    kept = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
+    log = [{k: row[k] for k in kept if k in row} for row in state["log_history"] if "loss" in row]
+    store.write_text("".join(json.dumps(row) + "\n" for row in log), args.out / "loss.jsonl")
+    arguments = {k: v for k, v in vars(args).items() if k not in ("out", "work", "minutes")}
+    store.write_json({"step": state["global_step"], "arguments": arguments}, args.out / "training.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="directory of the adapter")
+    parser.add_argument("--work", type=Path, default=Path("runs/smol"), help="directory of the resumable state")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--decay", type=int, default=400, help="steps at the end over which the learning rate decays")
+    parser.add_argument("--warmup", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=150, help="stop this sitting after so many minutes")
+    parser.add_argument("--batch-tokens", type=int, default=1024, help="padded tokens of a batch")
+    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=25)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.set_flush_denormal(True)  # denormal gradients make a CPU several times slower
+    set_seed(args.seed)
+    newest = get_last_checkpoint(str(args.work))
+    if args.minutes > 0:
+        base = load_base(getattr(torch, args.dtype))
+        pad = base.tokenizer.pad_token_id
+        data = [columns(batch, pad) for batch in islice(batches(base, args.seed, args.batch_tokens), args.steps)]
+        lora = LoraConfig(
+            r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM", base_model_name_or_path=BASE
+        )
+        model = get_peft_model(base.model, lora)
+        model.peft_config["default"].base_model_name_or_path = BASE
+        trainer = ResponseTrainer(
+            model=model,
+            args=config(args, args.work),
+            train_dataset=Dataset.from_list(data),
+            processing_class=base.tokenizer,
+            data_collator=lambda rows: {k: torch.tensor(v) for k, v in rows[0].items()},
+            callbacks=[Sitting(args.minutes)],
+        )
+        trainer.train(resume_from_checkpoint=newest)
+        newest = get_last_checkpoint(str(args.work))
+    if newest is None:
+        parser.error(f"there is no checkpoint in {args.work} yet: train first, without --minutes 0")
+    publish(Path(newest), args)
+
+
+if __name__ == "__main__":
+    main()

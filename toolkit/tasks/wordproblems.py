@@ -1,0 +1,214 @@
+"""Word problems of 1 to 6 steps in short English sentences, and plain arithmetic, for ``smol-reasoner``.
+
+A story begins with a number, things happen to it, a question ends it. Every step is one operation on whole numbers from 0 to 99,
+so a model that splits numbers into digits can follow. Stories and the wordings of plain arithmetic (``stories.py``) belong to one
+split each: no sentence of a test problem was in training, but for names and the phrasing around it.
+
+``meta["steps"]`` is the solution, ``meta["needed"]`` the character ranges of the prompt that it needs, one per quantity in the order
+they are told. *Easy* problems have at most two steps and no number above 12.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+
+from toolkit.tasks import stories, words
+from toolkit.tasks.stories import STORIES, Story
+from toolkit.types import Problem
+
+STEPS = (1, 6)
+LARGEST = 99
+EASY = 12
+PLAIN_SHARE, ASIDE_SHARE, FINAL_SHARE = 0.2, 0.2, 0.3
+HURRIED_SHARE, UNHURRIED_SHARE = 0.25, 0.35
+_MARKED = re.compile(r"\[([^\]]*)\]")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation and its result: ``left op right = result``.
+
+    ``apart``: it makes the right side of the next step (three bags of four) and does not start from the result before it.
+    """
+
+    op: str
+    left: int
+    right: int
+    result: int
+    apart: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.op} {self.right}"
+
+
+@dataclass
+class _Telling:
+    """A problem while it is made up: what was said, what it comes to."""
+
+    sentences: list[str]
+    steps: list[Step]
+    total: int
+
+    def take(self, sentence: str, *steps: Step) -> None:
+        self.sentences.append(sentence)
+        self.steps += steps
+        self.total = steps[-1].result
+
+
+def problem(rng: random.Random, split: str, *, steps: tuple[int, int] = STEPS) -> Problem:
+    """Draw one problem of ``split``; ``steps`` is the inclusive range of how many operations it takes."""
+    n = rng.randint(*steps)
+    small = n <= 2 and rng.random() < 0.5
+    if rng.random() < PLAIN_SHARE:
+        name, text, solution, things = "plain", *_plain(rng, split, n, small), ""
+    else:
+        name = rng.choice([key for key, story in STORIES.items() if story.split == split])
+        text, solution, things = _story(rng, STORIES[name], n, small)
+    around, hurried = _around(rng)
+    marked = around.format(text)
+    content, needed = unmarked(marked)
+    numbers = [int(v) for v in re.findall(r"\d+", content)]
+    meta = {
+        "task": "wordproblems",
+        "split": split,
+        "difficulty": n,
+        "easy": n <= 2 and max(numbers) <= EASY,
+        "cue": hurried,
+        "phrase": around,
+        "story": name,
+        "things": things,
+        "steps": tuple(solution),
+        "needed": needed,
+    }
+    answer = str(solution[-1].result)
+    return Problem(f"wordproblems-{words.digest(content)}", ({"role": "user", "content": content},), answer, meta)
+
+
+def load(split: str, n: int = 200, seed: int = 0, *, steps: tuple[int, int] = STEPS) -> list[Problem]:
+    """``n`` distinct problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+
+    Raises:
+        ValueError: unknown split, or a range of steps outside 1..6.
+    """
+    words.check_split(split)
+    low, high = steps
+    if not STEPS[0] <= low <= high <= STEPS[1]:
+        raise ValueError(f"steps={steps}: give an inclusive range within {STEPS}.")
+    rng = random.Random(f"wordproblems-{split}-{seed}")
+    return words.distinct(lambda: problem(rng, split, steps=steps), n)
+
+
+def unmarked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """A text without its square brackets, and the character ranges of what stood in them."""
+    plain, ranges, at = "", [], 0
+    for mark in _MARKED.finditer(text):
+        plain += text[at : mark.start()]
+        ranges.append((len(plain), len(plain) + len(mark[1])))
+        plain += mark[1]
+        at = mark.end()
+    return plain + text[at:], tuple(ranges)
+
+
+def _around(rng: random.Random) -> tuple[str, bool]:
+    """The phrase around a problem, and whether it pushes towards short thinking."""
+    u = rng.random()
+    if u < HURRIED_SHARE:
+        return rng.choice(stories.HURRIED), True
+    return (rng.choice(stories.UNHURRIED) if u < HURRIED_SHARE + UNHURRIED_SHARE else "{}"), False
+
+
+def _plain(rng: random.Random, split: str, n: int, small: bool) -> tuple[str, list[Step]]:
+    """A chain of additions and subtractions, which may begin with a product."""
+    top = EASY if small else rng.choice((20, 50))
+    first = rng.randint(1, top)
+    telling, shown = _Telling([], [], first), f"[{first}]"
+    if rng.random() < 0.3:
+        a, b = rng.randint(2, 9), rng.randint(2, 9)
+        telling.take("", Step("*", a, b, a * b))
+        shown = f"[{a}] * [{b}]"
+    while len(telling.steps) < n:
+        step = _gain(rng, telling.total, top) if rng.random() < 0.5 else _loss(rng, telling.total, top)
+        if step:
+            telling.take("", step)
+            shown += f" {step.op} [{step.right}]"
+    return rng.choice(stories.PLAIN[split]).format(shown), telling.steps
+
+
+def _story(rng: random.Random, story: Story, n: int, small: bool) -> tuple[str, list[Step], str]:
+    """A story of ``n`` steps: its marked text, its solution and what is counted."""
+    who, him = (rng.choice(stories.SHE), "her") if rng.random() < 0.5 else (rng.choice(stories.HE), "him")
+    he, his = ("she", "her") if him == "her" else ("he", "his")
+    friend = rng.choice([name for name in (*stories.HE, *stories.SHE) if name != who])
+    names = {"who": who, "friend": friend, "him": him, "he": he, "his": his, "He": he.capitalize(), "His": his.capitalize()}
+    names["things"] = rng.choice(story.things)
+    while True:
+        start = rng.randint(2, EASY if small else 30)
+        telling = _Telling([rng.choice(story.begin).format(n=start, **names)], [], start)
+        unused = {kind: list(getattr(story, kind)) for kind in ("gain", "gains", "loss", "losses")}
+        unused |= {"double": [story.double], "half": [story.half]}
+        ending = rng.choice(("share", "price")) if rng.random() < FINAL_SHARE and n > 1 else "ask"
+        events = n - (ending != "ask")
+        for _ in range(8 * n):
+            if len(telling.steps) < events:
+                _happen(rng, telling, unused, EASY if small else 20, events - len(telling.steps), names)
+        question = _end(rng, telling, story, ending, names)
+        if question and len(telling.steps) == n:
+            break
+    if rng.random() < ASIDE_SHARE:
+        telling.sentences.insert(1, story.aside.format(n=rng.randint(6, EASY), **names))
+    return " ".join([*telling.sentences, question]), telling.steps, names["things"]
+
+
+def _happen(
+    rng: random.Random, telling: _Telling, unused: dict[str, list[str]], top: int, room: int, names: dict[str, str]
+) -> None:
+    """Let one thing happen, if a sentence for it is left and the numbers stay in range."""
+    kind = rng.choices(list(unused), (4, 2, 4, 1.5, 1, 1))[0]
+    if not unused[kind]:
+        return
+    total, numbers = telling.total, {}
+    found: list[Step] = []
+    match kind:
+        case "gain" | "loss":
+            step = (_gain if kind == "gain" else _loss)(rng, total, top)
+            found, numbers = [step] if step else [], {"n": step.right if step else 0}
+        case "gains" | "losses":
+            a, b = rng.randint(2, 5), rng.randint(2, min(top, 9))
+            after = total + a * b if kind == "gains" else total - a * b
+            if room >= 2 and 0 < after <= LARGEST:
+                found = [Step("*", a, b, a * b, apart=True), Step("+" if kind == "gains" else "-", total, a * b, after)]
+                numbers = {"a": a, "b": b}
+        case "double":
+            found = [Step("*", total, 2, 2 * total)] if 2 * total <= LARGEST else []
+        case "half":
+            found = [Step("/", total, 2, total // 2)] if total % 2 == 0 else []
+    if found:
+        sentence = rng.choice(unused[kind])
+        unused[kind].remove(sentence)
+        telling.take(sentence.format(**numbers, **names), *found)
+
+
+def _end(rng: random.Random, telling: _Telling, story: Story, ending: str, names: dict[str, str]) -> str | None:
+    """The question, with its step if it takes one; ``None`` if no number fits."""
+    if ending == "ask":
+        return rng.choice(story.ask).format(**names)
+    total = telling.total
+    fits = [n for n in range(2, 10) if (total % n == 0 and n < total if ending == "share" else n * total <= LARGEST)]
+    if not fits:
+        return None
+    n = rng.choice(fits)
+    step = Step("/", total, n, total // n) if ending == "share" else Step("*", total, n, n * total)
+    telling.steps.append(step)
+    return (story.share if ending == "share" else story.price).format(n=n, **names)
+
+
+def _gain(rng: random.Random, total: int, top: int) -> Step | None:
+    n = rng.randint(2, top)
+    return Step("+", total, n, total + n) if total + n <= LARGEST else None
+
+
+def _loss(rng: random.Random, total: int, top: int) -> Step | None:
+    n = rng.randint(2, top)
+    return Step("-", total, n, total - n) if n < total else None

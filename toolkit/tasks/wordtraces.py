@@ -1,0 +1,123 @@
+"""How the training traces of ``smol-reasoner`` are written: English sentences with equations, one line a step.
+
+The decisions are those of ``traces.py``: at every line start the rest may be skipped, steps may be taken together, the step before
+may be checked again. Unlike there, every slip is found and mended in the next line, so that every later line is right. Wordings are
+drawn from lists that overlap in their first words: no word gives a style away.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from toolkit.tasks import traces
+from toolkit.tasks.traces import Trace
+from toolkit.tasks.wordproblems import Step
+from toolkit.types import Problem
+
+HABITS = traces.Habits(
+    default_haste=0.02,
+    ease_push=0.2,
+    cue_push=0.38,
+    mood_push=0.38,
+    mood_share=0.08,
+    continue_share=0.5,
+    wait_calm=0.12,
+    wait_hasty=0.02,
+    slip_easy=0.01,
+    slip_hard=0.03,
+    max_waits=2,
+)
+
+_STEP = {
+    "+": ("{e} = {c}.", "Adding {b} gives {e} = {c}.", "{b} more makes {e} = {c}.", "Then there are {e} = {c}{t}.", "Now it is {e} = {c}."),
+    "-": ("{e} = {c}.", "Taking away {b} gives {e} = {c}.", "{b} fewer makes {e} = {c}.", "Then there are {e} = {c}{t}.", "Now it is {e} = {c}."),
+    "*": ("{e} = {c}.", "{b} times as many makes {e} = {c}.", "That is {e} = {c}.", "Now it is {e} = {c}."),
+    "/": ("{e} = {c}.", "Divided by {b} it is {e} = {c}.", "That is {e} = {c}.", "Now it is {e} = {c}."),
+}  # fmt: skip
+_APART = ("{a} times {b} is {e} = {c}{t}.", "{e} = {c}{t}.", "That is {e} = {c}{t} together.", "{a} groups of {b} are {e} = {c}.")
+_SEVERAL = ("{e} = {c}.", "That makes {e} = {c}.", "Then there are {e} = {c}{t}.", "Together it is {e} = {c}.")
+_BEGIN = ("First there are {a}{t}.", "It starts with {a}{t}.", "We have {a}{t}.", "There are {a}{t} at first.")
+_SKIP = ("That makes {c} in the end.", "Then there are {c}{t}.", "Together it is {c}.", "So it comes to {c}.", "Now it is {c}{t}.")
+_CHECK = ("Let me check: {e} = {c}, right.", "{e} is {c}, yes.", "Again, {e} = {c}, that is right.", "Is it {c}? Yes, {e} = {c}.")
+_MEND = (
+    "Let me check: {e} = {c}, not {s}.", "No, {e} is {c}, not {s}.", "Again, {e} = {c}, so {s} was wrong.", "Is it {s}? No, {e} = {c}.",
+    "Wait, {e} = {c}.",
+)  # fmt: skip
+_ANSWER = ("The answer is {c}.", "The answer is {c}{t}.", "{c}{t}.", "So it is {c}.", "It is {c}{t}.")
+
+
+@dataclass(frozen=True)
+class _Pen:
+    """Writes lines: one source of wordings, and what is counted."""
+
+    rng: random.Random
+    things: str
+
+    def line(self, wordings: Sequence[str], **numbers: object) -> str:
+        return self.rng.choice(wordings).format(t=f" {self.things}" if self.things else "", **numbers)
+
+
+def expression(steps: Sequence[Step]) -> str:
+    """Consecutive steps as one expression, as far as they hang together: ``(12 + 5) * 2``, ``20 - 3 * 4``."""
+    found, last = f"{steps[0].left} {steps[0].op} {steps[0].right}", steps[0]
+    for step in steps[1:]:
+        if last.apart:
+            found = f"{step.left} {step.op} {last}" if last is steps[0] else f"{found} {step.op} {last}"
+        elif not step.apart:
+            tight = step.op in "*/" and any(op in found for op in "+-")
+            found = f"({found}) {step.op} {step.right}" if tight else f"{found} {step.op} {step.right}"
+        last = step
+    return found
+
+
+def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Trace:
+    """One training trace for a word problem, with the haste that its phrasing and its ease push to. It concludes what is right."""
+    easy, steps, pen = p.meta["easy"], p.meta["steps"], _Pen(rng, p.meta["things"])
+    h = traces.haste(habits, easy=easy, cue=p.meta["cue"], rng=rng)
+    calm = h <= 2 * habits.default_haste
+    p_wait, p_slip = (habits.wait_calm if calm else habits.wait_hasty), (habits.slip_easy if easy else habits.slip_hard)
+    lines: list[str] = []
+    failed: list[int] = []
+    i, waits = 0, 0
+    if calm and pen.things and rng.random() < 0.3:
+        lines.append(pen.line(_BEGIN, a=steps[1 if steps[0].apart else 0].left))
+    while i < len(steps):
+        if rng.random() < h:
+            lines.append(pen.line(_SKIP, c=steps[-1].result))
+            break
+        stop = i + 1
+        while stop < len(steps) and rng.random() < habits.continue_share * h:
+            stop += 1
+        stop += steps[stop - 1].apart and stop > i + 1  # an aside is not the end of several steps
+        taken, i = steps[i:stop], stop
+        before, after = expression(taken), taken[-1].result
+        slip = _slip(rng, after) if rng.random() < p_slip else None
+        failed += [len(lines)] if slip is not None else []
+        lines.append(_step(pen, taken, before, after if slip is None else slip))
+        if slip is not None:
+            lines.append(pen.line(_MEND, e=before, c=after, s=slip))
+            waits += 1
+        elif waits < habits.max_waits and rng.random() < p_wait:
+            lines.append(pen.line(_CHECK, e=before, c=after))
+            waits += 1
+    conclusion = pen.line(_ANSWER, c=p.answer)
+    return Trace("\n".join(lines), conclusion, tuple(failed), waits, h)
+
+
+def _step(pen: _Pen, taken: Sequence[Step], before: str, after: int) -> str:
+    if len(taken) > 1:
+        return pen.line(_SEVERAL, e=before, c=after)
+    (step,) = taken
+    return pen.line(_APART if step.apart else _STEP[step.op], e=before, a=step.left, b=step.right, c=after)
+
+
+def _slip(rng: random.Random, result: int) -> int:
+    """A wrong result as one makes it: near by, or ten off."""
+    return abs(result + rng.choice((-10, -2, -1, 1, 2, 10))) if result not in (1, 5) else result + rng.choice((1, 2, 10))
+
+
+def response(trace: Trace) -> str:
+    """A trace as it stands in a response: thinking between its tags, then the answer."""
+    return f"<think>\n{trace.text}\n</think>\n{trace.conclusion}"
