@@ -285,7 +285,7 @@ STORIES = {
         ("{who} looks after [{n}] {things} in a pet shop.", "A pet shop has [{n}] {things}."),
         ("The shop gets [{n}] more {things}.", "[{n}] young {things} are born.", "{friend} brings in [{n}]."),
         ("The shop gets [{a}] cages with [{b}] {things} each.", "[{a}] breeders bring [{b}] {things} each."),
-        ("A family takes home [{n}] {things}.", "[{n}] {things} are sold.", "[{n}] of the {things} move to another shop."),
+        ("A family takes home [{n}] {things}.", "[{n}] {things} find a new owner.", "[{n}] of the {things} move to another shop."),
         ("[{a}] families take home [{b}] {things} each.", "{who} sells [{b}] {things} on each of [{a}] days."),
         "After some months there are [twice] as many {things}.", "[Half] of the {things} find a home.",
         ("How many {things} are in the shop?", "How many {things} does the shop have left?"),
