@@ -101,16 +101,17 @@ class Dynamic:
     dropped, and sampling goes on until the batch is full.
 
     Attributes:
-        rounds: Most rounds of sampling a step; groups without variance then fill the batch (they push nothing). Ours: DAPO stops the run.
-        assumed_keep: Share of groups expected to be kept before anything is known.
+        rounds: Most rounds of sampling a step ...
+        most: ... and most groups, as a multiple of the batch; groups without variance then fill it (they push nothing). Both are ours:
+            DAPO stops the run.
     """
 
     rounds: int = 4
-    assumed_keep: float = 0.5
+    most: int = 4
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or not 0 < self.assumed_keep <= 1:
-            raise ValueError(f"{self}: need at least 1 round and 0 < assumed_keep <= 1.")
+        if self.rounds < 1 or self.most < 1:
+            raise ValueError(f"{self}: need at least 1 round, and room for at least 1 batch.")
 
     @staticmethod
     def keeps(group: Sequence[Drawn]) -> bool:
@@ -118,9 +119,9 @@ class Dynamic:
         return len({d.rollout.correct for d in group}) == 2
 
     def next_round(self, kept: int, asked: int, wanted: int) -> int:
-        """How many more problems to ask so that ``wanted`` groups are likely to be kept."""
-        share = max(kept / asked if asked else self.assumed_keep, 1 / 8)
-        return math.ceil((wanted - kept) / share)
+        """How many more problems to ask so that ``wanted`` groups are likely to be kept; 0 if no more may be."""
+        likely = math.ceil((wanted - kept) / max(kept / asked, 1 / 8))
+        return min(likely, self.most * wanted - asked)
 
 
 def seed_of(seed: int, step: int, stream: int = 0) -> int:

@@ -1,11 +1,13 @@
-"""Losses that TRL lacks: DRPO's, and the mode-switching loss of Adaptive Deep Reasoning. Pure functions of tensors."""
+"""Losses that TRL lacks: DRPO's, and the mode-switching loss of Adaptive Deep Reasoning. Pure functions of tensors and arrays."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy import ndarray
 from torch import Tensor
 
 
@@ -91,9 +93,24 @@ class ModeSwitch:
             raise ValueError(f"Both modes begin with {self.long!r}: they cannot be told apart.")
 
 
-def switch_loss(
-    logits: Float[Tensor, "n vocab"], prefer_long: Bool[Tensor, " n"], tokens: tuple[int, int], form: ModeSwitch
-) -> Float[Tensor, ""]:
-    """The hinge averaged over problems. ``tokens`` are the first token of the long and of the short mode."""
-    gap = logits[:, tokens[0]] - logits[:, tokens[1]]
-    return form.assumed_weight * (form.assumed_margin - torch.where(prefer_long, gap, -gap)).clamp(min=0).mean()
+def preference(
+    correct: Bool[ndarray, " n"], long: Bool[ndarray, " n"], groups: Int[ndarray, " n"], form: ModeSwitch
+) -> Int[ndarray, " n"]:
+    """Each row's preference of its group: 1 for the long mode, -1 for the short one, 0 for none."""
+    _, which = np.unique(groups, return_inverse=True)
+
+    def right(rows: ndarray) -> ndarray:
+        return np.bincount(which[rows], correct[rows], minlength=which.max() + 1) / np.bincount(
+            which[rows], minlength=which.max() + 1
+        )
+
+    simple, solved = right(~long) >= form.assumed_simple, np.bincount(which, correct) > 0
+    return np.where(solved, np.where(simple, -1, 1), 0)[which]
+
+
+def switch_hinge(
+    logits: Float[Tensor, "n vocab"], prefer: Int[Tensor, " n"], tokens: tuple[int, int], form: ModeSwitch
+) -> Float[Tensor, " n"]:
+    """The hinge of each problem, 0 without a preference. ``tokens`` are the first token of the long and of the short mode."""
+    gap = (logits[:, tokens[0]] - logits[:, tokens[1]]) * prefer
+    return torch.where(prefer != 0, form.assumed_weight * (form.assumed_margin - gap).clamp(min=0), 0.0)

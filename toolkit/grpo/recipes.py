@@ -10,17 +10,33 @@ Units: lengths are tokens, learning rates are Adam's. Where a paper's number was
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from toolkit import rewards
 from toolkit.grpo import advantages
 from toolkit.grpo.draws import Curriculum, Dynamic, Modes
 from toolkit.grpo.losses import DRPO, ModeSwitch
+from toolkit.rewards.laser_targets import Targets
 
 TINY_TOKENS = 200  # longest response of the scaled presets; the tiny reasoner's longest are about 150
-TINY_RATE = 2e-4
+TINY_RATE = 3e-4
+TINY_LIMITS = {"dler": 40, "da_dler": 40}  # their truncation is the budget of a response
+TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "cosine": {"longest": TINY_TOKENS},
+        "da_dler": {"tiers": ((0.0, 40), (0.5, 24))},
+        "dler": {"target": 40},
+        "laser": {"target": 24},
+        "laser_d": {"targets": Targets(base=16, step=8, longest=128, every=10)},
+        "laser_de": {"targets": Targets(base=16, step=8, longest=128, every=10)},
+        "length_penalty": {"longest": 50},
+        "truncation": {"target": 40},
+    }
+)
+"""Lengths in tokens for responses of 7 to 150, by recipe; the rewards' other options are the papers'."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,6 @@ class Recipe:
         updates: Optimizer steps that share a generation (its batch over the mini-batch).
         config: Further fields of TRL's ``GRPOConfig``.
         sources: Where the numbers come from, and what is ours.
-        tiny: Options of the reward in the size of the tiny reasoner.
     """
 
     name: str
@@ -65,7 +80,6 @@ class Recipe:
     updates: int = 1
     config: Mapping[str, Any] = field(default_factory=dict)
     sources: str = ""
-    tiny: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.reward not in rewards.ALL:
@@ -90,9 +104,10 @@ class Recipe:
             problems=16,
             samples=8,
             updates=1,
-            max_tokens=TINY_TOKENS,
+            max_tokens=TINY_LIMITS.get(self.name, TINY_TOKENS),
             learning_rate=TINY_RATE,
-            options={**self.options, **self.tiny},
+            options={**self.options, **TINY_OPTIONS.get(self.name, {})},
+            loss=replace(self.loss, capacity=None) if self.loss else None,
             config={k: v for k, v in self.config.items() if k not in NOT_SCALED},
         )
 
@@ -108,13 +123,6 @@ def plain(reward: str, **options: Any) -> Recipe:
     paper = entry.paper if entry else ""
     return Recipe(
         reward, paper, reward, options, sources="GRPO as TRL's defaults have it (arXiv 2402.03300); learning rate: TRL's."
-    )
-
-
-def naive(weight: float = 0.01) -> Recipe:
-    """A naive length penalty, ours, as a bad example: every token costs ``weight``, right or wrong."""
-    return replace(
-        plain("length_penalty", weight=weight), name="length_penalty", sources="Ours: what the other recipes are compared with."
     )
 
 
@@ -317,7 +325,6 @@ ALL: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
             longwriter,
         )
     }
-    | {"length_penalty": naive}
 )
 
 

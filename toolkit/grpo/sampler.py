@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
+from transformers import PreTrainedModel
 from trl.models import unwrap_model_for_generation
 
 from toolkit import generate
@@ -39,8 +41,14 @@ class Sampler:
 
         Args:
             ids: Problem of each response this process is to draw, group after group.
+
+        Raises:
+            ValueError: the weights are not finite any more.
         """
         t = self.trainer
+        for name, weight in t.model.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise ValueError(f"After step {t.state.global_step} weight {name} holds NaN or infinity: lower the learning rate.")
         groups = self._groups([t.problems[i] for i in ids[:: t.args.num_generations]])
         if t.recipe.dynamic is not None:
             groups = self._full(groups)
@@ -57,7 +65,8 @@ class Sampler:
         with unwrap_model_for_generation(
             t.model_wrapped, t.accelerator, gather_deepspeed3_params=t.args.ds3_gather_for_generation
         ) as model:
-            lm = replace(t.origin, model=model.eval())
+            model.eval()
+            lm = replace(t.origin, model=bare(model))
             try:
                 return generate.rollouts(Condition(lm, ask=ask), problems, sampling, progress=False)
             finally:
@@ -133,6 +142,11 @@ class Sampler:
             t.model, torch.tensor(rows, device=device), torch.tensor(mask, device=device), width
         )
         return [float(row[: len(r)].double().mean()) for row, r in zip(logps, responses, strict=True)]
+
+
+def bare(model: Any) -> PreTrainedModel:
+    """The model itself, where peft wrapped it: adapters are inside its layers."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def asking(curriculum: draws.Curriculum | None, step: int) -> tuple[Ask | None, int | None]:

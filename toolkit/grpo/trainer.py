@@ -34,7 +34,7 @@ from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
 from toolkit import generate, rewards, store
 from toolkit.grpo import advantages, draws, log
 from toolkit.grpo.draws import Drawn
-from toolkit.grpo.losses import drpo_objective, kl_hinge
+from toolkit.grpo.losses import ModeSwitch, drpo_objective, kl_hinge, preference, switch_hinge
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.sampler import Sampler, asked, asking
 from toolkit.lm import LM
@@ -169,11 +169,6 @@ class Trainer(GRPOTrainer):
             return prepare_fsdp(reference, self.accelerator)
         return self.accelerator.prepare_model(reference, evaluation_mode=True)
 
-    @property
-    def policy(self) -> LM:
-        """The weights being trained, as they are now: the same memory, not a copy."""
-        return replace(self.origin, model=self.accelerator.unwrap_model(self.model), parent=None)
-
     # --- drawing and scoring -------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -196,7 +191,23 @@ class Trainer(GRPOTrainer):
             rows = self.newest.batch
             output["correct"] = torch.tensor(np.asarray(rows["correct"], bool)[mine], device=device)
             output["group"] = torch.tensor(rows.groups[mine], device=device)
+        if self.recipe.switch:
+            output.update(self._uninstructed(mine, self.recipe.switch))
         return output
+
+    def _uninstructed(self, mine: slice, form: ModeSwitch) -> dict[str, Tensor]:
+        """For the mode-switching loss: each row's question asked without instruction, and the mode its group prefers."""
+        assert self.newest is not None
+        rows, device = self.newest.batch, self.accelerator.device
+        prefer = preference(np.asarray(rows["correct"], bool), rows["mode"] == "long", rows.groups, form)
+        ids = [self.origin.prompt_ids(self.problems[i].messages) for i in rows["problem_id"][mine]]
+        width, pad = max(map(len, ids)), self.origin.tokenizer.pad_token_id
+        return {
+            "group": torch.tensor(rows.groups[mine], device=device),
+            "prefer": torch.tensor(prefer[mine], device=device),
+            "plain_ids": torch.tensor([[pad] * (width - len(p)) + p for p in ids], device=device),
+            "plain_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in ids], device=device),
+        }
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
         """The reward of the whole batch of all processes, ``[n, 1]``, equal on each of them."""
@@ -272,6 +283,8 @@ class Trainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         loss = self._drpo_loss(model, inputs) if self.recipe.loss else super()._compute_loss(model, inputs)
+        if self.recipe.switch:
+            loss = loss + self._switch_loss(model, inputs, self.recipe.switch)
         if not torch.isfinite(loss):
             raise NonFiniteError(f"The loss of step {self.state.global_step} is {loss.item()}{self._culprit([inputs])}.")
         return loss
@@ -292,6 +305,18 @@ class Trainer(GRPOTrainer):
         loss = -objective + kl_hinge(new, new.detach() if old is None else old, mask, form)
         self._metrics["train"]["entropy"].append(((entropies * mask).sum() / mask.sum().clamp(min=1)).item())
         return loss / self.current_gradient_accumulation_steps
+
+    def _switch_loss(self, model: Any, inputs: dict[str, Any], form: ModeSwitch) -> Tensor:
+        """This micro-batch's part of the mean hinge over the generation's problems, so that the parts add up to it."""
+        _, first, rows = np.unique(inputs["group"].cpu().numpy(), return_index=True, return_counts=True)
+        ids, mask, prefer = (inputs[name][first.tolist()] for name in ("plain_ids", "plain_mask", "prefer"))
+        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]
+        begins = tuple(self.origin.tokenizer.encode(text, add_special_tokens=False)[0] for text in (form.long, form.short))
+        hinge = switch_hinge(logits, prefer, (begins[0], begins[1]), form)
+        generation = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        part = (hinge * torch.tensor(rows, device=hinge.device)).sum() / generation
+        self._metrics["train"]["switch_loss"].append(part.item())
+        return part
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

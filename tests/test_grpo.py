@@ -1,0 +1,425 @@
+"""GRPO on TRL: the gradient is TRL's own, whatever the micro-batch; runs resume to the bit; what cannot work is refused first."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+
+from toolkit import lm as lms
+from toolkit import rewards, store, tasks
+from toolkit.generate import Sampling
+from toolkit.grpo import draws, log, losses, recipes, run
+from toolkit.grpo.recipes import Recipe
+from toolkit.grpo.run import Run, train
+from toolkit.grpo.trainer import Extras, NonFiniteError, Trainer
+from toolkit.rewards import MissingColumnError, Scored
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+@pytest.fixture(scope="session")
+def easy():
+    """Short chains that the tiny reasoner gets right about half the time or more."""
+    return tasks.arithmetic.load("train", 24, operands=(2, 4))
+
+
+@pytest.fixture
+def small() -> Recipe:
+    """Plain GRPO with correctness: 2 problems x 8 samples."""
+    return replace(recipes.plain("correctness"), problems=2, samples=8, max_tokens=64, learning_rate=1e-3)
+
+
+def trainer_of(tiny, recipe, problems, out: Path, extras=Extras(), **plan) -> Trainer:
+    plan = Run(out, **{"steps": 2, "micro_batch": 16, **plan})
+    args = run.arguments(tiny, recipe, plan)
+    return Trainer(replace(tiny, model=run.deepcopy(tiny.model)), recipe, problems, args, extras)
+
+
+def gradient(trainer: GRPOTrainer) -> torch.Tensor:
+    """The gradient of the first optimizer step, flat, before clipping."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    batches = iter(trainer.get_train_dataloader())
+    for _ in range(trainer.args.gradient_accumulation_steps):
+        trainer.compute_loss(trainer.model, trainer._prepare_inputs(next(batches))).backward()
+        trainer._step += 1
+    return torch.cat([w.grad.flatten() for w in trainer.model.parameters()])
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0).item()
+
+
+# --- the same mathematics as TRL ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
+def test_gradient_equals_trls_own_on_identical_rollouts(tiny, easy, small, tmp_path, loss_type):
+    small = replace(small, config={"loss_type": loss_type})
+    ours = trainer_of(tiny, small, easy, tmp_path, micro_batch=4)
+    wanted = gradient(ours)
+    drawn = {(d.rollout.problem_id, d.rollout.sample): d.rollout for d in ours.newest.drawn}
+
+    def replay(prompts, trainer):
+        found = [drawn[p.id, s] for p in asked for s in range(8)]
+        return {
+            "prompt_ids": [list(r.token_ids[: r.prompt_len]) for r in found],
+            "completion_ids": [list(r.token_ids[r.prompt_len :]) for r in found],
+            "logprobs": None,
+            "right": [float(r.correct) for r in found],
+        }
+
+    asked = [ours.problems[i] for i in ours.train_dataset["problem_id"][:2]]
+    args = run.arguments(tiny, small, Run(tmp_path, steps=2, micro_batch=4))
+    args.shuffle_dataset = False
+    stock = GRPOTrainer(
+        model=run.deepcopy(tiny.model),
+        reward_funcs=lambda right, **_: right,
+        args=args,
+        train_dataset=ours.train_dataset,
+        processing_class=tiny.tokenizer,
+        rollout_func=replay,
+    )
+    found = gradient(stock)
+    assert wanted.abs().max() > 0
+    assert cosine(found, wanted) > 0.9999
+    assert found.norm().item() == pytest.approx(wanted.norm().item(), rel=1e-4)
+
+
+def test_own_advantages_equal_trls_where_they_are_the_same_formula(tiny, easy, small, tmp_path):
+    theirs = gradient(trainer_of(tiny, small, easy, tmp_path))
+    ours = gradient(trainer_of(tiny, replace(small, advantage="grpo"), easy, tmp_path))
+    assert cosine(theirs, ours) > 0.9999 and ours.norm().item() == pytest.approx(theirs.norm().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["plain", "drpo"])
+def test_accumulating_eight_micro_batches_equals_one(tiny, easy, small, tmp_path, kind):
+    if kind == "drpo":
+        small = replace(small, problems=8, samples=2, loss=recipes.drpo().scaled().loss)
+    one, eight = (gradient(trainer_of(tiny, small, easy, tmp_path, micro_batch=n)) for n in (16, 2))
+    assert cosine(one, eight) > 0.9999
+    assert eight.norm().item() == pytest.approx(one.norm().item(), rel=1e-4)
+
+
+def test_the_policy_that_samples_is_the_policy_that_learns(tiny, easy, small, tmp_path):
+    """On-policy, the ratio of new to sampling probability is 1 for every token; after the weights move it no longer is."""
+    trainer = trainer_of(tiny, small, easy, tmp_path)
+    trainer.model.train()
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+
+    def ratio() -> torch.Tensor:
+        with torch.no_grad():
+            new = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, inputs["completion_ids"].shape[1])[0]
+        return (new - inputs["sampling_per_token_logps"]).exp()[inputs["completion_mask"].bool()]
+
+    assert (ratio() - 1).abs().max() < 1e-3
+    with torch.no_grad():
+        for w in trainer.model.parameters():
+            w.mul_(1.01)
+    assert (ratio() - 1).abs().max() > 1e-2
+
+
+def test_several_updates_share_a_generation_and_use_every_row_once(tiny, easy, small, tmp_path):
+    recipe = replace(small, problems=4, samples=4, updates=2)
+    trainer = trainer_of(tiny, recipe, easy, tmp_path, micro_batch=4, steps=2)
+    trainer.model.train()
+    batches, rows = iter(trainer.get_train_dataloader()), []
+    for _ in range(4):
+        rows += trainer._prepare_inputs(next(batches))["row"].tolist()
+        trainer._step += 1
+    assert sorted(rows) == list(range(16))
+    assert "old_per_token_logps" in trainer._buffered_inputs[0]
+
+
+def test_dynamic_sampling_fills_the_batch_with_groups_that_vary(tiny, easy, small, tmp_path):
+    trainer = trainer_of(tiny, replace(small, problems=4, samples=4, dynamic=draws.Dynamic(rounds=6)), easy, tmp_path)
+    trainer.model.train()
+    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    drawn = trainer.newest.drawn
+    groups = [drawn[i : i + 4] for i in range(0, 16, 4)]
+    assert all(len({d.rollout.problem_id for d in g}) == 1 and draws.Dynamic.keeps(g) for g in groups)
+    assert trainer.sampler.noted["dynamic/filled"] == 0 and trainer.sampler.noted["dynamic/groups_drawn"] > 4
+
+
+def test_modes_ask_half_of_each_group_for_each_and_the_reward_sees_which(tiny, easy, small, tmp_path):
+    trainer = trainer_of(tiny, replace(small, modes=draws.Modes(" a", " b")), easy, tmp_path)
+    trainer.model.train()
+    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    batch = trainer.newest.batch
+    assert batch["mode"].tolist() == (["long"] * 4 + ["short"] * 4) * 2
+    assert {d.prompt[-1]["content"][-2:] for d in trainer.newest.drawn} == {" a", " b"}
+    keys = [(d.rollout.problem_id, d.rollout.sample) for d in trainer.newest.drawn]
+    assert len(set(keys)) == 16 and batch.groups.tolist() == [0] * 8 + [1] * 8
+
+
+def test_the_switch_loss_of_micro_batches_adds_up_and_moves_the_first_token(tiny, easy, small, tmp_path):
+    switch = losses.ModeSwitch("<think>", "7", assumed_margin=50.0, assumed_weight=1.0)
+    found = []
+    for n in (16, 4):
+        plain = replace(small, modes=draws.Modes(" a", " b"))
+        with_switch, without = (
+            gradient(trainer_of(tiny, r, easy, tmp_path, micro_batch=n)) for r in (replace(plain, switch=switch), plain)
+        )
+        found.append(with_switch - without)
+    assert found[0].norm() > 0.1 and cosine(*found) > 0.9999
+    assert found[0].norm().item() == pytest.approx(found[1].norm().item(), rel=1e-3)
+
+
+def test_a_curriculums_budget_is_in_the_prompt_and_in_the_batch(tiny, easy, small, tmp_path):
+    recipe = replace(small, curriculum=draws.Curriculum(40, 0.5, every=1, text=" {budget}"))
+    trainer = trainer_of(tiny, recipe, easy, tmp_path)
+    trainer.model.train()
+    trainer.state.global_step = 1
+    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    assert set(trainer.newest.batch["budget"]) == {20}
+    assert all(d.prompt[-1]["content"].endswith(" 20") for d in trainer.newest.drawn)
+    assert tiny.text(trainer._buffered_inputs[0]["prompt_ids"][0].tolist()).count(" 20") == 1
+
+
+def test_log_probability_without_the_question_equals_a_teacher_forced_pass(tiny, easy, small, tmp_path):
+    class Needy(rewards.Correctness):
+        needs = frozenset({"correct", "logprob_without"})
+
+    trainer = trainer_of(tiny, small, easy, tmp_path, Extras(reward=Needy()))
+    d = trainer.sampler.draw([easy[0].id] * 8)[0]
+    response = list(d.rollout.token_ids[d.rollout.prompt_len :])
+    prompt = tiny.prompt_ids([{"role": "user", "content": ""}])
+    logits = tiny.model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+    wanted = [logits[len(prompt) + i - 1, t].item() for i, t in enumerate(response)]
+    assert d.logprob_without == pytest.approx(np.mean(wanted), abs=1e-4)
+    assert d.logprob_without < np.mean(d.rollout.logprobs)
+
+
+def test_trls_own_generation_feeds_the_same_reward(tiny, easy, small, tmp_path):
+    trainer = trainer_of(tiny, small, easy, tmp_path, Extras(engine="trl"))
+    trainer.model.train()
+    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    batch = trainer.newest.batch
+    assert batch.groups.tolist() == [0] * 8 + [1] * 8 and set(batch["finish"]) <= {"stop", "length"}
+    assert 0 < batch["correct"].mean() <= 1 and (batch["think_tokens"] < batch["tokens"]).all()
+
+
+# --- training from start to end -------------------------------------------------------------------------------
+
+
+class Kill(TrainerCallback):
+    """Stops a run the hard way."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+class Counting(rewards.Correctness):
+    """A stateful reward: what it pays depends on how often it was asked in training."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, batch):
+        paid = super().__call__(batch).values * (1 + self.asked % 2)
+        self.asked += batch.split == "train"
+        return Scored.sum(correctness=paid)
+
+    def state_dict(self):
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state):
+        self.asked = state["asked"]
+
+
+def weights(lm) -> torch.Tensor:
+    return torch.cat([w.flatten() for w in lm.model.state_dict().values()])
+
+
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(tiny, easy, small, tmp_path):
+    plan = Run(
+        tmp_path / "whole",
+        steps=5,
+        save_every=2,
+        evaluate_every=2,
+        held_out=tuple(easy[:4]),
+        evaluate=Sampling(n=2, max_new_tokens=64),
+    )
+    whole = train(tiny, small, easy, plan, extras=Extras(reward=Counting()))
+    halves = replace(plan, out=tmp_path / "halves")
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, small, easy, halves, extras=Extras(reward=Counting(), callbacks=(Kill(3),)))
+    assert [row["step"] for row in log.read(halves.out / log.LOG)] == [0, 1, 2, 3]
+    with (halves.out / log.LOG).open("a") as stream:
+        stream.write('{"step": 4, "lo')  # a line torn by the kill
+    resumed = train(tiny, small, easy, halves, extras=Extras(reward=Counting()), resume=True)
+    assert torch.equal(weights(whole.lm), weights(resumed.lm))
+    assert not torch.equal(weights(whole.lm), weights(tiny))
+    same = ["step", "reward", "tokens", "grad_norm", "held_out/accuracy", "component/correctness"]
+    assert resumed.log[same].astype(float).equals(whole.log[same].astype(float))
+
+
+def test_a_checkpoint_is_an_ordinary_model_and_the_given_one_is_untouched(tiny, easy, small, tmp_path):
+    before = weights(tiny).clone()
+    done = train(tiny, small, easy, Run(tmp_path / "run", steps=1, evaluate_every=0))
+    assert torch.equal(weights(tiny), before) and "forward" not in vars(done.lm.model)
+    loaded = lms.load(tmp_path / "run" / "checkpoint-1", device="cpu")
+    assert torch.equal(weights(loaded), weights(done.lm)) and loaded.tags == tiny.tags
+    assert done.lm.parent == tiny.fingerprint != done.lm.fingerprint == loaded.fingerprint
+
+
+def test_lora_trains_an_adapter_that_the_result_has_merged(tiny, easy, small, tmp_path):
+    from peft import LoraConfig
+
+    lora = LoraConfig(r=4, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM")
+    done = train(tiny, small, easy, Run(tmp_path / "run", steps=2, evaluate_every=0), extras=Extras(lora=lora))
+    changed = {k for k, v in done.lm.model.state_dict().items() if not torch.equal(v, tiny.model.state_dict()[k])}
+    assert changed and all("q_proj" in k or "o_proj" in k for k in changed)
+
+
+def test_kl_to_the_given_model_is_zero_at_first_and_grows(tiny, easy, small, tmp_path):
+    done = train(tiny, replace(small, config={"beta": 0.01}), easy, Run(tmp_path / "run", steps=3, evaluate_every=0))
+    assert done.log["kl"][1] == pytest.approx(0, abs=1e-6) and done.log["kl"][3] > 1e-5
+
+
+def test_every_step_is_logged_with_what_the_reward_was_made_of(tiny, easy, small, tmp_path):
+    plan = Run(tmp_path / "run", steps=2, evaluate_every=1, held_out=tuple(easy[:3]), evaluate=Sampling(n=2, max_new_tokens=64))
+    found = train(tiny, small, easy, plan).log
+    assert found["step"].tolist() == [0, 1, 2]
+    wanted = [
+        "reward",
+        "zero_std",
+        "truncated",
+        "tokens/correct",
+        "entropy/think",
+        "grad_norm",
+        "component/correctness",
+        "seconds/rollouts",
+    ]
+    assert found.loc[1:, wanted].notna().all().all()
+    assert found["held_out/accuracy"].notna().all()
+
+
+# --- what stops a run -----------------------------------------------------------------------------------------
+
+
+class Poison(TrainerCallback):
+    """Breaks one weight after a step."""
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        with torch.no_grad():
+            model.get_output_embeddings().weight[50, 0] = math.nan
+
+
+class Broken(rewards.Correctness):
+    def __call__(self, batch):
+        values = super().__call__(batch).values
+        values[5] = math.nan
+        return Scored.sum(correctness=values)
+
+
+class Steep(torch.autograd.Function):
+    """Passes a value on and makes its gradient infinite."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * math.inf
+
+
+def test_a_nan_reward_stops_the_run_with_step_and_sample(tiny, easy, small, tmp_path):
+    with pytest.raises(
+        NonFiniteError, match=r"reward of step 0 is nan for problem 'arithmetic-.*', row 5 of 16.*'correctness': nan"
+    ):
+        train(tiny, small, easy, Run(tmp_path / "run", steps=2, evaluate_every=0), extras=Extras(reward=Broken()))
+
+
+def test_a_nan_loss_stops_the_run_with_step_and_sample(tiny, easy, small, tmp_path, monkeypatch):
+    trainer, plain = trainer_of(tiny, small, easy, tmp_path, micro_batch=4), Trainer._get_per_token_logps_and_entropies
+
+    def holed(self, model, ids, *args, **named):
+        logps, *rest = plain(self, model, ids, *args, **named)
+        bad = ids.sum(dim=1) == sum(self.newest.drawn[5].rollout.token_ids)  # padding is token 0
+        return logps.masked_fill(bad[:, None], math.nan), *rest
+
+    monkeypatch.setattr(Trainer, "_get_per_token_logps_and_entropies", holed)
+    with pytest.raises(NonFiniteError, match=r"loss of step 0 is nan, from problem 'arithmetic-.*', sample") as caught:
+        trainer.train()
+    assert repr(trainer.newest.drawn[5].rollout.problem_id) in str(caught.value)
+
+
+def test_broken_weights_stop_the_run_before_they_sample(tiny, easy, small, tmp_path):
+    with pytest.raises(ValueError, match=r"After step 1 weight .* holds NaN or infinity: lower the learning rate"):
+        train(tiny, small, easy, Run(tmp_path / "run", steps=3, evaluate_every=0), extras=Extras(callbacks=(Poison(),)))
+
+
+def test_an_infinite_gradient_stops_the_run_before_any_weight_moves(tiny, easy, small, tmp_path, monkeypatch):
+    trainer = trainer_of(tiny, small, easy, tmp_path)
+    plain = Trainer._get_per_token_logps_and_entropies
+
+    def steep(self, *args, **named):
+        logps, *rest = plain(self, *args, **named)
+        return Steep.apply(logps), *rest
+
+    monkeypatch.setattr(Trainer, "_get_per_token_logps_and_entropies", steep)
+    before = [w.clone() for w in trainer.model.parameters()]
+    with pytest.raises(NonFiniteError, match=r"gradient of step 0 has norm .*, from problem"):
+        trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "plan", "message"),
+    [
+        ({"max_tokens": 5000}, {}, r"The longest prompt \('arithmetic-.*'\) has .* max_completion_length=5000 .* context of 4096"),
+        ({"problems": 25}, {"micro_batch": 200}, "24 training problems, but a step asks 25"),
+        ({"max_tokens": 2}, {}, "None of 64 responses to 8 training problems is correct: there is nothing to reinforce"),
+        ({}, {"micro_batch": 5}, "cannot be cut into micro-batches of 5"),
+        ({"loss": recipes.DRPO()}, {"micro_batch": 4}, "needs whole groups"),
+        ({"modes": draws.Modes()}, {"engine": "trl"}, 'engine="trl" cannot do'),
+        ({}, {"steps": 0}, "max_steps"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(tiny, easy, small, tmp_path, change, plan, message):
+    extras = Extras(engine=plan.pop("engine", "toolkit"))
+    plan = Run(tmp_path / "run", **{"steps": 1, "evaluate_every": 0, **plan})
+    with pytest.raises(ValueError, match=message):
+        train(tiny, replace(small, **change), easy, plan, extras=extras)
+
+
+def test_a_reward_without_its_column_is_refused_and_a_supplied_column_reaches_it(tiny, easy, small, tmp_path):
+    class Needy(rewards.Correctness):
+        needs = frozenset({"correct", "conciseness"})
+
+        def __call__(self, batch):
+            return Scored.sum(conciseness=batch["conciseness"])
+
+    plan = Run(tmp_path / "run", steps=1, evaluate_every=0)
+    with pytest.raises(MissingColumnError, match="conciseness"):
+        train(tiny, small, easy, plan, extras=Extras(reward=Needy()))
+    supplied = Extras(reward=Needy(), columns={"conciseness": lambda drawn: [1 / d.rollout.response_tokens for d in drawn]})
+    assert train(tiny, small, easy, plan, extras=supplied).log["component/conciseness"][1] > 0
+
+
+def test_a_foreign_checkpoint_is_refused(tiny, easy, small, tmp_path):
+    plan = Run(tmp_path / "run", steps=1, evaluate_every=0)
+    train(tiny, small, easy, plan)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train(tiny, small, easy, plan)
+    with pytest.raises(store.WrongModelError, match="is of another recipe"):
+        train(tiny, replace(small, learning_rate=1e-4), easy, plan, resume=True)
+    with pytest.raises(store.WrongModelError, match="is of another seed"):
+        train(tiny, small, easy, replace(plan, seed=1), resume=True)
+    with pytest.raises(store.WrongModelError, match="is of another problems"):
+        train(tiny, small, easy[1:], plan, resume=True)

@@ -1,0 +1,240 @@
+"""The parts of GRPO that are plain functions: advantages, losses, the order of problems, measures and alarms, recipes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolkit import rewards, tasks
+from toolkit.grpo import advantages, draws, log, losses, recipes
+from toolkit.grpo.draws import Drawn
+from toolkit.rewards import RewardBatch, Scored
+
+GROUPS = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+TOKENS = np.array([10, 20, 30, 40, 50, 60, 70, 80])
+
+
+def column(values) -> np.ndarray:
+    return np.array(values, float)[:, None]
+
+
+# --- advantages ----------------------------------------------------------------------------------------------
+
+
+def test_dler_advantage_is_the_papers_golden_value():
+    """Groups [1,0,0,0] and [1,1,1,0]: centred by group, then whitened over the batch with the sample deviation."""
+    found = advantages.dler(column([1, 0, 0, 0, 1, 1, 1, 0]), GROUPS, TOKENS)
+    assert found == pytest.approx([1.6202, -0.5401, -0.5401, -0.5401, 0.5401, 0.5401, 0.5401, -1.6202], abs=5e-5)
+
+
+def test_dler_by_tokens_equals_whitening_of_the_values_tiled_over_tokens():
+    values = column([1, 0, 0, 0, 1, 1, 1, 0])
+    centred = np.repeat(advantages.dr_grpo(values, GROUPS, TOKENS), TOKENS)
+    naive = (centred - centred.mean()) / (centred.std(ddof=1) + 1e-8)
+    ends = np.cumsum(TOKENS) - 1
+    assert advantages.dler_tokens(values, GROUPS, TOKENS) == pytest.approx(naive[ends])
+    equal = np.full(8, 7)
+    assert (
+        np.sign(advantages.dler_tokens(values, GROUPS, equal)).tolist() == np.sign(advantages.dler(values, GROUPS, equal)).tolist()
+    )
+
+
+def test_grpo_and_leave_one_out_equal_loops_over_groups():
+    rng = np.random.default_rng(0)
+    r = rng.normal(size=8)
+    for g in (0, 1):
+        mine = g == GROUPS
+        grpo = (r[mine] - r[mine].mean()) / (r[mine].std(ddof=1) + 1e-4)
+        assert advantages.grpo(column(r), GROUPS, TOKENS)[mine] == pytest.approx(grpo)
+        others = [r[i] - np.mean([r[j] for j in np.flatnonzero(mine) if j != i]) for i in np.flatnonzero(mine)]
+        assert advantages.leave_one_out(column(r), GROUPS, TOKENS)[mine] == pytest.approx(others)
+
+
+def test_decoupled_keeps_a_small_component_that_the_sum_would_drown():
+    big, small = [100, 0, 100, 0, 0, 0, 0, 0], [0, 0, 1, 1, 0, 1, 0, 1]
+    parts = np.array([big, small], float).T
+    found = advantages.decoupled(parts, GROUPS, TOKENS)
+    naive = (advantages.grpo(column(big), GROUPS, TOKENS) + advantages.grpo(column(small), GROUPS, TOKENS)) / 2
+    assert found == pytest.approx(naive)
+    assert found[2] > found[0]  # equal in the big component, better in the small one
+
+
+@pytest.mark.parametrize("name", advantages.ALL)
+@given(st.lists(st.floats(-5, 5), min_size=8, max_size=8), st.permutations(range(8)))
+def test_advantages_follow_the_group_not_the_order_of_rows_and_are_finite(name, values, order):
+    order = np.array(order)
+    f = advantages.ALL[name]
+    found = f(column(values), GROUPS, TOKENS)
+    assert np.isfinite(found).all()
+    assert f(column(values)[order], GROUPS[order], TOKENS[order]) == pytest.approx(found[order], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", advantages.ALL)
+def test_equal_rewards_push_nothing_and_a_group_of_one_is_no_error(name):
+    assert advantages.ALL[name](column([0.1] * 8), GROUPS, TOKENS) == pytest.approx(np.zeros(8), abs=1e-9)
+    assert np.isfinite(advantages.ALL[name](column([1.0, 0.0]), np.array([0, 1]), TOKENS[:2])).all()
+
+
+# --- losses --------------------------------------------------------------------------------------------------
+
+
+def test_drpo_weights_are_the_published_golden_values():
+    for lam, wanted in ((0.1, [0.7572, 0.2234, 0.0194]), (1.0, [0.3878, 0.3433, 0.2689])):
+        score = torch.tensor([0.0, 0.0, 0.0, 0.0], requires_grad=True)
+        tokens, correct = torch.tensor([1000, 2000, 4000, 500]), torch.tensor([True, True, True, False])
+        losses.drpo_objective(score, correct, tokens, torch.zeros(4, dtype=torch.long), losses.DRPO(lam, capacity=8192)).backward()
+        assert score.grad[:3].tolist() == pytest.approx(wanted, abs=5e-5)
+
+
+def test_drpo_gradient_is_the_published_golden_value_and_the_finite_difference():
+    form = losses.DRPO(capacity=8192)
+    correct, groups = torch.tensor([True, True, False, False]), torch.zeros(4, dtype=torch.long)
+    tokens = torch.tensor([1000, 2000, 1000, 1000])
+    at = torch.tensor([-0.3, -0.4, -0.5, -1.5], dtype=torch.float64)
+    score = at.clone().requires_grad_()
+    (-losses.drpo_objective(score, correct, tokens, groups, form)).backward()
+    assert score.grad.tolist() == pytest.approx([-0.7722, -0.2278, 0.5250, 0.4750], abs=5e-5)
+    for i in range(4):
+        step = torch.zeros(4, dtype=torch.float64)
+        step[i] = 1e-6
+        up, down = (losses.drpo_objective(x, correct, tokens, groups, form) for x in (at + step, at - step))
+        assert -(up - down).item() / 2e-6 == pytest.approx(score.grad[i].item(), abs=1e-7)
+
+
+def test_drpo_counts_groups_without_wrong_rollouts_and_never_pushes_a_correct_one_down():
+    form = losses.DRPO(capacity=100)
+    score = torch.randn(12, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    correct = torch.tensor([True, False, True, False] + [True] * 4 + [False] * 4)
+    groups = torch.arange(3).repeat_interleave(4)
+    losses.drpo_objective(score, correct, torch.full((12,), 20), groups, form).backward()
+    assert (score.grad[correct] >= 0).all() and (score.grad[4:] == 0).all()
+    assert score.grad[:4][correct[:4]].sum().item() == pytest.approx(1 / 3)  # Q counts all three groups
+
+
+def test_kl_hinge_has_the_gradient_of_half_the_squared_excess():
+    form = losses.DRPO(beta=3.0, delta=0.01)
+    old = torch.zeros(2, 3, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    new = torch.full((2, 3), -0.1, dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(losses.kl_hinge(new, old, mask, form), new)
+    excess = (((old - new) * mask).sum() / 5 - form.delta).clamp(min=0)
+    (wanted,) = torch.autograd.grad(form.beta / 2 * excess**2, new)
+    torch.testing.assert_close(found, wanted)
+    assert losses.kl_hinge(old.clone(), old, mask, form) == 0
+
+
+def test_switch_hinge_is_zero_beyond_the_margin_and_pushes_the_preferred_token_up():
+    form = losses.ModeSwitch("long", "short", assumed_margin=1.0, assumed_weight=1.0)
+    logits = torch.tensor([[3.0, 0.0], [0.2, 0.0], [0.0, 9.0]], requires_grad=True)
+    hinge = losses.switch_hinge(logits, torch.tensor([1, -1, 0]), (0, 1), form)
+    assert hinge.tolist() == pytest.approx([0, 1.2, 0])
+    hinge.sum().backward()
+    assert logits.grad[0].tolist() == logits.grad[2].tolist() == [0, 0] and logits.grad[1, 0] > 0 > logits.grad[1, 1]
+
+
+def test_a_group_prefers_short_where_its_short_half_is_right_often_enough():
+    correct = np.array([1, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 0], bool)
+    long, groups = np.array([True, True, False, False] * 3), np.repeat([0, 1, 2], 4)
+    assert losses.preference(correct, long, groups, losses.ModeSwitch("a", "b")).tolist() == [-1] * 4 + [1] * 4 + [0] * 4
+
+
+# --- what is asked -------------------------------------------------------------------------------------------
+
+
+def test_schedule_has_no_problem_twice_in_a_step_and_every_problem_once_an_epoch():
+    problems = tasks.load("arithmetic", "train", 10)
+    order = draws.schedule(problems, per_step=5, steps=6, seed=3)
+    steps = [order[i : i + 5] for i in range(0, 30, 5)]
+    assert all(len(set(step)) == 5 for step in steps)
+    assert all(set(a + b) == {p.id for p in problems} for a, b in zip(steps[::2], steps[1::2], strict=True))
+    assert order == draws.schedule(problems, 5, 6, 3) != draws.schedule(problems, 5, 6, 4)
+    assert order[:20] == draws.schedule(problems, 5, 4, 3)  # a longer run begins as a shorter one
+    with pytest.raises(ValueError, match="10 training problems, but a step asks 11"):
+        draws.schedule(problems, 11, 1, 0)
+
+
+def test_curriculum_follows_the_published_budgets():
+    curriculum = recipes.train_long_think_short().curriculum
+    assert [curriculum.at(step) for step in (0, 149, 150, 300, 450)] == [256, 256, 178, 124, 87]
+    asked = curriculum.ask(300)(({"role": "system", "content": "s"}, {"role": "user", "content": "1+1=?"}))
+    assert [m["content"] for m in asked] == ["s", "1+1=? Use exactly 124 tokens."]
+
+
+def test_dynamic_sampling_asks_for_as_many_as_are_likely_to_be_missing_within_its_bound():
+    rule = draws.Dynamic(most=4)
+    assert rule.next_round(kept=8, asked=16, wanted=16) == 16
+    assert rule.next_round(kept=0, asked=16, wanted=16) == 48
+    assert rule.next_round(kept=3, asked=64, wanted=16) == 0
+
+
+# --- measures and alarms -------------------------------------------------------------------------------------
+
+
+def test_measures_of_a_batch_with_every_kind_of_response(rollout_of):
+    right, wrong = replace(rollout_of(6), correct=True), rollout_of(3, seed=1)
+    cut = rollout_of(30, closed=False)
+    loop = replace(cut, token_ids=cut.token_ids[: cut.prompt_len + 1] + (7,) * 30)
+    found = [replace(r, problem_id=p, sample=s) for s, (r, p) in enumerate([(right, "a"), (wrong, "a"), (loop, "b"), (cut, "b")])]
+    batch, values = RewardBatch.of(found), np.array([1.0, 0.0, 0.0, 0.0])
+    row = log.measures([Drawn(r, ()) for r in found], batch, Scored(values, {"correct": values}))
+    assert row["accuracy"] == 0.25 and row["truncated"] == 0.5 and row["zero_std"] == 0.5 and row["closed"] == 0.5
+    assert row["tokens/correct"] == right.response_tokens and row["tokens/truncated"] == cut.response_tokens
+    assert row["tokens/stopped"] == (right.response_tokens + wrong.response_tokens) / 2
+    assert row["loops"] == 0.25 and row["answers/most_common"] == 0.5
+    assert math.isnan(row["entropy/think"])  # none kept
+    assert row["component/correct"] == 0.25
+
+
+def test_alarms_name_each_kind_of_collapse_and_are_silent_otherwise():
+    start = {"held_out/accuracy": 0.7, "held_out/think_tokens": 30.0}
+    fine = {"held_out/accuracy": 0.69, "held_out/think_tokens": 15.0, "answers/most_common": 0.1, "loops": 0.0}
+    assert log.alarms([start, fine]) == []
+    assert log.alarms([]) == []
+    bad = {"held_out/accuracy": 0.5, "held_out/think_tokens": 15.0, "answers/most_common": 0.9, "loops": 0.4}
+    said = log.alarms([start, bad])
+    assert [text.partition(":")[0] for text in said] == ["accuracy falls with length", "one answer", "loops"]
+    longer = {**bad, "held_out/think_tokens": 40.0, "answers/most_common": 0.1, "loops": 0.0}
+    assert log.alarms([start, longer]) == []
+
+
+# --- recipes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recipes.ALL)
+def test_every_recipe_names_its_source_and_its_reward_can_be_made(name):
+    for recipe in (recipes.find(name), recipes.find(name).scaled()):
+        made = rewards.ALL[recipe.reward].make(**recipe.options)
+        assert made.needs and recipe.sources and recipe.name == name
+    assert recipe.problems * recipe.samples == 128 and recipe.updates == 1
+
+
+@pytest.mark.parametrize("name", rewards.ALL)
+def test_every_reward_has_a_recipe(name):
+    assert recipes.find(name).reward in rewards.ALL
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward": "nonsense"}, "Unknown reward 'nonsense': choose one of"),
+        ({"advantage": "nonsense"}, "Unknown advantage 'nonsense'"),
+        ({"samples": 1}, "samples=1: an advantage compares"),
+        ({"samples": 3, "modes": draws.Modes()}, "half of a group"),
+        ({"max_tokens": 0}, "max_tokens=0"),
+        ({"switch": losses.ModeSwitch("a", "b")}, "needs modes"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(recipes.plain("correctness"), **change)
+
+
+def test_an_unknown_recipe_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"Unknown reward or recipe 'nonsense': choose one of .*dler"):
+        recipes.find("nonsense")
