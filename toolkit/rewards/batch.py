@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from numpy import ndarray
 
 from toolkit.types import Problem, Rollout
 
-Split = Literal["train", "eval"]
+SPLITS = ("train", "eval")
 
 _ROLLOUTS = "RewardBatch.of(rollouts) has it"
 _GRPO = "the trainer of toolkit.grpo has it"
@@ -108,7 +108,7 @@ class RewardBatch:
 
     columns: Mapping[str, ndarray]
     step: int = 0
-    split: Split = "train"
+    split: str = "train"
 
     def __post_init__(self) -> None:
         if "problem_id" not in self.columns:
@@ -116,12 +116,12 @@ class RewardBatch:
         wrong = {name: np.shape(values) for name, values in self.columns.items() if np.shape(values) != (len(self),)}
         if wrong:
             raise ValueError(f"Every column needs one value a row, shape ({len(self)},), but got {wrong}.")
-        if self.split not in ("train", "eval"):
-            raise ValueError(f"split={self.split!r}: choose train or eval.")
+        if self.split not in SPLITS:
+            raise ValueError(f"split={self.split!r}: choose one of {', '.join(SPLITS)}.")
 
     @classmethod
     def of(
-        cls, rollouts: Sequence[Rollout], problems: Sequence[Problem] | None = None, *, step: int = 0, split: Split = "train"
+        cls, rollouts: Sequence[Rollout], problems: Sequence[Problem] | None = None, *, step: int = 0, split: str = "train"
     ) -> RewardBatch:
         """The columns that rollouts carry, and those of ``FROM_META`` that every problem has in its ``meta``.
 
@@ -171,7 +171,7 @@ class RewardBatch:
     @cached_property
     def group_ids(self) -> ndarray:
         """Problem id of each group, ``[groups]``."""
-        found = np.empty(self.groups.max() + 1, self.columns["problem_id"].dtype)
+        found = np.empty(int(self.groups.max(initial=-1)) + 1, self.columns["problem_id"].dtype)
         found[self.groups] = self.columns["problem_id"]
         return found
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class Schedule:
     end: Number
     first: int
     last: int
-    kind: Literal["linear", "cosine", "step"] = "linear"
+    kind: str = "linear"
 
     def __post_init__(self) -> None:
         if self.last <= self.first:

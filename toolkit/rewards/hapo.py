@@ -21,7 +21,7 @@ short guess pins it. Stateful: one number a problem, changed only in training, f
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -49,8 +49,8 @@ class HAPO:
     """
 
     weight: Number = PUBLISHED_WEIGHT
-    form: Literal["cosine", "linear"] = "cosine"
-    memory: Literal["min", "mean"] = "min"
+    form: str = "cosine"
+    memory: str = "min"
     clip: float = PUBLISHED_CLIP
     tolerance: Number = PUBLISHED_TOLERANCE
     history: dict[str, tuple[float, int]] = field(default_factory=dict, init=False)

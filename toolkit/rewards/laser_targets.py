@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -53,7 +53,7 @@ class Targets:
     longest: int = 16384
     every: int = 20
     samples: int = 8
-    rounding: Literal["ceil", "floor"] = "ceil"
+    rounding: str = "ceil"
 
     def __post_init__(self) -> None:
         if not 0 < self.base <= self.longest or min(self.step, self.every, self.samples) < 1:
@@ -135,12 +135,14 @@ class TargetState:
         self._counts = [Counter({length: times for length, times in pairs}) for pairs in saved["seen"]]
 
 
-def difficulty(batch: RewardBatch, boundaries: Literal["reward", "monitor"]) -> Int[ndarray, " n"]:
+def difficulty(batch: RewardBatch, boundaries: str) -> Int[ndarray, " n"]:
     """Bucket of each row's problem (index in ``BUCKETS``), by the right answers of its group in the batch.
 
     Args:
         boundaries: ``"reward"``: exactly 2/3 is easy and exactly 1/3 medium; ``"monitor"``: one bucket harder each.
     """
+    if boundaries not in ("reward", "monitor"):
+        raise ValueError(f"boundaries={boundaries!r}: choose reward or monitor.")
     g = batch.groups
     right, n = groups.count(g, batch["correct"].astype(bool)), groups.count(g)
     # In whole numbers, so that exactly 1/3 and 2/3 are on the side they belong to.

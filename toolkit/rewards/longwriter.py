@@ -18,7 +18,7 @@ Units and signs: tokens, or words (runs of letters and digits) as published; + i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -29,7 +29,7 @@ from toolkit.rewards.batch import RewardBatch, Scored
 from toolkit.stats import Number
 
 assumed_longest = 14000  # tokens
-Unit = Literal["tokens", "words"]
+UNITS = ("tokens", "words")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LongWriter:
     low: Number | None = None
     high: Number | None = None
     longest: Number = assumed_longest
-    unit: Unit = "tokens"
+    unit: str = "tokens"
 
     name: ClassVar[str] = "longwriter"
 
@@ -68,11 +68,13 @@ class LongWriter:
         return Scored.sum(length=np.where(n < low, below, np.where(n <= high, 1.0, above)))
 
 
-def lengths_column(unit: Unit) -> str:
-    """The column that lengths in a unit are read from."""
+def lengths_column(unit: str) -> str:
+    """The column that lengths in a unit are read from. Raises ValueError for another unit."""
+    if unit not in UNITS:
+        raise ValueError(f"unit={unit!r}: choose one of {', '.join(UNITS)}.")
     return "tokens" if unit == "tokens" else "text"
 
 
-def lengths(batch: RewardBatch, unit: Unit) -> Float[ndarray, " n"]:
+def lengths(batch: RewardBatch, unit: str) -> Float[ndarray, " n"]:
     """Length of each response in tokens, or in words of its text."""
     return batch["tokens"].astype(float) if unit == "tokens" else np.array([stats.words(t) for t in batch["text"]], np.float64)

@@ -18,7 +18,7 @@ Units and signs: blocks of tokens; + is paid; wrong is 0 for any cost. Stateful:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -32,13 +32,14 @@ PUBLISHED_DECAY = 0.7  # lambda: the default; .5 on NQ, .8 on HotpotQA and 2Wiki
 PUBLISHED_CAP = 5  # C
 assumed_block = 64  # tokens a unit of cost: ours
 KINDS = ("exp", "linear", "otc", "otc_strict")
-Kind = Literal["exp", "linear", "otc", "otc_strict"]
 
 
 def penalty(
-    m: ndarray, n: ndarray, kind: Kind, *, decay: Number = PUBLISHED_DECAY, cap: Number = PUBLISHED_CAP
+    m: ndarray, n: ndarray, kind: str, *, decay: Number = PUBLISHED_DECAY, cap: Number = PUBLISHED_CAP
 ) -> Float[ndarray, " rows"]:
     """What a right response of cost m keeps when the least known cost is n; n may not exceed m."""
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}.")
     m, n = np.asarray(m, float), np.asarray(n, float)
     if kind == "exp":
         return float(decay) ** (m - n)
@@ -61,7 +62,7 @@ class MASH:
         best: Problem id (as text) -> least cost of a right response so far.
     """
 
-    kind: Kind = "exp"
+    kind: str = "exp"
     decay: Number = PUBLISHED_DECAY
     cap: Number = PUBLISHED_CAP
     block: int = assumed_block
@@ -71,8 +72,7 @@ class MASH:
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens"})
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r}: choose one of {', '.join(KINDS)}.")
+        penalty(np.zeros(0), np.zeros(0), self.kind)  # refuses an unknown kind
         if not 0 < self.decay <= 1 or self.cap <= 0 or self.block < 1:
             raise ValueError(
                 f"decay={self.decay}, cap={self.cap}, block={self.block}: need 0 < decay <= 1, cap > 0 and block >= 1."

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from toolkit.rewards.batch import Reward, RewardBatch, Split
+from toolkit.rewards.batch import Reward, RewardBatch
 from toolkit.types import Problem, Rollout
 
 KEPT = ("problem_id", "correct", "tokens", "think_tokens", "finish")
@@ -24,7 +24,7 @@ def score(
     *,
     columns: Mapping[str, Any] | None = None,
     step: int = 0,
-    split: Split = "eval",
+    split: str = "eval",
 ) -> pd.DataFrame:
     """What a reward pays rollouts: one row each, with ``reward`` and a column ``component.NAME`` for each of its parts.
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -27,7 +27,6 @@ from toolkit.rewards.batch import RewardBatch, Scored
 from toolkit.stats import Number
 
 PUBLISHED_N = 3
-Unit = Literal["tokens", "words"]
 
 
 def distinct_share(sequences: Sequence[Sequence] | ndarray, n: int) -> Float[ndarray, " sequences"]:
@@ -91,9 +90,13 @@ class Distinct:
     """
 
     n: int = PUBLISHED_N
-    unit: Unit = "tokens"
+    unit: str = "tokens"
 
     name: ClassVar[str] = "distinct"
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("tokens", "words"):
+            raise ValueError(f"unit={self.unit!r}: choose tokens or words.")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from toolkit import stats
 from toolkit.rewards.batch import RewardBatch, Scored
-from toolkit.rewards.longwriter import Unit, lengths, lengths_column
+from toolkit.rewards.longwriter import lengths, lengths_column
 from toolkit.stats import RULER_FLEXIBLE, Number, Ranges, assumed_flexible
 
 
@@ -36,7 +36,7 @@ class Ruler:
 
     ranges: Ranges | None = field(default_factory=lambda: RULER_FLEXIBLE)
     share: float = assumed_flexible
-    unit: Unit = "words"
+    unit: str = "words"
     target: Number | None = None
 
     name: ClassVar[str] = "ruler"

@@ -16,7 +16,7 @@ Units and signs: tokens; + is paid. No labels are used.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -43,7 +43,7 @@ class Surrogate:
     longest: Number = PUBLISHED_LONGEST
     best: Number = PUBLISHED_BEST
     format: Number = 1.0
-    shape: Literal["parabola", "polyline"] = "parabola"
+    shape: str = "parabola"
 
     name: ClassVar[str] = "surrogate"
     needs: ClassVar[frozenset[str]] = frozenset({"tokens", "formatted"})
@@ -51,12 +51,16 @@ class Surrogate:
     def __post_init__(self) -> None:
         if not 0 < self.best < 1 or self.longest <= 0:
             raise ValueError(f"{self}: need 0 < best < 1 and longest > 0.")
+        if self.shape not in ("parabola", "polyline"):
+            raise ValueError(f"shape={self.shape!r}: choose parabola or polyline.")
         if self.shape == "polyline" and self.best != PUBLISHED_BEST:
             raise ValueError(f"best={self.best}: the polyline is known for {PUBLISHED_BEST} only.")
 
     def length_reward(self, tokens: ndarray) -> Float[ndarray, " n"]:
         """R_l of each response."""
         x, p = np.minimum(tokens / self.longest, 1.0), self.best
+        if self.shape not in ("parabola", "polyline"):
+            raise ValueError(f"shape={self.shape!r}: choose parabola or polyline.")
         if self.shape == "polyline":
             return np.where(x <= p, 2 * x, 3 - 4 * x)
         return np.where(x <= p, 1 - (1 - x / p) ** 2, 1 - 2 * ((x - p) / (1 - p)) ** 2)

@@ -18,7 +18,7 @@ budget has to be the one that was *in the prompt*, so it is a column, never comp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -34,7 +34,7 @@ assumed_format_weight = 0.1
 assumed_most = 1.0  # R_max
 assumed_format_parts = (0.5, 0.5)  # a_think, a_answer
 
-Shape = Literal["triangle", "band"]
+SHAPES = ("triangle", "band")
 
 
 def budget_at(
@@ -44,22 +44,24 @@ def budget_at(
     return max(1.0, float(start * gamma ** (step // every)))
 
 
-def stages(
-    start: Number, final: Number, drops: int, steps: int, kind: Literal["exponential", "linear"] = "exponential"
-) -> list[tuple[int, float]]:
+def stages(start: Number, final: Number, drops: int, steps: int, kind: str = "exponential") -> list[tuple[int, float]]:
     """``(first step, budget)`` of each stage when ``drops`` drops in ``steps`` steps lead from ``start`` to ``final`` tokens.
 
     ``S_k = S_0 d^k`` with ``d = (S_f / S_0)^(1/n)``, or equal subtractions; a stage lasts ``steps / (n + 1)``.
     """
-    if drops < 1 or start <= 0 or final <= 0:
-        raise ValueError(f"start={start}, final={final}, drops={drops}: need positive budgets and at least one drop.")
+    if drops < 1 or start <= 0 or final <= 0 or kind not in ("exponential", "linear"):
+        raise ValueError(
+            f"start={start}, final={final}, drops={drops}, kind={kind!r}: need positive budgets, at least one drop, exponential or linear."
+        )
     share = np.arange(drops + 1) / drops
     values = start * (final / start) ** share if kind == "exponential" else start + (final - start) * share
     return [(k * steps // (drops + 1), float(v)) for k, v in enumerate(values)]
 
 
-def length_reward(L: ndarray, budget: ndarray, shape: Shape, most: Number = assumed_most) -> Float[ndarray, " n"]:
+def length_reward(L: ndarray, budget: ndarray, shape: str, most: Number = assumed_most) -> Float[ndarray, " n"]:
     """R_len of each response."""
+    if shape not in SHAPES:
+        raise ValueError(f"shape={shape!r}: choose one of {', '.join(SHAPES)}.")
     below = most * L / budget if shape == "triangle" else np.full(len(L), float(most))
     return np.where(budget >= L, below, most * np.maximum(0.0, 2.0 - L / budget))
 
@@ -79,7 +81,7 @@ class TrainLongThinkShort:
     correctness: Number = PUBLISHED_WEIGHTS[0]
     length: Number = PUBLISHED_WEIGHTS[1]
     format: Number = assumed_format_weight
-    shape: Shape = "triangle"
+    shape: str = "triangle"
     budget: Number | None = None
 
     name: ClassVar[str] = "train_long_think_short"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from toolkit.rewards.batch import Reward, RewardBatch, Split, objects
+from toolkit.rewards.batch import Reward, RewardBatch, objects
 
 Column = Callable[..., Sequence[Any]]
 """Supplies a column: called with TRL's own keyword arguments, returns one value a completion."""
@@ -88,7 +88,7 @@ class TRLReward:
                 log(f"{self.reward.name}/{name}", float(values[mine].mean()))
         return scored.values[mine].tolist()
 
-    def _columns(self, asked: Mapping[str, Any], split: Split) -> dict[str, ndarray]:
+    def _columns(self, asked: Mapping[str, Any], split: str) -> dict[str, ndarray]:
         """The columns the reward needs, from functions, else the dataset, else what TRL gives."""
         ids = asked["completion_ids"]
         own: dict[str, Callable[[], ndarray]] = {
@@ -108,7 +108,7 @@ class TRLReward:
                 found[name] = own[name]()
         return found
 
-    def _groups(self, asked: Mapping[str, Any], split: Split) -> ndarray:
+    def _groups(self, asked: Mapping[str, Any], split: str) -> ndarray:
         if self.group in asked:
             return objects(asked[self.group])
         n = len(asked["completion_ids"])
@@ -141,7 +141,7 @@ def text_of(completion: Any) -> str:
     return completion if isinstance(completion, str) else "".join(str(m["content"]) for m in completion)
 
 
-def split_of(given: Mapping[str, Any]) -> Split:
+def split_of(given: Mapping[str, Any]) -> str:
     """Whether TRL is training or evaluating: a dataset column ``split`` says so, else whether the trainer's model is in training mode.
 
     Raises ValueError for a batch that mixes splits.

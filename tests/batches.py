@@ -1,0 +1,77 @@
+"""Batches for reward tests: columns with sensible values, and one setting of every reward in ``rewards.ALL``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from toolkit import rewards
+from toolkit.rewards import RewardBatch
+from toolkit.rewards.batch import objects
+from toolkit.rewards.laser_targets import Targets
+from toolkit.stats import ranges_around
+
+
+def batch_of(correct: Sequence[int], tokens: Sequence[int], problem_id: Sequence | str = "q", **more: Any) -> RewardBatch:
+    """A batch with the columns that follow from correctness and length; others by name."""
+    n, step, split = len(tokens), more.pop("step", 0), more.pop("split", "train")
+    ids = [problem_id] * n if isinstance(problem_id, str) else problem_id
+    columns = {
+        "problem_id": objects(ids),
+        "correct": np.array(correct, bool),
+        "tokens": np.array(tokens, np.int64),
+        "closed": np.ones(n, bool),
+        "formatted": np.ones(n, bool),
+        "finish": objects(["stop"] * n),
+    }
+    return RewardBatch(columns, step, split).having(**more)
+
+
+def full_batch(
+    correct: Sequence[int], tokens: Sequence[int], problem_id: Sequence | str, seed: int = 0, **more: Any
+) -> RewardBatch:
+    """A batch with every column that any reward needs, the further ones drawn at random."""
+    n, random = len(tokens), np.random.default_rng(seed)
+    ids = objects(tuple(random.integers(0, 5, length).tolist()) for length in tokens)
+    columns = {
+        "token_ids": ids,
+        "text": objects(" ".join(map(str, i)) for i in ids),
+        "think_tokens": np.maximum(0, np.array(tokens) - 3),
+        "logprob": -random.random(n),
+        "logprob_without": -2 * random.random(n),
+        "think_entropy": np.where(random.random(n) < 0.1, np.nan, random.random(n)),
+        "answer_entropy": np.where(random.random(n) < 0.1, np.nan, random.random(n)),
+        "conciseness": random.uniform(0.1, 1.0, n),
+        "mode": objects(random.choice(["long", "short"], n).tolist()),
+        "budget": random.choice([20, 50], n),
+        "target": random.choice([30, 80], n),
+        "target_low": np.full(n, 20),
+        "target_high": np.full(n, 40),
+        "formatted": random.random(n) < 0.8,
+        "closed": random.random(n) < 0.9,
+        "finish": objects(random.choice(["stop", "length"], n).tolist()),
+    }
+    return batch_of(correct, tokens, problem_id, **{**columns, **more})
+
+
+def every_reward() -> dict[str, Any]:
+    """One of each, fresh, in the size of the lengths of these tests (0 to 200 tokens)."""
+    sizes: dict[str, dict[str, Any]] = {
+        "length_penalty": {"longest": 100},
+        "truncation": {"target": 50},
+        "think_prune": {"stages": (80, 50), "every": 2},
+        "cosine": {"longest": 100},
+        "overlong": {"longest": 100, "cache": 40},
+        "dler": {"target": 50, "kept": 0.1},
+        "da_dler": {"tiers": ((0.0, 80), (0.5, 40))},
+        "laser": {"target": 50},
+        "laser_d": {"targets": Targets(20, 10, 100, every=2)},
+        "laser_de": {"targets": Targets(20, 10, 100, every=2)},
+        "longwriter": {"longest": 150},
+        "surrogate": {"longest": 100},
+        "mash": {"block": 16},
+        "ruler": {"ranges": ranges_around([30, 80], 0.2), "unit": "tokens"},
+    }
+    return {name: entry.make(**sizes.get(name, {})) for name, entry in rewards.ALL.items()}
