@@ -152,9 +152,13 @@ def test_a_lookup_line_fails_iff_the_bindings_do_not_lead_there(line, failed):
     assert failed_steps.lookup(problem).judge([line])[0] == [failed]
 
 
-def test_a_problem_of_another_task_has_no_line_reader():
-    with pytest.raises(ValueError, match=r"'g' is of task 'gsm8k'.*Cues"):
-        failed_steps.tiny(Problem("g", (), "1", {"task": "gsm8k"}))
+def test_a_problem_of_another_task_has_no_line_reader_and_is_read_by_cues():
+    other, own = Problem("g", (), "1", {"task": "gsm8k"}), Problem("a", (), "1", {"task": "arithmetic"})
+    with pytest.raises(ValueError, match=r"'g' is of task 'gsm8k'.*failed_steps\.cued"):
+        failed_steps.tiny(other)
+    text = "3+4=8\nStill 8.\n\nWait, that's wrong."
+    assert failed_steps.fitting(other).read(text) == failed_steps.cued(other).read(text) == Cues().reader().read(text)
+    assert failed_steps.fitting(own).read(text) == failed_steps.tiny(own).read(text) != Cues().reader().read(text)
 
 
 # --- cues ----------------------------------------------------------------------------------------------------
@@ -259,7 +263,7 @@ def test_the_table_counts_what_the_generator_wrote(llama):
     pairs = traces("arithmetic", 25, CLUMSY)
     problems = [p for p, _ in pairs]
     found = [rollout_with(t, p, correct=t.conclusion == p.answer, sample=s) for p, t in pairs for s in (0, 1)]
-    rows = failed_steps.table(llama, found, problems)
+    rows = failed_steps.table(found, failed_steps.chains(llama, found, problems))
     assert rows["failed"].tolist() == [len(t.failed_lines) for _, t in pairs for _ in (0, 1)]
     assert rows["reviews"].tolist() == [t.waits for _, t in pairs for _ in (0, 1)]
     assert rows["characters"].tolist() == rows["think_tokens"].tolist()  # a character is a token there
@@ -270,9 +274,9 @@ def test_rollouts_without_thinking_or_without_their_problem_are_named(llama, rol
     silent = replace(rollout_of(3, name="a"), think=None)
     problem = Problem("a", (), "1", {"task": "arithmetic"})
     with pytest.raises(NoThinkTagsError, match="None of the 1 rollouts has a step"):
-        failed_steps.table(llama, [silent], [problem])
-    with pytest.raises(KeyError, match="such as 'a'"):
-        failed_steps.table(llama, [silent], [])
+        failed_steps.table([silent], failed_steps.chains(llama, [silent], [problem]))
+    with pytest.raises(KeyError, match=r"1 problems.*not among the 0 given, such as 'a'"):
+        failed_steps.chains(llama, [silent], [])
     with pytest.raises(ValueError, match="one of each a step"):
         Chain(("a",), (), ())
 

@@ -219,8 +219,18 @@ def test_entropy_by_position_follows_the_span(rollout_of):
     rows = phase_entropy.by_position(found, bins=10)
     assert rows["mean"].tolist() == pytest.approx(rows["position"].tolist())
     assert rows["rollouts"].tolist() == [3] * 10
-    short = phase_entropy.by_position([with_entropies(rollout_of(3))], bins=10)
-    assert short["rollouts"].tolist() == [1] * 3
+
+
+@given(st.integers(1, 40), st.integers(1, 25))
+def test_a_token_stands_for_its_share_of_the_span_however_few_there_are(rollout_of, n, bins):
+    """Against a fine comb: the entropy of the token that covers each point of the span."""
+    r = with_entropies(rollout_of(n))
+    h = np.array(r.entropies)[r.think.start - r.prompt_len :][:n]
+    points = (np.arange(n * bins) + 0.5) / bins  # in tokens; each bin holds n points
+    wanted = h[points.astype(int)].reshape(bins, n).mean(axis=1)
+    rows = phase_entropy.by_position([r], bins=bins)
+    assert rows["mean"].tolist() == pytest.approx(wanted.tolist())
+    assert rows["rollouts"].tolist() == [1] * bins and rows["mean"].mean() == pytest.approx(h.mean())
 
 
 def test_nothing_to_look_at_is_named(rollout_of):

@@ -24,7 +24,7 @@ HEADLINE = {
 }
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1100px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem}p{max-width:75ch}.wide{overflow-x:auto}
+h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem}p{max-width:75ch}.wide{overflow-x:auto;margin:1rem 0}
 table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;border-bottom:1px solid #ddd;text-align:right}td{white-space:nowrap}
 th:first-child,td:first-child{text-align:left}small{color:#666}td.clear{font-weight:600}
@@ -58,6 +58,11 @@ def as_json(report: Report, summary: pd.DataFrame, **more: Any) -> dict[str, Any
                 for m, row in rows.iterrows()
             }
     return {"base": report.base, "conditions": conditions, "paired": paired, "provenance": report.provenance, **more}
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table for JSON; what has no value (NaN) is ``None``."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def board(summary: pd.DataFrame, *, base: str = "base", metrics: Mapping[str, str] = HEADLINE) -> pd.DataFrame:

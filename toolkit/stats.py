@@ -17,6 +17,7 @@ from numpy import ndarray
 from scipy import stats as scipy_stats
 
 RESAMPLES = 2000
+BLOCK = 2**20  # numbers held at a time while correlations are resampled: 8 MB an array
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,14 @@ def r_squared(truth: ndarray, predicted: ndarray) -> float:
     """Share of variance explained, 1 - SSE / SST; negative where the mean would do better, NaN if the truth is constant."""
     spread = np.square(truth - np.mean(truth)).sum()
     return float(1 - np.square(truth - predicted).sum() / spread) if spread > 0 else math.nan
+
+
+def holm(p: Float[ndarray, " tests"]) -> Float[ndarray, " tests"]:
+    """Holm's correction: p-values that keep the chance of any false alarm over all the tests below the level they are read at."""
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))))
+    return corrected
 
 
 def looping(tokens: Sequence[int], *, longest_period: int = 64, repeats: int = 4) -> bool:
@@ -277,14 +286,16 @@ def correlation(
         a, b = (_centred(values[repeated], which) for values in (a, b))
     if not len(names):
         raise ValueError("No rows to correlate.")
-    columns = [_weighted_ranks(v) if kind == "spearman" else lambda weights, v=v: v for v in (a, b)]
+    columns = [_weighted_ranks(v) if kind == "spearman" else lambda weights, v=v: v[None] for v in (a, b)]
 
-    def one(index: ndarray) -> float:
-        weights = np.bincount(index, minlength=len(names))[which].astype(float)
-        return _weighted_pearson(columns[0](weights), columns[1](weights), weights)
+    def over(index: ndarray) -> ndarray:
+        weights = np.array([np.bincount(row, minlength=len(names)) for row in index], dtype=float)[:, which]
+        x_of, y_of = columns
+        return _weighted_pearson(x_of(weights), y_of(weights), weights)
 
-    centre = one(np.arange(len(names)))
-    draws = np.array([one(index) for index in resamples(len(names), seed=seed, times=times)])
+    index, block = resamples(len(names), seed=seed, times=times), max(1, BLOCK // len(a))
+    centre = float(over(np.arange(len(names))[None])[0])
+    draws = np.concatenate([over(index[i : i + block]) for i in range(0, times, block)])
     if math.isnan(centre) or np.isnan(draws).all():
         return Estimate(centre, math.nan, math.nan)
     low, high = np.nanquantile(draws, [0.025, 0.975])
@@ -299,19 +310,22 @@ def _centred(values: ndarray, which: ndarray) -> ndarray:
 
 
 def _weighted_ranks(values: ndarray) -> Callable[[ndarray], ndarray]:
-    """Mid-ranks of rows that each count ``weights`` times, sorted once for all weights."""
-    distinct, place = np.unique(values, return_inverse=True)
+    """Mid-ranks ``[times, rows]`` of rows that each count ``weights`` (``[times, rows]``) times, sorted once for all weights."""
+    _, place = np.unique(values, return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    starts = np.flatnonzero(np.diff(place[order], prepend=-1))
 
     def ranks(weights: ndarray) -> ndarray:
-        count = np.bincount(place, weights, minlength=len(distinct))
-        return (count.cumsum() - (count - 1) / 2)[place]
+        count = np.add.reduceat(weights[:, order], starts, axis=1)
+        return (count.cumsum(axis=1) - (count - 1) / 2)[:, place]
 
     return ranks
 
 
-def _weighted_pearson(a: ndarray, b: ndarray, weights: ndarray) -> float:
-    used = weights > 0
-    if np.ptp(a[used]) == 0 or np.ptp(b[used]) == 0:
-        return math.nan
-    da, db = (v - np.average(v, weights=weights) for v in (a, b))
-    return float((weights * da * db).sum() / math.sqrt((weights * da * da).sum() * (weights * db * db).sum()))
+def _weighted_pearson(a: ndarray, b: ndarray, weights: ndarray) -> ndarray:
+    """One coefficient for each of the ``weights`` (``[times, rows]``); NaN where the rows that count are constant."""
+    used, total = weights > 0, weights.sum(axis=1, keepdims=True)
+    varies = [np.where(used, v, -np.inf).max(axis=1) > np.where(used, v, np.inf).min(axis=1) for v in (a, b)]
+    da, db = (v - (weights * v).sum(axis=1, keepdims=True) / total for v in (a, b))
+    spread = np.sqrt((weights * da * da).sum(axis=1) * (weights * db * db).sum(axis=1))
+    return np.divide((weights * da * db).sum(axis=1), spread, out=np.full(len(weights), np.nan), where=varies[0] & varies[1])

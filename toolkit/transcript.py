@@ -35,7 +35,7 @@ background:linear-gradient(90deg,rgba({HUE},0),rgba({HUE},{DEEPEST}))}}
 .rl-t .think>.name{{color:#00598c}}.rl-t .answer>.name{{color:#00694d}}
 .rl-t .text{{white-space:pre-wrap;overflow-wrap:anywhere}}
 .rl-t .step{{display:flex}}
-.rl-t .no{{flex:0 0 6.2rem;font:12px/2.1 system-ui,sans-serif;color:#767676;padding-left:.3rem;border-left:4px solid transparent}}
+.rl-t .no{{flex:0 0 7rem;font:12px/2.1 system-ui,sans-serif;color:#767676;padding-left:.3rem;border-left:4px solid transparent}}
 .rl-t .failed{{background:#fdf0ee}}.rl-t .failed .no{{color:#a3200d;font-weight:600;border-color:#c0341d}}
 .rl-t .review .no{{color:#00598c;font-weight:600}}.rl-t .failed.review .no{{color:#a3200d}}
 .rl-t .prompt{{color:#555}}.rl-t .tag{{color:#555}}
@@ -77,13 +77,13 @@ def fragment(
         inside = _steps(lm, rollout, chain, tokens)
         closing = tokens[think.stop - start : stop - start]
         body = f"{_tag(opening)}{inside}{_tag(closing)}"
-        parts.append(_part("think", f"thinking · {len(think)} tokens" + ("" if rollout.closed else " · never closed"), body))
+        parts.append(_part("think", f"thinking · {_tokens_in(think)}" + ("" if rollout.closed else " · never closed"), body))
         start_answer = stop
     else:
         start_answer = start
     if answer is not None:
         own, rest = tokens[start_answer - start : answer.stop - start], tokens[answer.stop - start :]
-        parts.append(_part("answer", f"answer · {len(answer)} tokens", f"{''.join(own)}{_tag(rest)}"))
+        parts.append(_part("answer", f"answer · {_tokens_in(answer)}", f"{''.join(own)}{_tag(rest)}"))
     return f"{_STYLE}<div class='rl-t'>{_head(rollout, problem)}{''.join(parts)}{_key(chain, top or float(h.max()))}</div>"
 
 
@@ -108,6 +108,10 @@ def _tokens(lm: LM, r: Rollout, top: float) -> list[str]:
         colour = f" style='background:rgba({HUE},{depth:.2f})'" if depth >= 0.005 else ""
         found.append(f"<i tabindex='-1' data-t='{html.escape(hover, quote=True)}'{colour}>{shown}</i>")
     return found
+
+
+def _tokens_in(span: Span) -> str:
+    return f"{len(span)} token{'s' * (len(span) != 1)}"
 
 
 def _named(piece: str) -> str:

@@ -1,7 +1,7 @@
 """Plotly figures from values: no model, no files. Each returns a ``Figure`` that draws in Jupyter and in a saved page."""
 
 from toolkit.figures.base import COLOURS
-from toolkit.figures.entropy import correlation, entropy_by_position, entropy_filtering, phase_entropy
+from toolkit.figures.entropy import coefficients, correlation, entropy_by_position, entropy_filtering, phase_entropy
 from toolkit.figures.heads import head_scores
 from toolkit.figures.length import by_layer, differences, direction_norms, length_accuracy, length_distribution
 from toolkit.figures.retrieval import masking_curve, masking_forms, recall, sparsity, stability, thinking_or_not
@@ -10,6 +10,7 @@ from toolkit.figures.steering import damage, dose_response, targets
 __all__ = [
     "COLOURS",
     "by_layer",
+    "coefficients",
     "correlation",
     "damage",
     "differences",

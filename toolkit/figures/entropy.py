@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from toolkit.figures.base import COLOURS, styled
+from toolkit.figures.base import COLOURS, NEITHER, styled
 
 
 def entropy_by_position(curves: Mapping[str, pd.DataFrame], by: str = "position") -> go.Figure:
@@ -61,6 +61,21 @@ def correlation(rows: pd.DataFrame, found: pd.DataFrame, x: str = "entropy", y: 
         figure.update_yaxes(title=y.replace("_", " ") + minus, row=1, col=column)
     framed = styled(figure, f"{x} and {y}".replace("_", " ").capitalize())
     return framed.update_layout(height=500, margin={"t": 140}, title={"y": 0.97, "yanchor": "top"})
+
+
+def coefficients(found: pd.DataFrame, title: str, *, kind: str = "spearman") -> go.Figure:
+    """Correlations with 95 % intervals, a row a measure, pooled and within question (from ``failed_steps.against_correctness``)."""
+    chosen, names = found[found["kind"] == kind], list(found["measure"].unique())
+    figure = go.Figure()
+    for scope, name, at, colour in (("pooled", "pooled", -0.13, NEITHER), ("within", "within question", 0.13, COLOURS[0])):
+        rows = chosen[chosen["scope"] == scope].set_index("measure").loc[names]
+        error = {"symmetric": False, "array": rows["high"] - rows["r"], "arrayminus": rows["r"] - rows["low"], "color": "#888888"}
+        marker = {"size": 10, "color": colour, "line": {"color": "#444444", "width": 1}}
+        places = [i + at for i in range(len(names))]
+        figure.add_scatter(x=list(rows["r"]), y=places, name=name, mode="markers", marker=marker, error_x=error)
+    figure.add_vline(x=0, line={"color": "black", "width": 1})
+    axis = {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "automargin": True}
+    return styled(figure, title, xaxis_title=f"{kind} r, 95 % interval", yaxis=axis).update_layout(margin={"l": 20})
 
 
 def _coefficients(rows: pd.DataFrame) -> str:

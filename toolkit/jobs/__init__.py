@@ -20,6 +20,7 @@ from toolkit.jobs.edit import (
     save_edited,
     steered,
 )
+from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_board, entropy_report, entropy_tables, given_rollouts
 from toolkit.jobs.steer import dose_report, steered_responses, vector_folder
 from toolkit.jobs.study import Say, Study, extraction_rollouts
 
@@ -31,6 +32,8 @@ __all__ = [
     "PUBLISHED",
     "RECIPES",
     "STRENGTHS",
+    "EntropySettings",
+    "EntropyTables",
     "Finding",
     "Recipe",
     "Say",
@@ -40,9 +43,13 @@ __all__ = [
     "demo",
     "dose_report",
     "edit_and_measure",
+    "entropy_board",
+    "entropy_report",
+    "entropy_tables",
     "extract",
     "extraction_rollouts",
     "find",
+    "given_rollouts",
     "plan_table",
     "save_edited",
     "steered",

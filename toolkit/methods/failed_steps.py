@@ -152,7 +152,7 @@ def tiny(problem: Problem) -> Reader:
             return lookup(problem)
     raise ValueError(
         f"Problem {problem.id!r} is of task {problem.meta.get('task')!r}: lines are recomputed for arithmetic and lookup only. "
-        "Read it by cues, reader=lambda problem: Cues().reader()."
+        "Read it by cue words, reader_of=failed_steps.cued."
     )
 
 
@@ -210,6 +210,16 @@ class Cues:
         return failed, review
 
 
+def cued(problem: Problem | None = None) -> Reader:
+    """The reader by the assumed cue words, whatever the problem is."""
+    return Cues().reader()
+
+
+def fitting(problem: Problem) -> Reader:
+    """Lines recomputed where the problem is of the tiny reasoner's tasks (:func:`tiny`), cue words for anything else (:func:`cued`)."""
+    return tiny(problem) if problem.meta.get("task") in ("arithmetic", "lookup") else cued(problem)
+
+
 # --- measures ------------------------------------------------------------------------------------------------
 
 
@@ -221,25 +231,34 @@ def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
     return Chain(texts, tuple(failed), tuple(review), tuple(step.span for step in found))
 
 
-def table(lm: LM, found: Sequence[Rollout], problems: Sequence[Problem], reader_of: ReaderOf = tiny) -> pd.DataFrame:
-    """One row per rollout that thought.
+def chains(lm: LM, found: Sequence[Rollout], problems: Sequence[Problem], reader_of: ReaderOf = tiny) -> list[Chain]:
+    """The chain of every rollout, in order.
+
+    Args:
+        reader_of: Reader of a problem's responses; for thinking in prose :func:`cued`.
+
+    Raises:
+        KeyError: a rollout's problem is not among the problems.
+    """
+    by_id = {p.id: p for p in problems}
+    if missing := sorted({r.problem_id for r in found} - by_id.keys()):
+        raise KeyError(
+            f"{len(missing)} problems of the rollouts are not among the {len(by_id)} given, such as {missing[0]!r}: give the problems sampled "
+            "from (task, split, number and seed)."
+        )
+    return [chain(lm, r, reader_of(by_id[r.problem_id])) for r in found]
+
+
+def table(found: Sequence[Rollout], read: Sequence[Chain]) -> pd.DataFrame:
+    """One row per rollout that thought, from the rollouts and their :func:`chains`.
 
     Columns: ``problem_id, sample, correct, steps, failed, reviews, fsf, review_ratio, characters, think_tokens``.
 
-    Args:
-        reader_of: Reader of a problem's responses; for thinking in prose ``lambda problem: Cues().reader()``.
-
     Raises:
         NoThinkTagsError: no rollout has a step.
-        KeyError: a rollout's problem is not among the problems.
     """
-    by_id, rows = {p.id: p for p in problems}, []
-    if missing := sorted({r.problem_id for r in found} - by_id.keys()):
-        raise KeyError(
-            f"{len(missing)} problems of the rollouts are not given, such as {missing[0]!r}: pass the problems sampled from."
-        )
-    for r in found:
-        c = chain(lm, r, reader_of(by_id[r.problem_id]))
+    rows = []
+    for r, c in zip(found, read, strict=True):
         if c.texts:
             counts = (len(c.texts), sum(c.failed), sum(c.review))
             measures = (failed_step_fraction(c), review_ratio(c), sum(map(len, c.texts)), r.think_tokens)

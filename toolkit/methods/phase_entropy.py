@@ -132,8 +132,8 @@ def recorded(rollout: Rollout) -> Float[ndarray, " response"]:
     """
     if rollout.entropies is None:
         raise NoEntropiesError(
-            f"Rollout {rollout.sample} of problem {rollout.problem_id!r} carries no entropies: sample with Sampling(details=True), "
-            "or compute them with phase_entropy.measured(lm, rollouts, temperature=...)."
+            f"Rollout {rollout.sample} of problem {rollout.problem_id!r} carries no entropies: sample with Sampling(details=True) (toolkit "
+            "rollouts --details), or compute them with phase_entropy.measured(lm, rollouts, temperature=...)."
         )
     return np.array(rollout.entropies)
 
@@ -206,7 +206,7 @@ def _estimate(values: pd.Series, problems: pd.Series | pd.Index, seed: int) -> t
 def by_position(found: Sequence[Rollout], *, bins: int = assumed_bins, seed: int = 0) -> pd.DataFrame:
     """Mean entropy against relative position in the think span (tags excluded), with 95 % intervals over problems (ours).
 
-    Columns: ``position`` (bin centre, 0 to 1), ``mean, low, high, rollouts``. A rollout weighs the same in every bin it reaches.
+    Columns: ``position`` (bin centre, 0 to 1), ``mean, low, high, rollouts``. A token fills its share of the span: no bin is empty.
 
     Raises:
         ValueError: fewer than one bin.
@@ -217,9 +217,9 @@ def by_position(found: Sequence[Rollout], *, bins: int = assumed_bins, seed: int
     parts = []
     for r in found:
         if h := _thinking(r):
-            at = np.minimum((np.arange(len(h)) + 0.5) / len(h) * bins, bins - 1).astype(int)
-            means = pd.Series(h).groupby(at).mean()
-            parts.append(pd.DataFrame({"bin": means.index, "entropy": means.to_numpy(), "problem_id": r.problem_id}))
+            edges = np.linspace(0, len(h), bins + 1)
+            total = np.interp(edges, range(len(h) + 1), np.cumsum([0.0, *h]))
+            parts.append(pd.DataFrame({"bin": range(bins), "entropy": np.diff(total) / np.diff(edges), "problem_id": r.problem_id}))
     return _binned(parts, "position", lambda i: (i + 0.5) / bins, len(found), seed)
 
 
