@@ -1,0 +1,287 @@
+"""Rewards in their other two uses: batches and tables of rollouts that exist, and TRL's trainer."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from batches import every_reward
+from numpy.testing import assert_allclose
+
+from toolkit import generate, lm, rewards, tasks
+from toolkit.generate import Sampling
+from toolkit.methods import phase_entropy
+from toolkit.rewards import MissingColumnError, RewardBatch, as_trl
+from toolkit.rewards.correctness import Correctness
+from toolkit.rewards.cosine import Cosine
+from toolkit.rewards.grpo_lambda import GRPOLambda
+from toolkit.rewards.hapo import HAPO
+from toolkit.rewards.l1 import L1Max
+from toolkit.rewards.overlong import Overlong
+from toolkit.rewards.repetition import RepetitionPenalty
+from toolkit.rewards.slpo import SLPO
+
+
+@pytest.fixture(scope="module")
+def reasoner():
+    return lm.load("tiny-reasoner")
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return tasks.load("arithmetic", "train", n=12)
+
+
+@pytest.fixture(scope="module")
+def found(reasoner, problems):
+    return generate.rollouts(reasoner, problems, Sampling(n=4, max_new_tokens=120, details=True))
+
+
+# --- offline -------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_rollouts_carries_what_they_say(found, problems):
+    batch = RewardBatch.of(found, problems, step=3, split="eval")
+    assert (len(batch), batch.step, batch.split) == (48, 3, "eval")
+    assert batch.groups.tolist() == [i // 4 for i in range(48)]
+    for i, r in enumerate(found):
+        ids = batch["token_ids"][i]
+        assert ids == r.token_ids[r.prompt_len :] and len(ids) == batch["tokens"][i] and batch["text"][i] == r.text
+        assert_allclose(batch["logprob"][i], np.mean(r.logprobs))
+    assert batch["correct"].tolist() == [r.correct for r in found]
+    assert batch["difficulty"].tolist() == [p.meta["difficulty"] for p in problems for _ in range(4)]
+
+
+def test_phase_entropies_are_those_of_the_method(found):
+    batch = RewardBatch.of(found)
+    means = [phase_entropy.phase_means(r) for r in found]
+    assert_allclose(batch["think_entropy"], [np.nan if m.think is None else m.think for m in means])
+    assert_allclose(batch["answer_entropy"], [np.nan if m.answer is None else m.answer for m in means])
+
+
+def test_columns_that_some_rollouts_lack_are_left_out(found, problems):
+    batch = RewardBatch.of([*found[:3], replace(found[3], logprobs=None, entropies=None)])
+    assert not {"logprob", "think_entropy", "difficulty"} & set(batch.columns)
+    with pytest.raises(ValueError, match="not among the problems given"):
+        RewardBatch.of(found, problems[1:])
+    with pytest.raises(ValueError, match="No rollouts"):
+        RewardBatch.of([])
+
+
+def test_an_empty_answer_or_an_open_thought_is_not_well_formed(found):
+    closed = next(r for r in found if r.answer and len(r.answer))
+    assert closed.answer is not None and closed.think is not None
+    empty = replace(closed, answer=replace(closed.answer, stop=closed.answer.start))
+    never = replace(closed, answer=None)
+    assert RewardBatch.of([closed, empty, never])["formatted"].tolist() == [True, False, False]
+
+
+def test_a_table_says_what_a_reward_would_have_paid(found):
+    table = rewards.score(found, Cosine(120))
+    assert_allclose(table["reward"], Cosine(120)(RewardBatch.of(found)).values)
+    assert_allclose(table["component.correctness"] + table["component.length"], table["reward"])
+    assert table["sample"].tolist() == [r.sample for r in found]
+
+
+def test_scoring_leaves_a_history_alone_unless_told_to_train(found):
+    reward = HAPO()
+    rewards.score(found, reward)
+    assert not reward.history
+    rewards.score(found, reward, split="train")
+    assert set(reward.history) == {r.problem_id for r in found if r.correct}
+
+
+def test_many_rewards_on_one_file_of_rollouts(found, problems):
+    columns = {
+        "budget": 50,
+        "mode": "short",
+        "conciseness": 0.5,
+        "logprob_without": -2.0,
+        "target": 30,
+        "target_low": 20,
+        "target_high": 40,
+    }
+    table = rewards.compare(found, every_reward(), problems, columns=columns)
+    assert table["name"].unique().tolist() == list(rewards.ALL) and len(table) == 48 * len(rewards.ALL)
+    assert np.isfinite(table["reward"]).all()
+    assert_allclose(table.loc[table["name"] == "correctness", "reward"], [r.correct for r in found])
+
+
+# --- TRL: values ---------------------------------------------------------------------------------------------
+
+LENGTHS = [0, 1, 17, 50, 99, 100, 101, 250]
+
+
+def test_cosine_equals_trls():
+    trl = pytest.importorskip("trl.rewards")
+    for right, text in ((True, r"\boxed{\frac{1}{3}}"), (False, r"\boxed{\frac{1}{2}}")):
+        n = len(LENGTHS)
+        theirs = trl.get_cosine_scaled_reward(max_len=100)(
+            completions=[[{"content": text}]] * n, solution=[r"\frac{1}{3}"] * n, completion_ids=[[1] * k for k in LENGTHS]
+        )
+        ours = Cosine(100)(RewardBatch({"problem_id": np.arange(n), "correct": np.full(n, right), "tokens": np.array(LENGTHS)}))
+        assert_allclose(ours.values, theirs, rtol=1e-12)
+
+
+@pytest.mark.parametrize("cache", [0, 20, 100])
+def test_overlong_equals_trls(cache):
+    trl = pytest.importorskip("trl.rewards")
+    theirs = trl.get_soft_overlong_punishment(100, cache)(completion_ids=[[1] * k for k in LENGTHS])
+    columns = {"problem_id": np.arange(len(LENGTHS)), "correct": np.zeros(len(LENGTHS), bool), "tokens": np.array(LENGTHS)}
+    assert_allclose(Overlong(100, cache)(RewardBatch(columns)).components["overlong"], theirs, rtol=1e-12)
+
+
+def test_the_repetition_penalty_equals_trls():
+    trl = pytest.importorskip("trl.rewards")
+    ids = [[], [1], [1, 2, 3], [5] * 9, [1, 2] * 8, list(range(20))]
+    theirs = trl.get_repetition_penalty_reward(3, -0.7)(completion_ids=ids)
+    assert_allclose(called(as_trl(RepetitionPenalty(3, 0.7), generations=3), ids), theirs, rtol=1e-12)
+
+
+# --- TRL: the entry ------------------------------------------------------------------------------------------
+
+
+def called(entry, ids, texts=None, **given) -> list[float]:
+    """As TRL calls it."""
+    return entry(prompts=["?"] * len(ids), completions=texts or ["."] * len(ids), completion_ids=ids, **given)
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A grader that can be pickled."""
+
+    def __call__(self, completions, answer, **given) -> list[bool]:
+        return [gold in text for text, gold in zip(completions, answer, strict=True)]
+
+
+def test_groups_follow_the_id_column_else_contiguous_chunks():
+    ids, correct = [[1] * k for k in (10, 20, 10, 40)], [True] * 4
+    by_id = as_trl(SLPO(0.5))
+    assert called(by_id, ids, correct=correct, problem_id=["a", "a", "b", "b"]) == [1.5, 1.0, 1.5, 1.0]
+    assert called(by_id, ids, correct=correct, problem_id=["a", "b", "b", "a"]) == [1.5, 1.0, 1.5, 1.0]
+    assert called(as_trl(SLPO(0.5), generations=2), ids, correct=correct) == [1.5, 1.0, 1.5, 1.0]
+    assert called(as_trl(SLPO(0.5), group="row"), ids, correct=correct, row=[7, 7, 7, 7]) == pytest.approx(
+        [1.5, 1 + 1 / 3, 1.5, 1.0]
+    )
+    with pytest.raises(ValueError, match="num_generations"):
+        called(by_id, ids, correct=correct)
+    with pytest.raises(ValueError, match="groups of generations=3"):
+        called(as_trl(SLPO(0.5), generations=3), ids, correct=correct)
+    with pytest.raises(ValueError, match="remembers problems"):
+        called(as_trl(HAPO(), generations=2), ids, correct=correct)
+
+
+def test_columns_come_from_functions_the_dataset_and_the_tokens():
+    entry = as_trl(L1Max(0.01), columns={"correct": Graded()}, generations=2)
+    values = called(entry, [[1] * 100, []], ["is 7", ""], answer=["7", "7"], budget=[100, 100])
+    assert values == [0.5, 0.0]  # an empty completion is a row like another
+    chat = as_trl(rewards.Gated(Correctness(), (rewards.Distinct(1, "words"),)), generations=1)
+    assert called(chat, [[1]], [[{"role": "assistant", "content": "so so"}]], correct=[True]) == [0.5]
+    with pytest.raises(MissingColumnError, match=r"'l1_max' needs the column 'correct'.*your grader"):
+        called(as_trl(L1Max(), generations=1), [[1]], budget=[5])
+
+
+def test_a_response_ends_by_itself_if_its_last_id_is_a_stop_id():
+    dler = rewards.ALL["dler"].make(target=5)
+    entry = as_trl(dler, generations=2, stop_ids=[0])
+    assert called(entry, [[1, 0], [1, 2], [], [1] * 5 + [0]], correct=[True] * 4) == [1, 0, 0, 0]
+
+
+def test_the_entry_is_named_logged_and_can_be_pickled():
+    entry = as_trl(SLPO(), columns={"correct": Graded()}, generations=2)
+    logged: dict[str, float] = {}
+    called(pickle.loads(pickle.dumps(entry)), [[1], [1, 2]], ["a", "b"], answer=["a", "b"], log_metric=logged.__setitem__)
+    assert entry.__name__ == "slpo" and logged == {"slpo/correctness": 1.0, "slpo/length": 0.25}
+
+
+def test_a_split_column_or_the_trainers_mode_tells_eval_from_train():
+    entry = as_trl(HAPO())
+    given = {"correct": [True], "problem_id": [3]}
+    called(entry, [[1] * 9], split=["test"], **given)
+    trainer = SimpleNamespace(model=torch.nn.Linear(1, 1).eval())
+    called(entry, [[1] * 9], log_metric=bound_log(trainer), **given)
+    assert not entry.reward.history
+    trainer.model.train()
+    called(entry, [[1] * 9], log_metric=bound_log(trainer), **given)
+    assert entry.reward.history == {"3": (9.0, 1)}
+    with pytest.raises(ValueError, match="splits test, train"):
+        called(entry, [[1], [1]], correct=[1, 1], problem_id=[1, 1], split=["train", "test"])
+
+
+def bound_log(trainer):
+    """``log_metric`` as TRL hands it over: bound to its trainer."""
+    return (lambda self, name, value: None).__get__(trainer)
+
+
+def test_rewards_that_are_not_finite_stop_with_the_step_and_the_problem():
+    entry = as_trl(rewards.ALL["length_penalty"].make(), columns={"correct": lambda **_: [float("nan")]}, generations=1)
+    with pytest.raises(ValueError, match=r"is nan at step 7 for problem"):
+        called(entry, [[1]], trainer_state=SimpleNamespace(global_step=7))
+
+
+def test_processes_that_gather_pay_what_one_process_would():
+    ids, correct = [[1] * k for k in (10, 20, 30, 40, 50, 60)], [True, True, True, True, False, True]
+    problem = ["a", "a", "a", "b", "b", "b"]  # the cut after two rows goes through a group
+    whole = called(as_trl(GRPOLambda(0.5)), ids, correct=correct, problem_id=problem)
+    cuts = [slice(0, 2), slice(2, 6)]
+    parts = []
+    for me, rows in enumerate(cuts):
+
+        def gather(mine: list, me: int = me) -> list:
+            others = [collected(ids[c], correct[c], problem[c]) for c in cuts]
+            return [*others[:me], *mine, *others[me + 1 :]]
+
+        entry = as_trl(GRPOLambda(0.5), gather=gather)
+        parts += called(entry, ids[rows], correct=correct[rows], problem_id=problem[rows])
+    assert parts == whole
+
+
+def collected(ids, correct, problem) -> tuple[str, dict]:
+    """What another process would send."""
+    sent: list = []
+
+    def spy(mine: list) -> list:
+        sent.extend(mine)
+        return mine
+
+    called(as_trl(GRPOLambda(0.5), gather=spy), ids, correct=correct, problem_id=problem)
+    return sent[0]
+
+
+def test_a_plain_trl_trainer_trains_and_evaluates_with_a_stateful_entry(reasoner, problems, tmp_path):
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    rows = [{"prompt": list(p.messages), "problem_id": p.id, "answer": p.answer} for p in problems]
+    entry = as_trl(HAPO(), columns={"correct": random_grades}, stop_ids=sorted(reasoner.eos_ids))
+    config = trl.GRPOConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=4,
+        num_generations=4,
+        max_completion_length=8,
+        max_steps=2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+    )
+    model = pickle.loads(pickle.dumps(reasoner.model))
+    train, held_out = datasets.Dataset.from_list(rows[:4]), datasets.Dataset.from_list(rows[4:6])
+    trainer = trl.GRPOTrainer(model, entry, config, train, held_out, processing_class=reasoner.tokenizer)
+    trainer.train()
+    learned = dict(entry.reward.history)
+    assert learned and set(learned) <= {p.id for p in problems[:4]}
+    trainer.evaluate()
+    assert entry.reward.history == learned, "evaluation changed the history"
+    logs = [row for row in trainer.state.log_history if "rewards/hapo/mean" in row]
+    assert logs and all("hapo/length" in row and "hapo/correctness" in row for row in logs)
+
+
+def random_grades(completion_ids, **given) -> list[bool]:
+    """Half right, so that groups vary."""
+    return [i % 2 == 0 for i in range(len(completion_ids))]
