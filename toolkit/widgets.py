@@ -1,4 +1,4 @@
-"""Steering by hand in Jupyter: a prompt, a slider of strength, layers, a phase; the response is generated as the controls move."""
+"""Jupyter: steering by hand (the response is generated as the controls move), and the curves of a training run as it goes on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from toolkit import jobs
+import pandas as pd
+from transformers import TrainerCallback
+
+from toolkit import figures, jobs
 from toolkit.edits import steering
 from toolkit.generate import Sampling
 from toolkit.lm import LM
@@ -69,3 +72,31 @@ def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
         control.observe(generate, "value")
     generate()
     return w.VBox([*controls.values(), shown])
+
+
+class Live(TrainerCallback):
+    """Learning curves that grow while a run trains: ``Extras(callbacks=(Live(),))``.
+
+    Args:
+        every: Steps between pictures.
+        metrics: Columns of the log, one panel each.
+    """
+
+    def __init__(self, every: int = 5, metrics: Sequence[str] = ("accuracy", "think_tokens", "reward")) -> None:
+        self.every, self.metrics = every, metrics
+        self.rows: list[dict[str, Any]] = []
+        self.shown: Any = None
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        self.rows.append({"step": state.global_step, **logs})
+        if state.global_step % self.every and state.global_step < state.max_steps:
+            return
+        from IPython.display import display
+
+        figure = figures.learning_curves({"this run": pd.DataFrame(self.rows)}, self.metrics).update_layout(showlegend=False)
+        if self.shown is None:
+            self.shown = display(figure, display_id=True)
+        else:
+            self.shown.update(figure)

@@ -1,14 +1,18 @@
 """Plotly figures from values: no model, no files. Each returns a ``Figure`` that draws in Jupyter and in a saved page."""
 
+from toolkit.figures.atlas import agreement, attention, lenses
 from toolkit.figures.base import COLOURS
 from toolkit.figures.entropy import coefficients, correlation, entropy_by_position, entropy_filtering, phase_entropy
 from toolkit.figures.heads import head_scores
 from toolkit.figures.length import by_layer, differences, direction_norms, length_accuracy, length_distribution
 from toolkit.figures.retrieval import masking_curve, masking_forms, recall, sparsity, stability, thinking_or_not
 from toolkit.figures.steering import damage, dose_response, targets
+from toolkit.figures.training import learning_curves, length_against_accuracy
 
 __all__ = [
     "COLOURS",
+    "agreement",
+    "attention",
     "by_layer",
     "coefficients",
     "correlation",
@@ -19,8 +23,11 @@ __all__ = [
     "entropy_by_position",
     "entropy_filtering",
     "head_scores",
+    "learning_curves",
     "length_accuracy",
+    "length_against_accuracy",
     "length_distribution",
+    "lenses",
     "masking_curve",
     "masking_forms",
     "phase_entropy",

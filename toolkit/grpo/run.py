@@ -147,7 +147,8 @@ def train(
         state = store.read_json(checkpoint / STATE)["reward"]
         if state:
             trainer.reward.load_state_dict(state)
-        recorder.resume(int(checkpoint.name.rpartition("-")[2]))
+        if trainer.is_world_process_zero():
+            recorder.resume(int(checkpoint.name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return Trained(child(lm, finished(trainer), f"{lm.name}, {recipe.name}"), pd.DataFrame(recorder.rows))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -62,9 +62,11 @@ class Sampler:
         if not problems:
             return []
         training = t.model.training
-        with unwrap_model_for_generation(
-            t.model_wrapped, t.accelerator, gather_deepspeed3_params=t.args.ds3_gather_for_generation
-        ) as model:
+        gathered = {"gather_deepspeed3_params": t.args.ds3_gather_for_generation}
+        with (
+            unwrap_model_for_generation(t.model_wrapped, t.accelerator, **gathered) as model,
+            t._dist.summon_full_params(t.model_wrapped, recurse=False),
+        ):
             model.eval()
             lm = replace(t.origin, model=bare(model))
             try:
@@ -146,7 +148,7 @@ class Sampler:
 
 def bare(model: Any) -> PreTrainedModel:
     """The model itself, where peft wrapped it: adapters are inside its layers."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 def asking(curriculum: draws.Curriculum | None, step: int) -> tuple[Ask | None, int | None]:

@@ -1,0 +1,85 @@
+"""Learning curves of training runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from toolkit.figures.base import COLOURS, styled
+
+HELD_OUT = ("held_out/accuracy", "held_out/think_tokens", "held_out/accuracy_hard")
+TITLES = {
+    "held_out/accuracy": "held-out accuracy",
+    "held_out/accuracy_hard": "held-out accuracy, hard third",
+    "held_out/think_tokens": "held-out think tokens",
+    "accuracy": "accuracy in training",
+    "think_tokens": "think tokens in training",
+    "entropy/think": "entropy of thinking (nats)",
+    "zero_std": "groups without variance",
+}
+
+
+def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]], metrics: Sequence[str] = HELD_OUT) -> go.Figure:
+    """Columns of training logs against the step, one line a run; of several seeds the mean line and their range.
+
+    Args:
+        curves: Name -> log (columns ``step`` and the metrics), or the logs of several seeds. Steps without a value are left out.
+        metrics: One panel each.
+    """
+    titles = [TITLES.get(m, m.replace("_", " ")) for m in metrics]
+    figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=titles, horizontal_spacing=0.08)
+    for i, (name, logs) in enumerate(curves.items()):
+        line = {"color": COLOURS[i % len(COLOURS)], "dash": "solid" if i < len(COLOURS) else "dot"}
+        for column, metric in enumerate(metrics, 1):
+            rows = _over_seeds([logs] if isinstance(logs, pd.DataFrame) else list(logs), metric)
+            if rows.empty:
+                continue
+            place = {"row": 1, "col": column, "legendgroup": name}
+            if (rows["high"] > rows["low"]).any():
+                outline = {"x": [*rows.index, *rows.index[::-1]], "y": [*rows["high"], *rows["low"][::-1]]}
+                look = {"fill": "toself", "fillcolor": line["color"], "opacity": 0.12, "line": {"width": 0}, "hoverinfo": "skip"}
+                figure.add_scatter(**outline, mode="lines", showlegend=False, **look, **place)
+            shown = {"name": name, "showlegend": column == 1, "mode": "lines+markers", "marker": {"size": 4}, "line": line}
+            figure.add_scatter(x=list(rows.index), y=list(rows["mean"]), **shown, **place)
+    for column, metric in enumerate(metrics, 1):
+        figure.update_xaxes(title="step", row=1, col=column)
+        if "accuracy" in metric:
+            figure.update_yaxes(range=[0, 1.02], row=1, col=column)
+        else:
+            figure.update_yaxes(rangemode="tozero", row=1, col=column)
+    return styled(figure, "Learning curves").update_layout(margin={"t": 90}, legend={"font": {"size": 11}})
+
+
+def _over_seeds(logs: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
+    """Mean, least and greatest value of a metric at each step that every log has."""
+    columns = [log.set_index("step")[metric].dropna().astype(float) for log in logs if metric in log]
+    together = pd.concat(columns, axis=1, join="inner") if columns else pd.DataFrame()
+    values = together.to_numpy().reshape(len(together), -1)
+    empty = not values.size
+    bounds = {name: [] if empty else f(values, axis=1) for name, f in (("mean", np.mean), ("low", np.min), ("high", np.max))}
+    return pd.DataFrame(bounds, index=together.index)
+
+
+def length_against_accuracy(table: pd.DataFrame) -> go.Figure:
+    """Trained models on held-out problems: think tokens against accuracy, one dot a run with 95 % intervals, base as a cross.
+
+    Args:
+        table: Columns ``name, seed, think_tokens, accuracy`` and ``accuracy_low, accuracy_high, think_tokens_low, think_tokens_high``;
+            seed ``None`` for base.
+    """
+    figure = go.Figure()
+    for i, (name, rows) in enumerate(table.groupby("name", sort=False)):
+        bars = {}
+        for axis, column in (("x", "think_tokens"), ("y", "accuracy")):
+            spread = {"array": rows[f"{column}_high"] - rows[column], "arrayminus": rows[column] - rows[f"{column}_low"]}
+            bars[f"error_{axis}"] = {"type": "data", "symmetric": False, "thickness": 1, **spread}
+        base = name == "base"
+        marker = {"size": 12 if base else 9, "symbol": "x" if base else "circle" if i <= len(COLOURS) else "square"}
+        marker["color"] = "black" if base else COLOURS[(i - 1) % len(COLOURS)]
+        figure.add_scatter(x=rows["think_tokens"], y=rows["accuracy"], name=str(name), mode="markers", marker=marker, **bars)
+    axes = {"xaxis": {"title": "think tokens", "rangemode": "tozero"}, "yaxis": {"title": "accuracy", "range": [0, 1.02]}}
+    return styled(figure, "After training: accuracy against think length", **axes)
