@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from accelerate import PartialState
+from peft import LoraConfig
+from trl import GRPOConfig
 
 import toolkit
 from toolkit import evaluate, rewards, store
 from toolkit.generate import Sampling
 from toolkit.grpo import recipes
+from toolkit.grpo.log import Bar
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import MODEL, Run, Trained, train
 from toolkit.grpo.trainer import Extras
@@ -29,30 +34,87 @@ CURVE = (
 """Columns of a log kept in a curve; those of held-out problems are kept too."""
 
 
+RECIPE_NUMBERS = ("problems", "samples", "updates", "max_tokens", "learning_rate")
+
+
 def table() -> pd.DataFrame:
-    """Every reward with its paper and one line, and whether it has a recipe of its own."""
+    """Every reward and recipe with its paper and one line; ``own`` says whether it has a recipe with its paper's numbers."""
     rows = [(name, e.paper, "yes" if name in recipes.ALL else "", e.line) for name, e in rewards.ALL.items()]
-    rows += [(n, r.paper, "yes", f"{r.reward} rewarded, with a loss of its own") for n, r in _recipes() if n not in rewards.ALL]
-    return pd.DataFrame(rows, columns=["name", "paper", "recipe", "what it pays"]).set_index("name")
+    others = [(name, recipes.find(name)) for name in recipes.ALL if name not in rewards.ALL]
+    rows += [(name, r.paper, "yes", f"{rewards.ALL[r.reward].line[:-1]}; what is its own is in the loss.") for name, r in others]
+    return pd.DataFrame(rows, columns=["name", "paper", "own", "pays"]).set_index("name")
 
 
-def _recipes() -> Iterable[tuple[str, Recipe]]:
-    return ((name, make()) for name, make in recipes.ALL.items())
+def adjusted(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:
+    """A recipe changed by ``name=value`` texts, and what of them is for TRL's config.
+
+    ``problems``, ``samples``, ``updates``, ``max_tokens`` and ``learning_rate`` are the recipe's, ``reward.NAME`` an option of its reward;
+    values are JSON, or else text.
+    """
+    values = {name: _value(text) for name, text in settings.items()}
+    own = {k: v for k, v in values.items() if k in RECIPE_NUMBERS}
+    options = {k.removeprefix("reward."): v for k, v in values.items() if k.startswith("reward.")}
+    rest = {k: v for k, v in values.items() if k not in own and not k.startswith("reward.")}
+    if unknown := sorted(set(rest) - {f.name for f in fields(GRPOConfig)}):
+        raise ValueError(
+            f"Unknown setting {unknown[0]!r}: give one of {', '.join(RECIPE_NUMBERS)}, reward.NAME, or a field of TRL's GRPOConfig."
+        )
+    if "learning_rate" in own:
+        own["learning_rate"] = float(own["learning_rate"])
+    return replace(recipe, options={**recipe.options, **options}, **own), rest
 
 
-def grpo(lm: LM, recipe: Recipe, study: Study, run: Run, *, extras: Extras = Extras(), resume: bool = False, say: Say) -> Trained:
-    """Train ``lm`` on the study's train split and write the model into ``run.out / "model"``; held-out problems are the dev split.
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
-    A finished run given again with ``resume`` is an error of the directory (nothing is left to do).
+
+def grpo(
+    lm: LM, recipe: Recipe, study: Study, run: Run, *, extras: Extras = Extras(), resume: bool = False, say: Say = lambda text: None
+) -> Trained:
+    """Train ``lm`` on the study's train split and write the model into ``run.out / "model"``, with ``grpo.json`` beside its weights.
+
+    Held-out problems are from the dev split (of a file of problems: from its second half).
+
+    Raises:
+        FileExistsError: the run is finished: its model is there.
     """
     if (run.out / MODEL).exists():
         raise FileExistsError(f"{run.out / MODEL} exists: this run is finished. Choose another directory.")
-    problems = study.load("train", lm)
-    judged = study.load("dev", lm)[: max(16, study.problems // 4)] if run.evaluate_every else []
+    held_out = replace(study, problems=max(16, study.problems // 4)).load("dev", lm) if run.evaluate_every else []
     say(f"training {lm.name} with {recipe.name}: {run.steps} steps of {recipe.problems} problems x {recipe.samples} samples")
-    done = train(lm, recipe, problems, replace(run, held_out=tuple(judged)), extras=extras, resume=resume, say=say)
-    done.lm.save(run.out / MODEL)
+    bars = () if extras.callbacks else (Bar(recipe.name),)
+    plugged = replace(extras, callbacks=(*bars, *extras.callbacks))
+    done = train(
+        lm, recipe, study.load("train", lm), replace(run, held_out=tuple(held_out)), extras=plugged, resume=resume, say=say
+    )
+    if PartialState().is_main_process:
+        about = {
+            "recipe": recipe,
+            "seed": run.seed,
+            "steps": run.steps,
+            "parent": lm.fingerprint,
+            "fingerprint": done.lm.fingerprint,
+        }
+        with store.filling(run.out / MODEL) as partial:
+            done.lm.save(partial)
+            store.write_json(about, partial / "grpo.json")
     return done
+
+
+def adapter(rank: int) -> LoraConfig:
+    """LoRA on every linear layer but the output, ``alpha`` twice the rank (ours)."""
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def board(done: Trained) -> pd.DataFrame:
+    """Before and after: the held-out columns of the first and last row that have them, else the training columns."""
+    rows = done.log.dropna(subset=["held_out/accuracy"]) if "held_out/accuracy" in done.log else done.log[done.log["step"] > 0]
+    wanted = [c for c in rows.columns if c.startswith("held_out/")] or ["accuracy", "think_tokens", "tokens", "truncated"]
+    shown = rows.iloc[[0, -1]].set_index("step")[wanted].astype(float)
+    return shown.rename(columns=lambda name: name.removeprefix("held_out/").replace("_", " ")).T.rename_axis("step")
 
 
 @dataclass(frozen=True)

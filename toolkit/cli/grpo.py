@@ -1,0 +1,129 @@
+"""Training: grpo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolkit.cli.common import (
+    AsJson,
+    Device,
+    Dtype,
+    Model,
+    Seed,
+    Task,
+    Think,
+    Trust,
+    Type,
+    app,
+    load_model,
+    out,
+    print_json,
+    say,
+    show,
+)
+
+Setting = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="NAME=VALUE, several times: problems, samples, updates, max_tokens, learning_rate; reward.NAME; any field of TRL's GRPOConfig.",
+    ),
+]
+Scale = Annotated[
+    str,
+    typer.Option(
+        help="tiny: the recipe in the size of the tiny reasoner. paper: its paper's numbers. auto: tiny for tiny-reasoner, else paper."
+    ),
+]
+
+
+def settings_of(given: list[str] | None) -> dict[str, str]:
+    """``NAME=VALUE`` texts as a mapping."""
+    pairs = [text.partition("=") for text in given or []]
+    if wrong := [name + sign + value for name, sign, value in pairs if not (name and value)]:
+        raise typer.BadParameter(f"--set {wrong[0]}: give NAME=VALUE, such as --set learning_rate=1e-5.")
+    return {name: value for name, _, value in pairs}
+
+
+@app.command()
+def grpo(
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory of the run: log, checkpoints, and the model when finished.")
+    ] = None,
+    model: Model = "tiny-reasoner",
+    reward: Annotated[str, typer.Option("--reward", "-r", help="A reward or recipe; see --list.")] = "correctness",
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 60,
+    show_list: Annotated[
+        bool, typer.Option("--list", help="Print every reward and recipe with its paper and one line, and stop.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last whole checkpoint in --out, if there is one.")
+    ] = False,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Train a LoRA adapter on every linear layer; it is merged at the end.")
+    ] = False,
+    lora_rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 16,
+    scale: Scale = "auto",
+    settings: Setting = None,
+    task: Task = "arithmetic",
+    problems: Annotated[int, typer.Option("--problems", "-n", min=2, help="Size of the pool of training problems.")] = 256,
+    micro_batch: Annotated[
+        int, typer.Option(min=1, help="Rows of a forward and backward pass, a process; steps are the same.")
+    ] = 16,
+    evaluate_every: Annotated[int, typer.Option(min=0, help="Steps between looks at held-out problems; 0 for never.")] = 10,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 20,
+    engine: Annotated[str, typer.Option(help="toolkit, or trl: TRL generates (for vLLM: --set use_vllm=true).")] = "toolkit",
+    think: Think = None,
+    dtype: Type = Dtype.float32,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train with GRPO and a length reward; a log line a step, held-out accuracy and length as it goes on.
+
+    A reward without a recipe of its own trains with plain GRPO. Killed at any moment, [bold]--resume[/bold] goes on with the same
+    optimizer, problems and reward state. On several GPUs: accelerate launch $(which toolkit) grpo ...
+
+    Examples:
+
+    [bold]toolkit grpo --list[/bold]
+
+    [bold]toolkit grpo --reward grpo_lambda --steps 60 --out runs/lambda[/bold]
+
+    [bold]toolkit grpo -m Qwen/Qwen3-4B -t gsm8k -r pear --lora --set problems=32 --dtype bfloat16 -o runs/pear[/bold]
+    """
+    from toolkit import store
+    from toolkit.jobs import grpo as jobs
+
+    if show_list:
+        listed = jobs.table()
+        print_json(listed.reset_index().to_dict("records")) if as_json else show(listed, "Rewards and recipes")
+        return
+    if out_dir is None:
+        raise typer.BadParameter("Say where the run goes: --out DIR (or --list for the rewards).")
+    if scale not in ("auto", "tiny", "paper"):
+        raise typer.BadParameter(f"--scale {scale}: choose auto, tiny or paper.")
+    store.writable(out_dir)
+    tiny = scale == "tiny" or (scale == "auto" and model == "tiny-reasoner")
+    found = jobs.recipes.find(reward)
+    recipe, overrides = jobs.adjusted(found.scaled() if tiny else found, settings_of(settings))
+    study = jobs.Study(task, problems, max_new_tokens=recipe.max_tokens, seed=seed)
+    run = jobs.Run(
+        out_dir, steps, seed, save_every, evaluate_every=evaluate_every, micro_batch=micro_batch, overrides=overrides,
+        evaluate=jobs.Sampling(n=4, max_new_tokens=recipe.max_tokens),
+    )  # fmt: skip
+    extras = jobs.Extras(engine=engine, lora=jobs.adapter(lora_rank) if lora else None)
+    lm = load_model(model, think, dtype, device, trust_remote_code)
+    done = jobs.grpo(lm, recipe, study, run, extras=extras, resume=resume, say=say)
+    board = jobs.board(done)
+    if as_json:
+        print_json(
+            {"out": str(out_dir / jobs.MODEL), "recipe": recipe, "fingerprint": done.lm.fingerprint, "log": jobs.curve(done.log)}
+        )
+        return
+    show(board, f"{recipe.name} on {lm.name}; the model is in {out_dir / jobs.MODEL}")
+    out.print(f"A line a step: [bold]{out_dir / 'log.jsonl'}[/bold].")
