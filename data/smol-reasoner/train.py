@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import time
 from itertools import islice
 from pathlib import Path
@@ -31,9 +32,9 @@ HERE = Path(__file__).parent
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-def load_base(dtype: torch.dtype) -> lms.LM:
-    """SmolLM2-135M-Instruct from its package, with this folder's chat template."""
-    base = lms.load(lms.smollm2_path(), dtype=dtype, tags=lms.ThinkTags(), device="cpu")
+def load_base(source: str | None, dtype: torch.dtype) -> lms.LM:
+    """The base, SmolLM2-135M-Instruct from its package unless another is named, with this folder's chat template."""
+    base = lms.load(source or lms.smollm2_path(), dtype=dtype, tags=lms.ThinkTags(), device="cpu")
     base.tokenizer.chat_template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
     return base
 
@@ -74,10 +75,11 @@ class ResponseTrainer(SFTTrainer):
 
 
 class Sitting(TrainerCallback):
-    """Ends a sitting after so many minutes, with a checkpoint."""
+    """Ends a sitting with a checkpoint: after so many minutes, or when it is asked to terminate."""
 
     def __init__(self, minutes: float) -> None:
         self.until = time.time() + 60 * minutes
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "until", 0.0))
 
     def on_step_end(self, args, state, control, **kwargs):
         if time.time() > self.until:
@@ -130,6 +132,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the adapter")
     parser.add_argument("--work", type=Path, default=Path("runs/smol"), help="directory of the resumable state")
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=1000, help="steps of the first lesson")
     parser.add_argument("--decay", type=int, default=400, help="steps at the end over which the learning rate decays")
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=150, help="stop this sitting after so many minutes")
@@ -138,6 +141,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=25)
+    parser.add_argument("--base", default=None, help="another base, as toolkit.lm.load takes it, to try the script with")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -145,9 +149,14 @@ def main() -> None:
     set_seed(args.seed)
     newest = get_last_checkpoint(str(args.work))
     if args.minutes > 0:
-        base = load_base(getattr(torch, args.dtype))
+        base = load_base(args.base, getattr(torch, args.dtype))
         pad = base.tokenizer.pad_token_id
-        data = [columns(batch, pad) for batch in islice(batches(base, args.seed, args.batch_tokens), args.steps)]
+        lessons = [(True, min(args.first, args.steps)), (False, max(args.steps - args.first, 0))]
+        data = [
+            columns(batch, pad)
+            for first, steps in lessons
+            for batch in islice(batches(base, args.seed, args.batch_tokens, first=first), steps)
+        ]
         lora = LoraConfig(
             r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM", base_model_name_or_path=BASE
         )

@@ -29,6 +29,7 @@ HABITS = traces.Habits(
     slip_hard=0.03,
     max_waits=2,
 )
+BEGIN_SHARE = 0.6  # of unhurried stories' traces say first how many there are
 
 _STEP = {
     "+": ("{e} = {c}.", "Adding {b} gives {e} = {c}.", "{b} more makes {e} = {c}.", "Then there are {e} = {c}{t}.", "Now it is {e} = {c}."),
@@ -81,7 +82,7 @@ def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Tra
     lines: list[str] = []
     failed: list[int] = []
     i, waits = 0, 0
-    if calm and pen.things and rng.random() < 0.3:
+    if calm and pen.things and rng.random() < BEGIN_SHARE:
         lines.append(pen.line(_BEGIN, a=steps[1 if steps[0].apart else 0].left))
     while i < len(steps):
         if rng.random() < h:

