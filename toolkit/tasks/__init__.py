@@ -11,10 +11,10 @@ from pathlib import Path
 
 from toolkit import store
 from toolkit.lm import LM
-from toolkit.tasks import arithmetic, lookup, mathematics, needle, threading, wordproblems
+from toolkit.tasks import arithmetic, backtracking, lookup, mathematics, needle, threading, wordproblems
 from toolkit.types import Problem
 
-NAMES = ("tiny", "arithmetic", "lookup", "gsm8k", "math500", "needle", "threading", "wordproblems")
+NAMES = ("tiny", "arithmetic", "countdown", "lookup", "gsm8k", "math500", "needle", "threading", "wordproblems")
 
 
 def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM | None = None) -> list[Problem]:
@@ -32,6 +32,8 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
             return arithmetic.load(split, n - few, seed) + lookup.load(split, few, seed)
         case "arithmetic":
             return arithmetic.load(split, n, seed)
+        case "countdown":
+            return backtracking.load(split, n, seed)
         case "lookup":
             return lookup.load(split, n, seed)
         case "gsm8k":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from toolkit.tasks import backtracking
 from toolkit.types import Problem
 
 _NUMBER = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?")  # a minus after a number is no sign: "12-5" ends in 5
@@ -45,9 +46,10 @@ def grade(problem: Problem, answer: str) -> bool:
     """Whether ``answer`` (the text after the think span) gives the problem's gold answer.
 
     ``meta["grader"]`` chooses: ``"math"`` verifies with math-verify (the ``[tasks]`` extra); ``"recall"`` wants a word recall
-    above :data:`RECALL`; ``"contains"`` the gold words one after the other; ``"identifiers"`` the gold identifiers, as the last
-    ones of the text in their order; ``"identifier set"`` these identifiers and no others, in any order (keys named in
-    ``meta["asked"]`` may be repeated). Anything else compares the last number of the text with the gold number.
+    above :data:`RECALL`; ``"contains"`` the gold words one after the other; ``"countdown"`` any expression that makes the target of the
+    numbers; ``"identifiers"`` the gold identifiers, as the last ones of the text in their order; ``"identifier set"`` these
+    identifiers and no others, in any order (keys named in ``meta["asked"]`` may be repeated). Anything else compares the last
+    number of the text with the gold number.
     """
     gold = problem.answer
     match problem.meta.get("grader"):
@@ -57,6 +59,8 @@ def grade(problem: Problem, answer: str) -> bool:
             return word_recall(gold, answer) > RECALL
         case "contains":
             return contains(gold, answer)
+        case "countdown":
+            return backtracking.verify(answer, problem.meta["numbers"], problem.meta["target"])
         case "identifiers" | "identifier set" as grader:
             wanted = identifiers(gold)
             said = [word for word in identifiers(answer) if word not in problem.meta.get("asked", ())]
