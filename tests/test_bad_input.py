@@ -200,7 +200,7 @@ def test_code_from_the_hub_does_not_run_unless_asked_for(checkpoint):
 def test_the_tiny_reasoner_missing_from_an_installation(tmp_path, monkeypatch):
     monkeypatch.setattr(lms.toolkit, "__file__", str(tmp_path / "toolkit" / "__init__.py"))
     with pytest.raises(
-        FileNotFoundError, match=r"tiny reasoner is not in this installation; reinstall, or run data/tiny-reasoner/train\.py"
+        FileNotFoundError, match=r"tiny-reasoner is not in this installation; reinstall, or run data/tiny-reasoner/train\.py"
     ):
         lms.tiny_reasoner_path()
 

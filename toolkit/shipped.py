@@ -33,7 +33,7 @@ def path_of(name: str) -> Path:
     for path in (package / "_data" / name, package.parent / "data" / name):
         if (path / WEIGHTS[name]).is_file():
             return path
-    raise FileNotFoundError(f"The {name} is not in this installation; reinstall, or run data/{name}/train.py in a checkout.")
+    raise FileNotFoundError(f"{name} is not in this installation; reinstall, or run data/{name}/train.py in a checkout.")
 
 
 def smollm2_path() -> Path:
