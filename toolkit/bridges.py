@@ -48,7 +48,7 @@ from transformers import PreTrainedModel
 from toolkit import hooks, sites
 from toolkit.lm import LM, NoThinkTagsError
 from toolkit.sites import KINDS, Site
-from toolkit.types import Moments, Rollout
+from toolkit.types import HeadScores, Moments, Rollout
 
 _AFTER = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 _BEFORE = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
@@ -157,6 +157,47 @@ def _check(lm: LM, bridge: Any, *, tokens: int = 8) -> None:
                 f"TransformerLens does not compute {lm.name} as it is: at {site} it ran {len(values) - 1} times (once is right), "
                 f"relative deviation {error:.2g}. Use to_nnsight, which runs the model's own modules."
             )
+
+
+# --- what it detects -----------------------------------------------------------------------------------------
+
+DETECTED = {"previous token": "previous_token_head", "induction": "induction_head", "duplicate token": "duplicate_token_head"}
+"""Names of ours -> names of TransformerLens's detection patterns."""
+
+
+@torch.no_grad()
+def detected_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 32, seed: int = 0) -> dict[str, HeadScores]:
+    """TransformerLens's head detectors through the bridge: the share of a head's attention on each pattern, a mean over sequences.
+
+    Previous token and duplicate token are looked for in ``sequences`` (token ids of one's own text); induction in as many sequences
+    of up to ``repeated`` different ones of their tokens in random order, twice over, where only the repetition tells what comes next.
+
+    Raises:
+        ImportError, NeighbourError: as :func:`to_transformer_lens`.
+        ValueError: no sequence, or one of fewer than two tokens.
+    """
+    if not sequences or min(map(len, sequences)) < 2:
+        raise ValueError(f"{len(sequences)} sequences: head patterns need at least one, each of two tokens or more.")
+    bridge, detector = to_transformer_lens(lm), _imported("transformer_lens.head_detector", "TransformerLens")
+    generator, special = torch.Generator().manual_seed(seed), set(lm.tokenizer.all_special_ids)
+    pool = torch.tensor(sorted({i for ids in sequences for i in ids} - special))
+    twice = [pool[torch.randperm(len(pool), generator=generator)[:repeated]].repeat(2).tolist() for _ in sequences]
+    found = {}
+    for name, pattern in DETECTED.items():
+        score = torch.zeros(lm.layout.n_layers, lm.layout.n_heads, dtype=torch.float64)
+        for ids in twice if name == "induction" else sequences:
+            tokens = torch.tensor([list(ids)], device=lm.device)
+            _, cache = bridge.run_with_cache(tokens, remove_batch_dim=True)
+            wanted = getattr(detector, f"get_{pattern}_detection_pattern")(tokens.cpu())
+            for layer in range(lm.layout.n_layers):
+                score[layer] += torch.tensor(
+                    [detector.compute_head_attention_similarity_score(
+                        cache["pattern", layer, "attn"][head].cpu().float(), detection_pattern=wanted,
+                        exclude_bos=False, exclude_current_token=False, error_measure="mul",
+                    ) for head in range(lm.layout.n_heads)]
+                )  # fmt: skip
+        found[name] = HeadScores(score / len(sequences), pattern, "share of attention", lm.provenance(seed))
+    return found
 
 
 # --- names ---------------------------------------------------------------------------------------------------

@@ -74,7 +74,8 @@ def coefficients(found: pd.DataFrame, title: str, *, kind: str = "spearman") -> 
         places = [i + at for i in range(len(names))]
         figure.add_scatter(x=list(rows["r"]), y=places, name=name, mode="markers", marker=marker, error_x=error)
     figure.add_vline(x=0, line={"color": "black", "width": 1})
-    axis = {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "automargin": True}
+    labels = [name.replace("_", " ") for name in names]
+    axis = {"tickvals": list(range(len(names))), "ticktext": labels, "autorange": "reversed", "automargin": True}
     return styled(figure, title, xaxis_title=f"{kind} r, 95 % interval", yaxis=axis).update_layout(margin={"l": 20})
 
 

@@ -21,6 +21,8 @@ from toolkit.jobs.edit import (
     steered,
 )
 from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_board, entropy_report, entropy_tables, given_rollouts
+from toolkit.jobs.heads import Atlas, agreement, atlas, entropy_sensitivity, lenses, seen_through
+from toolkit.jobs.retrieval import Search, look, masked, retrieval_report, thinking_or_not
 from toolkit.jobs.steer import dose_report, steered_responses, vector_folder
 from toolkit.jobs.study import Say, Study, extraction_rollouts
 
@@ -32,27 +34,38 @@ __all__ = [
     "PUBLISHED",
     "RECIPES",
     "STRENGTHS",
+    "Atlas",
     "EntropySettings",
     "EntropyTables",
     "Finding",
     "Recipe",
     "Say",
+    "Search",
     "Settings",
     "Study",
+    "agreement",
+    "atlas",
     "conditions",
     "demo",
     "dose_report",
     "edit_and_measure",
     "entropy_board",
     "entropy_report",
+    "entropy_sensitivity",
     "entropy_tables",
     "extract",
     "extraction_rollouts",
     "find",
     "given_rollouts",
+    "lenses",
+    "look",
+    "masked",
     "plan_table",
+    "retrieval_report",
     "save_edited",
+    "seen_through",
     "steered",
     "steered_responses",
+    "thinking_or_not",
     "vector_folder",
 ]

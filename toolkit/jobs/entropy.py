@@ -154,9 +154,10 @@ def entropy_report(
         "problems": len({r.problem_id for r in found}),
         "rollouts": len(found),
         "temperature": settings.temperature,
+        "whole_responses": lm.tags is not None and lm.tags.close is None,
         "reader": getattr(settings.reader_of, "__name__", str(settings.reader_of)),
     }
-    written = {name: None if table is None else _records(table) for name, table in vars(tables).items() if name != "rows"}
+    written = {name: None if table is None else report.records(table) for name, table in vars(tables).items() if name != "rows"}
     store.write_json({"provenance": lm.provenance(study.seed, **about), **written}, out / "entropy.json")
     store.save_table(tables.rows, out / "rows.parquet")
     sections = _sections(tables, _transcripts(lm, found, chains, problems))
@@ -176,8 +177,7 @@ def entropy_tables(found: Sequence[Rollout], chains: Sequence[Chain], *, seed: i
     thought = [r for r, chain in zip(found, chains, strict=True) if chain.texts]
 
     def steps_of(r: Rollout) -> list[Step]:
-        chain = chain_of[r.problem_id, r.sample]
-        return [Step(span, text) for span, text in zip(chain.spans, chain.texts, strict=True)]
+        return chain_of[r.problem_id, r.sample].steps
 
     def each(measure: Callable[[list[Rollout]], pd.DataFrame]) -> pd.DataFrame:
         groups = {name: [r for r in thought if wanted(r)] for name, wanted in GROUPS.items()}
@@ -232,12 +232,6 @@ def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["kept", "accuracy", "low", "high", "gain", "gain_low", "gain_high"])
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON can hold them: what is undefined is null."""
-    plain = table.astype(object)
-    return plain.where(plain.notna(), None).to_dict("records")
-
-
 # --- as a page -----------------------------------------------------------------------------------------------
 
 
@@ -285,10 +279,11 @@ def _percent(share: float) -> str:
 
 
 def _intro(about: Mapping[str, Any]) -> str:
+    whole = " This model marks no thinking: whole responses count as it." if about["whole_responses"] else ""
     return (
         f"{about['rollouts']} responses to {about['problems']} problems of {about['task']} ({about['split']}), sampled at temperature "
         f"{about['temperature']:g}. Entropies are of the full softmax at that temperature, in nats. In brackets: 95 % intervals by bootstrap "
-        "over problems."
+        f"over problems.{whole}"
     )
 
 
@@ -324,7 +319,9 @@ def _sections(tables: EntropyTables, transcripts: str) -> list[Section]:
             "Left of 0: more of the measure goes with wrong answers. Shuffled, the fraction is dealt out anew among all responses and must "
             "give about 0. The table: entropy of failed and of re-checking steps beside the other steps of the same responses, nats a token.",
             (figures.coefficients(named, "Correlation with right answers"),),
-            report.table_html(_marked_cells(tables.marked)),
+            report.table_html(_marked_cells(tables.marked))
+            if len(tables.marked)
+            else "<p>No response has marked and other steps.</p>",
         ),
         Section(
             "Keeping one response of several",

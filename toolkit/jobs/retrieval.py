@@ -37,6 +37,7 @@ class Search:
         instances: Haystacks of the dev split that heads are found on, and as many of the test split that they are masked on.
         lengths: Prompt lengths in tokens; none: five up to the model's context. ``lookup`` has lengths of its own.
         counts: How many heads are masked.
+        ops: Other forms of masking that are tried at the largest count; the published one (``uniform``) is always.
         draws: Layer-matched random controls of each mask.
         max_new_tokens: Budget of a response.
     """
@@ -45,6 +46,7 @@ class Search:
     instances: int = 100
     lengths: tuple[int, ...] = ()
     counts: tuple[int, ...] = (1, 2, 3, 4)
+    ops: tuple[str, ...] = masks.ABLATIONS
     draws: int = 3
     max_new_tokens: int = 120
     batch_size: int = 256
@@ -53,6 +55,8 @@ class Search:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"task={self.task!r} has no needle to be found: choose one of {', '.join(TASKS)}.")
+        if wrong := set(self.ops) - set(masks.ABLATIONS):
+            raise ValueError(f"ops={', '.join(wrong)}: choose from {', '.join(masks.ABLATIONS)}.")
         if self.instances < 1 or self.draws < 1 or not self.counts or min(self.counts) < 1:
             raise ValueError(f"instances={self.instances}, draws={self.draws}, counts={self.counts}: all must be at least 1.")
 
@@ -168,7 +172,7 @@ DURING = {"newest": "decode only", "all": "prefill too"}
 def masks_of(search: Search) -> list[Mask]:
     """The published form (uniform, decode only) at every count and for every ranking, then every other form at the largest count."""
     curve = [Mask(ranking, count) for ranking, count in product(RANKINGS, search.counts)]
-    forms = [Mask(r, max(search.counts), op, during) for r, op, during in product(RANKINGS, masks.ABLATIONS, DURING)]
+    forms = [Mask(r, max(search.counts), op, during) for r, op, during in product(RANKINGS, search.ops, DURING)]
     return list(dict.fromkeys([*curve, *forms]))
 
 
@@ -179,11 +183,12 @@ def reference(lm: LM, found: Sequence[Rollout]) -> Moments:
 
 
 def controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
-    """``draws`` layer-matched random plans that exclude the targets; none if a layer has too few other heads."""
+    """Up to ``draws`` different layer-matched random plans that exclude the targets; none if a layer has too few other heads."""
     targets = [layer for layer, _ in plan.heads]
     if any(2 * targets.count(layer) > lm.layout.n_heads for layer in targets):
         return []
-    return [edits.random_heads(plan, lm.layout, seed=seed + draw) for draw in range(draws)]
+    drawn = [edits.random_heads(plan, lm.layout, seed=seed + draw) for draw in range(draws)]
+    return list({frozenset(p.heads): p for p in drawn}.values())
 
 
 def masked(
@@ -196,7 +201,8 @@ def masked(
     problem, each with ``_low, _high`` (95 %, bootstrap over problems); ``tokens`` and ``random_tokens``, mean response length.
     """
     base = _outcomes(lm, Condition(lm), problems, search.sampling, out and out / "base")
-    rows, done = [], {}
+    done: dict[tuple, ndarray] = {}
+    rows = []
 
     def run(plan: Plan, mask: Mask) -> ndarray:
         act = masks.masking(plan, mask.op, during=mask.during, reference=means if mask.op == "mean" else None)
@@ -259,7 +265,7 @@ def thinking_or_not(
         is the difference of the two losses, of ``top`` and of ``random``.
     """
     random = controls(plan, lm, draws, sampling.seed)
-    plans = {"nothing": [None], "top": [plan], "random": list(random)}
+    plans: dict[str, Sequence[Plan | None]] = {"nothing": [None], "top": [plan], "random": random}
     rows = []
     for task, asked in problems.items():
         right: dict[tuple[str, str], ndarray] = {}
@@ -328,7 +334,7 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
         sampling = replace(search.sampling, temperature=1.0, n=2, max_new_tokens=2 * search.max_new_tokens)
         tables["thinking"] = thinking_or_not(lm, plan, both, sampling, draws=search.draws, out=out / "rollouts" / "thinking")
     about = {"search": search, "provenance": lm.provenance(search.seed)}
-    store.write_json(about | {name: table.to_dict("records") for name, table in tables.items()}, out / "retrieval.json")
+    store.write_json(about | {name: report.records(table) for name, table in tables.items()}, out / "retrieval.json")
     report.page(
         f"Retrieval heads of {lm.name}",
         f"{len(found.haystacks)} haystacks of {search.task}, answered greedily; heads masked on {len(hidden)} others.",

@@ -1,0 +1,133 @@
+"""The search for retrieval heads: examples from haystacks, masking tests with controls, thinking against answering directly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from toolkit import edits, evaluate, jobs, masks, store, tasks
+from toolkit.generate import Sampling, rollouts
+from toolkit.jobs import retrieval
+from toolkit.jobs.retrieval import Mask
+from toolkit.lm import Condition
+from toolkit.methods import retrieval_heads
+from toolkit.methods.retrieval_heads import NeedleError
+from toolkit.types import HeadScores
+
+SMALL = jobs.Search(instances=6, counts=(1,), ops=("zero",), draws=1, max_new_tokens=60)
+
+
+@pytest.fixture(scope="module")
+def found(tiny) -> retrieval.Found:
+    return jobs.look(tiny, SMALL)
+
+
+def test_examples_cover_every_needed_piece_or_the_answer_alone(tiny):
+    hidden = replace(SMALL, instances=12).haystacks(tiny, "dev")
+    answers = rollouts(tiny, [h.problem for h in hidden], SMALL.sampling, progress=False)
+    whole = retrieval_heads.examples(hidden, answers)
+    published = retrieval_heads.examples(hidden, answers, whole=False)
+    assert len(whole) == sum(len(h.needed) for h in hidden) > len(published) == len(hidden)
+    for e, h in zip(published, hidden, strict=True):
+        assert tiny.tokenizer.decode(e.rollout.token_ids[e.needle.start : e.needle.stop]) == h.problem.answer
+
+
+def test_a_response_to_something_else_is_no_example(tiny, found):
+    with pytest.raises(NeedleError, match="does not answer one of these haystacks"):
+        retrieval_heads.examples(found.haystacks[1:], found.rollouts[:1])
+
+
+def test_every_form_is_tested_once_and_the_published_one_at_every_count():
+    chosen = retrieval.masks_of(jobs.Search(counts=(1, 3)))
+    assert len(chosen) == len(set(chosen))
+    for ranking in retrieval.RANKINGS:
+        own = [m for m in chosen if m.ranking == ranking]
+        assert {m.count for m in own if (m.op, m.during) == ("uniform", "newest")} == {1, 3}
+        assert {(m.op, m.during) for m in own if m.count == 3} == {(o, d) for o in masks.ABLATIONS for d in ("newest", "all")}
+
+
+def test_controls_are_of_the_same_layers_exclude_the_targets_and_do_not_repeat(tiny, provenance):
+    score = HeadScores(tiny_scores := np_scores(tiny), "made up", "share", tiny.provenance())
+    assert tiny_scores.shape == (4, 8)
+    plan = retrieval_heads.mask_plan(score, 4)
+    drawn = retrieval.controls(plan, tiny, 5, 0)
+    assert len({frozenset(p.heads) for p in drawn}) == len(drawn) > 1
+    for control in drawn:
+        assert not set(control.heads) & set(plan.heads)
+        assert sorted(layer for layer, _ in control.heads) == sorted(layer for layer, _ in plan.heads)
+    assert retrieval.controls(retrieval_heads.mask_plan(score, 31), tiny, 2, 0) == []
+
+
+def np_scores(tiny):
+    import torch
+
+    return torch.rand(tiny.layout.n_layers, tiny.layout.n_heads, generator=torch.Generator().manual_seed(0)).double()
+
+
+def test_masked_accuracies_equal_the_comparison_of_conditions(tiny, found):
+    """The job's table against ``evaluate.compare`` on the same conditions."""
+    mask = Mask("write (ours)", 2, "zero", "all")
+    problems = tasks.lookup.load("test", 8)
+    row = jobs.masked(tiny, found, SMALL, problems, [mask]).iloc[0]
+    plan = retrieval_heads.mask_plan(found.scores["write (ours)"], 2)
+    noise = edits.random_heads(plan, tiny.layout, seed=0)
+    judged = {name: Condition(tiny, (masks.masking(p, "zero", during="all"),)) for name, p in (("top", plan), ("random", noise))}
+    compared = evaluate.summary(evaluate.compare({"base": tiny, **judged}, problems, SMALL.sampling, progress=False))
+    accuracy = compared[compared["metric"] == "accuracy"].set_index("condition")
+    assert row["accuracy"] == accuracy.loc["top", "mean"] and row["random"] == accuracy.loc["random", "mean"]
+    assert row["lost"] == pytest.approx(-accuracy.loc["top", "difference"])
+    assert row["lost_high"] == pytest.approx(-accuracy.loc["top", "difference_low"])
+    assert row["more_than_random"] == pytest.approx(row["random"] - row["accuracy"])
+
+
+def test_masking_nothing_loses_nothing_thinking_or_not(tiny, provenance):
+    plan = retrieval_heads.mask_plan(HeadScores(np_scores(tiny), "made up", "share", tiny.provenance()), 0)
+    asked = {"lookup": tasks.lookup.load("test", 6)}
+    table = jobs.thinking_or_not(tiny, plan, asked, Sampling(n=2, max_new_tokens=60), draws=1)
+    assert (table["lost"].dropna() == 0).all()
+    assert (table[table["mode"] == "answering directly"]["think_tokens"] == 0).all()
+    assert (table[table["mode"] == "thinking"]["think_tokens"] > 0).all()
+
+
+def test_recall_has_a_cell_for_every_haystack_and_no_more(found):
+    cells = found.recall()
+    assert cells["n"].sum() == len(found.rollouts)
+    assert (cells["correct"] * cells["n"]).sum() == pytest.approx(sum(r.correct for r in found.rollouts))
+
+
+def test_report_writes_scores_lists_tables_and_page(tiny, tmp_path):
+    tables = jobs.retrieval_report(tiny, replace(SMALL, instances=3), tmp_path / "out")
+    written = store.read_json(tmp_path / "out" / "retrieval.json")
+    assert written["provenance"]["fingerprint"] == tiny.fingerprint
+    assert len(written["masking"]) == len(tables["masking"])
+    lists = retrieval_heads.from_lists(store.read_json(tmp_path / "out" / "copy_examples.json"))
+    scores = store.load(tmp_path / "out" / "copy.safetensors", HeadScores, fingerprint=tiny.fingerprint)
+    assert np.allclose(lists.mean(dim=0), scores.score)
+    assert "Which heads" in (tmp_path / "out" / "report.html").read_text()
+    parts = sorted((tmp_path / "out" / "rollouts").rglob("*.parquet"))
+    before = [p.stat().st_mtime_ns for p in parts]
+    again = jobs.retrieval_report(tiny, replace(SMALL, instances=3), tmp_path / "out")
+    assert [p.stat().st_mtime_ns for p in parts] == before, "finished rollouts are kept"
+    assert again["masking"].equals(tables["masking"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"task": "arithmetic"}, "task='arithmetic' has no needle to be found"),
+        ({"counts": ()}, "must be at least 1"),
+        ({"instances": 0}, "must be at least 1"),
+        ({"ops": ("half",)}, "ops=half: choose from zero, mean, uniform"),
+    ],
+)
+def test_bad_searches_are_refused(more, message):
+    with pytest.raises(ValueError, match=message):
+        jobs.Search(**more)
+
+
+@pytest.mark.parametrize("task", ["needle", "threading"])
+def test_a_search_is_sized_for_its_model(llama, task):
+    hidden = jobs.Search(task, instances=8, lengths=(480,)).haystacks(llama, "dev")
+    assert hidden and all(len(h.prompt_ids) <= 480 for h in hidden)

@@ -1,0 +1,81 @@
+"""The head atlas: every head through every lens, which lenses agree, and what a head attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from jaxtyping import Float
+from torch import Tensor
+
+from toolkit.figures.base import styled
+from toolkit.types import HeadScores
+
+
+def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
+    """One row a lens, one column a head; each row divided by its largest absolute value."""
+    values = {name: s.score.numpy() for name, s in scores.items()}
+    n_layers, n_heads = next(iter(values.values())).shape
+    names = [f"{layer}.{head}" for layer in range(n_layers) for head in range(n_heads)]
+    raw = np.array([v.flatten() for v in values.values()])
+    scaled = raw / np.abs(raw).max(axis=1, keepdims=True).clip(min=1e-12)
+    heat = go.Heatmap(
+        x=names,
+        y=list(values),
+        z=scaled,
+        customdata=raw,
+        zmid=0,
+        colorscale="RdBu_r",
+        ygap=2,
+        colorbar={"title": "share of<br>largest"},
+        hovertemplate="head %{x}<br>%{y}: %{customdata:.3g}<extra></extra>",
+    )
+    figure = go.Figure(heat)
+    for layer in range(1, n_layers):
+        figure.add_vline(x=layer * n_heads - 0.5, line={"color": "black", "width": 1})
+    axes = {"xaxis": {"title": "layer.head", "type": "category"}, "yaxis": {"autorange": "reversed", "automargin": True}}
+    return styled(figure, "Every head through every lens", **axes).update_layout(margin={"l": 20})
+
+
+def agreement(table: pd.DataFrame) -> go.Figure:
+    """Shared top heads of each pair of lenses; hover shows p-values and rank correlation (from ``jobs.agreement``)."""
+    pairs = table["pair"].str.split(" / ", expand=True)
+    names = list(dict.fromkeys([*pairs[0], *pairs[1]]))
+    at = {name: i for i, name in enumerate(names)}
+    shared, text = np.full((len(names), len(names)), np.nan), np.full((len(names), len(names)), "", object)
+    for row, a, b in zip(table.itertuples(), pairs[0], pairs[1], strict=True):
+        shared[at[b], at[a]] = row.shared
+        text[at[b], at[a]] = f"{row.shared}<br>p {row.p_in_layer:.2g}<br>ρ {row.spearman:+.2f}"
+    heat = go.Heatmap(
+        x=names,
+        y=names,
+        z=shared,
+        text=text,
+        texttemplate="%{text}",
+        colorscale="Blues",
+        zmin=0,
+        xgap=2,
+        ygap=2,
+        colorbar={"title": "shared"},
+        hovertemplate="%{x}<br>%{y}<br>%{text}<extra></extra>",
+    )
+    axes = {"xaxis": {"automargin": True}, "yaxis": {"autorange": "reversed", "automargin": True}}
+    return styled(go.Figure(heat), "Top heads shared, p within layers, rank correlation", **axes).update_layout(
+        height=680, margin={"l": 20}
+    )
+
+
+def attention(
+    weights: Float[Tensor, "queries keys"], queries: Sequence[str], keys: Sequence[str], title: str = "Attention"
+) -> go.Figure:
+    """What some queries attend to: one row a query token, one column a key token, both as text."""
+    shown = [f"{i}: {text!r}"[:14] for i, text in enumerate(keys)]
+    rows = [f"{i}: {text!r}"[:14] for i, text in enumerate(queries)]
+    heat = go.Heatmap(x=shown, y=rows, z=weights.numpy(), zmin=0, zmax=1, colorscale="Blues", colorbar={"title": "attention"})
+    axes = {
+        "xaxis": {"title": "attended token", "tickangle": -60},
+        "yaxis": {"title": "token before the emitted one", "autorange": "reversed"},
+    }
+    return styled(go.Figure(heat), title, **axes)
