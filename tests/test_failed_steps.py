@@ -13,7 +13,7 @@ from families import tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit import stats, steps
+from toolkit import figures, stats, steps
 from toolkit.lm import NoThinkTagsError
 from toolkit.methods import failed_steps
 from toolkit.methods.failed_steps import Chain, Cues, Reader
@@ -119,7 +119,9 @@ def test_reading_tokens_equals_reading_text(task, llama):
         read = failed_steps.tiny(problem).read(trace.text)
         chain = failed_steps.chain(llama, rollout_with(trace, problem), failed_steps.tiny(problem))
         assert (chain.texts, chain.failed, chain.review) == (read.texts, read.failed, read.review)
-        assert len(chain.spans) == len(chain.texts)
+        assert [(s.span, s.text) for s in chain.steps] == list(zip(chain.spans, chain.texts, strict=True))
+        with pytest.raises(ValueError, match="no token spans: read the rollout with"):
+            _ = read.steps
 
 
 @pytest.mark.parametrize(
@@ -279,6 +281,17 @@ def test_rollouts_without_thinking_or_without_their_problem_are_named(llama, rol
         failed_steps.chains(llama, [silent], [])
     with pytest.raises(ValueError, match="one of each a step"):
         Chain(("a",), (), ())
+
+
+def test_the_figure_of_coefficients_shows_each_measure_twice_with_its_interval():
+    found = failed_steps.against_correctness(made_up(np.random.default_rng(0)), ["review_ratio", "fsf"], times=50)
+    figure = figures.coefficients(found, "title", kind="pearson")
+    assert list(figure.layout.yaxis.ticktext) == ["review ratio", "fsf", "fsf (shuffled)"]
+    for trace, scope in zip(figure.data, ("pooled", "within"), strict=True):
+        rows = found[(found["scope"] == scope) & (found["kind"] == "pearson")]
+        assert list(trace.x) == rows["r"].tolist()
+        assert list(trace.error_x.array) == pytest.approx((rows["high"] - rows["r"]).tolist())
+        assert list(trace.error_x.arrayminus) == pytest.approx((rows["r"] - rows["low"]).tolist())
 
 
 # --- correlation over rows that repeat within problems --------------------------------------------------------

@@ -64,8 +64,6 @@ def fragment(
     h = recorded(rollout)
     if top is not None and not top > 0:
         raise ValueError(f"top={top}: the entropy of the deepest colour must be above 0 nats.")
-    if chain is not None and len(chain.spans) != len(chain.texts):
-        raise ValueError("This chain has no token spans: read the rollout with failed_steps.chain(lm, rollout, reader).")
     tokens = _tokens(lm, rollout, top or float(h.max()) or 1.0)
     start, end = rollout.prompt_len, len(rollout.token_ids)
     think, answer = rollout.think, rollout.answer
@@ -132,13 +130,12 @@ def _part(kind: str, name: str, body: str) -> str:
 
 
 def _steps(lm: LM, r: Rollout, chain: Chain | None, tokens: Sequence[str]) -> str:
-    spans: Sequence[Span] = chain.spans if chain else [step.span for step in steps.of(lm, r)]
     rows = []
-    for i, span in enumerate(spans):
+    for i, step in enumerate(chain.steps if chain else steps.of(lm, r)):
         failed, review = (chain.failed[i], chain.review[i]) if chain else (False, False)
         label = f"{i + 1}" + " ✗" * failed + (" re-check" if review else " failed" if failed else "")
         kind = "step" + " failed" * failed + " review" * review
-        text = "".join(tokens[span.start - r.prompt_len : span.stop - r.prompt_len]).rstrip("\n")
+        text = "".join(tokens[step.span.start - r.prompt_len : step.span.stop - r.prompt_len]).rstrip("\n")
         rows.append(f"<div class='{kind}'><div class='no'>{label}</div><div>{text}</div></div>")
     return "".join(rows)
 

@@ -27,7 +27,7 @@ import pandas as pd
 
 from toolkit import stats, steps
 from toolkit.lm import LM, NoThinkTagsError
-from toolkit.steps import Splitter
+from toolkit.steps import Splitter, Step
 from toolkit.types import Problem, Rollout, Span
 
 MEASURES = ("fsf", "review_ratio", "characters", "think_tokens")
@@ -67,6 +67,13 @@ class Chain:
         counts = (len(self.texts), len(self.failed), len(self.review))
         if len({*counts}) > 1 or (self.spans and len(self.spans) != len(self.texts)):
             raise ValueError(f"{counts} texts, failed and review flags, {len(self.spans)} spans: need one of each a step.")
+
+    @property
+    def steps(self) -> list[Step]:
+        """The steps with their tokens. ValueError if the chain was read from a text, so that there are none."""
+        if len(self.spans) != len(self.texts):
+            raise ValueError("This chain has no token spans: read the rollout with failed_steps.chain(lm, rollout, reader).")
+        return [Step(span, text) for span, text in zip(self.spans, self.texts, strict=True)]
 
 
 def failed_step_fraction(chain: Chain) -> float:
