@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from batches import every_reward
@@ -109,6 +110,21 @@ def test_many_rewards_on_one_file_of_rollouts(found, problems):
     assert table["name"].unique().tolist() == list(rewards.ALL) and len(table) == 48 * len(rewards.ALL)
     assert np.isfinite(table["reward"]).all()
     assert_allclose(table.loc[table["name"] == "correctness", "reward"], [r.correct for r in found])
+
+
+def test_pushes_are_mean_advantages_of_four_kinds_of_responses():
+    table = pd.DataFrame(
+        {
+            "name": ["r"] * 6,
+            "problem_id": ["a"] * 4 + ["b"] * 2,
+            "correct": [True, True, False, False, True, True],
+            "tokens": [10, 40, 20, 30, 5, 9],
+            "reward": [1.0, 0.5, 0.0, 0.0, 1.0, 1.0],
+        }
+    )
+    a = (np.array([1.0, 0.5, 0, 0]) - 0.375) / (np.std([1.0, 0.5, 0, 0], ddof=1) + 1e-4)
+    row = rewards.pushes(table).loc["r"]
+    assert_allclose(row.to_list(), [a[0] / 2, a[1] / 2, a[2], a[3], 0.5])  # the other problem's two add 0
 
 
 # --- TRL: values ---------------------------------------------------------------------------------------------

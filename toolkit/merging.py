@@ -16,7 +16,7 @@ Cost: one copy of the weights; the threshold is found by counting, exactly, with
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -62,19 +62,20 @@ def selective_merge(
             raise ValueError(f"The change of {name} is not finite: one of the models has a weight that is NaN or infinite.")
         return found
 
-    if scope == "global":
-        shared = threshold(lambda: (change(name) for name in ours), keep)
+    def least(names: Sequence[str]) -> float:
+        return threshold(lambda: map(change, names), keep)
+
+    shared = least(list(ours)) if scope == "global" else 0.0
     merged = copy.deepcopy(base.model)
     for name, weight in merged.named_parameters():
         delta = change(name)
-        least = shared if scope == "global" else threshold(lambda delta=delta: [delta], keep)
-        kept = delta.abs() >= least
+        kept = delta.abs() >= (shared if scope == "global" else least([name]))
         weight[kept] = (ours[name][kept].float() + scale * delta[kept]).to(weight.dtype)
     what = f"{scale:g} x the largest {keep:.0%} ({scope}) of what {trained.name} changed"
     return lms.child(base, merged, f"{base.name} + {what}")
 
 
-def check_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+def check_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
     """Raise DifferentModelsError unless two models have the same weights by name and shape."""
     shapes = [{name: tuple(w.shape) for name, w in weights.items()} for weights in (ours, theirs)]
     if different := sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)):

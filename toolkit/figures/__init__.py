@@ -5,6 +5,7 @@ from toolkit.figures.base import COLOURS
 from toolkit.figures.entropy import coefficients, correlation, entropy_by_position, entropy_filtering, phase_entropy
 from toolkit.figures.heads import head_scores
 from toolkit.figures.length import by_layer, differences, direction_norms, length_accuracy, length_distribution
+from toolkit.figures.paid import reward_pushes, rewards
 from toolkit.figures.retrieval import masking_curve, masking_forms, recall, sparsity, stability, thinking_or_not
 from toolkit.figures.steering import damage, dose_response, targets
 from toolkit.figures.training import learning_curves, length_against_accuracy
@@ -32,6 +33,8 @@ __all__ = [
     "masking_forms",
     "phase_entropy",
     "recall",
+    "reward_pushes",
+    "rewards",
     "sparsity",
     "stability",
     "targets",

@@ -125,7 +125,7 @@ class _Work:
         """``n`` continuations of each prefix; ``correct`` is graded on the answer that the text began."""
         if not prompts:
             return []
-        sampling = replace(self.how.answering, n=n, **({"temperature": 0.0} if greedy else {}))
+        sampling = replace(self.how.answering, n=n, temperature=0.0 if greedy else self.how.answering.temperature)
         ends, lm = self.ids(text), self.condition.lm
         asked = [(self.problems[r.problem_id], [*ids, *ends]) for r, ids in prompts]
         found = generate.continued(self.condition, asked, sampling)

@@ -27,7 +27,7 @@ from toolkit.rewards.l1 import L1Exact, L1Max
 from toolkit.rewards.laser import Laser, LaserD, LaserDE
 from toolkit.rewards.longwriter import LongWriter
 from toolkit.rewards.mash import MASH
-from toolkit.rewards.offline import compare, score
+from toolkit.rewards.offline import compare, pushes, score
 from toolkit.rewards.overlong import Overlong
 from toolkit.rewards.pear import PEAR
 from toolkit.rewards.ppr import ReNorm
@@ -56,6 +56,7 @@ __all__ = [
     "WeightedSum",
     "as_trl",
     "compare",
+    "pushes",
     "score",
 ]
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from toolkit.rewards import groups
 from toolkit.rewards.batch import Reward, RewardBatch
 from toolkit.types import Problem, Rollout
 
@@ -58,3 +60,30 @@ def compare(
     tables = {name: score(rollouts, reward, problems, columns=columns, step=step) for name, reward in rewards.items()}
     kept = {name: table[[c for c in table if not c.startswith("component.")]] for name, table in tables.items()}
     return pd.concat(kept, names=["name"]).reset_index(level="name").reset_index(drop=True)
+
+
+def pushes(table: pd.DataFrame) -> pd.DataFrame:
+    """What each reward of :func:`compare` would push: the mean GRPO advantage of four kinds of responses, a row a reward.
+
+    Columns: ``right, shorter``, ``right, longer``, ``wrong, shorter``, ``wrong, longer`` (than the median of the responses to the problem; those of exactly
+    that length count in none), and ``no push``, the share of problems whose responses are all paid the same.
+    Advantages are ``(r - mean_g) / (std_g + 1e-4)`` with Bessel's correction, as TRL's: + makes such responses more likely.
+    """
+    rows = {}
+    for name, part in table.groupby("name", sort=False):
+        g, r = pd.factorize(part["problem_id"])[0], part["reward"].to_numpy(float)
+        n, centred = groups.count(g), r - groups.mean(r, g)
+        std = np.sqrt(groups.mean(np.square(centred), g) * n / np.maximum(n - 1, 1))
+        varies = groups.highest(r, g) > groups.lowest(r, g)
+        advantage = np.where(varies, centred / (std + 1e-4), 0.0)
+        median = part.groupby("problem_id")["tokens"].transform("median")
+        right, shorter, longer = part["correct"].to_numpy(bool), part["tokens"] < median, part["tokens"] > median
+        kinds = {
+            "right, shorter": right & shorter,
+            "right, longer": right & longer,
+            "wrong, shorter": ~right & shorter,
+            "wrong, longer": ~right & longer,
+        }
+        means = {kind: advantage[rows_of].mean() if rows_of.any() else np.nan for kind, rows_of in kinds.items()}
+        rows[name] = means | {"no push": 1 - varies[np.unique(g, return_index=True)[1]].mean()}
+    return pd.DataFrame(rows).T.rename_axis("name")

@@ -1,0 +1,70 @@
+"""What rewards would have paid: against length, response by response, and what they push."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from toolkit.figures.base import LONG_COLOUR, SHORT_COLOUR, styled
+
+
+def rewards(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
+    """Reward against response length, a panel a reward, right and wrong answers apart (from ``rewards.compare``).
+
+    Args:
+        across: Panels in a row.
+    """
+    names = list(table["name"].unique())
+    down = math.ceil(len(names) / across)
+    titles = [name.replace("_", " ") for name in names]
+    spacing = {"horizontal_spacing": 0.06, "vertical_spacing": min(0.14, 0.3 / down)}
+    figure = make_subplots(rows=down, cols=across, subplot_titles=titles, shared_xaxes=True, **spacing)
+    for i, name in enumerate(names):
+        row, column = divmod(i, across)
+        for right, said, colour in ((False, "wrong", SHORT_COLOUR), (True, "right", LONG_COLOUR)):
+            part = table[(table["name"] == name) & (table["correct"] == right)]
+            dots = {"mode": "markers", "marker": {"color": colour, "size": 5, "opacity": 0.45}, "text": part["problem_id"]}
+            shown = {"name": said, "legendgroup": said, "showlegend": i == 0}
+            figure.add_scatter(x=part["tokens"], y=part["reward"], row=row + 1, col=column + 1, **dots, **shown)
+        if row == down - 1 or i + across >= len(names):
+            figure.update_xaxes(title="tokens", showticklabels=True, row=row + 1, col=column + 1)
+    legend = {
+        "orientation": "h",
+        "y": 1.0,
+        "yanchor": "bottom",
+        "yref": "container",
+        "x": 1,
+        "xanchor": "right",
+        "itemsizing": "constant",
+    }
+    framed = styled(figure, "What each reward would have paid")
+    return framed.update_layout(height=170 * down + 110, margin={"t": 90}, legend=legend | {"y": 0.97, "yanchor": "top"})
+
+
+def reward_pushes(table: pd.DataFrame) -> go.Figure:
+    """Mean advantage of short and long, right and wrong responses under each reward (from ``rewards.pushes``)."""
+    kinds = [column for column in table if column != "no push"]
+    values = table[kinds].to_numpy(float)
+    text = [["" if math.isnan(v) else f"{v:+.2f}" for v in row] for row in values]
+    names = [f"{str(name).replace('_', ' ')} ({share:.0%})" for name, share in zip(table.index, table["no push"], strict=True)]
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=kinds,
+            y=names,
+            text=text,
+            texttemplate="%{text}",
+            colorscale="RdBu",
+            zmid=0,
+            zmin=-1,
+            zmax=1,
+            colorbar={"title": "advantage"},
+        )
+    )
+    axis = {"autorange": "reversed", "automargin": True, "title": "reward (problems it cannot tell apart)"}
+    return styled(figure, "What each reward pushes", xaxis={"side": "top"}, yaxis=axis).update_layout(
+        height=24 * len(names) + 150, margin={"t": 110}
+    )
