@@ -32,7 +32,7 @@ TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "laser": {"target": 24},
         "laser_d": {"targets": Targets(base=16, step=8, longest=128, every=10)},
         "laser_de": {"targets": Targets(base=16, step=8, longest=128, every=10)},
-        "length_penalty": {"longest": 50},
+        "length_penalty": {"longest": 20},  # a token costs 5 % of a right answer
         "truncation": {"target": 40},
     }
 )

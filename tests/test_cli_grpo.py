@@ -1,0 +1,69 @@
+"""``toolkit grpo``: the list, a run that ends in an ordinary model, settings, and errors before any work."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from toolkit import cli, rewards
+from toolkit import lm as lms
+from toolkit.grpo import log, recipes
+from toolkit.jobs import grpo as jobs
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
+SMALL = ("-n", "16", "--set", "problems=2", "--set", "samples=4", "--set", "max_tokens=80", "--steps", "2", "--evaluate-every", "1")
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(cli.app, ["grpo", *map(str, arguments)])
+
+
+def test_the_list_names_every_reward_and_recipe_with_its_paper():
+    listed = json.loads(run("--list", "--json").stdout)
+    assert {row["name"] for row in listed} == {*rewards.ALL, *recipes.ALL}
+    papers = {row["name"]: row["paper"] for row in listed}
+    assert papers["dler"] == "2510.15110" and papers["drpo"] == "2510.04474" and papers["correctness"] == ""
+    assert all(row["pays"] for row in listed)
+
+
+def test_a_run_writes_a_model_a_log_and_json(tmp_path):
+    result = run("--reward", "hapo", *SMALL, "--out", tmp_path / "run", "--json")
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    trained = lms.load(tmp_path / "run" / "model", device="cpu")
+    assert printed["fingerprint"] == trained.fingerprint and printed["recipe"]["name"] == "hapo"
+    assert [row["step"] for row in printed["log"]] == [0, 1, 2] == [row["step"] for row in log.read(tmp_path / "run" / "log.jsonl")]
+    assert "held_out/accuracy" in printed["log"][-1]
+    again = run("--reward", "hapo", *SMALL, "--out", tmp_path / "run", "--resume")
+    assert again.exit_code == 1 and "this run is finished" in str(again.exception)
+
+
+def test_settings_reach_recipe_reward_and_trl():
+    recipe, rest = jobs.adjusted(recipes.hapo(), {"problems": "8", "learning_rate": "1", "reward.weight": "0.5", "beta": "0.01"})
+    assert (recipe.problems, recipe.learning_rate, recipe.options, rest) == (8, 1.0, {"weight": 0.5}, {"beta": 0.01})
+    with pytest.raises(ValueError, match="Unknown setting 'nonsense'"):
+        jobs.adjusted(recipes.hapo(), {"nonsense": "1"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Say where the run goes"),
+        (("--out", "x", "--reward", "nonsense"), "Unknown reward or recipe 'nonsense'"),
+        (("--out", "x", "--scale", "large"), "choose auto, tiny or paper"),
+        (("--out", "x", "--set", "problems"), "give NAME=VALUE"),
+        (("--out", "x", "--set", "samples=1"), "samples=1"),
+        (("--out", "x", "--set", "reward.nonsense=1"), "nonsense"),
+        (("--out", "x", "--scale", "paper", "--set", "max_tokens=9000"), "does not fit the context"),
+        (("--out", "x", "--reward", "crf", *SMALL), "conciseness"),
+        (("--out", "x", "--reward", "l1_max", *SMALL), "budget"),
+    ],
+)
+def test_what_cannot_work_is_one_readable_error(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code != 0
+    assert message in result.output + str(result.exception)
+    assert not list(tmp_path.glob("x/checkpoint*"))
