@@ -31,17 +31,11 @@ def rewards(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
             figure.add_scatter(x=part["tokens"], y=part["reward"], row=row + 1, col=column + 1, **dots, **shown)
         if row == down - 1 or i + across >= len(names):
             figure.update_xaxes(title="tokens", showticklabels=True, row=row + 1, col=column + 1)
-    legend = {
-        "orientation": "h",
-        "y": 1.0,
-        "yanchor": "bottom",
-        "yref": "container",
-        "x": 1,
-        "xanchor": "right",
-        "itemsizing": "constant",
-    }
+    legend = {"orientation": "h", "yref": "container", "y": 0.97, "yanchor": "top", "x": 1, "xanchor": "right"}
     framed = styled(figure, "What each reward would have paid")
-    return framed.update_layout(height=170 * down + 110, margin={"t": 90}, legend=legend | {"y": 0.97, "yanchor": "top"})
+    return framed.update_layout(
+        height=170 * down + 110, margin={"t": 90}, legend=legend | {"traceorder": "reversed", "itemsizing": "constant"}
+    )
 
 
 def reward_pushes(table: pd.DataFrame) -> go.Figure:
