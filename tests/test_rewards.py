@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from itertools import chain, pairwise
 
 import numpy as np
@@ -24,7 +25,7 @@ from toolkit.rewards.hapo import HAPO
 from toolkit.rewards.kimi import Kimi
 from toolkit.rewards.l1 import L1Exact, L1Max
 from toolkit.rewards.laser import Laser, LaserDE
-from toolkit.rewards.laser_targets import Targets, difficulty, expected_right
+from toolkit.rewards.laser_targets import Targets, difficulty
 from toolkit.rewards.longwriter import LongWriter
 from toolkit.rewards.mash import MASH, penalty
 from toolkit.rewards.pear import PEAR
@@ -96,8 +97,8 @@ def test_laser_d_targets_are_the_least_lengths_with_one_right_response_expected(
     lengths = np.sort(np.round(8192 * np.sqrt(np.linspace(0, 1, 8193)))).astype(np.int64)  # P(l) = (l / 8192)^2
     assert [targets.length(bucket, lengths) for bucket in range(3)] == [4096, 5120, 8192]
     within = [(length / 8192) ** 2 for length in (4096, 5120, 8192)]
-    assert all(expected_right(p, bucket, targets) >= 1 for bucket, p in enumerate(within))
-    assert expected_right(((4096 - 1024) / 8192) ** 2, 0, targets) < 1
+    assert all(targets.expected_right(p, bucket) >= 1 for bucket, p in enumerate(within))
+    assert targets.expected_right(((4096 - 1024) / 8192) ** 2, 0) < 1
 
 
 def test_slpo_pays_the_shortest_right_answer_most():
@@ -464,6 +465,13 @@ def test_bad_batches_are_refused():
 def test_bad_parameters_are_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize("name", sorted(rewards.ALL))
+def test_the_file_of_a_reward_names_its_paper_and_what_deviates(name):
+    entry = rewards.ALL[name]
+    told = sys.modules[entry.make.__module__].__doc__ or ""
+    assert all(word in told for word in ("Equation", "Deviations:", "Units and signs:")) and entry.paper in told
 
 
 def test_the_list_is_complete():

@@ -5,10 +5,11 @@ Equation (over the entries of all weights):
     D = theta_trained - theta_base
     theta = theta_base + scale * D where |D| is among the largest ``keep`` of all entries, theta_base elsewhere
 
-with keep = 25 % and scale = 0.7 in the paper, where it gave back the accuracy that DLER had lost on an 8B model and kept most of its shortness.
+with keep = 25 % and scale = 0.7 in the paper, where it gave back the accuracy that DLER had lost on an 8B model and kept most of
+its shortness.
 
-Deviations: whether "the largest 25 %" is within each tensor or over all of them was not found: ``scope`` (``assumed_scope``). Entries that tie
-with the last one kept are kept too.
+Deviations: whether "the largest 25 %" is within each tensor or over all of them was not found: ``scope`` (``assumed_scope``).
+Entries that tie with the last one kept are kept too.
 
 Cost: one copy of the weights; the threshold is found by counting, exactly, without sorting or holding all entries at once.
 """

@@ -6,13 +6,13 @@ Equations (T: difficulty, the work to be done; M: capability, work a step can do
     N*    = T Z / (M (Z + 1)),   Z = W_-1(-(1 - T/C) / e)     the best number of steps, W_-1 the lower branch of Lambert's function
     t*    = T / N* = M (1 + 1/Z)                              the best size of a step
 
-so that harder problems call for more steps and more capable models for fewer. Length-filtered vote: bucket the sampled answers by length
-(equal width D), keep the K buckets whose answers have the least Shannon entropy, take the majority answer among them.
+so that harder problems call for more steps and more capable models for fewer. Length-filtered vote: bucket the sampled answers by
+length (equal width D), keep the K buckets whose answers have the least Shannon entropy, take the majority answer among them.
 
-Deviations: notes on the paper print the argument of W with a misplaced e; the one here follows from setting the derivative to zero, and a grid
-search agrees. The curve of accuracy against measured length is ours: logistic regression on log length and its square within one
-difficulty, intervals over problems. Least size of a bucket in the vote: 2 (ours; one answer alone has entropy 0 and would always be kept).
-Samples without an answer do not vote.
+Deviations: notes on the paper print the argument of W with a misplaced e; the one here follows from setting the derivative to
+zero, and a grid search agrees. The curve of accuracy against measured length is ours: logistic regression on log length and its
+square within one difficulty, intervals over problems. Least size of a bucket in the vote: 2 (ours; one answer alone has entropy 0
+and would always be kept). Samples without an answer do not vote.
 
 Units and signs: steps, or tokens where a table says so; accuracies are shares. Cost: none, no model is run.
 """
@@ -130,9 +130,9 @@ class Curve:
 def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.DataFrame, dict[Number, Curve]]:
     """The inverted U of each difficulty in :func:`table`: the length of highest accuracy with a 95 % interval over problems.
 
-    Columns: ``difficulty, problems, rollouts, accuracy, peak, low, high, inverted``. ``inverted`` is the share of resamples that are an inverted U
-    with its top among the lengths seen; the interval is over those alone, so read it only where ``inverted`` is near 1. A difficulty
-    where length or correctness never varies has no curve and NaN throughout.
+    Columns: ``difficulty, problems, rollouts, accuracy, peak, low, high, inverted``. ``inverted`` is the share of resamples that
+    are an inverted U with its top among the lengths seen; the interval is over those alone, so read it only where ``inverted`` is
+    near 1. A difficulty where length or correctness never varies has no curve and NaN throughout.
     """
     found, curves = [], {}
     for difficulty, part in rows.groupby("difficulty"):
@@ -270,7 +270,7 @@ def votes(
 
 
 def vote_accuracy(rows: pd.DataFrame, *, seed: int = 0) -> Mapping[str, Estimate]:
-    """Accuracy of each way of answering in :func:`votes`, and of ``filtered - majority`` and ``filtered - random``, with 95 % intervals."""
+    """Accuracy of each way of :func:`votes`, and ``filtered - majority`` and ``filtered - random``, with 95 % intervals."""
     ways = {name: stats.mean_of(rows[name].to_numpy(float)[:, None]) for name in ("one", "majority", "filtered", "random")}
     ways |= {f"filtered - {name}": stats.difference(ways["filtered"], ways[name]) for name in ("majority", "random")}
     return {name: stats.bootstrap(way, len(rows), seed=seed) for name, way in ways.items()}

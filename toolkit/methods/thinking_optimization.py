@@ -7,10 +7,10 @@ Equations (a trajectory's thinking cut at cue words into segments d_1 .. d_n; p_
     inner segments without which a quick decode is still right are dropped
     pairs (path chosen, trajectory rejected) -> SimPO
 
-Deviations: M, T, K and the two texts were not found (``assumed_...``; the text is the closing think tag, which is all that a model with tags
-needs). An auxiliary language model names the segments that contribute nothing; here every inner one is tried, and the quick decode
-alone decides (ours). Where no completion is right the next i with p_i > T is tried (ours); where none is left there is no path. A path
-counts only if it is right and the trajectory is wrong or longer.
+Deviations: M, T, K and the two texts were not found (``assumed_...``; the text is the closing think tag, which is all that a
+model with tags needs). An auxiliary language model names the segments that contribute nothing; here every inner one is tried, and
+the quick decode alone decides (ours). Where no completion is right the next i with p_i > T is tried (ours); where none is left
+there is no path. A path counts only if it is right and the trajectory is wrong or longer.
 
 Units and signs: tokens; shares of samples. Cost: about n M + K short continuations a trajectory, and n more for dropping.
 
@@ -239,8 +239,11 @@ def _kept(o: Optimised) -> Optimised:
 
 
 def table(found: Sequence[Optimised]) -> pd.DataFrame:
-    """One row a trajectory: ``problem_id, sample, correct, segments, exit`` (segments kept up to the cut), ``dropped, tokens``, and of the path
-    ``path_tokens`` (NaN without one)."""
+    """One row a trajectory.
+
+    Columns: ``problem_id, sample, correct, segments, exit`` (segments up to the cut), ``dropped, tokens, path_tokens`` (NaN: no
+    path).
+    """
     return pd.DataFrame(
         {
             "problem_id": o.original.problem_id,
@@ -257,7 +260,7 @@ def table(found: Sequence[Optimised]) -> pd.DataFrame:
 
 
 def pairs(lm: LM, found: Sequence[Optimised]) -> pd.DataFrame:
-    """One row a trajectory with a path: ``problem_id, prompt, chosen, rejected`` (texts, special tokens in them), for TRL's preference trainers."""
+    """``problem_id, prompt, chosen, rejected`` (texts with their special tokens) of every path, for TRL's preference trainers."""
     better = [(o.original, o.path) for o in found if o.path is not None and o.path.token_ids != o.original.token_ids]
     return pd.DataFrame(
         [

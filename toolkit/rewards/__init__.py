@@ -1,7 +1,7 @@
 """Every length reward of the literature as a function of a batch of rollouts, one file a paper; ``ALL`` lists them.
 
-The same object has three uses: the trainer of ``toolkit.grpo``, anyone's TRL script (:func:`as_trl`), and offline questions (:func:`score`): what
-would it have paid these responses?
+The same object has three uses: the trainer of ``toolkit.grpo``, anyone's TRL script (:func:`as_trl`), and offline questions
+(:func:`score`): what would it have paid these responses?
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ Equations (half of a group is asked for long thinking, half for short; p_s: shar
     hard problem                      right and long 1.5, right and short 1.0      (ours: the mirror image)
     wrong                             0
 
-Deviations: only the abstract and openings of digests could be read. Values for hard problems, the threshold (``assumed_threshold``), the
-format checks and the soft length penalty on long chains were not found; the last two are left out. A problem without a short
-rollout in the batch is taken as hard.
+Deviations: only the abstract and openings of digests could be read. Values for hard problems, the threshold
+(``assumed_threshold``), the format checks and the soft length penalty on long chains were not found; the last two are left out. A
+problem without a short rollout in the batch is taken as hard.
 
 Units and signs: + is paid. The rows of both modes of a problem share its id.
 """

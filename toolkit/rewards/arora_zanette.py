@@ -4,9 +4,9 @@ Equation (mu, s: mean and standard deviation of the lengths of the *right* respo
 
     r = c (1 - alpha sigma((L - mu) / s))
 
-Deviations: with one right response, or all of one length, z is 0, so it is paid 1 - alpha/2. Released code of a comparison (LASER's)
-takes mean 0 and deviation 1 there, which pays 1 - alpha; not copied. Whether s divides by n or n - 1 is not stated: ``ddof``. The default alpha
-is that of LASER's comparison; the paper sweeps it.
+Deviations: with one right response, or all of one length, z is 0, so it is paid 1 - alpha/2. Released code of a comparison
+(LASER's) takes mean 0 and deviation 1 there, which pays 1 - alpha; not copied. Whether s divides by n or n - 1 is not stated:
+``ddof``. The default alpha is that of LASER's comparison; the paper sweeps it.
 
 Units and signs: tokens; + is paid. Wrong answers are paid 0 whatever their length.
 """

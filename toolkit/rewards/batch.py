@@ -1,12 +1,13 @@
 """What a reward sees and what it gives back: columns of a batch of rollouts, and one number a rollout with its named parts.
 
-A *group* is the rollouts of one problem. It follows ``problem_id`` and nothing else: two problems with the same text are two groups,
-and rows of a group may lie anywhere in the batch. Lengths are tokens, entropies and log-probabilities nats a token.
+A *group* is the rollouts of one problem. It follows ``problem_id`` and nothing else: two problems with the same text are two
+groups, and rows of a group may lie anywhere in the batch. Lengths are tokens, entropies and log-probabilities nats a token.
 
-A reward is a callable object, ``reward(batch) -> Scored``, with ``name``, ``needs`` (columns it reads) and its parameters as dataclass
-fields. Most are frozen values. A stateful one has ``state_dict`` and ``load_state_dict`` (JSON) and changes only in the ``"train"`` split,
-after the batch is scored. It learns from the batch it is given: in a run of several processes give each process the rollouts of
-all of them, in the same order; then the same arithmetic keeps their states equal and nothing has to be sent.
+A reward is a callable object, ``reward(batch) -> Scored``, with ``name``, ``needs`` (columns it reads) and its parameters as
+dataclass fields. Most are frozen values. A stateful one has ``state_dict`` and ``load_state_dict`` (JSON) and changes only in the
+``"train"`` split, after the batch is scored. It learns from the batch it is given: in a run of several processes give each
+process the rollouts of all of them, in the same order; then the same arithmetic keeps their states equal and nothing has to be
+sent.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from toolkit.types import Problem, Rollout
 SPLITS = ("train", "eval")
 
 _ROLLOUTS = "RewardBatch.of(rollouts) has it"
+_ENTROPIES = f"{_ROLLOUTS} if they carry entropies: sample with Sampling(details=True), or phase_entropy.measured(lm, rollouts)"
 _GRPO = "the trainer of toolkit.grpo has it"
 SUPPLIERS: Mapping[str, str] = {
     "problem_id": f"{_ROLLOUTS}; in a TRL dataset, add a column of ids",
@@ -38,10 +40,10 @@ SUPPLIERS: Mapping[str, str] = {
     "token_ids": _ROLLOUTS,
     "formatted": f"{_ROLLOUTS} (something follows a closed think span); or a format check of your own",
     "logprob": f"{_ROLLOUTS} if they were sampled with Sampling(details=True)",
-    "logprob_without": "the trainer of toolkit.grpo measures it when the reward needs it; offline, score the responses again with an "
-    "empty question (phase_entropy.measured) and take the mean log-probability of each",
-    "think_entropy": f"{_ROLLOUTS} if they carry entropies: sample with Sampling(details=True), or phase_entropy.measured(lm, rollouts)",
-    "answer_entropy": f"{_ROLLOUTS} if they carry entropies: sample with Sampling(details=True), or phase_entropy.measured(lm, rollouts)",
+    "logprob_without": f"{_GRPO} when the reward needs it; offline, read the responses again after an empty question "
+    "(phase_entropy.measured) and take the mean log-probability of each",
+    "think_entropy": _ENTROPIES,
+    "answer_entropy": _ENTROPIES,
     "difficulty": "RewardBatch.of(rollouts, problems) has it where every problem has meta['difficulty']",
     "budget": f"{_GRPO} where the recipe has a curriculum; it is the budget that was in the prompt, tokens",
     "mode": f"{_GRPO} where the recipe has modes; it is 'long' or 'short', as the prompt asked",
@@ -221,7 +223,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _phase_entropies(r: Rollout) -> tuple[float, float]:
-    """Mean entropy before and after the closing tag, NaN for an empty phase; what comes before it, an opening tag too, is thinking."""
+    """Mean entropy before (an opening tag included) and after the closing tag, NaN for an empty phase."""
     h = r.entropies or ()
     if r.think is None:
         return np.nan, _mean(h)

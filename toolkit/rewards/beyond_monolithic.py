@@ -1,13 +1,15 @@
 """Beyond monolithic rewards (HARMO), arXiv:2510.05283: **our stand-in** for its length penalty, whose formula was not found.
 
-What is known: r = R_correctness + R_len + R_fmt with equal weights, advantages without division by the deviation; R_len needs a right
-response in the group, costs being *short* relative to the right ones (against brevity hacking), is capped by P_max and has a tau.
+What is known: r = R_correctness + R_len + R_fmt with equal weights, advantages without division by the deviation; R_len needs a
+right response in the group, costs being *short* relative to the right ones (against brevity hacking), is capped by P_max and has
+a tau.
 
 Equation of the stand-in (m: mean length of the right responses of the group):
 
     R_len = -P_max (1 - exp(-max(0, (m - L) / m) / tau))        0 without a right response
 
-Deviations: R_len is ours, as are P_max and tau. A reward model for open answers and an embedding similarity are left out: here correctness is the verifier's.
+Deviations: R_len is ours, as are P_max and tau. A reward model for open answers and an embedding similarity are left out: here
+correctness is the verifier's.
 
 Units and signs: tokens; + is paid.
 """

@@ -6,8 +6,8 @@ Equations:
     Gated              r = inner * product of gates
     MeanOfAdvantages   A = sum_k w_k z_k / sum_k w_k,   z_k = (r_k - mean_g) / (std_g + eps)     LongWriter-Zero, arXiv:2506.18841
 
-In a sum the part with the largest spread decides; in a mean of advantages every part has a say, whatever its scale. Its values *are* advantages:
-train on them without normalising again (``scale_rewards="none"``).
+In a sum the part with the largest spread decides; in a mean of advantages every part has a say, whatever its scale. Its values
+*are* advantages: train on them without normalising again (``scale_rewards="none"``).
 
 Deviations: the mean of advantages divides by the population deviation; a part that does not vary in a group adds 0 there.
 

@@ -1,13 +1,14 @@
-"""The conciseness score that CRF (``crf``, arXiv:2511.09158) multiplies by: a small reward model trained here, so that it really runs.
+"""The conciseness score that CRF (``crf``, arXiv:2511.09158) multiplies by, from a small reward model that is trained here.
 
 Equation (x: pooled hidden states of a response, standardised; Bradley-Terry over pairs of right answers to one problem):
 
     P(i is more concise than j) = sigma(w (x_i - x_j))          w by penalised logistic regression (scikit-learn)
     k = 0.1 + 0.9 sigma((w x - m) / s)                          m, s: mean and deviation of w x over the training responses
 
-Deviations: the paper fine-tunes a 3B language model on 65K responses that a 72B model judged. Here a linear head on states pooled by the caller
-learns from lengths: of two right answers to one problem the one at most ``1 / ratio`` as long is the more concise (``assumed_ratio``).
-It judges a response from what the model's states show of it, not from its length, and can be asked about any response.
+Deviations: the paper fine-tunes a 3B language model on 65K responses that a 72B model judged. Here a linear head on states pooled
+by the caller learns from lengths: of two right answers to one problem the one at most ``1 / ratio`` as long is the more concise
+(``assumed_ratio``). It judges a response from what the model's states show of it, not from its length, and can be asked about any
+response.
 
 Units and signs: + is more concise. Only arrays come in and go out; pool states with ``collect.states``.
 """
@@ -39,7 +40,7 @@ class NoPairsError(ValueError):
 
 
 def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> Pairs:
-    """All pairs of right answers to one problem of which one is at least ``ratio`` times as long. Raises NoPairsError without any."""
+    """All pairs of right answers to one problem, one at least ``ratio`` times as long. Raises NoPairsError without any."""
     if ratio <= 1:
         raise ValueError(f"ratio={ratio}: the longer answer of a pair has to be longer.")
     found = []

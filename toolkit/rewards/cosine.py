@@ -4,8 +4,8 @@ Equation (x = min(1, L / L_max)):
 
     r = v_long + (v_short - v_long) (1 + cos(pi x)) / 2
 
-with (v_short, v_long) = (1, 0.5) for a right answer and (-1, -0.5) for a wrong one: a right answer is paid more for being short, a wrong
-one is paid more for being long, which leaves room to go on looking. Equal to TRL's ``get_cosine_scaled_reward``.
+with (v_short, v_long) = (1, 0.5) for a right answer and (-1, -0.5) for a wrong one: a right answer is paid more for being short,
+a wrong one is paid more for being long, which leaves room to go on looking. Equal to TRL's ``get_cosine_scaled_reward``.
 
 Deviations: none. Beyond L_max the value of L_max stays, since a cosine would climb again.
 

@@ -5,11 +5,12 @@ Equations (k: conciseness score of the response in [0.1, 1], G responses of whic
     r = c (1 + alpha k (s + d))        d = exp(share of right answers of the group)
     s(t) = max(0, 1 - t / T)
 
-Deviations: alpha and the schedule of s were not found: ``assumed_alpha``, and a straight line over ``assumed_steps`` steps. d is from one
-secondary source, unconfirmed; as printed it is largest for *easy* problems. The score comes from a small head on pooled hidden states
-(``rewards.conciseness``) where the paper fine-tunes a 3B model.
+Deviations: alpha and the schedule of s were not found: ``assumed_alpha``, and a straight line over ``assumed_steps`` steps. d is
+from one secondary source, unconfirmed; as printed it is largest for *easy* problems. The score comes from a small head on pooled
+hidden states (``rewards.conciseness``) where the paper fine-tunes a 3B model.
 
-Units and signs: + is paid; wrong answers are paid 0 whatever their score. The clock is the batch's step, so there is no state to save.
+Units and signs: + is paid; wrong answers are paid 0 whatever their score. The clock is the batch's step, so there is no state to
+save.
 """
 
 from __future__ import annotations

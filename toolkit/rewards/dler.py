@@ -5,7 +5,8 @@ Equations (rho the share of right answers of the group, at full length):
     DLER       r = c    if the response ended by itself within L_T tokens, else kept * c
     DA-DLER    the same, L_T = l_i for d_i <= rho < d_{i+1}: 2000 tokens from rho = 0.5, 4000 below
 
-What makes it work is around the reward: advantages over the batch, clip-higher, dynamic sampling (``toolkit.grpo``), and merging afterwards.
+What makes it work is around the reward: advantages over the batch, clip-higher, dynamic sampling (``toolkit.grpo``), and merging
+afterwards.
 
 Deviations: the paper pays an unfinished response 0; its released script keeps 10 % of the score (``kept=0.1``). What happens at
 rho = 0.5 exactly is unspecified; here it is the shorter length, as the formula has it.

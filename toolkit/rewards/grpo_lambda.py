@@ -8,9 +8,9 @@ Equations (groups k of a batch, a_k the share of right answers of group k):
 
 Length is priced only where the model is already right; the price moves from group to group as it learns.
 
-Deviations: alpha was not found in a primary source (``assumed_alpha`` is that of a third party's code). Groups of equal accuracy are ordered by a
-hash of step and problem id, so that neither the order of rows nor the same problems are favoured; the order is not stated. A
-third party's code prices wrong responses of a top group too, and fails on one without a right response; not copied.
+Deviations: alpha was not found in a primary source (``assumed_alpha`` is that of a third party's code). Groups of equal accuracy
+are ordered by a hash of step and problem id, so that neither the order of rows nor the same problems are favoured; the order is
+not stated. A third party's code prices wrong responses of a top group too, and fails on one without a right response; not copied.
 
 Units and signs: tokens; + is paid. The ranking is over the whole batch: several processes must see all of it.
 """

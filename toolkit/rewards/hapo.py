@@ -10,12 +10,12 @@ Equations (h: least length of any right response to this problem so far, none at
 The linear form (tolerance t): right 1 - L/h below h, 0 up to (1+t)h, then max(-0.7, -(L - (1+t)h)/h); wrong 0 up to (1+t)h, then
 max(-1, -(L - (1+t)h)/h).
 
-Deviations: the paper counts the text's tokens again without special tokens, here end-of-sequence counts. A history of 0 tokens is taken as 1.
-The released code also updates in evaluation, and writes "none" as 100000; not copied. Its repetition penalty (off by default there) is
-``repetition.RepetitionPenalty`` in a sum.
+Deviations: the paper counts the text's tokens again without special tokens, here end-of-sequence counts. A history of 0 tokens is
+taken as 1. The released code also updates in evaluation, and writes "none" as 100000; not copied. Its repetition penalty (off by
+default there) is ``repetition.RepetitionPenalty`` in a sum.
 
-Units and signs: tokens; + is paid. With w <= 1 right beats wrong: at least 1 - 0.7 w against at most 0. h never grows back: one lucky
-short guess pins it. Stateful: one number a problem, changed only in training, from the batch it is given.
+Units and signs: tokens; + is paid. With w <= 1 right beats wrong: at least 1 - 0.7 w against at most 0. h never grows back: one
+lucky short guess pins it. Stateful: one number a problem, changed only in training, from the batch it is given.
 """
 
 from __future__ import annotations

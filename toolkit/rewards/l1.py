@@ -5,8 +5,9 @@ Equations (B: the budget that the prompt stated, tokens):
     L1-Exact    r = c - alpha |L - B|
     L1-Max      r = c clip(alpha (B - L) + delta, 0, 1)
 
-Deviations: LASER's table (arXiv:2505.15612) prints L1-Max with (L - B), which pays going *over* the budget; the sign of the L1 paper is used.
-Its alphas are the defaults (0.0003 exact, 0.01 max). A fixed ``budget`` can stand in for the column, to ask offline.
+Deviations: LASER's table (arXiv:2505.15612) prints L1-Max with (L - B), which pays going *over* the budget; the sign of the L1
+paper is used. Its alphas are the defaults (0.0003 exact, 0.01 max). A fixed ``budget`` can stand in for the column, to ask
+offline.
 
 Units and signs: tokens; + is paid.
 """

@@ -74,7 +74,7 @@ class Laser:
 class LaserD:
     """A bonus for right answers within the length of their difficulty; the lengths follow the responses of training.
 
-    Stateful: see :class:`~toolkit.rewards.laser_targets.TargetState`, whose ``monitor`` sets the lengths from a monitoring set instead.
+    Stateful: see :class:`~toolkit.rewards.laser_targets.TargetState`; its ``monitor`` sets the lengths from a monitoring set.
 
     Attributes:
         alpha: The bonus.

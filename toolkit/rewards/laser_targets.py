@@ -8,11 +8,11 @@ Equations (bucket d of problems, by their share of right answers a):
 
 |C_d| is the least number of right responses that a problem of the bucket has among K: 6, 3, 1 for K = 8.
 
-Deviations: the paper samples K = 8 responses to 500 problems every 20 steps; :meth:`TargetState.monitor` takes such a batch. Without one
-the training rollouts of the last ``every`` steps serve (ours, at no extra sampling). A bucket without responses keeps its length
-(ours). ``rounding="floor"`` is the released script's other form: |C_d| = 5, 2, 1, whole expected responses, and a grid length is
-taken only below the longest response, which is what it falls back to. The paper's monitor sets the boundaries of its buckets a hair
-differently from its reward (exactly 1/3 and 2/3); both are kept.
+Deviations: the paper samples K = 8 responses to 500 problems every 20 steps; :meth:`TargetState.monitor` takes such a batch.
+Without one the training rollouts of the last ``every`` steps serve (ours, at no extra sampling). A bucket without responses keeps
+its length (ours). ``rounding="floor"`` is the released script's other form: |C_d| = 5, 2, 1, whole expected responses, and a grid
+length is taken only below the longest response, which is what it falls back to. The paper's monitor sets the boundaries of its
+buckets a hair differently from its reward (exactly 1/3 and 2/3); both are kept.
 
 Units and signs: tokens. In several processes every one of them is given the rollouts of all.
 """
@@ -72,15 +72,19 @@ class Targets:
         rounded = math.ceil if self.rounding == "ceil" else math.floor
         return rounded(2 * self.samples / 3), rounded(self.samples / 3), 1
 
+    def expected_right(self, within: Number, bucket: int) -> float:
+        """ECR: right responses to expect within a length that a share of the bucket's responses does not exceed."""
+        return float(within * self.least_right[bucket])
+
     def length(self, bucket: int, lengths: Int[ndarray, " responses"]) -> int:
         """L_A of a bucket whose responses have these lengths, one or more."""
-        ordered, enough = np.sort(lengths), self.least_right[bucket]
+        ordered = np.sort(lengths)
         longest = int(ordered[-1])
         for candidate in self.grid:
-            expected = np.searchsorted(ordered, candidate, side="right") * enough / len(ordered)
+            expected = self.expected_right(np.searchsorted(ordered, candidate, side="right") / len(ordered), bucket)
             if self.rounding == "floor" and candidate >= longest:
                 return longest
-            if expected >= 1:
+            if expected >= 1 - 1e-12:  # a sixth, six times
                 return candidate
         return self.longest if self.rounding == "ceil" else longest
 
@@ -107,7 +111,7 @@ class TargetState:
             self._set(batch.step + 1)
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Set the lengths from responses to a monitoring set, as in the paper, whatever their split; training rollouts are forgotten."""
+        """Set the lengths from responses to a monitoring set, as in the paper, whatever their split; forget training rollouts."""
         self._counts = [Counter() for _ in BUCKETS]
         self._count(batch)
         self._set(batch.step)
@@ -148,8 +152,3 @@ def difficulty(batch: RewardBatch, boundaries: str) -> Int[ndarray, " n"]:
     # In whole numbers, so that exactly 1/3 and 2/3 are on the side they belong to.
     above = (3 * right >= 2 * n, 3 * right >= n) if boundaries == "reward" else (3 * right > 2 * n, 3 * right > n)
     return np.where(above[0], 0, np.where(above[1], 1, 2))
-
-
-def expected_right(share_within: Number, bucket: int, targets: Targets) -> float:
-    """ECR: right responses to expect within a length that a share of the bucket's responses does not exceed."""
-    return float(share_within * targets.least_right[bucket])

@@ -8,9 +8,9 @@ Equation (a target range [low, high] for each prompt):
 
 The paper adds a writing and a format reward by their *advantages*: ``combine.MeanOfAdvantages``.
 
-Deviations: as printed the reward goes negative beyond L_max; clamped at 0 (ours). L_max is presumably the output limit of 14000 tokens,
-unconfirmed (``assumed_longest``). The paper's model predicts the range; here it is a column or an argument. A range that starts at 0
-pays 1 from 0 on.
+Deviations: as printed the reward goes negative beyond L_max; clamped at 0 (ours). L_max is presumably the output limit of 14000
+tokens, unconfirmed (``assumed_longest``). The paper's model predicts the range; here it is a column or an argument. A range that
+starts at 0 pays 1 from 0 on.
 
 Units and signs: tokens, or words (runs of letters and digits) as published; + is paid. Pays being long *enough*, not short.
 """

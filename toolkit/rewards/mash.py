@@ -8,11 +8,12 @@ Equations (m: cost of the response; n: least cost of a right response to the pro
     otc      n = 0: cos(m pi / (2m + C));   n > 0: sin(f pi / (2n)), f = 2mn / (m + n)
     otc_strict   as otc, and 0 where n = 0 and m > 0
 
-Deviations: the paper's cost is searches; ours is blocks of ``block`` whole tokens (``assumed_block``), so that length costs only against the
-shortest known right answer, and a hard problem is not punished for being long. The history is one number a problem (the released
-code keeps none across batches by problem, and has a branch for m < n that cannot be reached).
+Deviations: the paper's cost is searches; ours is blocks of ``block`` whole tokens (``assumed_block``), so that length costs only
+against the shortest known right answer, and a hard problem is not punished for being long. The history is one number a problem
+(the released code keeps none across batches by problem, and has a branch for m < n that cannot be reached).
 
-Units and signs: blocks of tokens; + is paid; wrong is 0 for any cost. Stateful: changed only in training, from the batch it is given.
+Units and signs: blocks of tokens; + is paid; wrong is 0 for any cost. Stateful: changed only in training, from the batch it is
+given.
 """
 
 from __future__ import annotations

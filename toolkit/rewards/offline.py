@@ -1,7 +1,7 @@
 """What would a reward have paid these responses? Rewards asked about rollouts that exist, without training anything.
 
-Scoring is in the ``"eval"`` split unless said otherwise, so a stateful reward keeps its state: without any history it pays what it would pay in
-the first step of training. Show it the rollouts in the ``"train"`` split first to ask about the second.
+Scoring is in the ``"eval"`` split unless said otherwise, so a stateful reward keeps its state: without any history it pays what
+it would pay in the first step of training. Show it the rollouts in the ``"train"`` split first to ask about the second.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def compare(
 def pushes(table: pd.DataFrame) -> pd.DataFrame:
     """What each reward of :func:`compare` would push: the mean GRPO advantage of four kinds of responses, a row a reward.
 
-    Columns: ``right, shorter``, ``right, longer``, ``wrong, shorter``, ``wrong, longer`` (than the median of the responses to the problem; those of exactly
-    that length count in none), and ``no push``, the share of problems whose responses are all paid the same.
-    Advantages are ``(r - mean_g) / (std_g + 1e-4)`` with Bessel's correction, as TRL's: + makes such responses more likely.
+    Columns: ``right, shorter``, ``right, longer``, ``wrong, shorter``, ``wrong, longer`` (than the median of the responses to the
+    problem; those of exactly that length count in none), and ``no push``, the share of problems whose responses are all paid the
+    same. Advantages are ``(r - mean_g) / (std_g + 1e-4)`` with Bessel's correction, as TRL's: + makes such responses more likely.
     """
     rows = {}
     for name, part in table.groupby("name", sort=False):

@@ -5,8 +5,9 @@ Equations (H_think, H_answer: mean entropy of the policy before and after the cl
     P = max(0, H_think - alpha H_answer)
     r = min(1, s - P) if right, r_fmt if wrong
 
-Deviations: r_fmt was not found (``assumed_format_reward``). A missing phase counts 0. As printed a right answer of high entropy can fall below a
-wrong one, although the text says that r stays in [0, 1]; ``lowest=0`` clamps it, which is ours and off by default.
+Deviations: r_fmt was not found (``assumed_format_reward``). A missing phase counts 0. As printed a right answer of high entropy
+can fall below a wrong one, although the text says that r stays in [0, 1]; ``lowest=0`` clamps it, which is ours and off by
+default.
 
 Units and signs: nats, at whatever temperature the entropies were taken; + is paid.
 """

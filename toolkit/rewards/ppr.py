@@ -6,7 +6,8 @@ Equation (r_p in [0, 1]: how good a step or response is by its process; r_o in {
 
 so that nothing is paid below 0 when the outcome is right, nor above 0 when it is wrong.
 
-Deviations: the formula is put together from reviews. As a reward (:class:`ReNorm`) r_p is one number a response; :func:`renorm` also takes steps.
+Deviations: the formula is put together from reviews. As a reward (:class:`ReNorm`) r_p is one number a response; :func:`renorm`
+also takes steps.
 
 Units and signs: + is paid. A constant shift drops out of any advantage; what counts is that r_p and r_o are tied.
 """

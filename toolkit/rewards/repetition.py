@@ -3,7 +3,7 @@
 Equations (n-grams of tokens, d = different n-grams / n-grams, 1 for a response shorter than n):
 
     price    r = -most (1 - d)      "Demystifying long chain-of-thought reasoning", arXiv:2502.03373, C.2
-    gate     r = inner * d          regularised relevance reward R^3, arXiv:2402.03469 (trigrams of words); inner = c in ``Repetition``
+    gate     r = inner * d          regularised relevance reward R^3, arXiv:2402.03469 (there trigrams of words); inner = c here
 
 Every reward that changes length wants one: long responses are easily made by repeating.
 

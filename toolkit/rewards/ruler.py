@@ -7,7 +7,8 @@ Equation (T: the length that the prompt asked for):
 Deviations: the paper measures with this and does not train on it. In tokens, or for targets without a published range, ranges are
 ``T +- share T`` (``ranges=None``; ours).
 
-Units and signs: words (runs of letters, digits and underscores) or tokens; + is paid. Correctness is not looked at: put it in a sum or a gate.
+Units and signs: words (runs of letters, digits and underscores) or tokens; + is paid. Correctness is not looked at: put it in a
+sum or a gate.
 """
 
 from __future__ import annotations

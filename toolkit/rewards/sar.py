@@ -7,11 +7,12 @@ Equations (q the question, a the response; ppl = exp(-mean log-probability of th
 
 A response that is much likelier with the question than without it says something about the question; filler does not.
 
-Deviations: the released code adds 1e-9 to the denominator, which changes nothing since ppl >= 1; here the ratio is one exponential, so
-that it cannot overflow. An empty response has R_SA = 0 (ours). lp(a) is taken with an empty user message, the system prompt kept.
+Deviations: the released code adds 1e-9 to the denominator, which changes nothing since ppl >= 1; here the ratio is one
+exponential, so that it cannot overflow. An empty response has R_SA = 0 (ours). lp(a) is taken with an empty user message, the
+system prompt kept.
 
-Units and signs: mean log-probabilities in nats a token; + is paid. Not gated by correctness: a wrong but question-specific answer is paid. Advantages
-without division by the deviation (Dr. GRPO), or tiny differences within an all-wrong group would be blown up.
+Units and signs: mean log-probabilities in nats a token; + is paid. Not gated by correctness: a wrong but question-specific answer
+is paid. Advantages without division by the deviation (Dr. GRPO), or tiny differences within an all-wrong group would be blown up.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Self-rewarded efficiency reinforcement learning of Efficiency Steering, arXiv:2506.15647: **our stand-in**, its reward was not found.
+"""Self-rewarded efficiency RL of Efficiency Steering, arXiv:2506.15647: **our stand-in**, the reward was not found.
 
-What is known: right and concise responses are rewarded, accuracy and brevity balanced as training goes, without an outside signal, and
-the shortest and longest right responses of a problem are the two poles (as in the paper's steering vector).
+What is known: right and concise responses are rewarded, accuracy and brevity balanced as training goes, without an outside
+signal, and the shortest and longest right responses of a problem are the two poles (as in the paper's steering vector).
 
 Equation of the stand-in: SLPO's (``slpo``), which is exactly the position of a right response between those two poles:
 

@@ -1,5 +1,4 @@
-"""SLPO, shortest-length preference optimisation of ORION: teaching language models to reason efficiently in the language of thought,
-arXiv:2511.22891.
+"""SLPO, the reward of ORION: teaching language models to reason efficiently in the language of thought, arXiv:2511.22891.
 
 Equations (P the right responses of the group, L_min and L_max over P):
 

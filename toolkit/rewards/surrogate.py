@@ -7,8 +7,8 @@ Equations (x = L / L_max, p the best share, f: 1 for a well-formed response):
     r   = R_l + w f if f, min(0, R_l) if not
     polyline instead: 2x up to p, 3 - 4x beyond (p = 1/2)
 
-Deviations: the paper has w = 1; the released code pays 0.5 for well-formed tags and 0.5 for an answer, and its template has no tags, so
-that ``format=0.5`` is what ran. Beyond L_max the value of L_max stays (the code goes on falling).
+Deviations: the paper has w = 1; the released code pays 0.5 for well-formed tags and 0.5 for an answer, and its template has no
+tags, so that ``format=0.5`` is what ran. Beyond L_max the value of L_max stays (the code goes on falling).
 
 Units and signs: tokens; + is paid. No labels are used.
 """

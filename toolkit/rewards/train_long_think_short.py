@@ -8,11 +8,11 @@ Equations (B: the budget that the prompt stated, tokens):
     R_fmt    a_think 1[think span closed] + a_answer 1[an answer follows]
     B(t)     max(1, B_0 gamma^floor(t / T))
 
-Deviations: main-run weights, R_max and the two format weights were not found: the defaults are those of the correctness-heavy ablation (.6, .3),
-1, and half each (``assumed_...``). A fixed ``budget`` can stand in for the column, to ask offline.
+Deviations: main-run weights, R_max and the two format weights were not found: the defaults are those of the correctness-heavy
+ablation (.6, .3), 1, and half each (``assumed_...``). A fixed ``budget`` can stand in for the column, to ask offline.
 
-Units and signs: tokens; + is paid. Not gated by correctness: a wrong answer at the budget earns w_l R, and the triangle costs being short. The
-budget has to be the one that was *in the prompt*, so it is a column, never computed from the step when scoring.
+Units and signs: tokens; + is paid. Not gated by correctness: a wrong answer at the budget earns w_l R, and the triangle costs
+being short. The budget has to be the one that was *in the prompt*, so it is a column, never computed from the step when scoring.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """A reward as a plain TRL ``reward_funcs`` entry, for anyone's ``GRPOTrainer`` script: ``reward_funcs=[as_trl(HAPO(), ...)]``.
 
-TRL calls ``f(prompts, completions, completion_ids, **dataset columns, trainer_state, log_metric)``. That gives tokens, token ids and texts; the rest
-comes from dataset columns of the same name, or from functions given in ``columns``. Groups follow the dataset's id column where there
-is one, otherwise contiguous chunks of ``generations``: two problems with one text are never merged.
+TRL calls ``f(prompts, completions, completion_ids, **dataset columns, trainer_state, log_metric)``. That gives tokens, token ids
+and texts; the rest comes from dataset columns of the same name, or from functions given in ``columns``. Groups follow the
+dataset's id column where there is one, otherwise contiguous chunks of ``generations``: two problems with one text are never
+merged.
 
-In several processes TRL hands each its own slice, which may cut a group: pass ``gather=accelerate.utils.gather_object`` and every process scores
-all rows and keeps its own, so that statistics are of whole groups and states stay equal. TRL is not imported here.
+In several processes TRL hands each its own slice, which may cut a group: pass ``gather=accelerate.utils.gather_object`` and every
+process scores all rows and keeps its own, so that statistics are of whole groups and states stay equal. TRL is not imported here.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def text_of(completion: Any) -> str:
 
 
 def split_of(given: Mapping[str, Any]) -> str:
-    """Whether TRL is training or evaluating: a dataset column ``split`` says so, else whether the trainer's model is in training mode.
+    """Whether TRL trains or evaluates: a dataset column ``split`` says so, else the mode of the trainer's model.
 
     Raises ValueError for a batch that mixes splits.
     """

@@ -1,7 +1,7 @@
 """Countdown, and chains of thought that solve it with exactly k dead ends. How much backtracking is enough? arXiv 2505.24273.
 
-A problem asks to make a target (100 to 999) of 4 to 6 numbers (1 to 100) with ``+ - * /``. A trace goes along a solution, leaves it k times for
-a dead end that runs to its end, and goes back each time::
+A problem asks to make a target (100 to 999) of 4 to 6 numbers (1 to 100) with ``+ - * /``. A trace goes along a solution, leaves
+it k times for a dead end that runs to its end, and goes back each time::
 
     Step 1: 4 * 25 = 100.
     Step 2: 100 - 7 = 93.
@@ -10,12 +10,12 @@ a dead end that runs to its end, and goes back each time::
     Step 2: 100 + 3 = 103.
     ...
 
-Every step recomputes, and which steps failed is known: an exact oracle for failed-step fractions (``methods/failed_steps`` reads these cues),
-matched short and long chains of the same problem and answer, and seeds for fine-tuning.
+Every step recomputes, and which steps failed is known: an exact oracle for failed-step fractions (``methods/failed_steps`` reads
+these cues), matched short and long chains of the same problem and answer, and seeds for fine-tuning.
 
-Deviations: the released code repeats one dead end when it backtracks twice or more; here all k differ (ours). Its checker demands that every
-number is used although the prompt allows some; ``verify`` does as the prompt says (``every=True`` demands them). Results stay whole and
-positive, and neither a dead end nor a solution meets the target on its way (ours).
+Deviations: the released code repeats one dead end when it backtracks twice or more; here all k differ (ours). Its checker demands
+that every number is used although the prompt allows some; ``verify`` does as the prompt says (``every=True`` demands them).
+Results stay whole and positive, and neither a dead end nor a solution meets the target on its way (ours).
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ from toolkit.tasks import words
 from toolkit.types import Problem
 
 NUMBERS, VALUES, TARGETS = (4, 6), (1, 100), (100, 999)
-PUBLISHED_DEAD_ENDS = (0, 1, 2, 3)
 LARGEST = 9999  # of results on the way: ours
-TRIES = 2000
+TRIES = 2000  # draws of dead ends before a problem is said to have no more: ours
 LONGEST_ANSWER = 400  # characters of an answer that are looked at
 
 _OPS: Mapping[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
