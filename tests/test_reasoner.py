@@ -9,7 +9,7 @@ import torch
 
 from toolkit import attention, edits, evaluate, generate, hooks, jobs, tasks
 from toolkit.generate import Sampling
-from toolkit.jobs.retrieval import Mask
+from toolkit.jobs.retrieval import Found, Mask
 from toolkit.lm import LM
 from toolkit.methods import retrieval_heads
 from toolkit.sites import Site
@@ -105,31 +105,36 @@ def test_a_random_written_direction_lies_in_what_the_heads_can_write(tiny, findi
     assert not first.vector[[i for i in range(tiny.layout.n_layers) if i not in edited]].any()
 
 
-def test_masking_the_heads_that_write_what_is_looked_up_breaks_lookup_and_random_heads_of_their_layers_do_not(tiny):
+SEARCH = jobs.Search(instances=60, draws=2)
+
+
+@pytest.fixture(scope="module")
+def looked(tiny) -> Found:
+    return jobs.look(tiny, SEARCH)
+
+
+def test_masking_the_heads_that_write_what_is_looked_up_breaks_lookup_and_random_heads_of_their_layers_do_not(tiny, looked):
     """Found by what they write towards the emitted token, with the whole binding as needle; judged on other problems."""
-    search = jobs.Search(instances=60, draws=2)
-    found = jobs.look(tiny, search)
     problems = tasks.lookup.load("test", 60)
     forms = [Mask("write (ours)", 4, "zero", "all"), Mask("write (ours)", 4, "uniform", "newest")]
-    for _, row in jobs.masked(tiny, found, search, problems, forms).iterrows():
+    for _, row in jobs.masked(tiny, looked, SEARCH, problems, forms).iterrows():
         assert row["lost_low"] > 0.3
         assert row["more_than_random_low"] > 0.3
         assert row["random_high"] > row["accuracy"] + row["lost"] - 0.05, "random heads leave the base's accuracy"
 
 
-def test_the_published_copy_score_is_blind_to_a_value_read_from_the_next_token(tiny):
+def test_the_published_copy_score_is_blind_to_a_value_read_from_the_next_token(tiny, looked):
     """The heads of layer 1 that look a value up attend to the token after it, so none of the published top heads matters."""
-    search = jobs.Search(instances=60, draws=1)
-    found = jobs.look(tiny, search)
-    writers = found.scores["write (ours)"].ranked()[:2]
+    writers = looked.scores["write (ours)"].ranked()[:2]
     offsets = torch.zeros(3)
-    for example in retrieval_heads.examples(found.haystacks, found.rollouts, whole=False)[:20]:
+    answered = [e for e in retrieval_heads.examples(looked.haystacks, looked.rollouts, whole=False) if e.rollout.correct]
+    for example in answered[:20]:
         r, value = example.rollout, example.needle.start
         emitted = next(i for i in range(r.prompt_len, len(r.token_ids)) if r.token_ids[i] == r.token_ids[value])
         weights = attention.rows(tiny, r.token_ids, Span(emitted - 1, emitted))
         offsets += sum(weights[layer, head, 0, value - 1 : value + 2] for layer, head in writers) / len(writers) / 20
     assert offsets[2] > 0.8 > 0.1 > offsets[:2].max()
-    copied = found.scores["copy, as published"]
+    copied = looked.scores["copy, as published"]
     assert max(float(copied.score[h]) for h in writers) < retrieval_heads.PUBLISHED_THRESHOLD
-    row = jobs.masked(tiny, found, search, tasks.lookup.load("test", 60), [Mask("copy, as published", 4)]).iloc[0]
+    row = jobs.masked(tiny, looked, SEARCH, tasks.lookup.load("test", 60), [Mask("copy, as published", 4)]).iloc[0]
     assert row["lost_high"] < 0.1
