@@ -29,10 +29,11 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
-from trl.trainer.utils import add_fused_lm_head, split_tensor_dict
+from trl.trainer.utils import add_fused_lm_head
 
 from toolkit import generate, rewards, store
 from toolkit.grpo import advantages, draws, log
+from toolkit.grpo.batching import micro_batches
 from toolkit.grpo.draws import Drawn
 from toolkit.grpo.losses import ModeSwitch, drpo_objective, kl_hinge, preference, switch_hinge
 from toolkit.grpo.recipes import Recipe
@@ -268,17 +269,8 @@ class Trainer(GRPOTrainer):
             return super()._prepare_inputs(generation_batch)
         if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
             scored = self._generate_and_score_completions(generation_batch)
-            lengths = scored["completion_mask"].sum(dim=1)
-            if self.recipe.loss:
-                size = self.args.num_generations
-                longest = (
-                    lengths.view(-1, size).amax(dim=1).argsort(stable=True) if together else torch.arange(len(lengths) // size)
-                )
-                order = (longest[:, None] * size + torch.arange(size, device=longest.device)).flatten()
-            else:
-                order = lengths.argsort(stable=True)
-            rows = {k: v[order.to(v.device)] if torch.is_tensor(v) and v.ndim else v for k, v in scored.items()}
-            self._buffered_inputs = [trimmed(part) for part in split_tensor_dict(rows, self.args.steps_per_generation)]
+            size = self.args.num_generations if self.recipe.loss else 1
+            self._buffered_inputs = micro_batches(scored, self.args.steps_per_generation, size, by_length=together)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -387,18 +379,3 @@ def check_finite(scored: rewards.Scored, batch: RewardBatch, step: int) -> None:
             f"The reward of step {step} is {scored.values[i]} for problem {batch['problem_id'][i]!r}, row {i} of {len(scored.values)}; its "
             f"components are {parts}."
         )
-
-
-def trimmed(part: dict[str, Any]) -> dict[str, Any]:
-    """A micro-batch without the columns that are padding in every row: prompts are padded left, responses right."""
-    left = part["prompt_mask"].shape[1] - int(part["prompt_mask"].sum(dim=1).max())
-    width, right = part["completion_mask"].shape[1], max(1, int(part["completion_mask"].sum(dim=1).max()))
-
-    def cut(name: str, value: Any) -> Any:
-        if not torch.is_tensor(value) or value.ndim < 2:
-            return value
-        if name in ("prompt_ids", "prompt_mask"):
-            return value[:, left:]
-        return value[:, :right] if value.shape[1] == width else value
-
-    return {name: cut(name, value) for name, value in part.items()}

@@ -200,3 +200,38 @@ def tested(base: LM, trained: dict[str, LM], problems: list[Problem], out: Path)
         summary = summary[summary["metric"].isin(["accuracy", "think_tokens", "closed", "looping"])]
         rows += [{"problems": name, **row} for row in summary.to_dict("records")]
     return rows
+
+
+def read_curves(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
+    """What a sweep wrote: the logs of each recipe's seeds, and one table of all comparisons with base on the test problems.
+
+    The table has the columns of ``evaluate.summary`` with ``problems`` (``all`` or ``hard``), ``name`` and ``seed`` (base: once, seed -1).
+
+    Raises:
+        FileNotFoundError: no curve there.
+    """
+    logs: dict[str, list[pd.DataFrame]] = {}
+    tests = []
+    for file in sorted(folder.glob("*-seed*.jsonl")):
+        about, *rows = store.read_rows(file)
+        name, seed = about["recipe"]["name"], about["seed"]
+        logs.setdefault(name, []).append(pd.DataFrame([row for row in rows if row["kind"] == "step"]))
+        own = pd.DataFrame([row for row in rows if row["kind"] == "test"]).drop(columns="kind")
+        base = own["condition"] == "base"
+        tests.append(own.assign(name=own["condition"].where(base, name), seed=[-1 if b else seed for b in base]))
+    if not logs:
+        raise FileNotFoundError(f"No learning curves in {folder}: run its sweep.py.")
+    return logs, pd.concat(tests, ignore_index=True).drop(columns="condition").drop_duplicates(ignore_index=True)
+
+
+def after_training(tests: pd.DataFrame, problems: str = "all") -> pd.DataFrame:
+    """One row a trained model: accuracy and think tokens on the test problems with their intervals, and differences to base.
+
+    Columns: ``name, seed``, and for ``accuracy`` and ``think_tokens`` the mean, ``_low``, ``_high``, ``_difference``,
+    ``_difference_low``, ``_difference_high``.
+    """
+    columns = ["mean", "low", "high", "difference", "difference_low", "difference_high"]
+    rows = tests[(tests["problems"] == problems) & tests["metric"].isin(["accuracy", "think_tokens"])]
+    wide = rows.pivot(index=["name", "seed"], columns="metric", values=columns)
+    wide.columns = [metric if kind == "mean" else f"{metric}_{kind}" for kind, metric in wide.columns]
+    return wide.reset_index()
