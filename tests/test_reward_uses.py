@@ -13,7 +13,7 @@ import torch
 from batches import every_reward
 from numpy.testing import assert_allclose
 
-from toolkit import generate, lm, rewards, tasks
+from toolkit import figures, generate, lm, rewards, tasks
 from toolkit.generate import Sampling
 from toolkit.methods import phase_entropy
 from toolkit.rewards import MissingColumnError, RewardBatch, as_trl
@@ -125,6 +125,17 @@ def test_pushes_are_mean_advantages_of_four_kinds_of_responses():
     a = (np.array([1.0, 0.5, 0, 0]) - 0.375) / (np.std([1.0, 0.5, 0, 0], ddof=1) + 1e-4)
     row = rewards.pushes(table).loc["r"]
     assert_allclose(row.to_list(), [a[0] / 2, a[1] / 2, a[2], a[3], 0.5])  # the other problem's two add 0
+
+
+def test_figures_draw_every_response_and_every_push(found):
+    names = ("correctness", "slpo", "hapo", "kimi")
+    table = rewards.compare(found, {name: rewards.ALL[name].make() for name in names})
+    drawn = figures.rewards(table, across=2)
+    assert [a.text for a in drawn.layout.annotations] == list(names)
+    assert sum(len(trace.x) for trace in drawn.data) == len(table)
+    assert sorted(y for trace in drawn.data for y in trace.y) == sorted(table["reward"])
+    pushes = rewards.pushes(table)
+    assert_allclose(figures.reward_pushes(pushes).data[0].z, pushes.drop(columns="no push").to_numpy())
 
 
 # --- TRL: values ---------------------------------------------------------------------------------------------
