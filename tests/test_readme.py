@@ -55,3 +55,32 @@ def test_the_table_of_the_readme_is_the_one_the_demo_wrote():
     board = json.loads((ROOT / "notebooks/figures/demo.json").read_text())
     assert len(board) > 6
     assert update.table(board) in README
+
+
+def test_numbers_on_retrieval_heads_are_those_of_the_committed_run():
+    run = json.loads((ROOT / "data/retrieval-heads/tiny-reasoner.json").read_text())
+    rows = {(r["ranking"], r["heads"], r["op"], r["during"]): r for r in run["masking"]}
+    ours, published = (rows[name, 4, "uniform", "decode only"] for name in ("write (ours)", "copy, as published"))
+    base = 100 * (ours["accuracy"] + ours["lost"])
+    shown = [100 * ours[k] for k in ("accuracy", "low", "high")]
+    assert "from {:.0f} to {:.0f} % [{:.0f}, {:.0f}]".format(base, *shown) in README
+    assert (
+        f"leave it at {100 * ours['random']:.0f}, and the four of the published\nranking leave it at {100 * published['accuracy']:.0f}"
+        in README
+    )
+    lost = {(r["mode"], r["masked"]): r for r in run["thinking"] if r["task"] == "lookup"}
+    for mode, template in (
+        ("thinking", "loses {:.0f} points by it [{:.0f}, {:.0f}]"),
+        ("answering directly", "directly {:.0f} [{:.0f}, {:.0f}]"),
+    ):
+        row = lost[mode, "top"]
+        assert template.format(*(100 * row[k] for k in ("lost", "lost_low", "lost_high"))) in README.replace("\n", " ")
+
+
+def test_numbers_on_the_head_atlas_are_those_of_the_committed_run():
+    run = json.loads((ROOT / "data/heads/tiny-reasoner.json").read_text())
+    pair = next(r for r in run["overlaps"] if r["pair"] == "short thinking / write")
+    assert pair["shared"] == 0 and f"rank correlation {pair['spearman']:.2f}".replace("0.", ".") in README
+    edit = next(r for r in run["conditions"] if r["metric"] == "think_entropy" and r["condition"] == "ThinkEdit (ours)")
+    numbers = (f"{edit[k]:.2f}".replace("-0.", "-.") for k in ("difference", "difference_low", "difference_high"))
+    assert "({} nats [{}, {}])".format(*numbers) in README
