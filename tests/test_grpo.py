@@ -128,16 +128,19 @@ def test_the_policy_that_samples_is_the_policy_that_learns(tiny, easy, small, tm
     assert (ratio() - 1).abs().max() > 1e-2
 
 
-def test_several_updates_share_a_generation_and_use_every_row_once(tiny, easy, small, tmp_path):
-    recipe = replace(small, problems=4, samples=4, updates=2)
+@pytest.mark.parametrize("loss", [None, recipes.DRPO()], ids=["plain", "drpo"])
+def test_several_updates_share_a_generation_and_use_every_row_once(tiny, easy, small, tmp_path, loss):
+    recipe = replace(small, problems=4, samples=4, updates=2, loss=loss)
     trainer = trainer_of(tiny, recipe, easy, tmp_path, micro_batch=4, steps=2)
     trainer.model.train()
     batches, rows = iter(trainer.get_train_dataloader()), []
     for _ in range(4):
-        rows += trainer._prepare_inputs(next(batches))["row"].tolist()
+        rows.append(trainer._prepare_inputs(next(batches))["row"].tolist())
         trainer._step += 1
-    assert sorted(rows) == list(range(16))
+    assert sorted(sum(rows, [])) == list(range(16))
     assert "old_per_token_logps" in trainer._buffered_inputs[0]
+    if loss:
+        assert all(len({r // 4 for r in part}) == 1 for part in rows), "a micro-batch holds whole groups"
 
 
 def test_dynamic_sampling_fills_the_batch_with_groups_that_vary(tiny, easy, small, tmp_path):

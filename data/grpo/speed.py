@@ -53,7 +53,9 @@ def main() -> None:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, checkpointing in (("ours", False), ("trl", False), ("trl, its defaults", True)):
-            plan = Run(Path(folder), STEPS, micro_batch=16, overrides={"gradient_checkpointing": checkpointing, "save_strategy": "no"})
+            plan = Run(
+                Path(folder), STEPS, micro_batch=16, overrides={"gradient_checkpointing": checkpointing, "save_strategy": "no"}
+            )
             args, clock, copy = run.arguments(model, recipe, plan), Clock(), deepcopy(model.model)
             ours = Trainer(replace(model, model=copy), recipe, problems, args, Extras(callbacks=(clock,)))
             trainer = ours if name == "ours" else GRPOTrainer(

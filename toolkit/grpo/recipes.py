@@ -33,6 +33,7 @@ TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "laser_d": {"targets": Targets(base=16, step=8, longest=128, every=10)},
         "laser_de": {"targets": Targets(base=16, step=8, longest=128, every=10)},
         "length_penalty": {"longest": 20},  # a token costs 5 % of a right answer
+        "length_penalty_mild": {"longest": 20},  # 2.5 %
         "truncation": {"target": 40},
     }
 )
@@ -123,6 +124,13 @@ def plain(reward: str, **options: Any) -> Recipe:
     paper = entry.paper if entry else ""
     return Recipe(
         reward, paper, reward, options, sources="GRPO as TRL's defaults have it (arXiv 2402.03300); learning rate: TRL's."
+    )
+
+
+def length_penalty_mild() -> Recipe:
+    """The naive length penalty at half the price (ours): between no effect and collapse there is a narrow range of prices."""
+    return replace(
+        plain("length_penalty", alpha=0.5), name="length_penalty_mild", sources="Ours: to be compared with length_penalty."
     )
 
 
@@ -308,6 +316,7 @@ ALL: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
     {
         f.__name__: f
         for f in (
+            length_penalty_mild,
             grpo_lambda,
             dler,
             da_dler,

@@ -157,7 +157,8 @@ def seen_through(
             measured = retrieval_heads.measure(condition.lm, retrieval_heads.examples(hidden, base_answers))
         table = phase_entropy.table(found).groupby("problem_id", sort=False)
         means = table[["correct", "think_tokens", "think_entropy", "answer_entropy"]].mean().reindex([p.id for p in problems])
-        wrote = pd.Series(sum(measured.values["write"][:, i, j] for i, j in heads).numpy()).groupby(list(measured.ids)).mean()
+        together = torch.stack([measured.values["write"][:, i, j] for i, j in heads]).sum(dim=0)
+        wrote = pd.Series(together.numpy()).groupby(list(measured.ids)).mean()
         values[name] = {
             "accuracy": means.pop("correct").to_numpy(float),
             **{column: means[column].to_numpy(float) for column in means},
