@@ -137,7 +137,7 @@ def test_several_updates_share_a_generation_and_use_every_row_once(tiny, easy, s
     for _ in range(4):
         rows.append(trainer._prepare_inputs(next(batches))["row"].tolist())
         trainer._step += 1
-    assert sorted(sum(rows, [])) == list(range(16))
+    assert sorted(r for part in rows for r in part) == list(range(16))
     assert "old_per_token_logps" in trainer._buffered_inputs[0]
     if loss:
         assert all(len({r // 4 for r in part}) == 1 for part in rows), "a micro-batch holds whole groups"
