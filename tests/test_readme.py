@@ -84,3 +84,23 @@ def test_numbers_on_the_head_atlas_are_those_of_the_committed_run():
     edit = next(r for r in run["conditions"] if r["metric"] == "think_entropy" and r["condition"] == "ThinkEdit (ours)")
     numbers = (f"{edit[k]:.2f}".replace("-0.", "-.") for k in ("difference", "difference_low", "difference_high"))
     assert "({} nats [{}, {}])".format(*numbers) in README
+
+
+def short(value: float, digits: int = 2, *, sign: bool = False) -> str:
+    return re.sub(r"(^|(?<=[+-]))0\.", ".", f"{value:{'+' if sign else ''}.{digits}f}")
+
+
+def test_numbers_on_phase_entropy_are_those_of_the_committed_runs():
+    tiny, smollm2 = (json.loads((ROOT / f"data/entropy/{name}.json").read_text()) for name in ("tiny-reasoner", "smollm2"))
+    phases = {r["phase"]: r["mean"] for r in tiny["phases"] if r["responses"] == "all"}
+    assert f"{short(phases['think'], 3)} against {short(phases['answer'], 3)} nats" in README
+    for run, sign in ((tiny, False), (smollm2, True)):
+        wanted = {"scope": "within", "kind": "spearman", "x": "entropy", "y": "response_tokens"}
+        row = next(r for r in run["lengths"] if wanted.items() <= r.items())
+        assert f"{short(row['r'], sign=sign)} [{short(row['low'])}, {short(row['high'])}]" in README
+    row = next(r for r in tiny["effects"] if (r["keep"], r["against"]) == (0.8, "random"))
+    numbers = (f"{100 * row[k]:+.1f}" for k in ("difference", "low", "high"))
+    assert "({} points [{}, {}])".format(*numbers) in README
+    gains = {r["kept"]: [f"{100 * r[k]:.1f}" for k in ("gain", "gain_low", "gain_high")] for r in tiny["choices"]}
+    assert "gains {} points [{}, {}]".format(*gains["lowest think entropy"]) in README
+    assert "fewest failed steps {} [{}, {}]".format(*gains["lowest failed-step fraction"]) in README

@@ -59,9 +59,9 @@ def demo(
     """
     from toolkit import jobs, report, store
 
+    study = jobs.Study(task=task, problems=problems, samples=samples, seed=seed)
     store.writable(out_dir)
-    lm = load_model(model, None, Dtype.float32, None)
-    result = jobs.demo(lm, jobs.Study(task=task, problems=problems, samples=samples, seed=seed), out_dir, say=say)
+    result = jobs.demo(load_model(model, None, Dtype.float32, None), study, out_dir, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "report.json"))
         return
@@ -170,6 +170,7 @@ def rollouts(
     from toolkit.generate import Sampling
     from toolkit.generate import rollouts as sample
 
+    tasks.check(task)
     sampling = Sampling(samples, temperature, top_p, 0, max_new_tokens, seed, details, batch_size)
     lm = load_model(model, think, dtype, device, trust_remote_code)
     chosen = tasks.load(task, split, problems, seed, lm=lm)
@@ -261,6 +262,7 @@ def compare(
     pairs = [text.partition("=") for text in models]
     if len({name for name, _, _ in pairs}) < len(pairs) or not all(name and model for name, _, model in pairs):
         raise typer.BadParameter(f"Got {' '.join(models)}: give each model once as NAME=MODEL, the base first.")
+    tasks.check(task)
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
     loaded = {name: load_model(model, think, dtype, device, trust_remote_code) for name, _, model in pairs}
     chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])

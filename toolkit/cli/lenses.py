@@ -53,7 +53,9 @@ def retrieval_heads(
         str | None, typer.Option(help="Prompt lengths in tokens, e.g. 256,1024. Default: five up to the model's context.")
     ] = None,
     counts: Annotated[str, typer.Option(help="How many heads to mask, e.g. 1,2,4.")] = "1,2,3,4",
-    ops: Annotated[str, typer.Option(help="More ways to mask at the largest count: uniform, zero, mean; or empty.")] = "uniform,zero,mean",
+    ops: Annotated[
+        str, typer.Option(help="More ways to mask at the largest count: uniform, zero, mean; or empty.")
+    ] = "uniform,zero,mean",
     draws: Annotated[int, typer.Option(min=1, help="Random heads of the same layers to mask beside each, as controls.")] = 3,
     max_new_tokens: Budget = 120,
     batch_size: BatchSize = 256,

@@ -149,8 +149,8 @@ def dose(
     plan = doses.Sweep(numbers(alpha, "--alpha"), layer_range(layers), Scope.of(during))
     v = store.load(vector, Direction)
     store.writable(out_dir)
-    lm = load_model(model, think, dtype, device, trust_remote_code)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
+    lm = load_model(model, think, dtype, device, trust_remote_code)
     wide, dial = jobs.dose_report(lm, v, study, plan, out_dir, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "doses.json"))

@@ -70,12 +70,20 @@ def agreement(table: pd.DataFrame) -> go.Figure:
 def attention(
     weights: Float[Tensor, "queries keys"], queries: Sequence[str], keys: Sequence[str], title: str = "Attention"
 ) -> go.Figure:
-    """What some queries attend to: one row a query token, one column a key token, both as text."""
-    shown = [f"{i}: {text!r}"[:14] for i, text in enumerate(keys)]
-    rows = [f"{i}: {text!r}"[:14] for i, text in enumerate(queries)]
-    heat = go.Heatmap(x=shown, y=rows, z=weights.numpy(), zmin=0, zmax=1, colorscale="Blues", colorbar={"title": "attention"})
-    axes = {
-        "xaxis": {"title": "attended token", "tickangle": -60},
-        "yaxis": {"title": "token before the emitted one", "autorange": "reversed"},
+    """What some queries attend to: one row a query token, one column a key token, both as text (␣ a space, ↵ a line's end)."""
+    heat = go.Heatmap(z=weights.numpy(), zmin=0, colorscale="Blues", colorbar={"title": "attention"}, xgap=1, ygap=1)
+    heat.update(
+        customdata=[[[q, k] for k in keys] for q in queries],
+        hovertemplate="%{customdata[0]} to %{customdata[1]}: %{z:.2f}<extra></extra>",
+    )
+    x = {"title": "attended token", "tickvals": list(range(len(keys))), "ticktext": [_shown(text) for text in keys], "tickangle": 0}
+    y = {
+        "title": "token before the emitted one",
+        "tickvals": list(range(len(queries))),
+        "ticktext": [_shown(text) for text in queries],
     }
-    return styled(go.Figure(heat), title, **axes)
+    return styled(go.Figure(heat), title, xaxis=x, yaxis={**y, "autorange": "reversed", "automargin": True})
+
+
+def _shown(text: str) -> str:
+    return {" ": "␣", "\n": "↵"}.get(text, text.replace("<", "&lt;"))

@@ -17,7 +17,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Study:
-    """Size of a study: problems a split, samples a problem, and the budget of a response."""
+    """Size of a study: problems a split, samples a problem, and the budget of a response. An unknown task is a ValueError."""
 
     task: str = "arithmetic"
     problems: int = 200
@@ -25,6 +25,9 @@ class Study:
     max_new_tokens: int = 400
     batch_size: int = 256
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        tasks.check(self.task)
 
     @property
     def sampling(self) -> Sampling:

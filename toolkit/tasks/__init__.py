@@ -17,6 +17,12 @@ from toolkit.types import Problem
 NAMES = ("tiny", "arithmetic", "countdown", "lookup", "gsm8k", "math500", "needle", "threading", "wordproblems")
 
 
+def check(name: str) -> None:
+    """Raise ValueError unless ``name`` is a task or a file: to be asked before a model is loaded."""
+    if name not in NAMES and not Path(name).is_file():
+        raise ValueError(f"Unknown task {name!r}: choose one of {', '.join(NAMES)}, or give a JSONL file of problems.")
+
+
 def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM | None = None) -> list[Problem]:
     """``n`` problems of a task's split; the same ones for the same seed.
 
@@ -48,6 +54,5 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
             if lm is None:
                 raise ValueError("Needle problems are sized for a model's context and tokenizer: give load('needle', ..., lm=lm).")
             return needle.load(lm, split, n, seed)
-    if not Path(name).is_file():
-        raise ValueError(f"Unknown task {name!r}: choose one of {', '.join(NAMES)}, or give a JSONL file of problems.")
+    check(name)
     return store.load_problems(name)[:n]
