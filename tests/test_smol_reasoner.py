@@ -1,23 +1,23 @@
-"""The smol reasoner: what its loading promises with and without its packages, its training data, its training, and itself."""
+"""The smol reasoner: what its loading promises with and without its packages, its training data and its training."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import itertools
 import json
+import os
 import random
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 
-from toolkit import edits, generate, lm, shipped, store, tasks
-from toolkit.generate import Sampling
-from toolkit.lm import ThinkTags
+from toolkit import lm, shipped, store
 from toolkit.shipped import MissingPackageError
-from toolkit.types import HeadEdit, Plan
 
 FOLDER = Path(__file__).parents[1] / "data" / "smol-reasoner"
 
@@ -77,8 +77,6 @@ def test_an_adapter_that_is_not_there_is_a_named_error(tmp_path, monkeypatch):
 @pytest.fixture
 def adapter(tmp_path, model_of):
     """A PEFT folder with random A and B for a tiny model, and the model."""
-    import copy
-
     base = model_of("llama").model
     adapted = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM"))
     generator = torch.Generator().manual_seed(0)
@@ -207,14 +205,19 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypa
     for name in whole:
         assert torch.equal(again[name], whole[name]), name
     assert json.loads((tmp_path / "parts" / "training.json").read_text())["step"] == 4
+    begun = [row["from_step"] for row in json.loads((tmp_path / "parts" / "training.json").read_text())["sittings"]]
+    assert begun == [0, 2]
     assert any(v.abs().max() > 0 for name, v in whole.items() if "lora_B" in name)
 
 
 def stopping(sitting, at: int):
-    """A sitting that ends after step ``at``."""
+    """A sitting that is asked to terminate after step ``at``."""
     found = sitting(60.0)
-    found.on_step_end = lambda args, state, control, **kwargs: (
-        control.__setattr__("should_save", state.global_step == at)
-        or control.__setattr__("should_training_stop", state.global_step == at)
-    )
+
+    def on_step_end(args, state, control, **kwargs):
+        if state.global_step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return sitting.on_step_end(found, args, state, control, **kwargs)
+
+    found.on_step_end = on_step_end
     return found

@@ -46,7 +46,8 @@ The tags are ordinary text, several tokens each, for an ordinary tokenizer: the 
 embeddings, which a LoRA does not train, and anything that knows the base's tokenizer reads this adapter as it is. The chat template has no system prompt and
 leaves the thoughts of earlier turns out.
 
-Training: `train.py` beside this card (TRL's SFTTrainer and PEFT; seed {seed}), {steps} steps of at most {batch} tokens, loss on the response. {sittings}
+Training: `train.py` beside this card (TRL's SFTTrainer and PEFT; seed {seed}), {steps} steps of at most {batch} tokens, loss on the response, the first {first} on
+problems of up to four steps without haste; in {sittings} sitting(s), which `training.json` lists with their arguments.
 
 What pushes it towards short thinking: a hurried phrase around the problem ({cues}, ...), problems that look easy, and now and then nothing at all.
 Step by step is the default. Test stories share no sentence with training.
@@ -153,16 +154,18 @@ def curve(x: Sequence[float], y: Sequence[float], width: int = 640, height: int 
 
 def card(rows: dict[str, object], args: argparse.Namespace, shared: int, speed: str) -> str:
     """The model card."""
-    training, log = store.read_json(HERE / "training.json"), store.read_json(HERE / "adapter_config.json")
+    training, lora = store.read_json(HERE / "training.json"), store.read_json(HERE / "adapter_config.json")
+    given = training["sittings"][-1]["arguments"]
     tensors, _ = store.read_tensors(HERE / "adapter_model.safetensors")
     return CARD.format(
-        rank=log["r"],
+        rank=lora["r"],
         parameters=sum(t.numel() for t in tensors.values()) / 1e6,
         shared=shared,
-        seed=training["arguments"]["seed"],
+        seed=given["seed"],
         steps=training["step"],
-        batch=f"{training['arguments']['batch_tokens']:,}",
-        sittings=training.get("note", ""),
+        batch=f"{given['batch_tokens']:,}",
+        first=given["first"],
+        sittings=len(training["sittings"]),
         cues=", ".join(f'"{c.replace("{}", "...")}"' for c in stories.HURRIED[:3]),
         n=args.problems,
         samples=args.samples,

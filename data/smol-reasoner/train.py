@@ -79,7 +79,12 @@ class Sitting(TrainerCallback):
 
     def __init__(self, minutes: float) -> None:
         self.until = time.time() + 60 * minutes
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "until", 0.0))
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "until", 0.0))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        signal.signal(signal.SIGTERM, self.before)
 
     def on_step_end(self, args, state, control, **kwargs):
         if time.time() > self.until:
@@ -123,8 +128,16 @@ def publish(checkpoint: Path, args: argparse.Namespace) -> None:
     kept = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
     log = [{k: row[k] for k in kept if k in row} for row in state["log_history"] if "loss" in row]
     store.write_text("".join(json.dumps(row) + "\n" for row in log), args.out / "loss.jsonl")
+    sittings = [json.loads(line) for line in store.read_lines(args.work / "sittings.jsonl")]
+    store.write_json({"step": state["global_step"], "sittings": sittings}, args.out / "training.json")
+
+
+def record(args: argparse.Namespace, newest: str | None) -> None:
+    """Note in ``--work`` where this sitting begins and with which arguments."""
     arguments = {k: v for k, v in vars(args).items() if k not in ("out", "work", "minutes")}
-    store.write_json({"step": state["global_step"], "arguments": arguments}, args.out / "training.json")
+    row = {"from_step": int(newest.rpartition("-")[2]) if newest else 0, "arguments": arguments}
+    with open(args.work / "sittings.jsonl", "a") as file:
+        print(json.dumps(row), file=file)
 
 
 def main() -> None:
@@ -149,6 +162,7 @@ def main() -> None:
     set_seed(args.seed)
     newest = get_last_checkpoint(str(args.work))
     if args.minutes > 0:
+        record(args, newest)
         base = load_base(args.base, getattr(torch, args.dtype))
         pad = base.tokenizer.pad_token_id
         lessons = [(True, min(args.first, args.steps)), (False, max(args.steps - args.first, 0))]
