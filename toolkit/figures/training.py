@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -57,11 +56,10 @@ def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
 def _over_seeds(logs: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
     """Mean, least and greatest value of a metric at each step that every log has."""
     columns = [log.set_index("step")[metric].dropna().astype(float) for log in logs if metric in log]
-    together = pd.concat(columns, axis=1, join="inner") if columns else pd.DataFrame()
-    values = together.to_numpy().reshape(len(together), -1)
-    empty = not values.size
-    bounds = {name: [] if empty else f(values, axis=1) for name, f in (("mean", np.mean), ("low", np.min), ("high", np.max))}
-    return pd.DataFrame(bounds, index=together.index)
+    if not columns:
+        return pd.DataFrame()
+    together = pd.concat(columns, axis=1, join="inner")
+    return pd.DataFrame({"mean": together.mean(axis=1), "low": together.min(axis=1), "high": together.max(axis=1)})
 
 
 def length_against_accuracy(table: pd.DataFrame) -> go.Figure:

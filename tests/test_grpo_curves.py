@@ -1,0 +1,86 @@
+"""Learning curves: the figures, the live one, and the committed sweep, which is of the shipped model and the recipes as they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from toolkit import figures, store
+from toolkit.grpo import recipes
+from toolkit.jobs import grpo as jobs
+
+FOLDER = Path(__file__).parent.parent / "data" / "grpo"
+
+
+def log(values, steps=None) -> pd.DataFrame:
+    return pd.DataFrame({"step": steps or range(len(values)), "held_out/accuracy": values})
+
+
+def test_seeds_are_drawn_as_their_mean_and_range_over_the_steps_they_share():
+    first, second = log([0.2, None, 0.6]), log([0.4, 0.5, 0.8])
+    figure = figures.learning_curves({"a": [first, second], "b": log([0.1, 0.2, 0.3])}, ["held_out/accuracy"])
+    lines = {trace.name: trace for trace in figure.data if trace.showlegend}
+    assert list(lines["a"].x) == [0, 2] and lines["a"].y == pytest.approx((0.3, 0.7))
+    (band,) = (trace for trace in figure.data if trace.fill == "toself")
+    assert band.y == pytest.approx((0.4, 0.8, 0.6, 0.2))
+
+
+def test_a_metric_that_no_log_has_leaves_its_panel_empty():
+    assert not figures.learning_curves({"a": log([0.1])}, ["kl"]).data
+
+
+def test_the_live_figure_is_shown_once_and_then_updated(monkeypatch):
+    from toolkit import widgets
+
+    shown, updates = [], []
+    handle = SimpleNamespace(update=updates.append)
+    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: shown.append(figure) or handle)
+    live = widgets.Live(every=2, metrics=["accuracy"])
+    for step in range(1, 6):
+        state = SimpleNamespace(global_step=step, max_steps=5, is_world_process_zero=True)
+        live.on_log(None, state, None, {"loss": 0.0, "accuracy": step / 10})
+    assert len(shown) == 1 and len(updates) == 2  # steps 2, 4 and the last
+    assert list(updates[-1].data[0].y) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return {file: store.read_rows(file) for file in sorted(FOLDER.glob("*-seed*.jsonl"))}
+
+
+def test_every_committed_curve_is_of_the_shipped_model_and_of_its_recipe_as_it_is_now(committed, tiny):
+    assert committed
+    for file, rows in committed.items():
+        about = rows[0]
+        now = json.loads(json.dumps(recipes.find(about["recipe"]["name"]).scaled(), default=store.jsonable))
+        assert about["fingerprint"] == tiny.fingerprint, file
+        assert about["recipe"] == now, file
+        assert file.name == f"{about['recipe']['name']}-seed{about['seed']}.jsonl"
+        assert file.stat().st_size < 2**20
+
+
+def test_every_committed_curve_has_every_step_and_the_same_comparison_with_base(committed):
+    base = []
+    for file, rows in committed.items():
+        steps = [row["step"] for row in rows if row["kind"] == "step"]
+        assert steps == list(range(len(steps))) and len(steps) > 50, file
+        base += [
+            row["mean"] for row in rows if row["kind"] == "test" and row["condition"] == "base" and row["metric"] == "accuracy"
+        ]
+    assert len(set(np.round(base, 12))) == 2  # all problems, hard ones
+
+
+def test_the_naive_penalty_loses_accuracy_and_correctness_gains_it(committed):
+    _, tests = jobs.read_curves(FOLDER)
+    for problems in ("all", "hard"):
+        table = jobs.after_training(tests, problems).set_index("name")
+        assert (table.loc[["length_penalty"], "accuracy_difference_high"] < 0).all()
+        assert (table.loc[["length_penalty"], "think_tokens_difference_high"] < 0).all()
+        assert (table.loc[["correctness"], "accuracy_difference_low"] > 0).all()
+    figure = figures.length_against_accuracy(jobs.after_training(tests))
+    assert {trace.name for trace in figure.data} == set(tests["name"])
