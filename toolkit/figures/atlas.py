@@ -76,7 +76,7 @@ def attention(
         customdata=[[[q, k] for k in keys] for q in queries],
         hovertemplate="%{customdata[0]} to %{customdata[1]}: %{z:.2f}<extra></extra>",
     )
-    x = {"title": "attended token", "tickvals": list(range(len(keys))), "ticktext": [_shown(text) for text in keys], "tickangle": 0}
+    x = {"title": "attended token", "tickvals": list(range(len(keys))), "ticktext": [_shown(text, 4) for text in keys], "tickangle": 0}
     y = {
         "title": "token before the emitted one",
         "tickvals": list(range(len(queries))),
@@ -85,5 +85,6 @@ def attention(
     return styled(go.Figure(heat), title, xaxis=x, yaxis={**y, "autorange": "reversed", "automargin": True})
 
 
-def _shown(text: str) -> str:
-    return {" ": "␣", "\n": "↵"}.get(text, text.replace("<", "&lt;"))
+def _shown(text: str, most: int = 20) -> str:
+    short = text if len(text) <= most else text[: most - 1] + "…"
+    return {" ": "␣", "\n": "↵"}.get(short, short.replace("<", "&lt;"))
