@@ -415,6 +415,12 @@ def test_a_reward_without_its_column_is_refused_and_a_supplied_column_reaches_it
     assert train(tiny, small, easy, plan, extras=supplied).log["component/conciseness"][1] > 0
 
 
+def test_a_reward_of_entropies_is_refused_where_trl_generates(tiny, easy, small, tmp_path):
+    plan = Run(tmp_path / "run", steps=1, evaluate_every=0)
+    with pytest.raises(MissingColumnError, match=r"'pear' needs the column '\w+_entropy'"):
+        train(tiny, replace(small, reward="pear"), easy, plan, extras=Extras(engine="trl"))
+
+
 def test_a_foreign_checkpoint_is_refused(tiny, easy, small, tmp_path):
     plan = Run(tmp_path / "run", steps=1, evaluate_every=0)
     train(tiny, small, easy, plan)

@@ -223,6 +223,9 @@ def probe(trainer: Trainer, say: Callable[[str], None]) -> None:
     samples = trainer.args.num_generations
     few = list(trainer.problems)[:PROBED]
     drawn = trainer.sampler.draw([i for i in few for _ in range(samples)])
+    if trainer.extras.engine == "trl":  # TRL's own generation gives tokens only
+        bare = [replace(d.rollout, logprobs=None, entropies=None) for d in drawn]
+        drawn = [replace(d, rollout=r, logprob_without=None) for d, r in zip(drawn, bare, strict=True)]
     batch = trainer.batch_of(drawn, drawn, 0, "eval")
     batch.check(trainer.reward)
     right = sum(d.rollout.correct for d in drawn)
