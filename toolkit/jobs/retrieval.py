@@ -323,7 +323,7 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
     tables = {
         "recall": found.recall(),
         "heads": top_heads(found),
-        "sparsity": sparsity(found, lm.name).reset_index(),
+        "sparsity": sparsity(found, Path(lm.name).name).reset_index(),
         "stability": stability(found, max(search.counts), seed=search.seed),
         "masking": masked(lm, found, search, hidden, chosen, out=out / "rollouts" / "masked"),
     }
