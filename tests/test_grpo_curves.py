@@ -40,7 +40,7 @@ def test_the_live_figure_is_shown_once_and_then_updated(monkeypatch):
     shown, updates = [], []
     handle = SimpleNamespace(update=updates.append)
     monkeypatch.setattr("IPython.display.display", lambda figure, display_id: shown.append(figure) or handle)
-    live = widgets.Live(every=2, metrics=["accuracy"])
+    live = widgets.live(every=2, metrics=["accuracy"])
     for step in range(1, 6):
         state = SimpleNamespace(global_step=step, max_steps=5, is_world_process_zero=True)
         live.on_log(None, state, None, {"loss": 0.0, "accuracy": step / 10})

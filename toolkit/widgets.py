@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 import pandas as pd
-from transformers import TrainerCallback
 
 from toolkit import figures, jobs
 from toolkit.edits import steering
@@ -74,29 +73,24 @@ def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
     return w.VBox([*controls.values(), shown])
 
 
-class Live(TrainerCallback):
-    """Learning curves that grow while a run trains: ``Extras(callbacks=(Live(),))``.
+def live(*, every: int = 5, metrics: Sequence[str] = ("accuracy", "think_tokens", "reward")) -> Any:
+    """A callback for training, ``Extras(callbacks=(live(),))``: learning curves that grow while the run goes on.
 
     Args:
         every: Steps between pictures.
         metrics: Columns of the log, one panel each.
     """
+    from toolkit.grpo.log import Watch  # imports transformers' trainer, which nothing else here needs
 
-    def __init__(self, every: int = 5, metrics: Sequence[str] = ("accuracy", "think_tokens", "reward")) -> None:
-        self.every, self.metrics = every, metrics
-        self.rows: list[dict[str, Any]] = []
-        self.shown: Any = None
+    shown: list[Any] = []
 
-    def on_log(self, args, state, control, logs=None, **_) -> None:
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
-            return
-        self.rows.append({"step": state.global_step, **logs})
-        if state.global_step % self.every and state.global_step < state.max_steps:
-            return
+    def show(rows: Sequence[dict[str, Any]]) -> None:
         from IPython.display import display
 
-        figure = figures.learning_curves({"this run": pd.DataFrame(self.rows)}, self.metrics).update_layout(showlegend=False)
-        if self.shown is None:
-            self.shown = display(figure, display_id=True)
+        figure = figures.learning_curves({"this run": pd.DataFrame(rows)}, metrics).update_layout(showlegend=False)
+        if shown:
+            shown[0].update(figure)
         else:
-            self.shown.update(figure)
+            shown.append(display(figure, display_id=True))
+
+    return Watch(show, every)

@@ -215,3 +215,18 @@ class Bar(TrainerCallback):
     def on_train_end(self, args, state, control, **_) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+class Watch(TrainerCallback):
+    """Hands the rows of the log so far to ``show(rows)`` every few steps and at the end: a live figure, a logger of one's own."""
+
+    def __init__(self, show: Callable[[list[Row]], None], every: int = 5) -> None:
+        self.show, self.every = show, every
+        self.rows: list[Row] = []
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        self.rows.append({"step": state.global_step, **logs})
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.show(self.rows)
