@@ -119,6 +119,8 @@ def grpo(
     extras = jobs.Extras(engine=engine, lora=jobs.adapter(lora_rank) if lora else None)
     lm = load_model(model, think, dtype, device, trust_remote_code)
     done = jobs.grpo(lm, recipe, study, run, extras=extras, resume=resume, say=say)
+    if not done.main:
+        return
     board = jobs.board(done)
     if as_json:
         print_json(

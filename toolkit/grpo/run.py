@@ -19,7 +19,11 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOConfig
+
+try:
+    from trl import GRPOConfig
+except ImportError as error:
+    raise ImportError("Training needs TRL: pip install 'reasoning-length-toolkit[rl]'.") from error
 
 from toolkit import store
 from toolkit.generate import Sampling
@@ -62,10 +66,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model and the log of its training, one row a step (row 0: before)."""
+    """A trained model and the log of its training, one row a step (row 0: before); ``main``: whether this process is the one that writes
+    (the others have no log)."""
 
     lm: LM
     log: pd.DataFrame
+    main: bool = True
 
 
 def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
@@ -150,7 +156,8 @@ def train(
         if trainer.is_world_process_zero():
             recorder.resume(int(checkpoint.name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return Trained(child(lm, finished(trainer), f"{lm.name}, {recipe.name}"), pd.DataFrame(recorder.rows))
+    main = trainer.is_world_process_zero()
+    return Trained(child(lm, finished(trainer), f"{lm.name}, {recipe.name}"), pd.DataFrame(recorder.rows), main)
 
 
 def finished(trainer: Trainer) -> PreTrainedModel:

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from accelerate import PartialState
-from peft import LoraConfig
-from trl import GRPOConfig
 
 import toolkit
 from toolkit import evaluate, rewards, store
@@ -20,7 +17,7 @@ from toolkit.generate import Sampling
 from toolkit.grpo import recipes
 from toolkit.grpo.log import Bar
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.run import MODEL, Run, Trained, train
+from toolkit.grpo.run import MODEL, GRPOConfig, Run, Trained, train
 from toolkit.grpo.trainer import Extras
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
@@ -90,7 +87,7 @@ def grpo(
     done = train(
         lm, recipe, study.load("train", lm), replace(run, held_out=tuple(held_out)), extras=plugged, resume=resume, say=say
     )
-    if PartialState().is_main_process:
+    if done.main:
         about = {
             "recipe": recipe,
             "seed": run.seed,
@@ -104,8 +101,10 @@ def grpo(
     return done
 
 
-def adapter(rank: int) -> LoraConfig:
+def adapter(rank: int) -> Any:
     """LoRA on every linear layer but the output, ``alpha`` twice the rank (ours)."""
+    from peft import LoraConfig
+
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
