@@ -23,7 +23,7 @@ def recall(cells: pd.DataFrame) -> go.Figure:
             customdata=counts.to_numpy(),
             zmin=0,
             zmax=1,
-            colorscale="RdYlGn",
+            colorscale="Viridis",
             xgap=2,
             ygap=2,
             colorbar={"title": "right", "tickformat": ".0%"},
