@@ -77,6 +77,22 @@ def test_numbers_on_retrieval_heads_are_those_of_the_committed_run():
         assert template.format(*(100 * row[k] for k in ("lost", "lost_low", "lost_high"))) in README.replace("\n", " ")
 
 
+def test_numbers_on_the_heads_of_smollm2_are_those_of_the_committed_run():
+    run = json.loads((ROOT / "data/retrieval-heads/smollm2.json").read_text())
+    published, ours = (
+        next(r for r in run["masking"] if r["ranking"] == name and r["heads"] == 5)
+        for name in ("copy, as published", "write (ours)")
+    )
+    assert (
+        "from {:.0f} to {:.0f} % (published ranking) or {:.0f} % (ours)".format(
+            100 * (published["accuracy"] + published["lost"]), 100 * published["accuracy"], 100 * ours["accuracy"]
+        )
+        in README
+    )
+    shown = [f"{100 * r['random']:.0f} [{100 * r['random_low']:.0f}, {100 * r['random_high']:.0f}]" for r in (published, ours)]
+    assert f"to {shown[0]} or {shown[1]}" in README
+
+
 def test_numbers_on_the_head_atlas_are_those_of_the_committed_run():
     run = json.loads((ROOT / "data/heads/tiny-reasoner.json").read_text())
     pair = next(r for r in run["overlaps"] if r["pair"] == "short thinking / write")
