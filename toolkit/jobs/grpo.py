@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -155,13 +154,11 @@ def sweep(lm: LM, todo: Sequence[tuple[Recipe, int]], plan: Sweep, *, say: Say) 
 
 
 def _one(lm: LM, recipe: Recipe, seed: int, plan: Sweep, say: Say) -> list[dict[str, Any]]:
-    began = time.perf_counter()
     study = Study("arithmetic", plan.pool)
     dev = replace(study, problems=plan.judged).load("dev")
     folder = plan.runs / f"{recipe.name}-seed{seed}"
     run = Run(folder, plan.steps, seed, save_every=20, held_out=tuple(dev), evaluate_every=plan.every, micro_batch=16)
     done = train(lm, recipe, study.load("train"), run, resume=True, say=say)
-    seconds = time.perf_counter() - began
     measured = tested(
         lm, {f"{recipe.name}-seed{seed}": done.lm}, replace(study, problems=plan.tested).load("test"), plan.runs / "test"
     )
@@ -174,7 +171,7 @@ def _one(lm: LM, recipe: Recipe, seed: int, plan: Sweep, say: Say) -> list[dict[
         "trained": done.lm.fingerprint,
         "toolkit": toolkit.__version__,
         "pool": plan.pool,
-        "seconds": round(seconds, 1),
+        "seconds": round(float(done.log["step_time"].sum()), 1),
     }
     steps = [{"kind": "step", **row} for row in curve(done.log)]
     return [about, *steps, *({"kind": "test", **row} for row in measured)]
