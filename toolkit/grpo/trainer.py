@@ -112,11 +112,10 @@ class Trainer(GRPOTrainer):
         self._drawn: list[Drawn] | None = None
         self.sampler = Sampler(self)
         self.identity: dict[str, Any] = {}
-        reference = deepcopy(lm.model) if args.beta and extras.lora is None else None
-        beta, args.beta = (
-            args.beta,
-            args.beta if extras.lora else 0.0,
-        )  # TRL would read the reference from a path, which may be a parent
+        beta, reference = args.beta, None
+        if beta and extras.lora is None:
+            reference = deepcopy(lm.model)
+            args.beta = 0.0  # TRL would read the reference from the config's path, which may be that of a parent
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'", category=UserWarning)
             super().__init__(
@@ -148,6 +147,10 @@ class Trainer(GRPOTrainer):
             raise ValueError(
                 f"{self.recipe.name} needs whole groups: per_device_train_batch_size={args.per_device_train_batch_size} is no multiple of "
                 f"num_generations={samples}."
+            )
+        if self.recipe.loss and args.beta:
+            raise ValueError(
+                f"{self.recipe.name} has a loss with a KL term of its own: beta={args.beta} would not act, set it to 0."
             )
         needs = [name for name in ("dynamic", "modes") if getattr(self.recipe, name)]
         if self.extras.engine == "trl" and needs:
