@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 import toolkit
-from toolkit import evaluate, rewards, store
+from toolkit import evaluate, rewards, stats, store
 from toolkit.generate import Sampling
 from toolkit.grpo import recipes
 from toolkit.grpo.log import Bar
@@ -20,7 +21,7 @@ from toolkit.grpo.run import MODEL, GRPOConfig, Run, Trained, train
 from toolkit.grpo.trainer import Extras
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
-from toolkit.types import Problem, Report
+from toolkit.types import Report
 
 HARD = (6, 7, 8)  # operands of the arithmetic problems called hard
 CURVE = (
@@ -159,9 +160,11 @@ def _one(lm: LM, recipe: Recipe, seed: int, plan: Sweep, say: Say) -> list[dict[
     folder = plan.runs / f"{recipe.name}-seed{seed}"
     run = Run(folder, plan.steps, seed, save_every=20, held_out=tuple(dev), evaluate_every=plan.every, micro_batch=16)
     done = train(lm, recipe, study.load("train"), run, resume=True, say=say)
-    measured = tested(
-        lm, {f"{recipe.name}-seed{seed}": done.lm}, replace(study, problems=plan.tested).load("test"), plan.runs / "test"
+    name = (
+        f"{recipe.name}-seed{seed}-{done.lm.fingerprint[:8]}"  # also that of a folder: rollouts of other weights are not in the way
     )
+    problems, sampling = replace(study, problems=plan.tested).load("test"), Sampling(n=8, max_new_tokens=400)
+    report = evaluate.compare({"base": lm, name: done.lm}, problems, sampling, out=plan.runs / "test", progress=False)
     about = {
         "kind": "about",
         "recipe": recipe,
@@ -174,7 +177,7 @@ def _one(lm: LM, recipe: Recipe, seed: int, plan: Sweep, say: Say) -> list[dict[
         "seconds": round(float(done.log["step_time"].sum()), 1),
     }
     steps = [{"kind": "step", **row} for row in curve(done.log)]
-    return [about, *steps, *({"kind": "test", **row} for row in measured)]
+    return [about, *steps, *({"kind": "test", **row} for row in _summaries(report)), {"kind": "outcomes", **outcomes(report, name)}]
 
 
 def curve(log: pd.DataFrame) -> list[dict[str, Any]]:
@@ -185,17 +188,21 @@ def curve(log: pd.DataFrame) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if v is not None and v == v} for row in short]
 
 
-def tested(base: LM, trained: dict[str, LM], problems: list[Problem], out: Path) -> list[dict[str, Any]]:
-    """Each model against base on the same problems and seeds, on all and on hard ones: rows of ``evaluate.summary`` with ``problems``."""
-    sampling = Sampling(n=8, max_new_tokens=400)
-    report = evaluate.compare({"base": base, **trained}, problems, sampling, out=out, progress=False)
-    parts: dict[str, Callable[[], Report]] = {"all": lambda: report, "hard": lambda: report.only(difficulty=HARD)}
+def _summaries(report: Report) -> list[dict[str, Any]]:
+    """Rows of ``evaluate.summary`` on all and on hard problems."""
     rows = []
-    for name, part in parts.items():
-        summary = evaluate.summary(part())
+    for name, part in (("all", report), ("hard", report.only(difficulty=HARD))):
+        summary = evaluate.summary(part)
         summary = summary[summary["metric"].isin(["accuracy", "think_tokens", "closed", "looping"])]
         rows += [{"problems": name, **row} for row in summary.to_dict("records")]
     return rows
+
+
+def outcomes(report: Report, condition: str) -> dict[str, list]:
+    """Mean accuracy and think tokens of each problem, by ``problem_id``: what paired comparisons between runs need."""
+    rows = report.rows[report.rows["condition"] == condition]
+    means = rows.groupby("problem_id")[["correct", "think_tokens"]].mean().rename(columns={"correct": "accuracy"})
+    return {"problem_id": list(means.index), **{name: [float(v) for v in means[name]] for name in means}}
 
 
 def read_curves(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
@@ -218,6 +225,33 @@ def read_curves(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFra
     if not logs:
         raise FileNotFoundError(f"No learning curves in {folder}: run its sweep.py.")
     return logs, pd.concat(tests, ignore_index=True).drop(columns="condition").drop_duplicates(ignore_index=True)
+
+
+def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
+    """Paired differences of every trained model to that of one recipe (its lowest seed), on the same test problems and random numbers.
+
+    Columns: ``name, seed, metric`` (``accuracy`` or ``think_tokens``), ``difference, low, high``: 95 % intervals over problems, not over
+    seeds.
+
+    Raises:
+        FileNotFoundError: no curve of ``name``.
+    """
+    found: dict[tuple[str, int], dict] = {}
+    for file in sorted(folder.glob("*-seed*.jsonl")):
+        about, *rows = store.read_rows(file)
+        (found[about["recipe"]["name"], about["seed"]],) = (row for row in rows if row["kind"] == "outcomes")
+    seeds = [seed for other, seed in found if other == name]
+    if not seeds:
+        raise FileNotFoundError(f"No learning curve of {name} in {folder}.")
+    base, table = found[name, min(seeds)], []
+    for (other, seed), own in found.items():
+        if own["problem_id"] != base["problem_id"]:
+            raise ValueError(f"{other}, seed {seed}, was tested on other problems than {name}.")
+        for metric in ("accuracy", "think_tokens"):
+            change = np.array(own[metric]) - np.array(base[metric])
+            e = stats.bootstrap(stats.mean_of(change[:, None]), len(change))
+            table.append((other, seed, metric, e.mean, e.low, e.high))
+    return pd.DataFrame(table, columns=["name", "seed", "metric", "difference", "low", "high"])
 
 
 def after_training(tests: pd.DataFrame, problems: str = "all") -> pd.DataFrame:
