@@ -26,7 +26,8 @@ def run(*arguments: object):
 
 
 def said(result) -> str:
-    return " ".join(f"{result.output} {result.exception}".split())
+    """Everything said, out of the frame that errors are printed in."""
+    return " ".join(f"{result.output} {result.exception}".replace("│", " ").split())
 
 
 @pytest.fixture(scope="module")

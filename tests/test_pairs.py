@@ -25,7 +25,7 @@ def asks(draw) -> Ask:
         steps=steps,
         threads=draw(st.integers(1, 6)) if kind in ("multi", "conditional", "multithread") else 1,
         direction=draw(st.sampled_from(["forward", "backward", "random"])),
-        depth=draw(st.none() | st.floats(0, 1)) if kind == "single" else None,
+        depth=draw(st.none() | st.floats(0, 1, allow_subnormal=False)) if kind == "single" else None,
         clustered=kind in ("multi", "conditional") and draw(st.booleans()),
         branches=draw(st.integers(2, 3)) if kind == "branched" else 1,
         ids=draw(st.sampled_from(["short", "uuid"])),
