@@ -38,14 +38,15 @@ def test_the_live_figure_is_shown_once_and_then_updated(monkeypatch):
     from toolkit import widgets
 
     shown, updates = [], []
-    handle = SimpleNamespace(update=updates.append)
-    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: shown.append(figure) or handle)
+    handle = SimpleNamespace(update=lambda picture, raw: updates.append(picture))
+    monkeypatch.setattr("IPython.display.display", lambda picture, raw, display_id: shown.append(picture) or handle)
     live = widgets.live(every=2, metrics=["accuracy"])
     for step in range(1, 6):
         state = SimpleNamespace(global_step=step, max_steps=5, is_world_process_zero=True)
         live.on_log(None, state, None, {"loss": 0.0, "accuracy": step / 10})
     assert len(shown) == 1 and len(updates) == 2  # steps 2, 4 and the last
-    assert list(updates[-1].data[0].y) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    (newest,) = updates[-1].values()
+    assert newest["data"][0]["y"] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,21 @@ def test_every_committed_curve_has_every_step_and_the_same_comparison_with_base(
             row["mean"] for row in rows if row["kind"] == "test" and row["condition"] == "base" and row["metric"] == "accuracy"
         ]
     assert len(set(np.round(base, 12))) == 2  # all problems, hard ones
+
+
+def test_paired_differences_are_those_of_the_means_with_intervals_around_them(committed):
+    table = jobs.against(FOLDER).set_index(["name", "seed", "metric"])
+    _, tests = jobs.read_curves(FOLDER)
+    means = jobs.after_training(tests).set_index(["name", "seed"])
+    for name in ("hapo", "pear"):
+        row = table.loc[name, 0, "think_tokens"]
+        assert row["difference"] == pytest.approx(
+            means.loc[(name, 0), "think_tokens"] - means.loc[("correctness", 0), "think_tokens"]
+        )
+        assert row["low"] < row["difference"] < row["high"]
+    assert (table.loc[("correctness", 0)] == 0).all().all()
+    with pytest.raises(FileNotFoundError, match="No learning curve of nonsense"):
+        jobs.against(FOLDER, "nonsense")
 
 
 def test_the_naive_penalty_loses_accuracy_and_correctness_gains_it(committed):

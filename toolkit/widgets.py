@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -88,9 +89,11 @@ def live(*, every: int = 5, metrics: Sequence[str] = ("accuracy", "think_tokens"
         from IPython.display import display
 
         figure = figures.learning_curves({"this run": pd.DataFrame(rows)}, metrics).update_layout(showlegend=False)
+        # As data: a figure displays itself anew instead of in its old place.
+        picture = {"application/vnd.plotly.v1+json": json.loads(figure.to_json())}
         if shown:
-            shown[0].update(figure)
+            shown[0].update(picture, raw=True)
         else:
-            shown.append(display(figure, display_id=True))
+            shown.append(display(picture, raw=True, display_id=True))
 
     return Watch(show, every)
