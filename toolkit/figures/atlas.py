@@ -76,7 +76,12 @@ def attention(
         customdata=[[[q, k] for k in keys] for q in queries],
         hovertemplate="%{customdata[0]} to %{customdata[1]}: %{z:.2f}<extra></extra>",
     )
-    x = {"title": "attended token", "tickvals": list(range(len(keys))), "ticktext": [_shown(text, 4) for text in keys], "tickangle": 0}
+    x = {
+        "title": "attended token",
+        "tickvals": list(range(len(keys))),
+        "ticktext": [_shown(text, 4) for text in keys],
+        "tickangle": 0,
+    }
     y = {
         "title": "token before the emitted one",
         "tickvals": list(range(len(queries))),
