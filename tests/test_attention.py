@@ -81,6 +81,14 @@ def test_rows_of_a_batch_equal_rows_of_its_sequences_alone(any_lm, monkeypatch):
         assert torch.allclose(got, want, atol=1e-5)
 
 
+def test_a_long_prompt_with_few_queries_beside_a_short_one_with_many_shows_no_key_past_the_longest(llama):
+    ids = torch.randint(5, 103, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    sequences, spans = [ids, ids[:30]], [Span(38, 40), Span(4, 30)]
+    widths = []
+    attention.read(llama, sequences, spans, lambda found: widths.append(found.weights.shape[-1]))
+    assert max(widths) == 40, "not 38 + 26, as if both were in one sequence"
+
+
 def test_batches_do_not_matter(llama):
     spans, sequences = [Span(10 + i, 15 + i) for i in range(5)], [sequence(30, i) for i in range(5)]
     one, all_ = collected(llama, sequences, spans, tokens=1), collected(llama, sequences, spans)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from itertools import permutations
 
@@ -163,6 +164,13 @@ def test_the_table_has_a_row_a_head_best_first(provenance):
     table = heads.table(some)
     assert len(table) == 32 and table["a"].is_monotonic_decreasing
     assert table.iloc[0]["head"] == "{}.{}".format(*some["a"].ranked()[0])
+
+
+def test_without_transformer_lens_the_atlas_says_so_before_any_work(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformer_lens.head_detector", None)
+    with pytest.raises(ImportError, match=r"reasoning-length-toolkit\[lens\]"):
+        jobs.atlas(tiny, jobs.Study(), jobs.Search(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_atlas_writes_what_it_returns(tiny, tmp_path, monkeypatch):

@@ -110,6 +110,11 @@ def to_transformer_lens(lm: LM) -> Any:
     return bridge
 
 
+def check_transformer_lens() -> None:
+    """Raise ImportError, naming the extra, unless TransformerLens can be imported: to be asked before long work."""
+    _imported("transformer_lens.head_detector", "TransformerLens")
+
+
 def to_nnsight(lm: LM) -> Any:
     """An nnsight ``TransformersModel`` around the weights of ``lm``; it pads on the left, whatever ``lm.tokenizer`` does.
 

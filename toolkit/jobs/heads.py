@@ -194,7 +194,11 @@ def atlas(
 
     Writes ``heads.parquet``, ``atlas.json`` (tables with provenance), ``report.html`` and the rollouts into ``directory``; given again
     after a kill, finished rollouts are kept. ``found`` are rollouts to find short-thinking heads on (default: sampled now).
+
+    Raises:
+        ImportError: TransformerLens is not installed; said before anything is sampled.
     """
+    bridges.check_transformer_lens()
     out = store.writable(directory)
     found = found or extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
     looked = retrieval.look(lm, search, out=out / "rollouts" / "haystacks", say=say)

@@ -94,11 +94,12 @@ class Found:
         """Share of haystacks answered rightly. Columns: ``length`` (quintiles of tokens for ``lookup``), ``depth`` (of the first needed
         piece), ``correct``, ``n``."""
         by_id = {h.problem.id: h for h in self.haystacks}
-        rows = [(len(h.prompt_ids), h.needed[0].start / len(h.prompt_ids), r.correct, h.problem.meta) for r in self.rollouts
-                if (h := by_id[r.problem_id])]  # fmt: skip
-        cells = pd.DataFrame(
-            [(m.get("length", n), m.get("depth", d), c) for n, d, c, m in rows], columns=["length", "depth", "correct"]
-        )
+        rows = []
+        for r in self.rollouts:
+            h = by_id[r.problem_id]
+            n, meta = len(h.prompt_ids), h.problem.meta
+            rows.append((meta.get("length", n), meta.get("depth", h.needed[0].start / n), r.correct))
+        cells = pd.DataFrame(rows, columns=["length", "depth", "correct"])
         for name, most in (("length", 8), ("depth", 11)):
             if cells[name].nunique() > most:
                 cells[name] = pd.qcut(cells[name], 5, duplicates="drop").map(lambda bin: round(bin.mid, 2)).astype(float)
