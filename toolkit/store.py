@@ -8,6 +8,7 @@ complete, so a file that exists is whole.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -170,8 +172,33 @@ def write_rows(rows: Iterable[Any], path: str | Path) -> Path:
 
 
 def remove(path: str | Path) -> None:
-    """Remove a file if it is there."""
-    Path(path).unlink(missing_ok=True)
+    """Remove a file or a directory if it is there."""
+    if Path(path).is_dir():
+        shutil.rmtree(path)
+    else:
+        Path(path).unlink(missing_ok=True)
+
+
+def key(value: Any) -> str:
+    """Twelve hexadecimal digits of everything in ``value`` (JSON with sorted keys): the name of what depends on all of it."""
+    text = json.dumps(value, sort_keys=True, default=jsonable)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@contextmanager
+def claimed(path: str | Path) -> Iterator[bool]:
+    """Whether this process alone may work on ``path`` now. The claim ends with the body, or with the process, however it ends."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def jsonable(value: Any) -> Any:

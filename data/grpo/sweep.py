@@ -1,7 +1,7 @@
 """Learning curves of GRPO recipes on the tiny reasoner, three seeds each: one small file a run, beside this script.
 
-``python data/grpo/sweep.py [RECIPE ...]`` trains what has no curve yet, the most telling first, and goes on where it was when killed.
-Checkpoints and rollouts go to ``runs/grpo``. About four minutes a run on one quiet core.
+``python data/grpo/sweep.py [RECIPE ...]`` trains what has no curve yet, and goes on where it was when killed; started twice, the two
+share the work. Models, logs and rollouts go to ``runs/grpo``. About four minutes a run on one quiet core.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from toolkit import lm
 from toolkit.grpo import recipes
 from toolkit.jobs.grpo import Sweep, sweep
 
-NAMES = ("length_penalty", "hapo", "drpo", "correctness", "laser_d", "grpo_lambda", "dler", "pear", "sar", "length_penalty_mild")
+NAMES = (
+    "correctness", "length_penalty", "grpo_lambda", "dler", "laser_d", "hapo", "drpo", "pear", "sar", "length_penalty_mild",
+    "train_long_think_short", "adaptive_deep_reasoning", "da_dler", "laser", "slpo", "arora_zanette", "surrogate",
+)  # fmt: skip
 SEEDS = (0, 1, 2)
 
 

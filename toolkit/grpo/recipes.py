@@ -34,10 +34,18 @@ TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "laser_de": {"targets": Targets(base=16, step=8, longest=128, every=10)},
         "length_penalty": {"longest": 20},  # a token costs 5 % of a right answer
         "length_penalty_mild": {"longest": 20},  # 2.5 %
+        "surrogate": {"longest": 80},  # best paid at 40
         "truncation": {"target": 40},
     }
 )
 """Lengths in tokens for responses of 7 to 150, by recipe; the rewards' other options are the papers'."""
+TINY_PROMPTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "adaptive_deep_reasoning": {"modes": Modes(long=" please", short=" quick")},
+        "train_long_think_short": {"curriculum": Curriculum(start=48, every=25, text=" {budget}")},  # to 16 in 100 steps
+    }
+)
+"""What is added to a question, by recipe: the tiny reasoner knows a few words, and a sentence it never saw throws it off."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ class Recipe:
             learning_rate=TINY_RATE,
             options={**self.options, **TINY_OPTIONS.get(self.name, {})},
             loss=replace(self.loss, capacity=None) if self.loss else None,
+            **TINY_PROMPTS.get(self.name, {}),
             config={k: v for k, v in self.config.items() if k not in NOT_SCALED},
         )
 

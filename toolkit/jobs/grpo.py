@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import toolkit
 from toolkit import evaluate, rewards, stats, store
 from toolkit.generate import Sampling
 from toolkit.grpo import recipes
-from toolkit.grpo.log import Bar
+from toolkit.grpo.log import LOG, Bar, read
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.run import MODEL, GRPOConfig, Run, Trained, train
+from toolkit.grpo.run import MODEL, GRPOConfig, Run, Trained, train, who
 from toolkit.grpo.trainer import Extras
 from toolkit.jobs.study import Say, Study
-from toolkit.lm import LM
+from toolkit.lm import LM, load
 from toolkit.types import Report
 
 HARD = (6, 7, 8)  # operands of the arithmetic problems called hard
@@ -141,29 +142,47 @@ class Sweep:
 def sweep(lm: LM, todo: Sequence[tuple[Recipe, int]], plan: Sweep, *, say: Say) -> list[Path]:
     """Train every (recipe, seed) that has no curve yet, in the order given, and compare each with base on held-out test problems.
 
-    Killed and given again, it goes on in the run it was in. Returns the files of all curves.
+    Killed and given again, it goes on in the run it was in; given twice at the same time, the two share the runs. Returns the files of
+    all curves.
     """
     files = []
     for recipe, seed in todo:
         file = plan.curves / f"{recipe.name}-seed{seed}.jsonl"
         files.append(file)
-        if file.exists():
-            continue
-        say(f"{recipe.name}, seed {seed}")
-        store.write_rows(_one(lm, recipe, seed, plan, say), file)
+        with store.claimed(plan.runs / file.stem) as mine:
+            if mine and not file.exists():
+                say(f"{recipe.name}, seed {seed}")
+                store.write_rows(_one(lm, recipe, seed, plan, say), file)
     return files
 
 
-def _one(lm: LM, recipe: Recipe, seed: int, plan: Sweep, say: Say) -> list[dict[str, Any]]:
+def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, say: Say) -> Trained:
+    """``lm`` trained by a recipe from a seed as ``plan`` says; read back if that was done already, gone on with if it was begun.
+
+    A run has a folder of its own in ``plan.runs`` for everything it depends on, and leaves its model there, without checkpoints.
+    """
     study = Study("arithmetic", plan.pool)
-    dev = replace(study, problems=plan.judged).load("dev")
-    folder = plan.runs / f"{recipe.name}-seed{seed}"
+    dev, pool = replace(study, problems=plan.judged).load("dev"), study.load("train")
+    key = store.key({**who(lm, recipe, pool), "seed": seed, "steps": plan.steps, "judged": [plan.judged, plan.every]})
+    folder = plan.runs / f"{recipe.name}-seed{seed}-{key}"
     run = Run(folder, plan.steps, seed, save_every=20, held_out=tuple(dev), evaluate_every=plan.every, micro_batch=16)
-    done = train(lm, recipe, study.load("train"), run, resume=True, say=say)
-    name = (
-        f"{recipe.name}-seed{seed}-{done.lm.fingerprint[:8]}"  # also that of a folder: rollouts of other weights are not in the way
-    )
-    problems, sampling = replace(study, problems=plan.tested).load("test"), Sampling(n=8, max_new_tokens=400)
+    if (folder / MODEL).exists():
+        model = load(folder / MODEL, dtype=lm.model.dtype, device=lm.device, tags=lm.tags)
+        return Trained(replace(model, parent=lm.fingerprint), pd.DataFrame(read(folder / LOG)))
+    done = train(lm, recipe, pool, run, resume=True, say=say)
+    if done.main:
+        done.lm.save(folder / MODEL)
+        for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            store.remove(checkpoint)
+    return done
+
+
+def _one(lm: LM, recipe: Recipe, seed: int, plan: Sweep, say: Say) -> list[dict[str, Any]]:
+    done = trained(lm, recipe, seed, plan, say=say)
+    # Also the name of a folder: rollouts of other weights are not in the way.
+    name = f"{recipe.name}-seed{seed}-{done.lm.fingerprint[:8]}"
+    study = Study("arithmetic", plan.tested)
+    problems, sampling = study.load("test"), Sampling(n=8, max_new_tokens=400)
     report = evaluate.compare({"base": lm, name: done.lm}, problems, sampling, out=plan.runs / "test", progress=False)
     about = {
         "kind": "about",
