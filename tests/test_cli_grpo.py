@@ -57,7 +57,7 @@ def test_settings_reach_recipe_reward_and_trl():
         (("--out", "x", "--set", "samples=1"), "samples=1"),
         (("--out", "x", "--set", "reward.nonsense=1"), "nonsense"),
         (("--out", "x", "--scale", "paper", "--set", "max_tokens=9000"), "does not fit the context"),
-        (("--out", "x", "--reward", "crf", *SMALL), "conciseness"),
+        (("--out", "x", "--reward", "ruler", *SMALL), "target"),
         (("--out", "x", "--reward", "l1_max", *SMALL), "budget"),
     ],
 )

@@ -293,6 +293,12 @@ def test_kl_to_the_given_model_is_zero_at_first_and_grows(tiny, easy, small, tmp
     assert done.log["kl"][1] == pytest.approx(0, abs=1e-6) and done.log["kl"][3] > 1e-5
 
 
+def test_drpos_kl_is_logged_zero_on_policy_and_not_after_an_update(tiny, easy, small, tmp_path):
+    recipe = replace(small, problems=4, samples=4, updates=2, loss=losses.DRPO())
+    found = train(tiny, recipe, easy, Run(tmp_path / "run", steps=2, evaluate_every=0)).log
+    assert found["kl"][1] == pytest.approx(0, abs=1e-6) and abs(found["kl"][2]) > 1e-5
+
+
 def test_every_step_is_logged_with_what_the_reward_was_made_of(tiny, easy, small, tmp_path):
     plan = Run(tmp_path / "run", steps=2, evaluate_every=1, held_out=tuple(easy[:3]), evaluate=Sampling(n=2, max_new_tokens=64))
     found = train(tiny, small, easy, plan).log
@@ -304,11 +310,15 @@ def test_every_step_is_logged_with_what_the_reward_was_made_of(tiny, easy, small
         "tokens/correct",
         "entropy/think",
         "grad_norm",
+        "reward_std",
         "component/correctness",
+        "component/correctness/std",
         "seconds/rollouts",
     ]
     assert found.loc[1:, wanted].notna().all().all()
     assert found["held_out/accuracy"].notna().all()
+    table = store.read_table(tmp_path / "run" / "log.parquet")
+    assert table["step"].tolist() == [0, 1, 2] and table["reward"].tolist()[1:] == found["reward"].tolist()[1:]
 
 
 # --- what stops a run -----------------------------------------------------------------------------------------
@@ -404,16 +414,27 @@ def test_what_cannot_work_is_refused_before_training(tiny, easy, small, tmp_path
 
 def test_a_reward_without_its_column_is_refused_and_a_supplied_column_reaches_it(tiny, easy, small, tmp_path):
     class Needy(rewards.Correctness):
-        needs = frozenset({"correct", "conciseness"})
+        needs = frozenset({"correct", "politeness"})
 
         def __call__(self, batch):
-            return Scored.sum(conciseness=batch["conciseness"])
+            return Scored.sum(politeness=batch["politeness"])
 
     plan = Run(tmp_path / "run", steps=1, evaluate_every=0)
-    with pytest.raises(MissingColumnError, match="conciseness"):
+    with pytest.raises(MissingColumnError, match="politeness"):
         train(tiny, small, easy, plan, extras=Extras(reward=Needy()))
-    supplied = Extras(reward=Needy(), columns={"conciseness": lambda drawn: [1 / d.rollout.response_tokens for d in drawn]})
-    assert train(tiny, small, easy, plan, extras=supplied).log["component/conciseness"][1] > 0
+    supplied = Extras(reward=Needy(), columns={"politeness": lambda drawn: [1 / d.rollout.response_tokens for d in drawn]})
+    assert train(tiny, small, easy, plan, extras=supplied).log["component/politeness"][1] > 0
+
+
+def test_crf_trains_with_a_judge_of_its_own_that_a_resumed_run_keeps(tiny, easy, small, tmp_path):
+    recipe = replace(small, reward="crf", samples=4)
+    whole = train(tiny, recipe, easy, Run(tmp_path / "whole", steps=2, evaluate_every=0))
+    assert (whole.log["component/conciseness"][1:] > 0).all()
+    judge = (tmp_path / "whole" / "conciseness.json").read_text()
+    train(tiny, recipe, easy, Run(tmp_path / "run", steps=1, save_every=1, evaluate_every=0))
+    again = train(tiny, recipe, easy, Run(tmp_path / "run", steps=2, save_every=1, evaluate_every=0), resume=True)
+    assert (tmp_path / "run" / "conciseness.json").read_text() == judge
+    assert again.log["reward"].tolist()[1:] == whole.log["reward"].tolist()[1:]
 
 
 def test_a_reward_of_entropies_is_refused_where_trl_generates(tiny, easy, small, tmp_path):

@@ -203,6 +203,14 @@ def test_alarms_name_each_kind_of_collapse_and_are_silent_otherwise():
     assert log.alarms([start, longer]) == []
 
 
+def test_without_held_out_problems_accuracy_that_falls_with_length_in_training_is_an_alarm():
+    fine, bad = {"accuracy": 0.7, "think_tokens": 30.0}, {"accuracy": 0.5, "think_tokens": 15.0}
+    assert log.alarms([fine] * 10 + [bad] * 9) == []  # too early to tell: means over ten steps
+    (said,) = log.alarms([{"step": 0}, *[fine] * 10, *[bad] * 10])
+    assert said == "accuracy falls with length: 20 points lost in training since the start, think tokens 30 to 15"
+    assert log.alarms([fine] * 10 + [{**bad, "think_tokens": 30.0}] * 10) == [], "no shorter: not this kind of collapse"
+
+
 # --- recipes -------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """What is written down of every step: rewards and their parts, lengths, entropies, held-out accuracy; and alarms of collapse.
 
-One JSON object a line. Shares are of 1, lengths tokens, entropies nats a token; a value that does not exist (the length of truncated
-responses where none was) is ``null``.
+One JSON object a line as the run goes on, and the same rows as a parquet table when it ends. Shares are of 1, lengths tokens,
+entropies nats a token; a value that does not exist (the length of truncated responses where none was) is ``null``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from numpy import ndarray
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
@@ -28,7 +29,7 @@ from toolkit.types import Problem, Rollout
 if TYPE_CHECKING:
     from toolkit.grpo.trainer import Trainer
 
-LOG = "log.jsonl"
+LOG, TABLE = "log.jsonl", "log.parquet"
 Row = dict[str, Any]
 
 
@@ -108,12 +109,14 @@ class Thresholds:
     Attributes:
         accuracy: Fall of held-out accuracy since the start ...
         shorter: ... while think length fell by this share.
+        steps: Without held-out problems: means over so many training steps, the first against the newest.
         one_answer: Share of the most common answer.
         loops: Share of responses that end in a loop.
     """
 
     accuracy: float = 0.05
     shorter: float = 0.1
+    steps: int = 10
     one_answer: float = 0.5
     loops: float = 0.1
 
@@ -121,21 +124,31 @@ class Thresholds:
 def alarms(history: Sequence[Mapping[str, Any]], limits: Thresholds = Thresholds()) -> list[str]:
     """What is wrong with a run now, in words; empty if nothing. ``history`` are the rows of its log."""
     found, newest = [], history[-1] if history else {}
-    judged = [row for row in history if row.get("held_out/accuracy") is not None]
-    if judged:
-        first, last = judged[0], judged[-1]
-        fell = first["held_out/accuracy"] - last["held_out/accuracy"]
-        length = [row["held_out/think_tokens"] for row in (first, last)]
-        if fell > limits.accuracy and length[1] < (1 - limits.shorter) * length[0]:
+    for where, first, last in _ends(history, limits.steps):
+        fell, before, now = first["accuracy"] - last["accuracy"], first["think_tokens"], last["think_tokens"]
+        if fell > limits.accuracy and now < (1 - limits.shorter) * before:
             found.append(
-                f"accuracy falls with length: {100 * fell:.0f} points lost on held-out problems since the start, think tokens "
-                f"{length[0]:.0f} to {length[1]:.0f}"
+                f"accuracy falls with length: {100 * fell:.0f} points lost {where} since the start, think tokens {before:.0f} to {now:.0f}"
             )
     if (newest.get("answers/most_common") or 0.0) > limits.one_answer:
         found.append(f"one answer: {newest['answers/most_common']:.0%} of all answers are the same")
     if (newest.get("loops") or 0.0) > limits.loops:
         found.append(f"loops: {newest['loops']:.0%} of responses end in one")
     return found
+
+
+def _ends(history: Sequence[Mapping[str, Any]], steps: int) -> list[tuple[str, Row, Row]]:
+    """Accuracy and think tokens at the start and now, and where: on held-out problems if a row has them, else in training."""
+    judged = [row for row in history if row.get("held_out/accuracy") is not None]
+    names = ("accuracy", "think_tokens")
+    if judged:
+        start, now = ({k: row[f"held_out/{k}"] for k in names} for row in (judged[0], judged[-1]))
+        return [("on held-out problems", start, now)]
+    rows = [row for row in history if row.get("accuracy") is not None]
+    if len(rows) < 2 * steps:
+        return []
+    first, last = ({k: sum(row[k] for row in part) / steps for k in names} for part in (rows[:steps], rows[-steps:]))
+    return [("in training", first, last)]
 
 
 class Recorder(TrainerCallback):
@@ -160,12 +173,18 @@ class Recorder(TrainerCallback):
             store.write_rows(self.rows, self.path)
 
     def on_train_begin(self, args, state, control, **_) -> None:
-        if state.is_world_process_zero and not self.rows:
-            self._write({"step": 0, **self._judge()})
+        if not state.global_step:
+            judged = self._judge()
+            if state.is_world_process_zero:
+                self._write({"step": 0, **judged})
+
+    def on_train_end(self, args, state, control, **_) -> None:
+        if state.is_world_process_zero and self.path is not None and self.rows:
+            store.save_table(pd.DataFrame(self.rows), self.path.with_name(TABLE))
 
     def on_step_end(self, args, state, control, **_) -> None:
         last = state.global_step >= state.max_steps
-        if state.is_world_process_zero and self.every and (state.global_step % self.every == 0 or last):
+        if self.every and (state.global_step % self.every == 0 or last):
             self._judged = self._judge()
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
@@ -174,6 +193,7 @@ class Recorder(TrainerCallback):
             self._judged = {}
 
     def _judge(self) -> Row:
+        """On every process alike: where weights are sharded, one alone cannot run the model; where not, the others would wait."""
         if not (self.problems and self.every and self.trainer):
             return {}
         return held_out(self.trainer.sampler.rollouts(self.problems, self.sampling), self.problems)

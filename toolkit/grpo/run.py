@@ -27,7 +27,7 @@ except ImportError as error:
 
 from toolkit import store
 from toolkit.generate import Sampling
-from toolkit.grpo import log
+from toolkit.grpo import judge, log
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.trainer import STATE, Extras, Trainer
 from toolkit.lm import LM, child
@@ -143,6 +143,7 @@ def train(
     identity = {**who(lm, recipe, problems), "seed": run.seed, "overrides": {k: str(v) for k, v in run.overrides.items()}}
     checkpoint = _begin(run.out, identity, resume)
     store.writable(run.out)
+    extras = judge.supplied(lm, recipe, problems, extras, run.out, run.seed, say)
     recorder = log.Recorder(run.held_out, run.evaluate, run.evaluate_every, run.out / log.LOG, say)
     copy = replace(lm, model=deepcopy(lm.model))
     trainer = Trainer(copy, recipe, problems, args, replace(extras, callbacks=(recorder, *extras.callbacks)))

@@ -35,7 +35,7 @@ from toolkit import generate, rewards, store
 from toolkit.grpo import advantages, draws, log
 from toolkit.grpo.batching import micro_batches
 from toolkit.grpo.draws import Drawn
-from toolkit.grpo.losses import ModeSwitch, drpo_objective, kl_hinge, preference, switch_hinge
+from toolkit.grpo.losses import ModeSwitch, drpo_objective, kl_hinge, kl_of, preference, switch_hinge
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.sampler import Sampler, asked, asking
 from toolkit.lm import LM
@@ -297,7 +297,9 @@ class Trainer(GRPOTrainer):
         capacity = form.capacity or self.max_completion_length
         objective = drpo_objective(means, inputs["correct"], tokens, inputs["group"], replace(form, capacity=capacity))
         old = inputs.get("old_per_token_logps")
-        loss = -objective + kl_hinge(new, new.detach() if old is None else old, mask, form)
+        old = new.detach() if old is None else old
+        loss = -objective + kl_hinge(new, old, mask, form)
+        self._metrics["train"]["kl"].append(kl_of(new.detach(), old, mask).item())
         self._metrics["train"]["entropy"].append(((entropies * mask).sum() / mask.sum().clamp(min=1)).item())
         return loss / self.current_gradient_accumulation_steps
 

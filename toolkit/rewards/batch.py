@@ -50,7 +50,8 @@ SUPPLIERS: Mapping[str, str] = {
     "target_low": "RewardBatch.of(rollouts, problems) has it where every problem has meta['target_low']; or set it in the reward",
     "target_high": "RewardBatch.of(rollouts, problems) has it where every problem has meta['target_high']; or set it in the reward",
     "target": "RewardBatch.of(rollouts, problems) has it where every problem has meta['target'] (a length)",
-    "conciseness": "rewards.conciseness: train a head on pooled states, then score the responses with it",
+    "conciseness": f"{_GRPO} (it trains a head first); offline, rewards.conciseness: train a head on pooled states, then score the "
+    "responses with it",
 }
 FROM_META = ("difficulty", "target", "target_low", "target_high")
 
