@@ -12,9 +12,15 @@ import torch
 
 from toolkit import lm as lms
 from toolkit import tasks
-from toolkit.grpo import draws, recipes, run
+from toolkit.generate import Sampling
+from toolkit.grpo import draws, log, recipes, run
 from toolkit.grpo.run import Run
-from toolkit.grpo.trainer import Trainer
+from toolkit.grpo.trainer import Extras, Trainer
+from toolkit.rewards import WeightedSum
+from toolkit.rewards.grpo_lambda import GRPOLambda
+from toolkit.rewards.hapo import HAPO
+from toolkit.rewards.laser import LaserD
+from toolkit.rewards.laser_targets import Targets
 
 
 def main(out: Path) -> None:
@@ -22,7 +28,12 @@ def main(out: Path) -> None:
     problems = tasks.arithmetic.load("train", 24, operands=(2, 4))
     recipe = replace(recipes.find("grpo_lambda").scaled(), problems=4, samples=4, max_tokens=64, dynamic=draws.Dynamic(rounds=3))
     plan = Run(out, steps=2, micro_batch=4, evaluate_every=0, save_every=100)
-    trainer = Trainer(tiny, recipe, problems, run.arguments(tiny, recipe, plan))
+    targets = Targets(base=8, step=4, longest=64, every=1)
+    # One over the whole batch, and two that remember.
+    reward = WeightedSum(((1.0, GRPOLambda()), (0.2, HAPO()), (0.2, LaserD(targets=targets))))
+    judged = log.Recorder(problems[:2], Sampling(n=2, max_new_tokens=64), 1, None, lambda text: None)
+    trainer = Trainer(tiny, recipe, problems, run.arguments(tiny, recipe, plan), Extras(reward=reward, callbacks=(judged,)))
+    judged.trainer = trainer
     trainer.train()
     seen = trainer.newest
     saved = {
@@ -31,6 +42,8 @@ def main(out: Path) -> None:
         "rewards": seen.scored.values.tolist(),
         "advantages": [part["advantages"].tolist() for part in trainer._buffered_inputs],
         "rows": [part["row"].tolist() for part in trainer._buffered_inputs],
+        "state": trainer.reward_state(),
+        "logged": len(judged.rows),
         "weights": torch.cat([w.detach().flatten() for w in trainer.model.parameters()]),
     }
     torch.save(saved, out / f"rank-{os.environ.get('RANK', '0')}.pt")

@@ -60,6 +60,17 @@ def test_every_process_sees_the_whole_batch_of_one(runs):
     assert len(set(one["rewards"])) > 1
 
 
+def test_what_rewards_remember_is_on_every_process_what_one_would_remember(runs):
+    one, two = runs
+    assert two[0]["state"] == two[1]["state"] == one["state"]
+    assert one["state"]["hapo"]["history"] and one["state"]["laser_d"]["set_at"] == 2
+
+
+def test_every_process_judges_and_the_first_writes(runs):
+    one, two = runs
+    assert (one["logged"], two[0]["logged"], two[1]["logged"]) == (3, 3, 0)
+
+
 def test_the_processes_advantages_together_are_those_of_one(runs):
     one, two = runs
     together, alone = by_row(two, "advantages"), by_row([one], "advantages")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit import lm as lms
-from toolkit import merging
+from toolkit import edits, merging
 from toolkit.lm import LM
 from toolkit.merging import DifferentModelsError, selective_merge
 
@@ -105,3 +105,7 @@ def test_models_that_do_not_belong_together_are_refused(base):
         next(broken.model.parameters())[0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         selective_merge(base, broken)
+
+
+def test_the_merge_is_also_among_the_edits():
+    assert edits.selective_merge is selective_merge

@@ -279,6 +279,37 @@ def collected(ids, correct, problem) -> tuple[str, dict]:
     return sent[0]
 
 
+def plain_trl(entry, reasoner, problems, out, steps: int, **more):
+    """A trainer as anyone's script makes it."""
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    rows = [{"prompt": list(p.messages), "problem_id": p.id, "answer": p.answer} for p in problems]
+    config = trl.GRPOConfig(
+        output_dir=str(out), per_device_train_batch_size=4, num_generations=4, max_completion_length=8, max_steps=steps, save_steps=1,
+        logging_steps=1, report_to=[], use_cpu=True, gradient_checkpointing=False, disable_tqdm=True,
+    )  # fmt: skip
+    model = pickle.loads(pickle.dumps(reasoner.model))
+    data = datasets.Dataset.from_list(rows)
+    return trl.GRPOTrainer(model, entry, config, data, processing_class=reasoner.tokenizer, **more)
+
+
+def test_a_plain_trl_script_keeps_what_a_reward_remembers_in_its_checkpoints(reasoner, problems, tmp_path):
+    kept = pytest.importorskip("toolkit.grpo.kept")
+
+    def entry():
+        return as_trl(HAPO(), columns={"correct": random_grades})
+
+    first, again, without = entry(), entry(), entry()
+    plain_trl(first, reasoner, problems[:4], tmp_path, 2, callbacks=[kept.Kept(first)]).train()
+    assert first.reward.history
+    plain_trl(again, reasoner, problems[:4], tmp_path, 3, callbacks=[kept.Kept(again)]).train(resume_from_checkpoint=True)
+    assert set(again.reward.history.items()) > set(first.reward.history.items()), "the third step is of another problem"
+    plain_trl(without, reasoner, problems[:4], tmp_path / "other", 1).train()
+    late = entry()
+    resumed = plain_trl(late, reasoner, problems[:4], tmp_path / "other", 2, callbacks=[kept.Kept(late)])
+    with pytest.raises(ValueError, match=r"states of \[\], but \['hapo'\] need theirs"):
+        resumed.train(resume_from_checkpoint=True)
+
+
 def test_a_plain_trl_trainer_trains_and_evaluates_with_a_stateful_entry(reasoner, problems, tmp_path):
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     rows = [{"prompt": list(p.messages), "problem_id": p.id, "answer": p.answer} for p in problems]

@@ -1,5 +1,7 @@
 """Changing a model: a plan of head edits written into weights or applied at run time (the two agree), and steering.
 
+``selective_merge``, which puts part of what training changed back into a base model, is the one of ``merging``.
+
 Everything is computed in fp32 and cast to the model's own type. Applying never modifies its argument: :func:`apply`
 returns a new LM that shares every untouched weight with the old one.
 """
@@ -21,6 +23,7 @@ from torch import Tensor
 from toolkit import hooks, phases
 from toolkit import lm as lms
 from toolkit.lm import LM
+from toolkit.merging import selective_merge as selective_merge
 from toolkit.phases import EVERYWHERE, Scope
 from toolkit.sites import Layout, Site
 from toolkit.store import WrongModelError

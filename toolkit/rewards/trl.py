@@ -6,7 +6,8 @@ dataset's id column where there is one, otherwise contiguous chunks of ``generat
 merged.
 
 In several processes TRL hands each its own slice, which may cut a group: pass ``gather=accelerate.utils.gather_object`` and every
-process scores all rows and keeps its own, so that statistics are of whole groups and states stay equal. TRL is not imported here.
+process scores all rows and keeps its own, so that statistics are of whole groups and states stay equal. A reward that remembers wants
+``callbacks=[toolkit.grpo.kept.Kept(entry)]``, so that its memory is in the checkpoints. TRL is not imported here.
 """
 
 from __future__ import annotations
