@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit import lm as lms
 from toolkit import edits, merging
+from toolkit import lm as lms
 from toolkit.lm import LM
 from toolkit.merging import DifferentModelsError, selective_merge
 

@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -120,3 +121,75 @@ def test_numbers_on_phase_entropy_are_those_of_the_committed_runs():
     gains = {r["kept"]: [f"{100 * r[k]:.1f}" for k in ("gain", "gain_low", "gain_high")] for r in tiny["choices"]}
     assert "gains {} points [{}, {}]".format(*gains["lowest think entropy"]) in README
     assert "fewest failed steps {} [{}, {}]".format(*gains["lowest failed-step fraction"]) in README
+
+
+def claimed(pattern: str) -> str:
+    """What the README says in the place of the group, line breaks as spaces."""
+    found = re.search(pattern, " ".join(README.split()))
+    assert found, f"The README no longer says {pattern!r}: say it, or test what it says instead."
+    return found[1]
+
+
+def span(values, form=lambda v: f"{v:.0f}") -> str:
+    """``least to greatest`` of some numbers as written, or the one number that they all are."""
+    ends = [form(min(values)), form(max(values))]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
+def seeds(counts) -> str:
+    return span(counts, lambda n: ["no", "one", "two", "three", "four", "five"][n]) + (" seed" if max(counts) == 1 else " seeds")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A row a trained model of ``data/grpo`` and, first, base."""
+    jobs = pytest.importorskip("toolkit.jobs.grpo")
+    table = jobs.after_training(jobs.read_curves(ROOT / "data/grpo")[1]).set_index("name")
+    return pd.concat([table.loc[["base"]], table.drop("base")])
+
+
+def test_numbers_on_correctness_alone_are_those_of_the_committed_curves(trained):
+    rows = trained.loc[["correctness"]]
+    assert claimed(r"correctness alone gains (\S+(?: to \S+)?) points of accuracy and no length") == span(
+        100 * rows["accuracy_difference"]
+    )
+    assert (rows["think_tokens_difference_high"] > 0).all(), "no length: not shorter than base"
+
+
+def test_numbers_on_the_naive_prices_are_those_of_the_committed_curves(trained):
+    mild, base = trained.loc[["length_penalty_mild"]], trained.loc["base"]
+    saved, lost = -100 * mild["think_tokens_difference"] / base["think_tokens"], -100 * mild["accuracy_difference"]
+    said = claimed(r"a naive price of 2\.5 % a token takes (.+? \(\w+(?: to \w+)? seeds?\))")
+    assert said == f"{span(saved)} % of the think tokens and {span(lost)} points with them ({seeds([len(mild)])})"
+    if "5 % a token all of both" in README:
+        strong = trained.loc[["length_penalty"]]
+        assert (strong["accuracy"] < 0.005).all() and (strong["think_tokens"] < 0.5).all()
+
+
+def test_numbers_on_the_recipes_that_keep_the_gain_are_those_of_the_committed_curves(trained):
+    from toolkit.jobs import grpo as jobs
+
+    listed = claimed(r"all of both\. (.+?) keep the whole gain")
+    names = [name.lower().replace("-", "_") for name in re.split(r", | and ", listed)]
+    assert len(names) > 1 and set(names) < set(trained.index)
+    mean = trained.groupby(level=0)["think_tokens"].mean()
+    shorter = [100 * (1 - mean[name] / mean["correctness"]) for name in names]
+    counts = [len(trained.loc[[name]]) for name in names]
+    said = claimed(r"keep the whole gain and think (.+? seeds?)(?: each)?\)")
+    assert said == f"{span(shorter)} % shorter than correctness alone ({seeds(counts)}"
+    against = jobs.against(ROOT / "data/grpo").set_index(["name", "metric"]).sort_index()
+    assert all((against.loc[(name, "accuracy"), "high"] >= 0).all() for name in names), "a whole gain: not below correctness alone"
+
+
+def test_no_recipe_halves_thinking_for_free_while_the_readme_says_so(trained):
+    if "None halves thinking for free" not in README:
+        pytest.skip("the README says something else now")
+    base = trained.loc["base"]
+    halved = trained[trained["think_tokens"] <= 0.5 * base["think_tokens"]]
+    assert (halved["accuracy_difference_high"] < 0).all(), f"{sorted(set(halved.index))} halve it"
+
+
+def test_the_readme_counts_the_rewards_there_are():
+    from toolkit import rewards
+
+    assert f"{len(rewards.ALL)} length rewards" in README
