@@ -127,6 +127,9 @@ def test_the_recipe_trains_on_the_pairs(reasoner, better, tmp_path):
     )  # fmt: skip
     data = datasets.Dataset.from_pandas(dto.pairs(reasoner, better)[["prompt", "chosen", "rejected"]])
     trainer = cpo.CPOTrainer(copy.deepcopy(reasoner.model), args, train_dataset=data, processing_class=reasoner.tokenizer)
+    learnt = {(tuple(row["chosen_input_ids"]), tuple(row["rejected_input_ids"])) for row in trainer.train_dataset}
+    meant = {(o.path.token_ids, o.original.token_ids) for o in better if o.path and o.original.finish == "stop"}
+    assert meant and meant <= learnt, "TRL trains on the very tokens: read again from text, none is lost or added"
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert len(losses) == 2 and np.isfinite(losses).all()
