@@ -1,0 +1,80 @@
+"""The board as one page: ``page(board, path)`` writes a self-contained ``report.html`` that works offline.
+
+The numbers go in as JSON, the drawing is done by ``page.js`` in the reader's browser with the plotly.js that travels inside. The
+page's own content security policy forbids every request, and no text of the board is ever read as HTML.
+
+``board`` is a mapping; a part that is missing leaves its section out::
+
+    {"title": str, "base": str, "provenance": {...},
+     "conditions": {name: {"family", "note", "seeds", "paper", "metrics": {metric: {"mean", "low", "high"}},
+                           "cells": {task: {difficulty: {"n", "accuracy": {...}, "think_tokens": {...}}}},
+                           "cost": {"tokens", "seconds", "parameters_changed", "training_steps"}, "front": probability}},
+     "paired": {name: {metric: {"mean", "low", "high", "p", "p_holm"}}},      differences to base
+     "metrics": {metric: {"label", "unit": "share|tokens|nats|score|number", "better": "high|low|none",
+                          "group": "main|damage|budget|mechanism|cost", "help"}},
+     "tasks": ["all", ...], "difficulties": ["all", ...],
+     "examples": [{"id", "task", "difficulty", "prompt", "answer", "responses": {name: {"text", "correct", "think_tokens"}}}],
+     "curves": {name: [{"seed", "step": [...], "accuracy": [...], "think_tokens": [...]}]},
+     "figures": [{"title", "text", "figure": {"data", "layout"}}],
+     "methods": [{"title", "text"}]}
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from plotly.basedatatypes import BaseFigure
+from plotly.offline import get_plotlyjs
+
+from toolkit import store
+
+HERE = Path(__file__).parent
+
+
+def page(board: Mapping[str, Any], path: str | Path) -> Path:
+    """Write the board as one HTML file; opens from disk, asks nothing of any network.
+
+    Raises:
+        ValueError: ``base`` is not one of the conditions.
+    """
+    conditions, base = board.get("conditions") or {}, board.get("base", "base")
+    if conditions and base not in conditions:
+        raise ValueError(
+            f"base {base!r} is not among the conditions ({', '.join(map(str, conditions))}): name the one to compare with."
+        )
+    template, style, script = (_asset(f"page.{kind}") for kind in ("html", "css", "js"))
+    title = html.escape(str(board.get("title", "The board")))
+    parts = {"title": title, "style": style, "data": embedded(board), "plotly": get_plotlyjs(), "script": script}
+    return store.write_text(Template(template).substitute(parts), path)
+
+
+def embedded(value: Any) -> str:
+    """JSON that may stand inside a ``<script>`` element: without ``<``, so that no text can end or open one."""
+    return json.dumps(plain(value), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: keys as text, arrays as lists, plotly figures as mappings, a number without a value as ``None``."""
+    if isinstance(value, BaseFigure):
+        value = value.to_dict()
+    elif hasattr(value, "tolist"):  # numpy, pandas and torch, whole arrays and single numbers
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return plain(store.jsonable(value))
+
+
+def _asset(name: str) -> str:
+    return "\n".join(store.read_lines(HERE / name))
