@@ -55,10 +55,12 @@ def test_settings_reach_recipe_reward_and_trl():
         (("--out", "x", "--scale", "large"), "choose auto, tiny or paper"),
         (("--out", "x", "--set", "problems"), "give NAME=VALUE"),
         (("--out", "x", "--set", "samples=1"), "samples=1"),
+        (("--out", "x", "--set", "updates=0"), "updates=0: give a whole number"),
         (("--out", "x", "--set", "reward.nonsense=1"), "nonsense"),
         (("--out", "x", "--scale", "paper", "--set", "max_tokens=9000"), "does not fit the context"),
         (("--out", "x", "--reward", "ruler", *SMALL), "target"),
-        (("--out", "x", "--reward", "l1_max", *SMALL), "budget"),
+        (("--out", "x", "--reward", "l1_max", *SMALL), "--set reward.budget=N"),
+        (("--out", "x", "--reward", "pear", "--engine", "trl", *SMALL), "engine='toolkit' keeps them"),
     ],
 )
 def test_what_cannot_work_is_one_readable_error(arguments, message, tmp_path, monkeypatch):

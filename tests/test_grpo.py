@@ -12,8 +12,8 @@ import torch
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
+from toolkit import generate, rewards, store, tasks
 from toolkit import lm as lms
-from toolkit import rewards, store, tasks
 from toolkit.generate import Sampling
 from toolkit.grpo import draws, log, losses, recipes, run
 from toolkit.grpo.recipes import Recipe
@@ -291,6 +291,23 @@ def test_lora_trains_an_adapter_that_the_result_has_merged(tiny, easy, small, tm
 def test_kl_to_the_given_model_is_zero_at_first_and_grows(tiny, easy, small, tmp_path):
     done = train(tiny, replace(small, config={"beta": 0.01}), easy, Run(tmp_path / "run", steps=3, evaluate_every=0))
     assert done.log["kl"][1] == pytest.approx(0, abs=1e-6) and done.log["kl"][3] > 1e-5
+
+
+def test_kl_to_the_given_model_is_logged_on_held_out_problems_whatever_the_loss(tiny, easy, small, tmp_path):
+    plan = Run(tmp_path / "run", steps=2, evaluate_every=1, held_out=tuple(easy[:4]), evaluate=Sampling(n=4, max_new_tokens=64))
+    found = train(tiny, small, easy, plan)
+    kl = found.log["held_out/kl"]
+    assert kl[0] == pytest.approx(0, abs=1e-5) and kl[2] > 1e-4
+    # By hand: one forward pass a response through either model.
+    rollouts = generate.rollouts(found.lm, easy[:4], Sampling(n=4, max_new_tokens=64), progress=False)
+
+    def scored(lm, r):
+        with torch.no_grad():
+            logits = lm.model(torch.tensor([r.token_ids])).logits[0].log_softmax(-1)
+        return logits[r.prompt_len - 1 : -1].gather(1, torch.tensor(r.token_ids[r.prompt_len :])[:, None])[:, 0]
+
+    by_hand = torch.cat([scored(found.lm, r) - scored(tiny, r) for r in rollouts]).mean().item()
+    assert kl[2] == pytest.approx(by_hand, rel=1e-3, abs=1e-5)
 
 
 def test_drpos_kl_is_logged_zero_on_policy_and_not_after_an_update(tiny, easy, small, tmp_path):

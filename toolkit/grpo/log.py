@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from toolkit import rewards, stats, store
 from toolkit.generate import Sampling
 from toolkit.grpo.advantages import group_std
 from toolkit.grpo.draws import Drawn
+from toolkit.lm import LM
+from toolkit.methods import phase_entropy
 from toolkit.rewards import RewardBatch
 from toolkit.types import Problem, Rollout
 
@@ -92,6 +94,16 @@ def held_out(found: Sequence[Rollout], problems: Sequence[Problem]) -> Row:
     return row
 
 
+def kl_to(given: LM, found: Sequence[Rollout], temperature: float) -> float:
+    """KL of the policy that sampled rollouts to the model as it was given: the mean over their tokens of ``log pi - log pi_given``, nats.
+
+    An estimate from samples. Rollouts must carry log-probabilities, of an untruncated softmax at that temperature.
+    """
+    before = phase_entropy.measured(given, found, temperature=temperature)
+    ratios = [np.subtract(r.logprobs or (), b.logprobs or ()) for r, b in zip(found, before, strict=True)]
+    return _mean(np.concatenate(ratios))
+
+
 def _means(found: Sequence[Rollout]) -> Row:
     return {
         "accuracy": float(np.mean([r.correct for r in found])),
@@ -157,10 +169,12 @@ class Recorder(TrainerCallback):
     Attributes:
         rows: The log so far.
         path: The file it is kept in, or ``None``.
+        given: The model before training, for ``held_out/kl``; ``None`` leaves it out, as does truncated or greedy sampling.
     """
 
     def __init__(self, problems: Sequence[Problem], sampling: Sampling, every: int, path: Path | None, say: Callable[[str], None]):
         self.problems, self.sampling, self.every, self.path, self.say = problems, sampling, every, path, say
+        self.given: LM | None = None
         self.trainer: Trainer | None = None
         self.rows: list[Row] = []
         self._judged: Row = {}
@@ -196,7 +210,11 @@ class Recorder(TrainerCallback):
         """On every process alike: where weights are sharded, one alone cannot run the model; where not, the others would wait."""
         if not (self.problems and self.every and self.trainer):
             return {}
-        return held_out(self.trainer.sampler.rollouts(self.problems, self.sampling), self.problems)
+        how = self.sampling
+        given = self.given if how.temperature > 0 and how.top_p == 1 and not how.top_k else None
+        found = self.trainer.sampler.rollouts(self.problems, replace(how, details=how.details or given is not None))
+        row = held_out(found, self.problems)
+        return row if given is None else row | {"held_out/kl": kl_to(given, found, how.temperature)}
 
     def _write(self, row: Row) -> None:
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

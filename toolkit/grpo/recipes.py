@@ -95,12 +95,13 @@ class Recipe:
             raise ValueError(f"Unknown reward {self.reward!r}: choose one of {', '.join(rewards.ALL)}.")
         if self.advantage is not None and self.advantage not in advantages.ALL:
             raise ValueError(f"Unknown advantage {self.advantage!r}: choose one of {', '.join(advantages.ALL)}.")
+        for name in ("problems", "samples", "max_tokens", "updates"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give a whole number of at least 1.")
         if self.samples < 2:
             raise ValueError(f"samples={self.samples}: an advantage compares the samples of a problem, so give at least 2.")
-        if self.problems < 1 or self.max_tokens < 1 or not self.learning_rate > 0:
-            raise ValueError(
-                f"problems={self.problems}, max_tokens={self.max_tokens}, learning_rate={self.learning_rate}: all must be positive."
-            )
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate}: it must be positive.")
         if self.modes and self.samples % 2:
             raise ValueError(f"samples={self.samples}: half of a group thinks long and half short, so give an even number.")
         if self.switch and not self.modes:

@@ -147,7 +147,7 @@ def train(
     recorder = log.Recorder(run.held_out, run.evaluate, run.evaluate_every, run.out / log.LOG, say)
     copy = replace(lm, model=deepcopy(lm.model))
     trainer = Trainer(copy, recipe, problems, args, replace(extras, callbacks=(recorder, *extras.callbacks)))
-    trainer.identity, recorder.trainer = identity, trainer
+    trainer.identity, recorder.trainer, recorder.given = identity, trainer, lm
     if checkpoint is None:
         probe(trainer, say)
     else:

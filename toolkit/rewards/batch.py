@@ -27,7 +27,10 @@ from toolkit.types import Problem, Rollout
 SPLITS = ("train", "eval")
 
 _ROLLOUTS = "RewardBatch.of(rollouts) has it"
-_ENTROPIES = f"{_ROLLOUTS} if they carry entropies: sample with Sampling(details=True), or phase_entropy.measured(lm, rollouts)"
+_ENTROPIES = (
+    f"{_ROLLOUTS} if they carry entropies: sample with Sampling(details=True), or phase_entropy.measured(lm, rollouts); in training, "
+    "engine='toolkit' keeps them and engine='trl' does not"
+)
 _GRPO = "the trainer of toolkit.grpo has it"
 SUPPLIERS: Mapping[str, str] = {
     "problem_id": f"{_ROLLOUTS}; in a TRL dataset, add a column of ids",
@@ -45,11 +48,12 @@ SUPPLIERS: Mapping[str, str] = {
     "think_entropy": _ENTROPIES,
     "answer_entropy": _ENTROPIES,
     "difficulty": "RewardBatch.of(rollouts, problems) has it where every problem has meta['difficulty']",
-    "budget": f"{_GRPO} where the recipe has a curriculum; it is the budget that was in the prompt, tokens",
+    "budget": f"{_GRPO} where the recipe has a curriculum; it is the budget that was in the prompt, tokens; or set one "
+    "in the reward (budget=N, --set reward.budget=N)",
     "mode": f"{_GRPO} where the recipe has modes; it is 'long' or 'short', as the prompt asked",
     "target_low": "RewardBatch.of(rollouts, problems) has it where every problem has meta['target_low']; or set it in the reward",
     "target_high": "RewardBatch.of(rollouts, problems) has it where every problem has meta['target_high']; or set it in the reward",
-    "target": "RewardBatch.of(rollouts, problems) has it where every problem has meta['target'] (a length)",
+    "target": "RewardBatch.of(rollouts, problems) has it where every problem has meta['target'] (a length); or set it in the reward",
     "conciseness": f"{_GRPO} (it trains a head first); offline, rewards.conciseness: train a head on pooled states, then score the "
     "responses with it",
 }
