@@ -216,6 +216,7 @@ def board(seed: int = 0) -> dict[str, Any]:
             "family": family,
             "note": note,
             "paper": paper,
+            "interventions": [{"op": "project_out", "layer": 2, "head": 5, "strength": 1.0}] if family == "edit" else [],
             "seeds": [0, 1, 2] if trained else [0],
             "metrics": _metrics(rng, effect, factor),
             "cells": _cells(rng, effect, factor),

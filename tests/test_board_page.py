@@ -274,6 +274,10 @@ def test_nothing_is_asked_of_a_network_nothing_complains_nothing_scrolls_sideway
     for group in ("damage", "budget", "mechanism", "cost", "main"):
         tab.locator("#groups").get_by_role("button", name=group).click()
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.locator("#gallery").scroll_into_view_if_needed()
+    tab.wait_for_function("document.querySelectorAll('.modebar').length >= 6")
+    buttons = tab.evaluate("[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title)")
+    assert buttons and not [title for title in buttons if re.search("share|cloud|edit", title, re.I)]  # they send the numbers away
     assert tab.requests == [report.as_uri()] and tab.complaints == []
     tab.close()
 

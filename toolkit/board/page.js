@@ -3,7 +3,7 @@
 (() => {
 const board = JSON.parse(document.getElementById("board").textContent);
 const part = (key, empty) => board[key] ?? empty;
-const conditions = part("conditions", {}), paired = part("paired", {}), metrics = part("metrics", {}), curves = part("curves", {});
+const conditions = part("conditions", {}), paired = part("paired", {}), metrics = part("metrics", {}), curves = Object.fromEntries(Object.entries(part("curves", {})).filter(([, runs]) => runs.length));
 const examples = part("examples", []), base = part("base", "base"), names = Object.keys(conditions);
 const tasks = part("tasks", ["all"]), difficulties = part("difficulties", ["all"]);
 const own = (object, key) => (object && Object.hasOwn(object, key) ? object[key] : undefined);
@@ -12,9 +12,9 @@ const own = (object, key) => (object && Object.hasOwn(object, key) ? object[key]
 
 // Okabe and Ito's colours; every family has a shape of its own too. Shapes are plotly's, drawn once more as SVG for the buttons.
 const FAMILIES = {
-  base: ["#000000", "star"], edit: ["#0072B2", "circle"], steer: ["#D55E00", "square"], mask: ["#009E73", "diamond"],
-  decode: ["#CC79A7", "triangle-up"], prompt: ["#E69F00", "triangle-down"], trained: ["#56B4E9", "pentagon"],
-  combined: ["#8C6D31", "cross"], control: ["#777777", "x"],
+  base: ["#000000", "star"], edit: ["#D55E00", "square"], steer: ["#E69F00", "diamond"], mask: ["#8C6D31", "cross"],
+  decode: ["#CC79A7", "triangle-up"], prompt: ["#56B4E9", "triangle-down"], trained: ["#0072B2", "circle"],
+  combined: ["#009E73", "hexagon"], control: ["#777777", "x"],
 };
 const polygon = (n, turn, inner) => Array.from({length: n}, (_, i) => {
   const angle = turn + 2 * Math.PI * i / n, r = inner && i % 2 ? inner : 6.5;
@@ -22,11 +22,11 @@ const polygon = (n, turn, inner) => Array.from({length: n}, (_, i) => {
 }).join(" ");
 const SHAPES = {
   star: polygon(10, 0, 2.8), square: "2,2 12,2 12,12 2,12", diamond: polygon(4, 0), "triangle-up": polygon(3, 0),
-  "triangle-down": polygon(3, Math.PI), pentagon: polygon(5, 0), hexagon2: polygon(6, 0),
+  "triangle-down": polygon(3, Math.PI), pentagon: polygon(5, 0), hexagon: polygon(6, 0),
   cross: "5,1 9,1 9,5 13,5 13,9 9,9 9,13 5,13 5,9 1,9 1,5 5,5",
   x: "4.2,1 7,3.8 9.8,1 13,4.2 10.2,7 13,9.8 9.8,13 7,10.2 4.2,13 1,9.8 3.8,7 1,4.2",
 };
-const look = (family) => own(FAMILIES, family) ?? ["#444444", "hexagon2"];
+const look = (family) => own(FAMILIES, family) ?? ["#444444", "pentagon"];
 const familyOf = (name) => conditions[name]?.family ?? "other";
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#666666"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
@@ -353,7 +353,8 @@ function drawPareto() {
 }
 const axisName = (metric, unit) => `${about(metric).label}${unit === "tokens" && !/token/i.test(about(metric).label) ? " (tokens)" : ""}`;
 const TICKS = {linecolor: "#8c959f", ticks: "outside", tickcolor: "#8c959f"};
-const CONFIG = {displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"]};
+// plotly's own "share" button would send the numbers to its maker's site.
+const CONFIG = {displaylogo: false, showSendToCloud: false, plotlyServerURL: "", responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"]};
 const PICTURE = {
   name: "picture", title: "Save as a picture, with its legend", icon: Plotly.Icons.camera,
   click: (plot) => Plotly.downloadImage({data: plot.data, layout: {...plot.layout, showlegend: true, margin: {...plot.layout.margin, b: 110}}},
@@ -388,6 +389,7 @@ function drawCard() {
   $("card").replaceChildren(h("div", {class: "title"}, h("h3", {}, swatch(familyOf(name)), " ", name), h("p", {class: "soft"}, familyOf(name) + (name === base ? ", what all others are compared with" : "")),
       c.note ? h("p", {}, c.note) : null),
     h("table", {}, h("tbody", {}, rows)), h("dl", {}, facts.map(([k, v]) => [h("dt", {}, k), h("dd", {}, v)])),
+    c.interventions?.length ? h("details", {}, h("summary", {}, "Exactly what was done"), h("div", {class: "done", tabindex: "0"}, tree(c.interventions))) : "",
     h("div", {class: "tools"}, examples.length ? h("button", {type: "button", onclick: () => go($("examples"))}, "Transcripts ↓") : null,
       h("button", {type: "button", onclick: () => { go($("table")); row(name)?.scrollIntoView({block: "center"}); }}, "In the table ↓")));
 }
@@ -483,7 +485,7 @@ function drawTable() {
     return h("tr", {"data-condition": name, class: [name === base ? "base" : "", name === state.condition ? "chosen" : ""].join(" ").trim() || null},
       h("th", {scope: "row"}, h("button", {type: "button", class: "pick", "aria-pressed": String(name === state.condition), title: conditions[name].note ?? null, onclick: () => set({condition: name})}, swatch(familyOf(name)), h("span", {}, name)),
         h("small", {}, name === base ? "always on top" : `${familyOf(name)}${seeds > 1 ? `, ${seeds} seeds` : ""}`)),
-      shown.map((c) => (c.metric ? numbers(name, c.metric) : h("td", {}, c.shown(name)))));
+      shown.map((c) => (c.metric ? numbers(name, c.metric) : h("td", {class: c.key === "front" && !everything() ? "asall" : null}, c.shown(name)))));
   }));
   $("box").style.setProperty("--head", `${$("numbers").tHead.offsetHeight}px`);
   const explained = shown.filter((c) => c.help);
@@ -537,7 +539,7 @@ function drawCurves() {
         {type: "scatter", mode: "lines", x: average.map((p) => p[0]), y: average.map((p) => p[1]), line: {...line, width: 2.5}, name: literal(name),
           hovertemplate: `${literal(name).replace(/[{}%]/g, "")}<br>step %{x}: %{y${format ? ":.1%" : ":.1f"}}<extra></extra>`}];
     });
-    Plotly.react($(id), data, {font: FONT, showlegend: false, hovermode: "closest", margin: {l: 55, r: 12, t: 34, b: 56}, title: {text: title, font: {size: 14}, x: 0, xref: "paper", xanchor: "left", y: 0.97},
+    Plotly.react($(id), data, {font: FONT, showlegend: false, hovermode: "closest", margin: {l: 55, r: 24, t: 34, b: 56}, title: {text: title, font: {size: 14}, x: 0, xref: "paper", xanchor: "left", y: 0.97},
       xaxis: {title: {text: "training step", font: FONT}, gridcolor: "#eaeef2", zeroline: false, ...TICKS}, yaxis: {gridcolor: "#eaeef2", zeroline: false, ...TICKS, tickformat: format, rangemode: metric === "think_tokens" ? "tozero" : "normal"}}, CONFIG);
   }
 }
