@@ -1,7 +1,7 @@
 """Training from start to end: ``train(lm, recipe, problems, run) -> Trained``; killed at any moment, ``resume=True`` goes on.
 
 A run's directory holds ``log.jsonl`` (one line a step), ``checkpoint-N`` (ordinary Hugging Face folders with the optimizer's, the
-scheduler's, the random numbers' and the reward's state) and, once finished, ``model``.
+scheduler's, the random numbers' and the reward's state), for CRF its judge, and, once finished, ``log.parquet`` and ``model``.
 """
 
 from __future__ import annotations
