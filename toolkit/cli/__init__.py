@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.markup import escape
 
-from toolkit.cli import edit, entropy, grpo, lenses, steer
+from toolkit.cli import board, edit, entropy, grpo, lenses, steer
 from toolkit.cli.common import app, log
 
-__all__ = ["app", "edit", "entropy", "grpo", "lenses", "main", "steer"]
+__all__ = ["app", "board", "edit", "entropy", "grpo", "lenses", "main", "steer"]
 
 
 def main() -> None:

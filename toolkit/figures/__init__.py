@@ -2,6 +2,7 @@
 
 from toolkit.figures.atlas import agreement, attention, lenses
 from toolkit.figures.base import COLOURS
+from toolkit.figures.board import against_expectation, head_change, metric_differences, pareto, shifts
 from toolkit.figures.entropy import coefficients, correlation, entropy_by_position, entropy_filtering, phase_entropy
 from toolkit.figures.heads import head_scores
 from toolkit.figures.length import by_layer, differences, direction_norms, length_accuracy, length_distribution
@@ -12,6 +13,7 @@ from toolkit.figures.training import learning_curves, length_against_accuracy
 
 __all__ = [
     "COLOURS",
+    "against_expectation",
     "agreement",
     "attention",
     "by_layer",
@@ -23,6 +25,7 @@ __all__ = [
     "dose_response",
     "entropy_by_position",
     "entropy_filtering",
+    "head_change",
     "head_scores",
     "learning_curves",
     "length_accuracy",
@@ -31,10 +34,13 @@ __all__ = [
     "lenses",
     "masking_curve",
     "masking_forms",
+    "metric_differences",
+    "pareto",
     "phase_entropy",
     "recall",
     "reward_pushes",
     "rewards",
+    "shifts",
     "sparsity",
     "stability",
     "targets",

@@ -128,6 +128,11 @@ class Sweep:
         pool: Training problems; fewer than a run asks, so that they come back (HAPO compares with earlier visits).
         judged: Dev problems a curve is measured on, 4 samples each.
         tested: Test problems the finished model is compared with base on, 8 samples each.
+        task: Task trained and judged on.
+        micro_batch: Rows of a forward and backward pass.
+        lora: Rank of a LoRA adapter, merged at the end, or ``None`` to train every weight.
+        engine: See ``grpo.trainer.Extras``.
+        overrides: Fields of TRL's ``GRPOConfig``.
     """
 
     curves: Path
@@ -137,6 +142,18 @@ class Sweep:
     judged: int = 64
     tested: int = 200
     every: int = 10
+    task: str = "arithmetic"
+    micro_batch: int = 16
+    lora: int | None = None
+    engine: str = "toolkit"
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a trained model depends on beside weights, recipe, problems and seed."""
+        own = {"steps": self.steps, "judged": [self.judged, self.every]}
+        more = {"lora": self.lora, "overrides": self.overrides} | ({"engine": self.engine} if self.engine != "toolkit" else {})
+        return own | {name: value for name, value in more.items() if value}
 
 
 def sweep(lm: LM, todo: Sequence[tuple[Recipe, int]], plan: Sweep, *, say: Say) -> list[Path]:
@@ -156,25 +173,38 @@ def sweep(lm: LM, todo: Sequence[tuple[Recipe, int]], plan: Sweep, *, say: Say) 
     return files
 
 
-def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, say: Say) -> Trained:
+def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = None, say: Say) -> Trained:
     """``lm`` trained by a recipe from a seed as ``plan`` says; read back if that was done already, gone on with if it was begun.
 
     A run has a folder of its own in ``plan.runs`` for everything it depends on, and leaves its model there, without checkpoints.
+
+    Args:
+        reward: A reward object of one's own instead of the recipe's; its ``repr`` is part of what the run depends on.
     """
-    study = Study("arithmetic", plan.pool)
-    dev, pool = replace(study, problems=plan.judged).load("dev"), study.load("train")
-    key = store.key({**who(lm, recipe, pool), "seed": seed, "steps": plan.steps, "judged": [plan.judged, plan.every]})
-    folder = plan.runs / f"{recipe.name}-seed{seed}-{key}"
-    run = Run(folder, plan.steps, seed, save_every=20, held_out=tuple(dev), evaluate_every=plan.every, micro_batch=16)
+    study, folder = Study(plan.task, plan.pool), run_of(lm, recipe, seed, plan, reward=reward)
+    dev = replace(study, problems=plan.judged).load("dev", lm)
+    run = Run(
+        folder, plan.steps, seed, save_every=20, held_out=tuple(dev), evaluate_every=plan.every, micro_batch=plan.micro_batch,
+        evaluate=Sampling(n=4, max_new_tokens=max(200, recipe.max_tokens)), overrides=dict(plan.overrides),
+    )  # fmt: skip
+    extras = Extras(reward=reward, engine=plan.engine, lora=adapter(plan.lora) if plan.lora else None)
     if (folder / MODEL).exists():
         model = load(folder / MODEL, dtype=lm.model.dtype, device=lm.device, tags=lm.tags)
         return Trained(replace(model, parent=lm.fingerprint), pd.DataFrame(read(folder / LOG)))
-    done = train(lm, recipe, pool, run, resume=True, say=say)
+    done = train(lm, recipe, study.load("train", lm), run, extras=extras, resume=True, say=say)
     if done.main:
         done.lm.save(folder / MODEL)
         for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             store.remove(checkpoint)
     return done
+
+
+def run_of(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = None) -> Path:
+    """Folder of a run, named by everything it depends on."""
+    pool = Study(plan.task, plan.pool).load("train", lm)
+    own = {"reward": repr(reward)} if reward is not None else {}
+    key = store.key({**who(lm, recipe, pool), "seed": seed, **plan.identity, **own})
+    return plan.runs / f"{recipe.name}-seed{seed}-{key}"
 
 
 def _one(lm: LM, recipe: Recipe, seed: int, plan: Sweep, say: Say) -> list[dict[str, Any]]:

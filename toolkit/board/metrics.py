@@ -1,0 +1,82 @@
+"""What the board's numbers are called, in which unit they are, and which way is better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the board.
+
+    Attributes:
+        label: Heading.
+        unit: ``share`` (of 1), ``tokens``, ``nats``, ``score`` or ``number``.
+        better: ``high``, ``low`` or ``none``.
+        group: ``main``, ``damage``, ``budget``, ``mechanism`` or ``cost``.
+        help: One sentence.
+    """
+
+    label: str
+    unit: str
+    better: str
+    group: str
+    help: str
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "accuracy": Metric("accuracy", "share", "high", "main", "Share of right answers, at temperature 1."),
+        "think_tokens": Metric("think tokens", "tokens", "none", "main", "Mean length of thinking, tags excluded."),
+        "aes": Metric("AES", "score", "high", "main", "Accuracy-efficiency score against base: constants under Methods."),
+        "think_tokens_q10": Metric("think tokens, 10 %", "tokens", "none", "main", "A tenth of the responses think less."),
+        "think_tokens_q50": Metric("think tokens, median", "tokens", "none", "main", "Half of the responses think less."),
+        "think_tokens_q90": Metric("think tokens, 90 %", "tokens", "none", "main", "A tenth of the responses think more."),
+        "shortest_5": Metric("own shortest 5 %", "share", "high", "main", "Accuracy of the model's own shortest 5 % of responses."),
+        "shortest_10": Metric("own shortest 10 %", "share", "high", "main", "Accuracy of the model's own shortest 10 % of responses."),
+        "shortest_20": Metric("own shortest 20 %", "share", "high", "main", "Accuracy of the model's own shortest 20 % of responses."),
+        "shortest_5_same": Metric(
+            "where base is shortest, 5 %", "share", "high", "main", "Accuracy on the problems that base thinks least about: the same for all."
+        ),
+        "shortest_10_same": Metric(
+            "where base is shortest, 10 %", "share", "high", "main", "Accuracy on the problems that base thinks least about: the same for all."
+        ),
+        "shortest_20_same": Metric(
+            "where base is shortest, 20 %", "share", "high", "main", "Accuracy on the problems that base thinks least about: the same for all."
+        ),
+        "accuracy_arithmetic": Metric("arithmetic", "share", "high", "main", "Accuracy on the task that policies are trained on."),
+        "accuracy_lookup": Metric("lookup (never trained on)", "share", "high", "damage", "Accuracy on a task that no policy is trained on."),
+        "never_closed": Metric("never closed", "share", "low", "damage", "Thinking that the budget cut off."),
+        "looping": Metric("loops", "share", "low", "damage", "Responses that end in a repeated run of tokens."),
+        "no_think": Metric("no thinking", "share", "low", "damage", "Answers without a single think token."),
+        "failed_steps": Metric("failed steps", "share", "low", "damage", "Failed-step fraction: steps of thinking that are wrong (recomputed)."),
+        "review": Metric("re-checks", "share", "none", "damage", "Characters of thinking that re-check an earlier step."),
+        "running_sum_step": Metric(
+            "step accuracy, long chains", "share", "high", "damage", "Steps right relative to the model's own total, on chains longer than any trained on."
+        ),
+        "running_sum_expected": Metric("p^H, long chains", "share", "high", "damage", "What step accuracy alone would leave of such a chain."),
+        "accuracy_running_sum": Metric("long chains", "share", "high", "damage", "Right answers to those chains, greedy: compare with p^H."),
+        "accuracy_threading": Metric("threading", "share", "high", "damage", "Following keys through a haystack (never seen in training)."),
+        "accuracy_characters": Metric("characters", "share", "high", "damage", "Counting and finding characters (never seen in training)."),
+        "accuracy_countdown": Metric("countdown", "share", "high", "damage", "Making a number of others (never seen in training)."),
+        "pass_at_2x": Metric("pass, 2 x base's tokens", "share", "high", "budget", "Any response right that fits twice base's mean tokens."),
+        "vote_at_2x": Metric("vote, 2 x base's tokens", "share", "high", "budget", "Majority of what fits twice base's mean tokens."),
+        "pass_at_4x": Metric("pass, 4 x base's tokens", "share", "high", "budget", "Any response right that fits four times base's mean tokens."),
+        "vote_at_4x": Metric("vote, 4 x base's tokens", "share", "high", "budget", "Majority of what fits four times base's mean tokens."),
+        "projection": Metric(
+            "projection on length", "number", "none", "mechanism", "Of its own thinking on the length direction, where lines begin; + is longer."
+        ),
+        "think_entropy": Metric("think entropy", "nats", "none", "mechanism", "Mean entropy of a think token."),
+        "answer_entropy": Metric("answer entropy", "nats", "none", "mechanism", "Mean entropy of an answer token."),
+        "short_push": Metric(
+            "push of short-thinking heads", "number", "low", "mechanism", "What base's short-thinking heads write towards short, on the same texts."
+        ),
+        "retrieved": Metric("retrieved", "share", "high", "mechanism", "Lookup haystacks answered rightly, greedy."),
+        "retrieval_write": Metric(
+            "write of retrieval heads", "number", "high", "mechanism", "What base's retrieval heads write towards the retrieved token, on the same texts (logits)."
+        ),
+        "response_tokens": Metric("response tokens", "tokens", "none", "cost", "Mean length of a response, tags and answer included."),
+    }
+)  # fmt: skip

@@ -1,0 +1,173 @@
+"""Figures of a board (``board.json``): Pareto, what moves inside, equal budgets, damage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from toolkit.figures.base import COLOURS, NEITHER, styled
+
+FAMILIES = {
+    "base": ("base", "black", "star"),
+    "edit": ("weight edits", COLOURS[1], "square"),
+    "steer": ("steering", COLOURS[4], "diamond"),
+    "mask": ("masked heads", COLOURS[6], "cross"),
+    "decode": ("decoding", COLOURS[3], "triangle-up"),
+    "prompt": ("prompt", COLOURS[5], "triangle-down"),
+    "trained": ("trained (GRPO)", COLOURS[0], "circle"),
+    "combined": ("combined", COLOURS[2], "hexagon"),
+    "control": ("random controls", NEITHER, "x"),
+}
+"""Family of a condition -> what it is called, its colour and its symbol."""
+
+Board = Mapping[str, Any]
+
+
+def _of(board: Board, family: str, metric: str = "accuracy") -> list[tuple[str, Mapping[str, Any]]]:
+    return [(name, c) for name, c in board["conditions"].items() if c["family"] == family and metric in c["metrics"]]
+
+
+def _error(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    up, down = [r["high"] - r["mean"] for r in rows], [r["mean"] - r["low"] for r in rows]
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1}
+
+
+def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
+    """Accuracy against think tokens, colour and symbol by family, 95 % intervals both ways; ``labels`` are named in the figure."""
+    figure = go.Figure()
+    for family, (title, colour, symbol) in FAMILIES.items():
+        found = _of(board, family, "think_tokens")
+        if not found:
+            continue
+        x, y = ([c["metrics"][m] for _, c in found] for m in ("think_tokens", "accuracy"))
+        figure.add_scatter(
+            x=[v["mean"] for v in x],
+            y=[v["mean"] for v in y],
+            error_x=_error(x) | {"color": colour},
+            error_y=_error(y) | {"color": colour},
+            text=[name if name in labels else "" for name, _ in found],
+            hovertext=[name for name, _ in found],
+            textposition="top center",
+            textfont={"size": 11},
+            mode="markers+text",
+            name=title,
+            marker={"size": 13 if family == "base" else 9, "color": colour, "symbol": symbol},
+        )
+    layout = {"xaxis_title": "think tokens", "yaxis_title": "accuracy", "yaxis_tickformat": ".0%"}
+    return styled(figure, "Accuracy against think tokens", **layout)
+
+
+def shifts(board: Board) -> go.Figure:
+    """Cosine of the way each condition moves the states of the same texts with the length direction, beside what random classes reach."""
+    rows = [(name, c) for name, c in board["conditions"].items() if c.get("shift") and c["family"] not in ("decode", "prompt")]
+    rows.sort(key=lambda row: row[1]["shift"]["cosine"])
+    figure, names = go.Figure(), [name for name, _ in rows]
+    bound = [c["shift"]["random"] for _, c in rows]
+    figure.add_bar(
+        x=[2 * b for b in bound],
+        y=names,
+        base=[-b for b in bound],
+        orientation="h",
+        marker_color="#e5e5e5",
+        name="random classes, 95 %",
+    )
+    for family, (title, colour, symbol) in FAMILIES.items():
+        mine = [(name, c["shift"]) for name, c in rows if c["family"] == family]
+        if mine:
+            values = [{"mean": s["cosine"], "low": s["low"], "high": s["high"]} for _, s in mine]
+            figure.add_scatter(
+                x=[v["mean"] for v in values],
+                y=[name for name, _ in mine],
+                error_x=_error(values),
+                mode="markers",
+                name=title,
+                marker={"color": colour, "symbol": symbol, "size": 9},
+            )
+    figure = styled(
+        figure,
+        "Which way the states of the same texts move",
+        xaxis={"title": "cosine with the length direction (+ longer)", "range": [-1.05, 1.05]},
+    )
+    return figure.update_layout(
+        yaxis={"automargin": True, "categoryorder": "array", "categoryarray": names}, height=120 + 22 * len(rows)
+    )
+
+
+def against_expectation(board: Board) -> go.Figure:
+    """Accuracy on chains longer than any trained on, against what step accuracy alone would leave (p^H, arXiv 2509.09677)."""
+    figure = go.Figure()
+    for family, (title, colour, symbol) in FAMILIES.items():
+        found = _of(board, family, "running_sum_expected")
+        if found:
+            x, y = ([c["metrics"][m] for _, c in found] for m in ("running_sum_expected", "accuracy_running_sum"))
+            figure.add_scatter(
+                x=[v["mean"] for v in x],
+                y=[v["mean"] for v in y],
+                hovertext=[name for name, _ in found],
+                mode="markers",
+                name=title,
+                marker={"color": colour, "symbol": symbol, "size": 9},
+            )
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": "#999999"}, name="as expected", hoverinfo="skip"
+    )
+    return styled(figure, "Long chains: accuracy against p^H", xaxis_title="p^H from step accuracy", yaxis_title="accuracy")
+
+
+def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
+    """Paired differences to base as a heat map, one row a condition; what is not significant after Holm's correction is left white."""
+    names = [name for name in board["conditions"] if name in board["paired"]]
+    shown = [m for m in metrics if any(m in board["paired"][name] for name in names)]
+    values = np.full((len(names), len(shown)), np.nan)
+    text = [["" for _ in shown] for _ in names]
+    for i, name in enumerate(names):
+        for j, metric in enumerate(shown):
+            d = board["paired"][name].get(metric)
+            if d and d["mean"] is not None:
+                text[i][j] = f"{100 * d['mean']:+.0f}"
+                values[i, j] = d["mean"] if (d["p_holm"] or 1.0) < 0.05 else 0.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=[board["metrics"][m]["label"] for m in shown],
+            y=names,
+            text=text,
+            texttemplate="%{text}",
+            textfont={"size": 10},
+            colorscale=[(0, COLOURS[1]), (0.5, "white"), (1, COLOURS[0])],
+            zmid=0,
+            zmin=-1,
+            zmax=1,
+            showscale=False,
+            hovertemplate="%{y}<br>%{x}: %{text} points<extra></extra>",
+        )
+    )
+    figure = styled(figure, "Differences to base, in points (coloured: p < .05 after Holm)")
+    return figure.update_layout(
+        yaxis={"autorange": "reversed", "automargin": True}, xaxis={"side": "top", "automargin": True}, height=160 + 20 * len(names)
+    )
+
+
+def head_change(board: Board) -> go.Figure:
+    """What base's short-thinking heads write towards short under each condition, against its think tokens."""
+    figure = go.Figure()
+    for family, (title, colour, symbol) in FAMILIES.items():
+        found = _of(board, family, "short_push")
+        if found:
+            figure.add_scatter(
+                x=[c["metrics"]["short_push"]["mean"] for _, c in found],
+                y=[c["metrics"]["think_tokens"]["mean"] for _, c in found],
+                hovertext=[name for name, _ in found],
+                mode="markers",
+                name=title,
+                marker={"color": colour, "symbol": symbol, "size": 9},
+            )
+    return styled(
+        figure,
+        "Push of the short-thinking heads, and length",
+        xaxis_title="write towards short, same texts",
+        yaxis_title="think tokens",
+    )
