@@ -1,15 +1,22 @@
-"""Grading of answers: exact numbers for our own tasks, math-verify for mathematics, words and identifiers for retrieval."""
+"""Grading of answers: exact numbers for our own tasks, math-verify for mathematics, words and identifiers for retrieval.
+
+A verifier that is no comparison of texts is a function of the problem and the answer, and has a name in :func:`grade`.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 
-from toolkit.tasks import backtracking
+from toolkit import stats
+from toolkit.tasks import backtracking, gym
 from toolkit.types import Problem
 
 _NUMBER = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?")  # a minus after a number is no sign: "12-5" ends in 5
 _WORD = re.compile(r"[a-z0-9]+")
+_NUMBERED = re.compile(r"^[^\w\n]*(\d+)[.):](?=\s)", re.MULTILINE)
 _IDENTIFIER = re.compile(r"[*&a-z0-9]+(?:-[*&a-z0-9]+)*")
 RECALL = 0.5  # of the needle's words, above which arXiv 2404.15574's released code counts an answer as right
 
@@ -37,6 +44,32 @@ def contains(gold: str, text: str) -> bool:
     return f" {wanted} " in f" {said} "
 
 
+def parts(text: str, n: int) -> list[str]:
+    """An answer to ``n`` questions in its parts: the lines after ``1.``, ``2)``, ``3:``; else its lines, in order; ``""`` for a
+    missing one. The first one counts where a number occurs twice. With one question, the whole text."""
+    if n == 1:
+        return [text]
+    marks = list(_NUMBERED.finditer(text))
+    if not marks:
+        lines = [line for line in text.splitlines() if line.strip()]
+        return (lines + [""] * n)[:n]
+    ends = [m.start() for m in marks[1:]] + [len(text)]
+    found = {int(m[1]): text[m.end() : end] for m, end in reversed(list(zip(marks, ends, strict=True)))}
+    return [found.get(i + 1, "") for i in range(n)]
+
+
+def facts_right(golds: Sequence[str], wrong: Sequence[str], text: str) -> tuple[bool, ...]:
+    """Whether each part of an answer holds its gold words, and none of the words that would answer something else.
+
+    Args:
+        wrong: What is not to be said in any part, unless it is the gold answer of that part: a list of everything is no answer.
+    """
+    return tuple(
+        contains(gold, part) and not any(contains(other, part) for other in wrong if other != gold)
+        for gold, part in zip(golds, parts(text, len(golds)), strict=True)
+    )
+
+
 def identifiers(text: str) -> list[str]:
     """Words with a digit in them, such as the keys and values of ``tasks.threading``, in order."""
     return [word for word in _IDENTIFIER.findall(text.lower()) if any(c.isdigit() for c in word)]
@@ -48,8 +81,10 @@ def grade(problem: Problem, answer: str) -> bool:
     ``meta["grader"]`` chooses: ``"math"`` verifies with math-verify (the ``[tasks]`` extra); ``"recall"`` wants a word recall
     above :data:`RECALL`; ``"contains"`` the gold words one after the other; ``"countdown"`` any expression that makes the target of the
     numbers; ``"identifiers"`` the gold identifiers, as the last ones of the text in their order; ``"identifier set"`` these
-    identifiers and no others, in any order (keys named in ``meta["asked"]`` may be repeated). Anything else compares the last
-    number of the text with the gold number.
+    identifiers and no others, in any order (keys named in ``meta["asked"]`` may be repeated); ``"facts"`` every one of
+    ``meta["golds"]`` in its part of the text (:func:`facts_right`); ``"length"`` more than ``meta["low_words"]`` words and
+    ``meta["high_words"]`` (``None``: any number) at most; ``"gym"`` the full score of the problem's reasoning-gym data set. Anything
+    else compares the last number of the text with the gold number.
     """
     gold = problem.answer
     match problem.meta.get("grader"):
@@ -65,6 +100,13 @@ def grade(problem: Problem, answer: str) -> bool:
             wanted = identifiers(gold)
             said = [word for word in identifiers(answer) if word not in problem.meta.get("asked", ())]
             return said[-len(wanted) :] == wanted if grader == "identifiers" else set(said) == set(wanted)
+        case "facts":
+            return all(facts_right(problem.meta["golds"], problem.meta["wrong"], answer))
+        case "length":
+            low, high = problem.meta["low_words"], problem.meta["high_words"]
+            return low < stats.words(answer) <= (math.inf if high is None else high)
+        case "gym":
+            return gym.verify(problem, answer)
     number, gold_number = last_number(answer), last_number(gold)
     return number is not None and gold_number is not None and float(number) == float(gold_number)
 

@@ -10,6 +10,8 @@ Only the tokenizer and the config of a model are used here. Units: spans and len
 
 from __future__ import annotations
 
+import math
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -201,7 +203,8 @@ def _offsets(lm: LM, problem: Problem, ids: list[int]) -> tuple[str, list[int], 
 def located(lm: LM, problem: Problem, pieces: Pieces) -> Haystack:
     """A haystack from character ranges of the last user message; errors as :func:`spans`."""
     ids, found = spans(lm, problem, [*pieces.needed, *pieces.answers, pieces.query])
-    meta = {**problem.meta, "tokens": len(ids), "characters": len(user_text(problem))}
+    own = {"tokens": len(ids), "characters": len(user_text(problem)), "needed": tuple(pieces.needed), "query": tuple(pieces.query)}
+    meta = {**problem.meta, **own}
     needed, control = found[: len(pieces.needed)], list(ids)
     for span, text in zip(needed, pieces.stand_ins, strict=True):
         other = cycle(lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -273,16 +276,47 @@ def cells(found: Sequence[Haystack | Problem], *columns: str) -> pd.DataFrame:
 def tags(found: Haystack) -> dict[str, float]:
     """Scope and dispersion of what is needed, after arXiv 2407.00402 (which names the axes, but defines no number; these are ours).
 
-    ``scope_tokens`` and ``scope_frac``: tokens needed, and their share of the prompt. ``n_spans``: pieces needed. ``gap_mean`` and
-    ``gap_max``: tokens between neighbouring pieces (0 with one piece).
+    Scope, how much is needed: ``scope_tokens`` and ``scope_frac``, tokens needed and their share of the prompt. Dispersion, how hard it
+    is to find: ``n_spans``, pieces needed; ``gap_mean`` and ``gap_max``, tokens between neighbouring pieces (0 with one piece);
+    ``redundancy``, other places of the message where a piece stands word by word, mean over the pieces; ``lexical_overlap``, share of
+    the question's words that stand in a needed piece too, 0 to 1.
     """
-    scope = {i for span in found.needed for i in range(span.start, span.stop)}
-    inner = sorted(found.needed, key=lambda span: span.start)
+    return _tags(found.problem, found.prompt_ids, found.needed)
+
+
+def difficulty_tags(lm: LM, problem: Problem) -> dict[str, float]:
+    """:func:`tags` of any problem whose meta says where its last user message holds what is needed: ``needed``, character ranges, and
+    ``query``, that of the question (as ``tasks.slaq``; NaN overlap without it, as ``tasks.wordproblems``).
+
+    Raises:
+        HaystackError: the meta has no ``needed`` ranges.
+        NoOffsetsError, MissingTextError, RepeatedTextError: see :func:`spans`.
+    """
+    if not problem.meta.get("needed"):
+        raise HaystackError(
+            f"{problem.id} has no meta['needed'], the character ranges of what is needed: set them, or locate a Haystack."
+        )
+    return _tags(problem, *spans(lm, problem, problem.meta["needed"]))
+
+
+def _tags(problem: Problem, ids: Sequence[int], needed: Sequence[Span]) -> dict[str, float]:
+    text, ranges, query = user_text(problem), problem.meta["needed"], problem.meta.get("query")
+    scope = {i for span in needed for i in range(span.start, span.stop)}
+    inner = sorted(needed, key=lambda span: span.start)
     gaps = [max(0, b.start - a.stop) for a, b in pairwise(inner)] or [0]
+    # A piece needed twice is no copy of itself: only places that are not needed count.
+    copies = sum(text.count(piece) for piece in {text[a:b] for a, b in ranges}) - len({tuple(r) for r in ranges})
+    said, told = (_words(t) for t in (text[slice(*query)] if query else "", " ".join(text[a:b] for a, b in ranges)))
     return {
         "scope_tokens": float(len(scope)),
-        "scope_frac": len(scope) / len(found.prompt_ids),
+        "scope_frac": len(scope) / len(ids),
         "n_spans": float(len(inner)),
         "gap_mean": sum(gaps) / len(gaps),
         "gap_max": float(max(gaps)),
+        "redundancy": copies / len(ranges),
+        "lexical_overlap": len(said & told) / len(said) if said else math.nan,
     }
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", text.lower()))

@@ -1,0 +1,222 @@
+"""Characters of a word: how many, how many different, where first, where last. CharBench (arXiv 2508.02591).
+
+Four questions on one word, each answered by a number: ``count`` how often a character occurs, ``distinct`` how many different
+characters there are, ``first`` and ``last`` the index of a character's first or last occurrence. Indices start at 0; case counts.
+The paper finds that counting hardly depends on how a word is cut into tokens, and that indexing fails with long tokens.
+
+Deviations: the paper takes words of 4 to 10 letters from a corpus; :func:`load` makes words up (consonants and vowels in turn, so that
+none is known by heart and letters repeat), :func:`char_tasks` takes words of your own. Tokens are those of the word *where it stands
+in the question*, and only their characters inside the word count.
+
+Units: lengths of words and tokens are characters.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from toolkit import stats
+from toolkit.tasks import words
+from toolkit.tasks.haystack import NoOffsetsError
+from toolkit.types import Problem
+
+KINDS = ("count", "distinct", "first", "last")
+LENGTHS = (4, 10)
+FEATURES = ("word_length", "gold", "gold_share", "n_tokens", "chars_per_token", "target_token_len")
+
+_CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
+
+
+def problem(word: str, kind: str, character: str | None = None, *, split: str | None = None) -> Problem:
+    """One question on a word; graded by its last number.
+
+    Args:
+        character: What is counted or looked for; none for ``distinct``.
+        split: Recorded in the meta; default: the word's own.
+
+    Raises:
+        ValueError: an unknown kind, an empty word or one with white space, or a character that is not in the word.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}.")
+    if not word or any(c.isspace() for c in word):
+        raise ValueError(f"{word!r} is not a word: give text without white space.")
+    if kind == "distinct":
+        character = None
+    elif character is None or len(character) != 1 or character not in word:
+        raise ValueError(f"character={character!r} with kind={kind!r}: give one of the characters of {word!r}.")
+    content = f"{_question(word, kind, character)} Answer with the number only."
+    meta = {
+        "task": "characters",
+        "split": split or words.split_of(word),
+        "difficulty": len(word),
+        "kind": kind,
+        "word": word,
+        "character": character,
+    }
+    return Problem(
+        f"characters-{kind}-{word}-{character or ''}",
+        ({"role": "user", "content": content},),
+        str(gold(word, kind, character)),
+        meta,
+    )
+
+
+def gold(word: str, kind: str, character: str | None = None) -> int:
+    """The right number, by python's own ``count``, ``set``, ``find`` and ``rfind``."""
+    match kind:
+        case "count":
+            return word.count(character or "")
+        case "distinct":
+            return len(set(word))
+        case "first":
+            return word.find(character or "")
+    return word.rfind(character or "")
+
+
+def _question(word: str, kind: str, character: str | None) -> str:
+    match kind:
+        case "count":
+            return f'How many times does the character "{character}" occur in the word "{word}"?'
+        case "distinct":
+            return f'How many different characters are there in the word "{word}"?'
+    return f'What is the index of the {kind} occurrence of the character "{character}" in the word "{word}"? Indices start at 0.'
+
+
+def char_tasks(
+    own: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None, kind: str = "count", seed: int = 0
+) -> list[Problem]:
+    """One question of a kind on each word, about a character drawn from it, so that it occurs at least once.
+
+    Args:
+        own: The words.
+        tokenizer: For the :func:`tags` of each word, kept in the meta.
+
+    Raises:
+        ValueError: see :func:`problem`.
+        NoOffsetsError: see :func:`tags`.
+    """
+    rng = random.Random(f"characters-{kind}-{seed}")
+    found = [problem(word, kind, rng.choice(word) if word and kind != "distinct" else None) for word in own]
+    return found if tokenizer is None else [tagged(p, tokenizer) for p in found]
+
+
+def load(
+    split: str = "test",
+    n: int = 200,
+    seed: int = 0,
+    *,
+    kinds: Sequence[str] = KINDS,
+    lengths: tuple[int, int] = LENGTHS,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> list[Problem]:
+    """``n`` distinct questions on made-up words, the ``kinds`` in turn; the same ones for the same seed. A word is in one split only,
+    with all questions on it.
+
+    Raises:
+        ValueError: unknown split or kind, or a range of word lengths that does not go up from 2.
+        NoOffsetsError: see :func:`tags`.
+    """
+    words.check_split(split)
+    low, high = lengths
+    if not kinds or set(kinds) - set(KINDS):
+        raise ValueError(f"kinds={tuple(kinds)}: choose some of {', '.join(KINDS)}.")
+    if not 2 <= low <= high:
+        raise ValueError(f"lengths={lengths}: give an inclusive range of word lengths from 2 up, such as {LENGTHS}.")
+    rng = random.Random(f"characters-{split}-{seed}")
+
+    def draw(kind: str) -> Problem:
+        while words.split_of(word := made_up(rng, rng.randint(low, high))) != split:
+            pass
+        return problem(word, kind, None if kind == "distinct" else rng.choice(word))
+
+    share = [len(range(i, n, len(kinds))) for i in range(len(kinds))]
+    drawn = [iter(words.distinct(lambda kind=kind: draw(kind), m)) for kind, m in zip(kinds, share, strict=True)]  # type: ignore[misc]
+    found = [p for _ in range(max(share, default=0)) for questions in drawn for p in islice(questions, 1)]
+    return found if tokenizer is None else [tagged(p, tokenizer) for p in found]
+
+
+def made_up(rng: random.Random, length: int) -> str:
+    """A pronounceable word that means nothing: consonants and vowels in turn, from few letters, so that some repeat."""
+    few = ("".join(rng.sample(_CONSONANTS, 3)), "".join(rng.sample(_VOWELS, 2)))
+    first = rng.randrange(2)
+    return "".join(rng.choice(few[(first + i) % 2]) for i in range(length))
+
+
+# --- tokens of the word --------------------------------------------------------------------------------------
+
+
+def tagged(p: Problem, tokenizer: PreTrainedTokenizerBase) -> Problem:
+    """The problem with its :func:`tags` in the meta."""
+    return replace(p, meta={**p.meta, **tags(p, tokenizer)})
+
+
+def tags(p: Problem, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    """How the word of a question is cut into tokens.
+
+    Returns:
+        ``n_tokens``: tokens that hold a character of the word. ``chars_per_token``: its length over that. ``target_token_len``:
+        characters of the word in the token that holds the one asked for; NaN but for ``first`` and ``last``.
+
+    Raises:
+        NoOffsetsError: the tokenizer says not which characters its tokens stand for.
+        ValueError: not a problem of this task.
+    """
+    if "word" not in p.meta or p.meta.get("kind") not in KINDS:
+        raise ValueError(f"{p.id} is of task {p.meta.get('task')!r}: give a problem of characters.load or char_tasks.")
+    if not tokenizer.is_fast:
+        raise NoOffsetsError(
+            f"{type(tokenizer).__name__} gives no character offsets, so the tokens of a word cannot be told: load the fast tokenizer "
+            "(a tokenizer.json in the directory)."
+        )
+    content, word = p.messages[-1]["content"], p.meta["word"]
+    start = content.rindex(f'"{word}"') + 1
+    offsets = tokenizer(content, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    held = [(max(a, start), min(b, start + len(word))) for a, b in offsets if a < start + len(word) and b > start]
+    target = math.nan
+    if p.meta["kind"] in ("first", "last"):
+        at = start + int(p.answer)
+        target = float(next((b - a for a, b in held if a <= at < b), math.nan))
+    return {
+        "n_tokens": float(len(held)),
+        "chars_per_token": len(word) / len(held) if held else math.nan,
+        "target_token_len": target,
+    }
+
+
+def feature_correlations(problems: Sequence[Problem], correct: Sequence[bool], *, seed: int = 0) -> pd.DataFrame:
+    """Pearson's r of being right with each feature, within each kind, with 95 % intervals over words.
+
+    Columns: ``kind, feature, n, r, low, high``; + means right more often where the feature is larger. NaN where a feature or being
+    right never varies, as characters per token under a character tokenizer; features of tokens are left out without tags.
+
+    Raises:
+        ValueError: not one answer a problem, or none.
+    """
+    if not problems or len(problems) != len(correct):
+        raise ValueError(f"{len(correct)} answers to {len(problems)} problems: give one each, and one at least.")
+    rows = pd.DataFrame([_features(p) | {"correct": float(c)} for p, c in zip(problems, correct, strict=True)])
+    found = []
+    for kind, part in rows.groupby("kind", sort=False):
+        for feature in (f for f in FEATURES if f in part):
+            held = part.dropna(subset=[feature])
+            e = (math.nan,) * 3
+            if len(held):
+                x, y = (held[name].to_numpy(float) for name in (feature, "correct"))
+                r = stats.correlation(x, y, held["word"].to_numpy(str), seed=seed)
+                e = (r.mean, r.low, r.high)
+            found.append((kind, feature, len(held), *e))
+    return pd.DataFrame(found, columns=["kind", "feature", "n", "r", "low", "high"])
+
+
+def _features(p: Problem) -> dict[str, object]:
+    n, right = len(p.meta["word"]), int(p.answer)
+    own = {"kind": p.meta["kind"], "word": p.meta["word"], "word_length": n, "gold": right, "gold_share": right / n}
+    return own | {name: p.meta[name] for name in FEATURES if name in p.meta}

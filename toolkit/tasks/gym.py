@@ -1,0 +1,171 @@
+"""Data sets of reasoning-gym (arXiv 2505.24760) as problems, each graded by its data set's own ``score_answer``.
+
+reasoning-gym comes with the ``[tasks]`` extra and is imported where it is used. A problem keeps how its entry is made (name, settings,
+seed, index), not the entry: it is drawn again for grading, so that problems go through files unchanged.
+
+Splits (ours; reasoning-gym has none): by a hash of the question, so the same question is in one split only.
+
+Units: scores 0 to 1; an answer is right at the full score (:func:`score` has the part marks, for a reward).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import metadata
+from typing import Any
+
+from toolkit.tasks import words
+from toolkit.types import Problem
+
+INSTALL = "pip install 'reasoning-length-toolkit[tasks]'"
+ASK = "\n\nWrite the final answer between <answer> and </answer>."
+DRAWS = 60  # entries looked at for each problem asked for, before a data set is said to have no more: ours
+FULL = 1 - 1e-9
+NONSENSE = "?~?"  # no data set's answer
+UNREADABLE = (ValueError, TypeError, SyntaxError, LookupError, AttributeError, ArithmeticError)
+
+
+class GymError(ValueError):
+    """A data set of reasoning-gym that is not there, has too few problems, or has changed."""
+
+
+def names() -> tuple[str, ...]:
+    """The data sets there are. Raises ImportError without reasoning-gym."""
+    return tuple(sorted(_gym().factory.DATASETS))
+
+
+def check(name: str) -> None:
+    """Raise GymError unless reasoning-gym has a data set of this name, and ImportError without reasoning-gym."""
+    if name not in (known := names()):
+        raise GymError(f"reasoning-gym has no data set {name!r}: choose one of {', '.join(known)}.")
+
+
+def load(
+    name: str,
+    split: str = "test",
+    n: int = 200,
+    seed: int = 0,
+    *,
+    level: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> list[Problem]:
+    """``n`` distinct problems of a data set's split, the same ones for the same seed and version of reasoning-gym.
+
+    Args:
+        level: Level of the data set's curriculum, from 0, its ``difficulty``; default: the data set's own settings, difficulty 0.
+        settings: Fields of the data set's config, over those of the level, e.g. ``{"min_terms": 3, "max_terms": 3}``.
+
+    Raises:
+        ImportError: reasoning-gym is not installed; says how to.
+        GymError: no such data set, level or setting, too few problems, or a data set that calls any answer right.
+        ValueError: unknown split.
+    """
+    words.check_split(split)
+    check(name)
+    chosen = json.dumps({**_level(name, level), **(settings or {})}, sort_keys=True)
+    size = DRAWS * max(n, 20)
+    found: dict[str, Problem] = {}
+    for index in range(size):
+        if len(found) >= n:
+            break
+        recipe = {"name": name, "settings": chosen, "seed": _seed(seed), "size": size, "index": index}
+        entry = _entry(recipe)
+        if words.split_of(entry["question"]) == split:
+            p = _problem(entry, recipe, split, level or 0)
+            found.setdefault(p.id, p)
+            if len(found) == 1 and score(p, NONSENSE) >= FULL:
+                raise GymError(
+                    f"{name} gives {NONSENSE!r} the full score, so its problems cannot be graded: take another data set."
+                )
+    if len(found) < n:
+        raise GymError(
+            f"{name} gave {len(found)} different problems of split {split!r} in {size} draws, fewer than n={n}: ask for fewer, or widen its "
+            "settings."
+        )
+    return list(found.values())
+
+
+def score(problem: Problem, answer: str) -> float:
+    """The data set's own score of an answer, 0 to 1: that of the text in its last answer tags, else of the whole text.
+
+    An answer that makes the data set's own scoring fail (a word where it reads a number) scores 0.
+
+    Raises:
+        ImportError: reasoning-gym is not installed; says how to.
+        GymError: not a problem of this task, or its entry is another one in the version installed.
+    """
+    recipe = problem.meta.get("gym")
+    if recipe is None:
+        raise GymError(f"{problem.id} has no meta['gym']: give a problem of gym.load.")
+    check(recipe["name"])
+    entry = _entry(recipe)
+    if not problem.messages[-1]["content"].startswith(entry["question"]):
+        raise GymError(
+            f"{problem.id} was drawn as entry {recipe['index']} of {recipe['name']} (seed {recipe['seed']}), but reasoning-gym "
+            f"{metadata.version('reasoning-gym')} now draws another question there: load the problems again, or install the version they were made with."
+        )
+    said = answer.rpartition("</answer>")[0].rpartition("<answer>")[2] if "</answer>" in answer else answer
+    dataset = _dataset(recipe["name"], recipe["settings"], recipe["seed"], recipe["size"])
+    try:
+        return float(dataset.score_answer(said.strip(), entry))
+    except UNREADABLE:  # some data sets parse an answer without looking whether it can be parsed
+        return 0.0
+
+
+def verify(problem: Problem, answer: str) -> bool:
+    """Whether an answer gets the full score. Errors as :func:`score`."""
+    return score(problem, answer) >= FULL
+
+
+def _problem(entry: Mapping[str, Any], recipe: Mapping[str, Any], split: str, difficulty: int) -> Problem:
+    task = f"gym:{recipe['name']}"
+    meta = {"task": task, "split": split, "difficulty": difficulty, "grader": "gym", "gym": dict(recipe)}
+    gold = entry.get("answer")
+    name = f"{task}-{words.digest(entry['question'])}"
+    return Problem(name, ({"role": "user", "content": entry["question"] + ASK},), "" if gold is None else str(gold), meta)
+
+
+def _seed(seed: int) -> int:
+    # Entry i of reasoning-gym is drawn from seed + i: seeds side by side would give the same entries, one place on.
+    return int(words.digest(f"gym-{seed}")[:7], 16)
+
+
+def _level(name: str, level: int | None) -> dict[str, Any]:
+    """The settings that a data set's curriculum has for a level."""
+    if level is None:
+        return {}
+    factory = _gym().factory
+    if not factory.has_curriculum(name):
+        raise GymError(f"{name} has no curriculum, so no level {level}: give settings={{...}} of its config.")
+    curriculum = factory.create_curriculum(name)
+    attributes = curriculum.attributes
+    most = max((len(a.levels) - 1 for a in attributes.values()), default=0)
+    if not 0 <= level <= most:
+        raise GymError(f"level={level}: the curriculum of {name} goes from 0 to {most}.")
+    for key, attribute in attributes.items():
+        curriculum.set_attr_level(key, min(level, len(attribute.levels) - 1))
+    plain = factory.DATASETS[name][1]()
+    config = vars(curriculum.generate_configuration())
+    return {key: value for key, value in config.items() if key not in ("seed", "size") and value != getattr(plain, key, None)}
+
+
+def _entry(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(_dataset(recipe["name"], recipe["settings"], recipe["seed"], recipe["size"])[recipe["index"]])
+
+
+@lru_cache(maxsize=32)
+def _dataset(name: str, settings: str, seed: int, size: int) -> Any:
+    try:
+        return _gym().create_dataset(name, seed=seed, size=size, **json.loads(settings))
+    except (TypeError, AssertionError) as error:  # an unknown field, or a value that the config refuses
+        raise GymError(f"{name} does not take the settings {settings}: {error}.") from error
+
+
+def _gym() -> Any:
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise ImportError(f"The tasks gym:NAME need reasoning-gym (and a C compiler to install it): {INSTALL}.") from error
+    return reasoning_gym
