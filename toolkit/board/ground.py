@@ -112,7 +112,7 @@ def sized(sizes: Sizes, given: Mapping[str, Any], settings: Mapping[str, str], *
     own = {name: value for name, value in given.items() if value is not None}
     recipe, overrides = adjusted(recipes.plain("correctness"), settings)
     changes = tuple((name, getattr(recipe, name)) for name in RECIPE_NUMBERS if name in settings)
-    training = {name: own[name] for name in ("task", "steps", "lora", "engine") if name in own}
+    training: dict[str, Any] = {name: own[name] for name in ("task", "steps", "lora", "engine") if name in own}
     training |= {"tiny": tiny, "changes": changes, "overrides": tuple(overrides.items())}
     main = sizes.main
     if "task" in own:

@@ -135,9 +135,9 @@ def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
         for r, p in zip(found, ground.unseen, strict=True)
         if p.meta.get("task") == "running_sum"
     }
-    if chains:
+    stated = {i: sum(y is not None for y in e.outputs) for i, e in chains.items()}
+    if any(stated.values()):
         p = execution.step_accuracy(list(chains.values())).mean
-        stated = {i: sum(y is not None for y in e.outputs) for i, e in chains.items()}
         parts.append(points("running_sum_step", pd.Series({i: e.step_accuracy for i, e in chains.items()})))
         parts.append(points("running_sum_expected", pd.Series({i: p ** max(n, 1) for i, n in stated.items()})))
     return pd.concat(parts, ignore_index=True)

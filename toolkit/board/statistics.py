@@ -203,7 +203,7 @@ def on_front(
         accuracy: Condition -> ``[seeds, problems]``.
         tokens: The same of think tokens.
     """
-    names, rng = list(accuracy), np.random.default_rng(seed)
+    names = list(accuracy)
     n = next(iter(accuracy.values())).shape[1]
     weights = np.stack([np.bincount(row, minlength=n) for row in stats.resamples(n, seed=seed, times=times)]) / n
     drawn = []
@@ -216,7 +216,9 @@ def on_front(
             own.append(np.einsum("ts,sn,tn->t", chosen, table[name], weights, optimize=True))
         drawn.append(np.stack(own))
     right, long = drawn
-    better = (right[None] >= right[:, None]) & (long[None] <= long[:, None])
-    strictly = better & ((right[None] > right[:, None]) | (long[None] < long[:, None]))
-    free = ~strictly.any(axis=1)
-    return {name: float(free[i].mean()) for i, name in enumerate(names)}
+    front = {}
+    for i, name in enumerate(names):
+        as_good = (right >= right[i]) & (long <= long[i])
+        beaten = as_good & ((right > right[i]) | (long < long[i]))
+        front[name] = float(1 - np.any(beaten, axis=0).mean())
+    return front

@@ -1,0 +1,275 @@
+"""The board: conditions as values, results kept by key, the same numbers from the same seeds; small runs of the real thing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from toolkit import board, cli, edits, store
+from toolkit.baselines import Budget, Instruction
+from toolkit.board import Sizes, Spec, Training, default, measure
+from toolkit.board import run as runs
+from toolkit.board.metrics import METRICS
+from toolkit.grpo import recipes
+from toolkit.lm import Condition
+from toolkit.rewards.correctness import Correctness
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning", "ignore:An input array is constant"
+)
+MICRO = Sizes(
+    main=(("arithmetic", 8), ("lookup", 4)), unseen=(("running_sum", 6), ("countdown", 2)), samples=3, max_new_tokens=200, unseen_tokens=200,
+    seeds=2, extraction=(40, 6), haystacks=4, texts=12, training=Training(steps=2, pool=16, judged=8, every=1, changes=(("problems", 2), ("samples", 4))),
+)  # fmt: skip
+FEW = ["base", "ThinkEdit 1", "ThinkEdit 1, adapter", "control: random heads edited", "steered -0.5", "budget of 12", "DRPO"]
+
+
+def few(names=FEW) -> list[Spec]:
+    return board.checked([spec for spec in default.CONDITIONS if spec.name in names])
+
+
+@pytest.fixture(scope="module")
+def ground(tiny, tmp_path_factory):
+    return board.Ground(tiny, MICRO, tmp_path_factory.mktemp("board"))
+
+
+@pytest.fixture(scope="module")
+def found(ground):
+    board.run(ground, few(), progress=False)
+    return board.write(ground, few(), "micro", ground.out)
+
+
+# --- conditions as values ----------------------------------------------------------------------------------------
+
+
+def test_the_default_board_holds_every_condition_of_the_mission():
+    specs = board.checked(default.CONDITIONS)
+    families = pd.Series([s.family for s in specs]).value_counts()
+    assert families["trained"] >= 15 and families["control"] >= 4 and families["combined"] >= 3 and families["decode"] >= 5
+    assert all(s.note for s in specs) and all(s.seeded == (s.family in ("control", "trained", "combined")) for s in specs)
+    trained = {s.make.keywords["recipe"].reward for s in specs if s.family == "trained"}
+    assert trained >= {
+        "correctness", "length_penalty", "grpo_lambda", "dler", "da_dler", "laser", "laser_d", "hapo", "slpo", "sar", "pear",
+        "train_long_think_short", "arora_zanette", "surrogate",
+    }  # fmt: skip
+
+
+def test_a_result_depends_on_what_a_condition_is_not_on_its_name(ground):
+    a, b = board.edited("a", 1.0), board.edited("b", 1.0)
+    assert a.key(ground, 0) == b.key(ground, 0) != a.key(ground, 1)
+    assert a.key(ground, 0) != board.edited("a", 0.5).key(ground, 0)
+    longer = board.Ground(ground.lm, replace(MICRO, samples=4), ground.out)
+    assert a.key(ground, 0) != a.key(longer, 0)
+    assert board.trained("t", recipes.drpo()).key(ground, 0) != board.trained("t", recipes.drpo(lam=0.2)).key(ground, 0)
+
+
+def test_every_default_condition_has_a_key_of_its_own(ground):
+    keys = [spec.key(ground, 0) for spec in default.CONDITIONS]
+    assert len(set(keys)) == len(keys)
+
+
+def test_patterns_choose_conditions_and_base_stays():
+    assert [s.name for s in board.checked(default.CONDITIONS, "DLER*, budget of 12")] == [
+        "base",
+        "budget of 12",
+        "DLER",
+        "DLER, merged",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("specs", "pattern", "message"),
+    [
+        (default.CONDITIONS, "nothing*", "No condition matches 'nothing\\*': there are base, "),
+        ([board.base(), board.base()], None, "Two conditions are called 'base'"),
+        ([board.edited("ThinkEdit")], None, "No condition is called 'base'"),
+    ],
+)
+def test_a_list_that_cannot_be_a_board_is_refused(specs, pattern, message):
+    with pytest.raises(ValueError, match=message):
+        board.checked(specs, pattern)
+
+
+def test_an_unknown_family_is_refused():
+    with pytest.raises(ValueError, match="unknown family 'edits', choose one of base, edit"):
+        Spec("x", "edits", lambda ground, seed: Condition(ground.lm))
+
+
+OWN = """
+from toolkit.board import Spec, default, trained
+from toolkit.grpo import recipes
+from toolkit.lm import Condition
+
+half = Spec("half strength", "edit", lambda ground, seed: Condition(__import__("toolkit").edits.apply(ground.lm, ground.plan(0.5))), note="mine")
+CONDITIONS = [*default.CONDITIONS, half, trained("my price", recipes.plain("length_penalty", alpha=0.2))]
+"""
+
+
+def test_a_file_of_ones_own_extends_the_board_in_a_few_lines(ground, tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    specs = board.read(tmp_path / "mine.py")
+    half, price = specs[-2:]
+    assert len(specs) == len(default.CONDITIONS) + 2 and len(half.key(ground, 0)) == 12
+    assert price.make.keywords["recipe"].options == {"alpha": 0.2}
+    same = edits.apply(ground.lm, ground.plan(0.5))
+    assert half.make(ground, 0).lm.fingerprint == same.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("x = 1", "defines no CONDITIONS"), ("CONDITIONS = ['base']", "'base' in CONDITIONS is not a board.Spec")]
+)
+def test_a_file_without_conditions_is_refused(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        board.read(tmp_path / "mine.py")
+
+
+def test_a_reward_of_ones_own_is_part_of_the_key(ground):
+    plain = board.trained("t", recipes.plain("correctness"))
+    own = board.trained("t", recipes.plain("correctness"), reward=Correctness())
+    assert plain.key(ground, 0) != own.key(ground, 0)
+
+
+def test_sizes_follow_the_command_line():
+    sizes = board.sized(
+        board.FULL,
+        {"task": "gsm8k", "problems": 30, "seeds": 1, "lora": 8, "engine": "trl"},
+        {"problems": "32", "use_vllm": "true"},
+        tiny=False,
+    )
+    assert sizes.main == (("gsm8k", 30),) and sizes.seeds == 1
+    assert sizes.training.changes == (("problems", 32),) and dict(sizes.training.overrides) == {"use_vllm": True}
+    assert (sizes.training.task, sizes.training.lora, sizes.training.engine, sizes.training.tiny) == ("gsm8k", 8, "trl", False)
+    with pytest.raises(ValueError, match="Unknown task 'gsm9k'"):
+        board.sized(board.FULL, {"task": "gsm9k"}, {}, tiny=True)
+    with pytest.raises(ValueError, match="Unknown setting 'stepz'"):
+        board.sized(board.FULL, {}, {"stepz": "1"}, tiny=True)
+
+
+# --- measuring ---------------------------------------------------------------------------------------------------
+
+
+def test_the_adapter_of_an_edit_is_the_edit(ground, ids):
+    weights, adapter = (
+        next(s for s in default.CONDITIONS if s.name == n).make(ground, 0).lm for n in ("ThinkEdit 1", "ThinkEdit 1, adapter")
+    )
+    with torch.inference_mode():
+        a, b = (lm.model(input_ids=ids % 100).logits for lm in (weights, adapter))
+    assert torch.allclose(a, b, atol=1e-4) and not torch.equal(a, ground.lm.model(input_ids=ids % 100).logits)
+
+
+@pytest.mark.slow
+def test_a_board_is_measured_and_reads_as_json_table_and_page(found, ground):
+    assert set(found["conditions"]) == set(FEW) and "base" not in found["paired"]
+    base = found["conditions"]["base"]
+    assert base["metrics"]["accuracy"]["low"] <= base["metrics"]["accuracy"]["mean"] <= base["metrics"]["accuracy"]["high"]
+    assert set(found["metrics"]) <= set(METRICS) and {m for c in found["conditions"].values() for m in c["metrics"]} <= set(METRICS)
+    assert found["conditions"]["control: random heads edited"]["seeds"] == [0, 1] == found["conditions"]["DRPO"]["seeds"]
+    assert found["conditions"]["DRPO"]["cost"]["training_steps"] == 2 and base["cost"]["parameters_changed"] == 0
+    edited = found["conditions"]["ThinkEdit 1"]["cost"]["parameters_changed"]
+    assert 0 < edited <= 2 * 128 * 32 + 1
+    assert found["paired"]["budget of 12"]["think_tokens"]["high"] < 0
+    assert [c["seed"] for c in found["curves"]["DRPO"]] == [0, 1] and found["curves"]["DRPO"][0]["step"] == [0, 1, 2]
+    assert store.read_json(ground.out / "board.json")["conditions"].keys() == found["conditions"].keys()
+    table = store.read_table(ground.out / "table.parquet")
+    row = table[(table["condition"] == "budget of 12") & (table["metric"] == "think_tokens")].iloc[0]
+    assert row["difference"] == found["paired"]["budget of 12"]["think_tokens"]["mean"]
+    assert "budget of 12" in (ground.out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_numbers_are_those_of_the_rows(found, ground):
+    rows = measure.result(ground, few()[0], 0).rows
+    assert found["conditions"]["base"]["metrics"]["accuracy"]["mean"] == pytest.approx(rows["correct"].mean(), abs=1e-6)
+    assert found["conditions"]["base"]["metrics"]["think_tokens"]["mean"] == pytest.approx(rows["think_tokens"].mean(), rel=1e-5)
+    lookup = rows[rows["task"] == "lookup"]
+    assert found["conditions"]["base"]["cells"]["lookup"]["all"]["n"] == lookup["problem_id"].nunique() == 4
+    assert found["conditions"]["base"]["metrics"]["accuracy_lookup"]["mean"] == pytest.approx(lookup["correct"].mean(), abs=1e-6)
+    quantile = np.quantile(rows["think_tokens"], 0.9)
+    assert found["conditions"]["base"]["metrics"]["think_tokens_q90"]["mean"] == pytest.approx(quantile)
+
+
+@pytest.mark.slow
+def test_the_adapter_and_the_weights_measure_the_same(found):
+    a, b = (found["conditions"][name]["metrics"] for name in ("ThinkEdit 1", "ThinkEdit 1, adapter"))
+    assert a["accuracy"] == b["accuracy"] and a["think_tokens"] == b["think_tokens"]
+
+
+@pytest.mark.slow
+def test_a_steered_model_moves_its_states_along_the_direction_and_a_budget_not_at_all(found):
+    assert found["conditions"]["steered -0.5"]["shift"]["cosine"] < -0.5
+    assert found["conditions"]["budget of 12"]["shift"] == {} == found["conditions"]["base"]["shift"]
+
+
+@pytest.mark.slow
+def test_a_board_goes_on_and_a_new_condition_costs_only_itself(found, ground, monkeypatch):
+    measured = []
+    original = runs.measure
+    monkeypatch.setattr(
+        runs, "measure", lambda ground, spec, seed, refs: measured.append(spec.name) or original(ground, spec, seed, refs)
+    )
+    board.run(ground, [*few(), board.asked("quickly", Instruction("quick"))], progress=False)
+    assert measured == ["quickly"]
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_board_give_identical_numbers(found, ground, tmp_path):
+    again = board.Ground(ground.lm, MICRO, tmp_path)
+    names = ["base", "control: random heads edited", "budget of 12", "DRPO"]
+    board.run(again, few(names), progress=False)
+    other = board.board(again, few(names), "again")
+    for name in names:
+        assert other["conditions"][name]["metrics"] == found["conditions"][name]["metrics"]
+        assert other["conditions"][name]["fingerprints"] == found["conditions"][name]["fingerprints"]
+
+
+@pytest.mark.slow
+def test_a_condition_that_another_process_measures_is_left_to_it(ground, found, monkeypatch):
+    other = board.ruled("budget of 7", Budget(7))
+    monkeypatch.setattr(runs, "measure", lambda *_: pytest.fail("measured by two"))
+    with store.claimed(measure.place(ground, other, 0).with_suffix(".claim")) as mine:
+        assert mine
+        board.run(ground, [*few(), other], wait=False, progress=False)
+
+
+def test_a_board_without_base_says_what_to_do(ground, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no result of 'base': measure the board first"):
+        board.board(board.Ground(ground.lm, MICRO, tmp_path), few(), "empty")
+
+
+def test_the_configuration_for_a_hub_model_trains_a_lora_adapter_with_trls_engine(tiny, tmp_path):
+    """The plan of data/board/README.md, on the shipped model of the same family (Qwen3), without vLLM."""
+    sizes = replace(MICRO, training=replace(MICRO.training, lora=4, engine="trl", overrides=(("use_vllm", False),)))
+    ground = board.Ground(tiny, sizes, tmp_path)
+    done = ground.policy(recipes.grpo_lambda(), 0)
+    assert done.lm.fingerprint != tiny.fingerprint and done.lm.parent == tiny.fingerprint
+    assert {n for n, _ in done.lm.model.named_parameters()} == {n for n, _ in tiny.model.named_parameters()}
+    assert ground.policy(recipes.grpo_lambda(), 0).lm.fingerprint == done.lm.fingerprint  # read back
+
+
+def test_the_command_explains_itself_and_refuses_bad_input_before_any_work(tmp_path):
+    result = CliRunner().invoke(cli.app, ["board", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert result.exit_code == 0 and "--quick" in result.output and "--only" in result.output
+    for arguments, message in (
+        (["--only", "nix"], "No condition matches"),
+        (["--task", "nix"], "Unknown task"),
+        (["--conditions", "nix.py"], "nix.py"),
+    ):
+        result = CliRunner().invoke(cli.app, ["board", *arguments, "--out", str(tmp_path / "out")])
+        assert result.exit_code == 1 and message in str(result.exception)
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_board_as_json(found, ground, monkeypatch):
+    monkeypatch.setattr(board, "QUICK", MICRO)
+    result = CliRunner().invoke(cli.app, ["board", "--quick", "--only", "budget of 12", "--out", str(ground.out), "--json"])
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert set(printed) == {"conditions", "paired", "provenance"} and set(printed["paired"]) == {"budget of 12"}
+    assert printed["provenance"]["fingerprint"] == ground.lm.fingerprint
