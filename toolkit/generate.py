@@ -23,12 +23,14 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from toolkit import store
+from toolkit.decode import Batch
 from toolkit.lm import LM, Condition, halving
 from toolkit.phases import Reader, spans
 from toolkit.tasks.grading import grade
 from toolkit.types import Finish, Problem, Rollout
 
-COMPACT_EVERY = 8  # decode steps between looks at which rows have finished: one device synchronisation each
+COMPACT_EVERY = 8  # on a GPU, decode steps between looks at which rows have finished: one synchronisation each; on a CPU each step
+KEPT = 0.95  # finished rows leave when no more than this share of a batch goes on: to leave copies the cache of the others
 PREFILL_TOKENS = 16384  # padded prompt tokens of a batch: a longer cache costs more to extend than more rows save
 
 
@@ -234,15 +236,16 @@ class _Streams:
         self.generators = [np.random.Generator(np.random.Philox(key=int.from_bytes(d[:16], "big"))) for d in digests]
         self.block: Tensor | None = None
 
-    def at(self, step: int, rows: Sequence[int], device: torch.device) -> Float[Tensor, " rows"]:
-        """The step's numbers for the given original rows (steps are asked for in order, rows only ever leave)."""
+    def at(self, step: int, rows: Sequence[int], at: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        """The step's numbers for the given original rows, which ``at`` holds on the device (steps are asked for in order, rows only
+        ever leave)."""
         if step % self.BLOCK == 0:
-            drawn = np.zeros((len(self.generators), self.BLOCK))
+            drawn = np.zeros((self.BLOCK, len(self.generators)))
             for row in rows:
-                drawn[row] = self.generators[row].random(self.BLOCK)
-            self.block = torch.from_numpy(drawn).to(device, torch.float32)
+                drawn[:, row] = self.generators[row].random(self.BLOCK)
+            self.block = torch.from_numpy(drawn).to(at.device, torch.float32)
         assert self.block is not None
-        return self.block[rows, step % self.BLOCK]
+        return self.block[step % self.BLOCK].index_select(0, at)
 
 
 class _Rules:
@@ -271,48 +274,40 @@ class _Rules:
 
 def _decode(condition: Condition, rows: Sequence[_Row], sampling: Sampling) -> Iterator[_Raw]:
     """Decode one batch with a KV cache, left padded; yields rows as they leave the batch."""
-    lm = condition.lm
-    device, model = lm.device, lm.model
+    lm, budget = condition.lm, sampling.max_new_tokens
     rules = _Rules(condition, [row.prompt for row in rows])
     alive = list(range(len(rows)))
     streams = _Streams([(row.problem.id, row.sample) for row in rows], sampling.seed)
-    eos = torch.tensor(sorted(lm.eos_ids), device=device)
     cache, logits, mask = prefill(lm, [row.prompt for row in rows])
-    mask = torch.nn.functional.pad(mask, (0, sampling.max_new_tokens), value=1)
-    width = mask.shape[1] - sampling.max_new_tokens
-    lengths = mask[:, :width].sum(dim=1)
-    drawn = torch.zeros(len(rows), sampling.max_new_tokens, dtype=torch.long, device=device)
-    details = torch.zeros(2, *drawn.shape, device=device) if sampling.details else None
-    ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    at = torch.arange(len(rows), device=device)
-    for step in range(sampling.max_new_tokens):
-        choice, scores = draw(logits, streams.at(step, alive, device), sampling)
+    batch = Batch(lm, cache, mask, budget)
+    eos = torch.tensor(sorted(lm.eos_ids), device=mask.device)
+    drawn = torch.zeros(len(rows), budget, dtype=torch.long, device=mask.device)
+    details = torch.zeros(2, *drawn.shape, device=mask.device) if sampling.details else None
+    ended = torch.zeros(len(rows), dtype=torch.bool, device=mask.device)
+    at = torch.arange(len(rows), device=mask.device)
+    look = COMPACT_EVERY if mask.device.type != "cpu" else 1
+    for step in range(budget):
+        choice, scores = draw(logits, streams.at(step, alive, at), sampling)
         tokens = rules(choice, alive)
         drawn[at, step] = tokens
         if details is not None and scores is not None:
             scores[0] = scores[0].where(tokens == choice, 0.0)  # a forced token is certain
             details[:, at, step] = scores
         ended = ended | torch.isin(tokens, eos)
-        last = step + 1 == sampling.max_new_tokens
-        if last or (step + 1) % COMPACT_EVERY == 0:
+        last = step + 1 == budget
+        if last or (step + 1) % look == 0:
             left = [i for i, e in zip(range(len(alive)), ended.tolist(), strict=True) if not e]
-            if last or not left or len(left) <= 0.9 * len(alive):
+            if last or not left or len(left) <= KEPT * len(alive):
                 gone = range(len(alive)) if last else sorted({*range(len(alive))} - {*left})
                 yield from (_raw(rows, alive[i], drawn, details, step + 1, lm.eos_ids) for i in gone)
                 if last or not left:
                     return
-                index = torch.tensor(left, device=device)
-                cache.batch_select_indices(index)
-                mask, lengths, tokens, ended, at = mask[index], lengths[index], tokens[index], ended[index], at[index]
+                left = batch.keep(left)
+                index = torch.tensor(left, device=mask.device)
+                tokens, ended, at = tokens[index], ended[index], at[index]
                 alive = [alive[i] for i in left]
-        out = model(
-            input_ids=tokens[:, None],
-            attention_mask=mask[:, : width + step + 1],
-            position_ids=(lengths + step)[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = out.logits[:, -1]
+        with batch.acting():
+            logits = batch.step(tokens)
 
 
 def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], Int[Tensor, "rows width"]]:

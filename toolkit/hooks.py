@@ -138,18 +138,30 @@ def attending(layout: Layout, fn: Around, *, eager: bool = False) -> Iterator[No
     Args:
         eager: Attend with the family's plain implementation, which returns the weights, whatever the model uses.
     """
-    attention: Any = layout.blocks[0].attention
-    config, layers = attention.config, {id(block.attention): layer for layer, block in enumerate(layout.blocks)}
-    own = config._attn_implementation
+    layers = {id(block.attention): layer for layer, block in enumerate(layout.blocks)}
+    own = attends(layout)
     outer: Any = ALL_ATTENTION_FUNCTIONS.get(own)
     inside, under = (outer.fns, outer.under) if isinstance(outer, _StandIn) else ((), own)
     under = "eager" if eager else under
-    stand_in, name = _StandIn((*inside, fn), under, layers), f"{under}+toolkit-{next(_numbers)}"
+    with attending_by(layout, _StandIn((*inside, fn), under, layers), under):
+        yield
 
+
+def attends(layout: Layout) -> str:
+    """What transformers calls the model's implementation of attention; ``sdpa+...`` is SDPA with something around it."""
+    attention: Any = layout.blocks[0].attention
+    return str(attention.config._attn_implementation)
+
+
+@contextmanager
+def attending_by(layout: Layout, fn: Callable, under: str = "sdpa") -> Iterator[None]:
+    """Let ``fn`` be the implementation of attention, called as transformers calls one; masks are made as for ``under``."""
+    attention: Any = layout.blocks[0].attention
+    config, own, name = attention.config, attends(layout), f"{under}+toolkit-{next(_numbers)}"
     with ExitStack() as stack:
         # Masks are looked up under the same name, in the mapping that all instances share.
         for interface, value in (
-            (ALL_ATTENTION_FUNCTIONS, stand_in),
+            (ALL_ATTENTION_FUNCTIONS, fn),
             (ALL_MASK_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS[under]),
         ):
             type(interface).register(name, value)
