@@ -115,7 +115,7 @@ def execution_metrics(found: Sequence[Execution], *, seed: int = 0) -> pd.DataFr
     for t in range(max(len(e.outputs) for e in found)):
         here = [e for e in found if t < len(e.outputs)]
         row: dict[str, float] = {"turn": t + 1, "n": len(here), "stated": sum(e.outputs[t] is not None for e in here) / len(here)}
-        columns = {
+        columns: dict[str, Sequence[bool | None]] = {
             "step": [e.step[t] for e in here],
             "turn_right": [e.turn[t] for e in here],
             "prefix": [e.prefix[t] for e in here],
@@ -169,7 +169,7 @@ def by_horizon(found: Sequence[Execution], correct: Sequence[bool] | None = None
     for horizon in sorted({len(e.outputs) for e in found}):
         here = [(e, r) for e, r in zip(found, right, strict=True) if len(e.outputs) == horizon]
         stated = [s for e, _ in here for s in e.step if s is not None]
-        row = {"horizon": horizon, "n": len(here), "step": sum(stated) / len(stated) if stated else math.nan}
+        row: dict[str, float] = {"horizon": horizon, "n": len(here), "step": sum(stated) / len(stated) if stated else math.nan}
         rows.append(row | _interval("final", [float(r) for _, r in here], seed) | {"expected": p**horizon})
     return pd.DataFrame(rows)
 

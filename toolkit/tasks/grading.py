@@ -16,7 +16,7 @@ from toolkit.types import Problem
 
 _NUMBER = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?")  # a minus after a number is no sign: "12-5" ends in 5
 _WORD = re.compile(r"[a-z0-9]+")
-_NUMBERED = re.compile(r"^[^\w\n]*(\d+)[.):](?=\s)", re.MULTILINE)
+_NUMBERED = re.compile(r"^[^\w\n]*(\d+)[.):]\**(?=\s)", re.MULTILINE)
 _IDENTIFIER = re.compile(r"[*&a-z0-9]+(?:-[*&a-z0-9]+)*")
 RECALL = 0.5  # of the needle's words, above which arXiv 2404.15574's released code counts an answer as right
 

@@ -23,6 +23,7 @@ INSTALL = "pip install 'reasoning-length-toolkit[tasks]'"
 ASK = "\n\nWrite the final answer between <answer> and </answer>."
 DRAWS = 60  # entries looked at for each problem asked for, before a data set is said to have no more: ours
 FULL = 1 - 1e-9
+UNDRAWN = (ValueError, RuntimeError)
 NONSENSE = "?~?"  # no data set's answer
 UNREADABLE = (ValueError, TypeError, SyntaxError, LookupError, AttributeError, ArithmeticError)
 
@@ -66,12 +67,18 @@ def load(
     check(name)
     chosen = json.dumps({**_level(name, level), **(settings or {})}, sort_keys=True)
     size = DRAWS * max(n, 20)
+    _dataset(name, chosen, _seed(seed), size)  # refused here, not entry by entry
     found: dict[str, Problem] = {}
+    failures: list[Exception] = []
     for index in range(size):
         if len(found) >= n:
             break
         recipe = {"name": name, "settings": chosen, "seed": _seed(seed), "size": size, "index": index}
-        entry = _entry(recipe)
+        try:
+            entry = _entry(recipe)
+        except UNDRAWN as error:  # some data sets give up on an unlucky entry
+            failures.append(error)
+            continue
         if words.split_of(entry["question"]) == split:
             p = _problem(entry, recipe, split, level or 0)
             found.setdefault(p.id, p)
@@ -82,7 +89,7 @@ def load(
     if len(found) < n:
         raise GymError(
             f"{name} gave {len(found)} different problems of split {split!r} in {size} draws, fewer than n={n}: ask for fewer, or widen its "
-            "settings."
+            f"settings.{f' {len(failures)} draws failed, the last with {failures[-1]!r}.' if failures else ''}"
         )
     return list(found.values())
 
