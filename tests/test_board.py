@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from toolkit import board, cli, edits, store
 from toolkit.baselines import Budget, Instruction
-from toolkit.board import Sizes, Spec, Training, default, measure
-from toolkit.board import run as runs
+from toolkit.board import Sizes, Spec, Training, default, measure, running
 from toolkit.board.metrics import METRICS
 from toolkit.grpo import recipes
 from toolkit.lm import Condition
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 MICRO = Sizes(
     main=(("arithmetic", 8), ("lookup", 4)), unseen=(("running_sum", 6), ("countdown", 2)), samples=3, max_new_tokens=200, unseen_tokens=200,
-    seeds=2, extraction=(40, 6), haystacks=4, texts=12, training=Training(steps=2, pool=16, judged=8, every=1, changes=(("problems", 2), ("samples", 4))),
+    seeds=2, extraction=(60, 6), haystacks=4, texts=12, training=Training(steps=2, pool=16, judged=8, every=1, changes=(("problems", 2), ("samples", 4))),
 )  # fmt: skip
 FEW = ["base", "ThinkEdit 1", "ThinkEdit 1, adapter", "control: random heads edited", "steered -0.5", "budget of 12", "DRPO"]
 
@@ -94,6 +93,11 @@ def test_patterns_choose_conditions_and_base_stays():
 def test_a_list_that_cannot_be_a_board_is_refused(specs, pattern, message):
     with pytest.raises(ValueError, match=message):
         board.checked(specs, pattern)
+
+
+def test_an_unknown_direction_is_refused():
+    with pytest.raises(ValueError, match="unknown direction 'up', choose one of thinkedit, efficiency"):
+        board.steered("x", 1.0, "up")
 
 
 def test_an_unknown_family_is_refused():
@@ -210,9 +214,9 @@ def test_a_steered_model_moves_its_states_along_the_direction_and_a_budget_not_a
 @pytest.mark.slow
 def test_a_board_goes_on_and_a_new_condition_costs_only_itself(found, ground, monkeypatch):
     measured = []
-    original = runs.measure
+    original = running.measure
     monkeypatch.setattr(
-        runs, "measure", lambda ground, spec, seed, refs: measured.append(spec.name) or original(ground, spec, seed, refs)
+        running, "measure", lambda ground, spec, seed, refs: measured.append(spec.name) or original(ground, spec, seed, refs)
     )
     board.run(ground, [*few(), board.asked("quickly", Instruction("quick"))], progress=False)
     assert measured == ["quickly"]
@@ -232,7 +236,7 @@ def test_two_runs_of_one_board_give_identical_numbers(found, ground, tmp_path):
 @pytest.mark.slow
 def test_a_condition_that_another_process_measures_is_left_to_it(ground, found, monkeypatch):
     other = board.ruled("budget of 7", Budget(7))
-    monkeypatch.setattr(runs, "measure", lambda *_: pytest.fail("measured by two"))
+    monkeypatch.setattr(running, "measure", lambda *_: pytest.fail("measured by two"))
     with store.claimed(measure.place(ground, other, 0).with_suffix(".claim")) as mine:
         assert mine
         board.run(ground, [*few(), other], wait=False, progress=False)

@@ -71,15 +71,15 @@ class Sizes:
         fraction: Share of heads edited.
     """
 
-    main: Sets = (("arithmetic", 200), ("lookup", 100))
+    main: Sets = (("arithmetic", 200), ("lookup", 60))
     unseen: Sets = (("running_sum", 60), ("threading", 24), ("characters", 24), ("countdown", 24))
     samples: int = 8
     max_new_tokens: int = 400
     unseen_tokens: int = 600
     seeds: int = 3
     extraction: tuple[int, int] = (200, 8)
-    haystacks: int = 30
-    texts: int = 200
+    haystacks: int = 24
+    texts: int = 120
     fraction: float = edit.DEMO.fraction
     training: Training = Training()
 
@@ -194,11 +194,6 @@ class Ground:
     def efficiency(self) -> Direction:
         """Efficiency Steering's direction, + longer."""
         return edit.extract(self.lm, self.found, recipe=edit.Recipe(method="efficiency"))[0]
-
-    @cached_property
-    def directions(self) -> dict[str, Direction]:
-        """Length directions by name."""
-        return {"thinkedit": self.thinkedit, "efficiency": self.efficiency}
 
     @cached_property
     def retrieval(self) -> retrieval.Found:

@@ -35,6 +35,7 @@ from toolkit.methods import retrieval_heads
 
 FAMILIES = ("base", "edit", "steer", "mask", "decode", "prompt", "trained", "combined", "control")
 BASE = "base"
+PAPERS = {"thinkedit": "2503.22048", "efficiency": "2506.15647"}  # directions that the ground has
 Make = Callable[[Ground, int], Condition]
 """Makes a condition from the common ground and a seed (0 where nothing is random)."""
 
@@ -189,7 +190,9 @@ def steered(
         control: A random direction of equal norm instead.
     """
     about = {"strength": strength, "direction": direction, "layers": layers, "during": during, "control": control}
-    paper = {"thinkedit": "2503.22048", "efficiency": "2506.15647"}[direction]
+    if direction not in PAPERS:
+        raise ValueError(f"{name!r}: unknown direction {direction!r}, choose one of {', '.join(PAPERS)}.")
+    paper = PAPERS[direction]
     where = "all layers" if layers is None else f"layers {', '.join(map(str, layers))}"
     what = f"{'a random direction of the norm of ' if control else ''}{direction}'s, {strength:+g}, {where}, {during}"
     return _spec(name, "control" if control else "steer", _steered, about, seeded=control, paper=paper, note=what)
@@ -204,7 +207,7 @@ def _steered(
 def _steering(
     ground: Ground, seed: int, strength: float, direction: str, layers: tuple[int, ...] | None, during: str, control: bool = False
 ) -> Intervention:
-    v = ground.directions[direction]
+    v = ground.thinkedit if direction == "thinkedit" else ground.efficiency
     v = random_like(v, seed=seed) if control else v
     chosen = None if layers is None else [layer % ground.lm.layout.n_layers for layer in layers]
     return steering(v, strength, layers=chosen, during=during)
