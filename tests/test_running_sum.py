@@ -118,6 +118,8 @@ def test_nothing_to_judge_is_refused():
         execution.step_accuracy([judge([None], [1])])
     with pytest.raises(ValueError, match="1 answers for 2 executions"):
         execution.by_horizon([judge([1], [1])] * 2, [True])
+    with pytest.raises(ValueError, match=r"1 answers for 1 executions, p=1\.2: .* p from 0 to 1"):
+        execution.by_horizon([judge([1], [1])], p=1.2)
 
 
 def test_accuracy_by_horizon_stands_beside_the_power():
@@ -125,7 +127,9 @@ def test_accuracy_by_horizon_stands_beside_the_power():
     table = execution.by_horizon([right, wrong, judge([1], [1])])
     assert table.horizon.tolist() == [1, 2] and table.n.tolist() == [1, 2]
     assert table.final.tolist() == [1, 0.5] and table.step.tolist() == [1, 0.75]
-    assert table.expected.tolist() == pytest.approx([0.8, 0.64])
+    assert table.expected.tolist() == pytest.approx([1, 0.75**2]) and table.stated.tolist() == [1, 1]
+    assert execution.by_horizon([right, wrong], p=0.9).expected.tolist() == pytest.approx([0.81])
+    assert math.isnan(execution.by_horizon([judge([None], [1])]).expected[0])
     assert execution.by_horizon([right, wrong], [False, False]).final.tolist() == [0]
 
 

@@ -150,27 +150,40 @@ def step_accuracy(found: Sequence[Execution], *, seed: int = 0) -> stats.Estimat
     return stats.bootstrap(lambda index: right[index].sum(axis=1) / n[index].sum(axis=1), len(n), seed=seed)
 
 
-def by_horizon(found: Sequence[Execution], correct: Sequence[bool] | None = None, *, seed: int = 0) -> pd.DataFrame:
-    """Accuracy at the end of chains of each length, beside p^H with the step accuracy p of all chains.
+def by_horizon(
+    found: Sequence[Execution], correct: Sequence[bool] | None = None, *, p: Number | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Accuracy at the end of chains of each length, beside p^H.
 
     Args:
         correct: Whether each answer is right (``rollout.correct``); default: whether the last total stated is.
+        p: Step accuracy of the power, such as that of lengths which were trained on; default: of the chains of each length by
+            themselves, for it may fall with length.
 
-    Columns: ``horizon, n, step`` (of that length), ``final, final_low, final_high, expected`` (p^H). A ``final`` above ``expected``
-    is self-correction; one below it, errors that come in later steps.
+    Columns: ``horizon, n, stated`` (share of turns), ``step, final, final_low, final_high, expected`` (p^H). A ``final`` above
+    ``expected`` is self-correction, or errors that come in bunches; one below it, turns that were never come to.
 
     Raises:
-        ValueError: not one answer an execution, or none that states a total.
+        ValueError: no execution, not one answer each, or a ``p`` outside 0..1.
     """
     right = [e.final for e in found] if correct is None else list(correct)
-    if len(right) != len(found):
-        raise ValueError(f"{len(right)} answers for {len(found)} executions: give one each.")
-    p, rows = step_accuracy(found, seed=seed).mean, []
+    if not found or len(right) != len(found) or not 0 <= (0 if p is None else p) <= 1:
+        raise ValueError(
+            f"{len(right)} answers for {len(found)} executions, p={p}: give one each, one at least, and p from 0 to 1."
+        )
+    rows = []
     for horizon in sorted({len(e.outputs) for e in found}):
         here = [(e, r) for e, r in zip(found, right, strict=True) if len(e.outputs) == horizon]
-        stated = [s for e, _ in here for s in e.step if s is not None]
-        row: dict[str, float] = {"horizon": horizon, "n": len(here), "step": sum(stated) / len(stated) if stated else math.nan}
-        rows.append(row | _interval("final", [float(r) for _, r in here], seed) | {"expected": p**horizon})
+        steps = [s for e, _ in here for s in e.step if s is not None]
+        own = sum(steps) / len(steps) if steps else math.nan
+        row: dict[str, float] = {
+            "horizon": horizon,
+            "n": len(here),
+            "stated": sum(e.stated for e, _ in here) / len(here),
+            "step": own,
+        }
+        row |= _interval("final", [float(r) for _, r in here], seed)
+        rows.append(row | {"expected": (own if p is None else p) ** horizon})
     return pd.DataFrame(rows)
 
 
