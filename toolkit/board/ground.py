@@ -23,6 +23,7 @@ from toolkit.jobs.grpo import RECIPE_NUMBERS, Sweep, adjusted, run_of, trained
 from toolkit.jobs.retrieval import Search
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
+from toolkit.tasks import running_sum
 from toolkit.types import Direction, Plan, Problem, Rollout
 
 Sets = tuple[tuple[str, int], ...]
@@ -63,6 +64,7 @@ class Sizes:
     Attributes:
         main: What accuracy and length are measured on. A task that is not ``training.task`` is one that no policy was trained on.
         unseen: What else may be damaged, greedily sampled once: tasks that the tiny reasoner never saw stand at the floor.
+        horizons: Additions in the chains of ``running_sum``: up to 7 the tiny reasoner was trained on, from 9 on it loses the thread.
         samples: Samples of each main problem, at temperature 1.
         seeds: Seeds of whatever is random or trained.
         extraction: Problems, and samples of each, that directions and heads are found on (train split of ``training.task``).
@@ -73,6 +75,7 @@ class Sizes:
 
     main: Sets = (("arithmetic", 200), ("lookup", 60))
     unseen: Sets = (("running_sum", 60), ("threading", 24), ("characters", 24), ("countdown", 24))
+    horizons: tuple[int, int] = (5, 10)
     samples: int = 8
     max_new_tokens: int = 400
     unseen_tokens: int = 600
@@ -147,9 +150,14 @@ class Ground:
 
     @cached_property
     def unseen(self) -> list[Problem]:
-        """Problems of tasks never trained on (test split); of chains only those longer than any trained on."""
-        found = [p for name, n in self.sizes.unseen for p in tasks.load(name, "test", n, lm=self.lm)]
-        return [p for p in found if p.meta.get("longer", True)]
+        """Problems of other tasks (test split)."""
+        found: list[Problem] = []
+        for name, n in self.sizes.unseen:
+            chains = name == "running_sum"
+            found += (
+                running_sum.load("test", n, horizons=self.sizes.horizons) if chains else tasks.load(name, "test", n, lm=self.lm)
+            )
+        return found
 
     @property
     def sampling(self) -> Sampling:

@@ -54,10 +54,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "failed_steps": Metric("failed steps", "share", "low", "damage", "Failed-step fraction: steps of thinking that are wrong (recomputed)."),
         "review": Metric("re-checks", "share", "none", "damage", "Characters of thinking that re-check an earlier step."),
         "running_sum_step": Metric(
-            "step accuracy, long chains", "share", "high", "damage", "Steps right relative to the model's own total, on chains longer than any trained on."
+            "step accuracy, chains", "share", "high", "damage", "Steps right relative to the model's own total, on chains of 5 to 10 additions, greedy."
         ),
-        "running_sum_expected": Metric("p^H, long chains", "share", "high", "damage", "What step accuracy alone would leave of such a chain."),
-        "accuracy_running_sum": Metric("long chains", "share", "high", "damage", "Right answers to those chains, greedy: compare with p^H."),
+        "running_sum_expected": Metric("p^H, chains", "share", "high", "damage", "What step accuracy alone would leave of such a chain."),
+        "accuracy_running_sum": Metric("chains", "share", "high", "damage", "Right answers to those chains, greedy: compare with p^H."),
         "accuracy_threading": Metric("threading", "share", "high", "damage", "Following keys through a haystack (never seen in training)."),
         "accuracy_characters": Metric("characters", "share", "high", "damage", "Counting and finding characters (never seen in training)."),
         "accuracy_countdown": Metric("countdown", "share", "high", "damage", "Making a number of others (never seen in training)."),

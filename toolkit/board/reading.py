@@ -275,11 +275,11 @@ DAMAGE = (
 def sections(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Further figures of the page: title, how to read it, figure."""
     shown = (
-        ("What it gains and what it breaks", "Differences to base; lookup and long chains are tasks that no policy was trained on.", figures.metric_differences(found, DAMAGE)),
+        ("What it gains and what it breaks", "Differences to base; no policy was trained on lookup.", figures.metric_differences(found, DAMAGE)),
         ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same base responses; how the mean "
          "state at the end of the stream moves, where lines of thinking begin. Grey: what differences between random classes of responses reach.", figures.shifts(found)),
         ("Short-thinking heads", "On the same texts: a trained policy that thinks longer without these heads found another way.", figures.head_change(found)),
-        ("Long chains", "Below the line: worse than its own step accuracy explains. Above: re-checks mend steps.", figures.against_expectation(found)),
+        ("Chains of additions", "Below the line: worse than its own step accuracy explains. Above: re-checks mend steps.", figures.against_expectation(found)),
     )  # fmt: skip
     return [{"title": title, "text": text, "figure": figure.to_plotly_json()} for title, text, figure in shown]
 

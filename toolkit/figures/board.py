@@ -97,7 +97,7 @@ def shifts(board: Board) -> go.Figure:
 
 
 def against_expectation(board: Board) -> go.Figure:
-    """Accuracy on chains longer than any trained on, against what step accuracy alone would leave (p^H, arXiv 2509.09677)."""
+    """Accuracy on chains of additions, against what step accuracy alone would leave (p^H, arXiv 2509.09677)."""
     figure = go.Figure()
     for family, (title, colour, symbol) in FAMILIES.items():
         found = _of(board, family, "running_sum_expected")
@@ -114,7 +114,7 @@ def against_expectation(board: Board) -> go.Figure:
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": "#999999"}, name="as expected", hoverinfo="skip"
     )
-    return styled(figure, "Long chains: accuracy against p^H", xaxis_title="p^H from step accuracy", yaxis_title="accuracy")
+    return styled(figure, "Chains: accuracy against p^H", xaxis_title="p^H from step accuracy", yaxis_title="accuracy")
 
 
 def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
