@@ -22,6 +22,7 @@ HEADLINE = {
     "shortest_20_same": "accuracy where base thinks least (20 %)",
     "closed": "closed share",
 }
+_PLOTLY = {"displaylogo": False, "responsive": True, "showSendToCloud": False}  # no button that hands the numbers to a site
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1100px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem}p{max-width:75ch}.wide{overflow-x:auto;margin:1rem 0}
@@ -91,7 +92,7 @@ def page(title: str, intro: str, table: pd.DataFrame, sections: Sequence[Section
         parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>")
         for figure in section.figures:
             # The library travels inside the page once, so that it works offline.
-            parts.append(figure.to_html(full_html=False, include_plotlyjs=first, config={"displaylogo": False, "responsive": True}))
+            parts.append(figure.to_html(full_html=False, include_plotlyjs=first, config=_PLOTLY))
             first = False
         parts.append(section.html)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'

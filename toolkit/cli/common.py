@@ -43,7 +43,7 @@ Task = Annotated[
     typer.Option(
         "--task",
         "-t",
-        help="tiny, arithmetic, lookup, needle, threading, wordproblems, gsm8k, math500, or a JSONL file of problems.",
+        help="tiny, arithmetic, lookup, countdown, running_sum, characters, slaq, target_length, needle, threading, wordproblems, gsm8k, math500, gym:NAME (reasoning-gym), or a JSONL file of problems.",
     ),
 ]
 Split = Annotated[str, typer.Option(help="train, dev or test.")]

@@ -1,0 +1,68 @@
+"""Take the committed board, and the README's table and figure, from a finished one: ``toolkit board``, then ``python data/board/update.py``.
+
+Writes ``board.json``, ``table.parquet`` and ``report.html`` beside this script, ``board.png`` (if Chromium is installed), and the table
+between the README's board marks. ``python data/board/update.py OTHER`` reads another directory than ``runs/board``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from toolkit import figures, report
+from toolkit.board import shown
+from toolkit.board.page import page
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+MARKS = ("<!-- board: begin -->", "<!-- board: end -->")
+METRICS = ("accuracy", "think_tokens", "shortest_20", "accuracy_lookup", "aes")
+ROWS = (
+    "base", "ThinkEdit, as published", "ThinkEdit 1", "control: random heads edited", "control: random direction edited", "steered -0.5", "steered +0.5",
+    "control: steered randomly +0.5", "Efficiency Steering -0.25", "budget of 24", "Wait, once", "no re-checks", "asked to be quick", "GRPO: correctness",
+    "GRPO: naive length penalty", "GRPO-lambda", "DLER", "DLER, merged", "LASER-D", "HAPO", "DRPO", "SLPO", "SAR", "PEAR", "Train Long, Think Short",
+    "Efficient Reasoning", "Surrogate format and length", "ThinkEdit 1, then GRPO-lambda", "GRPO-lambda, then steered -0.5",
+)  # fmt: skip
+"""What the README shows of the board."""
+
+
+def readme_table(board: dict) -> str:
+    """The README's table."""
+    table = shown(board, METRICS)
+    return report.markdown(table.loc[[name for name in ROWS if name in table.index]])
+
+
+def main() -> None:
+    """Update all of it."""
+    source = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "board"
+    board = json.loads((source / "board.json").read_text())
+    shutil.copyfile(source / "table.parquet", HERE / "table.parquet")
+    (HERE / "board.json").write_text(json.dumps({k: v for k, v in board.items() if k != "figures"}, separators=(",", ":")) + "\n")
+    page(board, HERE / "report.html")
+    readme = ROOT / "README.md"
+    before, after = MARKS
+    text = re.sub(
+        f"{before}.*{after}", lambda _: f"{before}\n\n{readme_table(board)}\n\n{after}", readme.read_text(), flags=re.DOTALL
+    )
+    readme.write_text(text)
+    if chromium := shutil.which("chromium"):
+        figure = figures.pareto(board).update_layout(width=1000, height=520)
+        with tempfile.TemporaryDirectory() as folder:
+            figure.write_html(f"{folder}/figure.html", config={"displayModeBar": False})
+            size = [
+                "--window-size=1020,540",
+                "--hide-scrollbars",
+                f"--user-data-dir={folder}/profile",
+                "--virtual-time-budget=5000",
+            ]
+            options = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", *size]
+            subprocess.run([*options, f"--screenshot={HERE / 'board.png'}", f"{folder}/figure.html"], check=True)
+
+
+if __name__ == "__main__":
+    main()
