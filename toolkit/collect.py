@@ -24,11 +24,12 @@ from tqdm.auto import tqdm
 from toolkit import hooks
 from toolkit.generate import batches, prefill
 from toolkit.lm import LM, Intervention, NoThinkTagsError, halving
-from toolkit.sites import Site
+from toolkit.sites import Site, UnsupportedModelError
 from toolkit.types import Moments, Provenance, Rollout
 
 ATTN, MLP = "resid_mid", "resid_post"
 BATCH_TOKENS = 8192
+LOGITS = 2**23  # logits held at a time: 32 MB in fp32
 
 By = Callable[[Rollout], str | None]
 """Class of a rollout, or ``None`` to leave it out."""
@@ -161,7 +162,83 @@ def moments(
     Raises:
         NoThinkTagsError: no rollout has a position to look at.
     """
-    examples = _examples(lm, rollouts, by, positions)
+    return _moments(lm, _examples(lm, rollouts, by, positions), kinds, second, positions)
+
+
+def moments_and_entropies(
+    lm: LM,
+    rollouts: Sequence[Rollout],
+    by: By,
+    *,
+    kinds: Sequence[str] = (ATTN, MLP, "z"),
+    positions: Positions = THINK,
+    temperature: float = 1.0,
+) -> tuple[Moments, list[Rollout]]:
+    """As :func:`moments`, and from the same pass the rollouts with log-probabilities and entropies (nats) of the full softmax.
+
+    Both equal what ``phase_entropy.measured`` gives. Rollouts in no class, or without a position, stay as they are. Only response
+    tokens pass the LM head, a few at a time.
+
+    Raises:
+        NoThinkTagsError: no rollout has a position to look at.
+        ValueError: the temperature is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: entropies need a temperature above 0.")
+    examples, found, head = _examples(lm, rollouts, by, positions), list(rollouts), _head(lm)
+    places = {id(r): i for i, r in enumerate(rollouts)}
+
+    def read(batch: Sequence[_Example], hidden: Float[Tensor, "batch seq d_model"]) -> None:
+        given = [e.rollout for e in batch]
+        at = [(row, t) for row, r in enumerate(given) for t in range(r.prompt_len - 1, len(r.token_ids) - 1)]
+        rows, where = torch.tensor(at, device=hidden.device).view(-1, 2).T
+        tokens = torch.tensor([t for r in given for t in r.token_ids[r.prompt_len :]], device=hidden.device)
+        states, size = hidden[rows, where], max(1, LOGITS // lm.vocab_size)
+        parts = [reduced(head(s), t, temperature) for s, t in zip(states.split(size), tokens.split(size), strict=True)]
+        logprobs, entropies = torch.cat(parts, dim=1).cpu().tolist() if parts else ([], [])
+        ends = [0, *accumulate(r.response_tokens for r in given)]
+        for r, start, stop in zip(given, ends, ends[1:], strict=False):
+            found[places[id(r)]] = replace(r, logprobs=tuple(logprobs[start:stop]), entropies=tuple(entropies[start:stop]))
+
+    return _moments(lm, examples, kinds, (), positions, read), found
+
+
+def reduced(logits: Float[Tensor, "*rows vocab"], tokens: Int[Tensor, "*rows"], temperature: float) -> Float[Tensor, 2 * rows]:
+    """Log-probability of each token and entropy (nats) of the full softmax it was to be drawn from."""
+    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+    chosen = logp.gather(-1, tokens[..., None]).squeeze(-1)
+    return torch.stack([chosen, torch.special.entr(logp.exp()).sum(dim=-1)])
+
+
+@torch.inference_mode()
+def _head(lm: LM) -> Callable[[Tensor], Tensor]:
+    """From the base model's output to logits. Checked by behaviour: a model may do more there than its LM head."""
+    output, cap = lm.model.get_output_embeddings(), getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits = output(hidden)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    ids = torch.arange(min(8, lm.vocab_size), device=lm.device)[None]
+    expected, found = lm.model(input_ids=ids).logits, head(lm.model.base_model(input_ids=ids).last_hidden_state)
+    if not torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        raise UnsupportedModelError(
+            f"{lm.name} does more than its LM head between its last state and its logits: read entropies with phase_entropy.measured."
+        )
+    return head
+
+
+Read = Callable[[Sequence["_Example"], Tensor], None]
+
+
+def _moments(
+    lm: LM,
+    examples: Sequence[_Example],
+    kinds: Sequence[str],
+    second: Sequence[str],
+    positions: Positions,
+    read: Read | None = None,
+) -> Moments:
     labels = tuple(sorted({e.label for e in examples}))
     width, layers = lm.layout.width, lm.layout.n_layers
     # fp64 sums: the difference of two long means is small beside either.
@@ -180,7 +257,9 @@ def moments(
             if site.kind in outer:
                 squares[site] = torch.stack([(w[:, None] * chosen).T @ chosen for w in weights])
 
-        _forward(lm, batch, (*kinds, *second), take)
+        hidden = _forward(lm, batch, (*kinds, *second), take)
+        if read is not None:
+            read(batch, hidden)
         for total, found in ((sums, first), (outer, squares)):
             for site, value in found.items():
                 total[site.kind][:, site.layer] += value.cpu().double()
@@ -292,8 +371,11 @@ def _weights(batch: Sequence[_Example], lm: LM) -> Float[Tensor, "examples posit
 
 
 @torch.inference_mode()
-def _forward(lm: LM, batch: Sequence[_Example], kinds: Sequence[str], take: Callable[[Site, Tensor], None]) -> None:
-    """One pass; ``take(site, chosen)`` is given the states ``[positions, width]`` of every example's positions, fp32."""
+def _forward(
+    lm: LM, batch: Sequence[_Example], kinds: Sequence[str], take: Callable[[Site, Tensor], None]
+) -> Float[Tensor, "batch seq d_model"]:
+    """One pass; ``take(site, chosen)`` is given the states ``[positions, width]`` of every example's positions, fp32. Gives what the LM
+    head would read."""
     ids = padded([e.rollout.token_ids for e in batch], lm)
     flat = torch.tensor([b * ids.shape[1] + t for b, e in enumerate(batch) for t in e.where], device=lm.device)
 
@@ -303,7 +385,7 @@ def _forward(lm: LM, batch: Sequence[_Example], kinds: Sequence[str], take: Call
     wanted = [Site(kind, layer) for kind in dict.fromkeys(kinds) for layer in range(lm.layout.n_layers)]
     with hooks.observe(lm.layout, {site: watch(site) for site in wanted}):
         # Right padding under a causal mask never reaches a real token, so no mask is needed. No logits either.
-        lm.model.base_model(input_ids=ids, use_cache=False)
+        return lm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
 
 def padded(rows: Sequence[Sequence[int]], lm: LM) -> Int[Tensor, "batch seq"]:
