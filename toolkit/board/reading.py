@@ -259,7 +259,7 @@ def curves(ground: Ground, found: Mapping[str, Measured]) -> dict[str, list[dict
 def write(ground: Ground, specs: Sequence[Spec], title: str, directory: str | Path) -> dict[str, Any]:
     """Write ``board.json``, ``table.parquet`` (one row a condition and metric) and ``report.html``; returns the board."""
     found, out = board(ground, specs, title), store.writable(directory)
-    found |= {"figures": sections(found), "methods": methods(specs)}
+    found |= {"figures": sections(found), "methods": methods()}
     store.write_json(found, out / "board.json")
     store.save_table(flat(found), out / "table.parquet")
     page(found, out / "report.html")
@@ -333,7 +333,7 @@ def _cell(e: Mapping[str, Any], d: Mapping[str, Any] | None, unit: str, metric: 
     return f"{text}{mark} ({mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}])"
 
 
-def methods(specs: Sequence[Spec]) -> list[dict[str, str]]:
+def methods() -> list[dict[str, str]]:
     """How to read the board, in words."""
     a, b, c = statistics.assumed_aes
     return [
@@ -352,9 +352,5 @@ def methods(specs: Sequence[Spec]) -> list[dict[str, str]]:
             "title": "Controls",
             "text": "Random heads of the same layers, random directions that the same heads can write, random vectors of equal norm, random heads "
             "masked: what any change of that size does.",
-        },
-        {
-            "title": "Conditions",
-            "text": "; ".join(f"{s.name}: {s.note}" + (f" (arXiv {s.paper})" if s.paper else "") for s in specs),
         },
     ]
