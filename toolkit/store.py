@@ -186,12 +186,16 @@ def key(value: Any) -> str:
 
 
 @contextmanager
-def claimed(path: str | Path) -> Iterator[bool]:
-    """Whether this process alone may work on ``path`` now. The claim ends with the body, or with the process, however it ends."""
+def claimed(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process alone may work on ``path`` now. The claim ends with the body, or with the process, however it ends.
+
+    Args:
+        wait: Until whoever works on it is done.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         yield False
         return

@@ -138,8 +138,10 @@ class Ground:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What every result depends on beside its condition."""
-        return {"fingerprint": self.lm.fingerprint, "sizes": asdict(self.sizes)}
+        """What every result depends on beside its condition; how many seeds there are is not among it."""
+        sizes = asdict(self.sizes)
+        del sizes["seeds"]
+        return {"fingerprint": self.lm.fingerprint, "sizes": sizes}
 
     # --- problems ------------------------------------------------------------------------------------------------
 

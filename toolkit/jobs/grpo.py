@@ -176,7 +176,8 @@ def sweep(lm: LM, todo: Sequence[tuple[Recipe, int]], plan: Sweep, *, say: Say) 
 def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = None, say: Say) -> Trained:
     """``lm`` trained by a recipe from a seed as ``plan`` says; read back if that was done already, gone on with if it was begun.
 
-    A run has a folder of its own in ``plan.runs`` for everything it depends on, and leaves its model there, without checkpoints.
+    A run has a folder of its own in ``plan.runs`` for everything it depends on, and leaves its model there, without checkpoints. One
+    process trains it; another that asks for it meanwhile waits.
 
     Args:
         reward: A reward object of one's own instead of the recipe's; its ``repr`` is part of what the run depends on.
@@ -188,14 +189,15 @@ def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = Non
         evaluate=Sampling(n=4, max_new_tokens=max(200, recipe.max_tokens)), overrides=dict(plan.overrides),
     )  # fmt: skip
     extras = Extras(reward=reward, engine=plan.engine, lora=adapter(plan.lora) if plan.lora else None)
-    if (folder / MODEL).exists():
-        model = load(folder / MODEL, dtype=lm.model.dtype, device=lm.device, tags=lm.tags)
-        return Trained(replace(model, parent=lm.fingerprint), pd.DataFrame(read(folder / LOG)))
-    done = train(lm, recipe, study.load("train", lm), run, extras=extras, resume=True, say=say)
-    if done.main:
-        done.lm.save(folder / MODEL)
-        for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-            store.remove(checkpoint)
+    with store.claimed(folder, wait=True):
+        if (folder / MODEL).exists():
+            model = load(folder / MODEL, dtype=lm.model.dtype, device=lm.device, tags=lm.tags)
+            return Trained(replace(model, parent=lm.fingerprint), pd.DataFrame(read(folder / LOG)))
+        done = train(lm, recipe, study.load("train", lm), run, extras=extras, resume=True, say=say)
+        if done.main:
+            done.lm.save(folder / MODEL)
+            for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                store.remove(checkpoint)
     return done
 
 
