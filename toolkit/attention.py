@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from toolkit import hooks
-from toolkit.collect import BATCH_TOKENS
+from toolkit.collect import batch_tokens
 from toolkit.generate import batches
 from toolkit.lm import LM
 from toolkit.types import Span
@@ -55,7 +55,7 @@ Take = Callable[[Rows], None]
 
 
 @torch.inference_mode()
-def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take: Take, *, tokens: int = BATCH_TOKENS) -> None:
+def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take: Take, *, tokens: int | None = None) -> None:
     """Call ``take(rows)`` for every layer of every few queries of every batch; the rows are gone afterwards unless it keeps them.
 
     Args:
@@ -67,7 +67,7 @@ def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take
     """
     _check(lm, sequences, spans)
     order = sorted(range(len(sequences)), key=lambda i: spans[i].stop)
-    for batch in batches(order, lambda i: spans[i].stop, tokens):
+    for batch in batches(order, lambda i: spans[i].stop, tokens or batch_tokens(lm)):
         _Batch(lm, batch, [sequences[i] for i in batch], [spans[i] for i in batch]).run(take)
 
 

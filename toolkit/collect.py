@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -28,7 +29,7 @@ from toolkit.sites import Site, UnsupportedModelError
 from toolkit.types import Moments, Provenance, Rollout
 
 ATTN, MLP = "resid_mid", "resid_post"
-BATCH_TOKENS = 8192
+BATCH_TOKENS, CPU_TOKENS = 8192, 1024
 LOGITS = 2**23  # logits held at a time: 32 MB in fp32
 
 By = Callable[[Rollout], str | None]
@@ -191,7 +192,7 @@ def moments_and_entropies(
     def read(batch: Sequence[_Example], hidden: Float[Tensor, "batch seq d_model"]) -> None:
         given = [e.rollout for e in batch]
         at = [(row, t) for row, r in enumerate(given) for t in range(r.prompt_len - 1, len(r.token_ids) - 1)]
-        rows, where = torch.tensor(at, device=hidden.device).view(-1, 2).T
+        rows, where = torch.tensor(at, dtype=torch.long).view(-1, 2).T.to(hidden.device)
         tokens = torch.tensor([t for r in given for t in r.token_ids[r.prompt_len :]], device=hidden.device)
         states, size = hidden[rows, where], max(1, LOGITS // lm.vocab_size)
         parts = [reduced(head(s), t, temperature) for s, t in zip(states.split(size), tokens.split(size), strict=True)]
@@ -203,7 +204,7 @@ def moments_and_entropies(
     return _moments(lm, examples, kinds, (), positions, read), found
 
 
-def reduced(logits: Float[Tensor, "*rows vocab"], tokens: Int[Tensor, "*rows"], temperature: float) -> Float[Tensor, 2 * rows]:
+def reduced(logits: Float[Tensor, "... vocab"], tokens: Int[Tensor, ...], temperature: float) -> Float[Tensor, "2 ..."]:
     """Log-probability of each token and entropy (nats) of the full softmax it was to be drawn from."""
     logp = torch.log_softmax(logits.float() / temperature, dim=-1)
     chosen = logp.gather(-1, tokens[..., None]).squeeze(-1)
@@ -246,25 +247,26 @@ def _moments(
     outer = {k: torch.zeros(len(labels), layers, width(k), width(k), dtype=torch.float64) for k in second}
 
     def run(batch: Sequence[_Example]) -> None:
-        weights = _weights(batch, lm)
-        weights = torch.stack([weights[[e.label == name for e in batch]].sum(dim=0) for name in labels])
-        first: dict[Site, Tensor] = {}
-        squares: dict[Site, Tensor] = {}
+        classes = torch.tensor([[float(e.label == name) for e in batch] for name in labels], device=lm.device)
+        pick = _Pick(batch, lm)
+        first: dict[str, list[Tensor]] = {kind: [] for kind in sums}
+        squares: dict[str, list[Tensor]] = {kind: [] for kind in outer}
 
-        def take(site: Site, chosen: Tensor) -> None:
+        def take(site: Site, value: Tensor) -> None:
             if site.kind in sums:
-                first[site] = weights @ chosen
+                first[site.kind].append(classes @ pick.means(value))
             if site.kind in outer:
-                squares[site] = torch.stack([(w[:, None] * chosen).T @ chosen for w in weights])
+                chosen, each = pick.rows(value), pick.weights_of(classes)
+                squares[site.kind].append(torch.stack([(w[:, None] * chosen).T @ chosen for w in each]))
 
-        hidden = _forward(lm, batch, (*kinds, *second), take)
+        hidden = _forward(lm, pick.ids, (*kinds, *second), take)
         if read is not None:
             read(batch, hidden)
         for total, found in ((sums, first), (outer, squares)):
-            for site, value in found.items():
-                total[site.kind][:, site.layer] += value.cpu().double()
+            for kind, values in found.items():
+                total[kind] += torch.stack(values, dim=1).cpu().double()
 
-    _each_batch(examples, "moments", run)
+    _each_batch(lm, examples, "moments", run)
     n = tuple(sum(e.label == name for e in examples) for name in labels)
     return Moments(labels, n, positions.name, sums, outer, lm.provenance())
 
@@ -296,15 +298,13 @@ def states(
     values = torch.empty(ends[-1], lm.layout.n_layers, lm.layout.width(kind))
 
     def run(batch: Sequence[_Example]) -> None:
-        weights = None if each else _weights(batch, lm)
+        pick = _Pick(batch, lm)
         at = torch.cat([torch.arange(ends[e.at], ends[e.at + 1]) for e in batch])
+        found: list[Tensor] = []
+        _forward(lm, pick.ids, (kind,), lambda site, value: found.append(pick.rows(value) if each else pick.means(value)))
+        values[at] = torch.stack(found, dim=1).cpu()
 
-        def take(site: Site, chosen: Tensor) -> None:
-            values[at, site.layer] = (chosen if weights is None else weights @ chosen).cpu()
-
-        _forward(lm, batch, (kind,), take)
-
-    _each_batch(examples, "states", run)
+    _each_batch(lm, examples, "states", run)
     rows = pd.DataFrame([row for e in examples for row in _rows(e, each)])
     return States(values, rows, kind, positions.name, lm.provenance())
 
@@ -328,15 +328,13 @@ def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: P
     total = torch.zeros(lm.layout.n_layers, dtype=torch.float64)
 
     def run(batch: Sequence[_Example]) -> None:
-        weights, found = _weights(batch, lm).sum(dim=0), torch.zeros_like(total)
+        pick, found = _Pick(batch, lm), list[Tensor]()
+        _forward(
+            lm, pick.ids, (kind,), lambda site, value: found.append(pick.means(value.float().square().sum(-1, keepdim=True)).sum())
+        )
+        total.add_(torch.stack(found).cpu())
 
-        def take(site: Site, chosen: Tensor) -> None:
-            found[site.layer] = (weights @ chosen.square().sum(dim=-1)).item()
-
-        _forward(lm, batch, (kind,), take)
-        total.add_(found)
-
-    _each_batch(examples, "norms", run)
+    _each_batch(lm, examples, "norms", run)
     return (total / len(examples)).sqrt()
 
 
@@ -352,7 +350,12 @@ def _examples(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Positions)
     return found
 
 
-def _each_batch(examples: Sequence[_Example], what: str, run: Callable[[Sequence[_Example]], None]) -> None:
+def batch_tokens(lm: LM) -> int:
+    """Padded tokens of a batch: on a CPU few, since more neither fill it better nor stay in its cache."""
+    return min(BATCH_TOKENS, CPU_TOKENS) if lm.device.type == "cpu" else BATCH_TOKENS
+
+
+def _each_batch(lm: LM, examples: Sequence[_Example], what: str, run: Callable[[Sequence[_Example]], None]) -> None:
     """``run`` on batches of similar length; when memory runs out, on halves."""
     with tqdm(total=len(examples), desc=what, unit="rollout", disable=len(examples) < 64, leave=False) as bar:
 
@@ -361,26 +364,50 @@ def _each_batch(examples: Sequence[_Example], what: str, run: Callable[[Sequence
             bar.update(len(batch))
 
         ordered = sorted(examples, key=lambda e: len(e.rollout.token_ids))
-        for batch in batches(ordered, lambda e: len(e.rollout.token_ids), BATCH_TOKENS):
+        for batch in batches(ordered, lambda e: len(e.rollout.token_ids), batch_tokens(lm)):
             halving(batch, counted)
 
 
-def _weights(batch: Sequence[_Example], lm: LM) -> Float[Tensor, "examples positions"]:
-    """Row e averages the chosen positions of example e."""
-    return torch.block_diag(*[torch.full((1, len(e.where)), 1 / len(e.where)) for e in batch]).to(lm.device)
+class _Pick:
+    """The chosen positions of a batch: its token ids, and what is taken out of values ``[batch, seq, width]``, in fp32."""
+
+    def __init__(self, batch: Sequence[_Example], lm: LM) -> None:
+        self.batch = batch
+        self.ids = padded([e.rollout.token_ids for e in batch], lm)
+        weights = torch.zeros(len(batch), 1, self.ids.shape[1])
+        for row, e in zip(weights, batch, strict=True):
+            row[0, e.where if not isinstance(e.where, range) else slice(e.where.start, e.where.stop)] = 1 / len(e.where)
+        self.weights = weights.to(lm.device)
+
+    @cached_property
+    def flat(self) -> Int[Tensor, " positions"]:
+        """Place of every chosen position in the flattened batch."""
+        places = [b * self.ids.shape[1] + t for b, e in enumerate(self.batch) for t in e.where]
+        return torch.tensor(places, device=self.ids.device)
+
+    def means(self, value: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch width"]:
+        """Each example's mean over its positions. Others weigh 0: no row has to be gathered."""
+        return torch.bmm(self.weights, value.float()).squeeze(1)
+
+    def rows(self, value: Float[Tensor, "batch seq width"]) -> Float[Tensor, "positions width"]:
+        """The positions one by one."""
+        return value.flatten(0, 1)[self.flat].float()
+
+    def weights_of(self, classes: Float[Tensor, "labels batch"]) -> Float[Tensor, "labels positions"]:
+        """What each position weighs in the sum over a class."""
+        owner = torch.tensor([b for b, e in enumerate(self.batch) for _ in e.where], device=self.ids.device)
+        return classes[:, owner] * self.weights.flatten()[self.flat]
 
 
 @torch.inference_mode()
 def _forward(
-    lm: LM, batch: Sequence[_Example], kinds: Sequence[str], take: Callable[[Site, Tensor], None]
+    lm: LM, ids: Int[Tensor, "batch seq"], kinds: Sequence[str], take: Callable[[Site, Tensor], None]
 ) -> Float[Tensor, "batch seq d_model"]:
-    """One pass; ``take(site, chosen)`` is given the states ``[positions, width]`` of every example's positions, fp32. Gives what the LM
-    head would read."""
-    ids = padded([e.rollout.token_ids for e in batch], lm)
-    flat = torch.tensor([b * ids.shape[1] + t for b, e in enumerate(batch) for t in e.where], device=lm.device)
+    """One pass; ``take(site, value)`` is given the states ``[batch, seq, width]`` at every layer, in order. Gives what the LM head
+    would read."""
 
     def watch(site: Site) -> Callable[[Tensor], None]:
-        return lambda value: take(site, value.flatten(0, 1)[flat].float())
+        return lambda value: take(site, value)
 
     wanted = [Site(kind, layer) for kind in dict.fromkeys(kinds) for layer in range(lm.layout.n_layers)]
     with hooks.observe(lm.layout, {site: watch(site) for site in wanted}):

@@ -39,7 +39,7 @@ from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from toolkit import stats
-from toolkit.collect import BATCH_TOKENS, padded
+from toolkit.collect import batch_tokens, padded, reduced
 from toolkit.generate import Sampling, batches, continued, prefill
 from toolkit.lm import LM, Condition, NoThinkTagsError, halving
 from toolkit.steps import Step
@@ -93,7 +93,7 @@ def measured(
         bar.update(len(rows))
 
     with bar:
-        for batch in batches(order, lambda i: len(found[i].token_ids), BATCH_TOKENS):
+        for batch in batches(order, lambda i: len(found[i].token_ids), batch_tokens(condition.lm)):
             halving(batch, run)
     return [done[i] for i in range(len(found))]
 
@@ -105,7 +105,7 @@ def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) ->
     cache, logits, mask = prefill(lm, [list(r.token_ids[: r.prompt_len]) for r in batch])
     starts = mask.sum(dim=1)
     last = torch.tensor([len(r.token_ids) - 1 for r in batch], device=lm.device)
-    found[:, :, :1] = _reduced(logits[:, None], ids[:, :1], temperature)
+    found[:, :, :1] = reduced(logits[:, None], ids[:, :1], temperature)
     width = max(1, chunk // (len(batch) * logits.shape[-1]))
     for at in range(0, ids.shape[1] - 1, width):
         stop = min(at + width, ids.shape[1] - 1)
@@ -114,14 +114,8 @@ def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) ->
         positions = torch.minimum(starts[:, None] + torch.arange(at, stop, device=lm.device), last[:, None])
         part = ids[:, at:stop]
         out = lm.model(input_ids=part, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-        found[:, :, at + 1 : stop + 1] = _reduced(out.logits, ids[:, at + 1 : stop + 1], temperature)
+        found[:, :, at + 1 : stop + 1] = reduced(out.logits, ids[:, at + 1 : stop + 1], temperature)
     return found
-
-
-def _reduced(logits: Float[Tensor, "rows seq vocab"], tokens: Tensor, temperature: float) -> Float[Tensor, "2 rows seq"]:
-    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
-    chosen = logp.gather(-1, tokens[..., None]).squeeze(-1)
-    return torch.stack([chosen, torch.special.entr(logp.exp()).sum(dim=-1)])
 
 
 def recorded(rollout: Rollout) -> Float[ndarray, " response"]:
