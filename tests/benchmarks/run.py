@@ -1,0 +1,105 @@
+"""The suite: ``python tests/benchmarks/run.py [--quick] [--device cuda] [--only collect,grpo] [--again] [--keep]``.
+
+Each group of rows is a process of its own and leaves its rows in a file under ``runs/bench``, so that a suite that was stopped goes
+on where it was. ``--keep`` copies the report and its table to ``tests/benchmarks``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+OUT = HERE.parents[1] / "runs" / "bench"
+GROUPS = {
+    "import": "imports.py", "rewards": "rewarding.py", "edit": "editing.py", "scale": "scaling.py", "collect": "collecting.py",
+    "capture": "capture.py", "steering": "steering.py", "rollouts": "rolling.py", "grpo": "training.py", "retrieval": "retrieval.py",
+}  # fmt: skip
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "transformer-lens", "nnsight", "numpy")
+
+
+def machine(device: str) -> dict:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    found = {"processor": model, "cores": os.cpu_count(), "threads used": 1, "system": platform.system(), "device": device}
+    if device == "cuda":
+        import torch
+
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def versions() -> dict:
+    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    peers = HERE / "peers-requirements.txt"
+    lines = [line.split("==") for line in peers.read_text().splitlines() if "==" in line]
+    return found | {
+        f"{name} (own environment)": number for name, number in lines if name in ("repeng", "steering-vectors", "transformers")
+    }
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def table(report: dict) -> str:
+    lines = ["| row | ratio | quartiles | reach | reached | gate | bound by | numbers |", "|---|---|---|---|---|---|---|---|"]
+    for row in report["rows"]:
+        spread = " to ".join(number(v) for v in row["spread"]) if row["spread"] else ""
+        reached = {True: "yes", False: "**no**", None: ""}[row["reached"]]
+        cells = (row["name"], number(row["ratio"]), spread, row["reach"] or "", reached, row["gate"], row["bound_by"], row["note"])
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+    facts = [", ".join(f"{k} {v}" for k, v in report[name].items()) for name in ("machine", "versions")]
+    return "\n".join(["# Last full run", "", f"Machine: {facts[0]}.", "", f"Versions: {facts[1]}.", "", *lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, few turns: under five minutes")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default=",".join(GROUPS), help="groups, with commas between")
+    parser.add_argument("--again", action="store_true", help="measure groups again that have been")
+    parser.add_argument("--keep", action="store_true", help="copy the report to tests/benchmarks")
+    asked = parser.parse_args()
+    where = OUT / ("quick" if asked.quick else f"full-{asked.device}")
+    where.mkdir(parents=True, exist_ok=True)
+    env = {**os.environ, "BENCH_QUICK": "1" if asked.quick else "0", "BENCH_DEVICE": asked.device, "HF_HUB_OFFLINE": "1",
+           "OMP_NUM_THREADS": "1", "TOOLKIT_FAST": "1", "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
+    rows = []
+    for group, script in GROUPS.items():
+        kept = where / f"{group}.json"
+        if group in asked.only.split(",") and (asked.again or asked.quick or not kept.exists()):
+            kept.unlink(missing_ok=True)
+            began = time.perf_counter()
+            done = subprocess.run([sys.executable, str(HERE / script)], env=env, capture_output=True, text=True)
+            print(f"{group}: {time.perf_counter() - began:.0f} s", flush=True)
+            if done.returncode:
+                why = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"
+                (where / f"{group}.log").write_text(done.stderr)
+                rows.append({"name": group, "ratio": None, "spread": None, "reach": None, "reached": False, "gate": f"FAILED: {why[:200]}",
+                             "bound_by": "", "note": ""})  # fmt: skip
+        rows += json.loads(kept.read_text()) if kept.exists() else []
+    report = {"rows": rows, "machine": machine(asked.device), "versions": versions()}
+    text = table(report)
+    places = [OUT] + ([HERE] if asked.keep else [])
+    for place in places:
+        (place / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+        (place / "report.md").write_text(text)
+    for row in rows:
+        mark = {True: "ok ", False: "NO ", None: "   "}[row["reached"]]
+        print(f"{mark} {row['name']:100.100} {number(row['ratio']):>8}  {row['reach'] or '':10} {row['gate'][:70]}")
+    sys.exit(any(row["gate"].startswith("FAILED") and row["reach"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()

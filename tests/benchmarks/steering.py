@@ -1,0 +1,217 @@
+"""Steering: what a vector added at one block costs for each generated token, everywhere or while thinking only."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from clock import DEVICE, OUT, QUICK, Row, apart, profile, ratio, start, turns, write
+from models import middle, random_model, tiny
+
+from toolkit import bridges, edits
+from toolkit import lm as lms
+from toolkit.generate import Sampling, rollouts
+from toolkit.lm import LM, Condition
+from toolkit.types import Direction, Problem
+
+BATCHES = (1, 8) if QUICK else (1, 8, 64)
+NEW = 24 if QUICK else 64
+PROMPT = 64
+
+
+def direction_of(lm: LM, layer: int) -> Direction:
+    vector = torch.zeros(lm.layout.n_layers, lm.layout.d_model)
+    vector[layer] = torch.randn(lm.layout.d_model, generator=torch.Generator().manual_seed(0))
+    return Direction(vector, "resid_post", "think", "by hand", 1, 1, lm.provenance())
+
+
+def prompts(lm: LM, rows: int) -> torch.Tensor:
+    draws = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, lm.vocab_size, (rows, PROMPT), generator=draws)
+    ids[:, -1] = lm.tokenizer.convert_tokens_to_ids("<think>")
+    return ids.to(lm.device)
+
+
+def generate(lm: LM, ids: torch.Tensor, new: int = NEW) -> torch.Tensor:
+    return lm.model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new, min_new_tokens=new, pad_token_id=0
+    )
+
+
+def by_hand(lm: LM, ids: torch.Tensor, layer: int, v: torch.Tensor) -> torch.Tensor:
+    """Everywhere, by a raw hook."""
+    handle = lm.layout.blocks[layer].block.register_forward_hook(
+        lambda module, args, out: (out[0] + v, *out[1:]) if isinstance(out, tuple) else out + v
+    )
+    try:
+        return generate(lm, ids)
+    finally:
+        handle.remove()
+
+
+def thinking_by_hand(lm: LM, ids: torch.Tensor, layer: int, v: torch.Tensor) -> torch.Tensor:
+    """While thinking, by a loop of whole passes: slow, and says where the vector acts in every one of them."""
+    close = lm.tokenizer.convert_tokens_to_ids("</think>")
+    for _ in range(NEW):
+        where = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
+        where[:, PROMPT - 1 :] = (ids[:, PROMPT - 1 :] == close).cumsum(dim=1) == 0
+        handle = lm.layout.blocks[layer].block.register_forward_hook(
+            lambda module, args, out, where=where: (out + where[..., None] * v) if torch.is_tensor(out) else out
+        )
+        try:
+            with torch.inference_mode():
+                logits = lm.model(input_ids=ids, use_cache=False).logits[:, -1]
+        finally:
+            handle.remove()
+        logits[:, sorted(lm.eos_ids)] = -torch.inf  # as min_new_tokens does
+        ids = torch.cat([ids, logits.argmax(dim=-1, keepdim=True)], dim=1)
+    return ids
+
+
+def own_decoding(lm: LM, during, rows: int) -> object:
+    """Our sampling, every response as long as its budget."""
+    endless = lms.wrap(lm.model, lm.tokenizer, name=lm.name, tags=lm.tags)
+    endless.__dict__["eos_ids"] = frozenset({10**9})
+    endless.__dict__["fingerprint"] = lm.fingerprint
+    asked = [Problem("p", ({"role": "user", "content": "17+5-9+23=?"},), "36")]
+    return rollouts(Condition(endless, during), asked, Sampling(n=rows, max_new_tokens=NEW), progress=False)
+
+
+def rows_of(name: str, lm: LM, layer: int) -> list[Row]:
+    vector, rows = direction_of(lm, layer), []
+    v = vector.vector[layer].to(lm.device)
+    for batch in BATCHES:
+        ids = prompts(lm, batch)
+        acts = {during: edits.steering(vector, 1.0, layers=[layer], during=during) for during in ("all", "think")}
+        expected = {"all": by_hand(lm, ids, layer, v), "think": thinking_by_hand(lm, ids, layer, v)}
+
+        def steered(during: str, ids=ids, acts=acts) -> torch.Tensor:
+            with acts[during](lm):
+                return generate(lm, ids)
+
+        wrong = {during: int((steered(during) != expected[during]).sum()) for during in acts}
+        seconds = turns(
+            {
+                "plain": lambda ids=ids: generate(lm, ids),
+                "raw hook": lambda ids=ids: by_hand(lm, ids, layer, v),
+                **{during: lambda during=during: steered(during) for during in acts},
+            }
+        )
+        own = turns(
+            {
+                during: lambda during=during, batch=batch: own_decoding(lm, during, batch)
+                for during in ((), *((a,) for a in acts.values()))
+            }
+        )
+        plain, *steered_own = own
+        for during, key in zip(acts, steered_own, strict=True):
+            gate = f"tokens that differ from a raw hook's: {wrong[during]} of {ids.shape[0] * NEW}"
+            rows.append(
+                Row(
+                    f"steering, {name}, batch {batch}, {during}: generate, over plain", *ratio(seconds[during], seconds["plain"]),
+                    "<= 1.03", gate, f"the model's own pass; {profile(lambda during=during: steered(during))}",
+                    f"a raw hook costs {ratio(seconds['raw hook'], seconds['plain'])[0]:.3f}; {1000 * min(seconds['plain']) / NEW:.1f} ms a step",
+                )
+            )  # fmt: skip
+            rows.append(
+                Row(
+                    f"steering, {name}, batch {batch}, {during}: our decoding, over itself unsteered", *ratio(own[key], own[plain]),
+                    "<= 1.03", gate, "the model's own pass", f"{1000 * min(own[plain]) / NEW:.1f} ms a step",
+                )
+            )  # fmt: skip
+    return rows
+
+
+def peers_here(lm: LM, layer: int) -> list[Row]:
+    """TransformerLens and nnsight, steering everywhere, over plain generate."""
+    rows, v = [], direction_of(lm, layer).vector[layer].to(lm.device)
+    bridge, sight = bridges.to_transformer_lens(lm), bridges.to_nnsight(lm)
+    for batch in BATCHES[:2]:
+        ids = prompts(lm, batch)
+        expected = by_hand(lm, ids, layer, v)
+
+        def lens(ids=ids) -> torch.Tensor:
+            with bridge.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_post", lambda value, hook: value + v)]):
+                return bridge.generate(
+                    ids, max_new_tokens=NEW, do_sample=False, stop_at_eos=False, return_type="tokens", verbose=False
+                )
+
+        def traced(ids=ids) -> torch.Tensor:
+            with sight.generate(
+                {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW,
+                pad_token_id=0,
+            ) as tracer:  # fmt: skip
+                with tracer.all():
+                    block = sight.model.layers[layer]
+                    block.output = block.output + v
+                out = sight.generator.output.save()
+            return out
+
+        for name, run in (("TransformerLens bridge", lens), ("nnsight", traced)):
+            try:
+                found = run()
+                same = min(found.shape[1], expected.shape[1])
+                wrong = int((found[:, :same] != expected[:, :same]).sum())
+            except Exception as error:  # noqa: BLE001
+                rows.append(
+                    Row(
+                        f"steering, 47 M, batch {batch}, all: {name}",
+                        None,
+                        None,
+                        None,
+                        f"FAILED: {type(error).__name__}: {str(error)[:120]}",
+                        "",
+                    )
+                )
+                continue
+            gate = f"tokens that differ from a raw hook's: {wrong} of {batch * NEW}"
+            if wrong:
+                rows.append(Row(f"steering, 47 M, batch {batch}, all: {name}", None, None, None, f"FAILED: {gate}", ""))
+                continue
+            seconds = turns({"theirs": run, "plain": lambda ids=ids: generate(lm, ids)})
+            rows.append(
+                Row(
+                    f"steering, 47 M, batch {batch}, all: {name} over plain",
+                    *ratio(seconds["theirs"], seconds["plain"]),
+                    None,
+                    gate,
+                    "",
+                )
+            )
+    return rows
+
+
+def peers_apart(lm: LM, layer: int) -> list[Row]:
+    """repeng and steering-vectors, in their own environment."""
+    python = OUT / "venv" / "bin" / "python"
+    if not python.exists():
+        return [Row("steering: repeng, steering-vectors", None, None, None, "not available: no peers' environment", "")]
+    given = OUT / "steering.json"
+    vector = direction_of(lm, layer).vector[layer].tolist()
+    told = {
+        "model": str(random_model(12, 512, 8, "qwen3-47m")), "layer": layer, "vector": vector, "new": NEW,
+        "prompts": prompts(lm, max(BATCHES[:2])).tolist(), "batches": BATCHES[:2],
+    }  # fmt: skip
+    given.write_text(json.dumps(told))
+    rows = []
+    for name, row in apart("peers.py", "steering", str(given), str(DEVICE), python=str(python)).items():
+        peer, batch = name.split("|")
+        gate = f"tokens that differ from a raw hook's: {row['gate']}"
+        value = (row["ratio"], tuple(row["spread"])) if "ratio" in row else (None, None)
+        rows.append(
+            Row(f"steering, 47 M, batch {batch}, all: {peer} over plain", *value, None, gate if "ratio" in row else f"FAILED: {gate}",
+                "plain generate of its own environment (transformers 4)")
+        )  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    start()
+    large = middle()
+    rows = rows_of("47 M", large, 6) + rows_of("tiny reasoner", tiny(), 2)
+    rows += peers_here(large, 6) + peers_apart(large, 6)
+    write("steering", rows)
+
+
+if __name__ == "__main__":
+    main()
