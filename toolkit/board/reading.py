@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from toolkit.board.statistics import Effect, Outcomes, effect
 from toolkit.grpo.log import LOG, read
 
 LEVELS = ("easy", "medium", "hard")
+TIMES = 1000  # resamples of what is not a mean
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,23 @@ class Table:
             self._cache[key] = np.stack(rows)
         return self._cache[key]
 
+    @cached_property
+    def base_sampled(self) -> dict[str, tuple[float, ndarray]]:
+        """:func:`sampled` of base."""
+        base = self.outcomes(BASE)[0]
+        return sampled(base, base)
+
     def outcomes(self, name: str) -> list[Outcomes]:
         """The main rollouts of each seed."""
         return [Outcomes.of(r.rows, self.main) for r in self.found[name].results]
+
+
+def sampled(own: Outcomes, base: Outcomes) -> dict[str, tuple[float, ndarray]]:
+    """Every metric that is not a mean of a column: its estimate, and its values on the board's resampled problems."""
+    n = own.shape[0]
+    drawn = stats.resamples(n, times=TIMES)
+    found = statistics.statistics(own, base).items()
+    return {metric: (float(f(np.arange(n)[None])[0]), f(drawn)) for metric, f in found}
 
 
 def _mean(values: ndarray) -> statistics.Statistic:
@@ -106,12 +122,11 @@ def estimates(table: Table, name: str) -> tuple[dict[str, Effect], dict[str, Eff
         own[metric] = effect([_mean(v) for v in values], n)
         paired[metric] = effect([_mean(v - base) for v in values], n)
     base_outcomes, n = table.outcomes(BASE)[0], len(table.main)
-    reference = statistics.statistics(base_outcomes, base_outcomes)
-    each = [statistics.statistics(o, base_outcomes) for o in table.outcomes(name)]
-    for metric in reference:
-        own[metric] = effect([s[metric] for s in each], n, times=1000)
-        differences = [stats.difference(s[metric], reference[metric]) for s in each]
-        paired[metric] = effect(differences, n, times=1000)
+    each = [sampled(o, base_outcomes) for o in table.outcomes(name)]
+    for metric, (reference, drawn) in table.base_sampled.items():
+        centres, resampled = (np.array([one[metric][part] for one in each]) for part in (0, 1))
+        own[metric] = statistics.combined(centres, resampled.mean(axis=0), n)
+        paired[metric] = statistics.combined(centres - reference, resampled.mean(axis=0) - drawn, n)
     score = effect([statistics.aes(o, base_outcomes) for o in table.outcomes(name)], n)
     own["aes"] = paired["aes"] = score
     return own, paired
