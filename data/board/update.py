@@ -29,6 +29,18 @@ ROWS = (
     "Efficient Reasoning", "Surrogate format and length", "ThinkEdit 1, then GRPO-lambda", "GRPO-lambda, then steered -0.5",
 )  # fmt: skip
 """What the README shows of the board."""
+NAMED = (
+    "base",
+    "ThinkEdit 2",
+    "PEAR",
+    "Surrogate format and length",
+    "GRPO: naive length penalty",
+    "Wait, once",
+    "no re-checks",
+    "asked to be quick",
+    "DA-DLER",
+)
+"""What its figure names."""
 
 
 def readme_table(board: dict) -> str:
@@ -51,7 +63,7 @@ def main() -> None:
     )
     readme.write_text(text)
     if chromium := shutil.which("chromium"):
-        figure = figures.pareto(board).update_layout(width=1000, height=520)
+        figure = figures.pareto(board, labels=NAMED).update_layout(width=1000, height=520)
         with tempfile.TemporaryDirectory() as folder:
             figure.write_html(f"{folder}/figure.html", config={"displayModeBar": False})
             size = [

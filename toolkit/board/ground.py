@@ -16,10 +16,8 @@ from toolkit import tasks
 from toolkit.generate import Sampling, rollouts
 from toolkit.grpo import recipes
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.run import Trained
 from toolkit.jobs import edit, retrieval
 from toolkit.jobs.edit import OURS, PUBLISHED, Finding
-from toolkit.jobs.grpo import RECIPE_NUMBERS, Sweep, adjusted, run_of, trained
 from toolkit.jobs.retrieval import Search
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
@@ -112,6 +110,8 @@ def sized(sizes: Sizes, given: Mapping[str, Any], settings: Mapping[str, str], *
     Raises:
         ValueError: an unknown task or setting.
     """
+    from toolkit.jobs.grpo import RECIPE_NUMBERS, adjusted  # needs TRL
+
     own = {name: value for name, value in given.items() if value is not None}
     recipe, overrides = adjusted(recipes.plain("correctness"), settings)
     changes = tuple((name, getattr(recipe, name)) for name in RECIPE_NUMBERS if name in settings)
@@ -211,17 +211,21 @@ class Ground:
         search = Search(instances=self.sizes.haystacks)
         return retrieval.look(self.lm, search, out=self.out / "haystacks" / f"{self.lm.fingerprint[:12]}-{search.instances}")
 
-    def policy(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Trained:
-        """A policy trained from ``start`` (default: the base model); read back if this was done before.
+    def policy(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:
+        """A policy trained from ``start`` (default: the base model), a ``grpo.run.Trained``; read back if this was done before.
 
         Args:
             recipe: With its paper's numbers; sized as ``sizes.training`` says.
             reward: A reward object of one's own instead of the recipe's.
         """
+        from toolkit.jobs.grpo import trained
+
         return trained(start or self.lm, self.sized(recipe), seed, self.sweep, reward=reward, say=self.say)
 
     def folder_of(self, recipe: Recipe, seed: int, reward: Any = None) -> Path:
         """Where a policy trained from the base model is kept."""
+        from toolkit.jobs.grpo import run_of
+
         return run_of(self.lm, self.sized(recipe), seed, self.sweep, reward=reward)
 
     def sized(self, recipe: Recipe) -> Recipe:
@@ -230,8 +234,10 @@ class Ground:
         return replace(recipe.scaled() if how.tiny else recipe, **dict(how.changes))
 
     @property
-    def sweep(self) -> Sweep:
-        """How policies are trained, for ``jobs.grpo``."""
+    def sweep(self) -> Any:
+        """How policies are trained, a ``jobs.grpo.Sweep``."""
+        from toolkit.jobs.grpo import Sweep
+
         how = self.sizes.training
         return Sweep(
             self.out / "curves", self.out / "trained", how.steps, how.pool, how.judged, every=how.every, task=how.task,

@@ -21,7 +21,6 @@ from toolkit.board.metrics import METRICS
 from toolkit.board.page import page
 from toolkit.board.spec import BASE, Spec
 from toolkit.board.statistics import Effect, Outcomes, effect
-from toolkit.grpo.log import LOG, read
 
 LEVELS = ("easy", "medium", "hard")
 TIMES = 1000  # resamples of what is not a mean
@@ -255,6 +254,8 @@ def examples(ground: Ground, found: Mapping[str, Measured], count: int = 12) -> 
 
 def curves(ground: Ground, found: Mapping[str, Measured]) -> dict[str, list[dict[str, Any]]]:
     """Held-out accuracy and think tokens while training, a line a seed, of every condition that was trained alone."""
+    from toolkit.grpo.log import LOG, read  # transformers' trainer, which loads peft
+
     logs = {}
     for name, m in found.items():
         how = getattr(m.spec.make, "keywords", {})
@@ -342,9 +343,9 @@ def _cell(e: Mapping[str, Any], d: Mapping[str, Any] | None, unit: str, metric: 
         return ""
     scale, digits = (100, 1) if unit == "share" else (1, 2 if unit == "score" else 1)
     text = f"{scale * e['mean']:.{digits}f}"
+    mark = "*" if d and d["p_holm"] is not None and d["p_holm"] < 0.05 else ""
     if d is None or metric == "aes":
-        return text + ("*" if d and (d["p_holm"] or 1) < 0.05 else "")
-    mark = "*" if (d["p_holm"] if d["p_holm"] is not None else 1) < 0.05 else ""
+        return text + mark
     mean, low, high = (scale * d[k] for k in ("mean", "low", "high"))
     return f"{text}{mark} ({mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}])"
 

@@ -38,7 +38,7 @@ def _error(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
     """Accuracy against think tokens, colour and symbol by family, 95 % intervals both ways; ``labels`` are named in the figure."""
     figure = go.Figure()
-    for family, (title, colour, symbol) in FAMILIES.items():
+    for family, (title, colour, symbol) in reversed(FAMILIES.items()):  # base last, on top
         found = _of(board, family, "think_tokens")
         if not found:
             continue
@@ -56,7 +56,7 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
             name=title,
             marker={"size": 13 if family == "base" else 9, "color": colour, "symbol": symbol},
         )
-    layout = {"xaxis_title": "think tokens", "yaxis_title": "accuracy", "yaxis_tickformat": ".0%"}
+    layout = {"xaxis_title": "think tokens", "yaxis_title": "accuracy", "yaxis_tickformat": ".0%", "legend_traceorder": "reversed"}
     return styled(figure, "Accuracy against think tokens", **layout)
 
 
@@ -128,7 +128,7 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
             d = board["paired"][name].get(metric)
             if d and d["mean"] is not None:
                 text[i][j] = f"{100 * d['mean']:+.0f}"
-                values[i, j] = d["mean"] if (d["p_holm"] or 1.0) < 0.05 else 0.0
+                values[i, j] = d["mean"] if d["p_holm"] is not None and d["p_holm"] < 0.05 else 0.0
     figure = go.Figure(
         go.Heatmap(
             z=values,
