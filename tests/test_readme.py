@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -50,9 +51,7 @@ def test_make_targets_of_the_readme_exist(target):
 
 
 def test_the_table_of_the_readme_is_the_one_the_demo_wrote():
-    spec = importlib.util.spec_from_file_location("update", ROOT / "notebooks/figures/update.py")
-    update = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(update)
+    update = script(ROOT / "notebooks/figures/update.py")
     board = json.loads((ROOT / "notebooks/figures/demo.json").read_text())
     assert len(board) > 6
     assert update.table(board) in README
@@ -193,3 +192,73 @@ def test_the_readme_counts_the_rewards_there_are():
     from toolkit import rewards
 
     assert f"{len(rewards.ALL)} length rewards" in README
+
+
+@pytest.fixture(scope="module")
+def board():
+    return json.loads((ROOT / "data/board/board.json").read_text())
+
+
+def script(path: Path):
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_board_of_the_readme_is_the_committed_one(board):
+    assert script(ROOT / "data/board/update.py").readme_table(board) in README
+
+
+def test_every_number_of_the_committed_board_is_a_row_of_its_table(board):
+    table = pd.read_parquet(ROOT / "data/board/table.parquet").set_index(["condition", "metric"])
+    assert len(table) == sum(len(c["metrics"]) for c in board["conditions"].values())
+    for name, about in board["conditions"].items():
+        for metric, e in about["metrics"].items():
+            row, d = table.loc[(name, metric)], board["paired"].get(name, {}).get(metric, {})
+            for column, value in (
+                ("mean", e["mean"]),
+                ("low", e["low"]),
+                ("difference", d.get("mean")),
+                ("p_holm", d.get("p_holm")),
+            ):
+                assert (value is None and pd.isna(row[column])) or row[column] == pytest.approx(value, rel=1e-9), (
+                    name,
+                    metric,
+                    column,
+                )
+
+
+def test_the_committed_board_is_of_the_shipped_model_and_of_the_conditions_as_they_are(board, tiny):
+    from toolkit.board import FULL, default
+
+    assert board["provenance"]["fingerprint"] == tiny.fingerprint
+    assert set(board["conditions"]) == {spec.name for spec in default.CONDITIONS}
+    assert json.loads(json.dumps(board["provenance"]["sizes"])) == json.loads(json.dumps(asdict(FULL)))
+    for spec in default.CONDITIONS:
+        assert board["conditions"][spec.name]["note"] == spec.note
+
+
+def test_sentences_on_the_board_are_those_of_the_committed_one(board):
+    paired, conditions = board["paired"], board["conditions"]
+
+    def said(name: str, metric: str, scale: int = 100) -> str:
+        mean, low, high = (f"{scale * paired[name][metric][k]:+.1f}" for k in ("mean", "low", "high"))
+        return f"{mean} [{low}, {high}]"
+
+    assert claimed(r"ThinkEdit \(ours, strength 1\) gains (.+?) points of accuracy") == said("ThinkEdit 1", "accuracy")
+    assert claimed(r"points of accuracy and (\+\S+ \[.+?\]) on lookup") == said("ThinkEdit 1", "accuracy_lookup")
+    for what in ("heads", "direction"):
+        assert paired[f"control: random {what} edited"]["accuracy"]["p_holm"] > 0.05
+    first = ["GRPO: correctness", "GRPO-lambda", "DLER", "LASER", "LASER-D", "HAPO", "DRPO", "SLPO", "SAR", "Efficient Reasoning"]
+    gains = [100 * paired[name]["accuracy"]["mean"] for name in first]
+    assert claimed(r"asks for correctness first gain (.+?) points") == span(gains, lambda v: f"{v:.1f}")
+    both = conditions["ThinkEdit 1, then GRPO-lambda"]["metrics"]
+    assert claimed(r"started from the edited model ends at (\S+) %") == f"{100 * both['accuracy']['mean']:.1f}"
+    assert claimed(r"on lookup at (\S+) %") == f"{100 * both['accuracy_lookup']['mean']:.1f}"
+    assert claimed(r"forbidding re-checks \((.+?) tokens") == said("no re-checks", "think_tokens", 1)
+    lost = [
+        -100 * paired[name]["accuracy"]["mean"] for name in ("budget of 12", "budget of 24", "budget of 48", "asked to be quick")
+    ]
+    assert claimed(r"a cue word cost (.+?) points") == span(lost)
