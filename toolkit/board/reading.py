@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,10 @@ def cells(table: Table, name: str) -> dict[str, dict[str, Any]]:
             if not chosen.any():
                 continue
             values = {m: _aligned(table, name, m)[:, chosen] for m in statistics.HEADLINE}
-            shown = {m: _interval(effect([_mean(v) for v in own], int(chosen.sum()), times=1000)) for m, own in values.items()}
+            shown = {
+                m: _interval(_within(effect([_mean(v) for v in own], int(chosen.sum()), times=1000), METRICS[m].unit))
+                for m, own in values.items()
+            }
             found.setdefault(t, {})[d] = {"n": int(chosen.sum()), **shown}
     return found
 
@@ -163,6 +166,15 @@ def cells(table: Table, name: str) -> dict[str, dict[str, Any]]:
 def _aligned(table: Table, name: str, metric: str) -> ndarray:
     place = {p: i for i, p in enumerate(table.problems[metric])}
     return table.value(name, metric)[:, [place[p] for p in table.main]]
+
+
+BOUNDS = {"share": (0.0, 1.0), "tokens": (0.0, np.inf)}  # what a mean can be at all; two seeds that disagree know less
+
+
+def _within(e: Effect, unit: str) -> Effect:
+    """An estimate whose interval ends where its unit does."""
+    low, high = np.clip([e.low, e.high], *BOUNDS.get(unit, (-np.inf, np.inf)))
+    return replace(e, low=float(low), high=float(high))
 
 
 def _interval(e: Effect) -> dict[str, float | None]:
@@ -217,7 +229,7 @@ def _about(ground: Ground, table: Table, name: str, own: Mapping[str, Effect]) -
         "seeds": found.seeds,
         "fingerprints": [note["fingerprint"] for note in notes],
         "interventions": notes[0]["interventions"],
-        "metrics": {m: _interval(e) for m, e in own.items()},
+        "metrics": {m: _interval(_within(e, METRICS[m].unit)) for m, e in own.items()},
         "cells": cells(table, name),
         "cost": cost,
         "shift": {k: float(np.mean([s[k] for s in shifts])) for k in shifts[0]} if shifts else {},

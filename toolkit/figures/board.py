@@ -57,7 +57,9 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
             marker={"size": 13 if family == "base" else 9, "color": colour, "symbol": symbol},
         )
     layout = {"xaxis_title": "think tokens", "yaxis_title": "accuracy", "yaxis_tickformat": ".0%", "legend_traceorder": "reversed"}
-    return styled(figure, "Accuracy against think tokens", **layout)
+    means = [c["metrics"]["think_tokens"]["mean"] for c in board["conditions"].values() if "think_tokens" in c["metrics"]]
+    shown = {"xaxis_range": [-0.04 * max(means), 1.2 * max(means)], "yaxis_range": [-0.04, 1.04]}  # a wide interval may end outside
+    return styled(figure, "Accuracy against think tokens", **layout, **shown)
 
 
 def shifts(board: Board) -> go.Figure:
