@@ -38,7 +38,6 @@ NAMED = (
     "Wait, once",
     "no re-checks",
     "asked to be quick",
-    "DA-DLER",
 )
 """What its figure names."""
 

@@ -58,7 +58,7 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
         )
     layout = {"xaxis_title": "think tokens", "yaxis_title": "accuracy", "yaxis_tickformat": ".0%", "legend_traceorder": "reversed"}
     means = [c["metrics"]["think_tokens"]["mean"] for c in board["conditions"].values() if "think_tokens" in c["metrics"]]
-    shown = {"xaxis_range": [-0.04 * max(means), 1.2 * max(means)], "yaxis_range": [-0.04, 1.04]}  # a wide interval may end outside
+    shown = {"xaxis_range": [-0.12 * max(means), 1.2 * max(means)], "yaxis_range": [-0.04, 1.04]}  # a wide interval may end outside
     return styled(figure, "Accuracy against think tokens", **layout, **shown)
 
 
