@@ -90,7 +90,10 @@ def test_headline_metrics_are_corrected_together_and_others_alone():
 
 def test_a_metric_without_a_value_is_left_out_of_the_correction():
     nan = Effect(math.nan, math.nan, math.nan, math.nan)
-    assert holm_corrected({"a": {"accuracy": nan}, "b": {"accuracy": Effect(0.0, 0.0, 0.0, 0.04)}}) == {"a": {}, "b": {"accuracy": 0.04}}
+    assert holm_corrected({"a": {"accuracy": nan}, "b": {"accuracy": Effect(0.0, 0.0, 0.0, 0.04)}}) == {
+        "a": {},
+        "b": {"accuracy": 0.04},
+    }
 
 
 # --- metrics against naive loops ---------------------------------------------------------------------------------
