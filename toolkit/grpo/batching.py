@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from trl.trainer.utils import split_tensor_dict
 
+BY_ROWS = frozenset({"grpo", "sapo", "dr_grpo", "luspo"})  # TRL's losses that divide by the rows of a micro-batch
+BY_TOKENS = frozenset({"dapo", "cispo", "vespo"})  # ... and by the tokens of the whole generation
+
 
 def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_length: bool = True) -> list[dict[str, Any]]:
     """The rows of a generation in ``parts`` equal micro-batches, each trimmed to its longest row.
@@ -19,8 +22,28 @@ def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_l
     longest = scored["completion_mask"].sum(dim=1).view(-1, together).amax(dim=1)
     blocks = longest.argsort(stable=True) if by_length else torch.arange(len(longest), device=longest.device)
     order = (blocks[:, None] * together + torch.arange(together, device=blocks.device)).flatten()
-    rows = {k: v[order.to(v.device)] if torch.is_tensor(v) and v.ndim else v for k, v in scored.items()}
-    return [trimmed(part) for part in split_tensor_dict(rows, parts)]
+    return [trimmed(part) for part in split_tensor_dict(_rows(scored, order), parts)]
+
+
+def pushed_micro_batches(scored: dict[str, Any], parts: int, loss_type: str) -> list[dict[str, Any]]:
+    """As :func:`micro_batches`, of the rows alone whose advantage is not 0: the others add nothing to the gradient.
+
+    Each has a number ``share``, with which its loss is to be multiplied so that the divisor stays that of all rows. At least one row a
+    micro-batch is kept, so that every one of them has a loss.
+    """
+    lengths, rows = scored["completion_mask"].sum(dim=1), len(scored["advantages"])
+    kept = (scored["advantages"] != 0).nonzero().flatten()
+    if len(kept) < parts:
+        kept = torch.cat([kept, (scored["advantages"] == 0).nonzero().flatten()[: parts - len(kept)]])
+    order = kept[lengths[kept].argsort(stable=True)]
+    found = [trimmed(_rows(scored, part)) for part in order.tensor_split(parts)]
+    for part in found:
+        part["share"] = len(part["advantages"]) * parts / rows if loss_type in BY_ROWS else 1.0
+    return found
+
+
+def _rows(scored: dict[str, Any], order: torch.Tensor) -> dict[str, Any]:
+    return {k: v[order.to(v.device)] if torch.is_tensor(v) and v.ndim else v for k, v in scored.items()}
 
 
 def trimmed(part: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@
 * A reward sees the whole batch of all processes (groups intact), with spans, entropies and log-probabilities.
 * Advantages from ``advantages.ALL``, written over TRL's; with ``advantage=None`` TRL's own stand.
 * Dynamic sampling, DRPO's loss with whole groups, long and short modes, budgets in the prompt.
-* Where one optimizer step uses all micro-batches, they are sorted by length and trimmed: the same gradient, less padding.
+* Where one optimizer step uses all micro-batches, they are sorted by length and trimmed, and rows that nothing pushes (their whole group
+  was paid the same) are left out: the same gradient, less work.
 
 Everything else (optimizer, schedules, clipping, LoRA, DeepSpeed, FSDP, loggers) is TRL's and transformers', untouched.
 """
@@ -33,7 +34,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from toolkit import generate, rewards, store
 from toolkit.grpo import advantages, draws, log
-from toolkit.grpo.batching import micro_batches
+from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, pushed_micro_batches
 from toolkit.grpo.draws import Drawn
 from toolkit.grpo.losses import ModeSwitch, drpo_objective, kl_hinge, kl_of, preference, switch_hinge
 from toolkit.grpo.recipes import Recipe
@@ -273,11 +274,30 @@ class Trainer(GRPOTrainer):
         if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
             scored = self._generate_and_score_completions(generation_batch)
             size = self.args.num_generations if self.recipe.loss else 1
-            self._buffered_inputs = micro_batches(scored, self.args.steps_per_generation, size, by_length=together)
+            parts = self.args.steps_per_generation
+            if together and self._pushes_alone(scored):
+                self._buffered_inputs = pushed_micro_batches(scored, parts, self.loss_type)
+            else:
+                self._buffered_inputs = micro_batches(scored, parts, size, by_length=together)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _pushes_alone(self, scored: Mapping[str, Any]) -> bool:
+        """Whether a row of advantage 0 adds nothing to the loss, and what the log says of it is known from sampling."""
+        assert self.newest is not None
+        plain = not (self.recipe.loss or self.recipe.switch or self.beta or self._entropy_bonus_enabled or self.aux_loss_enabled)
+        whole = self.top_entropy_quantile == 1.0 and scored["advantages"].ndim == 1
+        known = all(d.rollout.entropies for d in self.newest.drawn)
+        return plain and whole and known and self.loss_type in BY_ROWS | BY_TOKENS
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         loss = self._drpo_loss(model, inputs) if self.recipe.loss else super()._compute_loss(model, inputs)
+        if "share" in inputs:
+            loss = loss * inputs["share"]
+            # TRL's is of the rows that passed; this is of all.
+            assert self.newest is not None
+            self._metrics["train"]["entropy"][-1] = float(
+                np.mean([h for d in self.newest.drawn for h in d.rollout.entropies or ()])
+            )
         if self.recipe.switch:
             loss = loss + self._switch_loss(model, inputs, self.recipe.switch)
         if not torch.isfinite(loss):
