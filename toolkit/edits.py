@@ -257,20 +257,21 @@ class Steering:
 
     def _rewrite(self, v: Float[Tensor, " d_model"], tracker: phases.Tracker | None) -> hooks.Rewrite:
         norm = v.norm()
-        unit = v / norm if norm > 0 else v
+        u = v / norm if norm > 0 else v
+        aim = self.value * bool(norm > 0) if self.op == "clamp" else 0.0
+        strong = self.strength * v
 
         def fn(value: Tensor, inputs: Tensor) -> Tensor:
-            dose: Tensor | float = self.strength
-            if tracker is not None:
-                weight = self.during.weight(tracker.now)
-                if not weight.any():
-                    return value
-                dose = self.strength * weight[..., None].to(value.device)
+            nonlocal v, u, strong
+            if v.device != value.device:  # once
+                v, u, strong = (x.to(value.device) for x in (v, u, strong))
+            weight = None if tracker is None else tracker.weight(self.during, value.device)
+            if tracker is not None and weight is None:
+                return value
             if self.op == "add":
-                return (value + dose * v.to(value.device)).to(value.dtype)
-            u = unit.to(value.device)
-            along = value.float() @ u
-            change = (self.value * bool(norm > 0) if self.op == "clamp" else 0.0) - along
+                return (value + (strong if weight is None else weight[..., None] * strong)).to(value.dtype)
+            dose = self.strength if weight is None else self.strength * weight[..., None]
+            change = aim - value.float() @ u
             return (value + dose * change[..., None] * u).to(value.dtype)
 
         return fn

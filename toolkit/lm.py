@@ -113,6 +113,15 @@ class LM:
         """Rows of the embedding; the tokenizer may name fewer."""
         return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[index]  # a Parameter, typed as Tensor or Module
 
+    @cached_property
+    def _vocabulary(self) -> Mapping[str, int]:
+        # The tokenizer builds it anew each time it is asked.
+        return self.tokenizer.get_vocab()
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token that is written so, or ``None``."""
+        return self._vocabulary.get(text)
+
     def text(self, ids: Sequence[int], *, special: bool = True) -> str:
         """Decoded token ids; ``special=False`` leaves special tokens out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=not special))

@@ -80,15 +80,18 @@ class Masking:
     def _weight(self, like: Tensor, strength: Tensor, tracker: phases.Tracker | None) -> Float[Tensor, "_ _ heads"]:
         """Weight of each head at each position, ``[batch or 1, seq or 1, heads]``."""
         strength = strength.to(like.device)[None, None]
-        return strength if tracker is None else self.during.weight(tracker.now).to(like.device)[..., None] * strength
+        if tracker is None:
+            return strength
+        weight = tracker.weight(self.during, like.device)
+        return torch.zeros_like(strength) if weight is None else weight[..., None] * strength
 
     def _replaced(self, strength: Tensor, layer: int, tracker: phases.Tracker | None) -> hooks.Rewrite:
         target = None if self.reference is None else self.reference.sums["z"].sum(dim=0)[layer] / sum(self.reference.n)
 
         def fn(value: Tensor, inputs: Tensor) -> Tensor:
-            weight = self._weight(value, strength, tracker)
-            if not weight.any():
+            if tracker is not None and tracker.weight(self.during, value.device) is None:
                 return value
+            weight = self._weight(value, strength, tracker)
             weight = weight.repeat_interleave(value.shape[-1] // len(strength), dim=-1)
             aim = 0.0 if target is None else target.to(value.device, torch.float32)
             return torch.where(weight > 0, value + weight * (aim - value.float()), value).to(value.dtype)

@@ -71,7 +71,7 @@ def find(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
     """Token spans of every occurrence of a tag."""
     if tag is None:
         return []
-    single = lm.tokenizer.get_vocab().get(tag)
+    single = lm.token_id(tag)
     if single is not None:
         return [Span(i, i + 1) for i, token in enumerate(ids) if token == single]
     # A tag of several tokens may share its last token with what follows ('>\n\n'); that token counts as tag. A token is read
@@ -175,7 +175,26 @@ class Now:
 class Tracker:
     """Knows the phase of every position of the pass that runs now: ``tracker.now``."""
 
-    now: Now
+    def __init__(self) -> None:
+        self._now: Now | None = None
+        self._weights: dict[Scope, Tensor | None] = {}
+
+    @property
+    def now(self) -> Now:
+        assert self._now is not None, "no pass has begun"
+        return self._now
+
+    @now.setter
+    def now(self, now: Now) -> None:
+        self._now, self._weights = now, {}
+
+    def weight(self, scope: Scope, device: torch.device) -> Float[Tensor, "batch seq"] | None:
+        """``scope.weight`` of this pass on a device, computed once for all layers. On a CPU ``None`` where it is 0 everywhere; a GPU is
+        not asked, since that would stop it."""
+        if scope not in self._weights:
+            weight = scope.weight(self.now).to(device)
+            self._weights[scope] = weight if device.type != "cpu" or bool(weight.any()) else None
+        return self._weights[scope]
 
 
 class History(DynamicLayer):
@@ -283,7 +302,7 @@ def _ends(lm: LM, before: Int[Tensor, "batch past"], ids: Int[Tensor, "batch seq
     """Which of the new tokens end an occurrence of a tag."""
     if tag is None:
         return torch.zeros_like(ids, dtype=torch.bool)
-    single = lm.tokenizer.get_vocab().get(tag)
+    single = lm.token_id(tag)
     if single is not None:
         return ids == single
     found, past = torch.zeros_like(ids, dtype=torch.bool), before.shape[1]
@@ -305,7 +324,7 @@ class Reader:
         """Whether ``token``, placed next, would end an occurrence of ``tag``."""
         if tag is None:
             return False
-        single = self.lm.tokenizer.get_vocab().get(tag)
+        single = self.lm.token_id(tag)
         if single is not None:
             return token == single
         row = [*self.tail, token]

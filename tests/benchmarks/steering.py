@@ -63,7 +63,9 @@ def thinking_by_hand(lm: LM, ids: torch.Tensor, layer: int, v: torch.Tensor) -> 
                 logits = lm.model(input_ids=ids, use_cache=False).logits[:, -1]
         finally:
             handle.remove()
-        logits[:, sorted(lm.eos_ids)] = -torch.inf  # as min_new_tokens does
+        logits = logits.clone().index_fill_(
+            1, torch.tensor(sorted(lm.eos_ids), device=ids.device), -torch.inf
+        )  # as min_new_tokens does
         ids = torch.cat([ids, logits.argmax(dim=-1, keepdim=True)], dim=1)
     return ids
 
