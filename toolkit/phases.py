@@ -147,12 +147,14 @@ class Scope:
 
     def weight(self, now: Now) -> Float[Tensor, "batch seq"]:
         """How strongly it acts at each position of a pass: 0 where it does not, 1 where it does, in between on a ramp."""
-        weight = torch.stack([now.phase == PHASES.index(name) for name in self.phases]).any(dim=0).float()
+        chosen = [now.phase == PHASES.index(name) for name in self.phases]
+        weight = (chosen[0] if len(chosen) == 1 else torch.stack(chosen).any(dim=0)).float()
         if self.newest:
             weight = weight * now.newest
         thinking, written = now.phase == THINK, now.written
-        outside = (written < self.first) | (written >= self.until if self.until is not None else torch.zeros_like(thinking))
-        weight = weight.masked_fill(thinking & outside, 0.0)
+        if self.first or self.until is not None:
+            outside = (written < self.first) | (written >= self.until if self.until is not None else torch.zeros_like(thinking))
+            weight = weight.masked_fill(thinking & outside, 0.0)
         if self.budget is not None:
             share = (written / self.budget).clamp(max=1.0)
             weight = torch.where(thinking, weight * (share if self.ramp == "up" else 1 - share), weight)
@@ -274,11 +276,13 @@ def _further(lm: LM, ids: Int[Tensor, "batch seq"], seen: History) -> Now:
     phase, count = seen.values[:, 0, -1, :].unbind(dim=-1)
     tags = lm.tags
     before = seen.keys[:, 0, -TAIL:, 0]
-    opened = (phase >= THINK)[:, None] | _ends(lm, before, ids, tags.open if tags else None).cummax(dim=1).values
-    closed = (phase == ANSWER)[:, None] | _ends(lm, before, ids, tags.close if tags else None).cummax(dim=1).values
-    phases = torch.where(closed, ANSWER, torch.where(opened, THINK, PROMPT))
-    written = count[:, None] + (phases == THINK).cumsum(dim=1) - (phases == THINK).long()
-    return Now(phases, written, torch.ones_like(closed))
+    opens, closes = (_ends(lm, before, ids, tag) for tag in ((tags.open, tags.close) if tags else (None, None)))
+    reached = torch.maximum(opens * THINK, closes * ANSWER)  # a phase is never left for an earlier one
+    if ids.shape[1] == 1:  # decoding: as little as possible
+        return Now(torch.maximum(phase[:, None], reached), count[:, None], torch.ones_like(closes))
+    phases = torch.maximum(phase[:, None], reached.cummax(dim=1).values)
+    thinking = (phases == THINK).long()
+    return Now(phases, count[:, None] + thinking.cumsum(dim=1) - thinking, torch.ones_like(closes))
 
 
 def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
