@@ -21,7 +21,7 @@ ROOT = HERE.parents[1]
 DEVICE = torch.device(os.environ.get("BENCH_DEVICE", "cpu"))
 QUICK = os.environ.get("BENCH_QUICK") == "1"
 OUT = ROOT / "runs" / "bench"
-WARM_UPS = 2
+WARM_UPS = 1 if QUICK else 2
 REPEATS = 3 if QUICK else 7
 
 Work = Callable[[], object]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from clock import QUICK, Row, apart, median, profile, ratio, start, turns, write
-from models import by_parity, middle, tiny, traces
+from models import MIDDLE, by_parity, middle, tiny, traces
 
 from toolkit import collect, hooks
 from toolkit.collect import ATTN, MLP
@@ -121,9 +121,9 @@ def main() -> None:
     start()
     small, large = tiny(), middle()
     rows = rows_of("tiny reasoner", small, 16 if QUICK else 64, 20)
-    rows += rows_of("47 M", large, 4 if QUICK else 64, 2.5)
+    rows += rows_of(MIDDLE, large, 16 if QUICK else 64, 2.5)
     rows.append(entropies("tiny reasoner", small, 16 if QUICK else 64))
-    sizes = (64, 256) if QUICK else (64, 256, 1024)
+    sizes = (64, 128) if QUICK else (64, 256, 1024)
     peaks = [apart("memory.py", "collect", str(n))["peak"] for n in sizes]
     rows.append(
         Row(

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import torch
-from clock import DEVICE, OUT
+from clock import DEVICE, OUT, QUICK
 
 from toolkit import lm as lms
 from toolkit.lm import LM
@@ -36,9 +36,17 @@ def tiny() -> LM:
     return lms.load("tiny-reasoner", device=DEVICE)
 
 
+MIDDLE = "3 M" if QUICK else "47 M"
+
+
+def middle_path() -> Path:
+    return random_model(12, 128, 8, "qwen3-3m") if QUICK else random_model(12, 512, 8, "qwen3-47m")
+
+
 def middle() -> LM:
-    """47 M parameters: Qwen3, 12 layers, width 512, 8 heads of 128 (4 for keys). Random: fine for cost, never for quality."""
-    return lms.load(random_model(12, 512, 8, "qwen3-47m"), device=DEVICE)
+    """47 M parameters: Qwen3, 12 layers, width 512, 8 heads of 128 (4 for keys). Random: fine for cost, never for quality. In a quick
+    run 3 M, width 128."""
+    return lms.load(middle_path(), device=DEVICE)
 
 
 def smol() -> LM:

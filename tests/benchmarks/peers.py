@@ -13,11 +13,16 @@ import sys
 
 import torch
 from clock import ratio, start, turns
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 
 def loaded(path: str, device: str):
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    # transformers 5 saves a tokenizer's config in a form that transformers 4 does not know.
+    with open(f"{path}/tokenizer_config.json") as stream:
+        special = {
+            key: value for key, value in json.load(stream).items() if key in ("pad_token", "eos_token", "bos_token", "unk_token")
+        }
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{path}/tokenizer.json", **special)
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval(), tokenizer
 
 

@@ -50,7 +50,7 @@ def main() -> None:
     text = [[{"role": "assistant", "content": r"$\boxed{4}$"}] for _ in found]
     cosine = get_cosine_scaled_reward(max_len=200)
     solution = ["$4$" if r else "$5$" for r in right]
-    few = slice(0, 500 if QUICK else 2000)  # it parses and compares mathematics: slow
+    few = slice(0, 100 if QUICK else 2000)  # it parses and compares mathematics: slow
     paid = np.array(cosine(completions=text[few], solution=solution[few], completion_ids=ids[few]), dtype=float)
     mine = Cosine(200)(batch).values
     same = np.allclose(mine[few], paid, rtol=1e-9)
