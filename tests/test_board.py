@@ -117,8 +117,9 @@ CONDITIONS = [*default.CONDITIONS, half, trained("my price", recipes.plain("leng
 
 def test_a_file_of_ones_own_extends_the_board_in_a_few_lines(ground, tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
-    specs = board.read(tmp_path / "mine.py")
+    specs, sizes = board.read(tmp_path / "mine.py")
     half, price = specs[-2:]
+    assert sizes is None
     assert len(specs) == len(default.CONDITIONS) + 2 and len(half.key(ground, 0)) == 12
     assert price.make.keywords["recipe"].options == {"alpha": 0.2}
     same = edits.apply(ground.lm, ground.plan(0.5))
@@ -126,12 +127,31 @@ def test_a_file_of_ones_own_extends_the_board_in_a_few_lines(ground, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("x = 1", "defines no CONDITIONS"), ("CONDITIONS = ['base']", "'base' in CONDITIONS is not a board.Spec")]
+    ("text", "message"),
+    [
+        ("x = 1", "defines no CONDITIONS"),
+        ("CONDITIONS = ['base']", "'base' in CONDITIONS is not a board.Spec"),
+        ("CONDITIONS = []\nSIZES = 20", "SIZES is 20, not a board.Sizes"),
+    ],
 )
 def test_a_file_without_conditions_is_refused(tmp_path, text, message):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(ValueError, match=message):
         board.read(tmp_path / "mine.py")
+
+
+def test_a_file_may_say_how_much_is_measured(tmp_path):
+    text = "from toolkit.board import Sizes, base\nCONDITIONS = [base()]\nSIZES = Sizes(main=(('gsm8k', 9),), haystack='needle')"
+    (tmp_path / "mine.py").write_text(text)
+    assert board.read(tmp_path / "mine.py")[1] == Sizes(main=(("gsm8k", 9),), haystack="needle")
+    told = CliRunner().invoke(cli.app, ["board", "--conditions", str(tmp_path / "mine.py"), "--quick"])
+    assert told.exit_code == 2 and "leave out --quick" in " ".join(told.output.split())
+
+
+def test_another_share_of_heads_is_planned_from_the_same_scores(ground):
+    few, many = ground.plan(fraction=0.04), ground.plan(fraction=0.13)
+    assert (len(few.heads), len(many.heads)) == (1, 4) and set(few.heads) < set(many.heads)
+    assert ground.plan(fraction=ground.sizes.fraction).edits == ground.plan().edits
 
 
 def test_a_reward_of_ones_own_is_part_of_the_key(ground):

@@ -66,7 +66,9 @@ class Sizes:
         samples: Samples of each main problem, at temperature 1.
         seeds: Seeds of whatever is random or trained.
         extraction: Problems, and samples of each, that directions and heads are found on (train split of ``training.task``).
-        haystacks: Lookup problems that retrieval is measured on (and found on: as many others).
+        haystack: Task that retrieval is measured on: ``lookup``, ``needle`` or ``threading`` (see ``jobs.retrieval.Search``).
+        haystacks: How many of its problems (and it is found on as many others).
+        lengths: Prompt lengths of ``needle`` and ``threading`` in tokens; none: five up to the model's context.
         texts: Base responses that every condition reads, teacher-forced, to see how its states differ.
         fraction: Share of heads edited.
     """
@@ -79,7 +81,9 @@ class Sizes:
     unseen_tokens: int = 600
     seeds: int = 3
     extraction: tuple[int, int] = (200, 8)
+    haystack: str = "lookup"
     haystacks: int = 24
+    lengths: tuple[int, ...] = ()
     texts: int = 120
     fraction: float = edit.DEMO.fraction
     training: Training = Training()
@@ -187,9 +191,10 @@ class Ground:
         settings = edit.Settings(fraction=self.sizes.fraction)
         return {name: edit.find(self.lm, self.found, settings, name) for name in (PUBLISHED, OURS)}
 
-    def plan(self, strength: float = 1.0, form: str = OURS) -> Plan:
-        """ThinkEdit's plan at a strength."""
-        plan = self.findings[form].plan
+    def plan(self, strength: float = 1.0, form: str = OURS, fraction: float | None = None) -> Plan:
+        """ThinkEdit's plan at a strength; ``fraction``: of another share of heads than ``sizes.fraction``."""
+        finding = self.findings[form]
+        plan = finding.plan if fraction is None else edit.planned(self.lm, finding, edit.Settings(fraction), form)
         return replace(
             plan, edits=tuple(replace(e, strength=strength) for e in plan.edits), name=f"{plan.name}, strength {strength:g}"
         )
@@ -205,11 +210,16 @@ class Ground:
         """Efficiency Steering's direction, + longer."""
         return edit.extract(self.lm, self.found, recipe=edit.Recipe(method="efficiency"))[0]
 
+    def search(self, seed: int = 0) -> Search:
+        """How retrieval is measured."""
+        return Search(self.sizes.haystack, self.sizes.haystacks, self.sizes.lengths, seed=seed)
+
     @cached_property
     def retrieval(self) -> retrieval.Found:
-        """What every head does on lookup haystacks of the dev split."""
-        search = Search(instances=self.sizes.haystacks)
-        return retrieval.look(self.lm, search, out=self.out / "haystacks" / f"{self.lm.fingerprint[:12]}-{search.instances}")
+        """What every head does on haystacks of the dev split."""
+        search = self.search()
+        name = f"{self.lm.fingerprint[:12]}-{search.task}-{search.instances}"
+        return retrieval.look(self.lm, search, out=self.out / "haystacks" / name)
 
     def policy(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:
         """A policy trained from ``start`` (default: the base model), a ``grpo.run.Trained``; read back if this was done before.

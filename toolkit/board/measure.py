@@ -27,7 +27,7 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.edit import OURS
 from toolkit.lm import LM, Condition
 from toolkit.methods import failed_steps, phase_entropy, retrieval_heads
-from toolkit.tasks import execution, haystack, lookup, running_sum
+from toolkit.tasks import execution, haystack, running_sum
 from toolkit.types import Problem, Rollout
 
 ROWS, POINTS, ABOUT = "rows.parquet", "points.parquet", "about.json"
@@ -172,8 +172,8 @@ class References:
 
     @cached_property
     def haystacks(self) -> list[haystack.Haystack]:
-        """Lookup problems of the test split, located."""
-        return [haystack.of_lookup(self.ground.lm, p) for p in lookup.load("test", self.ground.sizes.haystacks, 1)]
+        """Haystacks of the test split."""
+        return self.ground.search(seed=1).haystacks(self.ground.lm, "test")
 
     @cached_property
     def base_answers(self) -> list[Rollout]:

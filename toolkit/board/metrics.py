@@ -73,7 +73,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "short_push": Metric(
             "push of short-thinking heads", "number", "low", "mechanism", "What base's short-thinking heads write towards short, on the same texts."
         ),
-        "retrieved": Metric("retrieved", "share", "high", "mechanism", "Lookup haystacks answered rightly, greedy."),
+        "retrieved": Metric("retrieved", "share", "high", "mechanism", "Haystacks (lookup, needles) answered rightly, greedy."),
         "retrieval_write": Metric(
             "write of retrieval heads", "number", "high", "mechanism", "What base's retrieval heads write towards the retrieved token, on the same texts (logits)."
         ),

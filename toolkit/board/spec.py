@@ -8,7 +8,8 @@ A list of one's own is a Python file that defines ``CONDITIONS``; ``default.py``
     mine = Spec("half of head 3.1", "edit", lambda ground, seed: Condition(edits.apply(ground.lm, my_plan(ground.lm))))
     CONDITIONS = [*default.CONDITIONS, mine, trained("my price", recipes.plain("length_penalty", alpha=0.2))]
 
-``toolkit board --conditions FILE`` measures what is new in it and reads the rest back.
+``toolkit board --conditions FILE`` measures what is new in it and reads the rest back. The file may also say how much is measured:
+``SIZES = Sizes(main=(("gsm8k", 200),), ...)``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 from toolkit import edits, masks, merging, shipped, store, vectors
 from toolkit import lm as lms
-from toolkit.board.ground import Ground
+from toolkit.board.ground import Ground, Sizes
 from toolkit.directions import random_like
 from toolkit.edits import steering
 from toolkit.grpo.recipes import Recipe
@@ -92,18 +93,21 @@ def _plain(about: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v if isinstance(v, Recipe | int | float | str | type(None)) else repr(v) for k, v in about.items()}
 
 
-def read(path: str | Path) -> list[Spec]:
-    """The ``CONDITIONS`` of a Python file.
+def read(path: str | Path) -> tuple[list[Spec], Sizes | None]:
+    """The ``CONDITIONS`` of a Python file, and its ``SIZES`` if it says how much is to be measured.
 
     Raises:
-        ValueError: the file defines none, or something in the list is not a :class:`Spec`.
+        ValueError: the file defines no conditions, something in the list is not a :class:`Spec`, or ``SIZES`` is no :class:`Sizes`.
     """
-    found = runpy.run_path(str(store.existing(path))).get("CONDITIONS")
+    defined = runpy.run_path(str(store.existing(path)))
+    found, sizes = defined.get("CONDITIONS"), defined.get("SIZES")
     if not isinstance(found, list | tuple):
         raise ValueError(f"{path} defines no CONDITIONS: a list of conditions (see toolkit/board/default.py).")
     if wrong := [value for value in found if not isinstance(value, Spec)]:
         raise ValueError(f"{path}: {wrong[0]!r} in CONDITIONS is not a board.Spec.")
-    return list(found)
+    if not isinstance(sizes, Sizes | None):
+        raise ValueError(f"{path}: SIZES is {sizes!r}, not a board.Sizes.")
+    return list(found), sizes
 
 
 def checked(specs: Sequence[Spec], pattern: str | None = None) -> list[Spec]:
@@ -137,25 +141,30 @@ def _base(ground: Ground, seed: int) -> Condition:
     return Condition(ground.lm)
 
 
-def edited(name: str, strength: float = 1.0, form: str = OURS, *, control: str = "", adapter: bool = False) -> Spec:
+def edited(
+    name: str, strength: float = 1.0, form: str = OURS, *, fraction: float | None = None, control: str = "", adapter: bool = False
+) -> Spec:
     """ThinkEdit (arXiv 2503.22048): a direction projected out of the heads that write towards short thinking, in the weights.
 
     Args:
         strength: lambda; 1 removes the component, 2 mirrors it.
+        fraction: Share of heads; default: that of the board's sizes.
         control: ``"heads"``: as many random heads of the same layers; ``"direction"``: the same heads, a random direction they can write.
         adapter: Written as a rank-1 PEFT adapter and merged by peft, instead of into the weights.
     """
-    about = {"strength": strength, "form": form, "control": control, "adapter": adapter}
+    about = {"strength": strength, "form": form, "fraction": fraction, "control": control, "adapter": adapter}
     what = {"heads": "random heads of the same layers", "direction": "the same heads, a random direction they can write"}
     note = what.get(control, "rank-1 PEFT adapter, merged" if adapter else "written into the weights")
     family = "control" if control else "edit"
-    return _spec(
-        name, family, _edited, about, seeded=bool(control), paper="2503.22048", note=f"{form}, strength {strength:g}: {note}"
-    )
+    share = "" if fraction is None else f", {100 * fraction:g} % of heads"
+    note = f"{form}, strength {strength:g}{share}: {note}"
+    return _spec(name, family, _edited, about, seeded=bool(control), paper="2503.22048", note=note)
 
 
-def _edited(ground: Ground, seed: int, *, strength: float, form: str, control: str, adapter: bool) -> Condition:
-    plan = ground.plan(strength, form)
+def _edited(
+    ground: Ground, seed: int, *, strength: float, form: str, fraction: float | None, control: str, adapter: bool
+) -> Condition:
+    plan = ground.plan(strength, form, fraction)
     if control == "heads":
         plan = edits.random_heads(plan, ground.lm.layout, seed=seed)
     elif control == "direction":

@@ -25,7 +25,8 @@ def board(
         bool, typer.Option("--quick", help="Every condition, small: under 12 minutes on two cores, to see it work.")
     ] = False,
     conditions: Annotated[
-        Path | None, typer.Option(help="A Python file that defines CONDITIONS; copy toolkit/board/default.py.")
+        Path | None,
+        typer.Option(help="A Python file that defines CONDITIONS, and SIZES if it wants; copy toolkit/board/default.py."),
     ] = None,
     only: Annotated[str | None, typer.Option(help="Only conditions of such names, e.g. 'GRPO*,steered*'; base always.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of whatever is random or trained.")] = None,
@@ -81,8 +82,13 @@ def board(
         "lora": lora,
         "engine": engine,
     }
-    sizes = boards.sized(boards.QUICK if quick else boards.FULL, given, settings_of(settings), tiny=model == "tiny-reasoner")
-    specs = boards.checked(boards.read(conditions) if conditions else default.CONDITIONS, only)
+    listed, own = boards.read(conditions) if conditions else (default.CONDITIONS, None)
+    if quick and own:
+        raise typer.BadParameter(f"{conditions} has SIZES of its own: leave out --quick.")
+    start = own or (boards.QUICK if quick else boards.FULL)
+    tiny = own.training.tiny if own else model == "tiny-reasoner"
+    sizes = boards.sized(start, given, settings_of(settings), tiny=tiny)
+    specs = boards.checked(listed, only)
     store.writable(out_dir)
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
     helpers = [] if measure_only else [_helper() for _ in range(jobs - 1)]

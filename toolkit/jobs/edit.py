@@ -154,9 +154,18 @@ def find(lm: LM, found: Sequence[Rollout], settings: Settings, name: str = PUBLI
     moments, v = _direction(lm, found, settings, RECIPES[name])
     scores = thinkedit.head_scores(moments, v, lm) if name == PUBLISHED else thinkedit.contrast_scores(moments, v, lm)
     plan = edits.plan(scores, v, fraction=settings.fraction, strength=settings.strength)
-    if name == OURS:
-        plan = edits.with_direction(plan, thinkedit.written_direction(moments, plan.heads, lm))
-    return Finding(moments, v, scores, plan)
+    return Finding(moments, v, scores, _completed(lm, plan, moments, name))
+
+
+def planned(lm: LM, finding: Finding, settings: Settings, name: str = PUBLISHED) -> Plan:
+    """The plan of the same finding with another share of heads or strength; nothing is measured again."""
+    plan = edits.plan(finding.scores, finding.direction, fraction=settings.fraction, strength=settings.strength)
+    return _completed(lm, plan, finding.moments, name)
+
+
+def _completed(lm: LM, plan: Plan, moments: Moments, name: str) -> Plan:
+    """Our form removes what the plan's heads write themselves."""
+    return edits.with_direction(plan, thinkedit.written_direction(moments, plan.heads, lm)) if name == OURS else plan
 
 
 def plan_table(finding: Finding) -> pd.DataFrame:
