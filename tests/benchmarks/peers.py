@@ -128,7 +128,9 @@ def steering(given: dict, device: str) -> dict:
     plain = {rows: turns({"plain": lambda rows=rows: generate(rows=rows)})["plain"] for rows in given["batches"]}
     directions = {i: np.zeros(len(given["vector"]), dtype=np.float32) for i in range(model.config.num_hidden_layers)}
     directions[layer] = vector.numpy()
+    kind = model.model.layers[layer].attention_type
     controlled = ControlModel(model, [layer])
+    model.model.layers[layer].attention_type = kind  # as shipped it fails on Qwen3: the wrapped block lacks what the model asks it for
     controlled.set_control(ControlVector("qwen3", directions), 1.0)
     for rows in given["batches"]:
         found = {"gate": int((by_repeng(rows) != expected[rows]).sum())}

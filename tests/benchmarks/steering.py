@@ -138,10 +138,10 @@ def peers_here(lm: LM, layer: int) -> list[Row]:
                 {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW,
                 pad_token_id=0,
             ) as tracer:  # fmt: skip
-                with tracer.all():
+                with tracer.iter[:NEW]:  # what follows an unbounded tracer.all() is not run
                     block = sight.model.layers[layer]
                     block.output = block.output + v
-                out = sight.generator.output.save()
+                out = tracer.result.save()
             return out
 
         for name, run in (("TransformerLens bridge", lens), ("nnsight", traced)):
