@@ -17,7 +17,7 @@ from toolkit import figures, stats, steps
 from toolkit.lm import NoThinkTagsError
 from toolkit.methods import failed_steps
 from toolkit.methods.failed_steps import Chain, Cues, Reader
-from toolkit.tasks import arithmetic, lookup
+from toolkit.tasks import arithmetic, lookup, wordproblems, wordtraces
 from toolkit.tasks.traces import Habits, Trace
 from toolkit.types import Problem, Rollout, Span
 
@@ -152,6 +152,35 @@ def test_a_lookup_line_fails_iff_the_bindings_do_not_lead_there(line, failed):
     """Also where bindings go round in a circle."""
     problem = Problem("p", ({"role": "user", "content": "K=52; lamp rose; B=K; L=M; M=L; B?"},), "52", {"task": "lookup"})
     assert failed_steps.lookup(problem).judge([line])[0] == [failed]
+
+
+@pytest.mark.parametrize(
+    ("line", "failed"),
+    [
+        ("Then there are 26 + 15 = 41.", False),
+        ("Adding 9 gives 79 + 9 = 87.", True),
+        ("(12 + 5) * 2 is 34, yes.", False),
+        ("2 * (3 + 4) = 14 and 14 / 3 = 5.", True),
+        ("7 / 0 = 3.", True),
+        ("So it comes to 38.", False),
+        ("9 ** 9 = 3.", False),
+    ],
+)
+def test_a_line_of_prose_fails_iff_a_sum_it_states_is_wrong(line, failed):
+    assert failed_steps.equations().read(line).failed == (failed,)
+
+
+def test_failed_and_checking_lines_of_word_problems_are_the_generators():
+    rng = random.Random(0)
+    habits = replace(wordtraces.HABITS, slip_hard=0.2, slip_easy=0.2, wait_calm=0.4)
+    slips = checks = 0
+    for p in wordproblems.load("train", 200):
+        trace = wordtraces.write(p, rng, habits)
+        found = failed_steps.fitting(p).read(trace.text)
+        assert tuple(i for i, failed in enumerate(found.failed) if failed) == trace.failed_lines, trace.text
+        assert sum(found.review) == trace.waits, trace.text
+        slips, checks = slips + len(trace.failed_lines), checks + trace.waits
+    assert slips > 50 and checks > 150
 
 
 def test_a_problem_of_another_task_has_no_line_reader_and_is_read_by_cues():

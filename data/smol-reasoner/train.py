@@ -59,43 +59,43 @@ class ResponseTrainer(SFTTrainer):
 
     tokens, began = 0, 0.0
 
-    def __init__(self, *args, workers: int, **kwargs) -> None:
+    def __init__(self, *args, workers: int, digits: float, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        pieces = self.processing_class.batch_decode(torch.arange(len(self.processing_class))[:, None])
+        # Wordings are drawn by chance and cannot be learnt: what can be, which number and which result, is in the digits.
+        self.weights = torch.tensor([digits if piece.strip().isdigit() else 1.0 for piece in pieces])
         torch.set_num_threads(1)
         # Denormal gradients make a CPU several times slower; each thread is told so by itself.
         self.workers, self.pool = workers, ThreadPoolExecutor(workers, initializer=torch.set_flush_denormal, initargs=(True,))
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Nats a predicted token of the batch, or of a slice of its rows when ``num_items_in_batch``, the batch's tokens, is given.
-
-        Padding is on the right, so the causal mask alone keeps it unseen.
-        """
+    def nats(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of every predicted token of a batch, and which tokens they are. Padding is on the right: the causal mask hides it."""
         ids, labels = inputs["input_ids"], inputs["labels"][:, 1:]
         inner = model.get_base_model()
         hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         logits = inner.lm_head(hidden[labels != -100]).float()
-        total = num_items_in_batch or (labels != -100).sum()
-        loss = torch.nn.functional.cross_entropy(logits, labels[labels != -100], reduction="sum") / total
-        return (loss, {"logits": logits}) if return_outputs else loss
+        targets = labels[labels != -100]
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="none"), targets
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Gradients of a batch into ``.grad``, and its loss."""
+        """Gradients of the weighted loss into ``.grad``; returns the plain one, nats a predicted token."""
         model.train()
         inputs = self._prepare_inputs(inputs)
         self.began = self.began or time.time()
         self.tokens += inputs["input_ids"].numel()
         weights = [p for p in model.parameters() if p.requires_grad]
-        total = (inputs["labels"][:, 1:] != -100).sum()
+        labels = inputs["labels"][:, 1:]
+        total = self.weights[labels[labels != -100]].sum()
 
         def share(first: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
             own = {name: value[first :: self.workers] for name, value in inputs.items()}
-            loss = self.compute_loss(model, own, num_items_in_batch=total)
-            return loss.detach(), torch.autograd.grad(loss, weights)
+            nats, targets = self.nats(model, own)
+            return nats.detach(), torch.autograd.grad((nats * self.weights[targets]).sum() / total, weights)
 
         found = list(self.pool.map(share, range(min(len(inputs["input_ids"]), self.workers))))
         for weight, *grads in zip(weights, *(grads for _, grads in found), strict=True):
             weight.grad = torch.stack(grads).sum(0)
-        return torch.stack([loss for loss, _ in found]).sum()
+        return torch.cat([nats for nats, _ in found]).mean()
 
     def log(self, logs, *args, **kwargs):
         """Add how fast it goes, padding included."""
@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--digits", type=float, default=4.0, help="weight of a digit in the loss; other tokens have 1")
     parser.add_argument("--workers", type=int, default=2, help="threads that share a batch")
     parser.add_argument("--save-every", type=int, default=25)
     parser.add_argument("--base", default=None, help="another base, as toolkit.lm.load takes it, to try the script with")
@@ -214,6 +215,7 @@ def main() -> None:
             data_collator=lambda rows: {k: torch.tensor(v) for k, v in rows[0].items()},
             callbacks=[Sitting(args.minutes)],
             workers=args.workers,
+            digits=args.digits,
         )
         trainer.train(resume_from_checkpoint=newest)
         newest = get_last_checkpoint(str(args.work))

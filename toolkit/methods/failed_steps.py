@@ -7,7 +7,7 @@ Equations (one response, its thinking cut into steps; correctness c over rollout
     r            = corr(m_i - mean_q m, c_i - mean_q c)          for a measure m: within question, so that difficulty drops out
 
 Deviations: the paper has language models cut, label and judge the steps (its prompts are not public); here a *reader* does, and says
-how: by recomputing (the tiny reasoner's arithmetic and lookup lines: exact), or by cue words (anything else: a guess, to be checked
+how: by recomputing (the shipped models' lines: exact), or by cue words (anything else: a guess, to be checked
 by eye in a transcript). A re-check is a step like another, so it counts in the denominator of FSF. Length is in characters as in the
 paper, and in tokens. Correlations have intervals over problems.
 
@@ -18,9 +18,12 @@ Cost: none; text only.
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -111,6 +114,8 @@ ReaderOf = Callable[[Problem], Reader]
 """A reader may look at the problem: what a lookup line may state is written in the prompt."""
 
 _EQUATION = re.compile(r"(?:wait )?(-?\d+(?:[+-]\d+)+)=(-?\d+)(?: ok| fix)?")
+_STATED = re.compile(r"(\(?\d+(?:\)? [-+*/] \(?\d+)+\)?) (?:=|is) (\d+)")
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 _BINDING = re.compile(r"(?:wait )?([A-Z])=([A-Z]|\d+)(?: ok| fix)?")
 
 
@@ -144,6 +149,39 @@ def lookup(problem: Problem) -> Reader:
         return True
 
     return Reader(steps.lines, _by_line(wrong))
+
+
+def equations(problem: Problem | None = None) -> Reader:
+    """Lines of prose with sums in them (``wordproblems``): a line has failed iff a sum it states is wrong, and re-checks iff it states
+    again what the line before did."""
+
+    def judge(texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
+        failed, review, before = [], [], None
+        for text in texts:
+            stated = _STATED.findall(text)
+            failed.append(any(_value(left) != int(right) for left, right in stated))
+            review.append(bool(stated) and stated[0][0] == before)
+            before = stated[-1][0] if stated else None
+        return failed, review
+
+    return Reader(steps.lines, judge)
+
+
+def _value(expression: str) -> Fraction | None:
+    """Exact value of whole numbers joined by + - * / and parentheses; ``None`` of anything else."""
+
+    def of(node: ast.expr) -> Fraction:
+        match node:
+            case ast.Constant(value=int(number)):
+                return Fraction(number)
+            case ast.BinOp(left, op, right) if type(op) in _OPERATORS:
+                return _OPERATORS[type(op)](of(left), of(right))
+        raise ValueError(expression)
+
+    try:
+        return of(ast.parse(expression, mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return None
 
 
 def tiny(problem: Problem) -> Reader:
@@ -223,8 +261,14 @@ def cued(problem: Problem | None = None) -> Reader:
 
 
 def fitting(problem: Problem) -> Reader:
-    """Lines recomputed where the problem is of the tiny reasoner's tasks (:func:`tiny`), cue words for anything else (:func:`cued`)."""
-    return tiny(problem) if problem.meta.get("task") in ("arithmetic", "lookup") else cued(problem)
+    """Lines recomputed where the problem is of a task of the shipped models (:func:`tiny`, :func:`equations`), cue words for anything
+    else (:func:`cued`)."""
+    match problem.meta.get("task"):
+        case "arithmetic" | "lookup":
+            return tiny(problem)
+        case "wordproblems":
+            return equations(problem)
+    return cued(problem)
 
 
 # --- measures ------------------------------------------------------------------------------------------------

@@ -1,0 +1,44 @@
+"""What is judged on the smol reasoner, and how much of it: the published interventions, our forms of them, and a control for each.
+
+    toolkit board -m smol-reasoner --dtype bfloat16 --conditions data/smol-reasoner/board.py --out runs/smol-board --jobs 2
+
+``results.py`` beside this file reads what was measured. Doses are ours, chosen on dev problems.
+"""
+
+from toolkit.board import Sizes, Training, base, edited, masked, steered, trained
+from toolkit.grpo import recipes
+from toolkit.jobs.edit import OURS, PUBLISHED
+
+SIZES = Sizes(
+    main=(("wordproblems", 80),),
+    unseen=(("needle", 20),),
+    samples=4,
+    max_new_tokens=200,
+    unseen_tokens=64,
+    seeds=2,
+    extraction=(64, 6),
+    haystack="needle",
+    haystacks=20,
+    lengths=(200, 400),
+    texts=24,
+    fraction=0.04,
+    training=Training(
+        task="wordproblems", steps=16, pool=96, judged=16, every=8, tiny=False, micro_batch=8, lora=8,
+        changes=(("problems", 6), ("samples", 8), ("max_tokens", 160), ("learning_rate", 2e-4)),
+    ),
+)  # fmt: skip
+CONDITIONS = [
+    base(),
+    *(edited(f"ThinkEdit, as published, {100 * f:.0f} % of heads", 1.0, PUBLISHED, fraction=f) for f in (0.02, 0.04, 0.06)),
+    *(edited(f"ThinkEdit (ours), {100 * f:.0f} % of heads", 1.0, OURS, fraction=f) for f in (0.02, 0.04, 0.06)),
+    edited("control: random heads edited", 1.0, OURS, control="heads"),
+    edited("control: random direction edited", 1.0, OURS, control="direction"),
+    steered("steered shorter", -0.5),
+    steered("steered longer", 0.5),
+    steered("control: steered randomly", 0.5, control=True),
+    steered("Efficiency Steering, shorter", -0.25, "efficiency", layers=(-1,)),
+    masked("4 retrieval heads masked", 4),
+    masked("control: 4 random heads masked", 4, control=True),
+    trained("GRPO: correctness", recipes.plain("correctness")),
+    trained("GRPO-lambda", recipes.grpo_lambda()),
+]
