@@ -323,8 +323,10 @@ def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[T
     ids, mask = ids.to(lm.device), mask.to(lm.device)
     cache = DynamicCache(config=lm.model.config)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    # By index and not as a slice: torch multiplies a slice of a bf16 sequence as a batch, with a copy of the LM head for every row.
+    last = torch.tensor([width - 1], device=lm.device)
     out = lm.model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last
     )
     index = torch.tensor(which, device=lm.device)
     cache.batch_select_indices(index)
