@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -16,8 +17,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from toolkit import lm, shipped, store
+from toolkit import collect, edits, generate, lm, shipped, store, tasks
+from toolkit.generate import Sampling
 from toolkit.shipped import MissingPackageError
+from toolkit.types import Direction, HeadScores
 
 FOLDER = Path(__file__).parents[1] / "data" / "smol-reasoner"
 
@@ -221,3 +224,75 @@ def stopping(sitting, at: int):
 
     found.on_step_end = on_step_end
     return found
+
+
+# --- the adapter that is shipped -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smol():
+    return lm.load("smol-reasoner", dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def said(smol):
+    return generate.rollouts(
+        smol, tasks.load("wordproblems", "test", 16), Sampling(n=2, max_new_tokens=200, details=True), progress=False
+    )
+
+
+def test_the_adapter_is_small_and_an_ordinary_peft_folder():
+    weights = FOLDER / "adapter_model.safetensors"
+    assert weights.stat().st_size <= 10e6
+    about = store.read_json(FOLDER / "adapter_config.json")
+    assert (about["peft_type"], about["base_model_name_or_path"]) == ("LORA", "HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert store.read_json(FOLDER / "training.json")["step"] == [row["step"] for row in losses()][-1]
+
+
+def losses() -> list[dict]:
+    return [json.loads(line) for line in (FOLDER / "loss.jsonl").read_text().splitlines()]
+
+
+def test_it_thinks_in_tags_before_it_answers_and_is_often_right(said):
+    assert sum(r.closed for r in said) >= 0.9 * len(said)
+    assert all(r.text.startswith("<think>\n") for r in said if r.closed)
+    assert sum(r.correct for r in said) >= 0.3 * len(said)
+    assert len({r.think_tokens for r in said}) > 8
+
+
+def test_its_chat_template_has_no_system_prompt_and_forgets_earlier_thoughts(smol):
+    messages = [
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": "<think>\n1 + 1 = 2.\n</think>\n2."},
+        {"role": "user", "content": "2 + 2?"},
+    ]
+    text = smol.text(smol.prompt_ids(messages))
+    assert "system" not in text and "1 + 1 = 2" not in text and "2." in text
+
+
+def test_one_head_of_it_can_be_edited_and_the_edit_acts_at_run_time_as_in_the_weights(smol, said):
+    scores = store.load(FOLDER / "results" / "ours-scores.safetensors", HeadScores)
+    direction = store.load(FOLDER / "results" / "ours-direction.safetensors", Direction)
+    plan = edits.with_direction(edits.plan(scores, direction, count=1), direction)
+    plain, acting, written = (
+        collect.logits(lm_, said[0], act)
+        for lm_, act in ((smol, None), (smol, edits.RuntimeEdit(plan)), (edits.apply(smol, plan), None))
+    )
+    moved = (acting - plain).norm()
+    assert moved > 0 and (acting - written).norm() < 0.5 * moved  # bf16 rounds at every step
+
+
+def test_the_page_of_results_is_made_of_the_committed_numbers():
+    results = FOLDER / "results"
+    page, claims = (results / "README.md").read_text(), json.loads((results / "claims.json").read_text())
+    board = json.loads((results / "board.json").read_text())
+    for claim in claims:
+        assert f"| {claim['effect']} | {claim['from']} | {claim['found, + as claimed']} | {claim['verdict']} |" in page
+    assert len(claims) == page.count("| reproduced |") + page.count("| not reproduced |") + page.count("| undecided |")
+    for name, about in board["conditions"].items():
+        assert f"| {name} | {100 * about['metrics']['accuracy']['mean']:.1f}" in page
+
+
+def test_results_are_of_the_shipped_adapter():
+    about = json.loads((FOLDER / "results" / "about.json").read_text())
+    assert about["adapter_sha256"] == hashlib.sha256((FOLDER / "adapter_model.safetensors").read_bytes()).hexdigest()

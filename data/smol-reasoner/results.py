@@ -10,6 +10,7 @@ then every condition of ``board.py``; then ``results/`` is written: the board (`
 from __future__ import annotations
 
 import argparse
+import hashlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -223,6 +224,9 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], out: Path) -> Non
     files = {name: ground.out / f"doses-{name}-{ground.lm.fingerprint[:12]}.json" for name in LAYERS}
     swept_ = {name: store.read_json(file) for name, file in files.items()}
     store.write_json(swept_, out / "doses.json")
+    adapter = (HERE / "adapter_model.safetensors").read_bytes()
+    about = {"adapter_sha256": hashlib.sha256(adapter).hexdigest(), "provenance": ground.lm.provenance(0), "sizes": ground.sizes}
+    store.write_json(about, out / "about.json")
     heads = {}
     for name in (PUBLISHED, OURS):
         f = ground.findings[name]
