@@ -170,8 +170,8 @@ def test_a_problem_never_changes():
     assert content == [
         ("How much is 4 + 5 - 4? Thank you!", "5"),
         (
-            "In the morning a parking lot holds 12 bikes. During a concert the number of bikes doubles. At noon 5 bikes leave. 11 of the bikes are towed. Later 17 more arrive. In each of 4 hours 6 bikes arrive. How many bikes stand there now? A short reply will do.",
-            "49",
+            "In the morning a parking lot holds 12 bikes. During a concert the number of bikes doubles. At noon 3 bikes leave. 6 of the bikes are towed. Later 9 more arrive. In each of 3 hours 4 bikes arrive. How many bikes stand there now? A short reply will do.",
+            "36",
         ),
     ]
 

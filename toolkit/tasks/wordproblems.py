@@ -1,7 +1,7 @@
 """Word problems of 1 to 6 steps in short English sentences, and plain arithmetic, for ``smol-reasoner``.
 
-A story begins with a number, things happen to it, a question ends it. Every step is one operation on whole numbers from 0 to 99,
-so a model that splits numbers into digits can follow. Stories and the wordings of plain arithmetic (``stories.py``) belong to one
+A story begins with a number, things happen to it, a question ends it. Every step is one operation on whole numbers from 0 to 40,
+and what is added or taken away has one digit, so that a small model can follow. Stories and the wordings of plain arithmetic (``stories.py``) belong to one
 split each: no sentence of a test problem was in training, but for names and the phrasing around it.
 
 ``meta["steps"]`` is the solution, ``meta["needed"]`` the character ranges of the prompt that it needs, one per quantity in the order
@@ -19,7 +19,7 @@ from toolkit.tasks.stories import STORIES, Story
 from toolkit.types import Problem
 
 STEPS = (1, 6)
-LARGEST = 99
+LARGEST, START, CHANGE = 40, 20, 9
 EASY = 12
 PLAIN_SHARE, ASIDE_SHARE, FINAL_SHARE = 0.2, 0.2, 0.3
 HURRIED_SHARE, UNHURRIED_SHARE = 0.25, 0.35
@@ -121,15 +121,14 @@ def _around(rng: random.Random) -> tuple[str, bool]:
 
 def _plain(rng: random.Random, split: str, n: int, small: bool) -> tuple[str, list[Step]]:
     """A chain of additions and subtractions, which may begin with a product."""
-    top = EASY if small else rng.choice((20, 50))
-    first = rng.randint(1, top)
+    first = rng.randint(1, EASY if small else START)
     telling, shown = _Telling([], [], first), f"[{first}]"
     if rng.random() < 0.3:
-        a, b = rng.randint(2, 9), rng.randint(2, 9)
+        a, b = rng.randint(2, 6), rng.randint(2, 6)
         telling.take("", Step("*", a, b, a * b))
         shown = f"[{a}] * [{b}]"
     while len(telling.steps) < n:
-        step = _gain(rng, telling.total, top) if rng.random() < 0.5 else _loss(rng, telling.total, top)
+        step = _gain(rng, telling.total) if rng.random() < 0.5 else _loss(rng, telling.total)
         if step:
             telling.take("", step)
             shown += f" {step.op} [{step.right}]"
@@ -144,7 +143,7 @@ def _story(rng: random.Random, story: Story, n: int, small: bool) -> tuple[str, 
     names = {"who": who, "friend": friend, "him": him, "he": he, "his": his, "He": he.capitalize(), "His": his.capitalize()}
     names["things"] = rng.choice(story.things)
     while True:
-        start = rng.randint(2, EASY if small else 30)
+        start = rng.randint(2, EASY if small else START)
         telling = _Telling([rng.choice(story.begin).format(n=start, **names)], [], start)
         unused = {kind: list(getattr(story, kind)) for kind in ("gain", "gains", "loss", "losses")}
         unused |= {"double": [story.double], "half": [story.half]}
@@ -152,7 +151,7 @@ def _story(rng: random.Random, story: Story, n: int, small: bool) -> tuple[str, 
         events = n - (ending != "ask")
         for _ in range(8 * n):
             if len(telling.steps) < events:
-                _happen(rng, telling, unused, EASY if small else 20, events - len(telling.steps), names)
+                _happen(rng, telling, unused, events - len(telling.steps), names)
         question = _end(rng, telling, story, ending, names)
         if question and len(telling.steps) == n:
             break
@@ -161,9 +160,7 @@ def _story(rng: random.Random, story: Story, n: int, small: bool) -> tuple[str, 
     return " ".join([*telling.sentences, question]), telling.steps, names["things"]
 
 
-def _happen(
-    rng: random.Random, telling: _Telling, unused: dict[str, list[str]], top: int, room: int, names: dict[str, str]
-) -> None:
+def _happen(rng: random.Random, telling: _Telling, unused: dict[str, list[str]], room: int, names: dict[str, str]) -> None:
     """Let one thing happen, if a sentence for it is left and the numbers stay in range."""
     kind = rng.choices(list(unused), (4, 2, 4, 1.5, 1, 1))[0]
     if not unused[kind]:
@@ -172,10 +169,10 @@ def _happen(
     found: list[Step] = []
     match kind:
         case "gain" | "loss":
-            step = (_gain if kind == "gain" else _loss)(rng, total, top)
+            step = (_gain if kind == "gain" else _loss)(rng, total)
             found, numbers = [step] if step else [], {"n": step.right if step else 0}
         case "gains" | "losses":
-            a, b = rng.randint(2, 5), rng.randint(2, min(top, 9))
+            a, b = rng.randint(2, 4), rng.randint(2, 5)
             after = total + a * b if kind == "gains" else total - a * b
             if room >= 2 and 0 < after <= LARGEST:
                 found = [Step("*", a, b, a * b, apart=True), Step("+" if kind == "gains" else "-", total, a * b, after)]
@@ -204,11 +201,11 @@ def _end(rng: random.Random, telling: _Telling, story: Story, ending: str, names
     return (story.share if ending == "share" else story.price).format(n=n, **names)
 
 
-def _gain(rng: random.Random, total: int, top: int) -> Step | None:
-    n = rng.randint(2, top)
+def _gain(rng: random.Random, total: int) -> Step | None:
+    n = rng.randint(2, CHANGE)
     return Step("+", total, n, total + n) if total + n <= LARGEST else None
 
 
-def _loss(rng: random.Random, total: int, top: int) -> Step | None:
-    n = rng.randint(2, top)
+def _loss(rng: random.Random, total: int) -> Step | None:
+    n = rng.randint(2, CHANGE)
     return Step("-", total, n, total - n) if n < total else None
