@@ -11,19 +11,19 @@ from toolkit.jobs.edit import OURS, PUBLISHED
 
 SIZES = Sizes(
     main=(("wordproblems", 80),),
-    unseen=(("needle", 20),),
+    unseen=(("arithmetic", 24),),
     samples=4,
     max_new_tokens=200,
-    unseen_tokens=64,
-    seeds=2,
-    extraction=(64, 6),
+    unseen_tokens=160,
+    seeds=1,
+    extraction=(64, 5),
     haystack="needle",
-    haystacks=20,
+    haystacks=12,
     lengths=(200, 400),
     texts=24,
     fraction=0.04,
     training=Training(
-        task="wordproblems", steps=16, pool=96, judged=16, every=8, tiny=False, micro_batch=8, lora=8,
+        task="wordproblems", steps=12, pool=72, judged=16, every=6, tiny=False, micro_batch=8, lora=8,
         changes=(("problems", 6), ("samples", 8), ("max_tokens", 160), ("learning_rate", 2e-4)),
     ),
 )  # fmt: skip

@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/smol-board"), help="directory of the resumable state")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
-    parser.add_argument("--problems", type=int, default=24, help="dev problems of the dose-response")
+    parser.add_argument("--problems", type=int, default=16, help="dev problems of the dose-response")
     parser.add_argument("--seeds", type=int, default=None, help="seeds of what is random or trained")
     parser.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
