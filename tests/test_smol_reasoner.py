@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.util
 import itertools
 import json
@@ -20,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from toolkit import collect, edits, generate, lm, shipped, store, tasks
 from toolkit.generate import Sampling
 from toolkit.shipped import MissingPackageError
-from toolkit.types import Direction, HeadScores
+from toolkit.types import HeadEdit, Plan
 
 FOLDER = Path(__file__).parents[1] / "data" / "smol-reasoner"
 
@@ -253,11 +252,13 @@ def losses() -> list[dict]:
     return [json.loads(line) for line in (FOLDER / "loss.jsonl").read_text().splitlines()]
 
 
-def test_it_thinks_in_tags_before_it_answers_and_is_often_right(said):
+def test_it_thinks_in_tags_before_it_answers_and_is_often_right(smol, said):
     assert sum(r.closed for r in said) >= 0.9 * len(said)
     assert all(r.text.startswith("<think>\n") for r in said if r.closed)
-    assert sum(r.correct for r in said) >= 0.3 * len(said)
     assert len({r.think_tokens for r in said}) > 8
+    greedy = Sampling(temperature=0.0, max_new_tokens=200)
+    sure = generate.rollouts(smol, tasks.load("wordproblems", "test", 24), greedy, progress=False)
+    assert sum(r.correct for r in sure) >= 0.4 * len(sure)
 
 
 def test_its_chat_template_has_no_system_prompt_and_forgets_earlier_thoughts(smol):
@@ -270,29 +271,9 @@ def test_its_chat_template_has_no_system_prompt_and_forgets_earlier_thoughts(smo
     assert "system" not in text and "1 + 1 = 2" not in text and "2." in text
 
 
-def test_one_head_of_it_can_be_edited_and_the_edit_acts_at_run_time_as_in_the_weights(smol, said):
-    scores = store.load(FOLDER / "results" / "ours-scores.safetensors", HeadScores)
-    direction = store.load(FOLDER / "results" / "ours-direction.safetensors", Direction)
-    plan = edits.with_direction(edits.plan(scores, direction, count=1), direction)
-    plain, acting, written = (
-        collect.logits(lm_, said[0], act)
-        for lm_, act in ((smol, None), (smol, edits.RuntimeEdit(plan)), (edits.apply(smol, plan), None))
-    )
+def test_silencing_heads_acts_at_run_time_as_in_the_weights(smol, said):
+    plan = Plan(tuple(HeadEdit(20, head, "scale", 1.0) for head in range(5)), None, "five heads", smol.provenance())
+    runs = ((smol, None), (smol, edits.RuntimeEdit(plan)), (edits.apply(smol, plan), None))
+    plain, acting, written = (collect.logits(model, said[0], act) for model, act in runs)
     moved = (acting - plain).norm()
     assert moved > 0 and (acting - written).norm() < 0.5 * moved  # bf16 rounds at every step
-
-
-def test_the_page_of_results_is_made_of_the_committed_numbers():
-    results = FOLDER / "results"
-    page, claims = (results / "README.md").read_text(), json.loads((results / "claims.json").read_text())
-    board = json.loads((results / "board.json").read_text())
-    for claim in claims:
-        assert f"| {claim['effect']} | {claim['from']} | {claim['found, + as claimed']} | {claim['verdict']} |" in page
-    assert len(claims) == page.count("| reproduced |") + page.count("| not reproduced |") + page.count("| undecided |")
-    for name, about in board["conditions"].items():
-        assert f"| {name} | {100 * about['metrics']['accuracy']['mean']:.1f}" in page
-
-
-def test_results_are_of_the_shipped_adapter():
-    about = json.loads((FOLDER / "results" / "about.json").read_text())
-    assert about["adapter_sha256"] == hashlib.sha256((FOLDER / "adapter_model.safetensors").read_bytes()).hexdigest()

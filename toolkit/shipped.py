@@ -69,7 +69,9 @@ def merged(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrain
     """
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-    config = LoraConfig(**{k: v for k, v in store.read_json(folder / "adapter_config.json").items() if k != "peft_type"})
+    # The base comes from a package and not from the hub: peft would warn that its name is another.
+    about = {k: v for k, v in store.read_json(folder / "adapter_config.json").items() if k != "peft_type"}
+    config = LoraConfig(**{**about, "base_model_name_or_path": None})
     adapted: Any = get_peft_model(model, config)
     tensors, _ = store.read_tensors(folder / WEIGHTS[SMOL_REASONER])
     found: Any = set_peft_model_state_dict(adapted, {k: v.float() for k, v in tensors.items()})

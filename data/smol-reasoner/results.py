@@ -92,8 +92,9 @@ def measured(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int,
         with store.claimed(file) as mine:
             if mine and not file.exists():
                 found = swept(ground, name, problems)
-                about = {"spearman": {d: doses.monotone(found, d) for d in (name, doses.RANDOM)}}
-                store.write_json({**about, "doses": found.table.to_dict("records")}, file)
+                trends = {d: doses.monotone(found, d) for d in (name, doses.RANDOM)}
+                trends = {d: None if np.isnan(v) else v for d, v in trends.items()}
+                store.write_json({"spearman": trends, "doses": report.records(found.table)}, file)
     boards.run(ground, specs, wait=wait, progress=wait)
 
 
