@@ -262,3 +262,16 @@ def test_sentences_on_the_board_are_those_of_the_committed_one(board):
         -100 * paired[name]["accuracy"]["mean"] for name in ("budget of 12", "budget of 24", "budget of 48", "asked to be quick")
     ]
     assert claimed(r"a cue word cost (.+?) points") == span(lost)
+
+
+def test_numbers_on_the_smol_reasoner_are_those_of_its_card():
+    card = (ROOT / "data/smol-reasoner/README.md").read_text()
+
+    def measured(what: str) -> list[float]:
+        (row,) = re.findall(rf"^\| {re.escape(what)} \| (.+?) \|$", card, re.MULTILINE)
+        return [100 * float(v) for v in re.findall(r"[\d.]+", row)]
+
+    mean, low, high = (f"{v:.1f}" for v in measured("accuracy"))
+    assert claimed(r"it is right in (.+?) of its responses") == f"{mean} % [{low}, {high}]"
+    assert claimed(r"the shortest fifth is right in (\d+) %") == f"{measured('accuracy on 3+ steps, the shortest 20 %')[0]:.0f}"
+    assert claimed(r"right in 1 %, the rest in (\d+) %") == f"{measured('accuracy on 3+ steps, the rest')[0]:.0f}"
