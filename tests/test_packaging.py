@@ -88,18 +88,22 @@ def test_wheel_is_named_after_the_version_of_the_package(wheel):
     assert wheel.name == f"reasoning_length_toolkit-{toolkit.__version__}-py3-none-any.whl"
 
 
-def test_wheel_holds_every_tracked_file_of_the_package_and_the_model(wheel):
+ADAPTER_FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja")
+
+
+def test_wheel_holds_every_tracked_file_of_the_package_and_the_models(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     model = tracked(MODEL)
     assert set(MODEL_FILES) <= set(model), f"{MODEL} is not complete in git: {model}"
     expected = {f"toolkit/{f}" for f in tracked("toolkit")} | {f"toolkit/_data/tiny-reasoner/{f}" for f in model}
+    expected |= {f"toolkit/_data/smol-reasoner/{f}" for f in ADAPTER_FILES}
     assert not expected - held
 
 
 def test_wheel_holds_nothing_else_and_stays_small(wheel):
     outside = [n for n in zipfile.ZipFile(wheel).namelist() if not n.startswith(("toolkit/", "reasoning_length_toolkit-"))]
     assert not outside
-    assert wheel.stat().st_size < 12e6
+    assert wheel.stat().st_size < 16e6  # 10 MB of them the adapter
 
 
 def test_wheel_has_the_command_the_license_and_a_description(wheel):
