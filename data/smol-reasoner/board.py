@@ -2,7 +2,7 @@
 
     toolkit board -m smol-reasoner --dtype bfloat16 --conditions data/smol-reasoner/board.py --out runs/smol-board --jobs 2
 
-``results.py`` beside this file reads what was measured. Doses are ours, chosen on dev problems.
+``results.py`` beside this file reads what was measured. Doses are ours, not chosen on dev problems yet.
 """
 
 from toolkit.board import Sizes, Training, base, edited, masked, steered, trained

@@ -51,7 +51,7 @@ problems of up to four steps without haste; in {sittings} sitting(s), which `tra
 numbers (results up to 99, changes up to 20 and 50): what `generate.py` makes now is what the rest was on, so the same weights do not come out again.
 
 **Not there yet:** the aim is 50 to 85 % at temperature 1. Greedy it is right far more often than sampled; more steps on the same data are expected to help
-(`train.py --steps 2600 --decay 800` goes on from `runs/smol-reasoner`, if that was kept).
+(`train.py --steps 2600 --first 900 --decay 800` goes on from `runs/smol-reasoner`, if that was kept).
 
 What pushes it towards short thinking: a hurried phrase around the problem ({cues}, ...), problems that look easy, and now and then nothing at all.
 Step by step is the default. Test stories share no sentence with training.

@@ -34,7 +34,7 @@ from toolkit.stats import Estimate
 HERE = Path(__file__).parent
 FILES = {PUBLISHED: "published", OURS: "ours"}
 STRENGTHS = (-1.0, -0.5, 0.5, 1.0)
-LAYERS = {"ThinkEdit (ours)": None, "Efficiency Steering": (-1,)}
+LAYERS = {OURS: None, "Efficiency Steering": (-1,)}
 POINTS, TOKENS = 0.03, 0.05  # smallest effects that matter: 3 points of accuracy, 5 % of the base's length (ours)
 POWER = 1.96 + 0.84  # standard errors that are found with 80 % power at 5 %
 
@@ -77,7 +77,7 @@ class Claim:
 
 def swept(ground: boards.Ground, name: str, problems: int) -> doses.Doses:
     """Dose-response of one direction and of a random one."""
-    v = ground.thinkedit if name == "ThinkEdit (ours)" else ground.efficiency
+    v = ground.thinkedit if name == OURS else ground.efficiency
     layers = None if LAYERS[name] is None else tuple(i % ground.lm.layout.n_layers for i in LAYERS[name])
     both = {name: v, doses.RANDOM: directions.random_like(v, seed=0)}
     few = replace(ground.study, problems=problems).load("dev", ground.lm)

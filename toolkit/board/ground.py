@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from toolkit import tasks
+from toolkit import store, tasks
 from toolkit.generate import Sampling, rollouts
 from toolkit.grpo import recipes
 from toolkit.grpo.recipes import Recipe
@@ -218,7 +218,7 @@ class Ground:
     def retrieval(self) -> retrieval.Found:
         """What every head does on haystacks of the dev split."""
         search = self.search()
-        name = f"{self.lm.fingerprint[:12]}-{search.task}-{search.instances}"
+        name = f"{self.lm.fingerprint[:12]}-{store.key(asdict(search))}"  # its lengths are among it
         return retrieval.look(self.lm, search, out=self.out / "haystacks" / name)
 
     def policy(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:

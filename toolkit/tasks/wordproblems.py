@@ -1,8 +1,9 @@
 """Word problems of 1 to 6 steps in short English sentences, and plain arithmetic, for ``smol-reasoner``.
 
 A story begins with a number, things happen to it, a question ends it. Every step is one operation on whole numbers from 0 to 40,
-and what is added or taken away has one digit, so that a small model can follow. Stories and the wordings of plain arithmetic (``stories.py``) belong to one
-split each: no sentence of a test problem was in training, but for names and the phrasing around it.
+and what is added or taken away one by one has one digit, so that a small model can follow. Stories and the wordings of plain
+arithmetic (``stories.py``) belong to one split each: no sentence of a test problem was in training, but for names and the phrasing
+around it.
 
 ``meta["steps"]`` is the solution, ``meta["needed"]`` the character ranges of the prompt that it needs, one per quantity in the order
 they are told. *Easy* problems have at most two steps and no number above 12.
