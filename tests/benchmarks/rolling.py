@@ -15,6 +15,8 @@ from toolkit.generate import Sampling
 from toolkit.lm import LM
 from toolkit.types import Problem
 
+TURNS = 3  # of many seconds each
+
 
 def prompts_of(lm: LM, problems: list[Problem], n: int) -> list[list[int]]:
     return [lm.prompt_ids(p.messages) for p in problems for _ in range(n)]
@@ -97,7 +99,7 @@ def rows_of(name: str, lm: LM, problems: list[Problem], n: int, budget: int, aim
     torch.manual_seed(0)
     work = {"ours": lambda: counted("ours", ours)}
     work |= {key: partial(counted, key, run) for key, (run, _) in peers.items()}
-    seconds = turns(work)
+    seconds = turns(work, TURNS)
     speed = {key: [n / s for n, s in zip(tokens[key][-len(took) :], took, strict=True)] for key, took in seconds.items()}
     lengths = [len(r) for r in ours()]
     where = profile(ours)

@@ -17,6 +17,8 @@ from toolkit.types import Direction, Problem
 BATCHES = (1, 8) if QUICK else (1, 8, 64)
 NEW = 24 if QUICK else 64
 PROMPT = 64
+TURNS = 3 if QUICK else 5
+CHECKED = 8  # rows of a batch whose tokens are computed by whole passes, which are slow
 
 
 def direction_of(lm: LM, layer: int) -> Direction:
@@ -85,24 +87,27 @@ def rows_of(name: str, lm: LM, layer: int) -> list[Row]:
     for batch in BATCHES:
         ids = prompts(lm, batch)
         acts = {during: edits.steering(vector, 1.0, layers=[layer], during=during) for during in ("all", "think")}
-        expected = {"all": by_hand(lm, ids, layer, v), "think": thinking_by_hand(lm, ids, layer, v)}
+        expected = {"all": by_hand(lm, ids, layer, v), "think": thinking_by_hand(lm, ids[:CHECKED], layer, v)}
 
         def steered(during: str, ids=ids, acts=acts) -> torch.Tensor:
             with acts[during](lm):
                 return generate(lm, ids)
 
-        wrong = {during: int((steered(during) != expected[during]).sum()) for during in acts}
+        wrong = {during: int((steered(during)[: len(tokens)] != tokens).sum()) for during, tokens in expected.items()}
         seconds = turns(
             {
                 "plain": lambda ids=ids: generate(lm, ids),
                 "raw hook": lambda ids=ids: by_hand(lm, ids, layer, v),
                 **{during: lambda during=during: steered(during) for during in acts},
-            }
+            },
+            TURNS,
         )
         works = {"unsteered": (), **{during: (act,) for during, act in acts.items()}}
-        own = turns({key: lambda during=during, batch=batch: own_decoding(lm, during, batch) for key, during in works.items()})
+        own = turns(
+            {key: lambda during=during, batch=batch: own_decoding(lm, during, batch) for key, during in works.items()}, TURNS
+        )
         for during in acts:
-            gate = f"tokens that differ from a raw hook's: {wrong[during]} of {ids.shape[0] * NEW}"
+            gate = f"tokens that differ from a raw hook's: {wrong[during]} of {len(expected[during]) * NEW}"
             rows.append(
                 Row(
                     f"steering, {name}, batch {batch}, {during}: generate, over plain", *ratio(seconds[during], seconds["plain"]),
@@ -165,7 +170,7 @@ def peers_here(lm: LM, layer: int) -> list[Row]:
             if wrong:
                 rows.append(Row(f"steering, {MIDDLE}, batch {batch}, all: {name}", None, None, None, f"FAILED: {gate}", ""))
                 continue
-            seconds = turns({"theirs": run, "plain": lambda ids=ids: generate(lm, ids)})
+            seconds = turns({"theirs": run, "plain": lambda ids=ids: generate(lm, ids)}, TURNS)
             rows.append(
                 Row(
                     f"steering, {MIDDLE}, batch {batch}, all: {name} over plain",
