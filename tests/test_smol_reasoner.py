@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -12,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -19,7 +21,8 @@ from peft import LoraConfig, get_peft_model
 from toolkit import collect, edits, generate, lm, shipped, store, tasks
 from toolkit.generate import Sampling
 from toolkit.shipped import MissingPackageError
-from toolkit.types import HeadEdit, Plan
+from toolkit.stats import Estimate
+from toolkit.types import Direction, HeadEdit, HeadScores, Plan
 
 FOLDER = Path(__file__).parents[1] / "data" / "smol-reasoner"
 
@@ -277,3 +280,56 @@ def test_silencing_heads_acts_at_run_time_as_in_the_weights(smol, said):
     plain, acting, written = (collect.logits(model, said[0], act) for model, act in runs)
     moved = (acting - plain).norm()
     assert moved > 0 and (acting - written).norm() < 0.5 * moved  # bf16 rounds at every step
+
+
+# --- what was found with it ----------------------------------------------------------------------------------
+
+RESULTS = FOLDER / "results"
+
+
+def test_the_results_were_measured_on_the_adapter_that_is_shipped():
+    weights = (FOLDER / "adapter_model.safetensors").read_bytes()
+    assert store.read_json(RESULTS / "about.json")["adapter_sha256"] == hashlib.sha256(weights).hexdigest()
+
+
+@pytest.mark.parametrize("form", ["published", "ours"])
+def test_shipped_scores_and_directions_are_of_the_weights_that_any_machine_loads(form, smol):
+    scores = store.load(RESULTS / f"{form}-scores.safetensors", HeadScores)
+    direction = store.load(RESULTS / f"{form}-direction.safetensors", Direction)
+    assert scores.provenance.fingerprint == direction.provenance.fingerprint == smol.fingerprint
+    edits.check_plan(smol, edits.plan(scores, direction))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.1, 9.0, "reproduced"), (-1.0, 1.9, "not reproduced"), (-9.0, -1.0, "not reproduced"), (-1.0, 2.1, "undecided")],
+)
+def test_a_verdict_follows_from_the_interval_and_the_smallest_effect_that_matters(low, high, verdict, monkeypatch):
+    claim = script("results", monkeypatch).Claim("", "", Estimate((low + high) / 2, low, high), 2.0, "tokens")
+    assert claim.verdict == verdict
+    standard_error = (high - low) / (2 * 1.96)
+    assert float(claim.row[-1]) == pytest.approx(2.8 * standard_error, abs=0.06)
+
+
+def test_claims_about_an_intervention_are_the_paired_differences_of_the_board():
+    claims = {row["effect"]: row["estimate"]["mean"] for row in store.read_json(RESULTS / "claims.json")}
+    table = pd.read_parquet(RESULTS / "table.parquet").set_index(["condition", "metric"])["difference"]
+    same = [
+        ("ThinkEdit, as published: thinks longer", "ThinkEdit, as published, 4 % of heads", "think_tokens", 1),
+        ("ThinkEdit (ours), 6 %: more accurate", "ThinkEdit (ours), 6 % of heads", "accuracy", 1),
+        ("steered shorter: shorter", "steered shorter", "think_tokens", -1),
+        ("retrieval heads masked: needles lost", "4 retrieval heads masked", "retrieved", -1),
+        ("GRPO, correctness: more accurate", "GRPO: correctness", "accuracy", 1),
+    ]
+    for effect, condition, metric, sign in same:
+        assert claims[effect] == pytest.approx(sign * table[condition, metric], abs=1e-9), effect
+    behind = "GRPO-lambda: as accurate as correctness (less than 3 points behind)"
+    trained = table["GRPO-lambda", "accuracy"] - table["GRPO: correctness", "accuracy"]
+    assert claims[behind] == pytest.approx(trained + 0.03, abs=1e-9)
+
+
+def test_the_page_states_every_claim_with_its_verdict():
+    page = (RESULTS / "README.md").read_text()
+    for row in store.read_json(RESULTS / "claims.json"):
+        told = [row[column] for column in ("effect", "from", "found, + as claimed", "verdict", "80 % power at")]
+        assert f"| {' | '.join(told)} |" in page

@@ -242,7 +242,9 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], out: Path) -> Non
     table = reading.Table(reading.measured(ground, specs))
     told = claims(table, float(table.value(BASE, "think_tokens").mean()))
     columns = ["effect", "from", "found, + as claimed", "verdict", "80 % power at"]
-    store.write_json([{**dict(zip(columns, c.row, strict=True)), "estimate": c.found} for c in told], out / "claims.json")
+    store.write_json(
+        [{**dict(zip(columns, c.row, strict=True)), "estimate": c.found, "smallest": c.smallest} for c in told], out / "claims.json"
+    )
     shown = boards.shown(found, ("accuracy", "think_tokens", "shortest_20", "retrieved", "think_entropy", "never_closed"))
     seeded = sum(spec.seeded for spec in specs)
     text = PAGE.format(
@@ -267,7 +269,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/smol-board"), help="directory of the resumable state")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
-    parser.add_argument("--problems", type=int, default=16, help="dev problems of the dose-response")
+    parser.add_argument("--problems", type=int, default=40, help="dev problems of the dose-response")
     parser.add_argument("--seeds", type=int, default=None, help="seeds of what is random or trained")
     parser.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
