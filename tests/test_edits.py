@@ -333,9 +333,20 @@ def test_random_heads_reach_every_free_head(llama):
     assert {edits.random_heads(plan, llama.layout, seed=s).heads[0] for s in range(40)} == {(1, 1), (1, 2), (1, 3)}
 
 
-def test_random_heads_of_a_layer_with_too_few_free_ones_are_refused(llama):
-    with pytest.raises(ValueError, match="Layer 1: 3 of 4 heads are edited"):
-        edits.random_heads(plan_of(llama, [(1, 0), (1, 1), (1, 2)]), llama.layout, seed=0)
+@pytest.mark.parametrize("seed", range(5))
+def test_random_heads_that_a_crowded_layer_cannot_match_come_from_the_nearest(seed, llama):
+    targets = [(1, 0), (1, 1), (1, 2), (0, 3), (0, 2)]
+    control = edits.random_heads(plan_of(llama, targets), llama.layout, seed=seed).heads
+    assert len({*control}) == len(targets) and not {*control} & {*targets}
+    assert {(1, 3), (0, 0), (0, 1)} < {*control}  # all that these layers have
+    assert sorted(layer for layer, _ in control) == [0, 0, 1, 2, 2]
+
+
+def test_more_heads_than_others_are_left_have_no_control(llama):
+    targets = [(layer, head) for layer in (0, 1) for head in range(4)]
+    assert llama.layout.n_layers == 3
+    with pytest.raises(ValueError, match="8 of 12 heads are edited, too many"):
+        edits.random_heads(plan_of(llama, targets), llama.layout, seed=0)
 
 
 @pytest.mark.parametrize("act", [edits.apply, lambda lm, plan: RuntimeEdit(plan)(lm)], ids=["weights", "run time"])

@@ -302,7 +302,13 @@ def test_shipped_scores_and_directions_are_of_the_weights_that_any_machine_loads
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(0.1, 9.0, "reproduced"), (-1.0, 1.9, "not reproduced"), (-9.0, -1.0, "not reproduced"), (-1.0, 2.1, "undecided")],
+    [
+        (0.1, 9.0, "reproduced"),
+        (-1.0, 1.9, "not reproduced"),
+        (-9.0, -1.0, "not reproduced"),
+        (-1.0, 2.1, "undecided"),
+        (0.1, 1.9, "real but too small to matter"),
+    ],
 )
 def test_a_verdict_follows_from_the_interval_and_the_smallest_effect_that_matters(low, high, verdict, monkeypatch):
     claim = script("results", monkeypatch).Claim("", "", Estimate((low + high) / 2, low, high), 2.0, "tokens")
@@ -317,9 +323,9 @@ def test_claims_about_an_intervention_are_the_paired_differences_of_the_board():
     same = [
         ("ThinkEdit, as published: thinks longer", "ThinkEdit, as published, 4 % of heads", "think_tokens", 1),
         ("ThinkEdit (ours), 6 %: more accurate", "ThinkEdit (ours), 6 % of heads", "accuracy", 1),
-        ("steered shorter: shorter", "steered shorter", "think_tokens", -1),
-        ("retrieval heads masked: needles lost", "4 retrieval heads masked", "retrieved", -1),
-        ("GRPO, correctness: more accurate", "GRPO: correctness", "accuracy", 1),
+        ("steered shorter (our direction): shorter", "steered shorter", "think_tokens", -1),
+        ("4 retrieval heads (our score) masked: needles lost", "4 retrieval heads masked", "retrieved", -1),
+        ("GRPO, correctness, 12 steps: more accurate", "GRPO: correctness", "accuracy", 1),
     ]
     for effect, condition, metric, sign in same:
         assert claims[effect] == pytest.approx(sign * table[condition, metric], abs=1e-9), effect

@@ -64,22 +64,35 @@ def plan(
 def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
     """The control of a plan: as many heads *of the same layers*, none of them a target, same operation and strength.
 
+    Where more than half of a layer's heads are targets, those that it cannot match come from the nearest layer that has others left.
+
     Raises:
-        ValueError: a layer has fewer untouched heads than edited ones.
+        ValueError: more than half of all heads are targets.
     """
+    if 2 * len(like.edits) > layout.n_layers * layout.n_heads:
+        raise ValueError(
+            f"{len(like.edits)} of {layout.n_layers * layout.n_heads} heads are edited, too many for a control of others."
+        )
     generator = torch.Generator().manual_seed(seed)
+    targets = {*like.heads}
+    free = {layer: [h for h in range(layout.n_heads) if (layer, h) not in targets] for layer in range(layout.n_layers)}
     by_layer: dict[int, list[HeadEdit]] = defaultdict(list)
     for edit in like.edits:
         by_layer[edit.layer].append(edit)
-    chosen = []
-    for layer, targets in sorted(by_layer.items()):
-        free = sorted(set(range(layout.n_heads)) - {edit.head for edit in targets})
-        if len(free) < len(targets):
-            raise ValueError(
-                f"Layer {layer}: {len(targets)} of {layout.n_heads} heads are edited, too many for a control of others."
-            )
-        drawn = torch.randperm(len(free), generator=generator)[: len(targets)].tolist()
-        chosen += [HeadEdit(layer, free[i], edit.op, edit.strength) for i, edit in zip(drawn, targets, strict=True)]
+    chosen, unmatched = [], []
+
+    def draw(layer: int, edits: Sequence[HeadEdit]) -> None:
+        drawn = torch.randperm(len(free[layer]), generator=generator)[: len(edits)].tolist()
+        heads = [free[layer][i] for i in drawn]
+        free[layer] = [h for h in free[layer] if h not in heads]
+        chosen.extend(HeadEdit(layer, head, edit.op, edit.strength) for head, edit in zip(heads, edits, strict=True))
+
+    for layer, edits in sorted(by_layer.items()):
+        matched = min(len(edits), len(free[layer]))
+        draw(layer, edits[:matched])
+        unmatched += edits[matched:]
+    for edit in unmatched:  # after all others, so that it takes no head that a layer needs for its own
+        draw(min((layer for layer in free if free[layer]), key=lambda layer: (abs(layer - edit.layer), layer)), [edit])
     return Plan(tuple(chosen), like.direction, f"random heads (seed {seed}) for: {like.name}", like.provenance)
 
 

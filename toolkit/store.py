@@ -77,7 +77,7 @@ def writable(directory: str | Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         with atomic(path / ".writable") as probe:
             probe.touch()
-        (path / ".writable").unlink()
+        (path / ".writable").unlink(missing_ok=True)  # another process may try the same
     except OSError as error:
         raise OSError(f"Cannot write to {path}: {error.strerror or error}. Choose another output directory.") from error
     return path

@@ -2,7 +2,8 @@
 
     toolkit board -m smol-reasoner --dtype bfloat16 --conditions data/smol-reasoner/board.py --out runs/smol-board --jobs 2
 
-``results.py`` beside this file reads what was measured. Doses are ours, not chosen on dev problems yet.
+``results.py`` beside this file reads what was measured. Doses, and the layer of Efficiency Steering (the middle one, all positions as
+they become the newest), are ours.
 """
 
 from toolkit.board import Sizes, Training, base, edited, masked, steered, trained
@@ -16,27 +17,29 @@ SIZES = Sizes(
     max_new_tokens=200,
     unseen_tokens=160,
     seeds=1,
-    extraction=(100, 6),
+    extraction=(160, 6),
     haystack="needle",
-    haystacks=12,
+    haystacks=40,
     lengths=(200, 400),
     texts=24,
     fraction=0.04,
     training=Training(
         task="wordproblems", steps=12, pool=72, judged=16, every=6, tiny=False, micro_batch=8, lora=8,
-        changes=(("problems", 6), ("samples", 8), ("max_tokens", 160), ("learning_rate", 2e-4)),
+        changes=(("problems", 6), ("samples", 8), ("max_tokens", 160), ("learning_rate", 5e-4)),
     ),
 )  # fmt: skip
 CONDITIONS = [
     base(),
     *(edited(f"ThinkEdit, as published, {100 * f:.0f} % of heads", 1.0, PUBLISHED, fraction=f) for f in (0.02, 0.04, 0.06)),
     *(edited(f"ThinkEdit (ours), {100 * f:.0f} % of heads", 1.0, OURS, fraction=f) for f in (0.02, 0.04, 0.06)),
-    edited("control: random heads edited", 1.0, OURS, control="heads"),
-    edited("control: random direction edited", 1.0, OURS, control="direction"),
+    edited("control: random heads edited, as published", 1.0, PUBLISHED, control="heads"),
+    edited("control: random heads edited (ours)", 1.0, OURS, control="heads"),
+    edited("control: random direction edited (ours)", 1.0, OURS, control="direction"),
     steered("steered shorter", -0.5),
     steered("steered longer", 0.5),
     steered("control: steered randomly", 0.5, control=True),
-    steered("Efficiency Steering, shorter", -0.25, "efficiency", layers=(-1,)),
+    steered("Efficiency Steering, shorter", -1.0, "efficiency", layers=(15,), during="newest"),
+    steered("control: Efficiency Steering, random direction", -1.0, "efficiency", layers=(15,), during="newest", control=True),
     masked("4 retrieval heads masked", 4),
     masked("control: 4 random heads masked", 4, control=True),
     trained("GRPO: correctness", recipes.plain("correctness")),

@@ -183,7 +183,8 @@ class Ground:
         """The base model's rollouts that directions and heads are found on."""
         self.say(f"sampling {self.study.problems} x {self.study.samples} rollouts that directions and heads are found on")
         where = self.out / "extraction" / self.lm.fingerprint[:12] / f"{self.study.problems}x{self.study.samples}"
-        return rollouts(self.lm, self.study.load("train", self.lm), self.study.sampling, out=where)
+        with store.claimed(where, wait=True):  # the processes of a board read what the first of them sampled
+            return rollouts(self.lm, self.study.load("train", self.lm), self.study.sampling, out=where)
 
     @cached_property
     def findings(self) -> dict[str, Finding]:
@@ -219,7 +220,9 @@ class Ground:
         """What every head does on haystacks of the dev split."""
         search = self.search()
         name = f"{self.lm.fingerprint[:12]}-{store.key(asdict(search))}"  # its lengths are among it
-        return retrieval.look(self.lm, search, out=self.out / "haystacks" / name)
+        where = self.out / "haystacks" / name
+        with store.claimed(where, wait=True):
+            return retrieval.look(self.lm, search, out=where)
 
     def policy(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:
         """A policy trained from ``start`` (default: the base model), a ``grpo.run.Trained``; read back if this was done before.

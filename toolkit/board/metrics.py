@@ -46,7 +46,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "shortest_20_same": Metric(
             "where base is shortest, 20 %", "share", "high", "main", "Accuracy on the problems that base thinks least about: the same for all."
         ),
-        "accuracy_arithmetic": Metric("arithmetic", "share", "high", "main", "Accuracy on the task that policies are trained on."),
+        "accuracy_arithmetic": Metric("arithmetic", "share", "high", "main", "Accuracy on arithmetic."),
         "accuracy_lookup": Metric("lookup (never trained on)", "share", "high", "damage", "Accuracy on a task that no policy is trained on."),
         "never_closed": Metric("never closed", "share", "low", "damage", "Thinking that the budget cut off."),
         "looping": Metric("loops", "share", "low", "damage", "Responses that end in a repeated run of tokens."),
@@ -80,3 +80,11 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "response_tokens": Metric("response tokens", "tokens", "none", "cost", "Mean length of a response, tags and answer included."),
     }
 )  # fmt: skip
+
+
+def described(name: str) -> Metric:
+    """What a column is; ``accuracy_...`` of any task that a board was given is one."""
+    task = name.removeprefix("accuracy_")
+    if name in METRICS or task == name:
+        return METRICS[name]
+    return Metric(task.replace("_", " "), "share", "high", "main", f"Accuracy on the task {task!r}.")

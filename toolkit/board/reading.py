@@ -17,7 +17,7 @@ from toolkit import figures, stats, store
 from toolkit.board import statistics
 from toolkit.board.ground import Ground
 from toolkit.board.measure import Result, result
-from toolkit.board.metrics import METRICS
+from toolkit.board.metrics import METRICS, described
 from toolkit.board.page import page
 from toolkit.board.spec import BASE, Spec
 from toolkit.board.statistics import Effect, Outcomes, effect
@@ -156,7 +156,7 @@ def cells(table: Table, name: str) -> dict[str, dict[str, Any]]:
                 continue
             values = {m: _aligned(table, name, m)[:, chosen] for m in statistics.HEADLINE}
             shown = {
-                m: _interval(_within(effect([_mean(v) for v in own], int(chosen.sum()), times=1000), METRICS[m].unit))
+                m: _interval(_within(effect([_mean(v) for v in own], int(chosen.sum()), times=1000), described(m).unit))
                 for m, own in values.items()
             }
             found.setdefault(t, {})[d] = {"n": int(chosen.sum()), **shown}
@@ -204,7 +204,7 @@ def board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, Any]:
         "base": BASE,
         "conditions": conditions,
         "paired": differences,
-        "metrics": {name: asdict(m) for name, m in METRICS.items() if name in present},
+        "metrics": {m: asdict(described(m)) for m in [*METRICS, *sorted(present - {*METRICS})] if m in present},
         "tasks": ["all", *dict.fromkeys(first["task"])],
         "difficulties": ["all", *LEVELS],
         "examples": examples(ground, found),
@@ -229,7 +229,7 @@ def _about(ground: Ground, table: Table, name: str, own: Mapping[str, Effect]) -
         "seeds": found.seeds,
         "fingerprints": [note["fingerprint"] for note in notes],
         "interventions": notes[0]["interventions"],
-        "metrics": {m: _interval(_within(e, METRICS[m].unit)) for m, e in own.items()},
+        "metrics": {m: _interval(_within(e, described(m).unit)) for m, e in own.items()},
         "cells": cells(table, name),
         "cost": cost,
         "shift": {k: float(np.mean([s[k] for s in shifts])) for k in shifts[0]} if shifts else {},
