@@ -325,7 +325,7 @@ def test_claims_about_an_intervention_are_the_paired_differences_of_the_board():
         ("ThinkEdit (ours), 6 %: more accurate", "ThinkEdit (ours), 6 % of heads", "accuracy", 1),
         ("steered shorter (our direction): shorter", "steered shorter", "think_tokens", -1),
         ("4 retrieval heads (our score) masked: needles lost", "4 retrieval heads masked", "retrieved", -1),
-        ("GRPO, correctness, 12 steps: more accurate", "GRPO: correctness", "accuracy", 1),
+        ("GRPO, correctness, 8 steps: more accurate", "GRPO: correctness", "accuracy", 1),
     ]
     for effect, condition, metric, sign in same:
         assert claims[effect] == pytest.approx(sign * table[condition, metric], abs=1e-9), effect

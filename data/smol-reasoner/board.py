@@ -3,7 +3,7 @@
     toolkit board -m smol-reasoner --dtype bfloat16 --conditions data/smol-reasoner/board.py --out runs/smol-board --jobs 2
 
 ``results.py`` beside this file reads what was measured. Doses, and the layer of Efficiency Steering (the middle one, all positions as
-they become the newest), are ours.
+they become the newest), are ours: on dev problems 1 moved nothing and 4 broke the model.
 """
 
 from toolkit.board import Sizes, Training, base, edited, masked, steered, trained
@@ -12,36 +12,36 @@ from toolkit.jobs.edit import OURS, PUBLISHED
 
 SIZES = Sizes(
     main=(("wordproblems", 80),),
-    unseen=(("arithmetic", 24),),
+    unseen=(("arithmetic", 8),),
     samples=4,
     max_new_tokens=200,
     unseen_tokens=160,
     seeds=1,
     extraction=(160, 6),
     haystack="needle",
-    haystacks=40,
+    haystacks=24,
     lengths=(200, 400),
-    texts=24,
+    texts=16,
     fraction=0.04,
     training=Training(
-        task="wordproblems", steps=12, pool=72, judged=16, every=6, tiny=False, micro_batch=8, lora=8,
+        task="wordproblems", steps=8, pool=48, judged=12, every=4, tiny=False, micro_batch=8, lora=8,
         changes=(("problems", 6), ("samples", 8), ("max_tokens", 160), ("learning_rate", 5e-4)),
     ),
 )  # fmt: skip
 CONDITIONS = [
     base(),
+    trained("GRPO: correctness", recipes.plain("correctness")),
+    trained("GRPO-lambda", recipes.grpo_lambda()),
     *(edited(f"ThinkEdit, as published, {100 * f:.0f} % of heads", 1.0, PUBLISHED, fraction=f) for f in (0.02, 0.04, 0.06)),
     *(edited(f"ThinkEdit (ours), {100 * f:.0f} % of heads", 1.0, OURS, fraction=f) for f in (0.02, 0.04, 0.06)),
     edited("control: random heads edited, as published", 1.0, PUBLISHED, control="heads"),
     edited("control: random heads edited (ours)", 1.0, OURS, control="heads"),
     edited("control: random direction edited (ours)", 1.0, OURS, control="direction"),
-    steered("steered shorter", -0.5),
-    steered("steered longer", 0.5),
-    steered("control: steered randomly", 0.5, control=True),
-    steered("Efficiency Steering, shorter", -1.0, "efficiency", layers=(15,), during="newest"),
-    steered("control: Efficiency Steering, random direction", -1.0, "efficiency", layers=(15,), during="newest", control=True),
+    steered("steered shorter", -2.0),
+    steered("steered longer", 2.0),
+    steered("control: steered randomly", 2.0, control=True),
+    steered("Efficiency Steering, shorter", -2.0, "efficiency", layers=(15,), during="newest"),
+    steered("control: Efficiency Steering, random direction", -2.0, "efficiency", layers=(15,), during="newest", control=True),
     masked("4 retrieval heads masked", 4),
     masked("control: 4 random heads masked", 4, control=True),
-    trained("GRPO: correctness", recipes.plain("correctness")),
-    trained("GRPO-lambda", recipes.grpo_lambda()),
 ]

@@ -34,13 +34,13 @@ from toolkit.stats import Estimate
 
 HERE = Path(__file__).parent
 FILES = {PUBLISHED: "published", OURS: "ours"}
-STRENGTHS = (-1.0, -0.5, 0.5, 1.0)
-WHERE = {OURS: (None, "all"), "Efficiency Steering": ((15,), "newest")}  # layers, and positions
-POINTS, TOKENS, NEEDLES = (
-    0.03,
-    0.05,
-    0.1,
-)  # smallest effects that matter: points of accuracy, share of the base's length, needles (ours)
+STRENGTHS = (-2.0, -1.0, 1.0, 2.0)  # at 4 either direction breaks the model: 6 % right or less going down
+SWEEPS = {
+    OURS: doses.Sweep(STRENGTHS),
+    "Efficiency Steering": doses.Sweep(STRENGTHS, (15,), Scope.of("newest")),
+}
+# Smallest effects that matter: points of accuracy, share of the base's length, needles (ours)
+POINTS, TOKENS, NEEDLES = 0.03, 0.05, 0.1
 POWER = 1.96 + 0.84  # standard errors that are found with 80 % power at 5 %
 
 
@@ -86,25 +86,21 @@ class Claim:
 def swept(ground: boards.Ground, name: str, problems: int) -> doses.Doses:
     """Dose-response of one direction and of a random one."""
     v = ground.thinkedit if name == OURS else ground.efficiency
-    layers, during = WHERE[name]
     both = {name: v, doses.RANDOM: directions.random_like(v, seed=0)}
     few = replace(ground.study, problems=problems).load("dev", ground.lm)
-    sweep = doses.Sweep(STRENGTHS, layers, Scope.of(during))
-    return doses.sweep(
-        ground.lm, both, few, Sampling(2, max_new_tokens=200), sweep, out=dose_file(ground, name, problems).with_suffix("")
-    )
+    where = dose_file(ground, name, problems).with_suffix("")
+    return doses.sweep(ground.lm, both, few, Sampling(2, max_new_tokens=200), SWEEPS[name], out=where)
 
 
 def dose_file(ground: boards.Ground, name: str, problems: int) -> Path:
-    """Where a dose-response is kept."""
-    return (
-        ground.out / "doses" / f"{name}-{store.key([ground.lm.fingerprint, problems, STRENGTHS, WHERE[name], ground.study])}.json"
-    )
+    """Where a dose-response is kept, under everything it depends on."""
+    key = store.key([ground.lm.fingerprint, problems, SWEEPS[name], ground.study])
+    return ground.out / "doses" / f"{name}-{key}.json"
 
 
 def measured(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, *, wait: bool) -> None:
     """Everything that takes long; several processes share it."""
-    for name in WHERE:
+    for name in SWEEPS:
         file = dose_file(ground, name, problems)
         with store.claimed(file) as mine:
             if mine and not file.exists():
@@ -184,7 +180,7 @@ def claims(table: reading.Table, tokens: float) -> list[Claim]:
         Claim("4 retrieval heads (our score) masked: needles lost", "2404.15574", change("retrieved", masks[0], sign=-1), NEEDLES, "points"),
         Claim("more needles lost than with random heads", "2404.15574", change("retrieved", *masks, sign=-1), NEEDLES, "points"),
         Claim("word problems lost more than with random heads", "2404.15574", change("accuracy", *masks, sign=-1), POINTS, "points"),
-        Claim("GRPO, correctness, 12 steps: more accurate", "2402.03300", change("accuracy", "GRPO: correctness"), POINTS, "points"),
+        Claim("GRPO, correctness, 8 steps: more accurate", "2402.03300", change("accuracy", "GRPO: correctness"), POINTS, "points"),
         Claim("GRPO-lambda: shorter than correctness", "2505.18086",
               change("think_tokens", "GRPO-lambda", "GRPO: correctness", sign=-1), TOKENS * tokens, "tokens"),
         Claim("GRPO-lambda: as accurate as correctness (less than 3 points behind)", "2505.18086",
@@ -250,7 +246,7 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
     found = boards.write(ground, specs, "Smol reasoner: what holds on real pretrained weights", ground.out)
     store.write_json({k: v for k, v in found.items() if k != "figures"}, out / "board.json")
     store.save_table(reading.flat(found), out / "table.parquet")
-    swept_ = {name: store.read_json(dose_file(ground, name, problems)) for name in WHERE}
+    swept_ = {name: store.read_json(dose_file(ground, name, problems)) for name in SWEEPS}
     store.write_json(swept_, out / "doses.json")
     adapter = (HERE / "adapter_model.safetensors").read_bytes()
     about = {"adapter_sha256": hashlib.sha256(adapter).hexdigest(), "provenance": ground.lm.provenance(0), "sizes": ground.sizes}
