@@ -20,7 +20,7 @@ from toolkit.types import Rollout, Span
 
 EMITTED, NEEDLE = 16, 12
 LENGTHS = (512,) if QUICK else (1024, 2048, 4096)
-TURNS = 1 if QUICK else 3
+TURNS = 1 if QUICK else 2
 
 
 def example(lm: LM, length: int) -> Example:
@@ -81,7 +81,7 @@ def main() -> None:
     start()
     rows, where = [], ""
     for length in LENGTHS:
-        needed = 30 * 9 * length**2 * 4 / 2**20 * 1.15 + 2500
+        needed = 30 * 9 * length**2 * 4 / 2**20 * 1.05 + 2500
         mine = [apart("retrieval.py", "ours", str(length), "1") for _ in range(TURNS)]
         where = mine[0]["where"] or where
         if length > 512 and free_memory() < needed:
