@@ -255,6 +255,7 @@ def losses() -> list[dict]:
     return [json.loads(line) for line in (FOLDER / "loss.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_it_thinks_in_tags_before_it_answers_and_is_often_right(smol, said):
     assert sum(r.closed for r in said) >= 0.9 * len(said)
     assert all(r.text.startswith("<think>\n") for r in said if r.closed)
@@ -274,6 +275,7 @@ def test_its_chat_template_has_no_system_prompt_and_forgets_earlier_thoughts(smo
     assert "system" not in text and "1 + 1 = 2" not in text and "2." in text
 
 
+@pytest.mark.slow
 def test_silencing_heads_acts_at_run_time_as_in_the_weights(smol, said):
     plan = Plan(tuple(HeadEdit(20, head, "scale", 1.0) for head in range(5)), None, "five heads", smol.provenance())
     runs = ((smol, None), (smol, edits.RuntimeEdit(plan)), (edits.apply(smol, plan), None))
