@@ -275,3 +275,30 @@ def test_numbers_on_the_smol_reasoner_are_those_of_its_card():
     assert claimed(r"it is right in (.+?) of its responses") == f"{mean} % [{low}, {high}]"
     assert claimed(r"the shortest fifth is right in (\d+) %") == f"{measured('accuracy on 3+ steps, the shortest 20 %')[0]:.0f}"
     assert claimed(r"right in \d+ %, the rest in (\d+) %") == f"{measured('accuracy on 3+ steps, the rest')[0]:.0f}"
+
+
+def test_effects_on_the_smol_reasoner_are_those_of_its_results():
+    results = ROOT / "data/smol-reasoner/results"
+    claims = {row["effect"]: row["estimate"] for row in json.loads((results / "claims.json").read_text())}
+    board = json.loads((results / "board.json").read_text())
+
+    def found(effect: str, scale: float = 1.0, sign: str = "") -> str:
+        mean, low, high = (f"{scale * claims[effect][k]:{sign}.1f}" for k in ("mean", "low", "high"))
+        return f"{mean} [{low}, {high}]"
+
+    told = found("ThinkEdit, as published: thinks longer", sign="+").replace(" [", " tokens [")
+    assert claimed(r"does not lengthen thinking: (.+?)\. ") == told
+    length = board["conditions"]["base"]["metrics"]["think_tokens"]["mean"]
+    told = found("Efficiency Steering: shorter").replace(" [", f" of {length:.0f} tokens [")
+    assert claimed(r"Efficiency Steering shortens it by (.+?), a random") == told
+    noise = board["paired"]["control: Efficiency Steering, random direction"]["think_tokens"]
+    assert noise["low"] < 0 < noise["high"]
+    cost = -100 * board["paired"]["Efficiency Steering, shorter"]["accuracy"]["mean"]
+    assert claimed(r"but it costs (\S+) points") == f"{cost:.1f}"
+    needles = [f"{100 * board['conditions'][c]['metrics']['retrieved']['mean']:.0f}" for c in ("base", "4 retrieval heads masked")]
+    assert claimed(r"heads masked take needles from (.+?) %, four random ones none") == " to ".join(needles)
+    assert board["paired"]["control: 4 random heads masked"]["retrieved"]["mean"] == 0
+    effect = "GRPO, correctness, 8 steps: more accurate"
+    assert claimed(r"Eight steps of GRPO gain (.+?), more") == found(effect, 100).replace(" [", " points [")
+    others = [p["accuracy"]["mean"] for c, p in board["paired"].items() if board["conditions"][c]["family"] in ("edit", "steer")]
+    assert max(others) < claims[effect]["low"]
