@@ -79,7 +79,8 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
     by_layer: dict[int, list[HeadEdit]] = defaultdict(list)
     for edit in like.edits:
         by_layer[edit.layer].append(edit)
-    chosen, unmatched = [], []
+    chosen: list[HeadEdit] = []
+    unmatched: list[HeadEdit] = []
 
     def draw(layer: int, edits: Sequence[HeadEdit]) -> None:
         drawn = torch.randperm(len(free[layer]), generator=generator)[: len(edits)].tolist()
