@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from toolkit import stats
-from toolkit.board import statistics
+from toolkit.board import metrics, statistics
 from toolkit.board.statistics import Effect, Outcomes, effect, holm_corrected
 
 
@@ -166,3 +166,11 @@ def test_an_undecided_front_is_a_probability():
     same = {name: np.full((1, 50), 10.0) for name in ("a", "b")}
     front = statistics.on_front(values, same)
     assert 0 < front["a"] < 1 and front["a"] + front["b"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_board_of_any_task_knows_what_its_accuracy_is():
+    found = metrics.described("accuracy_wordproblems")
+    assert (found.label, found.unit, found.better, found.group) == ("wordproblems", "share", "high", "main")
+    assert metrics.described("accuracy_lookup") is metrics.METRICS["accuracy_lookup"]
+    with pytest.raises(KeyError):
+        metrics.described("speed")
