@@ -302,3 +302,26 @@ def test_effects_on_the_smol_reasoner_are_those_of_its_results():
     assert claimed(r"Eight steps of GRPO gain (.+?), more") == found(effect, 100).replace(" [", " points [")
     others = [p["accuracy"]["mean"] for c, p in board["paired"].items() if board["conditions"][c]["family"] in ("edit", "steer")]
     assert max(others) < claims[effect]["low"]
+
+
+def test_speeds_are_those_of_the_last_full_table():
+    report = json.loads((ROOT / "tests/benchmarks/report.json").read_text())
+    ratio = {row["name"]: row["ratio"] for row in report["rows"]}
+
+    def said(name: str) -> str:
+        (found,) = (f"{value:.2f}" for key, value in ratio.items() if name in key and value is not None)
+        return found
+
+    bare = "over a bare forward of the same batches"
+    assert claimed(r"all heads cost (\S+) x the bare forward pass") == said(f"collect, tiny reasoner: {bare}")
+    assert claimed(r"on the tiny reasoner and (\S+) x on 47 M weights") == said(f"collect, 47 M: {bare}")
+    assert claimed(r"published way takes (\S+) x as long") == said("collect, 47 M: times faster")
+    assert claimed(r"with exact entropies (\S+) x") == said("with exact entropies")
+    assert claimed(r"every block costs (\S+) x raw hooks") == said("capture, last token: over raw hooks on")
+    assert claimed(r"TransformerLens takes (\S+) x and") == said("capture, last token: TransformerLens")
+    assert claimed(r"nnsight (\S+) x as long") == said("capture, last token: nnsight")
+    assert claimed(r"GRPO step takes (\S+) of TRL") == said("GRPO")
+    assert claimed(r"reward makes (\S+) million rows") == said("slowest closed-form reward")
+    assert claimed(r"tiny reasoner makes (\S+) x the tokens") == said("512 rows: tokens/s over generate, one batch")
+    assert claimed(r"in one batch, (\S+) x in sorted batches") == said("512 rows: tokens/s over generate, sorted")
+    assert claimed(r"eight prompts (\S+) x") == said("SmolLM2: tokens/s over generate, one batch")
