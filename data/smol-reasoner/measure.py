@@ -130,7 +130,7 @@ def steps(lm: LM, found: Sequence[Rollout], problems: Sequence[Problem]) -> dict
     return {
         "responses that leave steps out": f"{len(fewer[True]) / len(found):.2f}",
         "accuracy where steps are left out": estimate(fewer[True], lambda r: r.correct),
-        "accuracy where none is": estimate(fewer[False], lambda r: r.correct),
+        "accuracy where every step is taken": estimate(fewer[False], lambda r: r.correct),
     }
 
 

@@ -59,9 +59,10 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Reproduced: the whole interval is on the claimed side, and reaches what matters. Not reproduced: it ends before that."""
+        """Reproduced: the whole interval is on the claimed side, and reaches what matters. Not reproduced, or real but too small to
+        matter: it ends before that. Undecided: neither, or there is no interval."""
         low, high = self.found.low, self.found.high
-        if low != low or low == high:  # no such response, or no response that differs
+        if np.isnan(low) or low == high:  # no such response, or no response that differs
             return "undecided"
         if high < self.smallest:
             return "real but too small to matter" if low > 0 else "not reproduced"
@@ -269,7 +270,7 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
         [
             {
                 **dict(zip(columns, c.row, strict=True)),
-                "estimate": c.found if c.found.mean == c.found.mean else None,
+                "estimate": None if np.isnan(c.found.mean) else c.found,
                 "smallest": c.smallest,
             }
             for c in told

@@ -130,9 +130,8 @@ def steering(given: dict, device: str) -> dict:
     directions[layer] = vector.numpy()
     kind = model.model.layers[layer].attention_type
     controlled = ControlModel(model, [layer])
-    model.model.layers[
-        layer
-    ].attention_type = kind  # as shipped it fails on Qwen3: the wrapped block lacks what the model asks it for
+    # As shipped it fails on Qwen3: the wrapped block lacks what the model asks it for.
+    model.model.layers[layer].attention_type = kind
     controlled.set_control(ControlVector("qwen3", directions), 1.0)
     for rows in given["batches"]:
         found = {"gate": int((by_repeng(rows) != expected[rows]).sum())}

@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import time
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -59,8 +60,9 @@ def table(report: dict) -> str:
         reached = {True: "yes", False: "**no**", None: ""}[row["reached"]]
         cells = (row["name"], number(row["ratio"]), spread, row["reach"] or "", reached, row["gate"], row["bound_by"], row["note"])
         lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
-    facts = [", ".join(f"{k} {v}" for k, v in report[name].items()) for name in ("machine", "versions")]
-    return "\n".join(["# Last full run", "", f"Machine: {facts[0]}.", "", f"Versions: {facts[1]}.", "", *lines, ""])
+    facts = [", ".join(f"{k} {v}" for k, v in report[name].items()) for name in ("machine", "versions", "measured")]
+    told = ["# Last full run", f"Machine: {facts[0]}.", f"Versions: {facts[1]}.", f"Measured, a process a group: {facts[2]}."]
+    return "\n\n".join([*told, "\n".join(lines)]) + "\n"
 
 
 def main() -> None:
@@ -89,7 +91,9 @@ def main() -> None:
                 rows.append({"name": group, "ratio": None, "spread": None, "reach": None, "reached": False, "gate": f"FAILED: {why[:200]}",
                              "bound_by": "", "note": ""})  # fmt: skip
         rows += json.loads(kept.read_text()) if kept.exists() else []
-    report = {"rows": rows, "machine": machine(asked.device), "versions": versions()}
+    times = {g: where / f"{g}.json" for g in GROUPS if (where / f"{g}.json").exists()}
+    measured = {g: datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "minutes") for g, file in times.items()}
+    report = {"rows": rows, "machine": machine(asked.device), "versions": versions(), "measured": measured}
     text = table(report)
     places = [OUT] + ([HERE] if asked.keep else [])
     for place in places:

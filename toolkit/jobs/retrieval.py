@@ -184,9 +184,8 @@ def reference(lm: LM, found: Sequence[Rollout]) -> Moments:
 
 
 def controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
-    """Up to ``draws`` different layer-matched random plans that exclude the targets; none if a layer has too few other heads."""
-    targets = [layer for layer, _ in plan.heads]
-    if any(2 * targets.count(layer) > lm.layout.n_heads for layer in targets):
+    """Up to ``draws`` different random plans of ``edits.random_heads``; none if more than half of all heads are targets."""
+    if 2 * len(plan.heads) > lm.layout.n_layers * lm.layout.n_heads:
         return []
     drawn = [edits.random_heads(plan, lm.layout, seed=seed + draw) for draw in range(draws)]
     return list({frozenset(p.heads): p for p in drawn}.values())
