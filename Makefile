@@ -30,7 +30,7 @@ test: export TOOLKIT_FAST = 1
 test: lint check-types ## set up, then lint, check types and run every test (JOBS=2: two at a time)
 	$(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS)) $(ARGS)
 
-bench: $(VENV)/.test $(BENCH)/.peers ## measure speed beside the peers (QUICK=1: under 5 minutes; ONLY=collect,grpo; DEVICE=cuda; KEEP=1)
+bench: $(VENV)/.test $(BENCH)/.peers ## measure speed beside the peers (QUICK=1: about 9 minutes; ONLY=collect,grpo; DEVICE=cuda; KEEP=1)
 	$(BENCH_CPU) $(BIN)/python tests/benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) \
 	  $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again) $(if $(KEEP),--keep)
 

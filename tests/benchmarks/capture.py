@@ -18,7 +18,7 @@ from toolkit.lm import LM
 from toolkit.types import Rollout
 
 LAST = Positions("last", lambda r: [len(r.token_ids) - 1])
-N, BATCH = (16, 8) if QUICK else (32, 16)
+N, BATCH = (8, 8) if QUICK else (32, 16)
 TURNS = 3 if QUICK else 5
 
 

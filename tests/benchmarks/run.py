@@ -67,7 +67,7 @@ def table(report: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, few turns: under five minutes")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few turns: about nine minutes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default=",".join(GROUPS), help="groups, with commas between")
     parser.add_argument("--again", action="store_true", help="measure groups again that have been")

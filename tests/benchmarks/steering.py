@@ -14,7 +14,7 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
 from toolkit.types import Direction, Problem
 
-BATCHES = (1, 8) if QUICK else (1, 8, 64)
+BATCHES = (8,) if QUICK else (1, 8, 64)
 NEW = 24 if QUICK else 64
 PROMPT = 64
 TURNS = 3 if QUICK else 5
