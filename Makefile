@@ -12,7 +12,6 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 PACKAGING := pyproject.toml constraints.txt
 CHECKED := toolkit tests notebooks data
 BENCH := runs/bench
-BENCH_CPU := $(shell command -v taskset > /dev/null && echo taskset -c 0)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -30,8 +29,8 @@ test: export TOOLKIT_FAST = 1
 test: lint check-types ## set up, then lint, check types and run every test (JOBS=2: two at a time)
 	$(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS)) $(ARGS)
 
-bench: $(VENV)/.test $(BENCH)/.peers ## measure speed beside the peers (QUICK=1: about 9 minutes; ONLY=collect,grpo; DEVICE=cuda; KEEP=1)
-	$(BENCH_CPU) $(BIN)/python tests/benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) \
+bench: $(VENV)/.test $(BENCH)/.peers ## measure speed beside the peers (QUICK=1: under 5 minutes; ONLY=collect,grpo; DEVICE=cuda; KEEP=1)
+	$(BIN)/python tests/benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) \
 	  $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again) $(if $(KEEP),--keep)
 
 smol: $(VENV)/.smol ## set up what the smol reasoner needs (a model of 93 MB, without its second inference engine)

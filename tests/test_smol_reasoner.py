@@ -215,6 +215,39 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypa
     assert any(v.abs().max() > 0 for name, v in whole.items() if "lora_B" in name)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_second_stage_goes_on_with_the_adapter_of_the_first(tmp_path, monkeypatch):
+    script("generate", monkeypatch), script("train", monkeypatch)
+    reinforce = script("reinforce", monkeypatch)
+    # A first stage of no steps, on the tiny reasoner, whose own tasks it can already do.
+    lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(lm.load("tiny-reasoner").model, lora).save_pretrained(tmp_path / "start")
+    monkeypatch.setattr(reinforce, "TASK", "arithmetic")
+    monkeypatch.setattr(reinforce, "load_base", lambda base, dtype: lm.load(base, dtype=dtype))
+
+    def run(name: str, steps: int) -> dict[str, torch.Tensor]:
+        out = tmp_path / name
+        store.write_json({"step": 0}, out / "training.json")
+        options = ["--base=tiny-reasoner", "--dtype=float32", "--problems=2", "--samples=4", "--pool=4", f"--steps={steps}"]
+        monkeypatch.setattr(
+            sys, "argv", ["reinforce.py", f"--start={tmp_path / 'start'}", f"--out={out}", f"--work={out / 'work'}", *options]
+        )
+        reinforce.main()
+        return store.read_tensors(out / "adapter_model.safetensors")[0]
+
+    whole = run("whole", 4)
+    half, again = run("parts", 2), run("parts", 4)
+    start, _ = store.read_tensors(tmp_path / "start" / "adapter_model.safetensors")
+    assert whole.keys() == start.keys() and {v.dtype for v in whole.values()} == {torch.float16}
+    assert any(not torch.equal(v, start[name].half()) for name, v in whole.items())
+    assert any(not torch.equal(v, half[name]) for name, v in whole.items())
+    assert all(torch.equal(v, again[name]) for name, v in whole.items())
+    assert store.read_json(tmp_path / "parts" / "training.json")["reinforced"]["steps"] == 4
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "rewards.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+
+
 def stopping(sitting, at: int):
     """A sitting that is asked to terminate after step ``at``."""
     found = sitting(60.0)

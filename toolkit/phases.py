@@ -5,9 +5,10 @@ Everything goes by token ids. A tag that is one token of the vocabulary is found
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -149,15 +150,15 @@ class Scope:
         """How strongly it acts at each position of a pass: 0 where it does not, 1 where it does, in between on a ramp."""
         chosen = [now.phase == PHASES.index(name) for name in self.phases]
         weight = (chosen[0] if len(chosen) == 1 else torch.stack(chosen).any(dim=0)).float()
-        if self.newest:
+        if self.newest and now.newest is not None:
             weight = weight * now.newest
-        thinking, written = now.phase == THINK, now.written
         if self.first or self.until is not None:
-            outside = (written < self.first) | (written >= self.until if self.until is not None else torch.zeros_like(thinking))
-            weight = weight.masked_fill(thinking & outside, 0.0)
+            early = now.written < self.first
+            outside = early if self.until is None else early | (now.written >= self.until)
+            weight = weight.masked_fill((now.phase == THINK) & outside, 0.0)
         if self.budget is not None:
-            share = (written / self.budget).clamp(max=1.0)
-            weight = torch.where(thinking, weight * (share if self.ramp == "up" else 1 - share), weight)
+            share = (now.written / self.budget).clamp(max=1.0)
+            weight = torch.where(now.phase == THINK, weight * (share if self.ramp == "up" else 1 - share), weight)
         return weight
 
 
@@ -166,12 +167,24 @@ EVERYWHERE, THINKING = Scope(), Scope(("think",))
 
 @dataclass(frozen=True)
 class Now:
-    """The positions of one pass: their phase (PROMPT, THINK, ANSWER), how many think tokens are written before and at each, and
-    whether it is the newest of its sequence when a response is generated."""
+    """The positions of one pass.
+
+    Attributes:
+        phase: PROMPT, THINK or ANSWER.
+        before: The phases of the positions that precede them in the cache, or ``None``.
+        newest: Which are the newest of their sequence at the time a response is generated; ``None`` for all.
+    """
 
     phase: Int[Tensor, "batch seq"]
-    written: Int[Tensor, "batch seq"]
-    newest: Bool[Tensor, "batch seq"]
+    before: Int[Tensor, "batch past"] | None
+    newest: Bool[Tensor, "batch seq"] | None
+
+    @cached_property
+    def written(self) -> Int[Tensor, "batch seq"]:
+        """Think positions that precede each one."""
+        thinking = (self.phase == THINK).long()
+        earlier = 0 if self.before is None else (self.before == THINK).sum(dim=1, keepdim=True)
+        return earlier + thinking.cumsum(dim=1) - thinking
 
 
 class Tracker:
@@ -200,11 +213,10 @@ class Tracker:
 
 
 class History(DynamicLayer):
-    """The tokens of each row and what they came to, kept as one more layer of the KV cache.
+    """The tokens of each row and their phases, kept as one more layer of the KV cache.
 
     Whatever is done to the rows of a cache (beams reordered, finished rows dropped, rows repeated, tokens cropped) is done to
-    this layer too, so a row never loses its phase. ``keys`` holds token ids ``[rows, 1, seq, 1]``, ``values`` phase and
-    number of think positions so far ``[rows, 1, seq, 2]``.
+    this layer too, so a row never loses its phase. ``keys`` holds token ids, ``values`` phases, both ``[rows, 1, seq, 1]``.
     """
 
 
@@ -219,7 +231,7 @@ def track(lm: LM) -> Iterator[Tracker]:
         ValueError: the phase cannot be known: a cache that was begun elsewhere, embeddings instead of token ids, or a whole
             sequence of a model whose thinking no tag opens.
     """
-    tracker = Tracker()
+    tracker, reached = Tracker(), _reacher(lm)
 
     def before(ids: Tensor | None, cache: Cache | None) -> None:
         if ids is None:
@@ -231,7 +243,7 @@ def track(lm: LM) -> Iterator[Tracker]:
                 "run the prompt inside the same context, or act everywhere (during='all')."
             )
         if seen is not None:
-            tracker.now = _further(lm, ids, seen)
+            tracker.now = _further(ids, seen, reached)
         elif cache is not None:
             tracker.now = _prompt(lm, ids)
         else:
@@ -243,15 +255,14 @@ def track(lm: LM) -> Iterator[Tracker]:
         if (seen := _history(cache)) is None:
             cache.layers.append(seen := History())
         if seen.get_seq_length() < cache.get_seq_length():  # another tracker of the same pass may have been here
-            count = tracker.now.written + (tracker.now.phase == THINK)
-            seen.update(ids[:, None, :, None], torch.stack([tracker.now.phase, count], dim=-1)[:, None])
+            seen.update(ids[:, None, :, None], tracker.now.phase[:, None, :, None])
 
     with hooks.passes(lm.model.base_model, before, after):
         yield tracker
 
 
 def _history(cache: Cache | None) -> History | None:
-    return next((layer for layer in cache.layers if isinstance(layer, History)), None) if cache is not None else None
+    return next((layer for layer in reversed(cache.layers) if isinstance(layer, History)), None) if cache is not None else None
 
 
 def _prompt(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
@@ -260,7 +271,7 @@ def _prompt(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
     phase[:, -1] = torch.tensor([_last_of_prompt(lm, row) for row in ids[:, -TAIL:].tolist()], device=ids.device)
     newest = torch.zeros_like(ids, dtype=torch.bool)
     newest[:, -1] = True
-    return Now(phase, torch.zeros_like(ids), newest)
+    return Now(phase, None, newest)
 
 
 def _last_of_prompt(lm: LM, row: Sequence[int]) -> int:
@@ -270,19 +281,37 @@ def _last_of_prompt(lm: LM, row: Sequence[int]) -> int:
     return THINK if tags.open is None or ends_with(lm, row, tags.open) else PROMPT
 
 
-def _further(lm: LM, ids: Int[Tensor, "batch seq"], seen: History) -> Now:
+Reached = Callable[[Tensor, Tensor], Tensor]
+"""``(ids before, new ids) -> the phase each new token opens``: PROMPT for all but tags."""
+
+
+def _reacher(lm: LM) -> Reached:
+    """By a table of the vocabulary where each tag is one token: a token decoded costs one look."""
+    tags = [(lm.tags.open, THINK), (lm.tags.close, ANSWER)] if lm.tags else []
+    single = {phase: lm.token_id(tag) for tag, phase in tags if tag is not None}
+    if None in single.values():
+        return lambda before, ids: torch.stack([_ends(lm, before, ids, tag) * phase for tag, phase in tags]).amax(dim=0)
+    table = torch.zeros(lm.vocab_size, dtype=torch.long)
+    for phase, token in single.items():
+        table[token] = phase
+
+    def look_up(before: Tensor, ids: Tensor) -> Tensor:
+        nonlocal table
+        if table.device != ids.device:  # once
+            table = table.to(ids.device)
+        return table[ids]
+
+    return look_up
+
+
+def _further(ids: Int[Tensor, "batch seq"], seen: History, reached: Reached) -> Now:
     """Tokens after others: the first opening tag begins thinking, the first closing tag ends it for good."""
     assert seen.keys is not None and seen.values is not None
-    phase, count = seen.values[:, 0, -1, :].unbind(dim=-1)
-    tags = lm.tags
-    before = seen.keys[:, 0, -TAIL:, 0]
-    opens, closes = (_ends(lm, before, ids, tag) for tag in ((tags.open, tags.close) if tags else (None, None)))
-    reached = torch.maximum(opens * THINK, closes * ANSWER)  # a phase is never left for an earlier one
-    if ids.shape[1] == 1:  # decoding: as little as possible
-        return Now(torch.maximum(phase[:, None], reached), count[:, None], torch.ones_like(closes))
-    phases = torch.maximum(phase[:, None], reached.cummax(dim=1).values)
-    thinking = (phases == THINK).long()
-    return Now(phases, count[:, None] + thinking.cumsum(dim=1) - thinking, torch.ones_like(closes))
+    before = seen.values[:, 0, :, 0]
+    opened = reached(seen.keys[:, 0, -TAIL:, 0], ids)
+    if ids.shape[1] > 1:
+        opened = opened.cummax(dim=1).values
+    return Now(torch.maximum(before[:, -1:], opened), before, None)  # a phase is never left for an earlier one
 
 
 def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
@@ -299,7 +328,7 @@ def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
     after = opened | ~opening.any(dim=1, keepdim=True)
     closed = (_ends(lm, nothing, ids, lm.tags.close) & after).cummax(dim=1).values
     phases = torch.where(closed, ANSWER, torch.where(opened, THINK, PROMPT))
-    return Now(phases, (phases == THINK).cumsum(dim=1) - (phases == THINK).long(), phases > PROMPT)
+    return Now(phases, None, phases > PROMPT)
 
 
 def _ends(lm: LM, before: Int[Tensor, "batch past"], ids: Int[Tensor, "batch seq"], tag: str | None) -> Bool[Tensor, "batch seq"]:

@@ -1,6 +1,6 @@
 """The suite: ``python tests/benchmarks/run.py [--quick] [--device cuda] [--only collect,grpo] [--again] [--keep]``.
 
-Each group of rows is a process of its own and leaves its rows in a file under ``runs/bench``, so that a suite that was stopped goes
+Each group of rows is a process of its own, bound to one core (a quick run has two at a time), and leaves its rows in a file under ``runs/bench``, so that a suite that was stopped goes
 on where it was. ``--keep`` copies the report and its table to ``tests/benchmarks``.
 """
 
@@ -10,18 +10,25 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from queue import Queue
 
 HERE = Path(__file__).parent
 OUT = HERE.parents[1] / "runs" / "bench"
 GROUPS = {
     "import": "imports.py", "rewards": "rewarding.py", "edit": "editing.py", "scale": "scaling.py", "collect": "collecting.py",
     "capture": "capture.py", "steering": "steering.py", "rollouts": "rolling.py", "grpo": "training.py", "retrieval": "retrieval.py",
+}  # fmt: skip
+QUICK_SECONDS = {
+    "rollouts": 123, "steering": 77, "retrieval": 67, "capture": 62, "collect": 54, "grpo": 54, "scale": 32, "rewards": 27, "import": 22,
+    "edit": 7,
 }  # fmt: skip
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "transformer-lens", "nnsight", "numpy")
 
@@ -65,9 +72,39 @@ def table(report: dict) -> str:
     return "\n\n".join([*told, "\n".join(lines)]) + "\n"
 
 
+def cores() -> list[int | None]:
+    """The processor's cores this process may use; one without a number where a process cannot be bound to them."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
+
+
+def measured_by(groups: list[str], where: Path, env: dict[str, str], on: list[int | None]) -> dict[str, list[dict]]:
+    """Run each group in a process of its own, one at a time on each core; the rows of those that failed."""
+    free: Queue[int | None] = Queue()
+    for core in on:
+        free.put(core)
+
+    def run(group: str) -> list[dict]:
+        core, began = free.get(), time.perf_counter()
+        (where / f"{group}.json").unlink(missing_ok=True)
+        bound = [] if core is None or not shutil.which("taskset") else ["taskset", "-c", str(core)]
+        done = subprocess.run([*bound, sys.executable, str(HERE / GROUPS[group])], env=env, capture_output=True, text=True)
+        free.put(core)
+        print(f"{group}: {time.perf_counter() - began:.0f} s", flush=True)
+        if not done.returncode:
+            return []
+        (where / f"{group}.log").write_text(done.stderr)
+        why = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"
+        return [{"name": group, "ratio": None, "spread": None, "reach": None, "reached": False, "gate": f"FAILED: {why[:200]}",
+                 "bound_by": "", "note": ""}]  # fmt: skip
+
+    longest_first = sorted(groups, key=lambda g: -QUICK_SECONDS[g])
+    with ThreadPoolExecutor(len(on)) as pool:
+        return dict(zip(longest_first, pool.map(run, longest_first), strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, few turns: about nine minutes")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few turns, two groups at a time: under five minutes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default=",".join(GROUPS), help="groups, with commas between")
     parser.add_argument("--again", action="store_true", help="measure groups again that have been")
@@ -77,20 +114,14 @@ def main() -> None:
     where.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "BENCH_QUICK": "1" if asked.quick else "0", "BENCH_DEVICE": asked.device, "HF_HUB_OFFLINE": "1",
            "OMP_NUM_THREADS": "1", "TOOLKIT_FAST": "1", "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
+    wanted = [
+        g for g in GROUPS if g in asked.only.split(",") and (asked.again or asked.quick or not (where / f"{g}.json").exists())
+    ]
+    failed = measured_by(wanted, where, env, cores()[: 2 if asked.quick and asked.device == "cpu" else 1])
     rows = []
-    for group, script in GROUPS.items():
+    for group in GROUPS:
         kept = where / f"{group}.json"
-        if group in asked.only.split(",") and (asked.again or asked.quick or not kept.exists()):
-            kept.unlink(missing_ok=True)
-            began = time.perf_counter()
-            done = subprocess.run([sys.executable, str(HERE / script)], env=env, capture_output=True, text=True)
-            print(f"{group}: {time.perf_counter() - began:.0f} s", flush=True)
-            if done.returncode:
-                why = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"
-                (where / f"{group}.log").write_text(done.stderr)
-                rows.append({"name": group, "ratio": None, "spread": None, "reach": None, "reached": False, "gate": f"FAILED: {why[:200]}",
-                             "bound_by": "", "note": ""})  # fmt: skip
-        rows += json.loads(kept.read_text()) if kept.exists() else []
+        rows += failed.get(group, []) or (json.loads(kept.read_text()) if kept.exists() else [])
     times = {g: where / f"{g}.json" for g in GROUPS if (where / f"{g}.json").exists()}
     measured = {g: datetime.fromtimestamp(file.stat().st_mtime).isoformat(" ", "minutes") for g, file in times.items()}
     report = {"rows": rows, "machine": machine(asked.device), "versions": versions(), "measured": measured}

@@ -1,0 +1,72 @@
+"""Second stage of the smol reasoner's training: a few steps of GRPO on its own adapter, paid for right answers alone.
+
+    python data/smol-reasoner/reinforce.py --start runs/smol/checkpoint-2400 --out data/smol-reasoner
+
+Length is not paid for. Seeded and resumable: the same command goes on from the newest checkpoint in ``--work``. Writes to ``--out`` the
+adapter of the last step in fp16, ``rewards.jsonl`` (a line a step) and, beside the first stage's, its arguments in ``training.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from train import load_base
+
+from toolkit import store, tasks
+from toolkit.grpo import recipes
+from toolkit.grpo.run import Run, train
+from toolkit.lm import LM
+
+TASK = "wordproblems"
+LOGGED = ("step", "accuracy", "think_tokens", "zero_std", "entropy", "grad_norm", "step_time")
+
+
+def adapted(start: Path, base: LM) -> LM:
+    """The base with the first stage's adapter, trainable: fp32 beside bf16 weights."""
+    model: Any = PeftModel.from_pretrained(base.model, start, is_trainable=True, autocast_adapter_dtype=True)
+    return replace(base, model=model.eval(), name="smol-reasoner, first stage")
+
+
+def publish(model: Any, log: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Write the adapter, what each step was paid, and with which arguments it was trained."""
+    tensors = {k: v.half() for k, v in get_peft_model_state_dict(model).items()}
+    store.write_tensors(tensors, {"format": "pt"}, args.out / "adapter_model.safetensors")
+    kept = [{k: row[k] for k in LOGGED if row.get(k) is not None} for row in log if row["step"]]
+    store.write_text("".join(json.dumps(row) + "\n" for row in kept), args.out / "rewards.jsonl")
+    arguments = {k: v for k, v in vars(args).items() if k not in ("out", "work", "start")}
+    path = args.out / "training.json"
+    store.write_json({**store.read_json(path), "reinforced": arguments}, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--start", type=Path, required=True, help="checkpoint of the first stage (train.py)")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the adapter")
+    parser.add_argument("--work", type=Path, default=Path("runs/smol-reinforced"), help="directory of the resumable state")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--problems", type=int, default=6, help="problems of a step")
+    parser.add_argument("--samples", type=int, default=8, help="responses to each")
+    parser.add_argument("--pool", type=int, default=96, help="training problems to draw from")
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--base", default=None, help="another base, as toolkit.lm.load takes it, to try the script with")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    args = parser.parse_args()
+    torch.set_flush_denormal(True)
+    lm = adapted(args.start, load_base(args.base, getattr(torch, args.dtype)))
+    recipe = replace(
+        recipes.plain("correctness"), problems=args.problems, samples=args.samples, max_tokens=160, learning_rate=args.lr
+    )
+    run = Run(args.work, args.steps, args.seed, save_every=2, micro_batch=8)
+    done = train(lm, recipe, tasks.load(TASK, "train", args.pool), run, resume=True, say=print)
+    publish(done.lm.model, done.log.to_dict("records"), args)
+
+
+if __name__ == "__main__":
+    main()
