@@ -13,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,6 +21,7 @@ from peft import LoraConfig, get_peft_model
 
 from toolkit import collect, edits, generate, lm, shipped, store, tasks
 from toolkit.generate import Sampling
+from toolkit.rewards import RewardBatch
 from toolkit.shipped import MissingPackageError
 from toolkit.stats import Estimate
 from toolkit.types import Direction, HeadEdit, HeadScores, Plan
@@ -213,6 +215,24 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypa
     begun = [row["from_step"] for row in json.loads((tmp_path / "parts" / "training.json").read_text())["sittings"]]
     assert begun == [0, 2]
     assert any(v.abs().max() > 0 for name, v in whole.items() if "lora_B" in name)
+
+
+def test_evened_pay_says_nothing_of_length_at_share_1_and_is_correctness_at_share_0(monkeypatch):
+    script("generate", monkeypatch), script("train", monkeypatch)
+    Evened = script("reinforce", monkeypatch).Evened
+    draw = np.random.default_rng(0)
+    groups, correct = np.repeat([3, 1, 2], [8, 8, 2]), draw.integers(0, 2, 18)
+    length = 10.0 * correct + draw.normal(size=18)
+    length[groups == 2] = 7.0  # nothing to regress on
+    batch = RewardBatch({"problem_id": groups, "correct": correct, "think_tokens": length})
+    for group in (1, 3):
+        own = groups == group
+        fit = np.polyfit(length[own], correct[own], 1)
+        for share in (0.0, 0.75, 1.0):
+            expected = correct[own] - share * (np.polyval(fit, length[own]) - correct[own].mean())
+            assert Evened(share)(batch).values[own] == pytest.approx(expected)
+        assert np.cov(Evened(1.0)(batch).values[own], length[own])[0, 1] == pytest.approx(0, abs=1e-9)
+    assert (Evened(1.0)(batch).values[groups == 2] == correct[groups == 2]).all()
 
 
 @pytest.mark.slow

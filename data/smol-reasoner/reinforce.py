@@ -1,8 +1,9 @@
-"""Second stage of the smol reasoner's training: a few steps of GRPO on its own adapter, paid for right answers alone.
+"""Second stage of the smol reasoner's training: a few steps of GRPO on its own adapter, paid for right answers.
 
     python data/smol-reasoner/reinforce.py --start runs/smol/checkpoint-2400 --out data/smol-reasoner
 
-Length is not paid for. Seeded and resumable: the same command goes on from the newest checkpoint in ``--work``. Writes to ``--out`` the
+Paid for right answers alone, it stops leaving steps out within eight steps, and short thinking is worse no more, which is what this
+model is made to show. So most of what a response's length says about its being right is taken out of its pay (``Evened``). Seeded and resumable: the same command goes on from the newest checkpoint in ``--work``. Writes to ``--out`` the
 adapter of the last step in fp16, ``rewards.jsonl`` (a line a step) and, beside the first stage's, its arguments in ``training.json``.
 """
 
@@ -10,21 +11,42 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from train import load_base
 
 from toolkit import store, tasks
-from toolkit.grpo import recipes
+from toolkit.grpo import advantages, recipes
 from toolkit.grpo.run import Run, train
+from toolkit.grpo.trainer import Extras
 from toolkit.lm import LM
+from toolkit.rewards import RewardBatch, Scored
 
 TASK = "wordproblems"
 LOGGED = ("step", "accuracy", "think_tokens", "zero_std", "entropy", "grad_norm", "step_time")
+
+
+@dataclass(frozen=True)
+class Evened:
+    """Correctness less a ``share`` of its linear regression on think length, problem by problem: at 1 no length is paid better than another."""
+
+    share: float
+
+    name: ClassVar[str] = "evened"
+    needs: ClassVar[frozenset[str]] = frozenset({"correct", "think_tokens"})
+
+    def __call__(self, batch: RewardBatch) -> Scored:
+        batch.check(self)
+        correct, length = np.asarray(batch["correct"], float), np.asarray(batch["think_tokens"], float)
+        length = length - advantages.group_mean(length, batch.groups)
+        covariance, variance = (advantages.group_mean(length * v, batch.groups) for v in (correct, length))
+        slope = np.divide(covariance, variance, out=np.zeros_like(covariance), where=variance > 0)
+        return Scored.sum(correctness=correct, length=-self.share * slope * length)
 
 
 def adapted(start: Path, base: LM) -> LM:
@@ -49,10 +71,11 @@ def main() -> None:
     parser.add_argument("--start", type=Path, required=True, help="checkpoint of the first stage (train.py)")
     parser.add_argument("--out", type=Path, required=True, help="directory of the adapter")
     parser.add_argument("--work", type=Path, default=Path("runs/smol-reinforced"), help="directory of the resumable state")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--problems", type=int, default=6, help="problems of a step")
     parser.add_argument("--samples", type=int, default=8, help="responses to each")
     parser.add_argument("--pool", type=int, default=96, help="training problems to draw from")
+    parser.add_argument("--even", type=float, default=0.9, help="share of length's part in being right that is not paid")
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", default=None, help="another base, as toolkit.lm.load takes it, to try the script with")
@@ -61,10 +84,15 @@ def main() -> None:
     torch.set_flush_denormal(True)
     lm = adapted(args.start, load_base(args.base, getattr(torch, args.dtype)))
     recipe = replace(
-        recipes.plain("correctness"), problems=args.problems, samples=args.samples, max_tokens=160, learning_rate=args.lr
+        recipes.plain("correctness"),
+        advantage="dr_grpo",
+        problems=args.problems,
+        samples=args.samples,
+        max_tokens=160,
+        learning_rate=args.lr,
     )
     run = Run(args.work, args.steps, args.seed, save_every=2, micro_batch=8)
-    done = train(lm, recipe, tasks.load(TASK, "train", args.pool), run, resume=True, say=print)
+    done = train(lm, recipe, tasks.load(TASK, "train", args.pool), run, extras=Extras(Evened(args.even)), resume=True, say=print)
     publish(done.lm.model, done.log.to_dict("records"), args)
 
 

@@ -98,8 +98,8 @@ GROUPS = {
 }
 
 
-def profile(run: Work) -> str:
-    """Where one run spends its time, in words: shares of kinds of operations, and what is Python and dispatch between them."""
+def shares(run: Work) -> dict[str, float]:
+    """Where one run spends its time: the share of each kind of operations, and of what is Python and dispatch between them."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if DEVICE.type == "cuda" else [])
@@ -118,9 +118,18 @@ def profile(run: Work) -> str:
                 totals[group] += took
                 break
     whole = max(whole, own)
-    parts = [f"{group} {took / whole:.0%}" for group, took in totals.items() if took / whole >= 0.005]
-    rest = own - sum(totals.values())
-    return ", ".join([*parts, f"other operations {rest / whole:.0%}", f"Python between them {max(0.0, whole - own) / whole:.0%}"])
+    totals |= {"other operations": own - sum(totals.values()), "Python between them": max(0.0, whole - own)}
+    return {kind: took / whole for kind, took in totals.items()}
+
+
+def words(found: Mapping[str, float]) -> str:
+    """Shares in words; kinds of operations below half a percent are left out."""
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in found.items() if share >= 0.005 or kind not in GROUPS)
+
+
+def profile(run: Work) -> str:
+    """Where one run spends its time, in words."""
+    return words(shares(run))
 
 
 def peak() -> float:

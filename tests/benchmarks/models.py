@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import shutil
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from toolkit.types import Rollout, Span
 
 
 def random_model(layers: int, width: int, heads: int, name: str) -> Path:
-    """A random Qwen3 with the tiny reasoner's tokenizer, saved once."""
+    """A random Qwen3 with the tiny reasoner's tokenizer, saved once; two processes may want it at the same time."""
     path = OUT / "models" / name
     if (path / "config.json").exists():
         return path
@@ -27,8 +29,13 @@ def random_model(layers: int, width: int, heads: int, name: str) -> Path:
         num_key_value_heads=heads // 2, head_dim=2 * width // heads, max_position_embeddings=8192, pad_token_id=0, bos_token_id=None,
         eos_token_id=4, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, tie_word_embeddings=True,
     )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    AutoTokenizer.from_pretrained(lms.tiny_reasoner_path()).save_pretrained(path)
+    made = path.with_name(f"{name}.{os.getpid()}")
+    AutoModelForCausalLM.from_config(config).save_pretrained(made)
+    AutoTokenizer.from_pretrained(lms.tiny_reasoner_path()).save_pretrained(made)
+    try:
+        made.rename(path)
+    except OSError:  # the other was first
+        shutil.rmtree(made)
     return path
 
 

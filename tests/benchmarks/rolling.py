@@ -6,16 +6,21 @@ import statistics
 from functools import partial
 
 import torch
-from clock import QUICK, Row, median, profile, ratio, start, turns, write
+from clock import QUICK, Row, median, ratio, shares, start, turns, words, write
 from models import smol, tiny
 from scipy import stats
 
 from toolkit import generate, tasks
+from toolkit import lm as lms
 from toolkit.generate import Sampling
 from toolkit.lm import LM
-from toolkit.types import Problem
+from toolkit.types import Problem, Rollout
 
 TURNS = 3  # of many seconds each
+ASKED = (
+    "Say hello.", "Name three colours.", "What is 2+3?", "Why is the sky blue? Answer in two sentences.", "Tell a short story about a fox.",
+    "Capital of France?", "List four fruits.", "What is a prime number?",
+)  # fmt: skip
 
 
 def prompts_of(lm: LM, problems: list[Problem], n: int) -> list[list[int]]:
@@ -103,10 +108,12 @@ def rows_of(name: str, lm: LM, problems: list[Problem], n: int, budget: int, aim
     seconds = turns(work, TURNS)
     speed = {key: [n / s for n, s in zip(tokens[key][-len(took) :], took, strict=True)] for key, took in seconds.items()}
     lengths = [len(r) for r in ours()]
-    where = profile(ours)
+    spent = shares(ours)
+    fastest = spent["matrix products"] + spent["attention"]
     note = f"{median(speed['ours']):.0f} tokens/s, {len(prompts)} rows of {min(lengths)}-{max(lengths)} tokens, median {statistics.median(lengths):.0f}"
     for key, (_, passed) in peers.items():
         value = ratio(speed["ours"], speed[key])
+        where = f"{words(spent)}; were all but matrix products free, it would be {value[0] / fastest:.1f} x"
         rows.append(
             Row(
                 f"rollouts, {name}: tokens/s over {key}",
@@ -121,6 +128,43 @@ def rows_of(name: str, lm: LM, problems: list[Problem], n: int, budget: int, aim
     return rows
 
 
+@torch.inference_mode()
+def price(lm: LM, cheaper: LM, rollouts: list[Rollout]) -> float:
+    """Mean KL divergence of a cheaper copy's next tokens from the model's own, nats a token, over the responses."""
+    found = []
+    for r in rollouts:
+        ids = torch.tensor([r.token_ids[:-1]], device=lm.device)
+        own, other = (m.model(input_ids=ids).logits[0, r.prompt_len - 1 :].float().log_softmax(dim=-1) for m in (lm, cheaper))
+        found.append((own.exp() * (own - other)).sum(dim=-1))
+    return torch.cat(found).mean().item()
+
+
+def in_bf16(lm: LM, problems: list[Problem], n: int, budget: int) -> list[Row]:
+    """The same rollouts with weights in bf16, over ``generate`` in fp32 and in bf16."""
+    half = lms.load(lms.smollm2_path(), dtype=torch.bfloat16, device=lm.device, tags=lms.ThinkTags(None, None))
+    prompts, sampling = prompts_of(lm, problems, n), Sampling(n=n, max_new_tokens=budget)
+    kl = price(lm, half, generate.rollouts(lm, problems, sampling, progress=False))
+    count: dict[str, list[int]] = {"ours": [], "fp32": [], "bf16": []}
+
+    def ours() -> None:
+        count["ours"].append(sum(r.response_tokens for r in generate.rollouts(half, problems, sampling, progress=False)))
+
+    def others(key: str, model: LM) -> None:
+        count[key].append(sum(map(len, theirs(model, prompts, budget, len(prompts)))))
+
+    torch.manual_seed(0)
+    seconds = turns({"ours": ours, "fp32": partial(others, "fp32", lm), "bf16": partial(others, "bf16", half)}, TURNS)
+    speed = {key: [c / s for c, s in zip(count[key][-len(took) :], took, strict=True)] for key, took in seconds.items()}
+    where, told = words(shares(ours)), f"bf16 for fp32 costs a divergence of {kl:.1e} nats a token"
+    note = (
+        f"{median(speed['ours']):.0f} tokens/s; generate in fp32 {median(speed['fp32']):.0f}, in bf16 {median(speed['bf16']):.0f}"
+    )
+    return [
+        Row("rollouts, SmolLM2 in bf16: tokens/s over generate in fp32, one batch", *ratio(speed["ours"], speed["fp32"]), ">= 2", told, where, note),
+        Row("rollouts, SmolLM2 in bf16: tokens/s over generate in bf16, one batch", *ratio(speed["ours"], speed["bf16"]), None, told, where, note),
+    ]  # fmt: skip
+
+
 def main() -> None:
     start()
     lm = tiny()
@@ -129,19 +173,9 @@ def main() -> None:
     if not QUICK:
         rows += rows_of("tiny reasoner, 256 rows", lm, problems[:32], 8, 200, 6)
         rows += rows_of("tiny reasoner, 512 rows", lm, problems, 8, 200, 6)
-    large = smol()
-    asked = [
-        Problem(f"s{i}", ({"role": "user", "content": text},), "")
-        for i, text in enumerate(
-            ["Say hello.", "Name three colours.", "What is 2+3?", "Why is the sky blue? Answer in two sentences."]
-            + (
-                []
-                if QUICK
-                else ["Tell a short story about a fox.", "Capital of France?", "List four fruits.", "What is a prime number?"]
-            )
-        )
-    ]
-    rows += rows_of("SmolLM2", large, asked, 1 if QUICK else 2, 24 if QUICK else 128, 2)
+        large = smol()
+        asked = [Problem(f"s{i}", ({"role": "user", "content": text},), "") for i, text in enumerate(ASKED)]
+        rows += rows_of("SmolLM2", large, asked, 2, 128, 2) + in_bf16(large, asked, 2, 128)
     write("rollouts", rows)
 
 
