@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from train import load_base
+from transformers import PreTrainedModel
 
 from toolkit import store, tasks
 from toolkit.grpo import advantages, recipes
@@ -50,14 +51,15 @@ class Evened:
 
 
 def adapted(start: Path, base: LM) -> LM:
-    """The base with the first stage's adapter, trainable: fp32 beside bf16 weights."""
+    """The base with the first stage's adapter in its layers, trainable: fp32 beside bf16 weights."""
     model: Any = PeftModel.from_pretrained(base.model, start, is_trainable=True, autocast_adapter_dtype=True)
-    return replace(base, model=model.eval(), name="smol-reasoner, first stage")
+    return replace(base, model=model.get_base_model().eval(), name="smol-reasoner, first stage")
 
 
-def publish(model: Any, log: list[dict[str, Any]], args: argparse.Namespace) -> None:
+def publish(model: PreTrainedModel, log: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """Write the adapter, what each step was paid, and with which arguments it was trained."""
-    tensors = {k: v.half() for k, v in get_peft_model_state_dict(model).items()}
+    own = {k: v for k, v in model.state_dict().items() if "lora_" in k}
+    tensors = {f"base_model.model.{k.replace('.default.', '.')}": v.half() for k, v in own.items()}
     store.write_tensors(tensors, {"format": "pt"}, args.out / "adapter_model.safetensors")
     kept = [{k: row[k] for k in LOGGED if row.get(k) is not None} for row in log if row["step"]]
     store.write_text("".join(json.dumps(row) + "\n" for row in kept), args.out / "rewards.jsonl")
