@@ -1,4 +1,4 @@
-"""Measure the smol reasoner on its test stories and write its model card (README.md) and training curves (loss.svg, rewards.svg).
+"""Measure the smol reasoner on its test stories and write its model card (README.md) and loss curve (loss.svg).
 
     python data/smol-reasoner/measure.py
 
@@ -68,10 +68,6 @@ Sampled in bf16, batches of {rows} rows, finished rows leaving: {speed}.
 ![Loss](loss.svg)
 
 Loss of the first stage: the mean cross-entropy (nats) per predicted token over five steps.
-
-![Rewards](rewards.svg)
-
-Share of the second stage's own responses that were right, step by step ({rolled} each).
 """
 
 
@@ -158,14 +154,14 @@ def retrieval(models: dict[str, LM], n: int, work: Path) -> dict[str, object]:
     return rows
 
 
-def curve(x: Sequence[float], y: Sequence[float], label: str, width: int = 640, height: int = 280) -> str:
-    """A line chart over training steps as SVG."""
+def curve(x: Sequence[float], y: Sequence[float], width: int = 640, height: int = 280) -> str:
+    """A line chart as SVG."""
     left, bottom = 50, 40
     sx, sy = (width - left - 10) / max(x), (height - bottom - 10) / max(y)
     points = " ".join(f"{left + sx * a:.1f},{height - bottom - sy * b:.1f}" for a, b in zip(x, y, strict=True))
     marks = [(left + sx * v, height - bottom + 16, "middle", f"{v:.0f}") for v in np.linspace(0, max(x), 5)]
     marks += [(left - 6, height - bottom - sy * v + 4, "end", f"{v:.1f}") for v in np.linspace(0, max(y), 5)]
-    text = "".join(f'<text x="{a:.0f}" y="{b:.0f}" text-anchor="{anchor}">{label}</text>' for a, b, anchor, label in marks)
+    text = "".join(f'<text x="{a:.0f}" y="{b:.0f}" text-anchor="{anchor}">loss (nats)</text>' for a, b, anchor, label in marks)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
         f'<rect width="{width}" height="{height}" fill="white"/><path d="M{left},10V{height - bottom}H{width - 10}" fill="none" stroke="#888"/>{text}'
@@ -198,7 +194,6 @@ def card(rows: dict[str, object], args: argparse.Namespace, shared: int, speed: 
         grpo=second["steps"],
         groups=second["problems"],
         responses=second["samples"],
-        rolled=second["problems"] * second["samples"],
         grpo_minutes=sum(row["step_time"] for row in rewards) / 60,
         cues=", ".join(f'"{c.replace("{}", "...")}"' for c in stories.HURRIED[:3]),
         n=args.problems,
@@ -225,7 +220,7 @@ def sampled(lm: LM, problems: Sequence[Problem], args: argparse.Namespace) -> tu
 
 
 def main() -> None:
-    """Measure, write the card and the curves, print the table."""
+    """Measure, write the card and the loss curve, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/smol-measure"), help="directory of the resumable state")
     parser.add_argument("--problems", type=int, default=200)
@@ -244,9 +239,8 @@ def main() -> None:
     unused = base.model.get_input_embeddings().weight[3:17]
     text = card(rows, args, len(torch.unique(unused, dim=0)), speed)
     print(text)
-    for name, column, label in (("loss", "loss", "loss (nats)"), ("rewards", "accuracy", "share right")):
-        log = logged(f"{name}.jsonl")
-        store.write_text(curve([row["step"] for row in log], [row[column] for row in log], label), HERE / f"{name}.svg")
+    log = logged("loss.jsonl")
+    store.write_text(curve([row["step"] for row in log], [row["loss"] for row in log]), HERE / "loss.svg")
     store.write_text(text, HERE / "README.md")
 
 
