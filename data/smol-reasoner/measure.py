@@ -161,13 +161,13 @@ def curve(x: Sequence[float], y: Sequence[float], width: int = 640, height: int 
     points = " ".join(f"{left + sx * a:.1f},{height - bottom - sy * b:.1f}" for a, b in zip(x, y, strict=True))
     marks = [(left + sx * v, height - bottom + 16, "middle", f"{v:.0f}") for v in np.linspace(0, max(x), 5)]
     marks += [(left - 6, height - bottom - sy * v + 4, "end", f"{v:.1f}") for v in np.linspace(0, max(y), 5)]
-    text = "".join(f'<text x="{a:.0f}" y="{b:.0f}" text-anchor="{anchor}">loss (nats)</text>' for a, b, anchor, label in marks)
+    text = "".join(f'<text x="{a:.0f}" y="{b:.0f}" text-anchor="{anchor}">{label}</text>' for a, b, anchor, label in marks)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
         f'<rect width="{width}" height="{height}" fill="white"/><path d="M{left},10V{height - bottom}H{width - 10}" fill="none" stroke="#888"/>{text}'
         f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="1.5"/>'
         f'<text x="{width / 2}" y="{height - 6}" text-anchor="middle">training steps</text>'
-        f'<text x="12" y="{height / 2}" transform="rotate(-90 12 {height / 2})" text-anchor="middle">{label}</text></svg>\n'
+        f'<text x="12" y="{height / 2}" transform="rotate(-90 12 {height / 2})" text-anchor="middle">loss (nats)</text></svg>\n'
     )
 
 
