@@ -5,7 +5,8 @@
 TRL's SFTTrainer with PEFT. Seeded and resumable: the batches follow from the seed, a checkpoint is kept every ``--save-every`` steps
 in ``--work``, and the same command goes on from the newest. The learning rate is warmed up, constant, and decays over the last
 ``--decay`` steps of ``--steps``; ``--steps`` may be raised later. The adapter so far is written to ``--out`` at the end of every
-sitting (``--minutes 0``: only that). Loss is on the response, where digits weigh more than words.
+sitting (``--minutes 0``: only that). Loss is on the response, where digits weigh more than words. ``reinforce.py`` goes on from its last
+checkpoint.
 """
 
 from __future__ import annotations
