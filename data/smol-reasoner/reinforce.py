@@ -3,8 +3,9 @@
     python data/smol-reasoner/reinforce.py --start runs/smol/checkpoint-2400 --out data/smol-reasoner
 
 Paid for right answers alone, it stops leaving steps out within eight steps, and short thinking is worse no more, which is what this
-model is made to show. So most of what a response's length says about its being right is taken out of its pay (``Evened``). Seeded and resumable: the same command goes on from the newest checkpoint in ``--work``. Writes to ``--out`` the
-adapter of the last step in fp16, ``rewards.jsonl`` (a line a step) and, beside the first stage's, its arguments in ``training.json``.
+model is made to show. So most of what a response's length says about its being right is taken out of its pay (``Evened``). Seeded and
+resumable: the same command goes on from the newest checkpoint in ``--work``. Writes to ``--out`` the adapter of the last step in fp16,
+``rewards.jsonl`` (a line a step) and, beside the first stage's, its arguments in ``training.json``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ LOGGED = ("step", "accuracy", "think_tokens", "zero_std", "entropy", "grad_norm"
 
 @dataclass(frozen=True)
 class Evened:
-    """Correctness less a ``share`` of its linear regression on think length, problem by problem: at 1 no length is paid better than another."""
+    """Correctness less a ``share`` of its linear regression on think length, problem by problem: at 1 no length is paid better."""
 
     share: float
 

@@ -1,7 +1,8 @@
 """The suite: ``python tests/benchmarks/run.py [--quick] [--device cuda] [--only collect,grpo] [--again] [--keep]``.
 
-Each group of rows is a process of its own, bound to one core (a quick run has two at a time), and leaves its rows in a file under ``runs/bench``, so that a suite that was stopped goes
-on where it was. ``--keep`` copies the report and its table to ``tests/benchmarks``.
+Each group of rows is a process of its own, bound to one core (a quick run has two at a time), and leaves its rows in a file under
+``runs/bench``, so that a suite that was stopped goes on where it was. ``--keep`` copies the report and its table to
+``tests/benchmarks``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ GROUPS = {
     "import": "imports.py", "rewards": "rewarding.py", "edit": "editing.py", "scale": "scaling.py", "collect": "collecting.py",
     "capture": "capture.py", "steering": "steering.py", "rollouts": "rolling.py", "grpo": "training.py", "retrieval": "retrieval.py",
 }  # fmt: skip
-QUICK_SECONDS = {
+QUICK_SECONDS = {  # about: those that take longest begin first
     "rollouts": 123, "steering": 77, "retrieval": 67, "capture": 62, "collect": 54, "grpo": 54, "scale": 32, "rewards": 27, "import": 22,
     "edit": 7,
 }  # fmt: skip
