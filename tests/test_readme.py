@@ -325,3 +325,4 @@ def test_speeds_are_those_of_the_last_full_table():
     assert claimed(r"tiny reasoner makes (\S+) x the tokens") == said("512 rows: tokens/s over generate, one batch")
     assert claimed(r"in one batch, (\S+) x in sorted batches") == said("512 rows: tokens/s over generate, sorted")
     assert claimed(r"eight prompts (\S+) x") == said("SmolLM2: tokens/s over generate, one batch")
+    assert claimed(r"or (\S+) x with bf16 weights") == said("SmolLM2 in bf16: tokens/s over generate in fp32")

@@ -17,7 +17,7 @@ from toolkit.types import Direction, Problem
 BATCHES = (8,) if QUICK else (1, 8, 64)
 NEW = 24 if QUICK else 64
 PROMPT = 64
-TURNS = 3 if QUICK else 5
+TURNS = 3 if QUICK else 5  # of the longest; shorter ones take more, as noise weighs more in them
 CHECKED = 8  # rows of a batch whose tokens are computed by whole passes, which are slow
 
 
@@ -81,11 +81,12 @@ def own_decoding(lm: LM, during, rows: int) -> object:
     return rollouts(Condition(endless, during), asked, Sampling(n=rows, max_new_tokens=NEW), progress=False)
 
 
-def rows_of(name: str, lm: LM, layer: int) -> list[Row]:
+def rows_of(name: str, lm: LM, layer: int, repeats: dict[int, int]) -> list[Row]:
+    """``repeats``: turns by batch."""
     vector, rows = direction_of(lm, layer), []
     v = vector.vector[layer].to(lm.device)
     for batch in BATCHES:
-        ids = prompts(lm, batch)
+        ids, times = prompts(lm, batch), TURNS if QUICK else repeats[batch]
         acts = {during: edits.steering(vector, 1.0, layers=[layer], during=during) for during in ("all", "think")}
         expected = {"all": by_hand(lm, ids, layer, v), "think": thinking_by_hand(lm, ids[:CHECKED], layer, v)}
 
@@ -100,11 +101,11 @@ def rows_of(name: str, lm: LM, layer: int) -> list[Row]:
                 "raw hook": lambda ids=ids: by_hand(lm, ids, layer, v),
                 **{during: lambda during=during: steered(during) for during in acts},
             },
-            TURNS,
+            times,
         )
         works = {"unsteered": (), **{during: (act,) for during, act in acts.items()}}
         own = turns(
-            {key: lambda during=during, batch=batch: own_decoding(lm, during, batch) for key, during in works.items()}, TURNS
+            {key: lambda during=during, batch=batch: own_decoding(lm, during, batch) for key, during in works.items()}, times
         )
         for during in acts:
             gate = f"tokens that differ from a raw hook's: {wrong[during]} of {len(expected[during]) * NEW}"
@@ -214,7 +215,7 @@ def peers_apart(lm: LM, layer: int) -> list[Row]:
 def main() -> None:
     start()
     large = middle()
-    rows = rows_of(MIDDLE, large, 6) + rows_of("tiny reasoner", tiny(), 2)
+    rows = rows_of(MIDDLE, large, 6, {1: 15, 8: 9, 64: TURNS}) + rows_of("tiny reasoner", tiny(), 2, {1: 61, 8: 61, 64: 21})
     rows += peers_here(large, 6) + peers_apart(large, 6)
     write("steering", rows)
 
