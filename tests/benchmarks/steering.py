@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import torch
-from clock import DEVICE, OUT, QUICK, Row, apart, profile, ratio, start, turns, write
+from clock import DEVICE, OUT, QUICK, Row, apart, median, profile, ratio, start, turns, write
 from models import MIDDLE, middle, middle_path, tiny
 
 from toolkit import bridges, edits
@@ -108,18 +108,21 @@ def rows_of(name: str, lm: LM, layer: int, repeats: dict[int, int]) -> list[Row]
             {key: lambda during=during, batch=batch: own_decoding(lm, during, batch) for key, during in works.items()}, times
         )
         for during in acts:
+            # What is beyond a vector added everywhere is knowing where a response thinks.
+            more = [1000 * (median(found[during]) - median(found["all"])) / NEW for found in (seconds, own)]
+            phases, own_phases = (f"; following phases {ms:.2f} ms a step" if during == "think" else "" for ms in more)
             gate = f"tokens that differ from a raw hook's: {wrong[during]} of {len(expected[during]) * NEW}"
             rows.append(
                 Row(
                     f"steering, {name}, batch {batch}, {during}: generate, over plain", *ratio(seconds[during], seconds["plain"]),
-                    "<= 1.03", gate, f"the model's own pass; {profile(lambda during=during: steered(during))}",
+                    "<= 1.03", gate, f"the model's own pass{phases}; {profile(lambda during=during: steered(during))}",
                     f"a raw hook costs {ratio(seconds['raw hook'], seconds['plain'])[0]:.3f}; {1000 * min(seconds['plain']) / NEW:.1f} ms a step",
                 )
             )  # fmt: skip
             rows.append(
                 Row(
                     f"steering, {name}, batch {batch}, {during}: our decoding, over itself unsteered", *ratio(own[during], own["unsteered"]),
-                    "<= 1.03", gate, "the model's own pass", f"{1000 * min(own['unsteered']) / NEW:.1f} ms a step",
+                    "<= 1.03", gate, f"the model's own pass{own_phases}", f"{1000 * min(own['unsteered']) / NEW:.1f} ms a step",
                 )
             )  # fmt: skip
     return rows
