@@ -3,7 +3,7 @@
     toolkit board -m smol-reasoner --dtype bfloat16 --conditions data/smol-reasoner/board.py --out runs/smol-board --jobs 2
 
 ``results.py`` beside this file reads what was measured. Doses, and the layer of Efficiency Steering (the middle one, all positions as
-they become the newest), are ours: on dev problems 1 moved little and 4 broke the model.
+they become the newest), are ours: on dev problems, with the first stage's adapter, 1 moved little and 4 broke the model.
 """
 
 from toolkit.board import Sizes, Training, base, edited, masked, steered, trained

@@ -34,7 +34,7 @@ from toolkit.stats import Estimate
 
 HERE = Path(__file__).parent
 FILES = {PUBLISHED: "published", OURS: "ours"}
-STRENGTHS = (-2.0, -1.0, 1.0, 2.0)  # at 4 either direction breaks the model: 6 % right or less going down
+STRENGTHS = (-2.0, -1.0, 1.0, 2.0)  # at 4 either direction broke the first stage's: 6 % right or less going down
 SWEEPS = {
     OURS: doses.Sweep(STRENGTHS),
     "Efficiency Steering": doses.Sweep(STRENGTHS, (15,), Scope.of("newest")),
