@@ -246,7 +246,7 @@ def test_a_save_that_fails_half_way_leaves_the_old_value(saved, provenance, monk
         path.write_bytes(b"\x10")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(store, "save_file", half)
+    monkeypatch.setattr(store.values, "save_file", half)
     with pytest.raises(OSError, match="No space left"):
         store.save(direction(provenance, torch.zeros(2, 3)), saved)
     assert torch.equal(store.load(saved, Direction).vector, torch.ones(2, 3))
