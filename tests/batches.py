@@ -25,6 +25,7 @@ def batch_of(correct: Sequence[int], tokens: Sequence[int], problem_id: Sequence
         "closed": np.ones(n, bool),
         "formatted": np.ones(n, bool),
         "finish": objects(["stop"] * n),
+        "answer_text": objects(["7"] * n),
     }
     return RewardBatch(columns, step, split).having(**more)
 
@@ -51,6 +52,7 @@ def full_batch(
         "target_high": np.full(n, 40),
         "formatted": random.random(n) < 0.8,
         "closed": random.random(n) < 0.9,
+        "answer_text": objects(random.choice(["7", "so 12 and 7", "unsure"], n).tolist()),
         "finish": objects(random.choice(["stop", "length"], n).tolist()),
     }
     return batch_of(correct, tokens, problem_id, **{**columns, **more})

@@ -19,7 +19,9 @@ from toolkit.grpo import draws, log, losses, recipes, run
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, train
 from toolkit.grpo.trainer import Extras, NonFiniteError, Trainer
-from toolkit.rewards import MissingColumnError, Scored
+from toolkit.rewards import MissingColumnError, Scored, groups
+from toolkit.rewards.laser import LaserD
+from toolkit.rewards.laser_targets import Targets
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
 
@@ -149,8 +151,89 @@ def test_dynamic_sampling_fills_the_batch_with_groups_that_vary(tiny, easy, smal
     trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     drawn = trainer.newest.drawn
     groups = [drawn[i : i + 4] for i in range(0, 16, 4)]
-    assert all(len({d.rollout.problem_id for d in g}) == 1 and draws.Dynamic.keeps(g) for g in groups)
+    assert all(len({d.rollout.problem_id for d in g}) == 1 for g in groups)
+    assert all(draws.Dynamic.keeps(paid) for paid in trainer.newest.scored.values.reshape(4, 4))
     assert trainer.sampler.noted["dynamic/filled"] == 0 and trainer.sampler.noted["dynamic/groups_drawn"] > 4
+
+
+class ByLength(rewards.Correctness):
+    """Pays the tokens of groups that are all right, and nothing to others; counts the batches it learned from."""
+
+    needs = frozenset({"correct", "tokens"})
+
+    def __init__(self) -> None:
+        self.learned = 0
+
+    def __call__(self, batch):
+        self.learned += batch.split == "train"
+        return Scored.sum(length=batch["tokens"] * (groups.mean(batch["correct"], batch.groups) == 1))
+
+
+def test_dynamic_sampling_looks_at_the_reward_trained_on_which_learns_from_the_batch_alone(tiny, easy, small, tmp_path):
+    recipe, reward = replace(small, problems=2, samples=4, dynamic=draws.Dynamic(rounds=9, most=12)), ByLength()
+    trainer = trainer_of(tiny, recipe, easy, tmp_path, Extras(reward=reward), micro_batch=8)
+    trainer.model.train()
+    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    assert trainer.sampler.noted["dynamic/filled"] == 0 and reward.learned == 1
+    assert all(d.rollout.correct for d in trainer.newest.drawn), "by correctness every one of these groups would be dropped"
+    assert all(len(set(paid)) > 1 for paid in trainer.newest.scored.values.reshape(2, 4).tolist())
+
+
+def test_dlers_dual_clip_is_a_naive_loop_over_tokens_and_bounds_what_a_negative_advantage_costs(tiny, easy, small, tmp_path):
+    config = recipes.dler().config
+    clips = {k: config[k] for k in ("epsilon", "epsilon_high", "delta", "loss_type")}
+    trainer = trainer_of(tiny, replace(small, config=clips), easy, tmp_path)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = dict(trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))))
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    mask = inputs["completion_mask"]
+    whole = torch.cat([inputs["prompt_mask"], mask], dim=1)
+    with torch.no_grad():
+        new = trainer._get_per_token_logps_and_entropies(trainer.model, ids, whole, mask.shape[1])[0]
+    random = torch.Generator().manual_seed(0)
+    inputs["old_per_token_logps"] = new - torch.empty(new.shape).uniform_(-4, 4, generator=random)
+    inputs["advantages"] = torch.randn(len(ids), generator=random)
+    inputs.pop("share", None)
+    ratios = (new - inputs["old_per_token_logps"]).exp()
+
+    def term(r: float, a: float) -> float:
+        """Verl's, with c = 10: the clipped surrogate, and for a negative advantage no more than ``c |A|``."""
+        clipped = max(-a * r, -a * min(max(r, 1 - 0.2), 1 + 0.28))
+        return min(clipped, -a * 10) if a < 0 else clipped
+
+    terms = [
+        term(ratios[i, t].item(), a)
+        for i, a in enumerate(inputs["advantages"].tolist())
+        for t in range(mask.shape[1])
+        if mask[i, t]
+    ]
+    inputs["num_items_in_batch"] = mask.sum()
+    found = GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+    assert found.item() == pytest.approx(np.mean(terms), rel=1e-4)
+    assert ((ratios > 10) & (inputs["advantages"] < 0)[:, None] & mask.bool()).any(), "no ratio was beyond the bound"
+
+
+def test_laser_d_is_shown_its_monitoring_set_before_the_first_generation_and_every_n_generations(tiny, easy, small, tmp_path):
+    targets = Targets(base=16, step=8, longest=64, every=2, samples=4, problems=5)
+    recipe = replace(small, reward="laser_d", options={"targets": targets}, updates=2)
+    shown: list[tuple[int, list[str], list[int]]] = []
+
+    class Watched(LaserD):
+        def monitor(self, batch):
+            shown.append((batch.step, sorted(set(batch["problem_id"])), np.bincount(batch.groups).tolist()))
+            super().monitor(batch)
+
+    reward = Watched(targets=targets)
+    plan = Run(tmp_path / "run", steps=10, evaluate_every=0, save_every=4)
+    train(tiny, recipe, easy, plan, extras=Extras(reward=reward))
+    assert [step for step, _, _ in shown] == [0, 4, 8], "five generations of two updates each"
+    assert len(shown[0][1]) == 5 and all(ids == shown[0][1] for _, ids, _ in shown) and shown[0][2] == [4] * 5
+    halves, again = replace(plan, out=tmp_path / "halves"), Watched(targets=targets)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, recipe, easy, halves, extras=Extras(reward=Watched(targets=targets), callbacks=(Kill(6),)))
+    train(tiny, recipe, easy, halves, extras=Extras(reward=again), resume=True)
+    assert again.state_dict() == reward.state_dict()
 
 
 def test_modes_ask_half_of_each_group_for_each_and_the_reward_sees_which(tiny, easy, small, tmp_path):

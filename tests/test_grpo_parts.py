@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -161,9 +162,9 @@ def test_schedule_has_no_problem_twice_in_a_step_and_every_problem_once_an_epoch
 
 def test_curriculum_follows_the_published_budgets():
     curriculum = recipes.train_long_think_short().curriculum
-    assert [curriculum.at(step) for step in (0, 149, 150, 300, 450)] == [256, 256, 178, 124, 87]
+    assert [curriculum.at(step) for step in (0, 149, 150, 300, 450)] == [256, 256, 179, 125, 87]
     asked = curriculum.ask(300)(({"role": "system", "content": "s"}, {"role": "user", "content": "1+1=?"}))
-    assert [m["content"] for m in asked] == ["s", "1+1=? Use exactly 124 tokens."]
+    assert [m["content"] for m in asked] == ["s", "1+1=? Use exactly 125 tokens."]
 
 
 def test_dynamic_sampling_asks_for_as_many_as_are_likely_to_be_missing_within_its_bound():
@@ -171,6 +172,28 @@ def test_dynamic_sampling_asks_for_as_many_as_are_likely_to_be_missing_within_it
     assert rule.next_round(kept=8, asked=16, wanted=16) == 16
     assert rule.next_round(kept=0, asked=16, wanted=16) == 48
     assert rule.next_round(kept=3, asked=64, wanted=16) == 0
+
+
+@pytest.mark.parametrize(
+    ("correct", "tokens", "kept"),
+    [
+        ([1] * 8, [1500] * 4 + [3000] * 4, True),  # all right, half cut by the tighter limit
+        ([1] * 6 + [0] * 2, [3000] * 8, False),  # mostly right, all cut: all are paid 0
+        ([1] * 3 + [0] * 5, [3000] * 8, True),  # mostly wrong: the wider limit
+        ([1] * 8, [1500] * 8, False),
+        ([0] * 8, [1500] * 4 + [5000] * 4, False),
+    ],
+)
+def test_dynamic_sampling_keeps_a_group_iff_its_truncated_rewards_differ(correct, tokens, kept):
+    recipe = recipes.da_dler()
+    paid = rewards.ALL[recipe.reward].make(**recipe.options)(batch_of(correct, tokens)).values
+    limit = 2000 if np.mean(correct) >= 0.5 else 4000
+    assert paid.tolist() == [float(c and n <= limit) for c, n in zip(correct, tokens, strict=True)]
+    assert recipe.dynamic.keeps(paid) == kept
+
+
+def test_dynamic_sampling_leaves_a_reward_that_is_nan_for_the_trainer_to_name():
+    assert draws.Dynamic.keeps(np.array([math.nan] * 4))
 
 
 # --- measures and alarms -------------------------------------------------------------------------------------

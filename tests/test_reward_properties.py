@@ -18,6 +18,7 @@ from toolkit.rewards.arora_zanette import AroraZanette
 from toolkit.rewards.batch import objects
 from toolkit.rewards.grpo_lambda import GRPOLambda
 from toolkit.rewards.hapo import HAPO
+from toolkit.rewards.laser import LaserD
 from toolkit.rewards.laser_targets import Targets, TargetState
 from toolkit.rewards.mash import MASH
 from toolkit.rewards.ppr import renorm
@@ -243,38 +244,69 @@ def test_states_of_parts_are_saved_by_name():
     assert rewards.WeightedSum(((1.0, AroraZanette()),)).state_dict() == {}
 
 
-def test_laser_targets_follow_training_every_n_steps():
-    state = TargetState(Targets(20, 10, 100, every=2))
-    state.seen(batch_of([1] * 8, [55] * 8, step=0))
-    assert state.lengths == [20, 20, 20]
-    state.seen(batch_of([1] * 8, [55] * 8, step=1))
-    assert state.lengths == [60, 20, 20]  # easy: 55 tokens need 60 of the grid; no response of the others, so they keep theirs
-    state.seen(batch_of([1] + [0] * 7, [200] * 8, "hard", step=2))
-    state.seen(batch_of([1] + [0] * 7, [200] * 8, "hard", step=3))
-    assert state.lengths == [60, 20, 100]  # no length of the grid is enough: its longest
+def test_laser_targets_follow_training_every_n_generations_however_many_updates_share_one():
+    for updates in (1, 2, 8):
+        state, seen = TargetState(Targets(20, 10, 100, every=2)), []
+        for generation, tokens in enumerate([55, 75, 55, 35]):
+            state.seen(batch_of([1] * 8, [tokens] * 8, step=updates * generation))
+            seen.append(state.within(1000)[0])
+        assert seen == [20, 60, 60, 40], "a sixth of the responses has to be within, and no others are looked at than the last two"
+
+
+def test_laser_targets_are_those_of_the_released_function_for_both_roundings():
+    random = np.random.default_rng(0)
+    for rounding in ("ceil", "floor"):
+        targets = Targets(20, 10, 100, rounding=rounding)
+        for bucket, level in enumerate(("high", "medium", "low")):
+            for _ in range(50):
+                lengths, longest = random.integers(1, 150, random.integers(1, 12)), int(random.integers(1, 150))
+                wanted = released_target(lengths, longest, level, rounding)
+                assert targets.length(bucket, lengths, longest) == wanted
+
+
+def released_target(lengths, longest: int, level: str, rounding: str) -> int:
+    """The released rule in a loop: the longest response of the training batch, unless a shorter length of the grid is enough."""
+    found = longest
+    for length in range(20, 101, 10):
+        share = sum(n <= length for n in lengths) / len(lengths)
+        whole = int if rounding == "floor" else lambda x: -int(-x // 1)
+        least = {"high": whole(16 / 3), "medium": whole(8 / 3), "low": 1}[level]
+        expected = share * least if rounding == "ceil" else int(share * least + 1e-9)
+        if expected >= 1 - 1e-9 and length < found:
+            found = length
+    return found
+
+
+@pytest.mark.parametrize("rounding", ["ceil", "floor"])
+def test_where_no_length_of_the_grid_is_enough_laser_d_pays_every_right_answer_of_the_batch(rounding):
+    reward = LaserD(targets=Targets(20, 10, 100, every=2, rounding=rounding))
+    hard = dict(correct=[1] + [0] * 7, tokens=[200] * 8)
+    assert reward(batch_of(**hard)).components["length"][0] == 0  # the first target of every bucket
+    reward(batch_of(**hard))
+    assert reward.state.lengths == [20, 20, 200]
+    longer = reward(batch_of([1] + [0] * 7, [300] + [90] * 7))
+    assert longer.components["length"][0] == reward.alpha and reward.state.lengths[2] == 300
 
 
 def test_laser_targets_from_a_monitoring_set_replace_what_training_showed():
     state = TargetState(Targets(20, 10, 100, every=2))
-    state.seen(batch_of([1] * 8, [90] * 8, step=0))
-    state.monitor(batch_of([1] * 8, [35] * 8, split="eval", step=1))
+    state.seen(batch_of([1] * 8, [90] * 8))
+    assert state.due
+    state.monitor(batch_of([1] * 8, [35] * 8, split="eval"))
     assert state.lengths == [40, 20, 20] and state.state_dict()["seen"] == [[], [], []]
-
-
-def test_laser_targets_rounded_down_fall_back_to_the_longest_response():
-    floor = Targets(20, 10, 100, rounding="floor")
-    assert floor.least_right == (5, 2, 1)
-    lengths = np.array([10] * 7 + [57])
-    assert Targets(20, 10, 100).length(2, lengths) == 60  # one right response expected only when all are within
-    assert floor.length(2, lengths) == 57
-    assert floor.length(0, lengths) == 20
+    due = []
+    for tokens in (90, 95, 99):
+        state.seen(batch_of([1] * 8, [tokens] * 8))
+        due.append(state.due)
+    assert state.lengths == [40, 20, 20], "from then on training rollouts set no length"
+    assert due == [False, True, True]
 
 
 # --- speed ---------------------------------------------------------------------------------------------------
 
 CLOSED_FORMS = sorted(
-    set(rewards.ALL) - {"repetition", "repetition_penalty", "laser_de", *STATEFUL}
-)  # those look at every token, or keep a number a problem
+    set(rewards.ALL) - {"repetition", "repetition_penalty", "laser_de", "surrogate", *STATEFUL}
+)  # those look at every token or text, or keep a number per problem
 
 
 @pytest.mark.parametrize("name", CLOSED_FORMS)

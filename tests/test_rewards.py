@@ -66,7 +66,7 @@ def test_grpo_lambda_prices_length_in_the_most_accurate_group_only():
 def test_surrogate_pays_format_and_a_middling_length():
     tokens = [0, 768, 1536, 2304, 3072]
     assert_allclose(paid(Surrogate(), batch_of([0] * 5, tokens)), [1.0, 1.75, 2.0, 1.5, 0.0], **GOLDEN)
-    assert_allclose(paid(Surrogate(), batch_of([1] * 5, tokens, formatted=False)), [0, 0, 0, 0, -1], **GOLDEN)
+    assert_allclose(paid(Surrogate(), batch_of([1] * 5, tokens, answer_text="unsure")), [0, 0, 0, 0, -1], **GOLDEN)
     assert_allclose(paid(Surrogate(format=SCRIPT_FORMAT), batch_of([0], [1536])), [1.5])
     assert_allclose(paid(Surrogate(shape="polyline"), batch_of([0] * 3, [768, 1536, 3072])), [1.5, 2.0, 0.0])
 

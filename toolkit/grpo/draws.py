@@ -12,7 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from jaxtyping import Float
+from numpy import ndarray
+
 from toolkit.lm import Ask
+from toolkit.rewards.train_long_think_short import budget_at, stated
 from toolkit.types import Problem, Rollout
 
 Mode = Literal["long", "short"]
@@ -56,7 +60,7 @@ class Added:
 class Curriculum:
     """A token budget that falls as training goes on and is stated in the prompt (Train Long, Think Short, arXiv 2508.08940).
 
-    ``B(t) = max(1, B0 * decay^floor(t / every))`` tokens at step t.
+    ``B(t) = max(1, B0 * decay^floor(t / every))`` tokens at step t, rounded to the nearest whole number.
 
     Attributes:
         start: B0, tokens.
@@ -76,7 +80,7 @@ class Curriculum:
 
     def at(self, step: int) -> int:
         """The budget at a step, in tokens."""
-        return max(1, int(self.start * self.decay ** (step // self.every)))
+        return stated(budget_at(step, start=self.start, gamma=self.decay, every=self.every))
 
     def ask(self, step: int) -> Ask:
         """The change of the prompt at a step."""
@@ -97,8 +101,11 @@ class Modes:
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Dynamic sampling (DAPO, arXiv 2503.14476; DLER, arXiv 2510.15110): groups whose rollouts are all correct or all wrong are
-    dropped, and sampling goes on until the batch is full.
+    """Dynamic sampling (DAPO, arXiv 2503.14476; DLER, arXiv 2510.15110): groups whose rollouts are all paid the same are dropped,
+    and sampling goes on until the batch is full.
+
+    What counts is the reward that is trained on, truncation included, as in DLER's paper. Its released script looks at the score
+    before the truncation's penalty, and so drops a group that is all right but half cut; not copied.
 
     Attributes:
         rounds: Most rounds of sampling a step ...
@@ -114,9 +121,9 @@ class Dynamic:
             raise ValueError(f"{self}: need at least 1 round, and room for at least 1 batch.")
 
     @staticmethod
-    def keeps(group: Sequence[Drawn]) -> bool:
-        """Whether a group has both correct and wrong rollouts."""
-        return len({d.rollout.correct for d in group}) == 2
+    def keeps(paid: Float[ndarray, " samples"]) -> bool:
+        """Whether the rewards of a group differ. A reward that is NaN differs, so that the trainer sees and names it."""
+        return bool((paid != paid[0]).any())
 
     def next_round(self, kept: int, asked: int, wanted: int) -> int:
         """How many more problems to ask so that ``wanted`` groups are likely to be kept; 0 if no more may be."""

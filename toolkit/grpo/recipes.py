@@ -24,14 +24,15 @@ from toolkit.rewards.laser_targets import Targets
 TINY_TOKENS = 200  # longest response of the scaled presets; the tiny reasoner's longest are about 150
 TINY_RATE = 3e-4
 TINY_LIMITS = {"dler": 40, "da_dler": 40}  # their truncation is the budget of a response
+TINY_TARGETS = Targets(base=16, step=8, longest=TINY_TOKENS, every=10, problems=32)
 TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "cosine": {"longest": TINY_TOKENS},
         "da_dler": {"tiers": ((0.0, 40), (0.5, 24))},
         "dler": {"target": 40},
         "laser": {"target": 24},
-        "laser_d": {"targets": Targets(base=16, step=8, longest=128, every=10)},
-        "laser_de": {"targets": Targets(base=16, step=8, longest=128, every=10)},
+        "laser_d": {"targets": TINY_TARGETS},
+        "laser_de": {"targets": TINY_TARGETS},
         "length_penalty": {"longest": 20},  # a token costs 5 % of a right answer
         "length_penalty_mild": {"longest": 20},  # 2.5 %
         "surrogate": {"longest": 80},  # best paid at 40
@@ -126,6 +127,9 @@ class Recipe:
 NOT_SCALED = ("beta", "temperature", "entropy_coef")
 """Left at TRL's defaults in the scaled presets (0, 1 and 0): no reference model, and the tiny reasoner is measured at temperature 1."""
 CLIP_HIGHER = {"epsilon": 0.2, "epsilon_high": 0.28}
+DUAL_CLIP = 10.0
+"""Largest ratio that counts where the advantage is negative, so that a token costs at most ``10 |A|``: TRL's ``delta`` is verl's
+``clip_ratio_c`` wherever it exceeds ``1 + epsilon_high``."""
 
 
 def plain(reward: str, **options: Any) -> Recipe:
@@ -171,8 +175,17 @@ def dler(*, tokens: bool = False) -> Recipe:
         updates=8,
         max_tokens=4000,
         learning_rate=1e-6,
-        config={**CLIP_HIGHER, "beta": 5e-4, "loss_type": "dapo", "max_grad_norm": 1.0, "weight_decay": 0.01, "temperature": 1.0},
-        sources="Paper and code NVlabs/DLER: 16 rollouts, 512 prompts, mini-batch 64, 4000 tokens. KL is TRL's k3 (paper: mse; script: k3).",
+        config={
+            **CLIP_HIGHER,
+            "delta": DUAL_CLIP,
+            "beta": 5e-4,
+            "loss_type": "dapo",
+            "max_grad_norm": 1.0,
+            "weight_decay": 0.01,
+            "temperature": 1.0,
+        },
+        sources="Paper and code NVlabs/DLER: 16 rollouts, 512 prompts, mini-batch 64, 4000 tokens, dual clip 10 (script: clip_ratio_c). "
+        "KL is TRL's k3 (paper: mse; script: k3). Dynamic sampling looks at the truncated reward (paper; script: at the score before it).",
     )
 
 
@@ -198,14 +211,21 @@ def laser(reward: str = "laser") -> Recipe:
     )
 
 
+def _adapted(reward: str) -> Recipe:
+    """LASER with targets that follow a monitoring set."""
+    own = laser(reward)
+    more = " Targets: 500 problems monitored every 20 generations; |C_d| rounded up (paper; scripts: down, laser_targets.SCRIPT_ROUNDING)."
+    return replace(own, sources=own.sources + more)
+
+
 def laser_d() -> Recipe:
     """LASER-D: targets per difficulty, adapted. See :func:`laser`."""
-    return laser("laser_d")
+    return _adapted("laser_d")
 
 
 def laser_de() -> Recipe:
     """LASER-DE: also pays wrong responses for going on. See :func:`laser`."""
-    return laser("laser_de")
+    return _adapted("laser_de")
 
 
 def hapo() -> Recipe:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from toolkit.grpo.trainer import Trainer
 
 Messages = Sequence[Mapping[str, str]]
+MONITOR = len(draws.MODES)  # stream of random numbers of the monitoring set; the modes have those before it
 
 
 class Sampler:
@@ -52,8 +54,6 @@ class Sampler:
         groups = self._groups([t.problems[i] for i in ids[:: t.args.num_generations]])
         if t.recipe.dynamic is not None:
             groups = self._full(groups)
-        if "logprob_without" in t.reward.needs:
-            groups = [self._with_blank(group) for group in groups]
         return [d for group in groups for d in group]
 
     def rollouts(self, problems: Sequence[Problem], sampling: Sampling, ask: Ask | None = None) -> list[Rollout]:
@@ -74,6 +74,13 @@ class Sampler:
             finally:
                 model.train(training)
 
+    def monitored(self, problems: int, samples: int) -> list[Rollout]:
+        """Rollouts of a monitoring set over all processes: the same training problems in every step of a run."""
+        t = self.trainer
+        chosen = draws.more_problems(list(t.problems.values()), set(), problems, t.args.seed)
+        mine = chosen[t.accelerator.process_index :: t.accelerator.num_processes]
+        return list(gather_object(self.rollouts(mine, self._sampling(MONITOR, samples))))
+
     def _sampling(self, stream: int, n: int) -> Sampling:
         a = self.trainer.args
         seed = draws.seed_of(a.seed, self.trainer.state.global_step, stream)
@@ -82,7 +89,12 @@ class Sampler:
         )
 
     def _groups(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """One group a problem, drawn by this process, as the recipe asks."""
+        """One group per problem, drawn by this process, with what the reward needs beside the rollouts."""
+        groups = self._asked(problems)
+        return [self._with_blank(group) for group in groups] if "logprob_without" in self.trainer.reward.needs else groups
+
+    def _asked(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
+        """One group per problem, drawn by this process, as the recipe asks."""
         t, samples = self.trainer, self.trainer.args.num_generations
         if t.recipe.modes is None:
             ask, budget = asking(t.recipe.curriculum, t.state.global_step)
@@ -103,15 +115,16 @@ class Sampler:
         t, rule = self.trainer, self.trainer.recipe.dynamic
         assert rule is not None
         here, world = t.accelerator.process_index, t.accelerator.num_processes
-        everything: list[list[Drawn]] = list(gather_object(groups))
+        everything = self._judged(groups, rule)
         wanted, rounds = len(everything), 1
-        while (kept := sum(map(rule.keeps, everything))) < wanted and rounds < rule.rounds:
-            seen = {group[0].rollout.problem_id for group in everything}
+        while (kept := sum(keep for _, keep in everything)) < wanted and rounds < rule.rounds:
+            seen = {group[0].rollout.problem_id for group, _ in everything}
             seed = draws.seed_of(t.args.seed, t.state.global_step, rounds)
             more = draws.more_problems(list(t.problems.values()), seen, rule.next_round(kept, len(everything), wanted), seed)
             if not more:
                 break
-            found = {group[0].rollout.problem_id: group for group in gather_object(self._groups(more[here::world]))}
+            judged = self._judged(self._groups(more[here::world]), rule)
+            found = {group[0].rollout.problem_id: (group, keep) for group, keep in judged}
             everything += [found[p.id] for p in more]
             rounds += 1
         self.noted = {
@@ -119,9 +132,20 @@ class Sampler:
             "dynamic/rounds": rounds,
             "dynamic/filled": max(0, wanted - kept) / wanted,
         }
-        ordered = sorted(everything, key=lambda group: not rule.keeps(group))[:wanted]  # stable: kept first, in the order drawn
+        ordered = sorted(everything, key=lambda one: not one[1])[:wanted]  # stable: kept first, in the order drawn
         share = wanted // world
-        return ordered[here * share : (here + 1) * share]
+        return [group for group, _ in ordered[here * share : (here + 1) * share]]
+
+    def _judged(self, groups: Sequence[list[Drawn]], rule: draws.Dynamic) -> list[tuple[list[Drawn], bool]]:
+        """The groups of a round over all processes, each with whether it is kept, by the reward it is trained on.
+
+        The reward does not learn from them. One that compares groups of a batch compares those of the round.
+        """
+        t = self.trainer
+        found: list[list[Drawn]] = list(gather_object(list(groups)))
+        batch = t.batch_of([d for g in found for d in g], [d for g in groups for d in g], t.state.global_step, "eval")
+        ends = np.cumsum([len(g) for g in found])
+        return [(g, rule.keeps(paid)) for g, paid in zip(found, np.split(t.reward(batch).values, ends[:-1]), strict=True)]
 
     def _with_blank(self, group: list[Drawn]) -> list[Drawn]:
         """Each response's mean log-probability after the same chat with an empty question (SAR, arXiv 2509.05489)."""

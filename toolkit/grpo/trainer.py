@@ -4,7 +4,8 @@
   With ``engine="trl"`` TRL generates (vLLM included) and its tokens become the same :class:`~toolkit.types.Rollout`.
 * A reward sees the whole batch of all processes (groups intact), with spans, entropies and log-probabilities.
 * Advantages from ``advantages.ALL``, written over TRL's; with ``advantage=None`` TRL's own stand.
-* Dynamic sampling, DRPO's loss with whole groups, long and short modes, budgets in the prompt.
+* Dynamic sampling, DRPO's loss with whole groups, long and short modes, budgets in the prompt, a monitoring set for a reward that
+  asks for one.
 * Where one optimizer step uses all micro-batches, they are sorted by length and trimmed, and rows that nothing pushes (their whole group
   was paid the same) are left out: the same gradient, less work.
 
@@ -178,6 +179,7 @@ class Trainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         began = time.perf_counter()
+        self._monitor()
         if self.extras.engine == "toolkit":
             self._drawn = self.sampler.draw([row["problem_id"] for row in inputs])
             inputs = [{"prompt": [dict(m) for m in d.prompt], "problem_id": d.rollout.problem_id} for d in self._drawn]
@@ -199,6 +201,14 @@ class Trainer(GRPOTrainer):
         if self.recipe.switch:
             output.update(self._uninstructed(mine, self.recipe.switch))
         return output
+
+    def _monitor(self) -> None:
+        """Show the reward new responses to its monitoring set, if it has one and they are due (LASER-D, arXiv 2505.15612)."""
+        due = self.reward.monitoring() if hasattr(self.reward, "monitoring") else None
+        if due is not None:
+            problems, samples = due
+            found = self.sampler.monitored(problems, samples)
+            self.reward.monitor(RewardBatch.of(found, step=self.state.global_step, split="eval"))
 
     def _uninstructed(self, mine: slice, form: ModeSwitch) -> dict[str, Tensor]:
         """For the mode-switching loss: each row's question asked without instruction, and the mode its group prefers."""

@@ -105,7 +105,7 @@ _ENTRIES = (
     Entry(SAR, "2509.05489", "Correctness plus how much the question explains the response."),
     Entry(PEAR, "2510.08026", "Right answers lose what their thinking's entropy exceeds that of their answer."),
     Entry(CRF, "2511.09158", "Right answers are paid more for being judged concise by a trained head."),
-    Entry(Surrogate, "2505.19439", "Format, and a length neither short nor long; no labels."),
+    Entry(Surrogate, "2505.19439", "An answer that parses, and a length neither short nor long; no labels."),
     Entry(LongWriter, "2506.18841", "LongWriter-Zero: 1 within a target range of lengths, falling off on either side."),
     Entry(SelfRewardedEfficiency, "2506.15647", "Our stand-in (SLPO): the paper's formula was not found."),
     Entry(

@@ -22,6 +22,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from toolkit.rewards.answers import answer_of
 from toolkit.types import Problem, Rollout
 
 SPLITS = ("train", "eval")
@@ -40,6 +41,7 @@ SUPPLIERS: Mapping[str, str] = {
     "closed": f"{_ROLLOUTS}; in as_trl, pass a column that looks for the closing tag",
     "finish": f"{_ROLLOUTS}; in as_trl, pass stop_ids",
     "text": _ROLLOUTS,
+    "answer_text": f'{_ROLLOUTS} (what follows the closing think tag, "" if thinking was never closed)',
     "token_ids": _ROLLOUTS,
     "formatted": f"{_ROLLOUTS} (something follows a closed think span); or a format check of your own",
     "logprob": f"{_ROLLOUTS} if they were sampled with Sampling(details=True)",
@@ -148,6 +150,7 @@ class RewardBatch:
             "formatted": np.array([bool(r.answer) for r in rollouts], bool),
             "finish": objects(r.finish for r in rollouts),
             "text": objects(r.text for r in rollouts),
+            "answer_text": objects(answer_of(r.text) if r.closed else "" for r in rollouts),
             "token_ids": objects(r.token_ids[r.prompt_len :] for r in rollouts),
         }
         if all(r.logprobs is not None for r in rollouts):

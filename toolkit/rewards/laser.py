@@ -6,7 +6,7 @@ Equations (R: 1 right, -0.5 wrong, -1 malformed):
     LASER-D    r = R + alpha 1[c] 1[L <= L_A]                              L_A by difficulty, adapted (``laser_targets``)
     LASER-DE   r = R + alpha (1[c] 1[L <= L_A] + 1[wrong] 1[L > L_A])      and a wrong answer is paid for going on
 
-Deviations: as in the released code, LASER-DE pays only well-formed wrong answers (R = -0.5) free of loops. That detector counts
+Deviations: those of ``laser_targets``. As in the released code, LASER-DE pays only well-formed wrong answers (R = -0.5) free of loops. That detector counts
 4-grams in a way we could not read; here a response loops if fewer than ``distinct`` of its 4-grams differ (``assumed_distinct``).
 
 Units and signs: tokens; + is paid. Right is never paid less than wrong while alpha <= 1.5.
@@ -72,9 +72,10 @@ class Laser:
 
 @dataclass(eq=False)
 class LaserD:
-    """A bonus for right answers within the length of their difficulty; the lengths follow the responses of training.
+    """A bonus for right answers within the length of their difficulty; the lengths follow the policy as it is trained.
 
-    Stateful: see :class:`~toolkit.rewards.laser_targets.TargetState`; its ``monitor`` sets the lengths from a monitoring set.
+    Stateful: see :class:`~toolkit.rewards.laser_targets.TargetState`. The trainer of ``toolkit.grpo`` asks :meth:`monitoring` before
+    each generation and shows the responses to :meth:`monitor`.
 
     Attributes:
         alpha: The bonus.
@@ -102,7 +103,16 @@ class LaserD:
 
     def limit(self, batch: RewardBatch) -> Float[ndarray, " n"]:
         """L_A of each row, tokens: that of its group's difficulty among the rollouts of the batch."""
-        return np.array(self.state.lengths, float)[difficulty(batch, "reward")]
+        lengths = self.state.within(int(batch["tokens"].max(initial=0)))
+        return np.array(lengths, float)[difficulty(batch, "reward")]
+
+    def monitoring(self) -> tuple[int, int] | None:
+        """Problems of the monitoring set and samples of each, where new responses to it are due."""
+        return (self.targets.problems, self.targets.samples) if self.state.due else None
+
+    def monitor(self, batch: RewardBatch) -> None:
+        """Set the lengths from responses to the monitoring set."""
+        self.state.monitor(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """The state as JSON."""

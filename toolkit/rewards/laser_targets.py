@@ -4,15 +4,22 @@ Equations (bucket d of problems, by their share of right answers a):
 
     easy a >= 2/3, medium 1/3 <= a < 2/3, hard a < 1/3
     ECR_d(l) = P_{l,d} |C_d|       P: share of all responses of the bucket with L <= l
-    L_A(d)   = least l of {L_T, L_T + 1024, ..., 16384} with ECR_d(l) >= 1
+    L_A(d)   = least l of {L_T, L_T + 1024, ..., 16384} with ECR_d(l) >= 1 that is below the longest response of the training batch;
+               without one, that longest response
 
 |C_d| is the least number of right responses that a problem of the bucket has among K: 6, 3, 1 for K = 8.
 
-Deviations: the paper samples K = 8 responses to 500 problems every 20 steps; :meth:`TargetState.monitor` takes such a batch.
-Without one the training rollouts of the last ``every`` steps serve (ours, at no extra sampling). A bucket without responses keeps
-its length (ours). ``rounding="floor"`` is the released script's other form: |C_d| = 5, 2, 1, whole expected responses, and a grid
-length is taken only below the longest response, which is what it falls back to. The paper's monitor sets the boundaries of its
-buckets a hair differently from its reward (exactly 1/3 and 2/3); both are kept.
+K = 8 responses to 500 training problems are drawn before the first generation and every 20 generations from then on (a step of
+the released trainer is a generation, whatever number of updates it serves). The trainer of ``toolkit.grpo`` draws them and calls
+:meth:`TargetState.monitor`; until then every bucket has L_T.
+
+``rounding="floor"`` takes |C_d| = 5, 2, 1: the released scripts of LASER-D and -DE run with it (``SCRIPT_ROUNDING``), the paper's
+text has ``"ceil"``.
+
+Deviations: where nobody calls ``monitor`` (a plain TRL script, an offline question) the training rollouts of the last ``every``
+generations serve, from generation ``every`` on (ours). A bucket without responses keeps its length (ours; the released code falls
+back to the longest response). The paper's monitor sets the boundaries of its buckets a hair differently from its reward (exactly
+1/3 and 2/3); both are kept.
 
 Units and signs: tokens. In several processes every one of them is given the rollouts of all.
 """
@@ -33,6 +40,7 @@ from toolkit.rewards.batch import RewardBatch
 from toolkit.stats import Number
 
 BUCKETS = ("easy", "medium", "hard")
+SCRIPT_ROUNDING = "floor"  # of the released scripts of LASER-D and -DE
 
 
 @dataclass(frozen=True)
@@ -42,10 +50,11 @@ class Targets:
     Attributes:
         base: L_T, tokens: what every bucket starts with, and the first of the grid.
         step: Between lengths of the grid, tokens.
-        longest: Last of the grid, tokens; what a bucket gets when no length is enough.
-        every: Optimizer steps between settings.
-        samples: K, responses a problem.
-        rounding: ``"ceil"`` (the paper) or ``"floor"`` (the released script's other form).
+        longest: Last of the grid, tokens.
+        every: Generations between settings: batches of training rollouts, not optimizer steps.
+        samples: K, responses per problem.
+        rounding: ``"ceil"`` (the paper) or ``"floor"`` (``SCRIPT_ROUNDING``).
+        problems: Size of the monitoring set, which is drawn from the training problems; fewer if there are fewer.
     """
 
     base: int = 4096
@@ -54,10 +63,11 @@ class Targets:
     every: int = 20
     samples: int = 8
     rounding: str = "ceil"
+    problems: int = 500
 
     def __post_init__(self) -> None:
-        if not 0 < self.base <= self.longest or min(self.step, self.every, self.samples) < 1:
-            raise ValueError(f"{self}: need 0 < base <= longest, and step, every and samples of at least 1.")
+        if not 0 < self.base <= self.longest or min(self.step, self.every, self.samples, self.problems) < 1:
+            raise ValueError(f"{self}: need 0 < base <= longest, and step, every, samples and problems of at least 1.")
         if self.rounding not in ("ceil", "floor"):
             raise ValueError(f"rounding={self.rounding!r}: choose ceil or floor.")
 
@@ -76,45 +86,72 @@ class Targets:
         """ECR: right responses to expect within a length that a share of the bucket's responses does not exceed."""
         return float(within * self.least_right[bucket])
 
-    def length(self, bucket: int, lengths: Int[ndarray, " responses"]) -> int:
-        """L_A of a bucket whose responses have these lengths, one or more."""
+    def enough(self, bucket: int, lengths: Int[ndarray, " responses"]) -> int | None:
+        """Least length of the grid with ECR >= 1, where a bucket's responses have these lengths, one or more; ``None`` if none has."""
         ordered = np.sort(lengths)
-        longest = int(ordered[-1])
         for candidate in self.grid:
-            expected = self.expected_right(np.searchsorted(ordered, candidate, side="right") / len(ordered), bucket)
-            if self.rounding == "floor" and candidate >= longest:
-                return longest
-            if expected >= 1 - 1e-12:  # a sixth, six times
+            # A sixth, six times, is a little less than 1.
+            if self.expected_right(np.searchsorted(ordered, candidate, side="right") / len(ordered), bucket) >= 1 - 1e-12:
                 return candidate
-        return self.longest if self.rounding == "ceil" else longest
+        return None
+
+    def length(self, bucket: int, lengths: Int[ndarray, " responses"], longest: int | None = None) -> int:
+        """L_A of a bucket whose responses have these lengths, one or more.
+
+        Args:
+            longest: Longest response of the training batch, tokens; by default that of ``lengths``.
+        """
+        return limited(self.enough(bucket, lengths), int(np.max(lengths)) if longest is None else longest)
+
+
+def limited(enough: int | None, longest: int) -> int:
+    """L_A from the least length of the grid that is enough: never more than the longest response of the training batch."""
+    return longest if enough is None else min(enough, longest)
 
 
 class TargetState:
-    """The lengths now, and the responses seen since they were set.
-
-    Attributes:
-        lengths: L_A of easy, medium and hard problems, tokens.
-    """
+    """The lengths now, and the responses seen since they were set."""
 
     def __init__(self, targets: Targets) -> None:
         self.targets = targets
-        self.lengths: list[int] = [targets.base] * len(BUCKETS)
-        self._set_at = 0
+        self._enough: list[int | None] = [targets.base] * len(BUCKETS)
+        self._longest = targets.longest
+        self._generations = self._set_at = 0
+        self._monitored = False
         self._counts: list[Counter[int]] = [Counter() for _ in BUCKETS]
 
+    @property
+    def lengths(self) -> list[int]:
+        """L_A of easy, medium and hard problems in the newest training batch, tokens."""
+        return self.within(self._longest)
+
+    def within(self, longest: int) -> list[int]:
+        """L_A of easy, medium and hard problems in a batch whose longest response has so many tokens."""
+        return [limited(enough, longest) for enough in self._enough]
+
+    @property
+    def due(self) -> bool:
+        """Whether new responses to the monitoring set are due before the next generation."""
+        return not self._monitored or self._generations - self._set_at >= self.targets.every
+
     def seen(self, batch: RewardBatch) -> None:
-        """Take a batch of training rollouts into account; every ``targets.every`` steps the lengths are set anew."""
+        """Take a generation into account: a batch of training rollouts. Without a monitoring set they set the lengths."""
         if batch.split != "train":
             return
+        self._generations += 1
+        self._longest = int(batch["tokens"].max(initial=0))
+        if self._monitored:
+            return
         self._count(batch)
-        if batch.step + 1 - self._set_at >= self.targets.every:
-            self._set(batch.step + 1)
+        if self._generations - self._set_at >= self.targets.every:
+            self._set()
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Set the lengths from responses to a monitoring set, as in the paper, whatever their split; forget training rollouts."""
+        """Set the lengths from responses to a monitoring set, whatever their split; from now on training rollouts set none."""
+        self._monitored = True
         self._counts = [Counter() for _ in BUCKETS]
         self._count(batch)
-        self._set(batch.step)
+        self._set()
 
     def _count(self, batch: RewardBatch) -> None:
         bucket = difficulty(batch, "monitor")
@@ -122,20 +159,27 @@ class TargetState:
             lengths, times = np.unique(batch["tokens"][bucket == d], return_counts=True)
             counts.update(dict(zip(lengths.tolist(), times.tolist(), strict=True)))
 
-    def _set(self, step: int) -> None:
+    def _set(self) -> None:
         for d, counts in enumerate(self._counts):
             if counts:
-                self.lengths[d] = self.targets.length(d, np.repeat(np.array(list(counts)), list(counts.values())))
-        self._counts, self._set_at = [Counter() for _ in BUCKETS], step
+                self._enough[d] = self.targets.enough(d, np.repeat(np.array(list(counts)), list(counts.values())))
+        self._counts, self._set_at = [Counter() for _ in BUCKETS], self._generations
 
     def state_dict(self) -> dict[str, Any]:
         """The state as JSON."""
-        seen = [sorted(counts.items()) for counts in self._counts]
-        return {"lengths": list(self.lengths), "set_at": self._set_at, "seen": [[list(pair) for pair in pairs] for pairs in seen]}
+        return {
+            "enough": list(self._enough),
+            "longest": self._longest,
+            "generations": self._generations,
+            "set_at": self._set_at,
+            "monitored": self._monitored,
+            "seen": [[list(pair) for pair in sorted(counts.items())] for counts in self._counts],
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        self.lengths, self._set_at = list(saved["lengths"]), saved["set_at"]
+        self._enough, self._longest = list(saved["enough"]), saved["longest"]
+        self._generations, self._set_at, self._monitored = saved["generations"], saved["set_at"], saved["monitored"]
         self._counts = [Counter({length: times for length, times in pairs}) for pairs in saved["seen"]]
 
 

@@ -1,6 +1,6 @@
 """Surrogate signals from format and length: reinforcement learning without ground truth answers, arXiv:2505.19439.
 
-Equations (x = L / L_max, p the best share, f: 1 for a well-formed response):
+Equations (x = L / L_max, p the best share, f: 1 if an answer can be extracted and parses as mathematics):
 
     R_l = 1 - (1 - x/p)^2                     x <= p
           1 - 2 ((x - p) / (1 - p))^2         beyond: 0 at x = 0, 1 at x = p, -1 at x = 1
@@ -8,7 +8,9 @@ Equations (x = L / L_max, p the best share, f: 1 for a well-formed response):
     polyline instead: 2x up to p, 3 - 4x beyond (p = 1/2)
 
 Deviations: the paper has w = 1; the released code pays 0.5 for well-formed tags and 0.5 for an answer, and its template has no
-tags, so that ``format=0.5`` is what ran. Beyond L_max the value of L_max stays (the code goes on falling).
+tags, so that ``format=0.5`` is what ran. Beyond L_max the value of L_max stays (the code goes on falling). The code takes boxed
+answers only; here, without a box, any number of the answer counts, as the toolkit's graders read it (ours). An answer is looked for
+after the closing think tag, and nowhere if thinking was opened and never closed.
 
 Units and signs: tokens; + is paid. No labels are used.
 """
@@ -22,6 +24,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from toolkit.rewards.answers import parses
 from toolkit.rewards.batch import RewardBatch, Scored
 from toolkit.stats import Number
 
@@ -46,7 +49,7 @@ class Surrogate:
     shape: str = "parabola"
 
     name: ClassVar[str] = "surrogate"
-    needs: ClassVar[frozenset[str]] = frozenset({"tokens", "formatted"})
+    needs: ClassVar[frozenset[str]] = frozenset({"tokens", "answer_text"})
 
     def __post_init__(self) -> None:
         if not 0 < self.best < 1 or self.longest <= 0:
@@ -67,5 +70,5 @@ class Surrogate:
 
     def __call__(self, batch: RewardBatch) -> Scored:
         batch.check(self)
-        formed, length = batch["formatted"].astype(bool), self.length_reward(batch["tokens"])
+        formed, length = np.array([parses(text) for text in batch["answer_text"]], bool), self.length_reward(batch["tokens"])
         return Scored.sum(format=self.format * formed, length=np.where(formed, length, np.minimum(0.0, length)))

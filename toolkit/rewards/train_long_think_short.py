@@ -6,7 +6,7 @@ Equations (B: the budget that the prompt stated, tokens):
     R_len    triangle  R L/B up to B, R (1 - (L - B)/B) up to 2B, 0 beyond
              band      R up to B, then the same
     R_fmt    a_think 1[think span closed] + a_answer 1[an answer follows]
-    B(t)     max(1, B_0 gamma^floor(t / T))
+    B(t)     max(1, B_0 gamma^floor(t / T)), stated in whole tokens: 256, 179, 125, 87 in the paper
 
 Deviations: main-run weights, R_max and the two format weights were not found: the defaults are those of the correctness-heavy
 ablation (.6, .3), 1, and half each (``assumed_...``). A fixed ``budget`` can stand in for the column, to ask offline.
@@ -41,21 +41,34 @@ def budget_at(
     step: int, *, start: Number = PUBLISHED_START, gamma: Number = PUBLISHED_GAMMA, every: int = PUBLISHED_EVERY
 ) -> float:
     """B(t), tokens, not rounded."""
-    return max(1.0, float(start * gamma ** (step // every)))
+    return budget_after(step // every, start=start, factor=gamma)
+
+
+def budget_after(drops: int, *, start: Number, factor: Number) -> float:
+    """The budget after some drops, tokens, not rounded; at least 1."""
+    return max(1.0, float(start * factor**drops))
+
+
+def stated(budget: Number) -> int:
+    """A budget as a prompt states it: whole tokens, rounded to the nearest."""
+    return round(budget)
 
 
 def stages(start: Number, final: Number, drops: int, steps: int, kind: str = "exponential") -> list[tuple[int, float]]:
     """``(first step, budget)`` of each stage when ``drops`` drops in ``steps`` steps lead from ``start`` to ``final`` tokens.
 
-    ``S_k = S_0 d^k`` with ``d = (S_f / S_0)^(1/n)``, or equal subtractions; a stage lasts ``steps / (n + 1)``.
+    ``S_k = S_0 d^k`` with ``d = (S_f / S_0)^(1/n)``, or equal subtractions; a stage lasts ``steps / (n + 1)``. Budgets are not
+    rounded: :func:`stated` does that.
     """
     if drops < 1 or start <= 0 or final <= 0 or kind not in ("exponential", "linear"):
         raise ValueError(
             f"start={start}, final={final}, drops={drops}, kind={kind!r}: need positive budgets, at least one drop, exponential or linear."
         )
-    share = np.arange(drops + 1) / drops
-    values = start * (final / start) ** share if kind == "exponential" else start + (final - start) * share
-    return [(k * steps // (drops + 1), float(v)) for k, v in enumerate(values)]
+    if kind == "exponential":
+        values = [budget_after(k, start=start, factor=(final / start) ** (1 / drops)) for k in range(drops + 1)]
+    else:
+        values = [float(start + (final - start) * k / drops) for k in range(drops + 1)]
+    return [(k * steps // (drops + 1), v) for k, v in enumerate(values)]
 
 
 def length_reward(L: ndarray, budget: ndarray, shape: str, most: Number = assumed_most) -> Float[ndarray, " n"]:

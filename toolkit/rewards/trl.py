@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from toolkit.rewards.answers import answer_of
 from toolkit.rewards.batch import Reward, RewardBatch, objects
 
 Column = Callable[..., Sequence[Any]]
@@ -97,6 +98,7 @@ class TRLReward:
             "tokens": lambda: np.array([len(i) for i in ids], np.int64),
             "token_ids": lambda: objects(tuple(i) for i in ids),
             "text": lambda: objects(map(text_of, asked["completions"])),
+            "answer_text": lambda: objects(answer_of(text_of(c)) for c in asked["completions"]),
         }
         if self.stop_ids:
             own["finish"] = lambda: objects("stop" if len(i) and i[-1] in self.stop_ids else "length" for i in ids)
