@@ -95,7 +95,8 @@ class Batch:
 
 
 def _plain(layer: DynamicLayer) -> bool:
-    return layer.keys is not None and layer.keys.device.type == "cpu" and layer.keys.dtype == torch.float32
+    kept = (layer.keys, layer.values)  # under autocast keys may be fp32 where values are not
+    return all(t is not None and t.device.type == "cpu" and t.dtype == torch.float32 for t in kept)
 
 
 class Blocks(DynamicLayer):

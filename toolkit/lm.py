@@ -390,6 +390,14 @@ def child(lm: LM, model: PreTrainedModel, name: str) -> LM:
     return replace(lm, model=model, layout=sites.find(model), name=name, revision=None, parent=lm.fingerprint)
 
 
+def as_type(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Change the number type of a model's weights in place. Buffers, such as rotary frequencies, stay as they are, as when it is loaded."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    model.config.dtype = dtype
+    return model
+
+
 def halving(rows: Sequence[Any], run: Callable[[Sequence[Any]], None]) -> None:
     """Run ``run(rows)``; when memory runs out, run the two halves instead, down to single rows.
 

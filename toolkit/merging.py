@@ -24,6 +24,7 @@ from torch import Tensor
 
 from toolkit import lm as lms
 from toolkit.lm import LM
+from toolkit.rounding import rounding
 
 PUBLISHED_KEEP = 0.25
 PUBLISHED_SCALE = 0.7
@@ -37,16 +38,23 @@ class DifferentModelsError(ValueError):
 
 @torch.no_grad()
 def selective_merge(
-    base: LM, trained: LM, *, keep: float = PUBLISHED_KEEP, scale: float = PUBLISHED_SCALE, scope: str = assumed_scope
+    base: LM,
+    trained: LM,
+    *,
+    keep: float = PUBLISHED_KEEP,
+    scale: float = PUBLISHED_SCALE,
+    scope: str = assumed_scope,
+    dtype: torch.dtype = torch.float32,
 ) -> LM:
-    """The base model with the largest of the trained model's changes, scaled; a new model, in the base's type.
+    """The base model with the largest of the trained model's changes, scaled; a new model.
 
-    Differences are taken in fp32. ``keep=1, scale=1`` is the trained model, ``scale=0`` is the base, bit for bit.
+    Differences and sums are taken in fp32. ``keep=1, scale=1`` is the trained model, ``scale=0`` is the base, up to their number type.
 
     Args:
         keep: Share of entries whose change is kept.
         scale: Factor on the changes kept.
         scope: ``"tensor"``: the share of each weight tensor; ``"global"``: of all of them together.
+        dtype: Number type of the new model. A narrower one than fp32 rounds part of the changes away; the model's name says how much.
 
     Raises:
         DifferentModelsError: the models differ in weights by name or shape.
@@ -67,13 +75,15 @@ def selective_merge(
         return threshold(lambda: map(change, names), keep)
 
     shared = least(list(ours)) if scope == "global" else 0.0
-    merged = copy.deepcopy(base.model)
+    merged = lms.as_type(copy.deepcopy(base.model), torch.float32)
     for name, weight in merged.named_parameters():
         delta = change(name)
         kept = delta.abs() >= (shared if scope == "global" else least([name]))
-        weight[kept] = (ours[name][kept].float() + scale * delta[kept]).to(weight.dtype)
+        weight[kept] = ours[name][kept].float() + scale * delta[kept]
     what = f"{scale:g} x the largest {keep:.0%} ({scope}) of what {trained.name} changed"
-    return lms.child(base, merged, f"{base.name} + {what}")
+    if dtype != torch.float32:
+        what += f"; {rounding(ours, dict(merged.named_parameters()), dtype)}"
+    return lms.child(base, lms.as_type(merged, dtype), f"{base.name} + {what}")
 
 
 def check_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

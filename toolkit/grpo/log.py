@@ -19,7 +19,7 @@ from numpy import ndarray
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from toolkit import rewards, stats, store
+from toolkit import generate, rewards, stats, store
 from toolkit.generate import Sampling
 from toolkit.grpo.advantages import group_std
 from toolkit.grpo.draws import Drawn
@@ -169,7 +169,8 @@ class Recorder(TrainerCallback):
     Attributes:
         rows: The log so far.
         path: The file it is kept in, or ``None``.
-        given: The model before training, for ``held_out/kl``; ``None`` leaves it out, as does truncated or greedy sampling.
+        given: The model before training, for ``held_out/kl``; ``None`` leaves it out, as does truncated or greedy sampling. It runs in
+            the number type it was loaded in, so that row 0 shows what autocast to bfloat16 alone makes of the KL.
     """
 
     def __init__(self, problems: Sequence[Problem], sampling: Sampling, every: int, path: Path | None, say: Callable[[str], None]):
@@ -206,13 +207,29 @@ class Recorder(TrainerCallback):
             self._write({"step": state.global_step, **logs, **self._judged})
             self._judged = {}
 
-    def _judge(self) -> Row:
-        """On every process alike: where weights are sharded, one alone cannot run the model; where not, the others would wait."""
+    def finish(self, saved: LM) -> None:
+        """Judge the model that was saved, on this process alone, in place of the judgement of the last row."""
+        if not (self.rows and (judged := self._judge(saved))):
+            return
+        last = self.rows.pop()
+        if self.path is not None:
+            store.write_rows(self.rows, self.path)
+        self._write({k: v for k, v in last.items() if k != "alarms"} | judged)
+        if self.path is not None:
+            store.save_table(pd.DataFrame(self.rows), self.path.with_name(TABLE))
+
+    def _judge(self, saved: LM | None = None) -> Row:
+        """Of the policy in training, on every process alike: where weights are sharded, one alone cannot run the model; where not, the
+        others would wait. Or of the model that was saved."""
         if not (self.problems and self.every and self.trainer):
             return {}
         how = self.sampling
         given = self.given if how.temperature > 0 and how.top_p == 1 and not how.top_k else None
-        found = self.trainer.sampler.rollouts(self.problems, replace(how, details=how.details or given is not None))
+        how = replace(how, details=how.details or given is not None)
+        if saved is None:
+            found = self.trainer.sampler.rollouts(self.problems, how)
+        else:
+            found = generate.rollouts(saved, self.problems, how, progress=False)
         row = held_out(found, self.problems)
         return row if given is None else row | {"held_out/kl": kl_to(given, found, how.temperature)}
 

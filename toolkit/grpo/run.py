@@ -1,7 +1,18 @@
 """Training from start to end: ``train(lm, recipe, problems, run) -> Trained``; killed at any moment, ``resume=True`` goes on.
 
 A run's directory holds ``log.jsonl`` (one line a step), ``checkpoint-N`` (ordinary Hugging Face folders with the optimizer's, the
-scheduler's, the random numbers' and the reward's state), for CRF its judge, and, once finished, ``log.parquet`` and ``model``.
+scheduler's, the random numbers' and the reward's state), for CRF its judge, and, once finished, ``log.parquet``, ``model`` and, after
+LoRA, ``adapter`` (see ``saved``).
+
+Precision. Weights that are trained are fp32, whatever the model was loaded in: AdamW at a usual learning rate moves a weight by less
+than bfloat16 can hold. A model loaded in bfloat16 runs forward and backward, and samples, under autocast to bfloat16. Rollouts and
+updates see the same policy; the log's ``sampler/kl`` and ``sampler/gap`` say how far their log-probabilities are apart. The last row of
+the log judges the saved model.
+
+Memory, bytes per weight: 16 for every weight that is trained (4 each for weight, gradient and Adam's two moments), 2 for a bfloat16 copy
+under autocast, 2 (bfloat16) or 4 for the model as given, which stays, 4 for a reference if ``beta`` is not 0. LoRA: 2 (bfloat16) or 4
+for the frozen copy, and 16 for each weight of the adapter. ``overrides`` such as ``{"gradient_checkpointing": True}`` and ``{"optim":
+"adamw_bnb_8bit"}`` (moments of 1 byte) lower it.
 """
 
 from __future__ import annotations
@@ -17,7 +28,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 try:
@@ -27,13 +37,13 @@ except ImportError as error:
 
 from toolkit import store
 from toolkit.generate import Sampling
-from toolkit.grpo import judge, log
+from toolkit.grpo import judge, log, saved
 from toolkit.grpo.recipes import Recipe
+from toolkit.grpo.saved import MODEL as MODEL
 from toolkit.grpo.trainer import STATE, Extras, Trainer
 from toolkit.lm import LM, child
 from toolkit.types import Problem
 
-MODEL = "model"
 PROBED = 8  # problems of the first probe
 
 
@@ -51,6 +61,7 @@ class Run:
         evaluate: How held-out problems are sampled.
         micro_batch: Rows of a forward and backward pass, a process; whole steps are the same whatever it is.
         overrides: Fields of TRL's ``GRPOConfig`` that win over the recipe's.
+        save_dtype: Number type of the saved model. A narrower one than fp32 rounds what was learned; how much is said and kept.
     """
 
     out: Path
@@ -62,11 +73,12 @@ class Run:
     evaluate: Sampling = Sampling(n=4, max_new_tokens=200)
     micro_batch: int = 32
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    save_dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model and the log of its training, one row a step (row 0: before); ``main``: whether this process is the one that writes
+    """A trained model, read back from where it was saved, and the log of its training, one row a step (row 0: before); ``main``: whether this process is the one that writes
     (the others have no log)."""
 
     lm: LM
@@ -79,8 +91,13 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
     used in ``updates`` steps, whatever the micro-batch.
 
     Raises:
-        ValueError: a step cannot be cut into micro-batches of that size, or what TRL refuses.
+        ValueError: a step cannot be cut into micro-batches of that size, training in float16, or what TRL refuses.
     """
+    if lm.model.dtype == torch.float16 or run.overrides.get("fp16"):
+        raise ValueError(
+            f"{lm.name} would be trained in float16, whose gradients underflow to zero: load it in bfloat16 or float32 (--dtype) and leave "
+            "fp16 unset."
+        )
     world = GRPOConfig(str(run.out), bf16=False, report_to="none").world_size
     rows = recipe.problems * recipe.samples
     micro = max(1, min(run.micro_batch, rows // (world * recipe.updates)))
@@ -145,29 +162,26 @@ def train(
     store.writable(run.out)
     extras = judge.supplied(lm, recipe, problems, extras, run.out, run.seed, say)
     recorder = log.Recorder(run.held_out, run.evaluate, run.evaluate_every, run.out / log.LOG, say)
-    copy = replace(lm, model=deepcopy(lm.model))
-    trainer = Trainer(copy, recipe, problems, args, replace(extras, callbacks=(recorder, *extras.callbacks)))
+    own = replace(lm, model=deepcopy(lm.model))
+    trainer = Trainer(own, recipe, problems, args, replace(extras, callbacks=(recorder, *extras.callbacks)))
     trainer.identity, recorder.trainer, recorder.given = identity, trainer, lm
+    main = trainer.is_world_process_zero()
+    if main:
+        store.remove(run.out / MODEL)  # of fewer steps
     if checkpoint is None:
         probe(trainer, say)
     else:
         state = store.read_json(checkpoint / STATE)["reward"]
         if state:
             trainer.reward.load_state_dict(state)
-        if trainer.is_world_process_zero():
+        if main:
             recorder.resume(int(checkpoint.name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    main = trainer.is_world_process_zero()
-    return Trained(child(lm, finished(trainer), f"{lm.name}, {recipe.name}"), pd.DataFrame(recorder.rows), main)
-
-
-def finished(trainer: Trainer) -> PreTrainedModel:
-    """The trained model by itself: adapters merged, TRL's patched forward taken off (a copy of it would run these weights)."""
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.extras.lora is not None:
-        model = model.merge_and_unload()
-    model.__dict__.pop("forward", None)
-    return model.eval()
+    if not main:
+        return Trained(child(lm, saved.finished(trainer), f"{lm.name}, {recipe.name}"), pd.DataFrame(), main)
+    about = {"recipe": recipe, "seed": run.seed, "steps": run.steps}
+    policy = saved.keep(trainer, recorder, run.out, run.save_dtype, about)
+    return Trained(policy, pd.DataFrame(recorder.rows), main)
 
 
 def who(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class Sampler:
         with (
             unwrap_model_for_generation(t.model_wrapped, t.accelerator, **gathered) as model,
             t._dist.summon_full_params(t.model_wrapped, recurse=False),
+            t.accelerator.autocast(),  # as in training; around all steps, so that weights are cast once
         ):
             model.eval()
             lm = replace(t.origin, model=bare(model))

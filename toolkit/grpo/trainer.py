@@ -6,6 +6,7 @@
 * Advantages from ``advantages.ALL``, written over TRL's; with ``advantage=None`` TRL's own stand.
 * Dynamic sampling, DRPO's loss with whole groups, long and short modes, budgets in the prompt, a monitoring set for a reward that
   asks for one.
+* Weights that learn are fp32, whatever the model was loaded in; a bfloat16 model runs and samples under autocast.
 * Where one optimizer step uses all micro-batches, they are sorted by length and trimmed, and rows that nothing pushes (their whole group
   was paid the same) are left out: the same gradient, less work.
 
@@ -112,8 +113,11 @@ class Trainer(GRPOTrainer):
         self._check(args)
         self.newest: Scored | None = None
         self._drawn: list[Drawn] | None = None
+        self._log_probs: Tensor | None = None
         self.sampler = Sampler(self)
         self.identity: dict[str, Any] = {}
+        if extras.lora is None:
+            learn_in_fp32(lm.model)
         beta, reference = args.beta, None
         if beta and extras.lora is None:
             reference = deepcopy(lm.model)
@@ -130,6 +134,8 @@ class Trainer(GRPOTrainer):
                 peft_config=extras.lora,
                 rollout_func=_rollouts if extras.engine == "toolkit" else None,
             )
+        if not self.is_deepspeed_enabled:  # which keeps fp32 masters of its own, and wants one type
+            learn_in_fp32(self.model)
         self.remove_callback(PrinterCallback)
         self.beta = args.beta = beta
         if reference is not None:
@@ -153,6 +159,11 @@ class Trainer(GRPOTrainer):
         if self.recipe.loss and args.beta:
             raise ValueError(
                 f"{self.recipe.name} has a loss with a KL term of its own: beta={args.beta} would not act, set it to 0."
+            )
+        if args.bf16 and args.use_transformers_continuous_batching:
+            raise ValueError(
+                "use_transformers_continuous_batching casts the weights to bfloat16 in place, which rounds away what was learned: leave it out, "
+                "or train in float32."
             )
         needs = [name for name in ("dynamic", "modes") if getattr(self.recipe, name)]
         if self.extras.engine == "trl" and needs:
@@ -308,11 +319,33 @@ class Trainer(GRPOTrainer):
             self._metrics["train"]["entropy"][-1] = float(
                 np.mean([h for d in self.newest.drawn for h in d.rollout.entropies or ()])
             )
+        self._note_gap(inputs)
         if self.recipe.switch:
             loss = loss + self._switch_loss(model, inputs, self.recipe.switch)
         if not torch.isfinite(loss):
             raise NonFiniteError(f"The loss of step {self.state.global_step} is {loss.item()}{self._culprit([inputs])}.")
         return loss
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._log_probs = found[0].detach()
+        return found
+
+    def _note_gap(self, inputs: Mapping[str, Any]) -> None:
+        """Log how far the log-probabilities of the policy in training are from those it sampled with, until its first update.
+
+        ``sampler/kl`` is their mean difference (an estimate of KL(sampler || trainer)), ``sampler/gap`` its mean size, nats per token.
+        Both would be 0 in exact arithmetic: they show rounding, and an engine that samples in another number type.
+        """
+        sampled, a = inputs.get("sampling_per_token_logps"), self.args
+        moved = self._step % (a.steps_per_generation * self.num_iterations) >= a.gradient_accumulation_steps
+        if sampled is None or moved or a.top_k or a.top_p < 1:  # truncated, the sampler's are of another distribution
+            return
+        assert self._log_probs is not None
+        gap = (sampled - self._log_probs)[inputs["completion_mask"].bool()]
+        if len(gap):
+            self._metrics["train"]["sampler/kl"].append(gap.mean().item())
+            self._metrics["train"]["sampler/gap"].append(gap.abs().mean().item())
 
     def _drpo_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         form = self.recipe.loss
@@ -377,6 +410,14 @@ class Trainer(GRPOTrainer):
     def reward_state(self) -> dict:
         """State of a stateful reward, else empty."""
         return self.reward.state_dict() if hasattr(self.reward, "state_dict") else {}
+
+
+def learn_in_fp32(model: Any) -> None:
+    """Make every weight that is trained fp32, in place: in bfloat16 most steps of an optimizer are less than half a unit in the last
+    place, and are lost."""
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
 
 
 def _rollouts(prompts: list, trainer: Any) -> dict[str, list]:

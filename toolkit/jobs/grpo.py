@@ -72,7 +72,7 @@ def _value(text: str) -> Any:
 def grpo(
     lm: LM, recipe: Recipe, study: Study, run: Run, *, extras: Extras = Extras(), resume: bool = False, say: Say = lambda text: None
 ) -> Trained:
-    """Train ``lm`` on the study's train split and write the model into ``run.out / "model"``, with ``grpo.json`` beside its weights.
+    """Train ``lm`` on the study's train split; the model is in ``run.out / "model"``, with ``grpo.json`` beside its weights.
 
     Held-out problems are from the dev split (of a file of problems: from its second half).
 
@@ -88,17 +88,6 @@ def grpo(
     done = train(
         lm, recipe, study.load("train", lm), replace(run, held_out=tuple(held_out)), extras=plugged, resume=resume, say=say
     )
-    if done.main:
-        about = {
-            "recipe": recipe,
-            "seed": run.seed,
-            "steps": run.steps,
-            "parent": lm.fingerprint,
-            "fingerprint": done.lm.fingerprint,
-        }
-        with store.filling(run.out / MODEL) as partial:
-            done.lm.save(partial)
-            store.write_json(about, partial / "grpo.json")
     return done
 
 
@@ -191,11 +180,10 @@ def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = Non
     extras = Extras(reward=reward, engine=plan.engine, lora=adapter(plan.lora) if plan.lora else None)
     with store.claimed(folder, wait=True):
         if (folder / MODEL).exists():
-            model = load(folder / MODEL, dtype=lm.model.dtype, device=lm.device, tags=lm.tags)
+            model = load(folder / MODEL, device=lm.device, tags=lm.tags)
             return Trained(replace(model, parent=lm.fingerprint), pd.DataFrame(read(folder / LOG)))
         done = train(lm, recipe, study.load("train", lm), run, extras=extras, resume=True, say=say)
         if done.main:
-            done.lm.save(folder / MODEL)
             for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
                 store.remove(checkpoint)
     return done
