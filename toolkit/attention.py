@@ -7,8 +7,9 @@ norms of queries and keys, soft-capping and rotations are thus the model's own, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from toolkit import hooks
 from toolkit.collect import batch_tokens
 from toolkit.generate import batches
 from toolkit.lm import LM
+from toolkit.sites import Site
 from toolkit.types import Span
 
 ROW_NUMBERS = 2**25  # attention weights of one layer that exist at a time: 128 MB in fp32
@@ -34,12 +36,14 @@ class Rows:
         examples: Which of the sequences given these are: row b is sequence ``examples[b]``.
         queries: Position of each query, -1 where a sequence has fewer of them than others.
         weights: Attention probabilities, fp32; zero at keys that a query does not see.
+        scale: What the norm behind the output projection divides by at each query, fp32; 1 if none follows.
     """
 
     layer: int
     examples: tuple[int, ...]
     queries: Int[Tensor, "batch queries"]
     weights: Float[Tensor, "batch heads queries keys"]
+    scale: Float[Tensor, "batch queries 1"]
     _values: Tensor
     _shift: Tensor
 
@@ -129,7 +133,7 @@ class _Batch:
             self._pass(start, min(start + stride, self.width))
         for start in range(self.width, self.ids.shape[1], step):
             stop = min(start + step, self.ids.shape[1])
-            with hooks.attending(self.lm.layout, self._reader(start, stop, take), eager=True):
+            with self._reading(start, stop, take):
                 self._pass(start, stop)
 
     def _pass(self, start: int, stop: int) -> None:
@@ -141,13 +145,32 @@ class _Batch:
             use_cache=True,
         )
 
-    def _reader(self, start: int, stop: int, take: Take):
+    @contextmanager
+    def _reading(self, start: int, stop: int, take: Take) -> Iterator[None]:
+        """Hand the rows of every layer to ``take`` once it is known what its heads write is divided by."""
+        layout, held = self.lm.layout, dict[int, Rows]()
+
+        def hand_on(layer: int) -> Callable[[Tensor], None]:
+            norm = layout.norm(layer)
+
+            def look(attn_out: Tensor) -> None:
+                rows = held.pop(layer)
+                take(rows if norm is None else replace(rows, scale=norm.scale(attn_out)))
+
+            return look
+
+        after = {Site("attn_out", layer): hand_on(layer) for layer in range(layout.n_layers)}
+        with hooks.attending(layout, self._reader(start, stop, held), eager=True), hooks.observe(layout, after):
+            yield
+
+    def _reader(self, start: int, stop: int, held: dict[int, Rows]):
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
             output, weights = attend(query, key, value)
             assert weights is not None, "plain attention returns its weights"
             # A layer with a sliding window holds only the last keys; the last of them is always the last token passed.
             shift = (self.width - self.starts) - (stop - key.shape[2])
-            take(Rows(layer, self.examples, self.queries[:, start:stop], self._aligned(weights, shift, stop), value, shift))
+            queries, aligned = self.queries[:, start:stop], self._aligned(weights, shift, stop)
+            held[layer] = Rows(layer, self.examples, queries, aligned, aligned.new_ones(*queries.shape, 1), value, shift)
             return output, None
 
         return fn

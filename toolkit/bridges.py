@@ -380,6 +380,18 @@ def _means(lm: LM, rollout: Rollout, values: Mapping[Site, Tensor], where: list[
                     f"{rollout.problem_id}: {site} is {shape or 'missing'}, the rollout and {lm.name} need {wanted}. "
                     "Was a BOS prepended (pass token ids, not text), or a layer left out?"
                 )
-            rows.append(values[site].detach().reshape(wanted)[where].double().mean(dim=0).cpu())
-        found[kind] = torch.stack(rows)
+            rows.append(values[site].detach().reshape(wanted)[where].double())
+        found[kind] = torch.stack([row.mean(dim=0).cpu() for row in rows])
+        if kind == "z":
+            found[lm.layout.writes] = torch.stack([_over_norm(lm.layout, at, z).mean(dim=0).cpu() for at, z in enumerate(rows)])
     return found
+
+
+@torch.no_grad()
+def _over_norm(layout: Layout, layer: int, z: Float[Tensor, "positions _"]) -> Float[Tensor, "positions _"]:
+    """``z`` over the scale of the norm that follows attention's output; as it is where none does."""
+    norm, W_O, b_O = layout.norm(layer), layout.W_O(layer), layout.b_O(layer)
+    if norm is None:
+        return z
+    attn_out = z.to(W_O.device) @ W_O.double().T + (0.0 if b_O is None else b_O.double())
+    return z / norm.scale(attn_out).to(z)

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from toolkit import hooks
 from toolkit.generate import batches, prefill
 from toolkit.lm import LM, Intervention, NoThinkTagsError, halving
-from toolkit.sites import Site, UnsupportedModelError
+from toolkit.sites import WRITTEN, Norm, Site, UnsupportedModelError
 from toolkit.types import Moments, Provenance, Rollout
 
 ATTN, MLP = "resid_mid", "resid_post"
@@ -156,7 +156,8 @@ def moments(
 
     Args:
         by: Class of a rollout, or ``None`` to leave it out.
-        kinds: Site kinds to average, at every layer.
+        kinds: Site kinds to average, at every layer. Where a norm follows attention's output, ``z`` brings along ``sites.WRITTEN``,
+            which scores of heads need.
         positions: Which positions; an example without any is left out.
         second: Site kinds whose outer products are summed too (``layers * width^2`` numbers each).
 
@@ -242,6 +243,7 @@ def _moments(
 ) -> Moments:
     labels = tuple(sorted({e.label for e in examples}))
     width, layers = lm.layout.width, lm.layout.n_layers
+    kinds = (*kinds, lm.layout.writes) if "z" in kinds else kinds
     # fp64 sums: the difference of two long means is small beside either.
     sums = {k: torch.zeros(len(labels), layers, width(k), dtype=torch.float64) for k in kinds}
     outer = {k: torch.zeros(len(labels), layers, width(k), width(k), dtype=torch.float64) for k in second}
@@ -252,12 +254,12 @@ def _moments(
         first: dict[str, list[Tensor]] = {kind: [] for kind in sums}
         squares: dict[str, list[Tensor]] = {kind: [] for kind in outer}
 
-        def take(site: Site, value: Tensor) -> None:
-            if site.kind in sums:
-                first[site.kind].append(classes @ pick.means(value))
-            if site.kind in outer:
+        def take(kind: str, value: Tensor) -> None:
+            if kind in sums:
+                first[kind].append(classes @ pick.means(value))
+            if kind in outer:
                 chosen, each = pick.rows(value), pick.weights_of(classes)
-                squares[site.kind].append(torch.stack([(w[:, None] * chosen).T @ chosen for w in each]))
+                squares[kind].append(torch.stack([(w[:, None] * chosen).T @ chosen for w in each]))
 
         hidden = _forward(lm, pick.ids, (*kinds, *second), take)
         if read is not None:
@@ -301,7 +303,7 @@ def states(
         pick = _Pick(batch, lm)
         at = torch.cat([torch.arange(ends[e.at], ends[e.at + 1]) for e in batch])
         found: list[Tensor] = []
-        _forward(lm, pick.ids, (kind,), lambda site, value: found.append(pick.rows(value) if each else pick.means(value)))
+        _forward(lm, pick.ids, (kind,), lambda kind, value: found.append(pick.rows(value) if each else pick.means(value)))
         values[at] = torch.stack(found, dim=1).cpu()
 
     _each_batch(lm, examples, "states", run)
@@ -330,7 +332,7 @@ def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: P
     def run(batch: Sequence[_Example]) -> None:
         pick, found = _Pick(batch, lm), list[Tensor]()
         _forward(
-            lm, pick.ids, (kind,), lambda site, value: found.append(pick.means(value.float().square().sum(-1, keepdim=True)).sum())
+            lm, pick.ids, (kind,), lambda kind, value: found.append(pick.means(value.float().square().sum(-1, keepdim=True)).sum())
         )
         total.add_(torch.stack(found).cpu())
 
@@ -401,16 +403,25 @@ class _Pick:
 
 @torch.inference_mode()
 def _forward(
-    lm: LM, ids: Int[Tensor, "batch seq"], kinds: Sequence[str], take: Callable[[Site, Tensor], None]
+    lm: LM, ids: Int[Tensor, "batch seq"], kinds: Sequence[str], take: Callable[[str, Tensor], None]
 ) -> Float[Tensor, "batch seq d_model"]:
-    """One pass; ``take(site, value)`` is given the states ``[batch, seq, width]`` at every layer, in order. Gives what the LM head
+    """One pass; ``take(kind, value)`` is given the states ``[batch, seq, width]`` at every layer, in order. Gives what the LM head
     would read."""
+    layers = range(lm.layout.n_layers)
 
-    def watch(site: Site) -> Callable[[Tensor], None]:
-        return lambda value: take(site, value)
+    def watch(kind: str) -> Callable[[Tensor], None]:
+        return lambda value: take(kind, value)
 
-    wanted = [Site(kind, layer) for kind in dict.fromkeys(kinds) for layer in range(lm.layout.n_layers)]
-    with hooks.observe(lm.layout, {site: watch(site) for site in wanted}):
+    def over_norm(norm: Norm | None) -> hooks.Rewrite:
+        def look(attn_out: Tensor, z: Tensor) -> Tensor:
+            take(WRITTEN, z if norm is None else z.float() / norm.scale(attn_out))
+            return attn_out
+
+        return look
+
+    watchers = {Site(kind, layer): watch(kind) for kind in dict.fromkeys(kinds) if kind != WRITTEN for layer in layers}
+    scaled = {Site("attn_out", layer): over_norm(lm.layout.norm(layer)) for layer in layers} if WRITTEN in kinds else {}
+    with hooks.observe(lm.layout, watchers), hooks.rewrite(lm.layout, scaled):
         # Right padding under a causal mask never reaches a real token, so no mask is needed. No logits either.
         return lm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 

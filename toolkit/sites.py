@@ -13,8 +13,10 @@ kind            width                  what it is
 ``resid_post``  d_model                output of the block, before any final norm
 ==============  =====================  ==============================================================
 
-Post-norm families (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added; :meth:`Layout.to_attn_out`
-carries a residual direction back through that norm's gain. In parallel blocks (GPT-NeoX) the MLP reads
+Post-norm families (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added, so the size of a head's output there
+says nothing about the residual stream. What a head writes to the stream is linear in ``z`` over the norm's scale at
+that position (:data:`WRITTEN`, no site but computed from two); :meth:`Layout.to_attn_out` carries a residual direction
+back through the rest of the norm. In parallel blocks (GPT-NeoX) the MLP reads
 ``resid_pre``, so ``resid_mid`` is read by nothing but the sum.
 """
 
@@ -30,6 +32,10 @@ from transformers import PreTrainedModel
 
 Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 KINDS: tuple[str, ...] = get_args(Kind)
+WRITTEN = "z_over_norm"
+"""Name of ``z`` divided, position by position, by the scale of the norm between ``W_O`` and the residual stream (ours)."""
+
+PROBE, SMALL_PROBE = 64.0, 1e-3  # entries of what a norm is tried on: far above and far below its epsilon's square root
 
 
 class UnsupportedModelError(ValueError):
@@ -94,6 +100,59 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A norm as a formula: ``gain * (x - centred * mean(x)) / scale(x) + shift``, RMS norm or LayerNorm."""
+
+    gain: Float[Tensor, " d_model"]
+    centred: bool
+    eps: float
+
+    def scale(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
+        """Return what the norm divides by at each position, in fp32."""
+        return (self.centre(x.float()).pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt()
+
+    def back(self, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """Return the functional of the norm's input, over its scale, that equals v's component of its output without the shift."""
+        return self.centre(self.gain.to(v) * v)
+
+    def centre(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """Subtract the mean if the norm does. It is its own transpose."""
+        return x - x.mean(dim=-1, keepdim=True) if self.centred else x
+
+
+@torch.no_grad()
+def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
+    """Read the norm behind an output projection off its behaviour: families store the gain as g or as 1 + g, epsilon by many names.
+
+    Raises:
+        UnsupportedModelError: the module is neither an RMS norm nor a LayerNorm.
+    """
+    # PyTorch's own norms take no other type than their weights'; those of transformers compute in the wider one.
+    dtype = W_O.dtype if isinstance(module, nn.LayerNorm | nn.RMSNorm) else torch.float32
+
+    def odd(x: Tensor) -> Tensor:
+        # A shift cancels. Calling forward itself runs no hook: this may happen while hooks act on the norm.
+        return (module.forward(x.to(dtype)).float() - module.forward(-x.to(dtype)).float()) / 2
+
+    signs = torch.ones(len(W_O), device=W_O.device)
+    signs[1::2] = -1
+    large = odd(PROBE * signs)
+    centred = bool(odd(PROBE * torch.ones_like(signs)).abs().max() < 1e-3 * large.abs().max())
+    plain = Norm(torch.ones_like(signs), centred, 0.0)
+    gain = large * plain.scale(signs) / plain.centre(signs)
+    small = Norm(gain, centred, 0.0).back(signs) * SMALL_PROBE
+    share = (small @ odd(SMALL_PROBE * signs)) / (small @ small).clamp(min=1e-30)
+    norm = Norm(gain, centred, max(0.0, float(share**-2 - (SMALL_PROBE * plain.scale(signs)) ** 2)))
+    ramp = torch.linspace(-1, 2, len(W_O), device=W_O.device)
+    if not torch.allclose(odd(ramp), gain * norm.centre(ramp) / norm.scale(ramp), rtol=0.02, atol=0.02 * float(gain.abs().max())):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} follows attention's output projection, and is neither an RMS norm nor a LayerNorm: what "
+            "single heads write to the residual stream cannot be told apart. Use a model of another family."
+        )
+    return norm
+
+
+@dataclass(frozen=True)
 class Layout:
     """Sites, head geometry and output projections of one model."""
 
@@ -109,7 +168,7 @@ class Layout:
 
     def width(self, kind: str) -> int:
         """Size of the last axis at a site."""
-        return self.n_heads * self.head_dim if kind == "z" else self.d_model
+        return self.n_heads * self.head_dim if kind in ("z", WRITTEN) else self.d_model
 
     def check(self, site: Site) -> None:
         """Raise IndexError if the model has no such layer."""
@@ -131,17 +190,24 @@ class Layout:
             raise IndexError(f"Head {head} does not exist: the model has heads 0..{self.n_heads - 1}.")
         return slice(head * self.head_dim, (head + 1) * self.head_dim)
 
-    def to_attn_out(self, layer: int, v: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
-        """The functional of ``attn_out`` that equals (up to a positive scale) v's component of what attention adds.
+    @property
+    def writes(self) -> str:
+        """Kind of mean that a head's contribution to the residual stream is linear in: ``z``, or :data:`WRITTEN` if norms follow."""
+        return WRITTEN if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
-        Pre-norm: v itself. Post-norm (RMS norm with gain g): ``g * v``, since ``<v, g * a / rms(a)> = <g * v, a> / rms(a)``.
+    def norm(self, layer: int) -> Norm | None:
+        """The norm between a layer's ``attn_out`` and the residual stream, or ``None``."""
+        module = self.blocks[layer].post_attention_norm
+        return None if module is None else read_norm(module, self.W_O(layer))
+
+    def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """The functional of ``attn_out``, over the scale of the norm that follows, that equals v's component of what attention adds.
+
+        Pre-norm: v itself. Post-norm (RMS norm with gain g): ``g * v``, since ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``.
+        What a head writes along v is thus ``to_attn_out(v) @ W_O[:, head] @ (z / rms)``.
         """
-        norm: Any = self.blocks[layer].post_attention_norm
-        if norm is None:
-            return v
-        # The gain is read off behaviour: some families store g, others 1 + g.
-        probe = torch.ones(self.d_model, dtype=norm.weight.dtype, device=norm.weight.device)
-        return norm(probe).detach().to(v) * v
+        norm = self.norm(layer)
+        return v if norm is None else norm.back(v)
 
 
 def find(model: PreTrainedModel) -> Layout:

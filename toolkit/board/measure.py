@@ -269,10 +269,10 @@ def _short_push(condition: Condition, references: References) -> pd.Series:
     """What the base's short-thinking heads write towards short on each text, in total, along the end-of-stream direction."""
     finding = references.ground.findings[OURS]
     with condition.active() as lm:
-        read = collect.states(lm, references.texts, "z", positions=collect.step_starts(lm))
-    total = torch.zeros(len(read.values), dtype=torch.float64)
+        read = collect.states(lm, references.texts, lm.layout.writes, positions=collect.step_starts(lm))
+    layout, total = condition.lm.layout, torch.zeros(len(read.values), dtype=torch.float64)
     for layer, head in finding.plan.heads:
-        columns = condition.lm.layout.head(head)
-        W = condition.lm.layout.W_O(layer).detach()[:, columns].cpu().double()
-        total -= read.values[:, layer, columns].double() @ W.T @ references.unit
+        W = layout.W_O(layer).detach()[:, layout.head(head)].cpu().double()
+        u = layout.to_attn_out(layer, references.unit)
+        total -= read.values[:, layer, layout.head(head)].double() @ W.T @ u
     return pd.Series(total.numpy()).groupby(list(read.rows["problem_id"])).mean()

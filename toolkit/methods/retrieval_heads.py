@@ -19,7 +19,8 @@ Ours, each beside the published score (``METRICS``; all per example, layer and h
     contrast       mass minus the same in a prompt without the needle (same response, same positions); NaN without such a prompt
     query          QRHead (arXiv:2506.09944), without its calibration: mean over the question's tokens of their mass on i_q
     write          mean over emitted tokens of k of a_h(t, j') <u(w_t), W_O^h v_h(j')>, j' = argmax_{j in i_q} a_h(t, j), and u(w) the
-                   unembedding of w minus the mean of all; 0 if no token of k is emitted. The final norm is left out
+                   unembedding of w minus the mean of all; 0 if no token of k is emitted. Where a norm follows W_O, it is applied,
+                   with its scale at t. The final norm is left out, its gain included
 
 Units and signs: shares in [0, 1]; ``write`` in logits before the final norm's scale, + raises the emitted token. Higher = retrieves more.
 
@@ -300,8 +301,7 @@ class _Sums:
         layout = self.lm.layout
         u = self.W_U[emitted].float() - self.W_U_mean
         W_O = layout.W_O(rows.layer).detach().float()
-        gain = layout.to_attn_out(rows.layer, torch.ones(layout.d_model, device=u.device))  # 1 unless a norm follows attention
-        wanted = (gain * u @ W_O).unflatten(-1, (layout.n_heads, layout.head_dim))
+        wanted = (layout.to_attn_out(rows.layer, u / rows.scale) @ W_O).unflatten(-1, (layout.n_heads, layout.head_dim))
         self.write[which, rows.layer] += torch.einsum("bhqd,bqhd->bh", read, wanted).double()
 
     def values(self) -> dict[str, Tensor]:

@@ -10,12 +10,14 @@ with r_l the residual stream after attention (``resid_mid``, "attn") or after th
 
 Deviations: token ids are the sampled ones, never re-tokenised text; spans exclude the tags; ``resid_post`` of the last
 layer is taken before the final norm (the released code takes it after); sums are fp64; head size follows W_O. Classes may
-be quantiles, since absolute thresholds mean nothing on another model. In post-norm families v acts through the norm's gain.
-Ours, and named so: :func:`contrast_scores` and :func:`written_direction`.
+be quantiles, since absolute thresholds mean nothing on another model. The paper's models add W_l^h z_l^h to the stream as it is;
+in post-norm families it is normalised first, so that each position's z is divided by the scale of that norm, and v goes
+through its gain: scores stay what reaches the stream. Ours, and named so: :func:`contrast_scores` and :func:`written_direction`.
 
 Units and signs: lengths in tokens; + is longer; scores in units of the residual stream, higher = pushes shorter.
 
-Cost: one forward pass per rollout (``collect.moments``); everything here is algebra on means, ``W mean(z) = mean(W z)``.
+Cost: one forward pass per rollout (``collect.moments``); everything here is algebra on means, ``W mean(z) = mean(W z)``. It holds
+in post-norm families, too: a position's scale belongs to the layer, not to the head, and is divided out before the mean.
 """
 
 from __future__ import annotations
@@ -125,7 +127,7 @@ def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = dire
 
 def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     """c(l, h): how much each head writes towards *short* in short thinking, on average (published form)."""
-    return _scores(moments.mean("z", SHORT), v, lm, "short_thinking")
+    return _scores(moments.mean(lm.layout.writes, SHORT), v, lm, "short_thinking")
 
 
 def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
@@ -135,7 +137,8 @@ def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     stream to its end (give v at ``resid_post``), while the direction of an early layer is mostly that of the content there.
     """
     last = replace(v, vector=v.vector[-1:].expand_as(v.vector))
-    return _scores(moments.mean("z", SHORT) - moments.mean("z", LONG), last, lm, "short_thinking_contrast")
+    z = moments.mean(lm.layout.writes, SHORT) - moments.mean(lm.layout.writes, LONG)
+    return _scores(z, last, lm, "short_thinking_contrast")
 
 
 def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> HeadScores:
@@ -143,8 +146,8 @@ def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> 
     score = torch.zeros(lm.layout.n_layers, lm.layout.n_heads, dtype=torch.float64)
     for layer in range(lm.layout.n_layers):
         W_O = lm.layout.W_O(layer).detach()
-        towards_short = -lm.layout.to_attn_out(layer, unit[layer].to(W_O.device, torch.float32))
-        u = (towards_short / towards_short.norm().clamp(min=1e-12)) @ W_O.float()
+        towards_short = -unit[layer].to(W_O.device, torch.float32)
+        u = lm.layout.to_attn_out(layer, towards_short / towards_short.norm().clamp(min=1e-12)) @ W_O.float()
         score[layer] = (u.double().cpu() * z[layer]).view(lm.layout.n_heads, -1).sum(dim=-1)
     return HeadScores(score, method, "residual stream norm", v.provenance)
 
@@ -154,11 +157,11 @@ def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM
 
         u_l = sum_{h of layer l} W_l^h (mean z_long - mean z_short)
 
-    The full direction also holds what other parts of the network know about length (such as how hard the problem is), which
+    with z over the scale of the norm that follows, where one does: u_l times that norm's gain is what reaches the stream. The full direction also holds what other parts of the network know about length (such as how hard the problem is), which
     tilts it away from what the heads write: removing it then leaves much of their push in place. Layers without a given head
     are zero.
     """
-    difference = moments.mean("z", LONG) - moments.mean("z", SHORT)
+    difference = moments.mean(lm.layout.writes, LONG) - moments.mean(lm.layout.writes, SHORT)
     vector = torch.zeros(lm.layout.n_layers, lm.layout.d_model, dtype=torch.float64)
     for layer, head in heads:
         columns = lm.layout.head(head)
