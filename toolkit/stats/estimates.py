@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -31,12 +30,6 @@ class Estimate:
     def excludes_zero(self) -> bool:
         """Whether the interval lies on one side of zero. An interval without width, of values that do not vary, says nothing."""
         return self.low < self.high and (self.low > 0 or self.high < 0)
-
-    def within(self, bounds: Bounds) -> Self:
-        """The same estimate with an interval that ends where the quantity does. It is cut, not transformed: a share of 0 or a
-        difference of -100 points is possible, and has no logit."""
-        low, high = (min(max(end, bounds[0]), bounds[1]) if end == end else end for end in (self.low, self.high))
-        return replace(self, low=low, high=high)
 
     def __str__(self) -> str:
         if self.low == self.high:

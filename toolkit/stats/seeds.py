@@ -24,14 +24,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy import ndarray
 from scipy import optimize, special
 from scipy import stats as scipy_stats
 
-from toolkit.stats.estimates import RESAMPLES, Estimate, Statistic, resamples
+from toolkit.stats.estimates import RESAMPLES, Bounds, Estimate, Statistic, resamples
 
 FEW_SEEDS = 3  # seeds from which on a p-value is given: two know their spread to a factor of 30 at best
 NO_VARIANCE = "no variance"
@@ -49,6 +49,12 @@ class Effect(Estimate):
 
     p: float
     note: str = ""
+
+    def within(self, bounds: Bounds) -> Effect:
+        """The same estimate with an interval that ends where the quantity does. It is cut, not transformed: a share of 0 or a
+        difference of -100 points is possible, and has no logit."""
+        low, high = (min(max(end, bounds[0]), bounds[1]) if end == end else end for end in (self.low, self.high))
+        return replace(self, low=low, high=high)
 
 
 def effect(
