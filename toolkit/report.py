@@ -78,10 +78,13 @@ def board(summary: pd.DataFrame, *, base: str = "base", metrics: Mapping[str, st
 def _cell(row: pd.Series, metric: str, is_base: bool) -> str:
     scale, digits = (1, 1) if metric.endswith("tokens") else (100, 1)
     mean = f"{scale * row['mean']:.{digits}f}"
+    if is_base and row["low"] == row["high"]:
+        return f"{mean} (no variance)"
     if is_base:
         return f"{mean} [{scale * row['low']:.{digits}f}, {scale * row['high']:.{digits}f}]"
     low, high = scale * row["difference_low"], scale * row["difference_high"]
-    return f"{mean} ({scale * row['difference']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}])"
+    interval = ", no variance" if low == high else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{mean} ({scale * row['difference']:+.{digits}f}{interval})"
 
 
 def page(title: str, intro: str, table: pd.DataFrame, sections: Sequence[Section], path: str | Path) -> Path:

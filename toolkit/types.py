@@ -247,7 +247,7 @@ class HeadScores:
     provenance: Provenance
 
     def ranked(self) -> list[tuple[int, int]]:
-        """``(layer, head)`` from the highest score to the lowest."""
+        """``(layer, head)`` from the highest score to the lowest; of equal ones the lower layer, then the lower head, is first."""
         heads = self.score.shape[1]
         order = self.score.flatten().argsort(descending=True, stable=True).tolist()
         return [(i // heads, i % heads) for i in order]

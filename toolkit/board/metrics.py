@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+
+from toolkit.stats import UNBOUNDED, Bounds, Estimate
+
+RANGES: Mapping[str, Bounds] = MappingProxyType({"share": (0.0, 1.0), "tokens": (0.0, math.inf), "nats": (0.0, math.inf)})
+"""Unit -> least and greatest possible value; any other unit has none."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,17 @@ class Metric:
     better: str
     group: str
     help: str
+
+    @property
+    def bounds(self) -> Bounds:
+        """Least and greatest possible value."""
+        return RANGES.get(self.unit, UNBOUNDED)
+
+    def change_bounds(self, base: Estimate) -> Bounds:
+        """Least and greatest possible difference to a base: both values are possible ones, and where a value has no upper end (a length)
+        the base is at most the end of its own interval, so that nothing shrinks by more than 100 %."""
+        low, high = self.bounds
+        return low - (base.high if math.isinf(high) else high), high - low
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(

@@ -73,7 +73,8 @@ function show(metric, value, signed) {
   const text = minus(unitOf(metric).show(value));
   return signed && value >= 0 ? `+${text}` : text;
 }
-const interval = (metric, v, signed) => (isNumber(v.low) && isNumber(v.high) ? `[${show(metric, v.low, signed)}, ${show(metric, v.high, signed)}]` : "");
+const interval = (metric, v, signed) => [isNumber(v.low) && isNumber(v.high) && v.low !== v.high ? `[${show(metric, v.low, signed)}, ${show(metric, v.high, signed)}]` : "",
+  v.note ?? ""].filter(Boolean).join(", ");
 const COSTS = {
   tokens: ["Tokens", "spent on making it", significant], seconds: ["Time", "spent on making it", duration],
   parameters_changed: ["Parameters", "changed", significant], training_steps: ["Training steps", "", significant],
@@ -157,6 +158,8 @@ const perCell = (metric) => metric === "accuracy" || metric === "think_tokens";
 /** The paired difference to base, where the board has it: over everything. */
 const difference = (name, metric) => (name === base || (!everything() && perCell(metric)) ? undefined : own(own(paired, name), metric));
 const isSure = (d) => isNumber(d?.p_holm) && d.p_holm < 0.05;
+/** Whether a condition has too few seeds to be judged: its notes say how many. */
+const few = (name) => /seed/.test(own(conditions[name]?.metrics, "accuracy")?.note ?? "");
 function matches(name) {
   const c = conditions[name], text = `${name} ${familyOf(name)} ${c.note ?? ""} ${c.paper ?? ""}`.toLowerCase();
   return !state.off.has(familyOf(name)) && state.query.toLowerCase().split(/\s+/).every((word) => text.includes(word));
@@ -291,7 +294,9 @@ function trace(family, points) {
   return {
     type: "scatter", mode: "markers", name: literal(family), x: mine.map((p) => p.x.mean), y: mine.map((p) => p.y.mean), customdata: mine.map((p) => p.name),
     text: mine.map(hover), hovertemplate: "%{text}<extra></extra>", error_x: errors(mine, "x", faded(colour)), error_y: errors(mine, "y", faded(colour)),
-    marker: {color: colour, symbol, size: family === "base" ? 16 : 11, opacity: 1, line: {color: "#fff", width: 1}},
+    // Open: too few seeds to judge.
+    marker: {color: colour, symbol: mine.map((p) => (few(p.name) ? `${symbol}-open` : symbol)), size: family === "base" ? 16 : 11, opacity: 1,
+      line: {color: mine.map((p) => (few(p.name) ? colour : "#fff")), width: mine.map((p) => (few(p.name) ? 2 : 1))}},
     hoverlabel: {bgcolor: "#fff", bordercolor: colour, font: {...FONT, size: 12}, align: "left"},
   };
 }
@@ -324,7 +329,8 @@ function drawPareto() {
   if ($("front").hidden) return;
   const where = everything() ? "all problems" : [state.task, state.difficulty].filter((v) => v !== "all").join(", ");
   $("front-how").textContent = `Up is better, left is shorter; on ${where}. The dotted lines go through base: above and left of both is free gain. ` +
-    "The grey line is the front of the means shown: nothing shown is both shorter and at least as accurate.";
+    "The grey line is the front of the means shown: nothing shown is both shorter and at least as accurate." +
+    (shown.some((p) => few(p.name)) ? " Open symbols: fewer than three seeds, not judged." : "");
   const x = range(all.length ? all.flatMap((p) => ends(p.x)) : [0, 1]), y = range(all.length ? all.flatMap((p) => ends(p.y)) : [0, 1]);
   const best = front(shown), chosen = shown.find((p) => p.name === state.condition), zero = all.find((p) => p.name === base);
   const margin = {l: 62, r: 12, t: 10, b: 50};
@@ -373,7 +379,7 @@ function numbers(name, metric) {
   const good = sure && about(metric).better !== "none" ? ((d.mean > 0) === (about(metric).better === "high") ? "good" : "bad") : "";
   const flag = sure ? h("span", {class: "flag", role: "img", "aria-label": `${d.mean > 0 ? "more" : "less"} than base${good && `, ${good === "good" ? "better" : "worse"}`}, significant after Holm`}, d.mean > 0 ? "▲" : "▼") : null;
   const under = d ? `${show(metric, d.mean, true)} ${interval(metric, d, true)}` : interval(metric, v);
-  const title = isNumber(d?.p_holm) ? `to base: ${pText(d.p_holm)} after Holm${isNumber(d.p) ? ` (${pText(d.p)} alone)` : ""}` : null;
+  const title = isNumber(d?.p_holm) ? `to base: ${pText(d.p_holm)} after Holm${isNumber(d.p) ? ` (${pText(d.p)} alone)` : ""}` : d?.note ? `to base: not judged (${d.note})` : null;
   return h("td", {class: `${sure ? "sure" : ""} ${good} ${!everything() && !perCell(metric) ? "asall" : ""}`.trim() || null, title}, flag, show(metric, v.mean), h("small", {}, under || "\u00a0"));
 }
 function drawCard() {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,13 @@ def measured(ground: Ground, specs: Sequence[Spec]) -> dict[str, Measured]:
 
 
 class Table:
-    """Values of every metric, aligned: ``value(name, metric) -> [seeds, problems]`` in the base's order of problems, NaN where missing."""
+    """Values of every metric, aligned: ``value(name, metric) -> [seeds, problems]`` problems in the order of their ids, NaN where missing."""
 
     def __init__(self, found: Mapping[str, Measured]) -> None:
         self.found = found
         base = found[BASE].results[0]
-        self.problems = {m: own["problem_id"].tolist() for m, own in base.points.groupby("metric", sort=False)}
-        # In an order of chance: equal lengths are told apart by it, and must not be by task.
-        self.main = pd.Series(base.rows["problem_id"].unique()).sample(frac=1.0, random_state=0).tolist()
+        self.problems = {m: sorted(own["problem_id"]) for m, own in base.points.groupby("metric", sort=False)}
+        self.main = sorted(base.rows["problem_id"].unique())
         self._cache: dict[tuple[str, str], ndarray] = {}
 
     def value(self, name: str, metric: str) -> ndarray:
@@ -77,6 +76,11 @@ class Table:
                 rows.append(own.reindex(self.problems[metric]).to_numpy(float))
             self._cache[key] = np.stack(rows)
         return self._cache[key]
+
+    @cached_property
+    def base(self) -> dict[str, Effect]:
+        """Every metric of base."""
+        return _unbounded(self, BASE)[0]
 
     @cached_property
     def base_sampled(self) -> dict[str, tuple[float, ndarray]]:
@@ -111,23 +115,26 @@ def _mean(values: ndarray) -> statistics.Statistic:
 
 def estimates(table: Table, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
     """Every metric of a condition, and its paired difference to base (AES is a comparison with base by itself)."""
-    own: dict[str, Effect] = {}
-    paired: dict[str, Effect] = {}
-    for metric, problems in table.problems.items():
-        values, base = table.value(name, metric), table.value(BASE, metric)[0]
-        n = len(problems)
-        if np.isnan(values).all():
-            continue
-        own[metric] = effect([_mean(v) for v in values], n)
-        paired[metric] = effect([_mean(v - base) for v in values], n)
+    own, paired = _unbounded(table, name)
+    own = {m: e.within(described(m).bounds) for m, e in own.items()}
+    return own, {m: e if m == "aes" else e.within(described(m).change_bounds(table.base[m])) for m, e in paired.items()}
+
+
+def _unbounded(table: Table, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
+    own, paired, seeded = dict[str, Effect](), dict[str, Effect](), table.found[name].spec.seeded
+    for metric in table.problems:
+        values = table.value(name, metric)
+        for found, rows in ((own, values), (paired, values - table.value(BASE, metric)[0])):
+            kept = rows[:, ~np.isnan(rows).all(axis=0)]  # problems without a value are none
+            if kept.size:
+                found[metric] = effect([_mean(v) for v in kept], kept.shape[1], seeded=seeded)
     base_outcomes, n = table.outcomes(BASE)[0], len(table.main)
     each = [sampled(o, base_outcomes) for o in table.outcomes(name)]
     for metric, (reference, drawn) in table.base_sampled.items():
         centres, resampled = (np.array([one[metric][part] for one in each]) for part in (0, 1))
-        own[metric] = statistics.combined(centres, resampled.mean(axis=0), n)
-        paired[metric] = statistics.combined(centres - reference, resampled.mean(axis=0) - drawn, n)
-    score = effect([statistics.aes(o, base_outcomes) for o in table.outcomes(name)], n)
-    own["aes"] = paired["aes"] = score
+        own[metric] = statistics.combined(centres, resampled.mean(axis=0), n, seeded=seeded)
+        paired[metric] = statistics.combined(centres - reference, resampled.mean(axis=0) - drawn, n, seeded=seeded)
+    own["aes"] = paired["aes"] = effect([statistics.aes(o, base_outcomes) for o in table.outcomes(name)], n, seeded=seeded)
     return own, paired
 
 
@@ -149,6 +156,7 @@ def cells(table: Table, name: str) -> dict[str, dict[str, Any]]:
     task = base.groupby("problem_id", sort=False)["task"].first().reindex(table.main).to_numpy(str)
     level = levels(base).reindex(table.main).to_numpy(str)
     found: dict[str, dict[str, Any]] = {}
+    seeded = table.found[name].spec.seeded
     for t in ("all", *dict.fromkeys(task)):
         for d in ("all", *LEVELS):
             chosen = ((task == t) | (t == "all")) & ((level == d) | (d == "all"))
@@ -156,7 +164,7 @@ def cells(table: Table, name: str) -> dict[str, dict[str, Any]]:
                 continue
             values = {m: _aligned(table, name, m)[:, chosen] for m in statistics.HEADLINE}
             shown = {
-                m: _interval(_within(effect([_mean(v) for v in own], int(chosen.sum()), times=1000), described(m).unit))
+                m: _interval(effect([_mean(v) for v in own], int(chosen.sum()), times=1000, seeded=seeded).within(described(m).bounds))
                 for m, own in values.items()
             }
             found.setdefault(t, {})[d] = {"n": int(chosen.sum()), **shown}
@@ -168,17 +176,9 @@ def _aligned(table: Table, name: str, metric: str) -> ndarray:
     return table.value(name, metric)[:, [place[p] for p in table.main]]
 
 
-BOUNDS = {"share": (0.0, 1.0), "tokens": (0.0, np.inf)}  # what a mean can be at all; two seeds that disagree know less
-
-
-def _within(e: Effect, unit: str) -> Effect:
-    """An estimate whose interval ends where its unit does."""
-    low, high = np.clip([e.low, e.high], *BOUNDS.get(unit, (-np.inf, np.inf)))
-    return replace(e, low=float(low), high=float(high))
-
-
-def _interval(e: Effect) -> dict[str, float | None]:
-    return {k: None if v != v else float(f"{v:.6g}") for k, v in asdict(e).items() if k != "p"}
+def _interval(e: Effect) -> dict[str, float | str | None]:
+    found: dict[str, float | str | None] = {k: None if v != v else float(f"{v:.6g}") for k, v in asdict(e).items() if k not in ("p", "note")}
+    return found | {"note": e.note} if e.note else found
 
 
 def board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def _about(ground: Ground, table: Table, name: str, own: Mapping[str, Effect]) -
         "seeds": found.seeds,
         "fingerprints": [note["fingerprint"] for note in notes],
         "interventions": notes[0]["interventions"],
-        "metrics": {m: _interval(_within(e, described(m).unit)) for m, e in own.items()},
+        "metrics": {m: _interval(e) for m, e in own.items()},
         "cells": cells(table, name),
         "cost": cost,
         "shift": {k: float(np.mean([s[k] for s in shifts])) for k in shifts[0]} if shifts else {},
@@ -314,13 +314,14 @@ def sections(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def flat(found: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a condition and metric: ``condition, family, metric, mean, low, high, difference, difference_low, difference_high, p, p_holm``."""
+    """One row a condition and metric: ``condition, family, metric, mean, low, high, difference, difference_low, difference_high, p, p_holm``,
+    and ``note`` (``"2 seeds"``: not judged; ``"no variance"``: no interval)."""
     rows = []
     for name, about in found["conditions"].items():
         for metric, e in about["metrics"].items():
             d = found["paired"].get(name, {}).get(metric, {})
             row = [name, about["family"], metric, e["mean"], e["low"], e["high"]]
-            rows.append([*row, *(d.get(k) for k in ("mean", "low", "high", "p", "p_holm"))])
+            rows.append([*row, *(d.get(k) for k in ("mean", "low", "high", "p", "p_holm")), d.get("note", e.get("note", ""))])
     columns = [
         "condition",
         "family",
@@ -333,13 +334,14 @@ def flat(found: Mapping[str, Any]) -> pd.DataFrame:
         "difference_high",
         "p",
         "p_holm",
+        "note",
     ]
     return pd.DataFrame(rows, columns=columns)
 
 
 def shown(found: Mapping[str, Any], metrics: Sequence[str]) -> pd.DataFrame:
     """The board as text cells, for a terminal or the README: the mean, and in brackets the paired difference with its 95 % interval; a
-    star where it is significant after Holm's correction. Shares in percent."""
+    star where it is significant after Holm's correction. Of fewer than three seeds nothing is: the bracket says how many. Shares in percent."""
     rows = {}
     for name, about in found["conditions"].items():
         row = {}
@@ -356,10 +358,14 @@ def _cell(e: Mapping[str, Any], d: Mapping[str, Any] | None, unit: str, metric: 
     scale, digits = (100, 1) if unit == "share" else (1, 2 if unit == "score" else 1)
     text = f"{scale * e['mean']:.{digits}f}"
     mark = "*" if d and d["p_holm"] is not None and d["p_holm"] < 0.05 else ""
-    if d is None or metric == "aes":
+    if d is None:
         return text + mark
+    note = f", {d['note']}" if d.get("note") else ""
+    if metric == "aes":
+        return text + mark + (f" ({d['note']})" if note else "")
     mean, low, high = (scale * d[k] for k in ("mean", "low", "high"))
-    return f"{text}{mark} ({mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}])"
+    interval = "" if low == high else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{text}{mark} ({mean:+.{digits}f}{interval}{note})"
 
 
 def methods() -> list[dict[str, str]]:
@@ -370,7 +376,9 @@ def methods() -> list[dict[str, str]]:
             "title": "Statistics",
             "text": "Every condition answers the same problems with the same random numbers. Intervals are 95 %, over problems (bootstrap) and, "
             "for what is random or trained, over seeds; differences to base are paired by problem. A difference is marked where its p-value, "
-            "Holm-corrected over all conditions (accuracy and think tokens together, any other metric by itself), is below .05.",
+            "Holm-corrected over all conditions (accuracy and think tokens together, any other metric by itself), is below .05. What is random "
+            "or trained is judged from three seeds on: below that the interval says how many seeds it is of, and nothing is marked. Where nothing "
+            "varies (no variance) there is no interval.",
         },
         {
             "title": "Accuracy-efficiency score",

@@ -1,35 +1,26 @@
-"""Intervals, paired differences and corrected p-values over problems and seeds.
+"""The board's metrics as statistics of resampled problems, Holm's correction over the board, and its Pareto front.
 
-A condition has S results (seeds of what is random or trained in it; one for a deterministic condition) on the same problems. For a
-statistic f (a mean over problems, or anything else of resampled problems), with f_s of seed s::
-
-    estimate   mean_s f_s
-    se^2       var over resampled problems of mean_s f_s  +  var_s(f_s) / S
-    interval   S = 1: percentiles of the resampled problems; S > 1: estimate +- t(df) se, with Satterthwaite's df
-    p          two-sided, from t(df) of estimate / se
-
-Paired differences resample the same problems for both; base has one result. The seeds' variance is added to the problems' because a
-conclusion about a *method* must hold for another seed: with three seeds that disagree, two degrees of freedom make it wide, as it
-should be. In simulations with known truth 95 % intervals cover .93 (three seeds that differ far more than problems do) to .96
-(``tests/test_board_statistics.py``).
-
-Holm's correction is over all conditions: for the two headline metrics together, for every other metric by itself.
+Estimates, intervals and p-values over problems and seeds are those of ``toolkit.stats.seeds``. Paired differences resample the same
+problems for both; base has one result. Holm's correction is over all conditions: for the two headline metrics together, for every other
+metric by itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from numpy import ndarray
-from scipy import stats as scipy_stats
 
 from toolkit import evaluate, stats
 from toolkit.methods.optimal_length import majority
+from toolkit.stats import Effect, Statistic, combined, effect
+
+__all__ = ["HEADLINE", "Effect", "Outcomes", "aes", "budgeted", "combined", "effect", "holm_corrected", "on_front", "statistics"]
 
 HEADLINE = ("accuracy", "think_tokens")
 BUDGETS = (2, 4)  # budgets of a problem, in mean responses of the base
@@ -38,55 +29,6 @@ assumed_aes = (
     3.0,
     5.0,
 )  # weights of shorter, of more accurate and of less accurate: constants differ between papers, these are stated
-Statistic = Callable[[ndarray], ndarray]
-"""Problem indices ``[times, n]`` -> values ``[times]``; see ``stats``."""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """An estimate with its 95 % interval and two-sided p-value against 0."""
-
-    mean: float
-    low: float
-    high: float
-    p: float
-
-
-def effect(seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = stats.RESAMPLES) -> Effect:
-    """The mean over seeds of a statistic of n problems; see the module's equations.
-
-    Args:
-        seeds: The statistic of each seed, or of each seed minus base.
-
-    Raises:
-        ValueError: no seed or no problem.
-    """
-    if not seeds or n < 1:
-        raise ValueError(f"{len(seeds)} seeds, {n} problems: nothing to estimate from.")
-    everything, drawn = np.arange(n)[None], stats.resamples(n, seed=seed, times=times)
-    centres = np.array([float(f(everything)[0]) for f in seeds])
-    spread = np.mean([f(drawn) for f in seeds], axis=0)
-    return combined(centres, spread, n)
-
-
-def combined(centres: ndarray, resampled: ndarray, n: int) -> Effect:
-    """From the estimate of each seed and the resampled means over seeds."""
-    centre, seeds = float(centres.mean()), len(centres)
-    if math.isnan(centre):
-        return Effect(math.nan, math.nan, math.nan, math.nan)
-    by_problem = float(np.nanvar(resampled))
-    by_seed = float(centres.var(ddof=1)) / seeds if seeds > 1 else 0.0
-    se, df = math.sqrt(by_problem + by_seed), max(n - 1.0, 1.0)
-    if by_seed:
-        df = (by_problem + by_seed) ** 2 / (by_problem**2 / df + by_seed**2 / (seeds - 1))
-    if se == 0:
-        return Effect(centre, centre, centre, float(centre == 0))
-    p = float(2 * scipy_stats.t.sf(abs(centre) / se, df))
-    if seeds == 1:
-        low, high = np.nanquantile(resampled, [0.025, 0.975])
-    else:
-        low, high = centre + scipy_stats.t.ppf([0.025, 0.975], df) * se
-    return Effect(centre, float(low), float(high), p)
 
 
 # --- metrics -----------------------------------------------------------------------------------------------------
@@ -106,8 +48,8 @@ class Outcomes:
 
     @staticmethod
     def of(rows: pd.DataFrame, problems: Sequence[str]) -> Outcomes:
-        """From ``measure.Result.rows``."""
-        rows = rows.set_index("problem_id").loc[list(problems)].reset_index()
+        """From ``measure.Result.rows``, in any order of rows."""
+        rows = rows.sort_values(["problem_id", "sample"]).set_index("problem_id").loc[list(problems)].reset_index()
         samples = rows["sample"].nunique()
         codes = rows.groupby("problem_id", sort=False)["answer"].transform(lambda said: pd.factorize(said)[0])
         columns = (rows["correct"], rows["think_tokens"], rows["response_tokens"], codes)
@@ -142,7 +84,8 @@ def budgeted(own: Outcomes, budget: float) -> tuple[ndarray, ndarray]:
     """Per problem: whether any, and whether the majority, of the responses that fit a budget of tokens is right.
 
     Responses are taken in order until the next would exceed ``budget`` response tokens; averaged over where the order begins, so that no
-    sample counts more than another. Nothing that fits is wrong. Ties of the vote go to the answer said first.
+    sample counts more than another. Nothing that fits is wrong. Ties of the vote go to the answer said first,
+    which that average does not leave to the numbering of samples.
     """
     n, samples = own.shape
     passed, voted = np.zeros(n), np.zeros(n)

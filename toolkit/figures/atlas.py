@@ -47,7 +47,7 @@ def agreement(table: pd.DataFrame) -> go.Figure:
     shared, text = np.full((len(names), len(names)), np.nan), np.full((len(names), len(names)), "", object)
     for row, a, b in zip(table.itertuples(), pairs[0], pairs[1], strict=True):
         shared[at[b], at[a]] = row.shared
-        text[at[b], at[a]] = f"{row.shared}<br>p {row.p_in_layer:.2g}<br>ρ {row.spearman:+.2f}"
+        text[at[b], at[a]] = f"{row.shared:.3g}<br>p {row.p_in_layer:.2g}<br>ρ {row.spearman:+.2f}"
     heat = go.Heatmap(
         x=names,
         y=names,

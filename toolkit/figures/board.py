@@ -30,14 +30,20 @@ def _of(board: Board, family: str, metric: str = "accuracy") -> list[tuple[str, 
     return [(name, c) for name, c in board["conditions"].items() if c["family"] == family and metric in c["metrics"]]
 
 
+def few_seeds(e: Mapping[str, Any]) -> bool:
+    """Whether an effect of a board is of too few seeds to be judged."""
+    return "seed" in e.get("note", "")
+
+
 def _error(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     up, down = [r["high"] - r["mean"] for r in rows], [r["mean"] - r["low"] for r in rows]
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1}
 
 
 def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
-    """Accuracy against think tokens, colour and symbol by family, 95 % intervals both ways; ``labels`` are named in the figure."""
-    figure = go.Figure()
+    """Accuracy against think tokens, colour and symbol by family, 95 % intervals both ways; ``labels`` are named in the figure.
+    Open symbols are conditions of too few seeds to be judged."""
+    figure, few = go.Figure(), False
     for family, (title, colour, symbol) in reversed(FAMILIES.items()):  # base last, on top
         found = _of(board, family, "think_tokens")
         if not found:
@@ -54,12 +60,18 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
             textfont={"size": 11},
             mode="markers+text",
             name=title,
-            marker={"size": 13 if family == "base" else 9, "color": colour, "symbol": symbol},
+            marker={
+                "size": 13 if family == "base" else 9,
+                "color": colour,
+                "symbol": [f"{symbol}-open" if few_seeds(v) else symbol for v in y],
+            },
         )
+        few |= any(few_seeds(v) for v in y)
     layout = {"xaxis_title": "think tokens", "yaxis_title": "accuracy", "yaxis_tickformat": ".0%", "legend_traceorder": "reversed"}
     means = [c["metrics"]["think_tokens"]["mean"] for c in board["conditions"].values() if "think_tokens" in c["metrics"]]
     shown = {"xaxis_range": [-0.12 * max(means), 1.2 * max(means)], "yaxis_range": [-0.04, 1.04]}  # a wide interval may end outside
-    return styled(figure, "Accuracy against think tokens", **layout, **shown)
+    title = "Accuracy against think tokens" + few * " (open: fewer than three seeds, not judged)"
+    return styled(figure, title, **layout, **shown)
 
 
 def shifts(board: Board) -> go.Figure:
@@ -120,7 +132,8 @@ def against_expectation(board: Board) -> go.Figure:
 
 
 def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
-    """Paired differences to base as a heat map, one row a condition; what is not significant after Holm's correction is left white."""
+    """Paired differences to base as a heat map, one row per condition. White: not significant after Holm's correction; in brackets: of too
+    few seeds to be judged."""
     names = [name for name in board["conditions"] if name in board["paired"]]
     shown = [m for m in metrics if any(m in board["paired"][name] for name in names)]
     values = np.full((len(names), len(shown)), np.nan)
@@ -129,7 +142,7 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
         for j, metric in enumerate(shown):
             d = board["paired"][name].get(metric)
             if d and d["mean"] is not None:
-                text[i][j] = f"{100 * d['mean']:+.0f}"
+                text[i][j] = f"({100 * d['mean']:+.0f})" if few_seeds(d) else f"{100 * d['mean']:+.0f}"
                 values[i, j] = d["mean"] if d["p_holm"] is not None and d["p_holm"] < 0.05 else 0.0
     figure = go.Figure(
         go.Heatmap(
@@ -147,7 +160,7 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
             hovertemplate="%{y}<br>%{x}: %{text} points<extra></extra>",
         )
     )
-    figure = styled(figure, "Differences to base, in points (coloured: p < .05 after Holm)")
+    figure = styled(figure, "Differences to base, in points (coloured: p < .05 after Holm; in brackets: fewer than three seeds)")
     return figure.update_layout(
         yaxis={"autorange": "reversed", "automargin": True}, xaxis={"side": "top", "automargin": True}, height=160 + 20 * len(names)
     )

@@ -63,9 +63,11 @@ def length_accuracy(summary: pd.DataFrame) -> go.Figure:
 
 
 def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go.Figure:
-    """Paired differences to base with 95 % intervals, one row a condition; an interval that crosses zero is grey."""
+    """Paired differences to base with 95 % intervals, one row a condition; an interval that contains zero, or has no width,
+    is grey."""
     rows = summary[(summary["metric"] == metric) & (summary["condition"] != base)].iloc[::-1]
-    clear = (rows["difference_low"] > 0) | (rows["difference_high"] < 0)
+    low, high = rows["difference_low"], rows["difference_high"]
+    clear = (low < high) & ((low > 0) | (high < 0))  # no width: nothing varies, so nothing is known of the spread
     figure = go.Figure(
         go.Scatter(
             x=rows["difference"],

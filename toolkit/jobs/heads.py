@@ -91,10 +91,10 @@ def lenses(lm: LM, found: Sequence[Rollout], looked: retrieval.Found, settings: 
 def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000, seed: int = 0) -> pd.DataFrame:
     """Do two lenses see the same heads?
 
-    Columns: ``pair``; ``shared`` of the top ``count`` heads and ``expected`` by chance; ``p``, one-sided, of as many shared ones when
-    heads are permuted, and ``p_in_layer`` when they are permuted within their layers only (lenses that like the same layer agree by
-    chance, too); ``spearman`` over all heads with two-sided ``p_spearman`` and ``p_spearman_in_layer``; ``p_holm``, the ``p`` of shared
-    heads corrected over all pairs.
+    Columns: ``pair``; ``shared`` of the top ``count`` heads (expected over the order of heads that tie at the cut) and ``expected`` by
+    chance; ``p``, one-sided, of as many shared ones when heads are permuted, and ``p_in_layer`` when they are permuted within their layers
+    only; ``spearman`` over all heads (NaN for a constant lens) with two-sided ``p_spearman`` and ``p_spearman_in_layer``; ``p_holm``,
+    ``p_in_layer`` corrected over all pairs. Lenses that like the same layers share heads by chance, so ``p`` alone says little.
     """
     rng = np.random.default_rng(seed)
     values = {name: score.score.numpy() for name, score in scores.items()}
@@ -106,28 +106,25 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
     for a, b in combinations(values, 2):
         tops = [_top(values[name], count) for name in (a, b)]
         ranks = [pd.Series(values[name].flatten()).rank().to_numpy() for name in (a, b)]
-        shared, rho = int((tops[0] & tops[1]).sum()), float(np.corrcoef(*ranks)[0, 1])
+        shared, rho = float(tops[0] @ tops[1]), stats.spearman(*ranks)
         p, q = [], []
         for shuffle in shuffles:
-            p.append(_share((tops[0] & tops[1][shuffle]).sum(axis=1) >= shared))
+            p.append(stats.permutation_p(tops[1][shuffle] @ tops[0] >= shared - 1e-9))
             centred = [r - r.mean() for r in ranks]
-            chance = centred[1][shuffle] @ centred[0] / np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
-            q.append(_share(np.abs(chance) >= abs(rho) - 1e-12))
+            scale = np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
+            q.append(stats.permutation_p(np.abs(centred[1][shuffle] @ centred[0] / scale) >= abs(rho) - 1e-12) if scale else np.nan)
         rows.append((f"{a} / {b}", shared, count**2 / (layers * heads), *p, rho, *q))
     columns = ["pair", "shared", "expected", "p", "p_in_layer", "spearman", "p_spearman", "p_spearman_in_layer"]
     table = pd.DataFrame(rows, columns=columns)
-    return table.assign(p_holm=stats.holm(table["p"].to_numpy()))
+    return table.assign(p_holm=stats.holm(table["p_in_layer"].to_numpy()))
 
 
 def _top(values: ndarray, count: int) -> ndarray:
-    chosen = np.zeros(values.size, bool)
-    chosen[np.argsort(-values.flatten(), kind="stable")[:count]] = True
-    return chosen
-
-
-def _share(hits: ndarray) -> float:
-    # The permutation that was observed counts as one of them: a p-value is never 0.
-    return float((hits.sum() + 1) / (len(hits) + 1))
+    """How far each head is among the top ``count``: 1, 0, or the chance of it for heads that tie at the cut."""
+    scores = values.flatten()
+    cut = np.sort(scores)[-count]
+    above, tied = scores > cut, scores == cut
+    return above + tied * (count - above.sum()) / tied.sum()
 
 
 def seen_through(

@@ -179,7 +179,7 @@ def choose(doses: pd.DataFrame, *, max_loss: float = assumed_max_loss) -> Choice
     fit = table[(table["shortening"] > 0) & (table["loss"] <= max_loss)]
     if fit.empty:
         raise NothingQualifiesError(_why(table, max_loss))
-    best = fit.sort_values(["shortening", "dose", "layer"], ascending=[False, True, True]).iloc[0]
+    best = fit.sort_values(["shortening", "dose", "layer", "strength"], ascending=[False, True, True, True]).iloc[0]
     return Choice(int(best["layer"]), float(best["strength"]), float(best["shortening"]), float(best["loss"]))
 
 

@@ -1,0 +1,80 @@
+"""Statistics: paired bootstrap over problems, effects over problems and seeds, correlations, scores, lengths against targets.
+
+Arrays of outcomes are ``[problems, samples]``; intervals are over resampled *problems* (the unit that repeats), with every sample of a
+problem kept together. No result depends on the order of rows: equal values at a cut are averaged.
+"""
+
+from toolkit.stats.correlations import correlation
+from toolkit.stats.estimates import (
+    RESAMPLES,
+    UNBOUNDED,
+    Bounds,
+    Estimate,
+    Statistic,
+    bootstrap,
+    difference,
+    held_out_length,
+    mean_of,
+    over_problems,
+    resamples,
+    shortest_accuracy,
+    smallest,
+)
+from toolkit.stats.lengths import (
+    RULER_FLEXIBLE,
+    RULER_LEVELS,
+    RULER_PRECISE,
+    LengthMatch,
+    Number,
+    Ranges,
+    assumed_flexible,
+    assumed_precise,
+    hits,
+    length_match,
+    looping,
+    ranges_around,
+    words,
+)
+from toolkit.stats.scores import auc, balanced_accuracy, holm, permutation_p, r_squared, spearman
+from toolkit.stats.seeds import FEW_SEEDS, Effect, combined, effect, half_width
+
+__all__ = [
+    "FEW_SEEDS",
+    "RESAMPLES",
+    "RULER_FLEXIBLE",
+    "RULER_LEVELS",
+    "RULER_PRECISE",
+    "UNBOUNDED",
+    "Bounds",
+    "Effect",
+    "Estimate",
+    "LengthMatch",
+    "Number",
+    "Ranges",
+    "Statistic",
+    "assumed_flexible",
+    "assumed_precise",
+    "auc",
+    "balanced_accuracy",
+    "bootstrap",
+    "combined",
+    "correlation",
+    "difference",
+    "effect",
+    "half_width",
+    "held_out_length",
+    "hits",
+    "holm",
+    "length_match",
+    "looping",
+    "mean_of",
+    "over_problems",
+    "permutation_p",
+    "r_squared",
+    "ranges_around",
+    "resamples",
+    "shortest_accuracy",
+    "smallest",
+    "spearman",
+    "words",
+]

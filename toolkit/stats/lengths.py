@@ -1,0 +1,109 @@
+"""Lengths: loops at their end, and how well they match targets (Ruler, arXiv:2409.18943)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy import ndarray
+
+
+def looping(tokens: Sequence[int], *, longest_period: int = 64, repeats: int = 4) -> bool:
+    """Whether a response ends in the same run of tokens at least ``repeats`` times (ours; at least 16 tokens in all)."""
+    n = len(tokens)
+    for period in range(1, min(longest_period, n // repeats) + 1):
+        span = max(period * repeats, 16)
+        if span <= n and all(tokens[i] == tokens[i - period] for i in range(n - span + period, n)):
+            return True
+    return False
+
+
+# --- lengths against targets (Ruler, arXiv:2409.18943) -------------------------------------------------------
+
+Number = float | int
+Ranges = Mapping[Number, tuple[Number, Number]]
+"""Target length -> ``(low, high)``: a length hits it iff ``low < length <= high``. An infinite ``high`` is "more than"."""
+
+# The published tables, in words; 800 stands for ">800".
+RULER_PRECISE: Ranges = {
+    10: (0, 20), 30: (20, 40), 50: (40, 60), 80: (70, 90), 150: (130, 170),
+    300: (280, 320), 500: (450, 550), 700: (630, 770), 800: (800, math.inf),
+}  # fmt: skip
+RULER_FLEXIBLE: Ranges = {
+    10: (0, 20), 30: (20, 40), 50: (40, 60), 80: (60, 100), 150: (100, 200),
+    300: (200, 400), 500: (400, 600), 700: (600, 800), 800: (800, math.inf),
+}  # fmt: skip
+RULER_LEVELS: Mapping[str, tuple[Number, ...]] = {"level 0": (10, 30, 50, 80), "level 1": (150, 300, 500), "level 2": (700, 800)}
+assumed_precise, assumed_flexible = 0.1, 0.2  # +- share of a target of one's own: ours (as published at 500 words)
+
+
+def words(text: str) -> int:
+    """Length in words as Ruler counts them: runs of letters, digits and underscores."""
+    return len(re.findall(r"\w+", text))
+
+
+def ranges_around(targets: Sequence[Number], share: float) -> Ranges:
+    """Ranges ``(T - share T, T + share T]`` for targets of one's own, in any unit (ours; Ruler has fixed tables)."""
+    if not 0 < share <= 1 or any(t <= 0 for t in targets):
+        raise ValueError(f"share={share}, targets={list(targets)}: need 0 < share <= 1 and positive targets.")
+    return {t: (t - share * t, t + share * t) for t in targets}
+
+
+def hits(lengths: Sequence[Number] | ndarray, targets: Sequence[Number] | ndarray, ranges: Ranges) -> ndarray:
+    """Whether each length hits its own target: ``low < length <= high``; same units as ``ranges``.
+
+    Raises:
+        KeyError: a target without a range.
+    """
+    if missing := sorted({float(t) for t in targets} - {float(t) for t in ranges}):
+        known = ", ".join(f"{t:g}" for t in ranges)
+        raise KeyError(f"No range for the targets {missing}: there are {known}. Make your own with ranges_around(targets, share).")
+    low, high = np.array([ranges[t] for t in np.asarray(targets, float).tolist()], float).reshape(-1, 2).T
+    return (low < np.asarray(lengths, float)) & (np.asarray(lengths, float) <= high)
+
+
+@dataclass(frozen=True)
+class LengthMatch:
+    """How well lengths match their targets: percentages of ``n`` responses, and the root mean square error.
+
+    ``precise`` and ``flexible`` are Ruler's PM and FM. ``exact`` and ``rmse`` leave open targets (">800") out, and are NaN where
+    nothing else is left.
+    """
+
+    n: int
+    precise: float
+    flexible: float
+    exact: float
+    rmse: float
+
+
+def length_match(
+    lengths: Sequence[Number] | ndarray,
+    targets: Sequence[Number] | ndarray,
+    *,
+    precise: Ranges = RULER_PRECISE,
+    flexible: Ranges = RULER_FLEXIBLE,
+    levels: Mapping[str, Sequence[Number]] = RULER_LEVELS,
+) -> dict[str, LengthMatch]:
+    """Ruler's report: hit rates per target (``"10"``, ``">800"``), per level, and over ``"all"`` responses.
+
+    Published in words with the published tables. In tokens or with targets of one's own (ours): pass ``precise`` and ``flexible``
+    from :func:`ranges_around`, with ``assumed_precise`` and ``assumed_flexible``, and levels of your own or ``{}``.
+    """
+    n, t = np.asarray(lengths, float), np.asarray(targets, float)
+    if not len(n) or n.shape != t.shape:
+        raise ValueError(f"{len(n)} lengths and {len(t)} targets: need one target for each of at least one length.")
+    pm, fm = hits(n, t, precise), hits(n, t, flexible)
+    is_open = np.isinf([precise[x][1] for x in t.tolist()])
+
+    def over(rows: ndarray) -> LengthMatch:
+        error = (n - t)[rows & ~is_open]
+        exact, rmse = (100 * (error == 0).mean(), np.sqrt(np.square(error).mean())) if len(error) else (math.nan, math.nan)
+        return LengthMatch(int(rows.sum()), 100 * float(pm[rows].mean()), 100 * float(fm[rows].mean()), float(exact), float(rmse))
+
+    groups = {f">{x:g}" if math.isinf(precise[x][1]) else f"{x:g}": t == x for x in sorted(set(t.tolist()))}
+    groups |= {name: np.isin(t, list(members)) for name, members in levels.items()}
+    return {name: over(rows) for name, rows in (groups | {"all": np.ones(len(t), bool)}).items() if rows.any()}
