@@ -21,14 +21,15 @@ carries a residual direction back through that norm's gain. In parallel blocks (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+from toolkit.types import Kind
+
 KINDS: tuple[str, ...] = get_args(Kind)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.columns import Columns
@@ -36,6 +36,10 @@ from toolkit.cli.common import (
     say,
     show,
 )
+
+if TYPE_CHECKING:  # imported by the commands themselves, so that `toolkit --help` is quick
+    from toolkit.lm import LM
+    from toolkit.types import Rollout
 
 Vector = Annotated[
     Path, typer.Option("--vector", "-v", help="Direction of this model, from `toolkit direction` or `toolkit import`.")
