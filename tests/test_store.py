@@ -367,10 +367,11 @@ def test_characters_that_python_but_not_json_takes_for_line_ends_are_content(tmp
     assert store.load_problems(tmp_path / "p.jsonl")[0].messages[0]["content"] == text
 
 
-def test_a_question_is_a_users_message_and_ids_default_to_line_numbers(tmp_path):
+def test_a_question_is_a_users_message_and_ids_default_to_a_hash_of_it(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"question": "1+1?", "answer": 2}\n\n{"id": "x", "question": "?", "answer": "y"}\n')
     first, second = store.load_problems(tmp_path / "p.jsonl")
-    assert first == Problem("1", ({"role": "user", "content": "1+1?"},), "2")
+    asked = ({"role": "user", "content": "1+1?"},)
+    assert first == Problem(store.key(asked), asked, "2")
     assert second.id == "x"
 
 

@@ -25,7 +25,9 @@ Op = Literal["project_out", "scale"]
 def _checked(name: str, value: Tensor, axes: int) -> Tensor:
     """The tensor, if it has so many axes, none of them empty, and a floating point type; else ValueError."""
     if value.ndim != axes or not value.is_floating_point() or 0 in value.shape:
-        raise ValueError(f"{name} is {value.dtype} of the shape {tuple(value.shape)}: expected floats with {axes} axes, none empty.")
+        raise ValueError(
+            f"{name} is {value.dtype} of the shape {tuple(value.shape)}: expected floats with {axes} axes, none empty."
+        )
     return value
 
 
@@ -178,7 +180,9 @@ class Moments:
             if value.shape[0] != size[0]:
                 raise ValueError(f"Moments.sums.{kind} has the shape {tuple(value.shape)}, but there are {size[0]} classes.")
             if kind in self.outer and self.outer[kind].shape != (*size, size[2]):
-                raise ValueError(f"Moments.outer.{kind} has the shape {tuple(self.outer[kind].shape)}, expected {(*size, size[2])}.")
+                raise ValueError(
+                    f"Moments.outer.{kind} has the shape {tuple(self.outer[kind].shape)}, expected {(*size, size[2])}."
+                )
 
     def index(self, label: str) -> int:
         """Row of a class. Raises KeyError naming the classes there are."""
@@ -331,7 +335,7 @@ class Plan:
             return
         for edit in self.edits:
             if edit.op == "project_out" and edit.layer >= len(self.direction.vector):
-                raise ValueError(
+                raise IndexError(
                     f"This plan edits layer {edit.layer}, but its direction has layers 0..{len(self.direction.vector) - 1}: "
                     "they were not made for one model."
                 )

@@ -208,6 +208,8 @@ def export(
     from toolkit.types import Direction
 
     v = store.load(vector, Direction)
+    if doses is not None:
+        jobs.kept_doses(doses)
     lm = load_model(model, think, Dtype.float32, device)
     match to:
         case Target.gguf:
@@ -236,6 +238,7 @@ def import_(
     """
     from toolkit import store, vectors
 
+    store.existing(source)
     lm = load_model(model, think, Dtype.float32, device)
     match of:
         case Source.gguf:

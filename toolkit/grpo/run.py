@@ -34,6 +34,7 @@ from toolkit.lm import LM, child
 from toolkit.types import Problem
 
 MODEL = "model"
+_EARLIER = "Remove that checkpoint and resume: the run goes on from the one before."
 PROBED = 8  # problems of the first probe
 
 
@@ -151,9 +152,14 @@ def train(
     if checkpoint is None:
         probe(trainer, say)
     else:
-        state = store.read_json(checkpoint / STATE)["reward"]
+        state = _state(checkpoint)["reward"]
         if state:
-            trainer.reward.load_state_dict(state)
+            try:
+                trainer.reward.load_state_dict(state)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise store.DamagedFileError(
+                    f"{checkpoint / STATE}: its field 'reward' is no state of {trainer.reward.name}: {str(error)[:100]}. {_EARLIER}"
+                ) from error
         if trainer.is_world_process_zero():
             recorder.resume(int(checkpoint.name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -187,6 +193,10 @@ def last_checkpoint(out: Path) -> Path | None:
     return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
+def _state(checkpoint: Path) -> dict[str, Any]:
+    return store.read_json(checkpoint / STATE, {"identity": Mapping[str, Any], "reward": Mapping[str, Any]}, remedy=_EARLIER)
+
+
 def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     if not resume:
         if (out / log.LOG).exists() or last_checkpoint(out):
@@ -196,7 +206,7 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     if found is None:
         store.remove(out / log.LOG)
         return None
-    theirs = store.read_json(found / STATE)["identity"]
+    theirs = _state(found)["identity"]
     ours = json.loads(json.dumps(identity, default=store.jsonable))
     differing = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
     if differing:

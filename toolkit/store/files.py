@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from toolkit.store.errors import DamagedFileError
 from toolkit.store.full import said_if_full
-from toolkit.store.hints import Misfit, read_from, typed
+from toolkit.store.hints import read_from, typed
 from toolkit.store.texts import numbered, parsed, read_text
 
 
@@ -158,14 +158,16 @@ def read_rows(path: str | Path, expected: Any = Mapping[str, Any]) -> list[Any]:
         DamagedFileError: another line is not JSON, or a line is not what is expected; names it.
     """
     text = read_text(path)
-    whole = text if text.endswith("\n") else text[: text.rfind("\n") + 1]  # the end of a line is written last
+    lines = list(numbered(text))
     rows = []
-    for number, line in numbered(whole):
+    for number, line in lines:
+        try:
+            row = parsed(line)
+        except ValueError as error:
+            if number == lines[-1][0] and not text.endswith("\n"):  # torn: the end of a line is written last
+                break
+            raise DamagedFileError(f"{path}, line {number}: {error}. Remove that line, or make the file again.") from error
         with read_from(f"{path}, line {number}", "Remove that line, or make the file again."):
-            try:
-                row = parsed(line)
-            except ValueError as error:
-                raise Misfit(str(error)) from error
             rows.append(typed(row, expected, "the line"))
     return rows
 

@@ -7,7 +7,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from toolkit.store.errors import DamagedFileError
 
@@ -28,6 +28,12 @@ def read_from(path: str | Path, remedy: str) -> Iterator[None]:
         raise DamagedFileError(f"{path}: {error}. {remedy}") from error
 
 
+def checked(value: Any, hint: Any, where: str | Path, remedy: str) -> Any:
+    """The value, if it is what the hint says (see :func:`typed`); else DamagedFileError naming the file it was read from."""
+    with read_from(where, remedy):
+        return typed(value, hint)
+
+
 def brief(value: Any) -> str:
     """A value in at most 60 characters."""
     text = repr(value[:_SHOWN]) if isinstance(value, str | bytes | list) else repr(value)
@@ -41,7 +47,7 @@ def described(hint: Any) -> str:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(repr, parts))}"
-    if origin in (Union, types.UnionType):
+    if origin is types.UnionType:
         return " or ".join(map(described, parts))
     if _is_list(origin or hint):
         return "a list"
@@ -62,7 +68,7 @@ def typed(value: Any, hint: Any, at: str = "the file") -> Any:
     origin, parts = get_origin(hint), get_args(hint)
     if isinstance(hint, Mapping):
         return _fields(value, hint, at)
-    if origin in (Union, types.UnionType):
+    if origin is types.UnionType:
         return _any_of(value, parts, at)
     if hint is Any or (origin is Literal and isinstance(value, str) and value in parts):
         return value
@@ -95,7 +101,10 @@ def _fields(value: Any, hint: Mapping[str, Any], at: str) -> dict[str, Any]:
         raise Misfit(f"{at} is {brief(value)}, expected {described(hint)}")
     if missing := [name for name in hint if name not in value]:
         raise Misfit(f"{at} has no {missing[0]!r}, expected {described(hint)}")
-    return {**value, **{name: typed(value[name], part, name if at == "the file" else f"{at}.{name}") for name, part in hint.items()}}
+    return {
+        **value,
+        **{name: typed(value[name], part, name if at == "the file" else f"{at}.{name}") for name, part in hint.items()},
+    }
 
 
 def _any_of(value: Any, hints: Sequence[Any], at: str) -> Any:

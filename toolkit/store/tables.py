@@ -7,20 +7,19 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from toolkit.store.errors import DamagedFileError
-from toolkit.store.files import atomic, existing, jsonable, write_text
+from toolkit.store.files import atomic, existing, jsonable, key, write_text
 from toolkit.store.hints import Misfit, brief, read_from, typed
 from toolkit.store.texts import numbered, parsed, read_text
 from toolkit.types import Problem
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _PROBLEM = "Expected id, messages or question, answer."
-_KINDS = {str: "text", float: "finite numbers", int: "whole numbers", bool: "true or false"}
 
 
 def save_table(table: pd.DataFrame, path: str | Path) -> Path:
@@ -30,12 +29,12 @@ def save_table(table: pd.DataFrame, path: str | Path) -> Path:
     return Path(path)
 
 
-def read_table(path: str | Path, columns: Mapping[str, type] | None = None, *, remedy: str = "Mend the file.") -> pd.DataFrame:
+def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, remedy: str = "Mend the file.") -> pd.DataFrame:
     """A table from a jsonl, csv or parquet file; text and numbers as they are written, an empty cell of a csv file is missing.
 
     Args:
-        columns: Columns that must be there, without a missing value, by type: ``str``, ``float``, ``int`` or ``bool``. In a csv file
-            ``str`` keeps "007" and "NA" as they are.
+        columns: Columns that must be there, without a missing value, with the type hint of their values: ``str``, ``float``, ``int``,
+            ``bool``, or a union. In a csv file text keeps "007" and "NA" as they are.
         remedy: What to do about a file that is damaged, for the error.
 
     Raises:
@@ -49,35 +48,27 @@ def read_table(path: str | Path, columns: Mapping[str, type] | None = None, *, r
         raise ValueError(f"{file}: cannot read {file.suffix!r} files; give one of {', '.join(readers)}.")
     with read_from(file, remedy):
         table = readers[file.suffix](file, columns or {})
-        if missing := [name for name in columns or {} if name not in table]:
-            raise Misfit(f"it has no column {missing[0]!r}, only {', '.join(brief(c) for c in table.columns[:6])}")
-        for name, kind in (columns or {}).items():
-            _check_column(table[name], kind)
+        for name, hint in (columns or {}).items():
+            if name not in table:
+                held = ", ".join(str(c)[:30] for c in table.columns[:6])
+                raise DamagedFileError(f"{file} has no column {name}: it has {held}. {remedy}")
+            _check_column(table[name], hint)
     return table
 
 
-def _check_column(values: pd.Series, kind: type) -> None:
-    def misfit(row: Any) -> bool:
-        return row is None or row is pd.NA or not _is(row, kind)
-
-    if kind in (int, bool, float) and values.dtype.kind in ("iuf" if kind is float else "iu" if kind is int else "b"):
-        wrong = ~np.isfinite(values.to_numpy())
+def _check_column(values: pd.Series, hint: Any) -> None:
+    """Raise Misfit naming the first row that is not what the hint says."""
+    numbers = {int: "iu", bool: "b", float: "iuf"}
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind in numbers.get(hint, ""):
+        rows = np.flatnonzero(~np.isfinite(values.to_numpy()))[:1]
     else:
-        wrong = np.array([misfit(value) for value in values], bool)
-    if wrong.any():
-        at = int(wrong.argmax())
-        raise Misfit(f"column {values.name!r} holds {brief(values.iloc[at])} in row {at + 1}, expected {_KINDS[kind]}")
+        rows = np.arange(len(values))
+    for row in rows:
+        value = values.iloc[row]
+        typed(value.item() if isinstance(value, np.generic) else value, hint, f"column {values.name!r}, row {row + 1},")
 
 
-def _is(value: Any, kind: type) -> bool:
-    try:
-        typed(value.item() if isinstance(value, np.generic) else value, kind)
-    except Misfit:
-        return False
-    return True
-
-
-def _jsonl(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
+def _jsonl(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for number, line in numbered(read_text(path)):
         row = _line(line, number, {})
@@ -99,7 +90,7 @@ def _line(line: str, number: int, expected: Mapping[str, Any]) -> dict[str, Any]
         raise Misfit(f"line {number} is not JSON: {error}") from error
 
 
-def _csv(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
+def _csv(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
     text = read_text(path)
     lines = csv.reader(io.StringIO(text), strict=True)
     try:
@@ -111,14 +102,14 @@ def _csv(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
         raise Misfit(f"line {lines.line_num} is not CSV: {error}") from error
     if len(set(head)) < len(head) or not all(head):
         raise Misfit(f"its header is {brief(head)}: expected a name for every column, each once")
-    plain = {name: str for name, kind in columns.items() if kind is str and name in head}
+    plain = {name: str for name, hint in columns.items() if name in head and str in (hint, *get_args(hint))}
     try:
         return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""], dtype=plain, index_col=False)
     except ValueError as error:
         raise Misfit(f"it is not CSV: {str(error)[:100]}") from error
 
 
-def _parquet(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
+def _parquet(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
     try:
         return pd.read_parquet(path, page_checksum_verification=True)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:  # by what is damaged
@@ -128,7 +119,8 @@ def _parquet(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
 def load_problems(path: str | Path) -> list[Problem]:
     """Problems of a JSONL file with the fields ``id``, ``messages`` (or ``question``), ``answer``, optional ``meta``.
 
-    An answer is text or a number; an id too, and the line's number where there is none. A byte order mark is skipped.
+    An answer is text or a number, an id too. A problem without an id is named by a hash of its messages: by its line it would be another
+    one when lines are added or reordered. A byte order mark is skipped.
 
     Raises:
         FileNotFoundError: no such file.
@@ -145,7 +137,7 @@ def load_problems(path: str | Path) -> list[Problem]:
                 row = parsed(line)
             except ValueError as error:
                 raise Misfit(str(error)) from error
-            problem = _problem(row, number)
+            problem = _problem(row)
             if problem.id in seen:
                 raise Misfit(f"the id {brief(problem.id)} is that of line {seen[problem.id]}, ids must be unique")
         seen[problem.id] = number
@@ -155,7 +147,7 @@ def load_problems(path: str | Path) -> list[Problem]:
     return problems
 
 
-def _problem(row: Any, number: int) -> Problem:
+def _problem(row: Any) -> Problem:
     """The problem of a line. Raises Misfit naming the field that is not what it must be."""
     asks = {"messages": list[Any]} if "messages" in typed(row, Mapping[str, Any], "the line") else {"question": str}
     row = typed(row, {"answer": str | int | float, **asks}, "the line")
@@ -164,7 +156,8 @@ def _problem(row: Any, number: int) -> Problem:
     else:
         messages = ({"role": "user", "content": row["question"]},)
     meta = typed(row.get("meta", {}), Mapping[str, Any], "meta")
-    problem = Problem(str(typed(row.get("id", number), str | int | float, "id")), messages, str(row["answer"]), meta)
+    name = typed(row["id"], str | int | float, "id") if "id" in row else key(messages)
+    problem = Problem(str(name), messages, str(row["answer"]), meta)
     empty = {
         "id": not problem.id.strip(),
         "messages": not messages,
@@ -186,11 +179,13 @@ def _message(message: Any, at: str) -> Mapping[str, str]:
 def save_problems(problems: Iterable[Problem], path: str | Path) -> Path:
     """Write problems as JSONL, readable by :func:`load_problems`. Raises ValueError naming a problem that could not be read again."""
     lines = []
-    for number, problem in enumerate(problems, 1):
+    for problem in problems:
         line = json.dumps(jsonable(problem), default=jsonable, sort_keys=True)
         try:
-            _problem(parsed(line), number)
+            _problem(parsed(line))
         except ValueError as error:
-            raise ValueError(f"Problem {brief(problem.id)} cannot be saved to {path}, it could not be read again: {error}.") from error
+            raise ValueError(
+                f"Problem {brief(problem.id)} cannot be saved to {path}, it could not be read again: {error}."
+            ) from error
         lines.append(line)
     return write_text("\n".join(lines) + "\n", path)

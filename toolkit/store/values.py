@@ -137,7 +137,7 @@ def _dataclass(body: Any, cls: Any, tensors: dict[str, torch.Tensor], at: str) -
     fields = {name: _decode(given[name], hint, tensors, _join(at, name)) for name, hint in hints.items()}
     try:
         return cls(**fields)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise Misfit(str(error).rstrip(".")) from error
 
 
@@ -184,4 +184,4 @@ def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, s
         with safe_open(existing(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
-        raise DamagedFileError(f"{path} is not a whole safetensors file: {error}.") from error
+        raise DamagedFileError(f"{path} is not a whole safetensors file: {' '.join(str(error).split())[:120]}.") from error
