@@ -54,10 +54,13 @@ class Result:
 
 
 def result(ground: Ground, spec: Spec, seed: int) -> Result | None:
-    """What was measured before, or ``None``. Raises store.DamagedFileError if it is not whole: says what to remove."""
+    """What was measured before, or ``None``. Errors as :func:`read`."""
     folder = place(ground, spec, seed)
-    if not (folder / ABOUT).exists():
-        return None
+    return read(folder) if (folder / ABOUT).exists() else None
+
+
+def read(folder: Path) -> Result:
+    """The result in a folder. Raises store.DamagedFileError or FileNotFoundError if it is not whole: says what to remove."""
     remedy = f"Remove {folder} and run the board again: only this result is measured anew."
     rows = store.read_table(folder / ROWS, IN_ROWS, remedy=remedy)
     return Result(

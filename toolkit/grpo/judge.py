@@ -62,7 +62,8 @@ def trained(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> Judge:
     return Judge(lm, conciseness.fit(pooled(lm, found), pairs))
 
 
-def _kept(lm: LM, path: Path) -> ConcisenessHead:
+def kept(lm: LM, path: Path) -> ConcisenessHead:
+    """The head in a run's directory. Raises store.DamagedFileError if it is not one for ``lm``."""
     remedy = "Remove it: a new one is trained."
     head = ConcisenessHead.of(store.read_json(path, HEAD, remedy=remedy))
     if len(head.weight) != lm.layout.d_model or head.spread <= 0:
@@ -80,7 +81,7 @@ def supplied(
     if COLUMN not in reward.needs or COLUMN in extras.columns:
         return extras
     if (out / FILE).is_file():
-        judge = Judge(lm, _kept(lm, out / FILE))
+        judge = Judge(lm, kept(lm, out / FILE))
     else:
         say(
             f"{reward.name} needs a judge of conciseness: training one on {assumed_samples} answers to each of some training problems"

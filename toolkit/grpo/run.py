@@ -152,7 +152,7 @@ def train(
     if checkpoint is None:
         probe(trainer, say)
     else:
-        state = _state(checkpoint)["reward"]
+        state = state_of(checkpoint)["reward"]
         if state:
             try:
                 trainer.reward.load_state_dict(state)
@@ -193,7 +193,8 @@ def last_checkpoint(out: Path) -> Path | None:
     return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
-def _state(checkpoint: Path) -> dict[str, Any]:
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint belongs to, and the state of its reward. Raises store.DamagedFileError if that is not whole."""
     return store.read_json(checkpoint / STATE, {"identity": Mapping[str, Any], "reward": Mapping[str, Any]}, remedy=_EARLIER)
 
 
@@ -206,7 +207,7 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     if found is None:
         store.remove(out / log.LOG)
         return None
-    theirs = _state(found)["identity"]
+    theirs = state_of(found)["identity"]
     ours = json.loads(json.dumps(identity, default=store.jsonable))
     differing = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
     if differing:

@@ -270,7 +270,8 @@ def _curve_of(file: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         store.checked(row, IN_CURVE[row["kind"]], f"{file}, line {number}", remedy)
     kinds = [row["kind"] for row in rows]
-    outcomes = next((row for row in rows if row["kind"] == "outcomes"), {name: [] for name in IN_CURVE["outcomes"]})
+    empty: dict[str, list] = {name: [] for name in IN_CURVE["outcomes"]}
+    outcomes = next((row for row in rows if row["kind"] == "outcomes"), empty)
     if kinds[:1] != ["about"] or kinds.count("about") > 1 or kinds.count("outcomes") != 1 or not {"step", "test"} < set(kinds):
         raise store.DamagedFileError(
             f"{file} holds {len(rows)} lines: expected one of the run first, then steps, tests and one of outcomes. {remedy}"
