@@ -650,7 +650,7 @@ def test_an_svec_file_of_one_direction_a_layer_becomes_a_direction(llama, tmp_pa
         ({"model_type": "qwen2"}, WrongModelError, "for models of type 'qwen2', tiny llama is 'llama'"),
         ({"directions": {"1": [[1.0] * 31]}}, WrongModelError, "of width 32"),
         ({"directions": {"3": [[1.0] * 32]}}, WrongModelError, "for layer 3"),
-        ({"directions": {"1": [[math.nan] * 32]}}, DamagedFileError, "NaN or infinity at layer 1"),
+        ({"directions": {"1": [[math.nan] * 32]}}, DamagedFileError, "holds NaN, which is no JSON number"),
     ],
     ids=str,
 )

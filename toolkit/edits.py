@@ -48,8 +48,10 @@ def plan(
         strength: lambda; 1 removes the component, 0 changes nothing.
 
     Raises:
-        ValueError: fraction outside (0, 1], or more heads than the model has.
+        ValueError: fraction outside (0, 1], more heads than the model has, or scores that are not finite.
     """
+    if not torch.isfinite(scores.score).all():
+        raise ValueError(f"The scores of {scores.method!r} hold NaN or infinity: heads cannot be ranked by them.")
     ranked = scores.ranked()
     if count is None:
         if fraction is None or not 0 < fraction <= 1:
@@ -185,12 +187,22 @@ def _digest(direction: Direction | None) -> str:
 
 
 def check_plan(lm: LM, planned: Plan) -> None:
-    """Raise WrongModelError if a plan was made from other weights."""
+    """Raise WrongModelError if a plan was made from other weights or for another shape, IndexError if it edits a head that is not there.
+
+    ValueError if its direction is not finite: the edit would write NaN into the weights.
+    """
     if planned.provenance.fingerprint != lm.fingerprint:
         raise WrongModelError(
             f"The plan {planned.name!r} was made from {planned.provenance.model} (weights {planned.provenance.fingerprint[:12]}), "
             f"not from {lm.name} (weights {lm.fingerprint[:12]}). Make it again from this model's rollouts."
         )
+    for edit in planned.edits:
+        lm.layout.check(Site("z", edit.layer))
+        lm.layout.head(edit.head)
+    if planned.direction is not None:
+        _check_shape(planned.direction, lm)
+        if not torch.isfinite(planned.direction.vector).all():
+            raise ValueError(f"The direction of the plan {planned.name!r} holds NaN or infinity: nothing sound can be edited with it.")
 
 
 @dataclass(frozen=True)
@@ -341,15 +353,19 @@ def steering(
 
 def check_direction(direction: Direction, lm: LM) -> None:
     """Raise WrongModelError if a direction has another width or depth than ``lm``, or is of neither its weights nor its parent's."""
-    shape = (lm.layout.n_layers, lm.layout.d_model)
-    if direction.vector.shape != shape:
-        raise WrongModelError(
-            f"The direction is {tuple(direction.vector.shape)}, {lm.name} has {shape[0]} layers of width {shape[1]}."
-        )
+    _check_shape(direction, lm)
     if direction.provenance.fingerprint not in (lm.fingerprint, lm.parent):
         raise WrongModelError(
             f"The direction was made from {direction.provenance.model} (weights {direction.provenance.fingerprint[:12]}), not from "
             f"{lm.name} (weights {lm.fingerprint[:12]}) or its parent. Make it again, or say that you mean it: edits.transferred(direction, lm)."
+        )
+
+
+def _check_shape(direction: Direction, lm: LM) -> None:
+    shape = (lm.layout.n_layers, lm.layout.d_model)
+    if direction.vector.shape != shape:
+        raise WrongModelError(
+            f"The direction is {tuple(direction.vector.shape)}, {lm.name} has {shape[0]} layers of width {shape[1]}."
         )
 
 

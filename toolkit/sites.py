@@ -23,14 +23,15 @@ back through the rest of the norm. In parallel blocks (GPT-NeoX) the MLP reads
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+from toolkit.types import Kind
+
 KINDS: tuple[str, ...] = get_args(Kind)
 WRITTEN = "z_over_norm"
 """Name of ``z`` divided, position by position, by the scale of the norm between ``W_O`` and the residual stream (ours)."""

@@ -6,9 +6,10 @@ Residual tensors are indexed ``[layers, d_model]`` with layer 0 the first block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -16,6 +17,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 Finish = Literal["stop", "length"]
+Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+"""Site kinds, in the order they are computed: see ``sites``."""
+Op = Literal["project_out", "scale"]
+
+
+def _checked(name: str, value: Tensor, axes: int) -> Tensor:
+    """The tensor, if it has so many axes, none of them empty, and a floating point type; else ValueError."""
+    if value.ndim != axes or not value.is_floating_point() or 0 in value.shape:
+        raise ValueError(
+            f"{name} is {value.dtype} of the shape {tuple(value.shape)}: expected floats with {axes} axes, none empty."
+        )
+    return value
 
 
 @dataclass(frozen=True)
@@ -152,6 +165,25 @@ class Moments:
     outer: Mapping[str, Float[Tensor, "labels layers _ _"]]
     provenance: Provenance
 
+    def __post_init__(self) -> None:
+        if len(set(self.labels)) < len(self.labels) or len(self.n) != len(self.labels) or any(n < 0 for n in self.n):
+            raise ValueError(f"Moments need classes of different names and one count each, got {self.labels} and {self.n}.")
+        if unknown := [kind for kind in self.sums if kind not in get_args(Kind)]:
+            raise ValueError(f"Moments.sums has the unknown site kind {unknown[0]!r:.40}: expected {', '.join(get_args(Kind))}.")
+        if alone := [kind for kind in self.outer if kind not in self.sums]:
+            raise ValueError(f"Moments.outer has {alone[0]!r:.40}, which Moments.sums has not.")
+        layers = {kind: _checked(f"Moments.sums.{kind}", value, 3).shape[1] for kind, value in self.sums.items()}
+        if len(set(layers.values())) > 1:
+            raise ValueError(f"Moments.sums has different numbers of layers: {layers}.")
+        for kind, value in self.sums.items():
+            size = (len(self.labels), value.shape[1], value.shape[2])
+            if value.shape[0] != size[0]:
+                raise ValueError(f"Moments.sums.{kind} has the shape {tuple(value.shape)}, but there are {size[0]} classes.")
+            if kind in self.outer and self.outer[kind].shape != (*size, size[2]):
+                raise ValueError(
+                    f"Moments.outer.{kind} has the shape {tuple(self.outer[kind].shape)}, expected {(*size, size[2])}."
+                )
+
     def index(self, label: str) -> int:
         """Row of a class. Raises KeyError naming the classes there are."""
         if label not in self.labels:
@@ -220,6 +252,14 @@ class Direction:
     n_neg: int
     provenance: Provenance
 
+    def __post_init__(self) -> None:
+        _checked("Direction.vector", self.vector, 2)
+        if self.kind not in get_args(Kind) or self.kind == "z":
+            kinds = ", ".join(kind for kind in get_args(Kind) if kind != "z")
+            raise ValueError(f"Direction.kind is {self.kind!r:.40}: a direction lives at one of {kinds}.")
+        if self.n_pos < 0 or self.n_neg < 0:
+            raise ValueError(f"A direction cannot be of n_pos={self.n_pos} and n_neg={self.n_neg} examples: expected 0 or more.")
+
     @property
     def norms(self) -> Float[Tensor, " layers"]:
         """Euclidean norm of each layer's vector."""
@@ -246,6 +286,9 @@ class HeadScores:
     units: str
     provenance: Provenance
 
+    def __post_init__(self) -> None:
+        _checked("HeadScores.score", self.score, 2)
+
     def ranked(self) -> list[tuple[int, int]]:
         """``(layer, head)`` from the highest score to the lowest; of equal ones the lower layer, then the lower head, is first."""
         heads = self.score.shape[1]
@@ -263,8 +306,17 @@ class HeadEdit:
 
     layer: int
     head: int
-    op: Literal["project_out", "scale"]
+    op: Op
     strength: float
+
+    def __post_init__(self) -> None:
+        if self.layer < 0 or self.head < 0:
+            raise ValueError(f"An edit of layer {self.layer}, head {self.head} does not exist: both count from 0.")
+        if self.op not in get_args(Op) or not math.isfinite(self.strength):
+            raise ValueError(
+                f"Head {self.layer}.{self.head} cannot be edited by op={self.op!r:.40}, strength={self.strength}: expected one of "
+                f"{', '.join(get_args(Op))}, and a finite strength."
+            )
 
 
 @dataclass(frozen=True)
@@ -279,6 +331,14 @@ class Plan:
     def __post_init__(self) -> None:
         if self.direction is None and any(edit.op == "project_out" for edit in self.edits):
             raise ValueError("This plan projects out a direction, but has none: pass direction=...")
+        if self.direction is None:
+            return
+        for edit in self.edits:
+            if edit.op == "project_out" and edit.layer >= len(self.direction.vector):
+                raise IndexError(
+                    f"This plan edits layer {edit.layer}, but its direction has layers 0..{len(self.direction.vector) - 1}: "
+                    "they were not made for one model."
+                )
 
     @property
     def heads(self) -> list[tuple[int, int]]:

@@ -31,6 +31,15 @@ from toolkit.tasks import execution, haystack, running_sum
 from toolkit.types import Problem, Rollout
 
 ROWS, POINTS, ABOUT = "rows.parquet", "points.parquet", "about.json"
+IN_ROWS = {
+    "problem_id": str, "sample": int, "task": str, "correct": bool, "think_tokens": int, "response_tokens": int, "closed": bool,
+    "looping": bool, "finish": str, "no_think": bool,
+}  # fmt: skip
+IN_POINTS = {"metric": str, "problem_id": str, "value": float}
+IN_ABOUT = {
+    "name": str, "seed": int, "model": str, "fingerprint": str, "parent": str | None, "interventions": list[str], "tokens": int,
+    "seconds": float, "parameters_changed": int, "training_steps": int, "shift": Mapping[str, float],
+}  # fmt: skip
 PERMUTED = 500  # shuffles of the length classes behind the random directions of a cosine: ours
 WRITERS = 4  # heads whose retrieval is followed
 
@@ -45,11 +54,18 @@ class Result:
 
 
 def result(ground: Ground, spec: Spec, seed: int) -> Result | None:
-    """What was measured before, or ``None``."""
+    """What was measured before, or ``None``. Errors as :func:`read`."""
     folder = place(ground, spec, seed)
-    if not (folder / ABOUT).exists():
-        return None
-    return Result(store.read_table(folder / ROWS), store.read_table(folder / POINTS), store.read_json(folder / ABOUT))
+    return read(folder) if (folder / ABOUT).exists() else None
+
+
+def read(folder: Path) -> Result:
+    """The result in a folder. Raises store.DamagedFileError or FileNotFoundError if it is not whole: says what to remove."""
+    remedy = f"Remove {folder} and run the board again: only this result is measured anew."
+    rows = store.read_table(folder / ROWS, IN_ROWS, remedy=remedy)
+    return Result(
+        rows, store.read_table(folder / POINTS, IN_POINTS, remedy=remedy), store.read_json(folder / ABOUT, IN_ABOUT, remedy=remedy)
+    )
 
 
 def place(ground: Ground, spec: Spec, seed: int) -> Path:

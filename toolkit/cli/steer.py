@@ -6,7 +6,7 @@ from dataclasses import replace
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.columns import Columns
@@ -36,6 +36,10 @@ from toolkit.cli.common import (
     say,
     show,
 )
+
+if TYPE_CHECKING:  # imported by the commands themselves, so that `toolkit --help` is quick
+    from toolkit.lm import LM
+    from toolkit.types import Rollout
 
 Vector = Annotated[
     Path, typer.Option("--vector", "-v", help="Direction of this model, from `toolkit direction` or `toolkit import`.")
@@ -204,6 +208,8 @@ def export(
     from toolkit.types import Direction
 
     v = store.load(vector, Direction)
+    if doses is not None:
+        jobs.kept_doses(doses)
     lm = load_model(model, think, Dtype.float32, device)
     match to:
         case Target.gguf:
@@ -232,6 +238,7 @@ def import_(
     """
     from toolkit import store, vectors
 
+    store.existing(source)
     lm = load_model(model, think, Dtype.float32, device)
     match of:
         case Source.gguf:

@@ -29,6 +29,7 @@ from toolkit.rewards.conciseness import ConcisenessHead
 from toolkit.types import Problem, Rollout
 
 COLUMN, FILE = "conciseness", "conciseness.json"
+HEAD = {"weight": list[float], "centre": float, "spread": float}
 assumed_problems, assumed_samples = 64, 8  # what the head learns from: ours
 
 RESPONSE = Positions("response", lambda r: range(r.prompt_len - 1, len(r.token_ids) - 1))
@@ -61,6 +62,17 @@ def trained(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> Judge:
     return Judge(lm, conciseness.fit(pooled(lm, found), pairs))
 
 
+def kept(lm: LM, path: Path) -> ConcisenessHead:
+    """The head in a run's directory. Raises store.DamagedFileError if it is not one for ``lm``."""
+    remedy = "Remove it: a new one is trained."
+    head = ConcisenessHead.of(store.read_json(path, HEAD, remedy=remedy))
+    if len(head.weight) != lm.layout.d_model or head.spread <= 0:
+        raise store.DamagedFileError(
+            f"{path} has {len(head.weight)} weights and spread {head.spread:g}: {lm.name} needs {lm.layout.d_model}, and more than 0. {remedy}"
+        )
+    return head
+
+
 def supplied(
     lm: LM, recipe: Recipe, problems: Sequence[Problem], extras: Extras, out: Path, seed: int, say: Callable[[str], None]
 ) -> Extras:
@@ -69,7 +81,7 @@ def supplied(
     if COLUMN not in reward.needs or COLUMN in extras.columns:
         return extras
     if (out / FILE).is_file():
-        judge = Judge(lm, ConcisenessHead.of(store.read_json(out / FILE)))
+        judge = Judge(lm, kept(lm, out / FILE))
     else:
         say(
             f"{reward.name} needs a judge of conciseness: training one on {assumed_samples} answers to each of some training problems"

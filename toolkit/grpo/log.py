@@ -248,7 +248,7 @@ class Recorder(TrainerCallback):
 
 def read(path: str | Path) -> list[Row]:
     """The rows of a log; a last line torn by a kill is left out."""
-    return store.read_rows(path)
+    return store.read_rows(path, {"step": int})
 
 
 class Bar(TrainerCallback):

@@ -44,6 +44,7 @@ from toolkit.grpo.trainer import STATE, Extras, Trainer
 from toolkit.lm import LM, child
 from toolkit.types import Problem
 
+_EARLIER = "Remove that checkpoint and resume: the run goes on from the one before."
 PROBED = 8  # problems of the first probe
 
 
@@ -171,9 +172,14 @@ def train(
     if checkpoint is None:
         probe(trainer, say)
     else:
-        state = store.read_json(checkpoint / STATE)["reward"]
+        state = state_of(checkpoint)["reward"]
         if state:
-            trainer.reward.load_state_dict(state)
+            try:
+                trainer.reward.load_state_dict(state)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise store.DamagedFileError(
+                    f"{checkpoint / STATE}: its field 'reward' is no state of {trainer.reward.name}: {str(error)[:100]}. {_EARLIER}"
+                ) from error
         if main:
             recorder.resume(int(checkpoint.name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -201,6 +207,11 @@ def last_checkpoint(out: Path) -> Path | None:
     return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint belongs to, and the state of its reward. Raises store.DamagedFileError if that is not whole."""
+    return store.read_json(checkpoint / STATE, {"identity": Mapping[str, Any], "reward": Mapping[str, Any]}, remedy=_EARLIER)
+
+
 def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     if not resume:
         if (out / log.LOG).exists() or last_checkpoint(out):
@@ -210,7 +221,7 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     if found is None:
         store.remove(out / log.LOG)
         return None
-    theirs = store.read_json(found / STATE)["identity"]
+    theirs = state_of(found)["identity"]
     ours = json.loads(json.dumps(identity, default=store.jsonable))
     differing = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
     if differing:

@@ -23,7 +23,7 @@ from toolkit.jobs.edit import (
 from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_board, entropy_report, entropy_tables, given_rollouts
 from toolkit.jobs.heads import Atlas, agreement, atlas, entropy_sensitivity, lenses, seen_through
 from toolkit.jobs.retrieval import Search, look, masked, retrieval_report, thinking_or_not
-from toolkit.jobs.steer import dose_report, steered_responses, vector_folder
+from toolkit.jobs.steer import dose_report, kept_doses, steered_responses, vector_folder
 from toolkit.jobs.study import Say, Study, extraction_rollouts
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "extraction_rollouts",
     "find",
     "given_rollouts",
+    "kept_doses",
     "lenses",
     "look",
     "masked",

@@ -100,7 +100,8 @@ def given_rollouts(directory: str | Path, lm: LM) -> tuple[list[Rollout], float]
         FileNotFoundError: not a directory of rollouts.
         store.WrongModelError: sampled from other weights, or under an intervention.
     """
-    header = store.read_json(store.existing(Path(directory) / "header.json"))
+    expected = {"model": str, "fingerprint": str, "interventions": list[str], "sampling": {"temperature": float}}
+    header = store.read_json(Path(directory) / "header.json", expected, remedy="Sample the rollouts again.")
     if header["fingerprint"] != lm.fingerprint or header["interventions"]:
         made = " under ".join([header["model"], *header["interventions"]])
         raise store.WrongModelError(

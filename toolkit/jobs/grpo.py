@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,13 @@ from toolkit.lm import LM, load
 from toolkit.types import Report
 
 HARD = (6, 7, 8)  # operands of the arithmetic problems called hard
+IN_CURVE: dict[str, dict[str, Any]] = {
+    "about": {"recipe": {"name": str}, "seed": int},
+    "step": {"step": int},
+    "test": {"problems": str, "condition": str, "metric": str, "mean": float, "low": float, "high": float},
+    "outcomes": {"problem_id": list[str], "accuracy": list[float], "think_tokens": list[float]},
+}
+"""Fields of the lines of a learning curve, by kind."""
 CURVE = (
     "step", "accuracy", "think_tokens", "tokens", "truncated", "zero_std", "entropy/think", "entropy/answer", "reward", "grad_norm",
     "answers/most_common", "step_time", "alarms",
@@ -244,6 +251,24 @@ def outcomes(report: Report, condition: str) -> dict[str, list]:
     return {"problem_id": list(means.index), **{name: [float(v) for v in means[name]] for name in means}}
 
 
+def _curve_of(file: Path) -> list[dict[str, Any]]:
+    """The rows of one run of a sweep: what it is, its steps, its tests, its outcomes; DamagedFileError names the line that is not."""
+    remedy = "Run its sweep.py again for this run."
+    rows = store.read_rows(file, {"kind": Literal["about", "step", "test", "outcomes"]})
+    for number, row in enumerate(rows, 1):
+        store.checked(row, IN_CURVE[row["kind"]], f"{file}, line {number}", remedy)
+    kinds = [row["kind"] for row in rows]
+    empty: dict[str, list] = {name: [] for name in IN_CURVE["outcomes"]}
+    outcomes = next((row for row in rows if row["kind"] == "outcomes"), empty)
+    if kinds[:1] != ["about"] or kinds.count("about") > 1 or kinds.count("outcomes") != 1 or not {"step", "test"} < set(kinds):
+        raise store.DamagedFileError(
+            f"{file} holds {len(rows)} lines: expected one of the run first, then steps, tests and one of outcomes. {remedy}"
+        )
+    if len({len(outcomes[name]) for name in IN_CURVE["outcomes"]}) > 1:
+        raise store.DamagedFileError(f"{file}: its outcomes have columns of different lengths. {remedy}")
+    return rows
+
+
 def read_curves(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
     """What a sweep wrote: the logs of each recipe's seeds, and one table of all comparisons with base on the test problems.
 
@@ -255,7 +280,7 @@ def read_curves(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFra
     logs: dict[str, list[pd.DataFrame]] = {}
     tests = []
     for file in sorted(folder.glob("*-seed*.jsonl")):
-        about, *rows = store.read_rows(file)
+        about, *rows = _curve_of(file)
         name, seed = about["recipe"]["name"], about["seed"]
         logs.setdefault(name, []).append(pd.DataFrame([row for row in rows if row["kind"] == "step"]))
         own = pd.DataFrame([row for row in rows if row["kind"] == "test"]).drop(columns="kind")
@@ -277,7 +302,7 @@ def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
     """
     found: dict[tuple[str, int], dict] = {}
     for file in sorted(folder.glob("*-seed*.jsonl")):
-        about, *rows = store.read_rows(file)
+        about, *rows = _curve_of(file)
         (found[about["recipe"]["name"], about["seed"]],) = (row for row in rows if row["kind"] == "outcomes")
     seeds = [seed for other, seed in found if other == name]
     if not seeds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,6 +15,8 @@ from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM, Condition
 from toolkit.report import Section
 from toolkit.types import Direction, Problem, Rollout
+
+IN_DOSES = {"direction": str, "strength": float, "metric": str, "mean": float, "low": float, "high": float}
 
 
 def dose_report(
@@ -62,13 +65,30 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
     return table.set_index(pd.Index([f"{name} {strength:+g}" for name, strength in table.index], name="dose"))
 
 
+def kept_doses(directory: str | Path) -> pd.DataFrame:
+    """The table that :func:`dose_report` wrote into ``directory``, one row per direction, strength and metric.
+
+    Raises:
+        FileNotFoundError: no ``doses.json`` there.
+        store.DamagedFileError: it is not such a table; names the row.
+    """
+    path, remedy = Path(directory) / "doses.json", "Give the directory of a finished `toolkit dose`, or run it again."
+    found = store.read_json(path, {"doses": list[Mapping[str, Any]]}, remedy=remedy)["doses"]
+    for i, row in enumerate(found):
+        store.checked(row, IN_DOSES, f"{path}, doses[{i}]", remedy)
+    table = pd.DataFrame(found)
+    if table.empty or table.duplicated(["direction", "strength", "metric"]).any():
+        raise store.DamagedFileError(f"{path} holds no dose, or one of them twice. {remedy}")
+    return table
+
+
 def vector_folder(
     lm: LM, v: Direction, directory: str | Path, measured: str | Path | None = None, *, drop_layer_0: bool = False
 ) -> Path:
     """A folder for the hub: vector files, a card, and if ``measured`` is a directory of :func:`dose_report` its numbers and figures."""
     table, drawn = None, {}
     if measured is not None:
-        kept = pd.DataFrame(store.read_json(Path(measured) / "doses.json")["doses"])
+        kept = kept_doses(measured)
         wanted = kept[kept["metric"].isin(["think_tokens", "accuracy", "closed", "perplexity", "relative_dose"])]
         table = wanted.pivot(index=["direction", "strength"], columns="metric", values="mean").round(3)
         table = _flat(table)

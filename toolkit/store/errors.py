@@ -15,3 +15,7 @@ class DamagedFileError(StoreError):
 
 class WrongModelError(StoreError):
     """The artifact was made from other weights than the model it is to be used with."""
+
+
+class DiskFullError(OSError):
+    """There is no room for a file; nothing of it was left."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,29 @@ import torch
 from filelock import FileLock, Timeout
 
 from toolkit.store.errors import DamagedFileError
+from toolkit.store.full import said_if_full
+from toolkit.store.hints import read_from, typed
+from toolkit.store.texts import numbered, parsed, read_text
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
+def atomic(path: str | Path, *, needed: int | None = None) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed to it if the body succeeds and removed if it fails.
 
+    Args:
+        needed: Bytes that will be written, if known, for the error of a full disk.
+
     Raises:
+        DiskFullError: no room for it; says how much was needed and how much is free.
         OSError: the directory cannot be created or written.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        os.replace(partial, target)
+        with said_if_full(target, partial, needed):
+            yield partial
+            os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -70,23 +78,26 @@ def filling(directory: str | Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: the directory exists and is not empty.
+        DiskFullError: no room for it.
         OSError: it cannot be written.
     """
     target = new_directory(directory)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     partial.mkdir()
     try:
-        yield partial
-        target.rmdir()
-        partial.rename(target)
+        with said_if_full(target, partial):
+            yield partial
+            target.rmdir()
+            partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(text: str, path: str | Path) -> Path:
     """Write a text file atomically."""
-    with atomic(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    content = text.encode()
+    with atomic(path, needed=len(content)) as partial:
+        partial.write_bytes(content)
     return Path(path)
 
 
@@ -95,43 +106,69 @@ def write_json(value: Any, path: str | Path) -> Path:
     return write_text(json.dumps(value, indent=2, default=jsonable, allow_nan=False) + "\n", path)
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; DamagedFileError if it is not JSON."""
+def read_json(path: str | Path, expected: Any = Any, *, remedy: str = "Make the file again, or copy it again.") -> Any:
+    """Read a JSON file.
+
+    Args:
+        expected: The type hint that the value must fit, see :func:`~toolkit.store.hints.typed`.
+        remedy: What to do about a file that is damaged, for the error.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedFileError: it is not JSON, or not what is expected; says where.
+    """
+    text = read_text(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedFileError(f"{path} is not valid JSON: {error}.") from error
+        value = parsed(text)
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is not valid JSON: {error}. {remedy}") from error
+    with read_from(path, remedy):
+        return typed(value, expected)
 
 
 def read_lines(path: str | Path) -> list[str]:
     """Non-empty lines of a text file."""
-    return [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
+    return [line for _, line in numbered(read_text(path))]
 
 
 def append_line(value: Any, path: str | Path) -> Path:
     """Add one JSON object as a line to a file (made if missing). A kill can tear the last line only: see :func:`read_rows`."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(value, default=jsonable, allow_nan=False) + "\n")
+    content = (json.dumps(value, default=jsonable, allow_nan=False) + "\n").encode()
+    with said_if_full(target, target, len(content)), target.open("ab") as stream:
+        whole = stream.tell()
+        try:
+            stream.write(content)
+            stream.flush()
+        except OSError:
+            os.truncate(target, whole)  # or the next line would be written behind half of this one
+            raise
     return target
 
 
-def read_rows(path: str | Path) -> list[Any]:
+def read_rows(path: str | Path, expected: Any = Mapping[str, Any]) -> list[Any]:
     """The objects of a JSON-lines file; a torn last line is left out.
+
+    Args:
+        expected: The type hint that each line must fit, see :func:`~toolkit.store.hints.typed`.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: another line is not JSON; names it.
+        DamagedFileError: another line is not JSON, or a line is not what is expected; names it.
     """
-    lines = read_lines(existing(path))
+    text = read_text(path)
+    lines = list(numbered(text))
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise DamagedFileError(f"{path}, line {number}: {error}.") from error
+            row = parsed(line)
+        except ValueError as error:
+            if number == lines[-1][0] and not text.endswith("\n"):  # torn: the end of a line is written last
+                break
+            raise DamagedFileError(f"{path}, line {number}: {error}. Remove that line, or make the file again.") from error
+        with read_from(f"{path}, line {number}", "Remove that line, or make the file again."):
+            rows.append(typed(row, expected, "the line"))
     return rows
 
 

@@ -33,8 +33,17 @@ def read_pt(path: str | Path) -> Any:
         return torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise ForeignFileError(refused) from error
-    except (RuntimeError, EOFError, ValueError, LookupError) as error:
-        raise DamagedFileError(f"{path} is not a whole archive of torch.save: {error}.") from error
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        OSError,
+    ) as error:  # by the damage
+        raise DamagedFileError(f"{path} is not a whole archive of torch.save: {' '.join(str(error).split())[:120]}.") from error
 
 
 def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str, np.ndarray], path: str | Path) -> Path:
@@ -67,9 +76,13 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     reader_of = _gguf().GGUFReader
     try:
         reader = reader_of(existing(path))
-        return {k: f.contents() for k, f in reader.fields.items()}, {t.name: np.array(t.data) for t in reader.tensors}
-    except (ValueError, IndexError) as error:
-        raise DamagedFileError(f"{path} is not a whole GGUF file: {error}.") from error
+        fields = {k: f.contents() for k, f in reader.fields.items()}
+        tensors = {t.name: np.array(t.data) for t in reader.tensors}
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:  # by what is damaged
+        raise DamagedFileError(f"{path} is not a whole GGUF file: {' '.join(str(error).split())[:120]}.") from error
+    if len(tensors) < len(reader.tensors):
+        raise DamagedFileError(f"{path} holds two tensors of one name: write it again from its source.")
+    return fields, tensors
 
 
 def _gguf() -> Any:

@@ -2,66 +2,190 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 
 from toolkit.store.errors import DamagedFileError
-from toolkit.store.files import atomic, jsonable, read_lines, write_text
+from toolkit.store.files import atomic, existing, jsonable, key, write_text
+from toolkit.store.hints import Misfit, brief, read_from, typed
+from toolkit.store.texts import numbered, parsed, read_text
 from toolkit.types import Problem
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_PROBLEM = "Expected id, messages or question, answer."
 
 
 def save_table(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write a table as parquet atomically."""
+    """Write a table as parquet atomically, with checksums, so that a flipped bit is found when it is read."""
     with atomic(path) as partial:
-        table.to_parquet(partial)
+        table.to_parquet(partial, write_page_checksum=True)
     return Path(path)
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
-    """A table from a jsonl, csv or parquet file.
+def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, remedy: str = "Mend the file.") -> pd.DataFrame:
+    """A table from a jsonl, csv or parquet file; text and numbers as they are written, an empty cell of a csv file is missing.
+
+    Args:
+        columns: Columns that must be there, without a missing value, with the type hint of their values: ``str``, ``float``, ``int``,
+            ``bool``, or a union. In a csv file text keeps "007" and "NA" as they are.
+        remedy: What to do about a file that is damaged, for the error.
 
     Raises:
         FileNotFoundError: no such file.
+        DamagedFileError: not a table of its kind; a column is missing, twice there, of another type, or holds a missing or infinite value.
         ValueError: another kind of file.
     """
-    readers = {".jsonl": lambda p: pd.read_json(p, lines=True, dtype=False), ".csv": pd.read_csv, ".parquet": pd.read_parquet}
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"No file at {file}.")
+    readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+    file = existing(path)
     if file.suffix not in readers:
         raise ValueError(f"{file}: cannot read {file.suffix!r} files; give one of {', '.join(readers)}.")
-    return readers[file.suffix](file)
+    with read_from(file, remedy):
+        table = readers[file.suffix](file, columns or {})
+        for name, hint in (columns or {}).items():
+            if name not in table:
+                held = ", ".join(str(c)[:30] for c in table.columns[:6])
+                raise DamagedFileError(f"{file} has no column {name}: it has {held}. {remedy}")
+            _check_column(table[name], hint)
+    return table
+
+
+def _check_column(values: pd.Series, hint: Any) -> None:
+    """Raise Misfit naming the first row that is not what the hint says."""
+    numbers = {int: "iu", bool: "b", float: "iuf"}
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind in numbers.get(hint, ""):
+        rows = np.flatnonzero(~np.isfinite(values.to_numpy()))[:1]
+    else:
+        rows = np.arange(len(values))
+    for row in rows:
+        value = values.iloc[row]
+        typed(value.item() if isinstance(value, np.generic) else value, hint, f"column {values.name!r}, row {row + 1},")
+
+
+def _jsonl(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for number, line in numbered(read_text(path)):
+        row = _line(line, number, {})
+        if rows and row.keys() != rows[0].keys():
+            odd = sorted(row.keys() ^ rows[0].keys())[0]
+            raise Misfit(f"line {number} and the first line differ in the field {brief(odd)}")
+        rows.append(row)
+    if not rows:
+        raise Misfit("it holds no row")
+    return pd.DataFrame(rows)
+
+
+def _line(line: str, number: int, expected: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return typed(parsed(line), expected, f"line {number}")
+    except Misfit:
+        raise
+    except ValueError as error:
+        raise Misfit(f"line {number} is not JSON: {error}") from error
+
+
+def _csv(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
+    text = read_text(path)
+    lines = csv.reader(io.StringIO(text), strict=True)
+    try:
+        head = next(lines, [])
+        for row in lines:
+            if row and len(row) != len(head):
+                raise Misfit(f"line {lines.line_num} has {len(row)} fields, the header has {len(head)}")
+    except csv.Error as error:
+        raise Misfit(f"line {lines.line_num} is not CSV: {error}") from error
+    if len(set(head)) < len(head) or not all(head):
+        raise Misfit(f"its header is {brief(head)}: expected a name for every column, each once")
+    plain = {name: str for name, hint in columns.items() if name in head and str in (hint, *get_args(hint))}
+    try:
+        return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""], dtype=plain, index_col=False)
+    except ValueError as error:
+        raise Misfit(f"it is not CSV: {str(error)[:100]}") from error
+
+
+def _parquet(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:  # by what is damaged
+        raise Misfit(f"it is not a whole parquet file: {' '.join(str(error).split())[:120]}") from error
 
 
 def load_problems(path: str | Path) -> list[Problem]:
     """Problems of a JSONL file with the fields ``id``, ``messages`` (or ``question``), ``answer``, optional ``meta``.
 
+    An answer is text or a number, an id too. A problem without an id is named by a hash of its messages: by its line it would be another
+    one when lines are added or reordered. A byte order mark is skipped.
+
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: a line is not such an object; names the line.
+        DamagedFileError: the file is not UTF-8, or a line is not such an object or has the id of another; names the line.
         ValueError: the file holds no problem.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"No problem file at {path}.")
-    problems = []
-    for number, line in enumerate(read_lines(path), 1):
-        try:
-            row = json.loads(line)
-            messages = row.get("messages") or [{"role": "user", "content": row["question"]}]
-            if not isinstance(messages, list):
-                raise TypeError(f"messages is {messages!r}, not a list")
-            problems.append(Problem(str(row.get("id", number)), tuple(messages), str(row["answer"]), row.get("meta", {})))
-        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-            raise DamagedFileError(f"{path}, line {number}: {error!r}. Expected id, messages or question, answer.") from error
+    problems: list[Problem] = []
+    seen: dict[str, int] = {}
+    for number, line in numbered(read_text(path)):
+        with read_from(f"{path}, line {number}", _PROBLEM):
+            try:
+                row = parsed(line)
+            except ValueError as error:
+                raise Misfit(str(error)) from error
+            problem = _problem(row)
+            if problem.id in seen:
+                raise Misfit(f"the id {brief(problem.id)} is that of line {seen[problem.id]}, ids must be unique")
+        seen[problem.id] = number
+        problems.append(problem)
     if not problems:
         raise ValueError(f"{path} holds no problem: give one JSON object a line with id, messages or question, and answer.")
     return problems
 
 
+def _problem(row: Any) -> Problem:
+    """The problem of a line. Raises Misfit naming the field that is not what it must be."""
+    asks = {"messages": list[Any]} if "messages" in typed(row, Mapping[str, Any], "the line") else {"question": str}
+    row = typed(row, {"answer": str | int | float, **asks}, "the line")
+    if "messages" in row:
+        messages = tuple(_message(message, f"messages[{i}]") for i, message in enumerate(row["messages"]))
+    else:
+        messages = ({"role": "user", "content": row["question"]},)
+    meta = typed(row.get("meta", {}), Mapping[str, Any], "meta")
+    name = typed(row["id"], str | int | float, "id") if "id" in row else key(messages)
+    problem = Problem(str(name), messages, str(row["answer"]), meta)
+    empty = {
+        "id": not problem.id.strip(),
+        "messages": not messages,
+        "question": not any(m["content"].strip() for m in messages if m["role"] != "system"),
+        "answer": not problem.answer.strip() and "grader" not in meta,  # a verifier by name may need no answer
+    }
+    if any(empty.values()):
+        raise Misfit(f"{next(name for name, is_empty in empty.items() if is_empty)} is empty")
+    return problem
+
+
+def _message(message: Any, at: str) -> Mapping[str, str]:
+    message = typed(message, {"role": str, "content": str}, at)
+    if message["role"] not in ROLES:
+        raise Misfit(f"{at}.role is {brief(message['role'])}, expected one of {', '.join(ROLES)}")
+    return typed(message, Mapping[str, str], at)
+
+
 def save_problems(problems: Iterable[Problem], path: str | Path) -> Path:
-    """Write problems as JSONL, readable by :func:`load_problems`."""
-    lines = [json.dumps(jsonable(p), default=jsonable, sort_keys=True) for p in problems]
+    """Write problems as JSONL, readable by :func:`load_problems`. Raises ValueError naming a problem that could not be read again."""
+    lines = []
+    for problem in problems:
+        line = json.dumps(jsonable(problem), default=jsonable, sort_keys=True)
+        try:
+            _problem(parsed(line))
+        except ValueError as error:
+            raise ValueError(
+                f"Problem {brief(problem.id)} cannot be saved to {path}, it could not be read again: {error}."
+            ) from error
+        lines.append(line)
     return write_text("\n".join(lines) + "\n", path)

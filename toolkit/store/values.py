@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,11 +15,13 @@ from safetensors.torch import save_file
 
 from toolkit.store.errors import DamagedFileError, ForeignFileError, WrongModelError
 from toolkit.store.files import atomic, existing
-from toolkit.types import Direction, HeadEdit, HeadScores, Moments, Plan, Provenance
+from toolkit.store.hints import Misfit, brief, read_from, typed
+from toolkit.store.texts import parsed
+from toolkit.types import Direction, HeadScores, Moments, Plan
 
 FORMAT, FORMAT_VERSION = "reasoning-length-toolkit", 1
-_TYPES: dict[str, Any] = {cls.__name__: cls for cls in (Direction, HeadEdit, HeadScores, Moments, Plan, Provenance)}
-_TUPLES = {"labels", "n", "edits"}
+AGAIN = "The file is damaged: make it again, or copy it again from where it is whole."
+_TYPES = {cls.__name__ for cls in (Direction, HeadScores, Moments, Plan)}
 T = TypeVar("T", Direction, HeadScores, Moments, Plan)
 
 
@@ -26,44 +29,68 @@ def save(value: Direction | HeadScores | Moments | Plan, path: str | Path) -> Pa
     """Save a value as one safetensors file with its provenance in the header.
 
     Raises:
-        ValueError: a tensor holds NaN or infinity.
+        ValueError: a tensor holds NaN or infinity, or a note holds what JSON cannot.
+        DiskFullError: no room for it.
     """
     tensors: dict[str, torch.Tensor] = {}
     body = _encode(value, "", tensors)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{type(value).__name__}.{name} holds NaN or infinity: not saved to {path}.")
+    try:
+        _decode(json.loads(json.dumps(body, allow_nan=False)), type(value), dict(tensors), "")
+    except (Misfit, TypeError) as error:
+        raise ValueError(f"This {type(value).__name__} cannot be saved to {path}, it could not be read again: {error}.") from error
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "value": json.dumps(body, allow_nan=False)}
     return write_tensors(tensors, header, path)
 
 
 def load(path: str | Path, kind: type[T], *, fingerprint: str | None = None) -> T:
-    """Load a value of type ``kind``.
+    """Load a value of type ``kind``; its header and tensors are checked against the fields of that type before it is made.
 
     Args:
         fingerprint: Fingerprint of the model it will be used with; ``None`` to only look at it.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: truncated or not safetensors.
+        DamagedFileError: truncated or not safetensors, a field missing, unknown or of another type, shapes that contradict each other,
+            or NaN or infinity.
         ForeignFileError: not written by this toolkit, or another kind of value.
         WrongModelError: made from other weights.
     """
     tensors, header = read_tensors(path)
     if header.get("format") != FORMAT:
-        raise ForeignFileError(f"{path} was not written by {FORMAT}: its format is {header.get('format')!r}.")
+        raise ForeignFileError(f"{path} was not written by {FORMAT}: its format is {brief(header.get('format'))}.")
     if header.get("format_version") != str(FORMAT_VERSION):
         raise ForeignFileError(
-            f"{path} has format version {header.get('format_version')}, this toolkit reads {FORMAT_VERSION}: update it."
+            f"{path} has format version {brief(header.get('format_version'))}, this toolkit reads {FORMAT_VERSION}: update it."
         )
-    value = _decode(json.loads(header["value"]), tensors)
-    if not isinstance(value, kind):
-        raise ForeignFileError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}.")
-    if fingerprint is not None and value.provenance.fingerprint != fingerprint:
+    with read_from(path, AGAIN):
+        value = _read(header.get("value"), tensors, kind, path)
+    made_from = value.provenance.fingerprint
+    if fingerprint is not None and made_from != fingerprint:
         raise WrongModelError(
-            f"{path} was made from {value.provenance.model} (weights {value.provenance.fingerprint[:12]}), "
+            f"{path} was made from {value.provenance.model[:60]} (weights {made_from[:12]}), "
             f"not from the model at hand (weights {fingerprint[:12]}). Extract it again on this model."
         )
+    return value
+
+
+def _read(text: str | None, tensors: Mapping[str, torch.Tensor], kind: type[T], path: str | Path) -> T:
+    """The value of a header; every tensor of the file belongs to exactly one field."""
+    try:
+        body = parsed(text or "")
+    except ValueError as error:
+        raise Misfit(f"the field 'value' of its header is not JSON: {error}") from error
+    held = typed(body, {"type": str, "fields": Mapping[str, Any]}, "its header")["type"]
+    if held not in _TYPES:
+        raise Misfit(f"its header holds a value of the unknown type {brief(held)}, expected {kind.__name__}")
+    if held != kind.__name__:
+        raise ForeignFileError(f"{path} holds a {held}, not a {kind.__name__}.")
+    rest = dict(tensors)
+    value = _decode(body, kind, rest, "")
+    if rest:
+        raise Misfit(f"the tensor {brief(next(iter(rest)))} belongs to no field of its {held}")
     return value
 
 
@@ -81,17 +108,58 @@ def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     return value
 
 
-def _decode(body: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def _decode(body: Any, hint: Any, tensors: dict[str, torch.Tensor], at: str) -> Any:
+    """The inverse of ``_encode`` by the type hint of a field; takes the tensors that it uses out of ``tensors``.
+
+    Raises:
+        Misfit: the body is not what the hint says.
+    """
+    if isinstance(hint, types.UnionType):  # X | None
+        return None if body is None else _decode(body, get_args(hint)[0], tensors, at)
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(body, hint, tensors, at)
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Mapping:
+        items = typed(body, {"map": Mapping[str, Any]}, at)["map"]
+        return {k: _decode(v, parts[1], tensors, _join(at, k)) for k, v in items.items()}
+    if origin is tuple and dataclasses.is_dataclass(parts[0]):
+        return tuple(_decode(item, parts[0], tensors, f"{at}[{i}]") for i, item in enumerate(typed(body, list[Any], at)))
+    if hasattr(hint, "array_type"):  # jaxtyping's
+        return _tensor(body, hint, tensors, at)
+    return _plain(body) if hint is Any else typed(body, hint, at)
+
+
+def _dataclass(body: Any, cls: Any, tensors: dict[str, torch.Tensor], at: str) -> Any:
+    where, hints = at or "its header", get_type_hints(cls)
+    given = typed(body, {"type": Literal[cls.__name__], "fields": dict.fromkeys(hints, Any)}, where)["fields"]
+    if unknown := sorted(set(given) - set(hints)):
+        raise Misfit(f"{where} has the unknown field {brief(unknown[0])}: a {cls.__name__} has {', '.join(hints)}")
+    fields = {name: _decode(given[name], hint, tensors, _join(at, name)) for name, hint in hints.items()}
+    try:
+        return cls(**fields)
+    except (ValueError, IndexError) as error:
+        raise Misfit(str(error).rstrip(".")) from error
+
+
+def _tensor(body: Any, hint: Any, tensors: dict[str, torch.Tensor], at: str) -> torch.Tensor:
+    name = typed(body, {"tensor": str}, at)["tensor"]
+    if name != at or name not in tensors:
+        raise Misfit(f"{at} names the tensor {brief(name)}, expected {at!r} among the file's")
+    tensor = tensors.pop(name)
+    if not isinstance(tensor, hint):
+        raise Misfit(f"{at} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}, expected floats [{hint.dim_str}]")
+    if not torch.isfinite(tensor).all():
+        raise Misfit(f"{at} holds NaN or infinity")
+    return tensor
+
+
+def _plain(body: Any) -> Any:
+    """Notes: what ``_encode`` made of JSON."""
     if isinstance(body, list):
-        return [_decode(item, tensors) for item in body]
-    if not isinstance(body, dict):
-        return body
-    if "tensor" in body:
-        return tensors[body["tensor"]]
-    if "map" in body:
-        return {k: _decode(v, tensors) for k, v in body["map"].items()}
-    fields = {k: _decode(v, tensors) for k, v in body["fields"].items()}
-    return _TYPES[body["type"]](**{k: tuple(v) if k in _TUPLES else v for k, v in fields.items()})
+        return [_plain(item) for item in body]
+    if isinstance(body, Mapping):
+        return {k: _plain(v) for k, v in typed(body, {"map": Mapping[str, Any]}, "provenance.notes")["map"].items()}
+    return body
 
 
 def _join(path: str, name: str) -> str:
@@ -100,7 +168,7 @@ def _join(path: str, name: str) -> str:
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: str | Path) -> Path:
     """Write a safetensors file atomically, bit by bit, with its metadata."""
-    with atomic(path) as partial:
+    with atomic(path, needed=sum(v.nbytes for v in tensors.values())) as partial:
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, partial, metadata=dict(metadata))
     return Path(path)
 
@@ -116,4 +184,4 @@ def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, s
         with safe_open(existing(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
-        raise DamagedFileError(f"{path} is not a whole safetensors file: {error}.") from error
+        raise DamagedFileError(f"{path} is not a whole safetensors file: {' '.join(str(error).split())[:120]}.") from error

@@ -16,6 +16,7 @@ from toolkit.tasks import (
     arithmetic,
     backtracking,
     characters,
+    grading,
     gym,
     lookup,
     mathematics,
@@ -86,4 +87,7 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
     if name.startswith(GYM):
         return gym.load(name.removeprefix(GYM), split, n, seed)
     check(name)
-    return store.load_problems(name)[:n]
+    problems = store.load_problems(name)[:n]
+    for problem in problems:
+        grading.check(problem, name)
+    return problems

@@ -9,8 +9,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from toolkit import stats
+from toolkit.store import DamagedFileError, checked
 from toolkit.tasks import backtracking, gym
 from toolkit.types import Problem
 
@@ -73,6 +76,37 @@ def facts_right(golds: Sequence[str], wrong: Sequence[str], text: str) -> tuple[
 def identifiers(text: str) -> list[str]:
     """Words with a digit in them, such as the keys and values of ``tasks.threading``, in order."""
     return [word for word in _IDENTIFIER.findall(text.lower()) if any(c.isdigit() for c in word)]
+
+
+READ_OF_META: dict[str, dict[str, Any]] = {
+    "math": {},
+    "recall": {},
+    "contains": {},
+    "countdown": {"numbers": list[int], "target": int},
+    "identifiers": {},
+    "identifier set": {},
+    "facts": {"golds": list[str], "wrong": list[str]},
+    "length": {"low_words": int, "high_words": int | None},
+    "gym": {"gym": {"name": str, "settings": str, "seed": int, "size": int, "index": int}},
+}
+"""What each grader reads of a problem's ``meta``, by type."""
+
+
+def check(problem: Problem, source: str | Path) -> None:
+    """Raise DamagedFileError, naming problem and file, unless :func:`grade` can grade the problem: before anything is sampled."""
+    where, grader = f"{source}, problem {problem.id[:40]!r}", problem.meta.get("grader")
+    if grader is None:
+        if last_number(problem.answer) is None:
+            raise DamagedFileError(
+                f"{where}: the answer {problem.answer[:40]!r} holds no number, and nothing else is compared without a grader. "
+                f"Name one in meta.grader: {', '.join(READ_OF_META)}."
+            )
+        return
+    if grader not in READ_OF_META:
+        raise DamagedFileError(
+            f"{where}: unknown grader {str(grader)[:40]!r}. Name one of {', '.join(READ_OF_META)}, or none for numbers."
+        )
+    checked(problem.meta, READ_OF_META[grader], where, f"The grader {grader!r} reads this of the problem's meta.")
 
 
 def grade(problem: Problem, answer: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -24,7 +25,7 @@ def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path 
             ``split`` is cut from.
     """
     words.check_split(split)
-    table = _table(path, "openai/gsm8k", "main", "test" if split == "test" else "train", ("question", "answer"))
+    table = _table(path, "openai/gsm8k", "main", "test" if split == "test" else "train", {"question": str, "answer": str})
     problems = []
     for question, answer in zip(table["question"], table["answer"], strict=True):
         if split == "test" or _half(question) == split:
@@ -37,13 +38,16 @@ def math500(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Pat
     """MATH-500; columns ``problem``, ``answer``, ``level``. Graded by math-verify."""
     if split != "test":
         raise ValueError(f"MATH-500 has a test split only, not {split!r}: take training problems from gsm8k.")
-    table = _table(path, "HuggingFaceH4/MATH-500", None, "test", ("problem", "answer", "level"))
+    table = _table(path, "HuggingFaceH4/MATH-500", None, "test", {"problem": str, "answer": str | int | float, "level": str | int})
     rows = zip(table["problem"], table["answer"], table["level"], strict=True)
     return _draw([_problem("math500", split, q, str(a), difficulty=_level(level)) for q, a, level in rows], n, seed)
 
 
 def _level(level: object) -> int:
-    return int(str(level).removeprefix("Level ").strip())
+    digits = str(level).removeprefix("Level ").strip()
+    if not digits.isdecimal():
+        raise ValueError(f"The column level of MATH-500 holds {str(level)[:40]!r}: expected a number, or 'Level' and a number.")
+    return int(digits)
 
 
 def _half(question: str) -> str:
@@ -60,9 +64,9 @@ def _draw(problems: list[Problem], n: int, seed: int) -> list[Problem]:
     return random.Random(seed).sample(unique, min(n, len(unique)))
 
 
-def _table(path: str | Path | None, repo: str, config: str | None, split: str, columns: tuple[str, ...]) -> pd.DataFrame:
+def _table(path: str | Path | None, repo: str, config: str | None, split: str, columns: dict[str, Any]) -> pd.DataFrame:
     if path is not None:
-        table = store.read_table(path)
+        table = store.read_table(path, columns)
     else:
         try:
             from datasets import load_dataset

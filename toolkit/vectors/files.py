@@ -62,7 +62,7 @@ def load(path: str | Path, lm: LM | None = None) -> Direction:
     tensors, header = store.read_tensors(path)
     if (header.get("format"), header.get("format_version")) != (FORMAT, FORMAT_VERSION):
         raise ForeignFileError(
-            f"{path} has the format {header.get('format')!r} {header.get('format_version', '')}, not {FORMAT!r} {FORMAT_VERSION}. "
+            f"{path} has the format {str(header.get('format'))[:40]!r} {header.get('format_version', '')[:20]}, not {FORMAT!r} {FORMAT_VERSION}. "
             "store.load reads what store.save wrote."
         )
     return _restored({_layer(name, path): row for name, row in tensors.items()}, header, lm, path)
@@ -111,13 +111,16 @@ def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | No
         shape, numbers = (int(header["n_layers"]), int(header["hidden_size"])), (int(header["n_pos"]), int(header["n_neg"]))
         origin = (header["base_model"], header.get("revision"), header["fingerprint"], header["template_hash"])
         seed = int(header["seed"]) if "seed" in header else None
-        provenance = Provenance(*origin, header["tool"].rpartition(" ")[2], seed, json.loads(header["notes_json"]))
+        notes = store.checked(json.loads(header["notes_json"]), Mapping[str, Any], path, "Save it again.")
+        provenance = Provenance(*origin, header["tool"].rpartition(" ")[2], seed, notes)
         site, scale = Site(header["site"], 0).kind, float(header["scale"])
         said = {key: header[key] for key in ("norm", "sign", "apply_site")}
         names = (header["positions"], header["method"])
-    except (KeyError, ValueError) as error:
-        raise DamagedFileError(f"{path}: a field of its header is missing or cannot be read: {error!r}.") from error
-    vector = _stacked(rows, shape, path)
+    except DamagedFileError:
+        raise
+    except (KeyError, ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path}: a field of its header is missing or cannot be read: {error!r:.120}.") from error
+    vector = _stacked(rows, shape, path, missing=1 if 0 not in rows else 0)  # a control vector has none of layer 0
     unit = said["norm"] == "unit" and _norm(vector) == "unit"
     true = {
         "norm": "dose" if scale != 1 else "unit" if unit else "raw",
@@ -126,9 +129,12 @@ def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | No
     }
     if said != true or not 0 < abs(scale) < math.inf:
         raise ForeignFileError(
-            f"{path} says {said}, but by its site {site}, scale {scale} and numbers it is {true}. Save it again."
+            f"{path} says {str(said)[:100]}, but by its site {site}, scale {scale} and numbers it is {true}. Save it again."
         )
-    direction = Direction(vector / scale, site, *names, *numbers, provenance)
+    try:
+        direction = Direction(vector / scale, site, *names, *numbers, provenance)
+    except ValueError as error:
+        raise DamagedFileError(f"{path}: {error} Save it again.") from error
     if lm is not None:
         edits.check_direction(direction, lm)
     return direction
@@ -143,26 +149,45 @@ def _norm(vector: Float[Tensor, "layers d_model"]) -> str:
 
 def _layer(name: str, path: str | Path) -> int:
     kind, _, layer = name.partition(".")
-    if kind != "direction" or not layer.isdecimal():
-        raise ForeignFileError(f"{path} holds a tensor {name!r}: expected only direction.<layer>.")
+    if kind != "direction" or not layer.isdecimal() or len(layer) > 6 or str(int(layer)) != layer:
+        raise ForeignFileError(f"{path} holds a tensor {name[:40]!r}: expected only direction.<layer>.")
     return int(layer)
 
 
-def _stacked(rows: Mapping[int, Tensor], shape: tuple[int, int], source: str | Path) -> Float[Tensor, "layers d_model"]:
-    """Rows by layer as one tensor; layers without a row are zero."""
+def _stacked(
+    rows: Mapping[int, Tensor], shape: tuple[int, int], source: str | Path, *, missing: int | None = None
+) -> Float[Tensor, "layers d_model"]:
+    """Rows by layer as one tensor; layers without a row are zero.
+
+    Args:
+        missing: How many layers may and must be without a row; ``None`` is any number.
+
+    Raises:
+        ForeignFileError: no row, several types, or nothing but zeros.
+        WrongModelError: a row of another width, or of a layer that is not there.
+        DamagedFileError: NaN or infinity, or too few rows.
+    """
     if not rows:
         raise ForeignFileError(f"{source} holds no direction.")
-    vector = torch.zeros(shape, dtype=next(iter(rows.values())).dtype)
+    kind = next(iter(rows.values())).dtype
     for layer, row in rows.items():
         if not 0 <= layer < shape[0] or row.shape != shape[1:]:
             raise WrongModelError(
                 f"{source} has a vector of shape {tuple(row.shape)} for layer {layer}; the model has layers 0..{shape[0] - 1} "
                 f"of width {shape[1]}. It was made for another model, or counts its layers otherwise."
             )
-        if row.dtype != vector.dtype or not row.is_floating_point():
+        if row.dtype != kind or not row.is_floating_point():
             raise ForeignFileError(f"{source}: layer {layer} is {row.dtype}; expected one floating point type in all layers.")
-        if not torch.isfinite(row).all():
+        if not torch.isfinite(row.double()).all():
             raise DamagedFileError(f"{source} holds NaN or infinity at layer {layer}: nothing sound can be steered with it.")
+    if missing is not None and len(rows) != shape[0] - missing:
+        raise DamagedFileError(
+            f"{source} holds vectors of {len(rows)} layers, its header says {shape[0]}: some are lost. Save it again."
+        )
+    if not any(row.double().any() for row in rows.values()):
+        raise ForeignFileError(f"{source} is zero in every layer: it steers nothing. Write it again from its source.")
+    vector = torch.zeros(shape, dtype=kind)
+    for layer, row in rows.items():
         vector[layer] = row
     return vector
 
@@ -228,11 +253,11 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
     """
     fields, tensors = store.read_gguf(path)
     if (arch := fields.get("general.architecture")) != "controlvector":
-        raise ForeignFileError(f"{path} is a GGUF file of architecture {arch!r}, not a control vector.")
+        raise ForeignFileError(f"{path} is a GGUF file of architecture {str(arch)[:40]!r}, not a control vector.")
     hint = fields.get("controlvector.model_hint")
     if hint is not None and _plain(str(hint)) not in {_plain(name) for name in model_types(lm) | {model_hint or ""}}:
         raise WrongModelError(
-            f"{path} is for models of type {hint!r}, {lm.name} is {lm.model.config.model_type!r}. "
+            f"{path} is for models of type {str(hint)[:40]!r}, {lm.name} is {lm.model.config.model_type!r}. "
             f"If you know that it is meant for this model, pass model_hint={hint!r}."
         )
     rows = {}
@@ -248,7 +273,9 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
     # steerkit says where its vectors were read.
     site = header.get("site") or str(fields.get("hook_site", "resid_post"))
     if site.removeprefix("hook_") != "resid_post":
-        raise ForeignFileError(f"{path} says that its vectors are of {site}; a control vector acts at the output of a block only.")
+        raise ForeignFileError(
+            f"{path} says that its vectors are of {site[:40]}; a control vector acts at the output of a block only."
+        )
     return _restored(rows, header, lm, path) if header else adopted(lm, rows, "resid_post", "GGUF", path, model_hint=hint)
 
 

@@ -79,15 +79,19 @@ def load_svec(path: str | Path, lm: LM) -> Direction:
     """
     found = store.read_json(store.existing(path))
     try:
-        rows = {int(layer): torch.tensor(value, dtype=torch.float32) for layer, value in found["directions"].items()}
+        rows = {_number(layer): torch.tensor(value, dtype=torch.float32) for layer, value in found["directions"].items()}
         hint = found["model_type"]
+        if not all(_numeric(value) for value in found["directions"].values()):
+            raise TypeError("a direction holds something else than numbers")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ForeignFileError(f"{path} is not a .svec file: {error!r}. Expected model_type and directions by layer.") from error
+        raise ForeignFileError(
+            f"{path} is not a .svec file: {str(error)[:100]!r}. Expected model_type and directions by layer."
+        ) from error
     if found.get("num_heads") or any(row.ndim != 2 or len(row) != 1 for row in rows.values()):
-        shapes = {layer: tuple(row.shape) for layer, row in rows.items()}
+        shapes = str({layer: tuple(row.shape) for layer, row in rows.items()})[:100]
         raise ForeignFileError(f"{path}: directions {shapes} are not one a layer ([1, d_model], as of CAA): a direction is.")
     if str(hint) not in model_types(lm):
-        raise WrongModelError(f"{path} is for models of type {hint!r}, {lm.name} is {lm.model.config.model_type!r}.")
+        raise WrongModelError(f"{path} is for models of type {str(hint)[:40]!r}, {lm.name} is {lm.model.config.model_type!r}.")
     return adopted(lm, {layer: row[0] for layer, row in rows.items()}, "resid_post", "AISteer360", path)
 
 
@@ -105,7 +109,12 @@ def from_steering_vectors(found: Any, lm: LM) -> Direction:
             f"This {type(found).__name__} has layer_type {kind!r}: expected tensors layer_activations by layer, and one of "
             f"{', '.join(STEERING_VECTORS)} (the output of a norm is no site that a direction can live at)."
         )
-    layers = {int(layer): row.detach().cpu() for layer, row in rows.items()}
+    try:
+        layers = {_number(layer): _plain(row, "SteeringVector") for layer, row in rows.items()}
+    except ValueError as error:
+        raise ForeignFileError(
+            f"This {type(found).__name__} counts its layers otherwise: {error}. Expected whole numbers."
+        ) from error
     return adopted(lm, layers, STEERING_VECTORS[kind], "steering-vectors", "SteeringVector")
 
 
@@ -115,7 +124,26 @@ def _one_tensor(path: str | Path) -> Tensor:
         (found,) = found.values()
     if not isinstance(found, Tensor):
         raise ForeignFileError(f"{path} holds a {type(found).__name__}, not one tensor: save the one that is meant by itself.")
-    return found
+    return _plain(found, path)
+
+
+def _plain(tensor: Tensor, source: str | Path) -> Tensor:
+    """A dense tensor in memory; ForeignFileError for one that is sparse, quantised or without data."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise ForeignFileError(f"{source} holds a sparse, quantised or empty tensor: save it as a plain one.")
+    return tensor.detach().cpu()
+
+
+def _number(layer: Any) -> int:
+    """A layer, from JSON's text or a number."""
+    text = str(layer)
+    if isinstance(layer, bool) or not text.isdecimal() or len(text) > 6 or str(int(text)) != text:
+        raise ValueError(f"{text[:40]!r} is no layer")
+    return int(text)
+
+
+def _numeric(value: Any) -> bool:
+    return all(map(_numeric, value)) if isinstance(value, list) else isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _all_rows(vector: Tensor, lm: LM, path: str | Path) -> dict[int, Tensor]:

@@ -16,7 +16,6 @@ from torch.func import functional_call
 from toolkit import edits, store
 from toolkit import lm as lms
 from toolkit.lm import LM
-from toolkit.sites import Site
 from toolkit.types import Direction, Plan
 from toolkit.vectors.files import ExportError
 
@@ -43,8 +42,6 @@ def adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
                 f"Head {edit.layer}.{edit.head} is edited by {edit.op!r}, whose change has rank {lm.layout.head_dim}: it is no adapter of "
                 "rank 1. Write the whole model instead: edits.apply(lm, plan).save(directory)."
             )
-        lm.layout.check(Site("z", edit.layer))
-        lm.layout.head(edit.head)
         kept[edit.layer][edit.head] *= 1 - edit.strength
     if not kept:
         raise ExportError(f"The plan {planned.name!r} edits no head: there is nothing to adapt.")

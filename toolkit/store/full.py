@@ -1,0 +1,53 @@
+"""A full disk, said in words: how much was needed, how much is free, and that nothing half-written stays."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from toolkit.store.errors import DiskFullError
+
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file may not grow so large"}
+_NUMBER = re.compile(r"\b(?:os error|errno) (\d+)", re.IGNORECASE)  # how Rust and Arrow write the number of a system error
+
+
+@contextmanager
+def said_if_full(target: Path, partial: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn the failure of a body that found no room for ``partial`` into a DiskFullError about ``target``.
+
+    Args:
+        needed: Bytes that the body writes, if known.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, DiskFullError) or (why := _reason(error)) is None:
+            raise
+        need = f"{_size(needed)} were needed" if needed is not None else f"it stopped after {_size(_written(partial))}"
+        free = _size(shutil.disk_usage(target.parent).free)
+        raise DiskFullError(
+            f"No room to write {target}: {why}; {need}, {free} are free there. Nothing half-written was left. "
+            "Free some space or choose another directory, and run it again."
+        ) from error
+
+
+def _reason(error: Exception) -> str | None:
+    number = getattr(error, "errno", None)
+    if number is None and (found := _NUMBER.search(str(error))):
+        number = int(found[1])
+    return _FULL.get(number) if number is not None else None
+
+
+def _written(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count} bytes"

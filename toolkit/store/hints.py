@@ -1,0 +1,120 @@
+"""Checking JSON against Python type hints, so that a damaged file is named before anything in it is used."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from toolkit.store.errors import DamagedFileError
+
+_SHOWN = 60  # characters of a value that an error shows
+_NAMES = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", type(None): "null"}
+
+
+class Misfit(ValueError):
+    """A value is not what a hint says; the message says where it stands, what it is and what was expected."""
+
+
+@contextmanager
+def read_from(path: str | Path, remedy: str) -> Iterator[None]:
+    """Turn a Misfit of the body into a DamagedFileError that names the file and says what to do."""
+    try:
+        yield
+    except Misfit as error:
+        raise DamagedFileError(f"{path}: {error}. {remedy}") from error
+
+
+def checked(value: Any, hint: Any, where: str | Path, remedy: str) -> Any:
+    """The value, if it is what the hint says (see :func:`typed`); else DamagedFileError naming the file it was read from."""
+    with read_from(where, remedy):
+        return typed(value, hint)
+
+
+def brief(value: Any) -> str:
+    """A value in at most 60 characters."""
+    text = repr(value[:_SHOWN]) if isinstance(value, str | bytes | list) else repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def described(hint: Any) -> str:
+    """A hint in words."""
+    if isinstance(hint, Mapping):
+        return f"an object with {', '.join(hint)}"
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, parts))}"
+    if origin is types.UnionType:
+        return " or ".join(map(described, parts))
+    if _is_list(origin or hint):
+        return "a list"
+    return "an object" if _is_object(origin or hint) else _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def typed(value: Any, hint: Any, at: str = "the file") -> Any:
+    """The value, if it is what the hint says; lists become tuples where the hint is a tuple. JSON has no other types.
+
+    Args:
+        hint: ``str``, ``int``, ``float`` (finite; whole numbers too), ``bool``, ``None``, ``Any``, a ``Literal``, a union, ``list[X]``,
+            ``tuple[X, ...]``, ``Mapping[str, X]``, or a mapping from field to hint: an object that has at least these fields.
+        at: Where the value stands, for the error.
+
+    Raises:
+        Misfit: it is not.
+    """
+    origin, parts = get_origin(hint), get_args(hint)
+    if isinstance(hint, Mapping):
+        return _fields(value, hint, at)
+    if origin is types.UnionType:
+        return _any_of(value, parts, at)
+    if hint is Any or (origin is Literal and isinstance(value, str) and value in parts):
+        return value
+    if _is_list(origin or hint) and isinstance(value, list | tuple):
+        items = [typed(item, parts[0] if parts else Any, f"{at}[{i}]") for i, item in enumerate(value)]
+        return tuple(items) if (origin or hint) is tuple else items
+    if _is_object(origin or hint) and isinstance(value, Mapping):
+        return {k: typed(v, parts[1] if parts else Any, f"{at}.{k}") for k, v in value.items()}
+    if hint in _NAMES and _is_plain(value, hint):
+        return value
+    raise Misfit(f"{at} is {brief(value)}, expected {described(hint)}")
+
+
+def _is_list(kind: Any) -> bool:
+    return kind in (list, tuple, Sequence)
+
+
+def _is_object(kind: Any) -> bool:
+    return kind in (dict, Mapping)
+
+
+def _is_plain(value: Any, hint: type) -> bool:
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint) and isinstance(value, bool) == (hint is bool)
+
+
+def _fields(value: Any, hint: Mapping[str, Any], at: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise Misfit(f"{at} is {brief(value)}, expected {described(hint)}")
+    if missing := [name for name in hint if name not in value]:
+        raise Misfit(f"{at} has no {missing[0]!r}, expected {described(hint)}")
+    return {
+        **value,
+        **{name: typed(value[name], part, name if at == "the file" else f"{at}.{name}") for name, part in hint.items()},
+    }
+
+
+def _any_of(value: Any, hints: Sequence[Any], at: str) -> Any:
+    misfits = []
+    for hint in hints:
+        try:
+            return typed(value, hint, at)
+        except Misfit as error:
+            misfits.append(error)
+    deepest = max(misfits, key=lambda error: not str(error).startswith(f"{at} is"))
+    if str(deepest).startswith(f"{at} is"):
+        raise Misfit(f"{at} is {brief(value)}, expected {' or '.join(map(described, hints))}")
+    raise deepest

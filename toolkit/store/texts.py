@@ -1,0 +1,84 @@
+"""Text and JSON as they must be: UTF-8, each field once, every number finite."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toolkit.store.errors import DamagedFileError
+
+_MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text of a UTF-8 file, with or without a byte order mark, line ends as ``\\n``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedFileError: another encoding, or bytes that are no text; names the encoding or the line.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No file at {path}.")
+    content = Path(path).read_bytes()
+    remedy = "Expected UTF-8: save it again with that encoding."
+    if encoding := next((name for mark, name in _MARKS.items() if content.startswith(mark)), None):
+        raise DamagedFileError(f"{path} is {encoding}. {remedy}")
+    if (at := content.find(b"\0")) >= 0:
+        raise DamagedFileError(f"{path}, line {_line(content, at)}: holds a NUL byte, so it is binary or UTF-16. {remedy}")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise DamagedFileError(f"{path}, line {_line(content, error.start)}: byte 0x{byte:02x} is not UTF-8. {remedy}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _line(content: bytes, at: int) -> int:
+    return content.count(b"\n", 0, at) + 1
+
+
+def numbered(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text that are not empty, each with its number, from 1."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line
+
+
+def parsed(text: str) -> Any:
+    """Return what a JSON text says.
+
+    Raises:
+        ValueError: it is not JSON, names a field twice, holds NaN, infinity or half a character, or is nested too deep.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refused, object_pairs_hook=_once)
+    except RecursionError as error:
+        raise ValueError("nested too deep to be read") from error
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"holds \\u{ord(error.object[error.start]):x}, which is half a character") from error
+    return value
+
+
+def _refused(constant: str) -> float:
+    raise ValueError(f"holds {constant}, which is no JSON number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"names the field {next(name for name in names if names.count(name) > 1)[:40]!r} twice")
+    return found
