@@ -7,13 +7,15 @@ Residual tensors are indexed ``[layers, d_model]`` with layer 0 the first block.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from toolkit import origins
 
 Finish = Literal["stop", "length"]
 
@@ -117,7 +119,8 @@ class Provenance:
         template_hash: Hash of the chat template.
         toolkit_version: Version that wrote it.
         seed: Seed of whatever was random, or ``None``.
-        notes: Anything else worth keeping (sampling, split, thresholds), JSON-serialisable.
+        notes: Anything else worth keeping (sampling, thresholds), JSON-serialisable; among it the record of the problems it was made
+            from, see ``origins``.
     """
 
     model: str
@@ -195,7 +198,8 @@ class Moments:
 
         counts = [dict(zip(m.labels, m.n, strict=True)) for m in (self, other)]
         n = tuple(sum(c.get(name, 0) for c in counts) for name in labels)
-        return Moments(labels, n, self.positions, merged(self.sums, other.sums), merged(self.outer, other.outer), self.provenance)
+        about = replace(self.provenance, notes=origins.joined(self.provenance.notes, other.provenance.notes))
+        return Moments(labels, n, self.positions, merged(self.sums, other.sums), merged(self.outer, other.outer), about)
 
 
 @dataclass(frozen=True)

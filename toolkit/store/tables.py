@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from toolkit.store.errors import DamagedFileError
-from toolkit.store.files import atomic, jsonable, read_lines, write_text
+from toolkit.store.files import atomic, jsonable, key, read_lines, write_text
 from toolkit.types import Problem
 
 
@@ -39,6 +39,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
 def load_problems(path: str | Path) -> list[Problem]:
     """Problems of a JSONL file with the fields ``id``, ``messages`` (or ``question``), ``answer``, optional ``meta``.
 
+    A problem without an id is named by a hash of its messages: by its line it would be another one when lines are added or reordered.
+
     Raises:
         FileNotFoundError: no such file.
         DamagedFileError: a line is not such an object; names the line.
@@ -53,7 +55,7 @@ def load_problems(path: str | Path) -> list[Problem]:
             messages = row.get("messages") or [{"role": "user", "content": row["question"]}]
             if not isinstance(messages, list):
                 raise TypeError(f"messages is {messages!r}, not a list")
-            problems.append(Problem(str(row.get("id", number)), tuple(messages), str(row["answer"]), row.get("meta", {})))
+            problems.append(Problem(str(row.get("id", key(messages))), tuple(messages), str(row["answer"]), row.get("meta", {})))
         except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
             raise DamagedFileError(f"{path}, line {number}: {error!r}. Expected id, messages or question, answer.") from error
     if not problems:
