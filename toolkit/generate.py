@@ -104,7 +104,9 @@ def rollouts(
     if out is None:
         return list(_sample(condition, rows, sampling, None, progress).values())
     asked = [(p.id, [dict(m) for m in p.messages], p.answer) for p in problems]
-    return _kept(condition, rows, sampling, (Path(out), _header(condition, asked, sampling) | dict(about or facts(problems))), progress)
+    return _kept(
+        condition, rows, sampling, (Path(out), _header(condition, asked, sampling) | dict(about or facts(problems))), progress
+    )
 
 
 def continued(
@@ -201,9 +203,7 @@ def _kept(
     return [new.get(row.place) or replace(done[row.key], sample=row.sample) for row in rows]
 
 
-def _sample(
-    condition: Condition, rows: Sequence[_Row], sampling: Sampling, out: Path | None, progress: bool
-) -> dict[int, Rollout]:
+def _sample(condition: Condition, rows: Sequence[_Row], sampling: Sampling, out: Path | None, progress: bool) -> dict[int, Rollout]:
     """The rollouts of all rows by place, in order; finished batches are appended to ``out``."""
     done: dict[int, Rollout] = {}
     # Prompts of like length share a batch; the samples of one problem stay together.

@@ -25,8 +25,8 @@ try:
 except ImportError as error:
     raise ImportError("Training needs TRL: pip install 'reasoning-length-toolkit[rl]'.") from error
 
-from toolkit import store
-from toolkit.generate import Sampling
+from toolkit import origins, store
+from toolkit.generate import Sampling, facts
 from toolkit.grpo import judge, log
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.trainer import STATE, Extras, Trainer
@@ -158,7 +158,9 @@ def train(
             recorder.resume(int(checkpoint.name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     main = trainer.is_world_process_zero()
-    return Trained(child(lm, finished(trainer), f"{lm.name}, {recipe.name}"), pd.DataFrame(recorder.rows), main)
+    pool = origins.record((p.id for p in problems), **facts(problems), seed=run.seed)
+    trained = child(lm, finished(trainer), f"{lm.name}, {recipe.name}", made_from=(pool,))
+    return Trained(trained, pd.DataFrame(recorder.rows), main)
 
 
 def finished(trainer: Trainer) -> PreTrainedModel:

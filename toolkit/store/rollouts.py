@@ -87,13 +87,19 @@ def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: in
     old, new = load_header(directory), json.loads(json.dumps(header, default=jsonable))
     differing = sorted(k for k in IDENTITY if old.get(k) != new.get(k))
     if differing:
-        there, now = (str({k: one.get(k) for k in differing})[:90] for one in (old, new))
+        there, now = (str({k: _apart(a.get(k), b.get(k)) for k in differing})[:110] for a, b in ((old, new), (new, old)))
         raise WrongModelError(
             f"{directory} holds rollouts made with another {', '.join(differing)}: {there} there, {now} now. Choose another directory."
         )
     if not new.keys() <= old.keys():
         write_json({**new, **old}, path)
     return load_rollouts(directory, vocab=vocab)
+
+
+def _apart(value: Any, other: Any) -> Any:
+    """A value of a header; of an object only what differs from the other one."""
+    both = isinstance(value, dict) and isinstance(other, dict)
+    return {k: v for k, v in value.items() if other.get(k) != v} if both else value
 
 
 def append_rollouts(rollouts: Sequence[Rollout], directory: str | Path) -> Path:
@@ -126,7 +132,9 @@ def load_header(directory: str | Path) -> dict[str, Any]:
         if value is None and name not in IDENTITY:
             continue
         if name in header and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise DamagedFileError(f"{path}: {name} is {str(value)[:60]!r}, expected {_named(kind)}. Sample into another directory.")
+            raise DamagedFileError(
+                f"{path}: {name} is {str(value)[:60]!r}, expected {_named(kind)}. Sample into another directory."
+            )
     for name, kind in (("interventions", str), ("eos_ids", int)):
         wrong = [value for value in header.get(name, ()) if not isinstance(value, kind) or isinstance(value, bool)]
         if wrong:
@@ -212,5 +220,7 @@ def _check_spans(row: Mapping[str, Any]) -> None:
         if (start, stop) == (-1, -1):
             continue
         if not (isinstance(start, int) and isinstance(stop, int) and end <= start <= stop <= len(row["token_ids"])):
-            raise ValueError(f"{name} is {start}..{stop}, expected a span inside {end}..{len(row['token_ids'])} that does not end first.")
+            raise ValueError(
+                f"{name} is {start}..{stop}, expected a span inside {end}..{len(row['token_ids'])} that does not end first."
+            )
         end = stop

@@ -66,7 +66,9 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
     """
     found = _load(name, split, n, seed, lm)
     if len(found) < n:
-        log.warning("%s has %d problems of split %s, fewer than the %d asked for: all of them are taken.", name, len(found), split, n)
+        log.warning(
+            "%s has %d problems of split %s, fewer than the %d asked for: all of them are taken.", name, len(found), split, n
+        )
     return found
 
 
