@@ -213,7 +213,11 @@ def wrong_steering_vectors() -> dict[str, Any]:
     others = {"text": {"a": rows[0]}, "deep": {99: rows[0]}, "negative": {-1: rows[0]}, "twice": {**rows, "1": rows[0]}, "wide": {0: rows[0][1:]},
               "NaN": {0: rows[0] / 0}, "zeros": {0: rows[0] * 0}, "a list": {0: [1.0]}, "none": {}}  # fmt: skip
     made: dict[str, Any] = {label: {**good, "layer_activations": value} for label, value in others.items()}
-    return made | {"another site": {**good, "layer_type": "norm"}, "no site": {"layer_activations": rows}, "no layers": {"layer_type": "mlp"}}
+    return made | {
+        "another site": {**good, "layer_type": "norm"},
+        "no site": {"layer_activations": rows},
+        "no layers": {"layer_type": "mlp"},
+    }
 
 
 def make_svec(folder: Path) -> Path:
@@ -257,7 +261,11 @@ def of_problems(path: Path, rng: random.Random, most: int) -> Iterator[Alteratio
     yield from alter.of_text()
     empty = {"id": " ", "answer": "", "messages": [], "question": ""}
     for field, value in empty.items():
-        row = {"question": "q", "answer": "1"} if field == "question" else {"id": "p", "messages": [{"role": "user", "content": "q"}], "answer": "1"}
+        row = (
+            {"question": "q", "answer": "1"}
+            if field == "question"
+            else {"id": "p", "messages": [{"role": "user", "content": "q"}], "answer": "1"}
+        )
         text = json.dumps({**row, field: value}) + "\n"
         yield Alteration(f"problem: empty {field}", lambda file, text=text: file.write_text(text) and None, line=1)
     long = json.dumps({"question": "q" * 5_000_000, "answer": ["1"]}) + "\n"
@@ -266,7 +274,10 @@ def of_problems(path: Path, rng: random.Random, most: int) -> Iterator[Alteratio
 
 def make_table(suffix: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        frame, path = pd.DataFrame({"question": ["a, b?", "c?", "d?"], "answer": ["x #### 1", "NA #### 007", "#### 3"]}), folder / f"t{suffix}"
+        frame, path = (
+            pd.DataFrame({"question": ["a, b?", "c?", "d?"], "answer": ["x #### 1", "NA #### 007", "#### 3"]}),
+            folder / f"t{suffix}",
+        )
         if suffix == ".csv":
             frame.to_csv(path, index=False)
             return path
@@ -361,7 +372,7 @@ KINDS: dict[str, Kind] = {
     "moments": value_kind(moments),
     "plan": value_kind(plan),
     "rollouts": Kind(make_rollouts, parent(store.load_rollouts), of_part),
-    "rollouts header": Kind(lambda folder: make_rollouts(folder).parent / "header.json", lambda path: jobs.given_rollouts(path.parent, tiny()),
+    "rollouts header": Kind(lambda folder: make_rollouts(folder).parent / "header.json", lambda path: jobs.given(path.parent),
                             json_kind("header.json", dict, store.read_json, ("eos_ids", "template", "tags", "problems", "sampling.seed", "model")).of),
     "problems": Kind(make_problems, store.load_problems, of_problems, cut_is_legal=True),
     "table.csv": Kind(make_table(".csv"), lambda path: mathematics.gsm8k(path=path), of_table, cut_is_legal=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -141,12 +142,10 @@ def test_what_cannot_be_measured_is_named(arguments, message, tmp_path):
 def test_rollouts_that_do_not_fit_are_named(sampled, tmp_path):
     without = tmp_path / "without"
     assert run("rollouts", "--split", "test", "-o", without, *SIZE).exit_code == 0
-    foreign = tmp_path / "foreign"
-    store.write_json(
-        store.read_json(sampled / "header.json") | {"fingerprint": "f" * 64, "model": "another"}, foreign / "header.json"
-    )
-    steered = tmp_path / "steered"
-    store.write_json(store.read_json(sampled / "header.json") | {"interventions": ["steering +2"]}, steered / "header.json")
+    foreign = shutil.copytree(sampled, tmp_path / "foreign")
+    store.write_json(store.load_header(sampled) | {"fingerprint": "f" * 64, "model": "another"}, foreign / "header.json")
+    steered = shutil.copytree(sampled, tmp_path / "steered")
+    store.write_json(store.load_header(sampled) | {"interventions": ["steering +2"]}, steered / "header.json")
     for arguments, message in (
         (("-r", without), "carries no entropies: sample with Sampling(details=True) (toolkit rollouts --details)"),
         (("-r", foreign), "are of another, not of tiny-reasoner as it is"),

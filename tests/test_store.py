@@ -255,31 +255,36 @@ def test_a_save_that_fails_half_way_leaves_the_old_value(saved, provenance, monk
 
 # --- rollouts ------------------------------------------------------------------------------------------------
 
-tokens = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=8).map(tuple)
-spans = st.none() | st.tuples(st.integers(0, 50), st.integers(0, 50)).map(lambda p: Span(min(p), max(p)))
-floats = st.none() | st.lists(st.floats(-100, 100, allow_subnormal=False), min_size=1, max_size=5).map(tuple)
-any_rollout = st.builds(  # built in the test: the type checker of the tests draws random numbers of its own
-    dict,
-    problem_id=st.text(max_size=9),
-    sample=st.integers(0, 10**6),
-    token_ids=tokens,
-    prompt_len=st.integers(0, 100),
-    think=spans,
-    answer=spans,
-    finish=st.sampled_from(["stop", "length"]),
-    text=st.text(max_size=30),
-    correct=st.booleans(),
-    logprobs=floats,
-    entropies=floats,
-)
+
+@st.composite
+def any_rollout(draw) -> dict:  # built in the test: the type checker of the tests draws random numbers of its own
+    ids = draw(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=8).map(tuple))
+    ends = sorted(draw(st.lists(st.integers(0, len(ids)), min_size=4, max_size=4)))
+    prompt = draw(st.integers(0, len(ids)))
+    floats = st.none() | st.lists(
+        st.floats(-100, 100, allow_subnormal=False), min_size=len(ids) - prompt, max_size=len(ids) - prompt
+    ).map(tuple)
+    return {
+        "problem_id": draw(st.text(max_size=9)),
+        "sample": draw(st.integers(0, 10**6)),
+        "token_ids": ids,
+        "prompt_len": prompt,
+        "think": draw(st.sampled_from([None, Span(ends[0], ends[1])])),
+        "answer": draw(st.sampled_from([None, Span(ends[2], ends[3])])),
+        "finish": draw(st.sampled_from(["stop", "length"])),
+        "text": draw(st.text(max_size=30)),
+        "correct": draw(st.booleans()),
+        "logprobs": draw(floats),
+        "entropies": draw(floats),
+    }
 
 
 @every_file
-@given(parts=st.lists(st.lists(any_rollout, min_size=1, max_size=4), min_size=1, max_size=4))
+@given(parts=st.lists(st.lists(any_rollout(), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_rollouts_come_back_as_they_were_whatever_the_parts(tmp_path_factory, parts):
     out = tmp_path_factory.mktemp("rollouts")
     assert store.open_rollouts(out, {"model": "m"}) == []
-    made = [[Rollout(**fields) for fields in part] for part in parts]
+    made = [[Rollout(**fields | {"sample": 10 * i + j}) for j, fields in enumerate(part)] for i, part in enumerate(parts)]
     for part in made:
         store.append_rollouts(part, out)
     everything = [r for part in made for r in part]
@@ -321,7 +326,7 @@ def test_resuming_with_another_header_is_an_error_that_names_the_difference(tmp_
 def test_a_damaged_part_is_an_error_that_names_it(tmp_path, rollout_of):
     path = store.append_rollouts([rollout_of(3)], tmp_path)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DamagedFileError, match=r"part-00000\.parquet is not a parquet file of rollouts"):
+    with pytest.raises(DamagedFileError, match=r"part-00000-\w+\.parquet is not a parquet file of rollouts"):
         store.load_rollouts(tmp_path)
 
 
@@ -367,12 +372,14 @@ def test_characters_that_python_but_not_json_takes_for_line_ends_are_content(tmp
     assert store.load_problems(tmp_path / "p.jsonl")[0].messages[0]["content"] == text
 
 
-def test_a_question_is_a_users_message_and_ids_default_to_a_hash_of_it(tmp_path):
-    (tmp_path / "p.jsonl").write_text('{"question": "1+1?", "answer": 2}\n\n{"id": "x", "question": "?", "answer": "y"}\n')
+def test_a_question_is_a_users_message_and_a_missing_id_is_made_of_it_and_not_of_its_line(tmp_path):
+    lines = ['{"question": "1+1?", "answer": 2}', '{"id": "x", "question": "?", "answer": "y"}']
+    (tmp_path / "p.jsonl").write_text("\n\n".join(lines))
     first, second = store.load_problems(tmp_path / "p.jsonl")
-    asked = ({"role": "user", "content": "1+1?"},)
-    assert first == Problem(store.key(asked), asked, "2")
+    assert first == Problem(first.id, ({"role": "user", "content": "1+1?"},), "2")
     assert second.id == "x"
+    (tmp_path / "p.jsonl").write_text("\n".join(lines[::-1]))
+    assert store.load_problems(tmp_path / "p.jsonl") == [second, first]
 
 
 @pytest.mark.parametrize(

@@ -141,9 +141,12 @@ def test_lookup_sizes_outside_the_range_are_refused(name, value):
 
 
 def test_a_file_of_problems_is_a_task(tmp_path):
-    problems = [Problem(f"q{i}", ({"role": "user", "content": f"{i}?"},), str(i)) for i in range(5)]
+    about = {"split": "test", "task": "mine"}
+    problems = [Problem(f"q{i}", ({"role": "user", "content": f"{i}?"},), str(i), about) for i in range(5)]
     path = store.save_problems(problems, tmp_path / "mine.jsonl")
-    assert tasks.load(str(path), n=3) == problems[:3]
+    assert tasks.load(str(path)) == problems
+    few = [tasks.load(str(path), n=3, seed=seed) for seed in range(9)]
+    assert all(len(own) == 3 and [p for p in problems if p in own] == own for own in few) and len({str(own) for own in few}) > 1
 
 
 # --- traces --------------------------------------------------------------------------------------------------
@@ -302,7 +305,8 @@ def test_math500_from_a_local_file_of_any_kind(tmp_path, suffix):
     {"jsonl": lambda: jsonl(path, MATH), "csv": lambda: frame.to_csv(path, index=False), "parquet": lambda: frame.to_parquet(path)}[
         suffix
     ]()
-    found = {p.messages[0]["content"]: (p.answer, p.meta["difficulty"]) for p in mathematics.math500("test", 9, path=path)}
+    everything = [p for split in ("train", "dev", "test") for p in mathematics.math500(split, 9, path=path)]
+    found = {p.messages[0]["content"]: (p.answer, p.meta["difficulty"]) for p in everything}
     assert found == {row["problem"]: (row["answer"], row["level"]) for row in MATH}
 
 
@@ -311,12 +315,16 @@ def test_answers_that_are_all_numbers_are_still_text(tmp_path, suffix):
     rows = [{"problem": f"{i}?", "answer": i, "level": f"Level {i}"} for i in (1, 2)]
     path = tmp_path / f"math.{suffix}"
     jsonl(path, rows) if suffix == "jsonl" else pd.DataFrame(rows).to_csv(path, index=False)
-    assert {p.answer for p in mathematics.math500("test", 9, path=path)} == {"1", "2"}
+    assert {p.answer for split in ("train", "dev", "test") for p in mathematics.math500(split, 9, path=path)} == {"1", "2"}
 
 
-def test_math500_has_a_test_split_only():
-    with pytest.raises(ValueError, match="test split only, not 'train'"):
-        mathematics.math500("train", 3)
+def test_math500_is_cut_by_id_and_no_problem_is_in_two_splits(tmp_path):
+    path = jsonl(tmp_path / "m.jsonl", [{"problem": f"{i}?", "answer": "1", "level": 1} for i in range(200)])
+    own = {split: {p.id for p in mathematics.math500(split, 999, path=path)} for split in ("train", "dev", "test")}
+    assert sum(map(len, own.values())) == len(set.union(*own.values())) == 200
+    assert 80 < len(own["train"]) < 120 and 8 < len(own["dev"]) < 35 and 60 < len(own["test"]) < 100
+    with pytest.raises(ValueError, match="Unknown split 'exam'"):
+        mathematics.math500("exam", 3, path=path)
 
 
 def test_a_local_file_without_the_columns_is_refused_with_what_it_has(tmp_path):

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from toolkit import hooks
+from toolkit import hooks, origins
 from toolkit.generate import batches, prefill
 from toolkit.lm import LM, Intervention, NoThinkTagsError, halving
 from toolkit.sites import WRITTEN, Norm, Site, UnsupportedModelError
@@ -270,7 +270,8 @@ def _moments(
 
     _each_batch(lm, examples, "moments", run)
     n = tuple(sum(e.label == name for e in examples) for name in labels)
-    return Moments(labels, n, positions.name, sums, outer, lm.provenance())
+    about = lm.provenance(**origins.record(e.rollout.problem_id for e in examples))
+    return Moments(labels, n, positions.name, sums, outer, about)
 
 
 def states(
@@ -308,7 +309,8 @@ def states(
 
     _each_batch(lm, examples, "states", run)
     rows = pd.DataFrame([row for e in examples for row in _rows(e, each)])
-    return States(values, rows, kind, positions.name, lm.provenance())
+    about = lm.provenance(**origins.record(e.rollout.problem_id for e in examples))
+    return States(values, rows, kind, positions.name, about)
 
 
 def _rows(e: _Example, each: bool) -> list[dict]:

@@ -41,12 +41,14 @@ class Sweep:
         layers: Layers steered; ``None`` is all.
         during: Scope of the steering.
         where: Site kind; ``None`` is the direction's own.
+        allow_overlap: Judge also on problems that a direction was made from, see ``evaluate.compare``.
     """
 
     strengths: tuple[float, ...]
     layers: tuple[int, ...] | None = None
     during: Scope = EVERYWHERE
     where: str | None = None
+    allow_overlap: bool = False
 
     def act(self, v: Direction, strength: float) -> Steering:
         """The intervention of one dose."""
@@ -94,10 +96,11 @@ def sweep(
     acts = {(name, a): plan.act(v, a) for name, v in named.items() for a in strengths}
     judged = {"base": Condition(lm)}
     judged |= {_name(name, a): Condition(lm, (act,), note=str(act)) for (name, a), act in acts.items() if a}
-    report = evaluate.compare(judged, problems, sampling, out=out)
-    # The first of the base's responses again: the same streams of random numbers, whatever else was sampled.
-    few = problems[: math.ceil(assumed_reference / sampling.n)]
-    reference = rollouts(lm, few, sampling, progress=False)[:assumed_reference]
+    report = evaluate.compare(judged, problems, sampling, out=out, allow_overlap=plan.allow_overlap)
+    # The first of the base's responses, as kept, or again from the same streams of random numbers, whatever else was sampled.
+    few = problems if out is not None else problems[: math.ceil(assumed_reference / sampling.n)]
+    kept = None if out is None else evaluate.folder(out, "base")
+    reference = rollouts(lm, few, sampling, out=kept, progress=False)[:assumed_reference]
     kind = {plan.where or v.kind for v in named.values()}
     typical = {site: collect.typical_norm(lm, reference, site) for site in kind}
     rows = []
@@ -217,7 +220,9 @@ def choose(
     for layer, a in doses:
         act = steering(v, a, layers=(layer,), where=plan.where, during=plan.during)
         judged[f"layer {layer} {a:+g}"] = Condition(lm, (act,), note=str(act))
-    summary = evaluate.summary(evaluate.compare(judged, problems, sampling, out=out)).set_index(["condition", "metric"])["mean"]
+    summary = evaluate.summary(evaluate.compare(judged, problems, sampling, out=out, allow_overlap=plan.allow_overlap)).set_index(
+        ["condition", "metric"]
+    )["mean"]
     rows = [
         (layer, a, *(summary[c, m] for c in (f"layer {layer} {a:+g}", "base") for m in ("think_tokens", "accuracy")))
         for layer, a in doses

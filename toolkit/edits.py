@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from toolkit import hooks, phases
+from toolkit import hooks, origins, phases
 from toolkit import lm as lms
 from toolkit.lm import LM
 from toolkit.merging import selective_merge as selective_merge
@@ -120,6 +120,13 @@ def with_direction(like: Plan, direction: Direction) -> Plan:
     return Plan(like.edits, direction, f"{direction.estimator} direction for: {like.name}", like.provenance)
 
 
+def plan_origins(planned: Plan) -> tuple[origins.Record, ...]:
+    """The problems that a plan and its direction were made from, as records of ``origins``."""
+    parts = [planned.provenance, *([planned.direction.provenance] if planned.direction else [])]
+    records = [found for part in parts if (found := origins.of(part.notes))]
+    return tuple(one for i, one in enumerate(records) if one not in records[:i])
+
+
 @torch.no_grad()
 def apply(lm: LM, planned: Plan) -> LM:
     """Write a plan into the weights: ``W_h <- (I - lambda v v^T) W_h`` (arXiv 2503.22048) or ``W_h <- (1 - lambda) W_h``.
@@ -134,7 +141,7 @@ def apply(lm: LM, planned: Plan) -> LM:
     own = {id(lm.layout.blocks[layer].out.weight) for layer in touched}
     shared = [*lm.model.parameters(), *lm.model.buffers()]
     model = _copied(lm.model, {id(p): p for p in shared if id(p) not in own})
-    edited = lms.child(lm, model, f"{lm.name} + {planned.name}")
+    edited = lms.child(lm, model, f"{lm.name} + {planned.name}", made_from=plan_origins(planned))
     for edit in planned.edits:
         columns = edited.layout.head(edit.head)
         W = edited.layout.W_O(edit.layer)
@@ -202,7 +209,9 @@ def check_plan(lm: LM, planned: Plan) -> None:
     if planned.direction is not None:
         _check_shape(planned.direction, lm)
         if not torch.isfinite(planned.direction.vector).all():
-            raise ValueError(f"The direction of the plan {planned.name!r} holds NaN or infinity: nothing sound can be edited with it.")
+            raise ValueError(
+                f"The direction of the plan {planned.name!r} holds NaN or infinity: nothing sound can be edited with it."
+            )
 
 
 @dataclass(frozen=True)
@@ -372,7 +381,8 @@ def _check_shape(direction: Direction, lm: LM) -> None:
 def transferred(direction: Direction, lm: LM) -> Direction:
     """The same numbers, declared to be meant for ``lm``: for a model trained further, say. Its estimator says where it came from."""
     origin = f"{direction.estimator} from {direction.provenance.model}"
-    return replace(direction, estimator=origin, provenance=lm.provenance(direction.provenance.seed))
+    about = replace(lm.provenance(direction.provenance.seed), notes=direction.provenance.notes)
+    return replace(direction, estimator=origin, provenance=about)
 
 
 def column_norms(before: LM, after: LM, planned: Plan) -> list[dict[str, int | float]]:

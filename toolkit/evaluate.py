@@ -3,18 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 import pandas as pd
 from numpy import ndarray
 
-from toolkit import stats
-from toolkit.generate import Sampling, rollouts
+from toolkit import origins, stats
+from toolkit.generate import Sampling, facts, rollouts
 from toolkit.lm import LM, Condition
-from toolkit.types import Problem, Report, Rollout
+from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout
 
 SHORTEST = (0.05, 0.10, 0.20)  # shares of the shortest responses, as in ThinkEdit's tables
+
+
+class OverlapError(ValueError):
+    """Something would be judged on the very problems that it was made from."""
+
+
+def made_from(condition: Condition) -> list[origins.Record]:
+    """Records of the problems that a condition's weights and interventions were made from, each once; empty where none is recorded."""
+    acts = [act for act in condition.during if is_dataclass(act)]
+    parts = [
+        value
+        for act in acts
+        for f in fields(act)
+        if isinstance(value := getattr(act, f.name), Direction | HeadScores | Moments | Plan)
+    ]
+    plans = [part.direction for part in parts if isinstance(part, Plan) and part.direction is not None]
+    records = [*condition.lm.made_from, *(origins.of(part.provenance.notes) for part in (*parts, *plans))]
+    return [one for i, one in enumerate(records) if one and one not in records[:i]]
+
+
+def check_held_out(conditions: Mapping[str, Condition], problems: Sequence[Problem], *, allow: bool = False) -> dict[str, int]:
+    """How many of the problems each condition was made from.
+
+    Raises:
+        OverlapError: any at all, unless ``allow``.
+    """
+    ids = [p.id for p in problems]
+    shared = {name: origins.shared(made_from(condition), ids) for name, condition in conditions.items()}
+    for name, same in shared.items():
+        if same and not allow:
+            raise OverlapError(
+                f"{name!r} was made from {len(same)} of the {len(ids)} problems it would be judged on, such as {same[0][:60]!r}. Judge it on "
+                "another split (train is for making, test for judging), or say that you want it: allow_overlap=True, --allow-overlap."
+            )
+    return {name: len(same) for name, same in shared.items()}
 
 
 def compare(
@@ -24,24 +59,32 @@ def compare(
     *,
     base: str = "base",
     out: str | Path | None = None,
+    allow_overlap: bool = False,
     progress: bool = True,
 ) -> Report:
     """Sample every condition on the same problems with the same streams of random numbers, and grade.
 
     Args:
         base: The condition that the others are compared to.
-        out: Directory for the rollouts, one folder a condition; a run that was killed goes on from there.
+        out: Directory for the rollouts, one folder per condition; a run that was stopped goes on from there.
+        allow_overlap: Judge conditions also on problems that they were made from; every page and card then says so.
 
     Raises:
         ValueError: ``base`` is not among the conditions.
+        OverlapError: a condition was made from one of the problems.
     """
     if base not in conditions:
         raise ValueError(f"The base condition {base!r} is not among {', '.join(conditions)}: pass base=...")
     judged = {name: c if isinstance(c, Condition) else Condition(c) for name, c in conditions.items()}
+    overlap = check_held_out(judged, problems, allow=allow_overlap)
     tables, about = [], {}
-    for name, condition in judged.items():
-        where = None if out is None else Path(out) / _folder(name)
-        found = rollouts(condition, problems, sampling, out=where, progress=progress)
+    for number, (name, condition) in enumerate(judged.items(), 1):
+        where = None if out is None else folder(out, name)
+        try:
+            found = rollouts(condition, problems, sampling, out=where, progress=progress)
+        except BaseException as stop:
+            stop.add_note(f"condition {number} of {len(judged)}")
+            raise
         tables.append(table(found, problems).assign(condition=name))
         about[name] = {
             "model": condition.lm.name,
@@ -49,14 +92,17 @@ def compare(
             "parent": condition.lm.parent,
             "interventions": condition.acts,
             "note": condition.note,
+            "made_from": origins.all_words(made_from(condition)),
+            "overlap": overlap[name],
         }
-    notes = {"sampling": sampling.identity, "problems": len(problems)}
+    notes = {"sampling": sampling.identity, "problems": len(problems), **facts(problems)}
     provenance = judged[base].lm.provenance(sampling.seed, **notes)
     return Report(pd.concat(tables, ignore_index=True), about, base, provenance)
 
 
-def _folder(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "+-." else "_" for c in name)
+def folder(out: str | Path, name: str) -> Path:
+    """Where :func:`compare` keeps the rollouts of a condition."""
+    return Path(out) / "".join(c if c.isalnum() or c in "+-." else "_" for c in name)
 
 
 def table(found: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from toolkit.phases import Reader, spans
 from toolkit.tasks.grading import grade
 from toolkit.types import Finish, Problem, Rollout
 
+log = logging.getLogger(__name__)
 COMPACT_EVERY = 8  # on a GPU, decode steps between looks at which rows have finished: one synchronisation each; on a CPU each step
 KEPT = 0.95  # finished rows leave when no more than this share of a batch goes on: to leave copies the cache of the others
 PREFILL_TOKENS = 16384  # padded prompt tokens of a batch: a longer cache costs more to extend than more rows save
@@ -81,24 +83,30 @@ def rollouts(
     sampling: Sampling = Sampling(),
     *,
     out: str | Path | None = None,
+    about: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> list[Rollout]:
     """Sample ``sampling.n`` responses to every problem, ordered by problem and sample.
 
     Args:
         target: A model, or a condition whose interventions act in prefill and decode.
-        out: Directory to stream finished batches to (parquet parts). Given again after a kill, the run goes on; its header must match.
+        out: Directory to stream finished batches to (parquet parts). The same call given again after a stop goes on; its header must
+            match. If another process samples into it, this one waits and takes what that one finished.
+        about: ``task``, ``split`` and ``seed`` of the problems for the header of ``out``; default: what the problems' meta tells.
 
     Raises:
         ValueError: no problems, two problems with one id, no chat template, or a prompt that leaves no room in the context.
         store.WrongModelError: ``out`` holds rollouts of another model, sampling or problem set.
+        store.DamagedFileError: ``out`` holds a file that cannot be rollouts of this model.
     """
     condition = target if isinstance(target, Condition) else Condition(target)
     rows = _rows(condition.lm, list(zip(problems, _prompts(condition, problems), strict=True)), sampling)
-    kept = [] if out is None else store.open_rollouts(out, _header(condition, problems, sampling))
-    done = {(r.problem_id, r.sample): r for r in kept}
-    new = _sample(condition, [row for row in rows if (row.problem.id, row.sample) not in done], sampling, out, progress)
-    return [new.get(row.place) or done[row.problem.id, row.sample] for row in rows]
+    if out is None:
+        return list(_sample(condition, rows, sampling, None, progress).values())
+    asked = [(p.id, [dict(m) for m in p.messages], p.answer) for p in problems]
+    return _kept(
+        condition, rows, sampling, (Path(out), _header(condition, asked, sampling) | dict(about or facts(problems))), progress
+    )
 
 
 def continued(
@@ -106,6 +114,7 @@ def continued(
     prompts: Sequence[tuple[Problem, Sequence[int]]],
     sampling: Sampling = Sampling(),
     *,
+    out: str | Path | None = None,
     progress: bool = False,
 ) -> list[Rollout]:
     """Go on from token ids instead of a chat prompt: ``sampling.n`` responses to each, graded by its problem, in the order given.
@@ -113,7 +122,8 @@ def continued(
     The random numbers are those of :func:`rollouts`: prompts of one problem share them, so that only what was changed in a prompt
     differs. A condition's interventions and rules act; its change of the prompt does not. ``prompt_len`` of a result counts all the
     given tokens. As in any prompt only a tag at their end counts: after a closing one the think span is empty and the response is the
-    answer; tokens that stop in the middle of a thought are not known to be thinking.
+    answer; tokens that stop in the middle of a thought are not known to be thinking. ``out`` is as in :func:`rollouts`; in its files
+    ``sample`` is the place among all responses that were asked for.
 
     Raises:
         ValueError: no prompts, one without tokens or with ids the model does not have, or one that leaves no room in the context.
@@ -125,24 +135,34 @@ def continued(
         if wrong or not ids:
             raise ValueError(f"Problem {problem.id!r} cannot go on from token ids {wrong}: give some, each in 0..{vocab - 1}.")
     rows = _rows(condition.lm, [(problem, list(ids)) for problem, ids in prompts], sampling)
-    found = _sample(condition, rows, sampling, None, progress)
-    return [found[row.place] for row in rows]
+    if out is None:
+        return list(_sample(condition, rows, sampling, None, progress).values())
+    asked = [(problem.id, list(ids), problem.answer) for problem, ids in prompts]
+    named = [replace(row, name=row.place) for row in rows]
+    return _kept(condition, named, sampling, (Path(out), _header(condition, asked, sampling)), progress)
 
 
 def graded(lm: LM, problem: Problem, prompt: list[int], tokens: list[int], *, sample: int = 0) -> Rollout:
     """A rollout from tokens that another engine drew: spans, finish and grade are fixed as for our own."""
     finish: Finish = "stop" if tokens and tokens[-1] in lm.eos_ids else "length"
-    return _rollout(lm, _Raw(_Row(0, problem, prompt, sample), tokens, finish, None, None))
+    return _rollout(lm, _Raw(_Row(0, problem, prompt, sample, sample), tokens, finish, None, None))
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A response to sample: its place among all that were asked for, its problem, the tokens it goes on from, its sample index."""
+    """A response to sample: its place among all that were asked for, its problem, the tokens it goes on from, its sample index, and
+    the number that it has among the kept rollouts of its problem."""
 
     place: int
     problem: Problem
     prompt: list[int]
     sample: int
+    name: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Names it among the rollouts of a directory."""
+        return self.problem.id, self.name
 
 
 def _rows(lm: LM, asked: Sequence[tuple[Problem, list[int]]], sampling: Sampling) -> list[_Row]:
@@ -156,13 +176,35 @@ def _rows(lm: LM, asked: Sequence[tuple[Problem, list[int]]], sampling: Sampling
             f"{context} tokens. Lower max_new_tokens or leave that problem out."
         )
     pairs = product(asked, range(sampling.n))
-    return [_Row(place, problem, prompt, s) for place, ((problem, prompt), s) in enumerate(pairs)]
+    return [_Row(place, problem, prompt, s, s) for place, ((problem, prompt), s) in enumerate(pairs)]
 
 
-def _sample(
-    condition: Condition, rows: Sequence[_Row], sampling: Sampling, out: str | Path | None, progress: bool
-) -> dict[int, Rollout]:
-    """The rollouts of all rows by place; finished batches are appended to ``out``."""
+def _kept(
+    condition: Condition, rows: Sequence[_Row], sampling: Sampling, keep: tuple[Path, Mapping[str, Any]], progress: bool
+) -> list[Rollout]:
+    """The rollouts of all rows in their order. Those in the directory of ``keep``, under its header, are not sampled again."""
+    out, header = keep
+    with store.alone(out):
+        there = store.open_rollouts(out, {**header, "rollouts": len(rows)}, vocab=condition.lm.vocab_size)
+        done = {(r.problem_id, r.sample): r for r in there}
+        todo = [row for row in rows if row.key not in done]
+        for row in rows:
+            if (r := done.get(row.key)) is not None and list(r.token_ids[: r.prompt_len]) != row.prompt:
+                raise store.WrongModelError(
+                    f"{out} holds a response to another prompt of problem {row.problem.id[:60]!r}. Choose another directory."
+                )
+        if len(todo) < len(rows):
+            log.info("reusing %s of %s rollouts kept in %s", f"{len(rows) - len(todo):,}", f"{len(rows):,}", out)
+        try:
+            new = _sample(condition, todo, sampling, out, progress)
+        except BaseException as stop:
+            stop.add_note(f"{len(store.load_rollouts(out)):,} of {len(rows):,} kept in {out}")
+            raise
+    return [new.get(row.place) or replace(done[row.key], sample=row.sample) for row in rows]
+
+
+def _sample(condition: Condition, rows: Sequence[_Row], sampling: Sampling, out: Path | None, progress: bool) -> dict[int, Rollout]:
+    """The rollouts of all rows by place, in order; finished batches are appended to ``out``."""
     done: dict[int, Rollout] = {}
     # Prompts of like length share a batch; the samples of one problem stay together.
     order = sorted(rows, key=lambda row: (len(row.prompt), row.problem.id, row.place))
@@ -173,14 +215,14 @@ def _sample(
             raw = list(_decode(condition, batch, sampling))
         found = {r.row.place: _rollout(condition.lm, r) for r in raw}
         if out is not None:
-            store.append_rollouts(list(found.values()), out)
+            store.append_rollouts([replace(found[r.row.place], sample=r.row.name) for r in raw], out)
         done.update(found)
         bar.update(len(found))
 
     with bar:
         for batch in batches(order, lambda row: len(row.prompt), PREFILL_TOKENS, most=sampling.batch_size):
             halving(batch, run)
-    return done
+    return dict(sorted(done.items()))
 
 
 def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, most: int | None = None) -> list[list[Any]]:
@@ -203,8 +245,13 @@ def _prompts(condition: Condition, problems: Sequence[Problem]) -> list[list[int
     return [condition.lm.prompt_ids(condition.ask(p.messages) if condition.ask else p.messages) for p in problems]
 
 
-def _header(condition: Condition, problems: Sequence[Problem], sampling: Sampling) -> dict:
-    asked = [(p.id, [dict(m) for m in p.messages], p.answer) for p in problems]
+def facts(problems: Iterable[Problem]) -> dict[str, Any]:
+    """``task`` and ``split`` of problems, as far as their meta tells; several are joined by +."""
+    told = {name: sorted({str(p.meta.get(name, "")) for p in problems}) for name in ("task", "split")}
+    return {name: "+".join(values) for name, values in told.items() if all(values)}
+
+
+def _header(condition: Condition, asked: Sequence[Any], sampling: Sampling) -> dict[str, Any]:
     return {
         "model": condition.lm.name,
         "fingerprint": condition.lm.fingerprint,

@@ -21,12 +21,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import toolkit
-from toolkit import hooks, shipped, sites, store
+from toolkit import hooks, origins, shipped, sites, store
 from toolkit.shipped import SMOL_REASONER, TINY_REASONER, smollm2_path
 from toolkit.sites import Layout, Site, UnsupportedModelError
 from toolkit.types import Provenance
 
 DEFAULT_TAGS = ("<think>", "</think>")
+MADE_FROM = "made_from.json"  # beside the weights: the problems that edits and training were made from, see ``origins``
 UNCOMPUTED = frozenset((
     "_name_or_path", "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "label2id",
     "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "torch_dtype",
@@ -70,6 +71,7 @@ class LM:
     Attributes:
         name: Id, directory or description; ``parent`` is the fingerprint of the LM this one was made from.
         tags: Its think tags, or ``None`` if it has none (methods then raise :class:`NoThinkTagsError`).
+        made_from: Records (see ``origins``) of the problems that its edits and its training were made from; saved beside the weights.
     """
 
     model: PreTrainedModel
@@ -79,6 +81,7 @@ class LM:
     name: str
     revision: str | None = None
     parent: str | None = None
+    made_from: tuple[origins.Record, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -152,6 +155,8 @@ class LM:
         partial = target.with_name(f".{target.name}.partial")
         self.model.save_pretrained(partial)
         self.tokenizer.save_pretrained(partial)
+        if self.made_from:
+            store.write_json(self.made_from, partial / MADE_FROM)
         target.rmdir()
         return partial.rename(target)
 
@@ -259,6 +264,7 @@ def load(
         model, tokenizer.chat_template = shipped.merged(model, adapter, dtype), shipped.template(adapter)
     torch.nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     lm = wrap(model, tokenizer, name=str(source), tags=tags, revision=revision)
+    lm = replace(lm, made_from=tuple(store.read_json(path / MADE_FROM)) if (path / MADE_FROM).is_file() else ())
     qualify(lm)
     return lm
 
@@ -385,9 +391,14 @@ def _perturbed(seed: int) -> hooks.Rewrite:
     return fn
 
 
-def child(lm: LM, model: PreTrainedModel, name: str) -> LM:
-    """An LM made from ``lm`` by changing weights: ``model`` replaces its model, ``lm`` becomes its parent."""
-    return replace(lm, model=model, layout=sites.find(model), name=name, revision=None, parent=lm.fingerprint)
+def child(lm: LM, model: PreTrainedModel, name: str, *, made_from: Sequence[origins.Record] = ()) -> LM:
+    """An LM made from ``lm`` by changing weights: ``model`` replaces its model, ``lm`` becomes its parent.
+
+    Args:
+        made_from: Records of the problems that the change was made from, added to those of ``lm``.
+    """
+    whole = (*lm.made_from, *(one for one in made_from if one not in lm.made_from))
+    return replace(lm, model=model, layout=sites.find(model), name=name, revision=None, parent=lm.fingerprint, made_from=whole)
 
 
 def as_type(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

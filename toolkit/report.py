@@ -46,6 +46,29 @@ class Section:
     html: str = ""
 
 
+def judged_on(report: Report) -> str:
+    """Whether the problems of a comparison are held out, in a sentence or two: what they are, what the conditions were made from, and
+    how many problems are both."""
+    notes = report.provenance.notes
+    task, split = notes.get("task"), notes.get("split")
+    asked = f"{notes['problems']} problems" + (f" of {task}" if task else "") + (f" ({split})" if split else "")
+    made = {name: about.get("made_from") for name, about in report.conditions.items() if about.get("made_from")}
+    overlap = {name: about["overlap"] for name, about in report.conditions.items() if about.get("overlap")}
+    origin = f" Made from {' and '.join(dict.fromkeys(made.values()))}" if made else ""
+    if overlap:
+        worst = max(overlap.values())
+        return (
+            f"NOT held out: {asked}.{origin}; {worst} of these are among the {notes['problems']} judged on ({', '.join(overlap)})."
+        )
+    if made:
+        return f"Held-out problems: {asked}.{origin}, none of them judged on."
+    return (
+        f"{asked[0].upper()}{asked[1:]}. What the models were made from is not recorded."
+        if len(report.conditions) > 1
+        else f"{asked}."
+    )
+
+
 def as_json(report: Report, summary: pd.DataFrame, **more: Any) -> dict[str, Any]:
     """``{"conditions": {name: {about..., "metrics": {metric: {mean, low, high}}}}, "paired": {...}, "provenance"}``."""
     conditions, paired = {}, {}
@@ -126,8 +149,12 @@ def write(directory: str | Path, report: Report, *, seed: int = 0, **more: Any) 
     return summary
 
 
-def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame) -> str:
-    """Markdown card of an edited checkpoint: front matter, what was edited and why, how it measured."""
+def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame, *, on: str) -> str:
+    """Markdown card of an edited checkpoint: front matter, what was edited and why, how it measured.
+
+    Args:
+        on: What it was measured on: a sentence of :func:`judged_on`.
+    """
     p = plan.provenance
     return f"""---
 base_model: {base}
@@ -149,9 +176,9 @@ direction of thinking length at each layer. No other weight differs from the bas
 
 They write the most towards *short* thinking. {_origin(plan)} Base weights: SHA-256 `{p.fingerprint}`.
 
-## Measured on held-out problems
+## Measured
 
-Mean, and in brackets the paired difference to base with its 95 % interval (bootstrap over problems). The controls edit other heads of the same layers,
+{on} Mean, and in brackets the paired difference to base with its 95 % interval (bootstrap over problems). The controls edit other heads of the same layers,
 or the same heads along random directions of those they can write.
 
 {markdown(table)}

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from toolkit import origins
 
 Finish = Literal["stop", "length"]
 Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
@@ -130,7 +132,8 @@ class Provenance:
         template_hash: Hash of the chat template.
         toolkit_version: Version that wrote it.
         seed: Seed of whatever was random, or ``None``.
-        notes: Anything else worth keeping (sampling, split, thresholds), JSON-serialisable.
+        notes: Anything else worth keeping (sampling, thresholds), JSON-serialisable; among it the record of the problems it was made
+            from, see ``origins``.
     """
 
     model: str
@@ -227,7 +230,8 @@ class Moments:
 
         counts = [dict(zip(m.labels, m.n, strict=True)) for m in (self, other)]
         n = tuple(sum(c.get(name, 0) for c in counts) for name in labels)
-        return Moments(labels, n, self.positions, merged(self.sums, other.sums), merged(self.outer, other.outer), self.provenance)
+        about = replace(self.provenance, notes=origins.joined(self.provenance.notes, other.provenance.notes))
+        return Moments(labels, n, self.positions, merged(self.sums, other.sums), merged(self.outer, other.outer), about)
 
 
 @dataclass(frozen=True)

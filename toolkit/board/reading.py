@@ -164,7 +164,9 @@ def cells(table: Table, name: str) -> dict[str, dict[str, Any]]:
                 continue
             values = {m: _aligned(table, name, m)[:, chosen] for m in statistics.HEADLINE}
             shown = {
-                m: _interval(effect([_mean(v) for v in own], int(chosen.sum()), times=1000, seeded=seeded).within(described(m).bounds))
+                m: _interval(
+                    effect([_mean(v) for v in own], int(chosen.sum()), times=1000, seeded=seeded).within(described(m).bounds)
+                )
                 for m, own in values.items()
             }
             found.setdefault(t, {})[d] = {"n": int(chosen.sum()), **shown}
@@ -177,7 +179,9 @@ def _aligned(table: Table, name: str, metric: str) -> ndarray:
 
 
 def _interval(e: Effect) -> dict[str, float | str | None]:
-    found: dict[str, float | str | None] = {k: None if v != v else float(f"{v:.6g}") for k, v in asdict(e).items() if k not in ("p", "note")}
+    found: dict[str, float | str | None] = {
+        k: None if v != v else float(f"{v:.6g}") for k, v in asdict(e).items() if k not in ("p", "note")
+    }
     return found | {"note": e.note} if e.note else found
 
 

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import signal
+
 from rich.markup import escape
 
 from toolkit.cli import board, edit, entropy, grpo, lenses, steer
-from toolkit.cli.common import app, log
+from toolkit.cli.common import Stopped, app, log
 
-__all__ = ["app", "board", "edit", "entropy", "grpo", "lenses", "main", "steer"]
+__all__ = ["Stopped", "app", "board", "edit", "entropy", "grpo", "lenses", "main", "steer"]
 
 
 def main() -> None:
-    """Run the command line; expected errors become one readable line and exit code 1."""
+    """Run the command line; expected errors become one readable line and exit code 1, Ctrl-C and SIGTERM one line and 130 or 143."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
+    except Stopped as stopped:
+        kept = ", ".join(getattr(stopped, "__notes__", ()))
+        log.print(f"Stopped{': ' + kept if kept else ''}; {stopped.remedy}.", highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(128 + stopped.number) from stopped
     except (ValueError, OSError, ImportError, KeyError, IndexError) as error:
         log.print(
             "[bold red]error:[/bold red]", escape(str(error.args[0] if isinstance(error, KeyError) else error)), highlight=False
         )
         raise SystemExit(1) from error
+
+
+def _stop(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise Stopped(number)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
@@ -18,6 +20,33 @@ app = typer.Typer(
     help="Find why a reasoning model thinks too long or too short, edit or steer it, and judge the change with controls.",
 )
 out, log = Console(), Console(stderr=True)
+
+
+class Stopped(BaseException):
+    """The user or the system stopped the command. Its notes tell what is kept; ``remedy`` what to do to go on.
+
+    Not an Exception, so that nothing that expects errors takes it for one; not a KeyboardInterrupt, which typer would answer itself.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+        self.remedy = "give the same command again"
+
+
+class _Lines(logging.Handler):
+    """What the package logs, as lines of the command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+@app.callback()
+def _begin() -> None:
+    logger = logging.getLogger("toolkit")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+        logger.addHandler(_Lines())
 
 
 class Dtype(StrEnum):
@@ -46,7 +75,18 @@ Task = Annotated[
         help="tiny, arithmetic, lookup, countdown, running_sum, characters, slaq, target_length, needle, threading, wordproblems, gsm8k, math500, gym:NAME (reasoning-gym), or a JSONL file of problems.",
     ),
 ]
-Split = Annotated[str, typer.Option(help="train, dev or test.")]
+TaskOfRollouts = Annotated[
+    str | None, typer.Option("--task", "-t", help="As for `toolkit rollouts`. Default: that of --rollouts, else arithmetic.")
+]
+Split = Annotated[str, typer.Option(help="train, dev or test; a file of problems may name its own in meta.split.")]
+Partial = Annotated[
+    bool,
+    typer.Option("--partial", help="Use --rollouts also if their run was stopped; the part there is begins with short prompts."),
+]
+AllowOverlap = Annotated[
+    bool,
+    typer.Option("--allow-overlap", help="Judge also on problems that it was made from; every table and card then says so."),
+]
 Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="How many problems.")]
 Samples = Annotated[int, typer.Option("--samples", "-k", min=1, help="Samples a problem.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
@@ -82,4 +122,12 @@ def print_json(value: Any) -> None:
 
 
 def say(text: str) -> None:
-    log.print(f"[dim]{text}[/dim]", highlight=False)
+    log.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+def kept_in(directory: Path | None, command: str, *identity: Any) -> Path:
+    """Where a command keeps what it samples: the directory given, else one below ``runs`` that is named by everything in ``identity``."""
+    from toolkit import store
+
+    chosen = directory or Path("runs") / command / store.key(list(identity))
+    return store.writable(chosen)

@@ -4,33 +4,41 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from toolkit.cli.common import (
+    AllowOverlap,
     AsJson,
     BatchSize,
     Budget,
     Device,
     Dtype,
     Model,
+    Partial,
     Problems,
     Samples,
     Seed,
     Split,
     Task,
+    TaskOfRollouts,
     Temperature,
     Think,
     Trust,
     Type,
     app,
+    kept_in,
     load_model,
     out,
     print_json,
     say,
     show,
 )
+
+if TYPE_CHECKING:
+    from toolkit.jobs import Finding, Given, Settings, Study
+    from toolkit.lm import LM
 
 
 class Variant(StrEnum):
@@ -53,19 +61,20 @@ def demo(
     """The main job, end to end: rollouts, direction, heads, edit, saved checkpoint, steering, and a verdict with controls.
 
     Writes report.json, report.html, direction.safetensors, heads.json and the edited checkpoint. On the tiny reasoner it
-    takes a few minutes on two cores.
+    takes a few minutes on two cores. Everything sampled is kept in --out: given again after a stop, it goes on.
 
     Example: [bold]toolkit demo[/bold]
     """
-    from toolkit import jobs, report, store
+    from toolkit import jobs, report, store, tasks
 
+    tasks.check(task, "train", "dev", "test")
     study = jobs.Study(task=task, problems=problems, samples=samples, seed=seed)
     store.writable(out_dir)
     result = jobs.demo(load_model(model, None, Dtype.float32, None), study, out_dir, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "report.json"))
         return
-    show(report.board(result), "Held-out problems: mean, and paired difference to base with its 95 % interval")
+    show(report.board(result), f"Test split of {task}: mean, and paired difference to base with its 95 % interval")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the edited model is in [bold]{out_dir / 'edited'}[/bold].")
 
 
@@ -74,9 +83,11 @@ def thinkedit(
     model: Model,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Directory of the edited checkpoint (new or empty).")],
     rollouts: Annotated[
-        Path | None, typer.Option(help="Rollouts of this model, from `toolkit rollouts`. Default: sampled now.")
+        Path | None, typer.Option(help="Rollouts of this model, from `toolkit rollouts`. Default: sampled now, of the train split.")
     ] = None,
-    task: Task = "arithmetic",
+    partial: Partial = False,
+    task: TaskOfRollouts = None,
+    allow_overlap: AllowOverlap = False,
     fraction: Annotated[float, typer.Option(help="Share of heads to edit (paper: about 0.04).")] = 0.04,
     strength: Annotated[float, typer.Option(help="lambda; 1 removes the direction from the heads' output.")] = 1.0,
     short_below: Annotated[float | None, typer.Option(help="Short class: fewer think tokens than this (paper: 100).")] = None,
@@ -103,7 +114,10 @@ def thinkedit(
     """Edit any checkpoint so that it thinks less briefly (ThinkEdit, arXiv 2503.22048).
 
     The result is an ordinary Hugging Face directory with a model card that says what was edited, why, and how base, edited
-    and random-head control measured on held-out problems.
+    and random-head control measured on the test split of the task (that of --rollouts, unless --task says otherwise).
+
+    OUT.work, beside --out, keeps the rollouts, report.json and rows.parquet: the same command goes on after a stop, and given again
+    once finished samples nothing. It stays when the edit is written; remove it when you need neither.
 
     Examples:
 
@@ -112,16 +126,20 @@ def thinkedit(
     [bold]toolkit thinkedit -m deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --task gsm8k --short-below 100 --long-above 1000
     --dtype bfloat16 -o runs/r1-edited[/bold]
     """
-    from toolkit import jobs, report, store, vectors
+    from toolkit import jobs, report, store, tasks, vectors
 
     settings = jobs.Settings(fraction, strength, share, short_below, long_above, seed)
-    for target in () if dry_run else filter(None, (out_dir, adapter)):
+    again = (out_dir / "edit.json").is_file()  # whether of this very edit is seen when it is made
+    for target in () if dry_run or again else filter(None, (out_dir, adapter)):
         store.new_directory(target)
-    study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
-    given = store.load_rollouts(rollouts) if rollouts else None
+    given = jobs.given(rollouts, partial=partial) if rollouts else None
+    task = given.task(task) if given else task or "arithmetic"
+    tasks.check(task, *(() if given else ("train",)), *(() if dry_run else ("test",)))
+    study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
     lm = load_model(model, think, dtype, device, trust_remote_code)
-    found = given or jobs.extraction_rollouts(lm, study, say=say)
-    finding = jobs.find(lm, found, settings, jobs.PUBLISHED if variant is Variant.published else jobs.OURS)
+    work = out_dir.with_name(f"{out_dir.name}.work")
+    finding = _found(lm, given, study, settings, variant, work)
+    done = not dry_run and jobs.is_saved(lm, finding, out_dir)
     plan = jobs.plan_table(finding)
     if not as_json:
         show(plan, f"Plan: {finding.plan.name}")
@@ -129,15 +147,30 @@ def thinkedit(
         if as_json:
             print_json({"plan": plan.reset_index().to_dict("records"), "provenance": finding.plan.provenance})
         return
-    summary, measured = jobs.edit_and_measure(lm, finding, study, settings, say=say)
-    jobs.save_edited(lm, finding, summary, out_dir)
-    if adapter is not None:
+    summary, measured = jobs.edit_and_measure(lm, finding, study, settings, out=store.writable(work), say=say)
+    if done:
+        say(f"{out_dir} holds this very edit already: it is left as it is")
+    else:
+        jobs.save_edited(lm, finding, measured, summary, out_dir)
+    if adapter is not None and not (adapter.is_dir() and any(adapter.iterdir())):
         vectors.adapter(lm, finding.plan, adapter)
     if as_json:
         print_json(report.as_json(measured, summary, plan=plan.reset_index().to_dict("records")))
         return
-    show(report.board(summary), "Held-out problems: mean, and paired difference to base with its 95 % interval")
-    out.print(f"Saved to [bold]{out_dir}[/bold].")
+    out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
+    show(report.board(summary), "Mean, and paired difference to base with its 95 % interval")
+    out.print(f"Saved to [bold]{out_dir}[/bold]; rollouts and numbers are in [bold]{work}[/bold].")
+
+
+def _found(lm: LM, given: Given | None, study: Study, settings: Settings, variant: Variant, work: Path) -> Finding:
+    """Direction, heads and plan, from the rollouts given or from ones of the train split that are kept in ``work``."""
+    from toolkit import jobs
+
+    if given is not None:
+        given.check(lm)
+    rollouts = given.rollouts if given else jobs.extraction_rollouts(lm, study, out=work / "rollouts" / "train", say=say)
+    about = given.origin if given else study.origin("train")
+    return jobs.find(lm, rollouts, settings, jobs.PUBLISHED if variant is Variant.published else jobs.OURS, origin=about)
 
 
 @app.command()
@@ -166,22 +199,22 @@ def rollouts(
 
     Example: [bold]toolkit rollouts -m tiny-reasoner -t arithmetic -n 100 -k 8 -o runs/rollouts[/bold]
     """
-    from toolkit import evaluate, tasks
+    from toolkit import evaluate, jobs, tasks
     from toolkit.generate import Sampling
     from toolkit.generate import rollouts as sample
 
-    tasks.check(task)
+    tasks.check(task, split)
     sampling = Sampling(samples, temperature, top_p, 0, max_new_tokens, seed, details, batch_size)
     lm = load_model(model, think, dtype, device, trust_remote_code)
     chosen = tasks.load(task, split, problems, seed, lm=lm)
-    found = sample(lm, chosen, sampling, out=out_dir)
+    found = sample(lm, chosen, sampling, out=out_dir, about=jobs.origin(task, split, seed))
     by_difficulty = evaluate.table(found, chosen).groupby(["task", "difficulty"])
     columns = ["correct", "think_tokens", "response_tokens", "closed"]
     table = by_difficulty[columns].mean().astype(float).round(3).assign(rollouts=by_difficulty.size()).reset_index()
     if as_json:
         print_json({"out": str(out_dir), "rollouts": len(found), "by_difficulty": table.to_dict("records")})
         return
-    show(table.set_index("task"), f"{len(found)} rollouts of {lm.name} in {out_dir}")
+    show(table.set_index("task"), f"{len(found)} rollouts of {lm.name} to {len(chosen)} problems ({split}) in {out_dir}")
 
 
 @app.command()
@@ -189,6 +222,7 @@ def direction(
     rollouts: Annotated[Path, typer.Option("--rollouts", "-r", help="Rollouts of this model, from `toolkit rollouts`.")],
     out_file: Annotated[Path, typer.Option("--out", "-o", help="File to write, e.g. direction.safetensors.")],
     model: Model = "tiny-reasoner",
+    partial: Partial = False,
     method: Annotated[str, typer.Option(help="thinkedit, efficiency, probe or pca.")] = "thinkedit",
     site: Annotated[
         str | None, typer.Option(help="resid_mid (attn) or resid_post (mlp, block output). Default: the method's own.")
@@ -218,18 +252,20 @@ def direction(
 
     [bold]toolkit direction -m tiny-reasoner -r runs/rollouts --method efficiency -o runs/efficiency.safetensors[/bold]
     """
-    from toolkit import jobs, store
+    from toolkit import jobs, origins, store
 
     settings = jobs.Settings(share=share, short_below=short_below, long_above=long_above)
     recipe = jobs.Recipe(method, site, estimator, positions)
-    found = store.load_rollouts(rollouts)
+    given = jobs.given(rollouts, partial=partial)
     lm = load_model(model, think, dtype, device, trust_remote_code)
-    v, table = jobs.extract(lm, found, settings, recipe)
+    given.check(lm)
+    v, table = jobs.extract(lm, given.rollouts, settings, recipe, origin=given.origin)
     store.save(v, out_file)
     if as_json:
         print_json({"out": str(out_file), "layers": table.reset_index().to_dict("records"), "provenance": v.provenance})
         return
-    show(table.round(3), f"{v.estimator} at {v.kind} over {v.positions}: {v.n_pos} long, {v.n_neg} short; saved to {out_file}")
+    made_from = f"{v.n_pos} long, {v.n_neg} short, of {origins.words(v.provenance.notes)}"
+    show(table.round(3), f"{v.estimator} at {v.kind} over {v.positions}: {made_from}; saved to {out_file}")
 
 
 @app.command()
@@ -242,8 +278,14 @@ def compare(
     temperature: Temperature = 1.0,
     max_new_tokens: Budget = 1024,
     out_dir: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Keep the rollouts and write report.json and rows.parquet here; resumable.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Where rollouts, report.json and rows.parquet are kept. Default: runs/compare/KEY, a key of all that is asked.",
+        ),
     ] = None,
+    allow_overlap: AllowOverlap = False,
     batch_size: BatchSize = 256,
     think: Think = None,
     dtype: Type = Dtype.float32,
@@ -252,7 +294,9 @@ def compare(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare models on the same problems and seeds, with paired intervals to the first.
+    """Compare models on the same problems and seeds, with paired intervals to the first. Given again after a stop, it goes on.
+
+    A model that was edited or trained with this toolkit knows the problems it was made from: it is not judged on them.
 
     Example: [bold]toolkit compare base=tiny-reasoner edited=runs/demo/edited -t arithmetic[/bold]
     """
@@ -262,14 +306,19 @@ def compare(
     pairs = [text.partition("=") for text in models]
     if len({name for name, _, _ in pairs}) < len(pairs) or not all(name and model for name, _, model in pairs):
         raise typer.BadParameter(f"Got {' '.join(models)}: give each model once as NAME=MODEL, the base first.")
-    tasks.check(task)
+    tasks.check(task, split)
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
     loaded = {name: load_model(model, think, dtype, device, trust_remote_code) for name, _, model in pairs}
     chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
-    where = None if out_dir is None else out_dir / "rollouts"
-    measured = evaluate.compare(loaded, chosen, sampling, base=pairs[0][0], out=where)
-    summary = evaluate.summary(measured) if out_dir is None else report.write(out_dir, measured)
+    asked = [{name: lm.fingerprint for name, lm in loaded.items()}, task, split, problems, sampling.identity]
+    kept = kept_in(out_dir, "compare", *asked)
+    measured = evaluate.compare(
+        loaded, chosen, sampling, base=pairs[0][0], out=kept / "rollouts", allow_overlap=allow_overlap
+    )  # fmt: skip
+    summary = report.write(kept, measured)
     if as_json:
         print_json(report.as_json(measured, summary))
         return
+    out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
     show(report.board(summary, base=measured.base), "Mean, and paired difference to base with its 95 % interval")
+    out.print(f"Rollouts and numbers are in [bold]{kept}[/bold].")

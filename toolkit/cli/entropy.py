@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,11 +15,10 @@ from toolkit.cli.common import (
     Device,
     Dtype,
     Model,
-    Problems,
+    Partial,
     Samples,
     Seed,
-    Split,
-    Task,
+    TaskOfRollouts,
     Think,
     Trust,
     Type,
@@ -45,9 +43,11 @@ class Steps(StrEnum):
 def entropy(
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Where to write; given again after a kill, the run goes on.")],
     model: Model = "tiny-reasoner",
-    task: Task = "arithmetic",
-    split: Split = "test",
-    problems: Problems = 200,
+    task: TaskOfRollouts = None,
+    split: Annotated[str | None, typer.Option(help="train, dev or test. Default: that of --rollouts, else test.")] = None,
+    problems: Annotated[
+        int | None, typer.Option("--problems", "-n", min=1, help="How many problems. Default: those of --rollouts, else 200.")
+    ] = None,
     samples: Samples = 8,
     temperature: Annotated[
         float | None, typer.Option(help="Of sampling, and so of every entropy; above 0. Default: 1, or that of --rollouts.")
@@ -57,9 +57,10 @@ def entropy(
         typer.Option(
             "--rollouts",
             "-r",
-            help="From `toolkit rollouts --details`, instead of sampling; give the same task, split, problems and seed.",
+            help="From `toolkit rollouts --details`, instead of sampling; they tell their task, split, problems and seed.",
         ),
     ] = None,
+    partial: Partial = False,
     steps: Annotated[
         Steps,
         typer.Option(
@@ -73,7 +74,7 @@ def entropy(
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random. Default: that of --rollouts, else 0.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """How uncertain is thinking, and what does that say of its length and of right answers (PEAR, arXiv 2510.08026)?
@@ -83,7 +84,7 @@ def entropy(
     (arXiv 2509.19284), re-checks and entropy against right answers, and what keeping the surest response gains. Everything with 95 %
     intervals over problems.
 
-    Writes report.html (with transcripts coloured by entropy), entropy.json, rows.parquet and the rollouts.
+    Writes report.html (with transcripts coloured by entropy), entropy.json, rows.parquet and everything sampled.
 
     Examples:
 
@@ -92,20 +93,30 @@ def entropy(
     [bold]toolkit entropy -m deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B -t gsm8k -n 100 -k 4 --temperature 0.6 --max-new-tokens 4096
     --dtype bfloat16 -o runs/r1-entropy[/bold]
     """
-    from toolkit import jobs, store
+    from toolkit import jobs, store, tasks
     from toolkit.methods import failed_steps
 
     reader_of = {Steps.fitting: failed_steps.fitting, Steps.lines: failed_steps.tiny, Steps.cues: failed_steps.cued}[steps]
-    settings = jobs.EntropySettings(1.0 if temperature is None else temperature, split, reader_of=reader_of)
-    study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
+    given = jobs.given(rollouts, partial=partial) if rollouts else None
+    if given is not None and temperature not in (None, given.temperature):
+        raise typer.BadParameter(f"--temperature {temperature:g}: {rollouts} was sampled at {given.temperature:g}. Leave it out.")
+    told = {} if given is None else given.origin
+    hot = given.temperature if given else 1.0 if temperature is None else temperature
+    settings = jobs.EntropySettings(hot, split or told.get("split", "test"), reader_of=reader_of)
+    study = jobs.Study(
+        given.task(task) if given else task or "arithmetic",
+        problems or (given.problems if given else 200),
+        samples,
+        max_new_tokens,
+        batch_size,
+        told.get("seed", 0) if seed is None else seed,
+    )
+    tasks.check(study.task, settings.split)
     store.writable(out_dir)
-    lm, found = load_model(model, think, dtype, device, trust_remote_code), None
-    if rollouts is not None:
-        found, sampled_at = jobs.given_rollouts(rollouts, lm)
-        if temperature not in (None, sampled_at):
-            raise typer.BadParameter(f"--temperature {temperature:g}: {rollouts} was sampled at {sampled_at:g}. Leave it out.")
-        settings = replace(settings, temperature=sampled_at)
-    tables = jobs.entropy_report(lm, study, out_dir, settings=settings, found=found, say=say)
+    lm = load_model(model, think, dtype, device, trust_remote_code)
+    if given is not None:
+        given.check(lm)
+    tables = jobs.entropy_report(lm, study, out_dir, settings=settings, found=given and given.rollouts, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "entropy.json"))
         return

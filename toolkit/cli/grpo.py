@@ -13,6 +13,7 @@ from toolkit.cli.common import (
     Dtype,
     Model,
     Seed,
+    Stopped,
     Task,
     Think,
     Trust,
@@ -118,7 +119,11 @@ def grpo(
     )  # fmt: skip
     extras = jobs.Extras(engine=engine, lora=jobs.adapter(lora_rank) if lora else None)
     lm = load_model(model, think, dtype, device, trust_remote_code)
-    done = jobs.grpo(lm, recipe, study, run, extras=extras, resume=resume, say=say)
+    try:
+        done = jobs.grpo(lm, recipe, study, run, extras=extras, resume=resume, say=say)
+    except Stopped as stopped:
+        stopped.remedy = f"checkpoints are in {out_dir}: give the same command again with --resume"
+        raise
     if not done.main:
         return
     board = jobs.board(done)

@@ -8,15 +8,18 @@ from typing import Annotated
 import typer
 
 from toolkit.cli.common import (
+    AllowOverlap,
     AsJson,
     BatchSize,
     Budget,
     Device,
     Dtype,
     Model,
+    Partial,
     Problems,
     Samples,
     Seed,
+    TaskOfRollouts,
     Think,
     Trust,
     Type,
@@ -110,7 +113,9 @@ def heads(
     rollouts: Annotated[
         Path | None, typer.Option("--rollouts", "-r", help="Rollouts of this model, from `toolkit rollouts`. Default: sampled now.")
     ] = None,
-    task: Annotated[str, typer.Option("--task", "-t", help="Task of the rollouts that are sampled.")] = "arithmetic",
+    partial: Partial = False,
+    task: TaskOfRollouts = None,
+    allow_overlap: AllowOverlap = False,
     search: Annotated[str, typer.Option(help="Where retrieval is measured: lookup, needle or threading.")] = "lookup",
     lengths: Annotated[str | None, typer.Option(help="Prompt lengths of needle and threading, in tokens.")] = None,
     problems: Problems = 100,
@@ -131,13 +136,17 @@ def heads(
 
     Example: [bold]toolkit heads -m tiny-reasoner -o runs/heads[/bold]
     """
-    from toolkit import jobs, report, store
+    from toolkit import jobs, report, tasks
 
     looked = jobs.Search(search, problems, _numbers(lengths, "--lengths"), batch_size=batch_size, seed=seed)
-    study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
-    given = store.load_rollouts(rollouts) if rollouts else None
+    given = jobs.given(rollouts, partial=partial) if rollouts else None
+    task = given.task(task) if given else task or "arithmetic"
+    tasks.check(task, *(() if given else ("train",)), "test")
+    study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
     lm = load_model(model, think, dtype, device, trust_remote_code)
-    atlas = jobs.atlas(lm, study, looked, out_dir, found=given, say=say)
+    if given is not None:
+        given.check(lm)
+    atlas = jobs.atlas(lm, study, looked, out_dir, found=given and given.rollouts, origin=given and given.origin, say=say)
     if as_json:
         print_json({"out": str(out_dir), **{name: report.records(table) for name, table in atlas.tables.items()}})
         return

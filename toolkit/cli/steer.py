@@ -15,6 +15,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from toolkit.cli.common import (
+    AllowOverlap,
     AsJson,
     BatchSize,
     Budget,
@@ -24,12 +25,12 @@ from toolkit.cli.common import (
     Problems,
     Samples,
     Seed,
-    Task,
     Temperature,
     Think,
     Trust,
     Type,
     app,
+    kept_in,
     load_model,
     out,
     print_json,
@@ -74,6 +75,10 @@ def steer(
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What the user says; may be given several times.")],
     alpha: Alphas = "-1,0,1",
     model: Model = "tiny-reasoner",
+    out_dir: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Where responses are kept. Default: runs/steer/KEY, a key of all that is asked."),
+    ] = None,
     layers: Layers = None,
     during: During = "all",
     op: Annotated[str, typer.Option(help="add, ablate (project out) or clamp (to --value).")] = "add",
@@ -105,7 +110,9 @@ def steer(
     v = store.load(vector, Direction)
     acts = {a: steering(v, a, layers=chosen, during=during, op=op, value=value) for a in strengths}
     lm = load_model(model, think, dtype, device, trust_remote_code)
-    found = jobs.steered_responses(lm, acts, prompt, Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed))
+    sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed)
+    kept = kept_in(out_dir, "steer", lm.fingerprint, [str(act) for act in acts.values()], prompt, sampling.identity)
+    found = jobs.steered_responses(lm, acts, prompt, sampling, out=kept)
     if as_json:
         names = ("sample", "think_tokens", "response_tokens", "closed", "text")
         print_json([{"prompt": text, "strength": a, **{name: getattr(r, name) for name in names}} for text, a, r in found])
@@ -130,7 +137,10 @@ def dose(
     model: Model = "tiny-reasoner",
     layers: Layers = None,
     during: During = "all",
-    task: Task = "arithmetic",
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="As for `toolkit rollouts`. Default: the vector's own, else arithmetic.")
+    ] = None,
+    allow_overlap: AllowOverlap = False,
     problems: Problems = 100,
     samples: Samples = 4,
     max_new_tokens: Budget = 400,
@@ -146,12 +156,14 @@ def dose(
 
     Example: [bold]toolkit dose -v runs/direction.safetensors -o runs/doses[/bold]
     """
-    from toolkit import doses, jobs, store
+    from toolkit import doses, jobs, store, tasks
     from toolkit.phases import Scope
     from toolkit.types import Direction
 
-    plan = doses.Sweep(numbers(alpha, "--alpha"), layer_range(layers), Scope.of(during))
+    plan = doses.Sweep(numbers(alpha, "--alpha"), layer_range(layers), Scope.of(during), allow_overlap=allow_overlap)
     v = store.load(vector, Direction)
+    task = task or v.provenance.notes.get("task", "arithmetic")
+    tasks.check(task, "dev")
     store.writable(out_dir)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
     lm = load_model(model, think, dtype, device, trust_remote_code)

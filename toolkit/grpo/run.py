@@ -41,7 +41,7 @@ from toolkit.grpo import judge, log, saved
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.saved import MODEL as MODEL
 from toolkit.grpo.trainer import STATE, Extras, Trainer
-from toolkit.lm import LM, child
+from toolkit.lm import LM
 from toolkit.types import Problem
 
 _EARLIER = "Remove that checkpoint and resume: the run goes on from the one before."
@@ -184,7 +184,7 @@ def train(
             recorder.resume(int(checkpoint.name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not main:
-        return Trained(child(lm, saved.finished(trainer), f"{lm.name}, {recipe.name}"), pd.DataFrame(), main)
+        return Trained(saved.policy_of(lm, trainer), pd.DataFrame(), main)
     about = {"recipe": recipe, "seed": run.seed, "steps": run.steps}
     policy = saved.keep(trainer, recorder, run.out, run.save_dtype, about)
     return Trained(policy, pd.DataFrame(recorder.rows), main)

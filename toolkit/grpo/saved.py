@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from toolkit import lm as lms
-from toolkit import store
+from toolkit import origins, store
+from toolkit.generate import facts
 from toolkit.grpo.log import Recorder
 from toolkit.grpo.trainer import Trainer
 from toolkit.lm import LM
@@ -39,6 +40,13 @@ def finished(trainer: Trainer) -> PreTrainedModel:
     model = merged(model)
     model.__dict__.pop("forward", None)
     return model.eval()
+
+
+def policy_of(given: LM, trainer: Trainer) -> LM:
+    """The policy as an LM made from ``given``, with a record of the problems that it was trained on."""
+    pool = list(trainer.problems.values())
+    record = origins.record((p.id for p in pool), **facts(pool), seed=trainer.args.seed)
+    return lms.child(given, finished(trainer), f"{given.name}, {trainer.recipe.name}", made_from=(record,))
 
 
 def merged(model: Any) -> PreTrainedModel:
@@ -61,20 +69,20 @@ def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, ab
     if adapted:
         _keep_adapter(trainer, out / ADAPTER)
     _release(trainer)
-    policy = lms.child(given, finished(trainer), f"{given.name}, {trainer.recipe.name}")
+    policy = policy_of(given, trainer)
     with store.filling(out / MODEL) as partial:
-        facts, in_memory = _rounded(given, policy, dtype), policy.fingerprint
+        lost, in_memory = _rounded(given, policy, dtype), policy.fingerprint
         prompts = [given.prompt_ids(p.messages) for p in list(trainer.problems.values())[:assumed_prompts]]
         before, trained = (_log_probs(lm, prompts) for lm in (given, policy))
         replace(policy, model=lms.as_type(policy.model, dtype)).save(partial)
         policy.model.to("cpu")  # type: ignore[arg-type]  # room for the one that is read
         saved = _read(policy, partial, dtype, given.device)
         saved.model.config._name_or_path = saved.model.name_or_path = str(out / MODEL)
-        facts |= {"kl": _kl(trained, _log_probs(saved, prompts)), "kl_trained": _kl(trained, before)}
-        recorder.say(_said(facts))
+        lost |= {"kl": _kl(trained, _log_probs(saved, prompts)), "kl_trained": _kl(trained, before)}
+        recorder.say(_said(lost))
         if adapted or trainer.args.bf16 or saved.fingerprint != in_memory:
             recorder.finish(saved)  # else the newest judgement was of these very weights, computed alike
-        store.write_json({**about, "parent": given.fingerprint, "fingerprint": saved.fingerprint, "saved": facts}, partial / ABOUT)
+        store.write_json({**about, "parent": given.fingerprint, "fingerprint": saved.fingerprint, "saved": lost}, partial / ABOUT)
     return saved
 
 

@@ -16,15 +16,16 @@ from toolkit.jobs.edit import (
     edit_and_measure,
     extract,
     find,
+    is_saved,
     plan_table,
     save_edited,
     steered,
 )
-from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_board, entropy_report, entropy_tables, given_rollouts
+from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_board, entropy_report, entropy_tables
 from toolkit.jobs.heads import Atlas, agreement, atlas, entropy_sensitivity, lenses, seen_through
 from toolkit.jobs.retrieval import Search, look, masked, retrieval_report, thinking_or_not
 from toolkit.jobs.steer import dose_report, kept_doses, steered_responses, vector_folder
-from toolkit.jobs.study import Say, Study, extraction_rollouts
+from toolkit.jobs.study import Given, Say, Study, extraction_rollouts, given, origin
 
 __all__ = [
     "DEMO",
@@ -38,6 +39,7 @@ __all__ = [
     "EntropySettings",
     "EntropyTables",
     "Finding",
+    "Given",
     "Recipe",
     "Say",
     "Search",
@@ -56,11 +58,13 @@ __all__ = [
     "extract",
     "extraction_rollouts",
     "find",
-    "given_rollouts",
+    "given",
+    "is_saved",
     "kept_doses",
     "lenses",
     "look",
     "masked",
+    "origin",
     "plan_table",
     "retrieval_report",
     "save_edited",

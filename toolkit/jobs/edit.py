@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from toolkit import collect, directions, doses, edits, evaluate, figures, probes, report, store
 from toolkit.edits import steering
-from toolkit.jobs.study import Say, Study, extraction_rollouts
+from toolkit.jobs.study import Say, Study, extraction_rollouts, noted
 from toolkit.lm import LM, Condition
 from toolkit.methods import efficiency_steering, thinkedit
 from toolkit.report import Section
 from toolkit.types import Direction, HeadScores, Moments, Plan, Report, Rollout
 
 PUBLISHED, OURS = "ThinkEdit", "ThinkEdit (ours)"
+NOWHERE: Mapping[str, Any] = {}  # an origin of which nothing is known but the problems
 
 
 @dataclass(frozen=True)
@@ -111,29 +113,36 @@ ESTIMATORS = {"mean_difference": directions.mean_difference, "whitened": directi
 RECIPES = {PUBLISHED: Recipe(), OURS: Recipe(site=collect.MLP, positions="step_starts")}
 
 
-def _direction(lm: LM, found: Sequence[Rollout], settings: Settings, recipe: Recipe) -> tuple[Moments, Direction]:
+def _direction(
+    lm: LM, found: Sequence[Rollout], settings: Settings, recipe: Recipe, origin: Mapping[str, Any]
+) -> tuple[Moments, Direction]:
     by = efficiency_steering.pairs(found) if recipe.method == "efficiency" else settings.classes(found)
     kinds = tuple(dict.fromkeys((recipe.kind, "z")))
-    moments = collect.moments(lm, found, by, kinds=kinds, positions=recipe.where(lm), second=(recipe.kind,))
+    moments = noted(collect.moments(lm, found, by, kinds=kinds, positions=recipe.where(lm), second=(recipe.kind,)), origin)
     make = efficiency_steering.direction if recipe.method == "efficiency" else thinkedit.direction
     return moments, make(moments, recipe.kind, estimator=ESTIMATORS[recipe.estimator])
 
 
 def extract(
-    lm: LM, found: Sequence[Rollout], settings: Settings = Settings(), recipe: Recipe = Recipe()
+    lm: LM,
+    found: Sequence[Rollout],
+    settings: Settings = Settings(),
+    recipe: Recipe = Recipe(),
+    *,
+    origin: Mapping[str, Any] = NOWHERE,
 ) -> tuple[Direction, pd.DataFrame]:
-    """A direction by any method, and a table of its layers.
+    """A direction by any method, and a table of its layers; ``origin`` (see ``jobs.study``) goes into its provenance.
 
     Columns: ``norm``; ``relative``, the norm over that of the stream there (the relative dose of strength 1); ``separation`` of the
     classes along it, in within-class deviations of a position, or for methods over single examples ``cosine`` to the difference of
     means; for the probe also its held-out ``auc`` and that with shuffled labels.
     """
     if recipe.method in ("thinkedit", "efficiency"):
-        moments, v = _direction(lm, found, settings, recipe)
+        moments, v = _direction(lm, found, settings, recipe, origin)
         typical = directions.typical_norm(moments, recipe.kind)
         more = {"separation": directions.separation(moments, v).numpy()}
     else:
-        states = collect.states(lm, found, recipe.kind, by=settings.classes(found), positions=recipe.where(lm))
+        states = noted(collect.states(lm, found, recipe.kind, by=settings.classes(found), positions=recipe.where(lm)), origin)
         v = directions.logistic(states) if recipe.method == "probe" else directions.pca(states)
         typical = collect.typical_norm(lm, found, recipe.kind, positions=recipe.where(lm))
         more = {"cosine": directions.cosine(v, directions.unpaired_difference(states)).numpy()}
@@ -144,14 +153,16 @@ def extract(
     return v, pd.DataFrame({"norm": v.norms.numpy(), "relative": relative.numpy(), **more}).rename_axis("layer")
 
 
-def find(lm: LM, found: Sequence[Rollout], settings: Settings, name: str = PUBLISHED) -> Finding:
-    """Direction, head scores and plan in one of two forms, from the same rollouts.
+def find(
+    lm: LM, found: Sequence[Rollout], settings: Settings, name: str = PUBLISHED, *, origin: Mapping[str, Any] = NOWHERE
+) -> Finding:
+    """Direction, head scores and plan in one of two forms, from the same rollouts; ``origin`` goes into their provenance.
 
     ``ThinkEdit``, as published: difference of means over every position that predicts a think token.
     ``ThinkEdit (ours)``: only positions where a line of thinking begins, the stream after each block, heads ranked by contrast at its
     end; what is removed is the part of the direction that the chosen heads write themselves.
     """
-    moments, v = _direction(lm, found, settings, RECIPES[name])
+    moments, v = _direction(lm, found, settings, RECIPES[name], origin)
     scores = thinkedit.head_scores(moments, v, lm) if name == PUBLISHED else thinkedit.contrast_scores(moments, v, lm)
     plan = edits.plan(scores, v, fraction=settings.fraction, strength=settings.strength)
     return Finding(moments, v, scores, _completed(lm, plan, moments, name))
@@ -189,21 +200,41 @@ def conditions(lm: LM, findings: Mapping[str, Finding], settings: Settings = Set
 
 
 def edit_and_measure(
-    lm: LM, finding: Finding, study: Study, settings: Settings, *, say: Say = lambda text: None
+    lm: LM, finding: Finding, study: Study, settings: Settings, *, out: Path | None = None, say: Say = lambda text: None
 ) -> tuple[pd.DataFrame, Report]:
-    """Compare base, edited and both random controls on the study's test problems."""
-    say("measuring base, edited model and random controls on held-out problems")
-    measured = evaluate.compare(conditions(lm, {"edited": finding}, settings), study.load("test", lm), study.sampling)
-    return evaluate.summary(measured, seed=study.seed), measured
+    """Compare base, edited and both random controls on the study's test problems; ``out`` keeps rollouts, ``report.json`` and
+    ``rows.parquet``."""
+    say(f"measuring base, edited model and random controls on the test split of {study.task}")
+    measured = evaluate.compare(
+        conditions(lm, {"edited": finding}, settings), study.load("test", lm), study.sampling, out=out and out / "rollouts" / "test",
+        allow_overlap=study.allow_overlap,
+    )  # fmt: skip
+    summary = evaluate.summary(measured, seed=study.seed) if out is None else report.write(out, measured, seed=study.seed)
+    return summary, measured
 
 
-def save_edited(lm: LM, finding: Finding, summary: pd.DataFrame, directory: str | Path) -> Path:
+def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
+    """Whether a directory holds this very edit already.
+
+    Raises:
+        FileExistsError: it holds something else.
+    """
+    if not Path(directory).is_dir() or not any(Path(directory).iterdir()):
+        return False
+    about = Path(directory) / "edit.json"
+    edited = edits.apply(lm, finding.plan).fingerprint
+    if not about.is_file() or store.read_json(about).get("fingerprint") != edited:
+        raise FileExistsError(f"{directory} is not empty and holds another model: choose another directory, or remove it first.")
+    return True
+
+
+def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFrame, directory: str | Path) -> Path:
     """Save the edited model as a Hugging Face directory with ``edit.json`` and a model card that says what was done and measured; all
     of it or nothing."""
     edited = edits.apply(lm, finding.plan)
     norms = edits.column_norms(lm, edited, finding.plan)
     about = {"plan": finding.plan, "norms": norms, "parent": lm.fingerprint, "fingerprint": edited.fingerprint}
-    card = report.model_card(lm.name, finding.plan, plan_table(finding), report.board(summary))
+    card = report.model_card(lm.name, finding.plan, plan_table(finding), report.board(summary), on=report.judged_on(measured))
     with store.filling(directory) as partial:
         edited.save(partial)
         store.write_json(about, partial / "edit.json")
@@ -225,12 +256,12 @@ def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DE
 
     The edited checkpoint and the steering are our form of the method; the report shows the published one beside it.
     Writes into ``directory``: ``rollouts/``, ``direction.safetensors``, ``heads.json``, ``edited/``, ``report.json``,
-    ``rows.parquet`` and ``report.html``; given again after a kill, finished rollouts are kept. Returns the summary table.
+    ``rows.parquet`` and ``report.html``; given again after a stop, finished rollouts are kept. Returns the summary table.
     """
     out = store.writable(directory)
     found = extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
     say("averaging activations: directions and head scores")
-    findings = {name: find(lm, found, settings, name) for name in RECIPES}
+    findings = {name: find(lm, found, settings, name, origin=study.origin("train")) for name in RECIPES}
     v = findings[OURS].plan.direction or findings[OURS].direction
     store.save(findings[OURS].direction, out / "direction.safetensors")
     heads = {name: {"scores": f.scores, "edited": plan_table(f).reset_index().to_dict("records")} for name, f in findings.items()}
@@ -240,16 +271,16 @@ def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DE
     measured = evaluate.compare(judged, study.load("test", lm), study.sampling, out=out / "rollouts" / "test")
     summary = report.write(out, measured, seed=study.seed, settings=settings)
     if not any((out / "edited").glob("*")):
-        save_edited(lm, findings[OURS], summary, out / "edited")
+        save_edited(lm, findings[OURS], measured, summary, out / "edited")
     say("dose-response of steering")
     both = {"length direction": v, doses.RANDOM: directions.random_like(v, seed=settings.seed)}
     few = study.load("dev", lm)[: max(40, study.problems // 4)]
-    swept = doses.sweep(lm, both, few, replace(study.sampling, n=4), doses.Sweep(STRENGTHS))
+    swept = doses.sweep(lm, both, few, replace(study.sampling, n=4), doses.Sweep(STRENGTHS), out=out / "rollouts" / "doses")
     store.write_json(swept.table.to_dict("records"), out / "doses.json")
     table = report.board(summary)
     report.page(
         f"Editing the thinking length of {lm.name}",
-        _intro(study),
+        _intro(study, measured),
         table,
         _sections(findings, found, settings, summary, swept),
         out / "report.html",
@@ -264,9 +295,9 @@ def steered(lm: LM, v: Direction, settings: Settings) -> dict[str, Condition]:
     return {name: Condition(lm, (steering(d, a),), note=str(steering(d, a))) for name, (d, a) in doses.items()}
 
 
-def _intro(study: Study) -> str:
+def _intro(study: Study, measured: Report) -> str:
     return (
-        f"{study.problems} held-out problems of {study.task}, {study.samples} samples each at temperature 1, the same random numbers for every "
+        f"{report.judged_on(measured)} {study.samples} samples each at temperature 1, the same random numbers for every "
         "model. Each cell: the mean and, in brackets, the paired difference to base with its 95 % bootstrap interval over problems."
     )
 

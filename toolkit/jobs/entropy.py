@@ -93,23 +93,6 @@ class EntropyTables:
     effects: pd.DataFrame | None = None
 
 
-def given_rollouts(directory: str | Path, lm: LM) -> tuple[list[Rollout], float]:
-    """Rollouts of this model from ``toolkit rollouts --details``, and the temperature they were sampled at.
-
-    Raises:
-        FileNotFoundError: not a directory of rollouts.
-        store.WrongModelError: sampled from other weights, or under an intervention.
-    """
-    expected = {"model": str, "fingerprint": str, "interventions": list[str], "sampling": {"temperature": float}}
-    header = store.read_json(Path(directory) / "header.json", expected, remedy="Sample the rollouts again.")
-    if header["fingerprint"] != lm.fingerprint or header["interventions"]:
-        made = " under ".join([header["model"], *header["interventions"]])
-        raise store.WrongModelError(
-            f"The rollouts in {directory} are of {made}, not of {lm.name} as it is: sample them from this model."
-        )
-    return store.load_rollouts(directory), float(header["sampling"]["temperature"])
-
-
 def entropy_report(
     lm: LM,
     study: Study,
@@ -121,8 +104,8 @@ def entropy_report(
 ) -> EntropyTables:
     """Sample with entropies, measure everything about them, and write it down.
 
-    Writes ``report.html``, ``entropy.json``, ``rows.parquet`` and ``rollouts/`` into ``directory``; given again after a kill, finished
-    rollouts are kept.
+    Writes ``report.html``, ``entropy.json``, ``rows.parquet``, ``rollouts/`` and ``filtered/`` (the answers to filtered thinking) into
+    ``directory``; given again after a stop, finished ones are kept.
 
     Args:
         found: Rollouts of the study's problems with entropies at ``settings.temperature``, instead of sampling.
@@ -140,13 +123,15 @@ def entropy_report(
     if found is None:
         say(f"sampling {len(problems)} x {study.samples} responses with their entropies")
         sampling = replace(study.sampling, temperature=settings.temperature, details=True)
-        found = rollouts(lm, problems, sampling, out=out / "rollouts")
+        found = rollouts(lm, problems, sampling, out=out / "rollouts", about=study.origin(settings.split))
     chains = failed_steps.chains(lm, found, problems, settings.reader_of)
     tables = entropy_tables(found, chains, seed=study.seed)
     if lm.tags is not None and lm.tags.close is not None:
         say(f"answering again from filtered thinking: {len(settings.keeps)} shares, three ways to drop")
         answering = replace(phase_entropy.assumed_answering, batch_size=study.batch_size)
-        graded = phase_entropy.filtering(lm, found, problems, keeps=settings.keeps, sampling=answering, seed=study.seed)
+        graded = phase_entropy.filtering(
+            lm, found, problems, keeps=settings.keeps, sampling=answering, seed=study.seed, out=out / "filtered"
+        )
         summary, effects = (f(graded, seed=study.seed) for f in (phase_entropy.filtering_summary, phase_entropy.filtering_effects))
         tables = replace(tables, filtering=summary, effects=effects)
     about = {

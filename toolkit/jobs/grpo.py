@@ -81,7 +81,7 @@ def grpo(
 ) -> Trained:
     """Train ``lm`` on the study's train split; the model is in ``run.out / "model"``, with ``grpo.json`` beside its weights.
 
-    Held-out problems are from the dev split (of a file of problems: from its second half).
+    Held-out problems are from the dev split, which shares no problem with the train split, also of a file (see ``tasks.files``).
 
     Raises:
         FileExistsError: the run is finished: its model is there.

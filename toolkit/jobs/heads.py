@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy import ndarray
 
-from toolkit import bridges, figures, masks, report, stats, store
+from toolkit import bridges, evaluate, figures, masks, origins, report, stats, store
 from toolkit.generate import rollouts
 from toolkit.jobs import edit, retrieval
 from toolkit.jobs.study import Say, Study, extraction_rollouts
@@ -63,7 +64,7 @@ def entropy_sensitivity(lm: LM, found: Sequence[Rollout], *, temperature: float 
         measured = phase_entropy.measured(target, thought, temperature=temperature)
         return float(np.mean([phase_entropy.phase_means(r).think for r in measured]))
 
-    base, about = mean(lm), lm.provenance(temperature=temperature, rollouts=len(thought))
+    base, about = mean(lm), lm.provenance(temperature=temperature, **origins.record(r.problem_id for r in thought))
     change = torch.zeros(lm.layout.n_layers, lm.layout.n_heads, dtype=torch.float64)
     for layer in range(lm.layout.n_layers):
         for head in range(lm.layout.n_heads):
@@ -142,6 +143,7 @@ def seen_through(
     (greedy); ``write``, what ``heads`` write towards the answer, together, on the *base's* responses to the haystacks (logits).
     """
     problems = study.load("test", next(iter(judged.values())).lm)
+    evaluate.check_held_out(judged, [*problems, *(h.problem for h in hidden)], allow=study.allow_overlap)
     greedy = replace(study.sampling, n=1, temperature=0.0)
     asked, base_answers = [h.problem for h in hidden], None
     values: dict[str, dict[str, ndarray]] = {}
@@ -185,25 +187,28 @@ def atlas(
     directory: str | Path,
     *,
     found: Sequence[Rollout] | None = None,
+    origin: Mapping[str, Any] | None = None,
     say: Say = lambda text: None,
 ) -> Atlas:
     """Every head through every lens; overlaps of the lenses; ThinkEdit's edit and steering seen through them.
 
     Writes ``heads.parquet``, ``atlas.json`` (tables with provenance), ``report.html`` and the rollouts into ``directory``; given again
-    after a kill, finished rollouts are kept. ``found`` are rollouts to find short-thinking heads on (default: sampled now).
+    after a stop, finished rollouts are kept. ``found`` are rollouts to find short-thinking heads on (default: sampled now), and
+    ``origin`` tells their task, split and seed.
 
     Raises:
         ImportError: TransformerLens is not installed; said before anything is sampled.
     """
     bridges.check_transformer_lens()
     out = store.writable(directory)
+    about_found = study.origin("train") if found is None else dict(origin or {})
     found = found or extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
     looked = retrieval.look(lm, search, out=out / "rollouts" / "haystacks", say=say)
     say(f"masking each of {lm.layout.n_layers * lm.layout.n_heads} heads, and looking at attention patterns")
     scores = lenses(lm, found, looked)
     count = max(2, round(0.1 * lm.layout.n_layers * lm.layout.n_heads))
     say("ThinkEdit's edit and steering, seen through the lenses")
-    finding = edit.find(lm, found, edit.DEMO, edit.OURS)
+    finding = edit.find(lm, found, edit.DEMO, edit.OURS, origin=about_found)
     judged = edit.conditions(lm, {edit.OURS: finding}, replace(edit.DEMO, draws=1))
     judged |= edit.steered(lm, finding.plan.direction or finding.direction, edit.DEMO)
     top = [h for h in scores[WRITE].ranked()[:count] if scores[WRITE].score[h] > 0]
@@ -213,9 +218,11 @@ def atlas(
         "conditions": seen_through(judged, study, search.haystacks(lm, "test"), top, out=out / "rollouts" / "conditions"),
     }
     store.save_table(tables["heads"], out / "heads.parquet")
-    about = {"study": study, "search": search, "top": count, "provenance": lm.provenance(study.seed)}
+    made_from = finding.plan.provenance.notes
+    about = {"study": study, "search": search, "top": count, "provenance": lm.provenance(study.seed), "made_from": made_from}
     store.write_json(about | {name: report.records(t) for name, t in tables.items()}, out / "atlas.json")
-    _write_page(lm, scores, tables, count, out / "report.html")
+    split = f"Short-thinking heads are from {origins.words(made_from)}; conditions are judged on {study.problems} of {study.task} (test)."
+    _write_page(lm, scores, tables, (count, split), out / "report.html")
     return Atlas(scores, tables)
 
 
@@ -226,7 +233,10 @@ def table(scores: Mapping[str, HeadScores]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["head", "layer", *scores])
 
 
-def _write_page(lm: LM, scores: Mapping[str, HeadScores], tables: Mapping[str, pd.DataFrame], count: int, path: Path) -> None:
+def _write_page(
+    lm: LM, scores: Mapping[str, HeadScores], tables: Mapping[str, pd.DataFrame], size: tuple[int, str], path: Path
+) -> None:
+    count, split = size
     sections = [
         Section("Every head through every lens", "Each row scaled to its largest absolute value.", (figures.lenses(scores),)),
         Section(
@@ -236,7 +246,7 @@ def _write_page(lm: LM, scores: Mapping[str, HeadScores], tables: Mapping[str, p
         ),
         Section(
             "An edit seen through the lenses",
-            "Paired differences to base; an interval that crosses zero is no effect at this size.",
+            f"Paired differences to base; an interval that crosses zero is no effect at this size. {split}",
             tuple(figures.differences(tables["conditions"], m) for m in ("retrieved", "write", "think_entropy", "answer_entropy")),
         ),
     ]

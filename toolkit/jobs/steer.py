@@ -24,7 +24,7 @@ def dose_report(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What doses of a direction do on the study's dev problems, with a random direction beside it.
 
-    Writes ``report.html``, ``doses.json``, ``targets.json`` and the rollouts into ``directory``; given again after a kill, finished
+    Writes ``report.html``, ``doses.json``, ``targets.json`` and the rollouts into ``directory``; given again after a stop, finished
     rollouts are kept. Returns a table by strength, and the strength as a dial against target lengths (Ruler).
     """
     out = store.writable(directory)
@@ -55,7 +55,7 @@ def dose_report(
             (figures.targets(dial),),
         ),
     ]
-    intro = f"{lm.name} on {study.problems} dev problems of {study.task}, {study.samples} samples each. {plan.act(v, 1.0)}."
+    intro = f"{lm.name}. {report.judged_on(swept.report)} {study.samples} samples each. {plan.act(v, 1.0)}."
     report.page(f"Dose-response: {v.estimator}", intro, _flat(wide.round(3)), sections, out / "report.html")
     return wide, dial
 
@@ -101,11 +101,14 @@ def vector_folder(
 
 
 def steered_responses(
-    lm: LM, acts: Mapping[float, Steering], prompts: Sequence[str], sampling: Sampling
+    lm: LM, acts: Mapping[float, Steering], prompts: Sequence[str], sampling: Sampling, *, out: Path | None = None
 ) -> list[tuple[str, float, Rollout]]:
-    """``(prompt, strength, response)`` to plain prompts under several interventions, prompt by prompt."""
+    """``(prompt, strength, response)`` to plain prompts under several interventions, prompt by prompt; kept in ``out``."""
     problems = [Problem(f"prompt {i}", ({"role": "user", "content": text},), "") for i, text in enumerate(prompts)]
-    found = {a: rollouts(Condition(lm, (act,)), problems, sampling, progress=False) for a, act in acts.items()}
+    found = {
+        a: rollouts(Condition(lm, (act,)), problems, sampling, out=out and out / f"{a:+g}", progress=False)
+        for a, act in acts.items()
+    }
     n = sampling.n
     return [
         (text, a, r) for i, text in enumerate(prompts) for a, responses in found.items() for r in responses[i * n : (i + 1) * n]

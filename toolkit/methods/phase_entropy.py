@@ -27,6 +27,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -344,8 +345,9 @@ def filtering(
     keeps: Sequence[float] = PUBLISHED_KEEPS,
     sampling: Sampling = assumed_answering,
     seed: int = 0,
+    out: str | Path | None = None,
 ) -> pd.DataFrame:
-    """The filtering experiment: every closed rollout, every share kept, every way to drop, answered and graded.
+    """The filtering experiment: every closed rollout, every share kept, every way to drop, answered and graded; kept in ``out``.
 
     Columns: ``drop, keep, problem_id, sample, kept_tokens, correct, answer_tokens``; summarise with :func:`filtering_summary`.
 
@@ -360,7 +362,7 @@ def filtering(
     plan = [(drop, float(keep), r) for drop, keep, r in product(DROPS, keeps, usable)]
     asked = [(by_id[r.problem_id], filtered(r, keep, drop, seed=seed)) for drop, keep, r in plan]
     rows = []
-    for i, a in enumerate(continued(target, asked, sampling)):
+    for i, a in enumerate(continued(target, asked, sampling, out=out)):
         drop, keep, r = plan[i // sampling.n]
         rows.append((drop, keep, r.problem_id, r.sample, round(keep * r.think_tokens), a.correct, a.response_tokens))
     return pd.DataFrame(rows, columns=["drop", "keep", "problem_id", "sample", "kept_tokens", "correct", "answer_tokens"])

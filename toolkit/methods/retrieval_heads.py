@@ -31,13 +31,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from toolkit import attention
+from toolkit import attention, origins
 from toolkit.collect import padded
 from toolkit.lm import LM
 from toolkit.tasks.haystack import Haystack
@@ -139,7 +139,8 @@ class Measured:
                 f"metrics {', '.join(self.values)} and {', '.join(other.values)}."
             )
         values = {name: torch.cat([value, other.values[name]]) for name, value in self.values.items()}
-        return Measured(values, self.success + other.success, self.ids + other.ids, self.provenance)
+        about = replace(self.provenance, notes=origins.joined(self.provenance.notes, other.provenance.notes))
+        return Measured(values, self.success + other.success, self.ids + other.ids, about)
 
     def of(self, metric: str = "copy", *, when: str = "all") -> Float[Tensor, "examples layers heads"]:
         """One metric of all examples, or of those that succeeded. Examples without a number (NaN) are left out.
@@ -209,7 +210,7 @@ def measure(
     back = torch.tensor(order).argsort()
     values = {name: torch.cat([part[name] for part in parts])[back] for name in METRICS}
     ids = tuple(e.rollout.problem_id for e in examples)
-    return Measured(values, tuple(bool(success(e)) for e in examples), ids, lm.provenance())
+    return Measured(values, tuple(bool(success(e)) for e in examples), ids, lm.provenance(**origins.record(ids)))
 
 
 def _group(lm: LM, examples: Sequence[Example], sinks: int) -> dict[str, Float[Tensor, "examples layers heads"]]:

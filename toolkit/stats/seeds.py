@@ -57,9 +57,7 @@ class Effect(Estimate):
         return replace(self, low=low, high=high)
 
 
-def effect(
-    seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = RESAMPLES, seeded: bool = False
-) -> Effect:
+def effect(seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = RESAMPLES, seeded: bool = False) -> Effect:
     """The mean over seeds of a statistic of n problems; see the module's equations.
 
     Args:

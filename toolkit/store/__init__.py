@@ -6,10 +6,27 @@ complete, so a file that exists is whole.
 """
 
 from toolkit.store.errors import DamagedFileError, DiskFullError, ForeignFileError, StoreError, WrongModelError
-from toolkit.store.files import append_line, atomic, claimed, existing, filling, jsonable, key, new_directory, read_json, read_lines, read_rows, remove, writable, write_json, write_rows, write_text
+from toolkit.store.files import (
+    append_line,
+    atomic,
+    claimed,
+    existing,
+    filling,
+    jsonable,
+    key,
+    new_directory,
+    read_json,
+    read_lines,
+    read_rows,
+    remove,
+    writable,
+    write_json,
+    write_rows,
+    write_text,
+)
 from toolkit.store.foreign import read_gguf, read_pt, write_gguf
 from toolkit.store.hints import checked
-from toolkit.store.rollouts import append_rollouts, load_rollouts, open_rollouts, rollout_table
+from toolkit.store.rollouts import alone, append_rollouts, load_header, load_rollouts, open_rollouts, rollout_table
 from toolkit.store.tables import load_problems, read_table, save_problems, save_table
 from toolkit.store.values import FORMAT, FORMAT_VERSION, load, read_tensors, save, write_tensors
 
@@ -21,6 +38,7 @@ __all__ = [
     "ForeignFileError",
     "StoreError",
     "WrongModelError",
+    "alone",
     "append_line",
     "append_rollouts",
     "atomic",
@@ -31,6 +49,7 @@ __all__ = [
     "jsonable",
     "key",
     "load",
+    "load_header",
     "load_problems",
     "load_rollouts",
     "new_directory",

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+import math
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from toolkit.store.errors import DamagedFileError, WrongModelError
-from toolkit.store.files import atomic, jsonable, read_json, writable, write_json
+from toolkit.store.files import atomic, claimed, existing, jsonable, read_json, writable, write_json
 from toolkit.types import Rollout, Span
+
+IDENTITY = ("fingerprint", "interventions", "eos_ids", "template", "tags", "problems", "sampling")
+"""Fields of a header that decide what is sampled. All others (model, task, split, ...) say what it is, and may change."""
+FIELDS: Mapping[str, type | tuple[type, ...]] = {
+    "fingerprint": str, "interventions": list, "eos_ids": list, "template": str, "tags": (dict, type(None)), "problems": str,
+    "sampling": dict, "model": str, "task": str, "split": str, "seed": int, "rollouts": int,
+}  # fmt: skip
+HEADER = "header.json"
+log = logging.getLogger(__name__)
 
 
 def rollout_table(rollouts: Iterable[Rollout]) -> pd.DataFrame:
@@ -44,51 +57,170 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
     )
 
 
-def open_rollouts(directory: str | Path, header: Mapping[str, Any]) -> list[Rollout]:
+@contextmanager
+def alone(directory: str | Path) -> Iterator[None]:
+    """Work on a directory of rollouts as the only process; waits for another one that does, and says so in the log."""
+    claim = Path(directory) / ".sampling"
+    with claimed(claim) as mine:
+        if mine:
+            yield
+            return
+    log.warning("Another process is sampling into %s: waiting for it; what it finishes is not sampled again.", directory)
+    with claimed(claim, wait=True):
+        yield
+
+
+def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: int | None = None) -> list[Rollout]:
     """Start or resume a directory of rollouts: the rollouts already there, or ``[]``.
 
+    Only what decides the samples (:data:`IDENTITY`) must be as it was; what else the header tells, such as names, is kept as it is, and
+    added where an older header lacks it.
+
     Raises:
-        WrongModelError: it was begun with another header (model, sampling or problems).
+        WrongModelError: it was begun with another model, other problems or another sampling.
+        DamagedFileError: as :func:`load_rollouts`.
     """
-    path = writable(directory) / "header.json"
+    path = writable(directory) / HEADER
     if not path.exists():
         write_json(header, path)
         return []
-    old, new = read_json(path), json.loads(json.dumps(header, default=jsonable))
-    differing = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+    old, new = load_header(directory), json.loads(json.dumps(header, default=jsonable))
+    differing = sorted(k for k in IDENTITY if old.get(k) != new.get(k))
     if differing:
+        there, now = (str({k: _apart(a.get(k), b.get(k)) for k in differing})[:110] for a, b in ((old, new), (new, old)))
         raise WrongModelError(
-            f"{directory} holds rollouts made with another {', '.join(differing)}: "
-            f"{ {k: old.get(k) for k in differing} } there, { {k: new.get(k) for k in differing} } now. Choose another directory."
+            f"{directory} holds rollouts made with another {', '.join(differing)}: {there} there, {now} now. Choose another directory."
         )
-    return load_rollouts(directory)
+    if not new.keys() <= old.keys():
+        write_json({**new, **old}, path)
+    return load_rollouts(directory, vocab=vocab)
+
+
+def _apart(value: Any, other: Any) -> Any:
+    """A value of a header; of an object only what differs from the other one."""
+    both = isinstance(value, dict) and isinstance(other, dict)
+    return {k: v for k, v in value.items() if other.get(k) != v} if both else value
 
 
 def append_rollouts(rollouts: Sequence[Rollout], directory: str | Path) -> Path:
-    """Add one part file to a directory of rollouts."""
-    parts = sorted(Path(directory).glob("part-*.parquet"))
-    index = int(parts[-1].stem.split("-")[1]) + 1 if parts else 0
-    path = Path(directory) / f"part-{index:05d}.parquet"
+    """Add one part file to a directory of rollouts; its name is its own, whoever else writes there."""
+    index = max((_index(part) for part in Path(directory).glob("part-*.parquet")), default=-1) + 1
+    path = Path(directory) / f"part-{index:05d}-{secrets.token_hex(4)}.parquet"
     with atomic(path) as partial:
         rollout_table(rollouts).to_parquet(partial)
     return path
 
 
-def load_rollouts(path: str | Path) -> list[Rollout]:
+def _index(part: Path) -> int:
+    number = part.stem.split("-")[1]
+    return int(number) if number.isdecimal() else 0
+
+
+def load_header(directory: str | Path) -> dict[str, Any]:
+    """The header of a directory of rollouts: who sampled them, on which problems, and how.
+
+    Raises:
+        FileNotFoundError: no header there.
+        DamagedFileError: it is not an object, or a field is of another type than it should be; names it.
+    """
+    path = existing(Path(directory) / HEADER)
+    header = read_json(path)
+    if not isinstance(header, dict):
+        raise DamagedFileError(f"{path} holds a {type(header).__name__}, not an object: sample into another directory.")
+    for name, kind in FIELDS.items():
+        value = header.get(name)
+        if value is None and name not in IDENTITY:
+            continue
+        if name in header and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise DamagedFileError(
+                f"{path}: {name} is {str(value)[:60]!r}, expected {_named(kind)}. Sample into another directory."
+            )
+    for name, kind in (("interventions", str), ("eos_ids", int)):
+        wrong = [value for value in header.get(name, ()) if not isinstance(value, kind) or isinstance(value, bool)]
+        if wrong:
+            raise DamagedFileError(f"{path}: {name} holds {str(wrong[0])[:60]!r}, expected only {_named(kind)}.")
+    return header
+
+
+def _named(kind: type | tuple[type, ...]) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    names = {str: "text", int: "whole numbers", list: "a list", dict: "an object", type(None): "null"}
+    return " or ".join(names[k] for k in kinds)
+
+
+def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout]:
     """Rollouts of a directory of parts, or of one parquet file, ordered as written.
+
+    Args:
+        vocab: Rows of the model's embedding, if the model is known: token ids must be below it.
 
     Raises:
         FileNotFoundError: nothing there.
-        DamagedFileError: a part is not a parquet file of rollouts.
+        DamagedFileError: a part is not a parquet file of rollouts, or a row cannot be one; names file, row, what is wrong and expected.
     """
     source = Path(path)
-    files = sorted(source.glob("part-*.parquet")) if source.is_dir() else [source]
-    if not source.exists() or not (files or (source / "header.json").exists()):
+    parts = sorted(source.glob("part-*.parquet"), key=lambda part: (_index(part), part.name)) if source.is_dir() else [source]
+    if not source.exists() or not (parts or (source / HEADER).exists()):
         raise FileNotFoundError(f"No rollouts at {source}.")
-    found: list[Rollout] = []
-    for file in files:
+    seen: dict[tuple[str, int], str] = {}
+    rollouts: list[Rollout] = []
+    for part in parts:
         try:
-            found += [_rollout(row) for row in pd.read_parquet(file, dtype_backend="pyarrow").to_dict("records")]
-        except (OSError, KeyError, ValueError) as error:
-            raise DamagedFileError(f"{file} is not a parquet file of rollouts: {error}.") from error
-    return found
+            rows = pd.read_parquet(part, dtype_backend="pyarrow").to_dict("records")
+        except (OSError, ValueError) as error:
+            raise DamagedFileError(f"{part} is not a parquet file of rollouts: {error}.") from error
+        for number, row in enumerate(rows):
+            try:
+                _check(row, vocab)
+                rollouts.append(_rollout(row))
+            except KeyError as error:
+                raise DamagedFileError(f"{part} is not a parquet file of rollouts: it has no column {error}.") from error
+            except ValueError as error:
+                raise DamagedFileError(f"{part}, row {number}: {error} Remove that file and sample again.") from error
+            key = (rollouts[-1].problem_id, rollouts[-1].sample)
+            if key in seen:
+                raise DamagedFileError(
+                    f"{part}, row {number}: sample {key[1]} of problem {key[0][:60]!r} is there already ({seen[key]}); expected each once. "
+                    "Two commands wrote here: remove one of the files and sample again."
+                )
+            seen[key] = f"{part.name}, row {number}"
+    return rollouts
+
+
+def _check(row: Mapping[str, Any], vocab: int | None) -> None:
+    """Raise ValueError, with what was found and expected, unless a row can be a rollout."""
+    for name, kind in (("problem_id", str), ("sample", int), ("prompt_len", int), ("text", str), ("correct", bool)):
+        if not isinstance(row[name], kind) or (kind is int and isinstance(row[name], bool)):
+            raise ValueError(f"{name} is {str(row[name])[:60]!r}, expected {kind.__name__}.")
+    if row["sample"] < 0:
+        raise ValueError(f"sample is {row['sample']}, expected a number from 0.")
+    ids = row["token_ids"]
+    if ids is None or not all(type(i) is int for i in ids):
+        raise ValueError(f"token_ids is {str(ids)[:60]}, expected whole numbers.")
+    if len(ids) and (min(ids) < 0 or (vocab is not None and max(ids) >= vocab)):
+        bad = min(ids) if min(ids) < 0 else max(ids)
+        raise ValueError(f"token_ids holds {bad}, expected 0..{'' if vocab is None else vocab - 1}.")
+    if not 0 <= row["prompt_len"] <= len(ids):
+        raise ValueError(f"prompt_len is {row['prompt_len']}, expected 0..{len(ids)}, the number of tokens.")
+    if row["finish"] not in ("stop", "length"):
+        raise ValueError(f"finish is {str(row['finish'])[:60]!r}, expected 'stop' or 'length'.")
+    _check_spans(row)
+    for name in ("logprobs", "entropies"):
+        values, length = row[name], len(ids) - row["prompt_len"]
+        if values is not None and len(values) != length:
+            raise ValueError(f"{name} has {len(values)} numbers, expected {length}, one per token of the response.")
+        if values is not None and not all(isinstance(v, float) and math.isfinite(v) for v in values):
+            raise ValueError(f"{name} holds a value that is no finite number.")
+
+
+def _check_spans(row: Mapping[str, Any]) -> None:
+    end = 0
+    for name in ("think", "answer"):
+        start, stop = row[f"{name}_start"], row[f"{name}_stop"]
+        if (start, stop) == (-1, -1):
+            continue
+        if not (isinstance(start, int) and isinstance(stop, int) and end <= start <= stop <= len(row["token_ids"])):
+            raise ValueError(
+                f"{name} is {start}..{stop}, expected a span inside {end}..{len(row['token_ids'])} that does not end first."
+            )
+        end = stop

@@ -4,19 +4,21 @@
 ``gsm8k`` and ``math500`` come through the ``datasets`` library or a local file with the same columns; ``needle`` is sized for a
 model (``lm=...``), ``threading`` is not. ``running_sum`` are long chains for the tiny reasoner, ``characters``, ``slaq`` and
 ``target_length`` are for language models, ``gym:NAME`` is a data set of reasoning-gym; anything else is a path to a JSONL file of problems.
+
+Splits are train, dev and test, and no problem is in two of them. A file may name its own (``meta.split``, see ``files``).
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-from toolkit import store
 from toolkit.lm import LM
 from toolkit.tasks import (
     arithmetic,
     backtracking,
     characters,
-    grading,
+    files,
     gym,
     lookup,
     mathematics,
@@ -26,6 +28,7 @@ from toolkit.tasks import (
     target_length,
     threading,
     wordproblems,
+    words,
 )
 from toolkit.types import Problem
 
@@ -34,18 +37,25 @@ NAMES = (
     "running_sum", "characters", "slaq", "target_length",
 )  # fmt: skip
 GYM = "gym:"
+log = logging.getLogger(__name__)
 
 
-def check(name: str) -> None:
-    """Raise ValueError unless ``name`` is a task or a file, ImportError if it needs an extra: to be asked before a model is loaded."""
+def check(name: str, *splits: str) -> None:
+    """Raise ValueError unless ``name`` is a task or a file with these splits, ImportError if it needs an extra. Needs no model."""
     if name.startswith(GYM):
         gym.check(name.removeprefix(GYM))
     elif name not in NAMES and not Path(name).is_file():
         raise ValueError(f"Unknown task {name!r}: choose one of {', '.join(NAMES)}, {GYM}NAME, or give a JSONL file of problems.")
+    for split in splits:
+        words.check_split(split) if _generated(name) else files.check(name, split)
+
+
+def _generated(name: str) -> bool:
+    return name in NAMES or name.startswith(GYM)
 
 
 def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM | None = None) -> list[Problem]:
-    """``n`` problems of a task's split; the same ones for the same seed.
+    """``n`` problems of a task's split; the same ones for the same seed. If there are fewer, all of them, and a log line says so.
 
     Args:
         lm: The model that ``needle`` is sized for, and whose tokens tag ``characters``; the other tasks do not read it.
@@ -54,6 +64,15 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
         ImportError: ``gym:NAME`` without reasoning-gym.
         ValueError: unknown split, ``needle`` without a model, or a name that is neither a task nor a file; lists the tasks.
     """
+    found = _load(name, split, n, seed, lm)
+    if len(found) < n:
+        log.warning(
+            "%s has %d problems of split %s, fewer than the %d asked for: all of them are taken.", name, len(found), split, n
+        )
+    return found
+
+
+def _load(name: str, split: str, n: int, seed: int, lm: LM | None) -> list[Problem]:
     match name:
         case "tiny":
             few = n // 4
@@ -87,7 +106,4 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
     if name.startswith(GYM):
         return gym.load(name.removeprefix(GYM), split, n, seed)
     check(name)
-    problems = store.load_problems(name)[:n]
-    for problem in problems:
-        grading.check(problem, name)
-    return problems
+    return files.load(name, split, n, seed)

@@ -27,6 +27,15 @@ def split_of(content: str) -> str:
     return "train" if bucket < 8 else "dev" if bucket == 8 else "test"
 
 
+def own_split(problem_id: str) -> str:
+    """The split of a problem that comes without one, by a hash of its id: 50 % train, 10 % dev, 40 % test.
+
+    A file is small, and both the making and the judging need their share of it. Lines added or reordered move no other problem.
+    """
+    bucket = int(digest(f"split-{problem_id}")[:8], 16) % 10
+    return "train" if bucket < 5 else "dev" if bucket == 5 else "test"
+
+
 def distinct(draw: Callable[[], Problem], n: int) -> list[Problem]:
     """The first ``n`` distinct problems that ``draw`` gives.
 

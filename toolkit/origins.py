@@ -1,0 +1,56 @@
+"""Records of the problems that something was made from. They travel in its provenance, so that nothing is judged on them unawares.
+
+A record is a plain mapping: ``task``, ``split``, ``seed``, ``rollouts`` (as text, if only a part of a run was used) and
+``problem_ids``, sorted hashes of 8 bytes. What is not known is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+KEYS = ("task", "split", "seed", "rollouts", "problem_ids")
+Record = Mapping[str, Any]
+
+
+def digest(problem_id: str) -> str:
+    """Sixteen hexadecimal digits (8 bytes of SHA-256) that stand for a problem's id."""
+    return hashlib.sha256(problem_id.encode()).hexdigest()[:16]
+
+
+def record(problem_ids: Iterable[str], **known: Any) -> dict[str, Any]:
+    """A record of these problems; what is ``None`` is left out."""
+    ids = sorted({digest(i) for i in problem_ids})
+    return {**{k: v for k, v in known.items() if v is not None}, "problem_ids": ids}
+
+
+def of(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """The record in the notes of a provenance; empty if it names no problems."""
+    return {k: notes[k] for k in KEYS if k in notes} if notes.get("problem_ids") else {}
+
+
+def joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Notes of a sum of two things: the problems of both, and what else both agree on."""
+    same = {k: v for k, v in first.items() if k in second and second[k] == v}
+    ids = sorted({*first.get("problem_ids", ()), *second.get("problem_ids", ())})
+    return {**same, "problem_ids": ids} if ids else same
+
+
+def shared(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
+    """The problems, by id, that one of the records names."""
+    made_from = {i for one in records for i in one.get("problem_ids", ())}
+    return [i for i in problem_ids if digest(i) in made_from] if made_from else []
+
+
+def words(one: Record) -> str:
+    """A record in words: ``100 problems of arithmetic (train, seed 0)``."""
+    count = len(one.get("problem_ids", ()))
+    named = f"{count} problem{'s' * (count != 1)}" + (f" of {str(one['task']).rpartition('/')[2]}" if "task" in one else "")
+    inside = [form.format(one[key]) for key, form in (("split", "{}"), ("seed", "seed {}"), ("rollouts", "{}")) if key in one]
+    return named + (f" ({', '.join(inside)})" if inside else "")
+
+
+def all_words(records: Sequence[Record]) -> str:
+    """Several records in words, each once."""
+    return " and ".join(dict.fromkeys(words(one) for one in records))
