@@ -5,31 +5,40 @@ provenance. Rollouts and report rows are parquet. Every write goes to a temporar
 complete, so a file that exists is whole.
 """
 
+from toolkit.store.code import BEFORE_HASHES, MADE_BY, Origin, code_of, differing, made_by, modules_of, sources
 from toolkit.store.errors import DamagedFileError, ForeignFileError, StoreError, WrongModelError
-from toolkit.store.files import append_line, atomic, claimed, existing, filling, jsonable, key, new_directory, read_json, read_lines, read_rows, remove, writable, write_json, write_rows, write_text
+from toolkit.store.files import append_line, atomic, claimed, existing, filling, is_whole, jsonable, key, new_directory, read_json, read_lines, read_rows, remove, writable, write_json, write_rows, write_text
 from toolkit.store.foreign import read_gguf, read_pt, write_gguf
 from toolkit.store.rollouts import append_rollouts, load_rollouts, open_rollouts, rollout_table
 from toolkit.store.tables import load_problems, read_table, save_problems, save_table
 from toolkit.store.values import FORMAT, FORMAT_VERSION, load, read_tensors, save, write_tensors
 
 __all__ = [
+    "BEFORE_HASHES",
     "FORMAT",
     "FORMAT_VERSION",
+    "MADE_BY",
     "DamagedFileError",
     "ForeignFileError",
+    "Origin",
     "StoreError",
     "WrongModelError",
     "append_line",
     "append_rollouts",
     "atomic",
     "claimed",
+    "code_of",
+    "differing",
     "existing",
     "filling",
+    "is_whole",
     "jsonable",
     "key",
     "load",
     "load_problems",
     "load_rollouts",
+    "made_by",
+    "modules_of",
     "new_directory",
     "open_rollouts",
     "read_gguf",
@@ -44,6 +53,7 @@ __all__ = [
     "save",
     "save_problems",
     "save_table",
+    "sources",
     "writable",
     "write_gguf",
     "write_json",
