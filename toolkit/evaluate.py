@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from numpy import ndarray
 
-from toolkit import stats
+from toolkit import stats, store
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
 from toolkit.types import Problem, Report, Rollout
@@ -40,7 +40,7 @@ def compare(
     judged = {name: c if isinstance(c, Condition) else Condition(c) for name, c in conditions.items()}
     tables, about = [], {}
     for name, condition in judged.items():
-        where = None if out is None else Path(out) / _folder(name)
+        where = None if out is None else Path(out) / store.as_name(name)
         found = rollouts(condition, problems, sampling, out=where, progress=progress)
         tables.append(table(found, problems).assign(condition=name))
         about[name] = {
@@ -53,10 +53,6 @@ def compare(
     notes = {"sampling": sampling.identity, "problems": len(problems)}
     provenance = judged[base].lm.provenance(sampling.seed, **notes)
     return Report(pd.concat(tables, ignore_index=True), about, base, provenance)
-
-
-def _folder(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "+-." else "_" for c in name)
 
 
 def table(found: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:

@@ -24,7 +24,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, GetSetDescriptorType, MethodDescriptorType, MethodType, ModuleType, WrapperDescriptorType
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+    WrapperDescriptorType,
+)
 from typing import Any
 
 import numpy as np
@@ -32,14 +42,12 @@ import torch
 
 from toolkit import store
 from toolkit.lm import LM, Condition
-from toolkit.types import Provenance
+from toolkit.types import Problem, Provenance
 
 READ_IN_PART = frozenset({"toolkit.board.spec"})
 """Modules of the toolkit whose functions count one by one."""
 HOUSEKEEPING = frozenset(
-    "__module__ __dict__ __weakref__ __doc__ __annotations__ __annotate__ __annotate_func__ __annotations_cache__ __qualname__ __slots__ "
-    "__abstractmethods__ _abc_impl __parameters__ __orig_bases__ __match_args__ __firstlineno__ __static_attributes__ "
-    "__dataclass_fields__ __dataclass_params__ __hash__ __protocol_attrs__ _is_protocol _is_runtime_protocol __non_callable_proto_members__".split()
+    ["__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__qualname__", "__slots__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__", "__firstlineno__", "__static_attributes__", "__dataclass_fields__", "__dataclass_params__", "__hash__", "__protocol_attrs__", "_is_protocol", "_is_runtime_protocol", "__non_callable_proto_members__"]
 )
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 REMEDY = "Give the condition identity={...}: everything its numbers depend on (for one made by a function: dataclasses.replace(condition, identity={...}))."
@@ -87,10 +95,15 @@ def of_lm(lm: LM) -> dict[str, Any]:
     }
 
 
+def of_problems(problems: Sequence[Problem]) -> str:
+    """A hash of problems, everything about each, in their order."""
+    return store.key(of(list(problems)).body)
+
+
 def is_own(module: str | None) -> bool:
     """Whether a module is a user's own code: neither of Python, nor installed, nor the toolkit's."""
     top = (module or "").partition(".")[0]
-    if top in sys.stdlib_module_names and top != "__main__" or top in ("toolkit", "builtins"):
+    if (top in sys.stdlib_module_names and top != "__main__") or top in ("toolkit", "builtins"):
         return False
     file = getattr(sys.modules.get(top), "__file__", None)
     installed = (Path(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
@@ -163,7 +176,9 @@ class _Walk:
         if isinstance(value, Mapping):
             return {kind: [[self.of(k), self.named(str(k), v)] for k, v in value.items()]}
         parts = [self.of(v) for v in value]
-        return {kind: sorted(parts, key=lambda part: json.dumps(part, sort_keys=True)) if isinstance(value, set | frozenset) else parts}
+        return {
+            kind: sorted(parts, key=lambda part: json.dumps(part, sort_keys=True)) if isinstance(value, set | frozenset) else parts
+        }
 
     def _wrapper(self, value: Any) -> Any:
         match value:
@@ -193,7 +208,7 @@ class _Walk:
             return {"function": name}
         self.where.append(f.__name__)
         closed = dict(zip(f.__code__.co_freevars, f.__closure__ or (), strict=True))
-        filled = {k: self.named(k, cell.cell_contents) for k, cell in closed.items() if _is_filled(cell)}
+        filled = {k: self.named(k, _content(cell)) for k, cell in closed.items()}
         told = {
             "function": None if own else name,
             "code": self._code(f.__code__, f.__globals__) if own else None,
@@ -289,7 +304,8 @@ class _Walk:
             return None
         if isinstance(reduced, str):
             return {"object": self.of(cls), "name": reduced}
-        make, arguments, state, *items = *reduced, *[None] * (3 - len(reduced))
+        make, arguments, *more = reduced
+        state, *items = more or [None]
         state = _held(cls, state) if isinstance(state, dict) else state
         parts = [arguments, state, *(None if part is None else list(part) for part in items)]
         return {"object": self.of(make), "holds": [self.named(cls.__name__, part) for part in parts]}
@@ -325,9 +341,8 @@ def _reached(f: FunctionType) -> Any:
     return value
 
 
-def _is_filled(cell: Any) -> bool:
+def _content(cell: CellType) -> Any:
     try:
-        cell.cell_contents
-    except ValueError:
-        return False
-    return True
+        return cell.cell_contents
+    except ValueError:  # filled later
+        return "nothing"

@@ -5,9 +5,29 @@ provenance. Rollouts and report rows are parquet. Every write goes to a temporar
 complete, so a file that exists is whole.
 """
 
-from toolkit.store.code import BEFORE_HASHES, MADE_BY, Origin, code_of, differing, made_by, modules_of, sources
+from toolkit.store.code import BEFORE_HASHES, MADE_BY, Basis, code_of, made_by, modules_of, records, sources
 from toolkit.store.errors import DamagedFileError, ForeignFileError, StoreError, WrongModelError
-from toolkit.store.files import append_line, atomic, claimed, existing, filling, is_whole, jsonable, key, new_directory, read_json, read_lines, read_rows, remove, writable, write_json, write_rows, write_text
+from toolkit.store.files import (
+    append_line,
+    as_name,
+    atomic,
+    claimed,
+    existing,
+    filling,
+    is_whole,
+    jsonable,
+    key,
+    move,
+    new_directory,
+    read_json,
+    read_lines,
+    read_rows,
+    remove,
+    writable,
+    write_json,
+    write_rows,
+    write_text,
+)
 from toolkit.store.foreign import read_gguf, read_pt, write_gguf
 from toolkit.store.rollouts import append_rollouts, load_rollouts, open_rollouts, rollout_table
 from toolkit.store.tables import load_problems, read_table, save_problems, save_table
@@ -18,17 +38,17 @@ __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "MADE_BY",
+    "Basis",
     "DamagedFileError",
     "ForeignFileError",
-    "Origin",
     "StoreError",
     "WrongModelError",
     "append_line",
     "append_rollouts",
+    "as_name",
     "atomic",
     "claimed",
     "code_of",
-    "differing",
     "existing",
     "filling",
     "is_whole",
@@ -39,6 +59,7 @@ __all__ = [
     "load_rollouts",
     "made_by",
     "modules_of",
+    "move",
     "new_directory",
     "open_rollouts",
     "read_gguf",
@@ -48,6 +69,7 @@ __all__ = [
     "read_rows",
     "read_table",
     "read_tensors",
+    "records",
     "remove",
     "rollout_table",
     "save",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ CLASSES_ONLY = frozenset({"toolkit.grpo.recipes"})
 """Lists of values that are in the keys themselves: only the classes of those values count."""
 NO_NUMBERS = (
     "toolkit.figures", "toolkit.report", "toolkit.transcript", "toolkit.widgets", "toolkit.cli", "toolkit.processes", "toolkit.identity",
+    "toolkit.grpo.code",
     "toolkit.store.code",
 )  # fmt: skip
 """Modules and packages that draw, print or name numbers, and make none."""
@@ -104,18 +105,22 @@ def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
     if unknown := [name for name in roots if name.partition(":")[0] not in sources()]:
         raise ValueError(f"{unknown[0]!r} is no module of the toolkit: give a dotted name such as 'toolkit.generate'.")
     parts = [name for name in roots if ":" in name]
-    found, todo, shut = set[str](), [name for name in roots if name not in parts], (*NO_NUMBERS, *without)
+    found, todo = set[str](), [name for name in roots if name not in parts and not _below(name, NO_NUMBERS)]
     while todo:
         name = todo.pop()
         if name not in found:
             found.add(name)
-            todo += [n for n in _imported(name) if not any(f"{n}.".startswith(f"{s}.") for s in shut)]
+            todo += [n for n in _imported(name) if not _below(n, (*NO_NUMBERS, *without))]
     return {name: sources()[name].digest for name in sorted(found)} | {name: _part(name) for name in sorted(parts)}
 
 
 def code_of(*roots: str, without: tuple[str, ...] = ()) -> str:
     """One hash of :func:`modules_of`."""
     return key(modules_of(*roots, without=without))
+
+
+def _below(name: str, shut: tuple[str, ...]) -> bool:
+    return any(f"{name}.".startswith(f"{other}.") for other in shut)
 
 
 @cache
@@ -163,7 +168,7 @@ def _defining(source: str, attribute: str) -> str:
 
 
 @dataclass(frozen=True)
-class Origin:
+class Basis:
     """What a kept result depends on, and the code that makes it: its key, and the record that is kept beside it.
 
     Attributes:
@@ -189,24 +194,28 @@ class Origin:
         """The code in words, for people."""
         return made_by(self.code)
 
-    def record(self, folder: Path) -> None:
-        """Write down beside a result what it was made by."""
-        about = {"made_by": self.made_by, "code": self.code, "depends": key(self.depends), "modules": dict(self.modules)}
-        write_json(about, folder / MADE_BY)
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is written down beside a result."""
+        return {"made_by": self.made_by, "code": self.code, "depends": key(self.depends), "modules": dict(self.modules)}
 
-    def changed(self, parent: Path) -> list[str]:
-        """The modules that have changed since a result in ``parent`` of the same dependencies was made; none if there is no such result."""
-        found: set[str] = set()
-        for path in sorted(parent.glob(f"*/{MADE_BY}")):
-            old = read_json(path)
-            if old["depends"] == key(self.depends) and old["code"] != self.code:
-                found |= differing(old["modules"], self.modules)
-        return sorted(found)
+    def write(self, folder: Path) -> None:
+        """Write the record into the folder of a result."""
+        write_json(self.record, folder / MADE_BY)
+
+    def changed(self, kept: Iterable[Mapping[str, Any]]) -> set[str]:
+        """The modules that have changed since results of the same dependencies were made; none if there are none.
+
+        Args:
+            kept: Records of results: see :func:`records`.
+        """
+        same = [old["modules"] for old in kept if old["depends"] == key(self.depends) and old["code"] != self.code]
+        return {name for old in same for name in {*old, *self.modules} if old.get(name) != self.modules.get(name)}
 
 
-def differing(old: Mapping[str, str], new: Mapping[str, str]) -> set[str]:
-    """The modules that are not the same in both."""
-    return {name for name in {*old, *new} if old.get(name) != new.get(name)}
+def records(parent: Path, names: str = "*") -> list[dict[str, Any]]:
+    """The records of the results in a directory whose folders have such names."""
+    return [read_json(path) for path in sorted(parent.glob(f"{names}/{MADE_BY}"))]
 
 
 def made_by(code: str) -> str:

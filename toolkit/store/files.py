@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 
 from toolkit.store.errors import DamagedFileError
 
-
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 PARTIAL = re.compile(r"\..*?(?:\.h(?P<host>[0-9a-f]{8}))?\.(?P<pid>\d+)\.partial", re.DOTALL)
 
@@ -190,6 +189,21 @@ def remove(path: str | Path) -> None:
         shutil.rmtree(path)
     else:
         Path(path).unlink(missing_ok=True)
+
+
+def move(path: str | Path, target: str | Path) -> Path:
+    """Move a file; the directory of ``target`` is made."""
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.move(path, target))
+
+
+def as_name(text: str) -> str:
+    """A text as the name of one file or directory: letters, digits and ``+-._`` stay. A text that is changed by it gets a hash after it,
+    so that two texts never share a name, and none leads elsewhere."""
+    name = "".join(c if c.isalnum() or c in "+-._" else "_" for c in text)[:80]
+    if name == text and name.strip("."):
+        return name
+    return f"{name.lstrip('.')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def key(value: Any) -> str:

@@ -33,6 +33,10 @@ NAMES = (
     "running_sum", "characters", "slaq", "target_length",
 )  # fmt: skip
 GYM = "gym:"
+_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "tiny": ("arithmetic", "lookup"), "countdown": ("backtracking",), "gsm8k": ("mathematics",), "math500": ("mathematics",),
+}  # fmt: skip
+"""Modules of this package that a task is in, where they are not called so."""
 
 
 def check(name: str) -> None:
@@ -41,6 +45,13 @@ def check(name: str) -> None:
         gym.check(name.removeprefix(GYM))
     elif name not in NAMES and not Path(name).is_file():
         raise ValueError(f"Unknown task {name!r}: choose one of {', '.join(NAMES)}, {GYM}NAME, or give a JSONL file of problems.")
+
+
+def modules(name: str) -> list[str]:
+    """The modules of the toolkit that a task's problems come from; a file's come from none."""
+    if name in NAMES:
+        return [f"toolkit.tasks.{own}" for own in _ELSEWHERE.get(name, (name,))]
+    return ["toolkit.tasks.gym"] if name.startswith(GYM) else []
 
 
 def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM | None = None) -> list[Problem]:
