@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "toolkit"
 
 # From the ground up: a room imports only from rooms before it.
 ROOMS = (
-    "origins", "types", "stats", "rounding", "store", "sites", "hooks", "shipped", "lm", "bridges", "phases", "decode", "steps", "tasks", "generate", "collect", "attention",
+    "processes", "origins", "types", "stats", "rounding", "store", "sites", "hooks", "shipped", "lm", "identity", "bridges", "phases", "decode", "steps", "tasks", "generate", "collect", "attention",
     "directions", "probes", "merging", "edits", "masks", "baselines", "vectors", "methods", "rewards", "grpo", "evaluate", "figures", "transcript",
     "report", "doses", "jobs", "board", "widgets", "cli",
 )  # fmt: skip

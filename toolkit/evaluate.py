@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from numpy import ndarray
 
-from toolkit import origins, stats
+from toolkit import origins, stats, store
 from toolkit.generate import Sampling, facts, rollouts
 from toolkit.lm import LM, Condition
 from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout
@@ -102,7 +102,7 @@ def compare(
 
 def folder(out: str | Path, name: str) -> Path:
     """Where :func:`compare` keeps the rollouts of a condition."""
-    return Path(out) / "".join(c if c.isalnum() or c in "+-." else "_" for c in name)
+    return Path(out) / store.as_name(name)
 
 
 def table(found: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:

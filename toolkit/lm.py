@@ -151,14 +151,12 @@ class LM:
         Raises:
             FileExistsError: the directory exists and is not empty.
         """
-        target = store.new_directory(directory)
-        partial = target.with_name(f".{target.name}.partial")
-        self.model.save_pretrained(partial)
-        self.tokenizer.save_pretrained(partial)
-        if self.made_from:
-            store.write_json(self.made_from, partial / MADE_FROM)
-        target.rmdir()
-        return partial.rename(target)
+        with store.filling(directory) as partial:
+            self.model.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
+            if self.made_from:
+                store.write_json(self.made_from, partial / MADE_FROM)
+        return Path(directory)
 
 
 Intervention = Callable[[LM], AbstractContextManager[None]]

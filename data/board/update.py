@@ -1,7 +1,7 @@
 """Take the committed board, and the README's table and figure, from a finished one: ``toolkit board``, then ``python data/board/update.py``.
 
 Writes ``board.json``, ``table.parquet`` and ``report.html`` beside this script, ``board.png`` (if Chromium is installed), and the table
-between the README's board marks. ``python data/board/update.py OTHER`` reads another directory than ``runs/board``.
+between the README's board marks, and the line beside this script that says what code made it. ``python data/board/update.py OTHER`` reads another directory than ``runs/board``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from toolkit.board.page import page
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 MARKS = ("<!-- board: begin -->", "<!-- board: end -->")
+MADE_BY = re.compile(r"^Made by .*$", re.MULTILINE)  # the line of the README beside this script
 METRICS = ("accuracy", "think_tokens", "shortest_20", "accuracy_lookup", "aes")
 ROWS = (
     "base", "ThinkEdit, as published", "ThinkEdit 1", "control: random heads edited", "control: random direction edited", "steered -0.5", "steered +0.5",
@@ -61,6 +62,8 @@ def main() -> None:
         f"{before}.*{after}", lambda _: f"{before}\n\n{readme_table(board)}\n\n{after}", readme.read_text(), flags=re.DOTALL
     )
     readme.write_text(text)
+    own = HERE / "README.md"
+    own.write_text(MADE_BY.sub(lambda _: f"Made by {board['provenance']['made_by']}.", own.read_text(), count=1))
     if chromium := shutil.which("chromium"):
         figure = figures.pareto(board, labels=NAMED).update_layout(width=1000, height=520)
         with tempfile.TemporaryDirectory() as folder:

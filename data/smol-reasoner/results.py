@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +21,10 @@ import pandas as pd
 import torch
 
 from toolkit import board as boards
-from toolkit import directions, doses, report, stats, store
+from toolkit import directions, doses, identity, processes, report, stats, store, tasks
 from toolkit import lm as lms
 from toolkit.board import reading
+from toolkit.board.ground import TRAINING
 from toolkit.board.spec import BASE
 from toolkit.generate import Sampling
 from toolkit.jobs import retrieval
@@ -95,8 +95,10 @@ def swept(ground: boards.Ground, name: str, problems: int) -> doses.Doses:
 
 def dose_file(ground: boards.Ground, name: str, problems: int) -> Path:
     """Where a dose-response is kept, under everything it depends on."""
-    key = store.key([ground.lm.fingerprint, problems, SWEEPS[name], ground.study])
-    return ground.out / "doses" / f"{name}-{key}.json"
+    few = replace(ground.study, problems=problems).load("dev", ground.lm)
+    depends = [ground.identity, identity.of_problems(few), identity.of(SWEEPS[name]).body]
+    code = store.modules_of("toolkit.doses", "toolkit.board.ground", *tasks.modules(ground.study.task), without=TRAINING)
+    return ground.out / "doses" / f"{name}-{store.Basis(depends, code).key}.json"
 
 
 def measured(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, *, wait: bool) -> None:
@@ -198,7 +200,7 @@ def plus(e: Estimate, by: float) -> Estimate:
 PAGE = """# What holds on real pretrained weights
 
 Made by `python data/smol-reasoner/results.py` on the smol reasoner (fingerprint {fingerprint}): {problems} test problems x {samples} samples, temperature 1, bf16;
-intervals are 95 % bootstraps over problems. Every row is signed so that + is what was claimed.
+intervals are 95 % bootstraps over problems. Every row is signed so that + is what was claimed. Code: {made_by}.
 
 *Reproduced*: the whole interval is on the claimed side. *Not reproduced*: it ends before the smallest effect that matters ({points:.0f} points of accuracy, {share:.0f} % of the
 base's length, 10 points of needles, 0.1 of a correlation, 0.1 nats: ours), or so does one that is real. *Undecided*: neither. The last column is the effect that would have been
@@ -250,7 +252,12 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
     swept_ = {name: store.read_json(dose_file(ground, name, problems)) for name in SWEEPS}
     store.write_json(swept_, out / "doses.json")
     adapter = (HERE / "adapter_model.safetensors").read_bytes()
-    about = {"adapter_sha256": hashlib.sha256(adapter).hexdigest(), "provenance": ground.lm.provenance(0), "sizes": ground.sizes}
+    about = {
+        "adapter_sha256": hashlib.sha256(adapter).hexdigest(),
+        "made_by": found["provenance"]["made_by"],
+        "provenance": ground.lm.provenance(0),
+        "sizes": ground.sizes,
+    }
     store.write_json(about, out / "about.json")
     heads = {}
     for name in (PUBLISHED, OURS):
@@ -281,6 +288,7 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
     seeded = sum(spec.seeded for spec in specs)
     text = PAGE.format(
         fingerprint=ground.lm.fingerprint[:12],
+        made_by=found["provenance"]["made_by"],
         problems=len(ground.problems),
         samples=ground.sizes.samples,
         points=100 * POINTS,
@@ -309,8 +317,8 @@ def main() -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))
     specs, sizes = boards.read(HERE / "board.py")
     sizes = replace(sizes, seeds=args.seeds or sizes.seeds)
-    again = [sys.executable, *sys.argv, "--helper"]
-    helpers = [] if args.helper else [subprocess.Popen(again) for _ in range(args.jobs - 1)]
+    again = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    helpers = [] if args.helper else [processes.helper(again, [*sys.argv, "--helper"]) for _ in range(args.jobs - 1)]
     ground = boards.Ground(lms.load(lms.SMOL_REASONER, dtype=torch.bfloat16), sizes, args.work, print)
     measured(ground, boards.checked(specs), args.problems, wait=not args.helper)
     if args.helper:

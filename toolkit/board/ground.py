@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from toolkit import store, tasks
+from toolkit import identity, store, tasks
 from toolkit.generate import Sampling, rollouts
 from toolkit.grpo import recipes
 from toolkit.grpo.recipes import Recipe
@@ -24,6 +24,7 @@ from toolkit.lm import LM
 from toolkit.tasks import running_sum
 from toolkit.types import Direction, Plan, Problem, Rollout
 
+TRAINING = ("toolkit.grpo", "toolkit.jobs.grpo")  # what trains policies
 Sets = tuple[tuple[str, int], ...]
 """Task names and how many problems of each."""
 
@@ -140,12 +141,20 @@ class Ground:
     out: Path
     say: Say = field(default=lambda text: None, compare=False)
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """What every result depends on beside its condition; how many seeds there are is not among it."""
+        """What every result depends on beside its condition and the code; how many seeds there are is not among it."""
         sizes = asdict(self.sizes)
         del sizes["seeds"]
-        return {"fingerprint": self.lm.fingerprint, "sizes": sizes}
+        given = {"main": self.problems, "unseen": self.unseen, "extraction": self.study.load("train", self.lm)}
+        return {**identity.of_lm(self.lm), "sizes": sizes, **{name: identity.of_problems(p) for name, p in given.items()}}
+
+    @cached_property
+    def modules(self) -> dict[str, str]:
+        """The code that every result passes through, the tasks it is judged on among it: see ``store.modules_of``. How policies are trained is not."""
+        names = [name for name, _ in (*self.sizes.main, *self.sizes.unseen)] + [self.sizes.haystack, self.sizes.training.task]
+        own = {module for name in names for module in tasks.modules(name)}
+        return store.modules_of("toolkit.board.measure", *sorted(own), without=TRAINING)
 
     # --- problems ------------------------------------------------------------------------------------------------
 
@@ -182,9 +191,22 @@ class Ground:
     def found(self) -> list[Rollout]:
         """The base model's rollouts that directions and heads are found on."""
         self.say(f"sampling {self.study.problems} x {self.study.samples} rollouts that directions and heads are found on")
-        where = self.out / "extraction" / self.lm.fingerprint[:12] / f"{self.study.problems}x{self.study.samples}"
+        problems = self.study.load("train", self.lm)
+        depends = [identity.of_problems(problems), self.study.sampling.identity]
+        where = self._place("extraction", depends, "toolkit.jobs.study", self.study.task)
         with store.claimed(where, wait=True):  # the processes of a board read what the first of them sampled
-            return rollouts(self.lm, self.study.load("train", self.lm), self.study.sampling, out=where)
+            return rollouts(self.lm, problems, self.study.sampling, out=where)
+
+    def _place(self, kind: str, depends: Any, module: str, task: str) -> Path:
+        """Folder of rollouts that are made once, named by what they depend on and the code they pass through; says if that has changed."""
+        code = store.modules_of(module, "toolkit.generate", *tasks.modules(task))
+        basis, parent = store.Basis([identity.of_lm(self.lm), depends], code), self.out / kind
+        where = parent / basis.key
+        if not (where / store.MADE_BY).exists():
+            if changed := basis.changed(store.records(parent)):
+                self.say(f"{kind}: sampled by other code ({', '.join(sorted(changed))} changed), sampling again")
+            basis.write(where)
+        return where
 
     @cached_property
     def findings(self) -> dict[str, Finding]:
@@ -219,8 +241,7 @@ class Ground:
     def retrieval(self) -> retrieval.Found:
         """What every head does on haystacks of the dev split."""
         search = self.search()
-        name = f"{self.lm.fingerprint[:12]}-{store.key(asdict(search))}"  # its lengths are among it
-        where = self.out / "haystacks" / name
+        where = self._place("haystacks", asdict(search), "toolkit.tasks.haystack", search.task)
         with store.claimed(where, wait=True):
             return retrieval.look(self.lm, search, out=where)
 

@@ -55,12 +55,13 @@ class Result:
 
 def result(ground: Ground, spec: Spec, seed: int) -> Result | None:
     """What was measured before, or ``None``. Errors as :func:`read`."""
-    folder = place(ground, spec, seed)
-    return read(folder) if (folder / ABOUT).exists() else None
+    return read(place(ground, spec, seed))
 
 
-def read(folder: Path) -> Result:
-    """The result in a folder. Raises store.DamagedFileError or FileNotFoundError if it is not whole: says what to remove."""
+def read(folder: Path) -> Result | None:
+    """The result in a folder, or ``None``. Raises store.DamagedFileError if it is not whole: says what to remove."""
+    if not is_measured(folder):
+        return None
     remedy = f"Remove {folder} and run the board again: only this result is measured anew."
     rows = store.read_table(folder / ROWS, IN_ROWS, remedy=remedy)
     return Result(
@@ -68,19 +69,31 @@ def read(folder: Path) -> Result:
     )
 
 
+def is_measured(folder: Path) -> bool:
+    """Whether a folder holds a whole result."""
+    return (folder / ABOUT).exists()
+
+
+def unrecorded(ground: Ground) -> list[Path]:
+    """Results that do not say what code made them."""
+    return [path.parent for path in (ground.out / "results").glob(f"*/{ABOUT}") if not path.with_name(store.MADE_BY).exists()]
+
+
 def place(ground: Ground, spec: Spec, seed: int) -> Path:
     """Folder of a result."""
     return ground.out / "results" / spec.key(ground, seed)
 
 
-def measure(ground: Ground, spec: Spec, seed: int, references: References) -> None:
-    """Measure one condition from one seed and keep the result; rollouts that were finished before a kill are kept."""
-    folder = place(ground, spec, seed)
+def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Path:
+    """Measure one condition from one seed and keep the result, in the folder that is returned; rollouts that were finished before a kill are kept."""
     condition = spec.make(ground, seed)
+    basis = spec.basis(ground, seed, made=condition)
+    folder = ground.out / "results" / basis.key
     # On a CPU other work on the machine must not count.
     clock = time.process_time if ground.lm.device.type == "cpu" else time.perf_counter
     began = clock()
-    found = rollouts(condition, ground.problems, ground.sampling, out=folder / "rollouts", progress=False)
+    sampled = folder / f"rollouts-{condition.lm.fingerprint[:12]}"
+    found = rollouts(condition, ground.problems, ground.sampling, out=sampled, progress=False)
     seconds = clock() - began
     rows = _rows(condition.lm, found, ground.problems)
     parts = [_main_points(rows), _unseen(ground, condition), _mechanism(ground, condition, found, references)]
@@ -98,9 +111,12 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> No
         "parameters_changed": _changed(ground.lm, condition.lm),
         "training_steps": spec.steps(ground),
         "shift": references.shift(condition),
+        "made_by": basis.made_by,
     }
+    basis.write(folder)
     store.write_json(about, folder / ABOUT)  # last: a folder that has it is whole
-    store.remove(folder / "rollouts")
+    store.remove(sampled)
+    return folder
 
 
 def _rows(lm: LM, found: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:

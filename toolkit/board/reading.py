@@ -213,8 +213,18 @@ def board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, Any]:
         "difficulties": ["all", *LEVELS],
         "examples": examples(ground, found),
         "curves": curves(ground, found),
-        "provenance": {**asdict(ground.lm.provenance(0)), "sizes": asdict(ground.sizes), "problems": len(table.main)},
+        "provenance": {
+            **asdict(ground.lm.provenance(0)),
+            "made_by": made_by(found),
+            "sizes": asdict(ground.sizes),
+            "problems": len(table.main),
+        },
     }
+
+
+def made_by(found: Mapping[str, Measured]) -> str:
+    """The toolkit and the code that the results were made by, as one hash over that of each."""
+    return store.made_by(store.key(sorted({str(r.about["made_by"]) for m in found.values() for r in m.results})))
 
 
 def _number(value: float | None) -> float | None:

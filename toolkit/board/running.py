@@ -9,8 +9,8 @@ from tqdm.auto import tqdm
 
 from toolkit import store
 from toolkit.board.ground import Ground
-from toolkit.board.measure import References, measure, place, result
-from toolkit.board.spec import Spec
+from toolkit.board.measure import References, is_measured, measure, unrecorded
+from toolkit.board.spec import Spec, check_distinct
 
 WAIT = 5.0  # seconds between looks at what other processes are doing
 Unit = tuple[Spec, int]
@@ -23,21 +23,54 @@ def units(ground: Ground, specs: Sequence[Spec]) -> list[Unit]:
 
 
 def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: bool = True) -> None:
-    """Measure what is not measured yet. Several processes given the same board share it; each waits for the others unless told not to."""
+    """Measure what is not measured yet. Several processes given the same board share it; each waits for the others unless told not to.
+
+    Results that were made by other code are measured again; which, and what has changed, is said in a line.
+
+    Raises:
+        ValueError: two conditions have one key.
+    """
     todo, references = units(ground, specs), References(ground)
+    bases = [spec.basis(ground, seed) for spec, seed in todo]
+    check_distinct({f"{spec.name}, seed {seed}": basis.key for (spec, seed), basis in zip(todo, bases, strict=True)})
+    places = [ground.out / "results" / basis.key for basis in bases]
+    if wait:
+        _say_stale(
+            ground, [(*unit, basis) for unit, basis, folder in zip(todo, bases, places, strict=True) if not is_measured(folder)]
+        )
     with tqdm(total=len(todo), desc="board", unit="condition", disable=not progress) as bar:
         while True:
-            open_ = [u for u in todo if result(ground, *u) is None]
+            open_ = [i for i, folder in enumerate(places) if not is_measured(folder)]
             bar.update(len(todo) - len(open_) - bar.n)
             worked = False
-            for spec, seed in open_:
-                with store.claimed(place(ground, spec, seed).with_suffix(".claim")) as mine:
-                    if mine and result(ground, spec, seed) is None:
+            for i in open_:
+                spec, seed = todo[i]
+                with store.claimed(places[i].with_suffix(".claim")) as mine:
+                    if mine and not is_measured(places[i]):
                         bar.set_postfix_str(f"{spec.name}, seed {seed}")
-                        measure(ground, spec, seed, references)
+                        places[i] = measure(ground, spec, seed, references)  # elsewhere if what it makes has changed meanwhile
                         worked = True
                         bar.update(1)
             if not open_ or not (worked or wait):
                 return
             if not worked:
                 time.sleep(WAIT)
+
+
+def _say_stale(ground: Ground, open_: Sequence[tuple[Spec, int, store.Basis]]) -> None:
+    """Say which of these were measured before by other code."""
+    kept = store.records(ground.out / "results")
+    changed = {f"{spec.name}, seed {seed}": basis.changed(kept) for spec, seed, basis in open_}
+    stale, modules = [name for name, own in changed.items() if own], set[str]().union(*changed.values())
+    if stale:
+        ground.say(
+            f"stale, measured by other code: {len(stale)} results ({_few(stale)}); changed since: {_few(sorted(modules))}. They are measured again, "
+            f"the old files stay in {ground.out / 'results'}"
+        )
+    unknown = len(unrecorded(ground))
+    if open_ and unknown:
+        ground.say(f"{unknown} results in {ground.out / 'results'} were made by {store.BEFORE_HASHES}: they are not used")
+
+
+def _few(names: Sequence[str], count: int = 4) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -8,14 +8,19 @@ A list of one's own is a Python file that defines ``CONDITIONS``; ``default.py``
     mine = Spec("half of head 3.1", "edit", lambda ground, seed: Condition(edits.apply(ground.lm, my_plan(ground.lm))))
     CONDITIONS = [*default.CONDITIONS, mine, trained("my price", recipes.plain("length_penalty", alpha=0.2))]
 
-``toolkit board --conditions FILE`` measures what is new in it and reads the rest back. The file may also say how much is measured:
-``SIZES = Sizes(main=(("gsm8k", 200),), ...)``.
+``toolkit board --conditions FILE`` executes the file, measures what is new in it and reads the rest back. The file may also say how much
+is measured: ``SIZES = Sizes(main=(("gsm8k", 200),), ...)``.
+
+Results are kept under a key. For a condition written by hand, such as ``mine``, the key holds the code of its function with every
+value, global and function that this uses, and the condition that the function makes: its model's fingerprint, its interventions. So
+the function is called also to read a result back: a model that was retrained at the same path is measured again. ``identity={...}``
+replaces all that, for a function whose values do not say what it does, or that takes too long to call: it must then hold everything
+the numbers depend on, such as a model's fingerprint.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 import runpy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +29,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from toolkit import edits, masks, merging, shipped, store, vectors
+from toolkit import edits, identity, masks, merging, shipped, store, vectors
 from toolkit import lm as lms
 from toolkit.board.ground import Ground, Sizes
 from toolkit.directions import random_like
 from toolkit.edits import steering
+from toolkit.grpo import code
 from toolkit.grpo.recipes import Recipe
+from toolkit.identity import Identity
 from toolkit.jobs.edit import OURS
 from toolkit.lm import LM, Ask, Condition, Intervention, Rule
 from toolkit.methods import retrieval_heads
@@ -52,8 +59,9 @@ class Spec:
         seeded: Whether it is random or trained, so that several seeds are measured.
         paper: arXiv id, or "".
         note: One line on what it is.
-        identity: What ``make`` depends on, JSON-serialisable; default: its source code. Results are kept under it.
+        identity: Everything that what ``make`` makes depends on; results are kept under it. Default: found in ``make`` and in what it makes.
         steps: Training steps behind it: a function of the ground, for the cost table.
+        through: Code that results pass through beside what ``make`` names, as of ``store.modules_of``.
     """
 
     name: str
@@ -64,33 +72,45 @@ class Spec:
     note: str = ""
     identity: Mapping[str, Any] = field(default_factory=dict)
     steps: Callable[[Ground], int] = field(default=lambda ground: 0)
+    through: Callable[[], Mapping[str, str]] = dict
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"{self.name!r}: unknown family {self.family!r}, choose one of {', '.join(FAMILIES)}.")
 
+    @property
+    def known(self) -> Identity:
+        """What it is as far as that is known without the ground.
+
+        Raises:
+            identity.UnknownIdentityError: that cannot be known; says what to do.
+        """
+        try:
+            found = identity.of(dict(self.identity) if self.identity else self.make)
+        except identity.UnknownIdentityError as error:
+            raise identity.UnknownIdentityError(f"Condition {self.name[:60]!r}: {error}") from error
+        return Identity(found.body, found.modules | identity.of(self.make, strict=False).modules)
+
+    def basis(self, ground: Ground, seed: int, *, made: Condition | None = None) -> store.Basis:
+        """What its result depends on, the name not among it, and the code it passes through.
+
+        Args:
+            made: The condition, if it was made already; one without ``identity`` is made here otherwise.
+        """
+        about, found = self.known, Identity(None, frozenset())
+        if not self.identity:
+            found = identity.of(made or self.make(ground, seed))
+        depends = {"condition": about.body, "made": found.body, "seed": seed, **ground.identity}
+        return store.Basis(depends, {**ground.modules, **store.modules_of(*(about.modules | found.modules)), **self.through()})
+
     def key(self, ground: Ground, seed: int) -> str:
-        """Key of everything its result depends on, the name not among it."""
-        about = self.identity or {"source": _source(self.make)}
-        return store.key({"condition": about, "seed": seed, **ground.identity})
-
-
-def _source(make: Make) -> str:
-    try:
-        return inspect.getsource(make)
-    except (OSError, TypeError) as error:
-        raise ValueError(
-            f"The source of {make!r} cannot be read: give the condition identity={{...}}, what it depends on."
-        ) from error
+        """Key of everything its result depends on: see :meth:`basis`."""
+        return self.basis(ground, seed).key
 
 
 def _spec(name: str, family: str, make: Callable[..., Condition], about: Mapping[str, Any], **more: Any) -> Spec:
     """A spec whose identity is the maker and its arguments."""
-    return Spec(name, family, partial(make, **about), identity={"maker": make.__name__, **_plain(about)}, **more)
-
-
-def _plain(about: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v if isinstance(v, Recipe | int | float | str | type(None)) else repr(v) for k, v in about.items()}
+    return Spec(name, family, partial(make, **about), identity={"maker": make.__name__, **about}, **more)
 
 
 def read(path: str | Path) -> tuple[list[Spec], Sizes | None]:
@@ -114,19 +134,33 @@ def checked(specs: Sequence[Spec], pattern: str | None = None) -> list[Spec]:
     """The conditions to measure: base first, then those whose name matches ``pattern`` (as file names do; commas between several).
 
     Raises:
-        ValueError: no base, a name twice, or a pattern that nothing matches; lists the names.
+        ValueError: no base, a name twice, one condition under two names, or a pattern that nothing matches; lists the names.
+        identity.UnknownIdentityError: what a condition is cannot be known; says what to do.
     """
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
         raise ValueError(f"Two conditions are called {next(n for n in names if names.count(n) > 1)!r}: names must be unique.")
     if BASE not in names:
         raise ValueError(f"No condition is called {BASE!r}: differences are taken to it.")
+    check_distinct({spec.name: store.key(spec.known.body) for spec in specs})
     wanted = [part.strip() for part in (pattern or "*").split(",")]
     kept = [spec for spec in specs if any(fnmatch(spec.name, part) for part in wanted)]
     if not kept:
         raise ValueError(f"No condition matches {pattern!r}: there are {', '.join(names)}.")
     base = next(spec for spec in specs if spec.name == BASE)
     return [base, *(spec for spec in kept if spec.name != BASE)]
+
+
+def check_distinct(keys: Mapping[str, str]) -> None:
+    """Raises ValueError where two conditions have one key: the board could not tell their results apart."""
+    seen: dict[str, str] = {}
+    for name, key in keys.items():
+        other = seen.setdefault(key, name)
+        if other != name:
+            raise ValueError(
+                f"{other[:60]!r} and {name[:60]!r} are one condition (equal keys), so that both would show the same result. Leave one out, or give "
+                "each an identity={...} that tells them apart (dataclasses.replace(condition, identity={...}))."
+            )
 
 
 # --- makers ------------------------------------------------------------------------------------------------------
@@ -173,9 +207,11 @@ def _edited(
 
 
 def _adapted(ground: Ground, plan: Any) -> LM:
-    folder = ground.out / "adapters" / store.key(repr(plan.edits) + ground.lm.fingerprint)
-    if not folder.exists():
-        vectors.adapter(ground.lm, plan, folder)
+    code = store.modules_of("toolkit.vectors.weights")
+    folder = ground.out / "adapters" / store.Basis([ground.lm.fingerprint, identity.of(plan).body], code).key
+    with store.claimed(folder, wait=True):
+        if not store.is_whole(folder):
+            vectors.adapter(ground.lm, plan, folder)
     model = shipped.merged(copy.deepcopy(ground.lm.model), folder, ground.lm.model.dtype)
     return lms.child(ground.lm, model, f"{ground.lm.name} + adapter of {plan.name}")
 
@@ -280,7 +316,7 @@ def trained(
 
     Args:
         recipe: With its paper's numbers; the ground sizes it.
-        reward: A reward object of one's own instead of the recipe's.
+        reward: A reward object of one's own instead of the recipe's; its class and fields are part of the key.
         merged: Update-selective merging of what training changed (DLER, arXiv 2510.15110).
         edit: Strength of ThinkEdit's edit (ours) of the model that is trained; 0: none.
         steer: Strength of steering along ThinkEdit's direction while thinking, after training; 0: none.
@@ -298,6 +334,7 @@ def trained(
         paper=recipe.paper,
         note=note or ", ".join(how),
         steps=lambda ground: ground.sizes.training.steps,
+        through=lambda: code.modules(recipe, reward=reward),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from toolkit import processes
 from toolkit.cli.common import AsJson, Device, Dtype, Model, Think, Trust, Type, app, load_model, out, print_json, say, show
 
 SHOWN = ("accuracy", "think_tokens", "aes", "shortest_20", "accuracy_lookup", "never_closed")
@@ -26,7 +27,9 @@ def board(
     ] = False,
     conditions: Annotated[
         Path | None,
-        typer.Option(help="A Python file that defines CONDITIONS, and SIZES if it wants; copy toolkit/board/default.py."),
+        typer.Option(
+            help="A Python file that defines CONDITIONS, and SIZES if it wants; copy toolkit/board/default.py. The file is executed: give only one you trust."
+        ),
     ] = None,
     only: Annotated[str | None, typer.Option(help="Only conditions of such names, e.g. 'GRPO*,steered*'; base always.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of whatever is random or trained.")] = None,
@@ -55,7 +58,7 @@ def board(
 ) -> None:
     """Judge edits, steering, decoding tricks, prompts and GRPO policies side by side, with random controls and intervals.
 
-    Every result is kept under a key of all it depends on: killed and given again the board goes on, and a new condition costs only itself.
+    Every result is kept under a key of all it depends on, the code included: killed and given again the board goes on, and a new condition costs only itself.
     Writes board.json, table.parquet and report.html (one file, works offline).
 
     Examples:
@@ -111,6 +114,6 @@ def board(
     )
 
 
-def _helper() -> subprocess.Popen:
-    """This command again, as a process that only measures."""
-    return subprocess.Popen([sys.executable, "-c", "from toolkit.cli import main; main()", *sys.argv[1:], WORKER])
+def _helper() -> subprocess.Popen[bytes]:
+    """This command again, as a process that only measures, and ends with this one."""
+    return processes.helper("from toolkit.cli import main; main()", [*sys.argv[1:], WORKER])

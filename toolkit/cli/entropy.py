@@ -17,7 +17,6 @@ from toolkit.cli.common import (
     Model,
     Partial,
     Samples,
-    Seed,
     TaskOfRollouts,
     Think,
     Trust,

@@ -17,7 +17,6 @@ for the frozen copy, and 16 for each weight of the adapter. ``overrides`` such a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -35,9 +34,10 @@ try:
 except ImportError as error:
     raise ImportError("Training needs TRL: pip install 'reasoning-length-toolkit[rl]'.") from error
 
+from toolkit import identity as identities
 from toolkit import store
 from toolkit.generate import Sampling
-from toolkit.grpo import judge, log, saved
+from toolkit.grpo import code, judge, log, saved
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.saved import MODEL as MODEL
 from toolkit.grpo.trainer import STATE, Extras, Trainer
@@ -153,12 +153,12 @@ def train(
     Raises:
         ValueError: something that cannot work, found before any training: see :class:`Trainer` and :func:`probe`.
         FileExistsError: ``run.out`` holds a run already and ``resume`` is off.
-        store.WrongModelError: the run in ``run.out`` is of another model, recipe, seed or problem set.
+        store.WrongModelError: the run in ``run.out`` is of another model, recipe, seed, problem set or reward, or was begun by other code.
         trainer.NonFiniteError: a reward, loss or gradient is NaN or infinite; names step and sample.
     """
     args = arguments(lm, recipe, run)
     check_context(lm, problems, args.max_completion_length)
-    identity = {**who(lm, recipe, problems), "seed": run.seed, "overrides": {k: str(v) for k, v in run.overrides.items()}}
+    identity = {**who(lm, recipe, problems), **_how(recipe, run, extras)}
     checkpoint = _begin(run.out, identity, resume)
     store.writable(run.out)
     extras = judge.supplied(lm, recipe, problems, extras, run.out, run.seed, say)
@@ -191,13 +191,24 @@ def train(
 
 
 def who(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
-    """What a checkpoint belongs to: weights, recipe, problems."""
-    asked = sorted((p.id, p.answer) for p in problems)
+    """What a trained policy belongs to: the model, by what decides its responses, recipe, problems."""
     return {
-        "model": lm.name,
-        "fingerprint": lm.fingerprint,
+        **identities.of_lm(lm),
         "recipe": json.loads(json.dumps(asdict(recipe), default=store.jsonable)),
-        "problems": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        "problems": identities.of_problems(problems),
+    }
+
+
+def _how(recipe: Recipe, run: Run, extras: Extras) -> dict[str, Any]:
+    """What else a checkpoint belongs to. A reward or adapter that is not known by its values counts as far as it is."""
+    own = {"reward": extras.reward, "adapter": extras.lora}
+    known = {name: None if value is None else store.key(identities.of(value, strict=False).body) for name, value in own.items()}
+    return {
+        "seed": run.seed,
+        "overrides": {k: str(v) for k, v in run.overrides.items()},
+        "engine": extras.engine,
+        "code": store.key(code.modules(recipe, reward=extras.reward)),
+        **known,
     }
 
 
@@ -225,9 +236,9 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     ours = json.loads(json.dumps(identity, default=store.jsonable))
     differing = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
     if differing:
+        there, now = (str({k: side.get(k) for k in differing})[:100] for side in (theirs, ours))
         raise store.WrongModelError(
-            f"{found} is of another {', '.join(differing)}: { {k: theirs.get(k) for k in differing} } there, "
-            f"{ {k: ours.get(k) for k in differing} } now. Resume it as it was begun, or choose another directory."
+            f"{found} is of another {', '.join(differing)}: {there} there, {now} now. Resume it as it was begun, or choose another directory."
         )
     return found
 

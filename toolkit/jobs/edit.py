@@ -270,7 +270,7 @@ def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DE
     judged = conditions(lm, findings, settings) | steered(lm, v, settings)
     measured = evaluate.compare(judged, study.load("test", lm), study.sampling, out=out / "rollouts" / "test")
     summary = report.write(out, measured, seed=study.seed, settings=settings)
-    if not any((out / "edited").glob("*")):
+    if not store.is_whole(out / "edited"):
         save_edited(lm, findings[OURS], measured, summary, out / "edited")
     say("dose-response of steering")
     both = {"length direction": v, doses.RANDOM: directions.random_like(v, seed=settings.seed)}

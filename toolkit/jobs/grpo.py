@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +14,9 @@ import numpy as np
 import pandas as pd
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-import toolkit
-from toolkit import evaluate, rewards, stats, store
+from toolkit import evaluate, identity, rewards, stats, store, tasks
 from toolkit.generate import Sampling
-from toolkit.grpo import recipes
+from toolkit.grpo import code, recipes
 from toolkit.grpo.log import LOG, Bar, read
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import MODEL, GRPOConfig, Run, Trained, train, who
@@ -24,6 +25,7 @@ from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM, load
 from toolkit.types import Report
 
+TESTED = "arithmetic"  # what a sweep compares finished models on
 HARD = (6, 7, 8)  # operands of the arithmetic problems called hard
 IN_CURVE: dict[str, dict[str, Any]] = {
     "about": {"recipe": {"name": str}, "seed": int},
@@ -86,8 +88,9 @@ def grpo(
     Raises:
         FileExistsError: the run is finished: its model is there.
     """
-    if (run.out / MODEL).exists():
+    if store.is_whole(run.out / MODEL):
         raise FileExistsError(f"{run.out / MODEL} exists: this run is finished. Choose another directory.")
+    store.new_directory(run.out / MODEL)
     held_out = replace(study, problems=max(16, study.problems // 4)).load("dev", lm) if run.evaluate_every else []
     say(f"training {lm.name} with {recipe.name}: {run.steps} steps of {recipe.problems} problems x {recipe.samples} samples")
     bars = () if extras.callbacks else (Bar(recipe.name),)
@@ -155,18 +158,45 @@ class Sweep:
 def sweep(lm: LM, todo: Sequence[tuple[Recipe, int]], plan: Sweep, *, say: Say) -> list[Path]:
     """Train every (recipe, seed) that has no curve yet, in the order given, and compare each with base on held-out test problems.
 
-    Killed and given again, it goes on in the run it was in; given twice at the same time, the two share the runs. Returns the files of
-    all curves.
+    Killed and given again, it goes on in the run it was in; given twice at the same time, the two share the runs. A curve that was made by
+    other code, or of something else, is moved to ``plan.runs / "stale"`` and made again; one from before code was recorded is kept, and
+    said to be so. Returns the files of all curves.
     """
     files = []
     for recipe, seed in todo:
-        file = plan.curves / f"{recipe.name}-seed{seed}.jsonl"
+        file = plan.curves / f"{store.as_name(recipe.name)}-seed{seed}.jsonl"
         files.append(file)
         with store.claimed(plan.runs / file.stem) as mine:
-            if mine and not file.exists():
+            if mine and not _kept(lm, recipe, seed, plan, file, say):
                 say(f"{recipe.name}, seed {seed}")
                 store.write_rows(_one(lm, recipe, seed, plan, say), file)
     return files
+
+
+def _kept(lm: LM, recipe: Recipe, seed: int, plan: Sweep, file: Path, say: Say) -> bool:
+    """Whether a curve is there and is what would be made now; one that is not is moved out of the way."""
+    if not file.exists():
+        return False
+    about, *rows = store.read_rows(file)
+    basis, same = _curve_basis(lm, recipe, seed, plan), json.loads(json.dumps(recipe, default=store.jsonable))
+    if "depends" not in about and (about["recipe"], about["seed"], about["fingerprint"]) == (same, seed, lm.fingerprint):
+        say(
+            f"{file.name}: {about.get('made_by', store.BEFORE_HASHES)}, so kept without knowing its code; move it away to train it again"
+        )
+        return True
+    if (about.get("depends"), about.get("code")) == (store.key(basis.depends), basis.code):
+        return True
+    changed = ", ".join(sorted(basis.changed([about]))) if "depends" in about else ""
+    there = store.move(file, plan.runs / "stale" / f"{file.stem}-{store.key([about, rows])}.jsonl")
+    say(f"{file.name} is stale ({changed or 'another model, recipe or size'} changed): trained again; the old one is {there}")
+    return False
+
+
+def _curve_basis(lm: LM, recipe: Recipe, seed: int, plan: Sweep) -> store.Basis:
+    """What a curve depends on: its run, and how the finished model is tested."""
+    run = basis(lm, recipe, seed, plan)
+    own = store.modules_of("toolkit.evaluate", "toolkit.jobs.grpo:_one", *tasks.modules(TESTED))
+    return store.Basis({"run": run.depends, "tested": [TESTED, plan.tested]}, {**run.modules, **own})
 
 
 def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = None, say: Say) -> Trained:
@@ -176,7 +206,11 @@ def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = Non
     process trains it; another that asks for it meanwhile waits.
 
     Args:
-        reward: A reward object of one's own instead of the recipe's; its ``repr`` is part of what the run depends on.
+        reward: A reward object of one's own instead of the recipe's, as it is before training; its class and fields are part of what
+            the run depends on.
+
+    Raises:
+        identity.UnknownIdentityError: the reward holds something that is not known by its values.
     """
     study, folder = Study(plan.task, plan.pool), run_of(lm, recipe, seed, plan, reward=reward)
     dev = replace(study, problems=plan.judged).load("dev", lm)
@@ -184,11 +218,20 @@ def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = Non
         folder, plan.steps, seed, save_every=20, held_out=tuple(dev), evaluate_every=plan.every, micro_batch=plan.micro_batch,
         evaluate=Sampling(n=4, max_new_tokens=max(200, recipe.max_tokens)), overrides=dict(plan.overrides),
     )  # fmt: skip
-    extras = Extras(reward=reward, engine=plan.engine, lora=adapter(plan.lora) if plan.lora else None)
+    extras = Extras(reward=deepcopy(reward), engine=plan.engine, lora=adapter(plan.lora) if plan.lora else None)
+    rests_on = basis(lm, recipe, seed, plan, reward=reward)
     with store.claimed(folder, wait=True):
-        if (folder / MODEL).exists():
+        if store.is_whole(folder / MODEL):
             model = load(folder / MODEL, device=lm.device, tags=lm.tags)
-            return Trained(replace(model, parent=lm.fingerprint), pd.DataFrame(read(folder / LOG)))
+            model = replace(model, parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
+            return Trained(model, pd.DataFrame(read(folder / LOG)))
+        if not (folder / store.MADE_BY).exists():
+            changed = rests_on.changed(store.records(plan.runs, f"{glob.escape(_name(recipe, seed))}-*"))
+            if changed:
+                say(
+                    f"{recipe.name}, seed {seed}, was trained by other code ({', '.join(sorted(changed))} changed): training it again"
+                )
+            rests_on.write(folder)
         done = train(lm, recipe, study.load("train", lm), run, extras=extras, resume=True, say=say)
         if done.main:
             for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
@@ -197,20 +240,31 @@ def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = Non
 
 
 def run_of(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = None) -> Path:
-    """Folder of a run, named by everything it depends on."""
+    """Folder of a run, named by everything it depends on, the code included."""
+    return plan.runs / f"{_name(recipe, seed)}-{basis(lm, recipe, seed, plan, reward=reward).key}"
+
+
+def _name(recipe: Recipe, seed: int) -> str:
+    return f"{store.as_name(recipe.name)}-seed{seed}"
+
+
+def basis(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = None) -> store.Basis:
+    """What a trained policy depends on, and the code it passes through."""
     pool = Study(plan.task, plan.pool).load("train", lm)
-    own = {"reward": repr(reward)} if reward is not None else {}
-    key = store.key({**who(lm, recipe, pool), "seed": seed, **plan.identity, **own})
-    return plan.runs / f"{recipe.name}-seed{seed}-{key}"
+    own = {} if reward is None else {"reward": identity.of(reward).body}
+    lora = {} if plan.lora is None else {"adapter": identity.of(adapter(plan.lora)).body}
+    depends = {**who(lm, recipe, pool), "seed": seed, **plan.identity, **own, **lora}
+    return store.Basis(json.loads(json.dumps(depends, default=str)), code.modules(recipe, plan.task, reward))
 
 
 def _one(lm: LM, recipe: Recipe, seed: int, plan: Sweep, say: Say) -> list[dict[str, Any]]:
     done = trained(lm, recipe, seed, plan, say=say)
     # Also the name of a folder: rollouts of other weights are not in the way.
     name = f"{recipe.name}-seed{seed}-{done.lm.fingerprint[:8]}"
-    study = Study("arithmetic", plan.tested)
+    study = Study(TESTED, plan.tested)
     problems, sampling = study.load("test"), Sampling(n=8, max_new_tokens=400)
-    report = evaluate.compare({"base": lm, name: done.lm}, problems, sampling, out=plan.runs / "test", progress=False)
+    where = plan.runs / "test" / store.code_of("toolkit.generate", *tasks.modules(TESTED))
+    report = evaluate.compare({"base": lm, name: done.lm}, problems, sampling, out=where, progress=False)
     about = {
         "kind": "about",
         "recipe": recipe,
@@ -218,8 +272,8 @@ def _one(lm: LM, recipe: Recipe, seed: int, plan: Sweep, say: Say) -> list[dict[
         "model": lm.name,
         "fingerprint": lm.fingerprint,
         "trained": done.lm.fingerprint,
-        "toolkit": toolkit.__version__,
         "pool": plan.pool,
+        **_curve_basis(lm, recipe, seed, plan).record,
         "seconds": round(float(done.log["step_time"].sum()), 1),
     }
     steps = [{"kind": "step", **row} for row in curve(done.log)]

@@ -6,7 +6,10 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +22,29 @@ from toolkit.store.errors import DamagedFileError
 from toolkit.store.full import said_if_full
 from toolkit.store.hints import read_from, typed
 from toolkit.store.texts import numbered, parsed, read_text
+
+HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+PARTIAL = re.compile(r"\..*?(?:\.h(?P<host>[0-9a-f]{8}))?\.(?P<pid>\d+)\.partial", re.DOTALL)
+
+
+def _partial(target: Path) -> Path:
+    """The temporary path of this process beside ``target``; those that processes of this machine left when killed are removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for path in target.parent.glob(".*.partial"):
+        match = PARTIAL.fullmatch(path.name)
+        if match and match["host"] in (None, HOST) and not _alive(int(match["pid"])):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    return target.with_name(f".{target.name}.h{HOST}.{os.getpid()}.partial")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 @contextmanager
@@ -33,8 +59,7 @@ def atomic(path: str | Path, *, needed: int | None = None) -> Iterator[Path]:
         OSError: the directory cannot be created or written.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = _partial(target)
     try:
         with said_if_full(target, partial, needed):
             yield partial
@@ -52,29 +77,34 @@ def writable(directory: str | Path) -> Path:
     path = Path(directory)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with atomic(path / ".writable") as probe:
-            probe.touch()
-        (path / ".writable").unlink(missing_ok=True)  # another process may try the same
+        with tempfile.TemporaryFile(dir=path):  # has no name: nothing is left, and no other process meets it
+            pass
     except OSError as error:
         raise OSError(f"Cannot write to {path}: {error.strerror or error}. Choose another output directory.") from error
     return path
 
 
 def new_directory(path: str | Path) -> Path:
-    """Make sure a directory can be written to and holds nothing yet.
+    """Make sure a directory can be made, and holds nothing yet; it is not made.
 
     Raises:
-        FileExistsError: it is not empty.
-        OSError: it cannot be written.
+        FileExistsError: it is not empty, or a file.
+        OSError: its parent cannot be written.
     """
-    if Path(path).is_dir() and any(Path(path).iterdir()):
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{path} is a file: choose another directory, or remove it first.")
+    if target.is_dir() and any(target.iterdir()):
         raise FileExistsError(f"{path} is not empty: choose another directory, or remove it first.")
-    return writable(path)
+    writable(target.parent)
+    return target
 
 
 @contextmanager
 def filling(directory: str | Path) -> Iterator[Path]:
     """A temporary directory that becomes ``directory`` if the body succeeds and is removed if it fails.
+
+    ``directory`` appears whole or not at all, however the process ends. An empty one that is there already is replaced.
 
     Raises:
         FileExistsError: the directory exists and is not empty.
@@ -82,15 +112,28 @@ def filling(directory: str | Path) -> Iterator[Path]:
         OSError: it cannot be written.
     """
     target = new_directory(directory)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = _partial(target)
     partial.mkdir()
     try:
         with said_if_full(target, partial):
             yield partial
-            target.rmdir()
+            if target.exists():
+                target.rmdir()
             partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_whole(directory: str | Path) -> bool:
+    """Whether a directory holds a finished checkpoint or adapter: its config, and all of its weights (every shard of an index)."""
+    folder = Path(directory)
+    kinds = (("config.json", "model.safetensors"), ("adapter_config.json", "adapter_model.safetensors"))
+    for config, weights in kinds:
+        index = folder / f"{weights}.index.json"
+        needed = {weights} if not index.is_file() else set(read_json(index)["weight_map"].values())
+        if all((folder / name).is_file() and (folder / name).stat().st_size for name in (config, *needed)):
+            return True
+    return False
 
 
 def write_text(text: str, path: str | Path) -> Path:
@@ -183,6 +226,21 @@ def remove(path: str | Path) -> None:
         shutil.rmtree(path)
     else:
         Path(path).unlink(missing_ok=True)
+
+
+def move(path: str | Path, target: str | Path) -> Path:
+    """Move a file; the directory of ``target`` is made."""
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.move(path, target))
+
+
+def as_name(text: str) -> str:
+    """A text as the name of one file or directory: letters, digits and ``+-._`` stay. A text that is changed by it gets a hash after it,
+    so that two texts never share a name, and none leads elsewhere."""
+    name = "".join(c if c.isalnum() or c in "+-._" else "_" for c in text)[:80]
+    if name == text and name.strip("."):
+        return name
+    return f"{name.lstrip('.')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def key(value: Any) -> str:

@@ -38,6 +38,10 @@ NAMES = (
 )  # fmt: skip
 GYM = "gym:"
 log = logging.getLogger(__name__)
+_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "tiny": ("arithmetic", "lookup"), "countdown": ("backtracking",), "gsm8k": ("mathematics",), "math500": ("mathematics",),
+}  # fmt: skip
+"""Modules of this package that a task is in, where they are not called so."""
 
 
 def check(name: str, *splits: str) -> None:
@@ -52,6 +56,13 @@ def check(name: str, *splits: str) -> None:
 
 def _generated(name: str) -> bool:
     return name in NAMES or name.startswith(GYM)
+
+
+def modules(name: str) -> list[str]:
+    """The modules of the toolkit that a task's problems come from."""
+    if name in NAMES:
+        return [f"toolkit.tasks.{own}" for own in _ELSEWHERE.get(name, (name,))]
+    return ["toolkit.tasks.gym" if name.startswith(GYM) else "toolkit.tasks.files"]
 
 
 def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM | None = None) -> list[Problem]:
