@@ -30,10 +30,18 @@ from transformers import PreTrainedModel
 
 Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 KINDS: tuple[str, ...] = get_args(Kind)
+LONGEST = 400  # characters of an error message
 
 
 class UnsupportedModelError(ValueError):
-    """The layout of a model could not be found, or does not behave as its row says."""
+    """A model cannot be used: its files are damaged, its layout could not be found, or it does not behave as its row says.
+
+    The message is one line of at most :data:`LONGEST` characters, whatever foreign text it quotes.
+    """
+
+    def __init__(self, message: str) -> None:
+        flat = " ".join(message.split())
+        super().__init__(flat if len(flat) <= LONGEST else f"{flat[: LONGEST - 3]}...")
 
 
 @dataclass(frozen=True, order=True)
@@ -158,12 +166,11 @@ def find(model: PreTrainedModel) -> Layout:
             blocks = [_block(module, row) for module in modules]
             if blocks and all(blocks):
                 return _layout(config, row, tuple(b for b in blocks if b))
-    seen = sorted({name for modules in lists for name, _ in modules[0].named_children()}) if wanted else []
-    looked = "; ".join(f"{r.family}: {r.attention}.{r.out} + {r.mlp}" for r in ROWS)
+    seen = ", ".join(sorted({name for modules in lists for name, _ in modules[0].named_children()}))[:100] if wanted else ""
+    looked = ", ".join(sorted({f"{row.attention}.{row.out} + {row.mlp}" for row in ROWS}))
     raise UnsupportedModelError(
-        f"{type(model).__name__}: no list of {wanted} blocks has the modules of a known family. "
-        f"Looked for {looked}. The blocks found have the children {seen}. "
-        "To support it, add a Row with its module names to ROWS in toolkit/sites.py; lm.qualify then checks it by behaviour."
+        f"{type(model).__name__}: no list of {wanted} blocks has the modules of a known family ({looked}); a block here has {seen or 'none'}. "
+        "To support it, add a Row with its module names to ROWS in toolkit/sites.py."
     )
 
 

@@ -5,6 +5,7 @@ provenance. Rollouts and report rows are parquet. Every write goes to a temporar
 complete, so a file that exists is whole.
 """
 
+from toolkit.store.checkpoints import copy_files, read_headers
 from toolkit.store.errors import DamagedFileError, ForeignFileError, StoreError, WrongModelError
 from toolkit.store.files import append_line, atomic, claimed, existing, filling, jsonable, key, new_directory, read_json, read_lines, read_rows, remove, writable, write_json, write_rows, write_text
 from toolkit.store.foreign import read_gguf, read_pt, write_gguf
@@ -23,6 +24,7 @@ __all__ = [
     "append_rollouts",
     "atomic",
     "claimed",
+    "copy_files",
     "existing",
     "filling",
     "jsonable",
@@ -33,6 +35,7 @@ __all__ = [
     "new_directory",
     "open_rollouts",
     "read_gguf",
+    "read_headers",
     "read_json",
     "read_lines",
     "read_pt",
