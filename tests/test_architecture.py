@@ -17,7 +17,8 @@ PACKAGE = Path(__file__).parents[1] / "toolkit"
 
 # From the ground up: a room imports only from rooms before it.
 ROOMS = (
-    "processes", "origins", "types", "stats", "rounding", "store", "sites", "hooks", "shipped", "lm", "identity", "bridges", "phases", "decode", "steps", "tasks", "generate", "collect", "attention",
+    "processes", "origins", "types", "stats", "rounding", "store", "sites", "hooks", "adapters", "shipped", "templates", "checkpoints", "qualify",
+    "lm", "identity", "bridges", "phases", "decode", "steps", "tasks", "generate", "collect", "attention",
     "directions", "probes", "merging", "edits", "masks", "baselines", "vectors", "methods", "rewards", "grpo", "evaluate", "figures", "transcript",
     "report", "doses", "jobs", "board", "widgets", "cli",
 )  # fmt: skip
@@ -70,13 +71,13 @@ EFFECTS = (
             "pickle.load os.replace os.rename os.remove os.unlink shutil.copy shutil.copyfile shutil.move"
         ),
     ),
-    Effect(  # lm.py writes whole checkpoint directories, through save_pretrained
+    Effect(
         "makes or removes directories",
-        words("store lm"),
+        words("store"),
         methods=words("mkdir rmdir makedirs copytree"),
         functions=words("rmtree"),
     ),
-    Effect("loads or saves checkpoints", words("lm"), methods=words("from_pretrained save_pretrained")),
+    Effect("loads or saves checkpoints", words("checkpoints adapters"), methods=words("from_pretrained save_pretrained")),
     Effect("loads data sets", words("tasks"), functions=words("load_dataset load_from_disk")),
     Effect(
         "samples tokens",

@@ -1,13 +1,15 @@
-"""Loading models: ``load(id | directory | gguf file | "tiny-reasoner" | "smol-reasoner") -> LM``, and checking them by behaviour.
+"""The model as everything else sees it: :class:`LM`, how it is loaded, and how it is judged (:class:`Condition`).
 
-The only room that calls ``from_pretrained`` or ``save_pretrained``. Anything Hugging Face can load as a causal
-language model works if its layout has a row in ``sites.py``; an edited checkpoint is an ordinary directory.
+``load(id | directory | adapter | gguf file | "tiny-reasoner" | "smol-reasoner") -> LM`` takes anything Hugging Face can load as a causal
+language model whose layout has a row in ``sites.py``; an edited checkpoint is an ordinary directory. ``checkpoints`` reads the files,
+``qualify`` checks the family by behaviour.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,15 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import toolkit
-from toolkit import hooks, origins, shipped, sites, store
+from toolkit import checkpoints, origins, shipped, sites, store, templates
+from toolkit import qualify as behaviour
+from toolkit.qualify import Check
 from toolkit.shipped import SMOL_REASONER, TINY_REASONER, smollm2_path
-from toolkit.sites import Layout, Site, UnsupportedModelError
+from toolkit.sites import Layout, UnsupportedModelError
 from toolkit.types import Provenance
+
+__all__ = [
+    "DEFAULT_TAGS", "LM", "SMOL_REASONER", "TINY_REASONER", "UNCOMPUTED", "Ask", "Check", "Condition", "Intervention", "NoThinkTagsError",
+    "Rule", "ThinkTags", "UnsupportedModelError", "child", "halving", "load", "qualify", "smollm2_path", "tiny_reasoner_path", "wrap",
+]  # fmt: skip
 
 DEFAULT_TAGS = ("<think>", "</think>")
 MADE_FROM = "made_from.json"  # beside the weights: the problems that edits and training were made from, see ``origins``
@@ -72,6 +79,8 @@ class LM:
         name: Id, directory or description; ``parent`` is the fingerprint of the LM this one was made from.
         tags: Its think tags, or ``None`` if it has none (methods then raise :class:`NoThinkTagsError`).
         made_from: Records (see ``origins``) of the problems that its edits and its training were made from; saved beside the weights.
+        template: Switches of the chat template, such as ``{"enable_thinking": False}``: they hold for every prompt.
+        folder: Directory whose files beside the weights are saved with it (a processor's, for one), or ``None``.
     """
 
     model: PreTrainedModel
@@ -82,6 +91,8 @@ class LM:
     revision: str | None = None
     parent: str | None = None
     made_from: tuple[origins.Record, ...] = ()
+    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    folder: Path | None = None
 
     @property
     def device(self) -> torch.device:
@@ -106,10 +117,11 @@ class LM:
         return digest.hexdigest()
 
     def provenance(self, seed: int | None = None, **notes: Any) -> Provenance:
-        """Provenance of an artifact made from this model now."""
-        template = self.tokenizer.chat_template or ""
-        hashed = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:16]
-        return Provenance(self.name, self.revision, self.fingerprint, hashed, toolkit.__version__, seed, notes)
+        """Provenance of an artifact made from this model now; the template's hash covers its switches, and a note names them."""
+        template, switches = self.tokenizer.chat_template or "", {"template": dict(self.template)} if self.template else {}
+        asked = json.dumps([template, switches] if switches else template, sort_keys=True)
+        hashed = hashlib.sha256(asked.encode()).hexdigest()[:16]
+        return Provenance(self.name, self.revision, self.fingerprint, hashed, toolkit.__version__, seed, {**switches, **notes})
 
     @property
     def vocab_size(self) -> int:
@@ -129,34 +141,75 @@ class LM:
         """Decoded token ids; ``special=False`` leaves special tokens out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=not special))
 
-    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a chat prompt, generation prompt included.
+    def prompt_text(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Return a chat prompt as text: the assistant's turn is opened, or, where the last message is the assistant's, continued.
 
         Raises:
-            ValueError: the tokenizer has no chat template.
+            ValueError: the tokenizer has no chat template, or the template does not keep the assistant's message as it is.
         """
         if not self.tokenizer.chat_template:
             raise ValueError(
                 f"{self.name} has no chat template, so a prompt cannot be built. "
                 "Set tokenizer.chat_template (or add chat_template.jinja to the directory) and load again."
             )
-        ids = self.tokenizer.apply_chat_template([dict(m) for m in messages], add_generation_prompt=True, return_dict=False)
-        return list(ids)
+        begun = bool(messages) and messages[-1]["role"] == "assistant"
+        try:
+            text = self._rendered(messages, add_generation_prompt=not begun, continue_final_message=begun)
+        except ValueError as error:
+            if not begun:
+                raise
+            raise ValueError(
+                f"The chat template of {self.name} does not keep the assistant's message {str(messages[-1]['content'])[:80]!r} as it is, "
+                "so it cannot be continued: leave it out, or begin it otherwise."
+            ) from error
+        if begun:
+            self._check_begun(text, str(messages[-1]["content"]))
+        return text
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Return the token ids of a chat prompt, see :meth:`prompt_text`. Errors as there."""
+        return list(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]  # of one text
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]], **how: bool) -> str:
+        return str(self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **how, **self.template))
+
+    def _check_begun(self, text: str, content: str) -> None:
+        """Raise unless it can be told from a prompt's tokens where the message that it continues begins, tags included."""
+        tags = [tag for tag in (self.tags.open, self.tags.close) if tag] if self.tags else []
+        turn = self.text(self.turn)
+        after = text.rpartition(turn)[2] if turn else ""
+        if any(tag in text for tag in tags) and (not turn or any(after.count(tag) != content.count(tag) for tag in tags)):
+            raise ValueError(
+                f"The chat template of {self.name} writes think tags of its own into a message that is continued, so where thinking starts "
+                "is unknown: leave the message out, or load the model with other tags."
+            )
+
+    @cached_property
+    def turn(self) -> tuple[int, ...]:
+        """Token ids that open an assistant's turn, the same before a new response and before one that is continued; else empty."""
+        if not self.tokenizer.chat_template:
+            return ()
+        asked, said = {"role": "user", "content": "1"}, {"role": "assistant", "content": "\u2020"}
+        try:
+            before = self._rendered([asked], add_generation_prompt=False)
+            new = self._rendered([asked], add_generation_prompt=True)
+            going_on = self._rendered([asked, said], continue_final_message=True).partition(said["content"])[0]
+        except Exception:  # a template may refuse any conversation, with any error
+            return ()
+        shared = os.path.commonprefix([new, going_on])
+        opening = shared[len(os.path.commonprefix([before, shared])) :]
+        return tuple(self.tokenizer.encode(opening, add_special_tokens=False)) if opening.strip() else ()
 
     def save(self, directory: str | Path) -> Path:
-        """Write an ordinary Hugging Face directory (safetensors, tokenizer, chat template).
+        """Write an ordinary Hugging Face directory: safetensors, tokenizer, chat template, the other files that it was loaded with.
 
         Written beside the target and renamed when complete, so that a directory that exists is whole.
 
         Raises:
             FileExistsError: the directory exists and is not empty.
         """
-        with store.filling(directory) as partial:
-            self.model.save_pretrained(partial)
-            self.tokenizer.save_pretrained(partial)
-            if self.made_from:
-                store.write_json(self.made_from, partial / MADE_FROM)
-        return Path(directory)
+        notes = {MADE_FROM: self.made_from} if self.made_from else {}
+        return checkpoints.write(checkpoints.Checkpoint(self.model, self.tokenizer, self.folder), directory, notes)
 
 
 Intervention = Callable[[LM], AbstractContextManager[None]]
@@ -213,66 +266,56 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
     tags: ThinkTags | None = None,
+    template: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> LM:
     """Load a causal language model for use with the toolkit.
 
     Args:
-        source: ``"tiny-reasoner"``, ``"smol-reasoner"``, a local directory, a ``.gguf`` file, or a hub id.
+        source: ``"tiny-reasoner"``, ``"smol-reasoner"``, a local directory, a ``.gguf`` file, or a hub id. A PEFT adapter is merged into
+            the base that it names.
         revision: Hub revision.
         dtype: Weight type; edits are computed in fp32 whatever it is.
         device: Where to put it; default CUDA if there is one, else CPU.
         tags: Think tags; default: found in the tokenizer's vocabulary or chat template, else none.
+        template: Switches of the chat template for every prompt, such as ``{"enable_thinking": False}``.
         trust_remote_code: Whether code from the hub may run. Off unless asked for.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a GGUF file that is not one.
-        shipped.MissingPackageError: ``"smol-reasoner"`` without its packages; gives the command that installs them.
-        UnsupportedModelError: no layout row fits, weights are not finite, the vocabulary does not fit the model,
-            or a site does not behave as it should (:func:`qualify`).
+        ImportError: an adapter without peft, or ``"smol-reasoner"`` without its packages; gives the command that installs them.
+        store.DamagedFileError: a file is not whole.
+        UnsupportedModelError: no layout row fits, the files do not describe one whole model, the chat template cannot be used or does not
+            read a switch, or a site does not behave as it should (:func:`qualify`).
     """
-    adapter = shipped.path_of(SMOL_REASONER) if source == SMOL_REASONER else None
-    path = smollm2_path() if adapter else tiny_reasoner_path() if source == TINY_REASONER else Path(source)
-    where, extra = str(path) if path.exists() else str(source), {}
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise FileNotFoundError(f"No GGUF file at {path}.")
-        where, extra = str(path.parent), {"gguf_file": path.name}
-    elif not path.exists() and (path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
-        raise FileNotFoundError(f"{path} is neither a directory nor a GGUF file, and not a hub id (owner/name).")
-    common = {"revision": revision, "trust_remote_code": trust_remote_code, **extra}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **common)
-        read_as = torch.float32 if adapter else dtype
-        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=read_as, output_loading_info=True, **common)
-        model, info = loaded
-    except SafetensorError as error:
-        raise store.DamagedFileError(
-            f"The weights in {where} are not whole safetensors files: {error}. Copy them again."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise type(error)(f"{where} cannot be loaded as a causal language model: {error}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise UnsupportedModelError(
-            f"{where} lacks the weights {', '.join(missing[:5])} (of {len(missing)} missing): it is not whole."
-        )
-    if path.suffix == ".gguf":
-        _forget_quantization(model)
-    if adapter:
-        model, tokenizer.chat_template = shipped.merged(model, adapter, dtype), shipped.template(adapter)
-    torch.nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    lm = wrap(model, tokenizer, name=str(source), tags=tags, revision=revision)
-    lm = replace(lm, made_from=tuple(store.read_json(path / MADE_FROM)) if (path / MADE_FROM).is_file() else ())
+    found = checkpoints.read(source, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
+    name = str(source)
+    _check_template(name, found.tokenizer, template or {})
+    torch.nn.Module.to(found.model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    lm = wrap(found.model, found.tokenizer, name=name, tags=tags, revision=revision)
+    lm = replace(lm, template=dict(template or {}), folder=found.folder, made_from=_origins(Path(source) / MADE_FROM))
     qualify(lm)
     return lm
 
 
-def _forget_quantization(model: PreTrainedModel) -> None:
-    # A GGUF file is turned into plain weights while loading, yet transformers would still refuse to save or train them.
-    model.hf_quantizer = None  # type: ignore[assignment]
-    model.is_quantized = False  # type: ignore[assignment]
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+def _check_template(name: str, tokenizer: PreTrainedTokenizerBase, switches: Mapping[str, Any]) -> None:
+    if not tokenizer.chat_template:
+        if switches:
+            raise UnsupportedModelError(f"{name} has no chat template that could read the switch {next(iter(switches))!r}.")
+        return
+    tokens = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    try:
+        templates.check(tokenizer.get_chat_template(), tokens, switches)
+    except (templates.TemplateProblem, ValueError, TypeError) as error:
+        raise UnsupportedModelError(f"{name}: {error}") from error
+
+
+def _origins(path: Path) -> tuple[origins.Record, ...]:
+    return (
+        tuple(store.read_json(path, list[Mapping[str, Any]], remedy="Remove it, or edit or train the model again."))
+        if path.is_file()
+        else ()
+    )
 
 
 def wrap(
@@ -287,14 +330,23 @@ def wrap(
     layout = sites.find(model)
     for key, value in model.named_parameters():
         if not torch.isfinite(value).all():
-            raise UnsupportedModelError(f"{name}: weight {key} holds NaN or infinity; the checkpoint is damaged.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+            raise UnsupportedModelError(f"{name}: {behaviour.not_finite(f'weight {key}', 'values', value.dtype)}")
     lm = LM(model.eval(), tokenizer, layout, tags or _find_tags(tokenizer), name, revision)
     if len(tokenizer) > lm.vocab_size:
         raise UnsupportedModelError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens, the model embeds {lm.vocab_size}: they do not belong together."
         )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and (not isinstance(context, int) or context < 1):
+        raise UnsupportedModelError(f"{name}: max_position_embeddings is {str(context)[:40]!r}, expected a whole number above 0.")
+    wrong = [i for i in lm.eos_ids if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < lm.vocab_size]
+    if wrong or not lm.eos_ids:
+        raise UnsupportedModelError(
+            f"{name}: the end-of-sequence tokens are {sorted(map(str, lm.eos_ids))}, expected ids in 0..{lm.vocab_size - 1}: no response would "
+            "end. Set eos_token_id in generation_config.json."
+        )
+    if tokenizer.pad_token_id is None:  # any will do, since padding is masked
+        tokenizer.pad_token = tokenizer.eos_token or str(tokenizer.convert_ids_to_tokens(min(lm.eos_ids)))
     return lm
 
 
@@ -306,87 +358,26 @@ def _find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
     return None
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of :func:`qualify`: what was checked, the largest deviation seen, and whether it passed."""
-
-    name: str
-    value: float
-    passed: bool
-
-
-@torch.inference_mode()
 def qualify(lm: LM, *, seed: int = 0, tokens: int = 12) -> list[Check]:
-    """Check by behaviour that every site of ``lm`` is what its name says, on one random sequence.
-
-    A recorded value written back is a no-op (bitwise); a perturbed value moves the logits (each site is causal);
-    head contributions plus bias sum to ``attn_out``.
+    """Check by behaviour that the sites and the attention of ``lm`` are what the toolkit takes them for (:func:`toolkit.qualify.checks`).
 
     Raises:
-        UnsupportedModelError: a check failed; names the site and the deviation.
+        UnsupportedModelError: a check failed, or the model does not run; names what and the deviation.
     """
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, lm.model.config.get_text_config().vocab_size, (1, tokens), generator=generator).to(lm.device)
-    layout, checks = lm.layout, []
-    base = lm.model(input_ids=ids).logits
-    everything = [Site(kind, layer) for kind in sites.KINDS for layer in range(layout.n_layers)]
-    with hooks.record(layout, everything) as values:
-        lm.model(input_ids=ids)
-    for kind in sites.KINDS:
-        written = {site: _constant(values[site]) for site in everything if site.kind == kind}
-        with hooks.rewrite(layout, written):
-            change = (lm.model(input_ids=ids).logits - base).abs().max().item()
-        checks.append(Check(f"{kind}: written back is a no-op", change, change == 0.0))
-        for layer in (0, layout.n_layers - 1):
-            with hooks.rewrite(layout, {Site(kind, layer): _perturbed(seed)}):
-                change = (lm.model(input_ids=ids).logits - base).abs().max().item()
-            checks.append(Check(f"{kind} {layer}: is causal", change, change > 1e-6))
-    for layer in range(layout.n_layers):
-        checks += _sums(layout, layer, {site.kind: value.float() for site, value in values.items() if site.layer == layer})
-    failed = [c for c in checks if not c.passed]
+    try:
+        found = behaviour.checks(lm.model, lm.layout, seed=seed, tokens=tokens)
+    except (torch.OutOfMemoryError, UnsupportedModelError):
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(f"{lm.name} cannot be run as it is ({type(error).__name__}: {str(error)[:250]}).") from error
+    failed = [check for check in found if not check.passed]
     if failed:
-        lines = "; ".join(f"{c.name} (deviation {c.value:.2g})" for c in failed)
+        lines = "; ".join(f"{check.name} (deviation {check.value:.2g})" for check in failed[:2])
         raise UnsupportedModelError(
-            f"{lm.name} does not behave like {layout.row.family}: {lines}. Check its row in toolkit/sites.py."
+            f"{lm.name[-100:]} does not behave like {lm.layout.row.family} in {len(failed)} of {len(found)} checks: {lines}. Check its row in "
+            "toolkit/sites.py."
         )
-    return checks
-
-
-def _sums(layout: Layout, layer: int, seen: Mapping[str, Tensor]) -> list[Check]:
-    """What must add up in a block: heads to ``attn_out``, attention's share to ``resid_mid``, the MLP's to ``resid_post``."""
-    block, W_O, b_O = layout.blocks[layer], layout.W_O(layer).float(), layout.b_O(layer)
-    parts = [seen["z"][..., layout.head(h)] @ W_O[:, layout.head(h)].T for h in range(layout.n_heads)]
-    heads = torch.stack(parts).sum(dim=0) + (b_O.float() if b_O is not None else 0.0)
-
-    def added(kind: str, norm: torch.nn.Module | None) -> Tensor:
-        return seen[kind] if norm is None else norm(seen[kind].to(layout.W_O(layer).dtype)).float()
-
-    expected = {
-        "attn_out: heads + bias sum to it": (heads, seen["attn_out"]),
-        "resid_mid: resid_pre + attention": (seen["resid_pre"] + added("attn_out", block.post_attention_norm), seen["resid_mid"]),
-        "resid_post: resid_mid + MLP": (seen["resid_mid"] + added("mlp_out", block.post_mlp_norm), seen["resid_post"]),
-    }
-    allowed = 1e-4 if layout.W_O(layer).dtype == torch.float32 else 3e-2
-    checks = []
-    for name, (got, wanted) in expected.items():
-        # Heads of a wrong module may not even have the right shape.
-        same = got.shape == wanted.shape
-        error = ((got - wanted).abs().max() / wanted.abs().max()).item() if same else float("inf")
-        checks.append(Check(f"{layer} {name}", error, error < allowed))
-    return checks
-
-
-def _constant(recorded: Tensor) -> hooks.Rewrite:
-    # Equal to the value, yet another tensor, so that the write really happens.
-    return lambda value, inputs: recorded.clone()
-
-
-def _perturbed(seed: int) -> hooks.Rewrite:
-    def fn(value: Tensor, inputs: Tensor) -> Tensor:
-        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed))
-        return value + 0.5 * value.float().std().to(value) * noise.to(value)
-
-    return fn
+    return found
 
 
 def child(lm: LM, model: PreTrainedModel, name: str, *, made_from: Sequence[origins.Record] = ()) -> LM:

@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 import toolkit
-from toolkit import store
-from toolkit.rounding import rounding
+from toolkit import adapters, store
 
 TINY_REASONER, SMOL_REASONER = "tiny-reasoner", "smol-reasoner"
 WEIGHTS = {TINY_REASONER: "model.safetensors", SMOL_REASONER: "adapter_model.safetensors"}
@@ -62,32 +59,9 @@ def template(folder: Path) -> str:
 
 
 def merged(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with the LoRA adapter of a PEFT folder added to its weights: ``W + (alpha / r) B A``.
+    """Return the model with the LoRA adapter of a shipped model's folder merged.
 
-    Summed in fp64, so that every machine rounds to the same weights and a direction found on one is of the weights of another, then
-    cast to ``dtype``; the rotary frequencies stay as they are, as when a model is loaded. Warns where ``dtype`` rounds away more than a
-    tenth of the adapter; of the smol reasoner's bfloat16 loses 3 %.
-
-    Raises:
-        store.DamagedFileError: the adapter is not whole, or does not fit the model.
+    Summed in fp64, so that every machine rounds to the same weights and a direction found on one is of the weights of another.
+    Errors as :func:`toolkit.adapters.merged`.
     """
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-
-    start = {name: weight.data for name, weight in model.named_parameters()}
-    for weight in model.parameters():
-        weight.data = weight.data.double()
-    # The base comes from a package and not from the hub: peft would warn that its name is another.
-    about = {k: v for k, v in store.read_json(folder / "adapter_config.json").items() if k != "peft_type"}
-    config = LoraConfig(**{**about, "base_model_name_or_path": None})
-    adapted: Any = get_peft_model(model, config)
-    tensors, _ = store.read_tensors(folder / WEIGHTS[SMOL_REASONER])
-    found: Any = set_peft_model_state_dict(adapted, {k: v.double() for k, v in tensors.items()})
-    if found.unexpected_keys or any("lora_" in key for key in found.missing_keys):
-        raise store.DamagedFileError(f"The adapter in {folder} does not fit its base: copy it again, or train it on this base.")
-    whole = adapted.merge_and_unload()
-    if not (loss := rounding(start, dict(whole.named_parameters()), dtype)).small:
-        warnings.warn(f"The adapter in {folder} is merged with a loss: {loss}. Load its base in float32 to keep it.", stacklevel=2)
-    for weight in whole.parameters():
-        weight.data = weight.data.to(dtype)
-    whole.config.dtype = dtype
-    return whole
+    return adapters.merged(model, str(folder), dtype, precision=torch.float64)

@@ -37,10 +37,18 @@ WRITTEN = "z_over_norm"
 """Name of ``z`` divided, position by position, by the scale of the norm between ``W_O`` and the residual stream (ours)."""
 
 PROBE, SMALL_PROBE = 64.0, 1e-3  # entries of what a norm is tried on: far above and far below its epsilon's square root
+LONGEST = 400  # characters of an error message
 
 
 class UnsupportedModelError(ValueError):
-    """The layout of a model could not be found, or does not behave as its row says."""
+    """A model cannot be used: its files are damaged, its layout could not be found, or it does not behave as its row says.
+
+    The message is one line of at most :data:`LONGEST` characters, whatever foreign text it quotes.
+    """
+
+    def __init__(self, message: str) -> None:
+        flat = " ".join(message.split())
+        super().__init__(flat if len(flat) <= LONGEST else f"{flat[: LONGEST - 3]}...")
 
 
 @dataclass(frozen=True, order=True)
@@ -225,12 +233,11 @@ def find(model: PreTrainedModel) -> Layout:
             blocks = [_block(module, row) for module in modules]
             if blocks and all(blocks):
                 return _layout(config, row, tuple(b for b in blocks if b))
-    seen = sorted({name for modules in lists for name, _ in modules[0].named_children()}) if wanted else []
-    looked = "; ".join(f"{r.family}: {r.attention}.{r.out} + {r.mlp}" for r in ROWS)
+    seen = ", ".join(sorted({name for modules in lists for name, _ in modules[0].named_children()}))[:100] if wanted else ""
+    looked = ", ".join(sorted({f"{row.attention}.{row.out} + {row.mlp}" for row in ROWS}))
     raise UnsupportedModelError(
-        f"{type(model).__name__}: no list of {wanted} blocks has the modules of a known family. "
-        f"Looked for {looked}. The blocks found have the children {seen}. "
-        "To support it, add a Row with its module names to ROWS in toolkit/sites.py; lm.qualify then checks it by behaviour."
+        f"{type(model).__name__}: no list of {wanted} blocks has the modules of a known family ({looked}); a block here has {seen or 'none'}. "
+        "To support it, add a Row with its module names to ROWS in toolkit/sites.py."
     )
 
 

@@ -5,6 +5,7 @@ provenance. Rollouts and report rows are parquet. Every write goes to a temporar
 complete, so a file that exists is whole.
 """
 
+from toolkit.store.checkpoints import copy_files, read_headers
 from toolkit.store.code import BEFORE_HASHES, MADE_BY, Basis, code_of, made_by, modules_of, records, sources
 from toolkit.store.errors import DamagedFileError, DiskFullError, ForeignFileError, StoreError, WrongModelError
 from toolkit.store.files import (
@@ -53,6 +54,7 @@ __all__ = [
     "checked",
     "claimed",
     "code_of",
+    "copy_files",
     "existing",
     "filling",
     "is_whole",
@@ -68,6 +70,7 @@ __all__ = [
     "new_directory",
     "open_rollouts",
     "read_gguf",
+    "read_headers",
     "read_json",
     "read_lines",
     "read_pt",

@@ -1,0 +1,264 @@
+"""Model directories, hub ids and GGUF files: read into a model and a tokenizer, and written.
+
+The only room that calls ``from_pretrained`` or ``save_pretrained``. Transformers fills in, drops or converts what does not fit, with a
+warning at most; here whatever would change a number is an error that names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from toolkit import adapters, shipped, store
+from toolkit.shipped import SMOL_REASONER, TINY_REASONER
+from toolkit.sites import UnsupportedModelError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
+MODULES = 10_000  # layers, heads or experts: more would be built for minutes before anything could be compared
+HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.(attn|attention)\.bias)$")
+"""Buffers that older checkpoints hold and nothing reads."""
+OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+WEIGHT_FILE = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|gguf|npz|index\.json)$")
+DESCRIBES = re.compile(
+    r"^(\..*|README.*|edit\.json|grpo\.json|made_from\.json|made_by\.json|adapter_config\.json|chat_template.*|special_tokens_map\.json|added_tokens\.json"
+    r"|trainer_state\.json|toolkit\.json|log\.(jsonl|parquet))$"
+)
+"""Files that say something of the weights they came with, or that a tokenizer writes in another form: not carried to other weights."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read: a model on the CPU, its tokenizer, and the directory of the files that came with them (``None``: none to keep)."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path | None = None
+
+
+def read(
+    source: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+) -> Checkpoint:
+    """Read a model and its tokenizer; an adapter is merged into its base.
+
+    Args:
+        source, revision, dtype, trust_remote_code: As :func:`toolkit.lm.load`.
+
+    Raises:
+        FileNotFoundError: a path that does not exist, or a GGUF file that is not one.
+        ImportError: an adapter without peft, or ``"smol-reasoner"`` without its packages; gives the command.
+        store.DamagedFileError: a file is not whole.
+        UnsupportedModelError: anything else that keeps it from being the model its files describe.
+    """
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if source == SMOL_REASONER:
+        folder = shipped.path_of(SMOL_REASONER)
+        model, tokenizer = _gguf(shipped.smollm2_path(), torch.float32, common)
+        tokenizer.chat_template = shipped.template(folder)
+        return Checkpoint(shipped.merged(model, folder, dtype), tokenizer)
+    path = shipped.path_of(TINY_REASONER) if source == TINY_REASONER else Path(source)
+    if path.suffix == ".gguf":
+        return Checkpoint(*_gguf(path, dtype, common))
+    if not path.exists() and (path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
+        raise FileNotFoundError(f"{path} is neither a directory nor a GGUF file, and not a hub id (owner/name).")
+    where = str(path if path.exists() else source)
+    if (about := _foreign(where, lambda: adapters.config_of(where, revision))) is not None:
+        return _adapted(where, about, dtype, common)
+    model, tokenizer = _plain(where, dtype, common)
+    return Checkpoint(model, tokenizer, None if source == TINY_REASONER else _folder(where, revision, model))
+
+
+def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any]) -> Path:
+    """Write an ordinary Hugging Face directory, whole or not at all, with the files that came with the model (see :data:`DESCRIBES`).
+
+    Args:
+        notes: JSON files to add, by name.
+
+    Raises:
+        FileExistsError: the directory exists and is not empty.
+    """
+    with store.filling(directory) as partial:
+        checkpoint.model.save_pretrained(partial)
+        checkpoint.tokenizer.save_pretrained(partial)
+        for name, value in notes.items():
+            store.write_json(value, partial / name)
+        if checkpoint.folder is not None and checkpoint.folder.is_dir():
+            store.copy_files(checkpoint.folder, partial, lambda name: not (WEIGHT_FILE.search(name) or DESCRIBES.match(name)))
+    return Path(directory)
+
+
+def _foreign(where: str, read: Any) -> Any:
+    """What ``read()`` returns; whatever it raises as one sentence."""
+    try:
+        return read()
+    except (
+        ImportError,
+        store.StoreError,
+        UnsupportedModelError,
+        torch.OutOfMemoryError,
+        MemoryError,
+        KeyboardInterrupt,
+        SystemExit,
+    ):
+        raise
+    except BaseException as error:  # the tokenizers library panics with something that is no Exception
+        reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
+        raise UnsupportedModelError(f"{where} cannot be loaded as a causal language model ({reason}).") from error
+
+
+def _plain(where: str, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    path = Path(where)
+    if path.is_dir():
+        _check_files(path)
+
+    def load() -> tuple[Any, Any, Any]:
+        tokenizer = AutoTokenizer.from_pretrained(where, **common)
+        # The config is given, so that an adapter in the same directory is not put around the model.
+        config = AutoConfig.from_pretrained(where, **common)
+        model, report = AutoModelForCausalLM.from_pretrained(where, config=config, dtype=dtype, output_loading_info=True, **common)
+        return tokenizer, model, report
+
+    tokenizer, model, report = _foreign(where, load)
+    _check_report(where, report)
+    return model, tokenizer
+
+
+def _gguf(path: Path, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not path.is_file():
+        raise FileNotFoundError(f"No GGUF file at {path}.")
+    where, given = str(path.parent), {**common, "gguf_file": path.name}
+
+    def load() -> tuple[Any, Any, Any]:
+        tokenizer = AutoTokenizer.from_pretrained(where, **given)
+        return tokenizer, *AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **given)
+
+    tokenizer, model, report = _foreign(str(path), load)
+    _check_report(str(path), {**report, "unexpected_keys": ()})
+    # The file was turned into plain weights while loading, yet transformers would still refuse to save or train them.
+    model.hf_quantizer, model.is_quantized = None, False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model, tokenizer
+
+
+def _adapted(where: str, about: dict[str, Any], dtype: torch.dtype, common: Mapping[str, Any]) -> Checkpoint:
+    """An adapter merged into its base; its tokenizer, if it has one, and the base's other files."""
+    inside = (Path(where) / "config.json").is_file()  # a whole model with an adapter beside it
+    base = where if inside else adapters.base_of(where, about)
+    if not inside and _foreign(base, lambda: adapters.config_of(base)) is not None:
+        raise UnsupportedModelError(f"{where} is an adapter of {base}, which is an adapter itself: merge that one first.")
+    theirs = {**common, "revision": common["revision"] if inside else about.get("revision")}
+    model, tokenizer = _plain(base, torch.float32, theirs)
+    if not inside and (Path(where) / "tokenizer_config.json").is_file():
+        tokenizer = _foreign(where, lambda: AutoTokenizer.from_pretrained(where, **common))
+    whole = _foreign(where, lambda: adapters.merged(model, where, dtype, revision=common["revision"]))
+    return Checkpoint(whole, tokenizer, _folder(base, theirs["revision"], whole))
+
+
+def _folder(where: str, revision: str | None, model: PreTrainedModel) -> Path | None:
+    """The directory that a model's files are in; of a hub id the snapshot, into which the processor's files are fetched first."""
+    if Path(where).is_dir():
+        return Path(where).resolve()
+    wanted = ["config.json", *(PROCESSORS if model.config.get_text_config() is not model.config else ())]
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = [cached_file(where, name, revision=revision, **quiet) for name in wanted]
+    return Path(found[0]).parent if found[0] else None
+
+
+# --- what is looked at before and after transformers loads ---------------------------------------------------
+
+
+def _check_files(path: Path) -> None:
+    """Raise unless the files of a directory are what their names say and describe one model."""
+    objects = {name: _object(path / name) for name in OBJECTS if (path / name).is_file()}
+    config, tensors = objects.get("config.json", {}), _headers(path)
+    if tensors and "quantization_config" not in config:
+        odd = [f"{name} ({kind})" for name, (kind, _) in tensors.items() if kind not in FLOATS and not HARMLESS.search(name)]
+        if odd:
+            raise UnsupportedModelError(f"{path}: weight {odd[0]} is not stored as floating-point numbers: save it again.")
+    for name, value in _counts(config):
+        most = min(MODULES, len(tensors) or MODULES) if name == "num_hidden_layers" else MODULES
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most):
+            raise UnsupportedModelError(
+                f"{path}/config.json: {name} is {str(value)[:40]!r}, expected a whole number of at most {most}: copy the config again."
+            )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = store.read_json(path)
+    if not isinstance(value, dict):
+        raise store.DamagedFileError(f"{path} holds {type(value).__name__}, expected a JSON object: copy it again.")
+    return value
+
+
+def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Entries that say how many modules are built, of the config and those within it."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _counts(value)
+        elif re.fullmatch(r"(num|n)_.*(layers?|heads?|experts)", name):
+            yield name, value
+
+
+def _headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors of all safetensors files that will be read, by name."""
+    if (path / WEIGHTS).is_file():
+        return store.read_headers(path / WEIGHTS)
+    for index in (INDEX, "pytorch_model.bin.index.json"):
+        if (path / index).is_file():
+            shards = _shards(path, index)
+            return _merged_headers(shards) if index == INDEX else {}
+    return {}
+
+
+def _shards(path: Path, index: str) -> list[Path]:
+    """The files that an index names, all of them in its own directory."""
+    named = _object(path / index).get("weight_map")
+    names = sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
+    if not names:
+        raise store.DamagedFileError(f"{path / index} names no files: expected a weight_map from weights to files. Copy it again.")
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name or ":" in name:
+            raise UnsupportedModelError(f"{path / index} names {name[:80]!r}, a file outside its directory: refused.")
+        if not (path / name).is_file():
+            raise UnsupportedModelError(f"{path / index} names {name[:80]!r}, which is not there: the checkpoint is not whole.")
+    return [path / name for name in names]
+
+
+def _merged_headers(shards: list[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for shard in shards:
+        headers = store.read_headers(shard)
+        if both := sorted(found.keys() & headers.keys()):
+            raise UnsupportedModelError(
+                f"{shard} holds the weight {both[0]}, which another file of the checkpoint holds too: keep one."
+            )
+        found |= headers
+    return found
+
+
+def _check_report(where: str, report: Mapping[str, Any]) -> None:
+    """Raise if transformers made up, dropped or could not convert a weight."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UnsupportedModelError(
+            f"{where} lacks the weights {', '.join(missing[:5])[:200]} (of {len(missing)} missing): it is not whole."
+        )
+    extra = sorted(name for name in report["unexpected_keys"] if not HARMLESS.search(name))
+    if extra:
+        raise UnsupportedModelError(
+            f"{where} holds weights that the model of its config.json does not have, such as {', '.join(extra[:3])[:150]} "
+            f"({len(extra)} in all): they belong to another config, or must be removed."
+        )
+    if wrong := sorted(map(str, [*report.get("mismatched_keys", ()), *report.get("error_msgs", ())])):
+        raise UnsupportedModelError(
+            f"{where} holds weights that do not fit its config.json: {wrong[0][:150]} ({len(wrong)} in all)."
+        )

@@ -1,0 +1,32 @@
+"""The files of a model directory beside its tensors' values: safetensors headers, and copies of files that are not weights."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from toolkit.store.errors import DamagedFileError
+
+
+def read_headers(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return name -> (stored type such as ``"BF16"``, shape) of every tensor in a safetensors file; no value is read.
+
+    Raises:
+        DamagedFileError: the file is not a whole safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise DamagedFileError(f"{path} is not a whole safetensors file: {str(error)[:160]}. Copy it again.") from error
+
+
+def copy_files(source: str | Path, target: str | Path, wanted: Callable[[str], bool]) -> None:
+    """Copy the files of one directory (not of its folders) to another, unless a file of that name is there already."""
+    for path in sorted(Path(source).iterdir()):
+        if path.is_file() and wanted(path.name) and not (Path(target) / path.name).exists():
+            shutil.copyfile(path, Path(target) / path.name)
