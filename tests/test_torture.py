@@ -1,0 +1,70 @@
+"""Killed at any file operation or moment, a command given again finishes with what it would have written: small; all of it is ``make torture``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torture
+
+SCRIPT = Path(__file__).with_name("torture.py")
+
+
+def test_killed_commands_go_on_lose_nothing_change_nothing_and_leave_no_litter(tmp_path):
+    report = tmp_path / "torture.json"
+    run = [sys.executable, str(SCRIPT), "--kills", "6", "--only", "rollouts,direction", "--report", str(report)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    figures = json.loads(report.read_text())
+    assert figures["kills"] >= 6 and set(figures["kills_by_command"]) == {"rollouts", "direction"}
+    assert [figures[kind] for kind in ("stuck", "lost", "different", "litter")] == [0, 0, 0, 0]
+
+
+# --- the harness itself sees what it looks for -------------------------------------------------------------------
+
+
+def test_a_kill_at_the_first_file_operation_leaves_nothing_written(tmp_path):
+    def work() -> int:
+        torture.watch_operations(str(tmp_path), lambda n: torture.die())
+        (tmp_path / "x").write_text("never")
+        return 0
+
+    status, _ = torture.forked(work, tmp_path.parent / "log")
+    assert status == -9 and not (tmp_path / "x").exists()
+
+
+def test_a_process_that_hangs_is_reported_as_stuck(tmp_path):
+    def work() -> int:
+        import time
+
+        time.sleep(60)
+        return 0
+
+    status, seconds = torture.forked(work, tmp_path / "log", timeout=0.5)
+    assert status == 1000 and seconds < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other", "same"),
+    [
+        ("a.json", '{"x": 1, "step_time": 2}', '{"step_time": 3, "x": 1}', True),
+        ("a.json", '{"x": 1}', '{"x": 2}', False),
+        ("a.jsonl", '{"x": 1}\n{"x": 2}\n', '{"x": 1}\n', False),
+        ("a.txt", "made 2026-11-27T02:38:30", "made 2026-11-27T02:38:31", True),
+    ],
+)
+def test_files_are_compared_by_what_they_mean_and_not_by_their_timings(tmp_path, name, one, other, same):
+    digests = []
+    for text in (one, other):
+        (tmp_path / name).write_text(text)
+        digests.append(torture.digest(tmp_path / name))
+    assert (digests[0] == digests[1]) is same
+
+
+def test_leftover_temporary_files_are_seen_and_not_compared(tmp_path):
+    (tmp_path / ".x.json.1.partial").write_text("half")
+    assert torture.litter(tmp_path) == [".x.json.1.partial"]
+    assert torture.contents(tmp_path, ()) == {}
