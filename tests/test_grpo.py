@@ -145,8 +145,10 @@ def test_several_updates_share_a_generation_and_use_every_row_once(tiny, easy, s
         assert all(len({r // 4 for r in part}) == 1 for part in rows), "a micro-batch holds whole groups"
 
 
-def test_dynamic_sampling_fills_the_batch_with_groups_that_vary(tiny, easy, small, tmp_path):
-    trainer = trainer_of(tiny, replace(small, problems=4, samples=4, dynamic=draws.Dynamic(rounds=6)), easy, tmp_path)
+@pytest.mark.parametrize("reward", ["correctness", "grpo_lambda"])  # the second ranks the groups of a batch
+def test_dynamic_sampling_fills_the_batch_with_groups_that_vary(tiny, easy, small, tmp_path, reward):
+    recipe = replace(small, reward=reward, problems=4, samples=4, dynamic=draws.Dynamic(rounds=6, most=6))
+    trainer = trainer_of(tiny, recipe, easy, tmp_path)
     trainer.model.train()
     trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     drawn = trainer.newest.drawn

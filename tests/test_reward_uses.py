@@ -102,9 +102,9 @@ def test_many_rewards_on_one_file_of_rollouts(found, problems):
         "mode": "short",
         "conciseness": 0.5,
         "logprob_without": -2.0,
-        "target": 30,
-        "target_low": 20,
-        "target_high": 40,
+        "target_tokens": 30,
+        "low_tokens": 20,
+        "high_tokens": 40,
     }
     table = rewards.compare(found, every_reward(), problems, columns=columns)
     assert table["name"].unique().tolist() == list(rewards.ALL) and len(table) == 48 * len(rewards.ALL)

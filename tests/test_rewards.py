@@ -209,10 +209,10 @@ def test_repetition_counts_different_n_grams():
 
 def test_ruler_hits_its_range():
     for target, expected in ((80, [False, True, True, True, False, False, False]), (800, [False] * 6 + [True])):
-        text = np.array(["w " * n for n in (0, 70, 71, 100, 101, 800, 801)], dtype=object)
-        assert_allclose(paid(Ruler(target=target), batch_of([0] * 7, [1] * 7, text=text)), expected)
+        answer_text = np.array(["w " * n for n in (0, 70, 71, 100, 101, 800, 801)], dtype=object)
+        assert_allclose(paid(Ruler(target=target), batch_of([0] * 7, [1] * 7, answer_text=answer_text)), expected)
     precise = Ruler(ranges=RULER_PRECISE, target=80)
-    assert_allclose(paid(precise, batch_of([0, 0], [1, 1], text=np.array(["w " * 70, "w " * 71], dtype=object))), [0, 1])
+    assert_allclose(paid(precise, batch_of([0, 0], [1, 1], answer_text=np.array(["w " * 70, "w " * 71], dtype=object))), [0, 1])
     assert_allclose(paid(Ruler(None, 0.1, "tokens", 100), batch_of([0] * 3, [90, 91, 110])), [0, 1, 1])
 
 
@@ -453,6 +453,7 @@ def test_bad_batches_are_refused():
         (lambda: Surrogate(shape="hat"), "shape='hat'"),
         (lambda: TrainLongThinkShort(shape="hat", budget=5)(batch_of([1], [1])), "shape='hat'"),
         (lambda: LongWriter(1, 2, unit="lines").needs, "unit='lines'"),
+        (lambda: Ruler(unit="tokens"), "ranges are in words"),
         (lambda: Targets(base=0), "base"),
         (lambda: DifficultyAwareDLER(((0.5, 10),)), "ascend"),
         (lambda: L1Max(budget=-1)(batch_of([1], [1])), "budget of -1"),

@@ -9,9 +9,12 @@ from itertools import combinations
 
 import pytest
 
-from toolkit import stats, store, tasks
+from toolkit import generate, rewards, stats, store, tasks
+from toolkit.generate import Sampling
+from toolkit.rewards import MissingColumnError
 from toolkit.tasks import arithmetic, grading, target_length, words
 from toolkit.tasks.target_length import QUESTIONS, TARGETS, instruction, problem, target_length_prompts
+from toolkit.types import Problem, Rollout, Span
 
 
 def text(n: int) -> str:
@@ -103,3 +106,49 @@ def test_bad_input_is_refused():
         target_length.length_match(["a"], arithmetic.load("test", 1))
     with pytest.raises(ValueError, match="0 lengths and 1 targets"):
         target_length.length_match([], [problem("Why?", 10)])
+
+
+# --- from the task to a reward ---------------------------------------------------------------------------------
+
+
+def answered(p: Problem, n: int) -> Rollout:
+    """A response that thinks in three words and answers in ``n``; special tokens are no words of it."""
+    said = f"<think>let me think</think>{text(n)}<|end|>"
+    return Rollout(p.id, n, (5, 6, 7, 8), 1, Span(1, 2), Span(3, 4), "stop", said, grading.grade(p, text(n)))
+
+
+def test_rulers_reward_is_the_tasks_own_grade_for_published_targets_and_ones_own():
+    problems = target_length_prompts(QUESTIONS[:60], [*TARGETS, 25, 110])
+    found = [answered(p, n) for p in problems for n in (0, 15, 21, 30, 66, 88, 100, 132, 133, 200, 450, 800, 801)]
+    table = rewards.score(found, rewards.ALL["ruler"].make(), problems)
+    assert table["reward"].tolist() == [float(r.correct) for r in found] and 0 < table["reward"].mean() < 1
+
+
+def test_longwriters_reward_of_the_task_is_a_naive_loop_over_its_ranges_in_words():
+    problems = target_length_prompts(QUESTIONS[:40])
+    found = [answered(p, n) for p in problems for n in (0, 10, 30, 70, 150, 500, 900, 2000, 5000)]
+    ranges = {p.id: (p.meta["low_words"], p.meta["high_words"]) for p in problems}
+    assert any(high is None for _, high in ranges.values()), "an open range is among them"
+
+    def naive(r: Rollout) -> float:
+        low, high = ranges[r.problem_id]
+        n = r.sample  # its words
+        if n < low:
+            return n / low
+        return 1.0 if high is None or n <= high else max(0.0, (4000 - n) / (4000 - high))
+
+    table = rewards.score(found, rewards.ALL["longwriter"].make(unit="words", longest=4000), problems)
+    assert table["reward"].tolist() == pytest.approx([naive(r) for r in found])
+
+
+def test_a_reward_in_tokens_is_refused_on_targets_in_words():
+    problems = target_length_prompts(QUESTIONS[:2])
+    with pytest.raises(MissingColumnError, match=r"needs the column 'high_tokens'.*count words \(unit='words'\)"):
+        rewards.score([answered(p, 5) for p in problems], rewards.ALL["longwriter"].make(), problems)
+
+
+def test_sampled_responses_to_the_task_are_paid_what_they_are_graded(tiny):
+    problems = [problem(f"{a}+{b}=?", 10) for a, b in ((3, 4), (12, 5), (20, 7))]
+    found = generate.rollouts(tiny, problems, Sampling(n=4, max_new_tokens=60), progress=False)
+    assert rewards.score(found, rewards.ALL["ruler"].make(), problems)["reward"].tolist() == [float(r.correct) for r in found]
+    assert any(r.correct for r in found)

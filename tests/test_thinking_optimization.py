@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from toolkit import generate, lm, steps, tasks
 from toolkit.generate import Sampling
@@ -87,9 +89,45 @@ def test_a_path_is_made_of_segments_of_its_trajectory_in_order(better):
             assert o.path.token_ids[: o.path.prompt_len] == o.original.token_ids[: o.original.prompt_len]
 
 
-def test_the_last_segment_before_the_exit_is_never_dropped(better):
-    assert any(o.dropped for o in better), "nothing was dropped, so this test shows nothing"
-    assert all(o.cut not in o.dropped for o in better)
+def test_the_opening_and_the_last_segment_are_never_dropped_even_by_a_quick_decode_alone(reasoner, problems, found, better):
+    alone = dto.optimised(reasoner, found, problems, replace(HOW, tolerance=math.inf))
+    inner = [o for o in alone if o.path and o.cut > 1]
+    assert any(o.dropped == tuple(range(1, o.cut)) for o in inner), "the quick decode alone drops every inner segment somewhere"
+    assert all({0, o.cut}.isdisjoint(o.dropped) for o in (*alone, *better))
+
+
+def test_a_better_path_keeps_the_steps_and_loses_the_checks(reasoner, better):
+    """Dropped are lines such as "wait 3+4=7 ok"; each kept line of the tiny reasoner goes on from the result of the one before it."""
+    lines = {id(o): [reasoner.text(o.original.token_ids[s.span.start : s.span.stop]) for s in o.segments] for o in better}
+    dropped = [lines[id(o)][i] for o in better for i in o.dropped]
+    kept = [lines[id(o)][i] for o in better if o.path for i in range(1, o.cut) if i not in o.dropped]
+    assert len(dropped) > 3 and len(kept) > 10
+    assert np.mean([line.startswith("wait") for line in dropped]) > 0.7
+    assert not any(line.startswith("wait") for line in kept)
+
+
+def test_what_a_segment_contributes_is_the_likelihood_that_a_later_one_loses_without_it(reasoner, problems, better):
+    o = next(o for o in better if o.path and o.cut > 2 and not o.dropped)
+    work, r, at = dto._working(reasoner, [o.original], problems, HOW), o.original, 1
+
+    def by_hand(kept) -> list[float]:
+        found, ids = [], list(r.token_ids[: o.segments[0].span.start])
+        for j in kept:
+            own = list(r.token_ids[o.segments[j].span.start : o.segments[j].span.stop])
+            with torch.no_grad():
+                logp = reasoner.model(torch.tensor([ids + own])).logits[0].log_softmax(-1)
+            if j > at:
+                found.append(np.mean([logp[len(ids) + i - 1, t].item() for i, t in enumerate(own)]))
+            ids += own
+        return found
+
+    whole = list(range(o.cut + 1))
+    without = [j for j in whole if j != at]
+    assert dto._likelihoods(work, o, whole, at) == pytest.approx(by_hand(whole), abs=1e-4)
+    assert dto._likelihoods(work, o, without, at) == pytest.approx(by_hand(without), abs=1e-4)
+    falls = max(b - a for b, a in zip(by_hand(whole), by_hand(without), strict=True))
+    assert falls > 0.1 and dto._contributes(work, o, at)
+    assert not dto._contributes(dto._working(reasoner, [r], problems, replace(HOW, tolerance=falls + 0.01)), o, at)
 
 
 def test_trajectories_of_one_segment_are_left_alone(reasoner, problems, found):

@@ -25,16 +25,19 @@ def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_l
     return [trimmed(part) for part in split_tensor_dict(_rows(scored, order), parts)]
 
 
-def pushed_micro_batches(scored: dict[str, Any], parts: int, loss_type: str) -> list[dict[str, Any]]:
+def pushed_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, least: int = 0) -> list[dict[str, Any]]:
     """As :func:`micro_batches`, of the rows alone whose advantage is not 0: the others add nothing to the gradient.
 
     Each has a number ``share``, with which its loss is to be multiplied so that the divisor stays that of all rows. At least one row a
     micro-batch is kept, so that every one of them has a loss.
+
+    Args:
+        least: Rows kept at least: processes that gather what they measure need as many rows as each other.
     """
     lengths, rows = scored["completion_mask"].sum(dim=1), len(scored["advantages"])
     kept = (scored["advantages"] != 0).nonzero().flatten()
-    if len(kept) < parts:
-        kept = torch.cat([kept, (scored["advantages"] == 0).nonzero().flatten()[: parts - len(kept)]])
+    if len(kept) < (wanted := max(parts, least)):
+        kept = torch.cat([kept, (scored["advantages"] == 0).nonzero().flatten()[: wanted - len(kept)]])
     order = kept[lengths[kept].argsort(stable=True)]
     found = [trimmed(_rows(scored, part)) for part in order.tensor_split(parts)]
     for part in found:

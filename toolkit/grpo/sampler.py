@@ -116,37 +116,46 @@ class Sampler:
         t, rule = self.trainer, self.trainer.recipe.dynamic
         assert rule is not None
         here, world = t.accelerator.process_index, t.accelerator.num_processes
-        everything = self._judged(groups, rule)
-        wanted, rounds = len(everything), 1
-        while (kept := sum(keep for _, keep in everything)) < wanted and rounds < rule.rounds:
-            seen = {group[0].rollout.problem_id for group, _ in everything}
+        pool: list[list[Drawn]] = list(gather_object(groups))
+        wanted, rounds = len(pool), 1
+        pool, dropped = self._settled(pool, [], wanted)
+        while len(pool) < wanted and rounds < rule.rounds:
+            seen = {group[0].rollout.problem_id for group in (*pool, *dropped)}
             seed = draws.seed_of(t.args.seed, t.state.global_step, rounds)
-            more = draws.more_problems(list(t.problems.values()), seen, rule.next_round(kept, len(everything), wanted), seed)
+            more = draws.more_problems(list(t.problems.values()), seen, rule.next_round(len(pool), len(seen), wanted), seed)
             if not more:
                 break
-            judged = self._judged(self._groups(more[here::world]), rule)
-            found = {group[0].rollout.problem_id: (group, keep) for group, keep in judged}
-            everything += [found[p.id] for p in more]
+            found = {group[0].rollout.problem_id: group for group in gather_object(self._groups(more[here::world]))}
+            pool, dropped = self._settled([*pool, *(found[p.id] for p in more)], dropped, wanted)
             rounds += 1
         self.noted = {
-            "dynamic/groups_drawn": len(everything),
+            "dynamic/groups_drawn": len(pool) + len(dropped),
             "dynamic/rounds": rounds,
-            "dynamic/filled": max(0, wanted - kept) / wanted,
+            "dynamic/filled": max(0, wanted - len(pool)) / wanted,
         }
-        ordered = sorted(everything, key=lambda one: not one[1])[:wanted]  # stable: kept first, in the order drawn
         share = wanted // world
-        return [group for group, _ in ordered[here * share : (here + 1) * share]]
+        return [*pool, *dropped][:wanted][here * share : (here + 1) * share]
 
-    def _judged(self, groups: Sequence[list[Drawn]], rule: draws.Dynamic) -> list[tuple[list[Drawn], bool]]:
-        """The groups of a round over all processes, each with whether it is kept, by the reward it is trained on.
+    def _settled(
+        self, pool: list[list[Drawn]], dropped: list[list[Drawn]], wanted: int
+    ) -> tuple[list[list[Drawn]], list[list[Drawn]]]:
+        """The groups without those that are paid the same in the batch that the first ``wanted`` make, and all that were dropped.
 
-        The reward does not learn from them. One that compares groups of a batch compares those of the round.
+        Asked again until none of that batch is dropped: a reward may compare the groups of a batch. It does not learn from them.
         """
-        t = self.trainer
-        found: list[list[Drawn]] = list(gather_object(list(groups)))
-        batch = t.batch_of([d for g in found for d in g], [d for g in groups for d in g], t.state.global_step, "eval")
-        ends = np.cumsum([len(g) for g in found])
-        return [(g, rule.keeps(paid)) for g, paid in zip(found, np.split(t.reward(batch).values, ends[:-1]), strict=True)]
+        t, rule = self.trainer, self.trainer.recipe.dynamic
+        assert rule is not None
+        here, world = t.accelerator.process_index, t.accelerator.num_processes
+        while batch := pool[:wanted]:
+            rows = [d for group in batch for d in group]
+            own = rows[len(rows) * here // world : len(rows) * (here + 1) // world]
+            paid = t.reward(t.batch_of(rows, own, t.state.global_step, "eval")).values
+            keeps = [rule.keeps(part) for part in np.split(paid, np.cumsum([len(group) for group in batch])[:-1])]
+            if all(keeps):
+                break
+            dropped = [*dropped, *(group for group, keep in zip(batch, keeps, strict=True) if not keep)]
+            pool = [*(group for group, keep in zip(batch, keeps, strict=True) if keep), *pool[wanted:]]
+        return pool, dropped
 
     def _with_blank(self, group: list[Drawn]) -> list[Drawn]:
         """Each response's mean log-probability after the same chat with an empty question (SAR, arXiv 2509.05489)."""

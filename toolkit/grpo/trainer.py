@@ -297,7 +297,8 @@ class Trainer(GRPOTrainer):
             size = self.args.num_generations if self.recipe.loss else 1
             parts = self.args.steps_per_generation
             if together and self._pushes_alone(scored):
-                self._buffered_inputs = pushed_micro_batches(scored, parts, self.loss_type)
+                most = max(gather_object([int((scored["advantages"] != 0).sum())]))
+                self._buffered_inputs = pushed_micro_batches(scored, parts, self.loss_type, most)
             else:
                 self._buffered_inputs = micro_batches(scored, parts, size, by_length=together)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]

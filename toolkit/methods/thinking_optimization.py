@@ -4,15 +4,17 @@ Equations (a trajectory's thinking cut at cue words into segments d_1 .. d_n; p_
 
     p_i = share of M continuations of d_1 .. d_i + exit text that give the gold answer
     i'  = first i with p_i > T;   path = d_1 .. d_i' + closing text + the shortest right one of K completions
-    inner segments without which a quick decode is still right are dropped
+    inner segments, neither d_1 nor d_i', that contribute nothing and without which a quick decode is right are dropped
     pairs (path chosen, trajectory rejected) -> SimPO
 
 Deviations: M, T, K and the two texts were not found (``assumed_...``; the text is the closing think tag, which is all that a
-model with tags needs). An auxiliary language model names the segments that contribute nothing; here every inner one is tried, and
-the quick decode alone decides (ours). Where no completion is right the next i with p_i > T is tried (ours); where none is left
+model with tags needs). An auxiliary language model names the segments that contribute nothing; here the policy does (ours): a
+segment contributes if a later one becomes less likely without it, by more than ``assumed_tolerance``. The quick decode alone would
+leave the last line of a chain, from which the answer can be copied. Where no completion is right the next i with p_i > T is tried (ours); where none is left
 there is no path. A path counts only if it is right and the trajectory is wrong or longer.
 
-Units and signs: tokens; shares of samples. Cost: about n M + K short continuations a trajectory, and n more for dropping.
+Units and signs: tokens; shares of samples; nats per token. Cost: about n M + K short continuations per trajectory, and for dropping
+2 n forward passes and n continuations more.
 
 Training on the pairs is TRL's business; ``pairs`` has its columns::
 
@@ -30,8 +32,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import torch
 
-from toolkit import generate, steps
+from toolkit import collect, generate, steps
 from toolkit.generate import Sampling
 from toolkit.lm import LM, Condition, NoThinkTagsError
 from toolkit.steps import Splitter, Step
@@ -43,6 +46,7 @@ assumed_cues = r"(?<!\w)(?:Wait|Alternatively|Hmm|But|However|Let me|Hold on|Act
 assumed_probes = 8  # M: ours
 assumed_threshold = 0.5  # T: ours
 assumed_completions = 8  # K: ours
+assumed_tolerance = 0.1  # nats per token: ours
 assumed_answering = Sampling(max_new_tokens=256)  # room for an answer: ours
 
 
@@ -57,6 +61,8 @@ class Settings:
         probes: M.
         threshold: T, a share: a prefix is an exit if more than this share of its continuations is right.
         completions: K.
+        tolerance: Most that the mean log-probability of a later segment may fall without a segment that contributes nothing, nats
+            per token.
         answering: How continuations are drawn; its ``n`` does not count.
     """
 
@@ -66,6 +72,7 @@ class Settings:
     probes: int = assumed_probes
     threshold: float = assumed_threshold
     completions: int = assumed_completions
+    tolerance: float = assumed_tolerance
     answering: Sampling = assumed_answering
 
     def __post_init__(self) -> None:
@@ -86,7 +93,7 @@ class Optimised:
     Attributes:
         shares: p_i of each segment; empty where there was nothing to probe.
         cut: i', the last segment kept (from 0), or ``None`` without a path.
-        dropped: Inner segments left out.
+        dropped: Inner segments left out: never the first, never the last one kept.
         path: The better trajectory, or ``None``.
     """
 
@@ -211,10 +218,14 @@ def _path(work: _Work, o: Optimised, kept: Sequence[int] | range, completion: Se
 
 
 def _pruned(work: _Work, done: list[Optimised]) -> list[Optimised]:
-    """Inner segments dropped one after the other, wherever the answer of a quick decode stays right without them."""
-    for at in range(max((o.cut or 0 for o in done), default=0)):
-        tried = [i for i, o in enumerate(done) if o.path is not None and o.cut is not None and at < o.cut]
-        kept = {i: [j for j in range((done[i].cut or 0) + 1) if j != at and j not in done[i].dropped] for i in tried}
+    """Inner segments dropped one after the other, wherever they contribute nothing and the answer of a quick decode stays right.
+
+    The first segment opens the thinking and is kept, as is the last one before the exit.
+    """
+    for at in range(1, max((o.cut or 0 for o in done), default=0)):
+        reached = [i for i, o in enumerate(done) if o.path is not None and o.cut is not None and at < o.cut]
+        tried = [i for i in reached if not _contributes(work, done[i], at)]
+        kept = {i: [j for j in _segments_of(done[i]) if j != at] for i in tried}
         prompts = [(done[i].original, _thought(done[i], kept[i])) for i in tried]
         for i, (quick,) in zip(tried, work.drawn(prompts, 1, text=work.how.exit, greedy=True), strict=True):
             if quick.correct:
@@ -223,11 +234,33 @@ def _pruned(work: _Work, done: list[Optimised]) -> list[Optimised]:
     return done
 
 
+def _segments_of(o: Optimised) -> list[int]:
+    """The segments of a path."""
+    return [j for j in range((o.cut or 0) + 1) if j not in o.dropped]
+
+
+def _contributes(work: _Work, o: Optimised, at: int) -> bool:
+    """Whether a later segment of a path becomes less likely without this one, by more than the tolerance."""
+    whole = _segments_of(o)
+    before, after = (_likelihoods(work, o, kept, at) for kept in (whole, [j for j in whole if j != at]))
+    return any(a < b - work.how.tolerance for b, a in zip(before, after, strict=True))
+
+
+def _likelihoods(work: _Work, o: Optimised, kept: Sequence[int], after: int) -> list[float]:
+    """Mean log-probability per token (nats) of each segment beyond ``after``, read behind the segments kept before it."""
+    lm, ids, n = work.condition.lm, _thought(o, kept), o.original.prompt_len
+    with work.condition.active(), torch.inference_mode():
+        logp = collect.logits(lm, replace(o.original, token_ids=tuple(ids))).log_softmax(-1)
+    chosen = logp.gather(1, torch.tensor(ids[n:], device=logp.device)[:, None])[:, 0].tolist()
+    sizes = [len(o.segments[j].span) for j in kept]
+    ends = np.cumsum(sizes) + (o.segments[0].span.start - n)
+    return [float(np.mean(chosen[end - size : end])) for j, size, end in zip(kept, sizes, ends, strict=True) if j > after]
+
+
 def _completion(work: _Work, o: Optimised) -> Sequence[int]:
     """The tokens of a path after its closing text."""
     assert o.path is not None and o.cut is not None
-    kept = [i for i in range(o.cut + 1) if i not in o.dropped]
-    return o.path.token_ids[len(_thought(o, kept)) + len(work.ids(work.how.closing)) :]
+    return o.path.token_ids[len(_thought(o, _segments_of(o))) + len(work.ids(work.how.closing)) :]
 
 
 def _kept(o: Optimised) -> Optimised:

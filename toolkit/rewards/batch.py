@@ -33,6 +33,18 @@ _ENTROPIES = (
     "engine='toolkit' keeps them and engine='trl' does not"
 )
 _GRPO = "the trainer of toolkit.grpo has it"
+UNITS = ("tokens", "words")
+
+
+def _lengths(what: str, unit: str) -> str:
+    """Who supplies a target length, or an end of its range, in a unit."""
+    other = UNITS[unit == UNITS[0]]
+    return (
+        f"RewardBatch.of(rollouts, problems) has it where every problem has meta['{what}_{unit}'], as the task target_length has in words; "
+        f"or set it in the reward; or count {other} (unit='{other}')"
+    )
+
+
 SUPPLIERS: Mapping[str, str] = {
     "problem_id": f"{_ROLLOUTS}; in a TRL dataset, add a column of ids",
     "correct": f"{_ROLLOUTS}; in as_trl, pass columns={{'correct': your grader}} or add a dataset column",
@@ -53,13 +65,11 @@ SUPPLIERS: Mapping[str, str] = {
     "budget": f"{_GRPO} where the recipe has a curriculum; it is the budget that was in the prompt, tokens; or set one "
     "in the reward (budget=N, --set reward.budget=N)",
     "mode": f"{_GRPO} where the recipe has modes; it is 'long' or 'short', as the prompt asked",
-    "target_low": "RewardBatch.of(rollouts, problems) has it where every problem has meta['target_low']; or set it in the reward",
-    "target_high": "RewardBatch.of(rollouts, problems) has it where every problem has meta['target_high']; or set it in the reward",
-    "target": "RewardBatch.of(rollouts, problems) has it where every problem has meta['target'] (a length); or set it in the reward",
+    **{f"{what}_{unit}": _lengths(what, unit) for unit in UNITS for what in ("target", "low", "high")},
     "conciseness": f"{_GRPO} (it trains a head first); offline, rewards.conciseness: train a head on pooled states, then score the "
     "responses with it",
 }
-FROM_META = ("difficulty", "target", "target_low", "target_high")
+FROM_META = ("difficulty", *(f"{what}_{unit}" for unit in UNITS for what in ("target", "low", "high")))
 
 
 class MissingColumnError(ValueError):
@@ -247,8 +257,12 @@ def _of_problems(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarray
     if missing := sorted(set(ids) - set(by_id)):
         raise ValueError(f"{len(missing)} problems of the rollouts are not among the problems given, e.g. {missing[0]!r}.")
     asked = [by_id[i] for i in ids]
-    return {
-        name: np.array([float(m[name]) for m in asked])
-        for name in FROM_META
-        if all(isinstance(m.get(name), int | float) for m in asked)
-    }
+    found = {name: [_number(name, m) for m in asked] for name in FROM_META}
+    return {name: np.array(values, float) for name, values in found.items() if None not in values}
+
+
+def _number(name: str, meta: Mapping[str, Any]) -> float | None:
+    """A number of a problem's meta, ``None`` where it has none. A range that says it has no upper end goes on for ever."""
+    if name.startswith("high_") and name in meta and meta[name] is None:
+        return np.inf
+    return float(meta[name]) if isinstance(meta.get(name), int | float) else None

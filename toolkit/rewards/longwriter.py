@@ -12,7 +12,9 @@ Deviations: as printed the reward goes negative beyond L_max; clamped at 0 (ours
 tokens, unconfirmed (``assumed_longest``). The paper's model predicts the range; here it is a column or an argument. A range that
 starts at 0 pays 1 from 0 on.
 
-Units and signs: tokens, or words (runs of letters and digits) as published; + is paid. Pays being long *enough*, not short.
+Units and signs: tokens of the response, or words (runs of letters and digits) of its answer, as published; + is paid. Pays being long
+*enough*, not short. The unit also names the columns: ``low_words`` and ``high_words``, which the task ``target_length`` writes, or
+``low_tokens`` and ``high_tokens``. A range may be open above (infinite).
 """
 
 from __future__ import annotations
@@ -25,11 +27,10 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from toolkit import stats
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import UNITS, RewardBatch, Scored
 from toolkit.stats import Number
 
 assumed_longest = 14000  # tokens
-UNITS = ("tokens", "words")
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class LongWriter:
     """1 within the target range, falling off on either side.
 
     Attributes:
-        low: Least length of the range; ``None`` reads the column ``target_low``.
-        high: Greatest length of the range; ``None`` reads the column ``target_high``.
+        low: Least length of the range; ``None`` reads the column ``low_tokens`` or ``low_words``.
+        high: Greatest length of the range; ``None`` reads the column ``high_tokens`` or ``high_words``.
         longest: L_max, from which nothing is paid.
         unit: What all of them count.
     """
@@ -52,16 +53,18 @@ class LongWriter:
 
     @property
     def needs(self) -> frozenset[str]:
-        columns = {"target_low": self.low, "target_high": self.high}
+        columns = {f"low_{self.unit}": self.low, f"high_{self.unit}": self.high}
         return frozenset({name for name, fixed in columns.items() if fixed is None} | {lengths_column(self.unit)})
 
     def __call__(self, batch: RewardBatch) -> Scored:
         batch.check(self)
-        low = batch["target_low"].astype(float) if self.low is None else np.full(len(batch), float(self.low))
-        high = batch["target_high"].astype(float) if self.high is None else np.full(len(batch), float(self.high))
-        bad = ~((low >= 0) & (low <= high) & (high < self.longest))
+        low = batch[f"low_{self.unit}"].astype(float) if self.low is None else np.full(len(batch), float(self.low))
+        high = batch[f"high_{self.unit}"].astype(float) if self.high is None else np.full(len(batch), float(self.high))
+        bad = ~((low >= 0) & (low <= high) & ((high < self.longest) | np.isinf(high)))
         if bad.any():
-            raise ValueError(f"A range of {low[bad][0]:g} to {high[bad][0]:g}: need 0 <= low <= high < longest = {self.longest}.")
+            raise ValueError(
+                f"A range of {low[bad][0]:g} to {high[bad][0]:g}: need 0 <= low <= high < longest = {self.longest}, or no upper end."
+            )
         n = lengths(batch, self.unit)
         below = np.divide(n, low, out=np.ones(len(n)), where=low > 0)
         above = np.maximum(0.0, (self.longest - n) / (self.longest - high))
@@ -72,9 +75,11 @@ def lengths_column(unit: str) -> str:
     """The column that lengths in a unit are read from. Raises ValueError for another unit."""
     if unit not in UNITS:
         raise ValueError(f"unit={unit!r}: choose one of {', '.join(UNITS)}.")
-    return "tokens" if unit == "tokens" else "text"
+    return "tokens" if unit == "tokens" else "answer_text"
 
 
 def lengths(batch: RewardBatch, unit: str) -> Float[ndarray, " n"]:
-    """Length of each response in tokens, or in words of its text."""
-    return batch["tokens"].astype(float) if unit == "tokens" else np.array([stats.words(t) for t in batch["text"]], np.float64)
+    """Length of each response in tokens, or in words of its answer (its thinking is not what was asked for)."""
+    return (
+        batch["tokens"].astype(float) if unit == "tokens" else np.array([stats.words(t) for t in batch["answer_text"]], np.float64)
+    )

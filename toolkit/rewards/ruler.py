@@ -4,10 +4,11 @@ Equation (T: the length that the prompt asked for):
 
     r = 1[low(T) < len <= high(T)]        flexible or precise ranges, as published in words
 
-Deviations: the paper measures with this and does not train on it. In tokens, or for targets without a published range, ranges are
-``T +- share T`` (``ranges=None``; ours).
+Deviations: the paper measures with this and does not train on it. Targets without a published range, and all targets with
+``ranges=None``, have ``T +- share T`` (ours, as in the task ``target_length``).
 
-Units and signs: words (runs of letters, digits and underscores) or tokens; + is paid. Correctness is not looked at: put it in a
+Units and signs: words of the answer (runs of letters, digits and underscores) or tokens of the response; + is paid. The unit also
+names the column: ``target_words``, which the task ``target_length`` writes, or ``target_tokens``. Correctness is not looked at: put it in a
 sum or a gate.
 """
 
@@ -21,7 +22,7 @@ import numpy as np
 from toolkit import stats
 from toolkit.rewards.batch import RewardBatch, Scored
 from toolkit.rewards.longwriter import lengths, lengths_column
-from toolkit.stats import RULER_FLEXIBLE, Number, Ranges, assumed_flexible
+from toolkit.stats import RULER_FLEXIBLE, RULER_PRECISE, Number, Ranges, assumed_flexible
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Ruler:
         ranges: ``stats.RULER_FLEXIBLE``, ``stats.RULER_PRECISE``, one's own, or ``None`` for ``T +- share T``.
         share: Half width of such a range.
         unit: What is counted.
-        target: One target for all; ``None`` reads the column ``target``.
+        target: One target for all; ``None`` reads the column ``target_words`` or ``target_tokens``.
     """
 
     ranges: Ranges | None = field(default_factory=lambda: RULER_FLEXIBLE)
@@ -42,12 +43,21 @@ class Ruler:
 
     name: ClassVar[str] = "ruler"
 
+    def __post_init__(self) -> None:
+        if self.unit != "words" and any(self.ranges is table for table in (RULER_FLEXIBLE, RULER_PRECISE)):
+            raise ValueError(
+                f"unit={self.unit!r}: Ruler's ranges are in words. Give ranges=None for T +- share T, or ranges of your own."
+            )
+
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({lengths_column(self.unit)} | ({"target"} if self.target is None else set()))
+        return frozenset({lengths_column(self.unit)} | ({f"target_{self.unit}"} if self.target is None else set()))
 
     def __call__(self, batch: RewardBatch) -> Scored:
         batch.check(self)
-        targets = batch["target"].astype(float) if self.target is None else np.full(len(batch), float(self.target))
-        ranges = stats.ranges_around(np.unique(targets).tolist(), self.share) if self.ranges is None else self.ranges
-        return Scored.sum(match=stats.hits(lengths(batch, self.unit), targets, ranges))
+        targets = batch[f"target_{self.unit}"].astype(float) if self.target is None else np.full(len(batch), float(self.target))
+        known = self.ranges or {}
+        others = [t for t in np.unique(targets).tolist() if t not in known]
+        return Scored.sum(
+            match=stats.hits(lengths(batch, self.unit), targets, {**stats.ranges_around(others, self.share), **known})
+        )
