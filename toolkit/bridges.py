@@ -47,7 +47,7 @@ from transformers import PreTrainedModel
 
 from toolkit import hooks, sites
 from toolkit.lm import LM, NoThinkTagsError
-from toolkit.sites import KINDS, Site
+from toolkit.sites import KINDS, Layout, Site
 from toolkit.types import HeadScores, Moments, Rollout
 
 _AFTER = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
