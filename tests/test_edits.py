@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from toolkit import collect, edits
+from toolkit import collect, edits, hooks
 from toolkit import lm as lms
 from toolkit.edits import RuntimeEdit, Steering
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
+from toolkit.sites import Site
 from toolkit.store import WrongModelError
 from toolkit.types import Direction, HeadEdit, HeadScores, Plan
 
@@ -102,6 +103,34 @@ def test_several_edits_of_one_head_compose_alike_in_weights_and_at_run_time(llam
     written = collect.logits(edits.apply(llama, plan), rollout_of(20))
     at_run_time = collect.logits(llama, rollout_of(20), RuntimeEdit(plan))
     assert (written - at_run_time).abs().max() <= 1e-5 * written.abs().max()
+
+
+# --- what reaches the stream ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["resid_mid", "resid_post", "attn_out"])
+@torch.no_grad()
+def test_an_edited_head_adds_nothing_along_the_direction_to_the_stream_at_any_position(any_lm, kind, rollout_of):
+    """Behind the norm where one follows, over that position's own denominator. A direction at ``attn_out`` is read
+    before the norm, where it lives."""
+    layer, head, lm = 1, 2, any_lm
+    plan = Plan((HeadEdit(layer, head, "project_out", 1.0),), direction_of(lm, kind=kind), "one head", lm.provenance())
+    unit, columns, norm = plan.direction.unit()[layer].float(), lm.layout.head(head), lm.layout.blocks[layer].post_attention_norm
+
+    def along(model: LM) -> tuple[Tensor, Tensor]:
+        wanted = [Site(site, layer) for site in ("z", "attn_out")]
+        with hooks.record(model.layout, wanted) as seen:
+            model.model(input_ids=torch.tensor([rollout_of(20).token_ids]))
+        z, attn_out = (seen[site][0] for site in wanted)
+        written = z[:, columns] @ model.layout.W_O(layer)[:, columns].T
+        if norm is not None and kind != "attn_out":
+            gain = norm(torch.ones(lm.layout.d_model))
+            written = gain * written / attn_out.pow(2).mean(dim=-1, keepdim=True).sqrt()
+        return (written @ unit).abs() / written.norm(dim=-1), written.norm(dim=-1)
+
+    (share, size), (before, _) = along(edits.apply(lm, plan)), along(lm)
+    assert (share < 1e-5).all() and (size > 0).all()
+    assert (before > 1e-5).any(), "there was nothing to remove"
 
 
 # --- what the projection does --------------------------------------------------------------------------------

@@ -55,17 +55,29 @@ def run(lm: LM, ids: tuple[int, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]
     return torch.stack(out.attentions)[:, 0].float(), [layer.values[0] for layer in cache.layers]
 
 
-def gain_of(lm: LM, layer: int) -> torch.Tensor:
-    norm = lm.layout.blocks[layer].post_attention_norm
-    if norm is None:
-        return torch.ones(lm.layout.d_model)
-    return norm.weight.detach() + (0.0 if "Olmo2" in type(norm).__name__ else 1.0)
+@torch.no_grad()
+def behind_the_norm(lm: LM, ids: tuple[int, ...]) -> list[torch.Tensor]:
+    """What a head's output is multiplied by on its way to the stream, ``[T, d_model]`` per layer: ones unless a norm follows."""
+    found, handles = [torch.ones(len(ids), lm.layout.d_model) for _ in lm.layout.blocks], []
+    for layer, block in enumerate(lm.layout.blocks):
+        norm = block.post_attention_norm
+        if norm is not None:
+            gain = norm.weight.detach() + (0.0 if "Olmo2" in type(norm).__name__ else 1.0)
+
+            def keep(module, args, output, layer=layer, gain=gain) -> None:
+                found[layer] = gain / args[0][0].pow(2).mean(dim=-1, keepdim=True).sqrt()
+
+            handles.append(norm.register_forward_hook(keep))
+    lm.model(torch.tensor([ids]))
+    for handle in handles:
+        handle.remove()
+    return found
 
 
 def naive(lm: LM, e: Example) -> dict[str, torch.Tensor]:
     """Every metric of one example by loops over layers, heads and tokens."""
     ids, prompt_len = e.rollout.token_ids, e.rollout.prompt_len
-    a, values = run(lm, ids)
+    (a, values), behind = run(lm, ids), behind_the_norm(lm, ids)
     away = run(lm, (*e.control, *ids[prompt_len:]))[0] if e.control else None
     emitted = e.emitted if e.emitted is not None else Span(prompt_len, len(ids))
     inside = range(e.needle.start, e.needle.stop)
@@ -74,7 +86,7 @@ def naive(lm: LM, e: Example) -> dict[str, torch.Tensor]:
     W_U = lm.model.get_output_embeddings().weight.detach()
     found = {m: torch.full((lm.layout.n_layers, lm.layout.n_heads), math.nan, dtype=torch.float64) for m in rh.METRICS}
     for layer in range(lm.layout.n_layers):
-        W_O, gain = lm.layout.W_O(layer).detach(), gain_of(lm, layer)
+        W_O = lm.layout.W_O(layer).detach()
         for head in range(lm.layout.n_heads):
             sets: dict[str, set[int]] = {m: set() for m in rh.COPIES}
             mass, no_needle, writes = [], [], []
@@ -99,7 +111,7 @@ def naive(lm: LM, e: Example) -> dict[str, torch.Tensor]:
                 best = max(inside, key=lambda j: row[j].item())
                 v = values[layer][head // (lm.layout.n_heads // len(values[layer])), best]
                 u = W_U[w] - W_U.mean(dim=0)
-                writes.append(row[best].item() * ((gain * (W_O[:, lm.layout.head(head)] @ v)) @ u).item())
+                writes.append(row[best].item() * ((behind[layer][t] * (W_O[:, lm.layout.head(head)] @ v)) @ u).item())
             for m, copied in sets.items():
                 size = len(k - rest) if m == "copy_unseen" else len(k)
                 found[m][layer, head] = len(copied) / size if size else math.nan

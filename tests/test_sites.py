@@ -15,6 +15,8 @@ import torch
 from families import COMMON, CONFIGS, FAMILIES, tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from toolkit import hooks, sites
 from toolkit import lm as lms
@@ -458,6 +460,45 @@ def test_to_attn_out_carries_a_direction_through_the_post_norm(family, model_of,
             right = right / (attn_out.pow(2).mean(-1) + eps).sqrt()
             assert not torch.allclose(carried, v)
         assert torch.allclose(left, right, atol=1e-4, rtol=1e-4)
+
+
+NORMS = {
+    "LayerNorm": lambda width: torch.nn.LayerNorm(width, eps=1e-3),
+    "LayerNorm without a shift": lambda width: torch.nn.LayerNorm(width, bias=False),
+    "RMSNorm": lambda width: torch.nn.RMSNorm(width, eps=1e-2),
+    "Olmo2RMSNorm": Olmo2RMSNorm,
+    "Gemma3RMSNorm": Gemma3RMSNorm,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).split(".")[1])
+@pytest.mark.parametrize("width", [32, 33])
+@pytest.mark.parametrize("name", NORMS)
+@torch.no_grad()
+def test_a_norm_is_read_off_its_behaviour(name, width, dtype):
+    """<v, norm(x)> is <back(v), x> / scale(x), and what a shift adds: with a mean subtracted or not, large input or small."""
+    generator = torch.Generator().manual_seed(0)
+    module = NORMS[name](width)
+    for parameter in module.parameters():
+        parameter.add_(torch.randn(width, generator=generator))
+    module.to(dtype)
+    norm = sites.read_norm(module, torch.zeros(width, 8, dtype=dtype))
+    v = torch.randn(width, generator=generator)
+    for size in (1e-2, 1.0, 30.0):
+        x = (size * (torch.randn(50, width, generator=generator) + 1)).to(dtype)
+        expected = (module(x).float() - module(torch.zeros_like(x)).float()) @ v
+        found = (x.float() / norm.scale(x)) @ norm.back(v)
+        assert (found - expected).abs().max() <= (1e-5 if dtype == torch.float32 else 3e-2) * expected.abs().max(), size
+    assert norm.centred == ("LayerNorm" in name)
+
+
+def test_a_layer_after_attention_that_is_no_norm_is_refused():
+    class DyT(torch.nn.Module):
+        def forward(self, x):
+            return torch.tanh(x)
+
+    with pytest.raises(UnsupportedModelError, match="DyT follows attention's output projection, and is neither"):
+        sites.read_norm(DyT(), torch.zeros(32, 8))
 
 
 # --- qualify -------------------------------------------------------------------------------------------------

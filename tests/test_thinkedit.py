@@ -42,7 +42,7 @@ def one_pass(lm: LM, rollout: Rollout, kind: str) -> list[Tensor]:
     """Activations ``[seq, width]`` of every layer for one sequence by itself, nothing padded."""
     layers, key = range(lm.layout.n_layers), (lm.name, lm.fingerprint, rollout.token_ids)
     if key not in PASSES:
-        wanted = [Site(k, layer) for k in ("resid_mid", "resid_post", "z") for layer in layers]
+        wanted = [Site(k, layer) for k in ("resid_pre", "resid_mid", "resid_post", "z", "attn_out") for layer in layers]
         with hooks.record(lm.layout, wanted) as PASSES[key]:
             lm.model(input_ids=torch.tensor([rollout.token_ids]), use_cache=False)
     return [PASSES[key][Site(kind, layer)][0].double() for layer in layers]
@@ -72,26 +72,42 @@ def gain(lm: LM, layer: int) -> Tensor:
 
 
 def naive_unit(lm: LM, v: Tensor, layer: int) -> Tensor:
+    """What is projected out of the output projection, so that nothing along v is left behind the norm."""
     carried = gain(lm, layer) * v.double()
     return carried / carried.norm()
 
 
-def naive_head_scores(lm: LM, rollouts: Sequence[Rollout], v: Tensor) -> Tensor:
-    """Mean over short examples of <mean_t contribution of the head, -v/|v|>, contributions materialised."""
+def naive_written(lm: LM, rollout: Rollout, layer: int) -> Tensor:
+    """What each head adds to the residual stream, ``[seq, heads, d_model]``, position by position, behind the norm if there is one.
+
+    Checked on the way: with the bias, the heads add up to what attention really adds.
+    """
     layout = lm.layout
-    score = torch.zeros(layout.n_layers, layout.n_heads, dtype=torch.float64)
+    z, attn_out, before, after = (one_pass(lm, rollout, kind)[layer] for kind in ("z", "attn_out", "resid_pre", "resid_mid"))
+    out, norm = layout.blocks[layer].out, layout.blocks[layer].post_attention_norm
+    weight = out.weight.detach().double()
+    W = weight.T if "Conv1D" in type(out).__name__ else weight
+    written = torch.zeros(len(z), layout.n_heads, layout.d_model, dtype=torch.float64)
+    for t in range(len(z)):
+        denominator = 1.0
+        if norm is not None:
+            eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+            denominator = (sum(x * x for x in attn_out[t].tolist()) / layout.d_model + eps) ** 0.5
+        for h in range(layout.n_heads):
+            columns = slice(h * layout.head_dim, (h + 1) * layout.head_dim)
+            written[t, h] = gain(lm, layer) * (W[:, columns] @ z[t, columns]) / denominator
+        bias = 0.0 if getattr(out, "bias", None) is None else gain(lm, layer) * out.bias.detach().double() / denominator
+        assert close((written[t].sum(dim=0) + bias)[None], (after - before)[t][None], 1e-3)
+    return written
+
+
+def naive_head_scores(lm: LM, rollouts: Sequence[Rollout], v: Tensor) -> Tensor:
+    """Mean over short examples of <mean_t what the head adds to the stream, -v/|v|>."""
+    score = torch.zeros(lm.layout.n_layers, lm.layout.n_heads, dtype=torch.float64)
     for rollout in rollouts:
-        for layer, z in enumerate(one_pass(lm, rollout, "z")):
-            weight = layout.blocks[layer].out.weight.detach().double()
-            W = weight.T if "Conv1D" in type(layout.blocks[layer].out).__name__ else weight
-            heads = z.reshape(len(z), layout.n_heads, layout.head_dim)
-            contribution = torch.zeros(len(z), layout.n_heads, layout.d_model, dtype=torch.float64)
-            for h in range(layout.n_heads):
-                W_h = W[:, h * layout.head_dim : (h + 1) * layout.head_dim]
-                for t in range(len(z)):
-                    contribution[t, h] = W_h @ heads[t, h]
-            mean = contribution[rollout.think.start - 1 : rollout.think.stop - 1].mean(dim=0)
-            score[layer] += mean @ -naive_unit(lm, v[layer], layer)
+        for layer in range(lm.layout.n_layers):
+            mean = naive_written(lm, rollout, layer)[rollout.think.start - 1 : rollout.think.stop - 1].mean(dim=0)
+            score[layer] -= mean @ (v[layer].double() / v[layer].double().norm())
     return score / len(rollouts)
 
 
@@ -153,6 +169,21 @@ def test_head_scores_equal_explicit_head_contributions(any_lm, moments_of, class
     last = v.vector[-1:].repeat(len(v.vector), 1)
     naive = naive_head_scores(any_lm, classes["short"], last) - naive_head_scores(any_lm, classes["long"], last)
     assert close(contrast.flatten()[None], naive.flatten()[None])
+
+
+def test_the_written_direction_is_what_the_heads_add_to_the_stream_in_long_minus_short_thinking(any_lm, moments_of, classes):
+    """It lives before the norm, where there is one: times the norm's gain it is what reaches the stream."""
+    heads = [(0, 1), (1, 0), (1, 3)]
+    ours = thinkedit.written_direction(moments_of(any_lm), heads, any_lm)
+    assert (ours.kind, ours.estimator) == ("attn_out", "written_by_heads")
+    for layer in range(any_lm.layout.n_layers):
+        expected = torch.zeros(any_lm.layout.d_model, dtype=torch.float64)
+        for name, sign in (("long", 1), ("short", -1)):
+            for rollout in classes[name]:
+                where = slice(rollout.think.start - 1, rollout.think.stop - 1)
+                mean = naive_written(any_lm, rollout, layer)[where].mean(dim=0)
+                expected += sign * sum(mean[h] for at, h in heads if at == layer) / len(classes[name])
+        assert close((gain(any_lm, layer) * ours.vector[layer])[None], expected[None])
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.4])

@@ -175,7 +175,11 @@ def _edited(W: Float[Tensor, "d_model head_dim"], edit: HeadEdit, v: Float[Tenso
 
 
 def unit_at(layout: Layout, planned: Plan, layer: int, device: torch.device) -> Float[Tensor, " d_model"] | None:
-    """The plan's unit direction at a layer, as a functional of ``attn_out``; ``None`` if the plan has no direction."""
+    """The plan's unit direction at a layer, as a functional of ``attn_out``; ``None`` if the plan has no direction.
+
+    Where a norm with gain g follows, v leaves the residual stream only if ``g * v`` is projected out before the norm. A direction
+    at ``attn_out`` is taken as it is: it lives before the norm.
+    """
     if planned.direction is None:
         return None
     v = planned.direction.vector[layer].to(device, torch.float32)

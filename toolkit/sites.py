@@ -149,7 +149,7 @@ def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
     centred = bool(odd(PROBE * torch.ones_like(signs)).abs().max() < 1e-3 * large.abs().max())
     plain = Norm(torch.ones_like(signs), centred, 0.0)
     gain = large * plain.scale(signs) / plain.centre(signs)
-    small = Norm(gain, centred, 0.0).back(signs) * SMALL_PROBE
+    small = gain * plain.centre(signs) * SMALL_PROBE
     share = (small @ odd(SMALL_PROBE * signs)) / (small @ small).clamp(min=1e-30)
     norm = Norm(gain, centred, max(0.0, float(share**-2 - (SMALL_PROBE * plain.scale(signs)) ** 2)))
     ramp = torch.linspace(-1, 2, len(W_O), device=W_O.device)

@@ -157,7 +157,7 @@ class Moments:
         labels: Class names, e.g. ``("long", "short")``.
         n: Examples per class.
         positions: Name of the positions averaged over, e.g. ``"think"``.
-        sums: Site kind -> ``[labels, layers, width]``, fp32 or wider.
+        sums: Site kind (or ``sites.WRITTEN``) -> ``[labels, layers, width]``, fp32 or wider.
         outer: Site kind -> ``[labels, layers, width, width]``, or empty.
     """
 
@@ -282,7 +282,7 @@ class HeadScores:
     Attributes:
         score: ``[layers, heads]``; higher means more of what ``method`` looks for.
         method: What was scored, e.g. ``"short_thinking"``.
-        units: e.g. ``"residual norm"``.
+        units: e.g. ``"residual stream norm"``: what a head adds to the residual stream, behind any norm on its way there.
     """
 
     score: Float[Tensor, "layers heads"]
@@ -304,7 +304,8 @@ class HeadScores:
 class HeadEdit:
     """One change of one attention head.
 
-    ``project_out``: ``W_h <- (I - strength v v^T) W_h`` with v the plan's unit direction at that layer.
+    ``project_out``: ``W_h <- (I - strength v v^T) W_h`` with v the plan's unit direction at that layer, taken back through the
+    norm that follows ``W_O`` in post-norm families.
     ``scale``: ``W_h <- (1 - strength) W_h``; strength 1 silences the head, 0 is no change.
     """
 
