@@ -101,21 +101,20 @@ def lengths(found: Sequence[Rollout], by_id: dict[str, Problem], samples: int) -
     grid = tokens.reshape(-1, samples)
     low, high = np.quantile(grid, [0.1, 0.9], axis=1)
     hard = [r for r in found if by_id[r.problem_id].meta["difficulty"] >= 3]
-    ranked = sorted(hard, key=lambda r: r.think_tokens)
-    cut = len(ranked) // 5
+    cut = np.quantile([r.think_tokens for r in hard], 0.2, method="lower")  # all of a length are on one side
     correct, thought = (
         np.array([getattr(r, name) for r in hard], dtype=float).reshape(-1, samples) for name in ("correct", "think_tokens")
     )
-    order = thought.argsort(axis=1, kind="stable")
-    own = np.take_along_axis(correct, order, axis=1)
     quarter = max(1, samples // 4)
-    gap = stats.bootstrap(stats.difference(stats.mean_of(own[:, :quarter]), stats.mean_of(own[:, quarter:])), len(own))
+    short = stats.smallest(correct, thought, quarter)
+    others = (correct.sum(axis=1) - quarter * short) / (samples - quarter)
+    gap = stats.bootstrap(stats.mean_of((short - others)[:, None]), len(short))
     return {
         "think tokens": estimate(found, lambda r: r.think_tokens),
         "think tokens, quantiles 10, 25, 50, 75, 90 %": marks,
         "within-problem spread of think length": f"{(high / np.maximum(low, 1)).mean():.2f}",
-        "accuracy on 3+ steps, the shortest 20 %": estimate(ranked[:cut], lambda r: r.correct),
-        "accuracy on 3+ steps, the rest": estimate(ranked[cut:], lambda r: r.correct),
+        "accuracy on 3+ steps, the shortest 20 %": estimate([r for r in hard if r.think_tokens <= cut], lambda r: r.correct),
+        "accuracy on 3+ steps, the rest": estimate([r for r in hard if r.think_tokens > cut], lambda r: r.correct),
         f"accuracy on 3+ steps, shortest {quarter} of a problem's {samples} minus its others": gap,
     }
 

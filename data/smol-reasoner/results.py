@@ -30,7 +30,7 @@ from toolkit.generate import Sampling
 from toolkit.jobs import retrieval
 from toolkit.jobs.edit import OURS, PUBLISHED, plan_table
 from toolkit.phases import Scope
-from toolkit.stats import Estimate
+from toolkit.stats import Effect, Estimate
 
 HERE = Path(__file__).parent
 FILES = {PUBLISHED: "published", OURS: "ours"}
@@ -58,9 +58,16 @@ class Claim:
     unit: str
 
     @property
+    def note(self) -> str:
+        """What the estimate says of itself: that it is of too few seeds, or of what does not vary."""
+        return self.found.note if isinstance(self.found, Effect) else ""
+
+    @property
     def verdict(self) -> str:
         """Reproduced: the whole interval is on the claimed side, and reaches what matters. Not reproduced, or real but too small to
-        matter: it ends before that. Undecided: neither, or there is no interval."""
+        matter: it ends before that. Undecided: neither, or there is no interval. Not judged: too few seeds of what is random or trained."""
+        if "seed" in self.note:
+            return f"not judged: {self.note}"
         low, high = self.found.low, self.found.high
         if np.isnan(low) or low == high:  # no such response, or no response that differs
             return "undecided"
@@ -120,15 +127,17 @@ def measured(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int,
 def claims(table: reading.Table, tokens: float) -> list[Claim]:
     """Every effect, signed as claimed."""
 
-    def change(metric: str, name: str, other: str = BASE, sign: int = 1) -> Estimate:
-        a, b = (table.value(n, metric).mean(axis=0) for n in (name, other))
-        kept = ~np.isnan(a - b)
-        return stats.bootstrap(stats.mean_of(sign * (a - b)[kept][:, None]), int(kept.sum()))
+    def seeded(*names: str) -> bool:
+        return any(table.found[n].spec.seeded for n in names)
 
-    def shortest(name: str, other: str = BASE) -> Estimate:
-        own, base = (table.outcomes(n)[0] for n in (name, other))
-        of = [stats.shortest_accuracy(o.correct, o.think_tokens, 0.2) for o in (own, base)]
-        return stats.bootstrap(stats.difference(*of), own.shape[0])
+    def change(metric: str, name: str, other: str = BASE, sign: int = 1) -> Effect:
+        gaps = sign * (table.value(name, metric) - table.value(other, metric))  # [seeds, problems]
+        kept = gaps[:, ~np.isnan(gaps).any(axis=0)]
+        return stats.effect([stats.mean_of(own[:, None]) for own in kept], kept.shape[1], seeded=seeded(name, other))
+
+    def shortest(name: str, other: str = BASE) -> Effect:
+        seeds, (base, *_) = ([stats.shortest_accuracy(o.correct, o.think_tokens, 0.2) for o in table.outcomes(n)] for n in (name, other))
+        return stats.effect([stats.difference(own, base) for own in seeds], len(table.main), seeded=seeded(name, other))
 
     rows = table.found[BASE].results[0].rows
     both = rows.dropna(subset=["think_entropy", "answer_entropy"])
@@ -192,9 +201,9 @@ def claims(table: reading.Table, tokens: float) -> list[Claim]:
     return found
 
 
-def plus(e: Estimate, by: float) -> Estimate:
-    """An estimate moved by a constant."""
-    return Estimate(e.mean + by, e.low + by, e.high + by)
+def plus(e: Effect, by: float) -> Effect:
+    """An effect moved by a constant; its p-value was against another, so it is dropped."""
+    return replace(e, mean=e.mean + by, low=e.low + by, high=e.high + by, p=np.nan)
 
 
 PAGE = """# What holds on real pretrained weights
@@ -204,7 +213,7 @@ intervals are 95 % bootstraps over problems. Every row is signed so that + is wh
 
 *Reproduced*: the whole interval is on the claimed side. *Not reproduced*: it ends before the smallest effect that matters ({points:.0f} points of accuracy, {share:.0f} % of the
 base's length, 10 points of needles, 0.1 of a correlation, 0.1 nats: ours), or so does one that is real. *Undecided*: neither. The last column is the effect that would have been
-found with 80 % power; where it is larger than what matters, "undecided" says little.
+found with 80 % power; where it is larger than what matters, "undecided" says little. *Not judged*: what is random or trained was measured from fewer than three seeds, and the interval leaves seeds out.
 
 A policy of GRPO is judged with its adapter merged in bf16, which rounds part of a small change away: its {steps} steps are a smoke test of the rewards, not of their papers.
 
@@ -277,7 +286,7 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
         [
             {
                 **dict(zip(columns, c.row, strict=True)),
-                "estimate": None if np.isnan(c.found.mean) else c.found,
+                "estimate": None if np.isnan(c.found.mean) else {k: getattr(c.found, k) for k in ("mean", "low", "high")},
                 "smallest": c.smallest,
             }
             for c in told
@@ -295,7 +304,7 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
         share=100 * TOKENS,
         steps=ground.sizes.training.steps,
         claims=report.markdown(pd.DataFrame([c.row for c in told], columns=columns).set_index("effect")),
-        seeds=f"What is random or trained ({seeded} conditions) was measured from {ground.sizes.seeds} seed(s); the intervals above leave seeds out, the board's do not.",
+        seeds=f"What is random or trained ({seeded} conditions) was measured from {ground.sizes.seeds} seed(s); below {stats.FEW_SEEDS} it is not judged.",
         board=report.markdown(shown),
         doses=report.markdown(dose_table(swept_)),
         heads=report.markdown(pd.concat({name: plan_table(ground.findings[name]) for name in heads}, names=["form"]).reset_index("rank", drop=True).round(3)),

@@ -101,11 +101,13 @@ def estimate(found: list[Rollout], value) -> stats.Estimate:
 
 
 def shortest(found: list[Rollout], by_id) -> dict[str, str]:
-    """Accuracy of the shortest 20 % of responses on 4 and more operands, and of the rest."""
-    hard = sorted((r for r in found if by_id[r.problem_id].meta["difficulty"] >= 4), key=lambda r: r.think_tokens)
+    """Accuracy of the shortest 20 % of responses on 4 and more operands, and of the rest; equal lengths at the cut are averaged."""
+    hard = [(r.correct, r.think_tokens) for r in found if by_id[r.problem_id].meta["difficulty"] >= 4]
+    correct, tokens = np.array(hard, dtype=float).T
     cut = len(hard) // 5
-    groups = {"the shortest 20 %": hard[:cut], "the rest": hard[cut:]}
-    return {f"accuracy on 4+ operands, {name}": f"{np.mean([r.correct for r in g]):.3f}" for name, g in groups.items()}
+    short = float(stats.smallest(correct, tokens, cut))
+    groups = {"the shortest 20 %": short, "the rest": (correct.sum() - cut * short) / (len(hard) - cut)}
+    return {f"accuracy on 4+ operands, {name}": f"{accuracy:.3f}" for name, accuracy in groups.items()}
 
 
 def rechecks(found: list[Rollout], by_id) -> dict[str, str]:

@@ -204,6 +204,7 @@ def _marked(rows: pd.DataFrame, chains: Sequence[Chain], seed: int) -> pd.DataFr
 
 def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Accuracy of each problem's response with the lowest value of several measures, and its gain; shuffled values as the control."""
+    rows = rows.sort_values(["problem_id", "sample"])  # what is shuffled does not depend on the order of rows
     values = {
         "lowest failed-step fraction": rows["fsf"],
         "lowest think entropy": rows["think_entropy"],

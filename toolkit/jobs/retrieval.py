@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -198,7 +198,8 @@ def masked(
 
     Columns: ``ranking, heads, op, during``; ``accuracy, low, high`` of the masked model and ``random, random_low, random_high`` of its
     controls together (NaN without any); ``lost`` (base minus masked) and ``more_than_random`` (random minus masked), both paired by
-    problem, each with ``_low, _high`` (95 %, bootstrap over problems); ``tokens`` and ``random_tokens``, mean response length.
+    problem, each with ``_low, _high`` (95 %, over problems and, for what is random, over ``draws`` of it: see ``toolkit.stats.seeds``. Below
+    ``stats.FEW_SEEDS`` draws do not judge by them); ``tokens`` and ``random_tokens``, mean response length.
     """
     base = _outcomes(lm, Condition(lm), problems, search.sampling, out and out / "base")
     done: dict[tuple, ndarray] = {}
@@ -230,23 +231,34 @@ def _outcomes(lm: LM, condition: Condition, problems: Sequence[Problem], samplin
 
 JUDGED = (
     "accuracy", "low", "high", "random", "random_low", "random_high", "lost", "lost_low", "lost_high",
-    "more_than_random", "more_than_random_low", "more_than_random_high", "tokens", "random_tokens",
+    "more_than_random", "more_than_random_low", "more_than_random_high", "draws", "tokens", "random_tokens",
 )  # fmt: skip
 
 
 def _judged(base: ndarray, top: ndarray, noise: Sequence[ndarray], seed: int) -> tuple[float, ...]:
-    n = base.shape[1]
-    other = np.concatenate(noise, axis=2) if noise else np.full_like(base, np.nan)
-    own, theirs, unmasked = (stats.mean_of(x[0]) for x in (top, other, base))
+    own, unmasked = _of_share([top[0]], seed), _of_change([base[0]], [top[0]], seed)
+    random, more = (_of_share([x[0] for x in noise], seed), _of_change([x[0] for x in noise], [top[0]], seed)) if noise else (NOTHING, NOTHING)
+    tokens = float(np.mean([x[1] for x in noise])) if noise else np.nan
+    return (*own, *random, *unmasked, *more, len(noise), float(top[1].mean()), tokens)
 
-    def three(statistic: Callable[[ndarray], ndarray]) -> tuple[float, float, float]:
-        e = stats.bootstrap(statistic, n, seed=seed)
-        return e.mean, e.low, e.high
 
-    nothing = (np.nan,) * 3
-    random = three(theirs) if noise else nothing
-    more = three(stats.difference(theirs, own)) if noise else nothing
-    return (*three(own), *random, *three(stats.difference(unmasked, own)), *more, float(top[1].mean()), float(other[1].mean()))
+NOTHING = (np.nan,) * 3
+
+
+def _of_share(draws: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
+    """Share of right answers of some draws of ``[problems, samples]``, with its interval."""
+    return _three([stats.mean_of(x) for x in draws], len(draws[0]), seed, (0.0, 1.0))
+
+
+def _of_change(a: Sequence[ndarray], b: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
+    """Draws of a minus draws of b, paired by problem; either may be one for all."""
+    pairs = zip(*(list(x) * (max(len(a), len(b)) if len(x) == 1 else 1) for x in (a, b)), strict=True)
+    return _three([stats.difference(stats.mean_of(x), stats.mean_of(y)) for x, y in pairs], len(a[0]), seed, (-1.0, 1.0))
+
+
+def _three(draws: Sequence[stats.Statistic], n: int, seed: int, bounds: stats.Bounds) -> tuple[float, float, float]:
+    e = stats.effect(draws, n, seed=seed).within(bounds)
+    return e.mean, e.low, e.high
 
 
 MODES = {"thinking": (), "answering directly": (Budget(0),)}
@@ -268,7 +280,7 @@ def thinking_or_not(
     plans: dict[str, Sequence[Plan | None]] = {"nothing": [None], "top": [plan], "random": random}
     rows = []
     for task, asked in problems.items():
-        right: dict[tuple[str, str], ndarray] = {}
+        right: dict[tuple[str, str], list[ndarray]] = {}  # an array per draw
         for (mode, rules), (name, some) in product(MODES.items(), plans.items()):
             found = []
             for i, p in enumerate(some):
@@ -277,26 +289,19 @@ def thinking_or_not(
                 found.append(rollouts(Condition(lm, act, rules=rules), asked, sampling, out=where))
             if not found:
                 continue
-            right[mode, name] = np.concatenate(
-                [np.array([r.correct for r in f], float).reshape(len(asked), -1) for f in found], axis=1
-            )
+            right[mode, name] = own = [np.array([r.correct for r in f], float).reshape(len(asked), -1) for f in found]
             length = float(np.mean([r.think_tokens for f in found for r in f]))
-            rows.append((task, mode, name, *_loss(right[mode, "nothing"], right[mode, name], sampling.seed), length))
+            lost = _of_change(right[mode, "nothing"], own, sampling.seed)
+            rows.append((task, mode, name, *_of_share(own, sampling.seed), *lost, length))
         thinking, directly = MODES
         for name in [name for name in ("top", "random") if (thinking, name) in right]:
-            lost = [
-                stats.difference(stats.mean_of(right[m, "nothing"]), stats.mean_of(right[m, name])) for m in (thinking, directly)
-            ]
-            e = stats.bootstrap(stats.difference(*lost), len(asked), seed=sampling.seed)
-            rows.append((task, "thinking - directly", name, np.nan, np.nan, np.nan, e.mean, e.low, e.high, np.nan))
+            # The loss when thinking minus the loss when answering directly, from one table of outcomes per draw.
+            before = stats.mean_of(right[thinking, "nothing"][0] - right[directly, "nothing"][0])
+            after = [x - y for x, y in zip(right[thinking, name], right[directly, name], strict=True)]
+            more = _three([stats.difference(before, stats.mean_of(x)) for x in after], len(asked), sampling.seed, (-2.0, 2.0))
+            rows.append((task, "thinking - directly", name, *NOTHING, *more, np.nan))
     columns = ["task", "mode", "masked", "accuracy", "low", "high", "lost", "lost_low", "lost_high", "think_tokens"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _loss(base: ndarray, own: ndarray, seed: int) -> tuple[float, ...]:
-    a = stats.bootstrap(stats.mean_of(own), len(own), seed=seed)
-    d = stats.bootstrap(stats.difference(stats.mean_of(base), stats.mean_of(own)), len(own), seed=seed)
-    return a.mean, a.low, a.high, d.mean, d.low, d.high
 
 
 # --- all of it -------------------------------------------------------------------------------------------------

@@ -330,6 +330,7 @@ def against_correctness(
     rollouts, which must give about 0. NaN where a measure or correctness never varies. Within question needs two rollouts of a
     problem (ValueError).
     """
+    rows = rows.sort_values(["problem_id", "sample"])  # what is dealt does not depend on the order of rows
     dealt = np.random.default_rng(seed).permutation(rows["fsf"].to_numpy(float))
     columns = {name: rows[name].to_numpy(float) for name in measures} | {"fsf (shuffled)": dealt}
     found = []

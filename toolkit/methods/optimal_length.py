@@ -257,7 +257,8 @@ def votes(
     places: dict[str, list[int]] = {}
     for i, r in enumerate(found):
         places.setdefault(r.problem_id, []).append(i)
-    for problem, mine in places.items():
+    for problem, unordered in sorted(places.items()):  # by id and sample: the control's draws do not depend on the order of rows
+        mine = sorted(unordered, key=lambda i: found[i].sample)
         own, long = [said[i] for i in mine], [lengths[i] for i in mine]
         right = {said[i]: found[i].correct for i in mine}
         kept = kept_by_length(own, long, buckets)
