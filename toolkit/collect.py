@@ -268,7 +268,7 @@ def _moments(
 
     _each_batch(lm, examples, "moments", run)
     n = tuple(sum(e.label == name for e in examples) for name in labels)
-    about = lm.provenance(**origins.record(e.rollout.problem_id for e in examples))
+    about = lm.provenance(**origins.record(r.problem_id for r in rollouts))
     return Moments(labels, n, positions.name, sums, outer, about)
 
 
@@ -307,7 +307,7 @@ def states(
 
     _each_batch(lm, examples, "states", run)
     rows = pd.DataFrame([row for e in examples for row in _rows(e, each)])
-    about = lm.provenance(**origins.record(e.rollout.problem_id for e in examples))
+    about = lm.provenance(**origins.record(r.problem_id for r in rollouts))
     return States(values, rows, kind, positions.name, about)
 
 
