@@ -114,7 +114,9 @@ def test_a_sum_of_moments_and_what_is_made_of_it_record_the_problems_of_both(mom
 
 def direction_of(lm, problems) -> Direction:
     v = torch.randn(lm.layout.n_layers, lm.layout.d_model, generator=torch.Generator().manual_seed(0))
-    return Direction(v, "resid_mid", "think", "by hand", 1, 1, lm.provenance(**origins.record((p.id for p in problems), split="train")))
+    return Direction(
+        v, "resid_mid", "think", "by hand", 1, 1, lm.provenance(**origins.record((p.id for p in problems), split="train"))
+    )
 
 
 def edited(lm, problems):
@@ -137,7 +139,10 @@ def test_nothing_is_judged_on_the_problems_it_was_made_from(how, tiny, train):
     with pytest.raises(evaluate.OverlapError, match=f"'{how}' was made from 2 of the 5 problems.*'arithmetic-.*allow_overlap"):
         evaluate.compare(judged, [*other, *train[:2]], few, progress=False)
     held_out = evaluate.compare(judged, other, few, progress=False)
-    assert report.judged_on(held_out) == "Held-out problems: 3 problems of arithmetic (test). Made from 6 problems (train), none of them judged on."
+    assert (
+        report.judged_on(held_out)
+        == "Held-out problems: 3 problems of arithmetic (test). Made from 6 problems (train), none of them judged on."
+    )
     allowed = evaluate.compare(judged, [*other, *train[:2]], few, allow_overlap=True, progress=False)
     assert report.judged_on(allowed).startswith("NOT held out: 5 problems of arithmetic (test+train).")
     assert allowed.conditions[how]["overlap"] == 2 and allowed.conditions["base"]["overlap"] == 0
@@ -233,7 +238,9 @@ def test_rollouts_of_another_model_are_refused_before_the_work(sampled, tmp_path
     monkeypatch.setattr(collect, "moments", lambda *a, **k: pytest.fail("work was done"))
     for command in (("direction",), ("thinkedit", "-m", "tiny-reasoner"), ("entropy",)):
         result = run(*command, "--rollouts", foreign, "-o", tmp_path / f"out-{command[0]}")
-        assert isinstance(result.exception, store.WrongModelError) and "are of another, not of tiny-reasoner as it is" in said(result)
+        assert isinstance(result.exception, store.WrongModelError) and "are of another, not of tiny-reasoner as it is" in said(
+            result
+        )
 
 
 def test_every_generated_task_has_splits_without_a_problem_in_common():

@@ -256,7 +256,6 @@ def test_a_save_that_fails_half_way_leaves_the_old_value(saved, provenance, monk
 # --- rollouts ------------------------------------------------------------------------------------------------
 
 
-
 @st.composite
 def any_rollout(draw) -> dict:  # built in the test: the type checker of the tests draws random numbers of its own
     ids = draw(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=8).map(tuple))
@@ -278,7 +277,6 @@ def any_rollout(draw) -> dict:  # built in the test: the type checker of the tes
         "logprobs": draw(floats),
         "entropies": draw(floats),
     }
-
 
 
 @every_file
@@ -362,7 +360,9 @@ def test_a_row_that_cannot_be_a_rollout_is_an_error_with_file_row_and_what_was_e
 def test_a_sample_that_is_there_twice_is_an_error_that_names_both_rows(tmp_path, rollout_of):
     store.append_rollouts([rollout_of(3, name="q"), rollout_of(3)], tmp_path)
     store.append_rollouts([rollout_of(4)], tmp_path)
-    with pytest.raises(DamagedFileError, match=r"part-00001-\w+\.parquet, row 0: sample 0 of problem 'p' .*part-00000-\w+\.parquet, row 1"):
+    with pytest.raises(
+        DamagedFileError, match=r"part-00001-\w+\.parquet, row 0: sample 0 of problem 'p' .*part-00000-\w+\.parquet, row 1"
+    ):
         store.load_rollouts(tmp_path)
 
 
