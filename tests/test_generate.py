@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -406,6 +407,46 @@ def test_a_run_killed_while_writing_loses_that_batch_only_and_leaves_no_broken_p
         sample(tiny, problems, sampling, out=out)
     assert len(store.load_rollouts(out)) == 4
     assert sample(tiny, problems, sampling, out=out) == sample(tiny, problems, sampling)
+
+
+def test_two_runs_into_one_directory_share_the_work_and_double_nothing(tiny, problems_of, tmp_path, monkeypatch, caplog):
+    problems, sampling, decode, begun = problems_of(6), replace(SAMPLED, batch_size=2), generate._decode, []
+
+    def counted(*args, **kwargs):
+        begun.append(len(args[1]))
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(generate, "_decode", counted)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: sample(tiny, problems, sampling, out=tmp_path), range(2))
+    assert first == second == sample(tiny, problems, SAMPLED, out=tmp_path)
+    assert len(store.load_rollouts(tmp_path)) == len(first) == sum(begun)
+    assert f"Another process is sampling into {tmp_path}: waiting" in caplog.text
+
+
+def test_a_stopped_run_says_how_much_is_kept_and_where(tiny, problems_of, tmp_path, monkeypatch):
+    with killed_after(monkeypatch, 2), pytest.raises(Killed) as caught:
+        sample(tiny, problems_of(5), replace(SAMPLED, batch_size=4), out=tmp_path)
+    assert caught.value.__notes__ == [f"8 of 10 kept in {tmp_path}"]
+
+
+def test_kept_responses_to_another_prompt_are_never_taken_for_this_ones(tiny, problems_of, tmp_path):
+    """Whatever a header does not tell apart: the tokens do."""
+    sample(tiny, problems_of(2), SAMPLED, out=tmp_path)
+    other = other_template(tiny)
+    store.write_json(store.load_header(tmp_path) | {"template": other.provenance().template_hash}, tmp_path / "header.json")
+    with pytest.raises(store.WrongModelError, match="a response to another prompt of problem 'p0'"):
+        sample(other, problems_of(2), SAMPLED, out=tmp_path)
+
+
+def test_responses_that_go_on_from_tokens_are_kept_too(tiny, problems_of, tmp_path, monkeypatch):
+    problem = problems_of(1)[0]
+    ids = tiny.prompt_ids(problem.messages)
+    asked = [(problem, ids), (problem, [*ids, ids[0]]), (problem, ids)]
+    wanted = generate.continued(tiny, asked, SAMPLED)
+    assert generate.continued(tiny, asked, SAMPLED, out=tmp_path) == wanted
+    with killed_after(monkeypatch, 0):
+        assert generate.continued(tiny, asked, SAMPLED, out=tmp_path) == wanted
 
 
 def test_the_batch_size_may_change_on_resuming(tiny, problems_of, tmp_path, monkeypatch):

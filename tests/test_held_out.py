@@ -18,7 +18,7 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.lm import Condition
 from toolkit.types import Direction, HeadEdit, Plan, Problem
 
-FEW = ("--max-new-tokens", 60)
+FEW = ("--max-new-tokens", 150)
 
 
 def run(*arguments: object):
@@ -30,9 +30,7 @@ def said(result) -> str:
 
 
 def asked(n: int, **meta: object) -> list[Problem]:
-    return [
-        Problem(f"q{i}", ({"role": "user", "content": f"{i % 10}+{i // 10}=?"},), str(i % 10 + i // 10), meta) for i in range(n)
-    ]
+    return [replace(p, id=f"q{i}", meta=meta) for i, p in enumerate(tasks.arithmetic.load("train", n))]
 
 
 @pytest.fixture
@@ -108,7 +106,7 @@ def hashes(problems) -> list[str]:
 
 
 def test_a_sum_of_moments_and_what_is_made_of_it_record_the_problems_of_both(moments, train, tmp_path):
-    v = directions.mean_difference(moments[0] + moments[1], "resid_mid", "long", "short")
+    v = directions.mean_difference(moments[0] + moments[1], "resid_mid")
     assert v.provenance.notes["problem_ids"] == hashes(train)
     again = store.load(store.save(v, tmp_path / "v.safetensors"), Direction)
     assert origins.of(again.provenance.notes) == origins.of(v.provenance.notes)

@@ -330,6 +330,79 @@ def test_a_damaged_part_is_an_error_that_names_it(tmp_path, rollout_of):
         store.load_rollouts(tmp_path)
 
 
+BAD = {
+    "a negative token": ({"token_ids": [3, -1, 4]}, "token_ids holds -1, expected 0.."),
+    "a token past the vocabulary": ({"token_ids": [3, 103, 4]}, r"token_ids holds 103, expected 0\.\.102"),
+    "tokens that are no whole numbers": ({"token_ids": [1.5, 2.0, 3.0]}, "token_ids is .*1.5.*, expected whole numbers"),
+    "a prompt longer than all": ({"prompt_len": 4}, r"prompt_len is 4, expected 0\.\.3"),
+    "a span past the end": ({"answer_stop": 9}, r"answer is 2\.\.9, expected a span inside 2\.\.3"),
+    "an answer before its thinking": ({"answer_start": 1}, r"answer is 1\.\.3, expected a span inside 2\.\.3"),
+    "a span that ends before it starts": ({"think_start": 3}, r"think is 3\.\.2, expected a span"),
+    "a third way to finish": ({"finish": "crash"}, "finish is 'crash', expected 'stop' or 'length'"),
+    "too few entropies": ({"entropies": [1.0]}, "entropies has 1 numbers, expected 2, one per token"),
+    "an entropy that is none": ({"entropies": [1.0, float("nan")]}, "entropies holds a value that is no finite number"),
+    "an infinite log-probability": ({"logprobs": [0.0, -float("inf")]}, "logprobs holds a value that is no finite number"),
+    "a sample that is text": ({"sample": "one"}, "sample is 'one', expected int"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_row_that_cannot_be_a_rollout_is_an_error_with_file_row_and_what_was_expected(what, tmp_path):
+    change, message = BAD[what]
+    row = Rollout("p", 0, (1, 2, 3), 1, Span(1, 2), Span(2, 3), "stop", "", True, (-1.0, 0.0), (0.5, 0.5))
+    rows = store.rollout_table([row]).to_dict("records")
+    pd.DataFrame([rows[0] | change]).to_parquet(tmp_path / "part-00000.parquet")
+    with pytest.raises(DamagedFileError, match=r"part-00000\.parquet, row 0: " + message) as caught:
+        store.load_rollouts(tmp_path, vocab=103)
+    assert len(str(caught.value).removeprefix(str(tmp_path))) < 400
+
+
+def test_a_sample_that_is_there_twice_is_an_error_that_names_both_rows(tmp_path, rollout_of):
+    store.append_rollouts([rollout_of(3, name="q"), rollout_of(3)], tmp_path)
+    store.append_rollouts([rollout_of(4)], tmp_path)
+    with pytest.raises(
+        DamagedFileError, match=r"part-00001-\w+\.parquet, row 0: sample 0 of problem 'p' .*part-00000-\w+\.parquet, row 1"
+    ):
+        store.load_rollouts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ([1], "holds a list, not an object"),
+        ({"fingerprint": 3}, "fingerprint is '3', expected text"),
+        ({"sampling": None}, "sampling is 'None', expected an object"),
+        ({"eos_ids": [1, "2"]}, "eos_ids holds '2', expected only whole numbers"),
+        ({"interventions": "none"}, "interventions is 'none', expected a list"),
+        ({"rollouts": True}, "rollouts is 'True', expected whole numbers"),
+    ],
+)
+def test_a_header_of_another_shape_is_an_error_that_names_the_field(tmp_path, header, message):
+    store.write_json(header, tmp_path / "header.json")
+    with pytest.raises(DamagedFileError, match=rf"header\.json:? {message}"):
+        store.open_rollouts(tmp_path, {"fingerprint": "f"})
+
+
+def test_the_name_of_a_model_does_not_decide_whether_a_run_goes_on_and_its_weights_do(tmp_path):
+    old = {"model": "a", "fingerprint": "f", "sampling": {"seed": 0}}
+    store.open_rollouts(tmp_path, old)
+    assert store.open_rollouts(tmp_path, old | {"model": "runs/b", "task": "arithmetic"}) == []
+    assert store.load_header(tmp_path) == old | {"task": "arithmetic"}
+    with pytest.raises(WrongModelError, match="another fingerprint"):
+        store.open_rollouts(tmp_path, old | {"fingerprint": "g"})
+
+
+def test_parts_written_at_once_never_overwrite_one_another(tmp_path, rollout_of, monkeypatch):
+    from pathlib import Path
+
+    first = store.append_rollouts([rollout_of(3)], tmp_path)
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: (f for f in glob(self, pattern) if f != first))  # not seen in time
+    second = store.append_rollouts([rollout_of(3, name="q")], tmp_path)
+    monkeypatch.undo()
+    assert first != second and len(store.load_rollouts(tmp_path)) == 2
+
+
 def test_a_table_of_something_else_is_an_error_that_names_it(tmp_path):
     pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(DamagedFileError, match=r"x\.parquet is not a parquet file of rollouts"):

@@ -164,7 +164,7 @@ def moments(
     Raises:
         NoThinkTagsError: no rollout has a position to look at.
     """
-    return _moments(lm, _examples(lm, rollouts, by, positions), kinds, second, positions)
+    return _recorded(_moments(lm, _examples(lm, rollouts, by, positions), kinds, second, positions), rollouts)
 
 
 def moments_and_entropies(
@@ -202,7 +202,7 @@ def moments_and_entropies(
         for r, start, stop in zip(given, ends, ends[1:], strict=False):
             found[places[id(r)]] = replace(r, logprobs=tuple(logprobs[start:stop]), entropies=tuple(entropies[start:stop]))
 
-    return _moments(lm, examples, kinds, (), positions, read), found
+    return _recorded(_moments(lm, examples, kinds, (), positions, read), rollouts), found
 
 
 def reduced(logits: Float[Tensor, "... vocab"], tokens: Int[Tensor, ...], temperature: float) -> Float[Tensor, "2 ..."]:
@@ -270,8 +270,7 @@ def _moments(
 
     _each_batch(lm, examples, "moments", run)
     n = tuple(sum(e.label == name for e in examples) for name in labels)
-    about = lm.provenance(**origins.record(e.rollout.problem_id for e in examples))
-    return Moments(labels, n, positions.name, sums, outer, about)
+    return Moments(labels, n, positions.name, sums, outer, lm.provenance())
 
 
 def states(
@@ -309,7 +308,7 @@ def states(
 
     _each_batch(lm, examples, "states", run)
     rows = pd.DataFrame([row for e in examples for row in _rows(e, each)])
-    about = lm.provenance(**origins.record(e.rollout.problem_id for e in examples))
+    about = lm.provenance(**origins.record(r.problem_id for r in rollouts))
     return States(values, rows, kind, positions.name, about)
 
 
@@ -340,6 +339,11 @@ def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: P
 
     _each_batch(lm, examples, "norms", run)
     return (total / len(examples)).sqrt()
+
+
+def _recorded(found: Moments, rollouts: Sequence[Rollout]) -> Moments:
+    """With a record of the problems of all rollouts: those of no class had a part in where the classes end."""
+    return replace(found, provenance=replace(found.provenance, notes=origins.record(r.problem_id for r in rollouts)))
 
 
 def _examples(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Positions) -> list[_Example]:

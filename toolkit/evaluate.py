@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from numpy import ndarray
@@ -23,7 +24,7 @@ class OverlapError(ValueError):
 
 def made_from(condition: Condition) -> list[origins.Record]:
     """Records of the problems that a condition's weights and interventions were made from, each once; empty where none is recorded."""
-    acts = [act for act in condition.during if is_dataclass(act)]
+    acts: list[Any] = [act for act in condition.during if is_dataclass(act)]
     parts = [
         value
         for act in acts

@@ -115,7 +115,7 @@ def entropy(
     lm = load_model(model, think, dtype, device, trust_remote_code)
     if given is not None:
         given.check(lm)
-    tables = jobs.entropy_report(lm, study, out_dir, settings=settings, found=given and given.rollouts, say=say)
+    tables = jobs.entropy_report(lm, study, out_dir, settings=settings, found=given.rollouts if given else None, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "entropy.json"))
         return

@@ -144,9 +144,11 @@ def heads(
     tasks.check(task, *(() if given else ("train",)), "test")
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
     lm = load_model(model, think, dtype, device, trust_remote_code)
+    found, about = None, None
     if given is not None:
         given.check(lm)
-    atlas = jobs.atlas(lm, study, looked, out_dir, found=given and given.rollouts, origin=given and given.origin, say=say)
+        found, about = given.rollouts, given.origin
+    atlas = jobs.atlas(lm, study, looked, out_dir, found=found, origin=about, say=say)
     if as_json:
         print_json({"out": str(out_dir), **{name: report.records(table) for name, table in atlas.tables.items()}})
         return

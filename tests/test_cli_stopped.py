@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM: one line that says what is kept and where, the right exit code, and the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import pytest
+
+from toolkit import cli, generate, store
+
+SIZE = ("-n", "4", "-k", "2", "--max-new-tokens", "40", "--batch-size", "2")
+COMMANDS = {
+    "rollouts": (("-o", "out"), "out"),
+    "thinkedit": (("-m", "tiny-reasoner", "-o", "out"), "out.work/rollouts/train"),
+    "compare": (("base=tiny-reasoner", "again=tiny-reasoner", "-o", "out"), "out/rollouts/base, condition 1 of 2"),
+    "entropy": (("-o", "out"), "out/rollouts"),
+}
+
+
+@pytest.fixture
+def handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def main(monkeypatch, *arguments: str) -> int:
+    """Exit code of the command line, as the shell sees it."""
+    monkeypatch.setattr(sys, "argv", ["toolkit", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code or 0
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [("rollouts", signal.SIGINT), ("thinkedit", signal.SIGTERM), ("compare", signal.SIGTERM), ("entropy", signal.SIGINT)],
+)
+def test_a_stopped_command_says_what_is_kept_and_goes_on_when_given_again(command, number, tmp_path, monkeypatch, capsys, handlers):
+    monkeypatch.chdir(tmp_path)
+    arguments, where = COMMANDS[command]
+    decode, begun = generate._decode, []
+
+    def until(*args, **kwargs):
+        begun.append(args[1])
+        if len(begun) == 3:
+            os.kill(os.getpid(), number)
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(generate, "_decode", until)
+    assert main(monkeypatch, command, *arguments, *SIZE) == 128 + number
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"Stopped: 4 of 8 kept in {where}; give the same command again." in printed and "Traceback" not in printed
+    folder = where.partition(",")[0]
+    assert len(store.load_rollouts(folder)) == 4
+    if command == "rollouts":
+        monkeypatch.setattr(generate, "_decode", decode)
+        assert main(monkeypatch, command, *arguments, *SIZE) == 0
+        assert "reusing 4 of 8 rollouts kept in out" in " ".join(capsys.readouterr().err.split())
+        assert len(store.load_rollouts(folder)) == 8
+
+
+def test_what_steer_and_compare_sample_is_kept_without_being_asked(tmp_path, monkeypatch, capsys, handlers):
+    monkeypatch.chdir(tmp_path)
+    command = ("compare", "base=tiny-reasoner", "again=tiny-reasoner", *SIZE)
+    assert main(monkeypatch, *command) == 0
+    monkeypatch.setattr(generate, "_decode", lambda *a, **k: pytest.fail("sampled again"))
+    assert main(monkeypatch, *command) == 0
+    assert "Rollouts and numbers are in runs/compare/" in capsys.readouterr().out
