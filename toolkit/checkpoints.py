@@ -29,7 +29,7 @@ OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "pr
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 WEIGHT_FILE = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|gguf|npz|index\.json)$")
 DESCRIBES = re.compile(
-    r"^(\..*|README.*|edit\.json|adapter_config\.json|chat_template.*|special_tokens_map\.json|added_tokens\.json"
+    r"^(\..*|README.*|(edit|grpo)\.json|adapter_config\.json|chat_template.*|special_tokens_map\.json|added_tokens\.json"
     r"|trainer_state\.json|toolkit\.json|log\.(jsonl|parquet))$"
 )
 """Files that say something of the weights they came with, or that a tokenizer writes in another form: not carried to other weights."""

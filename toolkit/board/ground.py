@@ -145,7 +145,14 @@ class Ground:
         """What every result depends on beside its condition; how many seeds there are is not among it."""
         sizes = asdict(self.sizes)
         del sizes["seeds"]
-        return {"fingerprint": self.lm.fingerprint, "sizes": sizes}
+        asked = {"template": dict(self.lm.template)} if self.lm.template else {}
+        return {"fingerprint": self.lm.fingerprint, **asked, "sizes": sizes}
+
+    @property
+    def _model(self) -> str:
+        """The model in a folder's name: its weights, and how it is asked if its chat template has switches."""
+        asked = f"-{store.key(dict(self.lm.template))}" if self.lm.template else ""
+        return self.lm.fingerprint[:12] + asked
 
     # --- problems ------------------------------------------------------------------------------------------------
 
@@ -182,7 +189,7 @@ class Ground:
     def found(self) -> list[Rollout]:
         """The base model's rollouts that directions and heads are found on."""
         self.say(f"sampling {self.study.problems} x {self.study.samples} rollouts that directions and heads are found on")
-        where = self.out / "extraction" / self.lm.fingerprint[:12] / f"{self.study.problems}x{self.study.samples}"
+        where = self.out / "extraction" / self._model / f"{self.study.problems}x{self.study.samples}"
         with store.claimed(where, wait=True):  # the processes of a board read what the first of them sampled
             return rollouts(self.lm, self.study.load("train", self.lm), self.study.sampling, out=where)
 
@@ -219,7 +226,7 @@ class Ground:
     def retrieval(self) -> retrieval.Found:
         """What every head does on haystacks of the dev split."""
         search = self.search()
-        name = f"{self.lm.fingerprint[:12]}-{store.key(asdict(search))}"  # its lengths are among it
+        name = f"{self._model}-{store.key(asdict(search))}"  # its lengths are among it
         where = self.out / "haystacks" / name
         with store.claimed(where, wait=True):
             return retrieval.look(self.lm, search, out=where)

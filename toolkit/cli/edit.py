@@ -21,6 +21,7 @@ from toolkit.cli.common import (
     Split,
     Task,
     Temperature,
+    Template,
     Think,
     Trust,
     Type,
@@ -47,6 +48,7 @@ def demo(
     task: Task = "arithmetic",
     problems: Problems = 200,
     samples: Samples = 8,
+    template: Template = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +63,7 @@ def demo(
 
     study = jobs.Study(task=task, problems=problems, samples=samples, seed=seed)
     store.writable(out_dir)
-    result = jobs.demo(load_model(model, None, Dtype.float32, None), study, out_dir, say=say)
+    result = jobs.demo(load_model(model, None, Dtype.float32, None, template=template), study, out_dir, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "report.json"))
         return
@@ -94,6 +96,7 @@ def thinkedit(
     max_new_tokens: Budget = 1024,
     batch_size: BatchSize = 256,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -119,7 +122,7 @@ def thinkedit(
         store.new_directory(target)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
     given = store.load_rollouts(rollouts) if rollouts else None
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     found = given or jobs.extraction_rollouts(lm, study, say=say)
     finding = jobs.find(lm, found, settings, jobs.PUBLISHED if variant is Variant.published else jobs.OURS)
     plan = jobs.plan_table(finding)
@@ -156,6 +159,7 @@ def rollouts(
     details: Annotated[bool, typer.Option("--details", help="Keep log-probabilities and entropies.")] = False,
     batch_size: BatchSize = 256,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -172,7 +176,7 @@ def rollouts(
 
     tasks.check(task)
     sampling = Sampling(samples, temperature, top_p, 0, max_new_tokens, seed, details, batch_size)
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     chosen = tasks.load(task, split, problems, seed, lm=lm)
     found = sample(lm, chosen, sampling, out=out_dir)
     by_difficulty = evaluate.table(found, chosen).groupby(["task", "difficulty"])
@@ -201,6 +205,7 @@ def direction(
     long_above: Annotated[float | None, typer.Option(help="Long class: more think tokens than this.")] = None,
     share: Annotated[float, typer.Option(help="Without thresholds: share of rollouts in each class.")] = 0.2,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -223,7 +228,7 @@ def direction(
     settings = jobs.Settings(share=share, short_below=short_below, long_above=long_above)
     recipe = jobs.Recipe(method, site, estimator, positions)
     found = store.load_rollouts(rollouts)
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     v, table = jobs.extract(lm, found, settings, recipe)
     store.save(v, out_file)
     if as_json:
@@ -246,6 +251,7 @@ def compare(
     ] = None,
     batch_size: BatchSize = 256,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -264,7 +270,7 @@ def compare(
         raise typer.BadParameter(f"Got {' '.join(models)}: give each model once as NAME=MODEL, the base first.")
     tasks.check(task)
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
-    loaded = {name: load_model(model, think, dtype, device, trust_remote_code) for name, _, model in pairs}
+    loaded = {name: load_model(model, think, dtype, device, trust_remote_code, template) for name, _, model in pairs}
     chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
     where = None if out_dir is None else out_dir / "rollouts"
     measured = evaluate.compare(loaded, chosen, sampling, base=pairs[0][0], out=where)

@@ -21,6 +21,7 @@ from toolkit.cli.common import (
     Seed,
     Split,
     Task,
+    Template,
     Think,
     Trust,
     Type,
@@ -70,6 +71,7 @@ def entropy(
     max_new_tokens: Budget = 1024,
     batch_size: BatchSize = 256,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -99,7 +101,7 @@ def entropy(
     settings = jobs.EntropySettings(1.0 if temperature is None else temperature, split, reader_of=reader_of)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
     store.writable(out_dir)
-    lm, found = load_model(model, think, dtype, device, trust_remote_code), None
+    lm, found = load_model(model, think, dtype, device, trust_remote_code, template), None
     if rollouts is not None:
         found, sampled_at = jobs.given_rollouts(rollouts, lm)
         if temperature not in (None, sampled_at):

@@ -14,6 +14,7 @@ from toolkit.cli.common import (
     Model,
     Seed,
     Task,
+    Template,
     Think,
     Trust,
     Type,
@@ -77,6 +78,7 @@ def grpo(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 20,
     engine: Annotated[str, typer.Option(help="toolkit, or trl: TRL generates (for vLLM: --set use_vllm=true).")] = "toolkit",
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -117,7 +119,7 @@ def grpo(
         evaluate=jobs.Sampling(n=4, max_new_tokens=recipe.max_tokens),
     )  # fmt: skip
     extras = jobs.Extras(engine=engine, lora=jobs.adapter(lora_rank) if lora else None)
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     done = jobs.grpo(lm, recipe, study, run, extras=extras, resume=resume, say=say)
     if not done.main:
         return

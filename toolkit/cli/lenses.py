@@ -17,6 +17,7 @@ from toolkit.cli.common import (
     Problems,
     Samples,
     Seed,
+    Template,
     Think,
     Trust,
     Type,
@@ -60,6 +61,7 @@ def retrieval_heads(
     max_new_tokens: Budget = 120,
     batch_size: BatchSize = 256,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -91,7 +93,7 @@ def retrieval_heads(
         batch_size,
         seed,
     )
-    tables = jobs.retrieval_report(load_model(model, think, dtype, device, trust_remote_code), search, out_dir, say=say)
+    tables = jobs.retrieval_report(load_model(model, think, dtype, device, trust_remote_code, template), search, out_dir, say=say)
     if as_json:
         print_json({"out": str(out_dir), **{name: report.records(table) for name, table in tables.items()}})
         return
@@ -118,6 +120,7 @@ def heads(
     max_new_tokens: Budget = 400,
     batch_size: BatchSize = 256,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -136,7 +139,7 @@ def heads(
     looked = jobs.Search(search, problems, _numbers(lengths, "--lengths"), batch_size=batch_size, seed=seed)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
     given = store.load_rollouts(rollouts) if rollouts else None
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     atlas = jobs.atlas(lm, study, looked, out_dir, found=given, say=say)
     if as_json:
         print_json({"out": str(out_dir), **{name: report.records(table) for name, table in atlas.tables.items()}})

@@ -26,6 +26,7 @@ from toolkit.cli.common import (
     Seed,
     Task,
     Temperature,
+    Template,
     Think,
     Trust,
     Type,
@@ -78,6 +79,7 @@ def steer(
     temperature: Temperature = 0.0,
     max_new_tokens: Budget = 512,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -100,7 +102,7 @@ def steer(
     strengths, chosen = numbers(alpha, "--alpha"), layer_range(layers)
     v = store.load(vector, Direction)
     acts = {a: steering(v, a, layers=chosen, during=during, op=op, value=value) for a in strengths}
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     found = jobs.steered_responses(lm, acts, prompt, Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed))
     if as_json:
         names = ("sample", "think_tokens", "response_tokens", "closed", "text")
@@ -132,6 +134,7 @@ def dose(
     max_new_tokens: Budget = 400,
     batch_size: BatchSize = 256,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -150,7 +153,7 @@ def dose(
     v = store.load(vector, Direction)
     store.writable(out_dir)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     wide, dial = jobs.dose_report(lm, v, study, plan, out_dir, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "doses.json"))
@@ -194,6 +197,7 @@ def export(
     ] = None,
     drop_layer_0: Annotated[bool, typer.Option("--drop-layer-0", help="GGUF cannot steer the first block: leave it out.")] = False,
     think: Think = None,
+    template: Template = None,
     device: Device = None,
 ) -> None:
     """Write a direction for other tools. A head edit travels as an adapter: see [bold]toolkit thinkedit --adapter[/bold].
@@ -204,7 +208,7 @@ def export(
     from toolkit.types import Direction
 
     v = store.load(vector, Direction)
-    lm = load_model(model, think, Dtype.float32, device)
+    lm = load_model(model, think, Dtype.float32, device, template=template)
     match to:
         case Target.gguf:
             vectors.save_gguf(v, out_path, lm=lm, scale=scale, drop_layer_0=drop_layer_0)
@@ -224,6 +228,7 @@ def import_(
     layer: Annotated[int | None, typer.Option(help="hidden-directions: the layer of a file that holds a single vector.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="The file's + is shorter (or you found that it is): turn it round.")] = False,
     think: Think = None,
+    template: Template = None,
     device: Device = None,
 ) -> None:
     """Read another tool's steering vector for a model. Whatever does not fit (site, width, layer, sign) is an error, not a guess.
@@ -232,7 +237,7 @@ def import_(
     """
     from toolkit import store, vectors
 
-    lm = load_model(model, think, Dtype.float32, device)
+    lm = load_model(model, think, Dtype.float32, device, template=template)
     match of:
         case Source.gguf:
             v = vectors.load_gguf(source, lm)

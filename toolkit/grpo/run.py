@@ -34,6 +34,7 @@ from toolkit.lm import LM, child
 from toolkit.types import Problem
 
 MODEL = "model"
+KWARGS = "chat_template_kwargs"  # TRL's name for the switches of a chat template
 PROBED = 8  # problems of the first probe
 
 
@@ -79,8 +80,13 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
     used in ``updates`` steps, whatever the micro-batch.
 
     Raises:
-        ValueError: a step cannot be cut into micro-batches of that size, or what TRL refuses.
+        ValueError: a step cannot be cut into micro-batches of that size, a chat template's switch among the overrides, or what TRL refuses.
     """
+    if KWARGS in {**recipe.config, **run.overrides}:
+        raise ValueError(
+            f"{KWARGS} would hold for TRL's prompts and not for ours: set the template's switches when the model is loaded, "
+            "--template NAME=JSON or lm.load(..., template={...})."
+        )
     world = GRPOConfig(str(run.out), bf16=False, report_to="none").world_size
     rows = recipe.problems * recipe.samples
     micro = max(1, min(run.micro_batch, rows // (world * recipe.updates)))
@@ -110,6 +116,7 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
         "bf16": lm.model.dtype == torch.bfloat16,
         "use_cpu": lm.device.type == "cpu",
         "dataloader_pin_memory": lm.device.type != "cpu",
+        KWARGS: dict(lm.template),
         **recipe.config,
         **run.overrides,
     }
@@ -176,6 +183,7 @@ def who(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
     return {
         "model": lm.name,
         "fingerprint": lm.fingerprint,
+        **({"template": dict(lm.template)} if lm.template else {}),
         "recipe": json.loads(json.dumps(asdict(recipe), default=store.jsonable)),
         "problems": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
     }

@@ -191,7 +191,7 @@ def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = Non
     extras = Extras(reward=reward, engine=plan.engine, lora=adapter(plan.lora) if plan.lora else None)
     with store.claimed(folder, wait=True):
         if (folder / MODEL).exists():
-            model = load(folder / MODEL, dtype=lm.model.dtype, device=lm.device, tags=lm.tags)
+            model = load(folder / MODEL, dtype=lm.model.dtype, device=lm.device, tags=lm.tags, template=lm.template)
             return Trained(replace(model, parent=lm.fingerprint), pd.DataFrame(read(folder / LOG)))
         done = train(lm, recipe, study.load("train", lm), run, extras=extras, resume=True, say=say)
         if done.main:
