@@ -53,7 +53,11 @@ def null_boards(rng: np.random.Generator, boards: int, *, seeds: int, problems: 
     error = np.sqrt((moved**2 + noise * (1 + 1 / seeds)) / problems)
     true = rng.uniform(0.3, 0.7, (boards, 1, 1, problems))
     base = rng.binomial(SAMPLES, true) / SAMPLES
-    own = true + rng.normal(0, moved, (boards, CONDITIONS, 1, problems)) + rng.normal(0, spread * error, (boards, CONDITIONS, seeds, 1))
+    own = (
+        true
+        + rng.normal(0, moved, (boards, CONDITIONS, 1, problems))
+        + rng.normal(0, spread * error, (boards, CONDITIONS, seeds, 1))
+    )
     change = rng.binomial(SAMPLES, np.clip(own, 0, 1)) / SAMPLES - base
     by_problem = change.mean(axis=2).var(axis=-1, ddof=1) / problems
     return Boards(change.mean(axis=(2, 3)), by_problem, change.mean(axis=3).var(axis=2, ddof=1) / seeds, problems, seeds)

@@ -35,7 +35,19 @@ from typing import Any
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1", TOOLKIT_FAST="1")
 
 FILE_EVENTS = frozenset(
-    "open os.rename os.remove os.mkdir os.rmdir os.link os.symlink os.truncate shutil.rmtree shutil.move shutil.copyfile".split()
+    [
+        "open",
+        "os.rename",
+        "os.remove",
+        "os.mkdir",
+        "os.rmdir",
+        "os.link",
+        "os.symlink",
+        "os.truncate",
+        "shutil.rmtree",
+        "shutil.move",
+        "shutil.copyfile",
+    ]
 )
 TIMINGS = re.compile(r"time|second|_per_second|runtime|tokens_per|/s$|started|date")
 TEMPORARY = (".partial", ".tmp", ".writable")

@@ -84,6 +84,7 @@ def to_transformer_lens(lm: LM) -> Any:
         NeighbourError: it does not know the architecture, or does not compute what ``lm`` computes at every site.
     """
     bridges = _imported("transformer_lens.model_bridge", "TransformerLens")
+    _refuse_processors(lm)
     model, tokenizer = _shell(lm), copy.deepcopy(lm.tokenizer)
     layout = sites.find(model)
     # An architecture is looked up by the class names a saved config holds; and a tokenizer that does not say that it adds a
@@ -108,6 +109,17 @@ def to_transformer_lens(lm: LM) -> Any:
                     setattr(module, name, OrderedDict())
     _check(lm, bridge)
     return bridge
+
+
+def _refuse_processors(lm: LM) -> None:
+    """Raise for a model that reads more than text: TransformerLens would look for its processor by name, and install packages for it."""
+    config = lm.model.config
+    reads = [part for part in ("vision", "audio", "video") if getattr(config, f"{part}_config", None) is not None]
+    if reads or config.get_text_config() is not config:
+        raise NeighbourError(
+            f"{lm.name} is a {type(lm.model).__name__}, which reads more than text: TransformerLens would install packages for its processor. "
+            "Use to_nnsight instead."
+        )
 
 
 def check_transformer_lens() -> None:

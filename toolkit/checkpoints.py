@@ -110,6 +110,8 @@ def _foreign(where: str, read: Any) -> Any:
     ):
         raise
     except BaseException as error:  # the tokenizers library panics with something that is no Exception
+        if "trust_remote_code" in str(error):
+            raise UnsupportedModelError(f"{where} needs code of its own, which runs only with trust_remote_code=True.") from error
         reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
         raise UnsupportedModelError(f"{where} cannot be loaded as a causal language model ({reason}).") from error
 

@@ -121,9 +121,9 @@ def continued(
 
     The random numbers are those of :func:`rollouts`: prompts of one problem share them, so that only what was changed in a prompt
     differs. A condition's interventions and rules act; its change of the prompt does not. ``prompt_len`` of a result counts all the
-    given tokens. As in any prompt only a tag at their end counts: after a closing one the think span is empty and the response is the
-    answer; tokens that stop in the middle of a thought are not known to be thinking. ``out`` is as in :func:`rollouts`; in its files
-    ``sample`` is the place among all responses that were asked for.
+    given tokens. As in any prompt the last tag in the assistant's turn counts: after a closing one the think span is empty and the response
+    is the answer; after an opening one the response goes on thinking. ``out`` is as in :func:`rollouts`; in its files ``sample`` is the
+    place among all responses that were asked for.
 
     Raises:
         ValueError: no prompts, one without tokens or with ids the model does not have, or one that leaves no room in the context.
@@ -258,6 +258,7 @@ def _header(condition: Condition, asked: Sequence[Any], sampling: Sampling) -> d
         "interventions": condition.acts,
         "eos_ids": sorted(condition.lm.eos_ids),
         "template": condition.lm.provenance().template_hash,
+        **({"switches": dict(condition.lm.template)} if condition.lm.template else {}),
         "tags": asdict(condition.lm.tags) if condition.lm.tags else None,
         "problems": hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest(),
         "sampling": sampling.identity,

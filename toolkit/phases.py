@@ -30,8 +30,8 @@ PROMPT, THINK, ANSWER = range(3)
 def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[Span | None, Span | None]:
     """Think span and answer span of a sequence, by token ids (tags that are several tokens: by the tokens' own pieces).
 
-    Thinking may be opened by the model or by the prompt, or be switched off there (an empty, closed span at the end of the
-    prompt). The first closing tag counts. Never closed: an open think span to the end and no answer. A response that never
+    Thinking may be opened by the model or by the prompt (its template, or a message of the assistant that is continued), or be
+    closed or switched off there (the think span is then empty). The first closing tag counts. Never closed: an open think span to the end and no answer. A response that never
     opens one answers directly: no think span, all answer.
 
     Args:
@@ -42,10 +42,11 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
     if tags is None or (tags.open is None and tags.close is None):
         whole = Span(prompt_len, stop)
         return (whole if tags else None), (whole if ended or tags is None else None)
-    if ends_with(lm, ids[:prompt_len], tags.close):
+    begun = _last_of_prompt(lm, ids[:prompt_len])
+    if begun == ANSWER:
         return Span(prompt_len, prompt_len), Span(prompt_len, stop)
     start = prompt_len
-    if tags.open is not None and not ends_with(lm, ids[:prompt_len], tags.open):
+    if begun == PROMPT:
         tag = _first(lm, ids, tags.open, prompt_len, stop)
         closing = _first(lm, ids, tags.close, prompt_len, stop)
         if tag is None and closing is None:
@@ -224,7 +225,8 @@ class History(DynamicLayer):
 def track(lm: LM) -> Iterator[Tracker]:
     """Follow the phases of every pass run inside the context, whichever way its rows are batched.
 
-    A pass that fills an empty cache is a prompt: what it says of tags does not count, only how it ends. A pass without a cache
+    A pass that fills an empty cache is a prompt: what it says of tags does not count, only how it ends and what it says in the assistant's
+    name. A pass without a cache
     is read as a whole sequence, in which everything before the last opening tag is prompt.
 
     Raises (when the model runs):
@@ -268,17 +270,32 @@ def _history(cache: Cache | None) -> History | None:
 def _prompt(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
     """A prompt is prompt; its last position thinks if thinking is open there, and answers if it was closed there."""
     phase = torch.zeros_like(ids)
-    phase[:, -1] = torch.tensor([_last_of_prompt(lm, row) for row in ids[:, -TAIL:].tolist()], device=ids.device)
+    phase[:, -1] = torch.tensor([_last_of_prompt(lm, row) for row in ids.tolist()], device=ids.device)
     newest = torch.zeros_like(ids, dtype=torch.bool)
     newest[:, -1] = True
     return Now(phase, None, newest)
 
 
-def _last_of_prompt(lm: LM, row: Sequence[int]) -> int:
+def _last_of_prompt(lm: LM, prompt: Sequence[int]) -> int:
+    """The phase at the end of a prompt: by a tag that ends it, or by the last tag in the message of the assistant that it continues."""
     tags = lm.tags
-    if tags is None or ends_with(lm, row, tags.close):
+    if tags is None or ends_with(lm, prompt, tags.close):
         return ANSWER
-    return THINK if tags.open is None or ends_with(lm, row, tags.open) else PROMPT
+    if tags.open is None or ends_with(lm, prompt, tags.open):
+        return ANSWER if tags.open is None and find(lm, _said(lm, prompt), tags.close) else THINK
+    said = _said(lm, prompt)
+    opened, closed = (max((span.start for span in find(lm, said, tag)), default=-1) for tag in (tags.open, tags.close))
+    return PROMPT if opened == closed == -1 else THINK if opened > closed else ANSWER
+
+
+def _said(lm: LM, prompt: Sequence[int]) -> Sequence[int]:
+    """What a prompt already says in the assistant's name: the tokens after those that open its last turn."""
+    turn, ids = lm.turn, tuple(prompt)
+    size = len(turn)
+    if not size:
+        return ()
+    start = next((at for at in range(len(ids) - size, -1, -1) if ids[at] == turn[0] and ids[at : at + size] == turn), None)
+    return () if start is None else ids[start + size :]
 
 
 Reached = Callable[[Tensor, Tensor], Tensor]
@@ -351,7 +368,7 @@ class Reader:
 
     def __init__(self, lm: LM, prompt: Sequence[int]) -> None:
         self.lm, self.tail = lm, list(prompt[-TAIL:])
-        self.phase, self.written, self.forced = _last_of_prompt(lm, self.tail), 0, 0
+        self.phase, self.written, self.forced = _last_of_prompt(lm, prompt), 0, 0
 
     def ends(self, token: int, tag: str | None) -> bool:
         """Whether ``token``, placed next, would end an occurrence of ``tag``."""

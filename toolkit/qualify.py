@@ -46,7 +46,7 @@ def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int
     ids = torch.randint(0, model.config.get_text_config().vocab_size, (1, tokens), generator=generator).to(model.device)
     base = model(input_ids=ids).logits
     if not torch.isfinite(base).all():
-        raise UnsupportedModelError(not_finite("the model's logits", "activations", model.dtype))
+        raise UnsupportedModelError(not_finite("the output", "activations", model.dtype))
     found = _sites(model, layout, ids, base, seed)
     found += _attention(model, layout, ids, base)
     found.append(_steps(model, ids, base))
@@ -56,8 +56,8 @@ def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int
 def not_finite(what: str, which: str, dtype: torch.dtype) -> str:
     """Say of NaN or infinity what it means: fp16 ends at 65,504, beyond which other types go."""
     if dtype == torch.float16:
-        return f"{what} hold NaN or infinity in float16, which its {which} overflow: use bfloat16 or float32."
-    return f"{what} hold NaN or infinity in {str(dtype).removeprefix('torch.')}; the checkpoint is damaged."
+        return f"{what} holds NaN or infinity: its {which} overflow float16, use bfloat16 or float32 (if those fail too, it is damaged)."
+    return f"{what} holds NaN or infinity; the checkpoint is damaged."
 
 
 def _deviation(got: Tensor, wanted: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame, 
     """
     p = plan.provenance
     return f"""---
-base_model: {base}
+base_model: {_yaml(base)}
 base_model_relation: finetune
 library_name: transformers
 pipeline_tag: text-generation
@@ -199,7 +200,7 @@ def vector_card(direction: Direction, *, table: pd.DataFrame | None = None, figu
     norms = ", ".join(f"{norm:.3g}" for norm in direction.norms.tolist())
     measured = "Nothing has been measured with it yet." if table is None else markdown(table)
     return f"""---
-base_model: {json.dumps(p.model)}
+base_model: {_yaml(p.model)}
 library_name: reasoning-length-toolkit
 pipeline_tag: text-generation
 tags: [steering-vector, reasoning-length]
@@ -222,7 +223,7 @@ tags: [steering-vector, reasoning-length]
 from toolkit import edits, lm, vectors
 from toolkit.lm import Condition
 
-base = lm.load({json.dumps(p.model)})
+base = lm.load({json.dumps(p.model, ensure_ascii=False)})
 direction = vectors.load("direction.safetensors", base)
 shorter = Condition(base, (edits.steering(direction, -0.05),))  # the strength is an example: choose it on a development split
 ```
@@ -236,6 +237,11 @@ shorter = Condition(base, (edits.steering(direction, -0.05),))  # the strength i
 {"".join(f"- [{name}]({name})" + chr(10) for name in figures)}
 Made with reasoning-length-toolkit {p.toolkit_version}.
 """
+
+
+def _yaml(name: str) -> str:
+    """A name as YAML text: as it is where that is plainly a string, else as a string of JSON, which is one of YAML too."""
+    return name if re.fullmatch(r"[A-Za-z]+[-/][\w./-]*\w", name, re.ASCII) else json.dumps(name, ensure_ascii=False)
 
 
 def _origin(plan: Plan) -> str:

@@ -252,10 +252,18 @@ def _block(module: nn.Module, row: Row) -> Block | None:
 
 
 def _layout(config, row: Row, blocks: tuple[Block, ...]) -> Layout:
-    out: Any = blocks[0].out
-    d_in, d_out = out.weight.shape if _is_conv1d(out) else out.weight.shape[::-1]
-    n_heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or d_in // n_heads
+    shapes = [tuple(b.out.weight.shape if _is_conv1d(b.out) else b.out.weight.shape[::-1]) for b in blocks]  # type: ignore[union-attr]
+    if len({*shapes}) > 1:
+        raise UnsupportedModelError(
+            f"The layers of {type(config).__name__.removesuffix('Config')} differ in their heads: W_O takes {min(shapes)[0]} inputs in one and "
+            f"{max(shapes)[0]} in another. Only families whose layers are alike are supported."
+        )
+    d_in, d_out = shapes[0]
+    try:
+        n_heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or d_in // n_heads
+    except Exception as error:  # a config that keeps one value per layer refuses to give one for all
+        raise UnsupportedModelError(f"{type(config).__name__} does not give one number and size of heads: {error}") from error
     if n_heads * head_dim != d_in:
         raise UnsupportedModelError(
             f"W_O takes {d_in} inputs, but the config says {n_heads} heads of {head_dim}: "

@@ -136,7 +136,9 @@ def claims(table: reading.Table, tokens: float) -> list[Claim]:
         return stats.effect([stats.mean_of(own[:, None]) for own in kept], kept.shape[1], seeded=seeded(name, other))
 
     def shortest(name: str, other: str = BASE) -> Effect:
-        seeds, (base, *_) = ([stats.shortest_accuracy(o.correct, o.think_tokens, 0.2) for o in table.outcomes(n)] for n in (name, other))
+        seeds, (base, *_) = (
+            [stats.shortest_accuracy(o.correct, o.think_tokens, 0.2) for o in table.outcomes(n)] for n in (name, other)
+        )
         return stats.effect([stats.difference(own, base) for own in seeds], len(table.main), seeded=seeded(name, other))
 
     rows = table.found[BASE].results[0].rows

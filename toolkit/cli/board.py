@@ -10,7 +10,22 @@ from typing import Annotated
 import typer
 
 from toolkit import processes
-from toolkit.cli.common import AsJson, Device, Dtype, Model, Think, Trust, Type, app, load_model, out, print_json, say, show
+from toolkit.cli.common import (
+    AsJson,
+    Device,
+    Dtype,
+    Model,
+    Template,
+    Think,
+    Trust,
+    Type,
+    app,
+    load_model,
+    out,
+    print_json,
+    say,
+    show,
+)
 
 SHOWN = ("accuracy", "think_tokens", "aes", "shortest_20", "accuracy_lookup", "never_closed")
 WORKER = "--measure-only"
@@ -51,6 +66,7 @@ def board(
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the work on this machine.")] = 1,
     measure_only: Annotated[bool, typer.Option(WORKER, hidden=True)] = False,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -95,7 +111,7 @@ def board(
     store.writable(out_dir)
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
     helpers = [] if measure_only else [_helper() for _ in range(jobs - 1)]
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     ground = boards.Ground(lm, sizes, out_dir, say)
     try:
         boards.run(ground, specs, wait=not measure_only, progress=not measure_only)

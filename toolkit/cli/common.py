@@ -67,6 +67,13 @@ Think = Annotated[
 Type = Annotated[Dtype, typer.Option("--dtype", help="Weight type; edits are computed in fp32 whatever it is.")]
 Device = Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code from the hub run. Off unless given.")]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template",
+        help="NAME=JSON, several times: a switch of the chat template for every prompt, such as enable_thinking=false.",
+    ),
+]
 Task = Annotated[
     str,
     typer.Option(
@@ -96,13 +103,31 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def load_model(model: str, think: str | None, dtype: Dtype, device: str | None, trust: bool = False):
+def switches(given: list[str] | None) -> dict[str, Any]:
+    """Read ``NAME=JSON`` texts as the switches of a chat template."""
+    found = {}
+    for name, sign, value in (text.partition("=") for text in given or []):
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise typer.BadParameter(
+                f"--template {name}{sign}{value}: give NAME=JSON, such as enable_thinking=false or 'reasoning_effort=\"low\"'."
+            ) from error
+    return found
+
+
+def load_model(
+    model: str, think: str | None, dtype: Dtype, device: str | None, trust: bool = False, template: list[str] | None = None
+):
     import torch
 
     from toolkit import lm
 
     tags = lm.ThinkTags.parse(think) if think else None
-    return lm.load(model, dtype=getattr(torch, dtype.value), device=device, tags=tags, trust_remote_code=trust)
+    of_template = switches(template)
+    return lm.load(
+        model, dtype=getattr(torch, dtype.value), device=device, tags=tags, template=of_template, trust_remote_code=trust
+    )
 
 
 def show(frame: pd.DataFrame, title: str) -> None:

@@ -24,6 +24,7 @@ from toolkit.cli.common import (
     Task,
     TaskOfRollouts,
     Temperature,
+    Template,
     Think,
     Trust,
     Type,
@@ -55,6 +56,7 @@ def demo(
     task: Task = "arithmetic",
     problems: Problems = 200,
     samples: Samples = 8,
+    template: Template = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -70,7 +72,7 @@ def demo(
     tasks.check(task, "train", "dev", "test")
     study = jobs.Study(task=task, problems=problems, samples=samples, seed=seed)
     store.writable(out_dir)
-    result = jobs.demo(load_model(model, None, Dtype.float32, None), study, out_dir, say=say)
+    result = jobs.demo(load_model(model, None, Dtype.float32, None, template=template), study, out_dir, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "report.json"))
         return
@@ -105,6 +107,7 @@ def thinkedit(
     max_new_tokens: Budget = 1024,
     batch_size: BatchSize = 256,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -136,7 +139,7 @@ def thinkedit(
     task = given.task(task) if given else task or "arithmetic"
     tasks.check(task, *(() if given else ("train",)), *(() if dry_run else ("test",)))
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     work = out_dir.with_name(f"{out_dir.name}.work")
     finding = _found(lm, given, study, settings, variant, work)
     done = not dry_run and jobs.is_saved(lm, finding, out_dir)
@@ -189,6 +192,7 @@ def rollouts(
     details: Annotated[bool, typer.Option("--details", help="Keep log-probabilities and entropies.")] = False,
     batch_size: BatchSize = 256,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -205,7 +209,7 @@ def rollouts(
 
     tasks.check(task, split)
     sampling = Sampling(samples, temperature, top_p, 0, max_new_tokens, seed, details, batch_size)
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     chosen = tasks.load(task, split, problems, seed, lm=lm)
     found = sample(lm, chosen, sampling, out=out_dir, about=jobs.origin(task, split, seed))
     by_difficulty = evaluate.table(found, chosen).groupby(["task", "difficulty"])
@@ -235,6 +239,7 @@ def direction(
     long_above: Annotated[float | None, typer.Option(help="Long class: more think tokens than this.")] = None,
     share: Annotated[float, typer.Option(help="Without thresholds: share of rollouts in each class.")] = 0.2,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -257,7 +262,7 @@ def direction(
     settings = jobs.Settings(share=share, short_below=short_below, long_above=long_above)
     recipe = jobs.Recipe(method, site, estimator, positions)
     given = jobs.given(rollouts, partial=partial)
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     given.check(lm)
     v, table = jobs.extract(lm, given.rollouts, settings, recipe, origin=given.origin)
     store.save(v, out_file)
@@ -288,6 +293,7 @@ def compare(
     allow_overlap: AllowOverlap = False,
     batch_size: BatchSize = 256,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -308,7 +314,7 @@ def compare(
         raise typer.BadParameter(f"Got {' '.join(models)}: give each model once as NAME=MODEL, the base first.")
     tasks.check(task, split)
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
-    loaded = {name: load_model(model, think, dtype, device, trust_remote_code) for name, _, model in pairs}
+    loaded = {name: load_model(model, think, dtype, device, trust_remote_code, template) for name, _, model in pairs}
     chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
     asked = [{name: lm.fingerprint for name, lm in loaded.items()}, task, split, problems, sampling.identity]
     kept = kept_in(out_dir, "compare", *asked)

@@ -18,6 +18,7 @@ from toolkit.cli.common import (
     Partial,
     Samples,
     TaskOfRollouts,
+    Template,
     Think,
     Trust,
     Type,
@@ -70,6 +71,7 @@ def entropy(
     max_new_tokens: Budget = 1024,
     batch_size: BatchSize = 256,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -112,7 +114,7 @@ def entropy(
     )
     tasks.check(study.task, settings.split)
     store.writable(out_dir)
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     if given is not None:
         given.check(lm)
     tables = jobs.entropy_report(lm, study, out_dir, settings=settings, found=given.rollouts if given else None, say=say)

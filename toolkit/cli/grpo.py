@@ -15,6 +15,7 @@ from toolkit.cli.common import (
     Seed,
     Stopped,
     Task,
+    Template,
     Think,
     Trust,
     Type,
@@ -78,6 +79,7 @@ def grpo(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 20,
     engine: Annotated[str, typer.Option(help="toolkit, or trl: TRL generates (for vLLM: --set use_vllm=true).")] = "toolkit",
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -118,7 +120,7 @@ def grpo(
         evaluate=jobs.Sampling(n=4, max_new_tokens=recipe.max_tokens),
     )  # fmt: skip
     extras = jobs.Extras(engine=engine, lora=jobs.adapter(lora_rank) if lora else None)
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     try:
         done = jobs.grpo(lm, recipe, study, run, extras=extras, resume=resume, say=say)
     except Stopped as stopped:

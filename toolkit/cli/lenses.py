@@ -20,6 +20,7 @@ from toolkit.cli.common import (
     Samples,
     Seed,
     TaskOfRollouts,
+    Template,
     Think,
     Trust,
     Type,
@@ -63,6 +64,7 @@ def retrieval_heads(
     max_new_tokens: Budget = 120,
     batch_size: BatchSize = 256,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -94,7 +96,7 @@ def retrieval_heads(
         batch_size,
         seed,
     )
-    tables = jobs.retrieval_report(load_model(model, think, dtype, device, trust_remote_code), search, out_dir, say=say)
+    tables = jobs.retrieval_report(load_model(model, think, dtype, device, trust_remote_code, template), search, out_dir, say=say)
     if as_json:
         print_json({"out": str(out_dir), **{name: report.records(table) for name, table in tables.items()}})
         return
@@ -123,6 +125,7 @@ def heads(
     max_new_tokens: Budget = 400,
     batch_size: BatchSize = 256,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -143,7 +146,7 @@ def heads(
     task = given.task(task) if given else task or "arithmetic"
     tasks.check(task, *(() if given else ("train",)), "test")
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     found, about = None, None
     if given is not None:
         given.check(lm)

@@ -26,6 +26,7 @@ from toolkit.cli.common import (
     Samples,
     Seed,
     Temperature,
+    Template,
     Think,
     Trust,
     Type,
@@ -87,6 +88,7 @@ def steer(
     temperature: Temperature = 0.0,
     max_new_tokens: Budget = 512,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -109,7 +111,7 @@ def steer(
     strengths, chosen = numbers(alpha, "--alpha"), layer_range(layers)
     v = store.load(vector, Direction)
     acts = {a: steering(v, a, layers=chosen, during=during, op=op, value=value) for a in strengths}
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed)
     kept = kept_in(out_dir, "steer", lm.fingerprint, [str(act) for act in acts.values()], prompt, sampling.identity)
     found = jobs.steered_responses(lm, acts, prompt, sampling, out=kept)
@@ -146,6 +148,7 @@ def dose(
     max_new_tokens: Budget = 400,
     batch_size: BatchSize = 256,
     think: Think = None,
+    template: Template = None,
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -166,7 +169,7 @@ def dose(
     tasks.check(task, "dev")
     store.writable(out_dir)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
-    lm = load_model(model, think, dtype, device, trust_remote_code)
+    lm = load_model(model, think, dtype, device, trust_remote_code, template)
     wide, dial = jobs.dose_report(lm, v, study, plan, out_dir, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "doses.json"))
@@ -210,6 +213,7 @@ def export(
     ] = None,
     drop_layer_0: Annotated[bool, typer.Option("--drop-layer-0", help="GGUF cannot steer the first block: leave it out.")] = False,
     think: Think = None,
+    template: Template = None,
     device: Device = None,
 ) -> None:
     """Write a direction for other tools. A head edit travels as an adapter: see [bold]toolkit thinkedit --adapter[/bold].
@@ -222,7 +226,7 @@ def export(
     v = store.load(vector, Direction)
     if doses is not None:
         jobs.kept_doses(doses)
-    lm = load_model(model, think, Dtype.float32, device)
+    lm = load_model(model, think, Dtype.float32, device, template=template)
     match to:
         case Target.gguf:
             vectors.save_gguf(v, out_path, lm=lm, scale=scale, drop_layer_0=drop_layer_0)
@@ -242,6 +246,7 @@ def import_(
     layer: Annotated[int | None, typer.Option(help="hidden-directions: the layer of a file that holds a single vector.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="The file's + is shorter (or you found that it is): turn it round.")] = False,
     think: Think = None,
+    template: Template = None,
     device: Device = None,
 ) -> None:
     """Read another tool's steering vector for a model. Whatever does not fit (site, width, layer, sign) is an error, not a guess.
@@ -251,7 +256,7 @@ def import_(
     from toolkit import store, vectors
 
     store.existing(source)
-    lm = load_model(model, think, Dtype.float32, device)
+    lm = load_model(model, think, Dtype.float32, device, template=template)
     match of:
         case Source.gguf:
             v = vectors.load_gguf(source, lm)

@@ -72,7 +72,9 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
                 "showlegend": column == 1,
             }
             drawn = [f"{label}, {n:.0f} draws" for n in own["draws"]] if label == "random heads" and "draws" in own else None
-            figure.add_scatter(x=own["heads"], y=own[columns[0]], hovertext=drawn, error_y=_bars(own, *columns), row=1, col=column, **line)
+            figure.add_scatter(
+                x=own["heads"], y=own[columns[0]], hovertext=drawn, error_y=_bars(own, *columns), row=1, col=column, **line
+            )
         unmasked = float((own["accuracy"] + own["lost"]).iloc[0])
         figure.add_hline(y=unmasked, line={"color": NEITHER, "dash": "dot"}, row=1, col=column)
     figure.update_xaxes(title="heads masked").update_yaxes(range=[0, 1.03])

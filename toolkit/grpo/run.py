@@ -45,6 +45,7 @@ from toolkit.lm import LM
 from toolkit.types import Problem
 
 _EARLIER = "Remove that checkpoint and resume: the run goes on from the one before."
+KWARGS = "chat_template_kwargs"  # TRL's name for the switches of a chat template
 PROBED = 8  # problems of the first probe
 
 
@@ -92,12 +93,18 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
     used in ``updates`` steps, whatever the micro-batch.
 
     Raises:
-        ValueError: a step cannot be cut into micro-batches of that size, training in float16, or what TRL refuses.
+        ValueError: a step cannot be cut into micro-batches of that size, training in float16, a chat template's switch among the
+            overrides, or what TRL refuses.
     """
     if lm.model.dtype == torch.float16 or run.overrides.get("fp16"):
         raise ValueError(
             f"{lm.name} would be trained in float16, whose gradients underflow to zero: load it in bfloat16 or float32 (--dtype) and leave "
             "fp16 unset."
+        )
+    if KWARGS in {**recipe.config, **run.overrides}:
+        raise ValueError(
+            f"{KWARGS} would hold for TRL's prompts and not for ours: set the template's switches when the model is loaded, "
+            "--template NAME=JSON or lm.load(..., template={...})."
         )
     world = GRPOConfig(str(run.out), bf16=False, report_to="none").world_size
     rows = recipe.problems * recipe.samples
@@ -128,6 +135,7 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
         "bf16": lm.model.dtype == torch.bfloat16,
         "use_cpu": lm.device.type == "cpu",
         "dataloader_pin_memory": lm.device.type != "cpu",
+        KWARGS: dict(lm.template),
         **recipe.config,
         **run.overrides,
     }

@@ -102,7 +102,7 @@ def _release(trainer: Trainer) -> None:
 
 def _read(policy: LM, folder: Path, dtype: torch.dtype, device: torch.device) -> LM:
     custom = type(policy.model).__module__.startswith("transformers_modules")
-    saved = lms.load(folder, dtype=dtype, device=device, tags=policy.tags, trust_remote_code=custom)
+    saved = lms.load(folder, dtype=dtype, device=device, tags=policy.tags, template=policy.template, trust_remote_code=custom)
     return replace(saved, name=policy.name, parent=policy.parent)
 
 

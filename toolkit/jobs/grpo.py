@@ -222,7 +222,7 @@ def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = Non
     rests_on = basis(lm, recipe, seed, plan, reward=reward)
     with store.claimed(folder, wait=True):
         if store.is_whole(folder / MODEL):
-            model = load(folder / MODEL, device=lm.device, tags=lm.tags)
+            model = load(folder / MODEL, device=lm.device, tags=lm.tags, template=lm.template)
             model = replace(model, parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
             return Trained(model, pd.DataFrame(read(folder / LOG)))
         if not (folder / store.MADE_BY).exists():

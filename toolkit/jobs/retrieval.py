@@ -237,7 +237,9 @@ JUDGED = (
 
 def _judged(base: ndarray, top: ndarray, noise: Sequence[ndarray], seed: int) -> tuple[float, ...]:
     own, unmasked = _of_share([top[0]], seed), _of_change([base[0]], [top[0]], seed)
-    random, more = (_of_share([x[0] for x in noise], seed), _of_change([x[0] for x in noise], [top[0]], seed)) if noise else (NOTHING, NOTHING)
+    random, more = (
+        (_of_share([x[0] for x in noise], seed), _of_change([x[0] for x in noise], [top[0]], seed)) if noise else (NOTHING, NOTHING)
+    )
     tokens = float(np.mean([x[1] for x in noise])) if noise else np.nan
     return (*own, *random, *unmasked, *more, len(noise), float(top[1].mean()), tokens)
 

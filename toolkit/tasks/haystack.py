@@ -190,8 +190,7 @@ def check_offsets(lm: LM) -> None:
 def _offsets(lm: LM, problem: Problem, ids: list[int]) -> tuple[str, list[int], list[int], list[int]]:
     """The prompt as text; first and end character of every token that stands for any, and the tokens' positions."""
     check_offsets(lm)
-    messages = [dict(m) for m in problem.messages]
-    prompt = str(lm.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    prompt = lm.prompt_text(problem.messages)
     coded = lm.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     if coded["input_ids"] != ids:
         raise NoOffsetsError(f"{lm.name} tokenizes its rendered chat prompt differently from the prompt: offsets would be wrong.")

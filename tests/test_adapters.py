@@ -1,0 +1,262 @@
+"""What ``load`` accepts, ``save`` keeps: load(save(edit(load(x)))) computes what edit(load(x)) does, adapters merged."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+
+import pytest
+import torch
+from families import CONFIGS, family, tokenizer
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, LlamaConfig, SiglipVisionConfig
+
+from toolkit import checkpoints, edits, store
+from toolkit import lm as lms
+from toolkit.lm import LM, ThinkTags
+from toolkit.sites import UnsupportedModelError
+from toolkit.types import Direction, HeadEdit, Plan
+
+peft = pytest.importorskip("peft")
+IDS = torch.arange(5, 45)[None]
+
+
+@torch.inference_mode()
+def logits(model) -> torch.Tensor:
+    return model(input_ids=IDS).logits.float()
+
+
+def shaken(model, seed: int = 0):
+    """Every weight at random, so that nothing is zero or equal by chance; tied weights stay tied."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.2 * torch.randn(value.shape, generator=generator).to(value))
+    return model
+
+
+def saved(model, path, **how):
+    model.save_pretrained(path, **how)
+    tokenizer().save_pretrained(path)
+    return path
+
+
+def base_of(tmp_path, *, tied: bool, dtype: torch.dtype = torch.float32):
+    config = copy.deepcopy(CONFIGS["qwen3"])
+    config.tie_word_embeddings = tied
+    from transformers import AutoModelForCausalLM
+
+    return saved(shaken(AutoModelForCausalLM.from_config(config, dtype=torch.float32)).to(dtype), tmp_path / "base")
+
+
+def adapted(base, path, config, *, named: str | None = None):
+    """Save an adapter on a base; returns the logits of the model with the adapter beside its weights, in fp32."""
+    from transformers import AutoModelForCausalLM
+
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if ".default" in name and "magnitude" not in name:
+                value.add_(0.1 * torch.randn(value.shape, generator=generator))
+    model.save_pretrained(path)
+    if named is not None:
+        about = json.loads((path / "adapter_config.json").read_text())
+        (path / "adapter_config.json").write_text(json.dumps({**about, "base_model_name_or_path": named}))
+    return logits(model.eval())
+
+
+def lora(*targets: str, **more):
+    return peft.LoraConfig(r=4, target_modules=list(targets) or "all-linear", task_type="CAUSAL_LM", **more)
+
+
+KINDS = {
+    "queries and values": lambda: lora("q_proj", "v_proj"),
+    "every linear layer": lora,
+    "DoRA": lambda: lora(use_dora=True),
+    "rank-stabilised": lambda: lora(use_rslora=True),
+    "head saved whole": lambda: lora("q_proj", modules_to_save=["lm_head"]),
+    "embedding saved whole": lambda: lora("q_proj", modules_to_save=["embed_tokens"]),
+    "embedding and head adapted": lambda: lora("q_proj", "embed_tokens", "lm_head"),
+    "IA3": lambda: peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
+}
+
+
+def edited(lm: LM) -> LM:
+    generator = torch.Generator().manual_seed(2)
+    vector = torch.randn(lm.layout.n_layers, lm.layout.d_model, generator=generator)
+    v = Direction(vector, "resid_mid", "think", "x", 1, 1, lm.provenance())
+    return edits.apply(lm, Plan((HeadEdit(1, 2, "project_out", 1.0),), v, "one head", lm.provenance()))
+
+
+def assert_whole(lm: LM, tmp_path, dtype: torch.dtype = torch.float32) -> None:
+    """Saved and loaded again, an edited model computes the same, bit by bit, and has the same fingerprint."""
+    changed = edited(lm)
+    assert not torch.equal(logits(changed.model), logits(lm.model))
+    again = lms.load(changed.save(tmp_path / "edited"), device="cpu", dtype=dtype)
+    assert torch.equal(logits(again.model), logits(changed.model))
+    assert again.fingerprint == changed.fingerprint
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_is_merged_and_its_edit_is_saved(kind, tied, tmp_path):
+    base = base_of(tmp_path, tied=tied)
+    wanted = adapted(base, tmp_path / "adapter", KINDS[kind]())
+    lm = lms.load(tmp_path / "adapter", device="cpu")
+    assert not torch.allclose(wanted, logits(lms.load(base, device="cpu").model), atol=1e-2)
+    torch.testing.assert_close(logits(lm.model), wanted, atol=1e-4, rtol=1e-4)
+    assert all(weight.requires_grad for weight in lm.model.parameters())
+    assert_whole(lm, tmp_path)
+
+
+def test_an_adapter_is_merged_in_fp32_and_rounded_once(tmp_path):
+    base = base_of(tmp_path, tied=False, dtype=torch.bfloat16)
+    adapted(base, tmp_path / "adapter", lora())
+    exact, rounded = (lms.load(tmp_path / "adapter", device="cpu", dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    for one, other in zip(exact.model.parameters(), rounded.model.parameters(), strict=True):
+        assert torch.equal(one.to(torch.bfloat16), other)
+    assert exact.fingerprint != rounded.fingerprint
+    assert_whole(rounded, tmp_path, torch.bfloat16)
+
+
+@pytest.mark.parametrize("named", ["relative to the adapter", "relative to the working directory", "absolute"])
+def test_the_base_of_an_adapter_is_found(named, tmp_path, monkeypatch):
+    base = base_of(tmp_path, tied=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep").mkdir()
+    adapter = tmp_path / "deep" / "adapter"
+    where = {"relative to the adapter": "../../base", "relative to the working directory": "base", "absolute": str(base)}[named]
+    wanted = adapted(base, adapter, lora(), named=where)
+    torch.testing.assert_close(logits(lms.load(adapter, device="cpu").model), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_beside_whole_weights_is_merged_too(tmp_path):
+    base = base_of(tmp_path, tied=False)
+    wanted = adapted(base, tmp_path / "adapter", lora())
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (base / name).write_bytes((tmp_path / "adapter" / name).read_bytes())
+    lm = lms.load(base, device="cpu")
+    torch.testing.assert_close(logits(lm.model), wanted, atol=1e-4, rtol=1e-4)
+    out = lm.save(tmp_path / "out")
+    assert not (out / "adapter_config.json").exists()
+    assert torch.equal(logits(lms.load(out, device="cpu").model), logits(lm.model))
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("/nowhere/base", "is an adapter of '/nowhere/base', which is no model directory.*set base_model_name_or_path"),
+        ("owner/never-seen", "owner/never-seen cannot be loaded as a causal language model"),
+        ("", "names no base"),
+    ],
+)
+def test_a_base_that_is_missing_is_one_sentence(named, said, tmp_path):
+    adapted(base_of(tmp_path, tied=False), tmp_path / "adapter", lora(), named=named)
+    with pytest.raises(UnsupportedModelError, match=said) as caught:
+        lms.load(tmp_path / "adapter", device="cpu")
+    assert len(str(caught.value)) <= 400
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path):
+    adapted(base_of(tmp_path, tied=False), tmp_path / "adapter", lora(), named=str(family("gpt2").save(tmp_path / "other")))
+    with pytest.raises((store.DamagedFileError, UnsupportedModelError), match="adapter") as caught:
+        lms.load(tmp_path / "adapter", device="cpu")
+    assert len(str(caught.value)) <= 400
+
+
+def test_an_adapter_that_is_no_change_of_weights_is_refused(tmp_path):
+    adapted(
+        base_of(tmp_path, tied=False), tmp_path / "adapter", peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    )
+    with pytest.raises((store.DamagedFileError, UnsupportedModelError), match="no change of weights"):
+        lms.load(tmp_path / "adapter", device="cpu")
+
+
+def test_without_peft_one_line_says_what_to_install(tmp_path, monkeypatch):
+    adapted(base_of(tmp_path, tied=False), tmp_path / "adapter", lora())
+    monkeypatch.setattr("toolkit.adapters.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"is a PEFT adapter, which needs peft: pip install 'reasoning-length-toolkit\[rl\]'"):
+        lms.load(tmp_path / "adapter", device="cpu")
+
+
+# --- other directories ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_directory_keeps_what_was_computed(name, dtype, tmp_path):
+    path = saved(family(name).model.to(dtype), tmp_path / "model", max_shard_size="20KB")
+    assert (path / checkpoints.INDEX).is_file()
+    assert_whole(lms.load(path, device="cpu", dtype=dtype), tmp_path, dtype)
+
+
+def multimodal(path):
+    """A tiny Gemma 3 that reads images too, with the files of its processor."""
+    common = {
+        k: v
+        for k, v in CONFIGS["llama"].to_dict().items()
+        if k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    }
+    text = Gemma3TextConfig(
+        **common, num_attention_heads=4, num_key_value_heads=2, head_dim=12, sliding_window=16, query_pre_attn_scalar=12, max_position_embeddings=512,
+        pad_token_id=0, bos_token_id=None, eos_token_id=4,
+    )  # fmt: skip
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    config = Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=102,
+        boi_token_index=101,
+        eoi_token_index=100,
+    )
+    saved(shaken(Gemma3ForConditionalGeneration(config)), path)
+    (path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "Gemma3ImageProcessor"}))
+    (path / "processor_config.json").write_text(json.dumps({"processor_class": "Gemma3Processor", "image_seq_length": 4}))
+    return path
+
+
+def test_a_multimodal_directory_keeps_its_processor_and_its_own_files(tmp_path):
+    path = multimodal(tmp_path / "model")
+    (path / "LICENSE").write_text("terms")
+    (path / "README.md").write_text("numbers of these weights")
+    lm = lms.load(path, device="cpu", tags=ThinkTags(None, None))
+    assert_whole(lm, tmp_path)
+    kept = {file.name for file in (tmp_path / "edited").iterdir()}
+    assert {file.name for file in path.iterdir()} - kept == {"README.md"}
+    assert json.loads((tmp_path / "edited" / "processor_config.json").read_text())["image_seq_length"] == 4
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_of_a_multimodal_model_is_merged(tmp_path):
+    path = multimodal(tmp_path / "model")
+    wanted = adapted(path, tmp_path / "adapter", lora("q_proj", "v_proj"))
+    lm = lms.load(tmp_path / "adapter", device="cpu", tags=ThinkTags(None, None))
+    torch.testing.assert_close(logits(lm.model), wanted, atol=1e-4, rtol=1e-4)
+    assert_whole(lm, tmp_path)
+    assert (tmp_path / "edited" / "preprocessor_config.json").is_file()
+
+
+def test_a_save_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    lm = family("llama")
+    monkeypatch.setattr(type(lm.tokenizer), "save_pretrained", lambda self, path: sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        lm.save(tmp_path / "model")
+    monkeypatch.undo()
+    assert not any((tmp_path / "model").glob("*"))
+    assert torch.equal(logits(lms.load(lm.save(tmp_path / "model"), device="cpu").model), logits(lm.model))
+
+
+def test_a_config_with_fewer_layers_than_weights_is_refused(tmp_path):
+    path = family("llama").save(tmp_path / "model")
+    config = LlamaConfig.from_pretrained(path)
+    config.num_hidden_layers = 2
+    config.save_pretrained(path)
+    with pytest.raises(
+        UnsupportedModelError, match=r"holds weights that the model of its config.json does not have.*model\.layers\.2"
+    ):
+        lms.load(path, device="cpu")

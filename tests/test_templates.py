@@ -1,0 +1,191 @@
+"""Chat templates: switches reach every prompt, a begun message is continued, and a template that misbehaves is refused in time."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from dataclasses import replace
+
+import pytest
+from families import family, tokenizer
+from test_cli import run
+
+from toolkit import cli, phases, store, templates
+from toolkit import lm as lms
+from toolkit.generate import Sampling, rollouts
+from toolkit.grpo import recipes
+from toolkit.grpo.run import Run, arguments
+from toolkit.lm import LM
+from toolkit.sites import UnsupportedModelError
+from toolkit.types import Problem, Span
+
+OPEN = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+SWITCH = (
+    "{% if add_generation_prompt %}<|assistant|>"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}{% endif %}"
+)
+ASKED = [{"role": "user", "content": "1+2=?"}]
+PROBLEM = Problem("p", tuple(ASKED), "3")
+
+
+@pytest.fixture(scope="module")
+def switchable(tmp_path_factory):
+    """A directory whose template reads ``enable_thinking``."""
+    path = family("llama").save(tmp_path_factory.mktemp("switch") / "model")
+    text = (path / "chat_template.jinja").read_text()
+    assert OPEN in text
+    (path / "chat_template.jinja").write_text(text.replace(OPEN, SWITCH))
+    return path
+
+
+@pytest.fixture(scope="module")
+def without(switchable) -> LM:
+    return lms.load(switchable, device="cpu", template={"enable_thinking": False})
+
+
+# --- switches ------------------------------------------------------------------------------------------------
+
+
+def test_a_switch_is_in_every_prompt_and_spans_follow_it(switchable, without):
+    usual = lms.load(switchable, device="cpu")
+    assert without.text(without.prompt_ids(ASKED)) == "<|user|>1+2=?<|end|><|assistant|><think></think>"
+    assert usual.text(usual.prompt_ids(ASKED)) == "<|user|>1+2=?<|end|><|assistant|>"
+    (r,) = rollouts(without, [PROBLEM], Sampling(max_new_tokens=6), progress=False)
+    assert r.token_ids[: r.prompt_len] == tuple(without.prompt_ids(ASKED))
+    assert r.think == Span(r.prompt_len, r.prompt_len) and r.answer is not None
+    assert lms.child(without, without.model, "child").prompt_ids(ASKED) == without.prompt_ids(ASKED)
+
+
+def test_a_switch_is_in_provenance_and_in_the_header_of_rollouts(switchable, without, tmp_path):
+    usual = lms.load(switchable, device="cpu")
+    assert without.provenance(split="dev").notes == {"template": {"enable_thinking": False}, "split": "dev"}
+    assert without.provenance().template_hash != usual.provenance().template_hash
+    assert usual.provenance().notes == {} and without.fingerprint == usual.fingerprint
+    rollouts(without, [PROBLEM], Sampling(max_new_tokens=2), out=tmp_path, progress=False)
+    assert store.read_json(tmp_path / "header.json")["switches"] == {"enable_thinking": False}
+    with pytest.raises(store.WrongModelError):
+        rollouts(usual, [PROBLEM], Sampling(max_new_tokens=2), out=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("name", ["thinking", "messages", "add_generation_prompt", "eos_token"])
+def test_a_switch_that_the_template_does_not_read_is_an_error(name, switchable):
+    with pytest.raises(UnsupportedModelError, match=f"does not read the switch '{name}'. It reads enable_thinking."):
+        lms.load(switchable, device="cpu", template={name: True})
+
+
+def test_the_switches_of_known_templates_are_found():
+    deepseek = "{% if not thinking is defined %}{% set thinking = false %}{% endif %}{{ bos_token }}{{ messages[0].content }}"
+    gpt_oss = '{%- if reasoning_effort is not defined %}{%- set reasoning_effort = "medium" %}{%- endif %}{{ strftime_now("%Y") }}'
+    assert templates.variables(deepseek) == {"thinking"}
+    assert templates.variables(gpt_oss) == {"reasoning_effort"}
+
+
+def test_every_command_that_loads_a_model_has_the_option():
+    from typer.main import get_command
+
+    commands = get_command(cli.app).commands
+    assert len(commands) > 10
+    for name, command in commands.items():
+        assert "--template" in {option for parameter in command.params for option in parameter.opts}, name
+
+
+def test_the_command_line_sets_a_switch_and_refuses_what_is_no_json(switchable, tmp_path):
+    sizes = ("-n", "1", "-k", "1", "--max-new-tokens", "2", "--device", "cpu")
+    done = run("rollouts", "-m", switchable, *sizes, "--template", "enable_thinking=false", "-o", tmp_path / "r")
+    assert done.exit_code == 0, done.output
+    assert store.read_json(tmp_path / "r" / "header.json")["switches"] == {"enable_thinking": False}
+    wrong = run("rollouts", "-m", switchable, *sizes, "--template", "enable_thinking=False", "-o", tmp_path / "w")
+    assert wrong.exit_code == 2 and "NAME=JSON" in wrong.output
+
+
+def test_training_asks_as_the_model_was_loaded_and_takes_no_switches_of_its_own(without, tmp_path):
+    recipe = recipes.find("correctness").scaled()
+    assert arguments(without, recipe, Run(tmp_path)).chat_template_kwargs == {"enable_thinking": False}
+    with pytest.raises(ValueError, match="--template NAME=JSON"):
+        arguments(without, recipe, Run(tmp_path, overrides={"chat_template_kwargs": {"enable_thinking": True}}))
+
+
+# --- a message that is continued -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("begun", "response", "think", "answer"),
+    [
+        ("<think>12", "+3=15</think>15", "+3=15", "15"),
+        ("<think>", "12</think>15", "12", "15"),
+        ("<think>12+3=15</think>", "15", "", "15"),
+        ("<think>12+3=15</think>1", "5", "", "5"),
+        ("<think>12</think><think>3", "+1</think>5", "+1", "5"),
+        ("1", "5", None, "5"),
+        ("1", "<think>2</think>5", "2", "5"),
+    ],
+)
+def test_a_begun_message_is_continued_and_its_tags_count(begun, response, think, answer, llama):
+    prompt = llama.prompt_ids([*ASKED, {"role": "assistant", "content": begun}])
+    assert llama.text(prompt) == f"<|user|>1+2=?<|end|><|assistant|>{begun}"
+    ids = [*prompt, *llama.tokenizer.encode(response, add_special_tokens=False)]
+    found = phases.spans(llama, ids, len(prompt), ended=False)
+    texts = [None if span is None else llama.text(ids[span.start : span.stop]) for span in found]
+    assert texts == [think, answer]
+    reader = phases.Reader(llama, prompt)
+    wanted = phases.ANSWER if think == "" else phases.THINK if "<think>" in begun else phases.PROMPT
+    assert reader.phase == wanted
+
+
+def test_what_the_user_says_of_tags_opens_nothing_in_a_begun_message(llama):
+    messages = [{"role": "user", "content": "Use <think>."}, {"role": "assistant", "content": "1"}]
+    prompt = llama.prompt_ids(messages)
+    assert phases.Reader(llama, prompt).phase == phases.PROMPT
+
+
+def test_a_template_that_changes_the_begun_message_is_refused(llama):
+    def having(text: str) -> LM:
+        changed = copy.deepcopy(tokenizer())
+        changed.chat_template = text
+        return replace(llama, tokenizer=changed)
+
+    messages = [*ASKED, {"role": "assistant", "content": "<think>12"}]
+    turn = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    emptied = "{% for m in messages %}<|user|>{% if m.role == 'user' %}{{ m.content }}{% endif %}<|end|>{% endfor %}" + turn
+    with pytest.raises(ValueError, match="does not keep the assistant's message '<think>12' as it is"):
+        having(emptied).prompt_ids(messages)
+    qwen = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}<|end|>"
+        "{% else %}<|assistant|><think></think>{{ m.content }}<|end|>{% endif %}{% endfor %}" + turn
+    )
+    with pytest.raises(ValueError, match="writes think tags of its own into a message that is continued"):
+        having(qwen).prompt_ids(messages)
+
+
+# --- limits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "does not finish within 3 seconds"),
+        ("{% set n = namespace(s='x') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}", "more than 1 GB"),
+        ("{{ messages[0].content }}{{ 'x' * 300000 }}", "it makes 300006 characters"),
+        ("{{ 'hello' }}", "leaves out what the user says"),
+        ("{% if x %}", "TemplateSyntaxError"),
+    ],
+)
+def test_a_template_that_misbehaves_is_refused_in_time(template, said, tmp_path):
+    path = family("llama").save(tmp_path / "model")
+    (path / "chat_template.jinja").write_text(template)
+    began = time.perf_counter()
+    with pytest.raises(UnsupportedModelError, match=said) as caught:
+        lms.load(path, device="cpu")
+    assert len(str(caught.value)) <= 400 and time.perf_counter() - began < 20
+
+
+def test_a_template_may_refuse_a_system_prompt():
+    refusing = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}{% endfor %}"
+    templates.check(refusing, {"eos_token": "x"}, {})
+
+
+def test_the_template_is_the_same_bytes_after_a_save(switchable, without, tmp_path):
+    saved = without.save(tmp_path / "again")
+    assert (saved / "chat_template.jinja").read_text() == (switchable / "chat_template.jinja").read_text()
+    assert json.loads((saved / "config.json").read_text())["model_type"] == "llama"
