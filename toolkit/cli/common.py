@@ -56,13 +56,18 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def load_model(model: str, think: str | None, dtype: Dtype, device: str | None, trust: bool = False):
+def weight_type(dtype: Dtype) -> Any:
+    """The ``torch.dtype`` of that name."""
     import torch
 
+    return getattr(torch, dtype.value)
+
+
+def load_model(model: str, think: str | None, dtype: Dtype, device: str | None, trust: bool = False):
     from toolkit import lm
 
     tags = lm.ThinkTags.parse(think) if think else None
-    return lm.load(model, dtype=getattr(torch, dtype.value), device=device, tags=tags, trust_remote_code=trust)
+    return lm.load(model, dtype=weight_type(dtype), device=device, tags=tags, trust_remote_code=trust)
 
 
 def show(frame: pd.DataFrame, title: str) -> None:
