@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from toolkit import cli, rewards
+from toolkit import cli, rewards, store
 from toolkit import lm as lms
 from toolkit.grpo import log, recipes
 from toolkit.jobs import grpo as jobs
@@ -38,6 +39,33 @@ def test_a_run_writes_a_model_a_log_and_json(tmp_path):
     assert "held_out/accuracy" in printed["log"][-1]
     again = run("--reward", "hapo", *SMALL, "--out", tmp_path / "run", "--resume")
     assert again.exit_code == 1 and "this run is finished" in str(again.exception)
+
+
+def test_a_bfloat16_adapter_is_kept_merged_in_the_type_asked_for_and_its_loss_is_printed(tmp_path):
+    out = tmp_path / "run"
+    result = run(
+        "--lora",
+        "--dtype",
+        "bfloat16",
+        "--save-dtype",
+        "bfloat16",
+        *SMALL,
+        "--steps",
+        "1",
+        "--evaluate-every",
+        "0",
+        "--out",
+        out,
+        "--json",
+    )
+    assert result.exit_code == 0, result.output
+    written = lms.load(out / "model", dtype=torch.bfloat16, device="cpu")
+    assert json.loads(result.stdout)["fingerprint"] == written.fingerprint
+    assert {t.dtype for t in store.read_tensors(out / "model" / "model.safetensors")[0].values()} == {torch.bfloat16}
+    assert {t.dtype for t in store.read_tensors(out / "adapter" / "adapter_model.safetensors")[0].values()} == {torch.float32}
+    facts = store.read_json(out / "model" / "grpo.json")["saved"]
+    printed = " ".join(result.stderr.split())
+    assert f"bfloat16 keeps {facts['kept']:.1%} of the change, with an error of {facts['error']:.1%} of its size" in printed
 
 
 def test_settings_reach_recipe_reward_and_trl():

@@ -79,6 +79,23 @@ def test_a_tensor_that_training_left_alone_stays(base):
     assert any((delta != 0).any() for delta in merged.values())
 
 
+@pytest.mark.parametrize("scope", merging.SCOPES)
+def test_a_small_change_of_a_bfloat16_base_is_in_the_merged_model(scope):
+    base = lms.load("tiny-reasoner", dtype=torch.bfloat16)
+    model = copy.deepcopy(base.model).float()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1 + 2**-12)  # an eighth of what bfloat16 can hold
+    other = lms.child(base, model, "trained")
+    start, learned, merged = (
+        dict(lm.model.named_parameters()) for lm in (base, other, selective_merge(base, other, keep=1.0, scale=1.0, scope=scope))
+    )
+    assert all(torch.equal(merged[name], learned[name]) for name in start)
+    narrow = selective_merge(base, other, keep=1.0, scale=1.0, scope=scope, dtype=torch.bfloat16)
+    assert all(torch.equal(weight, start[name]) for name, weight in narrow.model.named_parameters())
+    assert narrow.name.endswith("bfloat16 keeps 0.0% of the change, with an error of 100.0% of its size")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.lists(st.floats(-1e3, 1e3, width=32, allow_subnormal=False), min_size=1, max_size=30), min_size=1, max_size=4),

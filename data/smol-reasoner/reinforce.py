@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from peft import PeftModel
 from train import load_base
-from transformers import PreTrainedModel
 
 from toolkit import store, tasks
 from toolkit.grpo import advantages, recipes
@@ -57,9 +56,9 @@ def adapted(start: Path, base: LM) -> LM:
     return replace(base, model=model.get_base_model().eval(), name="smol-reasoner, first stage")
 
 
-def publish(model: PreTrainedModel, log: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Write the adapter, what each step was paid, and with which arguments it was trained."""
-    own = {k: v for k, v in model.state_dict().items() if "lora_" in k}
+def publish(checkpoint: Path, log: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Write the adapter of a checkpoint, what each step was paid, and with which arguments it was trained."""
+    own = {k: v for k, v in store.read_tensors(checkpoint / "model.safetensors")[0].items() if "lora_" in k}
     tensors = {f"base_model.model.{k.replace('.default.', '.')}": v.half() for k, v in own.items()}
     store.write_tensors(tensors, {"format": "pt"}, args.out / "adapter_model.safetensors")
     kept = [{k: row[k] for k in LOGGED if row.get(k) is not None} for row in log if row["step"]]
@@ -96,7 +95,7 @@ def main() -> None:
     )
     run = Run(args.work, args.steps, args.seed, save_every=2, micro_batch=8)
     done = train(lm, recipe, tasks.load(TASK, "train", args.pool), run, extras=Extras(Evened(args.even)), resume=True, say=print)
-    publish(done.lm.model, done.log.to_dict("records"), args)
+    publish(args.work / f"checkpoint-{args.steps}", done.log.to_dict("records"), args)
 
 
 if __name__ == "__main__":

@@ -116,18 +116,21 @@ def switches(given: list[str] | None) -> dict[str, Any]:
     return found
 
 
+def weight_type(dtype: Dtype) -> Any:
+    """The ``torch.dtype`` of that name."""
+    import torch
+
+    return getattr(torch, dtype.value)
+
+
 def load_model(
     model: str, think: str | None, dtype: Dtype, device: str | None, trust: bool = False, template: list[str] | None = None
 ):
-    import torch
-
     from toolkit import lm
 
     tags = lm.ThinkTags.parse(think) if think else None
     of_template = switches(template)
-    return lm.load(
-        model, dtype=getattr(torch, dtype.value), device=device, tags=tags, template=of_template, trust_remote_code=trust
-    )
+    return lm.load(model, dtype=weight_type(dtype), device=device, tags=tags, template=of_template, trust_remote_code=trust)
 
 
 def show(frame: pd.DataFrame, title: str) -> None:

@@ -18,13 +18,13 @@ from toolkit.cli.common import (
     Template,
     Think,
     Trust,
-    Type,
     app,
     load_model,
     out,
     print_json,
     say,
     show,
+    weight_type,
 )
 
 Setting = Annotated[
@@ -65,7 +65,8 @@ def grpo(
         bool, typer.Option("--resume", help="Go on from the last whole checkpoint in --out, if there is one.")
     ] = False,
     lora: Annotated[
-        bool, typer.Option("--lora", help="Train a LoRA adapter on every linear layer; it is merged at the end.")
+        bool,
+        typer.Option("--lora", help="Train a LoRA adapter on every linear layer; left in OUT/adapter, and merged in OUT/model."),
     ] = False,
     lora_rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 16,
     scale: Scale = "auto",
@@ -80,7 +81,19 @@ def grpo(
     engine: Annotated[str, typer.Option(help="toolkit, or trl: TRL generates (for vLLM: --set use_vllm=true).")] = "toolkit",
     think: Think = None,
     template: Template = None,
-    dtype: Type = Dtype.float32,
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            "--dtype",
+            help="Type the model is loaded in and, for bfloat16, computes in (autocast). Weights that are trained are fp32 in any case. Not float16.",
+        ),
+    ] = Dtype.float32,
+    save_dtype: Annotated[
+        Dtype,
+        typer.Option(
+            help="Type of the saved model. Narrower than float32 it rounds what was learned; how much is printed, and in grpo.json."
+        ),
+    ] = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
     seed: Seed = 0,
@@ -90,6 +103,10 @@ def grpo(
 
     A reward without a recipe of its own trains with plain GRPO. Killed at any moment, [bold]--resume[/bold] goes on with the same
     optimizer, problems and reward state. On several GPUs: accelerate launch $(which toolkit) grpo ...
+
+    Memory: 16 bytes per trained weight (fp32 weight, gradient, Adam's two moments), with --dtype bfloat16 4 more (the model as given, the
+    autocast copy), with --lora 4 per frozen weight in bfloat16 or 8 in float32. Less: --set gradient_checkpointing=true, --set
+    optim=adamw_bnb_8bit (needs bitsandbytes).
 
     Examples:
 
@@ -117,7 +134,7 @@ def grpo(
     study = jobs.Study(task, problems, max_new_tokens=recipe.max_tokens, seed=seed)
     run = jobs.Run(
         out_dir, steps, seed, save_every, evaluate_every=evaluate_every, micro_batch=micro_batch, overrides=overrides,
-        evaluate=jobs.Sampling(n=4, max_new_tokens=recipe.max_tokens),
+        evaluate=jobs.Sampling(n=4, max_new_tokens=recipe.max_tokens), save_dtype=weight_type(save_dtype),
     )  # fmt: skip
     extras = jobs.Extras(engine=engine, lora=jobs.adapter(lora_rank) if lora else None)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)

@@ -26,6 +26,9 @@ On many GPUs, with DeepSpeed or FSDP, through accelerate; a step is the same bat
     accelerate launch --num_processes 8 --use_deepspeed --zero_stage 2 $(which toolkit) grpo ...
     accelerate launch --num_processes 8 --use_fsdp --fsdp_version 2 $(which toolkit) grpo ... --engine trl --set use_vllm=true
 
+Weights that are trained are fp32, also with ``--dtype bfloat16``, which computes under autocast; ``run`` says what that costs in memory.
+The saved model is fp32 unless ``--save-dtype`` says otherwise; a LoRA adapter is kept beside it, for peft and vLLM.
+
 Killed at any moment, the same command with ``--resume`` goes on from the last whole checkpoint. Two processes with gloo on CPU are
 tested against one, and vLLM, DeepSpeed, FSDP and GPUs are not tested here: those lines are TRL's and accelerate's own.
 

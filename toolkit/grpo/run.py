@@ -80,8 +80,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model, read back from where it was saved, and the log of its training, one row a step (row 0: before); ``main``: whether this process is the one that writes
-    (the others have no log)."""
+    """A trained model, read back from where it was saved, and the log of its training, one row a step (row 0: before); ``main``:
+    whether this process is the one that writes (the others have no log, and the model as it is in memory)."""
 
     lm: LM
     log: pd.DataFrame

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,6 +24,7 @@ from toolkit import lm as lms
 from toolkit import origins, store
 from toolkit.generate import facts
 from toolkit.grpo.log import Recorder
+from toolkit.grpo.sampler import bare
 from toolkit.grpo.trainer import Trainer
 from toolkit.lm import LM
 from toolkit.rounding import Rounding, rounding
@@ -50,9 +52,20 @@ def policy_of(given: LM, trainer: Trainer) -> LM:
 
 
 def merged(model: Any) -> PreTrainedModel:
-    """A model in fp32, in place, with its adapter, if it has one, merged."""
-    whole: Any = lms.as_type(model, torch.float32)
-    return whole.merge_and_unload() if isinstance(whole, PeftModel) else whole
+    """A model in fp32, in place, with its adapter merged, whether peft wraps the model or only has layers inside it."""
+    whole: Any = lms.as_type(bare(model), torch.float32)
+    if isinstance(model, PeftModel):
+        return cast(PreTrainedModel, model.merge_and_unload())
+    for name, layer in list(whole.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            whole.set_submodule(name, layer.get_base_layer())
+    return whole
+
+
+def adapted(model: Any) -> bool:
+    """Whether a model has layers with an adapter."""
+    return any(isinstance(layer, BaseTunerLayer) for layer in model.modules())
 
 
 def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, about: Mapping[str, Any]) -> LM:
@@ -64,9 +77,9 @@ def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, ab
         dtype: Number type of ``model``.
         about: What ``grpo.json`` says beside the fingerprints and the rounding.
     """
-    given, adapted = recorder.given, isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel)
+    given, changed = recorder.given, adapted(trainer.model) or trainer.args.bf16
     assert given is not None
-    if adapted:
+    if isinstance(trainer.model, PeftModel):
         _keep_adapter(trainer, out / ADAPTER)
     _release(trainer)
     policy = policy_of(given, trainer)
@@ -80,7 +93,7 @@ def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, ab
         saved.model.config._name_or_path = saved.model.name_or_path = str(out / MODEL)
         lost |= {"kl": _kl(trained, _log_probs(saved, prompts)), "kl_trained": _kl(trained, before)}
         recorder.say(_said(lost))
-        if adapted or trainer.args.bf16 or saved.fingerprint != in_memory:
+        if changed or saved.fingerprint != in_memory:
             recorder.finish(saved)  # else the newest judgement was of these very weights, computed alike
         store.write_json({**about, "parent": given.fingerprint, "fingerprint": saved.fingerprint, "saved": lost}, partial / ABOUT)
     return saved
@@ -108,10 +121,10 @@ def _read(policy: LM, folder: Path, dtype: torch.dtype, device: torch.device) ->
 
 def _rounded(given: LM, policy: LM, dtype: torch.dtype) -> dict[str, Any]:
     """The rounding of the policy in ``dtype`` and, as ``given``, in the type of the model that was given, where that is another."""
-    start = merged(deepcopy(given.model)) if isinstance(given.model, PeftModel) else given.model
-    weights = [dict(model.named_parameters()) for model in (start, policy.model)]
-    found: dict[str, Any] = asdict(rounding(*weights, dtype))
-    return found if given.model.dtype == dtype else found | {"given": asdict(rounding(*weights, given.model.dtype))}
+    start = merged(deepcopy(given.model)) if adapted(given.model) else given.model
+    before, after = (dict(model.named_parameters()) for model in (start, policy.model))
+    found: dict[str, Any] = asdict(rounding(before, after, dtype))
+    return found if given.model.dtype == dtype else found | {"given": asdict(rounding(before, after, given.model.dtype))}
 
 
 def _said(facts: Mapping[str, Any]) -> str:
