@@ -89,7 +89,7 @@ def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, ab
         before, trained = (_log_probs(lm, prompts) for lm in (given, policy))
         replace(policy, model=lms.as_type(policy.model, dtype)).save(partial)
         policy.model.to("cpu")  # type: ignore[arg-type]  # room for the one that is read
-        saved = _read(policy, partial, dtype, given.device)
+        saved = replace(_read(policy, partial, dtype, given.device), folder=out / MODEL)
         saved.model.config._name_or_path = saved.model.name_or_path = str(out / MODEL)
         lost |= {"kl": _kl(trained, _log_probs(saved, prompts)), "kl_trained": _kl(trained, before)}
         recorder.say(_said(lost))
