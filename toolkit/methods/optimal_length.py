@@ -253,7 +253,7 @@ def votes(
         lengths: Length of each rollout, in the unit of the buckets.
     """
     random = np.random.default_rng(seed)
-    rows = []
+    rows: dict[str, dict] = {}
     places: dict[str, list[int]] = {}
     for i, r in enumerate(found):
         places.setdefault(r.problem_id, []).append(i)
@@ -266,12 +266,13 @@ def votes(
         drawn = sorted(random.choice(speaking, len(kept), replace=False)) if kept else []
         ways = {"majority": own, "filtered": [own[i] for i in kept], "random": [own[i] for i in drawn]}
         told = {name: right.get(majority(answers), False) for name, answers in ways.items()}
-        rows.append({"problem_id": problem, "samples": len(mine), "one": np.mean([found[i].correct for i in mine]), **told})
-    return pd.DataFrame(rows)
+        rows[problem] = {"problem_id": problem, "samples": len(mine), "one": np.mean([found[i].correct for i in mine]), **told}
+    return pd.DataFrame([rows[problem] for problem in places])
 
 
 def vote_accuracy(rows: pd.DataFrame, *, seed: int = 0) -> Mapping[str, Estimate]:
     """Accuracy of each way of :func:`votes`, and ``filtered - majority`` and ``filtered - random``, with 95 % intervals."""
+    rows = rows.sort_values("problem_id")
     ways = {name: stats.mean_of(rows[name].to_numpy(float)[:, None]) for name in ("one", "majority", "filtered", "random")}
     ways |= {f"filtered - {name}": stats.difference(ways["filtered"], ways[name]) for name in ("majority", "random")}
     return {name: stats.bootstrap(way, len(rows), seed=seed) for name, way in ways.items()}
