@@ -120,7 +120,9 @@ OTHERS: dict[str, Any] = {
 
 def _ways(value: Any) -> list[str]:
     same = {str: "a text", bool: "true", type(None): "null"}.get(type(value))
-    return [how for how in ("dropped", "renamed", *OTHERS) if how != same and not (how == "a number" and isinstance(value, int | float))]
+    return [
+        how for how in ("dropped", "renamed", *OTHERS) if how != same and not (how == "a number" and isinstance(value, int | float))
+    ]
 
 
 def _places(value: Any, path: tuple[Step, ...] = ()) -> Iterator[tuple[Step, ...]]:
@@ -145,15 +147,19 @@ def written(value: Any) -> str:
     return "".join(parts)
 
 
+def _overwritten(text: str) -> Callable[[Path], None]:
+    return lambda file: file.write_text(text) and None
+
+
 def of_json(path: Path, rng: random.Random, skip: Callable, most: int) -> Iterator[Alteration]:
     """One place of a JSON file is altered."""
     value = json.loads(path.read_text())
     for label, mutant in mutants(value, rng, skip, most):
-        yield Alteration(f"json: {label}", lambda file, text=written(mutant): file.write_text(text) and None)
+        yield Alteration(f"json: {label}", _overwritten(written(mutant)))
     for label, text in (("a list around it", f"[{written(value)}]"), ("null", "null"), ("twice", written(value) * 2)):
         yield Alteration(f"json: {label}", lambda file, text=text: file.write_text(text) and None)
     first = next(iter(value))
-    doubled = f'{{{json.dumps(first)}: {json.dumps(value[first])}, {written(value)[1:]}'
+    doubled = f"{{{json.dumps(first)}: {json.dumps(value[first])}, {written(value)[1:]}"
     yield Alteration("json: a field twice", lambda file: file.write_text(doubled) and None)
 
 
@@ -168,7 +174,14 @@ def of_lines(path: Path, rng: random.Random, skip: Callable, most: int, *, uniqu
     for number in range(1, len(lines) + 1):
         for label, mutant in mutants(json.loads(lines[number - 1]), rng, skip, most // len(lines) + 1):
             yield Alteration(f"line {number}: {label}", with_line(number, written(mutant)), line=number)
-    for label, text in (("a list", "[1]"), ("null", "null"), ("a text", '"a"'), ("half", lines[1][:-9]), ("nested", NESTED), ("noise", "\x07")):
+    for label, text in (
+        ("a list", "[1]"),
+        ("null", "null"),
+        ("a text", '"a"'),
+        ("half", lines[1][:-9]),
+        ("nested", NESTED),
+        ("noise", "\x07"),
+    ):
         yield Alteration(f"line 2: {label}", with_line(2, text), line=2)
     if unique:
         yield Alteration("line 3: the second again", with_line(3, lines[1]), line=3)

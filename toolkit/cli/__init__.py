@@ -15,7 +15,6 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError, KeyError, IndexError) as error:
-        log.print(
-            "[bold red]error:[/bold red]", escape(str(error.args[0] if isinstance(error, KeyError) else error)), highlight=False
-        )
+        text = str(error.args[0] if isinstance(error, KeyError) else error)
+        log.print("[bold red]error:[/bold red]", escape(" ".join(text.split())), highlight=False, soft_wrap=True)
         raise SystemExit(1) from error

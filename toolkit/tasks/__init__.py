@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolkit import store
 from toolkit.lm import LM
 from toolkit.tasks import (
     arithmetic,
@@ -42,6 +41,8 @@ def check(name: str) -> None:
         gym.check(name.removeprefix(GYM))
     elif name not in NAMES and not Path(name).is_file():
         raise ValueError(f"Unknown task {name!r}: choose one of {', '.join(NAMES)}, {GYM}NAME, or give a JSONL file of problems.")
+    elif name not in NAMES:
+        grading.problems_of(name)
 
 
 def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM | None = None) -> list[Problem]:
@@ -86,8 +87,6 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
             return needle.load(lm, split, n, seed)
     if name.startswith(GYM):
         return gym.load(name.removeprefix(GYM), split, n, seed)
-    check(name)
-    problems = store.load_problems(name)[:n]
-    for problem in problems:
-        grading.check(problem, name)
-    return problems
+    if not Path(name).is_file():
+        check(name)
+    return grading.problems_of(name)[:n]
