@@ -15,7 +15,7 @@ BENCH := runs/bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo smol test bench lab lint format check-types setup setup-test constraints clean
+.PHONY: help demo smol test torture bench lab lint format check-types setup setup-test constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ test: export HF_HUB_OFFLINE = 1
 test: export TOOLKIT_FAST = 1
 test: lint check-types ## set up, then lint, check types and run every test (JOBS=2: two at a time)
 	$(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS)) $(ARGS)
+
+torture: export HF_HUB_OFFLINE = 1
+torture: $(VENV)/.test ## alter every kind of file in every way we know and read it; figures in runs/torture/
+	$(BIN)/python tests/fuzz.py --all --report runs/torture/fuzz.json
 
 bench: $(VENV)/.test $(BENCH)/.peers ## measure speed beside the peers (QUICK=1: under 5 minutes; ONLY=collect,grpo; DEVICE=cuda; KEEP=1)
 	$(BIN)/python tests/benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) \

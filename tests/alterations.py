@@ -147,11 +147,15 @@ def written(value: Any) -> str:
     return "".join(parts)
 
 
+def _overwritten(text: str) -> Callable[[Path], None]:
+    return lambda file: file.write_text(text) and None
+
+
 def of_json(path: Path, rng: random.Random, skip: Callable, most: int) -> Iterator[Alteration]:
     """One place of a JSON file is altered."""
     value = json.loads(path.read_text())
     for label, mutant in mutants(value, rng, skip, most):
-        yield Alteration(f"json: {label}", lambda file, text=written(mutant): file.write_text(text) and None)
+        yield Alteration(f"json: {label}", _overwritten(written(mutant)))
     for label, text in (("a list around it", f"[{written(value)}]"), ("null", "null"), ("twice", written(value) * 2)):
         yield Alteration(f"json: {label}", lambda file, text=text: file.write_text(text) and None)
     first = next(iter(value))

@@ -6,21 +6,26 @@ from __future__ import annotations
 import copy
 import json
 import math
+import subprocess
+import sys
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from families import COMMON, tokenizer
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from toolkit import collect
+from toolkit import cli, collect, edits, store
 from toolkit import lm as lms
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, NoThinkTagsError
 from toolkit.methods import thinkedit
 from toolkit.sites import UnsupportedModelError
-from toolkit.types import Problem
+from toolkit.types import Direction, HeadEdit, HeadScores, Plan, Problem
 
 
 def ask(content: str, name: str = "p") -> Problem:
@@ -240,3 +245,171 @@ def test_provenance_names_model_weights_template_version_and_seed(tiny):
     other = copy.deepcopy(tiny.tokenizer)
     other.chat_template += " "
     assert replace(tiny, tokenizer=other).provenance().template_hash != p.template_hash
+
+
+# --- values that an edit or a command is given ---------------------------------------------------------------
+
+
+def direction_of(lm: LM) -> Direction:
+    vector = torch.randn(lm.layout.n_layers, lm.layout.d_model, generator=torch.Generator().manual_seed(0))
+    return Direction(vector, "resid_mid", "think", "by hand", 1, 1, lm.provenance())
+
+
+def test_an_edit_with_a_direction_that_is_not_finite_is_refused_and_writes_nothing(llama):
+    v = direction_of(llama)
+    v.vector[1, 3] = math.nan
+    plan = Plan((HeadEdit(1, 2, "project_out", 1.0),), v, "bad", llama.provenance())
+    for act in (lambda: edits.apply(llama, plan), lambda: edits.RuntimeEdit(plan)(llama)):
+        with pytest.raises(ValueError, match="plan 'bad' holds NaN or infinity"):
+            act()
+
+
+def test_a_plan_for_another_shape_is_refused_before_anything_is_written(llama):
+    about = llama.provenance()
+    with pytest.raises(IndexError, match=r"Head 4 does not exist: the model has heads 0\.\.3"):
+        edits.apply(llama, Plan((HeadEdit(0, 4, "scale", 1.0),), None, "bad", about))
+    with pytest.raises(IndexError, match=r"layers 0\.\.2"):
+        edits.apply(llama, Plan((HeadEdit(9, 0, "scale", 1.0),), None, "bad", about))
+    wide = replace(direction_of(llama), vector=torch.ones(llama.layout.n_layers, 7))
+    with pytest.raises(edits.WrongModelError, match=r"The direction is \(3, 7\)"):
+        edits.apply(llama, Plan((HeadEdit(0, 0, "project_out", 1.0),), wide, "bad", about))
+
+
+def test_scores_that_are_not_finite_rank_no_heads(llama):
+    scores = HeadScores(torch.full((3, 4), math.nan), "by hand", "none", llama.provenance())
+    with pytest.raises(ValueError, match="scores of 'by hand' hold NaN"):
+        edits.plan(scores, direction_of(llama))
+
+
+def altered(path: Path, change) -> Path:
+    """A value file whose header was changed."""
+    with safe_open(path, framework="pt") as file:
+        header, tensors = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    body = json.loads(header["value"])
+    change(body, tensors)
+    save_file(tensors, path, metadata={**header, "value": json.dumps(body)})
+    return path
+
+
+VECTORS = {
+    "NaN": lambda body, tensors: tensors["vector"].fill_(math.nan),
+    "a field missing": lambda body, tensors: body["fields"].pop("kind"),
+    "an unknown type": lambda body, tensors: body.update(type="Directoin"),
+    "a list": lambda body, tensors: body.update(fields=[1]),
+}
+READS_A_VECTOR = {
+    "steer": ("-p", "1+1=?"),
+    "dose": ("-o", "out"),
+    "export": ("--to", "gguf", "-o", "out"),
+}
+PROBLEMS = {
+    "null": '{"question": "1+1=?", "answer": null}',
+    "half a line": '{"question": "1+1=?", ',
+    "list": '["1+1=?", "2"]',
+    "no number": '{"question": "1+1=?", "answer": "two"}',
+    "unknown grader": '{"question": "1+1=?", "answer": "2", "meta": {"grader": "maths"}}',
+    "half a grader": '{"question": "1+1=?", "answer": "2", "meta": {"grader": "countdown", "numbers": "12"}}',
+    "UTF-16": '{"question": "1+1=?", "answer": "2"}'.encode("utf-16"),
+}
+READS_PROBLEMS = {
+    "rollouts": ("-o", "out"),
+    "compare": ("base=tiny-reasoner",),
+    "thinkedit": ("-m", "tiny-reasoner", "-o", "out"),
+    "demo": ("-o", "out"),
+    "dose": ("-v", "v.safetensors", "-o", "out"),
+    "grpo": ("-o", "out"),
+    "entropy": ("-o", "out"),
+    "heads": ("-o", "out"),
+}
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """``command(*words)``: what the command line prints, which must be one line of an error, before any model is loaded."""
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model was loaded before the files were looked at")
+
+    monkeypatch.setattr(lms, "load", refuse)
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["toolkit", *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        said = capsys.readouterr().err
+        assert stopped.value.code in (1, 2)
+        assert "Traceback" not in said and said.count("\n") == 1 and len(said) <= 420, said
+        return said
+
+    return run
+
+
+@pytest.mark.parametrize("case", VECTORS)
+@pytest.mark.parametrize("name", READS_A_VECTOR)
+def test_a_vector_that_is_damaged_is_one_line_before_a_model_is_loaded(llama, tmp_path, command, name, case):
+    path = altered(store.save(direction_of(llama), tmp_path / "v.safetensors"), VECTORS[case])
+    assert "v.safetensors" in command(name, "-v", str(path), *READS_A_VECTOR[name])
+
+
+@pytest.mark.parametrize("case", PROBLEMS)
+@pytest.mark.parametrize("name", READS_PROBLEMS)
+def test_a_file_of_problems_that_is_wrong_is_one_line_before_a_model_is_loaded(llama, tmp_path, command, name, case):
+    store.save(direction_of(llama), tmp_path / "v.safetensors")
+    content = PROBLEMS[case]
+    (tmp_path / "p.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert "p.jsonl" in command(name, *READS_PROBLEMS[name], "-t", "p.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("words", "content"),
+    [
+        (("import", "bad", "--from", "gguf", "-o", "out"), b"GGUF" + bytes(20)),
+        (("import", "bad", "--from", "safetensors", "-o", "out"), b"\xff" * 90),
+        (("import", "bad", "--from", "thinkedit", "-o", "out"), b"PK" + bytes(90)),
+        (("import", "bad", "--from", "hidden-directions", "-o", "out"), b"\x80\x02}q"),
+        (("import", "bad", "--from", "svec", "-o", "out"), b'{"directions": '),
+        (("direction", "-r", "bad", "-o", "out"), b"PAR1"),
+        (("thinkedit", "-m", "tiny-reasoner", "--rollouts", "bad", "-o", "out"), b"PAR1"),
+        (("heads", "--rollouts", "bad", "-o", "out"), b"PAR1"),
+        (("board", "--conditions", "bad", "-o", "out"), b"CONDITIONS = ["),
+        (("board", "--conditions", "bad", "-o", "out"), b"CONDITIONS = 3"),
+        (("steer", "-v", ".", "-p", "x"), b""),
+        (("rollouts", "-t", ".", "-o", "out"), b""),
+    ],
+    ids=lambda value: " ".join(value[:4]) if isinstance(value, tuple) else "",
+)
+def test_any_other_file_that_is_damaged_is_one_line_before_a_model_is_loaded(tmp_path, command, words, content):
+    (tmp_path / "bad").write_bytes(content)
+    said = command(*words)
+    assert "bad" in said or " ." in said or "'.'" in said, said
+
+
+@pytest.mark.parametrize("content", ['{"doses": [{"direction": "x"}]}', '{"doses": []}', "[1]", '{"doses": 3}'])
+def test_doses_that_are_damaged_are_one_line_before_a_model_is_loaded(llama, tmp_path, command, content):
+    path = store.save(direction_of(llama), tmp_path / "v.safetensors")
+    (tmp_path / "doses.json").write_text(content)
+    said = command("export", "-v", str(path), "--to", "folder", "-o", "hub", "--doses", str(tmp_path))
+    assert "doses.json" in said and "toolkit dose" in said
+    assert not (tmp_path / "hub").exists()
+
+
+# --- names that are not there --------------------------------------------------------------------------------
+
+
+def test_names_that_are_not_defined_fail_the_gates(tmp_path):
+    """Both gates look for them in annotations too, where Python itself does not; the shapes of jaxtyping do not set them off."""
+    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["tool"]
+    assert "F821" not in settings["ruff"]["lint"]["ignore"] and "name-defined" not in settings["mypy"].get("disable_error_code", [])
+    source = (
+        "from __future__ import annotations\n\nfrom jaxtyping import Float\nfrom torch import Tensor\n\n\n"
+        'def f(x: Float[Tensor, "layers d_model"], y: Float[Tensor, " rows"]) -> None: ...\n'
+    )
+    for text, wanted in ((source, 0), (source + "\n\ndef g(x: Missing) -> None: ...\n", 1)):
+        (tmp_path / "x.py").write_text(text)
+        config = Path(__file__).parents[1] / "pyproject.toml"
+        found = subprocess.run(
+            [sys.executable, "-m", "ruff", "check", "--no-cache", "--config", str(config), str(tmp_path / "x.py")],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert found.returncode == wanted and ("F821" in found.stdout) == bool(wanted), found.stdout

@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-
 import simulate_seeds
 
 from toolkit import stats
@@ -149,7 +148,12 @@ def test_intervals_end_where_their_metric_does():
     share, tokens, score = (metrics.described(m) for m in ("accuracy_anything", "think_tokens", "aes"))
     ends = [
         (e.low, e.high)
-        for e in (wide.within(share.bounds), wide.within(share.change_bounds(base)), wide.within(tokens.bounds), wide.within(score.bounds))
+        for e in (
+            wide.within(share.bounds),
+            wide.within(share.change_bounds(base)),
+            wide.within(tokens.bounds),
+            wide.within(score.bounds),
+        )
     ]
     assert ends == [(0.0, 1.0), (-1.0, 1.0), (0.0, 3.1), (-2.4, 3.1)]
     shorter = statistics.Effect(-20.0, -95.0, 55.0, math.nan, "2 seeds").within(tokens.change_bounds(base))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -11,11 +14,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from toolkit import store
-from toolkit.store import DamagedFileError, ForeignFileError, WrongModelError
+from toolkit.store import DamagedFileError, DiskFullError, ForeignFileError, WrongModelError
 from toolkit.types import Direction, HeadEdit, HeadScores, Moments, Plan, Problem, Provenance, Rollout, Span
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 9))
@@ -189,6 +193,209 @@ def test_json_that_is_not_json_is_an_error_that_names_the_file(tmp_path):
     (tmp_path / "x.json").write_text('{"a": ')
     with pytest.raises(DamagedFileError, match=r"x\.json is not valid JSON"):
         store.read_json(tmp_path / "x.json")
+
+
+# --- headers are checked before a value is made of them ------------------------------------------------------
+
+
+def rewritten(path, body=lambda body: body, tensors=lambda tensors: tensors):
+    """The same file with another header, or other tensors."""
+    with safe_open(path, framework="pt") as file:
+        header, held = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors(held), path, metadata={**header, "value": json.dumps(body(json.loads(header["value"])))})
+    return path
+
+
+def field(name, value):
+    return lambda body: {**body, "fields": {**body["fields"], name: value}}
+
+
+WRONG_HEADERS = {
+    "a field missing": (lambda body: {**body, "fields": {k: v for k, v in body["fields"].items() if k != "kind"}}, "no 'kind'"),
+    "a field too many": (field("colour", 1), "unknown field 'colour'"),
+    "an unknown type": (lambda body: {**body, "type": "Directoin"}, "unknown type 'Directoin', expected Direction"),
+    "no fields": (lambda body: {"type": "Direction"}, "no 'fields'"),
+    "a list": (lambda body: [body], "expected an object with type, fields"),
+    "text for a number": (field("n_pos", "4"), "n_pos is '4', expected a whole number"),
+    "true for a number": (field("n_pos", True), "n_pos is True, expected a whole number"),
+    "a negative count": (field("n_pos", -1), "n_pos=-1"),
+    "an unknown site": (field("kind", "resid_mdi"), "resid_mdi.*lives at one of resid_pre"),
+    "a site of another width": (field("kind", "z"), "'z'"),
+    "a number for text": (field("positions", 3), "positions is 3, expected text"),
+    "no provenance": (field("provenance", None), "provenance is None"),
+    "another tensor": (field("vector", {"tensor": "other"}), "vector names the tensor 'other'"),
+    "no tensor": (field("vector", [1.0]), r"vector is \[1.0\]"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_HEADERS)
+def test_a_header_that_is_not_what_its_type_says_is_an_error_that_names_file_and_field(saved, case):
+    body, message = WRONG_HEADERS[case]
+    with pytest.raises(DamagedFileError, match=message) as caught:
+        store.load(rewritten(saved, body), Direction)
+    assert str(saved) in str(caught.value) and "make it again" in str(caught.value)
+
+
+WRONG_TENSORS = {
+    "NaN": (lambda t: {"vector": torch.full((2, 3), float("nan"))}, "vector holds NaN or infinity"),
+    "another rank": (
+        lambda t: {"vector": torch.ones(2, 3, 1)},
+        r"vector is float32 \[2, 3, 1\], expected floats \[layers d_model\]",
+    ),
+    "whole numbers": (lambda t: {"vector": torch.ones(2, 3).long()}, r"vector is int64"),
+    "none": (lambda t: {}, "vector names the tensor 'vector', expected 'vector' among the file's"),
+    "one more": (lambda t: {**t, "more": torch.ones(1)}, "tensor 'more' belongs to no field"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TENSORS)
+def test_tensors_that_do_not_fit_the_header_are_an_error_on_load(saved, case):
+    tensors, message = WRONG_TENSORS[case]
+    with pytest.raises(DamagedFileError, match=message):
+        store.load(rewritten(saved, tensors=tensors), Direction)
+
+
+WRONG_MOMENTS = {
+    "classes": (field("labels", ["long"]), lambda t: t, "one count each"),
+    "class twice": (field("labels", ["long", "long"]), lambda t: t, "different names"),
+    "shape": (lambda body: body, lambda t: {**t, "sums.z": torch.ones(3, 2, 4)}, "there are 2 classes"),
+    "layers": (lambda body: body, lambda t: {**t, "sums.z": torch.ones(2, 9, 4)}, "different numbers of layers"),
+    "outer": (lambda body: body, lambda t: {**t, "outer.z": torch.ones(2, 2, 4, 5)}, "outer.z has the shape"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_MOMENTS)
+def test_moments_whose_parts_contradict_each_other_are_an_error(tmp_path, provenance, case):
+    body, tensors, message = WRONG_MOMENTS[case]
+    sums, outer = {"resid_mid": torch.ones(2, 2, 3), "z": torch.ones(2, 2, 4)}, {"z": torch.ones(2, 2, 4, 4)}
+    path = store.save(Moments(("long", "short"), (1, 2), "think", sums, outer, provenance), tmp_path / "m.safetensors")
+    with pytest.raises(DamagedFileError, match=message):
+        store.load(rewritten(path, body, tensors), Moments)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"op": "erase"}, "op is 'erase', expected one of 'project_out', 'scale'"),
+        ({"strength": None}, "strength is None, expected a finite number"),
+        ({"layer": -1}, "both count from 0"),
+        ({"head": 1.5}, "head is 1.5, expected a whole number"),
+        ({"layer": 7}, r"layers 0\.\.1"),
+    ],
+)
+def test_an_edit_that_cannot_be_is_an_error_on_load(tmp_path, provenance, edit, message):
+    path = store.save(
+        Plan((HeadEdit(1, 0, "project_out", 1.0),), direction(provenance), "p", provenance), tmp_path / "p.safetensors"
+    )
+
+    def change(body):
+        body["fields"]["edits"][0]["fields"].update(edit)
+        return body
+
+    with pytest.raises(DamagedFileError, match=message):
+        store.load(rewritten(path, change), Plan)
+
+
+def test_values_in_memory_are_checked_when_they_are_made(provenance):
+    with pytest.raises(ValueError, match=r"Direction\.vector is .*\(0, 3\): expected floats with 2 axes, none empty"):
+        direction(provenance, torch.ones(0, 3))
+    with pytest.raises((ValueError, TypeError), match="layers d_model|2 axes"):  # the tests' own type checker may be the first
+        direction(provenance, torch.ones(3))
+    with pytest.raises(ValueError, match="finite strength"):
+        HeadEdit(0, 0, "scale", float("nan"))
+    with pytest.raises(IndexError, match=r"layers 0\.\.1"):
+        Plan((HeadEdit(2, 0, "project_out", 1.0),), direction(provenance), "p", provenance)
+
+
+def test_a_note_that_could_not_be_read_again_is_refused_when_it_is_saved(tmp_path, provenance):
+    value = direction(replace(provenance, notes={"span": Span(0, 1)}))
+    with pytest.raises(ValueError, match="could not be read again"):
+        store.save(value, tmp_path / "v.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+# --- a full disk ---------------------------------------------------------------------------------------------
+
+
+def full(number=errno.ENOSPC):
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+WRITERS = {
+    "value": lambda folder, provenance, rollout: store.save(direction(provenance), folder / "x.safetensors"),
+    "table": lambda folder, provenance, rollout: store.save_table(pd.DataFrame({"a": [1]}), folder / "x.parquet"),
+    "rollouts": lambda folder, provenance, rollout: store.append_rollouts([rollout], folder),
+    "json": lambda folder, provenance, rollout: store.write_json({"a": 1}, folder / "x.json"),
+    "problems": lambda folder, provenance, rollout: store.save_problems([Problem("p", ({"role": "user", "content": "q"},), "1")], folder / "x.jsonl"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_disk_that_fills_is_said_with_what_is_free_and_leaves_nothing(
+    tmp_path, provenance, rollout_of, monkeypatch, writer, number
+):
+    monkeypatch.setattr(os, "replace", full(number))
+    with pytest.raises(
+        DiskFullError, match=r"No room to write .*(the disk is full|the quota is used up).*free there.*run it again"
+    ) as caught:
+        WRITERS[writer](tmp_path, provenance, rollout_of(3))
+    assert str(tmp_path) in str(caught.value) and len(str(caught.value)) <= 400
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_value_that_does_not_fit_says_how_much_was_needed(tmp_path, provenance, monkeypatch):
+    monkeypatch.setattr(os, "replace", full())
+    with pytest.raises(DiskFullError, match=r"0\.4 MB were needed"):
+        store.save(direction(provenance, torch.ones(100, 1000)), tmp_path / "v.safetensors")
+
+
+LIMITED = """
+import resource, sys, torch, pandas as pd
+from pathlib import Path
+from toolkit import store
+from toolkit.types import Direction, Provenance, Rollout
+folder, what = Path(sys.argv[1]), sys.argv[2]
+about = Provenance("m", None, "f" * 64, "t", "0", 0)
+noise = torch.randn(20, 1000)
+rollout = Rollout("p", 0, tuple(range(100000, 140000)), 3, None, None, "stop", "x", True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+try:
+    if what == "value":
+        store.save(Direction(noise, "resid_mid", "think", "x", 1, 1, about), folder / "v.safetensors")
+    elif what == "table":
+        store.save_table(pd.DataFrame({"a": noise.flatten().tolist()}), folder / "t.parquet")
+    elif what == "rollouts":
+        store.append_rollouts([rollout], folder)
+    elif what == "log":
+        for _ in range(2):
+            store.append_line({"a": list(range(3000))}, folder / "log.jsonl")
+    else:
+        with store.filling(folder / "model") as partial:
+            store.write_json([1], partial / "config.json")
+            torch.save(noise, partial / "weights.pt")
+except store.DiskFullError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("what", ["value", "table", "rollouts", "checkpoint", "log"])
+def test_a_write_that_the_system_refuses_leaves_nothing_half_written(tmp_path, what):
+    """A limit on the size of files, as the system has it: each library that writes reports it in its own way."""
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path), what], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "No room to write" in done.stdout, done.stdout
+    why = "refused a write" if what == "checkpoint" else "the file may not grow so large"  # torch.save does not say why
+    assert why in done.stdout, done.stdout
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    if what == "log":
+        assert [len(store.read_rows(path)) for path in left] == [1]
+        assert left[0].read_text().endswith("\n")
+    else:
+        assert not left
 
 
 # --- writing is atomic ---------------------------------------------------------------------------------------
@@ -464,6 +671,85 @@ def test_a_line_that_is_no_problem_is_an_error_with_its_number(tmp_path, line):
         store.load_problems(tmp_path / "p.jsonl")
 
 
+WRONG_PROBLEMS = {
+    "null answer": ({"answer": None}, "answer is None, expected text or a whole number or a finite number"),
+    "true answer": ({"answer": True}, "answer is True"),
+    "list answer": ({"answer": ["1"]}, r"answer is \['1'\]"),
+    "empty answer": ({"answer": " "}, "answer is empty"),
+    "null id": ({"id": None}, "id is None"),
+    "empty id": ({"id": ""}, "id is empty"),
+    "number for a question": ({"question": 3}, "question is 3, expected text"),
+    "empty question": ({"question": ""}, "question is empty"),
+    "no message": ({"messages": []}, "messages is empty"),
+    "null messages": ({"messages": None}, "messages is None, expected a list"),
+    "messages of text": ({"messages": ["hi"]}, r"messages\[0\] is 'hi', expected an object with role, content"),
+    "unknown role": (
+        {"messages": [{"role": "usr", "content": "hi"}]},
+        r"messages\[0\]\.role is 'usr', expected one of system, developer, user",
+    ),
+    "no content": ({"messages": [{"role": "user"}]}, r"messages\[0\] has no 'content'"),
+    "content of parts": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
+        r"messages\[0\]\.content is .*expected text",
+    ),
+    "a list for meta": ({"meta": [1]}, r"meta is \[1\], expected an object"),
+    "the id of another": ({"id": "first"}, "the id 'first' is that of line 1"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_PROBLEMS)
+def test_a_problem_that_is_not_one_is_an_error_with_line_found_and_expected(tmp_path, case):
+    change, message = WRONG_PROBLEMS[case]
+    rows = [{"id": "first", "question": "q", "answer": "1"}, {"id": "second", "question": "p", "answer": "1", **change}]
+    path = store.write_text("\n".join(json.dumps(row) for row in rows), tmp_path / "p.jsonl")
+    with pytest.raises(DamagedFileError, match=rf"p\.jsonl, line 2: {message}") as caught:
+        store.load_problems(path)
+    assert len(str(caught.value)) <= 400 and "Expected id, messages or question, answer" in str(caught.value)
+
+
+def test_numbers_are_answers_and_ids_as_they_are_written(tmp_path):
+    store.write_text('{"id": 7, "question": "q", "answer": 42}\n{"question": "p", "answer": 0.5}', tmp_path / "p.jsonl")
+    first, second = store.load_problems(tmp_path / "p.jsonl")
+    assert (first.id, first.answer, second.answer) == ("7", "42", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question": "q", "answer": NaN}', "holds NaN, which is no JSON number"),
+        ('{"question": "q", "answer": 1e999}', "answer is inf"),
+        ('{"question": "q", "answer": "1", "answer": "2"}', "names the field 'answer' twice"),
+        ('{"question": "\\ud800", "answer": "1"}', "half a character"),
+        ("[" * 100_000, "nested too deep"),
+        (json.dumps({"question": "q" * 10**6, "answer": None}), "answer is None"),
+    ],
+    ids=["NaN", "infinite", "twice", "surrogate", "nested", "huge"],
+)
+def test_json_that_says_two_things_or_nothing_is_an_error_with_its_line(tmp_path, line, message):
+    store.write_text('{"question": "p", "answer": "1"}\n' + line, tmp_path / "p.jsonl")
+    with pytest.raises(DamagedFileError, match=f"line 2: .*{message}") as caught:
+        store.load_problems(tmp_path / "p.jsonl")
+    assert len(str(caught.value)) <= 400
+
+
+def test_a_byte_order_mark_changes_nothing_and_other_encodings_are_named(tmp_path):
+    text = '{"id": "a", "question": "caf\u00e9", "answer": "1"}\r\n'
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert store.load_problems(path)[0].messages[0]["content"] == "caf\u00e9"
+    named = {"utf-16": "is UTF-16", "utf-32": "is UTF-32", "latin-1": "line 1: byte 0xe9 is not UTF-8", "utf-16-le": "NUL byte"}
+    for encoding, message in named.items():
+        path.write_bytes(text.encode(encoding))
+        with pytest.raises(DamagedFileError, match=f"p.jsonl.*{message}.*Expected UTF-8"):
+            store.load_problems(path)
+
+
+def test_problems_that_could_not_be_read_again_are_not_saved(tmp_path):
+    with pytest.raises(ValueError, match=r"'p' cannot be saved.*answer is empty"):
+        store.save_problems([Problem("p", ({"role": "user", "content": "q"},), "")], tmp_path / "p.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("content", ["", "\n\n  \n"])
 def test_an_empty_problem_file_is_an_error_that_names_it(tmp_path, content):
     (tmp_path / "p.jsonl").write_text(content)
@@ -488,3 +774,50 @@ def test_tables_of_three_kinds_are_read_and_others_named(tmp_path):
         store.read_table(tmp_path / "t.xls")
     with pytest.raises(FileNotFoundError, match=r"No file at .*none\.csv"):
         store.read_table(tmp_path / "none.csv")
+
+
+WRONG_TABLES = {
+    "a missing value": ("x,n\na,1\nb,\n", "column 'n', row 2, is nan, expected a finite number"),
+    "an infinite one": ("x,n\na,1\nb,inf\n", "column 'n', row 2, is inf"),
+    "text": ("x,n\na,1\nb,two\n", "column 'n', row 1, is '1'"),
+    "a missing column": ("x,m\na,1\n", "has no column n: it has x, m"),
+    "a column twice": ("x,n,n\na,1,2\n", "expected a name for every column, each once"),
+    "a field too many": ("x,n\na,1,3\n", "line 2 has 3 fields, the header has 2"),
+    "a field too few": ("x,n\na\n", "line 2 has 1 fields"),
+    "an open quote": ('x,n\n"a,1\n', "is not CSV"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TABLES)
+def test_a_table_that_is_not_what_is_expected_is_an_error_that_names_column_and_row(tmp_path, case):
+    content, message = WRONG_TABLES[case]
+    path = store.write_text(content, tmp_path / "t.csv")
+    with pytest.raises(DamagedFileError, match=rf"t\.csv.*{message}"):
+        store.read_table(path, {"x": str, "n": float})
+
+
+def test_text_in_a_table_stays_as_it_is_written(tmp_path):
+    path = store.write_text("answer,level\n007,1\nNA,2\nNone,3\n", tmp_path / "t.csv")
+    assert store.read_table(path, {"answer": str, "level": int})["answer"].tolist() == ["007", "NA", "None"]
+    store.write_text('{"date": "2024-01-02"}\n', tmp_path / "t.jsonl")
+    assert store.read_table(tmp_path / "t.jsonl")["date"].tolist() == ["2024-01-02"]
+
+
+def test_a_flipped_bit_in_a_saved_table_is_found(tmp_path):
+    path = store.save_table(pd.DataFrame({"x": [0.125 * i for i in range(500)]}), tmp_path / "t.parquet")
+    content = bytearray(path.read_bytes())
+    content[200] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"t\.parquet: it is not a whole parquet file"):
+        store.read_table(path)
+
+
+def test_a_log_keeps_its_last_line_without_an_end_and_drops_only_a_torn_one(tmp_path):
+    path = store.write_text('{"a": 1}\n{"a": 2}', tmp_path / "log.jsonl")
+    assert store.read_rows(path) == [{"a": 1}, {"a": 2}]
+    store.write_text('{"a": 1}\n{"a": ', path)
+    assert store.read_rows(path) == [{"a": 1}]
+    for whole in ('{"a": 1}\n{"a": \n', '{"a": 1}\n[2', '{"a": 1}\n[2]\n'):
+        store.write_text(whole, path)
+        with pytest.raises(DamagedFileError, match=r"log\.jsonl, line 2"):
+            store.read_rows(path)

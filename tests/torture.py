@@ -159,7 +159,7 @@ def forked(work: Callable[[], int], log: Path, *, kill_after: float | None = Non
             code = work()
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        except BaseException:
+        except BaseException:  # noqa: BLE001  # whatever ends a child is in its log
             import traceback
 
             traceback.print_exc()

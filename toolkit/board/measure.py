@@ -36,6 +36,7 @@ IN_ROWS = {
     "looping": bool, "finish": str, "no_think": bool,
 }  # fmt: skip
 IN_POINTS = {"metric": str, "problem_id": str, "value": float}
+IN_SHIFT = dict.fromkeys(("cosine", "low", "high", "random", "size"), float)
 IN_ABOUT = {
     "name": str, "seed": int, "model": str, "fingerprint": str, "parent": str | None, "interventions": list[str], "tokens": int,
     "seconds": float, "parameters_changed": int, "training_steps": int, "shift": Mapping[str, float],
@@ -64,9 +65,10 @@ def read(folder: Path) -> Result | None:
         return None
     remedy = f"Remove {folder} and run the board again: only this result is measured anew."
     rows = store.read_table(folder / ROWS, IN_ROWS, remedy=remedy)
-    return Result(
-        rows, store.read_table(folder / POINTS, IN_POINTS, remedy=remedy), store.read_json(folder / ABOUT, IN_ABOUT, remedy=remedy)
-    )
+    about = store.read_json(folder / ABOUT, IN_ABOUT, remedy=remedy)
+    if about["shift"]:  # empty where nothing moved
+        store.checked(about["shift"], IN_SHIFT, f"{folder / ABOUT}, shift", remedy)
+    return Result(rows, store.read_table(folder / POINTS, IN_POINTS, remedy=remedy), about)
 
 
 def is_measured(folder: Path) -> bool:

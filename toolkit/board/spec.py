@@ -117,9 +117,14 @@ def read(path: str | Path) -> tuple[list[Spec], Sizes | None]:
     """The ``CONDITIONS`` of a Python file, and its ``SIZES`` if it says how much is to be measured.
 
     Raises:
-        ValueError: the file defines no conditions, something in the list is not a :class:`Spec`, or ``SIZES`` is no :class:`Sizes`.
+        ValueError: the file is not Python or defines no conditions, something in the list is not a :class:`Spec`, or ``SIZES`` is no :class:`Sizes`.
     """
-    defined = runpy.run_path(str(store.existing(path)))
+    try:
+        defined = runpy.run_path(str(store.existing(path)))
+    except SyntaxError as error:
+        raise ValueError(
+            f"{path}, line {error.lineno}: not Python: {error.msg}. Copy toolkit/board/default.py and change that."
+        ) from error
     found, sizes = defined.get("CONDITIONS"), defined.get("SIZES")
     if not isinstance(found, list | tuple):
         raise ValueError(f"{path} defines no CONDITIONS: a list of conditions (see toolkit/board/default.py).")

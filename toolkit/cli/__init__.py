@@ -23,9 +23,8 @@ def main() -> None:
         log.print(f"Stopped{': ' + kept if kept else ''}; {stopped.remedy}.", highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(128 + stopped.number) from stopped
     except (ValueError, OSError, ImportError, KeyError, IndexError) as error:
-        log.print(
-            "[bold red]error:[/bold red]", escape(str(error.args[0] if isinstance(error, KeyError) else error)), highlight=False
-        )
+        text = str(error.args[0] if isinstance(error, KeyError) else error)
+        log.print("[bold red]error:[/bold red]", escape(" ".join(text.split())), highlight=False, soft_wrap=True)
         raise SystemExit(1) from error
 
 

@@ -255,7 +255,8 @@ def import_(
     """
     from toolkit import store, vectors
 
-    store.existing(source)
+    container = {Source.gguf: store.read_gguf, Source.safetensors: store.read_tensors, Source.svec: store.read_json}
+    container.get(of, store.read_pt)(source)  # a damaged file is named before a model is loaded
     lm = load_model(model, think, Dtype.float32, device, template=template)
     match of:
         case Source.gguf:

@@ -247,8 +247,11 @@ class Recorder(TrainerCallback):
 
 
 def read(path: str | Path) -> list[Row]:
-    """The rows of a log; a last line torn by a kill is left out."""
-    return store.read_rows(path, {"step": int})
+    """The rows of a log; a last line torn by a kill is left out. Raises store.DamagedFileError naming a line that is no row of one."""
+    rows = store.read_rows(path, {"step": int})
+    for number, row in enumerate(rows, 1):
+        store.checked(row, Mapping[str, float | list[str] | None], f"{path}, line {number}", "Remove that line.")
+    return rows
 
 
 class Bar(TrainerCallback):

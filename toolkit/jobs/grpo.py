@@ -311,6 +311,9 @@ def _curve_of(file: Path) -> list[dict[str, Any]]:
     rows = store.read_rows(file, {"kind": Literal["about", "step", "test", "outcomes"]})
     for number, row in enumerate(rows, 1):
         store.checked(row, IN_CURVE[row["kind"]], f"{file}, line {number}", remedy)
+        if row["kind"] == "step":
+            numbers = {name: value for name, value in row.items() if name != "kind"}
+            store.checked(numbers, Mapping[str, float | list[str] | None], f"{file}, line {number}", remedy)
     kinds = [row["kind"] for row in rows]
     empty: dict[str, list] = {name: [] for name in IN_CURVE["outcomes"]}
     outcomes = next((row for row in rows if row["kind"] == "outcomes"), empty)

@@ -207,7 +207,8 @@ def read_rows(path: str | Path, expected: Any = Mapping[str, Any]) -> list[Any]:
         try:
             row = parsed(line)
         except ValueError as error:
-            if number == lines[-1][0] and not text.endswith("\n"):  # torn: the end of a line is written last
+            # The beginning of an object, without the end of a line, which is written last: torn by a kill.
+            if number == lines[-1][0] and not text.endswith("\n") and line.startswith("{"):
                 break
             raise DamagedFileError(f"{path}, line {number}: {error}. Remove that line, or make the file again.") from error
         with read_from(f"{path}, line {number}", "Remove that line, or make the file again."):

@@ -15,6 +15,7 @@ from toolkit.store.errors import DiskFullError
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file may not grow so large"}
 _NUMBER = re.compile(r"\b(?:os error|errno) (\d+)", re.IGNORECASE)  # how Rust and Arrow write the number of a system error
+_TORCH = re.compile("iostream error|inline_container|file write failed")  # torch.save, which does not say why
 
 
 @contextmanager
@@ -41,6 +42,8 @@ def _reason(error: Exception) -> str | None:
     number = getattr(error, "errno", None)
     if number is None and (found := _NUMBER.search(str(error))):
         number = int(found[1])
+    if isinstance(error, RuntimeError) and _TORCH.search(str(error)):
+        return "the system refused a write, as a full disk does"
     return _FULL.get(number) if number is not None else None
 
 

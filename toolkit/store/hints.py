@@ -76,7 +76,7 @@ def typed(value: Any, hint: Any, at: str = "the file") -> Any:
         items = [typed(item, parts[0] if parts else Any, f"{at}[{i}]") for i, item in enumerate(value)]
         return tuple(items) if (origin or hint) is tuple else items
     if _is_object(origin or hint) and isinstance(value, Mapping):
-        return {k: typed(v, parts[1] if parts else Any, f"{at}.{k}") for k, v in value.items()}
+        return {k: typed(v, parts[1] if parts else Any, _inside(at, k)) for k, v in value.items()}
     if hint in _NAMES and _is_plain(value, hint):
         return value
     raise Misfit(f"{at} is {brief(value)}, expected {described(hint)}")
@@ -101,10 +101,12 @@ def _fields(value: Any, hint: Mapping[str, Any], at: str) -> dict[str, Any]:
         raise Misfit(f"{at} is {brief(value)}, expected {described(hint)}")
     if missing := [name for name in hint if name not in value]:
         raise Misfit(f"{at} has no {missing[0]!r}, expected {described(hint)}")
-    return {
-        **value,
-        **{name: typed(value[name], part, name if at == "the file" else f"{at}.{name}") for name, part in hint.items()},
-    }
+    return {**value, **{name: typed(value[name], part, _inside(at, name)) for name, part in hint.items()}}
+
+
+def _inside(at: str, name: str) -> str:
+    """Where a field of an object stands; the outermost object ("the line") is not said again."""
+    return name if at.startswith(("the ", "its ")) else f"{at}.{name}"
 
 
 def _any_of(value: Any, hints: Sequence[Any], at: str) -> Any:

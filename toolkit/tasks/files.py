@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from toolkit import store
 from toolkit.tasks import grading, words
 from toolkit.types import Problem
 
@@ -34,9 +33,7 @@ def load(path: str | Path, split: str, n: int, seed: int = 0) -> list[Problem]:
 
 
 def _of_split(path: str | Path, split: str) -> list[Problem]:
-    problems = store.load_problems(path)
-    for problem in problems:
-        grading.check(problem, str(path))
+    problems = grading.problems_of(path)
     splits = _splits(path, problems, split)
     found = [p for p, own in zip(problems, splits, strict=True) if own == split]
     if not found:

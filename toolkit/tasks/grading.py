@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import stats
-from toolkit.store import DamagedFileError, checked
+from toolkit.store import DamagedFileError, checked, load_problems
 from toolkit.tasks import backtracking, gym
 from toolkit.types import Problem
 
@@ -92,8 +92,20 @@ READ_OF_META: dict[str, dict[str, Any]] = {
 """What each grader reads of a problem's ``meta``, by type."""
 
 
-def check(problem: Problem, source: str | Path) -> None:
-    """Raise DamagedFileError, naming problem and file, unless :func:`grade` can grade the problem: before anything is sampled."""
+def problems_of(path: str | Path) -> list[Problem]:
+    """The problems of a JSONL file, each of which can be graded.
+
+    Raises:
+        FileNotFoundError, DamagedFileError, ValueError: as ``store.load_problems``; a problem names no grader that there is, or lacks
+            what that grader reads. All of it before anything is sampled.
+    """
+    problems = load_problems(path)
+    for problem in problems:
+        _check(problem, path)
+    return problems
+
+
+def _check(problem: Problem, source: str | Path) -> None:
     where, grader = f"{source}, problem {problem.id[:40]!r}", problem.meta.get("grader")
     if grader is None:
         if last_number(problem.answer) is None:

@@ -21,6 +21,12 @@ from toolkit.types import Direction, Provenance
 
 FORMAT, FORMAT_VERSION = "reasoning-length-vector", "1"
 LONGER, SHORTER = "+ = longer", "+ = shorter"
+FIELDS = (
+    "format", "format_version", "base_model", "revision", "fingerprint", "template_hash", "model_type", "n_layers", "hidden_size", "site",
+    "apply_site", "positions", "method", "norm", "scale", "sign", "think_format", "n_pos", "n_neg", "seed", "notes_json", "metrics_json",
+    "created", "tool",
+)  # fmt: skip
+"""Everything that a header may say."""
 LLAMA_CPP = {"mistral": "llama", "gemma3_text": "gemma3"}
 """Architecture names of llama.cpp where they are not the ``model_type`` of transformers, up to its underscores."""
 
@@ -107,6 +113,8 @@ def _written(
 
 def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | None, path: str | Path) -> Direction:
     """The direction that :func:`_written` was given, from its header and what a file carried of its rows."""
+    if unknown := sorted(set(header) - set(FIELDS)):
+        raise DamagedFileError(f"{path}: its header has the unknown field {unknown[0][:40]!r}. Save it again.")
     try:
         shape, numbers = (int(header["n_layers"]), int(header["hidden_size"])), (int(header["n_pos"]), int(header["n_neg"]))
         origin = (header["base_model"], header.get("revision"), header["fingerprint"], header["template_hash"])

@@ -115,6 +115,8 @@ def from_steering_vectors(found: Any, lm: LM) -> Direction:
         raise ForeignFileError(
             f"This {type(found).__name__} counts its layers otherwise: {error}. Expected whole numbers."
         ) from error
+    if len(layers) < len(rows):
+        raise ForeignFileError(f"This {type(found).__name__} has two vectors of one layer: save the one that is meant.")
     return adopted(lm, layers, STEERING_VECTORS[kind], "steering-vectors", "SteeringVector")
 
 
