@@ -299,7 +299,9 @@ def load(
 
 
 def _check_template(name: str, tokenizer: PreTrainedTokenizerBase, switches: Mapping[str, Any]) -> None:
-    if not tokenizer.chat_template:
+    if tokenizer.chat_template in ("", {}):
+        raise UnsupportedModelError(f"{name} has an empty chat template: copy it again, or remove the file.")
+    if tokenizer.chat_template is None:
         if switches:
             raise UnsupportedModelError(f"{name} has no chat template that could read the switch {next(iter(switches))!r}.")
         return
