@@ -30,12 +30,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from toolkit.types import WRITTEN as WRITTEN
 from toolkit.types import Kind
 
 KINDS: tuple[str, ...] = get_args(Kind)
-WRITTEN = "z_over_norm"
-"""Name of ``z`` divided, position by position, by the scale of the norm between ``W_O`` and the residual stream (ours)."""
-
 PROBE, SMALL_PROBE = 64.0, 1e-3  # entries of what a norm is tried on: far above and far below its epsilon's square root
 LONGEST = 400  # characters of an error message
 
