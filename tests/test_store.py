@@ -299,7 +299,7 @@ def test_an_edit_that_cannot_be_is_an_error_on_load(tmp_path, provenance, edit, 
 def test_values_in_memory_are_checked_when_they_are_made(provenance):
     with pytest.raises(ValueError, match=r"Direction\.vector is .*\(0, 3\): expected floats with 2 axes, none empty"):
         direction(provenance, torch.ones(0, 3))
-    with pytest.raises((ValueError, TypeError), match="layers d_model|2 axes"):  # the tests' own type checker may be the first
+    with pytest.raises((ValueError, TypeError), match=r"layers d_model|2 axes"):  # the tests' own type checker may be the first
         direction(provenance, torch.ones(3))
     with pytest.raises(ValueError, match="finite strength"):
         HeadEdit(0, 0, "scale", float("nan"))
