@@ -200,7 +200,12 @@ def test_dynamic_sampling_leaves_a_reward_that_is_nan_for_the_trainer_to_name():
 def test_micro_batches_of_pushed_rows_hold_as_many_as_another_process_asks_for():
     """Processes gather what they measure of each micro-batch, so all of them need equally many rows."""
     mask = torch.ones(6, 3, dtype=torch.long)
-    scored = {"advantages": torch.tensor([0, 1.0, 0, -1.0, 0, 0]), "row": torch.arange(6), "prompt_mask": mask, "completion_mask": mask}
+    scored = {
+        "advantages": torch.tensor([0, 1.0, 0, -1.0, 0, 0]),
+        "row": torch.arange(6),
+        "prompt_mask": mask,
+        "completion_mask": mask,
+    }
     for least, kept in ((0, {1, 3}), (4, {0, 1, 2, 3}), (6, set(range(6)))):
         parts = pushed_micro_batches(scored, 2, "grpo", least)
         rows = [part["row"].tolist() for part in parts]

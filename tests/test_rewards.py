@@ -12,7 +12,7 @@ from batches import batch_of, every_reward, full_batch
 from numpy.testing import assert_allclose
 
 from toolkit import rewards
-from toolkit.rewards import answers, Gated, MeanOfAdvantages, MissingColumnError, ReNorm, RewardBatch, Schedule, Scored, WeightedSum
+from toolkit.rewards import Gated, MeanOfAdvantages, MissingColumnError, ReNorm, RewardBatch, Schedule, Scored, WeightedSum, answers
 from toolkit.rewards.adaptive_deep_reasoning import AdaptiveDeepReasoning
 from toolkit.rewards.arora_zanette import AroraZanette
 from toolkit.rewards.beyond_monolithic import BeyondMonolithic
