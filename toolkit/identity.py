@@ -17,6 +17,7 @@ import dis
 import functools
 import hashlib
 import importlib
+import inspect
 import json
 import sys
 import sysconfig
@@ -47,7 +48,32 @@ from toolkit.types import Problem, Provenance
 READ_IN_PART = frozenset({"toolkit.board.spec"})
 """Modules of the toolkit whose functions count one by one."""
 HOUSEKEEPING = frozenset(
-    ["__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__qualname__", "__slots__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__", "__firstlineno__", "__static_attributes__", "__dataclass_fields__", "__dataclass_params__", "__hash__", "__protocol_attrs__", "_is_protocol", "_is_runtime_protocol", "__non_callable_proto_members__"]
+    [
+        "__module__",
+        "__dict__",
+        "__weakref__",
+        "__doc__",
+        "__annotations__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations_cache__",
+        "__qualname__",
+        "__slots__",
+        "__abstractmethods__",
+        "_abc_impl",
+        "__parameters__",
+        "__orig_bases__",
+        "__match_args__",
+        "__firstlineno__",
+        "__static_attributes__",
+        "__dataclass_fields__",
+        "__dataclass_params__",
+        "__hash__",
+        "__protocol_attrs__",
+        "_is_protocol",
+        "_is_runtime_protocol",
+        "__non_callable_proto_members__",
+    ]
 )
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 REMEDY = "Give the condition identity={...}: everything its numbers depend on (for one made by a function: dataclasses.replace(condition, identity={...}))."
@@ -200,7 +226,8 @@ class _Walk:
         name = f"{f.__module__}.{f.__qualname__}"
         if f.__module__ in READ_IN_PART:
             self.modules.add(f"{f.__module__}:{f.__qualname__}")
-            self._code(f.__code__, f.__globals__)  # for the modules that it uses
+            bare = inspect.unwrap(f)
+            self._code(bare.__code__, bare.__globals__)  # for the modules that it uses
         elif f.__module__ in store.sources():
             self.modules.add(f.__module__)
         own = is_own(f.__module__)
