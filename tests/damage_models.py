@@ -107,13 +107,18 @@ def sharded(change: Callable[[dict[str, str]], Any]) -> Damage:
     def damage(path: Path, rng: random.Random) -> None:
         found = load_file(path / "model.safetensors")
         names = sorted(found)
-        halves = {"model-00001-of-00002.safetensors": names[: len(names) // 2], "model-00002-of-00002.safetensors": names[len(names) // 2 :]}
+        halves = {
+            "model-00001-of-00002.safetensors": names[: len(names) // 2],
+            "model-00002-of-00002.safetensors": names[len(names) // 2 :],
+        }
         for name, keys in halves.items():
             save_file({key: found[key] for key in keys}, path / name, metadata={"format": "pt"})
         shutil.move(path / "model.safetensors", path.parent / f"{path.name}-outside.safetensors")
         weight_map = {key: name for name, keys in halves.items() for key in keys}
         new = change(weight_map)
-        (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map if new is None else new}))
+        (path / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": weight_map if new is None else new})
+        )
 
     return damage
 
@@ -141,10 +146,16 @@ def damages() -> dict[str, Damage]:
     for name in (CONFIG, TOKENS, "model.safetensors"):
         found[f"{name} missing"] = remove(name)
     for name in (CONFIG, GENERATION, TOKENIZER, TOKENS):
-        found |= {f"{name} is a list": write(name, "[]"), f"{name} is a text": write(name, '"x"'), f"{name} is {{}}": write(name, "{}")}
+        found |= {
+            f"{name} is a list": write(name, "[]"),
+            f"{name} is a text": write(name, '"x"'),
+            f"{name} is {{}}": write(name, "{}"),
+        }
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings", "rms_norm_eps"):
         for value in ODD:
-            if not (key == "max_position_embeddings" and value in (None, 10**9)) and not (key == "rms_norm_eps" and value in (0, True, 3.5, 10**9, -1)):
+            if not (key == "max_position_embeddings" and value in (None, 10**9)) and not (
+                key == "rms_norm_eps" and value in (0, True, 3.5, 10**9, -1)
+            ):
                 found[f"{key} = {value!r}"] = put(CONFIG, key, value)
     for key, value in (
         ("hidden_act", "nonsense"), ("hidden_act", 5), ("model_type", "nonsense"), ("model_type", None), ("rope_parameters", "x"),
@@ -156,7 +167,12 @@ def damages() -> dict[str, Damage]:
     found |= {f"no {key}": drop(CONFIG, key) for key in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")}
     for value in ("x", 10**6, -1, [], [4, "x"]):
         found[f"generation eos_token_id = {value!r}"] = put(GENERATION, "eos_token_id", value)
-    for key, value in (("eos_token", 17), ("tokenizer_class", "Nonsense"), ("pad_token", "never seen"), ("added_tokens_decoder", [])):
+    for key, value in (
+        ("eos_token", 17),
+        ("tokenizer_class", "Nonsense"),
+        ("pad_token", "never seen"),
+        ("added_tokens_decoder", []),
+    ):
         found[f"tokenizer {key} = {value!r}"] = put(TOKENIZER, key, value)
     for key in ("model", "added_tokens", "decoder", "version"):
         found[f"tokenizer.json: {key} = 5"] = put(TOKENS, key, 5)
@@ -251,7 +267,7 @@ def judged(name: str, damage: Damage, source: Path, folder: Path, wanted: tuple,
             verdict = f"refused with {type(error).__name__}"
         elif len(said) > LONGEST or "\n" in said:
             verdict = f"refused in {len(said)} characters"
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  # whatever comes is an outcome
         said, verdict = str(error)[:300], f"traceback: {type(error).__name__}"
     finally:
         shutil.rmtree(path, ignore_errors=True)

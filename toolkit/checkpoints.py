@@ -94,7 +94,15 @@ def _foreign(where: str, read: Any) -> Any:
     """What ``read()`` returns; whatever it raises as one sentence."""
     try:
         return read()
-    except (ImportError, store.StoreError, UnsupportedModelError, torch.OutOfMemoryError, MemoryError, KeyboardInterrupt, SystemExit):
+    except (
+        ImportError,
+        store.StoreError,
+        UnsupportedModelError,
+        torch.OutOfMemoryError,
+        MemoryError,
+        KeyboardInterrupt,
+        SystemExit,
+    ):
         raise
     except BaseException as error:  # the tokenizers library panics with something that is no Exception
         if "trust_remote_code" in str(error):
@@ -110,7 +118,8 @@ def _plain(where: str, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[P
 
     def load() -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
-        return tokenizer, *AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **common)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **common)
+        return tokenizer, *loaded
 
     tokenizer, model, report = _foreign(where, load)
     _check_report(where, report)
@@ -124,7 +133,8 @@ def _gguf(path: Path, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[Pr
 
     def load() -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(where, **given)
-        return tokenizer, *AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **given)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **given)
+        return tokenizer, *loaded
 
     tokenizer, model, report = _foreign(str(path), load)
     _check_report(str(path), {**report, "unexpected_keys": ()})
@@ -228,7 +238,9 @@ def _merged_headers(shards: list[Path]) -> dict[str, tuple[str, tuple[int, ...]]
     for shard in shards:
         headers = store.read_headers(shard)
         if both := sorted(found.keys() & headers.keys()):
-            raise UnsupportedModelError(f"{shard} holds the weight {both[0]}, which another file of the checkpoint holds too: keep one.")
+            raise UnsupportedModelError(
+                f"{shard} holds the weight {both[0]}, which another file of the checkpoint holds too: keep one."
+            )
         found |= headers
     return found
 
@@ -247,4 +259,6 @@ def _check_report(where: str, report: Mapping[str, Any]) -> None:
             f"({len(extra)} in all): they belong to another config, or must be removed."
         )
     if wrong := sorted(map(str, [*report.get("mismatched_keys", ()), *report.get("error_msgs", ())])):
-        raise UnsupportedModelError(f"{where} holds weights that do not fit its config.json: {wrong[0][:150]} ({len(wrong)} in all).")
+        raise UnsupportedModelError(
+            f"{where} holds weights that do not fit its config.json: {wrong[0][:150]} ({len(wrong)} in all)."
+        )

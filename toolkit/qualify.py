@@ -170,7 +170,9 @@ def _attention(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor
     if hooks.attends(layout) == "sdpa" and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers):
         with hooks.attending_by(layout, _softmax):
             logits = model(input_ids=ids).logits
-        found.append(Check("attention is a softmax over scaled products", error := _logit_deviation(logits[0], base[0]), error < same))
+        found.append(
+            Check("attention is a softmax over scaled products", error := _logit_deviation(logits[0], base[0]), error < same)
+        )
     return found
 
 
@@ -186,7 +188,7 @@ def _softmax(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask:
 
 def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Tensor, "1 tokens vocab"]) -> Check:
     """Sampling rests on this: two rows of different lengths, left padded, decoded step by step from a cache, equal one pass of each."""
-    width, device = ids.shape[1], ids.device
+    width = ids.shape[1]
     alone = model(input_ids=ids[:, SHORTER:]).logits
     batch = torch.cat([ids, torch.cat([torch.zeros_like(ids[:, :SHORTER]), ids[:, SHORTER:]], dim=1)])
     mask = torch.ones_like(batch)
@@ -202,6 +204,4 @@ def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Ten
         )  # fmt: skip
     got = torch.cat(found, dim=1)
     error = _logit_deviation(torch.cat([got[0], got[1, SHORTER:]]), torch.cat([base[0], alone[0]]))
-    return Check(
-        "cached, padded, batched steps equal one pass", error, error < (EXACT if base.dtype == torch.float32 else ROUNDED)
-    )
+    return Check("cached, padded, batched steps equal one pass", error, error < (EXACT if base.dtype == torch.float32 else ROUNDED))

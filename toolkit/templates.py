@@ -30,11 +30,13 @@ CONVERSATIONS = (
 SECONDS, BYTES, CHARACTERS = 3, 2**30, 200_000
 """Limits of a trial: seconds of computing, bytes of memory, characters of a rendered prompt."""
 WALL = 15.0  # seconds; a machine under load needs more than it computes
-GIVEN = frozenset(("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception", "strftime_now"))
+GIVEN = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception", "strftime_now")
+)
 """What transformers itself hands to a template."""
 
 
-class TemplateProblem(ValueError):  # noqa: N818  # callers turn it into an error that names the model
+class TemplateProblem(ValueError):
     """A chat template cannot be used, or does not read a switch that was set."""
 
 

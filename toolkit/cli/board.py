@@ -9,7 +9,22 @@ from typing import Annotated
 
 import typer
 
-from toolkit.cli.common import AsJson, Device, Dtype, Model, Template, Think, Trust, Type, app, load_model, out, print_json, say, show
+from toolkit.cli.common import (
+    AsJson,
+    Device,
+    Dtype,
+    Model,
+    Template,
+    Think,
+    Trust,
+    Type,
+    app,
+    load_model,
+    out,
+    print_json,
+    say,
+    show,
+)
 
 SHOWN = ("accuracy", "think_tokens", "aes", "shortest_20", "accuracy_lookup", "never_closed")
 WORKER = "--measure-only"

@@ -7,7 +7,24 @@ complete, so a file that exists is whole.
 
 from toolkit.store.checkpoints import copy_files, read_headers
 from toolkit.store.errors import DamagedFileError, ForeignFileError, StoreError, WrongModelError
-from toolkit.store.files import append_line, atomic, claimed, existing, filling, jsonable, key, new_directory, read_json, read_lines, read_rows, remove, writable, write_json, write_rows, write_text
+from toolkit.store.files import (
+    append_line,
+    atomic,
+    claimed,
+    existing,
+    filling,
+    jsonable,
+    key,
+    new_directory,
+    read_json,
+    read_lines,
+    read_rows,
+    remove,
+    writable,
+    write_json,
+    write_rows,
+    write_text,
+)
 from toolkit.store.foreign import read_gguf, read_pt, write_gguf
 from toolkit.store.rollouts import append_rollouts, load_rollouts, open_rollouts, rollout_table
 from toolkit.store.tables import load_problems, read_table, save_problems, save_table
