@@ -551,7 +551,7 @@ def test_a_family_that_attends_twice_a_layer_is_refused():
 @pytest.mark.parametrize("name", ["gemma4_text", "gemma3n_text", "glm4"])
 def test_a_family_that_is_not_supported_is_refused_by_name_in_one_sentence(name):
     more = {"head_dim": 8, "vocab_size_per_layer_input": 103, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0}
-    with pytest.raises(UnsupportedModelError, match="(?i)gemma4|gemma3n|glm4") as caught:
+    with pytest.raises(UnsupportedModelError, match=r"(?i)gemma4|gemma3n|glm4") as caught:
         lms.qualify(_tiny(name, **more))
     assert len(str(caught.value)) <= 400
 
