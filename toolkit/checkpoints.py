@@ -123,7 +123,8 @@ def _plain(where: str, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[P
 
     def load() -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
-        return tokenizer, *AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **common)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **common)
+        return tokenizer, *loaded
 
     tokenizer, model, report = _foreign(where, load)
     _check_report(where, report)
@@ -137,7 +138,8 @@ def _gguf(path: Path, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[Pr
 
     def load() -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(where, **given)
-        return tokenizer, *AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **given)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **given)
+        return tokenizer, *loaded
 
     tokenizer, model, report = _foreign(str(path), load)
     _check_report(str(path), {**report, "unexpected_keys": ()})

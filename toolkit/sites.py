@@ -250,7 +250,7 @@ def _block(module: nn.Module, row: Row) -> Block | None:
 
 
 def _layout(config, row: Row, blocks: tuple[Block, ...]) -> Layout:
-    shapes = [tuple(b.out.weight.shape if _is_conv1d(b.out) else b.out.weight.shape[::-1]) for b in blocks]  # type: ignore[union-attr]
+    shapes = [_sizes(b.out) for b in blocks]
     if len({*shapes}) > 1:
         raise UnsupportedModelError(
             f"The layers of {type(config).__name__.removesuffix('Config')} differ in their heads: W_O takes {min(shapes)[0]} inputs in one and "
@@ -268,6 +268,12 @@ def _layout(config, row: Row, blocks: tuple[Block, ...]) -> Layout:
             "heads cannot be told apart. Check num_attention_heads and head_dim in config.json."
         )
     return Layout(row, blocks, n_heads, head_dim, d_out)
+
+
+def _sizes(out: Any) -> tuple[int, int]:
+    """Inputs and outputs of an output projection."""
+    d_in, d_out = out.weight.shape if _is_conv1d(out) else out.weight.shape[::-1]
+    return d_in, d_out
 
 
 def _is_conv1d(module: nn.Module) -> bool:
