@@ -15,7 +15,7 @@ from families import COMMON, FAMILIES, tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from toolkit import bridges, collect, edits, hooks
+from toolkit import bridges, collect, edits, hooks, origins
 from toolkit import lm as lms
 from toolkit.bridges import NeighbourError, Place
 from toolkit.lm import LM
