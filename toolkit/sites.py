@@ -15,9 +15,9 @@ kind            width                  what it is
 
 Post-norm families (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added, so the size of a head's output there
 says nothing about the residual stream. What a head writes to the stream is linear in ``z`` over the norm's scale at
-that position (:data:`WRITTEN`, no site but computed from two); :meth:`Layout.to_attn_out` carries a residual direction
-back through the rest of the norm. In parallel blocks (GPT-NeoX) the MLP reads
-``resid_pre``, so ``resid_mid`` is read by nothing but the sum.
+that position (``types.WRITTEN``, no site but computed from two); :meth:`Layout.to_attn_out` carries a residual direction
+back through the rest of the norm. In parallel blocks (GPT-NeoX) the MLP reads ``resid_pre``, so ``resid_mid`` is read by
+nothing but the sum.
 """
 
 from __future__ import annotations
@@ -30,12 +30,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from toolkit.types import Kind
+from toolkit.types import WRITTEN, Kind
 
 KINDS: tuple[str, ...] = get_args(Kind)
-WRITTEN = "z_over_norm"
-"""Name of ``z`` divided, position by position, by the scale of the norm between ``W_O`` and the residual stream (ours)."""
-
 PROBE, SMALL_PROBE = 64.0, 1e-3  # entries of what a norm is tried on: far above and far below its epsilon's square root
 LONGEST = 400  # characters of an error message
 
@@ -201,7 +198,7 @@ class Layout:
 
     @property
     def writes(self) -> str:
-        """Kind of mean that a head's contribution to the residual stream is linear in: ``z``, or :data:`WRITTEN` if norms follow."""
+        """Kind of mean that a head's contribution to the residual stream is linear in: ``z``, or ``types.WRITTEN`` if norms follow."""
         return WRITTEN if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
     def norm(self, layer: int) -> Norm | None:
