@@ -267,7 +267,7 @@ def judged(name: str, damage: Damage, source: Path, folder: Path, wanted: tuple,
             verdict = f"refused with {type(error).__name__}"
         elif len(said) > LONGEST or "\n" in said:
             verdict = f"refused in {len(said)} characters"
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  # whatever comes is an outcome
         said, verdict = str(error)[:300], f"traceback: {type(error).__name__}"
     finally:
         shutil.rmtree(path, ignore_errors=True)

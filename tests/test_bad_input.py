@@ -137,6 +137,43 @@ def test_weights_that_are_not_finite(checkpoint, bad):
         lms.load(checkpoint, device="cpu")
 
 
+@pytest.mark.parametrize("which", ["weights", "activations"])
+def test_what_overflows_half_precision_is_told_to_take_another_type(checkpoint, which):
+    """Values past 65,504: the same directory loads in fp32 and bf16, so it is not the family's fault."""
+
+    def grow(weights):
+        for name in weights:
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weights[name].mul_(1e6 if which == "weights" else 6e4 / weights[name].abs().max())
+
+    rewrite_weights(checkpoint, grow)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert lms.load(checkpoint, dtype=dtype, device="cpu")
+    with pytest.raises(UnsupportedModelError, match=rf"{which[:6]}.* overflow float16, use bfloat16 or float32") as caught:
+        lms.load(checkpoint, dtype=torch.float16, device="cpu")
+    assert len(str(caught.value)) <= 400
+
+
+def test_a_tokenizer_without_end_and_padding_is_sampled_as_with_them(checkpoint):
+    """The end is in generation_config.json alone; padding is masked, so that any token will do."""
+    usual = sample(lms.load(checkpoint, device="cpu"), [ask("1+1=?"), ask("12+3+4=?", "q")])
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    bare = {k: v for k, v in config.items() if k not in ("eos_token", "pad_token")}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(bare))
+    lm = lms.load(checkpoint, device="cpu")
+    assert lm.tokenizer.eos_token_id is None and lm.tokenizer.pad_token_id is not None
+    assert sample(lm, [ask("1+1=?"), ask("12+3+4=?", "q")]) == usual
+
+
+def test_a_model_that_could_never_end_is_refused(llama):
+    endless = copy.deepcopy(tokenizer())
+    endless.eos_token = None
+    model = copy.deepcopy(llama.model)
+    model.generation_config.eos_token_id = None
+    with pytest.raises(UnsupportedModelError, match=r"no response would end. Set eos_token_id"):
+        lms.wrap(model, endless, name="endless")
+
+
 def test_a_weight_that_is_missing(checkpoint):
     """Transformers fills it with random numbers and a warning; every result would be noise."""
     rewrite_weights(checkpoint, lambda weights: weights.pop(DOWN))

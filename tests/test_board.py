@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,12 +14,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from toolkit import board, cli, edits, store
+from toolkit import board, cli, edits, generate, store, tasks
+from toolkit import lm as lms
 from toolkit.baselines import Budget, Instruction
 from toolkit.board import Sizes, Spec, Training, default, measure, running
 from toolkit.board.metrics import METRICS
 from toolkit.grpo import recipes
-from toolkit.lm import Condition
+from toolkit.identity import UnknownIdentityError
+from toolkit.lm import Condition, ThinkTags
 from toolkit.rewards.correctness import Correctness
 
 pytestmark = pytest.mark.filterwarnings(
@@ -108,7 +113,8 @@ def test_an_unknown_family_is_refused():
 OWN = """
 from toolkit.board import Spec, default, trained
 from toolkit.grpo import recipes
-from toolkit.lm import Condition
+from toolkit.identity import UnknownIdentityError
+from toolkit.lm import Condition, ThinkTags
 
 half = Spec("half strength", "edit", lambda ground, seed: Condition(__import__("toolkit").edits.apply(ground.lm, ground.plan(0.5))), note="mine")
 CONDITIONS = [*default.CONDITIONS, half, trained("my price", recipes.plain("length_penalty", alpha=0.2))]
@@ -124,6 +130,96 @@ def test_a_file_of_ones_own_extends_the_board_in_a_few_lines(ground, tmp_path):
     assert price.make.keywords["recipe"].options == {"alpha": 0.2}
     same = edits.apply(ground.lm, ground.plan(0.5))
     assert half.make(ground, 0).lm.fingerprint == same.fingerprint
+
+
+COMPREHENSION = """
+from toolkit.board import Spec, base
+from toolkit.edits import steering
+from toolkit.identity import UnknownIdentityError
+from toolkit.lm import Condition, ThinkTags
+CONDITIONS = [base(), *(Spec(f"mine {a:+g}", "steer", lambda ground, seed, a=a: Condition(ground.lm, (steering(ground.thinkedit, a),))) for a in (-3.0, 3.0))]
+"""
+
+
+def test_conditions_of_one_comprehension_have_keys_of_their_own(ground, tmp_path):
+    (tmp_path / "mine.py").write_text(COMPREHENSION)
+    specs = board.checked(board.read(tmp_path / "mine.py")[0])
+    keys = [spec.key(ground, 0) for spec in specs]
+    assert len(set(keys)) == 3 and keys == [spec.key(ground, 0) for spec in board.read(tmp_path / "mine.py")[0]]
+
+
+def test_a_model_that_was_trained_again_at_the_same_path_is_another_condition(ground, tmp_path):
+    spec = Spec("mine", "trained", lambda ground, seed: Condition(lms.load(tmp_path / "model", device="cpu")))
+    ground.lm.save(tmp_path / "model")
+    first = spec.key(ground, 0)
+    assert spec.key(ground, 0) == first
+    changed = replace(ground.lm, model=deepcopy(ground.lm.model))
+    with torch.no_grad():
+        next(changed.model.parameters()).mul_(1.01)
+    store.remove(tmp_path / "model")
+    changed.save(tmp_path / "model")
+    assert spec.key(ground, 0) != first
+
+
+def test_a_model_is_known_by_its_template_and_tags_and_not_by_its_name(ground):
+    spec = board.base()
+    key = spec.key(ground, 0)
+    assert replace(ground, lm=replace(ground.lm, name="/elsewhere")).identity == ground.identity
+    assert spec.key(replace(ground, lm=replace(ground.lm, tags=ThinkTags("<a>", "</a>"))), 0) != key
+
+
+def test_a_file_of_problems_is_known_by_what_is_in_it(ground, tmp_path):
+    problems, path = tasks.load("arithmetic", "test", 8), tmp_path / "mine.jsonl"
+    sizes = replace(MICRO, main=((str(path), 4),))
+    keys = set()
+    for answer in ("1", "2"):
+        store.save_problems([replace(p, answer=answer) for p in problems], path)
+        keys.add(board.base().key(board.Ground(ground.lm, sizes, tmp_path), 0))
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (board.edited("a", 1.0), board.edited("b", 1.0)),
+        (board.ruled("a", Budget(7)), board.ruled("b", Budget(7))),
+        tuple(Spec(name, "edit", lambda ground, seed: Condition(ground.lm)) for name in "ab"),
+        (board.ruled("a", Budget(7)), replace(board.base(), name="b", identity={"maker": "_ruled", "rule": Budget(7)})),
+    ],
+    ids=["edits", "rules", "functions", "given"],
+)
+def test_one_condition_under_two_names_is_refused(pair):
+    with pytest.raises(ValueError, match=r"'a' and 'b' are one condition .*identity=\{\.\.\.\}") as told:
+        board.checked([board.base(), *pair])
+    assert len(str(told.value)) <= 400
+    apart = [pair[0], replace(pair[1], identity={"mine": "b"})]
+    assert len(board.checked([board.base(), *apart])) == 3
+
+
+@pytest.mark.parametrize(
+    "of", [lambda v: board.ruled("x", v), lambda v: board.asked("x", v), lambda v: board.trained("x", recipes.drpo(), reward=v)]
+)
+def test_a_condition_whose_identity_cannot_be_known_is_refused_with_the_remedy(of):
+    spec = of(partial(max, threading.Lock()))
+    with pytest.raises(UnknownIdentityError, match=r"'x'.*identity=\{\.\.\.\}") as told:
+        board.checked([board.base(), spec])
+    assert len(str(told.value)) <= 400
+    assert board.checked([board.base(), replace(spec, identity={"version": 1})])
+
+
+class Priced(Correctness):
+    """A reward of one's own whose repr hides its price."""
+
+    def __init__(self, price: float) -> None:
+        self.price = price
+
+    def __repr__(self) -> str:
+        return "Priced()"
+
+
+def test_what_a_reward_of_ones_own_holds_is_part_of_the_policys_folder(ground):
+    folders = [ground.folder_of(recipes.plain("correctness"), 0, Priced(price)) for price in (0.1, 0.2, 0.2)]
+    assert folders[0] != folders[1] == folders[2] and "0x" not in str(folders)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +356,60 @@ def test_a_condition_that_another_process_measures_is_left_to_it(ground, found, 
     with store.claimed(measure.place(ground, other, 0).with_suffix(".claim")) as mine:
         assert mine
         board.run(ground, [*few(), other], wait=False, progress=False)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("when", ["measured", "written"])
+def test_a_board_that_is_killed_while_a_policy_is_written_or_measured_goes_on(tiny, tmp_path, monkeypatch, when):
+    sizes = replace(
+        MICRO, main=(("arithmetic", 4),), unseen=(("running_sum", 2),), samples=2, seeds=1, max_new_tokens=100, unseen_tokens=60
+    )
+    policy = board.trained("one policy", recipes.plain("correctness"))
+    specs, real = [board.base(), policy], (lms.LM.save, store.save_table)
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(lms.LM, "save", die if when == "written" else real[0])
+        patch.setattr(measure.store, "save_table", die if when == "measured" else real[1])
+        board.run(board.Ground(tiny, sizes, tmp_path), specs[1:], progress=False)
+    sampled = list(tmp_path.glob("results/*/rollouts-*/part-*"))
+    assert bool(sampled) == (when == "measured") and bool(list(tmp_path.glob("trained/*/model/*"))) == (when == "measured")
+    monkeypatch.setattr("toolkit.generate._sample", count := Counted(generate._sample))
+    board.run(board.Ground(tiny, sizes, tmp_path), specs[1:], progress=False)
+    assert measure.result(board.Ground(tiny, sizes, tmp_path), policy, 0) is not None
+    assert not list(tmp_path.glob("results/*/rollouts-*")) and not list(tmp_path.rglob("*.partial"))
+    assert (
+        (count.rows[0] == 0) if when == "measured" else (count.rows[0] > 0)
+    )  # main rollouts that were there are not sampled again
+
+
+class Counted:
+    """A function that remembers how many rows each call was asked for."""
+
+    def __init__(self, f) -> None:
+        self.f, self.rows = f, []
+
+    def __call__(self, condition, rows, *more):
+        self.rows.append(len(rows))
+        return self.f(condition, rows, *more)
+
+
+def test_an_empty_directory_left_by_a_kill_is_no_policy_and_no_adapter(ground, tmp_path):
+    own = board.Ground(ground.lm, MICRO, tmp_path)
+    folder = own.folder_of(recipes.plain("correctness"), 0)
+    (folder / "model").mkdir(parents=True)
+    assert own.policy(recipes.plain("correctness"), 0).lm.fingerprint != ground.lm.fingerprint
+    assert store.is_whole(folder / "model")
+
+
+def test_the_help_says_that_a_file_of_conditions_is_executed():
+    told = CliRunner().invoke(cli.app, ["board", "--help"], env={"COLUMNS": "300", "NO_COLOR": "1"}).output
+    assert "The file is executed: give only one you trust." in " ".join(told.replace("│", " ").split())
 
 
 def test_a_board_without_base_says_what_to_do(ground, tmp_path):

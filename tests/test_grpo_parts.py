@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from toolkit import rewards, tasks
 from toolkit.grpo import advantages, draws, log, losses, recipes
+from toolkit.grpo.batching import pushed_micro_batches
 from toolkit.grpo.draws import Drawn
 from toolkit.rewards import RewardBatch, Scored
 
@@ -194,6 +195,24 @@ def test_dynamic_sampling_keeps_a_group_iff_its_truncated_rewards_differ(correct
 
 def test_dynamic_sampling_leaves_a_reward_that_is_nan_for_the_trainer_to_name():
     assert draws.Dynamic.keeps(np.array([math.nan] * 4))
+
+
+def test_micro_batches_of_pushed_rows_hold_as_many_as_another_process_asks_for():
+    """Processes gather what they measure of each micro-batch, so all of them need equally many rows."""
+    mask = torch.ones(6, 3, dtype=torch.long)
+    scored = {
+        "advantages": torch.tensor([0, 1.0, 0, -1.0, 0, 0]),
+        "row": torch.arange(6),
+        "prompt_mask": mask,
+        "completion_mask": mask,
+    }
+    for least, kept in ((0, {1, 3}), (4, {0, 1, 2, 3}), (6, set(range(6)))):
+        parts = pushed_micro_batches(scored, 2, "grpo", least)
+        rows = [part["row"].tolist() for part in parts]
+        assert {r for part in rows for r in part} == kept and len(rows[0]) == len(rows[1])
+        # Each part's loss is the mean of its rows, times its share: the sum of all parts stays that over all rows.
+        assert sum(part["share"] * part["advantages"].mean().item() for part in parts) == pytest.approx(0)
+        assert all(part["share"] == len(part["row"]) * 2 / 6 for part in parts)
 
 
 # --- measures and alarms -------------------------------------------------------------------------------------

@@ -206,6 +206,8 @@ def test_columns_come_from_functions_the_dataset_and_the_tokens():
     entry = as_trl(L1Max(0.01), columns={"correct": Graded()}, generations=2)
     values = called(entry, [[1] * 100, []], ["is 7", ""], answer=["7", "7"], budget=[100, 100])
     assert values == [0.5, 0.0]  # an empty completion is a row like another
+    surrogate = as_trl(rewards.ALL["surrogate"].make(longest=4), generations=2)
+    assert called(surrogate, [[1, 2], [1, 2]], ["<think>1</think>7", "<think>1</think>none"]) == [2.0, 0.0]
     chat = as_trl(rewards.Gated(Correctness(), (rewards.Distinct(1, "words"),)), generations=1)
     assert called(chat, [[1]], [[{"role": "assistant", "content": "so so"}]], correct=[True]) == [0.5]
     with pytest.raises(MissingColumnError, match=r"'l1_max' needs the column 'correct'.*your grader"):

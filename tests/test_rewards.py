@@ -12,7 +12,7 @@ from batches import batch_of, every_reward, full_batch
 from numpy.testing import assert_allclose
 
 from toolkit import rewards
-from toolkit.rewards import Gated, MeanOfAdvantages, MissingColumnError, ReNorm, RewardBatch, Schedule, Scored, WeightedSum
+from toolkit.rewards import Gated, MeanOfAdvantages, MissingColumnError, ReNorm, RewardBatch, Schedule, Scored, WeightedSum, answers
 from toolkit.rewards.adaptive_deep_reasoning import AdaptiveDeepReasoning
 from toolkit.rewards.arora_zanette import AroraZanette
 from toolkit.rewards.beyond_monolithic import BeyondMonolithic
@@ -38,6 +38,7 @@ from toolkit.rewards.surrogate import SCRIPT_FORMAT, Surrogate
 from toolkit.rewards.train_long_think_short import TrainLongThinkShort, budget_at, length_reward, stages
 from toolkit.rewards.truncation import ThinkPrune, Truncation
 from toolkit.stats import RULER_PRECISE
+from toolkit.types import Rollout, Span
 
 GOLDEN = dict(atol=5e-5, rtol=0)  # printed to four decimals
 
@@ -69,6 +70,30 @@ def test_surrogate_pays_format_and_a_middling_length():
     assert_allclose(paid(Surrogate(), batch_of([1] * 5, tokens, answer_text="unsure")), [0, 0, 0, 0, -1], **GOLDEN)
     assert_allclose(paid(Surrogate(format=SCRIPT_FORMAT), batch_of([0], [1536])), [1.5])
     assert_allclose(paid(Surrogate(shape="polyline"), batch_of([0] * 3, [768, 1536, 3072])), [1.5, 2.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "read"),
+    [
+        ("<think>3+4=7</think> 7<|end|>", " 7", True),
+        ("<think>3+4=7</think> I do not know.<|im_end|>", " I do not know.", False),
+        ("<think>7</think></s>", "", False),
+        ("so it is 1,204.5", "so it is 1,204.5", True),  # no tags: all of it answers
+        ("<think>x</think>\\boxed{\\frac{1}{2}}", "\\boxed{\\frac{1}{2}}", True),
+        ("<think>x</think>12 or \\boxed{x+}", "12 or \\boxed{x+}", False),  # the box is the answer, and does not parse
+        ("<think>x</think>12 or \\boxed{\\frac{1}{2}", "12 or \\boxed{\\frac{1}{2}", False),  # never closed
+        ("<think>x</think>\\boxed{7} eggs in <b>2</b> boxes", "\\boxed{7} eggs in <b>2</b> boxes", True),
+    ],
+)
+def test_the_format_of_surrogate_is_an_answer_that_parses(text, answer, read):
+    assert answers.answer_of(text) == answer and answers.parses(answer) == read
+    rollout = Rollout("q", 0, tuple(range(1537)), 1, Span(2, 3), Span(4, 1537), "stop", text, False)
+    assert paid(Surrogate(), RewardBatch.of([rollout])) == [2.0 if read else 0.0]
+
+
+def test_surrogate_finds_no_answer_in_thinking_that_was_never_closed():
+    rollout = Rollout("q", 0, tuple(range(1537)), 1, Span(2, 1537), None, "length", "3+4=7", False)
+    assert paid(Surrogate(), RewardBatch.of([rollout])) == [0.0]
 
 
 def with_history(reward: HAPO, length: int = 1000) -> HAPO:

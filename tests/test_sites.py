@@ -561,6 +561,75 @@ def test_a_family_that_scales_what_attention_adds_is_refused():
         lms.qualify(lms.wrap(_random(config), tokenizer(), name="granite"))
 
 
+MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8}
+OTHERS = {
+    "qwen3_moe": MOE, "mixtral": MOE, "gpt_oss": {**MOE, "sliding_window": 16}, "smollm3": {}, "olmo3": {"sliding_window": 16}, "ministral3": {},
+    "exaone4": {"sliding_window": 16}, "nemotron": {}, "hunyuan_v1_dense": {"head_dim": 8}, "seed_oss": {"head_dim": 8},
+}  # fmt: skip
+"""Families beside those of ``families.py`` that work."""
+
+
+def _tiny(name: str, **more) -> LM:
+    from transformers import CONFIG_MAPPING
+
+    return lms.wrap(_random(CONFIG_MAPPING[name](**{**COMMON, **more})), tokenizer(), name=f"tiny {name}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_families_that_work_still_qualify(name, dtype):
+    lm = _tiny(name, **OTHERS[name])
+    assert lms.qualify(replace(lm, model=lm.model.to(dtype)))
+
+
+def test_a_family_that_attends_twice_a_layer_is_refused():
+    """DiffLlama passes every check of its sites, and is sampled wrongly where attention is replaced."""
+    lm = _tiny("diffllama")
+    with pytest.raises(UnsupportedModelError, match="attends once, through transformers' interface"):
+        lms.qualify(lm)
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "gemma3n_text", "glm4"])
+def test_a_family_that_is_not_supported_is_refused_by_name_in_one_sentence(name):
+    more = {"head_dim": 8, "vocab_size_per_layer_input": 103, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0}
+    with pytest.raises(UnsupportedModelError, match=r"(?i)gemma4|gemma3n|glm4") as caught:
+        lms.qualify(_tiny(name, **more))
+    assert len(str(caught.value)) <= 400
+
+
+def test_attention_that_is_not_made_of_its_rows_is_refused(model_of):
+    """Something is added to what the heads read, past the interface that masks and rows stand in."""
+    lm = model_of("llama")
+    model, given = copy.deepcopy(lm.model), []
+    for block in model.model.layers:
+        block.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+        block.self_attn.o_proj.register_forward_pre_hook(lambda module, args: (args[0] + 0.1 * given[-1],))
+    with pytest.raises(UnsupportedModelError, match="heads are made of nothing else"):
+        lms.qualify(replace(lm, model=model, layout=sites.find(model)))
+
+
+def test_a_model_that_reads_its_padding_is_refused(model_of):
+    lm = model_of("llama")
+    model = copy.deepcopy(lm.model)
+    own = model.forward
+    model.forward = lambda *args, attention_mask=None, **kwargs: own(*args, **kwargs)
+    with pytest.raises(UnsupportedModelError, match="cached, padded, batched steps equal one pass"):
+        lms.qualify(replace(lm, model=model, layout=sites.find(model)))
+
+
+def test_a_model_that_forgets_its_cache_is_refused(model_of):
+    lm = model_of("llama")
+    model = copy.deepcopy(lm.model)
+    own = model.forward
+
+    def forward(*args, past_key_values=None, attention_mask=None, **kwargs):
+        return own(*args, **kwargs)
+
+    model.forward = forward
+    with pytest.raises(UnsupportedModelError, match="cached, padded, batched steps equal one pass"):
+        lms.qualify(replace(lm, model=model, layout=sites.find(model)))
+
+
 def _random(config) -> nn.Module:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -299,7 +300,7 @@ def test_an_edit_that_cannot_be_is_an_error_on_load(tmp_path, provenance, edit, 
 def test_values_in_memory_are_checked_when_they_are_made(provenance):
     with pytest.raises(ValueError, match=r"Direction\.vector is .*\(0, 3\): expected floats with 2 axes, none empty"):
         direction(provenance, torch.ones(0, 3))
-    with pytest.raises((ValueError, TypeError), match="layers d_model|2 axes"):  # the tests' own type checker may be the first
+    with pytest.raises((ValueError, TypeError), match=r"layers d_model|2 axes"):  # the tests' own type checker may be the first
         direction(provenance, torch.ones(3))
     with pytest.raises(ValueError, match="finite strength"):
         HeadEdit(0, 0, "scale", float("nan"))
@@ -426,6 +427,106 @@ def test_a_read_only_directory_is_an_error_that_names_it(tmp_path):
 
 def test_writable_leaves_nothing_behind(tmp_path):
     assert list(store.writable(tmp_path / "a" / "b").iterdir()) == []
+
+
+def killed(work) -> None:
+    """Run ``work`` in a process that is killed at its end, before anything is cleaned up."""
+    pid = os.fork()
+    if pid == 0:
+        work()
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+
+
+def test_a_kill_while_a_directory_is_filled_leaves_no_directory_and_its_litter_goes_with_the_next_write(tmp_path):
+    def work():
+        with store.filling(tmp_path / "model") as partial:
+            (partial / "config.json").write_text("{}")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed(work)
+    (litter,) = tmp_path.iterdir()
+    assert litter.name.endswith(".partial") and not store.is_whole(tmp_path / "model")
+    store.write_text("else", tmp_path / "other.txt")
+    assert [p.name for p in tmp_path.iterdir()] == ["other.txt"]
+
+
+def test_a_kill_while_a_file_is_written_leaves_nothing_after_the_next_write(tmp_path):
+    def work():
+        with store.atomic(tmp_path / "x.json") as partial:
+            partial.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed(work)
+    store.write_json({}, tmp_path / "x.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_what_a_living_process_or_another_machine_is_writing_is_left_alone(tmp_path):
+    names = {f".x.{os.getpid()}.partial", f".x.h{'0' * 8}.999999999.partial"}
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / ".a.b.999999999.partial").mkdir()  # of a dead one
+    store.write_text("", tmp_path / "y")
+    assert {p.name for p in tmp_path.iterdir()} == {"y", *names}
+
+
+def test_an_empty_directory_is_filled_and_a_full_one_is_not_touched(tmp_path):
+    (tmp_path / "a").mkdir()
+    for _ in range(2):
+        with pytest.raises(RuntimeError), store.filling(tmp_path / "a"):
+            raise RuntimeError
+        assert list((tmp_path / "a").iterdir()) == []
+    with store.filling(tmp_path / "a") as partial:
+        (partial / "file").touch()
+        assert list((tmp_path / "a").iterdir()) == []
+    with pytest.raises(FileExistsError, match="is not empty"), store.filling(tmp_path / "a"):
+        pass
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["file"]
+
+
+def test_asking_for_a_new_directory_does_not_make_it(tmp_path):
+    assert store.new_directory(tmp_path / "a" / "model") == tmp_path / "a" / "model"
+    assert not (tmp_path / "a" / "model").exists()
+
+
+def test_two_processes_that_ask_whether_they_may_write_leave_nothing_and_do_not_meet(tmp_path):
+    def work():
+        for _ in range(200):
+            store.writable(tmp_path)
+        os._exit(0)
+
+    pids = []
+    for _ in range(2):
+        if not (pid := os.fork()):
+            work()
+        pids.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model-00002-of-00002.safetensors"])
+def test_a_checkpoint_is_whole_with_its_config_and_every_shard(tmp_path, missing):
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for name in ("config.json", *shards):
+        (tmp_path / name).write_text("x")
+    store.write_json({"weight_map": {"a": shards[0], "b": shards[1]}}, tmp_path / "model.safetensors.index.json")
+    assert store.is_whole(tmp_path)
+    (tmp_path / missing).unlink()
+    assert not store.is_whole(tmp_path) and not store.is_whole(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("text", ["..", ".", "", "/etc/passwd", "../../x", "a/b", "\\0", "x" * 300, ".hidden/.."])
+def test_any_text_is_the_name_of_one_entry_of_a_directory(tmp_path, text):
+    path = tmp_path / store.as_name(text)
+    path.mkdir()
+    assert path.resolve().parent == tmp_path.resolve() and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_plain_names_stay_and_no_two_texts_share_one():
+    assert store.as_name("budget_12+0.5") == "budget_12+0.5"
+    texts = ["a b", "a_b", "a/b", "..", "...", ".", "", "x" * 90, "x" * 91]
+    assert len({store.as_name(text) for text in texts}) == len(texts)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -990,6 +990,16 @@ def test_a_name_with_a_colon_stays_one_yaml_value(llama):
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["tiny-reasoner", "owner/model-1.5B", "a: b #c", 'say "x"', "it's", "true", "12", "line\nbreak", "\u2603 \U0001f600", "- a"],
+)
+def test_the_card_of_an_edited_model_names_any_base_as_one_yaml_string(llama, name):
+    plan = Plan((HeadEdit(0, 0, "scale", 1.0),), None, "p", llama.provenance())
+    empty = pd.DataFrame()
+    assert front_matter(report.model_card(name, plan, empty, empty))["base_model"] == name
+
+
+@pytest.mark.parametrize(
     ("kind", "first", "drop", "there"),
     [("resid_post", 0, False, False), ("resid_post", 0, True, True), ("resid_post", 1, False, True), ("resid_mid", 1, True, False)],
 )

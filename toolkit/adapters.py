@@ -94,21 +94,23 @@ def merged(
         config.base_model_name_or_path = None  # peft would warn where the base was loaded by another name
         tensors = load_peft_weights(source, device="cpu", revision=revision)
         adapted: Any = get_peft_model(model, config)
-        report: Any = set_peft_model_state_dict(adapted, {key: value.to(precision) for key, value in tensors.items()})
+        mergeable = hasattr(adapted.base_model, "merge_and_unload")
+        given = {key: value.to(precision) for key, value in tensors.items()} if mergeable else {}
+        report: Any = set_peft_model_state_dict(adapted, given) if mergeable else None
     except Exception as error:
         raise store.DamagedFileError(
             f"The adapter {source} cannot be put on its base ({type(error).__name__}: {str(error)[:140]}): copy it again, or name its own base."
         ) from error
+    if not mergeable:
+        raise UnsupportedModelError(
+            f"{source} is an adapter of type {config.peft_type}, which is no change of weights and cannot be merged: it cannot be edited."
+        )
     missing = [key for key in report.missing_keys if f".{NAME}" in key]
     if missing or report.unexpected_keys or not tensors:
         key = [*missing, *report.unexpected_keys, "every weight"][0]
         raise store.DamagedFileError(
             f"The adapter {source} does not fit its base ({len(missing)} weights missing, {len(report.unexpected_keys)} too many, such as "
             f"{key[-80:]}): copy it again, or train it on this base."
-        )
-    if not hasattr(adapted.base_model, "merge_and_unload"):
-        raise UnsupportedModelError(
-            f"{source} is an adapter of type {config.peft_type}, which is no change of weights and cannot be merged: it cannot be edited."
         )
     whole = _merged(adapted.eval(), source)
     loss = rounding(start, {name: weight for name, weight in whole.named_parameters() if name in start}, dtype)

@@ -45,7 +45,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from toolkit import hooks, sites
+from toolkit import hooks, origins, sites
 from toolkit.lm import LM, NoThinkTagsError
 from toolkit.sites import KINDS, Layout, Site
 from toolkit.types import HeadScores, Moments, Rollout
@@ -364,7 +364,9 @@ def moments(
     """
     sums: dict[str, dict[str, Tensor]] = {}
     n: Counter[str] = Counter()
+    read: list[str] = []
     for rollout, label, values in examples:
+        read.append(rollout.problem_id)
         if not (where := list(positions(rollout))):
             continue
         means, n[label] = _means(lm, rollout, values, where), n[label] + 1
@@ -376,7 +378,7 @@ def moments(
         raise NoThinkTagsError(f"No rollout of {lm.name} has positions {name!r}: choose others, or other rollouts.")
     labels = tuple(sorted(sums))
     stacked = {kind: torch.stack([sums[label][kind] for label in labels]) for kind in sums[labels[0]]}
-    return Moments(labels, tuple(n[label] for label in labels), name, stacked, {}, lm.provenance())
+    return Moments(labels, tuple(n[label] for label in labels), name, stacked, {}, lm.provenance(**origins.record(read)))
 
 
 def _means(lm: LM, rollout: Rollout, values: Mapping[Site, Tensor], where: list[int]) -> dict[str, Float[Tensor, "layers _"]]:

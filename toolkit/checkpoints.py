@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from toolkit import adapters, shipped, store
@@ -123,10 +123,8 @@ def _plain(where: str, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[P
 
     def load() -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
-        # The config is given, so that an adapter in the same directory is not put around the model.
-        config = AutoConfig.from_pretrained(where, **common)
-        model, report = AutoModelForCausalLM.from_pretrained(where, config=config, dtype=dtype, output_loading_info=True, **common)
-        return tokenizer, model, report
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **common)
+        return tokenizer, *loaded
 
     tokenizer, model, report = _foreign(where, load)
     _check_report(where, report)
@@ -140,7 +138,8 @@ def _gguf(path: Path, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[Pr
 
     def load() -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(where, **given)
-        return tokenizer, *AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **given)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **given)
+        return tokenizer, *loaded
 
     tokenizer, model, report = _foreign(str(path), load)
     _check_report(str(path), {**report, "unexpected_keys": ()})
@@ -153,13 +152,17 @@ def _gguf(path: Path, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[Pr
 
 def _adapted(where: str, about: dict[str, Any], dtype: torch.dtype, common: Mapping[str, Any]) -> Checkpoint:
     """An adapter merged into its base; its tokenizer, if it has one, and the base's other files."""
-    inside = (Path(where) / "config.json").is_file()  # a whole model with an adapter beside it
-    base = where if inside else adapters.base_of(where, about)
-    if not inside and _foreign(base, lambda: adapters.config_of(base)) is not None:
+    if (Path(where) / "config.json").is_file():  # transformers would put the one around the other
+        raise UnsupportedModelError(
+            f"{where} holds a whole model and an adapter: move adapter_config.json and the adapter's weights to a directory of their own, "
+            "and load that (merged into its base) or this."
+        )
+    base = adapters.base_of(where, about)
+    if _foreign(base, lambda: adapters.config_of(base)) is not None:
         raise UnsupportedModelError(f"{where} is an adapter of {base}, which is an adapter itself: merge that one first.")
-    theirs = {**common, "revision": common["revision"] if inside else about.get("revision")}
+    theirs = {**common, "revision": about.get("revision")}
     model, tokenizer = _plain(base, torch.float32, theirs)
-    if not inside and (Path(where) / "tokenizer_config.json").is_file():
+    if (Path(where) / "tokenizer_config.json").is_file():
         tokenizer = _foreign(where, lambda: AutoTokenizer.from_pretrained(where, **common))
     whole = _foreign(where, lambda: adapters.merged(model, where, dtype, revision=common["revision"]))
     return Checkpoint(whole, tokenizer, _folder(base, theirs["revision"], whole))

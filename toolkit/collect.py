@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 from toolkit import hooks, origins
 from toolkit.generate import batches, prefill
 from toolkit.lm import LM, Intervention, NoThinkTagsError, halving
-from toolkit.sites import Norm, Site, UnsupportedModelError
-from toolkit.types import WRITTEN, Moments, Provenance, Rollout
+from toolkit.sites import WRITTEN, Norm, Site, UnsupportedModelError
+from toolkit.types import Moments, Provenance, Rollout
 
 ATTN, MLP = "resid_mid", "resid_post"
 BATCH_TOKENS, CPU_TOKENS = 8192, 1024
@@ -156,7 +156,7 @@ def moments(
 
     Args:
         by: Class of a rollout, or ``None`` to leave it out.
-        kinds: Site kinds to average, at every layer. Where a norm follows attention's output, ``z`` brings along ``types.WRITTEN``,
+        kinds: Site kinds to average, at every layer. Where a norm follows attention's output, ``z`` brings along ``sites.WRITTEN``,
             which scores of heads need.
         positions: Which positions; an example without any is left out.
         second: Site kinds whose outer products are summed too (``layers * width^2`` numbers each).

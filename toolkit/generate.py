@@ -208,7 +208,9 @@ def _sample(condition: Condition, rows: Sequence[_Row], sampling: Sampling, out:
     done: dict[int, Rollout] = {}
     # Prompts of like length share a batch; the samples of one problem stay together.
     order = sorted(rows, key=lambda row: (len(row.prompt), row.problem.id, row.place))
-    bar = tqdm(total=len(order), desc=f"rollouts {condition.lm.name}"[:40], unit="rollout", disable=not progress, leave=False)
+    bar = tqdm(
+        total=len(order), desc=f"rollouts {condition.lm.name}"[:40], unit="rollout", disable=not (progress and order), leave=False
+    )
 
     def run(batch: Sequence[_Row]) -> None:
         with condition.active(), torch.inference_mode():

@@ -17,6 +17,7 @@ import dis
 import functools
 import hashlib
 import importlib
+import inspect
 import json
 import sys
 import sysconfig
@@ -225,7 +226,8 @@ class _Walk:
         name = f"{f.__module__}.{f.__qualname__}"
         if f.__module__ in READ_IN_PART:
             self.modules.add(f"{f.__module__}:{f.__qualname__}")
-            self._code(f.__code__, f.__globals__)  # for the modules that it uses
+            bare = inspect.unwrap(f)
+            self._code(bare.__code__, bare.__globals__)  # for the modules that it uses
         elif f.__module__ in store.sources():
             self.modules.add(f.__module__)
         own = is_own(f.__module__)

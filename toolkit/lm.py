@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -171,7 +170,8 @@ class LM:
         return list(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]  # of one text
 
     def _rendered(self, messages: Sequence[Mapping[str, str]], **how: bool) -> str:
-        return str(self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **how, **self.template))
+        options: dict[str, Any] = {**how, **self.template}
+        return str(self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options))
 
     def _check_begun(self, text: str, content: str) -> None:
         """Raise unless it can be told from a prompt's tokens where the message that it continues begins, tags included."""
@@ -194,10 +194,10 @@ class LM:
             before = self._rendered([asked], add_generation_prompt=False)
             new = self._rendered([asked], add_generation_prompt=True)
             going_on = self._rendered([asked, said], continue_final_message=True).partition(said["content"])[0]
-        except Exception:  # a template may refuse any conversation, with any error
+        except Exception:  # noqa: BLE001  # a template may refuse any conversation, with any error
             return ()
-        shared = os.path.commonprefix([new, going_on])
-        opening = shared[len(os.path.commonprefix([before, shared])) :]
+        shared = _common(new, going_on)
+        opening = shared[len(_common(before, shared)) :]
         return tuple(self.tokenizer.encode(opening, add_special_tokens=False)) if opening.strip() else ()
 
     def save(self, directory: str | Path) -> Path:
@@ -210,6 +210,12 @@ class LM:
         """
         notes = {MADE_FROM: self.made_from} if self.made_from else {}
         return checkpoints.write(checkpoints.Checkpoint(self.model, self.tokenizer, self.folder), directory, notes)
+
+
+def _common(one: str, other: str) -> str:
+    """The text that both begin with."""
+    differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return one[: next(differ, min(len(one), len(other)))]
 
 
 Intervention = Callable[[LM], AbstractContextManager[None]]
@@ -299,7 +305,9 @@ def load(
 
 
 def _check_template(name: str, tokenizer: PreTrainedTokenizerBase, switches: Mapping[str, Any]) -> None:
-    if not tokenizer.chat_template:
+    if tokenizer.chat_template in ("", {}):
+        raise UnsupportedModelError(f"{name} has an empty chat template: copy it again, or remove the file.")
+    if tokenizer.chat_template is None:
         if switches:
             raise UnsupportedModelError(f"{name} has no chat template that could read the switch {next(iter(switches))!r}.")
         return

@@ -188,7 +188,7 @@ def _softmax(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask:
 
 def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Tensor, "1 tokens vocab"]) -> Check:
     """Sampling rests on this: two rows of different lengths, left padded, decoded step by step from a cache, equal one pass of each."""
-    width, device = ids.shape[1], ids.device
+    width = ids.shape[1]
     alone = model(input_ids=ids[:, SHORTER:]).logits
     batch = torch.cat([ids, torch.cat([torch.zeros_like(ids[:, :SHORTER]), ids[:, SHORTER:]], dim=1)])
     mask = torch.ones_like(batch)

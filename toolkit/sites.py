@@ -15,9 +15,9 @@ kind            width                  what it is
 
 Post-norm families (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added, so the size of a head's output there
 says nothing about the residual stream. What a head writes to the stream is linear in ``z`` over the norm's scale at
-that position (``types.WRITTEN``, no site but computed from two); :meth:`Layout.to_attn_out` carries a residual direction
-back through the rest of the norm. In parallel blocks (GPT-NeoX) the MLP reads ``resid_pre``, so ``resid_mid`` is read by
-nothing but the sum.
+that position (:data:`WRITTEN`, no site but computed from two); :meth:`Layout.to_attn_out` carries a residual direction
+back through the rest of the norm. In parallel blocks (GPT-NeoX) the MLP reads
+``resid_pre``, so ``resid_mid`` is read by nothing but the sum.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from toolkit.types import WRITTEN, Kind
+from toolkit.types import WRITTEN as WRITTEN
+from toolkit.types import Kind
 
 KINDS: tuple[str, ...] = get_args(Kind)
 PROBE, SMALL_PROBE = 64.0, 1e-3  # entries of what a norm is tried on: far above and far below its epsilon's square root
@@ -198,7 +199,7 @@ class Layout:
 
     @property
     def writes(self) -> str:
-        """Kind of mean that a head's contribution to the residual stream is linear in: ``z``, or ``types.WRITTEN`` if norms follow."""
+        """Kind of mean that a head's contribution to the residual stream is linear in: ``z``, or :data:`WRITTEN` if norms follow."""
         return WRITTEN if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
     def norm(self, layer: int) -> Norm | None:
@@ -249,7 +250,7 @@ def _block(module: nn.Module, row: Row) -> Block | None:
 
 
 def _layout(config, row: Row, blocks: tuple[Block, ...]) -> Layout:
-    shapes = [tuple(b.out.weight.shape if _is_conv1d(b.out) else b.out.weight.shape[::-1]) for b in blocks]  # type: ignore[union-attr]
+    shapes = [_sizes(b.out) for b in blocks]
     if len({*shapes}) > 1:
         raise UnsupportedModelError(
             f"The layers of {type(config).__name__.removesuffix('Config')} differ in their heads: W_O takes {min(shapes)[0]} inputs in one and "
@@ -267,6 +268,12 @@ def _layout(config, row: Row, blocks: tuple[Block, ...]) -> Layout:
             "heads cannot be told apart. Check num_attention_heads and head_dim in config.json."
         )
     return Layout(row, blocks, n_heads, head_dim, d_out)
+
+
+def _sizes(out: Any) -> tuple[int, int]:
+    """Inputs and outputs of an output projection."""
+    d_in, d_out = out.weight.shape if _is_conv1d(out) else out.weight.shape[::-1]
+    return d_in, d_out
 
 
 def _is_conv1d(module: nn.Module) -> bool:

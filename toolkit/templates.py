@@ -36,7 +36,7 @@ GIVEN = frozenset(
 """What transformers itself hands to a template."""
 
 
-class TemplateProblem(ValueError):  # callers turn it into an error that names the model
+class TemplateProblem(ValueError):
     """A chat template cannot be used, or does not read a switch that was set."""
 
 

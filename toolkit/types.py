@@ -22,7 +22,7 @@ Finish = Literal["stop", "length"]
 Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 """Site kinds, in the order they are computed: see ``sites``."""
 WRITTEN = "z_over_norm"
-"""Name of means of ``z`` divided, position by position, by the scale of the norm between ``W_O`` and the residual stream (ours)."""
+"""Name of ``z`` divided, position by position, by the scale of the norm between ``W_O`` and the residual stream (ours)."""
 Op = Literal["project_out", "scale"]
 
 
@@ -159,7 +159,7 @@ class Moments:
         labels: Class names, e.g. ``("long", "short")``.
         n: Examples per class.
         positions: Name of the positions averaged over, e.g. ``"think"``.
-        sums: Site kind (or :data:`WRITTEN`) -> ``[labels, layers, width]``, fp32 or wider.
+        sums: Site kind (or ``sites.WRITTEN``) -> ``[labels, layers, width]``, fp32 or wider.
         outer: Site kind -> ``[labels, layers, width, width]``, or empty.
     """
 
@@ -173,9 +173,9 @@ class Moments:
     def __post_init__(self) -> None:
         if len(set(self.labels)) < len(self.labels) or len(self.n) != len(self.labels) or any(n < 0 for n in self.n):
             raise ValueError(f"Moments need classes of different names and one count each, got {self.labels} and {self.n}.")
-        known = (*get_args(Kind), WRITTEN)
-        if unknown := [kind for kind in self.sums if kind not in known]:
-            raise ValueError(f"Moments.sums has the unknown site kind {unknown[0]!r:.40}: expected {', '.join(known)}.")
+        kinds = (*get_args(Kind), WRITTEN)
+        if unknown := [kind for kind in self.sums if kind not in kinds]:
+            raise ValueError(f"Moments.sums has the unknown site kind {unknown[0]!r:.40}: expected {', '.join(kinds)}.")
         if alone := [kind for kind in self.outer if kind not in self.sums]:
             raise ValueError(f"Moments.outer has {alone[0]!r:.40}, which Moments.sums has not.")
         layers = {kind: _checked(f"Moments.sums.{kind}", value, 3).shape[1] for kind, value in self.sums.items()}

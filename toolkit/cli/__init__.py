@@ -14,8 +14,7 @@ __all__ = ["Stopped", "app", "board", "edit", "entropy", "grpo", "lenses", "main
 
 def main() -> None:
     """Run the command line; expected errors become one readable line and exit code 1, Ctrl-C and SIGTERM one line and 130 or 143."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         app()
     except Stopped as stopped:
@@ -26,6 +25,9 @@ def main() -> None:
         text = str(error.args[0] if isinstance(error, KeyError) else error)
         log.print("[bold red]error:[/bold red]", escape(" ".join(text.split())), highlight=False, soft_wrap=True)
         raise SystemExit(1) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(number: int, frame: object) -> None:

@@ -116,7 +116,7 @@ def grpo(
 
     [bold]toolkit grpo -m Qwen/Qwen3-4B -t gsm8k -r pear --lora --set problems=32 --dtype bfloat16 -o runs/pear[/bold]
     """
-    from toolkit import store
+    from toolkit import store, tasks
     from toolkit.jobs import grpo as jobs
 
     if show_list:
@@ -127,6 +127,7 @@ def grpo(
         raise typer.BadParameter("Say where the run goes: --out DIR (or --list for the rewards).")
     if scale not in ("auto", "tiny", "paper"):
         raise typer.BadParameter(f"--scale {scale}: choose auto, tiny or paper.")
+    tasks.check(task, "train", *(("dev",) if evaluate_every else ()))
     store.writable(out_dir)
     tiny = scale == "tiny" or (scale == "auto" and model == "tiny-reasoner")
     found = jobs.recipes.find(reward)

@@ -334,11 +334,12 @@ def longwriter() -> Recipe:
         "longwriter",
         "2506.18841",
         "longwriter",
+        {"unit": "words"},
         advantage="decoupled",
         samples=32,
         max_tokens=14000,
         config={"temperature": 0.8},
-        sources="Notes: 32 rollouts, T .8, 14000 tokens.",
+        sources="Notes: ranges in words, 32 rollouts, T .8, 14000 tokens.",
     )
 
 

@@ -33,9 +33,10 @@ NO_NUMBERS = (
 
 @dataclass(frozen=True)
 class Module:
-    """The source of one module: its hash, and where the names that it imports come from (``names``: module and attribute, or "")."""
+    """The source of one module."""
 
     name: str
+    path: Path
     tree: ast.Module
 
     @cached_property
@@ -86,7 +87,7 @@ def sources() -> Mapping[str, Module]:
     for path in sorted(root.rglob("*.py")):
         parts = ("toolkit", *path.relative_to(root).with_suffix("").parts)
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = Module(name, ast.parse(path.read_text(encoding="utf-8")))
+        found[name] = Module(name, path, ast.parse(path.read_text(encoding="utf-8")))
     return found
 
 

@@ -166,7 +166,7 @@ def _entry(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _dataset(name: str, settings: str, seed: int, size: int) -> Any:
     try:
         return _gym().create_dataset(name, seed=seed, size=size, **json.loads(settings))
-    except (TypeError, AssertionError) as error:  # an unknown field, or a value that the config refuses
+    except (TypeError, ValueError, AssertionError) as error:  # no JSON, an unknown field, or a value that the config refuses
         raise GymError(f"{name} does not take the settings {settings}: {error}.") from error
 
 

@@ -1,0 +1,207 @@
+"""Identities: two things that could give other numbers never share one, and a thing keeps its own from process to process."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import threading
+import types
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+
+from toolkit import identity
+from toolkit.identity import UnknownIdentityError
+
+
+def body(value) -> str:
+    return json.dumps(identity.of(value).body, sort_keys=True)
+
+
+def executed(source: str, **given):
+    """The names that a user's file defines."""
+    names = {"__name__": "<run_path>", **given}
+    exec(compile(source, "mine.py", "exec"), names)
+    return names
+
+
+# --- functions ---------------------------------------------------------------------------------------------------
+
+
+def test_functions_of_one_comprehension_differ_by_what_they_close_over():
+    by_default = [lambda ground, seed, a=a: a for a in (1, 2)]
+    by_closure = [(lambda a: lambda ground, seed: a)(a) for a in (1, 2)]
+    partials = [functools.partial(lambda ground, seed, a: a, a=a) for a in (1, 2)]
+    for one, other in (by_default, by_closure, partials):
+        assert body(one) != body(other)
+    assert body(by_default[0]) == body(lambda ground, seed, a=1: a)
+
+
+def test_two_functions_on_one_line_differ():
+    one, other = lambda ground, seed: seed + 1, lambda ground, seed: seed + 2
+    assert body(one) != body(other)
+
+
+MINE = """
+STRENGTH = 0.5
+def half(x):
+    return scaled(x)
+def scaled(x):
+    return STRENGTH * x
+class Rule:
+    factor = 2
+    def __call__(self, x):
+        return self.factor * x
+def make(ground, seed):
+    return [Rule()(half(y)) for y in (1, 2)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("STRENGTH = 0.5", "STRENGTH = 0.6"), ("return STRENGTH * x", "return -STRENGTH * x"), ("factor = 2", "factor = 3"), ("self.factor * x", "self.factor + x"),
+     ("in (1, 2)", "in (1, 3)")],
+)  # fmt: skip
+def test_a_changed_constant_helper_or_class_changes_the_functions_that_use_it(old, new):
+    assert body(executed(MINE)["make"]) != body(executed(MINE.replace(old, new))["make"])
+
+
+def test_comments_docstrings_and_lines_do_not_count():
+    told = MINE.replace("def half(x):\n", '\n\n# so\ndef half(x):\n    "Half of it."\n')
+    told = told.replace("class Rule:\n", 'class Rule:\n    """A rule."""\n').replace("STRENGTH = 0.5", "STRENGTH = 0.5  # of it")
+    assert told != MINE and body(executed(told)["make"]) == body(executed(MINE)["make"])
+
+
+def test_what_is_read_of_a_module_of_ones_own_counts_and_the_rest_of_it_does_not(monkeypatch):
+    helpers = types.ModuleType("my_helpers")
+    exec("K = 1\nOTHER = 1\ndef scaled(x): return K * x", helpers.__dict__)
+    monkeypatch.setitem(sys.modules, "my_helpers", helpers)
+    makes = [
+        executed("def make(ground, seed): return helpers.scaled(seed)", helpers=helpers)["make"],
+        executed("def make(ground, seed):\n    from my_helpers import scaled\n    return scaled(seed)")["make"],
+    ]
+    before = [body(make) for make in makes]
+    helpers.OTHER = 2
+    assert [body(make) for make in makes] == before
+    helpers.K = 2
+    assert all(body(make) != old for make, old in zip(makes, before, strict=True))
+
+
+def test_functions_that_call_themselves_and_each_other_have_an_identity():
+    names = executed("def even(n): return n == 0 or odd(n - 1)\ndef odd(n): return n != 0 and even(n - 1)")
+    assert body(names["even"]) != body(names["odd"])
+
+
+def test_functions_of_the_toolkit_are_named_and_their_modules_listed():
+    found = identity.of(executed("from toolkit import edits\ndef make(ground, seed): return edits.steering(ground.v, 1.0)")["make"])
+    assert "toolkit.edits" in found.modules and "steering" in json.dumps(found.body)
+
+
+# --- objects -----------------------------------------------------------------------------------------------------
+
+
+class Hidden:
+    """A reward whose repr tells nothing."""
+
+    def __init__(self, price: float) -> None:
+        self.price, self.seen = price, {1, 2}
+
+    def __repr__(self) -> str:
+        return "Hidden()"
+
+
+@dataclass(frozen=True)
+class Priced:
+    price: float
+    weights: dict = field(default_factory=dict)
+
+    @functools.cached_property
+    def doubled(self) -> float:
+        return 2 * self.price
+
+
+def test_objects_are_their_class_and_all_that_they_hold():
+    assert body(Hidden(1.0)) != body(Hidden(2.0)) and body(Hidden(1.0)) == body(Hidden(1.0))
+    assert body(Priced(1.0)) != body(Priced(2.0)) != body(Priced(2.0, {"a": 1}))
+    assert body(Priced(1.0)) != body(Hidden(1.0))
+    held = Hidden(1.0)
+    held.seen.add(3)
+    assert body(held) != body(Hidden(1.0))
+
+
+def test_asking_an_object_for_a_computed_value_does_not_change_it():
+    asked = Priced(1.0)
+    before = body(asked)
+    assert asked.doubled == 2.0 and body(asked) == before
+
+
+def test_values_that_look_alike_differ():
+    values = [
+        1,
+        1.0,
+        True,
+        "1",
+        [1],
+        (1,),
+        {1},
+        b"1",
+        {"1": 1},
+        np.float64(1),
+        np.ones(1),
+        torch.ones(1),
+        torch.ones(1, dtype=torch.float64),
+        None,
+    ]
+    assert len({body(v) for v in values}) == len(values)
+
+
+def test_tensors_and_arrays_are_their_bytes():
+    large = torch.arange(5000.0)
+    changed = large.clone()
+    changed[2500] += 1e-3
+    assert repr(large) == repr(changed) and body(large) != body(changed)
+    assert body(large.numpy()) != body(changed.numpy())
+    assert body(large.to(torch.bfloat16)) != body(large) and body(large[None]) != body(large)
+
+
+def test_a_model_is_its_weights_template_and_tags_and_not_its_name(tiny):
+    named = replace(tiny, name="another")
+    assert body(named) == body(tiny) and body(replace(tiny, tags=None)) != body(tiny)
+    make = executed("def make(ground, seed): return reached", reached=tiny)["make"]
+    assert tiny.fingerprint in body(make)
+
+
+@pytest.mark.parametrize("value", [threading.Lock(), (x for x in ()), sys.stdout], ids=["lock", "generator", "file"])
+def test_what_cannot_be_known_is_an_error_that_names_the_remedy(value):
+    with pytest.raises(UnknownIdentityError, match=r"make > inner.*identity=\{\.\.\.\}") as told:
+        identity.of(executed("def make(ground, seed, f=None): return inner", inner=value)["make"])
+    assert len(str(told.value)) <= 400
+    assert identity.of(lambda ground: value, strict=False).body  # to find modules only
+
+
+ELSEWHERE = """
+import json, torch
+from toolkit import identity
+from toolkit.board import asked, ruled, trained
+from toolkit.grpo import recipes
+from functools import partial
+NAMES = {"some", "names", "in", "a", "set"}
+def polite(messages): return [*messages, sorted(NAMES)]
+class Price:
+    def __init__(self): self.names = frozenset(NAMES)
+    def __call__(self, batch): return batch
+SPECS = [asked("a", polite), ruled("b", partial(polite, k=NAMES)), trained("c", recipes.plain("pear"), reward=Price())]
+TOLD = json.dumps([spec.known.body for spec in SPECS], sort_keys=True)
+"""
+
+
+def test_identities_are_the_same_in_every_process():
+    other = {**os.environ, "PYTHONHASHSEED": "12345"}
+    run = subprocess.run([sys.executable, "-c", f"{ELSEWHERE}\nprint(TOLD)"], capture_output=True, text=True, check=True, env=other)
+    told = executed(ELSEWHERE)["TOLD"]
+    assert run.stdout.strip() == told and "0x" not in told and "some" in told
