@@ -174,7 +174,8 @@ def test_results_of_other_code_are_said_in_one_line_measured_again_and_kept(chan
     said: list[str] = []
 
     def again():
-        said.clear(), measured.clear()
+        said.clear()
+        measured.clear()
         board.run(board.Ground(tiny, sizes, tmp_path, said.append), specs, progress=False)
         return sorted(measured)
 

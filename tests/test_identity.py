@@ -33,12 +33,13 @@ def executed(source: str, **given):
 # --- functions ---------------------------------------------------------------------------------------------------
 
 
-def test_functions_of_one_comprehension_differ_by_what_they_close_over():
-    def closing(a):
-        return lambda ground, seed: a
+def closing_over(a):
+    return lambda ground, seed: a
 
+
+def test_functions_of_one_comprehension_differ_by_what_they_close_over():
     by_default = [lambda ground, seed, a=a: a for a in (1, 2)]
-    by_closure = [closing(a) for a in (1, 2)]
+    by_closure = [closing_over(a) for a in (1, 2)]
     partials = [functools.partial(lambda ground, seed, a: a, a=a) for a in (1, 2)]
     for one, other in (by_default, by_closure, partials):
         assert body(one) != body(other)
