@@ -59,9 +59,29 @@ def test_lenses_that_only_share_a_layer_agree_by_chance_within_it(provenance):
     layer[1] = 10
     found = {name: scores_of(layer + rng.normal(size=(4, 8)), provenance) for name in ("a", "b")}
     row = jobs.agreement(found, 4).iloc[0]
-    assert row["p_in_layer"] > 0.2
+    assert row["p_in_layer"] > 0.2 and row["p_holm"] == row["p_in_layer"], "one pair: nothing to correct"
     assert row["p"] < row["p_in_layer"]
     assert row["p_spearman"] < 0.05 < row["p_spearman_in_layer"]
+
+
+def test_the_corrected_p_rarely_calls_lenses_alike_that_merely_like_the_same_layers(provenance):
+    """The free permutation does so in about half of all cases."""
+    rng, free, corrected = np.random.default_rng(0), [], []
+    for trial in range(60):
+        liked = 2 * rng.normal(size=(8, 1))
+        some = {name: scores_of(liked + rng.normal(size=(8, 8)), provenance) for name in "ab"}
+        row = jobs.agreement(some, 6, times=300, seed=trial).iloc[0]
+        free.append(row["p"] <= 0.05)
+        corrected.append(row["p_holm"] <= 0.05)
+    assert np.mean(corrected) <= 0.1 and np.mean(free) > 0.3
+
+
+def test_heads_that_tie_at_the_cut_are_shared_by_chance_only(provenance):
+    """Two lenses that tell no head from another do not agree, whatever heads come first."""
+    flat = {name: scores_of(np.zeros((2, 4)), provenance) for name in "ab"}
+    row = jobs.agreement(flat, 2, times=50).iloc[0]
+    assert row["shared"] == pytest.approx(row["expected"]) and row["p_holm"] == 1.0
+    assert np.isnan(row["spearman"]) and np.isnan(row["p_spearman"])
 
 
 def test_p_within_a_layer_equals_all_permutations_by_hand(provenance):

@@ -93,6 +93,16 @@ def test_a_mean_over_problems_weighs_problems_alike_whatever_their_rows():
         stats.over_problems([], [])
 
 
+def test_an_interval_of_what_does_not_vary_says_so_and_excludes_nothing():
+    found = stats.bootstrap(stats.mean_of(np.full((5, 2), 0.5)), 5)
+    assert str(found) == "0.5 (no variance)" and not found.excludes_zero
+
+
+def test_a_permutation_p_value_is_never_0_and_what_was_not_judged_is_no_test():
+    assert stats.permutation_p(np.zeros(99, bool)) == 0.01
+    assert stats.holm(np.array([0.01, np.nan, 0.04])) == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
+
+
 def test_no_problems_are_refused():
     with pytest.raises(ValueError, match="No problems to estimate from"):
         stats.bootstrap(stats.mean_of(np.zeros((0, 2))), 0)
@@ -102,13 +112,17 @@ def test_no_problems_are_refused():
 
 
 def naive_shortest(correct: np.ndarray, lengths: np.ndarray, share: float) -> float:
-    """The published metric: for each sample index sort the responses by length, take floor(p N), average over indices."""
+    """The published metric: for each sample index sort the responses by length, take floor(p N), average over indices. Of responses as
+    long as the last one taken, as many as are still needed are taken at random: each counts by that chance."""
     problems, samples = lengths.shape
     keep = max(1, math.floor(Fraction(str(share)) * problems))
     accuracies = []
     for s in range(samples):
-        ranked = sorted(range(problems), key=lambda i: (lengths[i, s], i))
-        accuracies.append(sum(correct[i, s] for i in ranked[:keep]) / keep)
+        cut = sorted(lengths[:, s])[keep - 1]
+        sure = [i for i in range(problems) if lengths[i, s] < cut]
+        tied = [i for i in range(problems) if lengths[i, s] == cut]
+        chance = (keep - len(sure)) / len(tied)
+        accuracies.append((sum(correct[i, s] for i in sure) + chance * sum(correct[i, s] for i in tied)) / keep)
     return sum(accuracies) / samples
 
 
@@ -121,6 +135,29 @@ def test_shortest_accuracy_equals_the_naive_loop(lengths, share, data):
     index = stats.resamples(n, times=5)
     naive = [naive_shortest(correct[row], lengths[row], share) for row in index]
     assert ours(index) == pytest.approx(naive)
+
+
+def test_ties_at_the_cut_are_averaged_and_the_estimate_is_in_its_own_interval():
+    """Ten short, ninety tied: the shortest fifth takes ten of the tied, half of which are right."""
+    lengths = np.r_[np.full(10, 10.0), np.full(90, 20.0)][:, None]
+    correct = np.r_[np.ones(55), np.zeros(45)][:, None]
+    for order in (np.arange(100), np.arange(100)[::-1]):
+        e = stats.bootstrap(stats.shortest_accuracy(correct[order], lengths[order], 0.2), 100)
+        assert e.mean == pytest.approx(0.75) and e.low < 0.75 < e.high
+
+
+@given(lengths=lengths_of, keep=st.integers(1, 12), data=st.data())
+def test_the_smallest_are_the_mean_over_all_orders_of_ties(lengths, keep, data):
+    values = data.draw(hnp.arrays(float, lengths.shape, elements=st.floats(-2, 2, allow_subnormal=False)))
+    keep, rng = min(keep, lengths.shape[1]), np.random.default_rng(0)
+    ours = stats.smallest(values, lengths, keep)
+    shuffled = rng.permuted(np.tile(np.arange(lengths.shape[1]), (4, 1)), axis=1)
+    assert all(stats.smallest(values[:, order], lengths[:, order], keep) == pytest.approx(ours) for order in shuffled)
+    for row, lengths_row, mean in zip(values, lengths, ours, strict=True):
+        cut = np.sort(lengths_row)[keep - 1]
+        ends = np.sort(row[lengths_row == cut])
+        sure, drawn = row[lengths_row < cut].sum(), keep - (lengths_row < cut).sum()
+        assert (sure + ends[:drawn].sum()) / keep - 1e-9 <= mean <= (sure + ends[::-1][:drawn].sum()) / keep + 1e-9
 
 
 @pytest.mark.parametrize("share", evaluate.SHORTEST)
