@@ -30,8 +30,11 @@ test: lint check-types ## set up, then lint, check types and run every test (JOB
 	$(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS)) $(ARGS)
 
 torture: export HF_HUB_OFFLINE = 1
-torture: $(VENV)/.test ## alter every kind of file in every way we know and read it; figures in runs/torture/
+torture: $(VENV)/.test ## kill every command 1,000 times, alter every kind of file, damage 100 models; figures in runs/torture/
+	@mkdir -p runs/torture
+	$(BIN)/python tests/torture.py --kills 1000 --report runs/torture/kills.json
 	$(BIN)/python tests/fuzz.py --all --report runs/torture/fuzz.json
+	$(BIN)/python tests/damage_models.py --all
 
 bench: $(VENV)/.test $(BENCH)/.peers ## measure speed beside the peers (QUICK=1: under 5 minutes; ONLY=collect,grpo; DEVICE=cuda; KEEP=1)
 	$(BIN)/python tests/benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) \
