@@ -112,7 +112,7 @@ def moments() -> Moments:
 # --- rollouts ------------------------------------------------------------------------------------------------
 
 HEADER = {"model": "tiny-reasoner", "interventions": [], "eos_ids": [2], "template": "t", "tags": None, "problems": "p",
-          "sampling": {"temperature": 1.0, "seed": 0}}  # fmt: skip
+          "sampling": {"n": 2, "temperature": 1.0, "seed": 0}}  # fmt: skip
 COLUMNS = {"problem_id": str, "sample": int, "prompt_len": int, "finish": str, "text": str, "correct": bool, "think_start": int,
            "think_stop": int, "answer_start": int, "answer_stop": int}  # fmt: skip
 

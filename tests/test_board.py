@@ -373,9 +373,12 @@ def test_a_board_that_is_killed_while_a_policy_is_written_or_measured_goes_on(ti
     def die(*_):
         raise Killed
 
+    def die_at_rows(table, path):
+        return die() if path.name == measure.ROWS else real[1](table, path)
+
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(lms.LM, "save", die if when == "written" else real[0])
-        patch.setattr(measure.store, "save_table", die if when == "measured" else real[1])
+        patch.setattr(measure.store, "save_table", die_at_rows if when == "measured" else real[1])
         board.run(board.Ground(tiny, sizes, tmp_path), specs[1:], progress=False)
     sampled = list(tmp_path.glob("results/*/rollouts-*/part-*"))
     assert bool(sampled) == (when == "measured") and bool(list(tmp_path.glob("trained/*/model/*"))) == (when == "measured")

@@ -99,7 +99,8 @@ def test_a_point_of_the_board_passes_through_its_own_reward_only(change):
 
 
 @pytest.mark.parametrize(
-    "module", ["toolkit.tasks.arithmetic", "toolkit.tasks.grading", "toolkit.generate", "toolkit.board.measure", "toolkit.stats"]
+    "module",
+    ["toolkit.tasks.arithmetic", "toolkit.tasks.grading", "toolkit.generate", "toolkit.board.measure", "toolkit.stats.estimates"],
 )
 def test_a_changed_task_judge_or_measurement_makes_everything_judged_by_it_stale(change, module):
     before = point_codes()

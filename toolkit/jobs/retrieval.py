@@ -235,7 +235,7 @@ JUDGED = (
 )  # fmt: skip
 
 
-def _judged(base: ndarray, top: ndarray, noise: Sequence[ndarray], seed: int) -> tuple[float, ...]:
+def _judged(base: ndarray, top: ndarray, noise: Sequence[ndarray], seed: int) -> tuple[float | int, ...]:
     own, unmasked = _of_share([top[0]], seed), _of_change([base[0]], [top[0]], seed)
     random, more = (
         (_of_share([x[0] for x in noise], seed), _of_change([x[0] for x in noise], [top[0]], seed)) if noise else (NOTHING, NOTHING)
