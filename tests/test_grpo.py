@@ -231,9 +231,9 @@ def test_laser_d_is_shown_its_monitoring_set_before_the_first_generation_and_eve
     train(tiny, recipe, easy, plan, extras=Extras(reward=reward))
     assert [step for step, _, _ in shown] == [0, 4, 8], "five generations of two updates each"
     assert len(shown[0][1]) == 5 and all(ids == shown[0][1] for _, ids, _ in shown) and shown[0][2] == [4] * 5
-    halves, again = replace(plan, out=tmp_path / "halves"), Watched(targets=targets)
+    halves, again = replace(plan, out=tmp_path / "halves"), LaserD(targets=targets)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny, recipe, easy, halves, extras=Extras(reward=Watched(targets=targets), callbacks=(Kill(6),)))
+        train(tiny, recipe, easy, halves, extras=Extras(reward=LaserD(targets=targets), callbacks=(Kill(6),)))
     train(tiny, recipe, easy, halves, extras=Extras(reward=again), resume=True)
     assert again.state_dict() == reward.state_dict()
 
