@@ -45,6 +45,8 @@ from toolkit import store
 from toolkit.lm import LM, Condition
 from toolkit.types import Problem, Provenance
 
+MEANT = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+"""Flags of a function that change what it does; those of the file it stands in, such as future imports, do not."""
 READ_IN_PART = frozenset({"toolkit.board.spec"})
 """Modules of the toolkit whose functions count one by one."""
 HOUSEKEEPING = frozenset(
@@ -252,7 +254,7 @@ class _Walk:
         steps = list(dis.get_instructions(code))
         inner = [self._code(step.argval, scope) if isinstance(step.argval, CodeType) else self._argument(step) for step in steps]
         plain = [[step.opname, argument] for step, argument in zip(steps, inner, strict=True)]
-        shape = [code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags, list(code.co_varnames)]
+        shape = [code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags & MEANT, list(code.co_varnames)]
         digest = hashlib.sha256(json.dumps([shape, plain], sort_keys=True).encode()).hexdigest()
         return {"code": digest, "reads": {name: self.named(name, value) for name, value in self._reads(steps, scope)}}
 
