@@ -996,7 +996,7 @@ def test_a_name_with_a_colon_stays_one_yaml_value(llama):
 def test_the_card_of_an_edited_model_names_any_base_as_one_yaml_string(llama, name):
     plan = Plan((HeadEdit(0, 0, "scale", 1.0),), None, "p", llama.provenance())
     empty = pd.DataFrame()
-    assert front_matter(report.model_card(name, plan, empty, empty))["base_model"] == name
+    assert front_matter(report.model_card(name, plan, empty, empty, on="."))["base_model"] == name
 
 
 @pytest.mark.parametrize(
