@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= 1
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))' 2> /dev/null || echo 1)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -26,8 +26,9 @@ demo: $(VENV)/.base ## set up and run the main job on the tiny reasoner; writes 
 
 test: export HF_HUB_OFFLINE = 1
 test: export TOOLKIT_FAST = 1
-test: lint check-types ## set up, then lint, check types and run every test (JOBS=2: two at a time)
-	$(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS)) $(ARGS)
+test: export OMP_NUM_THREADS = 1
+test: lint check-types ## set up, then lint, check types and run every test, one per core up to four at a time (JOBS=1: one)
+	$(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 torture: export HF_HUB_OFFLINE = 1
 torture: $(VENV)/.test ## kill every command 1,000 times, alter every kind of file, damage 100 models; figures in runs/torture/
