@@ -26,7 +26,7 @@ def body(value) -> str:
 def executed(source: str, **given):
     """The names that a user's file defines."""
     names = {"__name__": "<run_path>", **given}
-    exec(compile(source, "mine.py", "exec"), names)
+    exec(compile(source, "mine.py", "exec", dont_inherit=True), names)
     return names
 
 
@@ -73,6 +73,59 @@ def make(ground, seed):
 )  # fmt: skip
 def test_a_changed_constant_helper_or_class_changes_the_functions_that_use_it(old, new):
     assert body(executed(MINE)["make"]) != body(executed(MINE.replace(old, new))["make"])
+
+
+KINDS = """
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+import functools
+class Strength(Enum):
+    half = 0.5
+    def __str__(self): return "half"
+@dataclass(frozen=True)
+class Words:
+    a: int = 1
+    b: int = 2
+    words: list = field(default_factory=lambda: ["quick"])
+    def __call__(self, x): return [self.a, self.words]
+class Quick(NamedTuple):
+    n: int
+    def __call__(self, x): return x + self.n
+class Listed(list):
+    def __call__(self, x): return x + 1
+class Decorated:
+    def __init__(self, f, price): functools.update_wrapper(self, f); self.price = price
+    def __call__(self, x): return self.price * self.__wrapped__(x)
+def enum(x, strength=Strength.half): return strength.value * x
+def dataclass_(x): return Words(1, 2)(x)
+quick, listed, decorated = Quick(3), Listed([1]), Decorated(lambda x: x, 1.0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [("enum", "half = 0.5", "half = 0.6"), ("dataclass_", '["quick"]', '["slow"]'), ("dataclass_", "a: int = 1\n    b: int = 2", "b: int = 2\n    a: int = 1"),
+     ("quick", "x + self.n", "x - self.n"), ("listed", "x + 1", "x + 2"), ("decorated", "self.price *", "self.price +"), ("decorated", ", 1.0)", ", 2.0)")],
+)  # fmt: skip
+def test_a_changed_method_default_or_field_order_changes_what_is_made_of_the_class(name, old, new):
+    assert KINDS.count(old) == 1 and body(executed(KINDS)[name]) == body(executed(KINDS)[name])
+    assert body(executed(KINDS)[name]) != body(executed(KINDS.replace(old, new))[name])
+
+
+def test_helpers_that_share_helpers_are_looked_at_once():
+    lines = ["def a0(x): return x", "def b0(x): return -x"]
+    lines += [f"def {f}{n}(x): return a{n - 1}(x) {op} b{n - 1}(x)" for n in range(1, 40) for f, op in (("a", "+"), ("b", "-"))]
+    told = body(executed("\n".join(lines))["a39"])
+    assert len(told) < 50_000 and told != body(executed("\n".join([*lines[:-1], lines[-1].replace("-", "*")]))["b39"])
+
+
+def test_installed_packages_are_named_with_their_version_wherever_they_lie(monkeypatch, tmp_path):
+    assert {"class": "torch.nn.modules.linear.Linear", "version": f"torch {torch.__version__}"} == identity.of(torch.nn.Linear).body
+    elsewhere = types.ModuleType("lab_package")
+    elsewhere.__file__ = str(tmp_path / "dist-packages" / "lab_package" / "__init__.py")
+    monkeypatch.setitem(sys.modules, "lab_package", elsewhere)
+    assert not identity.is_own("lab_package") and identity.is_own("test_identity")
 
 
 def test_comments_docstrings_and_lines_do_not_count():

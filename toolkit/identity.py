@@ -3,10 +3,10 @@
 ``of(value)`` holds everything that what the value does depends on. A function is its code (docstring, comments and line numbers do not
 count), the values it closes over, its defaults, and every global it reads, so that a changed helper or constant changes it. Objects are
 their class and fields, tensors their bytes, models their fingerprint. A memory address is never part of it. Functions and classes of
-the toolkit are named, and their modules listed, for :func:`store.modules_of`; those of installed packages are named.
+the toolkit are named, and their modules listed, for :func:`store.modules_of`; those of installed packages are named with their version.
 
-Known limits: a file that a function reads, an attribute that it looks up by a computed name, and the version of Python (bytecode
-differs between versions: what is kept under it is made again).
+Known limits: a file that a function reads, an attribute that it looks up by a computed name, the versions of torch and transformers, and
+the version of Python (bytecode differs between versions: what is kept under it is made again).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from importlib import metadata
 from pathlib import Path, PurePath
 from types import (
     BuiltinFunctionType,
@@ -31,6 +32,7 @@ from types import (
     CodeType,
     FunctionType,
     GetSetDescriptorType,
+    MappingProxyType,
     MethodDescriptorType,
     MethodType,
     ModuleType,
@@ -77,6 +79,8 @@ HOUSEKEEPING = frozenset(
         "__non_callable_proto_members__",
     ]
 )
+PACKAGES = frozenset({"site-packages", "dist-packages"})
+CONTAINERS = (list, tuple, set, frozenset, dict, MappingProxyType)
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 REMEDY = "Give the condition identity={...}: everything its numbers depend on (for one made by a function: dataclasses.replace(condition, identity={...}))."
 
@@ -133,9 +137,21 @@ def is_own(module: str | None) -> bool:
     top = (module or "").partition(".")[0]
     if (top in sys.stdlib_module_names and top != "__main__") or top in ("toolkit", "builtins"):
         return False
-    file = getattr(sys.modules.get(top), "__file__", None)
-    installed = (Path(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
-    return file is None or not any(Path(file).is_relative_to(place) for place in installed)
+    file = Path(getattr(sys.modules.get(top), "__file__", None) or "")
+    # Environments that see the system's packages, and users', install in further places of these names.
+    return not (PACKAGES & {*file.parts}) and not any(file.is_relative_to(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
+
+
+@functools.cache
+def _version(module: str) -> str:
+    """Version of the installed package that a module is of; "" for those of Python and the toolkit, which has hashes of its own."""
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or top in ("toolkit", "builtins"):
+        return ""
+    return ", ".join(f"{name} {metadata.version(name)}" for name in sorted({*_distributions().get(top, ())}))
+
+
+_distributions = functools.cache(metadata.packages_distributions)
 
 
 class _Walk:
@@ -144,12 +160,17 @@ class _Walk:
     def __init__(self, strict: bool) -> None:
         self.strict, self.modules = strict, set[str]()
         self.open: dict[int, int] = {}  # what is being looked at now -> how deep: a value may refer to itself
+        self.seen: dict[int, int] = {}  # functions and classes that were looked at -> how many were before
         self.where: list[str] = []
 
     def of(self, value: Any) -> Any:
         """The body of a value."""
         if value is None or type(value) in (bool, int, float, str):
             return value
+        if id(value) in self.seen:  # helpers that call common helpers would be walked as often as there are ways to them
+            return {"seen": self.seen[id(value)]}
+        if isinstance(value, FunctionType | type):
+            self.seen[id(value)] = len(self.seen)
         if id(value) in self.open:
             return {"again": self.open[id(value)]}
         self.open[id(value)] = len(self.open)
@@ -185,17 +206,19 @@ class _Walk:
                 return {"provenance": value.fingerprint}
             case torch.Tensor() | np.ndarray() | bytes() | bytearray():
                 return _numbers(value)
-            case Enum() | torch.dtype() | torch.device() | PurePath() | range() | complex():
+            case Enum():
+                return {"enum": self.of(type(value)), "name": value.name, "value": self.of(value.value)}
+            case torch.dtype() | torch.device() | PurePath() | range() | complex():
                 return {type(value).__name__: str(value)}
             case MethodType() | functools.partial() | property() | classmethod() | staticmethod() | functools.cached_property():
                 return self._wrapper(value)
-            case list() | tuple() | set() | frozenset() | Mapping():
-                return self._container(value)
+        if type(value) in CONTAINERS:  # a class of one's own that is a list or a named tuple may have methods
+            return self._container(value)
         if isinstance(value, BuiltinFunctionType | MethodDescriptorType | WrapperDescriptorType | GetSetDescriptorType):
             bound = getattr(value, "__self__", None)
             own = None if bound is None or isinstance(bound, ModuleType) else self.of(bound)
             return {"builtin": f"{getattr(value, '__module__', '')}.{value.__qualname__}", "of": own}
-        if hasattr(value, "__wrapped__"):  # functools.cache, for one
+        if isinstance(value, functools._lru_cache_wrapper):
             return {"wrapper": type(value).__qualname__, "of": self.of(value.__wrapped__)}
         return self._object(value)
 
@@ -203,10 +226,14 @@ class _Walk:
         kind = type(value).__name__
         if isinstance(value, Mapping):
             return {kind: [[self.of(k), self.named(str(k), v)] for k, v in value.items()]}
-        parts = [self.of(v) for v in value]
-        return {
-            kind: sorted(parts, key=lambda part: json.dumps(part, sort_keys=True)) if isinstance(value, set | frozenset) else parts
-        }
+        if not isinstance(value, set | frozenset):
+            return {kind: [self.of(v) for v in value]}
+        parts, before = [], self.seen
+        for v in value:  # each as if it were the first: the order of a set is not the same in every process
+            self.seen = dict(before)
+            parts.append(self.of(v))
+        self.seen = before
+        return {kind: sorted(parts, key=lambda part: json.dumps(part, sort_keys=True))}
 
     def _wrapper(self, value: Any) -> Any:
         match value:
@@ -234,7 +261,7 @@ class _Walk:
             self.modules.add(f.__module__)
         own = is_own(f.__module__)
         if not own and _reached(f) is f:
-            return {"function": name}
+            return {"function": name, "version": _version(f.__module__)}
         self.where.append(f.__name__)
         closed = dict(zip(f.__code__.co_freevars, f.__closure__ or (), strict=True))
         filled = {k: self.named(k, _content(cell)) for k, cell in closed.items()}
@@ -295,7 +322,7 @@ class _Walk:
         if name in store.sources():
             self.modules.add(name)
         if not is_own(name):
-            return {"module": name}
+            return {"module": name, "version": _version(name)}
         kept = {k: v for k, v in sorted(vars(module).items()) if not k.startswith("__") and not isinstance(v, ModuleType)}
         return {"module": name, "holds": {k: self.named(f"{name}.{k}", v) for k, v in kept.items()}}
 
@@ -304,8 +331,9 @@ class _Walk:
         if cls.__module__ in store.sources():
             self.modules.add(cls.__module__)
         if not is_own(cls.__module__):
-            return {"class": name}
+            return {"class": name, "version": _version(cls.__module__)}
         made = dataclasses.is_dataclass(cls)
+        fields = [(f.name, f.default, f.default_factory, f.init, f.kw_only) for f in dataclasses.fields(cls)] if made else []
         own = {
             k: self.named(f"{cls.__qualname__}.{k}", v)
             for k, v in sorted(vars(cls).items())
@@ -314,14 +342,15 @@ class _Walk:
             and type(v).__name__ != "member_descriptor"
             and not (made and isinstance(v, FunctionType) and v.__code__.co_filename == "<string>")
         }
-        return {"class": cls.__qualname__, "bases": [self.of(base) for base in cls.__bases__], "holds": own}
+        bases = [self.of(base) for base in cls.__bases__]
+        return {"class": cls.__qualname__, "bases": bases, "fields": self.of(fields), "holds": own}
 
     # --- objects -------------------------------------------------------------------------------------------------
 
     def _object(self, value: Any) -> Any:
         """An object by its class and what it holds: the fields of a dataclass, else what pickle would keep."""
         cls = type(value)
-        if dataclasses.is_dataclass(cls):
+        if dataclasses.is_dataclass(cls) and cls.__getstate__ is object.__getstate__:
             fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(cls)}
             held = _held(cls, {**getattr(value, "__dict__", {}), **fields})
             return {"object": self.of(cls), "holds": {k: self.named(f"{cls.__name__}.{k}", v) for k, v in held.items()}}
