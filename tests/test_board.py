@@ -14,11 +14,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from toolkit import board, cli, edits, generate, store, tasks
+from toolkit import board, cli, edits, generate, origins, store, tasks
 from toolkit import lm as lms
 from toolkit.baselines import Budget, Instruction
-from toolkit.board import Sizes, Spec, Training, default, measure, running
+from toolkit.board import Sizes, Spec, Training, default, measure, reading, running
 from toolkit.board.metrics import METRICS
+from toolkit.evaluate import OverlapError
 from toolkit.grpo import recipes
 from toolkit.identity import UnknownIdentityError
 from toolkit.lm import Condition, ThinkTags
@@ -113,8 +114,7 @@ def test_an_unknown_family_is_refused():
 OWN = """
 from toolkit.board import Spec, default, trained
 from toolkit.grpo import recipes
-from toolkit.identity import UnknownIdentityError
-from toolkit.lm import Condition, ThinkTags
+from toolkit.lm import Condition
 
 half = Spec("half strength", "edit", lambda ground, seed: Condition(__import__("toolkit").edits.apply(ground.lm, ground.plan(0.5))), note="mine")
 CONDITIONS = [*default.CONDITIONS, half, trained("my price", recipes.plain("length_penalty", alpha=0.2))]
@@ -135,8 +135,7 @@ def test_a_file_of_ones_own_extends_the_board_in_a_few_lines(ground, tmp_path):
 COMPREHENSION = """
 from toolkit.board import Spec, base
 from toolkit.edits import steering
-from toolkit.identity import UnknownIdentityError
-from toolkit.lm import Condition, ThinkTags
+from toolkit.lm import Condition
 CONDITIONS = [base(), *(Spec(f"mine {a:+g}", "steer", lambda ground, seed, a=a: Condition(ground.lm, (steering(ground.thinkedit, a),))) for a in (-3.0, 3.0))]
 """
 
@@ -196,15 +195,79 @@ def test_one_condition_under_two_names_is_refused(pair):
     assert len(board.checked([board.base(), *apart])) == 3
 
 
-@pytest.mark.parametrize(
-    "of", [lambda v: board.ruled("x", v), lambda v: board.asked("x", v), lambda v: board.trained("x", recipes.drpo(), reward=v)]
-)
+@pytest.mark.parametrize("of", [lambda v: board.ruled("x", v), lambda v: board.asked("x", v), lambda v: board.during("x", v)])
 def test_a_condition_whose_identity_cannot_be_known_is_refused_with_the_remedy(of):
     spec = of(partial(max, threading.Lock()))
     with pytest.raises(UnknownIdentityError, match=r"'x'.*identity=\{\.\.\.\}") as told:
         board.checked([board.base(), spec])
     assert len(str(told.value)) <= 400
     assert board.checked([board.base(), replace(spec, identity={"version": 1})])
+
+
+class Locked(Correctness):
+    """A reward that holds a lock."""
+
+    def __init__(self, price: float) -> None:
+        self.price, self.lock = price, threading.Lock()
+
+
+class Known(Locked):
+    """It says what it depends on."""
+
+    def __getstate__(self):
+        return {"price": self.price}
+
+
+def test_a_reward_that_is_not_known_by_its_values_is_refused_at_once_with_a_remedy_that_works(ground):
+    with pytest.raises(UnknownIdentityError, match=r"'x': its reward.*lock.*__getstate__") as told:
+        board.trained("x", recipes.drpo(), reward=Locked(0.1))
+    assert len(str(told.value)) <= 400
+    specs = [board.trained("x", recipes.drpo(), reward=Known(price)) for price in (0.1, 0.2, 0.2)]
+    folders = [ground.folder_of(recipes.drpo(), 0, spec.make.keywords["reward"]) for spec in specs]
+    assert folders[0] != folders[1] == folders[2]
+
+
+def test_one_checkpoint_trained_elsewhere_is_one_seed_and_is_not_judged(ground, found):
+    mine = Spec("mine", "trained", lambda ground, seed: Condition(ground.lm))
+    given = reading.measured(ground, few())
+    table = reading.Table({"base": given["base"], "mine": replace(given["steered -0.5"], spec=mine)})
+    effects = reading.estimates(table, "mine")[1]
+    assert np.isnan(effects["think_tokens"].p) and effects["think_tokens"].note.startswith("1 seed")
+
+
+def test_a_condition_made_from_problems_that_the_board_judges_on_is_refused(ground, tmp_path):
+    ids = [p.id for p in ground.problems[:3]]
+    seen = replace(ground.lm, made_from=(origins.record(ids, task="arithmetic"),))
+    mine = Spec("mine", "edit", lambda ground, seed: Condition(seen), identity={"mine": 1})
+    with pytest.raises(OverlapError, match="'mine' was made from 3 of the"):
+        board.run(replace(ground, out=tmp_path), [mine], progress=False)
+
+
+MAKES = """
+import torch
+from toolkit.board import Spec, base
+from toolkit.lm import Condition
+from toolkit.baselines import Budget
+MADE = {}
+def once(ground, seed):
+    return Condition(ground.lm, rules=(MADE.setdefault("budget", Budget(7)),))
+def anew(ground, seed):
+    return Condition(ground.lm, rules=(Budget(int(torch.randint(1, 10**9, ()))),))
+CONDITIONS = [base(), Spec("mine", "decode", FUNCTION)]
+"""
+
+
+def test_what_a_function_fills_when_it_is_called_does_not_change_its_key(ground, tmp_path):
+    (tmp_path / "mine.py").write_text(MAKES.replace("FUNCTION", "once"))
+    one, other = (board.checked(board.read(tmp_path / "mine.py")[0])[1] for _ in range(2))
+    assert [one.key(ground, 0), one.key(ground, 0)] == [other.key(ground, 0)] * 2
+
+
+def test_a_function_that_makes_something_else_at_every_call_is_refused_before_it_is_measured(ground, tmp_path):
+    (tmp_path / "mine.py").write_text(MAKES.replace("FUNCTION", "anew"))
+    specs = board.checked(board.read(tmp_path / "mine.py")[0])
+    with pytest.raises(UnknownIdentityError, match=r"'mine': its function makes another .* each time.*identity=\{\.\.\.\}"):
+        running.run(replace(ground, out=tmp_path), specs[1:], progress=False)
 
 
 class Priced(Correctness):

@@ -83,6 +83,12 @@ def test_a_changed_reward_makes_its_own_policies_stale_and_a_changed_trainer_or_
     assert stale(before, policy_codes()) == of
 
 
+def test_a_constant_that_a_function_reads_is_part_of_its_code(change):
+    before = store.modules_of("toolkit.jobs.grpo:_one")
+    change("toolkit.jobs.grpo", "HARD = (6, 7, 8)", "HARD = (7, 8)")
+    assert store.modules_of("toolkit.jobs.grpo:_one") != before
+
+
 def test_a_recipe_that_is_added_or_changed_makes_no_other_policy_stale(change):
     before = policy_codes()
     change("toolkit.grpo.recipes", "def length_penalty_mild", "def another():\n    return 1\n\n\ndef length_penalty_mild")

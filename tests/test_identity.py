@@ -149,6 +149,13 @@ def test_what_is_read_of_a_module_of_ones_own_counts_and_the_rest_of_it_does_not
     assert all(body(make) != old for make, old in zip(makes, before, strict=True))
 
 
+def test_words_of_an_act_are_the_same_in_every_process_and_tell_two_functions_apart():
+    one, other = (executed(f"def polite(messages): return [*messages, {n}]")["polite"] for n in (1, 2))
+    assert identity.in_words(one) == identity.in_words(executed("def polite(messages): return [*messages, 1]")["polite"])
+    assert identity.in_words(one).startswith("polite ") and "0x" not in identity.in_words(one) != identity.in_words(other)
+    assert identity.in_words(Hidden(1.0)) == "Hidden()"
+
+
 def test_functions_that_call_themselves_and_each_other_have_an_identity():
     names = executed("def even(n): return n == 0 or odd(n - 1)\ndef odd(n): return n != 0 and even(n - 1)")
     assert body(names["even"]) != body(names["odd"])

@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 from numpy import ndarray
 
-from toolkit import origins, stats, store
+from toolkit import identity, origins, stats, store
 from toolkit.generate import Sampling, facts, rollouts
 from toolkit.lm import LM, Condition
 from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout
 
+ANOTHER_SPLIT = "Judge it on another split (train is for making, test for judging), or say that you want it: allow_overlap=True, --allow-overlap."
 SHORTEST = (0.05, 0.10, 0.20)  # shares of the shortest responses, as in ThinkEdit's tables
 
 
@@ -36,8 +37,13 @@ def made_from(condition: Condition) -> list[origins.Record]:
     return [one for i, one in enumerate(records) if one and one not in records[:i]]
 
 
-def check_held_out(conditions: Mapping[str, Condition], problems: Sequence[Problem], *, allow: bool = False) -> dict[str, int]:
+def check_held_out(
+    conditions: Mapping[str, Condition], problems: Sequence[Problem], *, allow: bool = False, remedy: str = ANOTHER_SPLIT
+) -> dict[str, int]:
     """How many of the problems each condition was made from.
+
+    Args:
+        remedy: What the error says to do.
 
     Raises:
         OverlapError: any at all, unless ``allow``.
@@ -47,8 +53,7 @@ def check_held_out(conditions: Mapping[str, Condition], problems: Sequence[Probl
     for name, same in shared.items():
         if same and not allow:
             raise OverlapError(
-                f"{name!r} was made from {len(same)} of the {len(ids)} problems it would be judged on, such as {same[0][:60]!r}. Judge it on "
-                "another split (train is for making, test for judging), or say that you want it: allow_overlap=True, --allow-overlap."
+                f"{name!r} was made from {len(same)} of the {len(ids)} problems it would be judged on, such as {same[0][:60]!r}. {remedy}"
             )
     return {name: len(same) for name, same in shared.items()}
 
@@ -91,7 +96,7 @@ def compare(
             "model": condition.lm.name,
             "fingerprint": condition.lm.fingerprint,
             "parent": condition.lm.parent,
-            "interventions": condition.acts,
+            "interventions": identity.acts(condition),
             "note": condition.note,
             "made_from": origins.all_words(made_from(condition)),
             "overlap": overlap[name],

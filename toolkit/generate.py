@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
-from toolkit import store
+from toolkit import identity, store
 from toolkit.decode import Batch
 from toolkit.lm import LM, Condition, halving
 from toolkit.phases import Reader, spans
@@ -257,7 +257,7 @@ def _header(condition: Condition, asked: Sequence[Any], sampling: Sampling) -> d
     return {
         "model": condition.lm.name,
         "fingerprint": condition.lm.fingerprint,
-        "interventions": condition.acts,
+        "interventions": identity.acts(condition),
         "eos_ids": sorted(condition.lm.eos_ids),
         "template": condition.lm.provenance().template_hash,
         **({"switches": dict(condition.lm.template)} if condition.lm.template else {}),

@@ -19,6 +19,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,6 +80,7 @@ HOUSEKEEPING = frozenset(
         "__non_callable_proto_members__",
     ]
 )
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 PACKAGES = frozenset({"site-packages", "dist-packages"})
 CONTAINERS = (list, tuple, set, frozenset, dict, MappingProxyType)
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
@@ -127,6 +129,20 @@ def of_lm(lm: LM) -> dict[str, Any]:
     }
 
 
+def in_words(act: Any) -> str:
+    """What a rule, an intervention or a change of the prompt says of itself; one that has no words of its own, such as a plain function,
+    by its name and a key of what is known of it. The same in every process."""
+    words = str(act)
+    if not ADDRESS.search(words):
+        return words
+    return f"{getattr(act, '__qualname__', type(act).__qualname__)} {store.key(of(act, strict=False).body)}"
+
+
+def acts(condition: Condition) -> list[str]:
+    """What is done to a condition's model, in words that tell conditions of one model apart."""
+    return [in_words(act) for act in (*condition.during, *condition.rules, *([condition.ask] if condition.ask else []))]
+
+
 def of_problems(problems: Sequence[Problem]) -> str:
     """A hash of problems, everything about each, in their order."""
     return store.key(of(list(problems)).body)
@@ -139,7 +155,9 @@ def is_own(module: str | None) -> bool:
         return False
     file = Path(getattr(sys.modules.get(top), "__file__", None) or "")
     # Environments that see the system's packages, and users', install in further places of these names.
-    return not (PACKAGES & {*file.parts}) and not any(file.is_relative_to(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
+    return not (PACKAGES & {*file.parts}) and not any(
+        file.is_relative_to(sysconfig.get_path(name)) for name in ("purelib", "platlib")
+    )
 
 
 @functools.cache

@@ -246,11 +246,6 @@ class Condition:
     rules: tuple[Rule, ...] = ()
     ask: Ask | None = None
 
-    @property
-    def acts(self) -> list[str]:
-        """What is done to the model, in words: they tell conditions of one model apart."""
-        return [str(act) for act in (*self.during, *self.rules, *([self.ask] if self.ask else []))]
-
     @contextmanager
     def active(self):
         """Context in which the interventions act."""

@@ -62,7 +62,9 @@ def judged_on(report: Report) -> str:
             f"NOT held out: {asked}.{origin}; {worst} of these are among the {notes['problems']} judged on ({', '.join(overlap)})."
         )
     if made:
-        return f"Held-out problems: {asked}.{origin}, none of them judged on."
+        unknown = [name for name, about in report.conditions.items() if name != report.base and not about.get("made_from")]
+        rest = f" What {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} made from is not recorded." if unknown else ""
+        return f"Held-out problems: {asked}.{origin}, none of them judged on.{rest}"
     return (
         f"{asked[0].upper()}{asked[1:]}. What the models were made from is not recorded."
         if len(report.conditions) > 1
@@ -188,17 +190,18 @@ Made with reasoning-length-toolkit {p.toolkit_version}. `edit.json` holds the pl
 """
 
 
-def vector_card(direction: Direction, *, table: pd.DataFrame | None = None, figures: Sequence[str] = ()) -> str:
+def vector_card(direction: Direction, *, table: pd.DataFrame | None = None, on: str = "", figures: Sequence[str] = ()) -> str:
     """Markdown card of a folder of ``vectors.folder``: front matter, what the vector is, how to use it, how it measured.
 
     Args:
         table: Conditions by metrics, such as :func:`board` of a comparison; without one the card says that nothing was measured.
+        on: What it was measured on: a sentence of :func:`judged_on`.
         figures: File names of figures in the folder.
     """
     p = direction.provenance
     layers, width = direction.vector.shape
     norms = ", ".join(f"{norm:.3g}" for norm in direction.norms.tolist())
-    measured = "Nothing has been measured with it yet." if table is None else markdown(table)
+    measured = "Nothing has been measured with it yet." if table is None else f"{on}\n\n{markdown(table)}".lstrip()
     return f"""---
 base_model: {_yaml(p.model)}
 library_name: reasoning-length-toolkit

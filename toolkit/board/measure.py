@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from numpy import ndarray
 
-from toolkit import collect, evaluate, stats, store
+from toolkit import collect, evaluate, identity, stats, store
 from toolkit.board.ground import Ground
 from toolkit.board.spec import Spec
 from toolkit.collect import MLP
@@ -39,7 +39,7 @@ IN_POINTS = {"metric": str, "problem_id": str, "value": float}
 IN_SHIFT = dict.fromkeys(("cosine", "low", "high", "random", "size"), float)
 IN_ABOUT = {
     "name": str, "seed": int, "model": str, "fingerprint": str, "parent": str | None, "interventions": list[str], "tokens": int,
-    "seconds": float, "parameters_changed": int, "training_steps": int, "shift": Mapping[str, float],
+    "seconds": float | None, "parameters_changed": int, "training_steps": int, "shift": Mapping[str, float],
 }  # fmt: skip
 PERMUTED = 500  # shuffles of the length classes behind the random directions of a cosine: ours
 WRITERS = 4  # heads whose retrieval is followed
@@ -89,12 +89,18 @@ def place(ground: Ground, spec: Spec, seed: int) -> Path:
 def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Path:
     """Measure one condition from one seed and keep the result, in the folder that is returned; rollouts that were finished before a kill are kept."""
     condition = spec.make(ground, seed)
+    evaluate.check_held_out(
+        {spec.name: condition},
+        [*ground.problems, *ground.unseen],
+        remedy="Leave it out, or make it from problems of the train split.",
+    )
     basis = spec.basis(ground, seed, made=condition)
     folder = ground.out / "results" / basis.key
     # On a CPU other work on the machine must not count.
     clock = time.process_time if ground.lm.device.type == "cpu" else time.perf_counter
     began = clock()
     sampled = folder / f"rollouts-{condition.lm.fingerprint[:12]}"
+    whole = not sampled.exists()
     found = rollouts(condition, ground.problems, ground.sampling, out=sampled, progress=False)
     seconds = clock() - began
     rows = _rows(condition.lm, found, ground.problems)
@@ -107,9 +113,9 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
         "model": condition.lm.name,
         "fingerprint": condition.lm.fingerprint,
         "parent": condition.lm.parent,
-        "interventions": condition.acts,
+        "interventions": identity.acts(condition),
         "tokens": int(rows["response_tokens"].sum()),
-        "seconds": round(seconds, 2),
+        "seconds": round(seconds, 2) if whole else None,  # those of a process that was stopped are not known
         "parameters_changed": _changed(ground.lm, condition.lm),
         "training_steps": spec.steps(ground),
         "shift": references.shift(condition),
@@ -216,7 +222,7 @@ class References:
 
     @property
     def greedy(self) -> Sampling:
-        """Of the haystacks."""
+        """Greedy decoding of the haystacks."""
         return Sampling(temperature=0.0, max_new_tokens=120)
 
     @cached_property

@@ -121,7 +121,7 @@ def estimates(table: Table, name: str) -> tuple[dict[str, Effect], dict[str, Eff
 
 
 def _unbounded(table: Table, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
-    own, paired, seeded = dict[str, Effect](), dict[str, Effect](), table.found[name].spec.seeded
+    own, paired, seeded = dict[str, Effect](), dict[str, Effect](), table.found[name].spec.varies
     for metric in table.problems:
         values = table.value(name, metric)
         for found, rows in ((own, values), (paired, values - table.value(BASE, metric)[0])):
@@ -156,7 +156,7 @@ def cells(table: Table, name: str) -> dict[str, dict[str, Any]]:
     task = base.groupby("problem_id", sort=False)["task"].first().reindex(table.main).to_numpy(str)
     level = levels(base).reindex(table.main).to_numpy(str)
     found: dict[str, dict[str, Any]] = {}
-    seeded = table.found[name].spec.seeded
+    seeded = table.found[name].spec.varies
     for t in ("all", *dict.fromkeys(task)):
         for d in ("all", *LEVELS):
             chosen = ((task == t) | (t == "all")) & ((level == d) | (d == "all"))
@@ -234,7 +234,10 @@ def _number(value: float | None) -> float | None:
 def _about(ground: Ground, table: Table, name: str, own: Mapping[str, Effect]) -> dict[str, Any]:
     found = table.found[name]
     spec, notes = found.spec, [r.about for r in found.results]
-    cost = {k: float(np.mean([note[k] for note in notes])) for k in ("tokens", "seconds", "parameters_changed", "training_steps")}
+    costs = {
+        k: [note[k] for note in notes if note[k] is not None] for k in ("tokens", "seconds", "parameters_changed", "training_steps")
+    }
+    cost = {k: float(np.mean(values)) for k, values in costs.items() if values}
     shifts = [note["shift"] for note in notes if note["shift"]]
     return {
         "family": spec.family,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from toolkit import store
+from toolkit import identity, store
 from toolkit.board.ground import Ground
-from toolkit.board.measure import References, is_measured, measure, unrecorded
+from toolkit.board.measure import References, is_measured, measure, place, unrecorded
 from toolkit.board.spec import Spec, check_distinct
 
 WAIT = 5.0  # seconds between looks at what other processes are doing
@@ -29,8 +30,11 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
 
     Raises:
         ValueError: two conditions have one key.
+        evaluate.OverlapError: a condition was made from problems that it would be judged on.
     """
     todo, references = units(ground, specs), References(ground)
+    for spec in specs:
+        _ = spec.known  # before any condition is made, which may fill what a function reads
     bases = [spec.basis(ground, seed) for spec, seed in todo]
     check_distinct({f"{spec.name}, seed {seed}": basis.key for (spec, seed), basis in zip(todo, bases, strict=True)})
     places = [ground.out / "results" / basis.key for basis in bases]
@@ -48,13 +52,28 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
                 with store.claimed(places[i].with_suffix(".claim")) as mine:
                     if mine and not is_measured(places[i]):
                         bar.set_postfix_str(f"{spec.name}, seed {seed}")
-                        places[i] = measure(ground, spec, seed, references)  # elsewhere if what it makes has changed meanwhile
+                        places[i] = _measured(ground, spec, seed, references, places[i])
                         worked = True
                         bar.update(1)
             if not open_ or not (worked or wait):
                 return
             if not worked:
                 time.sleep(WAIT)
+
+
+def _measured(ground: Ground, spec: Spec, seed: int, references: References, expected: Path) -> Path:
+    """Measure a result, in ``expected`` or elsewhere if what its function makes has changed meanwhile, such as a model at a path.
+
+    Raises:
+        identity.UnknownIdentityError: the function makes something else at every call, so that its result would never be read back.
+    """
+    now = place(ground, spec, seed)
+    if now != expected and place(ground, spec, seed) != now:
+        raise identity.UnknownIdentityError(
+            f"Condition {spec.name[:60]!r}: its function makes another model or intervention each time it is called. Give what is random in it "
+            f"the seed that the function is given. {identity.REMEDY}"
+        )
+    return measure(ground, spec, seed, references)
 
 
 def _say_stale(ground: Ground, open_: Sequence[tuple[Spec, int, store.Basis]]) -> None:

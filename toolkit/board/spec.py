@@ -25,7 +25,7 @@ import runpy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,14 @@ class Spec:
             raise ValueError(f"{self.name!r}: unknown family {self.family!r}, choose one of {', '.join(FAMILIES)}.")
 
     @property
+    def varies(self) -> bool:
+        """Whether another seed could give another result, so that what was measured is one seed of many. A model that was trained
+        somewhere else is one seed, even if no other can be measured here."""
+        return self.seeded or self.family in ("trained", "combined", "control")
+
+    @cached_property
     def known(self) -> Identity:
-        """What it is as far as that is known without the ground.
+        """What it is as far as that is known without the ground: found once, before ``make`` can change what it reads.
 
         Raises:
             identity.UnknownIdentityError: that cannot be known; says what to do.
@@ -282,7 +288,7 @@ def _masked(ground: Ground, seed: int, *, count: int, control: bool) -> Conditio
 
 def ruled(name: str, rule: Rule, paper: str = "") -> Spec:
     """A rule that replaces drawn tokens, such as ``baselines.Budget(20)``."""
-    return _spec(name, "decode", _ruled, {"rule": rule}, paper=paper, note=str(rule))
+    return _spec(name, "decode", _ruled, {"rule": rule}, paper=paper, note=identity.in_words(rule))
 
 
 def _ruled(ground: Ground, seed: int, *, rule: Rule) -> Condition:
@@ -291,7 +297,7 @@ def _ruled(ground: Ground, seed: int, *, rule: Rule) -> Condition:
 
 def during(name: str, act: Intervention, family: str = "decode", paper: str = "") -> Spec:
     """An intervention that needs nothing from the ground, such as ``baselines.Suppress(("w",))``."""
-    return _spec(name, family, _during, {"act": act}, paper=paper, note=str(act))
+    return _spec(name, family, _during, {"act": act}, paper=paper, note=identity.in_words(act))
 
 
 def _during(ground: Ground, seed: int, *, act: Intervention) -> Condition:
@@ -300,7 +306,7 @@ def _during(ground: Ground, seed: int, *, act: Intervention) -> Condition:
 
 def asked(name: str, ask: Ask, paper: str = "") -> Spec:
     """A change of the prompt, such as ``baselines.Instruction("quick")``."""
-    return _spec(name, "prompt", _asked, {"ask": ask}, paper=paper, note=str(ask))
+    return _spec(name, "prompt", _asked, {"ask": ask}, paper=paper, note=identity.in_words(ask))
 
 
 def _asked(ground: Ground, seed: int, *, ask: Ask) -> Condition:
@@ -322,10 +328,15 @@ def trained(
     Args:
         recipe: With its paper's numbers; the ground sizes it.
         reward: A reward object of one's own instead of the recipe's; its class and fields are part of the key.
+
+    Raises:
+        identity.UnknownIdentityError: the reward holds something (a lock, an open file) that is not known by its values.
         merged: Update-selective merging of what training changed (DLER, arXiv 2510.15110).
         edit: Strength of ThinkEdit's edit (ours) of the model that is trained; 0: none.
         steer: Strength of steering along ThinkEdit's direction while thinking, after training; 0: none.
     """
+    if reward is not None:
+        _check_known(name, reward)
     about = {"recipe": recipe, "reward": reward, "merged": merged, "edit": edit, "steer": steer}
     how = [f"{recipe.name}, arXiv {recipe.paper}" if recipe.paper else recipe.name]
     how += ["the largest 25 % of its changes, x 0.7"] * merged + [f"of the edited model (strength {edit:g})"] * bool(edit)
@@ -341,6 +352,17 @@ def trained(
         steps=lambda ground: ground.sizes.training.steps,
         through=lambda: code.modules(recipe, reward=reward),
     )
+
+
+def _check_known(name: str, reward: Any) -> None:
+    """A policy is kept under what its reward is, which an identity of the condition does not replace."""
+    try:
+        identity.of(reward)
+    except identity.UnknownIdentityError as error:
+        raise identity.UnknownIdentityError(
+            f"Condition {name[:60]!r}: its reward cannot be known by its values ({str(error).partition(': its values')[0][:150]}). Give the "
+            "reward's class a __getstate__ that leaves this out and returns all that the reward pays by."
+        ) from error
 
 
 def _trained(ground: Ground, seed: int, *, recipe: Recipe, reward: Any, merged: bool, edit: float, steer: float) -> Condition:

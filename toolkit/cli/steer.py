@@ -177,6 +177,7 @@ def dose(
     columns = ["think_tokens", "accuracy", "closed", "looping", "perplexity", "relative_dose"]
     for name in wide.index.levels[0]:
         show(wide.loc[name][columns], f"{name}: means by strength")
+    out.print(store.read_json(out_dir / "doses.json")["judged_on"], markup=False, highlight=False, soft_wrap=True)
     show(dial.set_index("target"), "As a dial: strength for a target length, and how single responses hit it (percent)")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
 

@@ -324,7 +324,7 @@ def _sections(
         Section("Which heads write it", "High: the head writes towards short in short thinking.", maps),
         Section(
             "What the edit does",
-            "An interval that crosses zero is no effect at this size. Random controls edit other heads of the same layers, or the same heads along random directions of those they can write.",
+            "Where an interval crosses zero, no effect is detectable at this size. Random controls edit other heads of the same layers, or the same heads along random directions of those they can write.",
             tuple(figures.differences(summary, m) for m in ("accuracy", "shortest_20", "shortest_20_same", "think_tokens")),
         ),
         Section("Accuracy against length", "Every condition with 95 % intervals both ways.", (figures.length_accuracy(summary),)),

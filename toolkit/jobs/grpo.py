@@ -253,7 +253,9 @@ def basis(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = None)
     pool = Study(plan.task, plan.pool).load("train", lm)
     own = {} if reward is None else {"reward": identity.of(reward).body}
     lora = {} if plan.lora is None else {"adapter": identity.of(adapter(plan.lora)).body}
-    depends = {**who(lm, recipe, pool), "seed": seed, **plan.identity, **own, **lora}
+    # A loss of its own may be over the rows of a micro-batch, as DRPO's hinge is.
+    rows = {"micro_batch": plan.micro_batch} if recipe.loss else {}
+    depends = {**who(lm, recipe, pool), "seed": seed, **plan.identity, **own, **lora, **rows}
     return store.Basis(json.loads(json.dumps(depends, default=str)), code.modules(recipe, plan.task, reward))
 
 

@@ -21,7 +21,7 @@ from toolkit.lm import LM, Condition, NoThinkTagsError
 from toolkit.methods import phase_entropy, retrieval_heads
 from toolkit.report import Section
 from toolkit.tasks.haystack import Haystack
-from toolkit.types import HeadEdit, HeadScores, Plan, Rollout
+from toolkit.types import HeadEdit, HeadScores, Plan, Problem, Rollout
 
 FEW = 64  # rollouts that every head is masked on, one head after the other: ours
 SHORT, WRITE, COPY, ENTROPY = "short thinking", "write", "copy", "entropy when masked"
@@ -143,7 +143,7 @@ def seen_through(
     (greedy); ``write``, what ``heads`` write towards the answer, together, on the *base's* responses to the haystacks (logits).
     """
     problems = study.load("test", next(iter(judged.values())).lm)
-    evaluate.check_held_out(judged, [*problems, *(h.problem for h in hidden)], allow=study.allow_overlap)
+    evaluate.check_held_out(judged, _problems(judged, study, hidden), allow=study.allow_overlap)
     greedy = replace(study.sampling, n=1, temperature=0.0)
     asked, base_answers = [h.problem for h in hidden], None
     values: dict[str, dict[str, ndarray]] = {}
@@ -165,6 +165,11 @@ def seen_through(
             "write": wrote.reindex([p.id for p in asked]).to_numpy(float),
         }
     return _paired(values, study.seed)
+
+
+def _problems(judged: Mapping[str, Condition], study: Study, hidden: Sequence[Haystack]) -> list[Problem]:
+    """The problems that conditions are judged on."""
+    return [*study.load("test", next(iter(judged.values())).lm), *(h.problem for h in hidden)]
 
 
 def _paired(values: Mapping[str, Mapping[str, ndarray]], seed: int) -> pd.DataFrame:
@@ -204,24 +209,36 @@ def atlas(
     about_found = study.origin("train") if found is None else dict(origin or {})
     found = found or extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
     looked = retrieval.look(lm, search, out=out / "rollouts" / "haystacks", say=say)
+    finding = edit.find(lm, found, edit.DEMO, edit.OURS, origin=about_found)
+    judged = edit.conditions(lm, {edit.OURS: finding}, replace(edit.DEMO, draws=1))
+    judged |= edit.steered(lm, finding.plan.direction or finding.direction, edit.DEMO)
+    hidden = search.haystacks(lm, "test")
+    # Refused before the long part.
+    overlap = evaluate.check_held_out(judged, _problems(judged, study, hidden), allow=study.allow_overlap)
     say(f"masking each of {lm.layout.n_layers * lm.layout.n_heads} heads, and looking at attention patterns")
     scores = lenses(lm, found, looked)
     count = max(2, round(0.1 * lm.layout.n_layers * lm.layout.n_heads))
     say("ThinkEdit's edit and steering, seen through the lenses")
-    finding = edit.find(lm, found, edit.DEMO, edit.OURS, origin=about_found)
-    judged = edit.conditions(lm, {edit.OURS: finding}, replace(edit.DEMO, draws=1))
-    judged |= edit.steered(lm, finding.plan.direction or finding.direction, edit.DEMO)
     top = [h for h in scores[WRITE].ranked()[:count] if scores[WRITE].score[h] > 0]
     tables = {
         "heads": table(scores),
         "overlaps": agreement(scores, count, seed=study.seed),
-        "conditions": seen_through(judged, study, search.haystacks(lm, "test"), top, out=out / "rollouts" / "conditions"),
+        "conditions": seen_through(judged, study, hidden, top, out=out / "rollouts" / "conditions"),
     }
     store.save_table(tables["heads"], out / "heads.parquet")
     made_from = finding.plan.provenance.notes
-    about = {"study": study, "search": search, "top": count, "provenance": lm.provenance(study.seed), "made_from": made_from}
+    about = {
+        "study": study,
+        "search": search,
+        "top": count,
+        "provenance": lm.provenance(study.seed),
+        "made_from": made_from,
+        "overlap": overlap,
+    }
     store.write_json(about | {name: report.records(t) for name, t in tables.items()}, out / "atlas.json")
-    split = f"Short-thinking heads are from {origins.words(made_from)}; conditions are judged on {study.problems} of {study.task} (test)."
+    same = max(overlap.values())
+    held_out = f"NOT held out: {same} of these are among the problems judged on" if same else "none of them judged on"
+    split = f"Short-thinking heads are from {origins.words(made_from)}, {held_out}; conditions are judged on {study.problems} of {study.task} (test)."
     _write_page(lm, scores, tables, (count, split), out / "report.html")
     return Atlas(scores, tables)
 
@@ -246,7 +263,7 @@ def _write_page(
         ),
         Section(
             "An edit seen through the lenses",
-            f"Paired differences to base; an interval that crosses zero is no effect at this size. {split}",
+            f"Paired differences to base; where an interval crosses zero, no effect is detectable at this size. {split}",
             tuple(figures.differences(tables["conditions"], m) for m in ("retrieved", "write", "think_entropy", "answer_entropy")),
         ),
     ]

@@ -34,7 +34,8 @@ def dose_report(
     swept = doses.sweep(lm, both, study.load("dev", lm), study.sampling, plan, out=out / "rollouts")
     dial = doses.targets(swept, name)
     low, high = doses.usable(swept, name)
-    store.write_json({"usable": [low, high], "doses": swept.table.to_dict("records")}, out / "doses.json")
+    on = report.judged_on(swept.report)
+    store.write_json({"usable": [low, high], "judged_on": on, "doses": swept.table.to_dict("records")}, out / "doses.json")
     store.write_json(dial.to_dict("records"), out / "targets.json")
     wide = swept.table.pivot(index=["direction", "strength"], columns="metric", values="mean").loc[[name, doses.RANDOM]]
     shaded = {name: (low, high)}
@@ -55,7 +56,7 @@ def dose_report(
             (figures.targets(dial),),
         ),
     ]
-    intro = f"{lm.name}. {report.judged_on(swept.report)} {study.samples} samples each. {plan.act(v, 1.0)}."
+    intro = f"{lm.name}. {on} {study.samples} samples each. {plan.act(v, 1.0)}."
     report.page(f"Dose-response: {v.estimator}", intro, _flat(wide.round(3)), sections, out / "report.html")
     return wide, dial
 
@@ -65,30 +66,32 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
     return table.set_index(pd.Index([f"{name} {strength:+g}" for name, strength in table.index], name="dose"))
 
 
-def kept_doses(directory: str | Path) -> pd.DataFrame:
-    """The table that :func:`dose_report` wrote into ``directory``, one row per direction, strength and metric.
+def kept_doses(directory: str | Path) -> tuple[pd.DataFrame, str]:
+    """The table that :func:`dose_report` wrote into ``directory``, one row per direction, strength and metric, and the sentence on the
+    problems it was measured on ("" in files of 0.1.0).
 
     Raises:
         FileNotFoundError: no ``doses.json`` there.
         store.DamagedFileError: it is not such a table; names the row.
     """
     path, remedy = Path(directory) / "doses.json", "Give the directory of a finished `toolkit dose`, or run it again."
-    found = store.read_json(path, {"doses": list[Mapping[str, Any]]}, remedy=remedy)["doses"]
+    kept = store.read_json(path, {"doses": list[Mapping[str, Any]]}, remedy=remedy)
+    found, on = kept["doses"], kept.get("judged_on", "")
     for i, row in enumerate(found):
         store.checked(row, IN_DOSES, f"{path}, doses[{i}]", remedy)
     table = pd.DataFrame(found)
     if table.empty or table.duplicated(["direction", "strength", "metric"]).any():
         raise store.DamagedFileError(f"{path} holds no dose, or one of them twice. {remedy}")
-    return table
+    return table, str(on)
 
 
 def vector_folder(
     lm: LM, v: Direction, directory: str | Path, measured: str | Path | None = None, *, drop_layer_0: bool = False
 ) -> Path:
     """A folder for the hub: vector files, a card, and if ``measured`` is a directory of :func:`dose_report` its numbers and figures."""
-    table, drawn = None, {}
+    table, on, drawn = None, "", {}
     if measured is not None:
-        kept = kept_doses(measured)
+        kept, on = kept_doses(measured)
         wanted = kept[kept["metric"].isin(["think_tokens", "accuracy", "closed", "perplexity", "relative_dose"])]
         table = wanted.pivot(index=["direction", "strength"], columns="metric", values="mean").round(3)
         table = _flat(table)
@@ -96,7 +99,7 @@ def vector_folder(
             "doses.html": figures.dose_response(kept).to_html(include_plotlyjs="cdn"),
             "damage.html": figures.damage(kept).to_html(include_plotlyjs="cdn"),
         }
-    card = report.vector_card(v, table=table, figures=tuple(drawn))
+    card = report.vector_card(v, table=table, on=on, figures=tuple(drawn))
     return vectors.folder(v, directory, lm=lm, card=card, figures=drawn, drop_layer_0=drop_layer_0)
 
 

@@ -126,9 +126,9 @@ def _below(name: str, shut: tuple[str, ...]) -> bool:
 
 @cache
 def _part(root: str) -> str:
-    """Hash of one definition of a module and of the others there that it names, in turn."""
+    """Hash of one definition of a module and of the others there that it names, constants among them, in turn."""
     module, _, first = root.partition(":")
-    defined = {n.name: n for n in sources()[module].tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    defined = {name: n for n in sources()[module].tree.body for name in _names(n)}
     found, todo = set[str](), [first]
     while todo:
         name = todo.pop()
@@ -136,6 +136,14 @@ def _part(root: str) -> str:
             found.add(name)
             todo += [node.id for node in ast.walk(defined[name]) if isinstance(node, ast.Name)]
     return _digest([defined[name] for name in sorted(found)])
+
+
+def _names(node: ast.stmt) -> list[str]:
+    """What a statement of a module defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
 
 
 def _digest(nodes: list[Any]) -> str:
