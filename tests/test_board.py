@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from toolkit.board.metrics import METRICS
 from typer.testing import CliRunner
 
 from toolkit import board, cli, edits, generate, origins, store, tasks
 from toolkit import lm as lms
 from toolkit.baselines import Budget, Instruction
 from toolkit.board import Sizes, Spec, Training, default, measure, reading, running
-from toolkit.board.metrics import METRICS
 from toolkit.evaluate import OverlapError
 from toolkit.grpo import recipes
 from toolkit.identity import UnknownIdentityError

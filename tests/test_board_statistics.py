@@ -1,18 +1,17 @@
-"""The board's statistics on data whose truth is known: coverage, false alarms, power; and its metrics against naive loops."""
+"""The board's statistics on data whose truth is known: coverage, false alarms, power, and its front."""
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import simulate_seeds
 
-from toolkit import evaluate, stats
-from toolkit.board import metrics, reading, statistics
-from toolkit.board.statistics import Effect, Outcomes, effect, holm_corrected
+from toolkit import stats
+from toolkit.board import reading, statistics
+from toolkit.board.statistics import holm_corrected
+from toolkit.stats import Draws, Effect, effect
 
 
 def drawn(rng, seeds: int, n: int, *, mean=0.0, by_problem=0.3, by_seed=0.05, noise=0.2) -> np.ndarray:
@@ -115,7 +114,7 @@ def test_p_is_the_level_at_which_the_interval_ends_at_zero(seeds):
     rng = np.random.default_rng(seeds)
     for _ in range(20):
         centres, resampled = rng.normal(0.1, 0.1, seeds), rng.normal(0.1, 0.05, 500)
-        e = statistics.combined(centres, resampled, 50)
+        e = stats.combined([Draws(centre, resampled) for centre in centres], 50)
         variances = resampled.var() * 50 / 49, centres.var(ddof=1) / seeds
         assert stats.half_width(e.p, *variances, 50, seeds) == pytest.approx(abs(e.mean))
         assert (e.p < 0.05) == e.excludes_zero
@@ -139,28 +138,6 @@ def test_two_seeds_are_not_given_a_star():
     assert text.endswith(", 2 seeds)") and "*" not in text
 
 
-# --- what is possible ----------------------------------------------------------------------------------------------
-
-
-def test_intervals_end_where_their_metric_does():
-    base = statistics.Effect(30.0, 27.0, 33.0, 0.5)
-    wide = statistics.Effect(0.6, -2.4, 3.1, math.nan, "2 seeds")
-    share, tokens, score = (metrics.described(m) for m in ("accuracy_anything", "think_tokens", "aes"))
-    ends = [
-        (e.low, e.high)
-        for e in (
-            wide.within(share.bounds),
-            wide.within(share.change_bounds(base)),
-            wide.within(tokens.bounds),
-            wide.within(score.bounds),
-        )
-    ]
-    assert ends == [(0.0, 1.0), (-1.0, 1.0), (0.0, 3.1), (-2.4, 3.1)]
-    shorter = statistics.Effect(-20.0, -95.0, 55.0, math.nan, "2 seeds").within(tokens.change_bounds(base))
-    assert (shorter.low, shorter.high) == (-33.0, 55.0), "nothing shrinks by more than all of it"
-    assert all(m.bounds[0] == 0 for m in metrics.METRICS.values() if m.unit in ("share", "tokens", "nats"))
-
-
 def test_nothing_to_estimate_from_is_an_error():
     with pytest.raises(ValueError, match="0 seeds"):
         effect([], 3)
@@ -180,71 +157,7 @@ def test_a_metric_without_a_value_is_left_out_of_the_correction():
     }
 
 
-# --- metrics against naive loops ---------------------------------------------------------------------------------
-
-
-def outcomes(seed=0, n=7, samples=4) -> Outcomes:
-    rng = np.random.default_rng(seed)
-    correct, tokens = rng.integers(0, 2, (n, samples)).astype(float), rng.integers(5, 60, (n, samples)).astype(float)
-    # Right answers are answer 0; wrong ones differ; one response never answered.
-    answers = np.where(correct == 1, 0, rng.integers(1, 3, (n, samples))).astype(float)
-    answers[0, 0], correct[0, 0] = -1, 0
-    return Outcomes(correct, tokens, tokens + 4, answers)
-
-
-@pytest.mark.parametrize("budget", [10.0, 60.0, 90.0, 1000.0])
-def test_pass_and_vote_at_a_token_budget_equal_a_naive_loop(budget):
-    o = outcomes()
-    passed, voted = statistics.budgeted(o, budget)
-    for i in range(7):
-        expected = []
-        for first in range(4):
-            kept, spent = [], 0.0
-            for s in [*range(first, 4), *range(first)]:
-                if spent + o.response_tokens[i, s] > budget:
-                    break
-                spent += o.response_tokens[i, s]
-                kept.append(s)
-            said = [o.answers[i, s] for s in kept if o.answers[i, s] >= 0]
-            most = max(said, key=lambda a: (said.count(a), -said.index(a))) if said else None
-            expected.append((any(o.correct[i, s] for s in kept), most == 0))
-        assert (passed[i], voted[i]) == pytest.approx(np.mean(expected, axis=0))
-
-
-def test_the_accuracy_efficiency_score_by_hand():
-    base = Outcomes(np.full((4, 1), 0.5), np.full((4, 1), 100.0), np.zeros((4, 1)), np.zeros((4, 1)))
-    index = np.arange(4)[None]
-    for right, tokens, expected in ((0.5, 50, 0.5), (0.6, 50, 0.5 + 3 * 0.2), (0.4, 50, 0.5 - 5 * 0.2), (0.5, 150, -0.5)):
-        own = Outcomes(np.full((4, 1), right), np.full((4, 1), float(tokens)), np.zeros((4, 1)), np.zeros((4, 1)))
-        assert statistics.aes(own, base)(index)[0] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_row_order_does_not_change_any_metric(seed):
-    """Lengths that tie often; rows of a table in any order, and problems in any order."""
-    rng = np.random.default_rng(seed)
-    rows = pd.DataFrame(itertools.product("abcdefghijk", range(4)), columns=["problem_id", "sample"])
-    drawn = {name: rng.integers(0, high, len(rows)) for name, high in (("correct", 2), ("think_tokens", 4), ("answer", 3))}
-    rows = rows.assign(**drawn, response_tokens=drawn["think_tokens"] + 4).astype({"answer": str})
-
-    def values(table: pd.DataFrame, problems: str) -> dict[str, float]:
-        o, everything = Outcomes.of(table, list(problems)), np.arange(len(problems))[None]
-        grid = evaluate.Grid(o.correct, o.think_tokens, o.response_tokens, o.correct, o.correct)
-        named = statistics.statistics(o, o) | {f"report {m}": f for m, f in evaluate.metrics(grid, grid).items()}
-        return {name: float(f(everything)[0]) for name, f in named.items()}
-
-    first = values(rows, "abcdefghijk")
-    assert values(rows.sample(frac=1, random_state=seed), "abcdefghijk") == first
-    assert values(rows, "kjihgfabcde") == pytest.approx(first)
-
-
-def test_outcomes_align_problems_and_number_answers():
-    rows = pd.DataFrame(
-        [(p, s, s == 0, 3, 5, a) for (p, s), a in zip(itertools.product("ba", range(2)), ["1", "2", None, "7"], strict=True)],
-        columns=["problem_id", "sample", "correct", "think_tokens", "response_tokens", "answer"],
-    )
-    o = Outcomes.of(rows, ["a", "b"])
-    assert o.answers.tolist() == [[-1, 0], [0, 1]] and o.correct.tolist() == [[1, 0], [1, 0]]
+# --- the front --------------------------------------------------------------------------------------------------
 
 
 def test_the_front_holds_whoever_is_not_beaten_in_both():
@@ -269,11 +182,3 @@ def test_an_undecided_front_is_a_probability():
     same = {name: np.full((1, 50), 10.0) for name in ("a", "b")}
     front = statistics.on_front(values, same)
     assert 0 < front["a"] < 1 and front["a"] + front["b"] == pytest.approx(1.0, abs=0.05)
-
-
-def test_a_board_of_any_task_knows_what_its_accuracy_is():
-    found = metrics.described("accuracy_wordproblems")
-    assert (found.label, found.unit, found.better, found.group) == ("wordproblems", "share", "high", "main")
-    assert metrics.described("accuracy_lookup") is metrics.METRICS["accuracy_lookup"]
-    with pytest.raises(KeyError):
-        metrics.described("speed")

@@ -34,7 +34,7 @@ def test_every_direction_has_every_strength_and_zero_is_the_base(swept):
     for name in ("length", doses.RANDOM):
         rows = swept.of(name, "think_tokens")
         assert rows.index.tolist() == [-0.5, 0.0, 0.5]
-        assert rows["mean"][0.0] == pytest.approx(evaluate.grid(swept.report, "base").think_tokens.mean())
+        assert rows["mean"][0.0] == pytest.approx(evaluate.outcomes(swept.report, "base").think_tokens.mean())
         assert (rows["low"] <= rows["mean"]).all() and (rows["mean"] <= rows["high"]).all()
     with pytest.raises(KeyError, match="length, random direction"):
         swept.of("other", "think_tokens")

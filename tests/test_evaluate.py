@@ -92,8 +92,8 @@ def outcomes():
 def test_problems_stay_pairs_whatever_the_order_of_rows(outcomes, provenance):
     first, second = (made_up(outcomes, provenance, seed) for seed in (1, 2))
     for name in ("base", "edited"):
-        assert np.array_equal(evaluate.grid(first, name).correct, outcomes[0][name])
-        assert np.array_equal(evaluate.grid(second, name).think_tokens, outcomes[1][name])
+        assert np.array_equal(evaluate.outcomes(first, name).correct, outcomes[0][name])
+        assert np.array_equal(evaluate.outcomes(second, name).think_tokens, outcomes[1][name])
     pd.testing.assert_frame_equal(evaluate.summary(first), evaluate.summary(second))
 
 
@@ -130,7 +130,7 @@ def test_a_report_of_some_problems(outcomes, provenance):
     some = full.only(difficulty=[0, 2])
     assert set(some.rows.difficulty) == {0, 2} and some.conditions == full.conditions
     expected = outcomes[0]["base"][[i for i in range(20) if i % 3 != 1]]
-    assert np.array_equal(evaluate.grid(some, "base").correct, expected)
+    assert np.array_equal(evaluate.outcomes(some, "base").correct, expected)
     with pytest.raises(KeyError, match=r"No column 'level' in this report: it has condition, problem_id"):
         full.only(level=1)
     with pytest.raises(ValueError, match=r"No row is left with \{'task': 'x'\}"):
@@ -139,7 +139,7 @@ def test_a_report_of_some_problems(outcomes, provenance):
 
 def test_a_condition_that_is_not_there_is_named(measured):
     with pytest.raises(KeyError, match=r"No condition 'edited' in this report: it holds base, strength 0, steered"):
-        evaluate.grid(measured, "edited")
+        evaluate.outcomes(measured, "edited")
 
 
 def test_a_base_that_is_not_among_the_conditions_is_refused(llama, problems_of):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from toolkit import evaluate, stats
+from toolkit import stats
 
 small = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
 lengths_of = hnp.arrays(float, small, elements=st.integers(0, 6).map(float))
@@ -126,7 +126,7 @@ def naive_shortest(correct: np.ndarray, lengths: np.ndarray, share: float) -> fl
     return sum(accuracies) / samples
 
 
-@given(lengths=lengths_of, share=st.sampled_from((*evaluate.SHORTEST, 0.5, 1.0)), data=st.data())
+@given(lengths=lengths_of, share=st.sampled_from((0.05, 0.1, 0.2, 0.5, 1.0)), data=st.data())
 def test_shortest_accuracy_equals_the_naive_loop(lengths, share, data):
     correct = data.draw(hnp.arrays(float, lengths.shape, elements=st.sampled_from([0.0, 1.0])))
     ours = stats.shortest_accuracy(correct, lengths, share)
@@ -160,7 +160,7 @@ def test_the_smallest_are_the_mean_over_all_orders_of_ties(lengths, keep, data):
         assert (sure + ends[:drawn].sum()) / keep - 1e-9 <= mean <= (sure + ends[::-1][:drawn].sum()) / keep + 1e-9
 
 
-@pytest.mark.parametrize("share", evaluate.SHORTEST)
+@pytest.mark.parametrize("share", (0.05, 0.1, 0.2))
 def test_the_number_kept_is_the_exact_floor_for_every_number_of_problems(share):
     """No problem is lost to products such as 0.29 * 100 = 28.999..."""
     for n in range(1, 1001):

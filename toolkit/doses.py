@@ -21,11 +21,12 @@ from toolkit.edits import Steering, steering
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
 from toolkit.methods import efficiency_steering
+from toolkit.metrics import Judge
 from toolkit.phases import EVERYWHERE, Scope
 from toolkit.types import Direction, Problem, Report, Rollout
 
 METRICS = ("think_tokens", "accuracy", "closed", "looping")
-QUANTILES = (0.1, 0.5, 0.9)
+QUANTILES = ("think_tokens_q10", "think_tokens_q50", "think_tokens_q90")
 RANDOM = "random direction"
 assumed_damage = 0.05  # share of responses that may newly fail to close, or loop, before a dose counts as broken: ours
 assumed_targets = (0.5, 0.75, 1.0, 1.5, 2.0)  # target lengths as shares of the base's mean: ours
@@ -121,17 +122,9 @@ def _name(direction: str, strength: float) -> str:
 
 
 def _measured(report: Report, condition: str) -> list[tuple[str, float, float, float]]:
-    own = evaluate.grid(report, condition)
-    n = own.correct.shape[0]
-    statistics = {k: v for k, v in evaluate.metrics(own, own).items() if k in METRICS}
-    for q in QUANTILES:
-        statistics[f"think_tokens_q{100 * q:.0f}"] = _quantile(own.think_tokens, q)
-    found = {name: stats.bootstrap(statistic, n) for name, statistic in statistics.items()}
-    return [(name, e.mean, e.low, e.high) for name, e in found.items()]
-
-
-def _quantile(lengths: np.ndarray, q: float):
-    return lambda index: np.array([np.quantile(lengths[row], q) for row in index])
+    outcomes = evaluate.outcomes(report, condition)
+    judged = Judge.of(outcomes, (*METRICS, *QUANTILES)).judged([outcomes])
+    return [(name, e.own.mean, e.own.low, e.own.high) for name, e in judged.items()]
 
 
 @torch.inference_mode()
@@ -192,7 +185,7 @@ def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targ
 
 
 def _hits(report: Report, condition: str, target: float) -> stats.LengthMatch:
-    lengths = evaluate.grid(report, condition).think_tokens.flatten()
+    lengths = evaluate.outcomes(report, condition).think_tokens.flatten()
     exact, loose = (stats.ranges_around([target], share) for share in (stats.assumed_precise, stats.assumed_flexible))
     return stats.length_match(lengths, np.full(len(lengths), target), precise=exact, flexible=loose, levels={})["all"]
 

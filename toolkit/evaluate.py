@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from numpy import ndarray
 
 from toolkit import identity, origins, stats, store
 from toolkit.generate import Sampling, facts, rollouts
 from toolkit.lm import LM, Condition
+from toolkit.metrics import Judge, Outcomes
 from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout
 
 ANOTHER_SPLIT = "Judge it on another split (train is for making, test for judging), or say that you want it: allow_overlap=True, --allow-overlap."
-SHORTEST = (0.05, 0.10, 0.20)  # shares of the shortest responses, as in ThinkEdit's tables
+REPORTED = (
+    "accuracy", "think_tokens", "response_tokens", "closed", "looping",
+    "shortest_5", "shortest_10", "shortest_20", "shortest_5_same", "shortest_10_same", "shortest_20_same",
+)  # fmt: skip
+"""Metrics of :func:`summary`; shares of the shortest responses are those of ThinkEdit's tables."""
 
 
 class OverlapError(ValueError):
@@ -131,63 +135,26 @@ def table(found: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame
     )
 
 
-@dataclass(frozen=True)
-class Grid:
-    """One condition's outcomes as ``[problems, samples]`` arrays, problems in the base's order."""
-
-    correct: ndarray
-    think_tokens: ndarray
-    response_tokens: ndarray
-    closed: ndarray
-    looping: ndarray
-
-
-def grid(report: Report, condition: str) -> Grid:
-    """The outcomes of one condition. Raises KeyError naming the conditions there are."""
+def outcomes(report: Report, condition: str) -> Outcomes:
+    """Return the outcomes of one condition, problems in the order of their ids. Raises KeyError naming the conditions there are."""
     if condition not in report.conditions:
         raise KeyError(f"No condition {condition!r} in this report: it holds {', '.join(report.conditions)}.")
-    rows = report.rows[report.rows["condition"] == condition].sort_values(["problem_id", "sample"])
-    samples = rows["sample"].nunique()
-    return Grid(*(rows[name].to_numpy(float).reshape(-1, samples) for name in Grid.__dataclass_fields__))
-
-
-def metrics(own: Grid, base: Grid) -> dict[str, Callable[[ndarray], ndarray]]:
-    """Every metric as a statistic of resampled problems (see ``stats``).
-
-    ``shortest_20``: accuracy of the model's own shortest 20 %, as published; the shortest set differs between models.
-    ``shortest_20_same``: accuracy on the problems where the *base* thinks least, chosen on other samples than the one
-    judged: the same problems for every model, free of selection.
-    """
-    found = {
-        "accuracy": stats.mean_of(own.correct),
-        "think_tokens": stats.mean_of(own.think_tokens),
-        "response_tokens": stats.mean_of(own.response_tokens),
-        "closed": stats.mean_of(own.closed),
-        "looping": stats.mean_of(own.looping),
-    }
-    for share in SHORTEST:
-        found[f"shortest_{share * 100:.0f}"] = stats.shortest_accuracy(own.correct, own.think_tokens, share)
-    if base.think_tokens.shape[1] > 1:
-        elsewhere = stats.held_out_length(base.think_tokens)
-        for share in SHORTEST:
-            found[f"shortest_{share * 100:.0f}_same"] = stats.shortest_accuracy(own.correct, elsewhere, share)
-    return found
+    rows = report.rows[report.rows["condition"] == condition]
+    return Outcomes.of(rows, sorted(rows["problem_id"].unique()))
 
 
 def summary(report: Report, *, seed: int = 0) -> pd.DataFrame:
-    """Every metric of every condition with 95 % intervals, and the paired difference to base with its own.
+    """Return every metric of every condition with 95 % intervals, and the paired difference to base with its own.
 
-    Columns: ``condition, metric, mean, low, high, difference, difference_low, difference_high``.
-    Intervals are percentile bootstrap intervals over problems; differences resample the same problems for both.
+    Columns: ``condition, metric, mean, low, high, difference, difference_low, difference_high``. Metrics are :data:`REPORTED`; what each
+    is says ``metrics.METRICS``. Intervals are bootstraps over problems (``stats.effect``).
     """
-    base = grid(report, report.base)
-    base_metrics, rows = metrics(base, base), []
-    n = base.correct.shape[0]
+    judge, rows = Judge.of(outcomes(report, report.base), REPORTED, seed=seed), []
+    bases = judge.judged([judge.base])
     for name in report.conditions:
-        for metric, statistic in metrics(grid(report, name), base).items():
-            own = stats.bootstrap(statistic, n, seed=seed)
-            paired = stats.bootstrap(stats.difference(statistic, base_metrics[metric]), n, seed=seed)
-            rows.append((name, metric, own.mean, own.low, own.high, paired.mean, paired.low, paired.high))
+        for metric, judged in judge.judged([outcomes(report, name)]).items():
+            own, change = (e := judged.bounded(metric, bases[metric].own)).own, e.change
+            rows.append((name, metric, own.mean, own.low, own.high, change.mean, change.low, change.high))
     return pd.DataFrame(
         rows, columns=["condition", "metric", "mean", "low", "high", "difference", "difference_low", "difference_high"]
     )

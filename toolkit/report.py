@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from toolkit import evaluate, store
+from toolkit.metrics import cell, described
 from toolkit.types import Direction, Plan, Report
 
-HEADLINE = {
-    "accuracy": "accuracy",
-    "think_tokens": "think tokens",
-    "shortest_20": "accuracy of own shortest 20 %",
-    "shortest_20_same": "accuracy where base thinks least (20 %)",
-    "closed": "closed share",
-}
+HEADLINE = ("accuracy", "think_tokens", "shortest_20", "shortest_20_same", "closed")
 _PLOTLY = {"displaylogo": False, "responsive": True, "showSendToCloud": False}  # no button that hands the numbers to a site
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1100px;margin:2rem auto;padding:0 1rem}
@@ -92,25 +87,21 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
-def board(summary: pd.DataFrame, *, base: str = "base", metrics: Mapping[str, str] = HEADLINE) -> pd.DataFrame:
-    """The headline table as text cells: mean, and the paired difference to base with its 95 % interval."""
+def board(summary: pd.DataFrame, *, base: str = "base", metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:
+    """Return the headline table as text cells: mean, and the paired difference to base with its 95 % interval."""
     rows = {}
     for name, part in summary.groupby("condition", sort=False):
         cells = part.set_index("metric")
-        rows[name] = {title: _cell(cells.loc[m], m, name == base) for m, title in metrics.items() if m in cells.index}
+        rows[name] = {described(m).label: _cell(m, cells.loc[m], name == base) for m in metrics if m in cells.index}
     return pd.DataFrame(rows).T
 
 
-def _cell(row: pd.Series, metric: str, is_base: bool) -> str:
-    scale, digits = (1, 1) if metric.endswith("tokens") else (100, 1)
-    mean = f"{scale * row['mean']:.{digits}f}"
-    if is_base and row["low"] == row["high"]:
-        return f"{mean} (no variance)"
-    if is_base:
-        return f"{mean} [{scale * row['low']:.{digits}f}, {scale * row['high']:.{digits}f}]"
-    low, high = scale * row["difference_low"], scale * row["difference_high"]
-    interval = ", no variance" if low == high else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return f"{mean} ({scale * row['difference']:+.{digits}f}{interval})"
+def _cell(metric: str, row: pd.Series, is_base: bool) -> str:
+    own = {k: row[k] for k in ("mean", "low", "high")}
+    change = {k: row[c] for k, c in (("mean", "difference"), ("low", "difference_low"), ("high", "difference_high"))}
+    flat = own if is_base else change
+    note = "no variance" if flat["low"] == flat["high"] else ""
+    return cell(metric, own, None if is_base else change, note=note)
 
 
 def page(title: str, intro: str, table: pd.DataFrame, sections: Sequence[Section], path: str | Path) -> Path:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from toolkit import figures, report
@@ -20,7 +18,6 @@ from toolkit.board.page import page
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-MARKS = ("<!-- board: begin -->", "<!-- board: end -->")
 MADE_BY = re.compile(r"^Made by .*$", re.MULTILINE)  # the line of the README beside this script
 METRICS = ("accuracy", "think_tokens", "shortest_20", "accuracy_lookup", "aes")
 ROWS = (
@@ -51,31 +48,18 @@ def readme_table(board: dict) -> str:
 
 def main() -> None:
     """Update all of it."""
+    sys.path.insert(0, str(HERE.parent))
+    import publish
+
     source = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "board"
     board = json.loads((source / "board.json").read_text())
     shutil.copyfile(source / "table.parquet", HERE / "table.parquet")
     (HERE / "board.json").write_text(json.dumps({k: v for k, v in board.items() if k != "figures"}, separators=(",", ":")) + "\n")
     page(board, HERE / "report.html")
-    readme = ROOT / "README.md"
-    before, after = MARKS
-    text = re.sub(
-        f"{before}.*{after}", lambda _: f"{before}\n\n{readme_table(board)}\n\n{after}", readme.read_text(), flags=re.DOTALL
-    )
-    readme.write_text(text)
+    publish.splice("board", readme_table(board))
     own = HERE / "README.md"
     own.write_text(MADE_BY.sub(lambda _: f"Made by {board['provenance']['made_by']}.", own.read_text(), count=1))
-    if chromium := shutil.which("chromium"):
-        figure = figures.pareto(board, labels=NAMED).update_layout(width=1000, height=520)
-        with tempfile.TemporaryDirectory() as folder:
-            figure.write_html(f"{folder}/figure.html", config={"displayModeBar": False})
-            size = [
-                "--window-size=1020,540",
-                "--hide-scrollbars",
-                f"--user-data-dir={folder}/profile",
-                "--virtual-time-budget=5000",
-            ]
-            options = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", *size]
-            subprocess.run([*options, f"--screenshot={HERE / 'board.png'}", f"{folder}/figure.html"], check=True)
+    publish.draw(figures.pareto(board, labels=NAMED), HERE / "board.png", 1000, 520)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,7 @@ is installed, length_accuracy.png.
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import subprocess
-import tempfile
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -18,9 +15,8 @@ import pandas as pd
 from toolkit import figures, report
 
 HERE = Path(__file__).parent
-README = HERE.parents[1] / "README.md"
-MARKS = ("<!-- demo: begin -->", "<!-- demo: end -->")
-METRICS = {k: v for k, v in report.HEADLINE.items() if k != "closed"}
+ROOT = HERE.parents[1]
+METRICS = [name for name in report.HEADLINE if name != "closed"]
 
 
 def summary(written: dict) -> pd.DataFrame:
@@ -41,20 +37,15 @@ def table(board: dict) -> str:
 
 def main() -> None:
     """Update all three."""
-    written = json.loads((HERE.parents[1] / "runs/demo/report.json").read_text())
+    sys.path.insert(0, str(ROOT / "data"))
+    import publish
+
+    written = json.loads((ROOT / "runs/demo/report.json").read_text())
     measured = summary(written)
     board = report.board(measured, metrics=METRICS).to_dict("index")
     (HERE / "demo.json").write_text(json.dumps(board, indent=1) + "\n")
-    before, after = MARKS
-    text = re.sub(f"{before}.*{after}", f"{before}\n\n{table(board)}\n\n{after}", README.read_text(), flags=re.DOTALL)
-    README.write_text(text)
-    if chromium := shutil.which("chromium"):
-        figure = figures.length_accuracy(measured).update_layout(width=920, height=440)
-        with tempfile.TemporaryDirectory() as folder:
-            figure.write_html(f"{folder}/figure.html", config={"displayModeBar": False})
-            size = ["--window-size=940,460", "--hide-scrollbars", f"--user-data-dir={folder}/profile", "--virtual-time-budget=5000"]
-            options = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", *size]
-            subprocess.run([*options, f"--screenshot={HERE / 'length_accuracy.png'}", f"{folder}/figure.html"], check=True)
+    publish.splice("demo", table(board))
+    publish.draw(figures.length_accuracy(measured), HERE / "length_accuracy.png", 920, 440)
 
 
 if __name__ == "__main__":

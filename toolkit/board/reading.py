@@ -17,10 +17,10 @@ from toolkit import figures, stats, store
 from toolkit.board import statistics
 from toolkit.board.ground import Ground
 from toolkit.board.measure import Result, result
-from toolkit.board.metrics import METRICS, described
 from toolkit.board.page import page
 from toolkit.board.spec import BASE, Spec
-from toolkit.board.statistics import Effect, Outcomes, effect
+from toolkit.metrics import METRICS, Judge, Judged, Outcomes, assumed_aes, cell, described
+from toolkit.stats import Effect
 
 LEVELS = ("easy", "medium", "hard")
 TIMES = 1000  # resamples of what is not a mean
@@ -78,64 +78,36 @@ class Table:
         return self._cache[key]
 
     @cached_property
-    def base(self) -> dict[str, Effect]:
-        """Every metric of base."""
-        return _unbounded(self, BASE)[0]
+    def judge(self) -> Judge:
+        """Compares by what is computed from the main rollouts and is no mean of one value per problem."""
+        return Judge.of(
+            self.outcomes(BASE)[0], [m for m, about in METRICS.items() if about.how and m not in self.problems], times=TIMES
+        )
 
     @cached_property
-    def base_sampled(self) -> dict[str, tuple[float, ndarray]]:
-        """:func:`sampled` of base."""
-        base = self.outcomes(BASE)[0]
-        return sampled(base, base)
+    def base(self) -> dict[str, Judged]:
+        """Every metric of base."""
+        return _unbounded(self, BASE)
 
     def outcomes(self, name: str) -> list[Outcomes]:
         """The main rollouts of each seed."""
         return [Outcomes.of(r.rows, self.main) for r in self.found[name].results]
 
 
-def sampled(own: Outcomes, base: Outcomes) -> dict[str, tuple[float, ndarray]]:
-    """Every metric that is not a mean of a column: its estimate, and its values on the board's resampled problems."""
-    n = own.shape[0]
-    drawn = stats.resamples(n, times=TIMES)
-    found = statistics.statistics(own, base).items()
-    return {metric: (float(f(np.arange(n)[None])[0]), f(drawn)) for metric, f in found}
-
-
-def _mean(values: ndarray) -> statistics.Statistic:
-    """Mean over the resampled problems that have a value."""
-    there = ~np.isnan(values)
-    filled = np.where(there, values, 0.0)
-
-    def statistic(index: ndarray) -> ndarray:
-        with np.errstate(invalid="ignore"):
-            return filled[index].sum(axis=1) / there[index].sum(axis=1)
-
-    return statistic
-
-
 def estimates(table: Table, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
-    """Every metric of a condition, and its paired difference to base (AES is a comparison with base by itself)."""
-    own, paired = _unbounded(table, name)
-    own = {m: e.within(described(m).bounds) for m, e in own.items()}
-    return own, {m: e if m == "aes" else e.within(described(m).change_bounds(table.base[m])) for m, e in paired.items()}
+    """Every metric of a condition, and its paired difference to base."""
+    judged = {m: e.bounded(m, table.base[m].own) for m, e in _unbounded(table, name).items()}
+    return {m: e.own for m, e in judged.items()}, {m: e.change for m, e in judged.items()}
 
 
-def _unbounded(table: Table, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
-    own, paired, seeded = dict[str, Effect](), dict[str, Effect](), table.found[name].spec.varies
+def _unbounded(table: Table, name: str) -> dict[str, Judged]:
+    seeded, judged = table.found[name].spec.varies, dict[str, Judged]()
     for metric in table.problems:
-        values = table.value(name, metric)
-        for found, rows in ((own, values), (paired, values - table.value(BASE, metric)[0])):
-            kept = rows[:, ~np.isnan(rows).all(axis=0)]  # problems without a value are none
-            if kept.size:
-                found[metric] = effect([_mean(v) for v in kept], kept.shape[1], seeded=seeded)
-    base_outcomes, n = table.outcomes(BASE)[0], len(table.main)
-    each = [sampled(o, base_outcomes) for o in table.outcomes(name)]
-    for metric, (reference, drawn) in table.base_sampled.items():
-        centres, resampled = (np.array([one[metric][part] for one in each]) for part in (0, 1))
-        own[metric] = statistics.combined(centres, resampled.mean(axis=0), n, seeded=seeded)
-        paired[metric] = statistics.combined(centres - reference, resampled.mean(axis=0) - drawn, n, seeded=seeded)
-    own["aes"] = paired["aes"] = effect([statistics.aes(o, base_outcomes) for o in table.outcomes(name)], n, seeded=seeded)
-    return own, paired
+        values, base = table.value(name, metric), table.value(BASE, metric)[:1]
+        if not np.isnan(values).all():
+            own, change = (stats.mean_effect(values, minus, seeded=seeded) for minus in (None, base))
+            judged[metric] = Judged(own, change)
+    return judged | table.judge.judged(table.outcomes(name), seeded=seeded)
 
 
 def levels(rows: pd.DataFrame) -> pd.Series:
@@ -164,9 +136,7 @@ def cells(table: Table, name: str) -> dict[str, dict[str, Any]]:
                 continue
             values = {m: _aligned(table, name, m)[:, chosen] for m in statistics.HEADLINE}
             shown = {
-                m: _interval(
-                    effect([_mean(v) for v in own], int(chosen.sum()), times=1000, seeded=seeded).within(described(m).bounds)
-                )
+                m: _interval(stats.mean_effect(own, times=TIMES, seeded=seeded).within(described(m).bounds))
                 for m, own in values.items()
             }
             found.setdefault(t, {})[d] = {"n": int(chosen.sum()), **shown}
@@ -208,7 +178,7 @@ def board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, Any]:
         "base": BASE,
         "conditions": conditions,
         "paired": differences,
-        "metrics": {m: asdict(described(m)) for m in [*METRICS, *sorted(present - {*METRICS})] if m in present},
+        "metrics": {m: described(m).about for m in [*METRICS, *sorted(present - {*METRICS})] if m in present},
         "tasks": ["all", *dict.fromkeys(first["task"])],
         "difficulties": ["all", *LEVELS],
         "examples": examples(ground, found),
@@ -364,30 +334,22 @@ def shown(found: Mapping[str, Any], metrics: Sequence[str]) -> pd.DataFrame:
         row = {}
         for metric in (m for m in metrics if m in found["metrics"]):
             e, d = about["metrics"].get(metric), found["paired"].get(name, {}).get(metric)
-            row[found["metrics"][metric]["label"]] = _cell(e, d, found["metrics"][metric]["unit"], metric) if e else ""
+            row[found["metrics"][metric]["label"]] = _cell(metric, e, d) if e else ""
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("condition")
 
 
-def _cell(e: Mapping[str, Any], d: Mapping[str, Any] | None, unit: str, metric: str) -> str:
+def _cell(metric: str, e: Mapping[str, Any], d: Mapping[str, Any] | None) -> str:
     if e["mean"] is None:
         return ""
-    scale, digits = (100, 1) if unit == "share" else (1, 2 if unit == "score" else 1)
-    text = f"{scale * e['mean']:.{digits}f}"
-    mark = "*" if d and d["p_holm"] is not None and d["p_holm"] < 0.05 else ""
-    if d is None:
-        return text + mark
-    note = f", {d['note']}" if d.get("note") else ""
-    if metric == "aes":
-        return text + mark + (f" ({d['note']})" if note else "")
-    mean, low, high = (scale * d[k] for k in ("mean", "low", "high"))
-    interval = "" if low == high else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return f"{text}{mark} ({mean:+.{digits}f}{interval}{note})"
+    if d is None:  # base: the mean alone
+        return cell(metric, {**e, "low": e["mean"], "high": e["mean"]})
+    return cell(metric, e, d, star=d["p_holm"] is not None and d["p_holm"] < 0.05, note=d.get("note", ""))
 
 
 def methods() -> list[dict[str, str]]:
     """How to read the board, in words."""
-    a, b, c = statistics.assumed_aes
+    a, b, c = assumed_aes
     return [
         {
             "title": "Statistics",

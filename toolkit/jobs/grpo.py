@@ -371,8 +371,7 @@ def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
         if own["problem_id"] != base["problem_id"]:
             raise ValueError(f"{other}, seed {seed}, was tested on other problems than {name}.")
         for metric in ("accuracy", "think_tokens"):
-            change = np.array(own[metric]) - np.array(base[metric])
-            e = stats.bootstrap(stats.mean_of(change[:, None]), len(change))
+            e = stats.mean_effect(*(np.array([values[metric]], float) for values in (own, base)))
             table.append((other, seed, metric, e.mean, e.low, e.high))
     return pd.DataFrame(table, columns=["name", "seed", "metric", "difference", "low", "high"])
 

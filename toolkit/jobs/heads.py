@@ -177,8 +177,8 @@ def _paired(values: Mapping[str, Mapping[str, ndarray]], seed: int) -> pd.DataFr
     for name, own in values.items():
         for metric, mine in own.items():
             kept = ~(np.isnan(mine) | np.isnan(base[metric]))
-            a, b = (stats.mean_of(x[kept][:, None]) for x in (mine, base[metric]))
-            e, d = (stats.bootstrap(s, int(kept.sum()), seed=seed) for s in (a, stats.difference(a, b)))
+            a, b = (values[kept][None] for values in (mine, base[metric]))
+            e, d = (stats.mean_effect(a, minus, seed=seed) for minus in (None, b))
             rows.append((name, metric, e.mean, e.low, e.high, d.mean, d.low, d.high))
     return pd.DataFrame(
         rows, columns=["condition", "metric", "mean", "low", "high", "difference", "difference_low", "difference_high"]

@@ -249,18 +249,19 @@ NOTHING = (np.nan,) * 3
 
 def _of_share(draws: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
     """Share of right answers of some draws of ``[problems, samples]``, with its interval."""
-    return _three([stats.mean_of(x) for x in draws], len(draws[0]), seed, (0.0, 1.0))
+    e = stats.mean_effect(_means(draws), seed=seed).within((0.0, 1.0))
+    return e.mean, e.low, e.high
 
 
 def _of_change(a: Sequence[ndarray], b: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
     """Draws of a minus draws of b, paired by problem; either may be one for all."""
-    pairs = zip(*(list(x) * (max(len(a), len(b)) if len(x) == 1 else 1) for x in (a, b)), strict=True)
-    return _three([stats.difference(stats.mean_of(x), stats.mean_of(y)) for x, y in pairs], len(a[0]), seed, (-1.0, 1.0))
-
-
-def _three(draws: Sequence[stats.Statistic], n: int, seed: int, bounds: stats.Bounds) -> tuple[float, float, float]:
-    e = stats.effect(draws, n, seed=seed).within(bounds)
+    e = stats.mean_effect(_means(a) - _means(b), seed=seed).within((-1.0, 1.0))
     return e.mean, e.low, e.high
+
+
+def _means(draws: Sequence[ndarray]) -> ndarray:
+    """``[draws, problems]``: means over samples."""
+    return np.stack([x.mean(axis=1) for x in draws])
 
 
 MODES = {"thinking": (), "answering directly": (Budget(0),)}
@@ -298,10 +299,9 @@ def thinking_or_not(
         thinking, directly = MODES
         for name in [name for name in ("top", "random") if (thinking, name) in right]:
             # The loss when thinking minus the loss when answering directly, from one table of outcomes per draw.
-            before = stats.mean_of(right[thinking, "nothing"][0] - right[directly, "nothing"][0])
-            after = [x - y for x, y in zip(right[thinking, name], right[directly, name], strict=True)]
-            more = _three([stats.difference(before, stats.mean_of(x)) for x in after], len(asked), sampling.seed, (-2.0, 2.0))
-            rows.append((task, "thinking - directly", name, *NOTHING, *more, np.nan))
+            before, after = (_means(right[thinking, m]) - _means(right[directly, m]) for m in ("nothing", name))
+            more = stats.mean_effect(before - after, seed=sampling.seed).within((-2.0, 2.0))
+            rows.append((task, "thinking - directly", name, *NOTHING, more.mean, more.low, more.high, np.nan))
     columns = ["task", "mode", "masked", "accuracy", "low", "high", "lost", "lost_low", "lost_high", "think_tokens"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -36,7 +36,7 @@ from toolkit.stats.lengths import (
     words,
 )
 from toolkit.stats.scores import auc, balanced_accuracy, holm, permutation_p, r_squared, spearman
-from toolkit.stats.seeds import FEW_SEEDS, Effect, combined, effect, half_width
+from toolkit.stats.seeds import FEW_SEEDS, Draws, Effect, combined, draws, effect, half_width, mean_effect
 
 __all__ = [
     "FEW_SEEDS",
@@ -46,6 +46,7 @@ __all__ = [
     "RULER_PRECISE",
     "UNBOUNDED",
     "Bounds",
+    "Draws",
     "Effect",
     "Estimate",
     "LengthMatch",
@@ -60,6 +61,7 @@ __all__ = [
     "combined",
     "correlation",
     "difference",
+    "draws",
     "effect",
     "half_width",
     "held_out_length",
@@ -67,6 +69,7 @@ __all__ = [
     "holm",
     "length_match",
     "looping",
+    "mean_effect",
     "mean_of",
     "over_problems",
     "permutation_p",

@@ -25,8 +25,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from numpy import ndarray
 from scipy import optimize, special
 from scipy import stats as scipy_stats
@@ -69,14 +71,67 @@ def effect(seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = RE
     """
     if not seeds or n < 1:
         raise ValueError(f"{len(seeds)} seeds, {n} problems: nothing to estimate from.")
-    everything, drawn = np.arange(n)[None], resamples(n, seed=seed, times=times)
-    centres = np.array([float(f(everything)[0]) for f in seeds])
-    spread = np.mean([f(drawn) for f in seeds], axis=0)
-    return combined(centres, spread, n, seeded=seeded)
+    return combined([draws(f, n, seed=seed, times=times) for f in seeds], n, seeded=seeded)
 
 
-def combined(centres: ndarray, resampled: ndarray, n: int, *, seeded: bool = False) -> Effect:
-    """The effect from the estimate of each seed and the resampled means over seeds; arguments as in :func:`effect`."""
+def mean_effect(
+    values: Float[ndarray, "seeds problems"], minus: Float[ndarray, "one_or_seeds problems"] | None = None, *, seed: int = 0,
+    times: int = RESAMPLES, seeded: bool = False,
+) -> Effect:  # fmt: skip
+    """Return the effect of the mean over problems of one value per seed and problem; see the module's equations.
+
+    Args:
+        values: NaN where a problem has no value. A problem without any value does not count.
+        minus: Values to subtract problem by problem, such as base's: a paired difference. One row serves all seeds.
+        seeded: As in :func:`effect`.
+
+    Returns:
+        NaN throughout if no problem has a value.
+    """
+    rows = values if minus is None else values - minus
+    rows = rows[:, ~np.isnan(rows).all(axis=0)]
+    if not rows.size:
+        return Effect(math.nan, math.nan, math.nan, math.nan)
+    return effect([_mean(row) for row in rows], rows.shape[1], seed=seed, times=times, seeded=seeded)
+
+
+def _mean(values: Float[ndarray, " problems"]) -> Statistic:
+    """Mean over the resampled problems that have a value."""
+    present = ~np.isnan(values)
+    filled = np.where(present, values, 0.0)
+
+    def statistic(index: ndarray) -> ndarray:
+        with np.errstate(invalid="ignore"):
+            return filled[index].sum(axis=1) / present[index].sum(axis=1)
+
+    return statistic
+
+
+class Draws(NamedTuple):
+    """A statistic of one seed: its estimate, and its values ``[times]`` on the resampled problems."""
+
+    estimate: float
+    resampled: ndarray
+
+
+def draws(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES) -> Draws:
+    """Evaluate a statistic of n problems on all of them and on every resample."""
+    return Draws(float(statistic(np.arange(n)[None])[0]), statistic(resamples(n, seed=seed, times=times)))
+
+
+def combined(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seeded: bool = False) -> Effect:
+    """Combine the draws of each seed into an effect.
+
+    Args:
+        minus: Draws of base on the same resampled problems: the effect is then the paired difference to base.
+        seeded: As in :func:`effect`.
+    """
+    centres = np.array([d.estimate for d in seeds]) - (minus.estimate if minus else 0.0)
+    resampled = np.mean([d.resampled for d in seeds], axis=0) - (minus.resampled if minus else 0.0)
+    return _combined(centres, resampled, n, seeded)
+
+
+def _combined(centres: ndarray, resampled: ndarray, n: int, seeded: bool) -> Effect:
     centre, seeds = float(centres.mean()), len(centres)
     if math.isnan(centre):
         return Effect(math.nan, math.nan, math.nan, math.nan)

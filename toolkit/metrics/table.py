@@ -1,4 +1,4 @@
-"""What the board's numbers are called, in which unit they are, and which way is better."""
+"""The one table of metrics: name, label, unit, which way is better, and how it is computed from outcomes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from toolkit.metrics import outcomes
+from toolkit.metrics.outcomes import How, mean_of
 from toolkit.stats import UNBOUNDED, Bounds, Estimate
 
 RANGES: Mapping[str, Bounds] = MappingProxyType({"share": (0.0, 1.0), "tokens": (0.0, math.inf), "nats": (0.0, math.inf)})
@@ -15,14 +17,16 @@ RANGES: Mapping[str, Bounds] = MappingProxyType({"share": (0.0, 1.0), "tokens": 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the board.
+    """A quantity that conditions are judged by.
 
     Attributes:
-        label: Heading.
+        label: Column heading.
         unit: ``share`` (of 1), ``tokens``, ``nats``, ``score`` or ``number``.
         better: ``high``, ``low`` or ``none``.
         group: ``main``, ``damage``, ``budget``, ``mechanism`` or ``cost``.
         help: One sentence.
+        how: Computes it from outcomes. ``None``: it is the mean over problems of values measured otherwise.
+        against_base: Whether it is a comparison with base by itself, so that no difference is taken.
     """
 
     label: str
@@ -30,6 +34,13 @@ class Metric:
     better: str
     group: str
     help: str
+    how: How | None = None
+    against_base: bool = False
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Label, unit, which way is better, group and help, for JSON."""
+        return {name: getattr(self, name) for name in ("label", "unit", "better", "group", "help")}
 
     @property
     def bounds(self) -> Bounds:
@@ -45,28 +56,29 @@ class Metric:
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
-        "accuracy": Metric("accuracy", "share", "high", "main", "Share of right answers, at temperature 1."),
-        "think_tokens": Metric("think tokens", "tokens", "none", "main", "Mean length of thinking, tags excluded."),
-        "aes": Metric("AES", "score", "high", "main", "Accuracy-efficiency score against base: constants under Methods."),
-        "think_tokens_q10": Metric("think tokens, 10 %", "tokens", "none", "main", "A tenth of the responses think less."),
-        "think_tokens_q50": Metric("think tokens, median", "tokens", "none", "main", "Half of the responses think less."),
-        "think_tokens_q90": Metric("think tokens, 90 %", "tokens", "none", "main", "A tenth of the responses think more."),
-        "shortest_5": Metric("own shortest 5 %", "share", "high", "main", "Accuracy of the model's own shortest 5 % of responses."),
-        "shortest_10": Metric("own shortest 10 %", "share", "high", "main", "Accuracy of the model's own shortest 10 % of responses."),
-        "shortest_20": Metric("own shortest 20 %", "share", "high", "main", "Accuracy of the model's own shortest 20 % of responses."),
+        "accuracy": Metric("accuracy", "share", "high", "main", "Share of right answers, at temperature 1.", mean_of("correct")),
+        "think_tokens": Metric("think tokens", "tokens", "none", "main", "Mean length of thinking, tags excluded.", mean_of("think_tokens")),
+        "aes": Metric("AES", "score", "high", "main", "Accuracy-efficiency score against base: constants under Methods.", outcomes.aes, against_base=True),
+        "think_tokens_q10": Metric("think tokens, 10 %", "tokens", "none", "main", "A tenth of the responses think less.", outcomes.quantile_of("think_tokens", 0.1)),
+        "think_tokens_q50": Metric("think tokens, median", "tokens", "none", "main", "Half of the responses think less.", outcomes.quantile_of("think_tokens", 0.5)),
+        "think_tokens_q90": Metric("think tokens, 90 %", "tokens", "none", "main", "A tenth of the responses think more.", outcomes.quantile_of("think_tokens", 0.9)),
+        "shortest_5": Metric("own shortest 5 %", "share", "high", "main", "Accuracy of the model's own shortest 5 % of responses.", outcomes.shortest(0.05)),
+        "shortest_10": Metric("own shortest 10 %", "share", "high", "main", "Accuracy of the model's own shortest 10 % of responses.", outcomes.shortest(0.1)),
+        "shortest_20": Metric("own shortest 20 %", "share", "high", "main", "Accuracy of the model's own shortest 20 % of responses.", outcomes.shortest(0.2)),
         "shortest_5_same": Metric(
-            "where base is shortest, 5 %", "share", "high", "main", "Accuracy on the problems that base thinks least about: the same for all."
+            "where base is shortest, 5 %", "share", "high", "main", "Accuracy on the problems that base thinks least about: the same for all.", outcomes.shortest_of_base(0.05)
         ),
         "shortest_10_same": Metric(
-            "where base is shortest, 10 %", "share", "high", "main", "Accuracy on the problems that base thinks least about: the same for all."
+            "where base is shortest, 10 %", "share", "high", "main", "Accuracy on the problems that base thinks least about: the same for all.", outcomes.shortest_of_base(0.1)
         ),
         "shortest_20_same": Metric(
-            "where base is shortest, 20 %", "share", "high", "main", "Accuracy on the problems that base thinks least about: the same for all."
+            "where base is shortest, 20 %", "share", "high", "main", "Accuracy on the problems that base thinks least about: the same for all.", outcomes.shortest_of_base(0.2)
         ),
         "accuracy_arithmetic": Metric("arithmetic", "share", "high", "main", "Accuracy on arithmetic."),
         "accuracy_lookup": Metric("lookup (never trained on)", "share", "high", "damage", "Accuracy on a task that no policy is trained on."),
         "never_closed": Metric("never closed", "share", "low", "damage", "Thinking that the budget cut off."),
-        "looping": Metric("loops", "share", "low", "damage", "Responses that end in a repeated run of tokens."),
+        "closed": Metric("closed share", "share", "high", "damage", "Responses whose thinking was closed within the budget.", mean_of("closed")),
+        "looping": Metric("loops", "share", "low", "damage", "Responses that end in a repeated run of tokens.", mean_of("looping")),
         "no_think": Metric("no thinking", "share", "low", "damage", "Answers without a single think token."),
         "failed_steps": Metric("failed steps", "share", "low", "damage", "Failed-step fraction: steps of thinking that are wrong (recomputed)."),
         "review": Metric("re-checks", "share", "none", "damage", "Characters of thinking that re-check an earlier step."),
@@ -78,10 +90,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "accuracy_threading": Metric("threading", "share", "high", "damage", "Following keys through a haystack (never seen in training)."),
         "accuracy_characters": Metric("characters", "share", "high", "damage", "Counting and finding characters (never seen in training)."),
         "accuracy_countdown": Metric("countdown", "share", "high", "damage", "Making a number of others (never seen in training)."),
-        "pass_at_2x": Metric("pass, 2 x base's tokens", "share", "high", "budget", "Any response right that fits twice base's mean tokens."),
-        "vote_at_2x": Metric("vote, 2 x base's tokens", "share", "high", "budget", "Majority of what fits twice base's mean tokens."),
-        "pass_at_4x": Metric("pass, 4 x base's tokens", "share", "high", "budget", "Any response right that fits four times base's mean tokens."),
-        "vote_at_4x": Metric("vote, 4 x base's tokens", "share", "high", "budget", "Majority of what fits four times base's mean tokens."),
+        "pass_at_2x": Metric("pass, 2 x base's tokens", "share", "high", "budget", "Any response right that fits twice base's mean tokens.", outcomes.passed(2)),
+        "vote_at_2x": Metric("vote, 2 x base's tokens", "share", "high", "budget", "Majority of what fits twice base's mean tokens.", outcomes.voted(2)),
+        "pass_at_4x": Metric("pass, 4 x base's tokens", "share", "high", "budget", "Any response right that fits four times base's mean tokens.", outcomes.passed(4)),
+        "vote_at_4x": Metric("vote, 4 x base's tokens", "share", "high", "budget", "Majority of what fits four times base's mean tokens.", outcomes.voted(4)),
         "projection": Metric(
             "projection on length", "number", "none", "mechanism", "Of its own thinking on the length direction, where lines begin; + is longer."
         ),
@@ -94,7 +106,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "retrieval_write": Metric(
             "write of retrieval heads", "number", "high", "mechanism", "What base's retrieval heads write towards the retrieved token, on the same texts (logits)."
         ),
-        "response_tokens": Metric("response tokens", "tokens", "none", "cost", "Mean length of a response, tags and answer included."),
+        "response_tokens": Metric("response tokens", "tokens", "none", "cost", "Mean length of a response, tags and answer included.", mean_of("response_tokens")),
     }
 )  # fmt: skip
 

@@ -1,0 +1,39 @@
+"""Shared by the scripts that publish measured numbers: put a text between two marks of the README, and draw a figure as a PNG."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from toolkit import store
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def splice(name: str, text: str, path: Path = README) -> None:
+    """Replace what stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``. Raises ValueError if the marks are not there once."""
+    before, after = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    page, count = re.subn(f"{before}.*?{after}", lambda _: f"{before}\n\n{text}\n\n{after}", path.read_text(), flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"{path} holds {count} places between {before} and {after}: expected one.")
+    store.write_text(page, path)
+
+
+def draw(figure: go.Figure, path: Path, width: int, height: int) -> None:
+    """Write a figure as a PNG with Chromium; without Chromium, say that it is not drawn."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        print(f"Chromium is not installed: {path} stays as it is.")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        figure.update_layout(width=width, height=height).write_html(f"{folder}/figure.html", config={"displayModeBar": False})
+        options = [
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars",
+            f"--window-size={width + 20},{height + 20}", f"--user-data-dir={folder}/profile", "--virtual-time-budget=5000",
+        ]  # fmt: skip
+        subprocess.run([chromium, *options, f"--screenshot={path}", f"{folder}/figure.html"], check=True)
