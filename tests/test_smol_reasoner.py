@@ -23,7 +23,6 @@ from toolkit import collect, edits, generate, lm, shipped, store, tasks
 from toolkit.generate import Sampling
 from toolkit.rewards import RewardBatch
 from toolkit.shipped import MissingPackageError
-from toolkit.stats import Estimate
 from toolkit.types import Direction, HeadEdit, HeadScores, Plan
 
 FOLDER = Path(__file__).parents[1] / "data" / "smol-reasoner"
@@ -353,23 +352,6 @@ def test_shipped_scores_and_directions_are_of_the_weights_that_any_machine_loads
     direction = store.load(RESULTS / f"{form}-direction.safetensors", Direction)
     assert scores.provenance.fingerprint == direction.provenance.fingerprint == smol.fingerprint
     edits.check_plan(smol, edits.plan(scores, direction))
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [
-        (0.1, 9.0, "reproduced"),
-        (-1.0, 1.9, "not reproduced"),
-        (-9.0, -1.0, "not reproduced"),
-        (-1.0, 2.1, "undecided"),
-        (0.1, 1.9, "real but too small to matter"),
-    ],
-)
-def test_a_verdict_follows_from_the_interval_and_the_smallest_effect_that_matters(low, high, verdict, monkeypatch):
-    claim = script("results", monkeypatch).Claim("", "", Estimate((low + high) / 2, low, high), 2.0, "tokens")
-    assert claim.verdict == verdict
-    standard_error = (high - low) / (2 * 1.96)
-    assert float(claim.row[-1]) == pytest.approx(2.8 * standard_error, abs=0.06)
 
 
 def test_claims_about_an_intervention_are_the_paired_differences_of_the_board():

@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +21,17 @@ import pandas as pd
 import torch
 
 from toolkit import board as boards
-from toolkit import directions, doses, identity, processes, report, stats, store, tasks
+from toolkit import claims, directions, doses, identity, processes, report, stats, store, tasks
 from toolkit import lm as lms
 from toolkit.board import reading
 from toolkit.board.ground import TRAINING
 from toolkit.board.spec import BASE
+from toolkit.claims import Claim
 from toolkit.generate import Sampling
 from toolkit.jobs import retrieval
 from toolkit.jobs.edit import OURS, PUBLISHED, plan_table
 from toolkit.phases import Scope
-from toolkit.stats import Effect, Estimate
+from toolkit.stats import Estimate
 
 HERE = Path(__file__).parent
 FILES = {PUBLISHED: "published", OURS: "ours"}
@@ -39,56 +40,12 @@ SWEEPS = {
     OURS: doses.Sweep(STRENGTHS),
     "Efficiency Steering": doses.Sweep(STRENGTHS, (15,), Scope.of("newest")),
 }
-# Smallest effects that matter: points of accuracy, share of the base's length, needles (ours)
-POINTS, TOKENS, NEEDLES = 0.03, 0.05, 0.1
-POWER = 1.96 + 0.84  # standard errors that are found with 80 % power at 5 %
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A published effect, what was found of it here, and from what size on it counts.
-
-    ``found`` is signed so that + is what was claimed.
-    """
-
-    text: str
-    source: str
-    found: Estimate
-    smallest: float
-    unit: str
-
-    @property
-    def note(self) -> str:
-        """What the estimate says of itself: that it is of too few seeds, or of what does not vary."""
-        return self.found.note if isinstance(self.found, Effect) else ""
-
-    @property
-    def verdict(self) -> str:
-        """Reproduced: the whole interval is on the claimed side, and reaches what matters. Not reproduced, or real but too small to
-        matter: it ends before that. Undecided: neither, or there is no interval. Not judged: too few seeds of what is random or trained."""
-        if "seed" in self.note:
-            return f"not judged: {self.note}"
-        low, high = self.found.low, self.found.high
-        if np.isnan(low) or low == high:  # no such response, or no response that differs
-            return "undecided"
-        if high < self.smallest:
-            return "real but too small to matter" if low > 0 else "not reproduced"
-        return "reproduced" if low > 0 else "undecided"
-
-    @property
-    def row(self) -> list[str]:
-        """A line of the page."""
-        scale = 100 if self.unit == "points" else 1
-        mean, low, high = (scale * v for v in (self.found.mean, self.found.low, self.found.high))
-        power = POWER * (high - low) / (2 * 1.96)
-        digits = 1 if self.unit in ("points", "tokens") else 2
-        return [
-            self.text,
-            self.source,
-            f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}] {self.unit}",
-            self.verdict,
-            f"{power:.{digits}f}" if power > 0 else "unknown",
-        ]
+# Smallest effects that matter: points of accuracy, share of base's length, needles, correlations and nats (ours)
+POINTS, TOKENS, NEEDLES, SMALL = 0.03, 0.05, 0.1, 0.1
+OF_METRIC = {
+    "think_tokens": ("tokens", TOKENS), "accuracy": ("points", POINTS), "shortest_20": ("points", POINTS), "retrieved": ("points", NEEDLES),
+}  # fmt: skip
+"""Metric -> unit of a claim about it, and the smallest effect that matters; of tokens a share of base's."""
 
 
 def swept(ground: boards.Ground, name: str, problems: int) -> doses.Doses:
@@ -124,22 +81,16 @@ def measured(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int,
 # --- claims ------------------------------------------------------------------------------------------------------
 
 
-def claims(table: reading.Table, tokens: float) -> list[Claim]:
-    """Every effect, signed as claimed."""
+def every_claim(table: reading.Table, tokens: float) -> list[Claim]:
+    """Return every effect, signed as claimed."""
 
-    def seeded(*names: str) -> bool:
-        return any(table.found[n].spec.seeded for n in names)
-
-    def change(metric: str, name: str, other: str = BASE, sign: int = 1) -> Effect:
-        gaps = sign * (table.value(name, metric) - table.value(other, metric))  # [seeds, problems]
-        kept = gaps[:, ~np.isnan(gaps).any(axis=0)]
-        return stats.effect([stats.mean_of(own[:, None]) for own in kept], kept.shape[1], seeded=seeded(name, other))
-
-    def shortest(name: str, other: str = BASE) -> Effect:
-        seeds, (base, *_) = (
-            [stats.shortest_accuracy(o.correct, o.think_tokens, 0.2) for o in table.outcomes(n)] for n in (name, other)
-        )
-        return stats.effect([stats.difference(own, base) for own in seeds], len(table.main), seeded=seeded(name, other))
+    def changed(text: str, source: str, metric: str, name: str, other: str = BASE, *, sign: int = 1, slack: float = 0.0) -> Claim:
+        unit, smallest = OF_METRIC[metric]
+        e = table.change(metric, name, other)
+        e = e if sign > 0 else replace(e, mean=-e.mean, low=-e.high, high=-e.low)
+        # "Loses less than" is met by an effect above 0 once what may be lost was added.
+        estimate, smallest = (claims.plus(e, slack), 0.0) if slack else (e, smallest * (tokens if unit == "tokens" else 1.0))
+        return Claim(text=text, source=source, estimate=estimate, smallest=smallest, unit=unit)
 
     rows = table.found[BASE].results[0].rows
     both = rows.dropna(subset=["think_entropy", "answer_entropy"])
@@ -149,63 +100,47 @@ def claims(table: reading.Table, tokens: float) -> list[Claim]:
     right = stats.correlation(hard["think_tokens"], hard["correct"].astype(float), hard["problem_id"], within=True)
     stepped = hard[hard["think_tokens"] > 0]
     failed = stats.correlation(stepped["failed"], stepped["correct"].astype(float), stepped["problem_id"], within=True)
-    found = [
-        Claim("thinking is less certain than answering", "PEAR, 2510.08026", phase, 0.1, "nats"),
-        Claim("longer thinking is less certain (within a problem)", "PEAR, 2510.08026", apart, 0.1, "correlation"),
-        Claim("short thinking is wrong more often (within a problem, 3+ steps)", "ThinkEdit, 2503.22048", right, 0.1, "correlation"),
-        Claim("failed steps go with wrong answers (within a problem, 3+ steps)", "2509.19284",
-              Estimate(-failed.mean, -failed.high, -failed.low), 0.1, "correlation"),
+    observed = [
+        ("thinking is less certain than answering", "PEAR, 2510.08026", phase, "nats"),
+        ("longer thinking is less certain (within a problem)", "PEAR, 2510.08026", apart, "correlation"),
+        ("short thinking is wrong more often (within a problem, 3+ steps)", "ThinkEdit, 2503.22048", right, "correlation"),
+        ("failed steps go with wrong answers (within a problem, 3+ steps)", "2509.19284", Estimate(-failed.mean, -failed.high, -failed.low), "correlation"),
     ]  # fmt: skip
+    found = [Claim(text=t, source=s, estimate=e, smallest=SMALL, unit=unit) for t, s, e, unit in observed]
     for form in ("ThinkEdit, as published", "ThinkEdit (ours)"):
         for share in (2, 4, 6):
             name = f"{form}, {share} % of heads"
             short = form if share == 4 else f"{form}, {share} %"
             found += [
-                Claim(f"{short}: thinks longer", "2503.22048", change("think_tokens", name), TOKENS * tokens, "tokens"),
-                Claim(f"{short}: more accurate", "2503.22048", change("accuracy", name), POINTS, "points"),
-                Claim(f"{short}: its shortest 20 % more accurate", "2503.22048", shortest(name), POINTS, "points"),
+                changed(f"{short}: thinks longer", "2503.22048", "think_tokens", name),
+                changed(f"{short}: more accurate", "2503.22048", "accuracy", name),
+                changed(f"{short}: its shortest 20 % more accurate", "2503.22048", "shortest_20", name),
             ]
         name = f"{form}, 4 % of heads"
         heads = "control: random heads edited, as published" if "published" in form else "control: random heads edited (ours)"
         found += [
-            Claim(
-                f"{form}: longer than with random heads", "control", change("think_tokens", name, heads), TOKENS * tokens, "tokens"
-            ),
-            Claim(f"{form}: more accurate than with random heads", "control", change("accuracy", name, heads), POINTS, "points"),
+            changed(f"{form}: longer than with random heads", "control", "think_tokens", name, heads),
+            changed(f"{form}: more accurate than with random heads", "control", "accuracy", name, heads),
         ]
-    found.append(
-        Claim("ThinkEdit (ours): longer than with a random direction in its heads", "control",
-              change("think_tokens", "ThinkEdit (ours), 4 % of heads", "control: random direction edited (ours)"), TOKENS * tokens, "tokens")
-    )  # fmt: skip
-    noise, ours = "control: steered randomly", "steered"
-    found += [
-        Claim("steered shorter (our direction): shorter", "2503.22048", change("think_tokens", f"{ours} shorter", sign=-1), TOKENS * tokens, "tokens"),
-        Claim("steered shorter (our direction): less accurate", "2503.22048", change("accuracy", f"{ours} shorter", sign=-1), POINTS, "points"),
-        Claim("steered longer (our direction): longer", "2503.22048", change("think_tokens", f"{ours} longer"), TOKENS * tokens, "tokens"),
-        Claim("steered longer (our direction): longer than steered randomly", "control", change("think_tokens", f"{ours} longer", noise), TOKENS * tokens, "tokens"),
-        Claim("Efficiency Steering: shorter", "2506.15647", change("think_tokens", "Efficiency Steering, shorter", sign=-1), TOKENS * tokens, "tokens"),
-        Claim(f"Efficiency Steering: loses less than {100 * POINTS:.0f} points", "2506.15647",
-              plus(change("accuracy", "Efficiency Steering, shorter"), POINTS), 0.0, "points"),
-        Claim("Efficiency Steering: shorter than along a random direction", "control",
-              change("think_tokens", "Efficiency Steering, shorter", "control: Efficiency Steering, random direction", sign=-1), TOKENS * tokens, "tokens"),
-    ]  # fmt: skip
+    noise, shorter = "control: steered randomly", "Efficiency Steering, shorter"
     masks = ("4 retrieval heads masked", "control: 4 random heads masked")
-    found += [
-        Claim("4 retrieval heads (our score) masked: needles lost", "2404.15574", change("retrieved", masks[0], sign=-1), NEEDLES, "points"),
-        Claim("more needles lost than with random heads", "2404.15574", change("retrieved", *masks, sign=-1), NEEDLES, "points"),
-        Claim("word problems lost more than with random heads", "2404.15574", change("accuracy", *masks, sign=-1), POINTS, "points"),
-        Claim("GRPO, correctness, 8 steps: more accurate", "2402.03300", change("accuracy", "GRPO: correctness"), POINTS, "points"),
-        Claim("GRPO-lambda: shorter than correctness", "2505.18086",
-              change("think_tokens", "GRPO-lambda", "GRPO: correctness", sign=-1), TOKENS * tokens, "tokens"),
-        Claim("GRPO-lambda: as accurate as correctness (less than 3 points behind)", "2505.18086",
-              plus(change("accuracy", "GRPO-lambda", "GRPO: correctness"), POINTS), 0.0, "points"),
+    return [
+        *found,
+        changed("ThinkEdit (ours): longer than with a random direction in its heads", "control", "think_tokens", "ThinkEdit (ours), 4 % of heads", "control: random direction edited (ours)"),
+        changed("steered shorter (our direction): shorter", "2503.22048", "think_tokens", "steered shorter", sign=-1),
+        changed("steered shorter (our direction): less accurate", "2503.22048", "accuracy", "steered shorter", sign=-1),
+        changed("steered longer (our direction): longer", "2503.22048", "think_tokens", "steered longer"),
+        changed("steered longer (our direction): longer than steered randomly", "control", "think_tokens", "steered longer", noise),
+        changed("Efficiency Steering: shorter", "2506.15647", "think_tokens", shorter, sign=-1),
+        changed(f"Efficiency Steering: loses less than {100 * POINTS:.0f} points", "2506.15647", "accuracy", shorter, slack=POINTS),
+        changed("Efficiency Steering: shorter than along a random direction", "control", "think_tokens", shorter, "control: Efficiency Steering, random direction", sign=-1),
+        changed("4 retrieval heads (our score) masked: needles lost", "2404.15574", "retrieved", masks[0], sign=-1),
+        changed("more needles lost than with random heads", "2404.15574", "retrieved", *masks, sign=-1),
+        changed("word problems lost more than with random heads", "2404.15574", "accuracy", *masks, sign=-1),
+        changed("GRPO, correctness, 8 steps: more accurate", "2402.03300", "accuracy", "GRPO: correctness"),
+        changed("GRPO-lambda: shorter than correctness", "2505.18086", "think_tokens", "GRPO-lambda", "GRPO: correctness", sign=-1),
+        changed("GRPO-lambda: as accurate as correctness (less than 3 points behind)", "2505.18086", "accuracy", "GRPO-lambda", "GRPO: correctness", slack=POINTS),
     ]  # fmt: skip
-    return found
-
-
-def plus(e: Effect, by: float) -> Effect:
-    """An effect moved by a constant; its p-value was against another, so it is dropped."""
-    return replace(e, mean=e.mean + by, low=e.low + by, high=e.high + by, p=np.nan)
 
 
 PAGE = """# What holds on real pretrained weights
@@ -282,19 +217,8 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
     sparse = retrieval.sparsity(ground.retrieval, "smol-reasoner")
     store.write_json({"heads": report.records(top), "sparsity": report.records(sparse.reset_index())}, out / "retrieval.json")
     table = reading.Table(reading.measured(ground, specs))
-    told = claims(table, float(table.value(BASE, "think_tokens").mean()))
-    columns = ["effect", "from", "found, + as claimed", "verdict", "80 % power at"]
-    store.write_json(
-        [
-            {
-                **dict(zip(columns, c.row, strict=True)),
-                "estimate": None if np.isnan(c.found.mean) else {k: getattr(c.found, k) for k in ("mean", "low", "high")},
-                "smallest": c.smallest,
-            }
-            for c in told
-        ],
-        out / "claims.json",
-    )
+    told = every_claim(table, float(table.value(BASE, "think_tokens").mean()))
+    store.write_json(claims.records(told), out / "claims.json")
     shown = boards.shown(found, ("accuracy", "think_tokens", "shortest_20", "retrieved", "think_entropy", "never_closed"))
     seeded = sum(spec.seeded for spec in specs)
     text = PAGE.format(
@@ -305,7 +229,7 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
         points=100 * POINTS,
         share=100 * TOKENS,
         steps=ground.sizes.training.steps,
-        claims=report.markdown(pd.DataFrame([c.row for c in told], columns=columns).set_index("effect")),
+        claims=report.markdown(claims.table(told)),
         seeds=f"What is random or trained ({seeded} conditions) was measured from {ground.sizes.seeds} seed(s); below {stats.FEW_SEEDS} it is not judged.",
         board=report.markdown(shown),
         doses=report.markdown(dose_table(swept_)),

@@ -23,7 +23,6 @@ from toolkit.metrics import METRICS, Judge, Judged, Outcomes, assumed_aes, cell,
 from toolkit.stats import Effect
 
 LEVELS = ("easy", "medium", "hard")
-TIMES = 1000  # resamples of what is not a mean
 
 
 @dataclass(frozen=True)
@@ -80,14 +79,26 @@ class Table:
     @cached_property
     def judge(self) -> Judge:
         """Compares by what is computed from the main rollouts and is no mean of one value per problem."""
-        return Judge.of(
-            self.outcomes(BASE)[0], [m for m, about in METRICS.items() if about.how and m not in self.problems], times=TIMES
-        )
+        # The board shows the share that never closed instead of the share that did.
+        names = [m for m, about in METRICS.items() if about.how and m not in self.problems and m != "closed"]
+        return Judge.of(self.outcomes(BASE)[0], names)
 
     @cached_property
     def base(self) -> dict[str, Judged]:
         """Every metric of base."""
         return _unbounded(self, BASE)
+
+    def change(self, metric: str, name: str, other: str = BASE) -> Effect:
+        """Return the difference of two conditions in one metric, paired by problem.
+
+        Args:
+            other: What ``name`` is compared with. If it has several seeds, ``name`` needs as many or one.
+        """
+        seeded = any(self.found[n].spec.varies for n in (name, other))
+        if metric in self.problems:
+            return stats.mean_effect(self.value(name, metric), self.value(other, metric), seeded=seeded)
+        judge = Judge.of(self.outcomes(other)[0], [metric])
+        return judge.judged(self.outcomes(name), seeded=seeded)[metric].change
 
     def outcomes(self, name: str) -> list[Outcomes]:
         """The main rollouts of each seed."""
@@ -135,10 +146,7 @@ def cells(table: Table, name: str) -> dict[str, dict[str, Any]]:
             if not chosen.any():
                 continue
             values = {m: _aligned(table, name, m)[:, chosen] for m in statistics.HEADLINE}
-            shown = {
-                m: _interval(stats.mean_effect(own, times=TIMES, seeded=seeded).within(described(m).bounds))
-                for m, own in values.items()
-            }
+            shown = {m: _interval(stats.mean_effect(own, seeded=seeded).within(described(m).bounds)) for m, own in values.items()}
             found.setdefault(t, {})[d] = {"n": int(chosen.sum()), **shown}
     return found
 

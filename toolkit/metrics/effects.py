@@ -96,12 +96,15 @@ def cell(
     return f"{mean} ({with_interval(change['mean'], change['low'], change['high'], metric.unit, sign='+')}{f', {note}' if note else ''})"
 
 
-def with_interval(mean: float, low: float, high: float, unit: str, *, sign: str = "") -> str:
+def with_interval(mean: float, low: float, high: float, unit: str, *, sign: str = "", digits: int | None = None) -> str:
     """Return ``mean [low, high]`` with the digits of a unit, shares in percent; without the bracket where nothing varies.
+
+    Args:
+        digits: After the point; default: those of the unit.
 
     >>> with_interval(0.123, 0.05, 0.2, "share", sign="+")
     '+12.3 [+5.0, +20.0]'
     """
-    scale, digits = (100, 1) if unit == "share" else (1, DIGITS.get(unit, 1))
+    scale, digits = 100 if unit == "share" else 1, DIGITS.get(unit, 1) if digits is None else digits
     texts = [f"{scale * v:{sign}.{digits}f}" for v in (mean, low, high)]
     return texts[0] if low == high else f"{texts[0]} [{texts[1]}, {texts[2]}]"
