@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from families import CONFIGS, family, tokenizer
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, LlamaConfig, SiglipVisionConfig
 
-from toolkit import checkpoints, edits, store
+from toolkit import adapters, checkpoints, edits, shipped, store
 from toolkit import lm as lms
 from toolkit.lm import LM, ThinkTags
 from toolkit.sites import UnsupportedModelError
@@ -167,8 +168,37 @@ def test_an_adapter_that_is_no_change_of_weights_is_refused(tmp_path):
     adapted(
         base_of(tmp_path, tied=False), tmp_path / "adapter", peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     )
-    with pytest.raises((store.DamagedFileError, UnsupportedModelError), match="no change of weights"):
+    with pytest.raises(
+        (store.DamagedFileError, UnsupportedModelError), match=r"PROMPT_TUNING.*instead of changing weights: it cannot be merged"
+    ):
         lms.load(tmp_path / "adapter", device="cpu")
+
+
+class Elsewhere:
+    """A model on a device that this machine does not have."""
+
+    device = torch.device("cuda")
+    config = CONFIGS["qwen3"]
+
+    def __call__(self, input_ids):
+        raise LookupError(f"given ids on {input_ids.device}")
+
+
+def test_a_merge_is_checked_on_the_device_of_the_model(monkeypatch):
+    made = []
+    monkeypatch.setattr(torch, "arange", lambda n, device=None: made.append(device) or torch.zeros(n, dtype=torch.long))
+    with pytest.raises(LookupError):
+        adapters._merged(Elsewhere(), "adapter")
+    assert made == [Elsewhere.device]
+
+
+def test_the_fp64_sum_of_a_shipped_adapter_is_taken_on_the_cpu_and_the_model_comes_back(monkeypatch):
+    moves, model = [], family("llama").model
+    monkeypatch.setattr(type(model), "device", Elsewhere.device)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda model, device: moves.append(str(device)) or model)
+    monkeypatch.setattr(adapters, "merged", lambda model, *a, **k: moves.append("merged") or model)
+    shipped.merged(model, Path("folder"), torch.float32)
+    assert moves == ["cpu", "merged", "cuda"]
 
 
 def test_without_peft_one_line_says_what_to_install(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """PEFT adapters: found in a directory or on the hub, and merged into the weights of their base.
 
 An adapter is never left beside the weights: an edit changes weights, and saving a model with an adapter around it writes the adapter
-alone. Merging is exact for every adapter that is a change of weights (LoRA, DoRA, IA3, modules saved whole, ...), and checked.
+alone. Merging is exact for every adapter that changes weights (LoRA, DoRA, IA3, modules saved whole, ...), and checked.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def merged(
 
     Raises:
         store.DamagedFileError: the adapter is not whole, or does not fit the model.
-        UnsupportedModelError: the adapter is no change of weights, or the merged model does not compute what it did.
+        UnsupportedModelError: an adapter that changes no weights, such as prompt tuning, or the merged model computes something else.
     """
     from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
@@ -103,7 +103,8 @@ def merged(
         ) from error
     if not mergeable:
         raise UnsupportedModelError(
-            f"{source} is an adapter of type {config.peft_type}, which is no change of weights and cannot be merged: it cannot be edited."
+            f"{source} is an adapter of type {getattr(config.peft_type, 'value', config.peft_type)}, which adds to the prompt or the layers instead of "
+            "changing weights: it cannot be merged, so it cannot be edited. Give an adapter such as LoRA, or the base by itself."
         )
     missing = [key for key in report.missing_keys if f".{NAME}" in key]
     if missing or report.unexpected_keys or not tensors:
@@ -121,7 +122,7 @@ def merged(
 
 @torch.no_grad()
 def _merged(adapted: Any, source: str) -> PreTrainedModel:
-    ids = torch.arange(PROBE)[None] % adapted.config.get_text_config().vocab_size
+    ids = torch.arange(PROBE, device=adapted.device)[None] % adapted.config.get_text_config().vocab_size
     wanted = adapted(input_ids=ids).logits
     separated = _separate(adapted)
     whole = adapted.merge_and_unload()
