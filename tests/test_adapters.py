@@ -12,7 +12,7 @@ import torch
 from families import CONFIGS, family, tokenizer
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, LlamaConfig, SiglipVisionConfig
 
-from toolkit import adapters, checkpoints, edits, shipped, store
+from toolkit import adapters, checkpoints, edits, shipped, store, vectors
 from toolkit import lm as lms
 from toolkit.lm import LM, ThinkTags
 from toolkit.sites import UnsupportedModelError
@@ -83,11 +83,14 @@ KINDS = {
 }
 
 
+def plan_of(lm: LM) -> Plan:
+    v = torch.randn(lm.layout.n_layers, lm.layout.d_model, generator=torch.Generator().manual_seed(2))
+    direction = Direction(v, "resid_mid", "think", "x", 1, 1, lm.provenance())
+    return Plan((HeadEdit(1, 2, "project_out", 1.0),), direction, "one head", lm.provenance())
+
+
 def edited(lm: LM) -> LM:
-    generator = torch.Generator().manual_seed(2)
-    vector = torch.randn(lm.layout.n_layers, lm.layout.d_model, generator=generator)
-    v = Direction(vector, "resid_mid", "think", "x", 1, 1, lm.provenance())
-    return edits.apply(lm, Plan((HeadEdit(1, 2, "project_out", 1.0),), v, "one head", lm.provenance()))
+    return edits.apply(lm, plan_of(lm))
 
 
 def assert_whole(lm: LM, tmp_path, dtype: torch.dtype = torch.float32) -> None:
@@ -131,6 +134,30 @@ def test_the_base_of_an_adapter_is_found(named, tmp_path, monkeypatch):
     where = {"relative to the adapter": "../../base", "relative to the working directory": "base", "absolute": str(base)}[named]
     wanted = adapted(base, adapter, lora(), named=where)
     torch.testing.assert_close(logits(lms.load(adapter, device="cpu").model), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("base", ["tiny-reasoner", "a GGUF file", "an adapter"])
+def test_whatever_can_be_loaded_can_be_the_base_of_an_adapter(base, tmp_path, monkeypatch):
+    source = base
+    if base == "an adapter":
+        source = str(tmp_path / "first")
+        adapted(base_of(tmp_path, tied=False), source, lora("q_proj"))
+    elif base == "a GGUF file":
+        (tmp_path / "small.gguf").touch()
+        source = str(tmp_path / "small.gguf")
+        monkeypatch.setattr(checkpoints, "_gguf", lambda *about: (family("llama").model, tokenizer()))
+    lm = lms.load(source, device="cpu")
+    again = lms.load(vectors.adapter(lm, plan_of(lm), tmp_path / "adapter"), device="cpu")
+    torch.testing.assert_close(logits(again.model), logits(edits.apply(lm, plan_of(lm)).model), atol=1e-3, rtol=1e-3)
+
+
+def test_adapters_that_are_each_others_base_are_refused(tmp_path):
+    base = base_of(tmp_path, tied=False)
+    adapted(base, tmp_path / "a", lora("q_proj"), named="../b")
+    adapted(base, tmp_path / "b", lora("q_proj"), named="../a")
+    with pytest.raises(UnsupportedModelError, match="is an adapter of it in turn: set base_model_name_or_path") as caught:
+        lms.load(tmp_path / "a", device="cpu")
+    assert len(str(caught.value)) <= 400
 
 
 def test_an_adapter_beside_whole_weights_is_refused(tmp_path):

@@ -7,6 +7,7 @@ alone. Merging is exact for every adapter that changes weights (LoRA, DoRA, IA3,
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,12 @@ def config_of(source: str, revision: str | None = None) -> dict[str, Any] | None
         return None
     if find_spec("peft") is None:
         raise ImportError(f"{source} is a PEFT adapter, which needs peft: pip install 'reasoning-length-toolkit[rl]'.")
-    about = store.read_json(found)
-    if not isinstance(about, dict):
-        raise store.DamagedFileError(f"{found} holds no JSON object: copy it again.")
-    return about
+    return dict(store.read_json(found, Mapping[str, Any]))
 
 
-def base_of(source: str, about: dict[str, Any]) -> str:
-    """Return what an adapter's base is loaded from: a directory, absolute or relative to the adapter's or the working directory, or a
-    hub id.
+def base_of(source: str, about: Mapping[str, Any]) -> str:
+    """Return what an adapter's base is loaded from: a directory or a GGUF file, absolute or relative to the adapter's or the working
+    directory, or a hub id.
 
     Raises:
         UnsupportedModelError: the base is not there, or the config names none.
@@ -56,7 +54,7 @@ def base_of(source: str, about: dict[str, Any]) -> str:
             f"{source} is an adapter whose adapter_config.json names no base: set base_model_name_or_path to the base's directory."
         )
     places = [Path(source) / named, Path(named)]
-    whole = next((path for path in places if (path / "config.json").is_file()), None)
+    whole = next((path for path in places if _is_model(path)), None)
     if whole is not None:
         return str(whole)
     if Path(named).is_absolute() or named.startswith(".") or named.count("/") > 1:
@@ -65,6 +63,12 @@ def base_of(source: str, about: dict[str, Any]) -> str:
             "set base_model_name_or_path in adapter_config.json to where the base is now."
         )
     return named
+
+
+def _is_model(path: Path) -> bool:
+    if path.suffix == ".gguf":
+        return path.is_file()
+    return (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
 
 
 def merged(

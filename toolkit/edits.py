@@ -123,8 +123,7 @@ def with_direction(like: Plan, direction: Direction) -> Plan:
 def plan_origins(planned: Plan) -> tuple[origins.Record, ...]:
     """The problems that a plan and its direction were made from, as records of ``origins``."""
     parts = [planned.provenance, *([planned.direction.provenance] if planned.direction else [])]
-    records = [found for part in parts if (found := origins.of(part.notes))]
-    return tuple(one for i, one in enumerate(records) if one not in records[:i])
+    return origins.distinct(origins.of(part.notes) for part in parts)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import toolkit
-from toolkit import checkpoints, origins, shipped, sites, store, templates
+from toolkit import checkpoints, origins, shipped, sites, templates
 from toolkit import qualify as behaviour
 from toolkit.qualify import Check
 from toolkit.shipped import SMOL_REASONER, TINY_REASONER, smollm2_path
@@ -33,7 +33,6 @@ __all__ = [
 ]  # fmt: skip
 
 DEFAULT_TAGS = ("<think>", "</think>")
-MADE_FROM = "made_from.json"  # beside the weights: the problems that edits and training were made from, see ``origins``
 UNCOMPUTED = frozenset((
     "_name_or_path", "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "label2id",
     "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "torch_dtype",
@@ -208,7 +207,7 @@ class LM:
         Raises:
             FileExistsError: the directory exists and is not empty.
         """
-        notes = {MADE_FROM: self.made_from} if self.made_from else {}
+        notes = {checkpoints.MADE_FROM: self.made_from} if self.made_from else {}
         return checkpoints.write(checkpoints.Checkpoint(self.model, self.tokenizer, self.folder), directory, notes)
 
 
@@ -299,7 +298,7 @@ def load(
     _check_template(name, found.tokenizer, template or {})
     torch.nn.Module.to(found.model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     lm = wrap(found.model, found.tokenizer, name=name, tags=tags, revision=revision)
-    lm = replace(lm, template=dict(template or {}), folder=found.folder, made_from=_origins(Path(source) / MADE_FROM))
+    lm = replace(lm, template=dict(template or {}), folder=found.folder, made_from=found.made_from)
     qualify(lm)
     return lm
 
@@ -316,14 +315,6 @@ def _check_template(name: str, tokenizer: PreTrainedTokenizerBase, switches: Map
         templates.check(tokenizer.get_chat_template(), tokens, switches)
     except (templates.TemplateProblem, ValueError, TypeError) as error:
         raise UnsupportedModelError(f"{name}: {error}") from error
-
-
-def _origins(path: Path) -> tuple[origins.Record, ...]:
-    return (
-        tuple(store.read_json(path, list[Mapping[str, Any]], remedy="Remove it, or edit or train the model again."))
-        if path.is_file()
-        else ()
-    )
 
 
 def wrap(
@@ -394,7 +385,7 @@ def child(lm: LM, model: PreTrainedModel, name: str, *, made_from: Sequence[orig
     Args:
         made_from: Records of the problems that the change was made from, added to those of ``lm``.
     """
-    whole = (*lm.made_from, *(one for one in made_from if one not in lm.made_from))
+    whole = origins.distinct((*lm.made_from, *made_from))
     return replace(lm, model=model, layout=sites.find(model), name=name, revision=None, parent=lm.fingerprint, made_from=whole)
 
 

@@ -20,8 +20,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from toolkit import checkpoints, origins, store
 from toolkit import lm as lms
-from toolkit import origins, store
 from toolkit.generate import facts
 from toolkit.grpo.log import Recorder
 from toolkit.grpo.sampler import bare
@@ -46,9 +46,12 @@ def finished(trainer: Trainer) -> PreTrainedModel:
 
 def policy_of(given: LM, trainer: Trainer) -> LM:
     """The policy as an LM made from ``given``, with a record of the problems that it was trained on."""
+    return lms.child(given, finished(trainer), f"{given.name}, {trainer.recipe.name}", made_from=(_trained_on(trainer),))
+
+
+def _trained_on(trainer: Trainer) -> origins.Record:
     pool = list(trainer.problems.values())
-    record = origins.record((p.id for p in pool), **facts(pool), seed=trainer.args.seed)
-    return lms.child(given, finished(trainer), f"{given.name}, {trainer.recipe.name}", made_from=(record,))
+    return origins.record((p.id for p in pool), **facts(pool), seed=trainer.args.seed)
 
 
 def merged(model: Any) -> PreTrainedModel:
@@ -80,7 +83,7 @@ def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, ab
     given, changed = recorder.given, adapted(trainer.model) or trainer.args.bf16
     assert given is not None
     if isinstance(trainer.model, PeftModel):
-        _keep_adapter(trainer, out / ADAPTER)
+        _keep_adapter(trainer, given, out / ADAPTER)
     _release(trainer)
     policy = policy_of(given, trainer)
     with store.filling(out / MODEL) as partial:
@@ -99,11 +102,12 @@ def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, ab
     return saved
 
 
-def _keep_adapter(trainer: Trainer, folder: Path) -> None:
+def _keep_adapter(trainer: Trainer, given: LM, folder: Path) -> None:
     store.remove(folder)
     with store.filling(folder) as partial:
         trainer.save_model(str(partial))
         store.remove(partial / PICKLED)
+        store.write_json(origins.distinct((*given.made_from, _trained_on(trainer))), partial / checkpoints.MADE_FROM)
 
 
 def _release(trainer: Trainer) -> None:
