@@ -89,8 +89,8 @@ def _read(source: str | Path, dtype: torch.dtype, common: Mapping[str, Any], abo
     if (about := _foreign(where, lambda: adapters.config_of(where, revision))) is not None:
         return _adapted(where, about, dtype, common, above)
     model, tokenizer = _plain(where, dtype, common)
-    folder = None if source == TINY_REASONER else _folder(where, revision, model)
-    return Checkpoint(model, tokenizer, folder, _made_from(where, revision))
+    beside = None if source == TINY_REASONER else _folder(where, revision, model)
+    return Checkpoint(model, tokenizer, beside, _made_from(where, revision))
 
 
 def _made_from(where: str, revision: str | None) -> tuple[origins.Record, ...]:

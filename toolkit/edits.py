@@ -192,8 +192,17 @@ def _digest(direction: Direction | None) -> str:
     """What a direction is, and a hash of its numbers."""
     if direction is None:
         return "no direction"
-    numbers = hashlib.sha256(direction.vector.double().cpu().numpy().tobytes()).hexdigest()[:12]
-    return f"{direction.estimator} {direction.kind} {direction.positions} {numbers}"
+    return f"{direction.estimator} {direction.kind} {direction.positions} {hash_of(direction.vector)}"
+
+
+def hash_of(values: Tensor) -> str:
+    """Twelve hexadecimal digits of some numbers, for the words that tell interventions apart."""
+    return hashlib.sha256(values.double().cpu().numpy().tobytes()).hexdigest()[:12]
+
+
+def _exact(value: float, sign: str = "") -> str:
+    """A number with all its digits, whole ones without a point: kept results are told apart by it."""
+    return f"{float(value):{sign}}".removesuffix(".0")
 
 
 def check_plan(lm: LM, planned: Plan) -> None:
@@ -264,8 +273,8 @@ class Steering:
 
     def __str__(self) -> str:
         layers = "all layers" if self.layers is None else f"layers {self.layers}"
-        act = {"add": "steering", "ablate": "ablating", "clamp": f"clamping to {self.value:g}"}[self.op]
-        return f"{act} {self.strength:+g} x {_digest(self.direction)}, {self.site}, {layers}, {self.during}"
+        act = {"add": "steering", "ablate": "ablating", "clamp": f"clamping to {_exact(self.value)}"}[self.op]
+        return f"{act} {_exact(self.strength, '+')} x {_digest(self.direction)}, {self.site}, {layers}, {self.during}"
 
     @property
     def site(self) -> str:

@@ -150,18 +150,19 @@ class LM:
                 f"{self.name} has no chat template, so a prompt cannot be built. "
                 "Set tokenizer.chat_template (or add chat_template.jinja to the directory) and load again."
             )
-        begun = bool(messages) and messages[-1]["role"] == "assistant"
+        if not messages or messages[-1]["role"] != "assistant":
+            return self._rendered(messages, add_generation_prompt=True)
+        content = str(messages[-1]["content"])
         try:
-            text = self._rendered(messages, add_generation_prompt=not begun, continue_final_message=begun)
+            text = self._rendered(messages, continue_final_message=True)
+            if not text.endswith(content):
+                raise ValueError(f"it becomes {text[-80:]!r}")
         except ValueError as error:
-            if not begun:
-                raise
             raise ValueError(
-                f"The chat template of {self.name} does not keep the assistant's message {str(messages[-1]['content'])[:80]!r} as it is, "
-                "so it cannot be continued: leave it out, or begin it otherwise."
+                f"The chat template of {self.name} does not keep the assistant's message {content[:80]!r} as it is, so it cannot be continued: "
+                "leave it out, or begin it otherwise (many templates remove blanks at the ends of a message)."
             ) from error
-        if begun:
-            self._check_begun(text, str(messages[-1]["content"]))
+        self._check_begun(text, content)
         return text
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -179,8 +180,9 @@ class LM:
         after = text.rpartition(turn)[2] if turn else ""
         if any(tag in text for tag in tags) and (not turn or any(after.count(tag) != content.count(tag) for tag in tags)):
             raise ValueError(
-                f"The chat template of {self.name} writes think tags of its own into a message that is continued, so where thinking starts "
-                "is unknown: leave the message out, or load the model with other tags."
+                f"The prompt of {self.name} that continues the assistant's message {content[:80]!r} holds think tags that may not be the "
+                "message's own: its chat template adds some, or does not mark where the message begins. So it is unknown whether thinking has "
+                "begun. Leave the message out, or load the model with other think tags: tags=ThinkTags(...), --think."
             )
 
     @cached_property
