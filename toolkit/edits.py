@@ -393,8 +393,9 @@ def _check_shape(direction: Direction, lm: LM) -> None:
 def transferred(direction: Direction, lm: LM) -> Direction:
     """The same numbers, declared to be meant for ``lm``: for a model trained further, say. Its estimator says where it came from."""
     origin = f"{direction.estimator} from {direction.provenance.model}"
-    about = replace(lm.provenance(direction.provenance.seed), notes=direction.provenance.notes)
-    return replace(direction, estimator=origin, provenance=about)
+    about = lm.provenance(direction.provenance.seed)
+    notes = {k: v for k, v in direction.provenance.notes.items() if k != "template"}  # a switch of the other model
+    return replace(direction, estimator=origin, provenance=replace(about, notes={**notes, **about.notes}))
 
 
 def column_norms(before: LM, after: LM, planned: Plan) -> list[dict[str, int | float]]:

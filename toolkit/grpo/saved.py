@@ -92,7 +92,8 @@ def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, ab
         before, trained = (_log_probs(lm, prompts) for lm in (given, policy))
         replace(policy, model=lms.as_type(policy.model, dtype)).save(partial)
         policy.model.to("cpu")  # type: ignore[arg-type]  # room for the one that is read
-        saved = replace(_read(policy, partial, dtype, given.device), folder=out / MODEL)
+        saved = read_back(policy, partial, dtype=dtype, device=given.device)
+        saved = replace(saved, name=policy.name, parent=policy.parent, folder=out / MODEL)
         saved.model.config._name_or_path = saved.model.name_or_path = str(out / MODEL)
         lost |= {"kl": _kl(trained, _log_probs(saved, prompts)), "kl_trained": _kl(trained, before)}
         recorder.say(_said(lost))
@@ -117,10 +118,16 @@ def _release(trainer: Trainer) -> None:
     trainer.accelerator.free_memory()
 
 
-def _read(policy: LM, folder: Path, dtype: torch.dtype, device: torch.device) -> LM:
-    custom = type(policy.model).__module__.startswith("transformers_modules")
-    saved = lms.load(folder, dtype=dtype, device=device, tags=policy.tags, template=policy.template, trust_remote_code=custom)
-    return replace(saved, name=policy.name, parent=policy.parent)
+def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> LM:
+    """Return a model that a run saved, read as the model that it was made from: with its tags, its template switches, and its own code if
+    that has some.
+
+    Args:
+        device: Default: that of ``like``.
+    """
+    custom = type(like.model).__module__.startswith("transformers_modules")
+    where = like.device if device is None else device
+    return lms.load(folder, dtype=dtype, device=where, tags=like.tags, template=like.template, trust_remote_code=custom)
 
 
 def _rounded(given: LM, policy: LM, dtype: torch.dtype) -> dict[str, Any]:
