@@ -305,6 +305,32 @@ def test_a_save_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     assert torch.equal(logits(lms.load(lm.save(tmp_path / "model"), device="cpu").model), logits(lm.model))
 
 
+@pytest.fixture
+def on_hub(tmp_path, monkeypatch):
+    """Put a saved model into a cache of the hub, as ``owner/name``; returns its snapshot."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "cache" / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    return saved(family("llama").model, repository / "snapshots" / ("a" * 40), max_shard_size="20KB")
+
+
+def test_the_files_of_a_hub_id_are_checked_where_they_are_on_disk(on_hub):
+    assert lms.load("owner/name", device="cpu").fingerprint == family("llama").fingerprint
+    (on_hub / "made_from.json").write_text(json.dumps([{"task": "t", "problem_ids": ["0" * 16]}]))
+    assert lms.load("owner/name", device="cpu").made_from[0]["task"] == "t"
+    config = json.loads((on_hub / "config.json").read_text())
+    (on_hub / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**9}))
+    with pytest.raises(UnsupportedModelError, match="num_hidden_layers is '1000000000', expected a whole number of at most"):
+        lms.load("owner/name", device="cpu")
+    (on_hub / "config.json").write_text(json.dumps(config))
+    index = on_hub / checkpoints.INDEX
+    index.write_text(index.read_text().replace("model-00002", "../../model-00002"))
+    with pytest.raises(UnsupportedModelError, match="a file outside its directory: refused"):
+        lms.load("owner/name", device="cpu")
+
+
 def test_a_config_with_fewer_layers_than_weights_is_refused(tmp_path):
     path = family("llama").save(tmp_path / "model")
     config = LlamaConfig.from_pretrained(path)

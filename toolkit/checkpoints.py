@@ -142,9 +142,9 @@ def _foreign(where: str, read: Any) -> Any:
 
 
 def _plain(where: str, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    path = Path(where)
-    if path.is_dir():
-        _check_files(path)
+    local = Path(where).is_dir()
+    if (path := _on_disk(where, common["revision"])) is not None:
+        _check_files(path, partial=not local)
 
     def load() -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
@@ -152,8 +152,18 @@ def _plain(where: str, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[P
         return tokenizer, *loaded
 
     tokenizer, model, report = _foreign(where, load)
+    if not local and (path := _on_disk(where, common["revision"])) is not None:
+        _check_files(path)  # what was there before may have been a part, or another version
     _check_report(where, report)
     return model, tokenizer
+
+
+def _on_disk(where: str, revision: str | None) -> Path | None:
+    """A directory, or the snapshot of a hub id if there is one; nothing is fetched."""
+    if Path(where).is_dir():
+        return Path(where)
+    config = _foreign(where, lambda: cached_file(where, "config.json", revision=revision, local_files_only=True, **QUIET))
+    return Path(config).parent if config else None
 
 
 def _gguf(path: Path, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -213,10 +223,14 @@ def _folder(where: str, revision: str | None, model: PreTrainedModel) -> Path | 
 # --- what is looked at before and after transformers loads ---------------------------------------------------
 
 
-def _check_files(path: Path) -> None:
-    """Raise unless the files of a directory are what their names say and describe one model."""
+def _check_files(path: Path, *, partial: bool = False) -> None:
+    """Raise unless the files of a directory are what their names say and describe one model.
+
+    Args:
+        partial: Shards that are missing will be fetched when it is loaded.
+    """
     objects = {name: store.read_json(path / name, Mapping[str, Any]) for name in OBJECTS if (path / name).is_file()}
-    config, tensors = objects.get("config.json", {}), _headers(path)
+    config, tensors = objects.get("config.json", {}), _headers(path, partial)
     if tensors and "quantization_config" not in config:
         odd = [f"{name} ({kind})" for name, (kind, _) in tensors.items() if kind not in FLOATS and not HARMLESS.search(name)]
         if odd:
@@ -238,19 +252,19 @@ def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The tensors of all safetensors files that will be read, by name."""
+def _headers(path: Path, partial: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors of all safetensors files that will be read, by name; none if only a part of them is there, and may be."""
     if (path / WEIGHTS).is_file():
         return store.read_headers(path / WEIGHTS)
     for index in (INDEX, "pytorch_model.bin.index.json"):
         if (path / index).is_file():
-            shards = _shards(path, index)
+            shards = _shards(path, index, partial)
             return _merged_headers(shards) if index == INDEX else {}
     return {}
 
 
-def _shards(path: Path, index: str) -> list[Path]:
-    """The files that an index names, all of them in its own directory."""
+def _shards(path: Path, index: str, partial: bool) -> list[Path]:
+    """The files that an index names, all of them in its own directory; none if one is missing and may be."""
     named = store.read_json(path / index, Mapping[str, Any]).get("weight_map")
     names = sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
     if not names:
@@ -258,9 +272,10 @@ def _shards(path: Path, index: str) -> list[Path]:
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name or ":" in name:
             raise UnsupportedModelError(f"{path / index} names {name[:80]!r}, a file outside its directory: refused.")
-        if not (path / name).is_file():
+        if not (path / name).is_file() and not partial:
             raise UnsupportedModelError(f"{path / index} names {name[:80]!r}, which is not there: the checkpoint is not whole.")
-    return [path / name for name in names]
+    shards = [path / name for name in names]
+    return shards if all(shard.is_file() for shard in shards) else []
 
 
 def _merged_headers(shards: list[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:
