@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from families import CONFIGS, family, tokenizer
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, LlamaConfig, SiglipVisionConfig
 
-from toolkit import checkpoints, edits, store
+from toolkit import adapters, checkpoints, edits, shipped, store, vectors
 from toolkit import lm as lms
 from toolkit.lm import LM, ThinkTags
 from toolkit.sites import UnsupportedModelError
@@ -82,11 +83,14 @@ KINDS = {
 }
 
 
+def plan_of(lm: LM) -> Plan:
+    v = torch.randn(lm.layout.n_layers, lm.layout.d_model, generator=torch.Generator().manual_seed(2))
+    direction = Direction(v, "resid_mid", "think", "x", 1, 1, lm.provenance())
+    return Plan((HeadEdit(1, 2, "project_out", 1.0),), direction, "one head", lm.provenance())
+
+
 def edited(lm: LM) -> LM:
-    generator = torch.Generator().manual_seed(2)
-    vector = torch.randn(lm.layout.n_layers, lm.layout.d_model, generator=generator)
-    v = Direction(vector, "resid_mid", "think", "x", 1, 1, lm.provenance())
-    return edits.apply(lm, Plan((HeadEdit(1, 2, "project_out", 1.0),), v, "one head", lm.provenance()))
+    return edits.apply(lm, plan_of(lm))
 
 
 def assert_whole(lm: LM, tmp_path, dtype: torch.dtype = torch.float32) -> None:
@@ -132,6 +136,30 @@ def test_the_base_of_an_adapter_is_found(named, tmp_path, monkeypatch):
     torch.testing.assert_close(logits(lms.load(adapter, device="cpu").model), wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("base", ["tiny-reasoner", "a GGUF file", "an adapter"])
+def test_whatever_can_be_loaded_can_be_the_base_of_an_adapter(base, tmp_path, monkeypatch):
+    source = base
+    if base == "an adapter":
+        source = str(tmp_path / "first")
+        adapted(base_of(tmp_path, tied=False), source, lora("q_proj"))
+    elif base == "a GGUF file":
+        (tmp_path / "small.gguf").touch()
+        source = str(tmp_path / "small.gguf")
+        monkeypatch.setattr(checkpoints, "_gguf", lambda *about: (family("llama").model, tokenizer()))
+    lm = lms.load(source, device="cpu")
+    again = lms.load(vectors.adapter(lm, plan_of(lm), tmp_path / "adapter"), device="cpu")
+    torch.testing.assert_close(logits(again.model), logits(edits.apply(lm, plan_of(lm)).model), atol=1e-3, rtol=1e-3)
+
+
+def test_adapters_that_are_each_others_base_are_refused(tmp_path):
+    base = base_of(tmp_path, tied=False)
+    adapted(base, tmp_path / "a", lora("q_proj"), named="../b")
+    adapted(base, tmp_path / "b", lora("q_proj"), named="../a")
+    with pytest.raises(UnsupportedModelError, match="is an adapter of it in turn: set base_model_name_or_path") as caught:
+        lms.load(tmp_path / "a", device="cpu")
+    assert len(str(caught.value)) <= 400
+
+
 def test_an_adapter_beside_whole_weights_is_refused(tmp_path):
     base = base_of(tmp_path, tied=False)
     adapted(base, tmp_path / "adapter", lora())
@@ -167,8 +195,37 @@ def test_an_adapter_that_is_no_change_of_weights_is_refused(tmp_path):
     adapted(
         base_of(tmp_path, tied=False), tmp_path / "adapter", peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     )
-    with pytest.raises((store.DamagedFileError, UnsupportedModelError), match="no change of weights"):
+    with pytest.raises(
+        (store.DamagedFileError, UnsupportedModelError), match=r"PROMPT_TUNING.*instead of changing weights: it cannot be merged"
+    ):
         lms.load(tmp_path / "adapter", device="cpu")
+
+
+class Elsewhere:
+    """A model on a device that this machine does not have."""
+
+    device = torch.device("cuda")
+    config = CONFIGS["qwen3"]
+
+    def __call__(self, input_ids):
+        raise LookupError(f"given ids on {input_ids.device}")
+
+
+def test_a_merge_is_checked_on_the_device_of_the_model(monkeypatch):
+    made = []
+    monkeypatch.setattr(torch, "arange", lambda n, device=None: made.append(device) or torch.zeros(n, dtype=torch.long))
+    with pytest.raises(LookupError):
+        adapters._merged(Elsewhere(), "adapter")
+    assert made == [Elsewhere.device]
+
+
+def test_the_fp64_sum_of_a_shipped_adapter_is_taken_on_the_cpu_and_the_model_comes_back(monkeypatch):
+    moves, model = [], family("llama").model
+    monkeypatch.setattr(type(model), "device", Elsewhere.device)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda model, device: moves.append(str(device)) or model)
+    monkeypatch.setattr(adapters, "merged", lambda model, *a, **k: moves.append("merged") or model)
+    shipped.merged(model, Path("folder"), torch.float32)
+    assert moves == ["cpu", "merged", "cuda"]
 
 
 def test_without_peft_one_line_says_what_to_install(tmp_path, monkeypatch):
@@ -246,6 +303,32 @@ def test_a_save_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert not any((tmp_path / "model").glob("*"))
     assert torch.equal(logits(lms.load(lm.save(tmp_path / "model"), device="cpu").model), logits(lm.model))
+
+
+@pytest.fixture
+def on_hub(tmp_path, monkeypatch):
+    """Put a saved model into a cache of the hub, as ``owner/name``; returns its snapshot."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "cache" / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    return saved(family("llama").model, repository / "snapshots" / ("a" * 40), max_shard_size="20KB")
+
+
+def test_the_files_of_a_hub_id_are_checked_where_they_are_on_disk(on_hub):
+    assert lms.load("owner/name", device="cpu").fingerprint == family("llama").fingerprint
+    (on_hub / "made_from.json").write_text(json.dumps([{"task": "t", "problem_ids": ["0" * 16]}]))
+    assert lms.load("owner/name", device="cpu").made_from[0]["task"] == "t"
+    config = json.loads((on_hub / "config.json").read_text())
+    (on_hub / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**9}))
+    with pytest.raises(UnsupportedModelError, match="num_hidden_layers is '1000000000', expected a whole number of at most"):
+        lms.load("owner/name", device="cpu")
+    (on_hub / "config.json").write_text(json.dumps(config))
+    index = on_hub / checkpoints.INDEX
+    index.write_text(index.read_text().replace("model-00002", "../../model-00002"))
+    with pytest.raises(UnsupportedModelError, match="a file outside its directory: refused"):
+        lms.load("owner/name", device="cpu")
 
 
 def test_a_config_with_fewer_layers_than_weights_is_refused(tmp_path):

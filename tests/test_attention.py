@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -352,8 +353,16 @@ def test_conditions_tell_masks_apart(llama, reference):
         for during in ("newest", "all", "think")
     ]
     assert len({str(act) for act in acts}) == 9
-    assert str(acts[3]).startswith("mean ablation over think (6 examples) of heads [(0, 1, 1.0), (1, 0, 1.0)")
+    assert str(acts[3]).startswith("mean ablation over think (6 examples, ")
+    assert ") of heads [(0, 1, 1.0), (1, 0, 1.0)" in str(acts[3])
     assert acts[0].during == Scope(newest=True)
+
+
+def test_two_references_of_equal_counts_are_two_interventions(llama, reference):
+    moments = reference(llama)
+    other = replace(moments, sums={"z": moments.sums["z"] * 1.001})
+    one, two = (masks.masking(plan_of(llama), "mean", during="all", reference=given) for given in (moments, other))
+    assert str(one) != str(two) and str(one) == str(masks.masking(plan_of(llama), "mean", during="all", reference=moments))
 
 
 def test_bad_masks_are_refused(llama, model_of, reference):

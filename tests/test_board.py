@@ -342,6 +342,7 @@ def test_the_adapter_of_an_edit_is_the_edit(ground, ids):
     weights, adapter = (
         next(s for s in default.CONDITIONS if s.name == n).make(ground, 0).lm for n in ("ThinkEdit 1", "ThinkEdit 1, adapter")
     )
+    assert adapter.made_from == weights.made_from != ()
     with torch.inference_mode():
         a, b = (lm.model(input_ids=ids % 100).logits for lm in (weights, adapter))
     assert torch.allclose(a, b, atol=1e-4) and not torch.equal(a, ground.lm.model(input_ids=ids % 100).logits)

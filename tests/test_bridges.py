@@ -15,7 +15,7 @@ from families import COMMON, FAMILIES, tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from toolkit import bridges, collect, edits, hooks, origins
+from toolkit import bridges, collect, edits, hooks, origins, sites
 from toolkit import lm as lms
 from toolkit.bridges import NeighbourError, Place
 from toolkit.lm import LM
@@ -534,3 +534,15 @@ def test_activations_that_do_not_fit_are_named_errors(llama, rollout_of):
         run()
     with pytest.raises(NeighbourError, match=r"blocks\.0\.hook_resid_post"):
         bridges.from_transformer_lens(llama, {"hook_embed": torch.zeros(1)})
+
+
+def test_a_bridge_that_ran_leaves_no_hook_and_every_hidden_state_once(tiny, ids):
+    pytest.importorskip("transformer_lens")
+    lm = replace(tiny, model=copy.deepcopy(tiny.model))
+    lm = replace(lm, layout=sites.find(lm.model))
+    before = traces(lm)
+    found = bridges.detected_heads(lm, [[10, 11, 12, 10, 11, 12]])
+    assert traces(lm) == before
+    assert all(scores.score.max() > 0 for scores in found.values())
+    states = lm.model(input_ids=ids, output_hidden_states=True).hidden_states
+    assert len(states) == lm.layout.n_layers + 1

@@ -12,8 +12,9 @@ from batches import batch_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from toolkit import lm as lms
 from toolkit import rewards, tasks
-from toolkit.grpo import advantages, draws, log, losses, recipes
+from toolkit.grpo import advantages, draws, log, losses, recipes, saved
 from toolkit.grpo.batching import pushed_micro_batches
 from toolkit.grpo.draws import Drawn
 from toolkit.rewards import RewardBatch, Scored
@@ -288,3 +289,12 @@ def test_a_recipe_that_cannot_work_is_refused(change, message):
 def test_an_unknown_recipe_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match=r"Unknown reward or recipe 'nonsense': choose one of .*dler"):
         recipes.find("nonsense")
+
+
+def test_a_saved_model_with_code_of_its_own_is_read_back_with_it(llama, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(lms, "load", lambda folder, **how: given.update(how) or llama)
+    for module in ("transformers.models.llama", "transformers_modules.theirs"):
+        monkeypatch.setattr(type(llama.model), "__module__", module)
+        saved.read_back(llama, tmp_path)
+        assert given["trust_remote_code"] == (module == "transformers_modules.theirs") and given["tags"] == llama.tags

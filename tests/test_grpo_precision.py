@@ -203,6 +203,7 @@ def test_the_saved_adapter_is_what_was_trained(ran):
     last, _ = store.read_tensors(run.last_checkpoint(ran.out) / "adapter_model.safetensors")
     assert kept.keys() == last.keys() and all(torch.equal(kept[name], last[name]) for name in last)
     assert not list((ran.out / "adapter").glob("*.bin"))
+    assert store.read_json(ran.out / "adapter" / "made_from.json") == store.read_json(ran.out / "model" / "made_from.json")
     base: Any = lms.load("tiny-reasoner", dtype=torch.bfloat16, device="cpu").model.float()
     whole = PeftModel.from_pretrained(base, ran.out / "adapter").merge_and_unload()
     assert torch.equal(flat(whole), flat(ran.done.lm.model))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from toolkit import cli, collect, directions, edits, evaluate, origins, report, store, tasks
+from toolkit import cli, collect, directions, edits, evaluate, origins, report, store, tasks, vectors
 from toolkit import lm as lms
 from toolkit.edits import steering
 from toolkit.generate import Sampling, rollouts
@@ -129,6 +129,31 @@ def test_an_edited_checkpoint_knows_its_problems_when_it_is_loaded_again(tiny, t
     assert [one["problem_ids"] for one in again.made_from] == [hashes(train)]
     other = tasks.load("arithmetic", "train", 2, 5)
     assert [one["problem_ids"] for one in edited(again, other).made_from] == [hashes(train), hashes(other)]
+
+
+def adapter_of(lm, problems, path):
+    plan = Plan((HeadEdit(1, 2, "project_out", 1.0),), direction_of(lm, problems), "one head", lm.provenance())
+    return vectors.adapter(lm, plan, path)
+
+
+def test_a_loaded_adapter_knows_its_problems_and_those_of_its_base(tiny, train, tmp_path):
+    pytest.importorskip("peft")
+    other = tasks.load("arithmetic", "train", 2, 5)
+    base = lms.load(edited(tiny, other).save(tmp_path / "base"), device="cpu")
+    again = lms.load(adapter_of(base, train, tmp_path / "adapter"), device="cpu")
+    assert [one["problem_ids"] for one in again.made_from] == [hashes(other), hashes(train)]
+    with pytest.raises(evaluate.OverlapError):
+        evaluate.check_held_out({"adapted": Condition(again)}, train)
+
+
+def test_a_merged_and_a_baked_model_know_the_problems_of_what_changed_them(tiny, train, model_of, tmp_path):
+    trained = edited(tiny, train)
+    gpt2 = model_of("gpt2")
+    baked = vectors.baked(gpt2, direction_of(gpt2, train), 0.1)
+    for name, made in {"merged": edits.selective_merge(tiny, trained), "baked": baked}.items():
+        again = lms.load(made.save(tmp_path / name), device="cpu")
+        with pytest.raises(evaluate.OverlapError):
+            evaluate.check_held_out({name: Condition(again)}, train)
 
 
 @pytest.mark.parametrize("how", ["edited", "steered"])

@@ -608,8 +608,9 @@ def test_attention_that_is_not_made_of_its_rows_is_refused(model_of):
         lms.qualify(replace(lm, model=model, layout=sites.find(model)))
 
 
-def test_a_model_that_reads_its_padding_is_refused(model_of):
-    lm = model_of("llama")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_model_that_reads_its_padding_is_refused(dtype, model_of):
+    lm = model_of("llama", dtype)
     model = copy.deepcopy(lm.model)
     own = model.forward
     model.forward = lambda *args, attention_mask=None, **kwargs: own(*args, **kwargs)
@@ -617,8 +618,9 @@ def test_a_model_that_reads_its_padding_is_refused(model_of):
         lms.qualify(replace(lm, model=model, layout=sites.find(model)))
 
 
-def test_a_model_that_forgets_its_cache_is_refused(model_of):
-    lm = model_of("llama")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_model_that_forgets_its_cache_is_refused(dtype, model_of):
+    lm = model_of("llama", dtype)
     model = copy.deepcopy(lm.model)
     own = model.forward
 

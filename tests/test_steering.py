@@ -371,3 +371,10 @@ def test_a_budget_needs_a_closing_tag(llama, problems_of):
         rollouts(Condition(untagged, rules=(Budget(0),)), problems_of(1), Sampling(max_new_tokens=3), progress=False)
     with pytest.raises(ValueError, match="at least 0"):
         Budget(-1)
+
+
+def test_interventions_are_told_apart_by_every_digit_of_their_numbers(tiny):
+    v = direction_of(tiny)
+    assert str(steering(v, 2.0)).startswith("steering +2 x ") and str(steering(v, -0.05)).startswith("steering -0.05 x ")
+    assert str(steering(v, 0.1234567)) != str(steering(v, 0.1234568))
+    assert len({str(steering(v, 1.0, op="clamp", value=value)) for value in (1234567.0, 1234568.0)}) == 2

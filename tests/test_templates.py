@@ -11,7 +11,7 @@ import pytest
 from families import family, tokenizer
 from test_cli import run
 
-from toolkit import cli, phases, store, templates
+from toolkit import cli, collect, origins, phases, store, templates
 from toolkit import lm as lms
 from toolkit.generate import Sampling, rollouts
 from toolkit.grpo import recipes
@@ -24,6 +24,10 @@ OPEN = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 SWITCH = (
     "{% if add_generation_prompt %}<|assistant|>"
     "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}{% endif %}"
+)
+LOOPS_IF_CONTINUED = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}{% if not add_generation_prompt and messages[-1].role == 'assistant' %}"
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
 )
 ASKED = [{"role": "user", "content": "1+2=?"}]
 PROBLEM = Problem("p", tuple(ASKED), "3")
@@ -66,6 +70,15 @@ def test_a_switch_is_in_provenance_and_in_the_header_of_rollouts(switchable, wit
     assert store.read_json(tmp_path / "header.json")["switches"] == {"enable_thinking": False}
     with pytest.raises(store.WrongModelError):
         rollouts(usual, [PROBLEM], Sampling(max_new_tokens=2), out=tmp_path, progress=False)
+
+
+def test_moments_keep_the_switches_beside_the_problems(without, mixed_rollouts):
+    for found in (
+        collect.moments(without, mixed_rollouts[:4], lambda r: "all"),
+        collect.moments_and_entropies(without, mixed_rollouts[:4], lambda r: "all")[0],
+    ):
+        assert found.provenance.notes["template"] == {"enable_thinking": False}
+        assert found.provenance.notes["problem_ids"] == sorted(origins.digest(r.problem_id) for r in mixed_rollouts[:4])
 
 
 @pytest.mark.parametrize("name", ["thinking", "messages", "add_generation_prompt", "eos_token"])
@@ -150,11 +163,19 @@ def test_a_template_that_changes_the_begun_message_is_refused(llama):
     emptied = "{% for m in messages %}<|user|>{% if m.role == 'user' %}{{ m.content }}{% endif %}<|end|>{% endfor %}" + turn
     with pytest.raises(ValueError, match="does not keep the assistant's message '<think>12' as it is"):
         having(emptied).prompt_ids(messages)
+    trimming = (
+        "{% for m in messages %}<|user|>{% if m.role == 'assistant' %}<|assistant|>{% endif %}{{ m.content | trim }}<|end|>{% endfor %}"
+        + turn
+    )
+    assert having(trimming).prompt_text([*ASKED, {"role": "assistant", "content": "Let me"}]).endswith("Let me")
+    for blank in ("Let me ", "Let me\n", " Let me"):
+        with pytest.raises(ValueError, match=r"does not keep the assistant's message .* as it is.*remove blanks"):
+            having(trimming).prompt_text([*ASKED, {"role": "assistant", "content": blank}])
     qwen = (
         "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}<|end|>"
         "{% else %}<|assistant|><think></think>{{ m.content }}<|end|>{% endif %}{% endfor %}" + turn
     )
-    with pytest.raises(ValueError, match="writes think tags of its own into a message that is continued"):
+    with pytest.raises(ValueError, match="holds think tags that may not be the message's own: its chat template adds some"):
         having(qwen).prompt_ids(messages)
 
 
@@ -169,6 +190,7 @@ def test_a_template_that_changes_the_begun_message_is_refused(llama):
         ("{{ messages[0].content }}{{ 'x' * 300000 }}", "it makes 300006 characters"),
         ("{{ 'hello' }}", "leaves out what the user says"),
         ("{% if x %}", "TemplateSyntaxError"),
+        (LOOPS_IF_CONTINUED, "does not finish within 3 seconds"),
     ],
 )
 def test_a_template_that_misbehaves_is_refused_in_time(template, said, tmp_path):

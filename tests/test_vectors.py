@@ -191,7 +191,16 @@ def test_a_header_that_lacks_a_field_is_an_error_that_names_it(llama, tmp_path, 
 
 @pytest.mark.parametrize(
     "field",
-    [{"n_layers": "three"}, {"n_pos": "7.5"}, {"scale": "big"}, {"notes_json": "{"}, {"site": "resid"}, {"seed": "x"}],
+    [
+        {"n_layers": "three"},
+        {"n_pos": "7.5"},
+        {"scale": "big"},
+        {"notes_json": "{"},
+        {"notes_json": '{"a": NaN}'},
+        {"notes_json": '{"a": 1, "a": 2}'},
+        {"site": "resid"},
+        {"seed": "x"},
+    ],
     ids=str,
 )
 def test_a_header_that_cannot_be_read_is_an_error(llama, tmp_path, field):

@@ -1,12 +1,13 @@
 """PEFT adapters: found in a directory or on the hub, and merged into the weights of their base.
 
 An adapter is never left beside the weights: an edit changes weights, and saving a model with an adapter around it writes the adapter
-alone. Merging is exact for every adapter that is a change of weights (LoRA, DoRA, IA3, modules saved whole, ...), and checked.
+alone. Merging is exact for every adapter that changes weights (LoRA, DoRA, IA3, modules saved whole, ...), and checked.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,12 @@ def config_of(source: str, revision: str | None = None) -> dict[str, Any] | None
         return None
     if find_spec("peft") is None:
         raise ImportError(f"{source} is a PEFT adapter, which needs peft: pip install 'reasoning-length-toolkit[rl]'.")
-    about = store.read_json(found)
-    if not isinstance(about, dict):
-        raise store.DamagedFileError(f"{found} holds no JSON object: copy it again.")
-    return about
+    return dict(store.read_json(found, Mapping[str, Any]))
 
 
-def base_of(source: str, about: dict[str, Any]) -> str:
-    """Return what an adapter's base is loaded from: a directory, absolute or relative to the adapter's or the working directory, or a
-    hub id.
+def base_of(source: str, about: Mapping[str, Any]) -> str:
+    """Return what an adapter's base is loaded from: a directory or a GGUF file, absolute or relative to the adapter's or the working
+    directory, or a hub id.
 
     Raises:
         UnsupportedModelError: the base is not there, or the config names none.
@@ -56,7 +54,7 @@ def base_of(source: str, about: dict[str, Any]) -> str:
             f"{source} is an adapter whose adapter_config.json names no base: set base_model_name_or_path to the base's directory."
         )
     places = [Path(source) / named, Path(named)]
-    whole = next((path for path in places if (path / "config.json").is_file()), None)
+    whole = next((path for path in places if _is_model(path)), None)
     if whole is not None:
         return str(whole)
     if Path(named).is_absolute() or named.startswith(".") or named.count("/") > 1:
@@ -65,6 +63,12 @@ def base_of(source: str, about: dict[str, Any]) -> str:
             "set base_model_name_or_path in adapter_config.json to where the base is now."
         )
     return named
+
+
+def _is_model(path: Path) -> bool:
+    if path.suffix == ".gguf":
+        return path.is_file()
+    return (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
 
 
 def merged(
@@ -81,7 +85,7 @@ def merged(
 
     Raises:
         store.DamagedFileError: the adapter is not whole, or does not fit the model.
-        UnsupportedModelError: the adapter is no change of weights, or the merged model does not compute what it did.
+        UnsupportedModelError: an adapter that changes no weights, such as prompt tuning, or the merged model computes something else.
     """
     from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
@@ -103,7 +107,8 @@ def merged(
         ) from error
     if not mergeable:
         raise UnsupportedModelError(
-            f"{source} is an adapter of type {config.peft_type}, which is no change of weights and cannot be merged: it cannot be edited."
+            f"{source} is an adapter of type {getattr(config.peft_type, 'value', config.peft_type)}, which adds to the prompt or the layers instead of "
+            "changing weights: it cannot be merged, so it cannot be edited. Give an adapter such as LoRA, or the base by itself."
         )
     missing = [key for key in report.missing_keys if f".{NAME}" in key]
     if missing or report.unexpected_keys or not tensors:
@@ -121,7 +126,7 @@ def merged(
 
 @torch.no_grad()
 def _merged(adapted: Any, source: str) -> PreTrainedModel:
-    ids = torch.arange(PROBE)[None] % adapted.config.get_text_config().vocab_size
+    ids = torch.arange(PROBE, device=adapted.device)[None] % adapted.config.get_text_config().vocab_size
     wanted = adapted(input_ids=ids).logits
     separated = _separate(adapted)
     whole = adapted.merge_and_unload()

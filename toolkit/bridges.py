@@ -27,7 +27,8 @@ Limits. TransformerLens computes attention itself (eager), so numbers agree to r
 query-key-value weights into copies of its own, and with ``use_attn_result`` the output projection is never called, so that our
 interventions at ``z`` and ``attn_out`` do not act. *At* a site that we write to, a neighbour may show the value of before the
 write (nnsight: at every output; TransformerLens: at ``resid_pre``, ``z`` and ``mlp_out``); all later sites show its effect.
-nnsight must be read in the order of the computation.
+nnsight must be read in the order of the computation; ask it for sites and not for ``output_hidden_states``, for which transformers puts
+hooks on the shared layers that later list every hidden state of ``lm`` twice.
 """
 
 from __future__ import annotations
@@ -87,6 +88,11 @@ def to_transformer_lens(lm: LM) -> Any:
     _refuse_processors(lm)
     model, tokenizer = _shell(lm), copy.deepcopy(lm.tokenizer)
     layout = sites.find(model)
+    # A bridge asks for attention rows, for which transformers puts hooks on the layers, for good. The layers' hooks are those of lm, whose
+    # hidden states would then be collected twice. The bridge has hooks of its own, so the model is marked as having transformers' already.
+    for inner in model.modules():
+        if isinstance(inner, PreTrainedModel):
+            inner._output_capturing_hooks_installed = True  # type: ignore[assignment]
     # An architecture is looked up by the class names a saved config holds; and a tokenizer that does not say that it adds a
     # BOS would be loaded again from wherever it came from.
     model.config.architectures = [type(model).__name__]

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from toolkit import adapters, shipped, store
+from toolkit import adapters, origins, shipped, store
 from toolkit.shipped import SMOL_REASONER, TINY_REASONER
 from toolkit.sites import UnsupportedModelError
 
@@ -26,6 +26,7 @@ MODULES = 10_000  # layers, heads or experts: more would be built for minutes be
 HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.(attn|attention)\.bias)$")
 """Buffers that older checkpoints hold and nothing reads."""
 OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+MADE_FROM = "made_from.json"  # beside the weights: the problems that edits and training were made from, see ``origins``
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 WEIGHT_FILE = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|gguf|npz|index\.json)$")
 DESCRIBES = re.compile(
@@ -35,13 +36,23 @@ DESCRIBES = re.compile(
 """Files that say something of the weights they came with, or that a tokenizer writes in another form: not carried to other weights."""
 
 
+QUIET = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+"""Options of ``cached_file``: a file that a hub repository does not have is ``None``."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read: a model on the CPU, its tokenizer, and the directory of the files that came with them (``None``: none to keep)."""
+    """A model on the CPU and its tokenizer, as read from files.
+
+    Attributes:
+        folder: Directory of the files that came with them; ``None``: there are none to keep.
+        made_from: Records of the problems that its edits and its training were made from, see ``origins``.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     folder: Path | None = None
+    made_from: tuple[origins.Record, ...] = ()
 
 
 def read(
@@ -58,7 +69,12 @@ def read(
         store.DamagedFileError: a file is not whole.
         UnsupportedModelError: anything else that keeps it from being the model its files describe.
     """
-    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return _read(source, dtype, {"revision": revision, "trust_remote_code": trust_remote_code})
+
+
+def _read(source: str | Path, dtype: torch.dtype, common: Mapping[str, Any], above: tuple[Path, ...] = ()) -> Checkpoint:
+    """As :func:`read`; ``above`` are the adapters whose base is read."""
+    revision = common["revision"]
     if source == SMOL_REASONER:
         folder = shipped.path_of(SMOL_REASONER)
         model, tokenizer = _gguf(shipped.smollm2_path(), torch.float32, common)
@@ -71,9 +87,18 @@ def read(
         raise FileNotFoundError(f"{path} is neither a directory nor a GGUF file, and not a hub id (owner/name).")
     where = str(path if path.exists() else source)
     if (about := _foreign(where, lambda: adapters.config_of(where, revision))) is not None:
-        return _adapted(where, about, dtype, common)
+        return _adapted(where, about, dtype, common, above)
     model, tokenizer = _plain(where, dtype, common)
-    return Checkpoint(model, tokenizer, None if source == TINY_REASONER else _folder(where, revision, model))
+    beside = None if source == TINY_REASONER else _folder(where, revision, model)
+    return Checkpoint(model, tokenizer, beside, _made_from(where, revision))
+
+
+def _made_from(where: str, revision: str | None) -> tuple[origins.Record, ...]:
+    """The records beside the weights of a directory or hub id."""
+    path = Path(where) / MADE_FROM if Path(where).is_dir() else cached_file(where, MADE_FROM, revision=revision, **QUIET)
+    if path is None or not Path(path).is_file():
+        return ()
+    return tuple(store.read_json(path, list[Mapping[str, Any]], remedy="Remove it, or edit or train the model again."))
 
 
 def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any]) -> Path:
@@ -117,9 +142,9 @@ def _foreign(where: str, read: Any) -> Any:
 
 
 def _plain(where: str, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    path = Path(where)
-    if path.is_dir():
-        _check_files(path)
+    local = Path(where).is_dir()
+    if (path := _on_disk(where, common["revision"])) is not None:
+        _check_files(path, partial=not local)
 
     def load() -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
@@ -127,8 +152,18 @@ def _plain(where: str, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[P
         return tokenizer, *loaded
 
     tokenizer, model, report = _foreign(where, load)
+    if not local and (path := _on_disk(where, common["revision"])) is not None:
+        _check_files(path)  # what was there before may have been a part, or another version
     _check_report(where, report)
     return model, tokenizer
+
+
+def _on_disk(where: str, revision: str | None) -> Path | None:
+    """A directory, or the snapshot of a hub id if there is one; nothing is fetched."""
+    if Path(where).is_dir():
+        return Path(where)
+    config = _foreign(where, lambda: cached_file(where, "config.json", revision=revision, local_files_only=True, **QUIET))
+    return Path(config).parent if config else None
 
 
 def _gguf(path: Path, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -150,22 +185,30 @@ def _gguf(path: Path, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[Pr
     return model, tokenizer
 
 
-def _adapted(where: str, about: dict[str, Any], dtype: torch.dtype, common: Mapping[str, Any]) -> Checkpoint:
-    """An adapter merged into its base; its tokenizer, if it has one, and the base's other files."""
+def _adapted(
+    where: str, about: Mapping[str, Any], dtype: torch.dtype, common: Mapping[str, Any], above: tuple[Path, ...]
+) -> Checkpoint:
+    """An adapter merged into its base, which is anything that can be read; its tokenizer, if it has one, and the base's other files."""
     if (Path(where) / "config.json").is_file():  # transformers would put the one around the other
         raise UnsupportedModelError(
             f"{where} holds a whole model and an adapter: move adapter_config.json and the adapter's weights to a directory of their own, "
             "and load that (merged into its base) or this."
         )
-    base = adapters.base_of(where, about)
-    if _foreign(base, lambda: adapters.config_of(base)) is not None:
-        raise UnsupportedModelError(f"{where} is an adapter of {base}, which is an adapter itself: merge that one first.")
-    theirs = {**common, "revision": about.get("revision")}
-    model, tokenizer = _plain(base, torch.float32, theirs)
+    named = str(about.get("base_model_name_or_path"))
+    source = named if named in shipped.WEIGHTS else adapters.base_of(where, about)
+    above = (*above, Path(where).resolve())
+    if Path(source).resolve() in above:
+        raise UnsupportedModelError(
+            f"{where} is an adapter of {source}, which is an adapter of it in turn: set base_model_name_or_path in adapter_config.json to a "
+            "whole model."
+        )
+    base = _read(source, torch.float32, {**common, "revision": about.get("revision")}, above)
+    tokenizer = base.tokenizer
     if (Path(where) / "tokenizer_config.json").is_file():
         tokenizer = _foreign(where, lambda: AutoTokenizer.from_pretrained(where, **common))
-    whole = _foreign(where, lambda: adapters.merged(model, where, dtype, revision=common["revision"]))
-    return Checkpoint(whole, tokenizer, _folder(base, theirs["revision"], whole))
+    whole = _foreign(where, lambda: adapters.merged(base.model, where, dtype, revision=common["revision"]))
+    made_from = origins.distinct((*base.made_from, *_made_from(where, common["revision"])))
+    return Checkpoint(whole, tokenizer, base.folder, made_from)
 
 
 def _folder(where: str, revision: str | None, model: PreTrainedModel) -> Path | None:
@@ -173,18 +216,21 @@ def _folder(where: str, revision: str | None, model: PreTrainedModel) -> Path | 
     if Path(where).is_dir():
         return Path(where).resolve()
     wanted = ["config.json", *(PROCESSORS if model.config.get_text_config() is not model.config else ())]
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    found = [cached_file(where, name, revision=revision, **quiet) for name in wanted]
+    found = [cached_file(where, name, revision=revision, **QUIET) for name in wanted]
     return Path(found[0]).parent if found[0] else None
 
 
 # --- what is looked at before and after transformers loads ---------------------------------------------------
 
 
-def _check_files(path: Path) -> None:
-    """Raise unless the files of a directory are what their names say and describe one model."""
-    objects = {name: _object(path / name) for name in OBJECTS if (path / name).is_file()}
-    config, tensors = objects.get("config.json", {}), _headers(path)
+def _check_files(path: Path, *, partial: bool = False) -> None:
+    """Raise unless the files of a directory are what their names say and describe one model.
+
+    Args:
+        partial: Shards that are missing will be fetched when it is loaded.
+    """
+    objects = {name: store.read_json(path / name, Mapping[str, Any]) for name in OBJECTS if (path / name).is_file()}
+    config, tensors = objects.get("config.json", {}), _headers(path, partial)
     if tensors and "quantization_config" not in config:
         odd = [f"{name} ({kind})" for name, (kind, _) in tensors.items() if kind not in FLOATS and not HARMLESS.search(name)]
         if odd:
@@ -197,13 +243,6 @@ def _check_files(path: Path) -> None:
             )
 
 
-def _object(path: Path) -> dict[str, Any]:
-    value = store.read_json(path)
-    if not isinstance(value, dict):
-        raise store.DamagedFileError(f"{path} holds {type(value).__name__}, expected a JSON object: copy it again.")
-    return value
-
-
 def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Entries that say how many modules are built, of the config and those within it."""
     for name, value in config.items():
@@ -213,29 +252,30 @@ def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The tensors of all safetensors files that will be read, by name."""
+def _headers(path: Path, partial: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors of all safetensors files that will be read, by name; none if only a part of them is there, and may be."""
     if (path / WEIGHTS).is_file():
         return store.read_headers(path / WEIGHTS)
     for index in (INDEX, "pytorch_model.bin.index.json"):
         if (path / index).is_file():
-            shards = _shards(path, index)
+            shards = _shards(path, index, partial)
             return _merged_headers(shards) if index == INDEX else {}
     return {}
 
 
-def _shards(path: Path, index: str) -> list[Path]:
-    """The files that an index names, all of them in its own directory."""
-    named = _object(path / index).get("weight_map")
+def _shards(path: Path, index: str, partial: bool) -> list[Path]:
+    """The files that an index names, all of them in its own directory; none if one is missing and may be."""
+    named = store.read_json(path / index, Mapping[str, Any]).get("weight_map")
     names = sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
     if not names:
         raise store.DamagedFileError(f"{path / index} names no files: expected a weight_map from weights to files. Copy it again.")
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name or ":" in name:
             raise UnsupportedModelError(f"{path / index} names {name[:80]!r}, a file outside its directory: refused.")
-        if not (path / name).is_file():
+        if not (path / name).is_file() and not partial:
             raise UnsupportedModelError(f"{path / index} names {name[:80]!r}, which is not there: the checkpoint is not whole.")
-    return [path / name for name in names]
+    shards = [path / name for name in names]
+    return shards if all(shard.is_file() for shard in shards) else []
 
 
 def _merged_headers(shards: list[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -164,7 +164,7 @@ def moments(
     Raises:
         NoThinkTagsError: no rollout has a position to look at.
     """
-    return _recorded(_moments(lm, _examples(lm, rollouts, by, positions), kinds, second, positions), rollouts)
+    return _moments(lm, rollouts, _examples(lm, rollouts, by, positions), kinds, second, positions)
 
 
 def moments_and_entropies(
@@ -202,7 +202,7 @@ def moments_and_entropies(
         for r, start, stop in zip(given, ends, ends[1:], strict=False):
             found[places[id(r)]] = replace(r, logprobs=tuple(logprobs[start:stop]), entropies=tuple(entropies[start:stop]))
 
-    return _recorded(_moments(lm, examples, kinds, (), positions, read), rollouts), found
+    return _moments(lm, rollouts, examples, kinds, (), positions, read), found
 
 
 def reduced(logits: Float[Tensor, "... vocab"], tokens: Int[Tensor, ...], temperature: float) -> Float[Tensor, "2 ..."]:
@@ -235,6 +235,7 @@ Read = Callable[[Sequence["_Example"], Tensor], None]
 
 def _moments(
     lm: LM,
+    rollouts: Sequence[Rollout],
     examples: Sequence[_Example],
     kinds: Sequence[str],
     second: Sequence[str],
@@ -270,7 +271,9 @@ def _moments(
 
     _each_batch(lm, examples, "moments", run)
     n = tuple(sum(e.label == name for e in examples) for name in labels)
-    return Moments(labels, n, positions.name, sums, outer, lm.provenance())
+    # Of all rollouts: those of no class had a part in where the classes end.
+    about = lm.provenance(**origins.record(r.problem_id for r in rollouts))
+    return Moments(labels, n, positions.name, sums, outer, about)
 
 
 def states(
@@ -339,11 +342,6 @@ def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: P
 
     _each_batch(lm, examples, "norms", run)
     return (total / len(examples)).sqrt()
-
-
-def _recorded(found: Moments, rollouts: Sequence[Rollout]) -> Moments:
-    """With a record of the problems of all rollouts: those of no class had a part in where the classes end."""
-    return replace(found, provenance=replace(found.provenance, notes=origins.record(r.problem_id for r in rollouts)))
 
 
 def _examples(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Positions) -> list[_Example]:

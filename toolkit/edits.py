@@ -123,8 +123,7 @@ def with_direction(like: Plan, direction: Direction) -> Plan:
 def plan_origins(planned: Plan) -> tuple[origins.Record, ...]:
     """The problems that a plan and its direction were made from, as records of ``origins``."""
     parts = [planned.provenance, *([planned.direction.provenance] if planned.direction else [])]
-    records = [found for part in parts if (found := origins.of(part.notes))]
-    return tuple(one for i, one in enumerate(records) if one not in records[:i])
+    return origins.distinct(origins.of(part.notes) for part in parts)
 
 
 @torch.no_grad()
@@ -193,8 +192,17 @@ def _digest(direction: Direction | None) -> str:
     """What a direction is, and a hash of its numbers."""
     if direction is None:
         return "no direction"
-    numbers = hashlib.sha256(direction.vector.double().cpu().numpy().tobytes()).hexdigest()[:12]
-    return f"{direction.estimator} {direction.kind} {direction.positions} {numbers}"
+    return f"{direction.estimator} {direction.kind} {direction.positions} {hash_of(direction.vector)}"
+
+
+def hash_of(values: Tensor) -> str:
+    """Twelve hexadecimal digits of some numbers, for the words that tell interventions apart."""
+    return hashlib.sha256(values.double().cpu().numpy().tobytes()).hexdigest()[:12]
+
+
+def _exact(value: float, sign: str = "") -> str:
+    """A number with all its digits, whole ones without a point: kept results are told apart by it."""
+    return f"{float(value):{sign}}".removesuffix(".0")
 
 
 def check_plan(lm: LM, planned: Plan) -> None:
@@ -265,8 +273,8 @@ class Steering:
 
     def __str__(self) -> str:
         layers = "all layers" if self.layers is None else f"layers {self.layers}"
-        act = {"add": "steering", "ablate": "ablating", "clamp": f"clamping to {self.value:g}"}[self.op]
-        return f"{act} {self.strength:+g} x {_digest(self.direction)}, {self.site}, {layers}, {self.during}"
+        act = {"add": "steering", "ablate": "ablating", "clamp": f"clamping to {_exact(self.value)}"}[self.op]
+        return f"{act} {_exact(self.strength, '+')} x {_digest(self.direction)}, {self.site}, {layers}, {self.during}"
 
     @property
     def site(self) -> str:
@@ -385,8 +393,9 @@ def _check_shape(direction: Direction, lm: LM) -> None:
 def transferred(direction: Direction, lm: LM) -> Direction:
     """The same numbers, declared to be meant for ``lm``: for a model trained further, say. Its estimator says where it came from."""
     origin = f"{direction.estimator} from {direction.provenance.model}"
-    about = replace(lm.provenance(direction.provenance.seed), notes=direction.provenance.notes)
-    return replace(direction, estimator=origin, provenance=about)
+    about = lm.provenance(direction.provenance.seed)
+    notes = {k: v for k, v in direction.provenance.notes.items() if k != "template"}  # a switch of the other model
+    return replace(direction, estimator=origin, provenance=replace(about, notes={**notes, **about.notes}))
 
 
 def column_norms(before: LM, after: LM, planned: Plan) -> list[dict[str, int | float]]:

@@ -38,7 +38,7 @@ def made_from(condition: Condition) -> list[origins.Record]:
     ]
     plans = [part.direction for part in parts if isinstance(part, Plan) and part.direction is not None]
     records = [*condition.lm.made_from, *(origins.of(part.provenance.notes) for part in (*parts, *plans))]
-    return [one for i, one in enumerate(records) if one and one not in records[:i]]
+    return list(origins.distinct(records))
 
 
 def check_held_out(

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import toolkit
-from toolkit import checkpoints, origins, shipped, sites, store, templates
+from toolkit import checkpoints, origins, shipped, sites, templates
 from toolkit import qualify as behaviour
 from toolkit.qualify import Check
 from toolkit.shipped import SMOL_REASONER, TINY_REASONER, smollm2_path
@@ -33,7 +33,6 @@ __all__ = [
 ]  # fmt: skip
 
 DEFAULT_TAGS = ("<think>", "</think>")
-MADE_FROM = "made_from.json"  # beside the weights: the problems that edits and training were made from, see ``origins``
 UNCOMPUTED = frozenset((
     "_name_or_path", "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "label2id",
     "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "torch_dtype",
@@ -151,18 +150,19 @@ class LM:
                 f"{self.name} has no chat template, so a prompt cannot be built. "
                 "Set tokenizer.chat_template (or add chat_template.jinja to the directory) and load again."
             )
-        begun = bool(messages) and messages[-1]["role"] == "assistant"
+        if not messages or messages[-1]["role"] != "assistant":
+            return self._rendered(messages, add_generation_prompt=True)
+        content = str(messages[-1]["content"])
         try:
-            text = self._rendered(messages, add_generation_prompt=not begun, continue_final_message=begun)
+            text = self._rendered(messages, continue_final_message=True)
+            if not text.endswith(content):
+                raise ValueError(f"it becomes {text[-80:]!r}")
         except ValueError as error:
-            if not begun:
-                raise
             raise ValueError(
-                f"The chat template of {self.name} does not keep the assistant's message {str(messages[-1]['content'])[:80]!r} as it is, "
-                "so it cannot be continued: leave it out, or begin it otherwise."
+                f"The chat template of {self.name} does not keep the assistant's message {content[:80]!r} as it is, so it cannot be continued: "
+                "leave it out, or begin it otherwise (many templates remove blanks at the ends of a message)."
             ) from error
-        if begun:
-            self._check_begun(text, str(messages[-1]["content"]))
+        self._check_begun(text, content)
         return text
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -180,8 +180,9 @@ class LM:
         after = text.rpartition(turn)[2] if turn else ""
         if any(tag in text for tag in tags) and (not turn or any(after.count(tag) != content.count(tag) for tag in tags)):
             raise ValueError(
-                f"The chat template of {self.name} writes think tags of its own into a message that is continued, so where thinking starts "
-                "is unknown: leave the message out, or load the model with other tags."
+                f"The prompt of {self.name} that continues the assistant's message {content[:80]!r} holds think tags that may not be the "
+                "message's own: its chat template adds some, or does not mark where the message begins. So it is unknown whether thinking has "
+                "begun. Leave the message out, or load the model with other think tags: tags=ThinkTags(...), --think."
             )
 
     @cached_property
@@ -208,7 +209,7 @@ class LM:
         Raises:
             FileExistsError: the directory exists and is not empty.
         """
-        notes = {MADE_FROM: self.made_from} if self.made_from else {}
+        notes = {checkpoints.MADE_FROM: self.made_from} if self.made_from else {}
         return checkpoints.write(checkpoints.Checkpoint(self.model, self.tokenizer, self.folder), directory, notes)
 
 
@@ -294,7 +295,7 @@ def load(
     _check_template(name, found.tokenizer, template or {})
     torch.nn.Module.to(found.model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     lm = wrap(found.model, found.tokenizer, name=name, tags=tags, revision=revision)
-    lm = replace(lm, template=dict(template or {}), folder=found.folder, made_from=_origins(Path(source) / MADE_FROM))
+    lm = replace(lm, template=dict(template or {}), folder=found.folder, made_from=found.made_from)
     qualify(lm)
     return lm
 
@@ -311,14 +312,6 @@ def _check_template(name: str, tokenizer: PreTrainedTokenizerBase, switches: Map
         templates.check(tokenizer.get_chat_template(), tokens, switches)
     except (templates.TemplateProblem, ValueError, TypeError) as error:
         raise UnsupportedModelError(f"{name}: {error}") from error
-
-
-def _origins(path: Path) -> tuple[origins.Record, ...]:
-    return (
-        tuple(store.read_json(path, list[Mapping[str, Any]], remedy="Remove it, or edit or train the model again."))
-        if path.is_file()
-        else ()
-    )
 
 
 def wrap(
@@ -389,7 +382,7 @@ def child(lm: LM, model: PreTrainedModel, name: str, *, made_from: Sequence[orig
     Args:
         made_from: Records of the problems that the change was made from, added to those of ``lm``.
     """
-    whole = (*lm.made_from, *(one for one in made_from if one not in lm.made_from))
+    whole = origins.distinct((*lm.made_from, *made_from))
     return replace(lm, model=model, layout=sites.find(model), name=name, revision=None, parent=lm.fingerprint, made_from=whole)
 
 

@@ -45,7 +45,8 @@ class Masking:
 
     def __str__(self) -> str:
         chosen = [(e.layer, e.head, e.strength) for e in self.plan.edits]
-        means = f" over {self.reference.positions} ({sum(self.reference.n)} examples)" if self.reference else ""
+        moments = self.reference
+        means = f" over {moments.positions} ({sum(moments.n)} examples, {edits.hash_of(_means(moments))})" if moments else ""
         return f"{self.op} ablation{means} of heads {chosen}, {self.during}"
 
     def __call__(self, lm: LM) -> AbstractContextManager[None]:
@@ -86,7 +87,7 @@ class Masking:
         return torch.zeros_like(strength) if weight is None else weight[..., None] * strength
 
     def _replaced(self, strength: Tensor, layer: int, tracker: phases.Tracker | None) -> hooks.Rewrite:
-        target = None if self.reference is None else self.reference.sums["z"].sum(dim=0)[layer] / sum(self.reference.n)
+        target = None if self.reference is None else _means(self.reference)[layer]
 
         def fn(value: Tensor, inputs: Tensor) -> Tensor:
             if tracker is not None and tracker.weight(self.during, value.device) is None:
@@ -108,6 +109,11 @@ class Masking:
             return attend((query * (1 - weight)).to(query.dtype), key, value)
 
         return fn
+
+
+def _means(reference: Moments) -> Float[Tensor, "layers width"]:
+    """What each head's output is replaced by: the mean over all examples of all classes."""
+    return reference.sums["z"].sum(dim=0) / sum(reference.n)
 
 
 def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | None = None) -> Masking:

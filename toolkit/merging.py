@@ -83,7 +83,7 @@ def selective_merge(
     what = f"{scale:g} x the largest {keep:.0%} ({scope}) of what {trained.name} changed"
     if dtype != torch.float32:
         what += f"; {rounding(ours, dict(merged.named_parameters()), dtype)}"
-    return lms.child(base, lms.as_type(merged, dtype), f"{base.name} + {what}")
+    return lms.child(base, lms.as_type(merged, dtype), f"{base.name} + {what}", made_from=trained.made_from)
 
 
 def check_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

@@ -37,6 +37,15 @@ def joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
     return {**same, "problem_ids": ids} if ids else same
 
 
+def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
+    """Records in order, each once, without empty ones."""
+    kept: list[Record] = []
+    for one in records:
+        if one and one not in kept:
+            kept.append(one)
+    return tuple(kept)
+
+
 def shared(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
     """The problems, by id, that one of the records names."""
     made_from = {i for one in records for i in one.get("problem_ids", ())}

@@ -1,7 +1,7 @@
 """Chat templates: tried in a process with limits before they are used, and the switches that they read.
 
 A chat template is a program that comes with a checkpoint. Jinja's sandbox keeps it from files and from Python, but not from looping or
-from building gigabytes of text. So :func:`check` renders it once in a process of its own, with limits on time and memory. That process
+from building gigabytes of text. So :func:`check` first renders it in a process of its own, with limits on time and memory, as it will be used. That process
 runs this file as a script, so nothing but jinja2 may be imported here.
 """
 
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
+from itertools import product
 from typing import Any
 
 from jinja2 import TemplateError, meta, nodes
@@ -26,7 +27,9 @@ CONVERSATIONS = (
     [{"role": "user", "content": SAID}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": SAID}],
     [{"role": "user", "content": SAID}, {"role": "assistant", "content": "15"}, {"role": "user", "content": "And one more?"}],
+    [{"role": "user", "content": SAID}, {"role": "assistant", "content": "15"}],
 )
+OPENED = (True, False)  # values of add_generation_prompt, both of which are used later: a branch may loop for one alone
 SECONDS, BYTES, CHARACTERS = 3, 2**30, 200_000
 """Limits of a trial: seconds of computing, bytes of memory, characters of a rendered prompt."""
 WALL = 15.0  # seconds; a machine under load needs more than it computes
@@ -122,9 +125,9 @@ def _trial() -> None:
     _limit()
     try:
         compiled = _environment().from_string(template)
-        for number, messages in enumerate(CONVERSATIONS):
+        for number, (messages, opened) in enumerate(product(CONVERSATIONS, OPENED)):
             try:
-                shown = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+                shown = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": opened}
                 text = compiled.render(**{**tokens, **switches, **shown})
             except Exception as error:
                 if number == 0 or isinstance(error, MemoryError):
@@ -132,7 +135,7 @@ def _trial() -> None:
                 continue  # a system prompt, for one, is refused by some on purpose
             if len(text) > CHARACTERS:
                 raise SystemExit(f"it makes {len(text)} characters of one question")
-            if SAID not in text:
+            if SAID not in text and opened:
                 raise SystemExit("it leaves out what the user says")
     except MemoryError as error:
         raise SystemExit(f"it asks for more than {BYTES / 2**30:g} GB of memory") from error

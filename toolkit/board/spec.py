@@ -224,7 +224,7 @@ def _adapted(ground: Ground, plan: Any) -> LM:
         if not store.is_whole(folder):
             vectors.adapter(ground.lm, plan, folder)
     model = shipped.merged(copy.deepcopy(ground.lm.model), folder, ground.lm.model.dtype)
-    return lms.child(ground.lm, model, f"{ground.lm.name} + adapter of {plan.name}")
+    return lms.child(ground.lm, model, f"{ground.lm.name} + adapter of {plan.name}", made_from=edits.plan_origins(plan))
 
 
 def steered(

@@ -20,8 +20,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from toolkit import checkpoints, origins, store
 from toolkit import lm as lms
-from toolkit import origins, store
 from toolkit.generate import facts
 from toolkit.grpo.log import Recorder
 from toolkit.grpo.sampler import bare
@@ -46,9 +46,12 @@ def finished(trainer: Trainer) -> PreTrainedModel:
 
 def policy_of(given: LM, trainer: Trainer) -> LM:
     """The policy as an LM made from ``given``, with a record of the problems that it was trained on."""
+    return lms.child(given, finished(trainer), f"{given.name}, {trainer.recipe.name}", made_from=(_trained_on(trainer),))
+
+
+def _trained_on(trainer: Trainer) -> origins.Record:
     pool = list(trainer.problems.values())
-    record = origins.record((p.id for p in pool), **facts(pool), seed=trainer.args.seed)
-    return lms.child(given, finished(trainer), f"{given.name}, {trainer.recipe.name}", made_from=(record,))
+    return origins.record((p.id for p in pool), **facts(pool), seed=trainer.args.seed)
 
 
 def merged(model: Any) -> PreTrainedModel:
@@ -80,7 +83,7 @@ def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, ab
     given, changed = recorder.given, adapted(trainer.model) or trainer.args.bf16
     assert given is not None
     if isinstance(trainer.model, PeftModel):
-        _keep_adapter(trainer, out / ADAPTER)
+        _keep_adapter(trainer, given, out / ADAPTER)
     _release(trainer)
     policy = policy_of(given, trainer)
     with store.filling(out / MODEL) as partial:
@@ -89,7 +92,8 @@ def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, ab
         before, trained = (_log_probs(lm, prompts) for lm in (given, policy))
         replace(policy, model=lms.as_type(policy.model, dtype)).save(partial)
         policy.model.to("cpu")  # type: ignore[arg-type]  # room for the one that is read
-        saved = replace(_read(policy, partial, dtype, given.device), folder=out / MODEL)
+        saved = read_back(policy, partial, dtype=dtype, device=given.device)
+        saved = replace(saved, name=policy.name, parent=policy.parent, folder=out / MODEL)
         saved.model.config._name_or_path = saved.model.name_or_path = str(out / MODEL)
         lost |= {"kl": _kl(trained, _log_probs(saved, prompts)), "kl_trained": _kl(trained, before)}
         recorder.say(_said(lost))
@@ -99,11 +103,12 @@ def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, ab
     return saved
 
 
-def _keep_adapter(trainer: Trainer, folder: Path) -> None:
+def _keep_adapter(trainer: Trainer, given: LM, folder: Path) -> None:
     store.remove(folder)
     with store.filling(folder) as partial:
         trainer.save_model(str(partial))
         store.remove(partial / PICKLED)
+        store.write_json(origins.distinct((*given.made_from, _trained_on(trainer))), partial / checkpoints.MADE_FROM)
 
 
 def _release(trainer: Trainer) -> None:
@@ -113,10 +118,16 @@ def _release(trainer: Trainer) -> None:
     trainer.accelerator.free_memory()
 
 
-def _read(policy: LM, folder: Path, dtype: torch.dtype, device: torch.device) -> LM:
-    custom = type(policy.model).__module__.startswith("transformers_modules")
-    saved = lms.load(folder, dtype=dtype, device=device, tags=policy.tags, template=policy.template, trust_remote_code=custom)
-    return replace(saved, name=policy.name, parent=policy.parent)
+def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> LM:
+    """Return a model that a run saved, read as the model that it was made from: with its tags, its template switches, and its own code if
+    that has some.
+
+    Args:
+        device: Default: that of ``like``.
+    """
+    custom = type(like.model).__module__.startswith("transformers_modules")
+    where = like.device if device is None else device
+    return lms.load(folder, dtype=dtype, device=where, tags=like.tags, template=like.template, trust_remote_code=custom)
 
 
 def _rounded(given: LM, policy: LM, dtype: torch.dtype) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from toolkit.grpo import code, recipes
 from toolkit.grpo.log import LOG, Bar, read
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import MODEL, GRPOConfig, Run, Trained, train, who
+from toolkit.grpo.saved import read_back
 from toolkit.grpo.trainer import Extras
 from toolkit.jobs.study import Say, Study
-from toolkit.lm import LM, load
+from toolkit.lm import LM
 from toolkit.types import Report
 
 TESTED = "arithmetic"  # what a sweep compares finished models on
@@ -222,8 +223,7 @@ def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = Non
     rests_on = basis(lm, recipe, seed, plan, reward=reward)
     with store.claimed(folder, wait=True):
         if store.is_whole(folder / MODEL):
-            model = load(folder / MODEL, device=lm.device, tags=lm.tags, template=lm.template)
-            model = replace(model, parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
+            model = replace(read_back(lm, folder / MODEL), parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
             return Trained(model, pd.DataFrame(read(folder / LOG)))
         if not (folder / store.MADE_BY).exists():
             changed = rests_on.changed(store.records(plan.runs, f"{glob.escape(_name(recipe, seed))}-*"))

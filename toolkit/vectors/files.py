@@ -17,6 +17,7 @@ from toolkit import edits, store
 from toolkit.lm import LM
 from toolkit.sites import Site
 from toolkit.store import DamagedFileError, ForeignFileError, WrongModelError
+from toolkit.store.texts import parsed
 from toolkit.types import Direction, Provenance
 
 FORMAT, FORMAT_VERSION = "reasoning-length-vector", "1"
@@ -103,7 +104,7 @@ def _written(
         "n_pos": direction.n_pos,
         "n_neg": direction.n_neg,
         "seed": p.seed,
-        "notes_json": json.dumps(p.notes, default=store.jsonable),
+        "notes_json": json.dumps(p.notes, default=store.jsonable, allow_nan=False),
         "metrics_json": json.dumps(metrics or {}, default=store.jsonable, allow_nan=False),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "tool": f"reasoning-length-toolkit {p.toolkit_version}",
@@ -119,14 +120,14 @@ def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | No
         shape, numbers = (int(header["n_layers"]), int(header["hidden_size"])), (int(header["n_pos"]), int(header["n_neg"]))
         origin = (header["base_model"], header.get("revision"), header["fingerprint"], header["template_hash"])
         seed = int(header["seed"]) if "seed" in header else None
-        notes = store.checked(json.loads(header["notes_json"]), Mapping[str, Any], path, "Save it again.")
+        notes = store.checked(parsed(header["notes_json"]), Mapping[str, Any], path, "Save it again.")
         provenance = Provenance(*origin, header["tool"].rpartition(" ")[2], seed, notes)
         site, scale = Site(header["site"], 0).kind, float(header["scale"])
         said = {key: header[key] for key in ("norm", "sign", "apply_site")}
         names = (header["positions"], header["method"])
     except DamagedFileError:
         raise
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, ValueError) as error:
         raise DamagedFileError(f"{path}: a field of its header is missing or cannot be read: {error!r:.120}.") from error
     vector = _stacked(rows, shape, path, missing=1 if 0 not in rows else 0)  # a control vector has none of layer 0
     unit = said["norm"] == "unit" and _norm(vector) == "unit"
@@ -157,9 +158,20 @@ def _norm(vector: Float[Tensor, "layers d_model"]) -> str:
 
 def _layer(name: str, path: str | Path) -> int:
     kind, _, layer = name.partition(".")
-    if kind != "direction" or not layer.isdecimal() or len(layer) > 6 or str(int(layer)) != layer:
-        raise ForeignFileError(f"{path} holds a tensor {name[:40]!r}: expected only direction.<layer>.")
-    return int(layer)
+    try:
+        if kind != "direction":
+            raise ValueError(kind)
+        return number_of(layer)
+    except ValueError as error:
+        raise ForeignFileError(f"{path} holds a tensor {name[:40]!r}: expected only direction.<layer>.") from error
+
+
+def number_of(layer: Any) -> int:
+    """The number of a layer from JSON's text or a number. Raises ValueError unless it is written as a whole number is."""
+    text = str(layer)
+    if isinstance(layer, bool) or not text.isdecimal() or len(text) > 6 or str(int(text)) != text:
+        raise ValueError(f"{text[:40]!r} is no layer")
+    return int(text)
 
 
 def _stacked(

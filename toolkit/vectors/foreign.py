@@ -17,7 +17,7 @@ from toolkit import store
 from toolkit.lm import LM
 from toolkit.store import ForeignFileError, WrongModelError
 from toolkit.types import Direction
-from toolkit.vectors.files import adopted, model_types
+from toolkit.vectors.files import adopted, model_types, number_of
 
 STEERING_VECTORS = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}
 """Layer types of the library steering-vectors, by the site that each is the output of."""
@@ -79,7 +79,7 @@ def load_svec(path: str | Path, lm: LM) -> Direction:
     """
     found = store.read_json(store.existing(path))
     try:
-        rows = {_number(layer): torch.tensor(value, dtype=torch.float32) for layer, value in found["directions"].items()}
+        rows = {number_of(layer): torch.tensor(value, dtype=torch.float32) for layer, value in found["directions"].items()}
         hint = found["model_type"]
         if not all(_numeric(value) for value in found["directions"].values()):
             raise TypeError("a direction holds something else than numbers")
@@ -110,7 +110,7 @@ def from_steering_vectors(found: Any, lm: LM) -> Direction:
             f"{', '.join(STEERING_VECTORS)} (the output of a norm is no site that a direction can live at)."
         )
     try:
-        layers = {_number(layer): _plain(row, "SteeringVector") for layer, row in rows.items()}
+        layers = {number_of(layer): _plain(row, "SteeringVector") for layer, row in rows.items()}
     except ValueError as error:
         raise ForeignFileError(
             f"This {type(found).__name__} counts its layers otherwise: {error}. Expected whole numbers."
@@ -134,14 +134,6 @@ def _plain(tensor: Tensor, source: str | Path) -> Tensor:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise ForeignFileError(f"{source} holds a sparse, quantised or empty tensor: save it as a plain one.")
     return tensor.detach().cpu()
-
-
-def _number(layer: Any) -> int:
-    """A layer, from JSON's text or a number."""
-    text = str(layer)
-    if isinstance(layer, bool) or not text.isdecimal() or len(text) > 6 or str(int(text)) != text:
-        raise ValueError(f"{text[:40]!r} is no layer")
-    return int(text)
 
 
 def _numeric(value: Any) -> bool:

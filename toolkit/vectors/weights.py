@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from toolkit import edits, store
+from toolkit import checkpoints, edits, origins, store
 from toolkit import lm as lms
 from toolkit.lm import LM
 from toolkit.types import Direction, Plan
@@ -59,6 +59,8 @@ def adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
     with store.filling(directory) as partial:
         store.write_tensors(tensors, {**header, "fingerprint": lm.fingerprint}, partial / "adapter_model.safetensors")
         store.write_json(_lora(lm, list(targets.values())), partial / "adapter_config.json")
+        if made_from := origins.distinct((*lm.made_from, *edits.plan_origins(planned))):
+            store.write_json(made_from, partial / checkpoints.MADE_FROM)
     return Path(directory)
 
 
@@ -100,9 +102,10 @@ def baked(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int
     act = edits.steering(direction, strength, layers=layers)
     edits.check_direction(direction, lm)
     chosen = range(lm.layout.n_layers) if act.layers is None else sorted(set(act.layers))
+    made_from = (origins.of(direction.provenance.notes),)
     own = {id(_bias(lm, layer, direction.kind)) for layer in chosen}
     shared = [p for p in (*lm.model.parameters(), *lm.model.buffers()) if id(p) not in own]
-    changed = lms.child(lm, copy.deepcopy(lm.model, {id(p): p for p in shared}), f"{lm.name} + {act}")
+    changed = lms.child(lm, copy.deepcopy(lm.model, {id(p): p for p in shared}), f"{lm.name} + {act}", made_from=made_from)
     for layer in chosen:
         bias = _bias(changed, layer, direction.kind)
         bias.copy_(bias.float() + strength * direction.vector[layer].to(bias.device, torch.float32))
