@@ -20,6 +20,7 @@ from alterations import Alteration, Step
 from toolkit import edits, jobs, store, vectors
 from toolkit import lm as lms
 from toolkit.board import measure
+from toolkit.generate import Sampling
 from toolkit.grpo import judge, log
 from toolkit.grpo import run as grpo_run
 from toolkit.grpo.trainer import STATE
@@ -112,9 +113,9 @@ def moments() -> Moments:
 # --- rollouts ------------------------------------------------------------------------------------------------
 
 HEADER = {"model": "tiny-reasoner", "interventions": [], "eos_ids": [2], "template": "t", "tags": None, "problems": "p",
-          "sampling": {"n": 2, "temperature": 1.0, "seed": 0}}  # fmt: skip
+          "sampling": Sampling(n=2).identity}  # fmt: skip
 COLUMNS = {"problem_id": str, "sample": int, "prompt_len": int, "finish": str, "text": str, "correct": bool, "think_start": int,
-           "think_stop": int, "answer_start": int, "answer_stop": int}  # fmt: skip
+           "think_stop": int, "answer_start": int, "answer_stop": int, "token_ids": list, "logprobs": list, "entropies": list}  # fmt: skip
 
 
 def rollout(name: str, sample: int) -> Rollout:
@@ -124,13 +125,14 @@ def rollout(name: str, sample: int) -> Rollout:
 
 
 def make_rollouts(folder: Path) -> Path:
-    store.open_rollouts(folder, {**HEADER, "fingerprint": tiny().fingerprint})
+    store.open_rollouts(folder, {**HEADER, "fingerprint": tiny().fingerprint, "rollouts": 6})
     return store.append_rollouts([rollout(name, k) for name in "abc" for k in range(2)], folder)
 
 
 def of_part(path: Path, rng: random.Random, most: int) -> Iterator[Alteration]:
     table = pd.read_parquet(path, dtype_backend="pyarrow")
-    yield from alter.of_parquet(path, COLUMNS, rng, 10)
+    for a in alter.of_parquet(path, COLUMNS, rng, 10):
+        yield dataclasses.replace(a, legal=a.label.endswith(("logprobs null", "entropies null")))  # where none were kept
     changes: dict[str, Any] = {
         "a row twice": pd.concat([table, table[:1]]),
         "a span backwards": table.assign(think_start=9, think_stop=5),
@@ -145,6 +147,9 @@ def of_part(path: Path, rng: random.Random, most: int) -> Iterator[Alteration]:
         "entropies too few": table.assign(entropies=[[0.1]] * len(table)),
         "entropies that are NaN": table.assign(entropies=[[np.nan] * 9] * len(table)),
         "log-probabilities above 0": table.assign(logprobs=[[1.0] * 9] * len(table)),
+        "one log-probability": table.assign(logprobs=[0.5] * len(table)),
+        "one token": table.assign(token_ids=[3] * len(table)),
+        "no prompt": table.assign(prompt_len=0),
         "no token": table.assign(token_ids=[[]] * len(table)),
     }
     for label, changed in changes.items():
@@ -370,9 +375,9 @@ KINDS: dict[str, Kind] = {
     "scores": value_kind(lambda: HeadScores(numbers(3, 4), "short", "norm", about())),
     "moments": value_kind(moments),
     "plan": value_kind(plan),
-    "rollouts": Kind(make_rollouts, parent(store.load_rollouts), of_part),
+    "rollouts": Kind(make_rollouts, lambda path: jobs.given(path.parent).rollouts, of_part),
     "rollouts header": Kind(lambda folder: make_rollouts(folder).parent / "header.json", lambda path: jobs.given(path.parent),
-                            json_kind("header.json", dict, store.read_json, ("eos_ids", "template", "tags", "problems", "sampling.seed", "model")).of),
+                            json_kind("header.json", dict, store.read_json, ("eos_ids", "template", "tags", "problems", "sampling.seed", "model", "rollouts")).of),
     "problems": Kind(make_problems, store.load_problems, of_problems, cut_is_legal=True),
     "table.csv": Kind(make_table(".csv"), lambda path: mathematics.gsm8k(path=path), of_table, cut_is_legal=True),
     "table.jsonl": Kind(make_table(".jsonl"), lambda path: mathematics.gsm8k(path=path), of_table, cut_is_legal=True),

@@ -31,7 +31,16 @@ from toolkit.store.files import (
 )
 from toolkit.store.foreign import read_gguf, read_pt, write_gguf
 from toolkit.store.hints import checked
-from toolkit.store.rollouts import alone, append_rollouts, load_header, load_rollouts, open_rollouts, rollout_table
+from toolkit.store.rollouts import (
+    alone,
+    append_rollouts,
+    count_rollouts,
+    load_header,
+    load_rollouts,
+    open_rollouts,
+    replace_rollouts,
+    rollout_table,
+)
 from toolkit.store.tables import load_problems, read_table, save_problems, save_table
 from toolkit.store.values import FORMAT, FORMAT_VERSION, load, read_tensors, save, write_tensors
 
@@ -55,6 +64,7 @@ __all__ = [
     "claimed",
     "code_of",
     "copy_files",
+    "count_rollouts",
     "existing",
     "filling",
     "is_whole",
@@ -79,6 +89,7 @@ __all__ = [
     "read_tensors",
     "records",
     "remove",
+    "replace_rollouts",
     "rollout_table",
     "save",
     "save_problems",

@@ -20,6 +20,8 @@ from toolkit.types import Problem
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _PROBLEM = "Expected id, messages or question, answer."
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError)
+"""What reading a damaged parquet file raises, by what is damaged."""
 
 
 def save_table(table: pd.DataFrame, path: str | Path) -> Path:
@@ -112,7 +114,7 @@ def _csv(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
 def _parquet(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
     try:
         return pd.read_parquet(path, page_checksum_verification=True)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:  # by what is damaged
+    except UNREADABLE as error:
         raise Misfit(f"it is not a whole parquet file: {' '.join(str(error).split())[:120]}") from error
 
 
