@@ -22,14 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import alterations as alter
+import fuzz_kinds
+import fuzz_records
 import numpy as np
 import pandas as pd
 import torch
 from alterations import Alteration
-from fuzz_kinds import KINDS
 
 from toolkit import store
 
+KINDS = fuzz_kinds.KINDS | fuzz_records.KINDS
 LIMIT = 10  # seconds
 OUTCOMES = ("named error", "same value", "legal other value", "traceback", "bad message", "hang", "silently accepted")
 FAILURES = OUTCOMES[3:]

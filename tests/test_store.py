@@ -464,12 +464,23 @@ def test_a_kill_while_a_file_is_written_leaves_nothing_after_the_next_write(tmp_
 
 
 def test_what_a_living_process_or_another_machine_is_writing_is_left_alone(tmp_path):
-    names = {f".x.{os.getpid()}.partial", f".x.h{'0' * 8}.999999999.partial"}
+    own = store.files.HOST
+    names = {f".x.h{own}.{os.getpid()}.partial", f".x.h{'0' * 8}.999999999.partial", ".download.999999999.partial"}
     for name in names:
         (tmp_path / name).touch()
-    (tmp_path / ".a.b.999999999.partial").mkdir()  # of a dead one
+    (tmp_path / f".a.b.h{own}.999999999.partial").mkdir()  # of a dead one
     store.write_text("", tmp_path / "y")
     assert {p.name for p in tmp_path.iterdir()} == {"y", *names}
+
+
+def test_what_a_dead_process_with_this_ones_id_left_is_replaced(tmp_path):
+    """In a container that is started again, every process may have the id of the one that was killed."""
+    left = tmp_path / f".model.h{store.files.HOST}.{os.getpid()}.partial"
+    left.mkdir()
+    (left / "half").touch()
+    with store.filling(tmp_path / "model") as partial:
+        (partial / "whole").touch()
+    assert [p.name for p in tmp_path.rglob("*")] == ["model", "whole"]
 
 
 def test_an_empty_directory_is_filled_and_a_full_one_is_not_touched(tmp_path):
@@ -515,6 +526,8 @@ def test_a_checkpoint_is_whole_with_its_config_and_every_shard(tmp_path, missing
     assert store.is_whole(tmp_path)
     (tmp_path / missing).unlink()
     assert not store.is_whole(tmp_path) and not store.is_whole(tmp_path / "nothing")
+    store.write_json({"weight_map": {}}, tmp_path / "model.safetensors.index.json")
+    assert not store.is_whole(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["..", ".", "", "/etc/passwd", "../../x", "a/b", "\\0", "x" * 300, ".hidden/.."])

@@ -47,8 +47,9 @@ def check_held_out(conditions: Mapping[str, Condition], problems: Sequence[Probl
     for name, same in shared.items():
         if same and not allow:
             raise OverlapError(
-                f"{name!r} was made from {len(same)} of the {len(ids)} problems it would be judged on, such as {same[0][:60]!r}. Judge it on "
-                "another split (train is for making, test for judging), or say that you want it: allow_overlap=True, --allow-overlap."
+                f"{name!r} was made from {len(same)} of the {len(ids)} problems it would be judged on, such as {same[0][:60]!r} "
+                "(ids are compared: give other questions other ids, or none). Judge it on another split (train is for making, test for "
+                "judging), or say that you want it: allow_overlap=True, --allow-overlap."
             )
     return {name: len(same) for name, same in shared.items()}
 

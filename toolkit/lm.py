@@ -320,7 +320,7 @@ def _check_template(name: str, tokenizer: PreTrainedTokenizerBase, switches: Map
 
 def _origins(path: Path) -> tuple[origins.Record, ...]:
     return (
-        tuple(store.read_json(path, list[Mapping[str, Any]], remedy="Remove it, or edit or train the model again."))
+        tuple(store.read_json(path, list[origins.HINT], remedy="Remove it, or edit or train the model again."))
         if path.is_file()
         else ()
     )

@@ -218,13 +218,15 @@ def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
 
     Raises:
         FileExistsError: it holds something else.
+        DamagedFileError: its ``edit.json`` does not say what it holds.
     """
     if not Path(directory).is_dir() or not any(Path(directory).iterdir()):
         return False
     about = Path(directory) / "edit.json"
     edited = edits.apply(lm, finding.plan).fingerprint
-    if not about.is_file() or store.read_json(about).get("fingerprint") != edited:
-        raise FileExistsError(f"{directory} is not empty and holds another model: choose another directory, or remove it first.")
+    remedy = "Choose another directory, or remove it first."
+    if not about.is_file() or store.read_json(about, {"fingerprint": str}, remedy=remedy)["fingerprint"] != edited:
+        raise FileExistsError(f"{directory} is not empty and holds another model. {remedy}")
     return True
 
 
@@ -270,7 +272,7 @@ def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DE
     judged = conditions(lm, findings, settings) | steered(lm, v, settings)
     measured = evaluate.compare(judged, study.load("test", lm), study.sampling, out=out / "rollouts" / "test")
     summary = report.write(out, measured, seed=study.seed, settings=settings)
-    if not store.is_whole(out / "edited"):
+    if not is_saved(lm, findings[OURS], out / "edited"):
         save_edited(lm, findings[OURS], measured, summary, out / "edited")
     say("dose-response of steering")
     both = {"length direction": v, doses.RANDOM: directions.random_like(v, seed=settings.seed)}

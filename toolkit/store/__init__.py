@@ -6,7 +6,7 @@ complete, so a file that exists is whole.
 """
 
 from toolkit.store.checkpoints import copy_files, read_headers
-from toolkit.store.code import BEFORE_HASHES, MADE_BY, Basis, code_of, made_by, modules_of, records, sources
+from toolkit.store.code import BEFORE_HASHES, MADE_BY, RECORD, Basis, code_of, made_by, modules_of, records, sources
 from toolkit.store.errors import DamagedFileError, DiskFullError, ForeignFileError, StoreError, WrongModelError
 from toolkit.store.files import (
     append_line,
@@ -49,6 +49,7 @@ __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "MADE_BY",
+    "RECORD",
     "Basis",
     "DamagedFileError",
     "DiskFullError",
