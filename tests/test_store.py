@@ -840,6 +840,11 @@ WRONG_PROBLEMS = {
         r"messages\[0\]\.content is .*expected text",
     ),
     "a list for meta": ({"meta": [1]}, r"meta is \[1\], expected an object"),
+    "a fact beside meta": (
+        {"split": "test"},
+        "the line has the field 'split', which is not read: put facts about a problem into meta",
+    ),
+    "two questions": ({"question": "p", "messages": [{"role": "user", "content": "q"}]}, "the line has the field 'question'"),
     "the id of another": ({"id": "first"}, "the id 'first' is that of line 1"),
 }
 
@@ -847,7 +852,8 @@ WRONG_PROBLEMS = {
 @pytest.mark.parametrize("case", WRONG_PROBLEMS)
 def test_a_problem_that_is_not_one_is_an_error_with_line_found_and_expected(tmp_path, case):
     change, message = WRONG_PROBLEMS[case]
-    rows = [{"id": "first", "question": "q", "answer": "1"}, {"id": "second", "question": "p", "answer": "1", **change}]
+    asked = {} if "messages" in change else {"question": "p"}
+    rows = [{"id": "first", "question": "q", "answer": "1"}, {"id": "second", **asked, "answer": "1", **change}]
     path = store.write_text("\n".join(json.dumps(row) for row in rows), tmp_path / "p.jsonl")
     with pytest.raises(DamagedFileError, match=rf"p\.jsonl, line 2: {message}") as caught:
         store.load_problems(path)
@@ -855,9 +861,12 @@ def test_a_problem_that_is_not_one_is_an_error_with_line_found_and_expected(tmp_
 
 
 def test_numbers_are_answers_and_ids_as_they_are_written(tmp_path):
-    store.write_text('{"id": 7, "question": "q", "answer": 42}\n{"question": "p", "answer": 0.5}', tmp_path / "p.jsonl")
-    first, second = store.load_problems(tmp_path / "p.jsonl")
-    assert (first.id, first.answer, second.answer) == ("7", "42", "0.5")
+    answers = ["42", "0.5", "0.00001", "1e16", "2.50", "-1E-7", "1e-99999999"]
+    lines = [f'{{"id": {k}.50, "question": "q", "answer": {answer}}}' for k, answer in enumerate(answers)]
+    store.write_text("\n".join(lines), tmp_path / "p.jsonl")
+    found = store.load_problems(tmp_path / "p.jsonl")
+    assert [p.answer for p in found] == [*answers[:3], "1" + "0" * 16, "2.50", "-0.0000001", "1e-99999999"]
+    assert [p.id for p in found][:2] == ["0.50", "1.50"]
 
 
 @pytest.mark.parametrize(
