@@ -70,3 +70,15 @@ def test_what_steer_and_compare_sample_is_kept_without_being_asked(tmp_path, mon
     monkeypatch.setattr(generate, "_decode", lambda *a, **k: pytest.fail("sampled again"))
     assert main(monkeypatch, *command) == 0
     assert "Rollouts and numbers are in runs/compare/" in capsys.readouterr().out
+
+
+def test_what_other_problems_or_switches_decide_is_kept_elsewhere(tmp_path, monkeypatch, capsys, handlers):
+    """The default folder is named by the problems themselves: a file that was changed is another one."""
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for question in ("1+2=?", "2+2=?"):
+        row = {"id": "p", "question": question, "answer": "3", "meta": {"split": "test"}}
+        store.write_rows([row], tmp_path / "p.jsonl")
+        assert main(monkeypatch, "compare", "base=tiny-reasoner", "again=tiny-reasoner", "-t", "p.jsonl", *SIZE) == 0
+        folders.append({path.name for path in (tmp_path / "runs" / "compare").iterdir()})
+    assert [len(names) for names in folders] == [1, 2]

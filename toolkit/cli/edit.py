@@ -13,6 +13,7 @@ from toolkit.cli.common import (
     AsJson,
     BatchSize,
     Budget,
+    Command,
     Device,
     Dtype,
     Model,
@@ -35,6 +36,7 @@ from toolkit.cli.common import (
     print_json,
     say,
     show,
+    unread,
 )
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ def demo(
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the edited model is in [bold]{out_dir / 'edited'}[/bold].")
 
 
-@app.command()
+@app.command(cls=Command)
 def thinkedit(
     model: Model,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Directory of the edited checkpoint (new or empty).")],
@@ -129,8 +131,14 @@ def thinkedit(
     [bold]toolkit thinkedit -m deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --task gsm8k --short-below 100 --long-above 1000
     --dtype bfloat16 -o runs/r1-edited[/bold]
     """
-    from toolkit import jobs, report, store, tasks, vectors
+    from toolkit import jobs, report, store, tasks
 
+    if dry_run:
+        unread("with --dry-run, which writes nothing", "adapter", "allow_overlap")
+    if rollouts is None:
+        unread("without --rollouts", "partial")
+    if short_below is not None:
+        unread("with --short-below and --long-above", "share")
     settings = jobs.Settings(fraction, strength, share, short_below, long_above, seed)
     again = (out_dir / "edit.json").is_file()  # whether of this very edit is seen when it is made
     for target in () if dry_run or again else filter(None, (out_dir, adapter)):
@@ -155,8 +163,8 @@ def thinkedit(
         say(f"{out_dir} holds this very edit already: it is left as it is")
     else:
         jobs.save_edited(lm, finding, measured, summary, out_dir)
-    if adapter is not None and not (adapter.is_dir() and any(adapter.iterdir())):
-        vectors.adapter(lm, finding.plan, adapter)
+    if adapter is not None:
+        _write_adapter(lm, finding, adapter, work)
     if as_json:
         print_json(report.as_json(measured, summary, plan=plan.reset_index().to_dict("records")))
         return
@@ -174,6 +182,23 @@ def _found(lm: LM, given: Given | None, study: Study, settings: Settings, varian
     rollouts = given.rollouts if given else jobs.extraction_rollouts(lm, study, out=work / "rollouts" / "train", say=say)
     about = given.origin if given else study.origin("train")
     return jobs.find(lm, rollouts, settings, jobs.PUBLISHED if variant is Variant.published else jobs.OURS, origin=about)
+
+
+def _write_adapter(lm: LM, finding: Finding, directory: Path, work: Path) -> None:
+    """Write the edit as an adapter. One that is there already is left, if it is this very one; else FileExistsError."""
+    from toolkit import store, vectors
+
+    if not directory.is_dir() or not any(directory.iterdir()):
+        vectors.adapter(lm, finding.plan, directory)
+        return
+    name = "adapter_model.safetensors"
+    store.remove(work / "adapter")
+    made = store.read_tensors(vectors.adapter(lm, finding.plan, work / "adapter") / name)
+    store.remove(work / "adapter")
+    there = store.read_tensors(directory / name) if (directory / name).is_file() else ({}, {})
+    if made[1] != there[1] or made[0].keys() != there[0].keys() or any(not v.equal(there[0][k]) for k, v in made[0].items()):
+        raise FileExistsError(f"{directory} is not empty and holds another adapter: choose another directory, or remove it first.")
+    say(f"{directory} holds this very adapter already: it is left as it is")
 
 
 @app.command()
@@ -221,7 +246,7 @@ def rollouts(
     show(table.set_index("task"), f"{len(found)} rollouts of {lm.name} to {len(chosen)} problems ({split}) in {out_dir}")
 
 
-@app.command()
+@app.command(cls=Command)
 def direction(
     rollouts: Annotated[Path, typer.Option("--rollouts", "-r", help="Rollouts of this model, from `toolkit rollouts`.")],
     out_file: Annotated[Path, typer.Option("--out", "-o", help="File to write, e.g. direction.safetensors.")],
@@ -259,6 +284,12 @@ def direction(
     """
     from toolkit import jobs, origins, store
 
+    if method == "efficiency":
+        unread("by --method efficiency, which pairs responses of a problem", "share", "short_below", "long_above")
+    if method in ("probe", "pca"):
+        unread(f"by --method {method}", "estimator")
+    if short_below is not None:
+        unread("with --short-below and --long-above", "share")
     settings = jobs.Settings(share=share, short_below=short_below, long_above=long_above)
     recipe = jobs.Recipe(method, site, estimator, positions)
     given = jobs.given(rollouts, partial=partial)
@@ -306,7 +337,7 @@ def compare(
 
     Example: [bold]toolkit compare base=tiny-reasoner edited=runs/demo/edited -t arithmetic[/bold]
     """
-    from toolkit import evaluate, report, tasks
+    from toolkit import evaluate, identity, report, tasks
     from toolkit.generate import Sampling
 
     pairs = [text.partition("=") for text in models]
@@ -316,7 +347,7 @@ def compare(
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
     loaded = {name: load_model(model, think, dtype, device, trust_remote_code, template) for name, _, model in pairs}
     chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
-    asked = [{name: lm.fingerprint for name, lm in loaded.items()}, task, split, problems, sampling.identity]
+    asked = [{name: identity.of_lm(lm) for name, lm in loaded.items()}, identity.of_problems(chosen), sampling.identity]
     kept = kept_in(out_dir, "compare", *asked)
     measured = evaluate.compare(
         loaded, chosen, sampling, base=pairs[0][0], out=kept / "rollouts", allow_overlap=allow_overlap

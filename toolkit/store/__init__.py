@@ -41,7 +41,7 @@ from toolkit.store.rollouts import (
     replace_rollouts,
     rollout_table,
 )
-from toolkit.store.tables import load_problems, read_table, save_problems, save_table
+from toolkit.store.tables import checked_table, load_problems, read_table, save_problems, save_table
 from toolkit.store.values import FORMAT, FORMAT_VERSION, load, read_tensors, save, write_tensors
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "as_name",
     "atomic",
     "checked",
+    "checked_table",
     "claimed",
     "code_of",
     "copy_files",

@@ -52,10 +52,16 @@ def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, re
         raise ValueError(f"{file}: cannot read {file.suffix!r} files; give one of {', '.join(readers)}.")
     with read_from(file, remedy):
         table = readers[file.suffix](file, columns or {})
-        for name, hint in (columns or {}).items():
+    return checked_table(table, columns or {}, file, remedy)
+
+
+def checked_table(table: pd.DataFrame, columns: Mapping[str, Any], source: str | Path, remedy: str) -> pd.DataFrame:
+    """The table, if it has the columns; see :func:`read_table`. Else DamagedFileError naming its source."""
+    with read_from(source, remedy):
+        for name, hint in columns.items():
             if name not in table:
                 held = ", ".join(str(c)[:30] for c in table.columns[:6])
-                raise DamagedFileError(f"{file} has no column {name}: it has {held}. {remedy}")
+                raise DamagedFileError(f"{source} has no column {name}: it has {held}. {remedy}")
             _check_column(table[name], hint)
     return table
 
