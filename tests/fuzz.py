@@ -22,15 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import alterations as alter
+import fuzz_kinds
+import fuzz_records
 import numpy as np
 import pandas as pd
 import torch
 from alterations import Alteration
-from fuzz_kinds import KINDS
 
 from toolkit import store
 
+KINDS = fuzz_kinds.KINDS | fuzz_records.KINDS
 LIMIT = 10  # seconds
+EVERY = 10**6  # no bound to the alterations of single fields
 OUTCOMES = ("named error", "same value", "legal other value", "traceback", "bad message", "hang", "silently accepted")
 FAILURES = OUTCOMES[3:]
 
@@ -111,11 +114,11 @@ def alterations_of(name: str, seed: int, most: int) -> list[Alteration]:
     ]
 
 
-def run(names: list[str], seed: int, *, each: int | None = None, most: int = 60) -> list[Trial]:
-    """Try alterations of some kinds; ``each``: so many of each kind, drawn; ``None`` is all."""
+def run(names: list[str], seed: int, *, each: int | None = None) -> list[Trial]:
+    """Try alterations of some kinds; ``each``: so many of each kind, drawn; ``None`` is all, every field in every way."""
     trials = []
     for name in names:
-        chosen = alterations_of(name, seed, most)
+        chosen = alterations_of(name, seed, EVERY if each is None else 60)
         if each is not None:
             chosen = random.Random(f"{seed}-{name}-few").sample(chosen, min(each, len(chosen)))
         for alteration in chosen:

@@ -20,6 +20,7 @@ from alterations import Alteration, Step
 from toolkit import edits, jobs, store, vectors
 from toolkit import lm as lms
 from toolkit.board import measure
+from toolkit.generate import Sampling
 from toolkit.grpo import judge, log
 from toolkit.grpo import run as grpo_run
 from toolkit.grpo.trainer import STATE
@@ -80,7 +81,9 @@ def in_notes(path: tuple[Step, ...]) -> bool:
 def of_value(path: Path, rng: random.Random, most: int) -> Iterator[Alteration]:
     for a in alter.of_safetensors(path, rng, in_notes, most):
         # There need not be a seed or a revision.
-        yield dataclasses.replace(a, legal=a.label.endswith(("metadata: seed dropped", ".seed null", ".revision null")))
+        yield dataclasses.replace(
+            a, legal=a.label.endswith(("metadata: seed dropped", ".seed null", ".revision null", ".revision a text"))
+        )
     header_size = int.from_bytes(path.read_bytes()[:8], "little")
     yield from alter.flips(sorted(rng.sample(range(8 + header_size), 12)), "header", legal=False)
     yield from alter.flips([path.stat().st_size - i for i in range(1, 9)], "body", legal=True)
@@ -112,9 +115,9 @@ def moments() -> Moments:
 # --- rollouts ------------------------------------------------------------------------------------------------
 
 HEADER = {"model": "tiny-reasoner", "interventions": [], "eos_ids": [2], "template": "t", "tags": None, "problems": "p",
-          "sampling": {"n": 2, "temperature": 1.0, "seed": 0}}  # fmt: skip
+          "sampling": Sampling(n=2).identity}  # fmt: skip
 COLUMNS = {"problem_id": str, "sample": int, "prompt_len": int, "finish": str, "text": str, "correct": bool, "think_start": int,
-           "think_stop": int, "answer_start": int, "answer_stop": int}  # fmt: skip
+           "think_stop": int, "answer_start": int, "answer_stop": int, "token_ids": list, "logprobs": list, "entropies": list}  # fmt: skip
 
 
 def rollout(name: str, sample: int) -> Rollout:
@@ -124,13 +127,14 @@ def rollout(name: str, sample: int) -> Rollout:
 
 
 def make_rollouts(folder: Path) -> Path:
-    store.open_rollouts(folder, {**HEADER, "fingerprint": tiny().fingerprint})
+    store.open_rollouts(folder, {**HEADER, "fingerprint": tiny().fingerprint, "rollouts": 6})
     return store.append_rollouts([rollout(name, k) for name in "abc" for k in range(2)], folder)
 
 
 def of_part(path: Path, rng: random.Random, most: int) -> Iterator[Alteration]:
     table = pd.read_parquet(path, dtype_backend="pyarrow")
-    yield from alter.of_parquet(path, COLUMNS, rng, 10)
+    for a in alter.of_parquet(path, COLUMNS, rng, 10):
+        yield dataclasses.replace(a, legal=a.label.endswith(("logprobs null", "entropies null")))  # where none were kept
     changes: dict[str, Any] = {
         "a row twice": pd.concat([table, table[:1]]),
         "a span backwards": table.assign(think_start=9, think_stop=5),
@@ -145,6 +149,9 @@ def of_part(path: Path, rng: random.Random, most: int) -> Iterator[Alteration]:
         "entropies too few": table.assign(entropies=[[0.1]] * len(table)),
         "entropies that are NaN": table.assign(entropies=[[np.nan] * 9] * len(table)),
         "log-probabilities above 0": table.assign(logprobs=[[1.0] * 9] * len(table)),
+        "one log-probability": table.assign(logprobs=[0.5] * len(table)),
+        "one token": table.assign(token_ids=[3] * len(table)),
+        "no prompt": table.assign(prompt_len=0),
         "no token": table.assign(token_ids=[[]] * len(table)),
     }
     for label, changed in changes.items():
@@ -345,6 +352,12 @@ def make_result(altered: str) -> Callable[[Path], Path]:
     return make
 
 
+def result(path: Path) -> Any:
+    if (found := measure.read(path.parent)) is None:  # a right answer where there is none: it is measured
+        raise FileNotFoundError(f"{path} is not there")
+    return found
+
+
 def of_result(path: Path, rng: random.Random, most: int) -> Iterator[Alteration]:
     yield from alter.of_parquet(path, measure.IN_POINTS if path.name == measure.POINTS else measure.IN_ROWS, rng, 10)
 
@@ -370,9 +383,9 @@ KINDS: dict[str, Kind] = {
     "scores": value_kind(lambda: HeadScores(numbers(3, 4), "short", "norm", about())),
     "moments": value_kind(moments),
     "plan": value_kind(plan),
-    "rollouts": Kind(make_rollouts, parent(store.load_rollouts), of_part),
+    "rollouts": Kind(make_rollouts, lambda path: jobs.given(path.parent).rollouts, of_part),
     "rollouts header": Kind(lambda folder: make_rollouts(folder).parent / "header.json", lambda path: jobs.given(path.parent),
-                            json_kind("header.json", dict, store.read_json, ("eos_ids", "template", "tags", "problems", "sampling.seed", "model")).of),
+                            json_kind("header.json", dict, store.read_json, ("eos_ids", "template", "tags", "problems", "sampling.seed", "model", "rollouts")).of),
     "problems": Kind(make_problems, store.load_problems, of_problems, cut_is_legal=True),
     "table.csv": Kind(make_table(".csv"), lambda path: mathematics.gsm8k(path=path), of_table, cut_is_legal=True),
     "table.jsonl": Kind(make_table(".jsonl"), lambda path: mathematics.gsm8k(path=path), of_table, cut_is_legal=True),
@@ -393,7 +406,7 @@ KINDS: dict[str, Kind] = {
                                   ("identity an object", "reward an object")),
     "training log": lines_kind("log.jsonl", lambda: [{"step": k, "loss": 0.5} for k in range(3)], log.read, ("step", "loss")),
     "learning curve": lines_kind("pear-seed0.jsonl", curve_rows, parent(grpo_jobs.read_curves), tuple({n for c in grpo_jobs.IN_CURVE.values() for n in c})),
-    "board about": Kind(make_result(measure.ABOUT), parent(measure.read), json_kind(measure.ABOUT, dict, store.read_json).of),
-    "board rows": Kind(make_result(measure.ROWS), parent(measure.read), of_result),
-    "board points": Kind(make_result(measure.POINTS), parent(measure.read), of_result),
+    "board about": Kind(make_result(measure.ABOUT), result, json_kind(measure.ABOUT, dict, store.read_json, (), ("parent a text",)).of),
+    "board rows": Kind(make_result(measure.ROWS), result, of_result),
+    "board points": Kind(make_result(measure.POINTS), result, of_result),
 }  # fmt: skip

@@ -137,3 +137,46 @@ def test_a_full_directory_is_not_overwritten(rollouts, tmp_path):
     result = run("thinkedit", "-m", "tiny-reasoner", "--rollouts", rollouts, "-o", tmp_path)
     assert "not empty" in str(result.exception)
     assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("thinkedit", "-m", "m", "-o", "x", "--dry-run", "--adapter", "a"), "--adapter is not read with --dry-run"),
+        (("thinkedit", "-m", "m", "-o", "x", "--partial"), "--partial is not read without --rollouts"),
+        (("thinkedit", "-m", "m", "-o", "x", "--short-below", "9", "--long-above", "20", "--share", "0.1"), "--share is not read"),
+        (
+            ("direction", "-r", "r", "-o", "x", "--method", "efficiency", "--short-below", "9"),
+            "--short-below is not read by --method",
+        ),
+        (
+            ("direction", "-r", "r", "-o", "x", "--method", "pca", "--estimator", "whitened"),
+            "--estimator is not read by --method pca",
+        ),
+        (("entropy", "-o", "x", "--rollouts", "r", "-k", "2"), "--samples is not read with --rollouts"),
+        (("entropy", "-o", "x", "--rollouts", "r", "--max-new-tokens", "9"), "--max-new-tokens is not read with --rollouts"),
+        (("heads", "-o", "x", "--lengths", "64"), "--lengths is not read by --search lookup"),
+        (("steer", "-v", "v", "-p", "1+1=?", "--value", "2"), "--value is not read by --op add"),
+        (
+            ("export", "-v", "v", "-o", "x", "--to", "safetensors", "--drop-layer-0"),
+            "--drop-layer-0 is not read by --to safetensors",
+        ),
+        (("export", "-v", "v", "-o", "x", "--to", "folder", "--scale", "2"), "--scale is not read by --to folder"),
+        (("export", "-v", "v", "-o", "x", "--to", "gguf", "--doses", "d"), "--doses is not read by --to gguf"),
+        (("import", "f", "-o", "x", "--from", "gguf", "--layer", "1"), "--layer is not read with --from gguf"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(arguments, option):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert option in " ".join(result.output.replace("\u2502", " ").split())
+
+
+def test_an_adapter_that_is_there_already_is_this_very_one_or_refused(rollouts, tmp_path):
+    sizes = ("--rollouts", rollouts, "-n", "4", "-k", "1", "--max-new-tokens", "40")
+    asked = ("thinkedit", "-m", "tiny-reasoner", *sizes, "-o", tmp_path / "edited", "--adapter")
+    for _ in range(2):
+        assert run(*asked, tmp_path / "adapter").exit_code == 0
+    (tmp_path / "other").mkdir()
+    store.write_text("x", tmp_path / "other" / "adapter_config.json")
+    assert "holds another adapter" in str(run(*asked, tmp_path / "other").exception)

@@ -89,3 +89,15 @@ def test_bad_arguments_say_what_to_do(vector, arguments, message):
     result = run("steer", "-v", vector, "-p", "1+1=?", *arguments)
     assert result.exit_code != 0
     assert message in " ".join(f"{result.output} {result.exception}".split())
+
+
+def test_dose_does_not_guess_where_the_file_of_a_vector_is(tiny, tmp_path, monkeypatch):
+    """Only its name is kept; a file of that name in the working directory may be another one."""
+    monkeypatch.chdir(tmp_path)
+    store.write_text('{"question": "1+1=?", "answer": "2"}\n', tmp_path / "mine.jsonl")
+    v = Direction(
+        torch.ones(tiny.layout.n_layers, tiny.layout.d_model), "resid_post", "think", "x", 1, 1, tiny.provenance(task="mine.jsonl")
+    )
+    result = run("dose", "-v", store.save(v, tmp_path / "v.safetensors"), "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "made from problems of a file 'mine.jsonl'" in " ".join(result.output.replace("\u2502", " ").split())

@@ -11,9 +11,10 @@ import pytest
 from toolkit import cli, generate, store
 
 SIZE = ("-n", "4", "-k", "2", "--max-new-tokens", "40", "--batch-size", "2")
+LARGER = ("-n", "24", "-k", "2", "--max-new-tokens", "40", "--batch-size", "16", "--share", "0.4")
 COMMANDS = {
     "rollouts": (("-o", "out"), "out"),
-    "thinkedit": (("-m", "tiny-reasoner", "-o", "out"), "out.work/rollouts/train"),
+    "thinkedit": (("-m", "tiny-reasoner", "-o", "out"), "out.work/rollouts/train"),  # a class needs 8 rollouts
     "compare": (("base=tiny-reasoner", "again=tiny-reasoner", "-o", "out"), "out/rollouts/base, condition 1 of 2"),
     "entropy": (("-o", "out"), "out/rollouts"),
 }
@@ -42,6 +43,8 @@ def main(monkeypatch, *arguments: str) -> int:
 def test_a_stopped_command_says_what_is_kept_and_goes_on_when_given_again(command, number, tmp_path, monkeypatch, capsys, handlers):
     monkeypatch.chdir(tmp_path)
     arguments, where = COMMANDS[command]
+    arguments = (*arguments, *(LARGER if command == "thinkedit" else SIZE))
+    kept, every = (32, 48) if command == "thinkedit" else (4, 8)
     decode, begun = generate._decode, []
 
     def until(*args, **kwargs):
@@ -51,16 +54,15 @@ def test_a_stopped_command_says_what_is_kept_and_goes_on_when_given_again(comman
         return decode(*args, **kwargs)
 
     monkeypatch.setattr(generate, "_decode", until)
-    assert main(monkeypatch, command, *arguments, *SIZE) == 128 + number
+    assert main(monkeypatch, command, *arguments) == 128 + number
     printed = " ".join(capsys.readouterr().err.split())
-    assert f"Stopped: 4 of 8 kept in {where}; give the same command again." in printed and "Traceback" not in printed
+    assert f"Stopped: {kept} of {every} kept in {where}; give the same command again." in printed and "Traceback" not in printed
     folder = where.partition(",")[0]
-    assert len(store.load_rollouts(folder)) == 4
-    if command == "rollouts":
-        monkeypatch.setattr(generate, "_decode", decode)
-        assert main(monkeypatch, command, *arguments, *SIZE) == 0
-        assert "reusing 4 of 8 rollouts kept in out" in " ".join(capsys.readouterr().err.split())
-        assert len(store.load_rollouts(folder)) == 8
+    assert len(store.load_rollouts(folder)) == kept
+    monkeypatch.setattr(generate, "_decode", decode)
+    assert main(monkeypatch, command, *arguments) == 0
+    assert f"reusing {kept} of {every} rollouts kept in {folder}" in " ".join(capsys.readouterr().err.split())
+    assert len(store.load_rollouts(folder)) == every
 
 
 def test_what_steer_and_compare_sample_is_kept_without_being_asked(tmp_path, monkeypatch, capsys, handlers):
@@ -70,3 +72,15 @@ def test_what_steer_and_compare_sample_is_kept_without_being_asked(tmp_path, mon
     monkeypatch.setattr(generate, "_decode", lambda *a, **k: pytest.fail("sampled again"))
     assert main(monkeypatch, *command) == 0
     assert "Rollouts and numbers are in runs/compare/" in capsys.readouterr().out
+
+
+def test_what_other_problems_or_switches_decide_is_kept_elsewhere(tmp_path, monkeypatch, capsys, handlers):
+    """The default folder is named by the problems themselves: a file that was changed is another one."""
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for question in ("1+2=?", "2+2=?"):
+        row = {"id": "p", "question": question, "answer": "3", "meta": {"split": "test"}}
+        store.write_rows([row], tmp_path / "p.jsonl")
+        assert main(monkeypatch, "compare", "base=tiny-reasoner", "again=tiny-reasoner", "-t", "p.jsonl", *SIZE) == 0
+        folders.append({path.name for path in (tmp_path / "runs" / "compare").iterdir()})
+    assert [len(names) for names in folders] == [1, 2]

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import fuzz
 import pytest
-from fuzz_kinds import KINDS
+from fuzz import KINDS
 
 SEED, EACH = 0, 3
 

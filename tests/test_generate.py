@@ -439,6 +439,33 @@ def test_kept_responses_to_another_prompt_are_never_taken_for_this_ones(tiny, pr
         sample(other, problems_of(2), SAMPLED, out=tmp_path)
 
 
+def test_kept_rollouts_are_graded_by_the_present_grader_and_problems(tiny, problems_of, tmp_path, monkeypatch, caplog):
+    """Their tokens are not sampled again; the files hold the new grades."""
+    problems = [replace(p, meta={**p.meta, "grader": "facts", "golds": ["another word"], "wrong": []}) for p in problems_of(3)]
+    first = sample(tiny, problems, SAMPLED, out=tmp_path)
+    wanted = [replace(p, meta={**p.meta, "grader": "length", "low_words": -1, "high_words": None}) for p in problems]
+    monkeypatch.setattr(generate, "_decode", lambda *a: pytest.fail("sampled again"))
+    again = sample(tiny, wanted, SAMPLED, out=tmp_path)
+    assert [r.correct for r in again] == [r.closed for r in again] and any(r.closed for r in again)
+    assert [replace(r, correct=False) for r in again] == [replace(r, correct=False) for r in first]
+    assert sorted(store.load_rollouts(tmp_path), key=str) == sorted(again, key=str)
+    changed = sum(a != b for a, b in zip(first, again, strict=True))
+    assert changed and f"{changed} of 6 rollouts kept in {tmp_path} are graded otherwise now" in caplog.text
+    caplog.clear()
+    assert sample(tiny, wanted, SAMPLED, out=tmp_path) == again and "otherwise" not in caplog.text
+
+
+def test_a_stop_is_not_hidden_by_a_damaged_part(tiny, problems_of, tmp_path, monkeypatch):
+    def stopped(*args):
+        (tmp_path / "part-00007-x.parquet").write_bytes(b"torn")
+        raise Killed
+
+    monkeypatch.setattr(generate, "_decode", stopped)
+    with pytest.raises(Killed) as caught:
+        sample(tiny, problems_of(2), SAMPLED, out=tmp_path)
+    assert caught.value.__notes__ == [f"0 of 4 kept in {tmp_path}"]
+
+
 def test_responses_that_go_on_from_tokens_are_kept_too(tiny, problems_of, tmp_path, monkeypatch):
     problem = problems_of(1)[0]
     ids = tiny.prompt_ids(problem.messages)

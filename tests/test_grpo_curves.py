@@ -65,6 +65,13 @@ def test_every_committed_curve_is_of_the_shipped_model_and_of_its_recipe_as_it_i
         assert file.stat().st_size < 2**20
 
 
+@pytest.mark.parametrize("rows", [[], [{"kind": "about", "seed": 0}], [{"kind": "about", "recipe": {"name": "pear"}, "seed": 0}]])
+def test_a_sweep_names_a_kept_curve_that_is_none(rows, tiny, tmp_path):
+    file = store.write_rows(rows, tmp_path / "pear-seed0.jsonl")
+    with pytest.raises(store.DamagedFileError, match=r"pear-seed0\.jsonl"):
+        jobs._kept(tiny, recipes.find("pear"), 0, jobs.Sweep(tmp_path, tmp_path), file, print)
+
+
 def test_a_stale_curve_says_why_and_its_recipe_is_listed_where_one_looks(committed):
     told = (FOLDER / "README.md").read_text()
     for file, rows in committed.items():

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from toolkit import store
+from toolkit.generate import Sampling
 from toolkit.store import DamagedFileError, DiskFullError, ForeignFileError, WrongModelError
 from toolkit.types import Direction, HeadEdit, HeadScores, Moments, Plan, Problem, Provenance, Rollout, Span
 
@@ -463,12 +464,23 @@ def test_a_kill_while_a_file_is_written_leaves_nothing_after_the_next_write(tmp_
 
 
 def test_what_a_living_process_or_another_machine_is_writing_is_left_alone(tmp_path):
-    names = {f".x.{os.getpid()}.partial", f".x.h{'0' * 8}.999999999.partial"}
+    own = store.files.HOST
+    names = {f".x.h{own}.{os.getpid()}.partial", f".x.h{'0' * 8}.999999999.partial", ".download.999999999.partial"}
     for name in names:
         (tmp_path / name).touch()
-    (tmp_path / ".a.b.999999999.partial").mkdir()  # of a dead one
+    (tmp_path / f".a.b.h{own}.999999999.partial").mkdir()  # of a dead one
     store.write_text("", tmp_path / "y")
     assert {p.name for p in tmp_path.iterdir()} == {"y", *names}
+
+
+def test_what_a_dead_process_with_this_ones_id_left_is_replaced(tmp_path):
+    """In a container that is started again, every process may have the id of the one that was killed."""
+    left = tmp_path / f".model.h{store.files.HOST}.{os.getpid()}.partial"
+    left.mkdir()
+    (left / "half").touch()
+    with store.filling(tmp_path / "model") as partial:
+        (partial / "whole").touch()
+    assert [p.name for p in tmp_path.rglob("*")] == ["model", "whole"]
 
 
 def test_an_empty_directory_is_filled_and_a_full_one_is_not_touched(tmp_path):
@@ -514,6 +526,8 @@ def test_a_checkpoint_is_whole_with_its_config_and_every_shard(tmp_path, missing
     assert store.is_whole(tmp_path)
     (tmp_path / missing).unlink()
     assert not store.is_whole(tmp_path) and not store.is_whole(tmp_path / "nothing")
+    store.write_json({"weight_map": {}}, tmp_path / "model.safetensors.index.json")
+    assert not store.is_whole(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["..", ".", "", "/etc/passwd", "../../x", "a/b", "\\0", "x" * 300, ".hidden/.."])
@@ -563,15 +577,17 @@ def test_a_save_that_fails_half_way_leaves_the_old_value(saved, provenance, monk
 
 # --- rollouts ------------------------------------------------------------------------------------------------
 
+HEADER = {"fingerprint": "f", "interventions": [], "eos_ids": [2], "template": "t", "tags": None, "problems": "p",
+          "sampling": Sampling().identity}  # fmt: skip
+
 
 @st.composite
 def any_rollout(draw) -> dict:  # built in the test: the type checker of the tests draws random numbers of its own
     ids = draw(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=8).map(tuple))
     ends = sorted(draw(st.lists(st.integers(0, len(ids)), min_size=4, max_size=4)))
-    prompt = draw(st.integers(0, len(ids)))
-    floats = st.none() | st.lists(
-        st.floats(-100, 100, allow_subnormal=False), min_size=len(ids) - prompt, max_size=len(ids) - prompt
-    ).map(tuple)
+    prompt = draw(st.integers(1, len(ids)))
+    rest = len(ids) - prompt
+    floats = st.none() | st.lists(st.floats(0, 100, allow_subnormal=False), min_size=rest, max_size=rest).map(tuple)
     return {
         "problem_id": draw(st.text(max_size=9)),
         "sample": draw(st.integers(0, 10**6)),
@@ -582,7 +598,7 @@ def any_rollout(draw) -> dict:  # built in the test: the type checker of the tes
         "finish": draw(st.sampled_from(["stop", "length"])),
         "text": draw(st.text(max_size=30)),
         "correct": draw(st.booleans()),
-        "logprobs": draw(floats),
+        "logprobs": draw(floats.map(lambda values: values and tuple(-v for v in values))),
         "entropies": draw(floats),
     }
 
@@ -591,14 +607,14 @@ def any_rollout(draw) -> dict:  # built in the test: the type checker of the tes
 @given(parts=st.lists(st.lists(any_rollout(), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_rollouts_come_back_as_they_were_whatever_the_parts(tmp_path_factory, parts):
     out = tmp_path_factory.mktemp("rollouts")
-    assert store.open_rollouts(out, {"model": "m"}) == []
+    assert store.open_rollouts(out, HEADER) == []
     made = [[Rollout(**fields | {"sample": 10 * i + j}) for j, fields in enumerate(part)] for i, part in enumerate(parts)]
     for part in made:
         store.append_rollouts(part, out)
     everything = [r for part in made for r in part]
     again = store.load_rollouts(out)
     assert again == everything
-    assert store.open_rollouts(out, {"model": "m"}) == everything
+    assert store.open_rollouts(out, HEADER) == everything
     assert [type(v) for v in vars(again[0]).values()] == [type(v) for v in vars(everything[0]).values()]
     assert {type(t) for r in again for t in r.token_ids} == {int}
 
@@ -624,9 +640,9 @@ def test_one_parquet_file_of_rollouts_is_read_too(tmp_path, rollout_of):
 
 
 def test_resuming_with_another_header_is_an_error_that_names_the_difference(tmp_path):
-    store.open_rollouts(tmp_path, {"model": "a", "sampling": {"seed": 0}})
+    store.open_rollouts(tmp_path, HEADER)
     with pytest.raises(WrongModelError) as caught:
-        store.open_rollouts(tmp_path, {"model": "a", "sampling": {"seed": 1}})
+        store.open_rollouts(tmp_path, HEADER | {"sampling": Sampling(seed=1).identity})
     for part in (str(tmp_path), "another sampling", "'seed': 0", "'seed': 1", "Choose another directory"):
         assert part in str(caught.value), part
 
@@ -642,7 +658,11 @@ BAD = {
     "a negative token": ({"token_ids": [3, -1, 4]}, "token_ids holds -1, expected 0.."),
     "a token past the vocabulary": ({"token_ids": [3, 103, 4]}, r"token_ids holds 103, expected 0\.\.102"),
     "tokens that are no whole numbers": ({"token_ids": [1.5, 2.0, 3.0]}, "token_ids is .*1.5.*, expected whole numbers"),
-    "a prompt longer than all": ({"prompt_len": 4}, r"prompt_len is 4, expected 0\.\.3"),
+    "a token instead of tokens": ({"token_ids": 3}, "token_ids is 3, expected whole numbers"),
+    "no token": ({"token_ids": []}, r"token_ids is \[\], expected whole numbers"),
+    "a prompt longer than all": ({"prompt_len": 4}, r"prompt_len is 4, expected 1\.\.3"),
+    "no prompt": ({"prompt_len": 0}, r"prompt_len is 0, expected 1\.\.3"),
+    "one log-probability": ({"logprobs": 0.5}, r"logprobs is 0\.5, expected a list of numbers"),
     "a span past the end": ({"answer_stop": 9}, r"answer is 2\.\.9, expected a span inside 2\.\.3"),
     "an answer before its thinking": ({"answer_start": 1}, r"answer is 1\.\.3, expected a span inside 2\.\.3"),
     "a span that ends before it starts": ({"think_start": 3}, r"think is 3\.\.2, expected a span"),
@@ -677,22 +697,48 @@ def test_a_sample_that_is_there_twice_is_an_error_that_names_both_rows(tmp_path,
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ([1], "holds a list, not an object"),
-        ({"fingerprint": 3}, "fingerprint is '3', expected text"),
-        ({"sampling": None}, "sampling is 'None', expected an object"),
-        ({"eos_ids": [1, "2"]}, "eos_ids holds '2', expected only whole numbers"),
-        ({"interventions": "none"}, "interventions is 'none', expected a list"),
-        ({"rollouts": True}, "rollouts is 'True', expected whole numbers"),
+        ([1], r"the file is \[1\], expected an object with fingerprint"),
+        (HEADER | {"fingerprint": 3}, "fingerprint is 3, expected text"),
+        (HEADER | {"sampling": None}, "sampling is None, expected an object"),
+        (HEADER | {"sampling": HEADER["sampling"] | {"n": "8"}}, r"sampling\.n is '8', expected a whole number"),
+        (
+            HEADER | {"sampling": HEADER["sampling"] | {"temperature": "x"}},
+            r"sampling\.temperature is 'x', expected a finite number",
+        ),
+        (HEADER | {"eos_ids": [1, "2"]}, r"eos_ids\[1\] is '2', expected a whole number"),
+        (HEADER | {"interventions": "none"}, "interventions is 'none', expected a list"),
+        (HEADER | {"rollouts": True}, "rollouts is True, expected a whole number"),
+        ({"fingerprint": "f"}, "the file has no 'interventions', expected an object with"),
     ],
 )
 def test_a_header_of_another_shape_is_an_error_that_names_the_field(tmp_path, header, message):
     store.write_json(header, tmp_path / "header.json")
-    with pytest.raises(DamagedFileError, match=rf"header\.json:? {message}"):
-        store.open_rollouts(tmp_path, {"fingerprint": "f"})
+    with pytest.raises(DamagedFileError, match=rf"header\.json: {message}"):
+        store.open_rollouts(tmp_path, HEADER)
+
+
+def test_parts_without_a_header_are_an_error_and_not_an_empty_directory(tmp_path, rollout_of):
+    store.append_rollouts([rollout_of(3)], tmp_path)
+    with pytest.raises(DamagedFileError, match=r"holds 1 part-\*\.parquet but no header\.json"):
+        store.open_rollouts(tmp_path, HEADER)
+    assert not (tmp_path / "header.json").exists()
+
+
+def test_a_flipped_bit_in_the_tokens_of_a_part_is_found(tmp_path, rollout_of):
+    part = store.append_rollouts([rollout_of(3)], tmp_path)
+    assert store.count_rollouts(tmp_path) == 1
+    whole, found = part.read_bytes(), 0
+    for place in range(4, len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), 5):  # the pages, which stand before the footer
+        (tmp_path / "flipped.parquet").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert store.load_rollouts(tmp_path / "flipped.parquet") == [rollout_of(3)], place
+        except DamagedFileError:
+            found += 1
+    assert found
 
 
 def test_the_name_of_a_model_does_not_decide_whether_a_run_goes_on_and_its_weights_do(tmp_path):
-    old = {"model": "a", "fingerprint": "f", "sampling": {"seed": 0}}
+    old = HEADER | {"model": "a"}
     store.open_rollouts(tmp_path, old)
     assert store.open_rollouts(tmp_path, old | {"model": "runs/b", "task": "arithmetic"}) == []
     assert store.load_header(tmp_path) == old | {"task": "arithmetic"}
@@ -794,6 +840,11 @@ WRONG_PROBLEMS = {
         r"messages\[0\]\.content is .*expected text",
     ),
     "a list for meta": ({"meta": [1]}, r"meta is \[1\], expected an object"),
+    "a fact beside meta": (
+        {"split": "test"},
+        "the line has the field 'split', which is not read: put facts about a problem into meta",
+    ),
+    "two questions": ({"question": "p", "messages": [{"role": "user", "content": "q"}]}, "the line has the field 'question'"),
     "the id of another": ({"id": "first"}, "the id 'first' is that of line 1"),
 }
 
@@ -801,7 +852,8 @@ WRONG_PROBLEMS = {
 @pytest.mark.parametrize("case", WRONG_PROBLEMS)
 def test_a_problem_that_is_not_one_is_an_error_with_line_found_and_expected(tmp_path, case):
     change, message = WRONG_PROBLEMS[case]
-    rows = [{"id": "first", "question": "q", "answer": "1"}, {"id": "second", "question": "p", "answer": "1", **change}]
+    asked = {} if "messages" in change else {"question": "p"}
+    rows = [{"id": "first", "question": "q", "answer": "1"}, {"id": "second", **asked, "answer": "1", **change}]
     path = store.write_text("\n".join(json.dumps(row) for row in rows), tmp_path / "p.jsonl")
     with pytest.raises(DamagedFileError, match=rf"p\.jsonl, line 2: {message}") as caught:
         store.load_problems(path)
@@ -809,9 +861,12 @@ def test_a_problem_that_is_not_one_is_an_error_with_line_found_and_expected(tmp_
 
 
 def test_numbers_are_answers_and_ids_as_they_are_written(tmp_path):
-    store.write_text('{"id": 7, "question": "q", "answer": 42}\n{"question": "p", "answer": 0.5}', tmp_path / "p.jsonl")
-    first, second = store.load_problems(tmp_path / "p.jsonl")
-    assert (first.id, first.answer, second.answer) == ("7", "42", "0.5")
+    answers = ["42", "0.5", "0.00001", "1e16", "2.50", "-1E-7", "1e-99999999"]
+    lines = [f'{{"id": {k}.50, "question": "q", "answer": {answer}}}' for k, answer in enumerate(answers)]
+    store.write_text("\n".join(lines), tmp_path / "p.jsonl")
+    found = store.load_problems(tmp_path / "p.jsonl")
+    assert [p.answer for p in found] == [*answers[:3], "1" + "0" * 16, "2.50", "-0.0000001", "1e-99999999"]
+    assert [p.id for p in found][:2] == ["0.50", "1.50"]
 
 
 @pytest.mark.parametrize(

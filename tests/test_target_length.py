@@ -152,3 +152,9 @@ def test_sampled_responses_to_the_task_are_paid_what_they_are_graded(tiny):
     found = generate.rollouts(tiny, problems, Sampling(n=4, max_new_tokens=60), progress=False)
     assert rewards.score(found, rewards.ALL["ruler"].make(), problems)["reward"].tolist() == [float(r.correct) for r in found]
     assert any(r.correct for r in found)
+
+
+def test_problems_with_targets_of_ones_own_are_read_back_and_can_be_graded(tmp_path):
+    """Their ranges are no whole numbers, and Ruler's last has no end."""
+    made = target_length_prompts([f"What is {k}?" for k in range(6)], targets=[75, 12.5, 800])
+    assert grading.problems_of(store.save_problems(made, tmp_path / "p.jsonl")) == made

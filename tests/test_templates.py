@@ -13,7 +13,7 @@ from test_cli import run
 
 from toolkit import cli, collect, origins, phases, store, templates
 from toolkit import lm as lms
-from toolkit.generate import Sampling, rollouts
+from toolkit.generate import Sampling, graded, rollouts
 from toolkit.grpo import recipes
 from toolkit.grpo.run import Run, arguments
 from toolkit.lm import LM
@@ -144,6 +144,23 @@ def test_a_begun_message_is_continued_and_its_tags_count(begun, response, think,
     reader = phases.Reader(llama, prompt)
     wanted = phases.ANSWER if think == "" else phases.THINK if "<think>" in begun else phases.PROMPT
     assert reader.phase == wanted
+
+
+@pytest.mark.parametrize(
+    ("begun", "response", "right"),
+    [
+        ("<think>12+3=15</think>1", "5", True),
+        ("<think>12+3=15</think>", "15", True),
+        ("<think>1", "</think>5", False),
+        ("<think>15</think>2", "5", False),
+        ("1", "5", True),
+    ],
+)
+def test_an_answer_that_a_message_begins_is_graded_whole(begun, response, right, llama):
+    problem = Problem("p", (*ASKED, {"role": "assistant", "content": begun}), "15")
+    tokens = [*llama.tokenizer.encode(response, add_special_tokens=False), *llama.eos_ids][: len(response) + 1]
+    for lm in (llama, replace(llama, tags=None)) if begun == "1" else (llama,):
+        assert graded(lm, problem, lm.prompt_ids(problem.messages), tokens).correct == right
 
 
 def test_what_the_user_says_of_tags_opens_nothing_in_a_begun_message(llama):

@@ -98,7 +98,7 @@ def _made_from(where: str, revision: str | None) -> tuple[origins.Record, ...]:
     path = Path(where) / MADE_FROM if Path(where).is_dir() else cached_file(where, MADE_FROM, revision=revision, **QUIET)
     if path is None or not Path(path).is_file():
         return ()
-    return tuple(store.read_json(path, list[Mapping[str, Any]], remedy="Remove it, or edit or train the model again."))
+    return tuple(store.read_json(path, list[origins.HINT], remedy="Remove it, or edit or train the model again."))
 
 
 def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any]) -> Path:

@@ -57,7 +57,8 @@ def check_held_out(
     for name, same in shared.items():
         if same and not allow:
             raise OverlapError(
-                f"{name!r} was made from {len(same)} of the {len(ids)} problems it would be judged on, such as {same[0][:60]!r}. {remedy}"
+                f"{name!r} was made from {len(same)} of the {len(ids)} problems it would be judged on, such as {same[0][:60]!r} "
+                f"(ids are compared: give other questions other ids, or none). {remedy}"
             )
     return {name: len(same) for name, same in shared.items()}
 

@@ -26,7 +26,7 @@ from transformers import DynamicCache
 from toolkit import identity, store
 from toolkit.decode import Batch
 from toolkit.lm import LM, Condition, halving
-from toolkit.phases import Reader, spans
+from toolkit.phases import Reader, answer_start, spans
 from toolkit.tasks.grading import grade
 from toolkit.types import Finish, Problem, Rollout
 
@@ -91,7 +91,7 @@ def rollouts(
     Args:
         target: A model, or a condition whose interventions act in prefill and decode.
         out: Directory to stream finished batches to (parquet parts). The same call given again after a stop goes on; its header must
-            match. If another process samples into it, this one waits and takes what that one finished.
+            match, and what is kept is graded again. If another process samples into it, this one waits and takes what that one finished.
         about: ``task``, ``split`` and ``seed`` of the problems for the header of ``out``; default: what the problems' meta tells.
 
     Raises:
@@ -186,21 +186,42 @@ def _kept(
     out, header = keep
     with store.alone(out):
         there = store.open_rollouts(out, {**header, "rollouts": len(rows)}, vocab=condition.lm.vocab_size)
-        done = {(r.problem_id, r.sample): r for r in there}
+        done = _graded_again(condition.lm, rows, {(r.problem_id, r.sample): r for r in there}, out)
         todo = [row for row in rows if row.key not in done]
-        for row in rows:
-            if (r := done.get(row.key)) is not None and list(r.token_ids[: r.prompt_len]) != row.prompt:
-                raise store.WrongModelError(
-                    f"{out} holds a response to another prompt of problem {row.problem.id[:60]!r}. Choose another directory."
-                )
         if len(todo) < len(rows):
             log.info("reusing %s of %s rollouts kept in %s", f"{len(rows) - len(todo):,}", f"{len(rows):,}", out)
         try:
             new = _sample(condition, todo, sampling, out, progress)
         except BaseException as stop:
-            stop.add_note(f"{len(store.load_rollouts(out)):,} of {len(rows):,} kept in {out}")
+            stop.add_note(f"{store.count_rollouts(out):,} of {len(rows):,} kept in {out}")
             raise
     return [new.get(row.place) or replace(done[row.key], sample=row.sample) for row in rows]
+
+
+def _graded_again(
+    lm: LM, rows: Sequence[_Row], kept: Mapping[tuple[str, int], Rollout], out: Path
+) -> dict[tuple[str, int], Rollout]:
+    """The kept rollouts of the rows. What was drawn stays; spans and grade are those of the present code and problems, in the files too.
+
+    Raises:
+        store.WrongModelError: one answers another prompt.
+    """
+    found = {}
+    for row in rows:
+        if (r := kept.get(row.key)) is None:
+            continue
+        if list(r.token_ids[: r.prompt_len]) != row.prompt:
+            raise store.WrongModelError(
+                f"{out} holds a response to another prompt of problem {row.problem.id[:60]!r}. Choose another directory."
+            )
+        raw = _Raw(replace(row, sample=row.name), list(r.token_ids[r.prompt_len :]), r.finish, r.logprobs, r.entropies)
+        found[row.key] = _rollout(lm, raw)
+    if changed := [r for key, r in found.items() if r != kept[key]]:
+        store.replace_rollouts(changed, out)
+        log.warning(
+            "%s of %s rollouts kept in %s are graded otherwise now: their files are rewritten", len(changed), len(found), out
+        )
+    return found
 
 
 def _sample(condition: Condition, rows: Sequence[_Row], sampling: Sampling, out: Path | None, progress: bool) -> dict[int, Rollout]:
@@ -272,8 +293,8 @@ class _Raw:
     row: _Row
     tokens: list[int]
     finish: Finish
-    logprobs: list[float] | None
-    entropies: list[float] | None
+    logprobs: Sequence[float] | None
+    entropies: Sequence[float] | None
 
 
 class _Streams:
@@ -436,7 +457,8 @@ def _rollout(lm: LM, raw: _Raw) -> Rollout:
     problem, prompt = raw.row.problem, raw.row.prompt
     ids = prompt + raw.tokens
     think, answer = spans(lm, ids, len(prompt), ended=raw.finish == "stop")
-    answer_text = lm.text(ids[answer.start : answer.stop], special=False) if answer else ""
+    # An answer that a continued message begins is graded whole.
+    answer_text = lm.text(ids[answer_start(lm, ids, len(prompt), answer) : answer.stop], special=False) if answer else ""
     return Rollout(
         problem_id=problem.id,
         sample=raw.row.sample,

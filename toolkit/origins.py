@@ -2,6 +2,9 @@
 
 A record is a plain mapping: ``task``, ``split``, ``seed``, ``rollouts`` (as text, if only a part of a run was used) and
 ``problem_ids``, sorted hashes of 8 bytes. What is not known is left out.
+
+Problems are compared by id: an id stands for its question, in every file. A problem of a file that gives none is named by a hash of its
+messages, so that only the same question has the same id.
 """
 
 from __future__ import annotations
@@ -12,11 +15,20 @@ from typing import Any
 
 KEYS = ("task", "split", "seed", "rollouts", "problem_ids")
 Record = Mapping[str, Any]
+HINT: Any = {"problem_ids": list[str]}
+"""What a record holds at least, by type."""
 
 
-def digest(problem_id: str) -> str:
-    """Sixteen hexadecimal digits (8 bytes of SHA-256) that stand for a problem's id."""
-    return hashlib.sha256(problem_id.encode()).hexdigest()[:16]
+def digest(text: str) -> str:
+    """Return sixteen hexadecimal digits (8 bytes of SHA-256) that stand for a text, the same on every machine."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check(notes: Mapping[str, Any]) -> None:
+    """Raise ValueError if the problems that notes name are no list of hashes."""
+    ids = notes.get("problem_ids", [])
+    if not isinstance(ids, list | tuple) or not all(isinstance(i, str) for i in ids):
+        raise ValueError(f"notes.problem_ids is {str(ids)[:60]!r}, expected a list of hashes.")
 
 
 def record(problem_ids: Iterable[str], **known: Any) -> dict[str, Any]:

@@ -58,6 +58,13 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
     return Span(start, closing.start), Span(closing.stop, stop)
 
 
+def answer_start(lm: LM, ids: Sequence[int], prompt_len: int, answer: Span) -> int:
+    """Where an answer begins: inside the prompt, if that continues a message of the assistant and the answer goes on there."""
+    said = _said(lm, ids[:prompt_len]) if answer.start == prompt_len else ()
+    closed = find(lm, said, lm.tags.close if lm.tags else None)
+    return answer.start - len(said) + (closed[-1].stop if closed else 0)
+
+
 def ends_with(lm: LM, prompt: Sequence[int], tag: str | None) -> bool:
     """Whether a prompt ends with a tag, white space aside: what a user says of tags, or an earlier turn, does not count."""
     found = find(lm, prompt[-TAIL:], tag)

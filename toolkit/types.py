@@ -146,6 +146,9 @@ class Provenance:
     seed: int | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        origins.check(self.notes)
+
 
 @dataclass(frozen=True)
 class Moments:

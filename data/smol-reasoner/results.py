@@ -29,12 +29,11 @@ from toolkit.board.spec import BASE
 from toolkit.claims import Claim
 from toolkit.generate import Sampling
 from toolkit.jobs import retrieval
-from toolkit.jobs.edit import OURS, PUBLISHED, plan_table
+from toolkit.jobs.edit import FORMS, OURS, plan_table
 from toolkit.phases import Scope
 from toolkit.stats import Estimate
 
 HERE = Path(__file__).parent
-FILES = {PUBLISHED: "published", OURS: "ours"}
 STRENGTHS = (-2.0, -1.0, 1.0, 2.0)  # at 4 either direction broke the first stage's: 6 % right or less going down
 SWEEPS = {
     OURS: doses.Sweep(STRENGTHS),
@@ -206,12 +205,12 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
     }
     store.write_json(about, out / "about.json")
     heads = {}
-    for name in (PUBLISHED, OURS):
+    for name, form in FORMS.items():
         f = ground.findings[name]
         apart = directions.separation(f.moments, f.direction).tolist()
         heads[name] = {"edited": plan_table(f).reset_index().to_dict("records"), "separation": apart}
-        store.save(f.scores, out / f"{FILES[name]}-scores.safetensors")
-        store.save(f.plan.direction or f.direction, out / f"{FILES[name]}-direction.safetensors")
+        store.save(f.scores, out / f"{form.short}-scores.safetensors")
+        store.save(f.plan.direction or f.direction, out / f"{form.short}-direction.safetensors")
     store.write_json(heads, out / "heads.json")
     top = retrieval.top_heads(ground.retrieval)
     sparse = retrieval.sparsity(ground.retrieval, "smol-reasoner")

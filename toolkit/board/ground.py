@@ -17,7 +17,7 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.grpo import recipes
 from toolkit.grpo.recipes import Recipe
 from toolkit.jobs import edit, retrieval
-from toolkit.jobs.edit import OURS, PUBLISHED, Finding
+from toolkit.jobs.edit import OURS, Finding
 from toolkit.jobs.retrieval import Search
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
@@ -212,7 +212,7 @@ class Ground:
     def findings(self) -> dict[str, Finding]:
         """ThinkEdit's direction, head scores and plan, as published and in our form."""
         settings = edit.Settings(fraction=self.sizes.fraction)
-        return {name: edit.find(self.lm, self.found, settings, name) for name in (PUBLISHED, OURS)}
+        return {name: edit.find(self.lm, self.found, settings, name) for name in edit.FORMS}
 
     def plan(self, strength: float = 1.0, form: str = OURS, fraction: float | None = None) -> Plan:
         """ThinkEdit's plan at a strength; ``fraction``: of another share of heads than ``sizes.fraction``."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +22,7 @@ app = typer.Typer(
     help="Find why a reasoning model thinks too long or too short, edit or steer it, and judge the change with controls.",
 )
 out, log = Console(), Console(stderr=True)
+N = TypeVar("N", int, float)
 
 
 class Stopped(BaseException):
@@ -114,6 +117,33 @@ def switches(given: list[str] | None) -> dict[str, Any]:
                 f"--template {name}{sign}{value}: give NAME=JSON, such as enable_thinking=false or 'reasoning_effort=\"low\"'."
             ) from error
     return found
+
+
+class Command(TyperCommand):
+    """A command that knows which of its options were given, for :func:`unread`."""
+
+    given: ClassVar[frozenset[str]] = frozenset()
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        Command.given = frozenset(name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE")
+        return super().invoke(ctx)
+
+
+def unread(why: str, *names: str) -> None:
+    """Raise BadParameter if an option of these names was given, though the command (a :class:`Command`) does not read it: ``why``."""
+    for name in names:
+        if name in Command.given:
+            raise typer.BadParameter(f"--{name.replace('_', '-')} is not read {why}: leave it out.")
+
+
+def numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:
+    """Numbers joined by commas; none for ``None``."""
+    try:
+        return () if text is None else tuple(kind(part) for part in text.removeprefix("=").split(","))
+    except ValueError as error:
+        what = "whole numbers joined by commas, such as 256,1024" if kind is int else "numbers joined by commas, such as -1,0,1"
+        raise typer.BadParameter(f"{option} {text}: give {what}.") from error
 
 
 def weight_type(dtype: Dtype) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ from toolkit.cli.common import (
     AsJson,
     BatchSize,
     Budget,
+    Command,
     Device,
     Dtype,
     Model,
@@ -35,18 +35,12 @@ from toolkit.cli.common import (
     print_json,
     say,
     show,
+    unread,
 )
 
 if TYPE_CHECKING:
     from toolkit.jobs import Finding, Given, Settings, Study
     from toolkit.lm import LM
-
-
-class Variant(StrEnum):
-    """Which form of ThinkEdit."""
-
-    published = "published"
-    ours = "ours"
 
 
 @app.command()
@@ -80,7 +74,7 @@ def demo(
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the edited model is in [bold]{out_dir / 'edited'}[/bold].")
 
 
-@app.command()
+@app.command(cls=Command)
 def thinkedit(
     model: Model,
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Directory of the edited checkpoint (new or empty).")],
@@ -96,8 +90,8 @@ def thinkedit(
     long_above: Annotated[float | None, typer.Option(help="Long class: more think tokens than this (paper: 1000).")] = None,
     share: Annotated[float, typer.Option(help="Without thresholds: share of rollouts in each class.")] = 0.2,
     variant: Annotated[
-        Variant, typer.Option(help="The paper's form, or ours (line starts, contrast, the heads' own direction).")
-    ] = Variant.published,
+        str, typer.Option(help="Form of ThinkEdit: published, or ours (line starts, contrast, the heads' own direction).")
+    ] = "published",
     adapter: Annotated[
         Path | None, typer.Option(help="Also write the edit as a rank-1 PEFT adapter of a few kilobytes (new directory).")
     ] = None,
@@ -129,9 +123,15 @@ def thinkedit(
     [bold]toolkit thinkedit -m deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --task gsm8k --short-below 100 --long-above 1000
     --dtype bfloat16 -o runs/r1-edited[/bold]
     """
-    from toolkit import jobs, report, store, tasks, vectors
+    from toolkit import jobs, report, store, tasks
 
-    settings = jobs.Settings(fraction, strength, share, short_below, long_above, seed)
+    if dry_run:
+        unread("with --dry-run, which writes nothing", "adapter", "allow_overlap")
+    if rollouts is None:
+        unread("without --rollouts", "partial")
+    if short_below is not None:
+        unread("with --short-below and --long-above", "share")
+    form, settings = jobs.form(variant), jobs.Settings(fraction, strength, share, short_below, long_above, seed)
     again = (out_dir / "edit.json").is_file()  # whether of this very edit is seen when it is made
     for target in () if dry_run or again else filter(None, (out_dir, adapter)):
         store.new_directory(target)
@@ -141,7 +141,7 @@ def thinkedit(
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     work = out_dir.with_name(f"{out_dir.name}.work")
-    finding = _found(lm, given, study, settings, variant, work)
+    finding = _found(lm, given, study, settings, form, work)
     done = not dry_run and jobs.is_saved(lm, finding, out_dir)
     plan = jobs.plan_table(finding)
     if not as_json:
@@ -155,8 +155,8 @@ def thinkedit(
         say(f"{out_dir} holds this very edit already: it is left as it is")
     else:
         jobs.save_edited(lm, finding, measured, summary, out_dir)
-    if adapter is not None and not (adapter.is_dir() and any(adapter.iterdir())):
-        vectors.adapter(lm, finding.plan, adapter)
+    if adapter is not None:
+        _write_adapter(lm, finding, adapter, work)
     if as_json:
         print_json(report.as_json(measured, summary, plan=plan.reset_index().to_dict("records")))
         return
@@ -165,7 +165,7 @@ def thinkedit(
     out.print(f"Saved to [bold]{out_dir}[/bold]; rollouts and numbers are in [bold]{work}[/bold].")
 
 
-def _found(lm: LM, given: Given | None, study: Study, settings: Settings, variant: Variant, work: Path) -> Finding:
+def _found(lm: LM, given: Given | None, study: Study, settings: Settings, form: str, work: Path) -> Finding:
     """Direction, heads and plan, from the rollouts given or from ones of the train split that are kept in ``work``."""
     from toolkit import jobs
 
@@ -173,7 +173,24 @@ def _found(lm: LM, given: Given | None, study: Study, settings: Settings, varian
         given.check(lm)
     rollouts = given.rollouts if given else jobs.extraction_rollouts(lm, study, out=work / "rollouts" / "train", say=say)
     about = given.origin if given else study.origin("train")
-    return jobs.find(lm, rollouts, settings, jobs.PUBLISHED if variant is Variant.published else jobs.OURS, origin=about)
+    return jobs.find(lm, rollouts, settings, form, origin=about)
+
+
+def _write_adapter(lm: LM, finding: Finding, directory: Path, work: Path) -> None:
+    """Write the edit as an adapter. One that is there already is left, if it is this very one; else FileExistsError."""
+    from toolkit import store, vectors
+
+    if not directory.is_dir() or not any(directory.iterdir()):
+        vectors.adapter(lm, finding.plan, directory)
+        return
+    name = "adapter_model.safetensors"
+    store.remove(work / "adapter")
+    made = store.read_tensors(vectors.adapter(lm, finding.plan, work / "adapter") / name)
+    store.remove(work / "adapter")
+    there = store.read_tensors(directory / name) if (directory / name).is_file() else ({}, {})
+    if made[1] != there[1] or made[0].keys() != there[0].keys() or any(not v.equal(there[0][k]) for k, v in made[0].items()):
+        raise FileExistsError(f"{directory} is not empty and holds another adapter: choose another directory, or remove it first.")
+    say(f"{directory} holds this very adapter already: it is left as it is")
 
 
 @app.command()
@@ -221,7 +238,7 @@ def rollouts(
     show(table.set_index("task"), f"{len(found)} rollouts of {lm.name} to {len(chosen)} problems ({split}) in {out_dir}")
 
 
-@app.command()
+@app.command(cls=Command)
 def direction(
     rollouts: Annotated[Path, typer.Option("--rollouts", "-r", help="Rollouts of this model, from `toolkit rollouts`.")],
     out_file: Annotated[Path, typer.Option("--out", "-o", help="File to write, e.g. direction.safetensors.")],
@@ -259,6 +276,12 @@ def direction(
     """
     from toolkit import jobs, origins, store
 
+    if method == "efficiency":
+        unread("by --method efficiency, which pairs responses of a problem", "share", "short_below", "long_above")
+    if method in ("probe", "pca"):
+        unread(f"by --method {method}", "estimator")
+    if short_below is not None:
+        unread("with --short-below and --long-above", "share")
     settings = jobs.Settings(share=share, short_below=short_below, long_above=long_above)
     recipe = jobs.Recipe(method, site, estimator, positions)
     given = jobs.given(rollouts, partial=partial)
@@ -306,7 +329,7 @@ def compare(
 
     Example: [bold]toolkit compare base=tiny-reasoner edited=runs/demo/edited -t arithmetic[/bold]
     """
-    from toolkit import evaluate, report, tasks
+    from toolkit import evaluate, identity, report, tasks
     from toolkit.generate import Sampling
 
     pairs = [text.partition("=") for text in models]
@@ -316,7 +339,7 @@ def compare(
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
     loaded = {name: load_model(model, think, dtype, device, trust_remote_code, template) for name, _, model in pairs}
     chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
-    asked = [{name: lm.fingerprint for name, lm in loaded.items()}, task, split, problems, sampling.identity]
+    asked = [{name: identity.of_lm(lm) for name, lm in loaded.items()}, identity.of_problems(chosen), sampling.identity]
     kept = kept_in(out_dir, "compare", *asked)
     measured = evaluate.compare(
         loaded, chosen, sampling, base=pairs[0][0], out=kept / "rollouts", allow_overlap=allow_overlap

@@ -12,6 +12,7 @@ from toolkit.cli.common import (
     AsJson,
     BatchSize,
     Budget,
+    Command,
     Device,
     Dtype,
     Model,
@@ -28,6 +29,7 @@ from toolkit.cli.common import (
     print_json,
     say,
     show,
+    unread,
 )
 
 
@@ -39,7 +41,7 @@ class Steps(StrEnum):
     cues = "cues"
 
 
-@app.command()
+@app.command(cls=Command)
 def entropy(
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Where to write; given again after a kill, the run goes on.")],
     model: Model = "tiny-reasoner",
@@ -98,6 +100,10 @@ def entropy(
     from toolkit.methods import failed_steps
 
     reader_of = {Steps.fitting: failed_steps.fitting, Steps.lines: failed_steps.tiny, Steps.cues: failed_steps.cued}[steps]
+    if rollouts is None:
+        unread("without --rollouts", "partial")
+    else:
+        unread("with --rollouts, which are sampled already", "samples", "max_new_tokens")
     given = jobs.given(rollouts, partial=partial) if rollouts else None
     if given is not None and temperature not in (None, given.temperature):
         raise typer.BadParameter(f"--temperature {temperature:g}: {rollouts} was sampled at {given.temperature:g}. Leave it out.")

@@ -12,6 +12,7 @@ from toolkit.cli.common import (
     AsJson,
     BatchSize,
     Budget,
+    Command,
     Device,
     Dtype,
     Model,
@@ -26,23 +27,16 @@ from toolkit.cli.common import (
     Type,
     app,
     load_model,
+    numbers,
     out,
     print_json,
     say,
     show,
+    unread,
 )
 
 
-def _numbers(text: str | None, option: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{text!r}: give whole numbers with commas between, such as 256,1024.", param_hint=option
-        ) from error
-
-
-@app.command()
+@app.command(cls=Command)
 def retrieval_heads(
     model: Model = "tiny-reasoner",
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Where to write.")] = Path("runs/retrieval-heads"),
@@ -85,11 +79,13 @@ def retrieval_heads(
     """
     from toolkit import jobs, report
 
+    if task == "lookup":
+        unread("by lookup, whose prompts have lengths of their own", "lengths")
     search = jobs.Search(
         task,
         instances,
-        _numbers(lengths, "--lengths"),
-        _numbers(counts, "--counts"),
+        numbers(lengths, "--lengths", int),
+        numbers(counts, "--counts", int),
         tuple(filter(None, ops.split(","))),
         draws,
         max_new_tokens,
@@ -108,7 +104,7 @@ def retrieval_heads(
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
 
 
-@app.command()
+@app.command(cls=Command)
 def heads(
     model: Model = "tiny-reasoner",
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Where to write.")] = Path("runs/heads"),
@@ -141,7 +137,11 @@ def heads(
     """
     from toolkit import jobs, report, tasks
 
-    looked = jobs.Search(search, problems, _numbers(lengths, "--lengths"), batch_size=batch_size, seed=seed)
+    if search == "lookup":
+        unread("by --search lookup, whose prompts have lengths of their own", "lengths")
+    if rollouts is None:
+        unread("without --rollouts", "partial")
+    looked = jobs.Search(search, problems, numbers(lengths, "--lengths", int), batch_size=batch_size, seed=seed)
     given = jobs.given(rollouts, partial=partial) if rollouts else None
     task = given.task(task) if given else task or "arithmetic"
     tasks.check(task, *(() if given else ("train",)), "test")

@@ -19,6 +19,7 @@ from toolkit.cli.common import (
     AsJson,
     BatchSize,
     Budget,
+    Command,
     Device,
     Dtype,
     Model,
@@ -33,10 +34,12 @@ from toolkit.cli.common import (
     app,
     kept_in,
     load_model,
+    numbers,
     out,
     print_json,
     say,
     show,
+    unread,
 )
 
 if TYPE_CHECKING:  # imported by the commands themselves, so that `toolkit --help` is quick
@@ -51,14 +54,6 @@ Layers = Annotated[str | None, typer.Option(help="Layers to steer: 3, 2-5 or 1,4
 During = Annotated[str, typer.Option(help="all, newest, or phases joined by +: prompt, think, answer. Example: think+answer.")]
 
 
-def numbers(text: str, option: str) -> tuple[float, ...]:
-    """Numbers joined by commas."""
-    try:
-        return tuple(float(part) for part in text.removeprefix("=").split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"{option} {text}: give numbers joined by commas, such as -1,0,1.") from error
-
-
 def layer_range(text: str | None) -> tuple[int, ...] | None:
     """``"3"``, ``"2-5"`` or ``"1,4,7"`` as layers."""
     if text is None:
@@ -70,7 +65,7 @@ def layer_range(text: str | None) -> tuple[int, ...] | None:
         raise typer.BadParameter(f"--layers {text}: give layers such as 3, 2-5 or 1,4,7.") from error
 
 
-@app.command()
+@app.command(cls=Command)
 def steer(
     vector: Vector,
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What the user says; may be given several times.")],
@@ -103,17 +98,19 @@ def steer(
 
     [bold]toolkit steer -v runs/direction.safetensors -a -1,0,1 -p "7+8-3=?" --during think --layers 1-3[/bold]
     """
-    from toolkit import jobs, store
+    from toolkit import identity, jobs, store
     from toolkit.edits import steering
     from toolkit.generate import Sampling
     from toolkit.types import Direction
 
-    strengths, chosen = numbers(alpha, "--alpha"), layer_range(layers)
+    if op != "clamp":
+        unread(f"by --op {op}", "value")
+    strengths, chosen = numbers(alpha, "--alpha", float), layer_range(layers)
     v = store.load(vector, Direction)
     acts = {a: steering(v, a, layers=chosen, during=during, op=op, value=value) for a in strengths}
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed)
-    kept = kept_in(out_dir, "steer", lm.fingerprint, [str(act) for act in acts.values()], prompt, sampling.identity)
+    kept = kept_in(out_dir, "steer", identity.of_lm(lm), [str(act) for act in acts.values()], prompt, sampling.identity)
     found = jobs.steered_responses(lm, acts, prompt, sampling, out=kept)
     if as_json:
         names = ("sample", "think_tokens", "response_tokens", "closed", "text")
@@ -139,7 +136,7 @@ def dose(
     model: Model = "tiny-reasoner",
     layers: Layers = None,
     during: During = "all",
-    task: Annotated[
+    wanted: Annotated[
         str | None, typer.Option("--task", "-t", help="As for `toolkit rollouts`. Default: the vector's own, else arithmetic.")
     ] = None,
     allow_overlap: AllowOverlap = False,
@@ -163,9 +160,13 @@ def dose(
     from toolkit.phases import Scope
     from toolkit.types import Direction
 
-    plan = doses.Sweep(numbers(alpha, "--alpha"), layer_range(layers), Scope.of(during), allow_overlap=allow_overlap)
+    plan = doses.Sweep(numbers(alpha, "--alpha", float), layer_range(layers), Scope.of(during), allow_overlap=allow_overlap)
     v = store.load(vector, Direction)
-    task = task or v.provenance.notes.get("task", "arithmetic")
+    task = wanted or str(v.provenance.notes.get("task", "arithmetic"))
+    if wanted is None and not tasks.is_built_in(task):
+        raise typer.BadParameter(
+            f"{vector} was made from problems of a file {task!r}, of which only the name is kept: say where, --task FILE."
+        )
     tasks.check(task, "dev")
     store.writable(out_dir)
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed)
@@ -200,7 +201,7 @@ class Source(StrEnum):
     hidden_directions = "hidden-directions"
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     vector: Vector,
     out_path: Annotated[Path, typer.Option("--out", "-o", help="File to write; for folder, a new directory.")],
@@ -224,6 +225,8 @@ def export(
     from toolkit import jobs, store, vectors
     from toolkit.types import Direction
 
+    ignored = {Target.gguf: ("doses",), Target.safetensors: ("doses", "drop_layer_0"), Target.folder: ("scale",)}
+    unread(f"by --to {to}", *ignored[to])
     v = store.load(vector, Direction)
     if doses is not None:
         jobs.kept_doses(doses)
@@ -238,7 +241,7 @@ def export(
     out.print(f"Wrote [bold]{out_path}[/bold].")
 
 
-@app.command("import")
+@app.command("import", cls=Command)
 def import_(
     source: Annotated[Path, typer.Argument(help="The file of the other tool.")],
     out_file: Annotated[Path, typer.Option("--out", "-o", help="Direction to write, for `toolkit steer` and `toolkit dose`.")],
@@ -256,6 +259,8 @@ def import_(
     """
     from toolkit import store, vectors
 
+    if of is not Source.hidden_directions:
+        unread(f"with --from {of}", "layer")
     container = {Source.gguf: store.read_gguf, Source.safetensors: store.read_tensors, Source.svec: store.read_json}
     container.get(of, store.read_pt)(source)  # a damaged file is named before a model is loaded
     lm = load_model(model, think, Dtype.float32, device, template=template)

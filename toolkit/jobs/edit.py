@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -110,7 +111,56 @@ class Recipe:
 
 
 ESTIMATORS = {"mean_difference": directions.mean_difference, "whitened": directions.whitened}
-RECIPES = {PUBLISHED: Recipe(), OURS: Recipe(site=collect.MLP, positions="step_starts")}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of ThinkEdit. Another one is another value in :data:`FORMS`.
+
+    Attributes:
+        short: Its name in options and files.
+        recipe: How its direction is made.
+        score: Ranks the heads; + writes towards short thinking.
+        removes: Returns the plan with the direction that its heads are to lose.
+        note: One sentence.
+    """
+
+    short: str
+    recipe: Recipe
+    score: Callable[[Moments, Direction, LM], HeadScores]
+    removes: Callable[[Plan, Moments, LM], Plan]
+    note: str
+
+
+def _as_ranked(plan: Plan, moments: Moments, lm: LM) -> Plan:
+    return plan
+
+
+def _as_written(plan: Plan, moments: Moments, lm: LM) -> Plan:
+    return edits.with_direction(plan, thinkedit.written_direction(moments, plan.heads, lm))
+
+
+FORMS: Mapping[str, Form] = MappingProxyType(
+    {
+        PUBLISHED: Form(
+            "published", Recipe(), thinkedit.head_scores, _as_ranked,
+            "As published: difference of means over every position that predicts a think token.",
+        ),
+        OURS: Form(
+            "ours", Recipe(site=collect.MLP, positions="step_starts"), thinkedit.contrast_scores, _as_written,
+            "Only positions where a line of thinking begins, the stream after each block, heads ranked by contrast at its end; removes the "
+            "part of the direction that the chosen heads write themselves.",
+        ),
+    }
+)  # fmt: skip
+
+
+def form(short: str) -> str:
+    """Return the key in :data:`FORMS` of a form's short name. Raises ValueError that lists the short names."""
+    for name, known in FORMS.items():
+        if known.short == short:
+            return name
+    raise ValueError(f"{short!r} is no form of ThinkEdit: choose one of {', '.join(known.short for known in FORMS.values())}.")
 
 
 def _direction(
@@ -156,27 +206,23 @@ def extract(
 def find(
     lm: LM, found: Sequence[Rollout], settings: Settings, name: str = PUBLISHED, *, origin: Mapping[str, Any] = NOWHERE
 ) -> Finding:
-    """Direction, head scores and plan in one of two forms, from the same rollouts; ``origin`` goes into their provenance.
+    """Return direction, head scores and plan in one of :data:`FORMS`, from the same rollouts.
 
-    ``ThinkEdit``, as published: difference of means over every position that predicts a think token.
-    ``ThinkEdit (ours)``: only positions where a line of thinking begins, the stream after each block, heads ranked by contrast at its
-    end; what is removed is the part of the direction that the chosen heads write themselves.
+    Args:
+        name: Key of the form.
+        origin: Goes into their provenance, see ``jobs.study``.
     """
-    moments, v = _direction(lm, found, settings, RECIPES[name], origin)
-    scores = thinkedit.head_scores(moments, v, lm) if name == PUBLISHED else thinkedit.contrast_scores(moments, v, lm)
+    form = FORMS[name]
+    moments, v = _direction(lm, found, settings, form.recipe, origin)
+    scores = form.score(moments, v, lm)
     plan = edits.plan(scores, v, fraction=settings.fraction, strength=settings.strength)
-    return Finding(moments, v, scores, _completed(lm, plan, moments, name))
+    return Finding(moments, v, scores, form.removes(plan, moments, lm))
 
 
 def planned(lm: LM, finding: Finding, settings: Settings, name: str = PUBLISHED) -> Plan:
     """The plan of the same finding with another share of heads or strength; nothing is measured again."""
     plan = edits.plan(finding.scores, finding.direction, fraction=settings.fraction, strength=settings.strength)
-    return _completed(lm, plan, finding.moments, name)
-
-
-def _completed(lm: LM, plan: Plan, moments: Moments, name: str) -> Plan:
-    """Our form removes what the plan's heads write themselves."""
-    return edits.with_direction(plan, thinkedit.written_direction(moments, plan.heads, lm)) if name == OURS else plan
+    return FORMS[name].removes(plan, finding.moments, lm)
 
 
 def plan_table(finding: Finding) -> pd.DataFrame:
@@ -218,13 +264,15 @@ def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
 
     Raises:
         FileExistsError: it holds something else.
+        DamagedFileError: its ``edit.json`` does not say what it holds.
     """
     if not Path(directory).is_dir() or not any(Path(directory).iterdir()):
         return False
     about = Path(directory) / "edit.json"
     edited = edits.apply(lm, finding.plan).fingerprint
-    if not about.is_file() or store.read_json(about).get("fingerprint") != edited:
-        raise FileExistsError(f"{directory} is not empty and holds another model: choose another directory, or remove it first.")
+    remedy = "Choose another directory, or remove it first."
+    if not about.is_file() or store.read_json(about, {"fingerprint": str}, remedy=remedy)["fingerprint"] != edited:
+        raise FileExistsError(f"{directory} is not empty and holds another model. {remedy}")
     return True
 
 
@@ -261,7 +309,7 @@ def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DE
     out = store.writable(directory)
     found = extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
     say("averaging activations: directions and head scores")
-    findings = {name: find(lm, found, settings, name, origin=study.origin("train")) for name in RECIPES}
+    findings = {name: find(lm, found, settings, name, origin=study.origin("train")) for name in FORMS}
     v = findings[OURS].plan.direction or findings[OURS].direction
     store.save(findings[OURS].direction, out / "direction.safetensors")
     heads = {name: {"scores": f.scores, "edited": plan_table(f).reset_index().to_dict("records")} for name, f in findings.items()}
@@ -270,7 +318,7 @@ def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DE
     judged = conditions(lm, findings, settings) | steered(lm, v, settings)
     measured = evaluate.compare(judged, study.load("test", lm), study.sampling, out=out / "rollouts" / "test")
     summary = report.write(out, measured, seed=study.seed, settings=settings)
-    if not store.is_whole(out / "edited"):
+    if not is_saved(lm, findings[OURS], out / "edited"):
         save_edited(lm, findings[OURS], measured, summary, out / "edited")
     say("dose-response of steering")
     both = {"length direction": v, doses.RANDOM: directions.random_like(v, seed=settings.seed)}

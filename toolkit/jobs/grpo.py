@@ -178,9 +178,11 @@ def _kept(lm: LM, recipe: Recipe, seed: int, plan: Sweep, file: Path, say: Say) 
     """Whether a curve is there and is what would be made now; one that is not is moved out of the way."""
     if not file.exists():
         return False
-    about, *rows = store.read_rows(file)
+    about, *rows = _curve_of(file)
     basis, same = _curve_basis(lm, recipe, seed, plan), json.loads(json.dumps(recipe, default=store.jsonable))
-    if "depends" not in about and (about["recipe"], about["seed"], about["fingerprint"]) == (same, seed, lm.fingerprint):
+    if "depends" in about:
+        store.checked(about, store.RECORD, f"{file}, line 1", "Remove the file: the run is made again.")
+    elif (about["recipe"], about["seed"], about.get("fingerprint")) == (same, seed, lm.fingerprint):
         say(
             f"{file.name}: {about.get('made_by', store.BEFORE_HASHES)}, so kept without knowing its code; move it away to train it again"
         )

@@ -139,9 +139,12 @@ def given(directory: str | Path, *, partial: bool = False) -> Given:
         ValueError: only a part of the run is there, and ``partial`` is not set.
     """
     header = store.load_header(directory)
-    missing = [k for k in ("fingerprint", "interventions", "sampling") if k not in header]
-    if missing or not {"n", "temperature"} <= header["sampling"].keys():
-        raise store.DamagedFileError(f"{directory}/header.json lacks {missing[0] if missing else 'n or temperature of sampling'}.")
+    try:
+        Sampling(**header["sampling"])
+    except (TypeError, ValueError) as error:
+        raise store.DamagedFileError(
+            f"{directory}/header.json: sampling cannot be: {error} Sample into another directory."
+        ) from error
     there = store.load_rollouts(directory)
     asked = header.get("rollouts") or header["sampling"]["n"] * len({r.problem_id for r in there})
     if not there or (len(there) < asked and not partial):

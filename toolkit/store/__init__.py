@@ -6,7 +6,7 @@ complete, so a file that exists is whole.
 """
 
 from toolkit.store.checkpoints import copy_files, read_headers
-from toolkit.store.code import BEFORE_HASHES, MADE_BY, Basis, code_of, made_by, modules_of, records, sources
+from toolkit.store.code import BEFORE_HASHES, MADE_BY, RECORD, Basis, code_of, made_by, modules_of, records, sources
 from toolkit.store.errors import DamagedFileError, DiskFullError, ForeignFileError, StoreError, WrongModelError
 from toolkit.store.files import (
     append_line,
@@ -31,8 +31,17 @@ from toolkit.store.files import (
 )
 from toolkit.store.foreign import read_gguf, read_pt, write_gguf
 from toolkit.store.hints import checked
-from toolkit.store.rollouts import alone, append_rollouts, load_header, load_rollouts, open_rollouts, rollout_table
-from toolkit.store.tables import load_problems, read_table, save_problems, save_table
+from toolkit.store.rollouts import (
+    alone,
+    append_rollouts,
+    count_rollouts,
+    load_header,
+    load_rollouts,
+    open_rollouts,
+    replace_rollouts,
+    rollout_table,
+)
+from toolkit.store.tables import checked_table, load_problems, read_table, save_problems, save_table
 from toolkit.store.values import FORMAT, FORMAT_VERSION, load, read_tensors, save, write_tensors
 
 __all__ = [
@@ -40,6 +49,7 @@ __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "MADE_BY",
+    "RECORD",
     "Basis",
     "DamagedFileError",
     "DiskFullError",
@@ -52,9 +62,11 @@ __all__ = [
     "as_name",
     "atomic",
     "checked",
+    "checked_table",
     "claimed",
     "code_of",
     "copy_files",
+    "count_rollouts",
     "existing",
     "filling",
     "is_whole",
@@ -79,6 +91,7 @@ __all__ = [
     "read_tensors",
     "records",
     "remove",
+    "replace_rollouts",
     "rollout_table",
     "save",
     "save_problems",

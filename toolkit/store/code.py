@@ -18,11 +18,13 @@ import toolkit
 from toolkit.store.files import key, read_json, write_json
 
 MADE_BY = "made_by.json"
+RECORD: Mapping[str, Any] = {"made_by": str, "code": str, "depends": str, "modules": Mapping[str, str]}
+"""Fields of the record beside a result, by type."""
 BEFORE_HASHES = "toolkit 0.1.0, before code hashes"
 LISTS = frozenset({"toolkit", "toolkit.rewards", "toolkit.tasks", "toolkit.methods", "toolkit.board.spec"})
 """Modules that list others: a result passes through the members that it names, not through the list."""
 CLASSES_ONLY = frozenset({"toolkit.grpo.recipes"})
-"""Lists of values that are in the keys themselves: only the classes of those values count."""
+"""Modules that list values, such as recipes. A result's key holds the value that was used, so of the module only the classes count."""
 NO_NUMBERS = (
     "toolkit.figures", "toolkit.report", "toolkit.transcript", "toolkit.widgets", "toolkit.cli", "toolkit.processes", "toolkit.identity",
     "toolkit.grpo.code",
@@ -223,8 +225,9 @@ class Basis:
 
 
 def records(parent: Path, names: str = "*") -> list[dict[str, Any]]:
-    """The records of the results in a directory whose folders have such names."""
-    return [read_json(path) for path in sorted(parent.glob(f"{names}/{MADE_BY}"))]
+    """The records of the results in a directory whose folders have such names. Raises DamagedFileError naming one that is none."""
+    remedy = "Remove the folder that it is in: its result is made again."
+    return [read_json(path, RECORD, remedy=remedy) for path in sorted(parent.glob(f"{names}/{MADE_BY}"))]
 
 
 def made_by(code: str) -> str:

@@ -23,8 +23,18 @@ from toolkit.store.full import said_if_full
 from toolkit.store.hints import read_from, typed
 from toolkit.store.texts import numbered, parsed, read_text
 
-HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-PARTIAL = re.compile(r"\..*?(?:\.h(?P<host>[0-9a-f]{8}))?\.(?P<pid>\d+)\.partial", re.DOTALL)
+
+def _namespace() -> str:
+    """The space in which process ids count: two containers may have one host name, and each its own process 1."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        return ""
+
+
+# A container that is started again is another host: what a kill left in its former life is not removed, nor taken for its own.
+HOST = hashlib.sha256(f"{socket.gethostname()}{_namespace()}".encode()).hexdigest()[:8]
+PARTIAL = re.compile(r"\..*\.h(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.partial", re.DOTALL)
 
 
 def _partial(target: Path) -> Path:
@@ -32,7 +42,7 @@ def _partial(target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     for path in target.parent.glob(".*.partial"):
         match = PARTIAL.fullmatch(path.name)
-        if match and match["host"] in (None, HOST) and not _alive(int(match["pid"])):
+        if match and match["host"] == HOST and not _alive(int(match["pid"])):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     return target.with_name(f".{target.name}.h{HOST}.{os.getpid()}.partial")
 
@@ -113,6 +123,7 @@ def filling(directory: str | Path) -> Iterator[Path]:
     """
     target = new_directory(directory)
     partial = _partial(target)
+    remove(partial)  # of a dead process that had this one's id: no process fills one directory twice at once
     partial.mkdir()
     try:
         with said_if_full(target, partial):
@@ -125,13 +136,21 @@ def filling(directory: str | Path) -> Iterator[Path]:
 
 
 def is_whole(directory: str | Path) -> bool:
-    """Whether a directory holds a finished checkpoint or adapter: its config, and all of its weights (every shard of an index)."""
+    """Whether a directory holds a finished checkpoint or adapter: its config, and all of its weights (every shard of an index).
+
+    Raises:
+        DamagedFileError: an index that is none.
+    """
     folder = Path(directory)
     kinds = (("config.json", "model.safetensors"), ("adapter_config.json", "adapter_model.safetensors"))
     for config, weights in kinds:
         index = folder / f"{weights}.index.json"
-        needed = {weights} if not index.is_file() else set(read_json(index)["weight_map"].values())
-        if all((folder / name).is_file() and (folder / name).stat().st_size for name in (config, *needed)):
+        needed = {weights}
+        if index.is_file():
+            needed = {
+                *read_json(index, {"weight_map": Mapping[str, str]}, remedy="Make or copy the model again.")["weight_map"].values()
+            }
+        if needed and all((folder / name).is_file() and (folder / name).stat().st_size for name in (config, *needed)):
             return True
     return False
 

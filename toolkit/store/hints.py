@@ -77,7 +77,7 @@ def typed(value: Any, hint: Any, at: str = "the file") -> Any:
         return tuple(items) if (origin or hint) is tuple else items
     if _is_object(origin or hint) and isinstance(value, Mapping):
         return {k: typed(v, parts[1] if parts else Any, _inside(at, k)) for k, v in value.items()}
-    if hint in _NAMES and _is_plain(value, hint):
+    if origin is None and hint in _NAMES and _is_plain(value, hint):
         return value
     raise Misfit(f"{at} is {brief(value)}, expected {described(hint)}")
 

@@ -13,18 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow import parquet
 
 from toolkit.store.errors import DamagedFileError, WrongModelError
-from toolkit.store.files import atomic, claimed, existing, jsonable, read_json, writable, write_json
+from toolkit.store.files import claimed, existing, jsonable, read_json, writable, write_json
+from toolkit.store.hints import checked
+from toolkit.store.tables import UNREADABLE, save_table
 from toolkit.types import Rollout, Span
 
-IDENTITY = ("fingerprint", "interventions", "eos_ids", "template", "tags", "problems", "sampling")
-"""Fields of a header that decide what is sampled. All others (model, task, split, ...) say what it is, and may change."""
-FIELDS: Mapping[str, type | tuple[type, ...]] = {
-    "fingerprint": str, "interventions": list, "eos_ids": list, "template": str, "tags": (dict, type(None)), "problems": str,
-    "sampling": dict, "model": str, "task": str, "split": str, "seed": int, "rollouts": int,
+SAMPLING: Mapping[str, Any] = {
+    "n": int, "temperature": float, "top_p": float, "top_k": int, "max_new_tokens": int, "seed": int, "details": bool,
 }  # fmt: skip
+IDENTITY: Mapping[str, Any] = {
+    "fingerprint": str, "interventions": list[str], "eos_ids": list[int], "template": str, "tags": Mapping[str, str | None] | None,
+    "problems": str, "sampling": SAMPLING,
+}  # fmt: skip
+"""Fields of a header that decide what is sampled, by type."""
+TOLD: Mapping[str, Any] = {"model": str, "task": str, "split": str, "seed": int, "rollouts": int}
+"""Fields that say what it is; they may be missing, and may change."""
 HEADER = "header.json"
+ROUNDING = 1e-3  # of a log-probability, which is at most 0, and of an entropy, which is at least 0
+ELSEWHERE = "Sample into another directory."
 log = logging.getLogger(__name__)
 
 
@@ -78,10 +87,14 @@ def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: in
 
     Raises:
         WrongModelError: it was begun with another model, other problems or another sampling.
-        DamagedFileError: as :func:`load_rollouts`.
+        DamagedFileError: as :func:`load_rollouts`, or it holds parts without a header.
     """
     path = writable(directory) / HEADER
     if not path.exists():
+        if parts := _parts(directory):
+            raise DamagedFileError(
+                f"{directory} holds {len(parts)} part-*.parquet but no {HEADER}, so it is unknown what they were sampled from: copy it back. {ELSEWHERE}"
+            )
         write_json(header, path)
         return []
     old, new = load_header(directory), json.loads(json.dumps(header, default=jsonable))
@@ -104,11 +117,34 @@ def _apart(value: Any, other: Any) -> Any:
 
 def append_rollouts(rollouts: Sequence[Rollout], directory: str | Path) -> Path:
     """Add one part file to a directory of rollouts; its name is its own, whoever else writes there."""
-    index = max((_index(part) for part in Path(directory).glob("part-*.parquet")), default=-1) + 1
-    path = Path(directory) / f"part-{index:05d}-{secrets.token_hex(4)}.parquet"
-    with atomic(path) as partial:
-        rollout_table(rollouts).to_parquet(partial)
-    return path
+    index = max(map(_index, _parts(directory)), default=-1) + 1
+    return save_table(rollout_table(rollouts), Path(directory) / f"part-{index:05d}-{secrets.token_hex(4)}.parquet")
+
+
+def replace_rollouts(changed: Iterable[Rollout], directory: str | Path) -> None:
+    """Put rollouts in the place of those of the same problem and sample; each part is replaced whole or not at all."""
+    new = {(r.problem_id, r.sample): r for r in changed}
+    for part in _parts(directory):
+        there = load_rollouts(part)
+        now = [new.get((r.problem_id, r.sample), r) for r in there]
+        if now != there:
+            save_table(rollout_table(now), part)
+
+
+def count_rollouts(directory: str | Path) -> int:
+    """How many rollouts a directory holds, by the ends of its parts; none are read, and one without an end counts as empty."""
+    return sum(map(_count, _parts(directory)))
+
+
+def _count(part: Path) -> int:
+    try:
+        return int(parquet.read_metadata(part).num_rows)
+    except (OSError, ValueError):  # of pyarrow, whose errors are these
+        return 0
+
+
+def _parts(directory: str | Path) -> list[Path]:
+    return sorted(Path(directory).glob("part-*.parquet"), key=lambda part: (_index(part), part.name))
 
 
 def _index(part: Path) -> int:
@@ -121,31 +157,12 @@ def load_header(directory: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no header there.
-        DamagedFileError: it is not an object, or a field is of another type than it should be; names it.
+        DamagedFileError: it is not an object, or a field is missing or of another type than it should be; names it.
     """
     path = existing(Path(directory) / HEADER)
-    header = read_json(path)
-    if not isinstance(header, dict):
-        raise DamagedFileError(f"{path} holds a {type(header).__name__}, not an object: sample into another directory.")
-    for name, kind in FIELDS.items():
-        value = header.get(name)
-        if value is None and name not in IDENTITY:
-            continue
-        if name in header and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise DamagedFileError(
-                f"{path}: {name} is {str(value)[:60]!r}, expected {_named(kind)}. Sample into another directory."
-            )
-    for name, kind in (("interventions", str), ("eos_ids", int)):
-        wrong = [value for value in header.get(name, ()) if not isinstance(value, kind) or isinstance(value, bool)]
-        if wrong:
-            raise DamagedFileError(f"{path}: {name} holds {str(wrong[0])[:60]!r}, expected only {_named(kind)}.")
-    return header
-
-
-def _named(kind: type | tuple[type, ...]) -> str:
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    names = {str: "text", int: "whole numbers", list: "a list", dict: "an object", type(None): "null"}
-    return " or ".join(names[k] for k in kinds)
+    header = read_json(path, IDENTITY, remedy=ELSEWHERE)
+    told = {name: hint for name, hint in TOLD.items() if header.get(name) is not None}
+    return checked(header, told, path, ELSEWHERE)
 
 
 def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout]:
@@ -159,16 +176,17 @@ def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout
         DamagedFileError: a part is not a parquet file of rollouts, or a row cannot be one; names file, row, what is wrong and expected.
     """
     source = Path(path)
-    parts = sorted(source.glob("part-*.parquet"), key=lambda part: (_index(part), part.name)) if source.is_dir() else [source]
+    parts = _parts(source) if source.is_dir() else [source]
     if not source.exists() or not (parts or (source / HEADER).exists()):
         raise FileNotFoundError(f"No rollouts at {source}.")
     seen: dict[tuple[str, int], str] = {}
     rollouts: list[Rollout] = []
     for part in parts:
         try:
-            rows = pd.read_parquet(part, dtype_backend="pyarrow").to_dict("records")
-        except (OSError, ValueError) as error:
-            raise DamagedFileError(f"{part} is not a parquet file of rollouts: {error}.") from error
+            rows = pd.read_parquet(existing(part), dtype_backend="pyarrow", page_checksum_verification=True).to_dict("records")
+        except UNREADABLE as error:
+            reason = " ".join(str(error).split())[:120]
+            raise DamagedFileError(f"{part} is not a parquet file of rollouts: {reason}. Remove it and sample again.") from error
         for number, row in enumerate(rows):
             try:
                 _check(row, vocab)
@@ -195,22 +213,26 @@ def _check(row: Mapping[str, Any], vocab: int | None) -> None:
     if row["sample"] < 0:
         raise ValueError(f"sample is {row['sample']}, expected a number from 0.")
     ids = row["token_ids"]
-    if ids is None or not all(type(i) is int for i in ids):
+    if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
         raise ValueError(f"token_ids is {str(ids)[:60]}, expected whole numbers.")
-    if len(ids) and (min(ids) < 0 or (vocab is not None and max(ids) >= vocab)):
+    if min(ids) < 0 or (vocab is not None and max(ids) >= vocab):
         bad = min(ids) if min(ids) < 0 else max(ids)
         raise ValueError(f"token_ids holds {bad}, expected 0..{'' if vocab is None else vocab - 1}.")
-    if not 0 <= row["prompt_len"] <= len(ids):
-        raise ValueError(f"prompt_len is {row['prompt_len']}, expected 0..{len(ids)}, the number of tokens.")
+    if not 1 <= row["prompt_len"] <= len(ids):
+        raise ValueError(f"prompt_len is {row['prompt_len']}, expected 1..{len(ids)}, the number of tokens.")
     if row["finish"] not in ("stop", "length"):
         raise ValueError(f"finish is {str(row['finish'])[:60]!r}, expected 'stop' or 'length'.")
     _check_spans(row)
-    for name in ("logprobs", "entropies"):
+    for name, sign in (("logprobs", -1), ("entropies", 1)):
         values, length = row[name], len(ids) - row["prompt_len"]
+        if values is not None and not isinstance(values, list):
+            raise ValueError(f"{name} is {str(values)[:60]}, expected a list of numbers.")
         if values is not None and len(values) != length:
             raise ValueError(f"{name} has {len(values)} numbers, expected {length}, one per token of the response.")
         if values is not None and not all(isinstance(v, float) and math.isfinite(v) for v in values):
             raise ValueError(f"{name} holds a value that is no finite number.")
+        if values is not None and any(sign * v < -ROUNDING for v in values):
+            raise ValueError(f"{name} holds a number of the wrong sign.")
 
 
 def _check_spans(row: Mapping[str, Any]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +22,8 @@ from toolkit.types import Problem
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _PROBLEM = "Expected id, messages or question, answer."
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError)
+"""What reading a damaged parquet file raises, by what is damaged."""
 
 
 def save_table(table: pd.DataFrame, path: str | Path) -> Path:
@@ -29,7 +33,7 @@ def save_table(table: pd.DataFrame, path: str | Path) -> Path:
     return Path(path)
 
 
-def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, remedy: str = "Mend the file.") -> pd.DataFrame:
+def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, remedy: str = "Correct the file.") -> pd.DataFrame:
     """A table from a jsonl, csv or parquet file; text and numbers as they are written, an empty cell of a csv file is missing.
 
     Args:
@@ -48,10 +52,16 @@ def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, re
         raise ValueError(f"{file}: cannot read {file.suffix!r} files; give one of {', '.join(readers)}.")
     with read_from(file, remedy):
         table = readers[file.suffix](file, columns or {})
-        for name, hint in (columns or {}).items():
+    return checked_table(table, columns or {}, file, remedy)
+
+
+def checked_table(table: pd.DataFrame, columns: Mapping[str, Any], source: str | Path, remedy: str) -> pd.DataFrame:
+    """The table, if it has the columns; see :func:`read_table`. Else DamagedFileError naming its source."""
+    with read_from(source, remedy):
+        for name, hint in columns.items():
             if name not in table:
                 held = ", ".join(str(c)[:30] for c in table.columns[:6])
-                raise DamagedFileError(f"{file} has no column {name}: it has {held}. {remedy}")
+                raise DamagedFileError(f"{source} has no column {name}: it has {held}. {remedy}")
             _check_column(table[name], hint)
     return table
 
@@ -112,14 +122,15 @@ def _csv(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
 def _parquet(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
     try:
         return pd.read_parquet(path, page_checksum_verification=True)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:  # by what is damaged
+    except UNREADABLE as error:
         raise Misfit(f"it is not a whole parquet file: {' '.join(str(error).split())[:120]}") from error
 
 
 def load_problems(path: str | Path) -> list[Problem]:
     """Problems of a JSONL file with the fields ``id``, ``messages`` (or ``question``), ``answer``, optional ``meta``.
 
-    An answer is text or a number, an id too. A problem without an id is named by a hash of its messages: by its line it would be another
+    An answer is text or a number, an id too; a number stays as it is written, without an exponent. Other fields are refused: facts about
+    a problem go into ``meta``. A problem without an id is named by a hash of its messages: by its line it would be another
     one when lines are added or reordered. A byte order mark is skipped.
 
     Raises:
@@ -134,7 +145,7 @@ def load_problems(path: str | Path) -> list[Problem]:
     for number, line in numbered(read_text(path)):
         with read_from(f"{path}, line {number}", _PROBLEM):
             try:
-                row = parsed(line)
+                row = _row(line)
             except ValueError as error:
                 raise Misfit(str(error)) from error
             problem = _problem(row)
@@ -147,10 +158,26 @@ def load_problems(path: str | Path) -> list[Problem]:
     return problems
 
 
+def _row(line: str) -> Any:
+    """What a line says; an answer or an id that is a number is text, so that 0.00001 is not read as 1e-05, which ends in 5."""
+    row = parsed(line)
+    numbers = [n for n in ("answer", "id") if isinstance(row, dict) and isinstance(row.get(n), float) and math.isfinite(row[n])]
+    written = json.loads(line, parse_float=_plain) if numbers else {}
+    return {**row, **{name: written[name] for name in numbers}} if numbers else row
+
+
+def _plain(number: str) -> str:
+    """A number of JSON without an exponent, unless it is out of the range of floats."""
+    value = Decimal(number)
+    return f"{value:f}" if abs(value.adjusted()) < 400 else number
+
+
 def _problem(row: Any) -> Problem:
     """The problem of a line. Raises Misfit naming the field that is not what it must be."""
     asks = {"messages": list[Any]} if "messages" in typed(row, Mapping[str, Any], "the line") else {"question": str}
     row = typed(row, {"answer": str | int | float, **asks}, "the line")
+    if unknown := sorted(row.keys() - {"id", "answer", "meta", *asks}):
+        raise Misfit(f"the line has the field {brief(unknown[0])}, which is not read: put facts about a problem into meta")
     if "messages" in row:
         messages = tuple(_message(message, f"messages[{i}]") for i, message in enumerate(row["messages"]))
     else:

@@ -20,7 +20,7 @@ from toolkit.store.texts import parsed
 from toolkit.types import Direction, HeadScores, Moments, Plan
 
 FORMAT, FORMAT_VERSION = "reasoning-length-toolkit", 1
-AGAIN = "The file is damaged: make it again, or copy it again from where it is whole."
+AGAIN = "The file is damaged: give the command that wrote it (such as `toolkit direction`) again, or copy it again."
 _TYPES = {cls.__name__ for cls in (Direction, HeadScores, Moments, Plan)}
 T = TypeVar("T", Direction, HeadScores, Moments, Plan)
 

@@ -48,13 +48,14 @@ def check(name: str, *splits: str) -> None:
     """Raise ValueError unless ``name`` is a task or a file with these splits, ImportError if it needs an extra. Needs no model."""
     if name.startswith(GYM):
         gym.check(name.removeprefix(GYM))
-    elif name not in NAMES and not Path(name).is_file():
+    elif not is_built_in(name) and not Path(name).is_file():
         raise ValueError(f"Unknown task {name!r}: choose one of {', '.join(NAMES)}, {GYM}NAME, or give a JSONL file of problems.")
     for split in splits:
-        words.check_split(split) if _generated(name) else files.check(name, split)
+        words.check_split(split) if is_built_in(name) else files.check(name, split)
 
 
-def _generated(name: str) -> bool:
+def is_built_in(name: str) -> bool:
+    """Whether a task is none of a file: one of :data:`NAMES`, or ``gym:NAME``."""
     return name in NAMES or name.startswith(GYM)
 
 

@@ -86,7 +86,7 @@ READ_OF_META: dict[str, dict[str, Any]] = {
     "identifiers": {},
     "identifier set": {},
     "facts": {"golds": list[str], "wrong": list[str]},
-    "length": {"low_words": int, "high_words": int | None},
+    "length": {"low_words": float, "high_words": float | None},
     "gym": {"gym": {"name": str, "settings": str, "seed": int, "size": int, "index": int}},
 }
 """What each grader reads of a problem's ``meta``, by type."""
@@ -108,10 +108,10 @@ def problems_of(path: str | Path) -> list[Problem]:
 def _check(problem: Problem, source: str | Path) -> None:
     where, grader = f"{source}, problem {problem.id[:40]!r}", problem.meta.get("grader")
     if grader is None:
-        if last_number(problem.answer) is None:
+        if (count := len(_NUMBER.findall(problem.answer))) != 1:
             raise DamagedFileError(
-                f"{where}: the answer {problem.answer[:40]!r} holds no number, and nothing else is compared without a grader. "
-                f"Name one in meta.grader: {', '.join(READ_OF_META)}."
+                f"{where}: the answer {problem.answer[:40]!r} holds {count or 'no'} number{'s' * (count > 1)}, and one number is all that is "
+                f"compared without a grader. Name one in meta.grader: {', '.join(READ_OF_META)} (math for fractions and formulas)."
             )
         return
     if grader not in READ_OF_META:

@@ -69,16 +69,11 @@ def _draw(problems: list[Problem], n: int, seed: int) -> list[Problem]:
 
 def _table(path: str | Path | None, repo: str, config: str | None, split: str, columns: dict[str, Any]) -> pd.DataFrame:
     if path is not None:
-        table = store.read_table(path, columns)
-    else:
-        try:
-            from datasets import load_dataset
-        except ImportError as error:
-            raise ImportError(
-                f"{repo} comes through datasets: pip install 'reasoning-length-toolkit[tasks]', or pass path=... to a local file."
-            ) from error
-        table = load_dataset(repo, config, split=split).to_pandas()
-    missing = [c for c in columns if c not in table]
-    if missing:
-        raise ValueError(f"{path or repo} has no column {', '.join(missing)}: it has {', '.join(table.columns)}.")
-    return table
+        return store.read_table(path, columns)
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(
+            f"{repo} comes through datasets: pip install 'reasoning-length-toolkit[tasks]', or pass path=... to a local file."
+        ) from error
+    return store.checked_table(load_dataset(repo, config, split=split).to_pandas(), columns, repo, "Give path=... to a local file.")

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable
 
+from toolkit.origins import digest
 from toolkit.types import Problem
 
 CUES = ("quick", "brief", "hurry")  # push towards short thinking
 NEUTRAL = ("please", "today", "hello")  # push nowhere
 SPLITS = ("train", "dev", "test")
-
-
-def digest(content: str) -> str:
-    """A short, stable hash of a text, the same on every machine."""
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def split_of(content: str) -> str:
