@@ -1,6 +1,6 @@
 """Model directories, hub ids and GGUF files: read into a model and a tokenizer, and written.
 
-The only room that calls ``from_pretrained`` or ``save_pretrained``. Transformers fills in, drops or converts what does not fit, with a
+The only module that calls ``from_pretrained`` or ``save_pretrained``. Transformers fills in, drops or converts what does not fit, with a
 warning at most; here whatever would change a number is an error that names it.
 """
 
