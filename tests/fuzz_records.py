@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from fuzz_kinds import Kind, json_kind, plan, tiny
+from fuzz_kinds import Kind, about, direction, json_kind, moments, numbers, plan, tiny
 
 from toolkit import edits, jobs, origins, store
 from toolkit import lm as lms
+from toolkit.types import HeadScores
 
 INDEX = "model.safetensors.index.json"
 RECORD = {"made_by": "toolkit 0.1.0, code a", "code": "a", "depends": "b", "modules": {"toolkit.lm": "c"}}
@@ -30,7 +31,8 @@ def edited() -> str:
 
 
 def saved(path: Path) -> bool:
-    return jobs.is_saved(tiny(), jobs.Finding(*cast(Any, (None, None, None)), plan()), store.existing(path).parent)
+    finding = jobs.Finding(moments(), direction(), HeadScores(numbers(3, 4), "short", "norm", about()), plan())
+    return jobs.is_saved(tiny(), finding, store.existing(path).parent)
 
 
 def made_by(path: Path) -> Any:
