@@ -43,7 +43,7 @@ from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.sampler import Sampler, asked, asking
 from toolkit.lm import LM
 from toolkit.rewards import RewardBatch
-from toolkit.types import Problem
+from toolkit.types import Problem, Rollout
 
 STATE = "toolkit.json"  # in every checkpoint, written last: a checkpoint that has it is whole
 Column = Callable[[Sequence[Drawn]], Sequence[Any]]
@@ -219,7 +219,7 @@ class Trainer(GRPOTrainer):
         if due is not None:
             problems, samples = due
             found = self.sampler.monitored(problems, samples)
-            self.reward.monitor(RewardBatch.of(found, step=self.state.global_step, split="eval"))
+            self.reward.monitor(self._batch(found, self.state.global_step, "eval"))
 
     def _uninstructed(self, mine: slice, form: ModeSwitch) -> dict[str, Tensor]:
         """For the mode-switching loss: each row's question asked without instruction, and the mode its group prefers."""
@@ -274,14 +274,19 @@ class Trainer(GRPOTrainer):
             drawn: Over all processes.
             local: Of this process: each process supplies its own rows of the supplied columns.
         """
-        ids = {d.rollout.problem_id for d in drawn}
-        batch = RewardBatch.of([d.rollout for d in drawn], [self.problems[i] for i in ids], step=step, split=split)
+        batch = self._batch([d.rollout for d in drawn], step, split)
         more = {name: np.asarray(gather_object(list(f(local)))) for name, f in self.extras.columns.items()}
         for name in ("budget", "mode", "logprob_without"):
             values = [getattr(d, name) for d in drawn]
             if values[0] is not None:
                 more[name] = np.asarray(values)
         return batch.having(**more)
+
+    def _batch(self, found: Sequence[Rollout], step: int, split: str) -> RewardBatch:
+        """The columns that rollouts of the model in training carry; their answers begin after its own closing tag."""
+        problems = [self.problems[i] for i in {r.problem_id for r in found}]
+        close = self.origin.tags.close if self.origin.tags else None
+        return RewardBatch.of(found, problems, step=step, split=split, close=close)
 
     # --- loss ----------------------------------------------------------------------------------------------------
 
