@@ -196,6 +196,12 @@ def test_what_bfloat16_would_have_lost_is_said_and_kept_with_the_model(half, ran
     assert lost.error > 0.5 and any(str(lost) in text for text in ran.said)
 
 
+def test_a_finished_model_says_how_it_was_trained(ran):
+    about, lora = ran.about, ran.out.name == "lora"
+    assert (about["dtype"], about["engine"], about["overrides"], about["steps"]) == ("bfloat16", "toolkit", {}, 2)
+    assert about["lora"] == ({"r": 8, "lora_alpha": 16, "target_modules": "all-linear"} if lora else None)
+
+
 def test_the_saved_adapter_is_what_was_trained(ran):
     if ran.out.name != "lora":
         assert not (ran.out / "adapter").exists()

@@ -19,7 +19,7 @@ from toolkit.generate import Sampling
 from toolkit.grpo import code, recipes
 from toolkit.grpo.log import LOG, Bar, read
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.run import MODEL, GRPOConfig, Run, Trained, train, who
+from toolkit.grpo.run import MODEL, GRPOConfig, Run, Trained, check_free, train, who
 from toolkit.grpo.trainer import Extras
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM, as_type, child, load
@@ -67,6 +67,7 @@ def adjusted(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, dict[
         raise ValueError(
             f"Unknown setting {unknown[0]!r}: give one of {', '.join(RECIPE_NUMBERS)}, reward.NAME, or a field of TRL's GRPOConfig."
         )
+    check_free(rest)
     if "learning_rate" in own:
         own["learning_rate"] = float(own["learning_rate"])
     return replace(recipe, options={**recipe.options, **options}, **own), rest
@@ -180,7 +181,11 @@ def _kept(lm: LM, recipe: Recipe, seed: int, plan: Sweep, file: Path, say: Say) 
         return False
     about, *rows = store.read_rows(file)
     basis, same = _curve_basis(lm, recipe, seed, plan), json.loads(json.dumps(recipe, default=store.jsonable))
-    if "depends" not in about and (about["recipe"], about["seed"], about["fingerprint"]) == (same, seed, lm.fingerprint):
+    if (
+        "depends" not in about
+        and "stale" not in about
+        and (about["recipe"], about["seed"], about["fingerprint"]) == (same, seed, lm.fingerprint)
+    ):
         say(
             f"{file.name}: {about.get('made_by', store.BEFORE_HASHES)}, so kept without knowing its code; move it away to train it again"
         )
