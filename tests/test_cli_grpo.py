@@ -83,6 +83,8 @@ def test_settings_reach_recipe_reward_and_trl():
         (("--out", "x", "--scale", "large"), "choose auto, tiny or paper"),
         (("--out", "x", "--set", "problems"), "give NAME=VALUE"),
         (("--out", "x", "--set", "samples=1"), "samples=1"),
+        (("--out", "x", "--set", "output_dir=elsewhere"), "Use --out instead"),
+        (("--out", "x", "--lora-rank", "4"), "--lora-rank needs --lora"),
         (("--out", "x", "--set", "updates=0"), "updates=0: give a whole number"),
         (("--out", "x", "--set", "reward.nonsense=1"), "nonsense"),
         (("--out", "x", "--scale", "paper", "--set", "max_tokens=9000"), "does not fit the context"),

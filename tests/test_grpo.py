@@ -287,6 +287,17 @@ def test_log_probability_without_the_question_equals_a_teacher_forced_pass(tiny,
     assert d.logprob_without < np.mean(d.rollout.logprobs)
 
 
+def test_a_model_with_tags_of_its_own_is_paid_for_what_follows_them(tiny, easy, small, tmp_path):
+    """With ``=`` for a closing tag, ``</think>`` is part of the answer."""
+    own = replace(tiny, tags=lms.ThinkTags("<think>", "="))
+    trainer = trainer_of(own, small, easy, tmp_path)
+    drawn = trainer.sampler.draw([easy[0].id] * 8)
+    batch = trainer.batch_of(drawn, drawn, 0, "eval")
+    closed = [(d.rollout.text, text) for d, text in zip(drawn, batch["answer_text"], strict=True) if d.rollout.closed]
+    assert closed and all(response.rpartition("=")[2].startswith(text) for response, text in closed)
+    assert any("</think>" in text for _, text in closed)
+
+
 def test_trls_own_generation_feeds_the_same_reward(tiny, easy, small, tmp_path):
     trainer = trainer_of(tiny, small, easy, tmp_path, Extras(engine="trl"))
     trainer.model.train()

@@ -7,6 +7,7 @@ import shutil
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from toolkit import generate, sites, store, tasks
+from toolkit import board, generate, sites, store, tasks
 from toolkit import lm as lms
 from toolkit.generate import Sampling
 from toolkit.grpo import recipes, run, saved
@@ -195,6 +196,15 @@ def test_what_bfloat16_would_have_lost_is_said_and_kept_with_the_model(half, ran
     assert lost.error > 0.5 and any(str(lost) in text for text in ran.said)
 
 
+def test_a_finished_model_says_how_it_was_trained(ran):
+    about, lora = ran.about, ran.out.name == "lora"
+    assert (about["dtype"], about["engine"], about["overrides"], about["steps"]) == ("bfloat16", "toolkit", {}, 2)
+    told = about["lora"] or {}
+    assert (told.get("r"), told.get("lora_alpha"), "q_proj" in told.get("target_modules", ())) == (
+        (8, 16, True) if lora else (None, None, False)
+    )
+
+
 def test_the_saved_adapter_is_what_was_trained(ran):
     if ran.out.name != "lora":
         assert not (ran.out / "adapter").exists()
@@ -258,3 +268,15 @@ def test_a_sweep_trains_and_reads_back_the_same_model(half, recipe, tmp_path):
     once, again = (jobs.trained(half, replace(recipe, max_tokens=96), 0, plan, say=lambda text: None) for _ in range(2))
     assert once.lm.fingerprint == again.lm.fingerprint != half.fingerprint
     assert again.lm.model.dtype == torch.float32 and again.lm.parent == half.fingerprint
+    judged = jobs.beside(half, again.lm)
+    assert judged.model.dtype == torch.bfloat16 and "; bfloat16 keeps" in judged.name and judged.parent == half.fingerprint
+    assert jobs.beside(half, judged) is judged
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_board_judges_a_policy_in_the_number_type_of_its_base(half, full, merged, tmp_path, monkeypatch):
+    policy = SimpleNamespace(lm=replace(full, model=deepcopy(full.model)))
+    monkeypatch.setattr(board.Ground, "policy", lambda *args, **kwargs: policy)
+    how = {"recipe": recipes.plain("correctness"), "reward": None, "edit": 0.0, "steer": 0.0}
+    judged = board.spec._trained(board.Ground(half, board.Sizes(), tmp_path), 0, merged=merged, **how).lm
+    assert judged.model.dtype == torch.bfloat16 and "; bfloat16 keeps" in judged.name

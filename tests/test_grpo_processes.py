@@ -63,7 +63,8 @@ def test_every_process_sees_the_whole_batch_of_one(runs):
 def test_what_rewards_remember_is_on_every_process_what_one_would_remember(runs):
     one, two = runs
     assert two[0]["state"] == two[1]["state"] == one["state"]
-    assert one["state"]["hapo"]["history"] and one["state"]["laser_d"]["set_at"] == 2
+    assert one["state"]["hapo"]["history"] and one["state"]["laser_d"]["set_at"] == 1
+    assert one["state"]["laser_d"]["monitored"], "a part of a sum is shown its monitoring set"
 
 
 def test_every_process_judges_and_the_first_writes(runs):

@@ -24,7 +24,7 @@ from toolkit.rewards.grpo_lambda import GRPOLambda
 from toolkit.rewards.hapo import HAPO
 from toolkit.rewards.kimi import Kimi
 from toolkit.rewards.l1 import L1Exact, L1Max
-from toolkit.rewards.laser import Laser, LaserDE
+from toolkit.rewards.laser import Laser, LaserD, LaserDE
 from toolkit.rewards.laser_targets import Targets, difficulty
 from toolkit.rewards.longwriter import LongWriter
 from toolkit.rewards.mash import MASH, penalty
@@ -35,7 +35,7 @@ from toolkit.rewards.ruler import Ruler
 from toolkit.rewards.sar import SAR, alignment
 from toolkit.rewards.slpo import SLPO
 from toolkit.rewards.surrogate import SCRIPT_FORMAT, Surrogate
-from toolkit.rewards.train_long_think_short import TrainLongThinkShort, budget_at, length_reward, stages
+from toolkit.rewards.train_long_think_short import TrainLongThinkShort, budget_at, length_reward, stages, stated
 from toolkit.rewards.truncation import ThinkPrune, Truncation
 from toolkit.stats import RULER_PRECISE
 from toolkit.types import Rollout, Span
@@ -91,6 +91,19 @@ def test_the_format_of_surrogate_is_an_answer_that_parses(text, answer, read):
     assert paid(Surrogate(), RewardBatch.of([rollout])) == [2.0 if read else 0.0]
 
 
+@pytest.mark.parametrize("close", ["</a>", None])
+def test_an_answer_begins_after_the_models_own_closing_tag(close):
+    text = "<a>3+4=7</a> unsure" if close else "</think> is no tag of a model without tags: 7"
+    rollout = Rollout("q", 0, tuple(range(9)), 1, Span(2, 3), Span(4, 9), "stop", text, False)
+    (answer,) = RewardBatch.of([rollout], close=close)["answer_text"]
+    assert answer == (" unsure" if close else text) and answers.parses(answer) == (close is None)
+    entry = rewards.as_trl(Surrogate(longest=4), generations=1, close=close)
+    paid_there = entry(["?"], [text], [[1, 2]])
+    assert (
+        paid_there == rewards.score([rollout], Surrogate(longest=16), close=close)["reward"].tolist() == ([0.0] if close else [2.0])
+    )
+
+
 def test_surrogate_finds_no_answer_in_thinking_that_was_never_closed():
     rollout = Rollout("q", 0, tuple(range(1537)), 1, Span(2, 1537), None, "length", "3+4=7", False)
     assert paid(Surrogate(), RewardBatch.of([rollout])) == [0.0]
@@ -136,10 +149,27 @@ def test_train_long_think_short_has_a_triangle_and_a_band():
     lengths, budget = np.array([0, 50, 100, 150, 200, 300]), np.full(6, 100.0)
     assert_allclose(length_reward(lengths, budget, "triangle"), [0, 0.5, 1, 0.5, 0, 0])
     assert_allclose(length_reward(lengths, budget, "band"), [1, 1, 1, 0.5, 0, 0])
-    budgets = [budget_at(step) for step in (0, 149, 150, 300, 450, 599)]
-    assert_allclose(np.round(budgets, 2), [256, 256, 179.2, 125.44, 87.81, 87.81])
+    budgets = [stated(budget_at(step)) for step in (0, 149, 150, 300, 450, 599)]
+    assert budgets == [256, 256, 179, 125, 87, 87], "the budgets that the paper states"
     batch = batch_of([1, 0], [100, 150], budget=100, formatted=np.array([True, False]))
     assert_allclose(paid(TrainLongThinkShort(0.6, 0.3, 0.1), batch), [0.6 + 0.3 + 0.1, 0.15 + 0.05])
+
+
+@pytest.mark.parametrize(
+    "combined",
+    [
+        lambda part: WeightedSum(((1, Correctness()), (0.5, part))),
+        lambda part: Gated(part, (Correctness(),)),
+        lambda part: MeanOfAdvantages(((1, Correctness()), (0.5, part))),
+        lambda part: ReNorm(WeightedSum(((1, part),))),
+    ],
+)
+def test_a_combination_shows_its_parts_their_monitoring_set(combined):
+    part = LaserD(targets=Targets(50, 10, 100, every=1, problems=3, samples=2))
+    reward, batch = combined(part), full_batch([1, 0], [20, 60], "aa")
+    assert reward.monitoring() == (3, 2)
+    reward.monitor(batch)
+    assert part.state_dict()["monitored"] and reward.monitoring() is None
 
 
 @pytest.mark.parametrize(("drops", "factor", "interval"), [(1, 0.340, 300), (3, 0.698, 150), (7, 0.857, 75)])

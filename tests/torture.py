@@ -5,7 +5,7 @@ one command up to six times, each at the n-th file operation inside its working 
 command finish, and compares what it wrote with a run that was never killed. Four things must not happen:
 
 * stuck: the command does not finish, or ends in an error, when it is given again;
-* lost: a response that was kept is sampled again;
+* lost: what was kept is made again: a response, a step of training, a policy, a point of a board;
 * different: a file holds something else than without the kill (timings and identifiers of figures left out);
 * litter: a temporary file or directory of a dead process stays behind.
 
@@ -49,11 +49,13 @@ FILE_EVENTS = frozenset(
         "shutil.copyfile",
     ]
 )
-TIMINGS = re.compile(r"time|second|_per_second|runtime|tokens_per|/s$|started|date")
+TIMINGS = re.compile(r"(^|[_/])(time|seconds?|runtime|created|started|date)($|[_/])|/s$")  # names of what is measured with a clock
 TEMPORARY = (".partial", ".tmp", ".writable")
-CLOCK = re.compile(rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.\d]*")
+LOCK = ".lock"
+CLOCK = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.\d]*")
 KILLS_A_TRIAL = 6
-ASIDE = "sampled.log"  # what was kept, by the processes that kept it; beside the working directory, not in it
+ASIDE = "kept.log"  # what was kept, by the processes that kept it; beside the working directory, not in it
+WHOLE = ("about.json", "toolkit.json")  # written last into a point of a board and into a checkpoint: both are then kept
 
 
 @dataclass(frozen=True)
@@ -64,38 +66,59 @@ class Command:
         args: Command line, with the working directory as ``cwd``.
         weight: How often it is chosen.
         timeout: Seconds after which it is stuck.
-        skipped: Parts of paths that are not compared: pictures of numbers that are compared elsewhere.
+        skipped: Parts of paths whose files must be there and are not read: pictures of numbers that are compared elsewhere.
+        finished: What the command says, as an error, when it is given again after it had finished; "" if it then just ends.
     """
 
     args: tuple[str, ...]
     weight: float = 1.0
     timeout: float = 120.0
-    skipped: tuple[str, ...] = (".html", ".lock")
+    skipped: tuple[str, ...] = (".html",)
+    finished: str = ""
+
+    def ended(self, status: int, log: Path) -> bool:
+        """Whether a process that was not killed did what it should."""
+        return status == 0 or (status == 1 and bool(self.finished) and self.finished in log.read_text(errors="replace"))
 
 
 SMALL = ("-n", "8", "-k", "2", "--batch-size", "4", "--max-new-tokens", "60")
+GRPO = (
+    "grpo", "--steps", "3", "--set", "problems=4", "--set", "samples=4", "--set", "max_tokens=60", "-n", "16", "--save-every", "1",
+    "--evaluate-every", "2", "--resume", "-o", "out",
+)  # fmt: skip
+TRAINED = "this run is finished"
+BOARD = ("board", "--conditions", "../inputs/conditions.py", "-o", "out")
 COMMANDS = {
     "rollouts": Command(("rollouts", *SMALL, "-o", "out"), 4),
     "direction": Command(("direction", "-r", "../inputs/rollouts", "--share", "0.3", "-o", "out/v.safetensors"), 2),
     "thinkedit": Command(
         ("thinkedit", "-m", "tiny-reasoner", *SMALL, "-k", "4", "--share", "0.4", "-o", "out/edited", "--adapter", "out/adapter"), 4
     ),
+    "thinkedit --rollouts": Command(
+        ("thinkedit", "-m", "tiny-reasoner", "--rollouts", "../inputs/rollouts", *SMALL, "-o", "out/edited"), 1
+    ),
     "compare": Command(("compare", "base=tiny-reasoner", "edited=../inputs/edited", *SMALL, "-o", "out"), 3),
     "dose": Command(("dose", "-v", "../inputs/v.safetensors", "-a", "-1,1", *SMALL, "-o", "out"), 2),
+    "steer": Command(
+        ("steer", "-v", "../inputs/v.safetensors", "-a", "-1,1", "-p", "12+3=?", "-p", "7+8-3=?", "--max-new-tokens", "60", "-o", "out"), 1
+    ),
+    "import": Command(("import", "../inputs/v.gguf", "--from", "gguf", "-o", "out/v.safetensors"), 0.5),
     "entropy": Command(("entropy", *SMALL, "-o", "out"), 2),
     "heads": Command(("heads", *SMALL, "-n", "16", "-k", "4", "-o", "out"), 0.2, timeout=600),
     "retrieval-heads": Command(
         ("retrieval-heads", "-n", "4", "--counts", "1", "--ops", "", "--draws", "1", "--max-new-tokens", "40", "-o", "out"), 1
     ),
     "export": Command(("export", "-v", "../inputs/post.safetensors", "--to", "gguf", "--drop-layer-0", "-o", "out/v.gguf"), 1),
-    "grpo": Command(
-        (
-            "grpo", "--steps", "3", "--set", "problems=4", "--set", "samples=4", "--set", "max_tokens=60", "-n", "16", "--save-every", "1",
-            "--evaluate-every", "2", "--resume", "-o", "out",
-        ),
-        3,
+    "export --to safetensors": Command(
+        ("export", "-v", "../inputs/post.safetensors", "--to", "safetensors", "-o", "out/v.safetensors"), 0.5
     ),
-    "board": Command(("board", "--conditions", "../inputs/conditions.py", "-o", "out"), 3),
+    "export --to folder": Command(
+        ("export", "-v", "../inputs/post.safetensors", "--to", "folder", "--drop-layer-0", "-o", "out/v"), 0.5, finished="is not empty"
+    ),
+    "grpo": Command(GRPO, 3, finished=TRAINED),
+    "grpo --lora": Command((*GRPO, "--lora", "--lora-rank", "4", "--dtype", "bfloat16"), 1, finished=TRAINED),
+    "board": Command(BOARD, 3),
+    "board --jobs": Command((*BOARD, "--jobs", "2"), 0.5),
     "demo": Command(("demo", "-n", "16", "-k", "4", "-o", "out"), 1),
 }  # fmt: skip
 CONDITIONS = """
@@ -205,23 +228,48 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def note_what_is_kept(aside: Path) -> None:
+    """Make this process write down in ``aside`` what it keeps, once it is kept: responses, checkpoints, policies, points of a board."""
+    from toolkit import store
+
+    def note(*lines: str) -> None:
+        with open(aside, "a") as stream:
+            stream.write("".join(f"{line}\n" for line in lines))
+
+    append, write = store.append_rollouts, store.write_json
+
+    def append_rollouts(rollouts: Sequence[Any], directory: str | Path) -> Path:
+        path = append(rollouts, directory)
+        note(*(f"{os.path.abspath(directory)}\t{r.problem_id}\t{r.sample}" for r in rollouts))
+        return path
+
+    def write_json(value: Any, path: str | Path) -> Path:
+        written = write(value, path)
+        if Path(path).name in WHOLE:
+            note(os.path.abspath(path))
+        return written
+
+    store.append_rollouts, store.write_json = append_rollouts, write_json
+    if "toolkit.grpo.saved" in sys.modules:
+        saved = sys.modules["toolkit.grpo.saved"]
+        keep = saved.keep
+
+        def kept(trainer: Any, recorder: Any, out: Path, *args: Any) -> Any:
+            policy = keep(trainer, recorder, out, *args)
+            note(f"{os.path.abspath(out)}\tpolicy")
+            return policy
+
+        saved.keep = kept
+
+
 def command(args: Sequence[str], folder: Path, kill: Kill = Kill()) -> Callable[[], int]:
     """Work for :func:`forked`: one command line in ``folder``, dying as ``kill`` says."""
 
     def work() -> int:
-        from toolkit import cli, store
+        from toolkit import cli
 
         os.chdir(folder)
-        append = store.append_rollouts
-
-        def noted(rollouts: Sequence[Any], directory: str | Path) -> Path:
-            path = append(rollouts, directory)
-            where = os.path.abspath(directory)
-            with open(folder.parent / ASIDE, "a") as stream:
-                stream.write("".join(f"{where}\t{r.problem_id}\t{r.sample}\n" for r in rollouts))
-            return path
-
-        store.append_rollouts = noted
+        note_what_is_kept(folder.parent / ASIDE)
         if kill.operation is not None:
             watch_operations(str(folder), lambda n: die() if n == kill.operation else None)
         sys.argv = ["toolkit", *args]
@@ -239,9 +287,9 @@ def contents(folder: Path, skipped: Sequence[str]) -> dict[str, str]:
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = str(path.relative_to(folder))
-        if not any(part in name for part in (*skipped, *TEMPORARY)):
+        if not name.endswith((LOCK, *TEMPORARY)):
             name = re.sub(r"part-.*\.parquet$", "parts", name)
-            found[name] = found.get(name, "") + digest(path)
+            found[name] = found.get(name, "") + ("skipped" if any(part in name for part in skipped) else digest(path))
     return {name: "".join(sorted(value.split())) for name, value in found.items()}
 
 
@@ -265,13 +313,15 @@ def digest(path: Path) -> str:
         with safe_open(path, "pt") as file:
             tensors = {k: hashlib.sha256(file.get_tensor(k).float().numpy().tobytes()).hexdigest() for k in file.keys()}  # noqa: SIM118
             return short([tensors, timeless(file.metadata())])
-    return hashlib.sha256(CLOCK.sub(b"", path.read_bytes())).hexdigest()[:16] + " "
+    return short(CLOCK.sub("", path.read_bytes().decode("latin-1")))
 
 
 def timeless(value: Any) -> Any:
     """A JSON value without what is measured with a clock."""
     if isinstance(value, dict):
         return {k: timeless(v) for k, v in value.items() if not TIMINGS.search(str(k))}
+    if isinstance(value, str):
+        return CLOCK.sub("", value)
     return [timeless(v) for v in value] if isinstance(value, list | tuple) else value
 
 
@@ -280,11 +330,11 @@ def litter(folder: Path) -> list[str]:
     return [str(p.relative_to(folder)) for p in folder.rglob("*") if p.name.endswith(TEMPORARY)]
 
 
-def sampled_twice(folder: Path) -> int:
-    """Responses that were kept and yet sampled again into the same directory."""
+def made_twice(folder: Path) -> list[str]:
+    """What was kept and yet made again in the same place: responses, steps of training, policies, points."""
     log = folder.parent / ASIDE
     rows = Counter(log.read_text().splitlines()) if log.exists() else Counter()
-    return sum(n - 1 for n in rows.values())
+    return [os.path.relpath(row, folder) for row, n in rows.items() if n > 1]
 
 
 # --- trials ------------------------------------------------------------------------------------------------------
@@ -339,26 +389,33 @@ def reference(root: Path, name: str, spec: Command) -> Reference:
 
 
 def trial(root: Path, name: str, spec: Command, whole: Reference, rng: random.Random, tally: Tally) -> None:
-    """Kill a command up to six times, let it finish, and note what is wrong."""
+    """Kill a command up to six times, let it finish, and note what is wrong.
+
+    A process that ends before it was to die has to end well, as the last one, which nobody kills.
+    """
     with place(root, name) as folder:
         log, kills = folder.parent / "log", []
-        for _ in range(rng.randint(1, KILLS_A_TRIAL)):
-            by_time = rng.random() < 0.4 or not whole.operations
-            kill = Kill(seconds=rng.uniform(0, whole.seconds)) if by_time else Kill(operation=rng.randint(1, whole.operations))
-            status, _ = forked(command(spec.args, folder, kill), log, kill_after=kill.seconds, timeout=spec.timeout)
-            if status != -signal.SIGKILL:
-                break  # it ended before it was to die
-            kills.append(kill)
-        tally.kills[name] += len(kills)
-        tally.trials[name] += 1
 
         def fault(kind: str, detail: Any) -> None:
             tail = log.read_text(errors="replace")[-1500:] if log.exists() else ""
             tally.faults.append({"command": name, "kind": kind, "kills": [str(k) for k in kills], "detail": detail, "log": tail})
 
-        status, _ = forked(command(spec.args, folder), log, timeout=spec.timeout)
-        finished = status == 0 or "finished" in log.read_text(errors="replace")[-600:]
-        if not finished:
+        def once(kill: Kill = Kill()) -> int:
+            log.unlink(missing_ok=True)  # of one process: what an earlier one said is no excuse
+            return forked(command(spec.args, folder, kill), log, kill_after=kill.seconds, timeout=spec.timeout)[0]
+
+        status = -signal.SIGKILL
+        for _ in range(rng.randint(1, KILLS_A_TRIAL)):
+            by_time = rng.random() < 0.4 or not whole.operations
+            kill = Kill(seconds=rng.uniform(0, whole.seconds)) if by_time else Kill(operation=rng.randint(1, whole.operations))
+            if (status := once(kill)) != -signal.SIGKILL:
+                break
+            kills.append(kill)
+        tally.kills[name] += len(kills)
+        tally.trials[name] += 1
+        if status == -signal.SIGKILL or spec.ended(status, log):
+            status = once()
+        if not spec.ended(status, log):
             fault("stuck", status)
             return
         ours = compared(folder, spec, log)
@@ -367,7 +424,7 @@ def trial(root: Path, name: str, spec: Command, whole: Reference, rng: random.Ra
             fault("different", sorted(n for n in names if ours.get(n) != whole.contents.get(n)))
         if left := litter(folder):
             fault("litter", left)
-        if again := sampled_twice(folder):
+        if again := made_twice(folder):
             fault("lost", again)
 
 
@@ -381,6 +438,7 @@ def prepare(root: Path) -> None:
         ("direction", "-r", "rollouts", "-o", "v.safetensors"),
         ("direction", "-r", "rollouts", "--site", "resid_post", "-o", "post.safetensors"),
         ("thinkedit", "-m", "tiny-reasoner", "-n", "40", "-k", "4", "--max-new-tokens", "100", "-o", "edited"),
+        ("export", "-v", "post.safetensors", "--to", "gguf", "--drop-layer-0", "-o", "v.gguf"),
     ):
         status, _ = forked(command(args, inputs), root / "prepare.log", timeout=300)
         if status != 0:
@@ -419,7 +477,7 @@ def main() -> None:
     names = [name.strip() for name in given.only.split(",")]
     if unknown := [name for name in names if name not in COMMANDS]:
         parser.error(f"unknown command {unknown[0]!r}: choose from {', '.join(COMMANDS)}")
-    if {"grpo", "board"} & set(names):  # everything a child needs is imported here, once
+    if any(name.startswith(("grpo", "board")) for name in names):  # everything a child needs is imported here, once
         import toolkit.jobs.grpo
     import torch
 

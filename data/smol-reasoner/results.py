@@ -151,7 +151,7 @@ intervals are 95 % bootstraps over problems. Every row is signed so that + is wh
 base's length, 10 points of needles, 0.1 of a correlation, 0.1 nats: ours), or so does one that is real. *Undecided*: neither. The last column is the effect that would have been
 found with 80 % power; where it is larger than what matters, "undecided" says little. *Not judged*: what is random or trained was measured from fewer than three seeds, and the interval leaves seeds out.
 
-A policy of GRPO is judged with its adapter merged in bf16, which rounds part of a small change away: its {steps} steps are a smoke test of the rewards, not of their papers.
+A policy of GRPO is saved in fp32 with its adapter merged, and judged in bf16, as the base is, which rounds part of a small change away (its note on the board says how much): its {steps} steps are a smoke test of the rewards, not of their papers.
 
 {claims}
 

@@ -219,7 +219,9 @@ def _about(ground: Ground, table: Table, name: str, own: Mapping[str, Effect]) -
     shifts = [note["shift"] for note in notes if note["shift"]]
     return {
         "family": spec.family,
-        "note": spec.note,
+        "note": "; ".join(
+            [spec.note, *notes[0]["model"].split("; ")[1:]]
+        ),  # after the model's name: what rounding left of its change
         "paper": spec.paper,
         "seeds": found.seeds,
         "fingerprints": [note["fingerprint"] for note in notes],

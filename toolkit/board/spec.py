@@ -366,9 +366,13 @@ def _check_known(name: str, reward: Any) -> None:
 
 
 def _trained(ground: Ground, seed: int, *, recipe: Recipe, reward: Any, merged: bool, edit: float, steer: float) -> Condition:
+    from toolkit.jobs.grpo import beside
+
     start = edits.apply(ground.lm, ground.plan(edit)) if edit else None
-    policy = ground.policy(recipe, seed, start=start, reward=reward)
-    lm = merging.selective_merge(ground.lm, policy.lm) if merged else policy.lm
+    policy = ground.policy(recipe, seed, start=start, reward=reward).lm
+    # In the base's number type: else the paired difference would hold that of the types.
+    dtype = ground.lm.model.dtype
+    lm = merging.selective_merge(ground.lm, policy, dtype=dtype) if merged else beside(start or ground.lm, policy)
     acts = (_steering(ground, seed, steer, "thinkedit", None, "think"),) if steer else ()
     # A policy that learned to meet a budget in its prompt is judged with the last budget it saw.
     curriculum = (recipe.scaled() if ground.sizes.training.tiny else recipe).curriculum

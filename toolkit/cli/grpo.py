@@ -68,13 +68,16 @@ def grpo(
         bool,
         typer.Option("--lora", help="Train a LoRA adapter on every linear layer; left in OUT/adapter, and merged in OUT/model."),
     ] = False,
-    lora_rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 16,
+    lora_rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapter; 16 unless given. Needs --lora.")] = None,
     scale: Scale = "auto",
     settings: Setting = None,
     task: Task = "arithmetic",
     problems: Annotated[int, typer.Option("--problems", "-n", min=2, help="Size of the pool of training problems.")] = 256,
     micro_batch: Annotated[
-        int, typer.Option(min=1, help="Rows of a forward and backward pass, a process; steps are the same.")
+        int,
+        typer.Option(
+            min=1, help="Rows per forward and backward pass and process; steps are the same, except for drpo with updates."
+        ),
     ] = 16,
     evaluate_every: Annotated[int, typer.Option(min=0, help="Steps between looks at held-out problems; 0 for never.")] = 10,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 20,
@@ -127,6 +130,8 @@ def grpo(
         raise typer.BadParameter("Say where the run goes: --out DIR (or --list for the rewards).")
     if scale not in ("auto", "tiny", "paper"):
         raise typer.BadParameter(f"--scale {scale}: choose auto, tiny or paper.")
+    if lora_rank is not None and not lora:
+        raise typer.BadParameter("--lora-rank needs --lora: without it every weight is trained.")
     tasks.check(task, "train", *(("dev",) if evaluate_every else ()))
     store.writable(out_dir)
     tiny = scale == "tiny" or (scale == "auto" and model == "tiny-reasoner")
@@ -137,7 +142,7 @@ def grpo(
         out_dir, steps, seed, save_every, evaluate_every=evaluate_every, micro_batch=micro_batch, overrides=overrides,
         evaluate=jobs.Sampling(n=4, max_new_tokens=recipe.max_tokens), save_dtype=weight_type(save_dtype),
     )  # fmt: skip
-    extras = jobs.Extras(engine=engine, lora=jobs.adapter(lora_rank) if lora else None)
+    extras = jobs.Extras(engine=engine, lora=jobs.adapter(lora_rank or 16) if lora else None)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     try:
         done = jobs.grpo(lm, recipe, study, run, extras=extras, resume=resume, say=say)

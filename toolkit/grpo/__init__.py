@@ -20,17 +20,18 @@ With vLLM in the same process (TRL generates, the rewards are the same; no dynam
 
     toolkit grpo ... --engine trl --set use_vllm=true --set vllm_mode=colocate
 
-On many GPUs, with DeepSpeed or FSDP, through accelerate; a step is the same batch, spread over the processes::
+On many GPUs, with DeepSpeed, through accelerate; a step is the same batch, spread over the processes (each holds all weights: FSDP and
+ZeRO stage 3 are refused)::
 
     accelerate launch --num_processes 8 $(which toolkit) grpo ...
     accelerate launch --num_processes 8 --use_deepspeed --zero_stage 2 $(which toolkit) grpo ...
-    accelerate launch --num_processes 8 --use_fsdp --fsdp_version 2 $(which toolkit) grpo ... --engine trl --set use_vllm=true
+    accelerate launch --num_processes 8 $(which toolkit) grpo ... --engine trl --set use_vllm=true
 
 Weights that are trained are fp32, also with ``--dtype bfloat16``, which computes under autocast; ``run`` says what that costs in memory.
 The saved model is fp32 unless ``--save-dtype`` says otherwise; a LoRA adapter is kept beside it, for peft and vLLM.
 
 Killed at any moment, the same command with ``--resume`` goes on from the last whole checkpoint. Two processes with gloo on CPU are
-tested against one, and vLLM, DeepSpeed, FSDP and GPUs are not tested here: those lines are TRL's and accelerate's own.
+tested against one, and vLLM, DeepSpeed and GPUs are not tested here: those lines are TRL's and accelerate's own.
 
 What a number in the log means that often puzzles: the *loss* is near zero on-policy by construction (advantages of a group sum to
 zero); look at ``grad_norm``, ``zero_std`` (groups that teach nothing) and the held-out columns instead.

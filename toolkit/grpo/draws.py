@@ -16,7 +16,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from toolkit.lm import Ask
-from toolkit.rewards.train_long_think_short import budget_at, stated
+from toolkit.rewards.train_long_think_short import PUBLISHED_EVERY, PUBLISHED_GAMMA, PUBLISHED_START, budget_at, stated
 from toolkit.types import Problem, Rollout
 
 Mode = Literal["long", "short"]
@@ -69,9 +69,9 @@ class Curriculum:
         text: Added to the question; ``{budget}`` is the number.
     """
 
-    start: int = 256
-    decay: float = 0.698
-    every: int = 150
+    start: int = PUBLISHED_START
+    decay: float = PUBLISHED_GAMMA
+    every: int = PUBLISHED_EVERY
     text: str = " Use exactly {budget} tokens."
 
     def __post_init__(self) -> None:

@@ -209,13 +209,13 @@ class Recorder(TrainerCallback):
 
     def finish(self, saved: LM) -> None:
         """Judge the model that was saved, on this process alone, in place of the judgement of the last row."""
-        if not (self.rows and (judged := self._judge(saved))):
+        if not (self.trainer and (judged := self._judge(saved))):
             return
-        last = self.rows.pop()
-        if self.path is not None:
+        step = self.trainer.args.max_steps
+        last = self.rows.pop() if self.rows and self.rows[-1]["step"] == step else {"step": step}
+        self._add({k: v for k, v in last.items() if k != "alarms"} | judged)
+        if self.path is not None:  # at once: a log without its last row would be resumed with that of another step in its place
             store.write_rows(self.rows, self.path)
-        self._write({k: v for k, v in last.items() if k != "alarms"} | judged)
-        if self.path is not None:
             store.save_table(pd.DataFrame(self.rows), self.path.with_name(TABLE))
 
     def _judge(self, saved: LM | None = None) -> Row:
@@ -234,6 +234,12 @@ class Recorder(TrainerCallback):
         return row if given is None else row | {"held_out/kl": kl_to(given, found, how.temperature)}
 
     def _write(self, row: Row) -> None:
+        row = self._add(row)
+        if self.path is not None:
+            store.append_line(row, self.path)
+
+    def _add(self, row: Row) -> Row:
+        """Take a row up into the log, with its alarms, and say those that are new."""
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.rows.append(row)
         row["alarms"] = alarms(self.rows)
@@ -242,8 +248,7 @@ class Recorder(TrainerCallback):
             if kind not in self._said:
                 self.say(f"step {row['step']}: {text}")
             self._said.add(kind)
-        if self.path is not None:
-            store.append_line(row, self.path)
+        return row
 
 
 def read(path: str | Path) -> list[Row]:

@@ -269,7 +269,7 @@ def train_long_think_short() -> Recipe:
         "train_long_think_short",
         "2508.08940",
         "train_long_think_short",
-        curriculum=Curriculum(start=256, decay=0.698, every=150),
+        curriculum=Curriculum(),
         sources="Paper: B0 256 to 87 in 3 drops, every 150 of 600 steps, G 8. Rate and batch not found.",
     )
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer import TRAINER_STATE_NAME
 
 try:
     from trl import GRPOConfig
@@ -39,14 +40,33 @@ from toolkit import store
 from toolkit.generate import Sampling
 from toolkit.grpo import code, judge, log, saved
 from toolkit.grpo.recipes import Recipe
+from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, state_of
 from toolkit.grpo.saved import MODEL as MODEL
-from toolkit.grpo.trainer import STATE, Extras, Trainer
+from toolkit.grpo.trainer import Extras, Trainer
 from toolkit.lm import LM
 from toolkit.types import Problem
 
-_EARLIER = "Remove that checkpoint and resume: the run goes on from the one before."
 KWARGS = "chat_template_kwargs"  # TRL's name for the switches of a chat template
 PROBED = 8  # problems of the first probe
+OWNED = {
+    "output_dir": "--out",
+    "max_steps": "--steps",
+    "seed": "--seed",
+    "save_steps": "--save-every",
+    "save_strategy": "--save-every",
+    "save_only_model": "--save-every (a checkpoint without the optimizer's state cannot be resumed)",
+    "per_device_train_batch_size": "--micro-batch",
+    "gradient_accumulation_steps": "--micro-batch and updates",
+    "steps_per_generation": "--micro-batch and updates",
+    "generation_batch_size": "problems and samples",
+    "num_generations": "samples",
+    "max_completion_length": "max_tokens",
+    "logging_steps": "the log as it is, one line per step",
+    "logging_strategy": "the log as it is, one line per step",
+    "bf16": "--dtype bfloat16",
+    "use_cpu": "--device cpu",
+}
+"""Fields of TRL's ``GRPOConfig`` that follow from a run, a recipe or the model, and what sets them."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +81,9 @@ class Run:
         held_out: Problems to judge on.
         evaluate_every: Steps between judgements; 0 for never.
         evaluate: How held-out problems are sampled.
-        micro_batch: Rows of a forward and backward pass, a process; whole steps are the same whatever it is.
-        overrides: Fields of TRL's ``GRPOConfig`` that win over the recipe's.
+        micro_batch: Rows per forward and backward pass and process. Whole steps are the same whatever it is, except for a recipe with a
+            loss of its own (DRPO) and several updates: its KL term is that of one micro-batch.
+        overrides: Fields of TRL's ``GRPOConfig`` that win over the recipe's; none of ``OWNED``.
         save_dtype: Number type of the saved model. A narrower one than fp32 rounds what was learned; how much is said and kept.
     """
 
@@ -94,8 +115,9 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
 
     Raises:
         ValueError: a step cannot be cut into micro-batches of that size, training in float16, a chat template's switch among the
-            overrides, or what TRL refuses.
+            overrides, one of ``OWNED`` among them, or what TRL refuses.
     """
+    check_free({**recipe.config, **run.overrides})
     if lm.model.dtype == torch.float16 or run.overrides.get("fp16"):
         raise ValueError(
             f"{lm.name} would be trained in float16, whose gradients underflow to zero: load it in bfloat16 or float32 (--dtype) and leave "
@@ -142,6 +164,12 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
     return GRPOConfig(**found)
 
 
+def check_free(settings: Iterable[str]) -> None:
+    """Raise ValueError if a setting for TRL's config is one that the run, the recipe or the model decides."""
+    if taken := sorted(set(settings) & set(OWNED)):
+        raise ValueError(f"{taken[0]} cannot be set for TRL alone: it follows from the run. Use {OWNED[taken[0]]} instead.")
+
+
 def train(
     lm: LM,
     recipe: Recipe,
@@ -161,11 +189,37 @@ def train(
     Raises:
         ValueError: something that cannot work, found before any training: see :class:`Trainer` and :func:`probe`.
         FileExistsError: ``run.out`` holds a run already and ``resume`` is off.
+        store.StoreError: another process trains into ``run.out`` now.
         store.WrongModelError: the run in ``run.out`` is of another model, recipe, seed, problem set or reward, or was begun by other code.
         trainer.NonFiniteError: a reward, loss or gradient is NaN or infinite; names step and sample.
     """
     args = arguments(lm, recipe, run)
     check_context(lm, problems, args.max_completion_length)
+    with _alone(run.out) if args.process_index == 0 else nullcontext():
+        return _train(lm, recipe, problems, run, args, extras, resume, say)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Train into a directory as the only run: a second one would remove the first one's log, or write into it."""
+    with store.claimed(out / ".training") as mine:
+        if not mine:
+            raise store.StoreError(
+                f"Another process is training into {out} now: wait until it is done, or choose another directory."
+            )
+        yield
+
+
+def _train(
+    lm: LM,
+    recipe: Recipe,
+    problems: Sequence[Problem],
+    run: Run,
+    args: Any,
+    extras: Extras,
+    resume: bool,
+    say: Callable[[str], None],
+) -> Trained:
     identity = {**who(lm, recipe, problems), **_how(recipe, run, extras)}
     checkpoint = _begin(run.out, identity, resume)
     store.writable(run.out)
@@ -186,14 +240,14 @@ def train(
                 trainer.reward.load_state_dict(state)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise store.DamagedFileError(
-                    f"{checkpoint / STATE}: its field 'reward' is no state of {trainer.reward.name}: {str(error)[:100]}. {_EARLIER}"
+                    f"{checkpoint / STATE}: its field 'reward' is no state of {trainer.reward.name}: {str(error)[:100]}. {EARLIER}"
                 ) from error
         if main:
             recorder.resume(int(checkpoint.name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not main:
         return Trained(saved.policy_of(lm, trainer), pd.DataFrame(), main)
-    about = {"recipe": recipe, "seed": run.seed, "steps": run.steps}
+    about = {"recipe": recipe, **_facts(run, extras), "dtype": str(lm.model.dtype).removeprefix("torch.")}
     policy = saved.keep(trainer, recorder, run.out, run.save_dtype, about)
     return Trained(policy, pd.DataFrame(recorder.rows), main)
 
@@ -217,18 +271,23 @@ def _how(recipe: Recipe, run: Run, extras: Extras) -> dict[str, Any]:
         "engine": extras.engine,
         "code": store.key(code.modules(recipe, reward=extras.reward)),
         **known,
+        **({"micro_batch": run.micro_batch} if recipe.loss else {}),  # its KL term is that of one micro-batch
     }
 
 
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or ``None``."""
-    whole = [p.parent for p in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{STATE}")]
-    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
-
-
-def state_of(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint belongs to, and the state of its reward. Raises store.DamagedFileError if that is not whole."""
-    return store.read_json(checkpoint / STATE, {"identity": Mapping[str, Any], "reward": Mapping[str, Any]}, remedy=_EARLIER)
+def _facts(run: Run, extras: Extras) -> dict[str, Any]:
+    """How a model was trained, for those who find it."""
+    lora = (
+        None if extras.lora is None else {name: getattr(extras.lora, name, None) for name in ("r", "lora_alpha", "target_modules")}
+    )
+    settings = {name: str(value) for name, value in run.overrides.items()}
+    return {
+        "seed": run.seed,
+        "steps": run.steps,
+        "overrides": settings,
+        "engine": extras.engine,
+        "lora": {k: sorted(v) if isinstance(v, set) else v for k, v in lora.items()} if lora else None,
+    }
 
 
 def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
@@ -240,6 +299,7 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     if found is None:
         store.remove(out / log.LOG)
         return None
+    store.read_json(found / TRAINER_STATE_NAME, {"global_step": int}, remedy=EARLIER)
     theirs = state_of(found)["identity"]
     ours = json.loads(json.dumps(identity, default=store.jsonable))
     differing = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))

@@ -30,7 +30,7 @@ from toolkit.lm import LM
 from toolkit.rounding import Rounding, rounding
 
 MODEL, ADAPTER, ABOUT = "model", "adapter", "grpo.json"
-assumed_prompts = 8  # what two models are compared on: prompts of the first training problems (ours)
+assumed_prompts, assumed_positions = 8, 16  # what two models are compared on: the ends of the first training prompts (ours)
 PICKLED = "training_args.bin"  # transformers leaves it beside a model; it is of no use without the run
 
 
@@ -149,8 +149,12 @@ def _said(facts: Mapping[str, Any]) -> str:
 
 @torch.inference_mode()
 def _log_probs(lm: LM, prompts: Sequence[list[int]]) -> list[Float[Tensor, "tokens vocab"]]:
-    logits = (lm.model(input_ids=torch.tensor([ids], device=lm.device)).logits[0] for ids in prompts)
-    return [rows.float().log_softmax(dim=-1).cpu() for rows in logits]
+    """At the last positions of each prompt: at all of them a long prompt and a large vocabulary would take gigabytes."""
+    found = []
+    for ids in prompts:
+        logits = lm.model(input_ids=torch.tensor([ids], device=lm.device), logits_to_keep=assumed_positions).logits[0]
+        found.append(logits[-assumed_positions:].float().log_softmax(dim=-1).cpu())
+    return found
 
 
 def _kl(p: Sequence[Tensor], q: Sequence[Tensor]) -> float:

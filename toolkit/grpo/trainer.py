@@ -29,23 +29,23 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer
-from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.models import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
 from toolkit import generate, rewards, store
-from toolkit.grpo import advantages, draws, log
+from toolkit.grpo import advantages, draws, log, resuming
 from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, pushed_micro_batches
 from toolkit.grpo.draws import Drawn
 from toolkit.grpo.losses import ModeSwitch, drpo_objective, kl_hinge, kl_of, preference, switch_hinge
 from toolkit.grpo.recipes import Recipe
+from toolkit.grpo.resuming import STATE as STATE
 from toolkit.grpo.sampler import Sampler, asked, asking
 from toolkit.lm import LM
 from toolkit.rewards import RewardBatch
-from toolkit.types import Problem
+from toolkit.types import Problem, Rollout
 
-STATE = "toolkit.json"  # in every checkpoint, written last: a checkpoint that has it is whole
 Column = Callable[[Sequence[Drawn]], Sequence[Any]]
 """Supplies a column that a reward needs and rollouts do not have: one value a rollout."""
 
@@ -134,6 +134,7 @@ class Trainer(GRPOTrainer):
                 peft_config=extras.lora,
                 rollout_func=_rollouts if extras.engine == "toolkit" else None,
             )
+        check_whole(self)
         if not self.is_deepspeed_enabled:  # which keeps fp32 masters of its own, and wants one type
             learn_in_fp32(self.model)
         self.remove_callback(PrinterCallback)
@@ -182,8 +183,6 @@ class Trainer(GRPOTrainer):
         add_fused_lm_head(reference, temperature=self.temperature, cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32)
         if self.is_deepspeed_enabled:
             return prepare_deepspeed(reference, self.accelerator)
-        if self.is_fsdp_enabled:
-            return prepare_fsdp(reference, self.accelerator)
         return self.accelerator.prepare_model(reference, evaluation_mode=True)
 
     # --- drawing and scoring -------------------------------------------------------------------------------------
@@ -219,7 +218,7 @@ class Trainer(GRPOTrainer):
         if due is not None:
             problems, samples = due
             found = self.sampler.monitored(problems, samples)
-            self.reward.monitor(RewardBatch.of(found, step=self.state.global_step, split="eval"))
+            self.reward.monitor(self._batch(found, self.state.global_step, "eval"))
 
     def _uninstructed(self, mine: slice, form: ModeSwitch) -> dict[str, Tensor]:
         """For the mode-switching loss: each row's question asked without instruction, and the mode its group prefers."""
@@ -274,14 +273,19 @@ class Trainer(GRPOTrainer):
             drawn: Over all processes.
             local: Of this process: each process supplies its own rows of the supplied columns.
         """
-        ids = {d.rollout.problem_id for d in drawn}
-        batch = RewardBatch.of([d.rollout for d in drawn], [self.problems[i] for i in ids], step=step, split=split)
+        batch = self._batch([d.rollout for d in drawn], step, split)
         more = {name: np.asarray(gather_object(list(f(local)))) for name, f in self.extras.columns.items()}
         for name in ("budget", "mode", "logprob_without"):
             values = [getattr(d, name) for d in drawn]
             if values[0] is not None:
                 more[name] = np.asarray(values)
         return batch.having(**more)
+
+    def _batch(self, found: Sequence[Rollout], step: int, split: str) -> RewardBatch:
+        """The columns that rollouts of the model in training carry; their answers begin after its own closing tag."""
+        problems = [self.problems[i] for i in {r.problem_id for r in found}]
+        close = self.origin.tags.close if self.origin.tags else None
+        return RewardBatch.of(found, problems, step=step, split=split, close=close)
 
     # --- loss ----------------------------------------------------------------------------------------------------
 
@@ -403,14 +407,37 @@ class Trainer(GRPOTrainer):
     # --- saving --------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            where = f"{self.args.output_dir}/{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}/{STATE}"
-            store.write_json({"identity": self.identity, "reward": self.reward_state()}, where)
+        checkpoint = resuming.checkpoint_of(self.args.output_dir, self.state.global_step)
+        with resuming.writing(checkpoint, main=self.args.should_save):
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                store.write_json({"identity": self.identity, "reward": self.reward_state()}, checkpoint / STATE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        with resuming.reading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with resuming.reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with resuming.reading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def reward_state(self) -> dict:
         """State of a stateful reward, else empty."""
         return self.reward.state_dict() if hasattr(self.reward, "state_dict") else {}
+
+
+def check_whole(trainer: Any) -> None:
+    """Raise ValueError if weights would be sharded over processes: one of them judges and writes the finished model by itself."""
+    how = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed's ZeRO stage 3" if is_deepspeed_zero3_enabled() else ""
+    if how:
+        raise ValueError(
+            f"{how} shards the weights over processes, and the finished model could not be judged and written by one of them: train "
+            "without it, or with DeepSpeed and --zero_stage 2, which shards gradients and the optimizer's state only."
+        )
 
 
 def learn_in_fp32(model: Any) -> None:

@@ -17,6 +17,7 @@ from toolkit.jobs.edit import (
     edit_and_measure,
     extract,
     find,
+    form,
     is_saved,
     plan_table,
     save_edited,

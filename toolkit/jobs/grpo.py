@@ -19,11 +19,12 @@ from toolkit.generate import Sampling
 from toolkit.grpo import code, recipes
 from toolkit.grpo.log import LOG, Bar, read
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.run import MODEL, GRPOConfig, Run, Trained, train, who
+from toolkit.grpo.run import MODEL, GRPOConfig, Run, Trained, check_free, train, who
 from toolkit.grpo.saved import read_back
 from toolkit.grpo.trainer import Extras
 from toolkit.jobs.study import Say, Study
-from toolkit.lm import LM
+from toolkit.lm import LM, as_type, child
+from toolkit.rounding import rounding
 from toolkit.types import Report
 
 TESTED = "arithmetic"  # what a sweep compares finished models on
@@ -67,6 +68,7 @@ def adjusted(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, dict[
         raise ValueError(
             f"Unknown setting {unknown[0]!r}: give one of {', '.join(RECIPE_NUMBERS)}, reward.NAME, or a field of TRL's GRPOConfig."
         )
+    check_free(rest)
     if "learning_rate" in own:
         own["learning_rate"] = float(own["learning_rate"])
     return replace(recipe, options={**recipe.options, **options}, **own), rest
@@ -182,7 +184,7 @@ def _kept(lm: LM, recipe: Recipe, seed: int, plan: Sweep, file: Path, say: Say) 
     basis, same = _curve_basis(lm, recipe, seed, plan), json.loads(json.dumps(recipe, default=store.jsonable))
     if "depends" in about:
         store.checked(about, store.RECORD, f"{file}, line 1", "Remove the file: the run is made again.")
-    elif (about["recipe"], about["seed"], about.get("fingerprint")) == (same, seed, lm.fingerprint):
+    elif "stale" not in about and (about["recipe"], about["seed"], about.get("fingerprint")) == (same, seed, lm.fingerprint):
         say(
             f"{file.name}: {about.get('made_by', store.BEFORE_HASHES)}, so kept without knowing its code; move it away to train it again"
         )
@@ -241,6 +243,20 @@ def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = Non
     return done
 
 
+def beside(base: LM, policy: LM) -> LM:
+    """The policy in the number type of ``base``, so that a comparison of the two holds no difference of number types.
+
+    A saved policy is fp32 as a rule. Where ``base`` is narrower, part of what was learned is rounded away: the new model's name says how
+    much. The weights of ``policy`` are changed in place.
+    """
+    dtype = base.model.dtype
+    if policy.model.dtype == dtype:
+        return policy
+    before, after = (dict(lm.model.named_parameters()) for lm in (base, policy))
+    name = f"{policy.name}; {rounding(before, after, dtype)}"
+    return child(base, as_type(policy.model, dtype), name, made_from=policy.made_from)
+
+
 def run_of(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = None) -> Path:
     """Folder of a run, named by everything it depends on, the code included."""
     return plan.runs / f"{_name(recipe, seed)}-{basis(lm, recipe, seed, plan, reward=reward).key}"
@@ -264,18 +280,19 @@ def basis(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = None)
 def _one(lm: LM, recipe: Recipe, seed: int, plan: Sweep, say: Say) -> list[dict[str, Any]]:
     done = trained(lm, recipe, seed, plan, say=say)
     # Also the name of a folder: rollouts of other weights are not in the way.
-    name = f"{recipe.name}-seed{seed}-{done.lm.fingerprint[:8]}"
+    fingerprint, policy = done.lm.fingerprint, beside(lm, done.lm)
+    name = f"{recipe.name}-seed{seed}-{policy.fingerprint[:8]}"
     study = Study(TESTED, plan.tested)
     problems, sampling = study.load("test"), Sampling(n=8, max_new_tokens=400)
     where = plan.runs / "test" / store.code_of("toolkit.generate", *tasks.modules(TESTED))
-    report = evaluate.compare({"base": lm, name: done.lm}, problems, sampling, out=where, progress=False)
+    report = evaluate.compare({"base": lm, name: policy}, problems, sampling, out=where, progress=False)
     about = {
         "kind": "about",
         "recipe": recipe,
         "seed": seed,
         "model": lm.name,
         "fingerprint": lm.fingerprint,
-        "trained": done.lm.fingerprint,
+        "trained": fingerprint,
         "pool": plan.pool,
         **_curve_basis(lm, recipe, seed, plan).record,
         "seconds": round(float(done.log["step_time"].sum()), 1),

@@ -1,7 +1,7 @@
 r"""The text of a response's answer, and whether it parses: what format rewards and rewards of the answer's length look at.
 
-A response is known as text with its special tokens kept. Its answer is what follows the last closing think tag, and all of it where
-there is none; end-of-sequence tokens do not belong to it.
+A response is known as text with its special tokens kept. Its answer is what follows the last closing think tag of its model, and all
+of it where there is none; end-of-sequence tokens do not belong to it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ _ENDS = re.compile(r"(?:\s*<[^<>\s]+>)+\s*$")  # special tokens: <|im_end|>, </s
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
-def answer_of(text: str) -> str:
-    """The answer's text."""
-    return _ENDS.sub("", text.rpartition(CLOSE)[2])
+def answer_of(text: str, close: str | None = CLOSE) -> str:
+    """The answer's text; ``close`` is the closing think tag of the model that wrote it, ``None`` if it has none."""
+    return _ENDS.sub("", text.rpartition(close)[2] if close else text)
 
 
 def parses(answer: str) -> bool:

@@ -22,7 +22,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from toolkit.rewards.answers import answer_of
+from toolkit.rewards.answers import CLOSE, answer_of
 from toolkit.types import Problem, Rollout
 
 SPLITS = ("train", "eval")
@@ -140,11 +140,20 @@ class RewardBatch:
 
     @classmethod
     def of(
-        cls, rollouts: Sequence[Rollout], problems: Sequence[Problem] | None = None, *, step: int = 0, split: str = "train"
+        cls,
+        rollouts: Sequence[Rollout],
+        problems: Sequence[Problem] | None = None,
+        *,
+        step: int = 0,
+        split: str = "train",
+        close: str | None = CLOSE,
     ) -> RewardBatch:
         """The columns that rollouts carry, and those of ``FROM_META`` that every problem has in its ``meta``.
 
         Log-probabilities and entropies only if every rollout carries them.
+
+        Args:
+            close: Closing think tag of the model that wrote the rollouts, after which its answer begins.
 
         Raises:
             ValueError: no rollouts, or one of a problem that is not among ``problems``.
@@ -160,7 +169,7 @@ class RewardBatch:
             "formatted": np.array([bool(r.answer) for r in rollouts], bool),
             "finish": objects(r.finish for r in rollouts),
             "text": objects(r.text for r in rollouts),
-            "answer_text": objects(answer_of(r.text) if r.closed else "" for r in rollouts),
+            "answer_text": objects(answer_of(r.text, close) if r.closed else "" for r in rollouts),
             "token_ids": objects(r.token_ids[r.prompt_len :] for r in rollouts),
         }
         if all(r.logprobs is not None for r in rollouts):
@@ -223,6 +232,19 @@ def loaded(parts: Iterable[Reward], saved: Mapping[str, Any]) -> None:
         raise KeyError(f"States of {', '.join(sorted(missing))}, but the rewards with a state are {', '.join(sorted(stateful))}.")
     for name, state in saved.items():
         stateful[name].load_state_dict(state)
+
+
+def due(parts: Iterable[Reward]) -> tuple[int, int] | None:
+    """Problems and samples of the monitoring set that some rewards want to see now: enough for each. ``None`` if none does."""
+    wanted = [size for r in parts if hasattr(r, "monitoring") and (size := r.monitoring())]
+    return (max(n for n, _ in wanted), max(n for _, n in wanted)) if wanted else None
+
+
+def monitored(parts: Iterable[Reward], batch: RewardBatch) -> None:
+    """Show a monitoring set to those of some rewards that want one now."""
+    for r in parts:
+        if hasattr(r, "monitoring") and r.monitoring():
+            r.monitor(batch)  # type: ignore[attr-defined]
 
 
 def objects(values: Iterable[Any]) -> ndarray:

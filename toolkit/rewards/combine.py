@@ -11,7 +11,7 @@ In a sum the part with the largest spread decides; in a mean of advantages every
 
 Deviations: the mean of advantages divides by the population deviation; a part that does not vary in a group adds 0 there.
 
-Each of them is a reward like another, with the states of its parts.
+Each of them is a reward like another, with the states and the monitoring sets of its parts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import Reward, RewardBatch, Scored, loaded, states
+from toolkit.rewards.batch import Reward, RewardBatch, Scored, due, loaded, monitored, states
 from toolkit.stats import Number
 
 Weight = float | int | Callable[[int], float]
@@ -98,6 +98,14 @@ class WeightedSum:
         """Go on from :meth:`state_dict`."""
         loaded([r for _, r in self.parts], saved)
 
+    def monitoring(self) -> tuple[int, int] | None:
+        """Problems and samples of the monitoring set that a part wants to see now."""
+        return due([r for _, r in self.parts])
+
+    def monitor(self, batch: RewardBatch) -> None:
+        """Show a monitoring set to the parts that want one now."""
+        monitored([r for _, r in self.parts], batch)
+
 
 @dataclass(frozen=True)
 class Gated:
@@ -134,6 +142,14 @@ class Gated:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         loaded([self.inner, *self.gates], saved)
+
+    def monitoring(self) -> tuple[int, int] | None:
+        """Problems and samples of the monitoring set that a part wants to see now."""
+        return due([self.inner, *self.gates])
+
+    def monitor(self, batch: RewardBatch) -> None:
+        """Show a monitoring set to the parts that want one now."""
+        monitored([self.inner, *self.gates], batch)
 
 
 @dataclass(frozen=True)
@@ -173,6 +189,14 @@ class MeanOfAdvantages:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         loaded([r for _, r in self.parts], saved)
+
+    def monitoring(self) -> tuple[int, int] | None:
+        """Problems and samples of the monitoring set that a part wants to see now."""
+        return due([r for _, r in self.parts])
+
+    def monitor(self, batch: RewardBatch) -> None:
+        """Show a monitoring set to the parts that want one now."""
+        monitored([r for _, r in self.parts], batch)
 
 
 def advantage(values: groups.Values, of: groups.Groups, epsilon: float = 1e-6) -> groups.Values:

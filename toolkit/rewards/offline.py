@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from toolkit.rewards import groups
+from toolkit.rewards.answers import CLOSE
 from toolkit.rewards.batch import Reward, RewardBatch
 from toolkit.types import Problem, Rollout
 
@@ -27,6 +28,7 @@ def score(
     columns: Mapping[str, Any] | None = None,
     step: int = 0,
     split: str = "eval",
+    close: str | None = CLOSE,
 ) -> pd.DataFrame:
     """What a reward pays rollouts: one row each, with ``reward`` and a column ``component.NAME`` for each of its parts.
 
@@ -36,11 +38,12 @@ def score(
         problems: Those of the rollouts, for rewards that need ``difficulty`` or targets from their ``meta``.
         columns: Columns that rollouts do not carry (``budget``, ``mode``, ``conciseness``, ...): one value a row, or one for all.
         step: The step to ask about.
+        close: Closing think tag of the model that wrote the rollouts.
 
     Raises:
         MissingColumnError: the reward needs a column that neither has.
     """
-    batch = RewardBatch.of(rollouts, problems, step=step, split=split).having(**(columns or {}))
+    batch = RewardBatch.of(rollouts, problems, step=step, split=split, close=close).having(**(columns or {}))
     scored = reward(batch)
     table = pd.DataFrame({name: batch[name] for name in KEPT})
     table.insert(1, "sample", [r.sample for r in rollouts])
@@ -55,9 +58,10 @@ def compare(
     *,
     columns: Mapping[str, Any] | None = None,
     step: int = 0,
+    close: str | None = CLOSE,
 ) -> pd.DataFrame:
     """:func:`score` for several rewards on the same rollouts, one under the other: a column ``name`` first, components left out."""
-    tables = {name: score(rollouts, reward, problems, columns=columns, step=step) for name, reward in rewards.items()}
+    tables = {name: score(rollouts, reward, problems, columns=columns, step=step, close=close) for name, reward in rewards.items()}
     kept = {name: table[[c for c in table if not c.startswith("component.")]] for name, table in tables.items()}
     return pd.concat(kept, names=["name"]).reset_index(level="name").reset_index(drop=True)
 

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from toolkit.rewards.batch import Reward, RewardBatch, Scored, loaded, states
+from toolkit.rewards.batch import Reward, RewardBatch, Scored, due, loaded, monitored, states
 
 
 def renorm(process: ndarray, outcome: ndarray) -> Float[ndarray, " steps"]:
@@ -64,3 +64,11 @@ class ReNorm:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         loaded([self.process], saved)
+
+    def monitoring(self) -> tuple[int, int] | None:
+        """Problems and samples of the monitoring set that the process reward wants to see now."""
+        return due([self.process])
+
+    def monitor(self, batch: RewardBatch) -> None:
+        """Show the process reward a monitoring set."""
+        monitored([self.process], batch)

@@ -62,8 +62,6 @@ class Surrogate:
     def length_reward(self, tokens: ndarray) -> Float[ndarray, " n"]:
         """R_l of each response."""
         x, p = np.minimum(tokens / self.longest, 1.0), self.best
-        if self.shape not in ("parabola", "polyline"):
-            raise ValueError(f"shape={self.shape!r}: choose parabola or polyline.")
         if self.shape == "polyline":
             return np.where(x <= p, 2 * x, 3 - 4 * x)
         return np.where(x <= p, 1 - (1 - x / p) ** 2, 1 - 2 * ((x - p) / (1 - p)) ** 2)

@@ -28,7 +28,8 @@ from toolkit.rewards.batch import RewardBatch, Scored
 from toolkit.rewards.l1 import budgets, needed
 from toolkit.stats import Number
 
-PUBLISHED_START, PUBLISHED_GAMMA, PUBLISHED_EVERY = 256, 0.7, 150  # B_0 tokens, and a drop every 150 of 600 steps
+PUBLISHED_START, PUBLISHED_EVERY = 256, 150  # B_0 tokens, and a drop every 150 of 600 steps
+PUBLISHED_GAMMA = 0.698  # (87 / 256)^(1/3): 0.7 would end at 88
 PUBLISHED_WEIGHTS = (0.6, 0.3)  # correctness, length: an ablation
 assumed_format_weight = 0.1
 assumed_most = 1.0  # R_max

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from toolkit.rewards.answers import answer_of
+from toolkit.rewards.answers import CLOSE, answer_of
 from toolkit.rewards.batch import Reward, RewardBatch, objects
 
 Column = Callable[..., Sequence[Any]]
@@ -35,6 +35,7 @@ def as_trl(
     generations: int | tuple[int, int] | None = None,
     stop_ids: Sequence[int] = (),
     gather: Callable[[list], list] | None = None,
+    close: str | None = CLOSE,
 ) -> TRLReward:
     """A reward as TRL's ``reward_funcs`` takes them.
 
@@ -44,9 +45,10 @@ def as_trl(
         generations: ``num_generations`` (or it and ``num_generations_eval``), for datasets without ids.
         stop_ids: Ids that end a response, for rewards that need ``finish``.
         gather: ``accelerate.utils.gather_object`` in a run of several processes.
+        close: The model's closing think tag, for rewards that need ``answer_text``.
     """
     both = generations if isinstance(generations, tuple) or generations is None else (generations, generations)
-    return TRLReward(reward, dict(columns or {}), group, both, frozenset(stop_ids), gather)
+    return TRLReward(reward, dict(columns or {}), group, both, frozenset(stop_ids), gather, close)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class TRLReward:
     generations: tuple[int, int] | None
     stop_ids: frozenset[int]
     gather: Callable[[list], list] | None
+    close: str | None
 
     @property
     def __name__(self) -> str:
@@ -98,7 +101,7 @@ class TRLReward:
             "tokens": lambda: np.array([len(i) for i in ids], np.int64),
             "token_ids": lambda: objects(tuple(i) for i in ids),
             "text": lambda: objects(map(text_of, asked["completions"])),
-            "answer_text": lambda: objects(answer_of(text_of(c)) for c in asked["completions"]),
+            "answer_text": lambda: objects(answer_of(text_of(c), self.close) for c in asked["completions"]),
         }
         if self.stop_ids:
             own["finish"] = lambda: objects("stop" if len(i) and i[-1] in self.stop_ids else "length" for i in ids)

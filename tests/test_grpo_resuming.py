@@ -1,0 +1,160 @@
+"""A run's directory belongs to one process, its checkpoints are whole or refused, and its log never loses or mixes steps."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from toolkit import store, tasks
+from toolkit.generate import Sampling
+from toolkit.grpo import log, losses, recipes, run, saved, trainer
+from toolkit.grpo.recipes import Recipe
+from toolkit.grpo.run import Run, train
+from toolkit.grpo.trainer import Extras
+from toolkit.jobs import grpo as jobs
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
+TINY = {"evaluate_every": 0, "micro_batch": 8}
+
+
+@pytest.fixture(scope="module")
+def easy():
+    return tasks.arithmetic.load("train", 24, operands=(2, 4))
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return replace(recipes.plain("correctness"), problems=2, samples=4, max_tokens=64)
+
+
+def test_a_second_process_is_refused_and_the_log_of_the_first_stays(tiny, easy, recipe, tmp_path):
+    plan = Run(tmp_path / "run", steps=1, **TINY)
+    store.write_rows([{"step": 0}], plan.out / log.LOG)
+    with store.claimed(plan.out / ".training"), pytest.raises(store.StoreError, match=r"Another process is training into .*: wait"):
+        train(tiny, recipe, easy, plan, resume=True)
+    assert log.read(plan.out / log.LOG) == [{"step": 0}]
+    assert train(tiny, recipe, easy, plan, resume=True).log["step"].tolist() == [0, 1]
+
+
+# --- the log -----------------------------------------------------------------------------------------------------
+
+
+def recorder_of(tmp_path, monkeypatch, steps: int) -> log.Recorder:
+    """A recorder with rows 0 to 2, at the end of a run of so many steps."""
+    recorder = log.Recorder([], Sampling(), 1, tmp_path / log.LOG, lambda text: None)
+    recorder.trainer = SimpleNamespace(args=SimpleNamespace(max_steps=steps))
+    for step in range(3):
+        recorder._write({"step": step, "accuracy": 0.5, "held_out/tokens": 30.0})
+    monkeypatch.setattr(log.Recorder, "_judge", lambda self, saved: {"held_out/tokens": 20.0})
+    return recorder
+
+
+@pytest.mark.parametrize("dies", ["append_line", "write_rows", "save_table"])
+def test_killed_while_the_saved_model_is_written_down_the_log_has_its_last_row(tiny, tmp_path, monkeypatch, dies):
+    recorder = recorder_of(tmp_path, monkeypatch, steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, dies, lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with contextlib.suppress(KeyboardInterrupt):
+            recorder.finish(tiny)
+    rows = log.read(tmp_path / log.LOG)
+    assert [row["step"] for row in rows] == [0, 1, 2] and rows[1]["held_out/tokens"] == 30
+
+
+def test_the_judgement_of_the_saved_model_goes_into_the_row_of_the_last_step_only(tiny, tmp_path, monkeypatch):
+    recorder_of(tmp_path, monkeypatch, steps=2).finish(tiny)
+    rows = log.read(tmp_path / log.LOG)
+    assert (rows[2]["accuracy"], rows[2]["held_out/tokens"]) == (0.5, 20)
+    (tmp_path / log.LOG).unlink()
+    recorder_of(tmp_path, monkeypatch, steps=3).finish(tiny)  # its row was lost
+    rows = log.read(tmp_path / log.LOG)
+    assert rows[2]["held_out/tokens"] == 30 and {k: v for k, v in rows[3].items() if k != "alarms"} == {
+        "step": 3,
+        "held_out/tokens": 20,
+    }
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_is_full_is_said_and_leaves_no_half_checkpoint(tiny, easy, recipe, tmp_path, monkeypatch):
+    plain, calls = torch.save, []
+
+    def full(value, path, *args, **kwargs):
+        calls.append(path)
+        if "checkpoint-2" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(value, path, *args, **kwargs)
+
+    plan = Run(tmp_path / "run", steps=2, save_every=1, **TINY)
+    with monkeypatch.context() as patch, pytest.raises(store.DiskFullError, match=r"No room to write .*checkpoint-2"):
+        patch.setattr(torch, "save", full)
+        train(tiny, recipe, easy, plan)
+    assert calls and [path.name for path in plan.out.glob("checkpoint-*")] == ["checkpoint-1"]
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
+        file = plan.out / "checkpoint-1" / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(store.DamagedFileError, match=r"checkpoint-1.*Remove that checkpoint and resume"):
+            train(tiny, recipe, easy, plan, resume=True)
+        file.write_bytes(whole)
+    assert train(tiny, recipe, easy, plan, resume=True).log["step"].tolist() == [0, 1, 2]
+
+
+def test_weights_that_are_sharded_over_processes_are_refused_before_training():
+    with pytest.raises(ValueError, match=r"FSDP shards the weights over processes.*--zero_stage 2"):
+        trainer.check_whole(SimpleNamespace(is_fsdp_enabled=True))
+    trainer.check_whole(SimpleNamespace(is_fsdp_enabled=False))
+
+
+def test_a_run_of_drpo_is_resumed_with_the_micro_batch_it_began_with_and_no_other():
+    plans = [Run(run.Path("x"), micro_batch=n) for n in (8, 16)]
+    drpo = replace(recipes.plain("correctness"), loss=losses.DRPO())
+    one, other = (run._how(drpo, plan, Extras()) for plan in plans)
+    assert {k for k in one if one[k] != other[k]} == {"micro_batch"}
+    plain = [run._how(recipes.plain("correctness"), plan, Extras()) for plan in plans]
+    assert plain[0] == plain[1], "whole steps are the same whatever the micro-batch"
+
+
+# --- settings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", run.OWNED)
+def test_a_setting_that_follows_from_the_run_is_refused_with_what_sets_it(tiny, recipe, tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} cannot be set for TRL alone: it follows from the run. Use "):
+        run.arguments(tiny, recipe, Run(tmp_path, overrides={name: 1}))
+    with pytest.raises(ValueError, match=f"{name} cannot be set"):
+        jobs.adjusted(recipe, {name: "1"})
+
+
+def test_two_models_are_compared_at_the_last_positions_of_each_prompt(tiny):
+    ids = tiny.prompt_ids([{"role": "user", "content": "+".join("123456789" * 5)}])
+    (kept,) = saved._log_probs(tiny, [ids])
+    with torch.no_grad():
+        whole = tiny.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    assert len(ids) > len(kept) == 16
+    torch.testing.assert_close(kept, whole[-16:])
+
+
+# --- curves of a sweep -------------------------------------------------------------------------------------------
+
+
+def test_a_curve_that_is_marked_stale_is_made_again(tiny, tmp_path):
+    plan, own = jobs.Sweep(tmp_path / "curves", tmp_path / "runs"), recipes.find("hapo").scaled()
+    about = {
+        "kind": "about",
+        "recipe": json.loads(json.dumps(own, default=store.jsonable)),
+        "seed": 0,
+        "fingerprint": tiny.fingerprint,
+    }
+    file = plan.curves / "hapo-seed0.jsonl"
+    for more, kept in (({}, True), ({"stale": "its formula changed"}, False)):
+        plan.curves.mkdir(exist_ok=True)
+        store.write_rows([about | more], file)
+        assert jobs._kept(tiny, own, 0, plan, file, lambda text: None) is kept and file.exists() is kept
+    assert len(list((plan.runs / "stale").iterdir())) == 1
