@@ -9,7 +9,6 @@ returns a new LM that shares every untouched weight with the old one.
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from toolkit import hooks, origins, phases
+from toolkit import hooks, identity, origins, phases
 from toolkit import lm as lms
 from toolkit.lm import LM
 from toolkit.merging import selective_merge as selective_merge
@@ -192,17 +191,7 @@ def _digest(direction: Direction | None) -> str:
     """What a direction is, and a hash of its numbers."""
     if direction is None:
         return "no direction"
-    return f"{direction.estimator} {direction.kind} {direction.positions} {hash_of(direction.vector)}"
-
-
-def hash_of(values: Tensor) -> str:
-    """Twelve hexadecimal digits of some numbers, for the words that tell interventions apart."""
-    return hashlib.sha256(values.double().cpu().numpy().tobytes()).hexdigest()[:12]
-
-
-def _exact(value: float, sign: str = "") -> str:
-    """A number with all its digits, whole ones without a point: kept results are told apart by it."""
-    return f"{float(value):{sign}}".removesuffix(".0")
+    return f"{direction.estimator} {direction.kind} {direction.positions} {identity.hash_of(direction.vector)}"
 
 
 def check_plan(lm: LM, planned: Plan) -> None:
@@ -273,8 +262,8 @@ class Steering:
 
     def __str__(self) -> str:
         layers = "all layers" if self.layers is None else f"layers {self.layers}"
-        act = {"add": "steering", "ablate": "ablating", "clamp": f"clamping to {_exact(self.value)}"}[self.op]
-        return f"{act} {_exact(self.strength, '+')} x {_digest(self.direction)}, {self.site}, {layers}, {self.during}"
+        act = {"add": "steering", "ablate": "ablating", "clamp": f"clamping to {identity.exact(self.value)}"}[self.op]
+        return f"{act} {identity.exact(self.strength, '+')} x {_digest(self.direction)}, {self.site}, {layers}, {self.during}"
 
     @property
     def site(self) -> str:

@@ -422,3 +422,13 @@ def _content(cell: CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # filled later
         return "nothing"
+
+
+def hash_of(values: torch.Tensor) -> str:
+    """Twelve hexadecimal digits of some numbers, for the words that tell interventions apart."""
+    return hashlib.sha256(values.double().cpu().numpy().tobytes()).hexdigest()[:12]
+
+
+def exact(value: float, sign: str = "") -> str:
+    """A number with all its digits, whole ones without a point: kept results are told apart by it."""
+    return f"{float(value):{sign}}".removesuffix(".0")

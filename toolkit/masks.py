@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from toolkit import edits, hooks, phases
+from toolkit import edits, hooks, identity, phases
 from toolkit.lm import LM
 from toolkit.phases import Scope
 from toolkit.sites import Site
@@ -46,7 +46,7 @@ class Masking:
     def __str__(self) -> str:
         chosen = [(e.layer, e.head, e.strength) for e in self.plan.edits]
         moments = self.reference
-        means = f" over {moments.positions} ({sum(moments.n)} examples, {edits.hash_of(_means(moments))})" if moments else ""
+        means = f" over {moments.positions} ({sum(moments.n)} examples, {identity.hash_of(_means(moments))})" if moments else ""
         return f"{self.op} ablation{means} of heads {chosen}, {self.during}"
 
     def __call__(self, lm: LM) -> AbstractContextManager[None]:
