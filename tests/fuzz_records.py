@@ -13,8 +13,7 @@ import pandas as pd
 from alterations import Alteration
 from fuzz_kinds import Kind, about, direction, json_kind, moments, numbers, plan, tiny
 
-from toolkit import edits, jobs, origins, store
-from toolkit import lm as lms
+from toolkit import checkpoints, edits, jobs, origins, store
 from toolkit.board import measure
 from toolkit.types import HeadScores
 
@@ -74,7 +73,7 @@ KINDS: dict[str, Kind] = {
     "shard index": json_kind(INDEX, lambda: {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}, whole, (),
                              ("weight_map.x dropped", "weight_map.y dropped")),
     "made_from": json_kind("made_from.json", lambda: [origins.record(["p", "q"], task="tiny", split="train", seed=0)],
-                           lambda path: lms._origins(store.existing(path)), ("0.task", "0.split", "0.seed"),
+                           lambda path: checkpoints._made_from(str(store.existing(path).parent), None), ("0.task", "0.split", "0.seed"),
                            ("0.problem_ids.0 dropped",)),
     "made_by": json_kind(store.MADE_BY, lambda: RECORD, made_by, ("modules.",)),
     "edit": json_kind("edit.json", lambda: {"plan": {}, "parent": "p", "fingerprint": edited()}, saved, ("plan", "parent")),

@@ -256,7 +256,7 @@ def test_a_narrower_saved_model_is_measured_and_returned_as_it_is_on_disk(half, 
 def test_killed_while_the_model_is_written_the_run_ends_with_the_same_model(half, easy, recipe, ran, tmp_path, monkeypatch):
     plan, extras = unwritten(ran, tmp_path / "run"), Extras(lora=KINDS[ran.out.name])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(saved, "_read", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(saved, "read_back", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
         train(half, recipe, easy, plan, extras=extras, resume=True)
     assert not (plan.out / "model" / "config.json").exists()
     assert train(half, recipe, easy, plan, extras=extras, resume=True).lm.fingerprint == ran.done.lm.fingerprint

@@ -152,9 +152,14 @@ def test_a_curve_that_is_marked_stale_is_made_again(tiny, tmp_path):
         "seed": 0,
         "fingerprint": tiny.fingerprint,
     }
+    rest = [
+        {"kind": "step", "step": 0},
+        {"kind": "test", "problems": "all", "condition": "base", "metric": "accuracy", "mean": 0.5, "low": 0.4, "high": 0.6},
+        {"kind": "outcomes", "problem_id": ["p"], "accuracy": [0.5], "think_tokens": [9.0]},
+    ]
     file = plan.curves / "hapo-seed0.jsonl"
     for more, kept in (({}, True), ({"stale": "its formula changed"}, False)):
         plan.curves.mkdir(exist_ok=True)
-        store.write_rows([about | more], file)
+        store.write_rows([about | more, *rest], file)
         assert jobs._kept(tiny, own, 0, plan, file, lambda text: None) is kept and file.exists() is kept
     assert len(list((plan.runs / "stale").iterdir())) == 1
