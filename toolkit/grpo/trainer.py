@@ -131,7 +131,7 @@ class Trainer(GRPOTrainer):
                 train_dataset=self._dataset(list(problems), args),
                 processing_class=lm.tokenizer,
                 callbacks=list(extras.callbacks),
-                peft_config=extras.lora,
+                peft_config=deepcopy(extras.lora),  # peft writes into it: a second run with it would be of another adapter
                 rollout_func=_rollouts if extras.engine == "toolkit" else None,
             )
         check_whole(self)
