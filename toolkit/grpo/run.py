@@ -224,10 +224,11 @@ def _train(
     checkpoint = _begin(run.out, identity, resume)
     store.writable(run.out)
     extras = judge.supplied(lm, recipe, problems, extras, run.out, run.seed, say)
-    recorder = log.Recorder(run.held_out, run.evaluate, run.evaluate_every, run.out / log.LOG, say)
     own = replace(lm, model=deepcopy(lm.model))
-    trainer = Trainer(own, recipe, problems, args, replace(extras, callbacks=(recorder, *extras.callbacks)))
-    trainer.identity, recorder.trainer, recorder.given = identity, trainer, lm
+    trainer = Trainer(own, recipe, problems, args, replace(extras, callbacks=()), identity)
+    recorder = log.Recorder(run.held_out, run.evaluate, run.evaluate_every, run.out / log.LOG, say, trainer.sampler.rollouts, lm)
+    for callback in (recorder, *extras.callbacks):
+        trainer.add_callback(callback)
     main = trainer.is_world_process_zero()
     if main:
         store.remove(run.out / MODEL)  # of fewer steps
