@@ -191,7 +191,7 @@ def train(
         FileExistsError: ``run.out`` holds a run already and ``resume`` is off.
         store.StoreError: another process trains into ``run.out`` now.
         store.WrongModelError: the run in ``run.out`` is of another model, recipe, seed, problem set or reward, or was begun by other code.
-        trainer.NonFiniteError: a reward, loss or gradient is NaN or infinite; names step and sample.
+        checks.NonFiniteError: a reward, loss or gradient is NaN or infinite; names step and sample.
     """
     args = arguments(lm, recipe, run)
     check_context(lm, problems, args.max_completion_length)

@@ -10,7 +10,7 @@
 * Where one optimizer step uses all micro-batches, they are sorted by length and trimmed, and rows that nothing pushes (their whole group
   was paid the same) are left out: the same gradient, less work.
 
-Everything else (optimizer, schedules, clipping, LoRA, DeepSpeed, FSDP, loggers) is TRL's and transformers', untouched.
+Everything else (optimizer, schedules, clipping, LoRA, DeepSpeed, loggers) is TRL's and transformers', untouched.
 """
 
 from __future__ import annotations
