@@ -24,7 +24,7 @@ from toolkit.types import Problem, Rollout
 Row = dict[str, Any]
 
 
-def measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.Scored) -> dict[str, float]:
+def measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.RewardValues) -> dict[str, float]:
     """What one batch of all processes looked like, by name; NaN where there is nothing to average."""
     found = [d.rollout for d in drawn]
     correct, stopped = np.array([r.correct for r in found]), np.array([r.finish == "stop" for r in found])

@@ -21,7 +21,7 @@ from typing import ClassVar
 import numpy as np
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_PREFERRED, PUBLISHED_OTHER = 1.5, 1.0
@@ -45,11 +45,11 @@ class AdaptiveDeepReasoning:
     name: ClassVar[str] = "adaptive_deep_reasoning"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "mode"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         short, long = batch["mode"] == "short", batch["mode"] == "long"
         if not (short | long).all():
             raise ValueError(f"A mode of {batch['mode'][~(short | long)][0]!r}: modes are 'long' and 'short'.")
         c = batch["correct"].astype(float)
         simple = groups.mean(c, batch.groups, short) >= self.threshold
-        return Scored.sum(correctness=self.other * c, mode=np.where(simple == short, self.preferred - self.other, 0.0) * c)
+        return RewardValues.sum(correctness=self.other * c, mode=np.where(simple == short, self.preferred - self.other, 0.0) * c)

@@ -13,7 +13,7 @@ _ENDS = re.compile(r"(?:\s*<[^<>\s]+>)+\s*$")  # special tokens: <|im_end|>, </s
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
-def answer_of(text: str, close: str | None = CLOSE) -> str:
+def answer_text(text: str, close: str | None = CLOSE) -> str:
     """The answer's text; ``close`` is the closing think tag of the model that wrote it, ``None`` if it has none."""
     return _ENDS.sub("", text.rpartition(close)[2] if close else text)
 
@@ -25,7 +25,7 @@ def parses(answer: str) -> bool:
     Raises:
         ImportError: a box holds more than a number, and math-verify is not installed.
     """
-    box = boxed(answer)
+    box = last_boxed(answer)
     if box is None:
         return "\\boxed" not in answer and _NUMBER.search(answer) is not None
     if _NUMBER.fullmatch(box.strip()):
@@ -37,7 +37,7 @@ def parses(answer: str) -> bool:
     return bool(parse(f"\\boxed{{{box}}}", fallback_mode="no_fallback", parsing_timeout=None))
 
 
-def boxed(answer: str) -> str | None:
+def last_boxed(answer: str) -> str | None:
     r"""The content of the last ``\boxed{}``; ``None`` without one, or if it is never closed."""
     start = answer.rfind("\\boxed{")
     depth = 0

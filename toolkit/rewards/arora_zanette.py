@@ -22,7 +22,7 @@ from numpy import ndarray
 from scipy.special import expit
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_ALPHA = 0.4  # LASER's (arXiv 2505.15612) comparison
@@ -52,9 +52,9 @@ class AroraZanette:
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        return Scored.sum(correctness=batch["correct"], length=-discount(batch, self.alpha, self.ddof))
+        return RewardValues.sum(correctness=batch["correct"], length=-discount(batch, self.alpha, self.ddof))
 
 
 def check_alpha(alpha: Number) -> None:

@@ -3,7 +3,7 @@
 A *group* is the rollouts of one problem. It follows ``problem_id`` and nothing else: two problems with the same text are two
 groups, and rows of a group may lie anywhere in the batch. Lengths are tokens, entropies and log-probabilities nats a token.
 
-A reward is a callable object, ``reward(batch) -> Scored``, with ``name``, ``needs`` (columns it reads) and its parameters as
+A reward is a callable object, ``reward(batch) -> RewardValues``, with ``name``, ``needs`` (columns it reads) and its parameters as
 dataclass fields. Most are frozen values. A stateful one has ``state_dict`` and ``load_state_dict`` (JSON) and changes only in the
 ``"train"`` split, after the batch is scored. It learns from the batch it is given: in a run of several processes give each
 process the rollouts of all of them, in the same order; then the same arithmetic keeps their states equal and nothing has to be
@@ -22,12 +22,12 @@ import pandas as pd
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from toolkit.rewards.answers import CLOSE, answer_of
+from toolkit.rewards.answers import CLOSE, answer_text
 from toolkit.types import Problem, Rollout
 
 SPLITS = ("train", "eval")
 
-_ROLLOUTS = "RewardBatch.of(rollouts) has it"
+_ROLLOUTS = "RewardBatch.from_rollouts(rollouts) has it"
 _ENTROPIES = (
     f"{_ROLLOUTS} if they carry entropies: sample with Sampling(details=True), or phase_entropy.measured(lm, rollouts); in training, "
     "engine='toolkit' keeps them and engine='trl' does not"
@@ -40,7 +40,7 @@ def _lengths(what: str, unit: str) -> str:
     """Who supplies a target length, or an end of its range, in a unit."""
     other = UNITS[unit == UNITS[0]]
     return (
-        f"RewardBatch.of(rollouts, problems) has it where every problem has meta['{what}_{unit}'], as the task target_length has in words; "
+        f"RewardBatch.from_rollouts(rollouts, problems) has it where every problem has meta['{what}_{unit}'], as the task target_length has in words; "
         f"or set it in the reward; or count {other} (unit='{other}')"
     )
 
@@ -61,7 +61,7 @@ SUPPLIERS: Mapping[str, str] = {
     "(phase_entropy.measured) and take the mean log-probability of each",
     "think_entropy": _ENTROPIES,
     "answer_entropy": _ENTROPIES,
-    "difficulty": "RewardBatch.of(rollouts, problems) has it where every problem has meta['difficulty']",
+    "difficulty": "RewardBatch.from_rollouts(rollouts, problems) has it where every problem has meta['difficulty']",
     "budget": f"{_GRPO} where the recipe has a curriculum; it is the budget that was in the prompt, tokens; or set one "
     "in the reward (budget=N, --set reward.budget=N)",
     "mode": f"{_GRPO} where the recipe has modes; it is 'long' or 'short', as the prompt asked",
@@ -79,12 +79,12 @@ class MissingColumnError(ValueError):
         whose = (
             f"The reward {reward!r} needs the column {column!r}, but the batch" if reward else f"No column {column!r}: the batch"
         )
-        supplier = SUPPLIERS.get(column, "no part of the toolkit has it: add it with batch.having(name=values)")
+        supplier = SUPPLIERS.get(column, "no part of the toolkit has it: add it with batch.with_columns(name=values)")
         super().__init__(f"{whose} has {', '.join(sorted(held))}. Who can supply it: {supplier}.")
         self.column, self.reward = column, reward
 
 
-class Scored(NamedTuple):
+class RewardValues(NamedTuple):
     """What a batch is paid.
 
     Attributes:
@@ -96,7 +96,7 @@ class Scored(NamedTuple):
     components: dict[str, Float[ndarray, " n"]]
 
     @classmethod
-    def sum(cls, **components: ndarray) -> Scored:
+    def sum(cls, **components: ndarray) -> RewardValues:
         """The sum of named parts."""
         parts = {name: np.asarray(values, np.float64) for name, values in components.items()}
         return cls(np.sum(list(parts.values()), axis=0), parts)
@@ -112,7 +112,7 @@ class Reward(Protocol):
     @property
     def needs(self) -> frozenset[str]: ...
 
-    def __call__(self, batch: RewardBatch) -> Scored: ...
+    def __call__(self, batch: RewardBatch) -> RewardValues: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,16 +161,16 @@ class RewardBatch:
         if not rollouts:
             raise ValueError("No rollouts to make a batch of.")
         columns = {
-            "problem_id": objects(r.problem_id for r in rollouts),
+            "problem_id": object_array(r.problem_id for r in rollouts),
             "correct": np.array([r.correct for r in rollouts], bool),
             "tokens": np.array([r.response_tokens for r in rollouts], np.int64),
             "think_tokens": np.array([r.think_tokens for r in rollouts], np.int64),
             "closed": np.array([r.closed for r in rollouts], bool),
             "formatted": np.array([bool(r.answer) for r in rollouts], bool),
-            "finish": objects(r.finish for r in rollouts),
-            "text": objects(r.text for r in rollouts),
-            "answer_text": objects(answer_of(r.text, close) if r.closed else "" for r in rollouts),
-            "token_ids": objects(r.token_ids[r.prompt_len :] for r in rollouts),
+            "finish": object_array(r.finish for r in rollouts),
+            "text": object_array(r.text for r in rollouts),
+            "answer_text": object_array(answer_text(r.text, close) if r.closed else "" for r in rollouts),
+            "token_ids": object_array(r.token_ids[r.prompt_len :] for r in rollouts),
         }
         if all(r.logprobs is not None for r in rollouts):
             columns["logprob"] = np.array([_mean(r.logprobs or ()) for r in rollouts])
@@ -220,12 +220,12 @@ class RewardBatch:
         return replace(self, columns={**self.columns, **{k: _column(v, len(self)) for k, v in columns.items()}})
 
 
-def states(parts: Iterable[Reward]) -> dict[str, Any]:
+def state_by_name(parts: Iterable[Reward]) -> dict[str, Any]:
     """States of the stateful ones among some rewards, by name."""
     return {r.name: state for r in parts if hasattr(r, "state_dict") and (state := r.state_dict())}
 
 
-def loaded(parts: Iterable[Reward], saved: Mapping[str, Any]) -> None:
+def load_state_by_name(parts: Iterable[Reward], saved: Mapping[str, Any]) -> None:
     """Give rewards their states back. Raises KeyError if the states are of other rewards."""
     stateful = {r.name: r for r in parts if hasattr(r, "load_state_dict")}
     if missing := set(saved) - set(stateful):
@@ -234,20 +234,20 @@ def loaded(parts: Iterable[Reward], saved: Mapping[str, Any]) -> None:
         stateful[name].load_state_dict(state)
 
 
-def due(parts: Iterable[Reward]) -> tuple[int, int] | None:
+def monitoring_size(parts: Iterable[Reward]) -> tuple[int, int] | None:
     """Problems and samples of the monitoring set that some rewards want to see now: enough for each. ``None`` if none does."""
     wanted = [size for r in parts if hasattr(r, "monitoring") and (size := r.monitoring())]
     return (max(n for n, _ in wanted), max(n for _, n in wanted)) if wanted else None
 
 
-def monitored(parts: Iterable[Reward], batch: RewardBatch) -> None:
+def monitor_parts(parts: Iterable[Reward], batch: RewardBatch) -> None:
     """Show a monitoring set to those of some rewards that want one now."""
     for r in parts:
         if hasattr(r, "monitoring") and r.monitoring():
             r.monitor(batch)  # type: ignore[attr-defined]
 
 
-def objects(values: Iterable[Any]) -> ndarray:
+def object_array(values: Iterable[Any]) -> ndarray:
     """A one-dimensional array of Python objects: texts, or tuples of any length."""
     return np.fromiter(values, dtype=object)
 

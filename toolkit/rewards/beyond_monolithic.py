@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 assumed_most = 0.5  # P_max: ours
@@ -48,9 +48,9 @@ class BeyondMonolithic:
         if self.most < 0 or self.tau <= 0:
             raise ValueError(f"{self}: need most >= 0 and tau > 0.")
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         right = batch["correct"].astype(bool)
         m = np.maximum(np.nan_to_num(groups.mean(batch["tokens"], batch.groups, right)), 1.0)
         short = np.where(groups.count(batch.groups, right) > 0, np.maximum(0.0, 1.0 - batch["tokens"] / m), 0.0)
-        return Scored.sum(correctness=right, format=batch["formatted"], length=self.most * np.expm1(-short / self.tau))
+        return RewardValues.sum(correctness=right, format=batch["formatted"], length=self.most * np.expm1(-short / self.tau))

@@ -24,7 +24,15 @@ from typing import Any
 import numpy as np
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import Reward, RewardBatch, Scored, due, loaded, monitored, states
+from toolkit.rewards.batch import (
+    Reward,
+    RewardBatch,
+    RewardValues,
+    load_state_by_name,
+    monitor_parts,
+    monitoring_size,
+    state_by_name,
+)
 from toolkit.stats import Number
 
 Weight = float | int | Callable[[int], float]
@@ -82,29 +90,29 @@ class WeightedSum:
     def needs(self) -> frozenset[str]:
         return frozenset().union(*(r.needs for _, r in self.parts))
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         found: dict[str, np.ndarray] = {}
         for weight, reward in self.parts:
             w = weight(batch.step) if callable(weight) else weight
             found |= {f"{reward.name}.{name}": w * values for name, values in reward(batch).components.items()}
-        return Scored.sum(**found)
+        return RewardValues.sum(**found)
 
     def state_dict(self) -> dict[str, Any]:
         """States of the stateful parts, by name."""
-        return states([r for _, r in self.parts])
+        return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        loaded([r for _, r in self.parts], saved)
+        load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
         """Problems and samples of the monitoring set that a part wants to see now."""
-        return due([r for _, r in self.parts])
+        return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
         """Show a monitoring set to the parts that want one now."""
-        monitored([r for _, r in self.parts], batch)
+        monitor_parts([r for _, r in self.parts], batch)
 
 
 @dataclass(frozen=True)
@@ -130,26 +138,26 @@ class Gated:
     def needs(self) -> frozenset[str]:
         return self.inner.needs.union(*(g.needs for g in self.gates))
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         through = np.prod([gate(batch).values for gate in self.gates], axis=0)
-        return Scored.sum(**{name: values * through for name, values in self.inner(batch).components.items()})
+        return RewardValues.sum(**{name: values * through for name, values in self.inner(batch).components.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """States of the stateful parts, by name."""
-        return states([self.inner, *self.gates])
+        return state_by_name([self.inner, *self.gates])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        loaded([self.inner, *self.gates], saved)
+        load_state_by_name([self.inner, *self.gates], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
         """Problems and samples of the monitoring set that a part wants to see now."""
-        return due([self.inner, *self.gates])
+        return monitoring_size([self.inner, *self.gates])
 
     def monitor(self, batch: RewardBatch) -> None:
         """Show a monitoring set to the parts that want one now."""
-        monitored([self.inner, *self.gates], batch)
+        monitor_parts([self.inner, *self.gates], batch)
 
 
 @dataclass(frozen=True)
@@ -177,26 +185,28 @@ class MeanOfAdvantages:
     def needs(self) -> frozenset[str]:
         return frozenset().union(*(r.needs for _, r in self.parts))
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         total = sum(w for w, _ in self.parts)
-        return Scored.sum(**{r.name: w / total * advantage(r(batch).values, batch.groups, self.epsilon) for w, r in self.parts})
+        return RewardValues.sum(
+            **{r.name: w / total * advantage(r(batch).values, batch.groups, self.epsilon) for w, r in self.parts}
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """States of the stateful parts, by name."""
-        return states([r for _, r in self.parts])
+        return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        loaded([r for _, r in self.parts], saved)
+        load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
         """Problems and samples of the monitoring set that a part wants to see now."""
-        return due([r for _, r in self.parts])
+        return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
         """Show a monitoring set to the parts that want one now."""
-        monitored([r for _, r in self.parts], batch)
+        monitor_parts([r for _, r in self.parts], batch)
 
 
 def advantage(values: groups.Values, of: groups.Groups, epsilon: float = 1e-6) -> groups.Values:

@@ -31,7 +31,7 @@ from toolkit.stats import Number
 assumed_ratio = 1.25  # a verbose answer is at least so many times as long: ours
 assumed_strength = 0.01  # C of scikit-learn: ours
 
-Pairs = Int[ndarray, "pairs 2"]
+PairRows = Int[ndarray, "pairs 2"]
 """Row of the more concise response, row of the less concise one."""
 
 
@@ -39,7 +39,7 @@ class NoPairsError(ValueError):
     """No two right answers to one problem differ enough in length."""
 
 
-def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> Pairs:
+def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> PairRows:
     """All pairs of right answers to one problem, one at least ``ratio`` times as long. Raises NoPairsError without any."""
     if ratio <= 1:
         raise ValueError(f"ratio={ratio}: the longer answer of a pair has to be longer.")
@@ -79,22 +79,22 @@ class ConcisenessHead:
         """The column ``conciseness``: k of each response, in [0.1, 1]."""
         return LOWEST + (HIGHEST - LOWEST) * expit((self.logits(features) - self.centre) / self.spread)
 
-    def ranking(self, features: Float[ndarray, "n d"], pairs: Pairs) -> float:
+    def pair_auc(self, features: Float[ndarray, "n d"], pairs: PairRows) -> float:
         """AUC of pairs: the share told in the right order, ties counting half; chance is 0.5."""
         z = self.logits(features)[pairs]
         return float(np.mean((z[:, 0] > z[:, 1]) + 0.5 * (z[:, 0] == z[:, 1])))
 
     def state_dict(self) -> dict[str, Any]:
-        """The head as JSON; ``ConcisenessHead.of`` reads it back."""
+        """The head as JSON; ``ConcisenessHead.from_state_dict`` reads it back."""
         return {"weight": self.weight.tolist(), "centre": self.centre, "spread": self.spread}
 
     @classmethod
-    def of(cls, saved: dict[str, Any]) -> ConcisenessHead:
+    def from_state_dict(cls, saved: dict[str, Any]) -> ConcisenessHead:
         """The head of :meth:`state_dict`."""
         return cls(np.array(saved["weight"], np.float64), float(saved["centre"]), float(saved["spread"]))
 
 
-def fit(features: Float[ndarray, "n d"], pairs: Pairs, *, strength: float = assumed_strength) -> ConcisenessHead:
+def fit(features: Float[ndarray, "n d"], pairs: PairRows, *, strength: float = assumed_strength) -> ConcisenessHead:
     """Train a head on pairs of responses.
 
     Args:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 assumed_alpha = 1.0  # a response of full length loses as much as a right answer gains: ours
@@ -31,9 +31,9 @@ class Correctness:
     name: ClassVar[str] = "correctness"
     needs: ClassVar[frozenset[str]] = frozenset({"correct"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        return Scored.sum(correctness=batch["correct"])
+        return RewardValues.sum(correctness=batch["correct"])
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Format:
     name: ClassVar[str] = "format"
     needs: ClassVar[frozenset[str]] = frozenset({"formatted"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        return Scored.sum(format=batch["formatted"])
+        return RewardValues.sum(format=batch["formatted"])
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,6 @@ class LengthPenalty:
         if self.alpha < 0 or self.longest <= 0:
             raise ValueError(f"{self}: need alpha >= 0 and longest > 0.")
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        return Scored.sum(correctness=batch["correct"], length=-self.alpha * batch["tokens"] / self.longest)
+        return RewardValues.sum(correctness=batch["correct"], length=-self.alpha * batch["tokens"] / self.longest)

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 assumed_longest = 4096  # tokens: ours, TRL asks for it
@@ -46,9 +46,9 @@ class Cosine:
         if self.longest <= 0:
             raise ValueError(f"longest={self.longest}: the longest length must be positive.")
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         right = batch["correct"].astype(bool)
         short, long = (np.where(right, *pair) for pair in zip(self.right, self.wrong, strict=True))
         rise = (1 + np.cos(np.pi * np.minimum(batch["tokens"] / self.longest, 1.0))) / 2
-        return Scored.sum(correctness=short, length=(long - short) * (1 - rise))
+        return RewardValues.sum(correctness=short, length=(long - short) * (1 - rise))

@@ -21,7 +21,7 @@ from typing import ClassVar
 import numpy as np
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 LOWEST, HIGHEST = 0.1, 1.0  # range of the conciseness score
@@ -52,11 +52,11 @@ class CRF:
         """s at a step."""
         return max(0.0, 1.0 - step / self.steps)
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         c, score = batch["correct"].astype(float), batch["conciseness"].astype(float)
         outside = ~((score >= LOWEST) & (score <= HIGHEST))
         if outside.any():
             raise ValueError(f"A conciseness of {score[outside][0]}: scores are between {LOWEST} and {HIGHEST}.")
         easy = np.exp(groups.mean(c, batch.groups))
-        return Scored.sum(correctness=c, conciseness=c * self.alpha * score * (self.annealing(batch.step) + easy))
+        return RewardValues.sum(correctness=c, conciseness=c * self.alpha * score * (self.annealing(batch.step) + easy))

@@ -23,7 +23,7 @@ import numpy as np
 from numpy import ndarray
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_TARGET = 4000
@@ -46,7 +46,7 @@ class DLER:
     name: ClassVar[str] = "dler"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens", "finish"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         return _truncated(batch, np.full(len(batch), float(self.target)), self.kept)
 
@@ -71,14 +71,14 @@ class DifficultyAwareDLER:
         if not starts or starts[0] != 0 or starts != sorted(starts):
             raise ValueError(f"tiers={self.tiers}: they must ascend from a share of 0.")
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         ratio = groups.mean(batch["correct"], batch.groups)
         starts, lengths = (np.array(part, float) for part in zip(*self.tiers, strict=True))
         return _truncated(batch, lengths[np.searchsorted(starts, ratio, side="right") - 1], self.kept)
 
 
-def _truncated(batch: RewardBatch, targets: ndarray, kept: Number) -> Scored:
+def _truncated(batch: RewardBatch, targets: ndarray, kept: Number) -> RewardValues:
     c = batch["correct"].astype(float)
     within = (batch["tokens"] <= targets) & (batch["finish"] == "stop")
-    return Scored.sum(correctness=c, truncation=np.where(within, 0.0, (kept - 1.0) * c))
+    return RewardValues.sum(correctness=c, truncation=np.where(within, 0.0, (kept - 1.0) * c))

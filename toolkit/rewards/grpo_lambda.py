@@ -27,7 +27,7 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from toolkit.rewards.arora_zanette import check_alpha, discount
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_SHARE = 0.2  # lambda: given as the example
@@ -66,8 +66,8 @@ class GRPOLambda:
         top = np.lexsort((batch.group_ids.astype(str), ties, -accuracy))[: max(1, math.ceil(self.share * len(accuracy) - 1e-9))]
         return np.isin(g, top)
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        return Scored.sum(
+        return RewardValues.sum(
             correctness=batch["correct"], length=np.where(self.priced(batch), -discount(batch, self.alpha, self.ddof), 0.0)
         )

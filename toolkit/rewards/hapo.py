@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_WEIGHT, PUBLISHED_CLIP, PUBLISHED_TOLERANCE = 1.0, -0.7, 0.1
@@ -64,12 +64,12 @@ class HAPO:
         if self.form not in FORMS or self.memory not in MEMORIES:
             raise ValueError(f"form={self.form!r}, memory={self.memory!r}: choose one of {FORMS} and one of {MEMORIES}.")
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         right = batch["correct"].astype(bool)
         known = np.array([self.history.get(str(i), (np.nan, 0))[0] for i in batch.group_ids], float)[batch.groups]
         length = length_reward(batch["tokens"].astype(float), right, known, self)
-        scored = Scored.sum(correctness=right, length=self.weight * length)
+        scored = RewardValues.sum(correctness=right, length=self.weight * length)
         if batch.split == "train":
             self._remember(batch, right)
         return scored

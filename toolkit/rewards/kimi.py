@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 
@@ -36,10 +36,10 @@ class Kimi:
     name: ClassVar[str] = "kimi"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         L, g = batch["tokens"].astype(float), batch.groups
         low, high = groups.lowest(L, g), groups.highest(L, g)
         v = np.where(high > low, 0.5 - (L - low) / np.where(high > low, high - low, 1.0), 0.0)
         v = np.where(batch["correct"].astype(bool), v, np.minimum(0.0, v))
-        return Scored.sum(correctness=batch["correct"], length=self.weight * v)
+        return RewardValues.sum(correctness=batch["correct"], length=self.weight * v)

@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 from numpy import ndarray
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_EXACT_ALPHA, PUBLISHED_MAX_ALPHA, PUBLISHED_DELTA = 0.0003, 0.01, 0.5
@@ -41,11 +41,13 @@ class L1Exact:
 
     @property
     def needs(self) -> frozenset[str]:
-        return needed(self.budget)
+        return budget_columns(self.budget)
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        return Scored.sum(correctness=batch["correct"], length=-self.alpha * np.abs(batch["tokens"] - budgets(batch, self.budget)))
+        return RewardValues.sum(
+            correctness=batch["correct"], length=-self.alpha * np.abs(batch["tokens"] - row_budgets(batch, self.budget))
+        )
 
 
 @dataclass(frozen=True)
@@ -64,21 +66,21 @@ class L1Max:
 
     @property
     def needs(self) -> frozenset[str]:
-        return needed(self.budget)
+        return budget_columns(self.budget)
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         c = batch["correct"].astype(float)
-        left = np.clip(self.alpha * (budgets(batch, self.budget) - batch["tokens"]) + self.delta, 0.0, 1.0)
-        return Scored.sum(correctness=c, length=c * (left - 1.0))
+        left = np.clip(self.alpha * (row_budgets(batch, self.budget) - batch["tokens"]) + self.delta, 0.0, 1.0)
+        return RewardValues.sum(correctness=c, length=c * (left - 1.0))
 
 
-def needed(budget: Number | None) -> frozenset[str]:
+def budget_columns(budget: Number | None) -> frozenset[str]:
     """Columns of a reward that follows a budget, which may be fixed."""
     return frozenset({"correct", "tokens"} | ({"budget"} if budget is None else set()))
 
 
-def budgets(batch: RewardBatch, budget: Number | None) -> ndarray:
+def row_budgets(batch: RewardBatch, budget: Number | None) -> ndarray:
     """Each row's budget, tokens. Raises ValueError for one that is not positive."""
     found = batch["budget"].astype(float) if budget is None else np.full(len(batch), float(budget))
     if not (found > 0).all():

@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from toolkit.rewards.batch import RewardBatch, Scored
-from toolkit.rewards.laser_targets import Targets, TargetState, difficulty
+from toolkit.rewards.batch import RewardBatch, RewardValues
+from toolkit.rewards.laser_targets import TargetSettings, TargetState, difficulty
 from toolkit.rewards.repetition import distinct_share
 from toolkit.stats import Number
 
@@ -64,10 +64,10 @@ class Laser:
     name: ClassVar[str] = "laser"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens", "formatted"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         paid = self.alpha * (_right(batch) & (batch["tokens"] <= self.target))
-        return Scored.sum(outcome=self.outcome(batch), length=paid)
+        return RewardValues.sum(outcome=self.outcome(batch), length=paid)
 
 
 @dataclass(eq=False)
@@ -84,7 +84,7 @@ class LaserD:
     """
 
     alpha: Number = PUBLISHED_ALPHA
-    targets: Targets = field(default_factory=Targets)
+    targets: TargetSettings = field(default_factory=TargetSettings)
     outcome: Outcome = PUBLISHED_OUTCOME
     state: TargetState = field(init=False)
 
@@ -94,16 +94,16 @@ class LaserD:
     def __post_init__(self) -> None:
         self.state = TargetState(self.targets)
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         within = batch["tokens"] <= self.limit(batch)
-        scored = Scored.sum(outcome=self.outcome(batch), length=self.alpha * (_right(batch) & within))
-        self.state.seen(batch)
+        scored = RewardValues.sum(outcome=self.outcome(batch), length=self.alpha * (_right(batch) & within))
+        self.state.observe(batch)
         return scored
 
     def limit(self, batch: RewardBatch) -> Float[ndarray, " n"]:
         """L_A of each row, tokens: that of its group's difficulty among the rollouts of the batch."""
-        lengths = self.state.within(int(batch["tokens"].max(initial=0)))
+        lengths = self.state.lengths_for(int(batch["tokens"].max(initial=0)))
         return np.array(lengths, float)[difficulty(batch, "reward")]
 
     def monitoring(self) -> tuple[int, int] | None:
@@ -136,12 +136,12 @@ class LaserDE(LaserD):
     name: ClassVar[str] = "laser_de"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens", "formatted", "token_ids"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         explores = ~_right(batch) & batch["formatted"].astype(bool) & (batch["tokens"] > self.limit(batch))
         scored = super().__call__(batch)
         bonus = self.alpha * self._free_of_loops(batch, explores)
-        return Scored.sum(**scored.components, exploration=bonus)
+        return RewardValues.sum(**scored.components, exploration=bonus)
 
     def _free_of_loops(self, batch: RewardBatch, rows: Bool[ndarray, " n"]) -> Bool[ndarray, " n"]:
         """Those of the rows that do not loop: only they are looked at."""

@@ -44,7 +44,7 @@ SCRIPT_ROUNDING = "floor"  # of the released scripts of LASER-D and -DE
 
 
 @dataclass(frozen=True)
-class Targets:
+class TargetSettings:
     """How target lengths are set.
 
     Attributes:
@@ -86,7 +86,7 @@ class Targets:
         """ECR: right responses to expect within a length that a share of the bucket's responses does not exceed."""
         return float(within * self.least_right[bucket])
 
-    def enough(self, bucket: int, lengths: Int[ndarray, " responses"]) -> int | None:
+    def sufficient_length(self, bucket: int, lengths: Int[ndarray, " responses"]) -> int | None:
         """Least length of the grid with ECR >= 1, where a bucket's responses have these lengths, one or more; ``None`` if none has."""
         ordered = np.sort(lengths)
         for candidate in self.grid:
@@ -101,10 +101,10 @@ class Targets:
         Args:
             longest: Longest response of the training batch, tokens; by default that of ``lengths``.
         """
-        return limited(self.enough(bucket, lengths), int(np.max(lengths)) if longest is None else longest)
+        return capped(self.sufficient_length(bucket, lengths), int(np.max(lengths)) if longest is None else longest)
 
 
-def limited(enough: int | None, longest: int) -> int:
+def capped(enough: int | None, longest: int) -> int:
     """L_A from the least length of the grid that is enough: never more than the longest response of the training batch."""
     return longest if enough is None else min(enough, longest)
 
@@ -112,7 +112,7 @@ def limited(enough: int | None, longest: int) -> int:
 class TargetState:
     """The lengths now, and the responses seen since they were set."""
 
-    def __init__(self, targets: Targets) -> None:
+    def __init__(self, targets: TargetSettings) -> None:
         self.targets = targets
         self._enough: list[int | None] = [targets.base] * len(BUCKETS)
         self._longest = targets.longest
@@ -123,18 +123,18 @@ class TargetState:
     @property
     def lengths(self) -> list[int]:
         """L_A of easy, medium and hard problems in the newest training batch, tokens."""
-        return self.within(self._longest)
+        return self.lengths_for(self._longest)
 
-    def within(self, longest: int) -> list[int]:
+    def lengths_for(self, longest: int) -> list[int]:
         """L_A of easy, medium and hard problems in a batch whose longest response has so many tokens."""
-        return [limited(enough, longest) for enough in self._enough]
+        return [capped(enough, longest) for enough in self._enough]
 
     @property
     def due(self) -> bool:
         """Whether new responses to the monitoring set are due before the next generation."""
         return not self._monitored or self._generations - self._set_at >= self.targets.every
 
-    def seen(self, batch: RewardBatch) -> None:
+    def observe(self, batch: RewardBatch) -> None:
         """Take a generation into account: a batch of training rollouts. Without a monitoring set they set the lengths."""
         if batch.split != "train":
             return
@@ -162,7 +162,7 @@ class TargetState:
     def _set(self) -> None:
         for d, counts in enumerate(self._counts):
             if counts:
-                self._enough[d] = self.targets.enough(d, np.repeat(np.array(list(counts)), list(counts.values())))
+                self._enough[d] = self.targets.sufficient_length(d, np.repeat(np.array(list(counts)), list(counts.values())))
         self._counts, self._set_at = [Counter() for _ in BUCKETS], self._generations
 
     def state_dict(self) -> dict[str, Any]:

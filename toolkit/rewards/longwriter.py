@@ -27,7 +27,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from toolkit import stats
-from toolkit.rewards.batch import UNITS, RewardBatch, Scored
+from toolkit.rewards.batch import UNITS, RewardBatch, RewardValues
 from toolkit.stats import Number
 
 assumed_longest = 14000  # tokens
@@ -54,9 +54,9 @@ class LongWriter:
     @property
     def needs(self) -> frozenset[str]:
         columns = {f"low_{self.unit}": self.low, f"high_{self.unit}": self.high}
-        return frozenset({name for name, fixed in columns.items() if fixed is None} | {lengths_column(self.unit)})
+        return frozenset({name for name, fixed in columns.items() if fixed is None} | {length_column(self.unit)})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         low = batch[f"low_{self.unit}"].astype(float) if self.low is None else np.full(len(batch), float(self.low))
         high = batch[f"high_{self.unit}"].astype(float) if self.high is None else np.full(len(batch), float(self.high))
@@ -65,20 +65,20 @@ class LongWriter:
             raise ValueError(
                 f"A range of {low[bad][0]:g} to {high[bad][0]:g}: need 0 <= low <= high < longest = {self.longest}, or no upper end."
             )
-        n = lengths(batch, self.unit)
+        n = response_lengths(batch, self.unit)
         below = np.divide(n, low, out=np.ones(len(n)), where=low > 0)
         above = np.maximum(0.0, (self.longest - n) / (self.longest - high))
-        return Scored.sum(length=np.where(n < low, below, np.where(n <= high, 1.0, above)))
+        return RewardValues.sum(length=np.where(n < low, below, np.where(n <= high, 1.0, above)))
 
 
-def lengths_column(unit: str) -> str:
+def length_column(unit: str) -> str:
     """The column that lengths in a unit are read from. Raises ValueError for another unit."""
     if unit not in UNITS:
         raise ValueError(f"unit={unit!r}: choose one of {', '.join(UNITS)}.")
     return "tokens" if unit == "tokens" else "answer_text"
 
 
-def lengths(batch: RewardBatch, unit: str) -> Float[ndarray, " n"]:
+def response_lengths(batch: RewardBatch, unit: str) -> Float[ndarray, " n"]:
     """Length of each response in tokens, or in words of its answer (its thinking is not what was asked for)."""
     return (
         batch["tokens"].astype(float) if unit == "tokens" else np.array([stats.words(t) for t in batch["answer_text"]], np.float64)

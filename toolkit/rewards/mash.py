@@ -26,7 +26,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_DECAY = 0.7  # lambda: the default; .5 on NQ, .8 on HotpotQA and 2Wiki
@@ -79,7 +79,7 @@ class MASH:
                 f"decay={self.decay}, cap={self.cap}, block={self.block}: need 0 < decay <= 1, cap > 0 and block >= 1."
             )
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         right, g = batch["correct"].astype(bool), batch.groups
         cost = batch["tokens"] // self.block
@@ -90,7 +90,7 @@ class MASH:
         if batch.split == "train":
             known = np.isfinite(least)
             self.best.update({str(i): int(n) for i, n in dict(zip(batch["problem_id"][known], least[known], strict=True)).items()})
-        return Scored.sum(correctness=right, cost=np.where(right, kept - 1.0, 0.0))
+        return RewardValues.sum(correctness=right, cost=np.where(right, kept - 1.0, 0.0))
 
     def state_dict(self) -> dict[str, Any]:
         """The least costs as JSON."""

@@ -43,7 +43,7 @@ def score(
     Raises:
         MissingColumnError: the reward needs a column that neither has.
     """
-    batch = RewardBatch.of(rollouts, problems, step=step, split=split, close=close).having(**(columns or {}))
+    batch = RewardBatch.from_rollouts(rollouts, problems, step=step, split=split, close=close).with_columns(**(columns or {}))
     scored = reward(batch)
     table = pd.DataFrame({name: batch[name] for name in KEPT})
     table.insert(1, "sample", [r.sample for r in rollouts])
@@ -66,7 +66,7 @@ def compare(
     return pd.concat(kept, names=["name"]).reset_index(level="name").reset_index(drop=True)
 
 
-def pushes(table: pd.DataFrame) -> pd.DataFrame:
+def mean_advantages(table: pd.DataFrame) -> pd.DataFrame:
     """What each reward of :func:`compare` would push: the mean GRPO advantage of four kinds of responses, a row a reward.
 
     Columns: ``right, shorter``, ``right, longer``, ``wrong, shorter``, ``wrong, longer`` (than the median of the responses to the

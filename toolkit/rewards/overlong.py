@@ -22,7 +22,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_LONGEST, PUBLISHED_CACHE = 20480, 4096
@@ -47,8 +47,8 @@ class Overlong:
         if not 0 <= self.cache <= self.longest or self.longest <= 0:
             raise ValueError(f"{self}: need 0 <= cache <= longest and longest > 0.")
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         L = batch["tokens"].astype(float)
         ramp = np.clip((self.longest - self.cache - L) / self.cache, -1.0, 0.0) if self.cache else 0.0
-        return Scored.sum(correctness=self.correctness * batch["correct"], overlong=np.where(self.longest < L, -1.0, ramp))
+        return RewardValues.sum(correctness=self.correctness * batch["correct"], overlong=np.where(self.longest < L, -1.0, ramp))

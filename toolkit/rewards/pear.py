@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_ALPHA, PUBLISHED_SCALE = 1.0, 1.0
@@ -45,11 +45,13 @@ class PEAR:
     name: ClassVar[str] = "pear"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "think_entropy", "answer_entropy"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         think, answer = (np.nan_to_num(batch[f"{phase}_entropy"]) for phase in ("think", "answer"))
         right = batch["correct"].astype(bool)
         paid = np.minimum(1.0, self.scale - np.maximum(0.0, think - self.alpha * answer))
         if self.lowest is not None:
             paid = np.maximum(paid, self.lowest)
-        return Scored.sum(correctness=np.where(right, self.scale, self.wrong), entropy=np.where(right, paid - self.scale, 0.0))
+        return RewardValues.sum(
+            correctness=np.where(right, self.scale, self.wrong), entropy=np.where(right, paid - self.scale, 0.0)
+        )

@@ -21,7 +21,15 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from toolkit.rewards.batch import Reward, RewardBatch, Scored, due, loaded, monitored, states
+from toolkit.rewards.batch import (
+    Reward,
+    RewardBatch,
+    RewardValues,
+    load_state_by_name,
+    monitor_parts,
+    monitoring_size,
+    state_by_name,
+)
 
 
 def renorm(process: ndarray, outcome: ndarray) -> Float[ndarray, " steps"]:
@@ -51,24 +59,24 @@ class ReNorm:
     def needs(self) -> frozenset[str]:
         return self.process.needs | {"correct"}
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         c = batch["correct"].astype(float)
         tied = renorm(self.process(batch).values, c)
-        return Scored.sum(process=tied - (c - 1.0), outcome=c - 1.0)
+        return RewardValues.sum(process=tied - (c - 1.0), outcome=c - 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the process reward."""
-        return states([self.process])
+        return state_by_name([self.process])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        loaded([self.process], saved)
+        load_state_by_name([self.process], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
         """Problems and samples of the monitoring set that the process reward wants to see now."""
-        return due([self.process])
+        return monitoring_size([self.process])
 
     def monitor(self, batch: RewardBatch) -> None:
         """Show the process reward a monitoring set."""
-        monitored([self.process], batch)
+        monitor_parts([self.process], batch)

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_N = 3
@@ -56,9 +56,9 @@ class RepetitionPenalty:
     name: ClassVar[str] = "repetition_penalty"
     needs: ClassVar[frozenset[str]] = frozenset({"token_ids"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        return Scored.sum(repetition=self.most * (distinct_share(batch["token_ids"], self.n) - 1.0))
+        return RewardValues.sum(repetition=self.most * (distinct_share(batch["token_ids"], self.n) - 1.0))
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class Repetition:
     name: ClassVar[str] = "repetition"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "token_ids"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         c = batch["correct"].astype(float)
-        return Scored.sum(correctness=c, repetition=c * (distinct_share(batch["token_ids"], self.n) - 1.0))
+        return RewardValues.sum(correctness=c, repetition=c * (distinct_share(batch["token_ids"], self.n) - 1.0))
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Distinct:
     def needs(self) -> frozenset[str]:
         return frozenset({"token_ids" if self.unit == "tokens" else "text"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         sequences = batch["token_ids"] if self.unit == "tokens" else [text.split() for text in batch["text"]]
-        return Scored.sum(distinct=distinct_share(sequences, self.n))
+        return RewardValues.sum(distinct=distinct_share(sequences, self.n))

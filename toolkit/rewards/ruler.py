@@ -20,8 +20,8 @@ from typing import ClassVar
 import numpy as np
 
 from toolkit import stats
-from toolkit.rewards.batch import RewardBatch, Scored
-from toolkit.rewards.longwriter import lengths, lengths_column
+from toolkit.rewards.batch import RewardBatch, RewardValues
+from toolkit.rewards.longwriter import length_column, response_lengths
 from toolkit.stats import RULER_FLEXIBLE, RULER_PRECISE, Number, Ranges, assumed_flexible
 
 
@@ -51,13 +51,13 @@ class Ruler:
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({lengths_column(self.unit)} | ({f"target_{self.unit}"} if self.target is None else set()))
+        return frozenset({length_column(self.unit)} | ({f"target_{self.unit}"} if self.target is None else set()))
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         targets = batch[f"target_{self.unit}"].astype(float) if self.target is None else np.full(len(batch), float(self.target))
         known = self.ranges or {}
         others = [t for t in np.unique(targets).tolist() if t not in known]
-        return Scored.sum(
-            match=stats.hits(lengths(batch, self.unit), targets, {**stats.ranges_around(others, self.share), **known})
+        return RewardValues.sum(
+            match=stats.hits(response_lengths(batch, self.unit), targets, {**stats.ranges_around(others, self.share), **known})
         )

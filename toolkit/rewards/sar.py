@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_ALPHA = 0.2
@@ -49,7 +49,7 @@ class SAR:
     name: ClassVar[str] = "sar"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens", "logprob", "logprob_without"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         aligned = np.where(batch["tokens"] > 0, alignment(batch["logprob"], batch["logprob_without"]), 0.0)
-        return Scored.sum(correctness=batch["correct"], alignment=self.alpha * aligned)
+        return RewardValues.sum(correctness=batch["correct"], alignment=self.alpha * aligned)

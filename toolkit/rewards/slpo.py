@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 assumed_alpha = 0.5  # ours
@@ -42,11 +42,11 @@ class SLPO:
         if self.alpha < 0:
             raise ValueError(f"alpha={self.alpha}: a negative bonus would pay the longest right answer most.")
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         right = batch["correct"].astype(bool)
         L, g = batch["tokens"].astype(float), batch.groups
         low, high = groups.lowest(L, g, right), groups.highest(L, g, right)
         spread = right & (high > low)
         bonus = np.divide(high - L, high - low, out=np.zeros(len(L)), where=spread)
-        return Scored.sum(correctness=right, length=self.alpha * bonus)
+        return RewardValues.sum(correctness=right, length=self.alpha * bonus)

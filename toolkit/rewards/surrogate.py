@@ -25,7 +25,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from toolkit.rewards.answers import parses
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_LONGEST, PUBLISHED_BEST = 3072, 0.5
@@ -66,7 +66,7 @@ class Surrogate:
             return np.where(x <= p, 2 * x, 3 - 4 * x)
         return np.where(x <= p, 1 - (1 - x / p) ** 2, 1 - 2 * ((x - p) / (1 - p)) ** 2)
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         formed, length = np.array([parses(text) for text in batch["answer_text"]], bool), self.length_reward(batch["tokens"])
-        return Scored.sum(format=self.format * formed, length=np.where(formed, length, np.minimum(0.0, length)))
+        return RewardValues.sum(format=self.format * formed, length=np.where(formed, length, np.minimum(0.0, length)))

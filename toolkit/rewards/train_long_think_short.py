@@ -24,8 +24,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from toolkit.rewards.batch import RewardBatch, Scored
-from toolkit.rewards.l1 import budgets, needed
+from toolkit.rewards.batch import RewardBatch, RewardValues
+from toolkit.rewards.l1 import budget_columns, row_budgets
 from toolkit.stats import Number
 
 PUBLISHED_START, PUBLISHED_EVERY = 256, 150  # B_0 tokens, and a drop every 150 of 600 steps
@@ -50,16 +50,16 @@ def budget_after(drops: int, *, start: Number, factor: Number) -> float:
     return max(1.0, float(start * factor**drops))
 
 
-def stated(budget: Number) -> int:
+def stated_budget(budget: Number) -> int:
     """A budget as a prompt states it: whole tokens, rounded to the nearest."""
     return round(budget)
 
 
-def stages(start: Number, final: Number, drops: int, steps: int, kind: str = "exponential") -> list[tuple[int, float]]:
+def budget_stages(start: Number, final: Number, drops: int, steps: int, kind: str = "exponential") -> list[tuple[int, float]]:
     """``(first step, budget)`` of each stage when ``drops`` drops in ``steps`` steps lead from ``start`` to ``final`` tokens.
 
     ``S_k = S_0 d^k`` with ``d = (S_f / S_0)^(1/n)``, or equal subtractions; a stage lasts ``steps / (n + 1)``. Budgets are not
-    rounded: :func:`stated` does that.
+    rounded: :func:`stated_budget` does that.
     """
     if drops < 1 or start <= 0 or final <= 0 or kind not in ("exponential", "linear"):
         raise ValueError(
@@ -102,11 +102,13 @@ class TrainLongThinkShort:
 
     @property
     def needs(self) -> frozenset[str]:
-        return needed(self.budget) | {"closed", "formatted"}
+        return budget_columns(self.budget) | {"closed", "formatted"}
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        length = length_reward(batch["tokens"], budgets(batch, self.budget), self.shape)
+        length = length_reward(batch["tokens"], row_budgets(batch, self.budget), self.shape)
         think, answer = assumed_format_parts
         form = think * batch["closed"] + answer * batch["formatted"]
-        return Scored.sum(correctness=self.correctness * batch["correct"], length=self.length * length, format=self.format * form)
+        return RewardValues.sum(
+            correctness=self.correctness * batch["correct"], length=self.length * length, format=self.format * form
+        )

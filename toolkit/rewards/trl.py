@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from toolkit.rewards.answers import CLOSE, answer_of
-from toolkit.rewards.batch import Reward, RewardBatch, objects
+from toolkit.rewards.answers import CLOSE, answer_text
+from toolkit.rewards.batch import Reward, RewardBatch, object_array
 
 Column = Callable[..., Sequence[Any]]
 """Supplies a column: called with TRL's own keyword arguments, returns one value a completion."""
@@ -78,11 +78,11 @@ class TRLReward:
             ValueError: groups that cannot be told, or a reward that is not finite.
         """
         asked = dict(prompts=prompts, completions=completions, completion_ids=completion_ids, **given)
-        split, step = split_of(given), getattr(given.get("trainer_state"), "global_step", 0)
+        split, step = batch_split(given), getattr(given.get("trainer_state"), "global_step", 0)
         found = self._columns(asked, split)
         mine = slice(0, len(completion_ids))
         if self.gather is not None:
-            found, mine = gathered(found, self.gather)
+            found, mine = gather_columns(found, self.gather)
         scored = self.reward(RewardBatch(found, step, split))
         if not np.isfinite(scored.values).all():
             at = int(np.flatnonzero(~np.isfinite(scored.values))[0])
@@ -99,12 +99,12 @@ class TRLReward:
         ids = asked["completion_ids"]
         own: dict[str, Callable[[], ndarray]] = {
             "tokens": lambda: np.array([len(i) for i in ids], np.int64),
-            "token_ids": lambda: objects(tuple(i) for i in ids),
-            "text": lambda: objects(map(text_of, asked["completions"])),
-            "answer_text": lambda: objects(answer_of(text_of(c), self.close) for c in asked["completions"]),
+            "token_ids": lambda: object_array(tuple(i) for i in ids),
+            "text": lambda: object_array(map(completion_text, asked["completions"])),
+            "answer_text": lambda: object_array(answer_text(completion_text(c), self.close) for c in asked["completions"]),
         }
         if self.stop_ids:
-            own["finish"] = lambda: objects("stop" if len(i) and i[-1] in self.stop_ids else "length" for i in ids)
+            own["finish"] = lambda: object_array("stop" if len(i) and i[-1] in self.stop_ids else "length" for i in ids)
         found = {"problem_id": self._groups(asked, split)}
         for name in self.reward.needs - {"problem_id"}:
             if name in self.columns:
@@ -117,7 +117,7 @@ class TRLReward:
 
     def _groups(self, asked: Mapping[str, Any], split: str) -> ndarray:
         if self.group in asked:
-            return objects(asked[self.group])
+            return object_array(asked[self.group])
         n = len(asked["completion_ids"])
         size = self.generations[split == "eval"] if self.generations else 0
         if not size or n % size:
@@ -130,10 +130,10 @@ class TRLReward:
                 f"The reward {self.reward.name!r} remembers problems between steps: add a column {self.group!r} of problem ids to the dataset."
             )
         marker = uuid.uuid4().hex  # chunks of two processes are different groups
-        return objects(f"{marker}-{i // size}" for i in range(n))
+        return object_array(f"{marker}-{i // size}" for i in range(n))
 
 
-def gathered(columns: Mapping[str, ndarray], gather: Callable[[list], list]) -> tuple[dict[str, ndarray], slice]:
+def gather_columns(columns: Mapping[str, ndarray], gather: Callable[[list], list]) -> tuple[dict[str, ndarray], slice]:
     """The columns of all processes in order, and where this process's rows are among them."""
     marker = uuid.uuid4().hex
     parts = gather([(marker, dict(columns))])
@@ -143,12 +143,12 @@ def gathered(columns: Mapping[str, ndarray], gather: Callable[[list], list]) -> 
     return {name: np.concatenate([part[name] for _, part in parts]) for name in columns}, slice(start, start + sizes[here])
 
 
-def text_of(completion: Any) -> str:
+def completion_text(completion: Any) -> str:
     """A completion as text: itself, or the contents of its messages."""
     return completion if isinstance(completion, str) else "".join(str(m["content"]) for m in completion)
 
 
-def split_of(given: Mapping[str, Any]) -> str:
+def batch_split(given: Mapping[str, Any]) -> str:
     """Whether TRL trains or evaluates: a dataset column ``split`` says so, else the mode of the trainer's model.
 
     Raises ValueError for a batch that mixes splits.

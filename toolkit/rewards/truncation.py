@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_STAGES = (4096, 3072, 2048)
@@ -45,10 +45,10 @@ class Truncation:
         if self.target <= 0:
             raise ValueError(f"target={self.target}: the limit must be positive.")
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         c = batch["correct"].astype(float)
-        return Scored.sum(correctness=c, truncation=np.where(batch["tokens"] > self.target, self.beyond - c, 0.0))
+        return RewardValues.sum(correctness=c, truncation=np.where(batch["tokens"] > self.target, self.beyond - c, 0.0))
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,6 @@ class ThinkPrune:
         """The limit at a step, tokens."""
         return self.stages[min(step // self.every, len(self.stages) - 1)]
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         return Truncation(self.target(batch.step), self.beyond)(batch)
