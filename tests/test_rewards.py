@@ -470,12 +470,12 @@ def test_groups_follow_the_problem_id_never_the_text():
 
 
 @pytest.mark.parametrize("name", sorted(rewards.ALL))
-def test_a_missing_column_is_named_with_its_reward_and_who_can_supply_it(name):
+def test_a_missing_column_is_named_with_its_reward_and_how_to_get_it(name):
     reward = every_reward()[name]
     batch = full_batch([1, 0], [10, 20], "q")
     for column in reward.needs:
         without = RewardBatch({k: v for k, v in batch.columns.items() if k != column})
-        with pytest.raises(MissingColumnError, match=rf"{name!r} needs the column {column!r}.*Who can supply it: \S+") as error:
+        with pytest.raises(MissingColumnError, match=rf"{name!r} needs the column {column!r}.*How to get it: \S+") as error:
             reward(without)
         assert error.value.column == column and error.value.reward == name
 
@@ -524,7 +524,7 @@ def test_bad_batches_are_refused():
         (lambda: L1Max(budget=-1)(batch_of([1], [1])), "budget of -1"),
         (lambda: LongWriter(10, 5)(batch_of([1], [1])), "range of 10 to 5"),
         (lambda: SLPO(-0.1), "alpha=-0.1"),
-        (lambda: Schedule(0, 1, 5, 5), "ends after"),
+        (lambda: Schedule(0, 1, 5, 5), "end after"),
         (lambda: renorm(np.array([1.2]), np.array([1])), "process score of 1.2"),
     ],
 )
