@@ -339,7 +339,7 @@ def test_crf_multiplies_by_conciseness_which_fades_with_the_steps():
     assert_allclose(paid(CRF(0.2, 100), batch), [1 + 0.02 * (1 + d), 1 + 0.2 * (1 + d), 0, 0])
     later = batch_of([1, 0], [1, 1], conciseness=1.0, step=250)
     assert_allclose(paid(CRF(0.2, 100), later), [1 + 0.2 * d, 0])
-    with pytest.raises(ValueError, match=r"conciseness of 1\.5"):
+    with pytest.raises(ValueError, match=r"'conciseness' holds 1\.5"):
         CRF()(batch_of([1], [1], conciseness=1.5))
 
 
