@@ -34,7 +34,7 @@ def test_one_pass_gives_what_two_give(name, temperature, model_of, problems_of, 
     assert moments.labels == expected.labels and moments.n == expected.n
     for kind, value in expected.sums.items():
         assert torch.equal(moments.sums[kind], value)
-    measured = phase_entropy.measured(lm, found, temperature=temperature)
+    measured = phase_entropy.with_entropies(lm, found, temperature=temperature)
     for r, now, then in zip(found, seen, measured, strict=True):
         if by_length(r) is None:
             assert now is r

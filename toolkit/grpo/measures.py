@@ -88,7 +88,7 @@ def kl_to(given: LM, found: Sequence[Rollout], temperature: float) -> float:
 
     An estimate from samples. Rollouts must carry log-probabilities, of an untruncated softmax at that temperature.
     """
-    before = phase_entropy.measured(given, found, temperature=temperature)
+    before = phase_entropy.with_entropies(given, found, temperature=temperature)
     ratios = [np.subtract(r.logprobs or (), b.logprobs or ()) for r, b in zip(found, before, strict=True)]
     return _mean(np.concatenate(ratios))
 

@@ -55,7 +55,7 @@ class NothingQualifiesError(ValueError):
 
 
 @dataclass(frozen=True)
-class Pairs:
+class LengthPairs:
     """The shortest and the longest correct rollout of each problem. Called with a rollout: its class, or ``None``.
 
     Attributes:
@@ -74,7 +74,7 @@ class Pairs:
         return len(self.samples)
 
 
-def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least: int = assumed_min_pairs) -> Pairs:
+def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least: int = assumed_min_pairs) -> LengthPairs:
     """Pairs within problems that have at least 2 correct rollouts, the longest at least ``ratio`` times the shortest.
 
     Only correct rollouts with a closed think span of at least one token count. Ties go to the smaller sample index.
@@ -102,7 +102,7 @@ def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least
             f"rollout that thinks, {len(ends)} have two or more, {len(kept)} differ by a ratio of {ratio:g} (50 %, 95 % of ratios: "
             f"{spread}). Sample more rollouts a problem, more problems, or lower ratio."
         )
-    return Pairs(
+    return LengthPairs(
         {p: (short.sample, long.sample) for p, (short, long) in kept.items()},
         {p: (short.think_tokens, long.think_tokens) for p, (short, long) in kept.items()},
     )
@@ -115,7 +115,7 @@ def direction(
     estimator: Callable[[Moments, str], Direction] = directions.mean_difference,
     typical: Float[Tensor, " layers"] | None = None,
 ) -> Direction:
-    """v_l per layer from moments collected by :class:`Pairs`; + is longer (the paper's sign flipped).
+    """v_l per layer from moments collected by :class:`LengthPairs`; + is longer (the paper's sign flipped).
 
     Args:
         typical: Typical norms of the stream (``collect.typical_norm``); if given, v_l has this norm, else it is left as it is.

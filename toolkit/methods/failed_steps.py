@@ -321,7 +321,7 @@ def table(found: Sequence[Rollout], read: Sequence[Chain]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["problem_id", "sample", "correct", "steps", "failed", "reviews", *MEASURES])
 
 
-def against_correctness(
+def correctness_correlations(
     rows: pd.DataFrame, measures: Sequence[str] = MEASURES, *, times: int = stats.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
     """Each measure of :func:`table` against correctness, pooled and within question, with 95 % intervals over problems.
@@ -343,7 +343,7 @@ def against_correctness(
     return pd.DataFrame(found, columns=["measure", "scope", "kind", "r", "low", "high"])
 
 
-def chosen_by(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 0) -> tuple[stats.Estimate, stats.Estimate]:
+def accuracy_of_lowest(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 0) -> tuple[stats.Estimate, stats.Estimate]:
     """Accuracy of each problem's rollout with the lowest measure (ties averaged), and what that gains over any rollout, paired.
 
     The paper's test-time selection: it keeps the trace of lowest FSF among the samples of a problem.

@@ -46,7 +46,7 @@ assumed_ridge = 0.1  # penalty on both slopes of the curve, in squared standard 
 
 def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Number, alpha: Number = 1.0) -> Float[ndarray, " n"]:
     """A(N) of the paper's linear case. Raises ValueError unless 0 < T < C and M > 0."""
-    check_case(difficulty, capability, bound)
+    check_parameters(difficulty, capability, bound)
     n = np.asarray(steps, float)
     sub_task = np.divide(difficulty, n * capability, out=np.ones_like(n), where=n > 0)
     return alpha * ((1 - difficulty / bound) * np.maximum(0.0, 1 - sub_task)) ** n * (sub_task < 1)
@@ -54,7 +54,7 @@ def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Numb
 
 def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
     """N*, not rounded. Raises ValueError unless 0 < T < C and M > 0."""
-    check_case(difficulty, capability, bound)
+    check_parameters(difficulty, capability, bound)
     z = float(lambertw(-(1 - difficulty / bound) / math.e, k=-1).real)
     return difficulty * z / (capability * (z + 1))
 
@@ -64,7 +64,7 @@ def best_step_size(difficulty: Number, capability: Number, bound: Number) -> flo
     return difficulty / best_steps(difficulty, capability, bound)
 
 
-def check_case(difficulty: Number, capability: Number, bound: Number) -> None:
+def check_parameters(difficulty: Number, capability: Number, bound: Number) -> None:
     """Raise ValueError outside the theory's domain."""
     if not (0 < difficulty < bound and capability > 0):
         raise ValueError(
@@ -177,7 +177,7 @@ def _curves(length: Float[ndarray, " rows"], correct: Float[ndarray, " rows"], w
 # --- length-filtered vote ------------------------------------------------------------------------------------
 
 
-def answers(lm: LM, found: Sequence[Rollout]) -> list[str | None]:
+def final_answers(lm: LM, found: Sequence[Rollout]) -> list[str | None]:
     """What each rollout answers, to be compared: the last number of its answer, else its text; ``None`` without one."""
     texts = [lm.text(r.token_ids[r.answer.start : r.answer.stop]).strip() if r.answer else "" for r in found]
     return [(last_number(text) or text) if text else None for text in texts]
@@ -205,7 +205,7 @@ class Buckets:
 PUBLISHED_BUCKETS = Buckets()
 
 
-def kept_by_length(said: Sequence[str | None], lengths: Sequence[Number], buckets: Buckets = PUBLISHED_BUCKETS) -> list[int]:
+def filter_by_length(said: Sequence[str | None], lengths: Sequence[Number], buckets: Buckets = PUBLISHED_BUCKETS) -> list[int]:
     """Indices of the answers in the buckets of least entropy; of all answers if no bucket has ``smallest`` of them.
 
     Between buckets of equal entropy the one with more answers is kept, then the shorter.
@@ -220,8 +220,8 @@ def kept_by_length(said: Sequence[str | None], lengths: Sequence[Number], bucket
 
 
 def length_filtered_vote(said: Sequence[str | None], lengths: Sequence[Number], buckets: Buckets = PUBLISHED_BUCKETS) -> str | None:
-    """The majority answer within the buckets of :func:`kept_by_length`; the first said among equals, ``None`` if nobody answers."""
-    return majority([said[i] for i in kept_by_length(said, lengths, buckets)])
+    """The majority answer within the buckets of :func:`filter_by_length`; the first said among equals, ``None`` if nobody answers."""
+    return majority([said[i] for i in filter_by_length(said, lengths, buckets)])
 
 
 def majority(said: Sequence[str | None]) -> str | None:
@@ -249,7 +249,7 @@ def votes(
     ``one`` is the mean over samples. ``random`` is the control of ``filtered``: a vote of as many answers, drawn at random.
 
     Args:
-        said: What each rollout answers, from :func:`answers`.
+        said: What each rollout answers, from :func:`final_answers`.
         lengths: Length of each rollout, in the unit of the buckets.
     """
     random = np.random.default_rng(seed)
@@ -261,7 +261,7 @@ def votes(
         mine = sorted(unordered, key=lambda i: found[i].sample)
         own, long = [said[i] for i in mine], [lengths[i] for i in mine]
         right = {said[i]: found[i].correct for i in mine}
-        kept = kept_by_length(own, long, buckets)
+        kept = filter_by_length(own, long, buckets)
         speaking = [i for i, answer in enumerate(own) if answer is not None]
         drawn = sorted(random.choice(speaking, len(kept), replace=False)) if kept else []
         ways = {"majority": own, "filtered": [own[i] for i in kept], "random": [own[i] for i in drawn]}

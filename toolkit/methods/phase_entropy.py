@@ -14,11 +14,11 @@ Correlations with length have intervals and are also taken within question: the 
 drops think tokens only, then closes the span and lets the model answer: how the paper gets an answer is not stated. Ours: the random
 and the length-matched control, entropy by step and by position. *Step entropy* is the sum over a step's tokens, as in arXiv:2508.03346.
 
-Units and signs: nats; positions are tokens. A temperature is part of every entropy: :func:`measured` states it, sampling with
+Units and signs: nats; positions are tokens. A temperature is part of every entropy: :func:`with_entropies` states it, sampling with
 ``details`` uses its own.
 
-Cost: sampling with ``details`` records entropies at no extra pass. :func:`measured` is one teacher-forced pass with a KV cache, in
-chunks of positions that hold at most ``CHUNK`` logits each. Everything else is arithmetic, but for :func:`filtering`, which samples.
+Cost: sampling with ``details`` records entropies at no extra pass. :func:`with_entropies` is one teacher-forced pass with a KV cache, in
+chunks of positions that hold at most ``CHUNK`` logits each. Everything else is arithmetic, but for :func:`filtering_experiment`, which samples.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PUBLISHED_ALPHA = 1.0  # weight of the answer's entropy: paper, main runs
 PUBLISHED_KEEPS = (1.0, 0.8, 0.6, 0.4, 0.2)  # shares of tokens kept: paper, Qwen3-4B (100 to 20 %)
 CHUNK = 2**24  # logits held at a time: 64 MB in fp32, and about three times that while they are reduced
 assumed_bins = 20  # bins of relative position: ours
-assumed_reach = 5  # problems that must reach a step for its mean to be shown: ours
+assumed_min_problems = 5  # problems that must reach a step for its mean to be shown: ours
 assumed_answering = Sampling(temperature=0.0, max_new_tokens=256)  # greedy, with room for an answer: ours
 
 Drop = Literal["entropy", "random", "truncate"]
@@ -64,7 +64,7 @@ class NoEntropiesError(ValueError):
 # --- entropies -----------------------------------------------------------------------------------------------
 
 
-def measured(
+def with_entropies(
     target: LM | Condition, found: Sequence[Rollout], *, temperature: float = 1.0, chunk: int = CHUNK, progress: bool = False
 ) -> list[Rollout]:
     """The same rollouts with entropies (nats) and log-probabilities of the full softmax of ``target`` at ``temperature``, in order.
@@ -119,7 +119,7 @@ def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) ->
     return found
 
 
-def recorded(rollout: Rollout) -> Float[ndarray, " response"]:
+def entropies_of(rollout: Rollout) -> Float[ndarray, " response"]:
     """The entropies a rollout carries, one a response token.
 
     Raises:
@@ -128,7 +128,7 @@ def recorded(rollout: Rollout) -> Float[ndarray, " response"]:
     if rollout.entropies is None:
         raise NoEntropiesError(
             f"Rollout {rollout.sample} of problem {rollout.problem_id!r} carries no entropies: sample with Sampling(details=True) (toolkit "
-            "rollouts --details), or compute them with phase_entropy.measured(lm, rollouts, temperature=...)."
+            "rollouts --details), or compute them with phase_entropy.with_entropies(lm, rollouts, temperature=...)."
         )
     return np.array(rollout.entropies)
 
@@ -150,7 +150,7 @@ class PhaseMeans:
 
 def phase_means(rollout: Rollout) -> PhaseMeans:
     """PEAR's phase means of one rollout. Raises NoEntropiesError."""
-    h, think, answer = recorded(rollout), rollout.think, rollout.answer
+    h, think, answer = entropies_of(rollout), rollout.think, rollout.answer
     if think is None:  # answered directly
         return PhaseMeans(None, _mean(h))
     if answer is None or answer.start < think.stop:  # never closed, or no tag tells the two apart
@@ -170,7 +170,7 @@ def table(found: Sequence[Rollout]) -> pd.DataFrame:
     """
     rows = []
     for r in found:
-        h, means = recorded(r), phase_means(r)
+        h, means = entropies_of(r), phase_means(r)
         own = {name: getattr(r, name) for name in ("problem_id", "sample", "correct", "closed", "think_tokens", "response_tokens")}
         phases = {"think_entropy": means.think, "answer_entropy": means.answer}
         rows.append(own | {"entropy": float(h.mean())} | {k: np.nan if m is None else m for k, m in phases.items()})
@@ -221,7 +221,7 @@ def by_position(found: Sequence[Rollout], *, bins: int = assumed_bins, seed: int
 def _thinking(r: Rollout) -> list[float]:
     if r.think is None:
         return []
-    return recorded(r)[r.think.start - r.prompt_len : r.think.stop - r.prompt_len].tolist()
+    return entropies_of(r)[r.think.start - r.prompt_len : r.think.stop - r.prompt_len].tolist()
 
 
 def _binned(parts: Sequence[pd.DataFrame], name: str, centre: Callable[[int], float], n: int, seed: int) -> pd.DataFrame:
@@ -244,14 +244,14 @@ def step_entropy(found: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame:
     """
     rows = []
     for r in found:
-        h, own = recorded(r), [s for s in steps_of(r) if len(s.span)]
+        h, own = entropies_of(r), [s for s in steps_of(r) if len(s.span)]
         for i, step in enumerate(own):
             part = h[step.span.start - r.prompt_len : step.span.stop - r.prompt_len]
             rows.append((r.problem_id, r.sample, i, len(own), len(part), float(part.sum()), float(part.mean()), step.text))
     return pd.DataFrame(rows, columns=["problem_id", "sample", "step", "of", "tokens", "entropy", "mean", "text"])
 
 
-def by_step(found: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = assumed_reach, seed: int = 0) -> pd.DataFrame:
+def by_step(found: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = assumed_min_problems, seed: int = 0) -> pd.DataFrame:
     """Mean entropy (nats a token) of the first, second, ... step of thinking, with 95 % intervals over problems (ours).
 
     Columns: ``step`` (from 1), ``mean, low, high, rollouts``: later steps are those of longer thinking, so read the counts.
@@ -303,7 +303,7 @@ def correlations(
 # --- entropy filtering ---------------------------------------------------------------------------------------
 
 
-def filtered(rollout: Rollout, keep: float, drop: Drop = "entropy", *, seed: int = 0) -> list[int]:
+def filtered_prompt(rollout: Rollout, keep: float, drop: Drop = "entropy", *, seed: int = 0) -> list[int]:
     """Token ids to answer from: the prompt, a share of the think tokens in their order, and the closing tag.
 
     ``round(keep * n)`` of the n think tokens stay, whatever ``drop`` is: it drops those of highest entropy (published; the earlier
@@ -337,7 +337,7 @@ def filterable(found: Sequence[Rollout]) -> list[Rollout]:
     return [r for r in found if r.think_tokens and r.think and r.answer and r.answer.start > r.think.stop]
 
 
-def filtering(
+def filtering_experiment(
     target: LM | Condition,
     found: Sequence[Rollout],
     problems: Sequence[Problem],
@@ -360,7 +360,7 @@ def filtering(
             "or load the model with tags=ThinkTags(...)."
         )
     plan = [(drop, float(keep), r) for drop, keep, r in product(DROPS, keeps, usable)]
-    asked = [(by_id[r.problem_id], filtered(r, keep, drop, seed=seed)) for drop, keep, r in plan]
+    asked = [(by_id[r.problem_id], filtered_prompt(r, keep, drop, seed=seed)) for drop, keep, r in plan]
     rows = []
     for i, a in enumerate(continued(target, asked, sampling, out=out)):
         drop, keep, r = plan[i // sampling.n]

@@ -57,10 +57,10 @@ PUBLISHED_SHARES = {
     "Mixtral-8x7B": (0.0615, 0.0068, 0.576),
 }  # shares of heads above 0.1, above 0.5, and at zero: recomputed from the released head_score files
 assumed_sinks = 1  # first positions that copy_no_sink leaves out: ours
-GROUP = 32  # examples whose copies are held at a time
+GROUP_SIZE = 32  # examples whose copies are held at a time
 
 METRICS = ("copy", "copy_no_sink", "copy_unseen", "copy_new", "mass", "contrast", "query", "write")
-COPIES = METRICS[:4]
+COPY_METRICS = METRICS[:4]
 
 
 class NeedleError(ValueError):
@@ -117,7 +117,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Measured:
+class HeadMetrics:
     """What every head did in every example. Two measurements of the same model add up (``+``).
 
     Attributes:
@@ -131,7 +131,7 @@ class Measured:
     ids: tuple[str, ...]
     provenance: Provenance
 
-    def __add__(self, other: Measured) -> Measured:
+    def __add__(self, other: HeadMetrics) -> HeadMetrics:
         """Both sets of examples."""
         if self.provenance.fingerprint != other.provenance.fingerprint or set(self.values) != set(other.values):
             raise ValueError(
@@ -140,9 +140,9 @@ class Measured:
             )
         values = {name: torch.cat([value, other.values[name]]) for name, value in self.values.items()}
         about = replace(self.provenance, notes=origins.joined(self.provenance.notes, other.provenance.notes))
-        return Measured(values, self.success + other.success, self.ids + other.ids, about)
+        return HeadMetrics(values, self.success + other.success, self.ids + other.ids, about)
 
-    def of(self, metric: str = "copy", *, when: str = "all") -> Float[Tensor, "examples layers heads"]:
+    def select(self, metric: str = "copy", *, when: str = "all") -> Float[Tensor, "examples layers heads"]:
         """One metric of all examples, or of those that succeeded. Examples without a number (NaN) are left out.
 
         Raises:
@@ -163,7 +163,7 @@ class Measured:
         return value[kept]
 
 
-def recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> bool:
+def needle_recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> bool:
     """Success: more than this share of the needle's tokens (with repetition) is among the emitted ones."""
     ids = example.rollout.token_ids
     needle = Counter(ids[example.needle.start : example.needle.stop])
@@ -192,8 +192,8 @@ def examples(haystacks: Sequence[Haystack], found: Sequence[Rollout], *, whole: 
 
 
 def measure(
-    lm: LM, examples: Sequence[Example], *, success: Callable[[Example], bool] = recalled, sinks: int = assumed_sinks
-) -> Measured:
+    lm: LM, examples: Sequence[Example], *, success: Callable[[Example], bool] = needle_recalled, sinks: int = assumed_sinks
+) -> HeadMetrics:
     """All metrics of all heads on the given examples, in their order.
 
     Args:
@@ -206,11 +206,11 @@ def measure(
     if not examples:
         raise ValueError("No examples to measure heads on: the list is empty.")
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].rollout.token_ids))
-    parts = [_group(lm, [examples[i] for i in order[at : at + GROUP]], sinks) for at in range(0, len(order), GROUP)]
+    parts = [_group(lm, [examples[i] for i in order[at : at + GROUP_SIZE]], sinks) for at in range(0, len(order), GROUP_SIZE)]
     back = torch.tensor(order).argsort()
     values = {name: torch.cat([part[name] for part in parts])[back] for name in METRICS}
     ids = tuple(e.rollout.problem_id for e in examples)
-    return Measured(values, tuple(bool(success(e)) for e in examples), ids, lm.provenance(**origins.record(ids)))
+    return HeadMetrics(values, tuple(bool(success(e)) for e in examples), ids, lm.provenance(**origins.record(ids)))
 
 
 def _group(lm: LM, examples: Sequence[Example], sinks: int) -> dict[str, Float[Tensor, "examples layers heads"]]:
@@ -257,7 +257,7 @@ class _Sums:
         self.unseen = torch.tensor([row + [False] * (most - len(row)) for row in unseen], device=lm.device)
         shape = (len(examples), lm.layout.n_layers, lm.layout.n_heads)
         self.copied = {
-            name: torch.zeros(*shape, most + 1, dtype=torch.bool, device=lm.device) for name in COPIES if name != "copy_unseen"
+            name: torch.zeros(*shape, most + 1, dtype=torch.bool, device=lm.device) for name in COPY_METRICS if name != "copy_unseen"
         }
         self.mass, self.write = (torch.zeros(shape, dtype=torch.float64, device=lm.device) for _ in range(2))
         self.written = torch.tensor([sum(t in row for t in i[e.span.start : e.span.stop])
@@ -328,15 +328,15 @@ def _hits(
     return (_at(needle.long(), top) > 0) & (_at(ids, top) == emitted[:, None])
 
 
-def scores(measured: Measured, metric: str = "copy", *, when: str = "all") -> HeadScores:
+def scores(measured: HeadMetrics, metric: str = "copy", *, when: str = "all") -> HeadScores:
     """Mean over examples: the retrieval score. ``when="success"`` is the released code's condition."""
     units = "logits" if metric == "write" else "share"
-    return HeadScores(measured.of(metric, when=when).mean(dim=0), f"retrieval_{metric}", units, measured.provenance)
+    return HeadScores(measured.select(metric, when=when).mean(dim=0), f"retrieval_{metric}", units, measured.provenance)
 
 
-def activation_frequency(measured: Measured, *, when: str = "all") -> HeadScores:
+def activation_frequency(measured: HeadMetrics, *, when: str = "all") -> HeadScores:
     """Share of examples in which a head copies at least one token."""
-    share = (measured.of("copy", when=when) > 0).double().mean(dim=0)
+    share = (measured.select("copy", when=when) > 0).double().mean(dim=0)
     return HeadScores(share, "retrieval_activation_frequency", "share", measured.provenance)
 
 
@@ -359,7 +359,7 @@ def mask_plan(found: HeadScores, count: int) -> Plan:
 
 
 def statistics(copy: Float[Tensor, "examples layers heads"]) -> dict[str, int | float]:
-    """The paper's aggregate numbers, of per-example scores (``measured.of("copy")`` or a published file).
+    """The paper's aggregate numbers, of per-example scores (``measured.select("copy")`` or a published file).
 
     ``retrieval`` counts the heads whose mean exceeds 0.1; ``share_*`` are shares of all heads; ``always`` counts the heads active in
     every example; ``silent_examples`` those in which no head copies; ``above_1`` the scores over 1, which no share can be.

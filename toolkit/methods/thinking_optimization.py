@@ -51,7 +51,7 @@ assumed_answering = Sampling(max_new_tokens=256)  # room for an answer: ours
 
 
 @dataclass(frozen=True)
-class Settings:
+class DTOSettings:
     """How trajectories are optimised.
 
     Attributes:
@@ -83,11 +83,11 @@ class Settings:
             )
 
 
-PUBLISHED = Settings()
+DEFAULT_SETTINGS = DTOSettings()
 
 
 @dataclass(frozen=True)
-class Optimised:
+class DTOResult:
     """A trajectory and what became of it.
 
     Attributes:
@@ -111,7 +111,7 @@ class _Work:
 
     condition: Condition
     problems: dict[str, Problem]
-    how: Settings
+    how: DTOSettings
 
     def ids(self, text: str | None) -> list[int]:
         lm = self.condition.lm
@@ -150,9 +150,9 @@ def segments(lm: LM, rollout: Rollout, split: Splitter | None = None) -> tuple[S
     return tuple(steps.of(lm, rollout, split or steps.at_cues(assumed_cues)))
 
 
-def probed(
-    target: LM | Condition, found: Sequence[Rollout], problems: Sequence[Problem], how: Settings = PUBLISHED
-) -> list[Optimised]:
+def probe(
+    target: LM | Condition, found: Sequence[Rollout], problems: Sequence[Problem], how: DTOSettings = DEFAULT_SETTINGS
+) -> list[DTOResult]:
     """p_i of every segment of every trajectory, in order; a trajectory of one segment or none has nothing to probe.
 
     Raises:
@@ -166,7 +166,7 @@ def probed(
     shares: list[list[float]] = [[] for _ in found]
     for (i, _), drawn in zip(asked, work.drawn(prompts, how.probes, text=how.exit), strict=True):
         shares[i].append(float(np.mean([c.correct for c in drawn])))
-    return [Optimised(r, own, tuple(p)) for r, own, p in zip(found, cut, shares, strict=True)]
+    return [DTOResult(r, own, tuple(p)) for r, own, p in zip(found, cut, shares, strict=True)]
 
 
 def exits(shares: Sequence[float], threshold: float = assumed_threshold) -> list[int]:
@@ -174,12 +174,12 @@ def exits(shares: Sequence[float], threshold: float = assumed_threshold) -> list
     return [i for i, share in enumerate(shares) if share > threshold]
 
 
-def optimised(
-    target: LM | Condition, found: Sequence[Rollout], problems: Sequence[Problem], how: Settings = PUBLISHED
-) -> list[Optimised]:
-    """Every trajectory with its better path, where there is one, in order. Raises what :func:`probed` does."""
+def optimise(
+    target: LM | Condition, found: Sequence[Rollout], problems: Sequence[Problem], how: DTOSettings = DEFAULT_SETTINGS
+) -> list[DTOResult]:
+    """Every trajectory with its better path, where there is one, in order. Raises what :func:`probe` does."""
     work = _working(target, found, problems, how)
-    done = probed(target, found, problems, how)
+    done = probe(target, found, problems, how)
     ends = [exits(o.shares, how.threshold) for o in done]
     pending = [i for i, own in enumerate(ends) if own]
     while pending:
@@ -196,20 +196,20 @@ def optimised(
     return [_kept(o) for o in _pruned(work, done)]
 
 
-def _working(target: LM | Condition, found: Sequence[Rollout], problems: Sequence[Problem], how: Settings) -> _Work:
+def _working(target: LM | Condition, found: Sequence[Rollout], problems: Sequence[Problem], how: DTOSettings) -> _Work:
     by_id = {p.id: p for p in problems}
     if missing := sorted({r.problem_id for r in found} - by_id.keys()):
         raise KeyError(f"{len(missing)} problems of the trajectories are not among the {len(by_id)} given, such as {missing[0]!r}.")
     return _Work(target if isinstance(target, Condition) else Condition(target), by_id, how)
 
 
-def _thought(o: Optimised, kept: Sequence[int] | range) -> list[int]:
+def _thought(o: DTOResult, kept: Sequence[int] | range) -> list[int]:
     """Token ids of prompt, what precedes thinking, and the kept segments."""
     ids = o.original.token_ids
     return [*ids[: o.segments[0].span.start], *(t for i in kept for t in ids[o.segments[i].span.start : o.segments[i].span.stop])]
 
 
-def _path(work: _Work, o: Optimised, kept: Sequence[int] | range, completion: Sequence[int]) -> Rollout:
+def _path(work: _Work, o: DTOResult, kept: Sequence[int] | range, completion: Sequence[int]) -> Rollout:
     """The kept segments, the closing text and a completion as a rollout of its own."""
     n = o.original.prompt_len
     tokens = [*_thought(o, kept)[n:], *work.ids(work.how.closing), *completion]
@@ -217,7 +217,7 @@ def _path(work: _Work, o: Optimised, kept: Sequence[int] | range, completion: Se
     return generate.graded(work.condition.lm, problem, list(o.original.token_ids[:n]), tokens, sample=o.original.sample)
 
 
-def _pruned(work: _Work, done: list[Optimised]) -> list[Optimised]:
+def _pruned(work: _Work, done: list[DTOResult]) -> list[DTOResult]:
     """Inner segments dropped one after the other, wherever they contribute nothing and the answer of a quick decode stays right.
 
     The first segment opens the thinking and is kept, as is the last one before the exit.
@@ -234,19 +234,19 @@ def _pruned(work: _Work, done: list[Optimised]) -> list[Optimised]:
     return done
 
 
-def _segments_of(o: Optimised) -> list[int]:
+def _segments_of(o: DTOResult) -> list[int]:
     """The segments of a path."""
     return [j for j in range((o.cut or 0) + 1) if j not in o.dropped]
 
 
-def _contributes(work: _Work, o: Optimised, at: int) -> bool:
+def _contributes(work: _Work, o: DTOResult, at: int) -> bool:
     """Whether a later segment of a path becomes less likely without this one, by more than the tolerance."""
     whole = _segments_of(o)
     before, after = (_likelihoods(work, o, kept, at) for kept in (whole, [j for j in whole if j != at]))
     return any(a < b - work.how.tolerance for b, a in zip(before, after, strict=True))
 
 
-def _likelihoods(work: _Work, o: Optimised, kept: Sequence[int], after: int) -> list[float]:
+def _likelihoods(work: _Work, o: DTOResult, kept: Sequence[int], after: int) -> list[float]:
     """Mean log-probability per token (nats) of each segment beyond ``after``, read behind the segments kept before it."""
     lm, ids, n = work.condition.lm, _thought(o, kept), o.original.prompt_len
     with work.condition.active(), torch.inference_mode():
@@ -257,13 +257,13 @@ def _likelihoods(work: _Work, o: Optimised, kept: Sequence[int], after: int) -> 
     return [float(np.mean(chosen[end - size : end])) for j, size, end in zip(kept, sizes, ends, strict=True) if j > after]
 
 
-def _completion(work: _Work, o: Optimised) -> Sequence[int]:
+def _completion(work: _Work, o: DTOResult) -> Sequence[int]:
     """The tokens of a path after its closing text."""
     assert o.path is not None and o.cut is not None
     return o.path.token_ids[len(_thought(o, _segments_of(o))) + len(work.ids(work.how.closing)) :]
 
 
-def _kept(o: Optimised) -> Optimised:
+def _kept(o: DTOResult) -> DTOResult:
     """Without its path unless that is right and the trajectory is wrong or longer."""
     better = (
         o.path is not None and o.path.correct and (not o.original.correct or o.path.response_tokens < o.original.response_tokens)
@@ -271,7 +271,7 @@ def _kept(o: Optimised) -> Optimised:
     return o if better else replace(o, cut=None, dropped=(), path=None)
 
 
-def table(found: Sequence[Optimised]) -> pd.DataFrame:
+def table(found: Sequence[DTOResult]) -> pd.DataFrame:
     """One row a trajectory.
 
     Columns: ``problem_id, sample, correct, segments, exit`` (segments up to the cut), ``dropped, tokens, path_tokens`` (NaN: no
@@ -292,7 +292,7 @@ def table(found: Sequence[Optimised]) -> pd.DataFrame:
     )
 
 
-def pairs(lm: LM, found: Sequence[Optimised]) -> pd.DataFrame:
+def pairs(lm: LM, found: Sequence[DTOResult]) -> pd.DataFrame:
     """``problem_id, prompt, chosen, rejected`` (texts with their special tokens) of every path, for TRL's preference trainers."""
     better = [(o.original, o.path) for o in found if o.path is not None and o.path.token_ids != o.original.token_ids]
     return pd.DataFrame(

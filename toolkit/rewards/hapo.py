@@ -49,7 +49,7 @@ class HAPO:
     Attributes:
         weight: w, in [0, 1] so that a right answer beats a wrong one.
         form: ``"cosine"`` or ``"linear"``.
-        memory: What h is: ``"min"`` (the shortest right length), or ``"mean"`` (their running mean, an alternative in the released
+        memory: How h is defined: ``"min"`` (the shortest right length), or ``"mean"`` (their running mean, an alternative in the released
             code).
         clip: Least l of a right answer.
         tolerance: t of the linear form.
