@@ -77,7 +77,10 @@ def test_a_conditions_interventions_act_in_their_phase(llama, rollout_of, during
     direction = Direction(vector, "resid_mid", "think", "by hand", 1, 1, llama.provenance())
     act = edits.steering(direction, 0.5, during=during)
     found = of_lengths(rollout_of, [9, 4, 14])
-    base, steered = phase_entropy.with_entropies(llama, found), phase_entropy.with_entropies(Condition(llama, (act,)), found, chunk=600)
+    base, steered = (
+        phase_entropy.with_entropies(llama, found),
+        phase_entropy.with_entropies(Condition(llama, (act,)), found, chunk=600),
+    )
     for r, b, m in zip(found, base, steered, strict=True):
         logits = collect.logits(llama, r, act).double()
         wanted = torch.special.entr(logits.softmax(-1)).sum(-1)
@@ -317,7 +320,9 @@ def closed_rollouts(problems: list[Problem], rollout_of) -> list[Rollout]:
 def test_the_experiment_grades_every_way_and_share(llama, problems_of, rollout_of):
     problems = problems_of(3)
     found = [*closed_rollouts(problems, rollout_of), with_entropies(rollout_of(8, name="p0", closed=False))]
-    rows = phase_entropy.filtering_experiment(llama, found, problems, keeps=(1.0, 0.5), sampling=Sampling(temperature=0.0, max_new_tokens=5))
+    rows = phase_entropy.filtering_experiment(
+        llama, found, problems, keeps=(1.0, 0.5), sampling=Sampling(temperature=0.0, max_new_tokens=5)
+    )
     assert len(rows) == len(DROPS) * 2 * 3  # the open one is left out
     assert set(rows["kept_tokens"]) == {12, 13, 14, 6, 7}
     whole = rows[rows["keep"] == 1.0].groupby("problem_id")
@@ -391,7 +396,9 @@ def test_figures_show_the_numbers_they_are_given(llama, rollout_of, problems_of)
     assert list(pooled.x) == rows["entropy"].tolist()
     assert np.mean(within.x) == pytest.approx(0.0) and np.ptp(within.y) == pytest.approx(0.0)
     summary = phase_entropy.filtering_summary(
-        phase_entropy.filtering_experiment(llama, found[:6], problems, keeps=(0.5, 1.0), sampling=Sampling(temperature=0.0, max_new_tokens=3))
+        phase_entropy.filtering_experiment(
+            llama, found[:6], problems, keeps=(0.5, 1.0), sampling=Sampling(temperature=0.0, max_new_tokens=3)
+        )
     )
     lines = figures.entropy_filtering(summary).data
     assert [list(curve.x) for curve in lines] == [[0.5, 1.0]] * 3

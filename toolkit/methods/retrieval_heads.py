@@ -257,7 +257,9 @@ class _Sums:
         self.unseen = torch.tensor([row + [False] * (most - len(row)) for row in unseen], device=lm.device)
         shape = (len(examples), lm.layout.n_layers, lm.layout.n_heads)
         self.copied = {
-            name: torch.zeros(*shape, most + 1, dtype=torch.bool, device=lm.device) for name in COPY_METRICS if name != "copy_unseen"
+            name: torch.zeros(*shape, most + 1, dtype=torch.bool, device=lm.device)
+            for name in COPY_METRICS
+            if name != "copy_unseen"
         }
         self.mass, self.write = (torch.zeros(shape, dtype=torch.float64, device=lm.device) for _ in range(2))
         self.written = torch.tensor([sum(t in row for t in i[e.span.start : e.span.stop])
