@@ -47,7 +47,7 @@ def test_one_pass_gives_what_two_give(name, temperature, model_of, problems_of, 
 def test_a_model_that_does_more_than_its_head_is_refused(llama, problems_of, monkeypatch):
     found, forward = sampled(llama, problems_of), llama.model.forward
     monkeypatch.setattr(llama.model, "forward", lambda **given: SimpleNamespace(logits=2 * forward(**given).logits))
-    with pytest.raises(UnsupportedModelError, match=r"phase_entropy\.measured"):
+    with pytest.raises(UnsupportedModelError, match=r"phase_entropy\.with_entropies"):
         collect.moments_and_entropies(llama, found, by_length)
 
 

@@ -142,7 +142,7 @@ def test_what_cannot_be_measured_is_named(llama, rollout_of):
     with pytest.raises(ValueError, match=r"temperature=0\.0.*above 0"):
         phase_entropy.with_entropies(llama, [rollout_of(3)], temperature=0.0)
     for function in (phase_entropy.table, phase_entropy.by_phase, phase_entropy.by_position):
-        with pytest.raises(NoEntropiesError, match=r"problem 'p' carries no entropies.*details=True.*measured"):
+        with pytest.raises(NoEntropiesError, match=r"problem 'p' carries no entropies.*details=True.*with_entropies"):
             function([rollout_of(3)])
 
 
