@@ -308,7 +308,7 @@ def test_rollouts_without_thinking_or_without_their_problem_are_named(llama, rol
         failed_steps.table([silent], failed_steps.chains(llama, [silent], [problem]))
     with pytest.raises(KeyError, match=r"1 problems.*not among the 0 given, such as 'a'"):
         failed_steps.chains(llama, [silent], [])
-    with pytest.raises(ValueError, match="one of each a step"):
+    with pytest.raises(ValueError, match="one of each per step"):
         Chain(("a",), (), ())
 
 
