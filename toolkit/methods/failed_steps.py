@@ -317,8 +317,6 @@ def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], rea
     """Return the chain of every rollout, in order.
 
     Args:
-        lm: The model whose tokenizer the rollouts use.
-        rollouts: Responses.
         problems: The problems of the rollouts.
         reader_of: Function from a problem to its reader; for thinking in prose use :func:`cued`.
 
@@ -340,8 +338,7 @@ def table(rollouts: Sequence[Rollout], chains: Sequence[Chain]) -> pd.DataFrame:
     Columns: ``problem_id, sample, correct, steps, failed, reviews, fsf, review_ratio, characters, think_tokens``.
 
     Args:
-        rollouts: Responses.
-        chains: Their steps, from :func:`chains`.
+        chains: Steps of each rollout, from :func:`chains`.
 
     Raises:
         NoThinkTagsError: No rollout has a step.
@@ -393,12 +390,7 @@ def accuracy_of_lowest(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 
     """Return the accuracy of the rollout with the lowest measure of each problem, and its gain over an average rollout, paired.
 
     This is the paper's test-time selection, which takes the trace with the lowest FSF among the samples of a problem. Rollouts with
-    equal measures are averaged.
-
-    Args:
-        rows: From :func:`table`.
-        measure: Column of ``rows``.
-        seed: Seed of the bootstrap.
+    equal measures are averaged. ``measure`` is a column of ``rows``, which come from :func:`table`.
     """
     lowest = rows[measure] == rows.groupby("problem_id")[measure].transform("min")
     best, mean = (part.groupby("problem_id")["correct"].mean().to_numpy(float)[:, None] for part in (rows[lowest], rows))
