@@ -40,7 +40,7 @@ def penalty(
 ) -> Float[ndarray, " rows"]:
     """Return the factor on the reward of a right response, in [0, 1].
 
-    >>> penalty([0, 1, 2], [0, 0, 0], "exp", decay=0.5).tolist()
+    >>> penalty(np.array([0, 1, 2]), np.zeros(3), "exp", decay=0.5).tolist()
     [1.0, 0.5, 0.25]
 
     Args:

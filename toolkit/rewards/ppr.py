@@ -35,7 +35,7 @@ from toolkit.rewards.batch import (
 def renorm(process: ndarray, outcome: ndarray) -> Float[ndarray, " steps"]:
     """Return ``r_p + r_o - 1`` of each step (or response).
 
-    >>> renorm([0.25, 0.75], [1, 0]).tolist()
+    >>> renorm(np.array([0.25, 0.75]), np.array([1, 0])).tolist()
     [0.25, -0.25]
 
     Raises:
