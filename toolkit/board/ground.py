@@ -29,7 +29,8 @@ from toolkit.types import Direction, Plan, Problem, Rollout
 DIRECTIONS: Mapping[str, str] = MappingProxyType({"thinkedit": "2503.22048", "efficiency": "2506.15647"})
 """Directions that :meth:`Ground.direction` makes, and their papers."""
 TRAINING = ("toolkit.grpo", "toolkit.jobs.grpo")  # what trains policies
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 Sets = tuple[tuple[str, int], ...]
 """Task names and how many problems of each."""
 
