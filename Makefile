@@ -35,7 +35,7 @@ torture: $(VENV)/.test ## kill every command 1,000 times, alter every kind of fi
 	@mkdir -p runs/torture
 	$(BIN)/python tests/torture.py --kills 1000 --report runs/torture/kills.json
 	$(BIN)/python tests/fuzz.py --all --report runs/torture/fuzz.json
-	$(BIN)/python tests/damage_models.py --all
+	$(BIN)/python tests/damage_models.py --all --report runs/torture/models.json
 
 bench: $(VENV)/.test $(BENCH)/.peers ## measure speed beside the peers (QUICK=1: under 5 minutes; ONLY=collect,grpo; DEVICE=cuda; KEEP=1)
 	$(BIN)/python tests/benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) \

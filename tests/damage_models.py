@@ -1,29 +1,33 @@
 """Damages of a model directory, and what loading one may do: refuse in a sentence, or compute what the undamaged model computes.
 
-``python tests/damage_models.py --all`` makes a hundred of them and prints what became of each.
+``python tests/damage_models.py --all --report models.json`` (``make torture``) makes a hundred of them, each in a process of its own,
+prints what became of each, and exits with 1 if anything is wrong.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import shutil
 import struct
-import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torture
 from safetensors.torch import load_file, save_file
 
 from toolkit import lm as lms
 from toolkit.lm import LM
 
 SLOWEST, LONGEST = 20.0, 400  # seconds until a refusal, and its characters
+HANGS = 90.0  # seconds after which a process is ended
 MESSAGES = ({"role": "user", "content": "12+3=?"},)
 Damage = Callable[[Path, random.Random], None]
 
@@ -101,8 +105,9 @@ def header(change: Callable[[dict], Any], *, length: int | None = None, size: in
     return damage
 
 
-def sharded(change: Callable[[dict[str, str]], Any]) -> Damage:
-    """The weights in two files with an index, whose ``weight_map`` is changed."""
+def sharded(change: Callable[[dict[str, str], Path], Any]) -> Damage:
+    """The weights in two files with an index, whose ``weight_map`` is changed; the file with all of them is moved out of the directory,
+    and ``change`` is told where to."""
 
     def damage(path: Path, rng: random.Random) -> None:
         found = load_file(path / "model.safetensors")
@@ -113,9 +118,10 @@ def sharded(change: Callable[[dict[str, str]], Any]) -> Damage:
         }
         for name, keys in halves.items():
             save_file({key: found[key] for key in keys}, path / name, metadata={"format": "pt"})
-        shutil.move(path / "model.safetensors", path.parent / f"{path.name}-outside.safetensors")
+        moved = path.parent / f"{path.name}-outside.safetensors"
+        shutil.move(path / "model.safetensors", moved)
         weight_map = {key: name for name, keys in halves.items() for key in keys}
-        new = change(weight_map)
+        new = change(weight_map, moved)
         (path / "model.safetensors.index.json").write_text(
             json.dumps({"metadata": {}, "weight_map": weight_map if new is None else new})
         )
@@ -205,15 +211,15 @@ def damages() -> dict[str, Damage]:
         "header with a negative offset": header(lambda h: _tensor_of(h).update(data_offsets=[-8, 8])),
         "header with an unknown type": header(lambda h: _tensor_of(h).update(dtype="F12")),
         "header is a list": header(lambda h: [1]),
-        "shards": sharded(lambda m: None),
-        "shard missing": sharded(lambda m: _first(m, "model-00003-of-00002.safetensors")),
-        "shard outside, relative": sharded(lambda m: _first(m, "../outside.safetensors")),
-        "shard outside, absolute": sharded(lambda m: _first(m, "/etc/passwd")),
-        "shard is a number": sharded(lambda m: _first(m, 5)),
-        "shard is the directory": sharded(lambda m: _first(m, ".")),
-        "index is empty": sharded(lambda m: {}),
-        "index is a list": sharded(lambda m: list(m)),
-        "index leaves a file out": sharded(lambda m: {k: v for k, v in m.items() if "00001" in v}),
+        "shards": sharded(lambda m, moved: None),
+        "shard missing": sharded(lambda m, moved: _first(m, "model-00003-of-00002.safetensors")),
+        "shard outside, relative": sharded(lambda m, moved: _first(m, f"../{moved.name}")),
+        "shard outside, absolute": sharded(lambda m, moved: _first(m, str(moved))),
+        "shard is a number": sharded(lambda m, moved: _first(m, 5)),
+        "shard is the directory": sharded(lambda m, moved: _first(m, ".")),
+        "index is empty": sharded(lambda m, moved: {}),
+        "index is a list": sharded(lambda m, moved: list(m)),
+        "index leaves a file out": sharded(lambda m, moved: {k: v for k, v in m.items() if "00001" in v}),
     }
     return found
 
@@ -243,11 +249,15 @@ class Outcome:
         return self.verdict in ("refused", "harmless")
 
 
+SAYS = {name: "a file outside its directory" for name in ("shard outside, relative", "shard outside, absolute")}
+"""What a refusal has to say, where another reason would hide that the damage was not seen."""
+
+
 @torch.inference_mode()
-def computed(lm: LM) -> tuple[torch.Tensor, list[int], frozenset[int]]:
-    """What must stay as it is: logits, a prompt, and the tokens that end a response."""
+def computed(lm: LM) -> tuple[torch.Tensor, list[int], frozenset[int], str]:
+    """What must stay as it is: logits, a prompt, the tokens that end a response, and the text of all tokens."""
     ids = lm.prompt_ids(MESSAGES)
-    return lm.model(input_ids=torch.tensor([ids])).logits, ids, lm.eos_ids
+    return lm.model(input_ids=torch.tensor([ids])).logits, ids, lm.eos_ids, lm.text(range(lm.vocab_size))
 
 
 def judged(name: str, damage: Damage, source: Path, folder: Path, wanted: tuple, seed: int = 0) -> Outcome:
@@ -263,7 +273,9 @@ def judged(name: str, damage: Damage, source: Path, folder: Path, wanted: tuple,
             verdict = "accepted, and computes something else"
     except (ValueError, OSError, ImportError) as error:  # what the command line prints as one line
         said, verdict = str(error), "refused"
-        if not isinstance(error, lms.UnsupportedModelError | lms.checkpoints.store.StoreError | FileNotFoundError):
+        if SAYS.get(name, "") not in said:
+            verdict = "refused for another reason"
+        elif not isinstance(error, lms.UnsupportedModelError | lms.checkpoints.store.StoreError | FileNotFoundError):
             verdict = f"refused with {type(error).__name__}"
         elif len(said) > LONGEST or "\n" in said:
             verdict = f"refused in {len(said)} characters"
@@ -275,22 +287,57 @@ def judged(name: str, damage: Damage, source: Path, folder: Path, wanted: tuple,
     return Outcome(name, verdict if seconds < SLOWEST else f"{verdict}, after {seconds:.0f} s", said, seconds)
 
 
+def alone(name: str, damage: Damage, source: Path, folder: Path, wanted: tuple, seed: int = 0) -> Outcome:
+    """:func:`judged` in a process of its own, which is ended if it hangs."""
+    answer, log = folder / "outcome.json", folder / "log"
+    answer.unlink(missing_ok=True)
+
+    def work() -> int:
+        answer.write_text(json.dumps(asdict(judged(name, damage, source, folder, wanted, seed))))
+        return 0
+
+    status, seconds = torture.forked(work, log, timeout=HANGS)
+    if answer.exists():
+        return Outcome(**json.loads(answer.read_text()))
+    return Outcome(
+        name, f"hangs for {seconds:.0f} s" if status == 1000 else f"the process ends with {status}", log.read_text()[-300:], seconds
+    )
+
+
 def run(source: Path, folder: Path, names: list[str], seed: int = 0) -> list[Outcome]:
     """Judge some damages of an undamaged directory."""
+    torch.set_num_threads(1)  # a process is forked for each of them: this one must stay free of threads
     wanted, kinds = computed(lms.load(source, device="cpu")), damages()
-    return [judged(name, kinds[name], source, folder, wanted, seed) for name in names]
+    return [alone(name, kinds[name], source, folder, wanted, seed) for name in names]
+
+
+def figures(outcomes: list[Outcome]) -> dict[str, Any]:
+    """What a report says."""
+    wrong = [asdict(outcome) for outcome in outcomes if not outcome.right]
+    return {
+        "damages": len(outcomes),
+        "verdicts": dict(Counter(o.verdict for o in outcomes)),
+        "slowest": max(o.seconds for o in outcomes),
+        "wrong": wrong,
+    }
 
 
 def main() -> None:
-    import tempfile
-
+    """Judge, print, and exit with 1 if anything was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="all of them, not twelve")
+    parser.add_argument("--report", type=Path, help="file for the figures, as JSON")
+    given = parser.parse_args()
     every = list(damages())
-    chosen = every if "--all" in sys.argv else random.Random(0).sample(every, 12)
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = run(lms.tiny_reasoner_path(), Path(folder), chosen)
+        outcomes = run(lms.tiny_reasoner_path(), Path(folder), every if given.all else random.Random(0).sample(every, 12))
     for outcome in outcomes:
         print(f"{'' if outcome.right else 'WRONG '}{outcome.name}: {outcome.verdict} ({outcome.seconds:.1f} s) {outcome.said}")
-    print(len(outcomes), "damages:", dict(Counter(outcome.verdict for outcome in outcomes)))
+    found = figures(outcomes)
+    print({name: value for name, value in found.items() if name != "wrong"})
+    if given.report:
+        given.report.write_text(json.dumps(found, indent=1) + "\n")
+    raise SystemExit(bool(found["wrong"]))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from alterations import Alteration, Step
 
 from toolkit import edits, jobs, store, vectors
 from toolkit import lm as lms
-from toolkit.board import measure
 from toolkit.generate import Sampling
 from toolkit.grpo import judge, log
 from toolkit.grpo import run as grpo_run
@@ -337,31 +336,6 @@ def dose_rows() -> dict[str, Any]:
     return {"usable": [-1.0, 1.0], "doses": [{**row, "strength": s} for s in (-1.0, 0.0, 1.0)]}
 
 
-RESULT = {"name": "base", "seed": 0, "model": "m", "fingerprint": "f", "parent": None, "interventions": ["x"], "tokens": 5, "seconds": 1.5,
-          "parameters_changed": 0, "training_steps": 0, "shift": dict.fromkeys(measure.IN_SHIFT, 0.5)}  # fmt: skip
-
-
-def make_result(altered: str) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        filled = {str: ["a", "b"], int: [1, 2], bool: [True, False], float: [0.5, 1.5]}
-        for name, columns in ((measure.ROWS, measure.IN_ROWS), (measure.POINTS, measure.IN_POINTS)):
-            store.save_table(pd.DataFrame({column: filled[kind] for column, kind in columns.items()}), folder / name)
-        store.write_json(RESULT, folder / measure.ABOUT)
-        return folder / altered
-
-    return make
-
-
-def result(path: Path) -> Any:
-    if (found := measure.read(path.parent)) is None:  # a right answer where there is none: it is measured
-        raise FileNotFoundError(f"{path} is not there")
-    return found
-
-
-def of_result(path: Path, rng: random.Random, most: int) -> Iterator[Alteration]:
-    yield from alter.of_parquet(path, measure.IN_POINTS if path.name == measure.POINTS else measure.IN_ROWS, rng, 10)
-
-
 def make_filler(folder: Path) -> Path:
     return store.write_text("One sentence. Another one!\nAnd a third?\n", folder / "filler.txt")
 
@@ -406,7 +380,4 @@ KINDS: dict[str, Kind] = {
                                   ("identity an object", "reward an object")),
     "training log": lines_kind("log.jsonl", lambda: [{"step": k, "loss": 0.5} for k in range(3)], log.read, ("step", "loss")),
     "learning curve": lines_kind("pear-seed0.jsonl", curve_rows, parent(grpo_jobs.read_curves), tuple({n for c in grpo_jobs.IN_CURVE.values() for n in c})),
-    "board about": Kind(make_result(measure.ABOUT), result, json_kind(measure.ABOUT, dict, store.read_json, (), ("parent a text",)).of),
-    "board rows": Kind(make_result(measure.ROWS), result, of_result),
-    "board points": Kind(make_result(measure.POINTS), result, of_result),
 }  # fmt: skip

@@ -31,9 +31,10 @@ def main(out: Path) -> None:
     targets = Targets(base=8, step=4, longest=64, every=1, problems=4, samples=4)
     # One over the whole batch, and two that remember, one of them with a monitoring set.
     reward = WeightedSum(((1.0, GRPOLambda()), (0.2, HAPO()), (0.2, LaserD(targets=targets))))
-    judged = log.Recorder(problems[:2], Sampling(n=2, max_new_tokens=64), 1, None, lambda text: None)
-    trainer = Trainer(tiny, recipe, problems, run.arguments(tiny, recipe, plan), Extras(reward=reward, callbacks=(judged,)))
-    judged.trainer = trainer
+    trainer = Trainer(tiny, recipe, problems, run.arguments(tiny, recipe, plan), Extras(reward=reward))
+    how = Sampling(n=2, max_new_tokens=64)
+    judged = log.Recorder(problems[:2], how, 1, None, lambda text: None, trainer.sampler.rollouts)
+    trainer.add_callback(judged)
     trainer.train()
     seen = trainer.newest
     saved = {

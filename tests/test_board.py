@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toolkit.board.metrics import METRICS
+from toolkit.metrics import METRICS
 from typer.testing import CliRunner
 
 from toolkit import board, cli, edits, generate, origins, store, tasks

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 
 from toolkit import lm as lms
 from toolkit import rewards, tasks
-from toolkit.grpo import advantages, draws, log, losses, recipes, saved
+from toolkit.grpo import advantages, draws, log, losses, measures, recipes, saved
 from toolkit.grpo.batching import pushed_micro_batches
 from toolkit.grpo.draws import Drawn
 from toolkit.rewards import RewardBatch, Scored
@@ -216,6 +219,18 @@ def test_micro_batches_of_pushed_rows_hold_as_many_as_another_process_asks_for()
         assert all(part["share"] == len(part["row"]) * 2 / 6 for part in parts)
 
 
+def test_no_file_of_grpo_imports_one_that_imports_it():
+    folder = Path(draws.__file__).parent
+    graph = {}
+    for file in folder.glob("*.py"):
+        nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+        whole = [alias.name for node in nodes if node.module == "toolkit.grpo" for alias in node.names]
+        parts = [node.module.split(".")[2] for node in nodes if (node.module or "").startswith("toolkit.grpo.")]
+        graph[file.stem] = {*whole, *parts}
+    assert graph["run"] > {"trainer", "log", "saved"}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
 # --- measures and alarms -------------------------------------------------------------------------------------
 
 
@@ -225,7 +240,7 @@ def test_measures_of_a_batch_with_every_kind_of_response(rollout_of):
     loop = replace(cut, token_ids=cut.token_ids[: cut.prompt_len + 1] + (7,) * 30)
     found = [replace(r, problem_id=p, sample=s) for s, (r, p) in enumerate([(right, "a"), (wrong, "a"), (loop, "b"), (cut, "b")])]
     batch, values = RewardBatch.of(found), np.array([1.0, 0.0, 0.0, 0.0])
-    row = log.measures([Drawn(r, ()) for r in found], batch, Scored(values, {"correct": values}))
+    row = measures.measures([Drawn(r, ()) for r in found], batch, Scored(values, {"correct": values}))
     assert row["accuracy"] == 0.25 and row["truncated"] == 0.5 and row["zero_std"] == 0.5 and row["closed"] == 0.5
     assert row["tokens/correct"] == right.response_tokens and row["tokens/truncated"] == cut.response_tokens
     assert row["tokens/stopped"] == (right.response_tokens + wrong.response_tokens) / 2

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from toolkit import board, generate, sites, store, tasks
 from toolkit import lm as lms
 from toolkit.generate import Sampling
-from toolkit.grpo import recipes, run, saved
+from toolkit.grpo import measures, recipes, run, saved
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, Trained, train
 from toolkit.grpo.trainer import Extras, Trainer
@@ -226,7 +226,7 @@ def test_the_judged_model_is_the_saved_model(half, easy, ran):
     last = json.loads((ran.out / "log.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 2 and last["held_out/tokens"] == sum(r.response_tokens for r in rollouts) / len(rollouts)
     assert last["held_out/accuracy"] == sum(r.correct for r in rollouts) / len(rollouts)
-    by_hand = run.log.kl_to(half, rollouts, JUDGED.temperature)  # to every digit, which no other weights or number type would give
+    by_hand = measures.kl_to(half, rollouts, JUDGED.temperature)  # to every digit, which no other weights or number type would give
     assert last["held_out/kl"] == by_hand
     table = store.read_table(ran.out / "log.parquet")
     assert table["held_out/kl"].tolist()[-1] == by_hand == ran.done.log["held_out/kl"].tolist()[-1]
@@ -256,7 +256,7 @@ def test_a_narrower_saved_model_is_measured_and_returned_as_it_is_on_disk(half, 
 def test_killed_while_the_model_is_written_the_run_ends_with_the_same_model(half, easy, recipe, ran, tmp_path, monkeypatch):
     plan, extras = unwritten(ran, tmp_path / "run"), Extras(lora=KINDS[ran.out.name])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(saved, "_read", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(saved, "read_back", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
         train(half, recipe, easy, plan, extras=extras, resume=True)
     assert not (plan.out / "model" / "config.json").exists()
     assert train(half, recipe, easy, plan, extras=extras, resume=True).lm.fingerprint == ran.done.lm.fingerprint

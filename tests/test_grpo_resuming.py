@@ -13,7 +13,7 @@ import torch
 
 from toolkit import store, tasks
 from toolkit.generate import Sampling
-from toolkit.grpo import log, losses, recipes, run, saved, trainer
+from toolkit.grpo import checks, log, losses, recipes, run, saved
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, train
 from toolkit.grpo.trainer import Extras
@@ -45,10 +45,9 @@ def test_a_second_process_is_refused_and_the_log_of_the_first_stays(tiny, easy, 
 # --- the log -----------------------------------------------------------------------------------------------------
 
 
-def recorder_of(tmp_path, monkeypatch, steps: int) -> log.Recorder:
-    """A recorder with rows 0 to 2, at the end of a run of so many steps."""
-    recorder = log.Recorder([], Sampling(), 1, tmp_path / log.LOG, lambda text: None)
-    recorder.trainer = SimpleNamespace(args=SimpleNamespace(max_steps=steps))
+def recorder_of(tmp_path, monkeypatch) -> log.Recorder:
+    """A recorder with rows 0 to 2."""
+    recorder = log.Recorder([], Sampling(), 1, tmp_path / log.LOG, lambda text: None, lambda problems, sampling: [])
     for step in range(3):
         recorder._write({"step": step, "accuracy": 0.5, "held_out/tokens": 30.0})
     monkeypatch.setattr(log.Recorder, "_judge", lambda self, saved: {"held_out/tokens": 20.0})
@@ -57,21 +56,21 @@ def recorder_of(tmp_path, monkeypatch, steps: int) -> log.Recorder:
 
 @pytest.mark.parametrize("dies", ["append_line", "write_rows", "save_table"])
 def test_killed_while_the_saved_model_is_written_down_the_log_has_its_last_row(tiny, tmp_path, monkeypatch, dies):
-    recorder = recorder_of(tmp_path, monkeypatch, steps=2)
+    recorder = recorder_of(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(store, dies, lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with contextlib.suppress(KeyboardInterrupt):
-            recorder.finish(tiny)
+            recorder.finish(tiny, 2)
     rows = log.read(tmp_path / log.LOG)
     assert [row["step"] for row in rows] == [0, 1, 2] and rows[1]["held_out/tokens"] == 30
 
 
 def test_the_judgement_of_the_saved_model_goes_into_the_row_of_the_last_step_only(tiny, tmp_path, monkeypatch):
-    recorder_of(tmp_path, monkeypatch, steps=2).finish(tiny)
+    recorder_of(tmp_path, monkeypatch).finish(tiny, 2)
     rows = log.read(tmp_path / log.LOG)
     assert (rows[2]["accuracy"], rows[2]["held_out/tokens"]) == (0.5, 20)
     (tmp_path / log.LOG).unlink()
-    recorder_of(tmp_path, monkeypatch, steps=3).finish(tiny)  # its row was lost
+    recorder_of(tmp_path, monkeypatch).finish(tiny, 3)  # its row was lost
     rows = log.read(tmp_path / log.LOG)
     assert rows[2]["held_out/tokens"] == 30 and {k: v for k, v in rows[3].items() if k != "alarms"} == {
         "step": 3,
@@ -108,8 +107,8 @@ def test_a_disk_that_is_full_is_said_and_leaves_no_half_checkpoint(tiny, easy, r
 
 def test_weights_that_are_sharded_over_processes_are_refused_before_training():
     with pytest.raises(ValueError, match=r"FSDP shards the weights over processes.*--zero_stage 2"):
-        trainer.check_whole(SimpleNamespace(is_fsdp_enabled=True))
-    trainer.check_whole(SimpleNamespace(is_fsdp_enabled=False))
+        checks.check_whole(SimpleNamespace(is_fsdp_enabled=True))
+    checks.check_whole(SimpleNamespace(is_fsdp_enabled=False))
 
 
 def test_a_run_of_drpo_is_resumed_with_the_micro_batch_it_began_with_and_no_other():
@@ -152,9 +151,14 @@ def test_a_curve_that_is_marked_stale_is_made_again(tiny, tmp_path):
         "seed": 0,
         "fingerprint": tiny.fingerprint,
     }
+    rest = [
+        {"kind": "step", "step": 0},
+        {"kind": "test", "problems": "all", "condition": "base", "metric": "accuracy", "mean": 0.5, "low": 0.4, "high": 0.6},
+        {"kind": "outcomes", "problem_id": ["p"], "accuracy": [0.5], "think_tokens": [9.0]},
+    ]
     file = plan.curves / "hapo-seed0.jsonl"
     for more, kept in (({}, True), ({"stale": "its formula changed"}, False)):
         plan.curves.mkdir(exist_ok=True)
-        store.write_rows([about | more], file)
+        store.write_rows([about | more, *rest], file)
         assert jobs._kept(tiny, own, 0, plan, file, lambda text: None) is kept and file.exists() is kept
     assert len(list((plan.runs / "stale").iterdir())) == 1

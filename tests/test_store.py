@@ -235,7 +235,7 @@ def test_a_header_that_is_not_what_its_type_says_is_an_error_that_names_file_and
     body, message = WRONG_HEADERS[case]
     with pytest.raises(DamagedFileError, match=message) as caught:
         store.load(rewritten(saved, body), Direction)
-    assert str(saved) in str(caught.value) and "make it again" in str(caught.value)
+    assert str(saved) in str(caught.value) and "again, or copy it" in str(caught.value)
 
 
 WRONG_TENSORS = {

@@ -87,6 +87,16 @@ class Curriculum:
         return Added(self.text.format(budget=self.at(step)))
 
 
+def asking(curriculum: Curriculum | None, step: int) -> tuple[Ask | None, int | None]:
+    """The change of the prompt and the budget it states at a step."""
+    return (curriculum.ask(step), curriculum.at(step)) if curriculum else (None, None)
+
+
+def asked(problem: Problem, ask: Ask | None) -> tuple[Mapping[str, str], ...]:
+    """A problem's messages as asked."""
+    return tuple(ask(problem.messages) if ask else problem.messages)
+
+
 @dataclass(frozen=True)
 class Modes:
     """Half of each group is asked for long thinking, half for short (Adaptive Deep Reasoning, arXiv 2505.20101)."""

@@ -7,111 +7,24 @@ entropies nats a token; a value that does not exist (the length of truncated res
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy import ndarray
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from toolkit import generate, rewards, stats, store
+from toolkit import generate, store
 from toolkit.generate import Sampling
-from toolkit.grpo.advantages import group_std
-from toolkit.grpo.draws import Drawn
+from toolkit.grpo.measures import Row, held_out, kl_to
 from toolkit.lm import LM
-from toolkit.methods import phase_entropy
-from toolkit.rewards import RewardBatch
 from toolkit.types import Problem, Rollout
 
-if TYPE_CHECKING:
-    from toolkit.grpo.trainer import Trainer
-
 LOG, TABLE = "log.jsonl", "log.parquet"
-Row = dict[str, Any]
-
-
-def measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.Scored) -> dict[str, float]:
-    """What one batch of all processes looked like, by name; NaN where there is nothing to average."""
-    found = [d.rollout for d in drawn]
-    correct, stopped = np.array([r.correct for r in found]), np.array([r.finish == "stop" for r in found])
-    tokens, think = (np.array([getattr(r, name) for r in found], float) for name in ("response_tokens", "think_tokens"))
-    row = {
-        "accuracy": correct.mean(),
-        "truncated": 1 - stopped.mean(),
-        "closed": np.mean([r.closed for r in found]),
-        "tokens": tokens.mean(),
-        "tokens/stopped": _mean(tokens[stopped]),
-        "tokens/truncated": _mean(tokens[~stopped]),
-        "tokens/correct": _mean(tokens[correct]),
-        "tokens/wrong": _mean(tokens[~correct]),
-        "think_tokens": think.mean(),
-        "loops": np.mean([r.finish == "length" and stats.looping(r.token_ids[r.prompt_len :]) for r in found]),
-        "answers/most_common": _most_common(found),
-        "zero_std": (group_std(scored.values, batch.groups) == 0).mean(),
-        **{f"entropy/{phase}": _entropy(found, phase) for phase in ("think", "answer")},
-    }
-    for name, values in scored.components.items():
-        row[f"component/{name}"], row[f"component/{name}/std"] = values.mean(), values.std()
-    for mode in {d.mode for d in drawn} - {None}:
-        mine = np.array([d.mode == mode for d in drawn])
-        row[f"accuracy/{mode}"], row[f"tokens/{mode}"] = correct[mine].mean(), tokens[mine].mean()
-    return {name: float(value) for name, value in row.items()}
-
-
-def _mean(values: ndarray) -> float:
-    return float(values.mean()) if len(values) else math.nan
-
-
-def _entropy(found: Sequence[Rollout], phase: str) -> float:
-    """Mean over the tokens of a phase, over all rollouts that kept entropies."""
-    values: list[float] = []
-    for r in found:
-        span = getattr(r, phase)
-        if span is not None and r.entropies is not None:
-            values += r.entropies[span.start - r.prompt_len : span.stop - r.prompt_len]
-    return _mean(np.array(values))
-
-
-def _most_common(found: Sequence[Rollout]) -> float:
-    """Share of the most common answer among the responses that answer."""
-    answers = Counter(r.token_ids[r.answer.start : r.answer.stop] for r in found if r.answer is not None)
-    return answers.most_common(1)[0][1] / answers.total() if answers else math.nan
-
-
-def held_out(found: Sequence[Rollout], problems: Sequence[Problem]) -> Row:
-    """Accuracy and length on held-out problems; ``_hard`` is the hardest third by ``meta["difficulty"]``, where problems have one."""
-    difficulty = {p.id: p.meta.get("difficulty") for p in problems}
-    row = {f"held_out/{name}": value for name, value in _means(found).items()}
-    if all(isinstance(d, int | float) for d in difficulty.values()):
-        hard = np.quantile(list(difficulty.values()), 2 / 3)
-        chosen = [r for r in found if difficulty[r.problem_id] >= hard]
-        row |= {f"held_out/{name}_hard": value for name, value in _means(chosen).items()}
-    return row
-
-
-def kl_to(given: LM, found: Sequence[Rollout], temperature: float) -> float:
-    """KL of the policy that sampled rollouts to the model as it was given: the mean over their tokens of ``log pi - log pi_given``, nats.
-
-    An estimate from samples. Rollouts must carry log-probabilities, of an untruncated softmax at that temperature.
-    """
-    before = phase_entropy.measured(given, found, temperature=temperature)
-    ratios = [np.subtract(r.logprobs or (), b.logprobs or ()) for r, b in zip(found, before, strict=True)]
-    return _mean(np.concatenate(ratios))
-
-
-def _means(found: Sequence[Rollout]) -> Row:
-    return {
-        "accuracy": float(np.mean([r.correct for r in found])),
-        "think_tokens": float(np.mean([r.think_tokens for r in found])),
-        "tokens": float(np.mean([r.response_tokens for r in found])),
-        "truncated": float(np.mean([r.finish == "length" for r in found])),
-        "loops": float(np.mean([r.finish == "length" and stats.looping(r.token_ids[r.prompt_len :]) for r in found])),
-    }
+Sample = Callable[[Sequence[Problem], Sampling], list[Rollout]]
+"""Draws from the policy in training."""
 
 
 @dataclass(frozen=True)
@@ -166,17 +79,32 @@ def _ends(history: Sequence[Mapping[str, Any]], steps: int) -> list[tuple[str, R
 class Recorder(TrainerCallback):
     """Writes the log of a run, judges the policy on held-out problems every so often, and raises alarms.
 
-    Attributes:
-        rows: The log so far.
-        path: The file it is kept in, or ``None``.
+    Args:
+        problems: Held-out problems; none: nothing is judged.
+        sampling: How they are sampled.
+        every: Steps between judgements; 0 for never.
+        path: The file of the log, or ``None``.
+        say: Told of alarms.
+        sample: Draws from the policy in training.
         given: The model before training, for ``held_out/kl``; ``None`` leaves it out, as does truncated or greedy sampling. It runs in
             the number type it was loaded in, so that row 0 shows what autocast to bfloat16 alone makes of the KL.
+
+    Attributes:
+        rows: The log so far.
     """
 
-    def __init__(self, problems: Sequence[Problem], sampling: Sampling, every: int, path: Path | None, say: Callable[[str], None]):
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        sampling: Sampling,
+        every: int,
+        path: Path | None,
+        say: Callable[[str], None],
+        sample: Sample,
+        given: LM | None = None,
+    ) -> None:
         self.problems, self.sampling, self.every, self.path, self.say = problems, sampling, every, path, say
-        self.given: LM | None = None
-        self.trainer: Trainer | None = None
+        self.sample, self.given = sample, given
         self.rows: list[Row] = []
         self._judged: Row = {}
         self._said: set[str] = set()
@@ -207,11 +135,10 @@ class Recorder(TrainerCallback):
             self._write({"step": state.global_step, **logs, **self._judged})
             self._judged = {}
 
-    def finish(self, saved: LM) -> None:
-        """Judge the model that was saved, on this process alone, in place of the judgement of the last row."""
-        if not (self.trainer and (judged := self._judge(saved))):
+    def finish(self, saved: LM, step: int) -> None:
+        """Judge the model that was saved after its last step, on this process alone, in place of the judgement of that step's row."""
+        if not (judged := self._judge(saved)):
             return
-        step = self.trainer.args.max_steps
         last = self.rows.pop() if self.rows and self.rows[-1]["step"] == step else {"step": step}
         self._add({k: v for k, v in last.items() if k != "alarms"} | judged)
         if self.path is not None:  # at once: a log without its last row would be resumed with that of another step in its place
@@ -221,15 +148,12 @@ class Recorder(TrainerCallback):
     def _judge(self, saved: LM | None = None) -> Row:
         """Of the policy in training, on every process alike: where weights are sharded, one alone cannot run the model; where not, the
         others would wait. Or of the model that was saved."""
-        if not (self.problems and self.every and self.trainer):
+        if not (self.problems and self.every):
             return {}
         how = self.sampling
         given = self.given if how.temperature > 0 and how.top_p == 1 and not how.top_k else None
         how = replace(how, details=how.details or given is not None)
-        if saved is None:
-            found = self.trainer.sampler.rollouts(self.problems, how)
-        else:
-            found = generate.rollouts(saved, self.problems, how, progress=False)
+        found = self.sample(self.problems, how) if saved is None else generate.rollouts(saved, self.problems, how, progress=False)
         row = held_out(found, self.problems)
         return row if given is None else row | {"held_out/kl": kl_to(given, found, how.temperature)}
 

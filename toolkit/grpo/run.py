@@ -191,7 +191,7 @@ def train(
         FileExistsError: ``run.out`` holds a run already and ``resume`` is off.
         store.StoreError: another process trains into ``run.out`` now.
         store.WrongModelError: the run in ``run.out`` is of another model, recipe, seed, problem set or reward, or was begun by other code.
-        trainer.NonFiniteError: a reward, loss or gradient is NaN or infinite; names step and sample.
+        checks.NonFiniteError: a reward, loss or gradient is NaN or infinite; names step and sample.
     """
     args = arguments(lm, recipe, run)
     check_context(lm, problems, args.max_completion_length)
@@ -224,10 +224,11 @@ def _train(
     checkpoint = _begin(run.out, identity, resume)
     store.writable(run.out)
     extras = judge.supplied(lm, recipe, problems, extras, run.out, run.seed, say)
-    recorder = log.Recorder(run.held_out, run.evaluate, run.evaluate_every, run.out / log.LOG, say)
     own = replace(lm, model=deepcopy(lm.model))
-    trainer = Trainer(own, recipe, problems, args, replace(extras, callbacks=(recorder, *extras.callbacks)))
-    trainer.identity, recorder.trainer, recorder.given = identity, trainer, lm
+    trainer = Trainer(own, recipe, problems, args, replace(extras, callbacks=()), identity)
+    recorder = log.Recorder(run.held_out, run.evaluate, run.evaluate_every, run.out / log.LOG, say, trainer.sampler.rollouts, lm)
+    for callback in (recorder, *extras.callbacks):
+        trainer.add_callback(callback)
     main = trainer.is_world_process_zero()
     if main:
         store.remove(run.out / MODEL)  # of fewer steps

@@ -2,40 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from numpy import ndarray
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 from trl.models import unwrap_model_for_generation
 
 from toolkit import generate
 from toolkit.generate import Sampling
 from toolkit.grpo import draws
-from toolkit.grpo.draws import Drawn
-from toolkit.lm import Ask, Condition
+from toolkit.grpo.draws import Drawn, asked, asking
+from toolkit.grpo.recipes import Recipe
+from toolkit.lm import LM, Ask, Condition
 from toolkit.types import Problem, Rollout
-
-if TYPE_CHECKING:
-    from toolkit.grpo.trainer import Trainer
 
 Messages = Sequence[Mapping[str, str]]
 MONITOR = len(draws.MODES)  # stream of random numbers of the monitoring set; the modes have those before it
 
 
+@dataclass(frozen=True)
+class Policy:
+    """A policy in training, as far as drawing from it needs to know.
+
+    Attributes:
+        lm: Its tokenizer, think tags and template; the weights are those of ``weights``.
+        recipe: How batches are drawn.
+        args: TRL's config.
+        problems: Training problems by id.
+        needs: Columns that the reward reads.
+        accelerator: Of accelerate.
+        step: The optimizer steps done.
+        weights: The model in training.
+        generating: The model as it generates, in a context: unwrapped, gathered, under the autocast of training.
+        paid: What the reward pays a batch of all processes, of which the second argument is this process's part; it learns nothing.
+        log_probs: Log-probabilities of responses: of ids, attention mask and the number of last columns.
+    """
+
+    lm: LM
+    recipe: Recipe
+    args: Any
+    problems: Mapping[str, Problem]
+    needs: frozenset[str]
+    accelerator: Any
+    step: Callable[[], int]
+    weights: Callable[[], Any]
+    generating: Callable[[], AbstractContextManager[Any]]
+    paid: Callable[[Sequence[Drawn], Sequence[Drawn]], ndarray]
+    log_probs: Callable[[Tensor, Tensor, int], Tensor]
+
+
+def policy_of(trainer: Any) -> Policy:
+    """What drawing sees of a trainer."""
+
+    def paid(drawn: Sequence[Drawn], local: Sequence[Drawn]) -> ndarray:
+        return trainer.reward(trainer.batch_of(drawn, local, trainer.state.global_step, "eval")).values
+
+    return Policy(
+        lm=trainer.origin,
+        recipe=trainer.recipe,
+        args=trainer.args,
+        problems=trainer.problems,
+        needs=frozenset(trainer.reward.needs),
+        accelerator=trainer.accelerator,
+        step=lambda: trainer.state.global_step,
+        weights=lambda: trainer.model,
+        generating=lambda: _generating(trainer),
+        paid=paid,
+        log_probs=lambda ids, mask, keep: trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, keep)[0],
+    )
+
+
+@contextmanager
+def _generating(trainer: Any) -> Iterator[Any]:
+    gathered = {"gather_deepspeed3_params": trainer.args.ds3_gather_for_generation}
+    with (
+        unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **gathered) as model,
+        trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
+        trainer.accelerator.autocast(),  # as in training; around all steps, so that weights are cast once
+    ):
+        yield model
+
+
 class Sampler:
-    """Draws for a trainer: reads its weights, config and step; keeps nothing between steps.
+    """Draws from a policy in training; keeps nothing between steps.
 
     Attributes:
         noted: What the newest draw says of itself, for the log.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
         self.noted: dict[str, float] = {}
 
     def draw(self, ids: Sequence[str]) -> list[Drawn]:
@@ -47,10 +111,10 @@ class Sampler:
         Raises:
             ValueError: the weights are not finite any more.
         """
-        t = self.trainer
-        for name, weight in t.model.named_parameters():
+        t = self.policy
+        for name, weight in t.weights().named_parameters():
             if not torch.isfinite(weight).all():
-                raise ValueError(f"After step {t.state.global_step} weight {name} holds NaN or infinity: lower the learning rate.")
+                raise ValueError(f"After step {t.step()} weight {name} holds NaN or infinity: lower the learning rate.")
         groups = self._groups([t.problems[i] for i in ids[:: t.args.num_generations]])
         if t.recipe.dynamic is not None:
             groups = self._full(groups)
@@ -58,18 +122,12 @@ class Sampler:
 
     def rollouts(self, problems: Sequence[Problem], sampling: Sampling, ask: Ask | None = None) -> list[Rollout]:
         """Rollouts of the current policy in evaluation mode; the training mode is restored."""
-        t = self.trainer
         if not problems:
             return []
-        training = t.model.training
-        gathered = {"gather_deepspeed3_params": t.args.ds3_gather_for_generation}
-        with (
-            unwrap_model_for_generation(t.model_wrapped, t.accelerator, **gathered) as model,
-            t._dist.summon_full_params(t.model_wrapped, recurse=False),
-            t.accelerator.autocast(),  # as in training; around all steps, so that weights are cast once
-        ):
+        training = self.policy.weights().training
+        with self.policy.generating() as model:
             model.eval()
-            lm = replace(t.origin, model=bare(model))
+            lm = replace(self.policy.lm, model=bare(model))
             try:
                 return generate.rollouts(Condition(lm, ask=ask), problems, sampling, progress=False)
             finally:
@@ -77,14 +135,14 @@ class Sampler:
 
     def monitored(self, problems: int, samples: int) -> list[Rollout]:
         """Rollouts of a monitoring set over all processes: the same training problems in every step of a run."""
-        t = self.trainer
+        t = self.policy
         chosen = draws.more_problems(list(t.problems.values()), set(), problems, t.args.seed)
         mine = chosen[t.accelerator.process_index :: t.accelerator.num_processes]
         return list(gather_object(self.rollouts(mine, self._sampling(MONITOR, samples))))
 
     def _sampling(self, stream: int, n: int) -> Sampling:
-        a = self.trainer.args
-        seed = draws.seed_of(a.seed, self.trainer.state.global_step, stream)
+        a = self.policy.args
+        seed = draws.seed_of(a.seed, self.policy.step(), stream)
         return Sampling(
             n, float(a.temperature), float(a.top_p), max(int(a.top_k), 0), a.max_completion_length, seed=seed, details=True
         )
@@ -92,13 +150,13 @@ class Sampler:
     def _groups(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
         """One group per problem, drawn by this process, with what the reward needs beside the rollouts."""
         groups = self._asked(problems)
-        return [self._with_blank(group) for group in groups] if "logprob_without" in self.trainer.reward.needs else groups
+        return [self._with_blank(group) for group in groups] if "logprob_without" in self.policy.needs else groups
 
     def _asked(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
         """One group per problem, drawn by this process, as the recipe asks."""
-        t, samples = self.trainer, self.trainer.args.num_generations
+        t, samples = self.policy, self.policy.args.num_generations
         if t.recipe.modes is None:
-            ask, budget = asking(t.recipe.curriculum, t.state.global_step)
+            ask, budget = asking(t.recipe.curriculum, t.step())
             found = self.rollouts(problems, self._sampling(0, samples), ask)
             drawn = [Drawn(r, asked(t.problems[r.problem_id], ask), budget) for r in found]
             return [drawn[i : i + samples] for i in range(0, len(drawn), samples)]
@@ -113,7 +171,7 @@ class Sampler:
 
     def _full(self, groups: list[list[Drawn]]) -> list[list[Drawn]]:
         """This process's share of the groups kept over all processes, sampling on until there are enough (:class:`draws.Dynamic`)."""
-        t, rule = self.trainer, self.trainer.recipe.dynamic
+        t, rule = self.policy, self.policy.recipe.dynamic
         assert rule is not None
         here, world = t.accelerator.process_index, t.accelerator.num_processes
         pool: list[list[Drawn]] = list(gather_object(groups))
@@ -121,7 +179,7 @@ class Sampler:
         pool, dropped = self._settled(pool, [], wanted)
         while len(pool) < wanted and rounds < rule.rounds:
             seen = {group[0].rollout.problem_id for group in (*pool, *dropped)}
-            seed = draws.seed_of(t.args.seed, t.state.global_step, rounds)
+            seed = draws.seed_of(t.args.seed, t.step(), rounds)
             more = draws.more_problems(list(t.problems.values()), seen, rule.next_round(len(pool), len(seen), wanted), seed)
             if not more:
                 break
@@ -143,13 +201,13 @@ class Sampler:
 
         Asked again until none of that batch is dropped: a reward may compare the groups of a batch. It does not learn from them.
         """
-        t, rule = self.trainer, self.trainer.recipe.dynamic
+        t, rule = self.policy, self.policy.recipe.dynamic
         assert rule is not None
         here, world = t.accelerator.process_index, t.accelerator.num_processes
         while batch := pool[:wanted]:
             rows = [d for group in batch for d in group]
             own = rows[len(rows) * here // world : len(rows) * (here + 1) // world]
-            paid = t.reward(t.batch_of(rows, own, t.state.global_step, "eval")).values
+            paid = t.paid(rows, own)
             keeps = [rule.keeps(part) for part in np.split(paid, np.cumsum([len(group) for group in batch])[:-1])]
             if all(keeps):
                 break
@@ -165,34 +223,22 @@ class Sampler:
 
     @torch.no_grad()
     def _mean_logprobs(self, prompts: Sequence[Messages], responses: Sequence[list[int]]) -> list[float]:
-        t = self.trainer
-        ids = [t.origin.prompt_ids(p) for p in prompts]
-        left, width, pad = max(map(len, ids)), max(map(len, responses)), t.origin.tokenizer.pad_token_id
+        t = self.policy
+        ids = [t.lm.prompt_ids(p) for p in prompts]
+        left, width, pad = max(map(len, ids)), max(map(len, responses)), t.lm.tokenizer.pad_token_id
         rows, mask = [], []
         for p, r in zip(ids, responses, strict=True):
             before, after = left - len(p), width - len(r)
             rows.append([pad] * before + p + r + [pad] * after)
             mask.append([0] * before + [1] * (len(p) + len(r)) + [0] * after)
         device = t.accelerator.device
-        logps, _, _ = t._get_per_token_logps_and_entropies(
-            t.model, torch.tensor(rows, device=device), torch.tensor(mask, device=device), width
-        )
+        logps = t.log_probs(torch.tensor(rows, device=device), torch.tensor(mask, device=device), width)
         return [float(row[: len(r)].double().mean()) for row, r in zip(logps, responses, strict=True)]
 
 
 def bare(model: Any) -> PreTrainedModel:
     """The model itself, where peft wrapped it: adapters are inside its layers."""
     return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
-
-
-def asking(curriculum: draws.Curriculum | None, step: int) -> tuple[Ask | None, int | None]:
-    """The change of the prompt and the budget it states at a step."""
-    return (curriculum.ask(step), curriculum.at(step)) if curriculum else (None, None)
-
-
-def asked(problem: Problem, ask: Ask | None) -> tuple[Mapping[str, str], ...]:
-    """A problem's messages as asked."""
-    return tuple(ask(problem.messages) if ask else problem.messages)
 
 
 def blank(messages: Messages) -> list[Mapping[str, str]]:

@@ -98,7 +98,7 @@ def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, ab
         lost |= {"kl": _kl(trained, _log_probs(saved, prompts)), "kl_trained": _kl(trained, before)}
         recorder.say(_said(lost))
         if changed or saved.fingerprint != in_memory:
-            recorder.finish(saved)  # else the newest judgement was of these very weights, computed alike
+            recorder.finish(saved, trainer.args.max_steps)  # else the newest judgement was of these very weights, computed alike
         store.write_json({**about, "parent": given.fingerprint, "fingerprint": saved.fingerprint, "saved": lost}, partial / ABOUT)
     return saved
 

@@ -10,7 +10,7 @@
 * Where one optimizer step uses all micro-batches, they are sorted by length and trimmed, and rows that nothing pushes (their whole group
   was paid the same) are left out: the same gradient, less work.
 
-Everything else (optimizer, schedules, clipping, LoRA, DeepSpeed, FSDP, loggers) is TRL's and transformers', untouched.
+Everything else (optimizer, schedules, clipping, LoRA, DeepSpeed, loggers) is TRL's and transformers', untouched.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,29 +30,27 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
-from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
 from toolkit import generate, rewards, store
-from toolkit.grpo import advantages, draws, log, resuming
+from toolkit.grpo import advantages, draws, resuming
 from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, pushed_micro_batches
-from toolkit.grpo.draws import Drawn
+from toolkit.grpo.checks import NonFiniteError as NonFiniteError
+from toolkit.grpo.checks import check_args, check_finite, check_whole, named
+from toolkit.grpo.draws import Drawn, asked, asking
 from toolkit.grpo.losses import ModeSwitch, drpo_objective, kl_hinge, kl_of, preference, switch_hinge
+from toolkit.grpo.measures import measures
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.resuming import STATE as STATE
-from toolkit.grpo.sampler import Sampler, asked, asking
+from toolkit.grpo.sampler import Sampler, policy_of
 from toolkit.lm import LM
 from toolkit.rewards import RewardBatch
 from toolkit.types import Problem, Rollout
 
 Column = Callable[[Sequence[Drawn]], Sequence[Any]]
 """Supplies a column that a reward needs and rollouts do not have: one value a rollout."""
-
-
-class NonFiniteError(ValueError):
-    """A reward, loss or gradient is NaN or infinite; nothing was updated with it."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,7 @@ class Trainer(GRPOTrainer):
         problems: Training problems.
         args: TRL's config; ``max_steps`` must be given.
         extras: See :class:`Extras`.
+        identity: What a checkpoint belongs to; kept in each.
 
     Raises:
         ValueError: groups cut across processes or micro-batches, or a combination of options that cannot work.
@@ -106,16 +106,23 @@ class Trainer(GRPOTrainer):
     model: Any
     _buffered_inputs: Any
 
-    def __init__(self, lm: LM, recipe: Recipe, problems: Sequence[Problem], args: GRPOConfig, extras: Extras = Extras()) -> None:
+    def __init__(
+        self,
+        lm: LM,
+        recipe: Recipe,
+        problems: Sequence[Problem],
+        args: GRPOConfig,
+        extras: Extras = Extras(),
+        identity: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.recipe, self.extras, self.origin = recipe, extras, lm
         self.reward = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)
         self.problems = {p.id: p for p in problems}
-        self._check(args)
+        check_args(args, recipe, extras.engine)
         self.newest: Scored | None = None
         self._drawn: list[Drawn] | None = None
         self._log_probs: Tensor | None = None
-        self.sampler = Sampler(self)
-        self.identity: dict[str, Any] = {}
+        self.identity = identity
         if extras.lora is None:
             learn_in_fp32(lm.model)
         beta, reference = args.beta, None
@@ -131,44 +138,17 @@ class Trainer(GRPOTrainer):
                 train_dataset=self._dataset(list(problems), args),
                 processing_class=lm.tokenizer,
                 callbacks=list(extras.callbacks),
-                peft_config=extras.lora,
+                peft_config=deepcopy(extras.lora),  # peft writes into it: a second run with it would be of another adapter
                 rollout_func=_rollouts if extras.engine == "toolkit" else None,
             )
         check_whole(self)
         if not self.is_deepspeed_enabled:  # which keeps fp32 masters of its own, and wants one type
             learn_in_fp32(self.model)
         self.remove_callback(PrinterCallback)
+        self.sampler = Sampler(policy_of(self))
         self.beta = args.beta = beta
         if reference is not None:
             self.ref_model = self._reference(reference)
-
-    def _check(self, args: Any) -> None:
-        samples, world = args.num_generations, args.world_size
-        local = args.per_device_train_batch_size * args.steps_per_generation
-        if args.max_steps < 1:
-            raise ValueError(f"max_steps={args.max_steps}: say how many steps to train.")
-        if local % samples:
-            raise ValueError(
-                f"Each of {world} processes draws {local} responses a step, which cuts groups of {samples}: make per_device_train_batch_size * "
-                "steps_per_generation a multiple of num_generations."
-            )
-        if self.recipe.loss and args.per_device_train_batch_size % samples:
-            raise ValueError(
-                f"{self.recipe.name} needs whole groups: per_device_train_batch_size={args.per_device_train_batch_size} is no multiple of "
-                f"num_generations={samples}."
-            )
-        if self.recipe.loss and args.beta:
-            raise ValueError(
-                f"{self.recipe.name} has a loss with a KL term of its own: beta={args.beta} would not act, set it to 0."
-            )
-        if args.bf16 and args.use_transformers_continuous_batching:
-            raise ValueError(
-                "use_transformers_continuous_batching casts the weights to bfloat16 in place, which rounds away what was learned: leave it out, "
-                "or train in float32."
-            )
-        needs = [name for name in ("dynamic", "modes") if getattr(self.recipe, name)]
-        if self.extras.engine == "trl" and needs:
-            raise ValueError(f'{self.recipe.name} has {" and ".join(needs)}, which engine="trl" cannot do: use engine="toolkit".')
 
     def _dataset(self, problems: list[Problem], args: Any) -> Dataset:
         # The order of all steps is decided here, in one epoch, so that resuming only has to skip.
@@ -250,7 +230,7 @@ class Trainer(GRPOTrainer):
             )
             pushed = advantages.ALL[self.recipe.advantage](parts, batch.groups, np.asarray(batch["tokens"]))
         self.newest = Scored(drawn, batch, scored, pushed)
-        for name, value in {**log.measures(drawn, batch, scored), **self.sampler.noted}.items():
+        for name, value in {**measures(drawn, batch, scored), **self.sampler.noted}.items():
             self._metrics["train"][name].append(value)
         return torch.tensor(scored.values, dtype=torch.float32, device=self.accelerator.device)[:, None]
 
@@ -411,7 +391,7 @@ class Trainer(GRPOTrainer):
         with resuming.writing(checkpoint, main=self.args.should_save):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
-                store.write_json({"identity": self.identity, "reward": self.reward_state()}, checkpoint / STATE)
+                store.write_json({"identity": dict(self.identity), "reward": self.reward_state()}, checkpoint / STATE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         with resuming.reading(resume_from_checkpoint):
@@ -428,16 +408,6 @@ class Trainer(GRPOTrainer):
     def reward_state(self) -> dict:
         """State of a stateful reward, else empty."""
         return self.reward.state_dict() if hasattr(self.reward, "state_dict") else {}
-
-
-def check_whole(trainer: Any) -> None:
-    """Raise ValueError if weights would be sharded over processes: one of them judges and writes the finished model by itself."""
-    how = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed's ZeRO stage 3" if is_deepspeed_zero3_enabled() else ""
-    if how:
-        raise ValueError(
-            f"{how} shards the weights over processes, and the finished model could not be judged and written by one of them: train "
-            "without it, or with DeepSpeed and --zero_stage 2, which shards gradients and the optimizer's state only."
-        )
 
 
 def learn_in_fp32(model: Any) -> None:
@@ -466,20 +436,3 @@ def _named(name: str) -> Callable[..., list[float | None]]:
 
     reward.__name__ = name
     return reward
-
-
-def named(d: Drawn) -> str:
-    """A rollout in words, for an error."""
-    return f"problem {d.rollout.problem_id!r}, sample {d.rollout.sample}: {d.rollout.text[:80]!r}"
-
-
-def check_finite(scored: rewards.Scored, batch: RewardBatch, step: int) -> None:
-    """Raises NonFiniteError with the step and the first rollout whose reward is NaN or infinite."""
-    bad = np.flatnonzero(~np.isfinite(scored.values))
-    if len(bad):
-        i = int(bad[0])
-        parts = {name: float(values[i]) for name, values in scored.components.items()}
-        raise NonFiniteError(
-            f"The reward of step {step} is {scored.values[i]} for problem {batch['problem_id'][i]!r}, row {i} of {len(scored.values)}; its "
-            f"components are {parts}."
-        )
