@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from toolkit.metrics import METRICS
 from typer.testing import CliRunner
 
 from toolkit import board, cli, edits, generate, origins, store, tasks
@@ -23,6 +22,7 @@ from toolkit.evaluate import OverlapError
 from toolkit.grpo import recipes
 from toolkit.identity import UnknownIdentityError
 from toolkit.lm import Condition, ThinkTags
+from toolkit.metrics import METRICS
 from toolkit.rewards.correctness import Correctness
 
 pytestmark = pytest.mark.filterwarnings(
