@@ -131,7 +131,7 @@ def thinkedit(
         unread("without --rollouts", "partial")
     if short_below is not None:
         unread("with --short-below and --long-above", "share")
-    form, settings = jobs.form(variant), jobs.Settings(fraction, strength, share, short_below, long_above, seed)
+    form, settings = jobs.form_named(variant), jobs.Settings(fraction, strength, share, short_below, long_above, seed)
     again = (out_dir / "edit.json").is_file()  # whether of this very edit is seen when it is made
     for target in () if dry_run or again else filter(None, (out_dir, adapter)):
         store.new_directory(target)

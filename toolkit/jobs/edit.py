@@ -155,7 +155,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
 )  # fmt: skip
 
 
-def form(short: str) -> str:
+def form_named(short: str) -> str:
     """Return the key in :data:`FORMS` of a form's short name. Raises ValueError that lists the short names."""
     for name, known in FORMS.items():
         if known.short == short:
@@ -310,6 +310,7 @@ def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DE
     found = extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
     say("averaging activations: directions and head scores")
     findings = {name: find(lm, found, settings, name, origin=study.origin("train")) for name in FORMS}
+    saved = is_saved(lm, findings[OURS], out / "edited")  # before the long part: another model there is an error
     v = findings[OURS].plan.direction or findings[OURS].direction
     store.save(findings[OURS].direction, out / "direction.safetensors")
     heads = {name: {"scores": f.scores, "edited": plan_table(f).reset_index().to_dict("records")} for name, f in findings.items()}
@@ -318,7 +319,7 @@ def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DE
     judged = conditions(lm, findings, settings) | steered(lm, v, settings)
     measured = evaluate.compare(judged, study.load("test", lm), study.sampling, out=out / "rollouts" / "test")
     summary = report.write(out, measured, seed=study.seed, settings=settings)
-    if not is_saved(lm, findings[OURS], out / "edited"):
+    if not saved:
         save_edited(lm, findings[OURS], measured, summary, out / "edited")
     say("dose-response of steering")
     both = {"length direction": v, doses.RANDOM: directions.random_like(v, seed=settings.seed)}
