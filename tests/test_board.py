@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from toolkit import board, cli, edits, generate, origins, store, tasks
 from toolkit import lm as lms
 from toolkit.baselines import Budget, Instruction
-from toolkit.board import Sizes, Spec, Training, default, measure, reading, running
+from toolkit.board import Sizes, Spec, TrainingPlan, default, measure, reading, running
 from toolkit.evaluate import OverlapError
 from toolkit.grpo import recipes
 from toolkit.identity import UnknownIdentityError
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 MICRO = Sizes(
     main=(("arithmetic", 8), ("lookup", 4)), unseen=(("running_sum", 6), ("countdown", 2)), samples=3, max_new_tokens=200, unseen_tokens=200,
-    seeds=2, extraction=(60, 6), haystacks=4, texts=12, training=Training(steps=2, pool=16, judged=8, every=1, changes=(("problems", 2), ("samples", 4))),
+    seeds=2, extraction=(60, 6), haystacks=4, texts=12, training=TrainingPlan(steps=2, pool=16, held_out=8, evaluate_every=1, changes=(("problems", 2), ("samples", 4))),
 )  # fmt: skip
 FEW = ["base", "ThinkEdit 1", "ThinkEdit 1, adapter", "control: random heads edited", "steered -0.5", "budget of 12", "DRPO"]
 
@@ -470,7 +470,7 @@ def test_an_empty_directory_left_by_a_kill_is_no_policy_and_no_adapter(ground, t
     own = board.Ground(ground.lm, MICRO, tmp_path)
     folder = own.folder_of(recipes.plain("correctness"), 0)
     (folder / "model").mkdir(parents=True)
-    assert own.policy(recipes.plain("correctness"), 0).lm.fingerprint != ground.lm.fingerprint
+    assert own.train(recipes.plain("correctness"), 0).lm.fingerprint != ground.lm.fingerprint
     assert store.is_whole(folder / "model")
 
 

@@ -142,8 +142,8 @@ def seeds(counts) -> str:
 @pytest.fixture(scope="module")
 def trained():
     """A row a trained model of ``data/grpo`` and, first, base."""
-    jobs = pytest.importorskip("toolkit.jobs.grpo")
-    table = jobs.after_training(jobs.read_curves(ROOT / "data/grpo")[1]).set_index("name")
+    curves = pytest.importorskip("toolkit.grpo.curves")
+    table = curves.after_training(curves.read(ROOT / "data/grpo")[1]).set_index("name")
     return pd.concat([table.loc[["base"]], table.drop("base")])
 
 
@@ -166,7 +166,7 @@ def test_numbers_on_the_naive_prices_are_those_of_the_committed_curves(trained):
 
 
 def test_numbers_on_the_recipes_that_keep_the_gain_are_those_of_the_committed_curves(trained):
-    from toolkit.jobs import grpo as jobs
+    from toolkit.grpo import curves
 
     listed = claimed(r"all of both\. (.+?) keep the whole gain")
     names = [name.lower().replace("-", "_") for name in re.split(r", | and ", listed)]
@@ -176,7 +176,7 @@ def test_numbers_on_the_recipes_that_keep_the_gain_are_those_of_the_committed_cu
     counts = [len(trained.loc[[name]]) for name in names]
     said = claimed(r"keep the whole gain and think (.+? seeds?)(?: each)?\)")
     assert said == f"{span(shorter)} % shorter than correctness alone ({seeds(counts)}"
-    against = jobs.against(ROOT / "data/grpo").set_index(["name", "metric"]).sort_index()
+    against = curves.against(ROOT / "data/grpo").set_index(["name", "metric"]).sort_index()
     assert all((against.loc[(name, "accuracy"), "high"] >= 0).all() for name in names), "a whole gain: not below correctness alone"
 
 

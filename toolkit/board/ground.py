@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from toolkit import identity, store, tasks
 from toolkit.generate import Sampling, rollouts
 from toolkit.grpo import recipes
+from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.jobs import edit, retrieval
 from toolkit.jobs.edit import OURS, Finding
@@ -28,41 +29,14 @@ from toolkit.types import Direction, Plan, Problem, Rollout
 
 DIRECTIONS: Mapping[str, str] = MappingProxyType({"thinkedit": "2503.22048", "efficiency": "2506.15647"})
 """Directions that :meth:`Ground.direction` makes, and their papers."""
-TRAINING = ("toolkit.grpo", "toolkit.jobs.grpo")  # what trains policies
+TRAINING = ("toolkit.grpo", "toolkit.jobs.grpo")  # modules that train policies
 P = ParamSpec("P")
 T = TypeVar("T")
 Sets = tuple[tuple[str, int], ...]
 """Task names and how many problems of each."""
 
 
-@dataclass(frozen=True)
-class Training:
-    """How policies are trained: see ``jobs.grpo.Sweep``, which this fills.
-
-    Attributes:
-        task: Task trained on.
-        tiny: Whether recipes are taken in the size of the tiny reasoner (``Recipe.scaled``) or with their papers' numbers.
-        changes: Numbers of every recipe that are replaced, such as ``(("problems", 32),)``.
-        micro_batch: Rows of a forward and backward pass.
-        lora: Rank of a LoRA adapter, or ``None`` to train every weight.
-        engine: ``"toolkit"``, or ``"trl"`` (with vLLM: ``overrides=(("use_vllm", True),)``).
-        overrides: Fields of TRL's ``GRPOConfig``.
-    """
-
-    task: str = "arithmetic"
-    steps: int = 100
-    pool: int = 256
-    judged: int = 64
-    every: int = 20
-    tiny: bool = True
-    changes: tuple[tuple[str, Any], ...] = ()
-    micro_batch: int = 16
-    lora: int | None = None
-    engine: str = "toolkit"
-    overrides: tuple[tuple[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """How much is measured.
 
@@ -93,7 +67,7 @@ class Sizes:
     lengths: tuple[int, ...] = ()
     texts: int = 120
     fraction: float = edit.DEMO.fraction
-    training: Training = Training()
+    training: TrainingPlan = TrainingPlan()
 
 
 FULL = Sizes()
@@ -105,7 +79,7 @@ QUICK = Sizes(
     extraction=(60, 8),
     haystacks=16,
     texts=48,
-    training=Training(steps=6, pool=48, judged=16, every=3),
+    training=TrainingPlan(steps=6, pool=48, held_out=16, evaluate_every=3),
 )
 """Every condition, small: to see the machinery and the page, not to conclude anything."""
 
@@ -271,34 +245,21 @@ class Ground:
             return retrieval.look(self.lm, search, out=where)
 
     def train(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:
-        """Train a policy from ``start`` (default: the base model), a ``grpo.run.Trained``; read back if this was done before.
+        """Train a policy as ``sizes.training`` says, or read it back if it exists: a ``grpo.run.Trained``.
 
         Args:
-            recipe: With its paper's numbers; sized as ``sizes.training`` says.
-            reward: A reward object of one's own instead of the recipe's.
+            recipe: With its paper's numbers; ``sizes.training`` sizes it.
+            start: Model to start from; default: the base model.
+            reward: Reward object to use instead of the recipe's.
         """
-        from toolkit.jobs.grpo import trained
+        from toolkit.grpo import policies  # needs TRL
 
-        return trained(start or self.lm, self.sized(recipe), seed, self.sweep, reward=reward, say=self.say)
+        return policies.trained(
+            start or self.lm, recipe, seed, self.sizes.training, self.out / "trained", reward=reward, say=self.say
+        )
 
     def folder_of(self, recipe: Recipe, seed: int, reward: Any = None) -> Path:
-        """Return where a policy trained from the base model is kept."""
-        from toolkit.jobs.grpo import run_of
+        """Return the folder of a policy trained from the base model."""
+        from toolkit.grpo import policies
 
-        return run_of(self.lm, self.sized(recipe), seed, self.sweep, reward=reward)
-
-    def sized(self, recipe: Recipe) -> Recipe:
-        """A recipe as it is run here."""
-        how = self.sizes.training
-        return replace(recipe.scaled() if how.tiny else recipe, **dict(how.changes))
-
-    @property
-    def sweep(self) -> Any:
-        """How policies are trained, a ``jobs.grpo.Sweep``."""
-        from toolkit.jobs.grpo import Sweep
-
-        how = self.sizes.training
-        return Sweep(
-            self.out / "curves", self.out / "trained", how.steps, how.pool, how.judged, every=how.every, task=how.task,
-            micro_batch=how.micro_batch, lora=how.lora, engine=how.engine, overrides=how.overrides,
-        )  # fmt: skip
+        return policies.folder_of(self.lm, recipe, seed, self.sizes.training, self.out / "trained", reward=reward)

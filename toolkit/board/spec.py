@@ -371,7 +371,7 @@ def _check_known(name: str, reward: Any) -> None:
 
 
 def _trained(ground: Ground, seed: int, *, recipe: Recipe, reward: Any, merged: bool, edit: float, steer: float) -> Condition:
-    from toolkit.jobs.grpo import beside
+    from toolkit.grpo.policies import beside
 
     start = edits.apply(ground.lm, ground.plan(edit)) if edit else None
     policy = ground.train(recipe, seed, start=start, reward=reward).lm
@@ -380,5 +380,5 @@ def _trained(ground: Ground, seed: int, *, recipe: Recipe, reward: Any, merged: 
     lm = merging.selective_merge(ground.lm, policy, dtype=dtype) if merged else beside(start or ground.lm, policy)
     acts = (_steering(ground, seed, steer, "thinkedit", None, "think"),) if steer else ()
     # A policy that learned to meet a budget in its prompt is judged with the last budget it saw.
-    curriculum = (recipe.scaled() if ground.sizes.training.tiny else recipe).curriculum
+    curriculum = ground.sizes.training.sized(recipe).curriculum
     return Condition(lm, acts, ask=curriculum.ask(ground.sizes.training.steps - 1) if curriculum else None)
