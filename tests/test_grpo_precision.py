@@ -274,7 +274,7 @@ def test_a_sweep_trains_and_reads_back_the_same_model(half, recipe, tmp_path):
 @pytest.mark.parametrize("merged", [False, True])
 def test_a_board_judges_a_policy_in_the_number_type_of_its_base(half, full, merged, tmp_path, monkeypatch):
     policy = SimpleNamespace(lm=replace(full, model=deepcopy(full.model)))
-    monkeypatch.setattr(board.Ground, "policy", lambda *args, **kwargs: policy)
+    monkeypatch.setattr(board.Ground, "train", lambda *args, **kwargs: policy)
     how = {"recipe": recipes.plain("correctness"), "reward": None, "edit": 0.0, "steer": 0.0}
     judged = board.spec._trained(board.Ground(half, board.Sizes(), tmp_path), 0, merged=merged, **how).lm
     assert judged.model.dtype == torch.bfloat16 and "; bfloat16 keeps" in judged.name
