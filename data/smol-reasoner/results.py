@@ -49,7 +49,7 @@ OF_METRIC = {
 
 def swept(ground: boards.Ground, name: str, problems: int) -> doses.Doses:
     """Dose-response of one direction and of a random one."""
-    v = ground.thinkedit if name == OURS else ground.efficiency
+    v = ground.direction("thinkedit" if name == OURS else "efficiency")
     both = {name: v, doses.RANDOM: directions.random_like(v, seed=0)}
     few = replace(ground.study, problems=problems).load("dev", ground.lm)
     where = dose_file(ground, name, problems).with_suffix("")
@@ -206,14 +206,14 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
     store.write_json(about, out / "about.json")
     heads = {}
     for name, form in FORMS.items():
-        f = ground.findings[name]
+        f = ground.find(name)
         apart = directions.separation(f.moments, f.direction).tolist()
         heads[name] = {"edited": plan_table(f).reset_index().to_dict("records"), "separation": apart}
         store.save(f.scores, out / f"{form.short}-scores.safetensors")
         store.save(f.plan.direction or f.direction, out / f"{form.short}-direction.safetensors")
     store.write_json(heads, out / "heads.json")
-    top = retrieval.top_heads(ground.retrieval)
-    sparse = retrieval.sparsity(ground.retrieval, "smol-reasoner")
+    top = retrieval.top_heads(ground.look())
+    sparse = retrieval.sparsity(ground.look(), "smol-reasoner")
     store.write_json({"heads": report.records(top), "sparsity": report.records(sparse.reset_index())}, out / "retrieval.json")
     table = reading.Table(reading.measured(ground, specs))
     told = every_claim(table, float(table.value(BASE, "think_tokens").mean()))
@@ -232,7 +232,7 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
         seeds=f"What is random or trained ({seeded} conditions) was measured from {ground.sizes.seeds} seed(s); below {stats.FEW_SEEDS} it is not judged.",
         board=report.markdown(shown),
         doses=report.markdown(dose_table(swept_)),
-        heads=report.markdown(pd.concat({name: plan_table(ground.findings[name]) for name in heads}, names=["form"]).reset_index("rank", drop=True).round(3)),
+        heads=report.markdown(pd.concat({name: plan_table(ground.find(name)) for name in heads}, names=["form"]).reset_index("rank", drop=True).round(3)),
         sparsity=report.markdown(sparse.round(3)),
     )  # fmt: skip
     store.write_text(text, out / "README.md")
