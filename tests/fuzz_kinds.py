@@ -20,10 +20,9 @@ from alterations import Alteration, Step
 from toolkit import edits, jobs, store, vectors
 from toolkit import lm as lms
 from toolkit.generate import Sampling
-from toolkit.grpo import judge, log
+from toolkit.grpo import curves, judge, log
 from toolkit.grpo import run as grpo_run
 from toolkit.grpo.trainer import STATE
-from toolkit.jobs import grpo as grpo_jobs
 from toolkit.lm import LM
 from toolkit.tasks import mathematics, needle
 from toolkit.types import Direction, HeadEdit, HeadScores, Moments, Plan, Problem, Provenance, Rollout, Span
@@ -379,5 +378,5 @@ KINDS: dict[str, Kind] = {
     "checkpoint state": json_kind(STATE, lambda: {"identity": {"seed": 0}, "reward": {}}, parent(grpo_run.state_of), ("identity.",),
                                   ("identity an object", "reward an object")),
     "training log": lines_kind("log.jsonl", lambda: [{"step": k, "loss": 0.5} for k in range(3)], log.read, ("step", "loss")),
-    "learning curve": lines_kind("pear-seed0.jsonl", curve_rows, parent(grpo_jobs.read_curves), tuple({n for c in grpo_jobs.IN_CURVE.values() for n in c})),
+    "learning curve": lines_kind("pear-seed0.jsonl", curve_rows, parent(curves.read), tuple({n for c in curves.IN_CURVE.values() for n in c})),
 }  # fmt: skip

@@ -14,6 +14,7 @@ import torch
 from toolkit import store, tasks
 from toolkit.generate import Sampling
 from toolkit.grpo import checks, log, losses, recipes, run, saved
+from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, train
 from toolkit.grpo.trainer import Extras
@@ -144,7 +145,7 @@ def test_two_models_are_compared_at_the_last_positions_of_each_prompt(tiny):
 
 
 def test_a_curve_that_is_marked_stale_is_made_again(tiny, tmp_path):
-    plan, own = jobs.Sweep(tmp_path / "curves", tmp_path / "runs"), recipes.find("hapo").scaled()
+    plan, own = TrainingPlan(), recipes.find("hapo").scaled()
     about = {
         "kind": "about",
         "recipe": json.loads(json.dumps(own, default=store.jsonable)),
@@ -156,9 +157,10 @@ def test_a_curve_that_is_marked_stale_is_made_again(tiny, tmp_path):
         {"kind": "test", "problems": "all", "condition": "base", "metric": "accuracy", "mean": 0.5, "low": 0.4, "high": 0.6},
         {"kind": "outcomes", "problem_id": ["p"], "accuracy": [0.5], "think_tokens": [9.0]},
     ]
-    file = plan.curves / "hapo-seed0.jsonl"
+    file = tmp_path / "curves" / "hapo-seed0.jsonl"
+    basis = jobs._curve_basis(tiny, recipes.find("hapo"), 0, plan, 200)
     for more, kept in (({}, True), ({"stale": "its formula changed"}, False)):
-        plan.curves.mkdir(exist_ok=True)
+        file.parent.mkdir(exist_ok=True)
         store.write_rows([about | more, *rest], file)
-        assert jobs._kept(tiny, own, 0, plan, file, lambda text: None) is kept and file.exists() is kept
-    assert len(list((plan.runs / "stale").iterdir())) == 1
+        assert jobs._is_current(file, basis, tiny, own, 0, tmp_path / "stale", lambda text: None) is kept and file.exists() is kept
+    assert len(list((tmp_path / "stale").iterdir())) == 1

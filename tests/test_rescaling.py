@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,12 +86,8 @@ def test_an_edit_of_the_rescaled_model_does_the_same(pair, form, finding_of, mix
 
 def test_the_push_of_the_board_does_not_change(pair, finding_of, mixed_rollouts):
     def push(lm: LM) -> Tensor:
-        found = finding_of(key(lm), edit.OURS)
         texts = [r for r in mixed_rollouts if r.think_tokens]
-        unit = found.direction.unit()[-1].double()
-        references = object.__new__(measure.References)  # without the ground that it takes them from
-        references.__dict__.update(ground=SimpleNamespace(findings={edit.OURS: found}), texts=texts, unit=unit)
-        return torch.tensor(measure._short_push(Condition(lm), references).to_numpy())
+        return torch.tensor(measure._short_push(Condition(lm), texts, finding_of(key(lm), edit.OURS)).to_numpy())
 
     lm, changed, grown = pair
     assert same(push(changed), grown * push(lm))

@@ -124,13 +124,13 @@ COMMANDS = {
 CONDITIONS = """
 from toolkit.baselines import Budget
 from toolkit.board import Sizes, base, edited, ruled, trained
-from toolkit.board.ground import Training
+from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo import recipes
 
 CONDITIONS = [base(), ruled("budget", Budget(12, before="\\n")), edited("adapter", adapter=True), trained("policy", recipes.plain("correctness"))]
 SIZES = Sizes(
     main=(("arithmetic", 6),), unseen=(("running_sum", 2),), samples=2, max_new_tokens=60, unseen_tokens=40, seeds=1, extraction=(24, 4),
-    haystacks=4, texts=6, training=Training(steps=1, pool=16, judged=4, every=1, changes=(("problems", 2), ("samples", 4))),
+    haystacks=4, texts=6, training=TrainingPlan(steps=1, pool=16, held_out=4, evaluate_every=1, changes=(("problems", 2), ("samples", 4))),
 )
 """
 

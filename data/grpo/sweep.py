@@ -15,7 +15,8 @@ import torch
 
 from toolkit import lm
 from toolkit.grpo import recipes
-from toolkit.jobs.grpo import Sweep, sweep
+from toolkit.grpo.plan import TrainingPlan
+from toolkit.jobs.grpo import sweep
 
 NAMES = (
     "correctness", "length_penalty", "grpo_lambda", "dler", "laser_d", "hapo", "drpo", "pear", "sar", "length_penalty_mild",
@@ -29,9 +30,10 @@ def main() -> None:
     here = Path(__file__).parent
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     warnings.simplefilter("ignore", FutureWarning)
-    todo = [(recipes.find(name).scaled(), seed) for seed in SEEDS for name in sys.argv[1:] or NAMES]
-    plan = Sweep(here, here.parent.parent / "runs" / "grpo", steps=100, every=20)
-    sweep(lm.load("tiny-reasoner", device="cpu"), todo, plan, say=lambda text: print(text, flush=True))
+    todo = [(recipes.find(name), seed) for seed in SEEDS for name in sys.argv[1:] or NAMES]
+    runs = here.parent.parent / "runs" / "grpo"
+    model = lm.load("tiny-reasoner", device="cpu")
+    sweep(model, todo, TrainingPlan(), curves=here, runs=runs, say=lambda text: print(text, flush=True))
 
 
 if __name__ == "__main__":

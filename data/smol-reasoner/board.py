@@ -6,7 +6,7 @@
 they become the newest), are ours: on dev problems, with the first stage's adapter, 1 moved little and 4 broke the model.
 """
 
-from toolkit.board import Sizes, Training, base, edited, masked, steered, trained
+from toolkit.board import Sizes, TrainingPlan, base, edited, masked, steered, trained
 from toolkit.grpo import recipes
 from toolkit.jobs.edit import OURS, PUBLISHED
 
@@ -23,8 +23,8 @@ SIZES = Sizes(
     lengths=(200, 400),
     texts=16,
     fraction=0.04,
-    training=Training(
-        task="wordproblems", steps=8, pool=48, judged=12, every=4, tiny=False, micro_batch=8, lora=8,
+    training=TrainingPlan(
+        task="wordproblems", steps=8, pool=48, held_out=12, evaluate_every=4, tiny=False, micro_batch=8, lora=8,
         changes=(("problems", 6), ("samples", 8), ("max_tokens", 160), ("learning_rate", 5e-4)),
     ),
 )  # fmt: skip

@@ -49,7 +49,7 @@ OF_METRIC = {
 
 def swept(ground: boards.Ground, name: str, problems: int) -> doses.Doses:
     """Dose-response of one direction and of a random one."""
-    v = ground.thinkedit if name == OURS else ground.efficiency
+    v = ground.direction("thinkedit" if name == OURS else "efficiency")
     both = {name: v, doses.RANDOM: directions.random_like(v, seed=0)}
     few = replace(ground.study, problems=problems).load("dev", ground.lm)
     where = dose_file(ground, name, problems).with_suffix("")
@@ -144,18 +144,29 @@ def every_claim(table: reading.Table, tokens: float) -> list[Claim]:
 
 PAGE = """# What holds on real pretrained weights
 
-Made by `python data/smol-reasoner/results.py` on the smol reasoner (fingerprint {fingerprint}): {problems} test problems x {samples} samples, temperature 1, bf16;
-intervals are 95 % bootstraps over problems. Every row is signed so that + is what was claimed. Code: {made_by}.
+Made by `python data/smol-reasoner/results.py` on the smol reasoner (fingerprint {fingerprint}): {problems} test
+problems x {samples} samples, temperature 1, bf16. Intervals are 95 % bootstraps over problems. Every row is signed so
+that + is what was claimed. Code: {made_by}.
 
-*Reproduced*: the whole interval is on the claimed side. *Not reproduced*: it ends before the smallest effect that matters ({points:.0f} points of accuracy, {share:.0f} % of the
-base's length, 10 points of needles, 0.1 of a correlation, 0.1 nats: ours), or so does one that is real. *Undecided*: neither. The last column is the effect that would have been
-found with 80 % power; where it is larger than what matters, "undecided" says little. *Not judged*: what is random or trained was measured from fewer than three seeds, and the interval leaves seeds out.
+The verdicts depend on the smallest effect that matters, which is our choice: {points:.0f} points of accuracy,
+{share:.0f} % of the base's length, 10 points of needles, 0.1 of a correlation, 0.1 nats.
 
-A policy of GRPO is saved in fp32 with its adapter merged, and judged in bf16, as the base is, which rounds part of a small change away (its note on the board says how much): its {steps} steps are a smoke test of the rewards, not of their papers.
+- *Reproduced*: the interval is on the claimed side of 0 and includes effects that matter.
+- *Real but too small to matter*: it is on that side and ends before what matters.
+- *Not reproduced*: it includes 0 or lies below, and ends before what matters.
+- *Undecided*: none of these.
+- *Not judged*: a random or trained condition was measured with fewer than three seeds. The interval leaves seeds out.
+
+The last column is the effect that would have been detected with 80 % power. Where it is larger than what matters,
+"undecided" says little.
+
+A GRPO policy is saved in fp32 with its adapter merged. It is judged in bf16, as the base is, which rounds part of a
+small change away (its note on the board says how much). Its {steps} steps are a smoke test of the rewards, not of
+their papers.
 
 {claims}
 
-Rows are not corrected for their number; `board.json` has Holm-corrected p-values. {seeds}
+The rows are not corrected for multiple comparisons; `board.json` has Holm-corrected p-values. {seeds}
 
 ## The board
 
@@ -163,7 +174,8 @@ Rows are not corrected for their number; `board.json` has Holm-corrected p-value
 
 ## Dose-response
 
-Mean think tokens by strength, dev problems; Spearman's correlation with strength within the usable range in the last column.
+The table shows mean think tokens by strength on dev problems. The last column is Spearman's correlation with strength
+within the usable range.
 
 {doses}
 
@@ -171,7 +183,7 @@ Mean think tokens by strength, dev problems; Spearman's correlation with strengt
 
 {heads}
 
-Retrieval heads (share of heads by the published score, beside the published models):
+Retrieval heads: the share of heads by the published score, beside the published models.
 
 {sparsity}
 """
@@ -206,14 +218,14 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
     store.write_json(about, out / "about.json")
     heads = {}
     for name, form in FORMS.items():
-        f = ground.findings[name]
+        f = ground.find(name)
         apart = directions.separation(f.moments, f.direction).tolist()
         heads[name] = {"edited": plan_table(f).reset_index().to_dict("records"), "separation": apart}
         store.save(f.scores, out / f"{form.short}-scores.safetensors")
         store.save(f.plan.direction or f.direction, out / f"{form.short}-direction.safetensors")
     store.write_json(heads, out / "heads.json")
-    top = retrieval.top_heads(ground.retrieval)
-    sparse = retrieval.sparsity(ground.retrieval, "smol-reasoner")
+    top = retrieval.top_heads(ground.look())
+    sparse = retrieval.sparsity(ground.look(), "smol-reasoner")
     store.write_json({"heads": report.records(top), "sparsity": report.records(sparse.reset_index())}, out / "retrieval.json")
     table = reading.Table(reading.measured(ground, specs))
     told = every_claim(table, float(table.value(BASE, "think_tokens").mean()))
@@ -232,7 +244,7 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
         seeds=f"What is random or trained ({seeded} conditions) was measured from {ground.sizes.seeds} seed(s); below {stats.FEW_SEEDS} it is not judged.",
         board=report.markdown(shown),
         doses=report.markdown(dose_table(swept_)),
-        heads=report.markdown(pd.concat({name: plan_table(ground.findings[name]) for name in heads}, names=["form"]).reset_index("rank", drop=True).round(3)),
+        heads=report.markdown(pd.concat({name: plan_table(ground.find(name)) for name in heads}, names=["form"]).reset_index("rank", drop=True).round(3)),
         sparsity=report.markdown(sparse.round(3)),
     )  # fmt: skip
     store.write_text(text, out / "README.md")

@@ -1,20 +1,23 @@
-"""What every condition of the board is made from: the model, its rollouts, directions, heads and trained policies, each made once.
+"""The common ground of a board: a model, how much is measured, and the verbs that make what conditions are made from.
 
-Everything that takes long is kept in ``out`` under a key of all it depends on, so that a board goes on after a kill, and one more
-condition costs only itself.
+Whatever takes long is a verb: :meth:`Ground.sample`, :meth:`~Ground.find`, :meth:`~Ground.direction`, :meth:`~Ground.look`,
+:meth:`~Ground.train`. Each works once per process; rollouts and policies are also kept in ``out`` under a key of all they depend on, so that
+a stopped board resumes and one more condition costs only itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from toolkit import identity, store, tasks
 from toolkit.generate import Sampling, rollouts
 from toolkit.grpo import recipes
+from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.jobs import edit, retrieval
 from toolkit.jobs.edit import OURS, Finding
@@ -24,39 +27,16 @@ from toolkit.lm import LM
 from toolkit.tasks import running_sum
 from toolkit.types import Direction, Plan, Problem, Rollout
 
-TRAINING = ("toolkit.grpo", "toolkit.jobs.grpo")  # what trains policies
+DIRECTIONS: Mapping[str, str] = MappingProxyType({"thinkedit": "2503.22048", "efficiency": "2506.15647"})
+"""Directions that :meth:`Ground.direction` makes, and their papers."""
+TRAINING = ("toolkit.grpo", "toolkit.jobs.grpo")  # modules that train policies
+P = ParamSpec("P")
+T = TypeVar("T")
 Sets = tuple[tuple[str, int], ...]
 """Task names and how many problems of each."""
 
 
-@dataclass(frozen=True)
-class Training:
-    """How policies are trained: see ``jobs.grpo.Sweep``, which this fills.
-
-    Attributes:
-        task: Task trained on.
-        tiny: Whether recipes are taken in the size of the tiny reasoner (``Recipe.scaled``) or with their papers' numbers.
-        changes: Numbers of every recipe that are replaced, such as ``(("problems", 32),)``.
-        micro_batch: Rows of a forward and backward pass.
-        lora: Rank of a LoRA adapter, or ``None`` to train every weight.
-        engine: ``"toolkit"``, or ``"trl"`` (with vLLM: ``overrides=(("use_vllm", True),)``).
-        overrides: Fields of TRL's ``GRPOConfig``.
-    """
-
-    task: str = "arithmetic"
-    steps: int = 100
-    pool: int = 256
-    judged: int = 64
-    every: int = 20
-    tiny: bool = True
-    changes: tuple[tuple[str, Any], ...] = ()
-    micro_batch: int = 16
-    lora: int | None = None
-    engine: str = "toolkit"
-    overrides: tuple[tuple[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """How much is measured.
 
@@ -87,7 +67,7 @@ class Sizes:
     lengths: tuple[int, ...] = ()
     texts: int = 120
     fraction: float = edit.DEMO.fraction
-    training: Training = Training()
+    training: TrainingPlan = TrainingPlan()
 
 
 FULL = Sizes()
@@ -99,7 +79,7 @@ QUICK = Sizes(
     extraction=(60, 8),
     haystacks=16,
     texts=48,
-    training=Training(steps=6, pool=48, judged=16, every=3),
+    training=TrainingPlan(steps=6, pool=48, held_out=16, evaluate_every=3),
 )
 """Every condition, small: to see the machinery and the page, not to conclude anything."""
 
@@ -132,14 +112,32 @@ def sized(sizes: Sizes, given: Mapping[str, Any], settings: Mapping[str, str], *
     return replace(sizes, main=main, training=replace(sizes.training, **training), **kept)
 
 
+def _once(verb: Callable[Concatenate[Ground, P], T]) -> Callable[Concatenate[Ground, P], T]:
+    """A verb that works at its first call with the same arguments and remembers the result."""
+
+    @wraps(verb)
+    def remembered(self: Ground, *args: P.args, **kwargs: P.kwargs) -> T:
+        key = (verb.__name__, *args, *sorted(kwargs.items()))
+        if key not in self.made:
+            self.made[key] = verb(self, *args, **kwargs)
+        return self.made[key]
+
+    return remembered
+
+
 @dataclass(frozen=True)
 class Ground:
-    """A model, how much is measured on it, and where results are kept. The rest is made when first asked for."""
+    """A model, how much is measured on it, and where results are kept.
+
+    Attributes:
+        made: Results of the verbs, by verb and arguments.
+    """
 
     lm: LM
     sizes: Sizes
     out: Path
     say: Say = field(default=lambda text: None, compare=False)
+    made: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -187,9 +185,9 @@ class Ground:
         problems, samples = self.sizes.extraction
         return Study(self.sizes.training.task, problems, samples, self.sizes.max_new_tokens)
 
-    @cached_property
-    def found(self) -> list[Rollout]:
-        """The base model's rollouts that directions and heads are found on."""
+    @_once
+    def sample(self) -> list[Rollout]:
+        """Sample the base model's rollouts that directions and heads are found on."""
         self.say(f"sampling {self.study.problems} x {self.study.samples} rollouts that directions and heads are found on")
         problems = self.study.load("train", self.lm)
         depends = [identity.of_problems(problems), self.study.sampling.identity]
@@ -208,72 +206,60 @@ class Ground:
             basis.write(where)
         return where
 
-    @cached_property
-    def findings(self) -> dict[str, Finding]:
-        """ThinkEdit's direction, head scores and plan, as published and in our form."""
-        settings = edit.Settings(fraction=self.sizes.fraction)
-        return {name: edit.find(self.lm, self.found, settings, name) for name in edit.FORMS}
+    @_once
+    def find(self, form: str = OURS) -> Finding:
+        """Find ThinkEdit's direction, head scores and plan in a form of ``jobs.FORMS``."""
+        return edit.find(self.lm, self.sample(), edit.Settings(fraction=self.sizes.fraction), form)
 
     def plan(self, strength: float = 1.0, form: str = OURS, fraction: float | None = None) -> Plan:
-        """ThinkEdit's plan at a strength; ``fraction``: of another share of heads than ``sizes.fraction``."""
-        finding = self.findings[form]
+        """Return ThinkEdit's plan at a strength; ``fraction``: of another share of heads than ``sizes.fraction``."""
+        finding = self.find(form)
         plan = finding.plan if fraction is None else edit.planned(self.lm, finding, edit.Settings(fraction), form)
         return replace(
             plan, edits=tuple(replace(e, strength=strength) for e in plan.edits), name=f"{plan.name}, strength {strength:g}"
         )
 
-    @cached_property
-    def thinkedit(self) -> Direction:
-        """ThinkEdit's direction as the edited heads write it themselves (ours), + longer."""
-        found = self.findings[OURS]
-        return found.plan.direction or found.direction
+    @_once
+    def direction(self, name: str = "thinkedit") -> Direction:
+        """Make a direction of thinking length, + longer: one of :data:`DIRECTIONS`.
 
-    @cached_property
-    def efficiency(self) -> Direction:
-        """Efficiency Steering's direction, + longer."""
-        return edit.extract(self.lm, self.found, recipe=edit.Recipe(method="efficiency"))[0]
+        ``thinkedit``: as the edited heads write it themselves (ours). ``efficiency``: Efficiency Steering's.
+        """
+        if name not in DIRECTIONS:
+            raise ValueError(f"Unknown direction {name!r}, choose one of {', '.join(DIRECTIONS)}.")
+        if name == "efficiency":
+            return edit.extract(self.lm, self.sample(), recipe=edit.Recipe(method="efficiency"))[0]
+        finding = self.find(OURS)
+        return finding.plan.direction or finding.direction
 
     def search(self, seed: int = 0) -> Search:
-        """How retrieval is measured."""
+        """Return how retrieval is measured."""
         return Search(self.sizes.haystack, self.sizes.haystacks, self.sizes.lengths, seed=seed)
 
-    @cached_property
-    def retrieval(self) -> retrieval.Found:
-        """What every head does on haystacks of the dev split."""
+    @_once
+    def look(self) -> retrieval.Found:
+        """Measure every head on haystacks of the dev split."""
         search = self.search()
         where = self._place("haystacks", asdict(search), "toolkit.tasks.haystack", search.task)
         with store.claimed(where, wait=True):
             return retrieval.look(self.lm, search, out=where)
 
-    def policy(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:
-        """A policy trained from ``start`` (default: the base model), a ``grpo.run.Trained``; read back if this was done before.
+    def train(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:
+        """Train a policy as ``sizes.training`` says, or read it back if it exists: a ``grpo.run.Trained``.
 
         Args:
-            recipe: With its paper's numbers; sized as ``sizes.training`` says.
-            reward: A reward object of one's own instead of the recipe's.
+            recipe: With its paper's numbers; ``sizes.training`` sizes it.
+            start: Model to start from; default: the base model.
+            reward: Reward object to use instead of the recipe's.
         """
-        from toolkit.jobs.grpo import trained
+        from toolkit.grpo import policies  # needs TRL
 
-        return trained(start or self.lm, self.sized(recipe), seed, self.sweep, reward=reward, say=self.say)
+        return policies.trained(
+            start or self.lm, recipe, seed, self.sizes.training, self.out / "trained", reward=reward, say=self.say
+        )
 
     def folder_of(self, recipe: Recipe, seed: int, reward: Any = None) -> Path:
-        """Where a policy trained from the base model is kept."""
-        from toolkit.jobs.grpo import run_of
+        """Return the folder of a policy trained from the base model."""
+        from toolkit.grpo import policies
 
-        return run_of(self.lm, self.sized(recipe), seed, self.sweep, reward=reward)
-
-    def sized(self, recipe: Recipe) -> Recipe:
-        """A recipe as it is run here."""
-        how = self.sizes.training
-        return replace(recipe.scaled() if how.tiny else recipe, **dict(how.changes))
-
-    @property
-    def sweep(self) -> Any:
-        """How policies are trained, a ``jobs.grpo.Sweep``."""
-        from toolkit.jobs.grpo import Sweep
-
-        how = self.sizes.training
-        return Sweep(
-            self.out / "curves", self.out / "trained", how.steps, how.pool, how.judged, every=how.every, task=how.task,
-            micro_batch=how.micro_batch, lora=how.lora, engine=how.engine, overrides=how.overrides,
-        )  # fmt: skip
+        return policies.folder_of(self.lm, recipe, seed, self.sizes.training, self.out / "trained", reward=reward)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from toolkit.board.ground import Ground
 from toolkit.board.spec import Spec
 from toolkit.collect import MLP
 from toolkit.generate import Sampling, rollouts
-from toolkit.jobs.edit import OURS
+from toolkit.jobs.edit import OURS, Finding
 from toolkit.lm import LM, Condition
 from toolkit.methods import failed_steps, phase_entropy, retrieval_heads
 from toolkit.tasks import execution, haystack, running_sum
@@ -41,6 +40,7 @@ IN_ABOUT = {
     "name": str, "seed": int, "model": str, "fingerprint": str, "parent": str | None, "interventions": list[str], "tokens": int,
     "seconds": float | None, "parameters_changed": int, "training_steps": int, "shift": Mapping[str, float],
 }  # fmt: skip
+GREEDY = Sampling(temperature=0.0, max_new_tokens=120)  # of haystacks
 PERMUTED = 500  # shuffles of the length classes behind the random directions of a cosine: ours
 WRITERS = 4  # heads whose retrieval is followed
 
@@ -195,77 +195,48 @@ def _changed(base: LM, own: LM) -> int:
 # --- mechanism ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class References:
-    """What the inside of every condition is compared with: the base's responses, the states they put it in, its heads.
+    """What the inside of every condition is compared with: base's responses, the states they put it in, its heads.
 
     Texts are read teacher-forced, at the positions where a line of thinking begins (where our form finds the direction).
+
+    Attributes:
+        texts: Base responses that every condition reads.
+        haystacks: Haystacks of the test split.
+        base_answers: Base's greedy responses to them.
+        finding: ThinkEdit's direction and heads (ours).
+        writers: Heads that write the most towards a retrieved token.
+        before: Base's mean state of each text at the end of the stream, ``[texts, d_model]``.
+        problems: The problem of each text.
+        shuffled: Unit differences of means between random classes of the texts, as large as the length classes: ``[times, d_model]``.
     """
 
-    ground: Ground
-
-    @cached_property
-    def texts(self) -> list[Rollout]:
-        """Base responses that every condition reads."""
-        found = [r for r in self.ground.found if r.think_tokens and r.closed]
-        return found[:: max(1, len(found) // self.ground.sizes.texts)][: self.ground.sizes.texts]
-
-    @cached_property
-    def haystacks(self) -> list[haystack.Haystack]:
-        """Haystacks of the test split."""
-        return self.ground.search(seed=1).haystacks(self.ground.lm, "test")
-
-    @cached_property
-    def base_answers(self) -> list[Rollout]:
-        """The base's greedy responses to them."""
-        return rollouts(self.ground.lm, [h.problem for h in self.haystacks], self.greedy, progress=False)
+    texts: list[Rollout]
+    haystacks: list[haystack.Haystack]
+    base_answers: list[Rollout]
+    finding: Finding
+    writers: list[tuple[int, int]]
+    before: ndarray
+    problems: ndarray
+    shuffled: ndarray
 
     @property
-    def greedy(self) -> Sampling:
-        """Greedy decoding of the haystacks."""
-        return Sampling(temperature=0.0, max_new_tokens=120)
-
-    @cached_property
     def unit(self) -> torch.Tensor:
         """Unit vector of the length direction at the end of the stream, + longer, ``[d_model]``."""
-        return self.ground.findings[OURS].direction.unit()[-1].double()
-
-    @cached_property
-    def writers(self) -> list[tuple[int, int]]:
-        """Heads that write the most towards a retrieved token."""
-        return self.ground.retrieval.scores["write (ours)"].ranked()[:WRITERS]
-
-    @cached_property
-    def before(self) -> tuple[ndarray, ndarray]:
-        """The base's mean state of each text at the end of the stream, ``[texts, d_model]``, and the texts' problems."""
-        return self.states(Condition(self.ground.lm))
-
-    def states(self, condition: Condition) -> tuple[ndarray, ndarray]:
-        """Mean state of each text at the end of the stream under a condition, and the texts' problems."""
-        with condition.active() as lm:
-            found = collect.states(lm, self.texts, MLP, positions=collect.step_starts(lm))
-        return found.values[:, -1].double().numpy(), found.rows["problem_id"].to_numpy(str)
-
-    @cached_property
-    def shuffled(self) -> ndarray:
-        """Unit differences of means between random classes of the texts, as large as the length classes: ``[times, d_model]``."""
-        values, _ = self.before
-        rng, size = np.random.default_rng(0), max(2, len(values) // 5)
-        drawn = [rng.permutation(len(values)) for _ in range(PERMUTED)]
-        gaps = np.stack([values[order[:size]].mean(axis=0) - values[order[-size:]].mean(axis=0) for order in drawn])
-        return gaps / np.linalg.norm(gaps, axis=1, keepdims=True)
+        return self.finding.direction.unit()[-1].double()
 
     def shift(self, condition: Condition) -> dict[str, float]:
-        """Where a condition moves the states of the same texts, at the end of the stream.
+        """Return where a condition moves the states of the same texts, at the end of the stream.
 
         ``cosine`` of the mean move with the length direction (+: where longer thinking is) with its 95 % interval over problems,
         ``random``: the 97.5 % point of |cosine| with differences between random classes, ``size``: norm of the move over that of the
-        difference between long and short thinking. Nothing where nothing moves.
+        difference between long and short thinking. Empty where nothing moves.
         """
-        (before, problems), (after, _) = self.before, self.states(condition)
-        names, which = np.unique(problems, return_inverse=True)
+        after, _ = _states(condition, self.texts)
+        names, which = np.unique(self.problems, return_inverse=True)
         counts = np.bincount(which)[:, None]
-        moved = np.stack([np.bincount(which, column) for column in (after - before).T], axis=1) / counts
+        moved = np.stack([np.bincount(which, column) for column in (after - self.before).T], axis=1) / counts
         if np.abs(moved).max() < 1e-9:
             return {}
         u = self.unit.numpy()
@@ -275,14 +246,46 @@ class References:
             mean = weights @ moved
             return mean @ u / np.linalg.norm(mean, axis=1)
 
-        found = stats.bootstrap(cosine, len(names))
+        e = stats.bootstrap(cosine, len(names))
         mean = moved.mean(axis=0)
         chance = np.abs(self.shuffled @ (mean / np.linalg.norm(mean)))
-        apart = float(self.ground.findings[OURS].direction.norms[-1])
+        apart = float(self.finding.direction.norms[-1])
         return {
-            "cosine": found.mean, "low": found.low, "high": found.high, "random": float(np.quantile(chance, 0.975)),
+            "cosine": e.mean, "low": e.low, "high": e.high, "random": float(np.quantile(chance, 0.975)),
             "size": float(np.linalg.norm(mean)) / apart,
         }  # fmt: skip
+
+
+def refer(ground: Ground) -> References:
+    """Sample and measure base for :class:`References`."""
+    closed = [r for r in ground.sample() if r.think_tokens and r.closed]
+    texts = closed[:: max(1, len(closed) // ground.sizes.texts)][: ground.sizes.texts]
+    haystacks = ground.search(seed=1).haystacks(ground.lm, "test")
+    before, problems = _states(Condition(ground.lm), texts)
+    return References(
+        texts=texts,
+        haystacks=haystacks,
+        base_answers=rollouts(ground.lm, [h.problem for h in haystacks], GREEDY, progress=False),
+        finding=ground.find(OURS),
+        writers=ground.look().scores["write (ours)"].ranked()[:WRITERS],
+        before=before,
+        problems=problems,
+        shuffled=_shuffled(before),
+    )
+
+
+def _states(condition: Condition, texts: Sequence[Rollout]) -> tuple[ndarray, ndarray]:
+    """Mean state of each text at the end of the stream under a condition, and the texts' problems."""
+    with condition.active() as lm:
+        states = collect.states(lm, texts, MLP, positions=collect.step_starts(lm))
+    return states.values[:, -1].double().numpy(), states.rows["problem_id"].to_numpy(str)
+
+
+def _shuffled(values: ndarray) -> ndarray:
+    rng, size = np.random.default_rng(0), max(2, len(values) // 5)
+    drawn = [rng.permutation(len(values)) for _ in range(PERMUTED)]
+    gaps = np.stack([values[order[:size]].mean(axis=0) - values[order[-size:]].mean(axis=0) for order in drawn])
+    return gaps / np.linalg.norm(gaps, axis=1, keepdims=True)
 
 
 def _mechanism(ground: Ground, condition: Condition, found: Sequence[Rollout], references: References) -> pd.DataFrame:
@@ -295,8 +298,8 @@ def _mechanism(ground: Ground, condition: Condition, found: Sequence[Rollout], r
             read = collect.states(lm, own, MLP, positions=collect.step_starts(lm))
         along = pd.Series((read.values[:, -1].double() @ references.unit).numpy()).groupby(list(read.rows["problem_id"])).mean()
         parts.append(points("projection", along))
-    parts.append(points("short_push", _short_push(condition, references)))
-    answers = rollouts(condition, [h.problem for h in references.haystacks], references.greedy, progress=False)
+    parts.append(points("short_push", _short_push(condition, references.texts, references.finding)))
+    answers = rollouts(condition, [h.problem for h in references.haystacks], GREEDY, progress=False)
     right = pd.Series([float(r.correct) for r in answers], [r.problem_id for r in answers])
     with condition.active():
         looked = retrieval_heads.measure(condition.lm, retrieval_heads.examples(references.haystacks, references.base_answers))
@@ -305,14 +308,14 @@ def _mechanism(ground: Ground, condition: Condition, found: Sequence[Rollout], r
     return pd.concat(parts, ignore_index=True)
 
 
-def _short_push(condition: Condition, references: References) -> pd.Series:
+def _short_push(condition: Condition, texts: Sequence[Rollout], finding: Finding) -> pd.Series:
     """What the base's short-thinking heads write towards short on each text, in total, along the end-of-stream direction."""
-    finding = references.ground.findings[OURS]
+    unit = finding.direction.unit()[-1].double()
     with condition.active() as lm:
-        read = collect.states(lm, references.texts, lm.layout.writes, positions=collect.step_starts(lm))
+        read = collect.states(lm, texts, lm.layout.writes, positions=collect.step_starts(lm))
     layout, total = condition.lm.layout, torch.zeros(len(read.values), dtype=torch.float64)
     for layer, head in finding.plan.heads:
         W = layout.W_O(layer).detach()[:, layout.head(head)].cpu().double()
-        u = layout.to_attn_out(layer, references.unit)
+        u = layout.to_attn_out(layer, unit)
         total -= read.values[:, layer, layout.head(head)].double() @ W.T @ u
     return pd.Series(total.numpy()).groupby(list(read.rows["problem_id"])).mean()

@@ -267,12 +267,11 @@ def curves(ground: Ground, found: Mapping[str, Measured]) -> dict[str, list[dict
 
     logs = {}
     for name, m in found.items():
-        how = getattr(m.spec.make, "keywords", {})
-        if m.spec.family != "trained" or "recipe" not in how:
+        if m.spec.family != "trained" or m.spec.recipe is None:
             continue
         lines = []
         for seed in m.seeds:
-            folder = ground.folder_of(how["recipe"], seed, how["reward"])
+            folder = ground.folder_of(m.spec.recipe, seed, m.spec.reward)
             if not (folder / LOG).exists():
                 continue
             rows = [row for row in read(folder / LOG) if row.get("held_out/accuracy") is not None]

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from toolkit import identity, store
 from toolkit.board.ground import Ground
-from toolkit.board.measure import References, is_measured, measure, place, unrecorded
+from toolkit.board.measure import References, is_measured, measure, place, refer, unrecorded
 from toolkit.board.spec import Spec, check_distinct
 
 WAIT = 5.0  # seconds between looks at what other processes are doing
@@ -32,7 +32,7 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
         ValueError: two conditions have one key.
         evaluate.OverlapError: a condition was made from problems that it would be judged on.
     """
-    todo, references = units(ground, specs), References(ground)
+    todo, references = units(ground, specs), None
     for spec in specs:
         _ = spec.known  # before any condition is made, which may fill what a function reads
     bases = [spec.basis(ground, seed) for spec, seed in todo]
@@ -52,6 +52,7 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
                 with store.claimed(places[i].with_suffix(".claim")) as mine:
                     if mine and not is_measured(places[i]):
                         bar.set_postfix_str(f"{spec.name}, seed {seed}")
+                        references = references or refer(ground)
                         places[i] = _measured(ground, spec, seed, references, places[i])
                         worked = True
                         bar.update(1)

@@ -31,7 +31,7 @@ from typing import Any
 
 from toolkit import edits, identity, masks, merging, shipped, store, vectors
 from toolkit import lm as lms
-from toolkit.board.ground import Ground, Sizes
+from toolkit.board.ground import DIRECTIONS, Ground, Sizes
 from toolkit.directions import random_like
 from toolkit.edits import steering
 from toolkit.grpo import code
@@ -43,7 +43,6 @@ from toolkit.methods import retrieval_heads
 
 FAMILIES = ("base", "edit", "steer", "mask", "decode", "prompt", "trained", "combined", "control")
 BASE = "base"
-PAPERS = {"thinkedit": "2503.22048", "efficiency": "2506.15647"}  # directions that the ground has
 Make = Callable[[Ground, int], Condition]
 """Makes a condition from the common ground and a seed (0 where nothing is random)."""
 
@@ -60,6 +59,8 @@ class Spec:
         paper: arXiv id, or "".
         note: One line on what it is.
         identity: Everything that what ``make`` makes depends on; results are kept under it. Default: found in ``make`` and in what it makes.
+        recipe: What it was trained by, if it was.
+        reward: Reward object of one's own that it was trained by instead of the recipe's.
         steps: Training steps behind it: a function of the ground, for the cost table.
         through: Code that results pass through beside what ``make`` names, as of ``store.modules_of``.
     """
@@ -71,6 +72,8 @@ class Spec:
     paper: str = ""
     note: str = ""
     identity: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None
+    reward: Any = None
     steps: Callable[[Ground], int] = field(default=lambda ground: 0)
     through: Callable[[], Mapping[str, str]] = dict
 
@@ -246,9 +249,9 @@ def steered(
         control: A random direction of equal norm instead.
     """
     about = {"strength": strength, "direction": direction, "layers": layers, "during": during, "control": control}
-    if direction not in PAPERS:
-        raise ValueError(f"{name!r}: unknown direction {direction!r}, choose one of {', '.join(PAPERS)}.")
-    paper = PAPERS[direction]
+    if direction not in DIRECTIONS:
+        raise ValueError(f"{name!r}: unknown direction {direction!r}, choose one of {', '.join(DIRECTIONS)}.")
+    paper = DIRECTIONS[direction]
     where = "all layers" if layers is None else f"layers {', '.join(map(str, layers))}"
     what = f"{'a random direction of the norm of ' if control else ''}{direction}'s, {strength:+g}, {where}, {during}"
     return _spec(name, "control" if control else "steer", _steered, about, seeded=control, paper=paper, note=what)
@@ -263,7 +266,7 @@ def _steered(
 def _steering(
     ground: Ground, seed: int, strength: float, direction: str, layers: tuple[int, ...] | None, during: str, control: bool = False
 ) -> Intervention:
-    v = ground.thinkedit if direction == "thinkedit" else ground.efficiency
+    v = ground.direction(direction)
     v = random_like(v, seed=seed) if control else v
     chosen = None if layers is None else [layer % ground.lm.layout.n_layers for layer in layers]
     return steering(v, strength, layers=chosen, during=during)
@@ -281,7 +284,7 @@ def masked(name: str, count: int, *, control: bool = False) -> Spec:
 
 
 def _masked(ground: Ground, seed: int, *, count: int, control: bool) -> Condition:
-    plan = retrieval_heads.mask_plan(ground.retrieval.scores["write (ours)"], count)
+    plan = retrieval_heads.mask_plan(ground.look().scores["write (ours)"], count)
     plan = edits.random_heads(plan, ground.lm.layout, seed=seed) if control else plan
     return Condition(ground.lm, (masks.masking(plan, "uniform", during="newest"),))
 
@@ -349,6 +352,8 @@ def trained(
         seeded=True,
         paper=recipe.paper,
         note=note or ", ".join(how),
+        recipe=recipe,
+        reward=reward,
         steps=lambda ground: ground.sizes.training.steps,
         through=lambda: code.modules(recipe, reward=reward),
     )
@@ -366,14 +371,14 @@ def _check_known(name: str, reward: Any) -> None:
 
 
 def _trained(ground: Ground, seed: int, *, recipe: Recipe, reward: Any, merged: bool, edit: float, steer: float) -> Condition:
-    from toolkit.jobs.grpo import beside
+    from toolkit.grpo.policies import beside
 
     start = edits.apply(ground.lm, ground.plan(edit)) if edit else None
-    policy = ground.policy(recipe, seed, start=start, reward=reward).lm
+    policy = ground.train(recipe, seed, start=start, reward=reward).lm
     # In the base's number type: else the paired difference would hold that of the types.
     dtype = ground.lm.model.dtype
     lm = merging.selective_merge(ground.lm, policy, dtype=dtype) if merged else beside(start or ground.lm, policy)
     acts = (_steering(ground, seed, steer, "thinkedit", None, "think"),) if steer else ()
     # A policy that learned to meet a budget in its prompt is judged with the last budget it saw.
-    curriculum = (recipe.scaled() if ground.sizes.training.tiny else recipe).curriculum
+    curriculum = ground.sizes.training.sized(recipe).curriculum
     return Condition(lm, acts, ask=curriculum.ask(ground.sizes.training.steps - 1) if curriculum else None)

@@ -120,10 +120,11 @@ def grpo(
     [bold]toolkit grpo -m Qwen/Qwen3-4B -t gsm8k -r pear --lora --set problems=32 --dtype bfloat16 -o runs/pear[/bold]
     """
     from toolkit import store, tasks
+    from toolkit.grpo import curves, policies
     from toolkit.jobs import grpo as jobs
 
     if show_list:
-        listed = jobs.table()
+        listed = jobs.catalogue()
         print_json(listed.reset_index().to_dict("records")) if as_json else show(listed, "Rewards and recipes")
         return
     if out_dir is None:
@@ -142,7 +143,7 @@ def grpo(
         out_dir, steps, seed, save_every, evaluate_every=evaluate_every, micro_batch=micro_batch, overrides=overrides,
         evaluate=jobs.Sampling(n=4, max_new_tokens=recipe.max_tokens), save_dtype=weight_type(save_dtype),
     )  # fmt: skip
-    extras = jobs.Extras(engine=engine, lora=jobs.adapter(lora_rank or 16) if lora else None)
+    extras = jobs.Extras(engine=engine, lora=policies.lora(lora_rank or 16) if lora else None)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     try:
         done = jobs.grpo(lm, recipe, study, run, extras=extras, resume=resume, say=say)
@@ -151,11 +152,11 @@ def grpo(
         raise
     if not done.main:
         return
-    board = jobs.board(done)
+    table = jobs.before_and_after(done)
     if as_json:
         print_json(
-            {"out": str(out_dir / jobs.MODEL), "recipe": recipe, "fingerprint": done.lm.fingerprint, "log": jobs.curve(done.log)}
+            {"out": str(out_dir / jobs.MODEL), "recipe": recipe, "fingerprint": done.lm.fingerprint, "log": curves.steps(done.log)}
         )
         return
-    show(board, f"{recipe.name} on {lm.name}; the model is in {out_dir / jobs.MODEL}")
+    show(table, f"{recipe.name} on {lm.name}; the model is in {out_dir / jobs.MODEL}")
     out.print(f"A line a step: [bold]{out_dir / 'log.jsonl'}[/bold].")

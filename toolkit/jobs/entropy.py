@@ -73,7 +73,7 @@ class EntropyTables:
         steps: ``by_step``, likewise.
         marked: ``by_mark`` of failed steps and of re-checks, told apart by the column ``mark``.
         lengths: ``correlations`` of the columns ``x`` and ``y``.
-        correctness: ``against_correctness``.
+        correctness: ``failed_steps.correctness_correlations``.
         choices: Accuracy if one response is kept of every problem, and what that gains over any: ``kept, accuracy, low, high, gain,
             gain_low, gain_high``.
         filtering: ``filtering_summary``, or ``None`` if no tag closes the model's thinking, so that nothing can be filtered.

@@ -1,0 +1,122 @@
+"""Policies trained as a plan says: one folder per policy, named by everything it depends on, trained once and read back afterwards."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from toolkit import identity, store, tasks
+from toolkit.generate import Sampling
+from toolkit.grpo import code
+from toolkit.grpo.log import LOG, read
+from toolkit.grpo.plan import TrainingPlan
+from toolkit.grpo.recipes import Recipe
+from toolkit.grpo.run import MODEL, Run, Trained, train, who
+from toolkit.grpo.saved import read_back
+from toolkit.grpo.trainer import Extras
+from toolkit.lm import LM, as_type, child
+from toolkit.rounding import rounding
+from toolkit.types import Problem
+
+
+def trained(
+    lm: LM,
+    recipe: Recipe,
+    seed: int,
+    plan: TrainingPlan,
+    runs: Path,
+    *,
+    reward: Any = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Trained:
+    """Train ``lm`` by a recipe from a seed as ``plan`` says; read the policy back if it exists, resume if its training was stopped.
+
+    The policy is left in a folder of its own in ``runs`` (see :func:`folder_of`), without checkpoints. One process trains it; others that
+    need it wait.
+
+    Args:
+        recipe: With its paper's numbers; ``plan`` sizes it.
+        runs: Directory that holds one folder per policy.
+        reward: Reward object to use instead of the recipe's, in its state before training. Its class and fields are part of what the
+            policy depends on.
+
+    Raises:
+        identity.UnknownIdentityError: the reward holds something that its values do not describe.
+    """
+    folder, rests_on = folder_of(lm, recipe, seed, plan, runs, reward=reward), basis(lm, recipe, seed, plan, reward=reward)
+    recipe = plan.sized(recipe)
+    dev = tasks.load(plan.task, "dev", plan.held_out, lm=lm)
+    run = Run(
+        folder, plan.steps, seed, save_every=20, held_out=tuple(dev), evaluate_every=plan.evaluate_every, micro_batch=plan.micro_batch,
+        evaluate=Sampling(n=4, max_new_tokens=max(200, recipe.max_tokens)), overrides=dict(plan.overrides),
+    )  # fmt: skip
+    extras = Extras(reward=deepcopy(reward), engine=plan.engine, lora=lora(plan.lora) if plan.lora else None)
+    with store.claimed(folder, wait=True):
+        if store.is_whole(folder / MODEL):
+            model = replace(read_back(lm, folder / MODEL), parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
+            return Trained(model, pd.DataFrame(read(folder / LOG)))
+        if not (folder / store.MADE_BY).exists():
+            changed = rests_on.changed(store.records(runs, f"{glob.escape(_name(recipe, seed))}-*"))
+            if changed:
+                say(
+                    f"{recipe.name}, seed {seed}, was trained by other code ({', '.join(sorted(changed))} changed): training it again"
+                )
+            rests_on.write(folder)
+        done = train(lm, recipe, _pool(lm, plan), run, extras=extras, resume=True, say=say)
+        if done.main:
+            for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                store.remove(checkpoint)
+    return done
+
+
+def folder_of(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, runs: Path, *, reward: Any = None) -> Path:
+    """Return the folder of a policy in ``runs``, named by everything the policy depends on, code included."""
+    return runs / f"{_name(recipe, seed)}-{basis(lm, recipe, seed, plan, reward=reward).key}"
+
+
+def _name(recipe: Recipe, seed: int) -> str:
+    return f"{store.as_name(recipe.name)}-seed{seed}"
+
+
+def _pool(lm: LM, plan: TrainingPlan) -> list[Problem]:
+    return tasks.load(plan.task, "train", plan.pool, lm=lm)
+
+
+def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any = None) -> store.Basis:
+    """Return everything that a policy depends on, and the code it passes through. Arguments as for :func:`trained`."""
+    recipe = plan.sized(recipe)
+    paid = {} if reward is None else {"reward": identity.of(reward).body}
+    adapter = {} if plan.lora is None else {"adapter": identity.of(lora(plan.lora)).body}
+    # A recipe with a loss of its own may compute it over the rows of one micro-batch, as DRPO's hinge does.
+    rows = {"micro_batch": plan.micro_batch} if recipe.loss else {}
+    depends = {**who(lm, recipe, _pool(lm, plan)), "seed": seed, **plan.identity, **paid, **adapter, **rows}
+    return store.Basis(json.loads(json.dumps(depends, default=str)), code.modules(recipe, plan.task, reward))
+
+
+def beside(base: LM, policy: LM) -> LM:
+    """Return the policy in the number type of ``base``, so that comparing the two does not measure a difference of number types.
+
+    A saved policy is fp32 as a rule. If ``base`` is narrower, part of the training is rounded away; the returned model's name says how
+    much. The weights of ``policy`` are changed in place.
+    """
+    dtype = base.model.dtype
+    if policy.model.dtype == dtype:
+        return policy
+    before, after = (dict(lm.model.named_parameters()) for lm in (base, policy))
+    name = f"{policy.name}; {rounding(before, after, dtype)}"
+    return child(base, as_type(policy.model, dtype), name, made_from=policy.made_from)
+
+
+def lora(rank: int) -> Any:
+    """Return a LoRA config on every linear layer except the output, with ``alpha`` twice the rank (ours)."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
