@@ -64,7 +64,7 @@ def correlation(rows: pd.DataFrame, found: pd.DataFrame, x: str = "entropy", y: 
 
 
 def coefficients(found: pd.DataFrame, title: str, *, kind: str = "spearman") -> go.Figure:
-    """Correlations with 95 % intervals, a row a measure, pooled and within question (from ``failed_steps.against_correctness``)."""
+    """Correlations with 95 % intervals, a row a measure, pooled and within question (from ``failed_steps.correctness_correlations``)."""
     chosen, names = found[found["kind"] == kind], list(found["measure"].unique())
     figure = go.Figure()
     for scope, name, at, colour in (("pooled", "pooled", -0.13, NEITHER), ("within", "within question", 0.13, COLOURS[0])):

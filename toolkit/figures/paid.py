@@ -39,7 +39,7 @@ def rewards(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
 
 
 def reward_pushes(table: pd.DataFrame) -> go.Figure:
-    """Mean advantage of short and long, right and wrong responses under each reward (from ``rewards.pushes``)."""
+    """Mean advantage of short and long, right and wrong responses under each reward (from ``rewards.mean_advantages``)."""
     kinds = [column for column in table if column != "no push"]
     values = table[kinds].to_numpy(float)
     text = [["" if math.isnan(v) else f"{v:+.2f}" for v in row] for row in values]

@@ -60,7 +60,7 @@ def named(d: Drawn) -> str:
     return f"problem {d.rollout.problem_id!r}, sample {d.rollout.sample}: {d.rollout.text[:80]!r}"
 
 
-def check_finite(scored: rewards.Scored, batch: RewardBatch, step: int) -> None:
+def check_finite(scored: rewards.RewardValues, batch: RewardBatch, step: int) -> None:
     """Raises NonFiniteError with the step and the first rollout whose reward is NaN or infinite."""
     bad = np.flatnonzero(~np.isfinite(scored.values))
     if len(bad):

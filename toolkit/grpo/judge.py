@@ -58,14 +58,14 @@ class Judge:
 def trained(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> Judge:
     """A judge that learnt from the model's own right answers. Raises NoPairsError if no two to one problem differ enough in length."""
     found = [r for r in generate.rollouts(lm, problems, sampling, progress=False) if r.response_tokens]
-    pairs = conciseness.pairs_by_length(RewardBatch.of(found))
+    pairs = conciseness.pairs_by_length(RewardBatch.from_rollouts(found))
     return Judge(lm, conciseness.fit(pooled(lm, found), pairs))
 
 
 def kept(lm: LM, path: Path) -> ConcisenessHead:
     """The head in a run's directory. Raises store.DamagedFileError if it is not one for ``lm``."""
     remedy = "Remove it: a new one is trained."
-    head = ConcisenessHead.of(store.read_json(path, HEAD, remedy=remedy))
+    head = ConcisenessHead.from_state_dict(store.read_json(path, HEAD, remedy=remedy))
     if len(head.weight) != lm.layout.d_model or head.spread <= 0:
         raise store.DamagedFileError(
             f"{path} has {len(head.weight)} weights and spread {head.spread:g}: {lm.name} needs {lm.layout.d_model}, and more than 0. {remedy}"

@@ -24,7 +24,7 @@ from toolkit.types import Problem, Rollout
 Row = dict[str, Any]
 
 
-def measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.Scored) -> dict[str, float]:
+def measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.RewardValues) -> dict[str, float]:
     """What one batch of all processes looked like, by name; NaN where there is nothing to average."""
     found = [d.rollout for d in drawn]
     correct, stopped = np.array([r.correct for r in found]), np.array([r.finish == "stop" for r in found])
@@ -88,7 +88,7 @@ def kl_to(given: LM, found: Sequence[Rollout], temperature: float) -> float:
 
     An estimate from samples. Rollouts must carry log-probabilities, of an untruncated softmax at that temperature.
     """
-    before = phase_entropy.measured(given, found, temperature=temperature)
+    before = phase_entropy.with_entropies(given, found, temperature=temperature)
     ratios = [np.subtract(r.logprobs or (), b.logprobs or ()) for r, b in zip(found, before, strict=True)]
     return _mean(np.concatenate(ratios))
 

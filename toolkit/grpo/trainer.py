@@ -82,7 +82,7 @@ class Scored:
 
     drawn: list[Drawn]
     batch: RewardBatch
-    scored: rewards.Scored
+    scored: rewards.RewardValues
     advantages: np.ndarray | None
 
 
@@ -259,13 +259,13 @@ class Trainer(GRPOTrainer):
             values = [getattr(d, name) for d in drawn]
             if values[0] is not None:
                 more[name] = np.asarray(values)
-        return batch.having(**more)
+        return batch.with_columns(**more)
 
     def _batch(self, found: Sequence[Rollout], step: int, split: str) -> RewardBatch:
         """The columns that rollouts of the model in training carry; their answers begin after its own closing tag."""
         problems = [self.problems[i] for i in {r.problem_id for r in found}]
         close = self.origin.tags.close if self.origin.tags else None
-        return RewardBatch.of(found, problems, step=step, split=split, close=close)
+        return RewardBatch.from_rollouts(found, problems, step=step, split=split, close=close)
 
     # --- loss ----------------------------------------------------------------------------------------------------
 

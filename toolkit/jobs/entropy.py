@@ -73,7 +73,7 @@ class EntropyTables:
         steps: ``by_step``, likewise.
         marked: ``by_mark`` of failed steps and of re-checks, told apart by the column ``mark``.
         lengths: ``correlations`` of the columns ``x`` and ``y``.
-        correctness: ``against_correctness``.
+        correctness: ``failed_steps.correctness_correlations``.
         choices: Accuracy if one response is kept of every problem, and what that gains over any: ``kept, accuracy, low, high, gain,
             gain_low, gain_high``.
         filtering: ``filtering_summary``, or ``None`` if no tag closes the model's thinking, so that nothing can be filtered.
@@ -129,7 +129,7 @@ def entropy_report(
     if lm.tags is not None and lm.tags.close is not None:
         say(f"answering again from filtered thinking: {len(settings.keeps)} shares, three ways to drop")
         answering = replace(phase_entropy.assumed_answering, batch_size=study.batch_size)
-        graded = phase_entropy.filtering(
+        graded = phase_entropy.filtering_experiment(
             lm, found, problems, keeps=settings.keeps, sampling=answering, seed=study.seed, out=out / "filtered"
         )
         summary, effects = (f(graded, seed=study.seed) for f in (phase_entropy.filtering_summary, phase_entropy.filtering_effects))
@@ -170,7 +170,7 @@ def entropy_tables(found: Sequence[Rollout], chains: Sequence[Chain], *, seed: i
         return pd.concat([measure(group).assign(responses=name) for name, group in groups.items() if group], ignore_index=True)
 
     def by_step(group: list[Rollout]) -> pd.DataFrame:
-        reach = min(phase_entropy.assumed_reach, len({r.problem_id for r in group}))
+        reach = min(phase_entropy.assumed_min_problems, len({r.problem_id for r in group}))
         return phase_entropy.by_step(group, steps_of, at_least=reach, seed=seed)
 
     def overall(metric: str) -> tuple[float, float, float]:
@@ -189,7 +189,7 @@ def entropy_tables(found: Sequence[Rollout], chains: Sequence[Chain], *, seed: i
         lengths=pd.concat(
             [phase_entropy.correlations(rows, x, y, seed=seed).assign(x=x, y=y) for x, y in LENGTHS], ignore_index=True
         ),
-        correctness=failed_steps.against_correctness(own, tuple(MEASURES), seed=seed),
+        correctness=failed_steps.correctness_correlations(own, tuple(MEASURES), seed=seed),
         choices=_choices(own, seed),
     )
 
@@ -214,7 +214,7 @@ def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     }
     found = []
     for name, column in values.items():
-        own, gain = failed_steps.chosen_by(rows.assign(measure=column), "measure", seed=seed)
+        own, gain = failed_steps.accuracy_of_lowest(rows.assign(measure=column), "measure", seed=seed)
         found.append((name, own.mean, own.low, own.high, gain.mean, gain.low, gain.high))
     return pd.DataFrame(found, columns=["kept", "accuracy", "low", "high", "gain", "gain_low", "gain_high"])
 
@@ -366,6 +366,6 @@ def _transcripts(lm: LM, found: Sequence[Rollout], chains: Sequence[Chain], prob
     same = [i for i in thought if found[i].problem_id == found[first].problem_id and found[i].correct]
     uncertain = max(thought, key=lambda i: phase_entropy.phase_means(found[i]).think or 0.0)
     shown = dict.fromkeys([first, *sorted(same, key=lambda i: -len(chains[i].texts))[:1], uncertain])
-    top = max(float(phase_entropy.recorded(found[i]).max()) for i in shown) or None
+    top = max(float(phase_entropy.entropies_of(found[i]).max()) for i in shown) or None
     parts = [transcript.fragment(lm, found[i], chain=chains[i], problem=by_id[found[i].problem_id], top=top) for i in shown]
     return "".join(parts)

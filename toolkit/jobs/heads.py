@@ -61,7 +61,7 @@ def entropy_sensitivity(lm: LM, found: Sequence[Rollout], *, temperature: float 
         raise NoThinkTagsError(f"None of the {len(found)} rollouts has a think token: load the model with tags=ThinkTags(...).")
 
     def mean(target: LM | Condition) -> float:
-        measured = phase_entropy.measured(target, thought, temperature=temperature)
+        measured = phase_entropy.with_entropies(target, thought, temperature=temperature)
         return float(np.mean([phase_entropy.phase_means(r).think for r in measured]))
 
     base, about = mean(lm), lm.provenance(temperature=temperature, **origins.record(r.problem_id for r in thought))

@@ -17,7 +17,7 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.study import Say
 from toolkit.lm import LM, Condition
 from toolkit.methods import retrieval_heads
-from toolkit.methods.retrieval_heads import Measured
+from toolkit.methods.retrieval_heads import HeadMetrics
 from toolkit.report import Section
 from toolkit.tasks import haystack, lookup, needle, threading
 from toolkit.tasks.haystack import Haystack
@@ -83,7 +83,7 @@ class Found:
 
     haystacks: Sequence[Haystack]
     rollouts: Sequence[Rollout]
-    measured: Mapping[str, Measured]
+    measured: Mapping[str, HeadMetrics]
 
     @property
     def scores(self) -> dict[str, HeadScores]:
@@ -135,7 +135,7 @@ def top_heads(found: Found, count: int = 10) -> pd.DataFrame:
 
 def sparsity(found: Found, name: str) -> pd.DataFrame:
     """Shares of heads above 0.1, above 0.5 and at zero, by the published score, beside the published models'."""
-    own = retrieval_heads.statistics(found.measured["copy, as published"].of("copy"))
+    own = retrieval_heads.statistics(found.measured["copy, as published"].select("copy"))
     rows = {name: (own["share_retrieval"], own["share_strong"], own["share_zero"]), **retrieval_heads.PUBLISHED_SHARES}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["above 0.1", "above 0.5", "zero"]).rename_axis("model")
 
@@ -144,7 +144,7 @@ def stability(found: Found, count: int, *, seed: int = 0) -> pd.DataFrame:
     """Overlap of the top heads of n examples with those of all (in-sample). Columns: ``ranking, n, overlap``."""
     rows = []
     for name, (metric, _) in RANKINGS.items():
-        values = found.measured[name].of(metric)
+        values = found.measured[name].select(metric)
         for n in (1, 3, 10, 30, 100):
             if n <= len(values):
                 rows.append((name, n, retrieval_heads.stability(values, n, count, seed=seed)))
@@ -320,7 +320,7 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
     found = look(lm, search, out=out / "rollouts" / "dev", say=say)
     for name, (metric, _) in RANKINGS.items():
         store.save(found.scores[name], out / f"{metric}.safetensors")
-    lists = retrieval_heads.to_lists(found.measured["copy, as published"].of("copy"))
+    lists = retrieval_heads.to_lists(found.measured["copy, as published"].select("copy"))
     store.write_json(lists, out / "copy_examples.json")
     hidden = [h.problem for h in search.haystacks(lm, "test")]
     chosen = masks_of(search)
