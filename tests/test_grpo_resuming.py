@@ -129,7 +129,7 @@ def test_a_setting_that_follows_from_the_run_is_refused_with_what_sets_it(tiny, 
     with pytest.raises(ValueError, match=f"{name} cannot be set for TRL alone: it follows from the run. Use "):
         run.arguments(tiny, recipe, Run(tmp_path, overrides={name: 1}))
     with pytest.raises(ValueError, match=f"{name} cannot be set"):
-        jobs.adjusted(recipe, {name: "1"})
+        jobs.adjust_recipe(recipe, {name: "1"})
 
 
 def test_two_models_are_compared_at_the_last_positions_of_each_prompt(tiny):

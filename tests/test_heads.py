@@ -170,7 +170,7 @@ def test_a_condition_seen_through_the_lenses_differs_from_base_only_if_it_does_s
         "again": Condition(tiny),
         "silenced": Condition(edits.apply(tiny, plan)),
     }
-    table = jobs.seen_through(judged, study, search.haystacks(tiny, "test"), plan.heads).set_index(["condition", "metric"])
+    table = jobs.condition_effects(judged, study, search.haystacks(tiny, "test"), plan.heads).set_index(["condition", "metric"])
     assert (table.loc["again", "difference"] == 0).all()
     assert table.loc[("silenced", "write"), "mean"] == 0, "a silenced head writes nothing"
     assert table.loc[("base", "write"), "low"] > 0
@@ -181,7 +181,7 @@ def test_a_condition_seen_through_the_lenses_differs_from_base_only_if_it_does_s
 
 def test_the_table_has_a_row_a_head_best_first(provenance):
     some = lenses_of(provenance)
-    table = heads.table(some)
+    table = heads.head_table(some)
     assert len(table) == 32 and table["a"].is_monotonic_decreasing
     assert table.iloc[0]["head"] == "{}.{}".format(*some["a"].ranked()[0])
 

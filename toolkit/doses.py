@@ -34,7 +34,7 @@ assumed_reference = 48  # rollouts of the base whose perplexity is taken: ours
 
 
 @dataclass(frozen=True)
-class Sweep:
+class DoseSweep:
     """What is swept: strengths of every direction, at the same layers and in the same scope.
 
     Attributes:
@@ -69,7 +69,7 @@ class Doses:
     table: pd.DataFrame
     report: Report
 
-    def of(self, direction: str, metric: str) -> pd.DataFrame:
+    def curve(self, direction: str, metric: str) -> pd.DataFrame:
         """Rows of one direction and metric by rising strength, indexed by strength."""
         rows = self.table[(self.table["direction"] == direction) & (self.table["metric"] == metric)]
         if rows.empty:
@@ -82,7 +82,7 @@ def sweep(
     named: Mapping[str, Direction],
     problems: Sequence[Problem],
     sampling: Sampling,
-    plan: Sweep,
+    plan: DoseSweep,
     *,
     out: str | Path | None = None,
 ) -> Doses:
@@ -140,13 +140,13 @@ def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> t
     return found.mean, found.low, found.high
 
 
-def usable(doses: Doses, direction: str, *, damage: float = assumed_damage) -> tuple[float, float]:
+def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage) -> tuple[float, float]:
     """Lowest and highest strength around 0 up to which responses still close and do not loop (ours).
 
     A dose is broken when the share of closed think spans falls, or that of looping responses rises, by more than ``damage``.
     Accuracy is not damage here: it is what shortening may cost.
     """
-    closed, looping = (doses.of(direction, metric)["mean"] for metric in ("closed", "looping"))
+    closed, looping = (doses.curve(direction, metric)["mean"] for metric in ("closed", "looping"))
     whole = (closed >= closed[0.0] - damage) & (looping <= looping[0.0] + damage)
     low = high = 0.0
     for strength in whole.index[whole.index > 0]:
@@ -160,10 +160,10 @@ def usable(doses: Doses, direction: str, *, damage: float = assumed_damage) -> t
     return float(low), float(high)
 
 
-def monotone(doses: Doses, direction: str) -> float:
+def monotonicity(doses: Doses, direction: str) -> float:
     """Spearman's correlation of strength and mean think length within the usable range; + is as it should be."""
-    low, high = usable(doses, direction)
-    lengths = doses.of(direction, "think_tokens")["mean"].loc[low:high]
+    low, high = usable_range(doses, direction)
+    lengths = doses.curve(direction, "think_tokens")["mean"].loc[low:high]
     return stats.spearman(lengths.index.to_numpy(), lengths.to_numpy())
 
 
@@ -173,7 +173,7 @@ def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targ
 
     Columns: ``target, strength, mean, precise, flexible, rmse, base_precise, base_flexible``.
     """
-    lengths = doses.of(direction, "think_tokens")["mean"]
+    lengths = doses.curve(direction, "think_tokens")["mean"]
     rows = []
     for share in shares:
         target = round(share * lengths[0.0], 1)
@@ -190,12 +190,12 @@ def _hits(report: Report, condition: str, target: float) -> stats.LengthMatch:
     return stats.length_match(lengths, np.full(len(lengths), target), precise=exact, flexible=loose, levels={})["all"]
 
 
-def choose(
+def choose_dose(
     lm: LM,
     v: Direction,
     problems: Sequence[Problem],
     sampling: Sampling,
-    plan: Sweep,
+    plan: DoseSweep,
     *,
     max_loss: float = efficiency_steering.assumed_max_loss,
     out: str | Path | None = None,

@@ -36,8 +36,8 @@ from toolkit.stats import Estimate
 HERE = Path(__file__).parent
 STRENGTHS = (-2.0, -1.0, 1.0, 2.0)  # at 4 either direction broke the first stage's: 6 % right or less going down
 SWEEPS = {
-    OURS: doses.Sweep(STRENGTHS),
-    "Efficiency Steering": doses.Sweep(STRENGTHS, (15,), Scope.of("newest")),
+    OURS: doses.DoseSweep(STRENGTHS),
+    "Efficiency Steering": doses.DoseSweep(STRENGTHS, (15,), Scope.of("newest")),
 }
 # Smallest effects that matter: points of accuracy, share of base's length, needles, correlations and nats (ours)
 POINTS, TOKENS, NEEDLES, SMALL = 0.03, 0.05, 0.1, 0.1
@@ -71,7 +71,7 @@ def measured(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int,
         with store.claimed(file) as mine:
             if mine and not file.exists():
                 found = swept(ground, name, problems)
-                trends = {d: doses.monotone(found, d) for d in (name, doses.RANDOM)}
+                trends = {d: doses.monotonicity(found, d) for d in (name, doses.RANDOM)}
                 trends = {d: None if np.isnan(v) else v for d, v in trends.items()}
                 store.write_json({"spearman": trends, "doses": report.records(found.table)}, file)
     boards.run(ground, specs, wait=wait, progress=wait)

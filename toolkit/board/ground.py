@@ -89,16 +89,16 @@ def sized(sizes: Sizes, given: Mapping[str, Any], settings: Mapping[str, str], *
 
     Args:
         given: ``task``, ``problems`` (of the main task), ``max_new_tokens``, ``seeds``, ``steps``, ``lora``, ``engine``; ``None`` keeps what is.
-        settings: Numbers of every recipe, or fields of TRL's ``GRPOConfig``, as text: see ``jobs.grpo.adjusted``.
+        settings: Numbers of every recipe, or fields of TRL's ``GRPOConfig``, as text: see ``jobs.grpo.adjust_recipe``.
         tiny: Whether recipes are taken in the size of the tiny reasoner.
 
     Raises:
         ValueError: an unknown task or setting.
     """
-    from toolkit.jobs.grpo import RECIPE_NUMBERS, adjusted  # needs TRL
+    from toolkit.jobs.grpo import RECIPE_NUMBERS, adjust_recipe  # needs TRL
 
     own = {name: value for name, value in given.items() if value is not None}
-    recipe, overrides = adjusted(recipes.plain("correctness"), settings)
+    recipe, overrides = adjust_recipe(recipes.plain("correctness"), settings)
     changes = tuple((name, getattr(recipe, name)) for name in RECIPE_NUMBERS if name in settings)
     training: dict[str, Any] = {name: own[name] for name in ("task", "steps", "lora", "engine") if name in own}
     training |= {"tiny": tiny, "changes": changes, "overrides": tuple(overrides.items())}
@@ -209,12 +209,12 @@ class Ground:
     @_once
     def find(self, form: str = OURS) -> Finding:
         """Find ThinkEdit's direction, head scores and plan in a form of ``jobs.FORMS``."""
-        return edit.find(self.lm, self.sample(), edit.Settings(fraction=self.sizes.fraction), form)
+        return edit.find_heads(self.lm, self.sample(), edit.EditSettings(fraction=self.sizes.fraction), form)
 
     def plan(self, strength: float = 1.0, form: str = OURS, fraction: float | None = None) -> Plan:
         """Return ThinkEdit's plan at a strength; ``fraction``: of another share of heads than ``sizes.fraction``."""
         finding = self.find(form)
-        plan = finding.plan if fraction is None else edit.planned(self.lm, finding, edit.Settings(fraction), form)
+        plan = finding.plan if fraction is None else edit.replan(self.lm, finding, edit.EditSettings(fraction), form)
         return replace(
             plan, edits=tuple(replace(e, strength=strength) for e in plan.edits), name=f"{plan.name}, strength {strength:g}"
         )
@@ -228,7 +228,7 @@ class Ground:
         if name not in DIRECTIONS:
             raise ValueError(f"Unknown direction {name!r}, choose one of {', '.join(DIRECTIONS)}.")
         if name == "efficiency":
-            return edit.extract(self.lm, self.sample(), recipe=edit.Recipe(method="efficiency"))[0]
+            return edit.extract_direction(self.lm, self.sample(), recipe=edit.DirectionRecipe(method="efficiency"))[0]
         finding = self.find(OURS)
         return finding.plan.direction or finding.direction
 
@@ -237,12 +237,12 @@ class Ground:
         return Search(self.sizes.haystack, self.sizes.haystacks, self.sizes.lengths, seed=seed)
 
     @_once
-    def look(self) -> retrieval.Found:
+    def look(self) -> retrieval.RetrievalMeasurement:
         """Measure every head on haystacks of the dev split."""
         search = self.search()
         where = self._place("haystacks", asdict(search), "toolkit.tasks.haystack", search.task)
         with store.claimed(where, wait=True):
-            return retrieval.look(self.lm, search, out=where)
+            return retrieval.measure_retrieval(self.lm, search, out=where)
 
     def train(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:
         """Train a policy as ``sizes.training`` says, or read it back if it exists: a ``grpo.run.Trained``.

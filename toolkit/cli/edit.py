@@ -39,7 +39,7 @@ from toolkit.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from toolkit.jobs import Finding, Given, Settings, Study
+    from toolkit.jobs import Finding, RolloutDirectory, EditSettings, Study
     from toolkit.lm import LM
 
 
@@ -131,11 +131,11 @@ def thinkedit(
         unread("without --rollouts", "partial")
     if short_below is not None:
         unread("with --short-below and --long-above", "share")
-    form, settings = jobs.form_named(variant), jobs.Settings(fraction, strength, share, short_below, long_above, seed)
+    form, settings = jobs.form_named(variant), jobs.EditSettings(fraction, strength, share, short_below, long_above, seed)
     again = (out_dir / "edit.json").is_file()  # whether of this very edit is seen when it is made
     for target in () if dry_run or again else filter(None, (out_dir, adapter)):
         store.new_directory(target)
-    given = jobs.given(rollouts, partial=partial) if rollouts else None
+    given = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
     task = given.task(task) if given else task or "arithmetic"
     tasks.check(task, *(() if given else ("train",)), *(() if dry_run else ("test",)))
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
@@ -165,7 +165,7 @@ def thinkedit(
     out.print(f"Saved to [bold]{out_dir}[/bold]; rollouts and numbers are in [bold]{work}[/bold].")
 
 
-def _found(lm: LM, given: Given | None, study: Study, settings: Settings, form: str, work: Path) -> Finding:
+def _found(lm: LM, given: RolloutDirectory | None, study: Study, settings: EditSettings, form: str, work: Path) -> Finding:
     """Direction, heads and plan, from the rollouts given or from ones of the train split that are kept in ``work``."""
     from toolkit import jobs
 
@@ -173,7 +173,7 @@ def _found(lm: LM, given: Given | None, study: Study, settings: Settings, form: 
         given.check(lm)
     rollouts = given.rollouts if given else jobs.extraction_rollouts(lm, study, out=work / "rollouts" / "train", say=say)
     about = given.origin if given else study.origin("train")
-    return jobs.find(lm, rollouts, settings, form, origin=about)
+    return jobs.find_heads(lm, rollouts, settings, form, origin=about)
 
 
 def _write_adapter(lm: LM, finding: Finding, directory: Path, work: Path) -> None:
@@ -282,12 +282,12 @@ def direction(
         unread(f"by --method {method}", "estimator")
     if short_below is not None:
         unread("with --short-below and --long-above", "share")
-    settings = jobs.Settings(share=share, short_below=short_below, long_above=long_above)
-    recipe = jobs.Recipe(method, site, estimator, positions)
-    given = jobs.given(rollouts, partial=partial)
+    settings = jobs.EditSettings(share=share, short_below=short_below, long_above=long_above)
+    recipe = jobs.DirectionRecipe(method, site, estimator, positions)
+    given = jobs.read_rollouts(rollouts, partial=partial)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     given.check(lm)
-    v, table = jobs.extract(lm, given.rollouts, settings, recipe, origin=given.origin)
+    v, table = jobs.extract_direction(lm, given.rollouts, settings, recipe, origin=given.origin)
     store.save(v, out_file)
     if as_json:
         print_json({"out": str(out_file), "layers": table.reset_index().to_dict("records"), "provenance": v.provenance})
@@ -323,7 +323,7 @@ def compare(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare models on the same problems and seeds, with paired intervals to the first. Given again after a stop, it goes on.
+    """Compare models on the same problems and seeds, with paired intervals to the first. RolloutDirectory again after a stop, it goes on.
 
     A model that was edited or trained with this toolkit knows the problems it was made from: it is not judged on them.
 

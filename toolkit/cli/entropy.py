@@ -104,7 +104,7 @@ def entropy(
         unread("without --rollouts", "partial")
     else:
         unread("with --rollouts, which are sampled already", "samples", "max_new_tokens")
-    given = jobs.given(rollouts, partial=partial) if rollouts else None
+    given = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
     if given is not None and temperature not in (None, given.temperature):
         raise typer.BadParameter(f"--temperature {temperature:g}: {rollouts} was sampled at {given.temperature:g}. Leave it out.")
     told = {} if given is None else given.origin
@@ -127,5 +127,5 @@ def entropy(
     if as_json:
         print_json(store.read_json(out_dir / "entropy.json"))
         return
-    show(jobs.entropy_board(tables), f"{lm.name}, with 95 % intervals over problems")
+    show(jobs.entropy_headline(tables), f"{lm.name}, with 95 % intervals over problems")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")

@@ -137,7 +137,7 @@ def grpo(
     store.writable(out_dir)
     tiny = scale == "tiny" or (scale == "auto" and model == "tiny-reasoner")
     found = jobs.recipes.find(reward)
-    recipe, overrides = jobs.adjusted(found.scaled() if tiny else found, settings_of(settings))
+    recipe, overrides = jobs.adjust_recipe(found.scaled() if tiny else found, settings_of(settings))
     study = jobs.Study(task, problems, max_new_tokens=recipe.max_tokens, seed=seed)
     run = jobs.Run(
         out_dir, steps, seed, save_every, evaluate_every=evaluate_every, micro_batch=micro_batch, overrides=overrides,

@@ -142,7 +142,7 @@ def heads(
     if rollouts is None:
         unread("without --rollouts", "partial")
     looked = jobs.Search(search, problems, numbers(lengths, "--lengths", int), batch_size=batch_size, seed=seed)
-    given = jobs.given(rollouts, partial=partial) if rollouts else None
+    given = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
     task = given.task(task) if given else task or "arithmetic"
     tasks.check(task, *(() if given else ("train",)), "test")
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)

@@ -160,7 +160,7 @@ def dose(
     from toolkit.phases import Scope
     from toolkit.types import Direction
 
-    plan = doses.Sweep(numbers(alpha, "--alpha", float), layer_range(layers), Scope.of(during), allow_overlap=allow_overlap)
+    plan = doses.DoseSweep(numbers(alpha, "--alpha", float), layer_range(layers), Scope.of(during), allow_overlap=allow_overlap)
     v = store.load(vector, Direction)
     task = wanted or str(v.provenance.notes.get("task", "arithmetic"))
     if wanted is None and not tasks.is_built_in(task):
@@ -229,7 +229,7 @@ def export(
     unread(f"by --to {to}", *ignored[to])
     v = store.load(vector, Direction)
     if doses is not None:
-        jobs.kept_doses(doses)
+        jobs.read_doses(doses)
     lm = load_model(model, think, Dtype.float32, device, template=template)
     match to:
         case Target.gguf:

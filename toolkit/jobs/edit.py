@@ -12,7 +12,7 @@ import pandas as pd
 
 from toolkit import collect, directions, doses, edits, evaluate, figures, probes, report, store
 from toolkit.edits import steering
-from toolkit.jobs.study import Say, Study, extraction_rollouts, noted
+from toolkit.jobs.study import Say, Study, extraction_rollouts, with_origin
 from toolkit.lm import LM, Condition
 from toolkit.methods import efficiency_steering, thinkedit
 from toolkit.report import Section
@@ -23,7 +23,7 @@ NOWHERE: Mapping[str, Any] = {}  # an origin of which nothing is known but the p
 
 
 @dataclass(frozen=True)
-class Settings:
+class EditSettings:
     """How the heads are found.
 
     Attributes:
@@ -74,7 +74,7 @@ METHODS = ("thinkedit", "efficiency", "probe", "pca")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DirectionRecipe:
     """How a direction is made, all by name.
 
     Attributes:
@@ -126,7 +126,7 @@ class Form:
     """
 
     short: str
-    recipe: Recipe
+    recipe: DirectionRecipe
     score: Callable[[Moments, Direction, LM], HeadScores]
     removes: Callable[[Plan, Moments, LM], Plan]
     note: str
@@ -143,11 +143,11 @@ def _as_written(plan: Plan, moments: Moments, lm: LM) -> Plan:
 FORMS: Mapping[str, Form] = MappingProxyType(
     {
         PUBLISHED: Form(
-            "published", Recipe(), thinkedit.head_scores, _as_ranked,
+            "published", DirectionRecipe(), thinkedit.head_scores, _as_ranked,
             "As published: difference of means over every position that predicts a think token.",
         ),
         OURS: Form(
-            "ours", Recipe(site=collect.MLP, positions="step_starts"), thinkedit.contrast_scores, _as_written,
+            "ours", DirectionRecipe(site=collect.MLP, positions="step_starts"), thinkedit.contrast_scores, _as_written,
             "Only positions where a line of thinking begins, the stream after each block, heads ranked by contrast at its end; removes the "
             "part of the direction that the chosen heads write themselves.",
         ),
@@ -164,20 +164,20 @@ def form_named(short: str) -> str:
 
 
 def _direction(
-    lm: LM, found: Sequence[Rollout], settings: Settings, recipe: Recipe, origin: Mapping[str, Any]
+    lm: LM, found: Sequence[Rollout], settings: EditSettings, recipe: DirectionRecipe, origin: Mapping[str, Any]
 ) -> tuple[Moments, Direction]:
     by = efficiency_steering.pairs(found) if recipe.method == "efficiency" else settings.classes(found)
     kinds = tuple(dict.fromkeys((recipe.kind, "z")))
-    moments = noted(collect.moments(lm, found, by, kinds=kinds, positions=recipe.where(lm), second=(recipe.kind,)), origin)
+    moments = with_origin(collect.moments(lm, found, by, kinds=kinds, positions=recipe.where(lm), second=(recipe.kind,)), origin)
     make = efficiency_steering.direction if recipe.method == "efficiency" else thinkedit.direction
     return moments, make(moments, recipe.kind, estimator=ESTIMATORS[recipe.estimator])
 
 
-def extract(
+def extract_direction(
     lm: LM,
     found: Sequence[Rollout],
-    settings: Settings = Settings(),
-    recipe: Recipe = Recipe(),
+    settings: EditSettings = EditSettings(),
+    recipe: DirectionRecipe = DirectionRecipe(),
     *,
     origin: Mapping[str, Any] = NOWHERE,
 ) -> tuple[Direction, pd.DataFrame]:
@@ -192,7 +192,7 @@ def extract(
         typical = directions.typical_norm(moments, recipe.kind)
         more = {"separation": directions.separation(moments, v).numpy()}
     else:
-        states = noted(collect.states(lm, found, recipe.kind, by=settings.classes(found), positions=recipe.where(lm)), origin)
+        states = with_origin(collect.states(lm, found, recipe.kind, by=settings.classes(found), positions=recipe.where(lm)), origin)
         v = directions.logistic(states) if recipe.method == "probe" else directions.pca(states)
         typical = collect.typical_norm(lm, found, recipe.kind, positions=recipe.where(lm))
         more = {"cosine": directions.cosine(v, directions.unpaired_difference(states)).numpy()}
@@ -203,8 +203,8 @@ def extract(
     return v, pd.DataFrame({"norm": v.norms.numpy(), "relative": relative.numpy(), **more}).rename_axis("layer")
 
 
-def find(
-    lm: LM, found: Sequence[Rollout], settings: Settings, name: str = PUBLISHED, *, origin: Mapping[str, Any] = NOWHERE
+def find_heads(
+    lm: LM, found: Sequence[Rollout], settings: EditSettings, name: str = PUBLISHED, *, origin: Mapping[str, Any] = NOWHERE
 ) -> Finding:
     """Return direction, head scores and plan in one of :data:`FORMS`, from the same rollouts.
 
@@ -219,7 +219,7 @@ def find(
     return Finding(moments, v, scores, form.removes(plan, moments, lm))
 
 
-def planned(lm: LM, finding: Finding, settings: Settings, name: str = PUBLISHED) -> Plan:
+def replan(lm: LM, finding: Finding, settings: EditSettings, name: str = PUBLISHED) -> Plan:
     """The plan of the same finding with another share of heads or strength; nothing is measured again."""
     plan = edits.plan(finding.scores, finding.direction, fraction=settings.fraction, strength=settings.strength)
     return FORMS[name].removes(plan, finding.moments, lm)
@@ -231,7 +231,7 @@ def plan_table(finding: Finding) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "head", "score", "strength"]).rename_axis("rank")
 
 
-def conditions(lm: LM, findings: Mapping[str, Finding], settings: Settings = Settings()) -> dict[str, Condition]:
+def edit_conditions(lm: LM, findings: Mapping[str, Finding], settings: EditSettings = EditSettings()) -> dict[str, Condition]:
     """Base, each edited model, and its controls: random heads of the same layers, and the same heads with a random direction
     of those they can write (``edits.random_written``)."""
     judged = {"base": Condition(lm, note="as it is")}
@@ -246,13 +246,13 @@ def conditions(lm: LM, findings: Mapping[str, Finding], settings: Settings = Set
 
 
 def edit_and_measure(
-    lm: LM, finding: Finding, study: Study, settings: Settings, *, out: Path | None = None, say: Say = lambda text: None
+    lm: LM, finding: Finding, study: Study, settings: EditSettings, *, out: Path | None = None, say: Say = lambda text: None
 ) -> tuple[pd.DataFrame, Report]:
     """Compare base, edited and both random controls on the study's test problems; ``out`` keeps rollouts, ``report.json`` and
     ``rows.parquet``."""
     say(f"measuring base, edited model and random controls on the test split of {study.task}")
     measured = evaluate.compare(
-        conditions(lm, {"edited": finding}, settings), study.load("test", lm), study.sampling, out=out and out / "rollouts" / "test",
+        edit_conditions(lm, {"edited": finding}, settings), study.load("test", lm), study.sampling, out=out and out / "rollouts" / "test",
         allow_overlap=study.allow_overlap,
     )  # fmt: skip
     summary = evaluate.summary(measured, seed=study.seed) if out is None else report.write(out, measured, seed=study.seed)
@@ -295,11 +295,11 @@ STRENGTHS = tuple(3 * i / 8 for i in range(-4, 5))  # of the heads' own directio
 DOSE = 0.5  # of the same: ours
 
 
-DEMO = Settings(fraction=0.06)
+DEMO = EditSettings(fraction=0.06)
 """Two of the tiny reasoner's 32 heads; the published lists hold 3.9 to 6.3 % of the heads."""
 
 
-def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DEMO, say: Say = lambda text: None) -> pd.DataFrame:
+def demo(lm: LM, study: Study, directory: str | Path, *, settings: EditSettings = DEMO, say: Say = lambda text: None) -> pd.DataFrame:
     """The main job: find the direction and the heads, edit, save, steer, compare with controls, write everything down.
 
     The edited checkpoint and the steering are our form of the method; the report shows the published one beside it.
@@ -309,14 +309,14 @@ def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DE
     out = store.writable(directory)
     found = extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
     say("averaging activations: directions and head scores")
-    findings = {name: find(lm, found, settings, name, origin=study.origin("train")) for name in FORMS}
+    findings = {name: find_heads(lm, found, settings, name, origin=study.origin("train")) for name in FORMS}
     saved = is_saved(lm, findings[OURS], out / "edited")  # before the long part: another model there is an error
     v = findings[OURS].plan.direction or findings[OURS].direction
     store.save(findings[OURS].direction, out / "direction.safetensors")
     heads = {name: {"scores": f.scores, "edited": plan_table(f).reset_index().to_dict("records")} for name, f in findings.items()}
     store.write_json(heads, out / "heads.json")
     say("comparing base, edits, steering and random controls on held-out problems")
-    judged = conditions(lm, findings, settings) | steered(lm, v, settings)
+    judged = edit_conditions(lm, findings, settings) | steering_conditions(lm, v, settings)
     measured = evaluate.compare(judged, study.load("test", lm), study.sampling, out=out / "rollouts" / "test")
     summary = report.write(out, measured, seed=study.seed, settings=settings)
     if not saved:
@@ -324,7 +324,7 @@ def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DE
     say("dose-response of steering")
     both = {"length direction": v, doses.RANDOM: directions.random_like(v, seed=settings.seed)}
     few = study.load("dev", lm)[: max(40, study.problems // 4)]
-    swept = doses.sweep(lm, both, few, replace(study.sampling, n=4), doses.Sweep(STRENGTHS), out=out / "rollouts" / "doses")
+    swept = doses.sweep(lm, both, few, replace(study.sampling, n=4), doses.DoseSweep(STRENGTHS), out=out / "rollouts" / "doses")
     store.write_json(swept.table.to_dict("records"), out / "doses.json")
     table = report.board(summary)
     report.page(
@@ -337,7 +337,7 @@ def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DE
     return summary
 
 
-def steered(lm: LM, v: Direction, settings: Settings) -> dict[str, Condition]:
+def steering_conditions(lm: LM, v: Direction, settings: EditSettings) -> dict[str, Condition]:
     """Steering along a direction, shorter and longer, and along its random control."""
     noise = directions.random_like(v, seed=settings.seed)
     doses = {"steered shorter": (v, -DOSE), "steered longer": (v, DOSE), "steered randomly": (noise, DOSE)}
@@ -352,7 +352,7 @@ def _intro(study: Study, measured: Report) -> str:
 
 
 def _sections(
-    findings: Mapping[str, Finding], found: Sequence[Rollout], settings: Settings, summary: pd.DataFrame, swept: doses.Doses
+    findings: Mapping[str, Finding], found: Sequence[Rollout], settings: EditSettings, summary: pd.DataFrame, swept: doses.Doses
 ) -> list[Section]:
     apart = {name: directions.separation(f.moments, f.direction).tolist() for name, f in findings.items()}
     maps = tuple(

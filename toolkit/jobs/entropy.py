@@ -147,7 +147,7 @@ def entropy_report(
     store.write_json({"provenance": lm.provenance(study.seed, **about), **written}, out / "entropy.json")
     store.save_table(tables.rows, out / "rows.parquet")
     sections = _sections(tables, _transcripts(lm, found, chains, problems))
-    report.page(f"Entropy of the thinking of {lm.name}", _intro(about), entropy_board(tables), sections, out / "report.html")
+    report.page(f"Entropy of the thinking of {lm.name}", _intro(about), entropy_headline(tables), sections, out / "report.html")
     return tables
 
 
@@ -222,7 +222,7 @@ def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 # --- as a page -----------------------------------------------------------------------------------------------
 
 
-def entropy_board(tables: EntropyTables) -> pd.DataFrame:
+def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
     """The headline as text cells: one column, ``value``, each with its 95 % interval."""
     overall, phases = tables.overall.set_index("metric"), tables.phases[tables.phases["responses"] == "all"].set_index("phase")
     lengths = tables.lengths[tables.lengths["kind"] == "spearman"].set_index(["x", "scope"])

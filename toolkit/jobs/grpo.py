@@ -35,7 +35,7 @@ def catalogue() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["name", "paper", "own", "pays"]).set_index("name")
 
 
-def adjusted(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:
+def adjust_recipe(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:
     """A recipe changed by ``name=value`` texts, and what of them is for TRL's config.
 
     ``problems``, ``samples``, ``updates``, ``max_tokens`` and ``learning_rate`` are the recipe's, ``reward.NAME`` an option of its reward;

@@ -73,9 +73,9 @@ def entropy_sensitivity(lm: LM, found: Sequence[Rollout], *, temperature: float 
     return HeadScores(change, "entropy_when_masked", "nats a token", about)
 
 
-def lenses(lm: LM, found: Sequence[Rollout], looked: retrieval.Found, settings: edit.Settings = edit.DEMO) -> dict[str, HeadScores]:
+def lenses(lm: LM, found: Sequence[Rollout], looked: retrieval.RetrievalMeasurement, settings: edit.EditSettings = edit.DEMO) -> dict[str, HeadScores]:
     """Every score of every head: short thinking (as published, and ours), retrieval, entropy when masked, and attention patterns."""
-    published, ours = (edit.find(lm, found, settings, name).scores for name in (edit.PUBLISHED, edit.OURS))
+    published, ours = (edit.find_heads(lm, found, settings, name).scores for name in (edit.PUBLISHED, edit.OURS))
     whole = looked.measured["write (ours)"]
     patterns = bridges.detected_heads(lm, [r.token_ids for r in found[:: max(1, len(found) // 16)]])
     return {
@@ -128,7 +128,7 @@ def _top(values: ndarray, count: int) -> ndarray:
     return above + tied * (count - above.sum()) / tied.sum()
 
 
-def seen_through(
+def condition_effects(
     judged: Mapping[str, Condition],
     study: Study,
     hidden: Sequence[Haystack],
@@ -208,10 +208,10 @@ def atlas(
     out = store.writable(directory)
     about_found = study.origin("train") if found is None else dict(origin or {})
     found = found or extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
-    looked = retrieval.look(lm, search, out=out / "rollouts" / "haystacks", say=say)
-    finding = edit.find(lm, found, edit.DEMO, edit.OURS, origin=about_found)
-    judged = edit.conditions(lm, {edit.OURS: finding}, replace(edit.DEMO, draws=1))
-    judged |= edit.steered(lm, finding.plan.direction or finding.direction, edit.DEMO)
+    looked = retrieval.measure_retrieval(lm, search, out=out / "rollouts" / "haystacks", say=say)
+    finding = edit.find_heads(lm, found, edit.DEMO, edit.OURS, origin=about_found)
+    judged = edit.edit_conditions(lm, {edit.OURS: finding}, replace(edit.DEMO, draws=1))
+    judged |= edit.steering_conditions(lm, finding.plan.direction or finding.direction, edit.DEMO)
     hidden = search.haystacks(lm, "test")
     # Refused before the long part.
     overlap = evaluate.check_held_out(judged, _problems(judged, study, hidden), allow=study.allow_overlap)
@@ -221,9 +221,9 @@ def atlas(
     say("ThinkEdit's edit and steering, seen through the lenses")
     top = [h for h in scores[WRITE].ranked()[:count] if scores[WRITE].score[h] > 0]
     tables = {
-        "heads": table(scores),
+        "heads": head_table(scores),
         "overlaps": agreement(scores, count, seed=study.seed),
-        "conditions": seen_through(judged, study, hidden, top, out=out / "rollouts" / "conditions"),
+        "conditions": condition_effects(judged, study, hidden, top, out=out / "rollouts" / "conditions"),
     }
     store.save_table(tables["heads"], out / "heads.parquet")
     made_from = finding.plan.provenance.notes
@@ -243,7 +243,7 @@ def atlas(
     return Atlas(scores, tables)
 
 
-def table(scores: Mapping[str, HeadScores]) -> pd.DataFrame:
+def head_table(scores: Mapping[str, HeadScores]) -> pd.DataFrame:
     """One row a head: ``head``, ``layer``, and a column a lens; highest of the first lens first."""
     order = next(iter(scores.values())).ranked()
     rows = [(f"{i}.{j}", i, *(float(s.score[i, j]) for s in scores.values())) for i, j in order]

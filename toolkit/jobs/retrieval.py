@@ -78,7 +78,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Found:
+class RetrievalMeasurement:
     """What every head did on the haystacks: ``measured`` by ranking (see :data:`RANKINGS`), and what the answers were."""
 
     haystacks: Sequence[Haystack]
@@ -106,7 +106,7 @@ class Found:
         return cells.groupby(["length", "depth"])["correct"].agg(correct="mean", n="size").reset_index()
 
 
-def look(lm: LM, search: Search, *, out: Path | None = None, say: Say = lambda text: None) -> Found:
+def measure_retrieval(lm: LM, search: Search, *, out: Path | None = None, say: Say = lambda text: None) -> RetrievalMeasurement:
     """Answer the dev haystacks greedily and measure every head while the answers are emitted."""
     hidden = search.haystacks(lm, "dev")
     say(f"answering {len(hidden)} haystacks of up to {max(len(h.prompt_ids) for h in hidden)} tokens")
@@ -118,10 +118,10 @@ def look(lm: LM, search: Search, *, out: Path | None = None, say: Say = lambda t
         )
         for whole in (False, True)
     }
-    return Found(hidden, found, {name: measured[whole] for name, (_, whole) in RANKINGS.items()})
+    return RetrievalMeasurement(hidden, found, {name: measured[whole] for name, (_, whole) in RANKINGS.items()})
 
 
-def top_heads(found: Found, count: int = 10) -> pd.DataFrame:
+def top_heads(found: RetrievalMeasurement, count: int = 10) -> pd.DataFrame:
     """The best heads of each ranking. Columns: ``ranking, rank, layer, head, score``, and ``given_success``: over successes only."""
     rows = []
     for name, (metric, _) in RANKINGS.items():
@@ -133,14 +133,14 @@ def top_heads(found: Found, count: int = 10) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["ranking", "rank", "layer", "head", "score", "given_success"])
 
 
-def sparsity(found: Found, name: str) -> pd.DataFrame:
+def sparsity(found: RetrievalMeasurement, name: str) -> pd.DataFrame:
     """Shares of heads above 0.1, above 0.5 and at zero, by the published score, beside the published models'."""
     own = retrieval_heads.statistics(found.measured["copy, as published"].of("copy"))
     rows = {name: (own["share_retrieval"], own["share_strong"], own["share_zero"]), **retrieval_heads.PUBLISHED_SHARES}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["above 0.1", "above 0.5", "zero"]).rename_axis("model")
 
 
-def stability(found: Found, count: int, *, seed: int = 0) -> pd.DataFrame:
+def stability(found: RetrievalMeasurement, count: int, *, seed: int = 0) -> pd.DataFrame:
     """Overlap of the top heads of n examples with those of all (in-sample). Columns: ``ranking, n, overlap``."""
     rows = []
     for name, (metric, _) in RANKINGS.items():
@@ -170,7 +170,7 @@ class Mask:
 DURING = {"newest": "decode only", "all": "prefill too"}
 
 
-def masks_of(search: Search) -> list[Mask]:
+def planned_masks(search: Search) -> list[Mask]:
     """The published form (uniform, decode only) at every count and for every ranking, then every other form at the largest count."""
     curve = [Mask(ranking, count) for ranking, count in product(RANKINGS, search.counts)]
     forms = [Mask(r, max(search.counts), op, during) for r, op, during in product(RANKINGS, search.ops, DURING)]
@@ -191,8 +191,8 @@ def controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
     return list({frozenset(p.heads): p for p in drawn}.values())
 
 
-def masked(
-    lm: LM, found: Found, search: Search, problems: Sequence[Problem], chosen: Sequence[Mask], *, out: Path | None = None
+def masking_effects(
+    lm: LM, found: RetrievalMeasurement, search: Search, problems: Sequence[Problem], chosen: Sequence[Mask], *, out: Path | None = None
 ) -> pd.DataFrame:
     """Accuracy and length with heads masked, beside layer-matched random heads.
 
@@ -317,13 +317,13 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
     a kill, finished rollouts are kept. Returns the tables by name.
     """
     out = store.writable(directory)
-    found = look(lm, search, out=out / "rollouts" / "dev", say=say)
+    found = measure_retrieval(lm, search, out=out / "rollouts" / "dev", say=say)
     for name, (metric, _) in RANKINGS.items():
         store.save(found.scores[name], out / f"{metric}.safetensors")
     lists = retrieval_heads.to_lists(found.measured["copy, as published"].of("copy"))
     store.write_json(lists, out / "copy_examples.json")
     hidden = [h.problem for h in search.haystacks(lm, "test")]
-    chosen = masks_of(search)
+    chosen = planned_masks(search)
     say(
         f"masking heads in {len(chosen)} ways, each with {search.draws} layer-matched random controls, on {len(hidden)} other haystacks"
     )
@@ -332,7 +332,7 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
         "heads": top_heads(found),
         "sparsity": sparsity(found, Path(lm.name).name).reset_index(),
         "stability": stability(found, max(search.counts), seed=search.seed),
-        "masking": masked(lm, found, search, hidden, chosen, out=out / "rollouts" / "masked"),
+        "masking": masking_effects(lm, found, search, hidden, chosen, out=out / "rollouts" / "masked"),
     }
     if lm.tags is not None and lm.tags.close is not None and search.task == "lookup":
         say("masking while thinking and while answering directly")
@@ -352,7 +352,7 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
     return tables
 
 
-def _sections(found: Found, tables: Mapping[str, pd.DataFrame]) -> list[Section]:
+def _sections(found: RetrievalMeasurement, tables: Mapping[str, pd.DataFrame]) -> list[Section]:
     maps = tuple(figures.head_scores(score).update_layout(title_text=name) for name, score in found.scores.items())
     sections = [
         Section(

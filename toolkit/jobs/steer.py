@@ -20,7 +20,7 @@ IN_DOSES = {"direction": str, "strength": float, "metric": str, "mean": float, "
 
 
 def dose_report(
-    lm: LM, v: Direction, study: Study, plan: doses.Sweep, directory: str | Path, *, say: Say = lambda text: None
+    lm: LM, v: Direction, study: Study, plan: doses.DoseSweep, directory: str | Path, *, say: Say = lambda text: None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What doses of a direction do on the study's dev problems, with a random direction beside it.
 
@@ -33,7 +33,7 @@ def dose_report(
     say(f"steering along {v.estimator} at {len(plan.strengths)} strengths, and along a random direction")
     swept = doses.sweep(lm, both, study.load("dev", lm), study.sampling, plan, out=out / "rollouts")
     dial = doses.targets(swept, name)
-    low, high = doses.usable(swept, name)
+    low, high = doses.usable_range(swept, name)
     on = report.judged_on(swept.report)
     store.write_json({"usable": [low, high], "judged_on": on, "doses": swept.table.to_dict("records")}, out / "doses.json")
     store.write_json(dial.to_dict("records"), out / "targets.json")
@@ -66,7 +66,7 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
     return table.set_index(pd.Index([f"{name} {strength:+g}" for name, strength in table.index], name="dose"))
 
 
-def kept_doses(directory: str | Path) -> tuple[pd.DataFrame, str]:
+def read_doses(directory: str | Path) -> tuple[pd.DataFrame, str]:
     """The table that :func:`dose_report` wrote into ``directory``, one row per direction, strength and metric, and the sentence on the
     problems it was measured on ("" in files of 0.1.0).
 
@@ -91,7 +91,7 @@ def vector_folder(
     """A folder for the hub: vector files, a card, and if ``measured`` is a directory of :func:`dose_report` its numbers and figures."""
     table, on, drawn = None, "", {}
     if measured is not None:
-        kept, on = kept_doses(measured)
+        kept, on = read_doses(measured)
         wanted = kept[kept["metric"].isin(["think_tokens", "accuracy", "closed", "perplexity", "relative_dose"])]
         table = wanted.pivot(index=["direction", "strength"], columns="metric", values="mean").round(3)
         table = _flat(table)

@@ -56,7 +56,7 @@ def origin(task: str, split: str, seed: int) -> dict[str, Any]:
     return {"task": str(Path(task).resolve()) if Path(task).is_file() else task, "split": split, "seed": seed}
 
 
-def noted(value: T, about: Mapping[str, Any]) -> T:
+def with_origin(value: T, about: Mapping[str, Any]) -> T:
     """A measurement whose provenance also tells the origin of its rollouts; of a file only the name, as it may be published."""
     short = {**about, "task": Path(about["task"]).name} if "task" in about and not about["task"].startswith(tasks.GYM) else about
     return replace(value, provenance=replace(value.provenance, notes={**value.provenance.notes, **short}))
@@ -70,8 +70,8 @@ def extraction_rollouts(lm: LM, study: Study, *, out: Path | None = None, say: S
 
 
 @dataclass(frozen=True)
-class Given:
-    """A directory of ``toolkit rollouts``, read and found whole; made by :func:`given`.
+class RolloutDirectory:
+    """A directory of ``toolkit rollouts``, read and found whole; made by :func:`read_rollouts`.
 
     Attributes:
         header: Who sampled them, on which problems, and how.
@@ -127,7 +127,7 @@ class Given:
             )
 
 
-def given(directory: str | Path, *, partial: bool = False) -> Given:
+def read_rollouts(directory: str | Path, *, partial: bool = False) -> RolloutDirectory:
     """Rollouts from ``toolkit rollouts``, before any model is loaded.
 
     Args:
@@ -152,4 +152,4 @@ def given(directory: str | Path, *, partial: bool = False) -> Given:
             f"{directory} holds {len(there):,} of the {asked:,} rollouts asked for: the run was stopped. Give its `toolkit rollouts` command "
             "again to finish it" + (", or use the part there is with --partial (short prompts come first)." if there else ".")
         )
-    return Given(Path(directory), header, there)
+    return RolloutDirectory(Path(directory), header, there)
