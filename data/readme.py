@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from toolkit import report
-from toolkit.board import shown
+from toolkit.board import text_table
 
 ROOT = Path(__file__).parents[1]
 ON_BOARD = (
@@ -71,7 +71,7 @@ def demo() -> str:
 
 def board() -> str:
     """Return selected rows of the board."""
-    table = shown(read("data/board/board.json"), BOARD_METRICS)
+    table = text_table(read("data/board/board.json"), BOARD_METRICS)
     return report.markdown(table.loc[[name for name in ON_BOARD if name in table.index]])
 
 

@@ -374,7 +374,7 @@ KINDS: dict[str, Kind] = {
     "steering-vectors": Kind(make_pt(steering_vectors, "v.pt"), lambda path: vectors.from_steering_vectors(store.read_pt(path), tiny()),
                              of_pt(wrong_steering_vectors)),
     "doses": json_kind("doses.json", dose_rows, parent(jobs.read_doses), ("usable",)),
-    "conciseness": json_kind("conciseness.json", conciseness, lambda path: judge.kept(tiny(), path)),
+    "conciseness": json_kind("conciseness.json", conciseness, lambda path: judge.read_head(tiny(), path)),
     "checkpoint state": json_kind(STATE, lambda: {"identity": {"seed": 0}, "reward": {}}, parent(grpo_run.state_of), ("identity.",),
                                   ("identity an object", "reward an object")),
     "training log": lines_kind("log.jsonl", lambda: [{"step": k, "loss": 0.5} for k in range(3)], log.read, ("step", "loss")),

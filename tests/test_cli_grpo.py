@@ -69,7 +69,9 @@ def test_a_bfloat16_adapter_is_kept_merged_in_the_type_asked_for_and_its_loss_is
 
 
 def test_settings_reach_recipe_reward_and_trl():
-    recipe, rest = jobs.adjust_recipe(recipes.hapo(), {"problems": "8", "learning_rate": "1", "reward.weight": "0.5", "beta": "0.01"})
+    recipe, rest = jobs.adjust_recipe(
+        recipes.hapo(), {"problems": "8", "learning_rate": "1", "reward.weight": "0.5", "beta": "0.01"}
+    )
     assert (recipe.problems, recipe.learning_rate, recipe.options, rest) == (8, 1.0, {"weight": 0.5}, {"beta": 0.01})
     with pytest.raises(ValueError, match="Unknown setting 'nonsense'"):
         jobs.adjust_recipe(recipes.hapo(), {"nonsense": "1"})

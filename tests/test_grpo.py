@@ -155,7 +155,7 @@ def test_dynamic_sampling_fills_the_batch_with_groups_that_vary(tiny, easy, smal
     groups = [drawn[i : i + 4] for i in range(0, 16, 4)]
     assert all(len({d.rollout.problem_id for d in g}) == 1 for g in groups)
     assert all(draws.Dynamic.keeps(paid) for paid in trainer.newest.scored.values.reshape(4, 4))
-    assert trainer.sampler.noted["dynamic/filled"] == 0 and trainer.sampler.noted["dynamic/groups_drawn"] > 4
+    assert trainer.sampler.metrics["dynamic/filled"] == 0 and trainer.sampler.metrics["dynamic/groups_drawn"] > 4
 
 
 class ByLength(rewards.Correctness):
@@ -176,7 +176,7 @@ def test_dynamic_sampling_looks_at_the_reward_trained_on_which_learns_from_the_b
     trainer = trainer_of(tiny, recipe, easy, tmp_path, Extras(reward=reward), micro_batch=8)
     trainer.model.train()
     trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    assert trainer.sampler.noted["dynamic/filled"] == 0 and reward.learned == 1
+    assert trainer.sampler.metrics["dynamic/filled"] == 0 and reward.learned == 1
     assert all(d.rollout.correct for d in trainer.newest.drawn), "by correctness every one of these groups would be dropped"
     assert all(len(set(paid)) > 1 for paid in trainer.newest.scored.values.reshape(2, 4).tolist())
 

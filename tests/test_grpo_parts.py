@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from toolkit import lm as lms
 from toolkit import rewards, tasks
 from toolkit.grpo import advantages, draws, log, losses, measures, recipes, saved
-from toolkit.grpo.batching import pushed_micro_batches
+from toolkit.grpo.batching import nonzero_micro_batches
 from toolkit.grpo.draws import Drawn
 from toolkit.rewards import RewardBatch, Scored
 
@@ -211,7 +211,7 @@ def test_micro_batches_of_pushed_rows_hold_as_many_as_another_process_asks_for()
         "completion_mask": mask,
     }
     for least, kept in ((0, {1, 3}), (4, {0, 1, 2, 3}), (6, set(range(6)))):
-        parts = pushed_micro_batches(scored, 2, "grpo", least)
+        parts = nonzero_micro_batches(scored, 2, "grpo", least)
         rows = [part["row"].tolist() for part in parts]
         assert {r for part in rows for r in part} == kept and len(rows[0]) == len(rows[1])
         # Each part's loss is the mean of its rows, times its share: the sum of all parts stays that over all rows.
@@ -240,7 +240,7 @@ def test_measures_of_a_batch_with_every_kind_of_response(rollout_of):
     loop = replace(cut, token_ids=cut.token_ids[: cut.prompt_len + 1] + (7,) * 30)
     found = [replace(r, problem_id=p, sample=s) for s, (r, p) in enumerate([(right, "a"), (wrong, "a"), (loop, "b"), (cut, "b")])]
     batch, values = RewardBatch.of(found), np.array([1.0, 0.0, 0.0, 0.0])
-    row = measures.measures([Drawn(r, ()) for r in found], batch, Scored(values, {"correct": values}))
+    row = measures.batch_measures([Drawn(r, ()) for r in found], batch, Scored(values, {"correct": values}))
     assert row["accuracy"] == 0.25 and row["truncated"] == 0.5 and row["zero_std"] == 0.5 and row["closed"] == 0.5
     assert row["tokens/correct"] == right.response_tokens and row["tokens/truncated"] == cut.response_tokens
     assert row["tokens/stopped"] == (right.response_tokens + wrong.response_tokens) / 2

@@ -108,8 +108,8 @@ def test_a_disk_that_is_full_is_said_and_leaves_no_half_checkpoint(tiny, easy, r
 
 def test_weights_that_are_sharded_over_processes_are_refused_before_training():
     with pytest.raises(ValueError, match=r"FSDP shards the weights over processes.*--zero_stage 2"):
-        checks.check_whole(SimpleNamespace(is_fsdp_enabled=True))
-    checks.check_whole(SimpleNamespace(is_fsdp_enabled=False))
+        checks.check_unsharded(SimpleNamespace(is_fsdp_enabled=True))
+    checks.check_unsharded(SimpleNamespace(is_fsdp_enabled=False))
 
 
 def test_a_run_of_drpo_is_resumed_with_the_micro_batch_it_began_with_and_no_other():

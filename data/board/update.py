@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from toolkit import figures
-from toolkit.board.page import page
+from toolkit.board.page import write_page
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -41,7 +41,7 @@ def main() -> None:
     board = json.loads((source / "board.json").read_text())
     shutil.copyfile(source / "table.parquet", HERE / "table.parquet")
     (HERE / "board.json").write_text(json.dumps({k: v for k, v in board.items() if k != "figures"}, separators=(",", ":")) + "\n")
-    page(board, HERE / "report.html")
+    write_page(board, HERE / "report.html")
     readme.update(["board"])
     card = HERE / "README.md"
     card.write_text(MADE_BY.sub(lambda _: f"Made by {board['provenance']['made_by']}.", card.read_text(), count=1))

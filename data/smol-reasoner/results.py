@@ -80,7 +80,7 @@ def measured(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int,
 # --- claims ------------------------------------------------------------------------------------------------------
 
 
-def every_claim(table: reading.Table, tokens: float) -> list[Claim]:
+def every_claim(table: reading.AlignedResults, tokens: float) -> list[Claim]:
     """Return every effect, signed as claimed."""
 
     def changed(text: str, source: str, metric: str, name: str, other: str = BASE, *, sign: int = 1, slack: float = 0.0) -> Claim:
@@ -193,7 +193,7 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
     """All of ``results/``."""
     found = boards.write(ground, specs, "Smol reasoner: what holds on real pretrained weights", ground.out)
     store.write_json({k: v for k, v in found.items() if k != "figures"}, out / "board.json")
-    store.save_table(reading.flat(found), out / "table.parquet")
+    store.save_table(reading.long_table(found), out / "table.parquet")
     swept_ = {name: store.read_json(dose_file(ground, name, problems)) for name in SWEEPS}
     store.write_json(swept_, out / "doses.json")
     adapter = (HERE / "adapter_model.safetensors").read_bytes()
@@ -206,19 +206,19 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
     store.write_json(about, out / "about.json")
     heads = {}
     for name, form in FORMS.items():
-        f = ground.find(name)
+        f = ground.find_heads(name)
         apart = directions.separation(f.moments, f.direction).tolist()
         heads[name] = {"edited": plan_table(f).reset_index().to_dict("records"), "separation": apart}
         store.save(f.scores, out / f"{form.short}-scores.safetensors")
         store.save(f.plan.direction or f.direction, out / f"{form.short}-direction.safetensors")
     store.write_json(heads, out / "heads.json")
-    top = retrieval.top_heads(ground.look())
-    sparse = retrieval.sparsity(ground.look(), "smol-reasoner")
+    top = retrieval.top_heads(ground.measure_retrieval())
+    sparse = retrieval.sparsity(ground.measure_retrieval(), "smol-reasoner")
     store.write_json({"heads": report.records(top), "sparsity": report.records(sparse.reset_index())}, out / "retrieval.json")
-    table = reading.Table(reading.measured(ground, specs))
+    table = reading.AlignedResults(reading.condition_results(ground, specs))
     told = every_claim(table, float(table.value(BASE, "think_tokens").mean()))
     store.write_json(claims.records(told), out / "claims.json")
-    shown = boards.shown(found, ("accuracy", "think_tokens", "shortest_20", "retrieved", "think_entropy", "never_closed"))
+    shown = boards.text_table(found, ("accuracy", "think_tokens", "shortest_20", "retrieved", "think_entropy", "never_closed"))
     seeded = sum(spec.seeded for spec in specs)
     text = PAGE.format(
         fingerprint=ground.lm.fingerprint[:12],
@@ -232,7 +232,7 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
         seeds=f"What is random or trained ({seeded} conditions) was measured from {ground.sizes.seeds} seed(s); below {stats.FEW_SEEDS} it is not judged.",
         board=report.markdown(shown),
         doses=report.markdown(dose_table(swept_)),
-        heads=report.markdown(pd.concat({name: plan_table(ground.find(name)) for name in heads}, names=["form"]).reset_index("rank", drop=True).round(3)),
+        heads=report.markdown(pd.concat({name: plan_table(ground.find_heads(name)) for name in heads}, names=["form"]).reset_index("rank", drop=True).round(3)),
         sparsity=report.markdown(sparse.round(3)),
     )  # fmt: skip
     store.write_text(text, out / "README.md")
@@ -249,19 +249,19 @@ def main() -> None:
     parser.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))
-    specs, sizes = boards.read(HERE / "board.py")
+    specs, sizes = boards.read_conditions(HERE / "board.py")
     sizes = replace(sizes, seeds=args.seeds or sizes.seeds)
     again = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
     helpers = [] if args.helper else [processes.helper(again, [*sys.argv, "--helper"]) for _ in range(args.jobs - 1)]
     ground = boards.Ground(lms.load(lms.SMOL_REASONER, dtype=torch.bfloat16), sizes, args.work, print)
-    measured(ground, boards.checked(specs), args.problems, wait=not args.helper)
+    measured(ground, boards.select_conditions(specs), args.problems, wait=not args.helper)
     if args.helper:
         return
     failed = [helper.args for helper in helpers if helper.wait()]
     if failed:
         print(f"{len(failed)} of {len(helpers)} helping processes stopped with an error; this one does what they left.")
-    measured(ground, boards.checked(specs), args.problems, wait=True)
-    write(ground, boards.checked(specs), args.problems, store.writable(args.out))
+    measured(ground, boards.select_conditions(specs), args.problems, wait=True)
+    write(ground, boards.select_conditions(specs), args.problems, store.writable(args.out))
 
 
 if __name__ == "__main__":

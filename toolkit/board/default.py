@@ -6,7 +6,7 @@ Strengths, doses and budgets are ours, in the size of the tiny reasoner; on anot
 from __future__ import annotations
 
 from toolkit.baselines import Budget, Instruction, SecondLook, Suppress
-from toolkit.board.spec import Spec, asked, base, during, edited, masked, ruled, steered, trained
+from toolkit.board.spec import Spec, base, edited, masked, prompted, steered, trained, with_intervention, with_rule
 from toolkit.grpo import recipes
 from toolkit.jobs.edit import OURS, PUBLISHED
 
@@ -29,10 +29,10 @@ STEERING = [
 ]
 MASKS = [masked("4 retrieval heads masked", 4), masked("control: 4 random heads masked", 4, control=True)]
 DECODING = [
-    *(ruled(f"budget of {tokens}", Budget(tokens, before="\n"), "2501.19393") for tokens in (12, 24, 48)),
-    ruled("Wait, once", SecondLook("wait ", 1), "2501.19393"),
-    during("no re-checks", Suppress(("w",)), paper="2506.08343"),
-    asked("asked to be quick", Instruction("quick")),
+    *(with_rule(f"budget of {tokens}", Budget(tokens, before="\n"), "2501.19393") for tokens in (12, 24, 48)),
+    with_rule("Wait, once", SecondLook("wait ", 1), "2501.19393"),
+    with_intervention("no re-checks", Suppress(("w",)), paper="2506.08343"),
+    prompted("asked to be quick", Instruction("quick")),
 ]
 POLICIES = [
     trained("GRPO: correctness", recipes.plain("correctness")),

@@ -1,6 +1,6 @@
 """The common ground of a board: a model, how much is measured, and the verbs that make what conditions are made from.
 
-Whatever takes long is a verb: :meth:`Ground.sample`, :meth:`~Ground.find`, :meth:`~Ground.direction`, :meth:`~Ground.look`,
+Whatever takes long is a verb: :meth:`Ground.sample`, :meth:`~Ground.find_heads`, :meth:`~Ground.direction`, :meth:`~Ground.measure_retrieval`,
 :meth:`~Ground.train`. Each works once per process; rollouts and policies are also kept in ``out`` under a key of all they depend on, so that
 a stopped board resumes and one more condition costs only itself.
 """
@@ -84,7 +84,7 @@ QUICK = Sizes(
 """Every condition, small: to see the machinery and the page, not to conclude anything."""
 
 
-def sized(sizes: Sizes, given: Mapping[str, Any], settings: Mapping[str, str], *, tiny: bool) -> Sizes:
+def adjust_sizes(sizes: Sizes, given: Mapping[str, Any], settings: Mapping[str, str], *, tiny: bool) -> Sizes:
     """Sizes as a command line asks for them.
 
     Args:
@@ -207,13 +207,13 @@ class Ground:
         return where
 
     @_once
-    def find(self, form: str = OURS) -> Finding:
+    def find_heads(self, form: str = OURS) -> Finding:
         """Find ThinkEdit's direction, head scores and plan in a form of ``jobs.FORMS``."""
         return edit.find_heads(self.lm, self.sample(), edit.EditSettings(fraction=self.sizes.fraction), form)
 
     def plan(self, strength: float = 1.0, form: str = OURS, fraction: float | None = None) -> Plan:
         """Return ThinkEdit's plan at a strength; ``fraction``: of another share of heads than ``sizes.fraction``."""
-        finding = self.find(form)
+        finding = self.find_heads(form)
         plan = finding.plan if fraction is None else edit.replan(self.lm, finding, edit.EditSettings(fraction), form)
         return replace(
             plan, edits=tuple(replace(e, strength=strength) for e in plan.edits), name=f"{plan.name}, strength {strength:g}"
@@ -229,7 +229,7 @@ class Ground:
             raise ValueError(f"Unknown direction {name!r}, choose one of {', '.join(DIRECTIONS)}.")
         if name == "efficiency":
             return edit.extract_direction(self.lm, self.sample(), recipe=edit.DirectionRecipe(method="efficiency"))[0]
-        finding = self.find(OURS)
+        finding = self.find_heads(OURS)
         return finding.plan.direction or finding.direction
 
     def search(self, seed: int = 0) -> Search:
@@ -237,7 +237,7 @@ class Ground:
         return Search(self.sizes.haystack, self.sizes.haystacks, self.sizes.lengths, seed=seed)
 
     @_once
-    def look(self) -> retrieval.RetrievalMeasurement:
+    def measure_retrieval(self) -> retrieval.RetrievalMeasurement:
         """Measure every head on haystacks of the dev split."""
         search = self.search()
         where = self._place("haystacks", asdict(search), "toolkit.tasks.haystack", search.task)
@@ -254,7 +254,7 @@ class Ground:
         """
         from toolkit.grpo import policies  # needs TRL
 
-        return policies.trained(
+        return policies.train_policy(
             start or self.lm, recipe, seed, self.sizes.training, self.out / "trained", reward=reward, say=self.say
         )
 

@@ -54,12 +54,12 @@ class Result:
     about: Mapping[str, Any]
 
 
-def result(ground: Ground, spec: Spec, seed: int) -> Result | None:
-    """What was measured before, or ``None``. Errors as :func:`read`."""
-    return read(place(ground, spec, seed))
+def read_result(ground: Ground, spec: Spec, seed: int) -> Result | None:
+    """What was measured before, or ``None``. Errors as :func:`read_folder`."""
+    return read_folder(result_folder(ground, spec, seed))
 
 
-def read(folder: Path) -> Result | None:
+def read_folder(folder: Path) -> Result | None:
     """The result in a folder, or ``None``. Raises store.DamagedFileError if it is not whole: says what to remove."""
     if not is_measured(folder):
         return None
@@ -76,12 +76,12 @@ def is_measured(folder: Path) -> bool:
     return (folder / ABOUT).exists()
 
 
-def unrecorded(ground: Ground) -> list[Path]:
+def without_code_record(ground: Ground) -> list[Path]:
     """Results that do not say what code made them."""
     return [path.parent for path in (ground.out / "results").glob(f"*/{ABOUT}") if not path.with_name(store.MADE_BY).exists()]
 
 
-def place(ground: Ground, spec: Spec, seed: int) -> Path:
+def result_folder(ground: Ground, spec: Spec, seed: int) -> Path:
     """Folder of a result."""
     return ground.out / "results" / spec.key(ground, seed)
 
@@ -256,7 +256,7 @@ class References:
         }  # fmt: skip
 
 
-def refer(ground: Ground) -> References:
+def measure_references(ground: Ground) -> References:
     """Sample and measure base for :class:`References`."""
     closed = [r for r in ground.sample() if r.think_tokens and r.closed]
     texts = closed[:: max(1, len(closed) // ground.sizes.texts)][: ground.sizes.texts]
@@ -266,8 +266,8 @@ def refer(ground: Ground) -> References:
         texts=texts,
         haystacks=haystacks,
         base_answers=rollouts(ground.lm, [h.problem for h in haystacks], GREEDY, progress=False),
-        finding=ground.find(OURS),
-        writers=ground.look().scores["write (ours)"].ranked()[:WRITERS],
+        finding=ground.find_heads(OURS),
+        writers=ground.measure_retrieval().scores["write (ours)"].ranked()[:WRITERS],
         before=before,
         problems=problems,
         shuffled=_shuffled(before),

@@ -1,4 +1,4 @@
-"""The board as one page: ``page(board, path)`` writes a self-contained ``report.html`` that works offline.
+"""The board as one page: ``write_page(board, path)`` writes a self-contained ``report.html`` that works offline.
 
 The numbers go in as JSON, the drawing is done by ``page.js`` in the reader's browser with the plotly.js that travels inside. The
 page's own content security policy forbids every request, and no text of the board is ever read as HTML.
@@ -37,7 +37,7 @@ from toolkit import store
 HERE = Path(__file__).parent
 
 
-def page(board: Mapping[str, Any], path: str | Path) -> Path:
+def write_page(board: Mapping[str, Any], path: str | Path) -> Path:
     """Write the board as one HTML file; opens from disk, asks nothing of any network.
 
     Raises:

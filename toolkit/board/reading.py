@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from toolkit import figures, stats, store
 from toolkit.board import statistics
 from toolkit.board.ground import Ground
-from toolkit.board.measure import Result, result
-from toolkit.board.page import page
+from toolkit.board.measure import Result, read_result
+from toolkit.board.page import write_page
 from toolkit.board.spec import BASE, Spec
 from toolkit.metrics import METRICS, Judge, Judged, Outcomes, assumed_aes, cell, described
 from toolkit.stats import Effect
@@ -26,7 +26,7 @@ LEVELS = ("easy", "medium", "hard")
 
 
 @dataclass(frozen=True)
-class Measured:
+class ConditionResults:
     """The results of one condition, one a seed."""
 
     spec: Spec
@@ -38,27 +38,27 @@ class Measured:
         return [int(r.about["seed"]) for r in self.results]
 
 
-def measured(ground: Ground, specs: Sequence[Spec]) -> dict[str, Measured]:
+def condition_results(ground: Ground, specs: Sequence[Spec]) -> dict[str, ConditionResults]:
     """What has been measured so far; conditions without any result are left out.
 
     Raises:
         FileNotFoundError: base was not measured.
     """
-    found: dict[str, Measured] = {}
+    found: dict[str, ConditionResults] = {}
     for spec in specs:
         seeds = range(ground.sizes.seeds if spec.seeded else 1)
-        own = [r for seed in seeds if (r := result(ground, spec, seed)) is not None]
+        own = [r for seed in seeds if (r := read_result(ground, spec, seed)) is not None]
         if own:
-            found[spec.name] = Measured(spec, tuple(own))
+            found[spec.name] = ConditionResults(spec, tuple(own))
     if BASE not in found:
         raise FileNotFoundError(f"{ground.out} holds no result of {BASE!r}: measure the board first.")
     return found
 
 
-class Table:
+class AlignedResults:
     """Values of every metric, aligned: ``value(name, metric) -> [seeds, problems]`` problems in the order of their ids, NaN where missing."""
 
-    def __init__(self, found: Mapping[str, Measured]) -> None:
+    def __init__(self, found: Mapping[str, ConditionResults]) -> None:
         self.found = found
         base = found[BASE].results[0]
         self.problems = {m: sorted(own["problem_id"]) for m, own in base.points.groupby("metric", sort=False)}
@@ -105,13 +105,13 @@ class Table:
         return [Outcomes.of(r.rows, self.main) for r in self.found[name].results]
 
 
-def estimates(table: Table, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
+def estimates(table: AlignedResults, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
     """Every metric of a condition, and its paired difference to base."""
     judged = {m: e.bounded(m, table.base[m].own) for m, e in _unbounded(table, name).items()}
     return {m: e.own for m, e in judged.items()}, {m: e.change for m, e in judged.items()}
 
 
-def _unbounded(table: Table, name: str) -> dict[str, Judged]:
+def _unbounded(table: AlignedResults, name: str) -> dict[str, Judged]:
     seeded, judged = table.found[name].spec.varies, dict[str, Judged]()
     for metric in table.problems:
         values, base = table.value(name, metric), table.value(BASE, metric)[:1]
@@ -133,7 +133,7 @@ def levels(rows: pd.DataFrame) -> pd.Series:
     return each.groupby("task", group_keys=False)["difficulty"].apply(third)
 
 
-def cells(table: Table, name: str) -> dict[str, dict[str, Any]]:
+def cells(table: AlignedResults, name: str) -> dict[str, dict[str, Any]]:
     """Accuracy and think tokens by task and level of difficulty, with intervals: task -> level -> metric."""
     base = table.found[BASE].results[0].rows
     task = base.groupby("problem_id", sort=False)["task"].first().reindex(table.main).to_numpy(str)
@@ -151,7 +151,7 @@ def cells(table: Table, name: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _aligned(table: Table, name: str, metric: str) -> ndarray:
+def _aligned(table: AlignedResults, name: str, metric: str) -> ndarray:
     place = {p: i for i, p in enumerate(table.problems[metric])}
     return table.value(name, metric)[:, [place[p] for p in table.main]]
 
@@ -163,10 +163,10 @@ def _interval(e: Effect) -> dict[str, float | str | None]:
     return found | {"note": e.note} if e.note else found
 
 
-def board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, Any]:
+def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, Any]:
     """The board of everything measured so far as one JSON-serialisable mapping: see ``page.py`` for its parts."""
-    found = measured(ground, specs)
-    table = Table(found)
+    found = condition_results(ground, specs)
+    table = AlignedResults(found)
     own, paired = {}, {}
     for name in tqdm(found, desc="statistics", unit="condition", leave=False):
         own[name], paired[name] = estimates(table, name)
@@ -200,7 +200,7 @@ def board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, Any]:
     }
 
 
-def made_by(found: Mapping[str, Measured]) -> str:
+def made_by(found: Mapping[str, ConditionResults]) -> str:
     """The toolkit and the code that the results were made by, as one hash over that of each."""
     return store.made_by(store.key(sorted({str(r.about["made_by"]) for m in found.values() for r in m.results})))
 
@@ -209,7 +209,7 @@ def _number(value: float | None) -> float | None:
     return None if value is None or value != value else float(f"{value:.4g}")
 
 
-def _about(ground: Ground, table: Table, name: str, own: Mapping[str, Effect]) -> dict[str, Any]:
+def _about(ground: Ground, table: AlignedResults, name: str, own: Mapping[str, Effect]) -> dict[str, Any]:
     found = table.found[name]
     spec, notes = found.spec, [r.about for r in found.results]
     costs = {
@@ -233,7 +233,7 @@ def _about(ground: Ground, table: Table, name: str, own: Mapping[str, Effect]) -
     }
 
 
-def examples(ground: Ground, found: Mapping[str, Measured], count: int = 12) -> list[dict[str, Any]]:
+def examples(ground: Ground, found: Mapping[str, ConditionResults], count: int = 12) -> list[dict[str, Any]]:
     """The first response of every condition (first seed) to a few problems of every task and level."""
     rows = found[BASE].results[0].rows
     grouped = levels(rows).to_frame("level").join(rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first())
@@ -261,7 +261,7 @@ def examples(ground: Ground, found: Mapping[str, Measured], count: int = 12) -> 
     ]
 
 
-def curves(ground: Ground, found: Mapping[str, Measured]) -> dict[str, list[dict[str, Any]]]:
+def curves(ground: Ground, found: Mapping[str, ConditionResults]) -> dict[str, list[dict[str, Any]]]:
     """Held-out accuracy and think tokens while training, a line a seed, of every condition that was trained alone."""
     from toolkit.grpo.log import LOG, read  # transformers' trainer, which loads peft
 
@@ -283,11 +283,11 @@ def curves(ground: Ground, found: Mapping[str, Measured]) -> dict[str, list[dict
 
 def write(ground: Ground, specs: Sequence[Spec], title: str, directory: str | Path) -> dict[str, Any]:
     """Write ``board.json``, ``table.parquet`` (one row a condition and metric) and ``report.html``; returns the board."""
-    found, out = board(ground, specs, title), store.writable(directory)
+    found, out = make_board(ground, specs, title), store.writable(directory)
     found |= {"figures": sections(found), "methods": methods()}
     store.write_json(found, out / "board.json")
-    store.save_table(flat(found), out / "table.parquet")
-    page(found, out / "report.html")
+    store.save_table(long_table(found), out / "table.parquet")
+    write_page(found, out / "report.html")
     return found
 
 
@@ -309,7 +309,7 @@ def sections(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"title": title, "text": text, "figure": figure.to_plotly_json()} for title, text, figure in shown]
 
 
-def flat(found: Mapping[str, Any]) -> pd.DataFrame:
+def long_table(found: Mapping[str, Any]) -> pd.DataFrame:
     """One row a condition and metric: ``condition, family, metric, mean, low, high, difference, difference_low, difference_high, p, p_holm``,
     and ``note`` (``"2 seeds"``: not judged; ``"no variance"``: no interval)."""
     rows = []
@@ -335,7 +335,7 @@ def flat(found: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def shown(found: Mapping[str, Any], metrics: Sequence[str]) -> pd.DataFrame:
+def text_table(found: Mapping[str, Any], metrics: Sequence[str]) -> pd.DataFrame:
     """The board as text cells, for a terminal or the README: the mean, and in brackets the paired difference with its 95 % interval; a
     star where it is significant after Holm's correction. Of fewer than three seeds nothing is: the bracket says how many. Shares in percent."""
     rows = {}

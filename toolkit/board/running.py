@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from toolkit import identity, store
 from toolkit.board.ground import Ground
-from toolkit.board.measure import References, is_measured, measure, place, refer, unrecorded
+from toolkit.board.measure import References, is_measured, measure, measure_references, result_folder, without_code_record
 from toolkit.board.spec import Spec, check_distinct
 
 WAIT = 5.0  # seconds between looks at what other processes are doing
@@ -52,7 +52,7 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
                 with store.claimed(places[i].with_suffix(".claim")) as mine:
                     if mine and not is_measured(places[i]):
                         bar.set_postfix_str(f"{spec.name}, seed {seed}")
-                        references = references or refer(ground)
+                        references = references or measure_references(ground)
                         places[i] = _measured(ground, spec, seed, references, places[i])
                         worked = True
                         bar.update(1)
@@ -68,8 +68,8 @@ def _measured(ground: Ground, spec: Spec, seed: int, references: References, exp
     Raises:
         identity.UnknownIdentityError: the function makes something else at every call, so that its result would never be read back.
     """
-    now = place(ground, spec, seed)
-    if now != expected and place(ground, spec, seed) != now:
+    now = result_folder(ground, spec, seed)
+    if now != expected and result_folder(ground, spec, seed) != now:
         raise identity.UnknownIdentityError(
             f"Condition {spec.name[:60]!r}: its function makes another model or intervention each time it is called. Give what is random in it "
             f"the seed that the function is given. {identity.REMEDY}"
@@ -87,7 +87,7 @@ def _say_stale(ground: Ground, open_: Sequence[tuple[Spec, int, store.Basis]]) -
             f"stale, measured by other code: {len(stale)} results ({_few(stale)}); changed since: {_few(sorted(modules))}. They are measured again, "
             f"the old files stay in {ground.out / 'results'}"
         )
-    unknown = len(unrecorded(ground))
+    unknown = len(without_code_record(ground))
     if open_ and unknown:
         ground.say(f"{unknown} results in {ground.out / 'results'} were made by {store.BEFORE_HASHES}: they are not used")
 

@@ -122,7 +122,7 @@ def _spec(name: str, family: str, make: Callable[..., Condition], about: Mapping
     return Spec(name, family, partial(make, **about), identity={"maker": make.__name__, **about}, **more)
 
 
-def read(path: str | Path) -> tuple[list[Spec], Sizes | None]:
+def read_conditions(path: str | Path) -> tuple[list[Spec], Sizes | None]:
     """The ``CONDITIONS`` of a Python file, and its ``SIZES`` if it says how much is to be measured.
 
     Raises:
@@ -144,7 +144,7 @@ def read(path: str | Path) -> tuple[list[Spec], Sizes | None]:
     return list(found), sizes
 
 
-def checked(specs: Sequence[Spec], pattern: str | None = None) -> list[Spec]:
+def select_conditions(specs: Sequence[Spec], pattern: str | None = None) -> list[Spec]:
     """The conditions to measure: base first, then those whose name matches ``pattern`` (as file names do; commas between several).
 
     Raises:
@@ -284,35 +284,35 @@ def masked(name: str, count: int, *, control: bool = False) -> Spec:
 
 
 def _masked(ground: Ground, seed: int, *, count: int, control: bool) -> Condition:
-    plan = retrieval_heads.mask_plan(ground.look().scores["write (ours)"], count)
+    plan = retrieval_heads.mask_plan(ground.measure_retrieval().scores["write (ours)"], count)
     plan = edits.random_heads(plan, ground.lm.layout, seed=seed) if control else plan
     return Condition(ground.lm, (masks.masking(plan, "uniform", during="newest"),))
 
 
-def ruled(name: str, rule: Rule, paper: str = "") -> Spec:
+def with_rule(name: str, rule: Rule, paper: str = "") -> Spec:
     """A rule that replaces drawn tokens, such as ``baselines.Budget(20)``."""
-    return _spec(name, "decode", _ruled, {"rule": rule}, paper=paper, note=identity.in_words(rule))
+    return _spec(name, "decode", _with_rule, {"rule": rule}, paper=paper, note=identity.in_words(rule))
 
 
-def _ruled(ground: Ground, seed: int, *, rule: Rule) -> Condition:
+def _with_rule(ground: Ground, seed: int, *, rule: Rule) -> Condition:
     return Condition(ground.lm, rules=(rule,))
 
 
-def during(name: str, act: Intervention, family: str = "decode", paper: str = "") -> Spec:
+def with_intervention(name: str, act: Intervention, family: str = "decode", paper: str = "") -> Spec:
     """An intervention that needs nothing from the ground, such as ``baselines.Suppress(("w",))``."""
-    return _spec(name, family, _during, {"act": act}, paper=paper, note=identity.in_words(act))
+    return _spec(name, family, _with_intervention, {"act": act}, paper=paper, note=identity.in_words(act))
 
 
-def _during(ground: Ground, seed: int, *, act: Intervention) -> Condition:
+def _with_intervention(ground: Ground, seed: int, *, act: Intervention) -> Condition:
     return Condition(ground.lm, (act,))
 
 
-def asked(name: str, ask: Ask, paper: str = "") -> Spec:
+def prompted(name: str, ask: Ask, paper: str = "") -> Spec:
     """A change of the prompt, such as ``baselines.Instruction("quick")``."""
-    return _spec(name, "prompt", _asked, {"ask": ask}, paper=paper, note=identity.in_words(ask))
+    return _spec(name, "prompt", _prompted, {"ask": ask}, paper=paper, note=identity.in_words(ask))
 
 
-def _asked(ground: Ground, seed: int, *, ask: Ask) -> Condition:
+def _prompted(ground: Ground, seed: int, *, ask: Ask) -> Condition:
     return Condition(ground.lm, ask=ask)
 
 
@@ -371,13 +371,13 @@ def _check_known(name: str, reward: Any) -> None:
 
 
 def _trained(ground: Ground, seed: int, *, recipe: Recipe, reward: Any, merged: bool, edit: float, steer: float) -> Condition:
-    from toolkit.grpo.policies import beside
+    from toolkit.grpo.policies import in_type_of
 
     start = edits.apply(ground.lm, ground.plan(edit)) if edit else None
     policy = ground.train(recipe, seed, start=start, reward=reward).lm
     # In the base's number type: else the paired difference would hold that of the types.
     dtype = ground.lm.model.dtype
-    lm = merging.selective_merge(ground.lm, policy, dtype=dtype) if merged else beside(start or ground.lm, policy)
+    lm = merging.selective_merge(ground.lm, policy, dtype=dtype) if merged else in_type_of(start or ground.lm, policy)
     acts = (_steering(ground, seed, steer, "thinkedit", None, "think"),) if steer else ()
     # A policy that learned to meet a budget in its prompt is judged with the last budget it saw.
     curriculum = ground.sizes.training.sized(recipe).curriculum

@@ -90,7 +90,7 @@ def board(
     from toolkit import board as boards
     from toolkit import store
     from toolkit.board import default
-    from toolkit.cli.grpo import settings_of
+    from toolkit.cli.grpo import parse_settings
 
     given = {
         "task": task,
@@ -101,13 +101,13 @@ def board(
         "lora": lora,
         "engine": engine,
     }
-    listed, own = boards.read(conditions) if conditions else (default.CONDITIONS, None)
+    listed, own = boards.read_conditions(conditions) if conditions else (default.CONDITIONS, None)
     if quick and own:
         raise typer.BadParameter(f"{conditions} has SIZES of its own: leave out --quick.")
     start = own or (boards.QUICK if quick else boards.FULL)
     tiny = own.training.tiny if own else model == "tiny-reasoner"
-    sizes = boards.sized(start, given, settings_of(settings), tiny=tiny)
-    specs = boards.checked(listed, only)
+    sizes = boards.adjust_sizes(start, given, parse_settings(settings), tiny=tiny)
+    specs = boards.select_conditions(listed, only)
     store.writable(out_dir)
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
     helpers = [] if measure_only else [_helper() for _ in range(jobs - 1)]
@@ -124,7 +124,7 @@ def board(
     if as_json:
         print_json({k: found[k] for k in ("conditions", "paired", "provenance")})
         return
-    show(boards.shown(found, SHOWN), f"{lm.name}: mean, and difference to base [95 %]; * p < .05 after Holm")
+    show(boards.text_table(found, SHOWN), f"{lm.name}: mean, and difference to base [95 %]; * p < .05 after Holm")
     out.print(
         f"The page: [bold]{out_dir / 'report.html'}[/bold]; the numbers: {out_dir / 'board.json'}, {out_dir / 'table.parquet'}."
     )

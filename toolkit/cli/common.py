@@ -106,7 +106,7 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def switches(given: list[str] | None) -> dict[str, Any]:
+def parse_switches(given: list[str] | None) -> dict[str, Any]:
     """Read ``NAME=JSON`` texts as the switches of a chat template."""
     found = {}
     for name, sign, value in (text.partition("=") for text in given or []):
@@ -120,7 +120,7 @@ def switches(given: list[str] | None) -> dict[str, Any]:
 
 
 class Command(TyperCommand):
-    """A command that knows which of its options were given, for :func:`unread`."""
+    """A command that knows which of its options were given, for :func:`reject_unread`."""
 
     given: ClassVar[frozenset[str]] = frozenset()
 
@@ -130,14 +130,14 @@ class Command(TyperCommand):
         return super().invoke(ctx)
 
 
-def unread(why: str, *names: str) -> None:
+def reject_unread(why: str, *names: str) -> None:
     """Raise BadParameter if an option of these names was given, though the command (a :class:`Command`) does not read it: ``why``."""
     for name in names:
         if name in Command.given:
             raise typer.BadParameter(f"--{name.replace('_', '-')} is not read {why}: leave it out.")
 
 
-def numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:
+def parse_numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:
     """Numbers joined by commas; none for ``None``."""
     try:
         return () if text is None else tuple(kind(part) for part in text.removeprefix("=").split(","))
@@ -159,7 +159,7 @@ def load_model(
     from toolkit import lm
 
     tags = lm.ThinkTags.parse(think) if think else None
-    of_template = switches(template)
+    of_template = parse_switches(template)
     return lm.load(model, dtype=weight_type(dtype), device=device, tags=tags, template=of_template, trust_remote_code=trust)
 
 
@@ -183,7 +183,7 @@ def say(text: str) -> None:
     log.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
-def kept_in(directory: Path | None, command: str, *identity: Any) -> Path:
+def result_directory(directory: Path | None, command: str, *identity: Any) -> Path:
     """Where a command keeps what it samples: the directory given, else one below ``runs`` that is named by everything in ``identity``."""
     from toolkit import store
 

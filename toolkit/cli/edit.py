@@ -29,17 +29,17 @@ from toolkit.cli.common import (
     Trust,
     Type,
     app,
-    kept_in,
     load_model,
     out,
     print_json,
+    reject_unread,
+    result_directory,
     say,
     show,
-    unread,
 )
 
 if TYPE_CHECKING:
-    from toolkit.jobs import Finding, RolloutDirectory, EditSettings, Study
+    from toolkit.jobs import EditSettings, Finding, RolloutDirectory, Study
     from toolkit.lm import LM
 
 
@@ -126,11 +126,11 @@ def thinkedit(
     from toolkit import jobs, report, store, tasks
 
     if dry_run:
-        unread("with --dry-run, which writes nothing", "adapter", "allow_overlap")
+        reject_unread("with --dry-run, which writes nothing", "adapter", "allow_overlap")
     if rollouts is None:
-        unread("without --rollouts", "partial")
+        reject_unread("without --rollouts", "partial")
     if short_below is not None:
-        unread("with --short-below and --long-above", "share")
+        reject_unread("with --short-below and --long-above", "share")
     form, settings = jobs.form_named(variant), jobs.EditSettings(fraction, strength, share, short_below, long_above, seed)
     again = (out_dir / "edit.json").is_file()  # whether of this very edit is seen when it is made
     for target in () if dry_run or again else filter(None, (out_dir, adapter)):
@@ -277,11 +277,11 @@ def direction(
     from toolkit import jobs, origins, store
 
     if method == "efficiency":
-        unread("by --method efficiency, which pairs responses of a problem", "share", "short_below", "long_above")
+        reject_unread("by --method efficiency, which pairs responses of a problem", "share", "short_below", "long_above")
     if method in ("probe", "pca"):
-        unread(f"by --method {method}", "estimator")
+        reject_unread(f"by --method {method}", "estimator")
     if short_below is not None:
-        unread("with --short-below and --long-above", "share")
+        reject_unread("with --short-below and --long-above", "share")
     settings = jobs.EditSettings(share=share, short_below=short_below, long_above=long_above)
     recipe = jobs.DirectionRecipe(method, site, estimator, positions)
     given = jobs.read_rollouts(rollouts, partial=partial)
@@ -340,7 +340,7 @@ def compare(
     loaded = {name: load_model(model, think, dtype, device, trust_remote_code, template) for name, _, model in pairs}
     chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
     asked = [{name: identity.of_lm(lm) for name, lm in loaded.items()}, identity.of_problems(chosen), sampling.identity]
-    kept = kept_in(out_dir, "compare", *asked)
+    kept = result_directory(out_dir, "compare", *asked)
     measured = evaluate.compare(
         loaded, chosen, sampling, base=pairs[0][0], out=kept / "rollouts", allow_overlap=allow_overlap
     )  # fmt: skip

@@ -27,9 +27,9 @@ from toolkit.cli.common import (
     load_model,
     out,
     print_json,
+    reject_unread,
     say,
     show,
-    unread,
 )
 
 
@@ -101,9 +101,9 @@ def entropy(
 
     reader_of = {Steps.fitting: failed_steps.fitting, Steps.lines: failed_steps.tiny, Steps.cues: failed_steps.cued}[steps]
     if rollouts is None:
-        unread("without --rollouts", "partial")
+        reject_unread("without --rollouts", "partial")
     else:
-        unread("with --rollouts, which are sampled already", "samples", "max_new_tokens")
+        reject_unread("with --rollouts, which are sampled already", "samples", "max_new_tokens")
     given = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
     if given is not None and temperature not in (None, given.temperature):
         raise typer.BadParameter(f"--temperature {temperature:g}: {rollouts} was sampled at {given.temperature:g}. Leave it out.")

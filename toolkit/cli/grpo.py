@@ -42,7 +42,7 @@ Scale = Annotated[
 ]
 
 
-def settings_of(given: list[str] | None) -> dict[str, str]:
+def parse_settings(given: list[str] | None) -> dict[str, str]:
     """``NAME=VALUE`` texts as a mapping."""
     pairs = [text.partition("=") for text in given or []]
     if wrong := [name + sign + value for name, sign, value in pairs if not (name and value)]:
@@ -137,13 +137,13 @@ def grpo(
     store.writable(out_dir)
     tiny = scale == "tiny" or (scale == "auto" and model == "tiny-reasoner")
     found = jobs.recipes.find(reward)
-    recipe, overrides = jobs.adjust_recipe(found.scaled() if tiny else found, settings_of(settings))
+    recipe, overrides = jobs.adjust_recipe(found.scaled() if tiny else found, parse_settings(settings))
     study = jobs.Study(task, problems, max_new_tokens=recipe.max_tokens, seed=seed)
     run = jobs.Run(
         out_dir, steps, seed, save_every, evaluate_every=evaluate_every, micro_batch=micro_batch, overrides=overrides,
         evaluate=jobs.Sampling(n=4, max_new_tokens=recipe.max_tokens), save_dtype=weight_type(save_dtype),
     )  # fmt: skip
-    extras = jobs.Extras(engine=engine, lora=policies.lora(lora_rank or 16) if lora else None)
+    extras = jobs.Extras(engine=engine, lora=policies.lora_config(lora_rank or 16) if lora else None)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     try:
         done = jobs.grpo(lm, recipe, study, run, extras=extras, resume=resume, say=say)

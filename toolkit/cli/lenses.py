@@ -27,12 +27,12 @@ from toolkit.cli.common import (
     Type,
     app,
     load_model,
-    numbers,
     out,
+    parse_numbers,
     print_json,
+    reject_unread,
     say,
     show,
-    unread,
 )
 
 
@@ -80,12 +80,12 @@ def retrieval_heads(
     from toolkit import jobs, report
 
     if task == "lookup":
-        unread("by lookup, whose prompts have lengths of their own", "lengths")
+        reject_unread("by lookup, whose prompts have lengths of their own", "lengths")
     search = jobs.Search(
         task,
         instances,
-        numbers(lengths, "--lengths", int),
-        numbers(counts, "--counts", int),
+        parse_numbers(lengths, "--lengths", int),
+        parse_numbers(counts, "--counts", int),
         tuple(filter(None, ops.split(","))),
         draws,
         max_new_tokens,
@@ -138,10 +138,10 @@ def heads(
     from toolkit import jobs, report, tasks
 
     if search == "lookup":
-        unread("by --search lookup, whose prompts have lengths of their own", "lengths")
+        reject_unread("by --search lookup, whose prompts have lengths of their own", "lengths")
     if rollouts is None:
-        unread("without --rollouts", "partial")
-    looked = jobs.Search(search, problems, numbers(lengths, "--lengths", int), batch_size=batch_size, seed=seed)
+        reject_unread("without --rollouts", "partial")
+    looked = jobs.Search(search, problems, parse_numbers(lengths, "--lengths", int), batch_size=batch_size, seed=seed)
     given = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
     task = given.task(task) if given else task or "arithmetic"
     tasks.check(task, *(() if given else ("train",)), "test")

@@ -32,14 +32,14 @@ from toolkit.cli.common import (
     Trust,
     Type,
     app,
-    kept_in,
     load_model,
-    numbers,
     out,
+    parse_numbers,
     print_json,
+    reject_unread,
+    result_directory,
     say,
     show,
-    unread,
 )
 
 if TYPE_CHECKING:  # imported by the commands themselves, so that `toolkit --help` is quick
@@ -54,7 +54,7 @@ Layers = Annotated[str | None, typer.Option(help="Layers to steer: 3, 2-5 or 1,4
 During = Annotated[str, typer.Option(help="all, newest, or phases joined by +: prompt, think, answer. Example: think+answer.")]
 
 
-def layer_range(text: str | None) -> tuple[int, ...] | None:
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
     """``"3"``, ``"2-5"`` or ``"1,4,7"`` as layers."""
     if text is None:
         return None
@@ -104,13 +104,13 @@ def steer(
     from toolkit.types import Direction
 
     if op != "clamp":
-        unread(f"by --op {op}", "value")
-    strengths, chosen = numbers(alpha, "--alpha", float), layer_range(layers)
+        reject_unread(f"by --op {op}", "value")
+    strengths, chosen = parse_numbers(alpha, "--alpha", float), parse_layers(layers)
     v = store.load(vector, Direction)
     acts = {a: steering(v, a, layers=chosen, during=during, op=op, value=value) for a in strengths}
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed)
-    kept = kept_in(out_dir, "steer", identity.of_lm(lm), [str(act) for act in acts.values()], prompt, sampling.identity)
+    kept = result_directory(out_dir, "steer", identity.of_lm(lm), [str(act) for act in acts.values()], prompt, sampling.identity)
     found = jobs.steered_responses(lm, acts, prompt, sampling, out=kept)
     if as_json:
         names = ("sample", "think_tokens", "response_tokens", "closed", "text")
@@ -160,7 +160,9 @@ def dose(
     from toolkit.phases import Scope
     from toolkit.types import Direction
 
-    plan = doses.DoseSweep(numbers(alpha, "--alpha", float), layer_range(layers), Scope.of(during), allow_overlap=allow_overlap)
+    plan = doses.DoseSweep(
+        parse_numbers(alpha, "--alpha", float), parse_layers(layers), Scope.of(during), allow_overlap=allow_overlap
+    )
     v = store.load(vector, Direction)
     task = wanted or str(v.provenance.notes.get("task", "arithmetic"))
     if wanted is None and not tasks.is_built_in(task):
@@ -226,7 +228,7 @@ def export(
     from toolkit.types import Direction
 
     ignored = {Target.gguf: ("doses",), Target.safetensors: ("doses", "drop_layer_0"), Target.folder: ("scale",)}
-    unread(f"by --to {to}", *ignored[to])
+    reject_unread(f"by --to {to}", *ignored[to])
     v = store.load(vector, Direction)
     if doses is not None:
         jobs.read_doses(doses)
@@ -260,7 +262,7 @@ def import_(
     from toolkit import store, vectors
 
     if of is not Source.hidden_directions:
-        unread(f"with --from {of}", "layer")
+        reject_unread(f"with --from {of}", "layer")
     container = {Source.gguf: store.read_gguf, Source.safetensors: store.read_tensors, Source.svec: store.read_json}
     container.get(of, store.read_pt)(source)  # a damaged file is named before a model is loaded
     lm = load_model(model, think, Dtype.float32, device, template=template)

@@ -22,10 +22,10 @@ def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_l
     longest = scored["completion_mask"].sum(dim=1).view(-1, together).amax(dim=1)
     blocks = longest.argsort(stable=True) if by_length else torch.arange(len(longest), device=longest.device)
     order = (blocks[:, None] * together + torch.arange(together, device=blocks.device)).flatten()
-    return [trimmed(part) for part in split_tensor_dict(_rows(scored, order), parts)]
+    return [trim(part) for part in split_tensor_dict(_rows(scored, order), parts)]
 
 
-def pushed_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, least: int = 0) -> list[dict[str, Any]]:
+def nonzero_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, least: int = 0) -> list[dict[str, Any]]:
     """As :func:`micro_batches`, of the rows alone whose advantage is not 0: the others add nothing to the gradient.
 
     Each has a number ``share``, with which its loss is to be multiplied so that the divisor stays that of all rows. At least one row a
@@ -39,7 +39,7 @@ def pushed_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, lea
     if len(kept) < (wanted := max(parts, least)):
         kept = torch.cat([kept, (scored["advantages"] == 0).nonzero().flatten()[: wanted - len(kept)]])
     order = kept[lengths[kept].argsort(stable=True)]
-    found = [trimmed(_rows(scored, part)) for part in order.tensor_split(parts)]
+    found = [trim(_rows(scored, part)) for part in order.tensor_split(parts)]
     for part in found:
         part["share"] = len(part["advantages"]) * parts / rows if loss_type in BY_ROWS else 1.0
     return found
@@ -49,7 +49,7 @@ def _rows(scored: dict[str, Any], order: torch.Tensor) -> dict[str, Any]:
     return {k: v[order.to(v.device)] if torch.is_tensor(v) and v.ndim else v for k, v in scored.items()}
 
 
-def trimmed(part: dict[str, Any]) -> dict[str, Any]:
+def trim(part: dict[str, Any]) -> dict[str, Any]:
     """A micro-batch without the columns that are padding in every row: prompts are padded left, responses right."""
     left = part["prompt_mask"].shape[1] - int(part["prompt_mask"].sum(dim=1).max())
     width, right = part["completion_mask"].shape[1], max(1, int(part["completion_mask"].sum(dim=1).max()))

@@ -45,7 +45,7 @@ def check_args(args: Any, recipe: Recipe, engine: str) -> None:
         raise ValueError(f'{recipe.name} has {" and ".join(needs)}, which engine="trl" cannot do: use engine="toolkit".')
 
 
-def check_whole(trainer: Any) -> None:
+def check_unsharded(trainer: Any) -> None:
     """Raise ValueError if weights would be sharded over processes: one of them judges and writes the finished model by itself."""
     how = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed's ZeRO stage 3" if is_deepspeed_zero3_enabled() else ""
     if how:
@@ -55,7 +55,7 @@ def check_whole(trainer: Any) -> None:
         )
 
 
-def named(d: Drawn) -> str:
+def describe_rollout(d: Drawn) -> str:
     """A rollout in words, for an error."""
     return f"problem {d.rollout.problem_id!r}, sample {d.rollout.sample}: {d.rollout.text[:80]!r}"
 

@@ -23,4 +23,4 @@ def modules(recipe: Recipe, task: str | None = None, reward: Any = None) -> dict
     judged = "conciseness" in getattr(paying, "needs", ())
     without = (*sorted(others), *(() if judged else (JUDGE,)))
     trained = store.modules_of("toolkit.grpo.run", *tasks.modules(task or ""), without=without)
-    return trained | store.modules_of("toolkit.grpo.policies:trained", *own)
+    return trained | store.modules_of("toolkit.grpo.policies:train_policy", *own)

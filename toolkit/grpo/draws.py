@@ -42,7 +42,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Added:
+class AppendedText:
     """A change of the prompt: a text after the last user message."""
 
     text: str
@@ -84,15 +84,15 @@ class Curriculum:
 
     def ask(self, step: int) -> Ask:
         """The change of the prompt at a step."""
-        return Added(self.text.format(budget=self.at(step)))
+        return AppendedText(self.text.format(budget=self.at(step)))
 
 
-def asking(curriculum: Curriculum | None, step: int) -> tuple[Ask | None, int | None]:
+def budget_prompt(curriculum: Curriculum | None, step: int) -> tuple[Ask | None, int | None]:
     """The change of the prompt and the budget it states at a step."""
     return (curriculum.ask(step), curriculum.at(step)) if curriculum else (None, None)
 
 
-def asked(problem: Problem, ask: Ask | None) -> tuple[Mapping[str, str], ...]:
+def prompted_messages(problem: Problem, ask: Ask | None) -> tuple[Mapping[str, str], ...]:
     """A problem's messages as asked."""
     return tuple(ask(problem.messages) if ask else problem.messages)
 
@@ -106,7 +106,7 @@ class Modes:
 
     def ask(self, mode: Mode) -> Ask:
         """The change of the prompt that asks for a mode."""
-        return Added(self.long if mode == "long" else self.short)
+        return AppendedText(self.long if mode == "long" else self.short)
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,6 @@ def more_problems(problems: Sequence[Problem], asked: set[str], n: int, seed: in
     return random.Random(seed).sample(left, min(n, len(left)))
 
 
-def in_mode(found: Sequence[Rollout], first_sample: int) -> list[Rollout]:
+def renumbered(found: Sequence[Rollout], first_sample: int) -> list[Rollout]:
     """Rollouts renumbered, so that the samples of two modes of one problem differ."""
     return [replace(r, sample=r.sample + first_sample) for r in found]

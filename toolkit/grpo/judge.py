@@ -35,13 +35,13 @@ assumed_problems, assumed_samples = 64, 8  # what the head learns from: ours
 RESPONSE = Positions("response", lambda r: range(r.prompt_len - 1, len(r.token_ids) - 1))
 
 
-def pooled(lm: LM, found: Sequence[Rollout]) -> np.ndarray:
+def mean_states(lm: LM, found: Sequence[Rollout]) -> np.ndarray:
     """States of the last block averaged over each response, ``[n, d]``; every response has a token."""
     return collect.states(lm, found, "resid_post", positions=RESPONSE).values[:, lm.layout.n_layers - 1].numpy()
 
 
 @dataclass(frozen=True)
-class Judge:
+class ConcisenessJudge:
     """Scores responses; a supplier of the column ``conciseness``. An empty response gets the least score."""
 
     lm: LM
@@ -51,18 +51,18 @@ class Judge:
         scores = np.full(len(drawn), conciseness.LOWEST)
         some = [i for i, d in enumerate(drawn) if d.rollout.response_tokens]
         if some:
-            scores[some] = self.head.score(pooled(self.lm, [drawn[i].rollout for i in some]))
+            scores[some] = self.head.score(mean_states(self.lm, [drawn[i].rollout for i in some]))
         return scores.tolist()
 
 
-def trained(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> Judge:
+def train_judge(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> ConcisenessJudge:
     """A judge that learnt from the model's own right answers. Raises NoPairsError if no two to one problem differ enough in length."""
     found = [r for r in generate.rollouts(lm, problems, sampling, progress=False) if r.response_tokens]
     pairs = conciseness.pairs_by_length(RewardBatch.of(found))
-    return Judge(lm, conciseness.fit(pooled(lm, found), pairs))
+    return ConcisenessJudge(lm, conciseness.fit(mean_states(lm, found), pairs))
 
 
-def kept(lm: LM, path: Path) -> ConcisenessHead:
+def read_head(lm: LM, path: Path) -> ConcisenessHead:
     """The head in a run's directory. Raises store.DamagedFileError if it is not one for ``lm``."""
     remedy = "Remove it: a new one is trained."
     head = ConcisenessHead.of(store.read_json(path, HEAD, remedy=remedy))
@@ -73,7 +73,7 @@ def kept(lm: LM, path: Path) -> ConcisenessHead:
     return head
 
 
-def supplied(
+def with_judge(
     lm: LM, recipe: Recipe, problems: Sequence[Problem], extras: Extras, out: Path, seed: int, say: Callable[[str], None]
 ) -> Extras:
     """The extras with a judge, where the reward needs one and nobody supplies it: the one of ``out``, else a new one, left there."""
@@ -81,11 +81,11 @@ def supplied(
     if COLUMN not in reward.needs or COLUMN in extras.columns:
         return extras
     if (out / FILE).is_file():
-        judge = Judge(lm, kept(lm, out / FILE))
+        judge = ConcisenessJudge(lm, read_head(lm, out / FILE))
     else:
         say(
             f"{reward.name} needs a judge of conciseness: training one on {assumed_samples} answers to each of some training problems"
         )
-        judge = trained(lm, problems[:assumed_problems], Sampling(assumed_samples, max_new_tokens=recipe.max_tokens, seed=seed))
+        judge = train_judge(lm, problems[:assumed_problems], Sampling(assumed_samples, max_new_tokens=recipe.max_tokens, seed=seed))
         store.write_json(judge.head.state_dict(), out / FILE)
     return replace(extras, columns={**extras.columns, COLUMN: judge})

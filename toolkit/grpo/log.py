@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from toolkit import generate, store
 from toolkit.generate import Sampling
-from toolkit.grpo.measures import Row, held_out, kl_to
+from toolkit.grpo.measures import Row, held_out_measures, kl_to
 from toolkit.lm import LM
 from toolkit.types import Problem, Rollout
 
@@ -154,7 +154,7 @@ class Recorder(TrainerCallback):
         given = self.given if how.temperature > 0 and how.top_p == 1 and not how.top_k else None
         how = replace(how, details=how.details or given is not None)
         found = self.sample(self.problems, how) if saved is None else generate.rollouts(saved, self.problems, how, progress=False)
-        row = held_out(found, self.problems)
+        row = held_out_measures(found, self.problems)
         return row if given is None else row | {"held_out/kl": kl_to(given, found, how.temperature)}
 
     def _write(self, row: Row) -> None:

@@ -63,14 +63,14 @@ def drpo_objective(
     return total / len(names)
 
 
-def kl_of(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, ""]:
+def kl_estimate(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, ""]:
     """Token mean of ``log pi_old - log pi``; may be negative, being an estimate from samples."""
     return ((old - new) * mask).sum() / mask.sum().clamp(min=1)
 
 
 def kl_hinge(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Tensor, "n t"], form: DRPO) -> Float[Tensor, ""]:
     """``sg(beta max(0, KL - delta)) KL``; its gradient is that of ``beta/2 max(0, KL - delta)^2``."""
-    kl = kl_of(new, old, mask)
+    kl = kl_estimate(new, old, mask)
     return (form.beta * (kl - form.delta).clamp(min=0)).detach() * kl
 
 

@@ -24,7 +24,7 @@ from toolkit.types import Problem, Rollout
 Row = dict[str, Any]
 
 
-def measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.Scored) -> dict[str, float]:
+def batch_measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.Scored) -> dict[str, float]:
     """What one batch of all processes looked like, by name; NaN where there is nothing to average."""
     found = [d.rollout for d in drawn]
     correct, stopped = np.array([r.correct for r in found]), np.array([r.finish == "stop" for r in found])
@@ -72,7 +72,7 @@ def _most_common(found: Sequence[Rollout]) -> float:
     return answers.most_common(1)[0][1] / answers.total() if answers else math.nan
 
 
-def held_out(found: Sequence[Rollout], problems: Sequence[Problem]) -> Row:
+def held_out_measures(found: Sequence[Rollout], problems: Sequence[Problem]) -> Row:
     """Accuracy and length on held-out problems; ``_hard`` is the hardest third by ``meta["difficulty"]``, where problems have one."""
     difficulty = {p.id: p.meta.get("difficulty") for p in problems}
     row = {f"held_out/{name}": value for name, value in _means(found).items()}

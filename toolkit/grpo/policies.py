@@ -19,7 +19,7 @@ from toolkit.grpo import code
 from toolkit.grpo.log import LOG, read
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.run import MODEL, Run, Trained, train, who
+from toolkit.grpo.run import MODEL, Run, Trained, policy_identity, train
 from toolkit.grpo.saved import read_back
 from toolkit.grpo.trainer import Extras
 from toolkit.lm import LM, as_type, child
@@ -27,7 +27,7 @@ from toolkit.rounding import rounding
 from toolkit.types import Problem
 
 
-def trained(
+def train_policy(
     lm: LM,
     recipe: Recipe,
     seed: int,
@@ -58,7 +58,7 @@ def trained(
         folder, plan.steps, seed, save_every=20, held_out=tuple(dev), evaluate_every=plan.evaluate_every, micro_batch=plan.micro_batch,
         evaluate=Sampling(n=4, max_new_tokens=max(200, recipe.max_tokens)), overrides=dict(plan.overrides),
     )  # fmt: skip
-    extras = Extras(reward=deepcopy(reward), engine=plan.engine, lora=lora(plan.lora) if plan.lora else None)
+    extras = Extras(reward=deepcopy(reward), engine=plan.engine, lora=lora_config(plan.lora) if plan.lora else None)
     with store.claimed(folder, wait=True):
         if store.is_whole(folder / MODEL):
             model = replace(read_back(lm, folder / MODEL), parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
@@ -91,17 +91,17 @@ def _pool(lm: LM, plan: TrainingPlan) -> list[Problem]:
 
 
 def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any = None) -> store.Basis:
-    """Return everything that a policy depends on, and the code it passes through. Arguments as for :func:`trained`."""
+    """Return everything that a policy depends on, and the code it passes through. Arguments as for :func:`train_policy`."""
     recipe = plan.sized(recipe)
     paid = {} if reward is None else {"reward": identity.of(reward).body}
-    adapter = {} if plan.lora is None else {"adapter": identity.of(lora(plan.lora)).body}
+    adapter = {} if plan.lora is None else {"adapter": identity.of(lora_config(plan.lora)).body}
     # A recipe with a loss of its own may compute it over the rows of one micro-batch, as DRPO's hinge does.
     rows = {"micro_batch": plan.micro_batch} if recipe.loss else {}
-    depends = {**who(lm, recipe, _pool(lm, plan)), "seed": seed, **plan.identity, **paid, **adapter, **rows}
+    depends = {**policy_identity(lm, recipe, _pool(lm, plan)), "seed": seed, **plan.identity, **paid, **adapter, **rows}
     return store.Basis(json.loads(json.dumps(depends, default=str)), code.modules(recipe, plan.task, reward))
 
 
-def beside(base: LM, policy: LM) -> LM:
+def in_type_of(base: LM, policy: LM) -> LM:
     """Return the policy in the number type of ``base``, so that comparing the two does not measure a difference of number types.
 
     A saved policy is fp32 as a rule. If ``base`` is narrower, part of the training is rounded away; the returned model's name says how
@@ -115,7 +115,7 @@ def beside(base: LM, policy: LM) -> LM:
     return child(base, as_type(policy.model, dtype), name, made_from=policy.made_from)
 
 
-def lora(rank: int) -> Any:
+def lora_config(rank: int) -> Any:
     """Return a LoRA config on every linear layer except the output, with ``alpha`` twice the rank (ours)."""
     from peft import LoraConfig
 

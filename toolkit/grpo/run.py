@@ -220,10 +220,10 @@ def _train(
     resume: bool,
     say: Callable[[str], None],
 ) -> Trained:
-    identity = {**who(lm, recipe, problems), **_how(recipe, run, extras)}
+    identity = {**policy_identity(lm, recipe, problems), **_training_identity(recipe, run, extras)}
     checkpoint = _begin(run.out, identity, resume)
     store.writable(run.out)
-    extras = judge.supplied(lm, recipe, problems, extras, run.out, run.seed, say)
+    extras = judge.with_judge(lm, recipe, problems, extras, run.out, run.seed, say)
     own = replace(lm, model=deepcopy(lm.model))
     trainer = Trainer(own, recipe, problems, args, replace(extras, callbacks=()), identity)
     recorder = log.Recorder(run.held_out, run.evaluate, run.evaluate_every, run.out / log.LOG, say, trainer.sampler.rollouts, lm)
@@ -247,13 +247,13 @@ def _train(
             recorder.resume(int(checkpoint.name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not main:
-        return Trained(saved.policy_of(lm, trainer), pd.DataFrame(), main)
+        return Trained(saved.trained_lm(lm, trainer), pd.DataFrame(), main)
     about = {"recipe": recipe, **_facts(run, extras), "dtype": str(lm.model.dtype).removeprefix("torch.")}
-    policy = saved.keep(trainer, recorder, run.out, run.save_dtype, about)
+    policy = saved.save_policy(trainer, recorder, run.out, run.save_dtype, about)
     return Trained(policy, pd.DataFrame(recorder.rows), main)
 
 
-def who(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
+def policy_identity(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
     """What a trained policy belongs to: the model, by what decides its responses, recipe, problems."""
     return {
         **identities.of_lm(lm),
@@ -262,7 +262,7 @@ def who(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
     }
 
 
-def _how(recipe: Recipe, run: Run, extras: Extras) -> dict[str, Any]:
+def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, Any]:
     """What else a checkpoint belongs to. A reward or adapter that is not known by its values counts as far as it is."""
     own = {"reward": extras.reward, "adapter": extras.lora}
     known = {name: None if value is None else store.key(identities.of(value, strict=False).body) for name, value in own.items()}

@@ -19,7 +19,7 @@ from trl.models import unwrap_model_for_generation
 from toolkit import generate
 from toolkit.generate import Sampling
 from toolkit.grpo import draws
-from toolkit.grpo.draws import Drawn, asked, asking
+from toolkit.grpo.draws import Drawn, budget_prompt, prompted_messages
 from toolkit.grpo.recipes import Recipe
 from toolkit.lm import LM, Ask, Condition
 from toolkit.types import Problem, Rollout
@@ -29,7 +29,7 @@ MONITOR = len(draws.MODES)  # stream of random numbers of the monitoring set; th
 
 
 @dataclass(frozen=True)
-class Policy:
+class PolicyView:
     """A policy in training, as far as drawing from it needs to know.
 
     Attributes:
@@ -59,13 +59,13 @@ class Policy:
     log_probs: Callable[[Tensor, Tensor, int], Tensor]
 
 
-def policy_of(trainer: Any) -> Policy:
+def view_of(trainer: Any) -> PolicyView:
     """What drawing sees of a trainer."""
 
     def paid(drawn: Sequence[Drawn], local: Sequence[Drawn]) -> ndarray:
         return trainer.reward(trainer.batch_of(drawn, local, trainer.state.global_step, "eval")).values
 
-    return Policy(
+    return PolicyView(
         lm=trainer.origin,
         recipe=trainer.recipe,
         args=trainer.args,
@@ -98,9 +98,9 @@ class Sampler:
         noted: What the newest draw says of itself, for the log.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: PolicyView) -> None:
         self.policy = policy
-        self.noted: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
 
     def draw(self, ids: Sequence[str]) -> list[Drawn]:
         """This process's slice of a full batch.
@@ -117,7 +117,7 @@ class Sampler:
                 raise ValueError(f"After step {t.step()} weight {name} holds NaN or infinity: lower the learning rate.")
         groups = self._groups([t.problems[i] for i in ids[:: t.args.num_generations]])
         if t.recipe.dynamic is not None:
-            groups = self._full(groups)
+            groups = self._refilled(groups)
         return [d for group in groups for d in group]
 
     def rollouts(self, problems: Sequence[Problem], sampling: Sampling, ask: Ask | None = None) -> list[Rollout]:
@@ -127,13 +127,13 @@ class Sampler:
         training = self.policy.weights().training
         with self.policy.generating() as model:
             model.eval()
-            lm = replace(self.policy.lm, model=bare(model))
+            lm = replace(self.policy.lm, model=base_model(model))
             try:
                 return generate.rollouts(Condition(lm, ask=ask), problems, sampling, progress=False)
             finally:
                 model.train(training)
 
-    def monitored(self, problems: int, samples: int) -> list[Rollout]:
+    def monitoring_rollouts(self, problems: int, samples: int) -> list[Rollout]:
         """Rollouts of a monitoring set over all processes: the same training problems in every step of a run."""
         t = self.policy
         chosen = draws.more_problems(list(t.problems.values()), set(), problems, t.args.seed)
@@ -149,34 +149,34 @@ class Sampler:
 
     def _groups(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
         """One group per problem, drawn by this process, with what the reward needs beside the rollouts."""
-        groups = self._asked(problems)
-        return [self._with_blank(group) for group in groups] if "logprob_without" in self.policy.needs else groups
+        groups = self._prompted(problems)
+        return [self._with_prior(group) for group in groups] if "logprob_without" in self.policy.needs else groups
 
-    def _asked(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
+    def _prompted(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
         """One group per problem, drawn by this process, as the recipe asks."""
         t, samples = self.policy, self.policy.args.num_generations
         if t.recipe.modes is None:
-            ask, budget = asking(t.recipe.curriculum, t.step())
+            ask, budget = budget_prompt(t.recipe.curriculum, t.step())
             found = self.rollouts(problems, self._sampling(0, samples), ask)
-            drawn = [Drawn(r, asked(t.problems[r.problem_id], ask), budget) for r in found]
+            drawn = [Drawn(r, prompted_messages(t.problems[r.problem_id], ask), budget) for r in found]
             return [drawn[i : i + samples] for i in range(0, len(drawn), samples)]
         half = samples // 2
         groups: list[list[Drawn]] = [[] for _ in problems]
         for stream, mode in enumerate(draws.MODES):
             ask = t.recipe.modes.ask(mode)
-            found = draws.in_mode(self.rollouts(problems, self._sampling(stream, half), ask), stream * half)
+            found = draws.renumbered(self.rollouts(problems, self._sampling(stream, half), ask), stream * half)
             for i, r in enumerate(found):
-                groups[i // half].append(Drawn(r, asked(t.problems[r.problem_id], ask), mode=mode))
+                groups[i // half].append(Drawn(r, prompted_messages(t.problems[r.problem_id], ask), mode=mode))
         return groups
 
-    def _full(self, groups: list[list[Drawn]]) -> list[list[Drawn]]:
+    def _refilled(self, groups: list[list[Drawn]]) -> list[list[Drawn]]:
         """This process's share of the groups kept over all processes, sampling on until there are enough (:class:`draws.Dynamic`)."""
         t, rule = self.policy, self.policy.recipe.dynamic
         assert rule is not None
         here, world = t.accelerator.process_index, t.accelerator.num_processes
         pool: list[list[Drawn]] = list(gather_object(groups))
         wanted, rounds = len(pool), 1
-        pool, dropped = self._settled(pool, [], wanted)
+        pool, dropped = self._drop_uniform(pool, [], wanted)
         while len(pool) < wanted and rounds < rule.rounds:
             seen = {group[0].rollout.problem_id for group in (*pool, *dropped)}
             seed = draws.seed_of(t.args.seed, t.step(), rounds)
@@ -184,9 +184,9 @@ class Sampler:
             if not more:
                 break
             found = {group[0].rollout.problem_id: group for group in gather_object(self._groups(more[here::world]))}
-            pool, dropped = self._settled([*pool, *(found[p.id] for p in more)], dropped, wanted)
+            pool, dropped = self._drop_uniform([*pool, *(found[p.id] for p in more)], dropped, wanted)
             rounds += 1
-        self.noted = {
+        self.metrics = {
             "dynamic/groups_drawn": len(pool) + len(dropped),
             "dynamic/rounds": rounds,
             "dynamic/filled": max(0, wanted - len(pool)) / wanted,
@@ -194,7 +194,7 @@ class Sampler:
         share = wanted // world
         return [*pool, *dropped][:wanted][here * share : (here + 1) * share]
 
-    def _settled(
+    def _drop_uniform(
         self, pool: list[list[Drawn]], dropped: list[list[Drawn]], wanted: int
     ) -> tuple[list[list[Drawn]], list[list[Drawn]]]:
         """The groups without those that are paid the same in the batch that the first ``wanted`` make, and all that were dropped.
@@ -215,10 +215,10 @@ class Sampler:
             pool = [*(group for group, keep in zip(batch, keeps, strict=True) if keep), *pool[wanted:]]
         return pool, dropped
 
-    def _with_blank(self, group: list[Drawn]) -> list[Drawn]:
+    def _with_prior(self, group: list[Drawn]) -> list[Drawn]:
         """Each response's mean log-probability after the same chat with an empty question (SAR, arXiv 2509.05489)."""
         responses = [list(d.rollout.token_ids[d.rollout.prompt_len :]) for d in group]
-        means = self._mean_logprobs([blank(d.prompt) for d in group], responses)
+        means = self._mean_logprobs([without_question(d.prompt) for d in group], responses)
         return [replace(d, logprob_without=mean) for d, mean in zip(group, means, strict=True)]
 
     @torch.no_grad()
@@ -236,11 +236,11 @@ class Sampler:
         return [float(row[: len(r)].double().mean()) for row, r in zip(logps, responses, strict=True)]
 
 
-def bare(model: Any) -> PreTrainedModel:
+def base_model(model: Any) -> PreTrainedModel:
     """The model itself, where peft wrapped it: adapters are inside its layers."""
     return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
-def blank(messages: Messages) -> list[Mapping[str, str]]:
+def without_question(messages: Messages) -> list[Mapping[str, str]]:
     """The same chat with empty user messages; a system prompt stays."""
     return [{**m, "content": ""} if m["role"] == "user" else m for m in messages]

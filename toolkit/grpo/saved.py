@@ -24,7 +24,7 @@ from toolkit import checkpoints, origins, store
 from toolkit import lm as lms
 from toolkit.generate import facts
 from toolkit.grpo.log import Recorder
-from toolkit.grpo.sampler import bare
+from toolkit.grpo.sampler import base_model
 from toolkit.grpo.trainer import Trainer
 from toolkit.lm import LM
 from toolkit.rounding import Rounding, rounding
@@ -34,19 +34,19 @@ assumed_prompts, assumed_positions = 8, 16  # what two models are compared on: t
 PICKLED = "training_args.bin"  # transformers leaves it beside a model; it is of no use without the run
 
 
-def finished(trainer: Trainer) -> PreTrainedModel:
+def finished_model(trainer: Trainer) -> PreTrainedModel:
     """The trained model by itself, in fp32: adapters merged, the forwards of TRL and accelerate taken off (they would run these weights)."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     for name in ("forward", "_original_forward"):
         model.__dict__.pop(name, None)
-    model = merged(model)
+    model = merge_adapter(model)
     model.__dict__.pop("forward", None)
     return model.eval()
 
 
-def policy_of(given: LM, trainer: Trainer) -> LM:
+def trained_lm(given: LM, trainer: Trainer) -> LM:
     """The policy as an LM made from ``given``, with a record of the problems that it was trained on."""
-    return lms.child(given, finished(trainer), f"{given.name}, {trainer.recipe.name}", made_from=(_trained_on(trainer),))
+    return lms.child(given, finished_model(trainer), f"{given.name}, {trainer.recipe.name}", made_from=(_trained_on(trainer),))
 
 
 def _trained_on(trainer: Trainer) -> origins.Record:
@@ -54,9 +54,9 @@ def _trained_on(trainer: Trainer) -> origins.Record:
     return origins.record((p.id for p in pool), **facts(pool), seed=trainer.args.seed)
 
 
-def merged(model: Any) -> PreTrainedModel:
+def merge_adapter(model: Any) -> PreTrainedModel:
     """A model in fp32, in place, with its adapter merged, whether peft wraps the model or only has layers inside it."""
-    whole: Any = lms.as_type(bare(model), torch.float32)
+    whole: Any = lms.as_type(base_model(model), torch.float32)
     if isinstance(model, PeftModel):
         return cast(PreTrainedModel, model.merge_and_unload())
     for name, layer in list(whole.named_modules()):
@@ -66,12 +66,12 @@ def merged(model: Any) -> PreTrainedModel:
     return whole
 
 
-def adapted(model: Any) -> bool:
+def has_adapter(model: Any) -> bool:
     """Whether a model has layers with an adapter."""
     return any(isinstance(layer, BaseTunerLayer) for layer in model.modules())
 
 
-def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, about: Mapping[str, Any]) -> LM:
+def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, about: Mapping[str, Any]) -> LM:
     """Write the policy into ``out``, read it back, judge it as the last row of the log, and return it. Only for the main process.
 
     The trainer's weights and optimizer are given up. Killed before the end there is no ``out / "model"``, and the last checkpoint resumes.
@@ -80,12 +80,12 @@ def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, ab
         dtype: Number type of ``model``.
         about: What ``grpo.json`` says beside the fingerprints and the rounding.
     """
-    given, changed = recorder.given, adapted(trainer.model) or trainer.args.bf16
+    given, changed = recorder.given, has_adapter(trainer.model) or trainer.args.bf16
     assert given is not None
     if isinstance(trainer.model, PeftModel):
         _keep_adapter(trainer, given, out / ADAPTER)
     _release(trainer)
-    policy = policy_of(given, trainer)
+    policy = trained_lm(given, trainer)
     with store.filling(out / MODEL) as partial:
         lost, in_memory = _rounded(given, policy, dtype), policy.fingerprint
         prompts = [given.prompt_ids(p.messages) for p in list(trainer.problems.values())[:assumed_prompts]]
@@ -132,7 +132,7 @@ def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, dev
 
 def _rounded(given: LM, policy: LM, dtype: torch.dtype) -> dict[str, Any]:
     """The rounding of the policy in ``dtype`` and, as ``given``, in the type of the model that was given, where that is another."""
-    start = merged(deepcopy(given.model)) if adapted(given.model) else given.model
+    start = merge_adapter(deepcopy(given.model)) if has_adapter(given.model) else given.model
     before, after = (dict(model.named_parameters()) for model in (start, policy.model))
     found: dict[str, Any] = asdict(rounding(before, after, dtype))
     return found if given.model.dtype == dtype else found | {"given": asdict(rounding(before, after, given.model.dtype))}

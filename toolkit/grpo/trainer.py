@@ -36,15 +36,15 @@ from trl.trainer.utils import add_fused_lm_head
 
 from toolkit import generate, rewards, store
 from toolkit.grpo import advantages, draws, resuming
-from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, pushed_micro_batches
+from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, nonzero_micro_batches
 from toolkit.grpo.checks import NonFiniteError as NonFiniteError
-from toolkit.grpo.checks import check_args, check_finite, check_whole, named
-from toolkit.grpo.draws import Drawn, asked, asking
-from toolkit.grpo.losses import ModeSwitch, drpo_objective, kl_hinge, kl_of, preference, switch_hinge
-from toolkit.grpo.measures import measures
+from toolkit.grpo.checks import check_args, check_finite, check_unsharded, describe_rollout
+from toolkit.grpo.draws import Drawn, budget_prompt, prompted_messages
+from toolkit.grpo.losses import ModeSwitch, drpo_objective, kl_estimate, kl_hinge, preference, switch_hinge
+from toolkit.grpo.measures import batch_measures
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.resuming import STATE as STATE
-from toolkit.grpo.sampler import Sampler, policy_of
+from toolkit.grpo.sampler import Sampler, view_of
 from toolkit.lm import LM
 from toolkit.rewards import RewardBatch
 from toolkit.types import Problem, Rollout
@@ -77,7 +77,7 @@ class Extras:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredBatch:
     """The newest batch of all processes: what was drawn, paid, and pushed."""
 
     drawn: list[Drawn]
@@ -119,7 +119,7 @@ class Trainer(GRPOTrainer):
         self.reward = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)
         self.problems = {p.id: p for p in problems}
         check_args(args, recipe, extras.engine)
-        self.newest: Scored | None = None
+        self.newest: ScoredBatch | None = None
         self._drawn: list[Drawn] | None = None
         self._log_probs: Tensor | None = None
         self.identity = identity
@@ -133,7 +133,7 @@ class Trainer(GRPOTrainer):
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'", category=UserWarning)
             super().__init__(
                 model=lm.model,
-                reward_funcs=_named(self.reward.name),
+                reward_funcs=_named_reward(self.reward.name),
                 args=args,
                 train_dataset=self._dataset(list(problems), args),
                 processing_class=lm.tokenizer,
@@ -141,11 +141,11 @@ class Trainer(GRPOTrainer):
                 peft_config=deepcopy(extras.lora),  # peft writes into it: a second run with it would be of another adapter
                 rollout_func=_rollouts if extras.engine == "toolkit" else None,
             )
-        check_whole(self)
+        check_unsharded(self)
         if not self.is_deepspeed_enabled:  # which keeps fp32 masters of its own, and wants one type
             learn_in_fp32(self.model)
         self.remove_callback(PrinterCallback)
-        self.sampler = Sampler(policy_of(self))
+        self.sampler = Sampler(view_of(self))
         self.beta = args.beta = beta
         if reference is not None:
             self.ref_model = self._reference(reference)
@@ -173,10 +173,12 @@ class Trainer(GRPOTrainer):
         if self.extras.engine == "toolkit":
             self._drawn = self.sampler.draw([row["problem_id"] for row in inputs])
             inputs = [{"prompt": [dict(m) for m in d.prompt], "problem_id": d.rollout.problem_id} for d in self._drawn]
-            self.sampler.noted["seconds/rollouts"] = time.perf_counter() - began
+            self.sampler.metrics["seconds/rollouts"] = time.perf_counter() - began
         else:
-            ask, _ = asking(self.recipe.curriculum, self.state.global_step)
-            inputs = [{**row, "prompt": [dict(m) for m in asked(self.problems[row["problem_id"]], ask)]} for row in inputs]
+            ask, _ = budget_prompt(self.recipe.curriculum, self.state.global_step)
+            inputs = [
+                {**row, "prompt": [dict(m) for m in prompted_messages(self.problems[row["problem_id"]], ask)]} for row in inputs
+            ]
         output = super()._generate_and_score_completions(inputs)
         assert self.newest is not None
         mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
@@ -197,7 +199,7 @@ class Trainer(GRPOTrainer):
         due = self.reward.monitoring() if hasattr(self.reward, "monitoring") else None
         if due is not None:
             problems, samples = due
-            found = self.sampler.monitored(problems, samples)
+            found = self.sampler.monitoring_rollouts(problems, samples)
             self.reward.monitor(self._batch(found, self.state.global_step, "eval"))
 
     def _uninstructed(self, mine: slice, form: ModeSwitch) -> dict[str, Tensor]:
@@ -229,18 +231,18 @@ class Trainer(GRPOTrainer):
                 else scored.values[:, None]
             )
             pushed = advantages.ALL[self.recipe.advantage](parts, batch.groups, np.asarray(batch["tokens"]))
-        self.newest = Scored(drawn, batch, scored, pushed)
-        for name, value in {**measures(drawn, batch, scored), **self.sampler.noted}.items():
+        self.newest = ScoredBatch(drawn, batch, scored, pushed)
+        for name, value in {**batch_measures(drawn, batch, scored), **self.sampler.metrics}.items():
             self._metrics["train"][name].append(value)
         return torch.tensor(scored.values, dtype=torch.float32, device=self.accelerator.device)[:, None]
 
     def _adopted(self, inputs: Sequence[Mapping[str, Any]], completions: Sequence[Sequence[int]]) -> list[Drawn]:
         """What TRL drew, as rollouts."""
-        ask, budget = asking(self.recipe.curriculum, self.state.global_step)
+        ask, budget = budget_prompt(self.recipe.curriculum, self.state.global_step)
         found = []
         for i, (row, tokens) in enumerate(zip(inputs, completions, strict=True)):
             problem = self.problems[row["problem_id"]]
-            messages = asked(problem, ask)
+            messages = prompted_messages(problem, ask)
             prompt = self.origin.prompt_ids(messages)
             rollout = generate.graded(self.origin, problem, prompt, list(tokens), sample=i % self.args.num_generations)
             found.append(Drawn(rollout, messages, budget))
@@ -282,7 +284,7 @@ class Trainer(GRPOTrainer):
             parts = self.args.steps_per_generation
             if together and self._pushes_alone(scored):
                 most = max(gather_object([int((scored["advantages"] != 0).sum())]))
-                self._buffered_inputs = pushed_micro_batches(scored, parts, self.loss_type, most)
+                self._buffered_inputs = nonzero_micro_batches(scored, parts, self.loss_type, most)
             else:
                 self._buffered_inputs = micro_batches(scored, parts, size, by_length=together)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
@@ -347,7 +349,7 @@ class Trainer(GRPOTrainer):
         old = inputs.get("old_per_token_logps")
         old = new.detach() if old is None else old
         loss = -objective + kl_hinge(new, old, mask, form)
-        self._metrics["train"]["kl"].append(kl_of(new.detach(), old, mask).item())
+        self._metrics["train"]["kl"].append(kl_estimate(new.detach(), old, mask).item())
         self._metrics["train"]["entropy"].append(((entropies * mask).sum() / mask.sum().clamp(min=1)).item())
         return loss / self.current_gradient_accumulation_steps
 
@@ -381,7 +383,7 @@ class Trainer(GRPOTrainer):
                     loss = super()._compute_loss(self.model, one)
                     grads = torch.autograd.grad(loss, weights, allow_unused=True)
                 if not all(torch.isfinite(value).all() for value in (loss, *grads) if value is not None):
-                    return f", from {named(self.newest.drawn[row])}" if self.newest else ""
+                    return f", from {describe_rollout(self.newest.drawn[row])}" if self.newest else ""
         return "; no sample alone makes it so"
 
     # --- saving --------------------------------------------------------------------------------------------------
@@ -428,7 +430,7 @@ def _rollouts(prompts: list, trainer: Any) -> dict[str, list]:
     }
 
 
-def _named(name: str) -> Callable[..., list[float | None]]:
+def _named_reward(name: str) -> Callable[..., list[float | None]]:
     """The reward function TRL asks for; it is never called, since ``_calculate_rewards`` is ours, but names the metrics."""
 
     def reward(**columns: Any) -> list[float | None]:

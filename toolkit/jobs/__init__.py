@@ -8,13 +8,13 @@ from toolkit.jobs.edit import (
     OURS,
     PUBLISHED,
     STRENGTHS,
-    Finding,
-    Form,
     DirectionRecipe,
     EditSettings,
-    edit_conditions,
+    Finding,
+    Form,
     demo,
     edit_and_measure,
+    edit_conditions,
     extract_direction,
     find_heads,
     form_named,
@@ -24,10 +24,10 @@ from toolkit.jobs.edit import (
     steering_conditions,
 )
 from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_headline, entropy_report, entropy_tables
-from toolkit.jobs.heads import Atlas, agreement, atlas, entropy_sensitivity, lenses, condition_effects
-from toolkit.jobs.retrieval import Search, measure_retrieval, masking_effects, retrieval_report, thinking_or_not
+from toolkit.jobs.heads import Atlas, agreement, atlas, condition_effects, entropy_sensitivity, lenses
+from toolkit.jobs.retrieval import Search, masking_effects, measure_retrieval, retrieval_report, thinking_or_not
 from toolkit.jobs.steer import dose_report, read_doses, steered_responses, vector_folder
-from toolkit.jobs.study import RolloutDirectory, Say, Study, extraction_rollouts, read_rollouts, origin
+from toolkit.jobs.study import RolloutDirectory, Say, Study, extraction_rollouts, origin, read_rollouts
 
 __all__ = [
     "DEMO",
@@ -38,22 +38,23 @@ __all__ = [
     "PUBLISHED",
     "STRENGTHS",
     "Atlas",
+    "DirectionRecipe",
+    "EditSettings",
     "EntropySettings",
     "EntropyTables",
     "Finding",
     "Form",
     "RolloutDirectory",
-    "DirectionRecipe",
     "Say",
     "Search",
-    "EditSettings",
     "Study",
     "agreement",
     "atlas",
-    "edit_conditions",
+    "condition_effects",
     "demo",
     "dose_report",
     "edit_and_measure",
+    "edit_conditions",
     "entropy_headline",
     "entropy_report",
     "entropy_sensitivity",
@@ -62,19 +63,18 @@ __all__ = [
     "extraction_rollouts",
     "find_heads",
     "form_named",
-    "read_rollouts",
     "is_saved",
-    "read_doses",
     "lenses",
-    "measure_retrieval",
     "masking_effects",
+    "measure_retrieval",
     "origin",
     "plan_table",
+    "read_doses",
+    "read_rollouts",
     "retrieval_report",
     "save_edited",
-    "condition_effects",
-    "steering_conditions",
     "steered_responses",
+    "steering_conditions",
     "thinking_or_not",
     "vector_folder",
 ]

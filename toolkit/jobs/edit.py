@@ -299,7 +299,9 @@ DEMO = EditSettings(fraction=0.06)
 """Two of the tiny reasoner's 32 heads; the published lists hold 3.9 to 6.3 % of the heads."""
 
 
-def demo(lm: LM, study: Study, directory: str | Path, *, settings: EditSettings = DEMO, say: Say = lambda text: None) -> pd.DataFrame:
+def demo(
+    lm: LM, study: Study, directory: str | Path, *, settings: EditSettings = DEMO, say: Say = lambda text: None
+) -> pd.DataFrame:
     """The main job: find the direction and the heads, edit, save, steer, compare with controls, write everything down.
 
     The edited checkpoint and the steering are our form of the method; the report shows the published one beside it.

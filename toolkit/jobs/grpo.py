@@ -118,7 +118,7 @@ def sweep(
             basis = _curve_basis(lm, recipe, seed, plan, tested)
             if mine and not _is_current(file, basis, lm, plan.sized(recipe), seed, runs / "stale", say):
                 say(f"{recipe.name}, seed {seed}")
-                done = policies.trained(lm, recipe, seed, plan, runs, say=say)
+                done = policies.train_policy(lm, recipe, seed, plan, runs, say=say)
                 about = {"kind": "about", "recipe": plan.sized(recipe), "seed": seed, "pool": plan.pool, **basis.record}
                 store.write_rows(_curve(lm, done, about, runs, tested), file)
     return files
@@ -154,7 +154,7 @@ def _curve_basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, tested: 
 
 def _curve(lm: LM, done: Trained, about: Mapping[str, Any], runs: Path, tested: int) -> list[dict[str, Any]]:
     """Test a policy beside base; return the lines of its curve file."""
-    policy = policies.beside(lm, done.lm)
+    policy = policies.in_type_of(lm, done.lm)
     # The fingerprint is in the name because a folder of rollouts is named by it: those of other weights are not in the way.
     name = f"{about['recipe'].name}-seed{about['seed']}-{policy.fingerprint[:8]}"
     problems, sampling = tasks.load(TESTED, "test", tested), Sampling(n=8, max_new_tokens=400)

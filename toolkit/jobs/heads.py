@@ -73,7 +73,9 @@ def entropy_sensitivity(lm: LM, found: Sequence[Rollout], *, temperature: float 
     return HeadScores(change, "entropy_when_masked", "nats a token", about)
 
 
-def lenses(lm: LM, found: Sequence[Rollout], looked: retrieval.RetrievalMeasurement, settings: edit.EditSettings = edit.DEMO) -> dict[str, HeadScores]:
+def lenses(
+    lm: LM, found: Sequence[Rollout], looked: retrieval.RetrievalMeasurement, settings: edit.EditSettings = edit.DEMO
+) -> dict[str, HeadScores]:
     """Every score of every head: short thinking (as published, and ours), retrieval, entropy when masked, and attention patterns."""
     published, ours = (edit.find_heads(lm, found, settings, name).scores for name in (edit.PUBLISHED, edit.OURS))
     whole = looked.measured["write (ours)"]

@@ -192,7 +192,13 @@ def controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
 
 
 def masking_effects(
-    lm: LM, found: RetrievalMeasurement, search: Search, problems: Sequence[Problem], chosen: Sequence[Mask], *, out: Path | None = None
+    lm: LM,
+    found: RetrievalMeasurement,
+    search: Search,
+    problems: Sequence[Problem],
+    chosen: Sequence[Mask],
+    *,
+    out: Path | None = None,
 ) -> pd.DataFrame:
     """Accuracy and length with heads masked, beside layer-matched random heads.
 
