@@ -161,7 +161,7 @@ def test_schedule_has_no_problem_twice_in_a_step_and_every_problem_once_an_epoch
     assert all(set(a + b) == {p.id for p in problems} for a, b in zip(steps[::2], steps[1::2], strict=True))
     assert order == draws.schedule(problems, 5, 6, 3) != draws.schedule(problems, 5, 6, 4)
     assert order[:20] == draws.schedule(problems, 5, 4, 3)  # a longer run begins as a shorter one
-    with pytest.raises(ValueError, match="10 training problems, but a step asks 11"):
+    with pytest.raises(ValueError, match="10 training problems, but one step uses 11"):
         draws.schedule(problems, 11, 1, 0)
 
 
@@ -174,9 +174,9 @@ def test_curriculum_follows_the_published_budgets():
 
 def test_dynamic_sampling_asks_for_as_many_as_are_likely_to_be_missing_within_its_bound():
     rule = draws.Dynamic(most=4)
-    assert rule.next_round(kept=8, asked=16, wanted=16) == 16
-    assert rule.next_round(kept=0, asked=16, wanted=16) == 48
-    assert rule.next_round(kept=3, asked=64, wanted=16) == 0
+    assert rule.next_round(kept=8, sampled=16, wanted=16) == 16
+    assert rule.next_round(kept=0, sampled=16, wanted=16) == 48
+    assert rule.next_round(kept=3, sampled=64, wanted=16) == 0
 
 
 @pytest.mark.parametrize(

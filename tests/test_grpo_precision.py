@@ -163,8 +163,8 @@ def test_a_killed_and_resumed_bf16_run_has_the_weights_of_an_uninterrupted_one(h
 @pytest.mark.parametrize(
     ("dtype", "overrides", "message"),
     [
-        (torch.float16, {}, "would be trained in float16, whose gradients underflow"),
-        (torch.float32, {"fp16": True}, "would be trained in float16, whose gradients underflow"),
+        (torch.float16, {}, "would be trained in float16, in which gradients underflow"),
+        (torch.float32, {"fp16": True}, "would be trained in float16, in which gradients underflow"),
         (torch.bfloat16, {"use_transformers_continuous_batching": True}, "casts the weights to bfloat16 in place"),
     ],
 )

@@ -115,9 +115,9 @@ def test_weights_that_are_sharded_over_processes_are_refused_before_training():
 def test_a_run_of_drpo_is_resumed_with_the_micro_batch_it_began_with_and_no_other():
     plans = [Run(run.Path("x"), micro_batch=n) for n in (8, 16)]
     drpo = replace(recipes.plain("correctness"), loss=losses.DRPO())
-    one, other = (run._how(drpo, plan, Extras()) for plan in plans)
+    one, other = (run._training_identity(drpo, plan, Extras()) for plan in plans)
     assert {k for k in one if one[k] != other[k]} == {"micro_batch"}
-    plain = [run._how(recipes.plain("correctness"), plan, Extras()) for plan in plans]
+    plain = [run._training_identity(recipes.plain("correctness"), plan, Extras()) for plan in plans]
     assert plain[0] == plain[1], "whole steps are the same whatever the micro-batch"
 
 

@@ -13,11 +13,11 @@ import pandas as pd
 from toolkit import evaluate, rewards, store, tasks
 from toolkit.generate import Sampling
 from toolkit.grpo import curves, policies, recipes
+from toolkit.grpo.extras import Extras
 from toolkit.grpo.log import Bar
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import MODEL, GRPOConfig, Run, Trained, check_free, train
-from toolkit.grpo.trainer import Extras
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
 from toolkit.types import Report
