@@ -197,7 +197,7 @@ def test_atlas_writes_what_it_returns(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(heads, "FEW", 4)
     search = jobs.Search(instances=4, max_new_tokens=40)
     found = generate.rollouts(tiny, tasks.load("arithmetic", "train", 30), Sampling(n=4, max_new_tokens=80), progress=False)
-    atlas = jobs.atlas(tiny, jobs.Study(problems=3, samples=1, max_new_tokens=60), search, tmp_path / "out", found=found)
+    atlas = jobs.atlas(tiny, jobs.Study(problems=3, samples=1, max_new_tokens=60), search, tmp_path / "out", rollouts=found)
     written = store.read_json(tmp_path / "out" / "atlas.json")
     assert [row["head"] for row in written["heads"]] == list(atlas.heads["head"])
     assert len(written["overlaps"]) == len(atlas.overlaps) == len(atlas.scores) * (len(atlas.scores) - 1) // 2

@@ -123,7 +123,7 @@ def entropy(
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     if given is not None:
         given.check(lm)
-    tables = jobs.entropy_report(lm, study, out_dir, settings=settings, found=given.rollouts if given else None, say=say)
+    tables = jobs.entropy_report(lm, study, out_dir, settings=settings, rollouts=given.rollouts if given else None, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "entropy.json"))
         return

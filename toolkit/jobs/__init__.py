@@ -1,4 +1,4 @@
-"""What the commands do, in the order a researcher would call it: functions over the rooms below, one file a family of commands."""
+"""The work of the commands, as functions that a notebook can call too: one file per family of commands."""
 
 from toolkit.jobs.edit import (
     DEMO,
