@@ -91,7 +91,7 @@ def test_patterns_choose_conditions_and_base_stays():
 @pytest.mark.parametrize(
     ("specs", "pattern", "message"),
     [
-        (default.CONDITIONS, "nothing*", "No condition matches 'nothing\\*': there are base, "),
+        (default.CONDITIONS, "nothing*", "No condition matches 'nothing\\*': choose from base, "),
         ([board.base(), board.base()], None, "Two conditions are called 'base'"),
         ([board.edited("ThinkEdit")], None, "No condition is called 'base'"),
     ],
@@ -102,12 +102,12 @@ def test_a_list_that_cannot_be_a_board_is_refused(specs, pattern, message):
 
 
 def test_an_unknown_direction_is_refused():
-    with pytest.raises(ValueError, match="unknown direction 'up', choose one of thinkedit, efficiency"):
+    with pytest.raises(ValueError, match="unknown direction 'up': choose one of thinkedit, efficiency"):
         board.steered("x", 1.0, "up")
 
 
 def test_an_unknown_family_is_refused():
-    with pytest.raises(ValueError, match="unknown family 'edits', choose one of base, edit"):
+    with pytest.raises(ValueError, match="unknown family 'edits': choose one of base, edit"):
         Spec("x", "edits", lambda ground, seed: Condition(ground.lm))
 
 

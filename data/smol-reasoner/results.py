@@ -91,7 +91,7 @@ def every_claim(table: reading.AlignedResults, tokens: float) -> list[Claim]:
         estimate, smallest = (claims.plus(e, slack), 0.0) if slack else (e, smallest * (tokens if unit == "tokens" else 1.0))
         return Claim(text=text, source=source, estimate=estimate, smallest=smallest, unit=unit)
 
-    rows = table.found[BASE].results[0].rows
+    rows = table.by_name[BASE].results[0].rows
     both = rows.dropna(subset=["think_entropy", "answer_entropy"])
     phase = stats.over_problems((both["think_entropy"] - both["answer_entropy"]).to_numpy(), both["problem_id"].to_numpy())
     apart = stats.correlation(both["think_entropy"], both["think_tokens"], both["problem_id"], within=True)

@@ -1,9 +1,8 @@
-"""The board: every intervention beside every trained policy, on the same ground, with honest statistics.
+"""The board: compare interventions and trained policies on the same problems, with controls and corrected p-values.
 
-``spec`` says what a condition is, ``default`` lists them, ``ground`` makes what they share, ``measure`` measures one, ``running`` all of them, ``statistics`` and
-``reading`` make a board of the results, ``page`` writes it for people. ``toolkit board --help`` is the way in.
-
-On a model of 1.5 to 7 billion weights and one GPU: see ``data/board/README.md``.
+``spec`` defines conditions and ``default`` lists them. ``ground`` makes their shared inputs, such as directions. ``measure`` measures one
+condition, ``running`` all of them. ``statistics`` and ``reading`` turn the results into a board, ``page`` writes it as a web page. Start
+with ``toolkit board --help``. For a model of 1.5 to 7 billion weights on one GPU, see ``data/board/README.md``.
 """
 
 from toolkit.board.ground import FULL, QUICK, Ground, Sizes, adjust_sizes

@@ -1,6 +1,6 @@
-"""The board's conditions: every training-free intervention beside every trained policy, each with its control. Copy and extend.
+"""The board's default conditions: training-free interventions, trained policies, and controls. Copy this file to make your own list.
 
-Strengths, doses and budgets are ours, in the size of the tiny reasoner; on another model copy this file and change them.
+Strengths and budgets are ours and chosen for the tiny reasoner; for another model, change them in your copy.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from toolkit.board.spec import Spec, base, edited, masked, prompted, steered, tr
 from toolkit.grpo import recipes
 from toolkit.jobs.edit import OURS, PUBLISHED
 
-LAST = (-1,)  # where Efficiency Steering worked best on the tiny reasoner's dev split
+LAST = (-1,)  # the layer where Efficiency Steering worked best on the tiny reasoner's dev split
 
 EDITS = [
     edited("ThinkEdit, as published", 1.0, PUBLISHED),
