@@ -80,7 +80,7 @@ def test_settings_reach_recipe_reward_and_trl():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Say where the run goes"),
+        ((), "Give the directory of the run"),
         (("--out", "x", "--reward", "nonsense"), "Unknown reward or recipe 'nonsense'"),
         (("--out", "x", "--scale", "large"), "choose auto, tiny or paper"),
         (("--out", "x", "--set", "problems"), "give NAME=VALUE"),
