@@ -1,6 +1,6 @@
-"""Conditions for a reasoning model of 1.5 to 8 billion weights that thinks for hundreds to thousands of tokens: see README.md here.
+"""Conditions for a reasoning model of 1.5 to 8 billion weights that thinks for hundreds to thousands of tokens; see README.md here.
 
-Budgets and doses are guesses to begin with, to be chosen on dev (``toolkit dose``); the tiny reasoner's would mean nothing here.
+Budgets and strengths are first guesses; choose them on the dev split (``toolkit dose``). Those of the tiny reasoner do not apply here.
 """
 
 from toolkit.baselines import Budget, Instruction, SecondLook, Suppress
