@@ -88,11 +88,11 @@ QUICK = Sizes(
 """Small sizes for a trial run with every condition; too small for conclusions."""
 
 
-def adjust_sizes(sizes: Sizes, given: Mapping[str, Any], settings: Mapping[str, str], *, tiny: bool) -> Sizes:
+def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str, str], *, tiny: bool) -> Sizes:
     """Change sizes by the options of a command line.
 
     Args:
-        given: Options by name: ``task``, ``problems`` (of the main task), ``max_new_tokens``, ``seeds``, ``steps``, ``lora``, ``engine``.
+        options: Options by name: ``task``, ``problems`` (of the main task), ``max_new_tokens``, ``seeds``, ``steps``, ``lora``, ``engine``.
             ``None`` leaves a size unchanged.
         settings: Numbers of every recipe, or fields of TRL's ``GRPOConfig``, as text: see ``jobs.grpo.adjust_recipe``.
         tiny: True to scale recipes to the tiny reasoner.
@@ -102,7 +102,7 @@ def adjust_sizes(sizes: Sizes, given: Mapping[str, Any], settings: Mapping[str, 
     """
     from toolkit.jobs.grpo import RECIPE_NUMBERS, adjust_recipe  # needs TRL
 
-    options = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None}
     recipe, overrides = adjust_recipe(recipes.plain("correctness"), settings)
     changes = tuple((name, getattr(recipe, name)) for name in RECIPE_NUMBERS if name in settings)
     training: dict[str, Any] = {name: options[name] for name in ("task", "steps", "lora", "engine") if name in options}

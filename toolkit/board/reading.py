@@ -153,8 +153,8 @@ def cells(table: AlignedResults, name: str) -> dict[str, dict[str, Any]]:
             if not chosen.any():
                 continue
             values = {m: _aligned(table, name, m)[:, chosen] for m in statistics.HEADLINE}
-            shown = {m: _interval(stats.mean_effect(v, seeded=seeded).within(described(m).bounds)) for m, v in values.items()}
-            by_task.setdefault(t, {})[d] = {"n": int(chosen.sum()), **shown}
+            intervals = {m: _interval(stats.mean_effect(v, seeded=seeded).within(described(m).bounds)) for m, v in values.items()}
+            by_task.setdefault(t, {})[d] = {"n": int(chosen.sum()), **intervals}
     return by_task
 
 

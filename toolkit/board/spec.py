@@ -187,7 +187,7 @@ def check_distinct(keys: Mapping[str, str]) -> None:
 
 def base() -> Spec:
     """Return the unchanged base model, to which all differences are taken."""
-    return _spec(BASE, "base", _base, {}, note="as it is")
+    return _spec(BASE, "base", _base, {}, note="unchanged")
 
 
 def _base(ground: Ground, seed: int) -> Condition:

@@ -139,13 +139,13 @@ def thinkedit(
     again = (out_dir / "edit.json").is_file()  # is_saved checks later whether it is the same edit
     for target in () if dry_run or again else filter(None, (out_dir, adapter)):
         store.new_directory(target)
-    given = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
-    task = given.task(task) if given else task or "arithmetic"
-    tasks.check(task, *(() if given else ("train",)), *(() if dry_run else ("test",)))
+    source = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
+    task = source.task(task) if source else task or "arithmetic"
+    tasks.check(task, *(() if source else ("train",)), *(() if dry_run else ("test",)))
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     work = out_dir.with_name(f"{out_dir.name}.work")
-    finding = _found(lm, given, study, settings, form, work)
+    finding = _find_heads(lm, source, study, settings, form, work)
     done = not dry_run and jobs.is_saved(lm, finding, out_dir)
     plan = jobs.plan_table(finding)
     if not as_json:
@@ -169,14 +169,14 @@ def thinkedit(
     out.print(f"Saved to [bold]{out_dir}[/bold]; rollouts and numbers are in [bold]{work}[/bold].")
 
 
-def _found(lm: LM, given: RolloutDirectory | None, study: Study, settings: EditSettings, form: str, work: Path) -> Finding:
+def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings: EditSettings, form: str, work: Path) -> Finding:
     """Find direction, heads and plan, from given rollouts or from train rollouts that are saved in ``work``."""
     from toolkit import jobs
 
-    if given is not None:
-        given.check(lm)
-    rollouts = given.rollouts if given else jobs.extraction_rollouts(lm, study, out=work / "rollouts" / "train", say=say)
-    about = given.origin if given else study.origin("train")
+    if source is not None:
+        source.check(lm)
+    rollouts = source.rollouts if source else jobs.extraction_rollouts(lm, study, out=work / "rollouts" / "train", say=say)
+    about = source.origin if source else study.origin("train")
     return jobs.find_heads(lm, rollouts, settings, form, origin=about)
 
 
@@ -289,10 +289,10 @@ def direction(
         reject_unread("with --short-below and --long-above", "share")
     settings = jobs.EditSettings(share=share, short_below=short_below, long_above=long_above)
     recipe = jobs.DirectionRecipe(method, site, estimator, positions)
-    given = jobs.read_rollouts(rollouts, partial=partial)
+    source = jobs.read_rollouts(rollouts, partial=partial)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
-    given.check(lm)
-    v, table = jobs.extract_direction(lm, given.rollouts, settings, recipe, origin=given.origin)
+    source.check(lm)
+    v, table = jobs.extract_direction(lm, source.rollouts, settings, recipe, origin=source.origin)
     store.save(v, out_file)
     if as_json:
         print_json({"out": str(out_file), "layers": table.reset_index().to_dict("records"), "provenance": v.provenance})

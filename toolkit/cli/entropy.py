@@ -107,15 +107,15 @@ def entropy(
         reject_unread("without --rollouts", "partial")
     else:
         reject_unread("with --rollouts, which are sampled already", "samples", "max_new_tokens")
-    given = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
-    if given is not None and temperature not in (None, given.temperature):
-        raise typer.BadParameter(f"--temperature {temperature:g}: {rollouts} was sampled at {given.temperature:g}. Leave it out.")
-    origin = {} if given is None else given.origin
-    temperature = given.temperature if given else 1.0 if temperature is None else temperature
+    source = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
+    if source is not None and temperature not in (None, source.temperature):
+        raise typer.BadParameter(f"--temperature {temperature:g}: {rollouts} was sampled at {source.temperature:g}. Leave it out.")
+    origin = {} if source is None else source.origin
+    temperature = source.temperature if source else 1.0 if temperature is None else temperature
     settings = jobs.EntropySettings(temperature, split or origin.get("split", "test"), reader_of=reader_of)
     study = jobs.Study(
-        given.task(task) if given else task or "arithmetic",
-        problems or (given.problems if given else 200),
+        source.task(task) if source else task or "arithmetic",
+        problems or (source.problems if source else 200),
         samples,
         max_new_tokens,
         batch_size,
@@ -124,9 +124,9 @@ def entropy(
     tasks.check(study.task, settings.split)
     store.writable(out_dir)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
-    if given is not None:
-        given.check(lm)
-    tables = jobs.entropy_report(lm, study, out_dir, settings=settings, rollouts=given.rollouts if given else None, say=say)
+    if source is not None:
+        source.check(lm)
+    tables = jobs.entropy_report(lm, study, out_dir, settings=settings, rollouts=source.rollouts if source else None, say=say)
     if as_json:
         print_json(store.read_json(out_dir / "entropy.json"))
         return

@@ -144,15 +144,15 @@ def heads(
     if rollouts is None:
         reject_unread("without --rollouts", "partial")
     settings = jobs.Search(search, problems, parse_numbers(lengths, "--lengths", int), batch_size=batch_size, seed=seed)
-    given = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
-    task = given.task(task) if given else task or "arithmetic"
-    tasks.check(task, *(() if given else ("train",)), "test")
+    source = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
+    task = source.task(task) if source else task or "arithmetic"
+    tasks.check(task, *(() if source else ("train",)), "test")
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     sampled, about = None, None
-    if given is not None:
-        given.check(lm)
-        sampled, about = given.rollouts, given.origin
+    if source is not None:
+        source.check(lm)
+        sampled, about = source.rollouts, source.origin
     atlas = jobs.atlas(lm, study, settings, out_dir, rollouts=sampled, origin=about, say=say)
     if as_json:
         print_json({"out": str(out_dir), **{name: report.records(table) for name, table in atlas.tables.items()}})

@@ -145,7 +145,7 @@ def dose(
     model: Model = "tiny-reasoner",
     layers: Layers = None,
     during: During = "all",
-    wanted: Annotated[
+    task_name: Annotated[
         str | None,
         typer.Option("--task", "-t", help="Task, as for `toolkit rollouts`. Default: that of the vector, else arithmetic."),
     ] = None,
@@ -176,8 +176,8 @@ def dose(
         parse_numbers(alpha, "--alpha", float), parse_layers(layers), Scope.of(during), allow_overlap=allow_overlap
     )
     v = store.load(vector, Direction)
-    task = wanted or str(v.provenance.notes.get("task", "arithmetic"))
-    if wanted is None and not tasks.is_built_in(task):
+    task = task_name or str(v.provenance.notes.get("task", "arithmetic"))
+    if task_name is None and not tasks.is_built_in(task):
         raise typer.BadParameter(
             f"{vector} was made from problems in a file {task!r}, of which it records only the name: give the file with --task FILE."
         )

@@ -131,9 +131,9 @@ class Dynamic:
             raise ValueError(f"{self}: rounds and most must be at least 1.")
 
     @staticmethod
-    def keeps(paid: Float[ndarray, " samples"]) -> bool:
+    def keeps(rewards: Float[ndarray, " samples"]) -> bool:
         """Return True if the rewards of a group differ. NaN counts as different, so that the trainer sees it and raises an error."""
-        return bool((paid != paid[0]).any())
+        return bool((rewards != rewards[0]).any())
 
     def next_round(self, kept: int, sampled: int, wanted: int) -> int:
         """Return how many more problems to sample so that about ``wanted`` groups are kept; 0 at the limit."""

@@ -36,10 +36,10 @@ class Kept(TrainerCallback, ExportableState):
         if not state.global_step:
             return
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {}).get("states")
-        wanted = self.state()["attributes"]["states"]
-        if saved is None or set(saved) != set(wanted):
+        expected = self.state()["attributes"]["states"]
+        if saved is None or set(saved) != set(expected):
             raise ValueError(
-                f"The checkpoint of step {state.global_step} holds the states of the rewards {sorted(saved or {})}, expected {sorted(wanted)}: "
+                f"The checkpoint of step {state.global_step} holds the states of the rewards {sorted(saved or {})}, expected {sorted(expected)}: "
                 "resume a run that had Kept with the same rewards among its callbacks, or start a new run."
             )
         for name, value in saved.items():

@@ -58,8 +58,8 @@ def drpo_objective(
     names = groups.unique()
     total = score.sum() * 0.0  # a graph even if no group counts
     for name in names:
-        mine = (groups == name) & (tokens > 0)
-        right, wrong = mine & correct, mine & ~correct
+        members = (groups == name) & (tokens > 0)
+        right, wrong = members & correct, members & ~correct
         if not right.any() or not wrong.any():
             continue
         weights = torch.softmax(brevity[right], dim=0)

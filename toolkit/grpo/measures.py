@@ -47,8 +47,8 @@ def batch_measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.S
     for name, values in scored.components.items():
         row[f"component/{name}"], row[f"component/{name}/std"] = values.mean(), values.std()
     for mode in {d.mode for d in drawn} - {None}:
-        mine = np.array([d.mode == mode for d in drawn])
-        row[f"accuracy/{mode}"], row[f"tokens/{mode}"] = correct[mine].mean(), tokens[mine].mean()
+        in_mode = np.array([d.mode == mode for d in drawn])
+        row[f"accuracy/{mode}"], row[f"tokens/{mode}"] = correct[in_mode].mean(), tokens[in_mode].mean()
     return {name: float(value) for name, value in row.items()}
 
 

@@ -42,7 +42,7 @@ class PolicyView:
         step: Returns the number of optimizer steps done.
         weights: Returns the model in training.
         generating: Context manager that yields the model for generation: unwrapped, gathered, under the autocast of training.
-        paid: Returns the rewards of a batch of all processes, without changing the reward's state. Arguments: the batch, and this
+        rewards: Returns the rewards of a batch of all processes, without changing the reward's state. Arguments: the batch, and this
             process's part of it.
         log_probs: Returns log-probabilities of responses. Arguments: ids, attention mask, number of response columns.
     """
@@ -56,14 +56,14 @@ class PolicyView:
     step: Callable[[], int]
     weights: Callable[[], Any]
     generating: Callable[[], AbstractContextManager[Any]]
-    paid: Callable[[Sequence[Drawn], Sequence[Drawn]], ndarray]
+    rewards: Callable[[Sequence[Drawn], Sequence[Drawn]], ndarray]
     log_probs: Callable[[Tensor, Tensor, int], Tensor]
 
 
 def view_of(trainer: Any) -> PolicyView:
     """Return a view of a trainer for sampling."""
 
-    def paid(drawn: Sequence[Drawn], local: Sequence[Drawn]) -> ndarray:
+    def rewards(drawn: Sequence[Drawn], local: Sequence[Drawn]) -> ndarray:
         return trainer.reward(trainer.batch_of(drawn, local, trainer.state.global_step, "eval")).values
 
     return PolicyView(
@@ -76,7 +76,7 @@ def view_of(trainer: Any) -> PolicyView:
         step=lambda: trainer.state.global_step,
         weights=lambda: trainer.model,
         generating=lambda: _generating(trainer),
-        paid=paid,
+        rewards=rewards,
         log_probs=lambda ids, mask, keep: trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, keep)[0],
     )
 
@@ -138,8 +138,8 @@ class Sampler:
         """Sample rollouts of a monitoring set over all processes: the same training problems in every step of a run."""
         t = self.policy
         chosen = draws.more_problems(list(t.problems.values()), set(), problems, t.args.seed)
-        mine = chosen[t.accelerator.process_index :: t.accelerator.num_processes]
-        return list(gather_object(self.rollouts(mine, self._sampling(MONITOR, samples))))
+        local = chosen[t.accelerator.process_index :: t.accelerator.num_processes]
+        return list(gather_object(self.rollouts(local, self._sampling(MONITOR, samples))))
 
     def _sampling(self, stream: int, n: int) -> Sampling:
         a = self.policy.args
@@ -210,8 +210,8 @@ class Sampler:
         while batch := pool[:wanted]:
             rows = [d for group in batch for d in group]
             local = rows[len(rows) * here // world : len(rows) * (here + 1) // world]
-            paid = t.paid(rows, local)
-            keeps = [rule.keeps(part) for part in np.split(paid, np.cumsum([len(group) for group in batch])[:-1])]
+            values = t.rewards(rows, local)
+            keeps = [rule.keeps(part) for part in np.split(values, np.cumsum([len(group) for group in batch])[:-1])]
             if all(keeps):
                 break
             dropped = [*dropped, *(group for group, keep in zip(batch, keeps, strict=True) if not keep)]

@@ -348,8 +348,8 @@ def demo(
     heads = {name: {"scores": f.scores, "edited": plan_table(f).reset_index().to_dict("records")} for name, f in findings.items()}
     store.write_json(heads, out / "heads.json")
     say("comparing base, edits, steering and random controls on held-out problems")
-    judged = edit_conditions(lm, findings, settings) | steering_conditions(lm, v, settings)
-    measured = evaluate.compare(judged, study.load("test", lm), study.sampling, out=out / "rollouts" / "test")
+    compared = edit_conditions(lm, findings, settings) | steering_conditions(lm, v, settings)
+    measured = evaluate.compare(compared, study.load("test", lm), study.sampling, out=out / "rollouts" / "test")
     summary = report.write(out, measured, seed=study.seed, settings=settings)
     if not saved:
         save_edited(lm, findings[OURS], measured, summary, out / "edited")

@@ -117,9 +117,9 @@ class RolloutDirectory:
         part = {"rollouts": f"{len(self.rollouts):,} of {self.expected:,} rollouts"} if incomplete else {}
         return {**recorded, **part}
 
-    def task(self, wanted: str | None) -> str:
-        """Return the task to evaluate on: ``wanted``, or by default that of the rollouts. Raises ValueError if neither is known."""
-        task = wanted or self.header.get("task")
+    def task(self, name: str | None) -> str:
+        """Return the task to evaluate on: ``name``, or by default that of the rollouts. Raises ValueError if neither is known."""
+        task = name or self.header.get("task")
         if not task:
             raise ValueError(f"{self.directory} does not record the task of its rollouts: give it with --task.")
         return str(task)
