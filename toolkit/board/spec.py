@@ -149,6 +149,10 @@ def read_conditions(path: str | Path) -> tuple[list[Spec], Sizes | None]:
 def select_conditions(specs: Sequence[Spec], pattern: str | None = None) -> list[Spec]:
     """Return the conditions to measure: base first, then those whose names match ``pattern``.
 
+    >>> from toolkit.board import default
+    >>> [spec.name for spec in select_conditions(default.CONDITIONS, "DLER*")]
+    ['base', 'DLER', 'DLER, merged']
+
     Args:
         pattern: Patterns as for file names, separated by commas, such as ``"GRPO*,steered*"``; ``None`` selects all.
 

@@ -58,7 +58,11 @@ During = Annotated[
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """Parse ``"3"``, ``"2-5"`` or ``"1,4,7"`` as layers; ``None`` stays ``None``."""
+    """Parse ``"3"``, ``"2-5"`` or ``"1,4,7"`` as layers; ``None`` stays ``None``.
+
+    >>> parse_layers("2-5")
+    (2, 3, 4, 5)
+    """
     if text is None:
         return None
     try:

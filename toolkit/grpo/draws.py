@@ -63,6 +63,9 @@ class Curriculum:
 
     ``B(t) = max(1, B0 * decay^floor(t / every))`` tokens at step t, rounded to the nearest whole number.
 
+    >>> [Curriculum().at(step) for step in (0, 150, 300, 450)]
+    [256, 179, 125, 87]
+
     Attributes:
         start: B0, tokens.
         decay: Factor of each drop.
