@@ -85,6 +85,7 @@ def reading(checkpoint: str | Path | None) -> Iterator[None]:
 class ResumableTrainer(GRPOTrainer):
     """TRL's trainer with complete-or-absent checkpoints that also hold the run's identity and the reward's state."""
 
+    args: Any
     identity: Mapping[str, Any]
     reward: Any
 

@@ -77,8 +77,7 @@ class Trainer(ResumableTrainer):
         ValueError: groups are split across processes or micro-batches, or the options cannot be combined.
     """
 
-    # TRL and transformers leave these open or too narrow.
-    args: Any
+    # TRL and transformers leave these types open or too narrow.
     model: Any
     _buffered_inputs: Any
 
