@@ -44,10 +44,10 @@ FAST = {
     "capture of every block, time over raw hooks": "capture, last token: over raw hooks on the same batches",
     "the same, TransformerLens over ours": "capture, last token: TransformerLens bridge over ours",
     "the same, nnsight over ours": "capture, last token: nnsight over ours",
-    "steered sampling, time over unsteered sampling": "steering, 47 M, batch 8, all: our decoding, over itself unsteered",
+    "steered sampling, time over unsteered sampling": "steering, 47 M, batch 8, all: our decoding, steered over unsteered",
     "sampling 512 rows of the tiny reasoner, tokens per second over `generate`": "rollouts, tiny reasoner, 512 rows: tokens/s over generate, one batch",
     "sampling SmolLM2, 16 rows, tokens per second over `generate`": "rollouts, SmolLM2: tokens/s over generate, one batch",
-    "GRPO step, time over TRL's trainer": "GRPO, tiny reasoner, 16 x 8: seconds a step over TRL's stock trainer",
+    "GRPO step, time over TRL's trainer": "GRPO, tiny reasoner, 16 x 8: seconds per step over TRL's stock trainer",
     "retrieval heads at 4,096 tokens, times faster than full eager attention": "retrieval heads, SmolLM2, 4096 tokens: times faster than full eager",
 }
 """Rows of the speed table in the README, and their names in the benchmark's report."""

