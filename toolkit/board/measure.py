@@ -264,7 +264,7 @@ class References:
 
 
 def measure_references(ground: Ground) -> References:
-    """Sample and measure the base model for :class:`References`."""
+    """Sample and measure base's responses, states and heads, with which the internals of every condition are compared."""
     closed = [r for r in ground.sample() if r.think_tokens and r.closed]
     texts = closed[:: max(1, len(closed) // ground.sizes.texts)][: ground.sizes.texts]
     haystacks = ground.search(seed=1).haystacks(ground.lm, "test")

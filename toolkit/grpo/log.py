@@ -137,7 +137,7 @@ class Recorder(TrainerCallback):
             self._evaluation = {}
 
     def finish(self, saved: LM, step: int) -> None:
-        """Evaluate the saved model, on this process alone, and replace the evaluation in the last step's row."""
+        """Evaluate the saved model, on this process alone, and put the result into the last step's row in place of the earlier one."""
         if not (evaluation := self._judge(saved)):
             return
         last = self.rows.pop() if self.rows and self.rows[-1]["step"] == step else {"step": step}

@@ -62,7 +62,10 @@ class EntropySettings:
 
 @dataclass(frozen=True)
 class EntropyTables:
-    """Results as tables. A name in quotes is the function of ``methods.phase_entropy`` or ``methods.failed_steps`` that sets the columns.
+    """Entropy results as tables.
+
+    The functions named below, such as ``by_phase``, are those of ``methods.phase_entropy`` and ``methods.failed_steps``; they list the
+    columns.
 
     Attributes:
         rows: One row per rollout: ``phase_entropy.table``, and for rollouts that thought ``failed_steps.table``.
