@@ -1,7 +1,7 @@
-"""Write every measured number of the README from committed results: ``python data/readme.py``.
+"""Write the README's tables of measured numbers from committed results: ``python data/readme.py``.
 
-Each table stands between two marks of the README (see ``publish.splice``). A test compares the README with the tables made here, so a
-number there is always the committed one. Scripts that measure again call :func:`update` at their end.
+Each table stands between two marks of the README (see ``publish.splice``). A test compares the README with the tables made here, so its
+numbers always equal the committed results. Scripts that measure again call :func:`update` at their end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from toolkit import report
-from toolkit.board import shown
+from toolkit.board import text_table
 
 ROOT = Path(__file__).parents[1]
 ON_BOARD = (
@@ -71,12 +71,12 @@ def demo() -> str:
 
 def board() -> str:
     """Return selected rows of the board."""
-    table = shown(read("data/board/board.json"), BOARD_METRICS)
+    table = text_table(read("data/board/board.json"), BOARD_METRICS)
     return report.markdown(table.loc[[name for name in ON_BOARD if name in table.index]])
 
 
 def retrieval() -> str:
-    """Return the accuracy with retrieval heads masked, beside random heads of the same layers."""
+    """Return the table of accuracy with retrieval heads masked, beside random heads of the same layers."""
     rows = []
     for model, file, heads in (("tiny reasoner", "tiny-reasoner", 4), ("SmolLM2-135M", "smollm2", 5)):
         masking = {
@@ -91,7 +91,7 @@ def retrieval() -> str:
 
 
 def entropy() -> str:
-    """Return the main measures of phase entropy on both models."""
+    """Return the table of the main entropy results on both models."""
     runs = [read(f"data/entropy/{name}.json") for name in ("tiny-reasoner", "smollm2")]
 
     def phase(run: Mapping[str, Any], name: str) -> str:
@@ -120,14 +120,14 @@ def entropy() -> str:
 
 
 def smol() -> str:
-    """Return selected effects on the smol reasoner with their intervals and verdicts."""
+    """Return the table of selected effects on the smol reasoner, with intervals and verdicts."""
     claims = {row["effect"]: row for row in read("data/smol-reasoner/results/claims.json")}
     rows = {name: [claims[name]["found, + as claimed"], claims[name]["verdict"]] for name in ON_REAL_WEIGHTS}
     return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["estimate, + as claimed", "verdict"]))
 
 
 def speed() -> str:
-    """Return selected ratios of the last full benchmark."""
+    """Return the table of selected ratios from the last full benchmark."""
     ratios = {row["name"]: row for row in read("tests/benchmarks/report.json")["rows"]}
     rows = {name: [f"{ratios[row]['ratio']:.2f}", ratios[row]["reach"] or ""] for name, row in FAST.items()}
     return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["ratio", "aim"]))
@@ -136,11 +136,11 @@ def speed() -> str:
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "demo": demo, "board": board, "retrieval": retrieval, "entropy": entropy, "smol": smol, "speed": speed,
 }  # fmt: skip
-"""Marks of the README, and the tables that stand between them."""
+"""Functions that make the README's tables, by mark."""
 
 
 def update(names: Sequence[str] = tuple(BLOCKS)) -> None:
-    """Put the tables into the README."""
+    """Write the tables into the README."""
     from publish import splice  # beside this script
 
     for name in names:

@@ -148,8 +148,8 @@ def test_rollouts_that_do_not_fit_are_named(sampled, tmp_path):
     for arguments, message in (
         (("-r", tmp_path / "nowhere"), "nowhere/header.json"),
         (("-r", without), "carries no entropies: sample with Sampling(details=True) (toolkit rollouts --details)"),
-        (("-r", foreign), "are of another, not of tiny-reasoner as it is"),
-        (("-r", steered), "are of tiny-reasoner under steering +2, not of tiny-reasoner as it is"),
+        (("-r", foreign), "are of another, not of tiny-reasoner as loaded"),
+        (("-r", steered), "are of tiny-reasoner under steering +2, not of tiny-reasoner as loaded"),
         (("-r", sampled, "--split", "dev"), "20 problems of the rollouts are not among the 20 given, such as 'arithmetic-"),
         (("-r", sampled, "--temperature", 1), "was sampled at 0.8"),
     ):

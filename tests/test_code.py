@@ -176,9 +176,9 @@ def test_results_of_other_code_are_said_in_one_line_measured_again_and_kept(chan
         return folder
 
     monkeypatch.setattr(board.running, "_measured", lambda ground, spec, seed, references, expected: measure(ground, spec, seed))
-    monkeypatch.setattr(board.running, "refer", lambda ground: None)
+    monkeypatch.setattr(board.running, "measure_references", lambda ground: None)
     sizes = Sizes(main=(("arithmetic", 4),), unseen=(), seeds=1, extraction=(4, 1))
-    specs = board.checked([s for s in default.CONDITIONS if s.name in ("base", "PEAR", "budget of 12")])
+    specs = board.select_conditions([s for s in default.CONDITIONS if s.name in ("base", "PEAR", "budget of 12")])
     said: list[str] = []
 
     def again():
@@ -205,7 +205,7 @@ def test_results_from_before_code_hashes_are_said_not_to_be_used(tiny, tmp_path,
     said: list[str] = []
     ground = board.Ground(tiny, Sizes(main=(("arithmetic", 4),), unseen=(), extraction=(4, 1)), tmp_path, said.append)
     monkeypatch.setattr(board.running, "_measured", lambda *_: pytest.fail("measured"))
-    monkeypatch.setattr(board.running, "refer", lambda ground: None)
+    monkeypatch.setattr(board.running, "measure_references", lambda ground: None)
     with pytest.raises(pytest.fail.Exception):
         board.run(ground, [board.base()], progress=False)
     assert said == [f"1 results in {tmp_path / 'results'} were made by toolkit 0.1.0, before code hashes: they are not used"]

@@ -155,7 +155,7 @@ def test_dynamic_sampling_fills_the_batch_with_groups_that_vary(tiny, easy, smal
     groups = [drawn[i : i + 4] for i in range(0, 16, 4)]
     assert all(len({d.rollout.problem_id for d in g}) == 1 for g in groups)
     assert all(draws.Dynamic.keeps(paid) for paid in trainer.newest.scored.values.reshape(4, 4))
-    assert trainer.sampler.noted["dynamic/filled"] == 0 and trainer.sampler.noted["dynamic/groups_drawn"] > 4
+    assert trainer.sampler.metrics["dynamic/filled"] == 0 and trainer.sampler.metrics["dynamic/groups_drawn"] > 4
 
 
 class ByLength(rewards.Correctness):
@@ -176,7 +176,7 @@ def test_dynamic_sampling_looks_at_the_reward_trained_on_which_learns_from_the_b
     trainer = trainer_of(tiny, recipe, easy, tmp_path, Extras(reward=reward), micro_batch=8)
     trainer.model.train()
     trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    assert trainer.sampler.noted["dynamic/filled"] == 0 and reward.learned == 1
+    assert trainer.sampler.metrics["dynamic/filled"] == 0 and reward.learned == 1
     assert all(d.rollout.correct for d in trainer.newest.drawn), "by correctness every one of these groups would be dropped"
     assert all(len(set(paid)) > 1 for paid in trainer.newest.scored.values.reshape(2, 4).tolist())
 
@@ -515,11 +515,11 @@ def test_an_infinite_gradient_stops_the_run_before_any_weight_moves(tiny, easy, 
     ("change", "plan", "message"),
     [
         ({"max_tokens": 5000}, {}, r"The longest prompt \('arithmetic-.*'\) has .* max_completion_length=5000 .* context of 4096"),
-        ({"problems": 25}, {"micro_batch": 200}, "24 training problems, but a step asks 25"),
+        ({"problems": 25}, {"micro_batch": 200}, "24 training problems, but one step uses 25"),
         ({"max_tokens": 2}, {}, "None of 64 responses to 8 training problems is correct: there is nothing to reinforce"),
-        ({}, {"micro_batch": 5}, "cannot be cut into micro-batches of 5"),
+        ({}, {"micro_batch": 5}, "cannot be split into micro-batches of 5"),
         ({"loss": recipes.DRPO()}, {"micro_batch": 4}, "needs whole groups"),
-        ({"loss": recipes.DRPO(), "config": {"beta": 0.1}}, {"micro_batch": 8}, "KL term of its own"),
+        ({"loss": recipes.DRPO(), "config": {"beta": 0.1}}, {"micro_batch": 8}, "has its own KL term"),
         ({"modes": draws.Modes()}, {"engine": "trl"}, 'engine="trl" cannot do'),
         ({}, {"steps": 0}, "max_steps"),
     ],

@@ -64,7 +64,7 @@ class Ran(NamedTuple):
         return store.read_json(self.out / "model" / "grpo.json")
 
 
-KINDS = {"weights": None, "lora": policies.lora(8)}
+KINDS = {"weights": None, "lora": policies.lora_config(8)}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -163,8 +163,8 @@ def test_a_killed_and_resumed_bf16_run_has_the_weights_of_an_uninterrupted_one(h
 @pytest.mark.parametrize(
     ("dtype", "overrides", "message"),
     [
-        (torch.float16, {}, "would be trained in float16, whose gradients underflow"),
-        (torch.float32, {"fp16": True}, "would be trained in float16, whose gradients underflow"),
+        (torch.float16, {}, "would be trained in float16, in which gradients underflow"),
+        (torch.float32, {"fp16": True}, "would be trained in float16, in which gradients underflow"),
         (torch.bfloat16, {"use_transformers_continuous_batching": True}, "casts the weights to bfloat16 in place"),
     ],
 )
@@ -263,12 +263,12 @@ def test_killed_while_the_model_is_written_the_run_ends_with_the_same_model(half
 
 def test_a_sweep_trains_and_reads_back_the_same_model(half, recipe, tmp_path):
     plan = TrainingPlan(steps=1, pool=8, held_out=2, evaluate_every=0, tiny=False, micro_batch=16, lora=4)
-    once, again = (policies.trained(half, replace(recipe, max_tokens=96), 0, plan, tmp_path) for _ in range(2))
+    once, again = (policies.train_policy(half, replace(recipe, max_tokens=96), 0, plan, tmp_path) for _ in range(2))
     assert once.lm.fingerprint == again.lm.fingerprint != half.fingerprint
     assert again.lm.model.dtype == torch.float32 and again.lm.parent == half.fingerprint
-    judged = policies.beside(half, again.lm)
+    judged = policies.in_type_of(half, again.lm)
     assert judged.model.dtype == torch.bfloat16 and "; bfloat16 keeps" in judged.name and judged.parent == half.fingerprint
-    assert policies.beside(half, judged) is judged
+    assert policies.in_type_of(half, judged) is judged
 
 
 @pytest.mark.parametrize("merged", [False, True])

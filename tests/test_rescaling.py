@@ -37,8 +37,8 @@ def changed_of(model_of):
 @pytest.fixture(scope="module")
 def finding_of(mixed_rollouts):
     """Both forms of the method on a model."""
-    settings = jobs.Settings(share=0.4, fraction=0.3)
-    return cache(lambda lm_id, name: edit.find(MODELS[lm_id], mixed_rollouts, settings, name))
+    settings = jobs.EditSettings(share=0.4, fraction=0.3)
+    return cache(lambda lm_id, name: edit.find_heads(MODELS[lm_id], mixed_rollouts, settings, name))
 
 
 MODELS: dict[int, LM] = {}
@@ -120,8 +120,8 @@ def lenses_of(mixed_rollouts):
     def lenses(lm_id: int) -> dict[str, HeadScores]:
         lm = MODELS[lm_id]
         measured = retrieval_heads.measure(lm, random_examples(2))
-        looked = retrieval.Found([], [], {name: measured for name in retrieval.RANKINGS})
-        return heads.lenses(lm, mixed_rollouts, looked, jobs.Settings(share=0.4, fraction=0.3))
+        looked = retrieval.RetrievalMeasurement([], [], {name: measured for name in retrieval.RANKINGS})
+        return heads.lenses(lm, mixed_rollouts, looked, jobs.EditSettings(share=0.4, fraction=0.3))
 
     return cache(lenses)
 

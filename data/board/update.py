@@ -1,7 +1,7 @@
-"""Publish a finished board: ``toolkit board``, then ``python data/board/update.py [DIRECTORY]`` (default ``runs/board``).
+"""Publish a finished board: run ``toolkit board``, then ``python data/board/update.py [DIRECTORY]`` (default ``runs/board``).
 
-Writes ``board.json``, ``table.parquet``, ``report.html`` and, if Chromium is installed, ``board.png`` beside this script, the README's
-table of the board, and the line of the card beside this script that says which code made it.
+Writes ``board.json``, ``table.parquet``, ``report.html`` and, if Chromium is installed, ``board.png`` beside this script. Updates the
+README's table of the board, and in the README.md beside this script the line that names the code.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 
 from toolkit import figures
-from toolkit.board.page import page
+from toolkit.board.page import write_page
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-MADE_BY = re.compile(r"^Made by .*$", re.MULTILINE)  # the line of the README beside this script
+MADE_BY = re.compile(r"^Made by .*$", re.MULTILINE)  # this line of the README.md beside this script is replaced
 NAMED = (
     "base",
     "ThinkEdit 2",
@@ -28,11 +28,11 @@ NAMED = (
     "no re-checks",
     "asked to be quick",
 )
-"""What its figure names."""
+"""Conditions with a label in the figure."""
 
 
 def main() -> None:
-    """Update all of it."""
+    """Update all files."""
     sys.path.insert(0, str(HERE.parent))
     import publish
     import readme
@@ -41,7 +41,7 @@ def main() -> None:
     board = json.loads((source / "board.json").read_text())
     shutil.copyfile(source / "table.parquet", HERE / "table.parquet")
     (HERE / "board.json").write_text(json.dumps({k: v for k, v in board.items() if k != "figures"}, separators=(",", ":")) + "\n")
-    page(board, HERE / "report.html")
+    write_page(board, HERE / "report.html")
     readme.update(["board"])
     card = HERE / "README.md"
     card.write_text(MADE_BY.sub(lambda _: f"Made by {board['provenance']['made_by']}.", card.read_text(), count=1))

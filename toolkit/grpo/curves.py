@@ -1,4 +1,4 @@
-"""Learning curves of a sweep: the small files in ``data/grpo``, one per run, and tables of what they say."""
+"""Learning curves of a sweep: read the small files in ``data/grpo``, one per run, into tables."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ CURVE = (
 
 def steps(log: pd.DataFrame) -> list[dict[str, Any]]:
     """Return one line per training step for a curve file: selected columns of a log, four digits, missing values left out."""
-    kept = [c for c in log.columns if c in CURVE or c.startswith(("held_out/", "component/"))]
-    rows = log[kept].to_dict("records")
+    chosen = [c for c in log.columns if c in CURVE or c.startswith(("held_out/", "component/"))]
+    rows = log[chosen].to_dict("records")
     short = ({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     return [{k: v for k, v in row.items() if v is not None and v == v} for row in short]
 

@@ -1,4 +1,4 @@
-"""How policies are trained: the settings that a board, a sweep and a script of one's own share. Importing this does not import TRL."""
+"""Training settings that a board, a sweep and your own script share. Importing this module does not import TRL."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class TrainingPlan:
     Attributes:
         task: Task to train on.
         steps: Optimizer steps per policy.
-        pool: Training problems. With fewer problems than a run draws, each is visited several times (HAPO compares with earlier visits).
-        held_out: Dev problems that the learning curve is measured on, 4 samples each.
+        pool: Number of training problems. If a run uses more than that, each is visited several times (HAPO compares with earlier visits).
+        held_out: Number of dev problems for the learning curve, 4 samples each.
         evaluate_every: Steps between two points of the learning curve; 0 for no curve.
-        tiny: True to take recipes in the size of the tiny reasoner (``Recipe.scaled``), False for their papers' numbers.
+        tiny: True to scale recipes to the tiny reasoner (``Recipe.scaled``), False for their papers' numbers.
         changes: Recipe fields to replace in every recipe, such as ``(("problems", 32),)``.
         micro_batch: Rows per forward and backward pass.
         lora: Rank of a LoRA adapter, merged at the end; ``None`` trains every weight.
@@ -39,12 +39,12 @@ class TrainingPlan:
     overrides: tuple[tuple[str, Any], ...] = ()
 
     def sized(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with the numbers that this plan trains with."""
+        """Return the recipe scaled and changed as this plan says."""
         return replace(recipe.scaled() if self.tiny else recipe, **dict(self.changes))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything in the plan that a policy depends on, apart from its recipe, task, problems and micro-batch."""
+        """All settings that a policy depends on, except recipe, task, problems and micro-batch."""
         fields = {
             "steps": self.steps,
             "held_out": [self.held_out, self.evaluate_every],

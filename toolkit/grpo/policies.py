@@ -1,4 +1,4 @@
-"""Policies trained as a plan says: one folder per policy, named by everything it depends on, trained once and read back afterwards."""
+"""Train policies once and read them back: one folder per policy, named by everything that the policy depends on."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from toolkit import identity, store, tasks
 from toolkit.generate import Sampling
 from toolkit.grpo import code
+from toolkit.grpo.extras import Extras
 from toolkit.grpo.log import LOG, read
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.run import MODEL, Run, Trained, train, who
+from toolkit.grpo.run import MODEL, Run, Trained, policy_identity, train
 from toolkit.grpo.saved import read_back
-from toolkit.grpo.trainer import Extras
 from toolkit.lm import LM, as_type, child
 from toolkit.rounding import rounding
 from toolkit.types import Problem
 
 
-def trained(
+def train_policy(
     lm: LM,
     recipe: Recipe,
     seed: int,
@@ -37,39 +37,41 @@ def trained(
     reward: Any = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Trained:
-    """Train ``lm`` by a recipe from a seed as ``plan`` says; read the policy back if it exists, resume if its training was stopped.
+    """Train a copy of ``lm`` by a recipe from a seed. Read the policy back if it exists; resume if its training was stopped.
 
-    The policy is left in a folder of its own in ``runs`` (see :func:`folder_of`), without checkpoints. One process trains it; others that
-    need it wait.
+    The policy is saved in its folder in ``runs`` (see :func:`folder_of`), without checkpoints. If several processes need it, one trains it
+    and the others wait.
 
     Args:
-        recipe: With its paper's numbers; ``plan`` sizes it.
+        recipe: Recipe with its paper's numbers; ``plan`` scales it.
+        plan: Training settings.
         runs: Directory that holds one folder per policy.
-        reward: Reward object to use instead of the recipe's, in its state before training. Its class and fields are part of what the
-            policy depends on.
+        reward: Reward object to use instead of the recipe's, in its state before training. The folder's name depends on its class and
+            fields.
+        say: Called with one line of progress or warning at a time.
 
     Raises:
-        identity.UnknownIdentityError: the reward holds something that its values do not describe.
+        identity.UnknownIdentityError: the reward holds something whose identity cannot be computed from its values, such as a lock.
     """
-    folder, rests_on = folder_of(lm, recipe, seed, plan, runs, reward=reward), basis(lm, recipe, seed, plan, reward=reward)
+    folder, depends_on = folder_of(lm, recipe, seed, plan, runs, reward=reward), basis(lm, recipe, seed, plan, reward=reward)
     recipe = plan.sized(recipe)
     dev = tasks.load(plan.task, "dev", plan.held_out, lm=lm)
     run = Run(
         folder, plan.steps, seed, save_every=20, held_out=tuple(dev), evaluate_every=plan.evaluate_every, micro_batch=plan.micro_batch,
         evaluate=Sampling(n=4, max_new_tokens=max(200, recipe.max_tokens)), overrides=dict(plan.overrides),
     )  # fmt: skip
-    extras = Extras(reward=deepcopy(reward), engine=plan.engine, lora=lora(plan.lora) if plan.lora else None)
+    extras = Extras(reward=deepcopy(reward), engine=plan.engine, lora=lora_config(plan.lora) if plan.lora else None)
     with store.claimed(folder, wait=True):
         if store.is_whole(folder / MODEL):
             model = replace(read_back(lm, folder / MODEL), parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
             return Trained(model, pd.DataFrame(read(folder / LOG)))
         if not (folder / store.MADE_BY).exists():
-            changed = rests_on.changed(store.records(runs, f"{glob.escape(_name(recipe, seed))}-*"))
+            changed = depends_on.changed(store.records(runs, f"{glob.escape(_name(recipe, seed))}-*"))
             if changed:
                 say(
                     f"{recipe.name}, seed {seed}, was trained by other code ({', '.join(sorted(changed))} changed): training it again"
                 )
-            rests_on.write(folder)
+            depends_on.write(folder)
         done = train(lm, recipe, _pool(lm, plan), run, extras=extras, resume=True, say=say)
         if done.main:
             for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
@@ -78,7 +80,7 @@ def trained(
 
 
 def folder_of(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, runs: Path, *, reward: Any = None) -> Path:
-    """Return the folder of a policy in ``runs``, named by everything the policy depends on, code included."""
+    """Return the folder of a policy in ``runs``. Its name is a key of everything that the policy depends on, including the code."""
     return runs / f"{_name(recipe, seed)}-{basis(lm, recipe, seed, plan, reward=reward).key}"
 
 
@@ -91,21 +93,21 @@ def _pool(lm: LM, plan: TrainingPlan) -> list[Problem]:
 
 
 def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any = None) -> store.Basis:
-    """Return everything that a policy depends on, and the code it passes through. Arguments as for :func:`trained`."""
+    """Return everything that a policy depends on, including the code. Arguments as for :func:`train_policy`."""
     recipe = plan.sized(recipe)
-    paid = {} if reward is None else {"reward": identity.of(reward).body}
-    adapter = {} if plan.lora is None else {"adapter": identity.of(lora(plan.lora)).body}
+    own_reward = {} if reward is None else {"reward": identity.of(reward).body}
+    adapter = {} if plan.lora is None else {"adapter": identity.of(lora_config(plan.lora)).body}
     # A recipe with a loss of its own may compute it over the rows of one micro-batch, as DRPO's hinge does.
     rows = {"micro_batch": plan.micro_batch} if recipe.loss else {}
-    depends = {**who(lm, recipe, _pool(lm, plan)), "seed": seed, **plan.identity, **paid, **adapter, **rows}
+    depends = {**policy_identity(lm, recipe, _pool(lm, plan)), "seed": seed, **plan.identity, **own_reward, **adapter, **rows}
     return store.Basis(json.loads(json.dumps(depends, default=str)), code.modules(recipe, plan.task, reward))
 
 
-def beside(base: LM, policy: LM) -> LM:
-    """Return the policy in the number type of ``base``, so that comparing the two does not measure a difference of number types.
+def in_type_of(base: LM, policy: LM) -> LM:
+    """Return the policy in the number type of ``base``, so that comparing the two measures training alone.
 
-    A saved policy is fp32 as a rule. If ``base`` is narrower, part of the training is rounded away; the returned model's name says how
-    much. The weights of ``policy`` are changed in place.
+    A saved policy is usually fp32. If ``base`` has a narrower type, rounding loses part of the training; the returned model's name says
+    how much. The weights of ``policy`` are changed in place.
     """
     dtype = base.model.dtype
     if policy.model.dtype == dtype:
@@ -115,8 +117,8 @@ def beside(base: LM, policy: LM) -> LM:
     return child(base, as_type(policy.model, dtype), name, made_from=policy.made_from)
 
 
-def lora(rank: int) -> Any:
-    """Return a LoRA config on every linear layer except the output, with ``alpha`` twice the rank (ours)."""
+def lora_config(rank: int) -> Any:
+    """Return a LoRA config for every linear layer except the output layer, with ``alpha`` twice the rank (ours)."""
     from peft import LoraConfig
 
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
