@@ -165,7 +165,7 @@ def test_a_model_that_does_not_mark_its_thinking_is_measured_whole_and_not_filte
     assert set(tables.phases["phase"]) == {"think"}
     assert store.read_json(tmp_path / "entropy.json")["filtering"] is None
     page = (tmp_path / "report.html").read_text()
-    assert "nothing could be dropped from it before an answer: not measured" in page and "whole responses count as it" in page
+    assert "it cannot answer after shortened thinking" in page and "whole responses count as thinking" in page
     assert "rather than random ones" not in page
     with pytest.raises(NoThinkTagsError, match="has a step of thinking"):
         jobs.entropy_report(replace(tiny, tags=None), Study(problems=3, samples=2, max_new_tokens=60), tmp_path / "none")

@@ -100,4 +100,4 @@ def test_dose_does_not_guess_where_the_file_of_a_vector_is(tiny, tmp_path, monke
     )
     result = run("dose", "-v", store.save(v, tmp_path / "v.safetensors"), "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert "made from problems of a file 'mine.jsonl'" in " ".join(result.output.replace("\u2502", " ").split())
+    assert "made from problems in a file 'mine.jsonl'" in " ".join(result.output.replace("\u2502", " ").split())
