@@ -247,7 +247,7 @@ ALLOWED = [
         "generate",
         "import torch, toolkit\nfrom toolkit import lm, __version__\nfrom toolkit.types import A",
     ),
-    (check_direction, "tasks.arithmetic", "from toolkit.tasks import words"),
+    (check_direction, "tasks.arithmetic", "from toolkit.tasks import splits"),
     (check_direction, "methods.a", "from toolkit import lm\nfrom toolkit.stats import bootstrap"),
     (check_direction, "rewards.a", "from toolkit import stats\nfrom toolkit.types import Rollout"),
     (check_absolute, "lm", "from toolkit.types import Rollout"),

@@ -17,8 +17,9 @@ from toolkit import figures, stats, steps
 from toolkit.lm import NoThinkTagsError
 from toolkit.methods import failed_steps
 from toolkit.methods.failed_steps import Chain, Cues, Reader
-from toolkit.tasks import arithmetic, lookup, wordproblems, wordtraces
-from toolkit.tasks.traces import Habits, Trace
+from toolkit.tasks import arithmetic, lookup, wordproblems
+from toolkit.tasks.generators import wordtraces
+from toolkit.tasks.generators.traces import Habits, Trace
 from toolkit.types import Problem, Rollout, Span
 
 TASKS = {"arithmetic": arithmetic, "lookup": lookup}

@@ -10,8 +10,9 @@ from itertools import combinations
 import pytest
 
 from toolkit import store, tasks
-from toolkit.tasks import arithmetic, grading, gym, words
-from toolkit.tasks.gym import GymError
+from toolkit.tasks import arithmetic, grading, splits
+from toolkit.tasks.external import gym
+from toolkit.tasks.external.gym import GymError
 
 
 def test_without_reasoning_gym_the_error_says_how_to_install_it(monkeypatch):
@@ -68,7 +69,7 @@ def test_no_question_is_in_two_splits():
     few = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # so few that they would meet by chance
     found = {
         s: {p.messages[0]["content"] for seed in (0, 1) for p in gym.load("chain_sum", s, 8, seed, settings=few)}
-        for s in words.SPLITS
+        for s in splits.SPLITS
     }
     assert not any(found[a] & found[b] for a, b in combinations(found, 2))
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from toolkit import evaluate, tasks
 from toolkit.lm import LM
-from toolkit.tasks import haystack, lookup, needle, words
+from toolkit.tasks import haystack, lookup, needle, splits
 from toolkit.tasks.haystack import HaystackError, user_text
 from toolkit.types import Rollout, Span
 
@@ -147,9 +147,9 @@ def test_facts_follow_their_seed_and_are_different():
 
 
 def test_no_question_is_in_two_splits():
-    found = {split: {f.question for seed in range(3) for f in needle.facts(split, 150, seed)} for split in words.SPLITS}
+    found = {split: {f.question for seed in range(3) for f in needle.facts(split, 150, seed)} for split in splits.SPLITS}
     assert all(not found[a] & found[b] for a, b in combinations(found, 2))
-    assert all(words.split_of(q) == split for split, questions in found.items() for q in questions)
+    assert all(splits.split_of(q) == split for split, questions in found.items() for q in questions)
 
 
 def test_filler_shares_no_word_of_content_with_any_fact():

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from toolkit.tasks import threading
-from toolkit.tasks.pairs import MARKER, solve
+from toolkit.tasks.generators.pairs import MARKER, solve
 from toolkit.tasks.threading import Ask, Pairs, ThreadError, kv_haystack
 
 KINDS = ("single", "multi", "conditional", "thread", "multithread", "branched")

@@ -14,9 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit import generate, store, tasks
-from toolkit.tasks import arithmetic, episodes, execution, grading, running_sum, traces, words
-from toolkit.tasks.episodes import answer, inject_history_errors, play, read_answer, running_sum_episodes, with_history_errors
-from toolkit.tasks.execution import horizon_length, judge
+from toolkit.tasks import arithmetic, grading, running_sum, splits
+from toolkit.tasks.generators import episodes, traces
+from toolkit.tasks.generators.episodes import (
+    answer,
+    inject_history_errors,
+    play,
+    read_answer,
+    running_sum_episodes,
+    with_history_errors,
+)
+from toolkit.tasks.grading import execution
+from toolkit.tasks.grading.execution import horizon_length, judge
 from toolkit.types import Problem
 
 SLOPPY = traces.Habits(slip_easy=0.3, slip_hard=0.3, wait_calm=0.3, wait_hasty=0.3, default_haste=0.1)
@@ -143,14 +152,14 @@ def test_metrics_leave_out_what_was_jumped_over():
 # --- chains --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("split", words.SPLITS)
+@pytest.mark.parametrize("split", splits.SPLITS)
 def test_chains_are_right_and_stay_in_range(split):
     for p in running_sum.load(split, 60, seed=1):
         assert p.messages[0]["content"] == f"{p.meta['expression']}=?"
         assert int(p.answer) == eval(p.meta["expression"]) == running_sum.totals(p)[-1]
         assert min(running_sum.totals(p)) >= 0 and max(running_sum.totals(p)) <= arithmetic.LARGEST
         assert p.meta["difficulty"] == len(p.meta["deltas"]) and p.meta["longer"] == (len(p.meta["deltas"]) > 7)
-        assert p.meta["split"] == split == words.split_of(p.meta["expression"])
+        assert p.meta["split"] == split == splits.split_of(p.meta["expression"])
         assert grading.grade(p, p.answer) and not grading.grade(p, str(int(p.answer) + 1))
 
 
@@ -160,7 +169,7 @@ def test_chains_have_the_horizon_asked_for_and_one_seed_gives_the_same_ones():
 
 
 def test_no_chain_is_in_two_splits_or_was_trained_on():
-    found = {split: {p.meta["expression"] for p in running_sum.load(split, 150, horizons=(1, 4))} for split in words.SPLITS}
+    found = {split: {p.meta["expression"] for p in running_sum.load(split, 150, horizons=(1, 4))} for split in splits.SPLITS}
     assert not any(found[a] & found[b] for a, b in combinations(found, 2))
     trained = {p.meta["expression"] for p in arithmetic.load("train", 500, operands=(2, 4))}
     assert not trained & (found["test"] | found["dev"])
@@ -283,7 +292,7 @@ def test_words_and_values_are_the_papers():
 
 def test_episodes_are_seeded_and_their_splits_disjoint():
     assert running_sum_episodes(3, 4, seed=1) == running_sum_episodes(3, 4, seed=1) != running_sum_episodes(3, 4, seed=2)
-    found = {s: {e.id for seed in (0, 1) for e in running_sum_episodes(20, 2, seed=seed, split=s, size=3)} for s in words.SPLITS}
+    found = {s: {e.id for seed in (0, 1) for e in running_sum_episodes(20, 2, seed=seed, split=s, size=3)} for s in splits.SPLITS}
     assert not any(found[a] & found[b] for a, b in combinations(found, 2))
 
 

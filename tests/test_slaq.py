@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit import tasks
-from toolkit.tasks import arithmetic, grading, slaq, words
+from toolkit.tasks import arithmetic, grading, slaq, splits
 from toolkit.tasks.slaq import Fact, alignment_scores, by_position, pairs, right, short_long_pairs
 
 
@@ -66,7 +66,7 @@ def test_scores_of_nothing_are_refused():
 # --- prompts -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("split", words.SPLITS)
+@pytest.mark.parametrize("split", splits.SPLITS)
 def test_both_forms_can_be_answered_from_their_prompt(split):
     for pair in pairs(split, 12, seed=1, m=4):
         codes = oracle(pair.long.messages[0]["content"])
@@ -97,7 +97,7 @@ def test_facts_are_told_in_another_order_than_they_are_asked_in():
 def test_no_owner_is_asked_about_in_two_splits_and_seeds_repeat():
     asked = {
         s: {re.search(r"the code of the ([\w ]+)\?", p.messages[0]["content"])[1] for q in pairs(s, 60) for p in q.short}
-        for s in words.SPLITS
+        for s in splits.SPLITS
     }
     assert not any(asked[a] & asked[b] for a, b in combinations(asked, 2))
     assert pairs("dev", 3, 5) == pairs("dev", 3, 5) != pairs("dev", 3, 6)

@@ -12,7 +12,7 @@ import pytest
 from toolkit import generate, rewards, stats, store, tasks
 from toolkit.generate import Sampling
 from toolkit.rewards import MissingColumnError
-from toolkit.tasks import arithmetic, grading, target_length, words
+from toolkit.tasks import arithmetic, grading, splits, target_length
 from toolkit.tasks.target_length import QUESTIONS, TARGETS, instruction, problem, target_length_prompts
 from toolkit.types import Problem, Rollout, Span
 
@@ -79,7 +79,7 @@ def test_the_report_is_that_of_stats():
 
 
 def test_splits_are_disjoint_by_question():
-    found = {s: {p.meta["question"] for p in target_length.load(s, 30)} for s in words.SPLITS}
+    found = {s: {p.meta["question"] for p in target_length.load(s, 30)} for s in splits.SPLITS}
     assert not any(found[a] & found[b] for a, b in combinations(found, 2))
     assert len(set(QUESTIONS)) == len(QUESTIONS) == 240
     own = target_length.load("test", 40, 2)

@@ -10,9 +10,9 @@ from bpe import bpe_lm, lm_of, read
 
 from toolkit import store, tasks
 from toolkit.lm import LM
-from toolkit.tasks import grading, haystack, threading, words
+from toolkit.tasks import grading, haystack, splits, threading
+from toolkit.tasks.generators.pairs import solve
 from toolkit.tasks.haystack import user_text
-from toolkit.tasks.pairs import solve
 from toolkit.tasks.threading import Ask, ThreadError, kv_haystack
 
 KINDS = ("single", "multi", "conditional", "thread", "multithread", "branched")
@@ -31,7 +31,7 @@ def lm(request) -> LM:
 
 def test_splits_are_disjoint_by_what_is_needed():
     found = {}
-    for split in words.SPLITS:
+    for split in splits.SPLITS:
         problems = [p for seed in range(2) for p in threading.load(split, 40, seed)]
         assert all(p.meta["split"] == split for p in problems)
         found[split] = {(p.meta["kind"], p.meta["asked"], p.answer) for p in problems}

@@ -27,7 +27,8 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.edit import OURS
 from toolkit.lm import LM, Condition
 from toolkit.methods import failed_steps, phase_entropy, retrieval_heads
-from toolkit.tasks import execution, haystack, running_sum
+from toolkit.tasks import haystack, running_sum
+from toolkit.tasks.grading import execution
 from toolkit.types import Problem, Rollout
 
 ROWS, POINTS, ABOUT = "rows.parquet", "points.parquet", "about.json"

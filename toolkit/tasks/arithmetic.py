@@ -10,7 +10,8 @@ import random
 import re
 from collections.abc import Sequence
 
-from toolkit.tasks import traces, words
+from toolkit.tasks import splits
+from toolkit.tasks.generators import cues, traces
 from toolkit.types import Problem
 
 OPERANDS = (2, 8)
@@ -31,16 +32,16 @@ def problem(rng: random.Random, split: str, *, operands: tuple[int, int] = OPERA
             values.append(value)
             signs.append(sign)
         expression = str(values[0]) + "".join(s + str(v) for s, v in zip(signs, values[1:], strict=True))
-        if words.split_of(expression) == split:
+        if splits.split_of(expression) == split:
             break
-    content, word = words.with_word(f"{expression}=?", rng)
+    content, word = cues.with_word(f"{expression}=?", rng)
     meta = {
         "task": "arithmetic",
         "split": split,
         "difficulty": n,
         "easy": n <= 3 and top <= 19,
         "word": word,
-        "cue": word in words.CUES,
+        "cue": word in cues.CUES,
         "expression": expression,
     }
     return Problem(f"arithmetic-{content}", ({"role": "user", "content": content},), str(total), meta)
@@ -52,12 +53,12 @@ def load(split: str, n: int = 200, seed: int = 0, *, operands: tuple[int, int] =
     Raises:
         ValueError: unknown split, or an operand range outside 2..8.
     """
-    words.check_split(split)
+    splits.check_split(split)
     low, high = operands
     if not OPERANDS[0] <= low <= high <= OPERANDS[1]:
         raise ValueError(f"operands={operands}: give an inclusive range within {OPERANDS}.")
     rng = random.Random(f"arithmetic-{split}-{seed}")
-    return words.distinct(lambda: problem(rng, split, operands=operands), n)
+    return splits.distinct(lambda: problem(rng, split, operands=operands), n)
 
 
 def parse(expression: str) -> tuple[list[int], list[str]]:

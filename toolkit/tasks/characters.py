@@ -23,7 +23,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from toolkit import stats
-from toolkit.tasks import words
+from toolkit.tasks import splits
 from toolkit.tasks.haystack import NoOffsetsError
 from toolkit.types import Problem
 
@@ -55,7 +55,7 @@ def problem(word: str, kind: str, character: str | None = None, *, split: str | 
     content = f"{_question(word, kind, character)} Answer with the number only."
     meta = {
         "task": "characters",
-        "split": split or words.split_of(word),
+        "split": split or splits.split_of(word),
         "difficulty": len(word),
         "kind": kind,
         "word": word,
@@ -124,7 +124,7 @@ def load(
         ValueError: unknown split or kind, or a range of word lengths that does not go up from 2.
         NoOffsetsError: see :func:`tags`.
     """
-    words.check_split(split)
+    splits.check_split(split)
     low, high = lengths
     if not kinds or set(kinds) - set(KINDS):
         raise ValueError(f"kinds={tuple(kinds)}: choose some of {', '.join(KINDS)}.")
@@ -133,12 +133,12 @@ def load(
     rng = random.Random(f"characters-{split}-{seed}")
 
     def draw(kind: str) -> Problem:
-        while words.split_of(word := made_up(rng, rng.randint(low, high))) != split:
+        while splits.split_of(word := made_up(rng, rng.randint(low, high))) != split:
             pass
         return problem(word, kind, None if kind == "distinct" else rng.choice(word))
 
     share = [len(range(i, n, len(kinds))) for i in range(len(kinds))]
-    drawn = [iter(words.distinct(lambda kind=kind: draw(kind), m)) for kind, m in zip(kinds, share, strict=True)]  # type: ignore[misc]
+    drawn = [iter(splits.distinct(lambda kind=kind: draw(kind), m)) for kind, m in zip(kinds, share, strict=True)]  # type: ignore[misc]
     found = [p for _ in range(max(share, default=0)) for questions in drawn for p in islice(questions, 1)]
     return found if tokenizer is None else [tagged(p, tokenizer) for p in found]
 

@@ -11,7 +11,8 @@ import random
 import string
 from itertools import pairwise
 
-from toolkit.tasks import traces, words
+from toolkit.tasks import splits
+from toolkit.tasks.generators import cues, traces
 from toolkit.types import Problem
 
 HOPS = (1, 3)
@@ -32,16 +33,16 @@ def problem(
         low, high = math.log(context[0]), math.log(context[1])
         size = round(math.exp(rng.uniform(low, high)))
         text, chain = _context(rng, n, size)
-        if words.split_of(text) == split:
+        if splits.split_of(text) == split:
             break
-    content, word = words.with_word(f"{text} {chain[0]}?", rng)
+    content, word = cues.with_word(f"{text} {chain[0]}?", rng)
     meta = {
         "task": "lookup",
         "split": split,
         "difficulty": n,
         "easy": n == 1 and size < 100,
         "word": word,
-        "cue": word in words.CUES,
+        "cue": word in cues.CUES,
         "chain": tuple(chain),
         "context": size,
     }
@@ -82,13 +83,13 @@ def load(
     Raises:
         ValueError: unknown split, more than three hops, or a context too short to hold the chain.
     """
-    words.check_split(split)
+    splits.check_split(split)
     if not HOPS[0] <= hops[0] <= hops[1] <= HOPS[1]:
         raise ValueError(f"hops={hops}: give an inclusive range within {HOPS}.")
     if not CONTEXT[0] <= context[0] <= context[1]:
         raise ValueError(f"context={context}: give an inclusive range from {CONTEXT[0]} characters up.")
     rng = random.Random(f"lookup-{split}-{seed}")
-    return words.distinct(lambda: problem(rng, split, hops=hops, context=context), n)
+    return splits.distinct(lambda: problem(rng, split, hops=hops, context=context), n)
 
 
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:

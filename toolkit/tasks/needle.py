@@ -20,7 +20,7 @@ from pathlib import Path
 
 from toolkit import store
 from toolkit.lm import LM
-from toolkit.tasks import haystack, words
+from toolkit.tasks import haystack, splits
 from toolkit.tasks.haystack import ContextTooShortError, Haystack, HaystackError
 from toolkit.types import Problem
 
@@ -74,17 +74,17 @@ def facts(split: str, n: int = 3, seed: int = 0) -> list[Needle]:
     Raises:
         ValueError: unknown split, or more facts than there are.
     """
-    words.check_split(split)
+    splits.check_split(split)
     rng = random.Random(f"needle-{split}-{seed}")
     found: dict[str, Needle] = {}
 
     def draw() -> Problem:
-        while words.split_of((fact := _fact(rng)).question) != split:
+        while splits.split_of((fact := _fact(rng)).question) != split:
             pass
         found.setdefault(fact.question, fact)
         return Problem(fact.question, (), fact.answer)
 
-    return [found[p.id] for p in words.distinct(draw, n)]
+    return [found[p.id] for p in splits.distinct(draw, n)]
 
 
 def _fact(rng: random.Random) -> Needle:
@@ -181,14 +181,14 @@ def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, f
 def _problem(needle: Needle, text: str, length: int, depth: float) -> Problem:
     meta = {
         "task": "needle",
-        "split": words.split_of(needle.question),
+        "split": splits.split_of(needle.question),
         "difficulty": length,
         "grader": "recall",
         "length": length,
         "depth": depth,
         "question": needle.question,
     }
-    return Problem(f"needle-{words.digest(text)}-{length}-{depth:g}", ({"role": "user", "content": text},), needle.answer, meta)
+    return Problem(f"needle-{splits.digest(text)}-{length}-{depth:g}", ({"role": "user", "content": text},), needle.answer, meta)
 
 
 def _filler(needle: Needle, length: int, seed: int, given: Sequence[str] | None) -> list[str]:

@@ -24,15 +24,15 @@ from itertools import accumulate
 
 from toolkit import steps
 from toolkit.lm import LM
-from toolkit.tasks import arithmetic, words
-from toolkit.tasks.episodes import (
+from toolkit.tasks import arithmetic, splits
+from toolkit.tasks.generators.episodes import (
     Episode,
     inject_history_errors,
     play,
     running_sum_episodes,
     with_history_errors,
 )
-from toolkit.tasks.execution import (
+from toolkit.tasks.grading.execution import (
     Execution,
     by_horizon,
     execution_metrics,
@@ -93,12 +93,12 @@ def load(split: str = "test", n: int = 200, seed: int = 0, *, horizons: tuple[in
     Raises:
         ValueError: unknown split, or a range of horizons that does not go up from 1.
     """
-    words.check_split(split)
+    splits.check_split(split)
     low, high = horizons
     if not 1 <= low <= high:
         raise ValueError(f"horizons={horizons}: give an inclusive range of additions from 1 up, such as {HORIZONS}.")
     rng = random.Random(f"running_sum-{split}-{seed}")
-    return words.distinct(lambda: problem(rng, split, horizons=horizons), n)
+    return splits.distinct(lambda: problem(rng, split, horizons=horizons), n)
 
 
 def totals(p: Problem) -> list[int]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from toolkit.tasks import grading, words
+from toolkit.tasks import grading, splits
 from toolkit.types import Problem
 
 M = 5  # facts of a long question, the paper's
@@ -103,8 +103,8 @@ def short_long_pairs(
 def _pair(group: Sequence[Fact], noise: Sequence[Fact], rng: random.Random, split: str | None) -> ShortLong:
     shown = [fact for fact in (*group, *noise) if fact.tell]
     rng.shuffle(shown)
-    name = f"slaq-{words.digest(repr((group, shown)))}"
-    split = split or words.split_of(repr(sorted(fact.ask for fact in group)))
+    name = f"slaq-{splits.digest(repr((group, shown)))}"
+    split = split or splits.split_of(repr(sorted(fact.ask for fact in group)))
     short = tuple(_problem(f"{name}-{i}", [fact], shown, split, position=i) for i, fact in enumerate(group))
     return ShortLong(_problem(name, group, shown, split, position=None), short)
 
@@ -161,8 +161,8 @@ def pairs(split: str = "test", n: int = 40, seed: int = 0, *, m: int = M, noise:
     Raises:
         ValueError: unknown split, ``m`` below 2, negative noise, or more facts than owners.
     """
-    words.check_split(split)
-    own = [owner for owner in OWNERS if words.split_of(owner) == split]
+    splits.check_split(split)
+    own = [owner for owner in OWNERS if splits.split_of(owner) == split]
     if not 2 <= m <= len(own) or not 0 <= noise <= len(OWNERS) - m:
         raise ValueError(
             f"m={m}, noise={noise}: need m from 2 to {len(own)} (owners of split {split!r}), and noise from 0 to {len(OWNERS) - m}."

@@ -18,7 +18,7 @@ from itertools import product
 
 from toolkit import stats
 from toolkit.stats import LengthMatch, Number
-from toolkit.tasks import words
+from toolkit.tasks import splits
 from toolkit.types import Problem
 
 TARGETS: tuple[Number, ...] = tuple(stats.RULER_PRECISE)  # 10 to 700, and 800 for "more than 800"
@@ -74,14 +74,14 @@ def problem(question: str, target: Number) -> Problem:
     content = f"{question} {instruction(target)}"
     meta = ({} if level is None else {"difficulty": level}) | {
         "task": "target_length",
-        "split": words.split_of(question),
+        "split": splits.split_of(question),
         "grader": "length",
         "question": question,
         "target_words": target,
         "low_words": low,
         "high_words": None if math.isinf(high) else high,
     }
-    return Problem(f"target_length-{words.digest(content)}", ({"role": "user", "content": content},), f"{target:g}", meta)
+    return Problem(f"target_length-{splits.digest(content)}", ({"role": "user", "content": content},), f"{target:g}", meta)
 
 
 def load(split: str = "test", n: int = 20, seed: int = 0, *, targets: Sequence[Number] = TARGETS) -> list[Problem]:
@@ -90,10 +90,10 @@ def load(split: str = "test", n: int = 20, seed: int = 0, *, targets: Sequence[N
     Raises:
         ValueError: unknown split, bad targets, or more problems than questions and targets give.
     """
-    words.check_split(split)
+    splits.check_split(split)
     rng = random.Random(f"target_length-{split}-{seed}")
-    own = [q for q in QUESTIONS if words.split_of(q) == split]
-    return words.distinct(lambda: target_length_prompts([rng.choice(own)], targets, rng.randrange(2**32))[0], n)
+    own = [q for q in QUESTIONS if splits.split_of(q) == split]
+    return splits.distinct(lambda: target_length_prompts([rng.choice(own)], targets, rng.randrange(2**32))[0], n)
 
 
 def length_match(texts: Sequence[str], problems: Sequence[Problem]) -> dict[str, LengthMatch]:

@@ -22,9 +22,21 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from toolkit.lm import LM
-from toolkit.tasks import haystack, words
+from toolkit.tasks import haystack, splits
+from toolkit.tasks.generators.pairs import (
+    MARKER,
+    Ask,
+    Direction,
+    Kind,
+    Pairs,
+    ThreadError,
+    core_of,
+    fresh,
+    kv_haystack,
+    solve,
+    split_of,
+)
 from toolkit.tasks.haystack import ContextTooShortError, Haystack
-from toolkit.tasks.pairs import MARKER, Ask, Direction, Kind, Pairs, ThreadError, core_of, fresh, kv_haystack, solve, split_of
 from toolkit.types import Problem
 
 __all__ = [
@@ -99,7 +111,7 @@ def problem(found: Pairs, *, length: int | None = None) -> Problem:
         "length": length,
         **asdict(found.ask),
     }
-    name = f"threading-{words.digest(f'{text}{found.ask}{length}')}"
+    name = f"threading-{splits.digest(f'{text}{found.ask}{length}')}"
     return Problem(name, ({"role": "user", "content": text},), ", ".join(found.answer), meta)
 
 

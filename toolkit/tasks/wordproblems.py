@@ -15,8 +15,9 @@ import random
 import re
 from dataclasses import dataclass
 
-from toolkit.tasks import stories, words
-from toolkit.tasks.stories import STORIES, Story
+from toolkit.tasks import splits
+from toolkit.tasks.generators import stories
+from toolkit.tasks.generators.stories import STORIES, Story
 from toolkit.types import Problem
 
 STEPS = (1, 6)
@@ -84,7 +85,7 @@ def problem(rng: random.Random, split: str, *, steps: tuple[int, int] = STEPS) -
         "needed": needed,
     }
     answer = str(solution[-1].result)
-    return Problem(f"wordproblems-{words.digest(content)}", ({"role": "user", "content": content},), answer, meta)
+    return Problem(f"wordproblems-{splits.digest(content)}", ({"role": "user", "content": content},), answer, meta)
 
 
 def load(split: str, n: int = 200, seed: int = 0, *, steps: tuple[int, int] = STEPS) -> list[Problem]:
@@ -93,12 +94,12 @@ def load(split: str, n: int = 200, seed: int = 0, *, steps: tuple[int, int] = ST
     Raises:
         ValueError: unknown split, or a range of steps outside 1..6.
     """
-    words.check_split(split)
+    splits.check_split(split)
     low, high = steps
     if not STEPS[0] <= low <= high <= STEPS[1]:
         raise ValueError(f"steps={steps}: give an inclusive range within {STEPS}.")
     rng = random.Random(f"wordproblems-{split}-{seed}")
-    return words.distinct(lambda: problem(rng, split, steps=steps), n)
+    return splits.distinct(lambda: problem(rng, split, steps=steps), n)
 
 
 def unmarked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:

@@ -11,8 +11,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from toolkit.tasks import traces
-from toolkit.tasks.traces import Trace
+from toolkit.tasks.generators import traces
+from toolkit.tasks.generators.traces import Trace
 from toolkit.tasks.wordproblems import Step
 from toolkit.types import Problem
 

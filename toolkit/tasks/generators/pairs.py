@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from toolkit.tasks import words
+from toolkit.tasks import splits
 
 Kind = Literal["single", "multi", "conditional", "thread", "multithread", "branched"]
 Direction = Literal["forward", "backward", "random"]
@@ -110,7 +110,7 @@ class Core:
 def core_of(ask: Ask, split: str | None, seed: int, sample: int) -> Core:
     """What :func:`kv_haystack` builds around. Raises ValueError for an unknown split."""
     if split is not None:
-        words.check_split(split)
+        splits.check_split(split)
     key = f"threading-{split}-{seed}-{sample}-{replace(ask, depth=None)}"  # the same needle at every depth and length
     rng = random.Random(key)
     while True:
@@ -122,7 +122,7 @@ def core_of(ask: Ask, split: str | None, seed: int, sample: int) -> Core:
 
 def split_of(identifiers: Iterable[str]) -> str:
     """The split of a haystack, by a hash of the identifiers in its needed pairs."""
-    return words.split_of(" ".join(sorted(set(identifiers))))
+    return splits.split_of(" ".join(sorted(set(identifiers))))
 
 
 def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int = 0, sample: int = 0) -> Pairs:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
-from toolkit.tasks import words
+from toolkit.tasks import splits
 from toolkit.types import Problem
 
 INSTALL = "pip install 'reasoning-length-toolkit[tasks]'"
@@ -63,7 +63,7 @@ def load(
         GymError: no such data set, level or setting, too few problems, or a data set that calls any answer right.
         ValueError: unknown split.
     """
-    words.check_split(split)
+    splits.check_split(split)
     check(name)
     chosen = json.dumps({**_level(name, level), **(settings or {})}, sort_keys=True)
     size = DRAWS * max(n, 20)
@@ -79,7 +79,7 @@ def load(
         except UNDRAWN as error:  # some data sets give up on an unlucky entry
             failures.append(error)
             continue
-        if words.split_of(entry["question"]) == split:
+        if splits.split_of(entry["question"]) == split:
             p = _problem(entry, recipe, split, level or 0)
             found.setdefault(p.id, p)
             if len(found) == 1 and score(p, NONSENSE) >= FULL:
@@ -130,13 +130,13 @@ def _problem(entry: Mapping[str, Any], recipe: Mapping[str, Any], split: str, di
     task = f"gym:{recipe['name']}"
     meta = {"task": task, "split": split, "difficulty": difficulty, "grader": "gym", "gym": dict(recipe)}
     gold = entry.get("answer")
-    name = f"{task}-{words.digest(entry['question'])}"
+    name = f"{task}-{splits.digest(entry['question'])}"
     return Problem(name, ({"role": "user", "content": entry["question"] + ASK},), "" if gold is None else str(gold), meta)
 
 
 def _seed(seed: int) -> int:
     # Entry i of reasoning-gym is drawn from seed + i: seeds side by side would give the same entries, one place on.
-    return int(words.digest(f"gym-{seed}")[:7], 16)
+    return int(splits.digest(f"gym-{seed}")[:7], 16)
 
 
 def _level(name: str, level: int | None) -> dict[str, Any]:

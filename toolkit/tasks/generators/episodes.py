@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from toolkit.tasks import words
-from toolkit.tasks.execution import Execution, judge, kept
+from toolkit.tasks import splits
+from toolkit.tasks.grading.execution import Execution, judge, kept
 from toolkit.types import Problem
 
 VALUES = (-99, 99)
@@ -80,7 +80,7 @@ def running_sum_episodes(
     Raises:
         ValueError: unknown split, nothing to draw, or a dictionary larger than there are words.
     """
-    words.check_split(split)
+    splits.check_split(split)
     if n < 1 or horizon < 1 or keys_per_turn < 1 or not 1 <= size <= len(WORDS):
         raise ValueError(
             f"n={n}, horizon={horizon}, keys_per_turn={keys_per_turn}, size={size}: need 1 or more of each, and a dictionary of "
@@ -91,8 +91,8 @@ def running_sum_episodes(
     while len(found) < n:
         known = tuple((word, rng.randint(*VALUES)) for word in rng.sample(WORDS, size))
         turns = tuple(tuple(rng.choice(known)[0] for _ in range(keys_per_turn)) for _ in range(horizon))
-        if words.split_of(f"{known}{turns}") == split:
-            found.append(Episode(f"running_sum-{words.digest(f'{known}{turns}')}", split, known, turns))
+        if splits.split_of(f"{known}{turns}") == split:
+            found.append(Episode(f"running_sum-{splits.digest(f'{known}{turns}')}", split, known, turns))
     return found
 
 
