@@ -13,7 +13,7 @@ from test_cli import run
 
 from toolkit import cli, collect, origins, phases, store, templates
 from toolkit import lm as lms
-from toolkit.generate import Sampling, graded, rollouts
+from toolkit.generate import Sampling, rollout_from_tokens, rollouts
 from toolkit.grpo import recipes
 from toolkit.grpo.run import Run, arguments
 from toolkit.lm import LM
@@ -160,7 +160,7 @@ def test_an_answer_that_a_message_begins_is_graded_whole(begun, response, right,
     problem = Problem("p", (*ASKED, {"role": "assistant", "content": begun}), "15")
     tokens = [*llama.tokenizer.encode(response, add_special_tokens=False), *llama.eos_ids][: len(response) + 1]
     for lm in (llama, replace(llama, tags=None)) if begun == "1" else (llama,):
-        assert graded(lm, problem, lm.prompt_ids(problem.messages), tokens).correct == right
+        assert rollout_from_tokens(lm, problem, lm.prompt_ids(problem.messages), tokens).correct == right
 
 
 def test_what_the_user_says_of_tags_opens_nothing_in_a_begun_message(llama):

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from toolkit import identity, origins, stats, store
-from toolkit.generate import Sampling, facts, rollouts
+from toolkit.generate import Sampling, rollouts, task_and_split
 from toolkit.lm import LM, Condition
 from toolkit.metrics import Judge, Outcomes
 from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout
@@ -106,7 +106,7 @@ def compare(
             "made_from": origins.all_words(made_from(condition)),
             "overlap": overlap[name],
         }
-    notes = {"sampling": sampling.identity, "problems": len(problems), **facts(problems)}
+    notes = {"sampling": sampling.identity, "problems": len(problems), **task_and_split(problems)}
     provenance = judged[base].lm.provenance(sampling.seed, **notes)
     return Report(pd.concat(tables, ignore_index=True), about, base, provenance)
 

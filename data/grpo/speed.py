@@ -48,7 +48,10 @@ def main() -> None:
 
     def right(prompts, completion_ids, problem_id, **_):
         rows = zip(problem_id, completion_ids, strict=True)
-        return [float(generate.graded(model, by_id[i], model.prompt_ids(by_id[i].messages), ids).correct) for i, ids in rows]
+        return [
+            float(generate.rollout_from_tokens(model, by_id[i], model.prompt_ids(by_id[i].messages), ids).correct)
+            for i, ids in rows
+        ]
 
     found = {}
     with tempfile.TemporaryDirectory() as folder:

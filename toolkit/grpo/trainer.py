@@ -242,7 +242,7 @@ class Trainer(GRPOTrainer):
             problem = self.problems[row["problem_id"]]
             messages = asked(problem, ask)
             prompt = self.origin.prompt_ids(messages)
-            rollout = generate.graded(self.origin, problem, prompt, list(tokens), sample=i % self.args.num_generations)
+            rollout = generate.rollout_from_tokens(self.origin, problem, prompt, list(tokens), sample=i % self.args.num_generations)
             found.append(Drawn(rollout, messages, budget))
         return found
 

@@ -41,7 +41,8 @@ from tqdm.auto import tqdm
 
 from toolkit import stats
 from toolkit.collect import batch_tokens, padded, reduced
-from toolkit.generate import Sampling, batches, continued, prefill
+from toolkit.decode import batches, prefill
+from toolkit.generate import Sampling, continuations
 from toolkit.lm import LM, Condition, NoThinkTagsError, halving
 from toolkit.steps import Step
 from toolkit.types import Problem, Rollout
@@ -362,7 +363,7 @@ def filtering(
     plan = [(drop, float(keep), r) for drop, keep, r in product(DROPS, keeps, usable)]
     asked = [(by_id[r.problem_id], filtered(r, keep, drop, seed=seed)) for drop, keep, r in plan]
     rows = []
-    for i, a in enumerate(continued(target, asked, sampling, out=out)):
+    for i, a in enumerate(continuations(target, asked, sampling, out=out)):
         drop, keep, r = plan[i // sampling.n]
         rows.append((drop, keep, r.problem_id, r.sample, round(keep * r.think_tokens), a.correct, a.response_tokens))
     return pd.DataFrame(rows, columns=["drop", "keep", "problem_id", "sample", "kept_tokens", "correct", "answer_tokens"])

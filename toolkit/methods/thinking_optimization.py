@@ -135,7 +135,7 @@ class _Work:
         sampling = replace(self.how.answering, n=n, temperature=0.0 if greedy else self.how.answering.temperature)
         ends, lm = self.ids(text), self.condition.lm
         asked = [(self.problems[r.problem_id], [*ids, *ends]) for r, ids in prompts]
-        found = generate.continued(self.condition, asked, sampling)
+        found = generate.continuations(self.condition, asked, sampling)
         graded = [
             replace(
                 c, correct=grade(self.problems[c.problem_id], self.tail(text) + lm.text(c.token_ids[c.prompt_len :], special=False))
@@ -214,7 +214,9 @@ def _path(work: _Work, o: Optimised, kept: Sequence[int] | range, completion: Se
     n = o.original.prompt_len
     tokens = [*_thought(o, kept)[n:], *work.ids(work.how.closing), *completion]
     problem = work.problems[o.original.problem_id]
-    return generate.graded(work.condition.lm, problem, list(o.original.token_ids[:n]), tokens, sample=o.original.sample)
+    return generate.rollout_from_tokens(
+        work.condition.lm, problem, list(o.original.token_ids[:n]), tokens, sample=o.original.sample
+    )
 
 
 def _pruned(work: _Work, done: list[Optimised]) -> list[Optimised]:
