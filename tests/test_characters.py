@@ -149,7 +149,7 @@ def test_bad_input_is_refused(monkeypatch):
         feature_correlations([], [])
     tokenizer = lm_of("bpe").tokenizer
     with pytest.raises(ValueError, match="is of task 'arithmetic'"):
-        characters.tags(arithmetic.load("test", 1)[0], tokenizer)
+        characters.token_tags(arithmetic.load("test", 1)[0], tokenizer)
     monkeypatch.setattr(type(tokenizer), "is_fast", property(lambda self: False))
     with pytest.raises(NoOffsetsError, match=r"no character offsets.*tokenizer\.json"):
         characters.load("test", 1, tokenizer=tokenizer)

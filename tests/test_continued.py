@@ -12,7 +12,7 @@ from toolkit import baselines, tasks
 from toolkit.generate import Sampling, continuations, rollouts
 from toolkit.lm import Condition, ThinkTags
 from toolkit.methods import phase_entropy
-from toolkit.phases import ANSWER, PROMPT
+from toolkit.spans import ANSWER, PROMPT
 from toolkit.types import Problem, Rollout
 
 SAMPLING = Sampling(n=2, max_new_tokens=24, seed=5, details=True)

@@ -59,13 +59,13 @@ def test_gaps_are_the_tokens_between_needed_pieces():
 
 def test_located_haystacks_and_their_problems_have_the_same_tags(lm):
     p = next(p for p in lookup.load("test", 50) if p.meta["difficulty"] == 3)
-    for h in (haystack.of_lookup(lm, p), threading.place(lm, threading.Ask("thread", steps=3), 500)):
+    for h in (haystack.locate_lookup(lm, p), threading.place(lm, threading.Ask("thread", steps=3), 500)):
         assert tags(h) == difficulty_tags(lm, h.problem) and tags(h)["n_spans"] == 3 and set(tags(h)) == AXES
 
 
 def test_tasks_that_say_what_they_need_are_tagged():
     lm = lm_of("bpe")
-    for pair in slaq.pairs("test", 3, noise=5):
+    for pair in slaq.draw_pairs("test", 3, noise=5):
         short, long = difficulty_tags(lm, pair.short[0]), difficulty_tags(lm, pair.long)
         assert (short["n_spans"], long["n_spans"]) == (1, 5) and short["scope_tokens"] < long["scope_tokens"]
         assert short["lexical_overlap"] > 0.5

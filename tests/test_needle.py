@@ -131,7 +131,7 @@ def test_with_smollm2s_own_tokenizer_and_template():
         assert about(read(lm, h, h.answer)) == h.problem.answer
         assert h.problem.answer in read(lm, h, h.needle) and len(h.prompt_ids) <= h.problem.meta["length"]
     for p in lookup.load("test", 20):
-        h = haystack.of_lookup(lm, p)
+        h = haystack.locate_lookup(lm, p)
         for span, (a, b) in zip(h.needed, pairwise(p.meta["chain"]), strict=True):
             assert f"{a}={b};" in read(lm, h, span)
 
@@ -180,10 +180,10 @@ def test_a_heatmap_of_recall_can_be_drawn_from_the_columns_of_evaluate(lm):
         Rollout(p.id, 0, (1, 2, 3), 1, None, Span(1, 3), "stop", "", p.meta["depth"] == 0.0 or p.meta["length"] == 300)
         for p in problems
     ]
-    rows = evaluate.table(rollouts, problems).merge(haystack.cells(found), on="problem_id")
+    rows = evaluate.rollout_table(rollouts, problems).merge(haystack.grid_cells(found), on="problem_id")
     heat = rows.pivot_table("correct", "depth", "length")
     assert heat.loc[0.0].tolist() == [1, 1] and heat.loc[1.0].tolist() == [1, 0]
-    assert haystack.cells(problems, "split")["split"].tolist() == ["test"] * 8
+    assert haystack.grid_cells(problems, "split")["split"].tolist() == ["test"] * 8
 
 
 def test_cells_too_near_to_differ_in_text_still_have_their_own_id(lm):

@@ -130,7 +130,7 @@ def test_pushes_are_mean_advantages_of_four_kinds_of_responses():
 def test_figures_draw_every_response_and_every_push(found):
     names = ("correctness", "slpo", "hapo", "kimi")
     table = rewards.compare(found, {name: rewards.ALL[name].make() for name in names})
-    drawn = figures.rewards(table, across=2)
+    drawn = figures.reward_by_length(table, across=2)
     assert [a.text for a in drawn.layout.annotations] == list(names)
     assert sum(len(trace.x) for trace in drawn.data) == len(table)
     assert sorted(y for trace in drawn.data for y in trace.y) == sorted(table["reward"])

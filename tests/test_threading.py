@@ -96,9 +96,9 @@ def test_a_length_is_met_to_within_a_pair_or_two_and_never_exceeded(lm):
 
 def test_a_grid_names_its_cells(lm):
     deep = threading.grid(lm, (400, 600), [Ask("single", depth=d) for d in (0.0, 0.5, 1.0)], n=2)
-    assert haystack.cells(deep).groupby(["length", "depth"]).size().tolist() == [2] * 6
+    assert haystack.grid_cells(deep).groupby(["length", "depth"]).size().tolist() == [2] * 6
     long = threading.grid(lm, (600,), [Ask("thread", steps=s) for s in (1, 4)], split="dev")
-    assert haystack.cells(long, "steps", "direction")["steps"].tolist() == [1, 4]
+    assert haystack.grid_cells(long, "steps", "direction")["steps"].tolist() == [1, 4]
     assert len({h.problem.id for h in [*deep, *long]}) == 14
 
 

@@ -100,7 +100,7 @@ def sweep(
     report = evaluate.compare(judged, problems, sampling, out=out, allow_overlap=plan.allow_overlap)
     # The first of the base's responses, as kept, or again from the same streams of random numbers, whatever else was sampled.
     few = problems if out is not None else problems[: math.ceil(assumed_reference / sampling.n)]
-    kept = None if out is None else evaluate.folder(out, "base")
+    kept = None if out is None else evaluate.rollout_folder(out, "base")
     reference = rollouts(lm, few, sampling, out=kept, progress=False)[:assumed_reference]
     kind = {plan.where or v.kind for v in named.values()}
     typical = {site: collect.typical_norm(lm, reference, site) for site in kind}
@@ -123,8 +123,8 @@ def _name(direction: str, strength: float) -> str:
 
 def _measured(report: Report, condition: str) -> list[tuple[str, float, float, float]]:
     outcomes = evaluate.outcomes(report, condition)
-    judged = Judge.of(outcomes, (*METRICS, *QUANTILES)).judged([outcomes])
-    return [(name, e.own.mean, e.own.low, e.own.high) for name, e in judged.items()]
+    judged = Judge.against(outcomes, (*METRICS, *QUANTILES)).effects([outcomes])
+    return [(name, e.estimate.mean, e.estimate.low, e.estimate.high) for name, e in judged.items()]
 
 
 @torch.inference_mode()

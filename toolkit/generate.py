@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 from toolkit import identity, store
 from toolkit.decode import Batch, batches, prefill
 from toolkit.lm import LM, Condition, halving
-from toolkit.phases import Reader, answer_start, spans
 from toolkit.sampling import Sampling, Streams, draw
+from toolkit.spans import Reader, answer_start, spans
 from toolkit.tasks.grading import grade
 from toolkit.types import Finish, Problem, Rollout
 

@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 STRENGTHS = (-2.0, -1.0, 1.0, 2.0)  # at 4 either direction broke the first stage's: 6 % right or less going down
 SWEEPS = {
     OURS: doses.Sweep(STRENGTHS),
-    "Efficiency Steering": doses.Sweep(STRENGTHS, (15,), Scope.of("newest")),
+    "Efficiency Steering": doses.Sweep(STRENGTHS, (15,), Scope.parse("newest")),
 }
 # Smallest effects that matter: points of accuracy, share of base's length, needles, correlations and nats (ours)
 POINTS, TOKENS, NEEDLES, SMALL = 0.03, 0.05, 0.1, 0.1
@@ -73,7 +73,7 @@ def measured(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int,
                 found = swept(ground, name, problems)
                 trends = {d: doses.monotone(found, d) for d in (name, doses.RANDOM)}
                 trends = {d: None if np.isnan(v) else v for d, v in trends.items()}
-                store.write_json({"spearman": trends, "doses": report.records(found.table)}, file)
+                store.write_json({"spearman": trends, "doses": report.json_records(found.table)}, file)
     boards.run(ground, specs, wait=wait, progress=wait)
 
 
@@ -214,10 +214,12 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
     store.write_json(heads, out / "heads.json")
     top = retrieval.top_heads(ground.retrieval)
     sparse = retrieval.sparsity(ground.retrieval, "smol-reasoner")
-    store.write_json({"heads": report.records(top), "sparsity": report.records(sparse.reset_index())}, out / "retrieval.json")
+    store.write_json(
+        {"heads": report.json_records(top), "sparsity": report.json_records(sparse.reset_index())}, out / "retrieval.json"
+    )
     table = reading.Table(reading.measured(ground, specs))
     told = every_claim(table, float(table.value(BASE, "think_tokens").mean()))
-    store.write_json(claims.records(told), out / "claims.json")
+    store.write_json(claims.json_records(told), out / "claims.json")
     shown = boards.shown(found, ("accuracy", "think_tokens", "shortest_20", "retrieved", "think_entropy", "never_closed"))
     seeded = sum(spec.seeded for spec in specs)
     text = PAGE.format(
@@ -228,7 +230,7 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
         points=100 * POINTS,
         share=100 * TOKENS,
         steps=ground.sizes.training.steps,
-        claims=report.markdown(claims.table(told)),
+        claims=report.markdown(claims.verdict_table(told)),
         seeds=f"What is random or trained ({seeded} conditions) was measured from {ground.sizes.seeds} seed(s); below {stats.FEW_SEEDS} it is not judged.",
         board=report.markdown(shown),
         doses=report.markdown(dose_table(swept_)),

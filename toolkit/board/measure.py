@@ -130,7 +130,7 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
 
 def _rows(lm: LM, found: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
     """The columns of a report, and ``no_think``, ``answer``, ``text``, phase entropies, failed steps and re-checks of each rollout."""
-    table = evaluate.table(found, problems)
+    table = evaluate.rollout_table(found, problems)
     entropies = phase_entropy.table(found)
     chains = failed_steps.chains(lm, found, problems, failed_steps.fitting)
     spoken = [lm.text(r.token_ids[r.answer.start : r.answer.stop], special=False).strip() if r.answer else None for r in found]
@@ -171,10 +171,10 @@ def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
     """Tasks never trained on: accuracy of each, and step accuracy on chains beyond what the tiny reasoner saw."""
     sampling = Sampling(1, temperature=0.0, max_new_tokens=ground.sizes.unseen_tokens)
     found = rollouts(condition, ground.unseen, sampling, progress=False)
-    table = evaluate.table(found, ground.unseen).set_index("problem_id")
+    table = evaluate.rollout_table(found, ground.unseen).set_index("problem_id")
     parts = [points(f"accuracy_{task}", own["correct"]) for task, own in table.groupby("task", sort=False)]
     chains = {
-        p.id: running_sum.of(condition.lm, r, p)
+        p.id: running_sum.read_rollout(condition.lm, r, p)
         for r, p in zip(found, ground.unseen, strict=True)
         if p.meta.get("task") == "running_sum"
     }

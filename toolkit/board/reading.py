@@ -19,7 +19,7 @@ from toolkit.board.ground import Ground
 from toolkit.board.measure import Result, result
 from toolkit.board.page import page
 from toolkit.board.spec import BASE, Spec
-from toolkit.metrics import METRICS, Judge, Judged, Outcomes, assumed_aes, cell, described
+from toolkit.metrics import METRICS, Judge, MetricEffect, Outcomes, assumed_aes, cell, described
 from toolkit.stats import Effect
 
 LEVELS = ("easy", "medium", "hard")
@@ -81,10 +81,10 @@ class Table:
         """Compares by what is computed from the main rollouts and is no mean of one value per problem."""
         # The board shows the share that never closed instead of the share that did.
         names = [m for m, about in METRICS.items() if about.how and m not in self.problems and m != "closed"]
-        return Judge.of(self.outcomes(BASE)[0], names)
+        return Judge.against(self.outcomes(BASE)[0], names)
 
     @cached_property
-    def base(self) -> dict[str, Judged]:
+    def base(self) -> dict[str, MetricEffect]:
         """Every metric of base."""
         return _unbounded(self, BASE)
 
@@ -97,28 +97,28 @@ class Table:
         seeded = any(self.found[n].spec.varies for n in (name, other))
         if metric in self.problems:
             return stats.mean_effect(self.value(name, metric), self.value(other, metric), seeded=seeded)
-        judge = Judge.of(self.outcomes(other)[0], [metric])
-        return judge.judged(self.outcomes(name), seeded=seeded)[metric].change
+        judge = Judge.against(self.outcomes(other)[0], [metric])
+        return judge.effects(self.outcomes(name), seeded=seeded)[metric].change
 
     def outcomes(self, name: str) -> list[Outcomes]:
         """The main rollouts of each seed."""
-        return [Outcomes.of(r.rows, self.main) for r in self.found[name].results]
+        return [Outcomes.from_rows(r.rows, self.main) for r in self.found[name].results]
 
 
 def estimates(table: Table, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
     """Every metric of a condition, and its paired difference to base."""
-    judged = {m: e.bounded(m, table.base[m].own) for m, e in _unbounded(table, name).items()}
-    return {m: e.own for m, e in judged.items()}, {m: e.change for m, e in judged.items()}
+    judged = {m: e.within_bounds(m, table.base[m].estimate) for m, e in _unbounded(table, name).items()}
+    return {m: e.estimate for m, e in judged.items()}, {m: e.change for m, e in judged.items()}
 
 
-def _unbounded(table: Table, name: str) -> dict[str, Judged]:
-    seeded, judged = table.found[name].spec.varies, dict[str, Judged]()
+def _unbounded(table: Table, name: str) -> dict[str, MetricEffect]:
+    seeded, judged = table.found[name].spec.varies, dict[str, MetricEffect]()
     for metric in table.problems:
         values, base = table.value(name, metric), table.value(BASE, metric)[:1]
         if not np.isnan(values).all():
             own, change = (stats.mean_effect(values, minus, seeded=seeded) for minus in (None, base))
-            judged[metric] = Judged(own, change)
-    return judged | table.judge.judged(table.outcomes(name), seeded=seeded)
+            judged[metric] = MetricEffect(own, change)
+    return judged | table.judge.effects(table.outcomes(name), seeded=seeded)
 
 
 def levels(rows: pd.DataFrame) -> pd.Series:
@@ -303,9 +303,9 @@ def sections(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     shown = (
         ("What it gains and what it breaks", "Differences to base; no policy was trained on lookup.", figures.metric_differences(found, DAMAGE)),
         ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same base responses; how the mean "
-         "state at the end of the stream moves, where lines of thinking begin. Grey: what differences between random classes of responses reach.", figures.shifts(found)),
+         "state at the end of the stream moves, where lines of thinking begin. Grey: what differences between random classes of responses reach.", figures.state_shifts(found)),
         ("Short-thinking heads", "On the same texts: a trained policy that thinks longer without these heads found another way.", figures.head_change(found)),
-        ("Chains of additions", "Below the line: worse than its own step accuracy explains. Above: re-checks mend steps.", figures.against_expectation(found)),
+        ("Chains of additions", "Below the line: worse than its own step accuracy explains. Above: re-checks mend steps.", figures.chain_accuracy(found)),
     )  # fmt: skip
     return [{"title": title, "text": text, "figure": figure.to_plotly_json()} for title, text, figure in shown]
 

@@ -160,7 +160,7 @@ def dose(
     from toolkit.phases import Scope
     from toolkit.types import Direction
 
-    plan = doses.Sweep(numbers(alpha, "--alpha", float), layer_range(layers), Scope.of(during), allow_overlap=allow_overlap)
+    plan = doses.Sweep(numbers(alpha, "--alpha", float), layer_range(layers), Scope.parse(during), allow_overlap=allow_overlap)
     v = store.load(vector, Direction)
     task = wanted or str(v.provenance.notes.get("task", "arithmetic"))
     if wanted is None and not tasks.is_built_in(task):

@@ -235,7 +235,7 @@ def atlas(
         "made_from": made_from,
         "overlap": overlap,
     }
-    store.write_json(about | {name: report.records(t) for name, t in tables.items()}, out / "atlas.json")
+    store.write_json(about | {name: report.json_records(t) for name, t in tables.items()}, out / "atlas.json")
     same = max(overlap.values())
     held_out = f"NOT held out: {same} of these are among the problems judged on" if same else "none of them judged on"
     split = f"Short-thinking heads are from {origins.words(made_from)}, {held_out}; conditions are judged on {study.problems} of {study.task} (test)."
@@ -268,6 +268,6 @@ def _write_page(
         ),
     ]
     shown = tables["heads"].drop(columns="layer").set_index("head").head(2 * count).round(3)
-    report.page(
+    report.write_page(
         f"Heads of {lm.name}", "One row a head; the heads that push most towards short thinking first.", shown, sections, path
     )

@@ -53,11 +53,11 @@ def dose_report(
         Section(
             "As a dial",
             "For each target length the strength whose mean comes nearest, and how single responses hit it.",
-            (figures.targets(dial),),
+            (figures.target_lengths(dial),),
         ),
     ]
     intro = f"{lm.name}. {on} {study.samples} samples each. {plan.act(v, 1.0)}."
-    report.page(f"Dose-response: {v.estimator}", intro, _flat(wide.round(3)), sections, out / "report.html")
+    report.write_page(f"Dose-response: {v.estimator}", intro, _flat(wide.round(3)), sections, out / "report.html")
     return wide, dial
 
 

@@ -105,7 +105,7 @@ class Reader:
 
     def read(self, text: str) -> Chain:
         """The steps of a text."""
-        texts = tuple(text[a:b] for a, b in steps.cut(text, self.split))
+        texts = tuple(text[a:b] for a, b in steps.step_ranges(text, self.split))
         failed, review = self.judge(texts)
         return Chain(texts, tuple(failed), tuple(review))
 
@@ -276,7 +276,7 @@ def fitting(problem: Problem) -> Reader:
 
 def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
     """The steps of a rollout's thinking, with their tokens; no steps if it did not think."""
-    found = steps.of(lm, rollout, reader.split)
+    found = steps.think_steps(lm, rollout, reader.split)
     texts = tuple(step.text for step in found)
     failed, review = reader.judge(texts)
     return Chain(texts, tuple(failed), tuple(review), tuple(step.span for step in found))

@@ -234,7 +234,7 @@ def _binned(parts: Sequence[pd.DataFrame], name: str, centre: Callable[[int], fl
 
 
 StepsOf = Callable[[Rollout], Sequence[Step]]
-"""The steps of a rollout, such as ``lambda r: steps.of(lm, r, steps.lines)``."""
+"""The steps of a rollout, such as ``lambda r: steps.think_steps(lm, r, steps.lines)``."""
 
 
 def step_entropy(found: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame:

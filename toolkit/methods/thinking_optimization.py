@@ -147,7 +147,7 @@ class _Work:
 
 def segments(lm: LM, rollout: Rollout, split: Splitter | None = None) -> tuple[Step, ...]:
     """The thinking patterns of a trajectory; none if it did not think."""
-    return tuple(steps.of(lm, rollout, split or steps.at_cues(assumed_cues)))
+    return tuple(steps.think_steps(lm, rollout, split or steps.at_cues(assumed_cues)))
 
 
 def probed(

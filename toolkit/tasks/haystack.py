@@ -212,7 +212,7 @@ def located(lm: LM, problem: Problem, pieces: Pieces) -> Haystack:
     return Haystack(replace(problem, meta=meta), ids, needed, found[len(needed) : -1], found[-1], without, tuple(control))
 
 
-def of_lookup(lm: LM, problem: Problem) -> Haystack:
+def locate_lookup(lm: LM, problem: Problem) -> Haystack:
     """A problem of ``tasks.lookup`` with the binding of every hop located (``B=K;`` then ``K=52;``), in chain order.
 
     Raises:
@@ -265,7 +265,7 @@ def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = 256) -> 
 def cells(found: Sequence[Haystack | Problem], *columns: str) -> pd.DataFrame:
     """Where each problem lies in its grid: ``problem_id``, ``length``, ``depth`` and other meta ``columns``.
 
-    To be merged with :func:`toolkit.evaluate.table` on ``problem_id``; a pivot of ``correct`` is then the heatmap of recall.
+    To be merged with :func:`toolkit.evaluate.rollout_table` on ``problem_id``; a pivot of ``correct`` is then the heatmap of recall.
     """
     problems = [f.problem if isinstance(f, Haystack) else f for f in found]
     names = ("length", "depth", *columns)

@@ -158,7 +158,7 @@ def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, f
         ContextTooShortError: needle and question alone are longer than ``length``.
         FillerError: the filler is shorter than ``length``.
         RepeatedTextError: the filler holds the needle too.
-        NoOffsetsError, MissingTextError: see :func:`toolkit.tasks.haystack.spans`.
+        NoOffsetsError, MissingTextError: see :func:`toolkit.tasks.haystack.token_spans`.
     """
     if not 0 <= depth <= 1:
         raise ValueError(f"depth={depth}: give the share of the filler before the needle, from 0 to 1.")
@@ -166,7 +166,7 @@ def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, f
     haystack.check_offsets(lm)
     before, after, spare = _fit(lm, needle, length, depth, _filler(needle, length, seed, filler))
     text = message(needle, before, after)
-    start, stop = haystack.find(text, needle.sentence)
+    start, stop = haystack.find_once(text, needle.sentence)
     answer, query = start + needle.sentence.index(needle.answer), text.rindex(needle.question)
     pieces = haystack.Pieces(
         [(start, stop)],
@@ -175,7 +175,7 @@ def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, f
         message(needle, before, after, bare=True),
         [spare],
     )
-    return haystack.located(lm, _problem(needle, text, length, depth), pieces)
+    return haystack.locate(lm, _problem(needle, text, length, depth), pieces)
 
 
 def _problem(needle: Needle, text: str, length: int, depth: float) -> Problem:
@@ -247,7 +247,7 @@ def grid(
     seed: int = 0,
     filler: Sequence[str] | None = None,
 ) -> list[Haystack]:
-    """Every needle at every length and depth, in this order of nesting; ``haystack.cells`` names the cell of each.
+    """Every needle at every length and depth, in this order of nesting; ``haystack.grid_cells`` names the cell of each.
 
     Raises:
         ValueError: no length, depth or needle; otherwise as :func:`place`.

@@ -111,7 +111,7 @@ def totals(p: Problem) -> list[int]:
 
 def of(lm: LM, rollout: Rollout, p: Problem) -> Execution:
     """The totals that a rollout's thinking states, judged; none stated if it did not think."""
-    return read(p, "".join(step.text for step in steps.of(lm, rollout)))
+    return read(p, "".join(step.text for step in steps.think_steps(lm, rollout)))
 
 
 def read(p: Problem, text: str) -> Execution:
@@ -125,7 +125,7 @@ def read(p: Problem, text: str) -> Execution:
     """
     if "deltas" not in p.meta or "start" not in p.meta:
         raise ValueError(f"{p.id} is of task {p.meta.get('task')!r} and has no deltas: give a problem of running_sum.load.")
-    deltas, lines = list(p.meta["deltas"]), [text[a:b].strip() for a, b in steps.cut(text, steps.lines)]
+    deltas, lines = list(p.meta["deltas"]), [text[a:b].strip() for a, b in steps.step_ranges(text, steps.lines)]
     found = [m for line in lines if (m := _LINE.fullmatch(line) or _REST.fullmatch(line))]
     # Re-checks repeat operands that were taken before, so they are not aligned.
     taken = [[] if "wait" not in m.re.groupindex or m["wait"] else _signed(m["taken"]) for m in found]

@@ -190,7 +190,7 @@ def load(split: str = "test", n: int = 200, seed: int = 0, *, m: int = M, noise:
 def right(problem: Problem, text: str) -> tuple[bool, ...]:
     """Whether an answer (without thinking) gives each fact asked for, in the order asked. ValueError for other tasks' problems."""
     if "golds" not in problem.meta:
-        raise ValueError(f"{problem.id} is of task {problem.meta.get('task')!r}: give a problem of slaq.pairs or slaq.load.")
+        raise ValueError(f"{problem.id} is of task {problem.meta.get('task')!r}: give a problem of slaq.draw_pairs or slaq.load.")
     return grading.facts_right(problem.meta["golds"], problem.meta["wrong"], text)
 
 

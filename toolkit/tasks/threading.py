@@ -119,7 +119,7 @@ def locate(lm: LM, found: Pairs, *, length: int | None = None) -> Haystack:
     """The needed pairs, in reading order, and the values asked for, in the tokens of the model's chat prompt.
 
     Raises:
-        NoOffsetsError, MissingTextError: see :func:`toolkit.tasks.haystack.spans`.
+        NoOffsetsError, MissingTextError: see :func:`toolkit.tasks.haystack.token_spans`.
     """
     text, places = message(found)
     ends = [found.needed[i] for i in range(found.ask.steps - 1, len(found.needed), found.ask.steps)]
@@ -132,7 +132,7 @@ def locate(lm: LM, found: Pairs, *, length: int | None = None) -> Haystack:
         message(found, bare=True)[0],
         [f"{pair(new(), new())}, " for _ in found.needed],
     )
-    return haystack.located(lm, problem(found, length=length), pieces)
+    return haystack.locate(lm, problem(found, length=length), pieces)
 
 
 def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, sample: int = 0) -> Haystack:
@@ -169,7 +169,7 @@ def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, 
 
 
 def grid(lm: LM, lengths: Sequence[int], asks: Sequence[Ask], *, split: str = "test", n: int = 1, seed: int = 0) -> list[Haystack]:
-    """``n`` haystacks for every length and question; ``haystack.cells(found, "steps", ...)`` names the cell of each.
+    """``n`` haystacks for every length and question; ``haystack.grid_cells(found, "steps", ...)`` names the cell of each.
 
     Over depths: ``[Ask("single", depth=d) for d in needle.DEPTHS]``; over steps: ``[Ask("thread", steps=s) for s in (1, 2, 4, 8)]``.
 
