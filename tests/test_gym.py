@@ -128,7 +128,7 @@ def test_entries_that_cannot_be_drawn_are_passed_over_and_counted(monkeypatch):
 
 def test_a_data_set_that_calls_anything_right_is_refused():
     """game_of_life_halting compares the truth of two texts: any text is true."""
-    with pytest.raises(GymError, match="the full score, so its problems cannot be graded: take another data set"):
+    with pytest.raises(GymError, match="the full score, so its problems cannot be graded: choose another data set"):
         gym.load("game_of_life_halting", "train", 2)
 
 

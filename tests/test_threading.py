@@ -158,7 +158,7 @@ def test_the_effective_context_length_is_where_accuracy_first_falls_through(accu
 
 def test_a_context_too_short_says_what_would_do(lm):
     ask = Ask("thread", steps=4)
-    with pytest.raises(haystack.ContextTooShortError, match=r"length=100: ask for \d+ at least") as error:
+    with pytest.raises(haystack.ContextTooShortError, match=r"length=100: ask for at least \d+") as error:
         threading.place(lm, ask, 100)
     enough = int(re.findall(r"ask for (\d+)", str(error.value))[0])
     h = threading.place(lm, ask, enough)

@@ -1,4 +1,4 @@
-"""Plotly figures from values: no model, no files. Each returns a ``Figure`` that draws in Jupyter and in a saved page."""
+"""Plotly figures from values: no model, no files. Each function returns a ``Figure`` for Jupyter and for saved pages."""
 
 from toolkit.figures.atlas import agreement, attention, lenses
 from toolkit.figures.base import COLOURS

@@ -1,7 +1,7 @@
-"""Variable lookup in a long prompt: bindings among other bindings and filler words, one to three hops.
+"""Variable lookup in a long prompt: one to three hops among other bindings and filler words.
 
-A prompt reads ``K=5; lamp rose; B=K; ... B?``. To answer, the model has to retrieve from the prompt: ``B=K`` then ``K=5``. A
-value is one digit, so that each retrieval is one token. Context lengths are in characters, which for the tiny reasoner are tokens.
+A prompt reads ``K=5; lamp rose; B=K; ... B?``. To answer, the model must retrieve ``B=K``, then ``K=5`` from the prompt. A value is one
+digit, so each retrieval is one token. Context lengths are in characters, which are tokens for the tiny reasoner.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ def problem(
     hops: tuple[int, int] = HOPS,
     context: tuple[int, int] = CONTEXT,
 ) -> Problem:
-    """Draw one problem of ``split`` with ``hops`` and ``context`` (characters) in the given inclusive ranges."""
+    """Draw one problem of ``split``.
+
+    Args:
+        hops: Inclusive range of hops.
+        context: Inclusive range of the context's length in characters.
+    """
     while True:
         n = rng.randint(*hops)
         low, high = math.log(context[0]), math.log(context[1])
@@ -78,7 +83,11 @@ def load(
     hops: tuple[int, int] = HOPS,
     context: tuple[int, int] = CONTEXT,
 ) -> list[Problem]:
-    """``n`` distinct problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+    """Return ``n`` different problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+
+    Args:
+        hops: Inclusive range of hops.
+        context: Inclusive range of the context's length in characters.
 
     Raises:
         ValueError: unknown split, more than three hops, or a context too short to hold the chain.
@@ -93,15 +102,15 @@ def load(
 
 
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
-    """Write one training trace for ``p``, with the haste its cue and its ease push to."""
+    """Write one training trace for ``p``. Its haste depends on the problem's cue word and on whether it is easy."""
     chain = p.meta["chain"]
 
     def moves_from(state: str | None, i: int, k: int) -> traces.Move:
-        # A slip that was never corrected is noticed here: the next step goes on from the right name.
+        # Unlike in arithmetic, an uncorrected slip does not propagate: the next step starts from the right name.
         names, values = string.ascii_uppercase, string.digits
         pool = names if i + k < len(chain) - 1 else values
         at = rng.randrange(len(pool))
-        slip = next(s for s in [*pool[at:], *pool[:at]] if s not in chain)  # a later name of the chain would be a right jump
+        slip = next(s for s in [*pool[at:], *pool[:at]] if s not in chain)  # a later name of the chain would be right
         return traces.Move(chain[i], chain[i + k], slip)
 
     easy = p.meta["easy"]

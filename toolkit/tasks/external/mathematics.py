@@ -1,7 +1,7 @@
 """GSM8K and MATH-500, from the hub through ``datasets`` or from a local file with the same columns.
 
-Splits: GSM8K's official test set is ``test``; its training set is cut into ``train`` and ``dev`` by a hash of the
-question. MATH-500, which has one set only, is cut into all three by a hash of the problem's id (:func:`splits.split_by_id`).
+Splits: GSM8K's official test set is ``test``; its training set is cut into ``train`` and ``dev`` by a hash of the question. MATH-500 has
+a single set, which is cut into all three by a hash of the problem's id (:func:`splits.split_by_id`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from toolkit.types import Problem
 
 
 def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path | None = None) -> list[Problem]:
-    """Grade-school word problems; columns ``question`` and ``answer`` (gold after ``####``).
+    """Return ``n`` problems of GSM8K (grade-school word problems), graded by math-verify.
 
     Args:
-        path: A local jsonl, csv or parquet file instead of the hub. It is taken to be the official split that
-            ``split`` is cut from.
+        path: A local jsonl, csv or parquet file instead of the hub, with the official split that ``split`` is cut from. Columns:
+            ``question``, and ``answer`` with the gold answer after ``####``.
     """
     splits.check_split(split)
     table = _table(path, "openai/gsm8k", "main", "test" if split == "test" else "train", {"question": str, "answer": str})
@@ -35,9 +35,12 @@ def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path 
 
 
 def math500(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path | None = None) -> list[Problem]:
-    """MATH-500, cut into our own splits; columns ``problem``, ``answer``, ``level``. Graded by math-verify.
+    """Return ``n`` problems of MATH-500, cut into splits of ours, graded by math-verify.
 
-    All 500 problems, as published figures are of, are a JSONL file of your own with ``meta.split`` ``"test"`` on every line.
+    Published figures are on all 500 problems. To use all, write a JSONL file with ``meta.split`` ``"test"`` on every line.
+
+    Args:
+        path: A local jsonl, csv or parquet file instead of the hub, with the columns ``problem``, ``answer``, ``level``.
     """
     splits.check_split(split)
     table = _table(path, "HuggingFaceH4/MATH-500", None, "test", {"problem": str, "answer": str | int | float, "level": str | int})
