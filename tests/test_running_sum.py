@@ -117,7 +117,7 @@ def test_an_unreadable_answer_keeps_the_value_before_it():
 
 
 def test_nothing_to_judge_is_refused():
-    with pytest.raises(ValueError, match="2 outputs for 1 turns: give one a turn"):
+    with pytest.raises(ValueError, match="2 outputs for 1 turns: give one per turn"):
         judge([1, 2], [1])
     with pytest.raises(ValueError, match="0 outputs for 0 turns"):
         judge([], [])

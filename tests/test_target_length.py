@@ -94,7 +94,7 @@ def test_problems_go_through_a_file(tmp_path):
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match=re.escape("0 questions, targets=[10]: give one of each at least")):
+    with pytest.raises(ValueError, match=re.escape("0 questions, targets=[10]: give at least one of each")):
         target_length_prompts([], [10])
     with pytest.raises(ValueError, match=re.escape("1 questions, targets=[0]")):
         target_length_prompts(["Why?"], [0])

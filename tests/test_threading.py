@@ -160,7 +160,7 @@ def test_a_context_too_short_says_what_would_do(lm):
     ask = Ask("thread", steps=4)
     with pytest.raises(haystack.ContextTooShortError, match=r"length=100: ask for at least \d+") as error:
         threading.place(lm, ask, 100)
-    enough = int(re.findall(r"ask for (\d+)", str(error.value))[0])
+    enough = int(re.findall(r"ask for at least (\d+)", str(error.value))[0])
     h = threading.place(lm, ask, enough)
     assert len(h.prompt_ids) == enough and h.problem.meta["pairs"] == 4
 

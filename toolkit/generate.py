@@ -58,7 +58,7 @@ def rollouts(
         about: ``task``, ``split`` and ``seed`` of the problems for the header of ``out``; default: as their meta says.
 
     Raises:
-        ValueError: no problems, two problems with one id, no chat template, or a prompt that leaves no room in the context.
+        ValueError: no problems, two problems with one id, no chat template, or a prompt too long for the context.
         store.WrongModelError: ``out`` holds rollouts of another model, sampling or problem set.
         store.DamagedFileError: ``out`` holds a file that cannot be rollouts of this model.
     """
@@ -92,7 +92,7 @@ def continuations(
         out: As in :func:`rollouts`; in its files ``sample`` is the index among all responses of the call.
 
     Raises:
-        ValueError: no prompts, a prompt without tokens or with ids outside the vocabulary, or one that leaves no room in the context.
+        ValueError: no prompts, a prompt without tokens or with ids outside the vocabulary, or one too long for the context.
     """
     condition = target if isinstance(target, Condition) else Condition(target)
     vocab = condition.lm.vocab_size

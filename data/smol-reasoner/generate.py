@@ -2,7 +2,7 @@
 
     python data/smol-reasoner/generate.py --n 5
 
-prints a few. The word problems are ``toolkit/tasks/wordproblems.py``, train stories only; their traces ``wordtraces.py``. A needle
+prints a few. The word problems are ``toolkit/tasks/wordproblems.py``, train stories only; their traces ``generators/wordtraces.py``. A needle
 (``tasks/needle.py``, train facts, short contexts) is found by saying its sentence again; they keep retrieval alive.
 
 Two lessons follow one another, as in the tiny reasoner's training: steps (up to four of them, nothing pushes towards haste, so nothing

@@ -250,7 +250,7 @@ def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = 256) -> 
     """Return ``n`` prompt lengths (tokens), evenly spaced from ``shortest`` to the longest that leaves ``response`` tokens of context.
 
     Raises:
-        ContextTooLongError: the context has no room for ``shortest``.
+        ContextTooLongError: the context is shorter than ``shortest`` and ``response`` together.
         HaystackError: fewer than one length, or the model's config does not say how long its context is.
     """
     most = context_of(lm)

@@ -114,10 +114,10 @@ def score(problem: Problem, answer: str) -> float:
             f"{problem.id} was drawn as entry {recipe['index']} of {recipe['name']} (seed {recipe['seed']}), but reasoning-gym "
             f"{metadata.version('reasoning-gym')} now draws another question there: load the problems again, or install the version they were made with."
         )
-    said = answer.rpartition("</answer>")[0].rpartition("<answer>")[2] if "</answer>" in answer else answer
+    tagged = answer.rpartition("</answer>")[0].rpartition("<answer>")[2] if "</answer>" in answer else answer
     dataset = _dataset(recipe["name"], recipe["settings"], recipe["seed"], recipe["size"])
     try:
-        return float(dataset.score_answer(said.strip(), entry))
+        return float(dataset.score_answer(tagged.strip(), entry))
     except UNREADABLE:  # some data sets do not check whether an answer can be parsed
         return 0.0
 

@@ -99,9 +99,9 @@ def trace(p: Problem, dead_ends: int, *, seed: int = 0) -> Trace:
 
 
 def _dead_end(rng: random.Random, p: Problem, operations: Sequence[Operation], start: int) -> tuple[Operation, ...] | None:
-    """Draw another chain from operation ``start`` on, over the numbers left; ``None`` if it is no dead end.
+    """Draw another chain from operation ``start`` on, over the numbers left.
 
-    It is none if it begins like the solution or reaches the target.
+    Return ``None`` if the chain begins like the solution or a result equals the target: then it is no dead end.
     """
     left = [operations[0].left, *(o.right for o in operations)] if start == 0 else [o.right for o in operations[start:]]
     rng.shuffle(left)

@@ -31,16 +31,16 @@ def word_recall(gold: str, text: str) -> float:
     Raises:
         ValueError: the gold answer has no letters or digits.
     """
-    wanted, said = Counter(_WORD.findall(gold.lower())), Counter(_WORD.findall(text.lower()))
-    if not wanted:
+    gold_words, text_words = (Counter(_WORD.findall(t.lower())) for t in (gold, text))
+    if not gold_words:
         raise ValueError(f"The gold answer {gold!r} has no words, so its recall is undefined: give one with letters or digits.")
-    return sum((wanted & said).values()) / sum(wanted.values())
+    return sum((gold_words & text_words).values()) / sum(gold_words.values())
 
 
 def contains(gold: str, text: str) -> bool:
     """Return whether ``text`` contains the gold words next to each other and in order; case and punctuation do not count."""
-    wanted, said = (" ".join(_WORD.findall(t.lower())) for t in (gold, text))
-    return f" {wanted} " in f" {said} "
+    gold_words, text_words = (" ".join(_WORD.findall(t.lower())) for t in (gold, text))
+    return f" {gold_words} " in f" {text_words} "
 
 
 def numbered_parts(text: str, n: int) -> list[str]:

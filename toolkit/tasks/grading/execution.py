@@ -196,7 +196,7 @@ def by_horizon(
 
 
 def horizon_length(p: Number, s: Number = 0.5, convention: str = "first_below") -> float:
-    """Return the number of steps at which a constant step accuracy ``p`` reaches the success rate ``s``; infinite for p = 1.
+    """Return the number of steps until p^H falls below the success rate ``s``, for a constant step accuracy ``p``; infinite for p = 1.
 
     Args:
         convention: ``"first_below"``: the smallest H with p^H < s. This is the paper's ceiling of ln s / ln p, or one more if that is

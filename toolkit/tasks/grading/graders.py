@@ -90,8 +90,8 @@ def grade(problem: Problem, answer: str) -> bool:
             return countdown.verify(answer, problem.meta["numbers"], problem.meta["target"])
         case "identifiers" | "identifier set" as grader:
             wanted = identifiers(gold)
-            said = [word for word in identifiers(answer) if word not in problem.meta.get("asked", ())]
-            return said[-len(wanted) :] == wanted if grader == "identifiers" else set(said) == set(wanted)
+            answered = [word for word in identifiers(answer) if word not in problem.meta.get("asked", ())]
+            return answered[-len(wanted) :] == wanted if grader == "identifiers" else set(answered) == set(wanted)
         case "facts":
             return all(facts_right(problem.meta["golds"], problem.meta["wrong"], answer))
         case "length":
