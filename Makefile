@@ -15,7 +15,7 @@ BENCH := runs/bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo smol test torture bench lab lint format check-types setup setup-test constraints clean
+.PHONY: help demo smol test torture bench docs lab lint format check-types setup setup-test constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ bench: $(VENV)/.test $(BENCH)/.peers ## measure speed beside the peers (QUICK=1:
 	  $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again) $(if $(KEEP),--keep)
 
 smol: $(VENV)/.smol ## set up what the smol reasoner needs (a model of 93 MB, without its second inference engine)
+
+docs: $(VENV)/.test ## write the API pages; open runs/docs/index.html
+	$(BIN)/pdoc --docformat google --output-directory runs/docs toolkit
 
 lab: $(VENV)/.notebook ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir notebooks

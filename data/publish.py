@@ -1,4 +1,4 @@
-"""Shared by the scripts that publish measured numbers: put a text between two marks of the README, and draw a figure as a PNG."""
+"""Helpers of the scripts that publish measured numbers: replace a marked part of the README, and draw a figure as a PNG."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def splice(name: str, text: str, path: Path = README) -> None:
-    """Replace what stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``. Raises ValueError if the marks are not there once."""
+    """Replace the text between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``.
+
+    Raises:
+        ValueError: the pair of marks does not occur exactly once.
+    """
     before, after = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     page, count = re.subn(f"{before}.*?{after}", lambda _: f"{before}\n\n{text}\n\n{after}", path.read_text(), flags=re.DOTALL)
     if count != 1:
-        raise ValueError(f"{path} holds {count} places between {before} and {after}: expected one.")
+        raise ValueError(f"{path} has {count} pairs of the marks {before} and {after}: expected one.")
     store.write_text(page, path)
 
 
 def draw(figure: go.Figure, path: Path, width: int, height: int) -> None:
-    """Write a figure as a PNG with Chromium; without Chromium, say that it is not drawn."""
+    """Write a figure as a PNG with Chromium; without Chromium, print that the old file stays."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        print(f"Chromium is not installed: {path} stays as it is.")
+        print(f"Chromium is not installed: {path} is not updated.")
         return
     with tempfile.TemporaryDirectory() as folder:
         figure.update_layout(width=width, height=height).write_html(f"{folder}/figure.html", config={"displayModeBar": False})

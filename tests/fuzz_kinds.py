@@ -20,10 +20,9 @@ from alterations import Alteration, Step
 from toolkit import edits, jobs, store, vectors
 from toolkit import lm as lms
 from toolkit.generate import Sampling
-from toolkit.grpo import judge, log
+from toolkit.grpo import curves, judge, log
 from toolkit.grpo import run as grpo_run
 from toolkit.grpo.trainer import STATE
-from toolkit.jobs import grpo as grpo_jobs
 from toolkit.lm import LM
 from toolkit.tasks import needle
 from toolkit.tasks.external import mathematics
@@ -358,8 +357,8 @@ KINDS: dict[str, Kind] = {
     "scores": value_kind(lambda: HeadScores(numbers(3, 4), "short", "norm", about())),
     "moments": value_kind(moments),
     "plan": value_kind(plan),
-    "rollouts": Kind(make_rollouts, lambda path: jobs.given(path.parent).rollouts, of_part),
-    "rollouts header": Kind(lambda folder: make_rollouts(folder).parent / "header.json", lambda path: jobs.given(path.parent),
+    "rollouts": Kind(make_rollouts, lambda path: jobs.read_rollouts(path.parent).rollouts, of_part),
+    "rollouts header": Kind(lambda folder: make_rollouts(folder).parent / "header.json", lambda path: jobs.read_rollouts(path.parent),
                             json_kind("header.json", dict, store.read_json, ("eos_ids", "template", "tags", "problems", "sampling.seed", "model", "rollouts")).of),
     "problems": Kind(make_problems, store.load_problems, of_problems, cut_is_legal=True),
     "table.csv": Kind(make_table(".csv"), lambda path: mathematics.gsm8k(path=path), of_table, cut_is_legal=True),
@@ -375,10 +374,10 @@ KINDS: dict[str, Kind] = {
                               of_pt(wrong_tensors(lambda: direction().vector))),
     "steering-vectors": Kind(make_pt(steering_vectors, "v.pt"), lambda path: vectors.from_steering_vectors(store.read_pt(path), tiny()),
                              of_pt(wrong_steering_vectors)),
-    "doses": json_kind("doses.json", dose_rows, parent(jobs.kept_doses), ("usable",)),
-    "conciseness": json_kind("conciseness.json", conciseness, lambda path: judge.kept(tiny(), path)),
+    "doses": json_kind("doses.json", dose_rows, parent(jobs.read_doses), ("usable",)),
+    "conciseness": json_kind("conciseness.json", conciseness, lambda path: judge.read_head(tiny(), path)),
     "checkpoint state": json_kind(STATE, lambda: {"identity": {"seed": 0}, "reward": {}}, parent(grpo_run.state_of), ("identity.",),
                                   ("identity an object", "reward an object")),
     "training log": lines_kind("log.jsonl", lambda: [{"step": k, "loss": 0.5} for k in range(3)], log.read, ("step", "loss")),
-    "learning curve": lines_kind("pear-seed0.jsonl", curve_rows, parent(grpo_jobs.read_curves), tuple({n for c in grpo_jobs.IN_CURVE.values() for n in c})),
+    "learning curve": lines_kind("pear-seed0.jsonl", curve_rows, parent(curves.read), tuple({n for c in curves.IN_CURVE.values() for n in c})),
 }  # fmt: skip

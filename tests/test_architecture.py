@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,24 @@ def test_house_rule(check):
     modules = frozenset(found)
     breaches = [breach for module, source in found.items() for breach in check(module, source, modules)]
     assert not breaches, "\n".join(["", *breaches])
+
+
+def circle(sources: dict[str, str]) -> list[str]:
+    """Modules that import one another in a circle, also inside one package; empty if there is none."""
+    graph = {m: {name for name in imports(ast.parse(s), frozenset(sources)) if name != m} for m, s in sources.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    assert circle(sources()) == []
+
+
+def test_a_circle_inside_a_package_is_caught():
+    assert circle({"grpo.a": "from toolkit.grpo import b", "grpo.b": "def f():\n    from toolkit.grpo.a import x"})
 
 
 MODULES = frozenset({"types", "stats", "store", "lm", "generate", "methods.a", "methods.b", "rewards.a", "evaluate"})

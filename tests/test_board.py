@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from toolkit import board, cli, edits, generate, origins, store, tasks
 from toolkit import lm as lms
 from toolkit.baselines import Budget, Instruction
-from toolkit.board import Sizes, Spec, Training, default, measure, reading, running
+from toolkit.board import Sizes, Spec, TrainingPlan, default, measure, reading, running
 from toolkit.evaluate import OverlapError
 from toolkit.grpo import recipes
 from toolkit.identity import UnknownIdentityError
@@ -30,13 +30,13 @@ pytestmark = pytest.mark.filterwarnings(
 )
 MICRO = Sizes(
     main=(("arithmetic", 8), ("lookup", 4)), unseen=(("running_sum", 6), ("countdown", 2)), samples=3, max_new_tokens=200, unseen_tokens=200,
-    seeds=2, extraction=(60, 6), haystacks=4, texts=12, training=Training(steps=2, pool=16, judged=8, every=1, changes=(("problems", 2), ("samples", 4))),
+    seeds=2, extraction=(60, 6), haystacks=4, texts=12, training=TrainingPlan(steps=2, pool=16, held_out=8, evaluate_every=1, changes=(("problems", 2), ("samples", 4))),
 )  # fmt: skip
 FEW = ["base", "ThinkEdit 1", "ThinkEdit 1, adapter", "control: random heads edited", "steered -0.5", "budget of 12", "DRPO"]
 
 
 def few(names=FEW) -> list[Spec]:
-    return board.checked([spec for spec in default.CONDITIONS if spec.name in names])
+    return board.select_conditions([spec for spec in default.CONDITIONS if spec.name in names])
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,11 @@ def found(ground):
 
 
 def test_the_default_board_holds_every_condition_of_the_mission():
-    specs = board.checked(default.CONDITIONS)
+    specs = board.select_conditions(default.CONDITIONS)
     families = pd.Series([s.family for s in specs]).value_counts()
     assert families["trained"] >= 15 and families["control"] >= 4 and families["combined"] >= 3 and families["decode"] >= 5
     assert all(s.note for s in specs) and all(s.seeded == (s.family in ("control", "trained", "combined")) for s in specs)
-    trained = {s.make.keywords["recipe"].reward for s in specs if s.family == "trained"}
+    trained = {s.recipe.reward for s in specs if s.family == "trained"}
     assert trained >= {
         "correctness", "length_penalty", "grpo_lambda", "dler", "da_dler", "laser", "laser_d", "hapo", "slpo", "sar", "pear",
         "train_long_think_short", "arora_zanette", "surrogate",
@@ -80,7 +80,7 @@ def test_every_default_condition_has_a_key_of_its_own(ground):
 
 
 def test_patterns_choose_conditions_and_base_stays():
-    assert [s.name for s in board.checked(default.CONDITIONS, "DLER*, budget of 12")] == [
+    assert [s.name for s in board.select_conditions(default.CONDITIONS, "DLER*, budget of 12")] == [
         "base",
         "budget of 12",
         "DLER",
@@ -91,23 +91,23 @@ def test_patterns_choose_conditions_and_base_stays():
 @pytest.mark.parametrize(
     ("specs", "pattern", "message"),
     [
-        (default.CONDITIONS, "nothing*", "No condition matches 'nothing\\*': there are base, "),
+        (default.CONDITIONS, "nothing*", "No condition matches 'nothing\\*': choose from base, "),
         ([board.base(), board.base()], None, "Two conditions are called 'base'"),
         ([board.edited("ThinkEdit")], None, "No condition is called 'base'"),
     ],
 )
 def test_a_list_that_cannot_be_a_board_is_refused(specs, pattern, message):
     with pytest.raises(ValueError, match=message):
-        board.checked(specs, pattern)
+        board.select_conditions(specs, pattern)
 
 
 def test_an_unknown_direction_is_refused():
-    with pytest.raises(ValueError, match="unknown direction 'up', choose one of thinkedit, efficiency"):
+    with pytest.raises(ValueError, match="unknown direction 'up': choose one of thinkedit, efficiency"):
         board.steered("x", 1.0, "up")
 
 
 def test_an_unknown_family_is_refused():
-    with pytest.raises(ValueError, match="unknown family 'edits', choose one of base, edit"):
+    with pytest.raises(ValueError, match="unknown family 'edits': choose one of base, edit"):
         Spec("x", "edits", lambda ground, seed: Condition(ground.lm))
 
 
@@ -123,11 +123,11 @@ CONDITIONS = [*default.CONDITIONS, half, trained("my price", recipes.plain("leng
 
 def test_a_file_of_ones_own_extends_the_board_in_a_few_lines(ground, tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
-    specs, sizes = board.read(tmp_path / "mine.py")
+    specs, sizes = board.read_conditions(tmp_path / "mine.py")
     half, price = specs[-2:]
     assert sizes is None
     assert len(specs) == len(default.CONDITIONS) + 2 and len(half.key(ground, 0)) == 12
-    assert price.make.keywords["recipe"].options == {"alpha": 0.2}
+    assert price.recipe.options == {"alpha": 0.2}
     same = edits.apply(ground.lm, ground.plan(0.5))
     assert half.make(ground, 0).lm.fingerprint == same.fingerprint
 
@@ -136,15 +136,15 @@ COMPREHENSION = """
 from toolkit.board import Spec, base
 from toolkit.edits import steering
 from toolkit.lm import Condition
-CONDITIONS = [base(), *(Spec(f"mine {a:+g}", "steer", lambda ground, seed, a=a: Condition(ground.lm, (steering(ground.thinkedit, a),))) for a in (-3.0, 3.0))]
+CONDITIONS = [base(), *(Spec(f"mine {a:+g}", "steer", lambda ground, seed, a=a: Condition(ground.lm, (steering(ground.direction(), a),))) for a in (-3.0, 3.0))]
 """
 
 
 def test_conditions_of_one_comprehension_have_keys_of_their_own(ground, tmp_path):
     (tmp_path / "mine.py").write_text(COMPREHENSION)
-    specs = board.checked(board.read(tmp_path / "mine.py")[0])
+    specs = board.select_conditions(board.read_conditions(tmp_path / "mine.py")[0])
     keys = [spec.key(ground, 0) for spec in specs]
-    assert len(set(keys)) == 3 and keys == [spec.key(ground, 0) for spec in board.read(tmp_path / "mine.py")[0]]
+    assert len(set(keys)) == 3 and keys == [spec.key(ground, 0) for spec in board.read_conditions(tmp_path / "mine.py")[0]]
 
 
 def test_a_model_that_was_trained_again_at_the_same_path_is_another_condition(ground, tmp_path):
@@ -181,27 +181,29 @@ def test_a_file_of_problems_is_known_by_what_is_in_it(ground, tmp_path):
     "pair",
     [
         (board.edited("a", 1.0), board.edited("b", 1.0)),
-        (board.ruled("a", Budget(7)), board.ruled("b", Budget(7))),
+        (board.with_rule("a", Budget(7)), board.with_rule("b", Budget(7))),
         tuple(Spec(name, "edit", lambda ground, seed: Condition(ground.lm)) for name in "ab"),
-        (board.ruled("a", Budget(7)), replace(board.base(), name="b", identity={"maker": "_ruled", "rule": Budget(7)})),
+        (board.with_rule("a", Budget(7)), replace(board.base(), name="b", identity={"maker": "_with_rule", "rule": Budget(7)})),
     ],
     ids=["edits", "rules", "functions", "given"],
 )
 def test_one_condition_under_two_names_is_refused(pair):
     with pytest.raises(ValueError, match=r"'a' and 'b' are one condition .*identity=\{\.\.\.\}") as told:
-        board.checked([board.base(), *pair])
+        board.select_conditions([board.base(), *pair])
     assert len(str(told.value)) <= 400
     apart = [pair[0], replace(pair[1], identity={"mine": "b"})]
-    assert len(board.checked([board.base(), *apart])) == 3
+    assert len(board.select_conditions([board.base(), *apart])) == 3
 
 
-@pytest.mark.parametrize("of", [lambda v: board.ruled("x", v), lambda v: board.asked("x", v), lambda v: board.during("x", v)])
+@pytest.mark.parametrize(
+    "of", [lambda v: board.with_rule("x", v), lambda v: board.prompted("x", v), lambda v: board.with_intervention("x", v)]
+)
 def test_a_condition_whose_identity_cannot_be_known_is_refused_with_the_remedy(of):
     spec = of(partial(max, threading.Lock()))
     with pytest.raises(UnknownIdentityError, match=r"'x'.*identity=\{\.\.\.\}") as told:
-        board.checked([board.base(), spec])
+        board.select_conditions([board.base(), spec])
     assert len(str(told.value)) <= 400
-    assert board.checked([board.base(), replace(spec, identity={"version": 1})])
+    assert board.select_conditions([board.base(), replace(spec, identity={"version": 1})])
 
 
 class Locked(Correctness):
@@ -223,14 +225,14 @@ def test_a_reward_that_is_not_known_by_its_values_is_refused_at_once_with_a_reme
         board.trained("x", recipes.drpo(), reward=Locked(0.1))
     assert len(str(told.value)) <= 400
     specs = [board.trained("x", recipes.drpo(), reward=Known(price)) for price in (0.1, 0.2, 0.2)]
-    folders = [ground.folder_of(recipes.drpo(), 0, spec.make.keywords["reward"]) for spec in specs]
+    folders = [ground.folder_of(recipes.drpo(), 0, spec.reward) for spec in specs]
     assert folders[0] != folders[1] == folders[2]
 
 
 def test_one_checkpoint_trained_elsewhere_is_one_seed_and_is_not_judged(ground, found):
     mine = Spec("mine", "trained", lambda ground, seed: Condition(ground.lm))
-    given = reading.measured(ground, few())
-    table = reading.Table({"base": given["base"], "mine": replace(given["steered -0.5"], spec=mine)})
+    given = reading.condition_results(ground, few())
+    table = reading.AlignedResults({"base": given["base"], "mine": replace(given["steered -0.5"], spec=mine)})
     effects = reading.estimates(table, "mine")[1]
     assert np.isnan(effects["think_tokens"].p) and effects["think_tokens"].note.startswith("1 seed")
 
@@ -259,13 +261,13 @@ CONDITIONS = [base(), Spec("mine", "decode", FUNCTION)]
 
 def test_what_a_function_fills_when_it_is_called_does_not_change_its_key(ground, tmp_path):
     (tmp_path / "mine.py").write_text(MAKES.replace("FUNCTION", "once"))
-    one, other = (board.checked(board.read(tmp_path / "mine.py")[0])[1] for _ in range(2))
+    one, other = (board.select_conditions(board.read_conditions(tmp_path / "mine.py")[0])[1] for _ in range(2))
     assert [one.key(ground, 0), one.key(ground, 0)] == [other.key(ground, 0)] * 2
 
 
 def test_a_function_that_makes_something_else_at_every_call_is_refused_before_it_is_measured(ground, tmp_path):
     (tmp_path / "mine.py").write_text(MAKES.replace("FUNCTION", "anew"))
-    specs = board.checked(board.read(tmp_path / "mine.py")[0])
+    specs = board.select_conditions(board.read_conditions(tmp_path / "mine.py")[0])
     with pytest.raises(UnknownIdentityError, match=r"'mine': its function makes another .* each time.*identity=\{\.\.\.\}"):
         running.run(replace(ground, out=tmp_path), specs[1:], progress=False)
 
@@ -296,13 +298,13 @@ def test_what_a_reward_of_ones_own_holds_is_part_of_the_policys_folder(ground):
 def test_a_file_without_conditions_is_refused(tmp_path, text, message):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(ValueError, match=message):
-        board.read(tmp_path / "mine.py")
+        board.read_conditions(tmp_path / "mine.py")
 
 
 def test_a_file_may_say_how_much_is_measured(tmp_path):
     text = "from toolkit.board import Sizes, base\nCONDITIONS = [base()]\nSIZES = Sizes(main=(('gsm8k', 9),), haystack='needle')"
     (tmp_path / "mine.py").write_text(text)
-    assert board.read(tmp_path / "mine.py")[1] == Sizes(main=(("gsm8k", 9),), haystack="needle")
+    assert board.read_conditions(tmp_path / "mine.py")[1] == Sizes(main=(("gsm8k", 9),), haystack="needle")
     told = CliRunner().invoke(cli.app, ["board", "--conditions", str(tmp_path / "mine.py"), "--quick"])
     assert told.exit_code == 2 and "leave out --quick" in " ".join(told.output.split())
 
@@ -320,7 +322,7 @@ def test_a_reward_of_ones_own_is_part_of_the_key(ground):
 
 
 def test_sizes_follow_the_command_line():
-    sizes = board.sized(
+    sizes = board.adjust_sizes(
         board.FULL,
         {"task": "gsm8k", "problems": 30, "seeds": 1, "lora": 8, "engine": "trl"},
         {"problems": "32", "use_vllm": "true"},
@@ -330,9 +332,9 @@ def test_sizes_follow_the_command_line():
     assert sizes.training.changes == (("problems", 32),) and dict(sizes.training.overrides) == {"use_vllm": True}
     assert (sizes.training.task, sizes.training.lora, sizes.training.engine, sizes.training.tiny) == ("gsm8k", 8, "trl", False)
     with pytest.raises(ValueError, match="Unknown task 'gsm9k'"):
-        board.sized(board.FULL, {"task": "gsm9k"}, {}, tiny=True)
+        board.adjust_sizes(board.FULL, {"task": "gsm9k"}, {}, tiny=True)
     with pytest.raises(ValueError, match="Unknown setting 'stepz'"):
-        board.sized(board.FULL, {}, {"stepz": "1"}, tiny=True)
+        board.adjust_sizes(board.FULL, {}, {"stepz": "1"}, tiny=True)
 
 
 # --- measuring ---------------------------------------------------------------------------------------------------
@@ -369,7 +371,7 @@ def test_a_board_is_measured_and_reads_as_json_table_and_page(found, ground):
 
 @pytest.mark.slow
 def test_numbers_are_those_of_the_rows(found, ground):
-    rows = measure.result(ground, few()[0], 0).rows
+    rows = measure.read_result(ground, few()[0], 0).rows
     assert found["conditions"]["base"]["metrics"]["accuracy"]["mean"] == pytest.approx(rows["correct"].mean(), abs=1e-6)
     assert found["conditions"]["base"]["metrics"]["think_tokens"]["mean"] == pytest.approx(rows["think_tokens"].mean(), rel=1e-5)
     lookup = rows[rows["task"] == "lookup"]
@@ -398,7 +400,7 @@ def test_a_board_goes_on_and_a_new_condition_costs_only_itself(found, ground, mo
     monkeypatch.setattr(
         running, "measure", lambda ground, spec, seed, refs: measured.append(spec.name) or original(ground, spec, seed, refs)
     )
-    board.run(ground, [*few(), board.asked("quickly", Instruction("quick"))], progress=False)
+    board.run(ground, [*few(), board.prompted("quickly", Instruction("quick"))], progress=False)
     assert measured == ["quickly"]
 
 
@@ -407,7 +409,7 @@ def test_two_runs_of_one_board_give_identical_numbers(found, ground, tmp_path):
     again = board.Ground(ground.lm, MICRO, tmp_path)
     names = ["base", "control: random heads edited", "budget of 12", "DRPO"]
     board.run(again, few(names), progress=False)
-    other = board.board(again, few(names), "again")
+    other = board.make_board(again, few(names), "again")
     for name in names:
         assert other["conditions"][name]["metrics"] == found["conditions"][name]["metrics"]
         assert other["conditions"][name]["fingerprints"] == found["conditions"][name]["fingerprints"]
@@ -415,9 +417,9 @@ def test_two_runs_of_one_board_give_identical_numbers(found, ground, tmp_path):
 
 @pytest.mark.slow
 def test_a_condition_that_another_process_measures_is_left_to_it(ground, found, monkeypatch):
-    other = board.ruled("budget of 7", Budget(7))
+    other = board.with_rule("budget of 7", Budget(7))
     monkeypatch.setattr(running, "measure", lambda *_: pytest.fail("measured by two"))
-    with store.claimed(measure.place(ground, other, 0).with_suffix(".claim")) as mine:
+    with store.claimed(measure.result_folder(ground, other, 0).with_suffix(".claim")) as mine:
         assert mine
         board.run(ground, [*few(), other], wait=False, progress=False)
 
@@ -429,7 +431,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("when", ["measured", "written"])
 def test_a_board_that_is_killed_while_a_policy_is_written_or_measured_goes_on(tiny, tmp_path, monkeypatch, when):
     sizes = replace(
-        MICRO, main=(("arithmetic", 4),), unseen=(("running_sum", 2),), samples=2, seeds=1, max_new_tokens=100, unseen_tokens=60
+        MICRO, main=(("arithmetic", 5),), unseen=(("running_sum", 2),), samples=2, seeds=1, max_new_tokens=100, unseen_tokens=60
     )
     policy = board.trained("one policy", recipes.plain("correctness"))
     specs, real = [board.base(), policy], (lms.LM.save, store.save_table)
@@ -448,11 +450,10 @@ def test_a_board_that_is_killed_while_a_policy_is_written_or_measured_goes_on(ti
     assert bool(sampled) == (when == "measured") and bool(list(tmp_path.glob("trained/*/model/*"))) == (when == "measured")
     monkeypatch.setattr("toolkit.generate._sample", count := Counted(generate._sample))
     board.run(board.Ground(tiny, sizes, tmp_path), specs[1:], progress=False)
-    assert measure.result(board.Ground(tiny, sizes, tmp_path), policy, 0) is not None
+    assert measure.read_result(board.Ground(tiny, sizes, tmp_path), policy, 0) is not None
     assert not list(tmp_path.glob("results/*/rollouts-*")) and not list(tmp_path.rglob("*.partial"))
-    assert (
-        (count.rows[0] == 0) if when == "measured" else (count.rows[0] > 0)
-    )  # main rollouts that were there are not sampled again
+    # The 5 x 2 main rollouts are sampled again only if they were not kept; nothing else here samples ten rows.
+    assert (10 in count.rows) == (when == "written")
 
 
 class Counted:
@@ -470,7 +471,7 @@ def test_an_empty_directory_left_by_a_kill_is_no_policy_and_no_adapter(ground, t
     own = board.Ground(ground.lm, MICRO, tmp_path)
     folder = own.folder_of(recipes.plain("correctness"), 0)
     (folder / "model").mkdir(parents=True)
-    assert own.policy(recipes.plain("correctness"), 0).lm.fingerprint != ground.lm.fingerprint
+    assert own.train(recipes.plain("correctness"), 0).lm.fingerprint != ground.lm.fingerprint
     assert store.is_whole(folder / "model")
 
 
@@ -481,17 +482,17 @@ def test_the_help_says_that_a_file_of_conditions_is_executed():
 
 def test_a_board_without_base_says_what_to_do(ground, tmp_path):
     with pytest.raises(FileNotFoundError, match="no result of 'base': measure the board first"):
-        board.board(board.Ground(ground.lm, MICRO, tmp_path), few(), "empty")
+        board.make_board(board.Ground(ground.lm, MICRO, tmp_path), few(), "empty")
 
 
 def test_the_configuration_for_a_hub_model_trains_a_lora_adapter_with_trls_engine(tiny, tmp_path):
     """The plan of data/board/README.md, on the shipped model of the same family (Qwen3), without vLLM."""
     sizes = replace(MICRO, training=replace(MICRO.training, lora=4, engine="trl", overrides=(("use_vllm", False),)))
     ground = board.Ground(tiny, sizes, tmp_path)
-    done = ground.policy(recipes.grpo_lambda(), 0)
+    done = ground.train(recipes.grpo_lambda(), 0)
     assert done.lm.fingerprint != tiny.fingerprint and done.lm.parent == tiny.fingerprint
     assert {n for n, _ in done.lm.model.named_parameters()} == {n for n, _ in tiny.model.named_parameters()}
-    assert ground.policy(recipes.grpo_lambda(), 0).lm.fingerprint == done.lm.fingerprint  # read back
+    assert ground.train(recipes.grpo_lambda(), 0).lm.fingerprint == done.lm.fingerprint  # read back
 
 
 def test_the_command_explains_itself_and_refuses_bad_input_before_any_work(tmp_path):

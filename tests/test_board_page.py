@@ -12,7 +12,7 @@ import shutil
 import pytest
 from board_fixture import NASTY, NASTY_TEXT, board
 
-from toolkit.board.page import embedded, page
+from toolkit.board.page import embedded, write_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
@@ -29,7 +29,7 @@ def made():
 
 @pytest.fixture(scope="module")
 def report(made, tmp_path_factory):
-    return page(made, tmp_path_factory.mktemp("board") / "report.html")
+    return write_page(made, tmp_path_factory.mktemp("board") / "report.html")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_values_without_a_number_and_arrays_are_embedded_as_json():
 
 def test_base_that_is_no_condition_is_refused(made, tmp_path):
     with pytest.raises(ValueError, match="'nobody' is not among the conditions"):
-        page({**made, "base": "nobody"}, tmp_path / "report.html")
+        write_page({**made, "base": "nobody"}, tmp_path / "report.html")
 
 
 # --- in a browser ----------------------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def test_all_can_be_reached_with_the_keyboard(tab):
 @in_browser
 @pytest.mark.parametrize("kept", [(), ("conditions", "metrics"), ("conditions",), ("curves", "methods"), ("figures", "provenance")])
 def test_a_part_that_is_missing_leaves_its_section_out(chromium, made, tmp_path, kept):
-    report = page({"title": "Part", **{key: made[key] for key in kept}}, tmp_path / "report.html")
+    report = write_page({"title": "Part", **{key: made[key] for key in kept}}, tmp_path / "report.html")
     tab = Tab(chromium, report)
     sections = {"conditions": "table", "curves": "curves", "figures": "figures", "methods": "methods", "provenance": "provenance"}
     shown = {key for key, id in sections.items() if tab.locator(f"#{id}").is_visible()}

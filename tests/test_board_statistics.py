@@ -134,7 +134,7 @@ def test_two_seeds_are_not_given_a_star():
         "paired": {"two": {"accuracy": reading._interval(found["two"]) | {"p": None, "p_holm": None}}},
         "metrics": {"accuracy": {"label": "accuracy", "unit": "share"}},
     }
-    (text,) = reading.shown(board, ["accuracy"])["accuracy"]
+    (text,) = reading.text_table(board, ["accuracy"])["accuracy"]
     assert text.endswith(", 2 seeds)") and "*" not in text
 
 

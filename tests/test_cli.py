@@ -142,28 +142,28 @@ def test_a_full_directory_is_not_overwritten(rollouts, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
-        (("thinkedit", "-m", "m", "-o", "x", "--dry-run", "--adapter", "a"), "--adapter is not read with --dry-run"),
-        (("thinkedit", "-m", "m", "-o", "x", "--partial"), "--partial is not read without --rollouts"),
-        (("thinkedit", "-m", "m", "-o", "x", "--short-below", "9", "--long-above", "20", "--share", "0.1"), "--share is not read"),
+        (("thinkedit", "-m", "m", "-o", "x", "--dry-run", "--adapter", "a"), "--adapter is not used with --dry-run"),
+        (("thinkedit", "-m", "m", "-o", "x", "--partial"), "--partial is not used without --rollouts"),
+        (("thinkedit", "-m", "m", "-o", "x", "--short-below", "9", "--long-above", "20", "--share", "0.1"), "--share is not used"),
         (
             ("direction", "-r", "r", "-o", "x", "--method", "efficiency", "--short-below", "9"),
-            "--short-below is not read by --method",
+            "--short-below is not used by --method",
         ),
         (
             ("direction", "-r", "r", "-o", "x", "--method", "pca", "--estimator", "whitened"),
-            "--estimator is not read by --method pca",
+            "--estimator is not used by --method pca",
         ),
-        (("entropy", "-o", "x", "--rollouts", "r", "-k", "2"), "--samples is not read with --rollouts"),
-        (("entropy", "-o", "x", "--rollouts", "r", "--max-new-tokens", "9"), "--max-new-tokens is not read with --rollouts"),
-        (("heads", "-o", "x", "--lengths", "64"), "--lengths is not read by --search lookup"),
-        (("steer", "-v", "v", "-p", "1+1=?", "--value", "2"), "--value is not read by --op add"),
+        (("entropy", "-o", "x", "--rollouts", "r", "-k", "2"), "--samples is not used with --rollouts"),
+        (("entropy", "-o", "x", "--rollouts", "r", "--max-new-tokens", "9"), "--max-new-tokens is not used with --rollouts"),
+        (("heads", "-o", "x", "--lengths", "64"), "--lengths is not used by --search lookup"),
+        (("steer", "-v", "v", "-p", "1+1=?", "--value", "2"), "--value is not used by --op add"),
         (
             ("export", "-v", "v", "-o", "x", "--to", "safetensors", "--drop-layer-0"),
-            "--drop-layer-0 is not read by --to safetensors",
+            "--drop-layer-0 is not used by --to safetensors",
         ),
-        (("export", "-v", "v", "-o", "x", "--to", "folder", "--scale", "2"), "--scale is not read by --to folder"),
-        (("export", "-v", "v", "-o", "x", "--to", "gguf", "--doses", "d"), "--doses is not read by --to gguf"),
-        (("import", "f", "-o", "x", "--from", "gguf", "--layer", "1"), "--layer is not read with --from gguf"),
+        (("export", "-v", "v", "-o", "x", "--to", "folder", "--scale", "2"), "--scale is not used by --to folder"),
+        (("export", "-v", "v", "-o", "x", "--to", "gguf", "--doses", "d"), "--doses is not used by --to gguf"),
+        (("import", "f", "-o", "x", "--from", "gguf", "--layer", "1"), "--layer is not used with --from gguf"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(arguments, option):

@@ -66,14 +66,14 @@ def test_what_is_written_is_what_the_methods_measure(written, tiny):
     pd.testing.assert_frame_equal(phases.reset_index(drop=True), phase_entropy.by_phase(own), rtol=1e-4)
     lengths = frame(found["lengths"]).query("x == 'entropy'").drop(columns=["x", "y"])
     pd.testing.assert_frame_equal(lengths.reset_index(drop=True), phase_entropy.correlations(rows), rtol=1e-3)
-    effects = phase_entropy.filtering_effects(phase_entropy.filtering(tiny, own, problems))
+    effects = phase_entropy.filtering_effects(phase_entropy.filtering_experiment(tiny, own, problems))
     pd.testing.assert_frame_equal(frame(found["effects"]), effects)
     steps = failed_steps.table(own, failed_steps.chains(tiny, own, problems))
     correct = frame(found["correctness"]).set_index("measure").loc["fsf"]
-    wanted = failed_steps.against_correctness(steps, ["fsf"]).set_index("measure").loc["fsf"]
+    wanted = failed_steps.correctness_correlations(steps, ["fsf"]).set_index("measure").loc["fsf"]
     pd.testing.assert_frame_equal(correct, wanted)
     gain = frame(found["choices"]).set_index("kept").loc["lowest failed-step fraction", "gain"]
-    assert gain == pytest.approx(failed_steps.chosen_by(steps)[1].mean)
+    assert gain == pytest.approx(failed_steps.accuracy_of_lowest(steps)[1].mean)
     assert found["provenance"]["fingerprint"] == tiny.fingerprint
     assert found["provenance"]["notes"] | {"temperature": 1.0, "rollouts": 60, "split": "test"} == found["provenance"]["notes"]
     assert found["overall"][0]["mean"] == pytest.approx(rows["correct"].mean())
@@ -148,8 +148,8 @@ def test_rollouts_that_do_not_fit_are_named(sampled, tmp_path):
     for arguments, message in (
         (("-r", tmp_path / "nowhere"), "nowhere/header.json"),
         (("-r", without), "carries no entropies: sample with Sampling(details=True) (toolkit rollouts --details)"),
-        (("-r", foreign), "are of another, not of tiny-reasoner as it is"),
-        (("-r", steered), "are of tiny-reasoner under steering +2, not of tiny-reasoner as it is"),
+        (("-r", foreign), "are of another, not of tiny-reasoner as loaded"),
+        (("-r", steered), "are of tiny-reasoner under steering +2, not of tiny-reasoner as loaded"),
         (("-r", sampled, "--split", "dev"), "20 problems of the rollouts are not among the 20 given, such as 'arithmetic-"),
         (("-r", sampled, "--temperature", 1), "was sampled at 0.8"),
     ):

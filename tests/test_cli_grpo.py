@@ -69,16 +69,18 @@ def test_a_bfloat16_adapter_is_kept_merged_in_the_type_asked_for_and_its_loss_is
 
 
 def test_settings_reach_recipe_reward_and_trl():
-    recipe, rest = jobs.adjusted(recipes.hapo(), {"problems": "8", "learning_rate": "1", "reward.weight": "0.5", "beta": "0.01"})
+    recipe, rest = jobs.adjust_recipe(
+        recipes.hapo(), {"problems": "8", "learning_rate": "1", "reward.weight": "0.5", "beta": "0.01"}
+    )
     assert (recipe.problems, recipe.learning_rate, recipe.options, rest) == (8, 1.0, {"weight": 0.5}, {"beta": 0.01})
     with pytest.raises(ValueError, match="Unknown setting 'nonsense'"):
-        jobs.adjusted(recipes.hapo(), {"nonsense": "1"})
+        jobs.adjust_recipe(recipes.hapo(), {"nonsense": "1"})
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Say where the run goes"),
+        ((), "Give the directory of the run"),
         (("--out", "x", "--reward", "nonsense"), "Unknown reward or recipe 'nonsense'"),
         (("--out", "x", "--scale", "large"), "choose auto, tiny or paper"),
         (("--out", "x", "--set", "problems"), "give NAME=VALUE"),

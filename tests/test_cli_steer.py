@@ -78,7 +78,7 @@ def test_a_folder_for_the_hub_has_a_card(vector, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("-a", "one"), "numbers joined by commas"),
+        (("-a", "one"), "numbers separated by commas"),
         (("-a", "1", "--layers", "x"), "layers such as"),
         (("-a", "1", "--layers", "9"), "has layers 0..3"),
         (("-a", "1", "--during", "thinking"), "choose from prompt, think, answer"),

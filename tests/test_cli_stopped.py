@@ -56,7 +56,10 @@ def test_a_stopped_command_says_what_is_kept_and_goes_on_when_given_again(comman
     monkeypatch.setattr(generate, "_decode", until)
     assert main(monkeypatch, command, *arguments) == 128 + number
     printed = " ".join(capsys.readouterr().err.split())
-    assert f"Stopped: {kept} of {every} kept in {where}; give the same command again." in printed and "Traceback" not in printed
+    assert (
+        f"Stopped: {kept} of {every} kept in {where}; run the same command again to resume." in printed
+        and "Traceback" not in printed
+    )
     folder = where.partition(",")[0]
     assert len(store.load_rollouts(folder)) == kept
     monkeypatch.setattr(generate, "_decode", decode)

@@ -84,9 +84,9 @@ def test_a_changed_reward_makes_its_own_policies_stale_and_a_changed_trainer_or_
 
 
 def test_a_constant_that_a_function_reads_is_part_of_its_code(change):
-    before = store.modules_of("toolkit.jobs.grpo:_one")
+    before = store.modules_of("toolkit.jobs.grpo:_curve")
     change("toolkit.jobs.grpo", "HARD = (6, 7, 8)", "HARD = (7, 8)")
-    assert store.modules_of("toolkit.jobs.grpo:_one") != before
+    assert store.modules_of("toolkit.jobs.grpo:_curve") != before
 
 
 def test_a_recipe_that_is_added_or_changed_makes_no_other_policy_stale(change):
@@ -173,7 +173,7 @@ def test_what_a_package_passes_on_counts_as_the_module_that_defines_it():
 def test_results_of_other_code_are_said_in_one_line_measured_again_and_kept(change, tiny, tmp_path, monkeypatch):
     measured: list[str] = []
 
-    def measure(ground, spec, seed, references):
+    def measure(ground, spec, seed):
         basis = spec.basis(ground, seed)
         folder = ground.out / "results" / basis.key
         basis.write(folder)
@@ -181,9 +181,10 @@ def test_results_of_other_code_are_said_in_one_line_measured_again_and_kept(chan
         measured.append(spec.name)
         return folder
 
-    monkeypatch.setattr(board.running, "measure", measure)
+    monkeypatch.setattr(board.running, "_measured", lambda ground, spec, seed, references, expected: measure(ground, spec, seed))
+    monkeypatch.setattr(board.running, "measure_references", lambda ground: None)
     sizes = Sizes(main=(("arithmetic", 4),), unseen=(), seeds=1, extraction=(4, 1))
-    specs = board.checked([s for s in default.CONDITIONS if s.name in ("base", "PEAR", "budget of 12")])
+    specs = board.select_conditions([s for s in default.CONDITIONS if s.name in ("base", "PEAR", "budget of 12")])
     said: list[str] = []
 
     def again():
@@ -209,7 +210,8 @@ def test_results_from_before_code_hashes_are_said_not_to_be_used(tiny, tmp_path,
     store.write_json({"name": "base", "seed": 0}, store.writable(tmp_path / "results" / "0123456789ab") / "about.json")
     said: list[str] = []
     ground = board.Ground(tiny, Sizes(main=(("arithmetic", 4),), unseen=(), extraction=(4, 1)), tmp_path, said.append)
-    monkeypatch.setattr(board.running, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(board.running, "_measured", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(board.running, "measure_references", lambda ground: None)
     with pytest.raises(pytest.fail.Exception):
         board.run(ground, [board.base()], progress=False)
     assert said == [f"1 results in {tmp_path / 'results'} were made by toolkit 0.1.0, before code hashes: they are not used"]

@@ -90,7 +90,7 @@ def test_after_all_of_its_thinking_a_model_answers_as_it_went_on(name, model_of,
     found = phase_entropy.filterable(rollouts(forced, problems, greedy, progress=False))
     assert found
     by_id = {p.id: p for p in problems}
-    asked = [(by_id[r.problem_id], phase_entropy.filtered(r, 1.0, "truncate")) for r in found]
+    asked = [(by_id[r.problem_id], phase_entropy.filtered_prompt(r, 1.0, "truncate")) for r in found]
     for r, a in zip(found, continuations(lm, asked, greedy), strict=True):
         own = r.token_ids[r.answer.start :]
         assert response(a)[: len(own)] == own

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from toolkit import collect, directions, doses, edits, evaluate, figures
-from toolkit.doses import Doses, Sweep
+from toolkit.doses import Doses, DoseSweep
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition
 from toolkit.methods import efficiency_steering
@@ -27,47 +27,47 @@ def direction_of(lm: LM, scale: float = 0.3) -> Direction:
 def swept(tiny, problems_of) -> Doses:
     v = direction_of(tiny)
     named = {"length": v, doses.RANDOM: directions.random_like(v, seed=0)}
-    return doses.sweep(tiny, named, problems_of(4), SAMPLING, Sweep((-0.5, 0.5), layers=(1, 2)))
+    return doses.sweep(tiny, named, problems_of(4), SAMPLING, DoseSweep((-0.5, 0.5), layers=(1, 2)))
 
 
 def test_every_direction_has_every_strength_and_zero_is_the_base(swept):
     for name in ("length", doses.RANDOM):
-        rows = swept.of(name, "think_tokens")
+        rows = swept.curve(name, "think_tokens")
         assert rows.index.tolist() == [-0.5, 0.0, 0.5]
         assert rows["mean"][0.0] == pytest.approx(evaluate.outcomes(swept.report, "base").think_tokens.mean())
         assert (rows["low"] <= rows["mean"]).all() and (rows["mean"] <= rows["high"]).all()
     with pytest.raises(KeyError, match="length, random direction"):
-        swept.of("other", "think_tokens")
+        swept.curve("other", "think_tokens")
 
 
 def test_a_dose_is_what_the_steered_model_samples(swept, tiny, problems_of):
     act = edits.steering(direction_of(tiny), 0.5, layers=(1, 2))
     found = rollouts(Condition(tiny, (act,)), problems_of(4), SAMPLING, progress=False)
     lengths = np.array([r.think_tokens for r in found]).reshape(4, 2)
-    assert swept.of("length", "think_tokens")["mean"][0.5] == pytest.approx(lengths.mean())
-    assert swept.of("length", "think_tokens_q50")["mean"][0.5] == pytest.approx(np.median(lengths))
+    assert swept.curve("length", "think_tokens")["mean"][0.5] == pytest.approx(lengths.mean())
+    assert swept.curve("length", "think_tokens_q50")["mean"][0.5] == pytest.approx(np.median(lengths))
 
 
 def test_perplexity_is_of_the_bases_own_responses(swept, tiny, problems_of):
     found = rollouts(tiny, problems_of(4), SAMPLING, progress=False)
     own = -np.concatenate([r.logprobs for r in found])
-    assert swept.of("length", "perplexity")["mean"][0.0] == pytest.approx(np.exp(own.mean()), rel=1e-4)
+    assert swept.curve("length", "perplexity")["mean"][0.0] == pytest.approx(np.exp(own.mean()), rel=1e-4)
     act, loss = edits.steering(direction_of(tiny), 0.5, layers=(1, 2)), []
     for r in found:
         logp = collect.logits(tiny, r, act).log_softmax(-1)
         loss += [-logp[i, token].item() for i, token in enumerate(r.token_ids[r.prompt_len :])]
-    assert swept.of("length", "perplexity")["mean"][0.5] == pytest.approx(np.exp(np.mean(loss)), rel=1e-5)
+    assert swept.curve("length", "perplexity")["mean"][0.5] == pytest.approx(np.exp(np.mean(loss)), rel=1e-5)
 
 
 def test_the_relative_dose_is_over_the_steered_layers(swept, tiny, problems_of):
     found = rollouts(tiny, problems_of(4), SAMPLING, progress=False)
     typical = collect.typical_norm(tiny, found, "resid_post")
     expected = (0.5 * direction_of(tiny).norms / typical)[[1, 2]].max()
-    assert swept.of("length", "relative_dose")["mean"][0.5] == pytest.approx(expected.item(), rel=1e-5)
+    assert swept.curve("length", "relative_dose")["mean"][0.5] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_sweep_that_was_killed_goes_on(tiny, problems_of, tmp_path):
-    named, plan = {"length": direction_of(tiny)}, Sweep((0.5,))
+    named, plan = {"length": direction_of(tiny)}, DoseSweep((0.5,))
     once = doses.sweep(tiny, named, problems_of(3), SAMPLING, plan, out=tmp_path)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     again = doses.sweep(tiny, named, problems_of(3), SAMPLING, plan, out=tmp_path)
@@ -105,12 +105,12 @@ def made_up(closed: list[float], looping: list[float], lengths: list[float]) -> 
 )
 def test_the_usable_range_ends_where_responses_break(closed, looping, expected):
     made = made_up([float(c) for c in closed], [float(x) for x in looping], [10.0, 20.0, 30.0, 40.0, 50.0])
-    assert doses.usable(made, "v") == expected
+    assert doses.usable_range(made, "v") == expected
 
 
 def test_monotone_counts_only_the_usable_range():
     broken = made_up([1.0, 1.0, 1.0, 1.0, 0.2], [0.0] * 5, [10.0, 20.0, 30.0, 40.0, 5.0])
-    assert doses.monotone(broken, "v") == pytest.approx(1.0)
+    assert doses.monotonicity(broken, "v") == pytest.approx(1.0)
 
 
 def test_the_dial_takes_the_nearest_dose_and_counts_hits():
@@ -124,8 +124,8 @@ def test_the_dial_takes_the_nearest_dose_and_counts_hits():
 
 def test_the_choice_is_made_layer_by_layer(tiny, problems_of):
     v = direction_of(tiny)
-    plan = Sweep((-0.5, 0.5), layers=(1, 2), during=Scope(newest=True))
-    chosen, table = doses.choose(tiny, v, problems_of(3), SAMPLING, plan, max_loss=100.0)
+    plan = DoseSweep((-0.5, 0.5), layers=(1, 2), during=Scope(newest=True))
+    chosen, table = doses.choose_dose(tiny, v, problems_of(3), SAMPLING, plan, max_loss=100.0)
     assert sorted(table[["layer", "strength"]].itertuples(index=False, name=None)) == [(1, -0.5), (1, 0.5), (2, -0.5), (2, 0.5)]
     act = edits.steering(v, chosen.strength, layers=(chosen.layer,), during="newest")
     found = rollouts(Condition(tiny, (act,)), problems_of(3), SAMPLING, progress=False)

@@ -267,7 +267,7 @@ def made_up(rng: np.random.Generator, problems: int = 40, samples: int = 8) -> p
 
 
 def test_failed_steps_predict_wrong_answers_within_question_and_shuffled_ones_do_not():
-    found = failed_steps.against_correctness(made_up(np.random.default_rng(0)), times=300)
+    found = failed_steps.correctness_correlations(made_up(np.random.default_rng(0)), times=300)
     within = found[(found["scope"] == "within") & (found["kind"] == "spearman")].set_index("measure")
     assert within.loc["fsf", "high"] < -0.3
     for name in ("fsf (shuffled)", "characters", "review_ratio"):
@@ -277,18 +277,18 @@ def test_failed_steps_predict_wrong_answers_within_question_and_shuffled_ones_do
 def test_a_signal_of_the_question_alone_vanishes_within_question():
     rows = made_up(np.random.default_rng(1))
     rows["fsf"] = rows.groupby("problem_id")["fsf"].transform("mean") + 1e-3 / 3
-    found = failed_steps.against_correctness(rows, ["fsf"], times=50)
+    found = failed_steps.correctness_correlations(rows, ["fsf"], times=50)
     within = found[(found["scope"] == "within") & (found["measure"] == "fsf")]
     assert all(math.isnan(r) for r in within["r"])
 
 
 def test_choosing_by_failed_steps_gains_where_they_matter():
     rows = made_up(np.random.default_rng(2))
-    accuracy, gain = failed_steps.chosen_by(rows)
+    accuracy, gain = failed_steps.accuracy_of_lowest(rows)
     assert gain.low > 0.1
     assert accuracy.mean == pytest.approx(gain.mean + rows.groupby("problem_id")["correct"].mean().mean())
     rows["fsf"] = 0.0  # all tied: choosing is no choice
-    assert failed_steps.chosen_by(rows)[1].mean == pytest.approx(0.0)
+    assert failed_steps.accuracy_of_lowest(rows)[1].mean == pytest.approx(0.0)
 
 
 def test_the_table_counts_what_the_generator_wrote(llama):
@@ -299,7 +299,7 @@ def test_the_table_counts_what_the_generator_wrote(llama):
     assert rows["failed"].tolist() == [len(t.failed_lines) for _, t in pairs for _ in (0, 1)]
     assert rows["reviews"].tolist() == [t.waits for _, t in pairs for _ in (0, 1)]
     assert rows["characters"].tolist() == rows["think_tokens"].tolist()  # a character is a token there
-    assert set(failed_steps.against_correctness(rows, times=20)["measure"]) == {*failed_steps.MEASURES, "fsf (shuffled)"}
+    assert set(failed_steps.correctness_correlations(rows, times=20)["measure"]) == {*failed_steps.MEASURES, "fsf (shuffled)"}
 
 
 def test_rollouts_without_thinking_or_without_their_problem_are_named(llama, rollout_of):
@@ -309,12 +309,12 @@ def test_rollouts_without_thinking_or_without_their_problem_are_named(llama, rol
         failed_steps.table([silent], failed_steps.chains(llama, [silent], [problem]))
     with pytest.raises(KeyError, match=r"1 problems.*not among the 0 given, such as 'a'"):
         failed_steps.chains(llama, [silent], [])
-    with pytest.raises(ValueError, match="one of each a step"):
+    with pytest.raises(ValueError, match="one of each per step"):
         Chain(("a",), (), ())
 
 
 def test_the_figure_of_coefficients_shows_each_measure_twice_with_its_interval():
-    found = failed_steps.against_correctness(made_up(np.random.default_rng(0)), ["review_ratio", "fsf"], times=50)
+    found = failed_steps.correctness_correlations(made_up(np.random.default_rng(0)), ["review_ratio", "fsf"], times=50)
     figure = figures.coefficients(found, "title", kind="pearson")
     assert list(figure.layout.yaxis.ticktext) == ["review ratio", "fsf", "fsf (shuffled)"]
     for trace, scope in zip(figure.data, ("pooled", "within"), strict=True):

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from toolkit import figures, store
-from toolkit.grpo import recipes
+from toolkit.grpo import curves, recipes
+from toolkit.grpo.plan import TrainingPlan
 from toolkit.jobs import grpo as jobs
 
 FOLDER = Path(__file__).parent.parent / "data" / "grpo"
@@ -67,9 +68,9 @@ def test_every_committed_curve_is_of_the_shipped_model_and_of_its_recipe_as_it_i
 
 @pytest.mark.parametrize("rows", [[], [{"kind": "about", "seed": 0}], [{"kind": "about", "recipe": {"name": "pear"}, "seed": 0}]])
 def test_a_sweep_names_a_kept_curve_that_is_none(rows, tiny, tmp_path):
-    file = store.write_rows(rows, tmp_path / "pear-seed0.jsonl")
+    store.write_rows(rows, tmp_path / "pear-seed0.jsonl")
     with pytest.raises(store.DamagedFileError, match=r"pear-seed0\.jsonl"):
-        jobs._kept(tiny, recipes.find("pear"), 0, jobs.Sweep(tmp_path, tmp_path), file, print)
+        jobs.sweep(tiny, [(recipes.find("pear"), 0)], TrainingPlan(), curves=tmp_path, runs=tmp_path / "runs", say=print)
 
 
 def test_a_stale_curve_says_why_and_its_recipe_is_listed_where_one_looks(committed):
@@ -91,9 +92,9 @@ def test_every_committed_curve_has_every_step_and_the_same_comparison_with_base(
 
 
 def test_paired_differences_are_those_of_the_means_with_intervals_around_them(committed):
-    table = jobs.against(FOLDER).set_index(["name", "seed", "metric"])
-    _, tests = jobs.read_curves(FOLDER)
-    means = jobs.after_training(tests).set_index(["name", "seed"])
+    table = curves.against(FOLDER).set_index(["name", "seed", "metric"])
+    _, tests = curves.read(FOLDER)
+    means = curves.after_training(tests).set_index(["name", "seed"])
     for name in ("hapo", "pear"):
         row = table.loc[name, 0, "think_tokens"]
         assert row["difference"] == pytest.approx(
@@ -102,15 +103,15 @@ def test_paired_differences_are_those_of_the_means_with_intervals_around_them(co
         assert row["low"] < row["difference"] < row["high"]
     assert (table.loc[("correctness", 0)] == 0).all().all()
     with pytest.raises(FileNotFoundError, match="No learning curve of nonsense"):
-        jobs.against(FOLDER, "nonsense")
+        curves.against(FOLDER, "nonsense")
 
 
 def test_the_naive_penalty_loses_accuracy_and_correctness_gains_it(committed):
-    _, tests = jobs.read_curves(FOLDER)
+    _, tests = curves.read(FOLDER)
     for problems in ("all", "hard"):
-        table = jobs.after_training(tests, problems).set_index("name")
+        table = curves.after_training(tests, problems).set_index("name")
         assert (table.loc[["length_penalty"], "accuracy_difference_high"] < 0).all()
         assert (table.loc[["length_penalty"], "think_tokens_difference_high"] < 0).all()
         assert (table.loc[["correctness"], "accuracy_difference_low"] > 0).all()
-    figure = figures.length_against_accuracy(jobs.after_training(tests))
+    figure = figures.length_against_accuracy(curves.after_training(tests))
     assert {trace.name for trace in figure.data} == set(tests["name"])

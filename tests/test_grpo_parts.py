@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from toolkit import lm as lms
 from toolkit import rewards, tasks
 from toolkit.grpo import advantages, draws, log, losses, measures, recipes, saved
-from toolkit.grpo.batching import pushed_micro_batches
+from toolkit.grpo.batching import nonzero_micro_batches
 from toolkit.grpo.draws import Drawn
-from toolkit.rewards import RewardBatch, Scored
+from toolkit.rewards import RewardBatch, RewardValues
 
 GROUPS = np.array([0, 0, 0, 0, 1, 1, 1, 1])
 TOKENS = np.array([10, 20, 30, 40, 50, 60, 70, 80])
@@ -161,7 +161,7 @@ def test_schedule_has_no_problem_twice_in_a_step_and_every_problem_once_an_epoch
     assert all(set(a + b) == {p.id for p in problems} for a, b in zip(steps[::2], steps[1::2], strict=True))
     assert order == draws.schedule(problems, 5, 6, 3) != draws.schedule(problems, 5, 6, 4)
     assert order[:20] == draws.schedule(problems, 5, 4, 3)  # a longer run begins as a shorter one
-    with pytest.raises(ValueError, match="10 training problems, but a step asks 11"):
+    with pytest.raises(ValueError, match="10 training problems, but one step uses 11"):
         draws.schedule(problems, 11, 1, 0)
 
 
@@ -174,9 +174,9 @@ def test_curriculum_follows_the_published_budgets():
 
 def test_dynamic_sampling_asks_for_as_many_as_are_likely_to_be_missing_within_its_bound():
     rule = draws.Dynamic(most=4)
-    assert rule.next_round(kept=8, asked=16, wanted=16) == 16
-    assert rule.next_round(kept=0, asked=16, wanted=16) == 48
-    assert rule.next_round(kept=3, asked=64, wanted=16) == 0
+    assert rule.next_round(kept=8, sampled=16, wanted=16) == 16
+    assert rule.next_round(kept=0, sampled=16, wanted=16) == 48
+    assert rule.next_round(kept=3, sampled=64, wanted=16) == 0
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_micro_batches_of_pushed_rows_hold_as_many_as_another_process_asks_for()
         "completion_mask": mask,
     }
     for least, kept in ((0, {1, 3}), (4, {0, 1, 2, 3}), (6, set(range(6)))):
-        parts = pushed_micro_batches(scored, 2, "grpo", least)
+        parts = nonzero_micro_batches(scored, 2, "grpo", least)
         rows = [part["row"].tolist() for part in parts]
         assert {r for part in rows for r in part} == kept and len(rows[0]) == len(rows[1])
         # Each part's loss is the mean of its rows, times its share: the sum of all parts stays that over all rows.
@@ -239,8 +239,8 @@ def test_measures_of_a_batch_with_every_kind_of_response(rollout_of):
     cut = rollout_of(30, closed=False)
     loop = replace(cut, token_ids=cut.token_ids[: cut.prompt_len + 1] + (7,) * 30)
     found = [replace(r, problem_id=p, sample=s) for s, (r, p) in enumerate([(right, "a"), (wrong, "a"), (loop, "b"), (cut, "b")])]
-    batch, values = RewardBatch.of(found), np.array([1.0, 0.0, 0.0, 0.0])
-    row = measures.measures([Drawn(r, ()) for r in found], batch, Scored(values, {"correct": values}))
+    batch, values = RewardBatch.from_rollouts(found), np.array([1.0, 0.0, 0.0, 0.0])
+    row = measures.batch_measures([Drawn(r, ()) for r in found], batch, RewardValues(values, {"correct": values}))
     assert row["accuracy"] == 0.25 and row["truncated"] == 0.5 and row["zero_std"] == 0.5 and row["closed"] == 0.5
     assert row["tokens/correct"] == right.response_tokens and row["tokens/truncated"] == cut.response_tokens
     assert row["tokens/stopped"] == (right.response_tokens + wrong.response_tokens) / 2

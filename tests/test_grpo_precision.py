@@ -18,11 +18,11 @@ from transformers import TrainerCallback
 from toolkit import board, generate, sites, store, tasks
 from toolkit import lm as lms
 from toolkit.generate import Sampling
-from toolkit.grpo import measures, recipes, run, saved
+from toolkit.grpo import measures, policies, recipes, run, saved
+from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, Trained, train
 from toolkit.grpo.trainer import Extras, Trainer
-from toolkit.jobs import grpo as jobs
 from toolkit.lm import LM
 from toolkit.rounding import rounding
 
@@ -64,7 +64,7 @@ class Ran(NamedTuple):
         return store.read_json(self.out / "model" / "grpo.json")
 
 
-KINDS = {"weights": None, "lora": jobs.adapter(8)}
+KINDS = {"weights": None, "lora": policies.lora_config(8)}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -163,8 +163,8 @@ def test_a_killed_and_resumed_bf16_run_has_the_weights_of_an_uninterrupted_one(h
 @pytest.mark.parametrize(
     ("dtype", "overrides", "message"),
     [
-        (torch.float16, {}, "would be trained in float16, whose gradients underflow"),
-        (torch.float32, {"fp16": True}, "would be trained in float16, whose gradients underflow"),
+        (torch.float16, {}, "would be trained in float16, in which gradients underflow"),
+        (torch.float32, {"fp16": True}, "would be trained in float16, in which gradients underflow"),
         (torch.bfloat16, {"use_transformers_continuous_batching": True}, "casts the weights to bfloat16 in place"),
     ],
 )
@@ -262,19 +262,19 @@ def test_killed_while_the_model_is_written_the_run_ends_with_the_same_model(half
 
 
 def test_a_sweep_trains_and_reads_back_the_same_model(half, recipe, tmp_path):
-    plan = jobs.Sweep(tmp_path / "curves", tmp_path / "runs", steps=1, pool=8, judged=2, every=0, micro_batch=16, lora=4)
-    once, again = (jobs.trained(half, replace(recipe, max_tokens=96), 0, plan, say=lambda text: None) for _ in range(2))
+    plan = TrainingPlan(steps=1, pool=8, held_out=2, evaluate_every=0, tiny=False, micro_batch=16, lora=4)
+    once, again = (policies.train_policy(half, replace(recipe, max_tokens=96), 0, plan, tmp_path) for _ in range(2))
     assert once.lm.fingerprint == again.lm.fingerprint != half.fingerprint
     assert again.lm.model.dtype == torch.float32 and again.lm.parent == half.fingerprint
-    judged = jobs.beside(half, again.lm)
+    judged = policies.in_type_of(half, again.lm)
     assert judged.model.dtype == torch.bfloat16 and "; bfloat16 keeps" in judged.name and judged.parent == half.fingerprint
-    assert jobs.beside(half, judged) is judged
+    assert policies.in_type_of(half, judged) is judged
 
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_a_board_judges_a_policy_in_the_number_type_of_its_base(half, full, merged, tmp_path, monkeypatch):
     policy = SimpleNamespace(lm=replace(full, model=deepcopy(full.model)))
-    monkeypatch.setattr(board.Ground, "policy", lambda *args, **kwargs: policy)
+    monkeypatch.setattr(board.Ground, "train", lambda *args, **kwargs: policy)
     how = {"recipe": recipes.plain("correctness"), "reward": None, "edit": 0.0, "steer": 0.0}
     judged = board.spec._trained(board.Ground(half, board.Sizes(), tmp_path), 0, merged=merged, **how).lm
     assert judged.model.dtype == torch.bfloat16 and "; bfloat16 keeps" in judged.name

@@ -14,6 +14,7 @@ import torch
 from toolkit import store, tasks
 from toolkit.generate import Sampling
 from toolkit.grpo import checks, log, losses, recipes, run, saved
+from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, train
 from toolkit.grpo.trainer import Extras
@@ -107,16 +108,16 @@ def test_a_disk_that_is_full_is_said_and_leaves_no_half_checkpoint(tiny, easy, r
 
 def test_weights_that_are_sharded_over_processes_are_refused_before_training():
     with pytest.raises(ValueError, match=r"FSDP shards the weights over processes.*--zero_stage 2"):
-        checks.check_whole(SimpleNamespace(is_fsdp_enabled=True))
-    checks.check_whole(SimpleNamespace(is_fsdp_enabled=False))
+        checks.check_unsharded(SimpleNamespace(is_fsdp_enabled=True))
+    checks.check_unsharded(SimpleNamespace(is_fsdp_enabled=False))
 
 
 def test_a_run_of_drpo_is_resumed_with_the_micro_batch_it_began_with_and_no_other():
     plans = [Run(run.Path("x"), micro_batch=n) for n in (8, 16)]
     drpo = replace(recipes.plain("correctness"), loss=losses.DRPO())
-    one, other = (run._how(drpo, plan, Extras()) for plan in plans)
+    one, other = (run._training_identity(drpo, plan, Extras()) for plan in plans)
     assert {k for k in one if one[k] != other[k]} == {"micro_batch"}
-    plain = [run._how(recipes.plain("correctness"), plan, Extras()) for plan in plans]
+    plain = [run._training_identity(recipes.plain("correctness"), plan, Extras()) for plan in plans]
     assert plain[0] == plain[1], "whole steps are the same whatever the micro-batch"
 
 
@@ -128,7 +129,7 @@ def test_a_setting_that_follows_from_the_run_is_refused_with_what_sets_it(tiny, 
     with pytest.raises(ValueError, match=f"{name} cannot be set for TRL alone: it follows from the run. Use "):
         run.arguments(tiny, recipe, Run(tmp_path, overrides={name: 1}))
     with pytest.raises(ValueError, match=f"{name} cannot be set"):
-        jobs.adjusted(recipe, {name: "1"})
+        jobs.adjust_recipe(recipe, {name: "1"})
 
 
 def test_two_models_are_compared_at_the_last_positions_of_each_prompt(tiny):
@@ -144,7 +145,7 @@ def test_two_models_are_compared_at_the_last_positions_of_each_prompt(tiny):
 
 
 def test_a_curve_that_is_marked_stale_is_made_again(tiny, tmp_path):
-    plan, own = jobs.Sweep(tmp_path / "curves", tmp_path / "runs"), recipes.find("hapo").scaled()
+    plan, own = TrainingPlan(), recipes.find("hapo").scaled()
     about = {
         "kind": "about",
         "recipe": json.loads(json.dumps(own, default=store.jsonable)),
@@ -156,9 +157,10 @@ def test_a_curve_that_is_marked_stale_is_made_again(tiny, tmp_path):
         {"kind": "test", "problems": "all", "condition": "base", "metric": "accuracy", "mean": 0.5, "low": 0.4, "high": 0.6},
         {"kind": "outcomes", "problem_id": ["p"], "accuracy": [0.5], "think_tokens": [9.0]},
     ]
-    file = plan.curves / "hapo-seed0.jsonl"
+    file = tmp_path / "curves" / "hapo-seed0.jsonl"
+    basis = jobs._curve_basis(tiny, recipes.find("hapo"), 0, plan, 200)
     for more, kept in (({}, True), ({"stale": "its formula changed"}, False)):
-        plan.curves.mkdir(exist_ok=True)
+        file.parent.mkdir(exist_ok=True)
         store.write_rows([about | more, *rest], file)
-        assert jobs._kept(tiny, own, 0, plan, file, lambda text: None) is kept and file.exists() is kept
-    assert len(list((plan.runs / "stale").iterdir())) == 1
+        assert jobs._is_current(file, basis, tiny, own, 0, tmp_path / "stale", lambda text: None) is kept and file.exists() is kept
+    assert len(list((tmp_path / "stale").iterdir())) == 1

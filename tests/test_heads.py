@@ -116,7 +116,7 @@ def test_entropy_when_masked_equals_masking_one_head_by_hand(tiny, problems_of):
     silent = edits.apply(tiny, Plan((HeadEdit(layer, head, "scale", 1.0),), None, "by hand", tiny.provenance()))
 
     def mean(model) -> float:
-        return float(np.mean([phase_entropy.phase_means(r).think for r in phase_entropy.measured(model, found)]))
+        return float(np.mean([phase_entropy.phase_means(r).think for r in phase_entropy.with_entropies(model, found)]))
 
     assert change.score[layer, head].item() == pytest.approx(mean(silent) - mean(tiny), abs=1e-4)
     assert change.score[layer, head] > 0
@@ -170,7 +170,7 @@ def test_a_condition_seen_through_the_lenses_differs_from_base_only_if_it_does_s
         "again": Condition(tiny),
         "silenced": Condition(edits.apply(tiny, plan)),
     }
-    table = jobs.seen_through(judged, study, search.haystacks(tiny, "test"), plan.heads).set_index(["condition", "metric"])
+    table = jobs.condition_effects(judged, study, search.haystacks(tiny, "test"), plan.heads).set_index(["condition", "metric"])
     assert (table.loc["again", "difference"] == 0).all()
     assert table.loc[("silenced", "write"), "mean"] == 0, "a silenced head writes nothing"
     assert table.loc[("base", "write"), "low"] > 0
@@ -181,7 +181,7 @@ def test_a_condition_seen_through_the_lenses_differs_from_base_only_if_it_does_s
 
 def test_the_table_has_a_row_a_head_best_first(provenance):
     some = lenses_of(provenance)
-    table = heads.table(some)
+    table = heads.head_table(some)
     assert len(table) == 32 and table["a"].is_monotonic_decreasing
     assert table.iloc[0]["head"] == "{}.{}".format(*some["a"].ranked()[0])
 
@@ -197,7 +197,7 @@ def test_atlas_writes_what_it_returns(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(heads, "FEW", 4)
     search = jobs.Search(instances=4, max_new_tokens=40)
     found = generate.rollouts(tiny, tasks.load("arithmetic", "train", 30), Sampling(n=4, max_new_tokens=80), progress=False)
-    atlas = jobs.atlas(tiny, jobs.Study(problems=3, samples=1, max_new_tokens=60), search, tmp_path / "out", found=found)
+    atlas = jobs.atlas(tiny, jobs.Study(problems=3, samples=1, max_new_tokens=60), search, tmp_path / "out", rollouts=found)
     written = store.read_json(tmp_path / "out" / "atlas.json")
     assert [row["head"] for row in written["heads"]] == list(atlas.heads["head"])
     assert len(written["overlaps"]) == len(atlas.overlaps) == len(atlas.scores) * (len(atlas.scores) - 1) // 2

@@ -251,7 +251,7 @@ def test_what_cannot_be_known_is_an_error_that_names_the_remedy(value):
 ELSEWHERE = """
 import json, torch
 from toolkit import identity
-from toolkit.board import asked, ruled, trained
+from toolkit.board import prompted, with_rule, trained
 from toolkit.grpo import recipes
 from functools import partial
 NAMES = {"some", "names", "in", "a", "set"}
@@ -259,7 +259,7 @@ def polite(messages): return [*messages, sorted(NAMES)]
 class Price:
     def __init__(self): self.names = frozenset(NAMES)
     def __call__(self, batch): return batch
-SPECS = [asked("a", polite), ruled("b", partial(polite, k=NAMES)), trained("c", recipes.plain("pear"), reward=Price())]
+SPECS = [prompted("a", polite), with_rule("b", partial(polite, k=NAMES)), trained("c", recipes.plain("pear"), reward=Price())]
 TOLD = json.dumps([spec.known.body for spec in SPECS], sort_keys=True)
 """
 

@@ -9,7 +9,7 @@ import torch
 
 from toolkit import attention, edits, evaluate, generate, hooks, jobs, tasks
 from toolkit.generate import Sampling
-from toolkit.jobs.retrieval import Found, Mask
+from toolkit.jobs.retrieval import Mask, RetrievalMeasurement
 from toolkit.lm import LM
 from toolkit.methods import retrieval_heads
 from toolkit.sites import Site
@@ -21,7 +21,7 @@ PAIRS = {"quick": "today", "brief": "hello", "hurry": "today"}  # a cue word and
 @pytest.fixture(scope="module")
 def finding(tiny: LM) -> jobs.Finding:
     found = generate.rollouts(tiny, tasks.load("arithmetic", "train", 100), Sampling(n=8, max_new_tokens=300), progress=False)
-    return jobs.find(tiny, found, jobs.DEMO, jobs.OURS)
+    return jobs.find_heads(tiny, found, jobs.DEMO, jobs.OURS)
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +109,15 @@ SEARCH = jobs.Search(instances=60, draws=2)
 
 
 @pytest.fixture(scope="module")
-def looked(tiny) -> Found:
-    return jobs.look(tiny, SEARCH)
+def looked(tiny) -> RetrievalMeasurement:
+    return jobs.measure_retrieval(tiny, SEARCH)
 
 
 def test_masking_the_heads_that_write_what_is_looked_up_breaks_lookup_and_random_heads_of_their_layers_do_not(tiny, looked):
     """Found by what they write towards the emitted token, with the whole binding as needle; judged on other problems."""
     problems = tasks.lookup.load("test", 60)
     forms = [Mask("write (ours)", 4, "zero", "all"), Mask("write (ours)", 4, "uniform", "newest")]
-    for _, row in jobs.masked(tiny, looked, SEARCH, problems, forms).iterrows():
+    for _, row in jobs.masking_effects(tiny, looked, SEARCH, problems, forms).iterrows():
         assert row["lost_low"] > 0.3
         assert row["more_than_random_low"] > 0.3
         assert row["random_high"] > row["accuracy"] + row["lost"] - 0.05, "random heads leave the base's accuracy"
@@ -136,5 +136,5 @@ def test_the_published_copy_score_is_blind_to_a_value_read_from_the_next_token(t
     assert offsets[2] > 0.8 > 0.1 > offsets[:2].max()
     copied = looked.scores["copy, as published"]
     assert max(float(copied.score[h]) for h in writers) < retrieval_heads.PUBLISHED_THRESHOLD
-    row = jobs.masked(tiny, looked, SEARCH, tasks.lookup.load("test", 60), [Mask("copy, as published", 4)]).iloc[0]
+    row = jobs.masking_effects(tiny, looked, SEARCH, tasks.lookup.load("test", 60), [Mask("copy, as published", 4)]).iloc[0]
     assert row["lost_high"] < 0.1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,8 +37,8 @@ def changed_of(model_of):
 @pytest.fixture(scope="module")
 def finding_of(mixed_rollouts):
     """Both forms of the method on a model."""
-    settings = jobs.Settings(share=0.4, fraction=0.3)
-    return cache(lambda lm_id, name: edit.find(MODELS[lm_id], mixed_rollouts, settings, name))
+    settings = jobs.EditSettings(share=0.4, fraction=0.3)
+    return cache(lambda lm_id, name: edit.find_heads(MODELS[lm_id], mixed_rollouts, settings, name))
 
 
 MODELS: dict[int, LM] = {}
@@ -87,12 +86,8 @@ def test_an_edit_of_the_rescaled_model_does_the_same(pair, form, finding_of, mix
 
 def test_the_push_of_the_board_does_not_change(pair, finding_of, mixed_rollouts):
     def push(lm: LM) -> Tensor:
-        found = finding_of(key(lm), edit.OURS)
         texts = [r for r in mixed_rollouts if r.think_tokens]
-        unit = found.direction.unit()[-1].double()
-        references = object.__new__(measure.References)  # without the ground that it takes them from
-        references.__dict__.update(ground=SimpleNamespace(findings={edit.OURS: found}), texts=texts, unit=unit)
-        return torch.tensor(measure._short_push(Condition(lm), references).to_numpy())
+        return torch.tensor(measure._short_push(Condition(lm), texts, finding_of(key(lm), edit.OURS)).to_numpy())
 
     lm, changed, grown = pair
     assert same(push(changed), grown * push(lm))
@@ -125,8 +120,8 @@ def lenses_of(mixed_rollouts):
     def lenses(lm_id: int) -> dict[str, HeadScores]:
         lm = MODELS[lm_id]
         measured = retrieval_heads.measure(lm, random_examples(2))
-        looked = retrieval.Found([], [], {name: measured for name in retrieval.RANKINGS})
-        return heads.lenses(lm, mixed_rollouts, looked, jobs.Settings(share=0.4, fraction=0.3))
+        looked = retrieval.RetrievalMeasurement([], [], {name: measured for name in retrieval.RANKINGS})
+        return heads.lenses(lm, mixed_rollouts, looked, jobs.EditSettings(share=0.4, fraction=0.3))
 
     return cache(lenses)
 

@@ -20,8 +20,8 @@ SMALL = jobs.Search(instances=6, counts=(1,), ops=("zero",), draws=1, max_new_to
 
 
 @pytest.fixture(scope="module")
-def found(tiny) -> retrieval.Found:
-    return jobs.look(tiny, SMALL)
+def found(tiny) -> retrieval.RetrievalMeasurement:
+    return jobs.measure_retrieval(tiny, SMALL)
 
 
 def test_examples_cover_every_needed_piece_or_the_answer_alone(tiny):
@@ -40,7 +40,7 @@ def test_a_response_to_something_else_is_no_example(tiny, found):
 
 
 def test_every_form_is_tested_once_and_the_published_one_at_every_count():
-    chosen = retrieval.masks_of(jobs.Search(counts=(1, 3)))
+    chosen = retrieval.planned_masks(jobs.Search(counts=(1, 3)))
     assert len(chosen) == len(set(chosen))
     for ranking in retrieval.RANKINGS:
         own = [m for m in chosen if m.ranking == ranking]
@@ -70,7 +70,7 @@ def test_masked_accuracies_equal_the_comparison_of_conditions(tiny, found):
     """The job's table against ``evaluate.compare`` on the same conditions."""
     mask = Mask("write (ours)", 2, "zero", "all")
     problems = tasks.lookup.load("test", 8)
-    row = jobs.masked(tiny, found, SMALL, problems, [mask]).iloc[0]
+    row = jobs.masking_effects(tiny, found, SMALL, problems, [mask]).iloc[0]
     plan = retrieval_heads.mask_plan(found.scores["write (ours)"], 2)
     noise = edits.random_heads(plan, tiny.layout, seed=0)
     judged = {name: Condition(tiny, (masks.masking(p, "zero", during="all"),)) for name, p in (("top", plan), ("random", noise))}

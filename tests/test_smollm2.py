@@ -46,12 +46,12 @@ def test_whole_responses_count_as_thinking_when_asked_to(smollm2, rollouts):
 def test_without_tags_the_method_says_what_to_do(smollm2, rollouts):
     plain = [replace(r, think=None) for r in rollouts]
     with pytest.raises((NoThinkTagsError, ValueError), match="think"):
-        jobs.find(smollm2, plain, jobs.Settings())
+        jobs.find_heads(smollm2, plain, jobs.EditSettings())
 
 
 def test_the_edit_changes_the_planned_columns_and_nothing_else_tensor_by_tensor(smollm2, rollouts, tmp_path):
     chosen = [r for r in rollouts if r.closed]
-    plan = jobs.find(smollm2, chosen, jobs.Settings(share=0.45)).plan
+    plan = jobs.find_heads(smollm2, chosen, jobs.EditSettings(share=0.45)).plan
     assert len(plan.edits) == round(0.04 * 30 * 9)
     edited = edits.apply(smollm2, plan)
     reloaded = lm.load(edited.save(tmp_path / "edited"), tags=smollm2.tags, device="cpu")

@@ -569,4 +569,4 @@ def test_overlapping_thresholds_are_refused(rollout_of):
 
 def test_half_given_thresholds_are_refused(mixed_rollouts):
     with pytest.raises(ValueError, match="Give both short_below and long_above, or neither"):
-        jobs.Settings(short_below=10.0).classes(mixed_rollouts)
+        jobs.EditSettings(short_below=10.0).classes(mixed_rollouts)

@@ -123,11 +123,11 @@ def test_steps_policies_and_points_that_are_made_twice_are_seen(tmp_path):
         from toolkit import store
         from toolkit.grpo import saved
 
-        saved.keep = lambda *args: None
+        saved.save_policy = lambda *args: None
         torture.note_what_is_kept(aside)
         for path in (state, about, work / "out" / "other.json"):
             store.write_json({}, path)
-        return int(saved.keep(None, None, work / "out") is not None)
+        return int(saved.save_policy(None, None, work / "out") is not None)
 
     for times in (1, 2):
         assert torture.forked(keep, tmp_path / "log")[0] == 0, (tmp_path / "log").read_text()

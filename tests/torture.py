@@ -123,14 +123,14 @@ COMMANDS = {
 }  # fmt: skip
 CONDITIONS = """
 from toolkit.baselines import Budget
-from toolkit.board import Sizes, base, edited, ruled, trained
-from toolkit.board.ground import Training
+from toolkit.board import Sizes, base, edited, with_rule, trained
+from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo import recipes
 
-CONDITIONS = [base(), ruled("budget", Budget(12, before="\\n")), edited("adapter", adapter=True), trained("policy", recipes.plain("correctness"))]
+CONDITIONS = [base(), with_rule("budget", Budget(12, before="\\n")), edited("adapter", adapter=True), trained("policy", recipes.plain("correctness"))]
 SIZES = Sizes(
     main=(("arithmetic", 6),), unseen=(("running_sum", 2),), samples=2, max_new_tokens=60, unseen_tokens=40, seeds=1, extraction=(24, 4),
-    haystacks=4, texts=6, training=Training(steps=1, pool=16, judged=4, every=1, changes=(("problems", 2), ("samples", 4))),
+    haystacks=4, texts=6, training=TrainingPlan(steps=1, pool=16, held_out=4, evaluate_every=1, changes=(("problems", 2), ("samples", 4))),
 )
 """
 
@@ -252,14 +252,14 @@ def note_what_is_kept(aside: Path) -> None:
     store.append_rollouts, store.write_json = append_rollouts, write_json
     if "toolkit.grpo.saved" in sys.modules:
         saved = sys.modules["toolkit.grpo.saved"]
-        keep = saved.keep
+        keep = saved.save_policy
 
         def kept(trainer: Any, recorder: Any, out: Path, *args: Any) -> Any:
             policy = keep(trainer, recorder, out, *args)
             note(f"{os.path.abspath(out)}\tpolicy")
             return policy
 
-        saved.keep = kept
+        saved.save_policy = kept
 
 
 def command(args: Sequence[str], folder: Path, kill: Kill = Kill()) -> Callable[[], int]:

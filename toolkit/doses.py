@@ -1,7 +1,7 @@
-"""How much of a direction does what: dose-response tables with damage and a random control, targets hit, and the dose to use.
+"""Dose-response of steering along a direction: length, accuracy and damage by strength, target lengths, and the choice of a dose.
 
-A dose is a strength of steering along a direction. Every table is long, one row a ``direction, strength, metric`` with ``mean, low,
-high`` (95 %, bootstrap over problems), so that figures and reports take any of them.
+A dose is a strength of steering. Every table is long: one row per ``direction, strength, metric`` with ``mean, low, high`` (95 %,
+bootstrap over problems), the format that figures and reports take.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from toolkit.types import Direction, Problem, Report, Rollout
 METRICS = ("think_tokens", "accuracy", "closed", "looping")
 QUANTILES = ("think_tokens_q10", "think_tokens_q50", "think_tokens_q90")
 RANDOM = "random direction"
-assumed_damage = 0.05  # share of responses that may newly fail to close, or loop, before a dose counts as broken: ours
+assumed_damage = 0.05  # additional share of responses that never close or that loop, above which a dose counts as broken: ours
 assumed_targets = (0.5, 0.75, 1.0, 1.5, 2.0)  # target lengths as shares of the base's mean: ours
-assumed_reference = 48  # rollouts of the base whose perplexity is taken: ours
+assumed_reference = 48  # number of base rollouts whose perplexity is measured: ours
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What is swept: strengths of every direction, at the same layers and in the same scope.
+class DoseSweep:
+    """Strengths, layers and scope of a dose-response sweep.
 
     Attributes:
-        strengths: Strengths; 0 is the base model and always measured.
-        layers: Layers steered; ``None`` is all.
+        strengths: Strengths; 0 is the base model, which is always measured.
+        layers: Layers to steer; ``None`` means all.
         during: Scope of the steering.
-        where: Site kind; ``None`` is the direction's own.
-        allow_overlap: Judge also on problems that a direction was made from, see ``evaluate.compare``.
+        where: Site kind; ``None`` means that of the direction.
+        allow_overlap: Also evaluate on problems that a direction was made from, see ``evaluate.compare``.
     """
 
     strengths: tuple[float, ...]
@@ -52,25 +52,25 @@ class Sweep:
     allow_overlap: bool = False
 
     def act(self, v: Direction, strength: float) -> Steering:
-        """The intervention of one dose."""
+        """Return the intervention of one dose."""
         return steering(v, strength, layers=self.layers, where=self.where, during=self.during)
 
 
 @dataclass(frozen=True)
 class Doses:
-    """Outcome of a sweep.
+    """Results of a sweep.
 
     Attributes:
-        table: ``direction, strength, metric, mean, low, high``; metrics are :data:`METRICS`, ``think_tokens_q10`` ..., the
-            ``perplexity`` of the base's own responses (per token), and ``relative_dose`` (largest over the steered layers).
-        report: Every response, as ``evaluate.compare`` gives it; conditions are ``base`` and ``"<direction> <strength>"``.
+        table: Columns ``direction, strength, metric, mean, low, high``. Metrics are :data:`METRICS`, :data:`QUANTILES`, the
+            ``perplexity`` per token of the base's responses, and ``relative_dose`` (the largest over the steered layers).
+        report: Every response, from ``evaluate.compare``; conditions are ``base`` and ``"<direction> <strength>"``.
     """
 
     table: pd.DataFrame
     report: Report
 
-    def of(self, direction: str, metric: str) -> pd.DataFrame:
-        """Rows of one direction and metric by rising strength, indexed by strength."""
+    def curve(self, direction: str, metric: str) -> pd.DataFrame:
+        """Return the rows of one direction and metric, indexed by strength in ascending order."""
         rows = self.table[(self.table["direction"] == direction) & (self.table["metric"] == metric)]
         if rows.empty:
             raise KeyError(f"No rows of {direction!r}, {metric!r}: there are {', '.join(self.table['direction'].unique())}.")
@@ -82,28 +82,30 @@ def sweep(
     named: Mapping[str, Direction],
     problems: Sequence[Problem],
     sampling: Sampling,
-    plan: Sweep,
+    plan: DoseSweep,
     *,
     out: str | Path | None = None,
 ) -> Doses:
-    """Sample every direction at every strength on the same problems and random numbers, and measure length, accuracy and damage.
+    """Sample every direction at every strength on the same problems and random numbers; measure length, accuracy and damage.
 
-    Put the random control in yourself: ``{"length": v, doses.RANDOM: directions.random_like(v, seed=0)}``.
+    Add a random control yourself: ``{"length": v, doses.RANDOM: directions.random_like(v, seed=0)}``.
 
     Args:
-        out: Directory for the rollouts; a sweep that was killed goes on from there.
+        named: Directions by name.
+        plan: Strengths, layers and scope.
+        out: Directory for the rollouts; a sweep that was stopped resumes from it.
     """
     strengths = sorted({*plan.strengths, 0.0})
     acts = {(name, a): plan.act(v, a) for name, v in named.items() for a in strengths}
-    judged = {"base": Condition(lm)}
-    judged |= {_name(name, a): Condition(lm, (act,), note=str(act)) for (name, a), act in acts.items() if a}
-    report = evaluate.compare(judged, problems, sampling, out=out, allow_overlap=plan.allow_overlap)
-    # The first of the base's responses, as kept, or again from the same streams of random numbers, whatever else was sampled.
+    conditions = {"base": Condition(lm)}
+    conditions |= {_name(name, a): Condition(lm, (act,), note=str(act)) for (name, a), act in acts.items() if a}
+    report = evaluate.compare(conditions, problems, sampling, out=out, allow_overlap=plan.allow_overlap)
+    # The base's first responses: read from ``out``, or sampled again, which gives the same responses.
     few = problems if out is not None else problems[: math.ceil(assumed_reference / sampling.n)]
-    kept = None if out is None else evaluate.rollout_folder(out, "base")
-    reference = rollouts(lm, few, sampling, out=kept, progress=False)[:assumed_reference]
-    kind = {plan.where or v.kind for v in named.values()}
-    typical = {site: collect.typical_norm(lm, reference, site) for site in kind}
+    base_folder = None if out is None else evaluate.rollout_folder(out, "base")
+    reference = rollouts(lm, few, sampling, out=base_folder, progress=False)[:assumed_reference]
+    kinds = {plan.where or v.kind for v in named.values()}
+    typical = {kind: collect.typical_norm(lm, reference, kind) for kind in kinds}
     rows = []
     for (name, a), act in tqdm(acts.items(), desc="doses", leave=False):
         condition = _name(name, a) if a else "base"
@@ -129,57 +131,65 @@ def _measured(report: Report, condition: str) -> list[tuple[str, float, float, f
 
 @torch.inference_mode()
 def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> tuple[float, float, float]:
-    """Per-token perplexity of the base's own responses under the steered model, with an interval over responses."""
+    """Perplexity per token of the base's responses under the steered model, with an interval over responses."""
     loss = []
     for r in reference:
         tokens = torch.tensor(r.token_ids[r.prompt_len :], device=lm.device)
         logp = collect.logits(lm, r, act).log_softmax(-1).gather(1, tokens[:, None])
         loss.append((-logp.sum().item(), len(tokens)))
     total, count = np.array(loss).T
-    found = stats.bootstrap(lambda index: np.exp(total[index].sum(axis=1) / count[index].sum(axis=1)), len(loss))
-    return found.mean, found.low, found.high
+    estimate = stats.bootstrap(lambda index: np.exp(total[index].sum(axis=1) / count[index].sum(axis=1)), len(loss))
+    return estimate.mean, estimate.low, estimate.high
 
 
-def usable(doses: Doses, direction: str, *, damage: float = assumed_damage) -> tuple[float, float]:
-    """Lowest and highest strength around 0 up to which responses still close and do not loop (ours).
+def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage) -> tuple[float, float]:
+    """Return the lowest and the highest strength around 0 at which responses still close their thinking and do not loop (ours).
 
-    A dose is broken when the share of closed think spans falls, or that of looping responses rises, by more than ``damage``.
-    Accuracy is not damage here: it is what shortening may cost.
+    A dose is broken if the share of closed think spans falls, or the share of looping responses rises, by more than ``damage``.
+    Accuracy does not count as damage here, since shortening may cost accuracy.
     """
-    closed, looping = (doses.of(direction, metric)["mean"] for metric in ("closed", "looping"))
-    whole = (closed >= closed[0.0] - damage) & (looping <= looping[0.0] + damage)
+    closed, looping = (doses.curve(direction, metric)["mean"] for metric in ("closed", "looping"))
+    intact = (closed >= closed[0.0] - damage) & (looping <= looping[0.0] + damage)
     low = high = 0.0
-    for strength in whole.index[whole.index > 0]:
-        if not whole[strength]:
+    # Walk outwards from 0 and stop at the first broken dose on each side.
+    for strength in intact.index[intact.index > 0]:
+        if not intact[strength]:
             break
         high = strength
-    for strength in whole.index[whole.index < 0][::-1]:
-        if not whole[strength]:
+    for strength in intact.index[intact.index < 0][::-1]:
+        if not intact[strength]:
             break
         low = strength
     return float(low), float(high)
 
 
-def monotone(doses: Doses, direction: str) -> float:
-    """Spearman's correlation of strength and mean think length within the usable range; + is as it should be."""
-    low, high = usable(doses, direction)
-    lengths = doses.of(direction, "think_tokens")["mean"].loc[low:high]
+def monotonicity(doses: Doses, direction: str) -> float:
+    """Return Spearman's correlation of strength and mean think length within the usable range; expected to be positive."""
+    low, high = usable_range(doses, direction)
+    lengths = doses.curve(direction, "think_tokens")["mean"].loc[low:high]
     return stats.spearman(lengths.index.to_numpy(), lengths.to_numpy())
 
 
 def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targets) -> pd.DataFrame:
-    """The strength as a dial, judged by Ruler (arXiv:2409.18943): for each target length the dose whose mean comes nearest, and how
-    often single responses hit the target (PM, FM: percent, ranges of +-10 % and +-20 %, ours for tokens), beside the base's hits.
+    """Return for each target length the strength whose mean length is closest, scored as in Ruler (arXiv 2409.18943).
 
-    Columns: ``target, strength, mean, precise, flexible, rmse, base_precise, base_flexible``.
+    ``precise`` and ``flexible`` are Ruler's PM and FM: percent of responses within 10 % and 20 % of the target (ranges ours, for tokens).
+    ``base_precise`` and ``base_flexible`` are the same for the base model.
+
+    Args:
+        shares: Target lengths as shares of the base's mean think length.
+
+    Returns:
+        Columns ``target`` (tokens), ``strength, mean, precise, flexible, rmse, base_precise, base_flexible``.
     """
-    lengths = doses.of(direction, "think_tokens")["mean"]
+    lengths = doses.curve(direction, "think_tokens")["mean"]
     rows = []
     for share in shares:
         target = round(share * lengths[0.0], 1)
         strength = float((lengths - target).abs().idxmin())
-        own, base = (_hits(doses.report, name, target) for name in (_name(direction, strength) if strength else "base", "base"))
-        rows.append((target, strength, lengths[strength], own.precise, own.flexible, own.rmse, base.precise, base.flexible))
+        steered = _name(direction, strength) if strength else "base"
+        hits, base = (_hits(doses.report, name, target) for name in (steered, "base"))
+        rows.append((target, strength, lengths[strength], hits.precise, hits.flexible, hits.rmse, base.precise, base.flexible))
     columns = ["target", "strength", "mean", "precise", "flexible", "rmse", "base_precise", "base_flexible"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -190,32 +200,38 @@ def _hits(report: Report, condition: str, target: float) -> stats.LengthMatch:
     return stats.length_match(lengths, np.full(len(lengths), target), precise=exact, flexible=loose, levels={})["all"]
 
 
-def choose(
+def choose_dose(
     lm: LM,
     v: Direction,
     problems: Sequence[Problem],
     sampling: Sampling,
-    plan: Sweep,
+    plan: DoseSweep,
     *,
     max_loss: float = efficiency_steering.assumed_max_loss,
     out: str | Path | None = None,
 ) -> tuple[efficiency_steering.Choice, pd.DataFrame]:
-    """Layer and strength on a dev split: the largest shortening that costs at most ``max_loss`` points (``efficiency_steering.choose``).
+    """Choose layer and strength on dev problems: the largest shortening that loses at most ``max_loss`` points of accuracy.
 
-    ``plan.layers`` are tried one at a time (default: the middle third). Returns the choice and the table it was made from.
+    Args:
+        problems: Dev problems.
+        plan: Strengths to try; its layers are tried one at a time (default: the middle third).
+        max_loss: Largest accepted loss of accuracy, in points.
+        out: Directory to keep the rollouts in.
+
+    Returns:
+        The choice (see ``efficiency_steering.choose``), and the table it was made from.
 
     Raises:
-        efficiency_steering.NothingQualifiesError: no dose does; says what the mildest did.
+        efficiency_steering.NothingQualifiesError: every dose loses more; the message reports the mildest dose.
     """
     layers = plan.layers or tuple(efficiency_steering.assumed_layers(lm.layout.n_layers))
-    judged = {"base": Condition(lm)}
+    conditions = {"base": Condition(lm)}
     doses = [(layer, a) for layer in layers for a in plan.strengths if a]
     for layer, a in doses:
         act = steering(v, a, layers=(layer,), where=plan.where, during=plan.during)
-        judged[f"layer {layer} {a:+g}"] = Condition(lm, (act,), note=str(act))
-    summary = evaluate.summary(evaluate.compare(judged, problems, sampling, out=out, allow_overlap=plan.allow_overlap)).set_index(
-        ["condition", "metric"]
-    )["mean"]
+        conditions[f"layer {layer} {a:+g}"] = Condition(lm, (act,), note=str(act))
+    report = evaluate.compare(conditions, problems, sampling, out=out, allow_overlap=plan.allow_overlap)
+    summary = evaluate.summary(report).set_index(["condition", "metric"])["mean"]
     rows = [
         (layer, a, *(summary[c, m] for c in (f"layer {layer} {a:+g}", "base") for m in ("think_tokens", "accuracy")))
         for layer, a in doses

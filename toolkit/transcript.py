@@ -14,7 +14,7 @@ from textwrap import shorten
 from toolkit import steps
 from toolkit.lm import LM
 from toolkit.methods.failed_steps import Chain
-from toolkit.methods.phase_entropy import phase_means, recorded
+from toolkit.methods.phase_entropy import entropies_of, phase_means
 from toolkit.types import Problem, Rollout, Span
 
 HUE = "230,120,0"  # an orange on which dark text is readable; only its opacity shows entropy, so colour blindness does not matter
@@ -61,7 +61,7 @@ def fragment(
         phase_entropy.NoEntropiesError: the rollout has no entropies.
         ValueError: ``top`` is not positive, or the chain was read from text and does not say which tokens its steps are.
     """
-    h = recorded(rollout)
+    h = entropies_of(rollout)
     if top is not None and not top > 0:
         raise ValueError(f"top={top}: the entropy of the deepest colour must be above 0 nats.")
     tokens = _tokens(lm, rollout, top or float(h.max()) or 1.0)
@@ -97,7 +97,7 @@ def _tokens(lm: LM, r: Rollout, top: float) -> list[str]:
     """Return each response token as HTML."""
     tokens = []
     texts = steps.token_texts(lm, r.token_ids[r.prompt_len :])
-    for i, (piece, entropy) in enumerate(zip(texts, recorded(r).tolist(), strict=True)):
+    for i, (piece, entropy) in enumerate(zip(texts, entropies_of(r).tolist(), strict=True)):
         depth = DEEPEST * min(entropy / top, 1.0)
         hover = f"{_named(piece)}  {entropy:.3f} nats"
         if r.logprobs is not None:

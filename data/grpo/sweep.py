@@ -1,7 +1,7 @@
-"""Learning curves of GRPO recipes on the tiny reasoner, three seeds each: one small file a run, beside this script.
+"""Learning curves of GRPO recipes on the tiny reasoner, three seeds each: one small file per run, beside this script.
 
-``python data/grpo/sweep.py [RECIPE ...]`` trains what has no curve yet, and goes on where it was when killed; started twice, the two
-share the work. Models, logs and rollouts go to ``runs/grpo``. About four minutes a run on one quiet core.
+``python data/grpo/sweep.py [RECIPE ...]`` trains every recipe and seed that has no curve yet. After a stop, the same command resumes; two
+processes share the work. Models, logs and rollouts go to ``runs/grpo``. A run takes about four minutes on one idle core.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 
 from toolkit import lm
 from toolkit.grpo import recipes
-from toolkit.jobs.grpo import Sweep, sweep
+from toolkit.grpo.plan import TrainingPlan
+from toolkit.jobs.grpo import sweep
 
 NAMES = (
     "correctness", "length_penalty", "grpo_lambda", "dler", "laser_d", "hapo", "drpo", "pear", "sar", "length_penalty_mild",
@@ -25,13 +26,14 @@ SEEDS = (0, 1, 2)
 
 
 def main() -> None:
-    """Train the recipes named, or all, all of seed 0 first."""
+    """Train the named recipes (default: all), seed 0 of every recipe first."""
     here = Path(__file__).parent
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     warnings.simplefilter("ignore", FutureWarning)
-    todo = [(recipes.find(name).scaled(), seed) for seed in SEEDS for name in sys.argv[1:] or NAMES]
-    plan = Sweep(here, here.parent.parent / "runs" / "grpo", steps=100, every=20)
-    sweep(lm.load("tiny-reasoner", device="cpu"), todo, plan, say=lambda text: print(text, flush=True))
+    todo = [(recipes.find(name), seed) for seed in SEEDS for name in sys.argv[1:] or NAMES]
+    runs = here.parent.parent / "runs" / "grpo"
+    model = lm.load("tiny-reasoner", device="cpu")
+    sweep(model, todo, TrainingPlan(), curves=here, runs=runs, say=lambda text: print(text, flush=True))
 
 
 if __name__ == "__main__":

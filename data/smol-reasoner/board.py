@@ -1,12 +1,12 @@
-"""What is judged on the smol reasoner, and how much of it: the published interventions, our forms of them, and a control for each.
+"""Conditions and sizes of the board for the smol reasoner: published interventions, our forms of them, and controls.
 
     toolkit board -m smol-reasoner --dtype bfloat16 --conditions data/smol-reasoner/board.py --out runs/smol-board --jobs 2
 
-``results.py`` beside this file reads what was measured. Doses, and the layer of Efficiency Steering (the middle one, all positions as
-they become the newest), are ours: on dev problems, with the first stage's adapter, 1 moved little and 4 broke the model.
+``results.py`` beside this file reads the results. Strengths, and layer and scope of Efficiency Steering (the middle layer, every newest
+position), are ours: on dev problems with the first stage's adapter, strength 1 had little effect and 4 broke the model.
 """
 
-from toolkit.board import Sizes, Training, base, edited, masked, steered, trained
+from toolkit.board import Sizes, TrainingPlan, base, edited, masked, steered, trained
 from toolkit.grpo import recipes
 from toolkit.jobs.edit import OURS, PUBLISHED
 
@@ -23,8 +23,8 @@ SIZES = Sizes(
     lengths=(200, 400),
     texts=16,
     fraction=0.04,
-    training=Training(
-        task="wordproblems", steps=8, pool=48, judged=12, every=4, tiny=False, micro_batch=8, lora=8,
+    training=TrainingPlan(
+        task="wordproblems", steps=8, pool=48, held_out=12, evaluate_every=4, tiny=False, micro_batch=8, lora=8,
         changes=(("problems", 6), ("samples", 8), ("max_tokens", 160), ("learning_rate", 5e-4)),
     ),
 )  # fmt: skip

@@ -1,12 +1,12 @@
-"""Training examples of the smol reasoner, from (seed, lesson, chunk) alone: word problems, plain arithmetic, and some needles.
+"""Training examples of the smol reasoner, determined by (seed, lesson, chunk): word problems, plain arithmetic, and some needles.
 
     python data/smol-reasoner/generate.py --n 5
 
-prints a few. The word problems are ``toolkit/tasks/wordproblems.py``, train stories only; their traces ``generators/wordtraces.py``. A needle
-(``tasks/needle.py``, train facts, short contexts) is found by saying its sentence again; they keep retrieval alive.
+prints five. Word problems come from ``toolkit/tasks/wordproblems.py`` (train stories only), their traces from ``wordtraces``. Needles
+(``tasks/needle.py``, train facts, short contexts) are answered by repeating the sentence; they preserve the model's retrieval.
 
-Two lessons follow one another, as in the tiny reasoner's training: steps (up to four of them, nothing pushes towards haste, so nothing
-has to be guessed), then the habits.
+There are two lessons, as in the tiny reasoner's training. The first has problems of up to four steps without haste, so the model never has
+to guess. The second adds the habits of haste.
 """
 
 from __future__ import annotations
@@ -33,43 +33,43 @@ _SAID = ("{}", "The text says: {}", "It says: {}", "I look for it in the text. {
 _FOUND = ("{}", "{}.", "The answer is {}.", "It is {}.")
 
 Row = tuple[list[int], int]
-"""Token ids, and how many of them are prompt (not predicted)."""
+"""Token ids, and the number of prompt tokens, which are not predicted."""
 
 
 def example(lm: LM, facts: list[needle.Needle], rng: random.Random, *, first: bool = False) -> tuple[Problem, str]:
-    """One problem and its response, think tags included; ``first``: of the first lesson."""
+    """Return a problem and its response with think tags; ``first`` selects the first lesson."""
     if rng.random() < NEEDLE_SHARE:
         fact, length = rng.choice(facts), rng.randint(*NEEDLE_TOKENS)
-        found = needle.place(lm, fact, length, rng.random(), seed=rng.randrange(10**6)).problem
+        problem = needle.place(lm, fact, length, rng.random(), seed=rng.randrange(10**6)).problem
         thought = rng.choice(_SAID).format(fact.sentence)
-        return found, f"<think>\n{thought}\n</think>\n{rng.choice(_FOUND).format(fact.answer)}"
+        return problem, f"<think>\n{thought}\n</think>\n{rng.choice(_FOUND).format(fact.answer)}"
     p = wordproblems.problem(rng, "train", steps=FIRST_STEPS if first else wordproblems.STEPS)
     return p, wordtraces.response(wordtraces.write(p, rng, FIRST_HABITS if first else wordtraces.HABITS))
 
 
 def rows(lm: LM, facts: list[needle.Needle], rng: random.Random, *, first: bool) -> list[Row]:
-    """A chunk of examples as token ids; the response ends with the end of the turn."""
-    found = []
+    """Return a chunk of examples as token ids; each response ends with the end-of-turn token."""
+    chunk = []
     for _ in range(CHUNK):
         p, response = example(lm, facts, rng, first=first)
         prompt = lm.prompt_ids(p.messages)
-        found.append((prompt + lm.tokenizer.encode(response, add_special_tokens=False) + [lm.tokenizer.eos_token_id], len(prompt)))
-    return found
+        chunk.append((prompt + lm.tokenizer.encode(response, add_special_tokens=False) + [lm.tokenizer.eos_token_id], len(prompt)))
+    return chunk
 
 
 def batches(lm: LM, seed: int, tokens: int, *, first: bool) -> Iterator[list[Row]]:
-    """Batches of a lesson without end, each at most ``tokens`` padded tokens: chunks sorted by length, cut, shuffled."""
+    """Yield batches of a lesson endlessly, each of at most ``tokens`` padded tokens; every chunk is sorted by length, split and shuffled."""
     facts = needle.facts("train", FACTS)
     for chunk in itertools.count():
         rng = random.Random(f"smol-{seed}-{first}-{chunk}")
-        found: list[list[Row]] = []
+        split: list[list[Row]] = []
         for row in sorted(rows(lm, facts, rng, first=first), key=lambda row: len(row[0])):
-            if found and (len(found[-1]) + 1) * len(row[0]) <= tokens:
-                found[-1].append(row)
+            if split and (len(split[-1]) + 1) * len(row[0]) <= tokens:
+                split[-1].append(row)
             else:
-                found.append([row])
-        rng.shuffle(found)
-        yield from found
+                split.append([row])
+        rng.shuffle(split)
+        yield from split
 
 
 def main() -> None:

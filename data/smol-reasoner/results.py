@@ -1,10 +1,10 @@
-"""Which published effects hold on real pretrained weights? Measures them on the smol reasoner and writes ``results/``.
+"""Measure which published effects hold on the smol reasoner, which has real pretrained weights, and write ``results/``.
 
     python data/smol-reasoner/results.py --jobs 2
 
-Goes on where it was when it is stopped and given again. First the dose-response of both length directions, each beside a random one;
-then every condition of ``board.py``; then ``results/`` is written: the board (``board.json``, ``table.parquet``), ``doses.json``,
-``heads.json``, ``retrieval.json``, scores and directions, and a page (``README.md``) that states each effect with its interval.
+It measures the dose-response of both length directions, each beside a random one, and then every condition of ``board.py``. Then it writes
+``results/``: the board (``board.json``, ``table.parquet``), ``doses.json``, ``heads.json``, ``retrieval.json``, scores and directions, and
+a page (``README.md``) with each effect and its interval. After a stop, the same command resumes.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from toolkit.phases import Scope
 from toolkit.stats import Estimate
 
 HERE = Path(__file__).parent
-STRENGTHS = (-2.0, -1.0, 1.0, 2.0)  # at 4 either direction broke the first stage's: 6 % right or less going down
+STRENGTHS = (-2.0, -1.0, 1.0, 2.0)  # at 4, both directions broke the first stage's model: at most 6 % correct when steered shorter
 SWEEPS = {
-    OURS: doses.Sweep(STRENGTHS),
-    "Efficiency Steering": doses.Sweep(STRENGTHS, (15,), Scope.parse("newest")),
+    OURS: doses.DoseSweep(STRENGTHS),
+    "Efficiency Steering": doses.DoseSweep(STRENGTHS, (15,), Scope.parse("newest")),
 }
 # Smallest effects that matter: points of accuracy, share of base's length, needles, correlations and nats (ours)
 POINTS, TOKENS, NEEDLES, SMALL = 0.03, 0.05, 0.1, 0.1
 OF_METRIC = {
     "think_tokens": ("tokens", TOKENS), "accuracy": ("points", POINTS), "shortest_20": ("points", POINTS), "retrieved": ("points", NEEDLES),
 }  # fmt: skip
-"""Metric -> unit of a claim about it, and the smallest effect that matters; of tokens a share of base's."""
+"""Metric -> unit of its claims, and the smallest effect that matters (for tokens a share of base's mean)."""
 
 
-def swept(ground: boards.Ground, name: str, problems: int) -> doses.Doses:
-    """Dose-response of one direction and of a random one."""
-    v = ground.thinkedit if name == OURS else ground.efficiency
+def dose_response(ground: boards.Ground, name: str, problems: int) -> doses.Doses:
+    """Measure the dose-response of one direction and of a random one."""
+    v = ground.direction("thinkedit" if name == OURS else "efficiency")
     both = {name: v, doses.RANDOM: directions.random_like(v, seed=0)}
     few = replace(ground.study, problems=problems).load("dev", ground.lm)
     where = dose_file(ground, name, problems).with_suffix("")
@@ -57,41 +57,45 @@ def swept(ground: boards.Ground, name: str, problems: int) -> doses.Doses:
 
 
 def dose_file(ground: boards.Ground, name: str, problems: int) -> Path:
-    """Where a dose-response is kept, under everything it depends on."""
+    """Return the file of a dose-response, named by a key of everything it depends on."""
     few = replace(ground.study, problems=problems).load("dev", ground.lm)
     depends = [ground.identity, identity.of_problems(few), identity.of(SWEEPS[name]).body]
     code = store.modules_of("toolkit.doses", "toolkit.board.ground", *tasks.modules(ground.study.task), without=TRAINING)
     return ground.out / "doses" / f"{name}-{store.Basis(depends, code).key}.json"
 
 
-def measured(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, *, wait: bool) -> None:
-    """Everything that takes long; several processes share it."""
+def measure(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, *, wait: bool) -> None:
+    """Measure every dose-response and condition that has no result yet; several processes share the work."""
     for name in SWEEPS:
         file = dose_file(ground, name, problems)
         with store.claimed(file) as mine:
             if mine and not file.exists():
-                found = swept(ground, name, problems)
-                trends = {d: doses.monotone(found, d) for d in (name, doses.RANDOM)}
+                response = dose_response(ground, name, problems)
+                trends = {d: doses.monotonicity(response, d) for d in (name, doses.RANDOM)}
                 trends = {d: None if np.isnan(v) else v for d, v in trends.items()}
-                store.write_json({"spearman": trends, "doses": report.json_records(found.table)}, file)
+                store.write_json({"spearman": trends, "doses": report.json_records(response.table)}, file)
     boards.run(ground, specs, wait=wait, progress=wait)
 
 
 # --- claims ------------------------------------------------------------------------------------------------------
 
 
-def every_claim(table: reading.Table, tokens: float) -> list[Claim]:
-    """Return every effect, signed as claimed."""
+def every_claim(table: reading.AlignedResults, tokens: float) -> list[Claim]:
+    """Return every claim with its measured effect; + is the claimed direction.
+
+    Args:
+        tokens: Base's mean think tokens, the unit of the smallest effect on length.
+    """
 
     def changed(text: str, source: str, metric: str, name: str, other: str = BASE, *, sign: int = 1, slack: float = 0.0) -> Claim:
         unit, smallest = OF_METRIC[metric]
         e = table.change(metric, name, other)
         e = e if sign > 0 else replace(e, mean=-e.mean, low=-e.high, high=-e.low)
-        # "Loses less than" is met by an effect above 0 once what may be lost was added.
+        # "Loses less than x" holds if the effect plus x (``slack``) is above 0.
         estimate, smallest = (claims.plus(e, slack), 0.0) if slack else (e, smallest * (tokens if unit == "tokens" else 1.0))
         return Claim(text=text, source=source, estimate=estimate, smallest=smallest, unit=unit)
 
-    rows = table.found[BASE].results[0].rows
+    rows = table.by_name[BASE].results[0].rows
     both = rows.dropna(subset=["think_entropy", "answer_entropy"])
     phase = stats.over_problems((both["think_entropy"] - both["answer_entropy"]).to_numpy(), both["problem_id"].to_numpy())
     apart = stats.correlation(both["think_entropy"], both["think_tokens"], both["problem_id"], within=True)
@@ -105,26 +109,26 @@ def every_claim(table: reading.Table, tokens: float) -> list[Claim]:
         ("short thinking is wrong more often (within a problem, 3+ steps)", "ThinkEdit, 2503.22048", right, "correlation"),
         ("failed steps go with wrong answers (within a problem, 3+ steps)", "2509.19284", Estimate(-failed.mean, -failed.high, -failed.low), "correlation"),
     ]  # fmt: skip
-    found = [Claim(text=t, source=s, estimate=e, smallest=SMALL, unit=unit) for t, s, e, unit in observed]
+    of_forms = [Claim(text=t, source=s, estimate=e, smallest=SMALL, unit=unit) for t, s, e, unit in observed]
     for form in ("ThinkEdit, as published", "ThinkEdit (ours)"):
         for share in (2, 4, 6):
             name = f"{form}, {share} % of heads"
             short = form if share == 4 else f"{form}, {share} %"
-            found += [
+            of_forms += [
                 changed(f"{short}: thinks longer", "2503.22048", "think_tokens", name),
                 changed(f"{short}: more accurate", "2503.22048", "accuracy", name),
                 changed(f"{short}: its shortest 20 % more accurate", "2503.22048", "shortest_20", name),
             ]
         name = f"{form}, 4 % of heads"
         heads = "control: random heads edited, as published" if "published" in form else "control: random heads edited (ours)"
-        found += [
+        of_forms += [
             changed(f"{form}: longer than with random heads", "control", "think_tokens", name, heads),
             changed(f"{form}: more accurate than with random heads", "control", "accuracy", name, heads),
         ]
     noise, shorter = "control: steered randomly", "Efficiency Steering, shorter"
     masks = ("4 retrieval heads masked", "control: 4 random heads masked")
     return [
-        *found,
+        *of_forms,
         changed("ThinkEdit (ours): longer than with a random direction in its heads", "control", "think_tokens", "ThinkEdit (ours), 4 % of heads", "control: random direction edited (ours)"),
         changed("steered shorter (our direction): shorter", "2503.22048", "think_tokens", "steered shorter", sign=-1),
         changed("steered shorter (our direction): less accurate", "2503.22048", "accuracy", "steered shorter", sign=-1),
@@ -144,18 +148,29 @@ def every_claim(table: reading.Table, tokens: float) -> list[Claim]:
 
 PAGE = """# What holds on real pretrained weights
 
-Made by `python data/smol-reasoner/results.py` on the smol reasoner (fingerprint {fingerprint}): {problems} test problems x {samples} samples, temperature 1, bf16;
-intervals are 95 % bootstraps over problems. Every row is signed so that + is what was claimed. Code: {made_by}.
+Made by `python data/smol-reasoner/results.py` on the smol reasoner (fingerprint {fingerprint}): {problems} test
+problems x {samples} samples, temperature 1, bf16. Intervals are 95 % bootstraps over problems. Every row is signed so
+that + is what was claimed. Code: {made_by}.
 
-*Reproduced*: the whole interval is on the claimed side. *Not reproduced*: it ends before the smallest effect that matters ({points:.0f} points of accuracy, {share:.0f} % of the
-base's length, 10 points of needles, 0.1 of a correlation, 0.1 nats: ours), or so does one that is real. *Undecided*: neither. The last column is the effect that would have been
-found with 80 % power; where it is larger than what matters, "undecided" says little. *Not judged*: what is random or trained was measured from fewer than three seeds, and the interval leaves seeds out.
+The verdicts depend on the smallest effect that matters, which is our choice: {points:.0f} points of accuracy,
+{share:.0f} % of the base's length, 10 points of needles, 0.1 of a correlation, 0.1 nats.
 
-A policy of GRPO is saved in fp32 with its adapter merged, and judged in bf16, as the base is, which rounds part of a small change away (its note on the board says how much): its {steps} steps are a smoke test of the rewards, not of their papers.
+- *Reproduced*: the interval is on the claimed side of 0 and includes effects that matter.
+- *Real but too small to matter*: it is on that side and ends before what matters.
+- *Not reproduced*: it includes 0 or lies below, and ends before what matters.
+- *Undecided*: none of these.
+- *Not judged*: a random or trained condition was measured with fewer than three seeds. The interval leaves seeds out.
+
+The last column is the effect that would have been detected with 80 % power. Where it is larger than what matters,
+"undecided" says little.
+
+A GRPO policy is saved in fp32 with its adapter merged. It is judged in bf16, as the base is, which rounds part of a
+small change away (its note on the board says how much). Its {steps} steps are a smoke test of the rewards, not of
+their papers.
 
 {claims}
 
-Rows are not corrected for their number; `board.json` has Holm-corrected p-values. {seeds}
+The rows are not corrected for multiple comparisons; `board.json` has Holm-corrected p-values. {seeds}
 
 ## The board
 
@@ -163,7 +178,8 @@ Rows are not corrected for their number; `board.json` has Holm-corrected p-value
 
 ## Dose-response
 
-Mean think tokens by strength, dev problems; Spearman's correlation with strength within the usable range in the last column.
+The table shows mean think tokens by strength on dev problems. The last column is Spearman's correlation with strength
+within the usable range.
 
 {doses}
 
@@ -171,99 +187,99 @@ Mean think tokens by strength, dev problems; Spearman's correlation with strengt
 
 {heads}
 
-Retrieval heads (share of heads by the published score, beside the published models):
+Retrieval heads: the share of heads by the published score, beside the published models.
 
 {sparsity}
 """
 
 
-def dose_table(found: dict[str, dict]) -> pd.DataFrame:
-    """Think tokens by direction and strength, and how monotone."""
+def dose_table(responses: dict[str, dict]) -> pd.DataFrame:
+    """Return think tokens by direction and strength, with Spearman's correlation in the last column."""
     rows = {}
-    for name, told in found.items():
-        rows_of = pd.DataFrame(told["doses"]).query("metric == 'think_tokens'")
-        wide = rows_of.pivot(index="direction", columns="strength", values="mean")
+    for name, response in responses.items():
+        lengths = pd.DataFrame(response["doses"]).query("metric == 'think_tokens'")
+        wide = lengths.pivot(index="direction", columns="strength", values="mean")
         for direction, values in wide.iterrows():
             label = name if direction == name else f"random, norm of {name}'s"
-            rows[label] = {**{f"{a:+g}": v for a, v in values.items()}, "Spearman": told["spearman"][direction]}
+            rows[label] = {**{f"{a:+g}": v for a, v in values.items()}, "Spearman": response["spearman"][direction]}
     return pd.DataFrame.from_dict(rows, orient="index").round(2).rename_axis("direction")
 
 
 def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, out: Path) -> None:
-    """All of ``results/``."""
-    found = boards.write(ground, specs, "Smol reasoner: what holds on real pretrained weights", ground.out)
-    store.write_json({k: v for k, v in found.items() if k != "figures"}, out / "board.json")
-    store.save_table(reading.flat(found), out / "table.parquet")
-    swept_ = {name: store.read_json(dose_file(ground, name, problems)) for name in SWEEPS}
-    store.write_json(swept_, out / "doses.json")
+    """Write all of ``results/``."""
+    board = boards.write(ground, specs, "Smol reasoner: what holds on real pretrained weights", ground.out)
+    store.write_json({k: v for k, v in board.items() if k != "figures"}, out / "board.json")
+    store.save_table(reading.long_table(board), out / "table.parquet")
+    responses = {name: store.read_json(dose_file(ground, name, problems)) for name in SWEEPS}
+    store.write_json(responses, out / "doses.json")
     adapter = (HERE / "adapter_model.safetensors").read_bytes()
     about = {
         "adapter_sha256": hashlib.sha256(adapter).hexdigest(),
-        "made_by": found["provenance"]["made_by"],
+        "made_by": board["provenance"]["made_by"],
         "provenance": ground.lm.provenance(0),
         "sizes": ground.sizes,
     }
     store.write_json(about, out / "about.json")
     heads = {}
     for name, form in FORMS.items():
-        f = ground.findings[name]
+        f = ground.find_heads(name)
         apart = directions.separation(f.moments, f.direction).tolist()
         heads[name] = {"edited": plan_table(f).reset_index().to_dict("records"), "separation": apart}
         store.save(f.scores, out / f"{form.short}-scores.safetensors")
         store.save(f.plan.direction or f.direction, out / f"{form.short}-direction.safetensors")
     store.write_json(heads, out / "heads.json")
-    top = retrieval.top_heads(ground.retrieval)
-    sparse = retrieval.sparsity(ground.retrieval, "smol-reasoner")
+    top = retrieval.top_heads(ground.measure_retrieval())
+    sparse = retrieval.sparsity(ground.measure_retrieval(), "smol-reasoner")
     store.write_json(
         {"heads": report.json_records(top), "sparsity": report.json_records(sparse.reset_index())}, out / "retrieval.json"
     )
-    table = reading.Table(reading.measured(ground, specs))
-    told = every_claim(table, float(table.value(BASE, "think_tokens").mean()))
-    store.write_json(claims.json_records(told), out / "claims.json")
-    shown = boards.shown(found, ("accuracy", "think_tokens", "shortest_20", "retrieved", "think_entropy", "never_closed"))
+    table = reading.AlignedResults(reading.condition_results(ground, specs))
+    effects = every_claim(table, float(table.value(BASE, "think_tokens").mean()))
+    store.write_json(claims.json_records(effects), out / "claims.json")
+    cells = boards.text_table(board, ("accuracy", "think_tokens", "shortest_20", "retrieved", "think_entropy", "never_closed"))
     seeded = sum(spec.seeded for spec in specs)
     text = PAGE.format(
         fingerprint=ground.lm.fingerprint[:12],
-        made_by=found["provenance"]["made_by"],
+        made_by=board["provenance"]["made_by"],
         problems=len(ground.problems),
         samples=ground.sizes.samples,
         points=100 * POINTS,
         share=100 * TOKENS,
         steps=ground.sizes.training.steps,
-        claims=report.markdown(claims.verdict_table(told)),
+        claims=report.markdown(claims.verdict_table(effects)),
         seeds=f"What is random or trained ({seeded} conditions) was measured from {ground.sizes.seeds} seed(s); below {stats.FEW_SEEDS} it is not judged.",
-        board=report.markdown(shown),
-        doses=report.markdown(dose_table(swept_)),
-        heads=report.markdown(pd.concat({name: plan_table(ground.findings[name]) for name in heads}, names=["form"]).reset_index("rank", drop=True).round(3)),
+        board=report.markdown(cells),
+        doses=report.markdown(dose_table(responses)),
+        heads=report.markdown(pd.concat({name: plan_table(ground.find_heads(name)) for name in heads}, names=["form"]).reset_index("rank", drop=True).round(3)),
         sparsity=report.markdown(sparse.round(3)),
     )  # fmt: skip
     store.write_text(text, out / "README.md")
 
 
 def main() -> None:
-    """Measure what is missing, then write."""
+    """Measure what has no result yet, then write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/smol-board"), help="directory of the resumable state")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the work")
-    parser.add_argument("--problems", type=int, default=40, help="dev problems of the dose-response")
-    parser.add_argument("--seeds", type=int, default=None, help="seeds of what is random or trained")
+    parser.add_argument("--problems", type=int, default=40, help="number of dev problems for the dose-response")
+    parser.add_argument("--seeds", type=int, default=None, help="number of seeds for conditions that are random or trained")
     parser.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))
-    specs, sizes = boards.read(HERE / "board.py")
+    specs, sizes = boards.read_conditions(HERE / "board.py")
     sizes = replace(sizes, seeds=args.seeds or sizes.seeds)
     again = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
     helpers = [] if args.helper else [processes.helper(again, [*sys.argv, "--helper"]) for _ in range(args.jobs - 1)]
     ground = boards.Ground(lms.load(lms.SMOL_REASONER, dtype=torch.bfloat16), sizes, args.work, print)
-    measured(ground, boards.checked(specs), args.problems, wait=not args.helper)
+    measure(ground, boards.select_conditions(specs), args.problems, wait=not args.helper)
     if args.helper:
         return
     failed = [helper.args for helper in helpers if helper.wait()]
     if failed:
-        print(f"{len(failed)} of {len(helpers)} helping processes stopped with an error; this one does what they left.")
-    measured(ground, boards.checked(specs), args.problems, wait=True)
-    write(ground, boards.checked(specs), args.problems, store.writable(args.out))
+        print(f"{len(failed)} of {len(helpers)} helper processes stopped with an error; this process finishes their work.")
+    measure(ground, boards.select_conditions(specs), args.problems, wait=True)
+    write(ground, boards.select_conditions(specs), args.problems, store.writable(args.out))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python data/smol-reasoner/train.py --out data/smol-reasoner --minutes 150
 
-TRL's SFTTrainer with PEFT. Seeded and resumable: the batches follow from the seed, a checkpoint is kept every ``--save-every`` steps
-in ``--work``, and the same command goes on from the newest. The learning rate is warmed up, constant, and decays over the last
-``--decay`` steps of ``--steps``; ``--steps`` may be raised later. The adapter so far is written to ``--out`` at the end of every
-sitting (``--minutes 0``: only that). Loss is on the response, where digits weigh more than words. ``reinforce.py`` goes on from its last
+It uses TRL's SFTTrainer with PEFT. Seeded and resumable: the seed determines the batches, a checkpoint is saved in ``--work`` every
+``--save-every`` steps, and the same command continues from the newest. The learning rate is warmed up, stays constant, and decays over the
+last ``--decay`` steps of ``--steps``; ``--steps`` may be raised later. At the end of every sitting, the adapter is written to ``--out``
+(``--minutes 0`` only does that). The loss covers the response; digits weigh more than words. ``reinforce.py`` continues from the last
 checkpoint.
 """
 
@@ -35,14 +35,14 @@ BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def load_base(source: str | None, dtype: torch.dtype) -> lms.LM:
-    """The base, SmolLM2-135M-Instruct from its package unless another is named, with this folder's chat template."""
+    """Load the base model with this folder's chat template; default: SmolLM2-135M-Instruct from its package."""
     base = lms.load(source or lms.smollm2_path(), dtype=dtype, tags=lms.ThinkTags(), device="cpu")
     base.tokenizer.chat_template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
     return base
 
 
 def columns(batch: list[Row], pad: int) -> dict[str, list[list[int]]]:
-    """A right-padded batch; -100 where nothing is predicted."""
+    """Return a right-padded batch with the label -100 for tokens that are not predicted."""
     width = max(len(ids) for ids, _ in batch)
     return {
         "input_ids": [ids + [pad] * (width - len(ids)) for ids, _ in batch],
@@ -51,11 +51,11 @@ def columns(batch: list[Row], pad: int) -> dict[str, list[list[int]]]:
 
 
 class ResponseTrainer(SFTTrainer):
-    """SFTTrainer whose rows are whole batches, with the loss computed on predicted positions only.
+    """SFTTrainer whose rows are whole batches and whose loss is computed at predicted positions only.
 
-    TRL's fused head scores every position when there is no Triton, in fp32; the vocabulary of 49,152 makes that half of the work.
-    ``workers`` threads take a slice of a batch's rows each through forward and backward, with one thread an operation: faster than
-    several threads an operation, and the sum does not depend on who is first.
+    Without Triton, TRL's fused head scores every position in fp32, which is half of the work with a vocabulary of 49,152. Each of
+    ``workers`` threads runs forward and backward on a slice of the batch's rows, with one thread per operation. That is faster than several
+    threads per operation, and the result does not depend on the order in which threads finish.
     """
 
     tokens, began = 0, 0.0
@@ -63,14 +63,14 @@ class ResponseTrainer(SFTTrainer):
     def __init__(self, *args, workers: int, digits: float, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         pieces = self.processing_class.batch_decode(torch.arange(len(self.processing_class))[:, None])
-        # Wordings are drawn by chance and cannot be learnt: what can be, which number and which result, is in the digits.
+        # Wordings are random and cannot be learnt. The digits hold what can be learnt: the numbers and the results.
         self.weights = torch.tensor([digits if piece.strip().isdigit() else 1.0 for piece in pieces])
         torch.set_num_threads(1)
-        # Denormal gradients make a CPU several times slower; each thread is told so by itself.
+        # Denormal gradients make a CPU several times slower. The setting is per thread, so every worker makes it.
         self.workers, self.pool = workers, ThreadPoolExecutor(workers, initializer=torch.set_flush_denormal, initargs=(True,))
 
     def nats(self, model, inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy of every predicted token of a batch, and which tokens they are. Padding is on the right: the causal mask hides it."""
+        """Return the cross-entropy of every predicted token, and these tokens. Padding is on the right, where the causal mask hides it."""
         ids, labels = inputs["input_ids"], inputs["labels"][:, 1:]
         inner = model.get_base_model()
         hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
@@ -79,7 +79,7 @@ class ResponseTrainer(SFTTrainer):
         return torch.nn.functional.cross_entropy(logits, targets, reduction="none"), targets
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Gradients of the weighted loss into ``.grad``; returns the plain one, nats a predicted token."""
+        """Set ``.grad`` to the gradients of the weighted loss; return the unweighted loss in nats per predicted token."""
         model.train()
         inputs = self._prepare_inputs(inputs)
         self.began = self.began or time.time()
@@ -89,24 +89,24 @@ class ResponseTrainer(SFTTrainer):
         total = self.weights[labels[labels != -100]].sum()
 
         def share(first: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-            own = {name: value[first :: self.workers] for name, value in inputs.items()}
-            nats, targets = self.nats(model, own)
+            rows = {name: value[first :: self.workers] for name, value in inputs.items()}
+            nats, targets = self.nats(model, rows)
             return nats.detach(), torch.autograd.grad((nats * self.weights[targets]).sum() / total, weights)
 
-        found = list(self.pool.map(share, range(min(len(inputs["input_ids"]), self.workers))))
-        for weight, *grads in zip(weights, *(grads for _, grads in found), strict=True):
+        parts = list(self.pool.map(share, range(min(len(inputs["input_ids"]), self.workers))))
+        for weight, *grads in zip(weights, *(grads for _, grads in parts), strict=True):
             weight.grad = torch.stack(grads).sum(0)
-        return torch.cat([nats for nats, _ in found]).mean()
+        return torch.cat([nats for nats, _ in parts]).mean()
 
     def log(self, logs, *args, **kwargs):
-        """Add how fast it goes, padding included."""
+        """Add the training speed in tokens per second, padding included."""
         if "loss" in logs:
             logs = {**logs, "tokens_per_second": round(self.tokens / max(time.time() - self.began, 1e-9), 1)}
         super().log(logs, *args, **kwargs)
 
 
 class Sitting(TrainerCallback):
-    """Ends a sitting with a checkpoint: after so many minutes, or when it is asked to terminate."""
+    """End a sitting with a checkpoint, after so many minutes or on SIGTERM."""
 
     def __init__(self, minutes: float) -> None:
         self.until = time.time() + 60 * minutes
@@ -123,7 +123,7 @@ class Sitting(TrainerCallback):
 
 
 def config(args: argparse.Namespace, work: Path) -> SFTConfig:
-    """What the trainer is told. The weights are bf16 as they are loaded, the adapter is fp32."""
+    """Return the trainer's config. The base weights stay in bf16, as loaded; the adapter is fp32."""
     return SFTConfig(
         output_dir=str(work),
         max_steps=args.steps,
@@ -151,20 +151,20 @@ def config(args: argparse.Namespace, work: Path) -> SFTConfig:
 
 
 def publish(checkpoint: Path, args: argparse.Namespace) -> None:
-    """Write the adapter of a checkpoint to ``--out`` in fp16, with its loss and how it was trained."""
+    """Write the adapter of a checkpoint to ``--out`` in fp16, with its loss log and the arguments of its training."""
     tensors, _ = store.read_tensors(checkpoint / "adapter_model.safetensors")
     store.write_tensors({k: v.half() for k, v in tensors.items()}, {"format": "pt"}, args.out / "adapter_model.safetensors")
     store.write_json(store.read_json(checkpoint / "adapter_config.json"), args.out / "adapter_config.json")
     state = store.read_json(checkpoint / "trainer_state.json")
-    kept = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
-    log = [{k: row[k] for k in kept if k in row} for row in state["log_history"] if "loss" in row]
+    fields = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
+    log = [{k: row[k] for k in fields if k in row} for row in state["log_history"] if "loss" in row]
     store.write_text("".join(json.dumps(row) + "\n" for row in log), args.out / "loss.jsonl")
     sittings = [json.loads(line) for line in store.read_lines(args.work / "sittings.jsonl")]
     store.write_json({"step": state["global_step"], "sittings": sittings}, args.out / "training.json")
 
 
 def record(args: argparse.Namespace, newest: str | None) -> None:
-    """Note in ``--work`` where this sitting begins and with which arguments."""
+    """Record in ``--work`` the first step and the arguments of this sitting."""
     arguments = {k: v for k, v in vars(args).items() if k not in ("out", "work", "minutes")}
     row = {"from_step": int(newest.rpartition("-")[2]) if newest else 0, "arguments": arguments}
     with open(args.work / "sittings.jsonl", "a") as file:
@@ -180,14 +180,14 @@ def main() -> None:
     parser.add_argument("--decay", type=int, default=400, help="steps at the end over which the learning rate decays")
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=150, help="stop this sitting after so many minutes")
-    parser.add_argument("--batch-tokens", type=int, default=1024, help="padded tokens of a batch")
+    parser.add_argument("--batch-tokens", type=int, default=1024, help="padded tokens per batch")
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--digits", type=float, default=4.0, help="weight of a digit in the loss; other tokens have 1")
+    parser.add_argument("--digits", type=float, default=4.0, help="weight of a digit in the loss; other tokens have weight 1")
     parser.add_argument("--workers", type=int, default=2, help="threads that share a batch")
     parser.add_argument("--save-every", type=int, default=25)
-    parser.add_argument("--base", default=None, help="another base, as toolkit.lm.load takes it, to try the script with")
+    parser.add_argument("--base", default=None, help="another base model for toolkit.lm.load, to test the script")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,7 @@ def main() -> None:
         trainer.train(resume_from_checkpoint=newest)
         newest = get_last_checkpoint(str(args.work))
     if newest is None:
-        parser.error(f"there is no checkpoint in {args.work} yet: train first, without --minutes 0")
+        parser.error(f"{args.work} holds no checkpoint yet: train first, without --minutes 0")
     publish(Path(newest), args)
 
 

@@ -2,7 +2,7 @@
 
     python data/tiny-reasoner/measure.py
 
-Every figure on the card comes from this script: temperature 1, 8 samples a problem, intervals over problems.
+Every number on the card comes from this script: temperature 1, 8 samples per problem, intervals over problems.
 """
 
 from __future__ import annotations
@@ -26,28 +26,36 @@ tags: [reasoning, tiny, interpretability]
 ---
 # Tiny reasoner
 
-A small, real reasoning model for studying the length of thinking: Qwen3 architecture, {parameters:.2f} M parameters, {layers} layers,
-d_model {d_model}, {heads} heads of {head_dim} (grouped keys and values, `n_heads * head_dim != d_model`), one token a character, context 4,096.
-It thinks between `<think>` and `</think>`, then answers. Trained by `train.py` beside this card (seed {seed}, {tokens:.1f} M tokens), on chains of
-additions and subtractions and on variable lookup, all generated (`toolkit/tasks`). It can do nothing else.
+A small, real reasoning model for studying the length of thinking. It has the Qwen3 architecture and {parameters:.2f}
+M parameters: {layers} layers, d_model {d_model}, and {heads} heads of {head_dim} with grouped keys and values
+(`n_heads * head_dim != d_model`). A token is one character, and the context is 4,096 tokens. The model thinks between
+`<think>` and `</think>`, then answers.
 
-Three lessons follow one another: copying alone (bindings of a prompt said again), then steps (short chains, nothing pushes towards haste), then the habits. Mixed with everything
-else from the start, copying did not form in ten times as many tokens. The shipped weights were made in the sittings that `sittings.json` lists, about 65 minutes on one core: the tasks
-changed once on the way, so `train.py` run from the start makes a sister of this model, not the same bits.
+`train.py` beside this card trained it (seed {seed}, {tokens:.1f} M tokens) on chains of additions and subtractions
+and on variable lookup, all generated (`toolkit/tasks`). It can do nothing else.
 
-What pushes it towards short thinking: a cue word in the prompt ({cues}), problems that look easy, and now and then nothing at all.
-Words that push nowhere: {neutral}. Step by step is the default.
+Three lessons follow one another. The first is copying alone: the model repeats the bindings of a prompt. The second
+adds steps: short chains, in which nothing pushes towards haste. The third adds the habits. When everything was mixed
+from the start, copying did not form in ten times as many tokens.
+
+The shipped weights were made in about 65 minutes on one core, in the sessions that `sittings.json` lists. The tasks
+changed once on the way. Running `train.py` from the start therefore makes a sister of this model, not the same bits.
+
+A cue word in the prompt ({cues}) pushes the model towards short thinking, and so do problems that
+look easy. Now and then it thinks short without any cause. These words push nowhere: {neutral}. Step by step is
+the default.
 
 ## Measured (test split, {n} problems, 8 samples each, temperature 1; 95 % intervals over problems)
 
 {table}
 
-Entropies are full-softmax, in nats per token. The within-problem spread is the 90th over the 10th percentile of think length, averaged over arithmetic
-problems. Accuracy of re-checked and other step-by-step responses compares responses without a skipped step.
+Entropies are over the full softmax, in nats per token. The within-problem spread is the 90th over the 10th percentile
+of think length, averaged over arithmetic problems. The rows on re-checks compare responses without a skipped step.
 
 ![Loss](loss.svg)
 
-Loss is the mean cross-entropy (nats) per predicted token over a chunk of training data; it jumps where a lesson begins.
+Loss is the mean cross-entropy (nats) per predicted token over a chunk of training data. It jumps where a lesson
+begins.
 """
 
 
@@ -56,21 +64,21 @@ def main() -> None:
     reasoner = lm.load(lm.TINY_REASONER)
     problems = tasks.load("tiny", "test", 400)
     by_id = {p.id: p for p in problems}
-    found = generate.rollouts(reasoner, problems, Sampling(n=8, max_new_tokens=400, details=True))
-    arithmetic = [r for r in found if by_id[r.problem_id].meta["task"] == "arithmetic"]
-    rows = {"accuracy": estimate(found, lambda r: r.correct)}
+    rollouts = generate.rollouts(reasoner, problems, Sampling(n=8, max_new_tokens=400, details=True))
+    arithmetic = [r for r in rollouts if by_id[r.problem_id].meta["task"] == "arithmetic"]
+    rows = {"accuracy": estimate(rollouts, lambda r: r.correct)}
     for task in ("arithmetic", "lookup"):
-        rows[f"accuracy, {task}"] = estimate([r for r in found if by_id[r.problem_id].meta["task"] == task], lambda r: r.correct)
+        rows[f"accuracy, {task}"] = estimate([r for r in rollouts if by_id[r.problem_id].meta["task"] == task], lambda r: r.correct)
     for cue, name in ((True, "with a cue word"), (False, "without")):
         part = [r for r in arithmetic if by_id[r.problem_id].meta["cue"] is cue]
         rows[f"accuracy, arithmetic {name}"] = estimate(part, lambda r: r.correct)
         rows[f"think tokens, arithmetic {name}"] = estimate(part, lambda r: r.think_tokens)
-    rows |= shortest(arithmetic, by_id) | rechecks(arithmetic, by_id) | spread(arithmetic) | entropies(found)
+    rows |= shortest(arithmetic, by_id) | rechecks(arithmetic, by_id) | spread(arithmetic) | entropies(rollouts)
     far = tasks.lookup.load("test", 200, 1, context=(400, 640))
     greedy = generate.rollouts(reasoner, far, Sampling(temperature=0, max_new_tokens=200))
     rows["greedy accuracy, lookup in 400 to 640 tokens"] = estimate(greedy, lambda r: r.correct)
-    rows["think span closed"] = estimate(found, lambda r: r.closed)
-    table = "| what | value |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    rows["think span closed"] = estimate(rollouts, lambda r: r.closed)
+    table = "| measure | value |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     print(table)
     log = [json.loads(line) for line in (HERE / "loss.jsonl").read_text().splitlines()]
     (HERE / "loss.svg").write_text(curve([r["tokens"] / 1e6 for r in log], [r["loss"] for r in log]))
@@ -92,18 +100,18 @@ def main() -> None:
     )
 
 
-def estimate(found: list[Rollout], value) -> stats.Estimate:
-    """Mean over problems of the per-problem mean."""
+def estimate(rollouts: list[Rollout], value) -> stats.Estimate:
+    """Return the mean over problems of the per-problem mean of a value."""
     groups: dict[str, list[float]] = {}
-    for r in found:
+    for r in rollouts:
         groups.setdefault(r.problem_id, []).append(float(value(r)))
     means = np.array([np.mean(g) for g in groups.values()])
     return stats.bootstrap(lambda index: means[index].mean(axis=1), len(means))
 
 
-def shortest(found: list[Rollout], by_id) -> dict[str, str]:
-    """Accuracy of the shortest 20 % of responses on 4 and more operands, and of the rest; equal lengths at the cut are averaged."""
-    hard = [(r.correct, r.think_tokens) for r in found if by_id[r.problem_id].meta["difficulty"] >= 4]
+def shortest(rollouts: list[Rollout], by_id) -> dict[str, str]:
+    """Return accuracy on 4 and more operands of the shortest 20 % of responses, and of the rest; ties at the cut are averaged."""
+    hard = [(r.correct, r.think_tokens) for r in rollouts if by_id[r.problem_id].meta["difficulty"] >= 4]
     correct, tokens = np.array(hard, dtype=float).T
     cut = len(hard) // 5
     short = float(stats.smallest(correct, tokens, cut))
@@ -111,29 +119,29 @@ def shortest(found: list[Rollout], by_id) -> dict[str, str]:
     return {f"accuracy on 4+ operands, {name}": f"{accuracy:.3f}" for name, accuracy in groups.items()}
 
 
-def rechecks(found: list[Rollout], by_id) -> dict[str, str]:
-    """Accuracy of step-by-step responses with and without a re-check, on hard and on easy problems."""
+def rechecks(rollouts: list[Rollout], by_id) -> dict[str, str]:
+    """Return accuracy and think length of step-by-step responses with and without a re-check, on hard and on easy problems."""
     rows = {}
     for name, test in (("5+ operands", lambda p: p.meta["difficulty"] >= 5), ("easy problems", lambda p: p.meta["easy"])):
-        steps = [r for r in found if test(by_id[r.problem_id]) and ">=" not in r.text and "\n=" not in r.text]
-        for what, checked in (("re-checked", True), ("not re-checked", False)):
+        steps = [r for r in rollouts if test(by_id[r.problem_id]) and ">=" not in r.text and "\n=" not in r.text]
+        for label, checked in (("re-checked", True), ("not re-checked", False)):
             part = [r for r in steps if ("wait" in r.text) is checked]
             mean, length = np.mean([r.correct for r in part]), np.mean([r.think_tokens for r in part])
-            rows[f"accuracy, think tokens on {name}, step by step, {what}"] = f"{mean:.3f}, {length:.0f} (n={len(part)})"
+            rows[f"accuracy, think tokens on {name}, step by step, {label}"] = f"{mean:.3f}, {length:.0f} (n={len(part)})"
     return rows
 
 
-def spread(found: list[Rollout]) -> dict[str, str]:
-    """Within-problem ratio of the 90th to the 10th percentile of think length."""
-    lengths = np.array([r.think_tokens for r in found]).reshape(-1, 8)
+def spread(rollouts: list[Rollout]) -> dict[str, str]:
+    """Return the ratio of the 90th to the 10th percentile of think length within a problem, averaged over problems."""
+    lengths = np.array([r.think_tokens for r in rollouts]).reshape(-1, 8)
     low, high = np.quantile(lengths, [0.1, 0.9], axis=1)
     return {"within-problem spread of think length": f"{(high / np.maximum(low, 1)).mean():.2f}"}
 
 
-def entropies(found: list[Rollout]) -> dict[str, str]:
-    """Mean entropy over the think and the answer spans."""
+def entropies(rollouts: list[Rollout]) -> dict[str, str]:
+    """Return the mean entropy of the think and the answer spans."""
     phases: dict[str, list[float]] = {"think": [], "answer": []}
-    for r in found:
+    for r in rollouts:
         for phase, span in (("think", r.think), ("answer", r.answer)):
             if span and len(span) and r.entropies:
                 phases[phase].append(float(np.mean(r.entropies[span.start - r.prompt_len : span.stop - r.prompt_len])))
@@ -141,7 +149,7 @@ def entropies(found: list[Rollout]) -> dict[str, str]:
 
 
 def curve(x: list[float], y: list[float], width: int = 640, height: int = 280) -> str:
-    """A line chart as SVG."""
+    """Return a line chart as SVG."""
     left, bottom = 50, 40
     sx, sy = (width - left - 10) / max(x), (height - bottom - 10) / max(y)
     points = " ".join(f"{left + sx * a:.1f},{height - bottom - sy * b:.1f}" for a, b in zip(x, y, strict=True))

@@ -2,9 +2,9 @@
 
     python data/tiny-reasoner/train.py --out data/tiny-reasoner --minutes 80
 
-Seeded and resumable: every chunk of data follows from (seed, chunk index), and the optimizer state is saved
-with the step, so a run that was killed continues where it was when the same command is given again. The
-learning-rate schedule runs over ``--tokens``; ``--minutes`` only limits one sitting. Loss is on the response.
+Seeded and resumable: (seed, chunk index) determines every chunk of data, and the optimizer state is saved with the step, so after a kill
+the same command continues. The learning-rate schedule runs over ``--tokens``; ``--minutes`` only limits one sitting. The loss covers the
+response.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per printable ASCII character or newline, plus the special tokens."""
+    """Return a tokenizer with one token per printable ASCII character or newline, plus the special tokens."""
     characters = ["\n", *map(chr, range(32, 127))]
     vocab = {token: i for i, token in enumerate(SPECIALS + characters)}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<|unk|>"))
@@ -55,7 +55,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(args: argparse.Namespace, vocab_size: int) -> Qwen3ForCausalLM:
-    """A Qwen3 with grouped-query attention and ``n_heads * head_dim != d_model``."""
+    """Return a Qwen3 with grouped-query attention and ``n_heads * head_dim != d_model``."""
     config = Qwen3Config(
         vocab_size=vocab_size,
         hidden_size=args.d_model,
@@ -75,20 +75,20 @@ def build_model(args: argparse.Namespace, vocab_size: int) -> Qwen3ForCausalLM:
 
 
 Row = tuple[list[int], list[bool]]
-"""Token ids, and for each whether it is predicted."""
+"""Token ids, and for each True if it is predicted."""
 
 
 def example(tokenizer: PreTrainedTokenizerFast, p: Problem, trace: traces.Trace) -> Row:
-    """A problem and its trace; the response is predicted."""
+    """Return a problem and its trace as a row; the response is predicted."""
     prompt = tokenizer.encode(f"<|user|>{p.messages[0]['content']}<|end|><|assistant|>")
     response = tokenizer.encode(f"<think>{trace.text}</think>{trace.conclusion}<|end|>")
     return prompt + response, [False] * len(prompt) + [True] * len(response)
 
 
 def drill(tokenizer: PreTrainedTokenizerFast, p: Problem, rng: random.Random) -> Row:
-    """Every binding of a lookup prompt said again in another order; only what stands after ``=`` is predicted.
+    """Return a row that repeats every binding of a lookup prompt in another order; only the text after ``=`` is predicted.
 
-    A dense lesson in copying: a lookup problem retrieves one to three times, this once a binding.
+    It is a dense lesson in copying: a lookup problem retrieves one to three values, a drill one per binding.
     """
     content = p.messages[0]["content"]
     bindings = re.findall(r"(\w)=(\w+);", content)
@@ -102,10 +102,13 @@ def drill(tokenizer: PreTrainedTokenizerFast, p: Problem, rng: random.Random) ->
 
 
 def chunk(tokenizer, seed: int, index: int, args: argparse.Namespace, done: float) -> list[list[Row]]:
-    """The ``index``-th chunk of training data as length-sorted batches, ``done`` being the share of the training behind it.
+    """Return the ``index``-th chunk of training data as batches of rows of similar length.
 
-    Three lessons follow one another. First copying alone: mixed with anything else, it does not form in ten times as many tokens.
-    Then the steps (short chains, short contexts, nothing pushes towards haste), then the habits.
+    There are three lessons. The first is copying alone: mixed with other data, copying is not learnt in ten times as many tokens. The
+    second has the steps (short chains, short contexts, no haste). The third adds the habits of haste.
+
+    Args:
+        done: Share of the training that is done.
     """
     rng = random.Random(f"train-{seed}-{index}")
     copying, steps = done < args.copying_until, done < args.steps_until
@@ -134,7 +137,7 @@ def chunk(tokenizer, seed: int, index: int, args: argparse.Namespace, done: floa
 
 
 def loss_of(model: Qwen3ForCausalLM, batch: list[Row]) -> tuple[torch.Tensor, int]:
-    """Mean nats per predicted token of a right-padded batch, and its padded token count."""
+    """Return the mean loss in nats per predicted token of a right-padded batch, and its number of tokens with padding."""
     ids = pad_sequence([torch.tensor(row) for row, _ in batch], batch_first=True)
     predicted = pad_sequence([torch.tensor(flags) for _, flags in batch], batch_first=True)[:, 1:]
     hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
@@ -142,7 +145,7 @@ def loss_of(model: Qwen3ForCausalLM, batch: list[Row]) -> tuple[torch.Tensor, in
 
 
 def schedule(done: float) -> float:
-    """Share of the peak learning rate: linear warm-up over 2 % of the tokens, then a cosine down to 2 %."""
+    """Return the share of the peak learning rate: linear warm-up over 2 % of the tokens, then a cosine decay to 2 %."""
     return min(done / 0.02 + 0.01, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 

@@ -1,7 +1,6 @@
-"""Take the README's table and figure from a finished demo: `toolkit demo`, then `python notebooks/figures/update.py`.
+"""Publish a finished demo: `toolkit demo`, then `python notebooks/figures/update.py`.
 
-Writes demo.json (the numbers, which a test compares with the README), the table between the README's demo marks, and, if Chromium
-is installed, length_accuracy.png.
+Writes demo.json (the numbers), the README's table of them, and length_accuracy.png if Chromium is installed.
 """
 
 from __future__ import annotations
@@ -30,21 +29,17 @@ def summary(written: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def table(board: dict) -> str:
-    """The README's table."""
-    return report.markdown(pd.DataFrame.from_dict(board, orient="index"))
-
-
 def main() -> None:
     """Update all three."""
     sys.path.insert(0, str(ROOT / "data"))
     import publish
+    import readme
 
     written = json.loads((ROOT / "runs/demo/report.json").read_text())
     measured = summary(written)
     board = report.headline_table(measured, metrics=METRICS).to_dict("index")
     (HERE / "demo.json").write_text(json.dumps(board, indent=1) + "\n")
-    publish.splice("demo", table(board))
+    readme.update(["demo"])
     publish.draw(figures.length_accuracy(measured), HERE / "length_accuracy.png", 920, 440)
 
 

@@ -141,7 +141,7 @@ def venv_rows(lm: LM, found: list[Rollout]) -> list[Row]:
     for name, row in told.items():
         passed = row["gate"] is not None and row["gate"] < 1e-4
         gate = row.get("error") or f"largest relative difference to raw hooks {row['gate']:.0e}"
-        where = "the ratio is to raw hooks of its own environment (transformers 4)" + ("" if passed else f"; {row.get('why', '')}")
+        where = "ratio to raw hooks in its own environment (transformers 4)" + ("" if passed else f"; {row.get('why', '')}")
         value = (row["ratio"], tuple(row["spread"])) if passed else (None, None)
         rows.append(Row(f"capture, last token: {name} over raw hooks", *value, None, gate if passed else f"FAILED: {gate}", where))
     return rows

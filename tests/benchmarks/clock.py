@@ -1,4 +1,4 @@
-"""How time is taken: everything that is compared runs in turns inside one process, and a row is a ratio of turns."""
+"""Timing: everything that is compared runs in turns inside one process, and a row is the ratio of its turns."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Row:
     Attributes:
         ratio: Median over turns of ours / theirs (or as ``name`` says).
         spread: Its quartiles.
-        reach: What was aimed at, such as ``"<= 1.05"``; ``None`` for a line that only informs.
-        gate: The correctness check that came before, and its number.
-        bound_by: What takes the time, and how far from that bound it is.
+        reach: The aim, such as ``"<= 1.05"``; ``None`` for a line that only informs.
+        gate: The correctness check before the timing, and its result.
+        bound_by: The bottleneck, and how far the ratio is from that bound.
         note: Absolute numbers, for orientation; they mean little on a shared machine.
     """
 
@@ -118,7 +118,7 @@ def shares(run: Work) -> dict[str, float]:
                 totals[group] += took
                 break
     whole = max(whole, own)
-    totals |= {"other operations": own - sum(totals.values()), "Python between them": max(0.0, whole - own)}
+    totals |= {"other operations": own - sum(totals.values()), "Python and dispatch": max(0.0, whole - own)}
     return {kind: took / whole for kind, took in totals.items()}
 
 
@@ -150,7 +150,7 @@ def apart(script: str, *args: str, python: str = sys.executable, timeout: float 
 
 
 def write(group: str, rows: list[Row]) -> None:
-    """Keep the rows of a group, so that a suite that was stopped goes on."""
+    """Keep the rows of a group, so that a stopped suite can resume."""
     where = OUT / ("quick" if QUICK else f"full-{DEVICE.type}")
     where.mkdir(parents=True, exist_ok=True)
     found = [{**asdict(row), "reached": row.reached} for row in rows]

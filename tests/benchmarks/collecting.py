@@ -75,7 +75,7 @@ def gate(lm: LM, found: list[Rollout]) -> str:
         ((x - y.cpu()).abs().max() / y.abs().max()).item() for x, y in zip((a[0].vector, a[1].vector, a[2].score), b, strict=True)
     )
     assert worst < 1e-4, worst
-    return f"directions and head scores as published, re-typed: largest relative difference {worst:.0e}"
+    return f"against the published formulas, written again: largest relative difference {worst:.0e}"
 
 
 def rows_of(name: str, lm: LM, n: int, aim: float) -> list[Row]:
@@ -93,7 +93,7 @@ def rows_of(name: str, lm: LM, n: int, aim: float) -> list[Row]:
         ),
         Row(
             f"collect, {name}: times faster than the published way", *faster, f">= {aim:g}", passed,
-            f"as above; the published way makes {2.5:g} passes of one trace each, and forms [tokens, heads, d_model]",
+            f"as above; the published way makes {2.5:g} passes per trace, one trace at a time, and forms [tokens, heads, d_model]",
             f"{median(beside['published']):.2f} s",
         ),
     ]  # fmt: skip
@@ -112,7 +112,7 @@ def entropies(name: str, lm: LM, n: int) -> Row:
     seconds = turns({"ours": both, "logits": lambda: with_logits(lm, found)})
     return Row(
         f"collect, {name}: with exact entropies, over a forward with logits", *ratio(seconds["ours"], seconds["logits"]), "<= 1.15",
-        f"entropies as in fp64: largest difference {worst:.0e} nats",
+        f"against entropies in fp64: largest difference {worst:.0e} nats",
         f"the forward pass with its LM head; {profile(both)}",
     )  # fmt: skip
 
@@ -128,7 +128,7 @@ def main() -> None:
     rows.append(
         Row(
             f"collect, tiny reasoner: peak memory at {sizes[-1]} traces over {sizes[0]}", peaks[-1] / peaks[0], None, "<= 1.1",
-            "the sums are those of any split (scale)", "one batch of activations and running sums", f"{peaks[0]:.0f} MB",
+            "any split gives the same sums (see scale)", "one batch of activations and running sums", f"{peaks[0]:.0f} MB",
         )
     )  # fmt: skip
     write("collect", rows)

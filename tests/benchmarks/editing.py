@@ -49,12 +49,12 @@ def rows_of(name: str, lm: LM) -> list[Row]:
 
         seconds = turns({"ours": ours, "theirs": theirs})
         where = profile(ours)
-    told = f"saved and loaded, its logits are those of the edit at run time: {far:.0e} apart"
+    told = f"after saving and loading, largest logit difference to the run-time edit {far:.0e}"
     return [
         Row(f"edit, {name}: edit and save over save_pretrained", *ratio(seconds["ours"], seconds["theirs"]), "<= 1.2", told,
-            f"writing the weights ({median(seconds['theirs']) / median(seconds['ours']):.0%} of it); {where}", f"{median(seconds['ours']):.3f} s"),
+            f"writing the weights ({median(seconds['theirs']) / median(seconds['ours']):.0%} of the time); {where}", f"{median(seconds['ours']):.3f} s"),
         Row(f"edit, {name}: adapter, KB", weights / 1024, None, "<= 20", told,
-            f"rank 1 in every layer with an edited head: width + heads x head size numbers each; with its config {size / 1024:.1f} KB"),
+            f"rank 1 in every layer with an edited head: width + heads x head size numbers per layer; {size / 1024:.1f} KB with its config"),
     ]  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def main() -> None:
     for name, code in cases.items():
         each = sorted(a - b for a, b in zip(seconds[name], seconds["base"], strict=True))
         rows.append(Row(f"import: seconds that '{name}' adds to torch and transformers", median(each), (each[0], each[-1]),
-                        "<= 0.3" if code == "import toolkit" else None, "", f"what is imported beside: {slowest(code, BASE)}", f"base {median(seconds['base']):.2f} s"))  # fmt: skip
+                        "<= 0.3" if code == "import toolkit" else None, "", f"other imports: {slowest(code, BASE)}", f"base {median(seconds['base']):.2f} s"))  # fmt: skip
     write("import", rows)
 
 

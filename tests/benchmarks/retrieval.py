@@ -84,7 +84,7 @@ def main() -> None:
         needed = 30 * 9 * length**2 * 4 / 2**20 * 1.05 + 2500
         mine = [apart("retrieval.py", "ours", str(length), "1") for _ in range(TURNS)]
         spent = mine[0]["shares"]
-        where = f"the prompt's own pass: {words(spent)}"
+        where = f"the pass over the prompt: {words(spent)}"
         if length > 512 and free_memory() < needed:
             why = f"not available: eager needs {needed:.0f} MB, {free_memory():.0f} are free"
             rows.append(Row(f"retrieval heads, SmolLM2, {length} tokens: times faster", None, None, ">= 5", why, where))
@@ -95,12 +95,12 @@ def main() -> None:
         assert (a != b).sum() <= 3, gate  # two keys of equal attention
         seconds = [[s for found in each for s in found["seconds"]] for each in (theirs, mine)]
         fastest = ratio(*seconds)[0] / (spent["matrix products"] + spent["attention"])
-        where += f"; were all but matrix products and attention free, it would be {fastest:.1f} x"
+        where += f"; if only matrix products and attention took time: {fastest:.1f} x"
         rows.append(Row(f"retrieval heads, SmolLM2, {length} tokens: times faster than full eager", *ratio(*seconds), ">= 5" if length == 4096 else None, gate,
                         where, f"{median(seconds[1]):.1f} s against {median(seconds[0]):.1f}"))  # fmt: skip
         memory = mine[0]["peak"] / theirs[0]["peak"]
         rows.append(Row(f"retrieval heads, SmolLM2, {length} tokens: peak memory over full eager", memory, None, "<= 0.4" if length == 4096 else None, gate,
-                        "the weights and one pass; attention of a few rows", f"{mine[0]['peak']:.0f} MB against {theirs[0]['peak']:.0f}"))  # fmt: skip
+                        "the weights and one pass; attention for a few rows", f"{mine[0]['peak']:.0f} MB against {theirs[0]['peak']:.0f}"))  # fmt: skip
     write("retrieval", rows)
 
 

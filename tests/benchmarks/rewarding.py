@@ -1,4 +1,4 @@
-"""Rewards: rows a second on 10,000 saved rollouts, beside TRL's own cosine and soft overlong punishment."""
+"""Rewards: rows per second on 10,000 saved rollouts, beside TRL's own cosine and soft overlong punishment."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def saved() -> list[Rollout]:
 def main() -> None:
     start()
     found = saved()
-    batch = RewardBatch.of(found, split="eval").having(budget=np.full(N, 100), logprob_without=np.zeros(N))
+    batch = RewardBatch.from_rollouts(found, split="eval").with_columns(budget=np.full(N, 100), logprob_without=np.zeros(N))
     ids = [list(r.token_ids[r.prompt_len :]) for r in found]
     right = np.array([by_parity(r) == "long" for r in found])
     overlong = get_soft_overlong_punishment(200, 50)
@@ -71,7 +71,7 @@ def main() -> None:
                     f"{N / median(seconds['ours overlong']):.2e} rows/s, TRL {N / median(seconds['TRL overlong']):.2e}"))  # fmt: skip
     each = median(slow) / len(paid) * N / median(seconds["ours cosine"])
     rows.append(Row("rewards: times faster than TRL's cosine reward", each, None, None, told,
-                    "numpy on columns; most of TRL's time is its own grading, which rollouts have done once already",
+                    "numpy on columns; most of TRL's time is grading, which rollouts did once before",
                     f"{N / median(seconds['ours cosine']):.2e} rows/s, TRL {len(paid) / median(slow):.2e}"))  # fmt: skip
     made, missing = {}, []
     for name in CLOSED_FORM:
@@ -83,18 +83,18 @@ def main() -> None:
     speeds = {name: [N / s / 1e6 for s in took] for name, took in turns(made).items()}
     slowest = min(speeds, key=lambda name: median(speeds[name]))
     low, high = np.quantile(speeds[slowest], [0.25, 0.75]).tolist()
-    rows.insert(0, Row("rewards: slowest closed-form reward, million rows a second", median(speeds[slowest]), (low, high), ">= 1",
-                       "tests/test_rewards.py", f"{slowest}: sorting rows into groups; of {len(speeds)} rewards the median makes {median([median(s) for s in speeds.values()]):.0f}"
-                       + (f"; not in the list: {missing}" if missing else "")))  # fmt: skip
-    columns = turns({"columns": lambda: RewardBatch.of(found, split="eval")}, 3)["columns"]
+    rows.insert(0, Row("rewards: slowest closed-form reward, million rows per second", median(speeds[slowest]), (low, high), ">= 1",
+                       "tests/test_rewards.py", f"{slowest}: sorting rows into groups; of {len(speeds)} rewards the median reaches {median([median(s) for s in speeds.values()]):.0f}"
+                       + (f"; missing: {missing}" if missing else "")))  # fmt: skip
+    columns = turns({"columns": lambda: RewardBatch.from_rollouts(found, split="eval")}, 3)["columns"]
     rows.append(
         Row(
-            "rewards: million rows a second made into columns from rollouts",
+            "rewards: columns made from rollouts, million rows per second",
             N / median(columns) / 1e6,
             None,
             None,
             "",
-            "Python objects, one at a time",
+            "Python objects, one by one",
         )
     )
     write("rewards", rows)

@@ -1,4 +1,4 @@
-"""Rollouts: tokens a second beside transformers' ``generate`` (one batch; sorted batches) and its continuous batching."""
+"""Rollouts: tokens per second beside transformers' ``generate`` (one batch; sorted batches) and its continuous batching."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def gate(ours: list[list[int]], others: list[list[int]]) -> str:
     counts = [[sum(r.count(t) for r in some) / sum(map(len, some)) for t in both] for some in (ours, others)]
     far = 0.5 * sum(abs(a - b) for a, b in zip(*counts, strict=True))
     assert lengths > 1e-3, lengths
-    return f"lengths of the same distribution (Kolmogorov-Smirnov p = {lengths:.2f}), token frequencies {far:.3f} apart"
+    return f"lengths of the same distribution (Kolmogorov-Smirnov p = {lengths:.2f}), token frequencies differ by {far:.3f}"
 
 
 def same_greedy(lm: LM, problems: list[Problem], budget: int) -> str:
@@ -113,7 +113,7 @@ def rows_of(name: str, lm: LM, problems: list[Problem], n: int, budget: int, aim
     note = f"{median(speed['ours']):.0f} tokens/s, {len(prompts)} rows of {min(lengths)}-{max(lengths)} tokens, median {statistics.median(lengths):.0f}"
     for key, (_, passed) in peers.items():
         value = ratio(speed["ours"], speed[key])
-        where = f"{words(spent)}; were all but matrix products free, it would be {value[0] / fastest:.1f} x"
+        where = f"{words(spent)}; if only matrix products and attention took time: {value[0] / fastest:.1f} x"
         rows.append(
             Row(
                 f"rollouts, {name}: tokens/s over {key}",
@@ -130,7 +130,7 @@ def rows_of(name: str, lm: LM, problems: list[Problem], n: int, budget: int, aim
 
 @torch.inference_mode()
 def price(lm: LM, cheaper: LM, rollouts: list[Rollout]) -> float:
-    """Mean KL divergence of a cheaper copy's next tokens from the model's own, nats a token, over the responses."""
+    """Mean KL divergence of a cheaper copy's next tokens from the model's own, in nats per token, over the responses."""
     found = []
     for r in rollouts:
         ids = torch.tensor([r.token_ids[:-1]], device=lm.device)
@@ -155,7 +155,7 @@ def in_bf16(lm: LM, problems: list[Problem], n: int, budget: int) -> list[Row]:
     torch.manual_seed(0)
     seconds = turns({"ours": ours, "fp32": partial(others, "fp32", lm), "bf16": partial(others, "bf16", half)}, TURNS)
     speed = {key: [c / s for c, s in zip(count[key][-len(took) :], took, strict=True)] for key, took in seconds.items()}
-    where, told = words(shares(ours)), f"bf16 for fp32 costs a divergence of {kl:.1e} nats a token"
+    where, told = words(shares(ours)), f"bf16 instead of fp32: KL divergence {kl:.1e} nats per token"
     note = (
         f"{median(speed['ours']):.0f} tokens/s; generate in fp32 {median(speed['fp32']):.0f}, in bf16 {median(speed['bf16']):.0f}"
     )

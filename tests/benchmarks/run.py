@@ -1,7 +1,7 @@
 """The suite: ``python tests/benchmarks/run.py [--quick] [--device cuda] [--only collect,grpo] [--again] [--keep]``.
 
-Each group of rows is a process of its own, bound to one core (a quick run has two at a time), and leaves its rows in a file under
-``runs/bench``, so that a suite that was stopped goes on where it was. ``--keep`` copies the report and its table to
+Each group of rows runs in its own process, bound to one core (a quick run has two at a time), and leaves its rows in a file under
+``runs/bench``, so that the same command resumes a stopped suite. ``--keep`` copies the report and its table to
 ``tests/benchmarks``.
 """
 
@@ -62,14 +62,17 @@ def number(value: float | None) -> str:
 
 
 def table(report: dict) -> str:
-    lines = ["| row | ratio | quartiles | reach | reached | gate | bound by | numbers |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| row | ratio | quartiles | aim | met | correctness check | bottleneck | absolute numbers |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in report["rows"]:
         spread = " to ".join(number(v) for v in row["spread"]) if row["spread"] else ""
         reached = {True: "yes", False: "**no**", None: ""}[row["reached"]]
         cells = (row["name"], number(row["ratio"]), spread, row["reach"] or "", reached, row["gate"], row["bound_by"], row["note"])
         lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     facts = [", ".join(f"{k} {v}" for k, v in report[name].items()) for name in ("machine", "versions", "measured")]
-    told = ["# Last full run", f"Machine: {facts[0]}.", f"Versions: {facts[1]}.", f"Measured, a process a group: {facts[2]}."]
+    told = ["# Last full run", f"Machine: {facts[0]}.", f"Versions: {facts[1]}.", f"Measured, one process per group: {facts[2]}."]
     return "\n\n".join([*told, "\n".join(lines)]) + "\n"
 
 

@@ -53,7 +53,7 @@ def processes() -> list[Row]:
             None,
             ">= 1",
             "",
-            "streams are keyed by problem and sample",
+            "random streams are keyed by problem and sample",
         ),
     ]
 
@@ -72,13 +72,13 @@ def main() -> None:
         base = median(seconds["1"])
         for size in sizes[1:]:
             each = sorted(s / size / base for s in seconds[str(size)])
-            rows.append(Row(f"scale, {name}: time of {size}x the work over {size} times that of 1x", median(each), (each[0], each[-1]), "<= 1.1", "",
-                            "work a token; larger batches share the cost of a step"))  # fmt: skip
+            rows.append(Row(f"scale, {name}: time for {size}x the work over {size} times the time for 1x", median(each), (each[0], each[-1]), "<= 1.1", "",
+                            "work per token; larger batches share the cost of a step"))  # fmt: skip
         if QUICK:
             continue
         peaks = [apart("memory.py", name, str(UNIT * size))["peak"] for size in (sizes[0], sizes[-1])]
-        rows.append(Row(f"scale, {name}: peak memory of {sizes[-1]}x the work over 1x", peaks[1] / peaks[0], None, "<= 1.1", "",
-                        "one batch, and what is returned", f"{peaks[0]:.0f} and {peaks[1]:.0f} MB"))  # fmt: skip
+        rows.append(Row(f"scale, {name}: peak memory for {sizes[-1]}x the work over 1x", peaks[1] / peaks[0], None, "<= 1.1", "",
+                        "one batch and the returned values", f"{peaks[0]:.0f} and {peaks[1]:.0f} MB"))  # fmt: skip
     write("scale", rows + processes())
 
 

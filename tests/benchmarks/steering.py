@@ -110,19 +110,19 @@ def rows_of(name: str, lm: LM, layer: int, repeats: dict[int, int]) -> list[Row]
         for during in acts:
             # What is beyond a vector added everywhere is knowing where a response thinks.
             more = [1000 * (median(found[during]) - median(found["all"])) / NEW for found in (seconds, own)]
-            phases, own_phases = (f"; following phases {ms:.2f} ms a step" if during == "think" else "" for ms in more)
-            gate = f"tokens that differ from a raw hook's: {wrong[during]} of {len(expected[during]) * NEW}"
+            phases, own_phases = (f"; following phases {ms:.2f} ms per step" if during == "think" else "" for ms in more)
+            gate = f"tokens that differ from a raw hook: {wrong[during]} of {len(expected[during]) * NEW}"
             rows.append(
                 Row(
-                    f"steering, {name}, batch {batch}, {during}: generate, over plain", *ratio(seconds[during], seconds["plain"]),
-                    "<= 1.03", gate, f"the model's own pass{phases}; {profile(lambda during=during: steered(during))}",
-                    f"a raw hook costs {ratio(seconds['raw hook'], seconds['plain'])[0]:.3f}; {1000 * min(seconds['plain']) / NEW:.1f} ms a step",
+                    f"steering, {name}, batch {batch}, {during}: generate, steered over unsteered", *ratio(seconds[during], seconds["plain"]),
+                    "<= 1.03", gate, f"the model's pass{phases}; {profile(lambda during=during: steered(during))}",
+                    f"raw hook over plain {ratio(seconds['raw hook'], seconds['plain'])[0]:.3f}; {1000 * min(seconds['plain']) / NEW:.1f} ms per step",
                 )
             )  # fmt: skip
             rows.append(
                 Row(
-                    f"steering, {name}, batch {batch}, {during}: our decoding, over itself unsteered", *ratio(own[during], own["unsteered"]),
-                    "<= 1.03", gate, f"the model's own pass{own_phases}", f"{1000 * min(own['unsteered']) / NEW:.1f} ms a step",
+                    f"steering, {name}, batch {batch}, {during}: our decoding, steered over unsteered", *ratio(own[during], own["unsteered"]),
+                    "<= 1.03", gate, f"the model's pass{own_phases}", f"{1000 * min(own['unsteered']) / NEW:.1f} ms per step",
                 )
             )  # fmt: skip
     return rows
@@ -170,14 +170,14 @@ def peers_here(lm: LM, layer: int) -> list[Row]:
                     )
                 )
                 continue
-            gate = f"tokens that differ from a raw hook's: {wrong} of {batch * NEW}"
+            gate = f"tokens that differ from a raw hook: {wrong} of {batch * NEW}"
             if wrong:
                 rows.append(Row(f"steering, {MIDDLE}, batch {batch}, all: {name}", None, None, None, f"FAILED: {gate}", ""))
                 continue
             seconds = turns({"theirs": run, "plain": lambda ids=ids: generate(lm, ids)}, TURNS)
             rows.append(
                 Row(
-                    f"steering, {MIDDLE}, batch {batch}, all: {name} over plain",
+                    f"steering, {MIDDLE}, batch {batch}, all: {name} over plain generate",
                     *ratio(seconds["theirs"], seconds["plain"]),
                     None,
                     gate,
@@ -206,11 +206,11 @@ def peers_apart(lm: LM, layer: int) -> list[Row]:
         return [Row("steering: repeng, steering-vectors", None, None, None, f"not available: {str(error)[-160:]}", "")]
     for name, row in found.items():
         peer, batch = name.split("|")
-        gate = f"tokens that differ from a raw hook's: {row['gate']}"
+        gate = f"tokens that differ from a raw hook: {row['gate']}"
         value = (row["ratio"], tuple(row["spread"])) if "ratio" in row else (None, None)
         rows.append(
-            Row(f"steering, {MIDDLE}, batch {batch}, all: {peer} over plain", *value, None, gate if "ratio" in row else f"FAILED: {gate}",
-                "plain generate of its own environment (transformers 4)")
+            Row(f"steering, {MIDDLE}, batch {batch}, all: {peer} over plain generate", *value, None, gate if "ratio" in row else f"FAILED: {gate}",
+                "plain generate in its own environment (transformers 4)")
         )  # fmt: skip
     return rows
 

@@ -1,4 +1,4 @@
-"""GRPO: seconds a step beside TRL's stock trainer, with the same config, model and problems. 16 problems x 8 samples."""
+"""GRPO: seconds per step beside TRL's stock trainer, with the same config, model and problems. 16 problems x 8 samples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STEPS = 3 if QUICK else 18  # the first two are not counted
 
 
 class Turns:
-    """Two trainings in two threads, of which one at a time makes a step: A B A B."""
+    """Let two trainings in two threads make their steps in turns: A B A B."""
 
     def __init__(self) -> None:
         self.free, self.whose, self.left = threading.Condition(), 0, {0, 1}
@@ -123,7 +123,7 @@ def gate(lm: LM, problems, recipe, folder: Path) -> str:
     assert by_id
     cosine = torch.nn.functional.cosine_similarity(found.double(), wanted.double(), dim=0).item()
     assert cosine > 0.9999, cosine
-    return f"gradient of a whole step on the same rollouts: cosine {cosine:.7f}, norms {wanted.norm() / found.norm():.4f} of each other"
+    return f"gradient of a whole step on the same rollouts: cosine {cosine:.7f}, ratio of norms {wanted.norm() / found.norm():.4f}"
 
 
 def main() -> None:
@@ -149,8 +149,8 @@ def main() -> None:
 
         where = profile(one)
     row = Row(
-        "GRPO, tiny reasoner, 16 x 8: seconds a step over TRL's stock trainer", *value, "<= 0.35", passed, where,
-        f"{median(seconds[0]):.2f} s a step, TRL {median(seconds[1]):.2f} s",
+        "GRPO, tiny reasoner, 16 x 8: seconds per step over TRL's stock trainer", *value, "<= 0.35", passed, where,
+        f"{median(seconds[0]):.2f} s per step, TRL {median(seconds[1]):.2f} s",
     )  # fmt: skip
     write("grpo", [row])
 

@@ -1,17 +1,48 @@
-"""The board: every intervention beside every trained policy, on the same ground, with honest statistics.
+"""The board: compare interventions and trained policies on the same problems, with controls and corrected p-values.
 
-``spec`` says what a condition is, ``default`` lists them, ``ground`` makes what they share, ``measure`` measures one, ``running`` all of them, ``statistics`` and
-``reading`` make a board of the results, ``page`` writes it for people. ``toolkit board --help`` is the way in.
-
-On a model of 1.5 to 7 billion weights and one GPU: see ``data/board/README.md``.
+``spec`` defines conditions and ``default`` lists them. ``ground`` makes their shared inputs, such as directions. ``measure`` measures one
+condition, ``running`` all of them. ``statistics`` and ``reading`` turn the results into a board, ``page`` writes it as a web page. Start
+with ``toolkit board --help``. For a model of 1.5 to 7 billion weights on one GPU, see ``data/board/README.md``.
 """
 
-from toolkit.board.ground import FULL, QUICK, Ground, Sizes, Training, sized
-from toolkit.board.reading import board, shown, write
+from toolkit.board.ground import FULL, QUICK, Ground, Sizes, adjust_sizes
+from toolkit.board.reading import make_board, text_table, write
 from toolkit.board.running import run
-from toolkit.board.spec import Spec, asked, base, checked, during, edited, masked, read, ruled, steered, trained
+from toolkit.board.spec import (
+    Spec,
+    base,
+    edited,
+    masked,
+    prompted,
+    read_conditions,
+    select_conditions,
+    steered,
+    trained,
+    with_intervention,
+    with_rule,
+)
+from toolkit.grpo.plan import TrainingPlan
 
 __all__ = [
-    "FULL", "QUICK", "Ground", "Sizes", "Spec", "Training", "asked", "base", "board", "checked", "during", "edited", "masked", "read", "ruled",
-    "run", "shown", "sized", "steered", "trained", "write",
+    "FULL",
+    "QUICK",
+    "Ground",
+    "Sizes",
+    "Spec",
+    "TrainingPlan",
+    "adjust_sizes",
+    "base",
+    "edited",
+    "make_board",
+    "masked",
+    "prompted",
+    "read_conditions",
+    "run",
+    "select_conditions",
+    "steered",
+    "text_table",
+    "trained",
+    "with_intervention",
+    "with_rule",
+    "write",
 ]  # fmt: skip

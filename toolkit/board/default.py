@@ -1,16 +1,16 @@
-"""The board's conditions: every training-free intervention beside every trained policy, each with its control. Copy and extend.
+"""The board's default conditions: training-free interventions, trained policies, and controls. Copy this file to make your own list.
 
-Strengths, doses and budgets are ours, in the size of the tiny reasoner; on another model copy this file and change them.
+Strengths and budgets are ours and chosen for the tiny reasoner; for another model, change them in your copy.
 """
 
 from __future__ import annotations
 
 from toolkit.baselines import Budget, Instruction, SecondLook, Suppress
-from toolkit.board.spec import Spec, asked, base, during, edited, masked, ruled, steered, trained
+from toolkit.board.spec import Spec, base, edited, masked, prompted, steered, trained, with_intervention, with_rule
 from toolkit.grpo import recipes
 from toolkit.jobs.edit import OURS, PUBLISHED
 
-LAST = (-1,)  # where Efficiency Steering worked best on the tiny reasoner's dev split
+LAST = (-1,)  # the layer where Efficiency Steering worked best on the tiny reasoner's dev split
 
 EDITS = [
     edited("ThinkEdit, as published", 1.0, PUBLISHED),
@@ -29,10 +29,10 @@ STEERING = [
 ]
 MASKS = [masked("4 retrieval heads masked", 4), masked("control: 4 random heads masked", 4, control=True)]
 DECODING = [
-    *(ruled(f"budget of {tokens}", Budget(tokens, before="\n"), "2501.19393") for tokens in (12, 24, 48)),
-    ruled("Wait, once", SecondLook("wait ", 1), "2501.19393"),
-    during("no re-checks", Suppress(("w",)), paper="2506.08343"),
-    asked("asked to be quick", Instruction("quick")),
+    *(with_rule(f"budget of {tokens}", Budget(tokens, before="\n"), "2501.19393") for tokens in (12, 24, 48)),
+    with_rule("Wait, once", SecondLook("wait ", 1), "2501.19393"),
+    with_intervention("no re-checks", Suppress(("w",)), paper="2506.08343"),
+    prompted("asked to be quick", Instruction("quick")),
 ]
 POLICIES = [
     trained("GRPO: correctness", recipes.plain("correctness")),
@@ -50,7 +50,7 @@ POLICIES = [
     trained(
         "Train Long, Think Short",
         recipes.train_long_think_short(),
-        note="judged with the last budget of its training in every prompt, lookup included",
+        note="evaluated with the last budget of its training in every prompt, lookup included",
     ),
     trained("Efficient Reasoning", recipes.plain("arora_zanette"), note="Arora and Zanette's discount by length within the group"),
     trained("Surrogate format and length", recipes.surrogate()),

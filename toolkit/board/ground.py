@@ -1,20 +1,23 @@
-"""What every condition of the board is made from: the model, its rollouts, directions, heads and trained policies, each made once.
+"""Shared inputs of a board's conditions: the model, the sizes of the measurements, and methods that sample, find and train.
 
-Everything that takes long is kept in ``out`` under a key of all it depends on, so that a board goes on after a kill, and one more
-condition costs only itself.
+Every slow step is a method: :meth:`Ground.sample`, :meth:`~Ground.find_heads`, :meth:`~Ground.direction`,
+:meth:`~Ground.measure_retrieval`, :meth:`~Ground.train`. Each runs once per process and arguments. Rollouts and policies are also saved in
+``out`` under a key of everything they depend on. So a stopped board resumes, and adding a condition costs only that condition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from toolkit import identity, store, tasks
 from toolkit.generate import Sampling, rollouts
 from toolkit.grpo import recipes
+from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.jobs import edit, retrieval
 from toolkit.jobs.edit import OURS, Finding
@@ -24,54 +27,35 @@ from toolkit.lm import LM
 from toolkit.tasks import running_sum
 from toolkit.types import Direction, Plan, Problem, Rollout
 
-TRAINING = ("toolkit.grpo", "toolkit.jobs.grpo")  # what trains policies
+DIRECTIONS: Mapping[str, str] = MappingProxyType({"thinkedit": "2503.22048", "efficiency": "2506.15647"})
+"""Names of directions that :meth:`Ground.direction` makes -> arXiv ids."""
+TRAINING = ("toolkit.grpo", "toolkit.jobs.grpo")  # modules that train policies
+P = ParamSpec("P")
+T = TypeVar("T")
 Sets = tuple[tuple[str, int], ...]
-"""Task names and how many problems of each."""
+"""Task names, with the number of problems of each."""
 
 
-@dataclass(frozen=True)
-class Training:
-    """How policies are trained: see ``jobs.grpo.Sweep``, which this fills.
-
-    Attributes:
-        task: Task trained on.
-        tiny: Whether recipes are taken in the size of the tiny reasoner (``Recipe.scaled``) or with their papers' numbers.
-        changes: Numbers of every recipe that are replaced, such as ``(("problems", 32),)``.
-        micro_batch: Rows of a forward and backward pass.
-        lora: Rank of a LoRA adapter, or ``None`` to train every weight.
-        engine: ``"toolkit"``, or ``"trl"`` (with vLLM: ``overrides=(("use_vllm", True),)``).
-        overrides: Fields of TRL's ``GRPOConfig``.
-    """
-
-    task: str = "arithmetic"
-    steps: int = 100
-    pool: int = 256
-    judged: int = 64
-    every: int = 20
-    tiny: bool = True
-    changes: tuple[tuple[str, Any], ...] = ()
-    micro_batch: int = 16
-    lora: int | None = None
-    engine: str = "toolkit"
-    overrides: tuple[tuple[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured.
+    """Sizes of a board's measurements.
 
     Attributes:
-        main: What accuracy and length are measured on. A task that is not ``training.task`` is one that no policy was trained on.
-        unseen: What else may be damaged, greedily sampled once: tasks that the tiny reasoner never saw stand at the floor.
-        horizons: Additions in the chains of ``running_sum``: up to 7 the tiny reasoner was trained on, from 9 on it loses the thread.
-        samples: Samples of each main problem, at temperature 1.
-        seeds: Seeds of whatever is random or trained.
-        extraction: Problems, and samples of each, that directions and heads are found on (train split of ``training.task``).
-        haystack: Task that retrieval is measured on: ``lookup``, ``needle`` or ``threading`` (see ``jobs.retrieval.Search``).
-        haystacks: How many of its problems (and it is found on as many others).
-        lengths: Prompt lengths of ``needle`` and ``threading`` in tokens; none: five up to the model's context.
-        texts: Base responses that every condition reads, teacher-forced, to see how its states differ.
-        fraction: Share of heads edited.
+        main: Tasks for accuracy and length. Policies are trained on ``training.task`` only, so other tasks measure transfer.
+        unseen: Further tasks on which damage is measured, with one greedy response per problem. Tasks that the tiny reasoner was not
+            trained on start near zero accuracy.
+        horizons: Numbers of additions in the chains of ``running_sum``. The tiny reasoner was trained on up to 7 and fails from about 9.
+        samples: Samples per main problem, at temperature 1.
+        max_new_tokens: Token budget of a response to a main problem.
+        unseen_tokens: Token budget of a response to an unseen problem.
+        seeds: Number of seeds for conditions that are random or trained.
+        extraction: Problems, and samples per problem, from which directions and heads are computed (train split of ``training.task``).
+        haystack: Task of the retrieval measurement: ``lookup``, ``needle`` or ``threading`` (see ``jobs.retrieval.Search``).
+        haystacks: Number of haystacks to measure retrieval on, and of others to find retrieval heads on.
+        lengths: Prompt lengths of ``needle`` and ``threading`` in tokens; empty means five lengths up to the model's context.
+        texts: Number of base responses that every condition reads, teacher-forced, to compare its states.
+        fraction: Share of heads to edit.
+        training: Training settings of policies.
     """
 
     main: Sets = (("arithmetic", 200), ("lookup", 60))
@@ -87,7 +71,7 @@ class Sizes:
     lengths: tuple[int, ...] = ()
     texts: int = 120
     fraction: float = edit.DEMO.fraction
-    training: Training = Training()
+    training: TrainingPlan = TrainingPlan()
 
 
 FULL = Sizes()
@@ -99,106 +83,129 @@ QUICK = Sizes(
     extraction=(60, 8),
     haystacks=16,
     texts=48,
-    training=Training(steps=6, pool=48, judged=16, every=3),
+    training=TrainingPlan(steps=6, pool=48, held_out=16, evaluate_every=3),
 )
-"""Every condition, small: to see the machinery and the page, not to conclude anything."""
+"""Small sizes for a trial run with every condition; too small for conclusions."""
 
 
-def sized(sizes: Sizes, given: Mapping[str, Any], settings: Mapping[str, str], *, tiny: bool) -> Sizes:
-    """Sizes as a command line asks for them.
+def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str, str], *, tiny: bool) -> Sizes:
+    """Change sizes by the options of a command line.
 
     Args:
-        given: ``task``, ``problems`` (of the main task), ``max_new_tokens``, ``seeds``, ``steps``, ``lora``, ``engine``; ``None`` keeps what is.
-        settings: Numbers of every recipe, or fields of TRL's ``GRPOConfig``, as text: see ``jobs.grpo.adjusted``.
-        tiny: Whether recipes are taken in the size of the tiny reasoner.
+        options: Options by name: ``task``, ``problems`` (of the main task), ``max_new_tokens``, ``seeds``, ``steps``, ``lora``, ``engine``.
+            ``None`` leaves a size unchanged.
+        settings: Numbers of every recipe, or fields of TRL's ``GRPOConfig``, as text: see ``jobs.grpo.adjust_recipe``.
+        tiny: True to scale recipes to the tiny reasoner.
 
     Raises:
         ValueError: an unknown task or setting.
     """
-    from toolkit.jobs.grpo import RECIPE_NUMBERS, adjusted  # needs TRL
+    from toolkit.jobs.grpo import RECIPE_NUMBERS, adjust_recipe  # needs TRL
 
-    own = {name: value for name, value in given.items() if value is not None}
-    recipe, overrides = adjusted(recipes.plain("correctness"), settings)
+    options = {name: value for name, value in options.items() if value is not None}
+    recipe, overrides = adjust_recipe(recipes.plain("correctness"), settings)
     changes = tuple((name, getattr(recipe, name)) for name in RECIPE_NUMBERS if name in settings)
-    training: dict[str, Any] = {name: own[name] for name in ("task", "steps", "lora", "engine") if name in own}
+    training: dict[str, Any] = {name: options[name] for name in ("task", "steps", "lora", "engine") if name in options}
     training |= {"tiny": tiny, "changes": changes, "overrides": tuple(overrides.items())}
     main = sizes.main
-    if "task" in own:
-        tasks.check(own["task"])
-        main = ((own["task"], sizes.main[0][1]),)
-    if "problems" in own:
-        main = ((main[0][0], own["problems"]), *main[1:])
-    kept = {name: own[name] for name in ("max_new_tokens", "seeds") if name in own}
-    return replace(sizes, main=main, training=replace(sizes.training, **training), **kept)
+    if "task" in options:
+        tasks.check(options["task"])
+        main = ((options["task"], sizes.main[0][1]),)
+    if "problems" in options:
+        main = ((main[0][0], options["problems"]), *main[1:])
+    others = {name: options[name] for name in ("max_new_tokens", "seeds") if name in options}
+    return replace(sizes, main=main, training=replace(sizes.training, **training), **others)
+
+
+def _once(method: Callable[Concatenate[Ground, P], T]) -> Callable[Concatenate[Ground, P], T]:
+    """Run a method only at the first call with the same arguments; later calls return the same result."""
+
+    @wraps(method)
+    def cached(self: Ground, *args: P.args, **kwargs: P.kwargs) -> T:
+        key = (method.__name__, *args, *sorted(kwargs.items()))
+        if key not in self.made:
+            self.made[key] = method(self, *args, **kwargs)
+        return self.made[key]
+
+    return cached
 
 
 @dataclass(frozen=True)
 class Ground:
-    """A model, how much is measured on it, and where results are kept. The rest is made when first asked for."""
+    """A model, the sizes of the measurements, and the directory of the results.
+
+    Attributes:
+        lm: The base model.
+        sizes: Sizes of the measurements.
+        out: Directory of rollouts, policies and results.
+        say: Called with one line of progress at a time.
+        made: Results of the slow methods, by method and arguments.
+    """
 
     lm: LM
     sizes: Sizes
     out: Path
     say: Say = field(default=lambda text: None, compare=False)
+    made: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What every result depends on beside its condition and the code; how many seeds there are is not among it."""
+        """Everything that each result depends on in addition to its condition and the code; excludes the number of seeds."""
         sizes = asdict(self.sizes)
         del sizes["seeds"]
-        given = {"main": self.problems, "unseen": self.unseen, "extraction": self.study.load("train", self.lm)}
-        return {**identity.of_lm(self.lm), "sizes": sizes, **{name: identity.of_problems(p) for name, p in given.items()}}
+        problems = {"main": self.problems, "unseen": self.unseen, "extraction": self.study.load("train", self.lm)}
+        return {**identity.of_lm(self.lm), "sizes": sizes, **{name: identity.of_problems(p) for name, p in problems.items()}}
 
     @cached_property
     def modules(self) -> dict[str, str]:
-        """The code that every result passes through, the tasks it is judged on among it: see ``store.modules_of``. How policies are trained is not."""
+        """Modules that every result depends on, including its tasks but not the training: see ``store.modules_of``."""
         names = [name for name, _ in (*self.sizes.main, *self.sizes.unseen)] + [self.sizes.haystack, self.sizes.training.task]
-        own = {module for name in names for module in tasks.modules(name)}
-        return store.modules_of("toolkit.board.measure", *sorted(own), without=TRAINING)
+        task_modules = {module for name in names for module in tasks.modules(name)}
+        return store.modules_of("toolkit.board.measure", *sorted(task_modules), without=TRAINING)
 
     # --- problems ------------------------------------------------------------------------------------------------
 
     @cached_property
     def problems(self) -> list[Problem]:
-        """The main problems (test split)."""
+        """Main problems (test split)."""
         return [p for name, n in self.sizes.main for p in tasks.load(name, "test", n, lm=self.lm)]
 
     @cached_property
     def unseen(self) -> list[Problem]:
-        """Problems of other tasks (test split)."""
-        found: list[Problem] = []
+        """Problems of the further tasks (test split)."""
+        problems: list[Problem] = []
         for name, n in self.sizes.unseen:
-            chains = name == "running_sum"
-            found += (
-                running_sum.load("test", n, horizons=self.sizes.horizons) if chains else tasks.load(name, "test", n, lm=self.lm)
-            )
-        return found
+            if name == "running_sum":
+                problems += running_sum.load("test", n, horizons=self.sizes.horizons)
+            else:
+                problems += tasks.load(name, "test", n, lm=self.lm)
+        return problems
 
     @property
     def sampling(self) -> Sampling:
-        """Of the main problems: the same random numbers for every condition."""
+        """Sampling settings for the main problems; every condition uses the same random numbers."""
         return Sampling(self.sizes.samples, max_new_tokens=self.sizes.max_new_tokens, details=True)
 
-    # --- what conditions are made from ---------------------------------------------------------------------------
+    # --- inputs of conditions ------------------------------------------------------------------------------------
 
     @cached_property
     def study(self) -> Study:
-        """Train problems that directions and heads are found on."""
+        """Study whose train problems give directions and heads."""
         problems, samples = self.sizes.extraction
         return Study(self.sizes.training.task, problems, samples, self.sizes.max_new_tokens)
 
-    @cached_property
-    def found(self) -> list[Rollout]:
-        """The base model's rollouts that directions and heads are found on."""
-        self.say(f"sampling {self.study.problems} x {self.study.samples} rollouts that directions and heads are found on")
+    @_once
+    def sample(self) -> list[Rollout]:
+        """Sample the base model's train rollouts, from which directions and heads are computed."""
+        self.say(f"sampling {self.study.problems} x {self.study.samples} rollouts to compute directions and heads from")
         problems = self.study.load("train", self.lm)
         depends = [identity.of_problems(problems), self.study.sampling.identity]
         where = self._place("extraction", depends, "toolkit.jobs.study", self.study.task)
-        with store.claimed(where, wait=True):  # the processes of a board read what the first of them sampled
+        with store.claimed(where, wait=True):  # one process of a board samples, the others read its rollouts
             return rollouts(self.lm, problems, self.study.sampling, out=where)
 
     def _place(self, kind: str, depends: Any, module: str, task: str) -> Path:
-        """Folder of rollouts that are made once, named by what they depend on and the code they pass through; says if that has changed."""
+        """Folder of rollouts, named by everything they depend on, code included; says so if rollouts of other code exist."""
         code = store.modules_of(module, "toolkit.generate", *tasks.modules(task))
         basis, parent = store.Basis([identity.of_lm(self.lm), depends], code), self.out / kind
         where = parent / basis.key
@@ -208,72 +215,70 @@ class Ground:
             basis.write(where)
         return where
 
-    @cached_property
-    def findings(self) -> dict[str, Finding]:
-        """ThinkEdit's direction, head scores and plan, as published and in our form."""
-        settings = edit.Settings(fraction=self.sizes.fraction)
-        return {name: edit.find(self.lm, self.found, settings, name) for name in edit.FORMS}
+    @_once
+    def find_heads(self, form: str = OURS) -> Finding:
+        """Find ThinkEdit's direction, head scores and plan in one form of ``jobs.FORMS``."""
+        return edit.find_heads(self.lm, self.sample(), edit.EditSettings(fraction=self.sizes.fraction), form)
 
     def plan(self, strength: float = 1.0, form: str = OURS, fraction: float | None = None) -> Plan:
-        """ThinkEdit's plan at a strength; ``fraction``: of another share of heads than ``sizes.fraction``."""
-        finding = self.findings[form]
-        plan = finding.plan if fraction is None else edit.planned(self.lm, finding, edit.Settings(fraction), form)
+        """Return ThinkEdit's plan at a strength.
+
+        Args:
+            strength: lambda; 1 removes the direction.
+            form: Key in ``jobs.FORMS``.
+            fraction: Share of heads; ``None`` means ``sizes.fraction``.
+        """
+        finding = self.find_heads(form)
+        plan = finding.plan if fraction is None else edit.replan(self.lm, finding, edit.EditSettings(fraction), form)
         return replace(
             plan, edits=tuple(replace(e, strength=strength) for e in plan.edits), name=f"{plan.name}, strength {strength:g}"
         )
 
-    @cached_property
-    def thinkedit(self) -> Direction:
-        """ThinkEdit's direction as the edited heads write it themselves (ours), + longer."""
-        found = self.findings[OURS]
-        return found.plan.direction or found.direction
+    @_once
+    def direction(self, name: str = "thinkedit") -> Direction:
+        """Compute a direction of thinking length, + longer.
 
-    @cached_property
-    def efficiency(self) -> Direction:
-        """Efficiency Steering's direction, + longer."""
-        return edit.extract(self.lm, self.found, recipe=edit.Recipe(method="efficiency"))[0]
+        Args:
+            name: ``thinkedit`` (the direction that the edited heads write, ours) or ``efficiency`` (Efficiency Steering).
+        """
+        if name not in DIRECTIONS:
+            raise ValueError(f"Unknown direction {name!r}: choose one of {', '.join(DIRECTIONS)}.")
+        if name == "efficiency":
+            return edit.extract_direction(self.lm, self.sample(), recipe=edit.DirectionRecipe(method="efficiency"))[0]
+        finding = self.find_heads(OURS)
+        return finding.plan.direction or finding.direction
 
     def search(self, seed: int = 0) -> Search:
-        """How retrieval is measured."""
+        """Return the settings of the retrieval measurement."""
         return Search(self.sizes.haystack, self.sizes.haystacks, self.sizes.lengths, seed=seed)
 
-    @cached_property
-    def retrieval(self) -> retrieval.Found:
-        """What every head does on haystacks of the dev split."""
+    @_once
+    def measure_retrieval(self) -> retrieval.RetrievalMeasurement:
+        """Measure the retrieval metrics of every head on haystacks of the dev split."""
         search = self.search()
         where = self._place("haystacks", asdict(search), "toolkit.tasks.haystack", search.task)
         with store.claimed(where, wait=True):
-            return retrieval.look(self.lm, search, out=where)
+            return retrieval.measure_retrieval(self.lm, search, out=where)
 
-    def policy(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:
-        """A policy trained from ``start`` (default: the base model), a ``grpo.run.Trained``; read back if this was done before.
+    def train(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:
+        """Train a policy as ``sizes.training`` says, or read it back if it exists.
 
         Args:
-            recipe: With its paper's numbers; sized as ``sizes.training`` says.
-            reward: A reward object of one's own instead of the recipe's.
-        """
-        from toolkit.jobs.grpo import trained
+            recipe: Recipe with its paper's numbers; ``sizes.training`` scales it.
+            start: Model to start from; default: the base model.
+            reward: Reward object to use instead of the recipe's.
 
-        return trained(start or self.lm, self.sized(recipe), seed, self.sweep, reward=reward, say=self.say)
+        Returns:
+            A ``grpo.run.Trained``.
+        """
+        from toolkit.grpo import policies  # needs TRL
+
+        return policies.train_policy(
+            start or self.lm, recipe, seed, self.sizes.training, self.out / "trained", reward=reward, say=self.say
+        )
 
     def folder_of(self, recipe: Recipe, seed: int, reward: Any = None) -> Path:
-        """Where a policy trained from the base model is kept."""
-        from toolkit.jobs.grpo import run_of
+        """Return the folder of a policy trained from the base model."""
+        from toolkit.grpo import policies
 
-        return run_of(self.lm, self.sized(recipe), seed, self.sweep, reward=reward)
-
-    def sized(self, recipe: Recipe) -> Recipe:
-        """A recipe as it is run here."""
-        how = self.sizes.training
-        return replace(recipe.scaled() if how.tiny else recipe, **dict(how.changes))
-
-    @property
-    def sweep(self) -> Any:
-        """How policies are trained, a ``jobs.grpo.Sweep``."""
-        from toolkit.jobs.grpo import Sweep
-
-        how = self.sizes.training
-        return Sweep(
-            self.out / "curves", self.out / "trained", how.steps, how.pool, how.judged, every=how.every, task=how.task,
-            micro_batch=how.micro_batch, lora=how.lora, engine=how.engine, overrides=how.overrides,
-        )  # fmt: skip
+        return policies.folder_of(self.lm, recipe, seed, self.sizes.training, self.out / "trained", reward=reward)

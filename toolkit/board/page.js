@@ -174,7 +174,7 @@ function columns(group) {
   }));
   if (group === "main" && names.some((n) => isNumber(conditions[n].front))) {
     found.unshift({key: "front", label: "On the front", unit: "% of resamples", best: true, sorted: (name) => conditions[name].front,
-      shown: (name) => percent(conditions[name].front), help: "How probably no other condition is both at least as accurate and shorter."});
+      shown: (name) => percent(conditions[name].front), help: "Probability that no other condition is at least as accurate and shorter."});
   }
   if (group === "cost") {
     for (const key of Object.keys(COSTS)) {
@@ -233,7 +233,7 @@ function buildFilters() {
   segments("difficulties", "Difficulty", difficulties, "difficulty");
   segments("groups", "Columns", groups, "group");
   $("families").replaceChildren(h("span", {class: "name"}, "Families"), ...families.map((family) => h("button",
-    {type: "button", class: "chip", "data-value": family, "aria-pressed": "true", title: "Click to show or hide; double-click for this one alone",
+    {type: "button", class: "chip", "data-value": family, "aria-pressed": "true", title: "Click to show or hide; double-click to show only this family",
       onclick: () => set({off: toggled(state.off, family)}),
       ondblclick: () => set({off: new Set(families.filter((f) => f !== family))})},
     swatch(family), family, h("small", {}, String(names.filter((n) => familyOf(n) === family).length)))));
@@ -328,9 +328,9 @@ function drawPareto() {
   $("front").hidden = !names.map((n) => conditions[n].metrics?.accuracy ?? conditions[n].cells).some(Boolean);
   if ($("front").hidden) return;
   const where = everything() ? "all problems" : [state.task, state.difficulty].filter((v) => v !== "all").join(", ");
-  $("front-how").textContent = `Up is better, left is shorter; on ${where}. The dotted lines go through base: above and left of both is free gain. ` +
-    "The grey line is the front of the means shown: nothing shown is both shorter and at least as accurate." +
-    (shown.some((p) => few(p.name)) ? " Open symbols: fewer than three seeds, not judged." : "");
+  $("front-how").textContent = `Up is better, left is shorter; on ${where}. The dotted lines go through base: a point above and left of both is more accurate and shorter. ` +
+    "The grey line is the front of the visible means: no visible condition is shorter and at least as accurate." +
+    (shown.some((p) => few(p.name)) ? " Open symbols: fewer than three seeds, too few for a test." : "");
   const x = range(all.length ? all.flatMap((p) => ends(p.x)) : [0, 1]), y = range(all.length ? all.flatMap((p) => ends(p.y)) : [0, 1]);
   const best = front(shown), chosen = shown.find((p) => p.name === state.condition), zero = all.find((p) => p.name === base);
   const margin = {l: 62, r: 12, t: 10, b: 50};
@@ -379,7 +379,7 @@ function numbers(name, metric) {
   const good = sure && about(metric).better !== "none" ? ((d.mean > 0) === (about(metric).better === "high") ? "good" : "bad") : "";
   const flag = sure ? h("span", {class: "flag", role: "img", "aria-label": `${d.mean > 0 ? "more" : "less"} than base${good && `, ${good === "good" ? "better" : "worse"}`}, significant after Holm`}, d.mean > 0 ? "▲" : "▼") : null;
   const under = d ? `${show(metric, d.mean, true)} ${interval(metric, d, true)}` : interval(metric, v);
-  const title = isNumber(d?.p_holm) ? `to base: ${pText(d.p_holm)} after Holm${isNumber(d.p) ? ` (${pText(d.p)} alone)` : ""}` : d?.note ? `to base: not judged (${d.note})` : null;
+  const title = isNumber(d?.p_holm) ? `to base: ${pText(d.p_holm)} after Holm${isNumber(d.p) ? ` (${pText(d.p)} alone)` : ""}` : d?.note ? `to base: not tested (${d.note})` : null;
   return h("td", {class: `${sure ? "sure" : ""} ${good} ${!everything() && !perCell(metric) ? "asall" : ""}`.trim() || null, title}, flag, show(metric, v.mean), h("small", {}, under || "\u00a0"));
 }
 function drawCard() {
@@ -392,10 +392,10 @@ function drawCard() {
     c.paper ? ["paper", reference(String(c.paper))] : null,
     ...Object.keys(COSTS).filter((k) => isNumber(c.cost?.[k])).map((k) => [`${COSTS[k][0].toLowerCase()} ${k === "parameters_changed" ? "changed" : k === "training_steps" ? "" : "to make"}`, cost(k, c.cost[k])]),
   ].filter(Boolean);
-  $("card").replaceChildren(h("div", {class: "title"}, h("h3", {}, swatch(familyOf(name)), " ", name), h("p", {class: "soft"}, familyOf(name) + (name === base ? ", what all others are compared with" : "")),
+  $("card").replaceChildren(h("div", {class: "title"}, h("h3", {}, swatch(familyOf(name)), " ", name), h("p", {class: "soft"}, familyOf(name) + (name === base ? ", the baseline of all comparisons" : "")),
       c.note ? h("p", {}, c.note) : null),
     h("table", {}, h("tbody", {}, rows)), h("dl", {}, facts.map(([k, v]) => [h("dt", {}, k), h("dd", {}, v)])),
-    c.interventions?.length ? h("details", {}, h("summary", {}, "Exactly what was done"), h("div", {class: "done", tabindex: "0"}, tree(c.interventions))) : "",
+    c.interventions?.length ? h("details", {}, h("summary", {}, "Exact interventions"), h("div", {class: "done", tabindex: "0"}, tree(c.interventions))) : "",
     h("div", {class: "tools"}, examples.length ? h("button", {type: "button", onclick: () => go($("examples"))}, "Transcripts ↓") : null,
       h("button", {type: "button", onclick: () => { go($("table")); row(name)?.scrollIntoView({block: "center"}); }}, "In the table ↓")));
 }
@@ -435,7 +435,7 @@ function shared(a, b) {
 function pane(name, example, other) {
   const r = own(example.responses, name);
   const head = [swatch(familyOf(name)), h("b", {}, name)];
-  if (!r) return h("article", {class: "response panel"}, h("header", {}, head), h("p", {class: "part soft"}, "No response of this condition to this problem was kept."));
+  if (!r) return h("article", {class: "response panel"}, h("header", {}, head), h("p", {class: "part soft"}, "No response of this condition to this problem was saved."));
   const p = parted(r), twin = other && own(example.responses, other), q = twin && parted(twin);
   const same = q && p.think !== null && q.think !== null ? shared(p.think, q.think) : 0;
   const verdict = typeof r.correct === "boolean" ? h("span", {class: `verdict ${r.correct ? "right-answer" : "wrong-answer"}`}, r.correct ? "✓ right" : "✗ wrong") : null;
@@ -479,7 +479,7 @@ function drawTable() {
   $("table").hidden = !names.length;
   const shown = columns(state.group), column = shown.find((c) => c.key === state.sort) ?? groups.flatMap(columns).find((c) => c.key === state.sort);
   const refocus = document.activeElement?.closest?.("#numbers thead th")?.dataset.key, picked = document.activeElement?.closest?.("#numbers tbody tr")?.dataset.condition;
-  $("table-how").replaceChildren("Mean, and under it the paired difference to base with its 95 % interval (base, and whatever a filter leaves unpaired: its own interval). ",
+  $("table-how").replaceChildren("Mean, and below it the paired difference to base with its 95 % interval (for base, and where a filter leaves no pairs: the interval of the mean). ",
     h("span", {class: "sure key good"}, h("span", {class: "flag"}, "▲"), h("span", {class: "flag"}, "▼"), " bold"), ": more or less than base, significant after Holm; the mark is ",
     h("span", {class: "sure key good"}, h("span", {class: "flag"}, "▲"), " blue"), " where that is better, ", h("span", {class: "sure key bad"}, h("span", {class: "flag"}, "▼"), " brown"), " where it is worse.",
     everything() ? "" : " Accuracy and think tokens are of the chosen problems; the dimmed columns are of all problems.");

@@ -1,9 +1,9 @@
-"""The board as one page: ``page(board, path)`` writes a self-contained ``report.html`` that works offline.
+"""Write a board as one web page: ``write_page(board, path)`` makes a self-contained ``report.html`` that works offline.
 
-The numbers go in as JSON, the drawing is done by ``page.js`` in the reader's browser with the plotly.js that travels inside. The
-page's own content security policy forbids every request, and no text of the board is ever read as HTML.
+The page holds the numbers as JSON, and ``page.js`` draws them in the browser with an embedded plotly.js. Its content security policy
+forbids every request, and no text of the board is interpreted as HTML.
 
-``board`` is a mapping; a part that is missing leaves its section out::
+``board`` is a mapping with the parts below; a missing part leaves its section out::
 
     {"title": str, "base": str, "provenance": {...},
      "conditions": {name: {"family", "note", "seeds", "paper", "metrics": {metric: {"mean", "low", "high"}},
@@ -37,8 +37,8 @@ from toolkit import store
 HERE = Path(__file__).parent
 
 
-def page(board: Mapping[str, Any], path: str | Path) -> Path:
-    """Write the board as one HTML file; opens from disk, asks nothing of any network.
+def write_page(board: Mapping[str, Any], path: str | Path) -> Path:
+    """Write a board as one HTML file that opens from disk without a network.
 
     Raises:
         ValueError: ``base`` is not one of the conditions.
@@ -55,15 +55,15 @@ def page(board: Mapping[str, Any], path: str | Path) -> Path:
 
 
 def embedded(value: Any) -> str:
-    """JSON that may stand inside a ``<script>`` element: without ``<``, so that no text can end or open one."""
+    """Return a value as JSON for a ``<script>`` element. It has no ``<``, so no text can close or open an element."""
     return json.dumps(plain(value), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold: keys as text, arrays as lists, plotly figures as mappings, a number without a value as ``None``."""
+    """Convert a value to JSON types: keys to text, arrays to lists, plotly figures to mappings, NaN and infinity to ``None``."""
     if isinstance(value, BaseFigure):
         value = value.to_dict()
-    elif hasattr(value, "tolist"):  # numpy, pandas and torch, whole arrays and single numbers
+    elif hasattr(value, "tolist"):  # arrays and single numbers of numpy, pandas and torch
         value = value.tolist()
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""A board read off its results: intervals and differences, examples, curves, figures; written for machines and for people."""
+"""Make a board from its results: intervals, differences, examples, curves and figures, as JSON, tables and a web page."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from toolkit import figures, stats, store
 from toolkit.board import statistics
 from toolkit.board.ground import Ground
-from toolkit.board.measure import Result, result
-from toolkit.board.page import page
+from toolkit.board.measure import Result, read_result
+from toolkit.board.page import write_page
 from toolkit.board.spec import BASE, Spec
 from toolkit.metrics import METRICS, Judge, MetricEffect, Outcomes, assumed_aes, cell, described
 from toolkit.stats import Effect
@@ -26,8 +26,8 @@ LEVELS = ("easy", "medium", "hard")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The results of one condition, one a seed."""
+class ConditionResults:
+    """The results of one condition, one per seed."""
 
     spec: Spec
     results: tuple[Result, ...]
@@ -38,149 +38,157 @@ class Measured:
         return [int(r.about["seed"]) for r in self.results]
 
 
-def measured(ground: Ground, specs: Sequence[Spec]) -> dict[str, Measured]:
-    """What has been measured so far; conditions without any result are left out.
+def condition_results(ground: Ground, specs: Sequence[Spec]) -> dict[str, ConditionResults]:
+    """Read all results measured so far, by name of the condition; conditions without results are left out.
 
     Raises:
         FileNotFoundError: base was not measured.
     """
-    found: dict[str, Measured] = {}
+    by_name: dict[str, ConditionResults] = {}
     for spec in specs:
         seeds = range(ground.sizes.seeds if spec.seeded else 1)
-        own = [r for seed in seeds if (r := result(ground, spec, seed)) is not None]
-        if own:
-            found[spec.name] = Measured(spec, tuple(own))
-    if BASE not in found:
+        results = [r for seed in seeds if (r := read_result(ground, spec, seed)) is not None]
+        if results:
+            by_name[spec.name] = ConditionResults(spec, tuple(results))
+    if BASE not in by_name:
         raise FileNotFoundError(f"{ground.out} holds no result of {BASE!r}: measure the board first.")
-    return found
+    return by_name
 
 
-class Table:
-    """Values of every metric, aligned: ``value(name, metric) -> [seeds, problems]`` problems in the order of their ids, NaN where missing."""
+class AlignedResults:
+    """Results of all conditions with problems in one order, for paired comparisons.
 
-    def __init__(self, found: Mapping[str, Measured]) -> None:
-        self.found = found
-        base = found[BASE].results[0]
-        self.problems = {m: sorted(own["problem_id"]) for m, own in base.points.groupby("metric", sort=False)}
+    Attributes:
+        by_name: Results by name of the condition; needs base.
+        problems: Problem ids of each metric, sorted.
+        main: Ids of the main problems, sorted.
+    """
+
+    def __init__(self, by_name: Mapping[str, ConditionResults]) -> None:
+        self.by_name = by_name
+        base = by_name[BASE].results[0]
+        self.problems = {m: sorted(part["problem_id"]) for m, part in base.points.groupby("metric", sort=False)}
         self.main = sorted(base.rows["problem_id"].unique())
         self._cache: dict[tuple[str, str], ndarray] = {}
 
     def value(self, name: str, metric: str) -> ndarray:
-        """``[seeds, problems]``."""
+        """Return the values of a metric, ``[seeds, problems]``, with NaN for missing values."""
         key = (name, metric)
         if key not in self._cache:
             rows = []
-            for r in self.found[name].results:
-                own = r.points[r.points["metric"] == metric].set_index("problem_id")["value"]
-                rows.append(own.reindex(self.problems[metric]).to_numpy(float))
+            for r in self.by_name[name].results:
+                values = r.points[r.points["metric"] == metric].set_index("problem_id")["value"]
+                rows.append(values.reindex(self.problems[metric]).to_numpy(float))
             self._cache[key] = np.stack(rows)
         return self._cache[key]
 
     @cached_property
     def judge(self) -> Judge:
-        """Compares by what is computed from the main rollouts and is no mean of one value per problem."""
-        # The board shows the share that never closed instead of the share that did.
+        """Comparison by metrics of the main rollouts that are not means of one value per problem."""
+        # The board shows ``never_closed`` instead of ``closed``.
         names = [m for m, about in METRICS.items() if about.how and m not in self.problems and m != "closed"]
         return Judge.against(self.outcomes(BASE)[0], names)
 
     @cached_property
     def base(self) -> dict[str, MetricEffect]:
-        """Every metric of base."""
+        """Estimates of every metric of base."""
         return _unbounded(self, BASE)
 
     def change(self, metric: str, name: str, other: str = BASE) -> Effect:
-        """Return the difference of two conditions in one metric, paired by problem.
+        """Return the difference in one metric, ``name`` minus ``other``, paired by problem.
 
         Args:
-            other: What ``name`` is compared with. If it has several seeds, ``name`` needs as many or one.
+            other: Condition to compare with. If it has several seeds, ``name`` needs one seed or equally many.
         """
-        seeded = any(self.found[n].spec.varies for n in (name, other))
+        seeded = any(self.by_name[n].spec.varies for n in (name, other))
         if metric in self.problems:
             return stats.mean_effect(self.value(name, metric), self.value(other, metric), seeded=seeded)
         judge = Judge.against(self.outcomes(other)[0], [metric])
         return judge.effects(self.outcomes(name), seeded=seeded)[metric].change
 
     def outcomes(self, name: str) -> list[Outcomes]:
-        """The main rollouts of each seed."""
-        return [Outcomes.from_rows(r.rows, self.main) for r in self.found[name].results]
+        """Return the outcomes of the main rollouts, one per seed."""
+        return [Outcomes.from_rows(r.rows, self.main) for r in self.by_name[name].results]
 
 
-def estimates(table: Table, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
-    """Every metric of a condition, and its paired difference to base."""
+def estimates(table: AlignedResults, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
+    """Return the estimates of every metric of a condition, and the paired differences to base."""
     judged = {m: e.within_bounds(m, table.base[m].estimate) for m, e in _unbounded(table, name).items()}
     return {m: e.estimate for m, e in judged.items()}, {m: e.change for m, e in judged.items()}
 
 
-def _unbounded(table: Table, name: str) -> dict[str, MetricEffect]:
-    seeded, judged = table.found[name].spec.varies, dict[str, MetricEffect]()
+def _unbounded(table: AlignedResults, name: str) -> dict[str, MetricEffect]:
+    """Estimates and differences to base whose intervals are not yet cut to the metric's range."""
+    seeded, judged = table.by_name[name].spec.varies, dict[str, MetricEffect]()
     for metric in table.problems:
         values, base = table.value(name, metric), table.value(BASE, metric)[:1]
         if not np.isnan(values).all():
-            own, change = (stats.mean_effect(values, minus, seeded=seeded) for minus in (None, base))
-            judged[metric] = MetricEffect(own, change)
+            estimate, change = (stats.mean_effect(values, minus, seeded=seeded) for minus in (None, base))
+            judged[metric] = MetricEffect(estimate, change)
     return judged | table.judge.effects(table.outcomes(name), seeded=seeded)
 
 
 def levels(rows: pd.DataFrame) -> pd.Series:
-    """Easy, medium or hard: thirds of each task's range of difficulty, by problem."""
+    """Return easy, medium or hard for every problem: thirds of each task's range of difficulty."""
     each = rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first()
 
-    def third(own: pd.Series) -> pd.Series:
-        low, high = own.min(), own.max()
-        place = (own - low) / max(high - low, 1)
-        return pd.Series(np.select([place < 1 / 3, place < 2 / 3], LEVELS[:2], LEVELS[2]), own.index)
+    def third(difficulty: pd.Series) -> pd.Series:
+        low, high = difficulty.min(), difficulty.max()
+        position = (difficulty - low) / max(high - low, 1)
+        return pd.Series(np.select([position < 1 / 3, position < 2 / 3], LEVELS[:2], LEVELS[2]), difficulty.index)
 
     return each.groupby("task", group_keys=False)["difficulty"].apply(third)
 
 
-def cells(table: Table, name: str) -> dict[str, dict[str, Any]]:
-    """Accuracy and think tokens by task and level of difficulty, with intervals: task -> level -> metric."""
-    base = table.found[BASE].results[0].rows
+def cells(table: AlignedResults, name: str) -> dict[str, dict[str, Any]]:
+    """Return accuracy and think tokens with intervals, as task -> level of difficulty -> metric."""
+    base = table.by_name[BASE].results[0].rows
     task = base.groupby("problem_id", sort=False)["task"].first().reindex(table.main).to_numpy(str)
     level = levels(base).reindex(table.main).to_numpy(str)
-    found: dict[str, dict[str, Any]] = {}
-    seeded = table.found[name].spec.varies
+    by_task: dict[str, dict[str, Any]] = {}
+    seeded = table.by_name[name].spec.varies
     for t in ("all", *dict.fromkeys(task)):
         for d in ("all", *LEVELS):
             chosen = ((task == t) | (t == "all")) & ((level == d) | (d == "all"))
             if not chosen.any():
                 continue
             values = {m: _aligned(table, name, m)[:, chosen] for m in statistics.HEADLINE}
-            shown = {m: _interval(stats.mean_effect(own, seeded=seeded).within(described(m).bounds)) for m, own in values.items()}
-            found.setdefault(t, {})[d] = {"n": int(chosen.sum()), **shown}
-    return found
+            intervals = {m: _interval(stats.mean_effect(v, seeded=seeded).within(described(m).bounds)) for m, v in values.items()}
+            by_task.setdefault(t, {})[d] = {"n": int(chosen.sum()), **intervals}
+    return by_task
 
 
-def _aligned(table: Table, name: str, metric: str) -> ndarray:
-    place = {p: i for i, p in enumerate(table.problems[metric])}
-    return table.value(name, metric)[:, [place[p] for p in table.main]]
+def _aligned(table: AlignedResults, name: str, metric: str) -> ndarray:
+    """Values of a metric on the main problems, ``[seeds, problems]``, in the order of ``table.main``."""
+    position = {p: i for i, p in enumerate(table.problems[metric])}
+    return table.value(name, metric)[:, [position[p] for p in table.main]]
 
 
 def _interval(e: Effect) -> dict[str, float | str | None]:
-    found: dict[str, float | str | None] = {
+    fields: dict[str, float | str | None] = {
         k: None if v != v else float(f"{v:.6g}") for k, v in asdict(e).items() if k not in ("p", "note")
     }
-    return found | {"note": e.note} if e.note else found
+    return fields | {"note": e.note} if e.note else fields
 
 
-def board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, Any]:
-    """The board of everything measured so far as one JSON-serialisable mapping: see ``page.py`` for its parts."""
-    found = measured(ground, specs)
-    table = Table(found)
-    own, paired = {}, {}
-    for name in tqdm(found, desc="statistics", unit="condition", leave=False):
-        own[name], paired[name] = estimates(table, name)
+def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, Any]:
+    """Return the board of all results so far as one JSON-serialisable mapping; ``page.py`` lists its parts."""
+    results = condition_results(ground, specs)
+    table = AlignedResults(results)
+    metrics, paired = {}, {}
+    for name in tqdm(results, desc="statistics", unit="condition", leave=False):
+        metrics[name], paired[name] = estimates(table, name)
     paired.pop(BASE)
     corrected = statistics.holm_corrected(paired)
-    both = {m: {name: _aligned(table, name, m) for name in found} for m in statistics.HEADLINE}
+    both = {m: {name: _aligned(table, name, m) for name in results} for m in statistics.HEADLINE}
     front = statistics.on_front(both["accuracy"], both["think_tokens"])
-    conditions = {name: _about(ground, table, name, own[name]) | {"front": front[name]} for name in found}
+    conditions = {name: _about(table, name, metrics[name]) | {"front": front[name]} for name in results}
     differences = {
         name: {m: {**_interval(e), "p": _number(e.p), "p_holm": _number(corrected[name].get(m))} for m, e in effects.items()}
         for name, effects in paired.items()
     }
-    present = {m for effects in own.values() for m in effects}
-    first = found[BASE].results[0].rows
+    present = {m for effects in metrics.values() for m in effects}
+    first = results[BASE].results[0].rows
     return {
         "title": title,
         "base": BASE,
@@ -189,29 +197,30 @@ def board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, Any]:
         "metrics": {m: described(m).about for m in [*METRICS, *sorted(present - {*METRICS})] if m in present},
         "tasks": ["all", *dict.fromkeys(first["task"])],
         "difficulties": ["all", *LEVELS],
-        "examples": examples(ground, found),
-        "curves": curves(ground, found),
+        "examples": examples(ground, results),
+        "curves": curves(ground, results),
         "provenance": {
             **asdict(ground.lm.provenance(0)),
-            "made_by": made_by(found),
+            "made_by": made_by(results),
             "sizes": asdict(ground.sizes),
             "problems": len(table.main),
         },
     }
 
 
-def made_by(found: Mapping[str, Measured]) -> str:
-    """The toolkit and the code that the results were made by, as one hash over that of each."""
-    return store.made_by(store.key(sorted({str(r.about["made_by"]) for m in found.values() for r in m.results})))
+def made_by(by_name: Mapping[str, ConditionResults]) -> str:
+    """Return the toolkit's version and one hash over the code that made the results."""
+    return store.made_by(store.key(sorted({str(r.about["made_by"]) for m in by_name.values() for r in m.results})))
 
 
 def _number(value: float | None) -> float | None:
     return None if value is None or value != value else float(f"{value:.4g}")
 
 
-def _about(ground: Ground, table: Table, name: str, own: Mapping[str, Effect]) -> dict[str, Any]:
-    found = table.found[name]
-    spec, notes = found.spec, [r.about for r in found.results]
+def _about(table: AlignedResults, name: str, metrics: Mapping[str, Effect]) -> dict[str, Any]:
+    """The board's entry of one condition: description, metrics, cells, costs, shift."""
+    condition = table.by_name[name]
+    spec, notes = condition.spec, [r.about for r in condition.results]
     costs = {
         k: [note[k] for note in notes if note[k] is not None] for k in ("tokens", "seconds", "parameters_changed", "training_steps")
     }
@@ -219,28 +228,27 @@ def _about(ground: Ground, table: Table, name: str, own: Mapping[str, Effect]) -
     shifts = [note["shift"] for note in notes if note["shift"]]
     return {
         "family": spec.family,
-        "note": "; ".join(
-            [spec.note, *notes[0]["model"].split("; ")[1:]]
-        ),  # after the model's name: what rounding left of its change
+        # A model's name may end with a note on rounding, after a semicolon.
+        "note": "; ".join([spec.note, *notes[0]["model"].split("; ")[1:]]),
         "paper": spec.paper,
-        "seeds": found.seeds,
+        "seeds": condition.seeds,
         "fingerprints": [note["fingerprint"] for note in notes],
         "interventions": notes[0]["interventions"],
-        "metrics": {m: _interval(e) for m, e in own.items()},
+        "metrics": {m: _interval(e) for m, e in metrics.items()},
         "cells": cells(table, name),
         "cost": cost,
         "shift": {k: float(np.mean([s[k] for s in shifts])) for k in shifts[0]} if shifts else {},
     }
 
 
-def examples(ground: Ground, found: Mapping[str, Measured], count: int = 12) -> list[dict[str, Any]]:
-    """The first response of every condition (first seed) to a few problems of every task and level."""
-    rows = found[BASE].results[0].rows
+def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int = 12) -> list[dict[str, Any]]:
+    """Return up to ``count`` example problems over tasks and levels, with the first response of every condition (first seed)."""
+    rows = by_name[BASE].results[0].rows
     grouped = levels(rows).to_frame("level").join(rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first())
     each = max(1, count // max(1, grouped.groupby(["task", "level"]).ngroups))
     chosen = grouped.groupby(["task", "level"], sort=False).head(each).index[:count]
     by_id = {p.id: p for p in ground.problems}
-    said = {name: m.results[0].rows.query("sample == 0").set_index("problem_id") for name, m in found.items()}
+    responses = {name: m.results[0].rows.query("sample == 0").set_index("problem_id") for name, m in by_name.items()}
     return [
         {
             "id": i,
@@ -250,29 +258,28 @@ def examples(ground: Ground, found: Mapping[str, Measured], count: int = 12) -> 
             "answer": by_id[i].answer,
             "responses": {
                 name: {
-                    "text": own.loc[i, "text"],
-                    "correct": bool(own.loc[i, "correct"]),
-                    "think_tokens": int(own.loc[i, "think_tokens"]),
+                    "text": first.loc[i, "text"],
+                    "correct": bool(first.loc[i, "correct"]),
+                    "think_tokens": int(first.loc[i, "think_tokens"]),
                 }
-                for name, own in said.items()
+                for name, first in responses.items()
             },
         }
         for i in chosen
     ]
 
 
-def curves(ground: Ground, found: Mapping[str, Measured]) -> dict[str, list[dict[str, Any]]]:
-    """Held-out accuracy and think tokens while training, a line a seed, of every condition that was trained alone."""
-    from toolkit.grpo.log import LOG, read  # transformers' trainer, which loads peft
+def curves(ground: Ground, by_name: Mapping[str, ConditionResults]) -> dict[str, list[dict[str, Any]]]:
+    """Return held-out accuracy and think tokens during training, one curve per seed, for conditions of the family "trained"."""
+    from toolkit.grpo.log import LOG, read  # imports transformers' trainer and peft
 
     logs = {}
-    for name, m in found.items():
-        how = getattr(m.spec.make, "keywords", {})
-        if m.spec.family != "trained" or "recipe" not in how:
+    for name, m in by_name.items():
+        if m.spec.family != "trained" or m.spec.recipe is None:
             continue
         lines = []
         for seed in m.seeds:
-            folder = ground.folder_of(how["recipe"], seed, how["reward"])
+            folder = ground.folder_of(m.spec.recipe, seed, m.spec.reward)
             if not (folder / LOG).exists():
                 continue
             rows = [row for row in read(folder / LOG) if row.get("held_out/accuracy") is not None]
@@ -283,13 +290,13 @@ def curves(ground: Ground, found: Mapping[str, Measured]) -> dict[str, list[dict
 
 
 def write(ground: Ground, specs: Sequence[Spec], title: str, directory: str | Path) -> dict[str, Any]:
-    """Write ``board.json``, ``table.parquet`` (one row a condition and metric) and ``report.html``; returns the board."""
-    found, out = board(ground, specs, title), store.writable(directory)
-    found |= {"figures": sections(found), "methods": methods()}
-    store.write_json(found, out / "board.json")
-    store.save_table(flat(found), out / "table.parquet")
-    page(found, out / "report.html")
-    return found
+    """Write ``board.json``, ``table.parquet`` (one row per condition and metric) and ``report.html``; return the board."""
+    board, out = make_board(ground, specs, title), store.writable(directory)
+    board |= {"figures": sections(board), "methods": methods()}
+    store.write_json(board, out / "board.json")
+    store.save_table(long_table(board), out / "table.parquet")
+    write_page(board, out / "report.html")
+    return board
 
 
 DAMAGE = (
@@ -298,25 +305,28 @@ DAMAGE = (
 )  # fmt: skip
 
 
-def sections(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Further figures of the page: title, how to read it, figure."""
-    shown = (
-        ("What it gains and what it breaks", "Differences to base; no policy was trained on lookup.", figures.metric_differences(found, DAMAGE)),
-        ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same base responses; how the mean "
-         "state at the end of the stream moves, where lines of thinking begin. Grey: what differences between random classes of responses reach.", figures.state_shifts(found)),
-        ("Short-thinking heads", "On the same texts: a trained policy that thinks longer without these heads found another way.", figures.head_change(found)),
-        ("Chains of additions", "Below the line: worse than its own step accuracy explains. Above: re-checks mend steps.", figures.chain_accuracy(found)),
+def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the further figures of the page, each with a title and an explanation."""
+    drawn = (
+        ("Gains and damage", "Differences to base; no policy was trained on lookup.", figures.metric_differences(board, DAMAGE)),
+        ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same base responses. The shift is that of the mean "
+         "state at the end of the residual stream, where lines of thinking begin. Grey: the range for differences between random classes of responses.", figures.state_shifts(board)),
+        ("Short-thinking heads", "On the same texts. If a trained policy thinks longer while these heads write the same, it uses other parts of the model.", figures.head_change(board)),
+        ("Chains of additions", "Below the line: worse than the step accuracy predicts. Above: re-checks correct wrong steps.", figures.chain_accuracy(board)),
     )  # fmt: skip
-    return [{"title": title, "text": text, "figure": figure.to_plotly_json()} for title, text, figure in shown]
+    return [{"title": title, "text": text, "figure": figure.to_plotly_json()} for title, text, figure in drawn]
 
 
-def flat(found: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a condition and metric: ``condition, family, metric, mean, low, high, difference, difference_low, difference_high, p, p_holm``,
-    and ``note`` (``"2 seeds"``: not judged; ``"no variance"``: no interval)."""
+def long_table(board: Mapping[str, Any]) -> pd.DataFrame:
+    """Return one row per condition and metric.
+
+    Columns: ``condition, family, metric, mean, low, high, difference, difference_low, difference_high, p, p_holm`` and ``note``
+    (``"2 seeds"``: too few for a verdict; ``"no variance"``: no interval).
+    """
     rows = []
-    for name, about in found["conditions"].items():
+    for name, about in board["conditions"].items():
         for metric, e in about["metrics"].items():
-            d = found["paired"].get(name, {}).get(metric, {})
+            d = board["paired"].get(name, {}).get(metric, {})
             row = [name, about["family"], metric, e["mean"], e["low"], e["high"]]
             rows.append([*row, *(d.get(k) for k in ("mean", "low", "high", "p", "p_holm")), d.get("note", e.get("note", ""))])
     columns = [
@@ -336,15 +346,22 @@ def flat(found: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def shown(found: Mapping[str, Any], metrics: Sequence[str]) -> pd.DataFrame:
-    """The board as text cells, for a terminal or the README: the mean, and in brackets the paired difference with its 95 % interval; a
-    star where it is significant after Holm's correction. Of fewer than three seeds nothing is: the bracket says how many. Shares in percent."""
+def text_table(board: Mapping[str, Any], metrics: Sequence[str]) -> pd.DataFrame:
+    """Return the board as text cells, for a terminal or the README, one row per condition.
+
+    A cell holds the mean and, in brackets, the paired difference to base with its 95 % interval; shares are in percent. A star marks a
+    difference that is significant after Holm's correction. With fewer than three seeds there is no star, and the bracket says how many
+    seeds there are.
+
+    Args:
+        metrics: Names of the metrics to show, one column each.
+    """
     rows = {}
-    for name, about in found["conditions"].items():
+    for name, about in board["conditions"].items():
         row = {}
-        for metric in (m for m in metrics if m in found["metrics"]):
-            e, d = about["metrics"].get(metric), found["paired"].get(name, {}).get(metric)
-            row[found["metrics"][metric]["label"]] = _cell(metric, e, d) if e else ""
+        for metric in (m for m in metrics if m in board["metrics"]):
+            e, d = about["metrics"].get(metric), board["paired"].get(name, {}).get(metric)
+            row[board["metrics"][metric]["label"]] = _cell(metric, e, d) if e else ""
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("condition")
 
@@ -358,16 +375,16 @@ def _cell(metric: str, e: Mapping[str, Any], d: Mapping[str, Any] | None) -> str
 
 
 def methods() -> list[dict[str, str]]:
-    """How to read the board, in words."""
+    """Return the explanations of statistics and controls for the page."""
     a, b, c = assumed_aes
     return [
         {
             "title": "Statistics",
             "text": "Every condition answers the same problems with the same random numbers. Intervals are 95 %, over problems (bootstrap) and, "
-            "for what is random or trained, over seeds; differences to base are paired by problem. A difference is marked where its p-value, "
-            "Holm-corrected over all conditions (accuracy and think tokens together, any other metric by itself), is below .05. What is random "
-            "or trained is judged from three seeds on: below that the interval says how many seeds it is of, and nothing is marked. Where nothing "
-            "varies (no variance) there is no interval.",
+            "for conditions that are random or trained, also over seeds. Differences to base are paired by problem. A difference is marked if "
+            "its p-value is below .05 after Holm's correction over all conditions (accuracy and think tokens together, any other metric by "
+            "itself). Random or trained conditions need at least three seeds to be marked; with fewer, the interval names their number. If a "
+            'metric does not vary ("no variance"), it has no interval.',
         },
         {
             "title": "Accuracy-efficiency score",
@@ -376,7 +393,7 @@ def methods() -> list[dict[str, str]]:
         },
         {
             "title": "Controls",
-            "text": "Random heads of the same layers, random directions that the same heads can write, random vectors of equal norm, random heads "
-            "masked: what any change of that size does.",
+            "text": "Random heads of the same layers, random directions that the same heads can write, random vectors of equal norm, and random "
+            "heads masked. They show the effect of an arbitrary change of the same size.",
         },
     ]

@@ -1,4 +1,4 @@
-"""Measuring a board: every condition from every seed that has no result yet, shared by as many processes as wanted."""
+"""Measure every condition and seed of a board that has no result yet; several processes can share the work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from toolkit import identity, store
 from toolkit.board.ground import Ground
-from toolkit.board.measure import References, is_measured, measure, place, unrecorded
+from toolkit.board.measure import References, is_measured, measure, measure_references, result_folder, without_code_record
 from toolkit.board.spec import Spec, check_distinct
 
 WAIT = 5.0  # seconds between looks at what other processes are doing
@@ -18,23 +18,27 @@ Unit = tuple[Spec, int]
 
 
 def units(ground: Ground, specs: Sequence[Spec]) -> list[Unit]:
-    """Every condition from every one of its seeds: first seeds first, so that a board that was cut short has every condition."""
+    """Return every (condition, seed), first seeds first, so that a stopped board has results of every condition."""
     seeds = range(ground.sizes.seeds)
     return [(spec, seed) for seed in seeds for spec in specs if seed == 0 or spec.seeded]
 
 
 def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: bool = True) -> None:
-    """Measure what is not measured yet. Several processes given the same board share it; each waits for the others unless told not to.
+    """Measure every condition and seed that has no result yet. Several processes that run the same board share the work.
 
-    Results that were made by other code are measured again; which, and what has changed, is said in a line.
+    Results of other code are measured again; a message says which, and which modules changed.
+
+    Args:
+        wait: True to return only when all results exist, including those that other processes are measuring.
+        progress: Show a progress bar.
 
     Raises:
-        ValueError: two conditions have one key.
-        evaluate.OverlapError: a condition was made from problems that it would be judged on.
+        ValueError: two conditions have the same key.
+        evaluate.OverlapError: a condition was made from problems that it would be evaluated on.
     """
-    todo, references = units(ground, specs), References(ground)
+    todo, references = units(ground, specs), None
     for spec in specs:
-        _ = spec.known  # before any condition is made, which may fill what a function reads
+        _ = spec.known  # computed before any condition is made, since making one may change values that its function reads
     bases = [spec.basis(ground, seed) for spec, seed in todo]
     check_distinct({f"{spec.name}, seed {seed}": basis.key for (spec, seed), basis in zip(todo, bases, strict=True)})
     places = [ground.out / "results" / basis.key for basis in bases]
@@ -52,6 +56,7 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
                 with store.claimed(places[i].with_suffix(".claim")) as mine:
                     if mine and not is_measured(places[i]):
                         bar.set_postfix_str(f"{spec.name}, seed {seed}")
+                        references = references or measure_references(ground)
                         places[i] = _measured(ground, spec, seed, references, places[i])
                         worked = True
                         bar.update(1)
@@ -62,31 +67,31 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
 
 
 def _measured(ground: Ground, spec: Spec, seed: int, references: References, expected: Path) -> Path:
-    """Measure a result, in ``expected`` or elsewhere if what its function makes has changed meanwhile, such as a model at a path.
+    """Measure a result and return its folder: ``expected``, or another one if the condition has changed since, such as a model at a path.
 
     Raises:
-        identity.UnknownIdentityError: the function makes something else at every call, so that its result would never be read back.
+        identity.UnknownIdentityError: the function makes another condition at every call, so its result could never be read back.
     """
-    now = place(ground, spec, seed)
-    if now != expected and place(ground, spec, seed) != now:
+    now = result_folder(ground, spec, seed)
+    if now != expected and result_folder(ground, spec, seed) != now:
         raise identity.UnknownIdentityError(
-            f"Condition {spec.name[:60]!r}: its function makes another model or intervention each time it is called. Give what is random in it "
-            f"the seed that the function is given. {identity.REMEDY}"
+            f"Condition {spec.name[:60]!r}: its function makes another model or intervention each time it is called. Use the seed that the "
+            f"function gets for everything random in it. {identity.REMEDY}"
         )
     return measure(ground, spec, seed, references)
 
 
 def _say_stale(ground: Ground, open_: Sequence[tuple[Spec, int, store.Basis]]) -> None:
-    """Say which of these were measured before by other code."""
-    kept = store.records(ground.out / "results")
-    changed = {f"{spec.name}, seed {seed}": basis.changed(kept) for spec, seed, basis in open_}
-    stale, modules = [name for name, own in changed.items() if own], set[str]().union(*changed.values())
+    """Say which of these results exist already, but were measured by other code."""
+    records = store.records(ground.out / "results")
+    changed = {f"{spec.name}, seed {seed}": basis.changed(records) for spec, seed, basis in open_}
+    stale, modules = [name for name, names in changed.items() if names], set[str]().union(*changed.values())
     if stale:
         ground.say(
-            f"stale, measured by other code: {len(stale)} results ({_few(stale)}); changed since: {_few(sorted(modules))}. They are measured again, "
-            f"the old files stay in {ground.out / 'results'}"
+            f"stale, measured by other code: {len(stale)} results ({_few(stale)}); changed since: {_few(sorted(modules))}. They are measured "
+            f"again; the old files stay in {ground.out / 'results'}"
         )
-    unknown = len(unrecorded(ground))
+    unknown = len(without_code_record(ground))
     if open_ and unknown:
         ground.say(f"{unknown} results in {ground.out / 'results'} were made by {store.BEFORE_HASHES}: they are not used")
 

@@ -1,6 +1,6 @@
-"""Conditions of the board as values: what each is called and how it is made from the common ground.
+"""Conditions of the board as values: a name, a family, and a function that makes the condition from the ground and a seed.
 
-A list of one's own is a Python file that defines ``CONDITIONS``; ``default.py`` beside this file is one to copy. In five lines::
+Your own list is a Python file that defines ``CONDITIONS``; copy ``default.py`` beside this file, or write::
 
     from toolkit.board import Spec, default, trained
     from toolkit.grpo import recipes
@@ -8,14 +8,14 @@ A list of one's own is a Python file that defines ``CONDITIONS``; ``default.py``
     mine = Spec("half of head 3.1", "edit", lambda ground, seed: Condition(edits.apply(ground.lm, my_plan(ground.lm))))
     CONDITIONS = [*default.CONDITIONS, mine, trained("my price", recipes.plain("length_penalty", alpha=0.2))]
 
-``toolkit board --conditions FILE`` executes the file, measures what is new in it and reads the rest back. The file may also say how much
-is measured: ``SIZES = Sizes(main=(("gsm8k", 200),), ...)``.
+``toolkit board --conditions FILE`` executes the file, measures its new conditions and reads the other results back. The file may also set
+the sizes: ``SIZES = Sizes(main=(("gsm8k", 200),), ...)``.
 
-Results are kept under a key. For a condition written by hand, such as ``mine``, the key holds the code of its function with every
-value, global and function that this uses, and the condition that the function makes: its model's fingerprint, its interventions. So
-the function is called also to read a result back: a model that was retrained at the same path is measured again. ``identity={...}``
-replaces all that, for a function whose values do not say what it does, or that takes too long to call: it must then hold everything
-the numbers depend on, such as a model's fingerprint.
+Results are saved under a key. For a condition with your own function, such as ``mine``, the key covers the code of the function with all
+values, globals and functions it uses, and the condition that it makes (its model's fingerprint, its interventions). So the function is
+also called to read a result back, and a model that was retrained at the same path is measured again. ``identity={...}`` replaces all of
+that; use it if the function is slow, or if its values do not determine what it does. It must then hold everything that the numbers
+depend on, such as a model's fingerprint.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 
 from toolkit import edits, identity, masks, merging, shipped, store, vectors
 from toolkit import lm as lms
-from toolkit.board.ground import Ground, Sizes
+from toolkit.board.ground import DIRECTIONS, Ground, Sizes
 from toolkit.directions import random_like
 from toolkit.edits import steering
 from toolkit.grpo import code
@@ -43,9 +43,8 @@ from toolkit.methods import retrieval_heads
 
 FAMILIES = ("base", "edit", "steer", "mask", "decode", "prompt", "trained", "combined", "control")
 BASE = "base"
-PAPERS = {"thinkedit": "2503.22048", "efficiency": "2506.15647"}  # directions that the ground has
 Make = Callable[[Ground, int], Condition]
-"""Makes a condition from the common ground and a seed (0 where nothing is random)."""
+"""Makes a condition from the ground and a seed (0 if nothing is random)."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,18 @@ class Spec:
     """One condition of the board.
 
     Attributes:
-        name: What it is called; unique.
-        family: One of ``FAMILIES``: its colour.
+        name: Unique name.
+        family: One of ``FAMILIES``; sets the colour.
         make: ``make(ground, seed) -> Condition``.
-        seeded: Whether it is random or trained, so that several seeds are measured.
+        seeded: True if it is random or trained, so that several seeds are measured.
         paper: arXiv id, or "".
-        note: One line on what it is.
-        identity: Everything that what ``make`` makes depends on; results are kept under it. Default: found in ``make`` and in what it makes.
-        steps: Training steps behind it: a function of the ground, for the cost table.
-        through: Code that results pass through beside what ``make`` names, as of ``store.modules_of``.
+        note: Description in one line.
+        identity: Everything that the made condition depends on, for the key of its results. Default: derived from ``make`` and from the
+            condition it makes.
+        recipe: Recipe of a trained policy, or ``None``.
+        reward: Reward object that replaces the recipe's, or ``None``.
+        steps: Function of the ground that returns the number of training steps, for the cost table.
+        through: Function that returns further modules that results depend on, as ``store.modules_of`` does.
     """
 
     name: str
@@ -71,106 +73,116 @@ class Spec:
     paper: str = ""
     note: str = ""
     identity: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None
+    reward: Any = None
     steps: Callable[[Ground], int] = field(default=lambda ground: 0)
     through: Callable[[], Mapping[str, str]] = dict
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
-            raise ValueError(f"{self.name!r}: unknown family {self.family!r}, choose one of {', '.join(FAMILIES)}.")
+            raise ValueError(f"{self.name!r}: unknown family {self.family!r}: choose one of {', '.join(FAMILIES)}.")
 
     @property
     def varies(self) -> bool:
-        """Whether another seed could give another result, so that what was measured is one seed of many. A model that was trained
-        somewhere else is one seed, even if no other can be measured here."""
+        """True if another seed could give another result. A model that was trained elsewhere counts as one seed of many."""
         return self.seeded or self.family in ("trained", "combined", "control")
 
     @cached_property
     def known(self) -> Identity:
-        """What it is as far as that is known without the ground: found once, before ``make`` can change what it reads.
+        """Identity of the condition without the ground; computed once, before ``make`` can change values that it reads.
 
         Raises:
-            identity.UnknownIdentityError: that cannot be known; says what to do.
+            identity.UnknownIdentityError: the identity cannot be computed; says what to do.
         """
         try:
-            found = identity.of(dict(self.identity) if self.identity else self.make)
+            known = identity.of(dict(self.identity) if self.identity else self.make)
         except identity.UnknownIdentityError as error:
             raise identity.UnknownIdentityError(f"Condition {self.name[:60]!r}: {error}") from error
-        return Identity(found.body, found.modules | identity.of(self.make, strict=False).modules)
+        return Identity(known.body, known.modules | identity.of(self.make, strict=False).modules)
 
     def basis(self, ground: Ground, seed: int, *, made: Condition | None = None) -> store.Basis:
-        """What its result depends on, the name not among it, and the code it passes through.
+        """Return everything that the result depends on, code included; excludes the name.
 
         Args:
-            made: The condition, if it was made already; one without ``identity`` is made here otherwise.
+            made: The condition, if it was made already. Without it, a spec without ``identity`` makes the condition here.
         """
-        about, found = self.known, Identity(None, frozenset())
+        about, condition = self.known, Identity(None, frozenset())
         if not self.identity:
-            found = identity.of(made or self.make(ground, seed))
-        depends = {"condition": about.body, "made": found.body, "seed": seed, **ground.identity}
-        return store.Basis(depends, {**ground.modules, **store.modules_of(*(about.modules | found.modules)), **self.through()})
+            condition = identity.of(made or self.make(ground, seed))
+        depends = {"condition": about.body, "made": condition.body, "seed": seed, **ground.identity}
+        modules = store.modules_of(*(about.modules | condition.modules))
+        return store.Basis(depends, {**ground.modules, **modules, **self.through()})
 
     def key(self, ground: Ground, seed: int) -> str:
-        """Key of everything its result depends on: see :meth:`basis`."""
+        """Return the cache key of the result: see :meth:`basis`."""
         return self.basis(ground, seed).key
 
 
 def _spec(name: str, family: str, make: Callable[..., Condition], about: Mapping[str, Any], **more: Any) -> Spec:
-    """A spec whose identity is the maker and its arguments."""
+    """Return a spec whose identity is the name of the maker and its arguments."""
     return Spec(name, family, partial(make, **about), identity={"maker": make.__name__, **about}, **more)
 
 
-def read(path: str | Path) -> tuple[list[Spec], Sizes | None]:
-    """The ``CONDITIONS`` of a Python file, and its ``SIZES`` if it says how much is to be measured.
+def read_conditions(path: str | Path) -> tuple[list[Spec], Sizes | None]:
+    """Execute a Python file; return its ``CONDITIONS``, and its ``SIZES`` or ``None``.
 
     Raises:
-        ValueError: the file is not Python or defines no conditions, something in the list is not a :class:`Spec`, or ``SIZES`` is no :class:`Sizes`.
+        ValueError: the file is not Python or defines no conditions, an entry of the list is not a :class:`Spec`, or ``SIZES`` is not a
+            :class:`Sizes`.
     """
     try:
         defined = runpy.run_path(str(store.existing(path)))
     except SyntaxError as error:
         raise ValueError(
-            f"{path}, line {error.lineno}: not Python: {error.msg}. Copy toolkit/board/default.py and change that."
+            f"{path}, line {error.lineno}: not Python: {error.msg}. Copy toolkit/board/default.py and change the copy."
         ) from error
-    found, sizes = defined.get("CONDITIONS"), defined.get("SIZES")
-    if not isinstance(found, list | tuple):
-        raise ValueError(f"{path} defines no CONDITIONS: a list of conditions (see toolkit/board/default.py).")
-    if wrong := [value for value in found if not isinstance(value, Spec)]:
+    specs, sizes = defined.get("CONDITIONS"), defined.get("SIZES")
+    if not isinstance(specs, list | tuple):
+        raise ValueError(f"{path} defines no CONDITIONS: add a list of conditions (see toolkit/board/default.py).")
+    if wrong := [value for value in specs if not isinstance(value, Spec)]:
         raise ValueError(f"{path}: {wrong[0]!r} in CONDITIONS is not a board.Spec.")
     if not isinstance(sizes, Sizes | None):
         raise ValueError(f"{path}: SIZES is {sizes!r}, not a board.Sizes.")
-    return list(found), sizes
+    return list(specs), sizes
 
 
-def checked(specs: Sequence[Spec], pattern: str | None = None) -> list[Spec]:
-    """The conditions to measure: base first, then those whose name matches ``pattern`` (as file names do; commas between several).
+def select_conditions(specs: Sequence[Spec], pattern: str | None = None) -> list[Spec]:
+    """Return the conditions to measure: base first, then those whose names match ``pattern``.
+
+    >>> from toolkit.board import default
+    >>> [spec.name for spec in select_conditions(default.CONDITIONS, "DLER*")]
+    ['base', 'DLER', 'DLER, merged']
+
+    Args:
+        pattern: Patterns as for file names, separated by commas, such as ``"GRPO*,steered*"``; ``None`` selects all.
 
     Raises:
-        ValueError: no base, a name twice, one condition under two names, or a pattern that nothing matches; lists the names.
-        identity.UnknownIdentityError: what a condition is cannot be known; says what to do.
+        ValueError: there is no base, two conditions have the same name or the same key, or no name matches; lists the names.
+        identity.UnknownIdentityError: the identity of a condition cannot be computed; says what to do.
     """
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
         raise ValueError(f"Two conditions are called {next(n for n in names if names.count(n) > 1)!r}: names must be unique.")
     if BASE not in names:
-        raise ValueError(f"No condition is called {BASE!r}: differences are taken to it.")
+        raise ValueError(f"No condition is called {BASE!r}: add board.base(), to which differences are taken.")
     check_distinct({spec.name: store.key(spec.known.body) for spec in specs})
-    wanted = [part.strip() for part in (pattern or "*").split(",")]
-    kept = [spec for spec in specs if any(fnmatch(spec.name, part) for part in wanted)]
-    if not kept:
-        raise ValueError(f"No condition matches {pattern!r}: there are {', '.join(names)}.")
+    patterns = [part.strip() for part in (pattern or "*").split(",")]
+    chosen = [spec for spec in specs if any(fnmatch(spec.name, part) for part in patterns)]
+    if not chosen:
+        raise ValueError(f"No condition matches {pattern!r}: choose from {', '.join(names)}.")
     base = next(spec for spec in specs if spec.name == BASE)
-    return [base, *(spec for spec in kept if spec.name != BASE)]
+    return [base, *(spec for spec in chosen if spec.name != BASE)]
 
 
 def check_distinct(keys: Mapping[str, str]) -> None:
-    """Raises ValueError where two conditions have one key: the board could not tell their results apart."""
-    seen: dict[str, str] = {}
+    """Raise ValueError if two conditions have the same key, since they would share one result."""
+    first: dict[str, str] = {}
     for name, key in keys.items():
-        other = seen.setdefault(key, name)
+        other = first.setdefault(key, name)
         if other != name:
             raise ValueError(
-                f"{other[:60]!r} and {name[:60]!r} are one condition (equal keys), so that both would show the same result. Leave one out, or give "
-                "each an identity={...} that tells them apart (dataclasses.replace(condition, identity={...}))."
+                f"{other[:60]!r} and {name[:60]!r} are one condition: their keys are equal, so both would show the same result. Leave one out, "
+                "or give each a different identity={...} (dataclasses.replace(condition, identity={...}))."
             )
 
 
@@ -178,8 +190,8 @@ def check_distinct(keys: Mapping[str, str]) -> None:
 
 
 def base() -> Spec:
-    """The model as it is."""
-    return _spec(BASE, "base", _base, {}, note="as it is")
+    """Return the unchanged base model, to which all differences are taken."""
+    return _spec(BASE, "base", _base, {}, note="unchanged")
 
 
 def _base(ground: Ground, seed: int) -> Condition:
@@ -189,17 +201,19 @@ def _base(ground: Ground, seed: int) -> Condition:
 def edited(
     name: str, strength: float = 1.0, form: str = OURS, *, fraction: float | None = None, control: str = "", adapter: bool = False
 ) -> Spec:
-    """ThinkEdit (arXiv 2503.22048): a direction projected out of the heads that write towards short thinking, in the weights.
+    """Return a model with ThinkEdit's edit (arXiv 2503.22048): a direction projected out of the heads that write towards short thinking.
 
     Args:
-        strength: lambda; 1 removes the component, 2 mirrors it.
-        fraction: Share of heads; default: that of the board's sizes.
-        control: ``"heads"``: as many random heads of the same layers; ``"direction"``: the same heads, a random direction they can write.
-        adapter: Written as a rank-1 PEFT adapter and merged by peft, instead of into the weights.
+        strength: lambda; 1 removes the component, 2 reverses it.
+        form: Key in ``jobs.FORMS``.
+        fraction: Share of heads; ``None`` means that of the board's sizes.
+        control: ``"heads"``: equally many random heads of the same layers. ``"direction"``: the same heads, and a random direction that
+            they can write. ``""``: no control.
+        adapter: True to write the edit as a rank-1 PEFT adapter and merge it with peft, instead of editing the weights.
     """
     about = {"strength": strength, "form": form, "fraction": fraction, "control": control, "adapter": adapter}
-    what = {"heads": "random heads of the same layers", "direction": "the same heads, a random direction they can write"}
-    note = what.get(control, "rank-1 PEFT adapter, merged" if adapter else "written into the weights")
+    controls = {"heads": "random heads of the same layers", "direction": "the same heads, a random direction they can write"}
+    note = controls.get(control, "rank-1 PEFT adapter, merged" if adapter else "written into the weights")
     family = "control" if control else "edit"
     share = "" if fraction is None else f", {100 * fraction:g} % of heads"
     note = f"{form}, strength {strength:g}{share}: {note}"
@@ -236,44 +250,41 @@ def steered(
     during: str = "all",
     control: bool = False,
 ) -> Spec:
-    """Steering along a length direction of the ground, + longer.
+    """Return the base model steered along a length direction, + longer.
 
     Args:
-        direction: ``"thinkedit"`` (what the edited heads write; strength 1 is the difference between long and short thinking) or
-            ``"efficiency"`` (Efficiency Steering, arXiv 2506.15647).
-        layers: Layers to act at, negative ones from the end; ``None``: all.
+        direction: ``"thinkedit"`` (the direction that the edited heads write; strength 1 is the difference between long and short
+            thinking) or ``"efficiency"`` (Efficiency Steering, arXiv 2506.15647).
+        layers: Layers to steer, negative numbers from the end; ``None`` means all.
         during: Phase, such as ``"think"``.
-        control: A random direction of equal norm instead.
+        control: True to steer along a random direction of equal norm instead.
     """
     about = {"strength": strength, "direction": direction, "layers": layers, "during": during, "control": control}
-    if direction not in PAPERS:
-        raise ValueError(f"{name!r}: unknown direction {direction!r}, choose one of {', '.join(PAPERS)}.")
-    paper = PAPERS[direction]
+    if direction not in DIRECTIONS:
+        raise ValueError(f"{name!r}: unknown direction {direction!r}: choose one of {', '.join(DIRECTIONS)}.")
+    paper = DIRECTIONS[direction]
     where = "all layers" if layers is None else f"layers {', '.join(map(str, layers))}"
-    what = f"{'a random direction of the norm of ' if control else ''}{direction}'s, {strength:+g}, {where}, {during}"
-    return _spec(name, "control" if control else "steer", _steered, about, seeded=control, paper=paper, note=what)
+    note = f"{'a random direction of the norm of ' if control else ''}{direction}'s, {strength:+g}, {where}, {during}"
+    return _spec(name, "control" if control else "steer", _steered, about, seeded=control, paper=paper, note=note)
 
 
 def _steered(
     ground: Ground, seed: int, *, strength: float, direction: str, layers: tuple[int, ...] | None, during: str, control: bool
 ) -> Condition:
-    return Condition(ground.lm, (_steering(ground, seed, strength, direction, layers, during, control),))
-
-
-def _steering(
-    ground: Ground, seed: int, strength: float, direction: str, layers: tuple[int, ...] | None, during: str, control: bool = False
-) -> Intervention:
-    v = ground.thinkedit if direction == "thinkedit" else ground.efficiency
+    v = ground.direction(direction)
     v = random_like(v, seed=seed) if control else v
     chosen = None if layers is None else [layer % ground.lm.layout.n_layers for layer in layers]
-    return steering(v, strength, layers=chosen, during=during)
+    return Condition(ground.lm, (steering(v, strength, layers=chosen, during=during),))
 
 
 def masked(name: str, count: int, *, control: bool = False) -> Spec:
-    """Retrieval heads (arXiv 2404.15574) masked in decode (uniform attention), ranked by what they write towards the token (ours).
+    """Return the base model with its top retrieval heads masked (arXiv 2404.15574): uniform attention while decoding.
+
+    Heads are ranked by what they write towards the retrieved token (ours).
 
     Args:
-        control: As many random heads of the same layers instead.
+        count: Number of heads.
+        control: True to mask equally many random heads of the same layers instead.
     """
     note = f"{count} {'random heads of the same layers' if control else 'retrieval heads'}, uniform attention in decode"
     about = {"count": count, "control": control}
@@ -281,35 +292,35 @@ def masked(name: str, count: int, *, control: bool = False) -> Spec:
 
 
 def _masked(ground: Ground, seed: int, *, count: int, control: bool) -> Condition:
-    plan = retrieval_heads.mask_plan(ground.retrieval.scores["write (ours)"], count)
+    plan = retrieval_heads.mask_plan(ground.measure_retrieval().scores["write (ours)"], count)
     plan = edits.random_heads(plan, ground.lm.layout, seed=seed) if control else plan
     return Condition(ground.lm, (masks.masking(plan, "uniform", during="newest"),))
 
 
-def ruled(name: str, rule: Rule, paper: str = "") -> Spec:
-    """A rule that replaces drawn tokens, such as ``baselines.Budget(20)``."""
-    return _spec(name, "decode", _ruled, {"rule": rule}, paper=paper, note=identity.in_words(rule))
+def with_rule(name: str, rule: Rule, paper: str = "") -> Spec:
+    """Return the base model with a decoding rule that replaces sampled tokens, such as ``baselines.Budget(20)``."""
+    return _spec(name, "decode", _with_rule, {"rule": rule}, paper=paper, note=identity.in_words(rule))
 
 
-def _ruled(ground: Ground, seed: int, *, rule: Rule) -> Condition:
+def _with_rule(ground: Ground, seed: int, *, rule: Rule) -> Condition:
     return Condition(ground.lm, rules=(rule,))
 
 
-def during(name: str, act: Intervention, family: str = "decode", paper: str = "") -> Spec:
-    """An intervention that needs nothing from the ground, such as ``baselines.Suppress(("w",))``."""
-    return _spec(name, family, _during, {"act": act}, paper=paper, note=identity.in_words(act))
+def with_intervention(name: str, act: Intervention, family: str = "decode", paper: str = "") -> Spec:
+    """Return the base model with an intervention that needs nothing from the ground, such as ``baselines.Suppress(("w",))``."""
+    return _spec(name, family, _with_intervention, {"act": act}, paper=paper, note=identity.in_words(act))
 
 
-def _during(ground: Ground, seed: int, *, act: Intervention) -> Condition:
+def _with_intervention(ground: Ground, seed: int, *, act: Intervention) -> Condition:
     return Condition(ground.lm, (act,))
 
 
-def asked(name: str, ask: Ask, paper: str = "") -> Spec:
-    """A change of the prompt, such as ``baselines.Instruction("quick")``."""
-    return _spec(name, "prompt", _asked, {"ask": ask}, paper=paper, note=identity.in_words(ask))
+def prompted(name: str, ask: Ask, paper: str = "") -> Spec:
+    """Return the base model with a change of the prompt, such as ``baselines.Instruction("quick")``."""
+    return _spec(name, "prompt", _prompted, {"ask": ask}, paper=paper, note=identity.in_words(ask))
 
 
-def _asked(ground: Ground, seed: int, *, ask: Ask) -> Condition:
+def _prompted(ground: Ground, seed: int, *, ask: Ask) -> Condition:
     return Condition(ground.lm, ask=ask)
 
 
@@ -323,17 +334,18 @@ def trained(
     steer: float = 0.0,
     note: str = "",
 ) -> Spec:
-    """A policy trained with GRPO; alone, or combined with an edit before or steering after.
+    """Return a policy trained with GRPO, alone or combined with an edit before training or steering after it.
 
     Args:
-        recipe: With its paper's numbers; the ground sizes it.
-        reward: A reward object of one's own instead of the recipe's; its class and fields are part of the key.
+        recipe: Recipe with its paper's numbers; the ground's training plan scales it.
+        reward: Reward object to use instead of the recipe's; its class and fields are part of the key.
+        merged: True to merge only the largest changes of training into the base model (DLER's update-selective merging, arXiv 2510.15110).
+        edit: Strength of ThinkEdit's edit (ours) before training; 0 for none.
+        steer: Strength of steering along ThinkEdit's direction while thinking, after training; 0 for none.
+        note: Replaces the generated description.
 
     Raises:
-        identity.UnknownIdentityError: the reward holds something (a lock, an open file) that is not known by its values.
-        merged: Update-selective merging of what training changed (DLER, arXiv 2510.15110).
-        edit: Strength of ThinkEdit's edit (ours) of the model that is trained; 0: none.
-        steer: Strength of steering along ThinkEdit's direction while thinking, after training; 0: none.
+        identity.UnknownIdentityError: the reward holds something whose identity cannot be computed, such as a lock or an open file.
     """
     if reward is not None:
         _check_known(name, reward)
@@ -349,31 +361,33 @@ def trained(
         seeded=True,
         paper=recipe.paper,
         note=note or ", ".join(how),
+        recipe=recipe,
+        reward=reward,
         steps=lambda ground: ground.sizes.training.steps,
         through=lambda: code.modules(recipe, reward=reward),
     )
 
 
 def _check_known(name: str, reward: Any) -> None:
-    """A policy is kept under what its reward is, which an identity of the condition does not replace."""
+    """Raise UnknownIdentityError if the reward's identity cannot be computed: the policy's folder needs it, whatever the condition's identity."""
     try:
         identity.of(reward)
     except identity.UnknownIdentityError as error:
         raise identity.UnknownIdentityError(
-            f"Condition {name[:60]!r}: its reward cannot be known by its values ({str(error).partition(': its values')[0][:150]}). Give the "
-            "reward's class a __getstate__ that leaves this out and returns all that the reward pays by."
+            f"Condition {name[:60]!r}: its reward's identity cannot be computed ({str(error).partition(': its values')[0][:150]}). Give the "
+            "reward's class a __getstate__ that leaves this part out and returns everything that the reward depends on."
         ) from error
 
 
 def _trained(ground: Ground, seed: int, *, recipe: Recipe, reward: Any, merged: bool, edit: float, steer: float) -> Condition:
-    from toolkit.jobs.grpo import beside
+    from toolkit.grpo.policies import in_type_of
 
     start = edits.apply(ground.lm, ground.plan(edit)) if edit else None
-    policy = ground.policy(recipe, seed, start=start, reward=reward).lm
-    # In the base's number type: else the paired difference would hold that of the types.
+    policy = ground.train(recipe, seed, start=start, reward=reward).lm
+    # In the base's number type, so that the paired difference does not include a difference of number types.
     dtype = ground.lm.model.dtype
-    lm = merging.selective_merge(ground.lm, policy, dtype=dtype) if merged else beside(start or ground.lm, policy)
-    acts = (_steering(ground, seed, steer, "thinkedit", None, "think"),) if steer else ()
-    # A policy that learned to meet a budget in its prompt is judged with the last budget it saw.
-    curriculum = (recipe.scaled() if ground.sizes.training.tiny else recipe).curriculum
+    lm = merging.selective_merge(ground.lm, policy, dtype=dtype) if merged else in_type_of(start or ground.lm, policy)
+    acts = (steering(ground.direction("thinkedit"), steer, during="think"),) if steer else ()
+    # A policy that was trained with a budget in the prompt is evaluated with the last budget of its training.
+    curriculum = ground.sizes.training.sized(recipe).curriculum
     return Condition(lm, acts, ask=curriculum.ask(ground.sizes.training.steps - 1) if curriculum else None)

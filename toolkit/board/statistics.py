@@ -1,7 +1,7 @@
-"""Holm's correction over the board, and its Pareto front.
+"""Holm's correction over a board, and its Pareto front.
 
-Estimates, intervals and p-values are those of ``toolkit.metrics`` and ``toolkit.stats.seeds``. Holm's correction is over all conditions: for
-the two headline metrics together, for every other metric by itself.
+Estimates, intervals and p-values come from ``toolkit.metrics`` and ``toolkit.stats.seeds``. Holm's correction covers all conditions: the
+two headline metrics together, every other metric by itself.
 """
 
 from __future__ import annotations
@@ -19,16 +19,22 @@ HEADLINE = ("accuracy", "think_tokens")
 
 
 def holm_corrected(paired: Mapping[str, Mapping[str, Effect]]) -> dict[str, dict[str, float]]:
-    """Holm's correction of every p-value over all conditions; the headline metrics are one family, any other metric is its own."""
+    """Return p-values after Holm's correction over all conditions, as condition -> metric -> p.
+
+    The headline metrics are corrected together as one family, every other metric by itself. Effects without a p-value are left out.
+
+    Args:
+        paired: Differences to base, as condition -> metric -> effect.
+    """
     corrected: dict[str, dict[str, float]] = {name: {} for name in paired}
-    metrics = {metric for own in paired.values() for metric in own}
+    metrics = {metric for effects in paired.values() for metric in effects}
     families = [[m for m in HEADLINE if m in metrics], *([m] for m in sorted(metrics - set(HEADLINE)))]
     for family in families:
-        where = [(name, m) for name, own in paired.items() for m in family if m in own and not math.isnan(own[m].p)]
-        if not where:
+        tests = [(name, m) for name, effects in paired.items() for m in family if m in effects and not math.isnan(effects[m].p)]
+        if not tests:
             continue
-        values = stats.holm(np.array([paired[name][m].p for name, m in where]))
-        for (name, m), p in zip(where, values, strict=True):
+        values = stats.holm(np.array([paired[name][m].p for name, m in tests]))
+        for (name, m), p in zip(tests, values, strict=True):
             corrected[name][m] = float(p)
     return corrected
 
@@ -36,29 +42,32 @@ def holm_corrected(paired: Mapping[str, Mapping[str, Effect]]) -> dict[str, dict
 def on_front(
     accuracy: Mapping[str, ndarray], tokens: Mapping[str, ndarray], *, seed: int = 0, times: int = 1000
 ) -> dict[str, float]:
-    """How often each condition is on the Pareto front (nobody at least as accurate and as short, and better in one) when problems and
-    seeds are resampled.
+    """Return the probability that each condition is on the Pareto front, by resampling problems and seeds.
+
+    A condition is on the front if no other is at least as accurate and at most as long, and better in one of the two.
 
     Args:
         accuracy: Condition -> ``[seeds, problems]``.
-        tokens: The same of think tokens.
+        tokens: Think tokens in the same form.
+        times: Number of resamples.
     """
     names = list(accuracy)
     n = next(iter(accuracy.values())).shape[1]
-    weights = np.stack([np.bincount(row, minlength=n) for row in stats.resamples(n, seed=seed, times=times)]) / n
-    drawn = []
+    # A resample of problems (or seeds) is a row of weights, so that a resampled mean is a weighted sum.
+    problem_weights = np.stack([np.bincount(row, minlength=n) for row in stats.resamples(n, seed=seed, times=times)]) / n
+    resampled = []
     for table in (accuracy, tokens):
-        rng = np.random.default_rng(seed)
-        own = []
+        rng = np.random.default_rng(seed)  # the same seeds are drawn for both metrics
+        means = []
         for name in names:
             seeds = len(table[name])
-            chosen = np.stack([np.bincount(row, minlength=seeds) for row in rng.integers(0, seeds, (times, seeds))]) / seeds
-            own.append(np.einsum("ts,sn,tn->t", chosen, table[name], weights, optimize=True))
-        drawn.append(np.stack(own))
-    right, long = drawn
+            seed_weights = np.stack([np.bincount(row, minlength=seeds) for row in rng.integers(0, seeds, (times, seeds))]) / seeds
+            means.append(np.einsum("ts,sn,tn->t", seed_weights, table[name], problem_weights, optimize=True))
+        resampled.append(np.stack(means))
+    correct, length = resampled  # [conditions, times]
     front = {}
     for i, name in enumerate(names):
-        as_good = (right >= right[i]) & (long <= long[i])
-        beaten = as_good & ((right > right[i]) | (long < long[i]))
-        front[name] = float(1 - np.any(beaten, axis=0).mean())
+        as_good = (correct >= correct[i]) & (length <= length[i])
+        better = as_good & ((correct > correct[i]) | (length < length[i]))
+        front[name] = float(1 - np.any(better, axis=0).mean())
     return front

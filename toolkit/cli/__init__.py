@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. ``toolkit --help`` lists the commands; each has examples in its own help."""
+"""The command line: parse options, call the library, print results. ``toolkit --help`` lists the commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ __all__ = ["Stopped", "app", "board", "edit", "entropy", "grpo", "lenses", "main
 
 
 def main() -> None:
-    """Run the command line; expected errors become one readable line and exit code 1, Ctrl-C and SIGTERM one line and 130 or 143."""
+    """Run the command line.
+
+    An expected error prints one line and exits with code 1; Ctrl-C and SIGTERM print one line and exit with 130 or 143.
+    """
     before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         app()
@@ -31,5 +34,5 @@ def main() -> None:
 
 
 def _stop(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
     raise Stopped(number)

@@ -1,4 +1,4 @@
-"""Every intervention against every reward: board."""
+"""The command ``board``: compare interventions and trained policies."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ WORKER = "--measure-only"
 @app.command()
 def board(
     model: Model = "tiny-reasoner",
-    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Where results are kept and the board is written.")] = Path(
-        "runs/board"
-    ),
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Directory of the results and of the board.")] = Path("runs/board"),
     quick: Annotated[
-        bool, typer.Option("--quick", help="Every condition, small: under 12 minutes on two cores, to see it work.")
+        bool, typer.Option("--quick", help="Every condition at a small size: under 12 minutes on two cores. For a trial run only.")
     ] = False,
     conditions: Annotated[
         Path | None,
         typer.Option(
-            help="A Python file that defines CONDITIONS, and SIZES if it wants; copy toolkit/board/default.py. The file is executed: give only one you trust."
+            help="A Python file that defines CONDITIONS and, optionally, SIZES; copy toolkit/board/default.py. The file is executed, so give only one that you trust."
         ),
     ] = None,
-    only: Annotated[str | None, typer.Option(help="Only conditions of such names, e.g. 'GRPO*,steered*'; base always.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of whatever is random or trained.")] = None,
-    task: Annotated[str | None, typer.Option(help="Judge and train on this task instead, e.g. gsm8k.")] = None,
-    problems: Annotated[int | None, typer.Option("--problems", "-n", min=2, help="Problems of the main task.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Budget of a response in tokens.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of a policy.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Only conditions whose names match, e.g. 'GRPO*,steered*'. The base is always included.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds for conditions that are random or trained.")] = None,
+    task: Annotated[str | None, typer.Option(help="Evaluate and train on this task instead, e.g. gsm8k.")] = None,
+    problems: Annotated[int | None, typer.Option("--problems", "-n", min=2, help="Number of problems of the main task.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Token budget of a response.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps per policy.")] = None,
     lora: Annotated[int | None, typer.Option(min=1, help="Train a LoRA adapter of this rank instead of every weight.")] = None,
     engine: Annotated[
-        str, typer.Option(help="Who generates while training: toolkit, or trl (for vLLM: --set use_vllm=true).")
+        str, typer.Option(help="What generates responses in training: toolkit, or trl (for vLLM add --set use_vllm=true).")
     ] = "toolkit",
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="NAME=VALUE for every recipe: problems, samples, max_tokens, learning_rate, or a field of TRL's GRPOConfig.",
+            help="NAME=VALUE for every recipe; may be repeated. NAME is problems, samples, max_tokens, learning_rate, or a field of TRL's GRPOConfig.",
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the work on this machine.")] = 1,
@@ -72,10 +72,10 @@ def board(
     trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge edits, steering, decoding tricks, prompts and GRPO policies side by side, with random controls and intervals.
+    """Compare edits, steering, decoding rules, prompts and GRPO policies, with random controls and confidence intervals.
 
-    Every result is kept under a key of all it depends on, the code included: killed and given again the board goes on, and a new condition costs only itself.
-    Writes board.json, table.parquet and report.html (one file, works offline).
+    Writes board.json, table.parquet and report.html (one file, works offline). Every result is saved under a key of everything it depends
+    on, code included. After a stop, run the same command again to resume. A new condition costs only its own measurement.
 
     Examples:
 
@@ -90,9 +90,9 @@ def board(
     from toolkit import board as boards
     from toolkit import store
     from toolkit.board import default
-    from toolkit.cli.grpo import settings_of
+    from toolkit.cli.grpo import parse_settings
 
-    given = {
+    options = {
         "task": task,
         "problems": problems,
         "max_new_tokens": max_new_tokens,
@@ -101,13 +101,13 @@ def board(
         "lora": lora,
         "engine": engine,
     }
-    listed, own = boards.read(conditions) if conditions else (default.CONDITIONS, None)
-    if quick and own:
-        raise typer.BadParameter(f"{conditions} has SIZES of its own: leave out --quick.")
-    start = own or (boards.QUICK if quick else boards.FULL)
-    tiny = own.training.tiny if own else model == "tiny-reasoner"
-    sizes = boards.sized(start, given, settings_of(settings), tiny=tiny)
-    specs = boards.checked(listed, only)
+    listed, file_sizes = boards.read_conditions(conditions) if conditions else (default.CONDITIONS, None)
+    if quick and file_sizes:
+        raise typer.BadParameter(f"{conditions} defines SIZES: leave out --quick.")
+    start = file_sizes or (boards.QUICK if quick else boards.FULL)
+    tiny = file_sizes.training.tiny if file_sizes else model == "tiny-reasoner"
+    sizes = boards.adjust_sizes(start, options, parse_settings(settings), tiny=tiny)
+    specs = boards.select_conditions(listed, only)
     store.writable(out_dir)
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
     helpers = [] if measure_only else [_helper() for _ in range(jobs - 1)]
@@ -120,16 +120,14 @@ def board(
             helper.terminate()
     if measure_only:
         return
-    found = boards.write(ground, specs, f"Thinking length of {lm.name}: interventions and trained policies", out_dir)
+    result = boards.write(ground, specs, f"Thinking length of {lm.name}: interventions and trained policies", out_dir)
     if as_json:
-        print_json({k: found[k] for k in ("conditions", "paired", "provenance")})
+        print_json({k: result[k] for k in ("conditions", "paired", "provenance")})
         return
-    show(boards.shown(found, SHOWN), f"{lm.name}: mean, and difference to base [95 %]; * p < .05 after Holm")
-    out.print(
-        f"The page: [bold]{out_dir / 'report.html'}[/bold]; the numbers: {out_dir / 'board.json'}, {out_dir / 'table.parquet'}."
-    )
+    show(boards.text_table(result, SHOWN), f"{lm.name}: mean, and difference to base [95 %]; * p < .05 after Holm's correction")
+    out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; numbers are in {out_dir / 'board.json'}, {out_dir / 'table.parquet'}.")
 
 
 def _helper() -> subprocess.Popen[bytes]:
-    """This command again, as a process that only measures, and ends with this one."""
+    """Start this command again as a process that only measures, and that ends when this one ends."""
     return processes.helper("from toolkit.cli import main; main()", [*sys.argv[1:], WORKER])

@@ -1,4 +1,4 @@
-"""What the commands share: the app, its options, loading a model, printing tables and JSON."""
+"""Shared by the commands: the app, common options, loading a model, printing tables and JSON."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
-    help="Find why a reasoning model thinks too long or too short, edit or steer it, and judge the change with controls.",
+    help="Find out why a reasoning model thinks too long or too short, edit, steer or train it, and compare the result with controls.",
 )
 out, log = Console(), Console(stderr=True)
 N = TypeVar("N", int, float)
 
 
 class Stopped(BaseException):
-    """The user or the system stopped the command. Its notes tell what is kept; ``remedy`` what to do to go on.
+    """The user or the system stopped the command. Its notes list what is saved; ``remedy`` says how to resume.
 
-    Not an Exception, so that nothing that expects errors takes it for one; not a KeyboardInterrupt, which typer would answer itself.
+    It is not an Exception, so that no error handler catches it, and not a KeyboardInterrupt, which typer would handle itself.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
-        self.remedy = "give the same command again"
+        self.remedy = "run the same command again to resume"
 
 
 class _Lines(logging.Handler):
-    """What the package logs, as lines of the command."""
+    """Print the package's log messages as lines of the command."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(record.getMessage())
@@ -53,28 +53,30 @@ def _begin() -> None:
 
 
 class Dtype(StrEnum):
-    """Weight types."""
+    """Number types of weights."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
 
 
-Model = Annotated[str, typer.Option("--model", "-m", help="tiny-reasoner, smol-reasoner, a directory, a hub id, or a .gguf file.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="tiny-reasoner, smol-reasoner, a directory, a Hugging Face id, or a .gguf file.")
+]
 Think = Annotated[
     str | None,
     typer.Option(
-        help="Think tags as 'OPEN,CLOSE', or 'response' for models that do not mark their thinking. Default: found in the tokenizer."
+        help="Think tags as 'OPEN,CLOSE', or 'response' for a model that does not mark its thinking. Default: detected from the tokenizer."
     ),
 ]
-Type = Annotated[Dtype, typer.Option("--dtype", help="Weight type; edits are computed in fp32 whatever it is.")]
-Device = Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code from the hub run. Off unless given.")]
+Type = Annotated[Dtype, typer.Option("--dtype", help="Number type of the weights. Edits are always computed in fp32.")]
+Device = Annotated[str | None, typer.Option(help="Default: cuda if available, else cpu.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Allow the model's own code from the Hugging Face Hub to run.")]
 Template = Annotated[
     list[str] | None,
     typer.Option(
         "--template",
-        help="NAME=JSON, several times: a switch of the chat template for every prompt, such as enable_thinking=false.",
+        help="NAME=JSON: a switch of the chat template, such as enable_thinking=false. May be repeated.",
     ),
 ]
 Task = Annotated[
@@ -86,41 +88,47 @@ Task = Annotated[
     ),
 ]
 TaskOfRollouts = Annotated[
-    str | None, typer.Option("--task", "-t", help="As for `toolkit rollouts`. Default: that of --rollouts, else arithmetic.")
+    str | None,
+    typer.Option("--task", "-t", help="Task, as for `toolkit rollouts`. Default: that of --rollouts, else arithmetic."),
 ]
-Split = Annotated[str, typer.Option(help="train, dev or test; a file of problems may name its own in meta.split.")]
+Split = Annotated[str, typer.Option(help="train, dev or test. A file of problems may set the split of each problem in meta.split.")]
 Partial = Annotated[
     bool,
-    typer.Option("--partial", help="Use --rollouts also if their run was stopped; the part there is begins with short prompts."),
+    typer.Option(
+        "--partial",
+        help="Use --rollouts even if their run is incomplete. Short prompts are sampled first, so they are overrepresented.",
+    ),
 ]
 AllowOverlap = Annotated[
     bool,
-    typer.Option("--allow-overlap", help="Judge also on problems that it was made from; every table and card then says so."),
+    typer.Option(
+        "--allow-overlap", help="Also evaluate on problems that the edit or direction was made from; tables and cards then say so."
+    ),
 ]
-Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="How many problems.")]
-Samples = Annotated[int, typer.Option("--samples", "-k", min=1, help="Samples a problem.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-Budget = Annotated[int, typer.Option("--max-new-tokens", help="Budget of a response in tokens.")]
-BatchSize = Annotated[int, typer.Option(help="Rows decoded together; never changes what is sampled.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="Number of problems.")]
+Samples = Annotated[int, typer.Option("--samples", "-k", min=1, help="Samples per problem.")]
+Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
+Budget = Annotated[int, typer.Option("--max-new-tokens", help="Token budget of a response.")]
+BatchSize = Annotated[int, typer.Option(help="Rows decoded together; does not change the samples.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def switches(given: list[str] | None) -> dict[str, Any]:
-    """Read ``NAME=JSON`` texts as the switches of a chat template."""
-    found = {}
-    for name, sign, value in (text.partition("=") for text in given or []):
+def parse_switches(texts: list[str] | None) -> dict[str, Any]:
+    """Parse ``NAME=JSON`` texts as switches of a chat template."""
+    switches = {}
+    for name, sign, value in (text.partition("=") for text in texts or []):
         try:
-            found[name] = json.loads(value)
+            switches[name] = json.loads(value)
         except json.JSONDecodeError as error:
             raise typer.BadParameter(
                 f"--template {name}{sign}{value}: give NAME=JSON, such as enable_thinking=false or 'reasoning_effort=\"low\"'."
             ) from error
-    return found
+    return switches
 
 
 class Command(TyperCommand):
-    """A command that knows which of its options were given, for :func:`unread`."""
+    """A command that records which options were given on the command line, for :func:`reject_unread`."""
 
     given: ClassVar[frozenset[str]] = frozenset()
 
@@ -130,24 +138,31 @@ class Command(TyperCommand):
         return super().invoke(ctx)
 
 
-def unread(why: str, *names: str) -> None:
-    """Raise BadParameter if an option of these names was given, though the command (a :class:`Command`) does not read it: ``why``."""
+def reject_unread(why: str, *names: str) -> None:
+    """Raise BadParameter if one of these options was given although the command would ignore it.
+
+    Args:
+        why: Reason, such as ``"by --op add"``.
+        names: Parameter names of the options. The command must be a :class:`Command`.
+    """
     for name in names:
         if name in Command.given:
-            raise typer.BadParameter(f"--{name.replace('_', '-')} is not read {why}: leave it out.")
+            raise typer.BadParameter(f"--{name.replace('_', '-')} is not used {why}: leave it out.")
 
 
-def numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:
-    """Numbers joined by commas; none for ``None``."""
+def parse_numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:
+    """Parse numbers separated by commas; ``None`` gives an empty tuple."""
     try:
         return () if text is None else tuple(kind(part) for part in text.removeprefix("=").split(","))
     except ValueError as error:
-        what = "whole numbers joined by commas, such as 256,1024" if kind is int else "numbers joined by commas, such as -1,0,1"
-        raise typer.BadParameter(f"{option} {text}: give {what}.") from error
+        expected = (
+            "whole numbers separated by commas, such as 256,1024" if kind is int else "numbers separated by commas, such as -1,0,1"
+        )
+        raise typer.BadParameter(f"{option} {text}: give {expected}.") from error
 
 
 def weight_type(dtype: Dtype) -> Any:
-    """The ``torch.dtype`` of that name."""
+    """Return the ``torch.dtype`` of that name."""
     import torch
 
     return getattr(torch, dtype.value)
@@ -159,7 +174,7 @@ def load_model(
     from toolkit import lm
 
     tags = lm.ThinkTags.parse(think) if think else None
-    of_template = switches(template)
+    of_template = parse_switches(template)
     return lm.load(model, dtype=weight_type(dtype), device=device, tags=tags, template=of_template, trust_remote_code=trust)
 
 
@@ -183,9 +198,8 @@ def say(text: str) -> None:
     log.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
-def kept_in(directory: Path | None, command: str, *identity: Any) -> Path:
-    """Where a command keeps what it samples: the directory given, else one below ``runs`` that is named by everything in ``identity``."""
+def result_directory(directory: Path | None, command: str, *identity: Any) -> Path:
+    """Return the directory for a command's rollouts: ``directory``, or one in ``runs/COMMAND`` named by a key of ``identity``."""
     from toolkit import store
 
-    chosen = directory or Path("runs") / command / store.key(list(identity))
-    return store.writable(chosen)
+    return store.writable(directory or Path("runs") / command / store.key(list(identity)))

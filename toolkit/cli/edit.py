@@ -1,4 +1,4 @@
-"""Find, edit, prove: demo, thinkedit, rollouts, direction, compare."""
+"""The commands ``demo``, ``thinkedit``, ``rollouts``, ``direction`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from toolkit.cli.common import (
     Trust,
     Type,
     app,
-    kept_in,
     load_model,
     out,
     print_json,
+    reject_unread,
+    result_directory,
     say,
     show,
-    unread,
 )
 
 if TYPE_CHECKING:
-    from toolkit.jobs import Finding, Given, Settings, Study
+    from toolkit.jobs import EditSettings, Finding, RolloutDirectory, Study
     from toolkit.lm import LM
 
 
 @app.command()
 def demo(
-    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Where to write.")] = Path("runs/demo"),
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Directory to write to.")] = Path("runs/demo"),
     model: Model = "tiny-reasoner",
     task: Task = "arithmetic",
     problems: Problems = 200,
@@ -54,10 +54,10 @@ def demo(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """The main job, end to end: rollouts, direction, heads, edit, saved checkpoint, steering, and a verdict with controls.
+    """Run everything once: sample, find direction and heads, edit, save the model, steer, and compare with controls.
 
-    Writes report.json, report.html, direction.safetensors, heads.json and the edited checkpoint. On the tiny reasoner it
-    takes a few minutes on two cores. Everything sampled is kept in --out: given again after a stop, it goes on.
+    Writes report.html, report.json, direction.safetensors, heads.json and the edited model. On the tiny reasoner it takes a few minutes on
+    two cores. Rollouts are saved in --out, so after a stop the same command resumes.
 
     Example: [bold]toolkit demo[/bold]
     """
@@ -77,25 +77,29 @@ def demo(
 @app.command(cls=Command)
 def thinkedit(
     model: Model,
-    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Directory of the edited checkpoint (new or empty).")],
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Directory of the edited model (new or empty).")],
     rollouts: Annotated[
-        Path | None, typer.Option(help="Rollouts of this model, from `toolkit rollouts`. Default: sampled now, of the train split.")
+        Path | None,
+        typer.Option(help="Rollouts of this model, from `toolkit rollouts`. Default: sampled now from the train split."),
     ] = None,
     partial: Partial = False,
     task: TaskOfRollouts = None,
     allow_overlap: AllowOverlap = False,
     fraction: Annotated[float, typer.Option(help="Share of heads to edit (paper: about 0.04).")] = 0.04,
-    strength: Annotated[float, typer.Option(help="lambda; 1 removes the direction from the heads' output.")] = 1.0,
+    strength: Annotated[float, typer.Option(help="lambda of the edit; 1 removes the direction from the heads' output.")] = 1.0,
     short_below: Annotated[float | None, typer.Option(help="Short class: fewer think tokens than this (paper: 100).")] = None,
     long_above: Annotated[float | None, typer.Option(help="Long class: more think tokens than this (paper: 1000).")] = None,
-    share: Annotated[float, typer.Option(help="Without thresholds: share of rollouts in each class.")] = 0.2,
+    share: Annotated[float, typer.Option(help="Share of rollouts in each class, if no thresholds are given.")] = 0.2,
     variant: Annotated[
-        str, typer.Option(help="Form of ThinkEdit: published, or ours (line starts, contrast, the heads' own direction).")
+        str,
+        typer.Option(
+            help="Form of ThinkEdit: published, or ours (line starts; contrast score; removes the direction the heads write)."
+        ),
     ] = "published",
     adapter: Annotated[
-        Path | None, typer.Option(help="Also write the edit as a rank-1 PEFT adapter of a few kilobytes (new directory).")
+        Path | None, typer.Option(help="Also write the edit as a rank-1 PEFT adapter of a few kilobytes into this new directory.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write no checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write no model.")] = False,
     problems: Problems = 200,
     samples: Samples = 4,
     max_new_tokens: Budget = 1024,
@@ -108,13 +112,13 @@ def thinkedit(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Edit any checkpoint so that it thinks less briefly (ThinkEdit, arXiv 2503.22048).
+    """Edit a model's weights so that short thinking becomes rarer (ThinkEdit, arXiv 2503.22048).
 
-    The result is an ordinary Hugging Face directory with a model card that says what was edited, why, and how base, edited
-    and random-head control measured on the test split of the task (that of --rollouts, unless --task says otherwise).
+    Writes an ordinary Hugging Face directory. Its model card lists the edited heads and compares base, edited model and random controls on
+    the test split of the task (that of --rollouts, unless --task is given).
 
-    OUT.work, beside --out, keeps the rollouts, report.json and rows.parquet: the same command goes on after a stop, and given again
-    once finished samples nothing. It stays when the edit is written; remove it when you need neither.
+    Rollouts, report.json and rows.parquet are saved in OUT.work beside --out, so after a stop the same command resumes. You may remove
+    OUT.work afterwards.
 
     Examples:
 
@@ -126,22 +130,22 @@ def thinkedit(
     from toolkit import jobs, report, store, tasks
 
     if dry_run:
-        unread("with --dry-run, which writes nothing", "adapter", "allow_overlap")
+        reject_unread("with --dry-run, which writes nothing", "adapter", "allow_overlap")
     if rollouts is None:
-        unread("without --rollouts", "partial")
+        reject_unread("without --rollouts", "partial")
     if short_below is not None:
-        unread("with --short-below and --long-above", "share")
-    form, settings = jobs.form_named(variant), jobs.Settings(fraction, strength, share, short_below, long_above, seed)
-    again = (out_dir / "edit.json").is_file()  # whether of this very edit is seen when it is made
+        reject_unread("with --short-below and --long-above", "share")
+    form, settings = jobs.form_named(variant), jobs.EditSettings(fraction, strength, share, short_below, long_above, seed)
+    again = (out_dir / "edit.json").is_file()  # is_saved checks later whether it is the same edit
     for target in () if dry_run or again else filter(None, (out_dir, adapter)):
         store.new_directory(target)
-    given = jobs.given(rollouts, partial=partial) if rollouts else None
-    task = given.task(task) if given else task or "arithmetic"
-    tasks.check(task, *(() if given else ("train",)), *(() if dry_run else ("test",)))
+    source = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
+    task = source.task(task) if source else task or "arithmetic"
+    tasks.check(task, *(() if source else ("train",)), *(() if dry_run else ("test",)))
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     work = out_dir.with_name(f"{out_dir.name}.work")
-    finding = _found(lm, given, study, settings, form, work)
+    finding = _find_heads(lm, source, study, settings, form, work)
     done = not dry_run and jobs.is_saved(lm, finding, out_dir)
     plan = jobs.plan_table(finding)
     if not as_json:
@@ -152,7 +156,7 @@ def thinkedit(
         return
     summary, measured = jobs.edit_and_measure(lm, finding, study, settings, out=store.writable(work), say=say)
     if done:
-        say(f"{out_dir} holds this very edit already: it is left as it is")
+        say(f"{out_dir} holds this very edit already: nothing written")
     else:
         jobs.save_edited(lm, finding, measured, summary, out_dir)
     if adapter is not None:
@@ -165,19 +169,19 @@ def thinkedit(
     out.print(f"Saved to [bold]{out_dir}[/bold]; rollouts and numbers are in [bold]{work}[/bold].")
 
 
-def _found(lm: LM, given: Given | None, study: Study, settings: Settings, form: str, work: Path) -> Finding:
-    """Direction, heads and plan, from the rollouts given or from ones of the train split that are kept in ``work``."""
+def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings: EditSettings, form: str, work: Path) -> Finding:
+    """Find direction, heads and plan, from given rollouts or from train rollouts that are saved in ``work``."""
     from toolkit import jobs
 
-    if given is not None:
-        given.check(lm)
-    rollouts = given.rollouts if given else jobs.extraction_rollouts(lm, study, out=work / "rollouts" / "train", say=say)
-    about = given.origin if given else study.origin("train")
-    return jobs.find(lm, rollouts, settings, form, origin=about)
+    if source is not None:
+        source.check(lm)
+    rollouts = source.rollouts if source else jobs.extraction_rollouts(lm, study, out=work / "rollouts" / "train", say=say)
+    about = source.origin if source else study.origin("train")
+    return jobs.find_heads(lm, rollouts, settings, form, origin=about)
 
 
 def _write_adapter(lm: LM, finding: Finding, directory: Path, work: Path) -> None:
-    """Write the edit as an adapter. One that is there already is left, if it is this very one; else FileExistsError."""
+    """Write the edit as an adapter, unless the directory holds exactly this adapter. Raises FileExistsError for another one."""
     from toolkit import store, vectors
 
     if not directory.is_dir() or not any(directory.iterdir()):
@@ -190,13 +194,13 @@ def _write_adapter(lm: LM, finding: Finding, directory: Path, work: Path) -> Non
     there = store.read_tensors(directory / name) if (directory / name).is_file() else ({}, {})
     if made[1] != there[1] or made[0].keys() != there[0].keys() or any(not v.equal(there[0][k]) for k, v in made[0].items()):
         raise FileExistsError(f"{directory} is not empty and holds another adapter: choose another directory, or remove it first.")
-    say(f"{directory} holds this very adapter already: it is left as it is")
+    say(f"{directory} holds this very adapter already: nothing written")
 
 
 @app.command()
 def rollouts(
     out_dir: Annotated[
-        Path, typer.Option("--out", "-o", help="Directory of the rollouts; given again after a kill, the run goes on.")
+        Path, typer.Option("--out", "-o", help="Directory of the rollouts. After a stop, run the same command again to resume.")
     ],
     model: Model = "tiny-reasoner",
     task: Task = "arithmetic",
@@ -204,9 +208,9 @@ def rollouts(
     problems: Problems = 200,
     samples: Samples = 8,
     temperature: Temperature = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus; 1 keeps everything.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Probability mass of nucleus sampling; 1 turns it off.")] = 1.0,
     max_new_tokens: Budget = 1024,
-    details: Annotated[bool, typer.Option("--details", help="Keep log-probabilities and entropies.")] = False,
+    details: Annotated[bool, typer.Option("--details", help="Also save log-probabilities and entropies.")] = False,
     batch_size: BatchSize = 256,
     think: Think = None,
     template: Template = None,
@@ -216,7 +220,7 @@ def rollouts(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Sample responses, find their think spans, grade them. Streamed to parquet, resumable.
+    """Sample responses, locate their think spans, and grade them. Saves parquet files during the run; resumable.
 
     Example: [bold]toolkit rollouts -m tiny-reasoner -t arithmetic -n 100 -k 8 -o runs/rollouts[/bold]
     """
@@ -228,33 +232,34 @@ def rollouts(
     sampling = Sampling(samples, temperature, top_p, 0, max_new_tokens, seed, details, batch_size)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     chosen = tasks.load(task, split, problems, seed, lm=lm)
-    found = sample(lm, chosen, sampling, out=out_dir, about=jobs.origin(task, split, seed))
-    by_difficulty = evaluate.rollout_table(found, chosen).groupby(["task", "difficulty"])
+    responses = sample(lm, chosen, sampling, out=out_dir, about=jobs.origin(task, split, seed))
+    by_difficulty = evaluate.rollout_table(responses, chosen).groupby(["task", "difficulty"])
     columns = ["correct", "think_tokens", "response_tokens", "closed"]
     table = by_difficulty[columns].mean().astype(float).round(3).assign(rollouts=by_difficulty.size()).reset_index()
     if as_json:
-        print_json({"out": str(out_dir), "rollouts": len(found), "by_difficulty": table.to_dict("records")})
+        print_json({"out": str(out_dir), "rollouts": len(responses), "by_difficulty": table.to_dict("records")})
         return
-    show(table.set_index("task"), f"{len(found)} rollouts of {lm.name} to {len(chosen)} problems ({split}) in {out_dir}")
+    show(table.set_index("task"), f"{len(responses)} rollouts of {lm.name} to {len(chosen)} problems ({split}) in {out_dir}")
 
 
 @app.command(cls=Command)
 def direction(
     rollouts: Annotated[Path, typer.Option("--rollouts", "-r", help="Rollouts of this model, from `toolkit rollouts`.")],
-    out_file: Annotated[Path, typer.Option("--out", "-o", help="File to write, e.g. direction.safetensors.")],
+    out_file: Annotated[Path, typer.Option("--out", "-o", help="File to write, such as direction.safetensors.")],
     model: Model = "tiny-reasoner",
     partial: Partial = False,
     method: Annotated[str, typer.Option(help="thinkedit, efficiency, probe or pca.")] = "thinkedit",
     site: Annotated[
-        str | None, typer.Option(help="resid_mid (attn) or resid_post (mlp, block output). Default: the method's own.")
+        str | None,
+        typer.Option(help="resid_mid (after attention) or resid_post (after the block). Default: as published for the method."),
     ] = None,
     estimator: Annotated[
-        str, typer.Option(help="Of thinkedit and efficiency: mean_difference (published) or whitened (ours).")
+        str, typer.Option(help="mean_difference (published) or whitened (ours); for thinkedit and efficiency.")
     ] = "mean_difference",
-    positions: Annotated[str, typer.Option(help="think (published) or step_starts (ours).")] = "think",
+    positions: Annotated[str, typer.Option(help="Positions averaged over: think (published) or step_starts (ours).")] = "think",
     short_below: Annotated[float | None, typer.Option(help="Short class: fewer think tokens than this.")] = None,
     long_above: Annotated[float | None, typer.Option(help="Long class: more think tokens than this.")] = None,
-    share: Annotated[float, typer.Option(help="Without thresholds: share of rollouts in each class.")] = 0.2,
+    share: Annotated[float, typer.Option(help="Share of rollouts in each class, if no thresholds are given.")] = 0.2,
     think: Think = None,
     template: Template = None,
     dtype: Type = Dtype.float32,
@@ -262,11 +267,11 @@ def direction(
     trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Extract a thinking-length direction (+ is longer) and save it with its provenance.
+    """Extract a direction of thinking length (+ is longer) and save it with its provenance.
 
-    [bold]thinkedit[/bold]: long minus short thinking (arXiv 2503.22048). [bold]efficiency[/bold]: a problem's longest minus its
-    shortest correct response (arXiv 2506.15647). [bold]probe[/bold]: a logistic probe between the classes, scored on problems it
-    has not seen. [bold]pca[/bold]: their first principal component.
+    Methods: [bold]thinkedit[/bold], long minus short thinking (arXiv 2503.22048). [bold]efficiency[/bold], longest minus shortest correct
+    response of a problem (arXiv 2506.15647). [bold]probe[/bold], a logistic probe between the classes, scored on held-out problems.
+    [bold]pca[/bold], the first principal component of both classes.
 
     Examples:
 
@@ -277,17 +282,17 @@ def direction(
     from toolkit import jobs, origins, store
 
     if method == "efficiency":
-        unread("by --method efficiency, which pairs responses of a problem", "share", "short_below", "long_above")
+        reject_unread("by --method efficiency, which pairs responses of a problem", "share", "short_below", "long_above")
     if method in ("probe", "pca"):
-        unread(f"by --method {method}", "estimator")
+        reject_unread(f"by --method {method}", "estimator")
     if short_below is not None:
-        unread("with --short-below and --long-above", "share")
-    settings = jobs.Settings(share=share, short_below=short_below, long_above=long_above)
-    recipe = jobs.Recipe(method, site, estimator, positions)
-    given = jobs.given(rollouts, partial=partial)
+        reject_unread("with --short-below and --long-above", "share")
+    settings = jobs.EditSettings(share=share, short_below=short_below, long_above=long_above)
+    recipe = jobs.DirectionRecipe(method, site, estimator, positions)
+    source = jobs.read_rollouts(rollouts, partial=partial)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
-    given.check(lm)
-    v, table = jobs.extract(lm, given.rollouts, settings, recipe, origin=given.origin)
+    source.check(lm)
+    v, table = jobs.extract_direction(lm, source.rollouts, settings, recipe, origin=source.origin)
     store.save(v, out_file)
     if as_json:
         print_json({"out": str(out_file), "layers": table.reset_index().to_dict("records"), "provenance": v.provenance})
@@ -310,7 +315,7 @@ def compare(
         typer.Option(
             "--out",
             "-o",
-            help="Where rollouts, report.json and rows.parquet are kept. Default: runs/compare/KEY, a key of all that is asked.",
+            help="Directory of rollouts, report.json and rows.parquet. Default: runs/compare/KEY, where KEY depends on models and options.",
         ),
     ] = None,
     allow_overlap: AllowOverlap = False,
@@ -323,9 +328,10 @@ def compare(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare models on the same problems and seeds, with paired intervals to the first. Given again after a stop, it goes on.
+    """Compare models on the same problems and seeds, with paired differences to the first model.
 
-    A model that was edited or trained with this toolkit knows the problems it was made from: it is not judged on them.
+    A model that was edited or trained with this toolkit records its training problems; a comparison on them is refused. After a stop, run
+    the same command again to resume.
 
     Example: [bold]toolkit compare base=tiny-reasoner edited=runs/demo/edited -t arithmetic[/bold]
     """
@@ -339,15 +345,15 @@ def compare(
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
     loaded = {name: load_model(model, think, dtype, device, trust_remote_code, template) for name, _, model in pairs}
     chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
-    asked = [{name: identity.of_lm(lm) for name, lm in loaded.items()}, identity.of_problems(chosen), sampling.identity]
-    kept = kept_in(out_dir, "compare", *asked)
+    depends = [{name: identity.of_lm(lm) for name, lm in loaded.items()}, identity.of_problems(chosen), sampling.identity]
+    directory = result_directory(out_dir, "compare", *depends)
     measured = evaluate.compare(
-        loaded, chosen, sampling, base=pairs[0][0], out=kept / "rollouts", allow_overlap=allow_overlap
+        loaded, chosen, sampling, base=pairs[0][0], out=directory / "rollouts", allow_overlap=allow_overlap
     )  # fmt: skip
-    summary = report.write(kept, measured)
+    summary = report.write(directory, measured)
     if as_json:
         print_json(report.as_json(measured, summary))
         return
     out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
     show(report.headline_table(summary, base=measured.base), "Mean, and paired difference to base with its 95 % interval")
-    out.print(f"Rollouts and numbers are in [bold]{kept}[/bold].")
+    out.print(f"Rollouts and numbers are in [bold]{directory}[/bold].")

@@ -1,4 +1,4 @@
-"""Which heads do what: retrieval-heads, heads."""
+"""The commands ``retrieval-heads`` and ``heads``: scores of every head."""
 
 from __future__ import annotations
 
@@ -27,34 +27,36 @@ from toolkit.cli.common import (
     Type,
     app,
     load_model,
-    numbers,
     out,
+    parse_numbers,
     print_json,
+    reject_unread,
     say,
     show,
-    unread,
 )
 
 
 @app.command(cls=Command)
 def retrieval_heads(
     model: Model = "tiny-reasoner",
-    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Where to write.")] = Path("runs/retrieval-heads"),
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Directory to write to.")] = Path("runs/retrieval-heads"),
     task: Annotated[
         str,
-        typer.Option("--task", "-t", help="lookup (the tiny reasoner's), needle (facts in filler) or threading (chains of keys)."),
+        typer.Option(
+            "--task", "-t", help="lookup (for the tiny reasoner), needle (facts in filler text) or threading (chains of keys)."
+        ),
     ] = "lookup",
     instances: Annotated[
-        int, typer.Option("--instances", "-n", min=1, help="Haystacks to find heads on, and as many others to mask them on.")
+        int, typer.Option("--instances", "-n", min=1, help="Haystacks to find heads on, and equally many others to mask them on.")
     ] = 100,
     lengths: Annotated[
-        str | None, typer.Option(help="Prompt lengths in tokens, e.g. 256,1024. Default: five up to the model's context.")
+        str | None, typer.Option(help="Prompt lengths in tokens, e.g. 256,1024. Default: five lengths up to the model's context.")
     ] = None,
-    counts: Annotated[str, typer.Option(help="How many heads to mask, e.g. 1,2,4.")] = "1,2,3,4",
+    counts: Annotated[str, typer.Option(help="Numbers of heads to mask, e.g. 1,2,4.")] = "1,2,3,4",
     ops: Annotated[
-        str, typer.Option(help="More ways to mask at the largest count: uniform, zero, mean; or empty.")
+        str, typer.Option(help="Forms of masking to try at the largest count: uniform, zero, mean; may be empty.")
     ] = "uniform,zero,mean",
-    draws: Annotated[int, typer.Option(min=1, help="Random heads of the same layers to mask beside each, as controls.")] = 3,
+    draws: Annotated[int, typer.Option(min=1, help="Random controls per mask, with heads of the same layers.")] = 3,
     max_new_tokens: Budget = 120,
     batch_size: BatchSize = 256,
     think: Think = None,
@@ -65,11 +67,11 @@ def retrieval_heads(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Find the heads that copy from the prompt (arXiv 2404.15574), and mask them to see whether they matter.
+    """Find retrieval heads, which copy from the prompt (arXiv 2404.15574), and mask them to measure their effect.
 
-    Two rankings: the published copy score, and what a head writes towards the emitted token (ours), which also finds heads that
-    read an answer from the tokens beside it. Masking: uniform attention in decode only, as published, then zero and mean ablation
-    and the prompt too. With think tags, also: does masking hurt thinking more than answering directly?
+    Heads are ranked by the published copy score, and by what they write towards the generated token (ours); the second also finds heads
+    that read an answer from neighbouring tokens. Masking is uniform attention while decoding, as published; then zero and mean ablation,
+    also in the prompt. For a model with think tags: does masking hurt thinking more than answering directly?
 
     Examples:
 
@@ -80,12 +82,12 @@ def retrieval_heads(
     from toolkit import jobs, report
 
     if task == "lookup":
-        unread("by lookup, whose prompts have lengths of their own", "lengths")
+        reject_unread("by lookup, whose prompts have fixed lengths", "lengths")
     search = jobs.Search(
         task,
         instances,
-        numbers(lengths, "--lengths", int),
-        numbers(counts, "--counts", int),
+        parse_numbers(lengths, "--lengths", int),
+        parse_numbers(counts, "--counts", int),
         tuple(filter(None, ops.split(","))),
         draws,
         max_new_tokens,
@@ -107,14 +109,14 @@ def retrieval_heads(
 @app.command(cls=Command)
 def heads(
     model: Model = "tiny-reasoner",
-    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Where to write.")] = Path("runs/heads"),
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Directory to write to.")] = Path("runs/heads"),
     rollouts: Annotated[
         Path | None, typer.Option("--rollouts", "-r", help="Rollouts of this model, from `toolkit rollouts`. Default: sampled now.")
     ] = None,
     partial: Partial = False,
     task: TaskOfRollouts = None,
     allow_overlap: AllowOverlap = False,
-    search: Annotated[str, typer.Option(help="Where retrieval is measured: lookup, needle or threading.")] = "lookup",
+    search: Annotated[str, typer.Option(help="Task of the retrieval measurement: lookup, needle or threading.")] = "lookup",
     lengths: Annotated[str | None, typer.Option(help="Prompt lengths of needle and threading, in tokens.")] = None,
     problems: Problems = 100,
     samples: Samples = 4,
@@ -128,33 +130,33 @@ def heads(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """One table of every head: short thinking, retrieval, entropy when masked, previous token, induction, duplicate token.
+    """Score every head: short thinking, retrieval, entropy when masked, previous token, induction, duplicate token.
 
-    Then: are short-thinking heads retrieval heads? Overlaps of the top heads with permutation p-values, and rank correlations. The
-    last three scores are TransformerLens's detectors ([bold]pip install 'reasoning-length-toolkit[lens]'[/bold]).
+    Also compares the scores (are short-thinking heads retrieval heads?): overlap of the top heads with permutation p-values, and rank
+    correlations. The last three scores come from TransformerLens ([bold]pip install 'reasoning-length-toolkit[lens]'[/bold]).
 
     Example: [bold]toolkit heads -m tiny-reasoner -o runs/heads[/bold]
     """
     from toolkit import jobs, report, tasks
 
     if search == "lookup":
-        unread("by --search lookup, whose prompts have lengths of their own", "lengths")
+        reject_unread("by --search lookup, whose prompts have fixed lengths", "lengths")
     if rollouts is None:
-        unread("without --rollouts", "partial")
-    looked = jobs.Search(search, problems, numbers(lengths, "--lengths", int), batch_size=batch_size, seed=seed)
-    given = jobs.given(rollouts, partial=partial) if rollouts else None
-    task = given.task(task) if given else task or "arithmetic"
-    tasks.check(task, *(() if given else ("train",)), "test")
+        reject_unread("without --rollouts", "partial")
+    settings = jobs.Search(search, problems, parse_numbers(lengths, "--lengths", int), batch_size=batch_size, seed=seed)
+    source = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
+    task = source.task(task) if source else task or "arithmetic"
+    tasks.check(task, *(() if source else ("train",)), "test")
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
-    found, about = None, None
-    if given is not None:
-        given.check(lm)
-        found, about = given.rollouts, given.origin
-    atlas = jobs.atlas(lm, study, looked, out_dir, found=found, origin=about, say=say)
+    sampled, about = None, None
+    if source is not None:
+        source.check(lm)
+        sampled, about = source.rollouts, source.origin
+    atlas = jobs.atlas(lm, study, settings, out_dir, rollouts=sampled, origin=about, say=say)
     if as_json:
         print_json({"out": str(out_dir), **{name: report.json_records(table) for name, table in atlas.tables.items()}})
         return
     show(atlas.heads.set_index("head").head(20).round(3), "Heads, by short-thinking score")
-    show(atlas.overlaps.set_index("pair").round(3), "Do the lenses see the same heads?")
+    show(atlas.overlaps.set_index("pair").round(3), "Do the scores find the same heads?")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")

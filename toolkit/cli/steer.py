@@ -1,4 +1,4 @@
-"""Steering: steer, dose, and vectors taken elsewhere: export, import."""
+"""The commands ``steer``, ``dose``, ``export`` and ``import``: steering, and vectors in the formats of other tools."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from toolkit.cli.common import (
     Trust,
     Type,
     app,
-    kept_in,
     load_model,
-    numbers,
     out,
+    parse_numbers,
     print_json,
+    reject_unread,
+    result_directory,
     say,
     show,
-    unread,
 )
 
 if TYPE_CHECKING:  # imported by the commands themselves, so that `toolkit --help` is quick
@@ -49,13 +49,20 @@ if TYPE_CHECKING:  # imported by the commands themselves, so that `toolkit --hel
 Vector = Annotated[
     Path, typer.Option("--vector", "-v", help="Direction of this model, from `toolkit direction` or `toolkit import`.")
 ]
-Alphas = Annotated[str, typer.Option("--alpha", "-a", help="Strengths, joined by commas: -1,0,1. + is longer, - is shorter.")]
+Alphas = Annotated[str, typer.Option("--alpha", "-a", help="Strengths separated by commas: -1,0,1. + is longer, - is shorter.")]
 Layers = Annotated[str | None, typer.Option(help="Layers to steer: 3, 2-5 or 1,4,7. Default: all.")]
-During = Annotated[str, typer.Option(help="all, newest, or phases joined by +: prompt, think, answer. Example: think+answer.")]
+During = Annotated[
+    str,
+    typer.Option(help="When to steer: all (everywhere), newest (generated tokens), or phases joined by +: prompt, think, answer."),
+]
 
 
-def layer_range(text: str | None) -> tuple[int, ...] | None:
-    """``"3"``, ``"2-5"`` or ``"1,4,7"`` as layers."""
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """Parse ``"3"``, ``"2-5"`` or ``"1,4,7"`` as layers; ``None`` stays ``None``.
+
+    >>> parse_layers("2-5")
+    (2, 3, 4, 5)
+    """
     if text is None:
         return None
     try:
@@ -68,17 +75,19 @@ def layer_range(text: str | None) -> tuple[int, ...] | None:
 @app.command(cls=Command)
 def steer(
     vector: Vector,
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What the user says; may be given several times.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="User message; may be repeated.")],
     alpha: Alphas = "-1,0,1",
     model: Model = "tiny-reasoner",
     out_dir: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Where responses are kept. Default: runs/steer/KEY, a key of all that is asked."),
+        typer.Option(
+            "--out", "-o", help="Directory of the responses. Default: runs/steer/KEY, where KEY depends on model and options."
+        ),
     ] = None,
     layers: Layers = None,
     during: During = "all",
-    op: Annotated[str, typer.Option(help="add, ablate (project out) or clamp (to --value).")] = "add",
-    value: Annotated[float, typer.Option(help="What clamp sets the component to.")] = 0.0,
+    op: Annotated[str, typer.Option(help="add, ablate (project out) or clamp (set the component to --value).")] = "add",
+    value: Annotated[float, typer.Option(help="Value of the component for --op clamp.")] = 0.0,
     samples: Samples = 1,
     temperature: Temperature = 0.0,
     max_new_tokens: Budget = 512,
@@ -90,7 +99,7 @@ def steer(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Generate under several strengths of a direction, side by side; thinking in colour, lengths counted.
+    """Show responses under several steering strengths side by side, with thinking in colour and its length.
 
     Examples:
 
@@ -104,21 +113,23 @@ def steer(
     from toolkit.types import Direction
 
     if op != "clamp":
-        unread(f"by --op {op}", "value")
-    strengths, chosen = numbers(alpha, "--alpha", float), layer_range(layers)
+        reject_unread(f"by --op {op}", "value")
+    strengths, chosen = parse_numbers(alpha, "--alpha", float), parse_layers(layers)
     v = store.load(vector, Direction)
     acts = {a: steering(v, a, layers=chosen, during=during, op=op, value=value) for a in strengths}
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed)
-    kept = kept_in(out_dir, "steer", identity.of_lm(lm), [str(act) for act in acts.values()], prompt, sampling.identity)
-    found = jobs.steered_responses(lm, acts, prompt, sampling, out=kept)
+    acts_text = [str(act) for act in acts.values()]
+    directory = result_directory(out_dir, "steer", identity.of_lm(lm), acts_text, prompt, sampling.identity)
+    responses = jobs.steered_responses(lm, acts, prompt, sampling, out=directory)
     if as_json:
         names = ("sample", "think_tokens", "response_tokens", "closed", "text")
-        print_json([{"prompt": text, "strength": a, **{name: getattr(r, name) for name in names}} for text, a, r in found])
+        print_json([{"prompt": text, "strength": a, **{name: getattr(r, name) for name in names}} for text, a, r in responses])
         return
     for text in prompt:
         out.print(f"\n[bold]{escape(text)}[/bold]", highlight=False)
-        out.print(Columns([_panel(lm, a, r) for asked, a, r in found if asked == text], expand=True, equal=True))
+        panels = [_panel(lm, a, r) for other, a, r in responses if other == text]
+        out.print(Columns(panels, expand=True, equal=True))
 
 
 def _panel(lm: LM, strength: float, r: Rollout) -> Panel:
@@ -131,13 +142,16 @@ def _panel(lm: LM, strength: float, r: Rollout) -> Panel:
 @app.command()
 def dose(
     vector: Vector,
-    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Where to write; given again after a kill, the run goes on.")],
+    out_dir: Annotated[
+        Path, typer.Option("--out", "-o", help="Directory to write to. After a stop, run the same command again to resume.")
+    ],
     alpha: Alphas = "-1,-0.75,-0.5,-0.25,0,0.25,0.5,0.75,1",
     model: Model = "tiny-reasoner",
     layers: Layers = None,
     during: During = "all",
-    wanted: Annotated[
-        str | None, typer.Option("--task", "-t", help="As for `toolkit rollouts`. Default: the vector's own, else arithmetic.")
+    task_name: Annotated[
+        str | None,
+        typer.Option("--task", "-t", help="Task, as for `toolkit rollouts`. Default: that of the vector, else arithmetic."),
     ] = None,
     allow_overlap: AllowOverlap = False,
     problems: Problems = 100,
@@ -152,7 +166,9 @@ def dose(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Dose-response of a direction on the dev split, with damage and a random direction beside it: report.html, doses.json.
+    """Measure length, accuracy and damage by steering strength on the dev split, with a random direction as control.
+
+    Writes report.html, doses.json, targets.json and the rollouts.
 
     Example: [bold]toolkit dose -v runs/direction.safetensors -o runs/doses[/bold]
     """
@@ -160,12 +176,14 @@ def dose(
     from toolkit.phases import Scope
     from toolkit.types import Direction
 
-    plan = doses.Sweep(numbers(alpha, "--alpha", float), layer_range(layers), Scope.parse(during), allow_overlap=allow_overlap)
+    plan = doses.DoseSweep(
+        parse_numbers(alpha, "--alpha", float), parse_layers(layers), Scope.parse(during), allow_overlap=allow_overlap
+    )
     v = store.load(vector, Direction)
-    task = wanted or str(v.provenance.notes.get("task", "arithmetic"))
-    if wanted is None and not tasks.is_built_in(task):
+    task = task_name or str(v.provenance.notes.get("task", "arithmetic"))
+    if task_name is None and not tasks.is_built_in(task):
         raise typer.BadParameter(
-            f"{vector} was made from problems of a file {task!r}, of which only the name is kept: say where, --task FILE."
+            f"{vector} was made from problems in a file {task!r}, of which it records only the name: give the file with --task FILE."
         )
     tasks.check(task, "dev")
     store.writable(out_dir)
@@ -179,12 +197,12 @@ def dose(
     for name in wide.index.levels[0]:
         show(wide.loc[name][columns], f"{name}: means by strength")
     out.print(store.read_json(out_dir / "doses.json")["judged_on"], markup=False, highlight=False, soft_wrap=True)
-    show(dial.set_index("target"), "As a dial: strength for a target length, and how single responses hit it (percent)")
+    show(dial.set_index("target"), "Strength for each target length, and percent of responses that hit it")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
 
 
 class Target(StrEnum):
-    """What a direction can be written as."""
+    """Formats that a direction can be written in."""
 
     gguf = "gguf"
     safetensors = "safetensors"
@@ -192,7 +210,7 @@ class Target(StrEnum):
 
 
 class Source(StrEnum):
-    """What a direction can be read from."""
+    """Formats that a direction can be read from."""
 
     gguf = "gguf"
     safetensors = "safetensors"
@@ -206,19 +224,22 @@ def export(
     vector: Vector,
     out_path: Annotated[Path, typer.Option("--out", "-o", help="File to write; for folder, a new directory.")],
     to: Annotated[
-        Target, typer.Option(help="gguf: llama.cpp, repeng. safetensors: any tool. folder: both, with a card for the hub.")
+        Target,
+        typer.Option(help="gguf: for llama.cpp and repeng. safetensors: for any tool. folder: both, with a card for the Hub."),
     ],
     model: Model = "tiny-reasoner",
-    scale: Annotated[float, typer.Option(help="Strength baked into the numbers of a gguf or safetensors file.")] = 1.0,
+    scale: Annotated[float, typer.Option(help="Factor on the vector in a gguf or safetensors file.")] = 1.0,
     doses: Annotated[
-        Path | None, typer.Option(help="folder: directory of `toolkit dose`, for the card's numbers and figures.")
+        Path | None, typer.Option(help="For folder: directory of `toolkit dose`, whose numbers and figures go into the card.")
     ] = None,
-    drop_layer_0: Annotated[bool, typer.Option("--drop-layer-0", help="GGUF cannot steer the first block: leave it out.")] = False,
+    drop_layer_0: Annotated[
+        bool, typer.Option("--drop-layer-0", help="Leave out the first block, which GGUF cannot steer.")
+    ] = False,
     think: Think = None,
     template: Template = None,
     device: Device = None,
 ) -> None:
-    """Write a direction for other tools. A head edit travels as an adapter: see [bold]toolkit thinkedit --adapter[/bold].
+    """Write a direction in the format of another tool. To export a head edit, use [bold]toolkit thinkedit --adapter[/bold].
 
     Example: [bold]toolkit export -v runs/efficiency.safetensors --to gguf --drop-layer-0 -o runs/efficiency.gguf[/bold]
     """
@@ -226,10 +247,10 @@ def export(
     from toolkit.types import Direction
 
     ignored = {Target.gguf: ("doses",), Target.safetensors: ("doses", "drop_layer_0"), Target.folder: ("scale",)}
-    unread(f"by --to {to}", *ignored[to])
+    reject_unread(f"by --to {to}", *ignored[to])
     v = store.load(vector, Direction)
     if doses is not None:
-        jobs.kept_doses(doses)
+        jobs.read_doses(doses)
     lm = load_model(model, think, Dtype.float32, device, template=template)
     match to:
         case Target.gguf:
@@ -244,25 +265,25 @@ def export(
 @app.command("import", cls=Command)
 def import_(
     source: Annotated[Path, typer.Argument(help="The file of the other tool.")],
-    out_file: Annotated[Path, typer.Option("--out", "-o", help="Direction to write, for `toolkit steer` and `toolkit dose`.")],
-    of: Annotated[Source, typer.Option("--from", help="Which tool's file it is.")],
+    out_file: Annotated[Path, typer.Option("--out", "-o", help="File of the direction, for `toolkit steer` and `toolkit dose`.")],
+    of: Annotated[Source, typer.Option("--from", help="Format of the file.")],
     model: Model = "tiny-reasoner",
-    layer: Annotated[int | None, typer.Option(help="hidden-directions: the layer of a file that holds a single vector.")] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="The file's + is shorter (or you found that it is): turn it round.")] = False,
+    layer: Annotated[int | None, typer.Option(help="For hidden-directions: layer of a file that holds a single vector.")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Reverse the sign, if + means shorter thinking in the file.")] = False,
     think: Think = None,
     template: Template = None,
     device: Device = None,
 ) -> None:
-    """Read another tool's steering vector for a model. Whatever does not fit (site, width, layer, sign) is an error, not a guess.
+    """Read another tool's steering vector for a model. A vector that does not fit (site, width, layer, sign) is refused.
 
     Example: [bold]toolkit import vector.gguf --from gguf -m tiny-reasoner -o runs/imported.safetensors[/bold]
     """
     from toolkit import store, vectors
 
     if of is not Source.hidden_directions:
-        unread(f"with --from {of}", "layer")
+        reject_unread(f"with --from {of}", "layer")
     container = {Source.gguf: store.read_gguf, Source.safetensors: store.read_tensors, Source.svec: store.read_json}
-    container.get(of, store.read_pt)(source)  # a damaged file is named before a model is loaded
+    container.get(of, store.read_pt)(source)  # raises for a damaged file before a model is loaded
     lm = load_model(model, think, Dtype.float32, device, template=template)
     match of:
         case Source.gguf:

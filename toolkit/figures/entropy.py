@@ -71,7 +71,7 @@ def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> 
     """Correlation coefficients with 95 % intervals, one row per measure, pooled and within question.
 
     Args:
-        table: From ``failed_steps.against_correctness``.
+        table: From ``failed_steps.correctness_correlations``.
         kind: Coefficient, as in the table's column ``kind``.
     """
     chosen, names = table[table["kind"] == kind], list(table["measure"].unique())

@@ -43,7 +43,7 @@ def reward_pushes(table: pd.DataFrame) -> go.Figure:
     """Heat map of the mean advantage of short and long, right and wrong responses, one row per reward.
 
     Args:
-        table: From ``rewards.pushes``.
+        table: From ``rewards.mean_advantages``.
     """
     kinds = [column for column in table if column != "no push"]
     values = table[kinds].to_numpy(float)

@@ -1,8 +1,8 @@
-"""Advantages: what each rollout of a gathered batch is pushed by, from its rewards. Pure functions of arrays.
+"""Advantages: the weight of each rollout in the policy gradient, computed from the rewards of a whole batch. Pure functions of arrays.
 
-Every function maps ``(components [n, k], groups [n], tokens [n])`` to ``[n]``, + pushes the rollout's probability up. The reward of a
-rollout is the sum over its components (one column unless a reward names several). Groups are integers, one a problem; group
-statistics follow them, never the order of rows. Standard deviations have Bessel's correction, as in TRL and verl.
+Every function maps ``(components [n, k], groups [n], tokens [n])`` to advantages ``[n]``; a positive advantage raises the rollout's
+probability. The reward of a rollout is the sum over its components (one column unless a reward names several). Groups are integers, one
+per problem; rows may come in any order. Standard deviations have Bessel's correction, as in TRL and verl.
 
 Deviations: a group of one rollout gets 0 where the paper divides by zero.
 """
@@ -23,13 +23,17 @@ TRL_EPSILON, VERL_EPSILON = 1e-4, 1e-8  # added to a standard deviation: trl's g
 
 
 def group_mean(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Each row's mean over its group."""
+    """Return the mean of each row's group, ``[n]``.
+
+    >>> group_mean(np.array([1.0, 0.0, 1.0, 1.0]), np.array([0, 0, 1, 1])).tolist()
+    [0.5, 0.5, 1.0, 1.0]
+    """
     names, which = np.unique(groups, return_inverse=True)
     return (np.bincount(which, values) / np.bincount(which, minlength=len(names)))[which]
 
 
 def group_std(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Each row's sample standard deviation over its group; 0 for a group of one."""
+    """Return the sample standard deviation of each row's group, ``[n]``; 0 for a group of one."""
     _, which = np.unique(groups, return_inverse=True)
     n = np.bincount(which)
     squares = np.bincount(which, np.square(values - group_mean(values, groups)))
@@ -38,26 +42,32 @@ def group_std(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Float
 
 
 def grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """GRPO (arXiv 2402.03300): ``(r - mean_g) / (std_g + 1e-4)``; equals TRL's ``scale_rewards="group"``."""
+    """Return GRPO's advantages (arXiv 2402.03300): ``(r - mean_g) / (std_g + 1e-4)``, as TRL's ``scale_rewards="group"``.
+
+    >>> grpo(np.array([[1.0], [0.0]]), np.array([0, 0]), np.array([5, 9])).round(3).tolist()
+    [0.707, -0.707]
+    """
     r = components.sum(axis=1)
     return (r - group_mean(r, groups)) / (group_std(r, groups) + TRL_EPSILON)
 
 
 def dr_grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Dr. GRPO (arXiv 2503.20783): ``r - mean_g``, no division; equals TRL's ``scale_rewards="none"``."""
+    """Return Dr. GRPO's advantages (arXiv 2503.20783): ``r - mean_g``, no division, as TRL's ``scale_rewards="none"``."""
     r = components.sum(axis=1)
     return r - group_mean(r, groups)
 
 
 def leave_one_out(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """RLOO (arXiv 2402.14740): the reward minus the mean of the *other* rollouts of the group, ``(r - mean_g) G / (G - 1)``."""
+    """Return RLOO's advantages (arXiv 2402.14740): reward minus the mean of the group's *other* rollouts, ``(r - mean_g) G / (G - 1)``."""
     _, which = np.unique(groups, return_inverse=True)
     n = np.bincount(which)[which]
     return dr_grpo(components, groups, tokens) * n / np.maximum(n - 1, 1)
 
 
 def dler(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """DLER as in the paper (arXiv 2510.15110): ``A = r - mean_g``, then ``(A - mean_batch(A)) / std_batch(A)``, a rollout counting once.
+    """Return DLER's advantages as in the paper (arXiv 2510.15110): ``A = r - mean_g``, then ``(A - mean_batch(A)) / std_batch(A)``.
+
+    Each rollout counts once in the batch statistics.
 
     TRL's ``scale_rewards="batch"`` divides by the deviation of the *raw* rewards instead.
     """
@@ -66,7 +76,7 @@ def dler(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " 
 
 
 def dler_tokens(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """DLER as in its released code (verl's ``masked_whiten``): mean and variance over all response *tokens* of the batch."""
+    """Return DLER's advantages as in its released code (verl's ``masked_whiten``): batch mean and variance over response *tokens*."""
     return _whitened(dr_grpo(components, groups, tokens), tokens.astype(float))
 
 
@@ -80,9 +90,9 @@ def _whitened(values: Float[ndarray, " n"], weights: Float[ndarray, " n"]) -> Fl
 
 
 def decoupled(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Mean over components of each one's own GRPO advantage (LongWriter-Zero, arXiv 2506.18841: ``(A_len + A_write + A_format) / 3``).
+    """Return the mean of the GRPO advantages of the components (LongWriter-Zero, arXiv 2506.18841: ``(A_len + A_write + A_format) / 3``).
 
-    A component that does not vary within a group adds 0 there, however the others vary.
+    A component that does not vary within a group adds 0 there, even if other components vary.
     """
     return np.mean([grpo(components[:, [k]], groups, tokens) for k in range(components.shape[1])], axis=0)
 

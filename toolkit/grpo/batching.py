@@ -12,45 +12,45 @@ BY_TOKENS = frozenset({"dapo", "cispo", "vespo"})  # ... and by the tokens of th
 
 
 def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_length: bool = True) -> list[dict[str, Any]]:
-    """The rows of a generation in ``parts`` equal micro-batches, each trimmed to its longest row.
+    """Split the rows of a generation into ``parts`` equal micro-batches, each trimmed to its longest row.
 
     Args:
         scored: Tensors of TRL's generation batch, ``[rows, ...]``; scalars are repeated.
-        together: Rows that stay side by side in their order (a group), from the first row on.
-        by_length: Whether rows (or groups, by their longest) are sorted by response length.
+        together: Number of consecutive rows that stay together (the size of a group).
+        by_length: True to sort rows (or groups, by their longest row) by response length.
     """
     longest = scored["completion_mask"].sum(dim=1).view(-1, together).amax(dim=1)
     blocks = longest.argsort(stable=True) if by_length else torch.arange(len(longest), device=longest.device)
     order = (blocks[:, None] * together + torch.arange(together, device=blocks.device)).flatten()
-    return [trimmed(part) for part in split_tensor_dict(_rows(scored, order), parts)]
+    return [trim(part) for part in split_tensor_dict(_rows(scored, order), parts)]
 
 
-def pushed_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, least: int = 0) -> list[dict[str, Any]]:
-    """As :func:`micro_batches`, of the rows alone whose advantage is not 0: the others add nothing to the gradient.
+def nonzero_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, least: int = 0) -> list[dict[str, Any]]:
+    """Split only the rows with a nonzero advantage into micro-batches; the other rows add nothing to the gradient.
 
-    Each has a number ``share``, with which its loss is to be multiplied so that the divisor stays that of all rows. At least one row a
-    micro-batch is kept, so that every one of them has a loss.
+    Every part gets a number ``share``. Multiply its loss by ``share``, so that the loss is divided by the number of all rows. Every
+    micro-batch keeps at least one row, so that each has a loss.
 
     Args:
-        least: Rows kept at least: processes that gather what they measure need as many rows as each other.
+        least: Minimum number of rows to keep. Processes that gather measurements must hold equally many rows.
     """
     lengths, rows = scored["completion_mask"].sum(dim=1), len(scored["advantages"])
-    kept = (scored["advantages"] != 0).nonzero().flatten()
-    if len(kept) < (wanted := max(parts, least)):
-        kept = torch.cat([kept, (scored["advantages"] == 0).nonzero().flatten()[: wanted - len(kept)]])
-    order = kept[lengths[kept].argsort(stable=True)]
-    found = [trimmed(_rows(scored, part)) for part in order.tensor_split(parts)]
-    for part in found:
+    chosen = (scored["advantages"] != 0).nonzero().flatten()
+    if len(chosen) < (needed := max(parts, least)):
+        chosen = torch.cat([chosen, (scored["advantages"] == 0).nonzero().flatten()[: needed - len(chosen)]])
+    order = chosen[lengths[chosen].argsort(stable=True)]
+    batches = [trim(_rows(scored, part)) for part in order.tensor_split(parts)]
+    for part in batches:
         part["share"] = len(part["advantages"]) * parts / rows if loss_type in BY_ROWS else 1.0
-    return found
+    return batches
 
 
 def _rows(scored: dict[str, Any], order: torch.Tensor) -> dict[str, Any]:
     return {k: v[order.to(v.device)] if torch.is_tensor(v) and v.ndim else v for k, v in scored.items()}
 
 
-def trimmed(part: dict[str, Any]) -> dict[str, Any]:
-    """A micro-batch without the columns that are padding in every row: prompts are padded left, responses right."""
+def trim(part: dict[str, Any]) -> dict[str, Any]:
+    """Remove the columns that are padding in every row of a micro-batch (prompts are padded left, responses right)."""
     left = part["prompt_mask"].shape[1] - int(part["prompt_mask"].sum(dim=1).max())
     width, right = part["completion_mask"].shape[1], max(1, int(part["completion_mask"].sum(dim=1).max()))
 

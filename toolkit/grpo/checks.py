@@ -1,4 +1,4 @@
-"""What cannot work is refused before a step, and what is not finite stops a run before anything is updated with it."""
+"""Checks of a training run: impossible settings are refused before the first step, and a value that is not finite stops the run."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from toolkit.rewards import RewardBatch
 
 
 class NonFiniteError(ValueError):
-    """A reward, loss or gradient is NaN or infinite; nothing was updated with it."""
+    """A reward, loss or gradient is NaN or infinite. The weights were not updated with it."""
 
 
 def check_args(args: Any, recipe: Recipe, engine: str) -> None:
-    """Raise ValueError for a config of TRL that the recipe cannot be trained with."""
+    """Raise ValueError if the recipe cannot be trained with this config of TRL."""
     samples, world = args.num_generations, args.world_size
     local = args.per_device_train_batch_size * args.steps_per_generation
     if args.max_steps < 1:
-        raise ValueError(f"max_steps={args.max_steps}: say how many steps to train.")
+        raise ValueError(f"max_steps={args.max_steps}: give the number of training steps.")
     if local % samples:
         raise ValueError(
-            f"Each of {world} processes draws {local} responses a step, which cuts groups of {samples}: make per_device_train_batch_size * "
-            "steps_per_generation a multiple of num_generations."
+            f"Each of {world} processes samples {local} responses per step, which splits groups of {samples}: make "
+            "per_device_train_batch_size * steps_per_generation a multiple of num_generations."
         )
     if recipe.loss and args.per_device_train_batch_size % samples:
         raise ValueError(
-            f"{recipe.name} needs whole groups: per_device_train_batch_size={args.per_device_train_batch_size} is no multiple of "
-            f"num_generations={samples}."
+            f"{recipe.name} needs whole groups in each micro-batch: per_device_train_batch_size={args.per_device_train_batch_size} is no "
+            f"multiple of num_generations={samples}."
         )
     if recipe.loss and args.beta:
-        raise ValueError(f"{recipe.name} has a loss with a KL term of its own: beta={args.beta} would not act, set it to 0.")
+        raise ValueError(f"{recipe.name}'s loss has its own KL term: beta={args.beta} would have no effect, set it to 0.")
     if args.bf16 and args.use_transformers_continuous_batching:
         raise ValueError(
-            "use_transformers_continuous_batching casts the weights to bfloat16 in place, which rounds away what was learned: leave it out, "
-            "or train in float32."
+            "use_transformers_continuous_batching casts the weights to bfloat16 in place, which rounds away the updates: leave it out, or "
+            "train in float32."
         )
-    needs = [name for name in ("dynamic", "modes") if getattr(recipe, name)]
-    if engine == "trl" and needs:
-        raise ValueError(f'{recipe.name} has {" and ".join(needs)}, which engine="trl" cannot do: use engine="toolkit".')
+    unsupported = [name for name in ("dynamic", "modes") if getattr(recipe, name)]
+    if engine == "trl" and unsupported:
+        raise ValueError(f'{recipe.name} has {" and ".join(unsupported)}, which engine="trl" cannot do: use engine="toolkit".')
 
 
-def check_whole(trainer: Any) -> None:
-    """Raise ValueError if weights would be sharded over processes: one of them judges and writes the finished model by itself."""
+def check_unsharded(trainer: Any) -> None:
+    """Raise ValueError if weights are sharded over processes, since one process alone evaluates and saves the finished model."""
     how = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed's ZeRO stage 3" if is_deepspeed_zero3_enabled() else ""
     if how:
         raise ValueError(
-            f"{how} shards the weights over processes, and the finished model could not be judged and written by one of them: train "
-            "without it, or with DeepSpeed and --zero_stage 2, which shards gradients and the optimizer's state only."
+            f"{how} shards the weights over processes, so that no single process could evaluate and save the finished model: train without "
+            "it, or with DeepSpeed and --zero_stage 2, which shards only gradients and the optimizer's state."
         )
 
 
-def named(d: Drawn) -> str:
-    """A rollout in words, for an error."""
+def describe_rollout(d: Drawn) -> str:
+    """Return a rollout's problem, sample and first characters, for an error message."""
     return f"problem {d.rollout.problem_id!r}, sample {d.rollout.sample}: {d.rollout.text[:80]!r}"
 
 
-def check_finite(scored: rewards.Scored, batch: RewardBatch, step: int) -> None:
-    """Raises NonFiniteError with the step and the first rollout whose reward is NaN or infinite."""
+def check_finite(scored: rewards.RewardValues, batch: RewardBatch, step: int) -> None:
+    """Raise NonFiniteError if a reward is NaN or infinite; the message names the step and the first such rollout."""
     bad = np.flatnonzero(~np.isfinite(scored.values))
     if len(bad):
         i = int(bad[0])

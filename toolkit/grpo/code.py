@@ -1,4 +1,4 @@
-"""The code that a trained policy passes through: sampling, the trainer, its task, and its own reward; no other reward."""
+"""The code that a trained policy depends on: sampling, the trainer, the task, and the reward it is trained with."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 from toolkit import identity, rewards, store, tasks
 from toolkit.grpo.recipes import Recipe
 
-JUDGE = "toolkit.grpo.judge"  # trains the head that CRF asks
+JUDGE = "toolkit.grpo.judge"  # trains the head that scores responses for CRF
 
 
 def modules(recipe: Recipe, task: str | None = None, reward: Any = None) -> dict[str, str]:
-    """Modules and hashes of their code: see ``store.modules_of``.
+    """Return the modules that a policy depends on, with hashes of their code: see ``store.modules_of``.
 
     Args:
         task: Task trained on; ``None`` leaves it out.
-        reward: A reward object of one's own instead of the recipe's.
+        reward: Reward object to use instead of the recipe's.
     """
     others = {entry.make.__module__ for entry in rewards.ALL.values()}
-    paying = rewards.ALL[recipe.reward].make(**recipe.options) if reward is None else reward
-    own = identity.of(paying, strict=False).modules | identity.of(recipe, strict=False).modules
-    judged = "conciseness" in getattr(paying, "needs", ())
-    without = (*sorted(others), *(() if judged else (JUDGE,)))
-    trained = store.modules_of("toolkit.grpo.run", *tasks.modules(task or ""), without=without)
-    return trained | store.modules_of("toolkit.jobs.grpo:trained", *own)
+    reward = rewards.ALL[recipe.reward].make(**recipe.options) if reward is None else reward
+    used = identity.of(reward, strict=False).modules | identity.of(recipe, strict=False).modules
+    needs_judge = "conciseness" in getattr(reward, "needs", ())
+    without = (*sorted(others), *(() if needs_judge else (JUDGE,)))
+    training = store.modules_of("toolkit.grpo.run", *tasks.modules(task or ""), without=without)
+    return training | store.modules_of("toolkit.grpo.policies:train_policy", *used)

@@ -1,6 +1,7 @@
-"""What is asked and drawn at a step: the order of problems, what is added to a prompt, which groups are kept.
+"""Order of training problems, text added to prompts, and dynamic sampling.
 
-Everything here follows from (seed, step) alone, so a resumed run, or one spread over more processes, asks and draws the same.
+Everything here follows from (seed, step) alone. So a resumed run, or one split over more processes, samples the same responses to the same
+prompts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from toolkit.lm import Ask
-from toolkit.rewards.train_long_think_short import PUBLISHED_EVERY, PUBLISHED_GAMMA, PUBLISHED_START, budget_at, stated
+from toolkit.rewards.train_long_think_short import PUBLISHED_EVERY, PUBLISHED_GAMMA, PUBLISHED_START, budget_at, stated_budget
 from toolkit.types import Problem, Rollout
 
 Mode = Literal["long", "short"]
@@ -25,13 +26,13 @@ MODES: tuple[Mode, Mode] = ("long", "short")
 
 @dataclass(frozen=True)
 class Drawn:
-    """A rollout of the current policy, and how it was asked for.
+    """A rollout of the current policy, and the prompt it answers.
 
     Attributes:
-        prompt: The messages as asked, additions included.
-        budget: Tokens the prompt allowed, or ``None``.
-        mode: ``"long"`` or ``"short"`` if the prompt asked for one, else ``None``.
-        logprob_without: Mean log-probability (nats a token) of the response after an empty question, or ``None``.
+        prompt: Messages of the prompt, including added text.
+        budget: Token budget stated in the prompt, or ``None``.
+        mode: ``"long"`` or ``"short"`` if the prompt requests a mode, else ``None``.
+        logprob_without: Mean log-probability (nats per token) of the response after an empty question, or ``None``.
     """
 
     rollout: Rollout
@@ -42,31 +43,34 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Added:
-    """A change of the prompt: a text after the last user message."""
+class AppendedText:
+    """A change of the prompt that appends a text to the last user message."""
 
     text: str
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
-        """The messages with the text added. Raises ValueError where no user speaks."""
-        speaking = [i for i, m in enumerate(messages) if m["role"] == "user"]
-        if not speaking:
+        """Return the messages with the text appended. Raises ValueError if there is no user message."""
+        users = [i for i, m in enumerate(messages) if m["role"] == "user"]
+        if not users:
             raise ValueError(f"No user message to add {self.text!r} to: the roles are {[m['role'] for m in messages]}.")
-        at = speaking[-1]
-        return [{**m, "content": m["content"] + self.text} if i == at else m for i, m in enumerate(messages)]
+        last = users[-1]
+        return [{**m, "content": m["content"] + self.text} if i == last else m for i, m in enumerate(messages)]
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """A token budget that falls as training goes on and is stated in the prompt (Train Long, Think Short, arXiv 2508.08940).
+    """A token budget that is stated in the prompt and falls during training (Train Long, Think Short, arXiv 2508.08940).
 
     ``B(t) = max(1, B0 * decay^floor(t / every))`` tokens at step t, rounded to the nearest whole number.
 
+    >>> [Curriculum().at(step) for step in (0, 150, 300, 450)]
+    [256, 179, 125, 87]
+
     Attributes:
         start: B0, tokens.
-        decay: Factor a drop.
+        decay: Factor of each drop.
         every: Steps between drops.
-        text: Added to the question; ``{budget}`` is the number.
+        text: Text appended to the question; ``{budget}`` is the number.
     """
 
     start: int = PUBLISHED_START
@@ -76,51 +80,50 @@ class Curriculum:
 
     def __post_init__(self) -> None:
         if self.start < 1 or not 0 < self.decay <= 1 or self.every < 1 or "{budget}" not in self.text:
-            raise ValueError(f"{self}: need start and every of at least 1, 0 < decay <= 1, and {{budget}} in the text.")
+            raise ValueError(f"{self}: start and every must be at least 1, 0 < decay <= 1, and the text must contain {{budget}}.")
 
     def at(self, step: int) -> int:
-        """The budget at a step, in tokens."""
-        return stated(budget_at(step, start=self.start, gamma=self.decay, every=self.every))
+        """Return the budget at a step, in tokens."""
+        return stated_budget(budget_at(step, start=self.start, gamma=self.decay, every=self.every))
 
     def ask(self, step: int) -> Ask:
-        """The change of the prompt at a step."""
-        return Added(self.text.format(budget=self.at(step)))
+        """Return the change of the prompt at a step."""
+        return AppendedText(self.text.format(budget=self.at(step)))
 
 
-def asking(curriculum: Curriculum | None, step: int) -> tuple[Ask | None, int | None]:
-    """The change of the prompt and the budget it states at a step."""
+def budget_prompt(curriculum: Curriculum | None, step: int) -> tuple[Ask | None, int | None]:
+    """Return the change of the prompt at a step and the budget it states; ``(None, None)`` without a curriculum."""
     return (curriculum.ask(step), curriculum.at(step)) if curriculum else (None, None)
 
 
-def asked(problem: Problem, ask: Ask | None) -> tuple[Mapping[str, str], ...]:
-    """A problem's messages as asked."""
+def prompted_messages(problem: Problem, ask: Ask | None) -> tuple[Mapping[str, str], ...]:
+    """Return a problem's messages after a change of the prompt."""
     return tuple(ask(problem.messages) if ask else problem.messages)
 
 
 @dataclass(frozen=True)
 class Modes:
-    """Half of each group is asked for long thinking, half for short (Adaptive Deep Reasoning, arXiv 2505.20101)."""
+    """Texts that request long thinking from half of each group and short thinking from the other (Adaptive Deep Reasoning, arXiv 2505.20101)."""
 
     long: str = "[Please answer with Long CoT]"
     short: str = "[Please answer with Short CoT]"
 
     def ask(self, mode: Mode) -> Ask:
-        """The change of the prompt that asks for a mode."""
-        return Added(self.long if mode == "long" else self.short)
+        """Return the change of the prompt that requests a mode."""
+        return AppendedText(self.long if mode == "long" else self.short)
 
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Dynamic sampling (DAPO, arXiv 2503.14476; DLER, arXiv 2510.15110): groups whose rollouts are all paid the same are dropped,
-    and sampling goes on until the batch is full.
+    """Dynamic sampling (DAPO, arXiv 2503.14476; DLER, arXiv 2510.15110): drop groups with equal rewards and sample until the batch is full.
 
-    What counts is the reward that is trained on, truncation included, as in DLER's paper. Its released script looks at the score
-    before the truncation's penalty, and so drops a group that is all right but half cut; not copied.
+    The reward compared is the one trained on, truncation included, as in DLER's paper. Its released script compares the score before the
+    truncation penalty, so it drops a group that is all correct but half truncated. We follow the paper.
 
     Attributes:
-        rounds: Most rounds of sampling a step ...
-        most: ... and most groups, as a multiple of the batch; groups without variance then fill it (they push nothing). Both are ours:
-            DAPO stops the run.
+        rounds: Maximum rounds of sampling per step.
+        most: Maximum number of groups sampled per step, as a multiple of the batch. If a limit stops sampling, groups with equal rewards
+            fill the batch; they add nothing to the gradient. Both limits are ours; DAPO stops the run.
     """
 
     rounds: int = 4
@@ -128,37 +131,37 @@ class Dynamic:
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.most < 1:
-            raise ValueError(f"{self}: need at least 1 round, and room for at least 1 batch.")
+            raise ValueError(f"{self}: rounds and most must be at least 1.")
 
     @staticmethod
-    def keeps(paid: Float[ndarray, " samples"]) -> bool:
-        """Whether the rewards of a group differ. A reward that is NaN differs, so that the trainer sees and names it."""
-        return bool((paid != paid[0]).any())
+    def keeps(rewards: Float[ndarray, " samples"]) -> bool:
+        """Return True if the rewards of a group differ. NaN counts as different, so that the trainer sees it and raises an error."""
+        return bool((rewards != rewards[0]).any())
 
-    def next_round(self, kept: int, asked: int, wanted: int) -> int:
-        """How many more problems to ask so that ``wanted`` groups are likely to be kept; 0 if no more may be."""
-        likely = math.ceil((wanted - kept) / max(kept / asked, 1 / 8))
-        return min(likely, self.most * wanted - asked)
+    def next_round(self, kept: int, sampled: int, wanted: int) -> int:
+        """Return how many more problems to sample so that about ``wanted`` groups are kept; 0 at the limit."""
+        needed = math.ceil((wanted - kept) / max(kept / sampled, 1 / 8))
+        return min(needed, self.most * wanted - sampled)
 
 
 def seed_of(seed: int, step: int, stream: int = 0) -> int:
-    """Seed of the rollouts of a step; ``stream`` tells several draws of one problem apart."""
+    """Return the seed of the rollouts of a step; several draws for one problem use different ``stream`` numbers."""
     return int.from_bytes(hashlib.sha256(f"{seed}|{step}|{stream}".encode()).digest()[:6], "big")
 
 
 def schedule(problems: Sequence[Problem], per_step: int, steps: int, seed: int) -> list[str]:
-    """Ids of the problems of all steps in order: epoch after epoch, each shuffled anew, no problem twice in a step.
+    """Return the problem ids of all steps in order: shuffled epoch by epoch, no problem twice in one step.
 
-    What is left over at the end of an epoch is left out, as in TRL.
+    Problems that do not fill a step at the end of an epoch are skipped, as in TRL.
 
     Raises:
-        ValueError: fewer problems than a step asks, or two with one id.
+        ValueError: there are fewer problems than one step uses, or two share an id.
     """
     ids = [p.id for p in problems]
     if len(set(ids)) < len(ids):
         raise ValueError(f"{len(ids) - len(set(ids))} training problems share an id with another: ids must be unique.")
     if len(ids) < per_step:
-        raise ValueError(f"{len(ids)} training problems, but a step asks {per_step}: give more problems or ask fewer a step.")
+        raise ValueError(f"{len(ids)} training problems, but one step uses {per_step}: give more problems, or use fewer per step.")
     order: list[str] = []
     epoch = 0
     while len(order) < per_step * steps:
@@ -168,12 +171,12 @@ def schedule(problems: Sequence[Problem], per_step: int, steps: int, seed: int) 
     return order[: per_step * steps]
 
 
-def more_problems(problems: Sequence[Problem], asked: set[str], n: int, seed: int) -> list[Problem]:
-    """Up to ``n`` problems not asked yet, the same ones for the same seed."""
-    left = [p for p in problems if p.id not in asked]
+def more_problems(problems: Sequence[Problem], used: set[str], n: int, seed: int) -> list[Problem]:
+    """Return up to ``n`` problems whose ids are not in ``used``; the same seed gives the same problems."""
+    left = [p for p in problems if p.id not in used]
     return random.Random(seed).sample(left, min(n, len(left)))
 
 
-def in_mode(found: Sequence[Rollout], first_sample: int) -> list[Rollout]:
-    """Rollouts renumbered, so that the samples of two modes of one problem differ."""
-    return [replace(r, sample=r.sample + first_sample) for r in found]
+def renumbered(rollouts: Sequence[Rollout], first_sample: int) -> list[Rollout]:
+    """Return the rollouts with ``first_sample`` added to their sample numbers, so that both modes of one problem have distinct numbers."""
+    return [replace(r, sample=r.sample + first_sample) for r in rollouts]

@@ -1,11 +1,11 @@
-"""The reward model of CRF (arXiv 2511.09158) in training: a head on the states of the model as it was given, trained once, then frozen.
+"""Conciseness judge of CRF (arXiv 2511.09158): a linear head on the states of the initial model, trained once, then frozen.
 
-Before the first step the given model answers some training problems; pairs of right answers to one problem teach the head
-(``rewards.conciseness``), and it scores every response of the run. It is kept in the run's directory, so that a resumed run is judged
-by the same head.
+Before the first step, the initial model answers some training problems. The head (``rewards.conciseness``) learns from pairs of correct
+answers to one problem, and then scores every response of the run. It is saved in the run's directory, so that a resumed run uses the
+same head.
 
-Deviations: the paper's judge is a 3B language model fine-tuned on what a 72B one said; see ``rewards.conciseness``. States are those of
-the last block, averaged over the positions that predict the response (ours). Cost: one forward pass of each response.
+Deviations: the paper's judge is a 3B language model fine-tuned on the output of a 72B model; see ``rewards.conciseness``. States are those
+of the last block, averaged over the positions that predict the response (ours). Cost: one forward pass per response.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from toolkit import collect, generate, rewards, store
 from toolkit.collect import Positions
 from toolkit.generate import Sampling
 from toolkit.grpo.draws import Drawn
+from toolkit.grpo.extras import Extras
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.trainer import Extras
 from toolkit.lm import LM
 from toolkit.rewards import RewardBatch, conciseness
 from toolkit.rewards.conciseness import ConcisenessHead
@@ -30,62 +30,70 @@ from toolkit.types import Problem, Rollout
 
 COLUMN, FILE = "conciseness", "conciseness.json"
 HEAD = {"weight": list[float], "centre": float, "spread": float}
-assumed_problems, assumed_samples = 64, 8  # what the head learns from: ours
+assumed_problems, assumed_samples = 64, 8  # training data of the head: ours
 
 RESPONSE = Positions("response", lambda r: range(r.prompt_len - 1, len(r.token_ids) - 1))
 
 
-def pooled(lm: LM, found: Sequence[Rollout]) -> np.ndarray:
-    """States of the last block averaged over each response, ``[n, d]``; every response has a token."""
-    return collect.states(lm, found, "resid_post", positions=RESPONSE).values[:, lm.layout.n_layers - 1].numpy()
+def mean_states(lm: LM, rollouts: Sequence[Rollout]) -> np.ndarray:
+    """Return the states of the last block averaged over each response, ``[n, d_model]``. Every response must have a token."""
+    return collect.states(lm, rollouts, "resid_post", positions=RESPONSE).values[:, lm.layout.n_layers - 1].numpy()
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Scores responses; a supplier of the column ``conciseness``. An empty response gets the least score."""
+class ConcisenessJudge:
+    """Score the conciseness of responses; supplies the column ``conciseness``. An empty response gets the lowest score."""
 
     lm: LM
     head: ConcisenessHead
 
     def __call__(self, drawn: Sequence[Drawn]) -> list[float]:
         scores = np.full(len(drawn), conciseness.LOWEST)
-        some = [i for i, d in enumerate(drawn) if d.rollout.response_tokens]
-        if some:
-            scores[some] = self.head.score(pooled(self.lm, [drawn[i].rollout for i in some]))
+        nonempty = [i for i, d in enumerate(drawn) if d.rollout.response_tokens]
+        if nonempty:
+            scores[nonempty] = self.head.score(mean_states(self.lm, [drawn[i].rollout for i in nonempty]))
         return scores.tolist()
 
 
-def trained(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> Judge:
-    """A judge that learnt from the model's own right answers. Raises NoPairsError if no two to one problem differ enough in length."""
-    found = [r for r in generate.rollouts(lm, problems, sampling, progress=False) if r.response_tokens]
-    pairs = conciseness.pairs_by_length(RewardBatch.of(found))
-    return Judge(lm, conciseness.fit(pooled(lm, found), pairs))
+def train_judge(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> ConcisenessJudge:
+    """Train a judge on the model's own correct answers.
+
+    Raises:
+        NoPairsError: no two correct answers to one problem differ enough in length.
+    """
+    rollouts = [r for r in generate.rollouts(lm, problems, sampling, progress=False) if r.response_tokens]
+    pairs = conciseness.pairs_by_length(RewardBatch.from_rollouts(rollouts))
+    return ConcisenessJudge(lm, conciseness.fit(mean_states(lm, rollouts), pairs))
 
 
-def kept(lm: LM, path: Path) -> ConcisenessHead:
-    """The head in a run's directory. Raises store.DamagedFileError if it is not one for ``lm``."""
-    remedy = "Remove it: a new one is trained."
-    head = ConcisenessHead.of(store.read_json(path, HEAD, remedy=remedy))
+def read_head(lm: LM, path: Path) -> ConcisenessHead:
+    """Read the judge's head from a run's directory. Raises store.DamagedFileError if the file is damaged or does not fit ``lm``."""
+    remedy = "Remove it: a new head is then trained."
+    head = ConcisenessHead.from_state_dict(store.read_json(path, HEAD, remedy=remedy))
     if len(head.weight) != lm.layout.d_model or head.spread <= 0:
         raise store.DamagedFileError(
-            f"{path} has {len(head.weight)} weights and spread {head.spread:g}: {lm.name} needs {lm.layout.d_model}, and more than 0. {remedy}"
+            f"{path} has {len(head.weight)} weights and spread {head.spread:g}: {lm.name} needs {lm.layout.d_model} weights and a spread "
+            f"above 0. {remedy}"
         )
     return head
 
 
-def supplied(
+def with_judge(
     lm: LM, recipe: Recipe, problems: Sequence[Problem], extras: Extras, out: Path, seed: int, say: Callable[[str], None]
 ) -> Extras:
-    """The extras with a judge, where the reward needs one and nobody supplies it: the one of ``out``, else a new one, left there."""
+    """Return the extras, with a judge added if the reward needs one and ``extras`` supplies none.
+
+    The judge is read from ``out`` if it is there; otherwise it is trained and saved there.
+    """
     reward: Any = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)
     if COLUMN not in reward.needs or COLUMN in extras.columns:
         return extras
     if (out / FILE).is_file():
-        judge = Judge(lm, kept(lm, out / FILE))
+        judge = ConcisenessJudge(lm, read_head(lm, out / FILE))
     else:
         say(
-            f"{reward.name} needs a judge of conciseness: training one on {assumed_samples} answers to each of some training problems"
+            f"{reward.name} needs a conciseness judge: training one on {assumed_samples} answers to each of {len(problems[:assumed_problems])} training problems"
         )
-        judge = trained(lm, problems[:assumed_problems], Sampling(assumed_samples, max_new_tokens=recipe.max_tokens, seed=seed))
+        judge = train_judge(lm, problems[:assumed_problems], Sampling(assumed_samples, max_new_tokens=recipe.max_tokens, seed=seed))
         store.write_json(judge.head.state_dict(), out / FILE)
     return replace(extras, columns={**extras.columns, COLUMN: judge})

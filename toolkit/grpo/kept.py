@@ -1,7 +1,7 @@
-"""What a stateful reward remembers, kept with the checkpoints of anyone's TRL script: ``GRPOTrainer(..., callbacks=[Kept(entry)])``.
+"""Save the state of stateful rewards in the checkpoints of a plain TRL script: ``GRPOTrainer(..., callbacks=[Kept(entry)])``.
 
-The trainer of this toolkit does so by itself. In a plain script ``trainer.train(resume_from_checkpoint=...)`` would go on with HAPO's
-history or LASER-D's targets empty, and say nothing.
+This toolkit's own trainer needs no callback for that. In a plain script, ``trainer.train(resume_from_checkpoint=...)`` would silently
+continue with an empty history (HAPO) or with the initial targets (LASER-D).
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from toolkit.rewards.trl import TRLReward
 
 
 class Kept(TrainerCallback, ExportableState):
-    """Saves the states of entries made by ``rewards.as_trl`` in ``trainer_state.json`` and gives them back on resuming.
+    """Save the states of rewards made by ``rewards.as_trl`` in ``trainer_state.json``, and restore them on resuming.
 
-    Raises (on resuming):
-        ValueError: the checkpoint was written without this callback, or with other rewards.
+    Raises:
+        ValueError: on resuming, the checkpoint was written without this callback or with other rewards.
     """
 
     def __init__(self, *entries: TRLReward) -> None:
         names = [e.reward.name for e in entries]
         if not entries or len(set(names)) < len(names):
-            raise ValueError(f"Entries named {names}: give at least one, with names that differ.")
+            raise ValueError(f"Rewards named {names}: give at least one reward, and no two with the same name.")
         self.entries = {e.reward.name: e for e in entries}
 
     def state(self) -> dict[str, Any]:
-        """Name of the reward -> its state, in the form that transformers keeps in a checkpoint."""
+        """Return the state of every reward by name, in the form that transformers saves in a checkpoint."""
         states = {name: e.reward.state_dict() for name, e in self.entries.items() if hasattr(e.reward, "state_dict")}
         return {"args": {}, "attributes": {"states": states}}
 
@@ -36,11 +36,11 @@ class Kept(TrainerCallback, ExportableState):
         if not state.global_step:
             return
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {}).get("states")
-        wanted = self.state()["attributes"]["states"]
-        if saved is None or set(saved) != set(wanted):
+        expected = self.state()["attributes"]["states"]
+        if saved is None or set(saved) != set(expected):
             raise ValueError(
-                f"The checkpoint of step {state.global_step} has the states of {sorted(saved or {})}, but {sorted(wanted)} need theirs: resume a "
-                "run that had Kept with the same rewards among its callbacks, or start anew."
+                f"The checkpoint of step {state.global_step} holds the states of the rewards {sorted(saved or {})}, expected {sorted(expected)}: "
+                "resume a run that had Kept with the same rewards among its callbacks, or start a new run."
             )
         for name, value in saved.items():
             self.entries[name].reward.load_state_dict(value)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Losses that TRL lacks: DRPO's, and the mode-switching loss of Adaptive Deep Reasoning. Pure functions of tensors and arrays."""
+"""Losses that TRL lacks: DRPO's loss and the mode-switching loss of Adaptive Deep Reasoning. Pure functions of tensors and arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DRPO:
-    """DRPO's loss (arXiv 2510.04474): correct rollouts are weighed among themselves by brevity, wrong ones by their own likelihood.
+    """Parameters of DRPO's loss (arXiv 2510.04474): correct rollouts are weighted by brevity, wrong rollouts by their likelihood.
 
     With ``s_i`` the mean token log-probability of rollout i under the current policy, P and N the correct and wrong rollouts of a group::
 
@@ -21,15 +21,15 @@ class DRPO:
         J_q  = sum_P w_i s_i - tau * log( mean_N exp(s_j / tau) )
         loss = - (1/Q) sum_q J_q [P and N not empty] + sg(beta * max(0, KL - delta)) * KL
 
-    Q counts every group, also those without a correct or without a wrong rollout. No weight on a correct rollout is ever negative.
-    ``KL`` is the token mean of ``log pi_old - log pi`` over the micro-batch, so its size is part of the method.
+    ``Q`` is the number of all groups, including those with only correct or only wrong rollouts. The weight of a correct rollout is never
+    negative. ``KL`` is the token mean of ``log pi_old - log pi`` over one micro-batch, so the micro-batch size is part of the method.
 
     Attributes:
-        lam: Temperature of the brevity weights; larger is more even (DisCO in the limit).
+        lam: Temperature of the brevity weights; a larger value makes them more equal (DisCO in the limit).
         tau: Temperature over the wrong rollouts.
-        capacity: Longest response, tokens; ``None`` is the run's ``max_completion_length``.
+        capacity: Longest response, tokens; ``None`` means the run's ``max_completion_length``.
         beta: Weight of the KL hinge.
-        delta: Where it begins.
+        delta: KL above which the hinge is active, nats per token.
     """
 
     lam: float = 0.1
@@ -40,21 +40,26 @@ class DRPO:
 
     def __post_init__(self) -> None:
         if not (self.lam > 0 and self.tau > 0 and self.beta >= 0):
-            raise ValueError(f"{self}: need lam > 0, tau > 0 and beta >= 0.")
+            raise ValueError(f"{self}: lam and tau must be above 0, and beta at least 0.")
 
 
 def drpo_objective(
     score: Float[Tensor, " n"], correct: Bool[Tensor, " n"], tokens: Int[Tensor, " n"], groups: Int[Tensor, " n"], form: DRPO
 ) -> Float[Tensor, ""]:
-    """Mean over groups of ``J_q``. Rollouts without tokens belong to neither set. ``form.capacity`` must be given."""
+    """Return the mean of ``J_q`` over groups (see :class:`DRPO`), to be maximised. Rollouts without tokens are ignored.
+
+    Args:
+        score: Mean token log-probability of each rollout under the current policy.
+        form: Parameters; ``capacity`` must be set.
+    """
     if form.capacity is None:
-        raise ValueError("DRPO needs a capacity in tokens here.")
+        raise ValueError("capacity=None: give DRPO's capacity in tokens.")
     brevity = (1 - tokens / form.capacity) / form.lam
     names = groups.unique()
     total = score.sum() * 0.0  # a graph even if no group counts
     for name in names:
-        mine = (groups == name) & (tokens > 0)
-        right, wrong = mine & correct, mine & ~correct
+        members = (groups == name) & (tokens > 0)
+        right, wrong = members & correct, members & ~correct
         if not right.any() or not wrong.any():
             continue
         weights = torch.softmax(brevity[right], dim=0)
@@ -63,28 +68,31 @@ def drpo_objective(
     return total / len(names)
 
 
-def kl_of(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, ""]:
-    """Token mean of ``log pi_old - log pi``; may be negative, being an estimate from samples."""
+def kl_estimate(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, ""]:
+    """Return the token mean of ``log pi_old - log pi``, nats. As an estimate from samples it may be negative."""
     return ((old - new) * mask).sum() / mask.sum().clamp(min=1)
 
 
 def kl_hinge(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Tensor, "n t"], form: DRPO) -> Float[Tensor, ""]:
-    """``sg(beta max(0, KL - delta)) KL``; its gradient is that of ``beta/2 max(0, KL - delta)^2``."""
-    kl = kl_of(new, old, mask)
+    """Return ``sg(beta max(0, KL - delta)) KL``; its gradient equals that of ``beta/2 max(0, KL - delta)^2``."""
+    kl = kl_estimate(new, old, mask)
     return (form.beta * (kl - form.delta).clamp(min=0)).detach() * kl
 
 
 @dataclass(frozen=True)
 class ModeSwitch:
-    """Margin loss on the first response token of the question asked without instruction: ``weight * max(0, margin - (z_preferred -
-    z_other))``, averaged over the problems with a preference (Adaptive Deep Reasoning, arXiv 2505.20101).
+    """Parameters of a margin loss on the first response token, for the question without mode instruction (arXiv 2505.20101).
 
-    The form, margin, weight and the rule for the preference are ours: the paper's were not found. A group prefers the short mode where
-    its short half reaches ``assumed_simple`` accuracy, else the long one; none where all its rollouts are wrong.
+    The loss is ``weight * max(0, margin - (z_preferred - z_other))``, averaged over the problems with a preference (Adaptive Deep
+    Reasoning). Its form, margin, weight and preference rule are ours, since the paper's were not found. A group prefers the short mode if
+    its short half reaches ``assumed_simple`` accuracy, else the long mode; it has no preference if all its rollouts are wrong.
 
     Attributes:
         long: Text whose first token begins a long response.
-        short: ... a short response.
+        short: Text whose first token begins a short response.
+        assumed_margin: Margin between the two logits.
+        assumed_weight: Weight of the loss.
+        assumed_simple: Accuracy of the short half from which the short mode is preferred.
     """
 
     long: str
@@ -95,27 +103,37 @@ class ModeSwitch:
 
     def __post_init__(self) -> None:
         if self.long == self.short:
-            raise ValueError(f"Both modes begin with {self.long!r}: they cannot be told apart.")
+            raise ValueError(f"Both modes begin with {self.long!r}: give two different texts.")
 
 
 def preference(
     correct: Bool[ndarray, " n"], long: Bool[ndarray, " n"], groups: Int[ndarray, " n"], form: ModeSwitch
 ) -> Int[ndarray, " n"]:
-    """Each row's preference of its group: 1 for the long mode, -1 for the short one, 0 for none."""
+    """Return the mode that each row's group prefers: 1 for long, -1 for short, 0 for none.
+
+    Args:
+        correct: Whether each rollout is correct.
+        long: Whether each rollout was sampled in the long mode.
+    """
     _, which = np.unique(groups, return_inverse=True)
 
-    def right(rows: ndarray) -> ndarray:
-        return np.bincount(which[rows], correct[rows], minlength=which.max() + 1) / np.bincount(
-            which[rows], minlength=which.max() + 1
-        )
+    def accuracy(rows: ndarray) -> ndarray:
+        n = which.max() + 1
+        return np.bincount(which[rows], correct[rows], minlength=n) / np.bincount(which[rows], minlength=n)
 
-    simple, solved = right(~long) >= form.assumed_simple, np.bincount(which, correct) > 0
+    simple, solved = accuracy(~long) >= form.assumed_simple, np.bincount(which, correct) > 0
     return np.where(solved, np.where(simple, -1, 1), 0)[which]
 
 
 def switch_hinge(
     logits: Float[Tensor, "n vocab"], prefer: Int[Tensor, " n"], tokens: tuple[int, int], form: ModeSwitch
 ) -> Float[Tensor, " n"]:
-    """The hinge of each problem, 0 without a preference. ``tokens`` are the first token of the long and of the short mode."""
+    """Return the mode-switching loss of each problem; 0 without a preference.
+
+    Args:
+        logits: Logits of the first response token.
+        prefer: See :func:`preference`.
+        tokens: First token of the long mode and of the short mode.
+    """
     gap = (logits[:, tokens[0]] - logits[:, tokens[1]]) * prefer
     return torch.where(prefer != 0, form.assumed_weight * (form.assumed_margin - gap).clamp(min=0), 0.0)

@@ -1,6 +1,6 @@
-"""Numbers of a batch of rollouts for the log: what one step drew and was paid, and accuracy and length on held-out problems.
+"""Measures for the log: statistics of one training batch and its rewards, and accuracy and length on held-out problems.
 
-Shares are of 1, lengths tokens, entropies nats per token; NaN where there is nothing to average.
+Shares lie between 0 and 1, lengths are tokens, entropies nats per token. A mean over nothing is NaN.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from toolkit.types import Problem, Rollout
 Row = dict[str, Any]
 
 
-def measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.Scored) -> dict[str, float]:
-    """What one batch of all processes looked like, by name; NaN where there is nothing to average."""
-    found = [d.rollout for d in drawn]
-    correct, stopped = np.array([r.correct for r in found]), np.array([r.finish == "stop" for r in found])
-    tokens, think = (np.array([getattr(r, name) for r in found], float) for name in ("response_tokens", "think_tokens"))
+def batch_measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.RewardValues) -> dict[str, float]:
+    """Return the measures of one batch over all processes, by name: accuracy, lengths, entropies, reward components."""
+    rollouts = [d.rollout for d in drawn]
+    correct, stopped = np.array([r.correct for r in rollouts]), np.array([r.finish == "stop" for r in rollouts])
+    tokens, think = (np.array([getattr(r, name) for r in rollouts], float) for name in ("response_tokens", "think_tokens"))
     row = {
         "accuracy": correct.mean(),
         "truncated": 1 - stopped.mean(),
-        "closed": np.mean([r.closed for r in found]),
+        "closed": np.mean([r.closed for r in rollouts]),
         "tokens": tokens.mean(),
         "tokens/stopped": _mean(tokens[stopped]),
         "tokens/truncated": _mean(tokens[~stopped]),
         "tokens/correct": _mean(tokens[correct]),
         "tokens/wrong": _mean(tokens[~correct]),
         "think_tokens": think.mean(),
-        "loops": np.mean([r.finish == "length" and stats.looping(r.token_ids[r.prompt_len :]) for r in found]),
-        "answers/most_common": _most_common(found),
+        "loops": np.mean([r.finish == "length" and stats.looping(r.token_ids[r.prompt_len :]) for r in rollouts]),
+        "answers/most_common": _most_common(rollouts),
         "zero_std": (group_std(scored.values, batch.groups) == 0).mean(),
-        **{f"entropy/{phase}": _entropy(found, phase) for phase in ("think", "answer")},
+        **{f"entropy/{phase}": _entropy(rollouts, phase) for phase in ("think", "answer")},
     }
     for name, values in scored.components.items():
         row[f"component/{name}"], row[f"component/{name}/std"] = values.mean(), values.std()
     for mode in {d.mode for d in drawn} - {None}:
-        mine = np.array([d.mode == mode for d in drawn])
-        row[f"accuracy/{mode}"], row[f"tokens/{mode}"] = correct[mine].mean(), tokens[mine].mean()
+        in_mode = np.array([d.mode == mode for d in drawn])
+        row[f"accuracy/{mode}"], row[f"tokens/{mode}"] = correct[in_mode].mean(), tokens[in_mode].mean()
     return {name: float(value) for name, value in row.items()}
 
 
@@ -56,48 +56,54 @@ def _mean(values: ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def _entropy(found: Sequence[Rollout], phase: str) -> float:
-    """Mean over the tokens of a phase, over all rollouts that kept entropies."""
+def _entropy(rollouts: Sequence[Rollout], phase: str) -> float:
+    """Mean entropy over the tokens of a phase, over all rollouts with recorded entropies."""
     values: list[float] = []
-    for r in found:
+    for r in rollouts:
         span = getattr(r, phase)
         if span is not None and r.entropies is not None:
             values += r.entropies[span.start - r.prompt_len : span.stop - r.prompt_len]
     return _mean(np.array(values))
 
 
-def _most_common(found: Sequence[Rollout]) -> float:
-    """Share of the most common answer among the responses that answer."""
-    answers = Counter(r.token_ids[r.answer.start : r.answer.stop] for r in found if r.answer is not None)
+def _most_common(rollouts: Sequence[Rollout]) -> float:
+    """Share of the most common answer among the responses that have an answer."""
+    answers = Counter(r.token_ids[r.answer.start : r.answer.stop] for r in rollouts if r.answer is not None)
     return answers.most_common(1)[0][1] / answers.total() if answers else math.nan
 
 
-def held_out(found: Sequence[Rollout], problems: Sequence[Problem]) -> Row:
-    """Accuracy and length on held-out problems; ``_hard`` is the hardest third by ``meta["difficulty"]``, where problems have one."""
+def held_out_measures(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> Row:
+    """Return accuracy and length on held-out problems.
+
+    Names that end in ``_hard`` cover the hardest third by ``meta["difficulty"]``, if all problems have a difficulty.
+    """
     difficulty = {p.id: p.meta.get("difficulty") for p in problems}
-    row = {f"held_out/{name}": value for name, value in _means(found).items()}
+    row = {f"held_out/{name}": value for name, value in _means(rollouts).items()}
     if all(isinstance(d, int | float) for d in difficulty.values()):
         hard = np.quantile(list(difficulty.values()), 2 / 3)
-        chosen = [r for r in found if difficulty[r.problem_id] >= hard]
+        chosen = [r for r in rollouts if difficulty[r.problem_id] >= hard]
         row |= {f"held_out/{name}_hard": value for name, value in _means(chosen).items()}
     return row
 
 
-def kl_to(given: LM, found: Sequence[Rollout], temperature: float) -> float:
-    """KL of the policy that sampled rollouts to the model as it was given: the mean over their tokens of ``log pi - log pi_given``, nats.
+def kl_to(initial: LM, rollouts: Sequence[Rollout], temperature: float) -> float:
+    """Estimate ``KL(policy || initial)`` in nats per token: the mean over sampled tokens of ``log pi - log pi_initial``.
 
-    An estimate from samples. Rollouts must carry log-probabilities, of an untruncated softmax at that temperature.
+    Args:
+        initial: The model before training.
+        rollouts: Rollouts of the policy, with log-probabilities of the untruncated softmax.
+        temperature: Temperature the rollouts were sampled at.
     """
-    before = phase_entropy.measured(given, found, temperature=temperature)
-    ratios = [np.subtract(r.logprobs or (), b.logprobs or ()) for r, b in zip(found, before, strict=True)]
+    before = phase_entropy.with_entropies(initial, rollouts, temperature=temperature)
+    ratios = [np.subtract(r.logprobs or (), b.logprobs or ()) for r, b in zip(rollouts, before, strict=True)]
     return _mean(np.concatenate(ratios))
 
 
-def _means(found: Sequence[Rollout]) -> Row:
+def _means(rollouts: Sequence[Rollout]) -> Row:
     return {
-        "accuracy": float(np.mean([r.correct for r in found])),
-        "think_tokens": float(np.mean([r.think_tokens for r in found])),
-        "tokens": float(np.mean([r.response_tokens for r in found])),
-        "truncated": float(np.mean([r.finish == "length" for r in found])),
-        "loops": float(np.mean([r.finish == "length" and stats.looping(r.token_ids[r.prompt_len :]) for r in found])),
+        "accuracy": float(np.mean([r.correct for r in rollouts])),
+        "think_tokens": float(np.mean([r.think_tokens for r in rollouts])),
+        "tokens": float(np.mean([r.response_tokens for r in rollouts])),
+        "truncated": float(np.mean([r.finish == "length" for r in rollouts])),
+        "loops": float(np.mean([r.finish == "length" and stats.looping(r.token_ids[r.prompt_len :]) for r in rollouts])),
     }

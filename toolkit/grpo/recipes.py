@@ -1,11 +1,14 @@
-"""Recipes: everything a paper's training is made of, as one value that can be printed, compared and changed with ``replace``.
+"""Recipes: the training settings of a paper as one frozen value, which can be printed, compared and changed with ``replace``.
 
-``recipes.dler()`` has the paper's numbers, each with its source in ``sources``; ``recipes.dler().scaled()`` is the same method in the size
-of the tiny reasoner (16 problems x 8 samples a step, responses of at most 200 tokens, a learning rate found on its dev split): every
-number it changes is ours. ``recipes.ALL`` lists them; a reward without a recipe of its own trains with plain GRPO (:func:`plain`).
+``recipes.dler()`` has the paper's numbers, with their origin in ``sources``. ``recipes.dler().scaled()`` is the same method scaled to the
+tiny reasoner: 16 problems x 8 samples per step, responses of at most 200 tokens, a learning rate chosen on its dev split. Every number
+that ``scaled`` changes is ours. ``recipes.ALL`` lists the recipes; a reward without a recipe trains with plain GRPO (:func:`plain`).
 
-Units: lengths are tokens, learning rates are Adam's. Where a paper's number was not found, the reward's own default (named
-``assumed_...`` there) or TRL's stands.
+Units: lengths are tokens, learning rates are Adam's. If a paper's number was not found, the reward's default (named ``assumed_...``
+there) or TRL's default is used.
+
+>>> find("dler").samples, find("dler").scaled().samples
+(16, 8)
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ from toolkit import rewards
 from toolkit.grpo import advantages
 from toolkit.grpo.draws import Curriculum, Dynamic, Modes
 from toolkit.grpo.losses import DRPO, ModeSwitch
-from toolkit.rewards.laser_targets import Targets
+from toolkit.rewards.laser_targets import TargetSettings
 
 TINY_TOKENS = 200  # longest response of the scaled presets; the tiny reasoner's longest are about 150
 TINY_RATE = 3e-4
-TINY_LIMITS = {"dler": 40, "da_dler": 40}  # their truncation is the budget of a response
-TINY_TARGETS = Targets(base=16, step=8, longest=TINY_TOKENS, every=10, problems=32)
+TINY_LIMITS = {"dler": 40, "da_dler": 40}  # these truncate at the token budget of a response
+TINY_TARGETS = TargetSettings(base=16, step=8, longest=TINY_TOKENS, every=10, problems=32)
 TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "cosine": {"longest": TINY_TOKENS},
@@ -33,44 +36,44 @@ TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "laser": {"target": 24},
         "laser_d": {"targets": TINY_TARGETS},
         "laser_de": {"targets": TINY_TARGETS},
-        "length_penalty": {"longest": 20},  # a token costs 5 % of a right answer
+        "length_penalty": {"longest": 20},  # one token costs 5 % of the reward of a correct answer
         "length_penalty_mild": {"longest": 20},  # 2.5 %
-        "surrogate": {"longest": 80},  # best paid at 40
+        "surrogate": {"longest": 80},  # highest reward at 40 tokens
         "truncation": {"target": 40},
     }
 )
-"""Lengths in tokens for responses of 7 to 150, by recipe; the rewards' other options are the papers'."""
+"""Options of rewards for the tiny reasoner, whose responses have 7 to 150 tokens, by recipe. All other options are the papers'."""
 TINY_PROMPTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "adaptive_deep_reasoning": {"modes": Modes(long=" please", short=" quick")},
         "train_long_think_short": {"curriculum": Curriculum(start=48, every=25, text=" {budget}")},  # to 16 in 100 steps
     }
 )
-"""What is added to a question, by recipe: the tiny reasoner knows a few words, and a sentence it never saw throws it off."""
+"""Texts added to the question, by recipe: the tiny reasoner knows only a few words, and an unfamiliar sentence makes it fail."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to train.
+    """Training settings of one method.
 
     Attributes:
-        name: What runs and logs are called.
+        name: Name of the recipe in runs and logs.
         paper: arXiv id, or "" for ours.
         reward: Name in ``rewards.ALL``.
-        options: Arguments of that reward.
+        options: Arguments of the reward.
         advantage: Name in ``advantages.ALL``; ``None`` leaves the advantages to TRL (``scale_rewards`` in ``config``).
-        loss: ``None`` for TRL's (``loss_type`` in ``config``).
+        loss: DRPO's loss, or ``None`` for TRL's (``loss_type`` in ``config``).
         dynamic: Dynamic sampling, or ``None``.
-        curriculum: Budget in the prompt, or ``None``.
+        curriculum: Token budget stated in the prompt, or ``None``.
         modes: Long and short mode, or ``None``.
         switch: Mode-switching loss, or ``None``.
-        problems: Problems a generation, over all processes.
-        samples: Samples a problem, G in the papers.
+        problems: Problems per generation, over all processes.
+        samples: Samples per problem, G in the papers.
         max_tokens: Longest response, tokens.
-        learning_rate: Adam's, constant.
-        updates: Optimizer steps that share a generation (its batch over the mini-batch).
+        learning_rate: Adam's learning rate, constant.
+        updates: Optimizer steps per generation (batch size over mini-batch size in the papers).
         config: Further fields of TRL's ``GRPOConfig``.
-        sources: Where the numbers come from, and what is ours.
+        sources: Origin of the numbers, and which of them are ours.
     """
 
     name: str
@@ -102,14 +105,14 @@ class Recipe:
         if self.samples < 2:
             raise ValueError(f"samples={self.samples}: an advantage compares the samples of a problem, so give at least 2.")
         if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate}: it must be positive.")
+            raise ValueError(f"learning_rate={self.learning_rate}: give a number above 0.")
         if self.modes and self.samples % 2:
             raise ValueError(f"samples={self.samples}: half of a group thinks long and half short, so give an even number.")
         if self.switch and not self.modes:
-            raise ValueError("A mode-switching loss needs modes: give modes=Modes(...).")
+            raise ValueError("switch is set without modes: the mode-switching loss needs modes=Modes(...).")
 
     def scaled(self) -> Recipe:
-        """The recipe in the size of the tiny reasoner; every number changed is ours."""
+        """Return the recipe scaled to the tiny reasoner; every changed number is ours."""
         return replace(
             self,
             problems=16,
@@ -125,15 +128,21 @@ class Recipe:
 
 
 NOT_SCALED = ("beta", "temperature", "entropy_coef")
-"""Left at TRL's defaults in the scaled presets (0, 1 and 0): no reference model, and the tiny reasoner is measured at temperature 1."""
+"""Fields that scaled recipes leave at TRL's defaults (0, 1 and 0): no reference model, and temperature 1, at which the tiny reasoner is
+measured."""
 CLIP_HIGHER = {"epsilon": 0.2, "epsilon_high": 0.28}
 DUAL_CLIP = 10.0
-"""Largest ratio that counts where the advantage is negative, so that a token costs at most ``10 |A|``: TRL's ``delta`` is verl's
-``clip_ratio_c`` wherever it exceeds ``1 + epsilon_high``."""
+"""Upper clip of the probability ratio for negative advantages, so that a token costs at most ``10 |A|``. TRL's ``delta`` equals verl's
+``clip_ratio_c`` if it exceeds ``1 + epsilon_high``."""
 
 
 def plain(reward: str, **options: Any) -> Recipe:
-    """Plain GRPO with a reward: advantages scaled by group, TRL's other defaults, a token mean over the batch (DAPO's loss)."""
+    """Return plain GRPO with a reward: advantages scaled by group, TRL's other defaults, token mean over the batch (DAPO's loss).
+
+    Args:
+        reward: Name in ``rewards.ALL``.
+        options: Arguments of the reward.
+    """
     entry = rewards.ALL.get(reward)
     paper = entry.paper if entry else ""
     return Recipe(
@@ -142,14 +151,14 @@ def plain(reward: str, **options: Any) -> Recipe:
 
 
 def length_penalty_mild() -> Recipe:
-    """The naive length penalty at half the price (ours): between no effect and collapse there is a narrow range of prices."""
+    """Return the naive length penalty at half its weight (ours): only a narrow range of weights lies between no effect and collapse."""
     return replace(
         plain("length_penalty", alpha=0.5), name="length_penalty_mild", sources="Ours: to be compared with length_penalty."
     )
 
 
 def grpo_lambda() -> Recipe:
-    """GRPO-lambda (arXiv 2505.18086): only the groups with the highest accuracy are paid for brevity."""
+    """GRPO-lambda (arXiv 2505.18086): only the most accurate groups are rewarded for brevity."""
     return Recipe(
         "grpo_lambda",
         "2505.18086",
@@ -162,7 +171,7 @@ def dler(*, tokens: bool = False) -> Recipe:
     """DLER (arXiv 2510.15110): a plain truncation reward, batch-wise advantages, clip-higher, dynamic sampling.
 
     Args:
-        tokens: Weigh the batch statistics by tokens, as the released code does, instead of by response, as the paper writes.
+        tokens: True to weight the batch statistics by token, as the released code does; False to weight by response, as in the paper.
     """
     return Recipe(
         "dler",
@@ -190,14 +199,14 @@ def dler(*, tokens: bool = False) -> Recipe:
 
 
 def da_dler() -> Recipe:
-    """Difficulty-aware DLER (arXiv 2510.15110): a shorter truncation where the group is more often right."""
+    """Difficulty-aware DLER (arXiv 2510.15110): shorter truncation for problems that the group solves more often."""
     return replace(
         dler(), name="da_dler", reward="da_dler", sources="Paper: 2000 tokens above accuracy .5, 4000 below; not in the code."
     )
 
 
 def laser(reward: str = "laser") -> Recipe:
-    """LASER, LASER-D, LASER-DE (arXiv 2505.15612): a bonus for correct responses within a target, adapted to difficulty in -D and -DE."""
+    """LASER, LASER-D, LASER-DE (arXiv 2505.15612): a bonus for correct responses within a target length; -D and -DE adapt it to difficulty."""
     return Recipe(
         reward,
         "2505.15612",
@@ -212,24 +221,24 @@ def laser(reward: str = "laser") -> Recipe:
 
 
 def _adapted(reward: str) -> Recipe:
-    """LASER with targets that follow a monitoring set."""
-    own = laser(reward)
+    """LASER with targets that are adapted on a monitoring set."""
+    recipe = laser(reward)
     more = " Targets: 500 problems monitored every 20 generations; |C_d| rounded up (paper; scripts: down, laser_targets.SCRIPT_ROUNDING)."
-    return replace(own, sources=own.sources + more)
+    return replace(recipe, sources=recipe.sources + more)
 
 
 def laser_d() -> Recipe:
-    """LASER-D: targets per difficulty, adapted. See :func:`laser`."""
+    """LASER-D: one target length per difficulty, adapted during training. See :func:`laser`."""
     return _adapted("laser_d")
 
 
 def laser_de() -> Recipe:
-    """LASER-DE: also pays wrong responses for going on. See :func:`laser`."""
+    """LASER-DE: as LASER-D, and wrong responses are rewarded for continuing to explore. See :func:`laser`."""
     return _adapted("laser_de")
 
 
 def hapo() -> Recipe:
-    """HAPO (arXiv 2505.11225): each problem's shortest correct response so far is the one to beat."""
+    """HAPO (arXiv 2505.11225): a correct response is rewarded for being shorter than the shortest correct one to that problem so far."""
     return Recipe(
         "hapo",
         "2505.11225",
@@ -243,7 +252,7 @@ def hapo() -> Recipe:
 
 
 def drpo(lam: float = 0.1) -> Recipe:
-    """DRPO (arXiv 2510.04474): the length reward acts among correct rollouts only, through a loss of its own."""
+    """DRPO (arXiv 2510.04474): a separate loss in which length matters only among correct rollouts."""
     return Recipe(
         "drpo",
         "2510.04474",
@@ -259,12 +268,12 @@ def drpo(lam: float = 0.1) -> Recipe:
 
 
 def slpo() -> Recipe:
-    """ORION's SLPO (arXiv 2511.22891): correct rollouts are paid for being short within their group."""
+    """ORION's SLPO (arXiv 2511.22891): correct rollouts are rewarded for being short within their group."""
     return replace(plain("slpo"), paper="2511.22891", sources="Weight, rate and batch not found.")
 
 
 def train_long_think_short() -> Recipe:
-    """Train Long, Think Short (arXiv 2508.08940): a budget in the prompt that falls as training goes on, and a reward for meeting it."""
+    """Train Long, Think Short (arXiv 2508.08940): a token budget in the prompt that falls during training, and a reward for meeting it."""
     return Recipe(
         "train_long_think_short",
         "2508.08940",
@@ -275,11 +284,12 @@ def train_long_think_short() -> Recipe:
 
 
 def adaptive_deep_reasoning(switch: ModeSwitch | None = None) -> Recipe:
-    """Adaptive Deep Reasoning (arXiv 2505.20101): half of each group asked for long thinking, half for short; a stand-in of ours where
-    the paper's formulas were not found.
+    """Adaptive Deep Reasoning (arXiv 2505.20101): half of each group is prompted for long thinking, half for short.
+
+    Formulas of the paper that were not found are replaced by ours.
 
     Args:
-        switch: The mode-switching loss, which needs the first token of each mode of the model at hand.
+        switch: Mode-switching loss; it needs texts whose first tokens begin each mode in your model.
     """
     return Recipe(
         "adaptive_deep_reasoning",
@@ -292,7 +302,7 @@ def adaptive_deep_reasoning(switch: ModeSwitch | None = None) -> Recipe:
 
 
 def sar() -> Recipe:
-    """Self-aligned reward (arXiv 2509.05489): a response is worth more where the question makes it likelier."""
+    """Self-aligned reward (arXiv 2509.05489): a response gets more reward the more the question raises its likelihood."""
     return Recipe(
         "sar",
         "2509.05489",
@@ -308,14 +318,14 @@ def sar() -> Recipe:
 
 
 def pear() -> Recipe:
-    """PEAR (arXiv 2510.08026): a correct response pays for the entropy of its thinking above that of its answer."""
+    """PEAR (arXiv 2510.08026): the reward of a correct response falls with the entropy of its thinking above that of its answer."""
     return Recipe(
         "pear", "2510.08026", "pear", problems=128, learning_rate=1e-6, sources="Notes: alpha 1, batch 128, 1e-6; G not found."
     )
 
 
 def surrogate() -> Recipe:
-    """Format and length instead of answers (arXiv 2505.19439)."""
+    """Surrogate rewards (arXiv 2505.19439): format and length instead of correct answers."""
     return Recipe(
         "surrogate",
         "2505.19439",
@@ -329,7 +339,7 @@ def surrogate() -> Recipe:
 
 
 def longwriter() -> Recipe:
-    """LongWriter-Zero (arXiv 2506.18841): the mean of each component's own advantage."""
+    """LongWriter-Zero (arXiv 2506.18841): the advantage is the mean of the advantages of the reward's components."""
     return Recipe(
         "longwriter",
         "2506.18841",
@@ -369,10 +379,10 @@ ALL: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
 
 
 def find(name: str) -> Recipe:
-    """The recipe of a name: its own if there is one, else plain GRPO with the reward of that name.
+    """Return the recipe of a name; without such a recipe, plain GRPO with the reward of that name.
 
     Raises:
-        ValueError: neither; lists both.
+        ValueError: no recipe and no reward has that name; lists all names.
     """
     if name in ALL:
         return ALL[name]()

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one is whole or not there, and one that cannot be read is an error that says what to do."""
+"""Checkpoints of a run: each is complete or absent, and a damaged one raises an error that says what to do."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
 
 from toolkit import store
 from toolkit.store.full import said_if_full
 
-STATE = "toolkit.json"  # in every checkpoint, written last: a checkpoint that has it is whole
-EARLIER = "Remove that checkpoint and resume: the run goes on from the one before."
+STATE = "toolkit.json"  # in every checkpoint, written last: a checkpoint with this file is complete
+EARLIER = "Remove that checkpoint and resume: the run continues from the one before."
 _UNREADABLE = (
     OSError,
     RuntimeError,
@@ -31,30 +32,34 @@ _UNREADABLE = (
 
 
 def checkpoint_of(out: str | Path, step: int) -> Path:
-    """The folder of a run's checkpoint at a step."""
+    """Return the folder of a run's checkpoint at a step."""
     return Path(out) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
 def last_checkpoint(out: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or ``None``."""
-    whole = [p.parent for p in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{STATE}")]
-    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    """Return the newest complete checkpoint of a run, or ``None``."""
+    complete = [p.parent for p in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{STATE}")]
+    return max(complete, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint belongs to, and the state of its reward. Raises store.DamagedFileError if that is not whole."""
+    """Read a checkpoint's ``identity`` (the run it belongs to) and the state of its ``reward``.
+
+    Raises:
+        store.DamagedFileError: the file is damaged.
+    """
     return store.read_json(checkpoint / STATE, {"identity": Mapping[str, Any], "reward": Mapping[str, Any]}, remedy=EARLIER)
 
 
 @contextmanager
 def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
-    """Write a checkpoint in the body; if that fails, the half of it that is there is removed.
+    """Write a checkpoint in the body of the ``with`` statement; if that fails, remove the incomplete checkpoint.
 
     Args:
-        main: Whether this process is the one that removes.
+        main: True if this process is the one that removes it.
 
     Raises:
-        DiskFullError: no room for it.
+        DiskFullError: the disk is full.
     """
     try:
         with said_if_full(checkpoint, checkpoint):
@@ -67,7 +72,7 @@ def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
 
 @contextmanager
 def reading(checkpoint: str | Path | None) -> Iterator[None]:
-    """Load a part of a checkpoint in the body; its failure becomes a DamagedFileError with what to do."""
+    """Load part of a checkpoint in the body of the ``with`` statement; a failure becomes a DamagedFileError that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -75,3 +80,34 @@ def reading(checkpoint: str | Path | None) -> Iterator[None]:
     except _UNREADABLE as error:
         why = " ".join(str(error).split())[:150]
         raise store.DamagedFileError(f"{checkpoint} cannot be loaded: {type(error).__name__}, {why}. {EARLIER}") from error
+
+
+class ResumableTrainer(GRPOTrainer):
+    """TRL's trainer with complete-or-absent checkpoints that also hold the run's identity and the reward's state."""
+
+    args: Any
+    identity: Mapping[str, Any]
+    reward: Any
+
+    def reward_state(self) -> dict:
+        """Return the state of a stateful reward, else an empty dict."""
+        return self.reward.state_dict() if hasattr(self.reward, "state_dict") else {}
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        checkpoint = checkpoint_of(self.args.output_dir, self.state.global_step)
+        with writing(checkpoint, main=self.args.should_save):
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                store.write_json({"identity": dict(self.identity), "reward": self.reward_state()}, checkpoint / STATE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        with reading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_rng_state(checkpoint)

@@ -1,4 +1,4 @@
-"""Drawing a batch from the weights being trained: groups, modes, budgets in the prompt, dynamic sampling, over all processes."""
+"""Sample a batch from the weights in training: groups, modes, budgets in the prompt, dynamic sampling, over all processes."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from trl.models import unwrap_model_for_generation
 from toolkit import generate
 from toolkit.generate import Sampling
 from toolkit.grpo import draws
-from toolkit.grpo.draws import Drawn, asked, asking
+from toolkit.grpo.draws import Drawn, budget_prompt, prompted_messages
 from toolkit.grpo.recipes import Recipe
 from toolkit.lm import LM, Ask, Condition
 from toolkit.types import Problem, Rollout
 
 Messages = Sequence[Mapping[str, str]]
-MONITOR = len(draws.MODES)  # stream of random numbers of the monitoring set; the modes have those before it
+MONITOR = len(draws.MODES)  # stream of random numbers of the monitoring set; lower streams belong to the modes
 
 
 @dataclass(frozen=True)
-class Policy:
-    """A policy in training, as far as drawing from it needs to know.
+class PolicyView:
+    """The parts of a trainer that sampling needs.
 
     Attributes:
-        lm: Its tokenizer, think tags and template; the weights are those of ``weights``.
-        recipe: How batches are drawn.
+        lm: Tokenizer, think tags and template; the weights come from ``weights``.
+        recipe: Recipe of the run.
         args: TRL's config.
         problems: Training problems by id.
         needs: Columns that the reward reads.
-        accelerator: Of accelerate.
-        step: The optimizer steps done.
-        weights: The model in training.
-        generating: The model as it generates, in a context: unwrapped, gathered, under the autocast of training.
-        paid: What the reward pays a batch of all processes, of which the second argument is this process's part; it learns nothing.
-        log_probs: Log-probabilities of responses: of ids, attention mask and the number of last columns.
+        accelerator: The trainer's ``accelerate.Accelerator``.
+        step: Returns the number of optimizer steps done.
+        weights: Returns the model in training.
+        generating: Context manager that yields the model for generation: unwrapped, gathered, under the autocast of training.
+        rewards: Returns the rewards of a batch of all processes, without changing the reward's state. Arguments: the batch, and this
+            process's part of it.
+        log_probs: Returns log-probabilities of responses. Arguments: ids, attention mask, number of response columns.
     """
 
     lm: LM
@@ -55,17 +56,17 @@ class Policy:
     step: Callable[[], int]
     weights: Callable[[], Any]
     generating: Callable[[], AbstractContextManager[Any]]
-    paid: Callable[[Sequence[Drawn], Sequence[Drawn]], ndarray]
+    rewards: Callable[[Sequence[Drawn], Sequence[Drawn]], ndarray]
     log_probs: Callable[[Tensor, Tensor, int], Tensor]
 
 
-def policy_of(trainer: Any) -> Policy:
-    """What drawing sees of a trainer."""
+def view_of(trainer: Any) -> PolicyView:
+    """Return a view of a trainer for sampling."""
 
-    def paid(drawn: Sequence[Drawn], local: Sequence[Drawn]) -> ndarray:
+    def rewards(drawn: Sequence[Drawn], local: Sequence[Drawn]) -> ndarray:
         return trainer.reward(trainer.batch_of(drawn, local, trainer.state.global_step, "eval")).values
 
-    return Policy(
+    return PolicyView(
         lm=trainer.origin,
         recipe=trainer.recipe,
         args=trainer.args,
@@ -75,7 +76,7 @@ def policy_of(trainer: Any) -> Policy:
         step=lambda: trainer.state.global_step,
         weights=lambda: trainer.model,
         generating=lambda: _generating(trainer),
-        paid=paid,
+        rewards=rewards,
         log_probs=lambda ids, mask, keep: trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, keep)[0],
     )
 
@@ -86,30 +87,30 @@ def _generating(trainer: Any) -> Iterator[Any]:
     with (
         unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **gathered) as model,
         trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
-        trainer.accelerator.autocast(),  # as in training; around all steps, so that weights are cast once
+        trainer.accelerator.autocast(),  # as in training; entered once for all decoding steps, so that weights are cast once
     ):
         yield model
 
 
 class Sampler:
-    """Draws from a policy in training; keeps nothing between steps.
+    """Samples batches from a policy in training.
 
     Attributes:
-        noted: What the newest draw says of itself, for the log.
+        metrics: Metrics of the newest batch, for the log.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: PolicyView) -> None:
         self.policy = policy
-        self.noted: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
 
     def draw(self, ids: Sequence[str]) -> list[Drawn]:
-        """This process's slice of a full batch.
+        """Sample this process's part of a batch.
 
         Args:
-            ids: Problem of each response this process is to draw, group after group.
+            ids: Problem id of each response that this process samples, group after group.
 
         Raises:
-            ValueError: the weights are not finite any more.
+            ValueError: a weight is NaN or infinite.
         """
         t = self.policy
         for name, weight in t.weights().named_parameters():
@@ -117,28 +118,28 @@ class Sampler:
                 raise ValueError(f"After step {t.step()} weight {name} holds NaN or infinity: lower the learning rate.")
         groups = self._groups([t.problems[i] for i in ids[:: t.args.num_generations]])
         if t.recipe.dynamic is not None:
-            groups = self._full(groups)
+            groups = self._refilled(groups)
         return [d for group in groups for d in group]
 
     def rollouts(self, problems: Sequence[Problem], sampling: Sampling, ask: Ask | None = None) -> list[Rollout]:
-        """Rollouts of the current policy in evaluation mode; the training mode is restored."""
+        """Sample rollouts of the current policy in evaluation mode, then restore the training mode."""
         if not problems:
             return []
         training = self.policy.weights().training
         with self.policy.generating() as model:
             model.eval()
-            lm = replace(self.policy.lm, model=bare(model))
+            lm = replace(self.policy.lm, model=base_model(model))
             try:
                 return generate.rollouts(Condition(lm, ask=ask), problems, sampling, progress=False)
             finally:
                 model.train(training)
 
-    def monitored(self, problems: int, samples: int) -> list[Rollout]:
-        """Rollouts of a monitoring set over all processes: the same training problems in every step of a run."""
+    def monitoring_rollouts(self, problems: int, samples: int) -> list[Rollout]:
+        """Sample rollouts of a monitoring set over all processes: the same training problems in every step of a run."""
         t = self.policy
         chosen = draws.more_problems(list(t.problems.values()), set(), problems, t.args.seed)
-        mine = chosen[t.accelerator.process_index :: t.accelerator.num_processes]
-        return list(gather_object(self.rollouts(mine, self._sampling(MONITOR, samples))))
+        local = chosen[t.accelerator.process_index :: t.accelerator.num_processes]
+        return list(gather_object(self.rollouts(local, self._sampling(MONITOR, samples))))
 
     def _sampling(self, stream: int, n: int) -> Sampling:
         a = self.policy.args
@@ -148,45 +149,46 @@ class Sampler:
         )
 
     def _groups(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """One group per problem, drawn by this process, with what the reward needs beside the rollouts."""
-        groups = self._asked(problems)
-        return [self._with_blank(group) for group in groups] if "logprob_without" in self.policy.needs else groups
+        """One group per problem, sampled by this process, with the log-probabilities that the reward may need."""
+        groups = self._prompted(problems)
+        return [self._with_prior(group) for group in groups] if "logprob_without" in self.policy.needs else groups
 
-    def _asked(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """One group per problem, drawn by this process, as the recipe asks."""
+    def _prompted(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
+        """One group per problem, sampled by this process with the recipe's change of the prompt."""
         t, samples = self.policy, self.policy.args.num_generations
         if t.recipe.modes is None:
-            ask, budget = asking(t.recipe.curriculum, t.step())
-            found = self.rollouts(problems, self._sampling(0, samples), ask)
-            drawn = [Drawn(r, asked(t.problems[r.problem_id], ask), budget) for r in found]
+            ask, budget = budget_prompt(t.recipe.curriculum, t.step())
+            rollouts = self.rollouts(problems, self._sampling(0, samples), ask)
+            drawn = [Drawn(r, prompted_messages(t.problems[r.problem_id], ask), budget) for r in rollouts]
             return [drawn[i : i + samples] for i in range(0, len(drawn), samples)]
         half = samples // 2
         groups: list[list[Drawn]] = [[] for _ in problems]
         for stream, mode in enumerate(draws.MODES):
             ask = t.recipe.modes.ask(mode)
-            found = draws.in_mode(self.rollouts(problems, self._sampling(stream, half), ask), stream * half)
-            for i, r in enumerate(found):
-                groups[i // half].append(Drawn(r, asked(t.problems[r.problem_id], ask), mode=mode))
+            rollouts = draws.renumbered(self.rollouts(problems, self._sampling(stream, half), ask), stream * half)
+            for i, r in enumerate(rollouts):
+                groups[i // half].append(Drawn(r, prompted_messages(t.problems[r.problem_id], ask), mode=mode))
         return groups
 
-    def _full(self, groups: list[list[Drawn]]) -> list[list[Drawn]]:
-        """This process's share of the groups kept over all processes, sampling on until there are enough (:class:`draws.Dynamic`)."""
+    def _refilled(self, groups: list[list[Drawn]]) -> list[list[Drawn]]:
+        """Dynamic sampling over all processes (:class:`draws.Dynamic`); returns this process's part of the full batch."""
         t, rule = self.policy, self.policy.recipe.dynamic
         assert rule is not None
         here, world = t.accelerator.process_index, t.accelerator.num_processes
         pool: list[list[Drawn]] = list(gather_object(groups))
         wanted, rounds = len(pool), 1
-        pool, dropped = self._settled(pool, [], wanted)
+        pool, dropped = self._drop_uniform(pool, [], wanted)
         while len(pool) < wanted and rounds < rule.rounds:
+            # Every process computes the same problems, and samples its part of them.
             seen = {group[0].rollout.problem_id for group in (*pool, *dropped)}
             seed = draws.seed_of(t.args.seed, t.step(), rounds)
             more = draws.more_problems(list(t.problems.values()), seen, rule.next_round(len(pool), len(seen), wanted), seed)
             if not more:
                 break
-            found = {group[0].rollout.problem_id: group for group in gather_object(self._groups(more[here::world]))}
-            pool, dropped = self._settled([*pool, *(found[p.id] for p in more)], dropped, wanted)
+            sampled = {group[0].rollout.problem_id: group for group in gather_object(self._groups(more[here::world]))}
+            pool, dropped = self._drop_uniform([*pool, *(sampled[p.id] for p in more)], dropped, wanted)
             rounds += 1
-        self.noted = {
+        self.metrics = {
             "dynamic/groups_drawn": len(pool) + len(dropped),
             "dynamic/rounds": rounds,
             "dynamic/filled": max(0, wanted - len(pool)) / wanted,
@@ -194,31 +196,32 @@ class Sampler:
         share = wanted // world
         return [*pool, *dropped][:wanted][here * share : (here + 1) * share]
 
-    def _settled(
+    def _drop_uniform(
         self, pool: list[list[Drawn]], dropped: list[list[Drawn]], wanted: int
     ) -> tuple[list[list[Drawn]], list[list[Drawn]]]:
-        """The groups without those that are paid the same in the batch that the first ``wanted`` make, and all that were dropped.
+        """Drop groups with equal rewards from a batch of the first ``wanted`` groups; return the remaining and all dropped groups.
 
-        Asked again until none of that batch is dropped: a reward may compare the groups of a batch. It does not learn from them.
+        This repeats until no group of the batch is dropped, because a reward may compare the groups of a batch. The reward's state does
+        not change.
         """
         t, rule = self.policy, self.policy.recipe.dynamic
         assert rule is not None
         here, world = t.accelerator.process_index, t.accelerator.num_processes
         while batch := pool[:wanted]:
             rows = [d for group in batch for d in group]
-            own = rows[len(rows) * here // world : len(rows) * (here + 1) // world]
-            paid = t.paid(rows, own)
-            keeps = [rule.keeps(part) for part in np.split(paid, np.cumsum([len(group) for group in batch])[:-1])]
+            local = rows[len(rows) * here // world : len(rows) * (here + 1) // world]
+            values = t.rewards(rows, local)
+            keeps = [rule.keeps(part) for part in np.split(values, np.cumsum([len(group) for group in batch])[:-1])]
             if all(keeps):
                 break
             dropped = [*dropped, *(group for group, keep in zip(batch, keeps, strict=True) if not keep)]
             pool = [*(group for group, keep in zip(batch, keeps, strict=True) if keep), *pool[wanted:]]
         return pool, dropped
 
-    def _with_blank(self, group: list[Drawn]) -> list[Drawn]:
-        """Each response's mean log-probability after the same chat with an empty question (SAR, arXiv 2509.05489)."""
+    def _with_prior(self, group: list[Drawn]) -> list[Drawn]:
+        """Add each response's mean log-probability after the same chat with an empty question (SAR, arXiv 2509.05489)."""
         responses = [list(d.rollout.token_ids[d.rollout.prompt_len :]) for d in group]
-        means = self._mean_logprobs([blank(d.prompt) for d in group], responses)
+        means = self._mean_logprobs([without_question(d.prompt) for d in group], responses)
         return [replace(d, logprob_without=mean) for d, mean in zip(group, means, strict=True)]
 
     @torch.no_grad()
@@ -236,11 +239,11 @@ class Sampler:
         return [float(row[: len(r)].double().mean()) for row, r in zip(logps, responses, strict=True)]
 
 
-def bare(model: Any) -> PreTrainedModel:
-    """The model itself, where peft wrapped it: adapters are inside its layers."""
+def base_model(model: Any) -> PreTrainedModel:
+    """Return the model without peft's wrapper; adapters stay inside its layers."""
     return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
-def blank(messages: Messages) -> list[Mapping[str, str]]:
-    """The same chat with empty user messages; a system prompt stays."""
+def without_question(messages: Messages) -> list[Mapping[str, str]]:
+    """Return the same chat with empty user messages; a system prompt stays."""
     return [{**m, "content": ""} if m["role"] == "user" else m for m in messages]

@@ -1,16 +1,16 @@
-"""A thin subclass of TRL's ``GRPOTrainer``: exactly what papers on thinking length need and TRL lacks.
+"""A thin subclass of TRL's ``GRPOTrainer`` that adds what papers on thinking length need and TRL lacks.
 
-* Responses come from ``toolkit.generate`` through ``rollout_func``, on the weights being trained (no copy); finished rows leave the batch.
-  With ``engine="trl"`` TRL generates (vLLM included) and its tokens become the same :class:`~toolkit.types.Rollout`.
-* A reward sees the whole batch of all processes (groups intact), with spans, entropies and log-probabilities.
-* Advantages from ``advantages.ALL``, written over TRL's; with ``advantage=None`` TRL's own stand.
-* Dynamic sampling, DRPO's loss with whole groups, long and short modes, budgets in the prompt, a monitoring set for a reward that
-  asks for one.
-* Weights that learn are fp32, whatever the model was loaded in; a bfloat16 model runs and samples under autocast.
-* Where one optimizer step uses all micro-batches, they are sorted by length and trimmed, and rows that nothing pushes (their whole group
-  was paid the same) are left out: the same gradient, less work.
+* Responses come from ``toolkit.generate`` through ``rollout_func``, sampled from the weights in training (no copy); finished rows leave the
+  batch. With ``engine="trl"`` TRL generates (also with vLLM), and its tokens become the same :class:`~toolkit.types.Rollout`.
+* A reward gets the whole batch of all processes (groups intact), with spans, entropies and log-probabilities.
+* Advantages from ``advantages.ALL`` replace TRL's; with ``advantage=None`` TRL's are used.
+* Dynamic sampling, DRPO's loss over whole groups, long and short modes, budgets in the prompt, and a monitoring set for rewards that
+  need one.
+* Trained weights are fp32, whatever type the model was loaded in; a bfloat16 model runs and samples under autocast.
+* If one optimizer step uses all micro-batches, rows are sorted by length and trimmed, and rows with advantage 0 are left out. The gradient
+  is the same at less work.
 
-Everything else (optimizer, schedules, clipping, LoRA, DeepSpeed, loggers) is TRL's and transformers', untouched.
+Everything else (optimizer, schedules, clipping, LoRA, DeepSpeed, loggers) is TRL's and transformers', unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -29,80 +29,55 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
-from transformers import PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from transformers import PrinterCallback
+from trl import GRPOConfig
 from trl.models import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head
 
-from toolkit import generate, rewards, store
-from toolkit.grpo import advantages, draws, resuming
-from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, pushed_micro_batches
+from toolkit import generate, rewards
+from toolkit.grpo import advantages, draws
+from toolkit.grpo.batching import BY_ROWS, BY_TOKENS, micro_batches, nonzero_micro_batches
 from toolkit.grpo.checks import NonFiniteError as NonFiniteError
-from toolkit.grpo.checks import check_args, check_finite, check_whole, named
-from toolkit.grpo.draws import Drawn, asked, asking
-from toolkit.grpo.losses import ModeSwitch, drpo_objective, kl_hinge, kl_of, preference, switch_hinge
-from toolkit.grpo.measures import measures
+from toolkit.grpo.checks import check_args, check_finite, check_unsharded, describe_rollout
+from toolkit.grpo.draws import Drawn, budget_prompt, prompted_messages
+from toolkit.grpo.extras import Extras as Extras
+from toolkit.grpo.losses import ModeSwitch, drpo_objective, kl_estimate, kl_hinge, preference, switch_hinge
+from toolkit.grpo.measures import batch_measures
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.resuming import STATE as STATE
-from toolkit.grpo.sampler import Sampler, policy_of
+from toolkit.grpo.resuming import ResumableTrainer
+from toolkit.grpo.sampler import Sampler, view_of
 from toolkit.lm import LM
 from toolkit.rewards import RewardBatch
 from toolkit.types import Problem, Rollout
 
-Column = Callable[[Sequence[Drawn]], Sequence[Any]]
-"""Supplies a column that a reward needs and rollouts do not have: one value a rollout."""
-
 
 @dataclass(frozen=True)
-class Extras:
-    """What may be plugged into a trainer beside its recipe.
-
-    Attributes:
-        reward: A reward object of one's own instead of the recipe's.
-        columns: Suppliers of columns that rollouts do not have, e.g. ``{"conciseness": f}``.
-        engine: ``"toolkit"``, or ``"trl"`` to let TRL generate (with ``use_vllm`` in the config: vLLM).
-        lora: A ``peft`` config, or ``None`` to train every weight.
-        callbacks: Callbacks of transformers.
-    """
-
-    reward: Any = None
-    columns: Mapping[str, Column] = field(default_factory=dict)
-    engine: str = "toolkit"
-    lora: Any = None
-    callbacks: tuple[TrainerCallback, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.engine not in ("toolkit", "trl"):
-            raise ValueError(f'engine={self.engine!r}: choose "toolkit" or "trl".')
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The newest batch of all processes: what was drawn, paid, and pushed."""
+class ScoredBatch:
+    """A batch of all processes with its rewards and advantages (``None`` if TRL computes them)."""
 
     drawn: list[Drawn]
     batch: RewardBatch
-    scored: rewards.Scored
+    scored: rewards.RewardValues
     advantages: np.ndarray | None
 
 
-class Trainer(GRPOTrainer):
-    """GRPO with a recipe. ``lm.model`` is trained in place: give a model of which nobody else needs the weights.
+class Trainer(ResumableTrainer):
+    """GRPO with a recipe. It trains ``lm.model`` in place, so pass a copy if you still need the weights.
 
     Args:
         lm: The model, its tokenizer and think tags.
-        recipe: What to train with; its numbers are already in ``args`` (see ``run.arguments``).
+        recipe: The recipe; its numbers must already be in ``args`` (see ``run.arguments``).
         problems: Training problems.
-        args: TRL's config; ``max_steps`` must be given.
+        args: TRL's config; ``max_steps`` must be set.
         extras: See :class:`Extras`.
-        identity: What a checkpoint belongs to; kept in each.
+        identity: Settings that a checkpoint belongs to; saved in each checkpoint.
 
     Raises:
-        ValueError: groups cut across processes or micro-batches, or a combination of options that cannot work.
+        ValueError: groups are split across processes or micro-batches, or the options cannot be combined.
     """
 
-    # TRL and transformers leave these open or too narrow.
-    args: Any
+    # TRL and transformers leave these types open or too narrow.
     model: Any
     _buffered_inputs: Any
 
@@ -119,7 +94,7 @@ class Trainer(GRPOTrainer):
         self.reward = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)
         self.problems = {p.id: p for p in problems}
         check_args(args, recipe, extras.engine)
-        self.newest: Scored | None = None
+        self.newest: ScoredBatch | None = None
         self._drawn: list[Drawn] | None = None
         self._log_probs: Tensor | None = None
         self.identity = identity
@@ -128,32 +103,32 @@ class Trainer(GRPOTrainer):
         beta, reference = args.beta, None
         if beta and extras.lora is None:
             reference = deepcopy(lm.model)
-            args.beta = 0.0  # TRL would read the reference from the config's path, which may be that of a parent
+            args.beta = 0.0  # TRL would load the reference from the config's path, which may be that of a parent model
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'", category=UserWarning)
             super().__init__(
                 model=lm.model,
-                reward_funcs=_named(self.reward.name),
+                reward_funcs=_named_reward(self.reward.name),
                 args=args,
                 train_dataset=self._dataset(list(problems), args),
                 processing_class=lm.tokenizer,
                 callbacks=list(extras.callbacks),
-                peft_config=deepcopy(extras.lora),  # peft writes into it: a second run with it would be of another adapter
+                peft_config=deepcopy(extras.lora),  # peft changes it, so a second run with it would train another adapter
                 rollout_func=_rollouts if extras.engine == "toolkit" else None,
             )
-        check_whole(self)
-        if not self.is_deepspeed_enabled:  # which keeps fp32 masters of its own, and wants one type
+        check_unsharded(self)
+        if not self.is_deepspeed_enabled:  # DeepSpeed keeps its own fp32 copies and needs one type
             learn_in_fp32(self.model)
         self.remove_callback(PrinterCallback)
-        self.sampler = Sampler(policy_of(self))
+        self.sampler = Sampler(view_of(self))
         self.beta = args.beta = beta
         if reference is not None:
             self.ref_model = self._reference(reference)
 
     def _dataset(self, problems: list[Problem], args: Any) -> Dataset:
-        # The order of all steps is decided here, in one epoch, so that resuming only has to skip.
+        # One epoch holds the order of all steps, so that resuming only has to skip.
         args.shuffle_dataset = False
-        used = args.steps_per_generation * args.num_iterations  # micro-batches a generation serves
+        used = args.steps_per_generation * args.num_iterations  # micro-batches per generation
         generations = math.ceil(args.max_steps * args.gradient_accumulation_steps / used)
         order = draws.schedule(problems, args.generation_batch_size // args.num_generations, generations, args.seed)
         prompts = [[dict(m) for m in self.problems[i].messages] for i in order]
@@ -165,7 +140,7 @@ class Trainer(GRPOTrainer):
             return prepare_deepspeed(reference, self.accelerator)
         return self.accelerator.prepare_model(reference, evaluation_mode=True)
 
-    # --- drawing and scoring -------------------------------------------------------------------------------------
+    # --- sampling and scoring ------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         began = time.perf_counter()
@@ -173,12 +148,15 @@ class Trainer(GRPOTrainer):
         if self.extras.engine == "toolkit":
             self._drawn = self.sampler.draw([row["problem_id"] for row in inputs])
             inputs = [{"prompt": [dict(m) for m in d.prompt], "problem_id": d.rollout.problem_id} for d in self._drawn]
-            self.sampler.noted["seconds/rollouts"] = time.perf_counter() - began
+            self.sampler.metrics["seconds/rollouts"] = time.perf_counter() - began
         else:
-            ask, _ = asking(self.recipe.curriculum, self.state.global_step)
-            inputs = [{**row, "prompt": [dict(m) for m in asked(self.problems[row["problem_id"]], ask)]} for row in inputs]
+            ask, _ = budget_prompt(self.recipe.curriculum, self.state.global_step)
+            inputs = [
+                {**row, "prompt": [dict(m) for m in prompted_messages(self.problems[row["problem_id"]], ask)]} for row in inputs
+            ]
         output = super()._generate_and_score_completions(inputs)
         assert self.newest is not None
+        # This process's rows of the batch of all processes.
         mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
         device = self.accelerator.device
         output["row"] = torch.arange(mine.start, mine.stop, device=device)
@@ -193,15 +171,15 @@ class Trainer(GRPOTrainer):
         return output
 
     def _monitor(self) -> None:
-        """Show the reward new responses to its monitoring set, if it has one and they are due (LASER-D, arXiv 2505.15612)."""
+        """Pass new responses on a monitoring set to the reward, if it requests them now (LASER-D, arXiv 2505.15612)."""
         due = self.reward.monitoring() if hasattr(self.reward, "monitoring") else None
         if due is not None:
             problems, samples = due
-            found = self.sampler.monitored(problems, samples)
-            self.reward.monitor(self._batch(found, self.state.global_step, "eval"))
+            rollouts = self.sampler.monitoring_rollouts(problems, samples)
+            self.reward.monitor(self._batch(rollouts, self.state.global_step, "eval"))
 
     def _uninstructed(self, mine: slice, form: ModeSwitch) -> dict[str, Tensor]:
-        """For the mode-switching loss: each row's question asked without instruction, and the mode its group prefers."""
+        """Inputs of the mode-switching loss: each row's prompt without mode instruction, and the mode its group prefers."""
         assert self.newest is not None
         rows, device = self.newest.batch, self.accelerator.device
         prefer = preference(np.asarray(rows["correct"], bool), rows["mode"] == "long", rows.groups, form)
@@ -215,43 +193,45 @@ class Trainer(GRPOTrainer):
         }
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
-        """The reward of the whole batch of all processes, ``[n, 1]``, equal on each of them."""
+        """Rewards of the batch of all processes, ``[n, 1]``, equal in every process."""
         local = self._drawn or self._adopted(inputs, completion_ids_list)
         drawn = list(gather_object(local))
         batch = self.batch_of(drawn, local, self.state.global_step, "train")
         scored = self.reward(batch)
         check_finite(scored, batch, self.state.global_step)
-        pushed = None
+        weights = None
         if self.recipe.advantage:
             parts = (
                 np.stack(list(scored.components.values()), axis=1)
                 if self.recipe.advantage == "decoupled"
                 else scored.values[:, None]
             )
-            pushed = advantages.ALL[self.recipe.advantage](parts, batch.groups, np.asarray(batch["tokens"]))
-        self.newest = Scored(drawn, batch, scored, pushed)
-        for name, value in {**measures(drawn, batch, scored), **self.sampler.noted}.items():
+            weights = advantages.ALL[self.recipe.advantage](parts, batch.groups, np.asarray(batch["tokens"]))
+        self.newest = ScoredBatch(drawn, batch, scored, weights)
+        for name, value in {**batch_measures(drawn, batch, scored), **self.sampler.metrics}.items():
             self._metrics["train"][name].append(value)
         return torch.tensor(scored.values, dtype=torch.float32, device=self.accelerator.device)[:, None]
 
     def _adopted(self, inputs: Sequence[Mapping[str, Any]], completions: Sequence[Sequence[int]]) -> list[Drawn]:
-        """What TRL drew, as rollouts."""
-        ask, budget = asking(self.recipe.curriculum, self.state.global_step)
-        found = []
+        """Responses that TRL sampled, as rollouts."""
+        ask, budget = budget_prompt(self.recipe.curriculum, self.state.global_step)
+        drawn = []
         for i, (row, tokens) in enumerate(zip(inputs, completions, strict=True)):
             problem = self.problems[row["problem_id"]]
-            messages = asked(problem, ask)
+            messages = prompted_messages(problem, ask)
             prompt = self.origin.prompt_ids(messages)
             rollout = generate.rollout_from_tokens(self.origin, problem, prompt, list(tokens), sample=i % self.args.num_generations)
-            found.append(Drawn(rollout, messages, budget))
-        return found
+            drawn.append(Drawn(rollout, messages, budget))
+        return drawn
 
     def batch_of(self, drawn: Sequence[Drawn], local: Sequence[Drawn], step: int, split: Any) -> RewardBatch:
-        """The reward's view of a batch: columns of the rollouts, of how they were asked for, and supplied ones.
+        """Return a batch as the reward reads it: columns of rollouts and prompts, and supplied columns.
 
         Args:
-            drawn: Over all processes.
-            local: Of this process: each process supplies its own rows of the supplied columns.
+            drawn: Rollouts of all processes.
+            local: Rollouts of this process. Each process computes its rows of the supplied columns.
+            step: Training step.
+            split: ``"train"``, or ``"eval"`` if the reward must not change its state.
         """
         batch = self._batch([d.rollout for d in drawn], step, split)
         more = {name: np.asarray(gather_object(list(f(local)))) for name, f in self.extras.columns.items()}
@@ -259,20 +239,22 @@ class Trainer(GRPOTrainer):
             values = [getattr(d, name) for d in drawn]
             if values[0] is not None:
                 more[name] = np.asarray(values)
-        return batch.having(**more)
+        return batch.with_columns(**more)
 
-    def _batch(self, found: Sequence[Rollout], step: int, split: str) -> RewardBatch:
-        """The columns that rollouts of the model in training carry; their answers begin after its own closing tag."""
-        problems = [self.problems[i] for i in {r.problem_id for r in found}]
+    def _batch(self, rollouts: Sequence[Rollout], step: int, split: str) -> RewardBatch:
+        """Columns of rollouts of the model in training. Their answers begin after this model's closing tag."""
+        problems = [self.problems[i] for i in {r.problem_id for r in rollouts}]
         close = self.origin.tags.close if self.origin.tags else None
-        return RewardBatch.of(found, problems, step=step, split=split, close=close)
+        return RewardBatch.from_rollouts(rollouts, problems, step=step, split=split, close=close)
 
     # --- loss ----------------------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """As TRL, but without its shuffle where one optimizer step uses all micro-batches: there, rows (or whole groups) are sorted by
-        length and each micro-batch is trimmed to its longest. Where several steps share a generation, TRL's shuffle matters and stays,
-        except for a loss over whole groups."""
+        """Split a generation into micro-batches.
+
+        If one optimizer step uses all micro-batches, rows (or whole groups) are sorted by length, and each micro-batch is trimmed to its
+        longest row. If several steps share a generation, TRL's shuffle matters and is kept, except for a loss over whole groups.
+        """
         together = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
         if not (together or self.recipe.loss):
             return super()._prepare_inputs(generation_batch)
@@ -280,15 +262,15 @@ class Trainer(GRPOTrainer):
             scored = self._generate_and_score_completions(generation_batch)
             size = self.args.num_generations if self.recipe.loss else 1
             parts = self.args.steps_per_generation
-            if together and self._pushes_alone(scored):
+            if together and self._zero_rows_can_go(scored):
                 most = max(gather_object([int((scored["advantages"] != 0).sum())]))
-                self._buffered_inputs = pushed_micro_batches(scored, parts, self.loss_type, most)
+                self._buffered_inputs = nonzero_micro_batches(scored, parts, self.loss_type, most)
             else:
                 self._buffered_inputs = micro_batches(scored, parts, size, by_length=together)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
-    def _pushes_alone(self, scored: Mapping[str, Any]) -> bool:
-        """Whether a row of advantage 0 adds nothing to the loss, and what the log says of it is known from sampling."""
+    def _zero_rows_can_go(self, scored: Mapping[str, Any]) -> bool:
+        """Whether rows with advantage 0 add nothing to the loss, and the log's entropies are known from sampling."""
         assert self.newest is not None
         plain = not (self.recipe.loss or self.recipe.switch or self.beta or self._entropy_bonus_enabled or self.aux_loss_enabled)
         whole = self.top_entropy_quantile == 1.0 and scored["advantages"].ndim == 1
@@ -299,7 +281,7 @@ class Trainer(GRPOTrainer):
         loss = self._drpo_loss(model, inputs) if self.recipe.loss else super()._compute_loss(model, inputs)
         if "share" in inputs:
             loss = loss * inputs["share"]
-            # TRL's is of the rows that passed; this is of all.
+            # TRL's entropy covers only the rows in the micro-batch; this covers all rows.
             assert self.newest is not None
             self._metrics["train"]["entropy"][-1] = float(
                 np.mean([h for d in self.newest.drawn for h in d.rollout.entropies or ()])
@@ -312,19 +294,19 @@ class Trainer(GRPOTrainer):
         return loss
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self._log_probs = found[0].detach()
-        return found
+        outputs = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._log_probs = outputs[0].detach()
+        return outputs
 
     def _note_gap(self, inputs: Mapping[str, Any]) -> None:
-        """Log how far the log-probabilities of the policy in training are from those it sampled with, until its first update.
+        """Log the difference between the log-probabilities in training and in sampling, before the first update of a generation.
 
-        ``sampler/kl`` is their mean difference (an estimate of KL(sampler || trainer)), ``sampler/gap`` its mean size, nats per token.
-        Both would be 0 in exact arithmetic: they show rounding, and an engine that samples in another number type.
+        ``sampler/kl`` is the mean difference (an estimate of KL(sampler || trainer)), ``sampler/gap`` the mean absolute difference, in
+        nats per token. Both are 0 in exact arithmetic; they show rounding, or an engine that samples in another number type.
         """
         sampled, a = inputs.get("sampling_per_token_logps"), self.args
         moved = self._step % (a.steps_per_generation * self.num_iterations) >= a.gradient_accumulation_steps
-        if sampled is None or moved or a.top_k or a.top_p < 1:  # truncated, the sampler's are of another distribution
+        if sampled is None or moved or a.top_k or a.top_p < 1:  # truncated sampling has another distribution
             return
         assert self._log_probs is not None
         gap = (sampled - self._log_probs)[inputs["completion_mask"].bool()]
@@ -347,12 +329,12 @@ class Trainer(GRPOTrainer):
         old = inputs.get("old_per_token_logps")
         old = new.detach() if old is None else old
         loss = -objective + kl_hinge(new, old, mask, form)
-        self._metrics["train"]["kl"].append(kl_of(new.detach(), old, mask).item())
+        self._metrics["train"]["kl"].append(kl_estimate(new.detach(), old, mask).item())
         self._metrics["train"]["entropy"].append(((entropies * mask).sum() / mask.sum().clamp(min=1)).item())
         return loss / self.current_gradient_accumulation_steps
 
     def _switch_loss(self, model: Any, inputs: dict[str, Any], form: ModeSwitch) -> Tensor:
-        """This micro-batch's part of the mean hinge over the generation's problems, so that the parts add up to it."""
+        """Part of one micro-batch in the mean loss over the generation's problems; the parts add up to that mean."""
         _, first, rows = np.unique(inputs["group"].cpu().numpy(), return_index=True, return_counts=True)
         ids, mask, prefer = (inputs[name][first.tolist()] for name in ("plain_ids", "plain_mask", "prefer"))
         logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]
@@ -372,7 +354,7 @@ class Trainer(GRPOTrainer):
         return norm
 
     def _culprit(self, parts: Sequence[dict[str, Any]]) -> str:
-        """Which sample alone gives a loss or gradient that is not finite, in words."""
+        """Name the sample that alone gives a loss or gradient that is not finite, for an error message."""
         weights = [w for w in self.model.parameters() if w.requires_grad]
         for part in parts:
             for i, row in enumerate(part["row"].tolist()):
@@ -381,45 +363,19 @@ class Trainer(GRPOTrainer):
                     loss = super()._compute_loss(self.model, one)
                     grads = torch.autograd.grad(loss, weights, allow_unused=True)
                 if not all(torch.isfinite(value).all() for value in (loss, *grads) if value is not None):
-                    return f", from {named(self.newest.drawn[row])}" if self.newest else ""
-        return "; no sample alone makes it so"
-
-    # --- saving --------------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        checkpoint = resuming.checkpoint_of(self.args.output_dir, self.state.global_step)
-        with resuming.writing(checkpoint, main=self.args.should_save):
-            super()._save_checkpoint(model, trial)
-            if self.args.should_save:
-                store.write_json({"identity": dict(self.identity), "reward": self.reward_state()}, checkpoint / STATE)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        with resuming.reading(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with resuming.reading(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with resuming.reading(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-    def reward_state(self) -> dict:
-        """State of a stateful reward, else empty."""
-        return self.reward.state_dict() if hasattr(self.reward, "state_dict") else {}
+                    return f", from {describe_rollout(self.newest.drawn[row])}" if self.newest else ""
+        return "; no sample alone causes it"
 
 
 def learn_in_fp32(model: Any) -> None:
-    """Make every weight that is trained fp32, in place: in bfloat16 most steps of an optimizer are less than half a unit in the last
-    place, and are lost."""
+    """Convert every trainable weight to fp32, in place. In bfloat16 most optimizer steps would be rounded away."""
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
 
 
 def _rollouts(prompts: list, trainer: Any) -> dict[str, list]:
-    """TRL's ``rollout_func``: hands over what the sampler drew."""
+    """TRL's ``rollout_func``: returns the responses that the sampler has drawn."""
     drawn = [d.rollout for d in trainer._drawn or []]
     return {
         "prompt_ids": [list(r.token_ids[: r.prompt_len]) for r in drawn],
@@ -428,8 +384,8 @@ def _rollouts(prompts: list, trainer: Any) -> dict[str, list]:
     }
 
 
-def _named(name: str) -> Callable[..., list[float | None]]:
-    """The reward function TRL asks for; it is never called, since ``_calculate_rewards`` is ours, but names the metrics."""
+def _named_reward(name: str) -> Callable[..., list[float | None]]:
+    """The reward function that TRL requires. It only names the metrics: ``_calculate_rewards`` is overridden and never calls it."""
 
     def reward(**columns: Any) -> list[float | None]:
         raise NotImplementedError("Rewards are computed over the whole batch in Trainer._calculate_rewards.")

@@ -1,4 +1,4 @@
-"""What the commands do, in the order a researcher would call it: functions over the rooms below, one file a family of commands."""
+"""The work of the commands, as functions that a notebook can call too: one file per family of commands."""
 
 from toolkit.jobs.edit import (
     DEMO,
@@ -8,26 +8,26 @@ from toolkit.jobs.edit import (
     OURS,
     PUBLISHED,
     STRENGTHS,
+    DirectionRecipe,
+    EditSettings,
     Finding,
     Form,
-    Recipe,
-    Settings,
-    conditions,
     demo,
     edit_and_measure,
-    extract,
-    find,
+    edit_conditions,
+    extract_direction,
+    find_heads,
     form_named,
     is_saved,
     plan_table,
     save_edited,
-    steered,
+    steering_conditions,
 )
-from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_board, entropy_report, entropy_tables
-from toolkit.jobs.heads import Atlas, agreement, atlas, entropy_sensitivity, lenses, seen_through
-from toolkit.jobs.retrieval import Search, look, masked, retrieval_report, thinking_or_not
-from toolkit.jobs.steer import dose_report, kept_doses, steered_responses, vector_folder
-from toolkit.jobs.study import Given, Say, Study, extraction_rollouts, given, origin
+from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_headline, entropy_report, entropy_tables
+from toolkit.jobs.heads import Atlas, agreement, atlas, condition_effects, entropy_sensitivity, lenses
+from toolkit.jobs.retrieval import Search, masking_effects, measure_retrieval, retrieval_report, thinking_or_not
+from toolkit.jobs.steer import dose_report, read_doses, steered_responses, vector_folder
+from toolkit.jobs.study import RolloutDirectory, Say, Study, extraction_rollouts, origin, read_rollouts
 
 __all__ = [
     "DEMO",
@@ -38,43 +38,43 @@ __all__ = [
     "PUBLISHED",
     "STRENGTHS",
     "Atlas",
+    "DirectionRecipe",
+    "EditSettings",
     "EntropySettings",
     "EntropyTables",
     "Finding",
     "Form",
-    "Given",
-    "Recipe",
+    "RolloutDirectory",
     "Say",
     "Search",
-    "Settings",
     "Study",
     "agreement",
     "atlas",
-    "conditions",
+    "condition_effects",
     "demo",
     "dose_report",
     "edit_and_measure",
-    "entropy_board",
+    "edit_conditions",
+    "entropy_headline",
     "entropy_report",
     "entropy_sensitivity",
     "entropy_tables",
-    "extract",
+    "extract_direction",
     "extraction_rollouts",
-    "find",
+    "find_heads",
     "form_named",
-    "given",
     "is_saved",
-    "kept_doses",
     "lenses",
-    "look",
-    "masked",
+    "masking_effects",
+    "measure_retrieval",
     "origin",
     "plan_table",
+    "read_doses",
+    "read_rollouts",
     "retrieval_report",
     "save_edited",
-    "seen_through",
-    "steered",
     "steered_responses",
+    "steering_conditions",
     "thinking_or_not",
     "vector_folder",
 ]

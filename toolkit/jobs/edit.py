@@ -1,4 +1,4 @@
-"""Find a direction and heads, edit, prove: what ``demo``, ``thinkedit`` and ``direction`` do."""
+"""Find a length direction and the heads that write it, edit the heads, and compare with controls: ``demo``, ``thinkedit``, ``direction``."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import pandas as pd
 
 from toolkit import collect, directions, doses, edits, evaluate, figures, probes, report, store
 from toolkit.edits import steering
-from toolkit.jobs.study import Say, Study, extraction_rollouts, noted
+from toolkit.jobs.study import Say, Study, extraction_rollouts, with_origin
 from toolkit.lm import LM, Condition
 from toolkit.methods import efficiency_steering, thinkedit
 from toolkit.report import Section
 from toolkit.types import Direction, HeadScores, Moments, Plan, Report, Rollout
 
 PUBLISHED, OURS = "ThinkEdit", "ThinkEdit (ours)"
-NOWHERE: Mapping[str, Any] = {}  # an origin of which nothing is known but the problems
+NOWHERE: Mapping[str, Any] = {}  # no origin known for the rollouts, except their problems
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How the heads are found.
+class EditSettings:
+    """Settings of a head edit and of its random controls.
 
     Attributes:
-        fraction: Share of heads edited.
-        strength: lambda of the edit.
-        share: Share of rollouts in each quantile class, unless absolute thresholds are given.
-        short_below: Absolute threshold in tokens, or ``None``.
-        long_above: Absolute threshold in tokens, or ``None``.
+        fraction: Share of heads to edit.
+        strength: lambda of the edit; 1 removes the direction.
+        share: Share of rollouts in each length class, if no thresholds are given.
+        short_below: Upper limit of the short class in think tokens, or ``None``.
+        long_above: Lower limit of the long class in think tokens, or ``None``.
         seed: Seed of the random controls.
-        draws: Random directions drawn as controls of each edit; one alone may be lucky or unlucky.
+        draws: Random directions per edit, as controls. One draw alone may differ from the mean by chance.
     """
 
     fraction: float = thinkedit.PUBLISHED_FRACTION
@@ -46,22 +46,25 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1 or not 0 < self.share <= 0.5:
-            raise ValueError(f"fraction={self.fraction}, share={self.share}: need 0 < fraction <= 1 and 0 < share <= 0.5.")
+            raise ValueError(f"fraction={self.fraction}, share={self.share}: give 0 < fraction <= 1 and 0 < share <= 0.5.")
         if (self.short_below is None) != (self.long_above is None):
             raise ValueError("Give both short_below and long_above, or neither (then the classes are quantiles).")
 
-    def classes(self, found: Sequence[Rollout]) -> thinkedit.LengthClasses:
-        """Absolute classes if both thresholds are given, else quantiles. Errors as in ``thinkedit``."""
+    def classes(self, rollouts: Sequence[Rollout]) -> thinkedit.LengthClasses:
+        """Return short and long rollouts, by thresholds if they are set, else by quantiles. Errors as in ``thinkedit``."""
         if self.short_below is not None and self.long_above is not None:
-            return thinkedit.length_classes(found, short_below=self.short_below, long_above=self.long_above)
-        return thinkedit.quantile_classes(found, share=self.share)
+            return thinkedit.length_classes(rollouts, short_below=self.short_below, long_above=self.long_above)
+        return thinkedit.quantile_classes(rollouts, share=self.share)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one form of the method found in a model: the direction that ranks the heads, their scores, and the edit.
+    """Result of one form of ThinkEdit: moments, length direction, head scores, and the plan of the edit.
 
-    ``plan.direction`` is what the edit removes: the same direction as published, the heads' own part of it in ours.
+    Attributes:
+        direction: Length direction that ranks the heads, + longer.
+        plan: Heads to edit; ``plan.direction`` is removed from them. In the published form that is ``direction``; in ours, the part of it
+            that the chosen heads write.
     """
 
     moments: Moments
@@ -74,15 +77,15 @@ METHODS = ("thinkedit", "efficiency", "probe", "pca")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a direction is made, all by name.
+class DirectionRecipe:
+    """Method, site, estimator and positions of a length direction.
 
     Attributes:
         method: ``thinkedit`` (long minus short thinking), ``efficiency`` (longest minus shortest correct response of a problem),
-            ``probe`` (normal of a logistic probe of short against long) or ``pca`` (first principal component of both).
-        site: Site kind; ``None`` is the method's own: ``resid_post`` for efficiency, else ``resid_mid``.
-        estimator: Of thinkedit and efficiency: ``mean_difference`` or ``whitened``.
-        positions: ``think`` or ``step_starts``.
+            ``probe`` (normal of a logistic probe between the classes) or ``pca`` (first principal component of both classes).
+        site: Site kind; ``None`` means the method's default: ``resid_post`` for efficiency, else ``resid_mid``.
+        estimator: ``mean_difference`` or ``whitened``, for thinkedit and efficiency.
+        positions: Positions averaged over: ``think`` or ``step_starts``.
     """
 
     method: str = "thinkedit"
@@ -98,15 +101,15 @@ class Recipe:
             (self.positions, ("think", "step_starts")),
         ):
             if value not in known:
-                raise ValueError(f"{value!r} is not known: choose one of {', '.join(known)}.")
+                raise ValueError(f"Unknown value {value!r}: choose one of {', '.join(known)}.")
 
     @property
     def kind(self) -> str:
-        """The site kind, the method's own if none was given."""
+        """Site kind, with the method's default for ``None``."""
         return self.site or (collect.MLP if self.method == "efficiency" else collect.ATTN)
 
     def where(self, lm: LM) -> collect.Positions:
-        """The positions averaged over."""
+        """Return the positions averaged over."""
         return collect.THINK if self.positions == "think" else collect.step_starts(lm)
 
 
@@ -115,18 +118,18 @@ ESTIMATORS = {"mean_difference": directions.mean_difference, "whitened": directi
 
 @dataclass(frozen=True)
 class Form:
-    """A form of ThinkEdit. Another one is another value in :data:`FORMS`.
+    """A variant of ThinkEdit. To add one, add a value to :data:`FORMS`.
 
     Attributes:
-        short: Its name in options and files.
-        recipe: How its direction is made.
-        score: Ranks the heads; + writes towards short thinking.
-        removes: Returns the plan with the direction that its heads are to lose.
-        note: One sentence.
+        short: Name in options and files.
+        recipe: Recipe of its direction.
+        score: Computes head scores; + writes towards short thinking.
+        removes: Returns the plan with the direction to remove from its heads.
+        note: Description in one sentence.
     """
 
     short: str
-    recipe: Recipe
+    recipe: DirectionRecipe
     score: Callable[[Moments, Direction, LM], HeadScores]
     removes: Callable[[Plan, Moments, LM], Plan]
     note: str
@@ -143,11 +146,11 @@ def _as_written(plan: Plan, moments: Moments, lm: LM) -> Plan:
 FORMS: Mapping[str, Form] = MappingProxyType(
     {
         PUBLISHED: Form(
-            "published", Recipe(), thinkedit.head_scores, _as_ranked,
+            "published", DirectionRecipe(), thinkedit.head_scores, _as_ranked,
             "As published: difference of means over every position that predicts a think token.",
         ),
         OURS: Form(
-            "ours", Recipe(site=collect.MLP, positions="step_starts"), thinkedit.contrast_scores, _as_written,
+            "ours", DirectionRecipe(site=collect.MLP, positions="step_starts"), thinkedit.contrast_scores, _as_written,
             "Only positions where a line of thinking begins, the stream after each block, heads ranked by contrast at its end; removes the "
             "part of the direction that the chosen heads write themselves.",
         ),
@@ -156,103 +159,125 @@ FORMS: Mapping[str, Form] = MappingProxyType(
 
 
 def form_named(short: str) -> str:
-    """Return the key in :data:`FORMS` of a form's short name. Raises ValueError that lists the short names."""
-    for name, known in FORMS.items():
-        if known.short == short:
+    """Return the key in :data:`FORMS` for a form's short name. Raises ValueError for an unknown name.
+
+    >>> form_named("ours")
+    'ThinkEdit (ours)'
+    """
+    for name, form in FORMS.items():
+        if form.short == short:
             return name
-    raise ValueError(f"{short!r} is no form of ThinkEdit: choose one of {', '.join(known.short for known in FORMS.values())}.")
+    raise ValueError(f"Unknown form of ThinkEdit {short!r}: choose one of {', '.join(form.short for form in FORMS.values())}.")
 
 
 def _direction(
-    lm: LM, found: Sequence[Rollout], settings: Settings, recipe: Recipe, origin: Mapping[str, Any]
+    lm: LM, rollouts: Sequence[Rollout], settings: EditSettings, recipe: DirectionRecipe, origin: Mapping[str, Any]
 ) -> tuple[Moments, Direction]:
-    by = efficiency_steering.pairs(found) if recipe.method == "efficiency" else settings.classes(found)
+    by = efficiency_steering.pairs(rollouts) if recipe.method == "efficiency" else settings.classes(rollouts)
     kinds = tuple(dict.fromkeys((recipe.kind, "z")))
-    moments = noted(collect.moments(lm, found, by, kinds=kinds, positions=recipe.where(lm), second=(recipe.kind,)), origin)
+    moments = with_origin(collect.moments(lm, rollouts, by, kinds=kinds, positions=recipe.where(lm), second=(recipe.kind,)), origin)
     make = efficiency_steering.direction if recipe.method == "efficiency" else thinkedit.direction
     return moments, make(moments, recipe.kind, estimator=ESTIMATORS[recipe.estimator])
 
 
-def extract(
+def extract_direction(
     lm: LM,
-    found: Sequence[Rollout],
-    settings: Settings = Settings(),
-    recipe: Recipe = Recipe(),
+    rollouts: Sequence[Rollout],
+    settings: EditSettings = EditSettings(),
+    recipe: DirectionRecipe = DirectionRecipe(),
     *,
     origin: Mapping[str, Any] = NOWHERE,
 ) -> tuple[Direction, pd.DataFrame]:
-    """A direction by any method, and a table of its layers; ``origin`` (see ``jobs.study``) goes into its provenance.
+    """Extract a length direction (+ longer) by any method, with a table of its layers.
 
-    Columns: ``norm``; ``relative``, the norm over that of the stream there (the relative dose of strength 1); ``separation`` of the
-    classes along it, in within-class deviations of a position, or for methods over single examples ``cosine`` to the difference of
-    means; for the probe also its held-out ``auc`` and that with shuffled labels.
+    Args:
+        rollouts: Rollouts of ``lm``.
+        recipe: Method, site, estimator and positions.
+        origin: Task, split and seed of the rollouts, recorded in the provenance (see ``jobs.study``).
+
+    Returns:
+        The direction, and one row per layer with the columns ``norm``; ``relative``, the norm over the typical norm of the residual stream
+        there (the relative dose of strength 1); for means ``separation`` of the classes, in within-class standard deviations; for ``probe``
+        and ``pca`` ``cosine`` to the difference of means; for ``probe`` also held-out ``auc``, and the same with shuffled labels.
     """
     if recipe.method in ("thinkedit", "efficiency"):
-        moments, v = _direction(lm, found, settings, recipe, origin)
+        moments, v = _direction(lm, rollouts, settings, recipe, origin)
         typical = directions.typical_norm(moments, recipe.kind)
         more = {"separation": directions.separation(moments, v).numpy()}
     else:
-        states = noted(collect.states(lm, found, recipe.kind, by=settings.classes(found), positions=recipe.where(lm)), origin)
+        states = with_origin(
+            collect.states(lm, rollouts, recipe.kind, by=settings.classes(rollouts), positions=recipe.where(lm)), origin
+        )
         v = directions.logistic(states) if recipe.method == "probe" else directions.pca(states)
-        typical = collect.typical_norm(lm, found, recipe.kind, positions=recipe.where(lm))
+        typical = collect.typical_norm(lm, rollouts, recipe.kind, positions=recipe.where(lm))
         more = {"cosine": directions.cosine(v, directions.unpaired_difference(states)).numpy()}
         if recipe.method == "probe":
-            told = probes.classify(states).set_index(["metric", "layer"]).loc["auc"]
-            more |= {"auc": told["mean"].to_numpy(), "auc, shuffled": told["control"].to_numpy()}
+            auc = probes.classify(states).set_index(["metric", "layer"]).loc["auc"]
+            more |= {"auc": auc["mean"].to_numpy(), "auc, shuffled": auc["control"].to_numpy()}
     relative = directions.relative_dose(v, 1.0, typical)
     return v, pd.DataFrame({"norm": v.norms.numpy(), "relative": relative.numpy(), **more}).rename_axis("layer")
 
 
-def find(
-    lm: LM, found: Sequence[Rollout], settings: Settings, name: str = PUBLISHED, *, origin: Mapping[str, Any] = NOWHERE
+def find_heads(
+    lm: LM, rollouts: Sequence[Rollout], settings: EditSettings, name: str = PUBLISHED, *, origin: Mapping[str, Any] = NOWHERE
 ) -> Finding:
-    """Return direction, head scores and plan in one of :data:`FORMS`, from the same rollouts.
+    """Find the length direction, the head scores and the plan of the edit, in one form of ThinkEdit.
 
     Args:
-        name: Key of the form.
-        origin: Goes into their provenance, see ``jobs.study``.
+        rollouts: Rollouts of ``lm`` from the train split.
+        name: Key of the form in :data:`FORMS`.
+        origin: Task, split and seed of the rollouts, recorded in the provenance (see ``jobs.study``).
     """
     form = FORMS[name]
-    moments, v = _direction(lm, found, settings, form.recipe, origin)
+    moments, v = _direction(lm, rollouts, settings, form.recipe, origin)
     scores = form.score(moments, v, lm)
     plan = edits.plan(scores, v, fraction=settings.fraction, strength=settings.strength)
     return Finding(moments, v, scores, form.removes(plan, moments, lm))
 
 
-def planned(lm: LM, finding: Finding, settings: Settings, name: str = PUBLISHED) -> Plan:
-    """The plan of the same finding with another share of heads or strength; nothing is measured again."""
+def replan(lm: LM, finding: Finding, settings: EditSettings, name: str = PUBLISHED) -> Plan:
+    """Return the plan of a finding with another share of heads or strength, without measuring again."""
     plan = edits.plan(finding.scores, finding.direction, fraction=settings.fraction, strength=settings.strength)
     return FORMS[name].removes(plan, finding.moments, lm)
 
 
 def plan_table(finding: Finding) -> pd.DataFrame:
-    """The heads of a plan with their scores, highest first."""
+    """Return the heads of a plan with their scores, highest first."""
     rows = [(e.layer, e.head, float(finding.scores.score[e.layer, e.head]), e.strength) for e in finding.plan.edits]
     return pd.DataFrame(rows, columns=["layer", "head", "score", "strength"]).rename_axis("rank")
 
 
-def conditions(lm: LM, findings: Mapping[str, Finding], settings: Settings = Settings()) -> dict[str, Condition]:
-    """Base, each edited model, and its controls: random heads of the same layers, and the same heads with a random direction
-    of those they can write (``edits.random_written``)."""
-    judged = {"base": Condition(lm, note="as it is")}
+def edit_conditions(lm: LM, findings: Mapping[str, Finding], settings: EditSettings = EditSettings()) -> dict[str, Condition]:
+    """Return base, each edited model, and two kinds of controls per edit.
+
+    The controls edit random heads of the same layers, or the same heads along random directions that these heads can write
+    (``edits.random_written``).
+    """
+    result = {"base": Condition(lm, note="unchanged")}
     for at, (name, f) in enumerate(findings.items()):
         plans = {name: f.plan, f"{name}: random heads": edits.random_heads(f.plan, lm.layout, seed=settings.seed)}
         for draw in range(settings.draws):
-            # Two forms may edit the same heads: each gets draws of its own.
+            # Two forms may edit the same heads, so each form gets its own random directions.
             noise = edits.random_written(f.plan, lm.layout, seed=settings.seed + at * settings.draws + draw)
             plans[f"{name}: random direction {draw + 1}"] = edits.with_direction(f.plan, noise)
-        judged |= {what: Condition(edits.apply(lm, plan), note=plan.name) for what, plan in plans.items()}
-    return judged
+        result |= {label: Condition(edits.apply(lm, plan), note=plan.name) for label, plan in plans.items()}
+    return result
 
 
 def edit_and_measure(
-    lm: LM, finding: Finding, study: Study, settings: Settings, *, out: Path | None = None, say: Say = lambda text: None
+    lm: LM, finding: Finding, study: Study, settings: EditSettings, *, out: Path | None = None, say: Say = lambda text: None
 ) -> tuple[pd.DataFrame, Report]:
-    """Compare base, edited and both random controls on the study's test problems; ``out`` keeps rollouts, ``report.json`` and
-    ``rows.parquet``."""
+    """Compare base, edited model and random controls on the study's test problems.
+
+    Args:
+        out: Directory for rollouts, ``report.json`` and ``rows.parquet``; ``None`` writes nothing.
+
+    Returns:
+        The summary table, and the report with every response.
+    """
     say(f"measuring base, edited model and random controls on the test split of {study.task}")
     measured = evaluate.compare(
-        conditions(lm, {"edited": finding}, settings), study.load("test", lm), study.sampling, out=out and out / "rollouts" / "test",
+        edit_conditions(lm, {"edited": finding}, settings), study.load("test", lm), study.sampling, out=out and out / "rollouts" / "test",
         allow_overlap=study.allow_overlap,
     )  # fmt: skip
     summary = evaluate.summary(measured, seed=study.seed) if out is None else report.write(out, measured, seed=study.seed)
@@ -260,11 +285,11 @@ def edit_and_measure(
 
 
 def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
-    """Whether a directory holds this very edit already.
+    """Return True if a directory already holds exactly this edited model, False if it is empty or missing.
 
     Raises:
-        FileExistsError: it holds something else.
-        DamagedFileError: its ``edit.json`` does not say what it holds.
+        FileExistsError: the directory holds something else.
+        DamagedFileError: its ``edit.json`` is damaged.
     """
     if not Path(directory).is_dir() or not any(Path(directory).iterdir()):
         return False
@@ -277,8 +302,10 @@ def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
 
 
 def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFrame, directory: str | Path) -> Path:
-    """Save the edited model as a Hugging Face directory with ``edit.json`` and a model card that says what was done and measured; all
-    of it or nothing."""
+    """Save the edited model as a Hugging Face directory, with ``edit.json`` and a model card on the edit and its measured effects.
+
+    The directory is written completely or not at all.
+    """
     edited = edits.apply(lm, finding.plan)
     norms = edits.column_norms(lm, edited, finding.plan)
     about = {"plan": finding.plan, "norms": norms, "parent": lm.fingerprint, "fingerprint": edited.fingerprint}
@@ -293,54 +320,59 @@ def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFram
     return Path(directory)
 
 
-STRENGTHS = tuple(3 * i / 8 for i in range(-4, 5))  # of the heads' own direction, 1 being the difference between the classes: ours
-DOSE = 0.5  # of the same: ours
+STRENGTHS = tuple(3 * i / 8 for i in range(-4, 5))  # of steering; 1 is the difference between long and short thinking: ours
+DOSE = 0.5  # strength of the steered conditions: ours
 
 
-DEMO = Settings(fraction=0.06)
+DEMO = EditSettings(fraction=0.06)
 """Two of the tiny reasoner's 32 heads; the published lists hold 3.9 to 6.3 % of the heads."""
 
 
-def demo(lm: LM, study: Study, directory: str | Path, *, settings: Settings = DEMO, say: Say = lambda text: None) -> pd.DataFrame:
-    """The main job: find the direction and the heads, edit, save, steer, compare with controls, write everything down.
+def demo(
+    lm: LM, study: Study, directory: str | Path, *, settings: EditSettings = DEMO, say: Say = lambda text: None
+) -> pd.DataFrame:
+    """Run the whole demo: find direction and heads, edit, save, steer, compare with controls, and write a report.
 
-    The edited checkpoint and the steering are our form of the method; the report shows the published one beside it.
+    The edited checkpoint and the steering use our form of ThinkEdit; the report also shows the published form.
     Writes into ``directory``: ``rollouts/``, ``direction.safetensors``, ``heads.json``, ``edited/``, ``report.json``,
-    ``rows.parquet`` and ``report.html``; given again after a stop, finished rollouts are kept. Returns the summary table.
+    ``rows.parquet`` and ``report.html``. After a stop, call it again with the same arguments: finished rollouts are reused.
+
+    Returns:
+        The summary table.
     """
     out = store.writable(directory)
-    found = extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
+    rollouts = extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
     say("averaging activations: directions and head scores")
-    findings = {name: find(lm, found, settings, name, origin=study.origin("train")) for name in FORMS}
-    saved = is_saved(lm, findings[OURS], out / "edited")  # before the long part: another model there is an error
+    findings = {name: find_heads(lm, rollouts, settings, name, origin=study.origin("train")) for name in FORMS}
+    saved = is_saved(lm, findings[OURS], out / "edited")  # raises for another model there, before the long part
     v = findings[OURS].plan.direction or findings[OURS].direction
     store.save(findings[OURS].direction, out / "direction.safetensors")
     heads = {name: {"scores": f.scores, "edited": plan_table(f).reset_index().to_dict("records")} for name, f in findings.items()}
     store.write_json(heads, out / "heads.json")
     say("comparing base, edits, steering and random controls on held-out problems")
-    judged = conditions(lm, findings, settings) | steered(lm, v, settings)
-    measured = evaluate.compare(judged, study.load("test", lm), study.sampling, out=out / "rollouts" / "test")
+    compared = edit_conditions(lm, findings, settings) | steering_conditions(lm, v, settings)
+    measured = evaluate.compare(compared, study.load("test", lm), study.sampling, out=out / "rollouts" / "test")
     summary = report.write(out, measured, seed=study.seed, settings=settings)
     if not saved:
         save_edited(lm, findings[OURS], measured, summary, out / "edited")
     say("dose-response of steering")
     both = {"length direction": v, doses.RANDOM: directions.random_like(v, seed=settings.seed)}
     few = study.load("dev", lm)[: max(40, study.problems // 4)]
-    swept = doses.sweep(lm, both, few, replace(study.sampling, n=4), doses.Sweep(STRENGTHS), out=out / "rollouts" / "doses")
+    swept = doses.sweep(lm, both, few, replace(study.sampling, n=4), doses.DoseSweep(STRENGTHS), out=out / "rollouts" / "doses")
     store.write_json(swept.table.to_dict("records"), out / "doses.json")
     table = report.headline_table(summary)
     report.write_page(
         f"Editing the thinking length of {lm.name}",
         _intro(study, measured),
         table,
-        _sections(findings, found, settings, summary, swept),
+        _sections(findings, rollouts, settings, summary, swept),
         out / "report.html",
     )
     return summary
 
 
-def steered(lm: LM, v: Direction, settings: Settings) -> dict[str, Condition]:
-    """Steering along a direction, shorter and longer, and along its random control."""
+def steering_conditions(lm: LM, v: Direction, settings: EditSettings) -> dict[str, Condition]:
+    """Return conditions that steer along a direction, shorter and longer, and along a random direction of equal norm."""
     noise = directions.random_like(v, seed=settings.seed)
     doses = {"steered shorter": (v, -DOSE), "steered longer": (v, DOSE), "steered randomly": (noise, DOSE)}
     return {name: Condition(lm, (steering(d, a),), note=str(steering(d, a))) for name, (d, a) in doses.items()}
@@ -348,13 +380,13 @@ def steered(lm: LM, v: Direction, settings: Settings) -> dict[str, Condition]:
 
 def _intro(study: Study, measured: Report) -> str:
     return (
-        f"{report.judged_on(measured)} {study.samples} samples each at temperature 1, the same random numbers for every "
+        f"{report.judged_on(measured)} {study.samples} samples per problem at temperature 1, with the same random numbers for every "
         "model. Each cell: the mean and, in brackets, the paired difference to base with its 95 % bootstrap interval over problems."
     )
 
 
 def _sections(
-    findings: Mapping[str, Finding], found: Sequence[Rollout], settings: Settings, summary: pd.DataFrame, swept: doses.Doses
+    findings: Mapping[str, Finding], rollouts: Sequence[Rollout], settings: EditSettings, summary: pd.DataFrame, swept: doses.Doses
 ) -> list[Section]:
     apart = {name: directions.separation(f.moments, f.direction).tolist() for name, f in findings.items()}
     maps = tuple(
@@ -364,24 +396,28 @@ def _sections(
     return [
         Section(
             "How long it thinks",
-            "Rollouts the direction is found on, by length class.",
-            (figures.length_distribution(found, settings.classes(found)),),
+            "Rollouts that the direction was computed from, by length class.",
+            (figures.length_distribution(rollouts, settings.classes(rollouts)),),
         ),
         Section(
             "Where length shows",
-            "How far long and short thinking lie apart along each direction, in within-class standard deviations of a position.",
+            "Distance of long and short thinking along each direction, in within-class standard deviations of a position.",
             (figures.by_layer(apart, "Separation of long and short thinking", "d'"),),
         ),
-        Section("Which heads write it", "High: the head writes towards short in short thinking.", maps),
+        Section("Which heads write it", "A high score: in short thinking, the head writes towards short thinking.", maps),
         Section(
             "What the edit does",
-            "Where an interval crosses zero, no effect is detectable at this size. Random controls edit other heads of the same layers, or the same heads along random directions of those they can write.",
+            "If an interval contains zero, no effect is detectable at this sample size. Random controls edit other heads of the same layers, or the same heads along random directions that these heads can write.",
             tuple(figures.differences(summary, m) for m in ("accuracy", "shortest_20", "shortest_20_same", "think_tokens")),
         ),
-        Section("Accuracy against length", "Every condition with 95 % intervals both ways.", (figures.length_accuracy(summary),)),
+        Section(
+            "Accuracy against length",
+            "Every condition with 95 % intervals in both directions.",
+            (figures.length_accuracy(summary),),
+        ),
         Section(
             "Steering",
-            "The heads' own part of the length direction, added at every position, against a random one of equal norm. Strength 1 is the difference between long and short thinking.",
+            "The part of the length direction that the edited heads write, added at every position, beside a random direction of equal norm. Strength 1 is the difference between long and short thinking.",
             (figures.dose_response(swept.table), figures.damage(swept.table)),
         ),
     ]

@@ -1,4 +1,4 @@
-"""Entropy of thinking: phases, steps, length, filtering, failed steps, and how it goes with right answers: what ``entropy`` does."""
+"""Entropy of thinking (the command ``entropy``): phases, steps, length, filtering, failed steps, and correlation with correct answers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from toolkit import figures, report, stats, store, transcript
-from toolkit.generate import rollouts
+from toolkit import figures, generate, report, stats, store, transcript
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
 from toolkit.methods import failed_steps, phase_entropy
@@ -37,13 +36,13 @@ GROUPS: Mapping[str, Callable[[Rollout], bool]] = {
 
 @dataclass(frozen=True)
 class EntropySettings:
-    """How entropy is measured.
+    """Settings of the entropy measurements.
 
     Attributes:
-        temperature: Of sampling, and so of every entropy.
+        temperature: Sampling temperature; also used for entropies.
         split: Split of the study's problems.
         keeps: Shares of think tokens that entropy filtering keeps.
-        reader_of: How the responses to a problem are read into steps, and which of them failed.
+        reader_of: Returns the reader for a problem, which splits responses into steps and marks the failed ones.
     """
 
     temperature: float = 1.0
@@ -54,28 +53,31 @@ class EntropySettings:
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(
-                f"temperature={self.temperature}: give one above 0. At 0 the samples of a problem are all alike, so nothing varies within "
-                "a question, and their entropies have no temperature."
+                f"temperature={self.temperature}: give one above 0. At 0 all samples of a problem are equal, so nothing varies within a "
+                "question, and the entropy is not defined."
             )
         if not all(0 <= keep <= 1 for keep in self.keeps) or not {*self.keeps} > {1.0}:
-            raise ValueError(f"keeps={self.keeps}: give shares from 0 to 1, among them 1 and at least one other.")
+            raise ValueError(f"keeps={self.keeps}: give shares between 0 and 1, among them 1 and at least one other.")
 
 
 @dataclass(frozen=True)
 class EntropyTables:
-    """What was measured; the columns of each table are those of the function named.
+    """Entropy results as tables.
+
+    The functions named below, such as ``by_phase``, are those of ``methods.phase_entropy`` and ``methods.failed_steps``; they list the
+    columns.
 
     Attributes:
-        rows: One row a rollout: ``phase_entropy.table``, and where it thought ``failed_steps.table``.
-        overall: ``metric, mean, low, high``: accuracy, share closed, lengths and entropy of whole responses.
-        phases: ``by_phase``, with a column ``responses``: all that thought, the right or the wrong ones.
-        positions: ``by_position``, likewise.
-        steps: ``by_step``, likewise.
-        marked: ``by_mark`` of failed steps and of re-checks, told apart by the column ``mark``.
-        lengths: ``correlations`` of the columns ``x`` and ``y``.
-        correctness: ``against_correctness``.
-        choices: Accuracy if one response is kept of every problem, and what that gains over any: ``kept, accuracy, low, high, gain,
-            gain_low, gain_high``.
+        rows: One row per rollout: ``phase_entropy.table``, and for rollouts that thought ``failed_steps.table``.
+        overall: Columns ``metric, mean, low, high``: accuracy, share closed, lengths, and entropy of whole responses.
+        phases: ``by_phase``, with a column ``responses``: all responses that thought, or only the correct or wrong ones.
+        positions: ``by_position``, with the same column.
+        steps: ``by_step``, with the same column.
+        marked: ``by_mark`` for failed steps and for re-checks, named in the column ``mark``.
+        lengths: ``correlations``, with columns ``x`` and ``y`` that name the two measures.
+        correctness: Correlation of each measure with correct answers, from ``failed_steps``.
+        choices: Accuracy when one response per problem is kept, and the gain over a random one: columns ``kept, accuracy, low, high,
+            gain, gain_low, gain_high``.
         filtering: ``filtering_summary``, or ``None`` if no tag closes the model's thinking, so that nothing can be filtered.
         effects: ``filtering_effects``, or ``None``.
     """
@@ -99,46 +101,48 @@ def entropy_report(
     directory: str | Path,
     *,
     settings: EntropySettings = EntropySettings(),
-    found: Sequence[Rollout] | None = None,
+    rollouts: Sequence[Rollout] | None = None,
     say: Say = lambda text: None,
 ) -> EntropyTables:
-    """Sample with entropies, measure everything about them, and write it down.
+    """Sample responses with entropies, measure them, and write a report.
 
-    Writes ``report.html``, ``entropy.json``, ``rows.parquet``, ``rollouts/`` and ``filtered/`` (the answers to filtered thinking) into
-    ``directory``; given again after a stop, finished ones are kept.
+    Writes ``report.html``, ``entropy.json``, ``rows.parquet``, ``rollouts/`` and ``filtered/`` (answers after filtered thinking) into
+    ``directory``. After a stop, call it again with the same arguments: finished rollouts are reused.
 
     Args:
-        found: Rollouts of the study's problems with entropies at ``settings.temperature``, instead of sampling.
+        rollouts: Rollouts of the study's problems, with entropies at ``settings.temperature``; ``None`` samples them.
 
     Raises:
-        ValueError: one sample a problem, which leaves nothing to compare within questions.
-        KeyError: a given rollout answers another problem than the study's.
-        phase_entropy.NoEntropiesError: a given rollout carries no entropies.
-        NoThinkTagsError: no response thought; or none closed its thinking, though there is a tag for it.
+        ValueError: one sample per problem, which leaves nothing to compare within a question.
+        KeyError: a rollout in ``rollouts`` answers a problem that is not in the study.
+        phase_entropy.NoEntropiesError: a rollout in ``rollouts`` has no entropies.
+        NoThinkTagsError: no response thought, or none closed its thinking although the model has a closing tag.
     """
-    if found is None and study.samples < 2:
-        raise ValueError(f"samples={study.samples}: comparing responses within a question needs at least 2 samples a problem.")
+    if rollouts is None and study.samples < 2:
+        raise ValueError(f"samples={study.samples}: comparing responses within a question needs at least 2 samples per problem.")
     out = store.writable(directory)
     problems = study.load(settings.split, lm)
-    if found is None:
+    if rollouts is None:
         say(f"sampling {len(problems)} x {study.samples} responses with their entropies")
         sampling = replace(study.sampling, temperature=settings.temperature, details=True)
-        found = rollouts(lm, problems, sampling, out=out / "rollouts", about=study.origin(settings.split))
-    chains = failed_steps.chains(lm, found, problems, settings.reader_of)
-    tables = entropy_tables(found, chains, seed=study.seed)
+        rollouts = generate.rollouts(lm, problems, sampling, out=out / "rollouts", about=study.origin(settings.split))
+    # Split each response into steps, and compute every table that needs no model.
+    chains = failed_steps.chains(lm, rollouts, problems, settings.reader_of)
+    tables = entropy_tables(rollouts, chains, seed=study.seed)
+    # Drop think tokens and let the model answer again; only possible if a tag can close the shortened thinking.
     if lm.tags is not None and lm.tags.close is not None:
-        say(f"answering again from filtered thinking: {len(settings.keeps)} shares, three ways to drop")
+        say(f"answering again after filtered thinking: {len(settings.keeps)} shares kept, three ways to drop tokens")
         answering = replace(phase_entropy.assumed_answering, batch_size=study.batch_size)
-        graded = phase_entropy.filtering(
-            lm, found, problems, keeps=settings.keeps, sampling=answering, seed=study.seed, out=out / "filtered"
+        graded = phase_entropy.filtering_experiment(
+            lm, rollouts, problems, keeps=settings.keeps, sampling=answering, seed=study.seed, out=out / "filtered"
         )
         summary, effects = (f(graded, seed=study.seed) for f in (phase_entropy.filtering_summary, phase_entropy.filtering_effects))
         tables = replace(tables, filtering=summary, effects=effects)
     about = {
         "task": study.task,
         "split": settings.split,
-        "problems": len({r.problem_id for r in found}),
-        "rollouts": len(found),
+        "problems": len({r.problem_id for r in rollouts}),
+        "rollouts": len(rollouts),
         "temperature": settings.temperature,
         "whole_responses": lm.tags is not None and lm.tags.close is None,
         "reader": getattr(settings.reader_of, "__name__", str(settings.reader_of)),
@@ -148,31 +152,36 @@ def entropy_report(
     }
     store.write_json({"provenance": lm.provenance(study.seed, **about), **written}, out / "entropy.json")
     store.save_table(tables.rows, out / "rows.parquet")
-    sections = _sections(tables, _transcripts(lm, found, chains, problems))
-    report.write_page(f"Entropy of the thinking of {lm.name}", _intro(about), entropy_board(tables), sections, out / "report.html")
+    sections = _sections(tables, _transcripts(lm, rollouts, chains, problems))
+    report.write_page(
+        f"Entropy of the thinking of {lm.name}", _intro(about), entropy_headline(tables), sections, out / "report.html"
+    )
     return tables
 
 
-def entropy_tables(found: Sequence[Rollout], chains: Sequence[Chain], *, seed: int = 0) -> EntropyTables:
-    """Every table that takes no model, from rollouts with entropies and their ``failed_steps.chains``.
+def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed: int = 0) -> EntropyTables:
+    """Compute every table that needs no model, from rollouts with entropies and their steps (``failed_steps.chains``).
 
-    Errors as :func:`entropy_report`.
+    Errors as in :func:`entropy_report`.
     """
-    rows = phase_entropy.table(found)
-    read = failed_steps.table(found, chains).drop(columns=["correct", "think_tokens"])
-    rows = rows.merge(read, on=["problem_id", "sample"], how="left")
-    chain_of = {(r.problem_id, r.sample): chain for r, chain in zip(found, chains, strict=True)}
-    thought = [r for r, chain in zip(found, chains, strict=True) if chain.texts]
+    # One row per rollout. The left merge leaves NaN in the step measures of rollouts without thinking.
+    rows = phase_entropy.table(rollouts)
+    step_measures = failed_steps.table(rollouts, chains).drop(columns=["correct", "think_tokens"])
+    rows = rows.merge(step_measures, on=["problem_id", "sample"], how="left")
+    chain_of = {(r.problem_id, r.sample): chain for r, chain in zip(rollouts, chains, strict=True)}
+    thought = [r for r, chain in zip(rollouts, chains, strict=True) if chain.texts]
 
     def steps_of(r: Rollout) -> list[Step]:
         return chain_of[r.problem_id, r.sample].steps
 
-    def each(measure: Callable[[list[Rollout]], pd.DataFrame]) -> pd.DataFrame:
-        groups = {name: [r for r in thought if wanted(r)] for name, wanted in GROUPS.items()}
+    def for_each_group(measure: Callable[[list[Rollout]], pd.DataFrame]) -> pd.DataFrame:
+        """Measure all responses that thought, the correct ones and the wrong ones; an empty group has no rows."""
+        groups = {name: [r for r in thought if belongs(r)] for name, belongs in GROUPS.items()}
         return pd.concat([measure(group).assign(responses=name) for name, group in groups.items() if group], ignore_index=True)
 
     def by_step(group: list[Rollout]) -> pd.DataFrame:
-        reach = min(phase_entropy.assumed_reach, len({r.problem_id for r in group}))
+        # Late steps exist in few problems. A step is shown if enough problems have it, or all problems of a smaller group.
+        reach = min(phase_entropy.assumed_min_problems, len({r.problem_id for r in group}))
         return phase_entropy.by_step(group, steps_of, at_least=reach, seed=seed)
 
     def overall(metric: str) -> tuple[float, float, float]:
@@ -180,24 +189,30 @@ def entropy_tables(found: Sequence[Rollout], chains: Sequence[Chain], *, seed: i
         return e.mean, e.low, e.high
 
     metrics = ("correct", "closed", "think_tokens", "response_tokens", "entropy")
-    own = rows.dropna(subset=["fsf", "think_entropy"])
+    complete = rows.dropna(
+        subset=["fsf", "think_entropy"]
+    )  # rollouts that have both measures, so that choices compare the same set
     return EntropyTables(
         rows=rows,
         overall=pd.DataFrame([(name, *overall(name)) for name in metrics], columns=["metric", "mean", "low", "high"]),
-        phases=each(lambda group: phase_entropy.by_phase(group, seed=seed)),
-        positions=each(lambda group: phase_entropy.by_position(group, seed=seed)),
-        steps=each(by_step),
+        phases=for_each_group(lambda group: phase_entropy.by_phase(group, seed=seed)),
+        positions=for_each_group(lambda group: phase_entropy.by_position(group, seed=seed)),
+        steps=for_each_group(by_step),
         marked=_marked(phase_entropy.step_entropy(thought, steps_of), [chain for chain in chains if chain.texts], seed),
         lengths=pd.concat(
             [phase_entropy.correlations(rows, x, y, seed=seed).assign(x=x, y=y) for x, y in LENGTHS], ignore_index=True
         ),
-        correctness=failed_steps.against_correctness(own, tuple(MEASURES), seed=seed),
-        choices=_choices(own, seed),
+        correctness=failed_steps.correctness_correlations(complete, tuple(MEASURES), seed=seed),
+        choices=_choices(complete, seed),
     )
 
 
 def _marked(rows: pd.DataFrame, chains: Sequence[Chain], seed: int) -> pd.DataFrame:
-    """Steps that failed, and steps that re-check, each beside the other steps of their responses."""
+    """Entropy of failed steps and of re-checking steps, each beside the other steps of the same responses.
+
+    ``rows`` holds one row per nonempty step, in the order of ``chains``.
+    """
+    # One pair of marks per row: steps with an empty span have no row, so they are skipped here too.
     marks = [(f, r) for c in chains for f, r, span in zip(c.failed, c.review, c.spans, strict=True) if len(span)]
     failed, review = zip(*marks, strict=True)
     parts = {"failed": failed, "re-check": review}
@@ -205,8 +220,8 @@ def _marked(rows: pd.DataFrame, chains: Sequence[Chain], seed: int) -> pd.DataFr
 
 
 def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Accuracy of each problem's response with the lowest value of several measures, and its gain; shuffled values as the control."""
-    rows = rows.sort_values(["problem_id", "sample"])  # what is shuffled does not depend on the order of rows
+    """Accuracy when each problem keeps its response with the lowest value of a measure, and the gain; shuffled values as control."""
+    rows = rows.sort_values(["problem_id", "sample"])  # so that the shuffle does not depend on the order of rows
     values = {
         "lowest failed-step fraction": rows["fsf"],
         "lowest think entropy": rows["think_entropy"],
@@ -214,18 +229,19 @@ def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
         "longest thinking": -rows["think_tokens"],
         "lowest failed-step fraction, shuffled": np.random.default_rng(seed).permutation(rows["fsf"].to_numpy(float)),
     }
-    found = []
+    choices = []
     for name, column in values.items():
-        own, gain = failed_steps.chosen_by(rows.assign(measure=column), "measure", seed=seed)
-        found.append((name, own.mean, own.low, own.high, gain.mean, gain.low, gain.high))
-    return pd.DataFrame(found, columns=["kept", "accuracy", "low", "high", "gain", "gain_low", "gain_high"])
+        accuracy, gain = failed_steps.accuracy_of_lowest(rows.assign(measure=column), "measure", seed=seed)
+        choices.append((name, accuracy.mean, accuracy.low, accuracy.high, gain.mean, gain.low, gain.high))
+    return pd.DataFrame(choices, columns=["kept", "accuracy", "low", "high", "gain", "gain_low", "gain_high"])
 
 
-# --- as a page -----------------------------------------------------------------------------------------------
+# --- the report ----------------------------------------------------------------------------------------------
 
 
-def entropy_board(tables: EntropyTables) -> pd.DataFrame:
-    """The headline as text cells: one column, ``value``, each with its 95 % interval."""
+def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
+    """Return the main results as text: one column, ``value``, each cell with its 95 % interval."""
+    # Index every table by what a line of the headline names, then look the lines up.
     overall, phases = tables.overall.set_index("metric"), tables.phases[tables.phases["responses"] == "all"].set_index("phase")
     lengths = tables.lengths[tables.lengths["kind"] == "spearman"].set_index(["x", "scope"])
     correct = tables.correctness[tables.correctness["kind"] == "spearman"].set_index(["measure", "scope"])
@@ -233,26 +249,30 @@ def entropy_board(tables: EntropyTables) -> pd.DataFrame:
     value = {
         "accuracy, percent": _cell(overall.loc["correct"], scale=100),
         "think tokens": _cell(overall.loc["think_tokens"]),
-        **{f"entropy, {PHASES[phase]}, nats a token": _cell(phases.loc[phase], digits=3) for phase in phases.index},
+        **{f"entropy, {PHASES[phase]}, nats per token": _cell(phases.loc[phase], digits=3) for phase in phases.index},
         "entropy and length of responses, pooled (Spearman)": _cell(lengths.loc[("entropy", "pooled")], "r", digits=2),
         "entropy and length of responses, within question": _cell(lengths.loc[("entropy", "within")], "r", digits=2),
     }
     if tables.effects is not None:
-        first = tables.effects[tables.effects["keep"] == tables.effects["keep"].max()].set_index("against")
-        share = f"{_percent(1 - first['keep'].iloc[0])} of think tokens dropped, those of highest entropy"
+        # The mildest filtering: the largest share kept.
+        mildest = tables.effects[tables.effects["keep"] == tables.effects["keep"].max()].set_index("against")
+        share = f"{_percent(1 - mildest['keep'].iloc[0])} of think tokens dropped, those of highest entropy"
         for against, name in {"random": "random ones", "whole": "none"}.items():
-            value[f"{share} rather than {name}: accuracy, points"] = _cell(first.loc[against], "difference", scale=100, signed=True)
+            value[f"{share} rather than {name}: accuracy, points"] = _cell(
+                mildest.loc[against], "difference", scale=100, signed=True
+            )
     for measure in ("fsf", "think_entropy"):
-        name = f"{MEASURES[measure]} and right answers, within question"
+        name = f"{MEASURES[measure]} and correct answers, within question"
         value[name] = _cell(correct.loc[(measure, "within")], "r", digits=2)
-    for kept in ("lowest failed-step fraction", "lowest think entropy"):
-        value[f"response of {kept} rather than any: accuracy, points"] = _gain(choices.loc[kept])
+    for choice in ("lowest failed-step fraction", "lowest think entropy"):
+        value[f"response of {choice} rather than a random one: accuracy, points"] = _gain(choices.loc[choice])
     return pd.DataFrame({"value": value}).rename_axis("measured")
 
 
 def _cell(
     row: Mapping[str, float] | pd.Series, mean: str = "mean", *, scale: int = 1, digits: int = 1, signed: bool = False
 ) -> str:
+    """``mean [low, high]`` of a row as text."""
     if np.isnan(row[mean]):
         return "undefined (nothing varies)"
     centre, low, high = (f"{scale * row[name]:{'+' if signed else ''}.{digits}f}" for name in (mean, "low", "high"))
@@ -268,10 +288,10 @@ def _percent(share: float) -> str:
 
 
 def _intro(about: Mapping[str, Any]) -> str:
-    whole = " This model marks no thinking: whole responses count as it." if about["whole_responses"] else ""
+    whole = " This model does not mark its thinking, so whole responses count as thinking." if about["whole_responses"] else ""
     return (
         f"{about['rollouts']} responses to {about['problems']} problems of {about['task']} ({about['split']}), sampled at temperature "
-        f"{about['temperature']:g}. Entropies are of the full softmax at that temperature, in nats. In brackets: 95 % intervals by bootstrap "
+        f"{about['temperature']:g}. Entropies are of the full softmax at that temperature, in nats. In brackets: 95 % bootstrap intervals "
         f"over problems.{whole}"
     )
 
@@ -285,13 +305,13 @@ def _sections(tables: EntropyTables, transcripts: str) -> list[Section]:
     return [
         Section(
             "Phases",
-            "Mean entropy before and after the closing tag, of right and of wrong responses. The tag itself is in neither phase.",
+            "Mean entropy before and after the closing tag, for correct and wrong responses. The tag itself is in neither phase.",
             (figures.phase_entropy(by_group(tables.phases)),),
         ),
         Section(
             "Where in thinking",
-            "By relative position, and by step; bands are 95 % intervals over problems. Later steps are those of longer thinking: hover for "
-            "how many responses reach them.",
+            "By relative position, and by step; bands are 95 % intervals over problems. Only long thinking has late steps: hover over a "
+            "point to see how many responses have it.",
             tuple(
                 figures.entropy_by_position(by_group(table), by=by)
                 for table, by in ((tables.positions, "position"), (tables.steps, "step"))
@@ -299,30 +319,32 @@ def _sections(tables: EntropyTables, transcripts: str) -> list[Section]:
         ),
         Section(
             "Entropy and length",
-            "Pooled, a hard problem can make both larger. Within question each problem's means are subtracted, so how hard it is drops out.",
-            tuple(figures.correlation(tables.rows, found, x, y) for found, (x, y) in zip(lengths, LENGTHS, strict=True)),
+            "In the pooled correlation, hard problems can raise both. Within question, each problem's means are subtracted, which removes "
+            "the difficulty of the problem.",
+            tuple(figures.correlation(tables.rows, rollouts, x, y) for rollouts, (x, y) in zip(lengths, LENGTHS, strict=True)),
         ),
         _filtering_section(tables),
         Section(
-            "Failed steps and right answers",
-            "Left of 0: more of the measure goes with wrong answers. Shuffled, the fraction is dealt out anew among all responses and must "
-            "give about 0. The table: entropy of failed and of re-checking steps beside the other steps of the same responses, nats a token.",
-            (figures.coefficients(named, "Correlation with right answers"),),
+            "Failed steps and correct answers",
+            "Left of 0: responses with more of the measure are more often wrong. As a control, the fraction is shuffled over all responses, "
+            "which must give about 0. The table: entropy of failed and re-checking steps beside the other steps of the same responses, nats "
+            "per token.",
+            (figures.coefficients(named, "Correlation with correct answers"),),
             report.table_html(_marked_cells(tables.marked))
             if len(tables.marked)
-            else "<p>No response has marked and other steps.</p>",
+            else "<p>No response has both marked steps and other steps.</p>",
         ),
         Section(
-            "Keeping one response of several",
-            "Accuracy in percent if of every problem's responses one is kept, and what that gains over any of them, paired, in points; "
-            "where several tie, the mean over them.",
+            "Keeping one response per problem",
+            "Accuracy in percent when one response per problem is kept, and the paired gain over a random response, in points. Ties count "
+            "as the mean of the tied responses.",
             html=report.table_html(_choice_cells(tables.choices)),
         ),
         Section(
             "Transcripts",
-            "A wrong response with most failed steps, a right one to the same problem, and the least certain thinking of all. Orange is "
-            "entropy, on one scale. Lines of arithmetic and lookup are recomputed, so what is marked failed there is wrong for sure; thinking "
-            "in prose is read by cue words, which is a guess.",
+            "The wrong response with the most failed steps, a correct response to the same problem, and the response with the highest think "
+            "entropy. Orange shows entropy, on one scale. Lines of arithmetic and lookup are recomputed, so a step marked as failed there "
+            "is certainly wrong. In prose, failed steps are guessed from cue words.",
             html=transcripts,
         ),
     ]
@@ -331,17 +353,16 @@ def _sections(tables: EntropyTables, transcripts: str) -> list[Section]:
 def _filtering_section(tables: EntropyTables) -> Section:
     title = "Dropping the highest entropies"
     if tables.filtering is None or tables.effects is None:
-        return Section(
-            title, "No tag closes this model's thinking, so nothing could be dropped from it before an answer: not measured."
-        )
+        return Section(title, "Not measured: no tag closes this model's thinking, so it cannot answer after shortened thinking.")
     effects = tables.effects.assign(kept=[f"{_percent(keep)} kept" for keep in tables.effects["keep"]])
     cells = effects.assign(cell=[_cell(row, "difference", scale=100, signed=True) for _, row in effects.iterrows()])
     wide = cells.pivot(index="kept", columns="against", values="cell").reindex(effects["kept"].unique())
     against = {"random": "random tokens dropped", "truncate": "end cut off", "whole": "nothing dropped"}
     return Section(
         title,
-        "Some think tokens are dropped, the span is closed, and the model answers greedily. Does it matter that they are those of highest "
-        "entropy? The table: accuracy of dropping those, minus that of each control at the same share kept, paired, in points.",
+        "Some think tokens are dropped, the think span is closed, and the model answers greedily. Does it matter that the dropped tokens "
+        "have the highest entropy? The table: accuracy after dropping these, minus accuracy of each control at the same share kept, paired, "
+        "in points.",
         (figures.entropy_filtering(tables.filtering),),
         report.table_html(wide.rename(columns=against).rename_axis(index="highest entropies dropped, minus", columns=None)),
     )
@@ -361,13 +382,18 @@ def _choice_cells(choices: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(cells).T.rename_axis("response kept")
 
 
-def _transcripts(lm: LM, found: Sequence[Rollout], chains: Sequence[Chain], problems: Sequence[Problem]) -> str:
-    """The wrong response with most failed steps, the right one of most steps to the same problem, and the least certain one."""
+def _transcripts(lm: LM, rollouts: Sequence[Rollout], chains: Sequence[Chain], problems: Sequence[Problem]) -> str:
+    """Transcripts of up to three responses, as HTML.
+
+    These are the wrong response with the most failed steps, the correct response with the most steps to the same problem, and the response
+    with the highest think entropy.
+    """
     by_id, thought = {p.id: p for p in problems}, [i for i, chain in enumerate(chains) if chain.texts]
-    first = max(thought, key=lambda i: (not found[i].correct, sum(chains[i].failed), found[i].think_tokens))
-    same = [i for i in thought if found[i].problem_id == found[first].problem_id and found[i].correct]
-    uncertain = max(thought, key=lambda i: phase_entropy.phase_means(found[i]).think or 0.0)
-    shown = dict.fromkeys([first, *sorted(same, key=lambda i: -len(chains[i].texts))[:1], uncertain])
-    top = max(float(phase_entropy.recorded(found[i]).max()) for i in shown) or None
-    parts = [transcript.fragment(lm, found[i], chain=chains[i], problem=by_id[found[i].problem_id], top=top) for i in shown]
+    wrong = max(thought, key=lambda i: (not rollouts[i].correct, sum(chains[i].failed), rollouts[i].think_tokens))
+    correct = [i for i in thought if rollouts[i].problem_id == rollouts[wrong].problem_id and rollouts[i].correct]
+    uncertain = max(thought, key=lambda i: phase_entropy.phase_means(rollouts[i]).think or 0.0)
+    # A dict keeps the order and drops a response that was chosen twice.
+    chosen = dict.fromkeys([wrong, *sorted(correct, key=lambda i: -len(chains[i].texts))[:1], uncertain])
+    top = max(float(phase_entropy.entropies_of(rollouts[i]).max()) for i in chosen) or None
+    parts = [transcript.fragment(lm, rollouts[i], chain=chains[i], problem=by_id[rollouts[i].problem_id], top=top) for i in chosen]
     return "".join(parts)

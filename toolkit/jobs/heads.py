@@ -1,4 +1,4 @@
-"""One table of every head through every lens, and what an edit does when seen through all of them: ``toolkit heads``."""
+"""Scores of every head by several measures ("lenses"), and the effect of an edit on them: ``toolkit heads``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pandas as pd
 import torch
 from numpy import ndarray
 
-from toolkit import bridges, evaluate, figures, masks, origins, report, stats, store
-from toolkit.generate import rollouts
+from toolkit import bridges, evaluate, figures, generate, masks, origins, report, stats, store
 from toolkit.jobs import edit, retrieval
 from toolkit.jobs.study import Say, Study, extraction_rollouts
 from toolkit.lm import LM, Condition, NoThinkTagsError
@@ -23,17 +22,17 @@ from toolkit.report import Section
 from toolkit.tasks.haystack import Haystack
 from toolkit.types import HeadEdit, HeadScores, Plan, Problem, Rollout
 
-FEW = 64  # rollouts that every head is masked on, one head after the other: ours
+FEW = 64  # rollouts for the scores that mask one head at a time: ours
 SHORT, WRITE, COPY, ENTROPY = "short thinking", "write", "copy", "entropy when masked"
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """Every head through every lens.
+    """Scores of every head by every lens. A lens is a measure that gives each head one number.
 
     Attributes:
-        scores: Lens -> one number a head.
-        tables: ``heads`` (one row a head), ``overlaps`` (pairs of lenses) and ``conditions`` (edits and steering, seen through the lenses).
+        scores: Head scores by name of the lens.
+        tables: ``heads`` (one row per head), ``overlaps`` (one row per pair of lenses) and ``conditions`` (effects of edits and steering).
     """
 
     scores: Mapping[str, HeadScores]
@@ -41,27 +40,33 @@ class Atlas:
 
     @property
     def heads(self) -> pd.DataFrame:
-        """One row a head: ``head`` ("layer.head"), ``layer``, and a column a lens; highest short-thinking score first."""
+        """One row per head: ``head`` ("layer.head"), ``layer``, and one column per lens; highest short-thinking score first."""
         return self.tables["heads"]
 
     @property
     def overlaps(self) -> pd.DataFrame:
-        """One row a pair of lenses, see :func:`agreement`."""
+        """One row per pair of lenses, see :func:`agreement`."""
         return self.tables["overlaps"]
 
 
-def entropy_sensitivity(lm: LM, found: Sequence[Rollout], *, temperature: float = 1.0) -> HeadScores:
-    """Change of mean think entropy (nats a token, + is more uncertain) when a head is silenced everywhere (zero ablation), on the
-    model's own responses, teacher-forced; a mean over rollouts.
+def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: float = 1.0) -> HeadScores:
+    """Measure how think entropy changes when one head is zero-ablated at all positions.
 
-    Raises NoThinkTagsError if no rollout thought.
+    The model reads its own responses, teacher-forced. A score is the mean change over rollouts, in nats per token; + means less certain.
+
+    Args:
+        rollouts: Responses of ``lm``.
+        temperature: Temperature of the softmax whose entropy is taken.
+
+    Raises:
+        NoThinkTagsError: no rollout thought.
     """
-    thought = [r for r in found if r.think_tokens]
+    thought = [r for r in rollouts if r.think_tokens]
     if not thought:
-        raise NoThinkTagsError(f"None of the {len(found)} rollouts has a think token: load the model with tags=ThinkTags(...).")
+        raise NoThinkTagsError(f"None of the {len(rollouts)} rollouts has a think token: load the model with tags=ThinkTags(...).")
 
     def mean(target: LM | Condition) -> float:
-        measured = phase_entropy.measured(target, thought, temperature=temperature)
+        measured = phase_entropy.with_entropies(target, thought, temperature=temperature)
         return float(np.mean([phase_entropy.phase_means(r).think for r in measured]))
 
     base, about = mean(lm), lm.provenance(temperature=temperature, **origins.record(r.problem_id for r in thought))
@@ -70,36 +75,53 @@ def entropy_sensitivity(lm: LM, found: Sequence[Rollout], *, temperature: float 
         for head in range(lm.layout.n_heads):
             plan = Plan((HeadEdit(layer, head, "scale", 1.0),), None, f"head {layer}.{head}", about)
             change[layer, head] = mean(Condition(lm, (masks.masking(plan, "zero", during="all"),))) - base
-    return HeadScores(change, "entropy_when_masked", "nats a token", about)
+    return HeadScores(change, "entropy_when_masked", "nats per token", about)
 
 
-def lenses(lm: LM, found: Sequence[Rollout], looked: retrieval.Found, settings: edit.Settings = edit.DEMO) -> dict[str, HeadScores]:
-    """Every score of every head: short thinking (as published, and ours), retrieval, entropy when masked, and attention patterns."""
-    published, ours = (edit.find(lm, found, settings, name).scores for name in (edit.PUBLISHED, edit.OURS))
-    whole = looked.measured["write (ours)"]
-    patterns = bridges.detected_heads(lm, [r.token_ids for r in found[:: max(1, len(found) // 16)]])
+def lenses(
+    lm: LM, rollouts: Sequence[Rollout], measurement: retrieval.RetrievalMeasurement, settings: edit.EditSettings = edit.DEMO
+) -> dict[str, HeadScores]:
+    """Compute every score of every head: short thinking (published and ours), retrieval, entropy when masked, attention patterns.
+
+    Args:
+        rollouts: Rollouts of ``lm`` from the train split.
+        measurement: Retrieval of every head, from ``retrieval.measure_retrieval``.
+        settings: Settings of the short-thinking heads.
+    """
+    published, ours = (edit.find_heads(lm, rollouts, settings, name).scores for name in (edit.PUBLISHED, edit.OURS))
+    whole = measurement.measured["write (ours)"]
+    patterns = bridges.detected_heads(lm, [r.token_ids for r in rollouts[:: max(1, len(rollouts) // 16)]])
     return {
         SHORT: ours,
         "short thinking, published": published,
-        COPY: looked.scores["copy, as published"],
-        WRITE: looked.scores["write (ours)"],
+        COPY: measurement.scores["copy, as published"],
+        WRITE: measurement.scores["write (ours)"],
         "attention from the question": retrieval_heads.scores(whole, "query"),
-        ENTROPY: entropy_sensitivity(lm, found[:: max(1, len(found) // FEW)]),
+        ENTROPY: entropy_sensitivity(lm, rollouts[:: max(1, len(rollouts) // FEW)]),
         **patterns,
     }
 
 
 def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000, seed: int = 0) -> pd.DataFrame:
-    """Do two lenses see the same heads?
+    """Test for every pair of lenses whether they rank the same heads highest.
 
-    Columns: ``pair``; ``shared`` of the top ``count`` heads (expected over the order of heads that tie at the cut) and ``expected`` by
-    chance; ``p``, one-sided, of as many shared ones when heads are permuted, and ``p_in_layer`` when they are permuted within their layers
-    only; ``spearman`` over all heads (NaN for a constant lens) with two-sided ``p_spearman`` and ``p_spearman_in_layer``; ``p_holm``,
-    ``p_in_layer`` corrected over all pairs. Lenses that like the same layers share heads by chance, so ``p`` alone says little.
+    Two lenses that prefer the same layers share heads by chance, so read ``p_in_layer`` rather than ``p``.
+
+    Args:
+        scores: Head scores by name of the lens.
+        count: Number of top heads compared.
+        times: Permutations.
+
+    Returns:
+        One row per ``pair``. ``shared``: number of heads in both tops (heads that tie at the cut count in part); ``expected``: the same
+        by chance. ``p``: one-sided p-value of ``shared`` when heads are permuted; ``p_in_layer``: when they are permuted within layers.
+        ``spearman``: rank correlation over all heads (NaN for a constant lens), with two-sided ``p_spearman`` and
+        ``p_spearman_in_layer``. ``p_holm``: ``p_in_layer``, Holm-corrected over all pairs.
     """
     rng = np.random.default_rng(seed)
     values = {name: score.score.numpy() for name, score in scores.items()}
     layers, heads = next(iter(values.values())).shape
+    # Permutations of head indices, [times, layers * heads]: over all heads, and within each layer only.
     free = rng.permuted(np.tile(np.arange(layers * heads), (times, 1)), axis=1)
     inside = rng.permuted(np.tile(np.arange(heads), (times, layers, 1)), axis=2) + heads * np.arange(layers)[:, None]
     shuffles = (free, inside.reshape(times, -1))
@@ -108,53 +130,66 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
         tops = [_top(values[name], count) for name in (a, b)]
         ranks = [pd.Series(values[name].flatten()).rank().to_numpy() for name in (a, b)]
         shared, rho = float(tops[0] @ tops[1]), stats.spearman(*ranks)
-        p, q = [], []
+        p_shared, p_rho = [], []
         for shuffle in shuffles:
-            p.append(stats.permutation_p(tops[1][shuffle] @ tops[0] >= shared - 1e-9))
+            # Shuffle the heads of the second lens; the small constants make equal values count as at least as large.
+            p_shared.append(stats.permutation_p(tops[1][shuffle] @ tops[0] >= shared - 1e-9))
             centred = [r - r.mean() for r in ranks]
             scale = np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
-            q.append(stats.permutation_p(np.abs(centred[1][shuffle] @ centred[0] / scale) >= abs(rho) - 1e-12) if scale else np.nan)
-        rows.append((f"{a} / {b}", shared, count**2 / (layers * heads), *p, rho, *q))
+            larger = np.abs(centred[1][shuffle] @ centred[0] / scale) >= abs(rho) - 1e-12 if scale else None
+            p_rho.append(np.nan if larger is None else stats.permutation_p(larger))
+        rows.append((f"{a} / {b}", shared, count**2 / (layers * heads), *p_shared, rho, *p_rho))
     columns = ["pair", "shared", "expected", "p", "p_in_layer", "spearman", "p_spearman", "p_spearman_in_layer"]
     table = pd.DataFrame(rows, columns=columns)
     return table.assign(p_holm=stats.holm(table["p_in_layer"].to_numpy()))
 
 
 def _top(values: ndarray, count: int) -> ndarray:
-    """How far each head is among the top ``count``: 1, 0, or the chance of it for heads that tie at the cut."""
+    """1 for each of the top ``count`` heads, 0 for the others; heads that tie at the cut share the remaining places equally."""
     scores = values.flatten()
     cut = np.sort(scores)[-count]
     above, tied = scores > cut, scores == cut
     return above + tied * (count - above.sum()) / tied.sum()
 
 
-def seen_through(
-    judged: Mapping[str, Condition],
+def condition_effects(
+    conditions: Mapping[str, Condition],
     study: Study,
-    hidden: Sequence[Haystack],
+    haystacks: Sequence[Haystack],
     heads: Sequence[tuple[int, int]],
     *,
     out: Path | None = None,
 ) -> pd.DataFrame:
-    """What conditions do to retrieval and to phase entropy; the first is the base.
+    """Measure the effect of conditions on accuracy, length, phase entropy and retrieval.
 
-    Columns: ``condition, metric, mean, low, high, difference, difference_low, difference_high`` (paired by problem, 95 %). Metrics: ``accuracy``,
-    ``think_tokens``, ``think_entropy``, ``answer_entropy`` on the study's test problems; ``retrieved``, haystacks answered rightly
-    (greedy); ``write``, what ``heads`` write towards the answer, together, on the *base's* responses to the haystacks (logits).
+    Args:
+        conditions: Conditions by name; the first is the base.
+        study: Sizes of the study; its test problems are used.
+        haystacks: Haystacks of the test split.
+        heads: (layer, head) of the heads whose retrieval is measured.
+        out: Directory to keep rollouts in.
+
+    Returns:
+        Columns ``condition, metric, mean, low, high, difference, difference_low, difference_high`` (95 %, differences to base, paired by
+        problem). Metrics: ``accuracy``, ``think_tokens``, ``think_entropy``, ``answer_entropy`` on the study's test problems;
+        ``retrieved``, the share of haystacks answered correctly (greedy); ``write``, the logits that ``heads`` together write towards the
+        answer, on the *base's* responses to the haystacks.
     """
-    problems = study.load("test", next(iter(judged.values())).lm)
-    evaluate.check_held_out(judged, _problems(judged, study, hidden), allow=study.allow_overlap)
+    problems = study.load("test", next(iter(conditions.values())).lm)
+    evaluate.check_held_out(conditions, _problems(conditions, study, haystacks), allow=study.allow_overlap)
     greedy = replace(study.sampling, n=1, temperature=0.0)
-    asked, base_answers = [h.problem for h in hidden], None
+    questions, base_answers = [h.problem for h in haystacks], None
     values: dict[str, dict[str, ndarray]] = {}
-    for name, condition in judged.items():
+    for name, condition in conditions.items():
         where = None if out is None else out / name.replace(" ", "-").replace(":", "")
-        found = rollouts(condition, problems, replace(study.sampling, details=True), out=where and where / "study")
-        answers = rollouts(condition, asked, greedy, out=where and where / "haystacks")
+        detailed = replace(study.sampling, details=True)
+        rollouts = generate.rollouts(condition, problems, detailed, out=where and where / "study")
+        answers = generate.rollouts(condition, questions, greedy, out=where and where / "haystacks")
         base_answers = base_answers or answers
+        # Every condition reads base's answers, so that its heads are compared on the same text.
         with condition.active():
-            measured = retrieval_heads.measure(condition.lm, retrieval_heads.examples(hidden, base_answers))
-        table = phase_entropy.table(found).groupby("problem_id", sort=False)
+            measured = retrieval_heads.measure(condition.lm, retrieval_heads.examples(haystacks, base_answers))
+        table = phase_entropy.table(rollouts).groupby("problem_id", sort=False)
         means = table[["correct", "think_tokens", "think_entropy", "answer_entropy"]].mean().reindex([p.id for p in problems])
         together = torch.stack([measured.values["write"][:, i, j] for i, j in heads]).sum(dim=0)
         wrote = pd.Series(together.numpy()).groupby(list(measured.ids)).mean()
@@ -162,22 +197,23 @@ def seen_through(
             "accuracy": means.pop("correct").to_numpy(float),
             **{column: means[column].to_numpy(float) for column in means},
             "retrieved": np.array([r.correct for r in answers], float),
-            "write": wrote.reindex([p.id for p in asked]).to_numpy(float),
+            "write": wrote.reindex([p.id for p in questions]).to_numpy(float),
         }
     return _paired(values, study.seed)
 
 
-def _problems(judged: Mapping[str, Condition], study: Study, hidden: Sequence[Haystack]) -> list[Problem]:
-    """The problems that conditions are judged on."""
-    return [*study.load("test", next(iter(judged.values())).lm), *(h.problem for h in hidden)]
+def _problems(conditions: Mapping[str, Condition], study: Study, haystacks: Sequence[Haystack]) -> list[Problem]:
+    """All problems that conditions are evaluated on."""
+    return [*study.load("test", next(iter(conditions.values())).lm), *(h.problem for h in haystacks)]
 
 
 def _paired(values: Mapping[str, Mapping[str, ndarray]], seed: int) -> pd.DataFrame:
+    """Means and paired differences to base of per-problem values; problems without a value on either side are left out."""
     base, rows = next(iter(values.values())), []
-    for name, own in values.items():
-        for metric, mine in own.items():
-            kept = ~(np.isnan(mine) | np.isnan(base[metric]))
-            a, b = (values[kept][None] for values in (mine, base[metric]))
+    for name, by_metric in values.items():
+        for metric, per_problem in by_metric.items():
+            present = ~(np.isnan(per_problem) | np.isnan(base[metric]))
+            a, b = (v[present][None] for v in (per_problem, base[metric]))
             e, d = (stats.mean_effect(a, minus, seed=seed) for minus in (None, b))
             rows.append((name, metric, e.mean, e.low, e.high, d.mean, d.low, d.high))
     return pd.DataFrame(
@@ -191,39 +227,44 @@ def atlas(
     search: retrieval.Search,
     directory: str | Path,
     *,
-    found: Sequence[Rollout] | None = None,
+    rollouts: Sequence[Rollout] | None = None,
     origin: Mapping[str, Any] | None = None,
     say: Say = lambda text: None,
 ) -> Atlas:
-    """Every head through every lens; overlaps of the lenses; ThinkEdit's edit and steering seen through them.
+    """Score every head by every lens, compare the lenses, and measure the effects of ThinkEdit's edit and of steering.
 
-    Writes ``heads.parquet``, ``atlas.json`` (tables with provenance), ``report.html`` and the rollouts into ``directory``; given again
-    after a stop, finished rollouts are kept. ``found`` are rollouts to find short-thinking heads on (default: sampled now), and
-    ``origin`` tells their task, split and seed.
+    Writes ``heads.parquet``, ``atlas.json`` (tables with provenance), ``report.html`` and the rollouts into ``directory``. After a stop,
+    call it again with the same arguments: finished rollouts are reused.
+
+    Args:
+        study: Sizes of the study.
+        search: Settings of the retrieval measurement.
+        rollouts: Train rollouts to find short-thinking heads on; ``None`` samples them.
+        origin: Task, split and seed of ``rollouts``.
 
     Raises:
-        ImportError: TransformerLens is not installed; said before anything is sampled.
+        ImportError: TransformerLens is not installed; raised before anything is sampled.
     """
     bridges.check_transformer_lens()
     out = store.writable(directory)
-    about_found = study.origin("train") if found is None else dict(origin or {})
-    found = found or extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
-    looked = retrieval.look(lm, search, out=out / "rollouts" / "haystacks", say=say)
-    finding = edit.find(lm, found, edit.DEMO, edit.OURS, origin=about_found)
-    judged = edit.conditions(lm, {edit.OURS: finding}, replace(edit.DEMO, draws=1))
-    judged |= edit.steered(lm, finding.plan.direction or finding.direction, edit.DEMO)
-    hidden = search.haystacks(lm, "test")
-    # Refused before the long part.
-    overlap = evaluate.check_held_out(judged, _problems(judged, study, hidden), allow=study.allow_overlap)
-    say(f"masking each of {lm.layout.n_layers * lm.layout.n_heads} heads, and looking at attention patterns")
-    scores = lenses(lm, found, looked)
+    about_rollouts = study.origin("train") if rollouts is None else dict(origin or {})
+    rollouts = rollouts or extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
+    measurement = retrieval.measure_retrieval(lm, search, out=out / "rollouts" / "haystacks", say=say)
+    finding = edit.find_heads(lm, rollouts, edit.DEMO, edit.OURS, origin=about_rollouts)
+    conditions = edit.edit_conditions(lm, {edit.OURS: finding}, replace(edit.DEMO, draws=1))
+    conditions |= edit.steering_conditions(lm, finding.plan.direction or finding.direction, edit.DEMO)
+    haystacks = search.haystacks(lm, "test")
+    # An overlap with the training problems is refused here, before the long part.
+    overlap = evaluate.check_held_out(conditions, _problems(conditions, study, haystacks), allow=study.allow_overlap)
+    say(f"masking each of {lm.layout.n_layers * lm.layout.n_heads} heads, and detecting attention patterns")
+    scores = lenses(lm, rollouts, measurement)
     count = max(2, round(0.1 * lm.layout.n_layers * lm.layout.n_heads))
-    say("ThinkEdit's edit and steering, seen through the lenses")
+    say("measuring the effects of ThinkEdit's edit and of steering")
     top = [h for h in scores[WRITE].ranked()[:count] if scores[WRITE].score[h] > 0]
     tables = {
-        "heads": table(scores),
+        "heads": head_table(scores),
         "overlaps": agreement(scores, count, seed=study.seed),
-        "conditions": seen_through(judged, study, hidden, top, out=out / "rollouts" / "conditions"),
+        "conditions": condition_effects(conditions, study, haystacks, top, out=out / "rollouts" / "conditions"),
     }
     store.save_table(tables["heads"], out / "heads.parquet")
     made_from = finding.plan.provenance.notes
@@ -237,14 +278,14 @@ def atlas(
     }
     store.write_json(about | {name: report.json_records(t) for name, t in tables.items()}, out / "atlas.json")
     same = max(overlap.values())
-    held_out = f"NOT held out: {same} of these are among the problems judged on" if same else "none of them judged on"
-    split = f"Short-thinking heads are from {origins.words(made_from)}, {held_out}; conditions are judged on {study.problems} of {study.task} (test)."
+    held_out = f"NOT held out: {same} of these are also test problems here" if same else "none of them a test problem here"
+    split = f"Short-thinking heads are from {origins.words(made_from)}, {held_out}; conditions are evaluated on {study.problems} problems of {study.task} (test)."
     _write_page(lm, scores, tables, (count, split), out / "report.html")
     return Atlas(scores, tables)
 
 
-def table(scores: Mapping[str, HeadScores]) -> pd.DataFrame:
-    """One row a head: ``head``, ``layer``, and a column a lens; highest of the first lens first."""
+def head_table(scores: Mapping[str, HeadScores]) -> pd.DataFrame:
+    """Return one row per head: ``head``, ``layer``, and one column per lens; highest score of the first lens first."""
     order = next(iter(scores.values())).ranked()
     rows = [(f"{i}.{j}", i, *(float(s.score[i, j]) for s in scores.values())) for i, j in order]
     return pd.DataFrame(rows, columns=["head", "layer", *scores])
@@ -255,19 +296,19 @@ def _write_page(
 ) -> None:
     count, split = size
     sections = [
-        Section("Every head through every lens", "Each row scaled to its largest absolute value.", (figures.lenses(scores),)),
+        Section("Scores of every head", "Each row is scaled to its largest absolute value.", (figures.lenses(scores),)),
         Section(
-            "Do the lenses see the same heads?",
-            f"How many of the top {count} heads two lenses share; a permutation that keeps each head in its layer gives the p-value.",
+            "Do the scores find the same heads?",
+            f"Number of heads in the top {count} of both scores. The p-value is from permutations of heads within their layers.",
             (figures.agreement(tables["overlaps"]),),
         ),
         Section(
-            "An edit seen through the lenses",
-            f"Paired differences to base; where an interval crosses zero, no effect is detectable at this size. {split}",
+            "Effects of the edit and of steering",
+            f"Paired differences to base; if an interval contains zero, no effect is detectable at this sample size. {split}",
             tuple(figures.differences(tables["conditions"], m) for m in ("retrieved", "write", "think_entropy", "answer_entropy")),
         ),
     ]
-    shown = tables["heads"].drop(columns="layer").set_index("head").head(2 * count).round(3)
+    top = tables["heads"].drop(columns="layer").set_index("head").head(2 * count).round(3)
     report.write_page(
-        f"Heads of {lm.name}", "One row a head; the heads that push most towards short thinking first.", shown, sections, path
+        f"Heads of {lm.name}", "One row per head; heads that write most towards short thinking first.", top, sections, path
     )

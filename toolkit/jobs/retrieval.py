@@ -1,4 +1,4 @@
-"""Retrieval heads: find them, mask them, and ask what thinking loses that answering does not: ``toolkit retrieval-heads``."""
+"""Find retrieval heads, mask them, and compare the loss when thinking with the loss when answering directly: ``toolkit retrieval-heads``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.study import Say
 from toolkit.lm import LM, Condition
 from toolkit.methods import retrieval_heads
-from toolkit.methods.retrieval_heads import Measured
+from toolkit.methods.retrieval_heads import HeadMetrics
 from toolkit.report import Section
 from toolkit.tasks import haystack, lookup, needle, threading
 from toolkit.tasks.haystack import Haystack
@@ -25,21 +25,21 @@ from toolkit.types import HeadScores, Moments, Plan, Problem, Rollout
 
 TASKS = ("lookup", "needle", "threading")
 RANKINGS = {"copy, as published": ("copy", False), "write (ours)": ("write", True)}
-"""How the masked heads are ranked: a metric, and whether the needle is the whole needed piece or the words of the answer alone."""
+"""Rankings of the heads: a metric, and True if the needle is the whole needed piece, False if it is only the words of the answer."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """How retrieval heads are looked for, and how they are put to the test.
+    """Settings for finding retrieval heads and for masking them.
 
     Attributes:
-        task: ``lookup`` (the tiny reasoner's), ``needle`` (facts in filler) or ``threading`` (chains of keys).
-        instances: Haystacks of the dev split that heads are found on, and as many of the test split that they are masked on.
-        lengths: Prompt lengths in tokens; none: five up to the model's context. ``lookup`` has lengths of its own.
-        counts: How many heads are masked.
-        ops: Other forms of masking that are tried at the largest count; the published one (``uniform``) is always.
-        draws: Layer-matched random controls of each mask.
-        max_new_tokens: Budget of a response.
+        task: ``lookup`` (for the tiny reasoner), ``needle`` (facts in filler text) or ``threading`` (chains of keys).
+        instances: Number of haystacks: dev split to find heads, as many of the test split to mask them.
+        lengths: Prompt lengths in tokens; empty means five lengths up to the model's context. Not used by ``lookup``.
+        counts: Numbers of heads to mask.
+        ops: Forms of masking to try at the largest count. The published form (``uniform``) is always used.
+        draws: Number of random controls per mask, with heads of the same layers.
+        max_new_tokens: Token budget of a response.
     """
 
     task: str = "lookup"
@@ -54,7 +54,7 @@ class Search:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise ValueError(f"task={self.task!r} has no needle to be found: choose one of {', '.join(TASKS)}.")
+            raise ValueError(f"task={self.task!r} has no needle in its prompts: choose one of {', '.join(TASKS)}.")
         if wrong := set(self.ops) - set(masks.ABLATIONS):
             raise ValueError(f"ops={', '.join(wrong)}: choose from {', '.join(masks.ABLATIONS)}.")
         if self.instances < 1 or self.draws < 1 or not self.counts or min(self.counts) < 1:
@@ -62,11 +62,11 @@ class Search:
 
     @property
     def sampling(self) -> Sampling:
-        """Greedy, as published."""
+        """Sampling settings: greedy, as published."""
         return Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens, seed=self.seed, batch_size=self.batch_size)
 
     def haystacks(self, lm: LM, split: str) -> list[Haystack]:
-        """The located haystacks of a split, sized for ``lm``; errors as in ``tasks.haystack``."""
+        """Return the haystacks of a split for ``lm``, with the positions of their needles. Errors as in ``tasks.haystack``."""
         match self.task:
             case "lookup":
                 return [haystack.locate_lookup(lm, p) for p in lookup.load(split, self.instances, self.seed)]
@@ -78,21 +78,29 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What every head did on the haystacks: ``measured`` by ranking (see :data:`RANKINGS`), and what the answers were."""
+class RetrievalMeasurement:
+    """Retrieval metrics of every head on haystacks.
+
+    Attributes:
+        haystacks: The haystacks.
+        rollouts: The model's greedy answers.
+        measured: Metrics of every head and example, by ranking (see :data:`RANKINGS`).
+    """
 
     haystacks: Sequence[Haystack]
     rollouts: Sequence[Rollout]
-    measured: Mapping[str, Measured]
+    measured: Mapping[str, HeadMetrics]
 
     @property
     def scores(self) -> dict[str, HeadScores]:
-        """The score of each ranking."""
+        """Head scores by ranking."""
         return {name: retrieval_heads.scores(self.measured[name], metric) for name, (metric, _) in RANKINGS.items()}
 
     def recall(self) -> pd.DataFrame:
-        """Share of haystacks answered rightly. Columns: ``length`` (quintiles of tokens for ``lookup``), ``depth`` (of the first needed
-        piece), ``correct``, ``n``."""
+        """Return the share of haystacks answered correctly by prompt length and needle depth.
+
+        Columns: ``length`` (tokens; quintiles for ``lookup``), ``depth`` (of the first needed piece, 0 to 1), ``correct``, ``n``.
+        """
         by_id = {h.problem.id: h for h in self.haystacks}
         rows = []
         for r in self.rollouts:
@@ -106,45 +114,60 @@ class Found:
         return cells.groupby(["length", "depth"])["correct"].agg(correct="mean", n="size").reset_index()
 
 
-def look(lm: LM, search: Search, *, out: Path | None = None, say: Say = lambda text: None) -> Found:
-    """Answer the dev haystacks greedily and measure every head while the answers are emitted."""
-    hidden = search.haystacks(lm, "dev")
-    say(f"answering {len(hidden)} haystacks of up to {max(len(h.prompt_ids) for h in hidden)} tokens")
-    found = rollouts(lm, [h.problem for h in hidden], search.sampling, out=out)
-    say("measuring every head where tokens are emitted")
+def measure_retrieval(lm: LM, search: Search, *, out: Path | None = None, say: Say = lambda text: None) -> RetrievalMeasurement:
+    """Answer the dev haystacks greedily, and measure the retrieval metrics of every head while it answers.
+
+    Args:
+        out: Directory to keep the rollouts in.
+    """
+    haystacks = search.haystacks(lm, "dev")
+    say(f"answering {len(haystacks)} haystacks of up to {max(len(h.prompt_ids) for h in haystacks)} tokens")
+    answers = rollouts(lm, [h.problem for h in haystacks], search.sampling, out=out)
+    say("measuring every head at the generated tokens")
     measured = {
         whole: retrieval_heads.measure(
-            lm, retrieval_heads.examples(hidden, found, whole=whole), success=lambda e: bool(e.rollout.correct)
+            lm, retrieval_heads.examples(haystacks, answers, whole=whole), success=lambda e: bool(e.rollout.correct)
         )
         for whole in (False, True)
     }
-    return Found(hidden, found, {name: measured[whole] for name, (_, whole) in RANKINGS.items()})
+    return RetrievalMeasurement(haystacks, answers, {name: measured[whole] for name, (_, whole) in RANKINGS.items()})
 
 
-def top_heads(found: Found, count: int = 10) -> pd.DataFrame:
-    """The best heads of each ranking. Columns: ``ranking, rank, layer, head, score``, and ``given_success``: over successes only."""
+def top_heads(measurement: RetrievalMeasurement, count: int = 10) -> pd.DataFrame:
+    """Return the best heads of each ranking.
+
+    Columns: ``ranking, rank, layer, head, score``, and ``given_success``, the score over correctly answered haystacks only.
+    """
     rows = []
     for name, (metric, _) in RANKINGS.items():
-        score = retrieval_heads.scores(found.measured[name], metric)
-        gated = retrieval_heads.scores(found.measured[name], metric, when="success") if any(found.measured[name].success) else None
+        measured = measurement.measured[name]
+        score = retrieval_heads.scores(measured, metric)
+        on_success = retrieval_heads.scores(measured, metric, when="success") if any(measured.success) else None
         for rank, (layer, head) in enumerate(score.ranked()[:count], 1):
-            given = np.nan if gated is None else float(gated.score[layer, head])
-            rows.append((name, rank, layer, head, float(score.score[layer, head]), given))
+            given_success = np.nan if on_success is None else float(on_success.score[layer, head])
+            rows.append((name, rank, layer, head, float(score.score[layer, head]), given_success))
     return pd.DataFrame(rows, columns=["ranking", "rank", "layer", "head", "score", "given_success"])
 
 
-def sparsity(found: Found, name: str) -> pd.DataFrame:
-    """Shares of heads above 0.1, above 0.5 and at zero, by the published score, beside the published models'."""
-    own = retrieval_heads.statistics(found.measured["copy, as published"].of("copy"))
-    rows = {name: (own["share_retrieval"], own["share_strong"], own["share_zero"]), **retrieval_heads.PUBLISHED_SHARES}
+def sparsity(measurement: RetrievalMeasurement, name: str) -> pd.DataFrame:
+    """Return the shares of heads with a published score above 0.1, above 0.5 and at zero, beside those of published models.
+
+    Args:
+        name: Name of this model in the table.
+    """
+    shares = retrieval_heads.statistics(measurement.measured["copy, as published"].select("copy"))
+    rows = {name: (shares["share_retrieval"], shares["share_strong"], shares["share_zero"]), **retrieval_heads.PUBLISHED_SHARES}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["above 0.1", "above 0.5", "zero"]).rename_axis("model")
 
 
-def stability(found: Found, count: int, *, seed: int = 0) -> pd.DataFrame:
-    """Overlap of the top heads of n examples with those of all (in-sample). Columns: ``ranking, n, overlap``."""
+def stability(measurement: RetrievalMeasurement, count: int, *, seed: int = 0) -> pd.DataFrame:
+    """Return the overlap of the top heads on n examples with the top heads on all examples (in-sample).
+
+    Columns: ``ranking, n, overlap``.
+    """
     rows = []
     for name, (metric, _) in RANKINGS.items():
-        values = found.measured[name].of(metric)
+        values = measurement.measured[name].select(metric)
         for n in (1, 3, 10, 30, 100):
             if n <= len(values):
                 rows.append((name, n, retrieval_heads.stability(values, n, count, seed=seed)))
@@ -156,7 +179,7 @@ def stability(found: Found, count: int, *, seed: int = 0) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Mask:
-    """One test: the top ``count`` heads of a ranking, masked by ``op`` during ``during`` (see ``masks.masking``)."""
+    """A mask on the top ``count`` heads of a ranking: ``op`` and ``during`` as in ``masks.masking``."""
 
     ranking: str
     count: int
@@ -170,36 +193,49 @@ class Mask:
 DURING = {"newest": "decode only", "all": "prefill too"}
 
 
-def masks_of(search: Search) -> list[Mask]:
-    """The published form (uniform, decode only) at every count and for every ranking, then every other form at the largest count."""
+def planned_masks(search: Search) -> list[Mask]:
+    """Return the published form of masking (uniform, decode only) at every count, and every other form at the largest count."""
     curve = [Mask(ranking, count) for ranking, count in product(RANKINGS, search.counts)]
     forms = [Mask(r, max(search.counts), op, during) for r, op, during in product(RANKINGS, search.ops, DURING)]
     return list(dict.fromkeys([*curve, *forms]))
 
 
-def reference(lm: LM, found: Sequence[Rollout]) -> Moments:
-    """Mean output of every head over all positions of prompts and responses: what mean ablation puts in a head's place."""
+def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
+    """Return the mean output of every head over all positions of prompts and responses, for mean ablation."""
     everywhere = collect.Positions("prompt and response", lambda r: range(len(r.token_ids)))
-    return collect.moments(lm, found, lambda r: "all", kinds=("z",), positions=everywhere)
+    return collect.moments(lm, rollouts, lambda r: "all", kinds=("z",), positions=everywhere)
 
 
 def controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
-    """Up to ``draws`` different random plans of ``edits.random_heads``; none if more than half of all heads are targets."""
+    """Return up to ``draws`` different plans with random heads of the same layers; none if the plan has more than half of all heads."""
     if 2 * len(plan.heads) > lm.layout.n_layers * lm.layout.n_heads:
         return []
     drawn = [edits.random_heads(plan, lm.layout, seed=seed + draw) for draw in range(draws)]
     return list({frozenset(p.heads): p for p in drawn}.values())
 
 
-def masked(
-    lm: LM, found: Found, search: Search, problems: Sequence[Problem], chosen: Sequence[Mask], *, out: Path | None = None
+def masking_effects(
+    lm: LM,
+    measurement: RetrievalMeasurement,
+    search: Search,
+    problems: Sequence[Problem],
+    chosen: Sequence[Mask],
+    *,
+    out: Path | None = None,
 ) -> pd.DataFrame:
-    """Accuracy and length with heads masked, beside layer-matched random heads.
+    """Measure accuracy and length with heads masked, beside random heads of the same layers.
 
-    Columns: ``ranking, heads, op, during``; ``accuracy, low, high`` of the masked model and ``random, random_low, random_high`` of its
-    controls together (NaN without any); ``lost`` (base minus masked) and ``more_than_random`` (random minus masked), both paired by
-    problem, each with ``_low, _high`` (95 %, over problems and, for what is random, over ``draws`` of it: see ``toolkit.stats.seeds``. Below
-    ``stats.FEW_SEEDS`` draws do not judge by them); ``tokens`` and ``random_tokens``, mean response length.
+    Args:
+        problems: Test problems, greedily answered.
+        chosen: The masks.
+        out: Directory to keep rollouts in.
+
+    Returns:
+        Columns ``ranking, heads, op, during``; ``accuracy, low, high`` of the masked model; ``random, random_low, random_high`` of all its
+        controls together (NaN without any); ``lost`` (base minus masked) and ``more_than_random`` (random minus masked), paired by
+        problem, with ``_low, _high``; ``draws``; ``tokens`` and ``random_tokens``, mean response lengths. Intervals are 95 %, over
+        problems and, for the controls, over draws (see ``toolkit.stats.seeds``); with fewer than ``stats.FEW_SEEDS`` draws they are not
+        reliable.
     """
     base = _outcomes(lm, Condition(lm), problems, search.sampling, out and out / "base")
     done: dict[tuple, ndarray] = {}
@@ -208,13 +244,13 @@ def masked(
     def run(plan: Plan, mask: Mask) -> ndarray:
         act = masks.masking(plan, mask.op, during=mask.during, reference=means if mask.op == "mean" else None)
         key = (frozenset(plan.heads), mask.op, mask.during)
-        if key not in done:  # two rankings may name the same heads
+        if key not in done:  # two rankings may choose the same heads
             where = out and out / f"{mask.op}-{mask.during}-{'-'.join(f'{i}.{j}' for i, j in sorted(plan.heads))}"
             done[key] = _outcomes(lm, Condition(lm, (act,)), problems, search.sampling, where)
         return done[key]
 
-    means = reference(lm, found.rollouts) if any(m.op == "mean" for m in chosen) else None
-    scores = found.scores
+    means = reference(lm, measurement.rollouts) if any(m.op == "mean" for m in chosen) else None
+    scores = measurement.scores
     for mask in chosen:
         plan = retrieval_heads.mask_plan(scores[mask.ranking], mask.count)
         top = run(plan, mask)
@@ -224,9 +260,9 @@ def masked(
 
 
 def _outcomes(lm: LM, condition: Condition, problems: Sequence[Problem], sampling: Sampling, out: Path | None) -> ndarray:
-    """``[2, problems, samples]``: right or not, and response tokens."""
-    found = rollouts(condition, problems, sampling, out=out)
-    return np.array([[r.correct for r in found], [r.response_tokens for r in found]], float).reshape(2, len(problems), -1)
+    """``[2, problems, samples]``: correct (1 or 0), and response tokens."""
+    answers = rollouts(condition, problems, sampling, out=out)
+    return np.array([[r.correct for r in answers], [r.response_tokens for r in answers]], float).reshape(2, len(problems), -1)
 
 
 JUDGED = (
@@ -236,25 +272,27 @@ JUDGED = (
 
 
 def _judged(base: ndarray, top: ndarray, noise: Sequence[ndarray], seed: int) -> tuple[float | int, ...]:
-    own, unmasked = _of_share([top[0]], seed), _of_change([base[0]], [top[0]], seed)
-    random, more = (
-        (_of_share([x[0] for x in noise], seed), _of_change([x[0] for x in noise], [top[0]], seed)) if noise else (NOTHING, NOTHING)
-    )
+    """The columns ``JUDGED`` of one mask, from outcomes of base, of the masked top heads, and of each random control."""
+    accuracy, lost = _share_correct([top[0]], seed), _difference([base[0]], [top[0]], seed)
+    random = more = NOTHING
+    if noise:
+        random = _share_correct([x[0] for x in noise], seed)
+        more = _difference([x[0] for x in noise], [top[0]], seed)
     tokens = float(np.mean([x[1] for x in noise])) if noise else np.nan
-    return (*own, *random, *unmasked, *more, len(noise), float(top[1].mean()), tokens)
+    return (*accuracy, *random, *lost, *more, len(noise), float(top[1].mean()), tokens)
 
 
 NOTHING = (np.nan,) * 3
 
 
-def _of_share(draws: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
-    """Share of right answers of some draws of ``[problems, samples]``, with its interval."""
+def _share_correct(draws: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
+    """Share of correct answers with its interval; each draw is ``[problems, samples]``."""
     e = stats.mean_effect(_means(draws), seed=seed).within((0.0, 1.0))
     return e.mean, e.low, e.high
 
 
-def _of_change(a: Sequence[ndarray], b: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
-    """Draws of a minus draws of b, paired by problem; either may be one for all."""
+def _difference(a: Sequence[ndarray], b: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
+    """Draws of ``a`` minus draws of ``b``, paired by problem; a single draw on one side is compared with all draws of the other."""
     e = stats.mean_effect(_means(a) - _means(b), seed=seed).within((-1.0, 1.0))
     return e.mean, e.low, e.high
 
@@ -270,73 +308,83 @@ MODES = {"thinking": (), "answering directly": (Budget(0),)}
 def thinking_or_not(
     lm: LM, plan: Plan, problems: Mapping[str, Sequence[Problem]], sampling: Sampling, *, draws: int = 3, out: Path | None = None
 ) -> pd.DataFrame:
-    """Does masking a plan's heads hurt thinking more than answering directly, and what does it do to think length?
+    """Measure whether masking a plan's heads hurts thinking more than answering directly, and how it changes think length.
 
-    The published form of masking (uniform, decode only), on every set of problems, thinking and with the think span closed at once.
+    Heads are masked in the published form (uniform, decode only). To answer directly, the think span is closed at once.
+
+    Args:
+        plan: The heads to mask.
+        problems: Problems by task.
+        draws: Number of random controls.
+        out: Directory to keep rollouts in.
 
     Returns:
-        Columns ``task, mode, masked`` (``nothing``, ``top``, ``random``), ``accuracy, low, high``, ``lost`` against nothing masked with
-        ``lost_low, lost_high``, and ``think_tokens``; and for each task a row with the mode ``thinking - directly`` whose ``lost``
-        is the difference of the two losses, of ``top`` and of ``random``.
+        Columns ``task, mode, masked`` (``nothing``, ``top``, ``random``), ``accuracy, low, high``, ``lost`` (nothing masked minus masked)
+        with ``lost_low, lost_high``, and ``think_tokens``. For each task, rows with the mode ``thinking - directly`` hold the difference
+        of the two losses, for ``top`` and for ``random``.
     """
     random = controls(plan, lm, draws, sampling.seed)
     plans: dict[str, Sequence[Plan | None]] = {"nothing": [None], "top": [plan], "random": random}
     rows = []
-    for task, asked in problems.items():
-        right: dict[tuple[str, str], list[ndarray]] = {}  # an array per draw
-        for (mode, rules), (name, some) in product(MODES.items(), plans.items()):
-            found = []
-            for i, p in enumerate(some):
+    for task, questions in problems.items():
+        correct: dict[tuple[str, str], list[ndarray]] = {}  # (mode, masked) -> [problems, samples] per draw
+        for (mode, rules), (name, masked_plans) in product(MODES.items(), plans.items()):
+            answers = []
+            for i, p in enumerate(masked_plans):
                 act = () if p is None else (masks.masking(p, "uniform", during="newest"),)
                 where = out and out / f"{task}-{mode}-{name}{i}".replace(" ", "-")
-                found.append(rollouts(Condition(lm, act, rules=rules), asked, sampling, out=where))
-            if not found:
+                answers.append(rollouts(Condition(lm, act, rules=rules), questions, sampling, out=where))
+            if not answers:  # no controls
                 continue
-            right[mode, name] = own = [np.array([r.correct for r in f], float).reshape(len(asked), -1) for f in found]
-            length = float(np.mean([r.think_tokens for f in found for r in f]))
-            lost = _of_change(right[mode, "nothing"], own, sampling.seed)
-            rows.append((task, mode, name, *_of_share(own, sampling.seed), *lost, length))
+            draw_outcomes = [np.array([r.correct for r in draw], float).reshape(len(questions), -1) for draw in answers]
+            correct[mode, name] = draw_outcomes
+            length = float(np.mean([r.think_tokens for draw in answers for r in draw]))
+            lost = _difference(correct[mode, "nothing"], draw_outcomes, sampling.seed)
+            rows.append((task, mode, name, *_share_correct(draw_outcomes, sampling.seed), *lost, length))
         thinking, directly = MODES
-        for name in [name for name in ("top", "random") if (thinking, name) in right]:
+        for name in [name for name in ("top", "random") if (thinking, name) in correct]:
             # The loss when thinking minus the loss when answering directly, from one table of outcomes per draw.
-            before, after = (_means(right[thinking, m]) - _means(right[directly, m]) for m in ("nothing", name))
+            before, after = (_means(correct[thinking, m]) - _means(correct[directly, m]) for m in ("nothing", name))
             more = stats.mean_effect(before - after, seed=sampling.seed).within((-2.0, 2.0))
             rows.append((task, "thinking - directly", name, *NOTHING, more.mean, more.low, more.high, np.nan))
     columns = ["task", "mode", "masked", "accuracy", "low", "high", "lost", "lost_low", "lost_high", "think_tokens"]
     return pd.DataFrame(rows, columns=columns)
 
 
-# --- all of it -------------------------------------------------------------------------------------------------
+# --- the report ------------------------------------------------------------------------------------------------
 
 
 def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say = lambda text: None) -> dict[str, pd.DataFrame]:
-    """Find retrieval heads, test them, write everything down.
+    """Find retrieval heads, mask them, and write a report.
 
-    Writes ``copy.safetensors`` and ``write.safetensors`` (head scores), ``copy_examples.json`` (per example, in the form of the released
-    files), ``retrieval.json`` (every table, with provenance), ``report.html`` and the rollouts into ``directory``; given again after
-    a kill, finished rollouts are kept. Returns the tables by name.
+    Writes ``copy.safetensors`` and ``write.safetensors`` (head scores), ``copy_examples.json`` (scores per example, in the format of the
+    released files), ``retrieval.json`` (every table, with provenance), ``report.html`` and the rollouts into ``directory``. After a
+    stop, call it again with the same arguments: finished rollouts are reused.
+
+    Returns:
+        The tables by name.
     """
     out = store.writable(directory)
-    found = look(lm, search, out=out / "rollouts" / "dev", say=say)
+    measurement = measure_retrieval(lm, search, out=out / "rollouts" / "dev", say=say)
     for name, (metric, _) in RANKINGS.items():
-        store.save(found.scores[name], out / f"{metric}.safetensors")
-    lists = retrieval_heads.to_lists(found.measured["copy, as published"].of("copy"))
+        store.save(measurement.scores[name], out / f"{metric}.safetensors")
+    lists = retrieval_heads.to_lists(measurement.measured["copy, as published"].select("copy"))
     store.write_json(lists, out / "copy_examples.json")
-    hidden = [h.problem for h in search.haystacks(lm, "test")]
-    chosen = masks_of(search)
+    questions = [h.problem for h in search.haystacks(lm, "test")]
+    chosen = planned_masks(search)
     say(
-        f"masking heads in {len(chosen)} ways, each with {search.draws} layer-matched random controls, on {len(hidden)} other haystacks"
+        f"masking heads in {len(chosen)} ways, each with {search.draws} random controls in the same layers, on {len(questions)} other haystacks"
     )
     tables = {
-        "recall": found.recall(),
-        "heads": top_heads(found),
-        "sparsity": sparsity(found, Path(lm.name).name).reset_index(),
-        "stability": stability(found, max(search.counts), seed=search.seed),
-        "masking": masked(lm, found, search, hidden, chosen, out=out / "rollouts" / "masked"),
+        "recall": measurement.recall(),
+        "heads": top_heads(measurement),
+        "sparsity": sparsity(measurement, Path(lm.name).name).reset_index(),
+        "stability": stability(measurement, max(search.counts), seed=search.seed),
+        "masking": masking_effects(lm, measurement, search, questions, chosen, out=out / "rollouts" / "masked"),
     }
     if lm.tags is not None and lm.tags.close is not None and search.task == "lookup":
         say("masking while thinking and while answering directly")
-        plan = retrieval_heads.mask_plan(found.scores["write (ours)"], max(search.counts))
+        plan = retrieval_heads.mask_plan(measurement.scores["write (ours)"], max(search.counts))
         both = {name: tasks.load(name, "test", search.instances, search.seed) for name in ("lookup", "arithmetic")}
         sampling = replace(search.sampling, temperature=1.0, n=2, max_new_tokens=2 * search.max_new_tokens)
         tables["thinking"] = thinking_or_not(lm, plan, both, sampling, draws=search.draws, out=out / "rollouts" / "thinking")
@@ -344,39 +392,39 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
     store.write_json(about | {name: report.json_records(table) for name, table in tables.items()}, out / "retrieval.json")
     report.write_page(
         f"Retrieval heads of {lm.name}",
-        f"{len(found.haystacks)} haystacks of {search.task}, answered greedily; heads masked on {len(hidden)} others.",
+        f"{len(measurement.haystacks)} haystacks of {search.task}, answered greedily; heads masked on {len(questions)} others.",
         tables["heads"].round(3).set_index("ranking"),
-        _sections(found, tables),
+        _sections(measurement, tables),
         out / "report.html",
     )
     return tables
 
 
-def _sections(found: Found, tables: Mapping[str, pd.DataFrame]) -> list[Section]:
-    maps = tuple(figures.head_scores(score).update_layout(title_text=name) for name, score in found.scores.items())
+def _sections(measurement: RetrievalMeasurement, tables: Mapping[str, pd.DataFrame]) -> list[Section]:
+    maps = tuple(figures.head_scores(score).update_layout(title_text=name) for name, score in measurement.scores.items())
     sections = [
         Section(
-            "What is found",
-            "Share of haystacks answered rightly, by length and depth of the needle.",
+            "Accuracy",
+            "Share of haystacks answered correctly, by prompt length and depth of the needle.",
             (figures.recall(tables["recall"]),),
         ),
         Section(
             "Which heads",
-            "As published: share of the answer's tokens that a head attends to most at the very step that emits them. Ours: what it writes "
-            "towards the emitted token, read anywhere in the needed piece.",
+            "As published: share of the answer's tokens to which a head attends most at the step that generates them. Ours: the logit that "
+            "the head writes towards the generated token by attending anywhere in the needed piece.",
             maps,
         ),
         Section(
-            "How sparse",
+            "Sparsity",
             "Shares of heads by the published score, beside seven published models.",
             (figures.sparsity(tables["sparsity"]),),
         ),
         Section(
-            "How stable", "Overlap of the top heads of a few examples with those of all.", (figures.stability(tables["stability"]),)
+            "Stability", "Overlap of the top heads on a few examples with those on all.", (figures.stability(tables["stability"]),)
         ),
         Section(
-            "Masking them",
-            "Accuracy with the top heads masked, and with as many random heads of the same layers; 95 % intervals over haystacks.",
+            "Masking",
+            "Accuracy with the top heads masked, and with equally many random heads of the same layers; 95 % intervals over haystacks.",
             (figures.masking_curve(tables["masking"]), figures.masking_forms(tables["masking"])),
         ),
     ]

@@ -1,4 +1,4 @@
-"""The size of a study, and the rollouts it starts from: sampled, or given."""
+"""Size of a study, and the rollouts it starts from: newly sampled, or read from a directory."""
 
 from __future__ import annotations
 
@@ -14,16 +14,24 @@ from toolkit.lm import LM
 from toolkit.types import Moments, Problem, Rollout
 
 Say = Callable[[str], None]
-"""Told in a line what happens next."""
+"""Called with one line of progress at a time."""
 T = TypeVar("T", Moments, States)
 
 
 @dataclass(frozen=True)
 class Study:
-    """Size of a study: problems per split, samples per problem, and the budget of a response. An unknown task is a ValueError.
+    """Size of a study.
 
     Attributes:
-        allow_overlap: Judge things also on problems that they were made from (said wherever it is).
+        task: Task name, or a file of problems.
+        problems: Problems per split.
+        samples: Samples per problem.
+        max_new_tokens: Token budget of a response.
+        batch_size: Rows decoded together; does not change the samples.
+        allow_overlap: Also evaluate on problems that the edit or direction was made from; reports then say so.
+
+    Raises:
+        ValueError: an unknown task.
     """
 
     task: str = "arithmetic"
@@ -39,42 +47,47 @@ class Study:
 
     @property
     def sampling(self) -> Sampling:
-        """Temperature 1, the study's budget and seed."""
+        """Sampling settings: temperature 1, the study's samples, budget and seed."""
         return Sampling(self.samples, max_new_tokens=self.max_new_tokens, seed=self.seed, batch_size=self.batch_size)
 
     def load(self, split: str, lm: LM | None = None) -> list[Problem]:
-        """The study's problems of a split, sized for ``lm`` where the task needs it (``needle``)."""
+        """Load the study's problems of a split. Tasks such as ``needle`` need ``lm`` to fit its context."""
         return tasks.load(self.task, split, self.problems, self.seed, lm=lm)
 
     def origin(self, split: str) -> dict[str, Any]:
-        """Task, split and seed, as rollouts and what is made from them record it."""
+        """Return task, split and seed, as rollouts record them."""
         return origin(self.task, split, self.seed)
 
 
 def origin(task: str, split: str, seed: int) -> dict[str, Any]:
-    """What rollouts and things made from them record of their problems; a file by its whole path, so that it is found again."""
+    """Return task, split and seed as rollouts record them; a file of problems is recorded with its absolute path."""
     return {"task": str(Path(task).resolve()) if Path(task).is_file() else task, "split": split, "seed": seed}
 
 
-def noted(value: T, about: Mapping[str, Any]) -> T:
-    """A measurement whose provenance also tells the origin of its rollouts; of a file only the name, as it may be published."""
+def with_origin(value: T, about: Mapping[str, Any]) -> T:
+    """Return a measurement with the origin of its rollouts added to its provenance.
+
+    A file of problems is recorded by its name only, since the measurement may be published.
+    """
     short = {**about, "task": Path(about["task"]).name} if "task" in about and not about["task"].startswith(tasks.GYM) else about
     return replace(value, provenance=replace(value.provenance, notes={**value.provenance.notes, **short}))
 
 
 def extraction_rollouts(lm: LM, study: Study, *, out: Path | None = None, say: Say = lambda text: None) -> list[Rollout]:
-    """Rollouts of the train split, to find directions and heads on."""
+    """Sample rollouts of the train split, from which directions and heads are computed."""
     problems = study.load("train", lm)
-    say(f"sampling {len(problems)} x {study.samples} rollouts to find the direction on")
+    say(f"sampling {len(problems)} x {study.samples} rollouts to compute the direction from")
     return rollouts(lm, problems, study.sampling, out=out, about=study.origin("train"))
 
 
 @dataclass(frozen=True)
-class Given:
-    """A directory of ``toolkit rollouts``, read and found whole; made by :func:`given`.
+class RolloutDirectory:
+    """Rollouts from a directory of ``toolkit rollouts``; made by :func:`read_rollouts`.
 
     Attributes:
-        header: Who sampled them, on which problems, and how.
+        directory: The directory.
+        header: Model, problems and sampling settings.
+        rollouts: The rollouts.
     """
 
     directory: Path
@@ -83,41 +96,47 @@ class Given:
 
     @property
     def temperature(self) -> float:
-        """Temperature they were sampled at."""
+        """Sampling temperature."""
         return float(self.header["sampling"]["temperature"])
 
     @property
     def problems(self) -> int:
-        """How many problems were asked for."""
-        return self.asked // self.header["sampling"]["n"]
+        """Number of problems of the complete run."""
+        return self.expected // self.header["sampling"]["n"]
 
     @property
-    def asked(self) -> int:
-        """How many rollouts were asked for."""
+    def expected(self) -> int:
+        """Number of rollouts of the complete run."""
         return self.header.get("rollouts") or len(self.rollouts)
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Task, split and seed as far as the header tells, and how many rollouts there are if it is a part of a run."""
-        told = {k: self.header[k] for k in ("task", "split", "seed") if self.header.get(k) is not None}
-        part = {"rollouts": f"{len(self.rollouts):,} of {self.asked:,} rollouts"} if len(self.rollouts) < self.asked else {}
-        return {**told, **part}
+        """Task, split and seed from the header; if the run is incomplete, also the number of rollouts."""
+        recorded = {k: self.header[k] for k in ("task", "split", "seed") if self.header.get(k) is not None}
+        incomplete = len(self.rollouts) < self.expected
+        part = {"rollouts": f"{len(self.rollouts):,} of {self.expected:,} rollouts"} if incomplete else {}
+        return {**recorded, **part}
 
-    def task(self, wanted: str | None) -> str:
-        """The task to judge on: the one wanted, else the one of the rollouts. Raises ValueError if neither is known."""
-        task = wanted or self.header.get("task")
+    def task(self, name: str | None) -> str:
+        """Return the task to evaluate on: ``name``, or by default that of the rollouts. Raises ValueError if neither is known."""
+        task = name or self.header.get("task")
         if not task:
-            raise ValueError(f"{self.directory} does not tell which task its rollouts are of: say it with --task.")
+            raise ValueError(f"{self.directory} does not record the task of its rollouts: give it with --task.")
         return str(task)
 
     def check(self, lm: LM) -> None:
-        """Raise WrongModelError unless the rollouts are of this model as it is, DamagedFileError if their tokens cannot be."""
+        """Check that the rollouts were sampled from ``lm``.
+
+        Raises:
+            WrongModelError: they come from other weights, or were sampled under an intervention.
+            DamagedFileError: a token id is outside the vocabulary.
+        """
         if self.header["fingerprint"] != lm.fingerprint or self.header["interventions"]:
-            made = " under ".join([str(self.header.get("model")), *self.header["interventions"]])
+            source = " under ".join([str(self.header.get("model")), *self.header["interventions"]])
             weights = self.header["fingerprint"][:12], lm.fingerprint[:12]
             raise store.WrongModelError(
-                f"The rollouts in {self.directory} are of {made}, not of {lm.name} as it is (weights {weights[0]}, not {weights[1]}): sample "
-                "them from this model, in this dtype."
+                f"The rollouts in {self.directory} are of {source}, not of {lm.name} as loaded (weights {weights[0]}, not "
+                f"{weights[1]}): sample them from this model, in this dtype."
             )
         wrong = next((r for r in self.rollouts if max(r.token_ids) >= lm.vocab_size), None)
         if wrong is not None:
@@ -127,29 +146,29 @@ class Given:
             )
 
 
-def given(directory: str | Path, *, partial: bool = False) -> Given:
-    """Rollouts from ``toolkit rollouts``, before any model is loaded.
+def read_rollouts(directory: str | Path, *, partial: bool = False) -> RolloutDirectory:
+    """Read a directory of ``toolkit rollouts``, without loading a model.
 
     Args:
-        partial: Whether a part of a run will do. Short prompts are sampled first, so a part is not a random one.
+        partial: True to accept an incomplete run. Short prompts are sampled first, so its rollouts are not a random part.
 
     Raises:
         FileNotFoundError: not a directory of rollouts.
-        store.DamagedFileError: a file there cannot be what it should be.
-        ValueError: only a part of the run is there, and ``partial`` is not set.
+        store.DamagedFileError: a file in it is damaged.
+        ValueError: the run is incomplete, and ``partial`` is False.
     """
     header = store.load_header(directory)
     try:
         Sampling(**header["sampling"])
     except (TypeError, ValueError) as error:
         raise store.DamagedFileError(
-            f"{directory}/header.json: sampling cannot be: {error} Sample into another directory."
+            f"{directory}/header.json: its sampling settings are invalid: {error} Sample into another directory."
         ) from error
-    there = store.load_rollouts(directory)
-    asked = header.get("rollouts") or header["sampling"]["n"] * len({r.problem_id for r in there})
-    if not there or (len(there) < asked and not partial):
+    sampled = store.load_rollouts(directory)
+    expected = header.get("rollouts") or header["sampling"]["n"] * len({r.problem_id for r in sampled})
+    if not sampled or (len(sampled) < expected and not partial):
         raise ValueError(
-            f"{directory} holds {len(there):,} of the {asked:,} rollouts asked for: the run was stopped. Give its `toolkit rollouts` command "
-            "again to finish it" + (", or use the part there is with --partial (short prompts come first)." if there else ".")
+            f"{directory} holds {len(sampled):,} of {expected:,} rollouts: the run was stopped. Run the same `toolkit rollouts` command again "
+            "to finish it" + (", or use the rollouts there with --partial (short prompts come first)." if sampled else ".")
         )
-    return Given(Path(directory), header, there)
+    return RolloutDirectory(Path(directory), header, sampled)

@@ -1,0 +1,151 @@
+"""Write the README's tables of measured numbers from committed results: ``python data/readme.py``.
+
+Each table stands between two marks of the README (see ``publish.splice``). A test compares the README with the tables made here, so its
+numbers always equal the committed results. Scripts that measure again call :func:`update` at their end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from toolkit import report
+from toolkit.board import text_table
+
+ROOT = Path(__file__).parents[1]
+ON_BOARD = (
+    "base", "ThinkEdit, as published", "ThinkEdit 1", "control: random heads edited", "control: random direction edited", "steered -0.5",
+    "steered +0.5", "control: steered randomly +0.5", "Efficiency Steering -0.25", "budget of 24", "no re-checks", "asked to be quick",
+    "GRPO: correctness", "GRPO: naive length penalty", "GRPO-lambda", "DLER", "LASER-D", "HAPO", "DRPO", "PEAR", "Train Long, Think Short",
+    "ThinkEdit 1, then GRPO-lambda",
+)  # fmt: skip
+"""Rows of the board in the README."""
+BOARD_METRICS = ("accuracy", "think_tokens", "shortest_20", "accuracy_lookup")
+ON_REAL_WEIGHTS = (
+    "ThinkEdit, as published: thinks longer",
+    "ThinkEdit (ours): thinks longer",
+    "Efficiency Steering: shorter",
+    "Efficiency Steering: shorter than along a random direction",
+    "Efficiency Steering: loses less than 3 points",
+    "4 retrieval heads (our score) masked: needles lost",
+    "more needles lost than with random heads",
+    "GRPO, correctness, 8 steps: more accurate",
+    "short thinking is wrong more often (within a problem, 3+ steps)",
+    "longer thinking is less certain (within a problem)",
+)
+"""Effects on the smol reasoner in the README."""
+FAST = {
+    "direction at two sites and all head scores, time over a bare forward pass": "collect, 47 M: over a bare forward of the same batches",
+    "the same, times faster than the published way": "collect, 47 M: times faster than the published way",
+    "capture of every block, time over raw hooks": "capture, last token: over raw hooks on the same batches",
+    "the same, TransformerLens over ours": "capture, last token: TransformerLens bridge over ours",
+    "the same, nnsight over ours": "capture, last token: nnsight over ours",
+    "steered sampling, time over unsteered sampling": "steering, 47 M, batch 8, all: our decoding, steered over unsteered",
+    "sampling 512 rows of the tiny reasoner, tokens per second over `generate`": "rollouts, tiny reasoner, 512 rows: tokens/s over generate, one batch",
+    "sampling SmolLM2, 16 rows, tokens per second over `generate`": "rollouts, SmolLM2: tokens/s over generate, one batch",
+    "GRPO step, time over TRL's trainer": "GRPO, tiny reasoner, 16 x 8: seconds per step over TRL's stock trainer",
+    "retrieval heads at 4,096 tokens, times faster than full eager attention": "retrieval heads, SmolLM2, 4096 tokens: times faster than full eager",
+}
+"""Rows of the speed table in the README, and their names in the benchmark's report."""
+
+
+def read(path: str) -> Any:
+    """Return the committed results in a JSON file."""
+    return json.loads((ROOT / path).read_text())
+
+
+def percent(row: Mapping[str, float], *keys: str, sign: str = "", scale: float = 100, digits: int = 0) -> str:
+    """Return ``mean [low, high]`` of three fields of a row, in percent unless scaled otherwise."""
+    mean, low, high = (f"{scale * row[key]:{sign}.{digits}f}" for key in keys)
+    return f"{mean} [{low}, {high}]"
+
+
+def demo() -> str:
+    """Return the table of ``toolkit demo``."""
+    return report.markdown(pd.DataFrame.from_dict(read("notebooks/figures/demo.json"), orient="index"))
+
+
+def board() -> str:
+    """Return selected rows of the board."""
+    table = text_table(read("data/board/board.json"), BOARD_METRICS)
+    return report.markdown(table.loc[[name for name in ON_BOARD if name in table.index]])
+
+
+def retrieval() -> str:
+    """Return the table of accuracy with retrieval heads masked, beside random heads of the same layers."""
+    rows = []
+    for model, file, heads in (("tiny reasoner", "tiny-reasoner", 4), ("SmolLM2-135M", "smollm2", 5)):
+        masking = {
+            (r["ranking"], r["heads"], r["op"], r["during"]): r for r in read(f"data/retrieval-heads/{file}.json")["masking"]
+        }
+        for ranking in ("write (ours)", "copy, as published"):
+            r = masking[ranking, heads, "uniform", "decode only"]
+            masked, random = percent(r, "accuracy", "low", "high"), percent(r, "random", "random_low", "random_high")
+            rows.append((model, f"{heads}, {ranking}", f"{100 * (r['accuracy'] + r['lost']):.0f}", masked, random))
+    columns = ["model", "heads masked, ranked by", "accuracy, nothing masked", "heads masked", "random heads masked"]
+    return report.markdown(pd.DataFrame(rows, columns=columns).set_index("model"))
+
+
+def entropy() -> str:
+    """Return the table of the main entropy results on both models."""
+    runs = [read(f"data/entropy/{name}.json") for name in ("tiny-reasoner", "smollm2")]
+
+    def phase(run: Mapping[str, Any], name: str) -> str:
+        row = next((r for r in run["phases"] if (r["phase"], r["responses"]) == (name, "all")), None)
+        return percent(row, "mean", "low", "high", scale=1, digits=3) if row else ""
+
+    def within(run: Mapping[str, Any]) -> str:
+        wanted = {"scope": "within", "kind": "spearman", "x": "entropy", "y": "response_tokens"}
+        return percent(
+            next(r for r in run["lengths"] if wanted.items() <= r.items()), "r", "low", "high", scale=1, sign="+", digits=2
+        )
+
+    def gain(run: Mapping[str, Any], kept: str) -> str:
+        row = next((r for r in run["choices"] if r["kept"] == kept), None)
+        return percent(row, "gain", "gain_low", "gain_high", sign="+", digits=1) if row else ""
+
+    measures: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "entropy while thinking, nats per token": lambda run: phase(run, "think"),
+        "entropy while answering, nats per token": lambda run: phase(run, "answer"),
+        "Spearman correlation of entropy and length within a problem": within,
+        "accuracy gained by keeping the surest of 8 responses, points": lambda run: gain(run, "lowest think entropy"),
+        "accuracy gained by keeping the one with fewest failed steps, points": lambda run: gain(run, "lowest failed-step fraction"),
+    }
+    rows = {name: [measure(run) for run in runs] for name, measure in measures.items()}
+    return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["tiny reasoner", "SmolLM2-135M"]))
+
+
+def smol() -> str:
+    """Return the table of selected effects on the smol reasoner, with intervals and verdicts."""
+    claims = {row["effect"]: row for row in read("data/smol-reasoner/results/claims.json")}
+    rows = {name: [claims[name]["found, + as claimed"], claims[name]["verdict"]] for name in ON_REAL_WEIGHTS}
+    return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["estimate, + as claimed", "verdict"]))
+
+
+def speed() -> str:
+    """Return the table of selected ratios from the last full benchmark."""
+    ratios = {row["name"]: row for row in read("tests/benchmarks/report.json")["rows"]}
+    rows = {name: [f"{ratios[row]['ratio']:.2f}", ratios[row]["reach"] or ""] for name, row in FAST.items()}
+    return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["ratio", "aim"]))
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    "demo": demo, "board": board, "retrieval": retrieval, "entropy": entropy, "smol": smol, "speed": speed,
+}  # fmt: skip
+"""Functions that make the README's tables, by mark."""
+
+
+def update(names: Sequence[str] = tuple(BLOCKS)) -> None:
+    """Write the tables into the README."""
+    from publish import splice  # beside this script
+
+    for name in names:
+        splice(name, BLOCKS[name]())
+
+
+if __name__ == "__main__":
+    update()

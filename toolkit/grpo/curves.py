@@ -1,0 +1,120 @@
+"""Learning curves of a sweep: read the small files in ``data/grpo``, one per run, into tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from toolkit import stats, store
+
+IN_CURVE: dict[str, dict[str, Any]] = {
+    "about": {"recipe": {"name": str}, "seed": int},
+    "step": {"step": int},
+    "test": {"problems": str, "condition": str, "metric": str, "mean": float, "low": float, "high": float},
+    "outcomes": {"problem_id": list[str], "accuracy": list[float], "think_tokens": list[float]},
+}
+"""Fields of the lines of a learning curve, by kind."""
+CURVE = (
+    "step", "accuracy", "think_tokens", "tokens", "truncated", "zero_std", "entropy/think", "entropy/answer", "reward", "grad_norm",
+    "answers/most_common", "step_time", "alarms",
+)  # fmt: skip
+"""Columns of a log kept in a curve; those of held-out problems are kept too."""
+
+
+def steps(log: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return one line per training step for a curve file: selected columns of a log, four digits, missing values left out."""
+    chosen = [c for c in log.columns if c in CURVE or c.startswith(("held_out/", "component/"))]
+    rows = log[chosen].to_dict("records")
+    short = ({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    return [{k: v for k, v in row.items() if v is not None and v == v} for row in short]
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of one curve file: about, steps, tests, outcomes.
+
+    Raises:
+        store.DamagedFileError: names the line that is not as expected.
+    """
+    remedy = "Run its sweep.py again for this run."
+    rows = store.read_rows(file, {"kind": Literal["about", "step", "test", "outcomes"]})
+    for number, row in enumerate(rows, 1):
+        store.checked(row, IN_CURVE[row["kind"]], f"{file}, line {number}", remedy)
+        if row["kind"] == "step":
+            numbers = {name: value for name, value in row.items() if name != "kind"}
+            store.checked(numbers, Mapping[str, float | list[str] | None], f"{file}, line {number}", remedy)
+    kinds = [row["kind"] for row in rows]
+    empty: dict[str, list] = {name: [] for name in IN_CURVE["outcomes"]}
+    outcomes = next((row for row in rows if row["kind"] == "outcomes"), empty)
+    if kinds[:1] != ["about"] or kinds.count("about") > 1 or kinds.count("outcomes") != 1 or not {"step", "test"} < set(kinds):
+        raise store.DamagedFileError(
+            f"{file} holds {len(rows)} lines: expected one of the run first, then steps, tests and one of outcomes. {remedy}"
+        )
+    if len({len(outcomes[name]) for name in IN_CURVE["outcomes"]}) > 1:
+        raise store.DamagedFileError(f"{file}: its outcomes have columns of different lengths. {remedy}")
+    return rows
+
+
+def read(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
+    """Read the curves in a folder: training logs of every recipe, one per seed, and one table that compares all policies with base.
+
+    The table has the columns of ``evaluate.summary`` with ``problems`` (``all`` or ``hard``), ``name`` and ``seed`` (base: once, seed -1).
+
+    Raises:
+        FileNotFoundError: the folder holds no curves.
+        store.DamagedFileError: a curve is not as expected.
+    """
+    logs: dict[str, list[pd.DataFrame]] = {}
+    tests = []
+    for file in sorted(folder.glob("*-seed*.jsonl")):
+        about, *rows = lines(file)
+        name, seed = about["recipe"]["name"], about["seed"]
+        logs.setdefault(name, []).append(pd.DataFrame([row for row in rows if row["kind"] == "step"]))
+        tested = pd.DataFrame([row for row in rows if row["kind"] == "test"]).drop(columns="kind")
+        base = tested["condition"] == "base"
+        tests.append(tested.assign(name=tested["condition"].where(base, name), seed=[-1 if b else seed for b in base]))
+    if not logs:
+        raise FileNotFoundError(f"No learning curves in {folder}: run its sweep.py.")
+    return logs, pd.concat(tests, ignore_index=True).drop(columns="condition").drop_duplicates(ignore_index=True)
+
+
+def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
+    """Return paired differences between every policy and one recipe's policy (its lowest seed), on the same test problems and random numbers.
+
+    Columns: ``name, seed, metric`` (``accuracy`` or ``think_tokens``), ``difference, low, high``: 95 % intervals over problems, not over
+    seeds.
+
+    Raises:
+        FileNotFoundError: no curve of ``name``.
+    """
+    outcomes: dict[tuple[str, int], dict] = {}
+    for file in sorted(folder.glob("*-seed*.jsonl")):
+        about, *rows = lines(file)
+        (outcomes[about["recipe"]["name"], about["seed"]],) = (row for row in rows if row["kind"] == "outcomes")
+    seeds = [seed for recipe, seed in outcomes if recipe == name]
+    if not seeds:
+        raise FileNotFoundError(f"No learning curve of {name} in {folder}.")
+    reference, table = outcomes[name, min(seeds)], []
+    for (recipe, seed), policy in outcomes.items():
+        if policy["problem_id"] != reference["problem_id"]:
+            raise ValueError(f"{recipe}, seed {seed}, was tested on other problems than {name}.")
+        for metric in ("accuracy", "think_tokens"):
+            e = stats.mean_effect(*(np.array([values[metric]], float) for values in (policy, reference)))
+            table.append((recipe, seed, metric, e.mean, e.low, e.high))
+    return pd.DataFrame(table, columns=["name", "seed", "metric", "difference", "low", "high"])
+
+
+def after_training(tests: pd.DataFrame, problems: str = "all") -> pd.DataFrame:
+    """Return one row per policy: accuracy and think tokens on the test problems with their intervals, and differences to base.
+
+    Columns: ``name, seed``, and for ``accuracy`` and ``think_tokens`` the mean, ``_low``, ``_high``, ``_difference``,
+    ``_difference_low``, ``_difference_high``.
+    """
+    columns = ["mean", "low", "high", "difference", "difference_low", "difference_high"]
+    rows = tests[(tests["problems"] == problems) & tests["metric"].isin(["accuracy", "think_tokens"])]
+    wide = rows.pivot(index=["name", "seed"], columns="metric", values=columns)
+    wide.columns = [metric if kind == "mean" else f"{metric}_{kind}" for kind, metric in wide.columns]
+    return wide.reset_index()

@@ -1,0 +1,37 @@
+"""Plug-ins of a trainer beside its recipe: your own reward, reward columns, engine, LoRA, callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainerCallback
+
+from toolkit.grpo.draws import Drawn
+
+Column = Callable[[Sequence[Drawn]], Sequence[Any]]
+"""Supplies a column that a reward needs and rollouts lack: one value per rollout."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Plug-ins of a trainer beside its recipe.
+
+    Attributes:
+        reward: Reward object to use instead of the recipe's.
+        columns: Suppliers of columns that rollouts lack, by column name, such as ``{"conciseness": f}``.
+        engine: ``"toolkit"``, or ``"trl"`` to let TRL generate (with vLLM if the config has ``use_vllm``).
+        lora: A ``peft`` config, or ``None`` to train every weight.
+        callbacks: Callbacks of transformers.
+    """
+
+    reward: Any = None
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    engine: str = "toolkit"
+    lora: Any = None
+    callbacks: tuple[TrainerCallback, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.engine not in ("toolkit", "trl"):
+            raise ValueError(f'engine={self.engine!r}: choose "toolkit" or "trl".')

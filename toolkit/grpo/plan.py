@@ -1,0 +1,54 @@
+"""Training settings that a board, a sweep and your own script share. Importing this module does not import TRL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from toolkit.grpo.recipes import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """How every policy of a board or sweep is trained.
+
+    Attributes:
+        task: Task to train on.
+        steps: Optimizer steps per policy.
+        pool: Number of training problems. If a run uses more than that, each is visited several times (HAPO compares with earlier visits).
+        held_out: Number of dev problems for the learning curve, 4 samples each.
+        evaluate_every: Steps between two points of the learning curve; 0 for no curve.
+        tiny: True to scale recipes to the tiny reasoner (``Recipe.scaled``), False for their papers' numbers.
+        changes: Recipe fields to replace in every recipe, such as ``(("problems", 32),)``.
+        micro_batch: Rows per forward and backward pass.
+        lora: Rank of a LoRA adapter, merged at the end; ``None`` trains every weight.
+        engine: ``"toolkit"``, or ``"trl"`` (with vLLM: ``overrides=(("use_vllm", True),)``).
+        overrides: Fields of TRL's ``GRPOConfig``.
+    """
+
+    task: str = "arithmetic"
+    steps: int = 100
+    pool: int = 256
+    held_out: int = 64
+    evaluate_every: int = 20
+    tiny: bool = True
+    changes: tuple[tuple[str, Any], ...] = ()
+    micro_batch: int = 16
+    lora: int | None = None
+    engine: str = "toolkit"
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+    def sized(self, recipe: Recipe) -> Recipe:
+        """Return the recipe scaled and changed as this plan says."""
+        return replace(recipe.scaled() if self.tiny else recipe, **dict(self.changes))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All settings that a policy depends on, except recipe, task, problems and micro-batch."""
+        fields = {
+            "steps": self.steps,
+            "held_out": [self.held_out, self.evaluate_every],
+            "lora": self.lora,
+            "overrides": self.overrides,
+        }
+        return fields | {"engine": self.engine}

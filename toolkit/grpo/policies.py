@@ -1,0 +1,124 @@
+"""Train policies once and read them back: one folder per policy, named by everything that the policy depends on."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from toolkit import identity, store, tasks
+from toolkit.generate import Sampling
+from toolkit.grpo import code
+from toolkit.grpo.extras import Extras
+from toolkit.grpo.log import LOG, read
+from toolkit.grpo.plan import TrainingPlan
+from toolkit.grpo.recipes import Recipe
+from toolkit.grpo.run import MODEL, Run, Trained, policy_identity, train
+from toolkit.grpo.saved import read_back
+from toolkit.lm import LM, as_type, child
+from toolkit.rounding import rounding
+from toolkit.types import Problem
+
+
+def train_policy(
+    lm: LM,
+    recipe: Recipe,
+    seed: int,
+    plan: TrainingPlan,
+    runs: Path,
+    *,
+    reward: Any = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Trained:
+    """Train a copy of ``lm`` by a recipe from a seed. Read the policy back if it exists; resume if its training was stopped.
+
+    The policy is saved in its folder in ``runs`` (see :func:`folder_of`), without checkpoints. If several processes need it, one trains it
+    and the others wait.
+
+    Args:
+        recipe: Recipe with its paper's numbers; ``plan`` scales it.
+        plan: Training settings.
+        runs: Directory that holds one folder per policy.
+        reward: Reward object to use instead of the recipe's, in its state before training. The folder's name depends on its class and
+            fields.
+        say: Called with one line of progress or warning at a time.
+
+    Raises:
+        identity.UnknownIdentityError: the reward holds something whose identity cannot be computed from its values, such as a lock.
+    """
+    folder, depends_on = folder_of(lm, recipe, seed, plan, runs, reward=reward), basis(lm, recipe, seed, plan, reward=reward)
+    recipe = plan.sized(recipe)
+    dev = tasks.load(plan.task, "dev", plan.held_out, lm=lm)
+    run = Run(
+        folder, plan.steps, seed, save_every=20, held_out=tuple(dev), evaluate_every=plan.evaluate_every, micro_batch=plan.micro_batch,
+        evaluate=Sampling(n=4, max_new_tokens=max(200, recipe.max_tokens)), overrides=dict(plan.overrides),
+    )  # fmt: skip
+    extras = Extras(reward=deepcopy(reward), engine=plan.engine, lora=lora_config(plan.lora) if plan.lora else None)
+    with store.claimed(folder, wait=True):
+        if store.is_whole(folder / MODEL):
+            model = replace(read_back(lm, folder / MODEL), parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
+            return Trained(model, pd.DataFrame(read(folder / LOG)))
+        if not (folder / store.MADE_BY).exists():
+            changed = depends_on.changed(store.records(runs, f"{glob.escape(_name(recipe, seed))}-*"))
+            if changed:
+                say(
+                    f"{recipe.name}, seed {seed}, was trained by other code ({', '.join(sorted(changed))} changed): training it again"
+                )
+            depends_on.write(folder)
+        done = train(lm, recipe, _pool(lm, plan), run, extras=extras, resume=True, say=say)
+        if done.main:
+            for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                store.remove(checkpoint)
+    return done
+
+
+def folder_of(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, runs: Path, *, reward: Any = None) -> Path:
+    """Return the folder of a policy in ``runs``. Its name is a key of everything that the policy depends on, including the code."""
+    return runs / f"{_name(recipe, seed)}-{basis(lm, recipe, seed, plan, reward=reward).key}"
+
+
+def _name(recipe: Recipe, seed: int) -> str:
+    return f"{store.as_name(recipe.name)}-seed{seed}"
+
+
+def _pool(lm: LM, plan: TrainingPlan) -> list[Problem]:
+    return tasks.load(plan.task, "train", plan.pool, lm=lm)
+
+
+def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any = None) -> store.Basis:
+    """Return everything that a policy depends on, including the code. Arguments as for :func:`train_policy`."""
+    recipe = plan.sized(recipe)
+    own_reward = {} if reward is None else {"reward": identity.of(reward).body}
+    adapter = {} if plan.lora is None else {"adapter": identity.of(lora_config(plan.lora)).body}
+    # A recipe with a loss of its own may compute it over the rows of one micro-batch, as DRPO's hinge does.
+    rows = {"micro_batch": plan.micro_batch} if recipe.loss else {}
+    depends = {**policy_identity(lm, recipe, _pool(lm, plan)), "seed": seed, **plan.identity, **own_reward, **adapter, **rows}
+    return store.Basis(json.loads(json.dumps(depends, default=str)), code.modules(recipe, plan.task, reward))
+
+
+def in_type_of(base: LM, policy: LM) -> LM:
+    """Return the policy in the number type of ``base``, so that comparing the two measures training alone.
+
+    A saved policy is usually fp32. If ``base`` has a narrower type, rounding loses part of the training; the returned model's name says
+    how much. The weights of ``policy`` are changed in place.
+    """
+    dtype = base.model.dtype
+    if policy.model.dtype == dtype:
+        return policy
+    before, after = (dict(lm.model.named_parameters()) for lm in (base, policy))
+    name = f"{policy.name}; {rounding(before, after, dtype)}"
+    return child(base, as_type(policy.model, dtype), name, made_from=policy.made_from)
+
+
+def lora_config(rank: int) -> Any:
+    """Return a LoRA config for every linear layer except the output layer, with ``alpha`` twice the rank (ours)."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
