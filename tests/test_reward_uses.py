@@ -308,7 +308,7 @@ def test_a_plain_trl_script_keeps_what_a_reward_remembers_in_its_checkpoints(rea
     plain_trl(without, reasoner, problems[:4], tmp_path / "other", 1).train()
     late = entry()
     resumed = plain_trl(late, reasoner, problems[:4], tmp_path / "other", 2, callbacks=[kept.Kept(late)])
-    with pytest.raises(ValueError, match=r"states of \[\], but \['hapo'\] need theirs"):
+    with pytest.raises(ValueError, match=r"states of the rewards \[\], expected \['hapo'\]"):
         resumed.train(resume_from_checkpoint=True)
 
 
