@@ -116,7 +116,7 @@ def test_report_writes_scores_lists_tables_and_page(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"task": "arithmetic"}, "task='arithmetic' has no needle to be found"),
+        ({"task": "arithmetic"}, "task='arithmetic' has no needle in its prompts"),
         ({"counts": ()}, "must be at least 1"),
         ({"instances": 0}, "must be at least 1"),
         ({"ops": ("half",)}, "ops=half: choose from zero, mean, uniform"),
