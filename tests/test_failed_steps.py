@@ -17,8 +17,9 @@ from toolkit import figures, stats, steps
 from toolkit.lm import NoThinkTagsError
 from toolkit.methods import failed_steps
 from toolkit.methods.failed_steps import Chain, Cues, Reader
-from toolkit.tasks import arithmetic, lookup, wordproblems, wordtraces
-from toolkit.tasks.traces import Habits, Trace
+from toolkit.tasks import arithmetic, lookup, wordproblems
+from toolkit.tasks.generators import wordtraces
+from toolkit.tasks.generators.traces import Habits, Trace
 from toolkit.types import Problem, Rollout, Span
 
 TASKS = {"arithmetic": arithmetic, "lookup": lookup}
@@ -46,7 +47,7 @@ def rollout_with(trace: Trace, problem: Problem, *, correct: bool = True, sample
 
 @given(st.text(alphabet="ab.\n \t"), st.sampled_from([steps.lines, steps.paragraphs, steps.at_cues("ab?")]))
 def test_steps_cover_the_text_without_overlap_and_none_is_blank(text, split):
-    ranges = steps.cut(text, split)
+    ranges = steps.step_ranges(text, split)
     assert "".join(text[a:b] for a, b in ranges) == (text if text.strip() else "")
     assert all(text[a:b].strip() for a, b in ranges)
 
@@ -61,7 +62,7 @@ def test_steps_cover_the_text_without_overlap_and_none_is_blank(text, split):
     ],
 )
 def test_steps_start_where_the_splitter_says(split, text, wanted):
-    assert [text[a:b] for a, b in steps.cut(text, split)] == wanted
+    assert [text[a:b] for a, b in steps.step_ranges(text, split)] == wanted
 
 
 @pytest.mark.parametrize("pattern", ["(", "a*"])
@@ -80,7 +81,7 @@ def test_pieces_join_to_the_text_also_where_a_character_is_several_tokens(llama)
     own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     bytewise = replace(llama, tokenizer=PreTrainedTokenizerFast(tokenizer_object=own))
     text = "é is 2 tokens, 語 3, 🙂 4.\nWait"
-    found = steps.pieces(bytewise, own.encode(text).ids)
+    found = steps.token_texts(bytewise, own.encode(text).ids)
     assert "".join(found) == text
     assert found[:2] == ["", "é"] and "🙂" in found
 
@@ -89,7 +90,7 @@ def test_pieces_join_to_the_text_also_where_a_character_is_several_tokens(llama)
 def test_token_spans_of_steps_are_the_lines(task, llama):
     for problem, trace in traces(task, 30, CLUMSY):
         r = rollout_with(trace, problem)
-        found = steps.of(llama, r)
+        found = steps.think_steps(llama, r)
         assert [s.text for s in found] == trace.text.splitlines(keepends=True)
         assert [llama.text(r.token_ids[s.span.start : s.span.stop]) for s in found] == [s.text for s in found]
         assert (found[0].span.start, found[-1].span.stop) == (r.think.start, r.think.stop)

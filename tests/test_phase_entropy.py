@@ -19,7 +19,7 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.lm import Condition, NoThinkTagsError, ThinkTags
 from toolkit.methods import phase_entropy
 from toolkit.methods.phase_entropy import DROPS, NoEntropiesError, PhaseMeans
-from toolkit.phases import spans
+from toolkit.spans import spans
 from toolkit.types import Direction, Problem, Rollout, Span
 
 
@@ -252,14 +252,14 @@ def test_nothing_to_look_at_is_named(rollout_of):
 def test_step_entropies_sum_to_the_span(tiny, problems_of):
     found = rollouts(tiny, problems_of(4), Sampling(n=2, max_new_tokens=80, details=True), progress=False)
     found = [r for r in found if r.think_tokens]
-    rows = phase_entropy.step_entropy(found, lambda r: steps.of(tiny, r))
+    rows = phase_entropy.step_entropy(found, lambda r: steps.think_steps(tiny, r))
     for r in found:
         own = rows[(rows["problem_id"] == r.problem_id) & (rows["sample"] == r.sample)]
         h = phase_entropy.entropies_of(r)[r.think.start - r.prompt_len : r.think.stop - r.prompt_len]
         assert own["entropy"].sum() == pytest.approx(h.sum())
         assert own["tokens"].sum() == r.think_tokens
         assert "".join(own["text"]) == tiny.text(r.token_ids[r.think.start : r.think.stop])
-    by_step = phase_entropy.by_step(found, lambda r: steps.of(tiny, r), at_least=1)
+    by_step = phase_entropy.by_step(found, lambda r: steps.think_steps(tiny, r), at_least=1)
     first = rows[rows["step"] == 0].groupby("problem_id")["mean"].mean()
     assert by_step.loc[0, "mean"] == pytest.approx(first.mean()) and by_step["step"].tolist()[0] == 1
 

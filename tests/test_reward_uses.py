@@ -130,7 +130,7 @@ def test_pushes_are_mean_advantages_of_four_kinds_of_responses():
 def test_figures_draw_every_response_and_every_push(found):
     names = ("correctness", "slpo", "hapo", "kimi")
     table = rewards.compare(found, {name: rewards.ALL[name].make() for name in names})
-    drawn = figures.rewards(table, across=2)
+    drawn = figures.reward_by_length(table, across=2)
     assert [a.text for a in drawn.layout.annotations] == list(names)
     assert sum(len(trace.x) for trace in drawn.data) == len(table)
     assert sorted(y for trace in drawn.data for y in trace.y) == sorted(table["reward"])
@@ -308,7 +308,7 @@ def test_a_plain_trl_script_keeps_what_a_reward_remembers_in_its_checkpoints(rea
     plain_trl(without, reasoner, problems[:4], tmp_path / "other", 1).train()
     late = entry()
     resumed = plain_trl(late, reasoner, problems[:4], tmp_path / "other", 2, callbacks=[kept.Kept(late)])
-    with pytest.raises(ValueError, match=r"states of \[\], but \['hapo'\] need theirs"):
+    with pytest.raises(ValueError, match=r"states of the rewards \[\], expected \['hapo'\]"):
         resumed.train(resume_from_checkpoint=True)
 
 

@@ -50,7 +50,7 @@ def test_segments_together_are_the_thinking(reasoner, found):
 
 def test_cue_words_begin_segments():
     text = "First 2+2=4. Wait, is it? Alternatively count. Await nothing."
-    assert [text[a:b].split()[0] for a, b in steps.cut(text, steps.at_cues(dto.assumed_cues))] == [
+    assert [text[a:b].split()[0] for a, b in steps.step_ranges(text, steps.at_cues(dto.assumed_cues))] == [
         "First",
         "Wait,",
         "Alternatively",

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from toolkit import hooks, origins
-from toolkit.generate import batches, prefill
+from toolkit.decode import batches, prefill
 from toolkit.lm import LM, Intervention, NoThinkTagsError, halving
 from toolkit.sites import WRITTEN, Norm, Site, UnsupportedModelError
 from toolkit.types import Moments, Provenance, Rollout

@@ -220,7 +220,7 @@ class Trainer(ResumableTrainer):
             problem = self.problems[row["problem_id"]]
             messages = prompted_messages(problem, ask)
             prompt = self.origin.prompt_ids(messages)
-            rollout = generate.graded(self.origin, problem, prompt, list(tokens), sample=i % self.args.num_generations)
+            rollout = generate.rollout_from_tokens(self.origin, problem, prompt, list(tokens), sample=i % self.args.num_generations)
             drawn.append(Drawn(rollout, messages, budget))
         return drawn
 

@@ -147,11 +147,15 @@ def entropy_report(
         "whole_responses": lm.tags is not None and lm.tags.close is None,
         "reader": getattr(settings.reader_of, "__name__", str(settings.reader_of)),
     }
-    written = {name: None if table is None else report.records(table) for name, table in vars(tables).items() if name != "rows"}
+    written = {
+        name: None if table is None else report.json_records(table) for name, table in vars(tables).items() if name != "rows"
+    }
     store.write_json({"provenance": lm.provenance(study.seed, **about), **written}, out / "entropy.json")
     store.save_table(tables.rows, out / "rows.parquet")
     sections = _sections(tables, _transcripts(lm, rollouts, chains, problems))
-    report.page(f"Entropy of the thinking of {lm.name}", _intro(about), entropy_headline(tables), sections, out / "report.html")
+    report.write_page(
+        f"Entropy of the thinking of {lm.name}", _intro(about), entropy_headline(tables), sections, out / "report.html"
+    )
     return tables
 
 

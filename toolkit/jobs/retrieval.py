@@ -69,7 +69,7 @@ class Search:
         """Return the haystacks of a split for ``lm``, with the positions of their needles. Errors as in ``tasks.haystack``."""
         match self.task:
             case "lookup":
-                return [haystack.of_lookup(lm, p) for p in lookup.load(split, self.instances, self.seed)]
+                return [haystack.locate_lookup(lm, p) for p in lookup.load(split, self.instances, self.seed)]
             case "needle":
                 return needle.spread(lm, split, self.instances, self.seed, lengths=self.lengths)
         sizes = self.lengths or haystack.lengths(lm)
@@ -389,8 +389,8 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
         sampling = replace(search.sampling, temperature=1.0, n=2, max_new_tokens=2 * search.max_new_tokens)
         tables["thinking"] = thinking_or_not(lm, plan, both, sampling, draws=search.draws, out=out / "rollouts" / "thinking")
     about = {"search": search, "provenance": lm.provenance(search.seed)}
-    store.write_json(about | {name: report.records(table) for name, table in tables.items()}, out / "retrieval.json")
-    report.page(
+    store.write_json(about | {name: report.json_records(table) for name, table in tables.items()}, out / "retrieval.json")
+    report.write_page(
         f"Retrieval heads of {lm.name}",
         f"{len(measurement.haystacks)} haystacks of {search.task}, answered greedily; heads masked on {len(questions)} others.",
         tables["heads"].round(3).set_index("ranking"),

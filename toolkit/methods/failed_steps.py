@@ -120,7 +120,7 @@ class Reader:
 
     def read(self, text: str) -> Chain:
         """Split a text into steps and judge them."""
-        texts = tuple(text[a:b] for a, b in steps.cut(text, self.split))
+        texts = tuple(text[a:b] for a, b in steps.step_ranges(text, self.split))
         failed, review = self.judge(texts)
         return Chain(texts, tuple(failed), tuple(review))
 
@@ -307,7 +307,7 @@ def fitting(problem: Problem) -> Reader:
 
 def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
     """Return the judged steps of a rollout's thinking, with their token spans; no steps if it did not think."""
-    parts = steps.of(lm, rollout, reader.split)
+    parts = steps.think_steps(lm, rollout, reader.split)
     texts = tuple(step.text for step in parts)
     failed, review = reader.judge(texts)
     return Chain(texts, tuple(failed), tuple(review), tuple(step.span for step in parts))

@@ -43,7 +43,8 @@ from tqdm.auto import tqdm
 
 from toolkit import stats
 from toolkit.collect import batch_tokens, padded, reduced
-from toolkit.generate import Sampling, batches, continued, prefill
+from toolkit.decode import batches, prefill
+from toolkit.generate import Sampling, continuations
 from toolkit.lm import LM, Condition, NoThinkTagsError, halving
 from toolkit.steps import Step
 from toolkit.types import Problem, Rollout
@@ -264,7 +265,7 @@ def _binned(parts: Sequence[pd.DataFrame], name: str, centre: Callable[[int], fl
 
 
 StepsOf = Callable[[Rollout], Sequence[Step]]
-"""Function from a rollout to its steps, such as ``lambda r: steps.of(lm, r, steps.lines)``."""
+"""Function from a rollout to its steps, such as ``lambda r: steps.think_steps(lm, r, steps.lines)``."""
 
 
 def step_entropy(rollouts: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame:
@@ -426,7 +427,7 @@ def filtering_experiment(
     plan = [(drop, float(keep), r) for drop, keep, r in product(DROPS, keeps, usable)]
     prompts = [(by_id[r.problem_id], filtered_prompt(r, keep, drop, seed=seed)) for drop, keep, r in plan]
     rows = []
-    for i, a in enumerate(continued(target, prompts, sampling, out=out)):
+    for i, a in enumerate(continuations(target, prompts, sampling, out=out)):
         drop, keep, r = plan[i // sampling.n]
         rows.append((drop, keep, r.problem_id, r.sample, round(keep * r.think_tokens), a.correct, a.response_tokens))
     return pd.DataFrame(rows, columns=["drop", "keep", "problem_id", "sample", "kept_tokens", "correct", "answer_tokens"])

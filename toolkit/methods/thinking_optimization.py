@@ -143,7 +143,7 @@ class _Work:
         sampling = replace(answering, n=n, temperature=0.0 if greedy else answering.temperature)
         ends, lm = self.ids(text), self.condition.lm
         inputs = [(self.problems[r.problem_id], [*ids, *ends]) for r, ids in prompts]
-        sampled = generate.continued(self.condition, inputs, sampling)
+        sampled = generate.continuations(self.condition, inputs, sampling)
         graded = [
             replace(
                 c, correct=grade(self.problems[c.problem_id], self.tail(text) + lm.text(c.token_ids[c.prompt_len :], special=False))
@@ -155,7 +155,7 @@ class _Work:
 
 def segments(lm: LM, rollout: Rollout, split: Splitter | None = None) -> tuple[Step, ...]:
     """Split the thinking of a trajectory into segments; none if it did not think."""
-    return tuple(steps.of(lm, rollout, split or steps.at_cues(assumed_cues)))
+    return tuple(steps.think_steps(lm, rollout, split or steps.at_cues(assumed_cues)))
 
 
 def probe(
@@ -236,7 +236,9 @@ def _path(work: _Work, o: DTOResult, kept: Sequence[int] | range, completion: Se
     n = o.original.prompt_len
     tokens = [*_thought(o, kept)[n:], *work.ids(work.settings.closing), *completion]
     problem = work.problems[o.original.problem_id]
-    return generate.graded(work.condition.lm, problem, list(o.original.token_ids[:n]), tokens, sample=o.original.sample)
+    return generate.rollout_from_tokens(
+        work.condition.lm, problem, list(o.original.token_ids[:n]), tokens, sample=o.original.sample
+    )
 
 
 def _pruned(work: _Work, done: list[DTOResult]) -> list[DTOResult]:
