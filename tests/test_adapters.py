@@ -147,7 +147,7 @@ def test_whatever_can_be_loaded_can_be_the_base_of_an_adapter(base, tmp_path, mo
         source = str(tmp_path / "small.gguf")
         monkeypatch.setattr(checkpoints, "_gguf", lambda *about: (family("llama").model, tokenizer()))
     lm = lms.load(source, device="cpu")
-    again = lms.load(vectors.adapter(lm, plan_of(lm), tmp_path / "adapter"), device="cpu")
+    again = lms.load(vectors.save_adapter(lm, plan_of(lm), tmp_path / "adapter"), device="cpu")
     torch.testing.assert_close(logits(again.model), logits(edits.apply(lm, plan_of(lm)).model), atol=1e-3, rtol=1e-3)
 
 
@@ -224,7 +224,7 @@ def test_the_fp64_sum_of_a_shipped_adapter_is_taken_on_the_cpu_and_the_model_com
     monkeypatch.setattr(type(model), "device", Elsewhere.device)
     monkeypatch.setattr(torch.nn.Module, "to", lambda model, device: moves.append(str(device)) or model)
     monkeypatch.setattr(adapters, "merged", lambda model, *a, **k: moves.append("merged") or model)
-    shipped.merged(model, Path("folder"), torch.float32)
+    shipped.merge(model, Path("folder"), torch.float32)
     assert moves == ["cpu", "merged", "cuda"]
 
 

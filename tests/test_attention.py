@@ -147,7 +147,7 @@ def test_memory_is_bounded_by_a_few_rows_of_one_layer(any_lm, monkeypatch):
         formed.append(0 if weights is None else weights.numel())
         return output, weights
 
-    with hooks.attending(any_lm.layout, watch):
+    with hooks.wrap_attention(any_lm.layout, watch):
         attention.read(any_lm, [sequence(200)], [Span(150, 199)], lambda rows: shapes.append(rows.weights.shape))
     assert max(shape.numel() for shape in shapes) <= n_heads * 200 * 5
     assert 0 < max(formed) <= n_heads * 200 * 5
@@ -173,7 +173,7 @@ def test_the_implementation_comes_back_after_an_error(llama):
 def test_standing_where_a_layer_attends_changes_nothing(any_lm, ids):
     with torch.no_grad():
         want = any_lm.model(ids).logits
-        with hooks.attending(any_lm.layout, lambda layer, attend, q, k, v: attend(q, k, v)):
+        with hooks.wrap_attention(any_lm.layout, lambda layer, attend, q, k, v: attend(q, k, v)):
             got = any_lm.model(ids).logits
     assert torch.equal(got, want)
 

@@ -541,7 +541,7 @@ def test_a_bridge_that_ran_leaves_no_hook_and_every_hidden_state_once(tiny, ids)
     lm = replace(tiny, model=copy.deepcopy(tiny.model))
     lm = replace(lm, layout=sites.find(lm.model))
     before = traces(lm)
-    found = bridges.detected_heads(lm, [[10, 11, 12, 10, 11, 12]])
+    found = bridges.detect_heads(lm, [[10, 11, 12, 10, 11, 12]])
     assert traces(lm) == before
     assert all(scores.score.max() > 0 for scores in found.values())
     states = lm.model(input_ids=ids, output_hidden_states=True).hidden_states

@@ -117,10 +117,10 @@ def test_single_positions_know_what_was_read_and_what_remains(family, mixed_roll
 
 def test_a_subsample_of_positions_follows_seed_and_rollout_only(llama, mixed_rollouts, rollout_of):
     r = rollout_of(30)
-    few = collect.some(THINK, 5, seed=3)
+    few = collect.sample_positions(THINK, 5, seed=3)
     assert few.of(r) == few.of(r) and len(set(few.of(r))) == 5 and list(few.of(r)) == sorted(few.of(r))
     assert set(few.of(r)) <= set(predictors(r))
-    assert collect.some(THINK, 5, seed=4).of(r) != few.of(r)
+    assert collect.sample_positions(THINK, 5, seed=4).of(r) != few.of(r)
     assert few.of(replace(r, sample=1)) != few.of(r)
     assert list(few.of(rollout_of(4))) == list(predictors(rollout_of(4)))
     everything = collect.states(llama, mixed_rollouts, "resid_mid", positions=few, each=True)
@@ -131,11 +131,11 @@ def test_a_subsample_of_positions_follows_seed_and_rollout_only(llama, mixed_rol
         assert torch.allclose(everything.take(chosen).values, part.values, atol=1e-5)
     assert everything.positions == "5 of think"
     with pytest.raises(ValueError, match="at_most=0"):
-        collect.some(THINK, 0)
+        collect.sample_positions(THINK, 0)
 
 
 def test_every_position_is_drawn_about_equally_often(rollout_of):
-    few, counts = collect.some(THINK, 2), np.zeros(8)
+    few, counts = collect.sample_positions(THINK, 2), np.zeros(8)
     for i in range(2000):
         r = replace(rollout_of(8), sample=i)
         counts[np.asarray(few.of(r)) - (r.think.start - 1)] += 1
@@ -270,7 +270,7 @@ def test_logistic_is_the_gradient_of_a_probe_whose_own_objective_is_flat(provena
 
 @pytest.mark.parametrize("target", ["think_tokens", "remaining"])
 def test_ridge_equals_the_closed_form(family, mixed_rollouts, target):
-    states = collect.states(family, mixed_rollouts, "resid_mid", positions=collect.some(THINK, 3), each=True)
+    states = collect.states(family, mixed_rollouts, "resid_mid", positions=collect.sample_positions(THINK, 3), each=True)
     ours = directions.ridge(states, target, penalty=0.3)
     kept = states.rows[target].notna().to_numpy().copy()
     assert kept.all() == (target == "think_tokens")

@@ -36,7 +36,7 @@ def recipe() -> Recipe:
 def test_a_second_process_is_refused_and_the_log_of_the_first_stays(tiny, easy, recipe, tmp_path):
     plan = Run(tmp_path / "run", steps=1, **TINY)
     store.write_rows([{"step": 0}], plan.out / log.LOG)
-    with store.claimed(plan.out / ".training"), pytest.raises(store.StoreError, match=r"Another process is training into .*: wait"):
+    with store.locked(plan.out / ".training"), pytest.raises(store.StoreError, match=r"Another process is training into .*: wait"):
         train(tiny, recipe, easy, plan, resume=True)
     assert log.read(plan.out / log.LOG) == [{"step": 0}]
     assert train(tiny, recipe, easy, plan, resume=True).log["step"].tolist() == [0, 1]

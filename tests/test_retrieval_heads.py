@@ -186,7 +186,7 @@ def attending_by_hand(lm: LM, share: float = 1.0):
                         weights[0, head, q, k] += share
         return output, weights
 
-    return hooks.attending(lm.layout, fn)
+    return hooks.wrap_attention(lm.layout, fn)
 
 
 def test_one_head_copies_and_others_do_not(llama):

@@ -40,5 +40,5 @@ def test_merging_an_adapter_into_a_type_that_loses_it_warns(tmp_path):
                 weight.mul_(1e-3)
     adapted.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="merged with a loss: bfloat16 keeps .* Load it in float32"):
-        shipped.merged(copy.deepcopy(base), tmp_path, torch.bfloat16)
-    shipped.merged(copy.deepcopy(base), tmp_path, torch.float32)  # a warning would be an error
+        shipped.merge(copy.deepcopy(base), tmp_path, torch.bfloat16)
+    shipped.merge(copy.deepcopy(base), tmp_path, torch.float32)  # a warning would be an error

@@ -318,7 +318,7 @@ def test_bad_steering_is_refused_before_anything_runs(llama, model_of, tiny):
     other = model_of("mistral")
     with pytest.raises(WrongModelError, match=r"transferred\(direction, lm\)"):
         steering(v, 1.0)(other)
-    steering(edits.transferred(v, other), 1.0)(other)
+    steering(edits.transfer(v, other), 1.0)(other)
     with pytest.raises(ValueError, match="budget of at least 1"):
         Scope(("think",), ramp="up")
     with pytest.raises(ValueError, match="first < until"):

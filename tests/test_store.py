@@ -376,7 +376,7 @@ try:
         for _ in range(2):
             store.append_line({"a": list(range(3000))}, folder / "log.jsonl")
     else:
-        with store.filling(folder / "model") as partial:
+        with store.atomic_directory(folder / "model") as partial:
             store.write_json([1], partial / "config.json")
             torch.save(noise, partial / "weights.pt")
 except store.DiskFullError as error:
@@ -441,7 +441,7 @@ def killed(work) -> None:
 
 def test_a_kill_while_a_directory_is_filled_leaves_no_directory_and_its_litter_goes_with_the_next_write(tmp_path):
     def work():
-        with store.filling(tmp_path / "model") as partial:
+        with store.atomic_directory(tmp_path / "model") as partial:
             (partial / "config.json").write_text("{}")
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -478,7 +478,7 @@ def test_what_a_dead_process_with_this_ones_id_left_is_replaced(tmp_path):
     left = tmp_path / f".model.h{store.files.HOST}.{os.getpid()}.partial"
     left.mkdir()
     (left / "half").touch()
-    with store.filling(tmp_path / "model") as partial:
+    with store.atomic_directory(tmp_path / "model") as partial:
         (partial / "whole").touch()
     assert [p.name for p in tmp_path.rglob("*")] == ["model", "whole"]
 
@@ -486,13 +486,13 @@ def test_what_a_dead_process_with_this_ones_id_left_is_replaced(tmp_path):
 def test_an_empty_directory_is_filled_and_a_full_one_is_not_touched(tmp_path):
     (tmp_path / "a").mkdir()
     for _ in range(2):
-        with pytest.raises(RuntimeError), store.filling(tmp_path / "a"):
+        with pytest.raises(RuntimeError), store.atomic_directory(tmp_path / "a"):
             raise RuntimeError
         assert list((tmp_path / "a").iterdir()) == []
-    with store.filling(tmp_path / "a") as partial:
+    with store.atomic_directory(tmp_path / "a") as partial:
         (partial / "file").touch()
         assert list((tmp_path / "a").iterdir()) == []
-    with pytest.raises(FileExistsError, match="is not empty"), store.filling(tmp_path / "a"):
+    with pytest.raises(FileExistsError, match="is not empty"), store.atomic_directory(tmp_path / "a"):
         pass
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["file"]
 
@@ -532,15 +532,15 @@ def test_a_checkpoint_is_whole_with_its_config_and_every_shard(tmp_path, missing
 
 @pytest.mark.parametrize("text", ["..", ".", "", "/etc/passwd", "../../x", "a/b", "\\0", "x" * 300, ".hidden/.."])
 def test_any_text_is_the_name_of_one_entry_of_a_directory(tmp_path, text):
-    path = tmp_path / store.as_name(text)
+    path = tmp_path / store.safe_name(text)
     path.mkdir()
     assert path.resolve().parent == tmp_path.resolve() and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_plain_names_stay_and_no_two_texts_share_one():
-    assert store.as_name("budget_12+0.5") == "budget_12+0.5"
+    assert store.safe_name("budget_12+0.5") == "budget_12+0.5"
     texts = ["a b", "a_b", "a/b", "..", "...", ".", "", "x" * 90, "x" * 91]
-    assert len({store.as_name(text) for text in texts}) == len(texts)
+    assert len({store.safe_name(text) for text in texts}) == len(texts)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

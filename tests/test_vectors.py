@@ -741,7 +741,7 @@ def layers_of(model) -> set[str]:
 def test_an_adapter_equals_the_edit_loaded_and_merged(any_lm, ids, tmp_path, kind):
     plan = plan_of(any_lm, [(1, 0), (1, 3), (2, 1)], kind=kind)
     wanted = logits(edits.apply(any_lm, plan).model, ids)
-    model = adapted(any_lm, vectors.adapter(any_lm, plan, tmp_path / "a"))
+    model = adapted(any_lm, vectors.save_adapter(any_lm, plan, tmp_path / "a"))
     names = {id(m): name for name, m in any_lm.model.named_modules()}
     assert layers_of(model) == {names[id(any_lm.layout.blocks[layer].out)] for layer in (1, 2)}
     base, scale = logits(any_lm.model, ids), wanted.abs().max()
@@ -759,7 +759,7 @@ def test_an_adapter_equals_the_edit_loaded_and_merged(any_lm, ids, tmp_path, kin
 def test_every_head_of_every_layer_fits_into_one_adapter(any_lm, ids, tmp_path):
     plan = plan_of(any_lm, all_heads(any_lm))
     wanted = logits(edits.apply(any_lm, plan).model, ids)
-    found = logits(adapted(any_lm, vectors.adapter(any_lm, plan, tmp_path / "a")), ids)
+    found = logits(adapted(any_lm, vectors.save_adapter(any_lm, plan, tmp_path / "a")), ids)
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
@@ -767,7 +767,7 @@ def test_several_edits_of_one_head_compose_in_an_adapter_as_in_weights(llama, id
     chosen = tuple(HeadEdit(1, 2, "project_out", s) for s in (0.5, 0.25, -0.3))
     plan = Plan(chosen, direction_of(llama, "resid_mid"), "composed", llama.provenance())
     wanted = logits(edits.apply(llama, plan).model, ids)
-    found = logits(adapted(llama, vectors.adapter(llama, plan, tmp_path / "a")), ids)
+    found = logits(adapted(llama, vectors.save_adapter(llama, plan, tmp_path / "a")), ids)
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
@@ -776,7 +776,7 @@ def test_several_edits_of_one_head_compose_in_an_adapter_as_in_weights(llama, id
 def test_the_scale_of_an_adapter_is_strength(model_of, ids, tmp_path, family, share):
     lm = model_of(family)
     heads = [(0, 1), (2, 0)]
-    model = adapted(lm, vectors.adapter(lm, plan_of(lm, heads, strength=0.6), tmp_path / "a"))
+    model = adapted(lm, vectors.save_adapter(lm, plan_of(lm, heads, strength=0.6), tmp_path / "a"))
     for module in model.modules():
         if hasattr(module, "lora_A"):
             module.set_scale("default", share)
@@ -788,8 +788,8 @@ def test_the_scale_of_an_adapter_is_strength(model_of, ids, tmp_path, family, sh
 def test_adapters_of_different_heads_stack_with_weights(model_of, ids, tmp_path, family):
     lm = model_of(family)
     first, second = plan_of(lm, [(1, 0)], strength=1.0), plan_of(lm, [(1, 2), (2, 1)], strength=1.0, seed=1)
-    model = adapted(lm, vectors.adapter(lm, first, tmp_path / "a"), "a")
-    model.load_adapter(vectors.adapter(lm, second, tmp_path / "b"), "b")
+    model = adapted(lm, vectors.save_adapter(lm, first, tmp_path / "a"), "a")
+    model.load_adapter(vectors.save_adapter(lm, second, tmp_path / "b"), "b")
     model.base_model.set_adapter(["a", "b"])
 
     def in_weights(*shares: float) -> Tensor:
@@ -809,7 +809,7 @@ def test_adapters_of_different_heads_stack_with_weights(model_of, ids, tmp_path,
 
 
 def test_an_adapter_is_a_small_plain_folder_that_says_what_it_is(tiny, tmp_path):
-    directory = vectors.adapter(tiny, plan_of(tiny, all_heads(tiny)), tmp_path / "a")
+    directory = vectors.save_adapter(tiny, plan_of(tiny, all_heads(tiny)), tmp_path / "a")
     files = {file.name: file.stat().st_size for file in directory.iterdir()}
     assert set(files) == {"adapter_config.json", "adapter_model.safetensors"} and sum(files.values()) <= 20_000
     config = json.loads((directory / "adapter_config.json").read_text())
@@ -841,13 +841,13 @@ def bad_plan(lm: LM, *edits_: HeadEdit) -> Plan:
 )
 def test_a_plan_that_is_no_adapter_is_refused_and_leaves_nothing(llama, tmp_path, edit, error, message):
     with pytest.raises(error, match=message):
-        vectors.adapter(llama, bad_plan(llama, *([edit] if edit else [])), tmp_path / "a")
+        vectors.save_adapter(llama, bad_plan(llama, *([edit] if edit else [])), tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_adapter_of_another_models_plan_is_refused(llama, model_of, tmp_path):
     with pytest.raises(WrongModelError, match=r"made from tiny llama.*not from tiny mistral"):
-        vectors.adapter(model_of("mistral"), plan_of(llama, [(0, 0)]), tmp_path / "a")
+        vectors.save_adapter(model_of("mistral"), plan_of(llama, [(0, 0)]), tmp_path / "a")
 
 
 # --- steering that lives in biases ---------------------------------------------------------------------------
@@ -881,7 +881,7 @@ STEERABLE = [
 def test_baked_steering_equals_run_time_steering(model_of, rollout_of, name, kind, layers):
     lm, rollout = with_biases(name, model_of), rollout_of(20)
     value, before = direction_of(lm, kind), {k: v.clone() for k, v in lm.model.state_dict().items()}
-    changed = vectors.baked(lm, value, -0.4, layers=layers)
+    changed = vectors.bake(lm, value, -0.4, layers=layers)
     wanted = collect.logits(lm, rollout, edits.steering(value, -0.4, layers=layers))
     assert (collect.logits(changed, rollout) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     assert (collect.logits(lm, rollout) - wanted).abs().max() > 1e-3 * wanted.abs().max()
@@ -895,24 +895,24 @@ def test_baked_steering_equals_run_time_steering(model_of, rollout_of, name, kin
 def test_a_baked_model_is_an_ordinary_checkpoint_that_keeps_its_steering(model_of, problems_of, tmp_path):
     lm = model_of("gpt2")
     value, sampling, problems = direction_of(lm), Sampling(max_new_tokens=16, seed=1), problems_of(3)
-    again = lms.load(vectors.baked(lm, value, 0.5).save(tmp_path / "m"), device="cpu")
+    again = lms.load(vectors.bake(lm, value, 0.5).save(tmp_path / "m"), device="cpu")
     steered = rollouts(Condition(lm, (edits.steering(value, 0.5),)), problems, sampling, progress=False)
     assert [r.token_ids for r in rollouts(again, problems, sampling, progress=False)] == [r.token_ids for r in steered]
     assert [r.token_ids for r in rollouts(lm, problems, sampling, progress=False)] != [r.token_ids for r in steered]
 
 
 def test_baked_at_strength_0_is_the_base_model(model_of):
-    assert vectors.baked(model_of("gpt2"), direction_of(model_of("gpt2")), 0.0).fingerprint == model_of("gpt2").fingerprint
+    assert vectors.bake(model_of("gpt2"), direction_of(model_of("gpt2")), 0.0).fingerprint == model_of("gpt2").fingerprint
 
 
 def test_baked_doses_add_up_and_cancel(model_of, rollout_of):
     lm = model_of("gpt_neox")
     value, rollout = direction_of(lm), rollout_of(10)
-    twice = vectors.baked(vectors.baked(lm, value, 0.25), edits.transferred(value, vectors.baked(lm, value, 0.25)), 0.25)
-    wanted = collect.logits(vectors.baked(lm, value, 0.5), rollout)
+    twice = vectors.bake(vectors.bake(lm, value, 0.25), edits.transfer(value, vectors.bake(lm, value, 0.25)), 0.25)
+    wanted = collect.logits(vectors.bake(lm, value, 0.5), rollout)
     assert (collect.logits(twice, rollout) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-    half = vectors.baked(lm, value, 0.25)
-    back = vectors.baked(half, edits.transferred(value, half), -0.25)
+    half = vectors.bake(lm, value, 0.25)
+    back = vectors.bake(half, edits.transfer(value, half), -0.25)
     base = collect.logits(lm, rollout)
     assert (collect.logits(back, rollout) - base).abs().max() <= 1e-5 * base.abs().max()
 
@@ -928,20 +928,20 @@ UNSTEERABLE = [
 def test_where_no_bias_can_do_it_the_error_says_so_and_what_to_do(model_of, name, kind, why):
     lm = with_biases(name, model_of)
     with pytest.raises(ExportError, match=rf"{why}.*{kind} of layer 0 cannot.*edits\.steering.*vectors\.save_gguf"):
-        vectors.baked(lm, direction_of(lm, kind), 0.5)
+        vectors.bake(lm, direction_of(lm, kind), 0.5)
 
 
 def test_baked_refuses_what_steering_refuses(model_of, tiny):
     lm = model_of("gpt2")
     value = direction_of(lm)
     with pytest.raises(IndexError, match="Layer 3 does not exist"):
-        vectors.baked(lm, value, 0.5, layers=[3])
+        vectors.bake(lm, value, 0.5, layers=[3])
     with pytest.raises(ValueError, match="strength=nan"):
-        vectors.baked(lm, value, math.nan)
+        vectors.bake(lm, value, math.nan)
     with pytest.raises(WrongModelError, match="has 3 layers of width 32"):
-        vectors.baked(lm, direction_of(tiny), 0.5)
+        vectors.bake(lm, direction_of(tiny), 0.5)
     with pytest.raises(WrongModelError, match="made from tiny llama"):
-        vectors.baked(lm, direction_of(model_of("llama")), 0.5)
+        vectors.bake(lm, direction_of(model_of("llama")), 0.5)
 
 
 def test_a_bias_counts_only_if_it_reaches_the_output_as_it_is():
@@ -969,7 +969,7 @@ def test_a_folder_holds_a_card_the_vector_and_a_control_vector(tiny, tmp_path):
     value = direction_of(tiny, first=1)
     table = pd.DataFrame({"accuracy": ["99.0"], "think tokens": ["20.1 (-3.0)"]}, index=["steered"])
     card = report.vector_card(value, table=table, figures=["dose.html"])
-    directory = vectors.folder(value, tmp_path / "v", lm=tiny, card=card, figures={"dose.html": "<p>dose</p>"})
+    directory = vectors.save_folder(value, tmp_path / "v", lm=tiny, card=card, figures={"dose.html": "<p>dose</p>"})
     assert {file.name for file in directory.iterdir()} == {"README.md", "direction.safetensors", "direction.gguf", "dose.html"}
     assert same(vectors.load(directory / "direction.safetensors", tiny), value)
     assert same(vectors.load_gguf(directory / "direction.gguf", tiny), value)
@@ -984,7 +984,7 @@ def test_a_folder_holds_a_card_the_vector_and_a_control_vector(tiny, tmp_path):
 
 def test_the_commands_of_the_card_run(tiny, tmp_path, monkeypatch):
     value = direction_of(tiny)
-    monkeypatch.chdir(vectors.folder(value, tmp_path / "v", lm=tiny, card=report.vector_card(value)))
+    monkeypatch.chdir(vectors.save_folder(value, tmp_path / "v", lm=tiny, card=report.vector_card(value)))
     text = pathlib.Path("README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     found: dict = {}
@@ -1014,7 +1014,7 @@ def test_the_card_of_an_edited_model_names_any_base_as_one_yaml_string(llama, na
 )
 def test_a_folder_has_a_control_vector_only_where_one_can_say_it(llama, tmp_path, kind, first, drop, there):
     value = direction_of(llama, kind, first=first)
-    directory = vectors.folder(value, tmp_path / "v", lm=llama, card="", drop_layer_0=drop)
+    directory = vectors.save_folder(value, tmp_path / "v", lm=llama, card="", drop_layer_0=drop)
     assert (directory / "direction.gguf").exists() == there
     assert same(vectors.load(directory / "direction.safetensors", llama), value)
 
@@ -1022,8 +1022,8 @@ def test_a_folder_has_a_control_vector_only_where_one_can_say_it(llama, tmp_path
 def test_a_folder_that_holds_something_is_not_touched(llama, tmp_path):
     (tmp_path / "mine").write_text("x")
     for act in (
-        lambda: vectors.folder(direction_of(llama), tmp_path, lm=llama, card=""),
-        lambda: vectors.adapter(llama, plan_of(llama, [(0, 0)]), tmp_path),
+        lambda: vectors.save_folder(direction_of(llama), tmp_path, lm=llama, card=""),
+        lambda: vectors.save_adapter(llama, plan_of(llama, [(0, 0)]), tmp_path),
     ):
         with pytest.raises(FileExistsError, match="is not empty: choose another directory"):
             act()
@@ -1034,14 +1034,14 @@ def test_a_folder_that_fails_half_way_leaves_no_file(llama, tmp_path):
     value = direction_of(llama, first=1)
     value.vector[2] = math.nan
     with pytest.raises(ValueError, match="not finite"):
-        vectors.folder(value, tmp_path / "v", lm=llama, card="written first")
+        vectors.save_folder(value, tmp_path / "v", lm=llama, card="written first")
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
     value.vector[2] = 1
-    assert vectors.folder(value, tmp_path / "v", lm=llama, card="").is_dir()
+    assert vectors.save_folder(value, tmp_path / "v", lm=llama, card="").is_dir()
 
 
 @pytest.mark.parametrize("name", ["../x.html", "a/b.svg", "README.md", "direction.gguf", ".hidden", ""])
 def test_a_figure_cannot_overwrite_or_leave_the_folder(llama, tmp_path, name):
     with pytest.raises(ValueError, match="Figures cannot be called"):
-        vectors.folder(direction_of(llama), tmp_path / "v", lm=llama, card="", figures={name: "x"})
+        vectors.save_folder(direction_of(llama), tmp_path / "v", lm=llama, card="", figures={name: "x"})
     assert not list(tmp_path.iterdir())

@@ -26,7 +26,7 @@ PROBE = 8  # tokens that both are compared on
 NAME = "default"
 
 
-def config_of(source: str, revision: str | None = None) -> dict[str, Any] | None:
+def read_config(source: str, revision: str | None = None) -> dict[str, Any] | None:
     """Return the ``adapter_config.json`` of a directory or hub id, or ``None`` if it holds no adapter.
 
     Raises:
@@ -41,7 +41,7 @@ def config_of(source: str, revision: str | None = None) -> dict[str, Any] | None
     return dict(store.read_json(found, Mapping[str, Any]))
 
 
-def base_of(source: str, about: Mapping[str, Any]) -> str:
+def find_base(source: str, about: Mapping[str, Any]) -> str:
     """Return what an adapter's base is loaded from: a directory or a GGUF file, absolute or relative to the adapter's or the working
     directory, or a hub id.
 
@@ -71,7 +71,7 @@ def _is_model(path: Path) -> bool:
     return (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
 
 
-def merged(
+def merge(
     model: PreTrainedModel, source: str, dtype: torch.dtype, *, revision: str | None = None, precision: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """Return the model with a PEFT adapter merged into its weights, such as ``W + (alpha / r) B A``.

@@ -160,7 +160,7 @@ class _Batch:
             return look
 
         after = {Site("attn_out", layer): hand_on(layer) for layer in range(layout.n_layers)}
-        with hooks.attending(layout, self._reader(start, stop, held), eager=True), hooks.observe(layout, after):
+        with hooks.wrap_attention(layout, self._reader(start, stop, held), eager=True), hooks.observe(layout, after):
             yield
 
     def _reader(self, start: int, stop: int, held: dict[int, Rows]):

@@ -189,7 +189,7 @@ DETECTED = {"previous token": "previous_token_head", "induction": "induction_hea
 
 
 @torch.no_grad()
-def detected_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 32, seed: int = 0) -> dict[str, HeadScores]:
+def detect_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 32, seed: int = 0) -> dict[str, HeadScores]:
     """TransformerLens's head detectors through the bridge: the share of a head's attention on each pattern, a mean over sequences.
 
     Previous token and duplicate token are looked for in ``sequences`` (token ids of one's own text); induction in as many sequences
@@ -403,7 +403,9 @@ def _means(lm: LM, rollout: Rollout, values: Mapping[Site, Tensor], where: list[
             rows.append(values[site].detach().reshape(wanted)[where].double())
         found[kind] = torch.stack([row.mean(dim=0).cpu() for row in rows])
         if kind == "z":
-            found[lm.layout.writes] = torch.stack([_over_norm(lm.layout, at, z).mean(dim=0).cpu() for at, z in enumerate(rows)])
+            found[lm.layout.contribution_kind] = torch.stack(
+                [_over_norm(lm.layout, at, z).mean(dim=0).cpu() for at, z in enumerate(rows)]
+            )
     return found
 
 

@@ -79,14 +79,14 @@ def _read(source: str | Path, dtype: torch.dtype, common: Mapping[str, Any], abo
         folder = shipped.path_of(SMOL_REASONER)
         model, tokenizer = _gguf(shipped.smollm2_path(), torch.float32, common)
         tokenizer.chat_template = shipped.template(folder)
-        return Checkpoint(shipped.merged(model, folder, dtype), tokenizer)
+        return Checkpoint(shipped.merge(model, folder, dtype), tokenizer)
     path = shipped.path_of(TINY_REASONER) if source == TINY_REASONER else Path(source)
     if path.suffix == ".gguf":
         return Checkpoint(*_gguf(path, dtype, common))
     if not path.exists() and (path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
         raise FileNotFoundError(f"{path} is neither a directory nor a GGUF file, and not a hub id (owner/name).")
     where = str(path if path.exists() else source)
-    if (about := _foreign(where, lambda: adapters.config_of(where, revision))) is not None:
+    if (about := _foreign(where, lambda: adapters.read_config(where, revision))) is not None:
         return _adapted(where, about, dtype, common, above)
     model, tokenizer = _plain(where, dtype, common)
     beside = None if source == TINY_REASONER else _folder(where, revision, model)
@@ -110,7 +110,7 @@ def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any
     Raises:
         FileExistsError: the directory exists and is not empty.
     """
-    with store.filling(directory) as partial:
+    with store.atomic_directory(directory) as partial:
         checkpoint.model.save_pretrained(partial)
         checkpoint.tokenizer.save_pretrained(partial)
         for name, value in notes.items():
@@ -195,7 +195,7 @@ def _adapted(
             "and load that (merged into its base) or this."
         )
     named = str(about.get("base_model_name_or_path"))
-    source = named if named in shipped.WEIGHTS else adapters.base_of(where, about)
+    source = named if named in shipped.WEIGHTS else adapters.find_base(where, about)
     above = (*above, Path(where).resolve())
     if Path(source).resolve() in above:
         raise UnsupportedModelError(
@@ -206,7 +206,7 @@ def _adapted(
     tokenizer = base.tokenizer
     if (Path(where) / "tokenizer_config.json").is_file():
         tokenizer = _foreign(where, lambda: AutoTokenizer.from_pretrained(where, **common))
-    whole = _foreign(where, lambda: adapters.merged(base.model, where, dtype, revision=common["revision"]))
+    whole = _foreign(where, lambda: adapters.merge(base.model, where, dtype, revision=common["revision"]))
     made_from = origins.distinct((*base.made_from, *_made_from(where, common["revision"])))
     return Checkpoint(whole, tokenizer, base.folder, made_from)
 

@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 
 from toolkit import hooks, origins
 from toolkit.generate import batches, prefill
-from toolkit.lm import LM, Intervention, NoThinkTagsError, halving
-from toolkit.sites import WRITTEN, Norm, Site, UnsupportedModelError
+from toolkit.lm import LM, Intervention, NoThinkTagsError, halve_on_oom
+from toolkit.sites import Z_OVER_NORM, Norm, Site, UnsupportedModelError
 from toolkit.types import Moments, Provenance, Rollout
 
 ATTN, MLP = "resid_mid", "resid_post"
@@ -83,7 +83,7 @@ def sentence_ends(lm: LM) -> Positions:
     return Positions("sentence_ends", of)
 
 
-def some(positions: Positions, at_most: int, *, seed: int = 0) -> Positions:
+def sample_positions(positions: Positions, at_most: int, *, seed: int = 0) -> Positions:
     """At most so many of the positions of each rollout, drawn without replacement, in order.
 
     The draw depends on the seed and the rollout's identity alone: neither on other rollouts nor on batches.
@@ -156,7 +156,7 @@ def moments(
 
     Args:
         by: Class of a rollout, or ``None`` to leave it out.
-        kinds: Site kinds to average, at every layer. Where a norm follows attention's output, ``z`` brings along ``sites.WRITTEN``,
+        kinds: Site kinds to average, at every layer. Where a norm follows attention's output, ``z`` brings along ``sites.Z_OVER_NORM``,
             which scores of heads need.
         positions: Which positions; an example without any is left out.
         second: Site kinds whose outer products are summed too (``layers * width^2`` numbers each).
@@ -196,7 +196,9 @@ def moments_and_entropies(
         rows, where = torch.tensor(at, dtype=torch.long).view(-1, 2).T.to(hidden.device)
         tokens = torch.tensor([t for r in given for t in r.token_ids[r.prompt_len :]], device=hidden.device)
         states, size = hidden[rows, where], max(1, LOGITS // lm.vocab_size)
-        parts = [reduced(head(s), t, temperature) for s, t in zip(states.split(size), tokens.split(size), strict=True)]
+        parts = [
+            logprobs_and_entropies(head(s), t, temperature) for s, t in zip(states.split(size), tokens.split(size), strict=True)
+        ]
         logprobs, entropies = torch.cat(parts, dim=1).cpu().tolist() if parts else ([], [])
         ends = [0, *accumulate(r.response_tokens for r in given)]
         for r, start, stop in zip(given, ends, ends[1:], strict=False):
@@ -205,7 +207,9 @@ def moments_and_entropies(
     return _moments(lm, rollouts, examples, kinds, (), positions, read), found
 
 
-def reduced(logits: Float[Tensor, "... vocab"], tokens: Int[Tensor, ...], temperature: float) -> Float[Tensor, "2 ..."]:
+def logprobs_and_entropies(
+    logits: Float[Tensor, "... vocab"], tokens: Int[Tensor, ...], temperature: float
+) -> Float[Tensor, "2 ..."]:
     """Log-probability of each token and entropy (nats) of the full softmax it was to be drawn from."""
     logp = torch.log_softmax(logits.float() / temperature, dim=-1)
     chosen = logp.gather(-1, tokens[..., None]).squeeze(-1)
@@ -244,7 +248,7 @@ def _moments(
 ) -> Moments:
     labels = tuple(sorted({e.label for e in examples}))
     width, layers = lm.layout.width, lm.layout.n_layers
-    kinds = (*kinds, lm.layout.writes) if "z" in kinds else kinds
+    kinds = (*kinds, lm.layout.contribution_kind) if "z" in kinds else kinds
     # fp64 sums: the difference of two long means is small beside either.
     sums = {k: torch.zeros(len(labels), layers, width(k), dtype=torch.float64) for k in kinds}
     outer = {k: torch.zeros(len(labels), layers, width(k), width(k), dtype=torch.float64) for k in second}
@@ -287,7 +291,7 @@ def states(
 ) -> States:
     """States of single examples at every layer of one site kind, rows in the order of the rollouts.
 
-    A row is the mean over a rollout's positions, or with ``each`` a single position; :func:`some` bounds how many a rollout
+    A row is the mean over a rollout's positions, or with ``each`` a single position; :func:`sample_positions` bounds how many a rollout
     gives. Memory: ``4 * rows * layers * width`` bytes of CPU memory in the end (1600 rollouts of a 28-layer model of width
     1536: 275 MB of means), and one batch of activations at a time before that.
 
@@ -371,7 +375,7 @@ def _each_batch(lm: LM, examples: Sequence[_Example], what: str, run: Callable[[
 
         ordered = sorted(examples, key=lambda e: len(e.rollout.token_ids))
         for batch in batches(ordered, lambda e: len(e.rollout.token_ids), batch_tokens(lm)):
-            halving(batch, counted)
+            halve_on_oom(batch, counted)
 
 
 class _Pick:
@@ -379,7 +383,7 @@ class _Pick:
 
     def __init__(self, batch: Sequence[_Example], lm: LM) -> None:
         self.batch = batch
-        self.ids = padded([e.rollout.token_ids for e in batch], lm)
+        self.ids = pad_right([e.rollout.token_ids for e in batch], lm)
         weights = torch.zeros(len(batch), 1, self.ids.shape[1])
         for row, e in zip(weights, batch, strict=True):
             row[0, e.where if not isinstance(e.where, range) else slice(e.where.start, e.where.stop)] = 1 / len(e.where)
@@ -418,19 +422,19 @@ def _forward(
 
     def over_norm(norm: Norm | None) -> hooks.Rewrite:
         def look(attn_out: Tensor, z: Tensor) -> Tensor:
-            take(WRITTEN, z if norm is None else z.float() / norm.scale(attn_out))
+            take(Z_OVER_NORM, z if norm is None else z.float() / norm.scale(attn_out))
             return attn_out
 
         return look
 
-    watchers = {Site(kind, layer): watch(kind) for kind in dict.fromkeys(kinds) if kind != WRITTEN for layer in layers}
-    scaled = {Site("attn_out", layer): over_norm(lm.layout.norm(layer)) for layer in layers} if WRITTEN in kinds else {}
+    watchers = {Site(kind, layer): watch(kind) for kind in dict.fromkeys(kinds) if kind != Z_OVER_NORM for layer in layers}
+    scaled = {Site("attn_out", layer): over_norm(lm.layout.norm(layer)) for layer in layers} if Z_OVER_NORM in kinds else {}
     with hooks.observe(lm.layout, watchers), hooks.rewrite(lm.layout, scaled):
         # Right padding under a causal mask never reaches a real token, so no mask is needed. No logits either.
         return lm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
 
-def padded(rows: Sequence[Sequence[int]], lm: LM) -> Int[Tensor, "batch seq"]:
+def pad_right(rows: Sequence[Sequence[int]], lm: LM) -> Int[Tensor, "batch seq"]:
     """Token ids, right padded, on the model's device."""
     tensors = [torch.tensor(row) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=lm.tokenizer.pad_token_id or 0).to(lm.device)

@@ -122,7 +122,7 @@ def with_direction(like: Plan, direction: Direction) -> Plan:
 def plan_origins(planned: Plan) -> tuple[origins.Record, ...]:
     """The problems that a plan and its direction were made from, as records of ``origins``."""
     parts = [planned.provenance, *([planned.direction.provenance] if planned.direction else [])]
-    return origins.distinct(origins.of(part.notes) for part in parts)
+    return origins.distinct(origins.record_in(part.notes) for part in parts)
 
 
 @torch.no_grad()
@@ -262,8 +262,10 @@ class Steering:
 
     def __str__(self) -> str:
         layers = "all layers" if self.layers is None else f"layers {self.layers}"
-        act = {"add": "steering", "ablate": "ablating", "clamp": f"clamping to {identity.exact(self.value)}"}[self.op]
-        return f"{act} {identity.exact(self.strength, '+')} x {_digest(self.direction)}, {self.site}, {layers}, {self.during}"
+        act = {"add": "steering", "ablate": "ablating", "clamp": f"clamping to {identity.format_exact(self.value)}"}[self.op]
+        return (
+            f"{act} {identity.format_exact(self.strength, '+')} x {_digest(self.direction)}, {self.site}, {layers}, {self.during}"
+        )
 
     @property
     def site(self) -> str:
@@ -367,7 +369,7 @@ def check_direction(direction: Direction, lm: LM) -> None:
     if direction.provenance.fingerprint not in (lm.fingerprint, lm.parent):
         raise WrongModelError(
             f"The direction was made from {direction.provenance.model} (weights {direction.provenance.fingerprint[:12]}), not from "
-            f"{lm.name} (weights {lm.fingerprint[:12]}) or its parent. Make it again, or say that you mean it: edits.transferred(direction, lm)."
+            f"{lm.name} (weights {lm.fingerprint[:12]}) or its parent. Make it again, or say that you mean it: edits.transfer(direction, lm)."
         )
 
 
@@ -379,7 +381,7 @@ def _check_shape(direction: Direction, lm: LM) -> None:
         )
 
 
-def transferred(direction: Direction, lm: LM) -> Direction:
+def transfer(direction: Direction, lm: LM) -> Direction:
     """The same numbers, declared to be meant for ``lm``: for a model trained further, say. Its estimator says where it came from."""
     origin = f"{direction.estimator} from {direction.provenance.model}"
     about = lm.provenance(direction.provenance.seed)

@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from toolkit import identity, store
 from toolkit.decode import Batch
-from toolkit.lm import LM, Condition, halving
+from toolkit.lm import LM, Condition, halve_on_oom
 from toolkit.phases import Reader, answer_start, spans
 from toolkit.tasks.grading import grade
 from toolkit.types import Finish, Problem, Rollout
@@ -184,7 +184,7 @@ def _kept(
 ) -> list[Rollout]:
     """The rollouts of all rows in their order. Those in the directory of ``keep``, under its header, are not sampled again."""
     out, header = keep
-    with store.alone(out):
+    with store.sampling_lock(out):
         there = store.open_rollouts(out, {**header, "rollouts": len(rows)}, vocab=condition.lm.vocab_size)
         done = _graded_again(condition.lm, rows, {(r.problem_id, r.sample): r for r in there}, out)
         todo = [row for row in rows if row.key not in done]
@@ -244,7 +244,7 @@ def _sample(condition: Condition, rows: Sequence[_Row], sampling: Sampling, out:
 
     with bar:
         for batch in batches(order, lambda row: len(row.prompt), PREFILL_TOKENS, most=sampling.batch_size):
-            halving(batch, run)
+            halve_on_oom(batch, run)
     return dict(sorted(done.items()))
 
 
@@ -278,7 +278,7 @@ def _header(condition: Condition, asked: Sequence[Any], sampling: Sampling) -> d
     return {
         "model": condition.lm.name,
         "fingerprint": condition.lm.fingerprint,
-        "interventions": identity.acts(condition),
+        "interventions": identity.describe_interventions(condition),
         "eos_ids": sorted(condition.lm.eos_ids),
         "template": condition.lm.provenance().template_hash,
         **({"switches": dict(condition.lm.template)} if condition.lm.template else {}),

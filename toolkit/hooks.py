@@ -78,7 +78,9 @@ def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
 
 
 @contextmanager
-def passes(model: nn.Module, before: Callable[[Tensor | None, Any], None], after: Callable[[Tensor, Any], None]) -> Iterator[None]:
+def around_passes(
+    model: nn.Module, before: Callable[[Tensor | None, Any], None], after: Callable[[Tensor, Any], None]
+) -> Iterator[None]:
     """Call ``before(input_ids, cache)`` and ``after(input_ids, cache)`` around every pass of a base model.
 
     ``before`` sees the cache that the pass was given, ``after`` the one that it returns; ``None`` without one.
@@ -101,16 +103,16 @@ Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 ``[batch, heads, queries, head_dim]``, after any norm and rotation; keys and values have the heads of the KV cache; weights are
 ``[batch, heads, queries, keys]``, or ``None`` if they were never formed."""
 
-Around = Callable[[int, Attend, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+AttentionWrapper = Callable[[int, Attend, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 _numbers = itertools.count()
 
 
 @dataclass(frozen=True)
-class _StandIn:
+class _WrappedAttention:
     """What transformers calls where a layer attends: functions, each around those before it, around the implementation ``under``."""
 
-    fns: tuple[Around, ...]
+    fns: tuple[AttentionWrapper, ...]
     under: str
     layers: Mapping[int, int]
 
@@ -130,7 +132,7 @@ class _StandIn:
 
 
 @contextmanager
-def attending(layout: Layout, fn: Around, *, eager: bool = False) -> Iterator[None]:
+def wrap_attention(layout: Layout, fn: AttentionWrapper, *, eager: bool = False) -> Iterator[None]:
     """Let ``fn(layer, attend, query, key, value)`` stand where every layer attends; ``attend(query, key, value)`` changes nothing.
 
     Contexts nest, an inner function around an outer. The model's own implementation comes back on leaving, also after an error.
@@ -139,25 +141,25 @@ def attending(layout: Layout, fn: Around, *, eager: bool = False) -> Iterator[No
         eager: Attend with the family's plain implementation, which returns the weights, whatever the model uses.
     """
     layers = {id(block.attention): layer for layer, block in enumerate(layout.blocks)}
-    own = attends(layout)
+    own = attention_name(layout)
     outer: Any = ALL_ATTENTION_FUNCTIONS.get(own)
-    inside, under = (outer.fns, outer.under) if isinstance(outer, _StandIn) else ((), own)
+    inside, under = (outer.fns, outer.under) if isinstance(outer, _WrappedAttention) else ((), own)
     under = "eager" if eager else under
-    with attending_by(layout, _StandIn((*inside, fn), under, layers), under):
+    with replace_attention(layout, _WrappedAttention((*inside, fn), under, layers), under):
         yield
 
 
-def attends(layout: Layout) -> str:
+def attention_name(layout: Layout) -> str:
     """What transformers calls the model's implementation of attention; ``sdpa+...`` is SDPA with something around it."""
     attention: Any = layout.blocks[0].attention
     return str(attention.config._attn_implementation)
 
 
 @contextmanager
-def attending_by(layout: Layout, fn: Callable, under: str = "sdpa") -> Iterator[None]:
+def replace_attention(layout: Layout, fn: Callable, under: str = "sdpa") -> Iterator[None]:
     """Let ``fn`` be the implementation of attention, called as transformers calls one; masks are made as for ``under``."""
     attention: Any = layout.blocks[0].attention
-    config, own, name = attention.config, attends(layout), f"{under}+toolkit-{next(_numbers)}"
+    config, own, name = attention.config, attention_name(layout), f"{under}+toolkit-{next(_numbers)}"
     with ExitStack() as stack:
         # Masks are looked up under the same name, in the mapping that all instances share.
         for interface, value in (

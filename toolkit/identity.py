@@ -129,7 +129,7 @@ def of_lm(lm: LM) -> dict[str, Any]:
     }
 
 
-def in_words(act: Any) -> str:
+def describe(act: Any) -> str:
     """What a rule, an intervention or a change of the prompt says of itself; one that has no words of its own, such as a plain function,
     by its name and a key of what is known of it. The same in every process."""
     words = str(act)
@@ -138,9 +138,9 @@ def in_words(act: Any) -> str:
     return f"{getattr(act, '__qualname__', type(act).__qualname__)} {store.key(of(act, strict=False).body)}"
 
 
-def acts(condition: Condition) -> list[str]:
+def describe_interventions(condition: Condition) -> list[str]:
     """What is done to a condition's model, in words that tell conditions of one model apart."""
-    return [in_words(act) for act in (*condition.during, *condition.rules, *([condition.ask] if condition.ask else []))]
+    return [describe(act) for act in (*condition.during, *condition.rules, *([condition.ask] if condition.ask else []))]
 
 
 def of_problems(problems: Sequence[Problem]) -> str:
@@ -148,7 +148,7 @@ def of_problems(problems: Sequence[Problem]) -> str:
     return store.key(of(list(problems)).body)
 
 
-def is_own(module: str | None) -> bool:
+def is_user_code(module: str | None) -> bool:
     """Whether a module is a user's own code: neither of Python, nor installed, nor the toolkit's."""
     top = (module or "").partition(".")[0]
     if (top in sys.stdlib_module_names and top != "__main__") or top in ("toolkit", "builtins"):
@@ -277,7 +277,7 @@ class _Walk:
             self._code(bare.__code__, bare.__globals__)  # for the modules that it uses
         elif f.__module__ in store.sources():
             self.modules.add(f.__module__)
-        own = is_own(f.__module__)
+        own = is_user_code(f.__module__)
         if not own and _reached(f) is f:
             return {"function": name, "version": _version(f.__module__)}
         self.where.append(f.__name__)
@@ -339,7 +339,7 @@ class _Walk:
         name = module.__name__
         if name in store.sources():
             self.modules.add(name)
-        if not is_own(name):
+        if not is_user_code(name):
             return {"module": name, "version": _version(name)}
         kept = {k: v for k, v in sorted(vars(module).items()) if not k.startswith("__") and not isinstance(v, ModuleType)}
         return {"module": name, "holds": {k: self.named(f"{name}.{k}", v) for k, v in kept.items()}}
@@ -348,7 +348,7 @@ class _Walk:
         name = f"{cls.__module__}.{cls.__qualname__}"
         if cls.__module__ in store.sources():
             self.modules.add(cls.__module__)
-        if not is_own(cls.__module__):
+        if not is_user_code(cls.__module__):
             return {"class": name, "version": _version(cls.__module__)}
         made = dataclasses.is_dataclass(cls)
         fields = [(f.name, f.default, f.default_factory, f.init, f.kw_only) for f in dataclasses.fields(cls)] if made else []
@@ -429,6 +429,6 @@ def hash_of(values: torch.Tensor) -> str:
     return hashlib.sha256(values.double().cpu().numpy().tobytes()).hexdigest()[:12]
 
 
-def exact(value: float, sign: str = "") -> str:
+def format_exact(value: float, sign: str = "") -> str:
     """A number with all its digits, whole ones without a point: kept results are told apart by it."""
     return f"{float(value):{sign}}".removesuffix(".0")

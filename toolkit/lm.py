@@ -29,7 +29,7 @@ from toolkit.types import Provenance
 
 __all__ = [
     "DEFAULT_TAGS", "LM", "SMOL_REASONER", "TINY_REASONER", "UNCOMPUTED", "Ask", "Check", "Condition", "Intervention", "NoThinkTagsError",
-    "Rule", "ThinkTags", "UnsupportedModelError", "child", "halving", "load", "qualify", "smollm2_path", "tiny_reasoner_path", "wrap",
+    "Rule", "ThinkTags", "UnsupportedModelError", "child", "halve_on_oom", "load", "qualify", "smollm2_path", "tiny_reasoner_path", "wrap",
 ]  # fmt: skip
 
 DEFAULT_TAGS = ("<think>", "</think>")
@@ -394,7 +394,7 @@ def as_type(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def halving(rows: Sequence[Any], run: Callable[[Sequence[Any]], None]) -> None:
+def halve_on_oom(rows: Sequence[Any], run: Callable[[Sequence[Any]], None]) -> None:
     """Run ``run(rows)``; when memory runs out, run the two halves instead, down to single rows.
 
     ``run`` must change nothing outside before it can no longer fail.
@@ -408,5 +408,5 @@ def halving(rows: Sequence[Any], run: Callable[[Sequence[Any]], None]) -> None:
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    halving(rows[: len(rows) // 2], run)
-    halving(rows[len(rows) // 2 :], run)
+    halve_on_oom(rows[: len(rows) // 2], run)
+    halve_on_oom(rows[len(rows) // 2 :], run)

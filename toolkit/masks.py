@@ -72,7 +72,7 @@ class Masking:
         with ExitStack() as stack:
             tracker = None if self.during.everywhere else stack.enter_context(phases.track(lm))
             if self.op == "uniform":
-                stack.enter_context(hooks.attending(lm.layout, self._uniform(strengths, tracker)))
+                stack.enter_context(hooks.wrap_attention(lm.layout, self._uniform(strengths, tracker)))
             else:
                 replaced = {Site("z", layer): self._replaced(strength, layer, tracker) for layer, strength in strengths.items()}
                 stack.enter_context(hooks.rewrite(lm.layout, replaced))

@@ -37,12 +37,12 @@ def record(problem_ids: Iterable[str], **known: Any) -> dict[str, Any]:
     return {**{k: v for k, v in known.items() if v is not None}, "problem_ids": ids}
 
 
-def of(notes: Mapping[str, Any]) -> dict[str, Any]:
+def record_in(notes: Mapping[str, Any]) -> dict[str, Any]:
     """The record in the notes of a provenance; empty if it names no problems."""
     return {k: notes[k] for k in KEYS if k in notes} if notes.get("problem_ids") else {}
 
 
-def joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+def join_notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Notes of a sum of two things: the problems of both, and what else both agree on."""
     same = {k: v for k, v in first.items() if k in second and second[k] == v}
     ids = sorted({*first.get("problem_ids", ()), *second.get("problem_ids", ())})
@@ -58,13 +58,13 @@ def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
     return tuple(kept)
 
 
-def shared(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
+def overlap(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
     """The problems, by id, that one of the records names."""
     made_from = {i for one in records for i in one.get("problem_ids", ())}
     return [i for i in problem_ids if digest(i) in made_from] if made_from else []
 
 
-def words(one: Record) -> str:
+def describe(one: Record) -> str:
     """A record in words: ``100 problems of arithmetic (train, seed 0)``."""
     count = len(one.get("problem_ids", ()))
     named = f"{count} problem{'s' * (count != 1)}" + (f" of {str(one['task']).rpartition('/')[2]}" if "task" in one else "")
@@ -72,6 +72,6 @@ def words(one: Record) -> str:
     return named + (f" ({', '.join(inside)})" if inside else "")
 
 
-def all_words(records: Sequence[Record]) -> str:
+def describe_all(records: Sequence[Record]) -> str:
     """Several records in words, each once."""
-    return " and ".join(dict.fromkeys(words(one) for one in records))
+    return " and ".join(dict.fromkeys(describe(one) for one in records))

@@ -266,7 +266,7 @@ def track(lm: LM) -> Iterator[Tracker]:
         if seen.get_seq_length() < cache.get_seq_length():  # another tracker of the same pass may have been here
             seen.update(ids[:, None, :, None], tracker.now.phase[:, None, :, None])
 
-    with hooks.passes(lm.model.base_model, before, after):
+    with hooks.around_passes(lm.model.base_model, before, after):
         yield tracker
 
 

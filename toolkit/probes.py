@@ -96,7 +96,9 @@ def position_only(states: States, target: str = "remaining", *, protocol: Protoc
     return regress(replace(states, values=features), target, protocol=protocol).drop(columns="layer")
 
 
-def heads(states: States, n_heads: int, label: str = SHORT, *, protocol: Protocol = Protocol()) -> tuple[HeadScores, HeadScores]:
+def classify_heads(
+    states: States, n_heads: int, label: str = SHORT, *, protocol: Protocol = Protocol()
+) -> tuple[HeadScores, HeadScores]:
     """Balanced accuracy of a logistic probe on each head's output, and the same with shuffled labels (the control).
 
     Args:

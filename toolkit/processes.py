@@ -15,7 +15,7 @@ EVERY = 0.5  # seconds between looks at the parent
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def helper(code: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+def start_helper(code: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start Python on ``code`` with arguments (its ``sys.argv[1:]``), as a process that ends with this one."""
     watched = f"from toolkit.processes import end_with; end_with({os.getpid()}); {code}"
     return subprocess.Popen([sys.executable, "-c", watched, *arguments])

@@ -144,7 +144,7 @@ def _perturbed(seed: int) -> hooks.Rewrite:
 
 
 def _attention(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor) -> list[Check]:
-    """Masks, attention rows and retrieval heads stand where ``hooks.attending`` puts them: each layer must attend there, once, with rows
+    """Masks, attention rows and retrieval heads stand where ``hooks.wrap_attention`` puts them: each layer must attend there, once, with rows
     that read the values, and its heads must be made of nothing else."""
     calls, errors = [0] * layout.n_layers, [0.0] * layout.n_layers
 
@@ -163,9 +163,9 @@ def _attention(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor
         return torch.zeros_like(output), weights
 
     allowed, same = _allowed(model.dtype), _allowed(model.dtype, half=ROUNDED)
-    with hooks.attending(layout, look, eager=True):
+    with hooks.wrap_attention(layout, look, eager=True):
         logits = model(input_ids=ids).logits
-    with hooks.attending(layout, nothing), hooks.record(layout, [Site("z", layer) for layer in range(layout.n_layers)]) as z:
+    with hooks.wrap_attention(layout, nothing), hooks.record(layout, [Site("z", layer) for layer in range(layout.n_layers)]) as z:
         model(input_ids=ids)
     left = max(value.abs().max().item() for value in z.values())
     wrong = float(max(abs(n - 1) for n in calls))
@@ -176,8 +176,10 @@ def _attention(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor
         Check("attention rows are those the model used: heads are made of nothing else", left, left == 0),
         Check("attention rows are those the model used: same logits", error := _logit_deviation(logits[0], base[0]), error < same),
     ]
-    if hooks.attends(layout) == "sdpa" and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers):
-        with hooks.attending_by(layout, _softmax):
+    if hooks.attention_name(layout) == "sdpa" and all(
+        type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers
+    ):
+        with hooks.replace_attention(layout, _softmax):
             logits = model(input_ids=ids).logits
         found.append(
             Check("attention is a softmax over scaled products", error := _logit_deviation(logits[0], base[0]), error < same)

@@ -182,7 +182,7 @@ Made with reasoning-length-toolkit {p.toolkit_version}. `edit.json` holds the pl
 
 
 def vector_card(direction: Direction, *, table: pd.DataFrame | None = None, on: str = "", figures: Sequence[str] = ()) -> str:
-    """Markdown card of a folder of ``vectors.folder``: front matter, what the vector is, how to use it, how it measured.
+    """Markdown card of a folder of ``vectors.save_folder``: front matter, what the vector is, how to use it, how it measured.
 
     Args:
         table: Conditions by metrics, such as :func:`board` of a comparison; without one the card says that nothing was measured.

@@ -58,11 +58,11 @@ def template(folder: Path) -> str:
     return "\n".join(store.read_lines(folder / "chat_template.jinja"))
 
 
-def merged(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def merge(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model with the LoRA adapter of a shipped model's folder merged.
 
     Summed in fp64 on the CPU, so that every machine rounds to the same weights and a direction found on one is of the weights of another;
-    some devices have no fp64 at all. The merged model is on the device that the given one was on. Errors as :func:`toolkit.adapters.merged`.
+    some devices have no fp64 at all. The merged model is on the device that the given one was on. Errors as :func:`toolkit.adapters.merge`.
     """
     device, on_cpu = model.device, torch.nn.Module.to(model, "cpu")
-    return torch.nn.Module.to(adapters.merged(on_cpu, str(folder), dtype, precision=torch.float64), device)
+    return torch.nn.Module.to(adapters.merge(on_cpu, str(folder), dtype, precision=torch.float64), device)

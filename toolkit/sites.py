@@ -15,7 +15,7 @@ kind            width                  what it is
 
 Post-norm families (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added, so the size of a head's output there
 says nothing about the residual stream. What a head writes to the stream is linear in ``z`` over the norm's scale at
-that position (:data:`WRITTEN`, no site but computed from two); :meth:`Layout.to_attn_out` carries a residual direction
+that position (:data:`Z_OVER_NORM`, no site but computed from two); :meth:`Layout.to_attn_out` carries a residual direction
 back through the rest of the norm. In parallel blocks (GPT-NeoX) the MLP reads
 ``resid_pre``, so ``resid_mid`` is read by nothing but the sum.
 """
@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from toolkit.types import WRITTEN as WRITTEN
+from toolkit.types import Z_OVER_NORM as Z_OVER_NORM
 from toolkit.types import Kind
 
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -175,7 +175,7 @@ class Layout:
 
     def width(self, kind: str) -> int:
         """Size of the last axis at a site."""
-        return self.n_heads * self.head_dim if kind in ("z", WRITTEN) else self.d_model
+        return self.n_heads * self.head_dim if kind in ("z", Z_OVER_NORM) else self.d_model
 
     def check(self, site: Site) -> None:
         """Raise IndexError if the model has no such layer."""
@@ -198,9 +198,9 @@ class Layout:
         return slice(head * self.head_dim, (head + 1) * self.head_dim)
 
     @property
-    def writes(self) -> str:
-        """Kind of mean that a head's contribution to the residual stream is linear in: ``z``, or :data:`WRITTEN` if norms follow."""
-        return WRITTEN if any(block.post_attention_norm is not None for block in self.blocks) else "z"
+    def contribution_kind(self) -> str:
+        """Kind of mean that a head's contribution to the residual stream is linear in: ``z``, or :data:`Z_OVER_NORM` if norms follow."""
+        return Z_OVER_NORM if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
     def norm(self, layer: int) -> Norm | None:
         """The norm between a layer's ``attn_out`` and the residual stream, or ``None``."""

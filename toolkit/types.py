@@ -21,7 +21,7 @@ from toolkit import origins
 Finish = Literal["stop", "length"]
 Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 """Site kinds, in the order they are computed: see ``sites``."""
-WRITTEN = "z_over_norm"
+Z_OVER_NORM = "z_over_norm"
 """Name of ``z`` divided, position by position, by the scale of the norm between ``W_O`` and the residual stream (ours)."""
 Op = Literal["project_out", "scale"]
 
@@ -162,7 +162,7 @@ class Moments:
         labels: Class names, e.g. ``("long", "short")``.
         n: Examples per class.
         positions: Name of the positions averaged over, e.g. ``"think"``.
-        sums: Site kind (or ``sites.WRITTEN``) -> ``[labels, layers, width]``, fp32 or wider.
+        sums: Site kind (or ``sites.Z_OVER_NORM``) -> ``[labels, layers, width]``, fp32 or wider.
         outer: Site kind -> ``[labels, layers, width, width]``, or empty.
     """
 
@@ -176,7 +176,7 @@ class Moments:
     def __post_init__(self) -> None:
         if len(set(self.labels)) < len(self.labels) or len(self.n) != len(self.labels) or any(n < 0 for n in self.n):
             raise ValueError(f"Moments need classes of different names and one count each, got {self.labels} and {self.n}.")
-        kinds = (*get_args(Kind), WRITTEN)
+        kinds = (*get_args(Kind), Z_OVER_NORM)
         if unknown := [kind for kind in self.sums if kind not in kinds]:
             raise ValueError(f"Moments.sums has the unknown site kind {unknown[0]!r:.40}: expected {', '.join(kinds)}.")
         if alone := [kind for kind in self.outer if kind not in self.sums]:
@@ -236,7 +236,7 @@ class Moments:
 
         counts = [dict(zip(m.labels, m.n, strict=True)) for m in (self, other)]
         n = tuple(sum(c.get(name, 0) for c in counts) for name in labels)
-        about = replace(self.provenance, notes=origins.joined(self.provenance.notes, other.provenance.notes))
+        about = replace(self.provenance, notes=origins.join_notes(self.provenance.notes, other.provenance.notes))
         return Moments(labels, n, self.positions, merged(self.sums, other.sums), merged(self.outer, other.outer), about)
 
 

@@ -25,7 +25,7 @@ def in_batches(lm: LM, found: list[Rollout], run) -> None:
     ordered = sorted(found, key=lambda r: len(r.token_ids))
     for batch in collect.batches(ordered, lambda r: len(r.token_ids), collect.batch_tokens(lm)):
         with torch.inference_mode():
-            run(collect.padded([r.token_ids for r in batch], lm))
+            run(collect.pad_right([r.token_ids for r in batch], lm))
 
 
 def bare(lm: LM, found: list[Rollout]) -> None:

@@ -194,7 +194,7 @@ class Ground:
         problems = self.study.load("train", self.lm)
         depends = [identity.of_problems(problems), self.study.sampling.identity]
         where = self._place("extraction", depends, "toolkit.jobs.study", self.study.task)
-        with store.claimed(where, wait=True):  # the processes of a board read what the first of them sampled
+        with store.locked(where, wait=True):  # the processes of a board read what the first of them sampled
             return rollouts(self.lm, problems, self.study.sampling, out=where)
 
     def _place(self, kind: str, depends: Any, module: str, task: str) -> Path:
@@ -242,7 +242,7 @@ class Ground:
         """What every head does on haystacks of the dev split."""
         search = self.search()
         where = self._place("haystacks", asdict(search), "toolkit.tasks.haystack", search.task)
-        with store.claimed(where, wait=True):
+        with store.locked(where, wait=True):
             return retrieval.look(self.lm, search, out=where)
 
     def policy(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:

@@ -113,7 +113,7 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
         "model": condition.lm.name,
         "fingerprint": condition.lm.fingerprint,
         "parent": condition.lm.parent,
-        "interventions": identity.acts(condition),
+        "interventions": identity.describe_interventions(condition),
         "tokens": int(rows["response_tokens"].sum()),
         "seconds": round(seconds, 2) if whole else None,  # those of a process that was stopped are not known
         "parameters_changed": _changed(ground.lm, condition.lm),
@@ -309,7 +309,7 @@ def _short_push(condition: Condition, references: References) -> pd.Series:
     """What the base's short-thinking heads write towards short on each text, in total, along the end-of-stream direction."""
     finding = references.ground.findings[OURS]
     with condition.active() as lm:
-        read = collect.states(lm, references.texts, lm.layout.writes, positions=collect.step_starts(lm))
+        read = collect.states(lm, references.texts, lm.layout.contribution_kind, positions=collect.step_starts(lm))
     layout, total = condition.lm.layout, torch.zeros(len(read.values), dtype=torch.float64)
     for layer, head in finding.plan.heads:
         W = layout.W_O(layer).detach()[:, layout.head(head)].cpu().double()

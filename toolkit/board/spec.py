@@ -126,7 +126,7 @@ def read(path: str | Path) -> tuple[list[Spec], Sizes | None]:
         ValueError: the file is not Python or defines no conditions, something in the list is not a :class:`Spec`, or ``SIZES`` is no :class:`Sizes`.
     """
     try:
-        defined = runpy.run_path(str(store.existing(path)))
+        defined = runpy.run_path(str(store.existing_file(path)))
     except SyntaxError as error:
         raise ValueError(
             f"{path}, line {error.lineno}: not Python: {error.msg}. Copy toolkit/board/default.py and change that."
@@ -220,10 +220,10 @@ def _edited(
 def _adapted(ground: Ground, plan: Any) -> LM:
     code = store.modules_of("toolkit.vectors.weights")
     folder = ground.out / "adapters" / store.Basis([ground.lm.fingerprint, identity.of(plan).body], code).key
-    with store.claimed(folder, wait=True):
+    with store.locked(folder, wait=True):
         if not store.is_whole(folder):
-            vectors.adapter(ground.lm, plan, folder)
-    model = shipped.merged(copy.deepcopy(ground.lm.model), folder, ground.lm.model.dtype)
+            vectors.save_adapter(ground.lm, plan, folder)
+    model = shipped.merge(copy.deepcopy(ground.lm.model), folder, ground.lm.model.dtype)
     return lms.child(ground.lm, model, f"{ground.lm.name} + adapter of {plan.name}", made_from=edits.plan_origins(plan))
 
 
@@ -288,7 +288,7 @@ def _masked(ground: Ground, seed: int, *, count: int, control: bool) -> Conditio
 
 def ruled(name: str, rule: Rule, paper: str = "") -> Spec:
     """A rule that replaces drawn tokens, such as ``baselines.Budget(20)``."""
-    return _spec(name, "decode", _ruled, {"rule": rule}, paper=paper, note=identity.in_words(rule))
+    return _spec(name, "decode", _ruled, {"rule": rule}, paper=paper, note=identity.describe(rule))
 
 
 def _ruled(ground: Ground, seed: int, *, rule: Rule) -> Condition:
@@ -297,7 +297,7 @@ def _ruled(ground: Ground, seed: int, *, rule: Rule) -> Condition:
 
 def during(name: str, act: Intervention, family: str = "decode", paper: str = "") -> Spec:
     """An intervention that needs nothing from the ground, such as ``baselines.Suppress(("w",))``."""
-    return _spec(name, family, _during, {"act": act}, paper=paper, note=identity.in_words(act))
+    return _spec(name, family, _during, {"act": act}, paper=paper, note=identity.describe(act))
 
 
 def _during(ground: Ground, seed: int, *, act: Intervention) -> Condition:
@@ -306,7 +306,7 @@ def _during(ground: Ground, seed: int, *, act: Intervention) -> Condition:
 
 def asked(name: str, ask: Ask, paper: str = "") -> Spec:
     """A change of the prompt, such as ``baselines.Instruction("quick")``."""
-    return _spec(name, "prompt", _asked, {"ask": ask}, paper=paper, note=identity.in_words(ask))
+    return _spec(name, "prompt", _asked, {"ask": ask}, paper=paper, note=identity.describe(ask))
 
 
 def _asked(ground: Ground, seed: int, *, ask: Ask) -> Condition:

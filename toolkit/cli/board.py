@@ -132,4 +132,4 @@ def board(
 
 def _helper() -> subprocess.Popen[bytes]:
     """This command again, as a process that only measures, and ends with this one."""
-    return processes.helper("from toolkit.cli import main; main()", [*sys.argv[1:], WORKER])
+    return processes.start_helper("from toolkit.cli import main; main()", [*sys.argv[1:], WORKER])

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from toolkit import store
-from toolkit.store.full import said_if_full
+from toolkit.store.full import explain_full_disk
 
 STATE = "toolkit.json"  # in every checkpoint, written last: a checkpoint that has it is whole
 EARLIER = "Remove that checkpoint and resume: the run goes on from the one before."
@@ -57,7 +57,7 @@ def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
         DiskFullError: no room for it.
     """
     try:
-        with said_if_full(checkpoint, checkpoint):
+        with explain_full_disk(checkpoint, checkpoint):
             yield
     except BaseException:
         if main:

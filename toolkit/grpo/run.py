@@ -202,7 +202,7 @@ def train(
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Train into a directory as the only run: a second one would remove the first one's log, or write into it."""
-    with store.claimed(out / ".training") as mine:
+    with store.locked(out / ".training") as mine:
         if not mine:
             raise store.StoreError(
                 f"Another process is training into {out} now: wait until it is done, or choose another directory."

@@ -86,7 +86,7 @@ def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, ab
         _keep_adapter(trainer, given, out / ADAPTER)
     _release(trainer)
     policy = policy_of(given, trainer)
-    with store.filling(out / MODEL) as partial:
+    with store.atomic_directory(out / MODEL) as partial:
         lost, in_memory = _rounded(given, policy, dtype), policy.fingerprint
         prompts = [given.prompt_ids(p.messages) for p in list(trainer.problems.values())[:assumed_prompts]]
         before, trained = (_log_probs(lm, prompts) for lm in (given, policy))
@@ -105,7 +105,7 @@ def keep(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, ab
 
 def _keep_adapter(trainer: Trainer, given: LM, folder: Path) -> None:
     store.remove(folder)
-    with store.filling(folder) as partial:
+    with store.atomic_directory(folder) as partial:
         trainer.save_model(str(partial))
         store.remove(partial / PICKLED)
         store.write_json(origins.distinct((*given.made_from, _trained_on(trainer))), partial / checkpoints.MADE_FROM)

@@ -283,7 +283,7 @@ def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFram
     norms = edits.column_norms(lm, edited, finding.plan)
     about = {"plan": finding.plan, "norms": norms, "parent": lm.fingerprint, "fingerprint": edited.fingerprint}
     card = report.model_card(lm.name, finding.plan, plan_table(finding), report.board(summary), on=report.judged_on(measured))
-    with store.filling(directory) as partial:
+    with store.atomic_directory(directory) as partial:
         edited.save(partial)
         store.write_json(about, partial / "edit.json")
         store.save(finding.direction, partial / "direction.safetensors")

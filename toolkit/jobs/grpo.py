@@ -167,9 +167,9 @@ def sweep(lm: LM, todo: Sequence[tuple[Recipe, int]], plan: Sweep, *, say: Say) 
     """
     files = []
     for recipe, seed in todo:
-        file = plan.curves / f"{store.as_name(recipe.name)}-seed{seed}.jsonl"
+        file = plan.curves / f"{store.safe_name(recipe.name)}-seed{seed}.jsonl"
         files.append(file)
-        with store.claimed(plan.runs / file.stem) as mine:
+        with store.locked(plan.runs / file.stem) as mine:
             if mine and not _kept(lm, recipe, seed, plan, file, say):
                 say(f"{recipe.name}, seed {seed}")
                 store.write_rows(_one(lm, recipe, seed, plan, say), file)
@@ -225,7 +225,7 @@ def trained(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = Non
     )  # fmt: skip
     extras = Extras(reward=deepcopy(reward), engine=plan.engine, lora=adapter(plan.lora) if plan.lora else None)
     rests_on = basis(lm, recipe, seed, plan, reward=reward)
-    with store.claimed(folder, wait=True):
+    with store.locked(folder, wait=True):
         if store.is_whole(folder / MODEL):
             model = replace(read_back(lm, folder / MODEL), parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
             return Trained(model, pd.DataFrame(read(folder / LOG)))
@@ -263,7 +263,7 @@ def run_of(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = None
 
 
 def _name(recipe: Recipe, seed: int) -> str:
-    return f"{store.as_name(recipe.name)}-seed{seed}"
+    return f"{store.safe_name(recipe.name)}-seed{seed}"
 
 
 def basis(lm: LM, recipe: Recipe, seed: int, plan: Sweep, *, reward: Any = None) -> store.Basis:

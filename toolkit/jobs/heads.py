@@ -77,7 +77,7 @@ def lenses(lm: LM, found: Sequence[Rollout], looked: retrieval.Found, settings: 
     """Every score of every head: short thinking (as published, and ours), retrieval, entropy when masked, and attention patterns."""
     published, ours = (edit.find(lm, found, settings, name).scores for name in (edit.PUBLISHED, edit.OURS))
     whole = looked.measured["write (ours)"]
-    patterns = bridges.detected_heads(lm, [r.token_ids for r in found[:: max(1, len(found) // 16)]])
+    patterns = bridges.detect_heads(lm, [r.token_ids for r in found[:: max(1, len(found) // 16)]])
     return {
         SHORT: ours,
         "short thinking, published": published,
@@ -238,7 +238,7 @@ def atlas(
     store.write_json(about | {name: report.records(t) for name, t in tables.items()}, out / "atlas.json")
     same = max(overlap.values())
     held_out = f"NOT held out: {same} of these are among the problems judged on" if same else "none of them judged on"
-    split = f"Short-thinking heads are from {origins.words(made_from)}, {held_out}; conditions are judged on {study.problems} of {study.task} (test)."
+    split = f"Short-thinking heads are from {origins.describe(made_from)}, {held_out}; conditions are judged on {study.problems} of {study.task} (test)."
     _write_page(lm, scores, tables, (count, split), out / "report.html")
     return Atlas(scores, tables)
 

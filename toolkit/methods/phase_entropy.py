@@ -40,9 +40,9 @@ from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from toolkit import stats
-from toolkit.collect import batch_tokens, padded, reduced
+from toolkit.collect import batch_tokens, logprobs_and_entropies, pad_right
 from toolkit.generate import Sampling, batches, continued, prefill
-from toolkit.lm import LM, Condition, NoThinkTagsError, halving
+from toolkit.lm import LM, Condition, NoThinkTagsError, halve_on_oom
 from toolkit.steps import Step
 from toolkit.types import Problem, Rollout
 
@@ -95,18 +95,18 @@ def measured(
 
     with bar:
         for batch in batches(order, lambda i: len(found[i].token_ids), batch_tokens(condition.lm)):
-            halving(batch, run)
+            halve_on_oom(batch, run)
     return [done[i] for i in range(len(found))]
 
 
 def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) -> Float[Tensor, "2 rows response"]:
     """Log-probability and entropy of each response token; prompts left padded, responses right padded, so no column is both."""
-    ids = padded([r.token_ids[r.prompt_len :] for r in batch], lm)
+    ids = pad_right([r.token_ids[r.prompt_len :] for r in batch], lm)
     found = torch.zeros(2, *ids.shape, device=lm.device)
     cache, logits, mask = prefill(lm, [list(r.token_ids[: r.prompt_len]) for r in batch])
     starts = mask.sum(dim=1)
     last = torch.tensor([len(r.token_ids) - 1 for r in batch], device=lm.device)
-    found[:, :, :1] = reduced(logits[:, None], ids[:, :1], temperature)
+    found[:, :, :1] = logprobs_and_entropies(logits[:, None], ids[:, :1], temperature)
     width = max(1, chunk // (len(batch) * logits.shape[-1]))
     for at in range(0, ids.shape[1] - 1, width):
         stop = min(at + width, ids.shape[1] - 1)
@@ -115,7 +115,7 @@ def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) ->
         positions = torch.minimum(starts[:, None] + torch.arange(at, stop, device=lm.device), last[:, None])
         part = ids[:, at:stop]
         out = lm.model(input_ids=part, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-        found[:, :, at + 1 : stop + 1] = reduced(out.logits, ids[:, at + 1 : stop + 1], temperature)
+        found[:, :, at + 1 : stop + 1] = logprobs_and_entropies(out.logits, ids[:, at + 1 : stop + 1], temperature)
     return found
 
 

@@ -38,7 +38,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from toolkit import attention, origins
-from toolkit.collect import padded
+from toolkit.collect import pad_right
 from toolkit.lm import LM
 from toolkit.tasks.haystack import Haystack
 from toolkit.types import HeadEdit, HeadScores, Plan, Provenance, Rollout, Span
@@ -139,7 +139,7 @@ class Measured:
                 f"metrics {', '.join(self.values)} and {', '.join(other.values)}."
             )
         values = {name: torch.cat([value, other.values[name]]) for name, value in self.values.items()}
-        about = replace(self.provenance, notes=origins.joined(self.provenance.notes, other.provenance.notes))
+        about = replace(self.provenance, notes=origins.join_notes(self.provenance.notes, other.provenance.notes))
         return Measured(values, self.success + other.success, self.ids + other.ids, about)
 
     def of(self, metric: str = "copy", *, when: str = "all") -> Float[Tensor, "examples layers heads"]:
@@ -242,7 +242,7 @@ class _Sums:
     def __init__(self, lm: LM, examples: Sequence[Example], sinks: int) -> None:
         self.lm, self.examples, self.sinks = lm, examples, sinks
         ids = [e.rollout.token_ids for e in examples]
-        self.ids = padded(ids, lm)
+        self.ids = pad_right(ids, lm)
         self.W_U: Tensor = lm.model.get_output_embeddings().weight.detach()
         self.W_U_mean = self.W_U.mean(dim=0, dtype=torch.float32)
         at = torch.arange(self.ids.shape[1], device=lm.device)

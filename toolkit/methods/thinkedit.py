@@ -127,7 +127,7 @@ def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = dire
 
 def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     """c(l, h): how much each head writes towards *short* in short thinking, on average (published form)."""
-    return _scores(moments.mean(lm.layout.writes, SHORT), v, lm, "short_thinking")
+    return _scores(moments.mean(lm.layout.contribution_kind, SHORT), v, lm, "short_thinking")
 
 
 def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
@@ -137,7 +137,7 @@ def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     stream to its end (give v at ``resid_post``), while the direction of an early layer is mostly that of the content there.
     """
     last = replace(v, vector=v.vector[-1:].expand_as(v.vector))
-    z = moments.mean(lm.layout.writes, SHORT) - moments.mean(lm.layout.writes, LONG)
+    z = moments.mean(lm.layout.contribution_kind, SHORT) - moments.mean(lm.layout.contribution_kind, LONG)
     return _scores(z, last, lm, "short_thinking_contrast")
 
 
@@ -161,7 +161,7 @@ def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM
     tilts it away from what the heads write: removing it then leaves much of their push in place. Layers without a given head
     are zero.
     """
-    difference = moments.mean(lm.layout.writes, LONG) - moments.mean(lm.layout.writes, SHORT)
+    difference = moments.mean(lm.layout.contribution_kind, LONG) - moments.mean(lm.layout.contribution_kind, SHORT)
     vector = torch.zeros(lm.layout.n_layers, lm.layout.d_model, dtype=torch.float64)
     for layer, head in heads:
         columns = lm.layout.head(head)

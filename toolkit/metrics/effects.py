@@ -67,8 +67,8 @@ class Judge:
             how = METRICS[name].how
             statistics = [how(own, self.base) for own in seeds] if how else []
             drawn = [stats.draws(f, n, seed=self.seed, times=self.times) for f in statistics if f]
-            own = stats.combined(drawn, n, seeded=seeded)
-            change = own if METRICS[name].against_base else stats.combined(drawn, n, minus=of_base, seeded=seeded)
+            own = stats.combine(drawn, n, seeded=seeded)
+            change = own if METRICS[name].against_base else stats.combine(drawn, n, minus=of_base, seeded=seeded)
             judged[name] = Judged(own, change)
         return judged
 

@@ -15,10 +15,10 @@ from toolkit.stats.estimates import (
     difference,
     held_out_length,
     mean_of,
+    mean_of_smallest,
     over_problems,
     resamples,
     shortest_accuracy,
-    smallest,
 )
 from toolkit.stats.lengths import (
     RULER_FLEXIBLE,
@@ -36,7 +36,7 @@ from toolkit.stats.lengths import (
     words,
 )
 from toolkit.stats.scores import auc, balanced_accuracy, holm, permutation_p, r_squared, spearman
-from toolkit.stats.seeds import FEW_SEEDS, Draws, Effect, combined, draws, effect, half_width, mean_effect
+from toolkit.stats.seeds import FEW_SEEDS, Draws, Effect, combine, draws, effect, half_width, mean_effect
 
 __all__ = [
     "FEW_SEEDS",
@@ -58,7 +58,7 @@ __all__ = [
     "auc",
     "balanced_accuracy",
     "bootstrap",
-    "combined",
+    "combine",
     "correlation",
     "difference",
     "draws",
@@ -71,13 +71,13 @@ __all__ = [
     "looping",
     "mean_effect",
     "mean_of",
+    "mean_of_smallest",
     "over_problems",
     "permutation_p",
     "r_squared",
     "ranges_around",
     "resamples",
     "shortest_accuracy",
-    "smallest",
     "spearman",
     "words",
 ]

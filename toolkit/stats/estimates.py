@@ -75,7 +75,7 @@ def difference(a: Callable[[ndarray], ndarray], b: Callable[[ndarray], ndarray])
     return lambda index: a(index) - b(index)
 
 
-def smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, "*rows n"], keep: int) -> Float[ndarray, "*rows"]:
+def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, "*rows n"], keep: int) -> Float[ndarray, "*rows"]:
     """Mean of the ``keep`` values that rank lowest, expected over the order of those that tie at the cut.
 
     Args:
@@ -95,14 +95,14 @@ def shortest_accuracy(
 
     For each sample index separately the problems are sorted by ``ranking`` (tokens), the first ``floor(share * n)``
     are kept, and accuracy over them is averaged over the sample indices. At least one response is kept. Where lengths tie at the
-    cut, the expectation over their order is taken (:func:`smallest`), so the order of problems does not matter.
+    cut, the expectation over their order is taken (:func:`mean_of_smallest`), so the order of problems does not matter.
 
     ``ranking`` is the model's own think length as published; for the selection-free form see :func:`held_out_length`.
     """
 
     def statistic(index: ndarray) -> ndarray:
         keep = max(1, int(share * index.shape[1]))
-        columns = [smallest(correct[index, s], ranking[index, s], keep) for s in range(correct.shape[1])]
+        columns = [mean_of_smallest(correct[index, s], ranking[index, s], keep) for s in range(correct.shape[1])]
         return np.mean(columns, axis=0)
 
     return statistic

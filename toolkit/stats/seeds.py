@@ -71,7 +71,7 @@ def effect(seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = RE
     """
     if not seeds or n < 1:
         raise ValueError(f"{len(seeds)} seeds, {n} problems: nothing to estimate from.")
-    return combined([draws(f, n, seed=seed, times=times) for f in seeds], n, seeded=seeded)
+    return combine([draws(f, n, seed=seed, times=times) for f in seeds], n, seeded=seeded)
 
 
 def mean_effect(
@@ -119,7 +119,7 @@ def draws(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES
     return Draws(float(statistic(np.arange(n)[None])[0]), statistic(resamples(n, seed=seed, times=times)))
 
 
-def combined(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seeded: bool = False) -> Effect:
+def combine(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seeded: bool = False) -> Effect:
     """Combine the draws of each seed into an effect.
 
     Args:
@@ -128,10 +128,10 @@ def combined(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seed
     """
     centres = np.array([d.estimate for d in seeds]) - (minus.estimate if minus else 0.0)
     resampled = np.mean([d.resampled for d in seeds], axis=0) - (minus.resampled if minus else 0.0)
-    return _combined(centres, resampled, n, seeded)
+    return _combine(centres, resampled, n, seeded)
 
 
-def _combined(centres: ndarray, resampled: ndarray, n: int, seeded: bool) -> Effect:
+def _combine(centres: ndarray, resampled: ndarray, n: int, seeded: bool) -> Effect:
     centre, seeds = float(centres.mean()), len(centres)
     if math.isnan(centre):
         return Effect(math.nan, math.nan, math.nan, math.nan)

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from toolkit.store.errors import DamagedFileError
-from toolkit.store.full import said_if_full
+from toolkit.store.full import explain_full_disk
 from toolkit.store.hints import read_from, typed
 from toolkit.store.texts import numbered, parsed, read_text
 
@@ -71,7 +71,7 @@ def atomic(path: str | Path, *, needed: int | None = None) -> Iterator[Path]:
     target = Path(path)
     partial = _partial(target)
     try:
-        with said_if_full(target, partial, needed):
+        with explain_full_disk(target, partial, needed):
             yield partial
             os.replace(partial, target)
     finally:
@@ -111,7 +111,7 @@ def new_directory(path: str | Path) -> Path:
 
 
 @contextmanager
-def filling(directory: str | Path) -> Iterator[Path]:
+def atomic_directory(directory: str | Path) -> Iterator[Path]:
     """A temporary directory that becomes ``directory`` if the body succeeds and is removed if it fails.
 
     ``directory`` appears whole or not at all, however the process ends. An empty one that is there already is replaced.
@@ -126,7 +126,7 @@ def filling(directory: str | Path) -> Iterator[Path]:
     remove(partial)  # of a dead process that had this one's id: no process fills one directory twice at once
     partial.mkdir()
     try:
-        with said_if_full(target, partial):
+        with explain_full_disk(target, partial):
             yield partial
             if target.exists():
                 target.rmdir()
@@ -198,7 +198,7 @@ def append_line(value: Any, path: str | Path) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     content = (json.dumps(value, default=jsonable, allow_nan=False) + "\n").encode()
-    with said_if_full(target, target, len(content)), target.open("ab") as stream:
+    with explain_full_disk(target, target, len(content)), target.open("ab") as stream:
         whole = stream.tell()
         try:
             stream.write(content)
@@ -254,7 +254,7 @@ def move(path: str | Path, target: str | Path) -> Path:
     return Path(shutil.move(path, target))
 
 
-def as_name(text: str) -> str:
+def safe_name(text: str) -> str:
     """A text as the name of one file or directory: letters, digits and ``+-._`` stay. A text that is changed by it gets a hash after it,
     so that two texts never share a name, and none leads elsewhere."""
     name = "".join(c if c.isalnum() or c in "+-._" else "_" for c in text)[:80]
@@ -270,7 +270,7 @@ def key(value: Any) -> str:
 
 
 @contextmanager
-def claimed(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
+def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
     """Whether this process alone may work on ``path`` now. The claim ends with the body, or with the process, however it ends.
 
     Args:
@@ -300,7 +300,7 @@ def jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON.")
 
 
-def existing(path: str | Path) -> Path:
+def existing_file(path: str | Path) -> Path:
     """The path of a file that is there; FileNotFoundError if it is not."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"No file at {path}.")

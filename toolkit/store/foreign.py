@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from toolkit.store.errors import DamagedFileError, ForeignFileError
-from toolkit.store.files import atomic, existing
+from toolkit.store.files import atomic, existing_file
 
 
 def read_pt(path: str | Path) -> Any:
@@ -26,7 +26,7 @@ def read_pt(path: str | Path) -> Any:
         f"{path} holds more than tensors and plain containers in an archive of torch.save: refused, since reading a pickle can run any "
         "code. If you trust it, load it by hand, and save its tensors alone with torch.save."
     )
-    with existing(path).open("rb") as file:
+    with existing_file(path).open("rb") as file:
         if file.read(2) != b"PK":  # not a zip archive, so a bare pickle or noise
             raise ForeignFileError(refused)
     try:
@@ -75,7 +75,7 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
     reader_of = _gguf().GGUFReader
     try:
-        reader = reader_of(existing(path))
+        reader = reader_of(existing_file(path))
         fields = {k: f.contents() for k, f in reader.fields.items()}
         tensors = {t.name: np.array(t.data) for t in reader.tensors}
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:  # by what is damaged

@@ -19,7 +19,7 @@ _TORCH = re.compile("iostream error|inline_container|file write failed")  # torc
 
 
 @contextmanager
-def said_if_full(target: Path, partial: Path, needed: int | None = None) -> Iterator[None]:
+def explain_full_disk(target: Path, partial: Path, needed: int | None = None) -> Iterator[None]:
     """Turn the failure of a body that found no room for ``partial`` into a DiskFullError about ``target``.
 
     Args:

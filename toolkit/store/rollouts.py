@@ -16,7 +16,7 @@ import pandas as pd
 from pyarrow import parquet
 
 from toolkit.store.errors import DamagedFileError, WrongModelError
-from toolkit.store.files import claimed, existing, jsonable, read_json, writable, write_json
+from toolkit.store.files import existing_file, jsonable, locked, read_json, writable, write_json
 from toolkit.store.hints import checked
 from toolkit.store.tables import UNREADABLE, save_table
 from toolkit.types import Rollout, Span
@@ -67,15 +67,15 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
 
 
 @contextmanager
-def alone(directory: str | Path) -> Iterator[None]:
+def sampling_lock(directory: str | Path) -> Iterator[None]:
     """Work on a directory of rollouts as the only process; waits for another one that does, and says so in the log."""
     claim = Path(directory) / ".sampling"
-    with claimed(claim) as mine:
+    with locked(claim) as mine:
         if mine:
             yield
             return
     log.warning("Another process is sampling into %s: waiting for it; what it finishes is not sampled again.", directory)
-    with claimed(claim, wait=True):
+    with locked(claim, wait=True):
         yield
 
 
@@ -159,7 +159,7 @@ def load_header(directory: str | Path) -> dict[str, Any]:
         FileNotFoundError: no header there.
         DamagedFileError: it is not an object, or a field is missing or of another type than it should be; names it.
     """
-    path = existing(Path(directory) / HEADER)
+    path = existing_file(Path(directory) / HEADER)
     header = read_json(path, IDENTITY, remedy=ELSEWHERE)
     told = {name: hint for name, hint in TOLD.items() if header.get(name) is not None}
     return checked(header, told, path, ELSEWHERE)
@@ -183,7 +183,7 @@ def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout
     rollouts: list[Rollout] = []
     for part in parts:
         try:
-            rows = pd.read_parquet(existing(part), dtype_backend="pyarrow", page_checksum_verification=True).to_dict("records")
+            rows = pd.read_parquet(existing_file(part), dtype_backend="pyarrow", page_checksum_verification=True).to_dict("records")
         except UNREADABLE as error:
             reason = " ".join(str(error).split())[:120]
             raise DamagedFileError(f"{part} is not a parquet file of rollouts: {reason}. Remove it and sample again.") from error

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from toolkit.store.errors import DamagedFileError
-from toolkit.store.files import atomic, existing, jsonable, key, write_text
+from toolkit.store.files import atomic, existing_file, jsonable, key, write_text
 from toolkit.store.hints import Misfit, brief, read_from, typed
 from toolkit.store.texts import numbered, parsed, read_text
 from toolkit.types import Problem
@@ -47,7 +47,7 @@ def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, re
         ValueError: another kind of file.
     """
     readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-    file = existing(path)
+    file = existing_file(path)
     if file.suffix not in readers:
         raise ValueError(f"{file}: cannot read {file.suffix!r} files; give one of {', '.join(readers)}.")
     with read_from(file, remedy):

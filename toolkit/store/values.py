@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from toolkit.store.errors import DamagedFileError, ForeignFileError, WrongModelError
-from toolkit.store.files import atomic, existing
+from toolkit.store.files import atomic, existing_file
 from toolkit.store.hints import Misfit, brief, read_from, typed
 from toolkit.store.texts import parsed
 from toolkit.types import Direction, HeadScores, Moments, Plan
@@ -181,7 +181,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, s
         DamagedFileError: truncated or not safetensors.
     """
     try:
-        with safe_open(existing(path), framework="pt") as file:
+        with safe_open(existing_file(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise DamagedFileError(f"{path} is not a whole safetensors file: {' '.join(str(error).split())[:120]}.") from error

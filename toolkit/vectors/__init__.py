@@ -19,11 +19,11 @@ Vectors are ``[layers, d_model]``, layer 0 the first block; a layer that a file 
 another normalisation than it has, is an error: nothing is shifted, transposed or rescaled by guess.
 """
 
-from toolkit.vectors.files import ExportError, folder, load, load_gguf, save, save_gguf
+from toolkit.vectors.files import ExportError, load, load_gguf, save, save_folder, save_gguf
 from toolkit.vectors.foreign import from_steering_vectors, load_hidden_directions, load_svec, load_thinkedit
-from toolkit.vectors.weights import adapter, baked
+from toolkit.vectors.weights import bake, save_adapter
 
 __all__ = [
-    "ExportError", "adapter", "baked", "folder", "from_steering_vectors", "load", "load_gguf", "load_hidden_directions", "load_svec",
-    "load_thinkedit", "save", "save_gguf",
+    "ExportError", "bake", "from_steering_vectors", "load", "load_gguf", "load_hidden_directions", "load_svec",
+    "load_thinkedit", "save", "save_adapter", "save_folder", "save_gguf",
 ]  # fmt: skip

@@ -161,12 +161,12 @@ def _layer(name: str, path: str | Path) -> int:
     try:
         if kind != "direction":
             raise ValueError(kind)
-        return number_of(layer)
+        return layer_number(layer)
     except ValueError as error:
         raise ForeignFileError(f"{path} holds a tensor {name[:40]!r}: expected only direction.<layer>.") from error
 
 
-def number_of(layer: Any) -> int:
+def layer_number(layer: Any) -> int:
     """The number of a layer from JSON's text or a number. Raises ValueError unless it is written as a whole number is."""
     text = str(layer)
     if isinstance(layer, bool) or not text.isdecimal() or len(text) > 6 or str(int(text)) != text:
@@ -212,7 +212,7 @@ def _stacked(
     return vector
 
 
-def adopted(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, source: str | Path, **notes: Any) -> Direction:
+def imported(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, source: str | Path, **notes: Any) -> Direction:
     """A direction of unknown provenance, taken to be meant for ``lm``: its notes say where it is from."""
     vector = _stacked(rows, (lm.layout.n_layers, lm.layout.d_model), source)
     provenance = lm.provenance(source=f"{tool}: {Path(source).name}", norm=_norm(vector), **notes)
@@ -296,7 +296,7 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
         raise ForeignFileError(
             f"{path} says that its vectors are of {site[:40]}; a control vector acts at the output of a block only."
         )
-    return _restored(rows, header, lm, path) if header else adopted(lm, rows, "resid_post", "GGUF", path, model_hint=hint)
+    return _restored(rows, header, lm, path) if header else imported(lm, rows, "resid_post", "GGUF", path, model_hint=hint)
 
 
 def model_types(lm: LM) -> set[str]:
@@ -312,7 +312,7 @@ def _plain(name: str) -> str:
 # --- a folder for the hub ------------------------------------------------------------------------------------
 
 
-def folder(
+def save_folder(
     direction: Direction,
     directory: str | Path,
     *,
@@ -336,7 +336,7 @@ def folder(
         name for name in figures or () if not name or Path(name).name != name or name.startswith(("README.", "direction.", "."))
     ]:
         raise ValueError(f"Figures cannot be called {', '.join(bad)}: give plain file names other than README.* and direction.*.")
-    with store.filling(directory) as partial:
+    with store.atomic_directory(directory) as partial:
         for name, text in {"README.md": card, **(figures or {})}.items():
             store.write_text(text, partial / name)
         save(direction, partial / "direction.safetensors", lm=lm)

@@ -17,7 +17,7 @@ from toolkit import store
 from toolkit.lm import LM
 from toolkit.store import ForeignFileError, WrongModelError
 from toolkit.types import Direction
-from toolkit.vectors.files import adopted, model_types, number_of
+from toolkit.vectors.files import imported, layer_number, model_types
 
 STEERING_VECTORS = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}
 """Layer types of the library steering-vectors, by the site that each is the output of."""
@@ -45,7 +45,7 @@ def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Dire
     found = _one_tensor(path)
     if found.ndim != 3 or found.shape[1] != 1:
         raise ForeignFileError(f"{path} has the shape {tuple(found.shape)}; ThinkEdit's files are [layers, 1, d_model].")
-    return adopted(lm, _all_rows(found[:, 0], lm, path), "resid_mid" if part == "attn" else "resid_post", "ThinkEdit", path)
+    return imported(lm, _all_rows(found[:, 0], lm, path), "resid_mid" if part == "attn" else "resid_post", "ThinkEdit", path)
 
 
 def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None) -> Direction:
@@ -66,7 +66,7 @@ def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None
             "[layers, d_model]. A file of shape [layers, 1, d_model] is ThinkEdit's."
         )
     rows = _all_rows(found, lm, path) if layer is None else {layer: found}
-    return adopted(lm, rows, "resid_post", "hidden-directions", path)
+    return imported(lm, rows, "resid_post", "hidden-directions", path)
 
 
 def load_svec(path: str | Path, lm: LM) -> Direction:
@@ -77,9 +77,9 @@ def load_svec(path: str | Path, lm: LM) -> Direction:
         WrongModelError: another model type, depth or width.
         DamagedFileError: not JSON, or NaN.
     """
-    found = store.read_json(store.existing(path))
+    found = store.read_json(store.existing_file(path))
     try:
-        rows = {number_of(layer): torch.tensor(value, dtype=torch.float32) for layer, value in found["directions"].items()}
+        rows = {layer_number(layer): torch.tensor(value, dtype=torch.float32) for layer, value in found["directions"].items()}
         hint = found["model_type"]
         if not all(_numeric(value) for value in found["directions"].values()):
             raise TypeError("a direction holds something else than numbers")
@@ -92,7 +92,7 @@ def load_svec(path: str | Path, lm: LM) -> Direction:
         raise ForeignFileError(f"{path}: directions {shapes} are not one a layer ([1, d_model], as of CAA): a direction is.")
     if str(hint) not in model_types(lm):
         raise WrongModelError(f"{path} is for models of type {str(hint)[:40]!r}, {lm.name} is {lm.model.config.model_type!r}.")
-    return adopted(lm, {layer: row[0] for layer, row in rows.items()}, "resid_post", "AISteer360", path)
+    return imported(lm, {layer: row[0] for layer, row in rows.items()}, "resid_post", "AISteer360", path)
 
 
 def from_steering_vectors(found: Any, lm: LM) -> Direction:
@@ -110,14 +110,14 @@ def from_steering_vectors(found: Any, lm: LM) -> Direction:
             f"{', '.join(STEERING_VECTORS)} (the output of a norm is no site that a direction can live at)."
         )
     try:
-        layers = {number_of(layer): _plain(row, "SteeringVector") for layer, row in rows.items()}
+        layers = {layer_number(layer): _plain(row, "SteeringVector") for layer, row in rows.items()}
     except ValueError as error:
         raise ForeignFileError(
             f"This {type(found).__name__} counts its layers otherwise: {error}. Expected whole numbers."
         ) from error
     if len(layers) < len(rows):
         raise ForeignFileError(f"This {type(found).__name__} has two vectors of one layer: save the one that is meant.")
-    return adopted(lm, layers, STEERING_VECTORS[kind], "steering-vectors", "SteeringVector")
+    return imported(lm, layers, STEERING_VECTORS[kind], "steering-vectors", "SteeringVector")
 
 
 def _one_tensor(path: str | Path) -> Tensor:

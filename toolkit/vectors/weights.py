@@ -21,7 +21,7 @@ from toolkit.vectors.files import ExportError
 
 
 @torch.no_grad()
-def adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
+def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
     """A plan that projects a direction out of heads, as a PEFT adapter (LoRA of rank 1) that equals :func:`edits.apply`.
 
     Per edited layer ``dW = B A`` with ``B = -v`` ``[d_model, 1]`` and ``A = sum_h strength_h (v^T W_O) mask_h``
@@ -56,7 +56,7 @@ def adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
         name = f"base_model.model.{targets[layer]}"
         tensors |= {f"{name}.lora_A.weight": (removed * (v @ W))[None], f"{name}.lora_B.weight": -v[:, None]}
     header = {"format": "pt", "plan": planned.name, "edits": json.dumps(planned.edits, default=store.jsonable)}
-    with store.filling(directory) as partial:
+    with store.atomic_directory(directory) as partial:
         store.write_tensors(tensors, {**header, "fingerprint": lm.fingerprint}, partial / "adapter_model.safetensors")
         store.write_json(_lora(lm, list(targets.values())), partial / "adapter_config.json")
         if made_from := origins.distinct((*lm.made_from, *edits.plan_origins(planned))):
@@ -84,7 +84,7 @@ def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def baked(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int] | None = None) -> LM:
+def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int] | None = None) -> LM:
     """A model that steers itself: ``strength * direction`` added to biases that it has, equal to :func:`edits.steering` everywhere.
 
     At ``resid_mid`` and ``attn_out`` the bias of attention's output projection, at ``resid_post`` and ``mlp_out`` that of the MLP's
@@ -102,7 +102,7 @@ def baked(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int
     act = edits.steering(direction, strength, layers=layers)
     edits.check_direction(direction, lm)
     chosen = range(lm.layout.n_layers) if act.layers is None else sorted(set(act.layers))
-    made_from = (origins.of(direction.provenance.notes),)
+    made_from = (origins.record_in(direction.provenance.notes),)
     own = {id(_bias(lm, layer, direction.kind)) for layer in chosen}
     shared = [p for p in (*lm.model.parameters(), *lm.model.buffers()) if id(p) not in own]
     changed = lms.child(lm, copy.deepcopy(lm.model, {id(p): p for p in shared}), f"{lm.name} + {act}", made_from=made_from)
