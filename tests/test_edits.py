@@ -333,7 +333,7 @@ def test_a_count_outside_its_range_is_refused(count, scores, llama):
 
 
 def test_a_projection_without_a_direction_is_refused(llama):
-    with pytest.raises(ValueError, match=r"has none: pass direction="):
+    with pytest.raises(ValueError, match=r"direction is None: pass direction="):
         Plan((HeadEdit(0, 0, "project_out", 1.0),), None, "x", llama.provenance())
 
 

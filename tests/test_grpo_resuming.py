@@ -91,7 +91,7 @@ def test_a_disk_that_is_full_is_said_and_leaves_no_half_checkpoint(tiny, easy, r
         plain(value, path, *args, **kwargs)
 
     plan = Run(tmp_path / "run", steps=2, save_every=1, **TINY)
-    with monkeypatch.context() as patch, pytest.raises(store.DiskFullError, match=r"No room to write .*checkpoint-2"):
+    with monkeypatch.context() as patch, pytest.raises(store.DiskFullError, match=r"Cannot write .*checkpoint-2"):
         patch.setattr(torch, "save", full)
         train(tiny, recipe, easy, plan)
     assert calls and [path.name for path in plan.out.glob("checkpoint-*")] == ["checkpoint-1"]

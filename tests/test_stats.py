@@ -202,7 +202,7 @@ def test_selection_by_held_out_length_has_no_selection_effect():
 
 
 def test_held_out_length_of_one_sample_is_refused():
-    with pytest.raises(ValueError, match="at least 2 samples a problem"):
+    with pytest.raises(ValueError, match="at least 2 samples per problem"):
         stats.held_out_length(np.ones((3, 1)))
 
 

@@ -132,13 +132,13 @@ def saved(tmp_path, provenance):
 def test_a_truncated_file_is_an_error_that_names_it(saved, share):
     content = saved.read_bytes()
     saved.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(DamagedFileError, match=r"v\.safetensors is not a whole safetensors file"):
+    with pytest.raises(DamagedFileError, match=r"v\.safetensors is not a complete safetensors file"):
         store.load(saved, Direction)
 
 
 def test_noise_is_an_error_that_names_the_file(tmp_path):
     (tmp_path / "x").write_bytes(b"\xff" * 400)
-    with pytest.raises(DamagedFileError, match="x is not a whole safetensors file"):
+    with pytest.raises(DamagedFileError, match="x is not a complete safetensors file"):
         store.load(tmp_path / "x", Direction)
 
 
@@ -245,7 +245,7 @@ WRONG_TENSORS = {
         r"vector is float32 \[2, 3, 1\], expected floats \[layers d_model\]",
     ),
     "whole numbers": (lambda t: {"vector": torch.ones(2, 3).long()}, r"vector is int64"),
-    "none": (lambda t: {}, "vector names the tensor 'vector', expected 'vector' among the file's"),
+    "none": (lambda t: {}, "vector names the tensor 'vector', expected 'vector', which the file must hold"),
     "one more": (lambda t: {**t, "more": torch.ones(1)}, "tensor 'more' belongs to no field"),
 }
 
@@ -261,7 +261,7 @@ WRONG_MOMENTS = {
     "classes": (field("labels", ["long"]), lambda t: t, "one count each"),
     "class twice": (field("labels", ["long", "long"]), lambda t: t, "different names"),
     "shape": (lambda body: body, lambda t: {**t, "sums.z": torch.ones(3, 2, 4)}, "there are 2 classes"),
-    "layers": (lambda body: body, lambda t: {**t, "sums.z": torch.ones(2, 9, 4)}, "different numbers of layers"),
+    "layers": (lambda body: body, lambda t: {**t, "sums.z": torch.ones(2, 9, 4)}, "differ in their number of layers"),
     "outer": (lambda body: body, lambda t: {**t, "outer.z": torch.ones(2, 2, 4, 5)}, "outer.z has the shape"),
 }
 
@@ -280,7 +280,7 @@ def test_moments_whose_parts_contradict_each_other_are_an_error(tmp_path, proven
     [
         ({"op": "erase"}, "op is 'erase', expected one of 'project_out', 'scale'"),
         ({"strength": None}, "strength is None, expected a finite number"),
-        ({"layer": -1}, "both count from 0"),
+        ({"layer": -1}, "expected numbers from 0"),
         ({"head": 1.5}, "head is 1.5, expected a whole number"),
         ({"layer": 7}, r"layers 0\.\.1"),
     ],
@@ -311,7 +311,7 @@ def test_values_in_memory_are_checked_when_they_are_made(provenance):
 
 def test_a_note_that_could_not_be_read_again_is_refused_when_it_is_saved(tmp_path, provenance):
     value = direction(replace(provenance, notes={"span": Span(0, 1)}))
-    with pytest.raises(ValueError, match="could not be read again"):
+    with pytest.raises(ValueError, match="could not be loaded again"):
         store.save(value, tmp_path / "v.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -342,7 +342,7 @@ def test_a_disk_that_fills_is_said_with_what_is_free_and_leaves_nothing(
 ):
     monkeypatch.setattr(os, "replace", full(number))
     with pytest.raises(
-        DiskFullError, match=r"No room to write .*(the disk is full|the quota is used up).*free there.*run it again"
+        DiskFullError, match=r"Cannot write .*(the disk is full|the quota is used up).*free there.*run it again"
     ) as caught:
         WRITERS[writer](tmp_path, provenance, rollout_of(3))
     assert str(tmp_path) in str(caught.value) and len(str(caught.value)) <= 400
@@ -389,7 +389,7 @@ def test_a_write_that_the_system_refuses_leaves_nothing_half_written(tmp_path, w
     """A limit on the size of files, as the system has it: each library that writes reports it in its own way."""
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path), what], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "No room to write" in done.stdout, done.stdout
+    assert "Cannot write" in done.stdout, done.stdout
     why = "refused a write" if what == "checkpoint" else "the file may not grow so large"  # torch.save does not say why
     assert why in done.stdout, done.stdout
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -668,8 +668,8 @@ BAD = {
     "a span that ends before it starts": ({"think_start": 3}, r"think is 3\.\.2, expected a span"),
     "a third way to finish": ({"finish": "crash"}, "finish is 'crash', expected 'stop' or 'length'"),
     "too few entropies": ({"entropies": [1.0]}, "entropies has 1 numbers, expected 2, one per token"),
-    "an entropy that is none": ({"entropies": [1.0, float("nan")]}, "entropies holds a value that is no finite number"),
-    "an infinite log-probability": ({"logprobs": [0.0, -float("inf")]}, "logprobs holds a value that is no finite number"),
+    "an entropy that is none": ({"entropies": [1.0, float("nan")]}, "entropies holds a value that is not a finite number"),
+    "an infinite log-probability": ({"logprobs": [0.0, -float("inf")]}, "logprobs holds a value that is not a finite number"),
     "a sample that is text": ({"sample": "one"}, "sample is 'one', expected int"),
 }
 
@@ -842,10 +842,10 @@ WRONG_PROBLEMS = {
     "a list for meta": ({"meta": [1]}, r"meta is \[1\], expected an object"),
     "a fact beside meta": (
         {"split": "test"},
-        "the line has the field 'split', which is not read: put facts about a problem into meta",
+        "the line has the unknown field 'split': put facts about a problem into meta",
     ),
     "two questions": ({"question": "p", "messages": [{"role": "user", "content": "q"}]}, "the line has the field 'question'"),
-    "the id of another": ({"id": "first"}, "the id 'first' is that of line 1"),
+    "the id of another": ({"id": "first"}, "the id 'first' is also that of line 1"),
 }
 
 
@@ -872,10 +872,10 @@ def test_numbers_are_answers_and_ids_as_they_are_written(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"question": "q", "answer": NaN}', "holds NaN, which is no JSON number"),
+        ('{"question": "q", "answer": NaN}', "it holds NaN, which is not a JSON number"),
         ('{"question": "q", "answer": 1e999}', "answer is inf"),
-        ('{"question": "q", "answer": "1", "answer": "2"}', "names the field 'answer' twice"),
-        ('{"question": "\\ud800", "answer": "1"}', "half a character"),
+        ('{"question": "q", "answer": "1", "answer": "2"}', "it has the field 'answer' twice"),
+        ('{"question": "\\ud800", "answer": "1"}', "half of a surrogate pair"),
         ("[" * 100_000, "nested too deep"),
         (json.dumps({"question": "q" * 10**6, "answer": None}), "answer is None"),
     ],
@@ -909,7 +909,7 @@ def test_problems_that_could_not_be_read_again_are_not_saved(tmp_path):
 @pytest.mark.parametrize("content", ["", "\n\n  \n"])
 def test_an_empty_problem_file_is_an_error_that_names_it(tmp_path, content):
     (tmp_path / "p.jsonl").write_text(content)
-    with pytest.raises(ValueError, match=r"p\.jsonl holds no problem: give one JSON object a line"):
+    with pytest.raises(ValueError, match=r"p\.jsonl holds no problem: write one JSON object per line"):
         store.load_problems(tmp_path / "p.jsonl")
 
 
@@ -926,7 +926,7 @@ def test_tables_of_three_kinds_are_read_and_others_named(tmp_path):
     for suffix in ("parquet", "csv", "jsonl"):
         assert store.read_table(tmp_path / f"t.{suffix}").to_dict("records") == frame.to_dict("records"), suffix
     (tmp_path / "t.xls").write_text("")
-    with pytest.raises(ValueError, match=r"t\.xls: cannot read '\.xls' files; give one of \.jsonl, \.csv, \.parquet"):
+    with pytest.raises(ValueError, match=r"t\.xls: cannot read '\.xls' files. Give a file that ends in \.jsonl, \.csv, \.parquet"):
         store.read_table(tmp_path / "t.xls")
     with pytest.raises(FileNotFoundError, match=r"No file at .*none\.csv"):
         store.read_table(tmp_path / "none.csv")
@@ -964,7 +964,7 @@ def test_a_flipped_bit_in_a_saved_table_is_found(tmp_path):
     content = bytearray(path.read_bytes())
     content[200] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DamagedFileError, match=r"t\.parquet: it is not a whole parquet file"):
+    with pytest.raises(DamagedFileError, match=r"t\.parquet: it is not a complete parquet file"):
         store.read_table(path)
 
 

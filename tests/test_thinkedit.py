@@ -328,7 +328,7 @@ def test_a_shard_that_happens_to_lack_a_class_merges(llama, mixed_rollouts, by_l
 
 
 def test_moments_of_another_model_are_not_merged(llama, model_of, moments_of):
-    with pytest.raises(ValueError, match="do not belong together"):
+    with pytest.raises(ValueError, match="cannot be added"):
         moments_of(llama) + moments_of(model_of("qwen2"))
 
 

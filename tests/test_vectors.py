@@ -261,7 +261,7 @@ def test_tensors_that_are_no_rows_of_the_model_are_refused(llama, tmp_path, case
 def test_a_truncated_container_is_an_error(llama, tmp_path, share):
     path = vectors.save(direction_of(llama), tmp_path / "v", lm=llama)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(DamagedFileError, match="not a whole safetensors file"):
+    with pytest.raises(DamagedFileError, match="not a complete safetensors file"):
         vectors.load(path)
 
 
@@ -528,7 +528,7 @@ def test_a_control_vector_truncated_anywhere_is_an_error(llama, tmp_path):
     content = path.read_bytes()
     for length in range(0, len(content) - 32, 5):  # the last bytes may be padding
         path.write_bytes(content[:length])
-        with pytest.raises(DamagedFileError, match="not a whole GGUF file"):
+        with pytest.raises(DamagedFileError, match="not a complete GGUF file"):
             vectors.load_gguf(path, llama)
 
 
@@ -628,7 +628,7 @@ class Trap:
 def test_a_pickle_is_refused_and_its_code_does_not_run(llama, tmp_path, read, write):
     path = tmp_path / "v.pt"
     write({"direction": torch.ones(3, 32), "trap": Trap(tmp_path / "ran")}, path)
-    with pytest.raises(ForeignFileError, match=r"v\.pt holds more than tensors and plain containers.*: refused"):
+    with pytest.raises(ForeignFileError, match=r"v\.pt is not a torch.save archive of tensors and plain containers.*: refused"):
         read(path, llama)
     assert not (tmp_path / "ran").exists()
 
@@ -659,7 +659,7 @@ def test_an_svec_file_of_one_direction_a_layer_becomes_a_direction(llama, tmp_pa
         ({"model_type": "qwen2"}, WrongModelError, "for models of type 'qwen2', tiny llama is 'llama'"),
         ({"directions": {"1": [[1.0] * 31]}}, WrongModelError, "of width 32"),
         ({"directions": {"3": [[1.0] * 32]}}, WrongModelError, "for layer 3"),
-        ({"directions": {"1": [[math.nan] * 32]}}, DamagedFileError, "holds NaN, which is no JSON number"),
+        ({"directions": {"1": [[math.nan] * 32]}}, DamagedFileError, "it holds NaN, which is not a JSON number"),
     ],
     ids=str,
 )

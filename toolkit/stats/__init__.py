@@ -1,7 +1,7 @@
 """Statistics: paired bootstrap over problems, effects over problems and seeds, correlations, scores, lengths against targets.
 
-Arrays of outcomes are ``[problems, samples]``; intervals are over resampled *problems* (the unit that repeats), with every sample of a
-problem kept together. No result depends on the order of rows: equal values at a cut are averaged.
+Arrays of outcomes are ``[problems, samples]``. Intervals come from resampling *problems*; all samples of a problem stay together. No
+result depends on the order of rows: where values tie at a cut, the result is the mean over the orders of the tie.
 """
 
 from toolkit.stats.correlations import correlation

@@ -1,8 +1,7 @@
-"""Saving and loading: the only room that reads or writes files.
+"""Saving and loading: the only package that reads or writes files.
 
-Values (directions, scores, moments, plans) are one safetensors file each, with a JSON header that carries their
-provenance. Rollouts and report rows are parquet. Every write goes to a temporary name and is renamed when
-complete, so a file that exists is whole.
+Directions, scores, moments and plans are one safetensors file each; a JSON header holds their provenance. Rollouts and report rows are
+parquet. Every file is written under a temporary name and renamed when complete, so a file that exists is complete.
 """
 
 from toolkit.store.checkpoints import copy_files, read_headers
