@@ -221,7 +221,7 @@ WRONG_HEADERS = {
     "text for a number": (field("n_pos", "4"), "n_pos is '4', expected a whole number"),
     "true for a number": (field("n_pos", True), "n_pos is True, expected a whole number"),
     "a negative count": (field("n_pos", -1), "n_pos=-1"),
-    "an unknown site": (field("kind", "resid_mdi"), "resid_mdi.*lives at one of resid_pre"),
+    "an unknown site": (field("kind", "resid_mdi"), "resid_mdi.*expected one of resid_pre"),
     "a site of another width": (field("kind", "z"), "'z'"),
     "a number for text": (field("positions", 3), "positions is 3, expected text"),
     "no provenance": (field("provenance", None), "provenance is None"),
@@ -258,11 +258,11 @@ def test_tensors_that_do_not_fit_the_header_are_an_error_on_load(saved, case):
 
 
 WRONG_MOMENTS = {
-    "classes": (field("labels", ["long"]), lambda t: t, "one count each"),
-    "class twice": (field("labels", ["long", "long"]), lambda t: t, "different names"),
+    "classes": (field("labels", ["long"]), lambda t: t, "one count of at least 0 per class"),
+    "class twice": (field("labels", ["long", "long"]), lambda t: t, "without duplicates"),
     "shape": (lambda body: body, lambda t: {**t, "sums.z": torch.ones(3, 2, 4)}, "there are 2 classes"),
     "layers": (lambda body: body, lambda t: {**t, "sums.z": torch.ones(2, 9, 4)}, "differ in their number of layers"),
-    "outer": (lambda body: body, lambda t: {**t, "outer.z": torch.ones(2, 2, 4, 5)}, "outer.z has the shape"),
+    "outer": (lambda body: body, lambda t: {**t, "outer.z": torch.ones(2, 2, 4, 5)}, "outer.z has shape"),
 }
 
 
@@ -643,7 +643,7 @@ def test_resuming_with_another_header_is_an_error_that_names_the_difference(tmp_
     store.open_rollouts(tmp_path, HEADER)
     with pytest.raises(WrongModelError) as caught:
         store.open_rollouts(tmp_path, HEADER | {"sampling": Sampling(seed=1).identity})
-    for part in (str(tmp_path), "another sampling", "'seed': 0", "'seed': 1", "Choose another directory"):
+    for part in (str(tmp_path), "differ in sampling", "'seed': 0", "'seed': 1", "Choose another directory"):
         assert part in str(caught.value), part
 
 
@@ -663,8 +663,8 @@ BAD = {
     "a prompt longer than all": ({"prompt_len": 4}, r"prompt_len is 4, expected 1\.\.3"),
     "no prompt": ({"prompt_len": 0}, r"prompt_len is 0, expected 1\.\.3"),
     "one log-probability": ({"logprobs": 0.5}, r"logprobs is 0\.5, expected a list of numbers"),
-    "a span past the end": ({"answer_stop": 9}, r"answer is 2\.\.9, expected a span inside 2\.\.3"),
-    "an answer before its thinking": ({"answer_start": 1}, r"answer is 1\.\.3, expected a span inside 2\.\.3"),
+    "a span past the end": ({"answer_stop": 9}, r"answer is 2\.\.9, expected a span within 2\.\.3"),
+    "an answer before its thinking": ({"answer_start": 1}, r"answer is 1\.\.3, expected a span within 2\.\.3"),
     "a span that ends before it starts": ({"think_start": 3}, r"think is 3\.\.2, expected a span"),
     "a third way to finish": ({"finish": "crash"}, "finish is 'crash', expected 'stop' or 'length'"),
     "too few entropies": ({"entropies": [1.0]}, "entropies has 1 numbers, expected 2, one per token"),
@@ -742,7 +742,7 @@ def test_the_name_of_a_model_does_not_decide_whether_a_run_goes_on_and_its_weigh
     store.open_rollouts(tmp_path, old)
     assert store.open_rollouts(tmp_path, old | {"model": "runs/b", "task": "arithmetic"}) == []
     assert store.load_header(tmp_path) == old | {"task": "arithmetic"}
-    with pytest.raises(WrongModelError, match="another fingerprint"):
+    with pytest.raises(WrongModelError, match="differ in fingerprint"):
         store.open_rollouts(tmp_path, old | {"fingerprint": "g"})
 
 
@@ -844,7 +844,7 @@ WRONG_PROBLEMS = {
         {"split": "test"},
         "the line has the unknown field 'split': put facts about a problem into meta",
     ),
-    "two questions": ({"question": "p", "messages": [{"role": "user", "content": "q"}]}, "the line has the field 'question'"),
+    "two questions": ({"question": "p", "messages": [{"role": "user", "content": "q"}]}, "the line has the unknown field 'question'"),
     "the id of another": ({"id": "first"}, "the id 'first' is also that of line 1"),
 }
 
@@ -901,7 +901,7 @@ def test_a_byte_order_mark_changes_nothing_and_other_encodings_are_named(tmp_pat
 
 
 def test_problems_that_could_not_be_read_again_are_not_saved(tmp_path):
-    with pytest.raises(ValueError, match=r"'p' cannot be saved.*answer is empty"):
+    with pytest.raises(ValueError, match=r"'p' is not saved.*answer is empty"):
         store.save_problems([Problem("p", ({"role": "user", "content": "q"},), "")], tmp_path / "p.jsonl")
     assert not list(tmp_path.iterdir())
 

@@ -106,7 +106,7 @@ def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: in
     if differing:
         there, now = (str({k: _difference(a.get(k), b.get(k)) for k in differing})[:110] for a, b in ((old, new), (new, old)))
         raise WrongModelError(
-            f"{directory} holds rollouts with different {', '.join(differing)}: {there} there, {now} now. Choose another directory."
+            f"{directory} holds rollouts that differ in {', '.join(differing)}: {there} there, {now} now. Choose another directory."
         )
     if not new.keys() <= old.keys():
         write_json({**new, **old}, path)
