@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "toolkit"
 # From the ground up: a room imports only from rooms before it.
 ROOMS = (
     "processes", "origins", "types", "stats", "rounding", "store", "sites", "hooks", "adapters", "shipped", "templates", "checkpoints", "qualify",
-    "lm", "identity", "bridges", "phases", "decode", "steps", "tasks", "generate", "collect", "attention",
+    "tags", "lm", "identity", "bridges", "phases", "decode", "steps", "tasks", "generate", "positions", "passes", "collect", "attention",
     "directions", "probes", "merging", "edits", "masks", "baselines", "vectors", "methods", "rewards", "grpo", "metrics", "evaluate", "claims", "figures", "transcript",
     "report", "doses", "jobs", "board", "widgets", "cli",
 )  # fmt: skip

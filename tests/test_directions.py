@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toolkit import collect, directions, hooks
+from toolkit import collect, directions, hooks, passes
 from toolkit.collect import THINK, States
 from toolkit.lm import LM, NoThinkTagsError
 from toolkit.sites import Site
@@ -81,7 +81,7 @@ def made_up(
 
 @pytest.mark.parametrize("kind", ["resid_mid", "resid_post", "z"])
 def test_states_are_the_naive_means_row_by_row_in_the_order_given(family, kind, mixed_rollouts, by_length, monkeypatch):
-    monkeypatch.setattr(collect, "BATCH_TOKENS", 130)
+    monkeypatch.setattr(passes, "BATCH_TOKENS", 130)
     found = collect.states(family, mixed_rollouts, kind, by=by_length)
     kept = [r for r in mixed_rollouts if by_length(r) and r.think_tokens]
     assert found.values.dtype == torch.float32 and found.values.shape == (len(kept), 3, family.layout.width(kind))
@@ -96,7 +96,7 @@ def test_states_are_the_naive_means_row_by_row_in_the_order_given(family, kind, 
 
 
 def test_single_positions_know_what_was_read_and_what_remains(family, mixed_rollouts, monkeypatch):
-    monkeypatch.setattr(collect, "BATCH_TOKENS", 130)
+    monkeypatch.setattr(passes, "BATCH_TOKENS", 130)
     found = collect.states(family, mixed_rollouts, "resid_post", each=True)
     row = 0
     for r in mixed_rollouts:
@@ -160,7 +160,7 @@ def test_states_after_running_out_of_memory_are_the_same(llama, mixed_rollouts):
 def test_states_need_positions_and_name_their_classes(llama, rollout_of, provenance):
     with pytest.raises(NoThinkTagsError, match="None of the 1 rollouts"):
         collect.states(llama, [rollout_of(0)], "resid_post")
-    with pytest.raises(KeyError, match="No class 'medium' in these states: they hold long, short"):
+    with pytest.raises(KeyError, match="No class 'medium' in these states: choose one of long, short"):
         made_up(provenance).of("medium")
 
 

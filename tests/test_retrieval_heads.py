@@ -362,7 +362,7 @@ def test_bad_examples_are_refused(more, message):
 def test_nothing_to_measure_and_too_long_a_context_are_refused(llama):
     with pytest.raises(ValueError, match="No examples to measure heads on"):
         rh.measure(llama, [])
-    with pytest.raises(ValueError, match="past the 512 of tiny llama's context"):
+    with pytest.raises(ValueError, match="more than the 512 of tiny llama's context"):
         rh.measure(llama, [example_of([5] * 600, [6], Span(3, 9))])
 
 

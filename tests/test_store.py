@@ -844,7 +844,10 @@ WRONG_PROBLEMS = {
         {"split": "test"},
         "the line has the unknown field 'split': put facts about a problem into meta",
     ),
-    "two questions": ({"question": "p", "messages": [{"role": "user", "content": "q"}]}, "the line has the unknown field 'question'"),
+    "two questions": (
+        {"question": "p", "messages": [{"role": "user", "content": "q"}]},
+        "the line has the unknown field 'question'",
+    ),
     "the id of another": ({"id": "first"}, "the id 'first' is also that of line 1"),
 }
 
