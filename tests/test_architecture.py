@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "toolkit"
 ROOMS = (
     "processes", "origins", "types", "stats", "rounding", "store", "sites", "hooks", "adapters", "shipped", "templates", "checkpoints", "qualify",
     "tags", "lm", "identity", "bridges", "phases", "decode", "steps", "tasks", "generate", "positions", "passes", "collect", "attention",
-    "directions", "probes", "merging", "edits", "masks", "baselines", "vectors", "methods", "rewards", "grpo", "metrics", "evaluate", "claims", "figures", "transcript",
+    "directions", "probes", "merging", "steering", "edits", "masks", "baselines", "vectors", "methods", "rewards", "grpo", "metrics", "evaluate", "claims", "figures", "transcript",
     "report", "doses", "jobs", "board", "widgets", "cli",
 )  # fmt: skip
 ONLY = {"rewards": {"types", "stats"}}  # rooms that may import less than what is above them

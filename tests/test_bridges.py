@@ -146,7 +146,7 @@ def test_no_call_of_ours_installs_anything(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", forbidden)
     for name in ("run", "call", "check_call", "check_output"):
         monkeypatch.setattr(subprocess, name, forbidden)
-    with pytest.raises(NeighbourError, match=r"reads more than text.*Use to_nnsight"):
+    with pytest.raises(NeighbourError, match=r"is multimodal.*Use to_nnsight"):
         bridges.to_transformer_lens(lm)
     assert bridges.to_nnsight(lm) is not None
     assert bridges.to_transformer_lens(llama) is not None
@@ -528,7 +528,7 @@ def test_activations_that_do_not_fit_are_named_errors(llama, rollout_of):
         run({site: torch.zeros(1, n + 1, width) for site in good})
     with pytest.raises(NeighbourError, match="is \\(2, "):
         run({site: torch.zeros(2, n, width) for site in good})
-    with pytest.raises(NeighbourError, match="capture the same for all"):
+    with pytest.raises(NeighbourError, match="record the same for all"):
         run(good, {**good, **{replace(site, kind="mlp_out"): value for site, value in good.items()}})
     with pytest.raises(lms.NoThinkTagsError, match="positions 'think'"):
         run()

@@ -322,7 +322,7 @@ def test_a_fraction_is_a_share_of_all_heads_and_at_least_one(fraction, heads, sc
 
 @pytest.mark.parametrize("fraction", [0.0, 1.5, -0.1, None])
 def test_a_fraction_outside_its_range_is_refused(fraction, scores, llama):
-    with pytest.raises(ValueError, match=rf"fraction={fraction}: need 0 < fraction <= 1 \(or give count\)"):
+    with pytest.raises(ValueError, match=rf"fraction={fraction}: need 0 < fraction <= 1, or count"):
         edits.plan(scores, direction_of(llama), fraction=fraction)
 
 

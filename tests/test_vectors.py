@@ -220,7 +220,7 @@ def test_a_header_that_cannot_be_read_is_an_error(llama, tmp_path, field):
 )  # fmt: skip
 def test_a_file_that_contradicts_itself_is_refused(llama, tmp_path, field):
     path = change(vectors.save(direction_of(llama), tmp_path / "v", lm=llama), header=field)
-    with pytest.raises(ForeignFileError, match=r"says .*, but by its site resid_post, scale .* and numbers it is"):
+    with pytest.raises(ForeignFileError, match=r"says .*, but site resid_post, scale .* and the numbers mean"):
         vectors.load(path)
 
 
@@ -408,7 +408,7 @@ def test_twice_the_vector_is_the_vector_at_twice_the_scale(llama, tmp_path, seed
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS_OF_DIRECTIONS if kind != "resid_post"])
 def test_a_direction_of_another_site_is_no_control_vector(llama, tmp_path, kind):
-    with pytest.raises(ExportError, match=f"added to the output of a block, this direction lives at {kind}"):
+    with pytest.raises(ExportError, match=f"added to the output of a block, but this direction is of {kind}"):
         vectors.save_gguf(direction_of(llama, kind), tmp_path / "v.gguf", lm=llama)
     assert not list(tmp_path.iterdir())
 
@@ -649,13 +649,13 @@ def test_an_svec_file_of_one_direction_a_layer_becomes_a_direction(llama, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"directions": {"1": [[1.0] * 32] * 2}}, ForeignFileError, r"\{1: \(2, 32\)\} are not one a layer"),
-        ({"directions": {"1": [1.0] * 32}}, ForeignFileError, r"\{1: \(32,\)\} are not one a layer"),
+        ({"directions": {"1": [[1.0] * 32] * 2}}, ForeignFileError, r"\{1: \(2, 32\)\}: expected one per layer"),
+        ({"directions": {"1": [1.0] * 32}}, ForeignFileError, r"\{1: \(32,\)\}: expected one per layer"),
         ({"directions": {"1": [[1.0], [1.0, 2.0]]}}, ForeignFileError, "not a .svec file"),
         ({"directions": {"x": [[1.0] * 32]}}, ForeignFileError, "not a .svec file"),
         ({"directions": None}, ForeignFileError, "not a .svec file"),
         ({"directions": {}}, ForeignFileError, "holds no direction"),
-        ({"num_heads": 4, "head_dim": 8}, ForeignFileError, "are not one a layer"),
+        ({"num_heads": 4, "head_dim": 8}, ForeignFileError, "expected one per layer"),
         ({"model_type": "qwen2"}, WrongModelError, "for models of type 'qwen2', tiny llama is 'llama'"),
         ({"directions": {"1": [[1.0] * 31]}}, WrongModelError, "of width 32"),
         ({"directions": {"3": [[1.0] * 32]}}, WrongModelError, "for layer 3"),
