@@ -254,7 +254,7 @@ ALLOWED = [
     (check_effects, "hooks", "module.register_forward_hook(f)"),
     (check_effects, "store", "with open('x') as stream: json.dump(1, stream)"),
     (check_effects, "report", "store.write_text('', 'x')\n'a'.replace('a', 'b')\nlm.load('x')\nfigure.to_html()"),
-    (check_effects, "checkpoints", "AutoModel.from_pretrained('x')\nstore.filling('x')"),
+    (check_effects, "checkpoints", "AutoModel.from_pretrained('x')\nstore.atomic_directory('x')"),
     (check_effects, "evaluate", "generate.rollouts(lm, problems)\ntqdm(rows)\nrows.sample(3)"),
     (check_effects, "cli", "print('x')\nconsole.print('y')"),
     (check_methods, "methods.a", '"""A paper, arXiv:2503.22048.\n\nDeviations: none.\n"""'),

@@ -249,7 +249,8 @@ class RuntimeEdit:
         for edit in self.plan.edits:
             by_layer[edit.layer].append(edit)
         return hooks.rewrite(
-            lm.layout, {Site("attn_out", layer): self._rewrite(lm.layout, layer, found) for layer, found in by_layer.items()}
+            lm.layout,
+            {Site("attn_out", layer): self._rewrite(lm.layout, layer, head_edits) for layer, head_edits in by_layer.items()},
         )
 
     def _rewrite(self, layout: Layout, layer: int, edits: Sequence[HeadEdit]) -> hooks.Rewrite:

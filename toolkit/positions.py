@@ -49,9 +49,9 @@ def step_starts(lm: LM) -> Positions:
 def sentence_ends(lm: LM) -> Positions:
     """Return the positions whose token ends a sentence of thinking, the last one included (ours): there prose stops or goes on.
 
-    With ``states(..., each=True)``, the row with ``remaining`` 0 is where a rollout stopped thinking. The mean over the other rows minus
-    that over these rows is a direction of thinking length for models that think in prose, or of response length for models without think
-    tags. A rollout whose think span was never closed has no positions.
+    With ``states(..., each=True)``, the row with ``remaining`` 0 is where a rollout stopped thinking. The other rows' mean minus the mean of
+    these rows is a direction of thinking length, for models that think in prose. For models without think tags it is a direction of response
+    length. A rollout whose think span was never closed has no positions.
     """
     ends = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).rstrip().endswith((".", "!", "?"))}
 

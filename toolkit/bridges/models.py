@@ -158,11 +158,11 @@ def detect_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 
         for ids in twice if name == "induction" else sequences:
             tokens = torch.tensor([list(ids)], device=lm.device)
             _, cache = bridge.run_with_cache(tokens, remove_batch_dim=True)
-            wanted = getattr(detector, f"get_{pattern}_detection_pattern")(tokens.cpu())
+            expected = getattr(detector, f"get_{pattern}_detection_pattern")(tokens.cpu())
             for layer in range(lm.layout.n_layers):
                 score[layer] += torch.tensor(
                     [detector.compute_head_attention_similarity_score(
-                        cache["pattern", layer, "attn"][head].cpu().float(), detection_pattern=wanted,
+                        cache["pattern", layer, "attn"][head].cpu().float(), detection_pattern=expected,
                         exclude_bos=False, exclude_current_token=False, error_measure="mul",
                     ) for head in range(lm.layout.n_heads)]
                 )  # fmt: skip
