@@ -374,7 +374,7 @@ def test_random_heads_that_a_crowded_layer_cannot_match_come_from_the_nearest(se
 def test_more_heads_than_others_are_left_have_no_control(llama):
     targets = [(layer, head) for layer in (0, 1) for head in range(4)]
     assert llama.layout.n_layers == 3
-    with pytest.raises(ValueError, match="8 of 12 heads are edited, too many"):
+    with pytest.raises(ValueError, match="8 of 12 heads are edited: a control needs as many others"):
         edits.random_heads(plan_of(llama, targets), llama.layout, seed=0)
 
 

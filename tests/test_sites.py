@@ -497,7 +497,7 @@ def test_a_layer_after_attention_that_is_no_norm_is_refused():
         def forward(self, x):
             return torch.tanh(x)
 
-    with pytest.raises(UnsupportedModelError, match="DyT follows attention's output projection, and is neither"):
+    with pytest.raises(UnsupportedModelError, match="DyT follows attention's output projection and is neither"):
         sites.read_norm(DyT(), torch.zeros(32, 8))
 
 

@@ -157,7 +157,7 @@ def test_a_vector_that_is_not_finite_is_not_written(llama, tmp_path, write, bad)
 
 @pytest.mark.parametrize("write", [vectors.save, vectors.save_gguf], ids=["safetensors", "gguf"])
 def test_a_direction_of_other_weights_is_not_written_as_this_models(llama, model_of, tiny, tmp_path, write):
-    with pytest.raises(WrongModelError, match=r"made from tiny llama.*not from tiny mistral.*edits\.transferred"):
+    with pytest.raises(WrongModelError, match=r"made from tiny llama.*not from tiny mistral.*edits\.transfer"):
         write(direction_of(llama, first=1), tmp_path / "v", lm=model_of("mistral"))
     with pytest.raises(WrongModelError, match="has 3 layers of width 32"):
         write(direction_of(tiny, first=1), tmp_path / "v", lm=llama)
@@ -232,7 +232,7 @@ def test_another_format_is_refused(llama, tmp_path, header):
 
 
 def test_a_file_of_the_store_is_refused_with_the_function_that_reads_it(llama, tmp_path):
-    with pytest.raises(ForeignFileError, match=r"store\.load reads what store\.save wrote"):
+    with pytest.raises(ForeignFileError, match=r"Files written by store\.save are read by store\.load"):
         vectors.load(store.save(direction_of(llama), tmp_path / "v"))
 
 
@@ -589,7 +589,7 @@ NOT_THEIRS = {
     "two tensors": (read_thinkedit, {"a": torch.ones(3), "b": torch.ones(3)}, ForeignFileError, "holds a dict, not one tensor"),
     "a list": (vectors.load_hidden_directions, [1.0, 2.0], ForeignFileError, "holds a list, not one tensor"),
     "[hidden] without a layer": (vectors.load_hidden_directions, torch.ones(32), ForeignFileError, r"\(32,\) and layer=None"),
-    "ThinkEdit's": (vectors.load_hidden_directions, torch.ones(3, 1, 32), ForeignFileError, "is ThinkEdit's"),
+    "ThinkEdit's": (vectors.load_hidden_directions, torch.ones(3, 1, 32), ForeignFileError, "are ThinkEdit's"),
     "hidden, embedding included": (vectors.load_hidden_directions, torch.ones(4, 32), WrongModelError, "has 4 layers"),
     "hidden, transposed": (vectors.load_hidden_directions, torch.ones(32, 3), WrongModelError, "has 32 layers"),
 }
@@ -701,7 +701,11 @@ def test_a_steering_vector_does_here_what_it_does_there(lm, rollout_of, layer_ty
 @pytest.mark.parametrize(
     ("found", "error", "message"),
     [
-        (SteeringVector({1: torch.ones(32)}, "input_layernorm"), ForeignFileError, "layer_type 'input_layernorm'.*no site"),
+        (
+            SteeringVector({1: torch.ones(32)}, "input_layernorm"),
+            ForeignFileError,
+            "layer_type 'input_layernorm'.*cannot be at the output of a norm",
+        ),
         (SteeringVector({1: torch.ones(32)}, "post_attention_layernorm"), ForeignFileError, "'post_attention_layernorm'"),
         (SteeringVector({}, "mlp"), ForeignFileError, "SteeringVector holds no direction"),
         (SteeringVector({1: [1.0]}, "mlp"), ForeignFileError, "expected tensors layer_activations"),
