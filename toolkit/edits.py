@@ -80,10 +80,11 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
     Raises:
         ValueError: the plan edits more than half of all heads.
 
-    >>> from types import SimpleNamespace
+    >>> from toolkit.sites import ROWS, Block
     >>> from toolkit.types import Provenance
     >>> like = Plan((HeadEdit(1, 0, "scale", 1.0),), None, "one head", Provenance("example", None, "0", "0", "0.1.0"))
-    >>> layout = SimpleNamespace(n_layers=2, n_heads=4)  # in practice: model.layout
+    >>> block = Block(*[torch.nn.Identity()] * 4, None, None)
+    >>> layout = Layout(ROWS[0], (block, block), n_heads=4, head_dim=8, d_model=32)  # in practice: model.layout
     >>> control = random_heads(like, layout, seed=0)
     >>> control.name, control.heads
     ('random heads (seed 0) for: one head', [(1, 3)])

@@ -37,7 +37,7 @@ def correlation(
     Raises:
         ValueError: an unknown kind, columns of different length, or, with ``within``, no problem with two rows.
 
-    >>> print(correlation([1, 2, 3, 4], [2, 4, 6, 9], ["a", "a", "b", "b"]))
+    >>> print(correlation([1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 9.0], ["a", "a", "b", "b"]))
     0.994 [0.994, 1]
     """
     if kind not in ("pearson", "spearman"):

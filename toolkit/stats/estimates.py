@@ -60,7 +60,7 @@ def bootstrap(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAM
     Raises:
         ValueError: n is 0.
 
-    >>> correct = np.array([[1, 1], [0, 1], [0, 0], [1, 1]])  # 4 problems, 2 samples each
+    >>> correct = np.array([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [1.0, 1.0]])  # 4 problems, 2 samples each
     >>> print(bootstrap(mean_of(correct), 4))
     0.625 [0.25, 1]
     """
@@ -112,8 +112,9 @@ def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, 
         ranking: Key that orders the values along the last axis.
         keep: Number of values, from 1 to n.
 
-    >>> float(mean_of_smallest(np.array([1.0, 0.0, 1.0]), np.array([10.0, 20.0, 20.0]), 2))  # 1 and, by chance, 0 or 1
-    0.75
+    >>> values, ranking = np.array([[1.0, 0.0, 1.0]]), np.array([[10.0, 20.0, 20.0]])
+    >>> mean_of_smallest(values, ranking, 2).tolist()  # the first value, and by chance one of the other two
+    [0.75]
     """
     cut = np.partition(ranking, keep - 1, axis=-1)[..., keep - 1 : keep]
     below, tied = ranking < cut, ranking == cut

@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 def spearman(x: Sequence[float] | ndarray, y: Sequence[float] | ndarray) -> float:
     """Return Spearman's rank correlation; NaN (undefined) if either side is constant.
 
-    >>> spearman([1, 2, 3], [10, 30, 20])
+    >>> spearman([1.0, 2.0, 3.0], [10.0, 30.0, 20.0])
     0.5
     """
     if np.ptp(x) == 0 or np.ptp(y) == 0:
