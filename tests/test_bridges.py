@@ -461,7 +461,7 @@ def test_a_layer_that_does_not_exist_is_an_index_error(model_of):
 
 
 def test_the_output_of_attention_alone_is_no_site(model_of):
-    with pytest.raises(NeighbourError, match=r"no site of tiny llama.*plus='model\.layers\.0'"):
+    with pytest.raises(NeighbourError, match=r"not a site of tiny llama.*plus='model\.layers\.0'"):
         bridges.site_of_nnsight(model_of("llama"), Place("model.layers.0.self_attn", "output"))
 
 
