@@ -72,12 +72,9 @@ class Span:
         return self.stop - self.start
 
     def predictors(self) -> Span:
-        """Return the positions whose states *predict* the span's tokens: ``[start-1, stop-1)``.
+        """Return the positions whose states *predict* the span's tokens: ``[start-1, stop-1)``. Raise ValueError if start is 0.
 
         The state at position t predicts token t+1. Every method that averages states "over a span" averages over these positions.
-
-        Raises:
-            ValueError: the span starts at position 0, whose token nothing predicts.
         """
         if self.start == 0:
             raise ValueError("Span starts at position 0: no position predicts its first token.")
@@ -210,9 +207,7 @@ class Moments:
     def mean(self, kind: str, label: str) -> Float[Tensor, "layers _"]:
         """Return the mean activation of class ``label`` at sites of ``kind``: mean over positions per example, then over examples.
 
-        Raises:
-            KeyError: no such class, or a kind that was not collected.
-            ValueError: the class has no examples.
+        Raise KeyError if there is no such class or kind, ValueError if the class has no examples.
         """
         row = self.index(label)
         if kind not in self.sums:
@@ -222,11 +217,7 @@ class Moments:
         return self.sums[kind][row] / self.n[row]
 
     def covariance(self, kind: str) -> Float[Tensor, "layers _ _"]:
-        """Return the pooled within-class covariance of activations at sites of ``kind``. Every example has weight 1.
-
-        Raises:
-            KeyError: outer products of this kind were not collected.
-        """
+        """Return the pooled within-class covariance at sites of ``kind``, every example with weight 1. Raise KeyError if not collected."""
         if kind not in self.outer:
             raise KeyError(f"No second moments of {kind!r}: collect with second=({kind!r},).")
         total = self.outer[kind].sum(dim=0)
@@ -237,11 +228,7 @@ class Moments:
         return total / sum(self.n)
 
     def __add__(self, other: Moments) -> Moments:
-        """Add the moments of two shards of the same model, positions and sites. A class may be missing from one of them.
-
-        Raises:
-            ValueError: they differ in positions, weights or sites.
-        """
+        """Add the moments of two shards. A class may be missing from one. Raise ValueError if positions, weights or sites differ."""
         left = (self.positions, self.provenance.fingerprint, sorted(self.sums), sorted(self.outer))
         right = (other.positions, other.provenance.fingerprint, sorted(other.sums), sorted(other.outer))
         if left != right:
@@ -355,10 +342,7 @@ class HeadEdit:
 
 @dataclass(frozen=True)
 class Plan:
-    """A list of head edits, with the direction that they project out.
-
-    A plan changes no model by itself. It can be printed, saved and compared, applied while a model runs, or written into its weights.
-    """
+    """A list of head edits, with the direction that they project out; ``edits`` applies it to a model."""
 
     edits: tuple[HeadEdit, ...]
     direction: Direction | None
@@ -403,9 +387,7 @@ class Report:
     def only(self, **columns: Any) -> Report:
         """Return the report on some of the problems: ``report.only(task="arithmetic")`` or ``only(difficulty=[4, 5, 6])``.
 
-        Raises:
-            KeyError: no such column.
-            ValueError: no row is left.
+        Raise KeyError if there is no such column, ValueError if no row is left.
         """
         rows = self.rows
         for name, wanted in columns.items():
