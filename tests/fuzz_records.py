@@ -37,11 +37,11 @@ def edited() -> str:
 
 def saved(path: Path) -> bool:
     finding = jobs.Finding(moments(), direction(), HeadScores(numbers(3, 4), "short", "norm", about()), plan())
-    return jobs.is_saved(tiny(), finding, store.existing(path).parent)
+    return jobs.is_saved(tiny(), finding, store.existing_file(path).parent)
 
 
 def made_by(path: Path) -> Any:
-    return store.records(store.existing(path).parents[1], path.parent.name)
+    return store.records(store.existing_file(path).parents[1], path.parent.name)
 
 
 RESULT = {"name": "base", "seed": 0, "model": "m", "fingerprint": "f", "parent": None, "interventions": ["x"], "tokens": 5, "seconds": 1.5,
@@ -73,7 +73,7 @@ KINDS: dict[str, Kind] = {
     "shard index": json_kind(INDEX, lambda: {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}, whole, (),
                              ("weight_map.x dropped", "weight_map.y dropped")),
     "made_from": json_kind("made_from.json", lambda: [origins.record(["p", "q"], task="tiny", split="train", seed=0)],
-                           lambda path: checkpoints._made_from(str(store.existing(path).parent), None), ("0.task", "0.split", "0.seed"),
+                           lambda path: checkpoints._made_from(str(store.existing_file(path).parent), None), ("0.task", "0.split", "0.seed"),
                            ("0.problem_ids.0 dropped",)),
     "made_by": json_kind(store.MADE_BY, lambda: RECORD, made_by, ("modules.",)),
     "edit": json_kind("edit.json", lambda: {"plan": {}, "parent": "p", "fingerprint": edited()}, saved, ("plan", "parent")),

@@ -147,7 +147,7 @@ def test_whatever_can_be_loaded_can_be_the_base_of_an_adapter(base, tmp_path, mo
         source = str(tmp_path / "small.gguf")
         monkeypatch.setattr(checkpoints, "_gguf", lambda *about: (family("llama").model, tokenizer()))
     lm = lms.load(source, device="cpu")
-    again = lms.load(vectors.adapter(lm, plan_of(lm), tmp_path / "adapter"), device="cpu")
+    again = lms.load(vectors.save_adapter(lm, plan_of(lm), tmp_path / "adapter"), device="cpu")
     torch.testing.assert_close(logits(again.model), logits(edits.apply(lm, plan_of(lm)).model), atol=1e-3, rtol=1e-3)
 
 
@@ -155,7 +155,7 @@ def test_adapters_that_are_each_others_base_are_refused(tmp_path):
     base = base_of(tmp_path, tied=False)
     adapted(base, tmp_path / "a", lora("q_proj"), named="../b")
     adapted(base, tmp_path / "b", lora("q_proj"), named="../a")
-    with pytest.raises(UnsupportedModelError, match="is an adapter of it in turn: set base_model_name_or_path") as caught:
+    with pytest.raises(UnsupportedModelError, match=r".* is an adapter of .*: set base_model_name_or_path") as caught:
         lms.load(tmp_path / "a", device="cpu")
     assert len(str(caught.value)) <= 400
 
@@ -165,16 +165,16 @@ def test_an_adapter_beside_whole_weights_is_refused(tmp_path):
     adapted(base, tmp_path / "adapter", lora())
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (base / name).write_bytes((tmp_path / "adapter" / name).read_bytes())
-    with pytest.raises(UnsupportedModelError, match="holds a whole model and an adapter: move adapter_config"):
+    with pytest.raises(UnsupportedModelError, match="holds a complete model and an adapter: move adapter_config"):
         lms.load(base, device="cpu")
 
 
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ("/nowhere/base", "is an adapter of '/nowhere/base', which is no model directory.*set base_model_name_or_path"),
+        ("/nowhere/base", "is an adapter of '/nowhere/base', which is not a model directory.*set base_model_name_or_path"),
         ("owner/never-seen", "owner/never-seen cannot be loaded as a causal language model"),
-        ("", "names no base"),
+        ("", "names no base model"),
     ],
 )
 def test_a_base_that_is_missing_is_one_sentence(named, said, tmp_path):
@@ -196,7 +196,7 @@ def test_an_adapter_that_is_no_change_of_weights_is_refused(tmp_path):
         base_of(tmp_path, tied=False), tmp_path / "adapter", peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     )
     with pytest.raises(
-        (store.DamagedFileError, UnsupportedModelError), match=r"PROMPT_TUNING.*instead of changing weights: it cannot be merged"
+        (store.DamagedFileError, UnsupportedModelError), match=r"PROMPT_TUNING.*does not change weights, so it cannot be merged"
     ):
         lms.load(tmp_path / "adapter", device="cpu")
 
@@ -215,7 +215,7 @@ def test_a_merge_is_checked_on_the_device_of_the_model(monkeypatch):
     made = []
     monkeypatch.setattr(torch, "arange", lambda n, device=None: made.append(device) or torch.zeros(n, dtype=torch.long))
     with pytest.raises(LookupError):
-        adapters._merged(Elsewhere(), "adapter")
+        adapters._merge(Elsewhere(), "adapter")
     assert made == [Elsewhere.device]
 
 
@@ -223,8 +223,8 @@ def test_the_fp64_sum_of_a_shipped_adapter_is_taken_on_the_cpu_and_the_model_com
     moves, model = [], family("llama").model
     monkeypatch.setattr(type(model), "device", Elsewhere.device)
     monkeypatch.setattr(torch.nn.Module, "to", lambda model, device: moves.append(str(device)) or model)
-    monkeypatch.setattr(adapters, "merged", lambda model, *a, **k: moves.append("merged") or model)
-    shipped.merged(model, Path("folder"), torch.float32)
+    monkeypatch.setattr(adapters, "merge", lambda model, *a, **k: moves.append("merged") or model)
+    shipped.merge(model, Path("folder"), torch.float32)
     assert moves == ["cpu", "merged", "cuda"]
 
 

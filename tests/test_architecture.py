@@ -19,8 +19,8 @@ PACKAGE = Path(__file__).parents[1] / "toolkit"
 # From the ground up: a room imports only from rooms before it.
 ROOMS = (
     "processes", "origins", "types", "stats", "rounding", "store", "sites", "hooks", "adapters", "shipped", "templates", "checkpoints", "qualify",
-    "lm", "identity", "bridges", "spans", "phases", "sampling", "decode", "steps", "tasks", "generate", "collect", "attention",
-    "directions", "probes", "merging", "edits", "masks", "baselines", "vectors", "methods", "rewards", "grpo", "metrics", "evaluate", "claims", "figures", "transcript",
+    "tags", "lm", "identity", "bridges", "spans", "phases", "sampling", "decode", "steps", "tasks", "generate", "positions", "passes", "collect", "attention",
+    "directions", "probes", "merging", "steering", "edits", "masks", "baselines", "vectors", "methods", "rewards", "grpo", "metrics", "evaluate", "claims", "figures", "transcript",
     "report", "doses", "jobs", "board", "widgets", "cli",
 )  # fmt: skip
 ONLY = {"rewards": {"types", "stats"}}  # rooms that may import less than what is above them
@@ -273,7 +273,7 @@ ALLOWED = [
     (check_effects, "hooks", "module.register_forward_hook(f)"),
     (check_effects, "store", "with open('x') as stream: json.dump(1, stream)"),
     (check_effects, "report", "store.write_text('', 'x')\n'a'.replace('a', 'b')\nlm.load('x')\nfigure.to_html()"),
-    (check_effects, "checkpoints", "AutoModel.from_pretrained('x')\nstore.filling('x')"),
+    (check_effects, "checkpoints", "AutoModel.from_pretrained('x')\nstore.atomic_directory('x')"),
     (check_effects, "evaluate", "generate.rollouts(lm, problems)\ntqdm(rows)\nrows.sample(3)"),
     (check_effects, "cli", "print('x')\nconsole.print('y')"),
     (check_methods, "methods.a", '"""A paper, arXiv:2503.22048.\n\nDeviations: none.\n"""'),

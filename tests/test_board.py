@@ -419,7 +419,7 @@ def test_two_runs_of_one_board_give_identical_numbers(found, ground, tmp_path):
 def test_a_condition_that_another_process_measures_is_left_to_it(ground, found, monkeypatch):
     other = board.with_rule("budget of 7", Budget(7))
     monkeypatch.setattr(running, "measure", lambda *_: pytest.fail("measured by two"))
-    with store.claimed(measure.result_folder(ground, other, 0).with_suffix(".claim")) as mine:
+    with store.locked(measure.result_folder(ground, other, 0).with_suffix(".claim")) as mine:
         assert mine
         board.run(ground, [*few(), other], wait=False, progress=False)
 

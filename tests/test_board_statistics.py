@@ -114,7 +114,7 @@ def test_p_is_the_level_at_which_the_interval_ends_at_zero(seeds):
     rng = np.random.default_rng(seeds)
     for _ in range(20):
         centres, resampled = rng.normal(0.1, 0.1, seeds), rng.normal(0.1, 0.05, 500)
-        e = stats.combined([Draws(centre, resampled) for centre in centres], 50)
+        e = stats.combine([Draws(centre, resampled) for centre in centres], 50)
         variances = resampled.var() * 50 / 49, centres.var(ddof=1) / seeds
         assert stats.half_width(e.p, *variances, 50, seeds) == pytest.approx(abs(e.mean))
         assert (e.p < 0.05) == e.excludes_zero

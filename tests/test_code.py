@@ -158,7 +158,7 @@ def test_a_changed_maker_makes_its_own_conditions_stale(change):
 def test_code_is_followed_without_importing_anything():
     assert "toolkit.grpo.trainer" in store.modules_of("toolkit.grpo.run")
     assert not [m for m in store.modules_of("toolkit.grpo.run", without=("toolkit.rewards",)) if "rewards" in m]
-    with pytest.raises(ValueError, match=r"'toolkit\.nothing' is no module of the toolkit"):
+    with pytest.raises(ValueError, match=r"'toolkit\.nothing' is not a module of the toolkit"):
         store.code_of("toolkit.nothing")
 
 

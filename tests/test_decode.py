@@ -16,7 +16,7 @@ from toolkit.lm import LM
 
 def own_way(lm: LM):
     """Something that stands around attention, and changes nothing: decoding takes the model's own way."""
-    return hooks.attending(lm.layout, lambda layer, attend, q, k, v: attend(q, k, v))
+    return hooks.wrap_attention(lm.layout, lambda layer, attend, q, k, v: attend(q, k, v))
 
 
 def prompts_of(lm: LM, problems) -> list[list[int]]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toolkit import collect, directions, hooks
+from toolkit import collect, directions, hooks, passes
 from toolkit.collect import THINK, States
 from toolkit.lm import LM, NoThinkTagsError
 from toolkit.sites import Site
@@ -81,7 +81,7 @@ def made_up(
 
 @pytest.mark.parametrize("kind", ["resid_mid", "resid_post", "z"])
 def test_states_are_the_naive_means_row_by_row_in_the_order_given(family, kind, mixed_rollouts, by_length, monkeypatch):
-    monkeypatch.setattr(collect, "BATCH_TOKENS", 130)
+    monkeypatch.setattr(passes, "BATCH_TOKENS", 130)
     found = collect.states(family, mixed_rollouts, kind, by=by_length)
     kept = [r for r in mixed_rollouts if by_length(r) and r.think_tokens]
     assert found.values.dtype == torch.float32 and found.values.shape == (len(kept), 3, family.layout.width(kind))
@@ -96,7 +96,7 @@ def test_states_are_the_naive_means_row_by_row_in_the_order_given(family, kind, 
 
 
 def test_single_positions_know_what_was_read_and_what_remains(family, mixed_rollouts, monkeypatch):
-    monkeypatch.setattr(collect, "BATCH_TOKENS", 130)
+    monkeypatch.setattr(passes, "BATCH_TOKENS", 130)
     found = collect.states(family, mixed_rollouts, "resid_post", each=True)
     row = 0
     for r in mixed_rollouts:
@@ -117,10 +117,10 @@ def test_single_positions_know_what_was_read_and_what_remains(family, mixed_roll
 
 def test_a_subsample_of_positions_follows_seed_and_rollout_only(llama, mixed_rollouts, rollout_of):
     r = rollout_of(30)
-    few = collect.some(THINK, 5, seed=3)
+    few = collect.sample_positions(THINK, 5, seed=3)
     assert few.of(r) == few.of(r) and len(set(few.of(r))) == 5 and list(few.of(r)) == sorted(few.of(r))
     assert set(few.of(r)) <= set(predictors(r))
-    assert collect.some(THINK, 5, seed=4).of(r) != few.of(r)
+    assert collect.sample_positions(THINK, 5, seed=4).of(r) != few.of(r)
     assert few.of(replace(r, sample=1)) != few.of(r)
     assert list(few.of(rollout_of(4))) == list(predictors(rollout_of(4)))
     everything = collect.states(llama, mixed_rollouts, "resid_mid", positions=few, each=True)
@@ -131,11 +131,11 @@ def test_a_subsample_of_positions_follows_seed_and_rollout_only(llama, mixed_rol
         assert torch.allclose(everything.take(chosen).values, part.values, atol=1e-5)
     assert everything.positions == "5 of think"
     with pytest.raises(ValueError, match="at_most=0"):
-        collect.some(THINK, 0)
+        collect.sample_positions(THINK, 0)
 
 
 def test_every_position_is_drawn_about_equally_often(rollout_of):
-    few, counts = collect.some(THINK, 2), np.zeros(8)
+    few, counts = collect.sample_positions(THINK, 2), np.zeros(8)
     for i in range(2000):
         r = replace(rollout_of(8), sample=i)
         counts[np.asarray(few.of(r)) - (r.think.start - 1)] += 1
@@ -160,7 +160,7 @@ def test_states_after_running_out_of_memory_are_the_same(llama, mixed_rollouts):
 def test_states_need_positions_and_name_their_classes(llama, rollout_of, provenance):
     with pytest.raises(NoThinkTagsError, match="None of the 1 rollouts"):
         collect.states(llama, [rollout_of(0)], "resid_post")
-    with pytest.raises(KeyError, match="No class 'medium' in these states: they hold long, short"):
+    with pytest.raises(KeyError, match="No class 'medium' in these states: choose one of long, short"):
         made_up(provenance).of("medium")
 
 
@@ -270,7 +270,7 @@ def test_logistic_is_the_gradient_of_a_probe_whose_own_objective_is_flat(provena
 
 @pytest.mark.parametrize("target", ["think_tokens", "remaining"])
 def test_ridge_equals_the_closed_form(family, mixed_rollouts, target):
-    states = collect.states(family, mixed_rollouts, "resid_mid", positions=collect.some(THINK, 3), each=True)
+    states = collect.states(family, mixed_rollouts, "resid_mid", positions=collect.sample_positions(THINK, 3), each=True)
     ours = directions.ridge(states, target, penalty=0.3)
     kept = states.rows[target].notna().to_numpy().copy()
     assert kept.all() == (target == "think_tokens")

@@ -133,7 +133,7 @@ def test_a_report_of_some_problems(outcomes, provenance):
     assert np.array_equal(evaluate.outcomes(some, "base").correct, expected)
     with pytest.raises(KeyError, match=r"No column 'level' in this report: it has condition, problem_id"):
         full.only(level=1)
-    with pytest.raises(ValueError, match=r"No row is left with \{'task': 'x'\}"):
+    with pytest.raises(ValueError, match=r"No row of this report has \{'task': 'x'\}"):
         full.only(task="x")
 
 

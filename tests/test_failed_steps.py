@@ -368,7 +368,7 @@ def test_a_resampled_problem_counts_as_often_as_it_is_drawn():
     ("kwargs", "match"),
     [
         ({"kind": "kendall"}, "choose pearson or spearman"),
-        ({"within": True}, "two rows to compare within"),
+        ({"within": True}, "two rows, which within=True needs"),
         ({"y": [1.0]}, "2 x, 1 y"),
     ],
 )

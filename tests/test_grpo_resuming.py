@@ -37,7 +37,7 @@ def recipe() -> Recipe:
 def test_a_second_process_is_refused_and_the_log_of_the_first_stays(tiny, easy, recipe, tmp_path):
     plan = Run(tmp_path / "run", steps=1, **TINY)
     store.write_rows([{"step": 0}], plan.out / log.LOG)
-    with store.claimed(plan.out / ".training"), pytest.raises(store.StoreError, match=r"Another process is training into .*: wait"):
+    with store.locked(plan.out / ".training"), pytest.raises(store.StoreError, match=r"Another process is training into .*: wait"):
         train(tiny, recipe, easy, plan, resume=True)
     assert log.read(plan.out / log.LOG) == [{"step": 0}]
     assert train(tiny, recipe, easy, plan, resume=True).log["step"].tolist() == [0, 1]
@@ -92,7 +92,7 @@ def test_a_disk_that_is_full_is_said_and_leaves_no_half_checkpoint(tiny, easy, r
         plain(value, path, *args, **kwargs)
 
     plan = Run(tmp_path / "run", steps=2, save_every=1, **TINY)
-    with monkeypatch.context() as patch, pytest.raises(store.DiskFullError, match=r"No room to write .*checkpoint-2"):
+    with monkeypatch.context() as patch, pytest.raises(store.DiskFullError, match=r"Cannot write .*checkpoint-2"):
         patch.setattr(torch, "save", full)
         train(tiny, recipe, easy, plan)
     assert calls and [path.name for path in plan.out.glob("checkpoint-*")] == ["checkpoint-1"]

@@ -130,7 +130,7 @@ def test_entropy_when_masked_needs_thinking(tiny, problems_of):
 
 def test_detected_patterns_equal_our_own_attention_rows(tiny, problems_of):
     ids = [list(r.token_ids) for r in generate.rollouts(tiny, problems_of(2), Sampling(max_new_tokens=30), progress=False)]
-    found = bridges.detected_heads(tiny, ids)
+    found = bridges.detect_heads(tiny, ids)
     previous = torch.zeros(4, 8, dtype=torch.float64)
     duplicate = torch.zeros(4, 8, dtype=torch.float64)
     for row in ids:
@@ -146,7 +146,7 @@ def test_detected_patterns_equal_our_own_attention_rows(tiny, problems_of):
 def test_induction_is_attention_to_what_followed_the_same_token_in_a_random_sequence_read_twice(tiny):
     """Each query's earlier equal token stands half a sequence back, so induction looks one past it."""
     ids = list(range(10, 40))
-    score = bridges.detected_heads(tiny, [ids], repeated=30)["induction"].score
+    score = bridges.detect_heads(tiny, [ids], repeated=30)["induction"].score
     order = torch.tensor(ids)[torch.randperm(30, generator=torch.Generator().manual_seed(0))]
     weights = attention.rows(tiny, order.repeat(2).tolist(), Span(0, 60)).double()
     expected = weights.diagonal(-29, dim1=2, dim2=3)[..., 1:].sum(-1) / weights.sum((2, 3))
@@ -155,7 +155,7 @@ def test_induction_is_attention_to_what_followed_the_same_token_in_a_random_sequ
 
 def test_patterns_need_sequences(tiny):
     with pytest.raises(ValueError, match="0 sequences"):
-        bridges.detected_heads(tiny, [])
+        bridges.detect_heads(tiny, [])
 
 
 # --- conditions -----------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_a_sum_of_moments_and_what_is_made_of_it_record_the_problems_of_both(mom
     v = directions.mean_difference(moments[0] + moments[1], "resid_mid")
     assert v.provenance.notes["problem_ids"] == hashes(train)
     again = store.load(store.save(v, tmp_path / "v.safetensors"), Direction)
-    assert origins.of(again.provenance.notes) == origins.of(v.provenance.notes)
+    assert origins.record_in(again.provenance.notes) == origins.record_in(v.provenance.notes)
 
 
 def direction_of(lm, problems) -> Direction:
@@ -133,7 +133,7 @@ def test_an_edited_checkpoint_knows_its_problems_when_it_is_loaded_again(tiny, t
 
 def adapter_of(lm, problems, path):
     plan = Plan((HeadEdit(1, 2, "project_out", 1.0),), direction_of(lm, problems), "one head", lm.provenance())
-    return vectors.adapter(lm, plan, path)
+    return vectors.save_adapter(lm, plan, path)
 
 
 def test_a_loaded_adapter_knows_its_problems_and_those_of_its_base(tiny, train, tmp_path):
@@ -149,7 +149,7 @@ def test_a_loaded_adapter_knows_its_problems_and_those_of_its_base(tiny, train, 
 def test_a_merged_and_a_baked_model_know_the_problems_of_what_changed_them(tiny, train, model_of, tmp_path):
     trained = edited(tiny, train)
     gpt2 = model_of("gpt2")
-    baked = vectors.baked(gpt2, direction_of(gpt2, train), 0.1)
+    baked = vectors.bake(gpt2, direction_of(gpt2, train), 0.1)
     for name, made in {"merged": edits.selective_merge(tiny, trained), "baked": baked}.items():
         again = lms.load(made.save(tmp_path / name), device="cpu")
         with pytest.raises(evaluate.OverlapError):

@@ -111,7 +111,7 @@ def test_models_that_do_not_belong_together_are_refused(base):
     config = copy.deepcopy(base.model.config)
     config.num_hidden_layers -= 1
     shallow = replace(base, model=type(base.model)(config))
-    with pytest.raises(DifferentModelsError, match="trained from it"):
+    with pytest.raises(DifferentModelsError, match="Give a model and its base"):
         selective_merge(base, shallow)
     with pytest.raises(ValueError, match="keep=0"):
         selective_merge(base, base, keep=0.0)

@@ -202,7 +202,7 @@ def test_a_planted_head_is_found_and_its_control_is_not(made_up):
     values = rng.normal(size=(200, 3, 4 * 5))
     values[short, 2, 5:10] += 2
     states = made_up(values, np.arange(50).repeat(4), kind="z", label=np.where(short, "short", "long"))
-    scores, control = probes.heads(states, 4)
+    scores, control = probes.classify_heads(states, 4)
     assert scores.score.shape == control.score.shape == (3, 4)
     assert scores.ranked()[0] == (2, 1) and scores.score[2, 1] > 0.9
     others = torch.ones(3, 4, dtype=torch.bool)
@@ -215,7 +215,7 @@ def test_a_planted_head_is_found_and_its_control_is_not(made_up):
 def test_head_probes_read_the_heads_own_columns(name, model_of, mixed_rollouts, by_length):
     lm = model_of(name)
     states = collect.states(lm, mixed_rollouts, "z", by=by_length)
-    scores, _ = probes.heads(states, lm.layout.n_heads, protocol=Protocol(folds=3))
+    scores, _ = probes.classify_heads(states, lm.layout.n_heads, protocol=Protocol(folds=3))
     y = (states.rows.label == "short").to_numpy()
     for layer, head in ((0, 0), (2, 3)):
         x = states.values[:, layer, lm.layout.head(head)].numpy()
@@ -240,7 +240,7 @@ def test_too_few_problems_are_named_with_the_counts(planted):
 
 def test_states_that_lack_what_is_asked_for_are_refused(planted):
     with pytest.raises(ValueError, match="States of 'resid_post', width 12, are not the outputs of 4 heads"):
-        probes.heads(planted, 4)
+        probes.classify_heads(planted, 4)
     means = replace(planted, rows=planted.rows.drop(columns=["remaining"]))
     with pytest.raises(KeyError, match=r"no column 'remaining'.*each=True"):
         probes.regress(means)

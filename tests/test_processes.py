@@ -19,7 +19,7 @@ import subprocess, time
 from toolkit import processes
 real = subprocess.Popen
 subprocess.Popen = lambda args: real([*args[:2], FIRST + args[2], *args[3:]])
-print(processes.helper("import sys, time; print(sys.argv[1], flush=True); time.sleep(60)", ["started"]).pid, flush=True)
+print(processes.start_helper("import sys, time; print(sys.argv[1], flush=True); time.sleep(60)", ["started"]).pid, flush=True)
 time.sleep(60)
 """
 ELSEWHERE = "import sys; sys.platform = 'elsewhere'; "  # what a helper runs first, so that Linux does not help it

@@ -106,7 +106,7 @@ def test_retrieval_scores_do_not_change(pair):
 def test_probes_of_single_heads_do_not_change(name, model_of, changed_of, mixed_rollouts, by_length):
     lm, changed = model_of("gemma2"), changed_of("gemma2", name)
     states = [collect.states(x, mixed_rollouts, "z", by=by_length) for x in (lm, changed)]
-    before, after = (probes.heads(s, lm.layout.n_heads, protocol=Protocol(folds=2))[0] for s in states)
+    before, after = (probes.classify_heads(s, lm.layout.n_heads, protocol=Protocol(folds=2))[0] for s in states)
     assert torch.equal(after.score, before.score)
 
 

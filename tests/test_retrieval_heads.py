@@ -186,7 +186,7 @@ def attending_by_hand(lm: LM, share: float = 1.0):
                         weights[0, head, q, k] += share
         return output, weights
 
-    return hooks.attending(lm.layout, fn)
+    return hooks.wrap_attention(lm.layout, fn)
 
 
 def test_one_head_copies_and_others_do_not(llama):
@@ -362,7 +362,7 @@ def test_bad_examples_are_refused(more, message):
 def test_nothing_to_measure_and_too_long_a_context_are_refused(llama):
     with pytest.raises(ValueError, match="No examples to measure heads on"):
         rh.measure(llama, [])
-    with pytest.raises(ValueError, match="past the 512 of tiny llama's context"):
+    with pytest.raises(ValueError, match="more than the 512 of tiny llama's context"):
         rh.measure(llama, [example_of([5] * 600, [6], Span(3, 9))])
 
 

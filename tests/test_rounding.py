@@ -39,6 +39,6 @@ def test_merging_an_adapter_into_a_type_that_loses_it_warns(tmp_path):
             if "lora_B" in name:
                 weight.mul_(1e-3)
     adapted.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="merged with a loss: bfloat16 keeps .* Load it in float32"):
-        shipped.merged(copy.deepcopy(base), tmp_path, torch.bfloat16)
-    shipped.merged(copy.deepcopy(base), tmp_path, torch.float32)  # a warning would be an error
+    with pytest.warns(UserWarning, match="loses precision when it is merged: bfloat16 keeps .* Load it in float32"):
+        shipped.merge(copy.deepcopy(base), tmp_path, torch.bfloat16)
+    shipped.merge(copy.deepcopy(base), tmp_path, torch.float32)  # a warning would be an error

@@ -497,7 +497,7 @@ def test_a_layer_after_attention_that_is_no_norm_is_refused():
         def forward(self, x):
             return torch.tanh(x)
 
-    with pytest.raises(UnsupportedModelError, match="DyT follows attention's output projection, and is neither"):
+    with pytest.raises(UnsupportedModelError, match="DyT follows attention's output projection and is neither"):
         sites.read_norm(DyT(), torch.zeros(32, 8))
 
 
@@ -604,7 +604,7 @@ def test_attention_that_is_not_made_of_its_rows_is_refused(model_of):
     for block in model.model.layers:
         block.register_forward_pre_hook(lambda module, args: given.append(args[0]))
         block.self_attn.o_proj.register_forward_pre_hook(lambda module, args: (args[0] + 0.1 * given[-1],))
-    with pytest.raises(UnsupportedModelError, match="heads are made of nothing else"):
+    with pytest.raises(UnsupportedModelError, match="heads depend on nothing else"):
         lms.qualify(replace(lm, model=model, layout=sites.find(model)))
 
 

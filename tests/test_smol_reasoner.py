@@ -97,7 +97,7 @@ def test_merging_adds_scale_B_A_to_every_adapted_weight_and_nothing_else(adapter
     folder, model = adapter
     before = {name: value.clone() for name, value in model.state_dict().items()}
     tensors, _ = store.read_tensors(folder / "adapter_model.safetensors")
-    after = shipped.merged(model, folder, torch.float32).state_dict()
+    after = shipped.merge(model, folder, torch.float32).state_dict()
     assert set(after) == set(before)
     adapted = 0
     for name, value in before.items():
@@ -114,7 +114,7 @@ def test_merging_adds_scale_B_A_to_every_adapted_weight_and_nothing_else(adapter
 def test_weights_are_cast_and_rotary_frequencies_are_not(adapter):
     folder, model = adapter
     kept = {name: b.clone() for name, b in model.named_buffers()}
-    whole = shipped.merged(model, folder, torch.bfloat16)
+    whole = shipped.merge(model, folder, torch.bfloat16)
     assert {p.dtype for p in whole.parameters()} == {torch.bfloat16} and whole.dtype == torch.bfloat16
     assert kept
     for name, buffer in whole.named_buffers():
@@ -127,7 +127,7 @@ def test_an_adapter_of_another_model_is_refused(adapter):
     name = next(iter(tensors))
     store.write_tensors({k: v for k, v in tensors.items() if k != name}, {"format": "pt"}, folder / "adapter_model.safetensors")
     with pytest.raises(store.DamagedFileError, match="does not fit its base"):
-        shipped.merged(model, folder, torch.float32)
+        shipped.merge(model, folder, torch.float32)
 
 
 # --- training data -------------------------------------------------------------------------------------------

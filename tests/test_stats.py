@@ -150,9 +150,9 @@ def test_ties_at_the_cut_are_averaged_and_the_estimate_is_in_its_own_interval():
 def test_the_smallest_are_the_mean_over_all_orders_of_ties(lengths, keep, data):
     values = data.draw(hnp.arrays(float, lengths.shape, elements=st.floats(-2, 2, allow_subnormal=False)))
     keep, rng = min(keep, lengths.shape[1]), np.random.default_rng(0)
-    ours = stats.smallest(values, lengths, keep)
+    ours = stats.mean_of_smallest(values, lengths, keep)
     shuffled = rng.permuted(np.tile(np.arange(lengths.shape[1]), (4, 1)), axis=1)
-    assert all(stats.smallest(values[:, order], lengths[:, order], keep) == pytest.approx(ours) for order in shuffled)
+    assert all(stats.mean_of_smallest(values[:, order], lengths[:, order], keep) == pytest.approx(ours) for order in shuffled)
     for row, lengths_row, mean in zip(values, lengths, ours, strict=True):
         cut = np.sort(lengths_row)[keep - 1]
         ends = np.sort(row[lengths_row == cut])
@@ -202,7 +202,7 @@ def test_selection_by_held_out_length_has_no_selection_effect():
 
 
 def test_held_out_length_of_one_sample_is_refused():
-    with pytest.raises(ValueError, match="at least 2 samples a problem"):
+    with pytest.raises(ValueError, match="at least 2 samples per problem"):
         stats.held_out_length(np.ones((3, 1)))
 
 

@@ -316,9 +316,9 @@ def test_bad_steering_is_refused_before_anything_runs(llama, model_of, tiny):
     with pytest.raises(WrongModelError, match="layers of width"):
         steering(v, 1.0)(tiny)
     other = model_of("mistral")
-    with pytest.raises(WrongModelError, match=r"transferred\(direction, lm\)"):
+    with pytest.raises(WrongModelError, match=r"transfer\(direction, lm\)"):
         steering(v, 1.0)(other)
-    steering(edits.transferred(v, other), 1.0)(other)
+    steering(edits.transfer(v, other), 1.0)(other)
     with pytest.raises(ValueError, match="budget of at least 1"):
         Scope(("think",), ramp="up")
     with pytest.raises(ValueError, match="first < until"):
@@ -369,7 +369,7 @@ def test_a_budget_needs_a_closing_tag(llama, problems_of):
     untagged = replace(llama, tags=ThinkTags(None, None))
     with pytest.raises(NoThinkTagsError, match="ThinkTags"):
         rollouts(Condition(untagged, rules=(Budget(0),)), problems_of(1), Sampling(max_new_tokens=3), progress=False)
-    with pytest.raises(ValueError, match="at least 0"):
+    with pytest.raises(ValueError, match="expected a budget of 0 or more"):
         Budget(-1)
 
 

@@ -132,13 +132,13 @@ def saved(tmp_path, provenance):
 def test_a_truncated_file_is_an_error_that_names_it(saved, share):
     content = saved.read_bytes()
     saved.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(DamagedFileError, match=r"v\.safetensors is not a whole safetensors file"):
+    with pytest.raises(DamagedFileError, match=r"v\.safetensors is not a complete safetensors file"):
         store.load(saved, Direction)
 
 
 def test_noise_is_an_error_that_names_the_file(tmp_path):
     (tmp_path / "x").write_bytes(b"\xff" * 400)
-    with pytest.raises(DamagedFileError, match="x is not a whole safetensors file"):
+    with pytest.raises(DamagedFileError, match="x is not a complete safetensors file"):
         store.load(tmp_path / "x", Direction)
 
 
@@ -221,7 +221,7 @@ WRONG_HEADERS = {
     "text for a number": (field("n_pos", "4"), "n_pos is '4', expected a whole number"),
     "true for a number": (field("n_pos", True), "n_pos is True, expected a whole number"),
     "a negative count": (field("n_pos", -1), "n_pos=-1"),
-    "an unknown site": (field("kind", "resid_mdi"), "resid_mdi.*lives at one of resid_pre"),
+    "an unknown site": (field("kind", "resid_mdi"), "resid_mdi.*expected one of resid_pre"),
     "a site of another width": (field("kind", "z"), "'z'"),
     "a number for text": (field("positions", 3), "positions is 3, expected text"),
     "no provenance": (field("provenance", None), "provenance is None"),
@@ -245,7 +245,7 @@ WRONG_TENSORS = {
         r"vector is float32 \[2, 3, 1\], expected floats \[layers d_model\]",
     ),
     "whole numbers": (lambda t: {"vector": torch.ones(2, 3).long()}, r"vector is int64"),
-    "none": (lambda t: {}, "vector names the tensor 'vector', expected 'vector' among the file's"),
+    "none": (lambda t: {}, "vector names the tensor 'vector', expected 'vector', which the file must hold"),
     "one more": (lambda t: {**t, "more": torch.ones(1)}, "tensor 'more' belongs to no field"),
 }
 
@@ -258,11 +258,11 @@ def test_tensors_that_do_not_fit_the_header_are_an_error_on_load(saved, case):
 
 
 WRONG_MOMENTS = {
-    "classes": (field("labels", ["long"]), lambda t: t, "one count each"),
-    "class twice": (field("labels", ["long", "long"]), lambda t: t, "different names"),
+    "classes": (field("labels", ["long"]), lambda t: t, "one count of at least 0 per class"),
+    "class twice": (field("labels", ["long", "long"]), lambda t: t, "without duplicates"),
     "shape": (lambda body: body, lambda t: {**t, "sums.z": torch.ones(3, 2, 4)}, "there are 2 classes"),
-    "layers": (lambda body: body, lambda t: {**t, "sums.z": torch.ones(2, 9, 4)}, "different numbers of layers"),
-    "outer": (lambda body: body, lambda t: {**t, "outer.z": torch.ones(2, 2, 4, 5)}, "outer.z has the shape"),
+    "layers": (lambda body: body, lambda t: {**t, "sums.z": torch.ones(2, 9, 4)}, "differ in their number of layers"),
+    "outer": (lambda body: body, lambda t: {**t, "outer.z": torch.ones(2, 2, 4, 5)}, "outer.z has shape"),
 }
 
 
@@ -280,7 +280,7 @@ def test_moments_whose_parts_contradict_each_other_are_an_error(tmp_path, proven
     [
         ({"op": "erase"}, "op is 'erase', expected one of 'project_out', 'scale'"),
         ({"strength": None}, "strength is None, expected a finite number"),
-        ({"layer": -1}, "both count from 0"),
+        ({"layer": -1}, "expected numbers from 0"),
         ({"head": 1.5}, "head is 1.5, expected a whole number"),
         ({"layer": 7}, r"layers 0\.\.1"),
     ],
@@ -311,7 +311,7 @@ def test_values_in_memory_are_checked_when_they_are_made(provenance):
 
 def test_a_note_that_could_not_be_read_again_is_refused_when_it_is_saved(tmp_path, provenance):
     value = direction(replace(provenance, notes={"span": Span(0, 1)}))
-    with pytest.raises(ValueError, match="could not be read again"):
+    with pytest.raises(ValueError, match="could not be loaded again"):
         store.save(value, tmp_path / "v.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -342,7 +342,7 @@ def test_a_disk_that_fills_is_said_with_what_is_free_and_leaves_nothing(
 ):
     monkeypatch.setattr(os, "replace", full(number))
     with pytest.raises(
-        DiskFullError, match=r"No room to write .*(the disk is full|the quota is used up).*free there.*run it again"
+        DiskFullError, match=r"Cannot write .*(the disk is full|the quota is used up).*free there.*run it again"
     ) as caught:
         WRITERS[writer](tmp_path, provenance, rollout_of(3))
     assert str(tmp_path) in str(caught.value) and len(str(caught.value)) <= 400
@@ -376,7 +376,7 @@ try:
         for _ in range(2):
             store.append_line({"a": list(range(3000))}, folder / "log.jsonl")
     else:
-        with store.filling(folder / "model") as partial:
+        with store.atomic_directory(folder / "model") as partial:
             store.write_json([1], partial / "config.json")
             torch.save(noise, partial / "weights.pt")
 except store.DiskFullError as error:
@@ -389,7 +389,7 @@ def test_a_write_that_the_system_refuses_leaves_nothing_half_written(tmp_path, w
     """A limit on the size of files, as the system has it: each library that writes reports it in its own way."""
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path), what], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "No room to write" in done.stdout, done.stdout
+    assert "Cannot write" in done.stdout, done.stdout
     why = "refused a write" if what == "checkpoint" else "the file may not grow so large"  # torch.save does not say why
     assert why in done.stdout, done.stdout
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -441,7 +441,7 @@ def killed(work) -> None:
 
 def test_a_kill_while_a_directory_is_filled_leaves_no_directory_and_its_litter_goes_with_the_next_write(tmp_path):
     def work():
-        with store.filling(tmp_path / "model") as partial:
+        with store.atomic_directory(tmp_path / "model") as partial:
             (partial / "config.json").write_text("{}")
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -478,7 +478,7 @@ def test_what_a_dead_process_with_this_ones_id_left_is_replaced(tmp_path):
     left = tmp_path / f".model.h{store.files.HOST}.{os.getpid()}.partial"
     left.mkdir()
     (left / "half").touch()
-    with store.filling(tmp_path / "model") as partial:
+    with store.atomic_directory(tmp_path / "model") as partial:
         (partial / "whole").touch()
     assert [p.name for p in tmp_path.rglob("*")] == ["model", "whole"]
 
@@ -486,13 +486,13 @@ def test_what_a_dead_process_with_this_ones_id_left_is_replaced(tmp_path):
 def test_an_empty_directory_is_filled_and_a_full_one_is_not_touched(tmp_path):
     (tmp_path / "a").mkdir()
     for _ in range(2):
-        with pytest.raises(RuntimeError), store.filling(tmp_path / "a"):
+        with pytest.raises(RuntimeError), store.atomic_directory(tmp_path / "a"):
             raise RuntimeError
         assert list((tmp_path / "a").iterdir()) == []
-    with store.filling(tmp_path / "a") as partial:
+    with store.atomic_directory(tmp_path / "a") as partial:
         (partial / "file").touch()
         assert list((tmp_path / "a").iterdir()) == []
-    with pytest.raises(FileExistsError, match="is not empty"), store.filling(tmp_path / "a"):
+    with pytest.raises(FileExistsError, match="is not empty"), store.atomic_directory(tmp_path / "a"):
         pass
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["file"]
 
@@ -532,15 +532,15 @@ def test_a_checkpoint_is_whole_with_its_config_and_every_shard(tmp_path, missing
 
 @pytest.mark.parametrize("text", ["..", ".", "", "/etc/passwd", "../../x", "a/b", "\\0", "x" * 300, ".hidden/.."])
 def test_any_text_is_the_name_of_one_entry_of_a_directory(tmp_path, text):
-    path = tmp_path / store.as_name(text)
+    path = tmp_path / store.safe_name(text)
     path.mkdir()
     assert path.resolve().parent == tmp_path.resolve() and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_plain_names_stay_and_no_two_texts_share_one():
-    assert store.as_name("budget_12+0.5") == "budget_12+0.5"
+    assert store.safe_name("budget_12+0.5") == "budget_12+0.5"
     texts = ["a b", "a_b", "a/b", "..", "...", ".", "", "x" * 90, "x" * 91]
-    assert len({store.as_name(text) for text in texts}) == len(texts)
+    assert len({store.safe_name(text) for text in texts}) == len(texts)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -643,7 +643,7 @@ def test_resuming_with_another_header_is_an_error_that_names_the_difference(tmp_
     store.open_rollouts(tmp_path, HEADER)
     with pytest.raises(WrongModelError) as caught:
         store.open_rollouts(tmp_path, HEADER | {"sampling": Sampling(seed=1).identity})
-    for part in (str(tmp_path), "another sampling", "'seed': 0", "'seed': 1", "Choose another directory"):
+    for part in (str(tmp_path), "differ in sampling", "'seed': 0", "'seed': 1", "Choose another directory"):
         assert part in str(caught.value), part
 
 
@@ -663,13 +663,13 @@ BAD = {
     "a prompt longer than all": ({"prompt_len": 4}, r"prompt_len is 4, expected 1\.\.3"),
     "no prompt": ({"prompt_len": 0}, r"prompt_len is 0, expected 1\.\.3"),
     "one log-probability": ({"logprobs": 0.5}, r"logprobs is 0\.5, expected a list of numbers"),
-    "a span past the end": ({"answer_stop": 9}, r"answer is 2\.\.9, expected a span inside 2\.\.3"),
-    "an answer before its thinking": ({"answer_start": 1}, r"answer is 1\.\.3, expected a span inside 2\.\.3"),
+    "a span past the end": ({"answer_stop": 9}, r"answer is 2\.\.9, expected a span within 2\.\.3"),
+    "an answer before its thinking": ({"answer_start": 1}, r"answer is 1\.\.3, expected a span within 2\.\.3"),
     "a span that ends before it starts": ({"think_start": 3}, r"think is 3\.\.2, expected a span"),
     "a third way to finish": ({"finish": "crash"}, "finish is 'crash', expected 'stop' or 'length'"),
     "too few entropies": ({"entropies": [1.0]}, "entropies has 1 numbers, expected 2, one per token"),
-    "an entropy that is none": ({"entropies": [1.0, float("nan")]}, "entropies holds a value that is no finite number"),
-    "an infinite log-probability": ({"logprobs": [0.0, -float("inf")]}, "logprobs holds a value that is no finite number"),
+    "an entropy that is none": ({"entropies": [1.0, float("nan")]}, "entropies holds a value that is not a finite number"),
+    "an infinite log-probability": ({"logprobs": [0.0, -float("inf")]}, "logprobs holds a value that is not a finite number"),
     "a sample that is text": ({"sample": "one"}, "sample is 'one', expected int"),
 }
 
@@ -742,7 +742,7 @@ def test_the_name_of_a_model_does_not_decide_whether_a_run_goes_on_and_its_weigh
     store.open_rollouts(tmp_path, old)
     assert store.open_rollouts(tmp_path, old | {"model": "runs/b", "task": "arithmetic"}) == []
     assert store.load_header(tmp_path) == old | {"task": "arithmetic"}
-    with pytest.raises(WrongModelError, match="another fingerprint"):
+    with pytest.raises(WrongModelError, match="differ in fingerprint"):
         store.open_rollouts(tmp_path, old | {"fingerprint": "g"})
 
 
@@ -842,10 +842,13 @@ WRONG_PROBLEMS = {
     "a list for meta": ({"meta": [1]}, r"meta is \[1\], expected an object"),
     "a fact beside meta": (
         {"split": "test"},
-        "the line has the field 'split', which is not read: put facts about a problem into meta",
+        "the line has the unknown field 'split': put facts about a problem into meta",
     ),
-    "two questions": ({"question": "p", "messages": [{"role": "user", "content": "q"}]}, "the line has the field 'question'"),
-    "the id of another": ({"id": "first"}, "the id 'first' is that of line 1"),
+    "two questions": (
+        {"question": "p", "messages": [{"role": "user", "content": "q"}]},
+        "the line has the unknown field 'question'",
+    ),
+    "the id of another": ({"id": "first"}, "the id 'first' is also that of line 1"),
 }
 
 
@@ -872,10 +875,10 @@ def test_numbers_are_answers_and_ids_as_they_are_written(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"question": "q", "answer": NaN}', "holds NaN, which is no JSON number"),
+        ('{"question": "q", "answer": NaN}', "it holds NaN, which is not a JSON number"),
         ('{"question": "q", "answer": 1e999}', "answer is inf"),
-        ('{"question": "q", "answer": "1", "answer": "2"}', "names the field 'answer' twice"),
-        ('{"question": "\\ud800", "answer": "1"}', "half a character"),
+        ('{"question": "q", "answer": "1", "answer": "2"}', "it has the field 'answer' twice"),
+        ('{"question": "\\ud800", "answer": "1"}', "half of a surrogate pair"),
         ("[" * 100_000, "nested too deep"),
         (json.dumps({"question": "q" * 10**6, "answer": None}), "answer is None"),
     ],
@@ -901,7 +904,7 @@ def test_a_byte_order_mark_changes_nothing_and_other_encodings_are_named(tmp_pat
 
 
 def test_problems_that_could_not_be_read_again_are_not_saved(tmp_path):
-    with pytest.raises(ValueError, match=r"'p' cannot be saved.*answer is empty"):
+    with pytest.raises(ValueError, match=r"'p' is not saved.*answer is empty"):
         store.save_problems([Problem("p", ({"role": "user", "content": "q"},), "")], tmp_path / "p.jsonl")
     assert not list(tmp_path.iterdir())
 
@@ -909,7 +912,7 @@ def test_problems_that_could_not_be_read_again_are_not_saved(tmp_path):
 @pytest.mark.parametrize("content", ["", "\n\n  \n"])
 def test_an_empty_problem_file_is_an_error_that_names_it(tmp_path, content):
     (tmp_path / "p.jsonl").write_text(content)
-    with pytest.raises(ValueError, match=r"p\.jsonl holds no problem: give one JSON object a line"):
+    with pytest.raises(ValueError, match=r"p\.jsonl holds no problem: write one JSON object per line"):
         store.load_problems(tmp_path / "p.jsonl")
 
 
@@ -926,7 +929,7 @@ def test_tables_of_three_kinds_are_read_and_others_named(tmp_path):
     for suffix in ("parquet", "csv", "jsonl"):
         assert store.read_table(tmp_path / f"t.{suffix}").to_dict("records") == frame.to_dict("records"), suffix
     (tmp_path / "t.xls").write_text("")
-    with pytest.raises(ValueError, match=r"t\.xls: cannot read '\.xls' files; give one of \.jsonl, \.csv, \.parquet"):
+    with pytest.raises(ValueError, match=r"t\.xls: cannot read '\.xls' files. Give a file that ends in \.jsonl, \.csv, \.parquet"):
         store.read_table(tmp_path / "t.xls")
     with pytest.raises(FileNotFoundError, match=r"No file at .*none\.csv"):
         store.read_table(tmp_path / "none.csv")
@@ -964,7 +967,7 @@ def test_a_flipped_bit_in_a_saved_table_is_found(tmp_path):
     content = bytearray(path.read_bytes())
     content[200] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DamagedFileError, match=r"t\.parquet: it is not a whole parquet file"):
+    with pytest.raises(DamagedFileError, match=r"t\.parquet: it is not a complete parquet file"):
         store.read_table(path)
 
 

@@ -178,7 +178,7 @@ def test_a_template_that_changes_the_begun_message_is_refused(llama):
     messages = [*ASKED, {"role": "assistant", "content": "<think>12"}]
     turn = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     emptied = "{% for m in messages %}<|user|>{% if m.role == 'user' %}{{ m.content }}{% endif %}<|end|>{% endfor %}" + turn
-    with pytest.raises(ValueError, match="does not keep the assistant's message '<think>12' as it is"):
+    with pytest.raises(ValueError, match="changes the assistant's message '<think>12'"):
         having(emptied).prompt_ids(messages)
     trimming = (
         "{% for m in messages %}<|user|>{% if m.role == 'assistant' %}<|assistant|>{% endif %}{{ m.content | trim }}<|end|>{% endfor %}"
@@ -186,13 +186,13 @@ def test_a_template_that_changes_the_begun_message_is_refused(llama):
     )
     assert having(trimming).prompt_text([*ASKED, {"role": "assistant", "content": "Let me"}]).endswith("Let me")
     for blank in ("Let me ", "Let me\n", " Let me"):
-        with pytest.raises(ValueError, match=r"does not keep the assistant's message .* as it is.*remove blanks"):
+        with pytest.raises(ValueError, match=r"changes the assistant's message .*strip blanks"):
             having(trimming).prompt_text([*ASKED, {"role": "assistant", "content": blank}])
     qwen = (
         "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}<|end|>"
         "{% else %}<|assistant|><think></think>{{ m.content }}<|end|>{% endif %}{% endfor %}" + turn
     )
-    with pytest.raises(ValueError, match="holds think tags that may not be the message's own: its chat template adds some"):
+    with pytest.raises(ValueError, match="has think tags that may not belong to the message: the chat template adds some"):
         having(qwen).prompt_ids(messages)
 
 
@@ -204,8 +204,8 @@ def test_a_template_that_changes_the_begun_message_is_refused(llama):
     [
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "does not finish within 3 seconds"),
         ("{% set n = namespace(s='x') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}", "more than 1 GB"),
-        ("{{ messages[0].content }}{{ 'x' * 300000 }}", "it makes 300006 characters"),
-        ("{{ 'hello' }}", "leaves out what the user says"),
+        ("{{ messages[0].content }}{{ 'x' * 300000 }}", "it makes a prompt of 300006 characters"),
+        ("{{ 'hello' }}", "leaves out the user.s question"),
         ("{% if x %}", "TemplateSyntaxError"),
         (LOOPS_IF_CONTINUED, "does not finish within 3 seconds"),
     ],

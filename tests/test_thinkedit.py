@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from toolkit import collect, directions, edits, hooks, jobs
+from toolkit import collect, directions, edits, hooks, jobs, passes
 from toolkit.lm import LM, NoThinkTagsError
 from toolkit.methods import thinkedit
 from toolkit.sites import Site
@@ -289,7 +289,7 @@ def test_edited_heads_of_a_post_norm_model_write_nothing_along_v_after_the_norm(
 def test_moments_do_not_depend_on_order_or_batches(any_lm, mixed_rollouts, by_length, moments_of, monkeypatch):
     base = moments_of(any_lm)
     shuffled = random.Random(5).sample(mixed_rollouts, len(mixed_rollouts))
-    monkeypatch.setattr(collect, "BATCH_TOKENS", 100)
+    monkeypatch.setattr(passes, "BATCH_TOKENS", 100)
     single = collect.moments(any_lm, shuffled, by_length, second=("resid_mid",))
     assert (single.labels, single.n) == (base.labels, base.n)
     for kind in base.sums:
@@ -328,7 +328,7 @@ def test_a_shard_that_happens_to_lack_a_class_merges(llama, mixed_rollouts, by_l
 
 
 def test_moments_of_another_model_are_not_merged(llama, model_of, moments_of):
-    with pytest.raises(ValueError, match="do not belong together"):
+    with pytest.raises(ValueError, match="cannot be added"):
         moments_of(llama) + moments_of(model_of("qwen2"))
 
 
@@ -382,7 +382,7 @@ def test_no_tensor_of_tokens_by_heads_by_d_model_and_no_logits_are_ever_made(mod
 
 
 def test_peak_size_does_not_grow_with_the_number_of_rollouts(llama, rollout_of, by_length, monkeypatch):
-    monkeypatch.setattr(collect, "BATCH_TOKENS", 200)
+    monkeypatch.setattr(passes, "BATCH_TOKENS", 200)
 
     def peak(n: int) -> int:
         with Largest() as seen:

@@ -157,7 +157,7 @@ def test_a_vector_that_is_not_finite_is_not_written(llama, tmp_path, write, bad)
 
 @pytest.mark.parametrize("write", [vectors.save, vectors.save_gguf], ids=["safetensors", "gguf"])
 def test_a_direction_of_other_weights_is_not_written_as_this_models(llama, model_of, tiny, tmp_path, write):
-    with pytest.raises(WrongModelError, match=r"made from tiny llama.*not from tiny mistral.*edits\.transferred"):
+    with pytest.raises(WrongModelError, match=r"made from tiny llama.*not from tiny mistral.*edits\.transfer"):
         write(direction_of(llama, first=1), tmp_path / "v", lm=model_of("mistral"))
     with pytest.raises(WrongModelError, match="has 3 layers of width 32"):
         write(direction_of(tiny, first=1), tmp_path / "v", lm=llama)
@@ -220,7 +220,7 @@ def test_a_header_that_cannot_be_read_is_an_error(llama, tmp_path, field):
 )  # fmt: skip
 def test_a_file_that_contradicts_itself_is_refused(llama, tmp_path, field):
     path = change(vectors.save(direction_of(llama), tmp_path / "v", lm=llama), header=field)
-    with pytest.raises(ForeignFileError, match=r"says .*, but by its site resid_post, scale .* and numbers it is"):
+    with pytest.raises(ForeignFileError, match=r"says .*, but site resid_post, scale .* and the numbers mean"):
         vectors.load(path)
 
 
@@ -232,7 +232,7 @@ def test_another_format_is_refused(llama, tmp_path, header):
 
 
 def test_a_file_of_the_store_is_refused_with_the_function_that_reads_it(llama, tmp_path):
-    with pytest.raises(ForeignFileError, match=r"store\.load reads what store\.save wrote"):
+    with pytest.raises(ForeignFileError, match=r"Files written by store\.save are read by store\.load"):
         vectors.load(store.save(direction_of(llama), tmp_path / "v"))
 
 
@@ -261,7 +261,7 @@ def test_tensors_that_are_no_rows_of_the_model_are_refused(llama, tmp_path, case
 def test_a_truncated_container_is_an_error(llama, tmp_path, share):
     path = vectors.save(direction_of(llama), tmp_path / "v", lm=llama)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(DamagedFileError, match="not a whole safetensors file"):
+    with pytest.raises(DamagedFileError, match="not a complete safetensors file"):
         vectors.load(path)
 
 
@@ -408,7 +408,7 @@ def test_twice_the_vector_is_the_vector_at_twice_the_scale(llama, tmp_path, seed
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS_OF_DIRECTIONS if kind != "resid_post"])
 def test_a_direction_of_another_site_is_no_control_vector(llama, tmp_path, kind):
-    with pytest.raises(ExportError, match=f"added to the output of a block, this direction lives at {kind}"):
+    with pytest.raises(ExportError, match=f"added to the output of a block, but this direction is of {kind}"):
         vectors.save_gguf(direction_of(llama, kind), tmp_path / "v.gguf", lm=llama)
     assert not list(tmp_path.iterdir())
 
@@ -528,7 +528,7 @@ def test_a_control_vector_truncated_anywhere_is_an_error(llama, tmp_path):
     content = path.read_bytes()
     for length in range(0, len(content) - 32, 5):  # the last bytes may be padding
         path.write_bytes(content[:length])
-        with pytest.raises(DamagedFileError, match="not a whole GGUF file"):
+        with pytest.raises(DamagedFileError, match="not a complete GGUF file"):
             vectors.load_gguf(path, llama)
 
 
@@ -589,7 +589,7 @@ NOT_THEIRS = {
     "two tensors": (read_thinkedit, {"a": torch.ones(3), "b": torch.ones(3)}, ForeignFileError, "holds a dict, not one tensor"),
     "a list": (vectors.load_hidden_directions, [1.0, 2.0], ForeignFileError, "holds a list, not one tensor"),
     "[hidden] without a layer": (vectors.load_hidden_directions, torch.ones(32), ForeignFileError, r"\(32,\) and layer=None"),
-    "ThinkEdit's": (vectors.load_hidden_directions, torch.ones(3, 1, 32), ForeignFileError, "is ThinkEdit's"),
+    "ThinkEdit's": (vectors.load_hidden_directions, torch.ones(3, 1, 32), ForeignFileError, "are ThinkEdit's"),
     "hidden, embedding included": (vectors.load_hidden_directions, torch.ones(4, 32), WrongModelError, "has 4 layers"),
     "hidden, transposed": (vectors.load_hidden_directions, torch.ones(32, 3), WrongModelError, "has 32 layers"),
 }
@@ -628,7 +628,7 @@ class Trap:
 def test_a_pickle_is_refused_and_its_code_does_not_run(llama, tmp_path, read, write):
     path = tmp_path / "v.pt"
     write({"direction": torch.ones(3, 32), "trap": Trap(tmp_path / "ran")}, path)
-    with pytest.raises(ForeignFileError, match=r"v\.pt holds more than tensors and plain containers.*: refused"):
+    with pytest.raises(ForeignFileError, match=r"v\.pt is not a torch.save archive of tensors and plain containers.*: refused"):
         read(path, llama)
     assert not (tmp_path / "ran").exists()
 
@@ -649,17 +649,17 @@ def test_an_svec_file_of_one_direction_a_layer_becomes_a_direction(llama, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"directions": {"1": [[1.0] * 32] * 2}}, ForeignFileError, r"\{1: \(2, 32\)\} are not one a layer"),
-        ({"directions": {"1": [1.0] * 32}}, ForeignFileError, r"\{1: \(32,\)\} are not one a layer"),
+        ({"directions": {"1": [[1.0] * 32] * 2}}, ForeignFileError, r"\{1: \(2, 32\)\}: expected one per layer"),
+        ({"directions": {"1": [1.0] * 32}}, ForeignFileError, r"\{1: \(32,\)\}: expected one per layer"),
         ({"directions": {"1": [[1.0], [1.0, 2.0]]}}, ForeignFileError, "not a .svec file"),
         ({"directions": {"x": [[1.0] * 32]}}, ForeignFileError, "not a .svec file"),
         ({"directions": None}, ForeignFileError, "not a .svec file"),
         ({"directions": {}}, ForeignFileError, "holds no direction"),
-        ({"num_heads": 4, "head_dim": 8}, ForeignFileError, "are not one a layer"),
+        ({"num_heads": 4, "head_dim": 8}, ForeignFileError, "expected one per layer"),
         ({"model_type": "qwen2"}, WrongModelError, "for models of type 'qwen2', tiny llama is 'llama'"),
         ({"directions": {"1": [[1.0] * 31]}}, WrongModelError, "of width 32"),
         ({"directions": {"3": [[1.0] * 32]}}, WrongModelError, "for layer 3"),
-        ({"directions": {"1": [[math.nan] * 32]}}, DamagedFileError, "holds NaN, which is no JSON number"),
+        ({"directions": {"1": [[math.nan] * 32]}}, DamagedFileError, "it holds NaN, which is not a JSON number"),
     ],
     ids=str,
 )
@@ -701,7 +701,11 @@ def test_a_steering_vector_does_here_what_it_does_there(lm, rollout_of, layer_ty
 @pytest.mark.parametrize(
     ("found", "error", "message"),
     [
-        (SteeringVector({1: torch.ones(32)}, "input_layernorm"), ForeignFileError, "layer_type 'input_layernorm'.*no site"),
+        (
+            SteeringVector({1: torch.ones(32)}, "input_layernorm"),
+            ForeignFileError,
+            "layer_type 'input_layernorm'.*cannot be at the output of a norm",
+        ),
         (SteeringVector({1: torch.ones(32)}, "post_attention_layernorm"), ForeignFileError, "'post_attention_layernorm'"),
         (SteeringVector({}, "mlp"), ForeignFileError, "SteeringVector holds no direction"),
         (SteeringVector({1: [1.0]}, "mlp"), ForeignFileError, "expected tensors layer_activations"),
@@ -741,7 +745,7 @@ def layers_of(model) -> set[str]:
 def test_an_adapter_equals_the_edit_loaded_and_merged(any_lm, ids, tmp_path, kind):
     plan = plan_of(any_lm, [(1, 0), (1, 3), (2, 1)], kind=kind)
     wanted = logits(edits.apply(any_lm, plan).model, ids)
-    model = adapted(any_lm, vectors.adapter(any_lm, plan, tmp_path / "a"))
+    model = adapted(any_lm, vectors.save_adapter(any_lm, plan, tmp_path / "a"))
     names = {id(m): name for name, m in any_lm.model.named_modules()}
     assert layers_of(model) == {names[id(any_lm.layout.blocks[layer].out)] for layer in (1, 2)}
     base, scale = logits(any_lm.model, ids), wanted.abs().max()
@@ -759,7 +763,7 @@ def test_an_adapter_equals_the_edit_loaded_and_merged(any_lm, ids, tmp_path, kin
 def test_every_head_of_every_layer_fits_into_one_adapter(any_lm, ids, tmp_path):
     plan = plan_of(any_lm, all_heads(any_lm))
     wanted = logits(edits.apply(any_lm, plan).model, ids)
-    found = logits(adapted(any_lm, vectors.adapter(any_lm, plan, tmp_path / "a")), ids)
+    found = logits(adapted(any_lm, vectors.save_adapter(any_lm, plan, tmp_path / "a")), ids)
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
@@ -767,7 +771,7 @@ def test_several_edits_of_one_head_compose_in_an_adapter_as_in_weights(llama, id
     chosen = tuple(HeadEdit(1, 2, "project_out", s) for s in (0.5, 0.25, -0.3))
     plan = Plan(chosen, direction_of(llama, "resid_mid"), "composed", llama.provenance())
     wanted = logits(edits.apply(llama, plan).model, ids)
-    found = logits(adapted(llama, vectors.adapter(llama, plan, tmp_path / "a")), ids)
+    found = logits(adapted(llama, vectors.save_adapter(llama, plan, tmp_path / "a")), ids)
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
@@ -776,7 +780,7 @@ def test_several_edits_of_one_head_compose_in_an_adapter_as_in_weights(llama, id
 def test_the_scale_of_an_adapter_is_strength(model_of, ids, tmp_path, family, share):
     lm = model_of(family)
     heads = [(0, 1), (2, 0)]
-    model = adapted(lm, vectors.adapter(lm, plan_of(lm, heads, strength=0.6), tmp_path / "a"))
+    model = adapted(lm, vectors.save_adapter(lm, plan_of(lm, heads, strength=0.6), tmp_path / "a"))
     for module in model.modules():
         if hasattr(module, "lora_A"):
             module.set_scale("default", share)
@@ -788,8 +792,8 @@ def test_the_scale_of_an_adapter_is_strength(model_of, ids, tmp_path, family, sh
 def test_adapters_of_different_heads_stack_with_weights(model_of, ids, tmp_path, family):
     lm = model_of(family)
     first, second = plan_of(lm, [(1, 0)], strength=1.0), plan_of(lm, [(1, 2), (2, 1)], strength=1.0, seed=1)
-    model = adapted(lm, vectors.adapter(lm, first, tmp_path / "a"), "a")
-    model.load_adapter(vectors.adapter(lm, second, tmp_path / "b"), "b")
+    model = adapted(lm, vectors.save_adapter(lm, first, tmp_path / "a"), "a")
+    model.load_adapter(vectors.save_adapter(lm, second, tmp_path / "b"), "b")
     model.base_model.set_adapter(["a", "b"])
 
     def in_weights(*shares: float) -> Tensor:
@@ -809,7 +813,7 @@ def test_adapters_of_different_heads_stack_with_weights(model_of, ids, tmp_path,
 
 
 def test_an_adapter_is_a_small_plain_folder_that_says_what_it_is(tiny, tmp_path):
-    directory = vectors.adapter(tiny, plan_of(tiny, all_heads(tiny)), tmp_path / "a")
+    directory = vectors.save_adapter(tiny, plan_of(tiny, all_heads(tiny)), tmp_path / "a")
     files = {file.name: file.stat().st_size for file in directory.iterdir()}
     assert set(files) == {"adapter_config.json", "adapter_model.safetensors"} and sum(files.values()) <= 20_000
     config = json.loads((directory / "adapter_config.json").read_text())
@@ -841,13 +845,13 @@ def bad_plan(lm: LM, *edits_: HeadEdit) -> Plan:
 )
 def test_a_plan_that_is_no_adapter_is_refused_and_leaves_nothing(llama, tmp_path, edit, error, message):
     with pytest.raises(error, match=message):
-        vectors.adapter(llama, bad_plan(llama, *([edit] if edit else [])), tmp_path / "a")
+        vectors.save_adapter(llama, bad_plan(llama, *([edit] if edit else [])), tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_adapter_of_another_models_plan_is_refused(llama, model_of, tmp_path):
     with pytest.raises(WrongModelError, match=r"made from tiny llama.*not from tiny mistral"):
-        vectors.adapter(model_of("mistral"), plan_of(llama, [(0, 0)]), tmp_path / "a")
+        vectors.save_adapter(model_of("mistral"), plan_of(llama, [(0, 0)]), tmp_path / "a")
 
 
 # --- steering that lives in biases ---------------------------------------------------------------------------
@@ -881,7 +885,7 @@ STEERABLE = [
 def test_baked_steering_equals_run_time_steering(model_of, rollout_of, name, kind, layers):
     lm, rollout = with_biases(name, model_of), rollout_of(20)
     value, before = direction_of(lm, kind), {k: v.clone() for k, v in lm.model.state_dict().items()}
-    changed = vectors.baked(lm, value, -0.4, layers=layers)
+    changed = vectors.bake(lm, value, -0.4, layers=layers)
     wanted = collect.logits(lm, rollout, edits.steering(value, -0.4, layers=layers))
     assert (collect.logits(changed, rollout) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     assert (collect.logits(lm, rollout) - wanted).abs().max() > 1e-3 * wanted.abs().max()
@@ -895,24 +899,24 @@ def test_baked_steering_equals_run_time_steering(model_of, rollout_of, name, kin
 def test_a_baked_model_is_an_ordinary_checkpoint_that_keeps_its_steering(model_of, problems_of, tmp_path):
     lm = model_of("gpt2")
     value, sampling, problems = direction_of(lm), Sampling(max_new_tokens=16, seed=1), problems_of(3)
-    again = lms.load(vectors.baked(lm, value, 0.5).save(tmp_path / "m"), device="cpu")
+    again = lms.load(vectors.bake(lm, value, 0.5).save(tmp_path / "m"), device="cpu")
     steered = rollouts(Condition(lm, (edits.steering(value, 0.5),)), problems, sampling, progress=False)
     assert [r.token_ids for r in rollouts(again, problems, sampling, progress=False)] == [r.token_ids for r in steered]
     assert [r.token_ids for r in rollouts(lm, problems, sampling, progress=False)] != [r.token_ids for r in steered]
 
 
 def test_baked_at_strength_0_is_the_base_model(model_of):
-    assert vectors.baked(model_of("gpt2"), direction_of(model_of("gpt2")), 0.0).fingerprint == model_of("gpt2").fingerprint
+    assert vectors.bake(model_of("gpt2"), direction_of(model_of("gpt2")), 0.0).fingerprint == model_of("gpt2").fingerprint
 
 
 def test_baked_doses_add_up_and_cancel(model_of, rollout_of):
     lm = model_of("gpt_neox")
     value, rollout = direction_of(lm), rollout_of(10)
-    twice = vectors.baked(vectors.baked(lm, value, 0.25), edits.transferred(value, vectors.baked(lm, value, 0.25)), 0.25)
-    wanted = collect.logits(vectors.baked(lm, value, 0.5), rollout)
+    twice = vectors.bake(vectors.bake(lm, value, 0.25), edits.transfer(value, vectors.bake(lm, value, 0.25)), 0.25)
+    wanted = collect.logits(vectors.bake(lm, value, 0.5), rollout)
     assert (collect.logits(twice, rollout) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-    half = vectors.baked(lm, value, 0.25)
-    back = vectors.baked(half, edits.transferred(value, half), -0.25)
+    half = vectors.bake(lm, value, 0.25)
+    back = vectors.bake(half, edits.transfer(value, half), -0.25)
     base = collect.logits(lm, rollout)
     assert (collect.logits(back, rollout) - base).abs().max() <= 1e-5 * base.abs().max()
 
@@ -928,20 +932,20 @@ UNSTEERABLE = [
 def test_where_no_bias_can_do_it_the_error_says_so_and_what_to_do(model_of, name, kind, why):
     lm = with_biases(name, model_of)
     with pytest.raises(ExportError, match=rf"{why}.*{kind} of layer 0 cannot.*edits\.steering.*vectors\.save_gguf"):
-        vectors.baked(lm, direction_of(lm, kind), 0.5)
+        vectors.bake(lm, direction_of(lm, kind), 0.5)
 
 
 def test_baked_refuses_what_steering_refuses(model_of, tiny):
     lm = model_of("gpt2")
     value = direction_of(lm)
     with pytest.raises(IndexError, match="Layer 3 does not exist"):
-        vectors.baked(lm, value, 0.5, layers=[3])
+        vectors.bake(lm, value, 0.5, layers=[3])
     with pytest.raises(ValueError, match="strength=nan"):
-        vectors.baked(lm, value, math.nan)
+        vectors.bake(lm, value, math.nan)
     with pytest.raises(WrongModelError, match="has 3 layers of width 32"):
-        vectors.baked(lm, direction_of(tiny), 0.5)
+        vectors.bake(lm, direction_of(tiny), 0.5)
     with pytest.raises(WrongModelError, match="made from tiny llama"):
-        vectors.baked(lm, direction_of(model_of("llama")), 0.5)
+        vectors.bake(lm, direction_of(model_of("llama")), 0.5)
 
 
 def test_a_bias_counts_only_if_it_reaches_the_output_as_it_is():
@@ -969,7 +973,7 @@ def test_a_folder_holds_a_card_the_vector_and_a_control_vector(tiny, tmp_path):
     value = direction_of(tiny, first=1)
     table = pd.DataFrame({"accuracy": ["99.0"], "think tokens": ["20.1 (-3.0)"]}, index=["steered"])
     card = report.vector_card(value, table=table, figures=["dose.html"])
-    directory = vectors.folder(value, tmp_path / "v", lm=tiny, card=card, figures={"dose.html": "<p>dose</p>"})
+    directory = vectors.save_folder(value, tmp_path / "v", lm=tiny, card=card, figures={"dose.html": "<p>dose</p>"})
     assert {file.name for file in directory.iterdir()} == {"README.md", "direction.safetensors", "direction.gguf", "dose.html"}
     assert same(vectors.load(directory / "direction.safetensors", tiny), value)
     assert same(vectors.load_gguf(directory / "direction.gguf", tiny), value)
@@ -984,7 +988,7 @@ def test_a_folder_holds_a_card_the_vector_and_a_control_vector(tiny, tmp_path):
 
 def test_the_commands_of_the_card_run(tiny, tmp_path, monkeypatch):
     value = direction_of(tiny)
-    monkeypatch.chdir(vectors.folder(value, tmp_path / "v", lm=tiny, card=report.vector_card(value)))
+    monkeypatch.chdir(vectors.save_folder(value, tmp_path / "v", lm=tiny, card=report.vector_card(value)))
     text = pathlib.Path("README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     found: dict = {}
@@ -1014,7 +1018,7 @@ def test_the_card_of_an_edited_model_names_any_base_as_one_yaml_string(llama, na
 )
 def test_a_folder_has_a_control_vector_only_where_one_can_say_it(llama, tmp_path, kind, first, drop, there):
     value = direction_of(llama, kind, first=first)
-    directory = vectors.folder(value, tmp_path / "v", lm=llama, card="", drop_layer_0=drop)
+    directory = vectors.save_folder(value, tmp_path / "v", lm=llama, card="", drop_layer_0=drop)
     assert (directory / "direction.gguf").exists() == there
     assert same(vectors.load(directory / "direction.safetensors", llama), value)
 
@@ -1022,8 +1026,8 @@ def test_a_folder_has_a_control_vector_only_where_one_can_say_it(llama, tmp_path
 def test_a_folder_that_holds_something_is_not_touched(llama, tmp_path):
     (tmp_path / "mine").write_text("x")
     for act in (
-        lambda: vectors.folder(direction_of(llama), tmp_path, lm=llama, card=""),
-        lambda: vectors.adapter(llama, plan_of(llama, [(0, 0)]), tmp_path),
+        lambda: vectors.save_folder(direction_of(llama), tmp_path, lm=llama, card=""),
+        lambda: vectors.save_adapter(llama, plan_of(llama, [(0, 0)]), tmp_path),
     ):
         with pytest.raises(FileExistsError, match="is not empty: choose another directory"):
             act()
@@ -1034,14 +1038,14 @@ def test_a_folder_that_fails_half_way_leaves_no_file(llama, tmp_path):
     value = direction_of(llama, first=1)
     value.vector[2] = math.nan
     with pytest.raises(ValueError, match="not finite"):
-        vectors.folder(value, tmp_path / "v", lm=llama, card="written first")
+        vectors.save_folder(value, tmp_path / "v", lm=llama, card="written first")
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
     value.vector[2] = 1
-    assert vectors.folder(value, tmp_path / "v", lm=llama, card="").is_dir()
+    assert vectors.save_folder(value, tmp_path / "v", lm=llama, card="").is_dir()
 
 
 @pytest.mark.parametrize("name", ["../x.html", "a/b.svg", "README.md", "direction.gguf", ".hidden", ""])
 def test_a_figure_cannot_overwrite_or_leave_the_folder(llama, tmp_path, name):
     with pytest.raises(ValueError, match="Figures cannot be called"):
-        vectors.folder(direction_of(llama), tmp_path / "v", lm=llama, card="", figures={name: "x"})
+        vectors.save_folder(direction_of(llama), tmp_path / "v", lm=llama, card="", figures={name: "x"})
     assert not list(tmp_path.iterdir())

@@ -1,8 +1,8 @@
-"""Attention of chosen queries only: exact rows for every family, memory linear in the context.
+"""Exact attention rows of chosen queries, for every supported family, with memory linear in the context length.
 
-The tokens before the chosen queries fill a KV cache with the model's own attention (SDPA, as a rule). Then the queries pass once,
-teacher-forced, a few at a time, with the family's plain attention, which forms their rows and nothing else. Sliding windows,
-norms of queries and keys, soft-capping and rotations are thus the model's own, never written again here.
+The tokens before the chosen queries fill a KV cache with the model's usual attention (SDPA, as a rule). The queries follow, teacher-forced
+and a few at a time, with the family's plain (eager) attention, which returns their rows. Sliding windows, query and key norms, soft-capping
+and rotations are therefore the model's code; none of them is reimplemented here.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from toolkit import hooks
-from toolkit.collect import batch_tokens
 from toolkit.decode import batches
 from toolkit.lm import LM
+from toolkit.passes import batch_tokens
 from toolkit.sites import Site
 from toolkit.types import Span
 
-ROW_NUMBERS = 2**25  # attention weights of one layer that exist at a time: 128 MB in fp32
+ROW_NUMBERS = 2**25  # attention weights of one layer in memory at a time: 128 MB in fp32
 
 
 @dataclass(frozen=True)
 class Rows:
-    """How some queries attend in one layer. Every axis counts in the positions of the sequences themselves: no padding in front.
+    """Attention rows of some queries in one layer. Positions are those of the sequences, without any left padding.
 
     Attributes:
         layer: The layer.
-        examples: Which of the sequences given these are: row b is sequence ``examples[b]``.
-        queries: Position of each query, -1 where a sequence has fewer of them than others.
-        weights: Attention probabilities, fp32; zero at keys that a query does not see.
-        scale: What the norm behind the output projection divides by at each query, fp32; 1 if none follows.
+        examples: Indices of the sequences: row b belongs to sequence ``examples[b]``.
+        queries: Position of each query; -1 fills up sequences with fewer queries than others.
+        weights: Attention probabilities, fp32; zero at keys that the query may not attend to.
+        scale: Divisor, at each query, of the norm that follows the output projection, fp32; 1 if there is no such norm.
     """
 
     layer: int
@@ -48,7 +48,10 @@ class Rows:
     _shift: Tensor
 
     def value_at(self, keys: Int[Tensor, "batch heads queries"]) -> Float[Tensor, "batch heads queries head_dim"]:
-        """The value vector of each head at one key per query, fp32. A key out of the layer's sight gives some other key's."""
+        """Return the value vector of each head at one key per query, fp32.
+
+        For a key that left the layer's sliding window the result is that of another key, and meaningless.
+        """
         batch, heads, _ = keys.shape
         at = (keys + self._shift[:, None, None]).clamp(0, self._values.shape[2] - 1)
         group = torch.arange(heads, device=keys.device) // (heads // self._values.shape[1])
@@ -60,14 +63,17 @@ Take = Callable[[Rows], None]
 
 @torch.inference_mode()
 def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take: Take, *, tokens: int | None = None) -> None:
-    """Call ``take(rows)`` for every layer of every few queries of every batch; the rows are gone afterwards unless it keeps them.
+    """Compute attention rows of the queries in ``spans`` and pass them to ``take(rows)``, layer by layer, a few queries at a time.
+
+    Rows are not stored: ``take`` has to keep the numbers that it needs.
 
     Args:
-        spans: The positions of the queries of each sequence. The rows at which response tokens are emitted: ``span.predictors()``.
-        tokens: Padded tokens of a batch.
+        sequences: Token ids of each sequence.
+        spans: Positions of the queries of each sequence. For the rows that emit a span's tokens, pass ``span.predictors()``.
+        tokens: Padded tokens per batch.
 
     Raises:
-        ValueError: an empty span, one outside its sequence, or a sequence longer than the model's context.
+        ValueError: a span is empty or outside its sequence, or a sequence is longer than the model's context.
     """
     _check(lm, sequences, spans)
     order = sorted(range(len(sequences)), key=lambda i: spans[i].stop)
@@ -76,35 +82,38 @@ def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take
 
 
 def rows(lm: LM, ids: Sequence[int], span: Span) -> Float[Tensor, "layers heads queries keys"]:
-    """All rows of the queries of one sequence, on the CPU: for looking at. Keys end with the last query."""
-    kept = torch.zeros(lm.layout.n_layers, lm.layout.n_heads, len(span), span.stop)
+    """Return all attention rows of the queries of one sequence, on the CPU. The last key is the last query's position."""
+    weights = torch.zeros(lm.layout.n_layers, lm.layout.n_heads, len(span), span.stop)
 
-    def take(found: Rows) -> None:
-        at = (found.queries[0] - span.start).cpu()
-        kept[found.layer, :, at, : found.weights.shape[-1]] = found.weights[0].cpu()
+    def take(part: Rows) -> None:
+        at = (part.queries[0] - span.start).cpu()
+        weights[part.layer, :, at, : part.weights.shape[-1]] = part.weights[0].cpu()
 
     read(lm, [ids], [span], take)
-    return kept
+    return weights
 
 
 def _check(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span]) -> None:
     if not sequences or len(sequences) != len(spans):
         raise ValueError(
-            f"{len(sequences)} sequences and {len(spans)} spans of queries: give one span a sequence, and at least one."
+            f"{len(sequences)} sequences and {len(spans)} spans of queries: give at least one sequence, and one span per sequence."
         )
     context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
     for i, (ids, span) in enumerate(zip(sequences, spans, strict=True)):
         if not len(span) or span.stop > len(ids):
             raise ValueError(
                 f"Sequence {i} has {len(ids)} tokens, its queries are [{span.start}, {span.stop}): "
-                "need at least one query, inside the sequence."
+                "need at least one query, and all of them inside the sequence."
             )
         if context and span.stop > context:
-            raise ValueError(f"Sequence {i} reaches {span.stop} tokens, past the {context} of {lm.name}'s context: shorten it.")
+            raise ValueError(
+                f"Sequence {i} has {span.stop} tokens up to its last query, more than the {context} of {lm.name}'s context: shorten it."
+            )
 
 
 class _Batch:
-    """Sequences that pass together: what precedes their queries left padded, the queries right padded."""
+    """Sequences that are processed together. Their queries start in the same column: tokens before them are padded on the left, queries
+    on the right."""
 
     def __init__(self, lm: LM, examples: Sequence[int], sequences: Sequence[Sequence[int]], spans: Sequence[Span]) -> None:
         self.lm, self.examples = lm, tuple(examples)
@@ -125,7 +134,7 @@ class _Batch:
 
     def run(self, take: Take) -> None:
         step = max(1, ROW_NUMBERS // (len(self.examples) * self.lm.layout.n_heads * self.ids.shape[1]))
-        # A model that attends plainly itself (soft-capping allows nothing else) would form all rows at once: a few at a time, too.
+        # A model whose usual attention is eager (as soft-capping requires) forms rows in the prefill as well: a few queries at a time.
         attention: Any = self.lm.layout.blocks[0].attention
         plain = attention.config._attn_implementation.startswith("eager")
         stride = step if plain else max(1, self.width)
@@ -147,39 +156,39 @@ class _Batch:
 
     @contextmanager
     def _reading(self, start: int, stop: int, take: Take) -> Iterator[None]:
-        """Hand the rows of every layer to ``take`` once it is known what its heads write is divided by."""
-        layout, held = self.lm.layout, dict[int, Rows]()
+        """Record the rows of every layer, and pass them to ``take`` when ``attn_out``, which gives their scale, is computed."""
+        layout, pending = self.lm.layout, dict[int, Rows]()
 
         def hand_on(layer: int) -> Callable[[Tensor], None]:
             norm = layout.norm(layer)
 
             def look(attn_out: Tensor) -> None:
-                rows = held.pop(layer)
+                rows = pending.pop(layer)
                 take(rows if norm is None else replace(rows, scale=norm.scale(attn_out)))
 
             return look
 
         after = {Site("attn_out", layer): hand_on(layer) for layer in range(layout.n_layers)}
-        with hooks.attending(layout, self._reader(start, stop, held), eager=True), hooks.observe(layout, after):
+        with hooks.wrap_attention(layout, self._reader(start, stop, pending), eager=True), hooks.observe(layout, after):
             yield
 
-    def _reader(self, start: int, stop: int, held: dict[int, Rows]):
+    def _reader(self, start: int, stop: int, pending: dict[int, Rows]):
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
             output, weights = attend(query, key, value)
             assert weights is not None, "plain attention returns its weights"
-            # A layer with a sliding window holds only the last keys; the last of them is always the last token passed.
+            # A layer with a sliding window caches only the last keys. The last key is always the last token of this pass.
             shift = (self.width - self.starts) - (stop - key.shape[2])
             queries, aligned = self.queries[:, start:stop], self._aligned(weights, shift, stop)
-            held[layer] = Rows(layer, self.examples, queries, aligned, aligned.new_ones(*queries.shape, 1), value, shift)
+            pending[layer] = Rows(layer, self.examples, queries, aligned, aligned.new_ones(*queries.shape, 1), value, shift)
             return output, None
 
         return fn
 
     def _aligned(self, weights: Tensor, shift: Int[Tensor, " batch"], stop: int) -> Float[Tensor, "batch heads queries keys"]:
-        """Weights over the positions of each sequence, from weights over padded (and perhaps only the last) keys."""
-        # A long prompt with few queries beside a short one with many: nothing stands past the longest sequence.
+        """Map weights over cached keys (padded, perhaps only the last ones) to weights over the positions of each sequence."""
+        # The columns of the batch may go beyond its longest sequence, if one has a long prompt and another has many queries.
         longest = min(int((stop - self.width + self.starts).max()), int(self.stops.max()))
         at = torch.arange(longest, device=weights.device)[None] + shift[:, None]
-        seen = (at >= 0) & (at < weights.shape[-1])
+        cached = (at >= 0) & (at < weights.shape[-1])
         index = at.clamp(0, weights.shape[-1] - 1)[:, None, None].expand(*weights.shape[:3], -1)
-        return weights.float().gather(-1, index) * seen[:, None, None]
+        return weights.float().gather(-1, index) * cached[:, None, None]

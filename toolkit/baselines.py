@@ -1,7 +1,7 @@
-"""What length control costs without touching the network: budgets, a forced second look, suppressed words, an instruction.
+"""Baselines of length control that change no weights or activations: token budgets, a second look, suppressed words, an instruction.
 
-Baselines that every direction and edit has to beat. Each is part of a :class:`~toolkit.lm.Condition`: a *rule* changes which
-token is placed, an *intervention* changes the logits, an *ask* changes the prompt.
+Every direction and edit should be better than these. Each is part of a :class:`~toolkit.lm.Condition`: a *rule* replaces a drawn token,
+an *intervention* changes the logits, an *ask* changes the prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from toolkit.phases import THINKING, Scope
 from toolkit.spans import THINK, Reader
 
 NOWAIT = ("wait", "alternatively", "hmm", "but", "however", "check", "verify", "again", "maybe")
-"""Words that NoWait-style suppression forbids while thinking: ours, after arXiv 2506.08343."""
+"""Words that are suppressed while thinking: ours, after NoWait (arXiv:2506.08343)."""
 
 
 def _ids(lm: LM, text: str) -> tuple[int, ...]:
@@ -29,17 +29,18 @@ def _ids(lm: LM, text: str) -> tuple[int, ...]:
 def _closing_tag(lm: LM) -> str:
     if lm.tags is None or lm.tags.close is None:
         raise NoThinkTagsError(
-            f"{lm.name} has no closing think tag, so its thinking cannot be closed: load it with tags=ThinkTags(...)."
+            f"{lm.name} has no closing think tag, so its thinking cannot be ended: load it with tags=ThinkTags(...)."
         )
     return lm.tags.close
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Budget forcing (arXiv 2501.19393): thinking is closed once it holds ``tokens`` tokens, whatever the model would write. A rule.
+    """Budget forcing (arXiv:2501.19393), a rule: after ``tokens`` think tokens the closing tag replaces the drawn token.
 
     Attributes:
-        before: Text written before the closing tag, such as a line's end.
+        tokens: Budget in think tokens.
+        before: Text that is placed before the closing tag, such as a line end.
     """
 
     tokens: int
@@ -47,13 +48,13 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.tokens < 0:
-            raise ValueError(f"tokens={self.tokens}: a budget is at least 0 think tokens.")
+            raise ValueError(f"tokens={self.tokens}: expected a budget of 0 or more think tokens.")
 
     def __str__(self) -> str:
         return f"budget of {self.tokens} think tokens, closed by {self.before!r} and the tag"
 
     def __call__(self, lm: LM, reader: Reader, drawn: int) -> Sequence[int] | None:
-        """The tokens placed instead of the one that was drawn, or ``None`` to keep it."""
+        """Return the tokens to place instead of the drawn one, or ``None`` to keep it."""
         tag = _closing_tag(lm)
         over = reader.phase == THINK and reader.written >= self.tokens and not reader.ends(drawn, tag)
         return _ids(lm, self.before + tag) if over else None
@@ -61,9 +62,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class SecondLook:
-    """The other half of budget forcing (arXiv 2501.19393): the first ``times`` attempts to close thinking become a text. A rule.
+    """Budget forcing in the other direction (arXiv:2501.19393), a rule: a text replaces the closing tag the first ``times`` times.
 
-    Of a closing tag that is several tokens only the last is replaced: its beginning stays in the thought.
+    If the closing tag has several tokens, only its last one is replaced: the others stay in the thinking.
+
+    Attributes:
+        text: Text in place of the closing tag.
+        times: Number of closing tags to replace.
     """
 
     text: str = "Wait"
@@ -73,16 +78,20 @@ class SecondLook:
         return f"closing replaced by {self.text!r}, {self.times} times"
 
     def __call__(self, lm: LM, reader: Reader, drawn: int) -> Sequence[int] | None:
-        """The tokens placed instead of the one that was drawn, or ``None`` to keep it."""
+        """Return the tokens to place instead of the drawn one, or ``None`` to keep it."""
         closing = reader.phase == THINK and reader.ends(drawn, _closing_tag(lm))
         return _ids(lm, self.text) if closing and reader.forced < self.times else None
 
 
 @dataclass(frozen=True)
 class Suppress:
-    """Words that cannot be begun while thinking (NoWait, arXiv 2506.08343): their tokens get logit -inf.
+    """Suppression of words (NoWait, arXiv:2506.08343), an intervention: their tokens get logit -inf while thinking.
 
-    A token counts if its text, blanks and case aside, is one of the words.
+    A token is suppressed if its text, without blanks and in lower case, is one of the words.
+
+    Attributes:
+        words: Words to suppress.
+        during: Positions at which they are suppressed.
     """
 
     words: tuple[str, ...] = NOWAIT
@@ -93,12 +102,13 @@ class Suppress:
 
     @contextmanager
     def __call__(self, lm: LM) -> Iterator[None]:
+        """Context manager in which the words are suppressed. Raises ValueError if no token of the model is one of them."""
         words = {word.strip().lower() for word in self.words}
         banned = [i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).strip().lower() in words]
         if not banned:
             raise ValueError(
-                f"No token of {lm.name} is one of {', '.join(self.words)}: give words that its tokenizer knows as one token "
-                "(a character-level model: the first letter)."
+                f"No token of {lm.name} is one of {', '.join(self.words)}: give words that are single tokens of its tokenizer "
+                "(for a character-level model, first letters)."
             )
 
         def fn(logits: Tensor) -> Tensor:
@@ -113,7 +123,11 @@ class Suppress:
 
 @dataclass(frozen=True)
 class Instruction:
-    """A sentence added to the last user message: the prompt baseline."""
+    """A prompt change: a sentence added to the last user message.
+
+    >>> Instruction()([{"role": "user", "content": "What is 2+2?"}])
+    [{'role': 'user', 'content': 'What is 2+2? Think briefly.'}]
+    """
 
     text: str = "Think briefly."
 
@@ -121,7 +135,7 @@ class Instruction:
         return f"asked: {self.text!r}"
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-        """The same messages, the last user's one extended. Raises ValueError if there is none."""
+        """Return the messages with the sentence added to the last user message. Raise ValueError if there is no user message."""
         users = [i for i, m in enumerate(messages) if m["role"] == "user"]
         if not users:
             raise ValueError("There is no user message to add an instruction to.")

@@ -1,7 +1,7 @@
-"""Model directories, hub ids and GGUF files: read into a model and a tokenizer, and written.
+"""Read a model and its tokenizer from a directory, hub id or GGUF file, and write them to a directory.
 
-The only module that calls ``from_pretrained`` or ``save_pretrained``. Transformers fills in, drops or converts what does not fit, with a
-warning at most; here whatever would change a number is an error that names it.
+Besides ``adapters`` the only module that calls ``from_pretrained`` or ``save_pretrained``. If a checkpoint does not fit its config,
+transformers initialises, drops or converts weights with at most a warning. Here everything that would change a number is an error.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from toolkit.sites import UnsupportedModelError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
-MODULES = 10_000  # layers, heads or experts: more would be built for minutes before anything could be compared
+MODULES = 10_000  # largest number of layers, heads or experts: building more would take minutes before any check could run
 HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.(attn|attention)\.bias)$")
-"""Buffers that older checkpoints hold and nothing reads."""
+"""Buffers in older checkpoints that no model reads."""
 OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 MADE_FROM = "made_from.json"  # beside the weights: the problems that edits and training were made from, see ``origins``
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
@@ -33,11 +33,11 @@ DESCRIBES = re.compile(
     r"^(\..*|README.*|edit\.json|grpo\.json|made_from\.json|made_by\.json|adapter_config\.json|chat_template.*|special_tokens_map\.json|added_tokens\.json"
     r"|trainer_state\.json|toolkit\.json|log\.(jsonl|parquet))$"
 )
-"""Files that say something of the weights they came with, or that a tokenizer writes in another form: not carried to other weights."""
+"""Files that describe particular weights, or that the tokenizer writes itself: they are not copied when other weights are saved."""
 
 
 QUIET = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-"""Options of ``cached_file``: a file that a hub repository does not have is ``None``."""
+"""Options of ``cached_file`` with which it returns ``None`` for a file that a hub repository does not have."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Checkpoint:
     """A model on the CPU and its tokenizer, as read from files.
 
     Attributes:
-        folder: Directory of the files that came with them; ``None``: there are none to keep.
-        made_from: Records of the problems that its edits and its training were made from, see ``origins``.
+        folder: Directory whose other files belong to the model, or ``None``.
+        made_from: Records of the problems that its edits and its training used, see ``origins``.
     """
 
     model: PreTrainedModel
@@ -58,59 +58,61 @@ class Checkpoint:
 def read(
     source: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
 ) -> Checkpoint:
-    """Read a model and its tokenizer; an adapter is merged into its base.
+    """Read a model and its tokenizer. An adapter is merged into its base.
 
     Args:
-        source, revision, dtype, trust_remote_code: As :func:`toolkit.lm.load`.
+        source, revision, dtype, trust_remote_code: As in :func:`toolkit.lm.load`.
 
     Raises:
-        FileNotFoundError: a path that does not exist, or a GGUF file that is not one.
-        ImportError: an adapter without peft, or ``"smol-reasoner"`` without its packages; gives the command.
-        store.DamagedFileError: a file is not whole.
-        UnsupportedModelError: anything else that keeps it from being the model its files describe.
+        FileNotFoundError: the path does not exist, or is not a GGUF file although it ends in ``.gguf``.
+        ImportError: peft, or a package of ``"smol-reasoner"``, is not installed; the message has the command that installs it.
+        store.DamagedFileError: a file is truncated or damaged.
+        UnsupportedModelError: the files do not describe one complete causal language model.
     """
     return _read(source, dtype, {"revision": revision, "trust_remote_code": trust_remote_code})
 
 
 def _read(source: str | Path, dtype: torch.dtype, common: Mapping[str, Any], above: tuple[Path, ...] = ()) -> Checkpoint:
-    """As :func:`read`; ``above`` are the adapters whose base is read."""
+    """Read as :func:`read`. ``above`` lists the adapters that this model is the base of, to detect a cycle."""
     revision = common["revision"]
     if source == SMOL_REASONER:
-        folder = shipped.path_of(SMOL_REASONER)
+        adapter = shipped.path_of(SMOL_REASONER)
         model, tokenizer = _gguf(shipped.smollm2_path(), torch.float32, common)
-        tokenizer.chat_template = shipped.template(folder)
-        return Checkpoint(shipped.merged(model, folder, dtype), tokenizer)
+        tokenizer.chat_template = shipped.template(adapter)
+        return Checkpoint(shipped.merge(model, adapter, dtype), tokenizer)
     path = shipped.path_of(TINY_REASONER) if source == TINY_REASONER else Path(source)
     if path.suffix == ".gguf":
         return Checkpoint(*_gguf(path, dtype, common))
     if not path.exists() and (path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
         raise FileNotFoundError(f"{path} is neither a directory nor a GGUF file, and not a hub id (owner/name).")
     where = str(path if path.exists() else source)
-    if (about := _foreign(where, lambda: adapters.config_of(where, revision))) is not None:
-        return _adapted(where, about, dtype, common, above)
+    if (config := _foreign(where, lambda: adapters.read_config(where, revision))) is not None:
+        return _adapted(where, config, dtype, common, above)
     model, tokenizer = _plain(where, dtype, common)
-    beside = None if source == TINY_REASONER else _folder(where, revision, model)
-    return Checkpoint(model, tokenizer, beside, _made_from(where, revision))
+    folder = None if source == TINY_REASONER else _folder(where, revision, model)
+    return Checkpoint(model, tokenizer, folder, _made_from(where, revision))
 
 
 def _made_from(where: str, revision: str | None) -> tuple[origins.Record, ...]:
-    """The records beside the weights of a directory or hub id."""
+    """Return the records of problems that are saved beside the weights of a directory or hub id."""
     path = Path(where) / MADE_FROM if Path(where).is_dir() else cached_file(where, MADE_FROM, revision=revision, **QUIET)
     if path is None or not Path(path).is_file():
         return ()
-    return tuple(store.read_json(path, list[origins.HINT], remedy="Remove it, or edit or train the model again."))
+    return tuple(store.read_json(path, list[origins.HINT], remedy="Remove the file, or edit or train the model again."))
 
 
 def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any]) -> Path:
-    """Write an ordinary Hugging Face directory, whole or not at all, with the files that came with the model (see :data:`DESCRIBES`).
+    """Write an ordinary Hugging Face directory atomically.
+
+    The other files of the model's folder are copied, except weights and those of :data:`DESCRIBES`.
 
     Args:
-        notes: JSON files to add, by name.
+        notes: JSON files to add: name -> value.
 
     Raises:
         FileExistsError: the directory exists and is not empty.
     """
-    with store.filling(directory) as partial:
+    with store.atomic_directory(directory) as partial:
         checkpoint.model.save_pretrained(partial)
         checkpoint.tokenizer.save_pretrained(partial)
         for name, value in notes.items():
@@ -121,7 +123,7 @@ def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any
 
 
 def _foreign(where: str, read: Any) -> Any:
-    """What ``read()`` returns; whatever it raises as one sentence."""
+    """Return ``read()``, a call into another library. Turn its errors into an UnsupportedModelError of one line."""
     try:
         return read()
     except (
@@ -134,9 +136,11 @@ def _foreign(where: str, read: Any) -> Any:
         SystemExit,
     ):
         raise
-    except BaseException as error:  # the tokenizers library panics with something that is no Exception
+    except BaseException as error:  # panics of the tokenizers library are not derived from Exception
         if "trust_remote_code" in str(error):
-            raise UnsupportedModelError(f"{where} needs code of its own, which runs only with trust_remote_code=True.") from error
+            raise UnsupportedModelError(
+                f"{where} needs code from its repository, which runs only with trust_remote_code=True."
+            ) from error
         reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
         raise UnsupportedModelError(f"{where} cannot be loaded as a causal language model ({reason}).") from error
 
@@ -153,13 +157,13 @@ def _plain(where: str, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[P
 
     tokenizer, model, report = _foreign(where, load)
     if not local and (path := _on_disk(where, common["revision"])) is not None:
-        _check_files(path)  # what was there before may have been a part, or another version
+        _check_files(path)  # files that were there before the download may have been incomplete, or another version
     _check_report(where, report)
     return model, tokenizer
 
 
 def _on_disk(where: str, revision: str | None) -> Path | None:
-    """A directory, or the snapshot of a hub id if there is one; nothing is fetched."""
+    """Return a directory, or the cached snapshot of a hub id if there is one. Nothing is downloaded."""
     if Path(where).is_dir():
         return Path(where)
     config = _foreign(where, lambda: cached_file(where, "config.json", revision=revision, local_files_only=True, **QUIET))
@@ -169,16 +173,16 @@ def _on_disk(where: str, revision: str | None) -> Path | None:
 def _gguf(path: Path, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not path.is_file():
         raise FileNotFoundError(f"No GGUF file at {path}.")
-    where, given = str(path.parent), {**common, "gguf_file": path.name}
+    where, options = str(path.parent), {**common, "gguf_file": path.name}
 
     def load() -> tuple[Any, Any, Any]:
-        tokenizer = AutoTokenizer.from_pretrained(where, **given)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **given)
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **options)
         return tokenizer, *loaded
 
     tokenizer, model, report = _foreign(str(path), load)
     _check_report(str(path), {**report, "unexpected_keys": ()})
-    # The file was turned into plain weights while loading, yet transformers would still refuse to save or train them.
+    # Loading turned the file into plain weights, but transformers still marks them as quantised and would not save or train them.
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -186,55 +190,60 @@ def _gguf(path: Path, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[Pr
 
 
 def _adapted(
-    where: str, about: Mapping[str, Any], dtype: torch.dtype, common: Mapping[str, Any], above: tuple[Path, ...]
+    where: str, config: Mapping[str, Any], dtype: torch.dtype, common: Mapping[str, Any], above: tuple[Path, ...]
 ) -> Checkpoint:
-    """An adapter merged into its base, which is anything that can be read; its tokenizer, if it has one, and the base's other files."""
-    if (Path(where) / "config.json").is_file():  # transformers would put the one around the other
+    """Read an adapter merged into its base, which may itself be an adapter.
+
+    The tokenizer is the adapter's if it has one, else the base's. Other files are those of the base.
+    """
+    if (Path(where) / "config.json").is_file():  # transformers would load the model and wrap it in the adapter
         raise UnsupportedModelError(
-            f"{where} holds a whole model and an adapter: move adapter_config.json and the adapter's weights to a directory of their own, "
-            "and load that (merged into its base) or this."
+            f"{where} holds a complete model and an adapter: move adapter_config.json and the adapter's weights to another directory, "
+            "and load either directory."
         )
-    named = str(about.get("base_model_name_or_path"))
-    source = named if named in shipped.WEIGHTS else adapters.base_of(where, about)
+    name = str(config.get("base_model_name_or_path"))
+    source = name if name in shipped.WEIGHTS else adapters.find_base(where, config)
     above = (*above, Path(where).resolve())
     if Path(source).resolve() in above:
         raise UnsupportedModelError(
-            f"{where} is an adapter of {source}, which is an adapter of it in turn: set base_model_name_or_path in adapter_config.json to a "
-            "whole model."
+            f"{where} is an adapter of {source}, which is an adapter of {where}: set base_model_name_or_path in adapter_config.json to a "
+            "complete model."
         )
-    base = _read(source, torch.float32, {**common, "revision": about.get("revision")}, above)
+    base = _read(source, torch.float32, {**common, "revision": config.get("revision")}, above)
     tokenizer = base.tokenizer
     if (Path(where) / "tokenizer_config.json").is_file():
         tokenizer = _foreign(where, lambda: AutoTokenizer.from_pretrained(where, **common))
-    whole = _foreign(where, lambda: adapters.merged(base.model, where, dtype, revision=common["revision"]))
+    model = _foreign(where, lambda: adapters.merge(base.model, where, dtype, revision=common["revision"]))
     made_from = origins.distinct((*base.made_from, *_made_from(where, common["revision"])))
-    return Checkpoint(whole, tokenizer, base.folder, made_from)
+    return Checkpoint(model, tokenizer, base.folder, made_from)
 
 
 def _folder(where: str, revision: str | None, model: PreTrainedModel) -> Path | None:
-    """The directory that a model's files are in; of a hub id the snapshot, into which the processor's files are fetched first."""
+    """Return the directory of a model's files: for a hub id the cached snapshot, after downloading the files of a processor into it."""
     if Path(where).is_dir():
         return Path(where).resolve()
-    wanted = ["config.json", *(PROCESSORS if model.config.get_text_config() is not model.config else ())]
-    found = [cached_file(where, name, revision=revision, **QUIET) for name in wanted]
-    return Path(found[0]).parent if found[0] else None
+    names = ["config.json", *(PROCESSORS if model.config.get_text_config() is not model.config else ())]
+    paths = [cached_file(where, name, revision=revision, **QUIET) for name in names]
+    return Path(paths[0]).parent if paths[0] else None
 
 
-# --- what is looked at before and after transformers loads ---------------------------------------------------
+# --- checks of the files, before and after transformers loads them -------------------------------------------
 
 
 def _check_files(path: Path, *, partial: bool = False) -> None:
-    """Raise unless the files of a directory are what their names say and describe one model.
+    """Raise an error unless the files of a directory have the formats of their names and describe one model.
 
     Args:
-        partial: Shards that are missing will be fetched when it is loaded.
+        partial: True if missing shards are no error, because loading will download them.
     """
     objects = {name: store.read_json(path / name, Mapping[str, Any]) for name in OBJECTS if (path / name).is_file()}
     config, tensors = objects.get("config.json", {}), _headers(path, partial)
     if tensors and "quantization_config" not in config:
         odd = [f"{name} ({kind})" for name, (kind, _) in tensors.items() if kind not in FLOATS and not HARMLESS.search(name)]
         if odd:
-            raise UnsupportedModelError(f"{path}: weight {odd[0]} is not stored as floating-point numbers: save it again.")
+            raise UnsupportedModelError(
+                f"{path}: weight {odd[0]} is not stored as floating-point numbers: save the checkpoint again."
+            )
     for name, value in _counts(config):
         most = min(MODULES, len(tensors) or MODULES) if name == "num_hidden_layers" else MODULES
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most):
@@ -244,7 +253,7 @@ def _check_files(path: Path, *, partial: bool = False) -> None:
 
 
 def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Entries that say how many modules are built, of the config and those within it."""
+    """Yield the entries of a config, and of configs inside it, that set how many layers, heads or experts are built."""
     for name, value in config.items():
         if isinstance(value, dict):
             yield from _counts(value)
@@ -253,7 +262,7 @@ def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _headers(path: Path, partial: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The tensors of all safetensors files that will be read, by name; none if only a part of them is there, and may be."""
+    """Return type and shape of every tensor in the safetensors files that will be loaded; empty if shards are still to be downloaded."""
     if (path / WEIGHTS).is_file():
         return store.read_headers(path / WEIGHTS)
     for index in (INDEX, "pytorch_model.bin.index.json"):
@@ -264,44 +273,44 @@ def _headers(path: Path, partial: bool) -> dict[str, tuple[str, tuple[int, ...]]
 
 
 def _shards(path: Path, index: str, partial: bool) -> list[Path]:
-    """The files that an index names, all of them in its own directory; none if one is missing and may be."""
-    named = store.read_json(path / index, Mapping[str, Any]).get("weight_map")
-    names = sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
+    """Return the files that an index names, all in its directory; empty if some are still to be downloaded."""
+    weight_map = store.read_json(path / index, Mapping[str, Any]).get("weight_map")
+    names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
     if not names:
         raise store.DamagedFileError(f"{path / index} names no files: expected a weight_map from weights to files. Copy it again.")
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name or ":" in name:
             raise UnsupportedModelError(f"{path / index} names {name[:80]!r}, a file outside its directory: refused.")
         if not (path / name).is_file() and not partial:
-            raise UnsupportedModelError(f"{path / index} names {name[:80]!r}, which is not there: the checkpoint is not whole.")
+            raise UnsupportedModelError(f"{path / index} names {name[:80]!r}, which is missing: copy the checkpoint again.")
     shards = [path / name for name in names]
     return shards if all(shard.is_file() for shard in shards) else []
 
 
 def _merged_headers(shards: list[Path]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    merged: dict[str, tuple[str, tuple[int, ...]]] = {}
     for shard in shards:
         headers = store.read_headers(shard)
-        if both := sorted(found.keys() & headers.keys()):
+        if both := sorted(merged.keys() & headers.keys()):
             raise UnsupportedModelError(
-                f"{shard} holds the weight {both[0]}, which another file of the checkpoint holds too: keep one."
+                f"{shard} holds the weight {both[0]}, which another file of the checkpoint holds too: remove one of them."
             )
-        found |= headers
-    return found
+        merged |= headers
+    return merged
 
 
 def _check_report(where: str, report: Mapping[str, Any]) -> None:
-    """Raise if transformers made up, dropped or could not convert a weight."""
+    """Raise UnsupportedModelError if transformers initialised, dropped or could not convert a weight."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise UnsupportedModelError(
-            f"{where} lacks the weights {', '.join(missing[:5])[:200]} (of {len(missing)} missing): it is not whole."
+            f"{where} lacks {len(missing)} weights, such as {', '.join(missing[:5])[:200]}: it is not complete. Copy it again."
         )
     extra = sorted(name for name in report["unexpected_keys"] if not HARMLESS.search(name))
     if extra:
         raise UnsupportedModelError(
             f"{where} holds weights that the model of its config.json does not have, such as {', '.join(extra[:3])[:150]} "
-            f"({len(extra)} in all): they belong to another config, or must be removed."
+            f"({len(extra)} in all): use the config that belongs to them, or remove them."
         )
     if wrong := sorted(map(str, [*report.get("mismatched_keys", ()), *report.get("error_msgs", ())])):
         raise UnsupportedModelError(

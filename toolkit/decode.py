@@ -89,7 +89,10 @@ class Batch:
         mask = F.pad(mask, (0, budget), value=1)
         # The mask is brought into the form that attention needs once, here. Sliding windows and eager attention need other forms
         # and get the plain mask.
-        implementation, full = hooks.attends(lm.layout), all(type(layer) in (DynamicLayer, History) for layer in cache.layers)
+        implementation, full = (
+            hooks.attention_name(lm.layout),
+            all(type(layer) in (DynamicLayer, History) for layer in cache.layers),
+        )
         ready = full and implementation.startswith("sdpa") and any(m is lm.layout.blocks[0].attention for m in lm.model.modules())
         self.mask: Tensor | None = (mask[:, None, None].bool() if padded else None) if ready else mask
         self.blocks: list[Blocks] = []
@@ -108,7 +111,7 @@ class Batch:
         def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
             return layers[id(module)].attend(query, mask, kwargs.get("scaling")), None
 
-        return hooks.attending_by(self.lm.layout, attend)
+        return hooks.replace_attention(self.lm.layout, attend)
 
     def step(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
         """Feed one more token per row; return the logits of the next."""

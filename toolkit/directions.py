@@ -1,10 +1,10 @@
-"""Tensor algebra: estimators of a length direction, its random control, cosines, stability and relative dose.
+"""Estimators of a thinking-length direction, its random control, cosines, stability and relative dose. Nothing here runs a model.
 
-An estimator is a function of :class:`~toolkit.types.Moments` or, where single examples are needed, of
-:class:`~toolkit.collect.States`; nothing here runs a model. + is longer, whatever the estimator.
+An estimator is a function of :class:`~toolkit.types.Moments` or, if it needs single examples, of :class:`~toolkit.collect.States`. For
+every estimator + is longer.
 
-Only the difference of means has a length of its own. The vectors of all other estimators are rescaled, layer by layer, to the
-norm of the difference of means that they stand beside, so that one strength means one dose.
+Only the difference of means has a meaningful norm. The vectors of all other estimators are rescaled, layer by layer, to the norm of the
+corresponding difference of means, so that equal strengths are equal doses.
 """
 
 from __future__ import annotations
@@ -30,22 +30,37 @@ assumed_resamples = 200  # of the stability measures: ours
 
 
 class NoPairsError(ValueError):
-    """No problem has examples of both classes, so nothing can be paired within a problem."""
+    """No problem has examples of both classes, so there are no pairs within problems."""
 
 
 def mean_difference(moments: Moments, kind: str, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Mean of class ``pos`` minus mean of class ``neg``, per layer, un-normalised; + is longer."""
+    """Return the mean of class ``pos`` minus the mean of class ``neg``, per layer, not normalised; + is longer.
+
+    Raises:
+        KeyError: no such class or site kind in the moments.
+
+    >>> from toolkit.types import Provenance
+    >>> made = Provenance("example", None, "0", "0", "0.1.0")
+    >>> sums = {"resid_mid": torch.tensor([[[6.0, 2.0]], [[2.0, 2.0]]])}  # [labels, layers, width]
+    >>> moments = Moments(("long", "short"), (2, 1), "think", sums, {}, made)
+    >>> mean_difference(moments, "resid_mid").vector.tolist()
+    [[1.0, -1.0]]
+    """
     return _direction(moments, kind, "mean_difference", moments.mean(kind, pos) - moments.mean(kind, neg), (pos, neg))
 
 
 def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Linear-discriminant direction: the mean difference multiplied by the inverse within-class covariance (ours).
+    """Return the linear-discriminant direction: the mean difference times the inverse within-class covariance (ours).
 
-    Directions in which activations vary a lot for other reasons (content) are turned down. Its length carries no meaning,
-    so it is rescaled to the norm of the mean difference, which keeps steering strengths comparable.
+    It gives less weight to components that vary for other reasons, such as content. It is rescaled to the norm of the mean difference.
 
     Args:
+        moments: Moments with second moments of ``kind``.
         shrinkage: Weight of the mean variance on the diagonal, in (0, 1]; ours.
+
+    Raises:
+        KeyError: outer products of ``kind`` were not collected.
+        ValueError: ``shrinkage`` is outside (0, 1].
     """
     if not 0 < shrinkage <= 1:
         raise ValueError(f"shrinkage={shrinkage}: need 0 < shrinkage <= 1.")
@@ -63,26 +78,26 @@ Estimator = Callable[[States], Direction]
 
 
 def unpaired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Mean of the rows of ``pos`` minus mean of the rows of ``neg``, fp64: :func:`mean_difference`, from states."""
+    """Return the mean of the rows of ``pos`` minus that of ``neg``, fp64: :func:`mean_difference` from states."""
     return _of_rows(states, "mean_difference", _gap(states, pos, neg), states.of(pos), states.of(neg))
 
 
 def paired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Difference of means within each problem, averaged over the problems that have both classes, fp64.
+    """Return the difference of means within problems, averaged over the problems that have both classes, fp64.
 
-    What differs between problems (difficulty, wording) cancels out; an unpaired difference keeps it.
+    Differences between problems (difficulty, wording) cancel out; in an unpaired difference they do not.
 
     Raises:
-        NoPairsError: no problem has both.
+        NoPairsError: no problem has both classes.
     """
     delta = differences(states, pos=pos, neg=neg)
     return _of_pairs(states, "paired_mean_difference", delta.mean(dim=0), delta)
 
 
 def pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """First principal component of the states of both classes, centred on their common mean; the class means fix its sign.
+    """Return the first principal component of the states of both classes, with the sign of the mean difference.
 
-    It is the direction of largest variance, which need not be that of length: compare it by :func:`cosine`.
+    It is the direction of largest variance, which may have nothing to do with length: compare it with others by :func:`cosine`.
     """
     index = np.concatenate([states.of(pos), states.of(neg)])
     delta = _gap(states, pos, neg)
@@ -91,8 +106,9 @@ def pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
 
 
 def paired_pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """First principal component of the differences within problems, each taken with both signs (so the mean is zero and the
-    common difference stays in); the mean difference fixes its sign.
+    """Return the first principal component of the differences within problems, with the sign of the mean difference.
+
+    Each difference counts with both signs: the mean is then zero, and centring does not remove the common difference.
 
     Raises:
         NoPairsError: no problem has both classes.
@@ -103,7 +119,9 @@ def paired_pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Directio
 
 
 def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: float = assumed_penalty) -> Direction:
-    """Normal of a logistic probe that tells ``pos`` from ``neg``, in activation space. How good it is: ``probes.classify``.
+    """Return the normal, in activation space, of a logistic probe that separates ``pos`` from ``neg``.
+
+    ``probes.classify`` measures how well such a probe predicts.
 
     Args:
         penalty: L2 penalty per example on standardised features (see :func:`logistic_model`).
@@ -115,17 +133,23 @@ def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: floa
 
 
 def ridge(states: States, target: str = "think_tokens", *, penalty: float = assumed_penalty) -> Direction:
-    """Normal of a ridge regression of ``log1p(target)`` on the states; needs no classes. How good it is: ``probes.regress``.
+    """Return the normal of a ridge regression of ``log1p(target)`` on the states. It needs no classes.
+
+    Rows above the median of the target are the long class: the vector gets the norm of the difference of means to the other rows.
+    ``probes.regress`` measures how well such a probe predicts.
 
     Args:
-        target: Column of ``states.rows`` in tokens: ``"think_tokens"`` or ``"remaining"``; rows where it is NaN are left out.
-            Rows above its median count as the long class, which also gives the vector its norm.
+        target: Column of ``states.rows`` in tokens: ``"think_tokens"`` or ``"remaining"``. Rows with NaN are left out.
+        penalty: L2 penalty per example on standardised features (see :func:`ridge_model`).
+
+    Raises:
+        ValueError: the target is constant.
     """
     tokens = states.rows[target].to_numpy(float)
     states, tokens = states.take(np.flatnonzero(np.isfinite(tokens))), tokens[np.isfinite(tokens)]
     above = tokens > np.median(tokens) if len(tokens) else np.zeros(0, bool)
     if not above.any():
-        raise ValueError(f"{target!r} does not vary enough over {len(tokens)} rows to be regressed on: collect more rollouts.")
+        raise ValueError(f"{target!r} does not vary enough over {len(tokens)} rows for a regression: collect more rollouts.")
     long, short = np.flatnonzero(above), np.flatnonzero(~above)
     vector = _probe_normals(states, np.log1p(tokens), ridge_model(len(tokens), penalty))
     gap = states.values[above].double().mean(dim=0) - states.values[~above].double().mean(dim=0)
@@ -133,22 +157,29 @@ def ridge(states: States, target: str = "think_tokens", *, penalty: float = assu
 
 
 def differences(states: States, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, "problems layers width"]:
-    """Per problem that has both classes: mean of its rows of ``pos`` minus mean of its rows of ``neg``, fp64."""
-    labels, found = states.rows["label"].to_numpy(), []
+    """Return, per problem with both classes, the mean of its ``pos`` rows minus the mean of its ``neg`` rows, fp64.
+
+    Raises:
+        NoPairsError: no problem has both classes.
+    """
+    labels, gaps = states.rows["label"].to_numpy(), []
     for index in _by_problem(states).values():
-        ours, theirs = index[labels[index] == pos], index[labels[index] == neg]
-        if len(ours) and len(theirs):
-            found.append(states.values[ours].double().mean(dim=0) - states.values[theirs].double().mean(dim=0))
-    if not found:
+        longs, shorts = index[labels[index] == pos], index[labels[index] == neg]
+        if len(longs) and len(shorts):
+            gaps.append(states.values[longs].double().mean(dim=0) - states.values[shorts].double().mean(dim=0))
+    if not gaps:
         raise NoPairsError(
             f"None of the {states.rows['problem_id'].nunique()} problems has both a {pos!r} and a {neg!r} example. "
-            "Sample more rollouts a problem, choose classes within problems, or use the unpaired estimator."
+            "Sample more rollouts per problem, choose classes within problems, or use the unpaired estimator."
         )
-    return torch.stack(found)
+    return torch.stack(gaps)
 
 
 def logistic_model(examples: int, penalty: float = assumed_penalty) -> Any:
-    """Standardised logistic regression, classes balanced: minimises mean loss + penalty/2 |w|^2 over so many examples."""
+    """Return an unfitted logistic regression on standardised features, with balanced classes.
+
+    For a fit to ``examples`` rows it minimises mean loss + penalty / 2 |w|^2.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -158,7 +189,10 @@ def logistic_model(examples: int, penalty: float = assumed_penalty) -> Any:
 
 
 def ridge_model(examples: int, penalty: float = assumed_penalty) -> Any:
-    """Standardised ridge regression: minimises mean squared error + penalty |w|^2 over so many examples."""
+    """Return an unfitted ridge regression on standardised features.
+
+    For a fit to ``examples`` rows it minimises mean squared error + penalty |w|^2.
+    """
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -170,7 +204,15 @@ def ridge_model(examples: int, penalty: float = assumed_penalty) -> Any:
 
 
 def random_like(direction: Direction, *, seed: int) -> Direction:
-    """A random direction of equal norm in every layer: the control of everything done with ``direction``."""
+    """Return a random direction with the norm of ``direction`` in every layer: the control for everything that is done with it.
+
+    >>> from toolkit.types import Provenance
+    >>> made = Provenance("example", None, "0", "0", "0.1.0")
+    >>> direction = Direction(torch.ones(2, 4), "resid_mid", "think", "mean_difference", 10, 10, made)
+    >>> control = random_like(direction, seed=0)
+    >>> control.estimator, control.norms.tolist()
+    ('random(seed=0)', [2.0, 2.0])
+    """
     generator = torch.Generator().manual_seed(seed)
     vector = torch.randn(direction.vector.shape, generator=generator, dtype=direction.vector.dtype)
     vector = vector * (direction.norms / vector.norm(dim=-1))[:, None]
@@ -180,20 +222,31 @@ def random_like(direction: Direction, *, seed: int) -> Direction:
 
 
 def cosine(a: Direction, b: Direction) -> Float[Tensor, " layers"]:
-    """Cosine between two directions, per layer."""
+    """Return the cosine between two directions, per layer.
+
+    >>> from toolkit.types import Provenance
+    >>> made = Provenance("example", None, "0", "0", "0.1.0")
+    >>> a = Direction(torch.tensor([[3.0, 4.0]]), "resid_mid", "think", "mean_difference", 10, 10, made)
+    >>> b = Direction(torch.tensor([[1.0, 0.0]]), "resid_mid", "think", "pca", 10, 10, made)
+    >>> round(float(cosine(a, b)[0]), 4)
+    0.6
+    """
     return torch.cosine_similarity(a.vector, b.vector, dim=-1)
 
 
 def cosines(named: Mapping[str, Direction]) -> pd.DataFrame:
-    """Cosines between directions by name, every pair once: one row a layer, one column ``"a / b"`` a pair."""
+    """Return the cosines between all pairs of named directions: one row per layer, one column ``"a / b"`` per pair."""
     pairs = {f"{a} / {b}": cosine(named[a], named[b]).numpy() for a, b in combinations(named, 2)}
     return pd.DataFrame(pairs).rename_axis("layer")
 
 
 def separation(moments: Moments, direction: Direction, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, " layers"]:
-    """How far the classes lie apart along the direction, per layer, in within-class standard deviations (d').
+    """Return the distance of the class means along the direction, per layer, in within-class standard deviations (d').
 
-    Needs second moments of the direction's site. The deviation is that of single positions, not of example means.
+    The standard deviation is that of single positions, not of example means.
+
+    Raises:
+        KeyError: outer products at the direction's kind of site were not collected.
     """
     unit = direction.unit()
     gap = ((moments.mean(direction.kind, pos) - moments.mean(direction.kind, neg)) * unit).sum(dim=-1)
@@ -205,19 +258,27 @@ def separation(moments: Moments, direction: Direction, *, pos: str = LONG, neg: 
 
 
 def typical_norm(moments: Moments, kind: str) -> Float[Tensor, " layers"]:
-    """Root mean square of ``|h|`` over positions, per layer, from second moments (``collect.typical_norm`` needs none)."""
+    """Return the root mean square of ``|h|`` over positions, per layer, from second moments.
+
+    ``collect.typical_norm`` computes it without them, in a pass over rollouts.
+
+    Raises:
+        KeyError: outer products of ``kind`` were not collected.
+    """
     if kind not in moments.outer:
         raise KeyError(f"No second moments of {kind!r}: collect with second=({kind!r},), or use collect.typical_norm.")
     return (moments.outer[kind].diagonal(dim1=-2, dim2=-1).sum(dim=-1).sum(dim=0) / sum(moments.n)).sqrt()
 
 
 def relative_dose(direction: Direction, strength: float, typical: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
-    """``|strength * v| / |h|`` per layer: how large what is added is, beside the typical norm of what it is added to."""
+    """Return ``|strength * v| / |h|`` per layer: the size of the added vector relative to the typical norm of the activations.
+
+    With vectors of norm 2, strength -0.5 and a typical norm of 10 it is 0.1."""
     return abs(strength) * direction.norms / typical
 
 
 def in_typical_units(direction: Direction, typical: Float[Tensor, " layers"]) -> Direction:
-    """The direction with the typical norm of the stream in every layer: steering strength is then the relative dose (ours)."""
+    """Return the direction rescaled to the typical norm in every layer; a steering strength is then a relative dose (ours)."""
     scaled = direction.unit() * typical[:, None].to(direction.vector)
     return replace(direction, vector=scaled, estimator=f"{direction.estimator}, typical norm")
 
@@ -228,10 +289,14 @@ def in_typical_units(direction: Direction, typical: Float[Tensor, " layers"]) ->
 def bootstrap_cosine(
     states: States, estimator: Estimator, *, times: int = assumed_resamples, seed: int = 0, level: float = 0.95
 ) -> pd.DataFrame:
-    """Cosine of the direction from resampled problems to the full one, per layer: ``mean, low, high``.
+    """Return the cosine between the direction from resampled problems and that from all problems, per layer: ``mean, low, high``.
 
-    A problem drawn twice counts as two problems. The resamples share examples with the full sample: a direction of pure noise
-    already has a cosine of about 0.7 (1/sqrt 2) here, and of about 0 in :func:`split_half_cosine`.
+    A problem that is drawn twice counts as two problems. Resamples share examples with the full sample, so even a direction of pure noise
+    has a cosine of about 0.7 (1/sqrt 2) here; in :func:`split_half_cosine` it has about 0.
+
+    Args:
+        times: Number of resamples.
+        level: Level of the interval.
     """
     groups = list(_by_problem(states).values())
     full = estimator(states)
@@ -242,19 +307,26 @@ def bootstrap_cosine(
 def split_half_cosine(
     states: States, estimator: Estimator, *, times: int = assumed_resamples, seed: int = 0, level: float = 0.95
 ) -> pd.DataFrame:
-    """Cosine between the directions of two random halves of the problems, per layer: ``mean, low, high`` over splits.
+    """Return the cosine between the directions of two random halves of the problems, per layer: ``mean, low, high`` over splits.
 
-    Each half has half the data, so this is a lower bound on the stability of the full direction.
+    Each half has only half the data, so the direction from all problems is at least as stable.
+
+    Args:
+        times: Number of splits.
+        level: Level of the interval.
+
+    Raises:
+        ValueError: there is only one problem.
     """
     groups = list(_by_problem(states).values())
     if len(groups) < 2:
         raise ValueError(f"{len(groups)} problem cannot be split into halves: collect states of more problems.")
-    rng, half, found = np.random.default_rng(seed), len(groups) // 2, []
+    rng, half, values = np.random.default_rng(seed), len(groups) // 2, []
     for _ in range(times):
         order = rng.permutation(len(groups))
         first, second = (estimator(_problems(states, groups, part)) for part in (order[:half], order[half:]))
-        found.append(cosine(first, second))
-    return _interval(torch.stack(found), level)
+        values.append(cosine(first, second))
+    return _interval(torch.stack(values), level)
 
 
 def _interval(cosines: Float[Tensor, "times layers"], level: float) -> pd.DataFrame:
@@ -263,16 +335,15 @@ def _interval(cosines: Float[Tensor, "times layers"], level: float) -> pd.DataFr
 
 
 def _problems(states: States, groups: list[np.ndarray], chosen: np.ndarray) -> States:
-    """States of the chosen problems; one chosen twice becomes two problems."""
-    found = states.take(np.concatenate([groups[i] for i in chosen]))
+    """Return the states of the chosen problems. A problem that is chosen twice becomes two problems."""
+    part = states.take(np.concatenate([groups[i] for i in chosen]))
     copies = np.repeat(np.arange(len(chosen)), [len(groups[i]) for i in chosen])
-    return replace(
-        found, rows=found.rows.assign(problem_id=[f"{p}#{c}" for p, c in zip(found.rows["problem_id"], copies, strict=True)])
-    )
+    ids = [f"{p}#{c}" for p, c in zip(part.rows["problem_id"], copies, strict=True)]
+    return replace(part, rows=part.rows.assign(problem_id=ids))
 
 
 def _by_problem(states: States) -> dict[Any, np.ndarray]:
-    """Row indices of each problem, in order of appearance."""
+    """Return the row indices of each problem, in order of appearance."""
     return {k: np.asarray(v) for k, v in states.rows.groupby("problem_id", sort=False).indices.items()}
 
 
@@ -290,22 +361,22 @@ def _layers(values: Float[Tensor, "rows layers width"]) -> Iterator[np.ndarray]:
 def _first_component(values: Float[Tensor, "rows layers width"]) -> Float[Tensor, "layers width"]:
     from sklearn.decomposition import PCA
 
-    with np.errstate(invalid="ignore"):  # a layer where nothing varies has no share of variance to explain
-        found = [PCA(1, svd_solver="full").fit(x).components_[0] for x in _layers(values)]
-    return torch.from_numpy(np.stack(found))
+    with np.errstate(invalid="ignore"):  # PCA divides by the total variance, which is 0 in a layer without variance
+        components = [PCA(1, svd_solver="full").fit(x).components_[0] for x in _layers(values)]
+    return torch.from_numpy(np.stack(components))
 
 
 def _probe_normals(states: States, target: np.ndarray, model: Any) -> Float[Tensor, "layers width"]:
-    """Gradient of the probe's score with respect to the states themselves: the standardisation is undone."""
-    found = []
+    """Return the gradient of the probe's score with respect to the states, in units before standardisation."""
+    normals = []
     for x in _layers(states.values):
         scaler, probe = model.fit(x, target).named_steps.values()
-        found.append(probe.coef_.reshape(-1) / scaler.scale_)
-    return torch.from_numpy(np.stack(found))
+        normals.append(probe.coef_.reshape(-1) / scaler.scale_)
+    return torch.from_numpy(np.stack(normals))
 
 
 def _rescaled(vector: Tensor, like: Float[Tensor, "layers width"]) -> Float[Tensor, "layers width"]:
-    """The vector with the norms of another, layer by layer; zero stays zero."""
+    """Return the vector with the norm of ``like`` in every layer. A zero vector stays zero."""
     norm = vector.norm(dim=-1, keepdim=True)
     return vector * (like.norm(dim=-1, keepdim=True) / norm.where(norm > 0, 1.0))
 

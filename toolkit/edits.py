@@ -1,18 +1,15 @@
-"""Changing a model: a plan of head edits written into weights or applied at run time (the two agree), and steering.
+"""Plans of head edits: make them, make their controls, write them into weights or apply them at run time (with equal results).
 
-``selective_merge``, which puts part of what training changed back into a base model, is the one of ``merging``.
-
-Everything is computed in fp32 and cast to the model's own type. Applying never modifies its argument: :func:`apply`
-returns a new LM that shares every untouched weight with the old one.
+Edits are computed in fp32 and cast to the model's number type. :func:`apply` never modifies its argument: it returns a new LM that
+shares all other weights with the old one. ``steering`` and ``selective_merge`` are re-exported from their modules.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any
@@ -21,14 +18,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from toolkit import hooks, identity, origins, phases
+from toolkit import hooks, origins
 from toolkit import lm as lms
 from toolkit.lm import LM
-from toolkit.merging import selective_merge as selective_merge
-from toolkit.phases import EVERYWHERE, Scope
+from toolkit.merging import selective_merge
 from toolkit.sites import Layout, Site
+from toolkit.steering import OPS, Steering, check_direction, check_shape, in_words, steering, transfer
 from toolkit.store import WrongModelError
 from toolkit.types import Direction, HeadEdit, HeadScores, Plan
+
+__all__ = [
+    "OPS", "RuntimeEdit", "Steering", "apply", "check_direction", "check_plan", "column_norms", "plan", "plan_origins", "random_heads",
+    "random_written", "selective_merge", "steering", "transfer", "unit_at", "with_direction",
+]  # fmt: skip
 
 
 def plan(
@@ -39,22 +41,30 @@ def plan(
     count: int | None = None,
     strength: float = 1.0,
 ) -> Plan:
-    """Project the direction out of the highest-scoring heads.
+    """Return a plan that projects a direction out of the highest-scoring heads.
 
     Args:
-        fraction: Share of all heads, rounded to at least one; ignored if ``count`` is given.
+        fraction: Share of all heads, rounded, at least one head. Ignored if ``count`` is set.
         count: Number of heads.
         strength: lambda; 1 removes the component, 0 changes nothing.
 
     Raises:
-        ValueError: fraction outside (0, 1], more heads than the model has, or scores that are not finite.
+        ValueError: ``fraction`` is outside (0, 1], ``count`` is not between 1 and the number of heads, or a score is not finite.
+
+    >>> from toolkit.types import Provenance
+    >>> made = Provenance("example", None, "0", "0", "0.1.0")
+    >>> scores = HeadScores(torch.tensor([[0.1, 0.9], [0.2, 0.3]]), "short_thinking", "residual stream norm", made)
+    >>> direction = Direction(torch.ones(2, 4), "resid_mid", "think", "mean_difference", 10, 10, made)
+    >>> example = plan(scores, direction, fraction=0.5)
+    >>> example.name, example.heads
+    ('top 2 of 4 heads, mean_difference', [(0, 1), (1, 1)])
     """
     if not torch.isfinite(scores.score).all():
-        raise ValueError(f"The scores of {scores.method!r} hold NaN or infinity: heads cannot be ranked by them.")
+        raise ValueError(f"The scores of {scores.method!r} hold NaN or infinity, so heads cannot be ranked by them.")
     ranked = scores.ranked()
     if count is None:
         if fraction is None or not 0 < fraction <= 1:
-            raise ValueError(f"fraction={fraction}: need 0 < fraction <= 1 (or give count).")
+            raise ValueError(f"fraction={fraction}: need 0 < fraction <= 1, or count.")
         count = max(1, round(fraction * len(ranked)))
     if not 1 <= count <= len(ranked):
         raise ValueError(f"count={count}: the model has {len(ranked)} heads.")
@@ -63,16 +73,25 @@ def plan(
 
 
 def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
-    """The control of a plan: as many heads *of the same layers*, none of them a target, same operation and strength.
+    """Return the control of a plan: the same operations and strengths on random other heads *of the same layers*.
 
-    Where more than half of a layer's heads are targets, those that it cannot match come from the nearest layer that has others left.
+    If a plan edits more than half of a layer's heads, the missing control heads come from the nearest layer with free heads.
 
     Raises:
-        ValueError: more than half of all heads are targets.
+        ValueError: the plan edits more than half of all heads.
+
+    >>> from toolkit.sites import ROWS, Block
+    >>> from toolkit.types import Provenance
+    >>> like = Plan((HeadEdit(1, 0, "scale", 1.0),), None, "one head", Provenance("example", None, "0", "0", "0.1.0"))
+    >>> block = Block(*[torch.nn.Identity()] * 4, None, None)
+    >>> layout = Layout(ROWS[0], (block, block), n_heads=4, head_dim=8, d_model=32)  # in practice: model.layout
+    >>> control = random_heads(like, layout, seed=0)
+    >>> control.name, control.heads
+    ('random heads (seed 0) for: one head', [(1, 3)])
     """
     if 2 * len(like.edits) > layout.n_layers * layout.n_heads:
         raise ValueError(
-            f"{len(like.edits)} of {layout.n_layers * layout.n_heads} heads are edited, too many for a control of others."
+            f"{len(like.edits)} of {layout.n_layers * layout.n_heads} heads are edited: a control needs as many others. Edit fewer heads."
         )
     generator = torch.Generator().manual_seed(seed)
     targets = {*like.heads}
@@ -93,19 +112,22 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
         matched = min(len(edits), len(free[layer]))
         draw(layer, edits[:matched])
         unmatched += edits[matched:]
-    for edit in unmatched:  # after all others, so that it takes no head that a layer needs for its own
+    for edit in unmatched:  # after all others, so that no layer loses a head that it needs for its own edits
         draw(min((layer for layer in free if free[layer]), key=lambda layer: (abs(layer - edit.layer), layer)), [edit])
     return Plan(tuple(chosen), like.direction, f"random heads (seed {seed}) for: {like.name}", like.provenance)
 
 
 def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:
-    """A random direction among those the plan's heads can write, at ``attn_out``: the control of the direction they lose.
+    """Return a random direction in the output space of the plan's heads, at ``attn_out``: the control of the plan's direction.
 
-    An isotropic random direction is almost orthogonal to the ``head_dim`` directions that a head can write at all, so that
-    removing it would do nothing whatever the head does.
+    A head writes only to a subspace of ``head_dim`` dimensions. An isotropic random direction is almost orthogonal to it, so projecting
+    that out would change nothing and would be too weak a control.
+
+    Raises:
+        ValueError: the plan has no direction.
     """
     if like.direction is None:
-        raise ValueError("This plan has no direction, so there is nothing to control for.")
+        raise ValueError("This plan has no direction, so a random direction is no control for it.")
     generator = torch.Generator().manual_seed(seed)
     vector = torch.zeros(layout.n_layers, layout.d_model, dtype=torch.float64)
     for layer, head in like.heads:
@@ -115,30 +137,32 @@ def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:
 
 
 def with_direction(like: Plan, direction: Direction) -> Plan:
-    """The same heads and strengths with another direction, such as the random control."""
+    """Return the plan with another direction, such as a random control, and the same heads and strengths."""
     return Plan(like.edits, direction, f"{direction.estimator} direction for: {like.name}", like.provenance)
 
 
 def plan_origins(planned: Plan) -> tuple[origins.Record, ...]:
-    """The problems that a plan and its direction were made from, as records of ``origins``."""
+    """Return the records (see ``origins``) of the problems that a plan and its direction were made from."""
     parts = [planned.provenance, *([planned.direction.provenance] if planned.direction else [])]
-    return origins.distinct(origins.of(part.notes) for part in parts)
+    return origins.distinct(origins.record_in(part.notes) for part in parts)
 
 
 @torch.no_grad()
 def apply(lm: LM, planned: Plan) -> LM:
-    """Write a plan into the weights: ``W_h <- (I - lambda v v^T) W_h`` (arXiv 2503.22048) or ``W_h <- (1 - lambda) W_h``.
+    """Return a new LM with a plan written into its weights: ``W_h <- (I - lambda v v^T) W_h`` (arXiv:2503.22048) or
+    ``W_h <- (1 - lambda) W_h``.
 
-    Only the edited layers' output projections are copied; every other weight is shared with ``lm``.
+    Only the output projections of the edited layers are copied; all other weights are shared with ``lm``.
 
     Raises:
         WrongModelError: the plan was made from other weights.
+        IndexError: it edits a head that does not exist.
+        ValueError: its direction is not finite.
     """
     check_plan(lm, planned)
-    touched = sorted({edit.layer for edit in planned.edits})
-    own = {id(lm.layout.blocks[layer].out.weight) for layer in touched}
-    shared = [*lm.model.parameters(), *lm.model.buffers()]
-    model = _copied(lm.model, {id(p): p for p in shared if id(p) not in own})
+    changed = {id(lm.layout.blocks[edit.layer].out.weight) for edit in planned.edits}
+    tensors = [*lm.model.parameters(), *lm.model.buffers()]
+    model = _copy(lm.model, {id(t): t for t in tensors if id(t) not in changed})
     edited = lms.child(lm, model, f"{lm.name} + {planned.name}", made_from=plan_origins(planned))
     for edit in planned.edits:
         columns = edited.layout.head(edit.head)
@@ -147,15 +171,15 @@ def apply(lm: LM, planned: Plan) -> LM:
     return edited
 
 
-def _copied(module: Any, memo: dict[int, Any]) -> Any:
-    """``copy.deepcopy(module, memo)``; most of its time would go into the dozen dictionaries of every module, most of them empty."""
+def _copy(module: Any, memo: dict[int, Any]) -> Any:
+    """Return ``copy.deepcopy(module, memo)``, but faster: deepcopy spends its time on a dozen, mostly empty dictionaries per module."""
     if id(module) in memo:
         return memo[id(module)]
     memo[id(module)] = new = module.__class__.__new__(module.__class__)
     for name, value in vars(module).items():
         kind = type(value)
         if name == "_modules":
-            value = {key: part if part is None else _copied(part, memo) for key, part in value.items()}
+            value = {key: part if part is None else _copy(part, memo) for key, part in value.items()}
         elif name in ("_parameters", "_buffers"):
             value = {key: memo[id(part)] if id(part) in memo else copy.deepcopy(part, memo) for key, part in value.items()}
         elif kind in (dict, OrderedDict, set) and not value:
@@ -173,10 +197,10 @@ def _edited(W: Float[Tensor, "d_model head_dim"], edit: HeadEdit, v: Float[Tenso
 
 
 def unit_at(layout: Layout, planned: Plan, layer: int, device: torch.device) -> Float[Tensor, " d_model"] | None:
-    """The plan's unit direction at a layer, as a functional of ``attn_out``; ``None`` if the plan has no direction.
+    """Return the plan's unit direction at a layer, mapped to ``attn_out``; ``None`` if the plan has no direction.
 
-    Where a norm with gain g follows, v leaves the residual stream only if ``g * v`` is projected out before the norm. A direction
-    at ``attn_out`` is taken as it is: it lives before the norm.
+    If a norm with gain g follows, removing v from the residual stream means projecting out ``g * v`` before the norm. A direction at
+    ``attn_out`` is already before the norm and is not mapped.
     """
     if planned.direction is None:
         return None
@@ -187,43 +211,38 @@ def unit_at(layout: Layout, planned: Plan, layer: int, device: torch.device) -> 
     return v / norm if norm > 0 else v
 
 
-def _digest(direction: Direction | None) -> str:
-    """What a direction is, and a hash of its numbers."""
-    if direction is None:
-        return "no direction"
-    return f"{direction.estimator} {direction.kind} {direction.positions} {identity.hash_of(direction.vector)}"
-
-
 def check_plan(lm: LM, planned: Plan) -> None:
-    """Raise WrongModelError if a plan was made from other weights or for another shape, IndexError if it edits a head that is not there.
+    """Raise an error unless a plan can be applied to a model.
 
-    ValueError if its direction is not finite: the edit would write NaN into the weights.
+    Raises:
+        WrongModelError: the plan was made from other weights, or its direction has another shape.
+        IndexError: it edits a head that does not exist.
+        ValueError: its direction is not finite.
     """
     if planned.provenance.fingerprint != lm.fingerprint:
         raise WrongModelError(
             f"The plan {planned.name!r} was made from {planned.provenance.model} (weights {planned.provenance.fingerprint[:12]}), "
-            f"not from {lm.name} (weights {lm.fingerprint[:12]}). Make it again from this model's rollouts."
+            f"not from {lm.name} (weights {lm.fingerprint[:12]}). Make a plan from this model's rollouts."
         )
     for edit in planned.edits:
         lm.layout.check(Site("z", edit.layer))
         lm.layout.head(edit.head)
     if planned.direction is not None:
-        _check_shape(planned.direction, lm)
+        check_shape(planned.direction, lm)
         if not torch.isfinite(planned.direction.vector).all():
-            raise ValueError(
-                f"The direction of the plan {planned.name!r} holds NaN or infinity: nothing sound can be edited with it."
-            )
+            raise ValueError(f"The direction of the plan {planned.name!r} holds NaN or infinity: the edited weights would, too.")
 
 
 @dataclass(frozen=True)
 class RuntimeEdit:
-    """A plan applied while the model runs; equals :func:`apply` up to rounding. An intervention: ``with RuntimeEdit(plan)(lm)``."""
+    """An intervention that applies a plan while the model runs: ``with RuntimeEdit(plan)(lm): ...``. It equals :func:`apply` up to
+    rounding."""
 
     plan: Plan
 
     def __str__(self) -> str:
         chosen = [(e.layer, e.head, e.op, e.strength) for e in self.plan.edits]
-        return f"edit at run time: {chosen}, {_digest(self.plan.direction)}"
+        return f"edit at run time: {chosen}, {in_words(self.plan.direction)}"
 
     def __call__(self, lm: LM) -> AbstractContextManager[None]:
         check_plan(lm, self.plan)
@@ -231,7 +250,8 @@ class RuntimeEdit:
         for edit in self.plan.edits:
             by_layer[edit.layer].append(edit)
         return hooks.rewrite(
-            lm.layout, {Site("attn_out", layer): self._rewrite(lm.layout, layer, found) for layer, found in by_layer.items()}
+            lm.layout,
+            {Site("attn_out", layer): self._rewrite(lm.layout, layer, head_edits) for layer, head_edits in by_layer.items()},
         )
 
     def _rewrite(self, layout: Layout, layer: int, edits: Sequence[HeadEdit]) -> hooks.Rewrite:
@@ -245,150 +265,8 @@ class RuntimeEdit:
         return lambda attn_out, z: (attn_out.float() + z.float() @ change.T).to(attn_out.dtype)
 
 
-OPS = ("add", "ablate", "clamp")
-
-
-@dataclass(frozen=True)
-class Steering:
-    """A direction acting on the residual stream while the model runs; made by :func:`steering`."""
-
-    direction: Direction
-    strength: float
-    layers: tuple[int, ...] | None = None
-    where: str | None = None
-    during: Scope = EVERYWHERE
-    op: str = "add"
-    value: float = 0.0
-
-    def __str__(self) -> str:
-        layers = "all layers" if self.layers is None else f"layers {self.layers}"
-        act = {"add": "steering", "ablate": "ablating", "clamp": f"clamping to {identity.exact(self.value)}"}[self.op]
-        return f"{act} {identity.exact(self.strength, '+')} x {_digest(self.direction)}, {self.site}, {layers}, {self.during}"
-
-    @property
-    def site(self) -> str:
-        """Site kind it acts at."""
-        return self.where or self.direction.kind
-
-    def __call__(self, lm: LM) -> AbstractContextManager[None]:
-        """Act on ``lm`` inside the context.
-
-        Raises:
-            WrongModelError: another width or depth, or a direction of other weights (neither of ``lm`` nor of the model it was
-                made from).
-        """
-        check_direction(self.direction, lm)
-        return self._acting(lm) if self.strength else nullcontext()
-
-    @contextmanager
-    def _acting(self, lm: LM) -> Iterator[None]:
-        layers = range(lm.layout.n_layers) if self.layers is None else self.layers
-        vector = self.direction.vector.float()
-        with ExitStack() as stack:
-            now = None if self.during.everywhere else stack.enter_context(phases.track(lm))
-            stack.enter_context(
-                hooks.rewrite(lm.layout, {Site(self.site, layer): self._rewrite(vector[layer], now) for layer in layers})
-            )
-            yield
-
-    def _rewrite(self, v: Float[Tensor, " d_model"], tracker: phases.Tracker | None) -> hooks.Rewrite:
-        norm = v.norm()
-        u = v / norm if norm > 0 else v
-        aim = self.value * bool(norm > 0) if self.op == "clamp" else 0.0
-        strong = self.strength * v
-
-        def fn(value: Tensor, inputs: Tensor) -> Tensor:
-            nonlocal v, u, strong
-            if v.device != value.device:  # once
-                v, u, strong = (x.to(value.device) for x in (v, u, strong))
-            weight = None if tracker is None else tracker.weight(self.during, value.device)
-            if tracker is not None and weight is None:
-                return value
-            if self.op == "add":
-                return (value + (strong if weight is None else weight[..., None] * strong)).to(value.dtype)
-            dose = self.strength if weight is None else self.strength * weight[..., None]
-            change = aim - value.float() @ u
-            return (value + dose * change[..., None] * u).to(value.dtype)
-
-        return fn
-
-    def relative_dose(self, scale: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
-        """``|strength * v| / scale`` per layer, with ``scale`` the typical norm of the activations there."""
-        return abs(self.strength) * self.direction.norms / scale
-
-
-def steering(
-    direction: Direction,
-    strength: float,
-    *,
-    layers: Sequence[int] | None = None,
-    where: str | None = None,
-    during: str | Scope = "all",
-    op: str = "add",
-    value: float = 0.0,
-) -> Steering:
-    """An intervention along a direction: ``Condition(lm, (steering(v, 0.5, during="think"),))``. + is longer, - is shorter.
-
-    Per layer, with u = v / |v| and every position weighted by its scope::
-
-        add     h <- h + strength * v
-        ablate  h <- h - strength * <h, u> u          1 projects out
-        clamp   h <- h + strength * (value - <h, u>) u    1 sets the component to ``value``
-
-    Strength 0 is bitwise the base model. With the un-normalised direction of ThinkEdit and all layers at once, strengths are
-    small (published grid: -0.08 ... 0.08). Exact under KV cache, left padding, batches, beams, greedy decoding and sampling.
-
-    Args:
-        layers: Layers to act at; ``None`` is all.
-        where: Site kind; ``None`` is the direction's own.
-        during: ``"all"``, ``"newest"``, phases such as ``"think"`` or ``"think+answer"``, or a :class:`~toolkit.phases.Scope`.
-        value: What ``clamp`` sets the component to, in units of the residual stream.
-
-    Raises:
-        ValueError: NaN in the direction or the numbers, an unknown operation, phase or site.
-        IndexError: a layer that the direction does not have.
-    """
-    if not torch.isfinite(direction.vector).all() or not all(map(math.isfinite, (strength, value))):
-        raise ValueError(f"The direction, strength={strength} or value={value} is not finite: nothing sound can be added.")
-    if op not in OPS:
-        raise ValueError(f"op={op!r}: choose one of {', '.join(OPS)}.")
-    chosen = None if layers is None else tuple(layers)
-    for layer in chosen or ():
-        if not 0 <= layer < len(direction.vector):
-            raise IndexError(f"Layer {layer} does not exist: the direction has layers 0..{len(direction.vector) - 1}.")
-    if (where or direction.kind) == "z":
-        raise ValueError("A direction lives in the residual stream (width d_model), not at z: choose another site.")
-    return Steering(direction, strength, chosen, Site(where, 0).kind if where else None, Scope.parse(during), op, value)
-
-
-def check_direction(direction: Direction, lm: LM) -> None:
-    """Raise WrongModelError if a direction has another width or depth than ``lm``, or is of neither its weights nor its parent's."""
-    _check_shape(direction, lm)
-    if direction.provenance.fingerprint not in (lm.fingerprint, lm.parent):
-        raise WrongModelError(
-            f"The direction was made from {direction.provenance.model} (weights {direction.provenance.fingerprint[:12]}), not from "
-            f"{lm.name} (weights {lm.fingerprint[:12]}) or its parent. Make it again, or say that you mean it: edits.transferred(direction, lm)."
-        )
-
-
-def _check_shape(direction: Direction, lm: LM) -> None:
-    shape = (lm.layout.n_layers, lm.layout.d_model)
-    if direction.vector.shape != shape:
-        raise WrongModelError(
-            f"The direction is {tuple(direction.vector.shape)}, {lm.name} has {shape[0]} layers of width {shape[1]}."
-        )
-
-
-def transferred(direction: Direction, lm: LM) -> Direction:
-    """The same numbers, declared to be meant for ``lm``: for a model trained further, say. Its estimator says where it came from."""
-    origin = f"{direction.estimator} from {direction.provenance.model}"
-    about = lm.provenance(direction.provenance.seed)
-    notes = {k: v for k, v in direction.provenance.notes.items() if k != "template"}  # a switch of the other model
-    return replace(direction, estimator=origin, provenance=replace(about, notes={**notes, **about.notes}))
-
-
 def column_norms(before: LM, after: LM, planned: Plan) -> list[dict[str, int | float]]:
-    """Frobenius norm of each edited head's slice of ``W_O`` before and after."""
+    """Return the Frobenius norm of each edited head's slice of ``W_O`` before and after the edit."""
     rows = []
     for edit in planned.edits:
         columns = before.layout.head(edit.head)

@@ -39,7 +39,7 @@ def made_from(condition: Condition) -> list[origins.Record]:
         if isinstance(value := getattr(act, f.name), Direction | HeadScores | Moments | Plan)
     ]
     plans = [part.direction for part in parts if isinstance(part, Plan) and part.direction is not None]
-    records = [*condition.lm.made_from, *(origins.of(part.provenance.notes) for part in (*parts, *plans))]
+    records = [*condition.lm.made_from, *(origins.record_in(part.provenance.notes) for part in (*parts, *plans))]
     return list(origins.distinct(records))
 
 
@@ -56,7 +56,7 @@ def check_held_out(
         OverlapError: a condition was made from one of the problems, unless ``allow``.
     """
     ids = [p.id for p in problems]
-    shared = {name: origins.shared(made_from(condition), ids) for name, condition in conditions.items()}
+    shared = {name: origins.overlap(made_from(condition), ids) for name, condition in conditions.items()}
     for name, same in shared.items():
         if same and not allow:
             raise OverlapError(
@@ -104,9 +104,9 @@ def compare(
             "model": condition.lm.name,
             "fingerprint": condition.lm.fingerprint,
             "parent": condition.lm.parent,
-            "interventions": identity.acts(condition),
+            "interventions": identity.describe_interventions(condition),
             "note": condition.note,
-            "made_from": origins.all_words(made_from(condition)),
+            "made_from": origins.describe_all(made_from(condition)),
             "overlap": overlap[name],
         }
     notes = {"sampling": sampling.identity, "problems": len(problems), **task_and_split(problems)}
@@ -116,7 +116,7 @@ def compare(
 
 def rollout_folder(out: str | Path, name: str) -> Path:
     """Return the folder in which :func:`compare` stores the rollouts of a condition."""
-    return Path(out) / store.as_name(name)
+    return Path(out) / store.safe_name(name)
 
 
 def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from toolkit import identity, store
 from toolkit.decode import Batch, batches, prefill
-from toolkit.lm import LM, Condition, halving
+from toolkit.lm import LM, Condition, halve_on_oom
 from toolkit.sampling import Sampling, Streams, draw
 from toolkit.spans import Reader, answer_start, spans
 from toolkit.tasks.grading import grade
@@ -161,7 +161,7 @@ def _resumed(
         keep: The directory, and the header it must have.
     """
     out, header = keep
-    with store.alone(out):
+    with store.sampling_lock(out):
         stored = store.open_rollouts(out, {**header, "rollouts": len(rows)}, vocab=condition.lm.vocab_size)
         done = _graded_again(condition.lm, rows, {(r.problem_id, r.sample): r for r in stored}, out)
         todo = [row for row in rows if row.key not in done]
@@ -221,7 +221,7 @@ def _sample(condition: Condition, rows: Sequence[_Row], sampling: Sampling, out:
 
     with bar:
         for batch in batches(order, lambda row: len(row.prompt), PREFILL_TOKENS, most=sampling.batch_size):
-            halving(batch, run)
+            halve_on_oom(batch, run)
     return dict(sorted(done.items()))
 
 
@@ -243,7 +243,7 @@ def _header(condition: Condition, questions: Sequence[Any], sampling: Sampling) 
     return {
         "model": condition.lm.name,
         "fingerprint": condition.lm.fingerprint,
-        "interventions": identity.acts(condition),
+        "interventions": identity.describe_interventions(condition),
         "eos_ids": sorted(condition.lm.eos_ids),
         "template": condition.lm.provenance().template_hash,
         **({"switches": dict(condition.lm.template)} if condition.lm.template else {}),

@@ -1,7 +1,6 @@
-"""Reading and writing activations and attention: context managers, the only place that registers hooks.
+"""Context managers that read or change activations and attention. The only module that registers hooks.
 
-A context removes exactly the handles it created, also when its body or its own entry fails, so nothing leaks
-and nobody else's hooks are touched.
+A context removes exactly the hooks that it registered, also after an error in its body or on entry. Other hooks stay.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from toolkit.sites import KINDS, Block, Layout, Site
 
 Rewrite = Callable[[Tensor, Tensor], Tensor]
-"""``(value, inputs) -> new value``, both ``[batch, seq, width]``. ``inputs`` is what the site's module was given:
-``z`` at ``attn_out``, the MLP's input at ``mlp_out``; elsewhere the value itself."""
+"""``(value, inputs) -> new value``, all ``[batch, seq, width]``. ``inputs`` is the input of the site's module: ``z`` at ``attn_out``,
+the MLP's input at ``mlp_out``, and the value itself at all other sites."""
 
 
 @contextmanager
 def record(layout: Layout, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]]:
     """Record activations of every forward pass run inside the context.
 
-    Yields a dict that holds, after a pass, a detached copy of each site's value ``[batch, seq, width]``; a second
-    pass overwrites the first. To reduce on the fly instead of keeping, use :func:`observe`.
+    Yields a dict that holds, after a pass, a detached copy of each site's value ``[batch, seq, width]``. A second pass overwrites the
+    first. To reduce activations on the fly instead of storing them, use :func:`observe`.
     """
     values: dict[Site, Tensor] = {}
 
@@ -43,7 +42,7 @@ def record(layout: Layout, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]
 
 @contextmanager
 def observe(layout: Layout, watchers: Mapping[Site, Callable[[Tensor], None]]) -> Iterator[None]:
-    """Call ``watcher(value)`` at each site on every pass; the value must not be modified or kept."""
+    """Call ``watcher(value)`` at each site on every forward pass. The watcher must not modify the value or keep a reference to it."""
 
     def look(watcher: Callable[[Tensor], None]) -> Rewrite:
         def same(value: Tensor, inputs: Tensor) -> Tensor:
@@ -58,11 +57,12 @@ def observe(layout: Layout, watchers: Mapping[Site, Callable[[Tensor], None]]) -
 
 @contextmanager
 def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
-    """Replace the value at each site by ``fn(value, inputs)`` on every pass, prefill and decode alike.
+    """Replace the value at each site by ``fn(value, inputs)`` on every forward pass, in prefill and in decode.
 
-    A function that returns its argument unchanged leaves the pass bitwise as it was.
+    If ``fn`` returns its argument itself, the pass stays bitwise the same.
 
-    Contexts nest, outer before inner; a nested rewrite of ``resid_pre`` is not seen by an outer one of ``resid_mid``.
+    Contexts can be nested: at one site the outer acts before the inner. An outer rewrite of ``resid_mid`` does not see a nested rewrite
+    of ``resid_pre``.
 
     Raises:
         IndexError: a site's layer does not exist.
@@ -70,7 +70,7 @@ def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
     for site in rewrites:
         layout.check(site)
     with ExitStack() as handles:
-        # In the order of the computation: a resid_mid hook has to see a resid_pre that was rewritten.
+        # Register in the order of the computation: a resid_mid hook has to see the rewritten resid_pre.
         for site, fn in sorted(rewrites.items(), key=lambda item: (item[0].layer, KINDS.index(item[0].kind))):
             for handle in _attach(layout, site, fn):
                 handles.callback(handle.remove)
@@ -78,10 +78,12 @@ def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
 
 
 @contextmanager
-def passes(model: nn.Module, before: Callable[[Tensor | None, Any], None], after: Callable[[Tensor, Any], None]) -> Iterator[None]:
-    """Call ``before(input_ids, cache)`` and ``after(input_ids, cache)`` around every pass of a base model.
+def around_passes(
+    model: nn.Module, before: Callable[[Tensor | None, Any], None], after: Callable[[Tensor, Any], None]
+) -> Iterator[None]:
+    """Call ``before(input_ids, cache)`` and ``after(input_ids, cache)`` around every forward pass of a base model.
 
-    ``before`` sees the cache that the pass was given, ``after`` the one that it returns; ``None`` without one.
+    ``before`` gets the KV cache that is passed in, ``after`` the one that the pass returns; ``None`` if there is none.
     """
 
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -97,20 +99,22 @@ def passes(model: nn.Module, before: Callable[[Tensor | None, Any], None], after
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""``attend(query, key, value) -> (output, weights)``: how a layer attends, its mask and scale already in it. Queries are
-``[batch, heads, queries, head_dim]``, after any norm and rotation; keys and values have the heads of the KV cache; weights are
-``[batch, heads, queries, keys]``, or ``None`` if they were never formed."""
+"""``attend(query, key, value) -> (output, weights)``: the attention function of a layer, with its mask and scale already set.
 
-Around = Callable[[int, Attend, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+Queries are ``[batch, heads, queries, head_dim]``, after any norm and rotation. Keys and values have the KV cache's heads. Weights are
+``[batch, heads, queries, keys]``, or ``None`` if the implementation does not form them."""
+
+AttentionWrapper = Callable[[int, Attend, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""``wrapper(layer, attend, query, key, value) -> (output, weights)``, called in place of ``attend``."""
 
 _numbers = itertools.count()
 
 
 @dataclass(frozen=True)
-class _StandIn:
-    """What transformers calls where a layer attends: functions, each around those before it, around the implementation ``under``."""
+class _WrappedAttention:
+    """An attention function for transformers: the model's implementation ``under``, wrapped by each of ``wrappers`` in turn."""
 
-    fns: tuple[Around, ...]
+    wrappers: tuple[AttentionWrapper, ...]
     under: str
     layers: Mapping[int, int]
 
@@ -124,56 +128,64 @@ class _StandIn:
             return below(module, q, k, v, mask, *args, **kwargs)
 
         if id(module) in self.layers:
-            for fn in self.fns:
-                attend = partial(fn, self.layers[id(module)], attend)
+            for wrapper in self.wrappers:
+                attend = partial(wrapper, self.layers[id(module)], attend)
         return attend(query, key, value)
 
 
 @contextmanager
-def attending(layout: Layout, fn: Around, *, eager: bool = False) -> Iterator[None]:
-    """Let ``fn(layer, attend, query, key, value)`` stand where every layer attends; ``attend(query, key, value)`` changes nothing.
+def wrap_attention(layout: Layout, fn: AttentionWrapper, *, eager: bool = False) -> Iterator[None]:
+    """Call ``fn(layer, attend, query, key, value)`` instead of the attention function of every layer.
 
-    Contexts nest, an inner function around an outer. The model's own implementation comes back on leaving, also after an error.
+    ``fn`` has to return ``(output, weights)``; returning ``attend(query, key, value)`` changes nothing. Contexts can be nested: the inner
+    function wraps the outer. On exit the model's implementation is restored, also after an error.
 
     Args:
-        eager: Attend with the family's plain implementation, which returns the weights, whatever the model uses.
+        eager: Let ``attend`` be the family's plain implementation, which returns the weights, instead of the one the model uses.
     """
     layers = {id(block.attention): layer for layer, block in enumerate(layout.blocks)}
-    own = attends(layout)
-    outer: Any = ALL_ATTENTION_FUNCTIONS.get(own)
-    inside, under = (outer.fns, outer.under) if isinstance(outer, _StandIn) else ((), own)
+    current = attention_name(layout)
+    outer: Any = ALL_ATTENTION_FUNCTIONS.get(current)
+    wrappers, under = (outer.wrappers, outer.under) if isinstance(outer, _WrappedAttention) else ((), current)
     under = "eager" if eager else under
-    with attending_by(layout, _StandIn((*inside, fn), under, layers), under):
+    with replace_attention(layout, _WrappedAttention((*wrappers, fn), under, layers), under):
         yield
 
 
-def attends(layout: Layout) -> str:
-    """What transformers calls the model's implementation of attention; ``sdpa+...`` is SDPA with something around it."""
+def attention_name(layout: Layout) -> str:
+    """Return the name of the model's attention implementation in transformers; ``sdpa+...`` is SDPA inside our contexts."""
     attention: Any = layout.blocks[0].attention
     return str(attention.config._attn_implementation)
 
 
 @contextmanager
-def attending_by(layout: Layout, fn: Callable, under: str = "sdpa") -> Iterator[None]:
-    """Let ``fn`` be the implementation of attention, called as transformers calls one; masks are made as for ``under``."""
+def replace_attention(layout: Layout, fn: Callable, under: str = "sdpa") -> Iterator[None]:
+    """Make ``fn`` the model's attention implementation. It is called with the arguments that transformers passes to one.
+
+    Args:
+        under: Name of the implementation whose kind of masks ``fn`` expects.
+    """
     attention: Any = layout.blocks[0].attention
-    config, own, name = attention.config, attends(layout), f"{under}+toolkit-{next(_numbers)}"
+    config, before, name = attention.config, attention_name(layout), f"{under}+toolkit-{next(_numbers)}"
     with ExitStack() as stack:
-        # Masks are looked up under the same name, in the mapping that all instances share.
+        # Transformers looks up the mask function under the same name, in a mapping that all instances share.
         for interface, value in (
             (ALL_ATTENTION_FUNCTIONS, fn),
             (ALL_MASK_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS[under]),
         ):
             type(interface).register(name, value)
             stack.callback(type(interface)._global_mapping.pop, name)
-        stack.callback(setattr, config, "_attn_implementation", own)
+        stack.callback(setattr, config, "_attn_implementation", before)
         config._attn_implementation = name
         yield
 
 
 @contextmanager
 def rewrite_logits(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the logits ``[batch, kept positions, vocab]`` of every pass of a causal language model by ``fn(logits)``."""
+    """Replace the logits of every pass of a causal language model by ``fn(logits)``.
+
+    Logits are ``[batch, positions, vocab]``, for the positions that the caller of the model asked for.
+    """
 
     def hook(module: nn.Module, args: tuple, output: Any) -> None:
         output.logits = fn(output.logits)
@@ -192,8 +204,8 @@ def _attach(layout: Layout, site: Site, fn: Rewrite) -> Iterable[Any]:
     if site.kind == "resid_mid":
         return _attach_mid(block, fn)
     module: nn.Module = {"attn_out": block.out, "mlp_out": block.mlp, "resid_post": block.block}[site.kind]
-    own = site.kind == "resid_post"
-    return [module.register_forward_hook(_on_output(fn, own=own), with_kwargs=True)]
+    with_inputs = site.kind != "resid_post"
+    return [module.register_forward_hook(_on_output(fn, with_inputs=with_inputs), with_kwargs=True)]
 
 
 def _on_input(fn: Rewrite):
@@ -207,10 +219,10 @@ def _on_input(fn: Rewrite):
     return hook
 
 
-def _on_output(fn: Rewrite, *, own: bool):
+def _on_output(fn: Rewrite, *, with_inputs: bool):
     def hook(module: nn.Module, args: tuple, kwargs: dict, output):
         value = output[0] if isinstance(output, tuple) else output
-        inputs = value if own else args[0] if args else kwargs["hidden_states"]
+        inputs = value if not with_inputs else args[0] if args else kwargs["hidden_states"]
         new = fn(value, inputs)
         if new is value:
             return None
@@ -220,7 +232,11 @@ def _on_output(fn: Rewrite, *, own: bool):
 
 
 def _attach_mid(block: Block, fn: Rewrite) -> Iterator[Any]:
-    """``resid_mid`` is a sum no module returns: it is formed, and changed, where attention's share is about to be added."""
+    """Hook ``resid_mid``, a sum that no module returns.
+
+    The first hook remembers the block's input. The second adds attention's contribution to it, calls ``fn`` on the sum, and puts the
+    change into the contribution that is about to be added.
+    """
     resid_pre: list[Tensor] = []
 
     def remember(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -235,6 +251,6 @@ def _attach_mid(block: Block, fn: Rewrite) -> Iterator[Any]:
         added = added + (new - value)
         return (added, *output[1:]) if isinstance(output, tuple) else added
 
-    # One at a time, so that the first is owned by the context when the second fails to register.
+    # Yield one at a time: if the second fails to register, the caller already holds, and removes, the first.
     yield block.block.register_forward_pre_hook(remember, with_kwargs=True)
     yield block.adds_attention.register_forward_hook(hook)

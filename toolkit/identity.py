@@ -1,12 +1,12 @@
-"""What a value is, in a form that is the same in every process: the identity of functions, objects, models and conditions.
+"""Identities of functions, objects, models and conditions: JSON descriptions that are the same in every process.
 
-``of(value)`` holds everything that what the value does depends on. A function is its code (docstring, comments and line numbers do not
-count), the values it closes over, its defaults, and every global it reads, so that a changed helper or constant changes it. Objects are
-their class and fields, tensors their bytes, models their fingerprint. A memory address is never part of it. Functions and classes of
-the toolkit are named, and their modules listed, for :func:`store.modules_of`; those of installed packages are named with their version.
+``of(value)`` describes everything that the value's behaviour depends on. A function is described by its code (without docstring,
+comments and line numbers), closure, defaults and the globals that it reads: a changed helper or constant changes the identity. An object
+is described by its class and fields, a tensor by its bytes, a model by its fingerprint; never by a memory address. Functions and classes
+of the toolkit are named, and their modules listed for :func:`store.modules_of`; those of installed packages are named with their version.
 
-Known limits: a file that a function reads, an attribute that it looks up by a computed name, the versions of torch and transformers, and
-the version of Python (bytecode differs between versions: what is kept under it is made again).
+Not covered: files that a function reads, attributes that it looks up by a computed name, and the versions of torch and transformers.
+Bytecode differs between versions of Python, so another version computes the results under an identity again.
 """
 
 from __future__ import annotations
@@ -27,18 +27,10 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib import metadata
 from pathlib import Path, PurePath
-from types import (
-    BuiltinFunctionType,
-    CellType,
-    CodeType,
-    FunctionType,
-    GetSetDescriptorType,
-    MappingProxyType,
-    MethodDescriptorType,
-    MethodType,
-    ModuleType,
-    WrapperDescriptorType,
-)
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
+from types import GetSetDescriptorType as GetSet
+from types import MethodDescriptorType as MethodDescriptor
+from types import WrapperDescriptorType as WrapperDescriptor
 from typing import Any
 
 import numpy as np
@@ -48,77 +40,59 @@ from toolkit import store
 from toolkit.lm import LM, Condition
 from toolkit.types import Problem, Provenance
 
-MEANT = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-"""Flags of a function that change what it does; those of the file it stands in, such as future imports, do not."""
+FLAGS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+"""Code flags that change a function's behaviour. Others, such as those of future imports, do not count."""
 READ_IN_PART = frozenset({"toolkit.board.spec"})
-"""Modules of the toolkit whose functions count one by one."""
-HOUSEKEEPING = frozenset(
-    [
-        "__module__",
-        "__dict__",
-        "__weakref__",
-        "__doc__",
-        "__annotations__",
-        "__annotate__",
-        "__annotate_func__",
-        "__annotations_cache__",
-        "__qualname__",
-        "__slots__",
-        "__abstractmethods__",
-        "_abc_impl",
-        "__parameters__",
-        "__orig_bases__",
-        "__match_args__",
-        "__firstlineno__",
-        "__static_attributes__",
-        "__dataclass_fields__",
-        "__dataclass_params__",
-        "__hash__",
-        "__protocol_attrs__",
-        "_is_protocol",
-        "_is_runtime_protocol",
-        "__non_callable_proto_members__",
-    ]
-)
+"""Modules of the toolkit of which only the functions in use count, not the whole module."""
+HOUSEKEEPING = frozenset((
+    "__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__",
+    "__qualname__", "__slots__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__",
+    "__firstlineno__", "__static_attributes__", "__dataclass_fields__", "__dataclass_params__", "__hash__", "__protocol_attrs__",
+    "_is_protocol", "_is_runtime_protocol", "__non_callable_proto_members__",
+))  # fmt: skip
+"""Attributes that Python itself adds to a class."""
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 PACKAGES = frozenset({"site-packages", "dist-packages"})
 CONTAINERS = (list, tuple, set, frozenset, dict, MappingProxyType)
+WRAPPERS: Mapping[type, tuple[str, ...]] = {
+    MethodType: ("__func__", "__self__"), functools.partial: ("func", "args", "keywords"), property: ("fget", "fset"),
+    functools.cached_property: ("func",), classmethod: ("__func__",), staticmethod: ("__func__",),
+}  # fmt: skip
+"""Wrappers of functions, with the attributes that describe them."""
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
-REMEDY = "Give the condition identity={...}: everything its numbers depend on (for one made by a function: dataclasses.replace(condition, identity={...}))."
+REMEDY = "Pass identity={...} to the condition, with everything its numbers depend on (after a constructor function: dataclasses.replace(condition, identity={...}))."
 
 
 class UnknownIdentityError(ValueError):
-    """Something that a key has to hold cannot be told from its values."""
+    """A value has no identity: its behaviour cannot be known from its fields."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a value is.
-
-    Attributes:
-        body: JSON-serialisable, the same in every process.
-        modules: Modules of the toolkit that it uses.
-    """
+    """The identity of a value: a JSON-serialisable description, and the names of the toolkit's modules that it uses."""
 
     body: Any
     modules: frozenset[str]
 
 
 def of(value: Any, *, strict: bool = True) -> Identity:
-    """The identity of a value.
+    """Return the identity of a value.
 
     Args:
-        strict: Whether something unknown is an error; otherwise it is left out, to find what modules are used.
+        strict: True to raise an error for a part without an identity; False to leave such parts out, to find the modules in use.
 
     Raises:
-        UnknownIdentityError: it holds something (an open file, a lock, a generator) that is not known by its values; says where.
+        UnknownIdentityError: a part (an open file, a lock, a generator) has no identity; the message says where it is.
+
+    >>> of((1, "a", [2.5])).body
+    {'tuple': [1, 'a', {'list': [2.5]}]}
     """
-    walk = _Walk(strict)
-    return Identity(walk.of(value), frozenset(walk.modules))
+    inspector = _Inspector(strict)
+    return Identity(inspector.of(value), frozenset(inspector.modules))
 
 
 def of_lm(lm: LM) -> dict[str, Any]:
-    """What a model's responses depend on: weights and config, chat template, think tags, what ends a response, vocabulary. Not its name."""
+    """Return the identity of a model: weights, config, chat template, think tags, end-of-sequence ids and vocabulary, but not its name."""
     vocabulary = json.dumps(lm.tokenizer.get_vocab(), sort_keys=True)
     return {
         "fingerprint": lm.fingerprint,
@@ -129,32 +103,31 @@ def of_lm(lm: LM) -> dict[str, Any]:
     }
 
 
-def in_words(act: Any) -> str:
-    """What a rule, an intervention or a change of the prompt says of itself; one that has no words of its own, such as a plain function,
-    by its name and a key of what is known of it. The same in every process."""
+def describe(act: Any) -> str:
+    """Return the ``str()`` of a rule, intervention or prompt change; if it holds a memory address, the name and a hash of the identity."""
     words = str(act)
     if not ADDRESS.search(words):
         return words
     return f"{getattr(act, '__qualname__', type(act).__qualname__)} {store.key(of(act, strict=False).body)}"
 
 
-def acts(condition: Condition) -> list[str]:
-    """What is done to a condition's model, in words that tell conditions of one model apart."""
-    return [in_words(act) for act in (*condition.during, *condition.rules, *([condition.ask] if condition.ask else []))]
+def describe_interventions(condition: Condition) -> list[str]:
+    """Return a condition's interventions, rules and prompt change in words. They differ between different conditions of one model."""
+    return [describe(act) for act in (*condition.during, *condition.rules, *([condition.ask] if condition.ask else []))]
 
 
 def of_problems(problems: Sequence[Problem]) -> str:
-    """A hash of problems, everything about each, in their order."""
+    """Return a hash of a list of problems: all their fields, in order."""
     return store.key(of(list(problems)).body)
 
 
-def is_own(module: str | None) -> bool:
-    """Whether a module is a user's own code: neither of Python, nor installed, nor the toolkit's."""
+def is_user_code(module: str | None) -> bool:
+    """Return True if a module is a user's code: not of the standard library, not an installed package, and not the toolkit's."""
     top = (module or "").partition(".")[0]
     if (top in sys.stdlib_module_names and top != "__main__") or top in ("toolkit", "builtins"):
         return False
     file = Path(getattr(sys.modules.get(top), "__file__", None) or "")
-    # Environments that see the system's packages, and users', install in further places of these names.
+    # An environment may also see packages of the system or the user, in other directories of these names.
     return not (PACKAGES & {*file.parts}) and not any(
         file.is_relative_to(sysconfig.get_path(name)) for name in ("purelib", "platlib")
     )
@@ -162,7 +135,7 @@ def is_own(module: str | None) -> bool:
 
 @functools.cache
 def _version(module: str) -> str:
-    """Version of the installed package that a module is of; "" for those of Python and the toolkit, which has hashes of its own."""
+    """Return the version of a module's package; "" for the standard library and for the toolkit, whose code is hashed instead."""
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names or top in ("toolkit", "builtins"):
         return ""
@@ -172,20 +145,20 @@ def _version(module: str) -> str:
 _distributions = functools.cache(metadata.packages_distributions)
 
 
-class _Walk:
-    """One look at a value and all it refers to."""
+class _Inspector:
+    """Builds the identity of one value, following all references."""
 
     def __init__(self, strict: bool) -> None:
         self.strict, self.modules = strict, set[str]()
-        self.open: dict[int, int] = {}  # what is being looked at now -> how deep: a value may refer to itself
-        self.seen: dict[int, int] = {}  # functions and classes that were looked at -> how many were before
-        self.where: list[str] = []
+        self.open: dict[int, int] = {}  # id of each value that is being described now -> its depth: a value may refer to itself
+        self.seen: dict[int, int] = {}  # id of each function and class described so far -> its number
+        self.where: list[str] = []  # names on the way from the value to the current part, for errors
 
     def of(self, value: Any) -> Any:
-        """The body of a value."""
+        """Return the description of a value."""
         if value is None or type(value) in (bool, int, float, str):
             return value
-        if id(value) in self.seen:  # helpers that call common helpers would be walked as often as there are ways to them
+        if id(value) in self.seen:  # helpers that share helpers would otherwise be described once per path to them
             return {"seen": self.seen[id(value)]}
         if isinstance(value, FunctionType | type):
             self.seen[id(value)] = len(self.seen)
@@ -198,7 +171,7 @@ class _Walk:
             del self.open[id(value)]
 
     def named(self, name: str, value: Any) -> Any:
-        """The body of a value, with its name in errors."""
+        """Return the description of a value, with its name in errors."""
         self.where.append(name)
         try:
             return self.of(value)
@@ -220,7 +193,7 @@ class _Walk:
             case Condition():
                 parts = {name: self.of(getattr(value, name)) for name in ("during", "rules", "ask")}
                 return {"lm": of_lm(value.lm), **parts}
-            case Provenance():  # says where a value comes from, and does nothing
+            case Provenance():  # it records where a value comes from, and does not change its behaviour
                 return {"provenance": value.fingerprint}
             case torch.Tensor() | np.ndarray() | bytes() | bytearray():
                 return _numbers(value)
@@ -228,14 +201,14 @@ class _Walk:
                 return {"enum": self.of(type(value)), "name": value.name, "value": self.of(value.value)}
             case torch.dtype() | torch.device() | PurePath() | range() | complex():
                 return {type(value).__name__: str(value)}
-            case MethodType() | functools.partial() | property() | classmethod() | staticmethod() | functools.cached_property():
-                return self._wrapper(value)
-        if type(value) in CONTAINERS:  # a class of one's own that is a list or a named tuple may have methods
+        if names := next((names for kind, names in WRAPPERS.items() if isinstance(value, kind)), ()):
+            return {type(value).__name__: [self.of(getattr(value, name)) for name in names]}
+        if type(value) in CONTAINERS:  # exact types: a subclass, such as a named tuple, may have methods
             return self._container(value)
-        if isinstance(value, BuiltinFunctionType | MethodDescriptorType | WrapperDescriptorType | GetSetDescriptorType):
+        if isinstance(value, BuiltinFunctionType | MethodDescriptor | WrapperDescriptor | GetSet):
             bound = getattr(value, "__self__", None)
-            own = None if bound is None or isinstance(bound, ModuleType) else self.of(bound)
-            return {"builtin": f"{getattr(value, '__module__', '')}.{value.__qualname__}", "of": own}
+            owner = None if bound is None or isinstance(bound, ModuleType) else self.of(bound)
+            return {"builtin": f"{getattr(value, '__module__', '')}.{value.__qualname__}", "of": owner}
         if isinstance(value, functools._lru_cache_wrapper):
             return {"wrapper": type(value).__qualname__, "of": self.of(value.__wrapped__)}
         return self._object(value)
@@ -247,25 +220,11 @@ class _Walk:
         if not isinstance(value, set | frozenset):
             return {kind: [self.of(v) for v in value]}
         parts, before = [], self.seen
-        for v in value:  # each as if it were the first: the order of a set is not the same in every process
+        for v in value:  # describe each as if it was the first: the order of a set differs between processes
             self.seen = dict(before)
             parts.append(self.of(v))
         self.seen = before
         return {kind: sorted(parts, key=lambda part: json.dumps(part, sort_keys=True))}
-
-    def _wrapper(self, value: Any) -> Any:
-        match value:
-            case MethodType():
-                parts: Sequence[Any] = (value.__func__, value.__self__)
-            case functools.partial():
-                parts = (value.func, value.args, value.keywords)
-            case property():
-                parts = (value.fget, value.fset)
-            case functools.cached_property():
-                parts = (value.func,)
-            case _:
-                parts = (value.__func__,)
-        return {type(value).__name__: [self.of(part) for part in parts]}
 
     # --- code ----------------------------------------------------------------------------------------------------
 
@@ -274,32 +233,32 @@ class _Walk:
         if f.__module__ in READ_IN_PART:
             self.modules.add(f"{f.__module__}:{f.__qualname__}")
             bare = inspect.unwrap(f)
-            self._code(bare.__code__, bare.__globals__)  # for the modules that it uses
+            self._code(bare.__code__, bare.__globals__)  # to collect the modules that it uses
         elif f.__module__ in store.sources():
             self.modules.add(f.__module__)
-        own = is_own(f.__module__)
-        if not own and _reached(f) is f:
+        is_user = is_user_code(f.__module__)
+        # A function of a library or the toolkit that can be found under its name is described by it.
+        if not is_user and _by_name(f) is f:
             return {"function": name, "version": _version(f.__module__)}
         self.where.append(f.__name__)
-        closed = dict(zip(f.__code__.co_freevars, f.__closure__ or (), strict=True))
-        filled = {k: self.named(k, _content(cell)) for k, cell in closed.items()}
-        told = {
-            "function": None if own else name,
-            "code": self._code(f.__code__, f.__globals__) if own else None,
-            "closure": filled,
+        cells = dict(zip(f.__code__.co_freevars, f.__closure__ or (), strict=True))
+        description = {
+            "function": None if is_user else name,
+            "code": self._code(f.__code__, f.__globals__) if is_user else None,
+            "closure": {k: self.named(k, _content(cell)) for k, cell in cells.items()},
             "defaults": self.of(f.__defaults__),
             "keywords": self.of(f.__kwdefaults__),
             "attributes": {k: self.named(k, v) for k, v in sorted(vars(f).items())},
         }
         self.where.pop()
-        return told
+        return description
 
     def _code(self, code: CodeType, scope: Mapping[str, Any]) -> Any:
-        """What a function does, and the globals that it reads. Line numbers, comments and docstring do not count."""
+        """Describe a function's code by a hash, and the globals that it reads. Line numbers, comments and docstring do not count."""
         steps = list(dis.get_instructions(code))
         inner = [self._code(step.argval, scope) if isinstance(step.argval, CodeType) else self._argument(step) for step in steps]
         plain = [[step.opname, argument] for step, argument in zip(steps, inner, strict=True)]
-        shape = [code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags & MEANT, list(code.co_varnames)]
+        shape = [code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags & FLAGS, list(code.co_varnames)]
         digest = hashlib.sha256(json.dumps([shape, plain], sort_keys=True).encode()).hexdigest()
         return {"code": digest, "reads": {name: self.named(name, value) for name, value in self._reads(steps, scope)}}
 
@@ -307,11 +266,11 @@ class _Walk:
         return self.of(step.argval) if step.opcode in dis.hasconst else str(step.argval)
 
     def _reads(self, steps: Sequence[dis.Instruction], scope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Globals that are read, and what is imported, by name; an attribute of a module by itself: ``module.name``."""
+        """Yield the name and value of each global that is read or imported. ``module.name`` counts as that attribute alone."""
         for at, step in enumerate(steps):
             if step.opname in LOADS and isinstance(scope, Mapping):
                 name, value = step.argval, scope.get(step.argval, getattr(builtins, step.argval, "no such name"))
-                for later in steps[at + 1 :]:
+                for later in steps[at + 1 :]:  # follow attributes of modules: only the last value counts
                     if not isinstance(value, ModuleType) or later.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
                         break
                     name, value = f"{name}.{later.argval}", getattr(value, later.argval, "no such name")
@@ -327,77 +286,79 @@ class _Walk:
             if self.strict:
                 raise self._unknown(f"the module {name!r}, which cannot be imported ({error})") from error
             return
-        wanted = []
+        attributes = []
         for step in steps[at + 1 :]:
             if step.opname == "IMPORT_FROM":
-                wanted.append(step.argval)
+                attributes.append(step.argval)
             elif not step.opname.startswith("STORE"):
                 break
-        yield from [(f"{name}.{w}", getattr(module, w, "no such name")) for w in wanted] or [(name, module)]
+        yield from [(f"{name}.{a}", getattr(module, a, "no such name")) for a in attributes] or [(name, module)]
 
     def _module(self, module: ModuleType) -> Any:
         name = module.__name__
         if name in store.sources():
             self.modules.add(name)
-        if not is_own(name):
+        if not is_user_code(name):
             return {"module": name, "version": _version(name)}
-        kept = {k: v for k, v in sorted(vars(module).items()) if not k.startswith("__") and not isinstance(v, ModuleType)}
-        return {"module": name, "holds": {k: self.named(f"{name}.{k}", v) for k, v in kept.items()}}
+        values = {k: v for k, v in sorted(vars(module).items()) if not k.startswith("__") and not isinstance(v, ModuleType)}
+        return {"module": name, "holds": {k: self.named(f"{name}.{k}", v) for k, v in values.items()}}
 
     def _class(self, cls: type) -> Any:
         name = f"{cls.__module__}.{cls.__qualname__}"
         if cls.__module__ in store.sources():
             self.modules.add(cls.__module__)
-        if not is_own(cls.__module__):
+        if not is_user_code(cls.__module__):
             return {"class": name, "version": _version(cls.__module__)}
-        made = dataclasses.is_dataclass(cls)
-        fields = [(f.name, f.default, f.default_factory, f.init, f.kw_only) for f in dataclasses.fields(cls)] if made else []
-        own = {
+        is_data = dataclasses.is_dataclass(cls)
+        fields = [(f.name, f.default, f.default_factory, f.init, f.kw_only) for f in dataclasses.fields(cls)] if is_data else []
+        attributes = {
             k: self.named(f"{cls.__qualname__}.{k}", v)
             for k, v in sorted(vars(cls).items())
             if k not in HOUSEKEEPING
-            and not isinstance(v, GetSetDescriptorType)
+            and not isinstance(v, GetSet)
             and type(v).__name__ != "member_descriptor"
-            and not (made and isinstance(v, FunctionType) and v.__code__.co_filename == "<string>")
+            and not (is_data and isinstance(v, FunctionType) and v.__code__.co_filename == "<string>")  # generated by dataclass
         }
         bases = [self.of(base) for base in cls.__bases__]
-        return {"class": cls.__qualname__, "bases": bases, "fields": self.of(fields), "holds": own}
+        return {"class": cls.__qualname__, "bases": bases, "fields": self.of(fields), "holds": attributes}
 
     # --- objects -------------------------------------------------------------------------------------------------
 
     def _object(self, value: Any) -> Any:
-        """An object by its class and what it holds: the fields of a dataclass, else what pickle would keep."""
+        """Describe an object by its class and its state: the fields of a dataclass, else the state that pickle would save."""
         cls = type(value)
         if dataclasses.is_dataclass(cls) and cls.__getstate__ is object.__getstate__:
             fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(cls)}
-            held = _held(cls, {**getattr(value, "__dict__", {}), **fields})
-            return {"object": self.of(cls), "holds": {k: self.named(f"{cls.__name__}.{k}", v) for k, v in held.items()}}
+            state = _without_cached(cls, {**getattr(value, "__dict__", {}), **fields})
+            return {"object": self.of(cls), "holds": {k: self.named(f"{cls.__name__}.{k}", v) for k, v in state.items()}}
         try:
             reduced = value.__reduce_ex__(2)
-        except Exception as error:  # whatever a class raises where it cannot be pickled
+        except Exception as error:  # a class that cannot be pickled may raise anything
             if self.strict:
                 raise self._unknown(f"{value!r}, a {cls.__name__}") from error
             return None
         if isinstance(reduced, str):
             return {"object": self.of(cls), "name": reduced}
         make, arguments, *more = reduced
-        state, *items = more or [None]
-        state = _held(cls, state) if isinstance(state, dict) else state
-        parts = [arguments, state, *(None if part is None else list(part) for part in items)]
+        pickled, *items = more or [None]
+        pickled = _without_cached(cls, pickled) if isinstance(pickled, dict) else pickled
+        parts = [arguments, pickled, *(None if part is None else list(part) for part in items)]
         return {"object": self.of(make), "holds": [self.named(cls.__name__, part) for part in parts]}
 
     def _unknown(self, what: str) -> UnknownIdentityError:
         where = " > ".join(self.where[-4:]) or "here"
-        return UnknownIdentityError(f"{where}: a key cannot be made of {what[:120]}: its values do not say what it does. {REMEDY}")
+        return UnknownIdentityError(
+            f"{where}: no key can be made for {what[:120]}: its behaviour cannot be known from its values. {REMEDY}"
+        )
 
 
-def _held(cls: type, state: Mapping[str, Any]) -> dict[str, Any]:
-    """What an object holds, without what it computed when first asked."""
+def _without_cached(cls: type, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object's state without the values of cached properties."""
     return {k: v for k, v in state.items() if not isinstance(getattr(cls, str(k), None), functools.cached_property)}
 
 
 def _numbers(value: Any) -> Any:
-    """Tensors, arrays and bytes by a hash."""
+    """Describe a tensor, an array or bytes by type, shape and a hash."""
     if isinstance(value, torch.Tensor):
         data = value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()
         about: list[Any] = ["tensor", str(value.dtype), list(value.shape)]
@@ -409,8 +370,8 @@ def _numbers(value: Any) -> Any:
     return [*about, hashlib.sha256(data).hexdigest()]
 
 
-def _reached(f: FunctionType) -> Any:
-    """What stands where a function says it is."""
+def _by_name(f: FunctionType) -> Any:
+    """Return the value under a function's qualified name in its module."""
     value: Any = sys.modules.get(f.__module__)
     for part in f.__qualname__.split("."):
         value = getattr(value, part, None)
@@ -420,15 +381,19 @@ def _reached(f: FunctionType) -> Any:
 def _content(cell: CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # filled later
+    except ValueError:  # not assigned yet
         return "nothing"
 
 
 def hash_of(values: torch.Tensor) -> str:
-    """Twelve hexadecimal digits of some numbers, for the words that tell interventions apart."""
+    """Return a hash of numbers, 12 hexadecimal digits, for the descriptions of interventions."""
     return hashlib.sha256(values.double().cpu().numpy().tobytes()).hexdigest()[:12]
 
 
-def exact(value: float, sign: str = "") -> str:
-    """A number with all its digits, whole ones without a point: kept results are told apart by it."""
+def format_exact(value: float, sign: str = "") -> str:
+    """Return a number with all its digits, whole numbers without a point. Keys of results contain it.
+
+    >>> format_exact(0.1), format_exact(2.0, "+")
+    ('0.1', '+2')
+    """
     return f"{float(value):{sign}}".removesuffix(".0")

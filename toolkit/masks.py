@@ -1,13 +1,13 @@
-"""Masking heads while a model runs: zero, mean and uniform ablation, everywhere or at the newest position only.
+"""Mask attention heads while a model runs: zero, mean or uniform ablation, at all positions or some.
 
-With z_h the output of head h at a position (before ``W_O``), w the weight of the scope there, times the edit's strength::
+With z_h the output of head h at a position (before ``W_O``), and w the scope's weight there times the edit's strength::
 
     zero     z_h <- (1 - w) z_h
-    mean     z_h <- (1 - w) z_h + w m_h       m_h its mean over reference positions
-    uniform  q_h <- (1 - w) q_h               query after norm and rotation: at w = 1 every key it sees weighs the same
+    mean     z_h <- (1 - w) z_h + w m_h       m_h: mean of z_h over reference positions
+    uniform  q_h <- (1 - w) q_h               q_h: query after norm and rotation; at w = 1 all visible keys get the same weight
 
-The three are different questions. ``uniform`` is what the code of arXiv 2404.15574 does ("masking"), in decode only: its prompt is
-processed with all heads. Ours default to neither: name the operation, and where it acts.
+The three answer different questions. The code of arXiv:2404.15574 ("masking") does ``uniform``, in decode only: it processes the prompt
+with all heads. Here neither the operation nor the scope has a default.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from toolkit.types import Moments, Plan
 
 Ablation = Literal["zero", "mean", "uniform"]
 ABLATIONS: tuple[str, ...] = get_args(Ablation)
-DECODE = Scope(newest=True)  # the prompt's last position and every later one: as published
+DECODE = Scope(newest=True)  # the prompt's last position and all later ones, as published
 
 
 @dataclass(frozen=True)
 class Masking:
-    """Heads masked while the model runs; made by :func:`masking`. An intervention: ``Condition(lm, (masking(...),))``."""
+    """An intervention that masks heads, made by :func:`masking`. Use it in ``Condition(lm, (masking(...),))``."""
 
     plan: Plan
     op: str
@@ -50,10 +50,10 @@ class Masking:
         return f"{self.op} ablation{means} of heads {chosen}, {self.during}"
 
     def __call__(self, lm: LM) -> AbstractContextManager[None]:
-        """Act on ``lm`` inside the context.
+        """Return a context manager in which the heads of ``lm`` are masked.
 
         Raises:
-            WrongModelError: plan or reference of other weights.
+            WrongModelError: the plan or the reference was made from other weights.
         """
         edits.check_plan(lm, self.plan)
         if self.reference is not None and self.reference.provenance.fingerprint != lm.fingerprint:
@@ -72,14 +72,14 @@ class Masking:
         with ExitStack() as stack:
             tracker = None if self.during.everywhere else stack.enter_context(phases.track(lm))
             if self.op == "uniform":
-                stack.enter_context(hooks.attending(lm.layout, self._uniform(strengths, tracker)))
+                stack.enter_context(hooks.wrap_attention(lm.layout, self._uniform(strengths, tracker)))
             else:
                 replaced = {Site("z", layer): self._replaced(strength, layer, tracker) for layer, strength in strengths.items()}
                 stack.enter_context(hooks.rewrite(lm.layout, replaced))
             yield
 
     def _weight(self, like: Tensor, strength: Tensor, tracker: phases.Tracker | None) -> Float[Tensor, "_ _ heads"]:
-        """Weight of each head at each position, ``[batch or 1, seq or 1, heads]``."""
+        """Return the weight of each head at each position, ``[batch or 1, seq or 1, heads]``."""
         strength = strength.to(like.device)[None, None]
         if tracker is None:
             return strength
@@ -112,35 +112,36 @@ class Masking:
 
 
 def _means(reference: Moments) -> Float[Tensor, "layers width"]:
-    """What each head's output is replaced by: the mean over all examples of all classes."""
+    """Return the mean of ``z`` over all examples of all classes."""
     return reference.sums["z"].sum(dim=0) / sum(reference.n)
 
 
 def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | None = None) -> Masking:
-    """Mask a plan's heads; its control is the same of ``edits.random_heads(plan, layout, seed=...)``.
+    """Return an intervention that masks a plan's heads. For its control, mask ``edits.random_heads(plan, layout, seed=...)``.
 
     Args:
-        plan: Heads and strengths, operation ``scale``; such as ``retrieval_heads.mask_plan(scores, count)``.
+        plan: Heads and strengths, with the operation ``scale``, such as ``retrieval_heads.mask_plan(scores, count)``.
         op: ``"zero"``, ``"mean"`` or ``"uniform"``.
-        during: ``"newest"`` in decode only (as published: the prompt is processed with all heads), ``"all"`` in prefill too; or
-            phases, or a :class:`~toolkit.phases.Scope`.
-        reference: Moments that hold ``z``: what ``mean`` puts in the heads' place, all classes together, each example weighing 1.
+        during: ``"newest"`` masks in decode only (as published), ``"all"`` in prefill too; or phases, or a
+            :class:`~toolkit.phases.Scope`.
+        reference: Moments with ``z``, needed by ``mean`` only. Heads are replaced by its mean over the examples of all classes.
 
     Raises:
-        ValueError: an unknown operation, a plan that projects out, or ``mean`` without a reference (and only ``mean`` takes one).
-        KeyError: ``z`` was not collected.
+        ValueError: the operation is unknown; an edit of the plan is not ``scale`` with a strength in [0, 1]; ``mean`` has no reference, or
+            another operation has one.
+        KeyError: the reference has no ``z``.
     """
     if op not in ABLATIONS:
         raise ValueError(f"op={op!r}: choose one of {', '.join(ABLATIONS)}.")
     if wrong := [e for e in plan.edits if e.op != "scale" or not 0 <= e.strength <= 1]:
-        raise ValueError(f"{wrong[0]} masks nothing: a mask needs op='scale' and a strength in [0, 1].")
+        raise ValueError(f"{wrong[0]} is not a mask: expected op='scale' and a strength in [0, 1].")
     if (op == "mean") != (reference is not None):
         raise ValueError(
-            f"op={op!r} with reference={'given' if reference else None}: 'mean', and only it, needs reference=moments."
+            f"op={op!r} with reference={'moments' if reference else None}: pass reference=moments with 'mean', and only with it."
         )
     if reference is not None:
         if "z" not in reference.sums:
-            raise KeyError(f"Site 'z' was not collected: the reference holds {', '.join(reference.sums)}.")
+            raise KeyError(f"Site 'z' was not collected: the reference has {', '.join(reference.sums)}.")
         if not sum(reference.n):
             raise ValueError("The reference holds no example: its mean is undefined.")
     return Masking(plan, op, Scope.parse(during), reference)

@@ -1,17 +1,17 @@
-"""Update-selective merging: part of what training changed is put back into the base model. DLER, arXiv:2510.15110.
+"""Update-selective merging: add the largest weight changes of a trained model to its base model. DLER, arXiv:2510.15110.
 
 Equation (over the entries of all weights):
 
     D = theta_trained - theta_base
     theta = theta_base + scale * D where |D| is among the largest ``keep`` of all entries, theta_base elsewhere
 
-with keep = 25 % and scale = 0.7 in the paper, where it gave back the accuracy that DLER had lost on an 8B model and kept most of
-its shortness.
+with keep = 25 % and scale = 0.7 in the paper. There the merged 8B model regained the accuracy that DLER training had lost, with responses
+almost as short.
 
-Deviations: whether "the largest 25 %" is within each tensor or over all of them was not found: ``scope`` (``assumed_scope``).
-Entries that tie with the last one kept are kept too.
+Deviations: the paper does not say whether "the largest 25 %" is per tensor or over all tensors; see ``scope`` (``assumed_scope``).
+All entries that tie at the threshold are kept.
 
-Cost: one copy of the weights; the threshold is found by counting, exactly, without sorting or holding all entries at once.
+Cost: one copy of the weights. The threshold is exact; it is found by counting, without sorting or having all entries in memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ assumed_scope = "tensor"  # ours
 
 
 class DifferentModelsError(ValueError):
-    """Two models do not have the same weights by name and shape."""
+    """Two models differ in the names or shapes of their weights."""
 
 
 @torch.no_grad()
@@ -46,64 +46,67 @@ def selective_merge(
     scope: str = assumed_scope,
     dtype: torch.dtype = torch.float32,
 ) -> LM:
-    """The base model with the largest of the trained model's changes, scaled; a new model.
+    """Return a new model: the base model plus the largest changes of the trained model, scaled.
 
-    Differences and sums are taken in fp32. ``keep=1, scale=1`` is the trained model, ``scale=0`` is the base, up to their number type.
+    Differences and sums are taken in fp32. ``keep=1, scale=1`` gives the trained model and ``scale=0`` the base, up to their number type.
 
     Args:
-        keep: Share of entries whose change is kept.
-        scale: Factor on the changes kept.
-        scope: ``"tensor"``: the share of each weight tensor; ``"global"``: of all of them together.
-        dtype: Number type of the new model. A narrower one than fp32 rounds part of the changes away; the model's name says how much.
+        keep: Share of entries whose change is added.
+        scale: Factor on these changes.
+        scope: ``"tensor"`` takes the share of each weight tensor, ``"global"`` of all weights together.
+        dtype: Number type of the new model. A type narrower than fp32 rounds part of the changes away; the model's name says how much.
 
     Raises:
-        DifferentModelsError: the models differ in weights by name or shape.
-        ValueError: keep outside (0, 1], an unknown scope, or a weight that is not finite.
+        DifferentModelsError: the models differ in the names or shapes of their weights.
+        ValueError: ``keep`` is outside (0, 1], ``scope`` is unknown, or a weight is not finite.
     """
     if not 0 < keep <= 1 or scope not in SCOPES:
-        raise ValueError(f"keep={keep}, scope={scope!r}: need 0 < keep <= 1 and a scope of {' or '.join(SCOPES)}.")
-    ours, theirs = dict(base.model.named_parameters()), dict(trained.model.named_parameters())
-    check_same(ours, theirs)
+        raise ValueError(f"keep={keep}, scope={scope!r}: need 0 < keep <= 1, and scope {' or '.join(map(repr, SCOPES))}.")
+    before, after = dict(base.model.named_parameters()), dict(trained.model.named_parameters())
+    check_same(before, after)
 
     def change(name: str) -> Tensor:
-        found = theirs[name].to(ours[name].device).float() - ours[name].float()
-        if not torch.isfinite(found).all():
+        delta = after[name].to(before[name].device).float() - before[name].float()
+        if not torch.isfinite(delta).all():
             raise ValueError(f"The change of {name} is not finite: one of the models has a weight that is NaN or infinite.")
-        return found
+        return delta
 
-    def least(names: Sequence[str]) -> float:
+    def smallest_kept(names: Sequence[str]) -> float:
         return threshold(lambda: map(change, names), keep)
 
-    shared = least(list(ours)) if scope == "global" else 0.0
+    shared = smallest_kept(list(before)) if scope == "global" else 0.0
     merged = lms.as_type(copy.deepcopy(base.model), torch.float32)
     for name, weight in merged.named_parameters():
         delta = change(name)
-        kept = delta.abs() >= (shared if scope == "global" else least([name]))
-        weight[kept] = ours[name][kept].float() + scale * delta[kept]
-    what = f"{scale:g} x the largest {keep:.0%} ({scope}) of what {trained.name} changed"
+        kept = delta.abs() >= (shared if scope == "global" else smallest_kept([name]))
+        weight[kept] = before[name][kept].float() + scale * delta[kept]
+    note = f"{scale:g} x the largest {keep:.0%} ({scope}) of the changes of {trained.name}"
     if dtype != torch.float32:
-        what += f"; {rounding(ours, dict(merged.named_parameters()), dtype)}"
-    return lms.child(base, lms.as_type(merged, dtype), f"{base.name} + {what}", made_from=trained.made_from)
+        note += f"; {rounding(before, dict(merged.named_parameters()), dtype)}"
+    return lms.child(base, lms.as_type(merged, dtype), f"{base.name} + {note}", made_from=trained.made_from)
 
 
-def check_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    """Raise DifferentModelsError unless two models have the same weights by name and shape."""
-    shapes = [{name: tuple(w.shape) for name, w in weights.items()} for weights in (ours, theirs)]
+def check_same(base: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
+    """Raise DifferentModelsError unless the weights of two models have the same names and shapes."""
+    shapes = [{name: tuple(w.shape) for name, w in weights.items()} for weights in (base, trained)]
     if different := sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)):
         first = different[0]
         raise DifferentModelsError(
             f"{len(different)} weights differ in name or shape, e.g. {first}: {shapes[0].get(first, 'none')} in the base, "
-            f"{shapes[1].get(first, 'none')} in the trained model. Merge a model with one trained from it."
+            f"{shapes[1].get(first, 'none')} in the trained model. Give a model and its base."
         )
 
 
 def threshold(changes: Callable[[], Iterable[Tensor]], keep: float) -> float:
-    """The k-th largest |entry| over some fp32 tensors, k = ``round(keep * entries)`` and at least 1.
+    """Return the k-th largest ``|entry|`` over fp32 tensors, with k = ``round(keep * entries)``, at least 1.
 
-    Non-negative floats order like their bit patterns, so two counts of 16 bits each find it exactly.
+    Non-negative floats have the order of their bit patterns. So two histograms, of the upper and the lower 16 bits, give the exact value.
 
     Args:
-        changes: Goes through the tensors; called twice.
+        changes: Returns an iterator over the tensors; called twice.
+
+    >>> threshold(lambda: [torch.tensor([0.1, -0.4]), torch.tensor([0.3, 0.2])], 0.5)  # the second largest of four
+    0.30000001192092896
     """
     upper = torch.zeros(2**15, dtype=torch.int64)
     for delta in changes():
@@ -123,6 +126,6 @@ def _bits(delta: Tensor) -> Tensor:
 
 
 def _bin_of(counts: Tensor, k: int) -> int:
-    """The bin of the k-th entry from the top."""
+    """Return the histogram bin of the k-th largest entry."""
     from_top = counts.flip(0).cumsum(0)
     return len(counts) - 1 - int((from_top < k).sum())

@@ -1,10 +1,10 @@
-"""Records of the problems that something was made from. They travel in its provenance, so that nothing is judged on them unawares.
+"""Records of the problems that a direction, plan or model was made from; judging it on the same problems is then an error.
 
-A record is a plain mapping: ``task``, ``split``, ``seed``, ``rollouts`` (as text, if only a part of a run was used) and
-``problem_ids``, sorted hashes of 8 bytes. What is not known is left out.
+A record is a plain mapping in a value's provenance. Its fields are ``task``, ``split``, ``seed``, ``rollouts`` (text, if only part of a
+run was used) and ``problem_ids`` (sorted hashes of 8 bytes). Unknown fields are left out.
 
-Problems are compared by id: an id stands for its question, in every file. A problem of a file that gives none is named by a hash of its
-messages, so that only the same question has the same id.
+Problems are compared by id, so an id must mean the same question in every file. A problem without an id gets a hash of its messages as
+its id: equal ids then mean equal questions.
 """
 
 from __future__ import annotations
@@ -16,62 +16,70 @@ from typing import Any
 KEYS = ("task", "split", "seed", "rollouts", "problem_ids")
 Record = Mapping[str, Any]
 HINT: Any = {"problem_ids": list[str]}
-"""What a record holds at least, by type."""
+"""Type hint of a record: the one field that it must have."""
 
 
 def digest(text: str) -> str:
-    """Return sixteen hexadecimal digits (8 bytes of SHA-256) that stand for a text, the same on every machine."""
+    """Return a hash of a text as 16 hexadecimal digits: the first 8 bytes of its SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check(notes: Mapping[str, Any]) -> None:
-    """Raise ValueError if the problems that notes name are no list of hashes."""
+    """Raise ValueError unless ``problem_ids`` in the notes, if there, is a list of text."""
     ids = notes.get("problem_ids", [])
     if not isinstance(ids, list | tuple) or not all(isinstance(i, str) for i in ids):
-        raise ValueError(f"notes.problem_ids is {str(ids)[:60]!r}, expected a list of hashes.")
+        raise ValueError(f"notes.problem_ids is {str(ids)[:60]!r}, expected a list of hashes (text).")
 
 
-def record(problem_ids: Iterable[str], **known: Any) -> dict[str, Any]:
-    """A record of these problems; what is ``None`` is left out."""
+def record(problem_ids: Iterable[str], **fields: Any) -> dict[str, Any]:
+    """Return the record of some problems.
+
+    Args:
+        fields: ``task``, ``split``, ``seed``, ``rollouts``; those that are ``None`` are left out.
+    """
     ids = sorted({digest(i) for i in problem_ids})
-    return {**{k: v for k, v in known.items() if v is not None}, "problem_ids": ids}
+    return {**{k: v for k, v in fields.items() if v is not None}, "problem_ids": ids}
 
 
-def of(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """The record in the notes of a provenance; empty if it names no problems."""
+def record_in(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record in the notes of a provenance; empty if they name no problems."""
     return {k: notes[k] for k in KEYS if k in notes} if notes.get("problem_ids") else {}
 
 
-def joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Notes of a sum of two things: the problems of both, and what else both agree on."""
+def join_notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the notes of a sum of two values: the problems of both, and all other notes that are equal in both."""
     same = {k: v for k, v in first.items() if k in second and second[k] == v}
     ids = sorted({*first.get("problem_ids", ()), *second.get("problem_ids", ())})
     return {**same, "problem_ids": ids} if ids else same
 
 
 def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
-    """Records in order, each once, without empty ones."""
-    kept: list[Record] = []
+    """Return the records in order, without duplicates and empty ones."""
+    unique: list[Record] = []
     for one in records:
-        if one and one not in kept:
-            kept.append(one)
-    return tuple(kept)
+        if one and one not in unique:
+            unique.append(one)
+    return tuple(unique)
 
 
-def shared(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
-    """The problems, by id, that one of the records names."""
+def overlap(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
+    """Return those of ``problem_ids`` that appear in any of the records."""
     made_from = {i for one in records for i in one.get("problem_ids", ())}
     return [i for i in problem_ids if digest(i) in made_from] if made_from else []
 
 
-def words(one: Record) -> str:
-    """A record in words: ``100 problems of arithmetic (train, seed 0)``."""
+def describe(one: Record) -> str:
+    """Return a record in words.
+
+    >>> describe(record(["a", "b"], task="arithmetic", split="train", seed=0))
+    '2 problems of arithmetic (train, seed 0)'
+    """
     count = len(one.get("problem_ids", ()))
-    named = f"{count} problem{'s' * (count != 1)}" + (f" of {str(one['task']).rpartition('/')[2]}" if "task" in one else "")
-    inside = [form.format(one[key]) for key, form in (("split", "{}"), ("seed", "seed {}"), ("rollouts", "{}")) if key in one]
-    return named + (f" ({', '.join(inside)})" if inside else "")
+    problems = f"{count} problem{'s' * (count != 1)}" + (f" of {str(one['task']).rpartition('/')[2]}" if "task" in one else "")
+    details = [form.format(one[key]) for key, form in (("split", "{}"), ("seed", "seed {}"), ("rollouts", "{}")) if key in one]
+    return problems + (f" ({', '.join(details)})" if details else "")
 
 
-def all_words(records: Sequence[Record]) -> str:
-    """Several records in words, each once."""
-    return " and ".join(dict.fromkeys(words(one) for one in records))
+def describe_all(records: Sequence[Record]) -> str:
+    """Return several records in words, without duplicates, joined by "and"."""
+    return " and ".join(dict.fromkeys(describe(one) for one in records))

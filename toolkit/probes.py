@@ -1,10 +1,10 @@
-"""Probes: how much about thinking length can be read off each layer, linearly.
+"""Linear probes: how well each layer predicts thinking length.
 
-Every score is of problems that the probe has not seen (cross-validation by problem: rollouts of one problem share its wording and
-its difficulty, so a probe that had seen some would know the others), and stands beside the same probe trained and judged on
-shuffled labels. Score minus control is the *selectivity*: what the states tell, beyond what the probe can make up.
+Probes are scored on problems that they were not fitted on. Cross-validation is by problem, since rollouts of one problem share its wording
+and difficulty. Beside every score is a control: the same probe, fitted to and scored on shuffled labels. Score minus control is the
+*selectivity*: the information in the states beyond what the probe can memorise.
 
-A probe finds what can be read, not what is used: whether a direction acts is for steering and its controls to say.
+A probe shows which information is present, not whether the model uses it: for that, steer and compare with controls.
 Probes per head follow Inference-Time Intervention (Li et al., arXiv:2306.03341), with groups and controls added (ours).
 """
 
@@ -34,18 +34,18 @@ TOKEN_METRICS: Mapping[str, Metric] = {"r2": stats.r_squared, "spearman": stats.
 
 
 class TooFewProblemsError(ValueError):
-    """Not enough problems to hold some of them out."""
+    """There are too few problems for cross-validation."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a probe is judged; all numbers are ours.
+    """Settings of the cross-validation of probes; all numbers are ours.
 
     Attributes:
-        folds: Parts that the problems are cut into; each is predicted by a probe fitted on the others.
-        penalty: L2 penalty per example on standardised features; fixed, so no score is chosen by looking at it.
+        folds: Number of parts of the problems; each is predicted by a probe fitted to the others.
+        penalty: L2 penalty per example on standardised features. It is fixed, not tuned on the scores.
         seed: Seed of the folds, the shuffled labels and the bootstrap.
-        times: Bootstrap resamples of problems behind each interval (predictions are resampled, probes are not refitted).
+        times: Number of bootstrap resamples of problems for each interval. Predictions are resampled; probes are not refitted.
     """
 
     folds: int = 5
@@ -55,28 +55,29 @@ class Protocol:
 
 
 def classify(states: States, label: str = SHORT, *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """How well a logistic probe at each layer tells rows of a class from all other rows.
+    """Return how well a logistic probe at each layer separates rows of a class from all other rows.
 
-    ``auc`` and ``accuracy`` (balanced: chance is 0.5 for both) with 95 % intervals over problems, next to the shuffled control.
-    Columns: ``layer, metric, mean, low, high, control, selectivity, selectivity_low, selectivity_high``.
+    The metrics are ``auc`` and ``accuracy`` (balanced; chance is 0.5 for both), with 95 % intervals over problems and the shuffled
+    control. Columns: ``layer, metric, mean, low, high, control, selectivity, selectivity_low, selectivity_high``.
 
     Raises:
-        TooFewProblemsError: fewer problems with the class, or with another, than folds.
+        TooFewProblemsError: fewer problems have rows of the class, or rows of others, than there are folds.
     """
     return _by_layer(states, _is(states, label, protocol), logistic_model, CLASS_METRICS, protocol)
 
 
 def regress(states: States, target: str = "remaining", *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """How well a ridge probe at each layer predicts ``log1p`` of a number of tokens, of rows where it is known.
+    """Return how well a ridge probe at each layer predicts ``log1p`` of a number of tokens. Rows without that number are left out.
 
-    ``r2`` (of the logarithm) and ``spearman`` with 95 % intervals over problems, next to the shuffled control; columns as in
-    :func:`classify`. A position alone says something about what remains: compare with :func:`position_only`.
+    The metrics are ``r2`` (of the logarithm) and ``spearman``, with 95 % intervals over problems and the shuffled control; columns as in
+    :func:`classify`. The position alone already predicts the remaining tokens to some degree: compare with :func:`position_only`.
 
     Args:
-        target: ``"remaining"`` (states of single positions) or ``"think_tokens"``.
+        target: ``"remaining"`` (needs states of single positions) or ``"think_tokens"``.
 
     Raises:
-        TooFewProblemsError: fewer problems than folds.
+        KeyError: the states have no such column.
+        TooFewProblemsError: there are fewer problems than folds.
     """
     if target not in states.rows:
         raise KeyError(f"These states have no column {target!r}: they have {', '.join(states.rows)}. Collect them with each=True.")
@@ -84,27 +85,30 @@ def regress(states: States, target: str = "remaining", *, protocol: Protocol = P
     if (problems := states.rows["problem_id"].nunique()) < protocol.folds:
         raise TooFewProblemsError(
             f"{target!r} is known for rows of {problems} problems, too few for {protocol.folds} folds: "
-            "collect states of more problems, or cut fewer folds."
+            "collect states of more problems, or use fewer folds."
         )
     return _by_layer(states, np.log1p(states.rows[target].to_numpy(float)), ridge_model, TOKEN_METRICS, protocol)
 
 
 def position_only(states: States, target: str = "remaining", *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """:func:`regress` from the position in the think span (and its logarithm) instead of states: the score to beat (ours)."""
+    """Return :func:`regress` on the position in the think span (and its logarithm) instead of the states: the baseline (ours)."""
     at = torch.tensor(states.rows["position"].to_numpy(np.float32))
     features = torch.stack([at, at.log1p()], dim=-1)[:, None]
     return regress(replace(states, values=features), target, protocol=protocol).drop(columns="layer")
 
 
-def heads(states: States, n_heads: int, label: str = SHORT, *, protocol: Protocol = Protocol()) -> tuple[HeadScores, HeadScores]:
-    """Balanced accuracy of a logistic probe on each head's output, and the same with shuffled labels (the control).
+def classify_heads(
+    states: States, n_heads: int, label: str = SHORT, *, protocol: Protocol = Protocol()
+) -> tuple[HeadScores, HeadScores]:
+    """Return the balanced accuracy of a logistic probe on each head's output, and that of its control with shuffled labels.
 
     Args:
-        states: Of site ``"z"``.
-        n_heads: Heads of a layer: ``lm.layout.n_heads``.
+        states: States of kind ``"z"``.
+        n_heads: Number of heads per layer: ``lm.layout.n_heads``.
 
     Raises:
-        TooFewProblemsError: fewer problems with the class, or with another, than folds.
+        ValueError: the states are not of kind ``"z"``, or their width is not a multiple of ``n_heads``.
+        TooFewProblemsError: fewer problems have rows of the class, or rows of others, than there are folds.
     """
     rows, layers, width = states.values.shape
     if states.kind != "z" or width % n_heads:
@@ -124,23 +128,28 @@ def heads(states: States, n_heads: int, label: str = SHORT, *, protocol: Protoco
 def out_of_fold(
     x: np.ndarray, y: np.ndarray, problems: np.ndarray, model: Callable[[int, float], Any], protocol: Protocol
 ) -> np.ndarray:
-    """Each row's prediction by a probe that saw no row of its problem: a margin if ``y`` is boolean, else the value itself.
+    """Return each row's prediction by a probe that was fitted without its problem: a margin if ``y`` is boolean, else a value.
 
     Args:
         x: ``[rows, features]``.
-        model: ``(examples, penalty)`` -> an unfitted scikit-learn estimator.
+        y: Labels (boolean) or values, one per row.
+        problems: Problem of each row.
+        model: Function from (number of examples, penalty) to an unfitted scikit-learn estimator.
+
+    Raises:
+        TooFewProblemsError: all rows of a class are in a single fold.
     """
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     is_class = y.dtype == bool
     splitter = (StratifiedGroupKFold if is_class else GroupKFold)(protocol.folds, shuffle=True, random_state=protocol.seed)
-    found = np.full(len(y), np.nan)
-    for seen, held_out in splitter.split(x, y, problems):
-        if is_class and len(np.unique(y[seen])) < 2:
-            raise TooFewProblemsError("One class is in a single fold only: collect states of more problems, or cut fewer folds.")
-        fitted = model(len(seen), protocol.penalty).fit(x[seen], y[seen])
-        found[held_out] = fitted.decision_function(x[held_out]) if is_class else fitted.predict(x[held_out])
-    return found
+    predictions = np.full(len(y), np.nan)
+    for train, held_out in splitter.split(x, y, problems):
+        if is_class and len(np.unique(y[train])) < 2:
+            raise TooFewProblemsError("One class is in a single fold only: collect states of more problems, or use fewer folds.")
+        fitted = model(len(train), protocol.penalty).fit(x[train], y[train])
+        predictions[held_out] = fitted.decision_function(x[held_out]) if is_class else fitted.predict(x[held_out])
+    return predictions
 
 
 def _by_layer(
@@ -150,12 +159,12 @@ def _by_layer(
     noise = _shuffled(y, groups, protocol.seed)
     for layer in range(states.values.shape[1]):
         x = states.values[:, layer].numpy()
-        told, made_up = (out_of_fold(x, target, problems, model, protocol) for target in (y, noise))
+        predicted, predicted_noise = (out_of_fold(x, target, problems, model, protocol) for target in (y, noise))
         for name, metric in metrics.items():
-            own, control = _resampled(metric, y, told, groups), _resampled(metric, noise, made_up, groups)
+            real, control = _resampled(metric, y, predicted, groups), _resampled(metric, noise, predicted_noise, groups)
             score, chance, gap = (
                 stats.bootstrap(statistic, len(groups), seed=protocol.seed, times=protocol.times)
-                for statistic in (own, control, stats.difference(own, control))
+                for statistic in (real, control, stats.difference(real, control))
             )
             rows.append((layer, name, score.mean, score.low, score.high, chance.mean, gap.mean, gap.low, gap.high))
     columns = "layer metric mean low high control selectivity selectivity_low selectivity_high"
@@ -169,24 +178,28 @@ def _is(states: States, label: str, protocol: Protocol) -> np.ndarray:
     if min(inside, outside) < protocol.folds:
         raise TooFewProblemsError(
             f"{inside} problems have rows of class {label!r} and {outside} have others, too few for {protocol.folds} folds: "
-            "collect states of more problems, widen the class, or cut fewer folds."
+            "collect states of more problems, widen the class, or use fewer folds."
         )
     return truth
 
 
 def _shuffled(y: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """Labels of another problem, in random order: what rows of one problem share, they still share, so a probe that knows
-    problems apart gains nothing here that it would not gain from the true labels."""
-    rng, found = np.random.default_rng(seed), np.empty_like(y)
-    for own, donor in zip(groups, rng.permutation(len(groups)), strict=True):
-        found[own] = np.resize(rng.permutation(y[groups[donor]]), len(own))
-    return found
+    """Give each problem the labels of another problem, in random order.
+
+    Rows of one problem still have similar labels. So a probe that merely recognises problems gains as much here as with true labels.
+    """
+    rng, shuffled = np.random.default_rng(seed), np.empty_like(y)
+    for rows, donor in zip(groups, rng.permutation(len(groups)), strict=True):
+        shuffled[rows] = np.resize(rng.permutation(y[groups[donor]]), len(rows))
+    return shuffled
 
 
-def _resampled(metric: Metric, y: np.ndarray, told: np.ndarray, groups: Sequence[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+def _resampled(metric: Metric, y: np.ndarray, predicted: np.ndarray, groups: Sequence[np.ndarray]) -> stats.Statistic:
+    """Return the statistic of problems that is a metric over all their rows."""
+
     def statistic(index: np.ndarray) -> np.ndarray:
         drawn = (np.concatenate([groups[i] for i in row]) for row in index)
-        return np.array([metric(y[rows], told[rows]) for rows in drawn])
+        return np.array([metric(y[rows], predicted[rows]) for rows in drawn])
 
     return statistic
 

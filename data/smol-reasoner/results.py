@@ -68,7 +68,7 @@ def measure(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, 
     """Measure every dose-response and condition that has no result yet; several processes share the work."""
     for name in SWEEPS:
         file = dose_file(ground, name, problems)
-        with store.claimed(file) as mine:
+        with store.locked(file) as mine:
             if mine and not file.exists():
                 response = dose_response(ground, name, problems)
                 trends = {d: doses.monotonicity(response, d) for d in (name, doses.RANDOM)}
@@ -270,7 +270,7 @@ def main() -> None:
     specs, sizes = boards.read_conditions(HERE / "board.py")
     sizes = replace(sizes, seeds=args.seeds or sizes.seeds)
     again = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    helpers = [] if args.helper else [processes.helper(again, [*sys.argv, "--helper"]) for _ in range(args.jobs - 1)]
+    helpers = [] if args.helper else [processes.start_helper(again, [*sys.argv, "--helper"]) for _ in range(args.jobs - 1)]
     ground = boards.Ground(lms.load(lms.SMOL_REASONER, dtype=torch.bfloat16), sizes, args.work, print)
     measure(ground, boards.select_conditions(specs), args.problems, wait=not args.helper)
     if args.helper:

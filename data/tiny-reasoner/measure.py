@@ -114,7 +114,7 @@ def shortest(rollouts: list[Rollout], by_id) -> dict[str, str]:
     hard = [(r.correct, r.think_tokens) for r in rollouts if by_id[r.problem_id].meta["difficulty"] >= 4]
     correct, tokens = np.array(hard, dtype=float).T
     cut = len(hard) // 5
-    short = float(stats.smallest(correct, tokens, cut))
+    short = float(stats.mean_of_smallest(correct, tokens, cut))
     groups = {"the shortest 20 %": short, "the rest": (correct.sum() - cut * short) / (len(hard) - cut)}
     return {f"accuracy on 4+ operands, {name}": f"{accuracy:.3f}" for name, accuracy in groups.items()}
 

@@ -12,7 +12,7 @@ import torch
 from clock import DEVICE, OUT, QUICK, Row, apart, median, profile, ratio, start, turns, write
 from models import MIDDLE, middle, middle_path, traces
 
-from toolkit import bridges, collect
+from toolkit import bridges, collect, generate
 from toolkit.collect import MLP, Positions
 from toolkit.lm import LM
 from toolkit.types import Rollout
@@ -40,7 +40,7 @@ def raw(lm: LM, batches: list[list[Rollout]], mean: bool) -> torch.Tensor:
     """Forward hooks on the blocks, nothing else."""
     found: dict[int, list[torch.Tensor]] = {layer: [] for layer in range(lm.layout.n_layers)}
     for batch in batches:
-        ids = collect.padded([r.token_ids for r in batch], lm)
+        ids = collect.pad_right([r.token_ids for r in batch], lm)
 
         def hook(layer: int, batch=batch):
             return lambda module, args, out: found[layer].append(
@@ -63,7 +63,7 @@ def transformer_lens(bridge, lm: LM, batches: list[list[Rollout]], mean: bool) -
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(lm.layout.n_layers)]
     rows = []
     for batch in batches:
-        ids = collect.padded([r.token_ids for r in batch], lm)
+        ids = collect.pad_right([r.token_ids for r in batch], lm)
         _, cache = bridge.run_with_cache(ids, names_filter=lambda name: name in names, return_type=None)
         rows.append(torch.stack([taken(cache[name], batch, mean) for name in names], dim=1).cpu())
     return torch.cat(rows)
@@ -72,7 +72,7 @@ def transformer_lens(bridge, lm: LM, batches: list[list[Rollout]], mean: bool) -
 def nnsight(model, lm: LM, batches: list[list[Rollout]], mean: bool) -> torch.Tensor:
     rows = []
     for batch in batches:
-        ids = collect.padded([r.token_ids for r in batch], lm)
+        ids = collect.pad_right([r.token_ids for r in batch], lm)
         with torch.no_grad(), model.trace({"input_ids": ids}):
             kept = []
             for block in model.model.layers:
@@ -90,7 +90,7 @@ def main() -> None:
     bridge, sight = bridges.to_transformer_lens(lm), bridges.to_nnsight(lm)
     theirs = chunks(found)
     same = list(
-        collect.batches(sorted(found, key=lambda r: len(r.token_ids)), lambda r: len(r.token_ids), collect.batch_tokens(lm))
+        generate.batches(sorted(found, key=lambda r: len(r.token_ids)), lambda r: len(r.token_ids), collect.batch_tokens(lm))
     )
     order = {id(r): i for i, r in enumerate(found)}
     back = torch.tensor([order[id(r)] for batch in theirs for r in batch])

@@ -36,7 +36,7 @@ def rows_of(name: str, lm: LM) -> list[Row]:
         with torch.inference_mode():
             far = (again.model(ids).logits - expected).abs().max().item()
         assert far < 1e-3, far
-        size = sum(f.stat().st_size for f in vectors.adapter(lm, plan, next(places)).rglob("*") if f.is_file())
+        size = sum(f.stat().st_size for f in vectors.save_adapter(lm, plan, next(places)).rglob("*") if f.is_file())
         weights = sum(f.stat().st_size for f in Path(folder).rglob("adapter*.safetensors"))
 
         def ours() -> None:

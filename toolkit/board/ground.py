@@ -201,7 +201,7 @@ class Ground:
         problems = self.study.load("train", self.lm)
         depends = [identity.of_problems(problems), self.study.sampling.identity]
         where = self._place("extraction", depends, "toolkit.jobs.study", self.study.task)
-        with store.claimed(where, wait=True):  # one process of a board samples, the others read its rollouts
+        with store.locked(where, wait=True):  # one process of a board samples, the others read its rollouts
             return rollouts(self.lm, problems, self.study.sampling, out=where)
 
     def _place(self, kind: str, depends: Any, module: str, task: str) -> Path:
@@ -257,7 +257,7 @@ class Ground:
         """Measure the retrieval metrics of every head on haystacks of the dev split."""
         search = self.search()
         where = self._place("haystacks", asdict(search), "toolkit.tasks.haystack", search.task)
-        with store.claimed(where, wait=True):
+        with store.locked(where, wait=True):
             return retrieval.measure_retrieval(self.lm, search, out=where)
 
     def train(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:

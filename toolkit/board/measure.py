@@ -119,7 +119,7 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
         "model": condition.lm.name,
         "fingerprint": condition.lm.fingerprint,
         "parent": condition.lm.parent,
-        "interventions": identity.acts(condition),
+        "interventions": identity.describe_interventions(condition),
         "tokens": int(rows["response_tokens"].sum()),
         "seconds": round(seconds, 2) if uninterrupted else None,  # the time of a stopped process is unknown
         "parameters_changed": _changed(ground.lm, condition.lm),

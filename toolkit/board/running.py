@@ -53,7 +53,7 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
             worked = False
             for i in open_:
                 spec, seed = todo[i]
-                with store.claimed(places[i].with_suffix(".claim")) as mine:
+                with store.locked(places[i].with_suffix(".claim")) as mine:
                     if mine and not is_measured(places[i]):
                         bar.set_postfix_str(f"{spec.name}, seed {seed}")
                         references = references or measure_references(ground)

@@ -131,7 +131,7 @@ def read_conditions(path: str | Path) -> tuple[list[Spec], Sizes | None]:
             :class:`Sizes`.
     """
     try:
-        defined = runpy.run_path(str(store.existing(path)))
+        defined = runpy.run_path(str(store.existing_file(path)))
     except SyntaxError as error:
         raise ValueError(
             f"{path}, line {error.lineno}: not Python: {error.msg}. Copy toolkit/board/default.py and change the copy."
@@ -234,10 +234,10 @@ def _edited(
 def _adapted(ground: Ground, plan: Any) -> LM:
     code = store.modules_of("toolkit.vectors.weights")
     folder = ground.out / "adapters" / store.Basis([ground.lm.fingerprint, identity.of(plan).body], code).key
-    with store.claimed(folder, wait=True):
+    with store.locked(folder, wait=True):
         if not store.is_whole(folder):
-            vectors.adapter(ground.lm, plan, folder)
-    model = shipped.merged(copy.deepcopy(ground.lm.model), folder, ground.lm.model.dtype)
+            vectors.save_adapter(ground.lm, plan, folder)
+    model = shipped.merge(copy.deepcopy(ground.lm.model), folder, ground.lm.model.dtype)
     return lms.child(ground.lm, model, f"{ground.lm.name} + adapter of {plan.name}", made_from=edits.plan_origins(plan))
 
 
@@ -299,7 +299,7 @@ def _masked(ground: Ground, seed: int, *, count: int, control: bool) -> Conditio
 
 def with_rule(name: str, rule: Rule, paper: str = "") -> Spec:
     """Return the base model with a decoding rule that replaces sampled tokens, such as ``baselines.Budget(20)``."""
-    return _spec(name, "decode", _with_rule, {"rule": rule}, paper=paper, note=identity.in_words(rule))
+    return _spec(name, "decode", _with_rule, {"rule": rule}, paper=paper, note=identity.describe(rule))
 
 
 def _with_rule(ground: Ground, seed: int, *, rule: Rule) -> Condition:
@@ -308,7 +308,7 @@ def _with_rule(ground: Ground, seed: int, *, rule: Rule) -> Condition:
 
 def with_intervention(name: str, act: Intervention, family: str = "decode", paper: str = "") -> Spec:
     """Return the base model with an intervention that needs nothing from the ground, such as ``baselines.Suppress(("w",))``."""
-    return _spec(name, family, _with_intervention, {"act": act}, paper=paper, note=identity.in_words(act))
+    return _spec(name, family, _with_intervention, {"act": act}, paper=paper, note=identity.describe(act))
 
 
 def _with_intervention(ground: Ground, seed: int, *, act: Intervention) -> Condition:
@@ -317,7 +317,7 @@ def _with_intervention(ground: Ground, seed: int, *, act: Intervention) -> Condi
 
 def prompted(name: str, ask: Ask, paper: str = "") -> Spec:
     """Return the base model with a change of the prompt, such as ``baselines.Instruction("quick")``."""
-    return _spec(name, "prompt", _prompted, {"ask": ask}, paper=paper, note=identity.in_words(ask))
+    return _spec(name, "prompt", _prompted, {"ask": ask}, paper=paper, note=identity.describe(ask))
 
 
 def _prompted(ground: Ground, seed: int, *, ask: Ask) -> Condition:

@@ -130,4 +130,4 @@ def board(
 
 def _helper() -> subprocess.Popen[bytes]:
     """Start this command again as a process that only measures, and that ends when this one ends."""
-    return processes.helper("from toolkit.cli import main; main()", [*sys.argv[1:], WORKER])
+    return processes.start_helper("from toolkit.cli import main; main()", [*sys.argv[1:], WORKER])

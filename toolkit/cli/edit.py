@@ -185,11 +185,11 @@ def _write_adapter(lm: LM, finding: Finding, directory: Path, work: Path) -> Non
     from toolkit import store, vectors
 
     if not directory.is_dir() or not any(directory.iterdir()):
-        vectors.adapter(lm, finding.plan, directory)
+        vectors.save_adapter(lm, finding.plan, directory)
         return
     name = "adapter_model.safetensors"
     store.remove(work / "adapter")
-    made = store.read_tensors(vectors.adapter(lm, finding.plan, work / "adapter") / name)
+    made = store.read_tensors(vectors.save_adapter(lm, finding.plan, work / "adapter") / name)
     store.remove(work / "adapter")
     there = store.read_tensors(directory / name) if (directory / name).is_file() else ({}, {})
     if made[1] != there[1] or made[0].keys() != there[0].keys() or any(not v.equal(there[0][k]) for k, v in made[0].items()):
@@ -297,7 +297,7 @@ def direction(
     if as_json:
         print_json({"out": str(out_file), "layers": table.reset_index().to_dict("records"), "provenance": v.provenance})
         return
-    made_from = f"{v.n_pos} long, {v.n_neg} short, of {origins.words(v.provenance.notes)}"
+    made_from = f"{v.n_pos} long, {v.n_neg} short, of {origins.describe(v.provenance.notes)}"
     show(table.round(3), f"{v.estimator} at {v.kind} over {v.positions}: {made_from}; saved to {out_file}")
 
 

@@ -61,7 +61,7 @@ def train_policy(
         evaluate=Sampling(n=4, max_new_tokens=max(200, recipe.max_tokens)), overrides=dict(plan.overrides),
     )  # fmt: skip
     extras = Extras(reward=deepcopy(reward), engine=plan.engine, lora=lora_config(plan.lora) if plan.lora else None)
-    with store.claimed(folder, wait=True):
+    with store.locked(folder, wait=True):
         if store.is_whole(folder / MODEL):
             model = replace(read_back(lm, folder / MODEL), parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
             return Trained(model, pd.DataFrame(read(folder / LOG)))
@@ -85,7 +85,7 @@ def folder_of(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, runs: Path,
 
 
 def _name(recipe: Recipe, seed: int) -> str:
-    return f"{store.as_name(recipe.name)}-seed{seed}"
+    return f"{store.safe_name(recipe.name)}-seed{seed}"
 
 
 def _pool(lm: LM, plan: TrainingPlan) -> list[Problem]:

@@ -14,7 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from toolkit import store
-from toolkit.store.full import said_if_full
+from toolkit.store.full import explain_full_disk
 
 STATE = "toolkit.json"  # in every checkpoint, written last: a checkpoint with this file is complete
 EARLIER = "Remove that checkpoint and resume: the run continues from the one before."
@@ -62,7 +62,7 @@ def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
         DiskFullError: the disk is full.
     """
     try:
-        with said_if_full(checkpoint, checkpoint):
+        with explain_full_disk(checkpoint, checkpoint):
             yield
     except BaseException:
         if main:

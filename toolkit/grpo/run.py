@@ -237,7 +237,7 @@ def train(
 @contextmanager
 def _only_run(out: Path) -> Iterator[None]:
     """Lock a directory for this run: a second run would remove the first one's log or mix its lines into it."""
-    with store.claimed(out / ".training") as mine:
+    with store.locked(out / ".training") as mine:
         if not mine:
             raise store.StoreError(
                 f"Another process is training into {out} now: wait until it is done, or choose another directory."

@@ -87,7 +87,7 @@ def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dt
         _save_adapter(trainer, initial, out / ADAPTER)
     _free_optimizer(trainer)
     policy = trained_lm(initial, trainer)
-    with store.filling(out / MODEL) as partial:
+    with store.atomic_directory(out / MODEL) as partial:
         # Measure what rounding to ``dtype`` loses, in the weights and in the log-probabilities on some training prompts.
         lost, in_memory = _rounded(initial, policy, dtype), policy.fingerprint
         prompts = [initial.prompt_ids(p.messages) for p in list(trainer.problems.values())[:assumed_prompts]]
@@ -107,7 +107,7 @@ def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dt
 
 def _save_adapter(trainer: Trainer, initial: LM, folder: Path) -> None:
     store.remove(folder)
-    with store.filling(folder) as partial:
+    with store.atomic_directory(folder) as partial:
         trainer.save_model(str(partial))
         store.remove(partial / PICKLED)
         store.write_json(origins.distinct((*initial.made_from, _trained_on(trainer))), partial / checkpoints.MADE_FROM)

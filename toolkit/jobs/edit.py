@@ -312,7 +312,7 @@ def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFram
     card = report.model_card(
         lm.name, finding.plan, plan_table(finding), report.headline_table(summary), on=report.judged_on(measured)
     )
-    with store.filling(directory) as partial:
+    with store.atomic_directory(directory) as partial:
         edited.save(partial)
         store.write_json(about, partial / "edit.json")
         store.save(finding.direction, partial / "direction.safetensors")

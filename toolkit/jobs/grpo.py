@@ -117,9 +117,9 @@ def sweep(
     """
     files = []
     for recipe, seed in todo:
-        file = curves / f"{store.as_name(recipe.name)}-seed{seed}.jsonl"
+        file = curves / f"{store.safe_name(recipe.name)}-seed{seed}.jsonl"
         files.append(file)
-        with store.claimed(runs / file.stem) as mine:
+        with store.locked(runs / file.stem) as mine:
             basis = _curve_basis(lm, recipe, seed, plan, tested)
             if mine and not _is_current(file, basis, lm, plan.sized(recipe), seed, runs / "stale", say):
                 say(f"{recipe.name}, seed {seed}")

@@ -90,7 +90,7 @@ def lenses(
     """
     published, ours = (edit.find_heads(lm, rollouts, settings, name).scores for name in (edit.PUBLISHED, edit.OURS))
     whole = measurement.measured["write (ours)"]
-    patterns = bridges.detected_heads(lm, [r.token_ids for r in rollouts[:: max(1, len(rollouts) // 16)]])
+    patterns = bridges.detect_heads(lm, [r.token_ids for r in rollouts[:: max(1, len(rollouts) // 16)]])
     return {
         SHORT: ours,
         "short thinking, published": published,
@@ -279,7 +279,7 @@ def atlas(
     store.write_json(about | {name: report.json_records(t) for name, t in tables.items()}, out / "atlas.json")
     same = max(overlap.values())
     held_out = f"NOT held out: {same} of these are also test problems here" if same else "none of them a test problem here"
-    split = f"Short-thinking heads are from {origins.words(made_from)}, {held_out}; conditions are evaluated on {study.problems} problems of {study.task} (test)."
+    split = f"Short-thinking heads are from {origins.describe(made_from)}, {held_out}; conditions are evaluated on {study.problems} problems of {study.task} (test)."
     _write_page(lm, scores, tables, (count, split), out / "report.html")
     return Atlas(scores, tables)
 

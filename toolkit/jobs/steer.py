@@ -112,7 +112,7 @@ def vector_folder(
             "damage.html": figures.damage(doses_table).to_html(include_plotlyjs="cdn"),
         }
     card = report.vector_card(v, table=table, on=on, figures=tuple(pages))
-    return vectors.folder(v, directory, lm=lm, card=card, figures=pages, drop_layer_0=drop_layer_0)
+    return vectors.save_folder(v, directory, lm=lm, card=card, figures=pages, drop_layer_0=drop_layer_0)
 
 
 def steered_responses(

@@ -42,10 +42,10 @@ from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from toolkit import stats
-from toolkit.collect import batch_tokens, padded, reduced
+from toolkit.collect import batch_tokens, logprobs_and_entropies, pad_right
 from toolkit.decode import batches, prefill
 from toolkit.generate import Sampling, continuations
-from toolkit.lm import LM, Condition, NoThinkTagsError, halving
+from toolkit.lm import LM, Condition, NoThinkTagsError, halve_on_oom
 from toolkit.steps import Step
 from toolkit.types import Problem, Rollout
 
@@ -104,7 +104,7 @@ def with_entropies(
 
     with bar:
         for batch in batches(order, lambda i: len(rollouts[i].token_ids), batch_tokens(condition.lm)):
-            halving(batch, run)
+            halve_on_oom(batch, run)
     return [done[i] for i in range(len(rollouts))]
 
 
@@ -113,12 +113,12 @@ def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) ->
 
     Prompts are padded on the left and responses on the right, so every column of the cache is prompt or response for all rows.
     """
-    ids = padded([r.token_ids[r.prompt_len :] for r in batch], lm)
+    ids = pad_right([r.token_ids[r.prompt_len :] for r in batch], lm)
     scores = torch.zeros(2, *ids.shape, device=lm.device)
     cache, logits, mask = prefill(lm, [list(r.token_ids[: r.prompt_len]) for r in batch])
     starts = mask.sum(dim=1)
     last = torch.tensor([len(r.token_ids) - 1 for r in batch], device=lm.device)
-    scores[:, :, :1] = reduced(logits[:, None], ids[:, :1], temperature)
+    scores[:, :, :1] = logprobs_and_entropies(logits[:, None], ids[:, :1], temperature)
     width = max(1, chunk // (len(batch) * logits.shape[-1]))
     for at in range(0, ids.shape[1] - 1, width):
         stop = min(at + width, ids.shape[1] - 1)
@@ -127,7 +127,7 @@ def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) ->
         positions = torch.minimum(starts[:, None] + torch.arange(at, stop, device=lm.device), last[:, None])
         part = ids[:, at:stop]
         out = lm.model(input_ids=part, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-        scores[:, :, at + 1 : stop + 1] = reduced(out.logits, ids[:, at + 1 : stop + 1], temperature)
+        scores[:, :, at + 1 : stop + 1] = logprobs_and_entropies(out.logits, ids[:, at + 1 : stop + 1], temperature)
     return scores
 
 

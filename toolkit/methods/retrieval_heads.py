@@ -41,7 +41,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from toolkit import attention, origins
-from toolkit.collect import padded
+from toolkit.collect import pad_right
 from toolkit.lm import LM
 from toolkit.tasks.haystack import Haystack
 from toolkit.types import HeadEdit, HeadScores, Plan, Provenance, Rollout, Span
@@ -145,7 +145,7 @@ class HeadMetrics:
                 f"metrics {', '.join(self.values)} and {', '.join(other.values)}."
             )
         values = {name: torch.cat([value, other.values[name]]) for name, value in self.values.items()}
-        about = replace(self.provenance, notes=origins.joined(self.provenance.notes, other.provenance.notes))
+        about = replace(self.provenance, notes=origins.join_notes(self.provenance.notes, other.provenance.notes))
         return HeadMetrics(values, self.success + other.success, self.ids + other.ids, about)
 
     def select(self, metric: str = "copy", *, when: str = "all") -> Float[Tensor, "examples layers heads"]:
@@ -263,7 +263,7 @@ class _MetricSums:
     def __init__(self, lm: LM, examples: Sequence[Example], sinks: int) -> None:
         self.lm, self.examples, self.sinks = lm, examples, sinks
         ids = [e.rollout.token_ids for e in examples]
-        self.ids = padded(ids, lm)
+        self.ids = pad_right(ids, lm)
         self.W_U: Tensor = lm.model.get_output_embeddings().weight.detach()
         self.W_U_mean = self.W_U.mean(dim=0, dtype=torch.float32)
         # Which positions belong to each example's needle.

@@ -166,7 +166,7 @@ def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
         v: Length direction, + is longer.
         lm: The model they were collected from.
     """
-    return _scores(moments.mean(lm.layout.writes, SHORT), v, lm, "short_thinking")
+    return _scores(moments.mean(lm.layout.contribution_kind, SHORT), v, lm, "short_thinking")
 
 
 def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
@@ -182,7 +182,7 @@ def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
         lm: The model they were collected from.
     """
     last = replace(v, vector=v.vector[-1:].expand_as(v.vector))
-    z = moments.mean(lm.layout.writes, SHORT) - moments.mean(lm.layout.writes, LONG)
+    z = moments.mean(lm.layout.contribution_kind, SHORT) - moments.mean(lm.layout.contribution_kind, LONG)
     return _scores(z, last, lm, "short_thinking_contrast")
 
 
@@ -215,7 +215,7 @@ def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM
         heads: Pairs ``(layer, head)``.
         lm: The model they were collected from.
     """
-    difference = moments.mean(lm.layout.writes, LONG) - moments.mean(lm.layout.writes, SHORT)
+    difference = moments.mean(lm.layout.contribution_kind, LONG) - moments.mean(lm.layout.contribution_kind, SHORT)
     vector = torch.zeros(lm.layout.n_layers, lm.layout.d_model, dtype=torch.float64)
     for layer, head in heads:
         columns = lm.layout.head(head)

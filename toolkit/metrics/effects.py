@@ -73,8 +73,8 @@ class Judge:
             how = METRICS[name].how
             statistics = [how(outcomes, self.base) for outcomes in seeds] if how else []
             draws = [stats.draws(f, n, seed=self.seed, times=self.times) for f in statistics if f]
-            estimate = stats.combined(draws, n, seeded=seeded)
-            change = estimate if METRICS[name].against_base else stats.combined(draws, n, minus=of_base, seeded=seeded)
+            estimate = stats.combine(draws, n, seeded=seeded)
+            change = estimate if METRICS[name].against_base else stats.combine(draws, n, minus=of_base, seeded=seeded)
             effects[name] = MetricEffect(estimate, change)
         return effects
 

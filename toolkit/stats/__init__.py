@@ -1,7 +1,7 @@
 """Statistics: paired bootstrap over problems, effects over problems and seeds, correlations, scores, lengths against targets.
 
-Arrays of outcomes are ``[problems, samples]``; intervals are over resampled *problems* (the unit that repeats), with every sample of a
-problem kept together. No result depends on the order of rows: equal values at a cut are averaged.
+Arrays of outcomes are ``[problems, samples]``. Intervals come from resampling *problems*; all samples of a problem stay together. No
+result depends on the order of rows: where values tie at a cut, the result is the mean over the orders of the tie.
 """
 
 from toolkit.stats.correlations import correlation
@@ -15,10 +15,10 @@ from toolkit.stats.estimates import (
     difference,
     held_out_length,
     mean_of,
+    mean_of_smallest,
     over_problems,
     resamples,
     shortest_accuracy,
-    smallest,
 )
 from toolkit.stats.lengths import (
     RULER_FLEXIBLE,
@@ -36,7 +36,7 @@ from toolkit.stats.lengths import (
     words,
 )
 from toolkit.stats.scores import auc, balanced_accuracy, holm, permutation_p, r_squared, spearman
-from toolkit.stats.seeds import FEW_SEEDS, Draws, Effect, combined, draws, effect, half_width, mean_effect
+from toolkit.stats.seeds import FEW_SEEDS, Draws, Effect, combine, draws, effect, half_width, mean_effect
 
 __all__ = [
     "FEW_SEEDS",
@@ -58,7 +58,7 @@ __all__ = [
     "auc",
     "balanced_accuracy",
     "bootstrap",
-    "combined",
+    "combine",
     "correlation",
     "difference",
     "draws",
@@ -71,13 +71,13 @@ __all__ = [
     "looping",
     "mean_effect",
     "mean_of",
+    "mean_of_smallest",
     "over_problems",
     "permutation_p",
     "r_squared",
     "ranges_around",
     "resamples",
     "shortest_accuracy",
-    "smallest",
     "spearman",
     "words",
 ]

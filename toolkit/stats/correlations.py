@@ -1,4 +1,4 @@
-"""Correlation of rows that repeat within problems, with an interval over problems."""
+"""Correlation over rows that are grouped by problem, with a confidence interval over problems."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from toolkit.stats.estimates import RESAMPLES, Estimate, resamples
 
-BLOCK = 2**20  # numbers held at a time while correlations are resampled: 8 MB an array
+BLOCK = 2**20  # numbers per array in one block of resamples: 8 MB
 
 
 def correlation(
@@ -23,39 +23,49 @@ def correlation(
     times: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Correlation of two columns of rows, with a 95 % interval over problems: a resampled problem brings all its rows.
+    """Return the correlation of two columns, with a 95 % interval over problems.
+
+    Problems are resampled with all their rows. The result is NaN (undefined) if either column is constant; resamples with a constant
+    column do not count for the interval.
 
     Args:
         groups: Problem of each row.
-        kind: ``"pearson"`` or ``"spearman"`` (Pearson's of mid-ranks).
-        within: Subtract each problem's means first, so that how hard a problem is drops out; problems with one row do too.
-
-    NaN (undefined) if either side is constant; resamples for which it is are left out of the interval.
+        kind: ``"pearson"`` or ``"spearman"`` (Pearson's correlation of mid-ranks).
+        within: Subtract each problem's means first, so that differences between problems, such as their difficulty, do not count.
+            Problems with a single row are left out.
 
     Raises:
-        ValueError: an unknown kind, columns of different length, or no problem with two rows to compare within.
+        ValueError: an unknown kind, columns of different length, or, with ``within``, no problem with two rows.
+
+    >>> print(correlation([1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 9.0], ["a", "a", "b", "b"]))
+    0.994 [0.994, 1]
     """
     if kind not in ("pearson", "spearman"):
         raise ValueError(f"kind={kind!r}: choose pearson or spearman.")
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     names, which = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     if not len(a) == len(b) == len(which):
-        raise ValueError(f"{len(a)} x, {len(b)} y and {len(which)} groups: need one of each a row.")
+        raise ValueError(f"{len(a)} x, {len(b)} y and {len(which)} groups: need one of each per row.")
     if within:
         repeated = np.bincount(which)[which] > 1
         if not repeated.any():
-            raise ValueError(f"None of the {len(names)} problems has two rows to compare within: sample more than once a problem.")
+            raise ValueError(
+                f"None of the {len(names)} problems has two rows, which within=True needs: draw more than one sample per problem."
+            )
         names, which = np.unique(which[repeated], return_inverse=True)
         a, b = (_centred(values[repeated], which) for values in (a, b))
     if not len(names):
         raise ValueError("No rows to correlate.")
+    # Per column a function from row weights to values. Ranks depend on the weights, the values themselves do not.
     columns = [_weighted_ranks(v) if kind == "spearman" else lambda weights, v=v: v[None] for v in (a, b)]
 
     def over(index: ndarray) -> ndarray:
+        # A resample is never copied: a problem drawn k times gives each of its rows the weight k. One row of weights per resample.
         weights = np.array([np.bincount(row, minlength=len(names)) for row in index], dtype=float)[:, which]
         x_of, y_of = columns
         return _weighted_pearson(x_of(weights), y_of(weights), weights)
 
+    # The estimate has every problem once; the resamples go block by block, which bounds the memory for [resamples, rows].
     index, block = resamples(len(names), seed=seed, times=times), max(1, BLOCK // len(a))
     centre = float(over(np.arange(len(names))[None])[0])
     draws = np.concatenate([over(index[i : i + block]) for i in range(0, times, block)])
@@ -66,19 +76,24 @@ def correlation(
 
 
 def _centred(values: ndarray, which: ndarray) -> ndarray:
-    """Values minus their group's mean, rounded so that equal ones stay equal: ranks and constants depend on it."""
+    """Return values minus the mean of their group, rounded so that equal values stay equal: ranks and constant columns need that."""
     residual = values - (np.bincount(which, values) / np.bincount(which))[which]
     scale = np.abs(values).max()
     return np.round(residual / scale, 12) if scale > 0 else residual
 
 
 def _weighted_ranks(values: ndarray) -> Callable[[ndarray], ndarray]:
-    """Mid-ranks ``[times, rows]`` of rows that each count ``weights`` (``[times, rows]``) times, sorted once for all weights."""
+    """Return a function from weights ``[times, rows]`` to mid-ranks ``[times, rows]``. A row of weight k counts as k equal rows.
+
+    The values are sorted once for all weights.
+    """
+    # place: number of each row's value among the distinct values; starts: where a new value begins in sorted order.
     _, place = np.unique(values, return_inverse=True)
     order = np.argsort(place, kind="stable")
     starts = np.flatnonzero(np.diff(place[order], prepend=-1))
 
     def ranks(weights: ndarray) -> ndarray:
+        # How often each distinct value occurs. c equal values that end at rank e have the mean rank e - (c - 1) / 2.
         count = np.add.reduceat(weights[:, order], starts, axis=1)
         return (count.cumsum(axis=1) - (count - 1) / 2)[:, place]
 
@@ -86,7 +101,8 @@ def _weighted_ranks(values: ndarray) -> Callable[[ndarray], ndarray]:
 
 
 def _weighted_pearson(a: ndarray, b: ndarray, weights: ndarray) -> ndarray:
-    """One coefficient for each of the ``weights`` (``[times, rows]``); NaN where the rows that count are constant."""
+    """Return one correlation per row of weights ``[times, rows]``; NaN where a column is constant over rows of positive weight."""
+    # Constant columns are found by comparing values: their computed variance need not be exactly 0.
     used, total = weights > 0, weights.sum(axis=1, keepdims=True)
     varies = [np.where(used, v, -np.inf).max(axis=1) > np.where(used, v, np.inf).min(axis=1) for v in (a, b)]
     da, db = (v - (weights * v).sum(axis=1, keepdims=True) / total for v in (a, b))

@@ -1,4 +1,4 @@
-"""Estimates with percentile intervals over resampled problems, and the statistics they are of."""
+"""Statistics of problems, and estimates of them with percentile bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from numpy import ndarray
 
 RESAMPLES = 2000
 Statistic = Callable[[ndarray], ndarray]
-"""Problem indices ``[times, n]`` -> values ``[times]``."""
+"""A function from problem indices ``[times, n]``, one resample per row, to values ``[times]``."""
 Bounds = tuple[float, float]
-"""Least and greatest possible value."""
+"""Smallest and largest possible value."""
 UNBOUNDED: Bounds = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval (95 % unless said otherwise)."""
+    """A mean with its confidence interval (95 % by default).
+
+    >>> estimate = Estimate(0.12, 0.03, 0.21)
+    >>> print(estimate, estimate.excludes_zero)
+    0.12 [0.03, 0.21] True
+    """
 
     mean: float
     low: float
@@ -28,7 +33,7 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero. An interval without width, of values that do not vary, says nothing."""
+        """True if the interval does not contain zero. False for an interval of width 0: the values do not vary, so it tells nothing."""
         return self.low < self.high and (self.low > 0 or self.high < 0)
 
     def __str__(self) -> str:
@@ -38,17 +43,26 @@ class Estimate:
 
 
 def resamples(n: int, *, seed: int = 0, times: int = RESAMPLES) -> ndarray:
-    """Indices ``[times, n]`` of problems drawn with replacement; the same for the same seed, so that pairs stay pairs."""
+    """Return indices ``[times, n]`` of problems drawn with replacement. Equal seeds give equal draws, which keeps comparisons paired.
+
+    >>> resamples(4, times=2).tolist()
+    [[3, 2, 2, 1], [1, 0, 0, 0]]
+    """
     return np.random.default_rng(seed).integers(0, n, (times, n))
 
 
-def bootstrap(
-    statistic: Callable[[ndarray], ndarray], n: int, *, seed: int = 0, times: int = RESAMPLES, level: float = 0.95
-) -> Estimate:
-    """Percentile interval of ``statistic`` under resampling of n problems.
+def bootstrap(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES, level: float = 0.95) -> Estimate:
+    """Return a statistic of n problems with its percentile interval over resampled problems.
 
     Args:
-        statistic: ``[rows, n]`` problem indices -> ``[rows]`` values.
+        statistic: Problem indices ``[times, n]`` -> values ``[times]``.
+
+    Raises:
+        ValueError: n is 0.
+
+    >>> correct = np.array([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [1.0, 1.0]])  # 4 problems, 2 samples each
+    >>> print(bootstrap(mean_of(correct), 4))
+    0.625 [0.25, 1]
     """
     if n == 0:
         raise ValueError("No problems to estimate from.")
@@ -57,30 +71,50 @@ def bootstrap(
     return Estimate(centre, float(low), float(high))
 
 
-def mean_of(values: Float[ndarray, "problems samples"]) -> Callable[[ndarray], ndarray]:
-    """Statistic: the mean over resampled problems of the per-problem mean."""
+def mean_of(values: Float[ndarray, "problems samples"]) -> Statistic:
+    """Return a statistic: the mean over problems of each problem's mean."""
     per_problem = np.asarray(values, dtype=float).mean(axis=1)
     return lambda index: per_problem[index].mean(axis=1)
 
 
 def over_problems(values: Sequence[float] | ndarray, problems: Sequence[str] | ndarray, *, seed: int = 0) -> Estimate:
-    """Mean over problems of each problem's mean, from one value and one problem a row. ValueError without rows."""
+    """Return the mean over problems of each problem's mean, with its interval.
+
+    Args:
+        values: One value per row.
+        problems: Problem of each row.
+
+    Raises:
+        ValueError: there are no rows.
+
+    >>> print(over_problems([1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "c"]))
+    0.833 [0.5, 1]
+    """
     names, which = np.unique(np.asarray(problems, dtype=str), return_inverse=True)
     per_problem = np.bincount(which, np.asarray(values, dtype=float)) / np.bincount(which)
     return bootstrap(mean_of(per_problem[:, None]), len(names), seed=seed)
 
 
-def difference(a: Callable[[ndarray], ndarray], b: Callable[[ndarray], ndarray]) -> Callable[[ndarray], ndarray]:
-    """Statistic: a minus b on the same resampled problems (paired)."""
+def difference(a: Statistic, b: Statistic) -> Statistic:
+    """Return a statistic: a minus b on the same resampled problems (a paired difference).
+
+    >>> base, edited = np.array([[1.0], [0.0], [0.0], [1.0]]), np.array([[1.0], [1.0], [0.0], [1.0]])
+    >>> print(bootstrap(difference(mean_of(edited), mean_of(base)), 4))
+    0.25 [0, 0.75]
+    """
     return lambda index: a(index) - b(index)
 
 
-def smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, "*rows n"], keep: int) -> Float[ndarray, "*rows"]:
-    """Mean of the ``keep`` values that rank lowest, expected over the order of those that tie at the cut.
+def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, "*rows n"], keep: int) -> Float[ndarray, "*rows"]:
+    """Return the mean of the ``keep`` values with the smallest ranking. Ties at the cut count by their expectation over all orders.
 
     Args:
-        ranking: What orders the values, along the last axis; equal ones are told apart by nothing.
-        keep: How many, from 1 to n.
+        ranking: Key that orders the values along the last axis.
+        keep: Number of values, from 1 to n.
+
+    >>> values, ranking = np.array([[1.0, 0.0, 1.0]]), np.array([[10.0, 20.0, 20.0]])
+    >>> mean_of_smallest(values, ranking, 2).tolist()  # the first value, and by chance one of the other two
+    [0.75]
     """
     cut = np.partition(ranking, keep - 1, axis=-1)[..., keep - 1 : keep]
     below, tied = ranking < cut, ranking == cut
@@ -90,32 +124,42 @@ def smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, "*rows n
 
 def shortest_accuracy(
     correct: Float[ndarray, "problems samples"], ranking: Float[ndarray, "problems samples"], share: float
-) -> Callable[[ndarray], ndarray]:
-    """Statistic: accuracy of the shortest ``share`` of responses (ThinkEdit, arXiv 2503.22048).
+) -> Statistic:
+    """Return a statistic: accuracy of the shortest ``share`` of responses (ThinkEdit, arXiv:2503.22048).
 
-    For each sample index separately the problems are sorted by ``ranking`` (tokens), the first ``floor(share * n)``
-    are kept, and accuracy over them is averaged over the sample indices. At least one response is kept. Where lengths tie at the
-    cut, the expectation over their order is taken (:func:`smallest`), so the order of problems does not matter.
+    For each sample index separately, problems are sorted by ``ranking`` and the first ``floor(share * n)``, at least one, are kept.
+    The statistic is their accuracy, averaged over the sample indices. Ties at the cut count by their expectation over all orders
+    (:func:`mean_of_smallest`), so the order of problems does not matter.
 
-    ``ranking`` is the model's own think length as published; for the selection-free form see :func:`held_out_length`.
+    Args:
+        correct: 1 or 0 per response.
+        ranking: Length in tokens. As published it is the think length of the same response; for a form without that selection effect
+            pass :func:`held_out_length`.
+        share: Share of problems, in (0, 1].
     """
 
     def statistic(index: ndarray) -> ndarray:
         keep = max(1, int(share * index.shape[1]))
-        columns = [smallest(correct[index, s], ranking[index, s], keep) for s in range(correct.shape[1])]
+        columns = [mean_of_smallest(correct[index, s], ranking[index, s], keep) for s in range(correct.shape[1])]
         return np.mean(columns, axis=0)
 
     return statistic
 
 
 def held_out_length(lengths: Float[ndarray, "problems samples"]) -> Float[ndarray, "problems samples"]:
-    """For sample s, the problem's mean length over its *other* samples.
+    """Return, for each sample, the mean length of the *other* samples of its problem.
 
-    Ranking by it picks the problems a model tends to think briefly about, without looking at the sample that is then
-    judged; ranking every model by the base model's picks the same problems for all.
+    Ranking by it selects problems that a model tends to think briefly about, without using the sample that is then graded. Ranking every
+    model by the base model's lengths selects the same problems for all of them.
+
+    Raises:
+        ValueError: fewer than two samples per problem.
+
+    >>> held_out_length(np.array([[10.0, 20.0, 60.0]])).tolist()
+    [[40.0, 35.0, 15.0]]
     """
     lengths = np.asarray(lengths, dtype=float)
     samples = lengths.shape[1]
     if samples < 2:
-        raise ValueError("The selection-free shortest accuracy needs at least 2 samples a problem.")
+        raise ValueError("The selection-free shortest accuracy needs at least 2 samples per problem.")
     return (lengths.sum(axis=1, keepdims=True) - lengths) / (samples - 1)

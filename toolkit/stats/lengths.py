@@ -1,4 +1,4 @@
-"""Lengths: loops at their end, and how well they match targets (Ruler, arXiv:2409.18943)."""
+"""Loops at the end of responses, and how well lengths match their targets (Ruler, arXiv:2409.18943)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from numpy import ndarray
 
 
 def looping(tokens: Sequence[int], *, longest_period: int = 64, repeats: int = 4) -> bool:
-    """Whether a response ends in the same run of tokens at least ``repeats`` times (ours; at least 16 tokens in all)."""
+    """Return True if a response ends in a loop: the same run of tokens at least ``repeats`` times (ours).
+
+    Args:
+        longest_period: Longest run of tokens that counts as one period. The repeated part has at least 16 tokens in all.
+
+    >>> looping([7, 8, *[1, 2, 3] * 6]), looping([7, 8, *[1, 2, 3] * 3])
+    (True, False)
+    """
     n = len(tokens)
     for period in range(1, min(longest_period, n // repeats) + 1):
         span = max(period * repeats, 16)
@@ -25,7 +32,7 @@ def looping(tokens: Sequence[int], *, longest_period: int = 64, repeats: int = 4
 
 Number = float | int
 Ranges = Mapping[Number, tuple[Number, Number]]
-"""Target length -> ``(low, high)``: a length hits it iff ``low < length <= high``. An infinite ``high`` is "more than"."""
+"""Target length -> ``(low, high)``: a length matches the target if ``low < length <= high``. An infinite ``high`` means "more than"."""
 
 # The published tables, in words; 800 stands for ">800".
 RULER_PRECISE: Ranges = {
@@ -37,40 +44,58 @@ RULER_FLEXIBLE: Ranges = {
     300: (200, 400), 500: (400, 600), 700: (600, 800), 800: (800, math.inf),
 }  # fmt: skip
 RULER_LEVELS: Mapping[str, tuple[Number, ...]] = {"level 0": (10, 30, 50, 80), "level 1": (150, 300, 500), "level 2": (700, 800)}
-assumed_precise, assumed_flexible = 0.1, 0.2  # +- share of a target of one's own: ours (as published at 500 words)
+assumed_precise, assumed_flexible = (
+    0.1,
+    0.2,
+)  # half width of custom ranges, as a share of the target: ours (as published at 500 words)
 
 
 def words(text: str) -> int:
-    """Length in words as Ruler counts them: runs of letters, digits and underscores."""
+    """Return the length of a text in words as Ruler counts them: runs of letters, digits and underscores.
+
+    >>> words("Two plus two isn't five.")
+    6
+    """
     return len(re.findall(r"\w+", text))
 
 
 def ranges_around(targets: Sequence[Number], share: float) -> Ranges:
-    """Ranges ``(T - share T, T + share T]`` for targets of one's own, in any unit (ours; Ruler has fixed tables)."""
+    """Return the ranges ``(T - share T, T + share T]`` of custom targets T, in any unit (ours; Ruler has fixed tables).
+
+    >>> ranges_around([100, 200], 0.1)
+    {100: (90.0, 110.0), 200: (180.0, 220.0)}
+    """
     if not 0 < share <= 1 or any(t <= 0 for t in targets):
         raise ValueError(f"share={share}, targets={list(targets)}: need 0 < share <= 1 and positive targets.")
     return {t: (t - share * t, t + share * t) for t in targets}
 
 
 def hits(lengths: Sequence[Number] | ndarray, targets: Sequence[Number] | ndarray, ranges: Ranges) -> ndarray:
-    """Whether each length hits its own target: ``low < length <= high``; same units as ``ranges``.
+    """Return, per length, True if it is in the range of its target: ``low < length <= high``.
+
+    Args:
+        lengths: In the unit of ``ranges``.
+        targets: One target per length.
 
     Raises:
         KeyError: a target without a range.
+
+    >>> hits([95, 130], [100, 100], ranges_around([100], 0.1)).tolist()
+    [True, False]
     """
     if missing := sorted({float(t) for t in targets} - {float(t) for t in ranges}):
         known = ", ".join(f"{t:g}" for t in ranges)
-        raise KeyError(f"No range for the targets {missing}: there are {known}. Make your own with ranges_around(targets, share).")
+        raise KeyError(f"No range for the targets {missing}: ranges has {known}. Make ranges with ranges_around(targets, share).")
     low, high = np.array([ranges[t] for t in np.asarray(targets, float).tolist()], float).reshape(-1, 2).T
     return (low < np.asarray(lengths, float)) & (np.asarray(lengths, float) <= high)
 
 
 @dataclass(frozen=True)
 class LengthMatch:
-    """How well lengths match their targets: percentages of ``n`` responses, and the root mean square error.
+    """How well the lengths of ``n`` responses match their targets: percentages of responses, and the root mean square error.
 
-    ``precise`` and ``flexible`` are Ruler's PM and FM. ``exact`` and ``rmse`` leave open targets (">800") out, and are NaN where
-    nothing else is left.
+    ``precise`` and ``flexible`` are Ruler's PM and FM. ``exact`` and ``rmse`` leave out open targets (">800"); they are NaN if all
+    targets are open.
     """
 
     n: int
@@ -88,10 +113,19 @@ def length_match(
     flexible: Ranges = RULER_FLEXIBLE,
     levels: Mapping[str, Sequence[Number]] = RULER_LEVELS,
 ) -> dict[str, LengthMatch]:
-    """Ruler's report: hit rates per target (``"10"``, ``">800"``), per level, and over ``"all"`` responses.
+    """Return Ruler's report: match rates per target (``"10"``, ``">800"``), per level, and over ``"all"`` responses.
 
-    Published in words with the published tables. In tokens or with targets of one's own (ours): pass ``precise`` and ``flexible``
-    from :func:`ranges_around`, with ``assumed_precise`` and ``assumed_flexible``, and levels of your own or ``{}``.
+    The published tables are in words. For tokens or custom targets (ours), pass ``precise`` and ``flexible`` from
+    :func:`ranges_around`, with ``assumed_precise`` and ``assumed_flexible``, and custom ``levels`` or ``{}``.
+
+    Args:
+        lengths: Length of each response.
+        targets: Target of each response.
+        levels: Level name -> targets that belong to it.
+
+    Raises:
+        ValueError: no length, or not one target per length.
+        KeyError: a target without a range.
     """
     n, t = np.asarray(lengths, float), np.asarray(targets, float)
     if not len(n) or n.shape != t.shape:

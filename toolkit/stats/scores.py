@@ -1,4 +1,4 @@
-"""Scores of predictions and of ranks, and corrected p-values."""
+"""Scores of predictions, rank correlation, and p-values."""
 
 from __future__ import annotations
 
@@ -12,14 +12,24 @@ from scipy import stats as scipy_stats
 
 
 def spearman(x: Sequence[float] | ndarray, y: Sequence[float] | ndarray) -> float:
-    """Spearman's rank correlation; NaN (undefined) if either side is constant."""
+    """Return Spearman's rank correlation; NaN (undefined) if either side is constant.
+
+    >>> spearman([1.0, 2.0, 3.0], [10.0, 30.0, 20.0])
+    0.5
+    """
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan
     return float(scipy_stats.spearmanr(x, y).statistic)
 
 
 def auc(truth: ndarray, score: ndarray) -> float:
-    """Chance that a true case scores above a false one, ties counting half; NaN (undefined) if one kind is missing."""
+    """Return the area under the ROC curve: the chance that a true case scores above a false one. Ties count half.
+
+    NaN (undefined) if there is no true or no false case.
+
+    >>> auc(np.array([True, True, False, False]), np.array([0.9, 0.4, 0.4, 0.1]))
+    0.875
+    """
     truth = np.asarray(truth, bool)
     pos, neg = truth.sum(), (~truth).sum()
     if not pos or not neg:
@@ -29,7 +39,13 @@ def auc(truth: ndarray, score: ndarray) -> float:
 
 
 def balanced_accuracy(truth: ndarray, predicted: ndarray) -> float:
-    """Mean of the shares of true and of false cases told right: chance is 0.5 whatever the balance. NaN if one is missing."""
+    """Return the mean of the accuracy on true cases and the accuracy on false cases. Chance is 0.5 for any class balance.
+
+    NaN (undefined) if there is no true or no false case.
+
+    >>> balanced_accuracy(np.array([True, True, True, False]), np.array([True, True, True, True]))
+    0.5
+    """
     truth, predicted = np.asarray(truth, bool), np.asarray(predicted, bool)
     if truth.all() or not truth.any():
         return math.nan
@@ -37,15 +53,24 @@ def balanced_accuracy(truth: ndarray, predicted: ndarray) -> float:
 
 
 def r_squared(truth: ndarray, predicted: ndarray) -> float:
-    """Share of variance explained, 1 - SSE / SST; negative where the mean would do better, NaN if the truth is constant."""
+    """Return the share of variance explained, 1 - SSE / SST.
+
+    It is negative if predicting the mean would be better, and NaN if the truth is constant.
+
+    >>> r_squared(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 2.0]))
+    0.5
+    """
     spread = np.square(truth - np.mean(truth)).sum()
     return float(1 - np.square(truth - predicted).sum() / spread) if spread > 0 else math.nan
 
 
 def holm(p: Float[ndarray, " tests"]) -> Float[ndarray, " tests"]:
-    """Holm's correction: p-values that keep the chance of any false alarm over all the tests below the level they are read at.
+    """Return p-values corrected by Holm's method: the chance of any false positive over all tests stays below the chosen level.
 
-    A p of NaN was not judged: it stays NaN and is no test.
+    NaN means that there was no test: it stays NaN and does not count as one.
+
+    >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
+    [0.03, 0.06, 0.06]
     """
     judged = np.flatnonzero(~np.isnan(p))
     order = judged[np.argsort(p[judged], kind="stable")]
@@ -55,8 +80,14 @@ def holm(p: Float[ndarray, " tests"]) -> Float[ndarray, " tests"]:
 
 
 def permutation_p(as_extreme: ndarray) -> float:
-    """p-value of a permutation test, from whether each drawn permutation is as extreme as what was observed: ``(b + 1) / (m + 1)``.
+    """Return the p-value of a permutation test, ``(b + 1) / (m + 1)``, with b of m permutations as extreme as the observed order.
 
     The observed order counts as one of the permutations, so the p-value is never 0.
+
+    Args:
+        as_extreme: Per drawn permutation, True if its statistic is at least as extreme as the observed one.
+
+    >>> permutation_p(np.array([True] + [False] * 98))
+    0.02
     """
     return float((np.sum(as_extreme) + 1) / (len(as_extreme) + 1))

@@ -1,8 +1,7 @@
-"""Saving and loading: the only room that reads or writes files.
+"""Saving and loading: the only package that reads or writes files.
 
-Values (directions, scores, moments, plans) are one safetensors file each, with a JSON header that carries their
-provenance. Rollouts and report rows are parquet. Every write goes to a temporary name and is renamed when
-complete, so a file that exists is whole.
+Directions, scores, moments and plans are one safetensors file each; a JSON header holds their provenance. Rollouts and report rows are
+parquet. Every file is written under a temporary name and renamed when complete, so a file that exists is complete.
 """
 
 from toolkit.store.checkpoints import copy_files, read_headers
@@ -10,20 +9,20 @@ from toolkit.store.code import BEFORE_HASHES, MADE_BY, RECORD, Basis, code_of, m
 from toolkit.store.errors import DamagedFileError, DiskFullError, ForeignFileError, StoreError, WrongModelError
 from toolkit.store.files import (
     append_line,
-    as_name,
     atomic,
-    claimed,
-    existing,
-    filling,
+    atomic_directory,
+    existing_file,
     is_whole,
     jsonable,
     key,
+    locked,
     move,
     new_directory,
     read_json,
     read_lines,
     read_rows,
     remove,
+    safe_name,
     writable,
     write_json,
     write_rows,
@@ -32,7 +31,6 @@ from toolkit.store.files import (
 from toolkit.store.foreign import read_gguf, read_pt, write_gguf
 from toolkit.store.hints import checked
 from toolkit.store.rollouts import (
-    alone,
     append_rollouts,
     count_rollouts,
     load_header,
@@ -40,6 +38,7 @@ from toolkit.store.rollouts import (
     open_rollouts,
     replace_rollouts,
     rollout_table,
+    sampling_lock,
 )
 from toolkit.store.tables import checked_table, load_problems, read_table, save_problems, save_table
 from toolkit.store.values import FORMAT, FORMAT_VERSION, load, read_tensors, save, write_tensors
@@ -56,19 +55,16 @@ __all__ = [
     "ForeignFileError",
     "StoreError",
     "WrongModelError",
-    "alone",
     "append_line",
     "append_rollouts",
-    "as_name",
     "atomic",
+    "atomic_directory",
     "checked",
     "checked_table",
-    "claimed",
     "code_of",
     "copy_files",
     "count_rollouts",
-    "existing",
-    "filling",
+    "existing_file",
     "is_whole",
     "jsonable",
     "key",
@@ -76,6 +72,7 @@ __all__ = [
     "load_header",
     "load_problems",
     "load_rollouts",
+    "locked",
     "made_by",
     "modules_of",
     "move",
@@ -93,6 +90,8 @@ __all__ = [
     "remove",
     "replace_rollouts",
     "rollout_table",
+    "safe_name",
+    "sampling_lock",
     "save",
     "save_problems",
     "save_table",

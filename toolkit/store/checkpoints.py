@@ -1,4 +1,4 @@
-"""The files of a model directory beside its tensors' values: safetensors headers, and copies of files that are not weights."""
+"""Files of a model directory: safetensors headers without their tensors, and copies of files that are not weights."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from toolkit.store.errors import DamagedFileError
 
 
 def read_headers(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return name -> (stored type such as ``"BF16"``, shape) of every tensor in a safetensors file; no value is read.
+    """Return name -> (stored type such as ``"BF16"``, shape) of every tensor in a safetensors file, without reading the tensors.
 
     Raises:
-        DamagedFileError: the file is not a whole safetensors file.
+        DamagedFileError: the file is not a complete safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
             return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise DamagedFileError(f"{path} is not a whole safetensors file: {str(error)[:160]}. Copy it again.") from error
+        raise DamagedFileError(f"{path} is not a complete safetensors file: {str(error)[:160]}. Copy it again.") from error
 
 
 def copy_files(source: str | Path, target: str | Path, wanted: Callable[[str], bool]) -> None:
-    """Copy the files of one directory (not of its folders) to another, unless a file of that name is there already."""
+    """Copy the files of a directory, without its subdirectories, to another one. Files that exist there are not overwritten.
+
+    Args:
+        wanted: Returns True for the names to copy.
+    """
     for path in sorted(Path(source).iterdir()):
         if path.is_file() and wanted(path.name) and not (Path(target) / path.name).exists():
             shutil.copyfile(path, Path(target) / path.name)

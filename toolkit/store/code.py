@@ -1,7 +1,7 @@
-"""What kept results were made by: hashes of the toolkit's own source, module by module, and the record beside a result.
+"""Hashes of the toolkit's own source code, and the record of them beside each saved result.
 
-``modules_of("toolkit.generate")`` reads no module into Python: it follows the imports in the source. A hash is over the syntax tree
-without docstrings and comments, so a reworded docstring makes nothing stale.
+``modules_of("toolkit.generate")`` follows the imports in the source; no module is imported. A hash is over the syntax tree without
+docstrings and comments, so that rewording a docstring does not make results outdated.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from toolkit.store.files import key, read_json, write_json
 
 MADE_BY = "made_by.json"
 RECORD: Mapping[str, Any] = {"made_by": str, "code": str, "depends": str, "modules": Mapping[str, str]}
-"""Fields of the record beside a result, by type."""
+"""Fields of the record beside a result, with their types."""
 BEFORE_HASHES = "toolkit 0.1.0, before code hashes"
 LISTS = frozenset({"toolkit", "toolkit.rewards", "toolkit.tasks", "toolkit.methods", "toolkit.board.spec"})
-"""Modules that list others: a result passes through the members that it names, not through the list."""
+"""Modules that list other modules. A result depends on the members that it uses, not on the whole list."""
 CLASSES_ONLY = frozenset({"toolkit.grpo.recipes"})
-"""Modules that list values, such as recipes. A result's key holds the value that was used, so of the module only the classes count."""
+"""Modules that list values, such as recipes. The value in use is part of a result's key, so only the classes of the module count."""
 NO_NUMBERS = (
     "toolkit.figures", "toolkit.report", "toolkit.transcript", "toolkit.widgets", "toolkit.cli", "toolkit.processes", "toolkit.identity",
     "toolkit.grpo.code",
     "toolkit.store.code",
 )  # fmt: skip
-"""Modules and packages that draw, print or name numbers, and make none."""
+"""Modules and packages that draw, print or name numbers but compute none."""
 
 
 @dataclass(frozen=True)
@@ -43,33 +43,33 @@ class Module:
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of its code."""
+        """Hash of its code, 12 hexadecimal digits."""
         counted = [n for n in self.tree.body if isinstance(n, ast.ClassDef)] if self.name in CLASSES_ONLY else self.tree.body
         return _digest(list(counted))
 
     @cached_property
     def names(self) -> dict[str, tuple[str, str]]:
-        """What each imported name stands for: ``(module, attribute)``, wherever in the source the import is."""
-        found: dict[str, tuple[str, str]] = {}
+        """Imported name -> ``(module, attribute)`` that it stands for, for all imports of the toolkit anywhere in the module."""
+        names: dict[str, tuple[str, str]] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
-                found |= {a.asname or a.name: (a.name, "") for a in node.names if a.name.split(".")[0] == "toolkit"}
+                names |= {a.asname or a.name: (a.name, "") for a in node.names if a.name.split(".")[0] == "toolkit"}
             elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "toolkit":
-                found |= {a.asname or a.name: (str(node.module), a.name) for a in node.names}
-        return found
+                names |= {a.asname or a.name: (str(node.module), a.name) for a in node.names}
+        return names
 
     @cached_property
     def attributes(self) -> dict[str, set[str]]:
-        """The attributes that are read of each name: ``store.key`` gives ``{"store": {"key"}}``."""
-        found: dict[str, set[str]] = {}
+        """Name -> attributes that the module reads from it: ``store.key`` gives ``{"store": {"key"}}``."""
+        attributes: dict[str, set[str]] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                found.setdefault(node.value.id, set()).add(node.attr)
-        return found
+                attributes.setdefault(node.value.id, set()).add(node.attr)
+        return attributes
 
 
 def shape(node: Any) -> Any:
-    """A syntax tree as nested tuples, the same in every version of Python: without positions, empty fields and bare strings."""
+    """Return a syntax tree as nested tuples without positions, empty fields and bare strings: equal in every version of Python."""
     if isinstance(node, ast.AST):
         return (type(node).__name__, *((name, shape(v)) for name, v in ast.iter_fields(node) if v not in (None, [])))
     if isinstance(node, list):
@@ -83,65 +83,65 @@ def _is_text(node: Any) -> bool:
 
 @cache
 def sources() -> Mapping[str, Module]:
-    """Every module of the package as it was when this was first asked: a file changed later is not the code that runs."""
+    """Return every module of the package by name, as read at the first call. A file that changes later is not the code that runs."""
     root = Path(toolkit.__file__).parent
-    found = {}
+    modules = {}
     for path in sorted(root.rglob("*.py")):
         parts = ("toolkit", *path.relative_to(root).with_suffix("").parts)
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = Module(name, path, ast.parse(path.read_text(encoding="utf-8")))
-    return found
+        modules[name] = Module(name, path, ast.parse(path.read_text(encoding="utf-8")))
+    return modules
 
 
 def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
-    """The modules that results pass through, each with the hash of its code: ``roots`` and what they import, in turn.
+    """Return module -> hash of its code, for ``roots`` and all modules that they import, directly or not.
 
-    A name that a package only passes on counts as the module that defines it. A list of members (:data:`LISTS`) counts where it is a
-    root, and brings none of its members. A root ``module:function`` is that function alone, with what it uses of its own module.
+    A name that a package re-exports counts as the module that defines it. A module of :data:`LISTS` counts if it is a root, but its
+    members do not follow from it. A root ``module:function`` is one function with the definitions that it uses in its module.
 
     Args:
-        without: Modules and packages not to enter, unless they are roots.
+        without: Modules and packages to leave out, unless they are roots.
 
     Raises:
-        ValueError: no such module of the toolkit.
+        ValueError: a root is not a module of the toolkit.
     """
     if unknown := [name for name in roots if name.partition(":")[0] not in sources()]:
-        raise ValueError(f"{unknown[0]!r} is no module of the toolkit: give a dotted name such as 'toolkit.generate'.")
+        raise ValueError(f"{unknown[0]!r} is not a module of the toolkit: give a dotted name such as 'toolkit.generate'.")
     parts = [name for name in roots if ":" in name]
-    found, todo = set[str](), [name for name in roots if name not in parts and not _below(name, NO_NUMBERS)]
+    reached, todo = set[str](), [name for name in roots if name not in parts and not _below(name, NO_NUMBERS)]
     while todo:
         name = todo.pop()
-        if name not in found:
-            found.add(name)
+        if name not in reached:
+            reached.add(name)
             todo += [n for n in _imported(name) if not _below(n, (*NO_NUMBERS, *without))]
-    return {name: sources()[name].digest for name in sorted(found)} | {name: _part(name) for name in sorted(parts)}
+    return {name: sources()[name].digest for name in sorted(reached)} | {name: _part(name) for name in sorted(parts)}
 
 
 def code_of(*roots: str, without: tuple[str, ...] = ()) -> str:
-    """One hash of :func:`modules_of`."""
+    """Return one hash over all modules of :func:`modules_of`."""
     return key(modules_of(*roots, without=without))
 
 
-def _below(name: str, shut: tuple[str, ...]) -> bool:
-    return any(f"{name}.".startswith(f"{other}.") for other in shut)
+def _below(name: str, packages: tuple[str, ...]) -> bool:
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
 
 
 @cache
 def _part(root: str) -> str:
-    """Hash of one definition of a module and of the others there that it names, constants among them, in turn."""
+    """Hash one definition of a module and all definitions there (functions, classes, constants) that it uses, directly or not."""
     module, _, first = root.partition(":")
     defined = {name: n for n in sources()[module].tree.body for name in _names(n)}
-    found, todo = set[str](), [first]
+    used, todo = set[str](), [first]
     while todo:
         name = todo.pop()
-        if name in defined and name not in found:
-            found.add(name)
+        if name in defined and name not in used:
+            used.add(name)
             todo += [node.id for node in ast.walk(defined[name]) if isinstance(node, ast.Name)]
-    return _digest([defined[name] for name in sorted(found)])
+    return _digest([defined[name] for name in sorted(used)])
 
 
 def _names(node: ast.stmt) -> list[str]:
-    """What a statement of a module defines."""
+    """Return the names that a statement of a module defines."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
@@ -154,13 +154,13 @@ def _digest(nodes: list[Any]) -> str:
 
 @cache
 def _imported(name: str) -> frozenset[str]:
-    """The modules that one module takes something from, lists and their members left out."""
-    module, found = sources()[name], set[str]()
-    for given, (source, attribute) in module.names.items() if name not in LISTS | CLASSES_ONLY else ():
+    """Return the modules that one module imports from, without :data:`LISTS`. A list itself has no imports here."""
+    module, targets = sources()[name], set[str]()
+    for local, (source, attribute) in module.names.items() if name not in LISTS | CLASSES_ONLY else ():
         target = _defining(source, attribute)
-        used = module.attributes.get(given)
-        found |= {_defining(target, a) for a in used} if used and _is_package(target) else {target}
-    return frozenset(found - LISTS)
+        used = module.attributes.get(local)
+        targets |= {_defining(target, a) for a in used} if used and _is_package(target) else {target}
+    return frozenset(targets - LISTS)
 
 
 @cache
@@ -169,22 +169,22 @@ def _is_package(name: str) -> bool:
 
 
 def _defining(source: str, attribute: str) -> str:
-    """The module that an imported name is, or is defined in."""
-    every = sources()
-    if attribute and f"{source}.{attribute}" in every:
+    """Return the module that an imported name stands for, or that defines it."""
+    modules = sources()
+    if attribute and f"{source}.{attribute}" in modules:
         return f"{source}.{attribute}"
-    if attribute in every[source].names:
-        return _defining(*every[source].names[attribute])
+    if attribute in modules[source].names:
+        return _defining(*modules[source].names[attribute])
     return source
 
 
 @dataclass(frozen=True)
 class Basis:
-    """What a kept result depends on, and the code that makes it: its key, and the record that is kept beside it.
+    """Everything that a saved result depends on. It gives the result's key, and the record beside it.
 
     Attributes:
-        depends: Everything it depends on but the code, JSON-serialisable.
-        modules: The code: see :func:`modules_of`.
+        depends: All dependencies except the code, JSON-serialisable.
+        modules: The code: module -> hash, see :func:`modules_of`.
     """
 
     depends: Any
@@ -197,39 +197,47 @@ class Basis:
 
     @property
     def key(self) -> str:
-        """Name of what depends on all of it."""
+        """Key of the result: a hash over ``depends`` and the code."""
         return key([self.depends, self.code])
 
     @property
     def made_by(self) -> str:
-        """The code in words, for people."""
+        """Version of the toolkit and hash of the code, as text for readers."""
         return made_by(self.code)
 
     @property
     def record(self) -> dict[str, Any]:
-        """What is written down beside a result."""
+        """The record that is saved beside the result."""
         return {"made_by": self.made_by, "code": self.code, "depends": key(self.depends), "modules": dict(self.modules)}
 
     def write(self, folder: Path) -> None:
         """Write the record into the folder of a result."""
         write_json(self.record, folder / MADE_BY)
 
-    def changed(self, kept: Iterable[Mapping[str, Any]]) -> set[str]:
-        """The modules that have changed since results of the same dependencies were made; none if there are none.
+    def changed(self, earlier: Iterable[Mapping[str, Any]]) -> set[str]:
+        """Return the modules that differ between this code and that of earlier results with the same dependencies; empty if none.
 
         Args:
-            kept: Records of results: see :func:`records`.
+            earlier: Records of the earlier results: see :func:`records`.
         """
-        same = [old["modules"] for old in kept if old["depends"] == key(self.depends) and old["code"] != self.code]
+        same = [old["modules"] for old in earlier if old["depends"] == key(self.depends) and old["code"] != self.code]
         return {name for old in same for name in {*old, *self.modules} if old.get(name) != self.modules.get(name)}
 
 
 def records(parent: Path, names: str = "*") -> list[dict[str, Any]]:
-    """The records of the results in a directory whose folders have such names. Raises DamagedFileError naming one that is none."""
-    remedy = "Remove the folder that it is in: its result is made again."
+    """Return the records of the results in a directory.
+
+    Args:
+        parent: Directory with one folder per result.
+        names: Pattern for the names of the folders.
+
+    Raises:
+        DamagedFileError: a file is not such a record.
+    """
+    remedy = "Remove its folder; the result is then computed again."
     return [read_json(path, RECORD, remedy=remedy) for path in sorted(parent.glob(f"{names}/{MADE_BY}"))]
 
 
 def made_by(code: str) -> str:
-    """How files say what they were made by."""
+    """Return the text by which files name the code that made them."""
     return f"toolkit {toolkit.__version__}, code {code}"

@@ -1,4 +1,4 @@
-"""Files and directories that are whole or not there: atomic writes, JSON and JSON lines, claims between processes."""
+"""Atomic writes of files and directories, JSON and JSON lines, and locks between processes."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ import torch
 from filelock import FileLock, Timeout
 
 from toolkit.store.errors import DamagedFileError
-from toolkit.store.full import said_if_full
+from toolkit.store.full import explain_full_disk
 from toolkit.store.hints import read_from, typed
 from toolkit.store.texts import numbered, parsed, read_text
 
 
 def _namespace() -> str:
-    """The space in which process ids count: two containers may have one host name, and each its own process 1."""
+    """Return the id of the process-id namespace. Two containers may share a host name, and each has its own process 1."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux
         return ""
 
 
-# A container that is started again is another host: what a kill left in its former life is not removed, nor taken for its own.
+# A restarted container counts as another host: temporary files from before are neither removed nor mistaken for those of its processes.
 HOST = hashlib.sha256(f"{socket.gethostname()}{_namespace()}".encode()).hexdigest()[:8]
 PARTIAL = re.compile(r"\..*\.h(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.partial", re.DOTALL)
 
 
 def _partial(target: Path) -> Path:
-    """The temporary path of this process beside ``target``; those that processes of this machine left when killed are removed."""
+    """Return this process's temporary path for ``target``. Remove temporary files of dead processes of this machine beside it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for path in target.parent.glob(".*.partial"):
         match = PARTIAL.fullmatch(path.name)
@@ -52,26 +52,26 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # a process of another user
         return True
     return True
 
 
 @contextmanager
 def atomic(path: str | Path, *, needed: int | None = None) -> Iterator[Path]:
-    """A temporary path beside ``path``, renamed to it if the body succeeds and removed if it fails.
+    """Write a file atomically: yield a temporary path, which is renamed to ``path`` if the body succeeds and removed if it fails.
 
     Args:
-        needed: Bytes that will be written, if known, for the error of a full disk.
+        needed: Number of bytes that will be written, if known, for the error about a full disk.
 
     Raises:
-        DiskFullError: no room for it; says how much was needed and how much is free.
+        DiskFullError: there is not enough disk space; the message says how much was needed and how much is free.
         OSError: the directory cannot be created or written.
     """
     target = Path(path)
     partial = _partial(target)
     try:
-        with said_if_full(target, partial, needed):
+        with explain_full_disk(target, partial, needed):
             yield partial
             os.replace(partial, target)
     finally:
@@ -79,15 +79,15 @@ def atomic(path: str | Path, *, needed: int | None = None) -> Iterator[Path]:
 
 
 def writable(directory: str | Path) -> Path:
-    """Make sure ``directory`` exists and can be written, before any work is done for it.
+    """Create a directory if needed and check that it can be written, before any work is done. Return its path.
 
     Raises:
-        OSError: it cannot; says which path.
+        OSError: it cannot be created or written.
     """
     path = Path(directory)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):  # has no name: nothing is left, and no other process meets it
+        with tempfile.TemporaryFile(dir=path):  # it has no name: nothing is left over, and no other process can see it
             pass
     except OSError as error:
         raise OSError(f"Cannot write to {path}: {error.strerror or error}. Choose another output directory.") from error
@@ -95,11 +95,11 @@ def writable(directory: str | Path) -> Path:
 
 
 def new_directory(path: str | Path) -> Path:
-    """Make sure a directory can be made, and holds nothing yet; it is not made.
+    """Check that a directory is missing or empty and can be created. Return its path; it is not created.
 
     Raises:
-        FileExistsError: it is not empty, or a file.
-        OSError: its parent cannot be written.
+        FileExistsError: the directory is not empty, or the path is a file.
+        OSError: the parent directory cannot be written.
     """
     target = Path(path)
     if target.exists() and not target.is_dir():
@@ -111,22 +111,22 @@ def new_directory(path: str | Path) -> Path:
 
 
 @contextmanager
-def filling(directory: str | Path) -> Iterator[Path]:
-    """A temporary directory that becomes ``directory`` if the body succeeds and is removed if it fails.
+def atomic_directory(directory: str | Path) -> Iterator[Path]:
+    """Fill a directory atomically: yield a temporary one, which is renamed to ``directory`` if the body succeeds and removed if it fails.
 
-    ``directory`` appears whole or not at all, however the process ends. An empty one that is there already is replaced.
+    ``directory`` is complete or absent, even if the process is killed. An empty directory at its place is replaced.
 
     Raises:
         FileExistsError: the directory exists and is not empty.
-        DiskFullError: no room for it.
+        DiskFullError: there is not enough disk space.
         OSError: it cannot be written.
     """
     target = new_directory(directory)
     partial = _partial(target)
-    remove(partial)  # of a dead process that had this one's id: no process fills one directory twice at once
+    remove(partial)  # left by a dead process with the same id: a process never fills one directory twice at the same time
     partial.mkdir()
     try:
-        with said_if_full(target, partial):
+        with explain_full_disk(target, partial):
             yield partial
             if target.exists():
                 target.rmdir()
@@ -136,10 +136,10 @@ def filling(directory: str | Path) -> Iterator[Path]:
 
 
 def is_whole(directory: str | Path) -> bool:
-    """Whether a directory holds a finished checkpoint or adapter: its config, and all of its weights (every shard of an index).
+    """Return True if a directory holds a complete checkpoint or adapter: its config and all its weights (every shard of an index).
 
     Raises:
-        DamagedFileError: an index that is none.
+        DamagedFileError: the index of the shards is damaged.
     """
     folder = Path(directory)
     kinds = (("config.json", "model.safetensors"), ("adapter_config.json", "adapter_model.safetensors"))
@@ -164,7 +164,7 @@ def write_text(text: str, path: str | Path) -> Path:
 
 
 def write_json(value: Any, path: str | Path) -> Path:
-    """Write JSON atomically; dataclasses become objects. NaN is an error."""
+    """Write a value as JSON, atomically. Dataclasses become objects; NaN and infinity raise ValueError."""
     return write_text(json.dumps(value, indent=2, default=jsonable, allow_nan=False) + "\n", path)
 
 
@@ -172,12 +172,12 @@ def read_json(path: str | Path, expected: Any = Any, *, remedy: str = "Make the 
     """Read a JSON file.
 
     Args:
-        expected: The type hint that the value must fit, see :func:`~toolkit.store.hints.typed`.
-        remedy: What to do about a file that is damaged, for the error.
+        expected: Type hint that the value must fit, see :func:`~toolkit.store.hints.typed`.
+        remedy: What to do about a damaged file, for the error.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: it is not JSON, or not what is expected; says where.
+        DamagedFileError: the file is not JSON, or does not fit ``expected``; the message says where.
     """
     text = read_text(path)
     try:
@@ -189,35 +189,38 @@ def read_json(path: str | Path, expected: Any = Any, *, remedy: str = "Make the 
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Non-empty lines of a text file."""
+    """Return the lines of a text file that are not blank."""
     return [line for _, line in numbered(read_text(path))]
 
 
 def append_line(value: Any, path: str | Path) -> Path:
-    """Add one JSON object as a line to a file (made if missing). A kill can tear the last line only: see :func:`read_rows`."""
+    """Append one JSON object as a line to a file, which is created if missing.
+
+    If the process is killed, only the last line can be incomplete: see :func:`read_rows`.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     content = (json.dumps(value, default=jsonable, allow_nan=False) + "\n").encode()
-    with said_if_full(target, target, len(content)), target.open("ab") as stream:
-        whole = stream.tell()
+    with explain_full_disk(target, target, len(content)), target.open("ab") as stream:
+        size = stream.tell()
         try:
             stream.write(content)
             stream.flush()
         except OSError:
-            os.truncate(target, whole)  # or the next line would be written behind half of this one
+            os.truncate(target, size)  # else the next line would follow half of this one
             raise
     return target
 
 
 def read_rows(path: str | Path, expected: Any = Mapping[str, Any]) -> list[Any]:
-    """The objects of a JSON-lines file; a torn last line is left out.
+    """Return the objects of a JSON-lines file. An incomplete last line is skipped.
 
     Args:
-        expected: The type hint that each line must fit, see :func:`~toolkit.store.hints.typed`.
+        expected: Type hint that each line must fit, see :func:`~toolkit.store.hints.typed`.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: another line is not JSON, or a line is not what is expected; names it.
+        DamagedFileError: any other line is not JSON, or a line does not fit ``expected``; the message names the line.
     """
     text = read_text(path)
     lines = list(numbered(text))
@@ -226,7 +229,7 @@ def read_rows(path: str | Path, expected: Any = Mapping[str, Any]) -> list[Any]:
         try:
             row = parsed(line)
         except ValueError as error:
-            # The beginning of an object, without the end of a line, which is written last: torn by a kill.
+            # The last line begins an object and has no line end, which is written last: the process was killed while writing it.
             if number == lines[-1][0] and not text.endswith("\n") and line.startswith("{"):
                 break
             raise DamagedFileError(f"{path}, line {number}: {error}. Remove that line, or make the file again.") from error
@@ -236,12 +239,12 @@ def read_rows(path: str | Path, expected: Any = Mapping[str, Any]) -> list[Any]:
 
 
 def write_rows(rows: Iterable[Any], path: str | Path) -> Path:
-    """Write a JSON-lines file atomically."""
+    """Write rows as a JSON-lines file, atomically."""
     return write_text("".join(json.dumps(row, default=jsonable, allow_nan=False) + "\n" for row in rows), path)
 
 
 def remove(path: str | Path) -> None:
-    """Remove a file or a directory if it is there."""
+    """Remove a file or a directory with its contents, if it exists."""
     if Path(path).is_dir():
         shutil.rmtree(path)
     else:
@@ -249,14 +252,19 @@ def remove(path: str | Path) -> None:
 
 
 def move(path: str | Path, target: str | Path) -> Path:
-    """Move a file; the directory of ``target`` is made."""
+    """Move a file. The directory of ``target`` is created if needed."""
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     return Path(shutil.move(path, target))
 
 
-def as_name(text: str) -> str:
-    """A text as the name of one file or directory: letters, digits and ``+-._`` stay. A text that is changed by it gets a hash after it,
-    so that two texts never share a name, and none leads elsewhere."""
+def safe_name(text: str) -> str:
+    """Return a text as a safe name of a file or directory: all but letters, digits and ``+-._`` become ``_``.
+
+    A name that differs from its text ends in a hash of the text, so that two texts never share a name.
+
+    >>> safe_name("budget_12"), safe_name("a/b")
+    ('budget_12', 'a_b-c14cdd')
+    """
     name = "".join(c if c.isalnum() or c in "+-._" else "_" for c in text)[:80]
     if name == text and name.strip("."):
         return name
@@ -264,17 +272,19 @@ def as_name(text: str) -> str:
 
 
 def key(value: Any) -> str:
-    """Twelve hexadecimal digits of everything in ``value`` (JSON with sorted keys): the name of what depends on all of it."""
+    """Return a hash of a value (as JSON with sorted keys), 12 hexadecimal digits: a key for results that depend on all of it."""
     text = json.dumps(value, sort_keys=True, default=jsonable)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @contextmanager
-def claimed(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
-    """Whether this process alone may work on ``path`` now. The claim ends with the body, or with the process, however it ends.
+def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
+    """Try to lock ``path`` between processes; yield True if this process holds the lock.
+
+    The lock is released when the body ends, or when the process ends for any reason.
 
     Args:
-        wait: Until whoever works on it is done.
+        wait: Wait until the lock is free, instead of yielding False.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
@@ -290,7 +300,11 @@ def claimed(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def jsonable(value: Any) -> Any:
-    """What JSON cannot hold by itself: dataclasses as objects, tensors as lists, paths as text."""
+    """Convert a value that JSON cannot hold: dataclasses to objects, tensors to lists, paths to text. For ``json.dumps(default=...)``.
+
+    Raises:
+        TypeError: any other type.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, torch.Tensor):
@@ -300,8 +314,8 @@ def jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON.")
 
 
-def existing(path: str | Path) -> Path:
-    """The path of a file that is there; FileNotFoundError if it is not."""
+def existing_file(path: str | Path) -> Path:
+    """Return the path of a file. Raise FileNotFoundError if there is no such file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"No file at {path}.")
     return Path(path)

@@ -1,4 +1,4 @@
-"""Containers of other tools: archives of ``torch.save`` (never running code) and GGUF."""
+"""File formats of other tools: ``torch.save`` archives, read without running code, and GGUF."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import numpy as np
 import torch
 
 from toolkit.store.errors import DamagedFileError, ForeignFileError
-from toolkit.store.files import atomic, existing
+from toolkit.store.files import atomic, existing_file
 
 
 def read_pt(path: str | Path) -> Any:
-    """What a file of ``torch.save`` holds: tensors and plain containers only, no code is ever run.
+    """Return the content of a ``torch.save`` file, if it is tensors and plain containers. No code in the file is run.
 
     Raises:
         FileNotFoundError: no such file.
-        ForeignFileError: it holds pickled objects, or is no archive of ``torch.save`` at all.
-        DamagedFileError: truncated.
+        ForeignFileError: the file holds other pickled objects, or is not a ``torch.save`` archive.
+        DamagedFileError: the file is truncated.
     """
     refused = (
-        f"{path} holds more than tensors and plain containers in an archive of torch.save: refused, since reading a pickle can run any "
-        "code. If you trust it, load it by hand, and save its tensors alone with torch.save."
+        f"{path} is not a torch.save archive of tensors and plain containers only: refused, since reading a pickle can run any code. "
+        "If you trust the file, load it by hand and save only its tensors with torch.save."
     )
-    with existing(path).open("rb") as file:
+    with existing_file(path).open("rb") as file:
         if file.read(2) != b"PK":  # not a zip archive, so a bare pickle or noise
             raise ForeignFileError(refused)
     try:
@@ -42,15 +42,20 @@ def read_pt(path: str | Path) -> Any:
         AttributeError,
         AssertionError,
         OSError,
-    ) as error:  # by the damage
-        raise DamagedFileError(f"{path} is not a whole archive of torch.save: {' '.join(str(error).split())[:120]}.") from error
+    ) as error:  # which of them depends on the damage
+        raise DamagedFileError(
+            f"{path} is not a complete torch.save archive: {' '.join(str(error).split())[:120]}. Copy it again."
+        ) from error
 
 
 def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str, np.ndarray], path: str | Path) -> Path:
-    """Write a GGUF file atomically: text and uint32 fields, and tensors in their own type.
+    """Write a GGUF file atomically. Fields are text or uint32; tensors keep their number type.
+
+    Args:
+        arch: Value of ``general.architecture``.
 
     Raises:
-        ImportError: without the package gguf.
+        ImportError: the package gguf is not installed.
     """
     with atomic(path) as partial:
         writer = _gguf().GGUFWriter(partial, arch)
@@ -66,22 +71,24 @@ def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str,
 
 
 def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Fields and unquantised tensors of a GGUF file; a quantised tensor comes as raw bytes.
+    """Return the fields and tensors of a GGUF file. A quantised tensor is returned as raw bytes.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: truncated or not GGUF.
-        ImportError: without the package gguf.
+        DamagedFileError: the file is truncated or not GGUF.
+        ImportError: the package gguf is not installed.
     """
     reader_of = _gguf().GGUFReader
     try:
-        reader = reader_of(existing(path))
+        reader = reader_of(existing_file(path))
         fields = {k: f.contents() for k, f in reader.fields.items()}
         tensors = {t.name: np.array(t.data) for t in reader.tensors}
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:  # by what is damaged
-        raise DamagedFileError(f"{path} is not a whole GGUF file: {' '.join(str(error).split())[:120]}.") from error
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:  # which depends on the damage
+        raise DamagedFileError(
+            f"{path} is not a complete GGUF file: {' '.join(str(error).split())[:120]}. Copy it again."
+        ) from error
     if len(tensors) < len(reader.tensors):
-        raise DamagedFileError(f"{path} holds two tensors of one name: write it again from its source.")
+        raise DamagedFileError(f"{path} holds two tensors of the same name: write it again from its source.")
     return fields, tensors
 
 

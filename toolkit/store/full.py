@@ -1,4 +1,4 @@
-"""A full disk, said in words: how much was needed, how much is free, and that nothing half-written stays."""
+"""Explain a full disk: how much space was needed, how much is free, and that no partial file is left."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ _TORCH = re.compile("iostream error|inline_container|file write failed")  # torc
 
 
 @contextmanager
-def said_if_full(target: Path, partial: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn the failure of a body that found no room for ``partial`` into a DiskFullError about ``target``.
+def explain_full_disk(target: Path, partial: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn an error of the body that means a full disk into a DiskFullError.
 
     Args:
-        needed: Bytes that the body writes, if known.
+        target: File that the error names.
+        partial: Temporary file or directory that the body writes.
+        needed: Number of bytes that the body writes, if known.
     """
     try:
         yield
@@ -33,15 +35,15 @@ def said_if_full(target: Path, partial: Path, needed: int | None = None) -> Iter
         need = f"{_size(needed)} were needed" if needed is not None else f"it stopped after {_size(_written(partial))}"
         free = _size(shutil.disk_usage(target.parent).free)
         raise DiskFullError(
-            f"No room to write {target}: {why}; {need}, {free} are free there. Nothing half-written was left. "
+            f"Cannot write {target}: {why}; {need}, {free} are free there. No partial file was left. "
             "Free some space or choose another directory, and run it again."
         ) from error
 
 
 def _reason(error: Exception) -> str | None:
     number = getattr(error, "errno", None)
-    if number is None and (found := _NUMBER.search(str(error))):
-        number = int(found[1])
+    if number is None and (match := _NUMBER.search(str(error))):
+        number = int(match[1])
     if isinstance(error, RuntimeError) and _TORCH.search(str(error)):
         return "the system refused a write, as a full disk does"
     return _FULL.get(number) if number is not None else None

@@ -1,4 +1,4 @@
-"""Checking JSON against Python type hints, so that a damaged file is named before anything in it is used."""
+"""Check JSON values against Python type hints, so that a damaged file is reported before anything in it is used."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _NAMES = {str: "text", int: "a whole number", float: "a finite number", bool: "t
 
 
 class Misfit(ValueError):
-    """A value is not what a hint says; the message says where it stands, what it is and what was expected."""
+    """A value does not fit its type hint. The message gives its place, the value and the expected type."""
 
 
 @contextmanager
 def read_from(path: str | Path, remedy: str) -> Iterator[None]:
-    """Turn a Misfit of the body into a DamagedFileError that names the file and says what to do."""
+    """Turn a Misfit raised in the body into a DamagedFileError with the file's path and a remedy."""
     try:
         yield
     except Misfit as error:
@@ -29,19 +29,24 @@ def read_from(path: str | Path, remedy: str) -> Iterator[None]:
 
 
 def checked(value: Any, hint: Any, where: str | Path, remedy: str) -> Any:
-    """The value, if it is what the hint says (see :func:`typed`); else DamagedFileError naming the file it was read from."""
+    """Return the value if it fits the hint (see :func:`typed`). Else raise DamagedFileError.
+
+    Args:
+        where: Path of the file it was read from.
+        remedy: What to do about it, for the error.
+    """
     with read_from(where, remedy):
         return typed(value, hint)
 
 
 def brief(value: Any) -> str:
-    """A value in at most 60 characters."""
+    """Return the ``repr`` of a value, cut to 60 characters."""
     text = repr(value[:_SHOWN]) if isinstance(value, str | bytes | list) else repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def described(hint: Any) -> str:
-    """A hint in words."""
+    """Return a type hint in words."""
     if isinstance(hint, Mapping):
         return f"an object with {', '.join(hint)}"
     origin, parts = get_origin(hint), get_args(hint)
@@ -55,15 +60,21 @@ def described(hint: Any) -> str:
 
 
 def typed(value: Any, hint: Any, at: str = "the file") -> Any:
-    """The value, if it is what the hint says; lists become tuples where the hint is a tuple. JSON has no other types.
+    """Return a JSON value if it fits a type hint. Lists become tuples if the hint is a tuple.
 
     Args:
         hint: ``str``, ``int``, ``float`` (finite; whole numbers too), ``bool``, ``None``, ``Any``, a ``Literal``, a union, ``list[X]``,
             ``tuple[X, ...]``, ``Mapping[str, X]``, or a mapping from field to hint: an object that has at least these fields.
-        at: Where the value stands, for the error.
+        at: Place of the value in the file, for the error.
 
     Raises:
-        Misfit: it is not.
+        Misfit: the value does not fit.
+
+    >>> typed({"n": 3, "note": "x"}, {"n": int})
+    {'n': 3, 'note': 'x'}
+    >>> typed({"n": "three"}, {"n": int})
+    Traceback (most recent call last):
+    toolkit.store.hints.Misfit: n is 'three', expected a whole number
     """
     origin, parts = get_origin(hint), get_args(hint)
     if isinstance(hint, Mapping):
@@ -105,7 +116,7 @@ def _fields(value: Any, hint: Mapping[str, Any], at: str) -> dict[str, Any]:
 
 
 def _inside(at: str, name: str) -> str:
-    """Where a field of an object stands; the outermost object ("the line") is not said again."""
+    """Return the place of a field, such as ``meta.task``. The outermost object ("the line") is left out."""
     return name if at.startswith(("the ", "its ")) else f"{at}.{name}"
 
 
@@ -116,6 +127,7 @@ def _any_of(value: Any, hints: Sequence[Any], at: str) -> Any:
             return typed(value, hint, at)
         except Misfit as error:
             misfits.append(error)
+    # The most helpful error is about something inside the value: one hint fits its outside.
     deepest = max(misfits, key=lambda error: not str(error).startswith(f"{at} is"))
     if str(deepest).startswith(f"{at} is"):
         raise Misfit(f"{at} is {brief(value)}, expected {' or '.join(map(described, hints))}")

@@ -1,4 +1,4 @@
-"""Rollouts as a directory of parquet parts with one JSON header."""
+"""Directories of rollouts: parquet parts with one JSON header."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pandas as pd
 from pyarrow import parquet
 
 from toolkit.store.errors import DamagedFileError, WrongModelError
-from toolkit.store.files import claimed, existing, jsonable, read_json, writable, write_json
+from toolkit.store.files import existing_file, jsonable, locked, read_json, writable, write_json
 from toolkit.store.hints import checked
 from toolkit.store.tables import UNREADABLE, save_table
 from toolkit.types import Rollout, Span
@@ -28,17 +28,17 @@ IDENTITY: Mapping[str, Any] = {
     "fingerprint": str, "interventions": list[str], "eos_ids": list[int], "template": str, "tags": Mapping[str, str | None] | None,
     "problems": str, "sampling": SAMPLING,
 }  # fmt: skip
-"""Fields of a header that decide what is sampled, by type."""
-TOLD: Mapping[str, Any] = {"model": str, "task": str, "split": str, "seed": int, "rollouts": int}
-"""Fields that say what it is; they may be missing, and may change."""
+"""Fields of a header that determine the samples, with their types."""
+OPTIONAL: Mapping[str, Any] = {"model": str, "task": str, "split": str, "seed": int, "rollouts": int}
+"""Fields that describe the samples, with their types. They may be missing, and may change."""
 HEADER = "header.json"
-ROUNDING = 1e-3  # of a log-probability, which is at most 0, and of an entropy, which is at least 0
+ROUNDING = 1e-3  # tolerance for the sign of log-probabilities (at most 0) and entropies (at least 0)
 ELSEWHERE = "Sample into another directory."
 log = logging.getLogger(__name__)
 
 
 def rollout_table(rollouts: Iterable[Rollout]) -> pd.DataFrame:
-    """One row per rollout; spans as ``think_start``, ``think_stop``, ... with -1 for none."""
+    """Return a table with one row per rollout. Spans are columns ``think_start``, ``think_stop``, ...; -1 means that there is none."""
     rows = []
     for r in rollouts:
         row = {f.name: getattr(r, f.name) for f in dataclasses.fields(r) if f.name not in ("think", "answer")}
@@ -67,79 +67,86 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
 
 
 @contextmanager
-def alone(directory: str | Path) -> Iterator[None]:
-    """Work on a directory of rollouts as the only process; waits for another one that does, and says so in the log."""
-    claim = Path(directory) / ".sampling"
-    with claimed(claim) as mine:
-        if mine:
+def sampling_lock(directory: str | Path) -> Iterator[None]:
+    """Hold the lock for sampling into a directory. If another process holds it, log a warning and wait."""
+    lock = Path(directory) / ".sampling"
+    with locked(lock) as held:
+        if held:
             yield
             return
-    log.warning("Another process is sampling into %s: waiting for it; what it finishes is not sampled again.", directory)
-    with claimed(claim, wait=True):
+    log.warning("Another process is sampling into %s: waiting until it ends. Its rollouts are not sampled again.", directory)
+    with locked(lock, wait=True):
         yield
 
 
 def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: int | None = None) -> list[Rollout]:
-    """Start or resume a directory of rollouts: the rollouts already there, or ``[]``.
+    """Start or resume a directory of rollouts. Return the rollouts that are already there.
 
-    Only what decides the samples (:data:`IDENTITY`) must be as it was; what else the header tells, such as names, is kept as it is, and
-    added where an older header lacks it.
+    Only the fields that determine the samples (:data:`IDENTITY`) must equal those of the existing header. Other fields of the existing
+    header, such as names, stay; those that it lacks are added.
+
+    Args:
+        header: The header; see :data:`IDENTITY` and :data:`OPTIONAL`.
+        vocab: As in :func:`load_rollouts`.
 
     Raises:
-        WrongModelError: it was begun with another model, other problems or another sampling.
-        DamagedFileError: as :func:`load_rollouts`, or it holds parts without a header.
+        WrongModelError: the directory was started with another model, other problems or other sampling settings.
+        DamagedFileError: as :func:`load_rollouts`, or there are parts but no header.
     """
     path = writable(directory) / HEADER
     if not path.exists():
         if parts := _parts(directory):
             raise DamagedFileError(
-                f"{directory} holds {len(parts)} part-*.parquet but no {HEADER}, so it is unknown what they were sampled from: copy it back. {ELSEWHERE}"
+                f"{directory} holds {len(parts)} part-*.parquet but no {HEADER}, which says how they were sampled: copy it back. {ELSEWHERE}"
             )
         write_json(header, path)
         return []
     old, new = load_header(directory), json.loads(json.dumps(header, default=jsonable))
     differing = sorted(k for k in IDENTITY if old.get(k) != new.get(k))
     if differing:
-        there, now = (str({k: _apart(a.get(k), b.get(k)) for k in differing})[:110] for a, b in ((old, new), (new, old)))
+        there, now = (str({k: _difference(a.get(k), b.get(k)) for k in differing})[:110] for a, b in ((old, new), (new, old)))
         raise WrongModelError(
-            f"{directory} holds rollouts made with another {', '.join(differing)}: {there} there, {now} now. Choose another directory."
+            f"{directory} holds rollouts that differ in {', '.join(differing)}: {there} there, {now} now. Choose another directory."
         )
     if not new.keys() <= old.keys():
         write_json({**new, **old}, path)
     return load_rollouts(directory, vocab=vocab)
 
 
-def _apart(value: Any, other: Any) -> Any:
-    """A value of a header; of an object only what differs from the other one."""
+def _difference(value: Any, other: Any) -> Any:
+    """Return a value of a header; if both values are objects, only the fields in which they differ."""
     both = isinstance(value, dict) and isinstance(other, dict)
     return {k: v for k, v in value.items() if other.get(k) != v} if both else value
 
 
 def append_rollouts(rollouts: Sequence[Rollout], directory: str | Path) -> Path:
-    """Add one part file to a directory of rollouts; its name is its own, whoever else writes there."""
+    """Add one part file to a directory of rollouts. Its name is unique, even if several processes write there."""
     index = max(map(_index, _parts(directory)), default=-1) + 1
     return save_table(rollout_table(rollouts), Path(directory) / f"part-{index:05d}-{secrets.token_hex(4)}.parquet")
 
 
 def replace_rollouts(changed: Iterable[Rollout], directory: str | Path) -> None:
-    """Put rollouts in the place of those of the same problem and sample; each part is replaced whole or not at all."""
+    """Replace rollouts of the same problem and sample by those in ``changed``. Each part file is rewritten atomically."""
     new = {(r.problem_id, r.sample): r for r in changed}
     for part in _parts(directory):
-        there = load_rollouts(part)
-        now = [new.get((r.problem_id, r.sample), r) for r in there]
-        if now != there:
-            save_table(rollout_table(now), part)
+        before = load_rollouts(part)
+        after = [new.get((r.problem_id, r.sample), r) for r in before]
+        if after != before:
+            save_table(rollout_table(after), part)
 
 
 def count_rollouts(directory: str | Path) -> int:
-    """How many rollouts a directory holds, by the ends of its parts; none are read, and one without an end counts as empty."""
+    """Return the number of rollouts in a directory, from the footers of its parts; the rows are not read.
+
+    A truncated part, which has no footer, counts as empty.
+    """
     return sum(map(_count, _parts(directory)))
 
 
 def _count(part: Path) -> int:
     try:
         return int(parquet.read_metadata(part).num_rows)
-    except (OSError, ValueError):  # of pyarrow, whose errors are these
+    except (OSError, ValueError):  # pyarrow's errors derive from these
         return 0
 
 
@@ -153,27 +160,28 @@ def _index(part: Path) -> int:
 
 
 def load_header(directory: str | Path) -> dict[str, Any]:
-    """The header of a directory of rollouts: who sampled them, on which problems, and how.
+    """Return the header of a directory of rollouts: the model, the problems and the sampling settings.
 
     Raises:
-        FileNotFoundError: no header there.
-        DamagedFileError: it is not an object, or a field is missing or of another type than it should be; names it.
+        FileNotFoundError: there is no header.
+        DamagedFileError: it is not a JSON object, or a field is missing or of the wrong type; the message names the field.
     """
-    path = existing(Path(directory) / HEADER)
+    path = existing_file(Path(directory) / HEADER)
     header = read_json(path, IDENTITY, remedy=ELSEWHERE)
-    told = {name: hint for name, hint in TOLD.items() if header.get(name) is not None}
-    return checked(header, told, path, ELSEWHERE)
+    present = {name: hint for name, hint in OPTIONAL.items() if header.get(name) is not None}
+    return checked(header, present, path, ELSEWHERE)
 
 
 def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout]:
-    """Rollouts of a directory of parts, or of one parquet file, ordered as written.
+    """Load the rollouts of a directory of parts, or of one parquet file, in the order in which they were written.
 
     Args:
-        vocab: Rows of the model's embedding, if the model is known: token ids must be below it.
+        vocab: Number of rows of the model's embedding, if the model is known; token ids must be smaller.
 
     Raises:
-        FileNotFoundError: nothing there.
-        DamagedFileError: a part is not a parquet file of rollouts, or a row cannot be one; names file, row, what is wrong and expected.
+        FileNotFoundError: there are no rollouts at this path.
+        DamagedFileError: a part is not a parquet file of rollouts, or a row is not a valid rollout. The message names file, row, value and
+            expectation.
     """
     source = Path(path)
     parts = _parts(source) if source.is_dir() else [source]
@@ -183,7 +191,7 @@ def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout
     rollouts: list[Rollout] = []
     for part in parts:
         try:
-            rows = pd.read_parquet(existing(part), dtype_backend="pyarrow", page_checksum_verification=True).to_dict("records")
+            rows = pd.read_parquet(existing_file(part), dtype_backend="pyarrow", page_checksum_verification=True).to_dict("records")
         except UNREADABLE as error:
             reason = " ".join(str(error).split())[:120]
             raise DamagedFileError(f"{part} is not a parquet file of rollouts: {reason}. Remove it and sample again.") from error
@@ -198,7 +206,7 @@ def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout
             key = (rollouts[-1].problem_id, rollouts[-1].sample)
             if key in seen:
                 raise DamagedFileError(
-                    f"{part}, row {number}: sample {key[1]} of problem {key[0][:60]!r} is there already ({seen[key]}); expected each once. "
+                    f"{part}, row {number}: sample {key[1]} of problem {key[0][:60]!r} is also in {seen[key]}; expected each only once. "
                     "Two commands wrote here: remove one of the files and sample again."
                 )
             seen[key] = f"{part.name}, row {number}"
@@ -206,7 +214,7 @@ def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout
 
 
 def _check(row: Mapping[str, Any], vocab: int | None) -> None:
-    """Raise ValueError, with what was found and expected, unless a row can be a rollout."""
+    """Raise ValueError, with the value and the expectation, unless a row is a valid rollout."""
     for name, kind in (("problem_id", str), ("sample", int), ("prompt_len", int), ("text", str), ("correct", bool)):
         if not isinstance(row[name], kind) or (kind is int and isinstance(row[name], bool)):
             raise ValueError(f"{name} is {str(row[name])[:60]!r}, expected {kind.__name__}.")
@@ -230,9 +238,9 @@ def _check(row: Mapping[str, Any], vocab: int | None) -> None:
         if values is not None and len(values) != length:
             raise ValueError(f"{name} has {len(values)} numbers, expected {length}, one per token of the response.")
         if values is not None and not all(isinstance(v, float) and math.isfinite(v) for v in values):
-            raise ValueError(f"{name} holds a value that is no finite number.")
+            raise ValueError(f"{name} holds a value that is not a finite number.")
         if values is not None and any(sign * v < -ROUNDING for v in values):
-            raise ValueError(f"{name} holds a number of the wrong sign.")
+            raise ValueError(f"{name} holds {'a negative' if sign > 0 else 'a positive'} number.")
 
 
 def _check_spans(row: Mapping[str, Any]) -> None:
@@ -243,6 +251,6 @@ def _check_spans(row: Mapping[str, Any]) -> None:
             continue
         if not (isinstance(start, int) and isinstance(stop, int) and end <= start <= stop <= len(row["token_ids"])):
             raise ValueError(
-                f"{name} is {start}..{stop}, expected a span inside {end}..{len(row['token_ids'])} that does not end first."
+                f"{name} is {start}..{stop}, expected a span within {end}..{len(row['token_ids'])} that does not stop before it starts."
             )
         end = stop

@@ -1,4 +1,4 @@
-"""Tables, and problems as JSON lines."""
+"""Tables as parquet, CSV or JSON lines, and problem files as JSON lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from toolkit.store.errors import DamagedFileError
-from toolkit.store.files import atomic, existing, jsonable, key, write_text
+from toolkit.store.files import atomic, existing_file, jsonable, key, write_text
 from toolkit.store.hints import Misfit, brief, read_from, typed
 from toolkit.store.texts import numbered, parsed, read_text
 from toolkit.types import Problem
@@ -23,51 +23,52 @@ from toolkit.types import Problem
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _PROBLEM = "Expected id, messages or question, answer."
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError)
-"""What reading a damaged parquet file raises, by what is damaged."""
+"""Errors that reading a damaged parquet file can raise."""
 
 
 def save_table(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write a table as parquet atomically, with checksums, so that a flipped bit is found when it is read."""
+    """Write a table as parquet, atomically, with checksums: reading it detects a flipped bit."""
     with atomic(path) as partial:
         table.to_parquet(partial, write_page_checksum=True)
     return Path(path)
 
 
 def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, remedy: str = "Correct the file.") -> pd.DataFrame:
-    """A table from a jsonl, csv or parquet file; text and numbers as they are written, an empty cell of a csv file is missing.
+    """Read a table from a .jsonl, .csv or .parquet file. An empty cell of a CSV file is a missing value.
 
     Args:
-        columns: Columns that must be there, without a missing value, with the type hint of their values: ``str``, ``float``, ``int``,
-            ``bool``, or a union. In a csv file text keeps "007" and "NA" as they are.
-        remedy: What to do about a file that is damaged, for the error.
+        columns: Required columns and the type hint of their values: ``str``, ``float``, ``int``, ``bool``, or a union. They must not
+            have missing values. In a CSV file, text columns keep "007" and "NA" as text.
+        remedy: What to do about a damaged file, for the error.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: not a table of its kind; a column is missing, twice there, of another type, or holds a missing or infinite value.
-        ValueError: another kind of file.
+        DamagedFileError: the file does not have the format of its suffix; or a column is missing, duplicate, of another type, or holds a
+            missing or infinite value.
+        ValueError: the suffix is none of the three.
     """
     readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-    file = existing(path)
+    file = existing_file(path)
     if file.suffix not in readers:
-        raise ValueError(f"{file}: cannot read {file.suffix!r} files; give one of {', '.join(readers)}.")
+        raise ValueError(f"{file}: cannot read {file.suffix!r} files. Give a file that ends in {', '.join(readers)}.")
     with read_from(file, remedy):
         table = readers[file.suffix](file, columns or {})
     return checked_table(table, columns or {}, file, remedy)
 
 
 def checked_table(table: pd.DataFrame, columns: Mapping[str, Any], source: str | Path, remedy: str) -> pd.DataFrame:
-    """The table, if it has the columns; see :func:`read_table`. Else DamagedFileError naming its source."""
+    """Return the table if it has the required columns, see :func:`read_table`. Else raise DamagedFileError with its source."""
     with read_from(source, remedy):
         for name, hint in columns.items():
             if name not in table:
-                held = ", ".join(str(c)[:30] for c in table.columns[:6])
-                raise DamagedFileError(f"{source} has no column {name}: it has {held}. {remedy}")
+                present = ", ".join(str(c)[:30] for c in table.columns[:6])
+                raise DamagedFileError(f"{source} has no column {name}: it has {present}. {remedy}")
             _check_column(table[name], hint)
     return table
 
 
 def _check_column(values: pd.Series, hint: Any) -> None:
-    """Raise Misfit naming the first row that is not what the hint says."""
+    """Raise Misfit, with the row's number, at the first value that does not fit the hint."""
     numbers = {int: "iu", bool: "b", float: "iuf"}
     if isinstance(values.dtype, np.dtype) and values.dtype.kind in numbers.get(hint, ""):
         rows = np.flatnonzero(~np.isfinite(values.to_numpy()))[:1]
@@ -87,7 +88,7 @@ def _jsonl(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
             raise Misfit(f"line {number} and the first line differ in the field {brief(odd)}")
         rows.append(row)
     if not rows:
-        raise Misfit("it holds no row")
+        raise Misfit("it has no rows")
     return pd.DataFrame(rows)
 
 
@@ -123,19 +124,19 @@ def _parquet(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
     try:
         return pd.read_parquet(path, page_checksum_verification=True)
     except UNREADABLE as error:
-        raise Misfit(f"it is not a whole parquet file: {' '.join(str(error).split())[:120]}") from error
+        raise Misfit(f"it is not a complete parquet file: {' '.join(str(error).split())[:120]}") from error
 
 
 def load_problems(path: str | Path) -> list[Problem]:
-    """Problems of a JSONL file with the fields ``id``, ``messages`` (or ``question``), ``answer``, optional ``meta``.
+    """Load problems from a JSONL file with the fields ``id``, ``messages`` or ``question``, ``answer``, and optional ``meta``.
 
-    An answer is text or a number, an id too; a number stays as it is written, without an exponent. Other fields are refused: facts about
-    a problem go into ``meta``. A problem without an id is named by a hash of its messages: by its line it would be another
-    one when lines are added or reordered. A byte order mark is skipped.
+    Answers and ids are text or numbers; a number keeps the digits that are written, without an exponent. Other fields are an error:
+    facts about a problem go into ``meta``. A problem without an id gets a hash of its messages, so that its id does not change when lines
+    are added or reordered. A byte order mark is skipped.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: the file is not UTF-8, or a line is not such an object or has the id of another; names the line.
+        DamagedFileError: the file is not UTF-8, or a line is not such an object or repeats an id; the message names the line.
         ValueError: the file holds no problem.
     """
     if not Path(path).is_file():
@@ -150,16 +151,16 @@ def load_problems(path: str | Path) -> list[Problem]:
                 raise Misfit(str(error)) from error
             problem = _problem(row)
             if problem.id in seen:
-                raise Misfit(f"the id {brief(problem.id)} is that of line {seen[problem.id]}, ids must be unique")
+                raise Misfit(f"the id {brief(problem.id)} is also that of line {seen[problem.id]}, ids must be unique")
         seen[problem.id] = number
         problems.append(problem)
     if not problems:
-        raise ValueError(f"{path} holds no problem: give one JSON object a line with id, messages or question, and answer.")
+        raise ValueError(f"{path} holds no problem: write one JSON object per line with id, messages or question, and answer.")
     return problems
 
 
 def _row(line: str) -> Any:
-    """What a line says; an answer or an id that is a number is text, so that 0.00001 is not read as 1e-05, which ends in 5."""
+    """Parse a line. A float as answer or id becomes its text: 0.00001 must not turn into 1e-05, in which a grader reads a 5."""
     row = parsed(line)
     numbers = [n for n in ("answer", "id") if isinstance(row, dict) and isinstance(row.get(n), float) and math.isfinite(row[n])]
     written = json.loads(line, parse_float=_plain) if numbers else {}
@@ -167,17 +168,17 @@ def _row(line: str) -> Any:
 
 
 def _plain(number: str) -> str:
-    """A number of JSON without an exponent, unless it is out of the range of floats."""
+    """Return a JSON number as text without an exponent, unless it is out of the range of floats."""
     value = Decimal(number)
     return f"{value:f}" if abs(value.adjusted()) < 400 else number
 
 
 def _problem(row: Any) -> Problem:
-    """The problem of a line. Raises Misfit naming the field that is not what it must be."""
-    asks = {"messages": list[Any]} if "messages" in typed(row, Mapping[str, Any], "the line") else {"question": str}
-    row = typed(row, {"answer": str | int | float, **asks}, "the line")
-    if unknown := sorted(row.keys() - {"id", "answer", "meta", *asks}):
-        raise Misfit(f"the line has the field {brief(unknown[0])}, which is not read: put facts about a problem into meta")
+    """Return the problem of a parsed line. Raise Misfit, with the field's name, if a field is not valid."""
+    prompt = {"messages": list[Any]} if "messages" in typed(row, Mapping[str, Any], "the line") else {"question": str}
+    row = typed(row, {"answer": str | int | float, **prompt}, "the line")
+    if unknown := sorted(row.keys() - {"id", "answer", "meta", *prompt}):
+        raise Misfit(f"the line has the unknown field {brief(unknown[0])}: put facts about a problem into meta")
     if "messages" in row:
         messages = tuple(_message(message, f"messages[{i}]") for i, message in enumerate(row["messages"]))
     else:
@@ -189,7 +190,7 @@ def _problem(row: Any) -> Problem:
         "id": not problem.id.strip(),
         "messages": not messages,
         "question": not any(m["content"].strip() for m in messages if m["role"] != "system"),
-        "answer": not problem.answer.strip() and "grader" not in meta,  # a verifier by name may need no answer
+        "answer": not problem.answer.strip() and "grader" not in meta,  # a problem with a named grader may need no answer
     }
     if any(empty.values()):
         raise Misfit(f"{next(name for name, is_empty in empty.items() if is_empty)} is empty")
@@ -204,7 +205,7 @@ def _message(message: Any, at: str) -> Mapping[str, str]:
 
 
 def save_problems(problems: Iterable[Problem], path: str | Path) -> Path:
-    """Write problems as JSONL, readable by :func:`load_problems`. Raises ValueError naming a problem that could not be read again."""
+    """Write problems as JSONL, for :func:`load_problems`. Raise ValueError if a problem could not be loaded again."""
     lines = []
     for problem in problems:
         line = json.dumps(jsonable(problem), default=jsonable, sort_keys=True)
@@ -212,7 +213,7 @@ def save_problems(problems: Iterable[Problem], path: str | Path) -> Path:
             _problem(parsed(line))
         except ValueError as error:
             raise ValueError(
-                f"Problem {brief(problem.id)} cannot be saved to {path}, it could not be read again: {error}."
+                f"Problem {brief(problem.id)} is not saved to {path}, since it could not be loaded again: {error}."
             ) from error
         lines.append(line)
     return write_text("\n".join(lines) + "\n", path)

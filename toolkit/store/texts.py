@@ -1,4 +1,4 @@
-"""Text and JSON as they must be: UTF-8, each field once, every number finite."""
+"""Strict reading of text and JSON: UTF-8, no duplicate fields, finite numbers only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from toolkit.store.errors import DamagedFileError
 
-_MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
+_MARKS = {  # the longer ones first: the mark of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -21,11 +21,11 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_text(path: str | Path) -> str:
-    """Return the text of a UTF-8 file, with or without a byte order mark, line ends as ``\\n``.
+    """Return the text of a UTF-8 file, without its byte order mark if it has one, with ``\\n`` as line ends.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: another encoding, or bytes that are no text; names the encoding or the line.
+        DamagedFileError: the file has another encoding or is binary; the message names the encoding or the line.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"No file at {path}.")
@@ -48,37 +48,39 @@ def _line(content: bytes, at: int) -> int:
 
 
 def numbered(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a text that are not empty, each with its number, from 1."""
+    """Yield (line number, line) for the lines of a text that are not blank. Numbers start at 1 and count blank lines too."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, line
 
 
 def parsed(text: str) -> Any:
-    """Return what a JSON text says.
+    """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, names a field twice, holds NaN, infinity or half a character, or is nested too deep.
+        ValueError: the text is not JSON, has a field twice, holds NaN, infinity or half a surrogate pair, or is nested too deep.
     """
     try:
         value = json.loads(text, parse_constant=_refused, object_pairs_hook=_once)
     except RecursionError as error:
-        raise ValueError("nested too deep to be read") from error
+        raise ValueError("it is nested too deep to be read") from error
     if _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"holds \\u{ord(error.object[error.start]):x}, which is half a character") from error
+            raise ValueError(
+                f"it holds \\u{ord(error.object[error.start]):x}, which is half of a surrogate pair and no character"
+            ) from error
     return value
 
 
 def _refused(constant: str) -> float:
-    raise ValueError(f"holds {constant}, which is no JSON number")
+    raise ValueError(f"it holds {constant}, which is not a JSON number")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"names the field {next(name for name in names if names.count(name) > 1)[:40]!r} twice")
-    return found
+        raise ValueError(f"it has the field {next(name for name in names if names.count(name) > 1)[:40]!r} twice")
+    return fields

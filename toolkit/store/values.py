@@ -1,4 +1,4 @@
-"""Directions, head scores, moments and plans: one safetensors file each, with their provenance in a JSON header."""
+"""Files of directions, head scores, moments and plans: one safetensors file each, with the provenance in a JSON header."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from toolkit.store.errors import DamagedFileError, ForeignFileError, WrongModelError
-from toolkit.store.files import atomic, existing
+from toolkit.store.files import atomic, existing_file
 from toolkit.store.hints import Misfit, brief, read_from, typed
 from toolkit.store.texts import parsed
 from toolkit.types import Direction, HeadScores, Moments, Plan
 
 FORMAT, FORMAT_VERSION = "reasoning-length-toolkit", 1
-AGAIN = "The file is damaged: give the command that wrote it (such as `toolkit direction`) again, or copy it again."
+AGAIN = "The file is damaged: run the command that wrote it (such as `toolkit direction`) again, or copy it again."
 _TYPES = {cls.__name__ for cls in (Direction, HeadScores, Moments, Plan)}
 T = TypeVar("T", Direction, HeadScores, Moments, Plan)
 
@@ -29,8 +29,8 @@ def save(value: Direction | HeadScores | Moments | Plan, path: str | Path) -> Pa
     """Save a value as one safetensors file with its provenance in the header.
 
     Raises:
-        ValueError: a tensor holds NaN or infinity, or a note holds what JSON cannot.
-        DiskFullError: no room for it.
+        ValueError: a tensor holds NaN or infinity, or a note is not JSON-serialisable.
+        DiskFullError: there is not enough disk space.
     """
     tensors: dict[str, torch.Tensor] = {}
     body = _encode(value, "", tensors)
@@ -40,30 +40,32 @@ def save(value: Direction | HeadScores | Moments | Plan, path: str | Path) -> Pa
     try:
         _decode(json.loads(json.dumps(body, allow_nan=False)), type(value), dict(tensors), "")
     except (Misfit, TypeError) as error:
-        raise ValueError(f"This {type(value).__name__} cannot be saved to {path}, it could not be read again: {error}.") from error
+        raise ValueError(
+            f"This {type(value).__name__} is not saved to {path}, since it could not be loaded again: {error}."
+        ) from error
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "value": json.dumps(body, allow_nan=False)}
     return write_tensors(tensors, header, path)
 
 
 def load(path: str | Path, kind: type[T], *, fingerprint: str | None = None) -> T:
-    """Load a value of type ``kind``; its header and tensors are checked against the fields of that type before it is made.
+    """Load a value of type ``kind``, after checking header and tensors against the fields of that type.
 
     Args:
-        fingerprint: Fingerprint of the model it will be used with; ``None`` to only look at it.
+        fingerprint: Fingerprint of the model that the value will be used with; ``None`` skips the check.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: truncated or not safetensors, a field missing, unknown or of another type, shapes that contradict each other,
-            or NaN or infinity.
-        ForeignFileError: not written by this toolkit, or another kind of value.
-        WrongModelError: made from other weights.
+        DamagedFileError: the file is truncated or not safetensors; a field is missing, unknown or of another type; shapes contradict
+            each other; or a tensor holds NaN or infinity.
+        ForeignFileError: the file was not written by this toolkit, or holds another kind of value.
+        WrongModelError: the value was made from other weights.
     """
     tensors, header = read_tensors(path)
     if header.get("format") != FORMAT:
         raise ForeignFileError(f"{path} was not written by {FORMAT}: its format is {brief(header.get('format'))}.")
     if header.get("format_version") != str(FORMAT_VERSION):
         raise ForeignFileError(
-            f"{path} has format version {brief(header.get('format_version'))}, this toolkit reads {FORMAT_VERSION}: update it."
+            f"{path} has format version {brief(header.get('format_version'))}, this toolkit reads {FORMAT_VERSION}: update the toolkit."
         )
     with read_from(path, AGAIN):
         value = _read(header.get("value"), tensors, kind, path)
@@ -77,7 +79,7 @@ def load(path: str | Path, kind: type[T], *, fingerprint: str | None = None) -> 
 
 
 def _read(text: str | None, tensors: Mapping[str, torch.Tensor], kind: type[T], path: str | Path) -> T:
-    """The value of a header; every tensor of the file belongs to exactly one field."""
+    """Decode the value in a header. Every tensor of the file has to belong to exactly one field."""
     try:
         body = parsed(text or "")
     except ValueError as error:
@@ -109,10 +111,10 @@ def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _decode(body: Any, hint: Any, tensors: dict[str, torch.Tensor], at: str) -> Any:
-    """The inverse of ``_encode`` by the type hint of a field; takes the tensors that it uses out of ``tensors``.
+    """Invert ``_encode`` with the help of a field's type hint. Tensors that are used are removed from ``tensors``.
 
     Raises:
-        Misfit: the body is not what the hint says.
+        Misfit: the body does not fit the hint.
     """
     if isinstance(hint, types.UnionType):  # X | None
         return None if body is None else _decode(body, get_args(hint)[0], tensors, at)
@@ -131,10 +133,10 @@ def _decode(body: Any, hint: Any, tensors: dict[str, torch.Tensor], at: str) -> 
 
 def _dataclass(body: Any, cls: Any, tensors: dict[str, torch.Tensor], at: str) -> Any:
     where, hints = at or "its header", get_type_hints(cls)
-    given = typed(body, {"type": Literal[cls.__name__], "fields": dict.fromkeys(hints, Any)}, where)["fields"]
-    if unknown := sorted(set(given) - set(hints)):
+    encoded = typed(body, {"type": Literal[cls.__name__], "fields": dict.fromkeys(hints, Any)}, where)["fields"]
+    if unknown := sorted(set(encoded) - set(hints)):
         raise Misfit(f"{where} has the unknown field {brief(unknown[0])}: a {cls.__name__} has {', '.join(hints)}")
-    fields = {name: _decode(given[name], hint, tensors, _join(at, name)) for name, hint in hints.items()}
+    fields = {name: _decode(encoded[name], hint, tensors, _join(at, name)) for name, hint in hints.items()}
     try:
         return cls(**fields)
     except (ValueError, IndexError) as error:
@@ -144,7 +146,7 @@ def _dataclass(body: Any, cls: Any, tensors: dict[str, torch.Tensor], at: str) -
 def _tensor(body: Any, hint: Any, tensors: dict[str, torch.Tensor], at: str) -> torch.Tensor:
     name = typed(body, {"tensor": str}, at)["tensor"]
     if name != at or name not in tensors:
-        raise Misfit(f"{at} names the tensor {brief(name)}, expected {at!r} among the file's")
+        raise Misfit(f"{at} names the tensor {brief(name)}, expected {at!r}, which the file must hold")
     tensor = tensors.pop(name)
     if not isinstance(tensor, hint):
         raise Misfit(f"{at} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}, expected floats [{hint.dim_str}]")
@@ -154,7 +156,7 @@ def _tensor(body: Any, hint: Any, tensors: dict[str, torch.Tensor], at: str) -> 
 
 
 def _plain(body: Any) -> Any:
-    """Notes: what ``_encode`` made of JSON."""
+    """Decode notes, which are plain JSON."""
     if isinstance(body, list):
         return [_plain(item) for item in body]
     if isinstance(body, Mapping):
@@ -167,21 +169,23 @@ def _join(path: str, name: str) -> str:
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: str | Path) -> Path:
-    """Write a safetensors file atomically, bit by bit, with its metadata."""
+    """Write tensors, unchanged to the bit, and text metadata as a safetensors file, atomically."""
     with atomic(path, needed=sum(v.nbytes for v in tensors.values())) as partial:
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, partial, metadata=dict(metadata))
     return Path(path)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+    """Return the tensors and metadata of a safetensors file.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: truncated or not safetensors.
+        DamagedFileError: the file is truncated or not safetensors.
     """
     try:
-        with safe_open(existing(path), framework="pt") as file:
+        with safe_open(existing_file(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
-        raise DamagedFileError(f"{path} is not a whole safetensors file: {' '.join(str(error).split())[:120]}.") from error
+        raise DamagedFileError(
+            f"{path} is not a complete safetensors file: {' '.join(str(error).split())[:120]}. Copy it again."
+        ) from error

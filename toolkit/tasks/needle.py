@@ -127,7 +127,7 @@ def read_filler(path: str | Path) -> tuple[str, ...]:
         FileNotFoundError: no such file.
         FillerError: the file has no text.
     """
-    text = " ".join(line.strip() for line in store.read_lines(store.existing(path)))
+    text = " ".join(line.strip() for line in store.read_lines(store.existing_file(path)))
     if not text:
         raise FillerError(f"{path} holds no text: give a file with sentences.")
     return tuple(re.split(r"(?<=[.!?])\s+", text))

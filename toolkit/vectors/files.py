@@ -1,4 +1,4 @@
-"""Directions as files: our own container (safetensors), GGUF control vectors, a folder for the hub."""
+"""Files of directions: the toolkit's format (safetensors), GGUF control vectors, and a folder for the hub."""
 
 from __future__ import annotations
 
@@ -27,50 +27,51 @@ FIELDS = (
     "apply_site", "positions", "method", "norm", "scale", "sign", "think_format", "n_pos", "n_neg", "seed", "notes_json", "metrics_json",
     "created", "tool",
 )  # fmt: skip
-"""Everything that a header may say."""
+"""All fields that a header may have."""
 LLAMA_CPP = {"mistral": "llama", "gemma3_text": "gemma3"}
-"""Architecture names of llama.cpp where they are not the ``model_type`` of transformers, up to its underscores."""
+"""``model_type`` of transformers -> architecture name of llama.cpp, where they differ in more than underscores."""
 
 
 class ExportError(ValueError):
-    """What is to be written cannot be said in the format, or by the weights, that it is to be written to."""
+    """A direction or plan cannot be expressed in the format, or by the weights, to which it should be written."""
 
 
-# --- our own container ---------------------------------------------------------------------------------------
+# --- the toolkit's format ------------------------------------------------------------------------------------
 
 
 def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, metrics: Mapping[str, Any] | None = None) -> Path:
-    """Save ``scale * direction`` as safetensors: tensors ``direction.<layer>`` as they are (bit by bit at scale 1), the rest as text.
+    """Save ``scale * direction`` as safetensors, with tensors ``direction.<layer>`` (unchanged to the bit at scale 1) and a text header.
 
     Args:
         lm: The model that the direction is for.
-        scale: Baked into the numbers; the file then says ``norm: dose``, and ``sign: + = shorter`` if it is negative.
-        metrics: What was measured with it, for ``metrics_json``.
+        scale: Factor on the vectors. If it is not 1 the header has ``norm: dose``; if it is negative, ``sign: + = shorter``.
+        metrics: Results measured with it, for the header's ``metrics_json``.
 
     Raises:
-        WrongModelError: the direction is of other weights or another shape than ``lm``.
-        ValueError: a vector or the scale holds NaN or infinity, or the scale is 0.
+        WrongModelError: the direction was made from other weights, or has another shape.
+        ValueError: a vector or the scale is not finite, or the scale is 0.
     """
     vector, header = _written(direction, lm, scale, metrics)
     return store.write_tensors({f"direction.{layer}": row for layer, row in enumerate(vector)}, header, path)
 
 
 def load(path: str | Path, lm: LM | None = None) -> Direction:
-    """The direction of a file of :func:`save`, equal to the one saved (a baked scale is divided out again).
+    """Load a direction that :func:`save` wrote. The scale in the file is divided out again.
 
     Args:
-        lm: The model it will be used with; ``None`` to only look at it.
+        lm: The model that it will be used with; ``None`` skips the check.
 
     Raises:
-        FileNotFoundError, DamagedFileError: no file, or not a whole one.
-        ForeignFileError: not of this format, or it contradicts itself about site, sign or normalisation.
-        WrongModelError: made from other weights, or for another depth or width.
+        FileNotFoundError: there is no file.
+        DamagedFileError: the file is truncated or damaged.
+        ForeignFileError: the file has another format, or its header contradicts its site, sign or normalisation.
+        WrongModelError: the direction was made from other weights, or for another depth or width.
     """
     tensors, header = store.read_tensors(path)
     if (header.get("format"), header.get("format_version")) != (FORMAT, FORMAT_VERSION):
         raise ForeignFileError(
             f"{path} has the format {str(header.get('format'))[:40]!r} {header.get('format_version', '')[:20]}, not {FORMAT!r} {FORMAT_VERSION}. "
-            "store.load reads what store.save wrote."
+            "Files written by store.save are read by store.load."
         )
     return _restored({_layer(name, path): row for name, row in tensors.items()}, header, lm, path)
 
@@ -81,7 +82,7 @@ def _written(
     edits.check_direction(direction, lm)
     vector = direction.vector * scale
     if not torch.isfinite(vector).all() or not vector.any():
-        raise ValueError(f"scale={scale} times this direction is not finite, or zero everywhere: nothing sound can be saved.")
+        raise ValueError(f"scale={scale} times this direction is not finite, or zero everywhere: it is not saved.")
     p, tags = direction.provenance, lm.tags
     known = {
         "format": FORMAT,
@@ -113,7 +114,7 @@ def _written(
 
 
 def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | None, path: str | Path) -> Direction:
-    """The direction that :func:`_written` was given, from its header and what a file carried of its rows."""
+    """Invert :func:`_written`: make the direction from its header and the rows in a file."""
     if unknown := sorted(set(header) - set(FIELDS)):
         raise DamagedFileError(f"{path}: its header has the unknown field {unknown[0][:40]!r}. Save it again.")
     try:
@@ -129,7 +130,7 @@ def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | No
         raise
     except (KeyError, ValueError) as error:
         raise DamagedFileError(f"{path}: a field of its header is missing or cannot be read: {error!r:.120}.") from error
-    vector = _stacked(rows, shape, path, missing=1 if 0 not in rows else 0)  # a control vector has none of layer 0
+    vector = _stacked(rows, shape, path, missing=1 if 0 not in rows else 0)  # a control vector has no row for layer 0
     unit = said["norm"] == "unit" and _norm(vector) == "unit"
     true = {
         "norm": "dose" if scale != 1 else "unit" if unit else "raw",
@@ -138,7 +139,7 @@ def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | No
     }
     if said != true or not 0 < abs(scale) < math.inf:
         raise ForeignFileError(
-            f"{path} says {str(said)[:100]}, but by its site {site}, scale {scale} and numbers it is {true}. Save it again."
+            f"The header of {path} says {str(said)[:100]}, but site {site}, scale {scale} and the numbers mean {true}. Save it again."
         )
     try:
         direction = Direction(vector / scale, site, *names, *numbers, provenance)
@@ -150,7 +151,7 @@ def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | No
 
 
 def _norm(vector: Float[Tensor, "layers d_model"]) -> str:
-    """``"unit"`` if every vector that is not zero has norm 1 up to rounding, else ``"raw"``."""
+    """Return ``"unit"`` if all vectors that are not zero have norm 1 up to rounding, else ``"raw"``."""
     norms = vector.double().norm(dim=-1)
     rounding = max(1e-5, 8 * torch.finfo(vector.dtype).eps)
     return "unit" if ((norms == 0) | ((norms - 1).abs() <= rounding)).all() else "raw"
@@ -161,31 +162,31 @@ def _layer(name: str, path: str | Path) -> int:
     try:
         if kind != "direction":
             raise ValueError(kind)
-        return number_of(layer)
+        return layer_number(layer)
     except ValueError as error:
         raise ForeignFileError(f"{path} holds a tensor {name[:40]!r}: expected only direction.<layer>.") from error
 
 
-def number_of(layer: Any) -> int:
-    """The number of a layer from JSON's text or a number. Raises ValueError unless it is written as a whole number is."""
+def layer_number(layer: Any) -> int:
+    """Return the number of a layer, from text or a number. Raise ValueError unless it is a plain whole number."""
     text = str(layer)
     if isinstance(layer, bool) or not text.isdecimal() or len(text) > 6 or str(int(text)) != text:
-        raise ValueError(f"{text[:40]!r} is no layer")
+        raise ValueError(f"{text[:40]!r} is not the number of a layer")
     return int(text)
 
 
 def _stacked(
     rows: Mapping[int, Tensor], shape: tuple[int, int], source: str | Path, *, missing: int | None = None
 ) -> Float[Tensor, "layers d_model"]:
-    """Rows by layer as one tensor; layers without a row are zero.
+    """Stack rows by layer into one tensor; layers without a row are zero.
 
     Args:
-        missing: How many layers may and must be without a row; ``None`` is any number.
+        missing: Exact number of layers without a row; ``None`` allows any number.
 
     Raises:
-        ForeignFileError: no row, several types, or nothing but zeros.
-        WrongModelError: a row of another width, or of a layer that is not there.
-        DamagedFileError: NaN or infinity, or too few rows.
+        ForeignFileError: there is no row, rows differ in number type, or all are zero.
+        WrongModelError: a row has another width, or belongs to a layer that does not exist.
+        DamagedFileError: a row holds NaN or infinity, or rows are missing.
     """
     if not rows:
         raise ForeignFileError(f"{source} holds no direction.")
@@ -194,26 +195,31 @@ def _stacked(
         if not 0 <= layer < shape[0] or row.shape != shape[1:]:
             raise WrongModelError(
                 f"{source} has a vector of shape {tuple(row.shape)} for layer {layer}; the model has layers 0..{shape[0] - 1} "
-                f"of width {shape[1]}. It was made for another model, or counts its layers otherwise."
+                f"of width {shape[1]}. It was made for another model, or numbers its layers differently."
             )
         if row.dtype != kind or not row.is_floating_point():
             raise ForeignFileError(f"{source}: layer {layer} is {row.dtype}; expected one floating point type in all layers.")
         if not torch.isfinite(row.double()).all():
-            raise DamagedFileError(f"{source} holds NaN or infinity at layer {layer}: nothing sound can be steered with it.")
+            raise DamagedFileError(f"{source} holds NaN or infinity at layer {layer}: write it again from its source.")
     if missing is not None and len(rows) != shape[0] - missing:
         raise DamagedFileError(
-            f"{source} holds vectors of {len(rows)} layers, its header says {shape[0]}: some are lost. Save it again."
+            f"{source} holds vectors of {len(rows)} layers, but its header says {shape[0]} layers: some are missing. Save it again."
         )
     if not any(row.double().any() for row in rows.values()):
-        raise ForeignFileError(f"{source} is zero in every layer: it steers nothing. Write it again from its source.")
+        raise ForeignFileError(f"{source} is zero in every layer, so it cannot steer. Write it again from its source.")
     vector = torch.zeros(shape, dtype=kind)
     for layer, row in rows.items():
         vector[layer] = row
     return vector
 
 
-def adopted(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, source: str | Path, **notes: Any) -> Direction:
-    """A direction of unknown provenance, taken to be meant for ``lm``: its notes say where it is from."""
+def as_direction(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, source: str | Path, **notes: Any) -> Direction:
+    """Return rows of unknown provenance as a direction for ``lm``. Its notes name the tool and the file.
+
+    Args:
+        rows: Layer -> vector ``[d_model]``.
+        kind: Site kind.
+    """
     vector = _stacked(rows, (lm.layout.n_layers, lm.layout.d_model), source)
     provenance = lm.provenance(source=f"{tool}: {Path(source).name}", norm=_norm(vector), **notes)
     return Direction(vector, kind, "unknown", f"imported from {tool}", 0, 0, provenance)
@@ -223,31 +229,30 @@ def adopted(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, source: st
 
 
 def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, drop_layer_0: bool = False) -> Path:
-    """Save ``scale * direction`` as a control vector, F32: llama.cpp adds ``direction.k`` to the output of block k, at every position.
+    """Save ``scale * direction`` as a control vector in F32. llama.cpp adds ``direction.k`` to the output of block k, at every position.
 
     Args:
-        drop_layer_0: Leave the vector of layer 0 out, which the format cannot carry.
+        drop_layer_0: Leave out the vector of layer 0, which the format cannot hold.
 
     Raises:
-        ExportError: a direction of another site than ``resid_post``, a vector at layer 0 that may not be dropped, or numbers
-            too large for F32.
-        ImportError: without the package gguf.
+        ExportError: the direction is not at ``resid_post``, has a vector at layer 0 (without ``drop_layer_0``), or is too large for F32.
+        ImportError: the package gguf is not installed.
         WrongModelError, ValueError: as :func:`save`.
     """
     if direction.kind != "resid_post":
         raise ExportError(
-            f"A control vector is added to the output of a block, this direction lives at {direction.kind}: there it would be "
-            "another intervention. Make it at resid_post, or write an adapter or a safetensors file."
+            f"A control vector is added to the output of a block, but this direction is of {direction.kind}: it would be another "
+            "intervention there. Make it at resid_post, or write an adapter or a safetensors file."
         )
     if direction.vector[0].any() and not drop_layer_0:
         raise ExportError(
             f"Layer 0 has a vector (norm {direction.norms[0]:.3g}), but control vectors start at layer 1: llama.cpp rejects direction.0. "
-            "Pass drop_layer_0=True to leave it out, knowing that the rest then acts alone."
+            "Pass drop_layer_0=True to leave it out; the other layers then act without it."
         )
     vector, header = _written(direction, lm, scale, None)
     single = vector[1:].float().cpu()
     if not torch.isfinite(single).all() or not single.any():
-        raise ExportError("In F32, which control vectors are stored in, layers 1 and above are not finite, or all zero.")
+        raise ExportError("In F32, the type of control vectors, layers 1 and above are not finite, or all zero.")
     fields: dict[str, str | int] = {
         "controlvector.model_hint": lm.model.config.model_type,
         "controlvector.layer_count": len(single),
@@ -258,18 +263,21 @@ def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 
 
 
 def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Direction:
-    """A control vector of :func:`save_gguf`, repeng or llama.cpp, at ``resid_post``.
+    """Load a control vector of :func:`save_gguf`, repeng or llama.cpp, at ``resid_post``.
 
-    What :func:`save_gguf` wrote comes back with its provenance (in F32, without layer 0); of another writer's file only the model
-    type, width and depth can be checked, and the sign is its own.
+    A file of :func:`save_gguf` keeps its provenance (in F32, without layer 0). For files of other tools only model type, width and depth
+    can be checked, and the meaning of + is unknown.
 
     Args:
-        model_hint: A model type to accept besides that of ``lm``. A file without one is accepted by width and depth.
+        model_hint: A model type to accept besides that of ``lm``. A file without a model type is accepted if width and depth fit.
 
     Raises:
-        ForeignFileError: not a control vector by llama.cpp's rules (1-D F32 tensors ``direction.k``, k >= 1), or of another site.
-        WrongModelError: another model type, depth or width; for our own files, other weights.
-        FileNotFoundError, DamagedFileError, ImportError: no file, not a whole one, or no package gguf.
+        ForeignFileError: the file is not a control vector by llama.cpp's rules (1-D F32 tensors ``direction.k``, k >= 1), or is of another
+            site.
+        WrongModelError: model type, depth or width differ, or, for files of this toolkit, the weights.
+        FileNotFoundError: there is no file.
+        DamagedFileError: the file is truncated or damaged.
+        ImportError: the package gguf is not installed.
     """
     fields, tensors = store.read_gguf(path)
     if (arch := fields.get("general.architecture")) != "controlvector":
@@ -278,31 +286,31 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
     if hint is not None and _plain(str(hint)) not in {_plain(name) for name in model_types(lm) | {model_hint or ""}}:
         raise WrongModelError(
             f"{path} is for models of type {str(hint)[:40]!r}, {lm.name} is {lm.model.config.model_type!r}. "
-            f"If you know that it is meant for this model, pass model_hint={hint!r}."
+            f"If it fits this model nevertheless, pass model_hint={hint!r}."
         )
     rows = {}
     for name, array in tensors.items():
         k = _layer(name, path)
         if k == 0 or array.ndim != 1 or array.dtype != "float32":
             raise ForeignFileError(
-                f"{path}: {name} is {array.ndim}-D {array.dtype}; control vectors are 1-D float32 and start at direction.1, so that "
-                "llama.cpp rejects this file. Whoever wrote it may count layers otherwise: write it again from its source."
+                f"{path}: {name} is {array.ndim}-D {array.dtype}; control vectors are 1-D float32 and start at direction.1, so "
+                "llama.cpp rejects this file. Its writer may number layers differently: write it again from its source."
             )
         rows[k] = torch.from_numpy(array)
     header = {key.removeprefix("toolkit."): str(value) for key, value in fields.items() if key.startswith("toolkit.")}
-    # steerkit says where its vectors were read.
+    # Files of steerkit name the site of their vectors.
     site = header.get("site") or str(fields.get("hook_site", "resid_post"))
     if site.removeprefix("hook_") != "resid_post":
         raise ForeignFileError(
-            f"{path} says that its vectors are of {site[:40]}; a control vector acts at the output of a block only."
+            f"{path} says that its vectors are of {site[:40]}, but a control vector acts only at the output of a block."
         )
-    return _restored(rows, header, lm, path) if header else adopted(lm, rows, "resid_post", "GGUF", path, model_hint=hint)
+    return _restored(rows, header, lm, path) if header else as_direction(lm, rows, "resid_post", "GGUF", path, model_hint=hint)
 
 
 def model_types(lm: LM) -> set[str]:
-    """Names of the kind of model that ``lm`` is, by transformers and by llama.cpp."""
-    own = {lm.model.config.model_type, lm.model.config.get_text_config().model_type}
-    return own | {LLAMA_CPP[name] for name in own if name in LLAMA_CPP}
+    """Return the names of the model type of ``lm`` in transformers and llama.cpp."""
+    names = {lm.model.config.model_type, lm.model.config.get_text_config().model_type}
+    return names | {LLAMA_CPP[name] for name in names if name in LLAMA_CPP}
 
 
 def _plain(name: str) -> str:
@@ -312,7 +320,7 @@ def _plain(name: str) -> str:
 # --- a folder for the hub ------------------------------------------------------------------------------------
 
 
-def folder(
+def save_folder(
     direction: Direction,
     directory: str | Path,
     *,
@@ -321,22 +329,23 @@ def folder(
     figures: Mapping[str, str] | None = None,
     drop_layer_0: bool = False,
 ) -> Path:
-    """Write a folder that can be uploaded as it is: ``README.md``, ``direction.safetensors``, and ``direction.gguf`` where possible.
+    """Write a folder for upload: ``README.md``, ``direction.safetensors``, and ``direction.gguf`` if the format can hold the direction.
 
     Args:
-        card: The model card, see :func:`report.vector_card`.
-        figures: File name -> text (HTML or SVG) of what the card shows.
-        drop_layer_0: Write the control vector also if that leaves out a vector at layer 0. By default there is none then.
+        card: Text of the model card, see :func:`report.vector_card`.
+        figures: File name -> text (HTML or SVG) of the card's figures.
+        drop_layer_0: Write the control vector even if the direction has a vector at layer 0, which is then left out.
 
     Raises:
-        FileExistsError, OSError: the directory is not empty, or cannot be written.
-        ValueError: a figure's name is a path, or is taken.
+        FileExistsError: the directory is not empty.
+        OSError: it cannot be written.
+        ValueError: the name of a figure is a path, or that of another file of the folder.
     """
     if bad := [
         name for name in figures or () if not name or Path(name).name != name or name.startswith(("README.", "direction.", "."))
     ]:
         raise ValueError(f"Figures cannot be called {', '.join(bad)}: give plain file names other than README.* and direction.*.")
-    with store.filling(directory) as partial:
+    with store.atomic_directory(directory) as partial:
         for name, text in {"README.md": card, **(figures or {})}.items():
             store.write_text(text, partial / name)
         save(direction, partial / "direction.safetensors", lm=lm)

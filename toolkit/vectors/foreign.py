@@ -1,7 +1,7 @@
-"""Directions of other tools: read with plain tensors and JSON, none of the tools is needed.
+"""Read directions of other tools from their files, without installing the tools.
 
-These files hardly say which model they are for, and never what their + means: width and depth are checked, and the direction's
-provenance names the model it was loaded for. Their layers count blocks from 0, as ours do.
+These files rarely name their model, and never say what + means. Width and depth are checked, and the direction's provenance names the
+model that it was loaded for. Layers are numbered from 0, as here.
 """
 
 from __future__ import annotations
@@ -17,120 +17,131 @@ from toolkit import store
 from toolkit.lm import LM
 from toolkit.store import ForeignFileError, WrongModelError
 from toolkit.types import Direction
-from toolkit.vectors.files import adopted, model_types, number_of
+from toolkit.vectors.files import as_direction, layer_number, model_types
 
 STEERING_VECTORS = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}
-"""Layer types of the library steering-vectors, by the site that each is the output of."""
+"""Layer types of the library steering-vectors -> the site at which each has its output."""
 
 
 def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Direction:
-    """A direction of ThinkEdit's own code: one tensor ``[layers, 1, d_model]``, long minus short, un-normalised.
+    """Load a direction that ThinkEdit's released code wrote: one tensor ``[layers, 1, d_model]``, long minus short, not normalised.
 
     Args:
-        part: ``"attn"`` (``resid_mid``) or ``"mlp"`` (``resid_post``); by default how the file name ends.
+        part: ``"attn"`` (``resid_mid``) or ``"mlp"`` (``resid_post``). By default the end of the file name.
 
     Raises:
-        ForeignFileError: pickled objects, another shape, or no telling which part.
-        WrongModelError: another depth or width; ``attn`` in a post-norm family, where its authors' hook reads another site.
-        FileNotFoundError, DamagedFileError: no file, or not a whole one.
+        ForeignFileError: the file holds pickled objects or a tensor of another shape, or its name does not tell the part.
+        WrongModelError: depth or width differ; or the part is ``attn`` and the family post-norm, where the released code reads another
+            site.
+        FileNotFoundError: there is no file.
+        DamagedFileError: the file is truncated.
     """
     part = part or Path(path).stem.rpartition("_")[2]
     if part not in ("attn", "mlp"):
-        raise ForeignFileError(f"{path}: its name does not end in _attn or _mlp. Say which it is: part='attn' or part='mlp'.")
+        raise ForeignFileError(f"{path}: its name does not end in _attn or _mlp. Pass part='attn' or part='mlp'.")
     if part == "attn" and lm.layout.blocks[0].post_attention_norm is not None:
         raise WrongModelError(
             f"ThinkEdit reads the input of post_attention_layernorm, which in {lm.name} ({lm.layout.row.family}) is attn_out and not the "
             "residual stream. Make the direction here: methods.thinkedit.direction."
         )
-    found = _one_tensor(path)
-    if found.ndim != 3 or found.shape[1] != 1:
-        raise ForeignFileError(f"{path} has the shape {tuple(found.shape)}; ThinkEdit's files are [layers, 1, d_model].")
-    return adopted(lm, _all_rows(found[:, 0], lm, path), "resid_mid" if part == "attn" else "resid_post", "ThinkEdit", path)
+    tensor = _one_tensor(path)
+    if tensor.ndim != 3 or tensor.shape[1] != 1:
+        raise ForeignFileError(f"{path} has shape {tuple(tensor.shape)}; ThinkEdit's files are [layers, 1, d_model].")
+    kind = "resid_mid" if part == "attn" else "resid_post"
+    return as_direction(lm, _all_rows(tensor[:, 0], lm, path), kind, "ThinkEdit", path)
 
 
 def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None) -> Direction:
-    """A direction of hidden-directions, brainscope or hotwire: ``[layers, d_model]``, or ``[d_model]`` with ``layer``.
+    """Load a direction of hidden-directions, brainscope or hotwire: ``[layers, d_model]``, or ``[d_model]`` with ``layer``.
 
-    Row l is the output of block l (``hidden_states[l + 1]``), so ``resid_post``. Its last row was learned *after* the final norm
-    and is yet applied before it, there as here: leave that layer out when it matters (``steering(..., layers=...)``).
+    Row l is the output of block l (``hidden_states[l + 1]``), so ``resid_post``. The last row was learned *after* the final norm, but these
+    tools apply it before the norm, and so does this one. If that matters, leave the layer out (``steering(..., layers=...)``).
+
+    Args:
+        layer: Layer of a single vector.
 
     Raises:
-        ForeignFileError: pickled objects, more than one tensor, another shape, or ``[d_model]`` without ``layer``.
-        WrongModelError: another depth or width.
-        FileNotFoundError, DamagedFileError: no file, or not a whole one.
+        ForeignFileError: the file holds pickled objects, several tensors or one of another shape, or ``layer`` does not fit its shape.
+        WrongModelError: depth or width differ.
+        FileNotFoundError: there is no file.
+        DamagedFileError: the file is truncated.
     """
-    found = _one_tensor(path)
-    if found.ndim not in (1, 2) or (found.ndim == 1) != (layer is not None):
+    tensor = _one_tensor(path)
+    if tensor.ndim not in (1, 2) or (tensor.ndim == 1) != (layer is not None):
         raise ForeignFileError(
-            f"{path} has the shape {tuple(found.shape)} and layer={layer}: give layer for one vector [d_model], and no layer for "
-            "[layers, d_model]. A file of shape [layers, 1, d_model] is ThinkEdit's."
+            f"{path} has shape {tuple(tensor.shape)} and layer={layer}: give layer for one vector [d_model], and no layer for "
+            "[layers, d_model]. Files of shape [layers, 1, d_model] are ThinkEdit's: use load_thinkedit."
         )
-    rows = _all_rows(found, lm, path) if layer is None else {layer: found}
-    return adopted(lm, rows, "resid_post", "hidden-directions", path)
+    rows = _all_rows(tensor, lm, path) if layer is None else {layer: tensor}
+    return as_direction(lm, rows, "resid_post", "hidden-directions", path)
 
 
 def load_svec(path: str | Path, lm: LM) -> Direction:
-    """A ``.svec`` file (JSON) of AISteer360 with one direction a layer (CAA), which is added to the output of the block.
+    """Load a ``.svec`` file (JSON) of AISteer360 with one direction per layer (CAA), which is added to the output of the block.
 
     Raises:
-        ForeignFileError: not a ``.svec`` file, or several directions a layer (per position, head or plane).
-        WrongModelError: another model type, depth or width.
-        DamagedFileError: not JSON, or NaN.
+        ForeignFileError: the file is not a ``.svec`` file, or has several directions per layer (per position, head or plane).
+        WrongModelError: model type, depth or width differ.
+        FileNotFoundError: there is no file.
+        DamagedFileError: the file is not JSON, or holds NaN.
     """
-    found = store.read_json(store.existing(path))
+    content = store.read_json(store.existing_file(path))
     try:
-        rows = {number_of(layer): torch.tensor(value, dtype=torch.float32) for layer, value in found["directions"].items()}
-        hint = found["model_type"]
-        if not all(_numeric(value) for value in found["directions"].values()):
-            raise TypeError("a direction holds something else than numbers")
+        rows = {layer_number(layer): torch.tensor(value, dtype=torch.float32) for layer, value in content["directions"].items()}
+        hint = content["model_type"]
+        if not all(_numeric(value) for value in content["directions"].values()):
+            raise TypeError("a direction holds a value that is not a number")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ForeignFileError(
             f"{path} is not a .svec file: {str(error)[:100]!r}. Expected model_type and directions by layer."
         ) from error
-    if found.get("num_heads") or any(row.ndim != 2 or len(row) != 1 for row in rows.values()):
+    if content.get("num_heads") or any(row.ndim != 2 or len(row) != 1 for row in rows.values()):
         shapes = str({layer: tuple(row.shape) for layer, row in rows.items()})[:100]
-        raise ForeignFileError(f"{path}: directions {shapes} are not one a layer ([1, d_model], as of CAA): a direction is.")
+        raise ForeignFileError(f"{path} has directions of shapes {shapes}: expected one per layer, [1, d_model], as CAA makes.")
     if str(hint) not in model_types(lm):
         raise WrongModelError(f"{path} is for models of type {str(hint)[:40]!r}, {lm.name} is {lm.model.config.model_type!r}.")
-    return adopted(lm, {layer: row[0] for layer, row in rows.items()}, "resid_post", "AISteer360", path)
+    return as_direction(lm, {layer: row[0] for layer, row in rows.items()}, "resid_post", "AISteer360", path)
 
 
-def from_steering_vectors(found: Any, lm: LM) -> Direction:
-    """A ``SteeringVector`` of the library steering-vectors, or a mapping with its fields (``store.read_pt`` of a file of one).
+def from_steering_vectors(vector: Any, lm: LM) -> Direction:
+    """Return the direction in a ``SteeringVector`` of the library steering-vectors.
+
+    Args:
+        vector: The object, or a mapping with its fields (as from ``store.read_pt``).
 
     Raises:
-        ForeignFileError: not such a thing, or a layer type that is no site here (the output of a norm).
-        WrongModelError: another depth or width.
+        ForeignFileError: it has other fields, or a layer type without a site here (the output of a norm).
+        WrongModelError: depth or width differ.
     """
-    read = found.get if isinstance(found, Mapping) else lambda name: getattr(found, name, None)
+    read = vector.get if isinstance(vector, Mapping) else lambda name: getattr(vector, name, None)
     rows, kind = read("layer_activations"), read("layer_type")
     if not isinstance(rows, Mapping) or not all(isinstance(v, Tensor) for v in rows.values()) or kind not in STEERING_VECTORS:
         raise ForeignFileError(
-            f"This {type(found).__name__} has layer_type {kind!r}: expected tensors layer_activations by layer, and one of "
-            f"{', '.join(STEERING_VECTORS)} (the output of a norm is no site that a direction can live at)."
+            f"This {type(vector).__name__} has layer_type {kind!r}: expected tensors layer_activations by layer, and a layer_type of "
+            f"{', '.join(STEERING_VECTORS)} (a direction cannot be at the output of a norm)."
         )
     try:
-        layers = {number_of(layer): _plain(row, "SteeringVector") for layer, row in rows.items()}
+        layers = {layer_number(layer): _plain(row, "SteeringVector") for layer, row in rows.items()}
     except ValueError as error:
         raise ForeignFileError(
-            f"This {type(found).__name__} counts its layers otherwise: {error}. Expected whole numbers."
+            f"This {type(vector).__name__} numbers its layers differently: {error}. Expected whole numbers."
         ) from error
     if len(layers) < len(rows):
-        raise ForeignFileError(f"This {type(found).__name__} has two vectors of one layer: save the one that is meant.")
-    return adopted(lm, layers, STEERING_VECTORS[kind], "steering-vectors", "SteeringVector")
+        raise ForeignFileError(f"This {type(vector).__name__} has two vectors for one layer: remove one of them.")
+    return as_direction(lm, layers, STEERING_VECTORS[kind], "steering-vectors", "SteeringVector")
 
 
 def _one_tensor(path: str | Path) -> Tensor:
-    found = store.read_pt(path)
-    if isinstance(found, Mapping) and len(found) == 1:
-        (found,) = found.values()
-    if not isinstance(found, Tensor):
-        raise ForeignFileError(f"{path} holds a {type(found).__name__}, not one tensor: save the one that is meant by itself.")
-    return _plain(found, path)
+    content = store.read_pt(path)
+    if isinstance(content, Mapping) and len(content) == 1:
+        (content,) = content.values()
+    if not isinstance(content, Tensor):
+        raise ForeignFileError(f"{path} holds a {type(content).__name__}, not one tensor: save the tensor alone.")
+    return _plain(content, path)
 
 
 def _plain(tensor: Tensor, source: str | Path) -> Tensor:
-    """A dense tensor in memory; ForeignFileError for one that is sparse, quantised or without data."""
+    """Return a dense tensor on the CPU. Raise ForeignFileError if the tensor is sparse, quantised or has no data."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise ForeignFileError(f"{source} holds a sparse, quantised or empty tensor: save it as a plain one.")
     return tensor.detach().cpu()

@@ -1,4 +1,4 @@
-"""Edits that live in weights: a plan as a PEFT adapter, a steering vector in the biases of a checkpoint."""
+"""Edits as weights: a plan as a PEFT adapter, and a steering vector in the biases of a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ from toolkit.vectors.files import ExportError
 
 
 @torch.no_grad()
-def adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
-    """A plan that projects a direction out of heads, as a PEFT adapter (LoRA of rank 1) that equals :func:`edits.apply`.
+def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
+    """Write a plan that projects a direction out of heads as a PEFT adapter (LoRA of rank 1), equal to :func:`edits.apply`.
 
-    Per edited layer ``dW = B A`` with ``B = -v`` ``[d_model, 1]`` and ``A = sum_h strength_h (v^T W_O) mask_h``
-    ``[1, n_heads * head_dim]``. dW is linear in the scale that PEFT gives the adapter: scale s is a plan of strengths s times as
-    large (each head edited once). Adapters add up; where two edit one head along directions that are not orthogonal, their sum is
-    not one plan applied after the other.
+    Per edited layer ``dW = B A``, with ``B = -v`` ``[d_model, 1]`` and ``A = sum_h strength_h (v^T W_O) mask_h``
+    ``[1, n_heads * head_dim]``. dW is linear in PEFT's scale of the adapter: scale s multiplies the plan's strengths by s (if each head is
+    edited once). Adapters add. If two of them edit a head along directions that are not orthogonal, their sum differs from applying one
+    plan after the other.
 
     Raises:
-        ExportError: an edit that scales a head (its change has rank head_dim), or no edit at all.
+        ExportError: an edit scales a head (such a change has rank head_dim), or the plan has no edits.
         WrongModelError: the plan was made from other weights.
-        FileExistsError, OSError: the directory is not empty, or cannot be written.
+        FileExistsError: the directory is not empty.
+        OSError: it cannot be written.
     """
     edits.check_plan(lm, planned)
     kept: dict[int, Tensor] = defaultdict(lambda: torch.ones(lm.layout.n_heads, dtype=torch.float64))
     for edit in planned.edits:
         if edit.op != "project_out":
             raise ExportError(
-                f"Head {edit.layer}.{edit.head} is edited by {edit.op!r}, whose change has rank {lm.layout.head_dim}: it is no adapter of "
-                "rank 1. Write the whole model instead: edits.apply(lm, plan).save(directory)."
+                f"Head {edit.layer}.{edit.head} is edited by {edit.op!r}, whose change has rank {lm.layout.head_dim}: it does not fit into an "
+                "adapter of rank 1. Write the whole model instead: edits.apply(lm, plan).save(directory)."
             )
         kept[edit.layer][edit.head] *= 1 - edit.strength
     if not kept:
-        raise ExportError(f"The plan {planned.name!r} edits no head: there is nothing to adapt.")
+        raise ExportError(f"The plan {planned.name!r} edits no head, so its adapter would be empty.")
     names = {id(module): name for name, module in lm.model.named_modules()}
     targets = {layer: names[id(lm.layout.blocks[layer].out)] for layer in sorted(kept)}
     tensors: dict[str, Tensor] = {}
@@ -56,7 +57,7 @@ def adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
         name = f"base_model.model.{targets[layer]}"
         tensors |= {f"{name}.lora_A.weight": (removed * (v @ W))[None], f"{name}.lora_B.weight": -v[:, None]}
     header = {"format": "pt", "plan": planned.name, "edits": json.dumps(planned.edits, default=store.jsonable)}
-    with store.filling(directory) as partial:
+    with store.atomic_directory(directory) as partial:
         store.write_tensors(tensors, {**header, "fingerprint": lm.fingerprint}, partial / "adapter_model.safetensors")
         store.write_json(_lora(lm, list(targets.values())), partial / "adapter_config.json")
         if made_from := origins.distinct((*lm.made_from, *edits.plan_origins(planned))):
@@ -73,8 +74,8 @@ def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:
         "r": 1,
         "lora_alpha": 1,
         "lora_dropout": 0.0,
-        # Whole paths: a bare c_proj is in GPT-2's MLP, too, and with layers_to_transform peft loses the second adapter's layers
-        # when it mixes two (add_weighted_adapter keeps those of the first).
+        # Full paths: c_proj alone would also match GPT-2's MLP, and with layers_to_transform peft loses the second adapter's layers
+        # when it combines two (add_weighted_adapter keeps those of the first).
         "target_modules": list(targets),
         "fan_in_fan_out": hasattr(lm.layout.blocks[0].out, "nf"),
         "bias": "none",
@@ -84,27 +85,27 @@ def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def baked(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int] | None = None) -> LM:
-    """A model that steers itself: ``strength * direction`` added to biases that it has, equal to :func:`edits.steering` everywhere.
+def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int] | None = None) -> LM:
+    """Return a model that steers itself: ``strength * direction`` is added to its biases. It equals :func:`edits.steering` everywhere.
 
-    At ``resid_mid`` and ``attn_out`` the bias of attention's output projection, at ``resid_post`` and ``mlp_out`` that of the MLP's
-    last one. Every other weight is shared with ``lm``. A bias is never added: a checkpoint drops those that its config does not
-    know when it is loaded again.
+    The bias is that of attention's output projection for ``resid_mid`` and ``attn_out``, and that of the MLP's last projection for
+    ``resid_post`` and ``mlp_out``. All other weights are shared with ``lm``. A missing bias is not created: loading a checkpoint drops
+    biases that its config does not have.
 
     Args:
-        layers: Layers to act at; ``None`` is all.
+        layers: Layers to act at; ``None`` means all.
 
     Raises:
-        ExportError: there is no such bias at a layer, or a norm stands between it and the residual stream.
-        WrongModelError: the direction is of other weights or another shape.
+        ExportError: a layer has no such bias, or there is a norm between it and the residual stream.
+        WrongModelError: the direction was made from other weights, or has another shape.
         ValueError, IndexError: as :func:`edits.steering`.
     """
     act = edits.steering(direction, strength, layers=layers)
     edits.check_direction(direction, lm)
     chosen = range(lm.layout.n_layers) if act.layers is None else sorted(set(act.layers))
-    made_from = (origins.of(direction.provenance.notes),)
-    own = {id(_bias(lm, layer, direction.kind)) for layer in chosen}
-    shared = [p for p in (*lm.model.parameters(), *lm.model.buffers()) if id(p) not in own]
+    made_from = (origins.record_in(direction.provenance.notes),)
+    biases = {id(_bias(lm, layer, direction.kind)) for layer in chosen}
+    shared = [p for p in (*lm.model.parameters(), *lm.model.buffers()) if id(p) not in biases]
     changed = lms.child(lm, copy.deepcopy(lm.model, {id(p): p for p in shared}), f"{lm.name} + {act}", made_from=made_from)
     for layer in chosen:
         bias = _bias(changed, layer, direction.kind)
@@ -113,7 +114,7 @@ def baked(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int
 
 
 def _bias(lm: LM, layer: int, kind: str) -> Tensor:
-    """The bias that is added to the value at a site, and to nothing else."""
+    """Return the bias that is added to the value at a site, and to nothing else. Raise ExportError if there is none."""
     block = lm.layout.blocks[layer]
     norm = {"resid_mid": block.post_attention_norm, "resid_post": block.post_mlp_norm}.get(kind)
     bias = None
@@ -131,11 +132,15 @@ def _bias(lm: LM, layer: int, kind: str) -> Tensor:
 
 
 def _last_bias(mlp: nn.Module, d_model: int) -> Tensor | None:
-    """The bias that is added as it is to what an MLP puts out: found by behaviour, since names differ and experts share."""
+    """Return the bias that is added unchanged to the output of an MLP, or ``None``.
+
+    It is found by behaviour, since names differ between families: shift each bias of the right size and check that the whole output shifts
+    by exactly as much. (The bias of an expert is weighted by its router, so it does not qualify.)
+    """
 
     def out(biases: Mapping[str, Tensor]) -> Tensor:
-        found = functional_call(mlp, dict(biases), (x,))
-        return found[0] if isinstance(found, tuple) else found
+        output = functional_call(mlp, dict(biases), (x,))
+        return output[0] if isinstance(output, tuple) else output
 
     for name, module in reversed(list(mlp.named_modules())):
         bias: Any = getattr(module, "bias", None)

@@ -1,0 +1,51 @@
+"""Use a model in TransformerLens or nnsight, with the same weights in memory, and translate the names of sites.
+
+No weights are folded, centred or copied, and ``lm`` itself does not change: the other library gets a copy of the *modules* that shares
+all weights and hooks. So edited models work there too, and interventions on ``lm`` act there::
+
+    bridge = bridges.to_transformer_lens(lm)
+    with edits.steering(direction, 0.05)(lm):
+        logits, cache = bridge.run_with_cache(ids)
+
+==============  ==================  ==================================================  ===============================
+kind            TransformerLens     nnsight (of the block's modules)                    add a vector there
+==============  ==================  ==================================================  ===============================
+``resid_pre``   hook_resid_pre      block, input                                        same
+``z``           attn.hook_z [1]_    output projection, input                            same
+``attn_out``    hook_attn_out [2]_  output projection, output                           same
+``resid_mid``   hook_resid_mid [3]_ attention or its post-norm, output + block's input  hook_attn_out; that output
+``mlp_out``     hook_mlp_out [2]_   MLP, output                                         same
+``resid_post``  hook_resid_post     block, output                                       same
+==============  ==================  ==================================================  ===============================
+
+.. [1] ``[batch, seq, heads, head_dim]`` there, ``[batch, seq, heads * head_dim]`` here.
+.. [2] In post-norm families these are *after* the norm; our sites are ``attn.hook_out`` and ``mlp.hook_out``.
+.. [3] Read only: the hook is at the input of the MLP's norm, so a write there does not reach the residual stream. Parallel
+   blocks have no such hook; :func:`from_transformer_lens` forms the sum.
+
+Limits:
+
+- TransformerLens computes attention itself (eager), so numbers agree up to rounding. For GPT-NeoX it copies the fused query-key-value
+  weights.
+- With ``use_attn_result`` the output projection is never called, so our interventions at ``z`` and ``attn_out`` do not act.
+- *At* a site that an intervention writes to, the other library may show the value before the write (nnsight: at every output;
+  TransformerLens: at ``resid_pre``, ``z`` and ``mlp_out``). All later sites show the effect.
+- nnsight has to read sites in the order of the computation. Do not use ``output_hidden_states`` there: transformers then puts hooks on the
+  shared layers, and later lists every hidden state of ``lm`` twice.
+"""
+
+from toolkit.bridges.activations import from_nnsight, from_transformer_lens, moments
+from toolkit.bridges.models import DETECTED, check_transformer_lens, detect_heads, to_nnsight, to_transformer_lens
+from toolkit.bridges.names import (
+    NeighbourError,
+    Place,
+    nnsight_path,
+    site_of_nnsight,
+    site_of_transformer_lens,
+    transformer_lens_name,
+)
+
+__all__ = [
+    "DETECTED", "NeighbourError", "Place", "check_transformer_lens", "detect_heads", "from_nnsight", "from_transformer_lens", "moments",
+    "nnsight_path", "site_of_nnsight", "site_of_transformer_lens", "to_nnsight", "to_transformer_lens", "transformer_lens_name",
+]  # fmt: skip

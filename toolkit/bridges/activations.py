@@ -1,0 +1,124 @@
+"""Activations recorded by TransformerLens or nnsight, as values at our sites and as moments."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from toolkit import origins
+from toolkit.bridges.models import import_optional
+from toolkit.bridges.names import NeighbourError, hook_names, nnsight_path
+from toolkit.lm import LM, NoThinkTagsError
+from toolkit.sites import KINDS, Layout, Site
+from toolkit.types import Moments, Rollout
+
+
+def from_transformer_lens(lm: LM, cache: Any) -> dict[Site, Float[Tensor, "*batch seq _"]]:
+    """Return all sites in an ``ActivationCache`` or another mapping from hook names to tensors. The heads of ``z`` are concatenated.
+
+    Raises:
+        NeighbourError: the cache has no site.
+    """
+    values: dict[Site, Tensor] = {}
+    for layer in range(lm.layout.n_layers):
+        for kind, names in hook_names(lm).items():
+            present = [full for name in names if (full := f"blocks.{layer}.{name}") in cache]
+            if present:
+                values[Site(kind, layer)] = cache[present[0]].flatten(-2) if kind == "z" else cache[present[0]]
+        parts = [values.get(Site(kind, layer)) for kind in ("resid_pre", "attn_out")]
+        if not hook_names(lm)["resid_mid"] and all(part is not None for part in parts):
+            values[Site("resid_mid", layer)] = parts[0] + parts[1]  # type: ignore[operator]  # neither is None
+    if not values:
+        raise NeighbourError(f"No site of {lm.name} is in this cache: record names such as blocks.0.hook_resid_post.")
+    return values
+
+
+def from_nnsight(lm: LM, model: Any, wanted: Iterable[Site]) -> dict[Site, Tensor]:
+    """Save sites inside a trace: ``with model.trace(ids): values = bridges.from_nnsight(lm, model, wanted)``.
+
+    Sites are read in the order of the computation, as nnsight requires. Values are ``[batch, seq, width]``.
+    """
+    nnsight, chosen, values = import_optional("nnsight", "nnsight"), set(wanted), {}
+    for site in chosen:
+        lm.layout.check(site)
+    for layer in sorted({site.layer for site in chosen}):
+        resid_pre = model.get(nnsight_path(lm, Site("resid_pre", layer)).module).input.clone()
+        for kind in (kind for kind in KINDS if Site(kind, layer) in chosen):
+            place = nnsight_path(lm, Site(kind, layer))
+            value = resid_pre if kind == "resid_pre" else getattr(model.get(place.module), place.side)
+            value = value[0] if isinstance(value, tuple) else value
+            values[Site(kind, layer)] = resid_pre + value if place.plus else value.clone()
+    return nnsight.save(values)
+
+
+def moments(
+    lm: LM,
+    examples: Iterable[tuple[Rollout, str, Mapping[Site, Tensor]]],
+    positions: Callable[[Rollout], Sequence[int]],
+    *,
+    name: str,
+) -> Moments:
+    """Return moments as ``collect.moments`` does, from activations that another library recorded, one example at a time, in fp64.
+
+    Args:
+        examples: ``(rollout, class, {site: [seq, width] or [1, seq, width]})``, with all layers of each kind.
+        positions: Positions of a rollout to average over, such as ``collect.THINK.of``. A rollout without any is left out.
+        name: Name of these positions, such as ``"think"``.
+
+    Raises:
+        NeighbourError: layers are missing, examples differ in their kinds, or activations do not fit the rollout or the model.
+        NoThinkTagsError: no rollout has a position.
+    """
+    sums: dict[str, dict[str, Tensor]] = {}
+    n: Counter[str] = Counter()
+    read: list[str] = []
+    for rollout, label, values in examples:
+        read.append(rollout.problem_id)
+        if not (where := list(positions(rollout))):
+            continue
+        means, n[label] = _means(lm, rollout, values, where), n[label] + 1
+        before = next(iter(sums.values()), means)
+        if before.keys() != means.keys():
+            raise NeighbourError(f"{rollout.problem_id} has the sites {[*means]}, others {[*before]}: record the same for all.")
+        sums[label] = {kind: sums[label][kind] + mean for kind, mean in means.items()} if label in sums else means
+    if not sums:
+        raise NoThinkTagsError(f"No rollout of {lm.name} has positions {name!r}: choose others, or other rollouts.")
+    labels = tuple(sorted(sums))
+    stacked = {kind: torch.stack([sums[label][kind] for label in labels]) for kind in sums[labels[0]]}
+    return Moments(labels, tuple(n[label] for label in labels), name, stacked, {}, lm.provenance(**origins.record(read)))
+
+
+def _means(lm: LM, rollout: Rollout, values: Mapping[Site, Tensor], where: list[int]) -> dict[str, Float[Tensor, "layers _"]]:
+    kinds = [kind for kind in KINDS if any(site.kind == kind for site in values)]
+    means = {}
+    for kind in kinds:
+        rows = []
+        for site in (Site(kind, layer) for layer in range(lm.layout.n_layers)):
+            shape = tuple(values[site].shape) if site in values else None
+            expected = (len(rollout.token_ids), lm.layout.width(kind))
+            if shape not in (expected, (1, *expected)):
+                raise NeighbourError(
+                    f"{rollout.problem_id}: {site} is {shape or 'missing'}, the rollout and {lm.name} need {expected}. "
+                    "Pass token ids, not text (a BOS may have been prepended), and record all layers."
+                )
+            rows.append(values[site].detach().reshape(expected)[where].double())
+        means[kind] = torch.stack([row.mean(dim=0).cpu() for row in rows])
+        if kind == "z":
+            scaled = [_over_norm(lm.layout, layer, z).mean(dim=0).cpu() for layer, z in enumerate(rows)]
+            means[lm.layout.contribution_kind] = torch.stack(scaled)
+    return means
+
+
+@torch.no_grad()
+def _over_norm(layout: Layout, layer: int, z: Float[Tensor, "positions _"]) -> Float[Tensor, "positions _"]:
+    """Return ``z`` divided by the scale of the norm that follows attention's output; ``z`` itself if there is no norm."""
+    norm, W_O, b_O = layout.norm(layer), layout.W_O(layer), layout.b_O(layer)
+    if norm is None:
+        return z
+    attn_out = z.to(W_O.device) @ W_O.double().T + (0.0 if b_O is None else b_O.double())
+    return z / norm.scale(attn_out).to(z)

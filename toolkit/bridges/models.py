@@ -1,0 +1,170 @@
+"""A model in TransformerLens or nnsight, with shared weights and hooks, and TransformerLens's head detectors."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from toolkit import hooks, sites
+from toolkit.bridges.names import NeighbourError
+from toolkit.lm import LM
+from toolkit.sites import KINDS, Site
+from toolkit.types import HeadScores
+
+_AFTER = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+_BEFORE = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
+
+
+def to_transformer_lens(lm: LM) -> Any:
+    """Return a ``TransformerBridge`` around the weights of ``lm``. It tokenizes as ``lm.tokenizer``, without adding a BOS token.
+
+    Raises:
+        ImportError: TransformerLens is not installed.
+        NeighbourError: TransformerLens does not support the architecture, or computes something else than ``lm`` at a site.
+    """
+    bridges = import_optional("transformer_lens.model_bridge", "TransformerLens")
+    _refuse_processors(lm)
+    model, tokenizer = _shell(lm), copy.deepcopy(lm.tokenizer)
+    layout = sites.find(model)
+    # A bridge requests attention rows, for which transformers puts permanent hooks on the layers. These are shared with lm, whose hidden
+    # states would then be collected twice. The bridge does not need them, so mark the model as having them already.
+    for inner in model.modules():
+        if isinstance(inner, PreTrainedModel):
+            inner._output_capturing_hooks_installed = True  # type: ignore[assignment]
+    # TransformerLens looks up the architecture by the class names in a saved config. It would load the tokenizer again from its
+    # original source unless the tokenizer claims to add a BOS token.
+    model.config.architectures = [type(model).__name__]
+    tokenizer.init_kwargs |= {"name_or_path": lm.name, "add_bos_token": True}
+    try:
+        bridge = bridges.TransformerBridge.boot_transformers(
+            lm.name, hf_model=model, tokenizer=tokenizer, device=str(lm.device), dtype=model.dtype
+        )
+    except ValueError as error:
+        reason = str(error).partition(". ")[0]
+        raise NeighbourError(f"TransformerLens cannot take {type(model).__name__}: {reason}. Use to_nnsight instead.") from error
+    bridge.cfg.default_prepend_bos = bridge.cfg.tokenizer_prepends_bos
+    stands_for = {id(part.original_component): part for part in bridge.modules() if hasattr(part, "original_component")}
+    for block in layout.blocks:
+        for module in {block.adds_attention, block.mlp}:
+            # The bridge's replacement of attention (or of a fused MLP) never calls the original, so its hooks move to the replacement.
+            if (part := stands_for.get(id(module))) is not None:
+                for name in _AFTER:
+                    setattr(part, name, getattr(module, name))
+                    setattr(module, name, OrderedDict())
+    _check(lm, bridge)
+    return bridge
+
+
+def _refuse_processors(lm: LM) -> None:
+    """Raise NeighbourError for a multimodal model: TransformerLens would search for its processor, and install packages for it."""
+    config = lm.model.config
+    reads = [part for part in ("vision", "audio", "video") if getattr(config, f"{part}_config", None) is not None]
+    if reads or config.get_text_config() is not config:
+        raise NeighbourError(
+            f"{lm.name} is a {type(lm.model).__name__}, which is multimodal: TransformerLens would install packages for its processor. "
+            "Use to_nnsight instead."
+        )
+
+
+def check_transformer_lens() -> None:
+    """Raise ImportError, with the command that installs it, unless TransformerLens can be imported. Call it before long work."""
+    import_optional("transformer_lens.head_detector", "TransformerLens")
+
+
+def to_nnsight(lm: LM) -> Any:
+    """Return an nnsight ``TransformersModel`` around the weights of ``lm``. It always pads on the left.
+
+    Raises:
+        ImportError: nnsight is not installed.
+    """
+    nnsight = import_optional("nnsight", "nnsight")
+    return nnsight.TransformersModel(_shell(lm), tokenizer=copy.deepcopy(lm.tokenizer))
+
+
+def import_optional(module: str, name: str) -> Any:
+    """Import an optional module, or raise ImportError with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{name} cannot be imported ({error}). It is optional: pip install 'reasoning-length-toolkit[lens]'."
+        ) from error
+
+
+def _shell(lm: LM) -> PreTrainedModel:
+    """Return a copy of the modules, which the other library may change, that shares all tensors and all present and future hooks."""
+    shared: list[Any] = [*lm.model.parameters(), *lm.model.buffers()]
+    shared += [getattr(module, name) for module in lm.model.modules() for name in _AFTER + _BEFORE]
+    return copy.deepcopy(lm.model, {id(item): item for item in shared})
+
+
+@torch.no_grad()
+def _check(lm: LM, bridge: Any, *, tokens: int = 8) -> None:
+    """Check one pass of the bridge by our hooks on ``lm``: each site has to be computed once, with the numbers of ``lm``."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, lm.model.config.get_text_config().vocab_size, (1, tokens), generator=generator).to(lm.device)
+    recorded: dict[Site, list[Tensor]] = {Site(kind, layer): [] for layer in range(lm.layout.n_layers) for kind in KINDS}
+
+    def watch(site: Site) -> Callable[[Tensor], None]:
+        return lambda value: recorded[site].append(value.float())
+
+    with hooks.observe(lm.layout, {site: watch(site) for site in recorded}):
+        lm.model(input_ids=ids)
+        bridge(ids)
+    allowed = 1e-3 if lm.model.dtype == torch.float32 else 5e-2
+    for site, values in recorded.items():
+        error = ((values[0] - values[1]).abs().max() / values[0].abs().max()).item() if len(values) == 2 else float("nan")
+        if not error <= allowed:
+            raise NeighbourError(
+                f"TransformerLens computes something else than {lm.name}: it computed {site} {len(values) - 1} times (expected once), "
+                f"relative deviation {error:.2g}. Use to_nnsight, which runs the model's modules."
+            )
+
+
+DETECTED = {"previous token": "previous_token_head", "induction": "induction_head", "duplicate token": "duplicate_token_head"}
+"""Our names -> names of TransformerLens's detection patterns."""
+
+
+@torch.no_grad()
+def detect_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 32, seed: int = 0) -> dict[str, HeadScores]:
+    """Run TransformerLens's head detectors. Return, per pattern, the share of each head's attention on it, a mean over sequences.
+
+    "previous token" and "duplicate token" use ``sequences``. "induction" uses as many sequences of up to ``repeated`` distinct tokens from
+    them, in random order and twice in a row: only the repetition predicts the next token there.
+
+    Args:
+        sequences: Token ids of texts.
+
+    Raises:
+        ImportError, NeighbourError: as :func:`to_transformer_lens`.
+        ValueError: there is no sequence, or one has fewer than two tokens.
+    """
+    if not sequences or min(map(len, sequences)) < 2:
+        raise ValueError(f"{len(sequences)} sequences: head patterns need at least one, each with at least two tokens.")
+    bridge, detector = to_transformer_lens(lm), import_optional("transformer_lens.head_detector", "TransformerLens")
+    generator, special = torch.Generator().manual_seed(seed), set(lm.tokenizer.all_special_ids)
+    pool = torch.tensor(sorted({i for ids in sequences for i in ids} - special))
+    twice = [pool[torch.randperm(len(pool), generator=generator)[:repeated]].repeat(2).tolist() for _ in sequences]
+    scores = {}
+    for name, pattern in DETECTED.items():
+        score = torch.zeros(lm.layout.n_layers, lm.layout.n_heads, dtype=torch.float64)
+        for ids in twice if name == "induction" else sequences:
+            tokens = torch.tensor([list(ids)], device=lm.device)
+            _, cache = bridge.run_with_cache(tokens, remove_batch_dim=True)
+            expected = getattr(detector, f"get_{pattern}_detection_pattern")(tokens.cpu())
+            for layer in range(lm.layout.n_layers):
+                score[layer] += torch.tensor(
+                    [detector.compute_head_attention_similarity_score(
+                        cache["pattern", layer, "attn"][head].cpu().float(), detection_pattern=expected,
+                        exclude_bos=False, exclude_current_token=False, error_measure="mul",
+                    ) for head in range(lm.layout.n_heads)]
+                )  # fmt: skip
+        scores[name] = HeadScores(score / len(sequences), pattern, "share of attention", lm.provenance(seed))
+    return scores

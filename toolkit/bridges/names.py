@@ -1,0 +1,115 @@
+"""Names of our sites in TransformerLens and nnsight, and back."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from toolkit.lm import LM
+from toolkit.sites import KINDS, Site
+
+
+class NeighbourError(ValueError):
+    """The other library does not have a model, site or activation, or computes something else there."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site in nnsight: ``model.get(place.module).input`` or ``.output`` (if that is a tuple, its first entry).
+
+    Attributes:
+        module: Path of a module below the model, such as ``"model.layers.3.self_attn.o_proj"``.
+        plus: Path of a module whose *input* has to be added, or ``None``. It is set for ``resid_mid``, a sum that no module returns. Read
+            that input first. To add a vector to the sum, add it to the output of ``module``.
+    """
+
+    module: str
+    side: Literal["input", "output"]
+    plus: str | None = None
+
+
+def hook_names(lm: LM) -> dict[str, tuple[str, ...]]:
+    """Return site kind -> its TransformerLens names within a block, the usual one first."""
+    names: dict[str, tuple[str, ...]] = {
+        "resid_pre": ("hook_resid_pre", "hook_in"),
+        "z": ("attn.hook_z",),
+        "attn_out": ("hook_attn_out", "attn.hook_out"),
+        "resid_mid": ("hook_resid_mid",),
+        "mlp_out": ("hook_mlp_out", "mlp.hook_out"),
+        "resid_post": ("hook_resid_post", "hook_out"),
+    }
+    block = lm.layout.blocks[0]
+    if block.post_attention_norm is not None:
+        names |= {"attn_out": ("attn.hook_out",), "mlp_out": ("mlp.hook_out",)}
+    if getattr(block.block, "use_parallel_residual", False):
+        names["resid_mid"] = ()
+    return names
+
+
+def transformer_lens_name(lm: LM, site: Site, *, write: bool = False) -> str:
+    """Return the name of the TransformerLens hook for a site, such as ``blocks.3.hook_resid_post``.
+
+    Args:
+        write: True for the hook at which to add a vector, False for the one to read.
+
+    Raises:
+        IndexError: there is no such layer.
+        NeighbourError: TransformerLens has no such hook (``resid_mid`` of parallel blocks).
+    """
+    lm.layout.check(site)
+    names = ("hook_attn_out",) if write and site.kind == "resid_mid" else hook_names(lm)[site.kind]
+    if not names:
+        raise NeighbourError(
+            f"TransformerLens has no hook for {site}, since attention and MLP of {lm.name} run in parallel. It is the sum of hook_resid_pre "
+            "and hook_attn_out, which from_transformer_lens(lm, cache) computes."
+        )
+    return f"blocks.{site.layer}.{names[0]}"
+
+
+def site_of_transformer_lens(lm: LM, name: str) -> Site:
+    """Return the site of a TransformerLens hook of this model.
+
+    Raises:
+        IndexError: there is no such layer.
+        NeighbourError: none of our sites corresponds to the hook, or its value is after a norm (post-norm families).
+    """
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    layer, hook = (int(match[1]), match[2]) if match else (0, name)
+    for kind, names in hook_names(lm).items():
+        if match and hook in names:
+            site = Site(kind, layer)
+            lm.layout.check(site)
+            return site
+    if hook in ("hook_attn_out", "hook_mlp_out"):
+        part = hook.split("_")[1]
+        raise NeighbourError(
+            f"{name} of {lm.name} ({lm.layout.row.family}) is after the post-norm, our {part}_out before it. "
+            f"Use blocks.{layer}.{part}.hook_out."
+        )
+    known = ", ".join(names[0] for names in hook_names(lm).values() if names)
+    raise NeighbourError(f"{name} is not a site of {lm.name}: choose one of blocks.LAYER.{{{known}}}.")
+
+
+def nnsight_path(lm: LM, site: Site) -> Place:
+    """Return the place of a site of this model in nnsight. Raise IndexError if there is no such layer."""
+    lm.layout.check(site)
+    path, block = {module: name for name, module in lm.model.named_modules()}, lm.layout.blocks[site.layer]
+    if site.kind == "resid_mid":
+        return Place(path[block.adds_attention], "output", path[block.block])
+    module = {"z": block.out, "attn_out": block.out, "mlp_out": block.mlp}.get(site.kind, block.block)
+    return Place(path[module], "input" if site.kind in ("resid_pre", "z") else "output")
+
+
+def site_of_nnsight(lm: LM, place: Place) -> Site:
+    """Return the site at a place in nnsight, the inverse of :func:`nnsight_path`.
+
+    Raises:
+        NeighbourError: there is no site. (The output of attention is one only ``plus`` the block's input, as ``resid_mid``.)
+    """
+    for layer in range(lm.layout.n_layers):
+        for site in (Site(kind, layer) for kind in KINDS):
+            if nnsight_path(lm, site) == place:
+                return site
+    known = "; ".join(str(nnsight_path(lm, Site(kind, 0))) for kind in KINDS)
+    raise NeighbourError(f"{place} is not a site of {lm.name}. Those of layer 0 are {known}.")

@@ -1,0 +1,141 @@
+"""Teacher-forced passes over rollouts: batches of similar length, and the chosen positions of their activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+
+from toolkit import hooks
+from toolkit.generate import batches
+from toolkit.lm import LM, NoThinkTagsError, halve_on_oom
+from toolkit.positions import By, Positions
+from toolkit.sites import Z_OVER_NORM, Norm, Site
+from toolkit.types import Rollout
+
+BATCH_TOKENS, CPU_TOKENS = 8192, 1024  # padded tokens per batch, on a GPU and on a CPU
+
+
+@dataclass(frozen=True)
+class Example:
+    """A rollout with its class and its positions; ``at`` is its index among all examples."""
+
+    rollout: Rollout
+    label: str
+    where: Sequence[int]
+    at: int
+
+
+def examples_of(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Positions) -> list[Example]:
+    """Return the rollouts that have a class and at least one position, as examples.
+
+    Raises:
+        NoThinkTagsError: there are none.
+    """
+    labelled = [(r, label, positions.of(r)) for r in rollouts if (label := by(r)) is not None]
+    examples = [Example(*e, at) for at, e in enumerate(e for e in labelled if len(e[2]))]
+    if not examples:
+        raise NoThinkTagsError(
+            f"None of the {len(rollouts)} rollouts of {lm.name} has both a class and positions {positions.name!r}. "
+            "If the model has think tags, load it with tags=ThinkTags(...); --think 'response' takes the whole response as thinking. "
+            "Or choose other classes."
+        )
+    return examples
+
+
+def batch_tokens(lm: LM) -> int:
+    """Return the number of padded tokens per batch. It is small on a CPU: larger batches are no faster and leave its cache."""
+    return min(BATCH_TOKENS, CPU_TOKENS) if lm.device.type == "cpu" else BATCH_TOKENS
+
+
+def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Sequence[Example]], None]) -> None:
+    """Call ``run`` on batches of examples of similar length, or on halves of a batch if memory runs out.
+
+    Args:
+        what: Label of the progress bar.
+    """
+    with tqdm(total=len(examples), desc=what, unit="rollout", disable=len(examples) < 64, leave=False) as bar:
+
+        def counted(batch: Sequence[Example]) -> None:
+            run(batch)
+            bar.update(len(batch))
+
+        ordered = sorted(examples, key=lambda e: len(e.rollout.token_ids))
+        for batch in batches(ordered, lambda e: len(e.rollout.token_ids), batch_tokens(lm)):
+            halve_on_oom(batch, counted)
+
+
+class Picker:
+    """Selects the chosen positions of a batch from values ``[batch, seq, width]``, in fp32.
+
+    Attributes:
+        ids: Padded token ids ``[batch, seq]``.
+        weights: ``[batch, 1, seq]``; 1 / n at each of an example's n positions, else 0.
+    """
+
+    def __init__(self, batch: Sequence[Example], lm: LM) -> None:
+        self.batch = batch
+        self.ids = pad_right([e.rollout.token_ids for e in batch], lm)
+        weights = torch.zeros(len(batch), 1, self.ids.shape[1])
+        for row, e in zip(weights, batch, strict=True):
+            row[0, e.where if not isinstance(e.where, range) else slice(e.where.start, e.where.stop)] = 1 / len(e.where)
+        self.weights = weights.to(lm.device)
+
+    @cached_property
+    def flat(self) -> Int[Tensor, " positions"]:
+        """Index of every chosen position in the batch, flattened to ``[batch * seq]``."""
+        places = [b * self.ids.shape[1] + t for b, e in enumerate(self.batch) for t in e.where]
+        return torch.tensor(places, device=self.ids.device)
+
+    def means(self, value: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch width"]:
+        """Return each example's mean over its positions, as a product with the weights: no row has to be gathered."""
+        return torch.bmm(self.weights, value.float()).squeeze(1)
+
+    def rows(self, value: Float[Tensor, "batch seq width"]) -> Float[Tensor, "positions width"]:
+        """Return the chosen positions, one row each."""
+        return value.flatten(0, 1)[self.flat].float()
+
+    def weights_of(self, classes: Float[Tensor, "labels batch"]) -> Float[Tensor, "labels positions"]:
+        """Return the weight of each chosen position in the sum over a class."""
+        owner = torch.tensor([b for b, e in enumerate(self.batch) for _ in e.where], device=self.ids.device)
+        return classes[:, owner] * self.weights.flatten()[self.flat]
+
+
+@torch.inference_mode()
+def forward(
+    lm: LM, ids: Int[Tensor, "batch seq"], kinds: Sequence[str], take: Callable[[str, Tensor], None]
+) -> Float[Tensor, "batch seq d_model"]:
+    """Run one pass without the LM head and return the last hidden states.
+
+    Args:
+        take: ``take(kind, value)`` is called with the value ``[batch, seq, width]`` of each kind at every layer, in order.
+    """
+    layers = range(lm.layout.n_layers)
+
+    def watch(kind: str) -> Callable[[Tensor], None]:
+        return lambda value: take(kind, value)
+
+    def over_norm(norm: Norm | None) -> hooks.Rewrite:
+        def look(attn_out: Tensor, z: Tensor) -> Tensor:
+            take(Z_OVER_NORM, z if norm is None else z.float() / norm.scale(attn_out))
+            return attn_out
+
+        return look
+
+    watchers = {Site(kind, layer): watch(kind) for kind in dict.fromkeys(kinds) if kind != Z_OVER_NORM for layer in layers}
+    scaled = {Site("attn_out", layer): over_norm(lm.layout.norm(layer)) for layer in layers} if Z_OVER_NORM in kinds else {}
+    with hooks.observe(lm.layout, watchers), hooks.rewrite(lm.layout, scaled):
+        # Under a causal mask no real token attends to the right padding, so no attention mask is needed.
+        return lm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def pad_right(rows: Sequence[Sequence[int]], lm: LM) -> Int[Tensor, "batch seq"]:
+    """Return token ids as one right-padded tensor on the model's device."""
+    tensors = [torch.tensor(row) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=lm.tokenizer.pad_token_id or 0).to(lm.device)

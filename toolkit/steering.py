@@ -1,0 +1,174 @@
+"""Steering: add a direction to activations while a model runs, or ablate or clamp the component along it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from toolkit import hooks, identity, phases
+from toolkit.lm import LM
+from toolkit.phases import EVERYWHERE, Scope
+from toolkit.sites import Site
+from toolkit.store import WrongModelError
+from toolkit.types import Direction
+
+OPS = ("add", "ablate", "clamp")
+
+
+@dataclass(frozen=True)
+class Steering:
+    """An intervention along a direction of the residual stream, made by :func:`steering`."""
+
+    direction: Direction
+    strength: float
+    layers: tuple[int, ...] | None = None
+    where: str | None = None
+    during: Scope = EVERYWHERE
+    op: str = "add"
+    value: float = 0.0
+
+    def __str__(self) -> str:
+        layers = "all layers" if self.layers is None else f"layers {self.layers}"
+        act = {"add": "steering", "ablate": "ablating", "clamp": f"clamping to {identity.format_exact(self.value)}"}[self.op]
+        return (
+            f"{act} {identity.format_exact(self.strength, '+')} x {in_words(self.direction)}, {self.site}, {layers}, {self.during}"
+        )
+
+    @property
+    def site(self) -> str:
+        """Kind of site at which it acts."""
+        return self.where or self.direction.kind
+
+    def __call__(self, lm: LM) -> AbstractContextManager[None]:
+        """Return a context manager in which ``lm`` is steered.
+
+        Raises:
+            WrongModelError: the direction has another width or depth, or was made neither from ``lm`` nor from its parent.
+        """
+        check_direction(self.direction, lm)
+        return self._acting(lm) if self.strength else nullcontext()
+
+    @contextmanager
+    def _acting(self, lm: LM) -> Iterator[None]:
+        layers = range(lm.layout.n_layers) if self.layers is None else self.layers
+        vector = self.direction.vector.float()
+        with ExitStack() as stack:
+            now = None if self.during.everywhere else stack.enter_context(phases.track(lm))
+            stack.enter_context(
+                hooks.rewrite(lm.layout, {Site(self.site, layer): self._rewrite(vector[layer], now) for layer in layers})
+            )
+            yield
+
+    def _rewrite(self, v: Float[Tensor, " d_model"], tracker: phases.Tracker | None) -> hooks.Rewrite:
+        norm = v.norm()
+        u = v / norm if norm > 0 else v
+        aim = self.value * bool(norm > 0) if self.op == "clamp" else 0.0
+        strong = self.strength * v
+
+        def fn(value: Tensor, inputs: Tensor) -> Tensor:
+            nonlocal v, u, strong
+            if v.device != value.device:  # at the first call only
+                v, u, strong = (x.to(value.device) for x in (v, u, strong))
+            weight = None if tracker is None else tracker.weight(self.during, value.device)
+            if tracker is not None and weight is None:
+                return value
+            if self.op == "add":
+                return (value + (strong if weight is None else weight[..., None] * strong)).to(value.dtype)
+            dose = self.strength if weight is None else self.strength * weight[..., None]
+            change = aim - value.float() @ u
+            return (value + dose * change[..., None] * u).to(value.dtype)
+
+        return fn
+
+    def relative_dose(self, scale: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
+        """Return ``|strength * v| / scale`` per layer, with ``scale`` the typical norm of the activations there."""
+        return abs(self.strength) * self.direction.norms / scale
+
+
+def steering(
+    direction: Direction,
+    strength: float,
+    *,
+    layers: Sequence[int] | None = None,
+    where: str | None = None,
+    during: str | Scope = "all",
+    op: str = "add",
+    value: float = 0.0,
+) -> Steering:
+    """Return an intervention along a direction: ``Condition(lm, (steering(v, 0.5, during="think"),))``. + is longer, - is shorter.
+
+    Per layer, with u = v / |v|, and the strength at each position multiplied by the scope's weight there::
+
+        add     h <- h + strength * v
+        ablate  h <- h - strength * <h, u> u              strength 1 projects u out
+        clamp   h <- h + strength * (value - <h, u>) u    strength 1 sets the component along u to ``value``
+
+    Strength 0 is bitwise the base model. With ThinkEdit's direction, which is not normalised, at all layers, strengths are small
+    (published grid: -0.08 ... 0.08). Results are the same with KV cache, left padding, batches, beams, greedy decoding and sampling.
+
+    Args:
+        layers: Layers to act at; ``None`` means all.
+        where: Site kind; ``None`` means that of the direction.
+        during: ``"all"``, ``"newest"``, phases such as ``"think"`` or ``"think+answer"``, or a :class:`~toolkit.phases.Scope`.
+        op: ``"add"``, ``"ablate"`` or ``"clamp"``.
+        value: Target of ``clamp`` for the component, in units of the residual stream.
+
+    Raises:
+        ValueError: the direction, strength or value is not finite, or the operation, phase or site is unknown.
+        IndexError: the direction does not have one of the layers.
+    """
+    if not torch.isfinite(direction.vector).all() or not all(map(math.isfinite, (strength, value))):
+        raise ValueError(f"The direction, strength={strength} or value={value} is not finite: use finite numbers.")
+    if op not in OPS:
+        raise ValueError(f"op={op!r}: choose one of {', '.join(OPS)}.")
+    chosen = None if layers is None else tuple(layers)
+    for layer in chosen or ():
+        if not 0 <= layer < len(direction.vector):
+            raise IndexError(f"Layer {layer} does not exist: the direction has layers 0..{len(direction.vector) - 1}.")
+    if (where or direction.kind) == "z":
+        raise ValueError("A direction has the width of the residual stream (d_model), which z has not: choose another site.")
+    return Steering(direction, strength, chosen, Site(where, 0).kind if where else None, Scope.parse(during), op, value)
+
+
+def check_direction(direction: Direction, lm: LM) -> None:
+    """Raise WrongModelError unless a direction has the width and depth of ``lm`` and was made from its weights or its parent's."""
+    check_shape(direction, lm)
+    if direction.provenance.fingerprint not in (lm.fingerprint, lm.parent):
+        raise WrongModelError(
+            f"The direction was made from {direction.provenance.model} (weights {direction.provenance.fingerprint[:12]}), not from "
+            f"{lm.name} (weights {lm.fingerprint[:12]}) or its parent. Make one from this model, or allow this one explicitly: "
+            "edits.transfer(direction, lm)."
+        )
+
+
+def check_shape(direction: Direction, lm: LM) -> None:
+    """Raise WrongModelError unless a direction has as many layers as ``lm``, and its width."""
+    shape = (lm.layout.n_layers, lm.layout.d_model)
+    if direction.vector.shape != shape:
+        raise WrongModelError(
+            f"The direction is {tuple(direction.vector.shape)}, {lm.name} has {shape[0]} layers of width {shape[1]}."
+        )
+
+
+def transfer(direction: Direction, lm: LM) -> Direction:
+    """Return the direction for use with ``lm`` instead of the model that it was made from, for example after further training.
+
+    Its ``estimator`` names the original model.
+    """
+    origin = f"{direction.estimator} from {direction.provenance.model}"
+    about = lm.provenance(direction.provenance.seed)
+    notes = {k: v for k, v in direction.provenance.notes.items() if k != "template"}  # a switch of the other model
+    return replace(direction, estimator=origin, provenance=replace(about, notes={**notes, **about.notes}))
+
+
+def in_words(direction: Direction | None) -> str:
+    """Return a direction in words, with a hash of its numbers."""
+    if direction is None:
+        return "no direction"
+    return f"{direction.estimator} {direction.kind} {direction.positions} {identity.hash_of(direction.vector)}"

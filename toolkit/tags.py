@@ -1,0 +1,50 @@
+"""Think tags: how a model marks its thinking, and how to find the tags of a tokenizer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+DEFAULT_TAGS = ("<think>", "</think>")
+
+
+class NoThinkTagsError(ValueError):
+    """A model has no think tags, or its rollouts have no think span, where one is needed."""
+
+
+@dataclass(frozen=True)
+class ThinkTags:
+    """The tags by which a model marks its thinking.
+
+    Attributes:
+        open: Opening tag as text; ``None`` means that thinking starts with the response.
+        close: Closing tag as text; ``None`` means that the whole response counts as thinking (``"response"`` mode, for models that do
+            not mark their thinking; every report names such spans "response").
+    """
+
+    open: str | None = DEFAULT_TAGS[0]
+    close: str | None = DEFAULT_TAGS[1]
+
+    @staticmethod
+    def parse(text: str) -> ThinkTags:
+        """Parse ``"OPEN,CLOSE"`` into two tags, or ``"response"`` into none.
+
+        >>> ThinkTags.parse("<reason>,</reason>")
+        ThinkTags(open='<reason>', close='</reason>')
+        """
+        if text == "response":
+            return ThinkTags(None, None)
+        parts = text.split(",")
+        if len(parts) != 2 or not parts[1]:
+            raise ValueError(f'think={text!r}: give "response", or the two tags as "<think>,</think>".')
+        return ThinkTags(parts[0] or None, parts[1])
+
+
+def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
+    """Return :data:`DEFAULT_TAGS` if the vocabulary holds both, or the chat template holds the closing one; else ``None``."""
+    template = json.dumps(tokenizer.chat_template or "")
+    if set(tokenizer.get_vocab()).issuperset(DEFAULT_TAGS) or DEFAULT_TAGS[1] in template:
+        return ThinkTags()
+    return None
