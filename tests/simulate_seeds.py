@@ -4,7 +4,7 @@
 
 prints a row per setting: the chance of any star over ``CONDITIONS`` null conditions after Holm's correction, and how often a 95 % interval
 covers, each beside Satterthwaite's approximation. Outcomes are right or wrong, 8 samples per problem; seeds spread by a multiple of
-the problems' error. ``tests/test_board_statistics.py`` runs it small.
+the problems' error. ``tests/board/test_board_statistics.py`` runs it small.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from families import family, tokenizer
-from test_cli import run
+from typer.testing import CliRunner
 
 from toolkit import cli, collect, origins, spans, store, templates
 from toolkit import lm as lms
@@ -19,6 +19,11 @@ from toolkit.grpo.run import Run, arguments
 from toolkit.lm import LM
 from toolkit.sites import UnsupportedModelError
 from toolkit.types import Problem, Span
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
 
 OPEN = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 SWITCH = (

@@ -84,7 +84,7 @@ def main() -> None:
     slowest = min(speeds, key=lambda name: median(speeds[name]))
     low, high = np.quantile(speeds[slowest], [0.25, 0.75]).tolist()
     rows.insert(0, Row("rewards: slowest closed-form reward, million rows per second", median(speeds[slowest]), (low, high), ">= 1",
-                       "tests/test_rewards.py", f"{slowest}: sorting rows into groups; of {len(speeds)} rewards the median reaches {median([median(s) for s in speeds.values()]):.0f}"
+                       "tests/rewards/test_rewards.py", f"{slowest}: sorting rows into groups; of {len(speeds)} rewards the median reaches {median([median(s) for s in speeds.values()]):.0f}"
                        + (f"; missing: {missing}" if missing else "")))  # fmt: skip
     columns = turns({"columns": lambda: RewardBatch.from_rollouts(found, split="eval")}, 3)["columns"]
     rows.append(

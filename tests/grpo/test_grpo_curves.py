@@ -15,7 +15,7 @@ from toolkit.grpo import curves, recipes
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.jobs import grpo as jobs
 
-FOLDER = Path(__file__).parent.parent / "data" / "grpo"
+FOLDER = Path(__file__).parents[2] / "data" / "grpo"
 
 
 def log(values, steps=None) -> pd.DataFrame:

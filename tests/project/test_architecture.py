@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "toolkit"
+PACKAGE = Path(__file__).parents[2] / "toolkit"
 
 # From the ground up: a room imports only from rooms before it.
 ROOMS = (

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 import toolkit
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 MODEL = "data/tiny-reasoner"
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 HEAVY = ("trl", "peft", "datasets", "transformer_lens", "nnsight")

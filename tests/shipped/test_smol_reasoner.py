@@ -25,7 +25,7 @@ from toolkit.rewards import RewardBatch
 from toolkit.shipped import MissingPackageError
 from toolkit.types import Direction, HeadEdit, HeadScores, Plan
 
-FOLDER = Path(__file__).parents[1] / "data" / "smol-reasoner"
+FOLDER = Path(__file__).parents[2] / "data" / "smol-reasoner"
 
 
 def script(name: str, monkeypatch):

@@ -14,7 +14,7 @@ import torture
 
 from toolkit import cli
 
-SCRIPT = Path(__file__).with_name("torture.py")
+SCRIPT = Path(__file__).parents[1] / "torture.py"
 
 
 def test_killed_commands_go_on_lose_nothing_change_nothing_and_leave_no_litter(tmp_path):

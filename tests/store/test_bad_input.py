@@ -438,7 +438,7 @@ def test_doses_that_are_damaged_are_one_line_before_a_model_is_loaded(llama, tmp
 
 def test_names_that_are_not_defined_fail_the_gates(tmp_path):
     """Both gates look for them in annotations too, where Python itself does not; the shapes of jaxtyping do not set them off."""
-    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["tool"]
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]
     assert "F821" not in settings["ruff"]["lint"]["ignore"] and "name-defined" not in settings["mypy"].get("disable_error_code", [])
     source = (
         "from __future__ import annotations\n\nfrom jaxtyping import Float\nfrom torch import Tensor\n\n\n"
@@ -446,7 +446,7 @@ def test_names_that_are_not_defined_fail_the_gates(tmp_path):
     )
     for text, wanted in ((source, 0), (source + "\n\ndef g(x: Missing) -> None: ...\n", 1)):
         (tmp_path / "x.py").write_text(text)
-        config = Path(__file__).parents[1] / "pyproject.toml"
+        config = Path(__file__).parents[2] / "pyproject.toml"
         found = subprocess.run(
             [sys.executable, "-m", "ruff", "check", "--no-cache", "--config", str(config), str(tmp_path / "x.py")],
             capture_output=True, text=True,

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from toolkit import cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
