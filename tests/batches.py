@@ -9,8 +9,8 @@ import numpy as np
 
 from toolkit import rewards
 from toolkit.rewards import RewardBatch
-from toolkit.rewards.batch import objects
-from toolkit.rewards.laser_targets import Targets
+from toolkit.rewards.batch import object_array
+from toolkit.rewards.laser_targets import TargetSettings
 from toolkit.stats import ranges_around
 
 
@@ -19,15 +19,15 @@ def batch_of(correct: Sequence[int], tokens: Sequence[int], problem_id: Sequence
     n, step, split = len(tokens), more.pop("step", 0), more.pop("split", "train")
     ids = [problem_id] * n if isinstance(problem_id, str) else problem_id
     columns = {
-        "problem_id": objects(ids),
+        "problem_id": object_array(ids),
         "correct": np.array(correct, bool),
         "tokens": np.array(tokens, np.int64),
         "closed": np.ones(n, bool),
         "formatted": np.ones(n, bool),
-        "finish": objects(["stop"] * n),
-        "answer_text": objects(["7"] * n),
+        "finish": object_array(["stop"] * n),
+        "answer_text": object_array(["7"] * n),
     }
-    return RewardBatch(columns, step, split).having(**more)
+    return RewardBatch(columns, step, split).with_columns(**more)
 
 
 def full_batch(
@@ -35,25 +35,25 @@ def full_batch(
 ) -> RewardBatch:
     """A batch with every column that any reward needs, the further ones drawn at random."""
     n, random = len(tokens), np.random.default_rng(seed)
-    ids = objects(tuple(random.integers(0, 5, length).tolist()) for length in tokens)
+    ids = object_array(tuple(random.integers(0, 5, length).tolist()) for length in tokens)
     columns = {
         "token_ids": ids,
-        "text": objects(" ".join(map(str, i)) for i in ids),
+        "text": object_array(" ".join(map(str, i)) for i in ids),
         "think_tokens": np.maximum(0, np.array(tokens) - 3),
         "logprob": -random.random(n),
         "logprob_without": -2 * random.random(n),
         "think_entropy": np.where(random.random(n) < 0.1, np.nan, random.random(n)),
         "answer_entropy": np.where(random.random(n) < 0.1, np.nan, random.random(n)),
         "conciseness": random.uniform(0.1, 1.0, n),
-        "mode": objects(random.choice(["long", "short"], n).tolist()),
+        "mode": object_array(random.choice(["long", "short"], n).tolist()),
         "budget": random.choice([20, 50], n),
         "target_tokens": random.choice([30, 80], n),
         "low_tokens": np.full(n, 20),
         "high_tokens": np.full(n, 40),
         "formatted": random.random(n) < 0.8,
         "closed": random.random(n) < 0.9,
-        "answer_text": objects(random.choice(["7", "so 12 and 7", "unsure"], n).tolist()),
-        "finish": objects(random.choice(["stop", "length"], n).tolist()),
+        "answer_text": object_array(random.choice(["7", "so 12 and 7", "unsure"], n).tolist()),
+        "finish": object_array(random.choice(["stop", "length"], n).tolist()),
     }
     return batch_of(correct, tokens, problem_id, **{**columns, **more})
 
@@ -69,8 +69,8 @@ def every_reward() -> dict[str, Any]:
         "dler": {"target": 50, "kept": 0.1},
         "da_dler": {"tiers": ((0.0, 80), (0.5, 40))},
         "laser": {"target": 50},
-        "laser_d": {"targets": Targets(20, 10, 100, every=2)},
-        "laser_de": {"targets": Targets(20, 10, 100, every=2)},
+        "laser_d": {"targets": TargetSettings(20, 10, 100, every=2)},
+        "laser_de": {"targets": TargetSettings(20, 10, 100, every=2)},
         "longwriter": {"longest": 150},
         "surrogate": {"longest": 100},
         "mash": {"block": 16},

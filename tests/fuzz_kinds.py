@@ -24,7 +24,8 @@ from toolkit.grpo import curves, judge, log
 from toolkit.grpo import run as grpo_run
 from toolkit.grpo.trainer import STATE
 from toolkit.lm import LM
-from toolkit.tasks import mathematics, needle
+from toolkit.tasks import needle
+from toolkit.tasks.external import mathematics
 from toolkit.types import Direction, HeadEdit, HeadScores, Moments, Plan, Problem, Provenance, Rollout, Span
 
 

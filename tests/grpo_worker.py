@@ -20,7 +20,7 @@ from toolkit.rewards import WeightedSum
 from toolkit.rewards.grpo_lambda import GRPOLambda
 from toolkit.rewards.hapo import HAPO
 from toolkit.rewards.laser import LaserD
-from toolkit.rewards.laser_targets import Targets
+from toolkit.rewards.laser_targets import TargetSettings
 
 
 def main(out: Path) -> None:
@@ -28,7 +28,7 @@ def main(out: Path) -> None:
     problems = tasks.arithmetic.load("train", 24, operands=(2, 4))
     recipe = replace(recipes.find("grpo_lambda").scaled(), problems=4, samples=4, max_tokens=64, dynamic=draws.Dynamic(rounds=3))
     plan = Run(out, steps=2, micro_batch=4, evaluate_every=0, save_every=100)
-    targets = Targets(base=8, step=4, longest=64, every=1, problems=4, samples=4)
+    targets = TargetSettings(base=8, step=4, longest=64, every=1, problems=4, samples=4)
     # One over the whole batch, and two that remember, one of them with a monitoring set.
     reward = WeightedSum(((1.0, GRPOLambda()), (0.2, HAPO()), (0.2, LaserD(targets=targets))))
     trainer = Trainer(tiny, recipe, problems, run.arguments(tiny, recipe, plan), Extras(reward=reward))

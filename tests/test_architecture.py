@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "toolkit"
 # From the ground up: a room imports only from rooms before it.
 ROOMS = (
     "processes", "origins", "types", "stats", "rounding", "store", "sites", "hooks", "adapters", "shipped", "templates", "checkpoints", "qualify",
-    "lm", "identity", "bridges", "phases", "decode", "steps", "tasks", "generate", "collect", "attention",
+    "lm", "identity", "bridges", "spans", "phases", "sampling", "decode", "steps", "tasks", "generate", "collect", "attention",
     "directions", "probes", "merging", "edits", "masks", "baselines", "vectors", "methods", "rewards", "grpo", "metrics", "evaluate", "claims", "figures", "transcript",
     "report", "doses", "jobs", "board", "widgets", "cli",
 )  # fmt: skip
@@ -82,7 +82,7 @@ EFFECTS = (
     Effect("loads data sets", words("tasks"), functions=words("load_dataset load_from_disk")),
     Effect(
         "samples tokens",
-        words("generate"),
+        words("generate sampling"),
         methods=words("generate"),
         functions=words("multinomial gumbel_softmax Categorical"),
     ),
@@ -266,7 +266,7 @@ ALLOWED = [
         "generate",
         "import torch, toolkit\nfrom toolkit import lm, __version__\nfrom toolkit.types import A",
     ),
-    (check_direction, "tasks.arithmetic", "from toolkit.tasks import words"),
+    (check_direction, "tasks.arithmetic", "from toolkit.tasks import splits"),
     (check_direction, "methods.a", "from toolkit import lm\nfrom toolkit.stats import bootstrap"),
     (check_direction, "rewards.a", "from toolkit import stats\nfrom toolkit.types import Rollout"),
     (check_absolute, "lm", "from toolkit.types import Rollout"),

@@ -10,27 +10,29 @@ import pytest
 
 from toolkit import tasks
 from toolkit.methods import failed_steps
-from toolkit.tasks import backtracking
-from toolkit.tasks.backtracking import NoDeadEndError, verify
+from toolkit.tasks import countdown
+from toolkit.tasks.generators import backtracking
+from toolkit.tasks.generators.backtracking import NoDeadEndError
 from toolkit.tasks.grading import grade
+from toolkit.tasks.grading.countdown import verify
 
 
 @pytest.fixture(scope="module")
 def problems():
-    return backtracking.load("train", n=300)
+    return countdown.load("train", n=300)
 
 
 def test_problems_are_distinct_repeatable_and_split_by_content(problems):
-    assert [p.id for p in backtracking.load("train", n=300)] == [p.id for p in problems]
+    assert [p.id for p in countdown.load("train", n=300)] == [p.id for p in problems]
     assert len({p.id for p in problems}) == 300
-    others = {p.id for split in ("dev", "test") for p in backtracking.load(split, n=60)}
+    others = {p.id for split in ("dev", "test") for p in countdown.load(split, n=60)}
     assert not others & {p.id for p in problems}
-    assert tasks.load("countdown", "dev", n=5)[0].id == backtracking.load("dev", n=5)[0].id
+    assert tasks.load("countdown", "dev", n=5)[0].id == countdown.load("dev", n=5)[0].id
 
 
 def test_solutions_recompute_use_every_number_once_and_meet_the_target_only_at_the_end(problems):
     for p in problems:
-        moves, target = backtracking.solution(p), p.meta["target"]
+        moves, target = countdown.solution(p), p.meta["target"]
         value = moves[0].left
         for move in moves:
             assert move.left == value and eval(f"{move.left} {move.op} {move.right}") == move.result
@@ -50,13 +52,13 @@ def test_a_trace_has_exactly_k_different_dead_ends_and_ends_on_the_target(proble
         starts = [next(step.number for step in found.steps if step.dead_end == i) for i in range(k)]
         assert len(set(zip(starts, ends, strict=True))) == k
         right = [step.move for step in found.steps if step.dead_end is None]
-        assert right == backtracking.solution(p) and right[-1].result == p.meta["target"]
+        assert right == countdown.solution(p) and right[-1].result == p.meta["target"]
         assert all(move.result != p.meta["target"] for end in ends for move in end)
 
 
 def test_dead_ends_use_the_numbers_left_and_leave_the_solution_at_once(problems):
     for p in problems[:100]:
-        found, solution = backtracking.trace(p, 3), backtracking.solution(p)
+        found, solution = backtracking.trace(p, 3), countdown.solution(p)
         for i in range(3):
             end = [step for step in found.steps if step.dead_end == i]
             start = end[0].number - 1
@@ -95,11 +97,11 @@ def test_examples_are_conversations(problems):
 
 
 def test_more_dead_ends_than_there_are_is_an_error():
-    (p,) = backtracking.load("train", n=1, numbers=(3, 3))
+    (p,) = countdown.load("train", n=1, numbers=(3, 3))
     with pytest.raises(NoDeadEndError, match="different dead ends"):
         backtracking.trace(p, 10_000)
     with pytest.raises(ValueError, match="at least 3 numbers"):
-        backtracking.load("train", n=1, numbers=(2, 4))
+        countdown.load("train", n=1, numbers=(2, 4))
     with pytest.raises(ValueError, match="not countdown"):
         backtracking.trace(tasks.load("arithmetic", "train", n=1)[0], 1)
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit import tasks
-from toolkit.tasks import arithmetic, characters, grading, words
+from toolkit.tasks import arithmetic, characters, grading, splits
 from toolkit.tasks.characters import KINDS, char_tasks, feature_correlations, problem
 from toolkit.tasks.haystack import NoOffsetsError
 
@@ -42,7 +42,7 @@ def test_gold_numbers_are_those_counted_by_hand(word, kind, at):
     assert int(problem(word, kind, character).answer) == by_hand(word, kind, character)
 
 
-@pytest.mark.parametrize("split", words.SPLITS)
+@pytest.mark.parametrize("split", splits.SPLITS)
 def test_loaded_questions_ask_what_they_say(split):
     found = characters.load(split, 80, seed=1)
     assert [p.meta["kind"] for p in found[:8]] == [*KINDS, *KINDS] and len({p.id for p in found}) == 80
@@ -50,13 +50,13 @@ def test_loaded_questions_ask_what_they_say(split):
         (word,) = re.findall(r'word "(\w+)"', p.messages[0]["content"])
         asked = re.findall(r'character "(\w)"', p.messages[0]["content"])
         assert int(p.answer) == by_hand(word, p.meta["kind"], asked[0] if asked else None)
-        assert p.meta["split"] == split == words.split_of(word) and 4 <= len(word) <= 10
+        assert p.meta["split"] == split == splits.split_of(word) and 4 <= len(word) <= 10
         assert bool(asked) == (p.meta["kind"] != "distinct") and int(p.answer) >= (p.meta["kind"] in ("count", "distinct"))
     assert found == tasks.load("characters", split, 80, 1) != characters.load(split, 80, seed=2)
 
 
 def test_no_word_is_in_two_splits():
-    found = {s: {p.meta["word"] for seed in (0, 1) for p in characters.load(s, 150, seed, lengths=(2, 6))} for s in words.SPLITS}
+    found = {s: {p.meta["word"] for seed in (0, 1) for p in characters.load(s, 150, seed, lengths=(2, 6))} for s in splits.SPLITS}
     assert not any(found[a] & found[b] for a, b in combinations(found, 2))
 
 
@@ -149,7 +149,7 @@ def test_bad_input_is_refused(monkeypatch):
         feature_correlations([], [])
     tokenizer = lm_of("bpe").tokenizer
     with pytest.raises(ValueError, match="is of task 'arithmetic'"):
-        characters.tags(arithmetic.load("test", 1)[0], tokenizer)
+        characters.token_tags(arithmetic.load("test", 1)[0], tokenizer)
     monkeypatch.setattr(type(tokenizer), "is_fast", property(lambda self: False))
     with pytest.raises(NoOffsetsError, match=r"no character offsets.*tokenizer\.json"):
         characters.load("test", 1, tokenizer=tokenizer)

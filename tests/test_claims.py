@@ -42,8 +42,8 @@ def test_too_few_seeds_are_not_judged_and_what_does_not_vary_is_undecided():
 def test_a_row_is_in_the_claims_unit():
     assert claim_of(Estimate(0.05, -0.01, 0.11), "points", 0.03).row[2] == "+5.0 [-1.0, +11.0] points"
     assert claim_of(Estimate(-0.05, -0.07, -0.04), "nats", 0.1).row[2] == "-0.05 [-0.07, -0.04] nats"
-    assert claims.table([claim_of(Estimate(3.0, 1.0, 5.0))]).loc["longer", "verdict"] == "reproduced"
-    assert claims.records([claim_of(Effect(math.nan, math.nan, math.nan, math.nan))])[0]["estimate"] is None
+    assert claims.verdict_table([claim_of(Estimate(3.0, 1.0, 5.0))]).loc["longer", "verdict"] == "reproduced"
+    assert claims.json_records([claim_of(Effect(math.nan, math.nan, math.nan, math.nan))])[0]["estimate"] is None
 
 
 def test_a_loss_within_the_slack_is_moved_by_it_and_has_no_p_value():

@@ -66,14 +66,14 @@ def test_what_is_written_is_what_the_methods_measure(written, tiny):
     pd.testing.assert_frame_equal(phases.reset_index(drop=True), phase_entropy.by_phase(own), rtol=1e-4)
     lengths = frame(found["lengths"]).query("x == 'entropy'").drop(columns=["x", "y"])
     pd.testing.assert_frame_equal(lengths.reset_index(drop=True), phase_entropy.correlations(rows), rtol=1e-3)
-    effects = phase_entropy.filtering_effects(phase_entropy.filtering(tiny, own, problems))
+    effects = phase_entropy.filtering_effects(phase_entropy.filtering_experiment(tiny, own, problems))
     pd.testing.assert_frame_equal(frame(found["effects"]), effects)
     steps = failed_steps.table(own, failed_steps.chains(tiny, own, problems))
     correct = frame(found["correctness"]).set_index("measure").loc["fsf"]
-    wanted = failed_steps.against_correctness(steps, ["fsf"]).set_index("measure").loc["fsf"]
+    wanted = failed_steps.correctness_correlations(steps, ["fsf"]).set_index("measure").loc["fsf"]
     pd.testing.assert_frame_equal(correct, wanted)
     gain = frame(found["choices"]).set_index("kept").loc["lowest failed-step fraction", "gain"]
-    assert gain == pytest.approx(failed_steps.chosen_by(steps)[1].mean)
+    assert gain == pytest.approx(failed_steps.accuracy_of_lowest(steps)[1].mean)
     assert found["provenance"]["fingerprint"] == tiny.fingerprint
     assert found["provenance"]["notes"] | {"temperature": 1.0, "rollouts": 60, "split": "test"} == found["provenance"]["notes"]
     assert found["overall"][0]["mean"] == pytest.approx(rows["correct"].mean())

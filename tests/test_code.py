@@ -73,7 +73,7 @@ def stale(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("toolkit.rewards.batch", "from typing", "import math\nfrom typing", set(POLICIES)),
         ("toolkit.grpo.losses", "import torch", "import math\nimport torch", set(POLICIES)),
         ("toolkit.tasks.arithmetic", "import random", "import math\nimport random", set(POLICIES)),
-        ("toolkit.tasks.grading", "from __future__", "import math\nfrom __future__", set(POLICIES)),
+        ("toolkit.tasks.grading.graders", "from __future__", "import math\nfrom __future__", set(POLICIES)),
         ("toolkit.tasks.lookup", "import random", "import math\nimport random", set()),
     ],
 )
@@ -106,7 +106,13 @@ def test_a_point_of_the_board_passes_through_its_own_reward_only(change):
 
 @pytest.mark.parametrize(
     "module",
-    ["toolkit.tasks.arithmetic", "toolkit.tasks.grading", "toolkit.generate", "toolkit.board.measure", "toolkit.stats.estimates"],
+    [
+        "toolkit.tasks.arithmetic",
+        "toolkit.tasks.grading.graders",
+        "toolkit.generate",
+        "toolkit.board.measure",
+        "toolkit.stats.estimates",
+    ],
 )
 def test_a_changed_task_judge_or_measurement_makes_everything_judged_by_it_stale(change, module):
     before = point_codes()
@@ -134,7 +140,7 @@ def test_figures_pages_and_commands_make_nothing_stale(change, module):
 
 def test_docstrings_comments_and_line_breaks_do_not_count(change):
     before = {**point_codes(), **policy_codes()}
-    change("toolkit.tasks.grading", '"""', '"""Another word. ')
+    change("toolkit.tasks.grading.graders", '"""', '"""Another word. ')
     change("toolkit.generate", "from __future__", "\n\n# a comment\nfrom __future__")
     assert not stale(before, {**point_codes(), **policy_codes()})
 
@@ -196,8 +202,8 @@ def test_results_of_other_code_are_said_in_one_line_measured_again_and_kept(chan
     assert "PEAR, seed 0" in line and "changed since: toolkit.rewards.pear." in line and "\n" not in line and len(line) <= 400
     assert old < {path.name for path in (tmp_path / "results").iterdir()}
     assert again() == [] and not said
-    change("toolkit.tasks.grading", '"""', 'import math\n"""')
-    assert again() == ["PEAR", "base", "budget of 12"] and "toolkit.tasks.grading" in said[0]
+    change("toolkit.tasks.grading.graders", '"""', 'import math\n"""')
+    assert again() == ["PEAR", "base", "budget of 12"] and "toolkit.tasks.grading.graders" in said[0]
 
 
 def test_results_from_before_code_hashes_are_said_not_to_be_used(tiny, tmp_path, monkeypatch):

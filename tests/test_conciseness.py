@@ -24,7 +24,7 @@ def responses():
     last = reasoner.layout.n_layers - 1
     pooled = collect.states(reasoner, found, "resid_post").values[:, last].numpy()
     training = {p.id for p in problems[::2]}
-    return RewardBatch.of(found), pooled, np.array([r.problem_id in training for r in found])
+    return RewardBatch.from_rollouts(found), pooled, np.array([r.problem_id in training for r in found])
 
 
 def test_a_head_ranks_short_over_long_right_answers_of_held_out_problems(responses):
@@ -32,10 +32,10 @@ def test_a_head_ranks_short_over_long_right_answers_of_held_out_problems(respons
     seen, held_out = (conciseness.pairs_by_length(batch.take(rows)) for rows in (training, ~training))
     head = conciseness.fit(pooled[training], seen)
     assert len(held_out) > 30
-    assert head.ranking(pooled[~training], held_out) > 0.9
+    assert head.pair_auc(pooled[~training], held_out) > 0.9
     # The control: what all responses to a problem share cannot tell them apart.
     shared = np.stack([pooled[batch.groups == g].mean(axis=0) for g in batch.groups])
-    assert conciseness.fit(shared[training], seen).ranking(shared[~training], held_out) == 0.5
+    assert conciseness.fit(shared[training], seen).pair_auc(shared[~training], held_out) == 0.5
 
 
 def test_its_score_is_the_column_that_crf_needs(responses):
@@ -43,7 +43,7 @@ def test_its_score_is_the_column_that_crf_needs(responses):
     head = conciseness.fit(pooled[training], conciseness.pairs_by_length(batch.take(training)))
     score = head.score(pooled)
     assert score.min() >= 0.1 and score.max() <= 1.0 and np.ptp(score) > 0.3
-    values = CRF()(batch.having(conciseness=score)).values
+    values = CRF()(batch.with_columns(conciseness=score)).values
     for g in range(batch.groups.max() + 1):
         rows = np.flatnonzero((batch.groups == g) & batch["correct"])
         assert (np.diff(values[rows][np.argsort(score[rows])]) >= 0).all()
@@ -53,7 +53,7 @@ def test_its_score_is_the_column_that_crf_needs(responses):
 def test_a_head_can_be_saved_as_json(responses):
     batch, pooled, training = responses
     head = conciseness.fit(pooled[training], conciseness.pairs_by_length(batch.take(training)))
-    again = ConcisenessHead.of(json.loads(json.dumps(head.state_dict())))
+    again = ConcisenessHead.from_state_dict(json.loads(json.dumps(head.state_dict())))
     assert (again.score(pooled) == head.score(pooled)).all()
 
 

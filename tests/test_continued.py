@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from toolkit import baselines, tasks
-from toolkit.generate import Sampling, continued, rollouts
+from toolkit.generate import Sampling, continuations, rollouts
 from toolkit.lm import Condition, ThinkTags
 from toolkit.methods import phase_entropy
-from toolkit.phases import ANSWER, PROMPT
+from toolkit.spans import ANSWER, PROMPT
 from toolkit.types import Problem, Rollout
 
 SAMPLING = Sampling(n=2, max_new_tokens=24, seed=5, details=True)
@@ -38,16 +38,16 @@ def test_going_on_from_a_prompts_own_tokens_is_sampling_from_the_prompt(any_lm, 
     """Same seed, problem and sample: the same rollout, spans, grade and entropies included."""
     problems = problems_of(4)
     wanted = rollouts(any_lm, problems, SAMPLING, progress=False)
-    found = continued(any_lm, [(p, any_lm.prompt_ids(p.messages)) for p in problems], SAMPLING)
+    found = continuations(any_lm, [(p, any_lm.prompt_ids(p.messages)) for p in problems], SAMPLING)
     assert all(close_to(f, w) for f, w in zip(found, wanted, strict=True))
 
 
 def test_prompts_neither_depend_on_their_order_nor_on_one_another(llama, problems_of, rollout_of):
     asked = starts(problems_of(5), rollout_of)
-    wanted = [continued(llama, [one], SAMPLING) for one in asked]
+    wanted = [continuations(llama, [one], SAMPLING) for one in asked]
     order = list(range(5))
     random.Random(0).shuffle(order)
-    found = continued(llama, [asked[i] for i in order], replace(SAMPLING, batch_size=3))
+    found = continuations(llama, [asked[i] for i in order], replace(SAMPLING, batch_size=3))
     for place, i in enumerate(order):
         assert all(close_to(f, w) for f, w in zip(found[2 * place : 2 * place + 2], wanted[i], strict=True))
 
@@ -55,7 +55,7 @@ def test_prompts_neither_depend_on_their_order_nor_on_one_another(llama, problem
 def test_prompts_of_one_problem_share_their_random_numbers(llama, problems_of, rollout_of):
     """Two prompts of a problem may both be given; equal ones are answered equally, sample by sample."""
     (problem, ids), (_, others) = starts(problems_of(2), rollout_of)
-    found = continued(llama, [(problem, ids), (problem, others), (problem, ids)], SAMPLING)
+    found = continuations(llama, [(problem, ids), (problem, others), (problem, ids)], SAMPLING)
     assert [(r.problem_id, r.sample, r.prompt_len) for r in found] == [
         (problem.id, s, len(i)) for i in (ids, others, ids) for s in (0, 1)
     ]
@@ -66,7 +66,7 @@ def test_prompts_of_one_problem_share_their_random_numbers(llama, problems_of, r
 def test_tokens_are_those_of_a_plain_greedy_loop(llama, problems_of, rollout_of):
     """Without a cache, prompts of unequal length in one batch."""
     asked = starts(problems_of(3), rollout_of)
-    found = continued(llama, asked, Sampling(n=2, temperature=0.0, max_new_tokens=6))
+    found = continuations(llama, asked, Sampling(n=2, temperature=0.0, max_new_tokens=6))
     assert [(r.problem_id, r.sample) for r in found] == [(p.id, s) for p, _ in asked for s in (0, 1)]
     for (_, prompt), r in zip(asked, found[::2], strict=True):
         ids = list(prompt)
@@ -90,8 +90,8 @@ def test_after_all_of_its_thinking_a_model_answers_as_it_went_on(name, model_of,
     found = phase_entropy.filterable(rollouts(forced, problems, greedy, progress=False))
     assert found
     by_id = {p.id: p for p in problems}
-    asked = [(by_id[r.problem_id], phase_entropy.filtered(r, 1.0, "truncate")) for r in found]
-    for r, a in zip(found, continued(lm, asked, greedy), strict=True):
+    asked = [(by_id[r.problem_id], phase_entropy.filtered_prompt(r, 1.0, "truncate")) for r in found]
+    for r, a in zip(found, continuations(lm, asked, greedy), strict=True):
         own = r.token_ids[r.answer.start :]
         assert response(a)[: len(own)] == own
         assert a.prompt_len == r.answer.start and a.problem_id == r.problem_id and a.think_tokens == 0
@@ -109,7 +109,7 @@ def test_after_a_closing_tag_the_response_is_answer_also_where_no_tag_opens_thin
     def looks(lm, reader, drawn):
         phases.append(reader.phase)
 
-    (r,) = continued(Condition(lm, rules=(looks,)), [(problem, ids)], Sampling(temperature=0.0, max_new_tokens=12))
+    (r,) = continuations(Condition(lm, rules=(looks,)), [(problem, ids)], Sampling(temperature=0.0, max_new_tokens=12))
     assert r.closed and r.think_tokens == 0 and r.answer.start == len(ids)
     assert r.correct
     assert set(phases) == {ANSWER}
@@ -119,9 +119,9 @@ def test_what_was_asked_in_other_words_stays_as_given_and_rules_act(tiny, proble
     """A condition's change of the prompt cannot change tokens; what it forbids stays forbidden."""
     problem = problems_of(1)[0]
     ids = tiny.prompt_ids(problem.messages)
-    plain = continued(tiny, [(problem, ids)], SAMPLING)
-    asked = continued(Condition(tiny, ask=baselines.Instruction("hurry")), [(problem, ids)], SAMPLING)
-    quiet = continued(Condition(tiny, (baselines.Suppress(("+",)),)), [(problem, ids)], SAMPLING)
+    plain = continuations(tiny, [(problem, ids)], SAMPLING)
+    asked = continuations(Condition(tiny, ask=baselines.Instruction("hurry")), [(problem, ids)], SAMPLING)
+    quiet = continuations(Condition(tiny, (baselines.Suppress(("+",)),)), [(problem, ids)], SAMPLING)
     assert asked == plain
     assert all("+" in r.text for r in plain) and not any("+" in r.text for r in quiet)
 
@@ -136,6 +136,6 @@ def test_what_was_asked_in_other_words_stays_as_given_and_rules_act(tiny, proble
 )
 def test_ids_that_cannot_be_gone_on_from_are_named(ids, message, llama, problems_of):
     with pytest.raises(ValueError, match=message):
-        continued(llama, [(problems_of(1)[0], ids)], SAMPLING)
+        continuations(llama, [(problems_of(1)[0], ids)], SAMPLING)
     with pytest.raises(ValueError, match="list is empty"):
-        continued(llama, [], SAMPLING)
+        continuations(llama, [], SAMPLING)

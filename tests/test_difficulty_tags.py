@@ -8,7 +8,7 @@ import pytest
 from bpe import lm_of
 
 from toolkit.tasks import arithmetic, haystack, lookup, needle, slaq, threading, wordproblems
-from toolkit.tasks.haystack import HaystackError, difficulty_tags, find, tags
+from toolkit.tasks.haystack import HaystackError, difficulty_tags, find_once, haystack_tags
 from toolkit.types import Problem
 
 AXES = {"scope_tokens", "scope_frac", "n_spans", "gap_mean", "gap_max", "redundancy", "lexical_overlap"}
@@ -24,11 +24,11 @@ def told(*sentences: str, needed: tuple[str, ...] = (FACT,), query: str = "What 
     """A prompt of sentences and a question; each needed one is at its first place."""
     text = " ".join([*sentences, query])
     ranges = tuple((text.index(piece), text.index(piece) + len(piece)) for piece in needed)
-    return Problem("p", ({"role": "user", "content": text},), "4711", {"needed": ranges, "query": find(text, query)})
+    return Problem("p", ({"role": "user", "content": text},), "4711", {"needed": ranges, "query": find_once(text, query)})
 
 
 def test_one_needle_has_small_scope_and_no_gap(lm):
-    found = tags(needle.place(lm, needle.Needle("What is the gate code of Orla?", FACT, "4711"), 600, 0.5))
+    found = haystack_tags(needle.place(lm, needle.Needle("What is the gate code of Orla?", FACT, "4711"), 600, 0.5))
     assert set(found) == AXES
     assert found["n_spans"] == 1 and found["gap_max"] == 0 and found["scope_frac"] < 0.2 and found["redundancy"] == 0
     assert found["lexical_overlap"] > 0.3
@@ -59,13 +59,17 @@ def test_gaps_are_the_tokens_between_needed_pieces():
 
 def test_located_haystacks_and_their_problems_have_the_same_tags(lm):
     p = next(p for p in lookup.load("test", 50) if p.meta["difficulty"] == 3)
-    for h in (haystack.of_lookup(lm, p), threading.place(lm, threading.Ask("thread", steps=3), 500)):
-        assert tags(h) == difficulty_tags(lm, h.problem) and tags(h)["n_spans"] == 3 and set(tags(h)) == AXES
+    for h in (haystack.locate_lookup(lm, p), threading.place(lm, threading.Ask("thread", steps=3), 500)):
+        assert (
+            haystack_tags(h) == difficulty_tags(lm, h.problem)
+            and haystack_tags(h)["n_spans"] == 3
+            and set(haystack_tags(h)) == AXES
+        )
 
 
 def test_tasks_that_say_what_they_need_are_tagged():
     lm = lm_of("bpe")
-    for pair in slaq.pairs("test", 3, noise=5):
+    for pair in slaq.draw_pairs("test", 3, noise=5):
         short, long = difficulty_tags(lm, pair.short[0]), difficulty_tags(lm, pair.long)
         assert (short["n_spans"], long["n_spans"]) == (1, 5) and short["scope_tokens"] < long["scope_tokens"]
         assert short["lexical_overlap"] > 0.5

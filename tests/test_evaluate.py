@@ -150,7 +150,7 @@ def test_a_base_that_is_not_among_the_conditions_is_refused(llama, problems_of):
 def test_looping_counts_only_for_responses_that_ran_out_of_budget(llama, problems_of):
     rollout = rollouts(llama, problems_of(1), Sampling(max_new_tokens=5), progress=False)[0]
     loop = replace(rollout, token_ids=(*rollout.token_ids[: rollout.prompt_len], *[9] * 40))
-    table = evaluate.table([replace(loop, finish="length"), replace(loop, finish="stop")], problems_of(1))
+    table = evaluate.rollout_table([replace(loop, finish="length"), replace(loop, finish="stop")], problems_of(1))
     assert table.looping.tolist() == [True, False]
 
 
@@ -195,7 +195,7 @@ def test_report_json_holds_every_metric_with_its_interval_paired_differences_and
 
 def test_the_board_shows_means_and_paired_differences(outcomes, provenance):
     summary = evaluate.summary(made_up(outcomes, provenance))
-    board = report.board(summary)
+    board = report.headline_table(summary)
     row = summary.set_index(["condition", "metric"]).loc[("edited", "accuracy")]
     expected = (
         f"{100 * row['mean']:.1f} ({100 * row.difference:+.1f} [{100 * row.difference_low:+.1f}, {100 * row.difference_high:+.1f}])"
@@ -205,8 +205,8 @@ def test_the_board_shows_means_and_paired_differences(outcomes, provenance):
 
 
 def test_the_page_escapes_names_and_is_whole_by_itself(measured, tmp_path):
-    board = report.board(evaluate.summary(measured)).rename(index={"steered": "<script>x</script>"})
-    page = report.page("A & B", "intro <b>", board, [], tmp_path / "report.html").read_text()
+    board = report.headline_table(evaluate.summary(measured)).rename(index={"steered": "<script>x</script>"})
+    page = report.write_page("A & B", "intro <b>", board, [], tmp_path / "report.html").read_text()
     assert "A &amp; B" in page and "&lt;script&gt;x&lt;/script&gt;" in page and "<script>x" not in page
     assert "intro &lt;b&gt;" in page
 
@@ -217,7 +217,9 @@ def test_a_sections_html_stands_in_the_page_as_it_is_under_its_figures(measured,
         report.Section("First", "", (figures.direction_norms({}),), "<div class='own'>one</div>"),
         report.Section("Second", "", html=report.table_html(table)),
     ]
-    page = report.page("t", "", report.board(evaluate.summary(measured)), sections, tmp_path / "report.html").read_text()
+    page = report.write_page(
+        "t", "", report.headline_table(evaluate.summary(measured)), sections, tmp_path / "report.html"
+    ).read_text()
     assert "<div class='own'>one</div><h2>Second</h2>" in page and page.index("plotly-graph-div") < page.index("class='own'")
     assert "<th>row</th><th>a &lt;b&gt;</th>" in page and "1.5<br><small>[1.2, 1.8]</small>" in page
     assert not re.search(r"<(?:link|img|iframe)\b|<script[^>]+src=", page)

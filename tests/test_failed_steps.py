@@ -17,8 +17,9 @@ from toolkit import figures, stats, steps
 from toolkit.lm import NoThinkTagsError
 from toolkit.methods import failed_steps
 from toolkit.methods.failed_steps import Chain, Cues, Reader
-from toolkit.tasks import arithmetic, lookup, wordproblems, wordtraces
-from toolkit.tasks.traces import Habits, Trace
+from toolkit.tasks import arithmetic, lookup, wordproblems
+from toolkit.tasks.generators import wordtraces
+from toolkit.tasks.generators.traces import Habits, Trace
 from toolkit.types import Problem, Rollout, Span
 
 TASKS = {"arithmetic": arithmetic, "lookup": lookup}
@@ -46,7 +47,7 @@ def rollout_with(trace: Trace, problem: Problem, *, correct: bool = True, sample
 
 @given(st.text(alphabet="ab.\n \t"), st.sampled_from([steps.lines, steps.paragraphs, steps.at_cues("ab?")]))
 def test_steps_cover_the_text_without_overlap_and_none_is_blank(text, split):
-    ranges = steps.cut(text, split)
+    ranges = steps.step_ranges(text, split)
     assert "".join(text[a:b] for a, b in ranges) == (text if text.strip() else "")
     assert all(text[a:b].strip() for a, b in ranges)
 
@@ -61,7 +62,7 @@ def test_steps_cover_the_text_without_overlap_and_none_is_blank(text, split):
     ],
 )
 def test_steps_start_where_the_splitter_says(split, text, wanted):
-    assert [text[a:b] for a, b in steps.cut(text, split)] == wanted
+    assert [text[a:b] for a, b in steps.step_ranges(text, split)] == wanted
 
 
 @pytest.mark.parametrize("pattern", ["(", "a*"])
@@ -80,7 +81,7 @@ def test_pieces_join_to_the_text_also_where_a_character_is_several_tokens(llama)
     own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     bytewise = replace(llama, tokenizer=PreTrainedTokenizerFast(tokenizer_object=own))
     text = "é is 2 tokens, 語 3, 🙂 4.\nWait"
-    found = steps.pieces(bytewise, own.encode(text).ids)
+    found = steps.token_texts(bytewise, own.encode(text).ids)
     assert "".join(found) == text
     assert found[:2] == ["", "é"] and "🙂" in found
 
@@ -89,7 +90,7 @@ def test_pieces_join_to_the_text_also_where_a_character_is_several_tokens(llama)
 def test_token_spans_of_steps_are_the_lines(task, llama):
     for problem, trace in traces(task, 30, CLUMSY):
         r = rollout_with(trace, problem)
-        found = steps.of(llama, r)
+        found = steps.think_steps(llama, r)
         assert [s.text for s in found] == trace.text.splitlines(keepends=True)
         assert [llama.text(r.token_ids[s.span.start : s.span.stop]) for s in found] == [s.text for s in found]
         assert (found[0].span.start, found[-1].span.stop) == (r.think.start, r.think.stop)
@@ -266,7 +267,7 @@ def made_up(rng: np.random.Generator, problems: int = 40, samples: int = 8) -> p
 
 
 def test_failed_steps_predict_wrong_answers_within_question_and_shuffled_ones_do_not():
-    found = failed_steps.against_correctness(made_up(np.random.default_rng(0)), times=300)
+    found = failed_steps.correctness_correlations(made_up(np.random.default_rng(0)), times=300)
     within = found[(found["scope"] == "within") & (found["kind"] == "spearman")].set_index("measure")
     assert within.loc["fsf", "high"] < -0.3
     for name in ("fsf (shuffled)", "characters", "review_ratio"):
@@ -276,18 +277,18 @@ def test_failed_steps_predict_wrong_answers_within_question_and_shuffled_ones_do
 def test_a_signal_of_the_question_alone_vanishes_within_question():
     rows = made_up(np.random.default_rng(1))
     rows["fsf"] = rows.groupby("problem_id")["fsf"].transform("mean") + 1e-3 / 3
-    found = failed_steps.against_correctness(rows, ["fsf"], times=50)
+    found = failed_steps.correctness_correlations(rows, ["fsf"], times=50)
     within = found[(found["scope"] == "within") & (found["measure"] == "fsf")]
     assert all(math.isnan(r) for r in within["r"])
 
 
 def test_choosing_by_failed_steps_gains_where_they_matter():
     rows = made_up(np.random.default_rng(2))
-    accuracy, gain = failed_steps.chosen_by(rows)
+    accuracy, gain = failed_steps.accuracy_of_lowest(rows)
     assert gain.low > 0.1
     assert accuracy.mean == pytest.approx(gain.mean + rows.groupby("problem_id")["correct"].mean().mean())
     rows["fsf"] = 0.0  # all tied: choosing is no choice
-    assert failed_steps.chosen_by(rows)[1].mean == pytest.approx(0.0)
+    assert failed_steps.accuracy_of_lowest(rows)[1].mean == pytest.approx(0.0)
 
 
 def test_the_table_counts_what_the_generator_wrote(llama):
@@ -298,7 +299,7 @@ def test_the_table_counts_what_the_generator_wrote(llama):
     assert rows["failed"].tolist() == [len(t.failed_lines) for _, t in pairs for _ in (0, 1)]
     assert rows["reviews"].tolist() == [t.waits for _, t in pairs for _ in (0, 1)]
     assert rows["characters"].tolist() == rows["think_tokens"].tolist()  # a character is a token there
-    assert set(failed_steps.against_correctness(rows, times=20)["measure"]) == {*failed_steps.MEASURES, "fsf (shuffled)"}
+    assert set(failed_steps.correctness_correlations(rows, times=20)["measure"]) == {*failed_steps.MEASURES, "fsf (shuffled)"}
 
 
 def test_rollouts_without_thinking_or_without_their_problem_are_named(llama, rollout_of):
@@ -308,12 +309,12 @@ def test_rollouts_without_thinking_or_without_their_problem_are_named(llama, rol
         failed_steps.table([silent], failed_steps.chains(llama, [silent], [problem]))
     with pytest.raises(KeyError, match=r"1 problems.*not among the 0 given, such as 'a'"):
         failed_steps.chains(llama, [silent], [])
-    with pytest.raises(ValueError, match="one of each a step"):
+    with pytest.raises(ValueError, match="one of each per step"):
         Chain(("a",), (), ())
 
 
 def test_the_figure_of_coefficients_shows_each_measure_twice_with_its_interval():
-    found = failed_steps.against_correctness(made_up(np.random.default_rng(0)), ["review_ratio", "fsf"], times=50)
+    found = failed_steps.correctness_correlations(made_up(np.random.default_rng(0)), ["review_ratio", "fsf"], times=50)
     figure = figures.coefficients(found, "title", kind="pearson")
     assert list(figure.layout.yaxis.ticktext) == ["review ratio", "fsf", "fsf (shuffled)"]
     for trace, scope in zip(figure.data, ("pooled", "within"), strict=True):

@@ -18,9 +18,11 @@ from torch import Tensor
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from toolkit import collect, edits, generate, store
+from toolkit.decode import batches
 from toolkit.edits import RuntimeEdit, Steering
-from toolkit.generate import Sampling, draw, rollouts
+from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition, ThinkTags
+from toolkit.sampling import Streams, draw
 from toolkit.types import Direction, HeadEdit, Plan, Problem, Rollout
 
 SAMPLED = Sampling(n=2, max_new_tokens=24, seed=7)
@@ -93,7 +95,7 @@ def test_rollouts_do_not_depend_on_how_many_prompt_tokens_share_a_batch(llama, p
     most=st.none() | st.integers(1, 9),
 )
 def test_batches_hold_every_item_once_in_order_and_stay_within_their_bounds(lengths, tokens, most):
-    found = generate.batches(lengths, lambda n: n, tokens, most=most)
+    found = batches(lengths, lambda n: n, tokens, most=most)
     assert [n for batch in found for n in batch] == lengths
     for batch in found:
         assert len(batch) == 1 or len(batch) * max(batch) <= tokens
@@ -278,7 +280,7 @@ def test_sampled_first_tokens_follow_the_models_softmax(llama, problems_of):
 
 def test_streams_of_different_rows_are_uniform_and_independent():
     keys = [(f"p{i // 4}", i % 4) for i in range(40)]
-    streams = generate._Streams(keys, seed=0)
+    streams = Streams(keys, seed=0)
     drawn = torch.stack([streams.at(step, range(40), torch.arange(40)) for step in range(512)])
     assert scipy_stats.kstest(drawn.flatten().numpy(), "uniform").pvalue > 1e-3
     correlation = np.corrcoef(drawn.numpy(), rowvar=False) - np.eye(40)
@@ -470,10 +472,10 @@ def test_responses_that_go_on_from_tokens_are_kept_too(tiny, problems_of, tmp_pa
     problem = problems_of(1)[0]
     ids = tiny.prompt_ids(problem.messages)
     asked = [(problem, ids), (problem, [*ids, ids[0]]), (problem, ids)]
-    wanted = generate.continued(tiny, asked, SAMPLED)
-    assert generate.continued(tiny, asked, SAMPLED, out=tmp_path) == wanted
+    wanted = generate.continuations(tiny, asked, SAMPLED)
+    assert generate.continuations(tiny, asked, SAMPLED, out=tmp_path) == wanted
     with killed_after(monkeypatch, 0):
-        assert generate.continued(tiny, asked, SAMPLED, out=tmp_path) == wanted
+        assert generate.continuations(tiny, asked, SAMPLED, out=tmp_path) == wanted
 
 
 def test_the_batch_size_may_change_on_resuming(tiny, problems_of, tmp_path, monkeypatch):

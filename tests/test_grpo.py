@@ -19,9 +19,9 @@ from toolkit.grpo import draws, log, losses, recipes, run
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, train
 from toolkit.grpo.trainer import Extras, NonFiniteError, Trainer
-from toolkit.rewards import MissingColumnError, Scored, groups
+from toolkit.rewards import MissingColumnError, RewardValues, groups
 from toolkit.rewards.laser import LaserD
-from toolkit.rewards.laser_targets import Targets
+from toolkit.rewards.laser_targets import TargetSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
 
@@ -168,7 +168,7 @@ class ByLength(rewards.Correctness):
 
     def __call__(self, batch):
         self.learned += batch.split == "train"
-        return Scored.sum(length=batch["tokens"] * (groups.mean(batch["correct"], batch.groups) == 1))
+        return RewardValues.sum(length=batch["tokens"] * (groups.mean(batch["correct"], batch.groups) == 1))
 
 
 def test_dynamic_sampling_looks_at_the_reward_trained_on_which_learns_from_the_batch_alone(tiny, easy, small, tmp_path):
@@ -217,7 +217,7 @@ def test_dlers_dual_clip_is_a_naive_loop_over_tokens_and_bounds_what_a_negative_
 
 
 def test_laser_d_is_shown_its_monitoring_set_before_the_first_generation_and_every_n_generations(tiny, easy, small, tmp_path):
-    targets = Targets(base=16, step=8, longest=64, every=2, samples=4, problems=5)
+    targets = TargetSettings(base=16, step=8, longest=64, every=2, samples=4, problems=5)
     recipe = replace(small, reward="laser_d", options={"targets": targets}, updates=2)
     shown: list[tuple[int, list[str], list[int]]] = []
 
@@ -330,7 +330,7 @@ class Counting(rewards.Correctness):
     def __call__(self, batch):
         paid = super().__call__(batch).values * (1 + self.asked % 2)
         self.asked += batch.split == "train"
-        return Scored.sum(correctness=paid)
+        return RewardValues.sum(correctness=paid)
 
     def state_dict(self):
         return {"asked": self.asked}
@@ -455,7 +455,7 @@ class Broken(rewards.Correctness):
     def __call__(self, batch):
         values = super().__call__(batch).values
         values[5] = math.nan
-        return Scored.sum(correctness=values)
+        return RewardValues.sum(correctness=values)
 
 
 class Steep(torch.autograd.Function):
@@ -536,7 +536,7 @@ def test_a_reward_without_its_column_is_refused_and_a_supplied_column_reaches_it
         needs = frozenset({"correct", "politeness"})
 
         def __call__(self, batch):
-            return Scored.sum(politeness=batch["politeness"])
+            return RewardValues.sum(politeness=batch["politeness"])
 
     plan = Run(tmp_path / "run", steps=1, evaluate_every=0)
     with pytest.raises(MissingColumnError, match="politeness"):

@@ -20,7 +20,7 @@ from toolkit import rewards, tasks
 from toolkit.grpo import advantages, draws, log, losses, measures, recipes, saved
 from toolkit.grpo.batching import nonzero_micro_batches
 from toolkit.grpo.draws import Drawn
-from toolkit.rewards import RewardBatch, Scored
+from toolkit.rewards import RewardBatch, RewardValues
 
 GROUPS = np.array([0, 0, 0, 0, 1, 1, 1, 1])
 TOKENS = np.array([10, 20, 30, 40, 50, 60, 70, 80])
@@ -239,8 +239,8 @@ def test_measures_of_a_batch_with_every_kind_of_response(rollout_of):
     cut = rollout_of(30, closed=False)
     loop = replace(cut, token_ids=cut.token_ids[: cut.prompt_len + 1] + (7,) * 30)
     found = [replace(r, problem_id=p, sample=s) for s, (r, p) in enumerate([(right, "a"), (wrong, "a"), (loop, "b"), (cut, "b")])]
-    batch, values = RewardBatch.of(found), np.array([1.0, 0.0, 0.0, 0.0])
-    row = measures.batch_measures([Drawn(r, ()) for r in found], batch, Scored(values, {"correct": values}))
+    batch, values = RewardBatch.from_rollouts(found), np.array([1.0, 0.0, 0.0, 0.0])
+    row = measures.batch_measures([Drawn(r, ()) for r in found], batch, RewardValues(values, {"correct": values}))
     assert row["accuracy"] == 0.25 and row["truncated"] == 0.5 and row["zero_std"] == 0.5 and row["closed"] == 0.5
     assert row["tokens/correct"] == right.response_tokens and row["tokens/truncated"] == cut.response_tokens
     assert row["tokens/stopped"] == (right.response_tokens + wrong.response_tokens) / 2

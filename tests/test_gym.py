@@ -10,8 +10,9 @@ from itertools import combinations
 import pytest
 
 from toolkit import store, tasks
-from toolkit.tasks import arithmetic, grading, gym, words
-from toolkit.tasks.gym import GymError
+from toolkit.tasks import arithmetic, grading, splits
+from toolkit.tasks.external import gym
+from toolkit.tasks.external.gym import GymError
 
 
 def test_without_reasoning_gym_the_error_says_how_to_install_it(monkeypatch):
@@ -68,7 +69,7 @@ def test_no_question_is_in_two_splits():
     few = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # so few that they would meet by chance
     found = {
         s: {p.messages[0]["content"] for seed in (0, 1) for p in gym.load("chain_sum", s, 8, seed, settings=few)}
-        for s in words.SPLITS
+        for s in splits.SPLITS
     }
     assert not any(found[a] & found[b] for a, b in combinations(found, 2))
 
@@ -127,7 +128,7 @@ def test_entries_that_cannot_be_drawn_are_passed_over_and_counted(monkeypatch):
 
 def test_a_data_set_that_calls_anything_right_is_refused():
     """game_of_life_halting compares the truth of two texts: any text is true."""
-    with pytest.raises(GymError, match="the full score, so its problems cannot be graded: take another data set"):
+    with pytest.raises(GymError, match="the full score, so its problems cannot be graded: choose another data set"):
         gym.load("game_of_life_halting", "train", 2)
 
 

@@ -25,7 +25,7 @@ def fact(sentence: str = "The gate code of Orla is 4711.", answer: str = "4711")
 
 def test_the_bindings_of_a_lookup_are_found_in_the_order_of_the_chain(lm):
     for p in lookup.load("test", 60):
-        h, chain = haystack.of_lookup(lm, p), p.meta["chain"]
+        h, chain = haystack.locate_lookup(lm, p), p.meta["chain"]
         assert [about(read(lm, h, s)) for s in h.needed] == [f"{a}={b}" for a, b in pairwise(chain)]
         assert read(lm, h, h.answers[0]).strip("=; ") == p.answer
         assert about(read(lm, h, h.query)).removesuffix("?") == chain[0]
@@ -44,7 +44,7 @@ def test_a_lookup_can_be_solved_from_the_needed_bindings_and_not_without_one_of_
         return start
 
     for p in lookup.load("dev", 40):
-        h = haystack.of_lookup(lm, p)
+        h = haystack.locate_lookup(lm, p)
         texts = [read(lm, h, s) for s in h.needed]
         assert follow(texts, p.meta["chain"][0]) == p.answer
         for i in range(len(texts)):
@@ -52,10 +52,10 @@ def test_a_lookup_can_be_solved_from_the_needed_bindings_and_not_without_one_of_
 
 
 def test_tags_tell_scope_and_dispersion(lm):
-    one = haystack.tags(needle.place(lm, fact(), 600, 0.5))
+    one = haystack.haystack_tags(needle.place(lm, fact(), 600, 0.5))
     assert one["n_spans"] == 1 and one["gap_max"] == 0 and one["scope_frac"] < 0.2
     p = next(p for p in lookup.load("test", 50) if p.meta["difficulty"] == 3)
-    many = haystack.tags(haystack.of_lookup(lm, p))
+    many = haystack.haystack_tags(haystack.locate_lookup(lm, p))
     assert many["n_spans"] == 3 and many["gap_max"] >= many["gap_mean"] >= 0
 
 
@@ -101,7 +101,7 @@ def test_a_tokenizer_without_offsets_is_refused(monkeypatch):
     monkeypatch.setattr(type(lm.tokenizer), "is_fast", property(lambda self: False))
     for attempt in (
         lambda: needle.place(lm, fact(), 400, 0.5),
-        lambda: haystack.of_lookup(lm, lookup.load("test", 1)[0]),
+        lambda: haystack.locate_lookup(lm, lookup.load("test", 1)[0]),
     ):
         with pytest.raises(haystack.NoOffsetsError, match=r"no character offsets.*tokenizer\.json"):
             attempt()
@@ -133,11 +133,11 @@ def test_a_needle_the_tokenizer_cannot_write_is_refused():
 
 def test_a_problem_of_another_task_has_no_bindings():
     with pytest.raises(HaystackError, match=r"tasks\.lookup"):
-        haystack.of_lookup(lm_of("characters"), tasks.load("arithmetic", "test", 1)[0])
+        haystack.locate_lookup(lm_of("characters"), tasks.load("arithmetic", "test", 1)[0])
 
 
 def test_one_span_is_not_read_off_many():
     lm = lm_of("characters")
     p = next(p for p in lookup.load("test", 50) if p.meta["difficulty"] == 3)
     with pytest.raises(HaystackError, match=r"needs 3 spans, not one: read \.needed"):
-        _ = haystack.of_lookup(lm, p).needle
+        _ = haystack.locate_lookup(lm, p).needle

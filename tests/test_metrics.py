@@ -90,9 +90,10 @@ def test_row_order_does_not_change_any_metric(seed):
     rows = rows.assign(**drawn, **more).astype({"answer": str})
 
     def values(table: pd.DataFrame, problems: str) -> dict[str, float]:
-        o = Outcomes.of(table, list(problems))
+        o = Outcomes.from_rows(table, list(problems))
         return {
-            name: d.estimate for name, d in Judge.of(o, [m for m, about in METRICS.items() if about.how], times=2).draws.items()
+            name: d.estimate
+            for name, d in Judge.against(o, [m for m, about in METRICS.items() if about.how], times=2).draws.items()
         }
 
     first = values(rows, "abcdefghijk")
@@ -108,7 +109,7 @@ def test_outcomes_align_problems_and_number_answers():
         ],
         columns=["problem_id", "sample", "correct", "think_tokens", "response_tokens", "closed", "looping", "answer"],
     )
-    o = Outcomes.of(rows, ["a", "b"])
+    o = Outcomes.from_rows(rows, ["a", "b"])
     assert o.answers.tolist() == [[-1, 0], [0, 1]] and o.correct.tolist() == [[1, 0], [1, 0]]
 
 
@@ -122,15 +123,15 @@ def test_a_board_of_any_task_knows_what_its_accuracy_is():
 
 def test_a_judge_gives_the_effects_of_each_statistic_by_itself():
     base, seeds = made_up(0), [made_up(1), made_up(2), made_up(3)]
-    judged = Judge.of(base, ("accuracy", "shortest_20", "aes"), seed=4).judged(seeds)
+    judged = Judge.against(base, ("accuracy", "shortest_20", "aes"), seed=4).effects(seeds)
     for name in ("accuracy", "shortest_20"):
         f = [METRICS[name].how(own, base) for own in seeds]
-        assert judged[name].own == stats.effect(f, 7, seed=4)
+        assert judged[name].estimate == stats.effect(f, 7, seed=4)
         paired = stats.effect([stats.difference(x, METRICS[name].how(base, base)) for x in f], 7, seed=4)
         assert [getattr(judged[name].change, k) for k in ("mean", "low", "high", "p")] == pytest.approx(
             [getattr(paired, k) for k in ("mean", "low", "high", "p")]
         )
-    assert judged["aes"].change is judged["aes"].own
+    assert judged["aes"].change is judged["aes"].estimate
 
 
 def test_the_mean_effect_is_that_of_means_and_leaves_out_what_has_no_value():

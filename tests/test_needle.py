@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from toolkit import evaluate, tasks
 from toolkit.lm import LM
-from toolkit.tasks import haystack, lookup, needle, words
+from toolkit.tasks import haystack, lookup, needle, splits
 from toolkit.tasks.haystack import HaystackError, user_text
 from toolkit.types import Rollout, Span
 
@@ -131,7 +131,7 @@ def test_with_smollm2s_own_tokenizer_and_template():
         assert about(read(lm, h, h.answer)) == h.problem.answer
         assert h.problem.answer in read(lm, h, h.needle) and len(h.prompt_ids) <= h.problem.meta["length"]
     for p in lookup.load("test", 20):
-        h = haystack.of_lookup(lm, p)
+        h = haystack.locate_lookup(lm, p)
         for span, (a, b) in zip(h.needed, pairwise(p.meta["chain"]), strict=True):
             assert f"{a}={b};" in read(lm, h, span)
 
@@ -147,9 +147,9 @@ def test_facts_follow_their_seed_and_are_different():
 
 
 def test_no_question_is_in_two_splits():
-    found = {split: {f.question for seed in range(3) for f in needle.facts(split, 150, seed)} for split in words.SPLITS}
+    found = {split: {f.question for seed in range(3) for f in needle.facts(split, 150, seed)} for split in splits.SPLITS}
     assert all(not found[a] & found[b] for a, b in combinations(found, 2))
-    assert all(words.split_of(q) == split for split, questions in found.items() for q in questions)
+    assert all(splits.split_of(q) == split for split, questions in found.items() for q in questions)
 
 
 def test_filler_shares_no_word_of_content_with_any_fact():
@@ -180,10 +180,10 @@ def test_a_heatmap_of_recall_can_be_drawn_from_the_columns_of_evaluate(lm):
         Rollout(p.id, 0, (1, 2, 3), 1, None, Span(1, 3), "stop", "", p.meta["depth"] == 0.0 or p.meta["length"] == 300)
         for p in problems
     ]
-    rows = evaluate.table(rollouts, problems).merge(haystack.cells(found), on="problem_id")
+    rows = evaluate.rollout_table(rollouts, problems).merge(haystack.grid_cells(found), on="problem_id")
     heat = rows.pivot_table("correct", "depth", "length")
     assert heat.loc[0.0].tolist() == [1, 1] and heat.loc[1.0].tolist() == [1, 0]
-    assert haystack.cells(problems, "split")["split"].tolist() == ["test"] * 8
+    assert haystack.grid_cells(problems, "split")["split"].tolist() == ["test"] * 8
 
 
 def test_cells_too_near_to_differ_in_text_still_have_their_own_id(lm):
@@ -203,9 +203,9 @@ def test_needle_is_a_task_by_name(lm):
 
 
 def test_a_needle_longer_than_the_context_says_what_would_do(lm):
-    with pytest.raises(haystack.ContextTooShortError, match=r"length=20: ask for (\d+) at least") as error:
+    with pytest.raises(haystack.ContextTooShortError, match=r"length=20: ask for at least (\d+)") as error:
         needle.place(lm, fact(), 20, 0.5)
-    enough = int(re.findall(r"\d+ at least", str(error.value))[0].split()[0])
+    enough = int(re.findall(r"at least (\d+)", str(error.value))[0])
     h = needle.place(lm, fact(), enough, 0.5)
     assert len(h.prompt_ids) == enough and h.problem.answer not in lm.text(h.control)
 

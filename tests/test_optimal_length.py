@@ -128,7 +128,7 @@ def reasoner():
 def test_votes_of_the_tiny_reasoner(reasoner):
     problems = tasks.load("arithmetic", "dev", n=12)
     found = generate.rollouts(reasoner, problems, Sampling(n=8, max_new_tokens=150))
-    said = optimal_length.answers(reasoner, found)
+    said = optimal_length.final_answers(reasoner, found)
     by_id = {p.id: p for p in problems}
     for r, answer in zip(found, said, strict=True):
         assert (answer is not None and int(answer) == int(by_id[r.problem_id].answer)) == r.correct

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from toolkit.tasks import threading
-from toolkit.tasks.pairs import MARKER, solve
+from toolkit.tasks.generators.pairs import MARKER, solve
 from toolkit.tasks.threading import Ask, Pairs, ThreadError, kv_haystack
 
 KINDS = ("single", "multi", "conditional", "thread", "multithread", "branched")
@@ -38,7 +38,7 @@ def haystack_of(ask: Ask, seed: int, more: int = 20) -> Pairs:
         kv_haystack(ask, 1, seed=seed)
         least = 1
     except ThreadError as error:
-        least = int(re.findall(r"give (\d+) at least", str(error))[0])
+        least = int(re.findall(r"give at least (\d+)", str(error))[0])
     return kv_haystack(ask, least + more, seed=seed)
 
 

@@ -19,7 +19,7 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.lm import Condition, NoThinkTagsError, ThinkTags
 from toolkit.methods import phase_entropy
 from toolkit.methods.phase_entropy import DROPS, NoEntropiesError, PhaseMeans
-from toolkit.phases import spans
+from toolkit.spans import spans
 from toolkit.types import Direction, Problem, Rollout, Span
 
 
@@ -50,7 +50,7 @@ def widest_logits(lm):
 def test_entropy_is_the_naive_softmaxs_in_float64(any_lm, rollout_of, temperature):
     """On every family: each rollout alone in one plain pass, against a batch of unequal prompts and responses cut into chunks."""
     found = of_lengths(rollout_of, [3, 29, 11, 0, 18])
-    measured = phase_entropy.measured(any_lm, found, temperature=temperature, chunk=5 * 103 * 7)
+    measured = phase_entropy.with_entropies(any_lm, found, temperature=temperature, chunk=5 * 103 * 7)
     for r, m in zip(found, measured, strict=True):
         with torch.inference_mode():
             logits = any_lm.model(input_ids=torch.tensor([r.token_ids])).logits[0, r.prompt_len - 1 : -1].double() / temperature
@@ -66,7 +66,7 @@ def test_entropies_equal_those_recorded_at_sampling(name, model_of, problems_of)
     lm = model_of(name)
     found = rollouts(lm, problems_of(3), Sampling(n=2, temperature=0.8, max_new_tokens=24, details=True), progress=False)
     bare = [replace(r, entropies=None, logprobs=None) for r in found]
-    for r, m in zip(found, phase_entropy.measured(lm, bare, temperature=0.8), strict=True):
+    for r, m in zip(found, phase_entropy.with_entropies(lm, bare, temperature=0.8), strict=True):
         assert m.entropies == pytest.approx(r.entropies, abs=1e-4)
         assert m.logprobs == pytest.approx(r.logprobs, abs=1e-3)
 
@@ -77,7 +77,10 @@ def test_a_conditions_interventions_act_in_their_phase(llama, rollout_of, during
     direction = Direction(vector, "resid_mid", "think", "by hand", 1, 1, llama.provenance())
     act = edits.steering(direction, 0.5, during=during)
     found = of_lengths(rollout_of, [9, 4, 14])
-    base, steered = phase_entropy.measured(llama, found), phase_entropy.measured(Condition(llama, (act,)), found, chunk=600)
+    base, steered = (
+        phase_entropy.with_entropies(llama, found),
+        phase_entropy.with_entropies(Condition(llama, (act,)), found, chunk=600),
+    )
     for r, b, m in zip(found, base, steered, strict=True):
         logits = collect.logits(llama, r, act).double()
         wanted = torch.special.entr(logits.softmax(-1)).sum(-1)
@@ -89,7 +92,7 @@ def test_an_intervention_on_the_logits_counts(tiny, problems_of):
     """Suppressed words leave entropy finite, and are out of the distribution."""
     quiet = Condition(tiny, (baselines.Suppress(("=",)),))
     found = rollouts(tiny, problems_of(2), Sampling(max_new_tokens=20, details=True), progress=False)
-    changed = phase_entropy.measured(quiet, found)
+    changed = phase_entropy.with_entropies(quiet, found)
     assert all(np.isfinite(m.entropies).all() for m in changed)
     assert any(m.entropies != pytest.approx(r.entropies, abs=1e-3) for r, m in zip(found, changed, strict=True))
 
@@ -98,18 +101,18 @@ def test_an_intervention_on_the_logits_counts(tiny, problems_of):
 def test_no_more_logits_than_the_chunk_are_ever_held(llama, rollout_of, chunk):
     found = of_lengths(rollout_of, [40, 41, 42, 43, 44])
     with widest_logits(llama) as seen:
-        phase_entropy.measured(llama, found, chunk=chunk)
+        phase_entropy.with_entropies(llama, found, chunk=chunk)
     assert max(seen) <= max(chunk, len(found) * llama.vocab_size)  # at least one position a row
 
 
 def test_chunks_change_nothing_and_order_is_kept(model_of, rollout_of):
     lm, found = model_of("gemma2"), of_lengths(rollout_of, [30, 2, 17, 0, 5])
-    whole = phase_entropy.measured(lm, found)
+    whole = phase_entropy.with_entropies(lm, found)
     assert [r.problem_id for r in whole] == [r.problem_id for r in found]
     for chunk in (1, 1500):
-        for a, b in zip(whole, phase_entropy.measured(lm, found, chunk=chunk), strict=True):
+        for a, b in zip(whole, phase_entropy.with_entropies(lm, found, chunk=chunk), strict=True):
             assert a.entropies == pytest.approx(b.entropies, abs=1e-5)
-    assert phase_entropy.measured(lm, []) == []
+    assert phase_entropy.with_entropies(lm, []) == []
 
 
 def test_batches_are_halved_when_memory_runs_out(llama, rollout_of, monkeypatch):
@@ -121,9 +124,9 @@ def test_batches_are_halved_when_memory_runs_out(llama, rollout_of, monkeypatch)
             raise torch.OutOfMemoryError("made up")
         return scores(lm, batch, *rest)
 
-    wanted = phase_entropy.measured(llama, found)
+    wanted = phase_entropy.with_entropies(llama, found)
     monkeypatch.setattr(phase_entropy, "_scores", hungry)
-    for a, b in zip(wanted, phase_entropy.measured(llama, found), strict=True):
+    for a, b in zip(wanted, phase_entropy.with_entropies(llama, found), strict=True):
         assert a.entropies == pytest.approx(b.entropies, abs=1e-5)
     assert max(tried) == 5
 
@@ -131,15 +134,15 @@ def test_batches_are_halved_when_memory_runs_out(llama, rollout_of, monkeypatch)
 def test_positions_stay_within_a_models_learned_ones(model_of, rollout_of):
     """A long prompt with a short response beside a short prompt with a long one, together longer than gpt2's 512 positions."""
     found = [rollout_of(2, prompt=480, name="a"), rollout_of(470, prompt=3, name="b")]
-    together, alone = (phase_entropy.measured(model_of("gpt2"), rows) for rows in (found, found[:1]))
+    together, alone = (phase_entropy.with_entropies(model_of("gpt2"), rows) for rows in (found, found[:1]))
     assert together[0].entropies == pytest.approx(alone[0].entropies, abs=1e-5)
 
 
 def test_what_cannot_be_measured_is_named(llama, rollout_of):
     with pytest.raises(ValueError, match=r"temperature=0\.0.*above 0"):
-        phase_entropy.measured(llama, [rollout_of(3)], temperature=0.0)
+        phase_entropy.with_entropies(llama, [rollout_of(3)], temperature=0.0)
     for function in (phase_entropy.table, phase_entropy.by_phase, phase_entropy.by_position):
-        with pytest.raises(NoEntropiesError, match=r"problem 'p' carries no entropies.*details=True.*measured"):
+        with pytest.raises(NoEntropiesError, match=r"problem 'p' carries no entropies.*details=True.*with_entropies"):
             function([rollout_of(3)])
 
 
@@ -249,14 +252,14 @@ def test_nothing_to_look_at_is_named(rollout_of):
 def test_step_entropies_sum_to_the_span(tiny, problems_of):
     found = rollouts(tiny, problems_of(4), Sampling(n=2, max_new_tokens=80, details=True), progress=False)
     found = [r for r in found if r.think_tokens]
-    rows = phase_entropy.step_entropy(found, lambda r: steps.of(tiny, r))
+    rows = phase_entropy.step_entropy(found, lambda r: steps.think_steps(tiny, r))
     for r in found:
         own = rows[(rows["problem_id"] == r.problem_id) & (rows["sample"] == r.sample)]
-        h = phase_entropy.recorded(r)[r.think.start - r.prompt_len : r.think.stop - r.prompt_len]
+        h = phase_entropy.entropies_of(r)[r.think.start - r.prompt_len : r.think.stop - r.prompt_len]
         assert own["entropy"].sum() == pytest.approx(h.sum())
         assert own["tokens"].sum() == r.think_tokens
         assert "".join(own["text"]) == tiny.text(r.token_ids[r.think.start : r.think.stop])
-    by_step = phase_entropy.by_step(found, lambda r: steps.of(tiny, r), at_least=1)
+    by_step = phase_entropy.by_step(found, lambda r: steps.think_steps(tiny, r), at_least=1)
     first = rows[rows["step"] == 0].groupby("problem_id")["mean"].mean()
     assert by_step.loc[0, "mean"] == pytest.approx(first.mean()) and by_step["step"].tolist()[0] == 1
 
@@ -291,7 +294,7 @@ def parts(r: Rollout, ids: list[int]) -> list[int]:
 def test_filtering_keeps_as_many_tokens_as_it_says_in_their_order(rollout_of, n, keep, drop):
     r = with_entropies(rollout_of(n))
     numbered = replace(r, token_ids=(*r.token_ids[: r.think.start], *range(1000, 1000 + n), *r.token_ids[r.think.stop :]))
-    kept = parts(numbered, phase_entropy.filtered(numbered, keep, drop))
+    kept = parts(numbered, phase_entropy.filtered_prompt(numbered, keep, drop))
     assert len(kept) == round(keep * n)
     assert kept == sorted(set(kept)) and set(kept) <= set(range(1000, 1000 + n))
     h = np.array(r.entropies[r.think.start - r.prompt_len :][:n])
@@ -304,8 +307,8 @@ def test_filtering_keeps_as_many_tokens_as_it_says_in_their_order(rollout_of, n,
 
 def test_random_drop_depends_on_the_rollout_and_the_seed_alone(rollout_of):
     a, b = rollout_of(40, name="a"), replace(rollout_of(40, name="a"), sample=1)
-    assert phase_entropy.filtered(a, 0.5, "random") == phase_entropy.filtered(a, 0.5, "random")
-    drawn = {tuple(phase_entropy.filtered(r, 0.5, "random", seed=s)) for r in (a, b) for s in (0, 1)}
+    assert phase_entropy.filtered_prompt(a, 0.5, "random") == phase_entropy.filtered_prompt(a, 0.5, "random")
+    drawn = {tuple(phase_entropy.filtered_prompt(r, 0.5, "random", seed=s)) for r in (a, b) for s in (0, 1)}
     assert len(drawn) == 4
 
 
@@ -317,7 +320,9 @@ def closed_rollouts(problems: list[Problem], rollout_of) -> list[Rollout]:
 def test_the_experiment_grades_every_way_and_share(llama, problems_of, rollout_of):
     problems = problems_of(3)
     found = [*closed_rollouts(problems, rollout_of), with_entropies(rollout_of(8, name="p0", closed=False))]
-    rows = phase_entropy.filtering(llama, found, problems, keeps=(1.0, 0.5), sampling=Sampling(temperature=0.0, max_new_tokens=5))
+    rows = phase_entropy.filtering_experiment(
+        llama, found, problems, keeps=(1.0, 0.5), sampling=Sampling(temperature=0.0, max_new_tokens=5)
+    )
     assert len(rows) == len(DROPS) * 2 * 3  # the open one is left out
     assert set(rows["kept_tokens"]) == {12, 13, 14, 6, 7}
     whole = rows[rows["keep"] == 1.0].groupby("problem_id")
@@ -358,14 +363,14 @@ def test_marked_steps_are_compared_within_their_own_responses():
 def test_what_cannot_be_filtered_is_named(llama, rollout_of, problems_of):
     r = rollout_of(5)
     with pytest.raises(NoEntropiesError):
-        phase_entropy.filtered(r, 0.5)
+        phase_entropy.filtered_prompt(r, 0.5)
     with pytest.raises(ValueError, match=r"keep=1\.5, drop='entropy'"):
-        phase_entropy.filtered(r, 1.5)
+        phase_entropy.filtered_prompt(r, 1.5)
     never = rollout_of(5, closed=False)
     with pytest.raises(NoThinkTagsError, match="no think span closed by a tag"):
-        phase_entropy.filtered(never, 0.5, "truncate")
+        phase_entropy.filtered_prompt(never, 0.5, "truncate")
     with pytest.raises(NoThinkTagsError, match="None of the 1 rollouts"):
-        phase_entropy.filtering(llama, [never], problems_of(1))
+        phase_entropy.filtering_experiment(llama, [never], problems_of(1))
     assert phase_entropy.filterable([r, never, rollout_of(0)]) == [r]
     assert math.isnan(phase_entropy.table([with_entropies(never)])["answer_entropy"][0])
 
@@ -391,7 +396,9 @@ def test_figures_show_the_numbers_they_are_given(llama, rollout_of, problems_of)
     assert list(pooled.x) == rows["entropy"].tolist()
     assert np.mean(within.x) == pytest.approx(0.0) and np.ptp(within.y) == pytest.approx(0.0)
     summary = phase_entropy.filtering_summary(
-        phase_entropy.filtering(llama, found[:6], problems, keeps=(0.5, 1.0), sampling=Sampling(temperature=0.0, max_new_tokens=3))
+        phase_entropy.filtering_experiment(
+            llama, found[:6], problems, keeps=(0.5, 1.0), sampling=Sampling(temperature=0.0, max_new_tokens=3)
+        )
     )
     lines = figures.entropy_filtering(summary).data
     assert [list(curve.x) for curve in lines] == [[0.5, 1.0]] * 3

@@ -88,7 +88,7 @@ def naive(lm: LM, e: Example) -> dict[str, torch.Tensor]:
     for layer in range(lm.layout.n_layers):
         W_O = lm.layout.W_O(layer).detach()
         for head in range(lm.layout.n_heads):
-            sets: dict[str, set[int]] = {m: set() for m in rh.COPIES}
+            sets: dict[str, set[int]] = {m: set() for m in rh.COPY_METRICS}
             mass, no_needle, writes = [], [], []
             for p in range(emitted.start, emitted.stop):
                 t, w = p - 1, ids[p]
@@ -130,7 +130,7 @@ def naive(lm: LM, e: Example) -> dict[str, torch.Tensor]:
 
 def test_all_metrics_equal_naive_loops_over_full_attention(any_lm, monkeypatch):
     """Batched with other lengths, in groups, a few queries at a time."""
-    monkeypatch.setattr(rh, "GROUP", 3)
+    monkeypatch.setattr(rh, "GROUP_SIZE", 3)
     monkeypatch.setattr(attention, "ROW_NUMBERS", 3 * 4 * 40 * 4)
     examples = random_examples()
     measured = rh.measure(any_lm, examples)
@@ -227,8 +227,8 @@ def test_a_needle_whose_every_token_occurs_elsewhere_has_no_unseen_score(llama):
 
 def test_success_is_recall_above_a_half_or_what_the_user_says(llama):
     half, more = example_of(PROMPT, [20, 21, 50], NEEDLE), example_of(PROMPT, RESPONSE, NEEDLE)
-    assert (rh.recalled(half), rh.recalled(more)) == (False, True)
-    assert rh.recalled(half, above=0.4)
+    assert (rh.needle_recalled(half), rh.needle_recalled(more)) == (False, True)
+    assert rh.needle_recalled(half, above=0.4)
     measured = rh.measure(llama, [half, more])
     assert measured.success == (False, True)
     assert torch.equal(rh.scores(measured, "mass", when="success").score, measured.values["mass"][1])
@@ -348,10 +348,10 @@ def test_stability_grows_to_one_with_all_examples():
         ({"needle": Span(8, 11)}, r"Example 'p': the needle is \[8, 11\), the prompt has 10 tokens"),
         ({"needle": Span(4, 4)}, r"the needle is \[4, 4\).*need at least one token, inside the prompt"),
         ({"query": Span(9, 12)}, r"the query is \[9, 12\)"),
-        ({"emitted": Span(9, 12)}, r"no emitted token to look at: \[9, 12\) of a response at \[10, 15\)"),
-        ({"emitted": Span(12, 12)}, "no emitted token"),
-        ({"response": []}, r"no emitted token.*max_new_tokens > 0"),
-        ({"control": (1, 2, 3)}, "the control has 3 tokens, the prompt 10: positions must agree"),
+        ({"emitted": Span(9, 12)}, r"the emitted tokens are \[9, 12\), the response is \[10, 15\)"),
+        ({"emitted": Span(12, 12)}, "need at least one token, inside the response"),
+        ({"response": []}, r"inside the response.*max_new_tokens > 0"),
+        ({"control": (1, 2, 3)}, "the control has 3 tokens, the prompt 10: need the same length"),
     ],
 )
 def test_bad_examples_are_refused(more, message):

@@ -15,11 +15,11 @@ from numpy.testing import assert_allclose
 from toolkit import rewards
 from toolkit.rewards import RewardBatch
 from toolkit.rewards.arora_zanette import AroraZanette
-from toolkit.rewards.batch import objects
+from toolkit.rewards.batch import object_array
 from toolkit.rewards.grpo_lambda import GRPOLambda
 from toolkit.rewards.hapo import HAPO
 from toolkit.rewards.laser import LaserD
-from toolkit.rewards.laser_targets import Targets, TargetState
+from toolkit.rewards.laser_targets import TargetSettings, TargetState
 from toolkit.rewards.mash import MASH
 from toolkit.rewards.ppr import renorm
 
@@ -109,7 +109,7 @@ SHORTER_IS_NEVER_PAID_LESS = [
 @FAST
 @given(batch=batches())
 def test_a_shorter_right_answer_is_never_paid_less(name, batch):
-    same = batch.having(formatted=True, finish="stop")
+    same = batch.with_columns(formatted=True, finish="stop")
     values = taught(name, same)(same).values
     for g in range(same.groups.max() + 1):
         rows = np.flatnonzero((same.groups == g) & same["correct"])
@@ -139,7 +139,7 @@ RIGHT_BEATS_WRONG = [
 @FAST
 @given(batch=batches(smallest=1))
 def test_a_wrong_answer_never_beats_a_right_one_to_the_same_problem(name, batch):
-    same = batch.having(formatted=True, finish="stop")
+    same = batch.with_columns(formatted=True, finish="stop")
     values = taught(name, same)(same).values
     for g in range(same.groups.max() + 1):
         rows = same.groups == g
@@ -246,17 +246,17 @@ def test_states_of_parts_are_saved_by_name():
 
 def test_laser_targets_follow_training_every_n_generations_however_many_updates_share_one():
     for updates in (1, 2, 8):
-        state, seen = TargetState(Targets(20, 10, 100, every=2)), []
+        state, seen = TargetState(TargetSettings(20, 10, 100, every=2)), []
         for generation, tokens in enumerate([55, 75, 55, 35]):
-            state.seen(batch_of([1] * 8, [tokens] * 8, step=updates * generation))
-            seen.append(state.within(1000)[0])
+            state.observe(batch_of([1] * 8, [tokens] * 8, step=updates * generation))
+            seen.append(state.lengths_for(1000)[0])
         assert seen == [20, 60, 60, 40], "a sixth of the responses has to be within, and no others are looked at than the last two"
 
 
 def test_laser_targets_are_those_of_the_released_function_for_both_roundings():
     random = np.random.default_rng(0)
     for rounding in ("ceil", "floor"):
-        targets = Targets(20, 10, 100, rounding=rounding)
+        targets = TargetSettings(20, 10, 100, rounding=rounding)
         for bucket, level in enumerate(("high", "medium", "low")):
             for _ in range(50):
                 lengths, longest = random.integers(1, 150, random.integers(1, 12)), int(random.integers(1, 150))
@@ -279,7 +279,7 @@ def released_target(lengths, longest: int, level: str, rounding: str) -> int:
 
 @pytest.mark.parametrize("rounding", ["ceil", "floor"])
 def test_where_no_length_of_the_grid_is_enough_laser_d_pays_every_right_answer_of_the_batch(rounding):
-    reward = LaserD(targets=Targets(20, 10, 100, every=2, rounding=rounding))
+    reward = LaserD(targets=TargetSettings(20, 10, 100, every=2, rounding=rounding))
     hard = dict(correct=[1] + [0] * 7, tokens=[200] * 8)
     assert reward(batch_of(**hard)).components["length"][0] == 0  # the first target of every bucket
     reward(batch_of(**hard))
@@ -289,14 +289,14 @@ def test_where_no_length_of_the_grid_is_enough_laser_d_pays_every_right_answer_o
 
 
 def test_laser_targets_from_a_monitoring_set_replace_what_training_showed():
-    state = TargetState(Targets(20, 10, 100, every=2))
-    state.seen(batch_of([1] * 8, [90] * 8))
+    state = TargetState(TargetSettings(20, 10, 100, every=2))
+    state.observe(batch_of([1] * 8, [90] * 8))
     assert state.due
     state.monitor(batch_of([1] * 8, [35] * 8, split="eval"))
     assert state.lengths == [40, 20, 20] and state.state_dict()["seen"] == [[], [], []]
     due = []
     for tokens in (90, 95, 99):
-        state.seen(batch_of([1] * 8, [tokens] * 8))
+        state.observe(batch_of([1] * 8, [tokens] * 8))
         due.append(state.due)
     assert state.lengths == [40, 20, 20], "from then on training rollouts set no length"
     assert due == [False, True, True]
@@ -317,8 +317,8 @@ def test_closed_forms_score_a_million_rows_a_second(name):
         "tokens": random.integers(1, 200, n),
         "closed": np.ones(n, bool),
         "formatted": random.random(n) < 0.9,
-        "finish": objects(["stop", "length"] * (n // 2)),
-        "mode": objects(["short", "long"] * (n // 2)),
+        "finish": object_array(["stop", "length"] * (n // 2)),
+        "mode": object_array(["short", "long"] * (n // 2)),
         "target_tokens": np.full(n, 30),
         "low_tokens": np.full(n, 20),
         "high_tokens": np.full(n, 40),
@@ -327,7 +327,7 @@ def test_closed_forms_score_a_million_rows_a_second(name):
         **{k: -random.random(n) for k in ("logprob", "logprob_without")},
         **{k: random.random(n) for k in ("think_entropy", "answer_entropy")},
     }
-    ids = objects(f"q{k}" for k in random.permutation(np.repeat(np.arange(n // 8), 8)))
+    ids = object_array(f"q{k}" for k in random.permutation(np.repeat(np.arange(n // 8), 8)))
     reward = every_reward()[name]
     best = min(_seconds(reward, {"problem_id": ids, **columns}) for _ in range(3))
     assert n / best > 1e6, f"{n / best:.3g} rows a second"

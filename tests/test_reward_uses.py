@@ -46,7 +46,7 @@ def found(reasoner, problems):
 
 
 def test_a_batch_of_rollouts_carries_what_they_say(found, problems):
-    batch = RewardBatch.of(found, problems, step=3, split="eval")
+    batch = RewardBatch.from_rollouts(found, problems, step=3, split="eval")
     assert (len(batch), batch.step, batch.split) == (48, 3, "eval")
     assert batch.groups.tolist() == [i // 4 for i in range(48)]
     for i, r in enumerate(found):
@@ -58,19 +58,19 @@ def test_a_batch_of_rollouts_carries_what_they_say(found, problems):
 
 
 def test_phase_entropies_are_those_of_the_method(found):
-    batch = RewardBatch.of(found)
+    batch = RewardBatch.from_rollouts(found)
     means = [phase_entropy.phase_means(r) for r in found]
     assert_allclose(batch["think_entropy"], [np.nan if m.think is None else m.think for m in means])
     assert_allclose(batch["answer_entropy"], [np.nan if m.answer is None else m.answer for m in means])
 
 
 def test_columns_that_some_rollouts_lack_are_left_out(found, problems):
-    batch = RewardBatch.of([*found[:3], replace(found[3], logprobs=None, entropies=None)])
+    batch = RewardBatch.from_rollouts([*found[:3], replace(found[3], logprobs=None, entropies=None)])
     assert not {"logprob", "think_entropy", "difficulty"} & set(batch.columns)
     with pytest.raises(ValueError, match="not among the problems given"):
-        RewardBatch.of(found, problems[1:])
+        RewardBatch.from_rollouts(found, problems[1:])
     with pytest.raises(ValueError, match="No rollouts"):
-        RewardBatch.of([])
+        RewardBatch.from_rollouts([])
 
 
 def test_an_empty_answer_or_an_open_thought_is_not_well_formed(found):
@@ -78,12 +78,12 @@ def test_an_empty_answer_or_an_open_thought_is_not_well_formed(found):
     assert closed.answer is not None and closed.think is not None
     empty = replace(closed, answer=replace(closed.answer, stop=closed.answer.start))
     never = replace(closed, answer=None)
-    assert RewardBatch.of([closed, empty, never])["formatted"].tolist() == [True, False, False]
+    assert RewardBatch.from_rollouts([closed, empty, never])["formatted"].tolist() == [True, False, False]
 
 
 def test_a_table_says_what_a_reward_would_have_paid(found):
     table = rewards.score(found, Cosine(120))
-    assert_allclose(table["reward"], Cosine(120)(RewardBatch.of(found)).values)
+    assert_allclose(table["reward"], Cosine(120)(RewardBatch.from_rollouts(found)).values)
     assert_allclose(table["component.correctness"] + table["component.length"], table["reward"])
     assert table["sample"].tolist() == [r.sample for r in found]
 
@@ -123,18 +123,18 @@ def test_pushes_are_mean_advantages_of_four_kinds_of_responses():
         }
     )
     a = (np.array([1.0, 0.5, 0, 0]) - 0.375) / (np.std([1.0, 0.5, 0, 0], ddof=1) + 1e-4)
-    row = rewards.pushes(table).loc["r"]
+    row = rewards.mean_advantages(table).loc["r"]
     assert_allclose(row.to_list(), [a[0] / 2, a[1] / 2, a[2], a[3], 0.5])  # the other problem's two add 0
 
 
 def test_figures_draw_every_response_and_every_push(found):
     names = ("correctness", "slpo", "hapo", "kimi")
     table = rewards.compare(found, {name: rewards.ALL[name].make() for name in names})
-    drawn = figures.rewards(table, across=2)
+    drawn = figures.reward_by_length(table, across=2)
     assert [a.text for a in drawn.layout.annotations] == list(names)
     assert sum(len(trace.x) for trace in drawn.data) == len(table)
     assert sorted(y for trace in drawn.data for y in trace.y) == sorted(table["reward"])
-    pushes = rewards.pushes(table)
+    pushes = rewards.mean_advantages(table)
     assert_allclose(figures.reward_pushes(pushes).data[0].z, pushes.drop(columns="no push").to_numpy())
 
 
@@ -308,7 +308,7 @@ def test_a_plain_trl_script_keeps_what_a_reward_remembers_in_its_checkpoints(rea
     plain_trl(without, reasoner, problems[:4], tmp_path / "other", 1).train()
     late = entry()
     resumed = plain_trl(late, reasoner, problems[:4], tmp_path / "other", 2, callbacks=[kept.Kept(late)])
-    with pytest.raises(ValueError, match=r"states of \[\], but \['hapo'\] need theirs"):
+    with pytest.raises(ValueError, match=r"states of the rewards \[\], expected \['hapo'\]"):
         resumed.train(resume_from_checkpoint=True)
 
 

@@ -12,7 +12,17 @@ from batches import batch_of, every_reward, full_batch
 from numpy.testing import assert_allclose
 
 from toolkit import rewards
-from toolkit.rewards import Gated, MeanOfAdvantages, MissingColumnError, ReNorm, RewardBatch, Schedule, Scored, WeightedSum, answers
+from toolkit.rewards import (
+    Gated,
+    MeanOfAdvantages,
+    MissingColumnError,
+    ReNorm,
+    RewardBatch,
+    RewardValues,
+    Schedule,
+    WeightedSum,
+    answers,
+)
 from toolkit.rewards.adaptive_deep_reasoning import AdaptiveDeepReasoning
 from toolkit.rewards.arora_zanette import AroraZanette
 from toolkit.rewards.beyond_monolithic import BeyondMonolithic
@@ -25,7 +35,7 @@ from toolkit.rewards.hapo import HAPO
 from toolkit.rewards.kimi import Kimi
 from toolkit.rewards.l1 import L1Exact, L1Max
 from toolkit.rewards.laser import Laser, LaserD, LaserDE
-from toolkit.rewards.laser_targets import Targets, difficulty
+from toolkit.rewards.laser_targets import TargetSettings, difficulty
 from toolkit.rewards.longwriter import LongWriter
 from toolkit.rewards.mash import MASH, penalty
 from toolkit.rewards.pear import PEAR
@@ -35,7 +45,7 @@ from toolkit.rewards.ruler import Ruler
 from toolkit.rewards.sar import SAR, alignment
 from toolkit.rewards.slpo import SLPO
 from toolkit.rewards.surrogate import SCRIPT_FORMAT, Surrogate
-from toolkit.rewards.train_long_think_short import TrainLongThinkShort, budget_at, length_reward, stages, stated
+from toolkit.rewards.train_long_think_short import TrainLongThinkShort, budget_at, budget_stages, length_reward, stated_budget
 from toolkit.rewards.truncation import ThinkPrune, Truncation
 from toolkit.stats import RULER_PRECISE
 from toolkit.types import Rollout, Span
@@ -86,16 +96,16 @@ def test_surrogate_pays_format_and_a_middling_length():
     ],
 )
 def test_the_format_of_surrogate_is_an_answer_that_parses(text, answer, read):
-    assert answers.answer_of(text) == answer and answers.parses(answer) == read
+    assert answers.answer_text(text) == answer and answers.parses(answer) == read
     rollout = Rollout("q", 0, tuple(range(1537)), 1, Span(2, 3), Span(4, 1537), "stop", text, False)
-    assert paid(Surrogate(), RewardBatch.of([rollout])) == [2.0 if read else 0.0]
+    assert paid(Surrogate(), RewardBatch.from_rollouts([rollout])) == [2.0 if read else 0.0]
 
 
 @pytest.mark.parametrize("close", ["</a>", None])
 def test_an_answer_begins_after_the_models_own_closing_tag(close):
     text = "<a>3+4=7</a> unsure" if close else "</think> is no tag of a model without tags: 7"
     rollout = Rollout("q", 0, tuple(range(9)), 1, Span(2, 3), Span(4, 9), "stop", text, False)
-    (answer,) = RewardBatch.of([rollout], close=close)["answer_text"]
+    (answer,) = RewardBatch.from_rollouts([rollout], close=close)["answer_text"]
     assert answer == (" unsure" if close else text) and answers.parses(answer) == (close is None)
     entry = rewards.as_trl(Surrogate(longest=4), generations=1, close=close)
     paid_there = entry(["?"], [text], [[1, 2]])
@@ -106,7 +116,7 @@ def test_an_answer_begins_after_the_models_own_closing_tag(close):
 
 def test_surrogate_finds_no_answer_in_thinking_that_was_never_closed():
     rollout = Rollout("q", 0, tuple(range(1537)), 1, Span(2, 1537), None, "length", "3+4=7", False)
-    assert paid(Surrogate(), RewardBatch.of([rollout])) == [0.0]
+    assert paid(Surrogate(), RewardBatch.from_rollouts([rollout])) == [0.0]
 
 
 def with_history(reward: HAPO, length: int = 1000) -> HAPO:
@@ -130,7 +140,7 @@ def test_kimi_follows_the_range_of_the_group():
 
 
 def test_laser_d_targets_are_the_least_lengths_with_one_right_response_expected():
-    targets = Targets(base=2048)
+    targets = TargetSettings(base=2048)
     assert targets.least_right == (6, 3, 1)
     lengths = np.sort(np.round(8192 * np.sqrt(np.linspace(0, 1, 8193)))).astype(np.int64)  # P(l) = (l / 8192)^2
     assert [targets.length(bucket, lengths) for bucket in range(3)] == [4096, 5120, 8192]
@@ -149,7 +159,7 @@ def test_train_long_think_short_has_a_triangle_and_a_band():
     lengths, budget = np.array([0, 50, 100, 150, 200, 300]), np.full(6, 100.0)
     assert_allclose(length_reward(lengths, budget, "triangle"), [0, 0.5, 1, 0.5, 0, 0])
     assert_allclose(length_reward(lengths, budget, "band"), [1, 1, 1, 0.5, 0, 0])
-    budgets = [stated(budget_at(step)) for step in (0, 149, 150, 300, 450, 599)]
+    budgets = [stated_budget(budget_at(step)) for step in (0, 149, 150, 300, 450, 599)]
     assert budgets == [256, 256, 179, 125, 87, 87], "the budgets that the paper states"
     batch = batch_of([1, 0], [100, 150], budget=100, formatted=np.array([True, False]))
     assert_allclose(paid(TrainLongThinkShort(0.6, 0.3, 0.1), batch), [0.6 + 0.3 + 0.1, 0.15 + 0.05])
@@ -165,7 +175,7 @@ def test_train_long_think_short_has_a_triangle_and_a_band():
     ],
 )
 def test_a_combination_shows_its_parts_their_monitoring_set(combined):
-    part = LaserD(targets=Targets(50, 10, 100, every=1, problems=3, samples=2))
+    part = LaserD(targets=TargetSettings(50, 10, 100, every=1, problems=3, samples=2))
     reward, batch = combined(part), full_batch([1, 0], [20, 60], "aa")
     assert reward.monitoring() == (3, 2)
     reward.monitor(batch)
@@ -174,11 +184,11 @@ def test_a_combination_shows_its_parts_their_monitoring_set(combined):
 
 @pytest.mark.parametrize(("drops", "factor", "interval"), [(1, 0.340, 300), (3, 0.698, 150), (7, 0.857, 75)])
 def test_a_curriculum_of_n_drops_has_the_published_factor_and_interval(drops, factor, interval):
-    found = stages(256, 87, drops, 600)
+    found = budget_stages(256, 87, drops, 600)
     assert [step for step, _ in found] == [k * interval for k in range(drops + 1)]
     assert_allclose([b / a for (_, a), (_, b) in pairwise(found)], factor, atol=5e-4)
     assert_allclose(found[-1][1], 87)
-    linear = [budget for _, budget in stages(256, 87, drops, 600, "linear")]
+    linear = [budget for _, budget in budget_stages(256, 87, drops, 600, "linear")]
     assert_allclose(np.diff(linear), (87 - 256) / drops)
 
 
@@ -249,8 +259,8 @@ class Tokens:
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = scale
 
-    def __call__(self, batch: RewardBatch) -> Scored:
-        return Scored.sum(tokens=self.scale * batch["tokens"])
+    def __call__(self, batch: RewardBatch) -> RewardValues:
+        return RewardValues.sum(tokens=self.scale * batch["tokens"])
 
 
 def test_repetition_counts_different_n_grams():
@@ -297,7 +307,7 @@ def test_laser_de_pays_wrong_answers_for_going_on_but_not_for_looping():
     ids = np.fromiter([varied, loops, varied, varied], dtype=object)
     formatted = np.array([1, 1, 0, 1], bool)
     batch = batch_of([0, 0, 0, 1], [60] * 4, formatted=formatted, token_ids=ids)
-    assert_allclose(paid(LaserDE(targets=Targets(50, 10, 100)), batch), [0.0, -0.5, -1.0, 1.0])
+    assert_allclose(paid(LaserDE(targets=TargetSettings(50, 10, 100)), batch), [0.0, -0.5, -1.0, 1.0])
 
 
 def test_l1_follows_the_budget_in_the_prompt():
@@ -329,7 +339,7 @@ def test_crf_multiplies_by_conciseness_which_fades_with_the_steps():
     assert_allclose(paid(CRF(0.2, 100), batch), [1 + 0.02 * (1 + d), 1 + 0.2 * (1 + d), 0, 0])
     later = batch_of([1, 0], [1, 1], conciseness=1.0, step=250)
     assert_allclose(paid(CRF(0.2, 100), later), [1 + 0.2 * d, 0])
-    with pytest.raises(ValueError, match=r"conciseness of 1\.5"):
+    with pytest.raises(ValueError, match=r"'conciseness' holds 1\.5"):
         CRF()(batch_of([1], [1], conciseness=1.5))
 
 
@@ -418,7 +428,7 @@ def test_an_empty_completion_is_paid_a_number(name):
     }
     reward = every_reward()[name]
     for _ in range(2):  # a second time with whatever was remembered, a history of 0 tokens included
-        assert np.isfinite(paid(reward, batch.having(**empty))).all()
+        assert np.isfinite(paid(reward, batch.with_columns(**empty))).all()
 
 
 def test_an_empty_response_has_no_alignment():
@@ -460,12 +470,12 @@ def test_groups_follow_the_problem_id_never_the_text():
 
 
 @pytest.mark.parametrize("name", sorted(rewards.ALL))
-def test_a_missing_column_is_named_with_its_reward_and_who_can_supply_it(name):
+def test_a_missing_column_is_named_with_its_reward_and_how_to_get_it(name):
     reward = every_reward()[name]
     batch = full_batch([1, 0], [10, 20], "q")
     for column in reward.needs:
         without = RewardBatch({k: v for k, v in batch.columns.items() if k != column})
-        with pytest.raises(MissingColumnError, match=rf"{name!r} needs the column {column!r}.*Who can supply it: \S+") as error:
+        with pytest.raises(MissingColumnError, match=rf"{name!r} needs the column {column!r}.*How to get it: \S+") as error:
             reward(without)
         assert error.value.column == column and error.value.reward == name
 
@@ -489,7 +499,7 @@ def test_bad_batches_are_refused():
     with pytest.raises(MissingColumnError, match="problem_id"):
         RewardBatch({"correct": np.array([True])})
     with pytest.raises(ValueError, match=r"'tokens': \(3,\)"):
-        batch_of([1, 0], [1, 2]).having(tokens=np.array([1, 2, 3]))
+        batch_of([1, 0], [1, 2]).with_columns(tokens=np.array([1, 2, 3]))
     with pytest.raises(ValueError, match="split='test'"):
         batch_of([1], [1], split="test")
     with pytest.raises(ValueError, match="Row 1 has no problem_id"):
@@ -509,12 +519,12 @@ def test_bad_batches_are_refused():
         (lambda: TrainLongThinkShort(shape="hat", budget=5)(batch_of([1], [1])), "shape='hat'"),
         (lambda: LongWriter(1, 2, unit="lines").needs, "unit='lines'"),
         (lambda: Ruler(unit="tokens"), "ranges are in words"),
-        (lambda: Targets(base=0), "base"),
+        (lambda: TargetSettings(base=0), "base"),
         (lambda: DifficultyAwareDLER(((0.5, 10),)), "ascend"),
         (lambda: L1Max(budget=-1)(batch_of([1], [1])), "budget of -1"),
         (lambda: LongWriter(10, 5)(batch_of([1], [1])), "range of 10 to 5"),
         (lambda: SLPO(-0.1), "alpha=-0.1"),
-        (lambda: Schedule(0, 1, 5, 5), "ends after"),
+        (lambda: Schedule(0, 1, 5, 5), "end after"),
         (lambda: renorm(np.array([1.2]), np.array([1])), "process score of 1.2"),
     ],
 )

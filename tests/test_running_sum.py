@@ -14,9 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit import generate, store, tasks
-from toolkit.tasks import arithmetic, episodes, execution, grading, running_sum, traces, words
-from toolkit.tasks.episodes import answer, inject_history_errors, play, read_answer, running_sum_episodes, with_history_errors
-from toolkit.tasks.execution import horizon_length, judge
+from toolkit.tasks import arithmetic, grading, running_sum, splits
+from toolkit.tasks.generators import episodes, traces
+from toolkit.tasks.generators.episodes import (
+    answer,
+    inject_history_errors,
+    play,
+    read_answer,
+    running_sum_episodes,
+    with_history_errors,
+)
+from toolkit.tasks.grading import execution
+from toolkit.tasks.grading.execution import horizon_length, judge
 from toolkit.types import Problem
 
 SLOPPY = traces.Habits(slip_easy=0.3, slip_hard=0.3, wait_calm=0.3, wait_hasty=0.3, default_haste=0.1)
@@ -103,12 +112,12 @@ def test_two_slips_that_cancel_leave_the_end_right_and_the_prefix_wrong():
 
 
 def test_an_unreadable_answer_keeps_the_value_before_it():
-    assert episodes.kept([3, None, None, 4]) == [3, 3, 3, 4]
-    assert episodes.kept([None, 2], start=7) == [7, 2]
+    assert execution.carry_forward([3, None, None, 4]) == [3, 3, 3, 4]
+    assert execution.carry_forward([None, 2], start=7) == [7, 2]
 
 
 def test_nothing_to_judge_is_refused():
-    with pytest.raises(ValueError, match="2 outputs for 1 turns: give one a turn"):
+    with pytest.raises(ValueError, match="2 outputs for 1 turns: give one per turn"):
         judge([1, 2], [1])
     with pytest.raises(ValueError, match="0 outputs for 0 turns"):
         judge([], [])
@@ -143,14 +152,14 @@ def test_metrics_leave_out_what_was_jumped_over():
 # --- chains --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("split", words.SPLITS)
+@pytest.mark.parametrize("split", splits.SPLITS)
 def test_chains_are_right_and_stay_in_range(split):
     for p in running_sum.load(split, 60, seed=1):
         assert p.messages[0]["content"] == f"{p.meta['expression']}=?"
         assert int(p.answer) == eval(p.meta["expression"]) == running_sum.totals(p)[-1]
         assert min(running_sum.totals(p)) >= 0 and max(running_sum.totals(p)) <= arithmetic.LARGEST
         assert p.meta["difficulty"] == len(p.meta["deltas"]) and p.meta["longer"] == (len(p.meta["deltas"]) > 7)
-        assert p.meta["split"] == split == words.split_of(p.meta["expression"])
+        assert p.meta["split"] == split == splits.split_of(p.meta["expression"])
         assert grading.grade(p, p.answer) and not grading.grade(p, str(int(p.answer) + 1))
 
 
@@ -160,7 +169,7 @@ def test_chains_have_the_horizon_asked_for_and_one_seed_gives_the_same_ones():
 
 
 def test_no_chain_is_in_two_splits_or_was_trained_on():
-    found = {split: {p.meta["expression"] for p in running_sum.load(split, 150, horizons=(1, 4))} for split in words.SPLITS}
+    found = {split: {p.meta["expression"] for p in running_sum.load(split, 150, horizons=(1, 4))} for split in splits.SPLITS}
     assert not any(found[a] & found[b] for a, b in combinations(found, 2))
     trained = {p.meta["expression"] for p in arithmetic.load("train", 500, operands=(2, 4))}
     assert not trained & (found["test"] | found["dev"])
@@ -203,12 +212,12 @@ def chain(expression: str) -> Problem:
     ],
 )
 def test_thinking_is_read_as_a_reader_would(text, outputs, step):
-    e = running_sum.read(chain("17+5-9+4"), text)
+    e = running_sum.read_text(chain("17+5-9+4"), text)
     assert (e.outputs, e.step) == (outputs, step)
 
 
 def test_an_early_slip_of_alignment_does_not_spoil_the_steps_after_it():
-    e = running_sum.read(chain("1+2+3+4+5+6"), "1+3=4\n4+4=8\n8+5=13\n13+6=19")
+    e = running_sum.read_text(chain("1+2+3+4+5+6"), "1+3=4\n4+4=8\n8+5=13\n13+6=19")
     assert e.step == (None, False, True, True, True) and not e.final
 
 
@@ -218,7 +227,7 @@ def test_written_traces_are_wrong_exactly_where_the_writer_slipped(habits):
     rng, slips, problems = random.Random(0), 0, arithmetic.load("train", 200, operands=(4, 8))
     for p in problems:
         trace = arithmetic.write_trace(p, rng, habits)
-        e = running_sum.read(chain(p.meta["expression"]), trace.text)
+        e = running_sum.read_text(chain(p.meta["expression"]), trace.text)
         lines = trace.text.splitlines()
         left = [i for i in trace.failed_lines if not (i + 1 < len(lines) and lines[i + 1].endswith(" fix"))]
         assert sum(s is False for s in e.step) == len(left)
@@ -230,10 +239,10 @@ def test_written_traces_are_wrong_exactly_where_the_writer_slipped(habits):
 
 @given(st.lists(st.integers(-9, 9), max_size=12), st.lists(st.integers(-9, 9), max_size=12))
 def test_alignment_goes_forward_and_finds_what_is_there(written, asked):
-    found = running_sum.aligned(written, asked)
+    found = running_sum.align(written, asked)
     assert len(found) == len(written) and found == sorted(found) and all(0 <= j <= len(asked) for j in found)
-    assert running_sum.aligned(asked, asked) == list(range(1, len(asked) + 1))
-    assert running_sum.aligned(asked[:3], asked) == list(range(1, len(asked[:3]) + 1))
+    assert running_sum.align(asked, asked) == list(range(1, len(asked) + 1))
+    assert running_sum.align(asked[:3], asked) == list(range(1, len(asked[:3]) + 1))
 
 
 def test_rollouts_of_the_tiny_reasoner_are_read_from_their_tokens(tiny):
@@ -241,13 +250,13 @@ def test_rollouts_of_the_tiny_reasoner_are_read_from_their_tokens(tiny):
     found = generate.rollouts(tiny, problems, generate.Sampling(n=1, temperature=0.0, max_new_tokens=120))
     for r, p in zip(found, problems, strict=True):
         think = tiny.text(r.token_ids[r.think.start : r.think.stop])
-        assert running_sum.of(tiny, r, p) == running_sum.read(p, think)
-    assert execution.step_accuracy([running_sum.of(tiny, r, p) for r, p in zip(found, problems, strict=True)]).mean > 0.5
+        assert running_sum.read_rollout(tiny, r, p) == running_sum.read_text(p, think)
+    assert execution.step_accuracy([running_sum.read_rollout(tiny, r, p) for r, p in zip(found, problems, strict=True)]).mean > 0.5
 
 
 def test_a_problem_of_another_task_is_not_read():
     with pytest.raises(ValueError, match=r"is of task 'arithmetic' and has no deltas: give a problem of running_sum\.load"):
-        running_sum.read(arithmetic.load("test", 1)[0], "1+1=2")
+        running_sum.read_text(arithmetic.load("test", 1)[0], "1+1=2")
 
 
 # --- episodes ------------------------------------------------------------------------------------------------
@@ -260,7 +269,7 @@ def oracle(problems: list[Problem]) -> list[str]:
         known = {w: int(v) for w, v in re.findall(r"(\w+): (-?\d+)", p.messages[0]["content"])}
         before = [read_answer(m["content"]) for m in p.messages if m["role"] == "assistant"]
         keys = p.messages[-1]["content"].rpartition("Keys: ")[2].split(", ")
-        texts.append(answer(episodes.kept(before or [0])[-1] + sum(known[key] for key in keys)))
+        texts.append(answer(execution.carry_forward(before or [0])[-1] + sum(known[key] for key in keys)))
     return texts
 
 
@@ -283,7 +292,7 @@ def test_words_and_values_are_the_papers():
 
 def test_episodes_are_seeded_and_their_splits_disjoint():
     assert running_sum_episodes(3, 4, seed=1) == running_sum_episodes(3, 4, seed=1) != running_sum_episodes(3, 4, seed=2)
-    found = {s: {e.id for seed in (0, 1) for e in running_sum_episodes(20, 2, seed=seed, split=s, size=3)} for s in words.SPLITS}
+    found = {s: {e.id for seed in (0, 1) for e in running_sum_episodes(20, 2, seed=seed, split=s, size=3)} for s in splits.SPLITS}
     assert not any(found[a] & found[b] for a, b in combinations(found, 2))
 
 
@@ -310,7 +319,7 @@ def test_a_player_has_to_answer_everything_and_nothing_comes_after_the_last_turn
     (episode,) = running_sum_episodes(1, 2, size=5)
     with pytest.raises(ValueError, match="ask gave 0 answers to 1 problems"):
         play([episode], lambda problems: [])
-    with pytest.raises(ValueError, match=r"2 answers were given, and .* has 2 turns: there is none left to ask"):
+    with pytest.raises(ValueError, match=r"2 answers were given, and .* has 2 turns: give fewer answers"):
         episodes.problem(episode, ["<answer>1</answer>"] * 2)
 
 
@@ -373,4 +382,4 @@ def test_problems_go_through_a_file(tmp_path):
     back = store.load_problems(store.save_problems(own, tmp_path / "p.jsonl"))
     assert [json.dumps(p.meta) for p in back] == [json.dumps(p.meta, sort_keys=True) for p in own]
     text = own[0].meta["expression"] + f"={own[0].answer}"
-    assert running_sum.read(back[0], text) == running_sum.read(own[0], text)
+    assert running_sum.read_text(back[0], text) == running_sum.read_text(own[0], text)

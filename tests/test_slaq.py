@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit import tasks
-from toolkit.tasks import arithmetic, grading, slaq, words
-from toolkit.tasks.slaq import Fact, alignment_scores, by_position, pairs, right, short_long_pairs
+from toolkit.tasks import arithmetic, grading, slaq, splits
+from toolkit.tasks.slaq import Fact, alignment_scores, by_position, draw_pairs, judge_answer, short_long_pairs
 
 
 def oracle(text: str) -> list[str]:
@@ -66,12 +66,12 @@ def test_scores_of_nothing_are_refused():
 # --- prompts -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("split", words.SPLITS)
+@pytest.mark.parametrize("split", splits.SPLITS)
 def test_both_forms_can_be_answered_from_their_prompt(split):
-    for pair in pairs(split, 12, seed=1, m=4):
+    for pair in draw_pairs(split, 12, seed=1, m=4):
         codes = oracle(pair.long.messages[0]["content"])
         assert len(codes) == 4 and pair.long.meta["golds"] == tuple(codes) and "\n".join(codes) == pair.long.answer
-        assert right(pair.long, numbered(codes)) == (True,) * 4 and grading.grade(pair.long, numbered(codes))
+        assert judge_answer(pair.long, numbered(codes)) == (True,) * 4 and grading.grade(pair.long, numbered(codes))
         for i, p in enumerate(pair.short):
             assert oracle(p.messages[0]["content"]) == [codes[i]] and grading.grade(p, f"The code is {codes[i]}.")
             assert p.meta["position"] == i and p.meta["pair"] == pair.long.id == pair.long.meta["pair"]
@@ -81,7 +81,7 @@ def test_both_forms_can_be_answered_from_their_prompt(split):
 
 
 def test_ranges_of_what_is_needed_hold_the_facts_asked():
-    for pair in pairs("test", 6, noise=3):
+    for pair in draw_pairs("test", 6, noise=3):
         for p in pair.problems:
             text = p.messages[0]["content"]
             assert [re.findall(r"\d{4}", text[a:b]) for a, b in p.meta["needed"]] == [[code] for code in oracle(text)]
@@ -89,20 +89,20 @@ def test_ranges_of_what_is_needed_hold_the_facts_asked():
 
 
 def test_facts_are_told_in_another_order_than_they_are_asked_in():
-    rank = [np.argsort([a for a, _ in pair.long.meta["needed"]]).tolist() for pair in pairs("test", 60, noise=0)]
+    rank = [np.argsort([a for a, _ in pair.long.meta["needed"]]).tolist() for pair in draw_pairs("test", 60, noise=0)]
     means = np.argsort(rank, axis=1).mean(axis=0)
     assert means == pytest.approx([2.0] * 5, abs=0.6)
 
 
 def test_no_owner_is_asked_about_in_two_splits_and_seeds_repeat():
     asked = {
-        s: {re.search(r"the code of the ([\w ]+)\?", p.messages[0]["content"])[1] for q in pairs(s, 60) for p in q.short}
-        for s in words.SPLITS
+        s: {re.search(r"the code of the ([\w ]+)\?", p.messages[0]["content"])[1] for q in draw_pairs(s, 60) for p in q.short}
+        for s in splits.SPLITS
     }
     assert not any(asked[a] & asked[b] for a, b in combinations(asked, 2))
-    assert pairs("dev", 3, 5) == pairs("dev", 3, 5) != pairs("dev", 3, 6)
+    assert draw_pairs("dev", 3, 5) == draw_pairs("dev", 3, 5) != draw_pairs("dev", 3, 6)
     found = tasks.load("slaq", "dev", 13, 5)
-    assert found == [p for pair in pairs("dev", 3, 5) for p in pair.problems][:13]
+    assert found == [p for pair in draw_pairs("dev", 3, 5) for p in pair.problems][:13]
     assert len({p.id for p in tasks.load("slaq", "test", 120)}) == 120
 
 
@@ -113,7 +113,7 @@ def test_facts_of_ones_own_are_dealt_out_once_and_need_no_telling():
     golds = [gold for pair in found for gold in pair.long.meta["golds"]]
     assert len(set(golds)) == 10 and set(golds) <= {fact.answer for fact in facts}
     assert found[0].long.messages[0]["content"].startswith("Answer all 5 questions") and found[0].long.meta["needed"] == ()
-    assert right(found[0].short[0], f"that would be {golds[0].lower()}") == (True,)
+    assert judge_answer(found[0].short[0], f"that would be {golds[0].lower()}") == (True,)
 
 
 def test_invented_codes_are_all_different():
@@ -148,8 +148,8 @@ def test_parts_of_a_long_answer(text, expected):
 
 
 def test_a_list_of_everything_is_no_answer():
-    (pair,) = pairs("test", 1)
-    assert not any(right(p, p.messages[0]["content"])[0] for p in pair.short)
+    (pair,) = draw_pairs("test", 1)
+    assert not any(judge_answer(p, p.messages[0]["content"])[0] for p in pair.short)
 
 
 def test_bad_input_is_refused():
@@ -162,12 +162,12 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"m=1, noise=10: need m from 2"):
         slaq.load("test", 3, m=1)
     with pytest.raises(ValueError, match=r"m=5, noise=-1"):
-        pairs("test", 3, noise=-1)
+        draw_pairs("test", 3, noise=-1)
     with pytest.raises(ValueError, match="noise from 0 to 331"):
-        pairs("test", 3, noise=400)
+        draw_pairs("test", 3, noise=400)
     with pytest.raises(ValueError, match="Unknown split 'x'"):
-        pairs("x")
+        draw_pairs("x")
     with pytest.raises(ValueError, match="2 owners, 1 different: give 1 to 9000, each once"):
         slaq.invented(random.Random(0), ["mill", "mill"])
     with pytest.raises(ValueError, match="is of task 'arithmetic'"):
-        right(arithmetic.load("test", 1)[0], "1")
+        judge_answer(arithmetic.load("test", 1)[0], "1")

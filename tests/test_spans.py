@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from toolkit import hooks
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition, ThinkTags
-from toolkit.phases import spans
 from toolkit.sites import Site
+from toolkit.spans import spans
 from toolkit.types import Problem, Span
 
 END = "<|end|>"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache
 
-from toolkit import collect, edits, hooks, phases
+from toolkit import collect, edits, hooks, phases, spans
 from toolkit.baselines import Budget, Instruction, SecondLook, Suppress
 from toolkit.edits import steering
 from toolkit.generate import Sampling, rollouts
@@ -46,11 +46,11 @@ def direction_of(lm: LM, kind: str = "resid_post", scale: float = 0.5, seed: int
 class Script:
     """A rule that opens thinking at once and closes it at a step that differs between rows: rows of one batch fall apart."""
 
-    def __call__(self, lm: LM, reader: phases.Reader, drawn: int):
+    def __call__(self, lm: LM, reader: spans.Reader, drawn: int):
         (opening,), (closing,) = (lm.tokenizer.encode(t, add_special_tokens=False) for t in (lm.tags.open, lm.tags.close))
-        if reader.phase == phases.PROMPT:
+        if reader.phase == spans.PROMPT:
             return [opening]
-        if reader.phase == phases.THINK and reader.written >= 2 + (sum(reader.tail[:6]) % 9):
+        if reader.phase == spans.THINK and reader.written >= 2 + (sum(reader.tail[:6]) % 9):
             return [closing]
         return [10 + drawn % 90] if drawn in {opening, closing, *lm.eos_ids} else None
 
@@ -156,7 +156,7 @@ def test_beams_reordered_by_generate_keep_their_phase(any_lm):
     assert any(phase_changes(lm, row, 9) for row in out.sequences.tolist())
     for i, row in enumerate(out.sequences.tolist()):
         start = 3 * (i // 3 == 1)
-        think, answer = phases.spans(lm, row[start:], 9 - start, ended=False)
+        think, answer = spans.spans(lm, row[start:], 9 - start, ended=False)
         r = Rollout(
             "p",
             0,
@@ -173,7 +173,7 @@ def test_beams_reordered_by_generate_keep_their_phase(any_lm):
 
 
 def phase_changes(lm: LM, row: list[int], prompt: int) -> bool:
-    return phases.spans(lm, row, prompt, ended=False)[0] is not None
+    return spans.spans(lm, row, prompt, ended=False)[0] is not None
 
 
 def test_hugging_face_sampling_is_steered_too(llama):
@@ -199,16 +199,16 @@ def test_phases_of_any_token_stream_equal_a_walk_along_it(llama, prompt, respons
     opening, closing = (llama.tokenizer.convert_tokens_to_ids(t) for t in (llama.tags.open, llama.tags.close))
     names = [opening, closing, 20, 21, 22, 23]
     ids, more = ([names[i] for i in part] for part in (prompt, response))
-    reader = phases.Reader(llama, ids)
+    reader = spans.Reader(llama, ids)
     expected = [(reader.phase, 0)]
     for token in more:
         reader.push(token)
-        expected.append((reader.phase, reader.written if reader.phase == phases.THINK else None))
+        expected.append((reader.phase, reader.written if reader.phase == spans.THINK else None))
     seen = []
     with phases.track(llama) as tracker, torch.inference_mode():
         cache = DynamicCache(config=llama.model.config)
         llama.model.base_model(input_ids=torch.tensor([ids]), past_key_values=cache)
-        assert (tracker.now.phase[0, :-1] == phases.PROMPT).all()
+        assert (tracker.now.phase[0, :-1] == spans.PROMPT).all()
         seen.append((tracker.now.phase[0, -1].item(), 0))
         half = len(more) // 2
         for part in ([token] for token in more[:half]):
@@ -217,7 +217,7 @@ def test_phases_of_any_token_stream_equal_a_walk_along_it(llama, prompt, respons
         if more[half:]:
             llama.model.base_model(input_ids=torch.tensor([more[half:]]), past_key_values=cache)
             seen += list(zip(tracker.now.phase[0].tolist(), tracker.now.written[0].tolist(), strict=True))
-    assert [(p, w if p == phases.THINK else None) for p, w in seen[1:]] == expected[1:]
+    assert [(p, w if p == spans.THINK else None) for p, w in seen[1:]] == expected[1:]
     assert seen[0][0] == expected[0][0]
 
 

@@ -12,7 +12,7 @@ import pytest
 from toolkit import generate, rewards, stats, store, tasks
 from toolkit.generate import Sampling
 from toolkit.rewards import MissingColumnError
-from toolkit.tasks import arithmetic, grading, target_length, words
+from toolkit.tasks import arithmetic, grading, splits, target_length
 from toolkit.tasks.target_length import QUESTIONS, TARGETS, instruction, problem, target_length_prompts
 from toolkit.types import Problem, Rollout, Span
 
@@ -79,7 +79,7 @@ def test_the_report_is_that_of_stats():
 
 
 def test_splits_are_disjoint_by_question():
-    found = {s: {p.meta["question"] for p in target_length.load(s, 30)} for s in words.SPLITS}
+    found = {s: {p.meta["question"] for p in target_length.load(s, 30)} for s in splits.SPLITS}
     assert not any(found[a] & found[b] for a, b in combinations(found, 2))
     assert len(set(QUESTIONS)) == len(QUESTIONS) == 240
     own = target_length.load("test", 40, 2)
@@ -94,7 +94,7 @@ def test_problems_go_through_a_file(tmp_path):
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match=re.escape("0 questions, targets=[10]: give one of each at least")):
+    with pytest.raises(ValueError, match=re.escape("0 questions, targets=[10]: give at least one of each")):
         target_length_prompts([], [10])
     with pytest.raises(ValueError, match=re.escape("1 questions, targets=[0]")):
         target_length_prompts(["Why?"], [0])

@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 
 from toolkit import store, tasks
-from toolkit.tasks import arithmetic, grading, lookup, mathematics, traces, words
+from toolkit.tasks import arithmetic, grading, lookup, splits
+from toolkit.tasks.external import mathematics
+from toolkit.tasks.generators import cues, traces
 from toolkit.types import Problem
 
 GENERATED = {"arithmetic": arithmetic, "lookup": lookup}
@@ -37,8 +39,8 @@ def test_the_same_seed_gives_the_same_problems_and_another_seed_others(name):
 def test_the_split_of_a_content_never_changes():
     """Recorded once: if one of these moves, published test problems have become training problems."""
     recorded = {"1+1": "train", "17+5-9+23": "dev", "2+3": "dev", "9-4": "train", "18-3": "test"}
-    assert {content: words.split_of(content) for content in recorded} == recorded
-    assert words.digest("1+1") == "4a1b21d876ae00c8"
+    assert {content: splits.split_of(content) for content in recorded} == recorded
+    assert splits.digest("1+1") == "4a1b21d876ae00c8"
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -51,19 +53,19 @@ def test_splits_are_disjoint_by_content_whatever_the_seed(name):
             p.meta["expression"] if name == "arithmetic" else text.replace(p.meta["word"], "").strip() if p.meta["word"] else text
         )
 
-    found = {split: {content(p) for seed in (0, 1, 2) for p in GENERATED[name].load(split, 300, seed)} for split in words.SPLITS}
+    found = {split: {content(p) for seed in (0, 1, 2) for p in GENERATED[name].load(split, 300, seed)} for split in splits.SPLITS}
     for a, b in combinations(found, 2):
         assert not found[a] & found[b], (a, b)
 
 
 def test_every_arithmetic_content_falls_into_one_split_only():
     """All chains of two operands: nothing is in two splits, and the shares are about 80, 10, 10 %."""
-    splits = [words.split_of(f"{a}{sign}{b}") for a in range(1, 60) for b in range(1, 60) for sign in "+-"]
-    shares = {split: splits.count(split) / len(splits) for split in words.SPLITS}
+    chains = [splits.split_of(f"{a}{sign}{b}") for a in range(1, 60) for b in range(1, 60) for sign in "+-"]
+    shares = {split: chains.count(split) / len(chains) for split in splits.SPLITS}
     assert shares == pytest.approx({"train": 0.8, "dev": 0.1, "test": 0.1}, abs=0.02)
 
 
-@pytest.mark.parametrize("split", words.SPLITS)
+@pytest.mark.parametrize("split", splits.SPLITS)
 def test_gold_answers_equal_pythons_evaluation(split):
     for p in arithmetic.load(split, 400, seed=5):
         expression = p.meta["expression"]
@@ -75,7 +77,7 @@ def test_gold_answers_equal_pythons_evaluation(split):
             sum(v if s == "+" else -v for s, v in zip(["+", *signs[:i]], values[: i + 1], strict=True)) for i in range(len(values))
         ]
         assert min(running) >= 0 and max(running) <= arithmetic.LARGEST
-        assert p.meta["cue"] == any(word in p.messages[0]["content"] for word in words.CUES)
+        assert p.meta["cue"] == any(word in p.messages[0]["content"] for word in cues.CUES)
 
 
 @pytest.mark.parametrize("operands", [(2, 2), (8, 8), (4, 6)])
@@ -84,7 +86,7 @@ def test_difficulty_is_the_number_of_operands(operands):
     assert found == set(range(operands[0], operands[1] + 1))
 
 
-@pytest.mark.parametrize("split", words.SPLITS)
+@pytest.mark.parametrize("split", splits.SPLITS)
 def test_lookup_chains_are_solvable_from_the_prompt_alone(split):
     """Follow the bindings as a reader would: the answer is at the end, the hops are the difficulty, and nothing is ambiguous."""
     for p in lookup.load(split, 200, seed=2):

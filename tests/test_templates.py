@@ -11,9 +11,9 @@ import pytest
 from families import family, tokenizer
 from test_cli import run
 
-from toolkit import cli, collect, origins, phases, store, templates
+from toolkit import cli, collect, origins, spans, store, templates
 from toolkit import lm as lms
-from toolkit.generate import Sampling, graded, rollouts
+from toolkit.generate import Sampling, rollout_from_tokens, rollouts
 from toolkit.grpo import recipes
 from toolkit.grpo.run import Run, arguments
 from toolkit.lm import LM
@@ -138,11 +138,11 @@ def test_a_begun_message_is_continued_and_its_tags_count(begun, response, think,
     prompt = llama.prompt_ids([*ASKED, {"role": "assistant", "content": begun}])
     assert llama.text(prompt) == f"<|user|>1+2=?<|end|><|assistant|>{begun}"
     ids = [*prompt, *llama.tokenizer.encode(response, add_special_tokens=False)]
-    found = phases.spans(llama, ids, len(prompt), ended=False)
+    found = spans.spans(llama, ids, len(prompt), ended=False)
     texts = [None if span is None else llama.text(ids[span.start : span.stop]) for span in found]
     assert texts == [think, answer]
-    reader = phases.Reader(llama, prompt)
-    wanted = phases.ANSWER if think == "" else phases.THINK if "<think>" in begun else phases.PROMPT
+    reader = spans.Reader(llama, prompt)
+    wanted = spans.ANSWER if think == "" else spans.THINK if "<think>" in begun else spans.PROMPT
     assert reader.phase == wanted
 
 
@@ -160,13 +160,13 @@ def test_an_answer_that_a_message_begins_is_graded_whole(begun, response, right,
     problem = Problem("p", (*ASKED, {"role": "assistant", "content": begun}), "15")
     tokens = [*llama.tokenizer.encode(response, add_special_tokens=False), *llama.eos_ids][: len(response) + 1]
     for lm in (llama, replace(llama, tags=None)) if begun == "1" else (llama,):
-        assert graded(lm, problem, lm.prompt_ids(problem.messages), tokens).correct == right
+        assert rollout_from_tokens(lm, problem, lm.prompt_ids(problem.messages), tokens).correct == right
 
 
 def test_what_the_user_says_of_tags_opens_nothing_in_a_begun_message(llama):
     messages = [{"role": "user", "content": "Use <think>."}, {"role": "assistant", "content": "1"}]
     prompt = llama.prompt_ids(messages)
-    assert phases.Reader(llama, prompt).phase == phases.PROMPT
+    assert spans.Reader(llama, prompt).phase == spans.PROMPT
 
 
 def test_a_template_that_changes_the_begun_message_is_refused(llama):

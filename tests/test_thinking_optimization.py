@@ -15,9 +15,9 @@ from toolkit import generate, lm, steps, tasks
 from toolkit.generate import Sampling
 from toolkit.lm import NoThinkTagsError
 from toolkit.methods import thinking_optimization as dto
-from toolkit.methods.thinking_optimization import Settings
+from toolkit.methods.thinking_optimization import DTOSettings
 
-HOW = Settings(split=steps.lines, probes=4, completions=4, answering=Sampling(max_new_tokens=16))
+HOW = DTOSettings(split=steps.lines, probes=4, completions=4, answering=Sampling(max_new_tokens=16))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def found(reasoner, problems):
 
 @pytest.fixture(scope="module")
 def better(reasoner, problems, found):
-    return dto.optimised(reasoner, found, problems, HOW)
+    return dto.optimise(reasoner, found, problems, HOW)
 
 
 def test_segments_together_are_the_thinking(reasoner, found):
@@ -50,7 +50,7 @@ def test_segments_together_are_the_thinking(reasoner, found):
 
 def test_cue_words_begin_segments():
     text = "First 2+2=4. Wait, is it? Alternatively count. Await nothing."
-    assert [text[a:b].split()[0] for a, b in steps.cut(text, steps.at_cues(dto.assumed_cues))] == [
+    assert [text[a:b].split()[0] for a, b in steps.step_ranges(text, steps.at_cues(dto.assumed_cues))] == [
         "First",
         "Wait,",
         "Alternatively",
@@ -90,7 +90,7 @@ def test_a_path_is_made_of_segments_of_its_trajectory_in_order(better):
 
 
 def test_the_opening_and_the_last_segment_are_never_dropped_even_by_a_quick_decode_alone(reasoner, problems, found, better):
-    alone = dto.optimised(reasoner, found, problems, replace(HOW, tolerance=math.inf))
+    alone = dto.optimise(reasoner, found, problems, replace(HOW, tolerance=math.inf))
     inner = [o for o in alone if o.path and o.cut > 1]
     assert any(o.dropped == tuple(range(1, o.cut)) for o in inner), "the quick decode alone drops every inner segment somewhere"
     assert all({0, o.cut}.isdisjoint(o.dropped) for o in (*alone, *better))
@@ -131,21 +131,21 @@ def test_what_a_segment_contributes_is_the_likelihood_that_a_later_one_loses_wit
 
 
 def test_trajectories_of_one_segment_are_left_alone(reasoner, problems, found):
-    (o,) = dto.optimised(reasoner, found[:1], problems, replace(HOW, split=lambda text: [0]))
+    (o,) = dto.optimise(reasoner, found[:1], problems, replace(HOW, split=lambda text: [0]))
     assert len(o.segments) == 1 and not o.shares and o.path is None
 
 
 def test_an_unreachable_threshold_leaves_no_path(reasoner, problems, found):
     wrong = [replace(p, answer="12345") for p in problems]
-    assert all(o.path is None and max(o.shares, default=0) == 0 for o in dto.optimised(reasoner, found[:4], wrong, HOW))
+    assert all(o.path is None and max(o.shares, default=0) == 0 for o in dto.optimise(reasoner, found[:4], wrong, HOW))
 
 
 def test_a_text_can_lead_to_the_answer_instead_of_the_bare_tag(reasoner, problems, found):
     close = reasoner.tags.close
-    said = dto.probed(reasoner, found[:6], problems, replace(HOW, exit=close))
-    bare = dto.probed(reasoner, found[:6], problems, HOW)
+    said = dto.probe(reasoner, found[:6], problems, replace(HOW, exit=close))
+    bare = dto.probe(reasoner, found[:6], problems, HOW)
     assert [o.shares for o in said] == [o.shares for o in bare]
-    (told,) = dto.probed(reasoner, found[:1], problems, replace(HOW, exit=close + problems[0].answer))
+    (told,) = dto.probe(reasoner, found[:1], problems, replace(HOW, exit=close + problems[0].answer))
     assert np.mean(told.shares) > 0.7, "what the text already says of the answer counts"
 
 
@@ -175,8 +175,8 @@ def test_the_recipe_trains_on_the_pairs(reasoner, better, tmp_path):
 
 def test_bad_settings_and_models_without_tags_are_refused(reasoner, problems, found):
     with pytest.raises(ValueError, match="threshold=1"):
-        Settings(threshold=1.0)
+        DTOSettings(threshold=1.0)
     with pytest.raises(KeyError, match="not among the 1 given"):
-        dto.probed(reasoner, found, problems[1:2], HOW)
+        dto.probe(reasoner, found, problems[1:2], HOW)
     with pytest.raises(NoThinkTagsError, match="exit="):
-        dto.probed(replace(reasoner, tags=None), found, problems, HOW)
+        dto.probe(replace(reasoner, tags=None), found, problems, HOW)

@@ -10,9 +10,9 @@ from bpe import bpe_lm, lm_of, read
 
 from toolkit import store, tasks
 from toolkit.lm import LM
-from toolkit.tasks import grading, haystack, threading, words
+from toolkit.tasks import grading, haystack, splits, threading
+from toolkit.tasks.generators.pairs import solve
 from toolkit.tasks.haystack import user_text
-from toolkit.tasks.pairs import solve
 from toolkit.tasks.threading import Ask, ThreadError, kv_haystack
 
 KINDS = ("single", "multi", "conditional", "thread", "multithread", "branched")
@@ -31,7 +31,7 @@ def lm(request) -> LM:
 
 def test_splits_are_disjoint_by_what_is_needed():
     found = {}
-    for split in words.SPLITS:
+    for split in splits.SPLITS:
         problems = [p for seed in range(2) for p in threading.load(split, 40, seed)]
         assert all(p.meta["split"] == split for p in problems)
         found[split] = {(p.meta["kind"], p.meta["asked"], p.answer) for p in problems}
@@ -96,9 +96,9 @@ def test_a_length_is_met_to_within_a_pair_or_two_and_never_exceeded(lm):
 
 def test_a_grid_names_its_cells(lm):
     deep = threading.grid(lm, (400, 600), [Ask("single", depth=d) for d in (0.0, 0.5, 1.0)], n=2)
-    assert haystack.cells(deep).groupby(["length", "depth"]).size().tolist() == [2] * 6
+    assert haystack.grid_cells(deep).groupby(["length", "depth"]).size().tolist() == [2] * 6
     long = threading.grid(lm, (600,), [Ask("thread", steps=s) for s in (1, 4)], split="dev")
-    assert haystack.cells(long, "steps", "direction")["steps"].tolist() == [1, 4]
+    assert haystack.grid_cells(long, "steps", "direction")["steps"].tolist() == [1, 4]
     assert len({h.problem.id for h in [*deep, *long]}) == 14
 
 
@@ -158,9 +158,9 @@ def test_the_effective_context_length_is_where_accuracy_first_falls_through(accu
 
 def test_a_context_too_short_says_what_would_do(lm):
     ask = Ask("thread", steps=4)
-    with pytest.raises(haystack.ContextTooShortError, match=r"length=100: ask for \d+ at least") as error:
+    with pytest.raises(haystack.ContextTooShortError, match=r"length=100: ask for at least \d+") as error:
         threading.place(lm, ask, 100)
-    enough = int(re.findall(r"ask for (\d+)", str(error.value))[0])
+    enough = int(re.findall(r"ask for at least (\d+)", str(error.value))[0])
     h = threading.place(lm, ask, enough)
     assert len(h.prompt_ids) == enough and h.problem.meta["pairs"] == 4
 

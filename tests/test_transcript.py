@@ -113,7 +113,7 @@ def test_failed_steps_and_rechecks_are_marked_in_words_and_not_by_colour_alone(l
 def test_without_a_chain_steps_are_lines(tiny, problems_of):
     (r,) = rollouts(tiny, problems_of(1), Sampling(max_new_tokens=60, details=True, temperature=0.0), progress=False)
     labels = re.findall(r"class='no'>([^<]*)<", transcript.fragment(tiny, r))
-    assert labels == [str(i + 1) for i in range(len(steps.of(tiny, r)))]
+    assert labels == [str(i + 1) for i in range(len(steps.think_steps(tiny, r)))]
 
 
 @pytest.mark.parametrize("shape", ["open", "silent", "untagged", "empty"])
@@ -136,7 +136,7 @@ def test_every_shape_of_response_is_shown(llama, told, rollout_of, shape):
 def test_a_page_is_self_contained_and_text_cannot_become_markup(llama, told):
     name = "<script>alert('x')</script>"
     problem = Problem(name, (), "<b>&", {})
-    source = transcript.page(name, [transcript.fragment(llama, replace(told, problem_id=name), problem=problem)])
+    source = transcript.html_page(name, [transcript.fragment(llama, replace(told, problem_id=name), problem=problem)])
     tree = Tree(source)
     assert not tree.names & {"script", "link", "img", "iframe"}
     assert not re.search(r"https?://|@import|url\(", source)

@@ -10,8 +10,9 @@ from itertools import combinations
 import pytest
 
 from toolkit import tasks
-from toolkit.tasks import grading, stories, traces, wordproblems, words, wordtraces
-from toolkit.tasks.stories import STORIES, Story
+from toolkit.tasks import grading, splits, wordproblems
+from toolkit.tasks.generators import stories, traces, wordtraces
+from toolkit.tasks.generators.stories import STORIES, Story
 from toolkit.tasks.wordproblems import Step, unmarked
 
 CLUMSY = traces.Habits(slip_easy=0.4, slip_hard=0.4, wait_calm=0.5, wait_hasty=0.3, cue_push=0.3)
@@ -71,7 +72,7 @@ def inner(p) -> str:
 # --- problems ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("split", words.SPLITS)
+@pytest.mark.parametrize("split", splits.SPLITS)
 def test_a_naive_reader_of_the_sentences_finds_the_gold_answer(split):
     read_as = {"plain": 0, "story": 0}
     for p in wordproblems.load(split, 500, seed=3):
@@ -85,7 +86,7 @@ def test_a_naive_reader_of_the_sentences_finds_the_gold_answer(split):
     assert min(read_as.values()) > 50
 
 
-@pytest.mark.parametrize("split", words.SPLITS)
+@pytest.mark.parametrize("split", splits.SPLITS)
 def test_steps_follow_from_one_another_and_stay_in_range(split):
     for p in wordproblems.load(split, 400, seed=1):
         steps = p.meta["steps"]
@@ -134,11 +135,11 @@ def test_no_sentence_of_one_split_is_in_another():
     found = {
         split: {s for story in STORIES.values() if story.split == split for kind in KINDS for s in sentences(story, kind)}
         | set(stories.PLAIN[split])
-        for split in words.SPLITS
+        for split in splits.SPLITS
     }
     for a, b in combinations(found, 2):
         assert not found[a] & found[b], (a, b)
-    assert {story.split for story in STORIES.values()} == set(words.SPLITS)
+    assert {story.split for story in STORIES.values()} == set(splits.SPLITS)
 
 
 def test_every_sentence_marks_its_numbers_and_only_an_aside_has_none_marked():
@@ -152,7 +153,7 @@ def test_every_sentence_marks_its_numbers_and_only_an_aside_has_none_marked():
 
 
 def test_problems_come_from_the_stories_of_their_split_only():
-    for split in words.SPLITS:
+    for split in splits.SPLITS:
         told = {p.meta["story"] for p in tasks.load("wordproblems", split, 200)} - {"plain"}
         assert told == {name for name, story in STORIES.items() if story.split == split}
 

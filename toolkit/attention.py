@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from toolkit import hooks
 from toolkit.collect import batch_tokens
-from toolkit.generate import batches
+from toolkit.decode import batches
 from toolkit.lm import LM
 from toolkit.sites import Site
 from toolkit.types import Span

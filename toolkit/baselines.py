@@ -15,7 +15,8 @@ from torch import Tensor
 
 from toolkit import hooks, phases
 from toolkit.lm import LM, NoThinkTagsError
-from toolkit.phases import THINK, THINKING, Reader, Scope
+from toolkit.phases import THINKING, Scope
+from toolkit.spans import THINK, Reader
 
 NOWAIT = ("wait", "alternatively", "hmm", "but", "however", "check", "verify", "again", "maybe")
 """Words that NoWait-style suppression forbids while thinking: ours, after arXiv 2506.08343."""

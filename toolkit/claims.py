@@ -1,6 +1,6 @@
-"""Judge published effects by what was measured: verdict, and the effect that would have been found.
+"""Judge published effects by our measurements: a verdict, and the smallest effect that could have been detected.
 
-A claim is signed so that + is what was claimed. It counts from a smallest effect that matters on, which is ours and stated beside it.
+Every effect is signed so that + is the claimed direction. The smallest effect that matters is our choice, stated with each claim.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pandas as pd
 from toolkit.metrics import with_interval
 from toolkit.stats import Effect, Estimate
 
-POWER = 1.96 + 0.84  # standard errors of an effect that is found with 80 % power at 5 %
-UNITS = {"points": "share"}  # unit of a claim -> unit of its digits, where they differ
+POWER = 1.96 + 0.84  # size, in standard errors, of an effect that is detected with 80 % power at the 5 % level
+UNITS = {"points": "share"}  # unit of a claim -> unit of a metric with the same text format, where the names differ
 COLUMNS = ("effect", "from", "found, + as claimed", "verdict", "80 % power at")
 
 
@@ -27,7 +27,7 @@ class Claim:
         text: The claim in words.
         source: Paper, or ``control``.
         estimate: The measured effect, + as claimed.
-        smallest: From what size on it matters (ours), in the estimate's own unit.
+        smallest: Smallest effect that matters (ours), in the unit of the estimate.
         unit: ``points`` (of 1; shown in percent), ``tokens``, ``nats`` or ``correlation``.
     """
 
@@ -39,13 +39,13 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """One of these.
+        """The verdict from the interval:
 
-        - ``reproduced``: the interval is on the claimed side of 0 and reaches what matters.
-        - ``real but too small to matter``: it is on that side and ends before what matters.
-        - ``not reproduced``: it contains or lies below 0 and ends before what matters.
-        - ``undecided``: none of these, or there is no interval.
-        - ``not judged: 2 seeds``: too few seeds of what is random or trained.
+        - ``reproduced``: it lies above 0, and its upper end reaches the smallest effect that matters.
+        - ``real but too small to matter``: it lies above 0, and its upper end is below that effect.
+        - ``not reproduced``: it contains 0 or lies below it, and its upper end is below that effect.
+        - ``undecided``: any other interval, or none.
+        - ``not judged: 2 seeds``: a random or trained condition with too few seeds.
 
         >>> Claim(text="longer", source="", estimate=Estimate(3.0, 1.0, 5.0), smallest=2.0, unit="tokens").verdict
         'reproduced'
@@ -62,27 +62,27 @@ class Claim:
 
     @property
     def detectable(self) -> float:
-        """The effect that would have been found with 80 % power, from the width of the interval; 0 if it has none."""
+        """The effect that is detected with 80 % power, from the width of the interval; 0 without an interval."""
         return POWER * (self.estimate.high - self.estimate.low) / (2 * 1.96)
 
     @property
     def row(self) -> tuple[str, str, str, str, str]:
-        """Text cells of :data:`COLUMNS`."""
+        """The claim as text cells, in the order of :data:`COLUMNS`."""
         unit = UNITS.get(self.unit, self.unit)
         e, digits = self.estimate, 2 if self.unit in ("nats", "correlation") else 1
-        found = with_interval(e.mean, e.low, e.high, unit, sign="+", digits=digits)
+        effect = with_interval(e.mean, e.low, e.high, unit, sign="+", digits=digits)
         scale = 100 if self.unit == "points" else 1
         power = f"{scale * self.detectable:.{digits}f}" if self.detectable > 0 else "unknown"
-        return self.text, self.source, f"{found} {self.unit}", self.verdict, power
+        return self.text, self.source, f"{effect} {self.unit}", self.verdict, power
 
 
-def table(claims: Sequence[Claim]) -> pd.DataFrame:
-    """Return one row of text per claim, indexed by its words."""
+def verdict_table(claims: Sequence[Claim]) -> pd.DataFrame:
+    """Return one row of text cells per claim, indexed by the claim's text."""
     return pd.DataFrame([claim.row for claim in claims], columns=list(COLUMNS)).set_index("effect")
 
 
-def records(claims: Sequence[Claim]) -> list[dict[str, object]]:
-    """Return the claims for JSON: the cells of :data:`COLUMNS`, the estimate in numbers, and the smallest effect that matters."""
+def json_records(claims: Sequence[Claim]) -> list[dict[str, object]]:
+    """Return the claims for JSON: the text cells of :data:`COLUMNS`, the estimate as numbers, and the smallest effect that matters."""
     return [
         {
             **dict(zip(COLUMNS, claim.row, strict=True)),
@@ -94,5 +94,5 @@ def records(claims: Sequence[Claim]) -> list[dict[str, object]]:
 
 
 def plus(e: Effect, by: float) -> Effect:
-    """Return an effect moved by a constant, as for "loses less than 3 points". Its p-value was against another value, so it is dropped."""
+    """Return an effect shifted by a constant, as for "loses less than 3 points"; without its p-value, which tested another value."""
     return replace(e, mean=e.mean + by, low=e.low + by, high=e.high + by, p=np.nan)

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from toolkit import hooks, origins
-from toolkit.generate import batches, prefill
+from toolkit.decode import batches, prefill
 from toolkit.lm import LM, Intervention, NoThinkTagsError, halving
 from toolkit.sites import WRITTEN, Norm, Site, UnsupportedModelError
 from toolkit.types import Moments, Provenance, Rollout
@@ -178,7 +178,7 @@ def moments_and_entropies(
 ) -> tuple[Moments, list[Rollout]]:
     """As :func:`moments`, and from the same pass the rollouts with log-probabilities and entropies (nats) of the full softmax.
 
-    Both equal what ``phase_entropy.measured`` gives. Rollouts in no class, or without a position, stay as they are. Only response
+    Both equal what ``phase_entropy.with_entropies`` gives. Rollouts in no class, or without a position, stay as they are. Only response
     tokens pass the LM head, a few at a time.
 
     Raises:
@@ -225,7 +225,7 @@ def _head(lm: LM) -> Callable[[Tensor], Tensor]:
     expected, found = lm.model(input_ids=ids).logits, head(lm.model.base_model(input_ids=ids).last_hidden_state)
     if not torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise UnsupportedModelError(
-            f"{lm.name} does more than its LM head between its last state and its logits: read entropies with phase_entropy.measured."
+            f"{lm.name} does more than its LM head between its last state and its logits: read entropies with phase_entropy.with_entropies."
         )
     return head
 

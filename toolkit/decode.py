@@ -1,14 +1,16 @@
-"""One token a row from a KV cache: rows that decode together, and how little of their cache is copied on the way.
+"""Batched decoding with a KV cache, one token per row per step, with few copies of the cache.
 
-:class:`Batch` is what sampling steps through. On a CPU in fp32, where a model attends with SDPA over whole sequences, its layers keep
-what was read in two blocks: a long one that never moves, and the newest tokens, which join it every few steps. Attention is then two
-small batched products, and rows leave by moving the last ones into their places. The same numbers up to rounding. Anything else
-(another device, another number type, sliding windows, something that stands around attention) takes the model's own way.
+:class:`Batch` holds the rows that sampling steps through; :func:`prefill` fills their cache.
+
+On a CPU in fp32, if the model attends with SDPA over whole sequences, each layer's cache has two blocks: a long one that stays in place,
+and a short one with the newest tokens, which is appended to it every few steps. Attention is then two small batched products, and a
+row leaves by moving a late row into its place. Logits are the same up to rounding. In all other cases (another device or number type,
+sliding windows, a callback around attention) the model's own cache and attention are used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -23,7 +25,52 @@ from toolkit import hooks
 from toolkit.lm import LM
 from toolkit.phases import History
 
-NEWEST = 16  # tokens of the short block: each join copies the cache once
+NEWEST = 16  # tokens in the short block: each join copies the cache once
+
+
+def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, most: int | None = None) -> list[list[Any]]:
+    """Cut items that are sorted by length into batches of at most ``tokens`` padded tokens and ``most`` items.
+
+    Every batch has at least one item, also if that item is longer than ``tokens``.
+
+    >>> batches([2, 2, 3, 9], lambda item: item, tokens=6)
+    [[2, 2], [3], [9]]
+    """
+    cut: list[list[Any]] = []
+    for item in items:
+        last = cut[-1] if cut else None
+        if last and (len(last) + 1) * length(item) <= tokens and (most is None or len(last) < most):
+            last.append(item)
+        else:
+            cut.append([item])
+    return cut
+
+
+def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], Int[Tensor, "rows width"]]:
+    """Run the model over each distinct prompt once, left padded; repeat the result for equal prompts.
+
+    Returns:
+        The KV cache, the logits of the next token, and the mask (1 for a token, 0 for padding), one row per prompt.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    which = [first.setdefault(tuple(p), len(first)) for p in prompts]
+    width = max(map(len, prompts))
+    ids = torch.full((len(first), width), lm.tokenizer.pad_token_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for prompt, row in first.items():
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    ids, mask = ids.to(lm.device), mask.to(lm.device)
+    cache = DynamicCache(config=lm.model.config)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    # By index and not as a slice: torch multiplies a slice of a bf16 sequence as a batch, with a copy of the LM head for every row.
+    last = torch.tensor([width - 1], device=lm.device)
+    out = lm.model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last
+    )
+    index = torch.tensor(which, device=lm.device)
+    cache.batch_select_indices(index)
+    return cache, out.logits[:, -1][index], mask[index]
 
 
 class Batch:
@@ -31,8 +78,8 @@ class Batch:
 
     Args:
         cache: Filled with the prompts, left padded.
-        mask: 1 where a prompt has a token.
-        budget: Tokens that may follow.
+        mask: 1 for a token of a prompt, 0 for padding.
+        budget: Largest number of steps.
     """
 
     def __init__(self, lm: LM, cache: DynamicCache, mask: Int[Tensor, "rows width"], budget: int) -> None:
@@ -40,22 +87,23 @@ class Batch:
         self.positions = mask.sum(dim=1, keepdim=True)
         padded = bool((mask == 0).any())
         mask = F.pad(mask, (0, budget), value=1)
-        # Attention's own form of the mask is made here once. Layers that see only a window, and plain attention, need another.
+        # The mask is brought into the form that attention needs once, here. Sliding windows and eager attention need other forms
+        # and get the plain mask.
         implementation, full = hooks.attends(lm.layout), all(type(layer) in (DynamicLayer, History) for layer in cache.layers)
         ready = full and implementation.startswith("sdpa") and any(m is lm.layout.blocks[0].attention for m in lm.model.modules())
         self.mask: Tensor | None = (mask[:, None, None].bool() if padded else None) if ready else mask
         self.blocks: list[Blocks] = []
-        kept: list[Any] = cache.layers[: lm.layout.n_layers]
-        if ready and implementation == "sdpa" and all(_plain(layer) for layer in kept):
-            cache.layers[: lm.layout.n_layers] = self.blocks = [Blocks(layer) for layer in kept]
+        layers: list[Any] = cache.layers[: lm.layout.n_layers]
+        if ready and implementation == "sdpa" and all(_on_cpu_in_fp32(layer) for layer in layers):
+            cache.layers[: lm.layout.n_layers] = self.blocks = [Blocks(layer) for layer in layers]
             if self.mask is not None:  # to be added to scores
                 self.mask = torch.zeros(self.mask.shape).masked_fill(~self.mask, -torch.inf)
 
     def acting(self) -> AbstractContextManager[None]:
-        """Where :meth:`step` may be called."""
+        """Return the context in which :meth:`step` must be called."""
         if not self.blocks:
             return nullcontext()
-        layers = {id(block.attention): own for block, own in zip(self.lm.layout.blocks, self.blocks, strict=True)}
+        layers = {id(block.attention): cached for block, cached in zip(self.lm.layout.blocks, self.blocks, strict=True)}
 
         def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
             return layers[id(module)].attend(query, mask, kwargs.get("scaling")), None
@@ -63,7 +111,7 @@ class Batch:
         return hooks.attending_by(self.lm.layout, attend)
 
     def step(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
-        """One more token a row; logits of the next."""
+        """Feed one more token per row; return the logits of the next."""
         self.width += 1
         out = self.lm.model(
             input_ids=tokens[:, None],
@@ -76,9 +124,9 @@ class Batch:
         return out.logits[:, -1]
 
     def keep(self, left: Sequence[int]) -> list[int]:
-        """Only these rows go on, in the order returned."""
+        """Remove all rows but ``left``; return their indices in their new order."""
         order, moves = list(left), None
-        if self.blocks:  # the last rows take the places of those that leave
+        if self.blocks:  # late rows move into the places of rows that leave, so that few are copied
             staying, late = {*left}, [row for row in left if row >= len(left)]
             order = [place if place in staying else late.pop() for place in range(len(left))]
             moves = torch.tensor([(place, row) for place, row in enumerate(order) if place != row], dtype=torch.long).view(-1, 2).T
@@ -94,15 +142,15 @@ class Batch:
         return order
 
 
-def _plain(layer: DynamicLayer) -> bool:
-    kept = (layer.keys, layer.values)  # under autocast keys may be fp32 where values are not
-    return all(t is not None and t.device.type == "cpu" and t.dtype == torch.float32 for t in kept)
+def _on_cpu_in_fp32(layer: DynamicLayer) -> bool:
+    tensors = (layer.keys, layer.values)  # under autocast keys may be fp32 although values are not
+    return all(t is not None and t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
 
 
 class Blocks(DynamicLayer):
-    """A layer of a KV cache in two blocks, ``keys`` and ``values`` of the tokens read long ago, and those of the newest.
+    """A layer of a KV cache in two blocks: ``keys`` and ``values`` hold all tokens but the newest, ``newest`` the others.
 
-    What :meth:`update` is given it gives back: only :meth:`attend` knows both blocks.
+    :meth:`update` returns only the states it was called with: attention must go through :meth:`attend`, which reads both blocks.
     """
 
     def __init__(self, layer: DynamicLayer) -> None:
@@ -136,12 +184,17 @@ class Blocks(DynamicLayer):
     def attend(
         self, query: Float[Tensor, "rows heads 1 size"], bias: Float[Tensor, "rows 1 1 width"] | None, scaling: float | None
     ) -> Float[Tensor, "rows 1 heads size"]:
-        """What each head of each row reads; ``bias`` is added to its scores."""
+        """Return the attention output of each head and row.
+
+        Args:
+            bias: Added to the scores: -inf for padding, else 0.
+            scaling: Factor on the scores; ``None``: one over the square root of the head size.
+        """
         assert self.keys is not None and self.values is not None
         (rows, heads, _, size), split = query.shape, self.keys.shape[2]
         query = query.reshape(rows, self.keys.shape[1], -1, size) * (size**-0.5 if scaling is None else scaling)
         old = query @ self.keys.mT
-        if bias is not None:  # it hides padding, which is all in the long block
+        if bias is not None:  # padding is all in the long block
             old += bias[..., :split]
         new = query @ self.newest[0][:, :, : self.count].mT
         weights = torch.cat([old, new], dim=-1).softmax(dim=-1)
@@ -150,7 +203,7 @@ class Blocks(DynamicLayer):
         return read.reshape(rows, 1, heads, -1)
 
     def leave(self, left: int, places: Int[Tensor, " moves"], rows: Int[Tensor, " moves"]) -> None:
-        """The first ``left`` rows go on, after some have moved to the places of others."""
+        """Move ``rows`` to ``places``, then drop all rows from index ``left`` on."""
         assert self.keys is not None and self.values is not None
         if len(rows):
             for block in (self.keys, self.values, *self.newest):

@@ -102,7 +102,7 @@ def sweep(
     report = evaluate.compare(conditions, problems, sampling, out=out, allow_overlap=plan.allow_overlap)
     # The base's first responses: read from ``out``, or sampled again, which gives the same responses.
     few = problems if out is not None else problems[: math.ceil(assumed_reference / sampling.n)]
-    base_folder = None if out is None else evaluate.folder(out, "base")
+    base_folder = None if out is None else evaluate.rollout_folder(out, "base")
     reference = rollouts(lm, few, sampling, out=base_folder, progress=False)[:assumed_reference]
     kinds = {plan.where or v.kind for v in named.values()}
     typical = {kind: collect.typical_norm(lm, reference, kind) for kind in kinds}
@@ -125,8 +125,8 @@ def _name(direction: str, strength: float) -> str:
 
 def _measured(report: Report, condition: str) -> list[tuple[str, float, float, float]]:
     outcomes = evaluate.outcomes(report, condition)
-    judged = Judge.of(outcomes, (*METRICS, *QUANTILES)).judged([outcomes])
-    return [(name, e.own.mean, e.own.low, e.own.high) for name, e in judged.items()]
+    judged = Judge.against(outcomes, (*METRICS, *QUANTILES)).effects([outcomes])
+    return [(name, e.estimate.mean, e.estimate.low, e.estimate.high) for name, e in judged.items()]
 
 
 @torch.inference_mode()

@@ -358,7 +358,7 @@ def steering(
             raise IndexError(f"Layer {layer} does not exist: the direction has layers 0..{len(direction.vector) - 1}.")
     if (where or direction.kind) == "z":
         raise ValueError("A direction lives in the residual stream (width d_model), not at z: choose another site.")
-    return Steering(direction, strength, chosen, Site(where, 0).kind if where else None, Scope.of(during), op, value)
+    return Steering(direction, strength, chosen, Site(where, 0).kind if where else None, Scope.parse(during), op, value)
 
 
 def check_direction(direction: Direction, lm: LM) -> None:

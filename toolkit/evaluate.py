@@ -1,4 +1,4 @@
-"""Comparing models: base, edited, steered, trained and random controls alike, on the same problems and seeds."""
+"""Compare models (base, edited, steered, trained, random controls) on the same problems with the same random numbers."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from typing import Any
 import pandas as pd
 
 from toolkit import identity, origins, stats, store
-from toolkit.generate import Sampling, facts, rollouts
+from toolkit.generate import Sampling, rollouts, task_and_split
 from toolkit.lm import LM, Condition
 from toolkit.metrics import Judge, Outcomes
 from toolkit.types import Direction, HeadScores, Moments, Plan, Problem, Report, Rollout
 
-ANOTHER_SPLIT = "Judge it on another split (train is for making, test for judging), or say that you want it: allow_overlap=True, --allow-overlap."
+ANOTHER_SPLIT = (
+    "Judge it on another split (train is for making, test for judging), or allow it: allow_overlap=True, --allow-overlap."
+)
 REPORTED = (
     "accuracy", "think_tokens", "response_tokens", "closed", "looping",
     "shortest_5", "shortest_10", "shortest_20", "shortest_5_same", "shortest_10_same", "shortest_20_same",
 )  # fmt: skip
-"""Metrics of :func:`summary`; shares of the shortest responses are those of ThinkEdit's tables."""
+"""Metrics of :func:`summary`; the shares of shortest responses are those of ThinkEdit's tables."""
 
 
 class OverlapError(ValueError):
-    """Something would be judged on the very problems that it was made from."""
+    """A condition would be judged on problems that it was made from."""
 
 
 def made_from(condition: Condition) -> list[origins.Record]:
-    """Records of the problems that a condition's weights and interventions were made from, each once; empty where none is recorded."""
+    """Return the distinct records of the problems that a condition's weights and interventions were made from, if any are recorded."""
     acts: list[Any] = [act for act in condition.during if is_dataclass(act)]
     parts = [
         value
@@ -44,13 +46,14 @@ def made_from(condition: Condition) -> list[origins.Record]:
 def check_held_out(
     conditions: Mapping[str, Condition], problems: Sequence[Problem], *, allow: bool = False, remedy: str = ANOTHER_SPLIT
 ) -> dict[str, int]:
-    """How many of the problems each condition was made from.
+    """Return for each condition how many of the problems it was made from.
 
     Args:
-        remedy: What the error says to do.
+        allow: Return the counts instead of raising an error.
+        remedy: Last sentence of the error: what to do.
 
     Raises:
-        OverlapError: any at all, unless ``allow``.
+        OverlapError: a condition was made from one of the problems, unless ``allow``.
     """
     ids = [p.id for p in problems]
     shared = {name: origins.shared(made_from(condition), ids) for name, condition in conditions.items()}
@@ -73,11 +76,11 @@ def compare(
     allow_overlap: bool = False,
     progress: bool = True,
 ) -> Report:
-    """Sample every condition on the same problems with the same streams of random numbers, and grade.
+    """Sample every condition on the same problems with the same random numbers, and grade the responses.
 
     Args:
-        base: The condition that the others are compared to.
-        out: Directory for the rollouts, one folder per condition; a run that was stopped goes on from there.
+        base: Name of the condition that the others are compared to.
+        out: Directory for the rollouts, one folder per condition; repeat the call to resume after a stop.
         allow_overlap: Judge conditions also on problems that they were made from; every page and card then says so.
 
     Raises:
@@ -90,13 +93,13 @@ def compare(
     overlap = check_held_out(judged, problems, allow=allow_overlap)
     tables, about = [], {}
     for number, (name, condition) in enumerate(judged.items(), 1):
-        where = None if out is None else folder(out, name)
+        where = None if out is None else rollout_folder(out, name)
         try:
-            found = rollouts(condition, problems, sampling, out=where, progress=progress)
+            sampled = rollouts(condition, problems, sampling, out=where, progress=progress)
         except BaseException as stop:
             stop.add_note(f"condition {number} of {len(judged)}")
             raise
-        tables.append(table(found, problems).assign(condition=name))
+        tables.append(rollout_table(sampled, problems).assign(condition=name))
         about[name] = {
             "model": condition.lm.name,
             "fingerprint": condition.lm.fingerprint,
@@ -106,18 +109,18 @@ def compare(
             "made_from": origins.all_words(made_from(condition)),
             "overlap": overlap[name],
         }
-    notes = {"sampling": sampling.identity, "problems": len(problems), **facts(problems)}
+    notes = {"sampling": sampling.identity, "problems": len(problems), **task_and_split(problems)}
     provenance = judged[base].lm.provenance(sampling.seed, **notes)
     return Report(pd.concat(tables, ignore_index=True), about, base, provenance)
 
 
-def folder(out: str | Path, name: str) -> Path:
-    """Where :func:`compare` keeps the rollouts of a condition."""
+def rollout_folder(out: str | Path, name: str) -> Path:
+    """Return the folder in which :func:`compare` stores the rollouts of a condition."""
     return Path(out) / store.as_name(name)
 
 
-def table(found: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
-    """One row per rollout with the columns of :class:`~toolkit.types.Report` (without ``condition``)."""
+def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
+    """Return one row per rollout with the columns of :class:`~toolkit.types.Report` (without ``condition``)."""
     by_id = {p.id: p for p in problems}
     return pd.DataFrame(
         {
@@ -132,30 +135,31 @@ def table(found: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame
             "looping": r.finish == "length" and stats.looping(r.token_ids[r.prompt_len :]),
             "finish": r.finish,
         }
-        for r in found
+        for r in rollouts
     )
 
 
 def outcomes(report: Report, condition: str) -> Outcomes:
-    """Return the outcomes of one condition, problems in the order of their ids. Raises KeyError naming the conditions there are."""
+    """Return the outcomes of one condition, problems sorted by id. Raise KeyError for a condition that the report does not have."""
     if condition not in report.conditions:
         raise KeyError(f"No condition {condition!r} in this report: it holds {', '.join(report.conditions)}.")
     rows = report.rows[report.rows["condition"] == condition]
-    return Outcomes.of(rows, sorted(rows["problem_id"].unique()))
+    return Outcomes.from_rows(rows, sorted(rows["problem_id"].unique()))
 
 
 def summary(report: Report, *, seed: int = 0) -> pd.DataFrame:
-    """Return every metric of every condition with 95 % intervals, and the paired difference to base with its own.
+    """Return every metric of every condition and its paired difference to base, both with 95 % intervals.
 
-    Columns: ``condition, metric, mean, low, high, difference, difference_low, difference_high``. Metrics are :data:`REPORTED`; what each
-    is says ``metrics.METRICS``. Intervals are bootstraps over problems (``stats.effect``).
+    Columns: ``condition, metric, mean, low, high, difference, difference_low, difference_high``. The metrics are :data:`REPORTED`;
+    ``metrics.METRICS`` describes each. Intervals are bootstraps over problems (``stats.effect``).
     """
-    judge, rows = Judge.of(outcomes(report, report.base), REPORTED, seed=seed), []
-    bases = judge.judged([judge.base])
+    judge, rows = Judge.against(outcomes(report, report.base), REPORTED, seed=seed), []
+    of_base = judge.effects([judge.base])
     for name in report.conditions:
-        for metric, judged in judge.judged([outcomes(report, name)]).items():
-            own, change = (e := judged.bounded(metric, bases[metric].own)).own, e.change
-            rows.append((name, metric, own.mean, own.low, own.high, change.mean, change.low, change.high))
+        for metric, effect in judge.effects([outcomes(report, name)]).items():
+            bounded = effect.within_bounds(metric, of_base[metric].estimate)
+            e, change = bounded.estimate, bounded.change
+            rows.append((name, metric, e.mean, e.low, e.high, change.mean, change.low, change.high))
     return pd.DataFrame(
         rows, columns=["condition", "metric", "mean", "low", "high", "difference", "difference_low", "difference_high"]
     )

@@ -143,4 +143,4 @@ def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | No
             raise KeyError(f"Site 'z' was not collected: the reference holds {', '.join(reference.sums)}.")
         if not sum(reference.n):
             raise ValueError("The reference holds no example: its mean is undefined.")
-    return Masking(plan, op, Scope.of(during), reference)
+    return Masking(plan, op, Scope.parse(during), reference)

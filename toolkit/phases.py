@@ -1,17 +1,16 @@
-"""Where a response is thinking: think and answer spans of finished sequences, and the phase of every position while a model runs.
+"""The phase (prompt, think, answer) of every position while a model runs, and the scope of an intervention.
 
-Everything goes by token ids. A tag that is one token of the vocabulary is found by its id, any other by the tokens' own pieces.
+Everything is decided on token ids: see ``spans``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -20,99 +19,25 @@ from transformers.cache_utils import DynamicLayer
 
 from toolkit import hooks
 from toolkit.lm import LM
-from toolkit.types import Span
-
-TAIL = 32  # tokens at the end of a prompt in which a tag that the template put there is looked for
-PHASES = ("prompt", "think", "answer")
-PROMPT, THINK, ANSWER = range(3)
-
-
-def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[Span | None, Span | None]:
-    """Think span and answer span of a sequence, by token ids (tags that are several tokens: by the tokens' own pieces).
-
-    Thinking may be opened by the model or by the prompt (its template, or a message of the assistant that is continued), or be
-    closed or switched off there (the think span is then empty). The first closing tag counts. Never closed: an open think span to the end and no answer. A response that never
-    opens one answers directly: no think span, all answer.
-
-    Args:
-        ended: Whether the last token is an end-of-sequence token, which belongs to no span.
-    """
-    stop = len(ids) - ended
-    tags = lm.tags
-    if tags is None or (tags.open is None and tags.close is None):
-        whole = Span(prompt_len, stop)
-        return (whole if tags else None), (whole if ended or tags is None else None)
-    begun = _last_of_prompt(lm, ids[:prompt_len])
-    if begun == ANSWER:
-        return Span(prompt_len, prompt_len), Span(prompt_len, stop)
-    start = prompt_len
-    if begun == PROMPT:
-        tag = _first(lm, ids, tags.open, prompt_len, stop)
-        closing = _first(lm, ids, tags.close, prompt_len, stop)
-        if tag is None and closing is None:
-            return None, Span(prompt_len, stop)
-        start = tag.stop if tag and (closing is None or tag.start < closing.start) else prompt_len
-    closing = _first(lm, ids, tags.close, start, stop)
-    if closing is None:
-        return Span(start, stop), None
-    return Span(start, closing.start), Span(closing.stop, stop)
-
-
-def answer_start(lm: LM, ids: Sequence[int], prompt_len: int, answer: Span) -> int:
-    """Where an answer begins: inside the prompt, if that continues a message of the assistant and the answer goes on there."""
-    said = _said(lm, ids[:prompt_len]) if answer.start == prompt_len else ()
-    closed = find(lm, said, lm.tags.close if lm.tags else None)
-    return answer.start - len(said) + (closed[-1].stop if closed else 0)
-
-
-def ends_with(lm: LM, prompt: Sequence[int], tag: str | None) -> bool:
-    """Whether a prompt ends with a tag, white space aside: what a user says of tags, or an earlier turn, does not count."""
-    found = find(lm, prompt[-TAIL:], tag)
-    return bool(found) and not lm.text(prompt[-TAIL:][found[-1].stop :]).strip()
-
-
-def _first(lm: LM, ids: Sequence[int], tag: str | None, start: int, stop: int) -> Span | None:
-    found = find(lm, ids[start:stop], tag)
-    return Span(start + found[0].start, start + found[0].stop) if found else None
-
-
-def find(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
-    """Token spans of every occurrence of a tag."""
-    if tag is None:
-        return []
-    single = lm.token_id(tag)
-    if single is not None:
-        return [Span(i, i + 1) for i, token in enumerate(ids) if token == single]
-    # A tag of several tokens may share its last token with what follows ('>\n\n'); that token counts as tag. A token is read
-    # beside the one before it, since many tokenizers drop the blank in front of a text's first token.
-    pieces = [lm.text(ids[max(i - 1, 0) : i + 1])[len(lm.text(ids[i - 1 : i])) if i else 0 :] for i in range(len(ids))]
-    ends = np.cumsum([len(piece) for piece in pieces])
-    text, found, at = "".join(pieces), [], 0
-    while (at := text.find(tag, at)) >= 0:
-        first = int(np.searchsorted(ends, at, side="right"))
-        last = int(np.searchsorted(ends, at + len(tag), side="left"))
-        found.append(Span(first, last + 1))
-        at += len(tag)
-    return found
-
-
-# --- while a model runs --------------------------------------------------------------------------------------
+from toolkit.spans import ANSWER, PHASES, PROMPT, TAIL, THINK, find_tag, phase_at_end
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Where in a response something acts. A position belongs to a phase by the tokens up to and including itself.
+    """Positions of a response at which an intervention acts.
 
-    *prompt* until thinking is opened, *think* from the opening tag on, *answer* from the closing tag on. So the position that
-    predicts ``</think>`` is still thinking, and the tag itself predicts the answer.
+    The phase of a position follows from the tokens up to and including it: *prompt* until thinking is opened, *think* from the opening
+    tag on, *answer* from the closing tag on. So the position that predicts ``</think>`` is thinking, and the position of that tag
+    predicts the answer.
 
     Attributes:
         phases: Phases in which it acts.
-        first: Think tokens already written before it begins to act; positions outside thinking do not count.
-        until: ... and from which on it no longer acts, or ``None``.
-        ramp: ``"up"`` or ``"down"``: rises from 0 to full, or falls from full to 0, over ``budget`` think tokens (thinking only).
+        first: In thinking, it acts from this number of think tokens on.
+        until: In thinking, it acts below this number of think tokens; ``None``: without a limit.
+        ramp: ``"up"`` rises from 0 to full strength, ``"down"`` falls from full strength to 0, over ``budget`` think tokens
+            (thinking only).
         budget: Length of the ramp in think tokens.
-        newest: Act at the newest position only: the prompt's last one and every later one (arXiv 2506.15647).
+        newest: Act at the newest position only: the prompt's last position and every later one (arXiv 2506.15647).
     """
 
     phases: tuple[str, ...] = PHASES
@@ -131,8 +56,12 @@ class Scope:
             raise ValueError(f"ramp={self.ramp!r}, budget={self.budget}: a ramp needs a budget of at least 1 think token.")
 
     @staticmethod
-    def of(during: str | Scope) -> Scope:
-        """``"all"``, ``"newest"``, or phases joined by ``+`` such as ``"think"`` or ``"think+answer"``."""
+    def parse(during: str | Scope) -> Scope:
+        """Return the scope of ``"all"``, ``"newest"``, or phases joined by ``+``.
+
+        >>> str(Scope.parse("think+answer"))
+        'think+answer'
+        """
         if isinstance(during, Scope):
             return during
         match during:
@@ -144,7 +73,7 @@ class Scope:
 
     @property
     def everywhere(self) -> bool:
-        """Whether it acts alike at every position, so that no phase has to be known."""
+        """Whether it acts with full strength at every position, so that phases need not be known."""
         return self == EVERYWHERE
 
     def __str__(self) -> str:
@@ -155,9 +84,9 @@ class Scope:
         return "everywhere" if self.everywhere else ("newest position, " if self.newest else "") + ", ".join(parts)
 
     def weight(self, now: Now) -> Float[Tensor, "batch seq"]:
-        """How strongly it acts at each position of a pass: 0 where it does not, 1 where it does, in between on a ramp."""
-        chosen = [now.phase == PHASES.index(name) for name in self.phases]
-        weight = (chosen[0] if len(chosen) == 1 else torch.stack(chosen).any(dim=0)).float()
+        """Return the strength at each position of a pass: 0 outside the scope, 1 inside, in between on a ramp."""
+        in_phase = [now.phase == PHASES.index(name) for name in self.phases]
+        weight = (in_phase[0] if len(in_phase) == 1 else torch.stack(in_phase).any(dim=0)).float()
         if self.newest and now.newest is not None:
             weight = weight * now.newest
         if self.first or self.until is not None:
@@ -179,8 +108,8 @@ class Now:
 
     Attributes:
         phase: PROMPT, THINK or ANSWER.
-        before: The phases of the positions that precede them in the cache, or ``None``.
-        newest: Which are the newest of their sequence at the time a response is generated; ``None`` for all.
+        before: Phases of the positions before them in the cache, or ``None`` without a cache.
+        newest: Whether each is the newest position of its sequence when the response is generated; ``None``: all are.
     """
 
     phase: Int[Tensor, "batch seq"]
@@ -189,14 +118,14 @@ class Now:
 
     @cached_property
     def written(self) -> Int[Tensor, "batch seq"]:
-        """Think positions that precede each one."""
+        """Number of think positions before each position."""
         thinking = (self.phase == THINK).long()
         earlier = 0 if self.before is None else (self.before == THINK).sum(dim=1, keepdim=True)
         return earlier + thinking.cumsum(dim=1) - thinking
 
 
 class Tracker:
-    """Knows the phase of every position of the pass that runs now: ``tracker.now``."""
+    """Holds the phases of the pass that is running, in ``tracker.now``."""
 
     def __init__(self) -> None:
         self._now: Now | None = None
@@ -212,8 +141,10 @@ class Tracker:
         self._now, self._weights = now, {}
 
     def weight(self, scope: Scope, device: torch.device) -> Float[Tensor, "batch seq"] | None:
-        """``scope.weight`` of this pass on a device, computed once for all layers. On a CPU ``None`` where it is 0 everywhere; a GPU is
-        not asked, since that would stop it."""
+        """Return ``scope.weight`` of this pass on a device, computed once for all layers.
+
+        On a CPU return ``None`` if it is 0 everywhere. On a GPU that is not checked, since the check would synchronise.
+        """
         if scope not in self._weights:
             weight = scope.weight(self.now).to(device)
             self._weights[scope] = weight if device.type != "cpu" or bool(weight.any()) else None
@@ -221,38 +152,37 @@ class Tracker:
 
 
 class History(DynamicLayer):
-    """The tokens of each row and their phases, kept as one more layer of the KV cache.
+    """The tokens of each row and their phases, stored as an additional layer of the KV cache.
 
-    Whatever is done to the rows of a cache (beams reordered, finished rows dropped, rows repeated, tokens cropped) is done to
-    this layer too, so a row never loses its phase. ``keys`` holds token ids, ``values`` phases, both ``[rows, 1, seq, 1]``.
+    Every change of the cache's rows (beams reordered, rows dropped or repeated, tokens cropped) changes this layer too, so a row keeps
+    its phases. ``keys`` holds token ids, ``values`` phases, both ``[rows, 1, seq, 1]``.
     """
 
 
 @contextmanager
 def track(lm: LM) -> Iterator[Tracker]:
-    """Follow the phases of every pass run inside the context, whichever way its rows are batched.
+    """Track the phases of every pass that runs inside the context, however its rows are batched.
 
-    A pass that fills an empty cache is a prompt: what it says of tags does not count, only how it ends and what it says in the assistant's
-    name. A pass without a cache
-    is read as a whole sequence, in which everything before the last opening tag is prompt.
+    A pass that fills an empty cache is a prompt: only its end and its unfinished assistant message decide the phase, not tags elsewhere
+    in it. A pass without a cache is a whole sequence, in which everything before the last opening tag is prompt.
 
     Raises (when the model runs):
         ValueError: the phase cannot be known: a cache that was begun elsewhere, embeddings instead of token ids, or a whole
             sequence of a model whose thinking no tag opens.
     """
-    tracker, reached = Tracker(), _reacher(lm)
+    tracker, opened_phases = Tracker(), _phase_lookup(lm)
 
     def before(ids: Tensor | None, cache: Cache | None) -> None:
         if ids is None:
             raise ValueError("Phases are read off token ids: pass input_ids, not inputs_embeds.")
-        seen = _history(cache)
-        if seen is None and cache is not None and cache.get_seq_length() > 0:
+        history = _history(cache)
+        if history is None and cache is not None and cache.get_seq_length() > 0:
             raise ValueError(
                 "This KV cache was begun outside the intervention, so the phase of its rows is unknown: "
                 "run the prompt inside the same context, or act everywhere (during='all')."
             )
-        if seen is not None:
-            tracker.now = _further(ids, seen, reached)
+        if history is not None:
+            tracker.now = _further(ids, history, opened_phases)
         elif cache is not None:
             tracker.now = _prompt(lm, ids)
         else:
@@ -261,10 +191,10 @@ def track(lm: LM) -> Iterator[Tracker]:
     def after(ids: Tensor, cache: Cache | None) -> None:
         if cache is None:
             return
-        if (seen := _history(cache)) is None:
-            cache.layers.append(seen := History())
-        if seen.get_seq_length() < cache.get_seq_length():  # another tracker of the same pass may have been here
-            seen.update(ids[:, None, :, None], tracker.now.phase[:, None, :, None])
+        if (history := _history(cache)) is None:
+            cache.layers.append(history := History())
+        if history.get_seq_length() < cache.get_seq_length():  # another tracker of the same pass may have updated it already
+            history.update(ids[:, None, :, None], tracker.now.phase[:, None, :, None])
 
     with hooks.passes(lm.model.base_model, before, after):
         yield tracker
@@ -275,42 +205,20 @@ def _history(cache: Cache | None) -> History | None:
 
 
 def _prompt(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
-    """A prompt is prompt; its last position thinks if thinking is open there, and answers if it was closed there."""
+    """Return the positions of a prompt: all are prompt, but the last has the phase in which the response begins."""
     phase = torch.zeros_like(ids)
-    phase[:, -1] = torch.tensor([_last_of_prompt(lm, row) for row in ids.tolist()], device=ids.device)
+    phase[:, -1] = torch.tensor([phase_at_end(lm, row) for row in ids.tolist()], device=ids.device)
     newest = torch.zeros_like(ids, dtype=torch.bool)
     newest[:, -1] = True
     return Now(phase, None, newest)
 
 
-def _last_of_prompt(lm: LM, prompt: Sequence[int]) -> int:
-    """The phase at the end of a prompt: by a tag that ends it, or by the last tag in the message of the assistant that it continues."""
-    tags = lm.tags
-    if tags is None or ends_with(lm, prompt, tags.close):
-        return ANSWER
-    if tags.open is None or ends_with(lm, prompt, tags.open):
-        return ANSWER if tags.open is None and find(lm, _said(lm, prompt), tags.close) else THINK
-    said = _said(lm, prompt)
-    opened, closed = (max((span.start for span in find(lm, said, tag)), default=-1) for tag in (tags.open, tags.close))
-    return PROMPT if opened == closed == -1 else THINK if opened > closed else ANSWER
+_PhaseLookup = Callable[[Tensor, Tensor], Tensor]
+"""``(ids before, new ids) -> the phase each new token opens``: PROMPT for all tokens but tags."""
 
 
-def _said(lm: LM, prompt: Sequence[int]) -> Sequence[int]:
-    """What a prompt already says in the assistant's name: the tokens after those that open its last turn."""
-    turn, ids = lm.turn, tuple(prompt)
-    size = len(turn)
-    if not size:
-        return ()
-    start = next((at for at in range(len(ids) - size, -1, -1) if ids[at] == turn[0] and ids[at : at + size] == turn), None)
-    return () if start is None else ids[start + size :]
-
-
-Reached = Callable[[Tensor, Tensor], Tensor]
-"""``(ids before, new ids) -> the phase each new token opens``: PROMPT for all but tags."""
-
-
-def _reacher(lm: LM) -> Reached:
-    """By a table of the vocabulary where each tag is one token: a token decoded costs one look."""
+def _phase_lookup(lm: LM) -> _PhaseLookup:
+    """Return the function; if each tag is one token it is a table over the vocabulary, so that a step costs one lookup."""
     tags = [(lm.tags.open, THINK), (lm.tags.close, ANSWER)] if lm.tags else []
     single = {phase: lm.token_id(tag) for tag, phase in tags if tag is not None}
     if None in single.values():
@@ -328,18 +236,18 @@ def _reacher(lm: LM) -> Reached:
     return look_up
 
 
-def _further(ids: Int[Tensor, "batch seq"], seen: History, reached: Reached) -> Now:
-    """Tokens after others: the first opening tag begins thinking, the first closing tag ends it for good."""
-    assert seen.keys is not None and seen.values is not None
-    before = seen.values[:, 0, :, 0]
-    opened = reached(seen.keys[:, 0, -TAIL:, 0], ids)
+def _further(ids: Int[Tensor, "batch seq"], history: History, opened_phases: _PhaseLookup) -> Now:
+    """Return the positions of tokens after others: the first opening tag begins thinking, the first closing tag ends it for good."""
+    assert history.keys is not None and history.values is not None
+    before = history.values[:, 0, :, 0]
+    opened = opened_phases(history.keys[:, 0, -TAIL:, 0], ids)
     if ids.shape[1] > 1:
         opened = opened.cummax(dim=1).values
-    return Now(torch.maximum(before[:, -1:], opened), before, None)  # a phase is never left for an earlier one
+    return Now(torch.maximum(before[:, -1:], opened), before, None)  # phases never go back
 
 
 def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
-    """A whole sequence: prompt before its last opening tag."""
+    """Return the positions of a whole sequence: everything before its last opening tag is prompt."""
     if lm.tags is None or lm.tags.open is None:
         raise ValueError(
             f"No tag opens the thinking of {lm.name}, so in a whole sequence it is unknown where the prompt ends: "
@@ -356,44 +264,15 @@ def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
 
 
 def _ends(lm: LM, before: Int[Tensor, "batch past"], ids: Int[Tensor, "batch seq"], tag: str | None) -> Bool[Tensor, "batch seq"]:
-    """Which of the new tokens end an occurrence of a tag."""
+    """Return for each new token whether it ends an occurrence of a tag."""
     if tag is None:
         return torch.zeros_like(ids, dtype=torch.bool)
     single = lm.token_id(tag)
     if single is not None:
         return ids == single
-    found, past = torch.zeros_like(ids, dtype=torch.bool), before.shape[1]
+    ends, past = torch.zeros_like(ids, dtype=torch.bool), before.shape[1]
     for i, row in enumerate(torch.cat([before, ids], dim=1).tolist()):
-        for span in find(lm, row, tag):
+        for span in find_tag(lm, row, tag):
             if span.stop > past:
-                found[i, span.stop - 1 - past] = True
-    return found
-
-
-class Reader:
-    """One response, token by token: its phase, the think tokens written so far, and how often a rule has replaced a token."""
-
-    def __init__(self, lm: LM, prompt: Sequence[int]) -> None:
-        self.lm, self.tail = lm, list(prompt[-TAIL:])
-        self.phase, self.written, self.forced = _last_of_prompt(lm, prompt), 0, 0
-
-    def ends(self, token: int, tag: str | None) -> bool:
-        """Whether ``token``, placed next, would end an occurrence of ``tag``."""
-        if tag is None:
-            return False
-        single = self.lm.token_id(tag)
-        if single is not None:
-            return token == single
-        row = [*self.tail, token]
-        return any(span.stop == len(row) for span in find(self.lm, row, tag))
-
-    def push(self, token: int) -> None:
-        """Place a token."""
-        tags = self.lm.tags
-        if self.phase != ANSWER and tags is not None and self.ends(token, tags.close):
-            self.phase = ANSWER
-        elif self.phase == PROMPT and tags is not None and self.ends(token, tags.open):
-            self.phase = THINK
-        elif self.phase == THINK:
-            self.written += 1
-        self.tail = [*self.tail[1 - TAIL :], token]
+                ends[i, span.stop - 1 - past] = True
+    return ends

@@ -1,4 +1,4 @@
-"""A study as files: ``report.json`` for machines, ``report.html`` for people (one file, works offline)."""
+"""Files of a study: ``report.json``, ``report.html`` (one page that works offline), and model cards."""
 
 from __future__ import annotations
 
@@ -31,9 +31,13 @@ pre{background:#f6f6f6;padding:1rem;overflow-x:auto;font-size:.8rem}
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: a heading, a paragraph that says how to read it, figures, and under them ``html``.
+    """A section of a page.
 
-    ``html`` is a fragment such as a transcript or a :func:`table_html`. It goes into the page as it is: whoever writes it escapes names.
+    Attributes:
+        title: Heading.
+        text: Paragraph that says how to read the section.
+        figures: Interactive figures.
+        html: HTML under the figures, such as a transcript or a :func:`table_html`. It is not escaped here: the caller must escape names.
     """
 
     title: str
@@ -43,37 +47,43 @@ class Section:
 
 
 def judged_on(report: Report) -> str:
-    """Whether the problems of a comparison are held out, in a sentence or two: what they are, what the conditions were made from, and
-    how many problems are both."""
+    """Return one or two sentences: the problems of a comparison, what the conditions were made from, and whether these overlap."""
     notes = report.provenance.notes
     task, split = notes.get("task"), notes.get("split")
-    asked = f"{notes['problems']} problems" + (f" of {task}" if task else "") + (f" ({split})" if split else "")
+    problems = f"{notes['problems']} problems" + (f" of {task}" if task else "") + (f" ({split})" if split else "")
     made = {name: str(about["made_from"]) for name, about in report.conditions.items() if about.get("made_from")}
     overlap = {name: about["overlap"] for name, about in report.conditions.items() if about.get("overlap")}
     origin = f" Made from {' and '.join(dict.fromkeys(made.values()))}" if made else ""
     if overlap:
         worst = max(overlap.values())
-        return (
-            f"NOT held out: {asked}.{origin}; {worst} of these are among the {notes['problems']} judged on ({', '.join(overlap)})."
-        )
+        return f"NOT held out: {problems}.{origin}; {worst} of these are among the {notes['problems']} judged on ({', '.join(overlap)})."
     if made:
         unknown = [name for name, about in report.conditions.items() if name != report.base and not about.get("made_from")]
         rest = f" What {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} made from is not recorded." if unknown else ""
-        return f"Held-out problems: {asked}.{origin}, none of them judged on.{rest}"
+        return f"Held-out problems: {problems}.{origin}, none of them judged on.{rest}"
     return (
-        f"{asked[0].upper()}{asked[1:]}. What the models were made from is not recorded."
+        f"{problems[0].upper()}{problems[1:]}. What the models were made from is not recorded."
         if len(report.conditions) > 1
-        else f"{asked}."
+        else f"{problems}."
     )
 
 
 def as_json(report: Report, summary: pd.DataFrame, **more: Any) -> dict[str, Any]:
-    """``{"conditions": {name: {about..., "metrics": {metric: {mean, low, high}}}}, "paired": {...}, "provenance"}``."""
+    """Return a report for JSON.
+
+    Args:
+        summary: From ``evaluate.summary``.
+        more: Additional entries.
+
+    Returns:
+        ``{"base", "conditions": {name: {about..., "metrics": {metric: {mean, low, high}}}}, "paired": {name: {metric: {mean, low,
+        high}}}, "provenance"}``; ``paired`` holds the differences to base.
+    """
     conditions, paired = {}, {}
     for name, about in report.conditions.items():
         rows = summary[summary["condition"] == name].set_index("metric")
-        own = {m: {k: float(row[k]) for k in ("mean", "low", "high")} for m, row in rows.iterrows()}
-        conditions[name] = {**about, "metrics": own}
+        metrics = {m: {k: float(row[k]) for k in ("mean", "low", "high")} for m, row in rows.iterrows()}
+        conditions[name] = {**about, "metrics": metrics}
         if name != report.base:
             paired[name] = {
                 m: {k: float(row[c]) for k, c in (("mean", "difference"), ("low", "difference_low"), ("high", "difference_high"))}
@@ -82,13 +92,18 @@ def as_json(report: Report, summary: pd.DataFrame, **more: Any) -> dict[str, Any
     return {"base": report.base, "conditions": conditions, "paired": paired, "provenance": report.provenance, **more}
 
 
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table for JSON; what has no value (NaN) is ``None``."""
+def json_records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table for JSON; missing values (NaN) become ``None``."""
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
-def board(summary: pd.DataFrame, *, base: str = "base", metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:
-    """Return the headline table as text cells: mean, and the paired difference to base with its 95 % interval."""
+def headline_table(summary: pd.DataFrame, *, base: str = "base", metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:
+    """Return one row of text cells per condition: mean, and the paired difference to base with its 95 % interval.
+
+    Args:
+        summary: From ``evaluate.summary``.
+        metrics: Columns; metrics that the summary lacks are left out.
+    """
     rows = {}
     for name, part in summary.groupby("condition", sort=False):
         cells = part.set_index("metric")
@@ -97,21 +112,21 @@ def board(summary: pd.DataFrame, *, base: str = "base", metrics: Sequence[str] =
 
 
 def _cell(metric: str, row: pd.Series, is_base: bool) -> str:
-    own = {k: row[k] for k in ("mean", "low", "high")}
+    estimate = {k: row[k] for k in ("mean", "low", "high")}
     change = {k: row[c] for k, c in (("mean", "difference"), ("low", "difference_low"), ("high", "difference_high"))}
-    flat = own if is_base else change
-    note = "no variance" if flat["low"] == flat["high"] else ""
-    return cell(metric, own, None if is_base else change, note=note)
+    interval = estimate if is_base else change
+    note = "no variance" if interval["low"] == interval["high"] else ""
+    return cell(metric, estimate, None if is_base else change, note=note)
 
 
-def page(title: str, intro: str, table: pd.DataFrame, sections: Sequence[Section], path: str | Path) -> Path:
-    """Write one self-contained page: the table, then the sections with interactive figures."""
+def write_page(title: str, intro: str, table: pd.DataFrame, sections: Sequence[Section], path: str | Path) -> Path:
+    """Write a self-contained HTML page: title, introduction, table, and sections with interactive figures. Return its path."""
     parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>", table_html(table)]
     first = True
     for section in sections:
         parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>")
         for figure in section.figures:
-            # The library travels inside the page once, so that it works offline.
+            # The first figure brings the plotly library into the page, so that the page works offline.
             parts.append(figure.to_html(full_html=False, include_plotlyjs=first, config=_PLOTLY))
             first = False
         parts.append(section.html)
@@ -121,7 +136,7 @@ def page(title: str, intro: str, table: pd.DataFrame, sections: Sequence[Section
 
 
 def table_html(table: pd.DataFrame) -> str:
-    """A table of text cells, rows named by its index; what follows a cell's first blank stands small under it."""
+    """Return a table of text cells as HTML, with its index as first column. Text after a cell's first blank is small, on a second line."""
     head = "".join(f"<th>{html.escape(str(c))}</th>" for c in (table.index.name or "condition", *table.columns))
     body = "".join(
         f"<tr><td>{html.escape(str(name))}</td>" + "".join(f"<td>{_lines(str(cell))}</td>" for cell in row) + "</tr>"
@@ -136,7 +151,12 @@ def _lines(cell: str) -> str:
 
 
 def write(directory: str | Path, report: Report, *, seed: int = 0, **more: Any) -> pd.DataFrame:
-    """Write ``report.json`` and ``rows.parquet`` into a directory; returns the summary."""
+    """Write ``report.json`` and ``rows.parquet`` into a directory; return the summary.
+
+    Args:
+        seed: Seed of the bootstrap.
+        more: Additional entries of ``report.json``.
+    """
     summary = evaluate.summary(report, seed=seed)
     store.write_json(as_json(report, summary, **more), Path(directory) / "report.json")
     store.save_table(report.rows, Path(directory) / "rows.parquet")
@@ -144,10 +164,13 @@ def write(directory: str | Path, report: Report, *, seed: int = 0, **more: Any) 
 
 
 def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame, *, on: str) -> str:
-    """Markdown card of an edited checkpoint: front matter, what was edited and why, how it measured.
+    """Return the model card of an edited checkpoint as markdown: front matter, the edit and its reason, the measurements.
 
     Args:
-        on: What it was measured on: a sentence of :func:`judged_on`.
+        base: Name of the base model.
+        heads: One row per edited head.
+        table: Conditions by metrics, from :func:`headline_table`.
+        on: The problems measured on: a sentence of :func:`judged_on`.
     """
     p = plan.provenance
     return f"""---
@@ -168,12 +191,12 @@ direction of thinking length at each layer. No other weight differs from the bas
 
 ## Why these
 
-They write the most towards *short* thinking. {_origin(plan)} Base weights: SHA-256 `{p.fingerprint}`.
+These heads contribute most towards *short* thinking. {_origin(plan)} Base weights: SHA-256 `{p.fingerprint}`.
 
 ## Measured
 
 {on} Mean, and in brackets the paired difference to base with its 95 % interval (bootstrap over problems). The controls edit other heads of the same layers,
-or the same heads along random directions of those they can write.
+or the same heads along random directions that these heads can write.
 
 {markdown(table)}
 
@@ -182,11 +205,11 @@ Made with reasoning-length-toolkit {p.toolkit_version}. `edit.json` holds the pl
 
 
 def vector_card(direction: Direction, *, table: pd.DataFrame | None = None, on: str = "", figures: Sequence[str] = ()) -> str:
-    """Markdown card of a folder of ``vectors.folder``: front matter, what the vector is, how to use it, how it measured.
+    """Return the card of a steering vector's folder (``vectors.folder``) as markdown: front matter, the vector, its use, measurements.
 
     Args:
-        table: Conditions by metrics, such as :func:`board` of a comparison; without one the card says that nothing was measured.
-        on: What it was measured on: a sentence of :func:`judged_on`.
+        table: Conditions by metrics, such as a :func:`headline_table`; without one the card says that nothing was measured.
+        on: The problems measured on: a sentence of :func:`judged_on`.
         figures: File names of figures in the folder.
     """
     p = direction.provenance
@@ -234,7 +257,7 @@ Made with reasoning-length-toolkit {p.toolkit_version}.
 
 
 def _yaml(name: str) -> str:
-    """A name as YAML text: as it is where that is plainly a string, else as a string of JSON, which is one of YAML too."""
+    """Return a name as a YAML string: unquoted if YAML reads that as a string, else quoted as in JSON."""
     return name if re.fullmatch(r"[A-Za-z]+[-/][\w./-]*\w", name, re.ASCII) else json.dumps(name, ensure_ascii=False)
 
 
@@ -247,7 +270,7 @@ def _described(v: Direction) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table as GitHub markdown."""
+    """Return a table with its index as a GitHub markdown table."""
     head = [table.index.name or "", *map(str, table.columns)]
     rows = [
         [str(name), *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row)]

@@ -1,7 +1,7 @@
-"""Steps of thinking: where they start in the text, and which tokens they are.
+"""Cut thinking into steps: the text and the tokens of each.
 
-A *splitter* is a function from a text to the character offsets at which its steps start; every character belongs to exactly one
-step, and so does every think token. Splitters of one's own are plain functions.
+A *splitter* is a plain function from a text to the character offsets at which its steps start. Every character belongs to exactly one
+step, and so does every think token.
 """
 
 from __future__ import annotations
@@ -17,34 +17,46 @@ from toolkit.lm import LM
 from toolkit.types import Rollout, Span
 
 Splitter = Callable[[str], Sequence[int]]
-"""Text -> character offsets of the starts of its steps, ascending; text before the first belongs to the first."""
+"""Text -> ascending character offsets at which its steps start. Text before the first offset belongs to the first step."""
 
-BYTES = 4  # tokens that one character may be split into: UTF-8 has at most four bytes
+BYTES = 4  # most tokens per character: UTF-8 has at most four bytes
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its tokens (positions in the full sequence; empty if a token before it holds it whole) and its text."""
+    """One step of thinking.
+
+    Attributes:
+        span: Its tokens, as positions in the full sequence; empty if its whole text lies in a token of the step before.
+        text: Its text.
+    """
 
     span: Span
     text: str
 
 
 def lines(text: str) -> list[int]:
-    """A step is a line; blank lines belong to the step before them."""
+    """Split at line starts; blank lines belong to the step before them.
+
+    >>> lines("17+5=22\\n22-9=13\\n")
+    [0, 8]
+    """
     return [m.start() for m in re.finditer(r"^[^\S\n]*\S", text, re.MULTILINE)]
 
 
 def paragraphs(text: str) -> list[int]:
-    """A step is a paragraph: what blank lines set apart."""
+    """Split at blank lines, so that each step is a paragraph."""
     return [m.end() for m in re.finditer(r"(?:\A|\n[^\S\n]*\n)\s*(?=\S)", text)]
 
 
 def at_cues(pattern: str) -> Splitter:
-    """A step starts wherever a pattern is found, e.g. ``at_cues(r"\\b(Wait|Alternatively|So)\\b")``.
+    """Return a splitter that starts a step at every match of a regular expression.
 
     Raises:
         ValueError: the pattern is no regular expression, or matches the empty text.
+
+    >>> at_cues(r"\\b(Wait|So)\\b")("5 and 3. Wait, 5 and 4. So 9.")
+    [9, 24]
     """
     try:
         cue = re.compile(pattern, re.MULTILINE)
@@ -52,48 +64,51 @@ def at_cues(pattern: str) -> Splitter:
         raise ValueError(f"The step cue {pattern!r} is no regular expression: {error}.") from error
     if cue.match(""):
         raise ValueError(
-            f"The step cue {pattern!r} matches the empty text, so it would split everywhere: make it ask for something."
+            f"The step cue {pattern!r} matches the empty text, so it would split everywhere: give a pattern that matches some text."
         )
     return lambda text: [m.start() for m in cue.finditer(text)]
 
 
-def cut(text: str, split: Splitter = lines) -> list[tuple[int, int]]:
-    """Character ranges of the steps of a text; together they are the whole text. None if it is blank."""
+def step_ranges(text: str, split: Splitter = lines) -> list[tuple[int, int]]:
+    """Return the character ranges ``(start, stop)`` of the steps of a text, which together cover it; no range for a blank text."""
     if not text.strip():
         return []
     starts = [0, *sorted({start for start in split(text) if 0 < start < len(text)})]
-    # What stands before the first step, such as a line's end after the tag, belongs to it.
+    # White space before the first step, such as the line's end after the tag, belongs to that step.
     if len(starts) > 1 and not text[: starts[1]].strip():
         starts.pop(1)
     return list(pairwise([*starts, len(text)]))
 
 
-def pieces(lm: LM, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds to the tokens before it.
+def token_texts(lm: LM, ids: Sequence[int]) -> list[str]:
+    """Return the text that each token adds to the tokens before it; joined, these are the whole text.
 
-    Joined, they are the text of all. A character made of several tokens belongs to the last of them; the others are empty.
+    A character made of several tokens is the text of the last of them; the others have an empty text.
     """
-    found: list[str] = []
+    texts: list[str] = []
     start = read = 0
     for stop in range(1, len(ids) + 1):
-        # A token is read beside those before it, since many tokenizers drop the blank in front of a text's first token.
+        # A token is decoded together with those before it, since many tokenizers drop the blank in front of a text's first token.
         before, now = lm.text(ids[start:read]), lm.text(ids[start:stop])
         if now.endswith("\ufffd") and stop < len(ids) and stop - read < BYTES:
-            found.append("")
+            texts.append("")
             continue
-        found.append(now[len(before) :])
+        texts.append(now[len(before) :])
         start, read = read, stop
-    return found
+    return texts
 
 
-def of(lm: LM, rollout: Rollout, split: Splitter = lines) -> list[Step]:
-    """The steps of a rollout's think span; a token belongs to the step in which its text begins. None without thinking."""
+def think_steps(lm: LM, rollout: Rollout, split: Splitter = lines) -> list[Step]:
+    """Return the steps of a rollout's think span; an empty list without thinking.
+
+    A token belongs to the step in which its text begins.
+    """
     if rollout.think is None:
         return []
     first, stop = rollout.think.start, rollout.think.stop
-    parts = pieces(lm, rollout.token_ids[first:stop])
+    parts = token_texts(lm, rollout.token_ids[first:stop])
     text, offsets = "".join(parts), [0, *accumulate(map(len, parts))][:-1]
-    ranges = cut(text, split)
+    ranges = step_ranges(text, split)
     edges = [first + int(np.searchsorted(offsets, start)) for start, _ in ranges[1:]]
     spans = [Span(a, b) for a, b in pairwise([first, *edges, stop])]
     return [Step(span, text[a:b]) for span, (a, b) in zip(spans, ranges, strict=True)] if ranges else []

@@ -1,7 +1,7 @@
 """One response as HTML: tokens coloured by entropy, thinking and answer set apart, steps numbered, failed steps and re-checks marked.
 
-:func:`fragment` goes into a saved report or, through ``IPython.display.HTML``, into Jupyter; :func:`page` is a file of its own. No
-script, nothing loaded: hovering or clicking a token shows its entropy and probability.
+Use :func:`fragment` in a saved report, or in Jupyter through ``IPython.display.HTML``; :func:`html_page` is a whole page. Nothing is
+loaded and no script runs. Hovering over or clicking a token shows its entropy and probability.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from textwrap import shorten
 from toolkit import steps
 from toolkit.lm import LM
 from toolkit.methods.failed_steps import Chain
-from toolkit.methods.phase_entropy import phase_means, recorded
+from toolkit.methods.phase_entropy import entropies_of, phase_means
 from toolkit.types import Problem, Rollout, Span
 
-HUE = "230,120,0"  # an orange that dark text stays readable on; depth alone carries entropy, so no colour has to be told apart
-NAME = 60  # characters of a problem's id that are shown
+HUE = "230,120,0"  # an orange on which dark text is readable; only its opacity shows entropy, so colour blindness does not matter
+NAME = 60  # longest problem id in the heading, in characters
 DEEPEST = 0.85  # opacity of the highest entropy
 _STYLE = f"""<style>
 .rl-t{{font:15px/1.7 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;color:#1a1a1a;background:#fff;border:1px solid #ddd;
@@ -50,24 +50,24 @@ font:12px/1.5 system-ui,sans-serif;padding:.2rem .5rem;border-radius:4px;white-s
 def fragment(
     lm: LM, rollout: Rollout, *, chain: Chain | None = None, problem: Problem | None = None, top: float | None = None
 ) -> str:
-    """One response as a self-contained piece of HTML.
+    """Return one response as a self-contained HTML fragment.
 
     Args:
-        chain: Its steps and which of them failed, from ``failed_steps.chain``; without one, steps are lines and nothing is marked.
-        problem: Shows the gold answer.
-        top: Entropy (nats) of the deepest colour, so that transcripts can be compared; default: the response's highest.
+        chain: Its steps with their marks, from ``failed_steps.chain``; without one, steps are lines and none is marked.
+        problem: If given, its gold answer is shown.
+        top: Entropy (nats) of the deepest colour; give the same to all transcripts to compare them. Default: the response's highest.
 
     Raises:
-        phase_entropy.NoEntropiesError: the rollout carries no entropies.
+        phase_entropy.NoEntropiesError: the rollout has no entropies.
         ValueError: ``top`` is not positive, or the chain was read from text and does not say which tokens its steps are.
     """
-    h = recorded(rollout)
+    h = entropies_of(rollout)
     if top is not None and not top > 0:
         raise ValueError(f"top={top}: the entropy of the deepest colour must be above 0 nats.")
     tokens = _tokens(lm, rollout, top or float(h.max()) or 1.0)
     start, end = rollout.prompt_len, len(rollout.token_ids)
     think, answer = rollout.think, rollout.answer
-    if think is not None and answer is not None and answer.start < think.stop:  # no tag tells them apart: shown once
+    if think is not None and answer is not None and answer.start < think.stop:  # no tag separates them: show both as thinking
         answer = None
     parts = [_part("prompt", "prompt", f"<span class='prompt'>{html.escape(lm.text(rollout.token_ids[:start]))}</span>")]
     if think is not None:
@@ -80,13 +80,13 @@ def fragment(
     else:
         start_answer = start
     if answer is not None:
-        own, rest = tokens[start_answer - start : answer.stop - start], tokens[answer.stop - start :]
-        parts.append(_part("answer", f"answer · {_tokens_in(answer)}", f"{''.join(own)}{_tag(rest)}"))
+        inside, rest = "".join(tokens[start_answer - start : answer.stop - start]), tokens[answer.stop - start :]
+        parts.append(_part("answer", f"answer · {_tokens_in(answer)}", f"{inside}{_tag(rest)}"))
     return f"{_STYLE}<div class='rl-t'>{_head(rollout, problem)}{''.join(parts)}{_key(chain, top or float(h.max()))}</div>"
 
 
-def page(title: str, fragments: Sequence[str]) -> str:
-    """Transcripts as a page of their own; write it with ``store.write_text``."""
+def html_page(title: str, fragments: Sequence[str]) -> str:
+    """Return an HTML page of transcripts; write it with ``store.write_text``."""
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title>"
     style = "<style>body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1040px;margin:2rem auto;padding:0 1rem}h1{font-size:1.5rem}</style>"
     body = f"<h1>{html.escape(title)}</h1>{''.join(fragments)}"
@@ -94,18 +94,18 @@ def page(title: str, fragments: Sequence[str]) -> str:
 
 
 def _tokens(lm: LM, r: Rollout, top: float) -> list[str]:
-    """Each response token as HTML."""
-    found = []
-    pieces = steps.pieces(lm, r.token_ids[r.prompt_len :])
-    for i, (piece, entropy) in enumerate(zip(pieces, recorded(r).tolist(), strict=True)):
+    """Return each response token as HTML."""
+    tokens = []
+    texts = steps.token_texts(lm, r.token_ids[r.prompt_len :])
+    for i, (piece, entropy) in enumerate(zip(texts, entropies_of(r).tolist(), strict=True)):
         depth = DEEPEST * min(entropy / top, 1.0)
         hover = f"{_named(piece)}  {entropy:.3f} nats"
         if r.logprobs is not None:
             hover += f", p = {_probability(r.logprobs[i])}"
-        shown = html.escape(piece).replace("\n", "<span class='nl'>↵</span>\n") or "<span class='nl'>·</span>"
+        visible = html.escape(piece).replace("\n", "<span class='nl'>↵</span>\n") or "<span class='nl'>·</span>"
         colour = f" style='background:rgba({HUE},{depth:.2f})'" if depth >= 0.005 else ""
-        found.append(f"<i tabindex='-1' data-t='{html.escape(hover, quote=True)}'{colour}>{shown}</i>")
-    return found
+        tokens.append(f"<i tabindex='-1' data-t='{html.escape(hover, quote=True)}'{colour}>{visible}</i>")
+    return tokens
 
 
 def _tokens_in(span: Span) -> str:
@@ -131,7 +131,7 @@ def _part(kind: str, name: str, body: str) -> str:
 
 def _steps(lm: LM, r: Rollout, chain: Chain | None, tokens: Sequence[str]) -> str:
     rows = []
-    for i, step in enumerate(chain.steps if chain else steps.of(lm, r)):
+    for i, step in enumerate(chain.steps if chain else steps.think_steps(lm, r)):
         failed, review = (chain.failed[i], chain.review[i]) if chain else (False, False)
         label = f"{i + 1}" + " ✗" * failed + (" re-check" if review else " failed" if failed else "")
         kind = "step" + " failed" * failed + " review" * review
@@ -142,14 +142,14 @@ def _steps(lm: LM, r: Rollout, chain: Chain | None, tokens: Sequence[str]) -> st
 
 def _head(r: Rollout, problem: Problem | None) -> str:
     means = phase_means(r)
-    said = {"thinking": means.think, "answer": means.answer}
+    entropies = {"thinking": means.think, "answer": means.answer}
     facts = [
         f"<b>{html.escape(shorten(r.problem_id, NAME, placeholder=' …'))}</b>",
         f"sample {r.sample}",
         f"<b>{'✓ correct' if r.correct else '✗ wrong'}</b>",
     ]
     facts += [f"gold {html.escape(problem.answer)}"] if problem else []
-    facts += [f"mean entropy, {phase}: {mean:.3f} nats" for phase, mean in said.items() if mean is not None]
+    facts += [f"mean entropy, {phase}: {mean:.3f} nats" for phase, mean in entropies.items() if mean is not None]
     return f"<div class='head'>{''.join(f'<span>{fact}</span>' for fact in facts)}</div>"
 
 

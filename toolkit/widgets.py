@@ -1,4 +1,4 @@
-"""Jupyter: steering by hand (the response is generated as the controls move), and the curves of a training run as it goes on."""
+"""Jupyter widgets: controls for steering with a response that follows them, and learning curves of a run in progress."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ PHASES = ("all", "prompt", "think", "answer", "think+answer", "newest")
 _BOX = "display:inline-block;vertical-align:top;width:17rem;margin:.3rem;padding:.5rem;border:1px solid #ccc;border-radius:6px"
 
 
-def page(lm: LM, responses: Sequence[tuple[str, float, Rollout]]) -> str:
-    """Responses side by side as HTML: strength and length above, thinking in blue, the answer in bold."""
+def responses_html(lm: LM, responses: Sequence[tuple[str, float, Rollout]]) -> str:
+    """Return responses side by side as HTML: strength and length above, thinking in blue, the answer in bold.
+
+    Args:
+        responses: ``(prompt, strength, rollout)`` of each, from ``jobs.steered_responses``.
+    """
     boxes = []
     for _, strength, r in responses:
         start, stop = (r.think.start, r.think.stop) if r.think else (r.prompt_len, r.prompt_len)
@@ -34,17 +38,18 @@ def page(lm: LM, responses: Sequence[tuple[str, float, Rollout]]) -> str:
 
 
 def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0, 0.0, 1.0), *, during: str = "all") -> Any:
-    """The greedy response at a few strengths, as a picture that needs no widgets."""
+    """Return the greedy responses at a few strengths side by side, without ipywidgets (an ``IPython.display.HTML``)."""
     from IPython.display import HTML
 
     acts = {a: steering(v, a, during=during) for a in strengths}
-    return HTML(page(lm, jobs.steered_responses(lm, acts, [prompt], Sampling(temperature=0.0, max_new_tokens=400))))
+    return HTML(responses_html(lm, jobs.steered_responses(lm, acts, [prompt], Sampling(temperature=0.0, max_new_tokens=400))))
 
 
 def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
-    """Controls for steering ``lm`` along ``v``: prompt, strength (-most ... most), layers, phase, temperature.
+    """Return controls for steering ``lm`` along ``v``, with the responses that they give.
 
-    Without ipywidgets (extra ``notebook``) it is :func:`static`.
+    The controls are prompt, strength (``-most`` to ``most``), layers, phase and temperature. Without ipywidgets (the ``notebook``
+    extra) return :func:`static`.
     """
     try:
         import ipywidgets as w
@@ -59,41 +64,41 @@ def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
         "during": w.Dropdown(options=PHASES, description="phase", **{k: wide[k] for k in ("layout", "style")}),
         "temperature": w.FloatSlider(0.0, min=0.0, max=1.5, step=0.1, description="temperature", **wide),
     }
-    shown = w.HTML()
+    output = w.HTML()
 
     def generate(_: Any = None) -> None:
         now = {name: control.value for name, control in controls.items()}
         layers = range(now["layers"][0], now["layers"][1] + 1)
         acts = {a: steering(v, a, layers=layers, during=now["during"]) for a in dict.fromkeys((0.0, now["strength"]))}
         sampling = Sampling(temperature=now["temperature"], max_new_tokens=400)
-        shown.value = page(lm, jobs.steered_responses(lm, acts, [now["prompt"]], sampling))
+        output.value = responses_html(lm, jobs.steered_responses(lm, acts, [now["prompt"]], sampling))
 
     for control in controls.values():
         control.observe(generate, "value")
     generate()
-    return w.VBox([*controls.values(), shown])
+    return w.VBox([*controls.values(), output])
 
 
 def live(*, every: int = 5, metrics: Sequence[str] = ("accuracy", "think_tokens", "reward")) -> Any:
-    """A callback for training, ``Extras(callbacks=(live(),))``: learning curves that grow while the run goes on.
+    """Return a training callback, ``Extras(callbacks=(live(),))``, that draws learning curves while the run is in progress.
 
     Args:
-        every: Steps between pictures.
-        metrics: Columns of the log, one panel each.
+        every: Training steps between pictures.
+        metrics: Columns of the training log, one panel each.
     """
     from toolkit.grpo.log import Watch  # imports transformers' trainer, which nothing else here needs
 
-    shown: list[Any] = []
+    displays: list[Any] = []
 
     def show(rows: Sequence[dict[str, Any]]) -> None:
         from IPython.display import display
 
         figure = figures.learning_curves({"this run": pd.DataFrame(rows)}, metrics).update_layout(showlegend=False)
-        # As data: a figure displays itself anew instead of in its old place.
+        # Update the picture's data: displaying the figure again would add a second one below.
         picture = {"application/vnd.plotly.v1+json": json.loads(figure.to_json())}
-        if shown:
-            shown[0].update(picture, raw=True)
+        if displays:
+            displays[0].update(picture, raw=True)
         else:
-            shown.append(display(picture, raw=True, display_id=True))
+            displays.append(display(picture, raw=True, display_id=True))
 
     return Watch(show, every)

@@ -19,7 +19,8 @@ from dataclasses import replace
 
 from toolkit import lm as lms
 from toolkit.lm import LM
-from toolkit.tasks import needle, wordproblems, wordtraces
+from toolkit.tasks import needle, wordproblems
+from toolkit.tasks.generators import wordtraces
 from toolkit.types import Problem
 
 NEEDLE_SHARE = 0.04

@@ -22,7 +22,8 @@ from toolkit import lm as lms
 from toolkit.generate import Sampling
 from toolkit.lm import LM
 from toolkit.methods import failed_steps, phase_entropy
-from toolkit.tasks import needle, stories
+from toolkit.tasks import needle
+from toolkit.tasks.generators import stories
 from toolkit.types import Problem, Rollout
 
 HERE = Path(__file__).parent

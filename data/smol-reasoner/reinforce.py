@@ -26,7 +26,7 @@ from toolkit.grpo import advantages, recipes
 from toolkit.grpo.run import Run, train
 from toolkit.grpo.trainer import Extras
 from toolkit.lm import LM
-from toolkit.rewards import RewardBatch, Scored
+from toolkit.rewards import RewardBatch, RewardValues
 
 TASK = "wordproblems"
 LOGGED = ("step", "accuracy", "think_tokens", "zero_std", "entropy", "grad_norm", "step_time")
@@ -44,13 +44,13 @@ class Evened:
     name: ClassVar[str] = "evened"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "think_tokens"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         correct, length = np.asarray(batch["correct"], float), np.asarray(batch["think_tokens"], float)
         length = length - advantages.group_mean(length, batch.groups)
         covariance, variance = (advantages.group_mean(length * v, batch.groups) for v in (correct, length))
         slope = np.divide(covariance, variance, out=np.zeros_like(covariance), where=variance > 0)
-        return Scored.sum(correctness=correct, length=-self.share * slope * length)
+        return RewardValues.sum(correctness=correct, length=-self.share * slope * length)
 
 
 def adapted(start: Path, base: LM) -> LM:

@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 STRENGTHS = (-2.0, -1.0, 1.0, 2.0)  # at 4, both directions broke the first stage's model: at most 6 % correct when steered shorter
 SWEEPS = {
     OURS: doses.DoseSweep(STRENGTHS),
-    "Efficiency Steering": doses.DoseSweep(STRENGTHS, (15,), Scope.of("newest")),
+    "Efficiency Steering": doses.DoseSweep(STRENGTHS, (15,), Scope.parse("newest")),
 }
 # Smallest effects that matter: points of accuracy, share of base's length, needles, correlations and nats (ours)
 POINTS, TOKENS, NEEDLES, SMALL = 0.03, 0.05, 0.1, 0.1
@@ -73,7 +73,7 @@ def measure(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, 
                 response = dose_response(ground, name, problems)
                 trends = {d: doses.monotonicity(response, d) for d in (name, doses.RANDOM)}
                 trends = {d: None if np.isnan(v) else v for d, v in trends.items()}
-                store.write_json({"spearman": trends, "doses": report.records(response.table)}, file)
+                store.write_json({"spearman": trends, "doses": report.json_records(response.table)}, file)
     boards.run(ground, specs, wait=wait, progress=wait)
 
 
@@ -230,10 +230,12 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
     store.write_json(heads, out / "heads.json")
     top = retrieval.top_heads(ground.measure_retrieval())
     sparse = retrieval.sparsity(ground.measure_retrieval(), "smol-reasoner")
-    store.write_json({"heads": report.records(top), "sparsity": report.records(sparse.reset_index())}, out / "retrieval.json")
+    store.write_json(
+        {"heads": report.json_records(top), "sparsity": report.json_records(sparse.reset_index())}, out / "retrieval.json"
+    )
     table = reading.AlignedResults(reading.condition_results(ground, specs))
     effects = every_claim(table, float(table.value(BASE, "think_tokens").mean()))
-    store.write_json(claims.records(effects), out / "claims.json")
+    store.write_json(claims.json_records(effects), out / "claims.json")
     cells = boards.text_table(board, ("accuracy", "think_tokens", "shortest_20", "retrieved", "think_entropy", "never_closed"))
     seeded = sum(spec.seeded for spec in specs)
     text = PAGE.format(
@@ -244,7 +246,7 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
         points=100 * POINTS,
         share=100 * TOKENS,
         steps=ground.sizes.training.steps,
-        claims=report.markdown(claims.table(effects)),
+        claims=report.markdown(claims.verdict_table(effects)),
         seeds=f"What is random or trained ({seeded} conditions) was measured from {ground.sizes.seeds} seed(s); below {stats.FEW_SEEDS} it is not judged.",
         board=report.markdown(cells),
         doses=report.markdown(dose_table(responses)),

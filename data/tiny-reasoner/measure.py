@@ -14,6 +14,7 @@ import numpy as np
 
 from toolkit import generate, lm, stats, tasks
 from toolkit.generate import Sampling
+from toolkit.tasks.generators import cues
 from toolkit.types import Rollout
 
 HERE = Path(__file__).parent
@@ -91,8 +92,8 @@ def main() -> None:
             head_dim=config.head_dim,
             seed=0,
             tokens=log[-1]["tokens"] / 1e6,
-            cues=", ".join(tasks.words.CUES),
-            neutral=", ".join(tasks.words.NEUTRAL),
+            cues=", ".join(cues.CUES),
+            neutral=", ".join(cues.NEUTRAL),
             n=len(problems),
             table=table,
         )

@@ -23,7 +23,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from toolkit.tasks import arithmetic, lookup, traces
+from toolkit.tasks import arithmetic, lookup
+from toolkit.tasks.generators import traces
 from toolkit.types import Problem
 
 SPECIALS = ["<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "<|end|>", "<think>", "</think>"]

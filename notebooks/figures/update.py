@@ -37,7 +37,7 @@ def main() -> None:
 
     written = json.loads((ROOT / "runs/demo/report.json").read_text())
     measured = summary(written)
-    board = report.board(measured, metrics=METRICS).to_dict("index")
+    board = report.headline_table(measured, metrics=METRICS).to_dict("index")
     (HERE / "demo.json").write_text(json.dumps(board, indent=1) + "\n")
     readme.update(["demo"])
     publish.draw(figures.length_accuracy(measured), HERE / "length_accuracy.png", 920, 440)

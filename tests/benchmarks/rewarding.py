@@ -39,7 +39,7 @@ def saved() -> list[Rollout]:
 def main() -> None:
     start()
     found = saved()
-    batch = RewardBatch.of(found, split="eval").having(budget=np.full(N, 100), logprob_without=np.zeros(N))
+    batch = RewardBatch.from_rollouts(found, split="eval").with_columns(budget=np.full(N, 100), logprob_without=np.zeros(N))
     ids = [list(r.token_ids[r.prompt_len :]) for r in found]
     right = np.array([by_parity(r) == "long" for r in found])
     overlong = get_soft_overlong_punishment(200, 50)
@@ -86,7 +86,7 @@ def main() -> None:
     rows.insert(0, Row("rewards: slowest closed-form reward, million rows per second", median(speeds[slowest]), (low, high), ">= 1",
                        "tests/test_rewards.py", f"{slowest}: sorting rows into groups; of {len(speeds)} rewards the median reaches {median([median(s) for s in speeds.values()]):.0f}"
                        + (f"; missing: {missing}" if missing else "")))  # fmt: skip
-    columns = turns({"columns": lambda: RewardBatch.of(found, split="eval")}, 3)["columns"]
+    columns = turns({"columns": lambda: RewardBatch.from_rollouts(found, split="eval")}, 3)["columns"]
     rows.append(
         Row(
             "rewards: columns made from rollouts, million rows per second",

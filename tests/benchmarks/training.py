@@ -133,7 +133,7 @@ def main() -> None:
 
     def right(prompts, completion_ids, problem_id, **_):
         rows = zip(problem_id, completion_ids, strict=True)
-        return [float(generate.graded(lm, by_id[i], lm.prompt_ids(by_id[i].messages), ids).correct) for i, ids in rows]
+        return [float(generate.rollout_from_tokens(lm, by_id[i], lm.prompt_ids(by_id[i].messages), ids).correct) for i, ids in rows]
 
     with tempfile.TemporaryDirectory() as folder:
         passed = gate(lm, problems, recipe, Path(folder))

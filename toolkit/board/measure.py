@@ -27,7 +27,8 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.edit import OURS, Finding
 from toolkit.lm import LM, Condition
 from toolkit.methods import failed_steps, phase_entropy, retrieval_heads
-from toolkit.tasks import execution, haystack, running_sum
+from toolkit.tasks import haystack, running_sum
+from toolkit.tasks.grading import execution
 from toolkit.types import Problem, Rollout
 
 ROWS, POINTS, ABOUT = "rows.parquet", "points.parquet", "about.json"
@@ -134,7 +135,7 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
 
 def _rows(lm: LM, responses: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
     """One row per rollout: the columns of a report, and ``no_think``, ``answer``, ``text``, phase entropies, failed steps, re-checks."""
-    table = evaluate.table(responses, problems)
+    table = evaluate.rollout_table(responses, problems)
     entropies = phase_entropy.table(responses)
     chains = failed_steps.chains(lm, responses, problems, failed_steps.fitting)
     answers = [lm.text(r.token_ids[r.answer.start : r.answer.stop], special=False).strip() if r.answer else None for r in responses]
@@ -175,10 +176,10 @@ def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
     """Accuracy on each further task, and step accuracy on chains of additions longer than the tiny reasoner's training."""
     sampling = Sampling(1, temperature=0.0, max_new_tokens=ground.sizes.unseen_tokens)
     responses = rollouts(condition, ground.unseen, sampling, progress=False)
-    table = evaluate.table(responses, ground.unseen).set_index("problem_id")
+    table = evaluate.rollout_table(responses, ground.unseen).set_index("problem_id")
     parts = [points(f"accuracy_{task}", part["correct"]) for task, part in table.groupby("task", sort=False)]
     chains = {
-        p.id: running_sum.of(condition.lm, r, p)
+        p.id: running_sum.read_rollout(condition.lm, r, p)
         for r, p in zip(responses, ground.unseen, strict=True)
         if p.meta.get("task") == "running_sum"
     }

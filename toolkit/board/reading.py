@@ -19,7 +19,7 @@ from toolkit.board.ground import Ground
 from toolkit.board.measure import Result, read_result
 from toolkit.board.page import write_page
 from toolkit.board.spec import BASE, Spec
-from toolkit.metrics import METRICS, Judge, Judged, Outcomes, assumed_aes, cell, described
+from toolkit.metrics import METRICS, Judge, MetricEffect, Outcomes, assumed_aes, cell, described
 from toolkit.stats import Effect
 
 LEVELS = ("easy", "medium", "hard")
@@ -87,10 +87,10 @@ class AlignedResults:
         """Comparison by metrics of the main rollouts that are not means of one value per problem."""
         # The board shows ``never_closed`` instead of ``closed``.
         names = [m for m, about in METRICS.items() if about.how and m not in self.problems and m != "closed"]
-        return Judge.of(self.outcomes(BASE)[0], names)
+        return Judge.against(self.outcomes(BASE)[0], names)
 
     @cached_property
-    def base(self) -> dict[str, Judged]:
+    def base(self) -> dict[str, MetricEffect]:
         """Estimates of every metric of base."""
         return _unbounded(self, BASE)
 
@@ -103,29 +103,29 @@ class AlignedResults:
         seeded = any(self.by_name[n].spec.varies for n in (name, other))
         if metric in self.problems:
             return stats.mean_effect(self.value(name, metric), self.value(other, metric), seeded=seeded)
-        judge = Judge.of(self.outcomes(other)[0], [metric])
-        return judge.judged(self.outcomes(name), seeded=seeded)[metric].change
+        judge = Judge.against(self.outcomes(other)[0], [metric])
+        return judge.effects(self.outcomes(name), seeded=seeded)[metric].change
 
     def outcomes(self, name: str) -> list[Outcomes]:
         """Return the outcomes of the main rollouts, one per seed."""
-        return [Outcomes.of(r.rows, self.main) for r in self.by_name[name].results]
+        return [Outcomes.from_rows(r.rows, self.main) for r in self.by_name[name].results]
 
 
 def estimates(table: AlignedResults, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
     """Return the estimates of every metric of a condition, and the paired differences to base."""
-    judged = {m: e.bounded(m, table.base[m].own) for m, e in _unbounded(table, name).items()}
-    return {m: e.own for m, e in judged.items()}, {m: e.change for m, e in judged.items()}
+    judged = {m: e.within_bounds(m, table.base[m].estimate) for m, e in _unbounded(table, name).items()}
+    return {m: e.estimate for m, e in judged.items()}, {m: e.change for m, e in judged.items()}
 
 
-def _unbounded(table: AlignedResults, name: str) -> dict[str, Judged]:
+def _unbounded(table: AlignedResults, name: str) -> dict[str, MetricEffect]:
     """Estimates and differences to base whose intervals are not yet cut to the metric's range."""
-    seeded, judged = table.by_name[name].spec.varies, dict[str, Judged]()
+    seeded, judged = table.by_name[name].spec.varies, dict[str, MetricEffect]()
     for metric in table.problems:
         values, base = table.value(name, metric), table.value(BASE, metric)[:1]
         if not np.isnan(values).all():
             estimate, change = (stats.mean_effect(values, minus, seeded=seeded) for minus in (None, base))
-            judged[metric] = Judged(estimate, change)
-    return judged | table.judge.judged(table.outcomes(name), seeded=seeded)
+            judged[metric] = MetricEffect(estimate, change)
+    return judged | table.judge.effects(table.outcomes(name), seeded=seeded)
 
 
 def levels(rows: pd.DataFrame) -> pd.Series:
@@ -310,9 +310,9 @@ def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
     drawn = (
         ("Gains and damage", "Differences to base; no policy was trained on lookup.", figures.metric_differences(board, DAMAGE)),
         ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same base responses. The shift is that of the mean "
-         "state at the end of the residual stream, where lines of thinking begin. Grey: the range for differences between random classes of responses.", figures.shifts(board)),
+         "state at the end of the residual stream, where lines of thinking begin. Grey: the range for differences between random classes of responses.", figures.state_shifts(board)),
         ("Short-thinking heads", "On the same texts. If a trained policy thinks longer while these heads write the same, it uses other parts of the model.", figures.head_change(board)),
-        ("Chains of additions", "Below the line: worse than the step accuracy predicts. Above: re-checks correct wrong steps.", figures.against_expectation(board)),
+        ("Chains of additions", "Below the line: worse than the step accuracy predicts. Above: re-checks correct wrong steps.", figures.chain_accuracy(board)),
     )  # fmt: skip
     return [{"title": title, "text": text, "figure": figure.to_plotly_json()} for title, text, figure in drawn]
 

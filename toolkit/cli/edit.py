@@ -70,7 +70,7 @@ def demo(
     if as_json:
         print_json(store.read_json(out_dir / "report.json"))
         return
-    show(report.board(result), f"Test split of {task}: mean, and paired difference to base with its 95 % interval")
+    show(report.headline_table(result), f"Test split of {task}: mean, and paired difference to base with its 95 % interval")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the edited model is in [bold]{out_dir / 'edited'}[/bold].")
 
 
@@ -165,7 +165,7 @@ def thinkedit(
         print_json(report.as_json(measured, summary, plan=plan.reset_index().to_dict("records")))
         return
     out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
-    show(report.board(summary), "Mean, and paired difference to base with its 95 % interval")
+    show(report.headline_table(summary), "Mean, and paired difference to base with its 95 % interval")
     out.print(f"Saved to [bold]{out_dir}[/bold]; rollouts and numbers are in [bold]{work}[/bold].")
 
 
@@ -233,7 +233,7 @@ def rollouts(
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     chosen = tasks.load(task, split, problems, seed, lm=lm)
     responses = sample(lm, chosen, sampling, out=out_dir, about=jobs.origin(task, split, seed))
-    by_difficulty = evaluate.table(responses, chosen).groupby(["task", "difficulty"])
+    by_difficulty = evaluate.rollout_table(responses, chosen).groupby(["task", "difficulty"])
     columns = ["correct", "think_tokens", "response_tokens", "closed"]
     table = by_difficulty[columns].mean().astype(float).round(3).assign(rollouts=by_difficulty.size()).reset_index()
     if as_json:
@@ -355,5 +355,5 @@ def compare(
         print_json(report.as_json(measured, summary))
         return
     out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
-    show(report.board(summary, base=measured.base), "Mean, and paired difference to base with its 95 % interval")
+    show(report.headline_table(summary, base=measured.base), "Mean, and paired difference to base with its 95 % interval")
     out.print(f"Rollouts and numbers are in [bold]{directory}[/bold].")

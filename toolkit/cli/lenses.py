@@ -96,7 +96,7 @@ def retrieval_heads(
     )
     tables = jobs.retrieval_report(load_model(model, think, dtype, device, trust_remote_code, template), search, out_dir, say=say)
     if as_json:
-        print_json({"out": str(out_dir), **{name: report.records(table) for name, table in tables.items()}})
+        print_json({"out": str(out_dir), **{name: report.json_records(table) for name, table in tables.items()}})
         return
     show(tables["heads"].query("rank <= 5").set_index("ranking"), "Retrieval heads")
     columns = ["heads", "op", "during", "accuracy", "random", "more_than_random", "more_than_random_low", "more_than_random_high"]
@@ -155,7 +155,7 @@ def heads(
         sampled, about = source.rollouts, source.origin
     atlas = jobs.atlas(lm, study, settings, out_dir, rollouts=sampled, origin=about, say=say)
     if as_json:
-        print_json({"out": str(out_dir), **{name: report.records(table) for name, table in atlas.tables.items()}})
+        print_json({"out": str(out_dir), **{name: report.json_records(table) for name, table in atlas.tables.items()}})
         return
     show(atlas.heads.set_index("head").head(20).round(3), "Heads, by short-thinking score")
     show(atlas.overlaps.set_index("pair").round(3), "Do the scores find the same heads?")

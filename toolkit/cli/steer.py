@@ -177,7 +177,7 @@ def dose(
     from toolkit.types import Direction
 
     plan = doses.DoseSweep(
-        parse_numbers(alpha, "--alpha", float), parse_layers(layers), Scope.of(during), allow_overlap=allow_overlap
+        parse_numbers(alpha, "--alpha", float), parse_layers(layers), Scope.parse(during), allow_overlap=allow_overlap
     )
     v = store.load(vector, Direction)
     task = task_name or str(v.provenance.notes.get("task", "arithmetic"))

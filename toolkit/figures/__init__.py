@@ -1,22 +1,22 @@
-"""Plotly figures from values: no model, no files. Each returns a ``Figure`` that draws in Jupyter and in a saved page."""
+"""Plotly figures from values: no model, no files. Each function returns a ``Figure`` for Jupyter and for saved pages."""
 
 from toolkit.figures.atlas import agreement, attention, lenses
 from toolkit.figures.base import COLOURS
-from toolkit.figures.board import against_expectation, head_change, metric_differences, pareto, shifts
+from toolkit.figures.board import chain_accuracy, head_change, metric_differences, pareto, state_shifts
 from toolkit.figures.entropy import coefficients, correlation, entropy_by_position, entropy_filtering, phase_entropy
 from toolkit.figures.heads import head_scores
 from toolkit.figures.length import by_layer, differences, direction_norms, length_accuracy, length_distribution
-from toolkit.figures.paid import reward_pushes, rewards
 from toolkit.figures.retrieval import masking_curve, masking_forms, recall, sparsity, stability, thinking_or_not
-from toolkit.figures.steering import damage, dose_response, targets
+from toolkit.figures.rewards import reward_by_length, reward_pushes
+from toolkit.figures.steering import damage, dose_response, target_lengths
 from toolkit.figures.training import learning_curves, length_against_accuracy
 
 __all__ = [
     "COLOURS",
-    "against_expectation",
     "agreement",
     "attention",
     "by_layer",
+    "chain_accuracy",
     "coefficients",
     "correlation",
     "damage",
@@ -38,11 +38,11 @@ __all__ = [
     "pareto",
     "phase_entropy",
     "recall",
+    "reward_by_length",
     "reward_pushes",
-    "rewards",
-    "shifts",
     "sparsity",
     "stability",
-    "targets",
+    "state_shifts",
+    "target_lengths",
     "thinking_or_not",
 ]

@@ -1,4 +1,4 @@
-"""The head atlas: every head through every lens, which lenses agree, and what a head attends to."""
+"""The head atlas: scores of every head by every lens, agreement of the lenses, and attention of one head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from toolkit.types import HeadScores
 
 
 def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
-    """One row a lens, one column a head; each row divided by its largest absolute value."""
+    """Heat map of head scores, one row per lens and one column per head; each row is divided by its largest absolute value."""
     values = {name: s.score.numpy() for name, s in scores.items()}
     n_layers, n_heads = next(iter(values.values())).shape
     names = [f"{layer}.{head}" for layer in range(n_layers) for head in range(n_heads)]
@@ -40,7 +40,11 @@ def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
 
 
 def agreement(table: pd.DataFrame) -> go.Figure:
-    """Shared top heads of each pair of lenses; hover shows p-values and rank correlation (from ``jobs.agreement``)."""
+    """Heat map of the top heads that each pair of lenses shares; cells also show p-values and rank correlation.
+
+    Args:
+        table: From ``jobs.agreement``.
+    """
     pairs = table["pair"].str.split(" / ", expand=True)
     names = list(dict.fromkeys([*pairs[0], *pairs[1]]))
     at = {name: i for i, name in enumerate(names)}
@@ -70,7 +74,11 @@ def agreement(table: pd.DataFrame) -> go.Figure:
 def attention(
     weights: Float[Tensor, "queries keys"], queries: Sequence[str], keys: Sequence[str], title: str = "Attention"
 ) -> go.Figure:
-    """What some queries attend to: one row a query token, one column a key token, both as text (␣ a space, ↵ a line's end)."""
+    """Heat map of attention weights, one row per query token and one column per key token.
+
+    Args:
+        queries, keys: Text of the tokens; a space is shown as ␣, a line's end as ↵.
+    """
     heat = go.Heatmap(z=weights.numpy(), zmin=0, colorscale="Blues", colorbar={"title": "attention"}, xgap=1, ygap=1)
     heat.update(
         customdata=[[[q, k] for k in keys] for q in queries],
@@ -79,17 +87,17 @@ def attention(
     x = {
         "title": "attended token",
         "tickvals": list(range(len(keys))),
-        "ticktext": [_shown(text, 4) for text in keys],
+        "ticktext": [_visible(text, 4) for text in keys],
         "tickangle": 0,
     }
     y = {
         "title": "token before the emitted one",
         "tickvals": list(range(len(queries))),
-        "ticktext": [_shown(text) for text in queries],
+        "ticktext": [_visible(text) for text in queries],
     }
     return styled(go.Figure(heat), title, xaxis=x, yaxis={**y, "autorange": "reversed", "automargin": True})
 
 
-def _shown(text: str, most: int = 20) -> str:
+def _visible(text: str, most: int = 20) -> str:
     short = text if len(text) <= most else text[: most - 1] + "…"
     return {" ": "␣", "\n": "↵"}.get(short, short.replace("<", "&lt;"))

@@ -1,4 +1,4 @@
-"""Figures of a board (``board.json``): Pareto, what moves inside, equal budgets, damage."""
+"""Figures of a board (``board.json``): accuracy against length, shifts of hidden states, chains of additions, differences to base."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAMILIES = {
     "combined": ("combined", COLOURS[2], "hexagon"),
     "control": ("random controls", NEITHER, "x"),
 }
-"""Family of a condition -> what it is called, its colour and its symbol."""
+"""Family of a condition -> its title, colour and symbol."""
 
 Board = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ def _of(board: Board, family: str, metric: str = "accuracy") -> list[tuple[str, 
 
 
 def few_seeds(e: Mapping[str, Any]) -> bool:
-    """Whether an effect of a board is of too few seeds to be judged."""
+    """Return whether an effect of a board has too few seeds to be judged."""
     return "seed" in e.get("note", "")
 
 
@@ -41,21 +41,26 @@ def _error(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
-    """Accuracy against think tokens, colour and symbol by family, 95 % intervals both ways; ``labels`` are named in the figure.
-    Open symbols are conditions of too few seeds to be judged."""
+    """Accuracy against think tokens, one point per condition with 95 % intervals; colour and symbol show its family.
+
+    Open symbols are conditions with too few seeds to be judged.
+
+    Args:
+        labels: Conditions whose names are written in the figure.
+    """
     figure, few = go.Figure(), False
     for family, (title, colour, symbol) in reversed(FAMILIES.items()):  # base last, on top
-        found = _of(board, family, "think_tokens")
-        if not found:
+        conditions = _of(board, family, "think_tokens")
+        if not conditions:
             continue
-        x, y = ([c["metrics"][m] for _, c in found] for m in ("think_tokens", "accuracy"))
+        x, y = ([c["metrics"][m] for _, c in conditions] for m in ("think_tokens", "accuracy"))
         figure.add_scatter(
             x=[v["mean"] for v in x],
             y=[v["mean"] for v in y],
             error_x=_error(x) | {"color": colour},
             error_y=_error(y) | {"color": colour},
-            text=[name if name in labels else "" for name, _ in found],
-            hovertext=[name for name, _ in found],
+            text=[name if name in labels else "" for name, _ in conditions],
+            hovertext=[name for name, _ in conditions],
             textposition="top center",
             textfont={"size": 11},
             mode="markers+text",
@@ -69,13 +74,19 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
         few |= any(few_seeds(v) for v in y)
     layout = {"xaxis_title": "think tokens", "yaxis_title": "accuracy", "yaxis_tickformat": ".0%", "legend_traceorder": "reversed"}
     means = [c["metrics"]["think_tokens"]["mean"] for c in board["conditions"].values() if "think_tokens" in c["metrics"]]
-    shown = {"xaxis_range": [-0.12 * max(means), 1.2 * max(means)], "yaxis_range": [-0.04, 1.04]}  # a wide interval may end outside
+    ranges = {
+        "xaxis_range": [-0.12 * max(means), 1.2 * max(means)],
+        "yaxis_range": [-0.04, 1.04],
+    }  # a wide interval may end outside
     title = "Accuracy against think tokens" + few * " (open: fewer than three seeds, not judged)"
-    return styled(figure, title, **layout, **shown)
+    return styled(figure, title, **layout, **ranges)
 
 
-def shifts(board: Board) -> go.Figure:
-    """Cosine of the way each condition moves the states of the same texts with the length direction, beside what random classes reach."""
+def state_shifts(board: Board) -> go.Figure:
+    """Cosine between the length direction and each condition's mean shift of the hidden states on the same texts.
+
+    The grey bars are the 95 % range of differences between random classes of rollouts.
+    """
     rows = [(name, c) for name, c in board["conditions"].items() if c.get("shift") and c["family"] not in ("decode", "prompt")]
     rows.sort(key=lambda row: row[1]["shift"]["cosine"])
     figure, names = go.Figure(), [name for name, _ in rows]
@@ -89,12 +100,12 @@ def shifts(board: Board) -> go.Figure:
         name="random classes, 95 %",
     )
     for family, (title, colour, symbol) in FAMILIES.items():
-        mine = [(name, c["shift"]) for name, c in rows if c["family"] == family]
-        if mine:
-            values = [{"mean": s["cosine"], "low": s["low"], "high": s["high"]} for _, s in mine]
+        conditions = [(name, c["shift"]) for name, c in rows if c["family"] == family]
+        if conditions:
+            values = [{"mean": s["cosine"], "low": s["low"], "high": s["high"]} for _, s in conditions]
             figure.add_scatter(
                 x=[v["mean"] for v in values],
-                y=[name for name, _ in mine],
+                y=[name for name, _ in conditions],
                 error_x=_error(values),
                 mode="markers",
                 name=title,
@@ -102,7 +113,7 @@ def shifts(board: Board) -> go.Figure:
             )
     figure = styled(
         figure,
-        "Which way the states of the same texts move",
+        "Shift of hidden states on the same texts",
         xaxis={"title": "cosine with the length direction (+ longer)", "range": [-1.05, 1.05]},
     )
     return figure.update_layout(
@@ -110,17 +121,17 @@ def shifts(board: Board) -> go.Figure:
     )
 
 
-def against_expectation(board: Board) -> go.Figure:
-    """Accuracy on chains of additions, against what step accuracy alone would leave (p^H, arXiv 2509.09677)."""
+def chain_accuracy(board: Board) -> go.Figure:
+    """Accuracy on chains of additions against the accuracy that follows from step accuracy alone (p^H, arXiv 2509.09677)."""
     figure = go.Figure()
     for family, (title, colour, symbol) in FAMILIES.items():
-        found = _of(board, family, "running_sum_expected")
-        if found:
-            x, y = ([c["metrics"][m] for _, c in found] for m in ("running_sum_expected", "accuracy_running_sum"))
+        conditions = _of(board, family, "running_sum_expected")
+        if conditions:
+            x, y = ([c["metrics"][m] for _, c in conditions] for m in ("running_sum_expected", "accuracy_running_sum"))
             figure.add_scatter(
                 x=[v["mean"] for v in x],
                 y=[v["mean"] for v in y],
-                hovertext=[name for name, _ in found],
+                hovertext=[name for name, _ in conditions],
                 mode="markers",
                 name=title,
                 marker={"color": colour, "symbol": symbol, "size": 9},
@@ -132,14 +143,16 @@ def against_expectation(board: Board) -> go.Figure:
 
 
 def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
-    """Paired differences to base as a heat map, one row per condition. White: not significant after Holm's correction; in brackets: of too
-    few seeds to be judged."""
+    """Heat map of paired differences to base in points (hundredths), one row per condition and one column per metric.
+
+    White: not significant after Holm's correction. In brackets: too few seeds to be judged.
+    """
     names = [name for name in board["conditions"] if name in board["paired"]]
-    shown = [m for m in metrics if any(m in board["paired"][name] for name in names)]
-    values = np.full((len(names), len(shown)), np.nan)
-    text = [["" for _ in shown] for _ in names]
+    columns = [m for m in metrics if any(m in board["paired"][name] for name in names)]
+    values = np.full((len(names), len(columns)), np.nan)
+    text = [["" for _ in columns] for _ in names]
     for i, name in enumerate(names):
-        for j, metric in enumerate(shown):
+        for j, metric in enumerate(columns):
             d = board["paired"][name].get(metric)
             if d and d["mean"] is not None:
                 text[i][j] = f"({100 * d['mean']:+.0f})" if few_seeds(d) else f"{100 * d['mean']:+.0f}"
@@ -147,7 +160,7 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
             z=values,
-            x=[board["metrics"][m]["label"] for m in shown],
+            x=[board["metrics"][m]["label"] for m in columns],
             y=names,
             text=text,
             texttemplate="%{text}",
@@ -167,22 +180,22 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
 
 
 def head_change(board: Board) -> go.Figure:
-    """What base's short-thinking heads write towards short under each condition, against its think tokens."""
+    """Contribution of base's short-thinking heads towards short thinking under each condition, against its think tokens."""
     figure = go.Figure()
     for family, (title, colour, symbol) in FAMILIES.items():
-        found = _of(board, family, "short_push")
-        if found:
+        conditions = _of(board, family, "short_push")
+        if conditions:
             figure.add_scatter(
-                x=[c["metrics"]["short_push"]["mean"] for _, c in found],
-                y=[c["metrics"]["think_tokens"]["mean"] for _, c in found],
-                hovertext=[name for name, _ in found],
+                x=[c["metrics"]["short_push"]["mean"] for _, c in conditions],
+                y=[c["metrics"]["think_tokens"]["mean"] for _, c in conditions],
+                hovertext=[name for name, _ in conditions],
                 mode="markers",
                 name=title,
                 marker={"color": colour, "symbol": symbol, "size": 9},
             )
     return styled(
         figure,
-        "Push of the short-thinking heads, and length",
-        xaxis_title="write towards short, same texts",
+        "Contribution of the short-thinking heads, and length",
+        xaxis_title="contribution towards short thinking, same texts",
         yaxis_title="think tokens",
     )

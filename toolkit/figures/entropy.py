@@ -1,4 +1,4 @@
-"""Phase entropy: by position, by phase, against length, and filtered thinking."""
+"""Token entropy: by position, by phase, against length, and of filtered thinking."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toolkit.figures.base import COLOURS, NEITHER, styled
 
 
 def entropy_by_position(curves: Mapping[str, pd.DataFrame], by: str = "position") -> go.Figure:
-    """Mean token entropy over thinking with 95 % bands, one line a name.
+    """Mean token entropy over the course of thinking with 95 % bands, one line per name.
 
     Args:
         curves: Name -> table of ``phase_entropy.by_position``, or of ``phase_entropy.by_step`` with ``by="step"``.
@@ -27,35 +27,39 @@ def entropy_by_position(curves: Mapping[str, pd.DataFrame], by: str = "position"
         line = {"mode": "lines+markers", "line": {"color": colour}, "legendgroup": name, "hovertemplate": hover}
         figure.add_scatter(x=x, y=list(rows["mean"]), name=name, customdata=list(rows["rollouts"]), **line)
     title = {"position": "share of thinking written", "step": "step of thinking"}.get(by, by)
-    return styled(figure, f"Entropy by {by}", xaxis_title=title, yaxis={"title": "nats a token", "rangemode": "tozero"})
+    return styled(figure, f"Entropy by {by}", xaxis_title=title, yaxis={"title": "nats per token", "rangemode": "tozero"})
 
 
 def phase_entropy(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
-    """Mean entropy of thinking and of the answer with 95 % intervals, one colour a name (from ``phase_entropy.by_phase``)."""
+    """Mean entropy of thinking and of the answer with 95 % intervals, one colour per name.
+
+    Args:
+        tables: Name -> table of ``phase_entropy.by_phase``.
+    """
     figure = go.Figure()
     for i, (name, rows) in enumerate(tables.items()):
-        shown = rows[rows["phase"].isin(["think", "answer"])]
-        error = {"symmetric": False, "array": shown["high"] - shown["mean"], "arrayminus": shown["mean"] - shown["low"]}
-        figure.add_bar(x=shown["phase"], y=shown["mean"], name=name, error_y=error, marker_color=COLOURS[i % len(COLOURS)])
-    return styled(figure, "Entropy by phase", barmode="group", yaxis_title="nats a token")
+        rows = rows[rows["phase"].isin(["think", "answer"])]
+        error = {"symmetric": False, "array": rows["high"] - rows["mean"], "arrayminus": rows["mean"] - rows["low"]}
+        figure.add_bar(x=rows["phase"], y=rows["mean"], name=name, error_y=error, marker_color=COLOURS[i % len(COLOURS)])
+    return styled(figure, "Entropy by phase", barmode="group", yaxis_title="nats per token")
 
 
-def correlation(rows: pd.DataFrame, found: pd.DataFrame, x: str = "entropy", y: str = "response_tokens") -> go.Figure:
-    """Two columns against each other, rollout by rollout: as they are, and with each problem's means subtracted.
+def correlation(rows: pd.DataFrame, table: pd.DataFrame, x: str = "entropy", y: str = "response_tokens") -> go.Figure:
+    """Two columns against each other, one dot per rollout: raw values (left) and with each problem's mean subtracted (right).
 
     Args:
         rows: From ``phase_entropy.table`` or ``failed_steps.table``.
-        found: Their coefficients, from ``phase_entropy.correlations``; shown above each panel.
+        table: Correlation coefficients from ``phase_entropy.correlations``, written above each panel.
     """
-    labels = {scope: _coefficients(found[found["scope"] == scope]) for scope in ("pooled", "within")}
+    labels = {scope: _coefficients(table[table["scope"] == scope]) for scope in ("pooled", "within")}
     titles = (f"pooled<br>{labels['pooled']}", f"within question<br>{labels['within']}")
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.12)
-    kept = rows.dropna(subset=[x, y])
-    values = kept[[x, y]].astype(float)
-    centred = values - values.groupby(kept["problem_id"]).transform("mean")
+    rows = rows.dropna(subset=[x, y])
+    values = rows[[x, y]].astype(float)
+    centred = values - values.groupby(rows["problem_id"]).transform("mean")
     for column, (part, colour) in enumerate(((values, COLOURS[0]), (centred, COLOURS[1])), 1):
         dots = {"mode": "markers", "marker": {"color": colour, "size": 6, "opacity": 0.5}, "showlegend": False}
-        figure.add_scatter(x=part[x], y=part[y], text=kept["problem_id"], row=1, col=column, **dots)
+        figure.add_scatter(x=part[x], y=part[y], text=rows["problem_id"], row=1, col=column, **dots)
         minus = ", minus the problem's mean" if column == 2 else ""
         figure.update_xaxes(title=x.replace("_", " ") + minus, row=1, col=column)
         figure.update_yaxes(title=y.replace("_", " ") + minus, row=1, col=column)
@@ -63,9 +67,14 @@ def correlation(rows: pd.DataFrame, found: pd.DataFrame, x: str = "entropy", y: 
     return framed.update_layout(height=500, margin={"t": 140}, title={"y": 0.97, "yanchor": "top"})
 
 
-def coefficients(found: pd.DataFrame, title: str, *, kind: str = "spearman") -> go.Figure:
-    """Correlations with 95 % intervals, a row a measure, pooled and within question (from ``failed_steps.against_correctness``)."""
-    chosen, names = found[found["kind"] == kind], list(found["measure"].unique())
+def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> go.Figure:
+    """Correlation coefficients with 95 % intervals, one row per measure, pooled and within question.
+
+    Args:
+        table: From ``failed_steps.correctness_correlations``.
+        kind: Coefficient, as in the table's column ``kind``.
+    """
+    chosen, names = table[table["kind"] == kind], list(table["measure"].unique())
     figure = go.Figure()
     for scope, name, at, colour in (("pooled", "pooled", -0.13, NEITHER), ("within", "within question", 0.13, COLOURS[0])):
         rows = chosen[chosen["scope"] == scope].set_index("measure").loc[names]
@@ -84,7 +93,11 @@ def _coefficients(rows: pd.DataFrame) -> str:
 
 
 def entropy_filtering(summary: pd.DataFrame) -> go.Figure:
-    """Accuracy against the share of think tokens kept, by what was dropped (from ``phase_entropy.filtering_summary``)."""
+    """Accuracy against the share of think tokens kept, one line per rule for dropping tokens.
+
+    Args:
+        summary: From ``phase_entropy.filtering_summary``.
+    """
     names = {"entropy": "highest entropy dropped", "random": "random tokens dropped", "truncate": "end cut off"}
     figure = go.Figure()
     for i, (drop, name) in enumerate(names.items()):

@@ -1,4 +1,4 @@
-"""Attention heads: which ones carry a score, and what masking them does."""
+"""Scores of attention heads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from toolkit.types import HeadScores, Plan
 
 
 def head_scores(scores: HeadScores, plan: Plan | None = None) -> go.Figure:
-    """Heatmap of head scores ``[layers, heads]``; the heads of a plan are outlined."""
+    """Heat map of head scores, layers by heads; the heads of ``plan`` are outlined."""
     values = scores.score.numpy()
     limit = float(np.abs(values).max()) or 1.0
     figure = go.Figure(

@@ -1,4 +1,4 @@
-"""Length and accuracy: distributions, layers, conditions beside base."""
+"""Think length and accuracy: distributions, curves over layers, and conditions compared with base."""
 
 from __future__ import annotations
 
@@ -14,20 +14,30 @@ from toolkit.types import Direction, Rollout
 
 
 def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
-    """Histogram of think length (tokens), coloured by class if ``by(rollout) -> "short" | "long" | None`` is given."""
+    """Histogram of think length (tokens).
+
+    Args:
+        by: ``by(rollout) -> "short" | "long" | None`` colours rollouts by class.
+    """
     labels = [(by(r) if by else None) or ("in no class" if by else "all") for r in rollouts]
     lengths = np.array([r.think_tokens for r in rollouts])
     colours = {"short": SHORT_COLOUR, "long": LONG_COLOUR}
     size = max(1, round(lengths.max() / 60)) if len(lengths) else 1
     figure = go.Figure()
     for label in sorted(set(labels), key=lambda name: (name != "short", name != "long", name)):
-        mine = lengths[[name == label for name in labels]]
-        figure.add_histogram(x=mine, name=f"{label} ({len(mine)})", xbins={"size": size}, marker_color=colours.get(label, NEITHER))
+        members = lengths[[name == label for name in labels]]
+        colour = colours.get(label, NEITHER)
+        figure.add_histogram(x=members, name=f"{label} ({len(members)})", xbins={"size": size}, marker_color=colour)
     return styled(figure, "Think length", barmode="stack", xaxis_title="think tokens", yaxis_title="rollouts")
 
 
 def by_layer(curves: Mapping[str, Sequence[float]], title: str, unit: str) -> go.Figure:
-    """One line a name over the layers, e.g. class separation of several directions."""
+    """One line per name over the layers, such as the class separation of several directions.
+
+    Args:
+        curves: Name -> one value per layer.
+        unit: Title of the vertical axis.
+    """
     figure = go.Figure()
     for i, (name, values) in enumerate(curves.items()):
         colour = COLOURS[i % len(COLOURS)]
@@ -41,7 +51,11 @@ def direction_norms(directions: Mapping[str, Direction]) -> go.Figure:
 
 
 def length_accuracy(summary: pd.DataFrame) -> go.Figure:
-    """Accuracy against think tokens, one point a condition, with 95 % intervals both ways (from ``evaluate.summary``)."""
+    """Accuracy against think tokens, one point per condition, with 95 % intervals of both.
+
+    Args:
+        summary: From ``evaluate.summary``.
+    """
     figure = go.Figure()
     wide = summary.pivot(index="condition", columns="metric", values=["mean", "low", "high"])
     for i, name in enumerate(summary["condition"].unique()):
@@ -63,11 +77,15 @@ def length_accuracy(summary: pd.DataFrame) -> go.Figure:
 
 
 def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go.Figure:
-    """Paired differences to base with 95 % intervals, one row a condition; an interval that contains zero, or has no width,
-    is grey."""
+    """Paired differences to base with 95 % intervals, one row per condition; grey if the interval contains zero or has no width.
+
+    Args:
+        summary: From ``evaluate.summary``.
+        metric: Name of the metric.
+    """
     rows = summary[(summary["metric"] == metric) & (summary["condition"] != base)].iloc[::-1]
     low, high = rows["difference_low"], rows["difference_high"]
-    clear = (low < high) & ((low > 0) | (high < 0))  # no width: nothing varies, so nothing is known of the spread
+    clear = (low < high) & ((low > 0) | (high < 0))  # no width: nothing varies, so the spread is unknown
     figure = go.Figure(
         go.Scatter(
             x=rows["difference"],

@@ -1,4 +1,4 @@
-"""Retrieval heads: what a model finds, how few heads find it, and what is lost without them."""
+"""Retrieval heads: recall of needles, sparsity and stability of the heads, and the effect of masking them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from toolkit.figures.base import COLOURS, NEITHER, styled
 
 
 def recall(cells: pd.DataFrame) -> go.Figure:
-    """Heatmap of the share answered rightly. Columns of ``cells``: ``length`` (tokens), ``depth`` (0 to 1), ``correct``, ``n``."""
+    """Heat map of the share of right answers by prompt length and depth of the needle.
+
+    Args:
+        cells: Columns ``length`` (tokens), ``depth`` (0 to 1), ``correct`` (0 to 1) and ``n`` (prompts).
+    """
     wide, counts = (cells.pivot(index="depth", columns="length", values=name) for name in ("correct", "n"))
     figure = go.Figure(
         go.Heatmap(
@@ -34,11 +38,15 @@ def recall(cells: pd.DataFrame) -> go.Figure:
         "xaxis": {"title": "prompt length (tokens)", "type": "category"},
         "yaxis": {"title": "depth", "type": "category", "autorange": "reversed"},
     }
-    return styled(figure, "Found, by length and depth", **axes)
+    return styled(figure, "Recall by length and depth", **axes)
 
 
 def sparsity(table: pd.DataFrame) -> go.Figure:
-    """Shares of heads above 0.1, above 0.5 and at zero; the first model is ours, the others are published."""
+    """Shares of heads with a copy score above 0.1, above 0.5 and at zero.
+
+    Args:
+        table: One row per model, columns ``model, above 0.1, above 0.5, zero``. The first row is ours, the others are published.
+    """
     figure = go.Figure()
     for i, name in enumerate(table["model"]):
         row = table.iloc[i][["above 0.1", "above 0.5", "zero"]]
@@ -47,7 +55,11 @@ def sparsity(table: pd.DataFrame) -> go.Figure:
 
 
 def stability(table: pd.DataFrame) -> go.Figure:
-    """Overlap of the top heads of n examples with those of all. Columns: ``ranking, n, overlap``."""
+    """Overlap of the top heads from n examples with those from all examples, one line per ranking.
+
+    Args:
+        table: Columns ``ranking, n, overlap`` (0 to 1).
+    """
     figure = go.Figure()
     for i, (name, rows) in enumerate(table.groupby("ranking", sort=False)):
         figure.add_scatter(x=rows["n"], y=rows["overlap"], name=str(name), mode="lines+markers", line={"color": COLOURS[i]})
@@ -56,12 +68,12 @@ def stability(table: pd.DataFrame) -> go.Figure:
 
 
 def masking_curve(table: pd.DataFrame) -> go.Figure:
-    """Accuracy against heads masked in the published form, one panel a ranking, beside random heads of the same layers."""
+    """Accuracy against the number of heads masked as published, beside random heads of the same layers, one panel per ranking."""
     rows = table[(table["op"] == "uniform") & (table["during"] == "decode only")]
     names = list(rows["ranking"].unique())
     figure = make_subplots(rows=1, cols=len(names), subplot_titles=[f"ranked by {name}" for name in names], shared_yaxes=True)
     for column, name in enumerate(names, 1):
-        own = rows[rows["ranking"] == name].sort_values("heads")
+        part = rows[rows["ranking"] == name].sort_values("heads")
         lines = {"top heads": ("accuracy", "low", "high"), "random heads": ("random", "random_low", "random_high")}
         for (label, columns), colour in zip(lines.items(), (COLOURS[1], COLOURS[7]), strict=True):
             line = {
@@ -71,11 +83,11 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
                 "legendgroup": label,
                 "showlegend": column == 1,
             }
-            drawn = [f"{label}, {n:.0f} draws" for n in own["draws"]] if label == "random heads" and "draws" in own else None
+            hover = [f"{label}, {n:.0f} draws" for n in part["draws"]] if label == "random heads" and "draws" in part else None
             figure.add_scatter(
-                x=own["heads"], y=own[columns[0]], hovertext=drawn, error_y=_bars(own, *columns), row=1, col=column, **line
+                x=part["heads"], y=part[columns[0]], hovertext=hover, error_y=_bars(part, *columns), row=1, col=column, **line
             )
-        unmasked = float((own["accuracy"] + own["lost"]).iloc[0])
+        unmasked = float((part["accuracy"] + part["lost"]).iloc[0])
         figure.add_hline(y=unmasked, line={"color": NEITHER, "dash": "dot"}, row=1, col=column)
     figure.update_xaxes(title="heads masked").update_yaxes(range=[0, 1.03])
     figure.update_yaxes(title="accuracy", row=1, col=1)
@@ -83,7 +95,7 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
 
 
 def masking_forms(table: pd.DataFrame) -> go.Figure:
-    """Accuracy lost more than with random heads, by operation and by where it acts, at the largest count of each ranking."""
+    """Accuracy loss from masking minus that from random heads, by operation and phase, at each ranking's largest number of heads."""
     rows = table[table["heads"] == table.groupby("ranking")["heads"].transform("max")].iloc[::-1]
     labels = rows["op"] + ", " + rows["during"]
     figure = go.Figure()
@@ -101,19 +113,19 @@ def masking_forms(table: pd.DataFrame) -> go.Figure:
 
 
 def thinking_or_not(table: pd.DataFrame) -> go.Figure:
-    """Accuracy lost to masking when thinking and when answering directly, one panel a task."""
+    """Accuracy loss from masking with thinking and with direct answers, one panel per task."""
     rows = table[(table["masked"] != "nothing") & (table["mode"] != "thinking - directly")]
     names = list(rows["task"].unique())
     figure = make_subplots(rows=1, cols=len(names), subplot_titles=names, shared_yaxes=True)
     for column, task in enumerate(names, 1):
         for label, colour in (("top", COLOURS[1]), ("random", COLOURS[7])):
-            own = rows[(rows["task"] == task) & (rows["masked"] == label)]
+            part = rows[(rows["task"] == task) & (rows["masked"] == label)]
             bar = {"name": f"{label} heads", "legendgroup": label, "marker_color": colour, "showlegend": column == 1}
             figure.add_bar(
-                x=own["mode"], y=own["lost"], error_y=_bars(own, "lost", "lost_low", "lost_high"), row=1, col=column, **bar
+                x=part["mode"], y=part["lost"], error_y=_bars(part, "lost", "lost_low", "lost_high"), row=1, col=column, **bar
             )
     figure.update_yaxes(title="accuracy lost", row=1, col=1)
-    return styled(figure, "What masking costs", barmode="group").update_layout(margin={"t": 90})
+    return styled(figure, "Accuracy loss from masking", barmode="group").update_layout(margin={"t": 90})
 
 
 def _bars(rows: pd.DataFrame, mean: str, low: str, high: str) -> dict[str, Sequence[float] | bool | int | str]:

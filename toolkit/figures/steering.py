@@ -1,4 +1,4 @@
-"""Dose-response of steering, the damage it does, and strength as a dial."""
+"""Steering: dose-response, damage, and target lengths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from toolkit.figures.base import COLOURS, NEITHER, styled
 
 Usable = Mapping[str, tuple[float, float]]
-"""Direction -> lowest and highest strength that leaves responses whole."""
+"""Direction -> lowest and highest strength at which responses are still well formed."""
 
 
 def dose_response(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.Figure:
@@ -20,7 +20,7 @@ def dose_response(table: pd.DataFrame, *, usable: Usable = MappingProxyType({}))
 
     Args:
         table: Columns ``direction, strength, metric, mean, low, high`` with the metrics ``think_tokens`` and ``accuracy``.
-        usable: Ranges of strength to shade, by direction.
+        usable: Ranges of strength to shade, one per direction.
     """
     figure = _against_strength(table, {"think_tokens": "think tokens", "accuracy": "accuracy"}, usable)
     figure.update_yaxes(range=[0, 1], row=1, col=2)
@@ -28,7 +28,12 @@ def dose_response(table: pd.DataFrame, *, usable: Usable = MappingProxyType({}))
 
 
 def damage(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.Figure:
-    """What steering breaks: closed think spans, loops, and perplexity of the base's own responses, against strength."""
+    """Damage against steering strength: share of closed think spans, loops, and perplexity of base's responses.
+
+    Args:
+        table: As in :func:`dose_response`, with the metrics ``closed``, ``looping`` and ``perplexity``.
+        usable: Ranges of strength to shade, one per direction.
+    """
     panels = {"closed": "think span closed", "looping": "looping", "perplexity": "perplexity of base responses"}
     figure = _against_strength(table, panels, usable)
     for column in (1, 2):
@@ -57,16 +62,20 @@ def _against_strength(table: pd.DataFrame, panels: Mapping[str, str], usable: Us
     return figure.update_xaxes(title="strength (- shorter, + longer)")
 
 
-def targets(dial: pd.DataFrame) -> go.Figure:
-    """Mean length reached against target length, and the share of single responses within 20 % of it (from ``doses.targets``)."""
+def target_lengths(table: pd.DataFrame) -> go.Figure:
+    """Mean length against target length, and the share of responses within 20 % of the target.
+
+    Args:
+        table: From ``doses.targets``.
+    """
     figure = make_subplots(rows=1, cols=2, subplot_titles=("mean think tokens", "responses within 20 %"), horizontal_spacing=0.1)
     line = {"mode": "lines+markers", "line": {"color": COLOURS[0]}, "name": "steered"}
-    figure.add_scatter(x=dial["target"], y=dial["mean"], row=1, col=1, **line)
+    figure.add_scatter(x=table["target"], y=table["mean"], row=1, col=1, **line)
     exact = {"mode": "lines", "line": {"color": NEITHER, "dash": "dot"}, "name": "target"}
-    figure.add_scatter(x=dial["target"], y=dial["target"], row=1, col=1, **exact)
-    figure.add_scatter(x=dial["target"], y=dial["flexible"] / 100, row=1, col=2, showlegend=False, **line)
+    figure.add_scatter(x=table["target"], y=table["target"], row=1, col=1, **exact)
+    figure.add_scatter(x=table["target"], y=table["flexible"] / 100, row=1, col=2, showlegend=False, **line)
     base = {"mode": "lines+markers", "line": {"color": COLOURS[1]}, "name": "base"}
-    figure.add_scatter(x=dial["target"], y=dial["base_flexible"] / 100, row=1, col=2, **base)
+    figure.add_scatter(x=table["target"], y=table["base_flexible"] / 100, row=1, col=2, **base)
     figure.update_xaxes(title="target think tokens")
     figure.update_yaxes(range=[0, 1], row=1, col=2)
-    return styled(figure, "Strength as a dial").update_layout(margin={"t": 90})
+    return styled(figure, "Target lengths by strength").update_layout(margin={"t": 90})

@@ -23,11 +23,11 @@ TITLES = {
 
 
 def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]], metrics: Sequence[str] = HELD_OUT) -> go.Figure:
-    """Columns of training logs against the step, one line a run; of several seeds the mean line and their range.
+    """Columns of training logs against the step, one line per run; for several seeds their mean and range.
 
     Args:
         curves: Name -> log (columns ``step`` and the metrics), or the logs of several seeds. Steps without a value are left out.
-        metrics: One panel each.
+        metrics: Columns of the logs, one panel each.
     """
     titles = [TITLES.get(m, m.replace("_", " ")) for m in metrics]
     figure = make_subplots(rows=1, cols=len(metrics), subplot_titles=titles, horizontal_spacing=0.08)
@@ -42,8 +42,8 @@ def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
                 outline = {"x": [*rows.index, *rows.index[::-1]], "y": [*rows["high"], *rows["low"][::-1]]}
                 look = {"fill": "toself", "fillcolor": line["color"], "opacity": 0.12, "line": {"width": 0}, "hoverinfo": "skip"}
                 figure.add_scatter(**outline, mode="lines", showlegend=False, **look, **place)
-            shown = {"name": name, "showlegend": column == 1, "mode": "lines+markers", "marker": {"size": 4}, "line": line}
-            figure.add_scatter(x=list(rows.index), y=list(rows["mean"]), **shown, **place)
+            drawn = {"name": name, "showlegend": column == 1, "mode": "lines+markers", "marker": {"size": 4}, "line": line}
+            figure.add_scatter(x=list(rows.index), y=list(rows["mean"]), **drawn, **place)
     for column, metric in enumerate(metrics, 1):
         figure.update_xaxes(title="step", row=1, col=column)
         if "accuracy" in metric:
@@ -54,7 +54,7 @@ def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
 
 
 def _over_seeds(logs: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
-    """Mean, least and greatest value of a metric at each step that every log has."""
+    """Return mean, smallest and largest value of a metric at each step that every log has."""
     columns = [log.set_index("step")[metric].dropna().astype(float) for log in logs if metric in log]
     if not columns:
         return pd.DataFrame()
@@ -63,7 +63,7 @@ def _over_seeds(logs: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
 
 
 def length_against_accuracy(table: pd.DataFrame) -> go.Figure:
-    """Trained models on held-out problems: think tokens against accuracy, one dot a run with 95 % intervals, base as a cross.
+    """Accuracy against think tokens of trained models on held-out problems, one dot per run with 95 % intervals; base is a cross.
 
     Args:
         table: Columns ``name, seed, think_tokens, accuracy`` and ``accuracy_low, accuracy_high, think_tokens_low, think_tokens_high``;

@@ -60,7 +60,7 @@ def describe_rollout(d: Drawn) -> str:
     return f"problem {d.rollout.problem_id!r}, sample {d.rollout.sample}: {d.rollout.text[:80]!r}"
 
 
-def check_finite(scored: rewards.Scored, batch: RewardBatch, step: int) -> None:
+def check_finite(scored: rewards.RewardValues, batch: RewardBatch, step: int) -> None:
     """Raise NonFiniteError if a reward is NaN or infinite; the message names the step and the first such rollout."""
     bad = np.flatnonzero(~np.isfinite(scored.values))
     if len(bad):

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from toolkit.lm import Ask
-from toolkit.rewards.train_long_think_short import PUBLISHED_EVERY, PUBLISHED_GAMMA, PUBLISHED_START, budget_at, stated
+from toolkit.rewards.train_long_think_short import PUBLISHED_EVERY, PUBLISHED_GAMMA, PUBLISHED_START, budget_at, stated_budget
 from toolkit.types import Problem, Rollout
 
 Mode = Literal["long", "short"]
@@ -84,7 +84,7 @@ class Curriculum:
 
     def at(self, step: int) -> int:
         """Return the budget at a step, in tokens."""
-        return stated(budget_at(step, start=self.start, gamma=self.decay, every=self.every))
+        return stated_budget(budget_at(step, start=self.start, gamma=self.decay, every=self.every))
 
     def ask(self, step: int) -> Ask:
         """Return the change of the prompt at a step."""

@@ -62,14 +62,14 @@ def train_judge(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> Conc
         NoPairsError: no two correct answers to one problem differ enough in length.
     """
     rollouts = [r for r in generate.rollouts(lm, problems, sampling, progress=False) if r.response_tokens]
-    pairs = conciseness.pairs_by_length(RewardBatch.of(rollouts))
+    pairs = conciseness.pairs_by_length(RewardBatch.from_rollouts(rollouts))
     return ConcisenessJudge(lm, conciseness.fit(mean_states(lm, rollouts), pairs))
 
 
 def read_head(lm: LM, path: Path) -> ConcisenessHead:
     """Read the judge's head from a run's directory. Raises store.DamagedFileError if the file is damaged or does not fit ``lm``."""
     remedy = "Remove it: a new head is then trained."
-    head = ConcisenessHead.of(store.read_json(path, HEAD, remedy=remedy))
+    head = ConcisenessHead.from_state_dict(store.read_json(path, HEAD, remedy=remedy))
     if len(head.weight) != lm.layout.d_model or head.spread <= 0:
         raise store.DamagedFileError(
             f"{path} has {len(head.weight)} weights and spread {head.spread:g}: {lm.name} needs {lm.layout.d_model} weights and a spread "

@@ -24,7 +24,7 @@ from toolkit.types import Problem, Rollout
 Row = dict[str, Any]
 
 
-def batch_measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.Scored) -> dict[str, float]:
+def batch_measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.RewardValues) -> dict[str, float]:
     """Return the measures of one batch over all processes, by name: accuracy, lengths, entropies, reward components."""
     rollouts = [d.rollout for d in drawn]
     correct, stopped = np.array([r.correct for r in rollouts]), np.array([r.finish == "stop" for r in rollouts])
@@ -94,7 +94,7 @@ def kl_to(initial: LM, rollouts: Sequence[Rollout], temperature: float) -> float
         rollouts: Rollouts of the policy, with log-probabilities of the untruncated softmax.
         temperature: Temperature the rollouts were sampled at.
     """
-    before = phase_entropy.measured(initial, rollouts, temperature=temperature)
+    before = phase_entropy.with_entropies(initial, rollouts, temperature=temperature)
     ratios = [np.subtract(r.logprobs or (), b.logprobs or ()) for r, b in zip(rollouts, before, strict=True)]
     return _mean(np.concatenate(ratios))
 

@@ -22,12 +22,12 @@ from toolkit import rewards
 from toolkit.grpo import advantages
 from toolkit.grpo.draws import Curriculum, Dynamic, Modes
 from toolkit.grpo.losses import DRPO, ModeSwitch
-from toolkit.rewards.laser_targets import Targets
+from toolkit.rewards.laser_targets import TargetSettings
 
 TINY_TOKENS = 200  # longest response of the scaled presets; the tiny reasoner's longest are about 150
 TINY_RATE = 3e-4
 TINY_LIMITS = {"dler": 40, "da_dler": 40}  # these truncate at the token budget of a response
-TINY_TARGETS = Targets(base=16, step=8, longest=TINY_TOKENS, every=10, problems=32)
+TINY_TARGETS = TargetSettings(base=16, step=8, longest=TINY_TOKENS, every=10, problems=32)
 TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "cosine": {"longest": TINY_TOKENS},

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from toolkit import checkpoints, origins, store
 from toolkit import lm as lms
-from toolkit.generate import facts
+from toolkit.generate import task_and_split
 from toolkit.grpo.log import Recorder
 from toolkit.grpo.sampler import base_model
 from toolkit.grpo.trainer import Trainer
@@ -51,7 +51,7 @@ def trained_lm(initial: LM, trainer: Trainer) -> LM:
 
 def _trained_on(trainer: Trainer) -> origins.Record:
     pool = list(trainer.problems.values())
-    return origins.record((p.id for p in pool), **facts(pool), seed=trainer.args.seed)
+    return origins.record((p.id for p in pool), **task_and_split(pool), seed=trainer.args.seed)
 
 
 def merge_adapter(model: Any) -> PreTrainedModel:

@@ -58,7 +58,7 @@ class ScoredBatch:
 
     drawn: list[Drawn]
     batch: RewardBatch
-    scored: rewards.Scored
+    scored: rewards.RewardValues
     advantages: np.ndarray | None
 
 
@@ -220,7 +220,7 @@ class Trainer(ResumableTrainer):
             problem = self.problems[row["problem_id"]]
             messages = prompted_messages(problem, ask)
             prompt = self.origin.prompt_ids(messages)
-            rollout = generate.graded(self.origin, problem, prompt, list(tokens), sample=i % self.args.num_generations)
+            rollout = generate.rollout_from_tokens(self.origin, problem, prompt, list(tokens), sample=i % self.args.num_generations)
             drawn.append(Drawn(rollout, messages, budget))
         return drawn
 
@@ -239,13 +239,13 @@ class Trainer(ResumableTrainer):
             values = [getattr(d, name) for d in drawn]
             if values[0] is not None:
                 more[name] = np.asarray(values)
-        return batch.having(**more)
+        return batch.with_columns(**more)
 
     def _batch(self, rollouts: Sequence[Rollout], step: int, split: str) -> RewardBatch:
         """Columns of rollouts of the model in training. Their answers begin after this model's closing tag."""
         problems = [self.problems[i] for i in {r.problem_id for r in rollouts}]
         close = self.origin.tags.close if self.origin.tags else None
-        return RewardBatch.of(rollouts, problems, step=step, split=split, close=close)
+        return RewardBatch.from_rollouts(rollouts, problems, step=step, split=split, close=close)
 
     # --- loss ----------------------------------------------------------------------------------------------------
 

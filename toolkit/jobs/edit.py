@@ -309,7 +309,9 @@ def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFram
     edited = edits.apply(lm, finding.plan)
     norms = edits.column_norms(lm, edited, finding.plan)
     about = {"plan": finding.plan, "norms": norms, "parent": lm.fingerprint, "fingerprint": edited.fingerprint}
-    card = report.model_card(lm.name, finding.plan, plan_table(finding), report.board(summary), on=report.judged_on(measured))
+    card = report.model_card(
+        lm.name, finding.plan, plan_table(finding), report.headline_table(summary), on=report.judged_on(measured)
+    )
     with store.filling(directory) as partial:
         edited.save(partial)
         store.write_json(about, partial / "edit.json")
@@ -358,8 +360,8 @@ def demo(
     few = study.load("dev", lm)[: max(40, study.problems // 4)]
     swept = doses.sweep(lm, both, few, replace(study.sampling, n=4), doses.DoseSweep(STRENGTHS), out=out / "rollouts" / "doses")
     store.write_json(swept.table.to_dict("records"), out / "doses.json")
-    table = report.board(summary)
-    report.page(
+    table = report.headline_table(summary)
+    report.write_page(
         f"Editing the thinking length of {lm.name}",
         _intro(study, measured),
         table,

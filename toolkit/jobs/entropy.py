@@ -133,7 +133,7 @@ def entropy_report(
     if lm.tags is not None and lm.tags.close is not None:
         say(f"answering again after filtered thinking: {len(settings.keeps)} shares kept, three ways to drop tokens")
         answering = replace(phase_entropy.assumed_answering, batch_size=study.batch_size)
-        graded = phase_entropy.filtering(
+        graded = phase_entropy.filtering_experiment(
             lm, rollouts, problems, keeps=settings.keeps, sampling=answering, seed=study.seed, out=out / "filtered"
         )
         summary, effects = (f(graded, seed=study.seed) for f in (phase_entropy.filtering_summary, phase_entropy.filtering_effects))
@@ -147,11 +147,15 @@ def entropy_report(
         "whole_responses": lm.tags is not None and lm.tags.close is None,
         "reader": getattr(settings.reader_of, "__name__", str(settings.reader_of)),
     }
-    written = {name: None if table is None else report.records(table) for name, table in vars(tables).items() if name != "rows"}
+    written = {
+        name: None if table is None else report.json_records(table) for name, table in vars(tables).items() if name != "rows"
+    }
     store.write_json({"provenance": lm.provenance(study.seed, **about), **written}, out / "entropy.json")
     store.save_table(tables.rows, out / "rows.parquet")
     sections = _sections(tables, _transcripts(lm, rollouts, chains, problems))
-    report.page(f"Entropy of the thinking of {lm.name}", _intro(about), entropy_headline(tables), sections, out / "report.html")
+    report.write_page(
+        f"Entropy of the thinking of {lm.name}", _intro(about), entropy_headline(tables), sections, out / "report.html"
+    )
     return tables
 
 
@@ -177,7 +181,7 @@ def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed
 
     def by_step(group: list[Rollout]) -> pd.DataFrame:
         # Late steps exist in few problems. A step is shown if enough problems have it, or all problems of a smaller group.
-        reach = min(phase_entropy.assumed_reach, len({r.problem_id for r in group}))
+        reach = min(phase_entropy.assumed_min_problems, len({r.problem_id for r in group}))
         return phase_entropy.by_step(group, steps_of, at_least=reach, seed=seed)
 
     def overall(metric: str) -> tuple[float, float, float]:
@@ -198,7 +202,7 @@ def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed
         lengths=pd.concat(
             [phase_entropy.correlations(rows, x, y, seed=seed).assign(x=x, y=y) for x, y in LENGTHS], ignore_index=True
         ),
-        correctness=failed_steps.against_correctness(complete, tuple(MEASURES), seed=seed),
+        correctness=failed_steps.correctness_correlations(complete, tuple(MEASURES), seed=seed),
         choices=_choices(complete, seed),
     )
 
@@ -227,7 +231,7 @@ def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     }
     choices = []
     for name, column in values.items():
-        accuracy, gain = failed_steps.chosen_by(rows.assign(measure=column), "measure", seed=seed)
+        accuracy, gain = failed_steps.accuracy_of_lowest(rows.assign(measure=column), "measure", seed=seed)
         choices.append((name, accuracy.mean, accuracy.low, accuracy.high, gain.mean, gain.low, gain.high))
     return pd.DataFrame(choices, columns=["kept", "accuracy", "low", "high", "gain", "gain_low", "gain_high"])
 
@@ -390,6 +394,6 @@ def _transcripts(lm: LM, rollouts: Sequence[Rollout], chains: Sequence[Chain], p
     uncertain = max(thought, key=lambda i: phase_entropy.phase_means(rollouts[i]).think or 0.0)
     # A dict keeps the order and drops a response that was chosen twice.
     chosen = dict.fromkeys([wrong, *sorted(correct, key=lambda i: -len(chains[i].texts))[:1], uncertain])
-    top = max(float(phase_entropy.recorded(rollouts[i]).max()) for i in chosen) or None
+    top = max(float(phase_entropy.entropies_of(rollouts[i]).max()) for i in chosen) or None
     parts = [transcript.fragment(lm, rollouts[i], chain=chains[i], problem=by_id[rollouts[i].problem_id], top=top) for i in chosen]
     return "".join(parts)

@@ -71,7 +71,7 @@ def grpo(
     """Train a copy of ``lm`` on the study's train split and save it in ``run.out / "model"``, with ``grpo.json`` beside the weights.
 
     Held-out problems come from the dev split, which shares no problem with the train split, even if the task is a file (see
-    ``tasks.files``).
+    ``tasks.external.files``).
 
     Raises:
         FileExistsError: the run is finished; its model exists.

@@ -66,7 +66,7 @@ def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: flo
         raise NoThinkTagsError(f"None of the {len(rollouts)} rollouts has a think token: load the model with tags=ThinkTags(...).")
 
     def mean(target: LM | Condition) -> float:
-        measured = phase_entropy.measured(target, thought, temperature=temperature)
+        measured = phase_entropy.with_entropies(target, thought, temperature=temperature)
         return float(np.mean([phase_entropy.phase_means(r).think for r in measured]))
 
     base, about = mean(lm), lm.provenance(temperature=temperature, **origins.record(r.problem_id for r in thought))
@@ -276,7 +276,7 @@ def atlas(
         "made_from": made_from,
         "overlap": overlap,
     }
-    store.write_json(about | {name: report.records(t) for name, t in tables.items()}, out / "atlas.json")
+    store.write_json(about | {name: report.json_records(t) for name, t in tables.items()}, out / "atlas.json")
     same = max(overlap.values())
     held_out = f"NOT held out: {same} of these are also test problems here" if same else "none of them a test problem here"
     split = f"Short-thinking heads are from {origins.words(made_from)}, {held_out}; conditions are evaluated on {study.problems} problems of {study.task} (test)."
@@ -309,4 +309,6 @@ def _write_page(
         ),
     ]
     top = tables["heads"].drop(columns="layer").set_index("head").head(2 * count).round(3)
-    report.page(f"Heads of {lm.name}", "One row per head; heads that write most towards short thinking first.", top, sections, path)
+    report.write_page(
+        f"Heads of {lm.name}", "One row per head; heads that write most towards short thinking first.", top, sections, path
+    )

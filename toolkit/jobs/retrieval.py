@@ -17,7 +17,7 @@ from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.study import Say
 from toolkit.lm import LM, Condition
 from toolkit.methods import retrieval_heads
-from toolkit.methods.retrieval_heads import Measured
+from toolkit.methods.retrieval_heads import HeadMetrics
 from toolkit.report import Section
 from toolkit.tasks import haystack, lookup, needle, threading
 from toolkit.tasks.haystack import Haystack
@@ -69,7 +69,7 @@ class Search:
         """Return the haystacks of a split for ``lm``, with the positions of their needles. Errors as in ``tasks.haystack``."""
         match self.task:
             case "lookup":
-                return [haystack.of_lookup(lm, p) for p in lookup.load(split, self.instances, self.seed)]
+                return [haystack.locate_lookup(lm, p) for p in lookup.load(split, self.instances, self.seed)]
             case "needle":
                 return needle.spread(lm, split, self.instances, self.seed, lengths=self.lengths)
         sizes = self.lengths or haystack.lengths(lm)
@@ -89,7 +89,7 @@ class RetrievalMeasurement:
 
     haystacks: Sequence[Haystack]
     rollouts: Sequence[Rollout]
-    measured: Mapping[str, Measured]
+    measured: Mapping[str, HeadMetrics]
 
     @property
     def scores(self) -> dict[str, HeadScores]:
@@ -155,7 +155,7 @@ def sparsity(measurement: RetrievalMeasurement, name: str) -> pd.DataFrame:
     Args:
         name: Name of this model in the table.
     """
-    shares = retrieval_heads.statistics(measurement.measured["copy, as published"].of("copy"))
+    shares = retrieval_heads.statistics(measurement.measured["copy, as published"].select("copy"))
     rows = {name: (shares["share_retrieval"], shares["share_strong"], shares["share_zero"]), **retrieval_heads.PUBLISHED_SHARES}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["above 0.1", "above 0.5", "zero"]).rename_axis("model")
 
@@ -167,7 +167,7 @@ def stability(measurement: RetrievalMeasurement, count: int, *, seed: int = 0) -
     """
     rows = []
     for name, (metric, _) in RANKINGS.items():
-        values = measurement.measured[name].of(metric)
+        values = measurement.measured[name].select(metric)
         for n in (1, 3, 10, 30, 100):
             if n <= len(values):
                 rows.append((name, n, retrieval_heads.stability(values, n, count, seed=seed)))
@@ -368,7 +368,7 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
     measurement = measure_retrieval(lm, search, out=out / "rollouts" / "dev", say=say)
     for name, (metric, _) in RANKINGS.items():
         store.save(measurement.scores[name], out / f"{metric}.safetensors")
-    lists = retrieval_heads.to_lists(measurement.measured["copy, as published"].of("copy"))
+    lists = retrieval_heads.to_lists(measurement.measured["copy, as published"].select("copy"))
     store.write_json(lists, out / "copy_examples.json")
     questions = [h.problem for h in search.haystacks(lm, "test")]
     chosen = planned_masks(search)
@@ -389,8 +389,8 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
         sampling = replace(search.sampling, temperature=1.0, n=2, max_new_tokens=2 * search.max_new_tokens)
         tables["thinking"] = thinking_or_not(lm, plan, both, sampling, draws=search.draws, out=out / "rollouts" / "thinking")
     about = {"search": search, "provenance": lm.provenance(search.seed)}
-    store.write_json(about | {name: report.records(table) for name, table in tables.items()}, out / "retrieval.json")
-    report.page(
+    store.write_json(about | {name: report.json_records(table) for name, table in tables.items()}, out / "retrieval.json")
+    report.write_page(
         f"Retrieval heads of {lm.name}",
         f"{len(measurement.haystacks)} haystacks of {search.task}, answered greedily; heads masked on {len(questions)} others.",
         tables["heads"].round(3).set_index("ranking"),

@@ -59,11 +59,11 @@ def dose_report(
         Section(
             "Target lengths",
             "For each target length, the strength whose mean length is closest, and the share of responses that hit the target.",
-            (figures.targets(dial),),
+            (figures.target_lengths(dial),),
         ),
     ]
     intro = f"{lm.name}. {on} {study.samples} samples each. {plan.act(v, 1.0)}."
-    report.page(f"Dose-response: {v.estimator}", intro, _flat(wide.round(3)), sections, out / "report.html")
+    report.write_page(f"Dose-response: {v.estimator}", intro, _flat(wide.round(3)), sections, out / "report.html")
     return wide, dial
 
 

@@ -1,17 +1,17 @@
 """What characterizes effective reasoning? Failed-step fraction, length and review ratio (2025), arXiv:2509.19284.
 
-Equations (one response, its thinking cut into steps; correctness c over rollouts i of question q):
+Equations (a response has its thinking split into steps; c_i: correctness of rollout i of question q):
 
     FSF          = (number of failed or abandoned steps) / (number of steps)
     review ratio = (characters in steps that re-check) / (characters in all steps)
-    r            = corr(m_i - mean_q m, c_i - mean_q c)          for a measure m: within question, so that difficulty drops out
+    r            = corr(m_i - mean_q m, c_i - mean_q c)          for a measure m; within question, so that difficulty cancels
 
-Deviations: the paper has language models cut, label and judge the steps (its prompts are not public); here a *reader* does, and says
-how: by recomputing (the shipped models' lines: exact), or by cue words (anything else: a guess, to be checked
-by eye in a transcript). A re-check is a step like another, so it counts in the denominator of FSF. Length is in characters as in the
-paper, and in tokens. Correlations have intervals over problems.
+Deviations: in the paper language models split, label and judge the steps (its prompts are not public). Here a *reader* does. It
+recomputes the lines of the shipped models, which is exact; for any other text it uses cue words, which is a guess to be checked in a
+transcript. A re-check counts as a step, so it is part of the denominator of FSF. Length is in characters, as in the paper, and in
+tokens. Correlations have intervals over problems.
 
-Units and signs: shares 0 to 1; in a table of correlations - means that more of the measure goes with wrong answers.
+Units and signs: shares from 0 to 1. A negative correlation means that more of the measure goes with wrong answers.
 
 Cost: none; text only.
 """
@@ -35,7 +35,7 @@ from toolkit.types import Problem, Rollout, Span
 
 MEASURES = ("fsf", "review_ratio", "characters", "think_tokens")
 
-# Cue words: ours. They are the words that backtracking, re-checking and giving up are usually written with.
+# Cue words, ours: typical of backtracking, re-checking and giving up.
 assumed_starts = (
     r"(?<=\n)(?=Step \d+\b)|(?<![^\s])(?=(?:But |But wait|Wait|Hmm|Alternatively|Actually|Let me|Hold on|Next|So,|Therefore)\b)"
 )
@@ -52,13 +52,13 @@ NUMBERED = re.compile(r"\s*Step (?P<step>\d+)\b")
 
 @dataclass(frozen=True)
 class Chain:
-    """A response's thinking in steps.
+    """The thinking of a response, split into steps.
 
     Attributes:
-        texts: Text of each step; joined, they are the thinking.
+        texts: Text of each step; joined, they give the thinking.
         failed: Whether each step failed or was abandoned.
         review: Whether each step re-checks an earlier one.
-        spans: Tokens of each step in the full sequence, or empty for a text without tokens.
+        spans: Token span of each step in the full sequence; empty if the chain was read from a text.
     """
 
     texts: tuple[str, ...]
@@ -69,23 +69,33 @@ class Chain:
     def __post_init__(self) -> None:
         counts = (len(self.texts), len(self.failed), len(self.review))
         if len({*counts}) > 1 or (self.spans and len(self.spans) != len(self.texts)):
-            raise ValueError(f"{counts} texts, failed and review flags, {len(self.spans)} spans: need one of each a step.")
+            raise ValueError(
+                f"{counts} texts, failed and review flags, {len(self.spans)} spans: need one of each per step (spans may be empty)."
+            )
 
     @property
     def steps(self) -> list[Step]:
-        """The steps with their tokens. ValueError if the chain was read from a text, so that there are none."""
+        """The steps with their token spans.
+
+        Raises:
+            ValueError: The chain was read from a text, so it has no token spans.
+        """
         if len(self.spans) != len(self.texts):
             raise ValueError("This chain has no token spans: read the rollout with failed_steps.chain(lm, rollout, reader).")
         return [Step(span, text) for span, text in zip(self.spans, self.texts, strict=True)]
 
 
 def failed_step_fraction(chain: Chain) -> float:
-    """FSF: share of the steps that failed; 0 without steps."""
+    """Return FSF, the share of steps that failed; 0 if there are no steps.
+
+    >>> failed_step_fraction(Chain(("a", "b", "c", "d"), (False, True, False, False), (False,) * 4))
+    0.25
+    """
     return sum(chain.failed) / len(chain.failed) if chain.failed else 0.0
 
 
 def review_ratio(chain: Chain) -> float:
-    """Share of the characters that stand in re-checking steps; 0 without steps."""
+    """Return the share of characters that belong to re-checking steps; 0 if there are no steps."""
     total = sum(map(len, chain.texts))
     return sum(len(t) for t, review in zip(chain.texts, chain.review, strict=True) if review) / total if total else 0.0
 
@@ -93,25 +103,30 @@ def review_ratio(chain: Chain) -> float:
 # --- readers -------------------------------------------------------------------------------------------------
 
 Judge = Callable[[Sequence[str]], tuple[list[bool], list[bool]]]
-"""Step texts -> which failed, and which re-check."""
+"""Function from the texts of all steps to two lists of flags: which steps failed, and which re-check."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How thinking is read: where a step starts, and a judge of all steps of a response. Both are plain functions."""
+    """Splits thinking into steps and judges them.
+
+    Attributes:
+        split: Function from a text to the positions at which steps start.
+        judge: Function from the texts of all steps to their failed and review flags.
+    """
 
     split: Splitter
     judge: Judge
 
     def read(self, text: str) -> Chain:
-        """The steps of a text."""
-        texts = tuple(text[a:b] for a, b in steps.cut(text, self.split))
+        """Split a text into steps and judge them."""
+        texts = tuple(text[a:b] for a, b in steps.step_ranges(text, self.split))
         failed, review = self.judge(texts)
         return Chain(texts, tuple(failed), tuple(review))
 
 
 ReaderOf = Callable[[Problem], Reader]
-"""A reader may look at the problem: what a lookup line may state is written in the prompt."""
+"""Function from a problem to its reader; some readers need the prompt, such as the bindings of a lookup problem."""
 
 _EQUATION = re.compile(r"(?:wait )?(-?\d+(?:[+-]\d+)+)=(-?\d+)(?: ok| fix)?")
 _STATED = re.compile(r"(\(?\d+(?:\)? [-+*/] \(?\d+)+\)?) (?:=|is) (\d+)")
@@ -120,31 +135,37 @@ _BINDING = re.compile(r"(?:wait )?([A-Z])=([A-Z]|\d+)(?: ok| fix)?")
 
 
 def arithmetic(problem: Problem | None = None) -> Reader:
-    """The tiny reasoner's sums: a line is a step, failed iff the equation it states is wrong.
+    r"""Return a reader for the tiny reasoner's sums: a step is a line, and it failed if its equation is wrong.
 
-    Whether a line goes on from the one before does not matter, and one that states nothing to recompute (``=36``) has not failed.
+    The line need not follow from the one before. A line without an equation to recompute (``=36``) has not failed.
+
+    >>> arithmetic().read("12+30=42\n42+5=48\n").failed
+    (False, True)
     """
 
     def wrong(line: str) -> bool:
-        found = _EQUATION.fullmatch(line)
-        return found is not None and sum(map(int, re.findall(r"[+-]?\d+", found[1]))) != int(found[2])
+        equation = _EQUATION.fullmatch(line)
+        return equation is not None and sum(map(int, re.findall(r"[+-]?\d+", equation[1]))) != int(equation[2])
 
     return Reader(steps.lines, _by_line(wrong))
 
 
 def lookup(problem: Problem) -> Reader:
-    """The tiny reasoner's lookups: a line ``K=52`` has failed iff the prompt's bindings do not lead from K to 52, in any number of hops."""
+    """Return a reader for the tiny reasoner's lookups.
+
+    A line ``K=52`` failed if the bindings in the prompt do not lead from K to 52 in any number of hops.
+    """
     content = " ".join(m["content"] for m in problem.messages)
     bound = dict(re.findall(r"\b([A-Z])=([A-Z]|\d+);", content))
 
     def wrong(line: str) -> bool:
-        found = _BINDING.fullmatch(line)
-        if found is None:
+        binding = _BINDING.fullmatch(line)
+        if binding is None:
             return False
-        at, seen = found[1], set[str]()
+        at, seen = binding[1], set[str]()
         while at in bound and at not in seen:
             seen.add(at)
-            if (at := bound[at]) == found[2]:
+            if (at := bound[at]) == binding[2]:
                 return False
         return True
 
@@ -152,8 +173,10 @@ def lookup(problem: Problem) -> Reader:
 
 
 def equations(problem: Problem | None = None) -> Reader:
-    """Lines of prose with sums in them (``wordproblems``): a line has failed iff a sum it states is wrong, and re-checks iff it states
-    again what the line before did."""
+    """Return a reader for lines of prose that contain sums (task ``wordproblems``).
+
+    A line failed if one of its sums is wrong. It re-checks if its first sum repeats the last sum of the line before.
+    """
 
     def judge(texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
         failed, review, before = [], [], None
@@ -168,27 +191,27 @@ def equations(problem: Problem | None = None) -> Reader:
 
 
 def _value(expression: str) -> Fraction | None:
-    """Exact value of whole numbers joined by + - * / and parentheses; ``None`` of anything else."""
+    """Return the exact value of an expression of whole numbers, + - * / and parentheses; ``None`` if it is anything else."""
 
-    def of(node: ast.expr) -> Fraction:
+    def evaluate(node: ast.expr) -> Fraction:
         match node:
             case ast.Constant(value=int(number)):
                 return Fraction(number)
             case ast.BinOp(left, op, right) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](of(left), of(right))
+                return _OPERATORS[type(op)](evaluate(left), evaluate(right))
         raise ValueError(expression)
 
     try:
-        return of(ast.parse(expression, mode="eval").body)
+        return evaluate(ast.parse(expression, mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError):
         return None
 
 
 def tiny(problem: Problem) -> Reader:
-    """The reader of the tiny reasoner's format that fits the problem's task.
+    """Return the reader of the tiny reasoner's format for the problem's task.
 
     Raises:
-        ValueError: the problem is of another task.
+        ValueError: The task is neither ``arithmetic`` nor ``lookup``.
     """
     match problem.meta.get("task"):
         case "arithmetic":
@@ -196,12 +219,14 @@ def tiny(problem: Problem) -> Reader:
         case "lookup":
             return lookup(problem)
     raise ValueError(
-        f"Problem {problem.id!r} is of task {problem.meta.get('task')!r}: lines are recomputed for arithmetic and lookup only. "
-        "Read it by cue words, reader_of=failed_steps.cued."
+        f"Problem {problem.id!r} is of task {problem.meta.get('task')!r}: only lines of arithmetic and lookup can be "
+        "recomputed. Use cue words instead: reader_of=failed_steps.cued."
     )
 
 
 def _by_line(wrong: Callable[[str], bool]) -> Judge:
+    """Return a judge of single lines; a line that starts with ``wait`` re-checks."""
+
     def judge(texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
         lines = [text.strip() for text in texts]
         return [wrong(line) for line in lines], [line.startswith("wait ") for line in lines]
@@ -211,15 +236,15 @@ def _by_line(wrong: Callable[[str], bool]) -> Judge:
 
 @dataclass(frozen=True)
 class Cues:
-    """Steps by cue words, for thinking in prose (ours). Each field is a regular expression, or ``None`` for none.
+    """Rules that find steps by cue words, for thinking in prose (ours). Each cue is a regular expression, or ``None`` to disable it.
 
     Attributes:
-        starts: Where a step starts, besides at every paragraph.
-        failed: Says that the step before it failed; in the middle of a step: that this one did.
-        review: In a step's head: the step re-checks.
-        back: Goes back to a numbered step (group ``step``): the steps after that one, up to the one that says so, are abandoned, so
-            they failed. Steps are numbered by their own ``Step 3:``, else counted.
-        head: Characters at the start of a step that ``failed`` and ``review`` mean by it.
+        starts: Start of a step, in addition to every paragraph.
+        failed: In the head of a step: the step before it failed. Later in a step: this step failed.
+        review: In the head of a step: the step re-checks.
+        back: Return to a numbered step (group ``step``). All later steps, up to and including this one, are abandoned, so they failed.
+            The number of a step is that of its ``Step 3:``, or else its position.
+        head: Length of the head of a step, in characters.
     """
 
     starts: str | None = assumed_starts
@@ -229,40 +254,46 @@ class Cues:
     head: int = 40
 
     def reader(self) -> Reader:
-        """The reader these cues make. Raises ValueError if one is no regular expression."""
+        """Return the reader that uses these cues.
+
+        Raises:
+            ValueError: A cue is no regular expression.
+        """
         return Reader(self._split, self._judge)
 
     def _split(self, text: str) -> list[int]:
-        own = steps.at_cues(self.starts)(text) if self.starts else []
-        return sorted({*steps.paragraphs(text), *own})
+        starts = steps.at_cues(self.starts)(text) if self.starts else []
+        return sorted({*steps.paragraphs(text), *starts})
 
     def _judge(self, texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
         failed = [False] * len(texts)
-        live: list[tuple[int, int]] = []  # number and place of the steps not abandoned
+        live: list[tuple[int, int]] = []  # number and index of the steps that are not abandoned
         for i, text in enumerate(texts):
-            said = re.search(self.failed, text) if self.failed else None
-            if said:
-                failed[i - 1 if i and said.start() < self.head else i] = True
+            failure = re.search(self.failed, text) if self.failed else None
+            if failure:
+                failed[i - 1 if i and failure.start() < self.head else i] = True
             back = re.search(self.back, text) if self.back else None
-            own = NUMBERED.match(text)
-            live.append((int(own["step"]) if own else len(live) + 1, i))
+            label = NUMBERED.match(text)
+            live.append((int(label["step"]) if label else len(live) + 1, i))
             if back:
-                kept = int(back["step"])
-                for number, place in live:
-                    failed[place] |= number > kept
-                live = [(number, place) for number, place in live if number <= kept]
+                target = int(back["step"])
+                for number, index in live:
+                    failed[index] |= number > target
+                live = [(number, index) for number, index in live if number <= target]
         review = [bool(self.review and re.search(self.review, text[: self.head])) for text in texts]
         return failed, review
 
 
 def cued(problem: Problem | None = None) -> Reader:
-    """The reader by the assumed cue words, whatever the problem is."""
+    """Return the reader that uses the assumed cue words, for any problem."""
     return Cues().reader()
 
 
 def fitting(problem: Problem) -> Reader:
-    """Lines recomputed where the problem is of a task of the shipped models (:func:`tiny`, :func:`equations`), cue words for anything
-    else (:func:`cued`)."""
+    """Return a reader that recomputes lines for the tasks of the shipped models (:func:`tiny`, :func:`equations`).
+
+    For any other problem it uses cue words (:func:`cued`).
+    """
     match problem.meta.get("task"):
         case "arithmetic" | "lookup":
             return tiny(problem)
@@ -275,80 +306,94 @@ def fitting(problem: Problem) -> Reader:
 
 
 def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
-    """The steps of a rollout's thinking, with their tokens; no steps if it did not think."""
-    found = steps.of(lm, rollout, reader.split)
-    texts = tuple(step.text for step in found)
+    """Return the judged steps of a rollout's thinking, with their token spans; no steps if it did not think."""
+    parts = steps.think_steps(lm, rollout, reader.split)
+    texts = tuple(step.text for step in parts)
     failed, review = reader.judge(texts)
-    return Chain(texts, tuple(failed), tuple(review), tuple(step.span for step in found))
+    return Chain(texts, tuple(failed), tuple(review), tuple(step.span for step in parts))
 
 
-def chains(lm: LM, found: Sequence[Rollout], problems: Sequence[Problem], reader_of: ReaderOf = tiny) -> list[Chain]:
-    """The chain of every rollout, in order.
+def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], reader_of: ReaderOf = tiny) -> list[Chain]:
+    """Return the chain of every rollout, in order.
 
     Args:
-        reader_of: Reader of a problem's responses; for thinking in prose :func:`cued`.
+        problems: The problems of the rollouts.
+        reader_of: Function from a problem to its reader; for thinking in prose use :func:`cued`.
 
     Raises:
-        KeyError: a rollout's problem is not among the problems.
+        KeyError: A rollout's problem is not among the problems.
     """
     by_id = {p.id: p for p in problems}
-    if missing := sorted({r.problem_id for r in found} - by_id.keys()):
+    if missing := sorted({r.problem_id for r in rollouts} - by_id.keys()):
         raise KeyError(
-            f"{len(missing)} problems of the rollouts are not among the {len(by_id)} given, such as {missing[0]!r}: give the problems sampled "
-            "from (task, split, number and seed)."
+            f"{len(missing)} problems of the rollouts are not among the {len(by_id)} given, such as {missing[0]!r}: pass the problems that "
+            "were sampled from (same task, split, number and seed)."
         )
-    return [chain(lm, r, reader_of(by_id[r.problem_id])) for r in found]
+    return [chain(lm, r, reader_of(by_id[r.problem_id])) for r in rollouts]
 
 
-def table(found: Sequence[Rollout], read: Sequence[Chain]) -> pd.DataFrame:
-    """One row per rollout that thought, from the rollouts and their :func:`chains`.
+def table(rollouts: Sequence[Rollout], chains: Sequence[Chain]) -> pd.DataFrame:
+    """Return one row per rollout with at least one step of thinking.
 
     Columns: ``problem_id, sample, correct, steps, failed, reviews, fsf, review_ratio, characters, think_tokens``.
 
+    Args:
+        chains: Steps of each rollout, from :func:`chains`.
+
     Raises:
-        NoThinkTagsError: no rollout has a step.
+        NoThinkTagsError: No rollout has a step.
     """
     rows = []
-    for r, c in zip(found, read, strict=True):
+    for r, c in zip(rollouts, chains, strict=True):
         if c.texts:
             counts = (len(c.texts), sum(c.failed), sum(c.review))
             measures = (failed_step_fraction(c), review_ratio(c), sum(map(len, c.texts)), r.think_tokens)
             rows.append((r.problem_id, r.sample, r.correct, *counts, *measures))
     if not rows:
         raise NoThinkTagsError(
-            f"None of the {len(found)} rollouts has a step of thinking: load the model with tags=ThinkTags(...)."
+            f"None of the {len(rollouts)} rollouts has a step of thinking: load the model with tags=ThinkTags(...)."
         )
     return pd.DataFrame(rows, columns=["problem_id", "sample", "correct", "steps", "failed", "reviews", *MEASURES])
 
 
-def against_correctness(
+def correctness_correlations(
     rows: pd.DataFrame, measures: Sequence[str] = MEASURES, *, times: int = stats.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """Each measure of :func:`table` against correctness, pooled and within question, with 95 % intervals over problems.
+    """Return the correlation of each measure with correctness, pooled and within question, with 95 % intervals over problems.
 
-    Columns: ``measure, scope, kind, r, low, high``. The last rows, ``fsf (shuffled)``, are a control: FSF dealt out anew among all
-    rollouts, which must give about 0. NaN where a measure or correctness never varies. Within question needs two rollouts of a
-    problem (ValueError).
+    Columns: ``measure, scope, kind, r, low, high``. The last rows, ``fsf (shuffled)``, are a control: FSF shuffled among all rollouts,
+    which should give about 0. ``r`` is NaN if the measure or correctness never varies.
+
+    Args:
+        rows: From :func:`table`.
+        measures: Columns of ``rows``.
+        times: Bootstrap resamples.
+        seed: Seed of the bootstrap and of the shuffled control.
+
+    Raises:
+        ValueError: No problem has two rollouts, which the correlation within question needs.
     """
-    rows = rows.sort_values(["problem_id", "sample"])  # what is dealt does not depend on the order of rows
-    dealt = np.random.default_rng(seed).permutation(rows["fsf"].to_numpy(float))
-    columns = {name: rows[name].to_numpy(float) for name in measures} | {"fsf (shuffled)": dealt}
-    found = []
+    rows = rows.sort_values(["problem_id", "sample"])  # so that the shuffle does not depend on the order of rows
+    shuffled = np.random.default_rng(seed).permutation(rows["fsf"].to_numpy(float))
+    columns = {name: rows[name].to_numpy(float) for name in measures} | {"fsf (shuffled)": shuffled}
+    estimates = []
     for name, values in columns.items():
         for scope in ("pooled", "within"):
             for kind in ("pearson", "spearman"):
                 correct, problems = rows["correct"].to_numpy(float), rows["problem_id"].to_numpy()
                 e = stats.correlation(values, correct, problems, kind=kind, within=scope == "within", times=times, seed=seed)
-                found.append((name, scope, kind, e.mean, e.low, e.high))
-    return pd.DataFrame(found, columns=["measure", "scope", "kind", "r", "low", "high"])
+                estimates.append((name, scope, kind, e.mean, e.low, e.high))
+    return pd.DataFrame(estimates, columns=["measure", "scope", "kind", "r", "low", "high"])
 
 
-def chosen_by(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 0) -> tuple[stats.Estimate, stats.Estimate]:
-    """Accuracy of each problem's rollout with the lowest measure (ties averaged), and what that gains over any rollout, paired.
+def accuracy_of_lowest(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 0) -> tuple[stats.Estimate, stats.Estimate]:
+    """Return the accuracy of the rollout with the lowest measure of each problem, and its gain over an average rollout, paired.
 
-    The paper's test-time selection: it keeps the trace of lowest FSF among the samples of a problem.
+    This is the paper's test-time selection, which takes the trace with the lowest FSF among the samples of a problem. Rollouts with
+    equal measures are averaged. ``measure`` is a column of ``rows``, which come from :func:`table`.
     """
     lowest = rows[measure] == rows.groupby("problem_id")[measure].transform("min")
     best, mean = (part.groupby("problem_id")["correct"].mean().to_numpy(float)[:, None] for part in (rows[lowest], rows))
-    own, any_ = stats.mean_of(best), stats.mean_of(mean)
-    return stats.bootstrap(own, len(best), seed=seed), stats.bootstrap(stats.difference(own, any_), len(best), seed=seed)
+    selected, average = stats.mean_of(best), stats.mean_of(mean)
+    gain = stats.difference(selected, average)
+    return stats.bootstrap(selected, len(best), seed=seed), stats.bootstrap(gain, len(best), seed=seed)

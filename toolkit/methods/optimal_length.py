@@ -1,20 +1,20 @@
 """When more is less: understanding chain-of-thought length in LLMs (2025; ICLR 2026), arXiv:2502.07266.
 
-Equations (T: difficulty, the work to be done; M: capability, work a step can do; C: bound of T; N: number of steps):
+Equations (T: difficulty, the total work; M: capability, the work that one step can do; C: upper bound of T; N: number of steps):
 
     A(N)  = alpha [(1 - T/C) (1 - T/(N M))]^N                 accuracy, for N > T/M; 0 below
-    N*    = T Z / (M (Z + 1)),   Z = W_-1(-(1 - T/C) / e)     the best number of steps, W_-1 the lower branch of Lambert's function
-    t*    = T / N* = M (1 + 1/Z)                              the best size of a step
+    N*    = T Z / (M (Z + 1)),   Z = W_-1(-(1 - T/C) / e)     best number of steps; W_-1: lower branch of Lambert's function
+    t*    = T / N* = M (1 + 1/Z)                              best size of a step
 
-so that harder problems call for more steps and more capable models for fewer. Length-filtered vote: bucket the sampled answers by
-length (equal width D), keep the K buckets whose answers have the least Shannon entropy, take the majority answer among them.
+Harder problems need more steps, and more capable models need fewer. Length-filtered vote: sort the sampled answers into buckets of
+equal width D by length, keep the K buckets whose answers have the least Shannon entropy, and take the majority answer among them.
 
-Deviations: notes on the paper print the argument of W with a misplaced e; the one here follows from setting the derivative to
-zero, and a grid search agrees. The curve of accuracy against measured length is ours: logistic regression on log length and its
-square within one difficulty, intervals over problems. Least size of a bucket in the vote: 2 (ours; one answer alone has entropy 0
-and would always be kept). Samples without an answer do not vote.
+Deviations: notes on the paper print the argument of W with a misplaced e. The argument here follows from setting the derivative to
+zero, and a grid search agrees. The measured curve of accuracy against length is ours: logistic regression on log length and its
+square within one difficulty, with intervals over problems. A bucket needs at least 2 answers (ours; a single answer has entropy 0, so
+its bucket would always be kept). Samples without an answer do not vote.
 
-Units and signs: steps, or tokens where a table says so; accuracies are shares. Cost: none, no model is run.
+Units and signs: lengths in steps, or in tokens if a table says so; accuracies are shares. Cost: none, no model is run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from toolkit.tasks.grading import last_number
 from toolkit.types import Problem, Rollout
 
 PUBLISHED_WIDTH, PUBLISHED_KEEP = 2, 3  # D steps, K buckets
-assumed_smallest = 2  # answers of a bucket that is looked at: ours
+assumed_smallest = 2  # least number of answers in a bucket: ours
 assumed_ridge = 0.1  # penalty on both slopes of the curve, in squared standard deviations of log length: ours
 
 
@@ -45,27 +45,53 @@ assumed_ridge = 0.1  # penalty on both slopes of the curve, in squared standard 
 
 
 def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Number, alpha: Number = 1.0) -> Float[ndarray, " n"]:
-    """A(N) of the paper's linear case. Raises ValueError unless 0 < T < C and M > 0."""
-    check_case(difficulty, capability, bound)
+    """Return A(N) for the paper's linear case.
+
+    >>> accuracy(np.array([1, 2, 4, 8]), difficulty=2, capability=2, bound=10).round(3).tolist()
+    [0.0, 0.16, 0.13, 0.058]
+
+    Args:
+        steps: N.
+        difficulty: T.
+        capability: M.
+        bound: C.
+        alpha: Factor of the accuracy.
+
+    Raises:
+        ValueError: Not 0 < T < C, or not M > 0.
+    """
+    check_parameters(difficulty, capability, bound)
     n = np.asarray(steps, float)
     sub_task = np.divide(difficulty, n * capability, out=np.ones_like(n), where=n > 0)
     return alpha * ((1 - difficulty / bound) * np.maximum(0.0, 1 - sub_task)) ** n * (sub_task < 1)
 
 
 def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
-    """N*, not rounded. Raises ValueError unless 0 < T < C and M > 0."""
-    check_case(difficulty, capability, bound)
+    """Return N*, the best number of steps, not rounded.
+
+    >>> round(best_steps(difficulty=2, capability=2, bound=10), 2)
+    2.21
+
+    Args:
+        difficulty: T.
+        capability: M.
+        bound: C.
+
+    Raises:
+        ValueError: Not 0 < T < C, or not M > 0.
+    """
+    check_parameters(difficulty, capability, bound)
     z = float(lambertw(-(1 - difficulty / bound) / math.e, k=-1).real)
     return difficulty * z / (capability * (z + 1))
 
 
 def best_step_size(difficulty: Number, capability: Number, bound: Number) -> float:
-    """t* = T / N*."""
+    """Return t* = T / N*, the best size of a step. Arguments are those of :func:`best_steps`."""
     return difficulty / best_steps(difficulty, capability, bound)
 
 
-def check_case(difficulty: Number, capability: Number, bound: Number) -> None:
-    """Raise ValueError outside the theory's domain."""
+def check_parameters(difficulty: Number, capability: Number, bound: Number) -> None:
+    """Raise ValueError unless 0 < T < C and M > 0, the domain of the theory."""
     if not (0 < difficulty < bound and capability > 0):
         raise ValueError(
             f"difficulty={difficulty}, capability={capability}, bound={bound}: need 0 < difficulty < bound, capability > 0."
@@ -75,36 +101,42 @@ def check_case(difficulty: Number, capability: Number, bound: Number) -> None:
 # --- accuracy against length, measured -----------------------------------------------------------------------
 
 
-def table(found: Sequence[Rollout], problems: Sequence[Problem], lengths: Sequence[Number] | None = None) -> pd.DataFrame:
-    """One row a rollout: ``problem_id, difficulty`` (of ``meta``), ``length, correct``.
+def table(rollouts: Sequence[Rollout], problems: Sequence[Problem], lengths: Sequence[Number] | None = None) -> pd.DataFrame:
+    """Return one row per rollout, with the columns ``problem_id, difficulty`` (from ``meta``), ``length, correct``.
 
     Args:
-        lengths: Length of each rollout in whatever unit, steps for one; ``None`` is think tokens.
+        rollouts: Responses.
+        problems: The problems of the rollouts.
+        lengths: Length of each rollout in any unit, such as steps; ``None`` takes think tokens.
 
     Raises:
-        ValueError: a problem without a difficulty.
+        ValueError: A problem has no difficulty.
     """
     difficulty = {p.id: p.meta.get("difficulty") for p in problems}
-    if without := [r.problem_id for r in found if difficulty.get(r.problem_id) is None]:
-        raise ValueError(f"Problem {without[0]!r} has no meta['difficulty']: give problems that do, or add the column yourself.")
+    if without := [r.problem_id for r in rollouts if difficulty.get(r.problem_id) is None]:
+        raise ValueError(
+            f"Problem {without[0]!r} has no meta['difficulty']: pass problems that have one, or build the table yourself."
+        )
     return pd.DataFrame(
         {
-            "problem_id": [r.problem_id for r in found],
-            "difficulty": [difficulty[r.problem_id] for r in found],
-            "length": [r.think_tokens for r in found] if lengths is None else list(lengths),
-            "correct": [r.correct for r in found],
+            "problem_id": [r.problem_id for r in rollouts],
+            "difficulty": [difficulty[r.problem_id] for r in rollouts],
+            "length": [r.think_tokens for r in rollouts] if lengths is None else list(lengths),
+            "correct": [r.correct for r in rollouts],
         }
     )
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy against length: ``sigma(a + b x + c x^2)``, x = (log length - centre) / scale.
+    """Fitted accuracy as a function of length: ``sigma(a + b x + c x^2)`` with x = (log length - centre) / scale.
 
     Attributes:
         coefficients: a, b, c.
-        shortest: Least length it was fitted to.
-        longest: Greatest length it was fitted to.
+        centre: Mean of log length.
+        scale: Standard deviation of log length.
+        shortest: Shortest length in the data.
+        longest: Longest length in the data.
     """
 
     coefficients: tuple[float, float, float]
@@ -114,48 +146,54 @@ class Curve:
     longest: float
 
     def at(self, lengths: Sequence[Number] | ndarray) -> Float[ndarray, " n"]:
-        """Accuracy at some lengths."""
+        """Return the fitted accuracy at the given lengths."""
         x = (np.log(np.maximum(lengths, 1)) - self.centre) / self.scale
         a, b, c = self.coefficients
         return expit(a + b * x + c * x * x)
 
     @property
     def peak(self) -> float:
-        """The length of highest accuracy if the curve is an inverted U with its top among the lengths seen, else NaN."""
+        """Length of highest accuracy, or NaN unless the curve is an inverted U with its maximum within the range of the data."""
         _, b, c = self.coefficients
         top = math.exp(self.centre - b / (2 * c) * self.scale) if c < 0 and abs(b / c) < 1e3 else math.nan
         return top if self.shortest < top < self.longest else math.nan
 
 
 def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.DataFrame, dict[Number, Curve]]:
-    """The inverted U of each difficulty in :func:`table`: the length of highest accuracy with a 95 % interval over problems.
+    """Fit accuracy against length for each difficulty, and return the length of highest accuracy and the curves.
 
-    Columns: ``difficulty, problems, rollouts, accuracy, peak, low, high, inverted``. ``inverted`` is the share of resamples that
-    are an inverted U with its top among the lengths seen; the interval is over those alone, so read it only where ``inverted`` is
-    near 1. A difficulty where length or correctness never varies has no curve and NaN throughout.
+    Columns: ``difficulty, problems, rollouts, accuracy, peak, low, high, inverted``. ``low`` and ``high`` are a 95 % interval over
+    problems. ``inverted`` is the share of resamples in which the curve is an inverted U with its maximum within the range of the data.
+    The interval covers only these resamples, so it is meaningful only if ``inverted`` is near 1. If length or correctness never varies
+    at a difficulty, that difficulty has no curve, and its numbers are NaN.
+
+    Args:
+        rows: From :func:`table`.
+        times: Bootstrap resamples.
+        seed: Seed of the bootstrap.
     """
-    found, curves = [], {}
+    fits, curves = [], {}
     for difficulty, part in rows.groupby("difficulty"):
         problems, which = np.unique(part["problem_id"].to_numpy(str), return_inverse=True)
         correct, length = part["correct"].to_numpy(float), part["length"].to_numpy(float)
         row = {"difficulty": difficulty, "problems": len(problems), "rollouts": len(part), "accuracy": correct.mean()}
         if np.ptp(np.log(np.maximum(length, 1))) == 0 or np.ptp(correct) == 0:
-            found.append(row | {"peak": math.nan, "low": math.nan, "high": math.nan, "inverted": math.nan})
+            fits.append(row | {"peak": math.nan, "low": math.nan, "high": math.nan, "inverted": math.nan})
             continue
         draws = stats.resamples(len(problems), seed=seed, times=times)
         counts = np.stack([np.bincount(draw, minlength=len(problems)) for draw in draws])
         weights = np.concatenate([np.ones((1, len(part))), counts[:, which]])
         curve, *resampled = _curves(length, correct, weights)
         tops = np.array([c.peak for c in resampled])
-        seen = tops[~np.isnan(tops)]
-        low, high = np.quantile(seen, [0.025, 0.975]) if len(seen) else (math.nan, math.nan)
-        found.append(row | {"peak": curve.peak, "low": low, "high": high, "inverted": len(seen) / times})
+        inside = tops[~np.isnan(tops)]
+        low, high = np.quantile(inside, [0.025, 0.975]) if len(inside) else (math.nan, math.nan)
+        fits.append(row | {"peak": curve.peak, "low": low, "high": high, "inverted": len(inside) / times})
         curves[difficulty] = curve
-    return pd.DataFrame(found), curves
+    return pd.DataFrame(fits), curves
 
 
 def _curves(length: Float[ndarray, " rows"], correct: Float[ndarray, " rows"], weights: Float[ndarray, "fits rows"]) -> list[Curve]:
-    """One penalised logistic fit a row of weights, all by Newton's method at once."""
+    """Fit one penalised logistic regression per row of weights, all at once with Newton's method."""
     x = np.log(np.maximum(length, 1))
     centre, scale = float(x.mean()), float(x.std())
     features = np.stack([np.ones(len(x)), (x - centre) / scale, ((x - centre) / scale) ** 2], axis=1)
@@ -167,7 +205,7 @@ def _curves(length: Float[ndarray, " rows"], correct: Float[ndarray, " rows"], w
         slope = (weights * (correct - p)) @ features - beta @ penalty
         curvature = ((weights * p * (1 - p)) @ products).reshape(-1, 3, 3) + penalty
         step = np.linalg.solve(curvature, slope[:, :, None])[:, :, 0]
-        beta += np.clip(step, -2.0, 2.0)  # a full step may overshoot where classes are nearly separable
+        beta += np.clip(step, -2.0, 2.0)  # a full step may overshoot if the classes are nearly separable
         if np.abs(step).max() < 1e-8:
             break
     ends = float(max(1.0, length.min())), float(length.max())
@@ -177,20 +215,20 @@ def _curves(length: Float[ndarray, " rows"], correct: Float[ndarray, " rows"], w
 # --- length-filtered vote ------------------------------------------------------------------------------------
 
 
-def answers(lm: LM, found: Sequence[Rollout]) -> list[str | None]:
-    """What each rollout answers, to be compared: the last number of its answer, else its text; ``None`` without one."""
-    texts = [lm.text(r.token_ids[r.answer.start : r.answer.stop]).strip() if r.answer else "" for r in found]
+def final_answers(lm: LM, rollouts: Sequence[Rollout]) -> list[str | None]:
+    """Return the answer of each rollout in comparable form: the last number in the answer, else its text, ``None`` if it is empty."""
+    texts = [lm.text(r.token_ids[r.answer.start : r.answer.stop]).strip() if r.answer else "" for r in rollouts]
     return [(last_number(text) or text) if text else None for text in texts]
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """How a vote is filtered by length.
+    """Settings of the length-filtered vote.
 
     Attributes:
-        width: D, in the unit of the lengths; bucket b holds lengths from ``b * width`` up to the next.
-        keep: K, buckets that vote.
-        smallest: Answers that a bucket needs.
+        width: D, in the unit of the lengths; bucket b holds lengths from ``b * width`` to below ``(b + 1) * width``.
+        keep: K, number of buckets that vote.
+        smallest: Least number of answers in a bucket.
     """
 
     width: Number = PUBLISHED_WIDTH
@@ -199,79 +237,99 @@ class Buckets:
 
     def __post_init__(self) -> None:
         if self.width <= 0 or self.keep < 1 or self.smallest < 1:
-            raise ValueError(f"{self}: need a positive width, and at least 1 of the others.")
+            raise ValueError(f"{self}: need width > 0, keep >= 1 and smallest >= 1.")
 
 
 PUBLISHED_BUCKETS = Buckets()
 
 
-def kept_by_length(said: Sequence[str | None], lengths: Sequence[Number], buckets: Buckets = PUBLISHED_BUCKETS) -> list[int]:
-    """Indices of the answers in the buckets of least entropy; of all answers if no bucket has ``smallest`` of them.
+def filter_by_length(answers: Sequence[str | None], lengths: Sequence[Number], buckets: Buckets = PUBLISHED_BUCKETS) -> list[int]:
+    """Return the indices of the answers that vote: those in the buckets of least entropy.
 
-    Between buckets of equal entropy the one with more answers is kept, then the shorter.
+    All answers vote if no bucket has ``smallest`` of them. Of buckets with equal entropy, the one with more answers is kept, then the
+    shorter one.
     """
-    rows: dict[int, list[int]] = {}
-    for i, (answer, length) in enumerate(zip(said, lengths, strict=True)):
+    members: dict[int, list[int]] = {}  # bucket -> indices of its answers
+    for i, (answer, length) in enumerate(zip(answers, lengths, strict=True)):
         if answer is not None:
-            rows.setdefault(int(length // buckets.width), []).append(i)
-    large = [(entropy([said[i] for i in own]), -len(own), place) for place, own in rows.items() if len(own) >= buckets.smallest]
-    chosen = [place for _, _, place in sorted(large)[: buckets.keep]] or list(rows)
-    return sorted(i for place in chosen for i in rows[place])
+            members.setdefault(int(length // buckets.width), []).append(i)
+    large = [(entropy([answers[i] for i in rows]), -len(rows), b) for b, rows in members.items() if len(rows) >= buckets.smallest]
+    chosen = [b for _, _, b in sorted(large)[: buckets.keep]] or list(members)
+    return sorted(i for b in chosen for i in members[b])
 
 
-def length_filtered_vote(said: Sequence[str | None], lengths: Sequence[Number], buckets: Buckets = PUBLISHED_BUCKETS) -> str | None:
-    """The majority answer within the buckets of :func:`kept_by_length`; the first said among equals, ``None`` if nobody answers."""
-    return majority([said[i] for i in kept_by_length(said, lengths, buckets)])
+def length_filtered_vote(
+    answers: Sequence[str | None], lengths: Sequence[Number], buckets: Buckets = PUBLISHED_BUCKETS
+) -> str | None:
+    """Return the majority answer within the buckets of :func:`filter_by_length`, or ``None`` if there is no answer.
+
+    >>> answers, lengths = ["7", "7", "8", "9", "8", "8"], [4, 5, 10, 10, 11, 11]
+    >>> majority(answers), length_filtered_vote(answers, lengths, Buckets(width=2, keep=1))
+    ('8', '7')
+    """
+    return majority([answers[i] for i in filter_by_length(answers, lengths, buckets)])
 
 
-def majority(said: Sequence[str | None]) -> str | None:
-    """The most frequent answer, the first said among equals; ``None`` if nobody answers."""
-    votes = Counter(answer for answer in said if answer is not None)
+def majority(answers: Sequence[str | None]) -> str | None:
+    """Return the most frequent answer (the first of equally frequent ones), or ``None`` if there is no answer."""
+    votes = Counter(answer for answer in answers if answer is not None)
     return votes.most_common(1)[0][0] if votes else None
 
 
-def entropy(said: Sequence[str | None]) -> float:
-    """Shannon entropy of answers, nats, rounded so that equal distributions are equal."""
-    share = np.array(list(Counter(said).values())) / len(said)
+def entropy(answers: Sequence[str | None]) -> float:
+    """Return the Shannon entropy of answers in nats, rounded so that equal distributions give equal values.
+
+    >>> round(entropy(["7", "7", "8", "8"]), 3)
+    0.693
+    """
+    share = np.array(list(Counter(answers).values())) / len(answers)
     return round(float(-(share * np.log(share)).sum()), 12) + 0.0
 
 
 def votes(
-    found: Sequence[Rollout],
-    said: Sequence[str | None],
+    rollouts: Sequence[Rollout],
+    answers: Sequence[str | None],
     lengths: Sequence[Number],
     buckets: Buckets = PUBLISHED_BUCKETS,
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One row a problem, whether each way of answering is right: ``problem_id, samples, one, majority, filtered, random``.
+    """Return one row per problem: the accuracy of one sample, and whether each kind of vote is right.
 
-    ``one`` is the mean over samples. ``random`` is the control of ``filtered``: a vote of as many answers, drawn at random.
+    Columns: ``problem_id, samples, one, majority, filtered, random``. ``one`` is the mean accuracy over samples. ``random`` is the
+    control of ``filtered``: a vote of equally many answers, drawn at random.
 
     Args:
-        said: What each rollout answers, from :func:`answers`.
+        rollouts: Several per problem.
+        answers: Answer of each rollout, from :func:`final_answers`.
         lengths: Length of each rollout, in the unit of the buckets.
+        buckets: How the vote is filtered.
+        seed: Seed of the random control.
     """
     random = np.random.default_rng(seed)
     rows: dict[str, dict] = {}
-    places: dict[str, list[int]] = {}
-    for i, r in enumerate(found):
-        places.setdefault(r.problem_id, []).append(i)
-    for problem, unordered in sorted(places.items()):  # by id and sample: the control's draws do not depend on the order of rows
-        mine = sorted(unordered, key=lambda i: found[i].sample)
-        own, long = [said[i] for i in mine], [lengths[i] for i in mine]
-        right = {said[i]: found[i].correct for i in mine}
-        kept = kept_by_length(own, long, buckets)
-        speaking = [i for i, answer in enumerate(own) if answer is not None]
-        drawn = sorted(random.choice(speaking, len(kept), replace=False)) if kept else []
-        ways = {"majority": own, "filtered": [own[i] for i in kept], "random": [own[i] for i in drawn]}
-        told = {name: right.get(majority(answers), False) for name, answers in ways.items()}
-        rows[problem] = {"problem_id": problem, "samples": len(mine), "one": np.mean([found[i].correct for i in mine]), **told}
-    return pd.DataFrame([rows[problem] for problem in places])
+    indices: dict[str, list[int]] = {}  # problem -> indices of its rollouts
+    for i, r in enumerate(rollouts):
+        indices.setdefault(r.problem_id, []).append(i)
+    for problem, unordered in sorted(indices.items()):  # by id and sample: the control's draws do not depend on the order of rows
+        group = sorted(unordered, key=lambda i: rollouts[i].sample)
+        cast, group_lengths = [answers[i] for i in group], [lengths[i] for i in group]
+        right = {answers[i]: rollouts[i].correct for i in group}
+        filtered = filter_by_length(cast, group_lengths, buckets)
+        answering = [i for i, answer in enumerate(cast) if answer is not None]
+        drawn = sorted(random.choice(answering, len(filtered), replace=False)) if filtered else []
+        voters = {"majority": cast, "filtered": [cast[i] for i in filtered], "random": [cast[i] for i in drawn]}
+        verdicts = {name: right.get(majority(some), False) for name, some in voters.items()}
+        one = np.mean([rollouts[i].correct for i in group])
+        rows[problem] = {"problem_id": problem, "samples": len(group), "one": one, **verdicts}
+    return pd.DataFrame([rows[problem] for problem in indices])
 
 
 def vote_accuracy(rows: pd.DataFrame, *, seed: int = 0) -> Mapping[str, Estimate]:
-    """Accuracy of each way of :func:`votes`, and ``filtered - majority`` and ``filtered - random``, with 95 % intervals."""
+    """Return the accuracy of each column of :func:`votes`, and two paired differences, with 95 % intervals over problems.
+
+    The differences are ``filtered - majority`` and ``filtered - random``.
+    """
     rows = rows.sort_values("problem_id")
     ways = {name: stats.mean_of(rows[name].to_numpy(float)[:, None]) for name in ("one", "majority", "filtered", "random")}
     ways |= {f"filtered - {name}": stats.difference(ways["filtered"], ways[name]) for name in ("majority", "random")}

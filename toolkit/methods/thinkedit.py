@@ -1,6 +1,6 @@
 """ThinkEdit: interpretable weight editing to mitigate overly short thinking (Sun et al., EMNLP 2025), arXiv:2503.22048.
 
-Equations (T_i the think span of response i, states taken at the positions that *predict* its tokens):
+Equations (T_i: the think span of response i; states are taken at the positions t that *predict* its tokens):
 
     v_l   = mean_{i in long} mean_t r_l(i, t)  -  mean_{i in short} mean_t r_l(i, t)
     c(l,h) = mean_{i in short} < mean_t W_l^h z_l^h(i, t), -v_l / |v_l| >
@@ -8,16 +8,19 @@ Equations (T_i the think span of response i, states taken at the positions that 
 
 with r_l the residual stream after attention (``resid_mid``, "attn") or after the block (``resid_post``, "mlp").
 
-Deviations: token ids are the sampled ones, never re-tokenised text; spans exclude the tags; ``resid_post`` of the last
-layer is taken before the final norm (the released code takes it after); sums are fp64; head size follows W_O. Classes may
-be quantiles, since absolute thresholds mean nothing on another model. The paper's models add W_l^h z_l^h to the stream as it is;
-in post-norm families it is normalised first, so that each position's z is divided by the scale of that norm, and v goes
-through its gain: scores stay what reaches the stream. Ours, and named so: :func:`contrast_scores` and :func:`written_direction`.
+Deviations:
+* Token ids are the sampled ones, never re-tokenised text. Spans exclude the tags.
+* ``resid_post`` of the last layer is taken before the final norm (the released code takes it after). Sums are fp64. The head size
+  follows from W_O.
+* Classes may be quantiles, since absolute thresholds do not transfer between models.
+* In the paper's models W_l^h z_l^h is added to the stream directly. Post-norm families normalise it first. There, each position's z
+  is divided by the scale of that norm, and v is multiplied by its gain, so that scores measure what is added to the stream.
+* :func:`contrast_scores` and :func:`written_direction` are ours.
 
-Units and signs: lengths in tokens; + is longer; scores in units of the residual stream, higher = pushes shorter.
+Units and signs: lengths in tokens; + is longer; scores in units of the residual stream, higher = writes towards shorter thinking.
 
-Cost: one forward pass per rollout (``collect.moments``); everything here is algebra on means, ``W mean(z) = mean(W z)``. It holds
-in post-norm families, too: a position's scale belongs to the layer, not to the head, and is divided out before the mean.
+Cost: one forward pass per rollout (``collect.moments``). Everything here is algebra on means: ``W mean(z) = mean(W z)``. This also
+holds in post-norm families, where the scale of a position belongs to the layer, not to the head, and is divided out before the mean.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ PUBLISHED_SHORT, PUBLISHED_LONG = 100.0, 1000.0  # tokens: released generate_res
 PUBLISHED_FRACTION = 0.04  # of all heads: paper v3/v4 ("~4 %"; the released lists have 3.9 to 6.3 %)
 PUBLISHED_STRENGTHS = tuple(i / 100 for i in range(-8, 9))  # steering alphas: released thinking_length_steering
 assumed_share = 0.2  # share of rollouts in each quantile class: ours
-assumed_min_class = 8  # examples below which a class mean is noise: ours
+assumed_min_class = 8  # least number of examples in a class: ours
 
 
 class ClassTooSmallError(ValueError):
@@ -49,9 +52,14 @@ class ClassTooSmallError(ValueError):
 
 @dataclass(frozen=True)
 class LengthClasses:
-    """``short``: think length < ``short_below``; ``long``: > ``long_above`` (both strict); the rest is left out.
+    """Length classes by two thresholds on the think length, in tokens.
 
-    Rollouts that never closed their think span, or never opened one, are in no class.
+    Calling it with a rollout returns ``"short"`` if the length is below ``short_below``, ``"long"`` if it is above ``long_above`` (both
+    strict), and ``None`` otherwise. Rollouts that never closed or never opened their think span are in no class.
+
+    Attributes:
+        short_below: Upper limit of the short class, tokens.
+        long_above: Lower limit of the long class, tokens.
     """
 
     short_below: float
@@ -72,10 +80,25 @@ def length_classes(
     long_above: float = PUBLISHED_LONG,
     at_least: int = assumed_min_class,
 ) -> LengthClasses:
-    """Classes by absolute thresholds in tokens, as published.
+    """Return length classes with absolute thresholds, as published.
+
+    >>> from toolkit.types import Span
+    >>> def rollout(n):  # n think tokens
+    ...     return Rollout("q", n, (0,) * (n + 3), 1, Span(1, n + 1), Span(n + 2, n + 3), "stop", "", correct=True)
+    >>> rollouts = [rollout(n) for n in (20, 50, 400, 1200, 2000)]
+    >>> classes = length_classes(rollouts, at_least=2)
+    >>> [classes(r) for r in rollouts]
+    ['short', 'short', None, 'long', 'long']
+
+    Args:
+        rollouts: The rollouts to classify; only used to check the class sizes.
+        short_below: Upper limit of the short class, tokens.
+        long_above: Lower limit of the long class, tokens.
+        at_least: Least number of rollouts per class.
 
     Raises:
-        ClassTooSmallError: a class has fewer than ``at_least`` rollouts; gives the counts and the quantiles of length.
+        ClassTooSmallError: A class has fewer than ``at_least`` rollouts; the message gives counts and quantiles of the length.
+        ValueError: The classes would overlap.
     """
     if short_below > long_above:
         raise ValueError(f"short_below={short_below} lies above long_above={long_above}: the classes would overlap.")
@@ -85,10 +108,15 @@ def length_classes(
 def quantile_classes(
     rollouts: Sequence[Rollout], *, share: float = assumed_share, at_least: int = assumed_min_class
 ) -> LengthClasses:
-    """Classes by quantiles of think length: the shortest and the longest ``share`` of the closed rollouts (ours).
+    """Return length classes by quantiles: the shortest and the longest ``share`` of the closed rollouts (ours).
+
+    Args:
+        rollouts: The rollouts to classify.
+        share: Share of the closed rollouts in each class.
+        at_least: Least number of rollouts per class.
 
     Raises:
-        ClassTooSmallError: too few closed rollouts, or too many equal lengths to tell the ends apart.
+        ClassTooSmallError: There are too few closed rollouts, or too many of equal length to separate the classes.
     """
     if not 0 < share <= 0.5:
         raise ValueError(f"share={share}: need 0 < share <= 0.5.")
@@ -96,45 +124,62 @@ def quantile_classes(
     if not len(lengths):
         raise ClassTooSmallError(f"None of the {len(rollouts)} rollouts has a closed think span.")
     low, high = np.quantile(lengths, [share, 1 - share])
-    # Thresholds between two lengths, so that strict inequalities keep the ends.
+    # Thresholds between two whole lengths, so that the strict inequalities include the quantiles themselves.
     return _checked(LengthClasses(float(np.floor(low)) + 0.5, float(np.ceil(high)) - 0.5), rollouts, at_least)
 
 
 def _checked(classes: LengthClasses, rollouts: Sequence[Rollout], at_least: int) -> LengthClasses:
+    """Return the classes if both are large enough and do not overlap; else raise ClassTooSmallError."""
     labels = [classes(r) for r in rollouts]
     counts = {name: labels.count(name) for name in (SHORT, LONG)}
     if min(counts.values()) < at_least or classes.short_below > classes.long_above + 1:
         lengths = [r.think_tokens for r in rollouts if r.think is not None and r.closed]
         spread = np.quantile(lengths, [0.05, 0.5, 0.95]).round().tolist() if lengths else []
         raise ClassTooSmallError(
-            f"{counts[SHORT]} rollouts think less than {classes.short_below:g} tokens, {counts[LONG]} more than "
-            f"{classes.long_above:g}; each class needs {at_least}. Of {len(rollouts)} rollouts {len(lengths)} closed their think "
-            f"span (5 %, 50 %, 95 % of lengths: {spread}). Use quantile_classes, other thresholds, or more rollouts."
+            f"{counts[SHORT]} rollouts think less than {classes.short_below:g} tokens and {counts[LONG]} more than "
+            f"{classes.long_above:g}; each class needs {at_least}. Of {len(rollouts)} rollouts, {len(lengths)} closed their think "
+            f"span (5 %, 50 %, 95 % quantiles of lengths: {spread}). Use quantile_classes, other thresholds, or more rollouts."
         )
     return classes
 
 
 Estimator = Callable[[Moments, str], Direction]
+"""Function from moments and a site to a direction."""
 
 
 def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = directions.mean_difference) -> Direction:
-    """The length direction v_l per layer; ``kind`` is ``"resid_mid"`` (attn) or ``"resid_post"`` (mlp).
+    """Return the length direction v_l of each layer, ``[layers, d_model]``; + is longer.
 
-    The published estimator is the difference of means; ``directions.whitened`` is ours.
+    Args:
+        moments: From ``collect.moments(lm, rollouts, by=classes)``.
+        kind: Site: ``"resid_mid"`` (attn) or ``"resid_post"`` (mlp).
+        estimator: The published one is the difference of means; ``directions.whitened`` is ours.
     """
     return estimator(moments, kind)
 
 
 def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
-    """c(l, h): how much each head writes towards *short* in short thinking, on average (published form)."""
+    """Return c(l, h): how much each head writes towards *short* in short thinking, on average (published form).
+
+    Args:
+        moments: Moments that include the heads' outputs z.
+        v: Length direction, + is longer.
+        lm: The model they were collected from.
+    """
     return _scores(moments.mean(lm.layout.writes, SHORT), v, lm, "short_thinking")
 
 
 def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
-    """What each head writes towards short along the *last* layer's direction, in short minus in long thinking (ours).
+    """Return how much more each head writes towards short in short thinking than in long thinking (ours).
 
-    What is always written does not count, and all heads are measured where the decision is read: a head's write stays in the
-    stream to its end (give v at ``resid_post``), while the direction of an early layer is mostly that of the content there.
+    The difference removes output that does not depend on the length. All heads are projected on the direction of the *last* layer,
+    where the decision is read out: a head's output stays in the stream to its end, while the direction of an early layer is mostly
+    about the content at that layer. Give v at ``resid_post``.
+
+    Args:
+        moments: Moments that include the heads' outputs z.
+        v: Length direction, + is longer; only its last layer is used.
+        lm: The model they were collected from.
     """
     last = replace(v, vector=v.vector[-1:].expand_as(v.vector))
     z = moments.mean(lm.layout.writes, SHORT) - moments.mean(lm.layout.writes, LONG)
@@ -142,24 +187,33 @@ def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
 
 
 def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> HeadScores:
+    """Project the mean output of each head on -v of its layer."""
     unit = v.unit()
     score = torch.zeros(lm.layout.n_layers, lm.layout.n_heads, dtype=torch.float64)
     for layer in range(lm.layout.n_layers):
         W_O = lm.layout.W_O(layer).detach()
         towards_short = -unit[layer].to(W_O.device, torch.float32)
+        # <W_O z, -v> = <W_O^T (-v), z>: one product per layer gives every head's share.
         u = lm.layout.to_attn_out(layer, towards_short / towards_short.norm().clamp(min=1e-12)) @ W_O.float()
         score[layer] = (u.double().cpu() * z[layer]).view(lm.layout.n_heads, -1).sum(dim=-1)
     return HeadScores(score, method, "residual stream norm", v.provenance)
 
 
 def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM) -> Direction:
-    """The part of the length direction that the given heads write themselves (ours), long minus short, at ``attn_out``:
+    """Return the part of the length direction that the given heads write (ours), long minus short, at ``attn_out``.
 
         u_l = sum_{h of layer l} W_l^h (mean z_long - mean z_short)
 
-    with z over the scale of the norm that follows, where one does: u_l times that norm's gain is what reaches the stream. The full direction also holds what other parts of the network know about length (such as how hard the problem is), which
-    tilts it away from what the heads write: removing it then leaves much of their push in place. Layers without a given head
+    If a norm follows W_O, z is divided by its scale, and u_l times the norm's gain is what is added to the stream.
+
+    The full direction also contains what other parts of the network encode about length, such as the difficulty of the problem. It
+    therefore differs from what the heads write, and removing it leaves much of their effect in place. Layers without one of the heads
     are zero.
+
+    Args:
+        moments: Moments that include the heads' outputs z.
+        heads: Pairs ``(layer, head)``.
+        lm: The model they were collected from.
     """
     difference = moments.mean(lm.layout.writes, LONG) - moments.mean(lm.layout.writes, SHORT)
     vector = torch.zeros(lm.layout.n_layers, lm.layout.d_model, dtype=torch.float64)

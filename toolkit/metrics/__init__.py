@@ -1,7 +1,10 @@
-"""How anything is judged: one table of metrics, one combination over problems and seeds (:class:`Judge`), one text cell."""
+"""The one way to judge: a table of metrics, a combination over problems and seeds (:class:`Judge`), and one text format.
 
-from toolkit.metrics.effects import Judge, Judged, cell, with_interval
+Every comparison, board, demo and report uses these.
+"""
+
+from toolkit.metrics.effects import Judge, MetricEffect, cell, with_interval
 from toolkit.metrics.outcomes import Outcomes, assumed_aes
 from toolkit.metrics.table import METRICS, Metric, described
 
-__all__ = ["METRICS", "Judge", "Judged", "Metric", "Outcomes", "assumed_aes", "cell", "described", "with_interval"]
+__all__ = ["METRICS", "Judge", "Metric", "MetricEffect", "Outcomes", "assumed_aes", "cell", "described", "with_interval"]

@@ -1,4 +1,4 @@
-"""The one table of metrics: name, label, unit, which way is better, and how it is computed from outcomes."""
+"""The table of metrics: name, label, unit, direction that is better, and how it is computed from outcomes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toolkit.metrics.outcomes import How, mean_of
 from toolkit.stats import UNBOUNDED, Bounds, Estimate
 
 RANGES: Mapping[str, Bounds] = MappingProxyType({"share": (0.0, 1.0), "tokens": (0.0, math.inf), "nats": (0.0, math.inf)})
-"""Unit -> least and greatest possible value; any other unit has none."""
+"""Unit -> smallest and largest possible value; other units are unbounded."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Metric:
         better: ``high``, ``low`` or ``none``.
         group: ``main``, ``damage``, ``budget``, ``mechanism`` or ``cost``.
         help: One sentence.
-        how: Computes it from outcomes. ``None``: it is the mean over problems of values measured otherwise.
-        against_base: Whether it is a comparison with base by itself, so that no difference is taken.
+        how: Computes it from outcomes. ``None``: it is the mean over problems of values that are measured elsewhere.
+        against_base: Whether the metric is itself a comparison with base, so that no difference is computed.
     """
 
     label: str
@@ -39,17 +39,19 @@ class Metric:
 
     @property
     def about(self) -> dict[str, str]:
-        """Label, unit, which way is better, group and help, for JSON."""
+        """Label, unit, better, group and help, for JSON."""
         return {name: getattr(self, name) for name in ("label", "unit", "better", "group", "help")}
 
     @property
     def bounds(self) -> Bounds:
-        """Least and greatest possible value."""
+        """Smallest and largest possible value."""
         return RANGES.get(self.unit, UNBOUNDED)
 
     def change_bounds(self, base: Estimate) -> Bounds:
-        """Least and greatest possible difference to a base: both values are possible ones, and where a value has no upper end (a length)
-        the base is at most the end of its own interval, so that nothing shrinks by more than 100 %."""
+        """Return the smallest and largest possible difference to base.
+
+        If the metric has no upper bound (a length), base is at most the upper end of its interval, so nothing shrinks by more than 100 %.
+        """
         low, high = self.bounds
         return low - (base.high if math.isinf(high) else high), high - low
 
@@ -59,9 +61,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "accuracy": Metric("accuracy", "share", "high", "main", "Share of right answers, at temperature 1.", mean_of("correct")),
         "think_tokens": Metric("think tokens", "tokens", "none", "main", "Mean length of thinking, tags excluded.", mean_of("think_tokens")),
         "aes": Metric("AES", "score", "high", "main", "Accuracy-efficiency score against base: constants under Methods.", outcomes.aes, against_base=True),
-        "think_tokens_q10": Metric("think tokens, 10 %", "tokens", "none", "main", "A tenth of the responses think less.", outcomes.quantile_of("think_tokens", 0.1)),
-        "think_tokens_q50": Metric("think tokens, median", "tokens", "none", "main", "Half of the responses think less.", outcomes.quantile_of("think_tokens", 0.5)),
-        "think_tokens_q90": Metric("think tokens, 90 %", "tokens", "none", "main", "A tenth of the responses think more.", outcomes.quantile_of("think_tokens", 0.9)),
+        "think_tokens_q10": Metric("think tokens, 10 %", "tokens", "none", "main", "10 % of the responses think less than this.", outcomes.quantile_of("think_tokens", 0.1)),
+        "think_tokens_q50": Metric("think tokens, median", "tokens", "none", "main", "Half of the responses think less than this.", outcomes.quantile_of("think_tokens", 0.5)),
+        "think_tokens_q90": Metric("think tokens, 90 %", "tokens", "none", "main", "10 % of the responses think more than this.", outcomes.quantile_of("think_tokens", 0.9)),
         "shortest_5": Metric("own shortest 5 %", "share", "high", "main", "Accuracy of the model's own shortest 5 % of responses.", outcomes.shortest(0.05)),
         "shortest_10": Metric("own shortest 10 %", "share", "high", "main", "Accuracy of the model's own shortest 10 % of responses.", outcomes.shortest(0.1)),
         "shortest_20": Metric("own shortest 20 %", "share", "high", "main", "Accuracy of the model's own shortest 20 % of responses.", outcomes.shortest(0.2)),
@@ -85,26 +87,26 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "running_sum_step": Metric(
             "step accuracy, chains", "share", "high", "damage", "Steps right relative to the model's own total, on chains of 5 to 10 additions, greedy."
         ),
-        "running_sum_expected": Metric("p^H, chains", "share", "high", "damage", "What step accuracy alone would leave of such a chain."),
+        "running_sum_expected": Metric("p^H, chains", "share", "high", "damage", "Accuracy on such chains that follows from step accuracy alone."),
         "accuracy_running_sum": Metric("chains", "share", "high", "damage", "Right answers to those chains, greedy: compare with p^H."),
         "accuracy_threading": Metric("threading", "share", "high", "damage", "Following keys through a haystack (never seen in training)."),
         "accuracy_characters": Metric("characters", "share", "high", "damage", "Counting and finding characters (never seen in training)."),
-        "accuracy_countdown": Metric("countdown", "share", "high", "damage", "Making a number of others (never seen in training)."),
-        "pass_at_2x": Metric("pass, 2 x base's tokens", "share", "high", "budget", "Any response right that fits twice base's mean tokens.", outcomes.passed(2)),
-        "vote_at_2x": Metric("vote, 2 x base's tokens", "share", "high", "budget", "Majority of what fits twice base's mean tokens.", outcomes.voted(2)),
-        "pass_at_4x": Metric("pass, 4 x base's tokens", "share", "high", "budget", "Any response right that fits four times base's mean tokens.", outcomes.passed(4)),
-        "vote_at_4x": Metric("vote, 4 x base's tokens", "share", "high", "budget", "Majority of what fits four times base's mean tokens.", outcomes.voted(4)),
+        "accuracy_countdown": Metric("countdown", "share", "high", "damage", "Making a number from others (never seen in training)."),
+        "pass_at_2x": Metric("pass, 2 x base's tokens", "share", "high", "budget", "Any response within twice base's mean tokens is right.", outcomes.passed(2)),
+        "vote_at_2x": Metric("vote, 2 x base's tokens", "share", "high", "budget", "The majority answer within twice base's mean tokens is right.", outcomes.voted(2)),
+        "pass_at_4x": Metric("pass, 4 x base's tokens", "share", "high", "budget", "Any response within four times base's mean tokens is right.", outcomes.passed(4)),
+        "vote_at_4x": Metric("vote, 4 x base's tokens", "share", "high", "budget", "The majority answer within four times base's mean tokens is right.", outcomes.voted(4)),
         "projection": Metric(
-            "projection on length", "number", "none", "mechanism", "Of its own thinking on the length direction, where lines begin; + is longer."
+            "projection on length", "number", "none", "mechanism", "Projection of its own thinking on the length direction, at line starts; + is longer."
         ),
         "think_entropy": Metric("think entropy", "nats", "none", "mechanism", "Mean entropy of a think token."),
         "answer_entropy": Metric("answer entropy", "nats", "none", "mechanism", "Mean entropy of an answer token."),
         "short_push": Metric(
-            "push of short-thinking heads", "number", "low", "mechanism", "What base's short-thinking heads write towards short, on the same texts."
+            "push of short-thinking heads", "number", "low", "mechanism", "Contribution of base's short-thinking heads towards short thinking, on the same texts."
         ),
         "retrieved": Metric("retrieved", "share", "high", "mechanism", "Haystacks (lookup, needles) answered rightly, greedy."),
         "retrieval_write": Metric(
-            "write of retrieval heads", "number", "high", "mechanism", "What base's retrieval heads write towards the retrieved token, on the same texts (logits)."
+            "write of retrieval heads", "number", "high", "mechanism", "Contribution of base's retrieval heads towards the retrieved token, on the same texts (logits)."
         ),
         "response_tokens": Metric("response tokens", "tokens", "none", "cost", "Mean length of a response, tags and answer included.", mean_of("response_tokens")),
     }
@@ -112,7 +114,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 
 def described(name: str) -> Metric:
-    """What a column is; ``accuracy_...`` of any task that a board was given is one."""
+    """Return the metric of a name: one of :data:`METRICS`, or ``accuracy_TASK`` for any task. Raise KeyError for other names."""
     task = name.removeprefix("accuracy_")
     if name in METRICS or task == name:
         return METRICS[name]

@@ -1,7 +1,11 @@
-"""Every length reward of the literature as a function of a batch of rollouts, one file a paper; ``ALL`` lists them.
+"""The length rewards of the literature as functions of a batch of rollouts, one file per paper; ``ALL`` lists them.
 
-The same object has three uses: the trainer of ``toolkit.grpo``, anyone's TRL script (:func:`as_trl`), and offline questions
-(:func:`score`): what would it have paid these responses?
+A reward object has three uses: in the trainer of ``toolkit.grpo``, in any TRL script (:func:`as_trl`), and to score existing
+rollouts offline (:func:`score`).
+
+>>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])
+>>> ALL["slpo"].make(alpha=0.5)(batch).values.tolist()
+[1.5, 1.0, 0.0]
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import Any
 
 from toolkit.rewards.adaptive_deep_reasoning import AdaptiveDeepReasoning
 from toolkit.rewards.arora_zanette import AroraZanette
-from toolkit.rewards.batch import MissingColumnError, Reward, RewardBatch, Scored
+from toolkit.rewards.batch import MissingColumnError, Reward, RewardBatch, RewardValues
 from toolkit.rewards.beyond_monolithic import BeyondMonolithic
 from toolkit.rewards.combine import Gated, MeanOfAdvantages, Schedule, WeightedSum
 from toolkit.rewards.correctness import Correctness, Format, LengthPenalty
@@ -27,7 +31,7 @@ from toolkit.rewards.l1 import L1Exact, L1Max
 from toolkit.rewards.laser import Laser, LaserD, LaserDE
 from toolkit.rewards.longwriter import LongWriter
 from toolkit.rewards.mash import MASH
-from toolkit.rewards.offline import compare, pushes, score
+from toolkit.rewards.offline import compare, mean_advantages, score
 from toolkit.rewards.overlong import Overlong
 from toolkit.rewards.pear import PEAR
 from toolkit.rewards.ppr import ReNorm
@@ -44,31 +48,31 @@ from toolkit.rewards.truncation import ThinkPrune, Truncation
 __all__ = [
     "ALL",
     "Distinct",
-    "Entry",
     "Gated",
     "MeanOfAdvantages",
     "MissingColumnError",
     "ReNorm",
     "Reward",
     "RewardBatch",
+    "RewardEntry",
+    "RewardValues",
     "Schedule",
-    "Scored",
     "WeightedSum",
     "as_trl",
     "compare",
-    "pushes",
+    "mean_advantages",
     "score",
 ]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A reward in the list.
+class RewardEntry:
+    """An entry of ``ALL``.
 
     Attributes:
-        make: Makes it; takes its parameters by name.
-        paper: arXiv id, or "" for ours.
-        line: What it pays, in one sentence.
+        make: Class or function that makes the reward from its parameters, given by name.
+        paper: arXiv id, or "" if the reward is ours.
+        line: The reward in one sentence.
     """
 
     make: Callable[..., Any]
@@ -77,47 +81,59 @@ class Entry:
 
 
 _ENTRIES = (
-    Entry(Correctness, "", "1 for a right answer, 0 for a wrong one."),
-    Entry(Format, "", "1 for a well-formed response, 0 for another."),
-    Entry(LengthPenalty, "", "Naive: correctness less a price a token, right or wrong."),
-    Entry(Truncation, "2504.01296", "Correctness within a fixed length, nothing beyond."),
-    Entry(ThinkPrune, "2504.01296", "ThinkPrune: truncation whose length falls in stages."),
-    Entry(Cosine, "2502.03373", "Right answers are paid less, wrong ones more, the longer they are, along a cosine (as TRL's)."),
-    Entry(Overlong, "2503.14476", "DAPO: correctness less a soft punishment near the length limit (as TRL's)."),
-    Entry(AroraZanette, "2502.04463", "Right answers are discounted by their length among the right answers of the group."),
-    Entry(Kimi, "2501.12599", "Correctness plus length within the range of the group; wrong answers can only lose by it."),
-    Entry(L1Exact, "2503.04697", "Correctness less the distance to the budget in the prompt."),
-    Entry(L1Max, "2503.04697", "Right answers are paid by how far they stay below the budget in the prompt."),
-    Entry(GRPOLambda, "2505.18086", "Length is priced in the most accurate groups of the batch only."),
-    Entry(DLER, "2510.15110", "Correctness of responses that end within a length; the rest is in advantage and sampling."),
-    Entry(DifficultyAwareDLER, "2510.15110", "DLER with a shorter length where the group is mostly right."),
-    Entry(Laser, "2505.15612", "A bonus for right answers within a length."),
-    Entry(LaserD, "2505.15612", "LASER with a length for each difficulty that follows training (stateful)."),
-    Entry(LaserDE, "2505.15612", "LASER-D that also pays wrong answers for going on beyond that length (stateful)."),
-    Entry(HAPO, "2505.11225", "Length against the shortest right answer to the same problem so far (stateful)."),
-    Entry(SLPO, "2511.22891", "ORION: a bonus for right answers by how near they are to the shortest right one."),
-    Entry(TrainLongThinkShort, "2508.08940", "Correctness, closeness to a shrinking budget in the prompt, and format."),
-    Entry(
+    RewardEntry(Correctness, "", "1 for a right answer, 0 for a wrong one."),
+    RewardEntry(Format, "", "1 for a well-formed response, 0 for another."),
+    RewardEntry(LengthPenalty, "", "Naive: correctness minus a penalty per token, for right and wrong answers."),
+    RewardEntry(Truncation, "2504.01296", "Correctness within a fixed length, 0 beyond it."),
+    RewardEntry(ThinkPrune, "2504.01296", "ThinkPrune: truncation with a length that falls in stages."),
+    RewardEntry(
+        Cosine, "2502.03373", "Longer right answers earn less and longer wrong answers earn more, along a cosine (as in TRL)."
+    ),
+    RewardEntry(Overlong, "2503.14476", "DAPO: correctness minus a soft penalty near the length limit (as in TRL)."),
+    RewardEntry(
+        AroraZanette, "2502.04463", "Right answers are discounted by their length relative to the right answers of the group."
+    ),
+    RewardEntry(
+        Kimi, "2501.12599", "Correctness plus a score for length within the range of the group; wrong answers can only lose by it."
+    ),
+    RewardEntry(L1Exact, "2503.04697", "Correctness minus the distance to the budget in the prompt."),
+    RewardEntry(L1Max, "2503.04697", "Right answers earn more the further they stay below the budget in the prompt."),
+    RewardEntry(GRPOLambda, "2505.18086", "Length is penalised only in the most accurate groups of the batch."),
+    RewardEntry(
+        DLER,
+        "2510.15110",
+        "Correctness of responses that end within a length; the rest of the method is in advantages and sampling.",
+    ),
+    RewardEntry(DifficultyAwareDLER, "2510.15110", "DLER with a shorter length if the group is mostly right."),
+    RewardEntry(Laser, "2505.15612", "A bonus for right answers within a length."),
+    RewardEntry(LaserD, "2505.15612", "LASER with one length per difficulty, adapted during training (stateful)."),
+    RewardEntry(LaserDE, "2505.15612", "LASER-D with a bonus for wrong answers that go beyond that length (stateful)."),
+    RewardEntry(HAPO, "2505.11225", "Length relative to the shortest right answer to the same problem so far (stateful)."),
+    RewardEntry(SLPO, "2511.22891", "ORION: a bonus for right answers that grows towards the shortest right answer of the group."),
+    RewardEntry(TrainLongThinkShort, "2508.08940", "Correctness, closeness to a shrinking budget in the prompt, and format."),
+    RewardEntry(
         AdaptiveDeepReasoning,
         "2505.20101",
-        "Right answers are paid more in the mode their problem calls for (partly our stand-in).",
+        "Right answers earn more in the mode that suits their problem (partly our stand-in).",
     ),
-    Entry(SAR, "2509.05489", "Correctness plus how much the question explains the response."),
-    Entry(PEAR, "2510.08026", "Right answers lose what their thinking's entropy exceeds that of their answer."),
-    Entry(CRF, "2511.09158", "Right answers are paid more for being judged concise by a trained head."),
-    Entry(Surrogate, "2505.19439", "An answer that parses, and a length neither short nor long; no labels."),
-    Entry(LongWriter, "2506.18841", "LongWriter-Zero: 1 within a target range of lengths, falling off on either side."),
-    Entry(SelfRewardedEfficiency, "2506.15647", "Our stand-in (SLPO): the paper's formula was not found."),
-    Entry(
+    RewardEntry(SAR, "2509.05489", "Correctness plus the share of the response that the question explains."),
+    RewardEntry(PEAR, "2510.08026", "Right answers lose the amount by which the entropy of thinking exceeds that of the answer."),
+    RewardEntry(CRF, "2511.09158", "Right answers earn more if a trained head judges them concise."),
+    RewardEntry(Surrogate, "2505.19439", "Rewards an answer that parses and a medium length; needs no labels."),
+    RewardEntry(LongWriter, "2506.18841", "LongWriter-Zero: 1 within a target range of lengths, less on either side."),
+    RewardEntry(SelfRewardedEfficiency, "2506.15647", "Our stand-in (SLPO): the paper's formula was not found."),
+    RewardEntry(
         BeyondMonolithic,
         "2510.05283",
-        "Our stand-in: a penalty for being shorter than right answers are; the formula was not found.",
+        "Our stand-in: a penalty for being shorter than the right answers; the formula was not found.",
     ),
-    Entry(MASH, "2510.01152", "Right answers are discounted by their cost beyond the cheapest known right one (stateful)."),
-    Entry(Ruler, "2409.18943", "1 if the length hits the target in the prompt."),
-    Entry(Repetition, "2402.03469", "Correctness times the share of different n-grams."),
-    Entry(RepetitionPenalty, "2502.03373", "A price for repeated n-grams (as TRL's)."),
+    RewardEntry(
+        MASH, "2510.01152", "Right answers are discounted by their cost beyond the cheapest known right answer (stateful)."
+    ),
+    RewardEntry(Ruler, "2409.18943", "1 if the length is within the target range of the prompt, else 0."),
+    RewardEntry(Repetition, "2402.03469", "Correctness times the share of distinct n-grams."),
+    RewardEntry(RepetitionPenalty, "2502.03373", "A penalty for repeated n-grams (as in TRL)."),
 )
 
-ALL: Mapping[str, Entry] = MappingProxyType({entry.make.name: entry for entry in _ENTRIES})  # type: ignore[attr-defined]
-"""Name -> reward, its paper and one line."""
+ALL: Mapping[str, RewardEntry] = MappingProxyType({entry.make.name: entry for entry in _ENTRIES})  # type: ignore[attr-defined]
+"""Reward name -> how to make it, its paper, and one sentence about it."""

@@ -1,16 +1,17 @@
 """Adaptive deep reasoning: triggering deep thinking when needed, arXiv:2505.20101. Reward: our stand-in where the paper is unknown.
 
-Equations (half of a group is asked for long thinking, half for short; p_s: share of right answers of the short half):
+Equations (the prompt requests long thinking in half of a group and short thinking in the other half; p_s: accuracy of the short
+half):
 
     simple problem, p_s >= theta      right and short 1.5, right and long 1.0      (the values are the paper's)
     hard problem                      right and long 1.5, right and short 1.0      (ours: the mirror image)
     wrong                             0
 
-Deviations: only the abstract and openings of digests could be read. Values for hard problems, the threshold
-(``assumed_threshold``), the format checks and the soft length penalty on long chains were not found; the last two are left out. A
-problem without a short rollout in the batch is taken as hard.
+Deviations: we could read only the abstract and the beginning of secondary summaries. We did not find the values for hard problems,
+the threshold (``assumed_threshold``), the format checks, and the soft length penalty on long chains; the last two are left out. A
+problem without a short rollout in the batch counts as hard.
 
-Units and signs: + is paid. The rows of both modes of a problem share its id.
+Units and signs: higher is better. The rows of both modes of a problem share its id.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_PREFERRED, PUBLISHED_OTHER = 1.5, 1.0
@@ -30,12 +31,16 @@ assumed_threshold = 0.5  # theta: ours
 
 @dataclass(frozen=True)
 class AdaptiveDeepReasoning:
-    """Right answers are paid more in the mode their problem calls for.
+    """Right answers earn more in the mode that suits their problem: short if the problem is simple, long if it is hard.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 0, 1, 0], mode=["short", "short", "long", "long"])
+    >>> AdaptiveDeepReasoning()(batch).values.tolist()
+    [1.5, 0.0, 1.0, 0.0]
 
     Attributes:
-        preferred: A right answer in that mode.
-        other: A right answer in the other.
-        threshold: theta, share of right short answers from which a problem is simple.
+        preferred: Reward of a right answer in the suitable mode.
+        other: Reward of a right answer in the other mode.
+        threshold: theta: a problem is simple if at least this share of its short answers is right.
     """
 
     preferred: Number = PUBLISHED_PREFERRED
@@ -45,11 +50,11 @@ class AdaptiveDeepReasoning:
     name: ClassVar[str] = "adaptive_deep_reasoning"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "mode"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         short, long = batch["mode"] == "short", batch["mode"] == "long"
         if not (short | long).all():
-            raise ValueError(f"A mode of {batch['mode'][~(short | long)][0]!r}: modes are 'long' and 'short'.")
+            raise ValueError(f"The column 'mode' holds {batch['mode'][~(short | long)][0]!r}: use 'long' or 'short'.")
         c = batch["correct"].astype(float)
         simple = groups.mean(c, batch.groups, short) >= self.threshold
-        return Scored.sum(correctness=self.other * c, mode=np.where(simple == short, self.preferred - self.other, 0.0) * c)
+        return RewardValues.sum(correctness=self.other * c, mode=np.where(simple == short, self.preferred - self.other, 0.0) * c)

@@ -1,7 +1,7 @@
-r"""The text of a response's answer, and whether it parses: what format rewards and rewards of the answer's length look at.
+r"""Extraction of the answer from a response's text, and a check that it parses; used by format rewards and answer-length rewards.
 
-A response is known as text with its special tokens kept. Its answer is what follows the last closing think tag of its model, and all
-of it where there is none; end-of-sequence tokens do not belong to it.
+The text of a response includes its special tokens. The answer is the text after the last closing think tag of its model, or the
+whole text if there is no such tag. End-of-sequence tokens do not belong to the answer.
 """
 
 from __future__ import annotations
@@ -13,19 +13,28 @@ _ENDS = re.compile(r"(?:\s*<[^<>\s]+>)+\s*$")  # special tokens: <|im_end|>, </s
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
-def answer_of(text: str, close: str | None = CLOSE) -> str:
-    """The answer's text; ``close`` is the closing think tag of the model that wrote it, ``None`` if it has none."""
+def answer_text(text: str, close: str | None = CLOSE) -> str:
+    """Return the answer in a response's text.
+
+    >>> answer_text("<think>3+4=7</think>7<|im_end|>")
+    '7'
+
+    Args:
+        text: Response, special tokens included.
+        close: Closing think tag of the model that wrote it, or ``None`` if the model has none.
+    """
     return _ENDS.sub("", text.rpartition(close)[2] if close else text)
 
 
 def parses(answer: str) -> bool:
-    r"""Whether an answer can be extracted and read: the content of its last ``\boxed{}``, which has to parse as mathematics, or, without
-    a box, any number.
+    r"""Return whether an answer can be extracted and parsed.
+
+    The content of the last ``\boxed{}`` has to parse as mathematics. Without a box, any number counts.
 
     Raises:
-        ImportError: a box holds more than a number, and math-verify is not installed.
+        ImportError: A box holds more than a number, and math-verify is not installed.
     """
-    box = boxed(answer)
+    box = last_boxed(answer)
     if box is None:
         return "\\boxed" not in answer and _NUMBER.search(answer) is not None
     if _NUMBER.fullmatch(box.strip()):
@@ -33,12 +42,16 @@ def parses(answer: str) -> bool:
     try:
         from math_verify import parse
     except ImportError as error:
-        raise ImportError("Reading boxed answers needs math-verify: pip install 'reasoning-length-toolkit[tasks]'.") from error
+        raise ImportError("Parsing boxed answers needs math-verify: pip install 'reasoning-length-toolkit[tasks]'.") from error
     return bool(parse(f"\\boxed{{{box}}}", fallback_mode="no_fallback", parsing_timeout=None))
 
 
-def boxed(answer: str) -> str | None:
-    r"""The content of the last ``\boxed{}``; ``None`` without one, or if it is never closed."""
+def last_boxed(answer: str) -> str | None:
+    r"""Return the content of the last ``\boxed{}``, or ``None`` if there is none or it is never closed.
+
+    >>> last_boxed(r"so \boxed{\frac{1}{2}}")
+    '\\frac{1}{2}'
+    """
     start = answer.rfind("\\boxed{")
     depth = 0
     for i in range(start + len("\\boxed"), len(answer)) if start >= 0 else ():

@@ -4,11 +4,11 @@ Equation (mu, s: mean and standard deviation of the lengths of the *right* respo
 
     r = c (1 - alpha sigma((L - mu) / s))
 
-Deviations: with one right response, or all of one length, z is 0, so it is paid 1 - alpha/2. Released code of a comparison
-(LASER's) takes mean 0 and deviation 1 there, which pays 1 - alpha; not copied. Whether s divides by n or n - 1 is not stated:
-``ddof``. The default alpha is that of LASER's comparison; the paper sweeps it.
+Deviations: if only one response is right, or all right ones have the same length, z is 0 and the reward is 1 - alpha/2. The code
+released for LASER's comparison uses mean 0 and deviation 1 there, which gives 1 - alpha; we do not copy that. The paper does not
+say whether s divides by n or n - 1: see ``ddof``. The default alpha is that of LASER's comparison; the paper sweeps it.
 
-Units and signs: tokens; + is paid. Wrong answers are paid 0 whatever their length.
+Units and signs: lengths in tokens; higher is better. Wrong answers get 0 at any length.
 """
 
 from __future__ import annotations
@@ -22,25 +22,29 @@ from numpy import ndarray
 from scipy.special import expit
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_ALPHA = 0.4  # LASER's (arXiv 2505.15612) comparison
 
 
 def discount(batch: RewardBatch, alpha: Number, ddof: int) -> Float[ndarray, " n"]:
-    """``alpha sigma(z)`` of right responses, 0 of wrong ones."""
+    """Return the length penalty of each row: ``alpha sigma(z)`` for right responses, 0 for wrong ones."""
     right = batch["correct"].astype(bool)
     return np.where(right, alpha * expit(groups.z_scores(batch["tokens"], batch.groups, right, ddof=ddof)), 0.0)
 
 
 @dataclass(frozen=True)
 class AroraZanette:
-    """Right answers are paid less the longer they are for their group.
+    """Right answers earn less the longer they are, relative to the right answers of their group.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 200, 300, 50])
+    >>> AroraZanette(alpha=0.4)(batch).values.round(3).tolist()
+    [0.909, 0.8, 0.691, 0.0]
 
     Attributes:
-        alpha: Most that length can cost, in (0, 1) so that right beats wrong.
-        ddof: 0 divides squares by n, 1 by n - 1.
+        alpha: Largest possible length penalty, in (0, 1) so that a right answer beats a wrong one.
+        ddof: The standard deviation divides by n - ddof: 0 or 1.
     """
 
     alpha: Number = PUBLISHED_ALPHA
@@ -52,12 +56,12 @@ class AroraZanette:
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        return Scored.sum(correctness=batch["correct"], length=-discount(batch, self.alpha, self.ddof))
+        return RewardValues.sum(correctness=batch["correct"], length=-discount(batch, self.alpha, self.ddof))
 
 
 def check_alpha(alpha: Number) -> None:
-    """Raise ValueError outside [0, 1]: a right answer could then be paid less than a wrong one."""
+    """Raise ValueError if alpha is outside [0, 1], since a right answer could then earn less than a wrong one."""
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha={alpha}: need 0 <= alpha <= 1, or a right answer may be paid less than a wrong one.")
+        raise ValueError(f"alpha={alpha}: need 0 <= alpha <= 1, or a right answer may earn less than a wrong one.")

@@ -1,13 +1,14 @@
-"""What a reward sees and what it gives back: columns of a batch of rollouts, and one number a rollout with its named parts.
+"""The input and output of a reward: columns of a batch of rollouts, and one number per rollout with its named parts.
 
-A *group* is the rollouts of one problem. It follows ``problem_id`` and nothing else: two problems with the same text are two
-groups, and rows of a group may lie anywhere in the batch. Lengths are tokens, entropies and log-probabilities nats a token.
+A *group* is the set of rollouts of one problem. Groups follow ``problem_id`` alone: two problems with the same text are two
+groups, and the rows of a group may be anywhere in the batch. Lengths are in tokens, entropies and log-probabilities in nats
+per token.
 
-A reward is a callable object, ``reward(batch) -> Scored``, with ``name``, ``needs`` (columns it reads) and its parameters as
-dataclass fields. Most are frozen values. A stateful one has ``state_dict`` and ``load_state_dict`` (JSON) and changes only in the
-``"train"`` split, after the batch is scored. It learns from the batch it is given: in a run of several processes give each
-process the rollouts of all of them, in the same order; then the same arithmetic keeps their states equal and nothing has to be
-sent.
+A reward is a callable object, ``reward(batch) -> RewardValues``, with a ``name``, the columns it reads (``needs``), and its
+parameters as dataclass fields. Most rewards are frozen values. A stateful reward has ``state_dict`` and ``load_state_dict``
+(JSON) and changes only in the ``"train"`` split, after it has scored the batch. It learns from the batch it is given, so in a run
+of several processes give every process the rollouts of all processes in the same order. All copies then compute the same
+state, and no state has to be exchanged.
 """
 
 from __future__ import annotations
@@ -22,89 +23,95 @@ import pandas as pd
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from toolkit.rewards.answers import CLOSE, answer_of
+from toolkit.rewards.answers import CLOSE, answer_text
 from toolkit.types import Problem, Rollout
 
 SPLITS = ("train", "eval")
-
-_ROLLOUTS = "RewardBatch.of(rollouts) has it"
-_ENTROPIES = (
-    f"{_ROLLOUTS} if they carry entropies: sample with Sampling(details=True), or phase_entropy.measured(lm, rollouts); in training, "
-    "engine='toolkit' keeps them and engine='trl' does not"
-)
-_GRPO = "the trainer of toolkit.grpo has it"
 UNITS = ("tokens", "words")
 
+_ROLLOUTS = "RewardBatch.from_rollouts(rollouts) fills it"
+_ENTROPIES = (
+    f"{_ROLLOUTS} if the rollouts carry entropies: sample with Sampling(details=True), or use "
+    "phase_entropy.with_entropies(lm, rollouts); in training, engine='toolkit' records them and engine='trl' does not"
+)
+_GRPO = "the trainer of toolkit.grpo fills it"
 
-def _lengths(what: str, unit: str) -> str:
-    """Who supplies a target length, or an end of its range, in a unit."""
+
+def _length_source(name: str, unit: str) -> str:
+    """Say where a target length, or an end of its range, comes from in a unit."""
     other = UNITS[unit == UNITS[0]]
     return (
-        f"RewardBatch.of(rollouts, problems) has it where every problem has meta['{what}_{unit}'], as the task target_length has in words; "
-        f"or set it in the reward; or count {other} (unit='{other}')"
+        f"RewardBatch.from_rollouts(rollouts, problems) fills it if every problem has meta['{name}_{unit}'] (the task target_length "
+        f"sets it in words); or set it in the reward; or count {other} (unit='{other}')"
     )
 
 
-SUPPLIERS: Mapping[str, str] = {
+COLUMN_SOURCES: Mapping[str, str] = {
     "problem_id": f"{_ROLLOUTS}; in a TRL dataset, add a column of ids",
     "correct": f"{_ROLLOUTS}; in as_trl, pass columns={{'correct': your grader}} or add a dataset column",
-    "tokens": f"{_ROLLOUTS}; it counts completion tokens, end-of-sequence included",
+    "tokens": f"{_ROLLOUTS} with the number of completion tokens, end-of-sequence included",
     "think_tokens": f"{_ROLLOUTS}; in as_trl, pass a column that counts them",
     "closed": f"{_ROLLOUTS}; in as_trl, pass a column that looks for the closing tag",
     "finish": f"{_ROLLOUTS}; in as_trl, pass stop_ids",
     "text": _ROLLOUTS,
-    "answer_text": f'{_ROLLOUTS} (what follows the closing think tag, "" if thinking was never closed)',
+    "answer_text": f'{_ROLLOUTS} with the text after the closing think tag, "" if thinking was never closed',
     "token_ids": _ROLLOUTS,
-    "formatted": f"{_ROLLOUTS} (something follows a closed think span); or a format check of your own",
+    "formatted": f"{_ROLLOUTS} (true if an answer follows a closed think span); or add a format check of your own",
     "logprob": f"{_ROLLOUTS} if they were sampled with Sampling(details=True)",
-    "logprob_without": f"{_GRPO} when the reward needs it; offline, read the responses again after an empty question "
-    "(phase_entropy.measured) and take the mean log-probability of each",
+    "logprob_without": f"{_GRPO} when the reward needs it; offline, score the same responses after an empty question "
+    "(phase_entropy.with_entropies) and take the mean log-probability of each",
     "think_entropy": _ENTROPIES,
     "answer_entropy": _ENTROPIES,
-    "difficulty": "RewardBatch.of(rollouts, problems) has it where every problem has meta['difficulty']",
-    "budget": f"{_GRPO} where the recipe has a curriculum; it is the budget that was in the prompt, tokens; or set one "
+    "difficulty": "RewardBatch.from_rollouts(rollouts, problems) fills it if every problem has meta['difficulty']",
+    "budget": f"{_GRPO} if the recipe has a curriculum: the token budget stated in the prompt; or set one "
     "in the reward (budget=N, --set reward.budget=N)",
-    "mode": f"{_GRPO} where the recipe has modes; it is 'long' or 'short', as the prompt asked",
-    **{f"{what}_{unit}": _lengths(what, unit) for unit in UNITS for what in ("target", "low", "high")},
-    "conciseness": f"{_GRPO} (it trains a head first); offline, rewards.conciseness: train a head on pooled states, then score the "
-    "responses with it",
+    "mode": f"{_GRPO} if the recipe has modes: 'long' or 'short', as requested in the prompt",
+    **{f"{name}_{unit}": _length_source(name, unit) for unit in UNITS for name in ("target", "low", "high")},
+    "conciseness": f"{_GRPO} (it trains a conciseness head first); offline, use rewards.conciseness: train a head on pooled states, "
+    "then score the responses with it",
 }
-FROM_META = ("difficulty", *(f"{what}_{unit}" for unit in UNITS for what in ("target", "low", "high")))
+"""Column -> how to get it, for error messages."""
+META_COLUMNS = ("difficulty", *(f"{name}_{unit}" for unit in UNITS for name in ("target", "low", "high")))
+"""Columns that are read from the ``meta`` of problems."""
 
 
 class MissingColumnError(ValueError):
     """A reward needs a column that the batch does not have."""
 
-    def __init__(self, column: str, held: Iterable[str], reward: str = "") -> None:
-        whose = (
+    def __init__(self, column: str, available: Iterable[str], reward: str = "") -> None:
+        problem = (
             f"The reward {reward!r} needs the column {column!r}, but the batch" if reward else f"No column {column!r}: the batch"
         )
-        supplier = SUPPLIERS.get(column, "no part of the toolkit has it: add it with batch.having(name=values)")
-        super().__init__(f"{whose} has {', '.join(sorted(held))}. Who can supply it: {supplier}.")
+        source = COLUMN_SOURCES.get(column, "the toolkit does not compute it: add it with batch.with_columns(name=values)")
+        super().__init__(f"{problem} has {', '.join(sorted(available))}. How to get it: {source}.")
         self.column, self.reward = column, reward
 
 
-class Scored(NamedTuple):
-    """What a batch is paid.
+class RewardValues(NamedTuple):
+    """The reward of each row of a batch, and its parts.
 
     Attributes:
-        values: The reward of each row.
-        components: Its named parts, one value a row each; they add up to ``values``.
+        values: Reward of each row, ``[n]``.
+        components: Part name -> ``[n]``; the parts add up to ``values``.
     """
 
     values: Float[ndarray, " n"]
     components: dict[str, Float[ndarray, " n"]]
 
     @classmethod
-    def sum(cls, **components: ndarray) -> Scored:
-        """The sum of named parts."""
+    def sum(cls, **components: ndarray) -> RewardValues:
+        """Add up named parts.
+
+        >>> RewardValues.sum(correctness=np.array([1, 0]), length=np.array([-0.25, -0.5])).values.tolist()
+        [0.75, -0.5]
+        """
         parts = {name: np.asarray(values, np.float64) for name, values in components.items()}
         return cls(np.sum(list(parts.values()), axis=0), parts)
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Anything that pays a batch."""
+    """A callable that scores a batch, with a name and the columns it needs."""
 
     @property
     def name(self) -> str: ...
@@ -112,16 +119,18 @@ class Reward(Protocol):
     @property
     def needs(self) -> frozenset[str]: ...
 
-    def __call__(self, batch: RewardBatch) -> Scored: ...
+    def __call__(self, batch: RewardBatch) -> RewardValues: ...
 
 
 @dataclass(frozen=True, eq=False)
 class RewardBatch:
-    """Columns of a batch of rollouts, one value a row.
+    """Columns of a batch of rollouts, one value per row.
+
+    Make one with :meth:`from_rollouts`, or from lists with :meth:`from_columns`.
 
     Attributes:
-        columns: Name -> ``[n]``; ``SUPPLIERS`` lists the known names. ``problem_id`` is always there.
-        step: Optimizer steps done so far; what schedules follow.
+        columns: Name -> ``[n]``; ``COLUMN_SOURCES`` lists the known names. ``problem_id`` is required.
+        step: Number of optimizer steps done so far; schedules depend on it.
         split: ``"train"`` or ``"eval"``; stateful rewards change only in ``"train"``.
     """
 
@@ -134,12 +143,12 @@ class RewardBatch:
             raise MissingColumnError("problem_id", self.columns)
         wrong = {name: np.shape(values) for name, values in self.columns.items() if np.shape(values) != (len(self),)}
         if wrong:
-            raise ValueError(f"Every column needs one value a row, shape ({len(self)},), but got {wrong}.")
+            raise ValueError(f"Every column needs one value per row, shape ({len(self)},), but got {wrong}.")
         if self.split not in SPLITS:
             raise ValueError(f"split={self.split!r}: choose one of {', '.join(SPLITS)}.")
 
     @classmethod
-    def of(
+    def from_rollouts(
         cls,
         rollouts: Sequence[Rollout],
         problems: Sequence[Problem] | None = None,
@@ -148,35 +157,52 @@ class RewardBatch:
         split: str = "train",
         close: str | None = CLOSE,
     ) -> RewardBatch:
-        """The columns that rollouts carry, and those of ``FROM_META`` that every problem has in its ``meta``.
+        """Make a batch from rollouts: the columns they carry, and those of ``META_COLUMNS`` that every problem has in its ``meta``.
 
-        Log-probabilities and entropies only if every rollout carries them.
+        The columns of log-probabilities and entropies are there only if every rollout carries them.
 
         Args:
-            close: Closing think tag of the model that wrote the rollouts, after which its answer begins.
+            rollouts: One per row.
+            problems: The problems of the rollouts; needed only for columns that come from ``meta``.
+            step: Optimizer steps done so far.
+            split: ``"train"`` or ``"eval"``.
+            close: Closing think tag of the model that wrote the rollouts; its answer begins after the tag.
 
         Raises:
-            ValueError: no rollouts, or one of a problem that is not among ``problems``.
+            ValueError: There are no rollouts, or a rollout's problem is not among ``problems``.
         """
         if not rollouts:
-            raise ValueError("No rollouts to make a batch of.")
+            raise ValueError("No rollouts: a batch needs at least one.")
         columns = {
-            "problem_id": objects(r.problem_id for r in rollouts),
+            "problem_id": object_array(r.problem_id for r in rollouts),
             "correct": np.array([r.correct for r in rollouts], bool),
             "tokens": np.array([r.response_tokens for r in rollouts], np.int64),
             "think_tokens": np.array([r.think_tokens for r in rollouts], np.int64),
             "closed": np.array([r.closed for r in rollouts], bool),
             "formatted": np.array([bool(r.answer) for r in rollouts], bool),
-            "finish": objects(r.finish for r in rollouts),
-            "text": objects(r.text for r in rollouts),
-            "answer_text": objects(answer_of(r.text, close) if r.closed else "" for r in rollouts),
-            "token_ids": objects(r.token_ids[r.prompt_len :] for r in rollouts),
+            "finish": object_array(r.finish for r in rollouts),
+            "text": object_array(r.text for r in rollouts),
+            "answer_text": object_array(answer_text(r.text, close) if r.closed else "" for r in rollouts),
+            "token_ids": object_array(r.token_ids[r.prompt_len :] for r in rollouts),
         }
         if all(r.logprobs is not None for r in rollouts):
             columns["logprob"] = np.array([_mean(r.logprobs or ()) for r in rollouts])
         if all(r.entropies is not None for r in rollouts):
             columns["think_entropy"], columns["answer_entropy"] = np.array([_phase_entropies(r) for r in rollouts]).T
-        return cls(columns | _of_problems(columns["problem_id"], problems or ()), step, split)
+        return cls(columns | _meta_columns(columns["problem_id"], problems or ()), step, split)
+
+    @classmethod
+    def from_columns(cls, *, problem_id: Any = "problem", step: int = 0, split: str = "train", **columns: Any) -> RewardBatch:
+        """Make a batch from lists or arrays, one value per row. A single value is used for all rows.
+
+        All rows belong to one problem unless ``problem_id`` is a list of ids.
+
+        >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 200, 50], finish="stop")
+        >>> batch["finish"].tolist(), batch.groups.tolist()
+        (['stop', 'stop', 'stop'], [0, 0, 0])
+        """
+        n = max((len(values) for values in (problem_id, *columns.values()) if not np.isscalar(values)), default=1)
+        return cls({"problem_id": _column(problem_id, n)}, step, split).with_columns(**columns)
 
     def __getitem__(self, column: str) -> ndarray:
         if column not in self.columns:
@@ -191,7 +217,7 @@ class RewardBatch:
 
     @cached_property
     def groups(self) -> Int[ndarray, " n"]:
-        """Index of each row's group: problems are numbered in the order they first appear."""
+        """Group index of each row, ``[n]``. Groups are numbered in order of first appearance."""
         codes, _ = pd.factorize(np.asarray(self.columns["problem_id"]))
         if len(codes) and codes.min() < 0:
             raise ValueError(f"Row {int(codes.argmin())} has no problem_id ({self.columns['problem_id'][codes.argmin()]!r}).")
@@ -200,62 +226,73 @@ class RewardBatch:
     @cached_property
     def group_ids(self) -> ndarray:
         """Problem id of each group, ``[groups]``."""
-        found = np.empty(int(self.groups.max(initial=-1)) + 1, self.columns["problem_id"].dtype)
-        found[self.groups] = self.columns["problem_id"]
-        return found
+        ids = np.empty(int(self.groups.max(initial=-1)) + 1, self.columns["problem_id"].dtype)
+        ids[self.groups] = self.columns["problem_id"]
+        return ids
 
     def check(self, reward: Reward) -> None:
-        """Raise MissingColumnError, naming the reward, if a column that it needs is not there."""
+        """Raise MissingColumnError if the batch lacks a column that the reward needs."""
         for column in sorted(reward.needs - set(self.columns)):
             raise MissingColumnError(column, self.columns, reward.name)
 
     def take(self, rows: Sequence[int] | ndarray) -> RewardBatch:
-        """Some of the rows, in the order given (indices, or a mask)."""
+        """Return a batch with the rows selected by indices (in that order) or by a boolean mask."""
         index = np.asarray(rows)
         index = index if index.dtype == bool else index.astype(np.int64)
         return replace(self, columns={name: values[index] for name, values in self.columns.items()})
 
-    def having(self, **columns: Any) -> RewardBatch:
-        """The same batch with columns added or replaced; one value a row, or one for all."""
+    def with_columns(self, **columns: Any) -> RewardBatch:
+        """Return the batch with columns added or replaced. Give one value per row, or a single value for all rows."""
         return replace(self, columns={**self.columns, **{k: _column(v, len(self)) for k, v in columns.items()}})
 
 
-def states(parts: Iterable[Reward]) -> dict[str, Any]:
-    """States of the stateful ones among some rewards, by name."""
-    return {r.name: state for r in parts if hasattr(r, "state_dict") and (state := r.state_dict())}
+def state_by_name(rewards: Iterable[Reward]) -> dict[str, Any]:
+    """Return reward name -> state, for the rewards that have a state."""
+    return {r.name: state for r in rewards if hasattr(r, "state_dict") and (state := r.state_dict())}
 
 
-def loaded(parts: Iterable[Reward], saved: Mapping[str, Any]) -> None:
-    """Give rewards their states back. Raises KeyError if the states are of other rewards."""
-    stateful = {r.name: r for r in parts if hasattr(r, "load_state_dict")}
+def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> None:
+    """Restore the states that :func:`state_by_name` returned.
+
+    Raises:
+        KeyError: ``saved`` holds the state of a reward that is not here or has no state.
+    """
+    stateful = {r.name: r for r in rewards if hasattr(r, "load_state_dict")}
     if missing := set(saved) - set(stateful):
-        raise KeyError(f"States of {', '.join(sorted(missing))}, but the rewards with a state are {', '.join(sorted(stateful))}.")
+        raise KeyError(f"Saved states of {', '.join(sorted(missing))}, but the stateful rewards are {', '.join(sorted(stateful))}.")
     for name, state in saved.items():
         stateful[name].load_state_dict(state)
 
 
-def due(parts: Iterable[Reward]) -> tuple[int, int] | None:
-    """Problems and samples of the monitoring set that some rewards want to see now: enough for each. ``None`` if none does."""
-    wanted = [size for r in parts if hasattr(r, "monitoring") and (size := r.monitoring())]
-    return (max(n for n, _ in wanted), max(n for _, n in wanted)) if wanted else None
+def monitoring_size(rewards: Iterable[Reward]) -> tuple[int, int] | None:
+    """Return ``(problems, samples per problem)`` of a monitoring set large enough for every reward that needs one now.
+
+    ``None`` if no reward needs one.
+    """
+    sizes = [size for r in rewards if hasattr(r, "monitoring") and (size := r.monitoring())]
+    return (max(n for n, _ in sizes), max(n for _, n in sizes)) if sizes else None
 
 
-def monitored(parts: Iterable[Reward], batch: RewardBatch) -> None:
-    """Show a monitoring set to those of some rewards that want one now."""
-    for r in parts:
+def monitor_parts(rewards: Iterable[Reward], batch: RewardBatch) -> None:
+    """Pass responses to a monitoring set to every reward that needs them now."""
+    for r in rewards:
         if hasattr(r, "monitoring") and r.monitoring():
             r.monitor(batch)  # type: ignore[attr-defined]
 
 
-def objects(values: Iterable[Any]) -> ndarray:
-    """A one-dimensional array of Python objects: texts, or tuples of any length."""
+def object_array(values: Iterable[Any]) -> ndarray:
+    """Make a one-dimensional array of Python objects, such as texts or tuples of different lengths."""
     return np.fromiter(values, dtype=object)
 
 
 def _column(values: Any, n: int) -> ndarray:
-    return (
-        values if isinstance(values, ndarray) and values.ndim else np.full(n, values) if np.isscalar(values) else np.asarray(values)
-    )
+    """Return a column of n values from an array, a sequence, or a single value for all rows."""
+    if isinstance(values, ndarray) and values.ndim:
+        return values
+    if np.isscalar(values):
+        return np.full(n, values)
+    # Sequences of sequences, such as token ids, stay one object per row.
+    return object_array(values) if isinstance(next(iter(values), None), tuple | list) else np.asarray(values)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -263,7 +300,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _phase_entropies(r: Rollout) -> tuple[float, float]:
-    """Mean entropy before (an opening tag included) and after the closing tag, NaN for an empty phase."""
+    """Mean entropy (nats) before the closing tag (an opening tag included) and after it. NaN for an empty phase."""
     h = r.entropies or ()
     if r.think is None:
         return np.nan, _mean(h)
@@ -272,19 +309,23 @@ def _phase_entropies(r: Rollout) -> tuple[float, float]:
     return _mean(h[: r.think.stop - r.prompt_len]), _mean(h[r.answer.start - r.prompt_len :])
 
 
-def _of_problems(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarray]:
+def _meta_columns(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarray]:
+    """Return the columns of ``META_COLUMNS`` that every problem has, one value per row."""
     if not problems:
         return {}
-    by_id = {p.id: p.meta for p in problems}
-    if missing := sorted(set(ids) - set(by_id)):
-        raise ValueError(f"{len(missing)} problems of the rollouts are not among the problems given, e.g. {missing[0]!r}.")
-    asked = [by_id[i] for i in ids]
-    found = {name: [_number(name, m) for m in asked] for name in FROM_META}
-    return {name: np.array(values, float) for name, values in found.items() if None not in values}
+    meta_by_id = {p.id: p.meta for p in problems}
+    if missing := sorted(set(ids) - set(meta_by_id)):
+        raise ValueError(
+            f"{len(missing)} problems of the rollouts are not among the problems given, e.g. {missing[0]!r}: pass the problems that "
+            "were sampled from."
+        )
+    metas = [meta_by_id[i] for i in ids]
+    columns = {name: [_number(name, meta) for meta in metas] for name in META_COLUMNS}
+    return {name: np.array(values, float) for name, values in columns.items() if None not in values}
 
 
 def _number(name: str, meta: Mapping[str, Any]) -> float | None:
-    """A number of a problem's meta, ``None`` where it has none. A range that says it has no upper end goes on for ever."""
+    """Return a number from a problem's meta, or ``None`` if it has none. An upper end of ``None`` means no limit (infinity)."""
     if name.startswith("high_") and name in meta and meta[name] is None:
         return np.inf
     return float(meta[name]) if isinstance(meta.get(name), int | float) else None

@@ -1,4 +1,4 @@
-"""Rewards made of rewards: weighted sums, gates, schedules, and means of normalised advantages.
+"""Rewards built from other rewards: weighted sums, gates, weight schedules, and means of normalised advantages.
 
 Equations:
 
@@ -6,12 +6,12 @@ Equations:
     Gated              r = inner * product of gates
     MeanOfAdvantages   A = sum_k w_k z_k / sum_k w_k,   z_k = (r_k - mean_g) / (std_g + eps)     LongWriter-Zero, arXiv:2506.18841
 
-In a sum the part with the largest spread decides; in a mean of advantages every part has a say, whatever its scale. Its values
-*are* advantages: train on them without normalising again (``scale_rewards="none"``).
+In a sum, the part with the largest spread dominates. In a mean of advantages every part counts, whatever its scale. The values of
+``MeanOfAdvantages`` *are* advantages: train on them without normalising again (``scale_rewards="none"``).
 
-Deviations: the mean of advantages divides by the population deviation; a part that does not vary in a group adds 0 there.
+Deviations: the mean of advantages divides by the population standard deviation; a part that does not vary in a group adds 0 there.
 
-Each of them is a reward like another, with the states and the monitoring sets of its parts.
+Each combination is itself a reward. It saves and restores the states of its parts and passes monitoring sets on to them.
 """
 
 from __future__ import annotations
@@ -24,19 +24,32 @@ from typing import Any
 import numpy as np
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import Reward, RewardBatch, Scored, due, loaded, monitored, states
+from toolkit.rewards.batch import (
+    Reward,
+    RewardBatch,
+    RewardValues,
+    load_state_by_name,
+    monitor_parts,
+    monitoring_size,
+    state_by_name,
+)
 from toolkit.stats import Number
 
 Weight = float | int | Callable[[int], float]
-"""A weight, or a function of the optimizer step."""
+"""A fixed weight, or a function from optimizer step to weight."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A weight that goes from one value to another between two steps.
+    """A weight that changes from ``start`` to ``end`` between two optimizer steps and is constant before and after.
+
+    >>> Schedule(0.5, 0.0, first=0, last=100)(50)
+    0.25
 
     Attributes:
-        kind: ``"linear"``, ``"cosine"`` (slow, fast, slow), or ``"step"`` (at ``last``).
+        start: Weight up to step ``first``.
+        end: Weight from step ``last`` on.
+        kind: ``"linear"``, ``"cosine"`` (slow, fast, slow), or ``"step"`` (jumps at ``last``).
     """
 
     start: Number
@@ -47,12 +60,12 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.last <= self.first:
-            raise ValueError(f"first={self.first}, last={self.last}: a schedule ends after it begins.")
+            raise ValueError(f"first={self.first}, last={self.last}: a schedule has to end after it begins, last > first.")
         if self.kind not in ("linear", "cosine", "step"):
             raise ValueError(f"kind={self.kind!r}: choose linear, cosine or step.")
 
     def __call__(self, step: int) -> float:
-        """The weight at a step."""
+        """Return the weight at an optimizer step."""
         x = min(1.0, max(0.0, (step - self.first) / (self.last - self.first)))
         if self.kind == "cosine":
             x = (1 - math.cos(math.pi * x)) / 2
@@ -63,10 +76,15 @@ class Schedule:
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """``sum_k w_k(t) r_k``; components are named ``reward.component``.
+    """Weighted sum of rewards, ``sum_k w_k(t) r_k``; its components are named ``reward.component``.
+
+    >>> from toolkit.rewards.correctness import Correctness, Format
+    >>> batch = RewardBatch.from_columns(correct=[1, 0], formatted=[1, 1])
+    >>> WeightedSum(((1.0, Correctness()), (0.1, Format())))(batch).values.tolist()
+    [1.1, 0.1]
 
     Attributes:
-        parts: ``(weight, reward)``; names must differ.
+        parts: Pairs ``(weight, reward)``. The names of the rewards must differ.
     """
 
     parts: tuple[tuple[Weight, Reward], ...]
@@ -82,37 +100,42 @@ class WeightedSum:
     def needs(self) -> frozenset[str]:
         return frozenset().union(*(r.needs for _, r in self.parts))
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        found: dict[str, np.ndarray] = {}
+        components: dict[str, np.ndarray] = {}
         for weight, reward in self.parts:
             w = weight(batch.step) if callable(weight) else weight
-            found |= {f"{reward.name}.{name}": w * values for name, values in reward(batch).components.items()}
-        return Scored.sum(**found)
+            components |= {f"{reward.name}.{name}": w * values for name, values in reward(batch).components.items()}
+        return RewardValues.sum(**components)
 
     def state_dict(self) -> dict[str, Any]:
-        """States of the stateful parts, by name."""
-        return states([r for _, r in self.parts])
+        """Return the states of the stateful parts, by name, as JSON."""
+        return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        loaded([r for _, r in self.parts], saved)
+        """Restore the states that :meth:`state_dict` returned."""
+        load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Problems and samples of the monitoring set that a part wants to see now."""
-        return due([r for _, r in self.parts])
+        """Return ``(problems, samples)`` of the monitoring set that the parts need now, or ``None`` if none does."""
+        return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Show a monitoring set to the parts that want one now."""
-        monitored([r for _, r in self.parts], batch)
+        """Pass responses to a monitoring set to the parts that need them now."""
+        monitor_parts([r for _, r in self.parts], batch)
 
 
 @dataclass(frozen=True)
 class Gated:
-    """``inner * gate * ...``: paid only as far as every gate lets it; each component of the inner reward is multiplied.
+    """Product ``inner * gate * ...``. Every component of the inner reward is multiplied by all gates.
+
+    >>> from toolkit.rewards.correctness import Correctness, LengthPenalty
+    >>> batch = RewardBatch.from_columns(correct=[1, 0], tokens=[1024, 1024])
+    >>> Gated(LengthPenalty(longest=4096), (Correctness(),))(batch).values.tolist()
+    [0.75, 0.0]
 
     Attributes:
-        inner: What is paid.
+        inner: The reward that is multiplied.
         gates: Rewards with values in [0, 1], such as ``Correctness``, ``Format``, ``repetition.Distinct``.
     """
 
@@ -130,35 +153,40 @@ class Gated:
     def needs(self) -> frozenset[str]:
         return self.inner.needs.union(*(g.needs for g in self.gates))
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        through = np.prod([gate(batch).values for gate in self.gates], axis=0)
-        return Scored.sum(**{name: values * through for name, values in self.inner(batch).components.items()})
+        gate = np.prod([gate(batch).values for gate in self.gates], axis=0)
+        return RewardValues.sum(**{name: values * gate for name, values in self.inner(batch).components.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """States of the stateful parts, by name."""
-        return states([self.inner, *self.gates])
+        """Return the states of the stateful parts, by name, as JSON."""
+        return state_by_name([self.inner, *self.gates])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        loaded([self.inner, *self.gates], saved)
+        """Restore the states that :meth:`state_dict` returned."""
+        load_state_by_name([self.inner, *self.gates], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Problems and samples of the monitoring set that a part wants to see now."""
-        return due([self.inner, *self.gates])
+        """Return ``(problems, samples)`` of the monitoring set that the parts need now, or ``None`` if none does."""
+        return monitoring_size([self.inner, *self.gates])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Show a monitoring set to the parts that want one now."""
-        monitored([self.inner, *self.gates], batch)
+        """Pass responses to a monitoring set to the parts that need them now."""
+        monitor_parts([self.inner, *self.gates], batch)
 
 
 @dataclass(frozen=True)
 class MeanOfAdvantages:
-    """Weighted mean of the group-normalised rewards.
+    """Weighted mean of group-normalised rewards (advantages).
+
+    >>> from toolkit.rewards.correctness import Correctness, Format
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0, 0], formatted=[1, 0, 1, 0])
+    >>> MeanOfAdvantages(((3.0, Correctness()), (1.0, Format())))(batch).values.round(3).tolist()
+    [1.0, 0.5, -0.5, -1.0]
 
     Attributes:
-        parts: ``(weight, reward)``; names must differ.
-        epsilon: Added to each deviation.
+        parts: Pairs ``(weight, reward)``. The names of the rewards must differ.
+        epsilon: Added to each standard deviation.
     """
 
     parts: tuple[tuple[Number, Reward], ...]
@@ -167,7 +195,7 @@ class MeanOfAdvantages:
     def __post_init__(self) -> None:
         check_names([reward for _, reward in self.parts])
         if any(w < 0 for w, _ in self.parts) or not sum(w for w, _ in self.parts) > 0:
-            raise ValueError(f"Weights {[w for w, _ in self.parts]}: none may be negative, and one must be positive.")
+            raise ValueError(f"Weights {[w for w, _ in self.parts]}: no weight may be negative, and at least one must be positive.")
 
     @property
     def name(self) -> str:
@@ -177,37 +205,45 @@ class MeanOfAdvantages:
     def needs(self) -> frozenset[str]:
         return frozenset().union(*(r.needs for _, r in self.parts))
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         total = sum(w for w, _ in self.parts)
-        return Scored.sum(**{r.name: w / total * advantage(r(batch).values, batch.groups, self.epsilon) for w, r in self.parts})
+        return RewardValues.sum(
+            **{r.name: w / total * advantage(r(batch).values, batch.groups, self.epsilon) for w, r in self.parts}
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """States of the stateful parts, by name."""
-        return states([r for _, r in self.parts])
+        """Return the states of the stateful parts, by name, as JSON."""
+        return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        loaded([r for _, r in self.parts], saved)
+        """Restore the states that :meth:`state_dict` returned."""
+        load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Problems and samples of the monitoring set that a part wants to see now."""
-        return due([r for _, r in self.parts])
+        """Return ``(problems, samples)`` of the monitoring set that the parts need now, or ``None`` if none does."""
+        return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Show a monitoring set to the parts that want one now."""
-        monitored([r for _, r in self.parts], batch)
+        """Pass responses to a monitoring set to the parts that need them now."""
+        monitor_parts([r for _, r in self.parts], batch)
 
 
-def advantage(values: groups.Values, of: groups.Groups, epsilon: float = 1e-6) -> groups.Values:
-    """``(r - mean_g) / (std_g + epsilon)`` with the population deviation; 0 where a group does not vary."""
-    centred = values - groups.mean(values, of)
-    varies = groups.highest(values, of) > groups.lowest(values, of)
-    return np.where(varies, centred / (np.sqrt(groups.mean(np.square(centred), of)) + epsilon), 0.0)
+def advantage(values: groups.Values, group: groups.Groups, epsilon: float = 1e-6) -> groups.Values:
+    """Return ``(r - mean_g) / (std_g + epsilon)`` with the population standard deviation; 0 where a group does not vary.
+
+    Args:
+        values: Rewards, ``[n]``.
+        group: Group index of each row, ``[n]``.
+        epsilon: Added to the standard deviation.
+    """
+    centred = values - groups.mean(values, group)
+    varies = groups.highest(values, group) > groups.lowest(values, group)
+    return np.where(varies, centred / (np.sqrt(groups.mean(np.square(centred), group)) + epsilon), 0.0)
 
 
 def check_names(parts: list[Reward]) -> None:
-    """Raise ValueError without parts, or if two have one name: their components and states could not be told apart."""
+    """Raise ValueError if there are no parts, or if two share a name: their components and states would be mixed up."""
     names = [r.name for r in parts]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Parts named {names}: give at least one, with names that differ.")

@@ -1,16 +1,16 @@
-"""The conciseness score that CRF (``crf``, arXiv:2511.09158) multiplies by, from a small reward model that is trained here.
+"""The conciseness score of CRF (``crf``, arXiv:2511.09158), from a small reward model that is trained here.
 
 Equation (x: pooled hidden states of a response, standardised; Bradley-Terry over pairs of right answers to one problem):
 
     P(i is more concise than j) = sigma(w (x_i - x_j))          w by penalised logistic regression (scikit-learn)
     k = 0.1 + 0.9 sigma((w x - m) / s)                          m, s: mean and deviation of w x over the training responses
 
-Deviations: the paper fine-tunes a 3B language model on 65K responses that a 72B model judged. Here a linear head on states pooled
-by the caller learns from lengths: of two right answers to one problem the one at most ``1 / ratio`` as long is the more concise
-(``assumed_ratio``). It judges a response from what the model's states show of it, not from its length, and can be asked about any
-response.
+Deviations: the paper fine-tunes a 3B language model on 65K responses that a 72B model judged. Here a linear head is trained on hidden
+states that the caller has pooled. Its labels come from lengths: of two right answers to the same problem, one that is at most
+``1 / ratio`` as long as the other is the more concise one (``assumed_ratio``). The trained head sees only the states of a response,
+not its length, and can score any response.
 
-Units and signs: + is more concise. Only arrays come in and go out; pool states with ``collect.states``.
+Units and signs: higher is more concise. All inputs and outputs are arrays; pool states with ``collect.states``.
 """
 
 from __future__ import annotations
@@ -28,31 +28,39 @@ from toolkit.rewards.batch import RewardBatch
 from toolkit.rewards.crf import HIGHEST, LOWEST
 from toolkit.stats import Number
 
-assumed_ratio = 1.25  # a verbose answer is at least so many times as long: ours
-assumed_strength = 0.01  # C of scikit-learn: ours
+assumed_ratio = 1.25  # a verbose answer is at least this many times as long: ours
+assumed_strength = 0.01  # C of scikit-learn, the inverse of the penalty: ours
 
-Pairs = Int[ndarray, "pairs 2"]
-"""Row of the more concise response, row of the less concise one."""
+PairRows = Int[ndarray, "pairs 2"]
+"""Each row of the array: batch row of the more concise response, batch row of the less concise one."""
 
 
 class NoPairsError(ValueError):
     """No two right answers to one problem differ enough in length."""
 
 
-def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> Pairs:
-    """All pairs of right answers to one problem, one at least ``ratio`` times as long. Raises NoPairsError without any."""
+def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> PairRows:
+    """Return all pairs of right answers to the same problem of which one is at least ``ratio`` times as long as the other.
+
+    >>> pairs_by_length(RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 110, 300, 900])).tolist()
+    [[0, 2], [1, 2]]
+
+    Raises:
+        NoPairsError: There is no such pair.
+        ValueError: ``ratio`` is not above 1.
+    """
     if ratio <= 1:
-        raise ValueError(f"ratio={ratio}: the longer answer of a pair has to be longer.")
-    found = []
+        raise ValueError(f"ratio={ratio}: need ratio > 1, or a pair would not differ in length.")
+    parts = []
     right, L = np.flatnonzero(batch["correct"]), batch["tokens"]
     by_group = np.split(right[np.argsort(batch.groups[right], kind="stable")], np.cumsum(np.bincount(batch.groups[right]))[:-1])
     for rows in by_group:
         short, long = np.nonzero(L[rows][:, None] * ratio <= L[rows][None, :])
-        found.append(np.stack([rows[short], rows[long]], axis=1))
-    pairs = np.concatenate(found) if found else np.empty((0, 2), np.int64)
+        parts.append(np.stack([rows[short], rows[long]], axis=1))
+    pairs = np.concatenate(parts) if parts else np.empty((0, 2), np.int64)
     if not len(pairs):
         raise NoPairsError(
-            f"No two right answers to one problem differ by a factor {ratio:g} in length: sample more responses a problem or lower ratio."
+            f"No two right answers to one problem differ by a factor of {ratio:g} in length: sample more responses per problem, or lower ratio."
         )
     return pairs
 
@@ -62,9 +70,9 @@ class ConcisenessHead:
     """A linear head on pooled states; made by :func:`fit`.
 
     Attributes:
-        weight: w, ``[d]``, on raw features.
-        centre: m.
-        spread: s.
+        weight: w, ``[d]``, for features that are not standardised.
+        centre: m, mean of w x over the training responses.
+        spread: s, standard deviation of w x over the training responses.
     """
 
     weight: Float[ndarray, " d"]
@@ -72,48 +80,49 @@ class ConcisenessHead:
     spread: float
 
     def logits(self, features: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-        """w x of each response: + is more concise; only differences mean anything."""
+        """Return w x of each response. Higher is more concise; only differences are meaningful."""
         return features @ self.weight
 
     def score(self, features: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-        """The column ``conciseness``: k of each response, in [0.1, 1]."""
+        """Return k of each response, in [0.1, 1]: the values of the column ``conciseness``."""
         return LOWEST + (HIGHEST - LOWEST) * expit((self.logits(features) - self.centre) / self.spread)
 
-    def ranking(self, features: Float[ndarray, "n d"], pairs: Pairs) -> float:
-        """AUC of pairs: the share told in the right order, ties counting half; chance is 0.5."""
+    def pair_auc(self, features: Float[ndarray, "n d"], pairs: PairRows) -> float:
+        """Return the share of pairs in the right order (AUC). Ties count one half; chance is 0.5."""
         z = self.logits(features)[pairs]
         return float(np.mean((z[:, 0] > z[:, 1]) + 0.5 * (z[:, 0] == z[:, 1])))
 
     def state_dict(self) -> dict[str, Any]:
-        """The head as JSON; ``ConcisenessHead.of`` reads it back."""
+        """Return the head as JSON; :meth:`from_state_dict` reads it."""
         return {"weight": self.weight.tolist(), "centre": self.centre, "spread": self.spread}
 
     @classmethod
-    def of(cls, saved: dict[str, Any]) -> ConcisenessHead:
-        """The head of :meth:`state_dict`."""
+    def from_state_dict(cls, saved: dict[str, Any]) -> ConcisenessHead:
+        """Make a head from the JSON of :meth:`state_dict`."""
         return cls(np.array(saved["weight"], np.float64), float(saved["centre"]), float(saved["spread"]))
 
 
-def fit(features: Float[ndarray, "n d"], pairs: Pairs, *, strength: float = assumed_strength) -> ConcisenessHead:
+def fit(features: Float[ndarray, "n d"], pairs: PairRows, *, strength: float = assumed_strength) -> ConcisenessHead:
     """Train a head on pairs of responses.
 
     Args:
-        features: Pooled states, one row a response.
-        strength: Inverse of the penalty on w (C).
+        features: Pooled states, ``[n, d]``, one row per response.
+        pairs: From :func:`pairs_by_length`.
+        strength: Inverse of the penalty on w (C of scikit-learn).
 
     Raises:
-        NoPairsError: no pairs.
-        ValueError: features that are not finite.
+        NoPairsError: There are no pairs.
+        ValueError: A feature is not finite.
     """
     if not len(pairs):
-        raise NoPairsError("No pairs to learn from.")
+        raise NoPairsError("No pairs to train on: give at least one, from pairs_by_length.")
     x = np.asarray(features, np.float64)
     if not np.isfinite(x).all():
         raise ValueError(f"Row {int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])} of the features is not finite.")
     used = np.unique(pairs)
     scale = x[used].std(axis=0)
     difference = (x[pairs[:, 0]] - x[pairs[:, 1]]) / np.where(scale > 0, scale, 1.0)
-    # Each pair is shown both ways round, or the classifier would see one class only.
+    # Each pair enters in both orders, since the classifier needs examples of both classes.
     both, truth = np.concatenate([difference, -difference]), np.repeat([1, 0], len(pairs))
     model = LogisticRegression(C=strength, fit_intercept=False, max_iter=1000).fit(both, truth)
     weight = model.coef_[0] / np.where(scale > 0, scale, 1.0)

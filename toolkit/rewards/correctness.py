@@ -1,15 +1,15 @@
-"""Correctness, the outcome that every other reward is measured against; the naive length penalty it is often given; format (ours).
+"""Correctness (the baseline of every other reward), the naive length penalty that is often added to it, and format (ours).
 
 Equations:
 
     correctness       r = c
-    length penalty    r = c - alpha L / L_max        for every response, right or wrong
+    length penalty    r = c - alpha L / L_max        for every response, right or wrong (L: length, L_max: longest)
     format            r = 1[well formed]
 
-The naive penalty is here to be compared with: it pays a wrong answer for being short too and does not know how hard a problem is,
-so where a model gets everything wrong the only push is towards shorter wrong answers.
+The naive penalty serves as a baseline. It also rewards wrong answers for being short, and it ignores the difficulty of a problem. If
+all responses to a problem are wrong, it only favours shorter wrong answers.
 
-Deviations: none, there is no paper. Units and signs: L in tokens; + is paid.
+Deviations: none, there is no paper. Units and signs: L in tokens; higher is better.
 """
 
 from __future__ import annotations
@@ -17,43 +17,55 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
-assumed_alpha = 1.0  # a response of full length loses as much as a right answer gains: ours
+assumed_alpha = 1.0  # a response of length L_max loses as much as a right answer gains: ours
 assumed_longest = 4096  # tokens: ours
 
 
 @dataclass(frozen=True)
 class Correctness:
-    """1 for a right answer, 0 for a wrong one."""
+    """Reward 1 for a right answer and 0 for a wrong one.
+
+    >>> Correctness()(RewardBatch.from_columns(correct=[1, 0])).values.tolist()
+    [1.0, 0.0]
+    """
 
     name: ClassVar[str] = "correctness"
     needs: ClassVar[frozenset[str]] = frozenset({"correct"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        return Scored.sum(correctness=batch["correct"])
+        return RewardValues.sum(correctness=batch["correct"])
 
 
 @dataclass(frozen=True)
 class Format:
-    """1 for a well-formed response, 0 for another; a part for sums and gates."""
+    """Reward 1 for a well-formed response and 0 for any other; meant as a part of sums and gates.
+
+    >>> Format()(RewardBatch.from_columns(formatted=[True, False])).values.tolist()
+    [1.0, 0.0]
+    """
 
     name: ClassVar[str] = "format"
     needs: ClassVar[frozenset[str]] = frozenset({"formatted"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        return Scored.sum(format=batch["formatted"])
+        return RewardValues.sum(format=batch["formatted"])
 
 
 @dataclass(frozen=True)
 class LengthPenalty:
-    """The naive penalty: ``c - alpha L / L_max``.
+    """The naive length penalty, ``c - alpha L / L_max``.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 0], tokens=[1024, 1024])
+    >>> LengthPenalty(longest=4096)(batch).values.tolist()
+    [0.75, -0.25]
 
     Attributes:
-        alpha: Price of a response of length ``longest``.
+        alpha: Penalty for a response of length ``longest``.
         longest: L_max, tokens.
     """
 
@@ -67,6 +79,6 @@ class LengthPenalty:
         if self.alpha < 0 or self.longest <= 0:
             raise ValueError(f"{self}: need alpha >= 0 and longest > 0.")
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        return Scored.sum(correctness=batch["correct"], length=-self.alpha * batch["tokens"] / self.longest)
+        return RewardValues.sum(correctness=batch["correct"], length=-self.alpha * batch["tokens"] / self.longest)

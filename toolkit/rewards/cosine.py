@@ -4,12 +4,12 @@ Equation (x = min(1, L / L_max)):
 
     r = v_long + (v_short - v_long) (1 + cos(pi x)) / 2
 
-with (v_short, v_long) = (1, 0.5) for a right answer and (-1, -0.5) for a wrong one: a right answer is paid more for being short,
-a wrong one is paid more for being long, which leaves room to go on looking. Equal to TRL's ``get_cosine_scaled_reward``.
+with (v_short, v_long) = (1, 0.5) for a right answer and (-1, -0.5) for a wrong one. A right answer earns more if it is short; a wrong
+one earns more if it is long, which encourages the model to keep searching. Equal to TRL's ``get_cosine_scaled_reward``.
 
-Deviations: none. Beyond L_max the value of L_max stays, since a cosine would climb again.
+Deviations: none. Beyond L_max the value at L_max is kept, since a cosine would rise again.
 
-Units and signs: tokens; + is paid.
+Units and signs: lengths in tokens; higher is better.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from typing import ClassVar
 
 import numpy as np
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
-assumed_longest = 4096  # tokens: ours, TRL asks for it
+assumed_longest = 4096  # tokens: ours; TRL has no default
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """Cosine from the value of an empty response to that of a response of full length.
+    """Interpolate along a cosine between the reward of an empty response and that of the longest response.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[0, 2048, 4096])
+    >>> Cosine(longest=4096)(batch).values.tolist()
+    [1.0, 0.75, -0.5]
 
     Attributes:
         longest: L_max, tokens.
-        right: Values of a right answer, ``(shortest, longest)``.
-        wrong: Values of a wrong answer, ``(shortest, longest)``.
+        right: Rewards of a right answer, ``(at length 0, at L_max)``.
+        wrong: Rewards of a wrong answer, ``(at length 0, at L_max)``.
     """
 
     longest: Number = assumed_longest
@@ -46,9 +50,9 @@ class Cosine:
         if self.longest <= 0:
             raise ValueError(f"longest={self.longest}: the longest length must be positive.")
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         right = batch["correct"].astype(bool)
         short, long = (np.where(right, *pair) for pair in zip(self.right, self.wrong, strict=True))
         rise = (1 + np.cos(np.pi * np.minimum(batch["tokens"] / self.longest, 1.0))) / 2
-        return Scored.sum(correctness=short, length=(long - short) * (1 - rise))
+        return RewardValues.sum(correctness=short, length=(long - short) * (1 - rise))

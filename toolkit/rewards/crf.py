@@ -1,15 +1,15 @@
 """CRF, the conciseness reward function of Efficient reasoning via reward model, arXiv:2511.09158.
 
-Equations (k: conciseness score of the response in [0.1, 1], G responses of which some are right):
+Equations (c: 1 if right, else 0; k: conciseness score of the response, in [0.1, 1]; t: optimizer step):
 
-    r = c (1 + alpha k (s + d))        d = exp(share of right answers of the group)
+    r = c (1 + alpha k (s + d))        d = exp(accuracy of the group)
     s(t) = max(0, 1 - t / T)
 
-Deviations: alpha and the schedule of s were not found: ``assumed_alpha``, and a straight line over ``assumed_steps`` steps. d is
-from one secondary source, unconfirmed; as printed it is largest for *easy* problems. The score comes from a small head on pooled
-hidden states (``rewards.conciseness``) where the paper fine-tunes a 3B model.
+Deviations: alpha and the schedule of s were not found. We use ``assumed_alpha`` and a linear decay over ``assumed_steps`` steps. d
+comes from one secondary source and is unconfirmed; as printed it is largest for *easy* problems. The score comes from a small head on
+pooled hidden states (``rewards.conciseness``), where the paper fine-tunes a 3B model.
 
-Units and signs: + is paid; wrong answers are paid 0 whatever their score. The clock is the batch's step, so there is no state to
+Units and signs: higher is better; wrong answers get 0 at any score. The schedule reads the batch's step, so there is no state to
 save.
 """
 
@@ -21,7 +21,7 @@ from typing import ClassVar
 import numpy as np
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 LOWEST, HIGHEST = 0.1, 1.0  # range of the conciseness score
@@ -31,11 +31,15 @@ assumed_steps = 1000  # optimizer steps until s is 0: ours
 
 @dataclass(frozen=True)
 class CRF:
-    """Right answers are paid more for being judged concise.
+    """Right answers earn more if they are judged concise.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 0], conciseness=[1.0, 1.0])
+    >>> CRF(alpha=0.2)(batch).values.round(2).tolist()
+    [1.53, 0.0]
 
     Attributes:
-        alpha: Weight of the score.
-        steps: T.
+        alpha: Weight of the conciseness score.
+        steps: T, optimizer steps until s is 0.
     """
 
     alpha: Number = assumed_alpha
@@ -49,14 +53,14 @@ class CRF:
             raise ValueError(f"{self}: need alpha >= 0 and at least one step.")
 
     def annealing(self, step: int) -> float:
-        """s at a step."""
+        """Return s at an optimizer step."""
         return max(0.0, 1.0 - step / self.steps)
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         c, score = batch["correct"].astype(float), batch["conciseness"].astype(float)
         outside = ~((score >= LOWEST) & (score <= HIGHEST))
         if outside.any():
-            raise ValueError(f"A conciseness of {score[outside][0]}: scores are between {LOWEST} and {HIGHEST}.")
-        easy = np.exp(groups.mean(c, batch.groups))
-        return Scored.sum(correctness=c, conciseness=c * self.alpha * score * (self.annealing(batch.step) + easy))
+            raise ValueError(f"The column 'conciseness' holds {score[outside][0]}: scores are between {LOWEST} and {HIGHEST}.")
+        ease = np.exp(groups.mean(c, batch.groups))  # d
+        return RewardValues.sum(correctness=c, conciseness=c * self.alpha * score * (self.annealing(batch.step) + ease))

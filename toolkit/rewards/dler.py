@@ -1,17 +1,17 @@
 """DLER: doing length penalty right, and difficulty-aware DLER, arXiv:2510.15110.
 
-Equations (rho the share of right answers of the group, at full length):
+Equations (c: 1 if right, else 0; rho: accuracy of the group, at full length):
 
     DLER       r = c    if the response ended by itself within L_T tokens, else kept * c
     DA-DLER    the same, L_T = l_i for d_i <= rho < d_{i+1}: 2000 tokens from rho = 0.5, 4000 below
 
-What makes it work is around the reward: advantages over the batch, clip-higher, dynamic sampling (``toolkit.grpo``), and merging
-afterwards.
+The rest of the method is outside the reward: advantages over the batch, clip-higher, dynamic sampling (``toolkit.grpo``), and
+merging after training.
 
-Deviations: the paper pays an unfinished response 0; its released script keeps 10 % of the score (``kept=0.1``). What happens at
-rho = 0.5 exactly is unspecified; here it is the shorter length, as the formula has it.
+Deviations: in the paper an unfinished response gets 0; the released script keeps 10 % of the score (``kept=0.1``). The paper does not
+specify rho = 0.5 exactly; here it gets the shorter length, as in the formula.
 
-Units and signs: tokens; + is paid. Truncated responses must stay in the loss.
+Units and signs: lengths in tokens; higher is better. Truncated responses must stay in the loss.
 """
 
 from __future__ import annotations
@@ -23,21 +23,25 @@ import numpy as np
 from numpy import ndarray
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_TARGET = 4000
 PUBLISHED_TIERS = ((0.0, 4000), (0.5, 2000))
-SCRIPT_KEPT = 0.1  # of a truncated response's score, in the released script
+SCRIPT_KEPT = 0.1  # share of its score that a truncated response keeps: released script
 
 
 @dataclass(frozen=True)
 class DLER:
-    """Correctness of responses that end within a length.
+    """Correctness of responses that end by themselves within a length.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[3000, 5000, 3000], finish="stop")
+    >>> DLER(target=4000)(batch).values.tolist()
+    [1.0, 0.0, 0.0]
 
     Attributes:
         target: L_T, tokens.
-        kept: Share of its score that another response keeps: 0 in the paper, ``SCRIPT_KEPT`` in the script.
+        kept: Share of its score that any other response keeps: 0 in the paper, ``SCRIPT_KEPT`` in the script.
     """
 
     target: Number = PUBLISHED_TARGET
@@ -46,17 +50,21 @@ class DLER:
     name: ClassVar[str] = "dler"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens", "finish"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         return _truncated(batch, np.full(len(batch), float(self.target)), self.kept)
 
 
 @dataclass(frozen=True)
 class DifficultyAwareDLER:
-    """DLER with a shorter length where the group is mostly right.
+    """DLER with a shorter length if the group is mostly right.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[1500, 3000, 1500], finish="stop")
+    >>> DifficultyAwareDLER()(batch).values.tolist()
+    [1.0, 0.0, 0.0]
 
     Attributes:
-        tiers: ``(least share of right answers, length)``, ascending; the first starts at 0.
+        tiers: Pairs ``(least accuracy of the group, length in tokens)``, ascending; the first starts at accuracy 0.
         kept: Share of its score that a truncated response keeps.
     """
 
@@ -69,16 +77,16 @@ class DifficultyAwareDLER:
     def __post_init__(self) -> None:
         starts = [start for start, _ in self.tiers]
         if not starts or starts[0] != 0 or starts != sorted(starts):
-            raise ValueError(f"tiers={self.tiers}: they must ascend from a share of 0.")
+            raise ValueError(f"tiers={self.tiers}: give (least accuracy, length) pairs that ascend from an accuracy of 0.")
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        ratio = groups.mean(batch["correct"], batch.groups)
+        accuracy = groups.mean(batch["correct"], batch.groups)
         starts, lengths = (np.array(part, float) for part in zip(*self.tiers, strict=True))
-        return _truncated(batch, lengths[np.searchsorted(starts, ratio, side="right") - 1], self.kept)
+        return _truncated(batch, lengths[np.searchsorted(starts, accuracy, side="right") - 1], self.kept)
 
 
-def _truncated(batch: RewardBatch, targets: ndarray, kept: Number) -> Scored:
+def _truncated(batch: RewardBatch, targets: ndarray, kept: Number) -> RewardValues:
     c = batch["correct"].astype(float)
     within = (batch["tokens"] <= targets) & (batch["finish"] == "stop")
-    return Scored.sum(correctness=c, truncation=np.where(within, 0.0, (kept - 1.0) * c))
+    return RewardValues.sum(correctness=c, truncation=np.where(within, 0.0, (kept - 1.0) * c))

@@ -1,6 +1,6 @@
-"""Statistics of groups, vectorised: each row gets the number of its own group, over the rows ``where`` a mask says.
+"""Group statistics, vectorised: each row gets the statistic of its group, taken over the group's rows in an optional mask.
 
-A group without such rows gets the value stated (NaN unless said otherwise); no function loops over rows or groups.
+A group without rows in the mask gets NaN, unless the function says otherwise. No function loops over rows or groups.
 """
 
 from __future__ import annotations
@@ -15,34 +15,40 @@ Values = Float[ndarray, " n"]
 
 
 def count(groups: Groups, where: Mask | None = None) -> Int[ndarray, " n"]:
-    """Rows of each row's group, or those of them in a mask."""
+    """Return the size of each row's group, or the number of its rows in the mask."""
     weights = np.ones(len(groups)) if where is None else where.astype(float)
     return np.bincount(groups, weights).astype(np.int64)[groups]
 
 
 def mean(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
-    """Mean over the group's rows in the mask."""
-    kept = np.ones(len(groups), bool) if where is None else where
-    totals = np.bincount(groups, np.where(kept, values, 0.0))
+    """Return the mean over the group's rows in the mask.
+
+    >>> mean(np.array([1.0, 3.0, 10.0]), np.array([0, 0, 1])).tolist()
+    [2.0, 2.0, 10.0]
+    """
+    mask = np.ones(len(groups), bool) if where is None else where
+    totals = np.bincount(groups, np.where(mask, values, 0.0))
     with np.errstate(invalid="ignore"):
-        return (totals / np.bincount(groups, kept.astype(float)))[groups]
+        return (totals / np.bincount(groups, mask.astype(float)))[groups]
 
 
 def lowest(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
-    """Least value over the group's rows in the mask; infinity without any."""
-    found = np.full(int(groups.max()) + 1 if len(groups) else 0, np.inf)
-    kept = slice(None) if where is None else where
-    np.minimum.at(found, groups[kept], np.asarray(values, float)[kept])
-    return found[groups]
+    """Return the least value over the group's rows in the mask, infinity if there are none."""
+    minima = np.full(int(groups.max()) + 1 if len(groups) else 0, np.inf)
+    rows = slice(None) if where is None else where
+    np.minimum.at(minima, groups[rows], np.asarray(values, float)[rows])
+    return minima[groups]
 
 
 def highest(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
-    """Greatest value over the group's rows in the mask; minus infinity without any."""
+    """Return the greatest value over the group's rows in the mask, minus infinity if there are none."""
     return -lowest(-np.asarray(values, float), groups, where)
 
 
 def z_scores(values: ndarray, groups: Groups, where: Mask, *, ddof: int = 0) -> Values:
-    """``(value - mean) / std`` over the group's rows in the mask; 0 outside it, and where there is one row or all are equal.
+    """Return ``(value - mean) / std`` over the group's rows in the mask.
+
+    The result is 0 for rows outside the mask, for a single row, and where all values are equal.
 
     Args:
         ddof: 0 divides the squares by n, 1 by n - 1.

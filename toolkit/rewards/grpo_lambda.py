@@ -1,18 +1,20 @@
 """GRPO-lambda: stable reinforcement learning for efficient reasoning, arXiv:2505.18086.
 
-Equations (groups k of a batch, a_k the share of right answers of group k):
+Equations (K groups k in a batch, a_k the accuracy of group k):
 
     efficiency groups: the ceil(lambda K) groups of highest a_k, at least one
     efficiency group   r = c (1 - alpha sigma((L - mu_k) / s_k))        mu_k, s_k over its right responses
     accuracy group     r = c
 
-Length is priced only where the model is already right; the price moves from group to group as it learns.
+Length is penalised only in groups where the model is already right; these groups change as the model learns.
 
-Deviations: alpha was not found in a primary source (``assumed_alpha`` is that of a third party's code). Groups of equal accuracy
-are ordered by a hash of step and problem id, so that neither the order of rows nor the same problems are favoured; the order is
-not stated. A third party's code prices wrong responses of a top group too, and fails on one without a right response; not copied.
+Deviations: alpha was not found in a primary source; ``assumed_alpha`` is that of a third party's code. The paper does not say how
+groups of equal accuracy are ordered. Here a hash of step and problem id decides, which favours neither early rows nor certain
+problems. The third party's code also penalises wrong responses of a top group, and fails on a group without a right response; we
+copy neither.
 
-Units and signs: tokens; + is paid. The ranking is over the whole batch: several processes must see all of it.
+Units and signs: lengths in tokens; higher is better. The ranking is over the whole batch: in a run of several processes each of
+them must see all of it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from toolkit.rewards.arora_zanette import check_alpha, discount
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_SHARE = 0.2  # lambda: given as the example
@@ -36,12 +38,16 @@ assumed_alpha = 0.6  # a third party's code
 
 @dataclass(frozen=True)
 class GRPOLambda:
-    """Length is priced in the most accurate groups only.
+    """Correctness, with a length penalty in the most accurate groups only.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 300, 100, 300], problem_id=["easy", "easy", "hard", "hard"])
+    >>> GRPOLambda(share=0.5, alpha=0.6)(batch).values.round(3).tolist()
+    [0.839, 0.561, 1.0, 0.0]
 
     Attributes:
-        share: lambda, the share of groups that are priced.
-        alpha: Most that length can cost there.
-        ddof: 0 divides squares by n, 1 by n - 1 (not stated).
+        share: lambda, the share of groups with a length penalty.
+        alpha: Largest possible length penalty.
+        ddof: The standard deviation divides by n - ddof, 0 or 1 (the paper does not say).
     """
 
     share: Number = PUBLISHED_SHARE
@@ -57,7 +63,7 @@ class GRPOLambda:
             raise ValueError(f"share={self.share}: need 0 < share <= 1.")
 
     def priced(self, batch: RewardBatch) -> Bool[ndarray, " n"]:
-        """Whether each row is in an efficiency group."""
+        """Return whether each row is in an efficiency group, ``[n]``: there length is penalised."""
         g = batch.groups
         if not len(g):
             return np.zeros(0, bool)
@@ -66,8 +72,8 @@ class GRPOLambda:
         top = np.lexsort((batch.group_ids.astype(str), ties, -accuracy))[: max(1, math.ceil(self.share * len(accuracy) - 1e-9))]
         return np.isin(g, top)
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        return Scored.sum(
+        return RewardValues.sum(
             correctness=batch["correct"], length=np.where(self.priced(batch), -discount(batch, self.alpha, self.ddof), 0.0)
         )

@@ -1,15 +1,14 @@
 """L1: controlling how long a reasoning model thinks with reinforcement learning, arXiv:2503.04697.
 
-Equations (B: the budget that the prompt stated, tokens):
+Equations (c: 1 if right, else 0; L: length; B: the budget stated in the prompt, tokens):
 
     L1-Exact    r = c - alpha |L - B|
     L1-Max      r = c clip(alpha (B - L) + delta, 0, 1)
 
-Deviations: LASER's table (arXiv:2505.15612) prints L1-Max with (L - B), which pays going *over* the budget; the sign of the L1
-paper is used. Its alphas are the defaults (0.0003 exact, 0.01 max). A fixed ``budget`` can stand in for the column, to ask
-offline.
+Deviations: LASER's table (arXiv:2505.15612) prints L1-Max with (L - B), which would reward going *over* the budget; we use the sign of
+the L1 paper. Its alphas are the defaults (0.0003 exact, 0.01 max). A fixed ``budget`` can replace the column, for example offline.
 
-Units and signs: tokens; + is paid.
+Units and signs: lengths in tokens; higher is better.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 from numpy import ndarray
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_EXACT_ALPHA, PUBLISHED_MAX_ALPHA, PUBLISHED_DELTA = 0.0003, 0.01, 0.5
@@ -28,10 +27,15 @@ PUBLISHED_EXACT_ALPHA, PUBLISHED_MAX_ALPHA, PUBLISHED_DELTA = 0.0003, 0.01, 0.5
 
 @dataclass(frozen=True)
 class L1Exact:
-    """Loses ``alpha`` for each token off the budget, either way, right or wrong.
+    """Correctness minus ``alpha`` per token above or below the budget, for right and wrong answers.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[1000, 500, 1500], budget=1000)
+    >>> L1Exact(alpha=0.0003)(batch).values.tolist()
+    [1.0, 0.85, -0.15]
 
     Attributes:
-        budget: Tokens; ``None`` reads the column ``budget``, what each prompt stated.
+        alpha: Penalty per token.
+        budget: Tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
     """
 
     alpha: Number = PUBLISHED_EXACT_ALPHA
@@ -41,19 +45,27 @@ class L1Exact:
 
     @property
     def needs(self) -> frozenset[str]:
-        return needed(self.budget)
+        return budget_columns(self.budget)
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        return Scored.sum(correctness=batch["correct"], length=-self.alpha * np.abs(batch["tokens"] - budgets(batch, self.budget)))
+        return RewardValues.sum(
+            correctness=batch["correct"], length=-self.alpha * np.abs(batch["tokens"] - row_budgets(batch, self.budget))
+        )
 
 
 @dataclass(frozen=True)
 class L1Max:
-    """A right answer is paid by how far it stays below the budget, ``delta`` at the budget, nothing far above it.
+    """A right answer earns more the further it stays below the budget: ``delta`` at the budget, 0 far above it.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 980, 1000, 100], budget=1000)
+    >>> L1Max(alpha=0.01, delta=0.5)(batch).values.round(2).tolist()
+    [1.0, 0.7, 0.5, 0.0]
 
     Attributes:
-        budget: Tokens; ``None`` reads the column ``budget``, what each prompt stated.
+        alpha: Change of the reward per token.
+        delta: Reward of a right answer at the budget.
+        budget: Tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
     """
 
     alpha: Number = PUBLISHED_MAX_ALPHA
@@ -64,23 +76,27 @@ class L1Max:
 
     @property
     def needs(self) -> frozenset[str]:
-        return needed(self.budget)
+        return budget_columns(self.budget)
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         c = batch["correct"].astype(float)
-        left = np.clip(self.alpha * (budgets(batch, self.budget) - batch["tokens"]) + self.delta, 0.0, 1.0)
-        return Scored.sum(correctness=c, length=c * (left - 1.0))
+        share = np.clip(self.alpha * (row_budgets(batch, self.budget) - batch["tokens"]) + self.delta, 0.0, 1.0)
+        return RewardValues.sum(correctness=c, length=c * (share - 1.0))
 
 
-def needed(budget: Number | None) -> frozenset[str]:
-    """Columns of a reward that follows a budget, which may be fixed."""
+def budget_columns(budget: Number | None) -> frozenset[str]:
+    """Return the columns that a reward with a budget needs; ``budget`` is not among them if the budget is fixed."""
     return frozenset({"correct", "tokens"} | ({"budget"} if budget is None else set()))
 
 
-def budgets(batch: RewardBatch, budget: Number | None) -> ndarray:
-    """Each row's budget, tokens. Raises ValueError for one that is not positive."""
-    found = batch["budget"].astype(float) if budget is None else np.full(len(batch), float(budget))
-    if not (found > 0).all():
-        raise ValueError(f"A budget of {found[~(found > 0)][0]} tokens: budgets must be positive.")
-    return found
+def row_budgets(batch: RewardBatch, budget: Number | None) -> ndarray:
+    """Return the budget of each row, tokens.
+
+    Raises:
+        ValueError: A budget is not positive.
+    """
+    tokens = batch["budget"].astype(float) if budget is None else np.full(len(batch), float(budget))
+    if not (tokens > 0).all():
+        raise ValueError(f"A budget of {tokens[~(tokens > 0)][0]} tokens: budgets must be positive.")
+    return tokens

@@ -1,15 +1,16 @@
 """LASER, LASER-D, LASER-DE: learn to reason efficiently with adaptive length-based reward shaping, arXiv:2505.15612.
 
-Equations (R: 1 right, -0.5 wrong, -1 malformed):
+Equations (R: 1 if right, -0.5 if wrong, -1 if malformed; L: length; c: right and well formed):
 
     LASER      r = R + alpha 1[c] 1[L <= L_T]
     LASER-D    r = R + alpha 1[c] 1[L <= L_A]                              L_A by difficulty, adapted (``laser_targets``)
-    LASER-DE   r = R + alpha (1[c] 1[L <= L_A] + 1[wrong] 1[L > L_A])      and a wrong answer is paid for going on
+    LASER-DE   r = R + alpha (1[c] 1[L <= L_A] + 1[wrong] 1[L > L_A])      rewards long wrong answers
 
-Deviations: those of ``laser_targets``. As in the released code, LASER-DE pays only well-formed wrong answers (R = -0.5) free of loops. That detector counts
-4-grams in a way we could not read; here a response loops if fewer than ``distinct`` of its 4-grams differ (``assumed_distinct``).
+Deviations: those of ``laser_targets``. As in the released code, LASER-DE gives its bonus only to well-formed wrong answers (R = -0.5)
+without loops. We could not read how the released loop detector counts 4-grams. Here a response loops if the share of distinct
+4-grams is below ``distinct`` (``assumed_distinct``).
 
-Units and signs: tokens; + is paid. Right is never paid less than wrong while alpha <= 1.5.
+Units and signs: lengths in tokens; higher is better. A right answer never earns less than a wrong one while alpha <= 1.5.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from toolkit.rewards.batch import RewardBatch, Scored
-from toolkit.rewards.laser_targets import Targets, TargetState, difficulty
+from toolkit.rewards.batch import RewardBatch, RewardValues
+from toolkit.rewards.laser_targets import TargetSettings, TargetState, difficulty
 from toolkit.rewards.repetition import distinct_share
 from toolkit.stats import Number
 
 PUBLISHED_ALPHA = 0.5
 PUBLISHED_TARGET = 4096  # tokens; also 8192
 LOOP_NGRAM = 4
-assumed_distinct = 0.2  # least share of different 4-grams of a response that does not loop: ours
+assumed_distinct = 0.2  # least share of distinct 4-grams in a response that does not loop: ours
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """R: what right, wrong and malformed responses are paid."""
+    """R, the reward of the outcome: right, wrong, or malformed."""
 
     right: float = 1.0
     wrong: float = -0.5
@@ -50,11 +51,16 @@ PUBLISHED_OUTCOME = Outcome()
 
 @dataclass(frozen=True)
 class Laser:
-    """A bonus for right answers within a length.
+    """Outcome plus a bonus for right answers within a length.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[4000, 5000, 4000], formatted=True)
+    >>> Laser(target=4096)(batch).values.tolist()
+    [1.5, 1.0, -0.5]
 
     Attributes:
         target: L_T, tokens.
         alpha: The bonus.
+        outcome: R.
     """
 
     target: Number = PUBLISHED_TARGET
@@ -64,27 +70,32 @@ class Laser:
     name: ClassVar[str] = "laser"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens", "formatted"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        paid = self.alpha * (_right(batch) & (batch["tokens"] <= self.target))
-        return Scored.sum(outcome=self.outcome(batch), length=paid)
+        bonus = self.alpha * (_right(batch) & (batch["tokens"] <= self.target))
+        return RewardValues.sum(outcome=self.outcome(batch), length=bonus)
 
 
 @dataclass(eq=False)
 class LaserD:
-    """A bonus for right answers within the length of their difficulty; the lengths follow the policy as it is trained.
+    """Outcome plus a bonus for right answers within the target length of their difficulty. The target lengths adapt to the policy.
 
-    Stateful: see :class:`~toolkit.rewards.laser_targets.TargetState`. The trainer of ``toolkit.grpo`` asks :meth:`monitoring` before
-    each generation and shows the responses to :meth:`monitor`.
+    Stateful: see :class:`~toolkit.rewards.laser_targets.TargetState`. The trainer of ``toolkit.grpo`` calls :meth:`monitoring` before
+    each generation. If it returns a size, the trainer samples a monitoring set of that size and passes the responses to :meth:`monitor`.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[3000, 5000, 4000], formatted=True)
+    >>> LaserD()(batch).values.tolist()  # the initial target length is 4096
+    [1.5, 1.0, -0.5]
 
     Attributes:
         alpha: The bonus.
-        targets: How lengths are set.
-        state: The lengths now, and what was seen since they were set.
+        targets: How target lengths are set.
+        outcome: R.
+        state: Current target lengths, and the responses seen since they were set.
     """
 
     alpha: Number = PUBLISHED_ALPHA
-    targets: Targets = field(default_factory=Targets)
+    targets: TargetSettings = field(default_factory=TargetSettings)
     outcome: Outcome = PUBLISHED_OUTCOME
     state: TargetState = field(init=False)
 
@@ -94,41 +105,46 @@ class LaserD:
     def __post_init__(self) -> None:
         self.state = TargetState(self.targets)
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         within = batch["tokens"] <= self.limit(batch)
-        scored = Scored.sum(outcome=self.outcome(batch), length=self.alpha * (_right(batch) & within))
-        self.state.seen(batch)
+        scored = RewardValues.sum(outcome=self.outcome(batch), length=self.alpha * (_right(batch) & within))
+        self.state.observe(batch)
         return scored
 
     def limit(self, batch: RewardBatch) -> Float[ndarray, " n"]:
-        """L_A of each row, tokens: that of its group's difficulty among the rollouts of the batch."""
-        lengths = self.state.within(int(batch["tokens"].max(initial=0)))
+        """Return L_A of each row, tokens, by the difficulty of its group in the batch."""
+        lengths = self.state.lengths_for(int(batch["tokens"].max(initial=0)))
         return np.array(lengths, float)[difficulty(batch, "reward")]
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Problems of the monitoring set and samples of each, where new responses to it are due."""
+        """Return ``(problems, samples per problem)`` if new responses to a monitoring set are due, else ``None``."""
         return (self.targets.problems, self.targets.samples) if self.state.due else None
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Set the lengths from responses to the monitoring set."""
+        """Set the target lengths from responses to the monitoring set."""
         self.state.monitor(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as JSON."""
+        """Return the state as JSON."""
         return self.state.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Restore the state that :meth:`state_dict` returned."""
         self.state.load_state_dict(saved)
 
 
 @dataclass(eq=False)
 class LaserDE(LaserD):
-    """LASER-D that also pays wrong answers for going on beyond the length, unless they are malformed or loop.
+    """LASER-D with a bonus for wrong answers beyond the target length, unless they are malformed or loop.
+
+    >>> tokens = tuple(range(5000))
+    >>> batch = RewardBatch.from_columns(correct=[0, 0], tokens=[4000, 5000], formatted=True, token_ids=[tokens[:4000], tokens])
+    >>> LaserDE()(batch).values.tolist()
+    [-0.5, 0.0]
 
     Attributes:
-        distinct: Least share of different 4-grams of a response that does not loop.
+        distinct: Least share of distinct 4-grams in a response that does not loop.
     """
 
     distinct: Number = assumed_distinct
@@ -136,19 +152,20 @@ class LaserDE(LaserD):
     name: ClassVar[str] = "laser_de"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens", "formatted", "token_ids"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         explores = ~_right(batch) & batch["formatted"].astype(bool) & (batch["tokens"] > self.limit(batch))
         scored = super().__call__(batch)
         bonus = self.alpha * self._free_of_loops(batch, explores)
-        return Scored.sum(**scored.components, exploration=bonus)
+        return RewardValues.sum(**scored.components, exploration=bonus)
 
     def _free_of_loops(self, batch: RewardBatch, rows: Bool[ndarray, " n"]) -> Bool[ndarray, " n"]:
-        """Those of the rows that do not loop: only they are looked at."""
-        found = rows.copy()
-        found[rows] = distinct_share(batch["token_ids"][rows], LOOP_NGRAM) >= self.distinct
-        return found
+        """Return which of the given rows do not loop; no other row is examined."""
+        free = rows.copy()
+        free[rows] = distinct_share(batch["token_ids"][rows], LOOP_NGRAM) >= self.distinct
+        return free
 
 
 def _right(batch: RewardBatch) -> Bool[ndarray, " n"]:
+    """Return which rows are right and well formed."""
     return batch["correct"].astype(bool) & batch["formatted"].astype(bool)

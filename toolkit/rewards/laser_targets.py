@@ -1,27 +1,27 @@
-"""The target lengths of LASER-D and -DE: how long a response of each difficulty may be, arXiv:2505.15612.
+"""Target lengths of LASER-D and LASER-DE: how long a response may be at each difficulty, arXiv:2505.15612.
 
-Equations (bucket d of problems, by their share of right answers a):
+Equations (bucket d of problems, by their accuracy a):
 
     easy a >= 2/3, medium 1/3 <= a < 2/3, hard a < 1/3
-    ECR_d(l) = P_{l,d} |C_d|       P: share of all responses of the bucket with L <= l
+    ECR_d(l) = P_{l,d} |C_d|       expected correct responses; P: share of all responses of the bucket with length <= l
     L_A(d)   = least l of {L_T, L_T + 1024, ..., 16384} with ECR_d(l) >= 1 that is below the longest response of the training batch;
                without one, that longest response
 
 |C_d| is the least number of right responses that a problem of the bucket has among K: 6, 3, 1 for K = 8.
 
-K = 8 responses to 500 training problems are drawn before the first generation and every 20 generations from then on (a step of
-the released trainer is a generation, whatever number of updates it serves). The trainer of ``toolkit.grpo`` draws them and calls
+K = 8 responses to 500 training problems are sampled before the first generation and every 20 generations after it. (A step of the
+released trainer is a generation, however many updates use it.) The trainer of ``toolkit.grpo`` samples them and calls
 :meth:`TargetState.monitor`; until then every bucket has L_T.
 
-``rounding="floor"`` takes |C_d| = 5, 2, 1: the released scripts of LASER-D and -DE run with it (``SCRIPT_ROUNDING``), the paper's
+``rounding="floor"`` gives |C_d| = 5, 2, 1. The released scripts of LASER-D and LASER-DE use it (``SCRIPT_ROUNDING``); the paper's
 text has ``"ceil"``.
 
-Deviations: where nobody calls ``monitor`` (a plain TRL script, an offline question) the training rollouts of the last ``every``
-generations serve, from generation ``every`` on (ours). A bucket without responses keeps its length (ours; the released code falls
-back to the longest response). The paper's monitor sets the boundaries of its buckets a hair differently from its reward (exactly
-1/3 and 2/3); both are kept.
+Deviations: if ``monitor`` is never called (in a plain TRL script, or offline), the training rollouts of the last ``every``
+generations set the lengths, from generation ``every`` on (ours). A bucket without responses keeps its length (ours; the released
+code falls back to the longest response). At exactly 1/3 and 2/3, the paper's monitor and its reward assign buckets differently; both
+rules are kept.
 
-Units and signs: tokens. In several processes every one of them is given the rollouts of all.
+Units and signs: lengths in tokens. In a run of several processes give every process the rollouts of all processes.
 """
 
 from __future__ import annotations
@@ -40,21 +40,25 @@ from toolkit.rewards.batch import RewardBatch
 from toolkit.stats import Number
 
 BUCKETS = ("easy", "medium", "hard")
-SCRIPT_ROUNDING = "floor"  # of the released scripts of LASER-D and -DE
+SCRIPT_ROUNDING = "floor"  # released scripts of LASER-D and LASER-DE
 
 
 @dataclass(frozen=True)
-class Targets:
-    """How target lengths are set.
+class TargetSettings:
+    """Settings of the target lengths.
+
+    >>> targets = TargetSettings()
+    >>> targets.least_right, list(targets.grid)[:3]
+    ((6, 3, 1), [4096, 5120, 6144])
 
     Attributes:
-        base: L_T, tokens: what every bucket starts with, and the first of the grid.
-        step: Between lengths of the grid, tokens.
-        longest: Last of the grid, tokens.
-        every: Generations between settings: batches of training rollouts, not optimizer steps.
+        base: L_T, tokens: the initial length of every bucket, and the first candidate length.
+        step: Distance between candidate lengths, tokens.
+        longest: Last candidate length, tokens.
+        every: Number of generations (batches of training rollouts, not optimizer steps) between two settings of the lengths.
         samples: K, responses per problem.
         rounding: ``"ceil"`` (the paper) or ``"floor"`` (``SCRIPT_ROUNDING``).
-        problems: Size of the monitoring set, which is drawn from the training problems; fewer if there are fewer.
+        problems: Size of the monitoring set, which is drawn from the training problems; smaller if there are fewer.
     """
 
     base: int = 4096
@@ -73,7 +77,7 @@ class Targets:
 
     @property
     def grid(self) -> range:
-        """Lengths to choose from, tokens."""
+        """Candidate lengths, tokens."""
         return range(self.base, self.longest + 1, self.step)
 
     @property
@@ -83,38 +87,45 @@ class Targets:
         return rounded(2 * self.samples / 3), rounded(self.samples / 3), 1
 
     def expected_right(self, within: Number, bucket: int) -> float:
-        """ECR: right responses to expect within a length that a share of the bucket's responses does not exceed."""
+        """Return ECR, if the share ``within`` of the bucket's responses does not exceed a length."""
         return float(within * self.least_right[bucket])
 
-    def enough(self, bucket: int, lengths: Int[ndarray, " responses"]) -> int | None:
-        """Least length of the grid with ECR >= 1, where a bucket's responses have these lengths, one or more; ``None`` if none has."""
+    def sufficient_length(self, bucket: int, lengths: Int[ndarray, " responses"]) -> int | None:
+        """Return the least candidate length with ECR >= 1, or ``None`` if there is none.
+
+        Args:
+            bucket: Index in ``BUCKETS``.
+            lengths: Lengths of the bucket's responses, tokens; at least one.
+        """
         ordered = np.sort(lengths)
         for candidate in self.grid:
-            # A sixth, six times, is a little less than 1.
+            # In floating point, six times a sixth is a little less than 1.
             if self.expected_right(np.searchsorted(ordered, candidate, side="right") / len(ordered), bucket) >= 1 - 1e-12:
                 return candidate
         return None
 
     def length(self, bucket: int, lengths: Int[ndarray, " responses"], longest: int | None = None) -> int:
-        """L_A of a bucket whose responses have these lengths, one or more.
+        """Return L_A of a bucket, tokens.
 
         Args:
-            longest: Longest response of the training batch, tokens; by default that of ``lengths``.
+            bucket: Index in ``BUCKETS``.
+            lengths: Lengths of the bucket's responses, tokens; at least one.
+            longest: Longest response of the training batch, tokens; ``None`` takes that of ``lengths``.
         """
-        return limited(self.enough(bucket, lengths), int(np.max(lengths)) if longest is None else longest)
+        return capped(self.sufficient_length(bucket, lengths), int(np.max(lengths)) if longest is None else longest)
 
 
-def limited(enough: int | None, longest: int) -> int:
-    """L_A from the least length of the grid that is enough: never more than the longest response of the training batch."""
-    return longest if enough is None else min(enough, longest)
+def capped(length: int | None, longest: int) -> int:
+    """Return L_A: the sufficient candidate length if there is one, but at most the longest response of the training batch."""
+    return longest if length is None else min(length, longest)
 
 
 class TargetState:
-    """The lengths now, and the responses seen since they were set."""
+    """Current target lengths, and the responses seen since they were set."""
 
-    def __init__(self, targets: Targets) -> None:
+    def __init__(self, targets: TargetSettings) -> None:
         self.targets = targets
-        self._enough: list[int | None] = [targets.base] * len(BUCKETS)
+        self._sufficient: list[int | None] = [targets.base] * len(BUCKETS)
         self._longest = targets.longest
         self._generations = self._set_at = 0
         self._monitored = False
@@ -122,20 +133,20 @@ class TargetState:
 
     @property
     def lengths(self) -> list[int]:
-        """L_A of easy, medium and hard problems in the newest training batch, tokens."""
-        return self.within(self._longest)
+        """L_A of easy, medium and hard problems, tokens, in the newest training batch."""
+        return self.lengths_for(self._longest)
 
-    def within(self, longest: int) -> list[int]:
-        """L_A of easy, medium and hard problems in a batch whose longest response has so many tokens."""
-        return [limited(enough, longest) for enough in self._enough]
+    def lengths_for(self, longest: int) -> list[int]:
+        """Return L_A of easy, medium and hard problems, tokens, in a batch whose longest response has ``longest`` tokens."""
+        return [capped(length, longest) for length in self._sufficient]
 
     @property
     def due(self) -> bool:
-        """Whether new responses to the monitoring set are due before the next generation."""
+        """Whether new responses to the monitoring set are needed before the next generation."""
         return not self._monitored or self._generations - self._set_at >= self.targets.every
 
-    def seen(self, batch: RewardBatch) -> None:
-        """Take a generation into account: a batch of training rollouts. Without a monitoring set they set the lengths."""
+    def observe(self, batch: RewardBatch) -> None:
+        """Count a generation, that is, a batch of training rollouts. Without a monitoring set, these rollouts set the lengths."""
         if batch.split != "train":
             return
         self._generations += 1
@@ -147,7 +158,7 @@ class TargetState:
             self._set()
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Set the lengths from responses to a monitoring set, whatever their split; from now on training rollouts set none."""
+        """Set the lengths from responses to a monitoring set, in any split. From then on, training rollouts no longer set them."""
         self._monitored = True
         self._counts = [Counter() for _ in BUCKETS]
         self._count(batch)
@@ -162,13 +173,13 @@ class TargetState:
     def _set(self) -> None:
         for d, counts in enumerate(self._counts):
             if counts:
-                self._enough[d] = self.targets.enough(d, np.repeat(np.array(list(counts)), list(counts.values())))
+                self._sufficient[d] = self.targets.sufficient_length(d, np.repeat(np.array(list(counts)), list(counts.values())))
         self._counts, self._set_at = [Counter() for _ in BUCKETS], self._generations
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as JSON."""
+        """Return the state as JSON."""
         return {
-            "enough": list(self._enough),
+            "enough": list(self._sufficient),
             "longest": self._longest,
             "generations": self._generations,
             "set_at": self._set_at,
@@ -177,22 +188,28 @@ class TargetState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        self._enough, self._longest = list(saved["enough"]), saved["longest"]
+        """Restore the state that :meth:`state_dict` returned."""
+        self._sufficient, self._longest = list(saved["enough"]), saved["longest"]
         self._generations, self._set_at, self._monitored = saved["generations"], saved["set_at"], saved["monitored"]
         self._counts = [Counter({length: times for length, times in pairs}) for pairs in saved["seen"]]
 
 
 def difficulty(batch: RewardBatch, boundaries: str) -> Int[ndarray, " n"]:
-    """Bucket of each row's problem (index in ``BUCKETS``), by the right answers of its group in the batch.
+    """Return the difficulty of each row's problem (index in ``BUCKETS``), by the accuracy of its group in the batch.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=1)
+    >>> difficulty(batch, "reward").tolist(), difficulty(batch, "monitor").tolist()
+    ([0, 0, 0], [1, 1, 1])
 
     Args:
-        boundaries: ``"reward"``: exactly 2/3 is easy and exactly 1/3 medium; ``"monitor"``: one bucket harder each.
+        batch: Rollouts.
+        boundaries: ``"reward"``: an accuracy of exactly 2/3 is easy and exactly 1/3 is medium; ``"monitor"``: both are one bucket
+            harder.
     """
     if boundaries not in ("reward", "monitor"):
         raise ValueError(f"boundaries={boundaries!r}: choose reward or monitor.")
     g = batch.groups
     right, n = groups.count(g, batch["correct"].astype(bool)), groups.count(g)
-    # In whole numbers, so that exactly 1/3 and 2/3 are on the side they belong to.
+    # Integer arithmetic, so that exactly 1/3 and 2/3 fall on the right side.
     above = (3 * right >= 2 * n, 3 * right >= n) if boundaries == "reward" else (3 * right > 2 * n, 3 * right > n)
     return np.where(above[0], 0, np.where(above[1], 1, 2))

@@ -1,6 +1,6 @@
 """LongWriter-Zero: mastering ultra-long text generation via reinforcement learning, arXiv:2506.18841, length reward.
 
-Equation (a target range [low, high] for each prompt):
+Equation (a target range [low, high] per prompt):
 
     r = len / low                                   below low
         1                                           inside
@@ -8,13 +8,13 @@ Equation (a target range [low, high] for each prompt):
 
 The paper adds a writing and a format reward by their *advantages*: ``combine.MeanOfAdvantages``.
 
-Deviations: as printed the reward goes negative beyond L_max; clamped at 0 (ours). L_max is presumably the output limit of 14000
-tokens, unconfirmed (``assumed_longest``). The paper's model predicts the range; here it is a column or an argument. A range that
-starts at 0 pays 1 from 0 on.
+Deviations: as printed, the reward goes negative beyond L_max; here it is clamped at 0 (ours). L_max is presumably the output limit of
+14000 tokens, which is unconfirmed (``assumed_longest``). The paper's model predicts the range; here it is a column or an argument. If
+a range starts at 0, the reward is 1 from length 0 on.
 
-Units and signs: tokens of the response, or words (runs of letters and digits) of its answer, as published; + is paid. Pays being long
-*enough*, not short. The unit also names the columns: ``low_words`` and ``high_words``, which the task ``target_length`` writes, or
-``low_tokens`` and ``high_tokens``. A range may be open above (infinite).
+Units and signs: tokens of the response, or words (runs of letters and digits) of its answer, as published; higher is better. It
+rewards responses that are long *enough*, not short ones. The unit also selects the columns: ``low_words`` and ``high_words``, which
+the task ``target_length`` writes, or ``low_tokens`` and ``high_tokens``. A range may have no upper end (infinity).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from toolkit import stats
-from toolkit.rewards.batch import UNITS, RewardBatch, Scored
+from toolkit.rewards.batch import UNITS, RewardBatch, RewardValues
 from toolkit.stats import Number
 
 assumed_longest = 14000  # tokens
@@ -35,13 +35,17 @@ assumed_longest = 14000  # tokens
 
 @dataclass(frozen=True)
 class LongWriter:
-    """1 within the target range, falling off on either side.
+    """Reward 1 within the target range of lengths, and less on either side.
+
+    >>> batch = RewardBatch.from_columns(tokens=[50, 150, 300])
+    >>> LongWriter(low=100, high=200, longest=400)(batch).values.tolist()
+    [0.5, 1.0, 0.5]
 
     Attributes:
-        low: Least length of the range; ``None`` reads the column ``low_tokens`` or ``low_words``.
-        high: Greatest length of the range; ``None`` reads the column ``high_tokens`` or ``high_words``.
-        longest: L_max, from which nothing is paid.
-        unit: What all of them count.
+        low: Lower end of the range; ``None`` reads the column ``low_tokens`` or ``low_words``.
+        high: Upper end of the range; ``None`` reads the column ``high_tokens`` or ``high_words``.
+        longest: L_max, the length from which the reward is 0.
+        unit: Unit of all lengths, ``"tokens"`` or ``"words"``.
     """
 
     low: Number | None = None
@@ -54,32 +58,36 @@ class LongWriter:
     @property
     def needs(self) -> frozenset[str]:
         columns = {f"low_{self.unit}": self.low, f"high_{self.unit}": self.high}
-        return frozenset({name for name, fixed in columns.items() if fixed is None} | {lengths_column(self.unit)})
+        return frozenset({name for name, fixed in columns.items() if fixed is None} | {length_column(self.unit)})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         low = batch[f"low_{self.unit}"].astype(float) if self.low is None else np.full(len(batch), float(self.low))
         high = batch[f"high_{self.unit}"].astype(float) if self.high is None else np.full(len(batch), float(self.high))
         bad = ~((low >= 0) & (low <= high) & ((high < self.longest) | np.isinf(high)))
         if bad.any():
             raise ValueError(
-                f"A range of {low[bad][0]:g} to {high[bad][0]:g}: need 0 <= low <= high < longest = {self.longest}, or no upper end."
+                f"A target range of {low[bad][0]:g} to {high[bad][0]:g}: need 0 <= low <= high < longest = {self.longest}, or no upper end."
             )
-        n = lengths(batch, self.unit)
+        n = response_lengths(batch, self.unit)
         below = np.divide(n, low, out=np.ones(len(n)), where=low > 0)
         above = np.maximum(0.0, (self.longest - n) / (self.longest - high))
-        return Scored.sum(length=np.where(n < low, below, np.where(n <= high, 1.0, above)))
+        return RewardValues.sum(length=np.where(n < low, below, np.where(n <= high, 1.0, above)))
 
 
-def lengths_column(unit: str) -> str:
-    """The column that lengths in a unit are read from. Raises ValueError for another unit."""
+def length_column(unit: str) -> str:
+    """Return the column that lengths in a unit are computed from.
+
+    Raises:
+        ValueError: The unit is neither ``"tokens"`` nor ``"words"``.
+    """
     if unit not in UNITS:
         raise ValueError(f"unit={unit!r}: choose one of {', '.join(UNITS)}.")
     return "tokens" if unit == "tokens" else "answer_text"
 
 
-def lengths(batch: RewardBatch, unit: str) -> Float[ndarray, " n"]:
-    """Length of each response in tokens, or in words of its answer (its thinking is not what was asked for)."""
+def response_lengths(batch: RewardBatch, unit: str) -> Float[ndarray, " n"]:
+    """Return the length of each response in tokens, or of its answer in words (a length target is about the answer, not the thinking)."""
     return (
         batch["tokens"].astype(float) if unit == "tokens" else np.array([stats.words(t) for t in batch["answer_text"]], np.float64)
     )

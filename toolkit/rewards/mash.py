@@ -1,6 +1,6 @@
-"""MASH: modelling abstention via selective help-seeking, arXiv:2510.01152, with the cost counted in reasoning tokens (ours).
+"""MASH: modelling abstention via selective help-seeking, arXiv:2510.01152, with reasoning tokens as the cost (ours).
 
-Equations (m: cost of the response; n: least cost of a right response to the problem, in this group and in the history):
+Equations (c: 1 if right, else 0; m: cost of the response; n: least cost of a right response to the problem, in this group or before):
 
     r = c penalty(m)
     exp      lambda^(m - n)
@@ -8,12 +8,12 @@ Equations (m: cost of the response; n: least cost of a right response to the pro
     otc      n = 0: cos(m pi / (2m + C));   n > 0: sin(f pi / (2n)), f = 2mn / (m + n)
     otc_strict   as otc, and 0 where n = 0 and m > 0
 
-Deviations: the paper's cost is searches; ours is blocks of ``block`` whole tokens (``assumed_block``), so that length costs only
-against the shortest known right answer, and a hard problem is not punished for being long. The history is one number a problem
-(the released code keeps none across batches by problem, and has a branch for m < n that cannot be reached).
+Deviations: the paper counts searches; we count whole blocks of ``block`` tokens (``assumed_block``). Length is therefore penalised
+only relative to the shortest known right answer, so a hard problem may take long. The history is one number per problem (the
+released code keeps no history per problem across batches, and has a branch for m < n that cannot be reached).
 
-Units and signs: blocks of tokens; + is paid; wrong is 0 for any cost. Stateful: changed only in training, from the batch it is
-given.
+Units and signs: costs in blocks of tokens; higher is better; a wrong answer gets 0 at any cost. Stateful: changed only in training,
+from the batch that is scored.
 """
 
 from __future__ import annotations
@@ -26,19 +26,30 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
-PUBLISHED_DECAY = 0.7  # lambda: the default; .5 on NQ, .8 on HotpotQA and 2Wiki
+PUBLISHED_DECAY = 0.7  # lambda: the default; 0.5 on NQ, 0.8 on HotpotQA and 2Wiki
 PUBLISHED_CAP = 5  # C
-assumed_block = 64  # tokens a unit of cost: ours
+assumed_block = 64  # tokens per unit of cost: ours
 KINDS = ("exp", "linear", "otc", "otc_strict")
 
 
 def penalty(
     m: ndarray, n: ndarray, kind: str, *, decay: Number = PUBLISHED_DECAY, cap: Number = PUBLISHED_CAP
 ) -> Float[ndarray, " rows"]:
-    """What a right response of cost m keeps when the least known cost is n; n may not exceed m."""
+    """Return the factor on the reward of a right response, in [0, 1].
+
+    >>> penalty(np.array([0, 1, 2]), np.zeros(3), "exp", decay=0.5).tolist()
+    [1.0, 0.5, 0.25]
+
+    Args:
+        m: Cost of each response.
+        n: Least known cost of a right response to the same problem; at most m.
+        kind: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``.
+        decay: lambda of ``"exp"``.
+        cap: C of the other forms.
+    """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}.")
     m, n = np.asarray(m, float), np.asarray(n, float)
@@ -53,13 +64,17 @@ def penalty(
 
 @dataclass(eq=False)
 class MASH:
-    """Right answers are discounted by what they cost beyond the cheapest right answer known.
+    """Right answers are discounted by their cost beyond that of the cheapest known right answer.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 164, 100])
+    >>> MASH(decay=0.7, block=64)(batch).values.round(2).tolist()
+    [1.0, 0.7, 0.0]
 
     Attributes:
-        kind: Form of the discount.
+        kind: Form of the discount: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``.
         decay: lambda of ``"exp"``.
-        cap: C of the other forms, units of cost.
-        block: Tokens a unit of cost.
+        cap: C of the other forms, in units of cost.
+        block: Tokens per unit of cost.
         best: Problem id (as text) -> least cost of a right response so far.
     """
 
@@ -73,29 +88,31 @@ class MASH:
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "tokens"})
 
     def __post_init__(self) -> None:
-        penalty(np.zeros(0), np.zeros(0), self.kind)  # refuses an unknown kind
+        penalty(np.zeros(0), np.zeros(0), self.kind)  # raises ValueError for an unknown kind
         if not 0 < self.decay <= 1 or self.cap <= 0 or self.block < 1:
             raise ValueError(
                 f"decay={self.decay}, cap={self.cap}, block={self.block}: need 0 < decay <= 1, cap > 0 and block >= 1."
             )
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         right, g = batch["correct"].astype(bool), batch.groups
         cost = batch["tokens"] // self.block
-        before = np.array([self.best.get(str(i), np.inf) for i in batch.group_ids], float)[g]
-        least = np.minimum(before, groups.lowest(cost, g, right))
-        # A wrong response is paid nothing; any finite cost will do for it.
-        kept = penalty(cost, np.where(right, least, cost), self.kind, decay=self.decay, cap=self.cap)
+        history = np.array([self.best.get(str(i), np.inf) for i in batch.group_ids], float)[g]
+        least = np.minimum(history, groups.lowest(cost, g, right))
+        # The factor of a wrong response is not used: its own cost only keeps the arithmetic finite.
+        factor = penalty(cost, np.where(right, least, cost), self.kind, decay=self.decay, cap=self.cap)
         if batch.split == "train":
-            known = np.isfinite(least)
-            self.best.update({str(i): int(n) for i, n in dict(zip(batch["problem_id"][known], least[known], strict=True)).items()})
-        return Scored.sum(correctness=right, cost=np.where(right, kept - 1.0, 0.0))
+            finite = np.isfinite(least)
+            self.best.update(
+                {str(i): int(n) for i, n in dict(zip(batch["problem_id"][finite], least[finite], strict=True)).items()}
+            )
+        return RewardValues.sum(correctness=right, cost=np.where(right, factor - 1.0, 0.0))
 
     def state_dict(self) -> dict[str, Any]:
-        """The least costs as JSON."""
+        """Return the least known costs as JSON."""
         return {"best": dict(self.best)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Restore the costs that :meth:`state_dict` returned."""
         self.best = {problem: int(cost) for problem, cost in saved["best"].items()}

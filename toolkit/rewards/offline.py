@@ -1,7 +1,7 @@
-"""What would a reward have paid these responses? Rewards asked about rollouts that exist, without training anything.
+"""Score existing rollouts with a reward, without any training.
 
-Scoring is in the ``"eval"`` split unless said otherwise, so a stateful reward keeps its state: without any history it pays what
-it would pay in the first step of training. Show it the rollouts in the ``"train"`` split first to ask about the second.
+The default split is ``"eval"``, so a stateful reward keeps its state. Without a history it gives the values of the first training
+step. To get those of the second step, first score the rollouts in the ``"train"`` split.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from toolkit.rewards.answers import CLOSE
 from toolkit.rewards.batch import Reward, RewardBatch
 from toolkit.types import Problem, Rollout
 
-KEPT = ("problem_id", "correct", "tokens", "think_tokens", "finish")
+ROLLOUT_COLUMNS = ("problem_id", "correct", "tokens", "think_tokens", "finish")
 
 
 def score(
@@ -30,22 +30,32 @@ def score(
     split: str = "eval",
     close: str | None = CLOSE,
 ) -> pd.DataFrame:
-    """What a reward pays rollouts: one row each, with ``reward`` and a column ``component.NAME`` for each of its parts.
+    """Return a table of the reward of each rollout, one row per rollout.
 
-    Other columns: ``problem_id, sample, correct, tokens, think_tokens, finish``.
+    Columns: ``problem_id, sample, correct, tokens, think_tokens, finish, reward``, and ``component.NAME`` for each part of the reward.
+
+    >>> from toolkit.rewards.correctness import LengthPenalty
+    >>> from toolkit.types import Span
+    >>> right = Rollout("q", 0, (7, 8, 9, 4, 2), 1, Span(2, 3), Span(4, 5), "stop", "<think>x</think>4", correct=True)
+    >>> score([right], LengthPenalty(longest=16))["reward"].tolist()
+    [0.75]
 
     Args:
-        problems: Those of the rollouts, for rewards that need ``difficulty`` or targets from their ``meta``.
-        columns: Columns that rollouts do not carry (``budget``, ``mode``, ``conciseness``, ...): one value a row, or one for all.
-        step: The step to ask about.
+        rollouts: Responses to score.
+        reward: Any reward of ``rewards.ALL``, or one of your own.
+        problems: The problems of the rollouts, for rewards that need ``difficulty`` or targets from their ``meta``.
+        columns: Columns that rollouts do not carry (``budget``, ``mode``, ``conciseness``, ...): one value per row, or a single value
+            for all rows.
+        step: Optimizer step; schedules depend on it.
+        split: ``"eval"``, or ``"train"`` to update a stateful reward.
         close: Closing think tag of the model that wrote the rollouts.
 
     Raises:
-        MissingColumnError: the reward needs a column that neither has.
+        MissingColumnError: The reward needs a column that is neither in the rollouts nor in ``columns``.
     """
-    batch = RewardBatch.of(rollouts, problems, step=step, split=split, close=close).having(**(columns or {}))
+    batch = RewardBatch.from_rollouts(rollouts, problems, step=step, split=split, close=close).with_columns(**(columns or {}))
     scored = reward(batch)
-    table = pd.DataFrame({name: batch[name] for name in KEPT})
+    table = pd.DataFrame({name: batch[name] for name in ROLLOUT_COLUMNS})
     table.insert(1, "sample", [r.sample for r in rollouts])
     table["reward"] = scored.values
     return table.assign(**{f"component.{name}": values for name, values in scored.components.items()})
@@ -60,18 +70,31 @@ def compare(
     step: int = 0,
     close: str | None = CLOSE,
 ) -> pd.DataFrame:
-    """:func:`score` for several rewards on the same rollouts, one under the other: a column ``name`` first, components left out."""
+    """Score the same rollouts with several rewards and stack the tables of :func:`score`.
+
+    The first column, ``name``, is the key of ``rewards``; components are left out. Arguments are those of :func:`score`.
+    """
     tables = {name: score(rollouts, reward, problems, columns=columns, step=step, close=close) for name, reward in rewards.items()}
-    kept = {name: table[[c for c in table if not c.startswith("component.")]] for name, table in tables.items()}
-    return pd.concat(kept, names=["name"]).reset_index(level="name").reset_index(drop=True)
+    totals = {name: table[[c for c in table if not c.startswith("component.")]] for name, table in tables.items()}
+    return pd.concat(totals, names=["name"]).reset_index(level="name").reset_index(drop=True)
 
 
-def pushes(table: pd.DataFrame) -> pd.DataFrame:
-    """What each reward of :func:`compare` would push: the mean GRPO advantage of four kinds of responses, a row a reward.
+def mean_advantages(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean GRPO advantage of four kinds of responses, one row per reward of :func:`compare`.
 
-    Columns: ``right, shorter``, ``right, longer``, ``wrong, shorter``, ``wrong, longer`` (than the median of the responses to the
-    problem; those of exactly that length count in none), and ``no push``, the share of problems whose responses are all paid the
-    same. Advantages are ``(r - mean_g) / (std_g + 1e-4)`` with Bessel's correction, as TRL's: + makes such responses more likely.
+    Columns: ``right, shorter``, ``right, longer``, ``wrong, shorter``, ``wrong, longer``, and ``no push``. Shorter and longer are
+    relative to the median length of the responses to the problem; responses of exactly that length are left out. ``no push`` is the
+    share of problems whose responses all get the same reward.
+
+    Advantages are ``(r - mean_g) / (std_g + 1e-4)`` with Bessel's correction, as in TRL. A positive advantage makes such responses
+    more likely.
+
+    >>> table = pd.DataFrame({"name": "naive", "problem_id": "q", "correct": [True] * 4, "tokens": [10, 20, 30, 40]})
+    >>> mean_advantages(table.assign(reward=1 - table["tokens"] / 100)).round(2).loc["naive", ["right, shorter", "right, longer"]].tolist()
+    [0.77, -0.77]
+
+    Args:
+        table: From :func:`compare`.
     """
     rows = {}
     for name, part in table.groupby("name", sort=False):

@@ -1,18 +1,19 @@
 """Soft overlong punishment: DAPO, an open-source LLM reinforcement learning system at scale, arXiv:2503.14476, equation 13.
 
-Equation (cache: the last L_cache tokens before the limit L_max):
+Equation (c: 1 if right, else 0; L: length; the penalty p grows over the last L_cache tokens before the limit L_max):
 
     p = 0                                  L <= L_max - L_cache
         (L_max - L_cache - L) / L_cache    up to L_max
         -1                                 beyond
     r = c + p
 
-The component ``overlong`` equals TRL's ``get_soft_overlong_punishment``. It punishes being too long and never pays being short.
+The component ``overlong`` equals TRL's ``get_soft_overlong_punishment``. It penalises responses that are too long and never
+rewards short ones.
 
-Deviations: DAPO pays +1 and -1 for right and wrong; here c is 1 and 0 (the same advantages up to a factor 2 on correctness, so
-``correctness=2`` gives DAPO's).
+Deviations: DAPO uses +1 and -1 for right and wrong, here c is 1 and 0. Advantages differ only by a factor 2 on correctness, so
+``correctness=2`` reproduces DAPO's.
 
-Units and signs: tokens; + is paid.
+Units and signs: lengths in tokens; higher is better.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_LONGEST, PUBLISHED_CACHE = 20480, 4096
@@ -30,10 +31,16 @@ PUBLISHED_LONGEST, PUBLISHED_CACHE = 20480, 4096
 
 @dataclass(frozen=True)
 class Overlong:
-    """Correctness, less a punishment that grows over the last ``cache`` tokens before ``longest``.
+    """Correctness minus a penalty that grows over the last ``cache`` tokens before ``longest``.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[10000, 18432, 30000])
+    >>> Overlong()(batch).values.tolist()
+    [1.0, 0.5, -1.0]
 
     Attributes:
-        correctness: What a right answer is paid.
+        longest: L_max, tokens.
+        cache: L_cache, tokens.
+        correctness: Reward of a right answer.
     """
 
     longest: Number = PUBLISHED_LONGEST
@@ -47,8 +54,8 @@ class Overlong:
         if not 0 <= self.cache <= self.longest or self.longest <= 0:
             raise ValueError(f"{self}: need 0 <= cache <= longest and longest > 0.")
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         L = batch["tokens"].astype(float)
         ramp = np.clip((self.longest - self.cache - L) / self.cache, -1.0, 0.0) if self.cache else 0.0
-        return Scored.sum(correctness=self.correctness * batch["correct"], overlong=np.where(self.longest < L, -1.0, ramp))
+        return RewardValues.sum(correctness=self.correctness * batch["correct"], overlong=np.where(self.longest < L, -1.0, ramp))

@@ -1,15 +1,15 @@
 """PEAR: phase entropy aware reward for efficient reasoning, arXiv:2510.08026.
 
-Equations (H_think, H_answer: mean entropy of the policy before and after the closing think tag, as in ``methods/phase_entropy``):
+Equations (H_think, H_answer: mean entropy of the policy before and after the closing think tag, as in ``methods.phase_entropy``):
 
     P = max(0, H_think - alpha H_answer)
     r = min(1, s - P) if right, r_fmt if wrong
 
-Deviations: r_fmt was not found (``assumed_format_reward``). A missing phase counts 0. As printed a right answer of high entropy
-can fall below a wrong one, although the text says that r stays in [0, 1]; ``lowest=0`` clamps it, which is ours and off by
-default.
+Deviations: r_fmt was not found (``assumed_format_reward``). The entropy of a missing phase counts as 0. As printed, a right answer
+of high entropy can earn less than a wrong one, although the text says that r stays in [0, 1]. ``lowest=0`` clamps it; that is ours
+and off by default.
 
-Units and signs: nats, at whatever temperature the entropies were taken; + is paid.
+Units and signs: entropies in nats, at the temperature at which they were measured; higher is better.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_ALPHA, PUBLISHED_SCALE = 1.0, 1.0
@@ -28,13 +28,17 @@ assumed_format_reward = 0.0
 
 @dataclass(frozen=True)
 class PEAR:
-    """Right answers lose what their thinking's entropy exceeds that of their answer.
+    """Right answers lose the amount by which the entropy of their thinking exceeds that of their answer.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], think_entropy=[0.5, 0.1, 0.5], answer_entropy=[0.25, 0.25, 0.25])
+    >>> PEAR()(batch).values.tolist()
+    [0.75, 1.0, 0.0]
 
     Attributes:
         alpha: Weight of the answer's entropy.
-        scale: s, what a right answer without excess is paid.
-        wrong: r_fmt.
-        lowest: Least reward of a right answer, or ``None``.
+        scale: s, the reward of a right answer without excess entropy.
+        wrong: r_fmt, the reward of a wrong answer.
+        lowest: Least reward of a right answer; ``None`` for no limit.
     """
 
     alpha: Number = PUBLISHED_ALPHA
@@ -45,11 +49,13 @@ class PEAR:
     name: ClassVar[str] = "pear"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "think_entropy", "answer_entropy"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         think, answer = (np.nan_to_num(batch[f"{phase}_entropy"]) for phase in ("think", "answer"))
         right = batch["correct"].astype(bool)
-        paid = np.minimum(1.0, self.scale - np.maximum(0.0, think - self.alpha * answer))
+        reward = np.minimum(1.0, self.scale - np.maximum(0.0, think - self.alpha * answer))
         if self.lowest is not None:
-            paid = np.maximum(paid, self.lowest)
-        return Scored.sum(correctness=np.where(right, self.scale, self.wrong), entropy=np.where(right, paid - self.scale, 0.0))
+            reward = np.maximum(reward, self.lowest)
+        return RewardValues.sum(
+            correctness=np.where(right, self.scale, self.wrong), entropy=np.where(right, reward - self.scale, 0.0)
+        )

@@ -1,16 +1,16 @@
-"""Repetition: the share of different n-grams of a response, as a price and as a gate.
+"""Repetition: the share of distinct n-grams in a response, as a penalty and as a gate.
 
-Equations (n-grams of tokens, d = different n-grams / n-grams, 1 for a response shorter than n):
+Equations (n-grams of tokens, d = distinct n-grams / n-grams, 1 for a response shorter than n):
 
-    price    r = -most (1 - d)      "Demystifying long chain-of-thought reasoning", arXiv:2502.03373, C.2
+    penalty  r = -most (1 - d)      "Demystifying long chain-of-thought reasoning", arXiv:2502.03373, C.2
     gate     r = inner * d          regularised relevance reward R^3, arXiv:2402.03469 (there trigrams of words); inner = c here
 
-Every reward that changes length wants one: long responses are easily made by repeating.
+Combine one of them with any reward that changes length: repetition is an easy way to make responses long.
 
-Deviations: tokens, not words, in the gate, unless ``unit="words"`` (whitespace-separated, as published). The price equals TRL's
+Deviations: the gate counts tokens, not words, unless ``unit="words"`` (whitespace-separated, as published). The penalty equals TRL's
 ``get_repetition_penalty_reward``.
 
-Units and signs: shares 0 to 1; + is paid. Cost: a Python set of the n-grams of each response.
+Units and signs: shares from 0 to 1; higher is better. Cost: a Python set of n-grams per response.
 """
 
 from __future__ import annotations
@@ -23,16 +23,24 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_N = 3
 
 
 def distinct_share(sequences: Sequence[Sequence] | ndarray, n: int) -> Float[ndarray, " sequences"]:
-    """Share of different n-grams of each sequence; 1 for one without n-grams."""
+    """Return the share of distinct n-grams in each sequence; 1 if it has no n-gram.
+
+    >>> distinct_share(["abcabcabc", "abcdefghi"], n=3).round(3).tolist()
+    [0.429, 1.0]
+
+    Args:
+        sequences: Token ids, words or characters.
+        n: Length of an n-gram.
+    """
     if n < 1:
-        raise ValueError(f"n={n}: an n-gram has at least 1 token.")
+        raise ValueError(f"n={n}: need n >= 1.")
     return np.array([_distinct(s, n) for s in sequences], np.float64)
 
 
@@ -43,11 +51,15 @@ def _distinct(sequence: Sequence, n: int) -> float:
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Costs up to ``most`` for a response of one repeated n-gram; nothing is paid for correctness.
+    """Penalty of up to ``most`` for repeated n-grams; correctness does not count.
+
+    >>> batch = RewardBatch.from_columns(token_ids=[(1, 2, 3, 1, 2, 3), (1, 2, 3, 4, 5, 6)])
+    >>> RepetitionPenalty(n=3)(batch).values.tolist()
+    [-0.25, 0.0]
 
     Attributes:
-        n: Tokens of an n-gram.
-        most: Price of a wholly repetitive response, positive.
+        n: Tokens per n-gram.
+        most: Penalty for a response that only repeats one n-gram, positive.
     """
 
     n: int = PUBLISHED_N
@@ -56,17 +68,21 @@ class RepetitionPenalty:
     name: ClassVar[str] = "repetition_penalty"
     needs: ClassVar[frozenset[str]] = frozenset({"token_ids"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        return Scored.sum(repetition=self.most * (distinct_share(batch["token_ids"], self.n) - 1.0))
+        return RewardValues.sum(repetition=self.most * (distinct_share(batch["token_ids"], self.n) - 1.0))
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """Correctness times the share of different n-grams.
+    """Correctness times the share of distinct n-grams.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 0], token_ids=[(1, 2, 3, 1, 2, 3), (1, 2, 3, 4, 5, 6)])
+    >>> Repetition(n=3)(batch).values.tolist()
+    [0.75, 0.0]
 
     Attributes:
-        n: Tokens of an n-gram.
+        n: Tokens per n-gram.
     """
 
     n: int = PUBLISHED_N
@@ -74,18 +90,22 @@ class Repetition:
     name: ClassVar[str] = "repetition"
     needs: ClassVar[frozenset[str]] = frozenset({"correct", "token_ids"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         c = batch["correct"].astype(float)
-        return Scored.sum(correctness=c, repetition=c * (distinct_share(batch["token_ids"], self.n) - 1.0))
+        return RewardValues.sum(correctness=c, repetition=c * (distinct_share(batch["token_ids"], self.n) - 1.0))
 
 
 @dataclass(frozen=True)
 class Distinct:
-    """The share of different n-grams, to gate any reward with: ``combine.Gated(inner, (Distinct(),))``.
+    """Share of distinct n-grams, meant as a gate for any reward: ``combine.Gated(inner, (Distinct(),))``.
+
+    >>> batch = RewardBatch.from_columns(text=["a b a b a b", "a b c d"])
+    >>> Distinct(n=2, unit="words")(batch).values.tolist()
+    [0.4, 1.0]
 
     Attributes:
-        n: Tokens or words of an n-gram.
+        n: Tokens or words per n-gram.
         unit: ``"tokens"``, or ``"words"`` as published.
     """
 
@@ -102,7 +122,7 @@ class Distinct:
     def needs(self) -> frozenset[str]:
         return frozenset({"token_ids" if self.unit == "tokens" else "text"})
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         sequences = batch["token_ids"] if self.unit == "tokens" else [text.split() for text in batch["text"]]
-        return Scored.sum(distinct=distinct_share(sequences, self.n))
+        return RewardValues.sum(distinct=distinct_share(sequences, self.n))

@@ -1,15 +1,15 @@
-"""Ruler: a model-agnostic method to control generated length, arXiv:2409.18943, its hit test as a reward (ours).
+"""Ruler: a model-agnostic method to control generated length, arXiv:2409.18943; its length test used as a reward (ours).
 
-Equation (T: the length that the prompt asked for):
+Equation (T: the length requested in the prompt; low and high depend on T):
 
-    r = 1[low(T) < len <= high(T)]        flexible or precise ranges, as published in words
+    r = 1[low(T) < len <= high(T)]        flexible or precise ranges in words, as published
 
-Deviations: the paper measures with this and does not train on it. Targets without a published range, and all targets with
-``ranges=None``, have ``T +- share T`` (ours, as in the task ``target_length``).
+Deviations: the paper uses this test for evaluation, not for training. Targets without a published range, and all targets if
+``ranges=None``, have the range ``T +- share T`` (ours, as in the task ``target_length``).
 
-Units and signs: words of the answer (runs of letters, digits and underscores) or tokens of the response; + is paid. The unit also
-names the column: ``target_words``, which the task ``target_length`` writes, or ``target_tokens``. Correctness is not looked at: put it in a
-sum or a gate.
+Units and signs: words of the answer (runs of letters, digits and underscores) or tokens of the response; higher is better. The unit
+also selects the column: ``target_words``, which the task ``target_length`` writes, or ``target_tokens``. Correctness is ignored; add
+it with a sum or a gate.
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ from typing import ClassVar
 import numpy as np
 
 from toolkit import stats
-from toolkit.rewards.batch import RewardBatch, Scored
-from toolkit.rewards.longwriter import lengths, lengths_column
+from toolkit.rewards.batch import RewardBatch, RewardValues
+from toolkit.rewards.longwriter import length_column, response_lengths
 from toolkit.stats import RULER_FLEXIBLE, RULER_PRECISE, Number, Ranges, assumed_flexible
 
 
 @dataclass(frozen=True)
 class Ruler:
-    """1 if the length hits its target's range, else 0.
+    """Reward 1 if the length is within the range of its target, else 0.
+
+    >>> batch = RewardBatch.from_columns(tokens=[95, 130])
+    >>> Ruler(ranges=None, share=0.2, unit="tokens", target=100)(batch).values.tolist()
+    [1.0, 0.0]
 
     Attributes:
-        ranges: ``stats.RULER_FLEXIBLE``, ``stats.RULER_PRECISE``, one's own, or ``None`` for ``T +- share T``.
-        share: Half width of such a range.
-        unit: What is counted.
-        target: One target for all; ``None`` reads the column ``target_words`` or ``target_tokens``.
+        ranges: ``stats.RULER_FLEXIBLE``, ``stats.RULER_PRECISE``, your own table of ranges, or ``None`` for ``T +- share T``.
+        share: Half width of the range ``T +- share T``.
+        unit: ``"words"`` or ``"tokens"``.
+        target: One target for all rows; ``None`` reads the column ``target_words`` or ``target_tokens``.
     """
 
     ranges: Ranges | None = field(default_factory=lambda: RULER_FLEXIBLE)
@@ -51,13 +55,13 @@ class Ruler:
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({lengths_column(self.unit)} | ({f"target_{self.unit}"} if self.target is None else set()))
+        return frozenset({length_column(self.unit)} | ({f"target_{self.unit}"} if self.target is None else set()))
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         targets = batch[f"target_{self.unit}"].astype(float) if self.target is None else np.full(len(batch), float(self.target))
-        known = self.ranges or {}
-        others = [t for t in np.unique(targets).tolist() if t not in known]
-        return Scored.sum(
-            match=stats.hits(lengths(batch, self.unit), targets, {**stats.ranges_around(others, self.share), **known})
+        published = self.ranges or {}
+        others = [t for t in np.unique(targets).tolist() if t not in published]
+        return RewardValues.sum(
+            match=stats.hits(response_lengths(batch, self.unit), targets, {**stats.ranges_around(others, self.share), **published})
         )

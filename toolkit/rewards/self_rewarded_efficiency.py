@@ -1,13 +1,13 @@
-"""Self-rewarded efficiency RL of Efficiency Steering, arXiv:2506.15647: **our stand-in**, the reward was not found.
+"""Self-rewarded efficiency RL of Efficiency Steering, arXiv:2506.15647: **our stand-in**, since the reward was not found.
 
-What is known: right and concise responses are rewarded, accuracy and brevity balanced as training goes, without an outside
-signal, and the shortest and longest right responses of a problem are the two poles (as in the paper's steering vector).
+Known: right and concise responses are rewarded; accuracy and brevity are balanced during training without an external signal; and
+the shortest and the longest right response to a problem are the two extremes (as in the paper's steering vector).
 
-Equation of the stand-in: SLPO's (``slpo``), which is exactly the position of a right response between those two poles:
+Equation of the stand-in: that of SLPO (``slpo``), which gives the position of a right response between these extremes:
 
     r = c (1 + alpha (L_max - L) / (L_max - L_min))
 
-Deviations: all of it. Units and signs: tokens; + is paid.
+Deviations: the whole formula. Units and signs: lengths in tokens; higher is better.
 """
 
 from __future__ import annotations
@@ -20,6 +20,12 @@ from toolkit.rewards.slpo import SLPO
 
 @dataclass(frozen=True)
 class SelfRewardedEfficiency(SLPO):
-    """Our stand-in: SLPO under another name."""
+    """Our stand-in: the same formula as SLPO.
+
+    >>> from toolkit.rewards.batch import RewardBatch
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])
+    >>> SelfRewardedEfficiency(alpha=0.5)(batch).values.tolist()
+    [1.5, 1.0, 0.0]
+    """
 
     name: ClassVar[str] = "self_rewarded_efficiency"

@@ -1,14 +1,14 @@
 """SLPO, the reward of ORION: teaching language models to reason efficiently in the language of thought, arXiv:2511.22891.
 
-Equations (P the right responses of the group, L_min and L_max over P):
+Equations (P: the right responses of the group; L_min, L_max: shortest and longest of P):
 
     r = 0                                              wrong, or P empty
     r = 1                                              right, if |P| = 1 or L_min = L_max
     r = 1 + alpha (L_max - L) / (L_max - L_min)        right, otherwise
 
-Deviations: alpha was not found (``assumed_alpha``); that wrong answers get 0 is implied, not printed.
+Deviations: alpha was not found (``assumed_alpha``); that wrong answers get 0 is implied, not stated.
 
-Units and signs: tokens; + is paid. The only right response of a group is paid like the *longest* of several.
+Units and signs: lengths in tokens; higher is better. If only one response of a group is right, it gets the same reward as the *longest* of several.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from toolkit.rewards import groups
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 assumed_alpha = 0.5  # ours
@@ -27,10 +27,14 @@ assumed_alpha = 0.5  # ours
 
 @dataclass(frozen=True)
 class SLPO:
-    """A bonus of up to ``alpha`` for the shortest right answer of the group.
+    """Correctness plus a bonus for right answers, from ``alpha`` for the shortest of the group to 0 for the longest.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 200, 300, 50])
+    >>> SLPO(alpha=0.5)(batch).values.tolist()
+    [1.5, 1.25, 1.0, 0.0]
 
     Attributes:
-        alpha: Bonus of the shortest.
+        alpha: Bonus of the shortest right answer.
     """
 
     alpha: Number = assumed_alpha
@@ -40,13 +44,13 @@ class SLPO:
 
     def __post_init__(self) -> None:
         if self.alpha < 0:
-            raise ValueError(f"alpha={self.alpha}: a negative bonus would pay the longest right answer most.")
+            raise ValueError(f"alpha={self.alpha}: need alpha >= 0, or the longest right answer would earn most.")
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         right = batch["correct"].astype(bool)
         L, g = batch["tokens"].astype(float), batch.groups
         low, high = groups.lowest(L, g, right), groups.highest(L, g, right)
         spread = right & (high > low)
         bonus = np.divide(high - L, high - low, out=np.zeros(len(L)), where=spread)
-        return Scored.sum(correctness=right, length=self.alpha * bonus)
+        return RewardValues.sum(correctness=right, length=self.alpha * bonus)

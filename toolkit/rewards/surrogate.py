@@ -1,18 +1,18 @@
-"""Surrogate signals from format and length: reinforcement learning without ground truth answers, arXiv:2505.19439.
+"""Surrogate signals from format and length: reinforcement learning without ground-truth answers, arXiv:2505.19439.
 
-Equations (x = L / L_max, p the best share, f: 1 if an answer can be extracted and parses as mathematics):
+Equations (x = L / L_max; p: the x with the highest reward; f: 1 if an answer can be extracted and parses as mathematics):
 
     R_l = 1 - (1 - x/p)^2                     x <= p
           1 - 2 ((x - p) / (1 - p))^2         beyond: 0 at x = 0, 1 at x = p, -1 at x = 1
     r   = R_l + w f if f, min(0, R_l) if not
     polyline instead: 2x up to p, 3 - 4x beyond (p = 1/2)
 
-Deviations: the paper has w = 1; the released code pays 0.5 for well-formed tags and 0.5 for an answer, and its template has no
-tags, so that ``format=0.5`` is what ran. Beyond L_max the value of L_max stays (the code goes on falling). The code takes boxed
-answers only; here, without a box, any number of the answer counts, as the toolkit's graders read it (ours). An answer is looked for
-after the closing think tag, and nowhere if thinking was opened and never closed.
+Deviations: the paper has w = 1. The released code gives 0.5 for well-formed tags and 0.5 for an answer, but its template has no tags,
+so its runs used ``format=0.5`` in effect. Beyond L_max the value at L_max is kept (in the code it keeps falling). The code accepts
+boxed answers only; here, without a box, any number in the answer counts, as in the toolkit's graders (ours). The answer is the text
+after the closing think tag; a response that opened its thinking and never closed it has none.
 
-Units and signs: tokens; + is paid. No labels are used.
+Units and signs: lengths in tokens; higher is better. No labels are used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from toolkit.rewards.answers import parses
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_LONGEST, PUBLISHED_BEST = 3072, 0.5
@@ -34,11 +34,15 @@ SCRIPT_FORMAT = 0.5  # weight of the format in the run of the released code
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Format and a length that is neither short nor long; correctness is never looked at.
+    """Reward an answer that parses and a medium length; correctness is ignored.
+
+    >>> batch = RewardBatch.from_columns(tokens=[1536, 0, 1536], answer_text=["7", "7", "unsure"])
+    >>> Surrogate()(batch).values.tolist()
+    [2.0, 1.0, 0.0]
 
     Attributes:
         longest: L_max, tokens.
-        best: p, share of it that is paid most.
+        best: p, the share of L_max with the highest reward.
         format: w: 1 in the paper, ``SCRIPT_FORMAT`` in the code.
         shape: ``"parabola"``, or the ``"polyline"`` of an ablation.
     """
@@ -57,16 +61,16 @@ class Surrogate:
         if self.shape not in ("parabola", "polyline"):
             raise ValueError(f"shape={self.shape!r}: choose parabola or polyline.")
         if self.shape == "polyline" and self.best != PUBLISHED_BEST:
-            raise ValueError(f"best={self.best}: the polyline is known for {PUBLISHED_BEST} only.")
+            raise ValueError(f"best={self.best}: the polyline is defined for best={PUBLISHED_BEST} only.")
 
     def length_reward(self, tokens: ndarray) -> Float[ndarray, " n"]:
-        """R_l of each response."""
+        """Return R_l of each response from its length in tokens."""
         x, p = np.minimum(tokens / self.longest, 1.0), self.best
         if self.shape == "polyline":
             return np.where(x <= p, 2 * x, 3 - 4 * x)
         return np.where(x <= p, 1 - (1 - x / p) ** 2, 1 - 2 * ((x - p) / (1 - p)) ** 2)
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         formed, length = np.array([parses(text) for text in batch["answer_text"]], bool), self.length_reward(batch["tokens"])
-        return Scored.sum(format=self.format * formed, length=np.where(formed, length, np.minimum(0.0, length)))
+        return RewardValues.sum(format=self.format * formed, length=np.where(formed, length, np.minimum(0.0, length)))

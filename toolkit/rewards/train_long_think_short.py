@@ -1,6 +1,6 @@
 """Train long, think short: curriculum learning for efficient reasoning, arXiv:2508.08940.
 
-Equations (B: the budget that the prompt stated, tokens):
+Equations (c: 1 if right, else 0; L: length; B: the budget stated in the prompt, tokens):
 
     r = w_c c + w_l R_len(L, B) + w_f R_fmt
     R_len    triangle  R L/B up to B, R (1 - (L - B)/B) up to 2B, 0 beyond
@@ -8,11 +8,13 @@ Equations (B: the budget that the prompt stated, tokens):
     R_fmt    a_think 1[think span closed] + a_answer 1[an answer follows]
     B(t)     max(1, B_0 gamma^floor(t / T)), stated in whole tokens: 256, 179, 125, 87 in the paper
 
-Deviations: main-run weights, R_max and the two format weights were not found: the defaults are those of the correctness-heavy
-ablation (.6, .3), 1, and half each (``assumed_...``). A fixed ``budget`` can stand in for the column, to ask offline.
+Deviations: the weights of the main run, R (its maximum) and the two format weights were not found. The defaults are those of the
+correctness-heavy ablation (0.6, 0.3), R = 1, and one half each (``assumed_...``). A fixed ``budget`` can replace the column, for
+example offline.
 
-Units and signs: tokens; + is paid. Not gated by correctness: a wrong answer at the budget earns w_l R, and the triangle costs
-being short. The budget has to be the one that was *in the prompt*, so it is a column, never computed from the step when scoring.
+Units and signs: lengths in tokens; higher is better. The length part does not depend on correctness: a wrong answer at the budget earns
+w_l R. The triangle penalises short responses. The budget has to be the one *in the prompt*, so it is a column and is never computed
+from the step.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from toolkit.rewards.batch import RewardBatch, Scored
-from toolkit.rewards.l1 import budgets, needed
+from toolkit.rewards.batch import RewardBatch, RewardValues
+from toolkit.rewards.l1 import budget_columns, row_budgets
 from toolkit.stats import Number
 
-PUBLISHED_START, PUBLISHED_EVERY = 256, 150  # B_0 tokens, and a drop every 150 of 600 steps
+PUBLISHED_START, PUBLISHED_EVERY = 256, 150  # B_0 in tokens, and steps between drops (600 steps in all)
 PUBLISHED_GAMMA = 0.698  # (87 / 256)^(1/3): 0.7 would end at 88
 PUBLISHED_WEIGHTS = (0.6, 0.3)  # correctness, length: an ablation
 assumed_format_weight = 0.1
@@ -41,29 +43,46 @@ SHAPES = ("triangle", "band")
 def budget_at(
     step: int, *, start: Number = PUBLISHED_START, gamma: Number = PUBLISHED_GAMMA, every: int = PUBLISHED_EVERY
 ) -> float:
-    """B(t), tokens, not rounded."""
+    """Return the budget B(t), in tokens, not rounded.
+
+    >>> [stated_budget(budget_at(step)) for step in (0, 150, 300, 450)]
+    [256, 179, 125, 87]
+
+    Args:
+        step: Optimizer step t.
+        start: B_0, tokens.
+        gamma: Factor per drop.
+        every: Steps between drops.
+    """
     return budget_after(step // every, start=start, factor=gamma)
 
 
 def budget_after(drops: int, *, start: Number, factor: Number) -> float:
-    """The budget after some drops, tokens, not rounded; at least 1."""
+    """Return the budget after a number of drops, in tokens, at least 1 and not rounded."""
     return max(1.0, float(start * factor**drops))
 
 
-def stated(budget: Number) -> int:
-    """A budget as a prompt states it: whole tokens, rounded to the nearest."""
+def stated_budget(budget: Number) -> int:
+    """Return a budget as a prompt states it: rounded to whole tokens."""
     return round(budget)
 
 
-def stages(start: Number, final: Number, drops: int, steps: int, kind: str = "exponential") -> list[tuple[int, float]]:
-    """``(first step, budget)`` of each stage when ``drops`` drops in ``steps`` steps lead from ``start`` to ``final`` tokens.
+def budget_stages(start: Number, final: Number, drops: int, steps: int, kind: str = "exponential") -> list[tuple[int, float]]:
+    """Return ``(first step, budget)`` of each stage of a curriculum from ``start`` to ``final`` tokens.
 
-    ``S_k = S_0 d^k`` with ``d = (S_f / S_0)^(1/n)``, or equal subtractions; a stage lasts ``steps / (n + 1)``. Budgets are not
-    rounded: :func:`stated` does that.
+    Exponential: ``S_k = S_0 d^k`` with ``d = (S_f / S_0)^(1/n)``. Linear: the budget falls by the same number of tokens at each drop.
+    A stage lasts ``steps / (n + 1)``. Budgets are not rounded; :func:`stated_budget` does that.
+
+    Args:
+        start: First budget, tokens.
+        final: Last budget, tokens.
+        drops: n, number of drops.
+        steps: Optimizer steps in total.
+        kind: ``"exponential"`` or ``"linear"``.
     """
     if drops < 1 or start <= 0 or final <= 0 or kind not in ("exponential", "linear"):
         raise ValueError(
-            f"start={start}, final={final}, drops={drops}, kind={kind!r}: need positive budgets, at least one drop, exponential or linear."
+            f"start={start}, final={final}, drops={drops}, kind={kind!r}: need positive budgets, at least one drop, and kind exponential or linear."
         )
     if kind == "exponential":
         values = [budget_after(k, start=start, factor=(final / start) ** (1 / drops)) for k in range(drops + 1)]
@@ -73,7 +92,14 @@ def stages(start: Number, final: Number, drops: int, steps: int, kind: str = "ex
 
 
 def length_reward(L: ndarray, budget: ndarray, shape: str, most: Number = assumed_most) -> Float[ndarray, " n"]:
-    """R_len of each response."""
+    """Return R_len of each response.
+
+    Args:
+        L: Lengths, tokens.
+        budget: Budget of each response, tokens.
+        shape: ``"triangle"`` or ``"band"``.
+        most: R, the reward at the budget.
+    """
     if shape not in SHAPES:
         raise ValueError(f"shape={shape!r}: choose one of {', '.join(SHAPES)}.")
     below = most * L / budget if shape == "triangle" else np.full(len(L), float(most))
@@ -82,14 +108,18 @@ def length_reward(L: ndarray, budget: ndarray, shape: str, most: Number = assume
 
 @dataclass(frozen=True)
 class TrainLongThinkShort:
-    """Correctness, closeness to the budget, and format, in a weighted sum.
+    """Weighted sum of correctness, closeness to the budget, and format.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[256, 128, 256], budget=256, closed=True, formatted=True)
+    >>> TrainLongThinkShort()(batch).values.round(2).tolist()
+    [1.0, 0.85, 0.4]
 
     Attributes:
-        correctness: w_c.
-        length: w_l.
-        format: w_f.
+        correctness: w_c, weight of correctness.
+        length: w_l, weight of R_len.
+        format: w_f, weight of R_fmt.
         shape: ``"triangle"`` or ``"band"``.
-        budget: Tokens; ``None`` reads the column ``budget``, what each prompt stated.
+        budget: Tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
     """
 
     correctness: Number = PUBLISHED_WEIGHTS[0]
@@ -102,11 +132,13 @@ class TrainLongThinkShort:
 
     @property
     def needs(self) -> frozenset[str]:
-        return needed(self.budget) | {"closed", "formatted"}
+        return budget_columns(self.budget) | {"closed", "formatted"}
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
-        length = length_reward(batch["tokens"], budgets(batch, self.budget), self.shape)
+        length = length_reward(batch["tokens"], row_budgets(batch, self.budget), self.shape)
         think, answer = assumed_format_parts
         form = think * batch["closed"] + answer * batch["formatted"]
-        return Scored.sum(correctness=self.correctness * batch["correct"], length=self.length * length, format=self.format * form)
+        return RewardValues.sum(
+            correctness=self.correctness * batch["correct"], length=self.length * length, format=self.format * form
+        )

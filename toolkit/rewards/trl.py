@@ -1,13 +1,14 @@
-"""A reward as a plain TRL ``reward_funcs`` entry, for anyone's ``GRPOTrainer`` script: ``reward_funcs=[as_trl(HAPO(), ...)]``.
+"""Rewards as plain TRL ``reward_funcs``, for any ``GRPOTrainer`` script: ``reward_funcs=[as_trl(HAPO(), ...)]``.
 
-TRL calls ``f(prompts, completions, completion_ids, **dataset columns, trainer_state, log_metric)``. That gives tokens, token ids
-and texts; the rest comes from dataset columns of the same name, or from functions given in ``columns``. Groups follow the
-dataset's id column where there is one, otherwise contiguous chunks of ``generations``: two problems with one text are never
-merged.
+TRL calls ``f(prompts, completions, completion_ids, **dataset columns, trainer_state, log_metric)``. Tokens, token ids and texts come
+from these arguments. All other columns come from dataset columns of the same name, or from functions passed as ``columns``. Groups
+follow the dataset's id column if there is one, otherwise contiguous chunks of ``generations``. Two problems with the same text are
+never merged.
 
-In several processes TRL hands each its own slice, which may cut a group: pass ``gather=accelerate.utils.gather_object`` and every
-process scores all rows and keeps its own, so that statistics are of whole groups and states stay equal. A reward that remembers wants
-``callbacks=[toolkit.grpo.kept.Kept(entry)]``, so that its memory is in the checkpoints. TRL is not imported here.
+In a run of several processes, TRL gives each process its own slice, which may cut a group. Pass
+``gather=accelerate.utils.gather_object``: every process then scores all rows and returns its own, so that statistics cover whole
+groups and states stay equal. For a stateful reward add ``callbacks=[toolkit.grpo.kept.Kept(entry)]``, so that its state is saved in
+the checkpoints. TRL is not imported here.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from toolkit.rewards.answers import CLOSE, answer_of
-from toolkit.rewards.batch import Reward, RewardBatch, objects
+from toolkit.rewards.answers import CLOSE, answer_text
+from toolkit.rewards.batch import Reward, RewardBatch, object_array
 
 Column = Callable[..., Sequence[Any]]
-"""Supplies a column: called with TRL's own keyword arguments, returns one value a completion."""
+"""Function that computes a column: called with TRL's keyword arguments, it returns one value per completion."""
 
 
 def as_trl(
@@ -37,15 +38,21 @@ def as_trl(
     gather: Callable[[list], list] | None = None,
     close: str | None = CLOSE,
 ) -> TRLReward:
-    """A reward as TRL's ``reward_funcs`` takes them.
+    """Wrap a reward as a function for TRL's ``reward_funcs``.
+
+    >>> from toolkit.rewards.slpo import SLPO
+    >>> reward = as_trl(SLPO(alpha=0.5), columns={"correct": lambda completions, answer, **_: [c == a for c, a in zip(completions, answer)]})
+    >>> reward(["1+2=?"] * 2, ["3", "3"], [[8], [8, 8]], answer=["3", "3"], problem_id=["p", "p"])
+    [1.5, 1.0]
 
     Args:
-        columns: What TRL does not have, by name: ``{"correct": lambda completions, answer, **_: [...]}``.
-        group: The dataset column of problem ids.
-        generations: ``num_generations`` (or it and ``num_generations_eval``), for datasets without ids.
-        stop_ids: Ids that end a response, for rewards that need ``finish``.
+        reward: Any reward of ``rewards.ALL``, or one of your own.
+        columns: Functions for columns that TRL does not have, by name: ``{"correct": lambda completions, answer, **_: [...]}``.
+        group: Dataset column of problem ids.
+        generations: ``num_generations``, or the pair of it and ``num_generations_eval``, for datasets without ids.
+        stop_ids: Token ids that end a response, for rewards that need ``finish``.
         gather: ``accelerate.utils.gather_object`` in a run of several processes.
-        close: The model's closing think tag, for rewards that need ``answer_text``.
+        close: Closing think tag of the model, for rewards that need ``answer_text``.
     """
     both = generations if isinstance(generations, tuple) or generations is None else (generations, generations)
     return TRLReward(reward, dict(columns or {}), group, both, frozenset(stop_ids), gather, close)
@@ -53,7 +60,10 @@ def as_trl(
 
 @dataclass(frozen=True)
 class TRLReward:
-    """Made by :func:`as_trl`; holds no state beside the reward's, and can be pickled if the reward and the columns can."""
+    """A reward function for TRL, made by :func:`as_trl`.
+
+    Its only state is that of the reward. It can be pickled if the reward and the column functions can.
+    """
 
     reward: Reward
     columns: Mapping[str, Column]
@@ -65,60 +75,61 @@ class TRLReward:
 
     @property
     def __name__(self) -> str:
-        """What TRL calls it in its logs."""
+        """Name of the reward in TRL's logs."""
         return self.reward.name
 
     def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **given: Any
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **extra: Any
     ) -> list[float]:
-        """The reward of each completion.
+        """Return the reward of each completion.
 
         Raises:
-            MissingColumnError: a column that the reward needs is neither in the dataset nor among ``columns``.
-            ValueError: groups that cannot be told, or a reward that is not finite.
+            MissingColumnError: A column that the reward needs is neither in the dataset nor in ``columns``.
+            ValueError: Groups cannot be determined, or a reward is not finite.
         """
-        asked = dict(prompts=prompts, completions=completions, completion_ids=completion_ids, **given)
-        split, step = split_of(given), getattr(given.get("trainer_state"), "global_step", 0)
-        found = self._columns(asked, split)
-        mine = slice(0, len(completion_ids))
+        arguments = dict(prompts=prompts, completions=completions, completion_ids=completion_ids, **extra)
+        split, step = batch_split(extra), getattr(extra.get("trainer_state"), "global_step", 0)
+        columns = self._columns(arguments, split)
+        local = slice(0, len(completion_ids))
         if self.gather is not None:
-            found, mine = gathered(found, self.gather)
-        scored = self.reward(RewardBatch(found, step, split))
+            columns, local = gather_columns(columns, self.gather)
+        scored = self.reward(RewardBatch(columns, step, split))
         if not np.isfinite(scored.values).all():
             at = int(np.flatnonzero(~np.isfinite(scored.values))[0])
             raise ValueError(
-                f"The reward {self.reward.name!r} is {scored.values[at]} at step {step} for problem {found['problem_id'][at]!r}."
+                f"The reward {self.reward.name!r} is {scored.values[at]} at step {step} for problem {columns['problem_id'][at]!r}."
             )
-        if (log := given.get("log_metric")) is not None:
+        if (log := extra.get("log_metric")) is not None:
             for name, values in scored.components.items():
-                log(f"{self.reward.name}/{name}", float(values[mine].mean()))
-        return scored.values[mine].tolist()
+                log(f"{self.reward.name}/{name}", float(values[local].mean()))
+        return scored.values[local].tolist()
 
-    def _columns(self, asked: Mapping[str, Any], split: str) -> dict[str, ndarray]:
-        """The columns the reward needs, from functions, else the dataset, else what TRL gives."""
-        ids = asked["completion_ids"]
-        own: dict[str, Callable[[], ndarray]] = {
+    def _columns(self, arguments: Mapping[str, Any], split: str) -> dict[str, ndarray]:
+        """Return the columns that the reward needs: from functions, else from the dataset, else computed from TRL's arguments."""
+        ids = arguments["completion_ids"]
+        computed: dict[str, Callable[[], ndarray]] = {
             "tokens": lambda: np.array([len(i) for i in ids], np.int64),
-            "token_ids": lambda: objects(tuple(i) for i in ids),
-            "text": lambda: objects(map(text_of, asked["completions"])),
-            "answer_text": lambda: objects(answer_of(text_of(c), self.close) for c in asked["completions"]),
+            "token_ids": lambda: object_array(tuple(i) for i in ids),
+            "text": lambda: object_array(map(completion_text, arguments["completions"])),
+            "answer_text": lambda: object_array(answer_text(completion_text(c), self.close) for c in arguments["completions"]),
         }
         if self.stop_ids:
-            own["finish"] = lambda: objects("stop" if len(i) and i[-1] in self.stop_ids else "length" for i in ids)
-        found = {"problem_id": self._groups(asked, split)}
+            computed["finish"] = lambda: object_array("stop" if len(i) and i[-1] in self.stop_ids else "length" for i in ids)
+        columns = {"problem_id": self._problem_ids(arguments, split)}
         for name in self.reward.needs - {"problem_id"}:
             if name in self.columns:
-                found[name] = np.asarray(self.columns[name](**asked))
-            elif name in asked:
-                found[name] = np.asarray(asked[name])
-            elif name in own:
-                found[name] = own[name]()
-        return found
+                columns[name] = np.asarray(self.columns[name](**arguments))
+            elif name in arguments:
+                columns[name] = np.asarray(arguments[name])
+            elif name in computed:
+                columns[name] = computed[name]()
+        return columns
 
-    def _groups(self, asked: Mapping[str, Any], split: str) -> ndarray:
-        if self.group in asked:
-            return objects(asked[self.group])
-        n = len(asked["completion_ids"])
+    def _problem_ids(self, arguments: Mapping[str, Any], split: str) -> ndarray:
+        """Return the problem id of each completion: from the dataset, else one made-up id per chunk of ``generations``."""
+        if self.group in arguments:
+            return object_array(arguments[self.group])
+        n = len(arguments["completion_ids"])
         size = self.generations[split == "eval"] if self.generations else 0
         if not size or n % size:
             raise ValueError(
@@ -129,12 +140,12 @@ class TRLReward:
             raise ValueError(
                 f"The reward {self.reward.name!r} remembers problems between steps: add a column {self.group!r} of problem ids to the dataset."
             )
-        marker = uuid.uuid4().hex  # chunks of two processes are different groups
-        return objects(f"{marker}-{i // size}" for i in range(n))
+        marker = uuid.uuid4().hex  # unique, so that chunks of two processes are different groups
+        return object_array(f"{marker}-{i // size}" for i in range(n))
 
 
-def gathered(columns: Mapping[str, ndarray], gather: Callable[[list], list]) -> tuple[dict[str, ndarray], slice]:
-    """The columns of all processes in order, and where this process's rows are among them."""
+def gather_columns(columns: Mapping[str, ndarray], gather: Callable[[list], list]) -> tuple[dict[str, ndarray], slice]:
+    """Return the columns of all processes, concatenated in order, and the slice of this process's rows."""
     marker = uuid.uuid4().hex
     parts = gather([(marker, dict(columns))])
     sizes = [len(part["problem_id"]) for _, part in parts]
@@ -143,21 +154,24 @@ def gathered(columns: Mapping[str, ndarray], gather: Callable[[list], list]) -> 
     return {name: np.concatenate([part[name] for _, part in parts]) for name in columns}, slice(start, start + sizes[here])
 
 
-def text_of(completion: Any) -> str:
-    """A completion as text: itself, or the contents of its messages."""
+def completion_text(completion: Any) -> str:
+    """Return a completion as text: the string itself, or the joined contents of its messages."""
     return completion if isinstance(completion, str) else "".join(str(m["content"]) for m in completion)
 
 
-def split_of(given: Mapping[str, Any]) -> str:
-    """Whether TRL trains or evaluates: a dataset column ``split`` says so, else the mode of the trainer's model.
+def batch_split(arguments: Mapping[str, Any]) -> str:
+    """Return ``"train"`` or ``"eval"``: from a dataset column ``split``, else from the mode of the trainer's model.
 
-    Raises ValueError for a batch that mixes splits.
+    Raises:
+        ValueError: The batch mixes splits.
     """
-    if "split" in given:
-        found = set(given["split"])
-        if len(found) > 1:
-            raise ValueError(f"A batch of the splits {', '.join(sorted(map(str, found)))}: train and evaluate on one at a time.")
-        return "train" if found == {"train"} else "eval"
-    trainer = getattr(given.get("log_metric"), "__self__", None)  # TRL hands over a bound method of the trainer
+    if "split" in arguments:
+        splits = set(arguments["split"])
+        if len(splits) > 1:
+            raise ValueError(
+                f"This batch mixes the splits {', '.join(sorted(map(str, splits)))}: train and evaluate on one split at a time."
+            )
+        return "train" if splits == {"train"} else "eval"
+    trainer = getattr(arguments.get("log_metric"), "__self__", None)  # TRL passes a bound method of the trainer
     training = getattr(getattr(trainer, "model", None), "training", True)
     return "train" if training else "eval"

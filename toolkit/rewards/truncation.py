@@ -1,15 +1,16 @@
 """Truncation, and ThinkPrune: pruning long chain-of-thought by training under a shrinking limit, arXiv:2504.01296.
 
-Equation (c correct, L length, L_T the limit):
+Equation (c: 1 if right, else 0; L: length; L_T: the limit):
 
     r = c    if L <= L_T
         rho  otherwise
 
-ThinkPrune lowers the limit in stages, 4096, 3072, 2048 tokens. The formula as in LASER's table of rewards (arXiv:2505.15612).
+ThinkPrune lowers the limit in stages: 4096, 3072, 2048 tokens. The formula is that of LASER's table of rewards (arXiv:2505.15612).
 
-Deviations: how many steps a stage lasts was not found (``assumed_stage_steps``); the last stage goes on for ever.
+Deviations: the number of steps per stage was not found (``assumed_stage_steps``); the last stage has no end.
 
-Units and signs: tokens; + is paid. A truncated response has to stay in the loss, or the penalised samples are the ones left out.
+Units and signs: lengths in tokens; higher is better. Truncated responses have to stay in the loss; otherwise the
+penalised samples are exactly those left out.
 """
 
 from __future__ import annotations
@@ -19,20 +20,24 @@ from typing import ClassVar
 
 import numpy as np
 
-from toolkit.rewards.batch import RewardBatch, Scored
+from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_STAGES = (4096, 3072, 2048)
-assumed_stage_steps = 100  # optimizer steps a stage lasts: ours
+assumed_stage_steps = 100  # optimizer steps per stage: ours
 
 
 @dataclass(frozen=True)
 class Truncation:
-    """Correctness within a limit, ``beyond`` (rho) outside it.
+    """Correctness up to a length limit, ``beyond`` (rho) above it.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[4096, 5000, 100])
+    >>> Truncation(target=4096)(batch).values.tolist()
+    [1.0, 0.0, 0.0]
 
     Attributes:
-        target: L_T, tokens; a response of exactly this length is within it.
-        beyond: What a longer response is paid, right or wrong.
+        target: L_T, tokens; a response of exactly this length is within the limit.
+        beyond: Reward of a longer response, right or wrong.
     """
 
     target: Number = PUBLISHED_STAGES[0]
@@ -45,20 +50,24 @@ class Truncation:
         if self.target <= 0:
             raise ValueError(f"target={self.target}: the limit must be positive.")
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         c = batch["correct"].astype(float)
-        return Scored.sum(correctness=c, truncation=np.where(batch["tokens"] > self.target, self.beyond - c, 0.0))
+        return RewardValues.sum(correctness=c, truncation=np.where(batch["tokens"] > self.target, self.beyond - c, 0.0))
 
 
 @dataclass(frozen=True)
 class ThinkPrune:
-    """Truncation whose limit falls in stages.
+    """Truncation with a limit that falls in stages.
+
+    >>> batch = RewardBatch.from_columns(correct=[1, 1], tokens=[3000, 4000], step=100)
+    >>> ThinkPrune(stages=(4096, 3072, 2048), every=100)(batch).values.tolist()
+    [1.0, 0.0]
 
     Attributes:
-        stages: Limits, tokens, in the order they hold.
-        every: Optimizer steps a stage lasts.
-        beyond: What a longer response is paid.
+        stages: Limit of each stage, tokens, in order.
+        every: Optimizer steps per stage.
+        beyond: Reward of a longer response, right or wrong.
     """
 
     stages: tuple[Number, ...] = PUBLISHED_STAGES
@@ -73,9 +82,9 @@ class ThinkPrune:
             raise ValueError(f"{self}: need at least one stage of at least one step.")
 
     def target(self, step: int) -> Number:
-        """The limit at a step, tokens."""
+        """Return the limit at an optimizer step, tokens."""
         return self.stages[min(step // self.every, len(self.stages) - 1)]
 
-    def __call__(self, batch: RewardBatch) -> Scored:
+    def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         return Truncation(self.target(batch.step), self.beyond)(batch)

@@ -1,7 +1,7 @@
-"""Chains of additions and subtractions with a difficulty dial (2 to 8 operands).
+"""Chains of additions and subtractions; difficulty is the number of operands, 2 to 8.
 
-A prompt reads ``17+5-9+23=?``, sometimes with a word before or after it (``words.py``). Running values stay
-within 0..99. *Easy* problems (at most three operands, all below 20) look easy and are.
+A prompt reads ``17+5-9+23=?``, sometimes with a word before or after it (``generators/cues.py``). Running totals stay within 0..99.
+*Easy* problems have at most three operands, all below 20.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import random
 import re
 from collections.abc import Sequence
 
-from toolkit.tasks import traces, words
+from toolkit.tasks import splits
+from toolkit.tasks.generators import cues, traces
 from toolkit.types import Problem
 
 OPERANDS = (2, 8)
@@ -18,7 +19,11 @@ LARGEST = 99
 
 
 def problem(rng: random.Random, split: str, *, operands: tuple[int, int] = OPERANDS) -> Problem:
-    """Draw one problem of ``split``; ``operands`` is the inclusive range of chain lengths."""
+    """Draw one problem of ``split``.
+
+    Args:
+        operands: Inclusive range of the number of operands.
+    """
     while True:
         n = rng.randint(*operands)
         top = rng.choice((9, 19, 49))
@@ -31,42 +36,49 @@ def problem(rng: random.Random, split: str, *, operands: tuple[int, int] = OPERA
             values.append(value)
             signs.append(sign)
         expression = str(values[0]) + "".join(s + str(v) for s, v in zip(signs, values[1:], strict=True))
-        if words.split_of(expression) == split:
+        if splits.split_of(expression) == split:
             break
-    content, word = words.with_word(f"{expression}=?", rng)
+    content, word = cues.with_word(f"{expression}=?", rng)
     meta = {
         "task": "arithmetic",
         "split": split,
         "difficulty": n,
         "easy": n <= 3 and top <= 19,
         "word": word,
-        "cue": word in words.CUES,
+        "cue": word in cues.CUES,
         "expression": expression,
     }
     return Problem(f"arithmetic-{content}", ({"role": "user", "content": content},), str(total), meta)
 
 
 def load(split: str, n: int = 200, seed: int = 0, *, operands: tuple[int, int] = OPERANDS) -> list[Problem]:
-    """``n`` distinct problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+    """Return ``n`` different problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+
+    Args:
+        operands: Inclusive range of the number of operands.
 
     Raises:
         ValueError: unknown split, or an operand range outside 2..8.
     """
-    words.check_split(split)
+    splits.check_split(split)
     low, high = operands
     if not OPERANDS[0] <= low <= high <= OPERANDS[1]:
         raise ValueError(f"operands={operands}: give an inclusive range within {OPERANDS}.")
     rng = random.Random(f"arithmetic-{split}-{seed}")
-    return words.distinct(lambda: problem(rng, split, operands=operands), n)
+    return splits.distinct(lambda: problem(rng, split, operands=operands), n)
 
 
 def parse(expression: str) -> tuple[list[int], list[str]]:
-    """Operands and the signs between them: ``"17+5-9"`` -> ``([17, 5, 9], ["+", "-"])``."""
+    """Return the operands and the signs between them.
+
+    >>> parse("17+5-9")
+    ([17, 5, 9], ['+', '-'])
+    """
     return [int(v) for v in re.findall(r"\d+", expression)], re.findall(r"[+-]", expression)
 
 
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
-    """Write one training trace for ``p``, with the haste its cue and its ease push to."""
+    """Write one training trace for ``p``. Its haste depends on the problem's cue word and on whether it is easy."""
     values, signs = parse(p.meta["expression"])
 
     def moves_from(state: str | None, i: int, k: int) -> traces.Move:
@@ -74,7 +86,7 @@ def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.H
         tail = list(zip(signs[i : i + k], values[i + 1 : i + 1 + k], strict=True))
         result = start + _total(tail)
         slip = abs(result + rng.choice((-10, -2, -1, 1, 2, 10)))
-        if slip == result:  # 5 - 10, for one, ends at 5 again
+        if slip == result:  # such as |5 - 10| = 5
             slip += 1
         return traces.Move(f"{start}" + "".join(f"{s}{v}" for s, v in tail), str(result), str(slip))
 

@@ -1,12 +1,12 @@
-"""Characters of a word: how many, how many different, where first, where last. CharBench (arXiv 2508.02591).
+"""Questions about the characters of a word. CharBench (arXiv 2508.02591).
 
-Four questions on one word, each answered by a number: ``count`` how often a character occurs, ``distinct`` how many different
-characters there are, ``first`` and ``last`` the index of a character's first or last occurrence. Indices start at 0; case counts.
-The paper finds that counting hardly depends on how a word is cut into tokens, and that indexing fails with long tokens.
+There are four kinds of question about a word, each answered by a number. ``count``: how often a character occurs. ``distinct``: how
+many different characters there are. ``first`` and ``last``: the index of a character's first or last occurrence. Indices start at 0;
+case counts. The paper finds that counting hardly depends on how a word is cut into tokens, and that indexing fails with long tokens.
 
-Deviations: the paper takes words of 4 to 10 letters from a corpus; :func:`load` makes words up (consonants and vowels in turn, so that
-none is known by heart and letters repeat), :func:`char_tasks` takes words of your own. Tokens are those of the word *where it stands
-in the question*, and only their characters inside the word count.
+Deviations: the paper takes words of 4 to 10 letters from a corpus. :func:`load` makes words up (consonants and vowels in turn), so that
+no word is memorised and letters repeat; :func:`char_tasks` takes given words. Tokens are those of the word *inside the question*, and
+only their characters inside the word count.
 
 Units: lengths of words and tokens are characters.
 """
@@ -23,7 +23,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from toolkit import stats
-from toolkit.tasks import words
+from toolkit.tasks import splits
 from toolkit.tasks.haystack import NoOffsetsError
 from toolkit.types import Problem
 
@@ -35,11 +35,12 @@ _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
 def problem(word: str, kind: str, character: str | None = None, *, split: str | None = None) -> Problem:
-    """One question on a word; graded by its last number.
+    """Return one question about a word, graded by the last number of the answer.
 
     Args:
-        character: What is counted or looked for; none for ``distinct``.
-        split: Recorded in the meta; default: the word's own.
+        kind: One of :data:`KINDS`.
+        character: The character that is counted or searched for; not used by ``distinct``.
+        split: Recorded in the meta; default: by a hash of the word.
 
     Raises:
         ValueError: an unknown kind, an empty word or one with white space, or a character that is not in the word.
@@ -55,7 +56,7 @@ def problem(word: str, kind: str, character: str | None = None, *, split: str | 
     content = f"{_question(word, kind, character)} Answer with the number only."
     meta = {
         "task": "characters",
-        "split": split or words.split_of(word),
+        "split": split or splits.split_of(word),
         "difficulty": len(word),
         "kind": kind,
         "word": word,
@@ -70,7 +71,11 @@ def problem(word: str, kind: str, character: str | None = None, *, split: str | 
 
 
 def gold(word: str, kind: str, character: str | None = None) -> int:
-    """The right number, by python's own ``count``, ``set``, ``find`` and ``rfind``."""
+    """Return the right answer to a question.
+
+    >>> gold("banana", "last", "a")
+    5
+    """
     match kind:
         case "count":
             return word.count(character or "")
@@ -91,21 +96,20 @@ def _question(word: str, kind: str, character: str | None) -> str:
 
 
 def char_tasks(
-    own: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None, kind: str = "count", seed: int = 0
+    words: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None, kind: str = "count", seed: int = 0
 ) -> list[Problem]:
-    """One question of a kind on each word, about a character drawn from it, so that it occurs at least once.
+    """Return one question per word, about a character drawn from that word.
 
     Args:
-        own: The words.
-        tokenizer: For the :func:`tags` of each word, kept in the meta.
+        tokenizer: Adds the :func:`token_tags` of each word to the meta.
 
     Raises:
         ValueError: see :func:`problem`.
-        NoOffsetsError: see :func:`tags`.
+        NoOffsetsError: see :func:`token_tags`.
     """
     rng = random.Random(f"characters-{kind}-{seed}")
-    found = [problem(word, kind, rng.choice(word) if word and kind != "distinct" else None) for word in own]
-    return found if tokenizer is None else [tagged(p, tokenizer) for p in found]
+    problems = [problem(word, kind, rng.choice(word) if word and kind != "distinct" else None) for word in words]
+    return problems if tokenizer is None else [tagged(p, tokenizer) for p in problems]
 
 
 def load(
@@ -117,14 +121,19 @@ def load(
     lengths: tuple[int, int] = LENGTHS,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Problem]:
-    """``n`` distinct questions on made-up words, the ``kinds`` in turn; the same ones for the same seed. A word is in one split only,
-    with all questions on it.
+    """Return ``n`` different questions about made-up words, the ``kinds`` in turn; the same ones for the same seed.
+
+    All questions about a word are in one split.
+
+    Args:
+        lengths: Inclusive range of word lengths in characters.
+        tokenizer: Adds the :func:`token_tags` of each word to the meta.
 
     Raises:
-        ValueError: unknown split or kind, or a range of word lengths that does not go up from 2.
-        NoOffsetsError: see :func:`tags`.
+        ValueError: unknown split or kind, or no range of word lengths from 2 up.
+        NoOffsetsError: see :func:`token_tags`.
     """
-    words.check_split(split)
+    splits.check_split(split)
     low, high = lengths
     if not kinds or set(kinds) - set(KINDS):
         raise ValueError(f"kinds={tuple(kinds)}: choose some of {', '.join(KINDS)}.")
@@ -133,18 +142,18 @@ def load(
     rng = random.Random(f"characters-{split}-{seed}")
 
     def draw(kind: str) -> Problem:
-        while words.split_of(word := made_up(rng, rng.randint(low, high))) != split:
+        while splits.split_of(word := made_up(rng, rng.randint(low, high))) != split:
             pass
         return problem(word, kind, None if kind == "distinct" else rng.choice(word))
 
     share = [len(range(i, n, len(kinds))) for i in range(len(kinds))]
-    drawn = [iter(words.distinct(lambda kind=kind: draw(kind), m)) for kind, m in zip(kinds, share, strict=True)]  # type: ignore[misc]
-    found = [p for _ in range(max(share, default=0)) for questions in drawn for p in islice(questions, 1)]
-    return found if tokenizer is None else [tagged(p, tokenizer) for p in found]
+    drawn = [iter(splits.distinct(lambda kind=kind: draw(kind), m)) for kind, m in zip(kinds, share, strict=True)]  # type: ignore[misc]
+    problems = [p for _ in range(max(share, default=0)) for questions in drawn for p in islice(questions, 1)]
+    return problems if tokenizer is None else [tagged(p, tokenizer) for p in problems]
 
 
 def made_up(rng: random.Random, length: int) -> str:
-    """A pronounceable word that means nothing: consonants and vowels in turn, from few letters, so that some repeat."""
+    """Return a pronounceable word without meaning: consonants and vowels in turn, from few letters, so that some repeat."""
     few = ("".join(rng.sample(_CONSONANTS, 3)), "".join(rng.sample(_VOWELS, 2)))
     first = rng.randrange(2)
     return "".join(rng.choice(few[(first + i) % 2]) for i in range(length))
@@ -154,26 +163,26 @@ def made_up(rng: random.Random, length: int) -> str:
 
 
 def tagged(p: Problem, tokenizer: PreTrainedTokenizerBase) -> Problem:
-    """The problem with its :func:`tags` in the meta."""
-    return replace(p, meta={**p.meta, **tags(p, tokenizer)})
+    """Return the problem with its :func:`token_tags` in the meta."""
+    return replace(p, meta={**p.meta, **token_tags(p, tokenizer)})
 
 
-def tags(p: Problem, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-    """How the word of a question is cut into tokens.
+def token_tags(p: Problem, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    """Describe how the word of a question is cut into tokens.
 
     Returns:
-        ``n_tokens``: tokens that hold a character of the word. ``chars_per_token``: its length over that. ``target_token_len``:
-        characters of the word in the token that holds the one asked for; NaN but for ``first`` and ``last``.
+        ``n_tokens``: tokens that contain a character of the word. ``chars_per_token``: length of the word divided by that.
+        ``target_token_len``: characters of the word in the token with the answer's character; NaN except for ``first`` and ``last``.
 
     Raises:
-        NoOffsetsError: the tokenizer says not which characters its tokens stand for.
+        NoOffsetsError: the tokenizer gives no character offsets.
         ValueError: not a problem of this task.
     """
     if "word" not in p.meta or p.meta.get("kind") not in KINDS:
         raise ValueError(f"{p.id} is of task {p.meta.get('task')!r}: give a problem of characters.load or char_tasks.")
     if not tokenizer.is_fast:
         raise NoOffsetsError(
-            f"{type(tokenizer).__name__} gives no character offsets, so the tokens of a word cannot be told: load the fast tokenizer "
+            f"{type(tokenizer).__name__} gives no character offsets, so the tokens of a word are unknown: load the fast tokenizer "
             "(a tokenizer.json in the directory)."
         )
     content, word = p.messages[-1]["content"], p.meta["word"]
@@ -192,31 +201,34 @@ def tags(p: Problem, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
 
 
 def feature_correlations(problems: Sequence[Problem], correct: Sequence[bool], *, seed: int = 0) -> pd.DataFrame:
-    """Pearson's r of being right with each feature, within each kind, with 95 % intervals over words.
+    """Return the correlation (Pearson's r) of being right with each feature, per kind, with 95 % intervals over words.
 
-    Columns: ``kind, feature, n, r, low, high``; + means right more often where the feature is larger. NaN where a feature or being
-    right never varies, as characters per token under a character tokenizer; features of tokens are left out without tags.
+    Columns: ``kind, feature, n, r, low, high``; + means right more often if the feature is larger. r is NaN if the feature or the
+    correctness never varies. Features of tokens are left out if the problems have no :func:`token_tags`.
+
+    Args:
+        correct: Whether each answer is right, one per problem.
 
     Raises:
-        ValueError: not one answer a problem, or none.
+        ValueError: no problems, or not one answer per problem.
     """
     if not problems or len(problems) != len(correct):
         raise ValueError(f"{len(correct)} answers to {len(problems)} problems: give one each, and one at least.")
     rows = pd.DataFrame([_features(p) | {"correct": float(c)} for p, c in zip(problems, correct, strict=True)])
-    found = []
+    correlations = []
     for kind, part in rows.groupby("kind", sort=False):
         for feature in (f for f in FEATURES if f in part):
-            held = part.dropna(subset=[feature])
+            known = part.dropna(subset=[feature])
             e = (math.nan,) * 3
-            if len(held):
-                x, y = (held[name].to_numpy(float) for name in (feature, "correct"))
-                r = stats.correlation(x, y, held["word"].to_numpy(str), seed=seed)
+            if len(known):
+                x, y = (known[name].to_numpy(float) for name in (feature, "correct"))
+                r = stats.correlation(x, y, known["word"].to_numpy(str), seed=seed)
                 e = (r.mean, r.low, r.high)
-            found.append((kind, feature, len(held), *e))
-    return pd.DataFrame(found, columns=["kind", "feature", "n", "r", "low", "high"])
+            correlations.append((kind, feature, len(known), *e))
+    return pd.DataFrame(correlations, columns=["kind", "feature", "n", "r", "low", "high"])
 
 
 def _features(p: Problem) -> dict[str, object]:
     n, right = len(p.meta["word"]), int(p.answer)
-    own = {"kind": p.meta["kind"], "word": p.meta["word"], "word_length": n, "gold": right, "gold_share": right / n}
-    return own | {name: p.meta[name] for name in FEATURES if name in p.meta}
+    features = {"kind": p.meta["kind"], "word": p.meta["word"], "word_length": n, "gold": right, "gold_share": right / n}
+    return features | {name: p.meta[name] for name in FEATURES if name in p.meta}

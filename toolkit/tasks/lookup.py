@@ -1,7 +1,7 @@
-"""Variable lookup in a long prompt: bindings among other bindings and filler words, one to three hops.
+"""Variable lookup in a long prompt: one to three hops among other bindings and filler words.
 
-A prompt reads ``K=5; lamp rose; B=K; ... B?``. To answer, the model has to retrieve from the prompt: ``B=K`` then ``K=5``. A
-value is one digit, so that each retrieval is one token. Context lengths are in characters, which for the tiny reasoner are tokens.
+A prompt reads ``K=5; lamp rose; B=K; ... B?``. To answer, the model must retrieve ``B=K``, then ``K=5`` from the prompt. A value is one
+digit, so each retrieval is one token. Context lengths are in characters, which are tokens for the tiny reasoner.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import random
 import string
 from itertools import pairwise
 
-from toolkit.tasks import traces, words
+from toolkit.tasks import splits
+from toolkit.tasks.generators import cues, traces
 from toolkit.types import Problem
 
 HOPS = (1, 3)
@@ -26,22 +27,27 @@ def problem(
     hops: tuple[int, int] = HOPS,
     context: tuple[int, int] = CONTEXT,
 ) -> Problem:
-    """Draw one problem of ``split`` with ``hops`` and ``context`` (characters) in the given inclusive ranges."""
+    """Draw one problem of ``split``.
+
+    Args:
+        hops: Inclusive range of hops.
+        context: Inclusive range of the context's length in characters.
+    """
     while True:
         n = rng.randint(*hops)
         low, high = math.log(context[0]), math.log(context[1])
         size = round(math.exp(rng.uniform(low, high)))
         text, chain = _context(rng, n, size)
-        if words.split_of(text) == split:
+        if splits.split_of(text) == split:
             break
-    content, word = words.with_word(f"{text} {chain[0]}?", rng)
+    content, word = cues.with_word(f"{text} {chain[0]}?", rng)
     meta = {
         "task": "lookup",
         "split": split,
         "difficulty": n,
         "easy": n == 1 and size < 100,
         "word": word,
-        "cue": word in words.CUES,
+        "cue": word in cues.CUES,
         "chain": tuple(chain),
         "context": size,
     }
@@ -77,30 +83,34 @@ def load(
     hops: tuple[int, int] = HOPS,
     context: tuple[int, int] = CONTEXT,
 ) -> list[Problem]:
-    """``n`` distinct problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+    """Return ``n`` different problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+
+    Args:
+        hops: Inclusive range of hops.
+        context: Inclusive range of the context's length in characters.
 
     Raises:
         ValueError: unknown split, more than three hops, or a context too short to hold the chain.
     """
-    words.check_split(split)
+    splits.check_split(split)
     if not HOPS[0] <= hops[0] <= hops[1] <= HOPS[1]:
         raise ValueError(f"hops={hops}: give an inclusive range within {HOPS}.")
     if not CONTEXT[0] <= context[0] <= context[1]:
         raise ValueError(f"context={context}: give an inclusive range from {CONTEXT[0]} characters up.")
     rng = random.Random(f"lookup-{split}-{seed}")
-    return words.distinct(lambda: problem(rng, split, hops=hops, context=context), n)
+    return splits.distinct(lambda: problem(rng, split, hops=hops, context=context), n)
 
 
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
-    """Write one training trace for ``p``, with the haste its cue and its ease push to."""
+    """Write one training trace for ``p``. Its haste depends on the problem's cue word and on whether it is easy."""
     chain = p.meta["chain"]
 
     def moves_from(state: str | None, i: int, k: int) -> traces.Move:
-        # A slip that was never corrected is noticed here: the next step goes on from the right name.
+        # Unlike in arithmetic, an uncorrected slip does not propagate: the next step starts from the right name.
         names, values = string.ascii_uppercase, string.digits
         pool = names if i + k < len(chain) - 1 else values
         at = rng.randrange(len(pool))
-        slip = next(s for s in [*pool[at:], *pool[:at]] if s not in chain)  # a later name of the chain would be a right jump
+        slip = next(s for s in [*pool[at:], *pool[:at]] if s not in chain)  # a later name of the chain would be right
         return traces.Move(chain[i], chain[i + k], slip)
 
     easy = p.meta["easy"]

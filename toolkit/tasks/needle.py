@@ -1,10 +1,10 @@
-"""A needle in a haystack: one fact in filler text, asked for at the end, over a grid of context lengths and depths.
+"""A needle in a haystack: a question about one fact in filler text, over a grid of context lengths and depths.
 
 The task of Retrieval Head (Wu et al., arXiv 2404.15574). Facts and filler are ours, made from the word lists below, which share
-no content word: the answer can come from the needle only. A user's text can be the filler instead (:func:`read_filler`).
+no content word: the answer can come from the needle only. A text file can be the filler instead (:func:`read_filler`).
 
-Deviations: many generated facts in place of three; the needle goes between the two sentences nearest to its depth in *tokens*
-of the filler, for any tokenizer; its position is found by character offsets and checked (``haystack.py``).
+Deviations: many generated facts in place of three. The needle goes between the two sentences nearest to its depth in *tokens*
+of the filler, for any tokenizer. Its position is located by character offsets and checked (``haystack.py``).
 
 Units: lengths are tokens of the whole chat prompt; a depth is the share of the filler before the needle, 0 to 1.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from toolkit import store
 from toolkit.lm import LM
-from toolkit.tasks import haystack, words
+from toolkit.tasks import haystack, splits
 from toolkit.tasks.haystack import ContextTooShortError, Haystack, HaystackError
 from toolkit.types import Problem
 
@@ -43,7 +43,7 @@ _WHERE = ("behind", "near", "beyond", "above", "below", "along", "before", "past
 
 @dataclass(frozen=True)
 class Needle:
-    """A fact and the question about it; ``answer`` is the part of ``sentence`` that is asked for, word for word.
+    """A fact and the question about it; ``answer`` is the part of ``sentence`` that answers ``question``, word for word.
 
     Raises:
         HaystackError: the sentence does not hold the answer exactly once.
@@ -57,34 +57,34 @@ class Needle:
         if not self.answer or self.sentence.count(self.answer) != 1:
             raise HaystackError(
                 f"The answer {self.answer!r} occurs {self.sentence.count(self.answer) if self.answer else 0} times in its sentence "
-                f"{self.sentence!r}: it has to stand there once, word for word."
+                f"{self.sentence!r}: it must occur there once, word for word."
             )
 
 
 class FillerError(HaystackError):
-    """The filler text does not suffice for the length asked for."""
+    """The filler text is too short for the requested length."""
 
 
 # --- facts and filler ----------------------------------------------------------------------------------------
 
 
 def facts(split: str, n: int = 3, seed: int = 0) -> list[Needle]:
-    """``n`` facts of ``split`` with different questions, the same ones for the same seed. A question is in one split only.
+    """Return ``n`` facts of ``split`` with different questions, the same ones for the same seed. A question is in one split only.
 
     Raises:
         ValueError: unknown split, or more facts than there are.
     """
-    words.check_split(split)
+    splits.check_split(split)
     rng = random.Random(f"needle-{split}-{seed}")
-    found: dict[str, Needle] = {}
+    by_question: dict[str, Needle] = {}
 
     def draw() -> Problem:
-        while words.split_of((fact := _fact(rng)).question) != split:
+        while splits.split_of((fact := _fact(rng)).question) != split:
             pass
-        found.setdefault(fact.question, fact)
+        by_question.setdefault(fact.question, fact)
         return Problem(fact.question, (), fact.answer)
 
-    return [found[p.id] for p in words.distinct(draw, n)]
+    return [by_question[p.id] for p in splits.distinct(draw, n)]
 
 
 def _fact(rng: random.Random) -> Needle:
@@ -106,7 +106,7 @@ def _fact(rng: random.Random) -> Needle:
 
 
 def sentences(rng: random.Random) -> Iterator[str]:
-    """Filler sentences without end: eight or more words each, and no name, number or thing that a fact tells of."""
+    """Yield filler sentences without end: at least eight words each, and none of the names, numbers and things of the facts."""
     while True:
         a, b = rng.sample(_SUBJECTS, 2)
         p, q = rng.sample(_QUALITIES, 2)
@@ -121,11 +121,11 @@ def sentences(rng: random.Random) -> Iterator[str]:
 
 
 def read_filler(path: str | Path) -> tuple[str, ...]:
-    """The sentences of a text file, as filler for :func:`place` and :func:`grid`.
+    """Return the sentences of a text file, as filler for :func:`place` and :func:`grid`.
 
     Raises:
         FileNotFoundError: no such file.
-        FillerError: no sentence in it.
+        FillerError: the file has no text.
     """
     text = " ".join(line.strip() for line in store.read_lines(store.existing(path)))
     if not text:
@@ -137,28 +137,29 @@ def read_filler(path: str | Path) -> tuple[str, ...]:
 
 
 def message(needle: Needle, before: Sequence[str], after: Sequence[str], *, bare: bool = False) -> str:
-    """The user's message: filler, needle (none if ``bare``), filler, question."""
+    """Return the user's message: filler, needle (left out if ``bare``), filler, question."""
     text = " ".join([*before, *([] if bare else [needle.sentence]), *after])
     return f"{text}\n\nQuestion: {needle.question} Answer in the words of the text."
 
 
 def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, filler: Sequence[str] | None = None) -> Haystack:
-    """A haystack of at most ``length`` tokens, as near to it as whole sentences allow, with the needle at ``depth``.
+    """Return a haystack with the needle at ``depth``, of at most ``length`` tokens and as long as whole sentences allow.
 
-    The filler depends on the seed and the needle only: over lengths and depths the same text is met, so that cells are paired.
+    The filler depends on the seed and the needle only. All lengths and depths use the same text, so that cells are paired.
 
     Args:
         length: Tokens of the chat prompt, question and template included.
         depth: Share of the filler's tokens before the needle; 0 is at the start, 1 right before the question.
-        filler: Sentences, e.g. of :func:`read_filler`, taken from a random one on, around the end; default: generated ones.
+        filler: Sentences, such as those of :func:`read_filler`, taken from a random one on and wrapped around at the end; default:
+            generated sentences.
 
     Raises:
         ValueError: a depth outside [0, 1].
         ContextTooLongError: ``length`` is beyond the model's context.
         ContextTooShortError: needle and question alone are longer than ``length``.
         FillerError: the filler is shorter than ``length``.
-        RepeatedTextError: the filler holds the needle too.
-        NoOffsetsError, MissingTextError: see :func:`toolkit.tasks.haystack.spans`.
+        RepeatedTextError: the filler contains the needle too.
+        NoOffsetsError, MissingTextError: see :func:`toolkit.tasks.haystack.token_spans`.
     """
     if not 0 <= depth <= 1:
         raise ValueError(f"depth={depth}: give the share of the filler before the needle, from 0 to 1.")
@@ -166,7 +167,7 @@ def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, f
     haystack.check_offsets(lm)
     before, after, spare = _fit(lm, needle, length, depth, _filler(needle, length, seed, filler))
     text = message(needle, before, after)
-    start, stop = haystack.find(text, needle.sentence)
+    start, stop = haystack.find_once(text, needle.sentence)
     answer, query = start + needle.sentence.index(needle.answer), text.rindex(needle.question)
     pieces = haystack.Pieces(
         [(start, stop)],
@@ -175,34 +176,36 @@ def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, f
         message(needle, before, after, bare=True),
         [spare],
     )
-    return haystack.located(lm, _problem(needle, text, length, depth), pieces)
+    return haystack.locate(lm, _problem(needle, text, length, depth), pieces)
 
 
 def _problem(needle: Needle, text: str, length: int, depth: float) -> Problem:
     meta = {
         "task": "needle",
-        "split": words.split_of(needle.question),
+        "split": splits.split_of(needle.question),
         "difficulty": length,
         "grader": "recall",
         "length": length,
         "depth": depth,
         "question": needle.question,
     }
-    return Problem(f"needle-{words.digest(text)}-{length}-{depth:g}", ({"role": "user", "content": text},), needle.answer, meta)
+    return Problem(f"needle-{splits.digest(text)}-{length}-{depth:g}", ({"role": "user", "content": text},), needle.answer, meta)
 
 
-def _filler(needle: Needle, length: int, seed: int, given: Sequence[str] | None) -> list[str]:
+def _filler(needle: Needle, length: int, seed: int, filler: Sequence[str] | None) -> list[str]:
     rng = random.Random(f"filler-{seed}-{needle.sentence}")
-    if given is None:
+    if filler is None:
         endless = sentences(rng)
         return [next(endless) for _ in range(length // 8 + 8)]
-    start = rng.randrange(len(given)) if given else 0
-    return [*given[start:], *given[:start]]
+    start = rng.randrange(len(filler)) if filler else 0
+    return [*filler[start:], *filler[:start]]
 
 
 def _fit(lm: LM, needle: Needle, length: int, depth: float, filler: list[str]) -> tuple[list[str], list[str], str]:
-    """The filler before and after the needle: the most sentences that fit, cut where the needle comes nearest to its depth; and
-    filler that was not used (if any is left) to stand in for the needle."""
+    """Return the filler before the needle, the filler after it, and filler that stands in for the needle in the control.
+
+    As many sentences are used as fit, cut where the needle comes nearest to its depth. The stand-in is unused filler if any is left.
+    """
     ends = _token_ends(lm, filler)
 
     def halves(n: int) -> tuple[list[str], list[str]]:
@@ -214,10 +217,10 @@ def _fit(lm: LM, needle: Needle, length: int, depth: float, filler: list[str]) -
 
     if (least := size(0)) > length:
         raise ContextTooShortError(
-            f"Needle and question take {least} tokens of {lm.name}'s prompt, more than length={length}: ask for {least} at least."
+            f"Needle and question take {least} tokens of {lm.name}'s prompt, more than length={length}: ask for at least {least}."
         )
     n = bisect_right(ends, length - least) - 1
-    while size(n) > length:  # a token more where sentences meet
+    while size(n) > length:  # joining sentences may add a token
         n -= 1
     while n < len(filler) and size(n + 1) <= length:
         n += 1
@@ -229,13 +232,13 @@ def _fit(lm: LM, needle: Needle, length: int, depth: float, filler: list[str]) -
 
 
 def _token_ends(lm: LM, filler: list[str]) -> list[int]:
-    """Tokens of the first n sentences, for n from 0 to all of them."""
+    """Return the number of tokens of the first n sentences, for n from 0 to all of them."""
     coded = lm.tokenizer(" ".join(filler), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    starts, found, end = [start for start, _ in coded["offset_mapping"]], [0], -1
+    starts, counts, end = [start for start, _ in coded["offset_mapping"]], [0], -1
     for sentence in filler:
         end += len(sentence) + 1
-        found.append(bisect_left(starts, end))
-    return found
+        counts.append(bisect_left(starts, end))
+    return counts
 
 
 def grid(
@@ -247,24 +250,28 @@ def grid(
     seed: int = 0,
     filler: Sequence[str] | None = None,
 ) -> list[Haystack]:
-    """Every needle at every length and depth, in this order of nesting; ``haystack.cells`` names the cell of each.
+    """Return every needle at every length and depth, nested in this order; ``haystack.grid_cells`` returns the cell of each.
 
     Raises:
         ValueError: no length, depth or needle; otherwise as :func:`place`.
     """
     if not (lengths and depths and needles):
         raise ValueError(
-            f"{len(lengths)} lengths, {len(depths)} depths, {len(needles)} needles: a grid needs one of each at least."
+            f"{len(lengths)} lengths, {len(depths)} depths, {len(needles)} needles: a grid needs at least one of each."
         )
     return [place(lm, fact, length, depth, seed=seed, filler=filler) for fact in needles for length in lengths for depth in depths]
 
 
 def spread(lm: LM, split: str = "test", n: int = 200, seed: int = 0, *, lengths: Sequence[int] = ()) -> list[Haystack]:
-    """``n`` different facts, spread evenly over lengths (``haystack.lengths`` if none are given) and :data:`DEPTHS`."""
+    """Return ``n`` haystacks of different facts, spread evenly over lengths and :data:`DEPTHS`.
+
+    Args:
+        lengths: Prompt lengths in tokens; default: ``haystack.lengths``.
+    """
     places = [(length, depth) for length in lengths or haystack.lengths(lm) for depth in DEPTHS]
     return [place(lm, fact, *places[i % len(places)], seed=seed) for i, fact in enumerate(facts(split, n, seed))]
 
 
 def load(lm: LM, split: str = "test", n: int = 200, seed: int = 0) -> list[Problem]:
-    """The problems of :func:`spread`."""
-    return [found.problem for found in spread(lm, split, n, seed)]
+    """Return the problems of :func:`spread`."""
+    return [h.problem for h in spread(lm, split, n, seed)]

@@ -1,16 +1,16 @@
-"""Running sums over many turns: does a model lose the thread, and when? The Illusion of Diminishing Returns (arXiv 2509.09677).
+"""Running sums over many turns: after how many does a model fail? The Illusion of Diminishing Returns (arXiv 2509.09677).
 
 Two forms:
 
-- *chains* in the tiny reasoner's alphabet, ``17+5-9+...=?``, up to 24 additions and more where it was trained on 7; running totals
-  stay within 0..99, and every line of its thinking states one, so each can be checked (:func:`read`);
-- *episodes* for language models, the paper's own: a dictionary of words and integers, K keys a turn (``episodes.py``).
+- *chains* in the tiny reasoner's alphabet, ``17+5-9+...=?``, of up to 24 additions and more (it was trained on at most 7). Running
+  totals stay within 0..99, and every line of its thinking states one, so each can be checked (:func:`read_text`);
+- *episodes* for language models, as in the paper: a dictionary of words and integers, K keys per turn (``generators/episodes.py``).
 
-How totals are judged, and p^H, is in ``execution.py``.
+Totals are judged, and p^H is computed, in ``grading/execution.py``.
 
-Deviations: chains are ours. In them the total stated last on a turn counts, so a slip that is found and mended is none. Which
-additions a line takes is read off by aligning the operands written with those asked for (least edits), so that one left out or done
-twice is one wrong step and does not spoil the steps after it.
+Deviations: chains are ours. In them the last total stated for a turn counts, so a slip that is corrected is no error. The operands
+written are aligned with those of the problem by the fewest edits. So an operand that is left out or repeated is one wrong step, and the
+steps after it are judged correctly.
 
 Units: a horizon is a number of additions.
 """
@@ -24,15 +24,15 @@ from itertools import accumulate
 
 from toolkit import steps
 from toolkit.lm import LM
-from toolkit.tasks import arithmetic, words
-from toolkit.tasks.episodes import (
+from toolkit.tasks import arithmetic, splits
+from toolkit.tasks.generators.episodes import (
     Episode,
     inject_history_errors,
     play,
     running_sum_episodes,
     with_history_errors,
 )
-from toolkit.tasks.execution import (
+from toolkit.tasks.grading.execution import (
     Execution,
     by_horizon,
     execution_metrics,
@@ -45,31 +45,35 @@ from toolkit.types import Problem, Rollout
 __all__ = [
     "Episode",
     "Execution",
-    "aligned",
+    "align",
     "by_horizon",
     "execution_metrics",
     "horizon_length",
     "inject_history_errors",
     "judge",
     "load",
-    "of",
     "play",
     "problem",
-    "read",
+    "read_rollout",
+    "read_text",
     "running_sum_episodes",
     "step_accuracy",
     "with_history_errors",
 ]
 
 HORIZONS = (2, 24)
-TRAINED = arithmetic.OPERANDS[1] - 1  # additions in the longest chain the tiny reasoner was trained on
+TRAINED = arithmetic.OPERANDS[1] - 1  # additions in the longest chain that the tiny reasoner was trained on
 
 _LINE = re.compile(r"(?P<wait>wait )?-?\d+(?P<taken>(?:[+-]\d+)+)=(?P<result>-?\d+)(?: ok| fix)?")
 _REST = re.compile(r"=(?P<result>-?\d+)")
 
 
 def problem(rng: random.Random, split: str, *, horizons: tuple[int, int] = HORIZONS) -> Problem:
-    """Draw one chain of ``split``, without a word around it; ``horizons`` is the inclusive range of additions."""
+    """Draw one chain of ``split``, without a word around it.
+
+    Args:
+        horizons: Inclusive range of the number of additions.
+    """
     h = rng.randint(*horizons)
     expression = arithmetic.problem(rng, split, operands=(h + 1, h + 1)).meta["expression"]
     start, *deltas = _signed(expression)
@@ -87,88 +91,98 @@ def problem(rng: random.Random, split: str, *, horizons: tuple[int, int] = HORIZ
 
 
 def load(split: str = "test", n: int = 200, seed: int = 0, *, horizons: tuple[int, int] = HORIZONS) -> list[Problem]:
-    """``n`` distinct chains of ``split``, the same ones for the same seed. Their splits are those of ``tasks.arithmetic``: no chain of
-    the test split was trained on, however short.
+    """Return ``n`` different chains of ``split``, the same ones for the same seed.
+
+    Splits are those of ``tasks.arithmetic``: the tiny reasoner was trained on no chain of the test split, however short.
+
+    Args:
+        horizons: Inclusive range of the number of additions.
 
     Raises:
-        ValueError: unknown split, or a range of horizons that does not go up from 1.
+        ValueError: unknown split, or no range of horizons from 1 up.
     """
-    words.check_split(split)
+    splits.check_split(split)
     low, high = horizons
     if not 1 <= low <= high:
         raise ValueError(f"horizons={horizons}: give an inclusive range of additions from 1 up, such as {HORIZONS}.")
     rng = random.Random(f"running_sum-{split}-{seed}")
-    return words.distinct(lambda: problem(rng, split, horizons=horizons), n)
+    return splits.distinct(lambda: problem(rng, split, horizons=horizons), n)
 
 
 def totals(p: Problem) -> list[int]:
-    """The true running total after each addition."""
+    """Return the true running total after each addition."""
     return list(accumulate(p.meta["deltas"], initial=p.meta["start"]))[1:]
 
 
 # --- reading the tiny reasoner's thinking --------------------------------------------------------------------
 
 
-def of(lm: LM, rollout: Rollout, p: Problem) -> Execution:
-    """The totals that a rollout's thinking states, judged; none stated if it did not think."""
-    return read(p, "".join(step.text for step in steps.of(lm, rollout)))
+def read_rollout(lm: LM, rollout: Rollout, p: Problem) -> Execution:
+    """Read and judge the running totals that a rollout's thinking states; see :func:`read_text`."""
+    return read_text(p, "".join(step.text for step in steps.think_steps(lm, rollout)))
 
 
-def read(p: Problem, text: str) -> Execution:
-    """The totals that thinking states (``22-9=13``, ``wait 22-9=13 fix``, ``=36`` for the rest at once), judged.
+def read_text(p: Problem, text: str) -> Execution:
+    """Read and judge the running totals that a text of thinking states.
 
-    Each is judged against what the model stated before it, whatever it wrote on the left of its line: a total copied wrongly is a
-    wrong step. Lines of any other form are passed over.
+    Lines that state a total are ``22-9=13``, ``wait 22-9=13 fix``, and ``=36`` for the rest at once; other lines are ignored. A total is
+    judged by the total stated before it, not by the left side of its line, so a total that is copied wrongly is a wrong step.
 
     Raises:
         ValueError: not a chain of this task.
     """
     if "deltas" not in p.meta or "start" not in p.meta:
         raise ValueError(f"{p.id} is of task {p.meta.get('task')!r} and has no deltas: give a problem of running_sum.load.")
-    deltas, lines = list(p.meta["deltas"]), [text[a:b].strip() for a, b in steps.cut(text, steps.lines)]
-    found = [m for line in lines if (m := _LINE.fullmatch(line) or _REST.fullmatch(line))]
-    # Re-checks repeat operands that were taken before, so they are not aligned.
-    taken = [[] if "wait" not in m.re.groupindex or m["wait"] else _signed(m["taken"]) for m in found]
-    reached = iter(aligned([v for values in taken for v in values], deltas))
+    deltas, lines = list(p.meta["deltas"]), [text[a:b].strip() for a, b in steps.step_ranges(text, steps.lines)]
+    stated = [m for line in lines if (m := _LINE.fullmatch(line) or _REST.fullmatch(line))]
+    # Re-checks repeat operands of the line before, so they are not aligned.
+    taken = [[] if "wait" not in m.re.groupindex or m["wait"] else _signed(m["taken"]) for m in stated]
+    turns = iter(align([v for values in taken for v in values], deltas))
     outputs: list[int | None] = [None] * len(deltas)
     at = 0
-    for m, values in zip(found, taken, strict=True):
+    for m, values in zip(stated, taken, strict=True):
         for _ in values:
-            at = next(reached)
+            at = next(turns)
         at = len(deltas) if m.re is _REST else at
         if at:
             outputs[at - 1] = int(m["result"])
     return judge(outputs, deltas, start=p.meta["start"])
 
 
-def aligned(written: Sequence[int], asked: Sequence[int]) -> list[int]:
-    """How many of the operands ``asked`` for are dealt with after each one ``written``, by the least number of edits.
+def align(written: Sequence[int], operands: Sequence[int]) -> list[int]:
+    """Return for each operand written how many of the problem's operands are done after it, by the fewest edits.
 
-    An edit is an operand misread, left out, or written once too often; what is asked for after the last one written costs nothing, as
-    a response may have been cut off. Among equals: misread first; and of two operands alike, the earlier one is the right one.
+    An edit is an operand that is misread, left out or written once too often. Operands after the last one written cost nothing, as the
+    response may have been cut off. Among alignments with equally few edits, misreading is preferred, and of equal operands the earlier
+    one counts as right.
+
+    >>> align([5, 23], [5, -9, 23])
+    [1, 3]
     """
-    n, m = len(written), len(asked)
+    # cost[i][j]: fewest edits between the first i operands written and the first j of the problem.
+    n, m = len(written), len(operands)
     cost = [list(range(m + 1))] + [[i + 1] + [0] * m for i in range(n)]
     for i in range(1, n + 1):
         for j in range(1, m + 1):
-            same = cost[i - 1][j - 1] + (written[i - 1] != asked[j - 1])
+            same = cost[i - 1][j - 1] + (written[i - 1] != operands[j - 1])
             cost[i][j] = min(same, cost[i - 1][j] + 1, cost[i][j - 1] + 1)
+    # Go back along the cheapest path, from the largest number of operands that costs least.
     j = max(range(m + 1), key=lambda j: (-cost[n][j], j))
-    found, i = [], n
+    done, i = [], n
     while i:
-        misread = j and written[i - 1] != asked[j - 1]
+        misread = j and written[i - 1] != operands[j - 1]
         if misread and cost[i][j] == cost[i - 1][j - 1] + 1:
-            found.append(j)
+            done.append(j)
             i, j = i - 1, j - 1
         elif cost[i][j] == cost[i - 1][j] + 1:
-            found.append(j)
+            done.append(j)
             i -= 1
         elif j and cost[i][j] == cost[i][j - 1] + 1:
             j -= 1
         else:
-            found.append(j)
+            done.append(j)
             i, j = i - 1, j - 1
-    return found[::-1]
+    return done[::-1]
 
 
 def _signed(expression: str) -> list[int]:

@@ -1,12 +1,12 @@
-"""The same facts asked one at a time and several at once: do short and long answers agree? SLAQ (arXiv 2510.11218).
+"""The same facts in short questions and in one long question: do the answers agree? SLAQ (arXiv 2510.11218).
 
-A *pair* is a long question that joins m questions, and the m short ones. F_S and F_L are the shares of facts right when asked singly
-and together, alignment the share of facts both right or both wrong. The paper finds that accuracy falls with the position in the long
-answer, and that right answers come in streaks ("momentum").
+A *pair* is one long question that joins m questions, and these m short questions. F_S and F_L are the shares of facts answered rightly
+in short questions and in the long one. Alignment is the share of facts that are right in both or wrong in both. The paper finds that
+accuracy falls with the position in the long answer, and that right answers come in streaks ("momentum").
 
-Deviations: the paper asks what a model knows and has a language model judge; here facts may be told in the prompt (:func:`invented`:
-codes of made-up owners, among codes that nobody asks for), so that every answer is checked by its words (``grading.facts_right``), and
-the same check judges short and long.
+Deviations: the paper tests a model's knowledge and uses a language model as judge. Here the prompt may state the facts (:func:`invented`:
+codes of made-up owners, among codes that no question is about). So every answer is checked by its words (``grading.facts_right``), short
+and long alike.
 
 Units: shares 0 to 1; a position is a fact's place in the long answer, from 0.
 """
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from toolkit.tasks import grading, words
+from toolkit.tasks import grading, splits
 from toolkit.types import Problem
 
-M = 5  # facts of a long question, the paper's
+M = 5  # facts per long question, as in the paper
 
 _THINGS = (
     "archive", "bakery", "bridge", "cellar", "chapel", "dairy", "depot", "ferry", "forge", "garden", "harbour", "hostel", "kiosk", "lodge",
@@ -41,8 +41,8 @@ class Fact:
 
     Attributes:
         ask: The question, e.g. "What is the code of the grey mill?".
-        answer: The words that a right answer holds.
-        tell: A sentence with the answer, for the prompt; ``""``: the model has to know it.
+        answer: Words that a right answer contains.
+        tell: A sentence with the answer, for the prompt; ``""`` tests the model's knowledge.
     """
 
     ask: str
@@ -52,20 +52,28 @@ class Fact:
 
 @dataclass(frozen=True)
 class ShortLong:
-    """A long question and the short ones it joins, in its order."""
+    """A long question, and the short questions that it joins, in its order."""
 
     long: Problem
     short: tuple[Problem, ...]
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """All of them, the long one first: what is to be sampled."""
+        """All questions, the long one first."""
         return (self.long, *self.short)
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Shares of facts: right when asked singly (``short``) and together (``long``), and how the two agree."""
+    """Agreement of short and long answers, as shares of facts from 0 to 1.
+
+    Attributes:
+        short: Right in the short question (F_S).
+        long: Right in the long question (F_L).
+        aligned: Right in both, or wrong in both.
+        both_right: Right in both.
+        both_wrong: Wrong in both.
+    """
 
     short: float
     long: float
@@ -80,68 +88,68 @@ class Alignment:
 def short_long_pairs(
     facts: Sequence[Fact], m: int = M, seed: int = 0, *, split: str | None = None, noise: Sequence[Fact] = ()
 ) -> list[ShortLong]:
-    """Groups of ``m`` facts as pairs of one long and ``m`` short questions; facts left over are not used.
+    """Group facts by ``m`` into pairs of one long and ``m`` short questions; remaining facts are not used.
 
     Args:
-        facts: Dealt out in an order drawn from the seed. Those told in the prompt stand there in another order than they are asked in.
-        noise: Facts told in every prompt and asked in none.
+        facts: Grouped in an order drawn from the seed. The prompt states facts in another order than the questions.
+        noise: Facts that every prompt states and no question is about.
 
     Raises:
-        ValueError: fewer than ``m`` facts, ``m`` below 2, or a question that has two answers.
+        ValueError: fewer than ``m`` facts, ``m`` below 2, or a question with two answers.
     """
     if m < 2 or len(facts) < m:
         raise ValueError(f"{len(facts)} facts, m={m}: a pair needs m facts, and m of 2 or more.")
-    told: dict[str, str] = {}
+    answers: dict[str, str] = {}
     for fact in (*facts, *noise):
-        if told.setdefault(fact.ask, fact.answer) != fact.answer:
-            raise ValueError(f"{fact.ask!r} has two answers, {told[fact.ask]!r} and {fact.answer!r}: give each question one.")
+        if answers.setdefault(fact.ask, fact.answer) != fact.answer:
+            raise ValueError(f"{fact.ask!r} has two answers, {answers[fact.ask]!r} and {fact.answer!r}: give each question one.")
     rng = random.Random(f"slaq-{seed}")
     order = rng.sample(list(facts), len(facts))
     return [_pair(order[i : i + m], noise, rng, split) for i in range(0, len(order) - m + 1, m)]
 
 
 def _pair(group: Sequence[Fact], noise: Sequence[Fact], rng: random.Random, split: str | None) -> ShortLong:
-    shown = [fact for fact in (*group, *noise) if fact.tell]
-    rng.shuffle(shown)
-    name = f"slaq-{words.digest(repr((group, shown)))}"
-    split = split or words.split_of(repr(sorted(fact.ask for fact in group)))
-    short = tuple(_problem(f"{name}-{i}", [fact], shown, split, position=i) for i, fact in enumerate(group))
-    return ShortLong(_problem(name, group, shown, split, position=None), short)
+    stated = [fact for fact in (*group, *noise) if fact.tell]
+    rng.shuffle(stated)
+    name = f"slaq-{splits.digest(repr((group, stated)))}"
+    split = split or splits.split_of(repr(sorted(fact.ask for fact in group)))
+    short = tuple(_problem(f"{name}-{i}", [fact], stated, split, position=i) for i, fact in enumerate(group))
+    return ShortLong(_problem(name, group, stated, split, position=None), short)
 
 
-def _problem(name: str, asked: Sequence[Fact], shown: Sequence[Fact], split: str, *, position: int | None) -> Problem:
+def _problem(name: str, questions: Sequence[Fact], stated: Sequence[Fact], split: str, *, position: int | None) -> Problem:
     text, ranges = "", {}
-    for fact in shown:
+    for fact in stated:
         text += " " * bool(text)
         ranges[fact] = (len(text), len(text) + len(fact.tell))
         text += fact.tell
     text += "\n\n" * bool(text)
     start = len(text)
-    if len(asked) == 1:
-        text += f"{asked[0].ask} Answer with it only."
+    if len(questions) == 1:
+        text += f"{questions[0].ask} Answer with it only."
     else:
-        numbered = "\n".join(f"{i}. {fact.ask}" for i, fact in enumerate(asked, 1))
-        text += f"Answer all {len(asked)} questions, each on a numbered line of its own, with the answer only.\n{numbered}"
+        numbered = "\n".join(f"{i}. {fact.ask}" for i, fact in enumerate(questions, 1))
+        text += f"Answer all {len(questions)} questions, each on a numbered line of its own, with the answer only.\n{numbered}"
     meta = {
         "task": "slaq",
         "split": split,
-        "difficulty": len(asked),
+        "difficulty": len(questions),
         "grader": "facts",
         "pair": name.rsplit("-", 1)[0] if position is not None else name,
         "position": position,
-        "golds": tuple(fact.answer for fact in asked),
-        "wrong": tuple(dict.fromkeys(fact.answer for fact in shown)),
-        "needed": tuple(ranges[fact] for fact in asked if fact in ranges),
+        "golds": tuple(fact.answer for fact in questions),
+        "wrong": tuple(dict.fromkeys(fact.answer for fact in stated)),
+        "needed": tuple(ranges[fact] for fact in questions if fact in ranges),
         "query": (start, len(text)),
     }
-    return Problem(name, ({"role": "user", "content": text},), "\n".join(fact.answer for fact in asked), meta)
+    return Problem(name, ({"role": "user", "content": text},), "\n".join(fact.answer for fact in questions), meta)
 
 
 def invented(rng: random.Random, owners: Sequence[str]) -> list[Fact]:
-    """Facts nobody knows: a four-digit code for each owner ("grey mill"), all different.
+    """Return a made-up fact per owner ("grey mill"): a four-digit code, all different.
 
     Raises:
-        ValueError: an owner twice, none, or more than there are codes.
+        ValueError: no owner, an owner given twice, or more owners than codes.
     """
     if not 1 <= len(owners) <= len(CODES) or len(set(owners)) != len(owners):
         raise ValueError(f"{len(owners)} owners, {len(set(owners))} different: give 1 to {len(CODES)}, each once.")
@@ -152,74 +160,93 @@ def invented(rng: random.Random, owners: Sequence[str]) -> list[Fact]:
     ]
 
 
-def pairs(split: str = "test", n: int = 40, seed: int = 0, *, m: int = M, noise: int = 10) -> list[ShortLong]:
-    """``n`` pairs about invented facts, the same ones for the same seed. An owner is asked about in one split only.
+def draw_pairs(split: str = "test", n: int = 40, seed: int = 0, *, m: int = M, noise: int = 10) -> list[ShortLong]:
+    """Return ``n`` pairs about made-up facts, the same ones for the same seed. Questions about an owner are in one split only.
 
     Args:
-        noise: Facts told in a prompt beside those asked.
+        m: Facts per long question.
+        noise: Facts that a prompt states beside those of its questions.
 
     Raises:
         ValueError: unknown split, ``m`` below 2, negative noise, or more facts than owners.
     """
-    words.check_split(split)
-    own = [owner for owner in OWNERS if words.split_of(owner) == split]
-    if not 2 <= m <= len(own) or not 0 <= noise <= len(OWNERS) - m:
+    splits.check_split(split)
+    owners = [owner for owner in OWNERS if splits.split_of(owner) == split]
+    if not 2 <= m <= len(owners) or not 0 <= noise <= len(OWNERS) - m:
         raise ValueError(
-            f"m={m}, noise={noise}: need m from 2 to {len(own)} (owners of split {split!r}), and noise from 0 to {len(OWNERS) - m}."
+            f"m={m}, noise={noise}: need m from 2 to {len(owners)} (owners of split {split!r}), and noise from 0 to {len(OWNERS) - m}."
         )
     rng = random.Random(f"slaq-{split}-{seed}")
-    found: list[ShortLong] = []
+    pairs: list[ShortLong] = []
     for _ in range(n):
-        asked = rng.sample(own, m)
-        others = rng.sample([owner for owner in OWNERS if owner not in asked], noise)
-        facts = invented(rng, asked + others)
-        found += short_long_pairs(facts[:m], m, rng.randrange(2**32), split=split, noise=facts[m:])
-    return found
+        chosen = rng.sample(owners, m)
+        others = rng.sample([owner for owner in OWNERS if owner not in chosen], noise)
+        facts = invented(rng, chosen + others)
+        pairs += short_long_pairs(facts[:m], m, rng.randrange(2**32), split=split, noise=facts[m:])
+    return pairs
 
 
 def load(split: str = "test", n: int = 200, seed: int = 0, *, m: int = M, noise: int = 10) -> list[Problem]:
-    """``n`` problems of :func:`pairs`, pair after pair, each long question before its short ones; the last pair may be cut off.
-    Errors as :func:`pairs`."""
-    found = pairs(split, math.ceil(n / max(1, m + 1)), seed, m=m, noise=noise)
-    return [p for pair in found for p in pair.problems][:n]
+    """Return ``n`` problems of :func:`draw_pairs`, each long question before its short ones; the last pair may be incomplete.
+
+    Errors as :func:`draw_pairs`.
+    """
+    pairs = draw_pairs(split, math.ceil(n / max(1, m + 1)), seed, m=m, noise=noise)
+    return [p for pair in pairs for p in pair.problems][:n]
 
 
 # --- scores --------------------------------------------------------------------------------------------------
 
 
-def right(problem: Problem, text: str) -> tuple[bool, ...]:
-    """Whether an answer (without thinking) gives each fact asked for, in the order asked. ValueError for other tasks' problems."""
+def judge_answer(problem: Problem, text: str) -> tuple[bool, ...]:
+    """Return for each question of a problem, in order, whether an answer (without thinking) gives its fact.
+
+    Raises:
+        ValueError: a problem of another task.
+    """
     if "golds" not in problem.meta:
-        raise ValueError(f"{problem.id} is of task {problem.meta.get('task')!r}: give a problem of slaq.pairs or slaq.load.")
+        raise ValueError(f"{problem.id} is of task {problem.meta.get('task')!r}: give a problem of slaq.draw_pairs or slaq.load.")
     return grading.facts_right(problem.meta["golds"], problem.meta["wrong"], text)
 
 
 def alignment_scores(short: Sequence[bool], long: Sequence[bool]) -> Alignment:
-    """F_S, F_L and alignment of facts asked singly and together, one entry a fact in both.
+    """Return F_S, F_L and alignment.
+
+    Args:
+        short: Whether each fact is right in its short question.
+        long: The same in the long question.
 
     Raises:
-        ValueError: no fact, or not the same number in both.
+        ValueError: no facts, or different numbers of facts.
+
+    >>> alignment_scores([True, True, False, False], [True, False, False, False]).aligned
+    0.75
     """
     a, b = np.asarray(short, bool).ravel(), np.asarray(long, bool).ravel()
     if not len(a) or len(a) != len(b):
-        raise ValueError(f"{len(a)} short and {len(b)} long answers: give one of each for every fact, and one fact at least.")
+        raise ValueError(f"{len(a)} short and {len(b)} long answers: give one of each for every fact, and at least one fact.")
     return Alignment(*(float(share.mean()) for share in (a, b, a == b, a & b, ~a & ~b)))
 
 
 def by_position(short: Sequence[Sequence[bool]], long: Sequence[Sequence[bool]]) -> pd.DataFrame:
-    """Accuracy at each position of the long answer. One row of booleans a pair.
+    """Return the accuracy at each position of the long answer.
 
-    Columns: ``position, n, short, long, aligned``, and ``after_right``, ``after_wrong``: accuracy in the long answer after a fact that
-    was right or wrong (NaN where none was). Momentum is that the first is the higher.
+    Args:
+        short: One row of booleans per pair: whether each fact is right in its short question.
+        long: The same in the long question.
+
+    Returns:
+        Columns ``position, n, short, long, aligned, after_right, after_wrong``. The last two are the accuracy in the long answer after a
+        fact that was right or wrong (NaN if there was none). Momentum means that ``after_right`` is the higher one.
 
     Raises:
-        ValueError: no pair, or rows of different lengths.
+        ValueError: no pairs, or rows of different lengths.
     """
     a, b = list(map(tuple, short)), list(map(tuple, long))
     if not a or len({len(row) for row in (*a, *b)}) != 1 or len(a) != len(b):
         raise ValueError(
             f"{len(a)} short and {len(b)} long rows of lengths {sorted({len(row) for row in (*a, *b)})}: give a row of the same length in "
-            "both for every pair, and one pair at least."
+            "both for every pair, and at least one pair."
         )
     s, x = np.array(a, bool), np.array(b, bool)
 

@@ -1,10 +1,10 @@
-"""Target length generation: answer a question in so many words. Ruler (arXiv 2409.18943).
+"""Target length generation: answer a question in a given number of words. Ruler (arXiv 2409.18943).
 
-A question is followed by "The response should have a word count of 50 words." ("more than 800 words" for the open target). Hits are
+A question is followed by "The response should have a word count of 50 words." ("more than 800 words" for the open target). Matches are
 counted by ``stats.length_match`` with the published ranges: precise (PM) and flexible (FM).
 
-Deviations: the paper's 2,000 questions come from OpenHermes-2.5, and targets are drawn uniformly; :func:`target_length_prompts` takes
-questions of your own, :func:`load` has open questions of ours. ``grade`` calls an answer right if it is a flexible match.
+Deviations: the paper's 2,000 questions come from OpenHermes-2.5, and targets are drawn uniformly. :func:`target_length_prompts` takes
+any questions; :func:`load` uses open questions of ours. ``grade`` calls an answer right if it is a flexible match.
 
 Units: words, as Ruler counts them (``stats.words``), of the answer without the thinking.
 """
@@ -18,7 +18,7 @@ from itertools import product
 
 from toolkit import stats
 from toolkit.stats import LengthMatch, Number
-from toolkit.tasks import words
+from toolkit.tasks import splits
 from toolkit.types import Problem
 
 TARGETS: tuple[Number, ...] = tuple(stats.RULER_PRECISE)  # 10 to 700, and 800 for "more than 800"
@@ -42,65 +42,70 @@ QUESTIONS = tuple(wording.format(topic) for wording, topic in product(_WORDINGS,
 
 
 def instruction(target: Number) -> str:
-    """The sentence that asks for a length. 800 is the open target, as in :data:`toolkit.stats.RULER_PRECISE`."""
+    """Return the sentence that sets the target length. 800 is the open target, as in :data:`toolkit.stats.RULER_PRECISE`.
+
+    >>> instruction(50)
+    'The response should have a word count of 50 words.'
+    """
     return f"The response should have a word count of {'more than ' * _open(target)}{target:g} words."
 
 
 def target_length_prompts(questions: Sequence[str], targets: Sequence[Number] = TARGETS, seed: int = 0) -> list[Problem]:
-    """One problem a question, each with a target drawn uniformly.
+    """Return one problem per question, each with a target drawn uniformly.
 
     Args:
-        targets: Ruler's, or others: those have ranges of +-10 and +-20 % (``stats.assumed_precise``, ``assumed_flexible``).
+        targets: Target lengths in words. Targets that Ruler does not have get ranges of +-10 % and +-20 % (``stats.assumed_precise``,
+            ``assumed_flexible``).
 
     Returns:
-        Problems whose meta holds ``target_words``, ``low_words``, ``high_words`` (of a flexible match; ``None``: open), and as
-        ``difficulty`` Ruler's level, 0 to 2 (left out for other targets).
+        Problems whose meta holds ``target_words``, the range of a flexible match as ``low_words`` and ``high_words`` (``None``: open),
+        and Ruler's level 0 to 2 as ``difficulty`` (missing for other targets).
 
     Raises:
         ValueError: no question, no target, or one below 1 word.
     """
     if not questions or not targets or any(t < 1 for t in targets):
         raise ValueError(
-            f"{len(questions)} questions, targets={list(targets)}: give one of each at least, and targets of 1 word or more."
+            f"{len(questions)} questions, targets={list(targets)}: give at least one of each, and targets of 1 word or more."
         )
     rng = random.Random(f"target_length-{seed}")
     return [problem(question, rng.choice(list(targets))) for question in questions]
 
 
 def problem(question: str, target: Number) -> Problem:
-    """A question with a target length; right is a flexible match."""
+    """Return the problem of a question with a target length in words; a flexible match is right."""
     low, high = _range(target, precise=False)
     level = next((i for i, members in enumerate(stats.RULER_LEVELS.values()) if target in members), None)
     content = f"{question} {instruction(target)}"
     meta = ({} if level is None else {"difficulty": level}) | {
         "task": "target_length",
-        "split": words.split_of(question),
+        "split": splits.split_of(question),
         "grader": "length",
         "question": question,
         "target_words": target,
         "low_words": low,
         "high_words": None if math.isinf(high) else high,
     }
-    return Problem(f"target_length-{words.digest(content)}", ({"role": "user", "content": content},), f"{target:g}", meta)
+    return Problem(f"target_length-{splits.digest(content)}", ({"role": "user", "content": content},), f"{target:g}", meta)
 
 
 def load(split: str = "test", n: int = 20, seed: int = 0, *, targets: Sequence[Number] = TARGETS) -> list[Problem]:
-    """``n`` distinct problems of our questions of a split; the same ones for the same seed. A question is in one split only.
+    """Return ``n`` different problems of a split from our questions, the same ones for the same seed. A question is in one split only.
 
     Raises:
         ValueError: unknown split, bad targets, or more problems than questions and targets give.
     """
-    words.check_split(split)
+    splits.check_split(split)
     rng = random.Random(f"target_length-{split}-{seed}")
-    own = [q for q in QUESTIONS if words.split_of(q) == split]
-    return words.distinct(lambda: target_length_prompts([rng.choice(own)], targets, rng.randrange(2**32))[0], n)
+    questions = [q for q in QUESTIONS if splits.split_of(q) == split]
+    return splits.distinct(lambda: target_length_prompts([rng.choice(questions)], targets, rng.randrange(2**32))[0], n)
 
 
 def length_match(texts: Sequence[str], problems: Sequence[Problem]) -> dict[str, LengthMatch]:
-    """Ruler's report on the answer texts (thinking left out): per target, per level, over all.
+    """Return Ruler's report on answer texts (without thinking): per target, per level and in total.
 
     Raises:
-        ValueError: not one text a problem, or none; or problems of another task.
+        ValueError: no texts, not one text per problem, or problems of another task.
     """
     if other := [p.id for p in problems if "target_words" not in p.meta]:
         raise ValueError(f"{other[0]} has no target length: give problems of target_length_prompts or target_length.load.")
@@ -114,6 +119,6 @@ def _open(target: Number) -> bool:
 
 
 def _range(target: Number, *, precise: bool) -> tuple[Number, Number]:
-    """Ruler's range of a target, or one around a target of one's own."""
+    """Return Ruler's range of a target, or for other targets a range around it, in words."""
     table, share = (stats.RULER_PRECISE, stats.assumed_precise) if precise else (stats.RULER_FLEXIBLE, stats.assumed_flexible)
     return table[target] if target in table else stats.ranges_around([target], share)[target]

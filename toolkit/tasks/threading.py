@@ -1,13 +1,14 @@
-"""Threads of keys and values: haystacks of random identifiers, in which nothing can be guessed and everything can be checked.
+"""Threads of keys and values: haystacks of random identifiers, so that no answer can be guessed and each can be checked.
 
-Needle Threading (Roberts et al., arXiv 2411.05000). A haystack is a JSON object of random keys and values. The kinds of question:
+Needle Threading (Roberts et al., arXiv 2411.05000). A haystack is a JSON object of random keys and values. Kinds of question:
 
 - ``single``: the value of one key; ``multi``: the values of several; ``conditional``: the values of all keys with a marker;
 - ``thread``: from a key to its value, which is again a key, and so on for 1 to 25 steps; ``multithread``: several at once;
 - ``branched``: keys of the thread occur more than once, and the longest branch is right.
 
-Deviations: short identifiers by default (four characters, a digit among them) as small models have small contexts, ``"uuid"`` for
-the paper's; JSON on one line; the wording is ours. Needed pairs are located in the tokens of the prompt (``haystack.py``).
+Deviations: identifiers are short by default (four characters, one of them a digit), as small models have small contexts; ``"uuid"``
+gives the paper's. The JSON is on one line, and the wording is ours. Needed pairs are located in the tokens of the prompt
+(``haystack.py``).
 
 Units: sizes are pairs, or tokens of the whole chat prompt; a depth is the share of the pairs before the needle, 0 to 1.
 """
@@ -22,9 +23,21 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from toolkit.lm import LM
-from toolkit.tasks import haystack, words
+from toolkit.tasks import haystack, splits
+from toolkit.tasks.generators.pairs import (
+    MARKER,
+    Ask,
+    Direction,
+    Kind,
+    Pairs,
+    ThreadError,
+    core_of,
+    kv_haystack,
+    new_identifiers,
+    solve,
+    split_of,
+)
 from toolkit.tasks.haystack import ContextTooShortError, Haystack
-from toolkit.tasks.pairs import MARKER, Ask, Direction, Kind, Pairs, ThreadError, core_of, fresh, kv_haystack, solve, split_of
 from toolkit.types import Problem
 
 __all__ = [
@@ -48,11 +61,11 @@ __all__ = [
 # --- problems ------------------------------------------------------------------------------------------------
 
 
-def question(found: Pairs) -> str:
-    """The question in words."""
-    keys, marker = ", ".join(f'"{key}"' for key in found.starts), MARKER
+def question(drawn: Pairs) -> str:
+    """Return the question about a haystack as text."""
+    keys, marker = ", ".join(f'"{key}"' for key in drawn.starts), MARKER
     follow = "If its value is itself a key, go on to the value of that key, and so on. "
-    match found.ask.kind:
+    match drawn.ask.kind:
         case "single":
             return f"What is the value of the key {keys}? Answer with the value only."
         case "multi":
@@ -68,63 +81,71 @@ def question(found: Pairs) -> str:
 
 
 def pair(key: str, value: str) -> str:
-    """A pair as it stands in the text."""
+    """Return a pair as text."""
     return f'"{key}": "{value}"'
 
 
-def message(found: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, int]]]:
-    """The user's message, and the characters of each pair in it; ``bare`` leaves out the needed pairs."""
+def message(drawn: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, int]]]:
+    """Return the user's message, and the characters ``[start, stop)`` of each pair in it.
+
+    Args:
+        bare: Leave out the needed pairs.
+    """
     text, places = "{", []
-    for i, (key, value) in enumerate(found.pairs):
-        if not (bare and i in found.needed):
+    for i, (key, value) in enumerate(drawn.pairs):
+        if not (bare and i in drawn.needed):
             text += ", " * (len(text) > 1)
             piece = pair(key, value)
             places.append((len(text), len(text) + len(piece)))
             text += piece
-    return f"{text}}}\n{question(found)}", places
+    return f"{text}}}\n{question(drawn)}", places
 
 
-def problem(found: Pairs, *, length: int | None = None) -> Problem:
-    """The problem of a haystack, graded by exact match of the identifiers (:func:`toolkit.tasks.grading.grade`)."""
-    text, _ = message(found)
-    needed = [found.pairs[i] for i in found.needed]
-    unordered = found.ask.kind == "conditional"
+def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
+    """Return the problem of a haystack, graded by exact match of the identifiers (:func:`toolkit.tasks.grading.grade`).
+
+    Args:
+        length: Prompt length in tokens, recorded in the meta.
+    """
+    text, _ = message(drawn)
+    needed = [drawn.pairs[i] for i in drawn.needed]
+    unordered = drawn.ask.kind == "conditional"
     meta: dict[str, Any] = {
         "task": "threading",
         "split": split_of(identifier for link in needed for identifier in link),
         "difficulty": len(needed),
         "grader": "identifier set" if unordered else "identifiers",
-        "asked": tuple(key for key, _ in needed) if unordered else found.starts,
-        "pairs": len(found.pairs),
+        "asked": tuple(key for key, _ in needed) if unordered else drawn.starts,
+        "pairs": len(drawn.pairs),
         "length": length,
-        **asdict(found.ask),
+        **asdict(drawn.ask),
     }
-    name = f"threading-{words.digest(f'{text}{found.ask}{length}')}"
-    return Problem(name, ({"role": "user", "content": text},), ", ".join(found.answer), meta)
+    name = f"threading-{splits.digest(f'{text}{drawn.ask}{length}')}"
+    return Problem(name, ({"role": "user", "content": text},), ", ".join(drawn.answer), meta)
 
 
-def locate(lm: LM, found: Pairs, *, length: int | None = None) -> Haystack:
-    """The needed pairs, in reading order, and the values asked for, in the tokens of the model's chat prompt.
+def locate(lm: LM, drawn: Pairs, *, length: int | None = None) -> Haystack:
+    """Locate the needed pairs (in reading order) and the answer's values in the tokens of the model's chat prompt.
 
     Raises:
-        NoOffsetsError, MissingTextError: see :func:`toolkit.tasks.haystack.spans`.
+        NoOffsetsError, MissingTextError: see :func:`toolkit.tasks.haystack.token_spans`.
     """
-    text, places = message(found)
-    ends = [found.needed[i] for i in range(found.ask.steps - 1, len(found.needed), found.ask.steps)]
-    answers = [(places[i][1] - 1 - len(found.pairs[i][1]), places[i][1] - 1) for i in ends]
-    new = fresh(random.Random(text), found.ask.ids, {identifier for link in found.pairs for identifier in link})
+    text, places = message(drawn)
+    ends = [drawn.needed[i] for i in range(drawn.ask.steps - 1, len(drawn.needed), drawn.ask.steps)]
+    answers = [(places[i][1] - 1 - len(drawn.pairs[i][1]), places[i][1] - 1) for i in ends]
+    new = new_identifiers(random.Random(text), drawn.ask.ids, {identifier for link in drawn.pairs for identifier in link})
     pieces = haystack.Pieces(
-        [places[i] for i in found.needed],
+        [places[i] for i in drawn.needed],
         answers,
-        (len(text) - len(question(found)), len(text)),
-        message(found, bare=True)[0],
-        [f"{pair(new(), new())}, " for _ in found.needed],
+        (len(text) - len(question(drawn)), len(text)),
+        message(drawn, bare=True)[0],
+        [f"{pair(new(), new())}, " for _ in drawn.needed],
     )
-    return haystack.located(lm, problem(found, length=length), pieces)
+    return haystack.locate(lm, problem(drawn, length=length), pieces)
 
 
 def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, sample: int = 0) -> Haystack:
-    """A located haystack of at most ``length`` tokens, with as many pairs as fit.
+    """Return a located haystack of at most ``length`` tokens, with as many pairs as fit.
 
     Raises:
         ContextTooLongError: ``length`` is beyond the model's context.
@@ -142,8 +163,9 @@ def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, 
     if taken > length:
         raise ContextTooShortError(
             f"The {least} pairs of {ask} and the question take {taken} tokens of {lm.name}'s prompt, more than length={length}: "
-            f"ask for {taken} at least."
+            f"ask for at least {taken}."
         )
+    # Estimate the number of pairs from the tokens per pair, then correct it until it fits.
     each = (size(least + 32) - taken) / 32
     n = least
     for _ in range(8):
@@ -157,15 +179,17 @@ def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, 
 
 
 def grid(lm: LM, lengths: Sequence[int], asks: Sequence[Ask], *, split: str = "test", n: int = 1, seed: int = 0) -> list[Haystack]:
-    """``n`` haystacks for every length and question; ``haystack.cells(found, "steps", ...)`` names the cell of each.
+    """Return ``n`` haystacks for every length and question; ``haystack.grid_cells(haystacks, "steps", ...)`` gives the cell of each.
 
-    Over depths: ``[Ask("single", depth=d) for d in needle.DEPTHS]``; over steps: ``[Ask("thread", steps=s) for s in (1, 2, 4, 8)]``.
+    Args:
+        asks: Questions. Over depths: ``[Ask("single", depth=d) for d in needle.DEPTHS]``; over steps: ``[Ask("thread", steps=s) for s in
+            (1, 2, 4, 8)]``.
 
     Raises:
         ThreadError: no length, no question or no haystack; otherwise as :func:`place`.
     """
     if not (lengths and asks and n >= 1):
-        raise ThreadError(f"{len(lengths)} lengths, {len(asks)} questions, n={n}: a grid needs one of each at least.")
+        raise ThreadError(f"{len(lengths)} lengths, {len(asks)} questions, n={n}: a grid needs at least one of each.")
     return [place(lm, ask, length, split=split, seed=seed, sample=i) for i in range(n) for length in lengths for ask in asks]
 
 
@@ -183,28 +207,39 @@ MIX = (
 
 
 def load(split: str = "test", n: int = 200, seed: int = 0, *, asks: Sequence[Ask] = MIX, n_pairs: int = 32) -> list[Problem]:
-    """``n`` problems of ``n_pairs`` pairs, of the questions ``asks`` in turn; needs no model. Errors as :func:`kv_haystack`."""
+    """Return ``n`` problems of ``n_pairs`` pairs each, with the questions ``asks`` in turn. Needs no model.
+
+    Errors as :func:`kv_haystack`.
+    """
     if not asks:
         raise ThreadError("No questions: give asks=[Ask(...), ...].")
     return [problem(kv_haystack(asks[i % len(asks)], n_pairs, split=split, seed=seed, sample=i)) for i in range(n)]
 
 
-# --- what the paper reports ----------------------------------------------------------------------------------
+# --- effective context length --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ContextLength:
-    """``size`` at which accuracy falls through the threshold; ``"never"`` above it (size 0) or ``"always"`` (the largest size)."""
+    """The size at which accuracy falls below a threshold.
+
+    Attributes:
+        size: That size; 0 if accuracy is never above the threshold, the largest size if it always is.
+        reached: ``"crossed"``, ``"never"`` or ``"always"``.
+    """
 
     size: float
     reached: Literal["crossed", "never", "always"]
 
 
 def effective_context_length(accuracy: Mapping[int, float], threshold: float = 0.75) -> ContextLength:
-    """The first size, linearly interpolated, at which accuracy falls below ``threshold``: the paper's contour.
+    """Return the first size at which accuracy falls below ``threshold``, interpolated linearly: the paper's contour.
 
     Args:
-        accuracy: Size (the paper's unit is characters: ``meta["characters"]``) -> share right.
+        accuracy: Size -> share of right answers. The paper's unit of size is characters: ``meta["characters"]``.
+
+    >>> effective_context_length({100: 1.0, 200: 0.5})
+    ContextLength(size=150.0, reached='crossed')
     """
     if not accuracy:
         raise ThreadError("No accuracies: give {size: share right}.")

@@ -1,12 +1,12 @@
 """Word problems of 1 to 6 steps in short English sentences, and plain arithmetic, for ``smol-reasoner``.
 
-A story begins with a number, things happen to it, a question ends it. Every step is one operation on whole numbers from 0 to 40,
-and what is added or taken away one by one has one digit, so that a small model can follow. Stories and the wordings of plain
-arithmetic (``stories.py``) belong to one split each: no sentence of a test problem was in training, but for names and the phrasing
-around it.
+A story begins with a number, events change it, and a question ends it. Every step is one operation on whole numbers from 0 to 40;
+numbers added or subtracted have one digit, so that a small model can follow. Each story and each wording of plain arithmetic
+(``generators/stories.py``) belongs to one split. So no sentence of a test problem occurs in training, except for names and the phrasing
+around the problem.
 
 ``meta["steps"]`` is the solution, ``meta["needed"]`` the character ranges of the prompt that it needs, one per quantity in the order
-they are told. *Easy* problems have at most two steps and no number above 12.
+of the text. *Easy* problems have at most two steps and no number above 12.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import random
 import re
 from dataclasses import dataclass
 
-from toolkit.tasks import stories, words
-from toolkit.tasks.stories import STORIES, Story
+from toolkit.tasks import splits
+from toolkit.tasks.generators import stories
+from toolkit.tasks.generators.stories import STORIES, Story
 from toolkit.types import Problem
 
 STEPS = (1, 6)
@@ -31,7 +32,8 @@ _MARKED = re.compile(r"\[([^\]]*)\]")
 class Step:
     """One operation and its result: ``left op right = result``.
 
-    ``apart``: it makes the right side of the next step (three bags of four) and does not start from the result before it.
+    Attributes:
+        apart: Whether it computes the right side of the next step (three bags of four) instead of continuing from the result before.
     """
 
     op: str
@@ -46,7 +48,7 @@ class Step:
 
 @dataclass
 class _Telling:
-    """A problem while it is made up: what was said, what it comes to."""
+    """A problem under construction: its sentences, its steps and the current total."""
 
     sentences: list[str]
     steps: list[Step]
@@ -59,7 +61,11 @@ class _Telling:
 
 
 def problem(rng: random.Random, split: str, *, steps: tuple[int, int] = STEPS) -> Problem:
-    """Draw one problem of ``split``; ``steps`` is the inclusive range of how many operations it takes."""
+    """Draw one problem of ``split``.
+
+    Args:
+        steps: Inclusive range of the number of operations.
+    """
     n = rng.randint(*steps)
     small = n <= 2 and rng.random() < 0.5
     if rng.random() < PLAIN_SHARE:
@@ -84,25 +90,32 @@ def problem(rng: random.Random, split: str, *, steps: tuple[int, int] = STEPS) -
         "needed": needed,
     }
     answer = str(solution[-1].result)
-    return Problem(f"wordproblems-{words.digest(content)}", ({"role": "user", "content": content},), answer, meta)
+    return Problem(f"wordproblems-{splits.digest(content)}", ({"role": "user", "content": content},), answer, meta)
 
 
 def load(split: str, n: int = 200, seed: int = 0, *, steps: tuple[int, int] = STEPS) -> list[Problem]:
-    """``n`` distinct problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+    """Return ``n`` different problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+
+    Args:
+        steps: Inclusive range of the number of operations.
 
     Raises:
         ValueError: unknown split, or a range of steps outside 1..6.
     """
-    words.check_split(split)
+    splits.check_split(split)
     low, high = steps
     if not STEPS[0] <= low <= high <= STEPS[1]:
         raise ValueError(f"steps={steps}: give an inclusive range within {STEPS}.")
     rng = random.Random(f"wordproblems-{split}-{seed}")
-    return words.distinct(lambda: problem(rng, split, steps=steps), n)
+    return splits.distinct(lambda: problem(rng, split, steps=steps), n)
 
 
 def unmarked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """A text without its square brackets, and the character ranges of what stood in them."""
+    """Return a text without its square brackets, and the character ranges of the text that was in them.
+
+    >>> unmarked("Ann has [3] pens.")
+    ('Ann has 3 pens.', ((8, 9),))
+    """
     plain, ranges, at = "", [], 0
     for mark in _MARKED.finditer(text):
         plain += text[at : mark.start()]
@@ -113,7 +126,7 @@ def unmarked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
 
 
 def _around(rng: random.Random) -> tuple[str, bool]:
-    """The phrase around a problem, and whether it pushes towards short thinking."""
+    """Return the phrase around a problem, and whether it pushes towards short thinking."""
     u = rng.random()
     if u < HURRIED_SHARE:
         return rng.choice(stories.HURRIED), True
@@ -121,23 +134,23 @@ def _around(rng: random.Random) -> tuple[str, bool]:
 
 
 def _plain(rng: random.Random, split: str, n: int, small: bool) -> tuple[str, list[Step]]:
-    """A chain of additions and subtractions, which may begin with a product."""
+    """Return a chain of additions and subtractions, which may begin with a product, and its solution."""
     first = rng.randint(1, EASY if small else START)
-    telling, shown = _Telling([], [], first), f"[{first}]"
+    telling, marked = _Telling([], [], first), f"[{first}]"
     if rng.random() < 0.3:
         a, b = rng.randint(2, 6), rng.randint(2, 6)
         telling.take("", Step("*", a, b, a * b))
-        shown = f"[{a}] * [{b}]"
+        marked = f"[{a}] * [{b}]"
     while len(telling.steps) < n:
         step = _gain(rng, telling.total) if rng.random() < 0.5 else _loss(rng, telling.total)
         if step:
             telling.take("", step)
-            shown += f" {step.op} [{step.right}]"
-    return rng.choice(stories.PLAIN[split]).format(shown), telling.steps
+            marked += f" {step.op} [{step.right}]"
+    return rng.choice(stories.PLAIN[split]).format(marked), telling.steps
 
 
 def _story(rng: random.Random, story: Story, n: int, small: bool) -> tuple[str, list[Step], str]:
-    """A story of ``n`` steps: its marked text, its solution and what is counted."""
+    """Return a story of ``n`` steps: its text with marks, its solution and the things it counts."""
     who, him = (rng.choice(stories.SHE), "her") if rng.random() < 0.5 else (rng.choice(stories.HE), "him")
     he, his = ("she", "her") if him == "her" else ("he", "his")
     friend = rng.choice([name for name in (*stories.HE, *stories.SHE) if name != who])
@@ -161,35 +174,35 @@ def _story(rng: random.Random, story: Story, n: int, small: bool) -> tuple[str, 
     return " ".join([*telling.sentences, question]), telling.steps, names["things"]
 
 
-def _happen(rng: random.Random, telling: _Telling, unused: dict[str, list[str]], room: int, names: dict[str, str]) -> None:
-    """Let one thing happen, if a sentence for it is left and the numbers stay in range."""
+def _happen(rng: random.Random, telling: _Telling, unused: dict[str, list[str]], steps_left: int, names: dict[str, str]) -> None:
+    """Add one event to the story if a sentence for it is unused and the numbers stay in range."""
     kind = rng.choices(list(unused), (4, 2, 4, 1.5, 1, 1))[0]
     if not unused[kind]:
         return
     total, numbers = telling.total, {}
-    found: list[Step] = []
+    steps: list[Step] = []
     match kind:
         case "gain" | "loss":
             step = (_gain if kind == "gain" else _loss)(rng, total)
-            found, numbers = [step] if step else [], {"n": step.right if step else 0}
+            steps, numbers = [step] if step else [], {"n": step.right if step else 0}
         case "gains" | "losses":
             a, b = rng.randint(2, 4), rng.randint(2, 5)
             after = total + a * b if kind == "gains" else total - a * b
-            if room >= 2 and 0 < after <= LARGEST:
-                found = [Step("*", a, b, a * b, apart=True), Step("+" if kind == "gains" else "-", total, a * b, after)]
+            if steps_left >= 2 and 0 < after <= LARGEST:
+                steps = [Step("*", a, b, a * b, apart=True), Step("+" if kind == "gains" else "-", total, a * b, after)]
                 numbers = {"a": a, "b": b}
         case "double":
-            found = [Step("*", total, 2, 2 * total)] if 2 * total <= LARGEST else []
+            steps = [Step("*", total, 2, 2 * total)] if 2 * total <= LARGEST else []
         case "half":
-            found = [Step("/", total, 2, total // 2)] if total % 2 == 0 else []
-    if found:
+            steps = [Step("/", total, 2, total // 2)] if total % 2 == 0 else []
+    if steps:
         sentence = rng.choice(unused[kind])
         unused[kind].remove(sentence)
-        telling.take(sentence.format(**numbers, **names), *found)
+        telling.take(sentence.format(**numbers, **names), *steps)
 
 
 def _end(rng: random.Random, telling: _Telling, story: Story, ending: str, names: dict[str, str]) -> str | None:
-    """The question, with its step if it takes one; ``None`` if no number fits."""
+    """Return the question, and add its step if it has one; ``None`` if no number fits."""
     if ending == "ask":
         return rng.choice(story.ask).format(**names)
     total = telling.total

@@ -1,11 +1,11 @@
-"""Data sets of reasoning-gym (arXiv 2505.24760) as problems, each graded by its data set's own ``score_answer``.
+"""Data sets of reasoning-gym (arXiv 2505.24760) as problems, graded by each data set's own ``score_answer``.
 
-reasoning-gym comes with the ``[tasks]`` extra and is imported where it is used. A problem keeps how its entry is made (name, settings,
-seed, index), not the entry: it is drawn again for grading, so that problems go through files unchanged.
+reasoning-gym comes with the ``[tasks]`` extra and is imported on first use. A problem stores how its entry is drawn (name, settings,
+seed, index), not the entry. The entry is drawn again for grading, so that problems can be written to files and read back unchanged.
 
 Splits (ours; reasoning-gym has none): by a hash of the question, so the same question is in one split only.
 
-Units: scores 0 to 1; an answer is right at the full score (:func:`score` has the part marks, for a reward).
+Units: scores from 0 to 1; an answer is right at the full score. :func:`score` returns partial scores, for a reward.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
-from toolkit.tasks import words
+from toolkit.tasks import splits
 from toolkit.types import Problem
 
 INSTALL = "pip install 'reasoning-length-toolkit[tasks]'"
 ASK = "\n\nWrite the final answer between <answer> and </answer>."
-DRAWS = 60  # entries looked at for each problem asked for, before a data set is said to have no more: ours
+DRAWS = 60  # entries drawn per requested problem before a data set is said to have too few: ours
 FULL = 1 - 1e-9
-UNDRAWN = (ValueError, RuntimeError)
-NONSENSE = "?~?"  # no data set's answer
-UNREADABLE = (ValueError, TypeError, SyntaxError, LookupError, AttributeError, ArithmeticError)
+UNDRAWN = (ValueError, RuntimeError)  # errors of data sets that give up on an unlucky entry
+NONSENSE = "?~?"  # a wrong answer for every data set
+UNREADABLE = (ValueError, TypeError, SyntaxError, LookupError, AttributeError, ArithmeticError)  # errors of scorers on odd answers
 
 
 class GymError(ValueError):
-    """A data set of reasoning-gym that is not there, has too few problems, or has changed."""
+    """A data set of reasoning-gym does not exist, has too few problems, or has changed."""
 
 
 def names() -> tuple[str, ...]:
-    """The data sets there are. Raises ImportError without reasoning-gym."""
+    """Return the names of all data sets. Raise ImportError without reasoning-gym."""
     return tuple(sorted(_gym().factory.DATASETS))
 
 
@@ -52,56 +52,57 @@ def load(
     level: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
-    """``n`` distinct problems of a data set's split, the same ones for the same seed and version of reasoning-gym.
+    """Return ``n`` different problems of a data set's split, the same ones for the same seed and version of reasoning-gym.
 
     Args:
-        level: Level of the data set's curriculum, from 0, its ``difficulty``; default: the data set's own settings, difficulty 0.
-        settings: Fields of the data set's config, over those of the level, e.g. ``{"min_terms": 3, "max_terms": 3}``.
+        level: Level of the data set's curriculum from 0, recorded as ``difficulty``; default: the data set's default settings,
+            difficulty 0.
+        settings: Fields of the data set's config that override those of the level, such as ``{"min_terms": 3, "max_terms": 3}``.
 
     Raises:
-        ImportError: reasoning-gym is not installed; says how to.
+        ImportError: reasoning-gym is not installed.
         GymError: no such data set, level or setting, too few problems, or a data set that calls any answer right.
         ValueError: unknown split.
     """
-    words.check_split(split)
+    splits.check_split(split)
     check(name)
     chosen = json.dumps({**_level(name, level), **(settings or {})}, sort_keys=True)
     size = DRAWS * max(n, 20)
-    _dataset(name, chosen, _seed(seed), size)  # refused here, not entry by entry
-    found: dict[str, Problem] = {}
+    _dataset(name, chosen, _seed(seed), size)  # raises bad settings once, before any entry is drawn
+    problems: dict[str, Problem] = {}
     failures: list[Exception] = []
     for index in range(size):
-        if len(found) >= n:
+        if len(problems) >= n:
             break
         recipe = {"name": name, "settings": chosen, "seed": _seed(seed), "size": size, "index": index}
         try:
             entry = _entry(recipe)
-        except UNDRAWN as error:  # some data sets give up on an unlucky entry
+        except UNDRAWN as error:
             failures.append(error)
             continue
-        if words.split_of(entry["question"]) == split:
+        if splits.split_of(entry["question"]) == split:
             p = _problem(entry, recipe, split, level or 0)
-            found.setdefault(p.id, p)
-            if len(found) == 1 and score(p, NONSENSE) >= FULL:
+            problems.setdefault(p.id, p)
+            if len(problems) == 1 and score(p, NONSENSE) >= FULL:
                 raise GymError(
-                    f"{name} gives {NONSENSE!r} the full score, so its problems cannot be graded: take another data set."
+                    f"{name} gives {NONSENSE!r} the full score, so its problems cannot be graded: choose another data set."
                 )
-    if len(found) < n:
+    if len(problems) < n:
         raise GymError(
-            f"{name} gave {len(found)} different problems of split {split!r} in {size} draws, fewer than n={n}: ask for fewer, or widen its "
+            f"{name} gave {len(problems)} different problems of split {split!r} in {size} draws, fewer than n={n}: ask for fewer, or widen its "
             f"settings.{f' {len(failures)} draws failed, the last with {failures[-1]!r}.' if failures else ''}"
         )
-    return list(found.values())
+    return list(problems.values())
 
 
 def score(problem: Problem, answer: str) -> float:
-    """The data set's own score of an answer, 0 to 1: that of the text in its last answer tags, else of the whole text.
+    """Return the data set's own score of an answer, 0 to 1.
 
-    An answer that makes the data set's own scoring fail (a word where it reads a number) scores 0.
+    The text in the last answer tags is scored, or the whole text without tags. An answer that the data set cannot parse scores 0.
 
     Raises:
-        ImportError: reasoning-gym is not installed; says how to.
-        GymError: not a problem of this task, or its entry is another one in the version installed.
+        ImportError: reasoning-gym is not installed.
+        GymError: not a problem of this task, or the installed version draws another entry for it.
     """
     recipe = problem.meta.get("gym")
     if recipe is None:
@@ -113,16 +114,16 @@ def score(problem: Problem, answer: str) -> float:
             f"{problem.id} was drawn as entry {recipe['index']} of {recipe['name']} (seed {recipe['seed']}), but reasoning-gym "
             f"{metadata.version('reasoning-gym')} now draws another question there: load the problems again, or install the version they were made with."
         )
-    said = answer.rpartition("</answer>")[0].rpartition("<answer>")[2] if "</answer>" in answer else answer
+    tagged = answer.rpartition("</answer>")[0].rpartition("<answer>")[2] if "</answer>" in answer else answer
     dataset = _dataset(recipe["name"], recipe["settings"], recipe["seed"], recipe["size"])
     try:
-        return float(dataset.score_answer(said.strip(), entry))
-    except UNREADABLE:  # some data sets parse an answer without looking whether it can be parsed
+        return float(dataset.score_answer(tagged.strip(), entry))
+    except UNREADABLE:  # some data sets do not check whether an answer can be parsed
         return 0.0
 
 
 def verify(problem: Problem, answer: str) -> bool:
-    """Whether an answer gets the full score. Errors as :func:`score`."""
+    """Return whether an answer gets the full score. Errors as :func:`score`."""
     return score(problem, answer) >= FULL
 
 
@@ -130,17 +131,17 @@ def _problem(entry: Mapping[str, Any], recipe: Mapping[str, Any], split: str, di
     task = f"gym:{recipe['name']}"
     meta = {"task": task, "split": split, "difficulty": difficulty, "grader": "gym", "gym": dict(recipe)}
     gold = entry.get("answer")
-    name = f"{task}-{words.digest(entry['question'])}"
+    name = f"{task}-{splits.digest(entry['question'])}"
     return Problem(name, ({"role": "user", "content": entry["question"] + ASK},), "" if gold is None else str(gold), meta)
 
 
 def _seed(seed: int) -> int:
-    # Entry i of reasoning-gym is drawn from seed + i: seeds side by side would give the same entries, one place on.
-    return int(words.digest(f"gym-{seed}")[:7], 16)
+    # Entry i of reasoning-gym is drawn from seed + i, so neighbouring seeds would share all but one of their entries: hash the seed.
+    return int(splits.digest(f"gym-{seed}")[:7], 16)
 
 
 def _level(name: str, level: int | None) -> dict[str, Any]:
-    """The settings that a data set's curriculum has for a level."""
+    """Return the settings of a level in a data set's curriculum that differ from the defaults."""
     if level is None:
         return {}
     factory = _gym().factory

@@ -1,4 +1,4 @@
-"""What rewards would have paid: against length, response by response, and what they push."""
+"""Rewards of given rollouts: reward against length, and mean advantage of short, long, right and wrong responses."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from plotly.subplots import make_subplots
 from toolkit.figures.base import LONG_COLOUR, SHORT_COLOUR, styled
 
 
-def rewards(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
-    """Reward against response length, a panel a reward, right and wrong answers apart (from ``rewards.compare``).
+def reward_by_length(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
+    """Reward against response length, one panel per reward and one colour each for right and wrong answers.
 
     Args:
-        across: Panels in a row.
+        table: From ``rewards.compare``.
+        across: Panels per row.
     """
     names = list(table["name"].unique())
     down = math.ceil(len(names) / across)
@@ -24,22 +25,26 @@ def rewards(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
     figure = make_subplots(rows=down, cols=across, subplot_titles=titles, shared_xaxes=True, **spacing)
     for i, name in enumerate(names):
         row, column = divmod(i, across)
-        for right, said, colour in ((False, "wrong", SHORT_COLOUR), (True, "right", LONG_COLOUR)):
+        for right, label, colour in ((False, "wrong", SHORT_COLOUR), (True, "right", LONG_COLOUR)):
             part = table[(table["name"] == name) & (table["correct"] == right)]
             dots = {"mode": "markers", "marker": {"color": colour, "size": 5, "opacity": 0.45}, "text": part["problem_id"]}
-            shown = {"name": said, "legendgroup": said, "showlegend": i == 0}
-            figure.add_scatter(x=part["tokens"], y=part["reward"], row=row + 1, col=column + 1, **dots, **shown)
+            legend_entry = {"name": label, "legendgroup": label, "showlegend": i == 0}
+            figure.add_scatter(x=part["tokens"], y=part["reward"], row=row + 1, col=column + 1, **dots, **legend_entry)
         if row == down - 1 or i + across >= len(names):
             figure.update_xaxes(title="tokens", showticklabels=True, row=row + 1, col=column + 1)
     legend = {"orientation": "h", "yref": "container", "y": 0.97, "yanchor": "top", "x": 1, "xanchor": "right"}
-    framed = styled(figure, "What each reward would have paid")
+    framed = styled(figure, "Reward against response length")
     return framed.update_layout(
         height=170 * down + 110, margin={"t": 90}, legend=legend | {"traceorder": "reversed", "itemsizing": "constant"}
     )
 
 
 def reward_pushes(table: pd.DataFrame) -> go.Figure:
-    """Mean advantage of short and long, right and wrong responses under each reward (from ``rewards.pushes``)."""
+    """Heat map of the mean advantage of short and long, right and wrong responses, one row per reward.
+
+    Args:
+        table: From ``rewards.mean_advantages``.
+    """
     kinds = [column for column in table if column != "no push"]
     values = table[kinds].to_numpy(float)
     text = [["" if math.isnan(v) else f"{v:+.2f}" for v in row] for row in values]
@@ -58,7 +63,7 @@ def reward_pushes(table: pd.DataFrame) -> go.Figure:
             colorbar={"title": "advantage"},
         )
     )
-    axis = {"autorange": "reversed", "automargin": True, "title": "reward (problems it cannot tell apart)"}
-    return styled(figure, "What each reward pushes", xaxis={"side": "top"}, yaxis=axis).update_layout(
+    axis = {"autorange": "reversed", "automargin": True, "title": "reward (problems without any advantage)"}
+    return styled(figure, "Mean advantage by reward", xaxis={"side": "top"}, yaxis=axis).update_layout(
         height=24 * len(names) + 150, margin={"t": 110}
     )

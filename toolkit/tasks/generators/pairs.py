@@ -1,6 +1,6 @@
-"""Keys and values in which threads run: what is asked, how a haystack is drawn, how it is solved exactly.
+"""Haystacks of keys and values with threads, as data: questions, drawing and exact solving, without a model or tokenizer.
 
-The haystacks of ``tasks.threading`` (Needle Threading, arXiv 2411.05000) before they are text: no model, no tokenizer.
+``tasks.threading`` turns them into text (Needle Threading, arXiv 2411.05000).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from toolkit.tasks import words
+from toolkit.tasks import splits
 
 Kind = Literal["single", "multi", "conditional", "thread", "multithread", "branched"]
 Direction = Literal["forward", "backward", "random"]
-MOST = 25  # steps, and threads or needles; the paper's largest
+MOST = 25  # largest number of steps, threads or needles, as in the paper
 MARKER = "*"
 TRIES = 10_000
 
@@ -25,25 +25,25 @@ _MANY_STEPS = ("thread", "multithread", "branched")
 
 
 class ThreadError(ValueError):
-    """A question about keys and values that makes no sense, or does not fit its haystack."""
+    """A question about keys and values is inconsistent, or does not fit its haystack."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What is asked of a haystack.
+    """A question about a haystack.
 
     Attributes:
         kind: See ``threading.py``.
-        steps: Pairs of a thread, 1 to 25; 1 for the kinds without threads.
-        threads: Threads at once, or needles of ``multi`` and ``conditional``, 1 to 25.
-        direction: Whether the pairs of a thread come in the order they are followed in, against it, or anywhere.
+        steps: Pairs per thread, 1 to 25; 1 for the kinds without threads.
+        threads: Number of threads, or of needles for ``multi`` and ``conditional``, 1 to 25.
+        direction: Order of a thread's pairs in the text: ``"forward"`` is the order in which they are followed.
         depth: Share of the pairs before the needle of ``single``; ``None``: anywhere.
-        clustered: Whether the needles of ``multi`` and ``conditional`` stand side by side.
-        branches: Pairs that a key of a ``branched`` thread has, the right one included; the last step never branches.
+        clustered: Whether the needles of ``multi`` and ``conditional`` are next to each other.
+        branches: Pairs per key of a ``branched`` thread, the right one included; the last step never branches.
         ids: ``"short"`` (four characters) or ``"uuid"`` (8-4-4-4-12).
 
     Raises:
-        ThreadError: a value out of its range, or one that its kind has no use for.
+        ThreadError: a value out of its range, or one that its kind does not use.
     """
 
     kind: Kind = "thread"
@@ -69,19 +69,20 @@ class Ask:
                 min(self.branches, self.steps) >= 2 if self.kind == "branched" else self.branches == 1
             ),
         }
-        if broken := [rule for rule, kept in rules.items() if not kept]:
+        if broken := [rule for rule, holds in rules.items() if not holds]:
             raise ThreadError(f"kind={self.kind!r} with {'; '.join(broken)}.")
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A haystack of keys and values, and what is asked of it.
+    """A haystack of keys and values, and a question about it.
 
     Attributes:
+        ask: The question.
         pairs: ``(key, value)`` in the order of the text.
-        needed: Index of each pair that has to be read, in reading order, thread after thread.
+        needed: Index of each pair that must be read, in reading order, thread after thread.
         starts: Keys named in the question (none in ``conditional``).
-        answer: The values asked for.
+        answer: The values that answer the question.
     """
 
     ask: Ask
@@ -96,7 +97,14 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Core:
-    """What a question is about: its threads as chains of identifiers, the pairs of false branches, a source of other identifiers."""
+    """The pairs that a question is about.
+
+    Attributes:
+        chains: Its threads, as chains of identifiers.
+        twigs: The pairs of false branches.
+        new: Returns another identifier that is not used yet.
+        key: Seed of the haystack's random choices.
+    """
 
     chains: list[list[str]]
     twigs: list[tuple[str, str]]
@@ -108,41 +116,41 @@ class Core:
 
 
 def core_of(ask: Ask, split: str | None, seed: int, sample: int) -> Core:
-    """What :func:`kv_haystack` builds around. Raises ValueError for an unknown split."""
+    """Return the core that :func:`kv_haystack` builds a haystack around. Raise ValueError for an unknown split."""
     if split is not None:
-        words.check_split(split)
+        splits.check_split(split)
     key = f"threading-{split}-{seed}-{sample}-{replace(ask, depth=None)}"  # the same needle at every depth and length
     rng = random.Random(key)
     while True:
-        new = fresh(rng, ask.ids)
+        new = new_identifiers(rng, ask.ids)
         chains = [_chain(new, ask, rng) for _ in range(ask.threads)]
         if split is None or split_of(identifier for chain in chains for identifier in chain) == split:
             return Core(chains, _twigs(chains[0], ask, rng, new), new, key)
 
 
 def split_of(identifiers: Iterable[str]) -> str:
-    """The split of a haystack, by a hash of the identifiers in its needed pairs."""
-    return words.split_of(" ".join(sorted(set(identifiers))))
+    """Return the split of a haystack, by a hash of the identifiers in its needed pairs."""
+    return splits.split_of(" ".join(sorted(set(identifiers))))
 
 
 def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int = 0, sample: int = 0) -> Pairs:
-    """A haystack of ``n_pairs`` pairs. What is needed depends on seed, sample and split, not on size or depth.
+    """Draw a haystack of ``n_pairs`` pairs. Its needed pairs depend on seed, sample and split, not on size or depth.
 
     Args:
-        split: The split that the needed pairs fall in, by a hash of their identifiers; default: any.
+        split: Split of the needed pairs, by a hash of their identifiers; default: any.
         sample: Number of the haystack among those of this seed.
 
     Raises:
-        ThreadError: more pairs are needed than there shall be.
+        ThreadError: the question needs more than ``n_pairs`` pairs.
         ValueError: unknown split.
     """
     core = core_of(ask, split, seed, sample)
     if len(core) > n_pairs:
-        raise ThreadError(f"n_pairs={n_pairs} cannot hold the {len(core)} pairs of {ask}: give {len(core)} at least.")
+        raise ThreadError(f"n_pairs={n_pairs} cannot hold the {len(core)} pairs of {ask}: give at least {len(core)}.")
     rng = random.Random(f"{core.key}-{n_pairs}")
     slots = _slots(ask, n_pairs, rng)
     if ask.kind == "conditional":
-        slots.sort()  # its needles are named by no one: they come in the order of the text
+        slots.sort()  # the question names no needle, so the answer follows the order of the text
     placed = {i: link for at, chain in zip(slots, core.chains, strict=True) for i, link in zip(at, pairwise(chain), strict=True)}
     free = [i for i in range(n_pairs) if i not in placed]
     placed.update(zip(rng.sample(free, len(core.twigs)), core.twigs, strict=True))
@@ -151,24 +159,24 @@ def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int =
     return Pairs(ask, pairs, tuple(i for at in slots for i in at), starts, tuple(chain[-1] for chain in core.chains))
 
 
-def fresh(rng: random.Random, ids: str, used: Iterable[str] = ()) -> Callable[[], str]:
-    """A source of identifiers that never repeats; each has a digit, so that ``grading.identifiers`` knows it.
+def new_identifiers(rng: random.Random, ids: str, used: Iterable[str] = ()) -> Callable[[], str]:
+    """Return a function that draws identifiers without repetition. Each has a digit, so that ``grading.identifiers`` recognises it.
 
     Raises:
-        ThreadError: asked for one more than there are.
+        ThreadError: (by that function) no unused identifier was drawn.
     """
     used = set(used)
 
     def new() -> str:
         for _ in range(TRIES):
             if ids == "uuid":
-                found = "-".join("".join(rng.choices(_HEX, k=k)) for k in (8, 4, 4, 4, 12))
+                identifier = "-".join("".join(rng.choices(_HEX, k=k)) for k in (8, 4, 4, 4, 12))
             else:
-                found = "".join(rng.choices(_BASE36, k=4))
-            if found not in used and any(c.isdigit() for c in found):
-                used.add(found)
-                return found
-        raise ThreadError(f"{len(used)} short identifiers are all there are at hand: ask for fewer pairs, or for ids='uuid'.")
+                identifier = "".join(rng.choices(_BASE36, k=4))
+            if identifier not in used and any(c.isdigit() for c in identifier):
+                used.add(identifier)
+                return identifier
+        raise ThreadError(f"No new short identifier after {len(used)}: ask for fewer pairs, or for ids='uuid'.")
 
     return new
 
@@ -182,17 +190,17 @@ def _chain(new: Callable[[], str], ask: Ask, rng: random.Random) -> list[str]:
 
 
 def _twigs(chain: list[str], ask: Ask, rng: random.Random, new: Callable[[], str]) -> list[tuple[str, str]]:
-    """Pairs of the false branches of a thread: each leaves it at some key and ends before the thread does."""
-    found = []
+    """Draw the pairs of a thread's false branches. Each leaves the thread at some key and is shorter than the rest of the thread."""
+    twigs = []
     for j in range(ask.steps - 1):
         for _ in range(ask.branches - 1):
             false = [chain[j], *(new() for _ in range(rng.randint(1, ask.steps - 1 - j)))]
-            found += list(pairwise(false))
-    return found
+            twigs += list(pairwise(false))
+    return twigs
 
 
 def _slots(ask: Ask, n_pairs: int, rng: random.Random) -> list[list[int]]:
-    """Positions of the pairs of each thread."""
+    """Draw the positions of the pairs of each thread."""
     count = ask.threads * ask.steps
     if ask.depth is not None:
         return [[round(ask.depth * (n_pairs - 1))]]
@@ -201,19 +209,25 @@ def _slots(ask: Ask, n_pairs: int, rng: random.Random) -> list[list[int]]:
         taken = rng.sample(range(start, start + count), count)
     else:
         taken = rng.sample(range(n_pairs), count)
-    found = [taken[i : i + ask.steps] for i in range(0, count, ask.steps)]
+    slots = [taken[i : i + ask.steps] for i in range(0, count, ask.steps)]
     if ask.direction == "random":
-        return found
-    return [sorted(at, reverse=ask.direction == "backward") for at in found]
+        return slots
+    return [sorted(at, reverse=ask.direction == "backward") for at in slots]
 
 
 # --- solving -------------------------------------------------------------------------------------------------
 
 
 def solve(pairs: Sequence[tuple[str, str]], kind: Kind, starts: Sequence[str]) -> tuple[str, ...]:
-    """The answer read off ``pairs`` alone, by following every branch from each start: the verifier of the generator.
+    """Return the answer from ``pairs`` alone, by following every branch from each start. The tests check the generator with it.
 
-    A start that is no key gives itself. Of several longest branches the first is taken. Raises ThreadError for a thread without end.
+    A start that is no key is its own answer. Of several longest branches the first counts.
+
+    Raises:
+        ThreadError: a thread is a circle.
+
+    >>> solve([("a1", "b2"), ("b2", "c3")], "thread", ["a1"])
+    ('c3',)
     """
     if kind == "conditional":
         return tuple(value for key, value in pairs if MARKER in key)
@@ -221,9 +235,9 @@ def solve(pairs: Sequence[tuple[str, str]], kind: Kind, starts: Sequence[str]) -
     for key, value in pairs:
         after.setdefault(key, []).append(value)
 
-    def walk(path: tuple[str, ...]) -> tuple[str, ...]:
+    def longest(path: tuple[str, ...]) -> tuple[str, ...]:
         if path[-1] in path[:-1]:
             raise ThreadError(f"The thread from {path[0]!r} comes back to {path[-1]!r} after {len(path) - 1} steps: it has no end.")
-        return max((walk((*path, value)) for value in after.get(path[-1], [])), key=len, default=path)
+        return max((longest((*path, value)) for value in after.get(path[-1], [])), key=len, default=path)
 
-    return tuple(walk((start,))[-1] for start in starts)
+    return tuple(longest((start,))[-1] for start in starts)

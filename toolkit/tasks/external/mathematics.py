@@ -1,7 +1,7 @@
 """GSM8K and MATH-500, from the hub through ``datasets`` or from a local file with the same columns.
 
-Splits: GSM8K's official test set is ``test``; its training set is cut into ``train`` and ``dev`` by a hash of the
-question. MATH-500, which has one set only, is cut into all three by a hash of the problem's id (:func:`words.own_split`).
+Splits: GSM8K's official test set is ``test``; its training set is cut into ``train`` and ``dev`` by a hash of the question. MATH-500 has
+a single set, which is cut into all three by a hash of the problem's id (:func:`splits.split_by_id`).
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 import pandas as pd
 
 from toolkit import store
-from toolkit.tasks import words
+from toolkit.tasks import splits
 from toolkit.types import Problem
 
 
 def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path | None = None) -> list[Problem]:
-    """Grade-school word problems; columns ``question`` and ``answer`` (gold after ``####``).
+    """Return ``n`` problems of GSM8K (grade-school word problems), graded by math-verify.
 
     Args:
-        path: A local jsonl, csv or parquet file instead of the hub. It is taken to be the official split that
-            ``split`` is cut from.
+        path: A local jsonl, csv or parquet file instead of the hub, with the official split that ``split`` is cut from. Columns:
+            ``question``, and ``answer`` with the gold answer after ``####``.
     """
-    words.check_split(split)
+    splits.check_split(split)
     table = _table(path, "openai/gsm8k", "main", "test" if split == "test" else "train", {"question": str, "answer": str})
     problems = []
     for question, answer in zip(table["question"], table["answer"], strict=True):
@@ -35,15 +35,18 @@ def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path 
 
 
 def math500(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path | None = None) -> list[Problem]:
-    """MATH-500, cut into our own splits; columns ``problem``, ``answer``, ``level``. Graded by math-verify.
+    """Return ``n`` problems of MATH-500, cut into splits of ours, graded by math-verify.
 
-    All 500 problems, as published figures are of, are a JSONL file of your own with ``meta.split`` ``"test"`` on every line.
+    Published figures are on all 500 problems. To use all, write a JSONL file with ``meta.split`` ``"test"`` on every line.
+
+    Args:
+        path: A local jsonl, csv or parquet file instead of the hub, with the columns ``problem``, ``answer``, ``level``.
     """
-    words.check_split(split)
+    splits.check_split(split)
     table = _table(path, "HuggingFaceH4/MATH-500", None, "test", {"problem": str, "answer": str | int | float, "level": str | int})
     rows = zip(table["problem"], table["answer"], table["level"], strict=True)
     problems = [_problem("math500", split, q, str(a), difficulty=_level(level)) for q, a, level in rows]
-    return _draw([p for p in problems if words.own_split(p.id) == split], n, seed)
+    return _draw([p for p in problems if splits.split_by_id(p.id) == split], n, seed)
 
 
 def _level(level: object) -> int:
@@ -54,12 +57,12 @@ def _level(level: object) -> int:
 
 
 def _half(question: str) -> str:
-    return "dev" if words.split_of(question) == "dev" else "train"
+    return "dev" if splits.split_of(question) == "dev" else "train"
 
 
 def _problem(task: str, split: str, question: str, answer: str, *, difficulty: int) -> Problem:
     meta = {"task": task, "split": split, "difficulty": difficulty, "grader": "math"}
-    return Problem(f"{task}-{words.digest(question)}", ({"role": "user", "content": question},), answer, meta)
+    return Problem(f"{task}-{splits.digest(question)}", ({"role": "user", "content": question},), answer, meta)
 
 
 def _draw(problems: list[Problem], n: int, seed: int) -> list[Problem]:

@@ -1,7 +1,8 @@
-"""The stories that word problems are told in: sentences only, no numbers and no logic. Each story belongs to one split.
+"""Stories of the word problems: sentences only, no numbers and no logic. Each story belongs to one split.
 
-A sentence is a format string: ``{who}``, ``{friend}`` names, ``{he}``/``{He}``/``{his}`` pronouns of ``who``, ``{things}`` what is
-counted, ``{n}`` a number, ``{a}`` groups of ``{b}`` each. Square brackets mark what the reader needs, and are not printed.
+A sentence is a format string: ``{who}`` and ``{friend}`` are names, ``{he}``, ``{He}``, ``{his}``, ``{His}`` and ``{him}`` pronouns of
+``who``, ``{things}`` the things that are counted, ``{n}`` a number, ``{a}`` groups of ``{b}`` each. Square brackets mark the quantities
+that the solution needs, and are removed from the text.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ UNHURRIED = (
     "Here is a problem. {}", "{} Thank you!", "Hello! {}", "{} This is homework.", "My sister asked me this. {}", "Please help me. {}",
     "{} I am curious.", "Let us do some maths. {}",
 )  # fmt: skip
-"""Phrasings that push nowhere."""
+"""Phrasings without an effect on length."""
 
 PLAIN = {
     "train": ("What is {}?", "Calculate {}.", "Find the value of {}.", "Compute {}."),
     "dev": ("Work out {}.", "Evaluate {}."),
     "test": ("How much is {}?", "Tell me what {} makes."),
 }
-"""How plain arithmetic is asked for, by split."""
+"""Wordings of plain arithmetic, by split."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,17 @@ class Story:
     """Sentences of one story, several wordings each.
 
     Attributes:
-        begin: How many there are at first.
-        gain: ``{n}`` more. ``gains``: ``{a}`` groups of ``{b}`` more.
-        loss: ``{n}`` fewer. ``losses``: ``{a}`` groups of ``{b}`` fewer.
-        double: Twice as many as before. ``half``: half of them are gone.
-        ask: Asks how many there are.
-        share: Divides them by ``{n}`` and asks for a part. ``price``: asks what they are worth at ``{n}`` each.
-        aside: Holds a number that is not needed.
+        begin: ``{n}`` things at first.
+        gain: ``{n}`` more.
+        gains: ``{a}`` groups of ``{b}`` more.
+        loss: ``{n}`` fewer.
+        losses: ``{a}`` groups of ``{b}`` fewer.
+        double: Twice as many as before.
+        half: Half of them are gone.
+        ask: Asks for the number of things.
+        share: Divides them by ``{n}`` and asks for one part.
+        price: Asks for their worth at ``{n}`` each.
+        aside: Contains a number that is not needed.
     """
 
     split: str

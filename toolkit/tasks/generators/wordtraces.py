@@ -1,8 +1,8 @@
-"""How the training traces of ``smol-reasoner`` are written: English sentences with equations, one line a step.
+"""Training traces of ``smol-reasoner``: English sentences with equations, one line per step.
 
-The decisions are those of ``traces.py``: at every line start the rest may be skipped, steps may be taken together, the step before
-may be checked again. Unlike there, every slip is found and mended in the next line, so that every later line is right. Wordings are
-drawn from lists that overlap in their first words: no word gives a style away.
+The random decisions are those of ``traces.py``: at every line start the rest may be skipped, steps may be combined, and the step before
+may be re-checked. Unlike there, every slip is corrected in the next line, so that every later line is right. The wordings of different
+kinds of line begin with the same words, so that a line's first word does not give its kind away.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from toolkit.tasks import traces
-from toolkit.tasks.traces import Trace
+from toolkit.tasks.generators import traces
+from toolkit.tasks.generators.traces import Trace
 from toolkit.tasks.wordproblems import Step
 from toolkit.types import Problem
 
@@ -29,7 +29,7 @@ HABITS = traces.Habits(
     slip_hard=0.03,
     max_waits=2,
 )
-BEGIN_SHARE = 0.6  # of unhurried stories' traces say first how many there are
+BEGIN_SHARE = 0.6  # share of calm traces of stories that begin with the first number
 
 _STEP = {
     "+": ("{e} = {c}.", "Adding {b} gives {e} = {c}.", "{b} more makes {e} = {c}.", "Then there are {e} = {c}{t}.", "Now it is {e} = {c}."),
@@ -51,7 +51,12 @@ _ANSWER = ("The answer is {c}.", "The answer is {c}{t}.", "{c}{t}.", "So it is {
 
 @dataclass(frozen=True)
 class _Pen:
-    """Writes lines: one source of wordings, and what is counted."""
+    """Writes lines.
+
+    Attributes:
+        rng: Source of the wordings.
+        things: The things that the story counts; ``""`` for plain arithmetic.
+    """
 
     rng: random.Random
     things: str
@@ -61,20 +66,23 @@ class _Pen:
 
 
 def expression(steps: Sequence[Step]) -> str:
-    """Consecutive steps as one expression, as far as they hang together: ``(12 + 5) * 2``, ``20 - 3 * 4``."""
-    found, last = f"{steps[0].left} {steps[0].op} {steps[0].right}", steps[0]
+    """Return consecutive steps as one expression, such as ``(12 + 5) * 2`` or ``20 - 3 * 4``."""
+    text, last = f"{steps[0].left} {steps[0].op} {steps[0].right}", steps[0]
     for step in steps[1:]:
         if last.apart:
-            found = f"{step.left} {step.op} {last}" if last is steps[0] else f"{found} {step.op} {last}"
+            text = f"{step.left} {step.op} {last}" if last is steps[0] else f"{text} {step.op} {last}"
         elif not step.apart:
-            tight = step.op in "*/" and any(op in found for op in "+-")
-            found = f"({found}) {step.op} {step.right}" if tight else f"{found} {step.op} {step.right}"
+            tight = step.op in "*/" and any(op in text for op in "+-")
+            text = f"({text}) {step.op} {step.right}" if tight else f"{text} {step.op} {step.right}"
         last = step
-    return found
+    return text
 
 
 def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Trace:
-    """One training trace for a word problem, with the haste that its phrasing and its ease push to. It concludes what is right."""
+    """Write one training trace for a word problem; its answer is always right.
+
+    Its haste depends on the problem's phrasing and on whether it is easy.
+    """
     easy, steps, pen = p.meta["easy"], p.meta["steps"], _Pen(rng, p.meta["things"])
     h = traces.haste(habits, easy=easy, cue=p.meta["cue"], rng=rng)
     calm = h <= 2 * habits.default_haste
@@ -91,7 +99,7 @@ def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Tra
         stop = i + 1
         while stop < len(steps) and rng.random() < habits.continue_share * h:
             stop += 1
-        stop += steps[stop - 1].apart and stop > i + 1  # an aside is not the end of several steps
+        stop += steps[stop - 1].apart and stop > i + 1  # combined steps do not end with a side computation
         taken, i = steps[i:stop], stop
         before, after = expression(taken), taken[-1].result
         slip = _slip(rng, after) if rng.random() < p_slip else None
@@ -115,10 +123,10 @@ def _step(pen: _Pen, taken: Sequence[Step], before: str, after: int) -> str:
 
 
 def _slip(rng: random.Random, result: int) -> int:
-    """A wrong result as one makes it: near by, or ten off."""
+    """Return a plausible wrong result: off by 1, 2 or 10."""
     return abs(result + rng.choice((-10, -2, -1, 1, 2, 10))) if result not in (1, 5) else result + rng.choice((1, 2, 10))
 
 
 def response(trace: Trace) -> str:
-    """A trace as it stands in a response: thinking between its tags, then the answer."""
+    """Return a trace as a response: thinking between its tags, then the answer."""
     return f"<think>\n{trace.text}\n</think>\n{trace.conclusion}"

@@ -1,0 +1,147 @@
+"""Think and answer spans of a sequence of token ids, and the phase of a response while it is written.
+
+A tag that is one token of the vocabulary is found by its id, a longer tag in the text of the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from toolkit.lm import LM
+from toolkit.types import Span
+
+TAIL = 32  # tokens at the end of a prompt that are searched for a tag put there by the template
+PHASES = ("prompt", "think", "answer")
+PROMPT, THINK, ANSWER = range(3)
+
+
+def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[Span | None, Span | None]:
+    """Return the think span and the answer span of a sequence.
+
+    - Thinking is opened by the model or by the prompt (its template, or an assistant message that is continued).
+    - If the prompt closes thinking or switches it off, the think span is empty.
+    - The first closing tag ends thinking. Without one the think span runs to the end, and there is no answer.
+    - A response that never opens thinking is all answer, and has no think span.
+
+    Args:
+        ended: Whether the last token is an end-of-sequence token, which belongs to no span.
+    """
+    stop = len(ids) - ended
+    tags = lm.tags
+    if tags is None or (tags.open is None and tags.close is None):
+        whole = Span(prompt_len, stop)
+        return (whole if tags else None), (whole if ended or tags is None else None)
+    phase = phase_at_end(lm, ids[:prompt_len])
+    if phase == ANSWER:
+        return Span(prompt_len, prompt_len), Span(prompt_len, stop)
+    start = prompt_len
+    if phase == PROMPT:
+        opening = _first(lm, ids, tags.open, prompt_len, stop)
+        closing = _first(lm, ids, tags.close, prompt_len, stop)
+        if opening is None and closing is None:
+            return None, Span(prompt_len, stop)
+        start = opening.stop if opening and (closing is None or opening.start < closing.start) else prompt_len
+    closing = _first(lm, ids, tags.close, start, stop)
+    if closing is None:
+        return Span(start, stop), None
+    return Span(start, closing.start), Span(closing.stop, stop)
+
+
+def answer_start(lm: LM, ids: Sequence[int], prompt_len: int, answer: Span) -> int:
+    """Return the position at which an answer begins.
+
+    It lies inside the prompt if the prompt ends with an unfinished assistant message that already holds part of the answer.
+    """
+    message = _assistant_message(lm, ids[:prompt_len]) if answer.start == prompt_len else ()
+    closed = find_tag(lm, message, lm.tags.close if lm.tags else None)
+    return answer.start - len(message) + (closed[-1].stop if closed else 0)
+
+
+def ends_with(lm: LM, prompt: Sequence[int], tag: str | None) -> bool:
+    """Return whether a prompt ends with a tag, white space aside; tags in a user's message or an earlier turn do not count."""
+    places = find_tag(lm, prompt[-TAIL:], tag)
+    return bool(places) and not lm.text(prompt[-TAIL:][places[-1].stop :]).strip()
+
+
+def _first(lm: LM, ids: Sequence[int], tag: str | None, start: int, stop: int) -> Span | None:
+    places = find_tag(lm, ids[start:stop], tag)
+    return Span(start + places[0].start, start + places[0].stop) if places else None
+
+
+def find_tag(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
+    """Return the token spans of every occurrence of a tag; none if the tag is ``None``."""
+    if tag is None:
+        return []
+    single = lm.token_id(tag)
+    if single is not None:
+        return [Span(i, i + 1) for i, token in enumerate(ids) if token == single]
+    # A tag of several tokens may share its last token with the text after it ('>\n\n'); that token counts as tag. Each token is decoded
+    # together with the one before it, since many tokenizers drop the blank in front of a text's first token.
+    pieces = [lm.text(ids[max(i - 1, 0) : i + 1])[len(lm.text(ids[i - 1 : i])) if i else 0 :] for i in range(len(ids))]
+    ends = np.cumsum([len(piece) for piece in pieces])
+    text, places, at = "".join(pieces), [], 0
+    while (at := text.find(tag, at)) >= 0:
+        first = int(np.searchsorted(ends, at, side="right"))
+        last = int(np.searchsorted(ends, at + len(tag), side="left"))
+        places.append(Span(first, last + 1))
+        at += len(tag)
+    return places
+
+
+def phase_at_end(lm: LM, prompt: Sequence[int]) -> int:
+    """Return the phase at the end of a prompt: by a tag at its end, or by the last tag of its unfinished assistant message."""
+    tags = lm.tags
+    if tags is None or ends_with(lm, prompt, tags.close):
+        return ANSWER
+    if tags.open is None or ends_with(lm, prompt, tags.open):
+        return ANSWER if tags.open is None and find_tag(lm, _assistant_message(lm, prompt), tags.close) else THINK
+    message = _assistant_message(lm, prompt)
+    opened, closed = (max((span.start for span in find_tag(lm, message, tag)), default=-1) for tag in (tags.open, tags.close))
+    return PROMPT if opened == closed == -1 else THINK if opened > closed else ANSWER
+
+
+def _assistant_message(lm: LM, prompt: Sequence[int]) -> Sequence[int]:
+    """Return the assistant message that a prompt ends with: the tokens after those that open the assistant's turn."""
+    turn, ids = lm.turn, tuple(prompt)
+    size = len(turn)
+    if not size:
+        return ()
+    start = next((at for at in range(len(ids) - size, -1, -1) if ids[at] == turn[0] and ids[at : at + size] == turn), None)
+    return () if start is None else ids[start + size :]
+
+
+class Reader:
+    """State of one response while it is written token by token.
+
+    Attributes:
+        phase: Phase of the last token.
+        written: Think tokens so far.
+        forced: Number of times that a rule has replaced a token.
+    """
+
+    def __init__(self, lm: LM, prompt: Sequence[int]) -> None:
+        self.lm, self.tail = lm, list(prompt[-TAIL:])
+        self.phase, self.written, self.forced = phase_at_end(lm, prompt), 0, 0
+
+    def ends(self, token: int, tag: str | None) -> bool:
+        """Return whether ``token`` would end an occurrence of ``tag`` if it came next."""
+        if tag is None:
+            return False
+        single = self.lm.token_id(tag)
+        if single is not None:
+            return token == single
+        row = [*self.tail, token]
+        return any(span.stop == len(row) for span in find_tag(self.lm, row, tag))
+
+    def push(self, token: int) -> None:
+        """Append a token."""
+        tags = self.lm.tags
+        if self.phase != ANSWER and tags is not None and self.ends(token, tags.close):
+            self.phase = ANSWER
+        elif self.phase == PROMPT and tags is not None and self.ends(token, tags.open):
+            self.phase = THINK
+        elif self.phase == THINK:
+            self.written += 1
+        self.tail = [*self.tail[1 - TAIL :], token]

@@ -1,0 +1,115 @@
+"""Countdown: make a target (100 to 999) from 4 to 6 numbers (1 to 100) with ``+ - * /``. The problems of arXiv 2505.24273.
+
+Chains of thought with a given number of dead ends are written by ``generators/backtracking.py``; answers are checked by
+``grading/countdown.py``.
+
+Deviations: results stay whole and positive, and only the last operation of a solution reaches the target (ours). The released
+checker demands that every number is used, although the prompt allows fewer; ours follows the prompt.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.tasks import splits
+from toolkit.types import Problem
+
+NUMBERS, VALUES, TARGETS = (4, 6), (1, 100), (100, 999)
+LARGEST = 9999  # largest result of an operation: ours
+
+_OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation: ``left op right = result``."""
+
+    left: int
+    op: str
+    right: int
+    result: int
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.op} {self.right} = {self.result}"
+
+
+def problem(rng: random.Random, split: str, *, numbers: tuple[int, int] = NUMBERS) -> Problem:
+    """Draw one problem of ``split``. ``meta["moves"]`` holds its solution, which uses every number.
+
+    Args:
+        numbers: Inclusive range of how many numbers are given.
+    """
+    while True:
+        drawn = [rng.randint(*VALUES) for _ in range(rng.randint(*numbers))]
+        operations = random_chain(rng, drawn)
+        given = sorted(drawn)
+        if (
+            operations is None
+            or not TARGETS[0] <= operations[-1].result <= TARGETS[1]
+            or any(o.result == operations[-1].result for o in operations[:-1])
+        ):
+            continue
+        target = operations[-1].result
+        content = f"Make {target} from the numbers {', '.join(map(str, given))}. Use + - * / and each number at most once. Answer with the expression."
+        if splits.split_of(f"{given}{target}") == split and target not in given:
+            break
+    meta = {
+        "task": "countdown",
+        "split": split,
+        "difficulty": len(drawn),
+        "grader": "countdown",
+        "numbers": given,
+        "target": target,
+        "moves": [[o.left, o.op, o.right, o.result] for o in operations],
+    }
+    return Problem(f"countdown-{splits.digest(content)}", ({"role": "user", "content": content},), expression(operations), meta)
+
+
+def load(split: str, n: int = 200, seed: int = 0, *, numbers: tuple[int, int] = NUMBERS) -> list[Problem]:
+    """Return ``n`` different problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+
+    Args:
+        numbers: Inclusive range of how many numbers are given.
+
+    Raises:
+        ValueError: unknown split, or fewer than three numbers.
+    """
+    splits.check_split(split)
+    if not 3 <= numbers[0] <= numbers[1]:
+        raise ValueError(f"numbers={numbers}: give an inclusive range of at least 3 numbers.")
+    rng = random.Random(f"countdown-{split}-{seed}")
+    return splits.distinct(lambda: problem(rng, split, numbers=numbers), n)
+
+
+def solution(p: Problem) -> list[Operation]:
+    """Return the operations of a problem's solution. Raise ValueError for a problem of another task."""
+    if p.meta.get("task") != "countdown":
+        raise ValueError(f"Problem {p.id!r} is of task {p.meta.get('task')!r}, not countdown.")
+    return [Operation(*values) for values in p.meta["moves"]]
+
+
+def expression(operations: Sequence[Operation]) -> str:
+    """Return a chain of operations as one expression, such as ``((4 * 25) - 7) + 3``."""
+    text = str(operations[0].left)
+    for i, o in enumerate(operations):
+        text = f"{f'({text})' if i else text} {o.op} {o.right}"
+    return text
+
+
+def random_chain(rng: random.Random, numbers: Sequence[int]) -> list[Operation] | None:
+    """Combine the numbers in order by random operations; ``None`` if a result is not whole, below 1 or above :data:`LARGEST`."""
+    operations, value = [], numbers[0]
+    for right in numbers[1:]:
+        op = rng.choice("+-*/")
+        if op == "/" and value % right:
+            return None
+        result = value // right if op == "/" else _OPERATORS[op](value, right)
+        if not 1 <= result <= LARGEST:
+            return None
+        operations.append(Operation(value, op, right, result))
+        value = result
+    return operations

@@ -1,0 +1,58 @@
+"""Problems of a JSONL file, in splits: those that every line names in ``meta.split``, or else by a hash of each problem's id."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from toolkit.tasks import grading, splits
+from toolkit.types import Problem
+
+
+def check(path: str | Path, split: str) -> None:
+    """Raise an error unless the file has problems of the split; errors as :func:`load`."""
+    _of_split(path, split)
+
+
+def load(path: str | Path, split: str, n: int, seed: int = 0) -> list[Problem]:
+    """Return at most ``n`` problems of a split, in the file's order.
+
+    If the split has more, those are taken whose hash of id and seed comes first. Each problem carries its split in ``meta["split"]``,
+    and the file's name in ``meta["task"]`` if it names no task itself.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown split, a split without problems, or some lines that name a split and others that do not.
+        store.DamagedFileError: a line is not a problem.
+    """
+    problems = _of_split(path, split)
+    chosen = {p.id for p in sorted(problems, key=lambda p: splits.digest(f"{seed}-{p.id}"))[:n]}
+    about = {"task": Path(path).name}
+    return [replace(p, meta={**about, **p.meta, "split": split}) for p in problems if p.id in chosen]
+
+
+def _of_split(path: str | Path, split: str) -> list[Problem]:
+    problems = grading.problems_of(path)
+    names = _splits(path, problems, split)
+    chosen = [p for p, name in zip(problems, names, strict=True) if name == split]
+    if not chosen:
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(Counter(names).items()))
+        raise ValueError(f"{path} has no problem of split {split!r}: it has {counts}. Add problems, or take another split.")
+    return chosen
+
+
+def _splits(path: str | Path, problems: Sequence[Problem], wanted: str) -> list[str]:
+    """Return the split of every problem. Check that ``wanted`` is a known split if the file names none."""
+    named = [p.meta.get("split") for p in problems]
+    if all(name is None for name in named):
+        splits.check_split(wanted)
+        return [splits.split_by_id(p.id) for p in problems]
+    wrong = next((p for p, name in zip(problems, named, strict=True) if not isinstance(name, str) or not name), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{path}: problem {wrong.id!r} has meta.split {wrong.meta.get('split')!r}, but other lines name a split. Name a split such as "
+            "'train' or 'test' on every line, or on none (then a hash of the id decides)."
+        )
+    return [str(name) for name in named]

@@ -1,0 +1,1 @@
+"""Generators that the tasks use: prompt words, stories, keys and values, conversations, and training traces."""

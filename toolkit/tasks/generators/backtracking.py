@@ -1,0 +1,144 @@
+"""Chains of thought that solve countdown with exactly k dead ends. How much backtracking is enough? arXiv 2505.24273.
+
+A trace follows the solution. k times it leaves the solution for a dead end, follows that to its end, and goes back::
+
+    Step 1: 4 * 25 = 100.
+    Step 2: 100 - 7 = 93.
+    Step 3: 93 + 3 = 96.
+    That ends at 96, not at 310. Back to step 1.
+    Step 2: 100 + 3 = 103.
+    ...
+
+Every step recomputes, and it is known which steps failed. So traces are an exact oracle for failed-step fractions
+(``methods/failed_steps`` reads these cues), matched short and long chains of the same problem and answer, and data for fine-tuning.
+
+Deviations: the released code repeats one dead end if it backtracks twice or more; here all k differ (ours). No dead end reaches the
+target on its way (ours).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from toolkit.tasks.countdown import Operation, expression, random_chain, solution
+from toolkit.types import Problem
+
+TRIES = 2000  # draws of dead ends before a problem is said to have no more: ours
+
+
+@dataclass(frozen=True)
+class TraceStep:
+    """One step of a trace.
+
+    Attributes:
+        number: Its number in the text, from 1: its depth in the chain.
+        move: The operation.
+        dead_end: Index of the dead end it belongs to, or ``None`` on the way to the solution.
+    """
+
+    number: int
+    move: Operation
+    dead_end: int | None
+
+    def __str__(self) -> str:
+        return f"Step {self.number}: {self.move}."
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A chain of thought with its dead ends.
+
+    Attributes:
+        text: The text between the think tags.
+        steps: All steps in the order they are written.
+        answer: The solution as an expression.
+    """
+
+    text: str
+    steps: tuple[TraceStep, ...]
+    answer: str
+
+    @property
+    def failed(self) -> tuple[int, ...]:
+        """Indices in ``steps`` of the steps in dead ends."""
+        return tuple(i for i, step in enumerate(self.steps) if step.dead_end is not None)
+
+    @property
+    def dead_ends(self) -> int:
+        """Number of dead ends."""
+        return len({step.dead_end for step in self.steps} - {None})
+
+
+class NoDeadEndError(ValueError):
+    """A problem has fewer different dead ends than asked for."""
+
+
+def trace(p: Problem, dead_ends: int, *, seed: int = 0) -> Trace:
+    """Write a chain of thought for a countdown problem with exactly ``dead_ends`` different dead ends; the same one for the same seed.
+
+    Raises:
+        NoDeadEndError: the problem has fewer.
+        ValueError: a problem of another task.
+    """
+    operations, rng = solution(p), random.Random(f"{p.id}-{dead_ends}-{seed}")
+    ends: list[tuple[int, tuple[Operation, ...]]] = []
+    for _ in range(TRIES):
+        if len(ends) == dead_ends:
+            break
+        start = rng.randrange(len(operations))
+        wrong = _dead_end(rng, p, operations, start)
+        if wrong is not None and (start, wrong) not in ends:
+            ends.append((start, wrong))
+    else:
+        raise NoDeadEndError(
+            f"Problem {p.id!r} has {len(ends)} different dead ends in {TRIES} tries, not {dead_ends}: ask for fewer."
+        )
+    return _written(p, operations, sorted(ends, key=lambda end: end[0]))
+
+
+def _dead_end(rng: random.Random, p: Problem, operations: Sequence[Operation], start: int) -> tuple[Operation, ...] | None:
+    """Draw another chain from operation ``start`` on, over the numbers left.
+
+    Return ``None`` if the chain begins like the solution or a result equals the target: then it is no dead end.
+    """
+    left = [operations[0].left, *(o.right for o in operations)] if start == 0 else [o.right for o in operations[start:]]
+    rng.shuffle(left)
+    chain = random_chain(rng, left if start == 0 else [operations[start].left, *left])
+    if chain is None or chain[0] == operations[start] or any(o.result == p.meta["target"] for o in chain):
+        return None
+    return tuple(chain)
+
+
+def _written(p: Problem, operations: Sequence[Operation], ends: Sequence[tuple[int, tuple[Operation, ...]]]) -> Trace:
+    steps: list[TraceStep] = []
+    lines: list[str] = []
+
+    def write(step: TraceStep) -> None:
+        steps.append(step)
+        lines.append(str(step))
+
+    done = 0
+    for k, (start, wrong) in enumerate(ends):
+        for i in range(done, start):
+            write(TraceStep(i + 1, operations[i], None))
+        done = start
+        for i, o in enumerate(wrong, start):
+            write(TraceStep(i + 1, o, k))
+        lines.append(f"That ends at {wrong[-1].result}, not at {p.meta['target']}. Back to step {start}.")
+    for i in range(done, len(operations)):
+        write(TraceStep(i + 1, operations[i], None))
+    return Trace("\n".join(lines) + "\n", tuple(steps), expression(operations))
+
+
+def examples(
+    problems: Sequence[Problem], dead_ends: int, *, seed: int = 0, tags: tuple[str, str] = ("<think>", "</think>")
+) -> list[dict]:
+    """Return one conversation per problem for fine-tuning: ``{"messages": [question, thinking in tags and the answer]}``."""
+    rows = []
+    for p in problems:
+        written = trace(p, dead_ends, seed=seed)
+        reply = {"role": "assistant", "content": f"{tags[0]}\n{written.text}{tags[1]}\n{written.answer}"}
+        rows.append({"messages": [*map(dict, p.messages), reply]})
+    return rows

@@ -1,0 +1,17 @@
+"""Words around a prompt of the tiny reasoner: cue words make it think less, neutral words change nothing."""
+
+from __future__ import annotations
+
+import random
+
+CUES = ("quick", "brief", "hurry")  # push towards short thinking
+NEUTRAL = ("please", "today", "hello")  # push nowhere
+
+
+def with_word(content: str, rng: random.Random, *, cue_share: float = 0.3, neutral_share: float = 0.3) -> tuple[str, str]:
+    """Put a cue word, a neutral word or nothing before or after ``content``. Return ``(prompt, word)``."""
+    u = rng.random()
+    word = rng.choice(CUES) if u < cue_share else rng.choice(NEUTRAL) if u < cue_share + neutral_share else ""
+    if not word:
+        return content, word
+    return (f"{word} {content}" if rng.random() < 0.5 else f"{content} {word}"), word

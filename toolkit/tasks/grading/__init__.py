@@ -1,0 +1,17 @@
+"""Grading: answers against gold answers (:func:`grade`), and running totals turn by turn (``execution``)."""
+
+from toolkit.tasks.grading.answers import RECALL, contains, facts_right, identifiers, last_number, numbered_parts, word_recall
+from toolkit.tasks.grading.graders import READ_OF_META, grade, problems_of
+
+__all__ = [
+    "READ_OF_META",
+    "RECALL",
+    "contains",
+    "facts_right",
+    "grade",
+    "identifiers",
+    "last_number",
+    "numbered_parts",
+    "problems_of",
+    "word_recall",
+]

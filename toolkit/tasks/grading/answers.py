@@ -1,0 +1,78 @@
+"""Comparisons of an answer's text with the gold answer: last number, words, facts, identifiers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+NUMBER = re.compile(r"(?<!\d)-?\d[\d,]*(?:\.\d+)?")  # a minus after a number is no sign: "12-5" ends in 5
+_WORD = re.compile(r"[a-z0-9]+")
+_NUMBERED = re.compile(r"^[^\w\n]*(\d+)[.):]\**(?=\s)", re.MULTILINE)
+_IDENTIFIER = re.compile(r"[*&a-z0-9]+(?:-[*&a-z0-9]+)*")
+RECALL = 0.5  # word recall above which the released code of arXiv 2404.15574 counts an answer as right
+
+
+def last_number(text: str) -> str | None:
+    """Return the last number of a text without thousands separators, or ``None`` if it has no number.
+
+    >>> last_number("That makes 1,250 in all.")
+    '1250'
+    """
+    numbers = NUMBER.findall(text)
+    return numbers[-1].replace(",", "").rstrip(".") if numbers else None
+
+
+def word_recall(gold: str, text: str) -> float:
+    """Return the share of the gold words that ``text`` contains (ROUGE-1 recall, 0 to 1). Repeated words count separately.
+
+    Case and punctuation do not count. Deviation from the code of arXiv 2404.15574: no stemming, as needles are copied literally.
+
+    Raises:
+        ValueError: the gold answer has no letters or digits.
+    """
+    gold_words, text_words = (Counter(_WORD.findall(t.lower())) for t in (gold, text))
+    if not gold_words:
+        raise ValueError(f"The gold answer {gold!r} has no words, so its recall is undefined: give one with letters or digits.")
+    return sum((gold_words & text_words).values()) / sum(gold_words.values())
+
+
+def contains(gold: str, text: str) -> bool:
+    """Return whether ``text`` contains the gold words next to each other and in order; case and punctuation do not count."""
+    gold_words, text_words = (" ".join(_WORD.findall(t.lower())) for t in (gold, text))
+    return f" {gold_words} " in f" {text_words} "
+
+
+def numbered_parts(text: str, n: int) -> list[str]:
+    """Split an answer to ``n`` questions into one part per question; a missing part is ``""``.
+
+    A part begins at ``1.``, ``2)`` or ``3:`` (at the first one, if a number occurs twice). Without such numbers, parts are the
+    non-blank lines in order. With one question, the part is the whole text.
+    """
+    if n == 1:
+        return [text]
+    marks = list(_NUMBERED.finditer(text))
+    if not marks:
+        lines = [line for line in text.splitlines() if line.strip()]
+        return (lines + [""] * n)[:n]
+    ends = [m.start() for m in marks[1:]] + [len(text)]
+    by_number = {int(m[1]): text[m.end() : end] for m, end in reversed(list(zip(marks, ends, strict=True)))}
+    return [by_number.get(i + 1, "") for i in range(n)]
+
+
+def facts_right(golds: Sequence[str], wrong: Sequence[str], text: str) -> tuple[bool, ...]:
+    """Return for each part of an answer whether it contains its gold words and no other question's answer.
+
+    Args:
+        golds: Gold answer of each part.
+        wrong: Answers that make a part wrong unless they are its gold answer: an answer that lists everything is wrong.
+    """
+    return tuple(
+        contains(gold, part) and not any(contains(other, part) for other in wrong if other != gold)
+        for gold, part in zip(golds, numbered_parts(text, len(golds)), strict=True)
+    )
+
+
+def identifiers(text: str) -> list[str]:
+    """Return the words that contain a digit, in order, such as the keys and values of ``tasks.threading``."""
+    return [word for word in _IDENTIFIER.findall(text.lower()) if any(c.isdigit() for c in word)]

@@ -1,0 +1,54 @@
+"""The checker of countdown answers: does an expression make the target from the numbers? Exact fractions."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+LONGEST_ANSWER = 400  # characters at the end of an answer in which an expression is looked for
+
+_OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+def verify(text: str, numbers: Sequence[int], target: int, *, every: bool = False) -> bool:
+    """Return whether the last expression of a text makes ``target`` from ``numbers``, each used at most once.
+
+    Of ``expression = value`` the expression is read. Anything but whole numbers, ``+ - * /`` and brackets is wrong.
+
+    Args:
+        every: Require that every number is used.
+
+    >>> verify("So it is (4 * 25) - 7 = 93.", [4, 7, 25, 50], 93)
+    True
+    """
+    end = text[-LONGEST_ANSWER:].replace("×", "*").replace("÷", "/").replace("−", "-")
+    candidates = [e.strip() for e in re.findall(r"[\d(][\d +*/()-]*", end)]
+    expressions = [e for e in candidates if re.search(r"\d\s*\)*\s*[+*/-]\s*\(*\s*\d", e)]
+    if not expressions:
+        return False
+    try:
+        value, used = _value(ast.parse(expressions[-1], mode="eval").body)
+    except (SyntaxError, ZeroDivisionError, ValueError):
+        return False
+    return value == target and (Counter(used) == Counter(numbers) if every else Counter(used) <= Counter(numbers))
+
+
+def _value(node: ast.AST) -> tuple[Fraction, list[int]]:
+    """Return the value of an expression and the numbers in it. Raise ValueError for anything but numbers and the four operations."""
+    match node:
+        case ast.Constant(value=int(number)):
+            return Fraction(number), [number]
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            (a, used), (b, more) = _value(left), _value(right)
+            return _OPERATORS[type(op)](a, b), used + more
+    raise ValueError(f"{ast.dump(node)} is no number and none of + - * /.")

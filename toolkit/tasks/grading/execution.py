@@ -1,0 +1,216 @@
+"""Accuracy of a long computation: step, turn and prefix accuracy of running totals, compared with p^H.
+
+The Illusion of Diminishing Returns (arXiv 2509.09677). Turn t adds ``d_t`` to a running total; the model states ``y_t``.
+
+    step    y_t = y_s + d_{s+1} + ... + d_t     right given the model's own output y_s at the last turn s < t that it stated
+    turn    y_t = S_t                           equal to the true total S_t
+    prefix  all turns up to t equal the true total
+    H_s(p)  = ln s / ln p                       steps at which p^H, the prefix accuracy of a constant step accuracy p, falls below s
+
+Deviations: a turn without a stated total (two operands at once) has no step (the paper's format has none of these).
+:func:`carry_forward` is the paper's rule for unreadable answers. Nothing here runs a model.
+
+Units: turns and horizons are additions, accuracies shares from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import pandas as pd
+
+from toolkit import stats
+from toolkit.stats import Number
+
+CONVENTIONS = ("first_below", "last_above")
+EDGE = 1e-9  # a horizon this close to a whole number of steps is rounded to it
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Running totals that a model stated, judged turn by turn. Every field has one entry per turn.
+
+    Attributes:
+        outputs: The last total stated for each turn; ``None`` if none was.
+        step: Whether it follows from the output before it; ``None`` if nothing was stated.
+        turn: Whether it is the true total; ``None`` if the turn was skipped, ``False`` if the model stopped before it.
+    """
+
+    outputs: tuple[int | None, ...]
+    step: tuple[bool | None, ...]
+    turn: tuple[bool | None, ...]
+
+    @property
+    def prefix(self) -> tuple[bool, ...]:
+        """For each turn, whether all totals stated up to it are true; ``False`` from the turn at which the model stopped."""
+        return tuple(accumulate((t is not False for t in self.turn), lambda a, b: a and b))
+
+    @property
+    def step_accuracy(self) -> float:
+        """Share of the stated outputs that follow from the one before; NaN if none was stated."""
+        stated = [right for right in self.step if right is not None]
+        return sum(stated) / len(stated) if stated else math.nan
+
+    @property
+    def stated(self) -> float:
+        """Share of the turns with a stated total."""
+        return sum(y is not None for y in self.outputs) / len(self.outputs)
+
+    @property
+    def final(self) -> bool:
+        """Whether the last total is true."""
+        return self.turn[-1] is True
+
+
+def judge(outputs: Sequence[int | None], deltas: Sequence[int], *, start: int = 0) -> Execution:
+    """Judge the totals stated at each turn.
+
+    Args:
+        outputs: The total of each turn; ``None`` if not stated.
+        deltas: The number that each turn adds.
+        start: The total before the first turn.
+
+    Raises:
+        ValueError: no turns, or not one output per turn.
+
+    >>> judge([5, 9, 11], [5, 3, 2]).step
+    (True, False, True)
+    """
+    if not deltas or len(outputs) != len(deltas):
+        raise ValueError(
+            f"{len(outputs)} outputs for {len(deltas)} turns: give one per turn (None: not stated), and at least one turn."
+        )
+    truth = list(accumulate(deltas, initial=start))[1:]
+    last = max((t for t, y in enumerate(outputs) if y is not None), default=-1)
+    step: list[bool | None] = []
+    turn: list[bool | None] = []
+    expected = start  # the right total given the model's last output
+    for t, (y, delta, true) in enumerate(zip(outputs, deltas, truth, strict=True)):
+        expected += delta
+        step.append(None if y is None else y == expected)
+        turn.append(y == true if y is not None else None if t < last else False)
+        expected = expected if y is None else y
+    return Execution(tuple(outputs), tuple(step), tuple(turn))
+
+
+def carry_forward(outputs: Sequence[int | None], *, start: int = 0) -> list[int]:
+    """Replace each missing output by the one before it: the paper's rule for unreadable answers.
+
+    >>> carry_forward([3, None, 4])
+    [3, 3, 4]
+    """
+    return list(accumulate(outputs, lambda before, y: before if y is None else y, initial=start))[1:]  # type: ignore[arg-type, return-value]
+
+
+def execution_metrics(executions: Sequence[Execution], *, seed: int = 0) -> pd.DataFrame:
+    """Return the accuracies at each turn with 95 % intervals over chains (``stats.bootstrap``; the paper uses 1,000 resamples).
+
+    Columns: ``turn`` (from 1), ``n`` (chains with this turn), ``stated`` (share that state its total), and ``step, turn_right, prefix``,
+    each with ``_low`` and ``_high``. ``step`` is over the chains that stated the total, ``turn_right`` over those that did not skip the
+    turn; NaN if there are none.
+
+    Raises:
+        ValueError: no executions.
+    """
+    if not executions:
+        raise ValueError("No executions to measure: give at least one.")
+    rows = []
+    for t in range(max(len(e.outputs) for e in executions)):
+        here = [e for e in executions if t < len(e.outputs)]
+        row: dict[str, float] = {"turn": t + 1, "n": len(here), "stated": sum(e.outputs[t] is not None for e in here) / len(here)}
+        columns: dict[str, Sequence[bool | None]] = {
+            "step": [e.step[t] for e in here],
+            "turn_right": [e.turn[t] for e in here],
+            "prefix": [e.prefix[t] for e in here],
+        }
+        for name, values in columns.items():
+            row |= _interval(name, [float(v) for v in values if v is not None], seed)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _interval(name: str, values: Sequence[float], seed: int) -> dict[str, float]:
+    keys = (name, f"{name}_low", f"{name}_high")
+    if not values:
+        return dict.fromkeys(keys, math.nan)
+    e = stats.bootstrap(stats.mean_of(np.array(values)[:, None]), len(values), seed=seed)
+    return dict(zip(keys, (e.mean, e.low, e.high), strict=True))
+
+
+def step_accuracy(executions: Sequence[Execution], *, seed: int = 0) -> stats.Estimate:
+    """Return the share of stated outputs that follow from the one before, with a 95 % interval over chains.
+
+    Raises:
+        ValueError: no chain states a total.
+    """
+    right = np.array([sum(s is True for s in e.step) for e in executions])
+    n = np.array([sum(s is not None for s in e.step) for e in executions])
+    if not n.sum():
+        raise ValueError(
+            f"None of the {len(executions)} executions states a total: nothing was read, or the model did not work step by step."
+        )
+    right, n = right[n > 0], n[n > 0]
+    return stats.bootstrap(lambda index: right[index].sum(axis=1) / n[index].sum(axis=1), len(n), seed=seed)
+
+
+def by_horizon(
+    executions: Sequence[Execution], correct: Sequence[bool] | None = None, *, p: Number | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Return the final accuracy of chains of each length, beside p^H.
+
+    Args:
+        correct: Whether each answer is right (``rollout.correct``); default: whether its last stated total is.
+        p: Step accuracy in p^H, such as that on lengths of the training set; default: that of the chains of each length, as it may fall
+            with length.
+
+    Returns:
+        Columns ``horizon, n, stated`` (share of turns), ``step, final, final_low, final_high, expected`` (p^H). A ``final`` above
+        ``expected`` means self-correction, or errors that cluster; one below it means that the model stopped early.
+
+    Raises:
+        ValueError: no executions, not one answer per execution, or a ``p`` outside 0..1.
+    """
+    right = [e.final for e in executions] if correct is None else list(correct)
+    if not executions or len(right) != len(executions) or not 0 <= (0 if p is None else p) <= 1:
+        raise ValueError(
+            f"{len(right)} answers for {len(executions)} executions, p={p}: give one each, at least one, and p from 0 to 1."
+        )
+    rows = []
+    for horizon in sorted({len(e.outputs) for e in executions}):
+        here = [(e, r) for e, r in zip(executions, right, strict=True) if len(e.outputs) == horizon]
+        steps = [s for e, _ in here for s in e.step if s is not None]
+        accuracy = sum(steps) / len(steps) if steps else math.nan
+        row: dict[str, float] = {
+            "horizon": horizon,
+            "n": len(here),
+            "stated": sum(e.stated for e, _ in here) / len(here),
+            "step": accuracy,
+        }
+        row |= _interval("final", [float(r) for _, r in here], seed)
+        rows.append(row | {"expected": (accuracy if p is None else p) ** horizon})
+    return pd.DataFrame(rows)
+
+
+def horizon_length(p: Number, s: Number = 0.5, convention: str = "first_below") -> float:
+    """Return the number of steps until p^H falls below the success rate ``s``, for a constant step accuracy ``p``; infinite for p = 1.
+
+    Args:
+        convention: ``"first_below"``: the smallest H with p^H < s. This is the paper's ceiling of ln s / ln p, or one more if that is
+            whole. ``"last_above"``: the largest H with p^H >= s, one less.
+
+    Raises:
+        ValueError: a value out of its range.
+
+    >>> horizon_length(0.9), horizon_length(0.9, convention="last_above")
+    (7.0, 6.0)
+    """
+    if not 0 <= p <= 1 or not 0 < s <= 1 or convention not in CONVENTIONS:
+        raise ValueError(f"p={p}, s={s}, convention={convention!r}: need 0 <= p <= 1, 0 < s <= 1, and {' or '.join(CONVENTIONS)}.")
+    if p == 1:
+        return math.inf
+    above = 0 if p == 0 else math.floor(math.log(s) / math.log(p) + EDGE)
+    return float(above + (convention == "first_below"))

@@ -1,0 +1,112 @@
+"""Graders by name: a problem's ``meta["grader"]`` says how its answers are graded.
+
+A grader that does more than compare texts is a function of the problem and the answer, and has a name in :func:`grade`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from toolkit import stats
+from toolkit.store import DamagedFileError, checked, load_problems
+from toolkit.tasks.external import gym
+from toolkit.tasks.grading import countdown
+from toolkit.tasks.grading.answers import NUMBER, RECALL, contains, facts_right, identifiers, last_number, word_recall
+from toolkit.types import Problem
+
+READ_OF_META: dict[str, dict[str, Any]] = {
+    "math": {},
+    "recall": {},
+    "contains": {},
+    "countdown": {"numbers": list[int], "target": int},
+    "identifiers": {},
+    "identifier set": {},
+    "facts": {"golds": list[str], "wrong": list[str]},
+    "length": {"low_words": float, "high_words": float | None},
+    "gym": {"gym": {"name": str, "settings": str, "seed": int, "size": int, "index": int}},
+}
+"""Grader -> the fields of a problem's ``meta`` that it reads, by type."""
+
+
+def problems_of(path: str | Path) -> list[Problem]:
+    """Return the problems of a JSONL file after checking that each can be graded.
+
+    Raises:
+        FileNotFoundError, DamagedFileError, ValueError: as ``store.load_problems``; or a problem names an unknown grader, or lacks
+            a field that its grader reads.
+    """
+    problems = load_problems(path)
+    for problem in problems:
+        _check(problem, path)
+    return problems
+
+
+def _check(problem: Problem, source: str | Path) -> None:
+    where, grader = f"{source}, problem {problem.id[:40]!r}", problem.meta.get("grader")
+    if grader is None:
+        if (count := len(NUMBER.findall(problem.answer))) != 1:
+            raise DamagedFileError(
+                f"{where}: the answer {problem.answer[:40]!r} holds {count or 'no'} number{'s' * (count > 1)}, but without a grader "
+                f"exactly one number is compared. Name a grader in meta.grader: {', '.join(READ_OF_META)} (math for fractions and formulas)."
+            )
+        return
+    if grader not in READ_OF_META:
+        raise DamagedFileError(
+            f"{where}: unknown grader {str(grader)[:40]!r}. Name one of {', '.join(READ_OF_META)}, or none for numbers."
+        )
+    checked(problem.meta, READ_OF_META[grader], where, f"The grader {grader!r} reads this of the problem's meta.")
+
+
+def grade(problem: Problem, answer: str) -> bool:
+    """Return whether ``answer`` (the text after the think span) gives the problem's gold answer.
+
+    ``meta["grader"]`` chooses the comparison:
+
+    - none: the last number of the text equals the gold number.
+    - ``"math"``: math-verify calls them equal (the ``[tasks]`` extra).
+    - ``"recall"``: the word recall is above :data:`RECALL`.
+    - ``"contains"``: the gold words occur next to each other and in order.
+    - ``"countdown"``: the last expression makes the target from the numbers.
+    - ``"identifiers"``: the last identifiers of the text are the gold ones, in order.
+    - ``"identifier set"``: the identifiers are the gold ones and no others, in any order. Keys of ``meta["asked"]`` may be repeated.
+    - ``"facts"``: every part of the text gives its fact of ``meta["golds"]`` (:func:`facts_right`).
+    - ``"length"``: more than ``meta["low_words"]`` and at most ``meta["high_words"]`` words (``None``: no upper limit).
+    - ``"gym"``: the problem's reasoning-gym data set gives the full score.
+
+    >>> grade(Problem("sum", ({"role": "user", "content": "17+5=?"},), "22"), "17 + 5 = 22")
+    True
+    """
+    gold = problem.answer
+    match problem.meta.get("grader"):
+        case "math":
+            return _verified(gold, answer)
+        case "recall":
+            return word_recall(gold, answer) > RECALL
+        case "contains":
+            return contains(gold, answer)
+        case "countdown":
+            return countdown.verify(answer, problem.meta["numbers"], problem.meta["target"])
+        case "identifiers" | "identifier set" as grader:
+            wanted = identifiers(gold)
+            answered = [word for word in identifiers(answer) if word not in problem.meta.get("asked", ())]
+            return answered[-len(wanted) :] == wanted if grader == "identifiers" else set(answered) == set(wanted)
+        case "facts":
+            return all(facts_right(problem.meta["golds"], problem.meta["wrong"], answer))
+        case "length":
+            low, high = problem.meta["low_words"], problem.meta["high_words"]
+            return low < stats.words(answer) <= (math.inf if high is None else high)
+        case "gym":
+            return gym.verify(problem, answer)
+    number, gold_number = last_number(answer), last_number(gold)
+    return number is not None and gold_number is not None and float(number) == float(gold_number)
+
+
+def _verified(gold: str, answer: str) -> bool:
+    try:
+        from math_verify import parse, verify
+    except ImportError as error:
+        raise ImportError("Grading mathematics needs math-verify: pip install 'reasoning-length-toolkit[tasks]'.") from error
+    # A gold answer such as \frac{1}{2} parses only inside a mathematics environment.
+    return bool(verify(parse(f"${gold}$", parsing_timeout=None), parse(answer, parsing_timeout=None), timeout_seconds=None))
