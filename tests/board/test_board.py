@@ -188,7 +188,7 @@ def test_a_file_of_problems_is_known_by_what_is_in_it(ground, tmp_path):
     ids=["edits", "rules", "functions", "given"],
 )
 def test_one_condition_under_two_names_is_refused(pair):
-    with pytest.raises(ValueError, match=r"'a' and 'b' are one condition .*identity=\{\.\.\.\}") as told:
+    with pytest.raises(ValueError, match=r"'a' and 'b' are one condition: .*identity=\{\.\.\.\}") as told:
         board.select_conditions([board.base(), *pair])
     assert len(str(told.value)) <= 400
     apart = [pair[0], replace(pair[1], identity={"mine": "b"})]
@@ -477,7 +477,7 @@ def test_an_empty_directory_left_by_a_kill_is_no_policy_and_no_adapter(ground, t
 
 def test_the_help_says_that_a_file_of_conditions_is_executed():
     told = CliRunner().invoke(cli.app, ["board", "--help"], env={"COLUMNS": "300", "NO_COLOR": "1"}).output
-    assert "The file is executed: give only one you trust." in " ".join(told.replace("│", " ").split())
+    assert "The file is executed, so give only one that you trust." in " ".join(told.replace("│", " ").split())
 
 
 def test_a_board_without_base_says_what_to_do(ground, tmp_path):

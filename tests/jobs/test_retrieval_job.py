@@ -9,8 +9,8 @@ import pytest
 
 from toolkit import edits, evaluate, jobs, masks, store, tasks
 from toolkit.generate import Sampling, rollouts
-from toolkit.jobs import retrieval
-from toolkit.jobs.retrieval import Mask
+from toolkit.jobs import masking, retrieval
+from toolkit.jobs.masking import Mask
 from toolkit.lm import Condition
 from toolkit.methods import retrieval_heads
 from toolkit.methods.retrieval_heads import NeedleError
@@ -40,7 +40,7 @@ def test_a_response_to_something_else_is_no_example(tiny, found):
 
 
 def test_every_form_is_tested_once_and_the_published_one_at_every_count():
-    chosen = retrieval.planned_masks(jobs.Search(counts=(1, 3)))
+    chosen = masking.planned_masks(jobs.Search(counts=(1, 3)))
     assert len(chosen) == len(set(chosen))
     for ranking in retrieval.RANKINGS:
         own = [m for m in chosen if m.ranking == ranking]
@@ -52,12 +52,12 @@ def test_controls_are_of_the_same_layers_exclude_the_targets_and_do_not_repeat(t
     score = HeadScores(tiny_scores := np_scores(tiny), "made up", "share", tiny.provenance())
     assert tiny_scores.shape == (4, 8)
     plan = retrieval_heads.mask_plan(score, 4)
-    drawn = retrieval.controls(plan, tiny, 5, 0)
+    drawn = masking.controls(plan, tiny, 5, 0)
     assert len({frozenset(p.heads) for p in drawn}) == len(drawn) > 1
     for control in drawn:
         assert not set(control.heads) & set(plan.heads)
         assert sorted(layer for layer, _ in control.heads) == sorted(layer for layer, _ in plan.heads)
-    assert retrieval.controls(retrieval_heads.mask_plan(score, 31), tiny, 2, 0) == []
+    assert masking.controls(retrieval_heads.mask_plan(score, 31), tiny, 2, 0) == []
 
 
 def np_scores(tiny):

@@ -9,7 +9,8 @@ import torch
 
 from toolkit import attention, edits, evaluate, generate, hooks, jobs, tasks
 from toolkit.generate import Sampling
-from toolkit.jobs.retrieval import Mask, RetrievalMeasurement
+from toolkit.jobs.masking import Mask
+from toolkit.jobs.retrieval import RetrievalMeasurement
 from toolkit.lm import LM
 from toolkit.methods import retrieval_heads
 from toolkit.sites import Site

@@ -50,7 +50,7 @@ POLICIES = [
     trained(
         "Train Long, Think Short",
         recipes.train_long_think_short(),
-        note="evaluated with the last budget of its training in every prompt, lookup included",
+        note="judged with the last budget of its training in every prompt, lookup included",
     ),
     trained("Efficient Reasoning", recipes.plain("arora_zanette"), note="Arora and Zanette's discount by length within the group"),
     trained("Surrogate format and length", recipes.surrogate()),

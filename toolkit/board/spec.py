@@ -191,7 +191,7 @@ def check_distinct(keys: Mapping[str, str]) -> None:
 
 def base() -> Spec:
     """Return the unchanged base model, to which all differences are taken."""
-    return _spec(BASE, "base", _base, {}, note="unchanged")
+    return _spec(BASE, "base", _base, {}, note="as it is")
 
 
 def _base(ground: Ground, seed: int) -> Condition:

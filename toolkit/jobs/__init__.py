@@ -1,5 +1,6 @@
 """The work of the commands, as functions that a notebook can call too: one file per family of commands."""
 
+from toolkit.jobs.demonstration import demo
 from toolkit.jobs.edit import (
     DEMO,
     DOSE,
@@ -12,7 +13,6 @@ from toolkit.jobs.edit import (
     EditSettings,
     Finding,
     Form,
-    demo,
     edit_and_measure,
     edit_conditions,
     extract_direction,
@@ -25,7 +25,9 @@ from toolkit.jobs.edit import (
 )
 from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_headline, entropy_report, entropy_tables
 from toolkit.jobs.heads import Atlas, agreement, atlas, condition_effects, entropy_sensitivity, lenses
-from toolkit.jobs.retrieval import Search, masking_effects, measure_retrieval, retrieval_report, thinking_or_not
+from toolkit.jobs.masking import masking_effects, thinking_or_not
+from toolkit.jobs.retrieval import Search, measure_retrieval
+from toolkit.jobs.retrieval_page import retrieval_report
 from toolkit.jobs.steer import dose_report, read_doses, steered_responses, vector_folder
 from toolkit.jobs.study import RolloutDirectory, Say, Study, extraction_rollouts, origin, read_rollouts
 

@@ -1,21 +1,20 @@
-"""Find a length direction and the heads that write it, edit the heads, and compare with controls: ``demo``, ``thinkedit``, ``direction``."""
+"""Find a length direction and the heads that write it, edit the heads, and compare with controls: ``thinkedit``, ``direction``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 
-from toolkit import collect, directions, doses, edits, evaluate, figures, probes, report, store
+from toolkit import collect, directions, edits, evaluate, probes, report, store
 from toolkit.edits import steering
-from toolkit.jobs.study import Say, Study, extraction_rollouts, with_origin
+from toolkit.jobs.study import Say, Study, with_origin
 from toolkit.lm import LM, Condition
 from toolkit.methods import efficiency_steering, thinkedit
-from toolkit.report import Section
 from toolkit.types import Direction, HeadScores, Moments, Plan, Report, Rollout
 
 PUBLISHED, OURS = "ThinkEdit", "ThinkEdit (ours)"
@@ -328,96 +327,8 @@ DEMO = EditSettings(fraction=0.06)
 """Two of the tiny reasoner's 32 heads; the published lists hold 3.9 to 6.3 % of the heads."""
 
 
-def demo(
-    lm: LM, study: Study, directory: str | Path, *, settings: EditSettings = DEMO, say: Say = lambda text: None
-) -> pd.DataFrame:
-    """Run the whole demo: find direction and heads, edit, save, steer, compare with controls, and write a report.
-
-    The edited checkpoint and the steering use our form of ThinkEdit; the report also shows the published form.
-    Writes into ``directory``: ``rollouts/``, ``direction.safetensors``, ``heads.json``, ``edited/``, ``report.json``,
-    ``rows.parquet`` and ``report.html``. After a stop, call it again with the same arguments: finished rollouts are reused.
-
-    Returns:
-        The summary table.
-    """
-    out = store.writable(directory)
-    rollouts = extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
-    say("averaging activations: directions and head scores")
-    findings = {name: find_heads(lm, rollouts, settings, name, origin=study.origin("train")) for name in FORMS}
-    saved = is_saved(lm, findings[OURS], out / "edited")  # raises for another model there, before the long part
-    v = findings[OURS].plan.direction or findings[OURS].direction
-    store.save(findings[OURS].direction, out / "direction.safetensors")
-    heads = {name: {"scores": f.scores, "edited": plan_table(f).reset_index().to_dict("records")} for name, f in findings.items()}
-    store.write_json(heads, out / "heads.json")
-    say("comparing base, edits, steering and random controls on held-out problems")
-    compared = edit_conditions(lm, findings, settings) | steering_conditions(lm, v, settings)
-    measured = evaluate.compare(compared, study.load("test", lm), study.sampling, out=out / "rollouts" / "test")
-    summary = report.write(out, measured, seed=study.seed, settings=settings)
-    if not saved:
-        save_edited(lm, findings[OURS], measured, summary, out / "edited")
-    say("dose-response of steering")
-    both = {"length direction": v, doses.RANDOM: directions.random_like(v, seed=settings.seed)}
-    few = study.load("dev", lm)[: max(40, study.problems // 4)]
-    swept = doses.sweep(lm, both, few, replace(study.sampling, n=4), doses.DoseSweep(STRENGTHS), out=out / "rollouts" / "doses")
-    store.write_json(swept.table.to_dict("records"), out / "doses.json")
-    table = report.headline_table(summary)
-    report.write_page(
-        f"Editing the thinking length of {lm.name}",
-        _intro(study, measured),
-        table,
-        _sections(findings, rollouts, settings, summary, swept),
-        out / "report.html",
-    )
-    return summary
-
-
 def steering_conditions(lm: LM, v: Direction, settings: EditSettings) -> dict[str, Condition]:
     """Return conditions that steer along a direction, shorter and longer, and along a random direction of equal norm."""
     noise = directions.random_like(v, seed=settings.seed)
     doses = {"steered shorter": (v, -DOSE), "steered longer": (v, DOSE), "steered randomly": (noise, DOSE)}
     return {name: Condition(lm, (steering(d, a),), note=str(steering(d, a))) for name, (d, a) in doses.items()}
-
-
-def _intro(study: Study, measured: Report) -> str:
-    return (
-        f"{report.judged_on(measured)} {study.samples} samples per problem at temperature 1, with the same random numbers for every "
-        "model. Each cell: the mean and, in brackets, the paired difference to base with its 95 % bootstrap interval over problems."
-    )
-
-
-def _sections(
-    findings: Mapping[str, Finding], rollouts: Sequence[Rollout], settings: EditSettings, summary: pd.DataFrame, swept: doses.Doses
-) -> list[Section]:
-    apart = {name: directions.separation(f.moments, f.direction).tolist() for name, f in findings.items()}
-    maps = tuple(
-        figures.head_scores(f.scores, f.plan).update_layout(title_text=f"{name}: head scores; outlined: edited")
-        for name, f in findings.items()
-    )
-    return [
-        Section(
-            "How long it thinks",
-            "Rollouts that the direction was computed from, by length class.",
-            (figures.length_distribution(rollouts, settings.classes(rollouts)),),
-        ),
-        Section(
-            "Where length shows",
-            "Distance of long and short thinking along each direction, in within-class standard deviations of a position.",
-            (figures.by_layer(apart, "Separation of long and short thinking", "d'"),),
-        ),
-        Section("Which heads write it", "A high score: in short thinking, the head writes towards short thinking.", maps),
-        Section(
-            "What the edit does",
-            "If an interval contains zero, no effect is detectable at this sample size. Random controls edit other heads of the same layers, or the same heads along random directions that these heads can write.",
-            tuple(figures.differences(summary, m) for m in ("accuracy", "shortest_20", "shortest_20_same", "think_tokens")),
-        ),
-        Section(
-            "Accuracy against length",
-            "Every condition with 95 % intervals in both directions.",
-            (figures.length_accuracy(summary),),
-        ),
-        Section(
-            "Steering",
-            "The part of the length direction that the edited heads write, added at every position, beside a random direction of equal norm. Strength 1 is the difference between long and short thinking.",
-            (figures.dose_response(swept.table), figures.damage(swept.table)),
-        ),
-    ]
