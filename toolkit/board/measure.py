@@ -324,7 +324,7 @@ def _short_push(condition: Condition, texts: Sequence[Rollout], finding: Finding
     """Sum of what base's short-thinking heads write towards short thinking on each text, along the direction at the end of the stream."""
     unit = finding.direction.unit()[-1].double()
     with condition.active() as lm:
-        states = collect.states(lm, texts, lm.layout.writes, positions=collect.step_starts(lm))
+        states = collect.states(lm, texts, lm.layout.contribution_kind, positions=collect.step_starts(lm))
     layout, total = condition.lm.layout, torch.zeros(len(states.values), dtype=torch.float64)
     for layer, head in finding.plan.heads:
         W = layout.W_O(layer).detach()[:, layout.head(head)].cpu().double()
