@@ -1,6 +1,6 @@
 """Baselines of length control that change no weights or activations: token budgets, a second look, suppressed words, an instruction.
 
-Every direction and edit should be better than these. Each is part of a :class:`~toolkit.lm.Condition`: a *rule* replaces a drawn token,
+Every direction and edit should be better than these. Each is part of a ``Condition``: a *rule* replaces a drawn token,
 an *intervention* changes the logits, an *ask* changes the prompt.
 """
 

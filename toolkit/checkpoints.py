@@ -61,7 +61,7 @@ def read(
     """Read a model and its tokenizer. An adapter is merged into its base.
 
     Args:
-        source, revision, dtype, trust_remote_code: As in :func:`toolkit.lm.load`.
+        source, revision, dtype, trust_remote_code: As in ``toolkit.lm.load``.
 
     Raises:
         FileNotFoundError: the path does not exist, or is not a GGUF file although it ends in ``.gguf``.
@@ -73,7 +73,7 @@ def read(
 
 
 def _read(source: str | Path, dtype: torch.dtype, common: Mapping[str, Any], above: tuple[Path, ...] = ()) -> Checkpoint:
-    """Read as :func:`read`. ``above`` lists the adapters that this model is the base of, to detect a cycle."""
+    """Read as ``read``. ``above`` lists the adapters that this model is the base of, to detect a cycle."""
     revision = common["revision"]
     if source == SMOL_REASONER:
         adapter = shipped.path_of(SMOL_REASONER)
@@ -104,7 +104,7 @@ def _made_from(where: str, revision: str | None) -> tuple[origins.Record, ...]:
 def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any]) -> Path:
     """Write an ordinary Hugging Face directory atomically.
 
-    The other files of the model's folder are copied, except weights and those of :data:`DESCRIBES`.
+    The other files of the model's folder are copied, except weights and those of ``DESCRIBES``.
 
     Args:
         notes: JSON files to add: name -> value.

@@ -67,7 +67,7 @@ class Claim:
 
     @property
     def row(self) -> tuple[str, str, str, str, str]:
-        """The claim as text cells, in the order of :data:`COLUMNS`."""
+        """The claim as text cells, in the order of ``COLUMNS``."""
         unit = UNITS.get(self.unit, self.unit)
         e, digits = self.estimate, 2 if self.unit in ("nats", "correlation") else 1
         effect = with_interval(e.mean, e.low, e.high, unit, sign="+", digits=digits)
@@ -82,7 +82,7 @@ def verdict_table(claims: Sequence[Claim]) -> pd.DataFrame:
 
 
 def json_records(claims: Sequence[Claim]) -> list[dict[str, object]]:
-    """Return the claims for JSON: the text cells of :data:`COLUMNS`, the estimate as numbers, and the smallest effect that matters."""
+    """Return the claims for JSON: the text cells of ``COLUMNS``, the estimate as numbers, and the smallest effect that matters."""
     return [
         {
             **dict(zip(COLUMNS, claim.row, strict=True)),

@@ -1,8 +1,8 @@
-"""Collect activations in one teacher-forced pass over rollouts: sums per class (:func:`moments`) or single examples (:func:`states`).
+"""Collect activations in one teacher-forced pass over rollouts: sums per class (``moments``) or single examples (``states``).
 
 Directions and head contributions need only means, and ``W mean(a) = mean(W a)``. So a forward pass leaves nothing but sums per class:
 memory does not grow with the number of examples, and sums of shards can be added. Probes, principal components and resampling need
-single examples: :func:`states` stores one row per example or position.
+single examples: ``states`` stores one row per example or position.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def moments_and_entropies(
     positions: Positions = THINK,
     temperature: float = 1.0,
 ) -> tuple[Moments, list[Rollout]]:
-    """Return :func:`moments`, and from the same pass the rollouts with log-probabilities and entropies (nats) of the full softmax.
+    """Return ``moments``, and from the same pass the rollouts with log-probabilities and entropies (nats) of the full softmax.
 
     The numbers equal those of ``phase_entropy.with_entropies``. Rollouts without a class or position are returned unchanged. The LM head is
     applied to response tokens only, some at a time.
@@ -243,7 +243,7 @@ def states(
 
     Args:
         by: Class of a rollout, or ``None`` to leave it out. By default all are in the class "all".
-        positions: Positions of a rollout. A rollout without any is left out; :func:`sample_positions` limits their number.
+        positions: Positions of a rollout. A rollout without any is left out; ``sample_positions`` limits their number.
         each: One row per position. By default one row per rollout: the mean over its positions.
 
     Raises:

@@ -1,6 +1,6 @@
 """Batched decoding with a KV cache, one token per row per step, with few copies of the cache.
 
-:class:`Batch` holds the rows that sampling steps through; :func:`prefill` fills their cache.
+``Batch`` holds the rows that sampling steps through; ``prefill`` fills their cache.
 
 On a CPU in fp32, if the model attends with SDPA over whole sequences, each layer's cache has two blocks: a long one that stays in place,
 and a short one with the newest tokens, which is appended to it every few steps. Attention is then two small batched products, and a
@@ -103,7 +103,7 @@ class Batch:
                 self.mask = torch.zeros(self.mask.shape).masked_fill(~self.mask, -torch.inf)
 
     def acting(self) -> AbstractContextManager[None]:
-        """Return the context in which :meth:`step` must be called."""
+        """Return the context in which ``step`` must be called."""
         if not self.blocks:
             return nullcontext()
         layers = {id(block.attention): cached for block, cached in zip(self.lm.layout.blocks, self.blocks, strict=True)}
@@ -153,7 +153,7 @@ def _on_cpu_in_fp32(layer: DynamicLayer) -> bool:
 class Blocks(DynamicLayer):
     """A layer of a KV cache in two blocks: ``keys`` and ``values`` hold all tokens but the newest, ``newest`` the others.
 
-    :meth:`update` returns only the states it was called with: attention must go through :meth:`attend`, which reads both blocks.
+    ``update`` returns only the states it was called with: attention must go through ``attend``, which reads both blocks.
     """
 
     def __init__(self, layer: DynamicLayer) -> None:

@@ -1,6 +1,6 @@
 """Estimators of a thinking-length direction, its random control, cosines, stability and relative dose. Nothing here runs a model.
 
-An estimator is a function of :class:`~toolkit.types.Moments` or, if it needs single examples, of :class:`~toolkit.collect.States`. For
+An estimator is a function of ``Moments`` or, if it needs single examples, of ``States``. For
 every estimator + is longer.
 
 Only the difference of means has a meaningful norm. The vectors of all other estimators are rescaled, layer by layer, to the norm of the
@@ -78,7 +78,7 @@ Estimator = Callable[[States], Direction]
 
 
 def unpaired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the mean of the rows of ``pos`` minus that of ``neg``, fp64: :func:`mean_difference` from states."""
+    """Return the mean of the rows of ``pos`` minus that of ``neg``, fp64: ``mean_difference`` from states."""
     return _of_rows(states, "mean_difference", _gap(states, pos, neg), states.of(pos), states.of(neg))
 
 
@@ -97,7 +97,7 @@ def paired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> D
 def pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
     """Return the first principal component of the states of both classes, with the sign of the mean difference.
 
-    It is the direction of largest variance, which may have nothing to do with length: compare it with others by :func:`cosine`.
+    It is the direction of largest variance, which may have nothing to do with length: compare it with others by ``cosine``.
     """
     index = np.concatenate([states.of(pos), states.of(neg)])
     delta = _gap(states, pos, neg)
@@ -124,7 +124,7 @@ def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: floa
     ``probes.classify`` measures how well such a probe predicts.
 
     Args:
-        penalty: L2 penalty per example on standardised features (see :func:`logistic_model`).
+        penalty: L2 penalty per example on standardised features (see ``logistic_model``).
     """
     index = np.concatenate([states.of(pos), states.of(neg)])
     target = np.repeat([1, 0], [len(states.of(pos)), len(states.of(neg))])
@@ -140,7 +140,7 @@ def ridge(states: States, target: str = "think_tokens", *, penalty: float = assu
 
     Args:
         target: Column of ``states.rows`` in tokens: ``"think_tokens"`` or ``"remaining"``. Rows with NaN are left out.
-        penalty: L2 penalty per example on standardised features (see :func:`ridge_model`).
+        penalty: L2 penalty per example on standardised features (see ``ridge_model``).
 
     Raises:
         ValueError: the target is constant.
@@ -292,7 +292,7 @@ def bootstrap_cosine(
     """Return the cosine between the direction from resampled problems and that from all problems, per layer: ``mean, low, high``.
 
     A problem that is drawn twice counts as two problems. Resamples share examples with the full sample, so even a direction of pure noise
-    has a cosine of about 0.7 (1/sqrt 2) here; in :func:`split_half_cosine` it has about 0.
+    has a cosine of about 0.7 (1/sqrt 2) here; in ``split_half_cosine`` it has about 0.
 
     Args:
         times: Number of resamples.

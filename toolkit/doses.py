@@ -61,7 +61,7 @@ class Doses:
     """Results of a sweep.
 
     Attributes:
-        table: Columns ``direction, strength, metric, mean, low, high``. Metrics are :data:`METRICS`, :data:`QUANTILES`, the
+        table: Columns ``direction, strength, metric, mean, low, high``. Metrics are ``METRICS``, ``QUANTILES``, the
             ``perplexity`` per token of the base's responses, and ``relative_dose`` (the largest over the steered layers).
         report: Every response, from ``evaluate.compare``; conditions are ``base`` and ``"<direction> <strength>"``.
     """

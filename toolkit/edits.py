@@ -1,6 +1,6 @@
 """Plans of head edits: make them, make their controls, write them into weights or apply them at run time (with equal results).
 
-Edits are computed in fp32 and cast to the model's number type. :func:`apply` never modifies its argument: it returns a new LM that
+Edits are computed in fp32 and cast to the model's number type. ``apply`` never modifies its argument: it returns a new LM that
 shares all other weights with the old one. ``steering`` and ``selective_merge`` are re-exported from their modules.
 """
 
@@ -235,7 +235,7 @@ def check_plan(lm: LM, planned: Plan) -> None:
 
 @dataclass(frozen=True)
 class RuntimeEdit:
-    """An intervention that applies a plan while the model runs: ``with RuntimeEdit(plan)(lm): ...``. It equals :func:`apply` up to
+    """An intervention that applies a plan while the model runs: ``with RuntimeEdit(plan)(lm): ...``. It equals ``apply`` up to
     rounding."""
 
     plan: Plan

@@ -22,7 +22,7 @@ REPORTED = (
     "accuracy", "think_tokens", "response_tokens", "closed", "looping",
     "shortest_5", "shortest_10", "shortest_20", "shortest_5_same", "shortest_10_same", "shortest_20_same",
 )  # fmt: skip
-"""Metrics of :func:`summary`; the shares of shortest responses are those of ThinkEdit's tables."""
+"""Metrics of ``summary``; the shares of shortest responses are those of ThinkEdit's tables."""
 
 
 class OverlapError(ValueError):
@@ -115,12 +115,12 @@ def compare(
 
 
 def rollout_folder(out: str | Path, name: str) -> Path:
-    """Return the folder in which :func:`compare` stores the rollouts of a condition."""
+    """Return the folder in which ``compare`` stores the rollouts of a condition."""
     return Path(out) / store.safe_name(name)
 
 
 def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
-    """Return one row per rollout with the columns of :class:`~toolkit.types.Report` (without ``condition``)."""
+    """Return one row per rollout with the columns of ``Report`` (without ``condition``)."""
     by_id = {p.id: p for p in problems}
     return pd.DataFrame(
         {
@@ -150,7 +150,7 @@ def outcomes(report: Report, condition: str) -> Outcomes:
 def summary(report: Report, *, seed: int = 0) -> pd.DataFrame:
     """Return every metric of every condition and its paired difference to base, both with 95 % intervals.
 
-    Columns: ``condition, metric, mean, low, high, difference, difference_low, difference_high``. The metrics are :data:`REPORTED`;
+    Columns: ``condition, metric, mean, low, high, difference, difference_low, difference_high``. The metrics are ``REPORTED``;
     ``metrics.METRICS`` describes each. Intervals are bootstraps over problems (``stats.effect``).
     """
     judge, rows = Judge.against(outcomes(report, report.base), REPORTED, seed=seed), []

@@ -81,7 +81,7 @@ def continuations(
 ) -> list[Rollout]:
     """Sample ``sampling.n`` continuations of each list of token ids, graded by its problem; return them in the order of the prompts.
 
-    Random numbers are those of :func:`rollouts`. Prompts of one problem share them, so results differ only by what differs in the
+    Random numbers are those of ``rollouts``. Prompts of one problem share them, so results differ only by what differs in the
     prompts. A condition's interventions and rules act; its change of the prompt does not.
 
     The last tag in the assistant's turn decides the phase, as in any prompt: after a closing tag the think span is empty and the response
@@ -89,7 +89,7 @@ def continuations(
 
     Args:
         prompts: A problem and the token ids to continue. ``prompt_len`` of a result counts all of these ids.
-        out: As in :func:`rollouts`; in its files ``sample`` is the index among all responses of the call.
+        out: As in ``rollouts``; in its files ``sample`` is the index among all responses of the call.
 
     Raises:
         ValueError: no prompts, a prompt without tokens or with ids outside the vocabulary, or one too long for the context.

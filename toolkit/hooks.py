@@ -29,7 +29,7 @@ def record(layout: Layout, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]
     """Record activations of every forward pass run inside the context.
 
     Yields a dict that holds, after a pass, a detached copy of each site's value ``[batch, seq, width]``. A second pass overwrites the
-    first. To reduce activations on the fly instead of storing them, use :func:`observe`.
+    first. To reduce activations on the fly instead of storing them, use ``observe``.
     """
     values: dict[Site, Tensor] = {}
 

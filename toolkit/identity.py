@@ -3,7 +3,7 @@
 ``of(value)`` describes everything that the value's behaviour depends on. A function is described by its code (without docstring,
 comments and line numbers), closure, defaults and the globals that it reads: a changed helper or constant changes the identity. An object
 is described by its class and fields, a tensor by its bytes, a model by its fingerprint; never by a memory address. Functions and classes
-of the toolkit are named, and their modules listed for :func:`store.modules_of`; those of installed packages are named with their version.
+of the toolkit are named, and their modules listed for ``store.modules_of``; those of installed packages are named with their version.
 
 Not covered: files that a function reads, attributes that it looks up by a computed name, and the versions of torch and transformers.
 Bytecode differs between versions of Python, so another version computes the results under an identity again.

@@ -1,6 +1,6 @@
-"""Language models: the value :class:`LM`, loading it (:func:`load`), and a model under interventions (:class:`Condition`).
+"""Language models: the value ``LM``, loading it (``load``), and a model under interventions (``Condition``).
 
-:func:`load` takes every causal language model of Hugging Face whose modules match a row in ``sites.py``, and checks its behaviour
+``load`` takes every causal language model of Hugging Face whose modules match a row in ``sites.py``, and checks its behaviour
 (``qualify``). An edited checkpoint is an ordinary directory.
 """
 
@@ -46,7 +46,7 @@ class LM:
 
     Attributes:
         layout: Its modules and head geometry, see ``sites``.
-        tags: Its think tags, or ``None`` if it has none (methods then raise :class:`NoThinkTagsError`).
+        tags: Its think tags, or ``None`` if it has none (methods then raise ``NoThinkTagsError``).
         name: Id, directory or description.
         revision: Hub revision, or ``None``.
         parent: Fingerprint of the LM that this one was made from, or ``None``.
@@ -79,7 +79,7 @@ class LM:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and bytes of all weights, and over the config except :data:`UNCOMPUTED`.
+        """SHA-256 over names, shapes and bytes of all weights, and over the config except ``UNCOMPUTED``.
 
         Computed once; takes a few seconds per billion weights.
         """
@@ -145,7 +145,7 @@ class LM:
         return text
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Return the token ids of a chat prompt. Raises as :meth:`prompt_text`."""
+        """Return the token ids of a chat prompt. Raises as ``prompt_text``."""
         return list(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]  # of one text
 
     def _rendered(self, messages: Sequence[Mapping[str, str]], **how: bool) -> str:
@@ -266,7 +266,7 @@ def load(
         ImportError: peft, or a package of ``"smol-reasoner"``, is not installed; the message has the command that installs it.
         store.DamagedFileError: a file is truncated or damaged.
         UnsupportedModelError: the architecture is unknown, the files do not describe one complete model, the chat template cannot be
-            used or does not read a switch, or a check of :func:`qualify` fails.
+            used or does not read a switch, or a check of ``qualify`` fails.
     """
     files = checkpoints.read(source, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
     name = str(source)
@@ -300,7 +300,7 @@ def wrap(
     tags: ThinkTags | None = None,
     revision: str | None = None,
 ) -> LM:
-    """Return an :class:`LM` from a model and tokenizer in memory. Raises as :func:`load`, but does not run :func:`qualify`."""
+    """Return an ``LM`` from a model and tokenizer in memory. Raises as ``load``, but does not run ``qualify``."""
     layout = sites.find(model)
     for key, value in model.named_parameters():
         if not torch.isfinite(value).all():
@@ -325,7 +325,7 @@ def wrap(
 
 
 def qualify(lm: LM, *, seed: int = 0, tokens: int = 12) -> list[Check]:
-    """Run the checks of :mod:`toolkit.qualify` on a model and return their results.
+    """Run the checks of ``toolkit.qualify`` on a model and return their results.
 
     Raises:
         UnsupportedModelError: a check failed, or the model cannot run; the message names the check and the deviation.

@@ -36,7 +36,7 @@ DECODE = Scope(newest=True)  # the prompt's last position and all later ones, as
 
 @dataclass(frozen=True)
 class Masking:
-    """An intervention that masks heads, made by :func:`masking`. Use it in ``Condition(lm, (masking(...),))``."""
+    """An intervention that masks heads, made by ``masking``. Use it in ``Condition(lm, (masking(...),))``."""
 
     plan: Plan
     op: str
@@ -123,7 +123,7 @@ def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | No
         plan: Heads and strengths, with the operation ``scale``, such as ``retrieval_heads.mask_plan(scores, count)``.
         op: ``"zero"``, ``"mean"`` or ``"uniform"``.
         during: ``"newest"`` masks in decode only (as published), ``"all"`` in prefill too; or phases, or a
-            :class:`~toolkit.phases.Scope`.
+            ``Scope``.
         reference: Moments with ``z``, needed by ``mean`` only. Heads are replaced by its mean over the examples of all classes.
 
     Raises:

@@ -70,7 +70,7 @@ def regress(states: States, target: str = "remaining", *, protocol: Protocol = P
     """Return how well a ridge probe at each layer predicts ``log1p`` of a number of tokens. Rows without that number are left out.
 
     The metrics are ``r2`` (of the logarithm) and ``spearman``, with 95 % intervals over problems and the shuffled control; columns as in
-    :func:`classify`. The position alone already predicts the remaining tokens to some degree: compare with :func:`position_only`.
+    ``classify``. The position alone already predicts the remaining tokens to some degree: compare with ``position_only``.
 
     Args:
         target: ``"remaining"`` (needs states of single positions) or ``"think_tokens"``.
@@ -91,7 +91,7 @@ def regress(states: States, target: str = "remaining", *, protocol: Protocol = P
 
 
 def position_only(states: States, target: str = "remaining", *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """Return :func:`regress` on the position in the think span (and its logarithm) instead of the states: the baseline (ours)."""
+    """Return ``regress`` on the position in the think span (and its logarithm) instead of the states: the baseline (ours)."""
     at = torch.tensor(states.rows["position"].to_numpy(np.float32))
     features = torch.stack([at, at.log1p()], dim=-1)[:, None]
     return regress(replace(states, values=features), target, protocol=protocol).drop(columns="layer")

@@ -37,7 +37,7 @@ class Section:
         title: Heading.
         text: Paragraph that says how to read the section.
         figures: Interactive figures.
-        html: HTML under the figures, such as a transcript or a :func:`table_html`. It is not escaped here: the caller must escape names.
+        html: HTML under the figures, such as a transcript or a ``table_html``. It is not escaped here: the caller must escape names.
     """
 
     title: str
@@ -169,8 +169,8 @@ def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame, 
     Args:
         base: Name of the base model.
         heads: One row per edited head.
-        table: Conditions by metrics, from :func:`headline_table`.
-        on: The problems measured on: a sentence of :func:`judged_on`.
+        table: Conditions by metrics, from ``headline_table``.
+        on: The problems measured on: a sentence of ``judged_on``.
     """
     p = plan.provenance
     return f"""---
@@ -208,8 +208,8 @@ def vector_card(direction: Direction, *, table: pd.DataFrame | None = None, on: 
     """Return the card of a steering vector's folder (``vectors.save_folder``) as markdown: front matter, the vector, its use, measurements.
 
     Args:
-        table: Conditions by metrics, such as a :func:`headline_table`; without one the card says that nothing was measured.
-        on: The problems measured on: a sentence of :func:`judged_on`.
+        table: Conditions by metrics, such as a ``headline_table``; without one the card says that nothing was measured.
+        on: The problems measured on: a sentence of ``judged_on``.
         figures: File names of figures in the folder.
     """
     p = direction.provenance

@@ -62,7 +62,7 @@ def merge(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTraine
     """Return the model with the LoRA adapter in ``folder`` merged into its weights, on the model's device.
 
     The sum is taken in fp64 on the CPU, so that all machines get equal weights and a direction from one can be used on another. (Some
-    devices have no fp64.) Raises as :func:`toolkit.adapters.merge`.
+    devices have no fp64.) Raises as ``toolkit.adapters.merge``.
     """
     device, on_cpu = model.device, torch.nn.Module.to(model, "cpu")
     return torch.nn.Module.to(adapters.merge(on_cpu, str(folder), dtype, precision=torch.float64), device)

@@ -15,7 +15,7 @@ kind            width                  value
 
 Post-norm families (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added to the residual stream. The size of a head's
 output at ``attn_out`` therefore does not tell how much it adds to the stream. That contribution is linear in ``z`` divided by the
-norm's scale at the position (:data:`Z_OVER_NORM`; computed from two sites, not a site itself). :meth:`Layout.to_attn_out` maps a
+norm's scale at the position (``Z_OVER_NORM``; computed from two sites, not a site itself). ``Layout.to_attn_out`` maps a
 residual direction back through the rest of the norm. In parallel blocks (GPT-NeoX) the MLP reads ``resid_pre``, so ``resid_mid`` is
 only a partial sum that no module reads.
 """
@@ -42,9 +42,9 @@ LONGEST = 400  # longest error message, in characters
 
 
 class UnsupportedModelError(ValueError):
-    """A model cannot be used: its files are damaged, its layout is unknown, or it fails the checks of :mod:`toolkit.qualify`.
+    """A model cannot be used: its files are damaged, its layout is unknown, or it fails the checks of ``toolkit.qualify``.
 
-    The message is one line of at most :data:`LONGEST` characters, however long the text that it quotes.
+    The message is one line of at most ``LONGEST`` characters, however long the text that it quotes.
     """
 
     def __init__(self, message: str) -> None:
@@ -215,7 +215,7 @@ class Layout:
 
     @property
     def contribution_kind(self) -> str:
-        """The kind of mean that heads' contributions to the residual stream are linear in: ``z``, or :data:`Z_OVER_NORM` in post-norm
+        """The kind of mean that heads' contributions to the residual stream are linear in: ``z``, or ``Z_OVER_NORM`` in post-norm
         families."""
         return Z_OVER_NORM if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
@@ -235,7 +235,7 @@ class Layout:
 
 
 def find(model: PreTrainedModel) -> Layout:
-    """Return a model's layout, found by the structure of its modules: the first row of :data:`ROWS` that matches all its blocks.
+    """Return a model's layout, found by the structure of its modules: the first row of ``ROWS`` that matches all its blocks.
 
     Raises:
         UnsupportedModelError: no row matches; the message lists the modules that are there and says how to add a row.

@@ -23,7 +23,7 @@ OPS = ("add", "ablate", "clamp")
 
 @dataclass(frozen=True)
 class Steering:
-    """An intervention along a direction of the residual stream, made by :func:`steering`."""
+    """An intervention along a direction of the residual stream, made by ``steering``."""
 
     direction: Direction
     strength: float
@@ -115,7 +115,7 @@ def steering(
     Args:
         layers: Layers to act at; ``None`` means all.
         where: Site kind; ``None`` means that of the direction.
-        during: ``"all"``, ``"newest"``, phases such as ``"think"`` or ``"think+answer"``, or a :class:`~toolkit.phases.Scope`.
+        during: ``"all"``, ``"newest"``, phases such as ``"think"`` or ``"think+answer"``, or a ``Scope``.
         op: ``"add"``, ``"ablate"`` or ``"clamp"``.
         value: Target of ``clamp`` for the component, in units of the residual stream.
 

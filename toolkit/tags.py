@@ -43,7 +43,7 @@ class ThinkTags:
 
 
 def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
-    """Return :data:`DEFAULT_TAGS` if the vocabulary holds both, or the chat template holds the closing one; else ``None``."""
+    """Return ``DEFAULT_TAGS`` if the vocabulary holds both, or the chat template holds the closing one; else ``None``."""
     template = json.dumps(tokenizer.chat_template or "")
     if set(tokenizer.get_vocab()).issuperset(DEFAULT_TAGS) or DEFAULT_TAGS[1] in template:
         return ThinkTags()

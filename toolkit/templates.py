@@ -1,7 +1,7 @@
 """Check chat templates in a process with limits before they are used, and list the switches that they read.
 
 A chat template is a program that comes with a checkpoint. Jinja's sandbox keeps it from files and from Python, but not from endless loops
-or gigabytes of text. So :func:`check` first renders it in a separate process with limits on time and memory. That process runs this file
+or gigabytes of text. So ``check`` first renders it in a separate process with limits on time and memory. That process runs this file
 as a script, so this file may import only jinja2 and the standard library.
 """
 

@@ -1,6 +1,6 @@
 """One response as HTML: tokens coloured by entropy, thinking and answer set apart, steps numbered, failed steps and re-checks marked.
 
-Use :func:`fragment` in a saved report, or in Jupyter through ``IPython.display.HTML``; :func:`html_page` is a whole page. Nothing is
+Use ``fragment`` in a saved report, or in Jupyter through ``IPython.display.HTML``; ``html_page`` is a whole page. Nothing is
 loaded and no script runs. Hovering over or clicking a token shows its entropy and probability.
 """
 

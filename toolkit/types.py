@@ -161,7 +161,7 @@ class Moments:
 
     ``sums[kind][c, l]`` is the sum, over the examples of class c, of the example's mean activation at layer l.
     ``outer[kind][c, l]`` (optional) is the sum, over the same examples, of the mean outer product of activations: see
-    :meth:`covariance`.
+    ``covariance``.
 
     Attributes:
         labels: Class names, e.g. ``("long", "short")``.

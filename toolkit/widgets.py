@@ -49,7 +49,7 @@ def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
     """Return controls for steering ``lm`` along ``v``, with the responses that they give.
 
     The controls are prompt, strength (``-most`` to ``most``), layers, phase and temperature. Without ipywidgets (the ``notebook``
-    extra) return :func:`static`.
+    extra) return ``static``.
     """
     try:
         import ipywidgets as w

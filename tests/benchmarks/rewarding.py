@@ -17,7 +17,7 @@ from toolkit.types import Rollout, Span
 
 N = 10_000
 CLOSED_FORM = (
-    "correctness", "length_penalty", "truncation", "thinkprune", "cosine", "overlong", "arora_zanette", "kimi", "grpo_lambda", "dler",
+    "correctness", "length_penalty", "truncation", "think_prune", "cosine", "overlong", "arora_zanette", "kimi", "grpo_lambda", "dler",
     "da_dler", "laser", "slpo", "pear", "sar", "l1_exact", "l1_max",
 )  # fmt: skip
 

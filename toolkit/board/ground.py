@@ -1,7 +1,7 @@
 """Shared inputs of a board's conditions: the model, the sizes of the measurements, and methods that sample, find and train.
 
-Every slow step is a method: :meth:`Ground.sample`, :meth:`~Ground.find_heads`, :meth:`~Ground.direction`,
-:meth:`~Ground.measure_retrieval`, :meth:`~Ground.train`. Each runs once per process and arguments. Rollouts and policies are also saved in
+Every slow step is a method: ``Ground.sample``, ``find_heads``, ``direction``,
+``measure_retrieval``, ``train``. Each runs once per process and arguments. Rollouts and policies are also saved in
 ``out`` under a key of everything they depend on. So a stopped board resumes, and adding a condition costs only that condition.
 """
 
@@ -28,7 +28,7 @@ from toolkit.tasks import running_sum
 from toolkit.types import Direction, Plan, Problem, Rollout
 
 DIRECTIONS: Mapping[str, str] = MappingProxyType({"thinkedit": "2503.22048", "efficiency": "2506.15647"})
-"""Names of directions that :meth:`Ground.direction` makes -> arXiv ids."""
+"""Names of directions that ``Ground.direction`` makes -> arXiv ids."""
 TRAINING = ("toolkit.grpo", "toolkit.jobs.grpo")  # modules that train policies
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """Measure one condition with one seed, and reduce the result to one value per problem and metric.
 
-A :class:`Result` has two tables and a record. ``rows`` has one row per main rollout, for metrics that are not means. ``points`` has one row
+A ``Result`` has two tables and a record. ``rows`` has one row per main rollout, for metrics that are not means. ``points`` has one row
 per problem and metric, for metrics that are means over problems. ``about`` holds costs, a description of the condition, and the shift of
 its states. Units: lengths are tokens, entropies nats per token, shares lie between 0 and 1; projections and pushes are in units of the
 residual stream.
@@ -57,7 +57,7 @@ class Result:
 
 
 def read_result(ground: Ground, spec: Spec, seed: int) -> Result | None:
-    """Read the saved result of a condition and seed, or return ``None``. Errors as in :func:`read_folder`."""
+    """Read the saved result of a condition and seed, or return ``None``. Errors as in ``read_folder``."""
     return read_folder(result_folder(ground, spec, seed))
 
 

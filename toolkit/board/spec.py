@@ -114,7 +114,7 @@ class Spec:
         return store.Basis(depends, {**ground.modules, **modules, **self.through()})
 
     def key(self, ground: Ground, seed: int) -> str:
-        """Return the cache key of the result: see :meth:`basis`."""
+        """Return the cache key of the result: see ``basis``."""
         return self.basis(ground, seed).key
 
 
@@ -127,8 +127,8 @@ def read_conditions(path: str | Path) -> tuple[list[Spec], Sizes | None]:
     """Execute a Python file; return its ``CONDITIONS``, and its ``SIZES`` or ``None``.
 
     Raises:
-        ValueError: the file is not Python or defines no conditions, an entry of the list is not a :class:`Spec`, or ``SIZES`` is not a
-            :class:`Sizes`.
+        ValueError: the file is not Python or defines no conditions, an entry of the list is not a ``Spec``, or ``SIZES`` is not a
+            ``Sizes``.
     """
     try:
         defined = runpy.run_path(str(store.existing_file(path)))

@@ -21,7 +21,7 @@ kind            TransformerLens     nnsight (of the block's modules)            
 .. [1] ``[batch, seq, heads, head_dim]`` there, ``[batch, seq, heads * head_dim]`` here.
 .. [2] In post-norm families these are *after* the norm; our sites are ``attn.hook_out`` and ``mlp.hook_out``.
 .. [3] Read only: the hook is at the input of the MLP's norm, so a write there does not reach the residual stream. Parallel
-   blocks have no such hook; :func:`from_transformer_lens` forms the sum.
+   blocks have no such hook; ``from_transformer_lens`` forms the sum.
 
 Limits:
 

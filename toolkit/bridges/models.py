@@ -143,7 +143,7 @@ def detect_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 
         sequences: Token ids of texts.
 
     Raises:
-        ImportError, NeighbourError: as :func:`to_transformer_lens`.
+        ImportError, NeighbourError: as ``to_transformer_lens``.
         ValueError: there is no sequence, or one has fewer than two tokens.
     """
     if not sequences or min(map(len, sequences)) < 2:

@@ -102,7 +102,7 @@ def nnsight_path(lm: LM, site: Site) -> Place:
 
 
 def site_of_nnsight(lm: LM, place: Place) -> Site:
-    """Return the site at a place in nnsight, the inverse of :func:`nnsight_path`.
+    """Return the site at a place in nnsight, the inverse of ``nnsight_path``.
 
     Raises:
         NeighbourError: there is no site. (The output of attention is one only ``plus`` the block's input, as ``resid_mid``.)

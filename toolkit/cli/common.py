@@ -128,7 +128,7 @@ def parse_switches(texts: list[str] | None) -> dict[str, Any]:
 
 
 class Command(TyperCommand):
-    """A command that records which options were given on the command line, for :func:`reject_unread`."""
+    """A command that records which options were given on the command line, for ``reject_unread``."""
 
     given: ClassVar[frozenset[str]] = frozenset()
 
@@ -143,7 +143,7 @@ def reject_unread(why: str, *names: str) -> None:
 
     Args:
         why: Reason, such as ``"by --op add"``.
-        names: Parameter names of the options. The command must be a :class:`Command`.
+        names: Parameter names of the options. The command must be a ``Command``.
     """
     for name in names:
         if name in Command.given:

@@ -75,7 +75,7 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
     layout = {"xaxis_title": "think tokens", "yaxis_title": "accuracy", "yaxis_tickformat": ".0%", "legend_traceorder": "reversed"}
     means = [c["metrics"]["think_tokens"]["mean"] for c in board["conditions"].values() if "think_tokens" in c["metrics"]]
     ranges = {
-        "xaxis_range": [-0.12 * max(means), 1.2 * max(means)],
+        "xaxis_range": [-0.16 * max(means), 1.2 * max(means)],
         "yaxis_range": [-0.04, 1.04],
     }  # a wide interval may end outside
     title = "Accuracy against think tokens" + few * " (open: fewer than three seeds, not judged)"

@@ -31,7 +31,7 @@ def damage(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.
     """Damage against steering strength: share of closed think spans, loops, and perplexity of base's responses.
 
     Args:
-        table: As in :func:`dose_response`, with the metrics ``closed``, ``looping`` and ``perplexity``.
+        table: As in ``dose_response``, with the metrics ``closed``, ``looping`` and ``perplexity``.
         usable: Ranges of strength to shade, one per direction.
     """
     panels = {"closed": "think span closed", "looping": "looping", "perplexity": "perplexity of base responses"}

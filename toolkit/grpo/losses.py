@@ -46,7 +46,7 @@ class DRPO:
 def drpo_objective(
     score: Float[Tensor, " n"], correct: Bool[Tensor, " n"], tokens: Int[Tensor, " n"], groups: Int[Tensor, " n"], form: DRPO
 ) -> Float[Tensor, ""]:
-    """Return the mean of ``J_q`` over groups (see :class:`DRPO`), to be maximised. Rollouts without tokens are ignored.
+    """Return the mean of ``J_q`` over groups (see ``DRPO``), to be maximised. Rollouts without tokens are ignored.
 
     Args:
         score: Mean token log-probability of each rollout under the current policy.
@@ -132,7 +132,7 @@ def switch_hinge(
 
     Args:
         logits: Logits of the first response token.
-        prefer: See :func:`preference`.
+        prefer: See ``preference``.
         tokens: First token of the long mode and of the short mode.
     """
     gap = (logits[:, tokens[0]] - logits[:, tokens[1]]) * prefer

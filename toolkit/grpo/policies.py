@@ -39,7 +39,7 @@ def train_policy(
 ) -> Trained:
     """Train a copy of ``lm`` by a recipe from a seed. Read the policy back if it exists; resume if its training was stopped.
 
-    The policy is saved in its folder in ``runs`` (see :func:`folder_of`), without checkpoints. If several processes need it, one trains it
+    The policy is saved in its folder in ``runs`` (see ``folder_of``), without checkpoints. If several processes need it, one trains it
     and the others wait.
 
     Args:
@@ -93,7 +93,7 @@ def _pool(lm: LM, plan: TrainingPlan) -> list[Problem]:
 
 
 def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any = None) -> store.Basis:
-    """Return everything that a policy depends on, including the code. Arguments as for :func:`train_policy`."""
+    """Return everything that a policy depends on, including the code. Arguments as for ``train_policy``."""
     recipe = plan.sized(recipe)
     own_reward = {} if reward is None else {"reward": identity.of(reward).body}
     adapter = {} if plan.lora is None else {"adapter": identity.of(lora_config(plan.lora)).body}

@@ -2,7 +2,7 @@
 
 ``recipes.dler()`` has the paper's numbers, with their origin in ``sources``. ``recipes.dler().scaled()`` is the same method scaled to the
 tiny reasoner: 16 problems x 8 samples per step, responses of at most 200 tokens, a learning rate chosen on its dev split. Every number
-that ``scaled`` changes is ours. ``recipes.ALL`` lists the recipes; a reward without a recipe trains with plain GRPO (:func:`plain`).
+that ``scaled`` changes is ours. ``recipes.ALL`` lists the recipes; a reward without a recipe trains with plain GRPO (``plain``).
 
 Units: lengths are tokens, learning rates are Adam's. If a paper's number was not found, the reward's default (named ``assumed_...``
 there) or TRL's default is used.
@@ -228,12 +228,12 @@ def _adapted(reward: str) -> Recipe:
 
 
 def laser_d() -> Recipe:
-    """LASER-D: one target length per difficulty, adapted during training. See :func:`laser`."""
+    """LASER-D: one target length per difficulty, adapted during training. See ``laser``."""
     return _adapted("laser_d")
 
 
 def laser_de() -> Recipe:
-    """LASER-DE: as LASER-D, and wrong responses are rewarded for continuing to explore. See :func:`laser`."""
+    """LASER-DE: as LASER-D, and wrong responses are rewarded for continuing to explore. See ``laser``."""
     return _adapted("laser_de")
 
 

@@ -196,7 +196,7 @@ def train(
         say: Called with alarms and with the result of a first probe, one line each.
 
     Raises:
-        ValueError: the settings cannot work; raised before any training (see :class:`Trainer` and :func:`probe`).
+        ValueError: the settings cannot work; raised before any training (see ``Trainer`` and ``probe``).
         FileExistsError: ``run.out`` already holds a run and ``resume`` is False.
         store.StoreError: another process is training into ``run.out``.
         store.WrongModelError: the run in ``run.out`` has another model, recipe, seed, problem set or reward, or was begun by other code.

@@ -171,7 +171,7 @@ class Sampler:
         return groups
 
     def _refilled(self, groups: list[list[Drawn]]) -> list[list[Drawn]]:
-        """Dynamic sampling over all processes (:class:`draws.Dynamic`); returns this process's part of the full batch."""
+        """Dynamic sampling over all processes (``draws.Dynamic``); returns this process's part of the full batch."""
         t, rule = self.policy, self.policy.recipe.dynamic
         assert rule is not None
         here, world = t.accelerator.process_index, t.accelerator.num_processes

@@ -1,7 +1,7 @@
 """A thin subclass of TRL's ``GRPOTrainer`` that adds what papers on thinking length need and TRL lacks.
 
 * Responses come from ``toolkit.generate`` through ``rollout_func``, sampled from the weights in training (no copy); finished rows leave the
-  batch. With ``engine="trl"`` TRL generates (also with vLLM), and its tokens become the same :class:`~toolkit.types.Rollout`.
+  batch. With ``engine="trl"`` TRL generates (also with vLLM), and its tokens become the same ``Rollout``.
 * A reward gets the whole batch of all processes (groups intact), with spans, entropies and log-probabilities.
 * Advantages from ``advantages.ALL`` replace TRL's; with ``advantage=None`` TRL's are used.
 * Dynamic sampling, DRPO's loss over whole groups, long and short modes, budgets in the prompt, and a monitoring set for rewards that
@@ -70,7 +70,7 @@ class Trainer(ResumableTrainer):
         recipe: The recipe; its numbers must already be in ``args`` (see ``run.arguments``).
         problems: Training problems.
         args: TRL's config; ``max_steps`` must be set.
-        extras: See :class:`Extras`.
+        extras: See ``Extras``.
         identity: Settings that a checkpoint belongs to; saved in each checkpoint.
 
     Raises:

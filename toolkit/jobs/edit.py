@@ -117,7 +117,7 @@ ESTIMATORS = {"mean_difference": directions.mean_difference, "whitened": directi
 
 @dataclass(frozen=True)
 class Form:
-    """A variant of ThinkEdit. To add one, add a value to :data:`FORMS`.
+    """A variant of ThinkEdit. To add one, add a value to ``FORMS``.
 
     Attributes:
         short: Name in options and files.
@@ -158,7 +158,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
 
 
 def form_named(short: str) -> str:
-    """Return the key in :data:`FORMS` for a form's short name. Raises ValueError for an unknown name.
+    """Return the key in ``FORMS`` for a form's short name. Raises ValueError for an unknown name.
 
     >>> form_named("ours")
     'ThinkEdit (ours)'
@@ -224,7 +224,7 @@ def find_heads(
 
     Args:
         rollouts: Rollouts of ``lm`` from the train split.
-        name: Key of the form in :data:`FORMS`.
+        name: Key of the form in ``FORMS``.
         origin: Task, split and seed of the rollouts, recorded in the provenance (see ``jobs.study``).
     """
     form = FORMS[name]

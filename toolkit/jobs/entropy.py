@@ -162,7 +162,7 @@ def entropy_report(
 def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed: int = 0) -> EntropyTables:
     """Compute every table that needs no model, from rollouts with entropies and their steps (``failed_steps.chains``).
 
-    Errors as in :func:`entropy_report`.
+    Errors as in ``entropy_report``.
     """
     # One row per rollout. The left merge leaves NaN in the step measures of rollouts without thinking.
     rows = phase_entropy.table(rollouts)

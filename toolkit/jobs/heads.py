@@ -45,7 +45,7 @@ class Atlas:
 
     @property
     def overlaps(self) -> pd.DataFrame:
-        """One row per pair of lenses, see :func:`agreement`."""
+        """One row per pair of lenses, see ``agreement``."""
         return self.tables["overlaps"]
 
 

@@ -80,7 +80,7 @@ class RetrievalMeasurement:
     Attributes:
         haystacks: The haystacks.
         rollouts: The model's greedy answers.
-        measured: Metrics of every head and example, by ranking (see :data:`RANKINGS`).
+        measured: Metrics of every head and example, by ranking (see ``RANKINGS``).
     """
 
     haystacks: Sequence[Haystack]

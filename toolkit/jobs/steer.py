@@ -73,7 +73,7 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_doses(directory: str | Path) -> tuple[pd.DataFrame, str]:
-    """Read the table that :func:`dose_report` wrote into ``directory``.
+    """Read the table that ``dose_report`` wrote into ``directory``.
 
     Returns:
         One row per direction, strength and metric, and the sentence that names the problems ("" in files of version 0.1.0).
@@ -99,7 +99,7 @@ def vector_folder(
     """Write a folder for the Hugging Face Hub with vector files and a card.
 
     Args:
-        measured: Directory of :func:`dose_report` whose numbers and figures go into the card.
+        measured: Directory of ``dose_report`` whose numbers and figures go into the card.
         drop_layer_0: Leave out layer 0, which GGUF cannot steer.
     """
     table, on, pages = None, "", {}

@@ -82,7 +82,7 @@ def extraction_rollouts(lm: LM, study: Study, *, out: Path | None = None, say: S
 
 @dataclass(frozen=True)
 class RolloutDirectory:
-    """Rollouts from a directory of ``toolkit rollouts``; made by :func:`read_rollouts`.
+    """Rollouts from a directory of ``toolkit rollouts``; made by ``read_rollouts``.
 
     Attributes:
         directory: The directory.

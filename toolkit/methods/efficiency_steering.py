@@ -12,14 +12,14 @@ Deviations: we could read only the abstract and secondary accounts. They give th
 target layer and the newest position. They do not give the positions averaged over, the number of pairs, the layer, the strength,
 the normalisation, or any code. Those are arguments here, with defaults named ``assumed_...`` (ours): the predictors of the think
 span, pairs that differ by a ratio of 2, at least 8 pairs, ``resid_post``, v not normalised, layers of the middle third, and layer
-and strength chosen on a dev split by :func:`choose`. Lengths are think tokens.
+and strength chosen on a dev split by ``choose``. Lengths are think tokens.
 
 Units and signs: lengths in tokens. **The sign is flipped**: the paper's +v is *more efficient* (shorter thinking). Here, as in all
 directions of this toolkit, + is longer. The paper's ``h + lambda v`` is ``edits.steering(v, -lambda, layers=(l,),
 during="newest")``. Strength 1 adds the mean difference between the longest and the shortest correct thinking or, with ``typical``, a
 vector with the typical norm of the stream.
 
-Cost: one forward pass over two rollouts per problem; :func:`choose` needs one dose-response measurement on the dev split.
+Cost: one forward pass over two rollouts per problem; ``choose`` needs one dose-response measurement on the dev split.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def direction(
     estimator: Callable[[Moments, str], Direction] = directions.mean_difference,
     typical: Float[Tensor, " layers"] | None = None,
 ) -> Direction:
-    """Return v_l for each layer from moments collected by :class:`LengthPairs`; + is longer (the paper's sign is flipped).
+    """Return v_l for each layer from moments collected by ``LengthPairs``; + is longer (the paper's sign is flipped).
 
     Args:
         moments: From ``collect.moments(lm, rollouts, pairs(rollouts))``.

@@ -290,9 +290,9 @@ def cued(problem: Problem | None = None) -> Reader:
 
 
 def fitting(problem: Problem) -> Reader:
-    """Return a reader that recomputes lines for the tasks of the shipped models (:func:`tiny`, :func:`equations`).
+    """Return a reader that recomputes lines for the tasks of the shipped models (``tiny``, ``equations``).
 
-    For any other problem it uses cue words (:func:`cued`).
+    For any other problem it uses cue words (``cued``).
     """
     match problem.meta.get("task"):
         case "arithmetic" | "lookup":
@@ -318,7 +318,7 @@ def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], rea
 
     Args:
         problems: The problems of the rollouts.
-        reader_of: Function from a problem to its reader; for thinking in prose use :func:`cued`.
+        reader_of: Function from a problem to its reader; for thinking in prose use ``cued``.
 
     Raises:
         KeyError: A rollout's problem is not among the problems.
@@ -338,7 +338,7 @@ def table(rollouts: Sequence[Rollout], chains: Sequence[Chain]) -> pd.DataFrame:
     Columns: ``problem_id, sample, correct, steps, failed, reviews, fsf, review_ratio, characters, think_tokens``.
 
     Args:
-        chains: Steps of each rollout, from :func:`chains`.
+        chains: Steps of each rollout, from ``chains``.
 
     Raises:
         NoThinkTagsError: No rollout has a step.
@@ -365,7 +365,7 @@ def correctness_correlations(
     which should give about 0. ``r`` is NaN if the measure or correctness never varies.
 
     Args:
-        rows: From :func:`table`.
+        rows: From ``table``.
         measures: Columns of ``rows``.
         times: Bootstrap resamples.
         seed: Seed of the bootstrap and of the shuffled control.
@@ -390,7 +390,7 @@ def accuracy_of_lowest(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 
     """Return the accuracy of the rollout with the lowest measure of each problem, and its gain over an average rollout, paired.
 
     This is the paper's test-time selection, which takes the trace with the lowest FSF among the samples of a problem. Rollouts with
-    equal measures are averaged. ``measure`` is a column of ``rows``, which come from :func:`table`.
+    equal measures are averaged. ``measure`` is a column of ``rows``, which come from ``table``.
     """
     lowest = rows[measure] == rows.groupby("problem_id")[measure].transform("min")
     best, mean = (part.groupby("problem_id")["correct"].mean().to_numpy(float)[:, None] for part in (rows[lowest], rows))

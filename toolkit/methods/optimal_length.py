@@ -86,7 +86,7 @@ def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
 
 
 def best_step_size(difficulty: Number, capability: Number, bound: Number) -> float:
-    """Return t* = T / N*, the best size of a step. Arguments are those of :func:`best_steps`."""
+    """Return t* = T / N*, the best size of a step. Arguments are those of ``best_steps``."""
     return difficulty / best_steps(difficulty, capability, bound)
 
 
@@ -168,7 +168,7 @@ def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.Da
     at a difficulty, that difficulty has no curve, and its numbers are NaN.
 
     Args:
-        rows: From :func:`table`.
+        rows: From ``table``.
         times: Bootstrap resamples.
         seed: Seed of the bootstrap.
     """
@@ -261,7 +261,7 @@ def filter_by_length(answers: Sequence[str | None], lengths: Sequence[Number], b
 def length_filtered_vote(
     answers: Sequence[str | None], lengths: Sequence[Number], buckets: Buckets = PUBLISHED_BUCKETS
 ) -> str | None:
-    """Return the majority answer within the buckets of :func:`filter_by_length`, or ``None`` if there is no answer.
+    """Return the majority answer within the buckets of ``filter_by_length``, or ``None`` if there is no answer.
 
     >>> answers, lengths = ["7", "7", "8", "9", "8", "8"], [4, 5, 10, 10, 11, 11]
     >>> majority(answers), length_filtered_vote(answers, lengths, Buckets(width=2, keep=1))
@@ -301,7 +301,7 @@ def votes(
 
     Args:
         rollouts: Several per problem.
-        answers: Answer of each rollout, from :func:`final_answers`.
+        answers: Answer of each rollout, from ``final_answers``.
         lengths: Length of each rollout, in the unit of the buckets.
         buckets: How the vote is filtered.
         seed: Seed of the random control.
@@ -326,7 +326,7 @@ def votes(
 
 
 def vote_accuracy(rows: pd.DataFrame, *, seed: int = 0) -> Mapping[str, Estimate]:
-    """Return the accuracy of each column of :func:`votes`, and two paired differences, with 95 % intervals over problems.
+    """Return the accuracy of each column of ``votes``, and two paired differences, with 95 % intervals over problems.
 
     The differences are ``filtered - majority`` and ``filtered - random``.
     """

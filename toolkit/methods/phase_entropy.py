@@ -17,10 +17,10 @@ the length-matched control, entropy by step, and entropy by position. *Step entr
 arXiv:2508.03346.
 
 Units and signs: entropies in nats; positions and lengths in tokens. Every entropy depends on a temperature: an argument of
-:func:`with_entropies`, or the sampling temperature if sampling recorded it.
+``with_entropies``, or the sampling temperature if sampling recorded it.
 
-Cost: sampling with ``details`` records entropies without an extra pass. :func:`with_entropies` is one teacher-forced pass with a KV
-cache, in chunks of at most ``CHUNK`` logits. Everything else is arithmetic, except :func:`filtering_experiment`, which samples.
+Cost: sampling with ``details`` records entropies without an extra pass. ``with_entropies`` is one teacher-forced pass with a KV
+cache, in chunks of at most ``CHUNK`` logits. Everything else is arithmetic, except ``filtering_experiment``, which samples.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def _mean(values: ndarray) -> float | None:
 
 
 def table(rollouts: Sequence[Rollout]) -> pd.DataFrame:
-    """Return one row per rollout, for :func:`correlations` and for your own tables.
+    """Return one row per rollout, for ``correlations`` and for your own tables.
 
     Columns: ``problem_id, sample, correct, closed, think_tokens, response_tokens, entropy`` (mean over the response, nats),
     ``think_entropy, answer_entropy`` (NaN without that phase).
@@ -314,7 +314,7 @@ def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int =
     none.
 
     Args:
-        rows: From :func:`step_entropy`.
+        rows: From ``step_entropy``.
         marked: One flag per row.
         seed: Seed of the bootstrap.
     """
@@ -329,7 +329,7 @@ def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int =
 def correlations(
     rows: pd.DataFrame, x: str = "entropy", y: str = "response_tokens", *, times: int = stats.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """Return the Pearson and Spearman correlations of two columns of :func:`table`, with 95 % intervals over problems.
+    """Return the Pearson and Spearman correlations of two columns of ``table``, with 95 % intervals over problems.
 
     Columns: ``scope, kind, r, low, high, problems, rollouts``; the scopes are ``pooled`` and ``within`` (question). Rows that lack one
     of the values are left out.
@@ -402,9 +402,9 @@ def filtering_experiment(
     seed: int = 0,
     out: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Run the filtering experiment: filter each closed rollout at each share in each way of :func:`filtered_prompt`, then answer.
+    """Run the filtering experiment: filter each closed rollout at each share in each way of ``filtered_prompt``, then answer.
 
-    Columns: ``drop, keep, problem_id, sample, kept_tokens, correct, answer_tokens``; summarise with :func:`filtering_summary`.
+    Columns: ``drop, keep, problem_id, sample, kept_tokens, correct, answer_tokens``; summarise with ``filtering_summary``.
 
     Args:
         target: Model that answers.
@@ -436,10 +436,10 @@ def filtering_experiment(
 def filtering_summary(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Return the accuracy for each way of dropping and each share kept, with 95 % intervals over problems.
 
-    Columns: ``drop, keep, kept_tokens, answer_tokens, accuracy, low, high``. For paired comparisons use :func:`filtering_effects`.
+    Columns: ``drop, keep, kept_tokens, answer_tokens, accuracy, low, high``. For paired comparisons use ``filtering_effects``.
 
     Args:
-        rows: From :func:`filtering_experiment`.
+        rows: From ``filtering_experiment``.
         seed: Seed of the bootstrap.
     """
     summary = []
@@ -456,7 +456,7 @@ def filtering_effects(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     random (``random``), the same share cut off the end (``truncate``), and the whole thinking (``whole``, if ``keep=1`` was run).
 
     Args:
-        rows: From :func:`filtering_experiment`.
+        rows: From ``filtering_experiment``.
         seed: Seed of the bootstrap.
     """
     graded = rows.assign(correct=rows["correct"].astype(float))

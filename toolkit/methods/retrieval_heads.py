@@ -212,7 +212,7 @@ def measure(
 
     Args:
         lm: The model that is measured.
-        examples: From :func:`examples`.
+        examples: From ``examples``.
         success: Whether an example retrieved its needle; ``lambda e: e.rollout.correct`` uses the grade.
         sinks: Number of first positions that ``copy_no_sink`` leaves out.
 
@@ -364,7 +364,7 @@ def scores(metrics: HeadMetrics, metric: str = "copy", *, when: str = "all") -> 
     """Return the mean of a metric over examples; for ``"copy"`` this is the retrieval score.
 
     Args:
-        metrics: From :func:`measure`.
+        metrics: From ``measure``.
         metric: One of ``METRICS``.
         when: ``"all"``, or ``"success"`` as in the released code: only examples that retrieved their needle.
     """
@@ -410,7 +410,7 @@ def statistics(copy: Float[Tensor, "examples layers heads"]) -> dict[str, int | 
     (1, 0.5, 1)
 
     Args:
-        copy: ``metrics.select("copy")``, or a published file read by :func:`from_lists`.
+        copy: ``metrics.select("copy")``, or a published file read by ``from_lists``.
     """
     mean, active = copy.double().mean(dim=0), (copy > 0).double().mean(dim=0)
     return {
@@ -490,5 +490,5 @@ def from_lists(lists: Mapping[str, Sequence[float]]) -> Float[Tensor, "examples 
 
 
 def to_lists(copy: Float[Tensor, "examples layers heads"]) -> dict[str, list[float]]:
-    """Convert the scores of each example to the format of the released files; the inverse of :func:`from_lists`."""
+    """Convert the scores of each example to the format of the released files; the inverse of ``from_lists``."""
     return {f"{i}-{j}": copy[:, i, j].tolist() for i in range(copy.shape[1]) for j in range(copy.shape[2])}

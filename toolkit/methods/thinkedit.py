@@ -15,7 +15,7 @@ Deviations:
 * Classes may be quantiles, since absolute thresholds do not transfer between models.
 * In the paper's models W_l^h z_l^h is added to the stream directly. Post-norm families normalise it first. There, each position's z
   is divided by the scale of that norm, and v is multiplied by its gain, so that scores measure what is added to the stream.
-* :func:`contrast_scores` and :func:`written_direction` are ours.
+* ``contrast_scores`` and ``written_direction`` are ours.
 
 Units and signs: lengths in tokens; + is longer; scores in units of the residual stream, higher = writes towards shorter thinking.
 

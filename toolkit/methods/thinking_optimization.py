@@ -19,7 +19,7 @@ Deviations:
 Units and signs: lengths in tokens; p_i are shares of samples; tolerance in nats per token. Cost: about n M + K short continuations
 per trajectory; dropping segments needs 2 n more forward passes and n more continuations.
 
-To train on the pairs, use TRL. The table of :func:`pairs` has the columns that it needs::
+To train on the pairs, use TRL. The table of ``pairs`` has the columns that it needs::
 
     from datasets import Dataset
     from trl.experimental.cpo import CPOConfig, CPOTrainer
@@ -195,7 +195,7 @@ def exits(shares: Sequence[float], threshold: float = assumed_threshold) -> list
 def optimise(
     target: LM | Condition, rollouts: Sequence[Rollout], problems: Sequence[Problem], settings: DTOSettings = DEFAULT_SETTINGS
 ) -> list[DTOResult]:
-    """Return every trajectory, in order, with a better path if there is one. Arguments and errors are those of :func:`probe`."""
+    """Return every trajectory, in order, with a better path if there is one. Arguments and errors are those of ``probe``."""
     work = _working(target, rollouts, problems, settings)
     done = probe(target, rollouts, problems, settings)
     # Candidate exits of each trajectory, tried from the first on, until one has a right completion.

@@ -1,4 +1,4 @@
-"""The one way to judge: a table of metrics, a combination over problems and seeds (:class:`Judge`), and one text format.
+"""The one way to judge: a table of metrics, a combination over problems and seeds (``Judge``), and one text format.
 
 Every comparison, board, demo and report uses these.
 """

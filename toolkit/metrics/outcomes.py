@@ -19,7 +19,7 @@ from toolkit.methods.optimal_length import majority
 from toolkit.stats import Statistic
 
 assumed_aes = (1.0, 3.0, 5.0)
-"""Weights a, b, c of :func:`aes`: shorter, more accurate, less accurate. Papers use different constants; these are ours."""
+"""Weights a, b, c of ``aes``: shorter, more accurate, less accurate. Papers use different constants; these are ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ def aes(outcomes: Outcomes, base: Outcomes) -> Statistic:
     """Return the accuracy-efficiency score: ``a dL + b dA`` if accuracy rose, ``a dL - c |dA|`` if it fell.
 
     ``dL = (L_base - L) / L_base`` is the relative change of think tokens, ``dA = (A - A_base) / A_base`` that of accuracy; a, b, c are
-    :data:`assumed_aes`. + is better.
+    ``assumed_aes``. + is better.
     """
     a, b, c = assumed_aes
     means = [stats.mean_of(v) for v in (outcomes.think_tokens, base.think_tokens, outcomes.correct, base.correct)]

@@ -114,7 +114,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 
 def described(name: str) -> Metric:
-    """Return the metric of a name: one of :data:`METRICS`, or ``accuracy_TASK`` for any task. Raise KeyError for other names."""
+    """Return the metric of a name: one of ``METRICS``, or ``accuracy_TASK`` for any task. Raise KeyError for other names."""
     task = name.removeprefix("accuracy_")
     if name in METRICS or task == name:
         return METRICS[name]

@@ -1,7 +1,7 @@
 """The length rewards of the literature as functions of a batch of rollouts, one file per paper; ``ALL`` lists them.
 
-A reward object has three uses: in the trainer of ``toolkit.grpo``, in any TRL script (:func:`as_trl`), and to score existing
-rollouts offline (:func:`score`).
+A reward object has three uses: in the trainer of ``toolkit.grpo``, in any TRL script (``as_trl``), and to score existing
+rollouts offline (``score``).
 
 >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])
 >>> ALL["slpo"].make(alpha=0.5)(batch).values.tolist()

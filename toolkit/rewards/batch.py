@@ -126,7 +126,7 @@ class Reward(Protocol):
 class RewardBatch:
     """Columns of a batch of rollouts, one value per row.
 
-    Make one with :meth:`from_rollouts`, or from lists with :meth:`from_columns`.
+    Make one with ``from_rollouts``, or from lists with ``from_columns``.
 
     Attributes:
         columns: Name -> ``[n]``; ``COLUMN_SOURCES`` lists the known names. ``problem_id`` is required.
@@ -252,7 +252,7 @@ def state_by_name(rewards: Iterable[Reward]) -> dict[str, Any]:
 
 
 def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> None:
-    """Restore the states that :func:`state_by_name` returned.
+    """Restore the states that ``state_by_name`` returned.
 
     Raises:
         KeyError: ``saved`` holds the state of a reward that is not here or has no state.

@@ -113,7 +113,7 @@ class WeightedSum:
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states that :meth:`state_dict` returned."""
+        """Restore the states that ``state_dict`` returned."""
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
@@ -163,7 +163,7 @@ class Gated:
         return state_by_name([self.inner, *self.gates])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states that :meth:`state_dict` returned."""
+        """Restore the states that ``state_dict`` returned."""
         load_state_by_name([self.inner, *self.gates], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
@@ -217,7 +217,7 @@ class MeanOfAdvantages:
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states that :meth:`state_dict` returned."""
+        """Restore the states that ``state_dict`` returned."""
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:

@@ -67,7 +67,7 @@ def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> Pai
 
 @dataclass(frozen=True)
 class ConcisenessHead:
-    """A linear head on pooled states; made by :func:`fit`.
+    """A linear head on pooled states; made by ``fit``.
 
     Attributes:
         weight: w, ``[d]``, for features that are not standardised.
@@ -93,12 +93,12 @@ class ConcisenessHead:
         return float(np.mean((z[:, 0] > z[:, 1]) + 0.5 * (z[:, 0] == z[:, 1])))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the head as JSON; :meth:`from_state_dict` reads it."""
+        """Return the head as JSON; ``from_state_dict`` reads it."""
         return {"weight": self.weight.tolist(), "centre": self.centre, "spread": self.spread}
 
     @classmethod
     def from_state_dict(cls, saved: dict[str, Any]) -> ConcisenessHead:
-        """Make a head from the JSON of :meth:`state_dict`."""
+        """Make a head from the JSON of ``state_dict``."""
         return cls(np.array(saved["weight"], np.float64), float(saved["centre"]), float(saved["spread"]))
 
 
@@ -107,7 +107,7 @@ def fit(features: Float[ndarray, "n d"], pairs: PairRows, *, strength: float = a
 
     Args:
         features: Pooled states, ``[n, d]``, one row per response.
-        pairs: From :func:`pairs_by_length`.
+        pairs: From ``pairs_by_length``.
         strength: Inverse of the penalty on w (C of scikit-learn).
 
     Raises:

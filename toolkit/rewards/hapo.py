@@ -101,7 +101,7 @@ class HAPO:
         return {"history": {problem: list(entry) for problem, entry in self.history.items()}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the history that :meth:`state_dict` returned."""
+        """Restore the history that ``state_dict`` returned."""
         self.history = {problem: (float(length), int(n)) for problem, (length, n) in saved["history"].items()}
 
 

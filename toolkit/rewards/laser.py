@@ -80,8 +80,8 @@ class Laser:
 class LaserD:
     """Outcome plus a bonus for right answers within the target length of their difficulty. The target lengths adapt to the policy.
 
-    Stateful: see :class:`~toolkit.rewards.laser_targets.TargetState`. The trainer of ``toolkit.grpo`` calls :meth:`monitoring` before
-    each generation. If it returns a size, the trainer samples a monitoring set of that size and passes the responses to :meth:`monitor`.
+    Stateful: see ``TargetState``. The trainer of ``toolkit.grpo`` calls ``monitoring`` before
+    each generation. If it returns a size, the trainer samples a monitoring set of that size and passes the responses to ``monitor``.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[3000, 5000, 4000], formatted=True)
     >>> LaserD()(batch).values.tolist()  # the initial target length is 4096
@@ -130,7 +130,7 @@ class LaserD:
         return self.state.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state that :meth:`state_dict` returned."""
+        """Restore the state that ``state_dict`` returned."""
         self.state.load_state_dict(saved)
 
 

@@ -11,7 +11,7 @@ Equations (bucket d of problems, by their accuracy a):
 
 K = 8 responses to 500 training problems are sampled before the first generation and every 20 generations after it. (A step of the
 released trainer is a generation, however many updates use it.) The trainer of ``toolkit.grpo`` samples them and calls
-:meth:`TargetState.monitor`; until then every bucket has L_T.
+``TargetState.monitor``; until then every bucket has L_T.
 
 ``rounding="floor"`` gives |C_d| = 5, 2, 1. The released scripts of LASER-D and LASER-DE use it (``SCRIPT_ROUNDING``); the paper's
 text has ``"ceil"``.
@@ -188,7 +188,7 @@ class TargetState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state that :meth:`state_dict` returned."""
+        """Restore the state that ``state_dict`` returned."""
         self._sufficient, self._longest = list(saved["enough"]), saved["longest"]
         self._generations, self._set_at, self._monitored = saved["generations"], saved["set_at"], saved["monitored"]
         self._counts = [Counter({length: times for length, times in pairs}) for pairs in saved["seen"]]

@@ -114,5 +114,5 @@ class MASH:
         return {"best": dict(self.best)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the costs that :meth:`state_dict` returned."""
+        """Restore the costs that ``state_dict`` returned."""
         self.best = {problem: int(cost) for problem, cost in saved["best"].items()}

@@ -70,9 +70,9 @@ def compare(
     step: int = 0,
     close: str | None = CLOSE,
 ) -> pd.DataFrame:
-    """Score the same rollouts with several rewards and stack the tables of :func:`score`.
+    """Score the same rollouts with several rewards and stack the tables of ``score``.
 
-    The first column, ``name``, is the key of ``rewards``; components are left out. Arguments are those of :func:`score`.
+    The first column, ``name``, is the key of ``rewards``; components are left out. Arguments are those of ``score``.
     """
     tables = {name: score(rollouts, reward, problems, columns=columns, step=step, close=close) for name, reward in rewards.items()}
     totals = {name: table[[c for c in table if not c.startswith("component.")]] for name, table in tables.items()}
@@ -80,7 +80,7 @@ def compare(
 
 
 def mean_advantages(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean GRPO advantage of four kinds of responses, one row per reward of :func:`compare`.
+    """Return the mean GRPO advantage of four kinds of responses, one row per reward of ``compare``.
 
     Columns: ``right, shorter``, ``right, longer``, ``wrong, shorter``, ``wrong, longer``, and ``no push``. Shorter and longer are
     relative to the median length of the responses to the problem; responses of exactly that length are left out. ``no push`` is the
@@ -94,7 +94,7 @@ def mean_advantages(table: pd.DataFrame) -> pd.DataFrame:
     [0.77, -0.77]
 
     Args:
-        table: From :func:`compare`.
+        table: From ``compare``.
     """
     rows = {}
     for name, part in table.groupby("name", sort=False):

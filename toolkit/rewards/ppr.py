@@ -6,7 +6,7 @@ Equation (r_p in [0, 1]: process score of a step or response; r_o in {0, 1}: the
 
 The reward is never negative if the outcome is right, and never positive if it is wrong.
 
-Deviations: we reconstructed the formula from reviews. The reward :class:`ReNorm` has one r_p per response; :func:`renorm` also takes
+Deviations: we reconstructed the formula from reviews. The reward ``ReNorm`` has one r_p per response; ``renorm`` also takes
 steps.
 
 Units and signs: higher is better. A constant shift cancels in any advantage; the effect comes from adding r_p and r_o.
@@ -82,7 +82,7 @@ class ReNorm:
         return state_by_name([self.process])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state that :meth:`state_dict` returned."""
+        """Restore the state that ``state_dict`` returned."""
         load_state_by_name([self.process], saved)
 
     def monitoring(self) -> tuple[int, int] | None:

@@ -71,7 +71,7 @@ def budget_stages(start: Number, final: Number, drops: int, steps: int, kind: st
     """Return ``(first step, budget)`` of each stage of a curriculum from ``start`` to ``final`` tokens.
 
     Exponential: ``S_k = S_0 d^k`` with ``d = (S_f / S_0)^(1/n)``. Linear: the budget falls by the same number of tokens at each drop.
-    A stage lasts ``steps / (n + 1)``. Budgets are not rounded; :func:`stated_budget` does that.
+    A stage lasts ``steps / (n + 1)``. Budgets are not rounded; ``stated_budget`` does that.
 
     Args:
         start: First budget, tokens.

@@ -60,7 +60,7 @@ def as_trl(
 
 @dataclass(frozen=True)
 class TRLReward:
-    """A reward function for TRL, made by :func:`as_trl`.
+    """A reward function for TRL, made by ``as_trl``.
 
     Its only state is that of the reward. It can be pickled if the reward and the column functions can.
     """

@@ -129,12 +129,12 @@ def shortest_accuracy(
 
     For each sample index separately, problems are sorted by ``ranking`` and the first ``floor(share * n)``, at least one, are kept.
     The statistic is their accuracy, averaged over the sample indices. Ties at the cut count by their expectation over all orders
-    (:func:`mean_of_smallest`), so the order of problems does not matter.
+    (``mean_of_smallest``), so the order of problems does not matter.
 
     Args:
         correct: 1 or 0 per response.
         ranking: Length in tokens. As published it is the think length of the same response; for a form without that selection effect
-            pass :func:`held_out_length`.
+            pass ``held_out_length``.
         share: Share of problems, in (0, 1].
     """
 

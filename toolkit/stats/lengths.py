@@ -116,7 +116,7 @@ def length_match(
     """Return Ruler's report: match rates per target (``"10"``, ``">800"``), per level, and over ``"all"`` responses.
 
     The published tables are in words. For tokens or custom targets (ours), pass ``precise`` and ``flexible`` from
-    :func:`ranges_around`, with ``assumed_precise`` and ``assumed_flexible``, and custom ``levels`` or ``{}``.
+    ``ranges_around``, with ``assumed_precise`` and ``assumed_flexible``, and custom ``levels`` or ``{}``.
 
     Args:
         lengths: Length of each response.

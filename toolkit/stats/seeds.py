@@ -90,7 +90,7 @@ def mean_effect(
         values: NaN where a problem has no value. A problem without a value for any seed does not count.
         minus: Values to subtract problem by problem, such as those of the base model: a paired difference. A single row is subtracted
             from all seeds.
-        seed, times, seeded: As in :func:`effect`.
+        seed, times, seeded: As in ``effect``.
 
     Returns:
         An effect with all numbers NaN if no problem has a value.
@@ -136,7 +136,7 @@ def combine(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seede
     Args:
         n: Number of problems.
         minus: Draws of the base model on the same resamples; the effect is then the paired difference to it.
-        seeded: As in :func:`effect`.
+        seeded: As in ``effect``.
     """
     centres = np.array([d.estimate for d in seeds]) - (minus.estimate if minus else 0.0)
     resampled = np.mean([d.resampled for d in seeds], axis=0) - (minus.resampled if minus else 0.0)

@@ -96,7 +96,7 @@ def sources() -> Mapping[str, Module]:
 def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
     """Return module -> hash of its code, for ``roots`` and all modules that they import, directly or not.
 
-    A name that a package re-exports counts as the module that defines it. A module of :data:`LISTS` counts if it is a root, but its
+    A name that a package re-exports counts as the module that defines it. A module of ``LISTS`` counts if it is a root, but its
     members do not follow from it. A root ``module:function`` is one function with the definitions that it uses in its module.
 
     Args:
@@ -118,7 +118,7 @@ def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
 
 
 def code_of(*roots: str, without: tuple[str, ...] = ()) -> str:
-    """Return one hash over all modules of :func:`modules_of`."""
+    """Return one hash over all modules of ``modules_of``."""
     return key(modules_of(*roots, without=without))
 
 
@@ -154,7 +154,7 @@ def _digest(nodes: list[Any]) -> str:
 
 @cache
 def _imported(name: str) -> frozenset[str]:
-    """Return the modules that one module imports from, without :data:`LISTS`. A list itself has no imports here."""
+    """Return the modules that one module imports from, without ``LISTS``. A list itself has no imports here."""
     module, targets = sources()[name], set[str]()
     for local, (source, attribute) in module.names.items() if name not in LISTS | CLASSES_ONLY else ():
         target = _defining(source, attribute)
@@ -184,7 +184,7 @@ class Basis:
 
     Attributes:
         depends: All dependencies except the code, JSON-serialisable.
-        modules: The code: module -> hash, see :func:`modules_of`.
+        modules: The code: module -> hash, see ``modules_of``.
     """
 
     depends: Any
@@ -218,7 +218,7 @@ class Basis:
         """Return the modules that differ between this code and that of earlier results with the same dependencies; empty if none.
 
         Args:
-            earlier: Records of the earlier results: see :func:`records`.
+            earlier: Records of the earlier results: see ``records``.
         """
         same = [old["modules"] for old in earlier if old["depends"] == key(self.depends) and old["code"] != self.code]
         return {name for old in same for name in {*old, *self.modules} if old.get(name) != self.modules.get(name)}

@@ -172,7 +172,7 @@ def read_json(path: str | Path, expected: Any = Any, *, remedy: str = "Make the 
     """Read a JSON file.
 
     Args:
-        expected: Type hint that the value must fit, see :func:`~toolkit.store.hints.typed`.
+        expected: Type hint that the value must fit, see ``typed``.
         remedy: What to do about a damaged file, for the error.
 
     Raises:
@@ -196,7 +196,7 @@ def read_lines(path: str | Path) -> list[str]:
 def append_line(value: Any, path: str | Path) -> Path:
     """Append one JSON object as a line to a file, which is created if missing.
 
-    If the process is killed, only the last line can be incomplete: see :func:`read_rows`.
+    If the process is killed, only the last line can be incomplete: see ``read_rows``.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +216,7 @@ def read_rows(path: str | Path, expected: Any = Mapping[str, Any]) -> list[Any]:
     """Return the objects of a JSON-lines file. An incomplete last line is skipped.
 
     Args:
-        expected: Type hint that each line must fit, see :func:`~toolkit.store.hints.typed`.
+        expected: Type hint that each line must fit, see ``typed``.
 
     Raises:
         FileNotFoundError: no such file.

@@ -29,7 +29,7 @@ def read_from(path: str | Path, remedy: str) -> Iterator[None]:
 
 
 def checked(value: Any, hint: Any, where: str | Path, remedy: str) -> Any:
-    """Return the value if it fits the hint (see :func:`typed`). Else raise DamagedFileError.
+    """Return the value if it fits the hint (see ``typed``). Else raise DamagedFileError.
 
     Args:
         where: Path of the file it was read from.

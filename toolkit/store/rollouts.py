@@ -82,16 +82,16 @@ def sampling_lock(directory: str | Path) -> Iterator[None]:
 def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: int | None = None) -> list[Rollout]:
     """Start or resume a directory of rollouts. Return the rollouts that are already there.
 
-    Only the fields that determine the samples (:data:`IDENTITY`) must equal those of the existing header. Other fields of the existing
+    Only the fields that determine the samples (``IDENTITY``) must equal those of the existing header. Other fields of the existing
     header, such as names, stay; those that it lacks are added.
 
     Args:
-        header: The header; see :data:`IDENTITY` and :data:`OPTIONAL`.
-        vocab: As in :func:`load_rollouts`.
+        header: The header; see ``IDENTITY`` and ``OPTIONAL``.
+        vocab: As in ``load_rollouts``.
 
     Raises:
         WrongModelError: the directory was started with another model, other problems or other sampling settings.
-        DamagedFileError: as :func:`load_rollouts`, or there are parts but no header.
+        DamagedFileError: as ``load_rollouts``, or there are parts but no header.
     """
     path = writable(directory) / HEADER
     if not path.exists():

@@ -57,7 +57,7 @@ def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, re
 
 
 def checked_table(table: pd.DataFrame, columns: Mapping[str, Any], source: str | Path, remedy: str) -> pd.DataFrame:
-    """Return the table if it has the required columns, see :func:`read_table`. Else raise DamagedFileError with its source."""
+    """Return the table if it has the required columns, see ``read_table``. Else raise DamagedFileError with its source."""
     with read_from(source, remedy):
         for name, hint in columns.items():
             if name not in table:
@@ -205,7 +205,7 @@ def _message(message: Any, at: str) -> Mapping[str, str]:
 
 
 def save_problems(problems: Iterable[Problem], path: str | Path) -> Path:
-    """Write problems as JSONL, for :func:`load_problems`. Raise ValueError if a problem could not be loaded again."""
+    """Write problems as JSONL, for ``load_problems``. Raise ValueError if a problem could not be loaded again."""
     lines = []
     for problem in problems:
         line = json.dumps(jsonable(problem), default=jsonable, sort_keys=True)

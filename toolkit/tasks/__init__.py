@@ -67,7 +67,7 @@ def check(name: str, *split_names: str) -> None:
 
 
 def is_built_in(name: str) -> bool:
-    """Return whether a task is one of :data:`NAMES` or ``gym:NAME``, and not a file."""
+    """Return whether a task is one of ``NAMES`` or ``gym:NAME``, and not a file."""
     return name in NAMES or name.startswith(GYM)
 
 

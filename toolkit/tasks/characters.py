@@ -4,8 +4,8 @@ There are four kinds of question about a word, each answered by a number. ``coun
 many different characters there are. ``first`` and ``last``: the index of a character's first or last occurrence. Indices start at 0;
 case counts. The paper finds that counting hardly depends on how a word is cut into tokens, and that indexing fails with long tokens.
 
-Deviations: the paper takes words of 4 to 10 letters from a corpus. :func:`load` makes words up (consonants and vowels in turn), so that
-no word is memorised and letters repeat; :func:`char_tasks` takes given words. Tokens are those of the word *inside the question*, and
+Deviations: the paper takes words of 4 to 10 letters from a corpus. ``load`` makes words up (consonants and vowels in turn), so that
+no word is memorised and letters repeat; ``char_tasks`` takes given words. Tokens are those of the word *inside the question*, and
 only their characters inside the word count.
 
 Units: lengths of words and tokens are characters.
@@ -38,7 +38,7 @@ def problem(word: str, kind: str, character: str | None = None, *, split: str | 
     """Return one question about a word, graded by the last number of the answer.
 
     Args:
-        kind: One of :data:`KINDS`.
+        kind: One of ``KINDS``.
         character: The character that is counted or searched for; not used by ``distinct``.
         split: Recorded in the meta; default: by a hash of the word.
 
@@ -101,11 +101,11 @@ def char_tasks(
     """Return one question per word, about a character drawn from that word.
 
     Args:
-        tokenizer: Adds the :func:`token_tags` of each word to the meta.
+        tokenizer: Adds the ``token_tags`` of each word to the meta.
 
     Raises:
-        ValueError: see :func:`problem`.
-        NoOffsetsError: see :func:`token_tags`.
+        ValueError: see ``problem``.
+        NoOffsetsError: see ``token_tags``.
     """
     rng = random.Random(f"characters-{kind}-{seed}")
     problems = [problem(word, kind, rng.choice(word) if word and kind != "distinct" else None) for word in words]
@@ -127,11 +127,11 @@ def load(
 
     Args:
         lengths: Inclusive range of word lengths in characters.
-        tokenizer: Adds the :func:`token_tags` of each word to the meta.
+        tokenizer: Adds the ``token_tags`` of each word to the meta.
 
     Raises:
         ValueError: unknown split or kind, or no range of word lengths from 2 up.
-        NoOffsetsError: see :func:`token_tags`.
+        NoOffsetsError: see ``token_tags``.
     """
     splits.check_split(split)
     low, high = lengths
@@ -163,7 +163,7 @@ def made_up(rng: random.Random, length: int) -> str:
 
 
 def tagged(p: Problem, tokenizer: PreTrainedTokenizerBase) -> Problem:
-    """Return the problem with its :func:`token_tags` in the meta."""
+    """Return the problem with its ``token_tags`` in the meta."""
     return replace(p, meta={**p.meta, **token_tags(p, tokenizer)})
 
 
@@ -204,7 +204,7 @@ def feature_correlations(problems: Sequence[Problem], correct: Sequence[bool], *
     """Return the correlation (Pearson's r) of being right with each feature, per kind, with 95 % intervals over words.
 
     Columns: ``kind, feature, n, r, low, high``; + means right more often if the feature is larger. r is NaN if the feature or the
-    correctness never varies. Features of tokens are left out if the problems have no :func:`token_tags`.
+    correctness never varies. Features of tokens are left out if the problems have no ``token_tags``.
 
     Args:
         correct: Whether each answer is right, one per problem.

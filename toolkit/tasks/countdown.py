@@ -101,7 +101,7 @@ def expression(operations: Sequence[Operation]) -> str:
 
 
 def random_chain(rng: random.Random, numbers: Sequence[int]) -> list[Operation] | None:
-    """Combine the numbers in order by random operations; ``None`` if a result is not whole, below 1 or above :data:`LARGEST`."""
+    """Combine the numbers in order by random operations; ``None`` if a result is not whole, below 1 or above ``LARGEST``."""
     operations, value = [], numbers[0]
     for right in numbers[1:]:
         op = rng.choice("+-*/")

@@ -1,6 +1,6 @@
 """Locate the information that a question needs in the tokens of its prompt.
 
-A :class:`Haystack` is a problem with the token spans of the pieces of its prompt that the answer depends on (``needed``), and of the
+A ``Haystack`` is a problem with the token spans of the pieces of its prompt that the answer depends on (``needed``), and of the
 answer's words inside them. It also holds the same problem without those pieces, for a contrast run. Pieces are located by *character
 offsets* in the rendered chat prompt, and every span is checked to decode to text that contains its piece. The released code of
 arXiv 2404.15574 searches among token ids instead, and may miss the needle or take tokens of its neighbours.
@@ -55,7 +55,7 @@ class Haystack:
 
     Attributes:
         problem: The problem; its meta holds ``task``, ``length``, ``depth``, ``tokens``, ...
-        prompt_ids: The chat prompt, from :meth:`toolkit.lm.LM.prompt_ids`.
+        prompt_ids: The chat prompt, from ``toolkit.lm.LM.prompt_ids``.
         needed: Spans that must be read, in reading order.
         answers: Spans of the answer's words inside the needed spans, one per part of the answer.
         query: Span of the question.
@@ -91,7 +91,7 @@ class Pieces:
     """Pieces to locate, as character ranges ``[start, stop)`` of the last user message.
 
     Attributes:
-        needed, answers, query: As in :class:`Haystack`.
+        needed, answers, query: As in ``Haystack``.
         without: The message without the needed pieces.
         stand_ins: Text that replaces each needed piece in the control; its tokens are repeated or cut to the length of the piece.
     """
@@ -196,7 +196,7 @@ def _offsets(lm: LM, problem: Problem, ids: list[int]) -> tuple[str, list[int], 
 
 
 def locate(lm: LM, problem: Problem, pieces: Pieces) -> Haystack:
-    """Return the haystack of a problem whose pieces are character ranges of its last user message; errors as :func:`token_spans`."""
+    """Return the haystack of a problem whose pieces are character ranges of its last user message; errors as ``token_spans``."""
     ids, located = token_spans(lm, problem, [*pieces.needed, *pieces.answers, pieces.query])
     about = {
         "tokens": len(ids),
@@ -218,7 +218,7 @@ def locate_lookup(lm: LM, problem: Problem) -> Haystack:
 
     Raises:
         HaystackError: not a lookup problem.
-        MissingTextError, RepeatedTextError, NoOffsetsError: see :func:`token_spans`.
+        MissingTextError, RepeatedTextError, NoOffsetsError: see ``token_spans``.
     """
     if "chain" not in problem.meta:
         raise HaystackError(f"{problem.id} has no meta['chain']: give a problem of tasks.lookup.")
@@ -266,7 +266,7 @@ def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = 256) -> 
 def grid_cells(haystacks: Sequence[Haystack | Problem], *columns: str) -> pd.DataFrame:
     """Return one row per problem with its cell in a grid: ``problem_id``, ``length``, ``depth`` and other meta ``columns``.
 
-    Merge it with :func:`toolkit.evaluate.rollout_table` on ``problem_id``: a pivot of ``correct`` is then the heat map of recall.
+    Merge it with ``toolkit.evaluate.rollout_table`` on ``problem_id``: a pivot of ``correct`` is then the heat map of recall.
     """
     problems = [h.problem if isinstance(h, Haystack) else h for h in haystacks]
     names = ("length", "depth", *columns)
@@ -290,14 +290,14 @@ def haystack_tags(haystack: Haystack) -> dict[str, float]:
 
 
 def difficulty_tags(lm: LM, problem: Problem) -> dict[str, float]:
-    """Return the :func:`haystack_tags` of any problem whose meta gives character ranges of its last user message.
+    """Return the ``haystack_tags`` of any problem whose meta gives character ranges of its last user message.
 
     ``needed`` are the ranges of the needed pieces, ``query`` that of the question (as in ``tasks.slaq``). Without ``query``, as in
     ``tasks.wordproblems``, the lexical overlap is NaN.
 
     Raises:
         HaystackError: the meta has no ``needed`` ranges.
-        NoOffsetsError, MissingTextError, RepeatedTextError: see :func:`token_spans`.
+        NoOffsetsError, MissingTextError, RepeatedTextError: see ``token_spans``.
     """
     if not problem.meta.get("needed"):
         raise HaystackError(

@@ -1,7 +1,7 @@
 """A needle in a haystack: a question about one fact in filler text, over a grid of context lengths and depths.
 
 The task of Retrieval Head (Wu et al., arXiv 2404.15574). Facts and filler are ours, made from the word lists below, which share
-no content word: the answer can come from the needle only. A text file can be the filler instead (:func:`read_filler`).
+no content word: the answer can come from the needle only. A text file can be the filler instead (``read_filler``).
 
 Deviations: many generated facts in place of three. The needle goes between the two sentences nearest to its depth in *tokens*
 of the filler, for any tokenizer. Its position is located by character offsets and checked (``haystack.py``).
@@ -121,7 +121,7 @@ def sentences(rng: random.Random) -> Iterator[str]:
 
 
 def read_filler(path: str | Path) -> tuple[str, ...]:
-    """Return the sentences of a text file, as filler for :func:`place` and :func:`grid`.
+    """Return the sentences of a text file, as filler for ``place`` and ``grid``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -150,7 +150,7 @@ def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, f
     Args:
         length: Tokens of the chat prompt, question and template included.
         depth: Share of the filler's tokens before the needle; 0 is at the start, 1 right before the question.
-        filler: Sentences, such as those of :func:`read_filler`, taken from a random one on and wrapped around at the end; default:
+        filler: Sentences, such as those of ``read_filler``, taken from a random one on and wrapped around at the end; default:
             generated sentences.
 
     Raises:
@@ -159,7 +159,7 @@ def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, f
         ContextTooShortError: needle and question alone are longer than ``length``.
         FillerError: the filler is shorter than ``length``.
         RepeatedTextError: the filler contains the needle too.
-        NoOffsetsError, MissingTextError: see :func:`toolkit.tasks.haystack.token_spans`.
+        NoOffsetsError, MissingTextError: see ``toolkit.tasks.haystack.token_spans``.
     """
     if not 0 <= depth <= 1:
         raise ValueError(f"depth={depth}: give the share of the filler before the needle, from 0 to 1.")
@@ -253,7 +253,7 @@ def grid(
     """Return every needle at every length and depth, nested in this order; ``haystack.grid_cells`` returns the cell of each.
 
     Raises:
-        ValueError: no length, depth or needle; otherwise as :func:`place`.
+        ValueError: no length, depth or needle; otherwise as ``place``.
     """
     if not (lengths and depths and needles):
         raise ValueError(
@@ -263,7 +263,7 @@ def grid(
 
 
 def spread(lm: LM, split: str = "test", n: int = 200, seed: int = 0, *, lengths: Sequence[int] = ()) -> list[Haystack]:
-    """Return ``n`` haystacks of different facts, spread evenly over lengths and :data:`DEPTHS`.
+    """Return ``n`` haystacks of different facts, spread evenly over lengths and ``DEPTHS``.
 
     Args:
         lengths: Prompt lengths in tokens; default: ``haystack.lengths``.
@@ -273,5 +273,5 @@ def spread(lm: LM, split: str = "test", n: int = 200, seed: int = 0, *, lengths:
 
 
 def load(lm: LM, split: str = "test", n: int = 200, seed: int = 0) -> list[Problem]:
-    """Return the problems of :func:`spread`."""
+    """Return the problems of ``spread``."""
     return [h.problem for h in spread(lm, split, n, seed)]

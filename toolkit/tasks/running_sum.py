@@ -3,7 +3,7 @@
 Two forms:
 
 - *chains* in the tiny reasoner's alphabet, ``17+5-9+...=?``, of up to 24 additions and more (it was trained on at most 7). Running
-  totals stay within 0..99, and every line of its thinking states one, so each can be checked (:func:`read_text`);
+  totals stay within 0..99, and every line of its thinking states one, so each can be checked (``read_text``);
 - *episodes* for language models, as in the paper: a dictionary of words and integers, K keys per turn (``generators/episodes.py``).
 
 Totals are judged, and p^H is computed, in ``grading/execution.py``.
@@ -118,7 +118,7 @@ def totals(p: Problem) -> list[int]:
 
 
 def read_rollout(lm: LM, rollout: Rollout, p: Problem) -> Execution:
-    """Read and judge the running totals that a rollout's thinking states; see :func:`read_text`."""
+    """Read and judge the running totals that a rollout's thinking states; see ``read_text``."""
     return read_text(p, "".join(step.text for step in steps.think_steps(lm, rollout)))
 
 

@@ -4,7 +4,7 @@ A *pair* is one long question that joins m questions, and these m short question
 in short questions and in the long one. Alignment is the share of facts that are right in both or wrong in both. The paper finds that
 accuracy falls with the position in the long answer, and that right answers come in streaks ("momentum").
 
-Deviations: the paper tests a model's knowledge and uses a language model as judge. Here the prompt may state the facts (:func:`invented`:
+Deviations: the paper tests a model's knowledge and uses a language model as judge. Here the prompt may state the facts (``invented``:
 codes of made-up owners, among codes that no question is about). So every answer is checked by its words (``grading.facts_right``), short
 and long alike.
 
@@ -187,9 +187,9 @@ def draw_pairs(split: str = "test", n: int = 40, seed: int = 0, *, m: int = M, n
 
 
 def load(split: str = "test", n: int = 200, seed: int = 0, *, m: int = M, noise: int = 10) -> list[Problem]:
-    """Return ``n`` problems of :func:`draw_pairs`, each long question before its short ones; the last pair may be incomplete.
+    """Return ``n`` problems of ``draw_pairs``, each long question before its short ones; the last pair may be incomplete.
 
-    Errors as :func:`draw_pairs`.
+    Errors as ``draw_pairs``.
     """
     pairs = draw_pairs(split, math.ceil(n / max(1, m + 1)), seed, m=m, noise=noise)
     return [p for pair in pairs for p in pair.problems][:n]

@@ -3,8 +3,8 @@
 A question is followed by "The response should have a word count of 50 words." ("more than 800 words" for the open target). Matches are
 counted by ``stats.length_match`` with the published ranges: precise (PM) and flexible (FM).
 
-Deviations: the paper's 2,000 questions come from OpenHermes-2.5, and targets are drawn uniformly. :func:`target_length_prompts` takes
-any questions; :func:`load` uses open questions of ours. ``grade`` calls an answer right if it is a flexible match.
+Deviations: the paper's 2,000 questions come from OpenHermes-2.5, and targets are drawn uniformly. ``target_length_prompts`` takes
+any questions; ``load`` uses open questions of ours. ``grade`` calls an answer right if it is a flexible match.
 
 Units: words, as Ruler counts them (``stats.words``), of the answer without the thinking.
 """
@@ -42,7 +42,7 @@ QUESTIONS = tuple(wording.format(topic) for wording, topic in product(_WORDINGS,
 
 
 def instruction(target: Number) -> str:
-    """Return the sentence that sets the target length. 800 is the open target, as in :data:`toolkit.stats.RULER_PRECISE`.
+    """Return the sentence that sets the target length. 800 is the open target, as in ``toolkit.stats.RULER_PRECISE``.
 
     >>> instruction(50)
     'The response should have a word count of 50 words.'

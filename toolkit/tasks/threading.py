@@ -102,7 +102,7 @@ def message(drawn: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, i
 
 
 def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
-    """Return the problem of a haystack, graded by exact match of the identifiers (:func:`toolkit.tasks.grading.grade`).
+    """Return the problem of a haystack, graded by exact match of the identifiers (``toolkit.tasks.grading.grade``).
 
     Args:
         length: Prompt length in tokens, recorded in the meta.
@@ -128,7 +128,7 @@ def locate(lm: LM, drawn: Pairs, *, length: int | None = None) -> Haystack:
     """Locate the needed pairs (in reading order) and the answer's values in the tokens of the model's chat prompt.
 
     Raises:
-        NoOffsetsError, MissingTextError: see :func:`toolkit.tasks.haystack.token_spans`.
+        NoOffsetsError, MissingTextError: see ``toolkit.tasks.haystack.token_spans``.
     """
     text, places = message(drawn)
     ends = [drawn.needed[i] for i in range(drawn.ask.steps - 1, len(drawn.needed), drawn.ask.steps)]
@@ -150,7 +150,7 @@ def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, 
     Raises:
         ContextTooLongError: ``length`` is beyond the model's context.
         ContextTooShortError: the needed pairs and the question alone are longer than ``length``.
-        ValueError: unknown split; otherwise as :func:`locate`.
+        ValueError: unknown split; otherwise as ``locate``.
     """
     haystack.check_length(lm, length)
 
@@ -186,7 +186,7 @@ def grid(lm: LM, lengths: Sequence[int], asks: Sequence[Ask], *, split: str = "t
             (1, 2, 4, 8)]``.
 
     Raises:
-        ThreadError: no length, no question or no haystack; otherwise as :func:`place`.
+        ThreadError: no length, no question or no haystack; otherwise as ``place``.
     """
     if not (lengths and asks and n >= 1):
         raise ThreadError(f"{len(lengths)} lengths, {len(asks)} questions, n={n}: a grid needs at least one of each.")
@@ -209,7 +209,7 @@ MIX = (
 def load(split: str = "test", n: int = 200, seed: int = 0, *, asks: Sequence[Ask] = MIX, n_pairs: int = 32) -> list[Problem]:
     """Return ``n`` problems of ``n_pairs`` pairs each, with the questions ``asks`` in turn. Needs no model.
 
-    Errors as :func:`kv_haystack`.
+    Errors as ``kv_haystack``.
     """
     if not asks:
         raise ThreadError("No questions: give asks=[Ask(...), ...].")

@@ -56,7 +56,7 @@ def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, 
 
 
 def load(path: str | Path, lm: LM | None = None) -> Direction:
-    """Load a direction that :func:`save` wrote. The scale in the file is divided out again.
+    """Load a direction that ``save`` wrote. The scale in the file is divided out again.
 
     Args:
         lm: The model that it will be used with; ``None`` skips the check.
@@ -114,7 +114,7 @@ def _written(
 
 
 def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | None, path: str | Path) -> Direction:
-    """Invert :func:`_written`: make the direction from its header and the rows in a file."""
+    """Invert ``_written``: make the direction from its header and the rows in a file."""
     if unknown := sorted(set(header) - set(FIELDS)):
         raise DamagedFileError(f"{path}: its header has the unknown field {unknown[0][:40]!r}. Save it again.")
     try:
@@ -237,7 +237,7 @@ def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 
     Raises:
         ExportError: the direction is not at ``resid_post``, has a vector at layer 0 (without ``drop_layer_0``), or is too large for F32.
         ImportError: the package gguf is not installed.
-        WrongModelError, ValueError: as :func:`save`.
+        WrongModelError, ValueError: as ``save``.
     """
     if direction.kind != "resid_post":
         raise ExportError(
@@ -263,9 +263,9 @@ def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 
 
 
 def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Direction:
-    """Load a control vector of :func:`save_gguf`, repeng or llama.cpp, at ``resid_post``.
+    """Load a control vector of ``save_gguf``, repeng or llama.cpp, at ``resid_post``.
 
-    A file of :func:`save_gguf` keeps its provenance (in F32, without layer 0). For files of other tools only model type, width and depth
+    A file of ``save_gguf`` keeps its provenance (in F32, without layer 0). For files of other tools only model type, width and depth
     can be checked, and the meaning of + is unknown.
 
     Args:
@@ -332,7 +332,7 @@ def save_folder(
     """Write a folder for upload: ``README.md``, ``direction.safetensors``, and ``direction.gguf`` if the format can hold the direction.
 
     Args:
-        card: Text of the model card, see :func:`report.vector_card`.
+        card: Text of the model card, see ``report.vector_card``.
         figures: File name -> text (HTML or SVG) of the card's figures.
         drop_layer_0: Write the control vector even if the direction has a vector at layer 0, which is then left out.
 

@@ -22,7 +22,7 @@ from toolkit.vectors.files import ExportError
 
 @torch.no_grad()
 def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
-    """Write a plan that projects a direction out of heads as a PEFT adapter (LoRA of rank 1), equal to :func:`edits.apply`.
+    """Write a plan that projects a direction out of heads as a PEFT adapter (LoRA of rank 1), equal to ``edits.apply``.
 
     Per edited layer ``dW = B A``, with ``B = -v`` ``[d_model, 1]`` and ``A = sum_h strength_h (v^T W_O) mask_h``
     ``[1, n_heads * head_dim]``. dW is linear in PEFT's scale of the adapter: scale s multiplies the plan's strengths by s (if each head is
@@ -86,7 +86,7 @@ def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:
 
 @torch.no_grad()
 def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int] | None = None) -> LM:
-    """Return a model that steers itself: ``strength * direction`` is added to its biases. It equals :func:`edits.steering` everywhere.
+    """Return a model that steers itself: ``strength * direction`` is added to its biases. It equals ``edits.steering`` everywhere.
 
     The bias is that of attention's output projection for ``resid_mid`` and ``attn_out``, and that of the MLP's last projection for
     ``resid_post`` and ``mlp_out``. All other weights are shared with ``lm``. A missing bias is not created: loading a checkpoint drops
@@ -98,7 +98,7 @@ def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int]
     Raises:
         ExportError: a layer has no such bias, or there is a norm between it and the residual stream.
         WrongModelError: the direction was made from other weights, or has another shape.
-        ValueError, IndexError: as :func:`edits.steering`.
+        ValueError, IndexError: as ``edits.steering``.
     """
     act = edits.steering(direction, strength, layers=layers)
     edits.check_direction(direction, lm)

@@ -12,7 +12,7 @@ from toolkit.types import Problem
 
 
 def check(path: str | Path, split: str) -> None:
-    """Raise an error unless the file has problems of the split; errors as :func:`load`."""
+    """Raise an error unless the file has problems of the split; errors as ``load``."""
     _of_split(path, split)
 
 

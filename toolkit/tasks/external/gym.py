@@ -5,7 +5,7 @@ seed, index), not the entry. The entry is drawn again for grading, so that probl
 
 Splits (ours; reasoning-gym has none): by a hash of the question, so the same question is in one split only.
 
-Units: scores from 0 to 1; an answer is right at the full score. :func:`score` returns partial scores, for a reward.
+Units: scores from 0 to 1; an answer is right at the full score. ``score`` returns partial scores, for a reward.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def score(problem: Problem, answer: str) -> float:
 
 
 def verify(problem: Problem, answer: str) -> bool:
-    """Return whether an answer gets the full score. Errors as :func:`score`."""
+    """Return whether an answer gets the full score. Errors as ``score``."""
     return score(problem, answer) >= FULL
 
 

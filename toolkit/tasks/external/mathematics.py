@@ -1,7 +1,7 @@
 """GSM8K and MATH-500, from the hub through ``datasets`` or from a local file with the same columns.
 
 Splits: GSM8K's official test set is ``test``; its training set is cut into ``train`` and ``dev`` by a hash of the question. MATH-500 has
-a single set, which is cut into all three by a hash of the problem's id (:func:`splits.split_by_id`).
+a single set, which is cut into all three by a hash of the problem's id (``splits.split_by_id``).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The user gives a dictionary of five-letter words and integers in [-99, 99]. Each turn names K keys (drawn with replacement); the model
 adds their values to its total and answers ``<answer>total</answer>``. Wrong answers in the history of a conversation
-(:func:`inject_history_errors`) test whether a model's mistakes cause further mistakes: *self-conditioning*.
+(``inject_history_errors``) test whether a model's mistakes cause further mistakes: *self-conditioning*.
 
 Deviations: the wording and the words are ours. The released code's noise may be 0, so that 1 in 21 of its errors is none; here it
 is never 0. After wrong answers the gold answer follows from the last of them, as if it were the model's own (``meta["truth"]`` holds the
@@ -212,7 +212,7 @@ def with_history_errors(p: Problem, rate: float = ERROR_RATE, seed: int = 0) -> 
     Its gold answer follows from the last answer in the history.
 
     Raises:
-        ValueError: as :func:`inject_history_errors`, or not a turn of an episode.
+        ValueError: as ``inject_history_errors``, or not a turn of an episode.
     """
     if "delta" not in p.meta:
         raise ValueError(f"{p.id} is of task {p.meta.get('task')!r} and has no turns: give a problem of episodes.problem(episode).")

@@ -116,7 +116,7 @@ class Core:
 
 
 def core_of(ask: Ask, split: str | None, seed: int, sample: int) -> Core:
-    """Return the core that :func:`kv_haystack` builds a haystack around. Raise ValueError for an unknown split."""
+    """Return the core that ``kv_haystack`` builds a haystack around. Raise ValueError for an unknown split."""
     if split is not None:
         splits.check_split(split)
     key = f"threading-{split}-{seed}-{sample}-{replace(ask, depth=None)}"  # the same needle at every depth and length

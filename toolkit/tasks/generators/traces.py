@@ -100,7 +100,7 @@ def write(
         moves_from: ``moves_from(state, i, k) -> Move`` combines ``k`` elementary moves from move ``i`` on. ``state`` is the last result
             (``None`` at the start; wrong after an uncorrected slip).
         n_moves: Number of elementary moves to the answer.
-        h: Haste of this trace, see :func:`haste`.
+        h: Haste of this trace, see ``haste``.
         easy: Whether the problem is easy, so that slips are rare.
         habits: Probabilities of the decisions.
         rng: Source of every random choice.

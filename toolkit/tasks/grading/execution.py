@@ -8,7 +8,7 @@ The Illusion of Diminishing Returns (arXiv 2509.09677). Turn t adds ``d_t`` to a
     H_s(p)  = ln s / ln p                       steps at which p^H, the prefix accuracy of a constant step accuracy p, falls below s
 
 Deviations: a turn without a stated total (two operands at once) has no step (the paper's format has none of these).
-:func:`carry_forward` is the paper's rule for unreadable answers. Nothing here runs a model.
+``carry_forward`` is the paper's rule for unreadable answers. Nothing here runs a model.
 
 Units: turns and horizons are additions, accuracies shares from 0 to 1.
 """

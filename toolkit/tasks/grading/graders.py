@@ -1,6 +1,6 @@
 """Graders by name: a problem's ``meta["grader"]`` says how its answers are graded.
 
-A grader that does more than compare texts is a function of the problem and the answer, and has a name in :func:`grade`.
+A grader that does more than compare texts is a function of the problem and the answer, and has a name in ``grade``.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def grade(problem: Problem, answer: str) -> bool:
 
     - none: the last number of the text equals the gold number.
     - ``"math"``: math-verify calls them equal (the ``[tasks]`` extra).
-    - ``"recall"``: the word recall is above :data:`RECALL`.
+    - ``"recall"``: the word recall is above ``RECALL``.
     - ``"contains"``: the gold words occur next to each other and in order.
     - ``"countdown"``: the last expression makes the target from the numbers.
     - ``"identifiers"``: the last identifiers of the text are the gold ones, in order.
     - ``"identifier set"``: the identifiers are the gold ones and no others, in any order. Keys of ``meta["asked"]`` may be repeated.
-    - ``"facts"``: every part of the text gives its fact of ``meta["golds"]`` (:func:`facts_right`).
+    - ``"facts"``: every part of the text gives its fact of ``meta["golds"]`` (``facts_right``).
     - ``"length"``: more than ``meta["low_words"]`` and at most ``meta["high_words"]`` words (``None``: no upper limit).
     - ``"gym"``: the problem's reasoning-gym data set gives the full score.
 
