@@ -12,4 +12,4 @@ Modules by the step of the work that they are for:
 Importing the package imports none of them; import what you need: ``from toolkit import lm, generate``.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
