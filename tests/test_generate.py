@@ -452,9 +452,9 @@ def test_kept_rollouts_are_graded_by_the_present_grader_and_problems(tiny, probl
     assert [replace(r, correct=False) for r in again] == [replace(r, correct=False) for r in first]
     assert sorted(store.load_rollouts(tmp_path), key=str) == sorted(again, key=str)
     changed = sum(a != b for a, b in zip(first, again, strict=True))
-    assert changed and f"{changed} of 6 rollouts kept in {tmp_path} are graded otherwise now" in caplog.text
+    assert changed and f"{changed} of 6 rollouts kept in {tmp_path} are graded differently now" in caplog.text
     caplog.clear()
-    assert sample(tiny, wanted, SAMPLED, out=tmp_path) == again and "otherwise" not in caplog.text
+    assert sample(tiny, wanted, SAMPLED, out=tmp_path) == again and "differently" not in caplog.text
 
 
 def test_a_stop_is_not_hidden_by_a_damaged_part(tiny, problems_of, tmp_path, monkeypatch):

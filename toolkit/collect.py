@@ -86,7 +86,7 @@ def moments(
 
     Args:
         by: Class of a rollout, or ``None`` to leave it out.
-        kinds: Site kinds, collected at every layer. In post-norm families ``z`` also collects ``sites.Z_OVER_NORM``, which head scores
+        kinds: Site kinds, collected at every layer. In post-norm families ``z`` also collects ``types.Z_OVER_NORM``, which head scores
             need.
         positions: Positions of a rollout to average over. A rollout without any is left out.
         second: Site kinds whose outer products are summed too (``layers * width^2`` numbers per class).

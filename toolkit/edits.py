@@ -127,7 +127,7 @@ def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:
         ValueError: the plan has no direction.
     """
     if like.direction is None:
-        raise ValueError("This plan has no direction, so a random direction is no control for it.")
+        raise ValueError("This plan has no direction, so a random direction is no control for it: use random_heads.")
     generator = torch.Generator().manual_seed(seed)
     vector = torch.zeros(layout.n_layers, layout.d_model, dtype=torch.float64)
     for layer, head in like.heads:

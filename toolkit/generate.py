@@ -196,7 +196,7 @@ def _graded_again(
     if changed := [r for key, r in graded.items() if r != stored[key]]:
         store.replace_rollouts(changed, out)
         log.warning(
-            "%s of %s rollouts kept in %s are graded otherwise now: their files are rewritten", len(changed), len(graded), out
+            "%s of %s rollouts kept in %s are graded differently now: their files are rewritten", len(changed), len(graded), out
         )
     return graded
 

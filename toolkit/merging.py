@@ -129,3 +129,17 @@ def _bin_of(counts: Tensor, k: int) -> int:
     """Return the histogram bin of the k-th largest entry."""
     from_top = counts.flip(0).cumsum(0)
     return len(counts) - 1 - int((from_top < k).sum())
+
+
+def in_type_of(base: LM, policy: LM) -> LM:
+    """Return the policy in the number type of ``base``, so that comparing the two measures training alone.
+
+    A saved policy is usually fp32. If ``base`` has a narrower type, rounding loses part of the training; the returned model's name says
+    how much. The weights of ``policy`` are changed in place.
+    """
+    dtype = base.model.dtype
+    if policy.model.dtype == dtype:
+        return policy
+    before, after = (dict(lm.model.named_parameters()) for lm in (base, policy))
+    name = f"{policy.name}; {rounding(before, after, dtype)}"
+    return lms.child(base, lms.as_type(policy.model, dtype), name, made_from=policy.made_from)

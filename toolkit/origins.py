@@ -16,7 +16,7 @@ from typing import Any
 KEYS = ("task", "split", "seed", "rollouts", "problem_ids")
 Record = Mapping[str, Any]
 HINT: Any = {"problem_ids": list[str]}
-"""Type hint of a record: the one field that it must have."""
+"""Type hint of a record in a file, for ``store.read_json``: the one field that it must have."""
 
 
 def digest(text: str) -> str:

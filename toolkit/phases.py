@@ -218,7 +218,7 @@ _PhaseLookup = Callable[[Tensor, Tensor], Tensor]
 
 
 def _phase_lookup(lm: LM) -> _PhaseLookup:
-    """Return the function; if each tag is one token it is a table over the vocabulary, so that a step costs one lookup."""
+    """Return the ``_PhaseLookup`` of a model. If each tag is one token, it is a table over the vocabulary: one lookup per step."""
     tags = [(lm.tags.open, THINK), (lm.tags.close, ANSWER)] if lm.tags else []
     single = {phase: lm.token_id(tag) for tag, phase in tags if tag is not None}
     if None in single.values():

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from toolkit import evaluate, store
 from toolkit.metrics import cell, described
+from toolkit.stats import NO_VARIANCE
 from toolkit.types import Direction, Plan, Report
 
 HEADLINE = ("accuracy", "think_tokens", "shortest_20", "shortest_20_same", "closed")
@@ -102,6 +103,7 @@ def headline_table(summary: pd.DataFrame, *, base: str = "base", metrics: Sequen
 
     Args:
         summary: From ``evaluate.summary``.
+        base: Condition whose row shows its own interval instead of a difference.
         metrics: Columns; metrics that the summary lacks are left out.
     """
     rows = {}
@@ -115,7 +117,7 @@ def _cell(metric: str, row: pd.Series, is_base: bool) -> str:
     estimate = {k: row[k] for k in ("mean", "low", "high")}
     change = {k: row[c] for k, c in (("mean", "difference"), ("low", "difference_low"), ("high", "difference_high"))}
     interval = estimate if is_base else change
-    note = "no variance" if interval["low"] == interval["high"] else ""
+    note = NO_VARIANCE if interval["low"] == interval["high"] else ""
     return cell(metric, estimate, None if is_base else change, note=note)
 
 

@@ -132,7 +132,9 @@ def steering(
         if not 0 <= layer < len(direction.vector):
             raise IndexError(f"Layer {layer} does not exist: the direction has layers 0..{len(direction.vector) - 1}.")
     if (where or direction.kind) == "z":
-        raise ValueError("A direction has the width of the residual stream (d_model), which z has not: choose another site.")
+        raise ValueError(
+            "A direction has the width of the residual stream (d_model), but z has that of all heads: choose another site."
+        )
     return Steering(direction, strength, chosen, Site(where, 0).kind if where else None, Scope.parse(during), op, value)
 
 

@@ -53,7 +53,7 @@ def at_cues(pattern: str) -> Splitter:
     """Return a splitter that starts a step at every match of a regular expression.
 
     Raises:
-        ValueError: the pattern is no regular expression, or matches the empty text.
+        ValueError: the pattern is not a regular expression, or matches the empty text.
 
     >>> at_cues(r"\\b(Wait|So)\\b")("5 and 3. Wait, 5 and 4. So 9.")
     [9, 24]
@@ -61,7 +61,7 @@ def at_cues(pattern: str) -> Splitter:
     try:
         cue = re.compile(pattern, re.MULTILINE)
     except re.error as error:
-        raise ValueError(f"The step cue {pattern!r} is no regular expression: {error}.") from error
+        raise ValueError(f"The step cue {pattern!r} is not a regular expression: {error}.") from error
     if cue.match(""):
         raise ValueError(
             f"The step cue {pattern!r} matches the empty text, so it would split everywhere: give a pattern that matches some text."

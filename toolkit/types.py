@@ -41,7 +41,7 @@ class Problem:
         id: Unique and stable; statistics group samples and pair conditions by it.
         messages: Chat messages, ``({"role": ..., "content": ...}, ...)``.
         answer: The gold answer as text.
-        meta: Facts about the problem (``task``, ``difficulty``, ``split``, ...); no method reads them.
+        meta: Facts about the problem (``task``, ``difficulty``, ``split``, ...), and what its grader reads: see ``tasks.grading``.
     """
 
     id: str
@@ -167,7 +167,7 @@ class Moments:
         labels: Class names, e.g. ``("long", "short")``.
         n: Number of examples per class.
         positions: Name of the positions that were averaged over, e.g. ``"think"``.
-        sums: Site kind (or ``sites.Z_OVER_NORM``) -> ``[labels, layers, width]``, fp32 or wider.
+        sums: Site kind (or ``Z_OVER_NORM``) -> ``[labels, layers, width]``, fp32 or wider.
         outer: Site kind -> ``[labels, layers, width, width]``, or empty.
     """
 

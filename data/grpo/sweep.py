@@ -33,7 +33,7 @@ def main() -> None:
     todo = [(recipes.find(name), seed) for seed in SEEDS for name in sys.argv[1:] or NAMES]
     runs = here.parent.parent / "runs" / "grpo"
     model = lm.load("tiny-reasoner", device="cpu")
-    sweep(model, todo, TrainingPlan(), curves=here, runs=runs, say=lambda text: print(text, flush=True))
+    sweep(model, todo, TrainingPlan(), out=here, runs=runs, say=lambda text: print(text, flush=True))
 
 
 if __name__ == "__main__":

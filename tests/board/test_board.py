@@ -21,6 +21,7 @@ from toolkit.board import Sizes, Spec, TrainingPlan, default, measure, reading, 
 from toolkit.evaluate import OverlapError
 from toolkit.grpo import recipes
 from toolkit.identity import UnknownIdentityError
+from toolkit.jobs import OURS
 from toolkit.lm import Condition, ThinkTags
 from toolkit.metrics import METRICS
 from toolkit.rewards.correctness import Correctness
@@ -335,6 +336,23 @@ def test_sizes_follow_the_command_line():
         board.adjust_sizes(board.FULL, {"task": "gsm9k"}, {}, tiny=True)
     with pytest.raises(ValueError, match="Unknown setting 'stepz'"):
         board.adjust_sizes(board.FULL, {}, {"stepz": "1"}, tiny=True)
+
+
+def test_the_plan_of_a_file_survives_a_command_line_that_does_not_name_it():
+    plan = board.TrainingPlan(changes=(("problems", 6), ("samples", 8)), overrides=(("beta", 0.1),), engine="trl")
+    sizes = replace(board.FULL, training=plan)
+    assert board.adjust_sizes(sizes, {"engine": None}, {}, tiny=True).training == plan
+    changed = board.adjust_sizes(sizes, {}, {"problems": "12", "use_vllm": "true"}, tiny=True).training
+    assert dict(changed.changes) == {"problems": 12, "samples": 8} and dict(changed.overrides) == {"beta": 0.1, "use_vllm": True}
+
+
+def test_an_option_of_one_reward_cannot_be_set_for_a_whole_board():
+    with pytest.raises(ValueError, match=r"reward\.alpha cannot be set for all conditions"):
+        board.adjust_sizes(board.FULL, {}, {"reward.alpha": "3"}, tiny=True)
+
+
+def test_the_ground_finds_heads_once_however_the_default_form_is_written(ground):
+    assert ground.find_heads() is ground.find_heads(OURS) is ground.find_heads(form=OURS)
 
 
 # --- measuring ---------------------------------------------------------------------------------------------------

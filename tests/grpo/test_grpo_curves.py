@@ -70,7 +70,7 @@ def test_every_committed_curve_is_of_the_shipped_model_and_of_its_recipe_as_it_i
 def test_a_sweep_names_a_kept_curve_that_is_none(rows, tiny, tmp_path):
     store.write_rows(rows, tmp_path / "pear-seed0.jsonl")
     with pytest.raises(store.DamagedFileError, match=r"pear-seed0\.jsonl"):
-        jobs.sweep(tiny, [(recipes.find("pear"), 0)], TrainingPlan(), curves=tmp_path, runs=tmp_path / "runs", say=print)
+        jobs.sweep(tiny, [(recipes.find("pear"), 0)], TrainingPlan(), out=tmp_path, runs=tmp_path / "runs", say=print)
 
 
 def test_a_stale_curve_says_why_and_its_recipe_is_listed_where_one_looks(committed):

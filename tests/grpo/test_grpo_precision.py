@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from toolkit import board, generate, sites, store, tasks
+from toolkit import board, generate, merging, sites, store, tasks
 from toolkit import lm as lms
 from toolkit.generate import Sampling
 from toolkit.grpo import measures, policies, recipes, run, saved
@@ -266,9 +266,9 @@ def test_a_sweep_trains_and_reads_back_the_same_model(half, recipe, tmp_path):
     once, again = (policies.train_policy(half, replace(recipe, max_tokens=96), 0, plan, tmp_path) for _ in range(2))
     assert once.lm.fingerprint == again.lm.fingerprint != half.fingerprint
     assert again.lm.model.dtype == torch.float32 and again.lm.parent == half.fingerprint
-    judged = policies.in_type_of(half, again.lm)
+    judged = merging.in_type_of(half, again.lm)
     assert judged.model.dtype == torch.bfloat16 and "; bfloat16 keeps" in judged.name and judged.parent == half.fingerprint
-    assert policies.in_type_of(half, judged) is judged
+    assert merging.in_type_of(half, judged) is judged
 
 
 @pytest.mark.parametrize("merged", [False, True])

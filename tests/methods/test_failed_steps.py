@@ -246,7 +246,7 @@ def test_cues_of_ones_own_replace_the_defaults():
     cues = Cues(starts=r"(?=#)", failed="nope", review=None, back=None)
     chain = cues.reader().read("# one # two # nope, three")
     assert (chain.failed, chain.review) == ((False, True, False), (False, False, False))
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="not a regular expression"):
         Cues(starts="(").reader().read("text")
 
 

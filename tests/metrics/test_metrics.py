@@ -149,4 +149,5 @@ def test_a_cell_shows_the_mean_and_the_change_in_the_units_digits():
     assert metrics.cell("accuracy", own) == "50.0 [40.0, 60.0]"
     assert metrics.cell("think_tokens", own, change, note="2 seeds") == "0.5 (-0.1 [-0.2, -0.0], 2 seeds)"
     assert metrics.cell("accuracy", own, dict.fromkeys(change, 0.0), note="no variance") == "50.0 (+0.0, no variance)"
+    assert metrics.cell("accuracy", dict.fromkeys(own, 0.5), note="no variance") == "50.0 (no variance)"
     assert metrics.cell("aes", own, own, star=True, note="2 seeds") == "0.50* (2 seeds)"

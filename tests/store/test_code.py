@@ -11,6 +11,8 @@ from toolkit import baselines, board, store
 from toolkit.board import Sizes, Spec, default
 from toolkit.grpo import code as policies
 from toolkit.grpo import recipes
+from toolkit.grpo.plan import TrainingPlan
+from toolkit.jobs import grpo as jobs
 from toolkit.lm import Condition
 from toolkit.store import code
 
@@ -87,6 +89,11 @@ def test_a_constant_that_a_function_reads_is_part_of_its_code(change):
     before = store.modules_of("toolkit.jobs.grpo:_curve")
     change("toolkit.jobs.grpo", "HARD = (6, 7, 8)", "HARD = (7, 8)")
     assert store.modules_of("toolkit.jobs.grpo:_curve") != before
+
+
+def test_a_curve_depends_on_the_rows_it_keeps_and_the_number_type_it_is_judged_in(tiny):
+    modules = jobs._curve_basis(tiny, recipes.find("pear"), 0, TrainingPlan(pool=4, held_out=2), 8).modules
+    assert {"toolkit.grpo.curves:steps", "toolkit.merging:in_type_of"} <= set(modules)
 
 
 def test_a_recipe_that_is_added_or_changed_makes_no_other_policy_stale(change):

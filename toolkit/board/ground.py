@@ -1,8 +1,8 @@
 """Shared inputs of a board's conditions: the model, the sizes of the measurements, and methods that sample, find and train.
 
-Every slow step is a method: ``Ground.sample``, ``find_heads``, ``direction``,
-``measure_retrieval``, ``train``. Each runs once per process and arguments. Rollouts and policies are also saved in
-``out`` under a key of everything they depend on. So a stopped board resumes, and adding a condition costs only that condition.
+Every slow step is a method of ``Ground``. ``sample``, ``find_heads``, ``direction`` and ``measure_retrieval`` run once per process and
+arguments; ``train`` reads an existing policy back. Rollouts and policies are saved in ``out`` under a key of everything they depend on.
+So a stopped board resumes, and adding a condition costs only that condition.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, wraps
+from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -89,7 +90,7 @@ QUICK = Sizes(
 
 
 def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str, str], *, tiny: bool) -> Sizes:
-    """Change sizes by the options of a command line.
+    """Change sizes by the options of a command line; what no option names stays as it is in ``sizes``.
 
     Args:
         options: Options by name: ``task``, ``problems`` (of the main task), ``max_new_tokens``, ``seeds``, ``steps``, ``lora``, ``engine``.
@@ -98,15 +99,24 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
         tiny: True to scale recipes to the tiny reasoner.
 
     Raises:
-        ValueError: an unknown task or setting.
+        ValueError: an unknown task or setting, or one of a single reward.
     """
     from toolkit.jobs.grpo import RECIPE_NUMBERS, adjust_recipe  # needs TRL
 
+    if rewards := [name for name in settings if name.startswith("reward.")]:
+        raise ValueError(
+            f"{rewards[0]} cannot be set for all conditions, which have different rewards: give a condition its own recipe in a file "
+            "(--conditions FILE)."
+        )
     options = {name: value for name, value in options.items() if value is not None}
     recipe, overrides = adjust_recipe(recipes.plain("correctness"), settings)
     changes = tuple((name, getattr(recipe, name)) for name in RECIPE_NUMBERS if name in settings)
     training: dict[str, Any] = {name: options[name] for name in ("task", "steps", "lora", "engine") if name in options}
-    training |= {"tiny": tiny, "changes": changes, "overrides": tuple(overrides.items())}
+    training |= {
+        "tiny": tiny,
+        "changes": tuple({**dict(sizes.training.changes), **dict(changes)}.items()),
+        "overrides": tuple({**dict(sizes.training.overrides), **overrides}.items()),
+    }
     main = sizes.main
     if "task" in options:
         tasks.check(options["task"])
@@ -122,7 +132,9 @@ def _once(method: Callable[Concatenate[Ground, P], T]) -> Callable[Concatenate[G
 
     @wraps(method)
     def cached(self: Ground, *args: P.args, **kwargs: P.kwargs) -> T:
-        key = (method.__name__, *args, *sorted(kwargs.items()))
+        bound = signature(method).bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        key = (method.__name__, *list(bound.arguments.values())[1:])
         if key not in self.made:
             self.made[key] = method(self, *args, **kwargs)
         return self.made[key]

@@ -190,7 +190,7 @@ def check_distinct(keys: Mapping[str, str]) -> None:
 
 
 def base() -> Spec:
-    """Return the unchanged base model, to which all differences are taken."""
+    """Return a condition: the unchanged base model, to which all differences are taken."""
     return _spec(BASE, "base", _base, {}, note="as it is")
 
 
@@ -201,7 +201,7 @@ def _base(ground: Ground, seed: int) -> Condition:
 def edited(
     name: str, strength: float = 1.0, form: str = OURS, *, fraction: float | None = None, control: str = "", adapter: bool = False
 ) -> Spec:
-    """Return a model with ThinkEdit's edit (arXiv 2503.22048): a direction projected out of the heads that write towards short thinking.
+    """Return a condition: ThinkEdit's edit (arXiv 2503.22048), a direction projected out of the heads that write short thinking.
 
     Args:
         strength: lambda; 1 removes the component, 2 reverses it.
@@ -250,7 +250,7 @@ def steered(
     during: str = "all",
     control: bool = False,
 ) -> Spec:
-    """Return the base model steered along a length direction, + longer.
+    """Return a condition: the base model steered along a length direction, + longer.
 
     Args:
         direction: ``"thinkedit"`` (the direction that the edited heads write; strength 1 is the difference between long and short
@@ -278,7 +278,7 @@ def _steered(
 
 
 def masked(name: str, count: int, *, control: bool = False) -> Spec:
-    """Return the base model with its top retrieval heads masked (arXiv 2404.15574): uniform attention while decoding.
+    """Return a condition: the base model with its top retrieval heads masked (arXiv 2404.15574): uniform attention while decoding.
 
     Heads are ranked by what they write towards the retrieved token (ours).
 
@@ -298,7 +298,7 @@ def _masked(ground: Ground, seed: int, *, count: int, control: bool) -> Conditio
 
 
 def with_rule(name: str, rule: Rule, paper: str = "") -> Spec:
-    """Return the base model with a decoding rule that replaces sampled tokens, such as ``baselines.Budget(20)``."""
+    """Return a condition: the base model with a decoding rule that replaces sampled tokens, such as ``baselines.Budget(20)``."""
     return _spec(name, "decode", _with_rule, {"rule": rule}, paper=paper, note=identity.describe(rule))
 
 
@@ -307,7 +307,7 @@ def _with_rule(ground: Ground, seed: int, *, rule: Rule) -> Condition:
 
 
 def with_intervention(name: str, act: Intervention, family: str = "decode", paper: str = "") -> Spec:
-    """Return the base model with an intervention that needs nothing from the ground, such as ``baselines.Suppress(("w",))``."""
+    """Return a condition: the base model with an intervention that needs nothing from the ground, such as ``baselines.Suppress(("w",))``."""
     return _spec(name, family, _with_intervention, {"act": act}, paper=paper, note=identity.describe(act))
 
 
@@ -316,7 +316,7 @@ def _with_intervention(ground: Ground, seed: int, *, act: Intervention) -> Condi
 
 
 def prompted(name: str, ask: Ask, paper: str = "") -> Spec:
-    """Return the base model with a change of the prompt, such as ``baselines.Instruction("quick")``."""
+    """Return a condition: the base model with a change of the prompt, such as ``baselines.Instruction("quick")``."""
     return _spec(name, "prompt", _prompted, {"ask": ask}, paper=paper, note=identity.describe(ask))
 
 
@@ -334,7 +334,7 @@ def trained(
     steer: float = 0.0,
     note: str = "",
 ) -> Spec:
-    """Return a policy trained with GRPO, alone or combined with an edit before training or steering after it.
+    """Return a condition: a policy trained with GRPO, alone or combined with an edit before training or steering after it.
 
     Args:
         recipe: Recipe with its paper's numbers; the ground's training plan scales it.
@@ -380,13 +380,11 @@ def _check_known(name: str, reward: Any) -> None:
 
 
 def _trained(ground: Ground, seed: int, *, recipe: Recipe, reward: Any, merged: bool, edit: float, steer: float) -> Condition:
-    from toolkit.grpo.policies import in_type_of
-
     start = edits.apply(ground.lm, ground.plan(edit)) if edit else None
     policy = ground.train(recipe, seed, start=start, reward=reward).lm
     # In the base's number type, so that the paired difference does not include a difference of number types.
     dtype = ground.lm.model.dtype
-    lm = merging.selective_merge(ground.lm, policy, dtype=dtype) if merged else in_type_of(start or ground.lm, policy)
+    lm = merging.selective_merge(ground.lm, policy, dtype=dtype) if merged else merging.in_type_of(start or ground.lm, policy)
     acts = (steering(ground.direction("thinkedit"), steer, during="think"),) if steer else ()
     # A policy that was trained with a budget in the prompt is evaluated with the last budget of its training.
     curriculum = ground.sizes.training.sized(recipe).curriculum

@@ -105,7 +105,7 @@ def site_of_nnsight(lm: LM, place: Place) -> Site:
     """Return the site at a place in nnsight, the inverse of ``nnsight_path``.
 
     Raises:
-        NeighbourError: there is no site. (The output of attention is one only ``plus`` the block's input, as ``resid_mid``.)
+        NeighbourError: there is no site. (The output of attention is a site only together with ``plus=`` the block's input: ``resid_mid``.)
     """
     for layer in range(lm.layout.n_layers):
         for site in (Site(kind, layer) for kind in KINDS):

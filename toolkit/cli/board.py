@@ -54,13 +54,16 @@ def board(
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps per policy.")] = None,
     lora: Annotated[int | None, typer.Option(min=1, help="Train a LoRA adapter of this rank instead of every weight.")] = None,
     engine: Annotated[
-        str, typer.Option(help="What generates responses in training: toolkit, or trl (for vLLM add --set use_vllm=true).")
-    ] = "toolkit",
+        str | None,
+        typer.Option(
+            help="What generates responses in training: toolkit, or trl (for vLLM add --set use_vllm=true). [default: toolkit]"
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="NAME=VALUE for every recipe; may be repeated. NAME is problems, samples, max_tokens, learning_rate, or a field of TRL's GRPOConfig.",
+            help="NAME=VALUE for every recipe; may be repeated. NAME is problems, samples, updates, max_tokens, learning_rate, or a field of TRL's GRPOConfig.",
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the work on this machine.")] = 1,

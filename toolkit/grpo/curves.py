@@ -39,7 +39,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
     Raises:
         store.DamagedFileError: names the line that is not as expected.
     """
-    remedy = "Run its sweep.py again for this run."
+    remedy = "Remove the file and run its sweep.py again."
     rows = store.read_rows(file, {"kind": Literal["about", "step", "test", "outcomes"]})
     for number, row in enumerate(rows, 1):
         store.checked(row, IN_CURVE[row["kind"]], f"{file}, line {number}", remedy)

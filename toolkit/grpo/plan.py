@@ -45,10 +45,10 @@ class TrainingPlan:
     @property
     def identity(self) -> dict[str, Any]:
         """All settings that a policy depends on, except recipe, task, problems and micro-batch."""
-        fields = {
+        return {
             "steps": self.steps,
             "held_out": [self.held_out, self.evaluate_every],
             "lora": self.lora,
+            "engine": self.engine,
             "overrides": self.overrides,
         }
-        return fields | {"engine": self.engine}

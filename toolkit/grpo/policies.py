@@ -22,8 +22,7 @@ from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import MODEL, Run, Trained, policy_identity, train
 from toolkit.grpo.saved import read_back
-from toolkit.lm import LM, as_type, child
-from toolkit.rounding import rounding
+from toolkit.lm import LM
 from toolkit.types import Problem
 
 
@@ -53,7 +52,8 @@ def train_policy(
     Raises:
         identity.UnknownIdentityError: the reward holds something whose identity cannot be computed from its values, such as a lock.
     """
-    folder, depends_on = folder_of(lm, recipe, seed, plan, runs, reward=reward), basis(lm, recipe, seed, plan, reward=reward)
+    depends_on = basis(lm, recipe, seed, plan, reward=reward)
+    folder = runs / f"{_name(recipe, seed)}-{depends_on.key}"
     recipe = plan.sized(recipe)
     dev = tasks.load(plan.task, "dev", plan.held_out, lm=lm)
     run = Run(
@@ -101,20 +101,6 @@ def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any 
     rows = {"micro_batch": plan.micro_batch} if recipe.loss else {}
     depends = {**policy_identity(lm, recipe, _pool(lm, plan)), "seed": seed, **plan.identity, **own_reward, **adapter, **rows}
     return store.Basis(json.loads(json.dumps(depends, default=str)), code.modules(recipe, plan.task, reward))
-
-
-def in_type_of(base: LM, policy: LM) -> LM:
-    """Return the policy in the number type of ``base``, so that comparing the two measures training alone.
-
-    A saved policy is usually fp32. If ``base`` has a narrower type, rounding loses part of the training; the returned model's name says
-    how much. The weights of ``policy`` are changed in place.
-    """
-    dtype = base.model.dtype
-    if policy.model.dtype == dtype:
-        return policy
-    before, after = (dict(lm.model.named_parameters()) for lm in (base, policy))
-    name = f"{policy.name}; {rounding(before, after, dtype)}"
-    return child(base, as_type(policy.model, dtype), name, made_from=policy.made_from)
 
 
 def lora_config(rank: int) -> Any:

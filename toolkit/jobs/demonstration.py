@@ -36,7 +36,7 @@ def demo(
 
     The edited checkpoint and the steering use our form of ThinkEdit; the report also shows the published form.
     Writes into ``directory``: ``rollouts/``, ``direction.safetensors``, ``heads.json``, ``edited/``, ``report.json``,
-    ``rows.parquet`` and ``report.html``. After a stop, call it again with the same arguments: finished rollouts are reused.
+    ``rows.parquet``, ``doses.json`` and ``report.html``. After a stop, call it again with the same arguments: finished rollouts are reused.
 
     Returns:
         The summary table.

@@ -70,7 +70,7 @@ class EntropyTables:
     Attributes:
         rows: One row per rollout: ``phase_entropy.table``, and for rollouts that thought ``failed_steps.table``.
         overall: Columns ``metric, mean, low, high``: accuracy, share closed, lengths, and entropy of whole responses.
-        phases: ``by_phase``, with a column ``responses``: all responses that thought, or only the correct or wrong ones.
+        phases: ``by_phase``, with a column ``responses``: ``all`` that thought, or only the ``right`` or ``wrong`` ones.
         positions: ``by_position``, with the same column.
         steps: ``by_step``, with the same column.
         marked: ``by_mark`` for failed steps and for re-checks, named in the column ``mark``.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from toolkit import evaluate, rewards, store, tasks
+from toolkit import evaluate, merging, rewards, store, tasks
 from toolkit.generate import Sampling
 from toolkit.grpo import curves, policies, recipes
 from toolkit.grpo.extras import Extras
@@ -83,10 +83,8 @@ def grpo(
     say(f"training {lm.name} with {recipe.name}: {run.steps} steps of {recipe.problems} problems x {recipe.samples} samples")
     bars = () if extras.callbacks else (Bar(recipe.name),)
     plugged = replace(extras, callbacks=(*bars, *extras.callbacks))
-    done = train(
-        lm, recipe, study.load("train", lm), replace(run, held_out=tuple(held_out)), extras=plugged, resume=resume, say=say
-    )
-    return done
+    run = replace(run, held_out=tuple(held_out))
+    return train(lm, recipe, study.load("train", lm), run, extras=plugged, resume=resume, say=say)
 
 
 def before_and_after(done: Trained) -> pd.DataFrame:
@@ -98,7 +96,7 @@ def before_and_after(done: Trained) -> pd.DataFrame:
 
 
 def sweep(
-    lm: LM, todo: Sequence[tuple[Recipe, int]], plan: TrainingPlan, *, curves: Path, runs: Path, tested: int = 200, say: Say
+    lm: LM, todo: Sequence[tuple[Recipe, int]], plan: TrainingPlan, *, out: Path, runs: Path, tested: int = 200, say: Say
 ) -> list[Path]:
     """Train every (recipe, seed) that has no curve yet, in the given order, and compare each policy with base on test problems.
 
@@ -107,7 +105,7 @@ def sweep(
 
     Args:
         todo: Recipes with their papers' numbers (``plan`` scales them), and seeds.
-        curves: Directory of the learning curves, one small file per policy.
+        out: Directory of the learning curves, one small file per policy.
         runs: Directory of policies, logs and rollouts.
         tested: Number of arithmetic test problems for the comparison with base, 8 samples each.
         say: Called with one line of progress at a time.
@@ -117,11 +115,13 @@ def sweep(
     """
     files = []
     for recipe, seed in todo:
-        file = curves / f"{store.safe_name(recipe.name)}-seed{seed}.jsonl"
+        file = out / f"{store.safe_name(recipe.name)}-seed{seed}.jsonl"
         files.append(file)
         with store.locked(runs / file.stem) as mine:
+            if not mine:  # another process makes this curve
+                continue
             basis = _curve_basis(lm, recipe, seed, plan, tested)
-            if mine and not _is_current(file, basis, lm, plan.sized(recipe), seed, runs / "stale", say):
+            if not _is_current(file, basis, lm, plan.sized(recipe), seed, runs / "stale", say):
                 say(f"{recipe.name}, seed {seed}")
                 done = policies.train_policy(lm, recipe, seed, plan, runs, say=say)
                 about = {"kind": "about", "recipe": plan.sized(recipe), "seed": seed, "pool": plan.pool, **basis.record}
@@ -153,13 +153,19 @@ def _is_current(file: Path, basis: store.Basis, lm: LM, recipe: Recipe, seed: in
 def _curve_basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, tested: int) -> store.Basis:
     """Everything that a curve depends on: its policy and the test."""
     policy = policies.basis(lm, recipe, seed, plan)
-    code = store.modules_of("toolkit.evaluate", "toolkit.jobs.grpo:_curve", *tasks.modules(TESTED))
+    code = store.modules_of(
+        "toolkit.evaluate",
+        "toolkit.jobs.grpo:_curve",
+        "toolkit.grpo.curves:steps",
+        "toolkit.merging:in_type_of",
+        *tasks.modules(TESTED),
+    )
     return store.Basis({"run": policy.depends, "tested": [TESTED, tested]}, {**policy.modules, **code})
 
 
 def _curve(lm: LM, done: Trained, about: Mapping[str, Any], runs: Path, tested: int) -> list[dict[str, Any]]:
     """Compare a policy with base; return the lines of its curve file."""
-    policy = policies.in_type_of(lm, done.lm)
+    policy = merging.in_type_of(lm, done.lm)
     # The name is also that of the folder of rollouts. With the fingerprint in it, rollouts of other weights do not conflict.
     name = f"{about['recipe'].name}-seed{about['seed']}-{policy.fingerprint[:8]}"
     problems, sampling = tasks.load(TESTED, "test", tested), Sampling(n=8, max_new_tokens=400)

@@ -89,7 +89,9 @@ def cell(
         estimate: ``mean, low, high`` of the condition.
         change: ``mean, low, high`` of the difference; ``None``: write the interval of the estimate instead.
         star: Mark the difference with a star.
-        note: Why the difference is not judged.
+        note: Remark in the brackets, such as ``"2 seeds"`` or ``"no variance"``.
+
+    A metric that is itself a comparison with base (``Metric.against_base``) has no brackets, except for the note.
 
     >>> cell("accuracy", {"mean": 0.5, "low": 0.4, "high": 0.6}, {"mean": 0.1, "low": 0.05, "high": 0.15}, star=True)
     '50.0* (+10.0 [+5.0, +15.0])'
@@ -99,7 +101,8 @@ def cell(
     if metric.against_base:
         return mean + (f" ({note})" if note else "")
     if change is None:
-        return mean + with_interval(estimate["mean"], estimate["low"], estimate["high"], metric.unit)[len(mean) - star :]
+        interval = with_interval(estimate["mean"], estimate["low"], estimate["high"], metric.unit)[len(mean) - star :]
+        return mean + interval + (f" ({note})" if note else "")
     return f"{mean} ({with_interval(change['mean'], change['low'], change['high'], metric.unit, sign='+')}{f', {note}' if note else ''})"
 
 

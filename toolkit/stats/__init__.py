@@ -6,6 +6,7 @@ result depends on the order of rows: where values tie at a cut, the result is th
 
 from toolkit.stats.correlations import correlation
 from toolkit.stats.estimates import (
+    NO_VARIANCE,
     RESAMPLES,
     UNBOUNDED,
     Bounds,
@@ -40,6 +41,7 @@ from toolkit.stats.seeds import FEW_SEEDS, Draws, Effect, combine, draws, effect
 
 __all__ = [
     "FEW_SEEDS",
+    "NO_VARIANCE",
     "RESAMPLES",
     "RULER_FLEXIBLE",
     "RULER_LEVELS",

@@ -16,6 +16,7 @@ Statistic = Callable[[ndarray], ndarray]
 Bounds = tuple[float, float]
 """Smallest and largest possible value."""
 UNBOUNDED: Bounds = (-math.inf, math.inf)
+NO_VARIANCE = "no variance"  # remark on an interval of width 0
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,12 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """True if the interval does not contain zero. False for an interval of width 0: the values do not vary, so it tells nothing."""
+        """True if the interval does not contain zero. False for an interval of width 0: the values do not vary, so the interval carries no information."""
         return self.low < self.high and (self.low > 0 or self.high < 0)
 
     def __str__(self) -> str:
         if self.low == self.high:
-            return f"{self.mean:.3g} (no variance)"
+            return f"{self.mean:.3g} ({NO_VARIANCE})"
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 

@@ -34,10 +34,9 @@ from numpy import ndarray
 from scipy import optimize, special
 from scipy import stats as scipy_stats
 
-from toolkit.stats.estimates import RESAMPLES, Bounds, Estimate, Statistic, resamples
+from toolkit.stats.estimates import NO_VARIANCE, RESAMPLES, Bounds, Estimate, Statistic, resamples
 
 FEW_SEEDS = 3  # smallest number of seeds with a p-value: two seeds tell their variance to within a factor of 30 at best
-NO_VARIANCE = "no variance"
 SMALLEST = 1e-300  # lower end of the search for a p-value
 
 

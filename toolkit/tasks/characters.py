@@ -213,7 +213,7 @@ def feature_correlations(problems: Sequence[Problem], correct: Sequence[bool], *
         ValueError: no problems, or not one answer per problem.
     """
     if not problems or len(problems) != len(correct):
-        raise ValueError(f"{len(correct)} answers to {len(problems)} problems: give one each, and one at least.")
+        raise ValueError(f"{len(correct)} answers to {len(problems)} problems: give one each, and at least one.")
     rows = pd.DataFrame([_features(p) | {"correct": float(c)} for p, c in zip(problems, correct, strict=True)])
     correlations = []
     for kind, part in rows.groupby("kind", sort=False):

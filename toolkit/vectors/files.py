@@ -49,7 +49,7 @@ def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, 
 
     Raises:
         WrongModelError: the direction was made from other weights, or has another shape.
-        ValueError: a vector or the scale is not finite, or the scale is 0.
+        ValueError: a vector, the scale, a note or a metric is not finite, or the scale is 0.
     """
     vector, header = _written(direction, lm, scale, metrics)
     return store.write_tensors({f"direction.{layer}": row for layer, row in enumerate(vector)}, header, path)

@@ -39,7 +39,7 @@ def _of_split(path: str | Path, split: str) -> list[Problem]:
     chosen = [p for p, name in zip(problems, names, strict=True) if name == split]
     if not chosen:
         counts = ", ".join(f"{name} {count}" for name, count in sorted(Counter(names).items()))
-        raise ValueError(f"{path} has no problem of split {split!r}: it has {counts}. Add problems, or take another split.")
+        raise ValueError(f"{path} has no problem of split {split!r}: it has {counts}. Add problems, or choose another split.")
     return chosen
 
 

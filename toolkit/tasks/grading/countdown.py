@@ -51,4 +51,4 @@ def _value(node: ast.AST) -> tuple[Fraction, list[int]]:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             (a, used), (b, more) = _value(left), _value(right)
             return _OPERATORS[type(op)](a, b), used + more
-    raise ValueError(f"{ast.dump(node)} is no number and none of + - * /.")
+    raise ValueError(f"{ast.dump(node)} is not a number and not one of + - * /.")
