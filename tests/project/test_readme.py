@@ -102,7 +102,9 @@ def test_heads_that_write_short_thinking_are_not_the_retrieval_heads():
 
 
 def test_no_recipe_halved_thinking_without_losing_accuracy():
-    curves = pytest.importorskip("toolkit.grpo.curves")
+    pytest.importorskip("trl")
+    from toolkit.grpo import curves
+
     table = curves.after_training(curves.read(ROOT / "data/grpo")[1]).set_index("name")
     halved = table[table["think_tokens"] <= 0.5 * table.loc["base", "think_tokens"]]
     assert len(halved) and (halved["accuracy_difference_high"] < 0).all(), f"{sorted(set(halved.index))} halve it"
@@ -119,7 +121,10 @@ def board():
     return TABLES.read("data/board/board.json")
 
 
-FIRST_CORRECT = ("GRPO: correctness", "GRPO-lambda", "DLER", "LASER-D", "HAPO", "DRPO")
+FIRST_CORRECT = (
+    "GRPO: correctness", "GRPO-lambda", "DLER", "LASER", "LASER-D", "HAPO", "DRPO", "SLPO", "SAR", "Efficient Reasoning",
+)  # fmt: skip
+"""Rewards that put correctness first, in the README's words ten."""
 
 
 def test_sentences_on_the_board_are_those_of_the_committed_one(board):
@@ -130,6 +135,11 @@ def test_sentences_on_the_board_are_those_of_the_committed_one(board):
     assert all(paired[f"control: random {what} edited"]["p_holm"] > 0.05 for what in ("heads", "direction"))
     for name in FIRST_CORRECT:
         assert paired[name]["low"] > edit["high"] and length[name]["low"] < 0 < length[name]["high"], name
+    assert length["PEAR"]["mean"] > board["conditions"]["base"]["metrics"]["think_tokens"]["mean"]
+    assert (
+        paired["Train Long, Think Short"]["mean"] < 0.1
+        and board["paired"]["Train Long, Think Short"]["accuracy_lookup"]["high"] < 0
+    )
     for name in ("budget of 12", "budget of 24", "budget of 48", "asked to be quick"):
         assert paired[name]["high"] < -0.1 and length[name]["high"] < 0, name
     assert length["no re-checks"]["p_holm"] < 0.05 and paired["no re-checks"]["mean"] > -0.02
