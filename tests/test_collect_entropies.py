@@ -7,10 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from toolkit import collect
+from toolkit import collect, entropies
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM
-from toolkit.methods import phase_entropy
 from toolkit.sites import UnsupportedModelError
 
 
@@ -34,7 +33,7 @@ def test_one_pass_gives_what_two_give(name, temperature, model_of, problems_of, 
     assert moments.labels == expected.labels and moments.n == expected.n
     for kind, value in expected.sums.items():
         assert torch.equal(moments.sums[kind], value)
-    measured = phase_entropy.with_entropies(lm, found, temperature=temperature)
+    measured = entropies.with_entropies(lm, found, temperature=temperature)
     for r, now, then in zip(found, seen, measured, strict=True):
         if by_length(r) is None:
             assert now is r
@@ -47,7 +46,7 @@ def test_one_pass_gives_what_two_give(name, temperature, model_of, problems_of, 
 def test_a_model_that_does_more_than_its_head_is_refused(llama, problems_of, monkeypatch):
     found, forward = sampled(llama, problems_of), llama.model.forward
     monkeypatch.setattr(llama.model, "forward", lambda **given: SimpleNamespace(logits=2 * forward(**given).logits))
-    with pytest.raises(UnsupportedModelError, match=r"phase_entropy\.with_entropies"):
+    with pytest.raises(UnsupportedModelError, match=r"entropies\.with_entropies"):
         collect.moments_and_entropies(llama, found, by_length)
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from toolkit import steps, transcript
+from toolkit.entropies import NoEntropiesError
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import ThinkTags
 from toolkit.methods.failed_steps import Chain
-from toolkit.methods.phase_entropy import NoEntropiesError
 from toolkit.types import Problem, Rollout, Span
 
 VOID = {"meta", "br"}

@@ -108,7 +108,7 @@ def moments_and_entropies(
 ) -> tuple[Moments, list[Rollout]]:
     """Return ``moments``, and from the same pass the rollouts with log-probabilities and entropies (nats) of the full softmax.
 
-    The numbers equal those of ``phase_entropy.with_entropies``. Rollouts without a class or position are returned unchanged. The LM head is
+    The numbers equal those of ``entropies.with_entropies``. Rollouts without a class or position are returned unchanged. The LM head is
     applied to response tokens only, some at a time.
 
     Raises:
@@ -172,7 +172,7 @@ def _head(lm: LM) -> Callable[[Tensor], Tensor]:
     expected, actual = lm.model(input_ids=ids).logits, head(lm.model.base_model(input_ids=ids).last_hidden_state)
     if not torch.allclose(actual.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise UnsupportedModelError(
-            f"{lm.name} does more than apply its LM head between its last state and its logits: use phase_entropy.with_entropies for entropies."
+            f"{lm.name} does more than apply its LM head between its last state and its logits: use entropies.with_entropies for entropies."
         )
     return head
 

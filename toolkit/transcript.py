@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from textwrap import shorten
 
 from toolkit import steps
+from toolkit.entropies import entropies_of
 from toolkit.lm import LM
 from toolkit.methods.failed_steps import Chain
-from toolkit.methods.phase_entropy import entropies_of, phase_means
+from toolkit.methods.phase_entropy import phase_means
 from toolkit.types import Problem, Rollout, Span
 
 HUE = "230,120,0"  # an orange on which dark text is readable; only its opacity shows entropy, so colour blindness does not matter
@@ -58,7 +59,7 @@ def fragment(
         top: Entropy (nats) of the deepest colour; give the same to all transcripts to compare them. Default: the response's highest.
 
     Raises:
-        phase_entropy.NoEntropiesError: the rollout has no entropies.
+        entropies.NoEntropiesError: the rollout has no entropies.
         ValueError: ``top`` is not positive, or the chain was read from text and does not say which tokens its steps are.
     """
     h = entropies_of(rollout)

@@ -15,7 +15,7 @@ from models import smol
 
 from toolkit.lm import LM
 from toolkit.methods import retrieval_heads
-from toolkit.methods.retrieval_heads import Example
+from toolkit.needles import Example
 from toolkit.types import Rollout, Span
 
 EMITTED, NEEDLE = 16, 12

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import hypergeom, spearmanr
 
-from toolkit import attention, bridges, edits, generate, jobs, stats, store, tasks
+from toolkit import attention, bridges, edits, entropies, generate, jobs, stats, store, tasks
 from toolkit.generate import Sampling
 from toolkit.jobs import heads
 from toolkit.lm import Condition, NoThinkTagsError
@@ -116,7 +116,7 @@ def test_entropy_when_masked_equals_masking_one_head_by_hand(tiny, problems_of):
     silent = edits.apply(tiny, Plan((HeadEdit(layer, head, "scale", 1.0),), None, "by hand", tiny.provenance()))
 
     def mean(model) -> float:
-        return float(np.mean([phase_entropy.phase_means(r).think for r in phase_entropy.with_entropies(model, found)]))
+        return float(np.mean([phase_entropy.phase_means(r).think for r in entropies.with_entropies(model, found)]))
 
     assert change.score[layer, head].item() == pytest.approx(mean(silent) - mean(tiny), abs=1e-4)
     assert change.score[layer, head] > 0

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from toolkit import edits, evaluate, jobs, masks, store, tasks
+from toolkit import edits, evaluate, jobs, masks, needles, store, tasks
 from toolkit.generate import Sampling, rollouts
 from toolkit.jobs import masking, retrieval
 from toolkit.jobs.masking import Mask
 from toolkit.lm import Condition
 from toolkit.methods import retrieval_heads
-from toolkit.methods.retrieval_heads import NeedleError
+from toolkit.needles import NeedleError
 from toolkit.types import HeadScores
 
 SMALL = jobs.Search(instances=6, counts=(1,), ops=("zero",), draws=1, max_new_tokens=60)
@@ -27,8 +27,8 @@ def found(tiny) -> retrieval.RetrievalMeasurement:
 def test_examples_cover_every_needed_piece_or_the_answer_alone(tiny):
     hidden = replace(SMALL, instances=12).haystacks(tiny, "dev")
     answers = rollouts(tiny, [h.problem for h in hidden], SMALL.sampling, progress=False)
-    whole = retrieval_heads.examples(hidden, answers)
-    published = retrieval_heads.examples(hidden, answers, whole=False)
+    whole = needles.examples(hidden, answers)
+    published = needles.examples(hidden, answers, whole=False)
     assert len(whole) == sum(len(h.needed) for h in hidden) > len(published) == len(hidden)
     for e, h in zip(published, hidden, strict=True):
         assert tiny.tokenizer.decode(e.rollout.token_ids[e.needle.start : e.needle.stop]) == h.problem.answer
@@ -36,7 +36,7 @@ def test_examples_cover_every_needed_piece_or_the_answer_alone(tiny):
 
 def test_a_response_to_something_else_is_no_example(tiny, found):
     with pytest.raises(NeedleError, match="does not answer one of these haystacks"):
-        retrieval_heads.examples(found.haystacks[1:], found.rollouts[:1])
+        needles.examples(found.haystacks[1:], found.rollouts[:1])
 
 
 def test_every_form_is_tested_once_and_the_published_one_at_every_count():

@@ -14,11 +14,12 @@ from families import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit import baselines, collect, edits, figures, steps
+from toolkit import baselines, collect, edits, entropies, figures, steps
+from toolkit.entropies import NoEntropiesError
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import Condition, NoThinkTagsError, ThinkTags
 from toolkit.methods import phase_entropy
-from toolkit.methods.phase_entropy import DROPS, NoEntropiesError, PhaseMeans
+from toolkit.methods.phase_entropy import DROPS, PhaseMeans
 from toolkit.spans import spans
 from toolkit.types import Direction, Problem, Rollout, Span
 
@@ -50,7 +51,7 @@ def widest_logits(lm):
 def test_entropy_is_the_naive_softmaxs_in_float64(any_lm, rollout_of, temperature):
     """On every family: each rollout alone in one plain pass, against a batch of unequal prompts and responses cut into chunks."""
     found = of_lengths(rollout_of, [3, 29, 11, 0, 18])
-    measured = phase_entropy.with_entropies(any_lm, found, temperature=temperature, chunk=5 * 103 * 7)
+    measured = entropies.with_entropies(any_lm, found, temperature=temperature, chunk=5 * 103 * 7)
     for r, m in zip(found, measured, strict=True):
         with torch.inference_mode():
             logits = any_lm.model(input_ids=torch.tensor([r.token_ids])).logits[0, r.prompt_len - 1 : -1].double() / temperature
@@ -66,7 +67,7 @@ def test_entropies_equal_those_recorded_at_sampling(name, model_of, problems_of)
     lm = model_of(name)
     found = rollouts(lm, problems_of(3), Sampling(n=2, temperature=0.8, max_new_tokens=24, details=True), progress=False)
     bare = [replace(r, entropies=None, logprobs=None) for r in found]
-    for r, m in zip(found, phase_entropy.with_entropies(lm, bare, temperature=0.8), strict=True):
+    for r, m in zip(found, entropies.with_entropies(lm, bare, temperature=0.8), strict=True):
         assert m.entropies == pytest.approx(r.entropies, abs=1e-4)
         assert m.logprobs == pytest.approx(r.logprobs, abs=1e-3)
 
@@ -78,8 +79,8 @@ def test_a_conditions_interventions_act_in_their_phase(llama, rollout_of, during
     act = edits.steering(direction, 0.5, during=during)
     found = of_lengths(rollout_of, [9, 4, 14])
     base, steered = (
-        phase_entropy.with_entropies(llama, found),
-        phase_entropy.with_entropies(Condition(llama, (act,)), found, chunk=600),
+        entropies.with_entropies(llama, found),
+        entropies.with_entropies(Condition(llama, (act,)), found, chunk=600),
     )
     for r, b, m in zip(found, base, steered, strict=True):
         logits = collect.logits(llama, r, act).double()
@@ -92,7 +93,7 @@ def test_an_intervention_on_the_logits_counts(tiny, problems_of):
     """Suppressed words leave entropy finite, and are out of the distribution."""
     quiet = Condition(tiny, (baselines.Suppress(("=",)),))
     found = rollouts(tiny, problems_of(2), Sampling(max_new_tokens=20, details=True), progress=False)
-    changed = phase_entropy.with_entropies(quiet, found)
+    changed = entropies.with_entropies(quiet, found)
     assert all(np.isfinite(m.entropies).all() for m in changed)
     assert any(m.entropies != pytest.approx(r.entropies, abs=1e-3) for r, m in zip(found, changed, strict=True))
 
@@ -101,22 +102,22 @@ def test_an_intervention_on_the_logits_counts(tiny, problems_of):
 def test_no_more_logits_than_the_chunk_are_ever_held(llama, rollout_of, chunk):
     found = of_lengths(rollout_of, [40, 41, 42, 43, 44])
     with widest_logits(llama) as seen:
-        phase_entropy.with_entropies(llama, found, chunk=chunk)
+        entropies.with_entropies(llama, found, chunk=chunk)
     assert max(seen) <= max(chunk, len(found) * llama.vocab_size)  # at least one position a row
 
 
 def test_chunks_change_nothing_and_order_is_kept(model_of, rollout_of):
     lm, found = model_of("gemma2"), of_lengths(rollout_of, [30, 2, 17, 0, 5])
-    whole = phase_entropy.with_entropies(lm, found)
+    whole = entropies.with_entropies(lm, found)
     assert [r.problem_id for r in whole] == [r.problem_id for r in found]
     for chunk in (1, 1500):
-        for a, b in zip(whole, phase_entropy.with_entropies(lm, found, chunk=chunk), strict=True):
+        for a, b in zip(whole, entropies.with_entropies(lm, found, chunk=chunk), strict=True):
             assert a.entropies == pytest.approx(b.entropies, abs=1e-5)
-    assert phase_entropy.with_entropies(lm, []) == []
+    assert entropies.with_entropies(lm, []) == []
 
 
 def test_batches_are_halved_when_memory_runs_out(llama, rollout_of, monkeypatch):
-    found, tried, scores = of_lengths(rollout_of, [8, 5, 7, 6, 9]), [], phase_entropy._scores
+    found, tried, scores = of_lengths(rollout_of, [8, 5, 7, 6, 9]), [], entropies._scores
 
     def hungry(lm, batch, *rest):
         tried.append(len(batch))
@@ -124,9 +125,9 @@ def test_batches_are_halved_when_memory_runs_out(llama, rollout_of, monkeypatch)
             raise torch.OutOfMemoryError("made up")
         return scores(lm, batch, *rest)
 
-    wanted = phase_entropy.with_entropies(llama, found)
-    monkeypatch.setattr(phase_entropy, "_scores", hungry)
-    for a, b in zip(wanted, phase_entropy.with_entropies(llama, found), strict=True):
+    wanted = entropies.with_entropies(llama, found)
+    monkeypatch.setattr(entropies, "_scores", hungry)
+    for a, b in zip(wanted, entropies.with_entropies(llama, found), strict=True):
         assert a.entropies == pytest.approx(b.entropies, abs=1e-5)
     assert max(tried) == 5
 
@@ -134,13 +135,13 @@ def test_batches_are_halved_when_memory_runs_out(llama, rollout_of, monkeypatch)
 def test_positions_stay_within_a_models_learned_ones(model_of, rollout_of):
     """A long prompt with a short response beside a short prompt with a long one, together longer than gpt2's 512 positions."""
     found = [rollout_of(2, prompt=480, name="a"), rollout_of(470, prompt=3, name="b")]
-    together, alone = (phase_entropy.with_entropies(model_of("gpt2"), rows) for rows in (found, found[:1]))
+    together, alone = (entropies.with_entropies(model_of("gpt2"), rows) for rows in (found, found[:1]))
     assert together[0].entropies == pytest.approx(alone[0].entropies, abs=1e-5)
 
 
 def test_what_cannot_be_measured_is_named(llama, rollout_of):
     with pytest.raises(ValueError, match=r"temperature=0\.0.*above 0"):
-        phase_entropy.with_entropies(llama, [rollout_of(3)], temperature=0.0)
+        entropies.with_entropies(llama, [rollout_of(3)], temperature=0.0)
     for function in (phase_entropy.table, phase_entropy.by_phase, phase_entropy.by_position):
         with pytest.raises(NoEntropiesError, match=r"problem 'p' carries no entropies.*details=True.*with_entropies"):
             function([rollout_of(3)])
@@ -255,7 +256,7 @@ def test_step_entropies_sum_to_the_span(tiny, problems_of):
     rows = phase_entropy.step_entropy(found, lambda r: steps.think_steps(tiny, r))
     for r in found:
         own = rows[(rows["problem_id"] == r.problem_id) & (rows["sample"] == r.sample)]
-        h = phase_entropy.entropies_of(r)[r.think.start - r.prompt_len : r.think.stop - r.prompt_len]
+        h = entropies.entropies_of(r)[r.think.start - r.prompt_len : r.think.stop - r.prompt_len]
         assert own["entropy"].sum() == pytest.approx(h.sum())
         assert own["tokens"].sum() == r.think_tokens
         assert "".join(own["text"]) == tiny.text(r.token_ids[r.think.start : r.think.stop])

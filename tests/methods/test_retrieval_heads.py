@@ -13,7 +13,7 @@ from families import family
 from toolkit import attention, edits, hooks, masks
 from toolkit.lm import LM, Condition
 from toolkit.methods import retrieval_heads as rh
-from toolkit.methods.retrieval_heads import Example, NeedleError
+from toolkit.needles import Example, NeedleError
 from toolkit.types import HeadScores, Rollout, Span
 
 

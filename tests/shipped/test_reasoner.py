@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from toolkit import attention, edits, evaluate, generate, hooks, jobs, tasks
+from toolkit import attention, edits, evaluate, generate, hooks, jobs, needles, tasks
 from toolkit.generate import Sampling
 from toolkit.jobs.masking import Mask
 from toolkit.jobs.retrieval import RetrievalMeasurement
@@ -128,7 +128,7 @@ def test_the_published_copy_score_is_blind_to_a_value_read_from_the_next_token(t
     """The heads of layer 1 that look a value up attend to the token after it, so none of the published top heads matters."""
     writers = looked.scores["write (ours)"].ranked()[:2]
     offsets = torch.zeros(3)
-    answered = [e for e in retrieval_heads.examples(looked.haystacks, looked.rollouts, whole=False) if e.rollout.correct]
+    answered = [e for e in needles.examples(looked.haystacks, looked.rollouts, whole=False) if e.rollout.correct]
     for example in answered[:20]:
         r, value = example.rollout, example.needle.start
         emitted = next(i for i in range(r.prompt_len, len(r.token_ids)) if r.token_ids[i] == r.token_ids[value])

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from numpy import ndarray
 
-from toolkit import collect, evaluate, identity, stats, store
+from toolkit import collect, evaluate, identity, needles, stats, store
 from toolkit.board.ground import Ground
 from toolkit.board.spec import Spec
 from toolkit.collect import MLP
@@ -314,7 +314,7 @@ def _mechanism(ground: Ground, condition: Condition, responses: Sequence[Rollout
     correct = pd.Series([float(r.correct) for r in answers], [r.problem_id for r in answers])
     # Retrieval heads are compared on base's answers, so that every condition reads the same text.
     with condition.active():
-        measured = retrieval_heads.measure(condition.lm, retrieval_heads.examples(references.haystacks, references.base_answers))
+        measured = retrieval_heads.measure(condition.lm, needles.examples(references.haystacks, references.base_answers))
     wrote = torch.stack([measured.values["write"][:, i, j] for i, j in references.writers]).sum(dim=0)
     parts += [points("retrieved", correct), points("retrieval_write", pd.Series(wrote.numpy()).groupby(list(measured.ids)).mean())]
     return pd.concat(parts, ignore_index=True)

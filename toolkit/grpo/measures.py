@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from toolkit import rewards, stats
+from toolkit import entropies, rewards, stats
 from toolkit.grpo.advantages import group_std
 from toolkit.grpo.draws import Drawn
 from toolkit.lm import LM
-from toolkit.methods import phase_entropy
 from toolkit.rewards import RewardBatch
 from toolkit.types import Problem, Rollout
 
@@ -94,7 +93,7 @@ def kl_to(initial: LM, rollouts: Sequence[Rollout], temperature: float) -> float
         rollouts: Rollouts of the policy, with log-probabilities of the untruncated softmax.
         temperature: Temperature the rollouts were sampled at.
     """
-    before = phase_entropy.with_entropies(initial, rollouts, temperature=temperature)
+    before = entropies.with_entropies(initial, rollouts, temperature=temperature)
     ratios = [np.subtract(r.logprobs or (), b.logprobs or ()) for r, b in zip(rollouts, before, strict=True)]
     return _mean(np.concatenate(ratios))
 

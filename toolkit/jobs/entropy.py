@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from toolkit import figures, generate, report, stats, store, transcript
+from toolkit import entropies, figures, generate, report, stats, store, transcript
 from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
 from toolkit.methods import failed_steps, phase_entropy
@@ -115,7 +115,7 @@ def entropy_report(
     Raises:
         ValueError: one sample per problem, which leaves nothing to compare within a question.
         KeyError: a rollout in ``rollouts`` answers a problem that is not in the study.
-        phase_entropy.NoEntropiesError: a rollout in ``rollouts`` has no entropies.
+        entropies.NoEntropiesError: a rollout in ``rollouts`` has no entropies.
         NoThinkTagsError: no response thought, or none closed its thinking although the model has a closing tag.
     """
     if rollouts is None and study.samples < 2:
@@ -394,6 +394,6 @@ def _transcripts(lm: LM, rollouts: Sequence[Rollout], chains: Sequence[Chain], p
     uncertain = max(thought, key=lambda i: phase_entropy.phase_means(rollouts[i]).think or 0.0)
     # A dict keeps the order and drops a response that was chosen twice.
     chosen = dict.fromkeys([wrong, *sorted(correct, key=lambda i: -len(chains[i].texts))[:1], uncertain])
-    top = max(float(phase_entropy.entropies_of(rollouts[i]).max()) for i in chosen) or None
+    top = max(float(entropies.entropies_of(rollouts[i]).max()) for i in chosen) or None
     parts = [transcript.fragment(lm, rollouts[i], chain=chains[i], problem=by_id[rollouts[i].problem_id], top=top) for i in chosen]
     return "".join(parts)

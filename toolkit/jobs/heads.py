@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from numpy import ndarray
 
-from toolkit import bridges, evaluate, figures, generate, masks, origins, report, stats, store
+from toolkit import bridges, entropies, evaluate, figures, generate, masks, needles, origins, report, stats, store
 from toolkit.jobs import edit, retrieval
 from toolkit.jobs.study import Say, Study, extraction_rollouts
 from toolkit.lm import LM, Condition, NoThinkTagsError
@@ -66,7 +66,7 @@ def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: flo
         raise NoThinkTagsError(f"None of the {len(rollouts)} rollouts has a think token: load the model with tags=ThinkTags(...).")
 
     def mean(target: LM | Condition) -> float:
-        measured = phase_entropy.with_entropies(target, thought, temperature=temperature)
+        measured = entropies.with_entropies(target, thought, temperature=temperature)
         return float(np.mean([phase_entropy.phase_means(r).think for r in measured]))
 
     base, about = mean(lm), lm.provenance(temperature=temperature, **origins.record(r.problem_id for r in thought))
@@ -188,7 +188,7 @@ def condition_effects(
         base_answers = base_answers or answers
         # Every condition reads base's answers, so that its heads are compared on the same text.
         with condition.active():
-            measured = retrieval_heads.measure(condition.lm, retrieval_heads.examples(haystacks, base_answers))
+            measured = retrieval_heads.measure(condition.lm, needles.examples(haystacks, base_answers))
         table = phase_entropy.table(rollouts).groupby("problem_id", sort=False)
         means = table[["correct", "think_tokens", "think_entropy", "answer_entropy"]].mean().reindex([p.id for p in problems])
         together = torch.stack([measured.values["write"][:, i, j] for i, j in heads]).sum(dim=0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from toolkit import masks
+from toolkit import masks, needles
 from toolkit.generate import Sampling, rollouts
 from toolkit.jobs.study import Say
 from toolkit.lm import LM
@@ -122,7 +122,7 @@ def measure_retrieval(lm: LM, search: Search, *, out: Path | None = None, say: S
     say("measuring every head at the generated tokens")
     measured = {
         whole: retrieval_heads.measure(
-            lm, retrieval_heads.examples(haystacks, answers, whole=whole), success=lambda e: bool(e.rollout.correct)
+            lm, needles.examples(haystacks, answers, whole=whole), success=lambda e: bool(e.rollout.correct)
         )
         for whole in (False, True)
     }

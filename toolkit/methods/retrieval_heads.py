@@ -32,7 +32,6 @@ Cost: one pass over each prompt and one over its response, and one more of each 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -43,13 +42,12 @@ from torch import Tensor
 from toolkit import attention, origins
 from toolkit.collect import pad_right
 from toolkit.lm import LM
-from toolkit.tasks.haystack import Haystack
-from toolkit.types import HeadEdit, HeadScores, Plan, Provenance, Rollout, Span
+from toolkit.needles import Example, needle_recalled
+from toolkit.types import HeadEdit, HeadScores, Plan, Provenance, Span
 
 PUBLISHED_THRESHOLD = 0.1  # mean score above which a head is a retrieval head: paper, section 2
 PUBLISHED_STRONG = 0.5  # second threshold in the paper's sparsity figure
 PUBLISHED_MASKED = (0, 2, 5, 10, 15, 20, 30, 50, 100)  # heads masked in needle-in-a-haystack: paper, section 4
-PUBLISHED_RECALL = 0.5  # success: unigram recall above this value; released retrieval_head_detection.py
 PUBLISHED_SHARES = {
     "Llama-2-7B-80K": (0.0322, 0.0059, 0.702),
     "Llama-2-13B-64K": (0.0206, 0.0037, 0.732),
@@ -64,59 +62,6 @@ GROUP_SIZE = 32  # examples whose copies are in memory at a time
 
 METRICS = ("copy", "copy_no_sink", "copy_unseen", "copy_new", "mass", "contrast", "query", "write")
 COPY_METRICS = METRICS[:4]
-
-
-class NeedleError(ValueError):
-    """A needle, a question, a control or the emitted tokens have an impossible position or length."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One response to a prompt with a needle.
-
-    Attributes:
-        rollout: Prompt and response.
-        needle: Span of the needle in the prompt, the tokens to be copied.
-        query: Span of the question in the prompt, or ``None``.
-        control: Token ids of the prompt with other words in place of the needle, of the same length, or ``None``.
-        emitted: Span of the response tokens to evaluate, such as the answer; ``None`` takes all.
-    """
-
-    rollout: Rollout
-    needle: Span
-    query: Span | None = None
-    control: tuple[int, ...] | None = None
-    emitted: Span | None = None
-
-    def __post_init__(self) -> None:
-        r, name = self.rollout, f"Example {self.rollout.problem_id!r}"
-        for part, span in (("needle", self.needle), ("query", self.query)):
-            if span is not None and (not len(span) or span.stop > r.prompt_len):
-                raise NeedleError(
-                    f"{name}: the {part} is [{span.start}, {span.stop}), the prompt has {r.prompt_len} tokens: "
-                    "need at least one token, inside the prompt."
-                )
-        span = self.span
-        if not len(span) or span.start < r.prompt_len or span.stop > len(r.token_ids):
-            raise NeedleError(
-                f"{name}: the emitted tokens are [{span.start}, {span.stop}), the response is [{r.prompt_len}, "
-                f"{len(r.token_ids)}): need at least one token, inside the response. Sample with max_new_tokens > 0, or choose other tokens."
-            )
-        if self.control is not None and len(self.control) != r.prompt_len:
-            raise NeedleError(
-                f"{name}: the control has {len(self.control)} tokens, the prompt {r.prompt_len}: need the same length. "
-                "Replace the needle by as many other tokens."
-            )
-
-    @property
-    def span(self) -> Span:
-        """Span of the response tokens to evaluate."""
-        return self.emitted if self.emitted is not None else Span(self.rollout.prompt_len, len(self.rollout.token_ids))
-
-    @property
-    def tokens(self) -> list[int]:
-        """Distinct token ids of the needle, in order of appearance."""
-        return list(dict.fromkeys(self.rollout.token_ids[self.needle.start : self.needle.stop]))
 
 
 @dataclass(frozen=True)
@@ -173,38 +118,6 @@ class HeadMetrics:
         return value[selected]
 
 
-def needle_recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> bool:
-    """Return whether the needle was retrieved: more than this share of its tokens (with repetition) is among the emitted tokens."""
-    ids = example.rollout.token_ids
-    needle = Counter(ids[example.needle.start : example.needle.stop])
-    return (needle & Counter(ids[example.span.start : example.span.stop])).total() / needle.total() > above
-
-
-def examples(haystacks: Sequence[Haystack], rollouts: Sequence[Rollout], *, whole: bool = True) -> list[Example]:
-    """Make one example per needle of every response.
-
-    Args:
-        haystacks: Problems with needles.
-        rollouts: Responses to the haystacks, in any number and order.
-        whole: Whether a needle is the whole sentence (such as ``N=8;``) or, as published, only the words of the answer in it. A model
-            may read the answer from the tokens beside it, if earlier layers have moved it there. ``copy`` then misses it, and ``mass``
-            and ``write`` detect it only with the whole sentence.
-
-    Raises:
-        NeedleError: A rollout belongs to none of the haystacks, or its prompt differs from that of its haystack.
-    """
-    by_id, made = {h.problem.id: h for h in haystacks}, []
-    for r in rollouts:
-        h = by_id.get(r.problem_id)
-        if h is None or r.token_ids[: r.prompt_len] != h.prompt_ids:
-            raise NeedleError(
-                f"Rollout {r.sample} of {r.problem_id!r} does not answer one of these haystacks' prompts: pass the haystacks that were "
-                "sampled from, placed with this model's tokenizer."
-            )
-        made += [Example(r, needle, h.query, h.control) for needle in (h.needed if whole else h.answers)]
-    return made
-
-
 def measure(
     lm: LM, examples: Sequence[Example], *, success: Callable[[Example], bool] = needle_recalled, sinks: int = assumed_sinks
 ) -> HeadMetrics:
@@ -212,7 +125,7 @@ def measure(
 
     Args:
         lm: The model that is measured.
-        examples: From ``examples``.
+        examples: From ``needles.examples``.
         success: Whether an example retrieved its needle; ``lambda e: e.rollout.correct`` uses the grade.
         sinks: Number of first positions that ``copy_no_sink`` leaves out.
 

@@ -32,7 +32,7 @@ UNITS = ("tokens", "words")
 _ROLLOUTS = "RewardBatch.from_rollouts(rollouts) fills it"
 _ENTROPIES = (
     f"{_ROLLOUTS} if the rollouts carry entropies: sample with Sampling(details=True), or use "
-    "phase_entropy.with_entropies(lm, rollouts); in training, engine='toolkit' records them and engine='trl' does not"
+    "entropies.with_entropies(lm, rollouts); in training, engine='toolkit' records them and engine='trl' does not"
 )
 _GRPO = "the trainer of toolkit.grpo fills it"
 
@@ -59,7 +59,7 @@ COLUMN_SOURCES: Mapping[str, str] = {
     "formatted": f"{_ROLLOUTS} (true if an answer follows a closed think span); or add a format check of your own",
     "logprob": f"{_ROLLOUTS} if they were sampled with Sampling(details=True)",
     "logprob_without": f"{_GRPO} when the reward needs it; offline, score the same responses after an empty question "
-    "(phase_entropy.with_entropies) and take the mean log-probability of each",
+    "(entropies.with_entropies) and take the mean log-probability of each",
     "think_entropy": _ENTROPIES,
     "answer_entropy": _ENTROPIES,
     "difficulty": "RewardBatch.from_rollouts(rollouts, problems) fills it if every problem has meta['difficulty']",

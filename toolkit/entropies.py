@@ -1,0 +1,113 @@
+"""Entropy and log-probability of each token of given responses, under a model or under a model with interventions.
+
+Equations (t: index over the tokens of a response; z: the logits that predict token t):
+
+    H_t = -sum_v p_v log p_v,   p = softmax(z / temperature), v over the full vocabulary
+
+Units: nats. Every entropy depends on a temperature: an argument of ``with_entropies``, or the sampling temperature if sampling recorded it.
+
+Cost: sampling with ``details`` records entropies without an extra pass. ``with_entropies`` is one teacher-forced pass with a KV cache, in
+chunks of at most ``CHUNK`` logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+from torch import Tensor
+from torch.nn.functional import pad
+from tqdm.auto import tqdm
+
+from toolkit.collect import batch_tokens, logprobs_and_entropies, pad_right
+from toolkit.decode import batches, prefill
+from toolkit.lm import LM, Condition, halve_on_oom
+from toolkit.types import Rollout
+
+CHUNK = 2**24  # logits in memory at a time: 64 MB in fp32, about three times that while they are reduced
+
+
+class NoEntropiesError(ValueError):
+    """Rollouts carry no entropies, but entropies are needed."""
+
+
+def with_entropies(
+    target: LM | Condition, rollouts: Sequence[Rollout], *, temperature: float = 1.0, chunk: int = CHUNK, progress: bool = False
+) -> list[Rollout]:
+    """Return the rollouts, in order, with the entropy (nats) and log-probability of each response token under ``target``.
+
+    Both are of the full softmax at ``temperature``. They equal the values that sampling with ``details`` records (``logprobs`` if
+    sampling truncated nothing). ``target`` may differ from the model that sampled the rollouts; this measures the entropy under an
+    intervention on the base model's responses. A condition's interventions are active; its decoding rules and its prompt change
+    have no effect, since the tokens are fixed.
+
+    Args:
+        target: Model, or model with interventions.
+        rollouts: Responses to score.
+        temperature: Softmax temperature.
+        chunk: Logits in memory at a time, ``rows * positions * vocab``; at least one position is processed at a time.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: The temperature is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: entropies need a temperature above 0 (greedy sampling records them at 1).")
+    condition = target if isinstance(target, Condition) else Condition(target)
+    done: dict[int, Rollout] = {}
+    order = sorted(range(len(rollouts)), key=lambda i: len(rollouts[i].token_ids))
+    bar = tqdm(total=len(rollouts), desc="entropies", unit="rollout", disable=not progress, leave=False)
+
+    def run(rows: Sequence[int]) -> None:
+        with condition.active(), torch.inference_mode():
+            scores = _scores(condition.lm, [rollouts[i] for i in rows], temperature, chunk).tolist()
+        for i, logprobs, entropies in zip(rows, *scores, strict=True):
+            n = rollouts[i].response_tokens
+            done[i] = replace(rollouts[i], logprobs=tuple(logprobs[:n]), entropies=tuple(entropies[:n]))
+        bar.update(len(rows))
+
+    with bar:
+        for batch in batches(order, lambda i: len(rollouts[i].token_ids), batch_tokens(condition.lm)):
+            halve_on_oom(batch, run)
+    return [done[i] for i in range(len(rollouts))]
+
+
+def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) -> Float[Tensor, "2 rows response"]:
+    """Return log-probability and entropy of each response token.
+
+    Prompts are padded on the left and responses on the right, so every column of the cache is prompt or response for all rows.
+    """
+    ids = pad_right([r.token_ids[r.prompt_len :] for r in batch], lm)
+    scores = torch.zeros(2, *ids.shape, device=lm.device)
+    cache, logits, mask = prefill(lm, [list(r.token_ids[: r.prompt_len]) for r in batch])
+    starts = mask.sum(dim=1)
+    last = torch.tensor([len(r.token_ids) - 1 for r in batch], device=lm.device)
+    scores[:, :, :1] = logprobs_and_entropies(logits[:, None], ids[:, :1], temperature)
+    width = max(1, chunk // (len(batch) * logits.shape[-1]))
+    for at in range(0, ids.shape[1] - 1, width):
+        stop = min(at + width, ids.shape[1] - 1)
+        mask = pad(mask, (0, stop - at), value=1)
+        # The padding of shorter rows repeats their last position, so that it stays within the model's context.
+        positions = torch.minimum(starts[:, None] + torch.arange(at, stop, device=lm.device), last[:, None])
+        part = ids[:, at:stop]
+        out = lm.model(input_ids=part, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        scores[:, :, at + 1 : stop + 1] = logprobs_and_entropies(out.logits, ids[:, at + 1 : stop + 1], temperature)
+    return scores
+
+
+def entropies_of(rollout: Rollout) -> Float[ndarray, " response"]:
+    """Return the entropies that a rollout carries, ``[response tokens]``, in nats.
+
+    Raises:
+        NoEntropiesError: It carries none.
+    """
+    if rollout.entropies is None:
+        raise NoEntropiesError(
+            f"Rollout {rollout.sample} of problem {rollout.problem_id!r} carries no entropies: sample with Sampling(details=True) (toolkit "
+            "rollouts --details), or compute them with entropies.with_entropies(lm, rollouts, temperature=...)."
+        )
+    return np.array(rollout.entropies)
