@@ -22,5 +22,6 @@ def modules(recipe: Recipe, task: str | None = None, reward: Any = None) -> dict
     used = identity.of(reward, strict=False).modules | identity.of(recipe, strict=False).modules
     needs_judge = "conciseness" in getattr(reward, "needs", ())
     without = (*sorted(others), *(() if needs_judge else (JUDGE,)))
+    scaled = (f"toolkit.grpo.policies:{name}" for name in ("_pool", "_run", "_extras"))  # how a plan scales a recipe
     training = store.modules_of("toolkit.grpo.run", *tasks.modules(task or ""), without=without)
-    return training | store.modules_of("toolkit.grpo.policies:train_policy", *used)
+    return training | store.modules_of(*scaled, *used)

@@ -55,12 +55,7 @@ def train_policy(
     depends_on = basis(lm, recipe, seed, plan, reward=reward)
     folder = runs / f"{_name(recipe, seed)}-{depends_on.key}"
     recipe = plan.sized(recipe)
-    dev = tasks.load(plan.task, "dev", plan.held_out, lm=lm)
-    run = Run(
-        folder, plan.steps, seed, save_every=20, held_out=tuple(dev), evaluate_every=plan.evaluate_every, micro_batch=plan.micro_batch,
-        evaluate=Sampling(n=4, max_new_tokens=max(200, recipe.max_tokens)), overrides=dict(plan.overrides),
-    )  # fmt: skip
-    extras = Extras(reward=deepcopy(reward), engine=plan.engine, lora=lora_config(plan.lora) if plan.lora else None)
+    run, extras = _run(lm, recipe, seed, plan, folder), _extras(plan, reward)
     with store.locked(folder, wait=True):
         if store.is_whole(folder / MODEL):
             model = replace(read_back(lm, folder / MODEL), parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
@@ -77,6 +72,18 @@ def train_policy(
             for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
                 store.remove(checkpoint)
     return done
+
+
+def _run(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, folder: Path) -> Run:
+    dev = tasks.load(plan.task, "dev", plan.held_out, lm=lm)
+    return Run(
+        folder, plan.steps, seed, save_every=20, held_out=tuple(dev), evaluate_every=plan.evaluate_every, micro_batch=plan.micro_batch,
+        evaluate=Sampling(n=4, max_new_tokens=max(200, recipe.max_tokens)), overrides=dict(plan.overrides),
+    )  # fmt: skip
+
+
+def _extras(plan: TrainingPlan, reward: Any) -> Extras:
+    return Extras(reward=deepcopy(reward), engine=plan.engine, lora=lora_config(plan.lora) if plan.lora else None)
 
 
 def folder_of(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, runs: Path, *, reward: Any = None) -> Path:
