@@ -446,13 +446,15 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("when", ["measured", "written"])
-def test_a_board_that_is_killed_while_a_policy_is_written_or_measured_goes_on(tiny, tmp_path, monkeypatch, when):
+@pytest.mark.parametrize("when", ["measured", "written", "tidied"])
+def test_a_board_that_is_killed_while_a_policy_is_written_or_measured_goes_on_and_leaves_no_litter(
+    tiny, tmp_path, monkeypatch, when
+):
     sizes = replace(
         MICRO, main=(("arithmetic", 5),), unseen=(("running_sum", 2),), samples=2, seeds=1, max_new_tokens=100, unseen_tokens=60
     )
     policy = board.trained("one policy", recipes.plain("correctness"))
-    specs, real = [board.base(), policy], (lms.LM.save, store.save_table)
+    specs, real = [board.base(), policy], (lms.LM.save, store.save_table, store.remove)
 
     def die(*_):
         raise Killed
@@ -460,16 +462,22 @@ def test_a_board_that_is_killed_while_a_policy_is_written_or_measured_goes_on(ti
     def die_at_rows(table, path):
         return die() if path.name == measure.ROWS else real[1](table, path)
 
+    def die_at_rollouts(path):
+        return die() if path.name.startswith(measure.SAMPLED) else real[2](path)
+
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(lms.LM, "save", die if when == "written" else real[0])
-        patch.setattr(measure.store, "save_table", die_at_rows if when == "measured" else real[1])
+        patch.setattr(store, "save_table", die_at_rows if when == "measured" else real[1])
+        patch.setattr(store, "remove", die_at_rollouts if when == "tidied" else real[2])
         board.run(board.Ground(tiny, sizes, tmp_path), specs[1:], progress=False)
     sampled = list(tmp_path.glob("results/*/rollouts-*/part-*"))
-    assert bool(sampled) == (when == "measured") and bool(list(tmp_path.glob("trained/*/model/*"))) == (when == "measured")
+    assert bool(sampled) == (when != "written") and bool(list(tmp_path.glob("trained/*/model/*"))) == (when != "written")
+    for model in tmp_path.glob("trained/*/model") if when == "measured" else ():
+        (model.parent / "checkpoint-2").mkdir()  # as a kill between saving the policy and removing its checkpoints leaves one
     monkeypatch.setattr("toolkit.generate._sample", count := Counted(generate._sample))
     board.run(board.Ground(tiny, sizes, tmp_path), specs[1:], progress=False)
     assert measure.read_result(board.Ground(tiny, sizes, tmp_path), policy, 0) is not None
-    assert not list(tmp_path.glob("results/*/rollouts-*")) and not list(tmp_path.rglob("*.partial"))
+    assert not [*tmp_path.glob("results/*/rollouts-*"), *tmp_path.glob("trained/*/checkpoint-*"), *tmp_path.rglob("*.partial")]
     # The 5 x 2 main rollouts are sampled again only if they were not kept; nothing else here samples ten rows.
     assert (10 in count.rows) == (when == "written")
 

@@ -32,6 +32,7 @@ from toolkit.tasks.grading import execution
 from toolkit.types import Problem, Rollout
 
 ROWS, POINTS, ABOUT = "rows.parquet", "points.parquet", "about.json"
+SAMPLED = "rollouts-"  # start of the name of a folder of rollouts, which exists only while a result is measured
 IN_ROWS = {
     "problem_id": str, "sample": int, "task": str, "correct": bool, "think_tokens": int, "response_tokens": int, "closed": bool,
     "looping": bool, "finish": str, "no_think": bool,
@@ -82,6 +83,11 @@ def is_measured(folder: Path) -> bool:
     return (folder / ABOUT).exists()
 
 
+def rollouts_of_result(folder: Path) -> list[Path]:
+    """Return the folders of rollouts beside a result: those of a measurement that was stopped, or killed just before it removed them."""
+    return list(folder.glob(f"{SAMPLED}*"))
+
+
 def without_code_record(ground: Ground) -> list[Path]:
     """Return the folders of results that do not record which code made them."""
     return [path.parent for path in (ground.out / "results").glob(f"*/{ABOUT}") if not path.with_name(store.MADE_BY).exists()]
@@ -105,7 +111,7 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
     # On a CPU, measure process time, so that other work on the machine does not count.
     clock = time.process_time if ground.lm.device.type == "cpu" else time.perf_counter
     began = clock()
-    sampled = folder / f"rollouts-{condition.lm.fingerprint[:12]}"
+    sampled = folder / f"{SAMPLED}{condition.lm.fingerprint[:12]}"
     uninterrupted = not sampled.exists()
     responses = rollouts(condition, ground.problems, ground.sampling, out=sampled, progress=False)
     seconds = clock() - began

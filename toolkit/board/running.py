@@ -10,7 +10,15 @@ from tqdm.auto import tqdm
 
 from toolkit import identity, store
 from toolkit.board.ground import Ground
-from toolkit.board.measure import References, is_measured, measure, measure_references, result_folder, without_code_record
+from toolkit.board.measure import (
+    References,
+    is_measured,
+    measure,
+    measure_references,
+    result_folder,
+    rollouts_of_result,
+    without_code_record,
+)
 from toolkit.board.spec import Spec, check_distinct
 
 WAIT = 5.0  # seconds between looks at what other processes are doing
@@ -46,6 +54,11 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
         _say_stale(
             ground, [(*unit, basis) for unit, basis, folder in zip(todo, bases, places, strict=True) if not is_measured(folder)]
         )
+    for folder in places:
+        if is_measured(folder) and (kept := rollouts_of_result(folder)):
+            with store.locked(folder.with_suffix(".claim")) as mine:
+                for sampled in kept if mine else ():
+                    store.remove(sampled)
     with tqdm(total=len(todo), desc="board", unit="condition", disable=not progress) as bar:
         while True:
             open_ = [i for i, folder in enumerate(places) if not is_measured(folder)]

@@ -58,6 +58,7 @@ def train_policy(
     run, extras = _run(lm, recipe, seed, plan, folder), _extras(plan, reward)
     with store.locked(folder, wait=True):
         if store.is_whole(folder / MODEL):
+            _remove_checkpoints(folder)  # a process killed just after it saved the policy leaves them
             model = replace(read_back(lm, folder / MODEL), parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
             return Trained(model, pd.DataFrame(read(folder / LOG)))
         if not (folder / store.MADE_BY).exists():
@@ -69,9 +70,13 @@ def train_policy(
             depends_on.write(folder)
         done = train(lm, recipe, _pool(lm, plan), run, extras=extras, resume=True, say=say)
         if done.main:
-            for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-                store.remove(checkpoint)
+            _remove_checkpoints(folder)
     return done
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        store.remove(checkpoint)
 
 
 def _run(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, folder: Path) -> Run:
