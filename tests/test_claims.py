@@ -20,7 +20,8 @@ def claim_of(estimate: Estimate, unit: str = "tokens", smallest: float = 2.0) ->
     [
         (0.1, 9.0, "reproduced"),
         (-1.0, 1.9, "not reproduced"),
-        (-9.0, -1.0, "not reproduced"),
+        (-1.9, -1.0, "not reproduced"),
+        (-9.0, -1.0, "contradicted"),
         (-1.0, 2.1, "undecided"),
         (0.1, 1.9, "real but too small to matter"),
     ],
@@ -46,6 +47,9 @@ def test_a_row_is_in_the_claims_unit():
     assert claims.json_records([claim_of(Effect(math.nan, math.nan, math.nan, math.nan))])[0]["estimate"] is None
 
 
-def test_a_loss_within_the_slack_is_moved_by_it_and_has_no_p_value():
-    moved = claims.plus(Effect(-0.02, -0.05, 0.01, 0.2), 0.03)
-    assert (moved.mean, moved.low, moved.high) == pytest.approx((0.01, -0.02, 0.04)) and math.isnan(moved.p)
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(-0.02, 0.01, "reproduced"), (-0.05, 0.01, "undecided"), (-0.3, -0.1, "contradicted")]
+)
+def test_a_claim_to_lose_little_is_judged_at_its_limit_and_shows_the_measured_change(low, high, verdict):
+    claim = Claim(text="", source="", estimate=Estimate(-0.02, low, high), smallest=0.0, unit="points", beyond=-0.03)
+    assert claim.verdict == verdict and claim.row[2].startswith("-2.0 [")

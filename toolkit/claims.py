@@ -6,7 +6,7 @@ Every effect is signed so that + is the claimed direction. The smallest effect t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from toolkit.stats import Effect, Estimate
 
 POWER = 1.96 + 0.84  # size, in standard errors, of an effect that is detected with 80 % power at the 5 % level
 UNITS = {"points": "share"}  # unit of a claim -> unit of a metric with the same text format, where the names differ
-COLUMNS = ("effect", "from", "found, + as claimed", "verdict", "80 % power at")
+COLUMNS = ("effect", "from", "estimate (+ as claimed)", "verdict", "detectable with 80 % power")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class Claim:
         estimate: The measured effect, + as claimed.
         smallest: Smallest effect that matters (ours), in the unit of the estimate.
         unit: ``points`` (of 1; shown in percent), ``tokens``, ``nats`` or ``correlation``.
+        beyond: The claim is that the effect exceeds this value. 0 for an effect; -0.03 for "loses less than 3 points".
     """
 
     text: str
@@ -36,14 +37,16 @@ class Claim:
     estimate: Estimate
     smallest: float
     unit: str
+    beyond: float = 0.0
 
     @property
     def verdict(self) -> str:
-        """The verdict from the interval:
+        """The verdict from the interval; an effect that matters exceeds ``beyond`` by at least ``smallest``:
 
-        - ``reproduced``: it lies above 0, and its upper end reaches the smallest effect that matters.
-        - ``real but too small to matter``: it lies above 0, and its upper end is below that effect.
-        - ``not reproduced``: it contains 0 or lies below it, and its upper end is below that effect.
+        - ``reproduced``: the interval lies above ``beyond`` and includes effects that matter.
+        - ``real but too small to matter``: it lies above ``beyond`` and includes none.
+        - ``contradicted``: it lies below ``beyond`` and includes opposite effects that matter.
+        - ``not reproduced``: any other interval that includes no effect that matters.
         - ``undecided``: any other interval, or none.
         - ``not judged: 2 seeds``: a random or trained condition with too few seeds.
 
@@ -53,12 +56,14 @@ class Claim:
         note = self.estimate.note if isinstance(self.estimate, Effect) else ""
         if "seed" in note:
             return f"not judged: {note}"
-        low, high = self.estimate.low, self.estimate.high
+        low, high = self.estimate.low - self.beyond, self.estimate.high - self.beyond
         if np.isnan(low) or low == high:
             return "undecided"
-        if high < self.smallest:
-            return "real but too small to matter" if low > 0 else "not reproduced"
-        return "reproduced" if low > 0 else "undecided"
+        if low > 0:
+            return "reproduced" if high >= self.smallest else "real but too small to matter"
+        if high < 0 and low <= -self.smallest:
+            return "contradicted"
+        return "not reproduced" if high < self.smallest else "undecided"
 
     @property
     def detectable(self) -> float:
@@ -91,8 +96,3 @@ def json_records(claims: Sequence[Claim]) -> list[dict[str, object]]:
         }
         for claim in claims
     ]
-
-
-def plus(e: Effect, by: float) -> Effect:
-    """Return an effect shifted by a constant, as for "loses less than 3 points"; without its p-value, which tested another value."""
-    return replace(e, mean=e.mean + by, low=e.low + by, high=e.high + by, p=np.nan)

@@ -87,13 +87,12 @@ def every_claim(table: reading.AlignedResults, tokens: float) -> list[Claim]:
         tokens: Base's mean think tokens, the unit of the smallest effect on length.
     """
 
-    def changed(text: str, source: str, metric: str, name: str, other: str = BASE, *, sign: int = 1, slack: float = 0.0) -> Claim:
+    def changed(text: str, source: str, metric: str, name: str, other: str = BASE, *, sign: int = 1, beyond: float = 0.0) -> Claim:
         unit, smallest = OF_METRIC[metric]
         e = table.change(metric, name, other)
         e = e if sign > 0 else replace(e, mean=-e.mean, low=-e.high, high=-e.low)
-        # "Loses less than x" holds if the effect plus x (``slack``) is above 0.
-        estimate, smallest = (claims.plus(e, slack), 0.0) if slack else (e, smallest * (tokens if unit == "tokens" else 1.0))
-        return Claim(text=text, source=source, estimate=estimate, smallest=smallest, unit=unit)
+        smallest = 0.0 if beyond else smallest * (tokens if unit == "tokens" else 1.0)
+        return Claim(text=text, source=source, estimate=e, smallest=smallest, unit=unit, beyond=beyond)
 
     rows = table.by_name[BASE].results[0].rows
     both = rows.dropna(subset=["think_entropy", "answer_entropy"])
@@ -135,34 +134,38 @@ def every_claim(table: reading.AlignedResults, tokens: float) -> list[Claim]:
         changed("steered longer (our direction): longer", "2503.22048", "think_tokens", "steered longer"),
         changed("steered longer (our direction): longer than steered randomly", "control", "think_tokens", "steered longer", noise),
         changed("Efficiency Steering: shorter", "2506.15647", "think_tokens", shorter, sign=-1),
-        changed(f"Efficiency Steering: loses less than {100 * POINTS:.0f} points", "2506.15647", "accuracy", shorter, slack=POINTS),
+        changed(f"Efficiency Steering: loses less than {100 * POINTS:.0f} points", "2506.15647", "accuracy", shorter, beyond=-POINTS),
         changed("Efficiency Steering: shorter than along a random direction", "control", "think_tokens", shorter, "control: Efficiency Steering, random direction", sign=-1),
         changed("4 retrieval heads (our score) masked: needles lost", "2404.15574", "retrieved", masks[0], sign=-1),
         changed("more needles lost than with random heads", "2404.15574", "retrieved", *masks, sign=-1),
         changed("word problems lost more than with random heads", "2404.15574", "accuracy", *masks, sign=-1),
         changed("GRPO, correctness, 8 steps: more accurate", "2402.03300", "accuracy", "GRPO: correctness"),
         changed("GRPO-lambda: shorter than correctness", "2505.18086", "think_tokens", "GRPO-lambda", "GRPO: correctness", sign=-1),
-        changed("GRPO-lambda: as accurate as correctness (less than 3 points behind)", "2505.18086", "accuracy", "GRPO-lambda", "GRPO: correctness", slack=POINTS),
+        changed("GRPO-lambda: as accurate as correctness (less than 3 points behind)", "2505.18086", "accuracy", "GRPO-lambda", "GRPO: correctness", beyond=-POINTS),
     ]  # fmt: skip
 
 
 PAGE = """# What holds on real pretrained weights
 
 Made by `python data/smol-reasoner/results.py` on the smol reasoner (fingerprint {fingerprint}): {problems} test
-problems x {samples} samples, temperature 1, bf16. Intervals are 95 % bootstraps over problems. Every row is signed so
-that + is what was claimed. Code: {made_by}.
+problems x {samples} samples, temperature 1, bf16. Intervals are 95 % bootstraps over problems; those of random and trained conditions also
+include the variation over seeds. Every row is signed so that + is what was claimed. Code: {made_by}.
 
 The verdicts depend on the smallest effect that matters, which is our choice: {points:.0f} points of accuracy,
 {share:.0f} % of the base's length, 10 points of needles, 0.1 of a correlation, 0.1 nats.
 
 - *Reproduced*: the interval is on the claimed side of 0 and includes effects that matter.
-- *Real but too small to matter*: it is on that side and ends before what matters.
-- *Not reproduced*: it includes 0 or lies below, and ends before what matters.
+- *Real but too small to matter*: it is on that side and includes none.
+- *Contradicted*: it is on the other side of 0 and includes opposite effects that matter.
+- *Not reproduced*: any other interval that includes no effect that matters.
 - *Undecided*: none of these.
-- *Not judged*: a random or trained condition was measured with fewer than three seeds. The interval leaves seeds out.
 
-The last column is the effect that would have been detected with 80 % power. Where it is larger than what matters,
-"undecided" says little.
+For "loses less than 3 points" the limit is -3 points instead of 0.
+
+A random or trained condition with fewer than three seeds is not judged.
+
+The last column is the smallest effect that would have been detected with 80 % power. Where it is larger than the
+smallest effect that matters, "undecided" says little.
 
 A GRPO policy is saved in fp32 with its adapter merged. It is judged in bf16, as the base is, which rounds part of a
 small change away (its note on the board says how much). Its {steps} steps are a smoke test of the rewards, not of
@@ -170,7 +173,8 @@ their papers.
 
 {claims}
 
-The rows are not corrected for multiple comparisons; `board.json` has Holm-corrected p-values. {seeds}
+The rows are not corrected for multiple comparisons; `board.json` has Holm-corrected p-values. The
+{seeded} random or trained conditions were measured from {seeds} seeds each.
 
 ## The board
 
@@ -179,7 +183,7 @@ The rows are not corrected for multiple comparisons; `board.json` has Holm-corre
 ## Dose-response
 
 The table shows mean think tokens by strength on dev problems. The last column is Spearman's correlation with strength
-within the usable range.
+within the usable range. With five strengths a random direction can be as monotone as ours: compare the lengths.
 
 {doses}
 
@@ -202,7 +206,11 @@ def dose_table(responses: dict[str, dict]) -> pd.DataFrame:
         for direction, values in wide.iterrows():
             label = name if direction == name else f"random, norm of {name}'s"
             rows[label] = {**{f"{a:+g}": v for a, v in values.items()}, "Spearman": response["spearman"][direction]}
-    return pd.DataFrame.from_dict(rows, orient="index").round(2).rename_axis("direction")
+    return (
+        pd.DataFrame.from_dict(rows, orient="index")
+        .round({**{f"{a:+g}": 1 for a in (*STRENGTHS, 0.0)}, "Spearman": 2})
+        .rename_axis("direction")
+    )
 
 
 def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, out: Path) -> None:
@@ -237,7 +245,6 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
     effects = every_claim(table, float(table.value(BASE, "think_tokens").mean()))
     store.write_json(claims.json_records(effects), out / "claims.json")
     cells = boards.text_table(board, ("accuracy", "think_tokens", "shortest_20", "retrieved", "think_entropy", "never_closed"))
-    seeded = sum(spec.seeded for spec in specs)
     text = PAGE.format(
         fingerprint=ground.lm.fingerprint[:12],
         made_by=board["provenance"]["made_by"],
@@ -247,7 +254,8 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
         share=100 * TOKENS,
         steps=ground.sizes.training.steps,
         claims=report.markdown(claims.verdict_table(effects)),
-        seeds=f"What is random or trained ({seeded} conditions) was measured from {ground.sizes.seeds} seed(s); below {stats.FEW_SEEDS} it is not judged.",
+        seeded=sum(spec.seeded for spec in specs),
+        seeds=ground.sizes.seeds,
         board=report.markdown(cells),
         doses=report.markdown(dose_table(responses)),
         heads=report.markdown(pd.concat({name: plan_table(ground.find_heads(name)) for name in heads}, names=["form"]).reset_index("rank", drop=True).round(3)),
