@@ -13,7 +13,7 @@ import torch
 
 from toolkit import store, tasks
 from toolkit.generate import Sampling
-from toolkit.grpo import checks, log, losses, recipes, run, saved
+from toolkit.grpo import checks, log, losses, recipes, resuming, run, saved
 from toolkit.grpo.plan import TrainingPlan
 from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.run import Run, train
@@ -41,6 +41,16 @@ def test_a_second_process_is_refused_and_the_log_of_the_first_stays(tiny, easy, 
         train(tiny, recipe, easy, plan, resume=True)
     assert log.read(plan.out / log.LOG) == [{"step": 0}]
     assert train(tiny, recipe, easy, plan, resume=True).log["step"].tolist() == [0, 1]
+
+
+def test_old_and_half_removed_checkpoints_go_and_the_newest_complete_ones_stay(tmp_path):
+    for step in (9, 10, 11, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step != 12:  # killed while it was written
+            (tmp_path / f"checkpoint-{step}" / resuming.STATE).touch()
+    (tmp_path / "checkpoint-9" / "x").touch()  # changed last, as by a process that was killed while removing it
+    resuming.remove_old(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-11"]
 
 
 # --- the log -----------------------------------------------------------------------------------------------------

@@ -463,6 +463,24 @@ def test_a_kill_while_a_file_is_written_leaves_nothing_after_the_next_write(tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
+def test_a_kill_while_a_directory_is_removed_leaves_no_half_of_it_and_its_litter_goes_with_the_next_removal(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "weights").touch()
+
+    def work():
+        monkeypatch.setattr(
+            store.files.shutil,
+            "rmtree",
+            lambda path, ignore_errors=False: os.kill(os.getpid(), signal.SIGKILL) if path.exists() else None,
+        )
+        store.remove(tmp_path / "checkpoint")
+
+    killed(work)
+    assert [p.name.endswith(".partial") for p in tmp_path.iterdir()] == [True]
+    store.remove(tmp_path / "checkpoint")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_living_process_or_another_machine_is_writing_is_left_alone(tmp_path):
     own = store.files.HOST
     names = {f".x.h{own}.{os.getpid()}.partial", f".x.h{'0' * 8}.999999999.partial", ".download.999999999.partial"}

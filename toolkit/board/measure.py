@@ -85,7 +85,7 @@ def is_measured(folder: Path) -> bool:
 
 def rollouts_of_result(folder: Path) -> list[Path]:
     """Return the folders of rollouts beside a result: those of a measurement that was stopped, or killed just before it removed them."""
-    return list(folder.glob(f"{SAMPLED}*"))
+    return list(folder.glob(f"*{SAMPLED}*"))  # also those half removed, under a temporary name
 
 
 def without_code_record(ground: Ground) -> list[Path]:

@@ -17,6 +17,9 @@ from toolkit import store
 from toolkit.store.full import explain_full_disk
 
 STATE = "toolkit.json"  # in every checkpoint, written last: a checkpoint with this file is complete
+KEPT = (
+    2  # newest checkpoints that a run keeps, unless save_total_limit says otherwise: one to resume from, one in case it is damaged
+)
 EARLIER = "Remove that checkpoint and resume: the run continues from the one before."
 _UNREADABLE = (
     OSError,
@@ -40,6 +43,18 @@ def last_checkpoint(out: Path) -> Path | None:
     """Return the newest complete checkpoint of a run, or ``None``."""
     complete = [p.parent for p in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{STATE}")]
     return max(complete, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def remove_old(out: Path, keep: int = KEPT) -> None:
+    """Remove every checkpoint of a run except its newest complete ones.
+
+    Transformers' own rotation goes by time of change, so it would keep a checkpoint that a killed process had begun to remove.
+    """
+    folders = sorted(out.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    complete = [folder for folder in folders if (folder / STATE).exists()]
+    for folder in folders:
+        if folder not in complete[-keep:]:
+            store.remove(folder)
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
@@ -99,6 +114,7 @@ class ResumableTrainer(GRPOTrainer):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 store.write_json({"identity": dict(self.identity), "reward": self.reward_state()}, checkpoint / STATE)
+                remove_old(checkpoint.parent, self.args.save_total_limit or KEPT)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         with reading(resume_from_checkpoint):

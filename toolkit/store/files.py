@@ -244,11 +244,21 @@ def write_rows(rows: Iterable[Any], path: str | Path) -> Path:
 
 
 def remove(path: str | Path) -> None:
-    """Remove a file or a directory with its contents, if it exists."""
-    if Path(path).is_dir():
-        shutil.rmtree(path)
+    """Remove a file or a directory with its contents, if it exists.
+
+    A directory is renamed first: under its own name it is complete or absent, even if the process is killed. Temporary files that dead
+    processes left beside it are removed too.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        return
+    partial = _partial(target)
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(partial, ignore_errors=True)  # left by a dead process with the same id
+        target.rename(partial)
+        shutil.rmtree(partial)
     else:
-        Path(path).unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
 
 
 def move(path: str | Path, target: str | Path) -> Path:
