@@ -19,10 +19,10 @@ from toolkit.metrics import with_interval
 
 ROOT = Path(__file__).parents[1]
 ON_BOARD = (
-    "base", "ThinkEdit, as published", "ThinkEdit 1", "control: random heads edited", "control: random direction edited", "steered -0.5",
+    "base", "ThinkEdit, as published", "ThinkEdit (ours)", "control: random heads edited", "control: random direction edited", "steered -0.5",
     "steered +0.5", "control: steered randomly +0.5", "Efficiency Steering -0.25", "budget of 24", "no re-checks", "asked to be quick",
     "GRPO: correctness", "GRPO: naive length penalty", "GRPO-lambda", "DLER", "LASER-D", "HAPO", "DRPO", "PEAR", "Train Long, Think Short",
-    "ThinkEdit 1, then GRPO-lambda",
+    "ThinkEdit (ours), then GRPO-lambda",
 )  # fmt: skip
 """Rows of the board in the README."""
 BOARD_METRICS = ("accuracy", "think_tokens", "shortest_20", "accuracy_lookup")

@@ -20,7 +20,7 @@ ROOT = HERE.parents[1]
 MADE_BY = re.compile(r"^Made by .*$", re.MULTILINE)  # this line of the README.md beside this script is replaced
 NAMED = (
     "base",
-    "ThinkEdit 2",
+    "ThinkEdit (ours), strength 2",
     "PEAR",
     "Surrogate format and length",
     "GRPO: naive length penalty",

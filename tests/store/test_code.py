@@ -45,7 +45,7 @@ def policy_codes(task: str = "arithmetic") -> dict[str, str]:
 
 
 def point_codes(
-    names=("base", "ThinkEdit 1", "steered -0.5", "budget of 12", "PEAR", "HAPO"), task: str = "arithmetic"
+    names=("base", "ThinkEdit (ours)", "steered -0.5", "budget of 12", "PEAR", "HAPO"), task: str = "arithmetic"
 ) -> dict[str, str]:
     """Hashes of the code of board points that are judged on one task."""
     sizes = Sizes(main=((task, 4),), unseen=())
@@ -159,7 +159,7 @@ def test_a_changed_maker_makes_its_own_conditions_stale(change):
         "    plan = ground.plan(strength, form, fraction)\n",
         "    plan = ground.plan(strength, form, fraction, )\n    del seed\n",
     )
-    assert stale(before, point_codes()) == {"ThinkEdit 1"}
+    assert stale(before, point_codes()) == {"ThinkEdit (ours)"}
 
 
 def test_code_is_followed_without_importing_anything():

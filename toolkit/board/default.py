@@ -14,10 +14,10 @@ LAST = (-1,)  # the layer where Efficiency Steering worked best on the tiny reas
 
 EDITS = [
     edited("ThinkEdit, as published", 1.0, PUBLISHED),
-    edited("ThinkEdit 0.5", 0.5, OURS),
-    edited("ThinkEdit 1", 1.0, OURS),
-    edited("ThinkEdit 2", 2.0, OURS),
-    edited("ThinkEdit 1, adapter", 1.0, OURS, adapter=True),
+    edited("ThinkEdit (ours), strength 0.5", 0.5, OURS),
+    edited("ThinkEdit (ours)", 1.0, OURS),
+    edited("ThinkEdit (ours), strength 2", 2.0, OURS),
+    edited("ThinkEdit (ours), adapter", 1.0, OURS, adapter=True),
     edited("control: random heads edited", 1.0, OURS, control="heads"),
     edited("control: random direction edited", 1.0, OURS, control="direction"),
 ]
@@ -57,7 +57,7 @@ POLICIES = [
 ]
 COMBINED = [
     trained("DLER, merged", recipes.dler(), merged=True),
-    trained("ThinkEdit 1, then GRPO-lambda", recipes.grpo_lambda(), edit=1.0),
+    trained("ThinkEdit (ours), then GRPO-lambda", recipes.grpo_lambda(), edit=1.0),
     trained("GRPO-lambda, then steered -0.5", recipes.grpo_lambda(), steer=-0.5),
 ]
 CONDITIONS: list[Spec] = [base(), *EDITS, *STEERING, *MASKS, *DECODING, *POLICIES, *COMBINED]

@@ -82,10 +82,13 @@ def read(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
 
 
 def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
-    """Return paired differences between every policy and one recipe's policy (its lowest seed), on the same test problems and random numbers.
+    """Compare every policy in a folder of curves with those of one recipe, on the same test problems and random numbers.
 
-    Columns: ``name, seed, metric`` (``accuracy`` or ``think_tokens``), ``difference, low, high``: 95 % intervals over problems, not over
-    seeds.
+    Columns: ``name, seed, metric`` (``accuracy`` or ``think_tokens``), and ``difference, low, high``: the policy minus the mean over the
+    recipe's seeds, paired by problem, with a 95 % interval over problems (not over seeds).
+
+    Args:
+        name: Recipe to compare with.
 
     Raises:
         FileNotFoundError: no curve of ``name``.
@@ -94,15 +97,15 @@ def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
     for file in sorted(folder.glob("*-seed*.jsonl")):
         about, *rows = lines(file)
         (outcomes[about["recipe"]["name"], about["seed"]],) = (row for row in rows if row["kind"] == "outcomes")
-    seeds = [seed for recipe, seed in outcomes if recipe == name]
-    if not seeds:
+    references, table = [row for (recipe, _), row in outcomes.items() if recipe == name], []
+    if not references:
         raise FileNotFoundError(f"No learning curve of {name} in {folder}.")
-    reference, table = outcomes[name, min(seeds)], []
     for (recipe, seed), policy in outcomes.items():
-        if policy["problem_id"] != reference["problem_id"]:
+        if policy["problem_id"] != references[0]["problem_id"]:
             raise ValueError(f"{recipe}, seed {seed}, was tested on other problems than {name}.")
         for metric in ("accuracy", "think_tokens"):
-            e = stats.mean_effect(*(np.array([values[metric]], float) for values in (policy, reference)))
+            reference = np.mean([row[metric] for row in references], axis=0, keepdims=True)
+            e = stats.mean_effect(np.array([policy[metric]], float), reference)
             table.append((recipe, seed, metric, e.mean, e.low, e.high))
     return pd.DataFrame(table, columns=["name", "seed", "metric", "difference", "low", "high"])
 

@@ -17,7 +17,7 @@ from toolkit.lm import LM, Condition
 from toolkit.methods import efficiency_steering, thinkedit
 from toolkit.types import Direction, HeadScores, Moments, Plan, Report, Rollout
 
-PUBLISHED, OURS = "ThinkEdit", "ThinkEdit (ours)"
+PUBLISHED, OURS = "ThinkEdit, as published", "ThinkEdit (ours)"
 NOWHERE: Mapping[str, Any] = {}  # no origin known for the rollouts, except their problems
 
 
