@@ -40,4 +40,6 @@ def draw(figure: go.Figure, path: Path, width: int, height: int) -> None:
             "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars",
             f"--window-size={width + 20},{height + 20}", f"--user-data-dir={folder}/profile", "--virtual-time-budget=5000",
         ]  # fmt: skip
-        subprocess.run([chromium, *options, f"--screenshot={path}", f"{folder}/figure.html"], check=True)
+        shot = subprocess.run([chromium, *options, f"--screenshot={path}", f"{folder}/figure.html"], capture_output=True, text=True)
+        if shot.returncode:  # its output is full of harmless messages about the desktop: shown only here
+            raise RuntimeError(f"Chromium could not draw {path}:\n{shot.stderr[-2000:]}")
