@@ -1,4 +1,4 @@
-"""Judge published effects by our measurements: a verdict, and the smallest effect that could have been detected.
+"""Judge published effects by our measurements: a verdict, and the effect size that would be detected with 80 % power.
 
 Every effect is signed so that + is the claimed direction. The smallest effect that matters is our choice, stated with each claim.
 """
@@ -15,8 +15,9 @@ from toolkit.metrics import with_interval
 from toolkit.stats import Effect, Estimate
 
 POWER = 1.96 + 0.84  # size, in standard errors, of an effect that is detected with 80 % power at the 5 % level
-UNITS = {"points": "share"}  # unit of a claim -> unit of a metric with the same text format, where the names differ
+UNITS = {"points": "share"}  # unit of a claim -> its name in ``metrics``, if that is different
 COLUMNS = ("effect", "from", "found, + as claimed", "verdict", "80 % power at")
+"""Columns of ``verdict_table``: the claim, its source, the estimate with its interval, the verdict, and ``Claim.detectable``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +26,10 @@ class Claim:
 
     Attributes:
         text: The claim in words.
-        source: Paper, or ``control``.
-        estimate: The measured effect, + as claimed.
+        source: Paper that makes the claim, or ``control``.
+        estimate: The measured effect; positive if it has the claimed direction.
         smallest: Smallest effect that matters (ours), in the unit of the estimate.
-        unit: ``points`` (of 1; shown in percent), ``tokens``, ``nats`` or ``correlation``.
+        unit: ``points`` (the estimate is a share, e.g. 0.03, and is shown as 3.0 points), ``tokens``, ``nats`` or ``correlation``.
     """
 
     text: str
@@ -39,13 +40,13 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """The verdict from the interval:
+        """The verdict, from the confidence interval of the effect and the smallest effect that matters:
 
-        - ``reproduced``: it lies above 0, and its upper end reaches the smallest effect that matters.
-        - ``real but too small to matter``: it lies above 0, and its upper end is below that effect.
-        - ``not reproduced``: it contains 0 or lies below it, and its upper end is below that effect.
-        - ``undecided``: any other interval, or none.
-        - ``not judged: 2 seeds``: a random or trained condition with too few seeds.
+        - ``reproduced``: the interval lies above 0, and its upper end reaches the smallest effect that matters.
+        - ``real but too small to matter``: the interval lies above 0, and its upper end is below the smallest effect that matters.
+        - ``not reproduced``: the interval does not lie above 0, and its upper end is below the smallest effect that matters.
+        - ``undecided``: the interval contains 0, and its upper end reaches the smallest effect that matters; or there is no interval.
+        - ``not judged: 2 seeds``: the condition is random or trained and has too few seeds for a verdict.
 
         >>> Claim(text="longer", source="", estimate=Estimate(3.0, 1.0, 5.0), smallest=2.0, unit="tokens").verdict
         'reproduced'
@@ -62,7 +63,7 @@ class Claim:
 
     @property
     def detectable(self) -> float:
-        """The effect that is detected with 80 % power, from the width of the interval; 0 without an interval."""
+        """The effect size that would be detected with 80 % power, from the width of the interval; 0 if the interval has width 0."""
         return POWER * (self.estimate.high - self.estimate.low) / (2 * 1.96)
 
     @property
@@ -82,7 +83,10 @@ def verdict_table(claims: Sequence[Claim]) -> pd.DataFrame:
 
 
 def json_records(claims: Sequence[Claim]) -> list[dict[str, object]]:
-    """Return the claims for JSON: the text cells of ``COLUMNS``, the estimate as numbers, and the smallest effect that matters."""
+    """Return one dict per claim for JSON.
+
+    Keys: ``COLUMNS`` (text), ``"estimate"`` (numbers ``mean, low, high``, or ``None``) and ``"smallest"`` (smallest effect that matters).
+    """
     return [
         {
             **dict(zip(COLUMNS, claim.row, strict=True)),
@@ -94,5 +98,8 @@ def json_records(claims: Sequence[Claim]) -> list[dict[str, object]]:
 
 
 def plus(e: Effect, by: float) -> Effect:
-    """Return an effect shifted by a constant, as for "loses less than 3 points"; without its p-value, which tested another value."""
+    """Return an effect with ``by`` added to its mean and its interval, as for the claim "loses less than 3 points" (``by=0.03``).
+
+    The p-value becomes NaN, since it tested the unshifted effect.
+    """
     return replace(e, mean=e.mean + by, low=e.low + by, high=e.high + by, p=np.nan)
