@@ -49,7 +49,7 @@ def find_base(source: str, config: Mapping[str, Any]) -> str:
 
     Args:
         source: Directory or hub id of the adapter.
-        config: Its ``adapter_config.json``.
+        config: Content of the adapter's ``adapter_config.json``.
 
     Raises:
         UnsupportedModelError: the base does not exist, or the config does not name one.

@@ -30,7 +30,9 @@ ROW_NUMBERS = 2**25  # largest number of attention weights of one layer in memor
 
 @dataclass(frozen=True)
 class Rows:
-    """Attention rows of some queries in one layer. Positions are those of the sequences, without any left padding.
+    """Attention rows (the probabilities of a query over all keys) of some queries in one layer.
+
+    Positions are positions in the sequences, which have no padding.
 
     Attributes:
         layer: The layer.
@@ -68,9 +70,10 @@ Take = Callable[[Rows], None]
 
 @torch.inference_mode()
 def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take: Take, *, tokens: int | None = None) -> None:
-    """Compute attention rows of the queries in ``spans`` and pass them to ``take(rows)``, layer by layer, a few queries at a time.
+    """Compute the attention rows of the queries in ``spans`` and pass them to ``take(rows)``, layer by layer, a few queries at a time.
 
-    Rows are not stored: ``take`` has to keep the numbers that it needs.
+    An attention row holds the probabilities of one query over all keys. Rows are not stored: ``take`` has to keep the numbers that it
+    needs.
 
     Args:
         sequences: Token ids of each sequence.
@@ -88,7 +91,7 @@ def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take
 
 
 def rows(lm: LM, ids: Sequence[int], span: Span) -> Float[Tensor, "layers heads queries keys"]:
-    """Return the attention rows of the queries in ``span``, in all layers and heads, on the CPU.
+    """Return the attention probabilities of the queries in ``span`` over all keys, in all layers and heads, on the CPU.
 
     Args:
         ids: Token ids of one sequence.

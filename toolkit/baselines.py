@@ -36,7 +36,7 @@ def _closing_tag(lm: LM) -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """Budget forcing (arXiv:2501.19393), a rule: after ``tokens`` think tokens the closing tag replaces the drawn token.
+    """Budget forcing (arXiv:2501.19393), a decoding rule: after ``tokens`` think tokens the closing tag replaces the drawn token.
 
     Attributes:
         tokens: Budget: largest number of think tokens, not counting ``before``.
@@ -62,7 +62,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class SecondLook:
-    """The opposite of ``Budget`` (also arXiv:2501.19393), a rule: the first ``times`` closing tags are replaced by a text such as "Wait".
+    """The opposite of ``Budget`` (also arXiv:2501.19393), a decoding rule: a text such as "Wait" replaces the first closing tags.
 
     If the closing tag has several tokens, only its last token is replaced; the others stay in the thinking.
 

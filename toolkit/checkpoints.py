@@ -45,8 +45,8 @@ class Checkpoint:
     """A model on the CPU and its tokenizer, as read from files.
 
     Attributes:
-        folder: Directory that the model (or an adapter's base) was read from. ``write`` copies its files other than weights, such as a
-            processor's. ``None`` for GGUF files and shipped models.
+        folder: Directory that the model (or an adapter's base) was read from. ``write`` copies its files other than weights, such as
+            those of a multimodal processor. ``None`` for GGUF files and shipped models.
         made_from: Records (see ``origins``) of the problems that were used to edit or train the model.
     """
 

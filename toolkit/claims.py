@@ -78,7 +78,7 @@ class Claim:
 
 
 def verdict_table(claims: Sequence[Claim]) -> pd.DataFrame:
-    """Return one row of text cells per claim, indexed by the claim's text."""
+    """Return one row of text cells per claim, indexed by the claim's text; ``COLUMNS`` lists the columns."""
     return pd.DataFrame([claim.row for claim in claims], columns=list(COLUMNS)).set_index("effect")
 
 

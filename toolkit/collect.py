@@ -45,7 +45,7 @@ class States:
         rows: Describes each row of ``values``: ``problem_id, sample, label`` (its class), ``think_tokens``. If a row is a single position,
             also ``position`` (number of think tokens up to and including it: 0 at the one that predicts the first think token) and
             ``remaining`` (number of think tokens after it; NaN if thinking was never closed).
-        kind: Site kind.
+        kind: Kind of site, such as ``"resid_post"``.
         positions: Name of the positions that were collected.
     """
 
@@ -246,7 +246,7 @@ def states(
     model of width 1536: 275 MB). On top of that, only the activations of one batch are in memory at any time.
 
     Args:
-        kind: Site kind.
+        kind: Kind of site, such as ``"resid_post"``.
         by: Function from a rollout to its class, or to ``None`` to leave the rollout out. By default all are in the class "all".
         positions: Positions of a rollout. A rollout without such a position is left out; ``sample_positions`` limits their number.
         each: True for one row per position. By default there is one row per rollout: the mean over its positions.
@@ -286,6 +286,10 @@ def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: P
 
     Each example has weight 1. A relative dose is the norm of the vector that steering adds, divided by this norm. If there are moments
     with ``second=(kind,)``, ``directions.typical_norm`` computes the same numbers from them without a pass.
+
+    Args:
+        kind: Kind of site, such as ``"resid_post"``.
+        positions: Positions of a rollout. A rollout without such a position is left out.
 
     Raises:
         NoThinkTagsError: no rollout has a position.

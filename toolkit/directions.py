@@ -124,7 +124,8 @@ def paired_pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Directio
 def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: float = assumed_penalty) -> Direction:
     """Return the weight vector, in activation space, of a logistic probe that separates class ``pos`` from class ``neg``.
 
-    ``probes.classify`` measures how well such a probe predicts.
+    It points towards ``pos`` and is rescaled to the norm of the difference of means. ``probes.classify`` measures how well such a probe
+    predicts.
 
     Args:
         penalty: L2 penalty per example on standardised features (see ``logistic_model``).
@@ -138,8 +139,8 @@ def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: floa
 def ridge(states: States, target: str = "think_tokens", *, penalty: float = assumed_penalty) -> Direction:
     """Return the weight vector of a ridge regression that predicts ``log1p(target)`` from the states. It needs no classes.
 
-    For the norm of the vector, rows above the median of the target count as long and the others as short. ``probes.regress`` measures
-    how well such a probe predicts.
+    The vector is rescaled to the norm of the difference of means between the rows above the median of the target and all other rows.
+    ``probes.regress`` measures how well such a probe predicts.
 
     Args:
         target: Column of ``states.rows`` in tokens: ``"think_tokens"`` or ``"remaining"``. Rows with NaN are left out.

@@ -62,9 +62,11 @@ class Doses:
     """Results of a sweep.
 
     Attributes:
-        table: Columns ``direction, strength, metric, mean, low, high``. Metrics are ``METRICS`` (shares from 0 to 1, ``think_tokens`` in
-            tokens), ``QUANTILES`` (in tokens), ``perplexity`` (per token, of the base model's responses under steering), and
-            ``relative_dose`` (norm of the added vector over the typical norm of the activations; the largest over the steered layers).
+        table: Columns ``direction, strength, metric, mean, low, high``. The metrics are ``think_tokens`` (mean) and its quantiles
+            ``think_tokens_q10, _q50, _q90`` in tokens; ``accuracy``, ``closed`` and ``looping``, the shares (0 to 1) of responses that are
+            right, that close their thinking and that end in a loop; ``perplexity`` per token of the base model's responses under steering;
+            and ``relative_dose``, the norm of the added vector over the typical norm of the activations (the largest of all steered
+            layers).
         report: Every response, from ``evaluate.compare``; conditions are ``base`` and e.g. ``"length +0.5"`` (direction and strength).
     """
 

@@ -47,7 +47,7 @@ def made_from(condition: Condition) -> list[origins.Record]:
 def check_held_out(
     conditions: Mapping[str, Condition], problems: Sequence[Problem], *, allow: bool = False, remedy: str = ANOTHER_SPLIT
 ) -> dict[str, int]:
-    """Return, for each condition by name, how many of ``problems`` it was made from. Unless ``allow``, raise an error if it is any.
+    """Return, for each condition by name, how many of ``problems`` it was made from. By default, raise an error if there are any.
 
     Args:
         problems: Problems that the conditions are to be judged on.

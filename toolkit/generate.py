@@ -31,12 +31,8 @@ from toolkit.types import Finish, Problem, Rollout
 __all__ = ["Sampling", "continuations", "rollout_from_tokens", "rollouts", "task_and_split"]
 
 log = logging.getLogger(__name__)
-COMPACT_EVERY = (
-    8  # on a GPU, decode steps between checks for rows that have ended, as each check synchronises; on a CPU every step is checked
-)
-COMPACT_BELOW = (
-    0.95  # ended rows are removed only if at most this share of the batch is left, as removing them copies the cache of the others
-)
+COMPACT_EVERY = 8  # on a GPU, steps between checks for rows that have ended (a check synchronises); on a CPU every step is checked
+COMPACT_BELOW = 0.95  # ended rows are removed if at most this share of the batch is left: removing them copies the others' cache
 PREFILL_TOKENS = 16384  # padded prompt tokens per batch: extending a longer cache costs more than the additional rows save
 
 

@@ -70,7 +70,7 @@ class UnknownIdentityError(ValueError):
 
 @dataclass(frozen=True)
 class Identity:
-    """The identity of a value.
+    """The identity of a value: a description that changes if the value's behaviour can change.
 
     Attributes:
         body: JSON-serialisable description.
@@ -82,7 +82,7 @@ class Identity:
 
 
 def of(value: Any, *, strict: bool = True) -> Identity:
-    """Return the identity of a value.
+    """Return the identity of a value: a JSON description of everything that its behaviour depends on, the same in every process.
 
     Args:
         strict: True to raise an error if a part has no identity; False to leave such parts out, when only the modules in use matter.

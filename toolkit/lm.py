@@ -52,7 +52,8 @@ class LM:
         parent: Fingerprint of the LM that this one was made from, or ``None``.
         made_from: Records (see ``origins``) of the problems that were used to edit or train the model; saved beside the weights.
         template: Switches (variables) that are set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
-        folder: Directory that the model was read from; ``save`` copies its other files, such as a processor's. ``None`` if there is none.
+        folder: Directory that the model was read from, or ``None``; ``save`` copies its other files, such as those of a multimodal
+            processor.
     """
 
     model: PreTrainedModel

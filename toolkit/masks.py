@@ -37,11 +37,12 @@ DECODE = Scope(newest=True)  # the prompt's last position and all later position
 
 @dataclass(frozen=True)
 class Masking:
-    """An intervention that masks heads, made by ``masking``. Use it in ``Condition(lm, (masking(...),))``.
+    """An intervention that masks (ablates) attention heads, made by ``masking``. Use it in ``Condition(lm, (masking(...),))``.
 
     Attributes:
         plan: Heads to mask, with strengths in [0, 1].
-        op: ``"zero"``, ``"mean"`` or ``"uniform"``, see the module's equations.
+        op: ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"`` spreads the
+            head's attention evenly over the keys that it can see.
         during: Positions at which the heads are masked.
         reference: Moments with the means that replace the heads' outputs, for ``"mean"`` only.
     """
@@ -125,14 +126,17 @@ def _means(reference: Moments) -> Float[Tensor, "layers width"]:
 
 
 def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | None = None) -> Masking:
-    """Return an intervention that masks the heads of a plan. As a control, mask the heads of ``edits.random_heads(plan, layout, seed=0)``.
+    """Return an intervention that masks (ablates) the heads of a plan.
+
+    As a control, mask the heads of ``edits.random_heads(plan, layout, seed=0)``.
 
     Args:
         plan: Heads and strengths, with the operation ``scale``, such as ``retrieval_heads.mask_plan(scores, count)``.
-        op: ``"zero"``, ``"mean"`` or ``"uniform"``, see the module's equations.
+        op: ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"`` spreads the
+            head's attention evenly over the keys that it can see.
         during: ``"newest"`` masks in decode only (as published); ``"all"`` masks in prefill too. Also phases such as ``"think+answer"``, or
             a ``Scope``.
-        reference: Moments with ``z``, for ``"mean"`` only. Head outputs are replaced by their mean over the examples of all classes.
+        reference: Moments with ``z`` (the heads' outputs), for ``"mean"`` only. The mean is taken over the examples of all classes.
 
     Raises:
         ValueError: the operation is unknown; an edit of the plan is not ``scale`` with a strength in [0, 1]; ``mean`` has no reference, or

@@ -32,7 +32,7 @@ def check(notes: Mapping[str, Any]) -> None:
 
 
 def record(problem_ids: Iterable[str], **fields: Any) -> dict[str, Any]:
-    """Return the record of some problems: the fields, and the hashes of the ids under ``"problem_ids"``.
+    """Return the record of some problems that a value was made from: the fields, and the hashes of the ids under ``"problem_ids"``.
 
     Args:
         fields: ``task``, ``split``, ``seed``, ``rollouts``; a field that is ``None`` is left out.
@@ -42,7 +42,7 @@ def record(problem_ids: Iterable[str], **fields: Any) -> dict[str, Any]:
 
 
 def record_in(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record in the notes of a provenance; an empty dict if the notes list no problem ids."""
+    """Return the part of a provenance's notes that is its record of problems; an empty dict if the notes list no problem ids."""
     return {k: notes[k] for k in KEYS if k in notes} if notes.get("problem_ids") else {}
 
 
@@ -58,7 +58,7 @@ def join_notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str,
 
 
 def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
-    """Return the records in order, without duplicates and without empty records."""
+    """Return records of problems in their order, without duplicates and without empty records."""
     unique: list[Record] = []
     for one in records:
         if one and one not in unique:
@@ -67,13 +67,13 @@ def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
 
 
 def overlap(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
-    """Return those of ``problem_ids`` that appear in any of the records."""
+    """Return those of ``problem_ids`` that are in any of the records, which hold hashes of ids."""
     made_from = {i for one in records for i in one.get("problem_ids", ())}
     return [i for i in problem_ids if digest(i) in made_from] if made_from else []
 
 
 def describe(one: Record) -> str:
-    """Return a record in words: number of problems, task, split and seed.
+    """Return a record of problems in words: number of problems, task, split and seed.
 
     >>> describe(record(["a", "b"], task="arithmetic", split="train", seed=0))
     '2 problems of arithmetic (train, seed 0)'
@@ -85,5 +85,5 @@ def describe(one: Record) -> str:
 
 
 def describe_all(records: Sequence[Record]) -> str:
-    """Return several records in words, without duplicates, joined by "and"."""
+    """Return several records of problems in words, without duplicates, joined by "and"."""
     return " and ".join(dict.fromkeys(describe(one) for one in records))

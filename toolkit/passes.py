@@ -63,7 +63,7 @@ def examples_of(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Position
 def batch_tokens(lm: LM) -> int:
     """Return the largest number of padded tokens per batch.
 
-    It is small on a CPU, where larger batches are no faster and no longer fit the processor's cache.
+    It is small on a CPU, where larger batches are no faster and no longer fit the CPU's cache.
     """
     return min(BATCH_TOKENS, CPU_TOKENS) if lm.device.type == "cpu" else BATCH_TOKENS
 

@@ -34,8 +34,8 @@ class Scope:
         phases: Phases in which the intervention acts.
         first: In the think phase, the intervention begins to act after this number of think tokens.
         until: In the think phase, it stops acting after this number of think tokens; ``None`` means that it does not stop.
-        ramp: In the think phase, its strength rises from 0 to full strength (``"up"``) or falls from full strength to 0 (``"down"``) over
-            ``budget`` think tokens.
+        ramp: In the think phase, the intervention's strength rises from 0 to full strength (``"up"``) or falls from full strength to 0
+            (``"down"``) over ``budget`` think tokens.
         budget: Length of the ramp in think tokens.
         newest: True to act only at the prompt's last position and at every response token, not in the rest of the prompt (arXiv
             2506.15647).
@@ -163,7 +163,7 @@ class History(DynamicLayer):
 
 @contextmanager
 def track(lm: LM) -> Iterator[Tracker]:
-    """Track the phases of every pass that runs inside the context, however its rows are batched.
+    """Track the phase (prompt, think or answer) of each position in every forward pass inside the context, however rows are batched.
 
     A pass that fills an empty cache is a prompt: only its end and its unfinished assistant message decide the phase, not tags elsewhere
     in it. A pass without a cache is a whole sequence, in which everything before the last opening tag is prompt.

@@ -67,7 +67,7 @@ def sentence_ends(lm: LM) -> Positions:
 
 
 def sample_positions(positions: Positions, at_most: int, *, seed: int = 0) -> Positions:
-    """Return a choice of positions that draws at random from the given one: in order, without replacement, at most ``at_most`` per rollout.
+    """Return a random part of a choice of positions: at most ``at_most`` per rollout, drawn without replacement, in order.
 
     The sample depends only on the seed and on the rollout's problem and sample index, not on other rollouts or on batches.
 

@@ -121,7 +121,7 @@ def classify_heads(
     """Return the balanced accuracy of a logistic probe on each head's output, and of the same probe with shuffled labels (the control).
 
     Args:
-        states: States of kind ``"z"``.
+        states: States of kind ``"z"``: outputs of the heads.
         n_heads: Number of heads per layer: ``lm.layout.n_heads``.
         label: The class that the probe separates from all other rows.
 

@@ -48,7 +48,7 @@ class Section:
 
 
 def judged_on(report: Report) -> str:
-    """Return one or two sentences on the problems of a comparison: which they are, and whether conditions were made from any of them."""
+    """Return text that says which problems a comparison used, and whether its conditions were made from any of them."""
     notes = report.provenance.notes
     task, split = notes.get("task"), notes.get("split")
     problems = f"{notes['problems']} problems" + (f" of {task}" if task else "") + (f" ({split})" if split else "")

@@ -34,10 +34,7 @@ from toolkit.types import Z_OVER_NORM as Z_OVER_NORM
 from toolkit.types import Kind
 
 KINDS: tuple[str, ...] = get_args(Kind)
-PROBE, SMALL_PROBE = (
-    64.0,
-    1e-3,
-)  # entries of the inputs that a norm is tested with: far above and far below its epsilon's square root
+PROBE, SMALL_PROBE = 64.0, 1e-3  # entries of a norm's test inputs: far above and far below the square root of its epsilon
 LONGEST = 400  # longest error message, in characters
 
 

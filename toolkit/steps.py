@@ -70,7 +70,11 @@ def at_cues(pattern: str) -> Splitter:
 
 
 def step_ranges(text: str, split: Splitter = lines) -> list[tuple[int, int]]:
-    """Return the character ranges ``(start, stop)`` of the steps of a text, which together cover it; an empty list for a blank text."""
+    """Return the character ranges ``(start, stop)`` of the steps of a text, which together cover it; an empty list for a blank text.
+
+    Args:
+        split: Splitter; by default each line is a step.
+    """
     if not text.strip():
         return []
     starts = [0, *sorted({start for start in split(text) if 0 < start < len(text)})]

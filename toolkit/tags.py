@@ -11,7 +11,7 @@ DEFAULT_TAGS = ("<think>", "</think>")
 
 
 class NoThinkTagsError(ValueError):
-    """A model has no think tags, or its rollouts have no think span, where one is needed."""
+    """A model has no think tags, or its rollouts have no think span, but the operation needs one."""
 
 
 @dataclass(frozen=True)

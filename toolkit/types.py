@@ -96,7 +96,8 @@ class Rollout:
         finish: ``"stop"`` if an end-of-sequence token was sampled, ``"length"`` if the largest number of new tokens was reached.
         text: Decoded response with its special tokens.
         correct: Grade of the answer span; False if there is none.
-        logprobs: Natural log-probability of each response token under the distribution it was sampled from, or ``None``.
+        logprobs: Natural log-probability of each response token, or ``None``: under the distribution that it was sampled from or, if
+            computed afterwards (``entropies.with_entropies``), under the full softmax.
         entropies: Entropy in nats of the full softmax (no top-k or top-p) that predicts each response token, at the sampling temperature;
             at temperature 1 if sampling was greedy. ``None`` if it was not recorded.
     """
@@ -138,7 +139,7 @@ class Provenance:
         revision: Hub revision (branch, tag or commit), or ``None``.
         fingerprint: SHA-256 over all weights and the config; using the value with a model of another fingerprint is an error.
         template_hash: Hash of the chat template.
-        toolkit_version: Version of the toolkit that made it.
+        toolkit_version: Version of the toolkit that made the value.
         seed: Random seed, or ``None`` if nothing was random.
         notes: Other facts (sampling, thresholds), JSON-serialisable; they include the record of the problems that the value was made
             from, see ``origins``.
@@ -158,7 +159,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums of activations over examples, by class, for some kinds of sites. Moments of two shards can be added.
+    """Sums of activations over examples, by class, for some kinds of sites. The moments of two sets of examples can be added.
 
     An example is one rollout. ``sums[kind][c, l]`` is the sum, over the examples of class c, of the example's mean activation at layer l
     (the mean over its chosen positions). ``outer[kind][c, l]`` (optional) is the sum, over the same examples, of the example's mean
@@ -232,9 +233,9 @@ class Moments:
         return total / sum(self.n)
 
     def __add__(self, other: Moments) -> Moments:
-        """Add the moments of two shards. A class may be missing from one of them.
+        """Add the moments of two sets of examples. A class may be missing from one of them.
 
-        Raise ValueError if the shards differ in positions, weights or sites.
+        Raise ValueError if the two differ in positions, weights or sites.
         """
         left = (self.positions, self.provenance.fingerprint, sorted(self.sums), sorted(self.outer))
         right = (other.positions, other.provenance.fingerprint, sorted(other.sums), sorted(other.outer))
@@ -294,7 +295,7 @@ class Direction:
         return self.vector.norm(dim=-1)
 
     def unit(self) -> Float[Tensor, "layers d_model"]:
-        """Return unit vectors. A layer whose vector is zero stays zero: nothing is projected out there."""
+        """Return the vectors scaled to norm 1. A layer whose vector is zero stays zero: nothing is projected out there."""
         norms = self.norms[:, None]
         return self.vector / norms.where(norms > 0, 1.0)
 
@@ -400,7 +401,7 @@ class Report:
     provenance: Provenance
 
     def only(self, **columns: Any) -> Report:
-        """Return the report of the rows with these values: ``report.only(task="arithmetic")`` or ``report.only(difficulty=[4, 5, 6])``.
+        """Return a report with only the rows that have the given values: ``only(task="arithmetic")`` or ``only(difficulty=[4, 5, 6])``.
 
         Raise KeyError if there is no such column, ValueError if no row is left.
         """

@@ -23,6 +23,11 @@ NO_VARIANCE = "no variance"  # remark on an interval of width 0
 class Estimate:
     """An estimate with its confidence interval (95 % by default).
 
+    Attributes:
+        mean: The estimate: a mean, or another statistic of the problems.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+
     >>> estimate = Estimate(0.12, 0.03, 0.21)
     >>> print(estimate, estimate.excludes_zero)
     0.12 [0.03, 0.21] True

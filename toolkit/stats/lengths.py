@@ -46,10 +46,7 @@ RULER_FLEXIBLE: Ranges = {
     300: (200, 400), 500: (400, 600), 700: (600, 800), 800: (800, math.inf),
 }  # fmt: skip
 RULER_LEVELS: Mapping[str, tuple[Number, ...]] = {"level 0": (10, 30, 50, 80), "level 1": (150, 300, 500), "level 2": (700, 800)}
-assumed_precise, assumed_flexible = (
-    0.1,
-    0.2,
-)  # half width of custom ranges, as a share of the target: ours (as published at 500 words)
+assumed_precise, assumed_flexible = 0.1, 0.2  # half width of a range, as a share of the target: ours (as published at 500 words)
 
 
 def words(text: str) -> int:

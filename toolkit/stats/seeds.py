@@ -182,7 +182,7 @@ def _combine(centres: ndarray, resampled: ndarray, n: int, seeded: bool) -> Effe
 def half_width(
     alpha: float | ndarray, by_problem: float | ndarray, by_seed: float | ndarray, n: int, seeds: int
 ) -> float | ndarray:
-    """Return the half width of the interval of level 1 - alpha, elementwise: h(alpha) of the module's equations.
+    """Return the half width of the confidence interval of level 1 - alpha, elementwise: h(alpha) of the module's equations.
 
     Args:
         by_problem: Variance over problems, B_p.
