@@ -166,7 +166,7 @@ def test_nothing_is_judged_on_the_problems_it_was_made_from(how, tiny, train):
     held_out = evaluate.compare(judged, other, few, progress=False)
     assert (
         report.judged_on(held_out)
-        == "Held-out problems: 3 problems of arithmetic (test). Made from 6 problems (train), none of them judged on."
+        == "Held-out problems: 3 problems of arithmetic (test). The conditions were made from 6 problems (train), none of them among these 3."
     )
     allowed = evaluate.compare(judged, [*other, *train[:2]], few, allow_overlap=True, progress=False)
     assert report.judged_on(allowed).startswith("NOT held out: 5 problems of arithmetic (test+train).")
@@ -202,7 +202,7 @@ def test_thinkedit_judges_the_test_split_of_the_task_that_the_rollouts_are_of(sa
     rows = store.read_table(tmp_path / "edited.work" / "rows.parquet")
     assert set(rows["problem_id"]) == test and not test & made_from
     card = " ".join((target / "README.md").read_text().split())
-    sentence = f"Held-out problems: {len(test)} problems of mine.jsonl (test). Made from {len(made_from)} problems of mine.jsonl (train, seed 0), none of them judged on."
+    sentence = f"Held-out problems: {len(test)} problems of mine.jsonl (test). The conditions were made from {len(made_from)} problems of mine.jsonl (train, seed 0), none of them among these {len(test)}."
     assert sentence in card and sentence in said(result)
     notes = store.load(target / "direction.safetensors", Direction).provenance.notes
     assert (notes["task"], notes["split"], notes["seed"]) == ("mine.jsonl", "train", 0)

@@ -1,7 +1,8 @@
 """Read PEFT adapters from a directory or the hub, and merge them into the weights of their base model.
 
 Adapters are always merged, never kept separate: an edit changes weights, and saving a model that is wrapped in an adapter would save
-only the adapter. Merging is exact for every adapter that changes weights (LoRA, DoRA, IA3, fully saved modules, ...), and is checked.
+only the adapter. Merging is exact for every adapter that changes weights (LoRA, DoRA, IA3, fully saved modules, ...); ``merge`` checks
+this by comparing logits before and after.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from toolkit import store
 from toolkit.rounding import rounding
 from toolkit.sites import UnsupportedModelError
 
-EXACT = 1e-4  # largest allowed deviation of the merged model's logits from those before merging, relative to the largest logit
+EXACT = 1e-4  # largest allowed difference between the logits before and after merging, relative to the largest logit
 PROBE = 8  # number of tokens in that comparison
 NAME = "default"  # peft's name for the adapter
 
@@ -48,7 +49,7 @@ def find_base(source: str, config: Mapping[str, Any]) -> str:
 
     Args:
         source: Directory or hub id of the adapter.
-        config: Its ``adapter_config.json``.
+        config: Content of the adapter's ``adapter_config.json``.
 
     Raises:
         UnsupportedModelError: the base does not exist, or the config does not name one.
@@ -80,17 +81,18 @@ def merge(
 ) -> PreTrainedModel:
     """Return the model with a PEFT adapter merged into its weights, such as ``W + (alpha / r) B A``.
 
-    Warns if ``dtype`` rounds away more than a tenth of the adapter.
+    Warns if rounding to ``dtype`` makes an error of more than a tenth of the adapter's change (see ``rounding``).
 
     Args:
+        model: The base model. Its weights are changed in place.
         source: Directory or hub id of the adapter.
-        dtype: Number type of the merged weights. Buffers, such as rotary frequencies, keep theirs, as when a model is loaded.
+        dtype: Number type of the merged weights. Buffers, such as rotary frequencies, keep their type, as when a model is loaded.
         revision: Hub revision of the adapter.
         precision: Number type in which the weights are summed.
 
     Raises:
         store.DamagedFileError: the adapter is not complete, or does not fit the model.
-        UnsupportedModelError: the adapter changes no weights (such as prompt tuning), or the merged model computes something else.
+        UnsupportedModelError: the adapter changes no weights (such as prompt tuning), or merging changed the model's logits.
     """
     from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
@@ -150,7 +152,7 @@ def _merge(adapted: Any, source: str) -> PreTrainedModel:
 
 
 def _as_loaded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Convert the weights to the types that they would have if the model was loaded in ``dtype``."""
+    """Convert the weights to the number types that they would have if the model were loaded in ``dtype``, and return the model."""
     wide = _modules_in_fp32(model, dtype)
     for name, weight in model.named_parameters():
         weight.data = weight.data.to(torch.float32 if any(part in name for part in wide) else dtype)
@@ -162,7 +164,7 @@ def _as_loaded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 def _separate(adapted: nn.Module) -> bool:
     """Untie weights that have two names, such as a tied LM head, if an adapter changes one of them. Return True if there were any.
 
-    Merging adds to a tensor in place, and would otherwise change it under both names.
+    Merging adds to a tensor in place. A tied tensor would change under both names.
     """
     names: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for path, module in adapted.named_modules():
@@ -184,7 +186,7 @@ def _tie(model: PreTrainedModel) -> None:
     if equal:
         model.tie_weights()
     else:
-        model.all_tied_weights_keys = {}  # weights with these names would not be saved
+        model.all_tied_weights_keys = {}  # transformers does not save the weights that are listed here
 
 
 def _modules_in_fp32(model: PreTrainedModel, dtype: torch.dtype) -> tuple[str, ...]:

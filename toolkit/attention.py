@@ -1,8 +1,9 @@
 """Exact attention rows of chosen queries, for every supported family, with memory linear in the context length.
 
-The tokens before the chosen queries fill a KV cache with the model's usual attention (SDPA, as a rule). The queries follow, teacher-forced
-and a few at a time, with the family's plain (eager) attention, which returns their rows. Sliding windows, query and key norms, soft-capping
-and rotations are therefore the model's code; none of them is reimplemented here.
+An attention row is the attention probabilities of one query over all keys. The tokens before the chosen queries fill a KV cache with the
+model's usual attention (SDPA, as a rule). The queries follow, teacher-forced and a few at a time, with the family's plain (eager)
+attention, which returns their rows. Sliding windows, query and key norms, soft-capping and rotations are therefore computed by the
+model's own code; none of them is reimplemented here.
 """
 
 from __future__ import annotations
@@ -24,19 +25,21 @@ from toolkit.passes import batch_tokens
 from toolkit.sites import Site
 from toolkit.types import Span
 
-ROW_NUMBERS = 2**25  # attention weights of one layer in memory at a time: 128 MB in fp32
+ROW_NUMBERS = 2**25  # largest number of attention weights of one layer in memory at a time: 128 MB in fp32
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Attention rows of some queries in one layer. Positions are those of the sequences, without any left padding.
+    """Attention rows (the probabilities of a query over all keys) of some queries in one layer.
+
+    Positions are positions in the sequences, which have no padding.
 
     Attributes:
         layer: The layer.
-        examples: Indices of the sequences: row b belongs to sequence ``examples[b]``.
-        queries: Position of each query; -1 fills up sequences with fewer queries than others.
+        examples: Indices of the sequences: entry b of the batch belongs to sequence ``examples[b]``.
+        queries: Position of each query; -1 pads sequences that have fewer queries than others.
         weights: Attention probabilities, fp32; zero at keys that the query may not attend to.
-        scale: Divisor, at each query, of the norm that follows the output projection, fp32; 1 if there is no such norm.
+        scale: Divisor of the norm that follows the output projection, at each query, fp32; 1 if there is no such norm.
     """
 
     layer: int
@@ -44,13 +47,16 @@ class Rows:
     queries: Int[Tensor, "batch queries"]
     weights: Float[Tensor, "batch heads queries keys"]
     scale: Float[Tensor, "batch queries 1"]
-    _values: Tensor
-    _shift: Tensor
+    _values: Tensor  # value vectors in the KV cache, [batch, KV heads, cached keys, head_dim]
+    _shift: Tensor  # [batch]; position p of a sequence is key p + shift of the cache
 
     def value_at(self, keys: Int[Tensor, "batch heads queries"]) -> Float[Tensor, "batch heads queries head_dim"]:
         """Return the value vector of each head at one key per query, fp32.
 
-        For a key that left the layer's sliding window the result is that of another key, and meaningless.
+        A key outside the layer's sliding window is no longer cached: the result for it is meaningless (the value vector of another key).
+
+        Args:
+            keys: Position of the key, for each head and query.
         """
         batch, heads, _ = keys.shape
         at = (keys + self._shift[:, None, None]).clamp(0, self._values.shape[2] - 1)
@@ -59,18 +65,21 @@ class Rows:
 
 
 Take = Callable[[Rows], None]
+"""``take(rows)``: called with the attention rows of a few queries in one layer."""
 
 
 @torch.inference_mode()
 def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take: Take, *, tokens: int | None = None) -> None:
-    """Compute attention rows of the queries in ``spans`` and pass them to ``take(rows)``, layer by layer, a few queries at a time.
+    """Compute the attention rows of the queries in ``spans`` and pass them to ``take(rows)``, layer by layer, a few queries at a time.
 
-    Rows are not stored: ``take`` has to keep the numbers that it needs.
+    An attention row holds the probabilities of one query over all keys. Rows are not stored: ``take`` has to keep the numbers that it
+    needs.
 
     Args:
         sequences: Token ids of each sequence.
-        spans: Positions of the queries of each sequence. For the rows that emit a span's tokens, pass ``span.predictors()``.
-        tokens: Padded tokens per batch.
+        spans: Positions of the queries of each sequence. The queries that predict the tokens of a span are ``span.predictors()``.
+        take: Receives the rows.
+        tokens: Largest number of padded tokens per batch; default: ``passes.batch_tokens(lm)``.
 
     Raises:
         ValueError: a span is empty or outside its sequence, or a sequence is longer than the model's context.
@@ -82,7 +91,12 @@ def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take
 
 
 def rows(lm: LM, ids: Sequence[int], span: Span) -> Float[Tensor, "layers heads queries keys"]:
-    """Return all attention rows of the queries of one sequence, on the CPU. The last key is the last query's position."""
+    """Return the attention probabilities of the queries in ``span`` over all keys, in all layers and heads, on the CPU.
+
+    Args:
+        ids: Token ids of one sequence.
+        span: Positions of the queries. The keys are all positions before ``span.stop``.
+    """
     weights = torch.zeros(lm.layout.n_layers, lm.layout.n_heads, len(span), span.stop)
 
     def take(part: Rows) -> None:
@@ -112,22 +126,27 @@ def _check(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span]) ->
 
 
 class _Batch:
-    """Sequences that are processed together. Their queries start in the same column: tokens before them are padded on the left, queries
-    on the right."""
+    """Sequences that are processed together. Their queries start in the same column of a padded table of token ids.
+
+    The tokens before the queries are padded on the left, the queries on the right. In what follows, a column is an index into the table
+    and a position is an index into a sequence.
+    """
 
     def __init__(self, lm: LM, examples: Sequence[int], sequences: Sequence[Sequence[int]], spans: Sequence[Span]) -> None:
         self.lm, self.examples = lm, tuple(examples)
         device = lm.device
         self.starts = torch.tensor([span.start for span in spans], device=device)
         self.stops = torch.tensor([span.stop for span in spans], device=device)
-        self.width = int(self.starts.max())
+        self.width = int(self.starts.max())  # column at which the queries start
         self.ids = torch.full((len(spans), self.width + max(map(len, spans))), lm.tokenizer.pad_token_id or 0)
         for row, ids, span in zip(self.ids, sequences, spans, strict=True):
             first = self.width - span.start
             row[first : first + span.stop] = torch.tensor(ids[: span.stop])
         self.ids = self.ids.to(device)
+        # Position of each column in its sequence: negative in the left padding, beyond the last query in the right padding.
         places = torch.arange(self.ids.shape[1], device=device)[None] - (self.width - self.starts)[:, None]
         self.mask = (places >= 0).long()
+        # Position ids for the model, within its context in the padding too, and positions of the queries, -1 in the padding.
         self.positions = torch.minimum(places, self.stops[:, None] - 1).clamp(min=0)
         self.queries = torch.where(places < self.stops[:, None], places, -1)
         self.cache = DynamicCache(config=lm.model.config)
@@ -156,7 +175,7 @@ class _Batch:
 
     @contextmanager
     def _reading(self, start: int, stop: int, take: Take) -> Iterator[None]:
-        """Record the rows of every layer, and pass them to ``take`` when ``attn_out``, which gives their scale, is computed."""
+        """Pass the rows of every layer to ``take`` during a pass: after ``attn_out`` is computed, from which ``Rows.scale`` follows."""
         layout, pending = self.lm.layout, dict[int, Rows]()
 
         def hand_on(layer: int) -> Callable[[Tensor], None]:
@@ -173,10 +192,13 @@ class _Batch:
             yield
 
     def _reader(self, start: int, stop: int, pending: dict[int, Rows]):
+        """Return a wrapper of the attention function that puts each layer's rows into ``pending``."""
+
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
             output, weights = attend(query, key, value)
             assert weights is not None, "plain attention returns its weights"
-            # A layer with a sliding window caches only the last keys. The last key is always the last token of this pass.
+            # Number of left-padding columns, minus the number of columns whose keys are no longer cached: a layer with a sliding window
+            # caches only the last keys. The last cached key is always the last token of this pass.
             shift = (self.width - self.starts) - (stop - key.shape[2])
             queries, aligned = self.queries[:, start:stop], self._aligned(weights, shift, stop)
             pending[layer] = Rows(layer, self.examples, queries, aligned, aligned.new_ones(*queries.shape, 1), value, shift)
@@ -186,7 +208,7 @@ class _Batch:
 
     def _aligned(self, weights: Tensor, shift: Int[Tensor, " batch"], stop: int) -> Float[Tensor, "batch heads queries keys"]:
         """Map weights over cached keys (padded, perhaps only the last ones) to weights over the positions of each sequence."""
-        # The columns of the batch may go beyond its longest sequence, if one has a long prompt and another has many queries.
+        # The table may have more columns than its longest sequence has tokens: one may have a long prompt, another many queries.
         longest = min(int((stop - self.width + self.starts).max()), int(self.stops.max()))
         at = torch.arange(longest, device=weights.device)[None] + shift[:, None]
         cached = (at >= 0) & (at < weights.shape[-1])

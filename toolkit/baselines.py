@@ -1,7 +1,7 @@
 """Baselines of length control that change no weights or activations: token budgets, a second look, suppressed words, an instruction.
 
-Every direction and edit should be better than these. Each is part of a ``Condition``: a *rule* replaces a drawn token,
-an *intervention* changes the logits, an *ask* changes the prompt.
+A direction or an edit is useful only if it is better than these. Each is part of a ``Condition``: a *rule* replaces a drawn token, an
+*intervention* changes the logits, an *ask* changes the prompt.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def _closing_tag(lm: LM) -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """Budget forcing (arXiv:2501.19393), a rule: after ``tokens`` think tokens the closing tag replaces the drawn token.
+    """Budget forcing (arXiv:2501.19393), a decoding rule: after ``tokens`` think tokens the closing tag replaces the drawn token.
 
     Attributes:
-        tokens: Budget in think tokens.
+        tokens: Budget: largest number of think tokens, not counting ``before``.
         before: Text that is placed before the closing tag, such as a line end.
     """
 
@@ -62,9 +62,9 @@ class Budget:
 
 @dataclass(frozen=True)
 class SecondLook:
-    """Budget forcing in the other direction (arXiv:2501.19393), a rule: a text replaces the closing tag the first ``times`` times.
+    """The opposite of ``Budget`` (also arXiv:2501.19393), a decoding rule: a text such as "Wait" replaces the first closing tags.
 
-    If the closing tag has several tokens, only its last one is replaced: the others stay in the thinking.
+    If the closing tag has several tokens, only its last token is replaced; the others stay in the thinking.
 
     Attributes:
         text: Text in place of the closing tag.
@@ -91,7 +91,7 @@ class Suppress:
 
     Attributes:
         words: Words to suppress.
-        during: Positions at which they are suppressed.
+        during: Positions whose next token cannot be one of the words.
     """
 
     words: tuple[str, ...] = NOWAIT
@@ -102,7 +102,7 @@ class Suppress:
 
     @contextmanager
     def __call__(self, lm: LM) -> Iterator[None]:
-        """Context manager in which the words are suppressed. Raises ValueError if no token of the model is one of them."""
+        """Return a context manager in which the words are suppressed. Entering it raises ValueError if no token is one of the words."""
         words = {word.strip().lower() for word in self.words}
         banned = [i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).strip().lower() in words]
         if not banned:
@@ -123,7 +123,7 @@ class Suppress:
 
 @dataclass(frozen=True)
 class Instruction:
-    """A prompt change: a sentence added to the last user message.
+    """A change of the prompt: adds a sentence to the end of the last user message.
 
     >>> Instruction()([{"role": "user", "content": "What is 2+2?"}])
     [{'role': 'user', 'content': 'What is 2+2? Think briefly.'}]

@@ -45,8 +45,9 @@ class Checkpoint:
     """A model on the CPU and its tokenizer, as read from files.
 
     Attributes:
-        folder: Directory whose other files belong to the model, or ``None``.
-        made_from: Records of the problems that its edits and its training used, see ``origins``.
+        folder: Directory that the model (or an adapter's base) was read from. ``write`` copies its files other than weights, such as
+            those of a multimodal processor. ``None`` for GGUF files and shipped models.
+        made_from: Records (see ``origins``) of the problems that were used to edit or train the model.
     """
 
     model: PreTrainedModel
@@ -61,7 +62,10 @@ def read(
     """Read a model and its tokenizer. An adapter is merged into its base.
 
     Args:
-        source, revision, dtype, trust_remote_code: As in ``toolkit.lm.load``.
+        source: Directory, hub id, GGUF file, or name of a shipped model (``"tiny-reasoner"``, ``"smol-reasoner"``).
+        revision: Hub revision.
+        dtype: Number type of the weights.
+        trust_remote_code: True to run code from the hub repository.
 
     Raises:
         FileNotFoundError: the path does not exist, or is not a GGUF file although it ends in ``.gguf``.
@@ -73,7 +77,7 @@ def read(
 
 
 def _read(source: str | Path, dtype: torch.dtype, common: Mapping[str, Any], above: tuple[Path, ...] = ()) -> Checkpoint:
-    """Read as ``read``. ``above`` lists the adapters that this model is the base of, to detect a cycle."""
+    """Do the work of ``read``. ``above`` lists the adapters whose base this model is, to detect a cycle."""
     revision = common["revision"]
     if source == SMOL_REASONER:
         adapter = shipped.path_of(SMOL_REASONER)
@@ -102,12 +106,12 @@ def _made_from(where: str, revision: str | None) -> tuple[origins.Record, ...]:
 
 
 def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any]) -> Path:
-    """Write an ordinary Hugging Face directory atomically.
+    """Write a checkpoint as an ordinary Hugging Face directory, atomically, and return its path.
 
-    The other files of the model's folder are copied, except weights and those of ``DESCRIBES``.
+    Other files in ``checkpoint.folder`` are copied, except weights and files that match ``DESCRIBES``.
 
     Args:
-        notes: JSON files to add: name -> value.
+        notes: JSON files to add: file name -> value.
 
     Raises:
         FileExistsError: the directory exists and is not empty.
@@ -123,7 +127,7 @@ def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any
 
 
 def _foreign(where: str, read: Any) -> Any:
-    """Return ``read()``, a call into another library. Turn its errors into an UnsupportedModelError of one line."""
+    """Return the result of ``read()``, a call into another library. Turn its errors into an UnsupportedModelError of one line."""
     try:
         return read()
     except (
@@ -163,7 +167,7 @@ def _plain(where: str, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[P
 
 
 def _on_disk(where: str, revision: str | None) -> Path | None:
-    """Return a directory, or the cached snapshot of a hub id if there is one. Nothing is downloaded."""
+    """Return ``where`` if it is a directory, else the cached snapshot of the hub id, or ``None``. Nothing is downloaded."""
     if Path(where).is_dir():
         return Path(where)
     config = _foreign(where, lambda: cached_file(where, "config.json", revision=revision, local_files_only=True, **QUIET))
@@ -219,7 +223,7 @@ def _adapted(
 
 
 def _folder(where: str, revision: str | None, model: PreTrainedModel) -> Path | None:
-    """Return the directory of a model's files: for a hub id the cached snapshot, after downloading the files of a processor into it."""
+    """Return the directory of a model's files. For a hub id it is the cached snapshot; a processor's files are downloaded into it."""
     if Path(where).is_dir():
         return Path(where).resolve()
     names = ["config.json", *(PROCESSORS if model.config.get_text_config() is not model.config else ())]
@@ -234,7 +238,7 @@ def _check_files(path: Path, *, partial: bool = False) -> None:
     """Raise an error unless the files of a directory have the formats of their names and describe one model.
 
     Args:
-        partial: True if missing shards are no error, because loading will download them.
+        partial: True to accept missing shards, because loading will download them.
     """
     objects = {name: store.read_json(path / name, Mapping[str, Any]) for name in OBJECTS if (path / name).is_file()}
     config, tensors = objects.get("config.json", {}), _headers(path, partial)

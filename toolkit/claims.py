@@ -1,4 +1,4 @@
-"""Judge published effects by our measurements: a verdict, and the smallest effect that could have been detected.
+"""Judge published effects by our measurements: a verdict, and the effect size that would be detected with 80 % power.
 
 Every effect is signed so that + is the claimed direction. The smallest effect that matters is our choice, stated with each claim.
 """
@@ -17,6 +17,7 @@ from toolkit.stats import Effect, Estimate
 POWER = 1.96 + 0.84  # size, in standard errors, of an effect that is detected with 80 % power at the 5 % level
 UNITS = {"points": "share"}  # unit of a claim -> unit of a metric with the same text format, where the names differ
 COLUMNS = ("effect", "from", "estimate (+ as claimed)", "verdict", "detectable with 80 % power")
+"""Columns of ``verdict_table``: the claim, its source, the estimate with its interval, the verdict, and ``Claim.detectable``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +26,10 @@ class Claim:
 
     Attributes:
         text: The claim in words.
-        source: Paper, or ``control``.
-        estimate: The measured effect, + as claimed.
+        source: Paper that makes the claim, or ``control``.
+        estimate: The measured effect; positive if it has the claimed direction.
         smallest: Smallest effect that matters (ours), in the unit of the estimate.
-        unit: ``points`` (of 1; shown in percent), ``tokens``, ``nats`` or ``correlation``.
+        unit: ``points`` (the estimate is a share, e.g. 0.03, and is shown as 3.0 points), ``tokens``, ``nats`` or ``correlation``.
         beyond: The claim is that the effect exceeds this value. 0 for an effect; -0.03 for "loses less than 3 points".
     """
 
@@ -67,7 +68,7 @@ class Claim:
 
     @property
     def detectable(self) -> float:
-        """The effect that is detected with 80 % power, from the width of the interval; 0 without an interval."""
+        """The effect size that would be detected with 80 % power, from the width of the interval; 0 if the interval has width 0."""
         return POWER * (self.estimate.high - self.estimate.low) / (2 * 1.96)
 
     @property
@@ -82,12 +83,15 @@ class Claim:
 
 
 def verdict_table(claims: Sequence[Claim]) -> pd.DataFrame:
-    """Return one row of text cells per claim, indexed by the claim's text."""
+    """Return one row of text cells per claim, indexed by the claim's text; ``COLUMNS`` lists the columns."""
     return pd.DataFrame([claim.row for claim in claims], columns=list(COLUMNS)).set_index("effect")
 
 
 def json_records(claims: Sequence[Claim]) -> list[dict[str, object]]:
-    """Return the claims for JSON: the text cells of ``COLUMNS``, the estimate as numbers, and the smallest effect that matters."""
+    """Return one dict per claim for JSON.
+
+    Keys: ``COLUMNS`` (text), ``"estimate"`` (numbers ``mean, low, high``, or ``None``) and ``"smallest"`` (smallest effect that matters).
+    """
     return [
         {
             **dict(zip(COLUMNS, claim.row, strict=True)),

@@ -1,8 +1,8 @@
 """Collect activations in one teacher-forced pass over rollouts: sums per class (``moments``) or single examples (``states``).
 
-Directions and head contributions need only means, and ``W mean(a) = mean(W a)``. So a forward pass leaves nothing but sums per class:
-memory does not grow with the number of examples, and sums of shards can be added. Probes, principal components and resampling need
-single examples: ``states`` stores one row per example or position.
+An example is one rollout. Directions and head contributions need only means over examples, since ``W mean(a) = mean(W a)``. So
+``moments`` keeps nothing but sums per class: memory does not grow with the number of examples, and the sums of shards can be added.
+Probes, principal components and resampling need single examples: ``states`` stores one row per example or position.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 ATTN, MLP = "resid_mid", "resid_post"
-LOGITS = 2**23  # logits in memory at a time: 32 MB in fp32
+LOGITS = 2**23  # largest number of logits in memory at a time: 32 MB in fp32
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class States:
 
     Attributes:
         values: ``[rows, layers, width]``, fp32, on the CPU.
-        rows: One line per row of ``values``: ``problem_id, sample, label, think_tokens``. If a row is a single position also
-            ``position`` (number of think tokens up to there: 0 at the first position) and ``remaining`` (number of think tokens after it:
-            all of them at the first position, 1 at the last one that predicts a think token; NaN if the span was never closed).
-        kind: Site kind.
-        positions: Name of the positions.
+        rows: Describes each row of ``values``: ``problem_id, sample, label`` (its class), ``think_tokens``. If a row is a single position,
+            also ``position`` (number of think tokens up to and including it: 0 at the one that predicts the first think token) and
+            ``remaining`` (number of think tokens after it; NaN if thinking was never closed).
+        kind: Kind of site, such as ``"resid_post"``.
+        positions: Name of the positions that were collected.
     """
 
     values: Float[Tensor, "rows layers width"]
@@ -56,10 +56,10 @@ class States:
     provenance: Provenance
 
     def take(self, index: Sequence[int] | np.ndarray) -> States:
-        """Return some of the rows.
+        """Return the states of some of the rows.
 
         Args:
-            index: A boolean mask, or row numbers in the order wanted.
+            index: A boolean mask over the rows, or row numbers in the desired order.
         """
         index = np.asarray(index)
         index = np.flatnonzero(index) if index.dtype == bool else index.astype(int)
@@ -82,13 +82,13 @@ def moments(
     positions: Positions = THINK,
     second: Sequence[str] = (),
 ) -> Moments:
-    """Return sums of activations per class. Every example has weight 1: the mean over its positions counts.
+    """Return sums of activations per class. Every example has weight 1, since its activations are averaged over its positions first.
 
     Args:
-        by: Class of a rollout, or ``None`` to leave it out.
+        by: Function from a rollout to its class, or to ``None`` to leave the rollout out.
         kinds: Site kinds, collected at every layer. In post-norm families ``z`` also collects ``types.Z_OVER_NORM``, which head scores
             need.
-        positions: Positions of a rollout to average over. A rollout without any is left out.
+        positions: Positions of a rollout to average over. A rollout without such a position is left out.
         second: Site kinds whose outer products are summed too (``layers * width^2`` numbers per class).
 
     Raises:
@@ -106,10 +106,16 @@ def moments_and_entropies(
     positions: Positions = THINK,
     temperature: float = 1.0,
 ) -> tuple[Moments, list[Rollout]]:
-    """Return ``moments``, and from the same pass the rollouts with log-probabilities and entropies (nats) of the full softmax.
+    """Return ``moments`` and, from the same pass, the rollouts with log-probabilities and entropies (nats) of the full softmax.
 
-    The numbers equal those of ``entropies.with_entropies``. Rollouts without a class or position are returned unchanged. The LM head is
-    applied to response tokens only, some at a time.
+    The log-probabilities and entropies equal those of ``entropies.with_entropies``. Rollouts without a class or without a position are
+    returned unchanged. The LM head is applied to response tokens only, some at a time.
+
+    Args:
+        by: Function from a rollout to its class, or to ``None`` to leave the rollout out.
+        kinds: Site kinds, collected at every layer.
+        positions: Positions of a rollout to average over.
+        temperature: Temperature of the softmax.
 
     Raises:
         NoThinkTagsError: no rollout has a position.
@@ -142,7 +148,7 @@ def moments_and_entropies(
 def logprobs_and_entropies(
     logits: Float[Tensor, "... vocab"], tokens: Int[Tensor, ...], temperature: float
 ) -> Float[Tensor, "2 ..."]:
-    """Return the log-probability of each token, and the entropy (nats) of the full softmax that it is drawn from.
+    """Return two stacked tensors: the log-probability of each token, and the entropy (nats) of the full softmax that predicts the token.
 
     >>> logits, tokens = torch.tensor([[0.0, 0.0]]), torch.tensor([1])
     >>> logprobs_and_entropies(logits, tokens, 1.0).tolist()  # two equally likely tokens: -ln 2 and ln 2
@@ -155,12 +161,10 @@ def logprobs_and_entropies(
 
 @torch.inference_mode()
 def _head(lm: LM) -> Callable[[Tensor], Tensor]:
-    """Return the function from the base model's output to logits.
-
-    Its result is compared with the model's logits: a model may do more there than apply its LM head.
+    """Return the function from the base model's output to logits: the LM head, and soft-capping if the config asks for it.
 
     Raises:
-        UnsupportedModelError: the logits differ.
+        UnsupportedModelError: its logits differ from the model's on a test input, since the model does more than apply its LM head.
     """
     output, cap = lm.model.get_output_embeddings(), getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None)
 
@@ -222,7 +226,7 @@ def _moments(
 
     each_batch(lm, examples, "moments", run)
     n = tuple(sum(e.label == name for e in examples) for name in labels)
-    # The record names all rollouts: those without a class took part in setting the limits of the classes.
+    # The record lists the problems of all rollouts: those without a class took part in setting the limits of the classes.
     about = lm.provenance(**origins.record(r.problem_id for r in rollouts))
     return Moments(labels, n, positions.name, sums, outer, about)
 
@@ -236,15 +240,16 @@ def states(
     positions: Positions = THINK,
     each: bool = False,
 ) -> States:
-    """Return activations of single examples at every layer of one site kind. Rows are in the order of the rollouts.
+    """Return activations of each example (not averaged over examples) at one kind of site, in every layer.
 
-    The result takes ``4 * rows * layers * width`` bytes of CPU memory (1600 rollouts of a 28-layer model of width 1536: 275 MB). While
-    it is collected, one batch of activations exists at a time.
+    Rows are in the order of the rollouts. The result takes ``4 * rows * layers * width`` bytes of CPU memory (1600 rollouts of a 28-layer
+    model of width 1536: 275 MB). On top of that, only the activations of one batch are in memory at any time.
 
     Args:
-        by: Class of a rollout, or ``None`` to leave it out. By default all are in the class "all".
-        positions: Positions of a rollout. A rollout without any is left out; ``sample_positions`` limits their number.
-        each: One row per position. By default one row per rollout: the mean over its positions.
+        kind: Kind of site, such as ``"resid_post"``.
+        by: Function from a rollout to its class, or to ``None`` to leave the rollout out. By default all are in the class "all".
+        positions: Positions of a rollout. A rollout without such a position is left out; ``sample_positions`` limits their number.
+        each: True for one row per position. By default there is one row per rollout: the mean over its positions.
 
     Raises:
         NoThinkTagsError: no rollout has a position.
@@ -277,9 +282,14 @@ def _rows(e: Example, each: bool) -> list[dict]:
 
 
 def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: Positions = THINK) -> Float[Tensor, " layers"]:
-    """Return the root mean square of ``|h|`` over positions, per layer, fp64: the unit of a relative dose. Each example has weight 1.
+    """Return the typical norm of the activations h per layer: the root mean square of ``|h|`` over positions, fp64.
 
-    From moments with ``second=(kind,)``, ``directions.typical_norm`` computes the same numbers without a pass.
+    Each example has weight 1. A relative dose is the norm of the vector that steering adds, divided by this norm. If there are moments
+    with ``second=(kind,)``, ``directions.typical_norm`` computes the same numbers from them without a pass.
+
+    Args:
+        kind: Kind of site, such as ``"resid_post"``.
+        positions: Positions of a rollout. A rollout without such a position is left out.
 
     Raises:
         NoThinkTagsError: no rollout has a position.
@@ -302,7 +312,7 @@ def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: P
 def logits(lm: LM, rollout: Rollout, intervention: Intervention | None = None) -> Float[Tensor, "response vocab"]:
     """Return the teacher-forced logits (fp32) that predict each response token, under an intervention if there is one.
 
-    Prompt and response are two passes, so that an intervention that acts by phase knows where the prompt ends.
+    Prompt and response are run in two passes, so that an intervention that acts only in some phases knows where the prompt ends.
     """
     response = torch.tensor([rollout.token_ids[rollout.prompt_len : -1]], device=lm.device, dtype=torch.long)
     with intervention(lm) if intervention else nullcontext():

@@ -3,9 +3,9 @@
 ``Batch`` holds the rows that sampling steps through; ``prefill`` fills their cache.
 
 On a CPU in fp32, if the model attends with SDPA over whole sequences, each layer's cache has two blocks: a long one that stays in place,
-and a short one with the newest tokens, which is appended to it every few steps. Attention is then two small batched products, and a
-row leaves by moving a late row into its place. Logits are the same up to rounding. In all other cases (another device or number type,
-sliding windows, a callback around attention) the model's own cache and attention are used.
+and a short one with the newest tokens, which is appended to the long one every few steps. Attention is then two small batched products.
+A row that has ended is removed by moving one of the last rows into its place. Logits are the same up to rounding. In all other cases
+(another device or number type, sliding windows, a wrapped attention function) the model's own cache and attention are used.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ from toolkit import hooks
 from toolkit.lm import LM
 from toolkit.phases import History
 
-NEWEST = 16  # tokens in the short block: each join copies the cache once
+NEWEST = 16  # tokens in the short block; appending it to the long block copies the cache once
 
 
 def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, most: int | None = None) -> list[list[Any]]:
-    """Cut items that are sorted by length into batches of at most ``tokens`` padded tokens and ``most`` items.
+    """Cut a list of items, sorted by length, into batches of at most ``tokens`` padded tokens and at most ``most`` items.
 
-    Every batch has at least one item, also if that item is longer than ``tokens``.
+    Every batch has at least one item, even if that item is longer than ``tokens``.
+
+    Args:
+        length: Function from an item to its length in tokens.
 
     >>> batches([2, 2, 3, 9], lambda item: item, tokens=6)
     [[2, 2], [3], [9]]
@@ -47,7 +50,7 @@ def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, 
 
 
 def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], Int[Tensor, "rows width"]]:
-    """Run the model over each distinct prompt once, left padded; repeat the result for equal prompts.
+    """Run the model over each distinct prompt once, left padded, and repeat the result for equal prompts.
 
     Returns:
         The KV cache, the logits of the next token, and the mask (1 for a token, 0 for padding), one row per prompt.
@@ -74,10 +77,10 @@ def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[T
 
 
 class Batch:
-    """Rows that decode together: their cache, positions and mask.
+    """Rows (responses) that are decoded together: their KV cache, next positions and attention mask.
 
     Args:
-        cache: Filled with the prompts, left padded.
+        cache: KV cache of the prompts, left padded, from ``prefill``.
         mask: 1 for a token of a prompt, 0 for padding.
         budget: Largest number of steps.
     """
@@ -87,8 +90,8 @@ class Batch:
         self.positions = mask.sum(dim=1, keepdim=True)
         padded = bool((mask == 0).any())
         mask = F.pad(mask, (0, budget), value=1)
-        # The mask is brought into the form that attention needs once, here. Sliding windows and eager attention need other forms
-        # and get the plain mask.
+        # Bring the mask into the form that SDPA needs only once, here. Sliding windows and eager attention need other forms and get the
+        # plain mask.
         implementation, full = (
             hooks.attention_name(lm.layout),
             all(type(layer) in (DynamicLayer, History) for layer in cache.layers),
@@ -103,7 +106,7 @@ class Batch:
                 self.mask = torch.zeros(self.mask.shape).masked_fill(~self.mask, -torch.inf)
 
     def acting(self) -> AbstractContextManager[None]:
-        """Return the context in which ``step`` must be called."""
+        """Return a context manager; ``step`` must be called inside it."""
         if not self.blocks:
             return nullcontext()
         layers = {id(block.attention): cached for block, cached in zip(self.lm.layout.blocks, self.blocks, strict=True)}
@@ -114,7 +117,7 @@ class Batch:
         return hooks.replace_attention(self.lm.layout, attend)
 
     def step(self, tokens: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
-        """Feed one more token per row; return the logits of the next."""
+        """Run the model on one more token per row and return the logits that predict the next token."""
         self.width += 1
         out = self.lm.model(
             input_ids=tokens[:, None],
@@ -127,9 +130,9 @@ class Batch:
         return out.logits[:, -1]
 
     def keep(self, left: Sequence[int]) -> list[int]:
-        """Remove all rows but ``left``; return their indices in their new order."""
+        """Remove all rows except those with the indices ``left``; return these indices in the new order of the rows."""
         order, moves = list(left), None
-        if self.blocks:  # late rows move into the places of rows that leave, so that few are copied
+        if self.blocks:  # the last rows move into the places of removed rows, so that few rows are copied
             staying, late = {*left}, [row for row in left if row >= len(left)]
             order = [place if place in staying else late.pop() for place in range(len(left))]
             moves = torch.tensor([(place, row) for place, row in enumerate(order) if place != row], dtype=torch.long).view(-1, 2).T
@@ -151,9 +154,9 @@ def _on_cpu_in_fp32(layer: DynamicLayer) -> bool:
 
 
 class Blocks(DynamicLayer):
-    """A layer of a KV cache in two blocks: ``keys`` and ``values`` hold all tokens but the newest, ``newest`` the others.
+    """A layer of a KV cache in two blocks: ``newest`` holds the last ``count`` tokens, ``keys`` and ``values`` all tokens before them.
 
-    ``update`` returns only the states it was called with: attention must go through ``attend``, which reads both blocks.
+    ``update`` returns only the keys and values that it was called with: attention must go through ``attend``, which reads both blocks.
     """
 
     def __init__(self, layer: DynamicLayer) -> None:

@@ -1,10 +1,10 @@
 """Estimators of a thinking-length direction, its random control, cosines, stability and relative dose. Nothing here runs a model.
 
-An estimator is a function of ``Moments`` or, if it needs single examples, of ``States``. For
-every estimator + is longer.
+An estimator is a function from ``Moments`` (or from ``States``, if it needs single examples) to a ``Direction``. Its arguments ``pos`` and
+``neg`` name the long and the short class, and + is longer.
 
 Only the difference of means has a meaningful norm. The vectors of all other estimators are rescaled, layer by layer, to the norm of the
-corresponding difference of means, so that equal strengths are equal doses.
+corresponding difference of means. Steering along any of them with the same strength then adds a vector of the same norm.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from toolkit.collect import States
 from toolkit.types import Direction, Moments
 
 LONG, SHORT = "long", "short"
-assumed_penalty = 1.0  # of probes, per example, on standardised features: ours
-assumed_resamples = 200  # of the stability measures: ours
+assumed_penalty = 1.0  # L2 penalty of probes, per example, on standardised features: ours
+assumed_resamples = 200  # number of resamples or splits in the stability measures: ours
 
 
 class NoPairsError(ValueError):
@@ -50,13 +50,14 @@ def mean_difference(moments: Moments, kind: str, *, pos: str = LONG, neg: str = 
 
 
 def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the linear-discriminant direction: the mean difference times the inverse within-class covariance (ours).
+    """Return the linear-discriminant direction: the inverse within-class covariance times the mean difference, pos minus neg (ours).
 
     It gives less weight to components that vary for other reasons, such as content. It is rescaled to the norm of the mean difference.
 
     Args:
-        moments: Moments with second moments of ``kind``.
-        shrinkage: Weight of the mean variance on the diagonal, in (0, 1]; ours.
+        moments: Moments with outer products of ``kind``.
+        kind: Site kind.
+        shrinkage: The covariance C is replaced by ``(1 - shrinkage) C + shrinkage * (mean variance) * identity``; in (0, 1], ours.
 
     Raises:
         KeyError: outer products of ``kind`` were not collected.
@@ -78,14 +79,15 @@ Estimator = Callable[[States], Direction]
 
 
 def unpaired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the mean of the rows of ``pos`` minus that of ``neg``, fp64: ``mean_difference`` from states."""
+    """Return the mean of the rows of class ``pos`` minus the mean of the rows of class ``neg``, fp64: ``mean_difference`` from states."""
     return _of_rows(states, "mean_difference", _gap(states, pos, neg), states.of(pos), states.of(neg))
 
 
 def paired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the difference of means within problems, averaged over the problems that have both classes, fp64.
+    """Return the mean of class ``pos`` minus the mean of class ``neg`` within each problem, averaged over problems, fp64.
 
-    Differences between problems (difficulty, wording) cancel out; in an unpaired difference they do not.
+    Only problems with both classes count. Differences between problems (difficulty, wording) cancel out; in an unpaired difference they
+    do not.
 
     Raises:
         NoPairsError: no problem has both classes.
@@ -95,9 +97,9 @@ def paired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> D
 
 
 def pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the first principal component of the states of both classes, with the sign of the mean difference.
+    """Return the first principal component of the states of both classes, signed like the mean difference so that + is longer.
 
-    It is the direction of largest variance, which may have nothing to do with length: compare it with others by ``cosine``.
+    It is the direction of largest variance, which may have nothing to do with length: compare it with other directions by ``cosine``.
     """
     index = np.concatenate([states.of(pos), states.of(neg)])
     delta = _gap(states, pos, neg)
@@ -106,9 +108,10 @@ def pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
 
 
 def paired_pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the first principal component of the differences within problems, with the sign of the mean difference.
+    """Return the first principal component of the differences within problems, signed like their mean so that + is longer.
 
-    Each difference counts with both signs: the mean is then zero, and centring does not remove the common difference.
+    Each difference (long minus short) enters with both signs. Their mean is then zero, so that centring does not remove the part that all
+    differences share.
 
     Raises:
         NoPairsError: no problem has both classes.
@@ -119,9 +122,10 @@ def paired_pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Directio
 
 
 def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: float = assumed_penalty) -> Direction:
-    """Return the normal, in activation space, of a logistic probe that separates ``pos`` from ``neg``.
+    """Return the weight vector, in activation space, of a logistic probe that separates class ``pos`` from class ``neg``.
 
-    ``probes.classify`` measures how well such a probe predicts.
+    It points towards ``pos`` and is rescaled to the norm of the difference of means. ``probes.classify`` measures how well such a probe
+    predicts.
 
     Args:
         penalty: L2 penalty per example on standardised features (see ``logistic_model``).
@@ -133,9 +137,9 @@ def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: floa
 
 
 def ridge(states: States, target: str = "think_tokens", *, penalty: float = assumed_penalty) -> Direction:
-    """Return the normal of a ridge regression of ``log1p(target)`` on the states. It needs no classes.
+    """Return the weight vector of a ridge regression that predicts ``log1p(target)`` from the states. It needs no classes.
 
-    Rows above the median of the target are the long class: the vector gets the norm of the difference of means to the other rows.
+    The vector is rescaled to the norm of the difference of means between the rows above the median of the target and all other rows.
     ``probes.regress`` measures how well such a probe predicts.
 
     Args:
@@ -178,7 +182,7 @@ def differences(states: States, *, pos: str = LONG, neg: str = SHORT) -> Float[T
 def logistic_model(examples: int, penalty: float = assumed_penalty) -> Any:
     """Return an unfitted logistic regression on standardised features, with balanced classes.
 
-    For a fit to ``examples`` rows it minimises mean loss + penalty / 2 |w|^2.
+    It minimises mean loss + penalty / 2 |w|^2 when it is fitted to ``examples`` rows.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -191,7 +195,7 @@ def logistic_model(examples: int, penalty: float = assumed_penalty) -> Any:
 def ridge_model(examples: int, penalty: float = assumed_penalty) -> Any:
     """Return an unfitted ridge regression on standardised features.
 
-    For a fit to ``examples`` rows it minimises mean squared error + penalty |w|^2.
+    It minimises mean squared error + penalty |w|^2 when it is fitted to ``examples`` rows.
     """
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
@@ -241,9 +245,9 @@ def cosines(named: Mapping[str, Direction]) -> pd.DataFrame:
 
 
 def separation(moments: Moments, direction: Direction, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, " layers"]:
-    """Return the distance of the class means along the direction, per layer, in within-class standard deviations (d').
+    """Return the difference of the class means (pos minus neg) along the direction, per layer, in within-class standard deviations (d').
 
-    The standard deviation is that of single positions, not of example means.
+    The standard deviation is taken over single positions, not over example means.
 
     Raises:
         KeyError: outer products at the direction's kind of site were not collected.
@@ -258,9 +262,9 @@ def separation(moments: Moments, direction: Direction, *, pos: str = LONG, neg: 
 
 
 def typical_norm(moments: Moments, kind: str) -> Float[Tensor, " layers"]:
-    """Return the root mean square of ``|h|`` over positions, per layer, from second moments.
+    """Return the typical norm of the activations h per layer: the root mean square of ``|h|`` over positions.
 
-    ``collect.typical_norm`` computes it without them, in a pass over rollouts.
+    It is computed from the outer products in the moments. Without outer products, use ``collect.typical_norm``, which runs the model.
 
     Raises:
         KeyError: outer products of ``kind`` were not collected.
@@ -271,14 +275,22 @@ def typical_norm(moments: Moments, kind: str) -> Float[Tensor, " layers"]:
 
 
 def relative_dose(direction: Direction, strength: float, typical: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
-    """Return ``|strength * v| / |h|`` per layer: the size of the added vector relative to the typical norm of the activations.
+    """Return ``|strength * v| / |h|`` per layer: the norm of the added vector over the typical norm of the activations, without sign.
 
-    With vectors of norm 2, strength -0.5 and a typical norm of 10 it is 0.1."""
+    Example: with vectors of norm 2, strength -0.5 and a typical norm of 10 it is 0.1.
+
+    Args:
+        typical: Typical norm of the activations per layer, from ``typical_norm``.
+    """
     return abs(strength) * direction.norms / typical
 
 
 def in_typical_units(direction: Direction, typical: Float[Tensor, " layers"]) -> Direction:
-    """Return the direction rescaled to the typical norm in every layer; a steering strength is then a relative dose (ours)."""
+    """Return the direction rescaled to the typical norm in every layer (ours). Strength 0.1 then adds a tenth of the typical norm.
+
+    Args:
+        typical: Typical norm of the activations per layer, from ``typical_norm``.
+    """
     scaled = direction.unit() * typical[:, None].to(direction.vector)
     return replace(direction, vector=scaled, estimator=f"{direction.estimator}, typical norm")
 
@@ -289,14 +301,17 @@ def in_typical_units(direction: Direction, typical: Float[Tensor, " layers"]) ->
 def bootstrap_cosine(
     states: States, estimator: Estimator, *, times: int = assumed_resamples, seed: int = 0, level: float = 0.95
 ) -> pd.DataFrame:
-    """Return the cosine between the direction from resampled problems and that from all problems, per layer: ``mean, low, high``.
+    """Return the cosine between the direction from resampled problems and the direction from all problems.
 
     A problem that is drawn twice counts as two problems. Resamples share examples with the full sample, so even a direction of pure noise
-    has a cosine of about 0.7 (1/sqrt 2) here; in ``split_half_cosine`` it has about 0.
+    has a cosine of about 0.7 (1/sqrt 2) here; in ``split_half_cosine`` it has a cosine of about 0.
 
     Args:
         times: Number of resamples.
-        level: Level of the interval.
+        level: Confidence level of the interval.
+
+    Returns:
+        One row per layer, with columns ``mean, low, high`` over resamples.
     """
     groups = list(_by_problem(states).values())
     full = estimator(states)
@@ -307,13 +322,16 @@ def bootstrap_cosine(
 def split_half_cosine(
     states: States, estimator: Estimator, *, times: int = assumed_resamples, seed: int = 0, level: float = 0.95
 ) -> pd.DataFrame:
-    """Return the cosine between the directions of two random halves of the problems, per layer: ``mean, low, high`` over splits.
+    """Return the cosine between the directions from two random halves of the problems.
 
     Each half has only half the data, so the direction from all problems is at least as stable.
 
     Args:
-        times: Number of splits.
-        level: Level of the interval.
+        times: Number of random splits.
+        level: Confidence level of the interval.
+
+    Returns:
+        One row per layer, with columns ``mean, low, high`` over splits.
 
     Raises:
         ValueError: there is only one problem.
@@ -367,7 +385,7 @@ def _first_component(values: Float[Tensor, "rows layers width"]) -> Float[Tensor
 
 
 def _probe_normals(states: States, target: np.ndarray, model: Any) -> Float[Tensor, "layers width"]:
-    """Return the gradient of the probe's score with respect to the states, in units before standardisation."""
+    """Return the gradient of the probe's score with respect to the states before standardisation."""
     normals = []
     for x in _layers(states.values):
         scaler, probe = model.fit(x, target).named_steps.values()

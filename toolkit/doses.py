@@ -1,7 +1,8 @@
 """Dose-response of steering along a direction: length, accuracy and damage by strength, target lengths, and the choice of a dose.
 
-A dose is a strength of steering. Every table is long: one row per ``direction, strength, metric`` with ``mean, low, high`` (95 %,
-bootstrap over problems), the format that figures and reports take.
+A dose is a strength of steering. Damage means that more responses than base's never close their thinking or end in a loop. The table of
+a sweep is long: one row per ``direction, strength, metric`` with ``mean, low, high`` (95 % interval, bootstrap over problems), the format
+that figures and reports take.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from toolkit.types import Direction, Problem, Report, Rollout
 METRICS = ("think_tokens", "accuracy", "closed", "looping")
 QUANTILES = ("think_tokens_q10", "think_tokens_q50", "think_tokens_q90")
 RANDOM = "random direction"
-assumed_damage = 0.05  # additional share of responses that never close or that loop, above which a dose counts as broken: ours
-assumed_targets = (0.5, 0.75, 1.0, 1.5, 2.0)  # target lengths as shares of the base's mean: ours
+assumed_damage = 0.05  # largest additional share of responses that never close or that loop within the usable range: ours
+assumed_targets = (0.5, 0.75, 1.0, 1.5, 2.0)  # target lengths, as multiples of the base model's mean: ours
 assumed_reference = 48  # number of base rollouts whose perplexity is measured: ours
 
 
 @dataclass(frozen=True)
 class DoseSweep:
-    """Strengths, layers and scope of a dose-response sweep.
+    """Settings of a dose-response sweep.
 
     Attributes:
-        strengths: Strengths; 0 is the base model, which is always measured.
+        strengths: Steering strengths; 0 is the base model, which is always measured.
         layers: Layers to steer; ``None`` means all.
-        during: Scope of the steering.
-        where: Site kind; ``None`` means that of the direction.
-        allow_overlap: Also evaluate on problems that a direction was made from, see ``evaluate.compare``.
+        during: Positions at which steering acts.
+        where: Site kind at which steering acts; ``None`` means the kind at which the direction was measured.
+        allow_overlap: True to evaluate also on problems that a direction was made from, which is otherwise an error.
     """
 
     strengths: tuple[float, ...]
@@ -52,7 +53,7 @@ class DoseSweep:
     allow_overlap: bool = False
 
     def act(self, v: Direction, strength: float) -> Steering:
-        """Return the intervention of one dose."""
+        """Return the intervention that steers along ``v`` with one strength."""
         return steering(v, strength, layers=self.layers, where=self.where, during=self.during)
 
 
@@ -61,16 +62,19 @@ class Doses:
     """Results of a sweep.
 
     Attributes:
-        table: Columns ``direction, strength, metric, mean, low, high``. Metrics are ``METRICS``, ``QUANTILES``, the
-            ``perplexity`` per token of the base's responses, and ``relative_dose`` (the largest over the steered layers).
-        report: Every response, from ``evaluate.compare``; conditions are ``base`` and ``"<direction> <strength>"``.
+        table: Columns ``direction, strength, metric, mean, low, high``. The metrics are ``think_tokens`` (mean) and its quantiles
+            ``think_tokens_q10, _q50, _q90`` in tokens; ``accuracy``, ``closed`` and ``looping``, the shares (0 to 1) of responses that are
+            right, that close their thinking and that end in a loop; ``perplexity`` per token of the base model's responses under steering;
+            and ``relative_dose``, the norm of the added vector over the typical norm of the activations (the largest of all steered
+            layers).
+        report: Every response, from ``evaluate.compare``; conditions are ``base`` and e.g. ``"length +0.5"`` (direction and strength).
     """
 
     table: pd.DataFrame
     report: Report
 
     def curve(self, direction: str, metric: str) -> pd.DataFrame:
-        """Return the rows of one direction and metric, indexed by strength in ascending order."""
+        """Return the rows of one direction and metric, indexed by strength in ascending order. Raise KeyError if there are none."""
         rows = self.table[(self.table["direction"] == direction) & (self.table["metric"] == metric)]
         if rows.empty:
             raise KeyError(f"No rows of {direction!r}, {metric!r}: there are {', '.join(self.table['direction'].unique())}.")
@@ -86,21 +90,22 @@ def sweep(
     *,
     out: str | Path | None = None,
 ) -> Doses:
-    """Sample every direction at every strength on the same problems and random numbers; measure length, accuracy and damage.
+    """Steer along every direction at every strength, on the same problems with the same random numbers, and measure the responses.
 
-    Add a random control yourself: ``{"length": v, doses.RANDOM: directions.random_like(v, seed=0)}``.
+    The measures are think length, accuracy, the shares of responses that close their thinking and that loop, and perplexity: see
+    ``Doses``. No random control is added: pass one, as in ``{"length": v, doses.RANDOM: directions.random_like(v, seed=0)}``.
 
     Args:
         named: Directions by name.
-        plan: Strengths, layers and scope.
-        out: Directory for the rollouts; a sweep that was stopped resumes from it.
+        plan: Strengths, layers and positions.
+        out: Directory for the rollouts; repeat the call to resume a sweep that was stopped.
     """
     strengths = sorted({*plan.strengths, 0.0})
     acts = {(name, a): plan.act(v, a) for name, v in named.items() for a in strengths}
     conditions = {"base": Condition(lm)}
     conditions |= {_name(name, a): Condition(lm, (act,), note=str(act)) for (name, a), act in acts.items() if a}
     report = evaluate.compare(conditions, problems, sampling, out=out, allow_overlap=plan.allow_overlap)
-    # The base's first responses: read from ``out``, or sampled again, which gives the same responses.
+    # The base model's first responses, for perplexity: read from ``out``, or sampled again, which gives the same responses.
     few = problems if out is not None else problems[: math.ceil(assumed_reference / sampling.n)]
     base_folder = None if out is None else evaluate.rollout_folder(out, "base")
     reference = rollouts(lm, few, sampling, out=base_folder, progress=False)[:assumed_reference]
@@ -131,7 +136,7 @@ def _measured(report: Report, condition: str) -> list[tuple[str, float, float, f
 
 @torch.inference_mode()
 def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> tuple[float, float, float]:
-    """Perplexity per token of the base's responses under the steered model, with an interval over responses."""
+    """Return ``mean, low, high`` of the perplexity per token of the base model's responses under steering, over responses."""
     loss = []
     for r in reference:
         tokens = torch.tensor(r.token_ids[r.prompt_len :], device=lm.device)
@@ -143,15 +148,20 @@ def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> t
 
 
 def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage) -> tuple[float, float]:
-    """Return the lowest and the highest strength around 0 at which responses still close their thinking and do not loop (ours).
+    """Return the lowest and the highest measured strength between which responses still close their thinking and do not loop (ours).
 
-    A dose is broken if the share of closed think spans falls, or the share of looping responses rises, by more than ``damage``.
-    Accuracy does not count as damage here, since shortening may cost accuracy.
+    The range contains 0 and ends, on each side, before the first damaged strength. A lower accuracy is no damage here, since shorter
+    thinking may cost accuracy.
+
+    Args:
+        direction: Name of the direction.
+        damage: A strength is damaged if the share of closed think spans falls, or the share of looping responses rises, by more than
+            this, compared with the base model.
     """
     closed, looping = (doses.curve(direction, metric)["mean"] for metric in ("closed", "looping"))
     intact = (closed >= closed[0.0] - damage) & (looping <= looping[0.0] + damage)
     low = high = 0.0
-    # Walk outwards from 0 and stop at the first broken dose on each side.
+    # Go outwards from 0 and stop at the first damaged strength on each side.
     for strength in intact.index[intact.index > 0]:
         if not intact[strength]:
             break
@@ -164,23 +174,23 @@ def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage
 
 
 def monotonicity(doses: Doses, direction: str) -> float:
-    """Return Spearman's correlation of strength and mean think length within the usable range; expected to be positive."""
+    """Return Spearman's correlation of strength and mean think length within the usable range; near 1 if steering works as expected."""
     low, high = usable_range(doses, direction)
     lengths = doses.curve(direction, "think_tokens")["mean"].loc[low:high]
     return stats.spearman(lengths.index.to_numpy(), lengths.to_numpy())
 
 
 def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targets) -> pd.DataFrame:
-    """Return for each target length the strength whose mean length is closest, scored as in Ruler (arXiv 2409.18943).
-
-    ``precise`` and ``flexible`` are Ruler's PM and FM: percent of responses within 10 % and 20 % of the target (ranges ours, for tokens).
-    ``base_precise`` and ``base_flexible`` are the same for the base model.
+    """Return, for each target length, the measured strength whose mean think length is closest, and how well responses hit the target.
 
     Args:
-        shares: Target lengths as shares of the base's mean think length.
+        direction: Name of the direction.
+        shares: Target lengths, as multiples of the base model's mean think length.
 
     Returns:
-        Columns ``target`` (tokens), ``strength, mean, precise, flexible, rmse, base_precise, base_flexible``.
+        One row per target, with columns ``target`` (think tokens), ``strength``, ``mean`` (think tokens at that strength), ``precise`` and
+        ``flexible`` (percent of responses within 10 % and 20 % of the target: PM and FM of Ruler, arXiv 2409.18943, with our ranges for
+        tokens), ``rmse`` (tokens), and ``base_precise`` and ``base_flexible``, the percentages for the base model.
     """
     lengths = doses.curve(direction, "think_tokens")["mean"]
     rows = []
@@ -210,19 +220,20 @@ def choose_dose(
     max_loss: float = efficiency_steering.assumed_max_loss,
     out: str | Path | None = None,
 ) -> tuple[efficiency_steering.Choice, pd.DataFrame]:
-    """Choose layer and strength on dev problems: the largest shortening that loses at most ``max_loss`` points of accuracy.
+    """Choose the layer and the strength that shorten thinking most on dev problems at a loss of at most ``max_loss`` points of accuracy.
 
     Args:
         problems: Dev problems.
-        plan: Strengths to try; its layers are tried one at a time (default: the middle third).
-        max_loss: Largest accepted loss of accuracy, in points.
+        plan: Strengths to try; its layers are tried one at a time (default: the middle third of the layers).
+        max_loss: Largest accepted loss of accuracy, in percentage points.
         out: Directory to keep the rollouts in.
 
     Returns:
-        The choice (see ``efficiency_steering.choose``), and the table it was made from.
+        The choice, and the table that it was made from: one row per layer and strength, with columns ``layer, strength, think_tokens,
+        accuracy, base_think_tokens, base_accuracy`` (accuracies from 0 to 1).
 
     Raises:
-        efficiency_steering.NothingQualifiesError: every dose loses more; the message reports the mildest dose.
+        efficiency_steering.NothingQualifiesError: no layer and strength shortens thinking at an accepted loss.
     """
     layers = plan.layers or tuple(efficiency_steering.assumed_layers(lm.layout.n_layers))
     conditions = {"base": Condition(lm)}

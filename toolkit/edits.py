@@ -44,9 +44,11 @@ def plan(
     """Return a plan that projects a direction out of the highest-scoring heads.
 
     Args:
-        fraction: Share of all heads, rounded, at least one head. Ignored if ``count`` is set.
-        count: Number of heads.
-        strength: lambda; 1 removes the component, 0 changes nothing.
+        scores: Score of each head.
+        direction: Direction to project out.
+        fraction: Share of all heads to edit; the number of heads is rounded, and at least 1. Ignored if ``count`` is given.
+        count: Number of heads to edit.
+        strength: lambda; 1 removes the heads' component along the direction, 2 reverses it, 0 changes nothing.
 
     Raises:
         ValueError: ``fraction`` is outside (0, 1], ``count`` is not between 1 and the number of heads, or a score is not finite.
@@ -75,7 +77,10 @@ def plan(
 def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
     """Return the control of a plan: the same operations and strengths on random other heads *of the same layers*.
 
-    If a plan edits more than half of a layer's heads, the missing control heads come from the nearest layer with free heads.
+    If a plan edits more than half of a layer's heads, the missing control heads come from the nearest layer that has unedited heads left.
+
+    Args:
+        layout: Layout of the model: ``lm.layout``.
 
     Raises:
         ValueError: the plan edits more than half of all heads.
@@ -120,8 +125,8 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
 def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:
     """Return a random direction in the output space of the plan's heads, at ``attn_out``: the control of the plan's direction.
 
-    A head writes only to a subspace of ``head_dim`` dimensions. An isotropic random direction is almost orthogonal to it, so projecting
-    that out would change nothing and would be too weak a control.
+    A head writes only to a subspace of ``head_dim`` dimensions. An isotropic random direction is almost orthogonal to this subspace:
+    projecting it out would change almost nothing, which would be too weak a control.
 
     Raises:
         ValueError: the plan has no direction.
@@ -150,14 +155,14 @@ def plan_origins(planned: Plan) -> tuple[origins.Record, ...]:
 @torch.no_grad()
 def apply(lm: LM, planned: Plan) -> LM:
     """Return a new LM with a plan written into its weights: ``W_h <- (I - lambda v v^T) W_h`` (arXiv:2503.22048) or
-    ``W_h <- (1 - lambda) W_h``.
+    ``W_h <- (1 - lambda) W_h``, with lambda the edit's strength and v the plan's unit direction.
 
     Only the output projections of the edited layers are copied; all other weights are shared with ``lm``.
 
     Raises:
         WrongModelError: the plan was made from other weights.
-        IndexError: it edits a head that does not exist.
-        ValueError: its direction is not finite.
+        IndexError: the plan edits a head that does not exist.
+        ValueError: the plan's direction is not finite.
     """
     check_plan(lm, planned)
     changed = {id(lm.layout.blocks[edit.layer].out.weight) for edit in planned.edits}
@@ -197,10 +202,10 @@ def _edited(W: Float[Tensor, "d_model head_dim"], edit: HeadEdit, v: Float[Tenso
 
 
 def unit_at(layout: Layout, planned: Plan, layer: int, device: torch.device) -> Float[Tensor, " d_model"] | None:
-    """Return the plan's unit direction at a layer, mapped to ``attn_out``; ``None`` if the plan has no direction.
+    """Return the plan's unit direction at a layer, as it applies to ``attn_out``; ``None`` if the plan has no direction.
 
-    If a norm with gain g follows, removing v from the residual stream means projecting out ``g * v`` before the norm. A direction at
-    ``attn_out`` is already before the norm and is not mapped.
+    If a norm with gain g follows ``attn_out``, removing v from the residual stream means projecting out ``g * v`` before the norm. A
+    direction of the kind ``attn_out`` already is a direction before the norm.
     """
     if planned.direction is None:
         return None
@@ -216,8 +221,8 @@ def check_plan(lm: LM, planned: Plan) -> None:
 
     Raises:
         WrongModelError: the plan was made from other weights, or its direction has another shape.
-        IndexError: it edits a head that does not exist.
-        ValueError: its direction is not finite.
+        IndexError: the plan edits a head that does not exist.
+        ValueError: the plan's direction is not finite.
     """
     if planned.provenance.fingerprint != lm.fingerprint:
         raise WrongModelError(
@@ -235,8 +240,10 @@ def check_plan(lm: LM, planned: Plan) -> None:
 
 @dataclass(frozen=True)
 class RuntimeEdit:
-    """An intervention that applies a plan while the model runs: ``with RuntimeEdit(plan)(lm): ...``. It equals ``apply`` up to
-    rounding."""
+    """An intervention that applies a plan while the model runs: ``with RuntimeEdit(plan)(lm): ...``.
+
+    Up to rounding, the results are those of ``apply``.
+    """
 
     plan: Plan
 
@@ -266,7 +273,11 @@ class RuntimeEdit:
 
 
 def column_norms(before: LM, after: LM, planned: Plan) -> list[dict[str, int | float]]:
-    """Return the Frobenius norm of each edited head's slice of ``W_O`` before and after the edit."""
+    """Return the Frobenius norm of each edited head's columns of ``W_O`` before and after the edit.
+
+    Returns:
+        One dict per edited head, with the keys ``layer, head, before, after``.
+    """
     rows = []
     for edit in planned.edits:
         columns = before.layout.head(edit.head)

@@ -28,11 +28,11 @@ from toolkit.decode import batches, prefill
 from toolkit.lm import LM, Condition, halve_on_oom
 from toolkit.types import Rollout
 
-CHUNK = 2**24  # logits in memory at a time: 64 MB in fp32, about three times that while they are reduced
+CHUNK = 2**24  # largest number of logits in memory at a time: 64 MB in fp32, about 200 MB while entropies are computed from them
 
 
 class NoEntropiesError(ValueError):
-    """Rollouts carry no entropies, but entropies are needed."""
+    """Rollouts have no recorded entropies, but entropies are needed."""
 
 
 def with_entropies(
@@ -40,17 +40,17 @@ def with_entropies(
 ) -> list[Rollout]:
     """Return the rollouts, in order, with the entropy (nats) and log-probability of each response token under ``target``.
 
-    Both are of the full softmax at ``temperature``. They equal the values that sampling with ``details`` records (``logprobs`` if
-    sampling truncated nothing). ``target`` may differ from the model that sampled the rollouts; this measures the entropy under an
-    intervention on the base model's responses. A condition's interventions are active; its decoding rules and its prompt change
-    have no effect, since the tokens are fixed.
+    Both are of the full softmax at ``temperature``. They equal the values that sampling with ``Sampling(details=True)`` records
+    (log-probabilities only if sampling used neither top-k nor top-p). ``target`` may differ from the model that sampled the rollouts, for
+    example to measure entropies of the base model's responses under an intervention. A condition's interventions are active; its
+    decoding rules and its prompt change have no effect, since the tokens are fixed.
 
     Args:
         target: Model, or model with interventions.
         rollouts: Responses to score.
         temperature: Softmax temperature.
-        chunk: Logits in memory at a time, ``rows * positions * vocab``; at least one position is processed at a time.
-        progress: Show a progress bar.
+        chunk: Largest number of logits in memory at a time, ``rows * positions * vocab``; at least one position is processed at a time.
+        progress: True to show a progress bar.
 
     Raises:
         ValueError: The temperature is not positive.
@@ -100,10 +100,10 @@ def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) ->
 
 
 def entropies_of(rollout: Rollout) -> Float[ndarray, " response"]:
-    """Return the entropies that a rollout carries, ``[response tokens]``, in nats.
+    """Return the recorded entropy of each response token of a rollout, in nats.
 
     Raises:
-        NoEntropiesError: It carries none.
+        NoEntropiesError: the rollout has no recorded entropies.
     """
     if rollout.entropies is None:
         raise NoEntropiesError(

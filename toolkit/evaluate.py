@@ -22,7 +22,8 @@ REPORTED = (
     "accuracy", "think_tokens", "response_tokens", "closed", "looping",
     "shortest_5", "shortest_10", "shortest_20", "shortest_5_same", "shortest_10_same", "shortest_20_same",
 )  # fmt: skip
-"""Metrics of ``summary``; the shares of shortest responses are those of ThinkEdit's tables."""
+"""Metrics of ``summary``. ``shortest_20`` is the accuracy of a condition's own shortest 20 % of responses, as in ThinkEdit's tables;
+``shortest_20_same`` is the accuracy on the 20 % of problems where base thinks least."""
 
 
 class OverlapError(ValueError):
@@ -30,7 +31,7 @@ class OverlapError(ValueError):
 
 
 def made_from(condition: Condition) -> list[origins.Record]:
-    """Return the distinct records of the problems that a condition's weights and interventions were made from, if any are recorded."""
+    """Return the distinct records (see ``origins``) of the problems that a condition's weights and interventions were made from."""
     acts: list[Any] = [act for act in condition.during if is_dataclass(act)]
     parts = [
         value
@@ -46,14 +47,15 @@ def made_from(condition: Condition) -> list[origins.Record]:
 def check_held_out(
     conditions: Mapping[str, Condition], problems: Sequence[Problem], *, allow: bool = False, remedy: str = ANOTHER_SPLIT
 ) -> dict[str, int]:
-    """Return for each condition how many of the problems it was made from.
+    """Return, for each condition by name, how many of ``problems`` it was made from. By default, raise an error if there are any.
 
     Args:
-        allow: Return the counts instead of raising an error.
-        remedy: Last sentence of the error: what to do.
+        problems: Problems that the conditions are to be judged on.
+        allow: True to return the counts instead of raising an error.
+        remedy: Advice for the user, the last sentence of the error message.
 
     Raises:
-        OverlapError: a condition was made from one of the problems, unless ``allow``.
+        OverlapError: a condition was made from one of the problems, and ``allow`` is False.
     """
     ids = [p.id for p in problems]
     shared = {name: origins.overlap(made_from(condition), ids) for name, condition in conditions.items()}
@@ -79,9 +81,11 @@ def compare(
     """Sample every condition on the same problems with the same random numbers, and grade the responses.
 
     Args:
-        base: Name of the condition that the others are compared to.
+        conditions: Conditions or models, by name.
+        base: Name of the condition that the others are compared with.
         out: Directory for the rollouts, one folder per condition; repeat the call to resume after a stop.
-        allow_overlap: Judge conditions also on problems that they were made from; every page and card then says so.
+        allow_overlap: True to judge conditions also on problems that they were made from; reports and model cards then say so.
+        progress: True to show a progress bar.
 
     Raises:
         ValueError: ``base`` is not among the conditions.
@@ -120,7 +124,11 @@ def rollout_folder(out: str | Path, name: str) -> Path:
 
 
 def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
-    """Return one row per rollout with the columns of ``Report`` (without ``condition``)."""
+    """Return one row per rollout: the columns of ``Report.rows`` except ``condition``.
+
+    Args:
+        problems: The problems that the rollouts answer, in any order.
+    """
     by_id = {p.id: p for p in problems}
     return pd.DataFrame(
         {
@@ -140,7 +148,10 @@ def rollout_table(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> p
 
 
 def outcomes(report: Report, condition: str) -> Outcomes:
-    """Return the outcomes of one condition, problems sorted by id. Raise KeyError for a condition that the report does not have."""
+    """Return the outcomes of one condition as ``[problems, samples]`` arrays, with problems sorted by id.
+
+    Raise KeyError if the report has no such condition.
+    """
     if condition not in report.conditions:
         raise KeyError(f"No condition {condition!r} in this report: it holds {', '.join(report.conditions)}.")
     rows = report.rows[report.rows["condition"] == condition]
@@ -148,10 +159,14 @@ def outcomes(report: Report, condition: str) -> Outcomes:
 
 
 def summary(report: Report, *, seed: int = 0) -> pd.DataFrame:
-    """Return every metric of every condition and its paired difference to base, both with 95 % intervals.
+    """Return every metric of every condition and its paired difference from base (condition minus base), with 95 % intervals.
 
-    Columns: ``condition, metric, mean, low, high, difference, difference_low, difference_high``. The metrics are ``REPORTED``;
-    ``metrics.METRICS`` describes each. Intervals are bootstraps over problems (``stats.effect``).
+    One row per condition and metric. Columns: ``condition, metric, mean, low, high, difference, difference_low, difference_high``.
+    Accuracies and other shares are between 0 and 1. The metrics are ``REPORTED``; ``metrics.METRICS`` describes each. Intervals come from
+    a bootstrap over problems (``stats.effect``).
+
+    Args:
+        seed: Seed of the bootstrap.
     """
     judge, rows = Judge.against(outcomes(report, report.base), REPORTED, seed=seed), []
     of_base = judge.effects([judge.base])

@@ -1,7 +1,7 @@
 """Sample responses: ``rollouts(condition, problems, sampling) -> [Rollout]``; ``continuations`` starts from token ids instead.
 
-Spans, finish, grade and length of every rollout are decided here, once. Finished rows leave the batch. Samples of a problem share one
-prefill. How a token is drawn, and why the batch never changes it, is in ``sampling.py``.
+Spans, grade and length of every rollout are decided here, once. Rows that have ended leave the batch. Samples of a problem share one
+prefill. ``sampling.py`` says how a token is drawn, and why the other rows of a batch never change it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,8 @@ from toolkit.types import Finish, Problem, Rollout
 __all__ = ["Sampling", "continuations", "rollout_from_tokens", "rollouts", "task_and_split"]
 
 log = logging.getLogger(__name__)
-COMPACT_EVERY = (
-    8  # decode steps between checks for finished rows on a GPU, as each check synchronises; on a CPU every step is checked
-)
-COMPACT_BELOW = (
-    0.95  # finished rows are removed if at most this share of the batch goes on, as removing them copies the others' cache
-)
+COMPACT_EVERY = 8  # on a GPU, steps between checks for rows that have ended (a check synchronises); on a CPU every step is checked
+COMPACT_BELOW = 0.95  # ended rows are removed if at most this share of the batch is left: removing them copies the others' cache
 PREFILL_TOKENS = 16384  # padded prompt tokens per batch: extending a longer cache costs more than the additional rows save
 
 
@@ -54,8 +50,9 @@ def rollouts(
     Args:
         target: A model, or a condition whose interventions act in prefill and decode.
         out: Directory for finished batches (parquet parts). Repeat the same call to resume after a stop: rollouts in the directory are
-            graded again, not sampled again, and its header must match. If another process samples into it, this one waits for it.
-        about: ``task``, ``split`` and ``seed`` of the problems for the header of ``out``; default: as their meta says.
+            graded again, not sampled again, and its header must match. If another process samples into the directory, this one waits.
+        about: ``task``, ``split`` and ``seed`` of the problems, for the header of ``out``. Default: task and split in the problems' meta.
+        progress: True to show a progress bar.
 
     Raises:
         ValueError: no problems, two problems with one id, no chat template, or a prompt too long for the context.
@@ -79,17 +76,20 @@ def continuations(
     out: str | Path | None = None,
     progress: bool = False,
 ) -> list[Rollout]:
-    """Sample ``sampling.n`` continuations of each list of token ids, graded by its problem; return them in the order of the prompts.
+    """Sample ``sampling.n`` continuations of each list of token ids and grade them; return them in the order of the prompts.
 
-    Random numbers are those of ``rollouts``. Prompts of one problem share them, so results differ only by what differs in the
-    prompts. A condition's interventions and rules act; its change of the prompt does not.
+    Random numbers depend on the seed, the problem and the sample index, as in ``rollouts``. Two prompts of the same problem get the same
+    random numbers, so their continuations differ only because the prompts do. A condition's interventions and rules act; its change of
+    the prompt does not.
 
-    The last tag in the assistant's turn decides the phase, as in any prompt: after a closing tag the think span is empty and the response
-    is the answer; after an opening tag the response goes on thinking.
+    The last think tag in the assistant's turn decides how the response begins: after a closing tag it is all answer (the think span is
+    empty); after an opening tag it goes on thinking.
 
     Args:
-        prompts: A problem and the token ids to continue. ``prompt_len`` of a result counts all of these ids.
-        out: As in ``rollouts``; in its files ``sample`` is the index among all responses of the call.
+        prompts: Pairs of a problem and the token ids to continue. All of these ids count as prompt tokens (``Rollout.prompt_len``).
+        out: Directory for finished batches; repeat the same call to resume after a stop. In its files, ``sample`` is the index of the
+            response among all responses of the call.
+        progress: True to show a progress bar.
 
     Raises:
         ValueError: no prompts, a prompt without tokens or with ids outside the vocabulary, or one too long for the context.
@@ -109,7 +109,13 @@ def continuations(
 
 
 def rollout_from_tokens(lm: LM, problem: Problem, prompt: list[int], tokens: list[int], *, sample: int = 0) -> Rollout:
-    """Return the rollout of tokens that another engine drew, with spans, finish and grade decided as for our own."""
+    """Return a rollout from a response that another engine sampled; its spans, finish and grade are decided as for our own.
+
+    Args:
+        prompt: Token ids of the prompt.
+        tokens: Token ids of the response.
+        sample: Index of the sample within the problem.
+    """
     finish: Finish = "stop" if tokens and tokens[-1] in lm.eos_ids else "length"
     return _rollout(lm, _Raw(_Row(0, problem, prompt, sample, sample), tokens, finish, None, None))
 
@@ -120,10 +126,11 @@ class _Row:
 
     Attributes:
         place: Index among all responses of the call.
-        problem: The problem it answers.
-        prompt: Token ids it continues.
+        problem: The problem that it answers.
+        prompt: Token ids that it continues.
         sample: Index of the sample within the problem.
-        name: Number of the response among the stored rollouts of its problem.
+        name: The same index in stored files: ``sample``, or ``place`` in a call of ``continuations``, where samples of one problem may
+            repeat.
     """
 
     place: int
@@ -134,7 +141,7 @@ class _Row:
 
     @property
     def key(self) -> tuple[str, int]:
-        """Identifies the response among the rollouts of a directory."""
+        """Problem id and name, which identify the response among the rollouts of a directory."""
         return self.problem.id, self.name
 
 
@@ -178,7 +185,7 @@ def _resumed(
 def _graded_again(
     lm: LM, rows: Sequence[_Row], stored: Mapping[tuple[str, int], Rollout], out: Path
 ) -> dict[tuple[str, int], Rollout]:
-    """Return the stored rollouts of the rows, with spans and grades by the present code and problems; rewrite files that differ.
+    """Return the stored rollouts of the rows, with spans and grades decided by the present code and problems; rewrite files that differ.
 
     Raises:
         store.WrongModelError: a stored rollout answers another prompt.
@@ -202,7 +209,7 @@ def _graded_again(
 
 
 def _sample(condition: Condition, rows: Sequence[_Row], sampling: Sampling, out: Path | None, progress: bool) -> dict[int, Rollout]:
-    """Sample all rows; return the rollouts by place, in order. Append finished batches to ``out``."""
+    """Sample all rows and return a dict from ``place`` to rollout, in order. Append finished batches to ``out``."""
     done: dict[int, Rollout] = {}
     # Prompts of similar length share a batch; the samples of one problem stay together.
     order = sorted(rows, key=lambda row: (len(row.prompt), row.problem.id, row.place))
@@ -234,7 +241,10 @@ def _prompts(condition: Condition, problems: Sequence[Problem]) -> list[list[int
 
 
 def task_and_split(problems: Iterable[Problem]) -> dict[str, Any]:
-    """Return ``task`` and ``split`` of the problems from their meta; several values are joined by +, missing ones left out."""
+    """Return ``{"task": ..., "split": ...}`` from the problems' meta. Different values are joined by "+".
+
+    A key is left out if a problem lacks it.
+    """
     values = {name: sorted({str(p.meta.get(name, "")) for p in problems}) for name in ("task", "split")}
     return {name: "+".join(each) for name, each in values.items() if all(each)}
 
@@ -265,7 +275,7 @@ class _Raw:
 
 
 class _Rules:
-    """The rules of a condition during one batch: they may replace the tokens drawn."""
+    """Applies the rules of a condition during one batch: a rule may replace a drawn token by others."""
 
     def __init__(self, condition: Condition, prompts: Sequence[list[int]]) -> None:
         self.lm, self.rules = condition.lm, condition.rules
@@ -273,7 +283,11 @@ class _Rules:
         self.queues: list[list[int]] = [[] for _ in self.readers]
 
     def __call__(self, tokens: Int[Tensor, " rows"], alive: Sequence[int]) -> Int[Tensor, " rows"]:
-        """Return the tokens to place for the original rows ``alive``; the same tensor if there are no rules."""
+        """Return the tokens to place instead of the drawn ``tokens``; the same tensor if there are no rules.
+
+        Args:
+            alive: Original index of each row.
+        """
         if not self.rules:
             return tokens
         placed = [self._one(token, self.readers[row], self.queues[row]) for token, row in zip(tokens.tolist(), alive, strict=True)]
@@ -290,7 +304,7 @@ class _Rules:
 
 
 def _decode(condition: Condition, rows: Sequence[_Row], sampling: Sampling) -> Iterator[_Raw]:
-    """Decode one left-padded batch with a KV cache; yield rows as they leave the batch.
+    """Decode one left-padded batch with a KV cache; yield each response when its row leaves the batch.
 
     A row has two indices: its original one in ``rows`` (of ``alive``, ``drawn``, ``details`` and the random numbers), and its place in
     the shrinking batch (of ``logits``, ``tokens``, ``ended`` and the cache).
@@ -317,11 +331,11 @@ def _decode(condition: Condition, rows: Sequence[_Row], sampling: Sampling) -> I
         # 2. Record the token, and its log-probability and entropy.
         drawn[at, step] = tokens
         if details is not None and scores is not None:
-            scores[0] = scores[0].where(tokens == choice, 0.0)  # a forced token is certain
+            scores[0] = scores[0].where(tokens == choice, 0.0)  # a token that a rule placed has probability 1
             details[:, at, step] = scores
 
-        # 3. Every few steps: which rows have ended? Yield them and shrink the batch if enough have. Until then they decode on,
-        #    and _raw cuts what follows their end.
+        # 3. Every few steps, check which rows have ended. If enough have, yield them and shrink the batch. Until then they are decoded
+        #    further, and _raw cuts off the tokens after their end.
         ended = ended | torch.isin(tokens, eos)
         last = step + 1 == budget
         if last or (step + 1) % check_every == 0:
@@ -342,7 +356,7 @@ def _decode(condition: Condition, rows: Sequence[_Row], sampling: Sampling) -> I
 
 
 def _raw(rows: Sequence[_Row], row: int, drawn: Tensor, details: Tensor | None, steps: int, eos_ids: frozenset[int]) -> _Raw:
-    """Cut one row's tokens after its first end-of-sequence token."""
+    """Return one row's tokens (and their scores) up to its first end-of-sequence token."""
     tokens = drawn[row, :steps].tolist()
     ends = [i for i, token in enumerate(tokens) if token in eos_ids]
     stop = ends[0] + 1 if ends else steps

@@ -20,16 +20,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from toolkit.sites import KINDS, Block, Layout, Site
 
 Rewrite = Callable[[Tensor, Tensor], Tensor]
-"""``(value, inputs) -> new value``, all ``[batch, seq, width]``. ``inputs`` is the input of the site's module: ``z`` at ``attn_out``,
-the MLP's input at ``mlp_out``, and the value itself at all other sites."""
+"""A function ``(value, inputs) -> new value``, all ``[batch, seq, width]``. ``inputs`` is the input of the site's module: ``z`` at
+``attn_out``, the MLP's input at ``mlp_out``, and the value itself at all other sites."""
 
 
 @contextmanager
 def record(layout: Layout, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]]:
-    """Record activations of every forward pass run inside the context.
+    """Record the activations at some sites in every forward pass that runs inside the context.
 
     Yields a dict that holds, after a pass, a detached copy of each site's value ``[batch, seq, width]``. A second pass overwrites the
-    first. To reduce activations on the fly instead of storing them, use ``observe``.
+    values of the first. To process activations during the pass instead of storing them, use ``observe``.
     """
     values: dict[Site, Tensor] = {}
 
@@ -42,7 +42,10 @@ def record(layout: Layout, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]
 
 @contextmanager
 def observe(layout: Layout, watchers: Mapping[Site, Callable[[Tensor], None]]) -> Iterator[None]:
-    """Call ``watcher(value)`` at each site on every forward pass. The watcher must not modify the value or keep a reference to it."""
+    """Call the watcher of each site with the site's value ``[batch, seq, width]`` on every forward pass inside the context.
+
+    A watcher must not modify the value or keep a reference to it.
+    """
 
     def look(watcher: Callable[[Tensor], None]) -> Rewrite:
         def same(value: Tensor, inputs: Tensor) -> Tensor:
@@ -57,12 +60,13 @@ def observe(layout: Layout, watchers: Mapping[Site, Callable[[Tensor], None]]) -
 
 @contextmanager
 def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
-    """Replace the value at each site by ``fn(value, inputs)`` on every forward pass, in prefill and in decode.
+    """Replace the value at each site by the result of its function ``fn(value, inputs)`` on every forward pass inside the context.
 
-    If ``fn`` returns its argument itself, the pass stays bitwise the same.
+    If ``fn`` returns ``value`` itself, the pass stays bitwise the same. Contexts can be nested: at one site the outer acts before the
+    inner. An outer rewrite of ``resid_mid`` does not see a nested rewrite of ``resid_pre``.
 
-    Contexts can be nested: at one site the outer acts before the inner. An outer rewrite of ``resid_mid`` does not see a nested rewrite
-    of ``resid_pre``.
+    Args:
+        rewrites: Site -> ``fn``, see ``Rewrite``.
 
     Raises:
         IndexError: a site's layer does not exist.
@@ -83,7 +87,7 @@ def around_passes(
 ) -> Iterator[None]:
     """Call ``before(input_ids, cache)`` and ``after(input_ids, cache)`` around every forward pass of a base model.
 
-    ``before`` gets the KV cache that is passed in, ``after`` the one that the pass returns; ``None`` if there is none.
+    ``before`` gets the KV cache that is passed to the model, ``after`` the one that the model returns; ``None`` without a cache.
     """
 
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -101,8 +105,8 @@ def around_passes(
 Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """``attend(query, key, value) -> (output, weights)``: the attention function of a layer, with its mask and scale already set.
 
-Queries are ``[batch, heads, queries, head_dim]``, after any norm and rotation. Keys and values have the KV cache's heads. Weights are
-``[batch, heads, queries, keys]``, or ``None`` if the implementation does not form them."""
+Queries are ``[batch, heads, queries, head_dim]``, after any norm and rotation. Keys and values are ``[batch, KV heads, keys, head_dim]``.
+Weights are ``[batch, heads, queries, keys]``, or ``None`` if the implementation does not form them."""
 
 AttentionWrapper = Callable[[int, Attend, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """``wrapper(layer, attend, query, key, value) -> (output, weights)``, called in place of ``attend``."""
@@ -112,7 +116,13 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class _WrappedAttention:
-    """An attention function for transformers: the model's implementation ``under``, wrapped by each of ``wrappers`` in turn."""
+    """An attention function for transformers: the model's implementation ``under``, wrapped by each of ``wrappers`` in turn.
+
+    Attributes:
+        wrappers: From the innermost to the outermost.
+        under: Name of the implementation.
+        layers: ``id`` of a layer's attention module -> layer. Other attention modules are not wrapped.
+    """
 
     wrappers: tuple[AttentionWrapper, ...]
     under: str
@@ -141,7 +151,8 @@ def wrap_attention(layout: Layout, fn: AttentionWrapper, *, eager: bool = False)
     function wraps the outer. On exit the model's implementation is restored, also after an error.
 
     Args:
-        eager: Let ``attend`` be the family's plain implementation, which returns the weights, instead of the one the model uses.
+        eager: True to let ``attend`` be the family's plain implementation, which returns the weights, instead of the one that the model
+            uses.
     """
     layers = {id(block.attention): layer for layer, block in enumerate(layout.blocks)}
     current = attention_name(layout)
@@ -153,17 +164,21 @@ def wrap_attention(layout: Layout, fn: AttentionWrapper, *, eager: bool = False)
 
 
 def attention_name(layout: Layout) -> str:
-    """Return the name of the model's attention implementation in transformers; ``sdpa+...`` is SDPA inside our contexts."""
+    """Return the name of the model's attention implementation in transformers, e.g. ``sdpa``.
+
+    Inside a context of ``wrap_attention`` or ``replace_attention`` a suffix is added, as in ``sdpa+toolkit-3``.
+    """
     attention: Any = layout.blocks[0].attention
     return str(attention.config._attn_implementation)
 
 
 @contextmanager
 def replace_attention(layout: Layout, fn: Callable, under: str = "sdpa") -> Iterator[None]:
-    """Make ``fn`` the model's attention implementation. It is called with the arguments that transformers passes to one.
+    """Make ``fn`` the model's attention implementation inside the context.
 
     Args:
-        under: Name of the implementation whose kind of masks ``fn`` expects.
+        fn: Called with the arguments that transformers passes to an attention implementation.
+        under: Name of a transformers implementation that takes the same kind of attention mask as ``fn``.
     """
     attention: Any = layout.blocks[0].attention
     config, before, name = attention.config, attention_name(layout), f"{under}+toolkit-{next(_numbers)}"
@@ -182,7 +197,7 @@ def replace_attention(layout: Layout, fn: Callable, under: str = "sdpa") -> Iter
 
 @contextmanager
 def rewrite_logits(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the logits of every pass of a causal language model by ``fn(logits)``.
+    """Replace the logits of every pass of a causal language model by ``fn(logits)`` inside the context.
 
     Logits are ``[batch, positions, vocab]``, for the positions that the caller of the model asked for.
     """

@@ -5,8 +5,9 @@ comments and line numbers), closure, defaults and the globals that it reads: a c
 is described by its class and fields, a tensor by its bytes, a model by its fingerprint; never by a memory address. Functions and classes
 of the toolkit are named, and their modules listed for ``store.modules_of``; those of installed packages are named with their version.
 
-Not covered: files that a function reads, attributes that it looks up by a computed name, and the versions of torch and transformers.
-Bytecode differs between versions of Python, so another version computes the results under an identity again.
+Results are saved under a key that is made from identities, so that a change of behaviour makes them outdated. Not covered: files that a
+function reads, attributes that it looks up by a computed name, and the versions of torch and transformers. Bytecode differs between
+versions of Python, so with another version the results are computed again.
 """
 
 from __future__ import annotations
@@ -64,25 +65,30 @@ REMEDY = "Pass identity={...} to the condition, with everything its numbers depe
 
 
 class UnknownIdentityError(ValueError):
-    """A value has no identity: its behaviour cannot be known from its fields."""
+    """A value has no identity, since its behaviour does not follow from its class and fields."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The identity of a value: a JSON-serialisable description, and the names of the toolkit's modules that it uses."""
+    """The identity of a value: a description that changes if the value's behaviour can change.
+
+    Attributes:
+        body: JSON-serialisable description.
+        modules: Names of the toolkit's modules that the value uses.
+    """
 
     body: Any
     modules: frozenset[str]
 
 
 def of(value: Any, *, strict: bool = True) -> Identity:
-    """Return the identity of a value.
+    """Return the identity of a value: a JSON description of everything that its behaviour depends on, the same in every process.
 
     Args:
-        strict: True to raise an error for a part without an identity; False to leave such parts out, to find the modules in use.
+        strict: True to raise an error if a part has no identity; False to leave such parts out, when only the modules in use matter.
 
     Raises:
-        UnknownIdentityError: a part (an open file, a lock, a generator) has no identity; the message says where it is.
+        UnknownIdentityError: a part (an open file, a lock, a generator) has no identity; the message says which part.
 
     >>> of((1, "a", [2.5])).body
     {'tuple': [1, 'a', {'list': [2.5]}]}
@@ -104,7 +110,10 @@ def of_lm(lm: LM) -> dict[str, Any]:
 
 
 def describe(act: Any) -> str:
-    """Return the ``str()`` of a rule, intervention or prompt change; if it holds a memory address, the name and a hash of the identity."""
+    """Return a rule, intervention or prompt change as text: its ``str()``.
+
+    If that contains a memory address, return the name of the function or class and a hash of its identity instead.
+    """
     words = str(act)
     if not ADDRESS.search(words):
         return words
@@ -112,7 +121,10 @@ def describe(act: Any) -> str:
 
 
 def describe_interventions(condition: Condition) -> list[str]:
-    """Return a condition's interventions, rules and prompt change in words. They differ between different conditions of one model."""
+    """Return one text for each intervention, rule and prompt change of a condition.
+
+    Different conditions of one model have different texts.
+    """
     return [describe(act) for act in (*condition.during, *condition.rules, *([condition.ask] if condition.ask else []))]
 
 
@@ -122,7 +134,7 @@ def of_problems(problems: Sequence[Problem]) -> str:
 
 
 def is_user_code(module: str | None) -> bool:
-    """Return True if a module is a user's code: not of the standard library, not an installed package, and not the toolkit's."""
+    """Return True if a module is a user's code: not in the standard library, not in an installed package, and not in the toolkit."""
     top = (module or "").partition(".")[0]
     if (top in sys.stdlib_module_names and top != "__main__") or top in ("toolkit", "builtins"):
         return False
@@ -386,12 +398,15 @@ def _content(cell: CellType) -> Any:
 
 
 def hash_of(values: torch.Tensor) -> str:
-    """Return a hash of numbers, 12 hexadecimal digits, for the descriptions of interventions."""
+    """Return a hash of a tensor's numbers, 12 hexadecimal digits, for the descriptions of interventions."""
     return hashlib.sha256(values.double().cpu().numpy().tobytes()).hexdigest()[:12]
 
 
 def format_exact(value: float, sign: str = "") -> str:
-    """Return a number with all its digits, whole numbers without a point. Keys of results contain it.
+    """Return a number as text with all its digits, a whole number without a point. Keys of saved results contain such texts.
+
+    Args:
+        sign: ``"+"`` to write the sign of positive numbers too.
 
     >>> format_exact(0.1), format_exact(2.0, "+")
     ('0.1', '+2')

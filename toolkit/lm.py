@@ -1,4 +1,4 @@
-"""Language models: the value ``LM``, loading it (``load``), and a model under interventions (``Condition``).
+"""Language models: the class ``LM``, loading a model (``load``), and a model under interventions (``Condition``).
 
 ``load`` takes every causal language model of Hugging Face whose modules match a row in ``sites.py``, and checks its behaviour
 (``qualify``). An edited checkpoint is an ordinary directory.
@@ -42,17 +42,18 @@ UNCOMPUTED = frozenset((
 
 @dataclass(frozen=True)
 class LM:
-    """A model, its tokenizer, and their facts that the toolkit needs. It is never modified: edits return a new LM.
+    """A model, its tokenizer, and the facts about them that the toolkit needs. It is never modified: edits return a new LM.
 
     Attributes:
-        layout: Its modules and head geometry, see ``sites``.
-        tags: Its think tags, or ``None`` if it has none (methods then raise ``NoThinkTagsError``).
-        name: Id, directory or description.
-        revision: Hub revision, or ``None``.
+        layout: The model's modules and head geometry, see ``sites``.
+        tags: The model's think tags, or ``None`` if it has none (methods that need thinking then raise ``NoThinkTagsError``).
+        name: Hub id, directory or description.
+        revision: Hub revision (branch, tag or commit), or ``None``.
         parent: Fingerprint of the LM that this one was made from, or ``None``.
-        made_from: Records (see ``origins``) of the problems that its edits and its training used; saved beside the weights.
-        template: Switches of the chat template for every prompt, such as ``{"enable_thinking": False}``.
-        folder: Directory whose other files, such as those of a processor, are saved with the model, or ``None``.
+        made_from: Records (see ``origins``) of the problems that were used to edit or train the model; saved beside the weights.
+        template: Switches (variables) that are set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
+        folder: Directory that the model was read from, or ``None``; ``save`` copies its other files, such as those of a multimodal
+            processor.
     """
 
     model: PreTrainedModel
@@ -68,11 +69,12 @@ class LM:
 
     @property
     def device(self) -> torch.device:
+        """Device of the model."""
         return self.model.device
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
-        """All token ids that end a response: those of the generation config and that of the tokenizer."""
+        """All token ids that end a response: those in the generation config, and the tokenizer's end-of-sequence token."""
         ids = self.model.generation_config.eos_token_id if self.model.generation_config else None
         configured = set(ids) if isinstance(ids, list | tuple) else {ids}
         return frozenset(i for i in configured | {self.tokenizer.eos_token_id} if i is not None)
@@ -93,7 +95,11 @@ class LM:
     def provenance(self, seed: int | None = None, **notes: Any) -> Provenance:
         """Return the provenance of a value that is made from this model now.
 
-        The hash of the chat template includes its switches; they are also added to the notes.
+        The hash of the chat template includes the switches that are set (``LM.template``); they are also added to the notes.
+
+        Args:
+            seed: Random seed, or ``None`` if nothing was random.
+            notes: Other facts, JSON-serialisable.
         """
         template, switches = self.tokenizer.chat_template or "", {"template": dict(self.template)} if self.template else {}
         text = json.dumps([template, switches] if switches else template, sort_keys=True)
@@ -115,11 +121,14 @@ class LM:
         return self._vocabulary.get(text)
 
     def text(self, ids: Sequence[int], *, special: bool = True) -> str:
-        """Return decoded token ids, without special tokens if ``special`` is False."""
+        """Return token ids decoded to text, without special tokens if ``special`` is False."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=not special))
 
     def prompt_text(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Return a chat prompt as text. It ends by opening the assistant's turn, or in the last message if that is the assistant's.
+        """Return a chat prompt as text.
+
+        It ends with the opening of the assistant's turn or, if the last message is the assistant's, with that message, which the model
+        then continues.
 
         Raises:
             ValueError: the tokenizer has no chat template, or the template changes the assistant's message.
@@ -145,7 +154,7 @@ class LM:
         return text
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Return the token ids of a chat prompt. Raises as ``prompt_text``."""
+        """Return the token ids of ``prompt_text(messages)``. Raise ValueError if the tokenizer has no usable chat template."""
         return list(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]  # of one text
 
     def _rendered(self, messages: Sequence[Mapping[str, str]], **how: bool) -> str:
@@ -166,7 +175,7 @@ class LM:
 
     @cached_property
     def turn(self) -> tuple[int, ...]:
-        """Token ids that open the assistant's turn, both for a new response and for one that is continued; empty if there are none."""
+        """Token ids that open the assistant's turn, in the prompt of a new response and of a continued one; empty if there are none."""
         if not self.tokenizer.chat_template:
             return ()
         question, response = {"role": "user", "content": "1"}, {"role": "assistant", "content": "\u2020"}
@@ -181,9 +190,10 @@ class LM:
         return tuple(self.tokenizer.encode(opening, add_special_tokens=False)) if opening.strip() else ()
 
     def save(self, directory: str | Path) -> Path:
-        """Write an ordinary Hugging Face directory: weights, tokenizer, chat template, and the other files of its folder.
+        """Save the model as an ordinary Hugging Face directory and return its path.
 
-        It is written under a temporary name and renamed when complete, so a directory that exists is complete.
+        It holds the weights, tokenizer and chat template, and copies of the other files in ``folder``. It is written under a temporary
+        name and renamed when complete, so a directory that exists is complete.
 
         Raises:
             FileExistsError: the directory exists and is not empty.
@@ -202,7 +212,9 @@ Intervention = Callable[[LM], AbstractContextManager[None]]
 """A change of a model while it runs: ``with intervention(lm): ...``."""
 
 Rule = Callable[[LM, Any, int], Sequence[int] | None]
-"""``rule(lm, reader, drawn)`` returns tokens to place instead of a drawn token, or ``None`` to keep it: see ``baselines``."""
+"""A change of decoding: ``rule(lm, reader, drawn)`` returns tokens to place instead of the drawn token, or ``None`` to keep it.
+
+``reader`` is the ``spans.Reader`` of the response so far. See ``baselines``."""
 
 Ask = Callable[[Sequence[Mapping[str, str]]], Sequence[Mapping[str, str]]]
 """A change of the prompt: a function from chat messages to chat messages."""
@@ -210,12 +222,13 @@ Ask = Callable[[Sequence[Mapping[str, str]]], Sequence[Mapping[str, str]]]
 
 @dataclass(frozen=True)
 class Condition:
-    """An LM with interventions: the unit that is sampled from and compared with others.
+    """An LM with interventions: what responses are sampled from, and what is compared with other conditions.
 
     Attributes:
+        lm: The model.
         during: Interventions during prefill and decode, entered in this order.
-        note: One line for the report.
-        rules: Rules that replace drawn tokens; the first one that returns tokens applies.
+        note: One line that describes the condition in reports.
+        rules: Rules that replace drawn tokens; for each token, the first rule that returns tokens applies.
         ask: Change of the prompt, or ``None``.
     """
 
@@ -227,7 +240,7 @@ class Condition:
 
     @contextmanager
     def active(self):
-        """Context manager in which the interventions act. Yields the LM."""
+        """Return a context manager in which the interventions act; it yields the LM."""
         with ExitStack() as stack:
             for intervention in self.during:
                 stack.enter_context(intervention(self.lm))
@@ -258,7 +271,7 @@ def load(
         dtype: Number type of the weights. Edits are computed in fp32 in any case.
         device: Default: CUDA if available, else CPU.
         tags: Think tags. Default: ``<think>`` and ``</think>`` if the vocabulary or the chat template has them, else none.
-        template: Switches of the chat template for every prompt, such as ``{"enable_thinking": False}``.
+        template: Switches (variables) to set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
         trust_remote_code: True to run code from the hub repository.
 
     Raises:
@@ -266,7 +279,7 @@ def load(
         ImportError: peft, or a package of ``"smol-reasoner"``, is not installed; the message has the command that installs it.
         store.DamagedFileError: a file is truncated or damaged.
         UnsupportedModelError: the architecture is unknown, the files do not describe one complete model, the chat template cannot be
-            used or does not read a switch, or a check of ``qualify`` fails.
+            used or does not read one of the switches, or a check of ``qualify`` fails.
     """
     files = checkpoints.read(source, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
     name = str(source)
@@ -300,7 +313,16 @@ def wrap(
     tags: ThinkTags | None = None,
     revision: str | None = None,
 ) -> LM:
-    """Return an ``LM`` from a model and tokenizer in memory. Raises as ``load``, but does not run ``qualify``."""
+    """Return an ``LM`` from a model and tokenizer in memory, without running the checks of ``qualify``.
+
+    Args:
+        name: Name for reports.
+        tags: Think tags. Default: ``<think>`` and ``</think>`` if the vocabulary or the chat template has them, else none.
+        revision: Hub revision, if the model came from the hub.
+
+    Raises:
+        UnsupportedModelError: the architecture is unknown, a weight is not finite, or model and tokenizer do not fit together.
+    """
     layout = sites.find(model)
     for key, value in model.named_parameters():
         if not torch.isfinite(value).all():
@@ -325,7 +347,11 @@ def wrap(
 
 
 def qualify(lm: LM, *, seed: int = 0, tokens: int = 12) -> list[Check]:
-    """Run the checks of ``toolkit.qualify`` on a model and return their results.
+    """Check on random tokens that a model behaves as its layout says (see ``toolkit.qualify``), and return the results of the checks.
+
+    Args:
+        seed: Seed of the random tokens.
+        tokens: Number of random tokens.
 
     Raises:
         UnsupportedModelError: a check failed, or the model cannot run; the message names the check and the deviation.
@@ -347,17 +373,20 @@ def qualify(lm: LM, *, seed: int = 0, tokens: int = 12) -> list[Check]:
 
 
 def child(lm: LM, model: PreTrainedModel, name: str, *, made_from: Sequence[origins.Record] = ()) -> LM:
-    """Return a new LM with another model in place of that of ``lm``, which becomes its parent.
+    """Return a copy of ``lm`` with another model, such as an edited one; ``lm`` becomes its parent.
 
     Args:
-        made_from: Records of the problems that the change used; they are added to those of ``lm``.
+        made_from: Records (see ``origins``) of the problems that the change was made from; they are added to the records of ``lm``.
     """
     records = origins.distinct((*lm.made_from, *made_from))
     return replace(lm, model=model, layout=sites.find(model), name=name, revision=None, parent=lm.fingerprint, made_from=records)
 
 
 def as_type(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Change the number type of a model's weights in place. Buffers, such as rotary frequencies, keep theirs, as when it is loaded."""
+    """Change the number type of a model's weights in place, and return the model.
+
+    Buffers, such as rotary frequencies, keep their number type, as when a model is loaded.
+    """
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
     model.config.dtype = dtype

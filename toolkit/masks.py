@@ -1,13 +1,14 @@
 """Mask attention heads while a model runs: zero, mean or uniform ablation, at all positions or some.
 
-With z_h the output of head h at a position (before ``W_O``), and w the scope's weight there times the edit's strength::
+With z_h the output of head h at a position (before ``W_O``), and w the edit's strength times the weight of the scope at this position (1
+inside the scope, 0 outside)::
 
     zero     z_h <- (1 - w) z_h
     mean     z_h <- (1 - w) z_h + w m_h       m_h: mean of z_h over reference positions
     uniform  q_h <- (1 - w) q_h               q_h: query after norm and rotation; at w = 1 all visible keys get the same weight
 
-The three answer different questions. The code of arXiv:2404.15574 ("masking") does ``uniform``, in decode only: it processes the prompt
-with all heads. Here neither the operation nor the scope has a default.
+The three operations answer different questions. The released code of arXiv:2404.15574, which calls it masking, does ``uniform`` in decode
+only: it processes the prompt with all heads. Here neither the operation nor the scope has a default.
 """
 
 from __future__ import annotations
@@ -31,12 +32,20 @@ from toolkit.types import Moments, Plan
 
 Ablation = Literal["zero", "mean", "uniform"]
 ABLATIONS: tuple[str, ...] = get_args(Ablation)
-DECODE = Scope(newest=True)  # the prompt's last position and all later ones, as published
+DECODE = Scope(newest=True)  # the prompt's last position and all later positions, as published
 
 
 @dataclass(frozen=True)
 class Masking:
-    """An intervention that masks heads, made by ``masking``. Use it in ``Condition(lm, (masking(...),))``."""
+    """An intervention that masks (ablates) attention heads, made by ``masking``. Use it in ``Condition(lm, (masking(...),))``.
+
+    Attributes:
+        plan: Heads to mask, with strengths in [0, 1].
+        op: ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"`` spreads the
+            head's attention evenly over the keys that it can see.
+        during: Positions at which the heads are masked.
+        reference: Moments with the means that replace the heads' outputs, for ``"mean"`` only.
+    """
 
     plan: Plan
     op: str
@@ -79,7 +88,7 @@ class Masking:
             yield
 
     def _weight(self, like: Tensor, strength: Tensor, tracker: phases.Tracker | None) -> Float[Tensor, "_ _ heads"]:
-        """Return the weight of each head at each position, ``[batch or 1, seq or 1, heads]``."""
+        """Return w of the module's equations for each head at each position, ``[batch or 1, seq or 1, heads]``."""
         strength = strength.to(like.device)[None, None]
         if tracker is None:
             return strength
@@ -117,14 +126,17 @@ def _means(reference: Moments) -> Float[Tensor, "layers width"]:
 
 
 def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | None = None) -> Masking:
-    """Return an intervention that masks a plan's heads. For its control, mask ``edits.random_heads(plan, layout, seed=...)``.
+    """Return an intervention that masks (ablates) the heads of a plan.
+
+    As a control, mask the heads of ``edits.random_heads(plan, layout, seed=0)``.
 
     Args:
         plan: Heads and strengths, with the operation ``scale``, such as ``retrieval_heads.mask_plan(scores, count)``.
-        op: ``"zero"``, ``"mean"`` or ``"uniform"``.
-        during: ``"newest"`` masks in decode only (as published), ``"all"`` in prefill too; or phases, or a
-            ``Scope``.
-        reference: Moments with ``z``, needed by ``mean`` only. Heads are replaced by its mean over the examples of all classes.
+        op: ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"`` spreads the
+            head's attention evenly over the keys that it can see.
+        during: ``"newest"`` masks in decode only (as published); ``"all"`` masks in prefill too. Also phases such as ``"think+answer"``, or
+            a ``Scope``.
+        reference: Moments with ``z`` (the heads' outputs), for ``"mean"`` only. The mean is taken over the examples of all classes.
 
     Raises:
         ValueError: the operation is unknown; an edit of the plan is not ``scale`` with a strength in [0, 1]; ``mean`` has no reference, or

@@ -5,11 +5,11 @@ Equation (over the entries of all weights):
     D = theta_trained - theta_base
     theta = theta_base + scale * D where |D| is among the largest ``keep`` of all entries, theta_base elsewhere
 
-with keep = 25 % and scale = 0.7 in the paper. There the merged 8B model regained the accuracy that DLER training had lost, with responses
-almost as short.
+with keep = 25 % and scale = 0.7 in the paper. In the paper, the merged 8B model regained the accuracy that DLER training had lost, and its
+responses were almost as short as those of the trained model.
 
-Deviations: the paper does not say whether "the largest 25 %" is per tensor or over all tensors; see ``scope`` (``assumed_scope``).
-All entries that tie at the threshold are kept.
+Choices of ours: the paper does not say whether "the largest 25 %" is per tensor or over all tensors; the argument ``scope`` sets it
+(default ``assumed_scope``). All entries that tie at the threshold are kept.
 
 Cost: one copy of the weights. The threshold is exact; it is found by counting, without sorting or having all entries in memory.
 """
@@ -46,14 +46,15 @@ def selective_merge(
     scope: str = assumed_scope,
     dtype: torch.dtype = torch.float32,
 ) -> LM:
-    """Return a new model: the base model plus the largest changes of the trained model, scaled.
+    """Return a new model: the weights of ``base`` plus ``scale`` times the largest changes between ``base`` and ``trained``.
 
-    Differences and sums are taken in fp32. ``keep=1, scale=1`` gives the trained model and ``scale=0`` the base, up to their number type.
+    Changes and sums are computed in fp32. ``keep=1, scale=1`` gives the trained model and ``scale=0`` the base model, up to rounding to
+    ``dtype``.
 
     Args:
-        keep: Share of entries whose change is added.
+        keep: Share of the weights' entries whose change is added: those with the largest absolute change.
         scale: Factor on these changes.
-        scope: ``"tensor"`` takes the share of each weight tensor, ``"global"`` of all weights together.
+        scope: ``"tensor"`` takes this share of each weight tensor, ``"global"`` takes it of all weights together.
         dtype: Number type of the new model. A type narrower than fp32 rounds part of the changes away; the model's name says how much.
 
     Raises:
@@ -100,10 +101,11 @@ def check_same(base: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> Non
 def threshold(changes: Callable[[], Iterable[Tensor]], keep: float) -> float:
     """Return the k-th largest ``|entry|`` over fp32 tensors, with k = ``round(keep * entries)``, at least 1.
 
-    Non-negative floats have the order of their bit patterns. So two histograms, of the upper and the lower 16 bits, give the exact value.
+    Non-negative floats are ordered like their bit patterns. So two histograms, of the upper and the lower 16 bits, give the exact value.
 
     Args:
-        changes: Returns an iterator over the tensors; called twice.
+        changes: Function that returns an iterator over the tensors; it is called twice.
+        keep: Share of the entries that are at least as large as the result.
 
     >>> threshold(lambda: [torch.tensor([0.1, -0.4]), torch.tensor([0.3, 0.2])], 0.5)  # the second largest of four
     0.30000001192092896
@@ -132,10 +134,10 @@ def _bin_of(counts: Tensor, k: int) -> int:
 
 
 def in_type_of(base: LM, policy: LM) -> LM:
-    """Return the policy in the number type of ``base``, so that comparing the two measures training alone.
+    """Return a trained policy in the number type of ``base``, so that a comparison of the two measures training alone.
 
-    A saved policy is usually fp32. If ``base`` has a narrower type, rounding loses part of the training; the returned model's name says
-    how much. The weights of ``policy`` are changed in place.
+    A saved policy is usually fp32. If ``base`` has a narrower type, rounding loses part of the change that training made; the returned
+    model's name says how much. The weights of ``policy`` are changed in place.
     """
     dtype = base.model.dtype
     if policy.model.dtype == dtype:

@@ -1,4 +1,4 @@
-"""Responses to prompts that hide a needle: where the needle, the question and the answer are, and whether the needle was retrieved."""
+"""Responses to prompts that hide a needle (the text to retrieve): where needle, question and answer are, whether it was retrieved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PUBLISHED_RECALL = 0.5  # success: unigram recall above this value; released ret
 
 
 class NeedleError(ValueError):
-    """A needle, a question, a control or the emitted tokens have an impossible position or length."""
+    """A needle, question, control prompt or span of emitted tokens has an impossible position or length, or does not fit its prompt."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Example:
 
     Attributes:
         rollout: Prompt and response.
-        needle: Span of the needle in the prompt, the tokens to be copied.
+        needle: Span of the needle in the prompt: the tokens to be retrieved.
         query: Span of the question in the prompt, or ``None``.
-        control: Token ids of the prompt with other words in place of the needle, of the same length, or ``None``.
-        emitted: Span of the response tokens to evaluate, such as the answer; ``None`` takes all.
+        control: Token ids of the same prompt with other tokens in place of the needle (equally many), or ``None``.
+        emitted: Span of the response tokens to evaluate, such as the answer; ``None`` means the whole response.
     """
 
     rollout: Rollout
@@ -66,21 +66,26 @@ class Example:
 
 
 def needle_recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> bool:
-    """Return whether the needle was retrieved: more than this share of its tokens (with repetition) is among the emitted tokens."""
+    """Return True if the needle was retrieved: if enough of its tokens are among the emitted tokens.
+
+    Args:
+        above: The share of the needle's tokens (counted with repetition) that must be exceeded.
+    """
     ids = example.rollout.token_ids
     needle = Counter(ids[example.needle.start : example.needle.stop])
     return (needle & Counter(ids[example.span.start : example.span.stop])).total() / needle.total() > above
 
 
 def examples(haystacks: Sequence[Haystack], rollouts: Sequence[Rollout], *, whole: bool = True) -> list[Example]:
-    """Make one example per needle of every response.
+    """Return one example per needle of every response.
 
     Args:
         haystacks: Problems with needles.
         rollouts: Responses to the haystacks, in any number and order.
-        whole: Whether a needle is the whole sentence (such as ``N=8;``) or, as published, only the words of the answer in it. A model
-            may read the answer from the tokens beside it, if earlier layers have moved it there. ``copy`` then misses it, and ``mass``
-            and ``write`` detect it only with the whole sentence.
+        whole: True if a needle is the whole sentence (such as ``N=8;``), False if it is only the answer's words in that sentence, as
+            published. Earlier layers may move the answer to its neighbouring tokens, to which a retrieval head then attends. Of the
+            metrics in ``retrieval_heads``, ``copy`` never counts such a head; ``mass`` and ``write`` count it if the needle is the whole
+            sentence.
 
     Raises:
         NeedleError: A rollout belongs to none of the haystacks, or its prompt differs from that of its haystack.

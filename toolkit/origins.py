@@ -1,7 +1,7 @@
 """Records of the problems that a direction, plan or model was made from; judging it on the same problems is then an error.
 
-A record is a plain mapping in a value's provenance. Its fields are ``task``, ``split``, ``seed``, ``rollouts`` (text, if only part of a
-run was used) and ``problem_ids`` (sorted hashes of 8 bytes). Unknown fields are left out.
+A record is a plain mapping, kept in the notes of a value's provenance. Its fields are ``task``, ``split``, ``seed``, ``rollouts`` (text,
+if only part of a run was used) and ``problem_ids`` (sorted hashes, see ``digest``). A field whose value is not known is absent.
 
 Problems are compared by id, so an id must mean the same question in every file. A problem without an id gets a hash of its messages as
 its id: equal ids then mean equal questions.
@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-KEYS = ("task", "split", "seed", "rollouts", "problem_ids")
+KEYS = ("task", "split", "seed", "rollouts", "problem_ids")  # fields of a record
 Record = Mapping[str, Any]
 HINT: Any = {"problem_ids": list[str]}
 """Type hint of a record in a file, for ``store.read_json``: the one field that it must have."""
@@ -25,36 +25,40 @@ def digest(text: str) -> str:
 
 
 def check(notes: Mapping[str, Any]) -> None:
-    """Raise ValueError unless ``problem_ids`` in the notes, if there, is a list of text."""
+    """Raise ValueError if ``notes["problem_ids"]`` exists and is not a list of strings."""
     ids = notes.get("problem_ids", [])
     if not isinstance(ids, list | tuple) or not all(isinstance(i, str) for i in ids):
         raise ValueError(f"notes.problem_ids is {str(ids)[:60]!r}, expected a list of hashes (text).")
 
 
 def record(problem_ids: Iterable[str], **fields: Any) -> dict[str, Any]:
-    """Return the record of some problems.
+    """Return the record of some problems that a value was made from: the fields, and the hashes of the ids under ``"problem_ids"``.
 
     Args:
-        fields: ``task``, ``split``, ``seed``, ``rollouts``; those that are ``None`` are left out.
+        fields: ``task``, ``split``, ``seed``, ``rollouts``; a field that is ``None`` is left out.
     """
     ids = sorted({digest(i) for i in problem_ids})
     return {**{k: v for k, v in fields.items() if v is not None}, "problem_ids": ids}
 
 
 def record_in(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record in the notes of a provenance; empty if they name no problems."""
+    """Return the part of a provenance's notes that is its record of problems; an empty dict if the notes list no problem ids."""
     return {k: notes[k] for k in KEYS if k in notes} if notes.get("problem_ids") else {}
 
 
 def join_notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the notes of a sum of two values: the problems of both, and all other notes that are equal in both."""
+    """Return the notes for the sum of two values, such as moments: the problem ids of either, and all other notes that are equal in both.
+
+    Args:
+        first, second: Notes of the two values.
+    """
     same = {k: v for k, v in first.items() if k in second and second[k] == v}
     ids = sorted({*first.get("problem_ids", ()), *second.get("problem_ids", ())})
     return {**same, "problem_ids": ids} if ids else same
 
 
 def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
-    """Return the records in order, without duplicates and empty ones."""
+    """Return records of problems in their order, without duplicates and without empty records."""
     unique: list[Record] = []
     for one in records:
         if one and one not in unique:
@@ -63,13 +67,13 @@ def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
 
 
 def overlap(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
-    """Return those of ``problem_ids`` that appear in any of the records."""
+    """Return those of ``problem_ids`` that are in any of the records, which hold hashes of ids."""
     made_from = {i for one in records for i in one.get("problem_ids", ())}
     return [i for i in problem_ids if digest(i) in made_from] if made_from else []
 
 
 def describe(one: Record) -> str:
-    """Return a record in words.
+    """Return a record of problems in words: number of problems, task, split and seed.
 
     >>> describe(record(["a", "b"], task="arithmetic", split="train", seed=0))
     '2 problems of arithmetic (train, seed 0)'
@@ -81,5 +85,5 @@ def describe(one: Record) -> str:
 
 
 def describe_all(records: Sequence[Record]) -> str:
-    """Return several records in words, without duplicates, joined by "and"."""
+    """Return several records of problems in words, without duplicates, joined by "and"."""
     return " and ".join(dict.fromkeys(describe(one) for one in records))

@@ -24,7 +24,14 @@ BATCH_TOKENS, CPU_TOKENS = 8192, 1024  # padded tokens per batch, on a GPU and o
 
 @dataclass(frozen=True)
 class Example:
-    """A rollout with its class and its positions; ``at`` is its index among all examples."""
+    """A rollout with its class and its chosen positions.
+
+    Attributes:
+        rollout: The rollout.
+        label: Its class.
+        where: Chosen positions in its full sequence.
+        at: Index of the example among all examples.
+    """
 
     rollout: Rollout
     label: str
@@ -35,8 +42,12 @@ class Example:
 def examples_of(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Positions) -> list[Example]:
     """Return the rollouts that have a class and at least one position, as examples.
 
+    Args:
+        by: Function from a rollout to its class, or to ``None`` to leave the rollout out.
+        positions: Positions to choose in each rollout.
+
     Raises:
-        NoThinkTagsError: there are none.
+        NoThinkTagsError: no rollout has both.
     """
     labelled = [(r, label, positions.of(r)) for r in rollouts if (label := by(r)) is not None]
     examples = [Example(*e, at) for at, e in enumerate(e for e in labelled if len(e[2]))]
@@ -50,12 +61,15 @@ def examples_of(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Position
 
 
 def batch_tokens(lm: LM) -> int:
-    """Return the number of padded tokens per batch. It is small on a CPU: larger batches are no faster and leave its cache."""
+    """Return the largest number of padded tokens per batch.
+
+    It is small on a CPU, where larger batches are no faster and no longer fit the CPU's cache.
+    """
     return min(BATCH_TOKENS, CPU_TOKENS) if lm.device.type == "cpu" else BATCH_TOKENS
 
 
 def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Sequence[Example]], None]) -> None:
-    """Call ``run`` on batches of examples of similar length, or on halves of a batch if memory runs out.
+    """Call ``run`` on batches of examples of similar length; if memory runs out, on halves of a batch.
 
     Args:
         what: Label of the progress bar.
@@ -72,7 +86,7 @@ def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Se
 
 
 class Picker:
-    """Selects the chosen positions of a batch from values ``[batch, seq, width]``, in fp32.
+    """Selects the chosen positions of a batch of examples from activations ``[batch, seq, width]``, in fp32.
 
     Attributes:
         ids: Padded token ids ``[batch, seq]``.
@@ -94,15 +108,19 @@ class Picker:
         return torch.tensor(places, device=self.ids.device)
 
     def means(self, value: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch width"]:
-        """Return each example's mean over its positions, as a product with the weights: no row has to be gathered."""
+        """Return each example's mean over its positions, computed as a product with ``weights``, so that no row has to be gathered."""
         return torch.bmm(self.weights, value.float()).squeeze(1)
 
     def rows(self, value: Float[Tensor, "batch seq width"]) -> Float[Tensor, "positions width"]:
-        """Return the chosen positions, one row each."""
+        """Return the activations at the chosen positions, one row per position."""
         return value.flatten(0, 1)[self.flat].float()
 
     def weights_of(self, classes: Float[Tensor, "labels batch"]) -> Float[Tensor, "labels positions"]:
-        """Return the weight of each chosen position in the sum over a class."""
+        """Return the weight of each chosen position in the sum over each class.
+
+        Args:
+            classes: 1 where an example is of a class, else 0.
+        """
         owner = torch.tensor([b for b, e in enumerate(self.batch) for _ in e.where], device=self.ids.device)
         return classes[:, owner] * self.weights.flatten()[self.flat]
 
@@ -114,7 +132,9 @@ def forward(
     """Run one pass without the LM head and return the last hidden states.
 
     Args:
-        take: ``take(kind, value)`` is called with the value ``[batch, seq, width]`` of each kind at every layer, in order.
+        ids: Right-padded token ids.
+        kinds: Site kinds to read.
+        take: ``take(kind, value)`` is called with the activations ``[batch, seq, width]`` of each kind in every layer, layer by layer.
     """
     layers = range(lm.layout.n_layers)
 

@@ -24,20 +24,21 @@ from toolkit.spans import ANSWER, PHASES, PROMPT, TAIL, THINK, find_tag, phase_a
 
 @dataclass(frozen=True)
 class Scope:
-    """Positions of a response at which an intervention acts.
+    """Positions of prompt and response at which an intervention acts.
 
     The phase of a position follows from the tokens up to and including it: *prompt* until thinking is opened, *think* from the opening
     tag on, *answer* from the closing tag on. So the position that predicts ``</think>`` is thinking, and the position of that tag
     predicts the answer.
 
     Attributes:
-        phases: Phases in which it acts.
-        first: In thinking, it acts from this number of think tokens on.
-        until: In thinking, it acts below this number of think tokens; ``None``: without a limit.
-        ramp: ``"up"`` rises from 0 to full strength, ``"down"`` falls from full strength to 0, over ``budget`` think tokens
-            (thinking only).
+        phases: Phases in which the intervention acts.
+        first: In the think phase, the intervention begins to act after this number of think tokens.
+        until: In the think phase, it stops acting after this number of think tokens; ``None`` means that it does not stop.
+        ramp: In the think phase, the intervention's strength rises from 0 to full strength (``"up"``) or falls from full strength to 0
+            (``"down"``) over ``budget`` think tokens.
         budget: Length of the ramp in think tokens.
-        newest: Act at the newest position only: the prompt's last position and every later one (arXiv 2506.15647).
+        newest: True to act only at the prompt's last position and at every response token, not in the rest of the prompt (arXiv
+            2506.15647).
     """
 
     phases: tuple[str, ...] = PHASES
@@ -57,7 +58,7 @@ class Scope:
 
     @staticmethod
     def parse(during: str | Scope) -> Scope:
-        """Return the scope of ``"all"``, ``"newest"``, or phases joined by ``+``.
+        """Return the scope that a text names: ``"all"``, ``"newest"``, or phases joined by ``+``. A ``Scope`` is returned as it is.
 
         >>> str(Scope.parse("think+answer"))
         'think+answer'
@@ -73,7 +74,7 @@ class Scope:
 
     @property
     def everywhere(self) -> bool:
-        """Whether it acts with full strength at every position, so that phases need not be known."""
+        """True if the intervention acts with full strength at every position, so that phases need not be known."""
         return self == EVERYWHERE
 
     def __str__(self) -> str:
@@ -84,7 +85,7 @@ class Scope:
         return "everywhere" if self.everywhere else ("newest position, " if self.newest else "") + ", ".join(parts)
 
     def weight(self, now: Now) -> Float[Tensor, "batch seq"]:
-        """Return the strength at each position of a pass: 0 outside the scope, 1 inside, in between on a ramp."""
+        """Return the factor on the intervention's strength at each position of a pass: 0 outside the scope, 1 inside, between on a ramp."""
         in_phase = [now.phase == PHASES.index(name) for name in self.phases]
         weight = (in_phase[0] if len(in_phase) == 1 else torch.stack(in_phase).any(dim=0)).float()
         if self.newest and now.newest is not None:
@@ -104,12 +105,12 @@ EVERYWHERE, THINKING = Scope(), Scope(("think",))
 
 @dataclass(frozen=True)
 class Now:
-    """The positions of one pass.
+    """The phases of the positions of one forward pass.
 
     Attributes:
-        phase: PROMPT, THINK or ANSWER.
-        before: Phases of the positions before them in the cache, or ``None`` without a cache.
-        newest: Whether each is the newest position of its sequence when the response is generated; ``None``: all are.
+        phase: Phase of each position: PROMPT, THINK or ANSWER.
+        before: Phases of the earlier positions, which are in the KV cache; ``None`` without a cache.
+        newest: True at the prompt's last position and at response tokens (see ``Scope.newest``); ``None`` means True everywhere.
     """
 
     phase: Int[Tensor, "batch seq"]
@@ -125,7 +126,7 @@ class Now:
 
 
 class Tracker:
-    """Holds the phases of the pass that is running, in ``tracker.now``."""
+    """Holds the phases of the forward pass that is running, in ``tracker.now``. Made by ``track``."""
 
     def __init__(self) -> None:
         self._now: Now | None = None
@@ -133,6 +134,7 @@ class Tracker:
 
     @property
     def now(self) -> Now:
+        """Phases of the pass that is running."""
         assert self._now is not None, "no pass has begun"
         return self._now
 
@@ -141,9 +143,9 @@ class Tracker:
         self._now, self._weights = now, {}
 
     def weight(self, scope: Scope, device: torch.device) -> Float[Tensor, "batch seq"] | None:
-        """Return ``scope.weight`` of this pass on a device, computed once for all layers.
+        """Return ``scope.weight`` for the running pass, on a device. It is computed once for all layers.
 
-        On a CPU return ``None`` if it is 0 everywhere. On a GPU that is not checked, since the check would synchronise.
+        On a CPU, return ``None`` if the weight is 0 everywhere. On a GPU this is not checked, since the check would synchronise.
         """
         if scope not in self._weights:
             weight = scope.weight(self.now).to(device)
@@ -161,14 +163,14 @@ class History(DynamicLayer):
 
 @contextmanager
 def track(lm: LM) -> Iterator[Tracker]:
-    """Track the phases of every pass that runs inside the context, however its rows are batched.
+    """Track the phase (prompt, think or answer) of each position in every forward pass inside the context, however rows are batched.
 
     A pass that fills an empty cache is a prompt: only its end and its unfinished assistant message decide the phase, not tags elsewhere
     in it. A pass without a cache is a whole sequence, in which everything before the last opening tag is prompt.
 
     Raises (when the model runs):
-        ValueError: the phase cannot be known: a cache that was begun elsewhere, embeddings instead of token ids, or a whole
-            sequence of a model whose thinking no tag opens.
+        ValueError: the phase cannot be known, because the cache was begun outside the context, embeddings were passed instead of token
+            ids, or a whole sequence was passed to a model without an opening think tag.
     """
     tracker, opened_phases = Tracker(), _phase_lookup(lm)
 
@@ -205,7 +207,7 @@ def _history(cache: Cache | None) -> History | None:
 
 
 def _prompt(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
-    """Return the positions of a prompt: all are prompt, but the last has the phase in which the response begins."""
+    """Return the phases of a prompt's positions: PROMPT, except that the last position has the phase in which the response begins."""
     phase = torch.zeros_like(ids)
     phase[:, -1] = torch.tensor([phase_at_end(lm, row) for row in ids.tolist()], device=ids.device)
     newest = torch.zeros_like(ids, dtype=torch.bool)
@@ -214,11 +216,12 @@ def _prompt(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
 
 
 _PhaseLookup = Callable[[Tensor, Tensor], Tensor]
-"""``(ids before, new ids) -> the phase each new token opens``: PROMPT for all tokens but tags."""
+"""A function ``(ids before, new ids) -> phases``: THINK at a new token that ends the opening tag, ANSWER at one that ends the closing tag,
+PROMPT at all others."""
 
 
 def _phase_lookup(lm: LM) -> _PhaseLookup:
-    """Return the ``_PhaseLookup`` of a model. If each tag is one token, it is a table over the vocabulary: one lookup per step."""
+    """Return the ``_PhaseLookup`` of a model. If each tag is a single token, it looks tokens up in a table over the vocabulary."""
     tags = [(lm.tags.open, THINK), (lm.tags.close, ANSWER)] if lm.tags else []
     single = {phase: lm.token_id(tag) for tag, phase in tags if tag is not None}
     if None in single.values():
@@ -237,7 +240,10 @@ def _phase_lookup(lm: LM) -> _PhaseLookup:
 
 
 def _further(ids: Int[Tensor, "batch seq"], history: History, opened_phases: _PhaseLookup) -> Now:
-    """Return the positions of tokens after others: the first opening tag begins thinking, the first closing tag ends it for good."""
+    """Return the phases of tokens that follow cached tokens.
+
+    The first opening tag begins thinking, the first closing tag ends it for good.
+    """
     assert history.keys is not None and history.values is not None
     before = history.values[:, 0, :, 0]
     opened = opened_phases(history.keys[:, 0, -TAIL:, 0], ids)
@@ -247,7 +253,7 @@ def _further(ids: Int[Tensor, "batch seq"], history: History, opened_phases: _Ph
 
 
 def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
-    """Return the positions of a whole sequence: everything before its last opening tag is prompt."""
+    """Return the phases of a whole sequence: everything before its last opening tag is PROMPT."""
     if lm.tags is None or lm.tags.open is None:
         raise ValueError(
             f"No tag opens the thinking of {lm.name}, so in a whole sequence it is unknown where the prompt ends: "

@@ -15,7 +15,12 @@ By = Callable[[Rollout], str | None]
 
 @dataclass(frozen=True)
 class Positions:
-    """A choice of positions: a name, and a function ``of`` from a rollout to positions in its full sequence."""
+    """A choice of positions in rollouts.
+
+    Attributes:
+        name: Name of the choice, for files and reports.
+        of: Function from a rollout to positions in its full sequence (prompt and response).
+    """
 
     name: str
     of: Callable[[Rollout], Sequence[int]]
@@ -35,7 +40,7 @@ THINK = Positions("think", _think)
 def step_starts(lm: LM) -> Positions:
     """Return the positions that predict the first token of a line of thinking (ours): there a model decides on its next step.
 
-    These are the first predictor position, and every later one whose token ends a line.
+    These are the position that predicts the first think token, and every later position whose token ends a line.
     """
     ends_line = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).endswith("\n")}
 
@@ -47,11 +52,11 @@ def step_starts(lm: LM) -> Positions:
 
 
 def sentence_ends(lm: LM) -> Positions:
-    """Return the positions whose token ends a sentence of thinking, the last one included (ours): there prose stops or goes on.
+    """Return the positions whose token ends a sentence of thinking, including the last sentence (ours): there prose stops or goes on.
 
-    With ``states(..., each=True)``, the row with ``remaining`` 0 is where a rollout stopped thinking. The other rows' mean minus the mean of
-    these rows is a direction of thinking length, for models that think in prose. For models without think tags it is a direction of response
-    length. A rollout whose think span was never closed has no positions.
+    With ``states(..., each=True)``, a row with ``remaining`` 0 is where a rollout stopped thinking. The mean of all other rows minus the
+    mean of these rows is a direction of thinking length, for models that think in prose. For models without think tags it is a direction
+    of response length. A rollout whose thinking was never closed has no positions.
     """
     ends = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).rstrip().endswith((".", "!", "?"))}
 
@@ -62,7 +67,7 @@ def sentence_ends(lm: LM) -> Positions:
 
 
 def sample_positions(positions: Positions, at_most: int, *, seed: int = 0) -> Positions:
-    """Return a random sample of the positions of each rollout, without replacement, in order.
+    """Return a random part of a choice of positions: at most ``at_most`` per rollout, drawn without replacement, in order.
 
     The sample depends only on the seed and on the rollout's problem and sample index, not on other rollouts or on batches.
 

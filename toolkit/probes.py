@@ -4,7 +4,8 @@ Probes are scored on problems that they were not fitted on. Cross-validation is 
 and difficulty. Beside every score is a control: the same probe, fitted to and scored on shuffled labels. Score minus control is the
 *selectivity*: the information in the states beyond what the probe can memorise.
 
-A probe shows which information is present, not whether the model uses it: for that, steer and compare with controls.
+A probe shows which information is present, not whether the model uses it. To learn that, steer along the probe's direction and compare
+with controls.
 Probes per head follow Inference-Time Intervention (Li et al., arXiv:2306.03341), with groups and controls added (ours).
 """
 
@@ -42,7 +43,7 @@ class Protocol:
     """Settings of the cross-validation of probes; all numbers are ours.
 
     Attributes:
-        folds: Number of parts of the problems; each is predicted by a probe fitted to the others.
+        folds: Number of parts into which the problems are split; each part is predicted by a probe that is fitted to the others.
         penalty: L2 penalty per example on standardised features. It is fixed, not tuned on the scores.
         seed: Seed of the folds, the shuffled labels and the bootstrap.
         times: Number of bootstrap resamples of problems for each interval. Predictions are resampled; probes are not refitted.
@@ -55,10 +56,15 @@ class Protocol:
 
 
 def classify(states: States, label: str = SHORT, *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """Return how well a logistic probe at each layer separates rows of a class from all other rows.
+    """Return how well a logistic probe at each layer separates rows of a class from all other rows, on held-out problems.
 
-    The metrics are ``auc`` and ``accuracy`` (balanced; chance is 0.5 for both), with 95 % intervals over problems and the shuffled
-    control. Columns: ``layer, metric, mean, low, high, control, selectivity, selectivity_low, selectivity_high``.
+    Args:
+        label: The class.
+
+    Returns:
+        One row per layer and metric, with columns ``layer, metric, mean, low, high, control, selectivity, selectivity_low,
+        selectivity_high``. The metrics are ``auc`` and ``accuracy`` (balanced); chance is 0.5 for both. ``control`` is the mean for
+        shuffled labels, ``selectivity`` is ``mean`` minus ``control``. Intervals are 95 %, over problems.
 
     Raises:
         TooFewProblemsError: fewer problems have rows of the class, or rows of others, than there are folds.
@@ -67,13 +73,18 @@ def classify(states: States, label: str = SHORT, *, protocol: Protocol = Protoco
 
 
 def regress(states: States, target: str = "remaining", *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """Return how well a ridge probe at each layer predicts ``log1p`` of a number of tokens. Rows without that number are left out.
+    """Return how well a ridge probe at each layer predicts ``log1p`` of a number of tokens, on held-out problems.
 
-    The metrics are ``r2`` (of the logarithm) and ``spearman``, with 95 % intervals over problems and the shuffled control; columns as in
-    ``classify``. The position alone already predicts the remaining tokens to some degree: compare with ``position_only``.
+    The position alone already predicts the remaining tokens to some degree: compare with ``position_only``.
 
     Args:
-        target: ``"remaining"`` (needs states of single positions) or ``"think_tokens"``.
+        target: Number of tokens to predict: ``"remaining"`` (needs states of single positions) or ``"think_tokens"``. Rows where it is NaN
+            are left out.
+
+    Returns:
+        One row per layer and metric, with columns ``layer, metric, mean, low, high, control, selectivity, selectivity_low,
+        selectivity_high``. The metrics are ``r2`` (of the logarithm) and ``spearman``. ``control`` is the mean for shuffled targets,
+        ``selectivity`` is ``mean`` minus ``control``. Intervals are 95 %, over problems.
 
     Raises:
         KeyError: the states have no such column.
@@ -91,7 +102,14 @@ def regress(states: States, target: str = "remaining", *, protocol: Protocol = P
 
 
 def position_only(states: States, target: str = "remaining", *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """Return ``regress`` on the position in the think span (and its logarithm) instead of the states: the baseline (ours)."""
+    """Return how well the position in the think span (and its logarithm) alone predicts a number of tokens: a baseline for ``regress``.
+
+    The baseline is ours. The table has the columns of ``regress`` except ``layer``.
+
+    Args:
+        states: States of single positions.
+        target: ``"remaining"`` or ``"think_tokens"``.
+    """
     at = torch.tensor(states.rows["position"].to_numpy(np.float32))
     features = torch.stack([at, at.log1p()], dim=-1)[:, None]
     return regress(replace(states, values=features), target, protocol=protocol).drop(columns="layer")
@@ -100,11 +118,12 @@ def position_only(states: States, target: str = "remaining", *, protocol: Protoc
 def classify_heads(
     states: States, n_heads: int, label: str = SHORT, *, protocol: Protocol = Protocol()
 ) -> tuple[HeadScores, HeadScores]:
-    """Return the balanced accuracy of a logistic probe on each head's output, and that of its control with shuffled labels.
+    """Return the balanced accuracy of a logistic probe on each head's output, and of the same probe with shuffled labels (the control).
 
     Args:
-        states: States of kind ``"z"``.
+        states: States of kind ``"z"``: outputs of the heads.
         n_heads: Number of heads per layer: ``lm.layout.n_heads``.
+        label: The class that the probe separates from all other rows.
 
     Raises:
         ValueError: the states are not of kind ``"z"``, or their width is not a multiple of ``n_heads``.
@@ -128,11 +147,11 @@ def classify_heads(
 def out_of_fold(
     x: np.ndarray, y: np.ndarray, problems: np.ndarray, model: Callable[[int, float], Any], protocol: Protocol
 ) -> np.ndarray:
-    """Return each row's prediction by a probe that was fitted without its problem: a margin if ``y`` is boolean, else a value.
+    """Return a prediction for each row, by a probe that was fitted to other problems only: a margin if ``y`` is boolean, else a value.
 
     Args:
-        x: ``[rows, features]``.
-        y: Labels (boolean) or values, one per row.
+        x: Features, ``[rows, features]``.
+        y: Labels (boolean) or values to predict, one per row.
         problems: Problem of each row.
         model: Function from (number of examples, penalty) to an unfitted scikit-learn estimator.
 
@@ -184,7 +203,7 @@ def _is(states: States, label: str, protocol: Protocol) -> np.ndarray:
 
 
 def _shuffled(y: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """Give each problem the labels of another problem, in random order.
+    """Return labels in which each problem has those of another problem, in random order.
 
     Rows of one problem still have similar labels. So a probe that merely recognises problems gains as much here as with true labels.
     """
@@ -195,7 +214,7 @@ def _shuffled(y: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> np.ndar
 
 
 def _resampled(metric: Metric, y: np.ndarray, predicted: np.ndarray, groups: Sequence[np.ndarray]) -> stats.Statistic:
-    """Return the statistic of problems that is a metric over all their rows."""
+    """Return a statistic: the metric over all rows of the resampled problems."""
 
     def statistic(index: np.ndarray) -> np.ndarray:
         drawn = (np.concatenate([groups[i] for i in row]) for row in index)

@@ -14,14 +14,15 @@ import threading
 import time
 from collections.abc import Sequence
 
-EVERY = 0.5  # seconds between looks at the parent
+EVERY = 0.5  # seconds between checks that the parent process still runs
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def start_helper(code: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start a Python process that runs ``code`` and ends when this process ends.
+    """Start a Python process that runs ``code`` and ends when this process ends, and return it.
 
     Args:
+        code: Python source text.
         arguments: ``sys.argv[1:]`` of the new process.
     """
     watched = f"from toolkit.processes import end_with; end_with({os.getpid()}); {code}"
@@ -29,9 +30,9 @@ def start_helper(code: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]
 
 
 def end_with(parent: int) -> None:
-    """Kill this process as soon as its parent process is gone.
+    """Make this process end as soon as its parent process has ended.
 
-    On Linux the kernel does it; elsewhere a thread checks every half second. Results are written atomically, so no file is damaged.
+    On Linux the kernel kills it; elsewhere a thread checks every half second. Results are written atomically, so no file is damaged.
 
     Args:
         parent: Process id of the process that started this one.

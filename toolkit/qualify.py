@@ -1,6 +1,7 @@
 """Checks that a model behaves as its layout says, run on random tokens whenever a model is loaded.
 
-Sampling, editing, masking and reading activations all rely on these identities. A family that passes is supported; any other is refused.
+Sampling, editing, masking and reading activations rely on the properties that are checked. A model that passes all checks is supported;
+any other is refused.
 """
 
 from __future__ import annotations
@@ -17,15 +18,22 @@ from transformers.cache_utils import DynamicLayer
 from toolkit import hooks, sites
 from toolkit.sites import Layout, Site, UnsupportedModelError
 
-SHORTER = 3  # the second row of the padded batch is this many tokens shorter
+SHORTER = 3  # the second row of the padded batch is this many tokens shorter than the first
 FULL = (torch.float32, torch.float64)  # number types in which every token is compared
-EXACT, ROUNDED = 1e-4, 0.1  # allowed deviations: in fp32; of logits that are computed in another order, in half precision
-STEPS = 2  # tokens that are decoded one by one, after a prefill of the others
+EXACT, ROUNDED = 1e-4, 0.1  # allowed relative deviations: in fp32; in half precision, of logits that are computed in another order
+STEPS = 2  # number of tokens that are decoded one by one, after a prefill of the others
 
 
 @dataclass(frozen=True)
 class Check:
-    """Result of one check: its name, the largest deviation (``value``), and whether it passed."""
+    """Result of one check.
+
+    Attributes:
+        name: What was checked.
+        value: The number that decides: usually the largest deviation from the expected values, in a check of causality the change of
+            the logits, and in the check of calls by how many calls a layer differs from one.
+        passed: Whether the check passed.
+    """
 
     name: str
     value: float
@@ -34,7 +42,7 @@ class Check:
 
 @torch.inference_mode()
 def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int = 12) -> list[Check]:
-    """Check every site and the attention of a model on one random sequence. Return the results, also of checks that failed.
+    """Check every site and the attention of a model on one random sequence, and return all results, passed or failed.
 
     - Writing a recorded value back changes nothing (bitwise).
     - Perturbing a value changes the logits: each site is causal.
@@ -43,10 +51,11 @@ def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int
     - Every layer calls attention once, through transformers' interface, and its attention rows are those that the model used.
 
     Args:
-        tokens: Length of the sequence.
+        seed: Seed of the random sequence.
+        tokens: Length of the random sequence.
 
     Raises:
-        UnsupportedModelError: the output is not finite.
+        UnsupportedModelError: the logits are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, model.config.get_text_config().vocab_size, (1, tokens), generator=generator).to(model.device)
@@ -57,7 +66,13 @@ def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int
 
 
 def not_finite_message(what: str, numbers: str, dtype: torch.dtype) -> str:
-    """Return an error message about NaN or infinity. In float16 the likely cause is overflow: its largest number is 65,504."""
+    """Return an error message about NaN or infinity: in float16 it names overflow as the cause, else a damaged checkpoint.
+
+    Args:
+        what: The thing that holds NaN or infinity, such as ``"the output"``.
+        numbers: Name of the numbers that may have overflowed, such as ``"activations"``.
+        dtype: Number type of the model.
+    """
     if dtype == torch.float16:
         return (
             f"{what} holds NaN or infinity: its {numbers} overflow float16. Use bfloat16 or float32 (if those fail too, the checkpoint is "
@@ -78,8 +93,8 @@ def _logit_deviation(
 ) -> float:
     """Return the largest deviation of logits, relative to the largest logit.
 
-    In half precision a token counts by the median of its part, since rounding may route a single token to another expert. Parts are
-    compared separately, so that an error in a short part is not hidden by the others.
+    In full precision it is the largest over all tokens. In half precision it is the median over the tokens of a part, since rounding may
+    route a single token to another expert; of several parts the largest median counts, so that no part hides an error in another.
 
     Args:
         parts: Number of tokens in each part, in order; by default all tokens are one part.
@@ -117,7 +132,7 @@ def _sites(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor, se
 
 
 def _sums(layout: Layout, layer: int, values: Mapping[str, Tensor]) -> list[Check]:
-    """Check the sums of a block: heads to ``attn_out``, attention's contribution to ``resid_mid``, the MLP's to ``resid_post``."""
+    """Check the sums of a block: heads and bias give ``attn_out``, adding attention gives ``resid_mid``, adding the MLP ``resid_post``."""
     block, W_O, b_O = layout.blocks[layer], layout.W_O(layer).float(), layout.b_O(layer)
     parts = [values["z"][..., layout.head(h)] @ W_O[:, layout.head(h)].T for h in range(layout.n_heads)]
     heads = torch.stack(parts).sum(dim=0) + (b_O.float() if b_O is not None else 0.0)
@@ -138,7 +153,7 @@ def _sums(layout: Layout, layer: int, values: Mapping[str, Tensor]) -> list[Chec
 
 
 def _constant(recorded: Tensor) -> hooks.Rewrite:
-    # Equal to the value but another tensor: returning the value itself would skip the write.
+    # Return a copy: ``hooks.rewrite`` would skip the write if the value itself were returned.
     return lambda value, inputs: recorded.clone()
 
 

@@ -48,37 +48,37 @@ class Section:
 
 
 def judged_on(report: Report) -> str:
-    """Return one or two sentences: the problems of a comparison, what the conditions were made from, and whether these overlap."""
+    """Return text that says which problems a comparison used, and whether its conditions were made from any of them."""
     notes = report.provenance.notes
     task, split = notes.get("task"), notes.get("split")
     problems = f"{notes['problems']} problems" + (f" of {task}" if task else "") + (f" ({split})" if split else "")
     made = {name: str(about["made_from"]) for name, about in report.conditions.items() if about.get("made_from")}
     overlap = {name: about["overlap"] for name, about in report.conditions.items() if about.get("overlap")}
-    origin = f" Made from {' and '.join(dict.fromkeys(made.values()))}" if made else ""
+    origin = f" The conditions were made from {' and '.join(dict.fromkeys(made.values()))}" if made else ""
     if overlap:
         worst = max(overlap.values())
-        return f"NOT held out: {problems}.{origin}; {worst} of these are among the {notes['problems']} judged on ({', '.join(overlap)})."
+        return f"NOT held out: {problems}.{origin}, {worst} of them among these {notes['problems']} ({', '.join(overlap)})."
     if made:
         unknown = [name for name, about in report.conditions.items() if name != report.base and not about.get("made_from")]
-        rest = f" What {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} made from is not recorded." if unknown else ""
-        return f"Held-out problems: {problems}.{origin}, none of them judged on.{rest}"
+        rest = f" Not recorded: the problems that were used to make {', '.join(unknown)}." if unknown else ""
+        return f"Held-out problems: {problems}.{origin}, none of them among these {notes['problems']}.{rest}"
     return (
-        f"{problems[0].upper()}{problems[1:]}. What the models were made from is not recorded."
+        f"{problems[0].upper()}{problems[1:]}. Not recorded: the problems that were used to make the models."
         if len(report.conditions) > 1
         else f"{problems}."
     )
 
 
 def as_json(report: Report, summary: pd.DataFrame, **more: Any) -> dict[str, Any]:
-    """Return a report for JSON.
+    """Return a report and its summary as a dict that JSON can store.
 
     Args:
         summary: From ``evaluate.summary``.
         more: Additional entries.
 
     Returns:
-        ``{"base", "conditions": {name: {about..., "metrics": {metric: {mean, low, high}}}}, "paired": {name: {metric: {mean, low,
-        high}}}, "provenance"}``; ``paired`` holds the differences to base.
+        ``{"base", "conditions": {name: {..., "metrics": {metric: {mean, low, high}}}}, "paired": {name: {metric: {mean, low, high}}},
+        "provenance"}``. ``paired`` holds differences from base (condition minus base), paired by problem.
     """
     conditions, paired = {}, {}
     for name, about in report.conditions.items():
@@ -94,17 +94,19 @@ def as_json(report: Report, summary: pd.DataFrame, **more: Any) -> dict[str, Any
 
 
 def json_records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table for JSON; missing values (NaN) become ``None``."""
+    """Return the rows of a table as a list of dicts for JSON; missing values (NaN) become ``None``."""
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 def headline_table(summary: pd.DataFrame, *, base: str = "base", metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:
-    """Return one row of text cells per condition: mean, and the paired difference to base with its 95 % interval.
+    """Return a table of text cells, one row per condition and one column per metric.
+
+    A cell holds the mean and, in brackets, the paired difference from base (condition minus base) with its 95 % interval.
 
     Args:
         summary: From ``evaluate.summary``.
-        base: Condition whose row shows its own interval instead of a difference.
-        metrics: Columns; metrics that the summary lacks are left out.
+        base: Name of the base condition; its cells hold the mean with its own interval.
+        metrics: Names of the metrics; those that the summary lacks are left out.
     """
     rows = {}
     for name, part in summary.groupby("condition", sort=False):
@@ -153,7 +155,7 @@ def _lines(cell: str) -> str:
 
 
 def write(directory: str | Path, report: Report, *, seed: int = 0, **more: Any) -> pd.DataFrame:
-    """Write ``report.json`` and ``rows.parquet`` into a directory; return the summary.
+    """Write ``report.json`` and ``rows.parquet`` (one row per rollout) into a directory; return the summary (``evaluate.summary``).
 
     Args:
         seed: Seed of the bootstrap.
@@ -170,9 +172,9 @@ def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame, 
 
     Args:
         base: Name of the base model.
-        heads: One row per edited head.
-        table: Conditions by metrics, from ``headline_table``.
-        on: The problems measured on: a sentence of ``judged_on``.
+        heads: One row per edited head; all columns are shown.
+        table: Measurements, from ``headline_table``.
+        on: Text that names the problems of the measurements, from ``judged_on``.
     """
     p = plan.provenance
     return f"""---
@@ -191,18 +193,18 @@ direction of thinking length at each layer. No other weight differs from the bas
 
 {markdown(heads)}
 
-## Why these
+## Why these heads
 
 These heads contribute most towards *short* thinking. {_origin(plan)} Base weights: SHA-256 `{p.fingerprint}`.
 
 ## Measured
 
-{on} Mean, and in brackets the paired difference to base with its 95 % interval (bootstrap over problems). The controls edit other heads of the same layers,
-or the same heads along random directions that these heads can write.
+{on} A cell holds the mean and, in brackets, the paired difference from base (condition minus base) with its 95 % interval (bootstrap over problems). The controls
+edit other heads of the same layers, or the same heads along random directions that these heads can write.
 
 {markdown(table)}
 
-Made with reasoning-length-toolkit {p.toolkit_version}. `edit.json` holds the plan and the norms before and after, `direction.safetensors` the direction.
+Made with reasoning-length-toolkit {p.toolkit_version}. `edit.json` holds the plan and the norms of the edited heads' weights before and after, `direction.safetensors` the direction.
 """
 
 
@@ -210,8 +212,8 @@ def vector_card(direction: Direction, *, table: pd.DataFrame | None = None, on: 
     """Return the card of a steering vector's folder (``vectors.save_folder``) as markdown: front matter, the vector, its use, measurements.
 
     Args:
-        table: Conditions by metrics, such as a ``headline_table``; without one the card says that nothing was measured.
-        on: The problems measured on: a sentence of ``judged_on``.
+        table: Measurements, such as a ``headline_table``; ``None`` makes the card say that nothing was measured.
+        on: Text that names the problems of the measurements, from ``judged_on``.
         figures: File names of figures in the folder.
     """
     p = direction.provenance
@@ -272,7 +274,7 @@ def _described(v: Direction) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Return a table with its index as a GitHub markdown table."""
+    """Return a table as GitHub markdown, with its index as first column. Floats have three digits after the point."""
     head = [table.index.name or "", *map(str, table.columns)]
     rows = [
         [str(name), *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row)]

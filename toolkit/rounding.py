@@ -1,7 +1,7 @@
 """Measure how much of a weight change survives when the weights are stored in a narrower number type.
 
-bfloat16 has 8 significant bits, so a weight w moves in steps of about ``|w| / 256``. Training moves most weights by less than that:
-stored in bfloat16 they are equal to the weights that training began with.
+bfloat16 has 8 significant bits, so neighbouring values of a weight w are about ``|w| / 256`` or more apart. Training changes most weights
+by less than that: stored in bfloat16, they equal the weights that training began with.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-assumed_tolerance = 0.1  # ours: a larger error is reported
+assumed_tolerance = 0.1  # largest error that is not reported: ours
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """The share of a weight change that a number type keeps.
+    """The share of a weight change that survives storage in a number type, and the error of storage.
 
-    With s the weights before the change, c after it, and w the stored ones, over the entries of all weights:
+    In the formulas, s are the weights before the change, c the weights after it, and w the weights c as stored, over all entries.
 
     Attributes:
         dtype: Name of the number type, such as ``"bfloat16"``.

@@ -23,11 +23,11 @@ class Sampling:
     Attributes:
         n: Samples per problem.
         temperature: Sampling temperature; 0 is greedy.
-        top_p: Nucleus; 1 keeps every token.
-        top_k: Number of tokens kept; 0 keeps every token.
+        top_p: Probability mass of the nucleus; 1 keeps every token.
+        top_k: Number of most likely tokens that are kept; 0 keeps every token.
         max_new_tokens: Longest response in tokens, think tags and end-of-sequence token included.
         seed: Seed of every stream of random numbers.
-        details: Whether to record log-probabilities and full-softmax entropies.
+        details: True to record the log-probability of each token and the entropy of the full softmax.
         batch_size: Rows decoded together (halved if memory runs out); never changes the samples.
     """
 
@@ -58,10 +58,11 @@ class Sampling:
 
 
 class Streams:
-    """Uniform random numbers in [0, 1), one stream per row, drawn in blocks from counter-based generators.
+    """Uniform random numbers in [0, 1), one stream per row of a batch, drawn in blocks from counter-based generators.
 
     Args:
         keys: ``(problem id, sample)`` of each row.
+        seed: Seed of all streams.
     """
 
     BLOCK = 256
@@ -72,11 +73,13 @@ class Streams:
         self.block: Tensor | None = None
 
     def at(self, step: int, rows: Sequence[int], index: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-        """Return each row's number of this step. Steps must be asked for in order, and rows may only leave.
+        """Return the random number of each row for one decode step.
+
+        Call it for steps 0, 1, 2, ... in order. A row may be left out from some step on, but cannot come back.
 
         Args:
-            rows: Original indices of the rows.
-            index: The same as a tensor on the model's device.
+            rows: Indices into ``keys`` of the rows that are still decoded.
+            index: The same indices as a tensor on the model's device.
         """
         if step % self.BLOCK == 0:
             numbers = np.zeros((self.BLOCK, len(self.generators)))
@@ -92,10 +95,13 @@ def draw(
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, "2 rows"] | None]:
     """Draw one token per row by inverting the cumulative distribution at ``uniform``.
 
+    Args:
+        uniform: One random number in [0, 1) per row.
+
     Returns:
-        The tokens, and ``None`` or (if ``sampling.details``) two rows of numbers. The first is their log-probability under the
-        truncated sampling distribution. The second is the entropy (nats) of the full softmax at the sampling temperature, or at
-        temperature 1 if sampling is greedy.
+        The tokens, and ``None`` or (if ``sampling.details``) two numbers per token: its log-probability under the sampling distribution
+        after top-k and top-p, and the entropy (nats) of the full softmax at the sampling temperature. Greedy sampling counts as
+        temperature 1 for both.
     """
     scaled = logits.float() / (sampling.temperature or 1.0)
     logp = torch.log_softmax(scaled, dim=-1)

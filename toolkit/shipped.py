@@ -25,8 +25,11 @@ class MissingPackageError(ImportError):
 def path_of(name: str) -> Path:
     """Return the directory of a shipped model: inside the installed package, or ``data/`` in a checkout.
 
+    Args:
+        name: ``"tiny-reasoner"`` or ``"smol-reasoner"``.
+
     Raises:
-        FileNotFoundError: its weights are in neither.
+        FileNotFoundError: its weights are in neither place.
     """
     package = Path(toolkit.__file__).parent
     for path in (package / "_data" / name, package.parent / "data" / name):
@@ -61,8 +64,16 @@ def template(folder: Path) -> str:
 def merge(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model with the LoRA adapter in ``folder`` merged into its weights, on the model's device.
 
-    The sum is taken in fp64 on the CPU, so that all machines get equal weights and a direction from one can be used on another. (Some
-    devices have no fp64.) Raises as ``toolkit.adapters.merge``.
+    The sum is taken in fp64 on the CPU (some devices have no fp64), so that all machines get equal weights and a direction from one can be
+    used on another.
+
+    Args:
+        folder: Directory of the adapter.
+        dtype: Number type of the merged weights.
+
+    Raises:
+        store.DamagedFileError: the adapter is not complete, or does not fit the model.
+        UnsupportedModelError: merging changed the model's logits.
     """
     device, on_cpu = model.device, torch.nn.Module.to(model, "cpu")
     return torch.nn.Module.to(adapters.merge(on_cpu, str(folder), dtype, precision=torch.float64), device)

@@ -14,10 +14,10 @@ kind            width                  value
 ==============  =====================  ==============================================================
 
 Post-norm families (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added to the residual stream. The size of a head's
-output at ``attn_out`` therefore does not tell how much it adds to the stream. That contribution is linear in ``z`` divided by the
-norm's scale at the position (``Z_OVER_NORM``; computed from two sites, not a site itself). ``Layout.to_attn_out`` maps a
-residual direction back through the rest of the norm. In parallel blocks (GPT-NeoX) the MLP reads ``resid_pre``, so ``resid_mid`` is
-only a partial sum that no module reads.
+output at ``attn_out`` therefore does not tell how much the head adds to the stream. The head's contribution is linear in ``z`` divided by
+the norm's divisor at the position (``Z_OVER_NORM``; computed from two sites, not a site itself). ``Layout.to_attn_out`` maps a
+direction of the residual stream back through the rest of the norm. In parallel blocks (GPT-NeoX) the MLP reads ``resid_pre``, so
+``resid_mid`` is only a partial sum that no module reads.
 """
 
 from __future__ import annotations
@@ -34,10 +34,7 @@ from toolkit.types import Z_OVER_NORM as Z_OVER_NORM
 from toolkit.types import Kind
 
 KINDS: tuple[str, ...] = get_args(Kind)
-PROBE, SMALL_PROBE = (
-    64.0,
-    1e-3,
-)  # entries of the inputs that a norm is tested with: far above and far below its epsilon's square root
+PROBE, SMALL_PROBE = 64.0, 1e-3  # entries of a norm's test inputs: far above and far below the square root of its epsilon
 LONGEST = 400  # longest error message, in characters
 
 
@@ -73,7 +70,16 @@ class Site:
 
 @dataclass(frozen=True)
 class Row:
-    """The module names of one architecture family, below a block. A model belongs to the family if all named modules exist."""
+    """The module names of one architecture family. A model belongs to the family if each of its blocks has all named modules.
+
+    Attributes:
+        family: Name of the family.
+        attention: Name of the attention module in a block.
+        out: Name of the output projection ``W_O`` in the attention module.
+        mlp: Name of the MLP in a block.
+        post_attention_norm: Name of the norm in a block that follows ``attn_out``, or ``None``.
+        post_mlp_norm: Name of the norm in a block that follows ``mlp_out``, or ``None``.
+    """
 
     family: str
     attention: str
@@ -83,7 +89,7 @@ class Row:
     post_mlp_norm: str | None = None
 
 
-# The first row that matches is used, so the more specific ones come first.
+# The first row that matches is used, so more specific rows come first.
 ROWS = (
     Row(
         "post-norm (Gemma 2/3, OLMo 2)",
@@ -101,7 +107,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Block:
-    """The modules of one block."""
+    """The modules of one transformer block. ``block`` is the block itself, ``out`` its output projection ``W_O``; see ``Row``."""
 
     block: nn.Module
     attention: nn.Module
@@ -118,7 +124,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Norm:
-    """An RMS norm or LayerNorm as a formula: ``gain * (x - centred * mean(x)) / scale(x) + shift``."""
+    """An RMS norm or LayerNorm as a formula: ``gain * (x - centred * mean(x)) / scale(x) + shift``.
+
+    Attributes:
+        gain: Factor on each entry.
+        centred: Whether the mean is subtracted (LayerNorm).
+        eps: Number added to the mean square in ``scale``. The shift is not kept: it does not depend on x.
+    """
 
     gain: Float[Tensor, " d_model"]
     centred: bool
@@ -133,15 +145,19 @@ class Norm:
         return self.centre(self.gain.to(v) * v)
 
     def centre(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Return x minus its mean if the norm subtracts it, else x. The map is its own transpose."""
+        """Return x minus its mean if the norm subtracts the mean, else x. This linear map is symmetric."""
         return x - x.mean(dim=-1, keepdim=True) if self.centred else x
 
 
 @torch.no_grad()
 def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
-    """Find gain, centring and epsilon of the norm after an output projection by running it on test inputs.
+    """Return the norm that follows an output projection as a formula, which is found by running the norm on test inputs.
 
-    Attributes cannot be trusted: families store the gain as g or as 1 + g, and epsilon under many names.
+    Its attributes are not read, since families store the gain as g or as 1 + g, and epsilon under many names.
+
+    Args:
+        module: The norm.
+        W_O: The output projection, for its size, device and number type.
 
     Raises:
         UnsupportedModelError: the module is neither an RMS norm nor a LayerNorm.
@@ -177,7 +193,15 @@ def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
 
 @dataclass(frozen=True)
 class Layout:
-    """Modules, head geometry and output projections of one model."""
+    """Modules, head geometry and output projections of one model.
+
+    Attributes:
+        row: The architecture family, with its module names.
+        blocks: The modules of each layer.
+        n_heads: Number of query heads per layer.
+        head_dim: Size of a head's output.
+        d_model: Width of the residual stream.
+    """
 
     row: Row
     blocks: tuple[Block, ...]
@@ -187,6 +211,7 @@ class Layout:
 
     @property
     def n_layers(self) -> int:
+        """Number of layers (blocks)."""
         return len(self.blocks)
 
     def width(self, kind: str) -> int:
@@ -194,7 +219,7 @@ class Layout:
         return self.n_heads * self.head_dim if kind in ("z", Z_OVER_NORM) else self.d_model
 
     def check(self, site: Site) -> None:
-        """Raise IndexError if the model has no such layer as the site's."""
+        """Raise IndexError if the model does not have the site's layer."""
         if not 0 <= site.layer < self.n_layers:
             raise IndexError(f"{site} does not exist: the model has layers 0..{self.n_layers - 1}.")
 
@@ -215,8 +240,10 @@ class Layout:
 
     @property
     def contribution_kind(self) -> str:
-        """The kind of mean that heads' contributions to the residual stream are linear in: ``z``, or ``Z_OVER_NORM`` in post-norm
-        families."""
+        """Kind of activation that a head's contribution to the residual stream is linear in, so that its mean gives the mean contribution.
+
+        It is ``z``, or ``Z_OVER_NORM`` in post-norm families.
+        """
         return Z_OVER_NORM if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
     def norm(self, layer: int) -> Norm | None:
@@ -225,10 +252,11 @@ class Layout:
         return None if module is None else read_norm(module, self.W_O(layer))
 
     def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Map a residual direction v to ``attn_out``: u with ``<v, attention's contribution> = <u, attn_out> / scale``.
+        """Map a direction v of the residual stream to ``attn_out``: return u with ``<v, contribution> = <u, attn_out> / scale``.
 
-        Pre-norm families: u is v, and the scale is 1. With an RMS norm of gain g in between, u is ``g * v``, since
-        ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``. A head's contribution along v is ``to_attn_out(v) @ W_O[:, head] @ (z / rms)``.
+        The contribution is what attention adds to the residual stream. In pre-norm families u is v, and the scale is 1. With an RMS norm
+        of gain g in between, u is ``g * v``, since ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``. A head's contribution along v is
+        ``to_attn_out(v) @ W_O[:, head] @ (z / rms)``.
         """
         norm = self.norm(layer)
         return v if norm is None else norm.back(v)

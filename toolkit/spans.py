@@ -1,4 +1,4 @@
-"""Think and answer spans of a sequence of token ids, and the phase of a response while it is written.
+"""Think and answer spans of a sequence of token ids, and the phase (prompt, think or answer) of a response while it is written.
 
 A tag that is one token of the vocabulary is found by its id, a longer tag in the text of the tokens.
 """
@@ -12,20 +12,26 @@ import numpy as np
 from toolkit.lm import LM
 from toolkit.types import Span
 
-TAIL = 32  # tokens at the end of a prompt that are searched for a tag put there by the template
+TAIL = 32  # number of last tokens that are searched for a tag: of a prompt, or of a response while it is written
 PHASES = ("prompt", "think", "answer")
-PROMPT, THINK, ANSWER = range(3)
+PROMPT, THINK, ANSWER = range(3)  # indices into PHASES; a response is in PROMPT until its thinking is opened
 
 
 def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[Span | None, Span | None]:
-    """Return the think span and the answer span of a sequence.
+    """Return the think span and the answer span of a sequence; ``None`` in place of a span that it does not have.
 
-    - Thinking is opened by the model or by the prompt (its template, or an assistant message that is continued).
-    - If the prompt closes thinking or switches it off, the think span is empty.
+    - Thinking is opened by the model, or by the prompt: its template, or an assistant message at its end that the model continues.
+    - If the prompt closes thinking or switches it off, the think span is empty and the whole response is the answer.
     - The first closing tag ends thinking. Without one the think span runs to the end, and there is no answer.
-    - A response that never opens thinking is all answer, and has no think span.
+    - A response with a closing tag but no opening tag thinks from its first token to that tag.
+    - A response with neither tag has no think span: all of it is the answer.
+    - If the model has no tags (``lm.tags`` is ``None``), there is no think span: all of the response is the answer.
+    - If ``lm.tags`` has neither an opening nor a closing tag, the whole response is the think span. It is also the answer span if it
+      ended.
 
     Args:
+        ids: Token ids of prompt and response.
+        prompt_len: Number of prompt tokens.
         ended: Whether the last token is an end-of-sequence token, which belongs to no span.
     """
     stop = len(ids) - ended
@@ -50,9 +56,13 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
 
 
 def answer_start(lm: LM, ids: Sequence[int], prompt_len: int, answer: Span) -> int:
-    """Return the position at which an answer begins.
+    """Return the position at which the text of an answer begins.
 
-    It lies inside the prompt if the prompt ends with an unfinished assistant message that already holds part of the answer.
+    This is the start of its span, except if the prompt ends with an unfinished assistant message that already holds part of the answer:
+    then it lies inside the prompt.
+
+    Args:
+        answer: Answer span, from ``spans``.
     """
     message = _assistant_message(lm, ids[:prompt_len]) if answer.start == prompt_len else ()
     closed = find_tag(lm, message, lm.tags.close if lm.tags else None)
@@ -60,7 +70,7 @@ def answer_start(lm: LM, ids: Sequence[int], prompt_len: int, answer: Span) -> i
 
 
 def ends_with(lm: LM, prompt: Sequence[int], tag: str | None) -> bool:
-    """Return whether a prompt ends with a tag, white space aside; tags in a user's message or an earlier turn do not count."""
+    """Return whether a prompt ends with a tag, ignoring white space after it. Tags further back do not matter."""
     places = find_tag(lm, prompt[-TAIL:], tag)
     return bool(places) and not lm.text(prompt[-TAIL:][places[-1].stop :]).strip()
 
@@ -71,14 +81,15 @@ def _first(lm: LM, ids: Sequence[int], tag: str | None, start: int, stop: int) -
 
 
 def find_tag(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
-    """Return the token spans of every occurrence of a tag; none if the tag is ``None``."""
+    """Return the token span of every occurrence of a tag, in order; an empty list if the tag is ``None``."""
     if tag is None:
         return []
     single = lm.token_id(tag)
     if single is not None:
         return [Span(i, i + 1) for i, token in enumerate(ids) if token == single]
-    # A tag of several tokens may share its last token with the text after it ('>\n\n'); that token counts as tag. Each token is decoded
-    # together with the one before it, since many tokenizers drop the blank in front of a text's first token.
+    # A tag of several tokens may share its last token with the text after it ('>\n\n'); that token counts as tag.
+    # pieces[i] is the text that token i adds. Decoded alone it could lack its leading blank, which many tokenizers drop at the start of a
+    # text. So decode it together with token i - 1, and cut off the text of token i - 1.
     pieces = [lm.text(ids[max(i - 1, 0) : i + 1])[len(lm.text(ids[i - 1 : i])) if i else 0 :] for i in range(len(ids))]
     ends = np.cumsum([len(piece) for piece in pieces])
     text, places, at = "".join(pieces), [], 0
@@ -91,7 +102,11 @@ def find_tag(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
 
 
 def phase_at_end(lm: LM, prompt: Sequence[int]) -> int:
-    """Return the phase at the end of a prompt: by a tag at its end, or by the last tag of its unfinished assistant message."""
+    """Return the phase in which the response to a prompt begins: PROMPT (the response has to open its thinking), THINK or ANSWER.
+
+    A tag at the end of the prompt decides, else the last tag in an unfinished assistant message at its end; without either the phase is
+    PROMPT. It is THINK if the model's thinking has no opening tag, and ANSWER if the model has no tags.
+    """
     tags = lm.tags
     if tags is None or ends_with(lm, prompt, tags.close):
         return ANSWER
@@ -103,7 +118,7 @@ def phase_at_end(lm: LM, prompt: Sequence[int]) -> int:
 
 
 def _assistant_message(lm: LM, prompt: Sequence[int]) -> Sequence[int]:
-    """Return the assistant message that a prompt ends with: the tokens after those that open the assistant's turn."""
+    """Return the tokens of the assistant message that a prompt ends with: all after those that open the assistant's turn."""
     turn, ids = lm.turn, tuple(prompt)
     size = len(turn)
     if not size:
@@ -113,12 +128,13 @@ def _assistant_message(lm: LM, prompt: Sequence[int]) -> Sequence[int]:
 
 
 class Reader:
-    """State of one response while it is written token by token.
+    """The phase and the think length of one response, updated with every token that is written.
 
     Attributes:
-        phase: Phase of the last token.
-        written: Think tokens so far.
-        forced: Number of times that a rule has replaced a token.
+        phase: Phase in which the next token is written: PROMPT until thinking is opened, then THINK, and ANSWER once it is closed.
+        written: Number of think tokens so far. If the closing tag has several tokens, all but its last are counted too, since the tag is
+            recognised only when it is complete.
+        forced: Number of times that a rule has replaced a drawn token.
     """
 
     def __init__(self, lm: LM, prompt: Sequence[int]) -> None:
@@ -136,7 +152,7 @@ class Reader:
         return any(span.stop == len(row) for span in find_tag(self.lm, row, tag))
 
     def push(self, token: int) -> None:
-        """Append a token."""
+        """Append a token, and update ``phase`` and ``written``."""
         tags = self.lm.tags
         if self.phase != ANSWER and tags is not None and self.ends(token, tags.close):
             self.phase = ANSWER

@@ -1,4 +1,4 @@
-"""Steering: add a direction to activations while a model runs, or ablate or clamp the component along it."""
+"""Steering: add a direction to activations while a model runs, or remove (ablate) or fix (clamp) their component along it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,17 @@ OPS = ("add", "ablate", "clamp")
 
 @dataclass(frozen=True)
 class Steering:
-    """An intervention along a direction of the residual stream, made by ``steering``."""
+    """An intervention along a direction of the residual stream, made by ``steering``.
+
+    Attributes:
+        direction: The direction; + is longer.
+        strength: Factor on the direction or, for ``ablate`` and ``clamp``, on the change of the component along it.
+        layers: Layers to act at; ``None`` means all.
+        where: Site kind to act at; ``None`` means the direction's kind.
+        during: Positions to act at.
+        op: ``"add"``, ``"ablate"`` or ``"clamp"``, see ``steering``.
+        value: Target of ``clamp``.
+    """
 
     direction: Direction
     strength: float
@@ -42,7 +52,7 @@ class Steering:
 
     @property
     def site(self) -> str:
-        """Kind of site at which it acts."""
+        """Kind of site at which the intervention acts."""
         return self.where or self.direction.kind
 
     def __call__(self, lm: LM) -> AbstractContextManager[None]:
@@ -87,7 +97,11 @@ class Steering:
         return fn
 
     def relative_dose(self, scale: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
-        """Return ``|strength * v| / scale`` per layer, with ``scale`` the typical norm of the activations there."""
+        """Return ``|strength * v| / scale`` per layer: the norm of the added vector over the typical norm of the activations.
+
+        Args:
+            scale: Typical norm of the activations per layer, from ``collect.typical_norm``.
+        """
         return abs(self.strength) * self.direction.norms / scale
 
 
@@ -101,23 +115,26 @@ def steering(
     op: str = "add",
     value: float = 0.0,
 ) -> Steering:
-    """Return an intervention along a direction: ``Condition(lm, (steering(v, 0.5, during="think"),))``. + is longer, - is shorter.
+    """Return an intervention along a direction: ``Condition(lm, (steering(v, 0.5, during="think"),))``.
 
-    Per layer, with u = v / |v|, and the strength at each position multiplied by the scope's weight there::
+    A positive strength lengthens thinking, a negative one shortens it. Per layer, with h the activation, v the direction and
+    u = v / |v|::
 
         add     h <- h + strength * v
         ablate  h <- h - strength * <h, u> u              strength 1 projects u out
         clamp   h <- h + strength * (value - <h, u>) u    strength 1 sets the component along u to ``value``
 
-    Strength 0 is bitwise the base model. With ThinkEdit's direction, which is not normalised, at all layers, strengths are small
-    (published grid: -0.08 ... 0.08). Results are the same with KV cache, left padding, batches, beams, greedy decoding and sampling.
+    At each position the strength is multiplied by the weight of the scope ``during`` (0 outside it). Strength 0 is bitwise the base model.
+    With ThinkEdit's direction, which is not normalised, at all layers, strengths are small (published grid: -0.08 ... 0.08). The
+    intervention is the same with KV cache, left padding, batches, beams, greedy decoding and sampling.
 
     Args:
         layers: Layers to act at; ``None`` means all.
-        where: Site kind; ``None`` means that of the direction.
-        during: ``"all"``, ``"newest"``, phases such as ``"think"`` or ``"think+answer"``, or a ``Scope``.
+        where: Site kind to act at; ``None`` means the kind at which the direction was measured.
+        during: Positions to act at: ``"all"``, ``"newest"`` (the prompt's last position and every response token), phases such as
+            ``"think"`` or ``"think+answer"``, or a ``Scope``.
         op: ``"add"``, ``"ablate"`` or ``"clamp"``.
-        value: Target of ``clamp`` for the component, in units of the residual stream.
+        value: Component along u that ``clamp`` sets, in units of the residual stream.
 
     Raises:
         ValueError: the direction, strength or value is not finite, or the operation, phase or site is unknown.
@@ -150,7 +167,7 @@ def check_direction(direction: Direction, lm: LM) -> None:
 
 
 def check_shape(direction: Direction, lm: LM) -> None:
-    """Raise WrongModelError unless a direction has as many layers as ``lm``, and its width."""
+    """Raise WrongModelError unless a direction has the number of layers and the width of ``lm``."""
     shape = (lm.layout.n_layers, lm.layout.d_model)
     if direction.vector.shape != shape:
         raise WrongModelError(
@@ -159,9 +176,9 @@ def check_shape(direction: Direction, lm: LM) -> None:
 
 
 def transfer(direction: Direction, lm: LM) -> Direction:
-    """Return the direction for use with ``lm`` instead of the model that it was made from, for example after further training.
+    """Return a direction marked as made for ``lm`` instead of its original model, for example to use it after further training.
 
-    Its ``estimator`` names the original model.
+    The numbers stay the same. The ``estimator`` of the result names the original model.
     """
     origin = f"{direction.estimator} from {direction.provenance.model}"
     about = lm.provenance(direction.provenance.seed)
@@ -170,7 +187,7 @@ def transfer(direction: Direction, lm: LM) -> Direction:
 
 
 def in_words(direction: Direction | None) -> str:
-    """Return a direction in words, with a hash of its numbers."""
+    """Return a direction as text: estimator, site kind, positions and a hash of its numbers; ``"no direction"`` for ``None``."""
     if direction is None:
         return "no direction"
     return f"{direction.estimator} {direction.kind} {direction.positions} {identity.hash_of(direction.vector)}"

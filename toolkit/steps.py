@@ -1,4 +1,4 @@
-"""Cut thinking into steps: the text and the tokens of each.
+"""Cut thinking into steps: the text and the token span of each step.
 
 A *splitter* is a plain function from a text to the character offsets at which its steps start. Every character belongs to exactly one
 step, and so does every think token.
@@ -36,7 +36,7 @@ class Step:
 
 
 def lines(text: str) -> list[int]:
-    """Split at line starts; blank lines belong to the step before them.
+    """Return the offsets at which lines begin, so that each line is a step; a blank line belongs to the step before it.
 
     >>> lines("17+5=22\\n22-9=13\\n")
     [0, 8]
@@ -45,7 +45,7 @@ def lines(text: str) -> list[int]:
 
 
 def paragraphs(text: str) -> list[int]:
-    """Split at blank lines, so that each step is a paragraph."""
+    """Return the offsets at which paragraphs begin, after blank lines, so that each paragraph is a step."""
     return [m.end() for m in re.finditer(r"(?:\A|\n[^\S\n]*\n)\s*(?=\S)", text)]
 
 
@@ -70,7 +70,11 @@ def at_cues(pattern: str) -> Splitter:
 
 
 def step_ranges(text: str, split: Splitter = lines) -> list[tuple[int, int]]:
-    """Return the character ranges ``(start, stop)`` of the steps of a text, which together cover it; no range for a blank text."""
+    """Return the character ranges ``(start, stop)`` of the steps of a text, which together cover it; an empty list for a blank text.
+
+    Args:
+        split: Splitter; by default each line is a step.
+    """
     if not text.strip():
         return []
     starts = [0, *sorted({start for start in split(text) if 0 < start < len(text)})]
@@ -81,9 +85,9 @@ def step_ranges(text: str, split: Splitter = lines) -> list[tuple[int, int]]:
 
 
 def token_texts(lm: LM, ids: Sequence[int]) -> list[str]:
-    """Return the text that each token adds to the tokens before it; joined, these are the whole text.
+    """Return the text that each token adds to the tokens before it. Joined, these texts are the whole text.
 
-    A character made of several tokens is the text of the last of them; the others have an empty text.
+    If several tokens make up one character, the last of them has the character as its text and the others have an empty text.
     """
     texts: list[str] = []
     start = read = 0
@@ -99,9 +103,12 @@ def token_texts(lm: LM, ids: Sequence[int]) -> list[str]:
 
 
 def think_steps(lm: LM, rollout: Rollout, split: Splitter = lines) -> list[Step]:
-    """Return the steps of a rollout's think span; an empty list without thinking.
+    """Return the steps of a rollout's think span; an empty list if it has no think span or a blank one.
 
     A token belongs to the step in which its text begins.
+
+    Args:
+        split: Splitter; by default each line is a step.
     """
     if rollout.think is None:
         return []

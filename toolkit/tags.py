@@ -11,7 +11,7 @@ DEFAULT_TAGS = ("<think>", "</think>")
 
 
 class NoThinkTagsError(ValueError):
-    """A model has no think tags, or its rollouts have no think span, where one is needed."""
+    """A model has no think tags, or its rollouts have no think span, but the operation needs one."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class ThinkTags:
 
     Attributes:
         open: Opening tag as text; ``None`` means that thinking starts with the response.
-        close: Closing tag as text; ``None`` means that the whole response counts as thinking (``"response"`` mode, for models that do
-            not mark their thinking; every report names such spans "response").
+        close: Closing tag as text; ``None`` means that the whole response counts as thinking, for models that do not mark their
+            thinking.
     """
 
     open: str | None = DEFAULT_TAGS[0]
@@ -29,7 +29,9 @@ class ThinkTags:
 
     @staticmethod
     def parse(text: str) -> ThinkTags:
-        """Parse ``"OPEN,CLOSE"`` into two tags, or ``"response"`` into none.
+        """Return the tags of ``"OPEN,CLOSE"``, or of ``"response"``: no tags, so that the whole response counts as thinking.
+
+        ``",CLOSE"`` has no opening tag: thinking starts with the response.
 
         >>> ThinkTags.parse("<reason>,</reason>")
         ThinkTags(open='<reason>', close='</reason>')
@@ -43,7 +45,7 @@ class ThinkTags:
 
 
 def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
-    """Return ``DEFAULT_TAGS`` if the vocabulary holds both, or the chat template holds the closing one; else ``None``."""
+    """Return ``<think>`` and ``</think>`` if the vocabulary holds both or the chat template holds ``</think>``; else ``None``."""
     template = json.dumps(tokenizer.chat_template or "")
     if set(tokenizer.get_vocab()).issuperset(DEFAULT_TAGS) or DEFAULT_TAGS[1] in template:
         return ThinkTags()

@@ -1,4 +1,4 @@
-"""Check chat templates in a process with limits before they are used, and list the switches that they read.
+"""Check chat templates in a process with limits before they are used, and list their switches (variables such as ``enable_thinking``).
 
 A chat template is a program that comes with a checkpoint. Jinja's sandbox keeps it from files and from Python, but not from endless loops
 or gigabytes of text. So ``check`` first renders it in a separate process with limits on time and memory. That process runs this file
@@ -29,10 +29,13 @@ CONVERSATIONS = (
     [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "15"}, {"role": "user", "content": "And one more?"}],
     [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "15"}],
 )
-OPENED = (True, False)  # values of add_generation_prompt; both are used later, and a branch may loop for only one of them
+OPENED = (
+    True,
+    False,
+)  # values of add_generation_prompt to try: both are used later, and the template may loop for only one of them
 SECONDS, BYTES, CHARACTERS = 3, 2**30, 200_000
 """Limits of a trial: seconds of CPU time, bytes of memory, characters of a rendered prompt."""
-WALL = 15.0  # limit in seconds of wall-clock time; a busy machine needs more of it than CPU time
+WALL = 15.0  # limit of a trial in seconds of wall-clock time; on a busy machine a trial takes longer than its CPU time
 RESERVED = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception", "strftime_now")
 )
@@ -70,8 +73,9 @@ def check(template: str, tokens: Mapping[str, str], switches: Mapping[str, Any])
     """Raise TemplateProblem unless a template renders a user's question within limits, and reads every switch.
 
     Args:
+        template: Text of the template.
         tokens: Special tokens by name, such as ``eos_token``.
-        switches: Values of variables of the template, such as ``{"enable_thinking": False}``.
+        switches: Variables to set in the template, such as ``{"enable_thinking": False}``.
 
     Raises:
         TemplateProblem: the text is not a valid template, fails, leaves out the question, or needs too much time or memory; or it does

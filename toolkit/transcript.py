@@ -1,7 +1,7 @@
 """One response as HTML: tokens coloured by entropy, thinking and answer set apart, steps numbered, failed steps and re-checks marked.
 
-Use ``fragment`` in a saved report, or in Jupyter through ``IPython.display.HTML``; ``html_page`` is a whole page. Nothing is
-loaded and no script runs. Hovering over or clicking a token shows its entropy and probability.
+Use ``fragment`` in a saved report, or in Jupyter through ``IPython.display.HTML``; ``html_page`` makes a whole page of fragments. The HTML
+loads no other file and runs no script. Hovering over or clicking a token shows its entropy and probability.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from toolkit.types import Problem, Rollout, Span
 
 HUE = "230,120,0"  # an orange on which dark text is readable; only its opacity shows entropy, so colour blindness does not matter
 NAME = 60  # longest problem id in the heading, in characters
-DEEPEST = 0.85  # opacity of the highest entropy
+DEEPEST = 0.85  # opacity of the deepest colour, for the highest entropy
 _STYLE = f"""<style>
 .rl-t{{font:15px/1.7 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;color:#1a1a1a;background:#fff;border:1px solid #ddd;
 border-radius:8px;padding:1rem 1.2rem;margin:1rem 0;max-width:1000px;text-align:left}}
@@ -54,13 +54,16 @@ def fragment(
     """Return one response as a self-contained HTML fragment.
 
     Args:
-        chain: Its steps with their marks, from ``failed_steps.chain``; without one, steps are lines and none is marked.
+        rollout: The response, with recorded entropies.
+        chain: The steps of its thinking, marked as failed or as re-checks, from ``failed_steps.chain``. Without it, each line is a step
+            and no step is marked.
         problem: If given, its gold answer is shown.
-        top: Entropy (nats) of the deepest colour; give the same to all transcripts to compare them. Default: the response's highest.
+        top: Entropy (nats) of the deepest colour. To compare transcripts, pass the same number to all. Default: the response's highest
+            entropy.
 
     Raises:
-        entropies.NoEntropiesError: the rollout has no entropies.
-        ValueError: ``top`` is not positive, or the chain was read from text and does not say which tokens its steps are.
+        entropies.NoEntropiesError: the rollout has no recorded entropies.
+        ValueError: ``top`` is not positive, or the chain has no token spans because it was read from a text.
     """
     h = entropies_of(rollout)
     if top is not None and not top > 0:
@@ -87,7 +90,11 @@ def fragment(
 
 
 def html_page(title: str, fragments: Sequence[str]) -> str:
-    """Return an HTML page of transcripts; write it with ``store.write_text``."""
+    """Return a whole HTML page with a title and several responses; write it with ``store.write_text``.
+
+    Args:
+        fragments: HTML of each response, from ``fragment``.
+    """
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title>"
     style = "<style>body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1040px;margin:2rem auto;padding:0 1rem}h1{font-size:1.5rem}</style>"
     body = f"<h1>{html.escape(title)}</h1>{''.join(fragments)}"

@@ -1,7 +1,7 @@
 """Frozen values that the other modules pass to each other. None of them runs a model or touches a file.
 
-Units: lengths are tokens, entropies are nats. Sign convention everywhere: **+ is longer thinking**.
-Residual tensors are indexed ``[layers, d_model]`` with layer 0 the first block.
+Units: lengths are tokens, entropies are nats. Sign of every direction: **+ is longer**, which means that adding it lengthens thinking.
+Tensors over the residual stream are ``[layers, d_model]``; layer 0 is the first block.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from toolkit import origins
 
 Finish = Literal["stop", "length"]
 Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
-"""Site kinds, in the order in which a block computes them: see ``sites``."""
+"""Kinds of sites (places in a block where activations are read or changed), in the order in which a block computes them: see ``sites``."""
 Z_OVER_NORM = "z_over_norm"
-"""Name of ``z`` divided, at each position, by the scale of the norm between ``W_O`` and the residual stream (ours)."""
+"""Name of ``z`` (outputs of the heads before ``W_O``) divided, at each position, by the divisor of the norm that follows ``W_O`` (ours)."""
 Op = Literal["project_out", "scale"]
 
 
@@ -41,7 +41,7 @@ class Problem:
         id: Unique and stable; statistics group samples and pair conditions by it.
         messages: Chat messages, ``({"role": ..., "content": ...}, ...)``.
         answer: The gold answer as text.
-        meta: Facts about the problem (``task``, ``difficulty``, ``split``, ...), and what its grader reads: see ``tasks.grading``.
+        meta: Facts about the problem (``task``, ``difficulty``, ``split``, ...), and fields that its grader reads: see ``tasks.grading``.
     """
 
     id: str
@@ -90,14 +90,16 @@ class Rollout:
         sample: Index of the sample within the problem.
         token_ids: Prompt and response tokens (no padding).
         prompt_len: Number of prompt tokens.
-        think: Tokens *between* the think tags, tags excluded. A span that was never closed goes to the end of the sequence;
-            ``None`` if the response never opened one.
-        answer: Tokens after the closing tag, end-of-sequence token excluded; ``None`` if the think span was never closed.
-        finish: ``"stop"`` if an end-of-sequence token was sampled, ``"length"`` if the token budget ran out.
+        think: Tokens *between* the think tags, tags excluded. If thinking was never closed, the span runs to the end of the sequence.
+            ``None`` if thinking was never opened.
+        answer: Tokens after the closing tag, end-of-sequence token excluded; ``None`` if thinking was never closed.
+        finish: ``"stop"`` if an end-of-sequence token was sampled, ``"length"`` if the largest number of new tokens was reached.
         text: Decoded response with its special tokens.
         correct: Grade of the answer span; False if there is none.
-        logprobs: Log-probability of each response token under the sampling distribution, or ``None``.
-        entropies: Full-softmax entropy (nats, at the sampling temperature) before each response token.
+        logprobs: Natural log-probability of each response token, or ``None``: under the distribution that it was sampled from or, if
+            computed afterwards (``entropies.with_entropies``), under the full softmax.
+        entropies: Entropy in nats of the full softmax (no top-k or top-p) that predicts each response token, at the sampling temperature;
+            at temperature 1 if sampling was greedy. ``None`` if it was not recorded.
     """
 
     problem_id: str
@@ -119,7 +121,7 @@ class Rollout:
 
     @property
     def closed(self) -> bool:
-        """True if the closing think tag was sampled."""
+        """True if the response has an answer span: its thinking was closed, or it never opened any."""
         return self.answer is not None
 
     @property
@@ -134,13 +136,13 @@ class Provenance:
 
     Attributes:
         model: Id or directory that the model was loaded from.
-        revision: Hub revision, or ``None``.
-        fingerprint: SHA-256 over all weights; using the value with other weights is an error.
+        revision: Hub revision (branch, tag or commit), or ``None``.
+        fingerprint: SHA-256 over all weights and the config; using the value with a model of another fingerprint is an error.
         template_hash: Hash of the chat template.
-        toolkit_version: Version of the toolkit that made it.
+        toolkit_version: Version of the toolkit that made the value.
         seed: Random seed, or ``None`` if nothing was random.
-        notes: Other facts (sampling, thresholds), JSON-serialisable; they include the record of the problems it was made from, see
-            ``origins``.
+        notes: Other facts (sampling, thresholds), JSON-serialisable; they include the record of the problems that the value was made
+            from, see ``origins``.
     """
 
     model: str
@@ -157,16 +159,16 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums of per-example mean activations, by class, for some kinds of sites. Moments of two shards can be added.
+    """Sums of activations over examples, by class, for some kinds of sites. The moments of two sets of examples can be added.
 
-    ``sums[kind][c, l]`` is the sum, over the examples of class c, of the example's mean activation at layer l.
-    ``outer[kind][c, l]`` (optional) is the sum, over the same examples, of the mean outer product of activations: see
-    ``covariance``.
+    An example is one rollout. ``sums[kind][c, l]`` is the sum, over the examples of class c, of the example's mean activation at layer l
+    (the mean over its chosen positions). ``outer[kind][c, l]`` (optional) is the sum, over the same examples, of the example's mean
+    outer product ``h h^T``: see ``covariance``.
 
     Attributes:
         labels: Class names, e.g. ``("long", "short")``.
         n: Number of examples per class.
-        positions: Name of the positions that were averaged over, e.g. ``"think"``.
+        positions: Name of the positions of an example that were averaged over, e.g. ``"think"``.
         sums: Site kind (or ``Z_OVER_NORM``) -> ``[labels, layers, width]``, fp32 or wider.
         outer: Site kind -> ``[labels, layers, width, width]``, or empty.
     """
@@ -199,13 +201,13 @@ class Moments:
                 raise ValueError(f"Moments.outer.{kind} has shape {tuple(self.outer[kind].shape)}, expected {(*size, size[2])}.")
 
     def index(self, label: str) -> int:
-        """Return the row of a class. Raise KeyError if there is no such class."""
+        """Return the index of a class on the first axis of ``sums`` and ``outer``. Raise KeyError if there is no such class."""
         if label not in self.labels:
             raise KeyError(f"No class {label!r} in these moments: choose one of {', '.join(self.labels)}.")
         return self.labels.index(label)
 
     def mean(self, kind: str, label: str) -> Float[Tensor, "layers _"]:
-        """Return the mean activation of class ``label`` at sites of ``kind``: mean over positions per example, then over examples.
+        """Return the mean activation of class ``label`` at sites of ``kind``: the mean over examples of each example's mean over positions.
 
         Raise KeyError if there is no such class or kind, ValueError if the class has no examples.
         """
@@ -217,7 +219,10 @@ class Moments:
         return self.sums[kind][row] / self.n[row]
 
     def covariance(self, kind: str) -> Float[Tensor, "layers _ _"]:
-        """Return the pooled within-class covariance at sites of ``kind``, every example with weight 1. Raise KeyError if not collected."""
+        """Return the within-class covariance at sites of ``kind``, pooled over classes; every example has weight 1.
+
+        Raise KeyError if outer products of ``kind`` were not collected.
+        """
         if kind not in self.outer:
             raise KeyError(f"No second moments of {kind!r}: collect with second=({kind!r},).")
         total = self.outer[kind].sum(dim=0)
@@ -228,7 +233,10 @@ class Moments:
         return total / sum(self.n)
 
     def __add__(self, other: Moments) -> Moments:
-        """Add the moments of two shards. A class may be missing from one. Raise ValueError if positions, weights or sites differ."""
+        """Add the moments of two sets of examples. A class may be missing from one of them.
+
+        Raise ValueError if the two differ in positions, weights or sites.
+        """
         left = (self.positions, self.provenance.fingerprint, sorted(self.sums), sorted(self.outer))
         right = (other.positions, other.provenance.fingerprint, sorted(other.sums), sorted(other.outer))
         if left != right:
@@ -252,16 +260,17 @@ class Moments:
 
 @dataclass(frozen=True)
 class Direction:
-    """A direction of thinking length in the residual stream, one vector per layer; **+ is longer**.
+    """A direction of thinking length in the residual stream, one vector per layer; **+ is longer**: adding it lengthens thinking.
 
     Attributes:
         vector: ``[layers, d_model]``, not normalised.
-        kind: Site kind that it was measured at: ``"resid_mid"`` (ThinkEdit's "attn") or ``"resid_post"`` ("mlp"), before any final norm;
-            ``"attn_out"`` for a direction in the output of heads (it differs from the residual stream only in post-norm families).
+        kind: Kind of site at which it was measured, usually ``"resid_mid"`` (called "attn" by ThinkEdit) or ``"resid_post"`` (called
+            "mlp"). ``"attn_out"`` is for a direction in the space of the heads' outputs; only in post-norm families does that differ
+            from the residual stream.
         positions: Name of the positions that were averaged over.
-        estimator: ``"mean_difference"``, ``"whitened"``, ``"random"``, ...
-        n_pos: Number of examples of the long class.
-        n_neg: Number of examples of the short class.
+        estimator: ``"mean_difference"``, ``"whitened"``, ``"random(seed=0)"``, ...
+        n_pos: Number of examples of the long class, or of pairs if the estimator takes pairs.
+        n_neg: Number of examples of the short class, or of pairs.
     """
 
     vector: Float[Tensor, "layers d_model"]
@@ -286,7 +295,7 @@ class Direction:
         return self.vector.norm(dim=-1)
 
     def unit(self) -> Float[Tensor, "layers d_model"]:
-        """Return unit vectors. A layer whose vector is zero stays zero: nothing is projected out there."""
+        """Return the vectors scaled to norm 1. A layer whose vector is zero stays zero: nothing is projected out there."""
         norms = self.norms[:, None]
         return self.vector / norms.where(norms > 0, 1.0)
 
@@ -298,7 +307,8 @@ class HeadScores:
     Attributes:
         score: ``[layers, heads]``; a higher score means more of the property that ``method`` names.
         method: Name of the score, e.g. ``"short_thinking"``.
-        units: e.g. ``"residual stream norm"``: size of a head's contribution to the residual stream, after any norm in between.
+        units: Unit of the score, e.g. ``"residual stream norm"``: size of a head's contribution to the residual stream, after any norm
+            that follows ``W_O``.
     """
 
     score: Float[Tensor, "layers heads"]
@@ -318,10 +328,10 @@ class HeadScores:
 
 @dataclass(frozen=True)
 class HeadEdit:
-    """One change of one attention head.
+    """One change of one attention head. ``W_h`` are the columns of the output projection ``W_O`` that belong to the head.
 
-    ``project_out``: ``W_h <- (I - strength v v^T) W_h``, with v the plan's unit direction at that layer (in post-norm families mapped
-    back through the norm that follows ``W_O``).
+    ``project_out``: ``W_h <- (I - strength v v^T) W_h``, with v the plan's unit direction at that layer, in post-norm families
+    mapped back through the norm that follows ``W_O``.
     ``scale``: ``W_h <- (1 - strength) W_h``; strength 1 silences the head, 0 changes nothing.
     """
 
@@ -342,7 +352,13 @@ class HeadEdit:
 
 @dataclass(frozen=True)
 class Plan:
-    """A list of head edits, with the direction that they project out; ``edits`` applies it to a model."""
+    """A list of head edits, with the direction that they project out; ``toolkit.edits`` applies it to a model.
+
+    Attributes:
+        edits: The edits.
+        direction: Direction for the operation ``project_out``; ``None`` if no edit needs one.
+        name: Description, e.g. ``"top 2 of 32 heads, mean_difference"``.
+    """
 
     edits: tuple[HeadEdit, ...]
     direction: Direction | None
@@ -369,12 +385,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Report:
-    """Results of a comparison: every condition on the same problems and seeds.
+    """Results of a comparison: every condition on the same problems with the same random numbers.
 
     Attributes:
         rows: One row per rollout: ``condition, problem_id, sample, task, difficulty, correct, think_tokens,
-            response_tokens, closed, looping, finish``.
-        conditions: Condition name -> its description (model, fingerprint, interventions, note).
+            response_tokens, closed, looping, finish``. ``looping`` means that the response ends in a repeated run of tokens.
+        conditions: Condition name -> its description: ``model, fingerprint, parent, interventions, note, made_from, overlap``.
         base: Name of the condition that the others are compared with.
         provenance: Provenance of the base model; its notes hold the sampling settings and the problems.
     """
@@ -385,7 +401,7 @@ class Report:
     provenance: Provenance
 
     def only(self, **columns: Any) -> Report:
-        """Return the report on some of the problems: ``report.only(task="arithmetic")`` or ``only(difficulty=[4, 5, 6])``.
+        """Return a report with only the rows that have the given values: ``only(task="arithmetic")`` or ``only(difficulty=[4, 5, 6])``.
 
         Raise KeyError if there is no such column, ValueError if no row is left.
         """

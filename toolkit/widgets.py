@@ -1,4 +1,4 @@
-"""Jupyter widgets: controls for steering with a response that follows them, and learning curves of a run in progress."""
+"""Jupyter widgets: controls for steering with responses that update when a control changes, and learning curves while a model trains."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def responses_html(lm: LM, responses: Sequence[tuple[str, float, Rollout]]) -> s
     """Return responses side by side as HTML: strength and length above, thinking in blue, the answer in bold.
 
     Args:
-        responses: ``(prompt, strength, rollout)`` of each, from ``jobs.steered_responses``.
+        responses: ``(prompt, strength, rollout)`` of each response, from ``jobs.steered_responses``.
     """
     boxes = []
     for _, strength, r in responses:
@@ -38,7 +38,15 @@ def responses_html(lm: LM, responses: Sequence[tuple[str, float, Rollout]]) -> s
 
 
 def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0, 0.0, 1.0), *, during: str = "all") -> Any:
-    """Return the greedy responses at a few strengths side by side, without ipywidgets (an ``IPython.display.HTML``)."""
+    """Return greedy responses to a prompt, steered along ``v`` at a few strengths, side by side. It does not need ipywidgets.
+
+    Args:
+        strengths: Steering strengths; + is longer.
+        during: Positions at which steering acts, see ``edits.steering``.
+
+    Returns:
+        An ``IPython.display.HTML``.
+    """
     from IPython.display import HTML
 
     acts = {a: steering(v, a, during=during) for a in strengths}
@@ -46,10 +54,14 @@ def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0
 
 
 def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
-    """Return controls for steering ``lm`` along ``v``, with the responses that they give.
+    """Return a widget with controls for steering ``lm`` along ``v``, and the response at the chosen strength beside the one at strength 0.
 
-    The controls are prompt, strength (``-most`` to ``most``), layers, phase and temperature. Without ipywidgets (the ``notebook``
-    extra) return ``static``.
+    The controls are prompt, strength, layers, phase and temperature. If ipywidgets (the extra ``notebook``) is not installed, return the
+    result of ``static``.
+
+    Args:
+        prompt: Prompt to begin with.
+        most: Largest strength that can be chosen; the smallest is ``-most``.
     """
     try:
         import ipywidgets as w
@@ -83,7 +95,7 @@ def live(*, every: int = 5, metrics: Sequence[str] = ("accuracy", "think_tokens"
     """Return a training callback, ``Extras(callbacks=(live(),))``, that draws learning curves while the run is in progress.
 
     Args:
-        every: Training steps between pictures.
+        every: Number of training steps between updates.
         metrics: Columns of the training log, one panel each.
     """
     from toolkit.grpo.log import Watch  # imports transformers' trainer, which nothing else here needs

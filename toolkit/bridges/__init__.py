@@ -1,7 +1,7 @@
 """Use a model in TransformerLens or nnsight, with the same weights in memory, and translate the names of sites.
 
 No weights are folded, centred or copied, and ``lm`` itself does not change: the other library gets a copy of the *modules* that shares
-all weights and hooks. So edited models work there too, and interventions on ``lm`` act there::
+all weights and hooks. So edited models work in the other library too, and interventions on ``lm`` act on its model::
 
     bridge = bridges.to_transformer_lens(lm)
     with edits.steering(direction, 0.05)(lm):
@@ -18,10 +18,10 @@ kind            TransformerLens     nnsight (of the block's modules)            
 ``resid_post``  hook_resid_post     block, output                                       same
 ==============  ==================  ==================================================  ===============================
 
-.. [1] ``[batch, seq, heads, head_dim]`` there, ``[batch, seq, heads * head_dim]`` here.
-.. [2] In post-norm families these are *after* the norm; our sites are ``attn.hook_out`` and ``mlp.hook_out``.
-.. [3] Read only: the hook is at the input of the MLP's norm, so a write there does not reach the residual stream. Parallel
-   blocks have no such hook; ``from_transformer_lens`` forms the sum.
+.. [1] Shape ``[batch, seq, heads, head_dim]`` in TransformerLens, ``[batch, seq, heads * head_dim]`` in this toolkit.
+.. [2] In post-norm families these hooks are *after* the norm; there, our sites are ``attn.hook_out`` and ``mlp.hook_out``.
+.. [3] Read only: the hook is at the input of the MLP's norm, so a write there does not reach the residual stream. Models with parallel
+   blocks have no such hook; ``from_transformer_lens`` computes the sum.
 
 Limits:
 
@@ -29,9 +29,9 @@ Limits:
   weights.
 - With ``use_attn_result`` the output projection is never called, so our interventions at ``z`` and ``attn_out`` do not act.
 - *At* a site that an intervention writes to, the other library may show the value before the write (nnsight: at every output;
-  TransformerLens: at ``resid_pre``, ``z`` and ``mlp_out``). All later sites show the effect.
-- nnsight has to read sites in the order of the computation. Do not use ``output_hidden_states`` there: transformers then puts hooks on the
-  shared layers, and later lists every hidden state of ``lm`` twice.
+  TransformerLens: at ``resid_pre``, ``z`` and ``mlp_out``). All later sites show the effect of the write.
+- nnsight has to read sites in the order of the computation. Do not use ``output_hidden_states`` in nnsight: transformers then puts hooks
+  on the shared layers, and from then on lists every hidden state of ``lm`` twice.
 """
 
 from toolkit.bridges.activations import from_nnsight, from_transformer_lens, moments

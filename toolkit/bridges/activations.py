@@ -19,10 +19,13 @@ from toolkit.types import Moments, Rollout
 
 
 def from_transformer_lens(lm: LM, cache: Any) -> dict[Site, Float[Tensor, "*batch seq _"]]:
-    """Return all sites in an ``ActivationCache`` or another mapping from hook names to tensors. The heads of ``z`` are concatenated.
+    """Return the activations at all of our sites that TransformerLens recorded. The heads of ``z`` are concatenated.
+
+    Args:
+        cache: An ``ActivationCache``, or another mapping from hook names to tensors.
 
     Raises:
-        NeighbourError: the cache has no site.
+        NeighbourError: the cache has none of our sites.
     """
     values: dict[Site, Tensor] = {}
     for layer in range(lm.layout.n_layers):
@@ -39,9 +42,14 @@ def from_transformer_lens(lm: LM, cache: Any) -> dict[Site, Float[Tensor, "*batc
 
 
 def from_nnsight(lm: LM, model: Any, wanted: Iterable[Site]) -> dict[Site, Tensor]:
-    """Save sites inside a trace: ``with model.trace(ids): values = bridges.from_nnsight(lm, model, wanted)``.
+    """Return the activations at some sites, inside a trace: ``with model.trace(ids): values = bridges.from_nnsight(lm, model, wanted)``.
 
-    Sites are read in the order of the computation, as nnsight requires. Values are ``[batch, seq, width]``.
+    After the trace, ``values`` is a dict from site to ``[batch, seq, width]``. Sites are read in the order of the computation, as nnsight
+    requires.
+
+    Args:
+        model: The nnsight model, from ``to_nnsight``.
+        wanted: Sites to read.
     """
     nnsight, chosen, values = import_optional("nnsight", "nnsight"), set(wanted), {}
     for site in chosen:
@@ -67,11 +75,12 @@ def moments(
 
     Args:
         examples: ``(rollout, class, {site: [seq, width] or [1, seq, width]})``, with all layers of each kind.
-        positions: Positions of a rollout to average over, such as ``collect.THINK.of``. A rollout without any is left out.
+        positions: Function from a rollout to the positions to average over, such as ``collect.THINK.of``. A rollout without positions is
+            left out.
         name: Name of these positions, such as ``"think"``.
 
     Raises:
-        NeighbourError: layers are missing, examples differ in their kinds, or activations do not fit the rollout or the model.
+        NeighbourError: layers are missing, examples differ in their site kinds, or activations do not fit the rollout or the model.
         NoThinkTagsError: no rollout has a position.
     """
     sums: dict[str, dict[str, Tensor]] = {}

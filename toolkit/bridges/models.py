@@ -27,14 +27,14 @@ def to_transformer_lens(lm: LM) -> Any:
 
     Raises:
         ImportError: TransformerLens is not installed.
-        NeighbourError: TransformerLens does not support the architecture, or computes something else than ``lm`` at a site.
+        NeighbourError: TransformerLens does not support the architecture, or computes other numbers than ``lm`` at a site.
     """
     bridges = import_optional("transformer_lens.model_bridge", "TransformerLens")
     _refuse_processors(lm)
     model, tokenizer = _shell(lm), copy.deepcopy(lm.tokenizer)
     layout = sites.find(model)
-    # A bridge requests attention rows, for which transformers puts permanent hooks on the layers. These are shared with lm, whose hidden
-    # states would then be collected twice. The bridge does not need them, so mark the model as having them already.
+    # A bridge requests attention rows, for which transformers puts permanent hooks on the layers. The layers share their hooks with lm,
+    # whose hidden states would then be collected twice. The bridge does not need these hooks, so mark the model as having them already.
     for inner in model.modules():
         if isinstance(inner, PreTrainedModel):
             inner._output_capturing_hooks_installed = True  # type: ignore[assignment]
@@ -74,12 +74,12 @@ def _refuse_processors(lm: LM) -> None:
 
 
 def check_transformer_lens() -> None:
-    """Raise ImportError, with the command that installs it, unless TransformerLens can be imported. Call it before long work."""
+    """Raise ImportError, with the command that installs it, if TransformerLens cannot be imported. Call this before long work."""
     import_optional("transformer_lens.head_detector", "TransformerLens")
 
 
 def to_nnsight(lm: LM) -> Any:
-    """Return an nnsight ``TransformersModel`` around the weights of ``lm``. It always pads on the left.
+    """Return an nnsight ``TransformersModel`` around the weights of ``lm``. nnsight always pads on the left.
 
     Raises:
         ImportError: nnsight is not installed.
@@ -89,7 +89,12 @@ def to_nnsight(lm: LM) -> Any:
 
 
 def import_optional(module: str, name: str) -> Any:
-    """Import an optional module, or raise ImportError with the command that installs it."""
+    """Import and return an optional module. Raise ImportError with the command that installs it if that fails.
+
+    Args:
+        module: Module to import.
+        name: Name of the package in the error message.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -107,7 +112,7 @@ def _shell(lm: LM) -> PreTrainedModel:
 
 @torch.no_grad()
 def _check(lm: LM, bridge: Any, *, tokens: int = 8) -> None:
-    """Check one pass of the bridge by our hooks on ``lm``: each site has to be computed once, with the numbers of ``lm``."""
+    """Raise NeighbourError unless the bridge computes each site once in a pass, with the numbers of ``lm``, as our hooks on ``lm`` see it."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, lm.model.config.get_text_config().vocab_size, (1, tokens), generator=generator).to(lm.device)
     recorded: dict[Site, list[Tensor]] = {Site(kind, layer): [] for layer in range(lm.layout.n_layers) for kind in KINDS}
@@ -129,21 +134,25 @@ def _check(lm: LM, bridge: Any, *, tokens: int = 8) -> None:
 
 
 DETECTED = {"previous token": "previous_token_head", "induction": "induction_head", "duplicate token": "duplicate_token_head"}
-"""Our names -> names of TransformerLens's detection patterns."""
+"""Name of a pattern -> its name in TransformerLens's head detectors."""
 
 
 @torch.no_grad()
 def detect_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 32, seed: int = 0) -> dict[str, HeadScores]:
-    """Run TransformerLens's head detectors. Return, per pattern, the share of each head's attention on it, a mean over sequences.
+    """Run TransformerLens's head detectors and return the scores of all heads by pattern: ``DETECTED`` lists the patterns.
 
-    "previous token" and "duplicate token" use ``sequences``. "induction" uses as many sequences of up to ``repeated`` distinct tokens from
-    them, in random order and twice in a row: only the repetition predicts the next token there.
+    A score is the share of a head's attention that lies on the pattern, averaged over sequences. The patterns "previous token" and
+    "duplicate token" are measured on ``sequences``. "induction" is measured on equally many artificial sequences: up to ``repeated``
+    distinct tokens from ``sequences`` in random order, twice in a row, so that only the repetition predicts the next token.
 
     Args:
         sequences: Token ids of texts.
+        repeated: Largest number of distinct tokens in an artificial sequence.
+        seed: Seed of the artificial sequences.
 
     Raises:
-        ImportError, NeighbourError: as ``to_transformer_lens``.
+        ImportError: TransformerLens is not installed.
+        NeighbourError: TransformerLens does not support the architecture, or computes other numbers than ``lm`` at a site.
         ValueError: there is no sequence, or one has fewer than two tokens.
     """
     if not sequences or min(map(len, sequences)) < 2:

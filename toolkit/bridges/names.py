@@ -11,7 +11,7 @@ from toolkit.sites import KINDS, Site
 
 
 class NeighbourError(ValueError):
-    """The other library does not have a model, site or activation, or computes something else there."""
+    """TransformerLens or nnsight does not have a model, site or activation, or computes other numbers than this toolkit."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Place:
 
     Attributes:
         module: Path of a module below the model, such as ``"model.layers.3.self_attn.o_proj"``.
-        plus: Path of a module whose *input* has to be added, or ``None``. It is set for ``resid_mid``, a sum that no module returns. Read
-            that input first. To add a vector to the sum, add it to the output of ``module``.
+        side: Whether the site is the ``"input"`` or the ``"output"`` of the module.
+        plus: Path of another module whose *input* has to be added, or ``None``. It is set for ``resid_mid``, a sum that no module returns.
+            Read this input first. To add a vector to ``resid_mid``, add it to the output of ``module``.
     """
 
     module: str
@@ -30,7 +31,7 @@ class Place:
 
 
 def hook_names(lm: LM) -> dict[str, tuple[str, ...]]:
-    """Return site kind -> its TransformerLens names within a block, the usual one first."""
+    """Return a dict from site kind to the names of its TransformerLens hooks within a block, the usual name first."""
     names: dict[str, tuple[str, ...]] = {
         "resid_pre": ("hook_resid_pre", "hook_in"),
         "z": ("attn.hook_z",),
@@ -51,10 +52,10 @@ def transformer_lens_name(lm: LM, site: Site, *, write: bool = False) -> str:
     """Return the name of the TransformerLens hook for a site, such as ``blocks.3.hook_resid_post``.
 
     Args:
-        write: True for the hook at which to add a vector, False for the one to read.
+        write: True for the hook at which to add a vector, False for the hook at which to read the site.
 
     Raises:
-        IndexError: there is no such layer.
+        IndexError: the model does not have the site's layer.
         NeighbourError: TransformerLens has no such hook (``resid_mid`` of parallel blocks).
     """
     lm.layout.check(site)
@@ -68,11 +69,14 @@ def transformer_lens_name(lm: LM, site: Site, *, write: bool = False) -> str:
 
 
 def site_of_transformer_lens(lm: LM, name: str) -> Site:
-    """Return the site of a TransformerLens hook of this model.
+    """Return the site of a TransformerLens hook of this model, the inverse of ``transformer_lens_name``.
+
+    Args:
+        name: Name of the hook, such as ``blocks.3.hook_resid_post``.
 
     Raises:
-        IndexError: there is no such layer.
-        NeighbourError: none of our sites corresponds to the hook, or its value is after a norm (post-norm families).
+        IndexError: the model does not have the hook's layer.
+        NeighbourError: none of our sites corresponds to the hook, or the hook comes after a post-norm.
     """
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     layer, hook = (int(match[1]), match[2]) if match else (0, name)
@@ -92,7 +96,7 @@ def site_of_transformer_lens(lm: LM, name: str) -> Site:
 
 
 def nnsight_path(lm: LM, site: Site) -> Place:
-    """Return the place of a site of this model in nnsight. Raise IndexError if there is no such layer."""
+    """Return the place of a site of this model in nnsight. Raise IndexError if the model does not have the site's layer."""
     lm.layout.check(site)
     path, block = {module: name for name, module in lm.model.named_modules()}, lm.layout.blocks[site.layer]
     if site.kind == "resid_mid":
@@ -105,7 +109,8 @@ def site_of_nnsight(lm: LM, place: Place) -> Site:
     """Return the site at a place in nnsight, the inverse of ``nnsight_path``.
 
     Raises:
-        NeighbourError: there is no site. (The output of attention is a site only together with ``plus=`` the block's input: ``resid_mid``.)
+        NeighbourError: none of our sites is at this place. (The output of attention is one only with ``plus`` set to the block: then it is
+            ``resid_mid``.)
     """
     for layer in range(lm.layout.n_layers):
         for site in (Site(kind, layer) for kind in KINDS):

@@ -31,8 +31,10 @@ def correlation(
     Args:
         groups: Problem of each row.
         kind: ``"pearson"`` or ``"spearman"`` (Pearson's correlation of mid-ranks).
-        within: Subtract each problem's means first, so that differences between problems, such as their difficulty, do not count.
-            Problems with a single row are left out.
+        within: True for the correlation within problems: each problem's mean is subtracted from both columns first, so that differences
+            between problems, such as difficulty, do not count. Problems with a single row are left out.
+        times: Number of resamples.
+        seed: Seed of the resamples.
 
     Raises:
         ValueError: an unknown kind, columns of different length, or, with ``within``, no problem with two rows.
@@ -56,7 +58,7 @@ def correlation(
         a, b = (_centred(values[repeated], which) for values in (a, b))
     if not len(names):
         raise ValueError("No rows to correlate.")
-    # Per column a function from row weights to values. Ranks depend on the weights, the values themselves do not.
+    # For each column, a function from row weights to the numbers to correlate. Ranks depend on the weights, the values do not.
     columns = [_weighted_ranks(v) if kind == "spearman" else lambda weights, v=v: v[None] for v in (a, b)]
 
     def over(index: ndarray) -> ndarray:
@@ -65,7 +67,7 @@ def correlation(
         x_of, y_of = columns
         return _weighted_pearson(x_of(weights), y_of(weights), weights)
 
-    # The estimate has every problem once; the resamples go block by block, which bounds the memory for [resamples, rows].
+    # In the estimate every problem counts once. Resamples are processed in blocks, which bounds the memory for [resamples, rows].
     index, block = resamples(len(names), seed=seed, times=times), max(1, BLOCK // len(a))
     centre = float(over(np.arange(len(names))[None])[0])
     draws = np.concatenate([over(index[i : i + block]) for i in range(0, times, block)])

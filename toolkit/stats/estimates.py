@@ -12,16 +12,21 @@ from numpy import ndarray
 
 RESAMPLES = 2000
 Statistic = Callable[[ndarray], ndarray]
-"""A function from problem indices ``[times, n]``, one resample per row, to values ``[times]``."""
+"""A function from problem indices ``[times, n]``, one resample per row, to the values of a statistic, ``[times]``."""
 Bounds = tuple[float, float]
-"""Smallest and largest possible value."""
+"""Smallest and largest possible value of a quantity."""
 UNBOUNDED: Bounds = (-math.inf, math.inf)
 NO_VARIANCE = "no variance"  # remark on an interval of width 0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its confidence interval (95 % by default).
+    """An estimate with its confidence interval (95 % by default).
+
+    Attributes:
+        mean: The estimate: a mean, or another statistic of the problems.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
 
     >>> estimate = Estimate(0.12, 0.03, 0.21)
     >>> print(estimate, estimate.excludes_zero)
@@ -34,7 +39,10 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """True if the interval does not contain zero. False for an interval of width 0: the values do not vary, so the interval carries no information."""
+        """True if the interval does not contain zero.
+
+        False for an interval of width 0: the values do not vary, so the interval carries no information.
+        """
         return self.low < self.high and (self.low > 0 or self.high < 0)
 
     def __str__(self) -> str:
@@ -44,7 +52,9 @@ class Estimate:
 
 
 def resamples(n: int, *, seed: int = 0, times: int = RESAMPLES) -> ndarray:
-    """Return indices ``[times, n]`` of problems drawn with replacement. Equal seeds give equal draws, which keeps comparisons paired.
+    """Return ``times`` resamples of n problems: indices ``[times, n]``, drawn with replacement.
+
+    Equal seeds give equal resamples, so that two conditions are compared on the same ones.
 
     >>> resamples(4, times=2).tolist()
     [[3, 2, 2, 1], [1, 0, 0, 0]]
@@ -56,7 +66,11 @@ def bootstrap(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAM
     """Return a statistic of n problems with its percentile interval over resampled problems.
 
     Args:
-        statistic: Problem indices ``[times, n]`` -> values ``[times]``.
+        statistic: Function from problem indices ``[times, n]`` to values ``[times]``.
+        n: Number of problems.
+        seed: Seed of the resamples.
+        times: Number of resamples.
+        level: Confidence level of the interval.
 
     Raises:
         ValueError: n is 0.
@@ -73,17 +87,18 @@ def bootstrap(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAM
 
 
 def mean_of(values: Float[ndarray, "problems samples"]) -> Statistic:
-    """Return a statistic: the mean over problems of each problem's mean."""
+    """Return a statistic (a function of resampled problems): the mean over problems of each problem's mean."""
     per_problem = np.asarray(values, dtype=float).mean(axis=1)
     return lambda index: per_problem[index].mean(axis=1)
 
 
 def over_problems(values: Sequence[float] | ndarray, problems: Sequence[str] | ndarray, *, seed: int = 0) -> Estimate:
-    """Return the mean over problems of each problem's mean, with its interval.
+    """Return the mean over problems of each problem's mean, with its 95 % interval over problems.
 
     Args:
         values: One value per row.
         problems: Problem of each row.
+        seed: Seed of the resamples.
 
     Raises:
         ValueError: there are no rows.
@@ -97,7 +112,7 @@ def over_problems(values: Sequence[float] | ndarray, problems: Sequence[str] | n
 
 
 def difference(a: Statistic, b: Statistic) -> Statistic:
-    """Return a statistic: a minus b on the same resampled problems (a paired difference).
+    """Return a statistic (a function of resampled problems): a minus b on the same problems, a paired difference.
 
     >>> base, edited = np.array([[1.0], [0.0], [0.0], [1.0]]), np.array([[1.0], [1.0], [0.0], [1.0]])
     >>> print(bootstrap(difference(mean_of(edited), mean_of(base)), 4))
@@ -107,10 +122,12 @@ def difference(a: Statistic, b: Statistic) -> Statistic:
 
 
 def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, "*rows n"], keep: int) -> Float[ndarray, "*rows"]:
-    """Return the mean of the ``keep`` values with the smallest ranking. Ties at the cut count by their expectation over all orders.
+    """Return the mean of the ``keep`` values with the smallest ranking.
+
+    If several values tie for the last places, the result is its mean over all orders of the tied values.
 
     Args:
-        ranking: Key that orders the values along the last axis.
+        ranking: Numbers that order the values along the last axis.
         keep: Number of values, from 1 to n.
 
     >>> values, ranking = np.array([[1.0, 0.0, 1.0]]), np.array([[10.0, 20.0, 20.0]])
@@ -126,16 +143,16 @@ def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, 
 def shortest_accuracy(
     correct: Float[ndarray, "problems samples"], ranking: Float[ndarray, "problems samples"], share: float
 ) -> Statistic:
-    """Return a statistic: accuracy of the shortest ``share`` of responses (ThinkEdit, arXiv:2503.22048).
+    """Return a statistic (a function of resampled problems): accuracy of the shortest ``share`` of responses (arXiv:2503.22048, ThinkEdit).
 
     For each sample index separately, problems are sorted by ``ranking`` and the first ``floor(share * n)``, at least one, are kept.
-    The statistic is their accuracy, averaged over the sample indices. Ties at the cut count by their expectation over all orders
-    (``mean_of_smallest``), so the order of problems does not matter.
+    The statistic is the accuracy of the kept responses, averaged over the sample indices. If problems tie for the last places, the result
+    is its mean over all orders of the tied problems (``mean_of_smallest``), so the order of problems does not matter.
 
     Args:
         correct: 1 or 0 per response.
-        ranking: Length in tokens. As published it is the think length of the same response; for a form without that selection effect
-            pass ``held_out_length``.
+        ranking: Length in tokens by which to sort. As published it is the think length of the same response, which selects by the very
+            responses that are graded. To avoid this selection effect, pass ``held_out_length``.
         share: Share of problems, in (0, 1].
     """
 
@@ -150,8 +167,8 @@ def shortest_accuracy(
 def held_out_length(lengths: Float[ndarray, "problems samples"]) -> Float[ndarray, "problems samples"]:
     """Return, for each sample, the mean length of the *other* samples of its problem.
 
-    Ranking by it selects problems that a model tends to think briefly about, without using the sample that is then graded. Ranking every
-    model by the base model's lengths selects the same problems for all of them.
+    Sorting by this length selects problems that a model tends to think briefly about, without using the sample that is then graded. If
+    every model is sorted by the base model's lengths, the same problems are selected for all models.
 
     Raises:
         ValueError: fewer than two samples per problem.

@@ -12,10 +12,12 @@ from numpy import ndarray
 
 
 def looping(tokens: Sequence[int], *, longest_period: int = 64, repeats: int = 4) -> bool:
-    """Return True if a response ends in a loop: the same run of tokens at least ``repeats`` times (ours).
+    """Return True if a response ends in a loop: the same run of tokens at least ``repeats`` times, and at least 16 tokens in all (ours).
 
     Args:
-        longest_period: Longest run of tokens that counts as one period. The repeated part has at least 16 tokens in all.
+        tokens: Token ids of the response.
+        longest_period: Greatest length of the run of tokens that is repeated.
+        repeats: Smallest number of repetitions, the first occurrence included.
 
     >>> looping([7, 8, *[1, 2, 3] * 6]), looping([7, 8, *[1, 2, 3] * 3])
     (True, False)
@@ -34,7 +36,7 @@ Number = float | int
 Ranges = Mapping[Number, tuple[Number, Number]]
 """Target length -> ``(low, high)``: a length matches the target if ``low < length <= high``. An infinite ``high`` means "more than"."""
 
-# The published tables, in words; 800 stands for ">800".
+# The published tables, with lengths in words; the target 800 stands for ">800".
 RULER_PRECISE: Ranges = {
     10: (0, 20), 30: (20, 40), 50: (40, 60), 80: (70, 90), 150: (130, 170),
     300: (280, 320), 500: (450, 550), 700: (630, 770), 800: (800, math.inf),
@@ -44,14 +46,11 @@ RULER_FLEXIBLE: Ranges = {
     300: (200, 400), 500: (400, 600), 700: (600, 800), 800: (800, math.inf),
 }  # fmt: skip
 RULER_LEVELS: Mapping[str, tuple[Number, ...]] = {"level 0": (10, 30, 50, 80), "level 1": (150, 300, 500), "level 2": (700, 800)}
-assumed_precise, assumed_flexible = (
-    0.1,
-    0.2,
-)  # half width of custom ranges, as a share of the target: ours (as published at 500 words)
+assumed_precise, assumed_flexible = 0.1, 0.2  # half width of a range, as a share of the target: ours (as published at 500 words)
 
 
 def words(text: str) -> int:
-    """Return the length of a text in words as Ruler counts them: runs of letters, digits and underscores.
+    """Return the number of words in a text as Ruler counts them: runs of letters, digits and underscores.
 
     >>> words("Two plus two isn't five.")
     6
@@ -60,7 +59,11 @@ def words(text: str) -> int:
 
 
 def ranges_around(targets: Sequence[Number], share: float) -> Ranges:
-    """Return the ranges ``(T - share T, T + share T]`` of custom targets T, in any unit (ours; Ruler has fixed tables).
+    """Return a range around each target T, from ``T - share * T`` to ``T + share * T`` (ours; Ruler has fixed tables).
+
+    Args:
+        targets: Target lengths, in any unit.
+        share: Half width of a range, as a share of the target, in (0, 1].
 
     >>> ranges_around([100, 200], 0.1)
     {100: (90.0, 110.0), 200: (180.0, 220.0)}
@@ -71,11 +74,12 @@ def ranges_around(targets: Sequence[Number], share: float) -> Ranges:
 
 
 def hits(lengths: Sequence[Number] | ndarray, targets: Sequence[Number] | ndarray, ranges: Ranges) -> ndarray:
-    """Return, per length, True if it is in the range of its target: ``low < length <= high``.
+    """Return, for each length, True if it is in the range of its target: ``low < length <= high``.
 
     Args:
-        lengths: In the unit of ``ranges``.
+        lengths: Lengths in the unit of ``ranges``.
         targets: One target per length.
+        ranges: Target -> ``(low, high)``.
 
     Raises:
         KeyError: a target without a range.
@@ -92,10 +96,14 @@ def hits(lengths: Sequence[Number] | ndarray, targets: Sequence[Number] | ndarra
 
 @dataclass(frozen=True)
 class LengthMatch:
-    """How well the lengths of ``n`` responses match their targets: percentages of responses, and the root mean square error.
+    """How well the lengths of some responses match their targets.
 
-    ``precise`` and ``flexible`` are Ruler's PM and FM. ``exact`` and ``rmse`` leave out open targets (">800"); they are NaN if all
-    targets are open.
+    Attributes:
+        n: Number of responses.
+        precise: Percentage of responses within the narrow range of their target (Ruler's PM).
+        flexible: Percentage of responses within the wide range of their target (Ruler's FM).
+        exact: Percentage of responses whose length equals the target. Open targets (">800") are left out; NaN if all are open.
+        rmse: Root mean square of length minus target, in the unit of the lengths. Open targets are left out; NaN if all are open.
     """
 
     n: int
@@ -113,7 +121,7 @@ def length_match(
     flexible: Ranges = RULER_FLEXIBLE,
     levels: Mapping[str, Sequence[Number]] = RULER_LEVELS,
 ) -> dict[str, LengthMatch]:
-    """Return Ruler's report: match rates per target (``"10"``, ``">800"``), per level, and over ``"all"`` responses.
+    """Return how well lengths match their targets, as Ruler reports it: per target, per level and over all responses.
 
     The published tables are in words. For tokens or custom targets (ours), pass ``precise`` and ``flexible`` from
     ``ranges_around``, with ``assumed_precise`` and ``assumed_flexible``, and custom ``levels`` or ``{}``.
@@ -121,7 +129,12 @@ def length_match(
     Args:
         lengths: Length of each response.
         targets: Target of each response.
+        precise: Narrow range of each target.
+        flexible: Wide range of each target.
         levels: Level name -> targets that belong to it.
+
+    Returns:
+        A dict with the keys ``"10"``, ``">800"``, ... (targets), ``"level 0"``, ... (levels) and ``"all"``.
 
     Raises:
         ValueError: no length, or not one target per length.

@@ -27,6 +27,10 @@ def auc(truth: ndarray, score: ndarray) -> float:
 
     NaN (undefined) if there is no true or no false case.
 
+    Args:
+        truth: True or False for each case.
+        score: Score of each case.
+
     >>> auc(np.array([True, True, False, False]), np.array([0.9, 0.4, 0.4, 0.1]))
     0.875
     """
@@ -53,7 +57,7 @@ def balanced_accuracy(truth: ndarray, predicted: ndarray) -> float:
 
 
 def r_squared(truth: ndarray, predicted: ndarray) -> float:
-    """Return the share of variance explained, 1 - SSE / SST.
+    """Return R^2, the share of variance explained: 1 - SSE / SST.
 
     It is negative if predicting the mean would be better, and NaN if the truth is constant.
 
@@ -65,9 +69,9 @@ def r_squared(truth: ndarray, predicted: ndarray) -> float:
 
 
 def holm(p: Float[ndarray, " tests"]) -> Float[ndarray, " tests"]:
-    """Return p-values corrected by Holm's method: the chance of any false positive over all tests stays below the chosen level.
+    """Return p-values corrected by Holm's method: rejecting those below a level keeps the chance of any false positive below this level.
 
-    NaN means that there was no test: it stays NaN and does not count as one.
+    NaN means that there was no test: it stays NaN and does not count as a test.
 
     >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
     [0.03, 0.06, 0.06]

@@ -8,7 +8,7 @@ a statistic f (a mean over problems, or another function of resampled problems),
     B_s        var_s(f_s) / S
     h(a)       sqrt(t(1 - a/2; n - 1)^2 B_p  +  t(1 - a/2; S - 1)^2 B_s)
     interval   S = 1: percentiles of the resampled problems; S > 1: estimate +- h(.05)
-    p          the a at which h(a) = |estimate|
+    p          the level a at which h(a) = |estimate|
 
 The variance over seeds is added because a conclusion about a *method* must hold for another seed. Each variance keeps its own degrees of
 freedom (Banerjee, 1960, Sankhya 22). The coverage is then at least nominal, for any ratio of the two variances and at any level,
@@ -18,7 +18,7 @@ freedom, is not safe: if three seeds differ far more than problems do, its small
 
 With fewer than ``FEW_SEEDS`` seeds of a random or trained condition there is no p-value. The interval is still given, and ``note`` tells
 the number of seeds (with one seed the interval is over problems alone). A p-value is never 0: it is at least 2^(1 - n), the smallest p
-of an exact sign-flip test on n problems. If nothing varies, it is at least what the number of resamples can resolve.
+of an exact sign-flip test on n problems. If nothing varies, it is also at least 2 / (number of resamples + 1).
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ SMALLEST = 1e-300  # lower end of the search for a p-value
 
 @dataclass(frozen=True)
 class Effect(Estimate):
-    """An estimate with its 95 % interval and two-sided p-value against 0.
+    """An estimate with its 95 % interval and its two-sided p-value for the hypothesis that the true value is 0.
 
     Attributes:
-        p: NaN if there is no p-value.
+        p: The p-value; NaN if there is none.
         note: The reason for a missing p-value (``"2 seeds"``), or ``"no variance"`` if the interval has width 0 because nothing varies.
     """
 
@@ -56,16 +56,21 @@ class Effect(Estimate):
         """Return the effect with its interval clipped to the possible values of the quantity.
 
         The interval is clipped, not transformed: a share of 0 or a difference of -100 points is possible, and has no logit.
+
+        Args:
+            bounds: Smallest and largest possible value.
         """
         low, high = (min(max(end, bounds[0]), bounds[1]) if end == end else end for end in (self.low, self.high))
         return replace(self, low=low, high=high)
 
 
 def effect(seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = RESAMPLES, seeded: bool = False) -> Effect:
-    """Return the effect of a statistic: its mean over seeds; see the module's equations.
+    """Return the effect of a condition on a statistic: the mean over seeds, with an interval over problems and seeds.
+
+    The module docstring of ``toolkit.stats.seeds`` has the equations.
 
     Args:
-        seeds: The statistic of each seed, or of each seed minus the base model.
+        seeds: The statistic for each seed; for a paired difference from the base model, ``difference(seed, base)`` for each seed.
         n: Number of problems.
         seed: Seed of the resamples of problems.
         times: Number of resamples.
@@ -83,16 +88,17 @@ def mean_effect(
     values: Float[ndarray, "seeds problems"], minus: Float[ndarray, "one_or_seeds problems"] | None = None, *, seed: int = 0,
     times: int = RESAMPLES, seeded: bool = False,
 ) -> Effect:  # fmt: skip
-    """Return the effect of the mean over problems, from one value per seed and problem; see the module's equations.
+    """Return the mean over problems and seeds, with an interval over both, from one value per seed and problem.
+
+    The module docstring of ``toolkit.stats.seeds`` has the equations. All numbers of the effect are NaN if no problem has a value.
 
     Args:
-        values: NaN where a problem has no value. A problem without a value for any seed does not count.
-        minus: Values to subtract problem by problem, such as those of the base model: a paired difference. A single row is subtracted
-            from all seeds.
-        seed, times, seeded: As in ``effect``.
-
-    Returns:
-        An effect with all numbers NaN if no problem has a value.
+        values: One value per seed and problem; NaN if there is none. A problem without a value for any seed does not count.
+        minus: Values to subtract problem by problem, such as those of the base model; the effect is then a paired difference. A single row
+            is subtracted from all seeds.
+        seed: Seed of the resamples of problems.
+        times: Number of resamples.
+        seeded: True if the condition is random or trained; a single row is then one seed of many.
 
     >>> change = mean_effect(np.array([[-20.0, -35.0, -5.0, -28.0, -12.0]]))  # tokens, 5 problems, 1 seed
     >>> print(change, f"p = {change.p:.3f}")
@@ -106,7 +112,7 @@ def mean_effect(
 
 
 def _mean(values: Float[ndarray, " problems"]) -> Statistic:
-    """Return a statistic: the mean over those of the resampled problems that have a value."""
+    """Return a statistic: the mean over the resampled problems that have a value."""
     present = ~np.isnan(values)
     filled = np.where(present, values, 0.0)
 
@@ -118,24 +124,36 @@ def _mean(values: Float[ndarray, " problems"]) -> Statistic:
 
 
 class Draws(NamedTuple):
-    """Values of a statistic for one seed: on all problems, and on each resample (``[times]``)."""
+    """Values of a statistic for one seed of a condition.
+
+    Attributes:
+        estimate: Value on all problems.
+        resampled: Value on each resample of the problems, ``[times]``.
+    """
 
     estimate: float
     resampled: ndarray
 
 
 def draws(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES) -> Draws:
-    """Evaluate a statistic of n problems on all of them and on every resample."""
+    """Return the values of a statistic on all n problems and on every resample of them.
+
+    Args:
+        seed: Seed of the resamples.
+        times: Number of resamples.
+    """
     return Draws(float(statistic(np.arange(n)[None])[0]), statistic(resamples(n, seed=seed, times=times)))
 
 
 def combine(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seeded: bool = False) -> Effect:
-    """Return the effect over seeds, from the draws of each seed.
+    """Return the effect of a condition from values that were computed before, one ``Draws`` per seed: see ``effect``.
 
     Args:
+        seeds: Values of the statistic for each seed, from ``draws``.
         n: Number of problems.
-        minus: Draws of the base model on the same resamples; the effect is then the paired difference to it.
-        seeded: As in ``effect``.
+        minus: Values for the base model on the same resamples; the effect is then the paired difference from the base model (condition
+            minus base).
+        seeded: True if the condition is random or trained; a single seed is then one of many.
     """
     centres = np.array([d.estimate for d in seeds]) - (minus.estimate if minus else 0.0)
     resampled = np.mean([d.resampled for d in seeds], axis=0) - (minus.resampled if minus else 0.0)
@@ -164,13 +182,20 @@ def _combine(centres: ndarray, resampled: ndarray, n: int, seeded: bool) -> Effe
 def half_width(
     alpha: float | ndarray, by_problem: float | ndarray, by_seed: float | ndarray, n: int, seeds: int
 ) -> float | ndarray:
-    """Return h(alpha) of the module's equations, elementwise. n counts as at least 2; a single seed adds no variance."""
+    """Return the half width of the confidence interval of level 1 - alpha, elementwise: h(alpha) of the module's equations.
+
+    Args:
+        by_problem: Variance over problems, B_p.
+        by_seed: Variance over seeds, B_s; it does not count if there is a single seed.
+        n: Number of problems; 1 counts as 2.
+        seeds: Number of seeds.
+    """
     problems = -special.stdtrit(max(n - 1, 1), np.asarray(alpha) / 2) * np.sqrt(by_problem)
     return np.hypot(problems, -special.stdtrit(seeds - 1, np.asarray(alpha) / 2) * np.sqrt(by_seed)) if seeds > 1 else problems
 
 
 def _p(size: float, by_problem: float, by_seed: float, n: int, seeds: int) -> float:
-    """Return the level at which the interval's half width equals the effect's size, found on a logarithmic scale."""
+    """Return the p-value: the level at which the half width of the interval equals ``size``, the absolute effect."""
     least = 2.0 ** max(1 - n, -1000)
     if not by_seed:
         return max(least, float(2 * scipy_stats.t.sf(size / math.sqrt(by_problem), max(n - 1, 1))))
