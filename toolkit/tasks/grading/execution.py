@@ -181,10 +181,10 @@ def by_horizon(
             accuracy of the chains of that length, as it may fall with length.
 
     Returns:
-        One row per length. Columns: ``horizon`` (additions), ``n`` (chains), ``stated`` (share of turns with a stated total), ``step`` (step
-        accuracy), ``final`` (accuracy of the answers) with its 95 % interval over chains ``final_low, final_high``, and ``expected``
-        (p^H). ``final`` above ``expected`` means that the model corrects errors, or that errors cluster; ``final`` below ``expected``
-        means that it stopped early.
+        One row per length. Columns: ``horizon`` (additions), ``n`` (chains), ``stated`` (share of turns with a stated total), ``step``
+        (step accuracy), ``final`` (accuracy of the answers) with its 95 % interval over chains ``final_low, final_high``, and
+        ``expected`` (p^H). ``final`` above ``expected`` means that the model corrects errors, or that errors cluster; ``final`` below
+        ``expected`` means that it stopped early.
 
     Raises:
         ValueError: no executions, not one answer per execution, or ``p`` outside 0..1.
