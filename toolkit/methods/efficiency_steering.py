@@ -101,7 +101,7 @@ def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least
     if not ratio > 1:
         raise ValueError(f"ratio={ratio}: need ratio > 1, or a pair would not differ in length.")
     if len({(r.problem_id, r.sample) for r in rollouts}) < len(rollouts):
-        raise ValueError("Some rollouts have the same problem and sample: number the samples of merged runs apart.")
+        raise ValueError("Some rollouts have the same problem and sample: give the samples of merged runs different numbers.")
     correct: dict[str, list[Rollout]] = defaultdict(list)
     for r in rollouts:
         if r.correct and r.closed and r.think_tokens:
@@ -114,8 +114,8 @@ def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least
         spread = np.quantile(ratios, [0.5, 0.95]).round(2).tolist() if ratios else []
         raise TooFewPairsError(
             f"{len(different)} pairs, {at_least} needed: of {len({r.problem_id for r in rollouts})} problems, {len(correct)} have a "
-            f"correct rollout that thinks, {len(ends)} have two or more, and in {len(different)} these differ by a ratio of {ratio:g} "
-            f"(50 %, 95 % quantiles of the ratio: {spread}). Sample more rollouts per problem, sample more problems, or lower ratio."
+            f"correct rollout that thinks, {len(ends)} have two or more, and in {len(different)} the longest is at least {ratio:g} times "
+            f"the shortest (50 %, 95 % quantiles of the ratio: {spread}). Sample more rollouts per problem, sample more problems, or lower ratio."
         )
     return LengthPairs(
         {p: (short.sample, long.sample) for p, (short, long) in different.items()},

@@ -87,7 +87,7 @@ def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
 
 
 def best_step_size(difficulty: Number, capability: Number, bound: Number) -> float:
-    """Return t* = T / N*, the best amount of work per step. T, M and C are ``difficulty``, ``capability`` and ``bound``."""
+    """Return t* = T / N*, the best amount of work per step: ``difficulty`` divided by ``best_steps``."""
     return difficulty / best_steps(difficulty, capability, bound)
 
 
@@ -160,11 +160,12 @@ class Curve:
 
 
 def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.DataFrame, dict[Number, Curve]]:
-    """Fit accuracy against length for each difficulty. Return a table with the length of highest accuracy, and the curve by difficulty.
+    """Fit accuracy against length, separately for each difficulty. Return a table with one row per difficulty, and the fitted curves.
 
-    Columns: ``difficulty``; ``problems`` and ``rollouts`` (their numbers); ``accuracy`` (mean over rollouts); ``peak`` (length at which the
-    fitted accuracy is highest, NaN if the curve has no maximum inside the range of the data); ``low, high`` (95 % interval of ``peak``
-    over problems); ``inverted`` (share of bootstrap resamples in which the curve has a maximum inside the range of the data).
+    The curves are a dictionary from difficulty to ``Curve``. Columns of the table: ``difficulty``; ``problems`` and ``rollouts`` (their
+    numbers); ``accuracy`` (mean over rollouts); ``peak`` (length at which the fitted accuracy is highest, NaN if the curve has no maximum
+    inside the range of the data); ``low, high`` (95 % interval of ``peak`` over problems); ``inverted`` (share of bootstrap resamples in
+    which the curve has a maximum inside the range of the data).
 
     ``low`` and ``high`` are quantiles over the resamples that have such a maximum, so they are meaningful only if ``inverted`` is near 1.
     If length or correctness never varies at a difficulty, no curve is fitted, and ``peak, low, high, inverted`` are NaN.
@@ -230,10 +231,12 @@ def final_answers(lm: LM, rollouts: Sequence[Rollout]) -> list[str | None]:
 class Buckets:
     """Settings of the length-filtered vote.
 
+    Answers are sorted into buckets by the length of their response. Only the buckets whose answers agree most (lowest entropy) vote.
+
     Attributes:
-        width: D, in the unit of the lengths; bucket b holds lengths from ``b * width`` to below ``(b + 1) * width``.
+        width: D, width of a bucket in the unit of the lengths: bucket b holds lengths from ``b * width`` to below ``(b + 1) * width``.
         keep: K, number of buckets that vote.
-        smallest: Smallest number of answers in a bucket that may vote.
+        smallest: Buckets with fewer answers than this do not vote.
     """
 
     width: Number = PUBLISHED_WIDTH

@@ -221,7 +221,7 @@ def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = a
     problems = part.groupby("bin")["problem_id"].transform("nunique")
     if len(part) and problems.max() < at_least:
         raise ValueError(
-            f"No step is reached by {at_least} problems, at most by {problems.max()}: lower at_least, or sample more problems."
+            f"No step is reached in responses to {at_least} problems, only to {problems.max()}: lower at_least, or sample more problems."
         )
     return _binned([part[problems >= at_least]] if len(part) else [], "step", lambda i: i + 1, len(rollouts), seed)
 

@@ -35,7 +35,13 @@ NO_NUMBERS = (
 
 @dataclass(frozen=True)
 class Module:
-    """The source of one module."""
+    """The source of one module of the toolkit.
+
+    Attributes:
+        name: Dotted name, such as ``"toolkit.generate"``.
+        path: File of the module.
+        tree: Syntax tree of the source.
+    """
 
     name: str
     path: Path

@@ -279,9 +279,9 @@ def key(value: Any) -> str:
 
 @contextmanager
 def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
-    """Try to lock ``path`` between processes; yield True if this process holds the lock.
+    """Lock ``path`` against other processes. Yield True if this process holds the lock, False if another process does.
 
-    The lock is released when the body ends, or when the process ends for any reason.
+    The lock is a file ``PATH.lock``. It is released when the body ends, or when the process ends for any reason.
 
     Args:
         wait: Wait until the lock is free, instead of yielding False.

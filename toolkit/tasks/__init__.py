@@ -105,7 +105,7 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
     problems = _load(name, split, n, seed, lm)
     if len(problems) < n:
         log.warning(
-            "%s has %d problems of split %s, fewer than the %d asked for: all of them are taken.", name, len(problems), split, n
+            "%s has %d problems of split %s, fewer than the %d requested: all of them are used.", name, len(problems), split, n
         )
     return problems
 
@@ -139,7 +139,9 @@ def _load(name: str, split: str, n: int, seed: int, lm: LM | None) -> list[Probl
             return target_length.load(split, n, seed)
         case "needle":
             if lm is None:
-                raise ValueError("Needle problems are sized for a model's context and tokenizer: give load('needle', ..., lm=lm).")
+                raise ValueError(
+                    "Needle prompts are fitted to a model's context and tokenizer: give a model, load('needle', lm=lm)."
+                )
             return needle.load(lm, split, n, seed)
     if name.startswith(GYM):
         return gym.load(name.removeprefix(GYM), split, n, seed)

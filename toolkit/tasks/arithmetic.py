@@ -19,7 +19,7 @@ LARGEST = 99  # largest running total
 
 
 def problem(rng: random.Random, split: str, *, operands: tuple[int, int] = OPERANDS) -> Problem:
-    """Draw one problem of ``split``.
+    """Draw one random problem that belongs to ``split``.
 
     Args:
         operands: Inclusive range of the number of operands.
@@ -80,8 +80,11 @@ def parse(expression: str) -> tuple[list[int], list[str]]:
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
     """Return a random training trace for ``p``: a chain of thought, right or wrong, as text.
 
-    The problem's cue word, and whether the problem is easy, set the trace's ``haste``: the probability, at each line start, of writing
-    the final result at once.
+    A cue word in the prompt and an easy problem raise the trace's ``haste``: the probability, at each line start, of writing the final
+    result at once.
+
+    Args:
+        habits: Probabilities of the trace's random decisions, such as to re-check a step or to write a wrong result.
     """
     values, signs = parse(p.meta["expression"])
 

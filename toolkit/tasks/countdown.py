@@ -37,7 +37,9 @@ class Operation:
 
 
 def problem(rng: random.Random, split: str, *, numbers: tuple[int, int] = NUMBERS) -> Problem:
-    """Draw one problem of ``split``. ``meta["moves"]`` holds a solution that uses every number: ``[left, op, right, result]`` per step.
+    """Draw one random problem that belongs to ``split``.
+
+    ``meta["moves"]`` holds a solution that uses every number, one ``[left, op, right, result]`` per operation.
 
     Args:
         numbers: Inclusive range of how many numbers are given.
@@ -79,7 +81,7 @@ def load(split: str, n: int = 200, seed: int = 0, *, numbers: tuple[int, int] = 
     """
     splits.check_split(split)
     if not 3 <= numbers[0] <= numbers[1]:
-        raise ValueError(f"numbers={numbers}: give an inclusive range of at least 3 numbers.")
+        raise ValueError(f"numbers={numbers}: give an inclusive range for how many numbers a problem has, at least 3 numbers.")
     rng = random.Random(f"countdown-{split}-{seed}")
     return splits.distinct(lambda: problem(rng, split, numbers=numbers), n)
 

@@ -31,7 +31,7 @@ class HaystackError(ValueError):
 
 
 class NoOffsetsError(HaystackError):
-    """A tokenizer gives no character offsets."""
+    """A tokenizer does not say which characters each token covers (its *offsets*)."""
 
 
 class MissingTextError(HaystackError):
@@ -43,7 +43,7 @@ class RepeatedTextError(HaystackError):
 
 
 class ContextTooShortError(HaystackError):
-    """The pieces that a question needs do not fit the requested length."""
+    """The pieces that a question needs do not fit into the requested length."""
 
 
 class ContextTooLongError(HaystackError):
@@ -108,12 +108,12 @@ class Pieces:
 
 
 def user_text(problem: Problem) -> str:
-    """Return the text of the last user message."""
+    """Return the text of a problem's last user message."""
     return [m["content"] for m in problem.messages if m["role"] == "user"][-1]
 
 
 def with_text(problem: Problem, text: str) -> Problem:
-    """Return the problem with the text of its last user message replaced."""
+    """Return a copy of the problem with ``text`` as its last user message."""
     messages, at = list(problem.messages), max(i for i, m in enumerate(problem.messages) if m["role"] == "user")
     messages[at] = {**messages[at], "content": text}
     return replace(problem, messages=tuple(messages))
@@ -192,7 +192,9 @@ def _offsets(lm: LM, problem: Problem, ids: list[int]) -> tuple[str, list[int], 
     prompt = lm.prompt_text(problem.messages)
     coded = lm.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     if coded["input_ids"] != ids:
-        raise NoOffsetsError(f"{lm.name} tokenizes its rendered chat prompt differently from the prompt: offsets would be wrong.")
+        raise NoOffsetsError(
+            f"{lm.name} gives other tokens for the text of a chat prompt than for its messages, so nothing can be located in a prompt."
+        )
     tokens = [(start, stop, i) for i, (start, stop) in enumerate(coded["offset_mapping"]) if start < stop]
     starts, stops, where = (list(column) for column in zip(*tokens, strict=True))
     return prompt, starts, stops, where
@@ -250,7 +252,7 @@ def context_of(lm: LM) -> int | None:
 
 
 def check_length(lm: LM, length: int) -> None:
-    """Raise ContextTooLongError if a prompt of ``length`` tokens is beyond the model's context."""
+    """Raise ContextTooLongError if a prompt of ``length`` tokens exceeds the model's maximum context."""
     most = context_of(lm)
     if most is not None and length > most:
         raise ContextTooLongError(f"length={length} tokens is beyond the {most} positions of {lm.name}: ask for at most {most}.")

@@ -28,7 +28,7 @@ def problem(
     hops: tuple[int, int] = HOPS,
     context: tuple[int, int] = CONTEXT,
 ) -> Problem:
-    """Draw one problem of ``split``.
+    """Draw one random problem that belongs to ``split``.
 
     Args:
         hops: Inclusive range of the number of hops: bindings to follow from the question's variable to its value.
@@ -105,8 +105,11 @@ def load(
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
     """Return a random training trace for ``p``: a chain of thought, right or wrong, as text.
 
-    The problem's cue word, and whether the problem is easy, set the trace's ``haste``: the probability, at each line start, of writing
-    the final value at once.
+    A cue word in the prompt and an easy problem raise the trace's ``haste``: the probability, at each line start, of writing the final
+    value at once.
+
+    Args:
+        habits: Probabilities of the trace's random decisions, such as to re-check a step or to write a wrong value.
     """
     chain = p.meta["chain"]
 

@@ -71,7 +71,7 @@ _REST = re.compile(r"=(?P<result>-?\d+)")
 
 
 def problem(rng: random.Random, split: str, *, horizons: tuple[int, int] = HORIZONS) -> Problem:
-    """Draw one chain of ``split``. Unlike in ``tasks.arithmetic``, no cue word or other word is added to the prompt.
+    """Draw one random chain that belongs to ``split``. Unlike in ``tasks.arithmetic``, no cue word is added to the prompt.
 
     Args:
         horizons: Inclusive range of the number of additions.

@@ -63,7 +63,7 @@ class _Telling:
 
 
 def problem(rng: random.Random, split: str, *, steps: tuple[int, int] = STEPS) -> Problem:
-    """Draw one problem of ``split``.
+    """Draw one random problem that belongs to ``split``.
 
     Args:
         steps: Inclusive range of the number of operations.

@@ -53,7 +53,9 @@ def load(
     level: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
-    """Return ``n`` different problems from one split of a data set. Equal seeds give equal problems with one version of reasoning-gym.
+    """Return ``n`` different problems from one split of a reasoning-gym data set.
+
+    Equal seeds give equal problems as long as the version of reasoning-gym is the same.
 
     Args:
         level: Level of the data set's curriculum, from 0, recorded as ``difficulty``. Default: the data set's default settings, with

@@ -53,7 +53,7 @@ class Trace:
 
     Attributes:
         text: The text between the think tags.
-        steps: All steps in the order they are written.
+        steps: All steps, those in dead ends included, in the order in which they are written.
         answer: The solution as an expression.
     """
 

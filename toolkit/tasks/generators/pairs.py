@@ -118,7 +118,16 @@ class Core:
 
 
 def core_of(ask: Ask, split: str | None, seed: int, sample: int) -> Core:
-    """Draw the pairs that the question ``ask`` is about, from ``seed`` and ``sample``. Raise ValueError for an unknown split."""
+    """Draw the pairs that the question ``ask`` is about.
+
+    Args:
+        ask: The question.
+        split: Split of the haystack; ``None``: any split.
+        sample: Index of the haystack among those with this question, split and seed.
+
+    Raises:
+        ValueError: unknown split.
+    """
     if split is not None:
         splits.check_split(split)
     key = f"threading-{split}-{seed}-{sample}-{replace(ask, depth=None)}"  # the same needle at every depth and length

@@ -81,8 +81,11 @@ def expression(steps: Sequence[Step]) -> str:
 def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Trace:
     """Return a random training trace for a word problem: a chain of thought as text, and its answer, which is always right.
 
-    The problem's phrasing, and whether the problem is easy, set the trace's ``haste``: the probability, at each line start, of writing the
-    final result without the remaining steps.
+    A phrase that asks for haste and an easy problem raise the trace's ``haste``: the probability, at each line start, of writing the final
+    result without the remaining steps.
+
+    Args:
+        habits: Probabilities of the trace's random decisions, such as to re-check a step or to write a wrong result.
     """
     easy, steps, pen = p.meta["easy"], p.meta["steps"], _Pen(rng, p.meta["things"])
     h = traces.haste(habits, easy=easy, cue=p.meta["cue"], rng=rng)
