@@ -137,7 +137,8 @@ _BINDING = re.compile(r"(?:wait )?([A-Z])=([A-Z]|\d+)(?: ok| fix)?")
 def arithmetic(problem: Problem | None = None) -> Reader:
     r"""Return a reader for arithmetic by ``tiny-reasoner``: each line is a step, which failed if its equation is wrong.
 
-    It does not matter whether the line follows from the line before. A line without an equation to recompute (``=36``) has not failed.
+    It does not matter whether the line follows from the line before. A line without an equation to recompute (``=36``) has not failed. The
+    argument ``problem`` is not used; it makes ``arithmetic`` a ``ReaderOf``.
 
     >>> arithmetic().read("12+30=42\n42+5=48\n").failed
     (False, True)
@@ -176,7 +177,7 @@ def equations(problem: Problem | None = None) -> Reader:
     """Return a reader for lines of prose that contain equations (task ``wordproblems``): each line is a step.
 
     A line failed if one of its equations is wrong. A line re-checks if the left side of its first equation repeats the left side of the
-    last equation in the line before.
+    last equation in the line before. The argument ``problem`` is not used; it makes ``equations`` a ``ReaderOf``.
     """
 
     def judge(texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
@@ -288,7 +289,7 @@ class Cues:
 
 
 def cued(problem: Problem | None = None) -> Reader:
-    """Return the reader that uses the default cue words (``Cues()``), for any problem."""
+    """Return the reader that uses the default cue words (``Cues()``). It is the same for all problems."""
     return Cues().reader()
 
 

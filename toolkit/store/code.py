@@ -238,7 +238,7 @@ class Basis:
 
 
 def records(parent: Path, names: str = "*") -> list[dict[str, Any]]:
-    """Return the records of the results in a directory.
+    """Return the records (``Basis.record``) that were saved beside the results in a directory.
 
     Args:
         parent: Directory with one folder per result.

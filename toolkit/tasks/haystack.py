@@ -283,8 +283,8 @@ def grid_cells(haystacks: Sequence[Haystack | Problem], *columns: str) -> pd.Dat
     """Return one row per problem with its place in a grid.
 
     Columns: ``problem_id``, ``length`` (tokens), ``depth`` (0 to 1) and the other fields of ``meta`` named in ``columns``; ``None`` where
-    ``meta`` lacks the field. Merged with ``toolkit.evaluate.rollout_table`` on ``problem_id``, a pivot table of ``correct`` by length and
-    depth is the heat map of recall.
+    ``meta`` lacks the field. Merge the table with ``toolkit.evaluate.rollout_table`` on ``problem_id``; a pivot table of ``correct`` by
+    length and depth is then the heat map of recall.
     """
     problems = [h.problem if isinstance(h, Haystack) else h for h in haystacks]
     names = ("length", "depth", *columns)

@@ -283,5 +283,5 @@ def spread(lm: LM, split: str = "test", n: int = 200, seed: int = 0, *, lengths:
 
 
 def load(lm: LM, split: str = "test", n: int = 200, seed: int = 0) -> list[Problem]:
-    """Return ``n`` needle problems about different facts, spread evenly over prompt lengths and depths, as in ``spread``."""
+    """Return ``n`` needle problems about different facts, spread evenly over five prompt lengths and the depths ``DEPTHS``."""
     return [h.problem for h in spread(lm, split, n, seed)]

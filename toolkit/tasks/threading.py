@@ -90,6 +90,7 @@ def message(drawn: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, i
     """Return the user's message, and the character range ``(start, stop)`` of each pair in it.
 
     Args:
+        drawn: Haystack of keys and values, from ``kv_haystack``.
         bare: Leave out the pairs that the answer depends on.
     """
     text, places = "{", []
@@ -106,6 +107,7 @@ def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
     """Return the problem of a haystack. Its answers are graded by exact match of the identifiers (``toolkit.tasks.grading.grade``).
 
     Args:
+        drawn: Haystack of keys and values, from ``kv_haystack``.
         length: Prompt length in tokens to record in ``meta``.
     """
     text, _ = message(drawn)
@@ -129,6 +131,7 @@ def locate(lm: LM, drawn: Pairs, *, length: int | None = None) -> Haystack:
     """Locate the needed pairs, in the order in which they must be read, and the answer's values in the tokens of the chat prompt.
 
     Args:
+        drawn: Haystack of keys and values, from ``kv_haystack``.
         length: Prompt length in tokens to record in ``meta``.
 
     Raises:

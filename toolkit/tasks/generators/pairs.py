@@ -30,7 +30,7 @@ class ThreadError(ValueError):
 
 @dataclass(frozen=True)
 class Ask:
-    """A question about a haystack.
+    """A question about a haystack of keys and values. A *thread* is a chain of pairs: the value of each pair is the key of the next.
 
     Attributes:
         kind: ``"single"``: the value of one key. ``"multi"``: the values of several keys. ``"conditional"``: the values of all keys with

@@ -26,7 +26,8 @@ def last_number(text: str) -> str | None:
 def word_recall(gold: str, text: str) -> float:
     """Return the share of the gold answer's words that ``text`` contains (ROUGE-1 recall, 0 to 1). Repeated words count separately.
 
-    Case and punctuation are ignored. Unlike the code of arXiv 2404.15574, words are not stemmed, since needles are copied word for word.
+    Case and punctuation are ignored. Unlike in the code of arXiv 2404.15574, words are not stemmed, since answers should be copied word
+    for word.
 
     Raises:
         ValueError: the gold answer has no letters or digits.

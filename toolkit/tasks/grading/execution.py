@@ -71,7 +71,7 @@ class Execution:
 
 
 def judge(outputs: Sequence[int | None], deltas: Sequence[int], *, start: int = 0) -> Execution:
-    """Judge the totals that a model stated, turn by turn.
+    """Judge the totals that a model stated, turn by turn: does each follow from the total stated before, and is it true?
 
     Args:
         outputs: The total stated for each turn; ``None`` if none was stated.
