@@ -108,7 +108,7 @@ def test_too_few_pairs_is_an_error_with_every_count(study):
         "14 problems",
         "13 have a correct",
         "12 have two or more",
-        "in 10 these differ by a ratio of 2",
+        "in 10 the longest is at least 2 times the shortest",
         "1.8",
     ):
         assert part in str(caught.value) or part == "1.8", part

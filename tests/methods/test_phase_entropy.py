@@ -244,7 +244,7 @@ def test_nothing_to_look_at_is_named(rollout_of):
     with pytest.raises(NoThinkTagsError, match="None of the 1 rollouts"):
         phase_entropy.by_step([silent], lambda r: [])
     alone = with_entropies(rollout_of(4))
-    with pytest.raises(ValueError, match=r"reached by 5 problems, at most by 1"):
+    with pytest.raises(ValueError, match=r"reached in responses to 5 problems, only to 1"):
         phase_entropy.by_step([alone], lambda r: [steps.Step(r.think, "")])
     with pytest.raises(ValueError, match="bins=0"):
         phase_entropy.by_position([silent], bins=0)

@@ -10,14 +10,14 @@ Every problem contributes one response to each class, so this equals the differe
 
 Deviations: we could read only the abstract and secondary accounts. They give the contrast, the difference of means, a single
 target layer and the newest position. They do not give the positions averaged over, the number of pairs, the layer, the strength,
-the normalisation, or any code. Those are arguments here, with defaults named ``assumed_...`` (ours): the predictors of the think
-span, pairs that differ by a ratio of 2, at least 8 pairs, ``resid_post``, v not normalised, layers of the middle third, and layer
-and strength chosen on a dev split by ``choose``. Lengths are think tokens.
+the normalisation, or any code. Here these are arguments with defaults of our choice (``assumed_...``): the positions that predict the
+tokens of the think span, pairs that differ by a ratio of 2, at least 8 pairs, ``resid_post``, v not normalised, layers of the middle
+third, and layer and strength chosen on a dev split by ``choose``. The length of a response is its number of think tokens.
 
-Units and signs: lengths in tokens. **The sign is flipped**: the paper's +v is *more efficient* (shorter thinking). Here, as in all
-directions of this toolkit, + is longer. The paper's ``h + lambda v`` is ``edits.steering(v, -lambda, layers=(l,),
+Units and signs: lengths in tokens. **The sign is flipped**: adding the paper's v makes thinking *more efficient* (shorter). Here, as for
+all directions of this toolkit, adding v makes thinking longer. The paper's ``h + lambda v`` is ``edits.steering(v, -lambda, layers=(l,),
 during="newest")``. Strength 1 adds the mean difference between the longest and the shortest correct thinking or, with ``typical``, a
-vector with the typical norm of the stream.
+vector with the typical norm of the residual stream.
 
 Cost: one forward pass over two rollouts per problem; ``choose`` needs one dose-response measurement on the dev split.
 """
@@ -51,18 +51,19 @@ class TooFewPairsError(ValueError):
 
 
 class NothingQualifiesError(ValueError):
-    """No layer and strength shortens thinking within the allowed loss of accuracy."""
+    """No combination of layer and strength shortens thinking within the allowed loss of accuracy."""
 
 
 @dataclass(frozen=True)
 class LengthPairs:
-    """The shortest and the longest correct rollout of each problem.
+    """The shortest and the longest correct rollout of each problem, from ``pairs``.
 
-    Calling it with a rollout returns the class of the rollout, ``"short"`` or ``"long"``, or ``None`` if it is in no pair.
+    A ``LengthPairs`` can be called with a rollout. It returns ``"short"`` for the shortest and ``"long"`` for the longest rollout of a
+    pair, and ``None`` for a rollout that is in no pair.
 
     Attributes:
         samples: Problem id -> sample indices ``(shortest, longest)``.
-        tokens: Problem id -> think tokens of these two.
+        tokens: Problem id -> number of think tokens ``(shortest, longest)``.
     """
 
     samples: Mapping[str, tuple[int, int]]
@@ -77,10 +78,10 @@ class LengthPairs:
 
 
 def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least: int = assumed_min_pairs) -> LengthPairs:
-    """Return the shortest and the longest correct rollout of each problem where they differ enough in length.
+    """Return the shortest and the longest correct rollout of each problem for which these two differ enough in length.
 
-    Only correct rollouts with a closed think span of at least one token count. If two have the same length, the smaller sample index
-    wins.
+    Only correct rollouts with a closed think span of at least one token count. Of rollouts with equal length, the one with the smallest
+    sample index is taken.
 
     >>> from toolkit.types import Span
     >>> def rollout(sample, n):  # n think tokens
@@ -90,8 +91,8 @@ def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least
 
     Args:
         rollouts: Several per problem.
-        ratio: Least ratio of the longest to the shortest, in think tokens.
-        at_least: Least number of pairs.
+        ratio: Smallest ratio of the longest to the shortest, in think tokens.
+        at_least: Smallest number of pairs.
 
     Raises:
         TooFewPairsError: Fewer than ``at_least`` problems have such a pair; the message gives the counts.
@@ -100,7 +101,7 @@ def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least
     if not ratio > 1:
         raise ValueError(f"ratio={ratio}: need ratio > 1, or a pair would not differ in length.")
     if len({(r.problem_id, r.sample) for r in rollouts}) < len(rollouts):
-        raise ValueError("Some rollouts have the same problem and sample: number the samples of merged runs apart.")
+        raise ValueError("Some rollouts have the same problem and sample: give the samples of merged runs different numbers.")
     correct: dict[str, list[Rollout]] = defaultdict(list)
     for r in rollouts:
         if r.correct and r.closed and r.think_tokens:
@@ -113,8 +114,8 @@ def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least
         spread = np.quantile(ratios, [0.5, 0.95]).round(2).tolist() if ratios else []
         raise TooFewPairsError(
             f"{len(different)} pairs, {at_least} needed: of {len({r.problem_id for r in rollouts})} problems, {len(correct)} have a "
-            f"correct rollout that thinks, {len(ends)} have two or more, and in {len(different)} these differ by a ratio of {ratio:g} "
-            f"(50 %, 95 % quantiles of the ratio: {spread}). Sample more rollouts per problem, sample more problems, or lower ratio."
+            f"correct rollout that thinks, {len(ends)} have two or more, and in {len(different)} the longest is at least {ratio:g} times "
+            f"the shortest (50 %, 95 % quantiles of the ratio: {spread}). Sample more rollouts per problem, sample more problems, or lower ratio."
         )
     return LengthPairs(
         {p: (short.sample, long.sample) for p, (short, long) in different.items()},
@@ -129,16 +130,18 @@ def direction(
     estimator: Callable[[Moments, str], Direction] = directions.mean_difference,
     typical: Float[Tensor, " layers"] | None = None,
 ) -> Direction:
-    """Return v_l for each layer from moments collected by ``LengthPairs``; + is longer (the paper's sign is flipped).
+    """Return the length direction of each layer: the mean residual stream of the longest minus that of the shortest correct responses.
+
+    Adding the direction makes thinking longer (the paper's v has the opposite sign).
 
     Args:
         moments: From ``collect.moments(lm, rollouts, pairs(rollouts))``.
-        kind: Site, ``"resid_post"`` or ``"resid_mid"``.
-        estimator: How the direction follows from the moments.
-        typical: Typical norms of the stream, ``[layers]`` (``collect.typical_norm``). If given, v_l is scaled to this norm.
+        kind: Where the residual stream is read: ``"resid_post"`` (after the block) or ``"resid_mid"`` (after attention).
+        estimator: Function that computes the direction from ``moments`` and ``kind``; default: the difference of means.
+        typical: Typical norm of the residual stream in each layer (``collect.typical_norm``). If given, the direction is scaled to it.
 
     Raises:
-        ValueError: The classes differ in size, so they were not collected by pairs.
+        ValueError: The two classes differ in size, so the moments were not collected with ``pairs``.
     """
     counts = {name: moments.n[moments.index(name)] for name in (SHORT, LONG)}
     if counts[SHORT] != counts[LONG]:
@@ -150,7 +153,7 @@ def direction(
 
 
 def assumed_layers(n_layers: int) -> range:
-    """Return the layers tried on the dev split: the middle third (ours).
+    """Return the layers to try on the dev split: the middle third of the model (our choice).
 
     >>> list(assumed_layers(12))
     [4, 5, 6, 7]
@@ -164,9 +167,9 @@ class Choice:
 
     Attributes:
         layer: Steered layer.
-        strength: Steering strength; - is shorter.
-        shortening: Share of the base model's think tokens that is saved.
-        loss: Accuracy lost relative to the base model, in percentage points; negative if accuracy improved.
+        strength: Steering strength; a negative strength shortens thinking.
+        shortening: Share of the base model's think tokens that is saved, 0 to 1.
+        loss: Accuracy of the base model minus accuracy when steered, in percentage points; negative if steering improves accuracy.
     """
 
     layer: int
@@ -176,18 +179,19 @@ class Choice:
 
 
 def choose(doses: pd.DataFrame, *, max_loss: float = assumed_max_loss) -> Choice:
-    """Return the layer and strength that shorten thinking most at a loss of at most ``max_loss`` points of accuracy (ours).
+    """Return the layer and strength that shorten thinking most while accuracy falls by at most ``max_loss`` points (our criterion).
 
-    Ties go to the smaller ``|strength|``, then to the lower layer. The best of many looks better than it is by chance: measure it again
-    on the test split.
+    Ties go to the smaller ``|strength|``, then to the lower layer. Since the choice is the best of many, its effect on dev is an
+    overestimate: measure it again on the test split.
 
     >>> rows = [(3, -0.5, 40, 0.80, 50, 0.80), (3, -1.0, 30, 0.60, 50, 0.80)]
     >>> choose(pd.DataFrame(rows, columns=["layer", "strength", "think_tokens", "accuracy", "base_think_tokens", "base_accuracy"]))
     Choice(layer=3, strength=-0.5, shortening=0.2, loss=0.0)
 
     Args:
-        doses: One row per layer and strength of *one* direction, measured on dev. Columns: ``layer, strength, think_tokens,
-            accuracy, base_think_tokens, base_accuracy`` (accuracies in [0, 1]); a column ``direction`` may name the direction.
+        doses: One row per layer and strength of *one* direction, measured on dev. Columns: ``layer, strength``; ``think_tokens, accuracy``
+            when steered; ``base_think_tokens, base_accuracy`` without steering. Accuracies are in [0, 1]. A column ``direction`` may name
+            the direction.
         max_loss: Largest loss of accuracy, in percentage points.
 
     Raises:

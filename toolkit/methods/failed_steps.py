@@ -2,18 +2,18 @@
 
 Equations (a response has its thinking split into steps; c_i: correctness of rollout i of question q):
 
-    FSF          = (number of failed or abandoned steps) / (number of steps)
+    FSF          = (number of failed or abandoned steps) / (number of steps)             failed-step fraction
     review ratio = (characters in steps that re-check) / (characters in all steps)
     r            = corr(m_i - mean_q m, c_i - mean_q c)          for a measure m; within question, so that difficulty cancels
 
-Deviations: in the paper language models split, label and judge the steps (its prompts are not public). Here a *reader* does. It
-recomputes the lines of the shipped models, which is exact; for any other text it uses cue words, which is a guess to be checked in a
-transcript. A re-check counts as a step, so it is part of the denominator of FSF. Length is in characters, as in the paper, and in
-tokens. Correlations have intervals over problems.
+Deviations: in the paper, language models split, label and judge the steps (the prompts are not public). Here a *reader* does: a function
+that splits the text and judges the steps by rules. For the shipped models the reader recomputes each line, which is exact. For any other
+text it uses cue words; this is a guess, to be checked in a transcript. A re-check counts as a step, so it is part of the denominator of
+FSF. Length is given in characters, as in the paper, and in tokens. Correlations have intervals over problems.
 
-Units and signs: shares from 0 to 1. A negative correlation means that more of the measure goes with wrong answers.
+Units and signs: shares are from 0 to 1. A negative correlation means that a larger measure goes with wrong answers.
 
-Cost: none; text only.
+Cost: none; only text is read.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from toolkit.lm import LM, NoThinkTagsError
 from toolkit.steps import Splitter, Step
 from toolkit.types import Problem, Rollout, Span
 
-MEASURES = ("fsf", "review_ratio", "characters", "think_tokens")
+MEASURES = ("fsf", "review_ratio", "characters", "think_tokens")  # fsf: failed-step fraction
 
 # Cue words, ours: typical of backtracking, re-checking and giving up.
 assumed_starts = (
@@ -55,10 +55,10 @@ class Chain:
     """The thinking of a response, split into steps.
 
     Attributes:
-        texts: Text of each step; joined, they give the thinking.
+        texts: Text of each step; joined, the texts are the whole thinking.
         failed: Whether each step failed or was abandoned.
         review: Whether each step re-checks an earlier one.
-        spans: Token span of each step in the full sequence; empty if the chain was read from a text.
+        spans: Token span of each step in the sequence of prompt and response; empty if the chain was read from a text.
     """
 
     texts: tuple[str, ...]
@@ -86,7 +86,7 @@ class Chain:
 
 
 def failed_step_fraction(chain: Chain) -> float:
-    """Return FSF, the share of steps that failed; 0 if there are no steps.
+    """Return the failed-step fraction (FSF): the share of steps that failed or were abandoned; 0 if there are no steps.
 
     >>> failed_step_fraction(Chain(("a", "b", "c", "d"), (False, True, False, False), (False,) * 4))
     0.25
@@ -95,7 +95,7 @@ def failed_step_fraction(chain: Chain) -> float:
 
 
 def review_ratio(chain: Chain) -> float:
-    """Return the share of characters that belong to re-checking steps; 0 if there are no steps."""
+    """Return the share of the thinking's characters that belong to re-checking steps; 0 if there are no steps."""
     total = sum(map(len, chain.texts))
     return sum(len(t) for t, review in zip(chain.texts, chain.review, strict=True) if review) / total if total else 0.0
 
@@ -108,25 +108,25 @@ Judge = Callable[[Sequence[str]], tuple[list[bool], list[bool]]]
 
 @dataclass(frozen=True)
 class Reader:
-    """Splits thinking into steps and judges them.
+    """Rules that split thinking into steps and judge which steps failed and which re-check an earlier step.
 
     Attributes:
-        split: Function from a text to the positions at which steps start.
-        judge: Function from the texts of all steps to their failed and review flags.
+        split: Function from a text to the positions (characters) at which steps start.
+        judge: Function from the texts of all steps to two lists of flags: which steps failed, and which re-check.
     """
 
     split: Splitter
     judge: Judge
 
     def read(self, text: str) -> Chain:
-        """Split a text into steps and judge them."""
+        """Return the steps of a text of thinking, with their failed and review flags."""
         texts = tuple(text[a:b] for a, b in steps.step_ranges(text, self.split))
         failed, review = self.judge(texts)
         return Chain(texts, tuple(failed), tuple(review))
 
 
 ReaderOf = Callable[[Problem], Reader]
-"""Function from a problem to its reader; some readers need the prompt, such as the bindings of a lookup problem."""
+"""Function from a problem to the reader of its responses. Some readers need the prompt, such as the bindings of a lookup problem."""
 
 _EQUATION = re.compile(r"(?:wait )?(-?\d+(?:[+-]\d+)+)=(-?\d+)(?: ok| fix)?")
 _STATED = re.compile(r"(\(?\d+(?:\)? [-+*/] \(?\d+)+\)?) (?:=|is) (\d+)")
@@ -135,9 +135,10 @@ _BINDING = re.compile(r"(?:wait )?([A-Z])=([A-Z]|\d+)(?: ok| fix)?")
 
 
 def arithmetic(problem: Problem | None = None) -> Reader:
-    r"""Return a reader for the tiny reasoner's sums: a step is a line, and it failed if its equation is wrong.
+    r"""Return a reader for arithmetic by ``tiny-reasoner``: each line is a step, which failed if its equation is wrong.
 
-    The line need not follow from the one before. A line without an equation to recompute (``=36``) has not failed.
+    It does not matter whether the line follows from the line before. A line without an equation to recompute (``=36``) has not failed. The
+    argument ``problem`` is not used; it makes ``arithmetic`` a ``ReaderOf``.
 
     >>> arithmetic().read("12+30=42\n42+5=48\n").failed
     (False, True)
@@ -151,9 +152,9 @@ def arithmetic(problem: Problem | None = None) -> Reader:
 
 
 def lookup(problem: Problem) -> Reader:
-    """Return a reader for the tiny reasoner's lookups.
+    """Return a reader for variable lookups by ``tiny-reasoner``: each line is a step.
 
-    A line ``K=52`` failed if the bindings in the prompt do not lead from K to 52 in any number of hops.
+    A line ``K=5`` failed if the bindings in the prompt do not lead from K to 5 in any number of hops.
     """
     content = " ".join(m["content"] for m in problem.messages)
     bound = dict(re.findall(r"\b([A-Z])=([A-Z]|\d+);", content))
@@ -173,9 +174,10 @@ def lookup(problem: Problem) -> Reader:
 
 
 def equations(problem: Problem | None = None) -> Reader:
-    """Return a reader for lines of prose that contain sums (task ``wordproblems``).
+    """Return a reader for lines of prose that contain equations (task ``wordproblems``): each line is a step.
 
-    A line failed if one of its sums is wrong. It re-checks if its first sum repeats the last sum of the line before.
+    A line failed if one of its equations is wrong. A line re-checks if the left side of its first equation repeats the left side of the
+    last equation in the line before. The argument ``problem`` is not used; it makes ``equations`` a ``ReaderOf``.
     """
 
     def judge(texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
@@ -208,7 +210,7 @@ def _value(expression: str) -> Fraction | None:
 
 
 def tiny(problem: Problem) -> Reader:
-    """Return the reader of the tiny reasoner's format for the problem's task.
+    """Return the reader for responses of ``tiny-reasoner`` to a problem, by the problem's task.
 
     Raises:
         ValueError: The task is neither ``arithmetic`` nor ``lookup``.
@@ -236,14 +238,17 @@ def _by_line(wrong: Callable[[str], bool]) -> Judge:
 
 @dataclass(frozen=True)
 class Cues:
-    """Rules that find steps by cue words, for thinking in prose (ours). Each cue is a regular expression, or ``None`` to disable it.
+    """Rules (ours) that find and judge steps by cue words, for thinking in prose.
+
+    Each cue is a regular expression, or ``None`` to disable it. The *head* of a step is its beginning, ``head`` characters long.
 
     Attributes:
-        starts: Start of a step, in addition to every paragraph.
-        failed: In the head of a step: the step before it failed. Later in a step: this step failed.
-        review: In the head of a step: the step re-checks.
-        back: Return to a numbered step (group ``step``). All later steps, up to and including this one, are abandoned, so they failed.
-            The number of a step is that of its ``Step 3:``, or else its position.
+        starts: A step starts at each match, and at each paragraph.
+        failed: A match in the head of a step means that the step before failed; a match later in a step, that this step failed.
+        review: A match in the head of a step means that the step re-checks an earlier one.
+        back: A match means a return to an earlier step, whose number is the group ``step``. All steps after the earlier step, up to and
+            including the step with the match, are abandoned and count as failed. A step that begins with "Step 3" has number 3; a step
+            without such a label is numbered by its position among the steps that are not abandoned.
         head: Length of the head of a step, in characters.
     """
 
@@ -256,8 +261,7 @@ class Cues:
     def reader(self) -> Reader:
         """Return the reader that uses these cues.
 
-        Raises:
-            ValueError: A cue is no regular expression.
+        The reader raises ValueError on any text if ``starts`` is not a regular expression, re.error if another cue is not.
         """
         return Reader(self._split, self._judge)
 
@@ -285,14 +289,14 @@ class Cues:
 
 
 def cued(problem: Problem | None = None) -> Reader:
-    """Return the reader that uses the assumed cue words, for any problem."""
+    """Return the reader that uses the default cue words (``Cues()``). It is the same for all problems."""
     return Cues().reader()
 
 
 def fitting(problem: Problem) -> Reader:
-    """Return a reader that recomputes lines for the tasks of the shipped models (``tiny``, ``equations``).
+    """Return the best reader for a problem: recompute lines if the task is one of the shipped models', else use cue words.
 
-    For any other problem it uses cue words (``cued``).
+    Tasks ``arithmetic`` and ``lookup``: ``tiny``. Task ``wordproblems``: ``equations``. Any other task: ``cued``.
     """
     match problem.meta.get("task"):
         case "arithmetic" | "lookup":
@@ -306,7 +310,7 @@ def fitting(problem: Problem) -> Reader:
 
 
 def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
-    """Return the judged steps of a rollout's thinking, with their token spans; no steps if it did not think."""
+    """Return the judged steps of a rollout's thinking, with their token spans; no steps if the rollout has no thinking."""
     parts = steps.think_steps(lm, rollout, reader.split)
     texts = tuple(step.text for step in parts)
     failed, review = reader.judge(texts)
@@ -314,11 +318,11 @@ def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
 
 
 def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], reader_of: ReaderOf = tiny) -> list[Chain]:
-    """Return the chain of every rollout, in order.
+    """Return the judged steps of every rollout, in the order of ``rollouts``.
 
     Args:
         problems: The problems of the rollouts.
-        reader_of: Function from a problem to its reader; for thinking in prose use ``cued``.
+        reader_of: Function from a problem to the reader of its responses; for thinking in prose use ``cued``.
 
     Raises:
         KeyError: A rollout's problem is not among the problems.
@@ -333,12 +337,14 @@ def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], rea
 
 
 def table(rollouts: Sequence[Rollout], chains: Sequence[Chain]) -> pd.DataFrame:
-    """Return one row per rollout with at least one step of thinking.
+    """Return one row per rollout that has at least one step of thinking.
 
-    Columns: ``problem_id, sample, correct, steps, failed, reviews, fsf, review_ratio, characters, think_tokens``.
+    Columns: ``problem_id, sample, correct``; the numbers of steps ``steps`` (all), ``failed`` and ``reviews`` (re-checks); ``fsf``
+    (failed-step fraction, 0 to 1) and ``review_ratio`` (share of characters in re-checks, 0 to 1); and the length of the thinking in
+    ``characters`` and in ``think_tokens``.
 
     Args:
-        chains: Steps of each rollout, from ``chains``.
+        chains: Judged steps of each rollout, from the function ``chains``.
 
     Raises:
         NoThinkTagsError: No rollout has a step.
@@ -359,19 +365,21 @@ def table(rollouts: Sequence[Rollout], chains: Sequence[Chain]) -> pd.DataFrame:
 def correctness_correlations(
     rows: pd.DataFrame, measures: Sequence[str] = MEASURES, *, times: int = stats.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """Return the correlation of each measure with correctness, pooled and within question, with 95 % intervals over problems.
+    """Return the correlation of each measure with correctness; a negative one means that a larger measure goes with wrong answers.
 
-    Columns: ``measure, scope, kind, r, low, high``. The last rows, ``fsf (shuffled)``, are a control: FSF shuffled among all rollouts,
-    which should give about 0. ``r`` is NaN if the measure or correctness never varies.
+    Columns: ``measure``; ``scope`` (``pooled`` over all rollouts, or ``within``: each problem's means are subtracted first, so that
+    difficulty cancels); ``kind`` (``pearson`` or ``spearman``); ``r``; ``low, high`` (95 % interval over problems). ``r`` is NaN if the
+    measure or correctness never varies. The last rows, ``fsf (shuffled)``, are a control: the failed-step fractions are shuffled among all
+    rollouts, so ``r`` should be about 0.
 
     Args:
         rows: From ``table``.
         measures: Columns of ``rows``.
-        times: Bootstrap resamples.
+        times: Number of bootstrap resamples.
         seed: Seed of the bootstrap and of the shuffled control.
 
     Raises:
-        ValueError: No problem has two rollouts, which the correlation within question needs.
+        ValueError: No problem has two rollouts, which the scope ``within`` needs.
     """
     rows = rows.sort_values(["problem_id", "sample"])  # so that the shuffle does not depend on the order of rows
     shuffled = np.random.default_rng(seed).permutation(rows["fsf"].to_numpy(float))
@@ -387,10 +395,15 @@ def correctness_correlations(
 
 
 def accuracy_of_lowest(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 0) -> tuple[stats.Estimate, stats.Estimate]:
-    """Return the accuracy of the rollout with the lowest measure of each problem, and its gain over an average rollout, paired.
+    """Return the accuracy when the rollout with the lowest measure is selected for each problem, and the gain in accuracy.
 
-    This is the paper's test-time selection, which takes the trace with the lowest FSF among the samples of a problem. Rollouts with
-    equal measures are averaged. ``measure`` is a column of ``rows``, which come from ``table``.
+    This is the paper's test-time selection, which takes the response with the lowest failed-step fraction among the samples of a problem.
+    If several rollouts of a problem have the lowest measure, their correctness is averaged. The gain is the accuracy of the selection minus
+    the mean accuracy of all rollouts, paired by problem. Both estimates have 95 % intervals over problems.
+
+    Args:
+        rows: From ``table``.
+        measure: Column of ``rows``; the lowest value is selected.
     """
     lowest = rows[measure] == rows.groupby("problem_id")[measure].transform("min")
     best, mean = (part.groupby("problem_id")["correct"].mean().to_numpy(float)[:, None] for part in (rows[lowest], rows))

@@ -7,14 +7,15 @@ Equations (T: difficulty, the total work; M: capability, the work that one step 
     t*    = T / N* = M (1 + 1/Z)                              best size of a step
 
 Harder problems need more steps, and more capable models need fewer. Length-filtered vote: sort the sampled answers into buckets of
-equal width D by length, keep the K buckets whose answers have the least Shannon entropy, and take the majority answer among them.
+equal width D by the length of their response, keep the K buckets whose answers have the lowest Shannon entropy, and take the majority
+answer among these.
 
 Deviations: notes on the paper print the argument of W with a misplaced e. The argument here follows from setting the derivative to
 zero, and a grid search agrees. The measured curve of accuracy against length is ours: logistic regression on log length and its
-square within one difficulty, with intervals over problems. A bucket needs at least 2 answers (ours; a single answer has entropy 0, so
-its bucket would always be kept). Samples without an answer do not vote.
+square, separately for each difficulty, with intervals over problems. A bucket votes only if it has at least 2 answers (our choice: a
+single answer has entropy 0, so its bucket would always be kept). Samples without an answer do not vote.
 
-Units and signs: lengths in steps, or in tokens if a table says so; accuracies are shares. Cost: none, no model is run.
+Units and signs: lengths are in steps, or in tokens if a table says so; accuracies are shares from 0 to 1. Cost: none, no model is run.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from toolkit.tasks.grading import last_number
 from toolkit.types import Problem, Rollout
 
 PUBLISHED_WIDTH, PUBLISHED_KEEP = 2, 3  # D steps, K buckets
-assumed_smallest = 2  # least number of answers in a bucket: ours
+assumed_smallest = 2  # smallest number of answers in a bucket that votes: ours
 assumed_ridge = 0.1  # penalty on both slopes of the curve, in squared standard deviations of log length: ours
 
 
@@ -45,20 +46,20 @@ assumed_ridge = 0.1  # penalty on both slopes of the curve, in squared standard 
 
 
 def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Number, alpha: Number = 1.0) -> Float[ndarray, " n"]:
-    """Return A(N) for the paper's linear case.
+    """Return the accuracy A(N) that the theory predicts for each number of steps N (the paper's linear case).
 
     >>> accuracy(np.array([1, 2, 4, 8]), difficulty=2, capability=2, bound=10).round(3).tolist()
     [0.0, 0.16, 0.13, 0.058]
 
     Args:
-        steps: N.
-        difficulty: T.
-        capability: M.
-        bound: C.
+        steps: Numbers of steps N.
+        difficulty: T, the total work.
+        capability: M, the work that one step can do.
+        bound: C, upper bound of T.
         alpha: Factor of the accuracy.
 
     Raises:
-        ValueError: Not 0 < T < C, or not M > 0.
+        ValueError: The parameters do not satisfy 0 < T < C and M > 0.
     """
     check_parameters(difficulty, capability, bound)
     n = np.asarray(steps, float)
@@ -73,12 +74,12 @@ def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
     2.21
 
     Args:
-        difficulty: T.
-        capability: M.
-        bound: C.
+        difficulty: T, the total work.
+        capability: M, the work that one step can do.
+        bound: C, upper bound of T.
 
     Raises:
-        ValueError: Not 0 < T < C, or not M > 0.
+        ValueError: The parameters do not satisfy 0 < T < C and M > 0.
     """
     check_parameters(difficulty, capability, bound)
     z = float(lambertw(-(1 - difficulty / bound) / math.e, k=-1).real)
@@ -86,12 +87,12 @@ def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
 
 
 def best_step_size(difficulty: Number, capability: Number, bound: Number) -> float:
-    """Return t* = T / N*, the best size of a step. Arguments are those of ``best_steps``."""
+    """Return t* = T / N*, the best amount of work per step: ``difficulty`` divided by ``best_steps``."""
     return difficulty / best_steps(difficulty, capability, bound)
 
 
 def check_parameters(difficulty: Number, capability: Number, bound: Number) -> None:
-    """Raise ValueError unless 0 < T < C and M > 0, the domain of the theory."""
+    """Raise ValueError unless 0 < difficulty < bound and capability > 0, as the theory requires."""
     if not (0 < difficulty < bound and capability > 0):
         raise ValueError(
             f"difficulty={difficulty}, capability={capability}, bound={bound}: need 0 < difficulty < bound, capability > 0."
@@ -102,12 +103,11 @@ def check_parameters(difficulty: Number, capability: Number, bound: Number) -> N
 
 
 def table(rollouts: Sequence[Rollout], problems: Sequence[Problem], lengths: Sequence[Number] | None = None) -> pd.DataFrame:
-    """Return one row per rollout, with the columns ``problem_id, difficulty`` (from ``meta``), ``length, correct``.
+    """Return one row per rollout, with the columns ``problem_id, difficulty`` (from the problem's ``meta``), ``length, correct``.
 
     Args:
-        rollouts: Responses.
         problems: The problems of the rollouts.
-        lengths: Length of each rollout in any unit, such as steps; ``None`` takes think tokens.
+        lengths: Length of each rollout in any unit, such as steps; ``None`` counts think tokens.
 
     Raises:
         ValueError: A problem has no difficulty.
@@ -132,9 +132,9 @@ class Curve:
     """Fitted accuracy as a function of length: ``sigma(a + b x + c x^2)`` with x = (log length - centre) / scale.
 
     Attributes:
-        coefficients: a, b, c.
-        centre: Mean of log length.
-        scale: Standard deviation of log length.
+        coefficients: The fitted ``(a, b, c)``.
+        centre: Mean of log length in the data.
+        scale: Standard deviation of log length in the data.
         shortest: Shortest length in the data.
         longest: Longest length in the data.
     """
@@ -153,23 +153,26 @@ class Curve:
 
     @property
     def peak(self) -> float:
-        """Length of highest accuracy, or NaN unless the curve is an inverted U with its maximum within the range of the data."""
+        """Length at which the fitted accuracy is highest; NaN unless the curve has a maximum inside the range of the data."""
         _, b, c = self.coefficients
         top = math.exp(self.centre - b / (2 * c) * self.scale) if c < 0 and abs(b / c) < 1e3 else math.nan
         return top if self.shortest < top < self.longest else math.nan
 
 
 def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.DataFrame, dict[Number, Curve]]:
-    """Fit accuracy against length for each difficulty, and return the length of highest accuracy and the curves.
+    """Fit accuracy against length, separately for each difficulty. Return a table with one row per difficulty, and the fitted curves.
 
-    Columns: ``difficulty, problems, rollouts, accuracy, peak, low, high, inverted``. ``low`` and ``high`` are a 95 % interval over
-    problems. ``inverted`` is the share of resamples in which the curve is an inverted U with its maximum within the range of the data.
-    The interval covers only these resamples, so it is meaningful only if ``inverted`` is near 1. If length or correctness never varies
-    at a difficulty, that difficulty has no curve, and its numbers are NaN.
+    The curves are a dictionary from difficulty to ``Curve``. Columns of the table: ``difficulty``; ``problems`` and ``rollouts`` (their
+    numbers); ``accuracy`` (mean over rollouts); ``peak`` (length at which the fitted accuracy is highest, NaN if the curve has no maximum
+    inside the range of the data); ``low, high`` (95 % interval of ``peak`` over problems); ``inverted`` (share of bootstrap resamples in
+    which the curve has a maximum inside the range of the data).
+
+    ``low`` and ``high`` are quantiles over the resamples that have such a maximum, so they are meaningful only if ``inverted`` is near 1.
+    If length or correctness never varies at a difficulty, no curve is fitted, and ``peak, low, high, inverted`` are NaN.
 
     Args:
         rows: From ``table``.
-        times: Bootstrap resamples.
+        times: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
     """
     fits, curves = [], {}
@@ -216,7 +219,10 @@ def _curves(length: Float[ndarray, " rows"], correct: Float[ndarray, " rows"], w
 
 
 def final_answers(lm: LM, rollouts: Sequence[Rollout]) -> list[str | None]:
-    """Return the answer of each rollout in comparable form: the last number in the answer, else its text, ``None`` if it is empty."""
+    """Return the answer of each rollout in a form that can be compared: the last number in the answer, or without a number its text.
+
+    An empty answer gives ``None``.
+    """
     texts = [lm.text(r.token_ids[r.answer.start : r.answer.stop]).strip() if r.answer else "" for r in rollouts]
     return [(last_number(text) or text) if text else None for text in texts]
 
@@ -225,10 +231,12 @@ def final_answers(lm: LM, rollouts: Sequence[Rollout]) -> list[str | None]:
 class Buckets:
     """Settings of the length-filtered vote.
 
+    Answers are sorted into buckets by the length of their response. Only the buckets whose answers agree most (lowest entropy) vote.
+
     Attributes:
-        width: D, in the unit of the lengths; bucket b holds lengths from ``b * width`` to below ``(b + 1) * width``.
+        width: D, width of a bucket in the unit of the lengths: bucket b holds lengths from ``b * width`` to below ``(b + 1) * width``.
         keep: K, number of buckets that vote.
-        smallest: Least number of answers in a bucket.
+        smallest: Buckets with fewer answers than this do not vote.
     """
 
     width: Number = PUBLISHED_WIDTH
@@ -244,10 +252,13 @@ PUBLISHED_BUCKETS = Buckets()
 
 
 def filter_by_length(answers: Sequence[str | None], lengths: Sequence[Number], buckets: Buckets = PUBLISHED_BUCKETS) -> list[int]:
-    """Return the indices of the answers that vote: those in the buckets of least entropy.
+    """Return the indices of the answers that vote: those in the ``buckets.keep`` buckets with the lowest entropy of answers.
 
-    All answers vote if no bucket has ``smallest`` of them. Of buckets with equal entropy, the one with more answers is kept, then the
-    shorter one.
+    Buckets with fewer than ``buckets.smallest`` answers do not vote; if all buckets are that small, all answers vote. Of buckets with equal
+    entropy, the one with more answers is kept first, then the one with shorter lengths. An answer ``None`` never votes.
+
+    Args:
+        lengths: Length of the response that each answer comes from.
     """
     members: dict[int, list[int]] = {}  # bucket -> indices of its answers
     for i, (answer, length) in enumerate(zip(answers, lengths, strict=True)):
@@ -261,7 +272,7 @@ def filter_by_length(answers: Sequence[str | None], lengths: Sequence[Number], b
 def length_filtered_vote(
     answers: Sequence[str | None], lengths: Sequence[Number], buckets: Buckets = PUBLISHED_BUCKETS
 ) -> str | None:
-    """Return the majority answer within the buckets of ``filter_by_length``, or ``None`` if there is no answer.
+    """Return the most frequent of the answers that ``filter_by_length`` selects, or ``None`` if there is no answer.
 
     >>> answers, lengths = ["7", "7", "8", "9", "8", "8"], [4, 5, 10, 10, 11, 11]
     >>> majority(answers), length_filtered_vote(answers, lengths, Buckets(width=2, keep=1))
@@ -277,7 +288,7 @@ def majority(answers: Sequence[str | None]) -> str | None:
 
 
 def entropy(answers: Sequence[str | None]) -> float:
-    """Return the Shannon entropy of answers in nats, rounded so that equal distributions give equal values.
+    """Return the Shannon entropy (nats) of the distribution of answers, rounded so that equal distributions give equal values.
 
     >>> round(entropy(["7", "7", "8", "8"]), 3)
     0.693
@@ -294,16 +305,17 @@ def votes(
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return one row per problem: the accuracy of one sample, and whether each kind of vote is right.
+    """Return one row per problem: the mean accuracy of its samples, and whether each kind of vote is right.
 
-    Columns: ``problem_id, samples, one, majority, filtered, random``. ``one`` is the mean accuracy over samples. ``random`` is the
-    control of ``filtered``: a vote of equally many answers, drawn at random.
+    Columns: ``problem_id``; ``samples`` (their number); ``one`` (mean accuracy of a single sample); and whether each vote is right:
+    ``majority`` (all answers vote), ``filtered`` (length-filtered vote), ``random`` (the control of ``filtered``: equally many answers
+    vote, drawn at random).
 
     Args:
         rollouts: Several per problem.
         answers: Answer of each rollout, from ``final_answers``.
-        lengths: Length of each rollout, in the unit of the buckets.
-        buckets: How the vote is filtered.
+        lengths: Length of each rollout, in the unit of ``buckets.width``.
+        buckets: Settings of the length-filtered vote.
         seed: Seed of the random control.
     """
     random = np.random.default_rng(seed)
@@ -326,9 +338,12 @@ def votes(
 
 
 def vote_accuracy(rows: pd.DataFrame, *, seed: int = 0) -> Mapping[str, Estimate]:
-    """Return the accuracy of each column of ``votes``, and two paired differences, with 95 % intervals over problems.
+    """Return the accuracy of each kind of vote, and two paired differences, with 95 % intervals over problems.
 
-    The differences are ``filtered - majority`` and ``filtered - random``.
+    Keys: ``one, majority, filtered, random`` and the differences ``filtered - majority``, ``filtered - random``.
+
+    Args:
+        rows: From ``votes``.
     """
     rows = rows.sort_values("problem_id")
     ways = {name: stats.mean_of(rows[name].to_numpy(float)[:, None]) for name in ("one", "majority", "filtered", "random")}

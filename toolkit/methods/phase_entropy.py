@@ -10,14 +10,16 @@ Equations (t: index over the T tokens of a response; k: position of the closing 
 The closing tag belongs to neither phase. All tokens before it, an opening tag included, are thinking. The end-of-sequence token is
 part of the answer. If thinking is never closed, k = T and there is no answer (0 in P).
 
+Entropy filtering, the paper's second experiment, drops the think tokens of highest entropy and lets the model answer from the rest.
+
 Deviations: the mean over an empty phase is ``None`` (NaN in tables), never 0. A closing tag of several tokens is left out entirely.
-Correlations with length have intervals and are also computed within question; the paper shows pooled points. Entropy filtering drops
-think tokens only, then closes the span and lets the model answer; the paper does not say how it gets an answer. Ours: the random and
-the length-matched control, entropy by step, and entropy by position. *Step entropy* is the sum over a step's tokens, as in
-arXiv:2508.03346.
+Correlations with length have intervals and are also computed within question; the paper shows pooled points. Entropy filtering here
+drops think tokens only, then closes the span and lets the model answer; the paper does not say how it gets an answer. Not in the paper:
+the two controls of filtering (tokens dropped at random, and tokens cut off the end), entropy by step, and entropy by position. *Step
+entropy* is the sum over a step's tokens, as in arXiv:2508.03346.
 
 Units and signs: entropies in nats; positions and lengths in tokens. Every entropy depends on a temperature: an argument of
-``with_entropies``, or the sampling temperature if sampling recorded it.
+``toolkit.entropies.with_entropies``, or the sampling temperature if sampling recorded the entropy.
 
 Cost: sampling with ``details`` records entropies without an extra pass. ``with_entropies`` is one teacher-forced pass with a KV
 cache, in chunks of at most ``CHUNK`` logits. Everything else is arithmetic, except ``filtering_experiment``, which samples.
@@ -46,7 +48,7 @@ from toolkit.types import Problem, Rollout
 PUBLISHED_ALPHA = 1.0  # weight of the answer's entropy: paper, main runs
 PUBLISHED_KEEPS = (1.0, 0.8, 0.6, 0.4, 0.2)  # shares of tokens kept: paper, Qwen3-4B (100 to 20 %)
 assumed_bins = 20  # bins of relative position: ours
-assumed_min_problems = 5  # least number of problems behind the mean of a step: ours
+assumed_min_problems = 5  # smallest number of problems whose responses have a step, for the mean of this step: ours
 assumed_answering = Sampling(temperature=0.0, max_new_tokens=256)  # greedy, long enough for an answer: ours
 
 Drop = Literal["entropy", "random", "truncate"]
@@ -58,7 +60,7 @@ DROPS: tuple[Drop, ...] = ("entropy", "random", "truncate")
 
 @dataclass(frozen=True)
 class PhaseMeans:
-    """Mean entropy (nats) before and after the closing tag; ``None`` for a phase without tokens.
+    """Mean entropy (nats per token) of a response before and after the closing think tag; ``None`` for a phase without tokens.
 
     >>> PhaseMeans(think=0.5, answer=0.25).penalty()
     0.25
@@ -68,12 +70,12 @@ class PhaseMeans:
     answer: float | None
 
     def penalty(self, alpha: float = PUBLISHED_ALPHA) -> float:
-        """Return PEAR's P = max(0, H_think - alpha H_answer); a missing phase counts as 0."""
+        """Return P = max(0, H_think - alpha H_answer), by which PEAR lowers the reward; a missing phase counts as 0."""
         return max(0.0, (self.think or 0.0) - alpha * (self.answer or 0.0))
 
 
 def phase_means(rollout: Rollout) -> PhaseMeans:
-    """Return PEAR's phase means of one rollout.
+    """Return the mean entropy of one rollout before and after its closing think tag.
 
     Raises:
         NoEntropiesError: The rollout carries no entropies.
@@ -93,8 +95,8 @@ def _mean(values: ndarray) -> float | None:
 def table(rollouts: Sequence[Rollout]) -> pd.DataFrame:
     """Return one row per rollout, for ``correlations`` and for your own tables.
 
-    Columns: ``problem_id, sample, correct, closed, think_tokens, response_tokens, entropy`` (mean over the response, nats),
-    ``think_entropy, answer_entropy`` (NaN without that phase).
+    Columns: ``problem_id, sample, correct``; ``closed`` (whether the think span was closed); ``think_tokens, response_tokens``; and the
+    mean entropies ``entropy`` (whole response), ``think_entropy, answer_entropy`` in nats per token (NaN for a phase without tokens).
 
     Raises:
         NoEntropiesError: A rollout carries no entropies.
@@ -111,10 +113,10 @@ def table(rollouts: Sequence[Rollout]) -> pd.DataFrame:
 
 
 def by_phase(rollouts: Sequence[Rollout], *, seed: int = 0) -> pd.DataFrame:
-    """Return the mean entropy (nats) of each phase, with 95 % intervals over problems.
+    """Return the mean entropy (nats per token) of thinking, of the answer, and of their difference, one row each.
 
-    Columns: ``phase, mean, low, high, rollouts``, with the phases ``think, answer, think - answer``. The difference is paired within
-    rollouts that have both phases. A phase that no rollout has is left out.
+    Columns: ``phase`` (``think``, ``answer`` or ``think - answer``), ``mean, low, high`` (95 % interval over problems), ``rollouts`` (their
+    number). The difference is over the rollouts that have both phases. A phase that no rollout has is left out.
     """
     rows = table(rollouts)
     rows["think - answer"] = rows["think_entropy"] - rows["answer_entropy"]
@@ -135,10 +137,13 @@ def _estimate(values: pd.Series, problems: pd.Series | pd.Index, seed: int) -> t
 
 
 def by_position(rollouts: Sequence[Rollout], *, bins: int = assumed_bins, seed: int = 0) -> pd.DataFrame:
-    """Return mean entropy (nats) by relative position in the think span (tags excluded), with 95 % intervals over problems (ours).
+    """Return the mean entropy (nats per token) by relative position in the think span, tags excluded (not in the paper).
 
-    Columns: ``position`` (bin centre, 0 to 1), ``mean, low, high, rollouts``. Each token covers its share of the span, so no bin is
-    empty, even if there are fewer tokens than bins.
+    Columns: ``position`` (centre of the bin, 0 to 1), ``mean, low, high`` (95 % interval over problems), ``rollouts`` (their number). A
+    token counts in every bin that its share of the span overlaps, so no bin is empty, even if there are fewer tokens than bins.
+
+    Args:
+        bins: Number of bins of equal width.
 
     Raises:
         ValueError: ``bins`` is below 1.
@@ -149,7 +154,7 @@ def by_position(rollouts: Sequence[Rollout], *, bins: int = assumed_bins, seed: 
     parts = []
     for r in rollouts:
         if h := _think_entropies(r):
-            # Differences of the interpolated cumulative sum: a bin gets a fraction of each token it overlaps.
+            # Differences of the interpolated cumulative sum: a bin gets a fraction of each token that it overlaps.
             edges = np.linspace(0, len(h), bins + 1)
             total = np.interp(edges, range(len(h) + 1), np.cumsum([0.0, *h]))
             parts.append(pd.DataFrame({"bin": range(bins), "entropy": np.diff(total) / np.diff(edges), "problem_id": r.problem_id}))
@@ -179,8 +184,11 @@ StepsOf = Callable[[Rollout], Sequence[Step]]
 def step_entropy(rollouts: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame:
     """Return one row per step of thinking that has at least one token.
 
-    Columns: ``problem_id, sample, step`` (from 0), ``of`` (steps in that rollout), ``tokens, entropy`` (nats, sum over the step's
-    tokens), ``mean`` (nats per token), ``text``.
+    Columns: ``problem_id, sample``; ``step`` (index in the rollout, from 0), ``of`` (number of steps in the rollout); ``tokens`` (their
+    number); ``entropy`` (nats, sum over the step's tokens), ``mean`` (nats per token); ``text``.
+
+    Args:
+        steps_of: Function that splits a rollout's thinking into steps.
 
     Raises:
         NoEntropiesError: A rollout carries no entropies.
@@ -195,35 +203,39 @@ def step_entropy(rollouts: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame
 
 
 def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = assumed_min_problems, seed: int = 0) -> pd.DataFrame:
-    """Return the mean entropy (nats per token) of the first, second, ... step of thinking, with 95 % intervals over problems (ours).
+    """Return the mean entropy (nats per token) of the first, second, ... step of thinking, one row per step (not in the paper).
 
-    Columns: ``step`` (from 1), ``mean, low, high, rollouts``. Later steps exist only in longer thinking, so compare the counts, too.
-    Steps with responses to fewer than ``at_least`` problems are left out.
+    Columns: ``step`` (from 1), ``mean, low, high`` (95 % interval over problems), ``rollouts`` (number of rollouts that have this step).
+    Later steps exist only in longer thinking, so their means are over fewer rollouts.
+
+    Args:
+        steps_of: Function that splits a rollout's thinking into steps.
+        at_least: Smallest number of problems: a step that occurs in responses to fewer problems is left out.
 
     Raises:
         NoThinkTagsError: No rollout has a step.
-        ValueError: No step has responses to ``at_least`` problems.
+        ValueError: No step occurs in responses to ``at_least`` problems.
     """
     rows = step_entropy(rollouts, steps_of)
     part = pd.DataFrame({"bin": rows["step"], "entropy": rows["mean"], "problem_id": rows["problem_id"]})
     problems = part.groupby("bin")["problem_id"].transform("nunique")
     if len(part) and problems.max() < at_least:
         raise ValueError(
-            f"No step is reached by {at_least} problems, at most by {problems.max()}: lower at_least, or sample more problems."
+            f"No step is reached in responses to {at_least} problems, only to {problems.max()}: lower at_least, or sample more problems."
         )
     return _binned([part[problems >= at_least]] if len(part) else [], "step", lambda i: i + 1, len(rollouts), seed)
 
 
 def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int = 0) -> pd.DataFrame:
-    """Compare the entropy (nats per token) of marked steps with the other steps of the same responses, paired (ours).
+    """Compare the entropy (nats per token) of marked steps with that of the other steps of the same responses (not in the paper).
 
-    Columns: ``steps, mean, low, high, rollouts``, with the rows ``marked, others, marked - others`` and 95 % intervals over problems.
-    All steps have equal weight, whatever their length. Only responses with both kinds of steps count; the table is empty if there are
-    none.
+    Columns: ``steps`` (``marked``, ``others`` or the paired difference ``marked - others``), ``mean, low, high`` (95 % interval over
+    problems), ``rollouts`` (their number). All steps have equal weight, whatever their length. Only responses with both kinds of steps
+    count; if there are none, the table is empty.
 
     Args:
         rows: From ``step_entropy``.
-        marked: One flag per row.
+        marked: One flag per row, for example whether the step re-checks an earlier one.
         seed: Seed of the bootstrap.
     """
     kinds = rows.assign(kind=np.where(np.asarray(marked, bool), "marked", "others"))
@@ -237,13 +249,21 @@ def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int =
 def correlations(
     rows: pd.DataFrame, x: str = "entropy", y: str = "response_tokens", *, times: int = stats.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """Return the Pearson and Spearman correlations of two columns of ``table``, with 95 % intervals over problems.
+    """Return the Pearson and Spearman correlations of two columns of ``table``: by default, of entropy and response length.
 
-    Columns: ``scope, kind, r, low, high, problems, rollouts``; the scopes are ``pooled`` and ``within`` (question). Rows that lack one
-    of the values are left out.
+    Columns: ``scope`` (``pooled`` over all rollouts, or ``within``: each problem's means are subtracted first, so that difficulty cancels);
+    ``kind`` (``pearson`` or ``spearman``); ``r``; ``low, high`` (95 % interval over problems); ``problems`` and ``rollouts`` (their
+    numbers). Rows in which one of the two values is NaN are left out.
+
+    Args:
+        rows: From ``table``.
+        x: One column of ``rows``.
+        y: The other column.
+        times: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: No problem has two rollouts, which ``within`` needs.
+        ValueError: No problem has two rollouts, which the scope ``within`` needs.
     """
     complete = rows.dropna(subset=[x, y])
     a, b, problems = complete[x].to_numpy(float), complete[y].to_numpy(float), complete["problem_id"].to_numpy()
@@ -258,15 +278,15 @@ def correlations(
 
 
 def filtered_prompt(rollout: Rollout, keep: float, drop: Drop = "entropy", *, seed: int = 0) -> list[int]:
-    """Return the prompt, a share of the think tokens in their order, and the closing tag, as token ids to continue from.
+    """Return the token ids of the prompt, a share of the think tokens in their order, and the closing tag, for the model to continue.
 
     ``round(keep * n)`` of the n think tokens are kept.
 
     Args:
         rollout: Response with a closed think span.
-        keep: Share of think tokens to keep.
-        drop: Which tokens are dropped: ``"entropy"``: those of highest entropy (published; of two equal ones the earlier is kept);
-            ``"random"``: random ones, seeded by seed, problem and sample; ``"truncate"``: the last ones.
+        keep: Share of think tokens to keep, 0 to 1.
+        drop: Which tokens to drop. ``"entropy"``: those of highest entropy (as published; of tokens with equal entropy, the earlier one is
+            kept). ``"random"``: random tokens, seeded by ``seed``, problem and sample. ``"truncate"``: the last tokens.
         seed: Seed of ``"random"``.
 
     Raises:
@@ -310,18 +330,20 @@ def filtering_experiment(
     seed: int = 0,
     out: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Run the filtering experiment: filter each closed rollout at each share in each way of ``filtered_prompt``, then answer.
+    """Shorten the thinking of each rollout in each way and by each share, let the model answer from it, and return one row per answer.
 
-    Columns: ``drop, keep, problem_id, sample, kept_tokens, correct, answer_tokens``; summarise with ``filtering_summary``.
+    Columns: ``drop`` (which tokens were dropped, see ``filtered_prompt``), ``keep`` (share of think tokens kept), ``problem_id, sample``,
+    ``kept_tokens`` (number of think tokens kept), ``correct``, ``answer_tokens`` (length of the answer). ``filtering_summary`` summarises
+    the table.
 
     Args:
         target: Model that answers.
-        rollouts: Responses with entropies; those without a closed think span are left out.
+        rollouts: Responses with entropies; responses without a closed think span are left out.
         problems: The problems of the rollouts.
         keeps: Shares of think tokens to keep.
         sampling: How the answers are sampled.
         seed: Seed of the random control.
-        out: Folder in which the answers are stored; a rerun continues from there.
+        out: Folder in which the answers are stored; a rerun resumes from them.
 
     Raises:
         NoThinkTagsError: No rollout has a think span that is closed by a tag.
@@ -342,9 +364,10 @@ def filtering_experiment(
 
 
 def filtering_summary(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Return the accuracy for each way of dropping and each share kept, with 95 % intervals over problems.
+    """Return the accuracy for each way of dropping think tokens and each share kept, one row each.
 
-    Columns: ``drop, keep, kept_tokens, answer_tokens, accuracy, low, high``. For paired comparisons use ``filtering_effects``.
+    Columns: ``drop`` (which tokens were dropped), ``keep`` (share kept), ``kept_tokens, answer_tokens`` (means), ``accuracy, low, high``
+    (95 % interval over problems). For paired comparisons use ``filtering_effects``.
 
     Args:
         rows: From ``filtering_experiment``.
@@ -358,10 +381,11 @@ def filtering_summary(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
 
 def filtering_effects(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Return the difference in accuracy between dropping the highest entropies and each control, paired by response.
+    """Return the accuracy after dropping the tokens of highest entropy minus the accuracy of each control, paired by response.
 
-    Columns: ``keep, against, difference, low, high``, with 95 % intervals over problems. The controls are the same share dropped at
-    random (``random``), the same share cut off the end (``truncate``), and the whole thinking (``whole``, if ``keep=1`` was run).
+    Columns: ``keep`` (share of think tokens kept), ``against`` (the control), ``difference, low, high`` (95 % interval over problems). The
+    controls are: as many tokens dropped at random (``random``), as many tokens cut off the end (``truncate``), and the whole thinking
+    (``whole``, if the share 1 was run). A negative difference means that the control answers better.
 
     Args:
         rows: From ``filtering_experiment``.

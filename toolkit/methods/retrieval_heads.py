@@ -1,31 +1,37 @@
 """Retrieval Head Mechanistically Explains Long-Context Factuality (Wu et al., ICLR 2025), arXiv:2404.15574.
 
-Equations (k: set of the needle's token ids; i_q: their positions in the prompt; w_t: token emitted at query t; x: the sequence):
+The *needle* is the piece of the prompt that the answer should be copied from. An *example* is a response to such a prompt.
+
+Equations (k: set of the needle's token ids; i_q: their positions in the prompt; w_t: token emitted at query position t; a_h(t, j):
+attention weight of head h from t to j; x: the sequence of token ids):
 
     h copies w_t   iff   w_t in k,  j* = argmax_j a_h(t, j) in i_q,  x_{j*} = w_t
-    score(h) = | g_h  cap  k | / | k |          g_h: set of tokens that h copies in one instance; mean over instances
+    score(h) = | g_h  cap  k | / | k |          g_h: set of tokens that h copies in one example; mean over examples
 
 Deviations:
 * g_h is a set, as in the paper. The released code counts a token every time it is copied, so its scores can exceed 1.
-* All instances count by default. ``when="success"`` is the undocumented gate of the released code, here by unigram recall of token
-  ids, not of stemmed words.
+* All examples count by default. ``when="success"`` counts only the examples in which the needle was retrieved, as the released code does
+  (the paper does not mention it). The released code decides by the recall of stemmed words; here it is the recall of token ids.
 * The position of the needle is given, never searched.
 * The prompt is processed with SDPA up to the last token; the response is teacher-forced.
 
-The published score and our variants (``METRICS``; all per example, layer and head):
+The published score and our variants (``METRICS``; each has one value per example, layer and head):
 
-    copy           as above
-    copy_no_sink   argmax over all keys except the first ``sinks``
-    copy_unseen    only tokens of k that occur nowhere else in the prompt; NaN if there are none
-    copy_new       only copies that an induction head would not make: the token before the key differs, x_{j*-1} != x_t
-    mass           mean over t of sum_{j in i_q} a_h(t, j)
-    contrast       mass minus the same in a prompt without the needle (same response, same positions); NaN without such a prompt
-    query          QRHead (arXiv:2506.09944), without its calibration: mean over the question's tokens of their mass on i_q
+    copy           the share of the needle's tokens that the head copies, as above
+    copy_no_sink   copy, with the argmax over all keys except the first ``sinks``
+    copy_unseen    copy, only for tokens of k that occur nowhere else in the prompt; NaN if there are none
+    copy_new       copy, only if an induction head would not make this copy: the token before the key differs, x_{j*-1} != x_t
+    mass           attention on the needle: mean over t of sum_{j in i_q} a_h(t, j)
+    contrast       mass minus the mass on the same positions of a control prompt, with other tokens in place of the needle and the
+                   same response; NaN without a control prompt
+    query          QRHead (arXiv:2506.09944), without its calibration: attention from the question's tokens on the needle, mean over
+                   the question's tokens; NaN without the question's position
     write          mean over emitted tokens of k of a_h(t, j') <u(w_t), W_O^h v_h(j')>, where j' = argmax_{j in i_q} a_h(t, j) and
                    u(w) is the unembedding of w minus the mean unembedding; 0 if no token of k is emitted. A norm that follows W_O
                    is applied, with its scale at t. The final norm is left out, but its gain is included
 
-Units and signs: shares in [0, 1]; ``write`` in logits before the final norm's scale, + raises the emitted token. Higher = retrieves more.
+Units and signs: all metrics are shares in [0, 1] (``contrast`` in [-1, 1]), except ``write``: logits before the final norm's scale,
+positive if the head raises the logit of the emitted token. A higher value means that the head retrieves more.
 
 Cost: one pass over each prompt and one over its response, and one more of each with a control; attention of the emitted tokens only.
 """
@@ -48,7 +54,7 @@ from toolkit.types import HeadEdit, HeadScores, Plan, Provenance, Span
 PUBLISHED_THRESHOLD = 0.1  # mean score above which a head is a retrieval head: paper, section 2
 PUBLISHED_STRONG = 0.5  # second threshold in the paper's sparsity figure
 PUBLISHED_MASKED = (0, 2, 5, 10, 15, 20, 30, 50, 100)  # heads masked in needle-in-a-haystack: paper, section 4
-PUBLISHED_SHARES = {
+PUBLISHED_SHARES = {  # model -> shares of its heads with a mean score above 0.1, above 0.5, and of exactly 0
     "Llama-2-7B-80K": (0.0322, 0.0059, 0.702),
     "Llama-2-13B-64K": (0.0206, 0.0037, 0.732),
     "Yi-6B-200K": (0.0518, 0.0068, 0.494),
@@ -56,8 +62,8 @@ PUBLISHED_SHARES = {
     "Qwen1.5-14B-Chat": (0.0425, 0.0006, 0.711),
     "Mistral-7B-v0.2": (0.0420, 0.0049, 0.650),
     "Mixtral-8x7B": (0.0615, 0.0068, 0.576),
-}  # shares of heads above 0.1, above 0.5, and at zero: recomputed from the released head_score files
-assumed_sinks = 1  # number of first positions that copy_no_sink leaves out: ours
+}  # recomputed from the released head_score files
+assumed_sinks = 1  # number of positions at the start of the sequence that copy_no_sink leaves out: ours
 GROUP_SIZE = 32  # examples whose copies are in memory at a time
 
 METRICS = ("copy", "copy_no_sink", "copy_unseen", "copy_new", "mass", "contrast", "query", "write")
@@ -71,8 +77,8 @@ class HeadMetrics:
     ``a + b`` concatenates the examples of two measurements of the same model.
 
     Attributes:
-        values: Metric -> ``[examples, layers, heads]``.
-        success: Whether each example retrieved its needle.
+        values: Metric -> tensor ``[examples, layers, heads]``.
+        success: Whether the response of each example retrieved the needle.
         ids: Problem id of each example.
         provenance: The model and the problems that were measured.
     """
@@ -94,11 +100,11 @@ class HeadMetrics:
         return HeadMetrics(values, self.success + other.success, self.ids + other.ids, about)
 
     def select(self, metric: str = "copy", *, when: str = "all") -> Float[Tensor, "examples layers heads"]:
-        """Return one metric per example. Examples without a value (NaN) are left out.
+        """Return the values of one metric. Examples in which the metric is undefined (NaN) are left out.
 
         Args:
             metric: One of ``METRICS``.
-            when: ``"all"``, or ``"success"`` for only the examples that retrieved their needle.
+            when: ``"all"``, or ``"success"`` for only the examples that retrieved the needle.
 
         Raises:
             KeyError: The metric is unknown.
@@ -121,13 +127,14 @@ class HeadMetrics:
 def measure(
     lm: LM, examples: Sequence[Example], *, success: Callable[[Example], bool] = needle_recalled, sinks: int = assumed_sinks
 ) -> HeadMetrics:
-    """Measure all metrics of all heads on the given examples, in their order.
+    """Return all metrics of all heads, for each of the given examples in their order.
 
     Args:
         lm: The model that is measured.
         examples: From ``needles.examples``.
-        success: Whether an example retrieved its needle; ``lambda e: e.rollout.correct`` uses the grade.
-        sinks: Number of first positions that ``copy_no_sink`` leaves out.
+        success: Function that returns whether an example retrieved the needle. Default: by the recall of token ids;
+            ``lambda e: e.rollout.correct`` uses the grade of the answer.
+        sinks: Number of positions at the start of the sequence that ``copy_no_sink`` leaves out.
 
     Raises:
         ValueError: There are no examples, or a sequence is longer than the model's context.
@@ -144,7 +151,7 @@ def measure(
 
 
 def _group(lm: LM, examples: Sequence[Example], sinks: int) -> dict[str, Float[Tensor, "examples layers heads"]]:
-    """Measure one group of examples: up to three readings of attention (responses, controls, questions)."""
+    """Return all metrics of one group of examples. Attention is read up to three times: from responses, control prompts and questions."""
     shape = (len(examples), lm.layout.n_layers, lm.layout.n_heads)
     sequences = [e.rollout.token_ids for e in examples]
     sums = _MetricSums(lm, examples, sinks)
@@ -152,7 +159,7 @@ def _group(lm: LM, examples: Sequence[Example], sinks: int) -> dict[str, Float[T
     values = sums.values()
 
     def masses(chosen: Sequence[int], rows: Sequence[Sequence[int]], spans: Sequence[Span]) -> Tensor:
-        """Mean attention mass on the needle from the queries in ``spans``; NaN for examples that are not chosen."""
+        """Return the mean attention from the query positions in ``spans`` on the needle; NaN for examples that are not chosen."""
         mass = torch.full(shape, torch.nan, dtype=torch.float64)
         if chosen:
             sums = _MetricSums(lm, [examples[i] for i in chosen], sinks)
@@ -160,18 +167,18 @@ def _group(lm: LM, examples: Sequence[Example], sinks: int) -> dict[str, Float[T
             mass[chosen] = sums.mass.cpu() / torch.tensor([len(span) for span in spans])[:, None, None]
         return mass
 
-    # contrast: the same response after the prompt without the needle.
+    # contrast: the same response after a prompt with other tokens in place of the needle.
     controlled = [i for i, e in enumerate(examples) if e.control is not None]
     without = [(*(examples[i].control or ()), *sequences[i][examples[i].rollout.prompt_len :]) for i in controlled]
     values["contrast"] = values["mass"] - masses(controlled, without, [examples[i].span.predictors() for i in controlled])
-    # query: the mass that the question's own tokens put on the needle.
+    # query: the attention from the question's tokens on the needle.
     queries = [(i, e.query) for i, e in enumerate(examples) if e.query is not None]
     values["query"] = masses([i for i, _ in queries], [sequences[i] for i, _ in queries], [query for _, query in queries])
     return values
 
 
 class _MetricSums:
-    """Accumulates the metrics of some examples from rows of attention, layer by layer."""
+    """Sums from which the metrics of some examples follow, accumulated from rows of attention, layer by layer."""
 
     def __init__(self, lm: LM, examples: Sequence[Example], sinks: int) -> None:
         self.lm, self.examples, self.sinks = lm, examples, sinks
@@ -202,19 +209,19 @@ class _MetricSums:
                                      for e, i, row in zip(examples, ids, tokens, strict=True)], device=lm.device)  # fmt: skip
 
     def take_mass(self, rows: attention.Rows) -> None:
-        """Add the attention that each query pays to the needle."""
+        """Add the attention from each query position on the needle."""
         which = torch.tensor(rows.examples, device=rows.weights.device)
         needle = self.needle[which, : rows.weights.shape[-1]].to(rows.weights)
         on_needle = torch.einsum("bhqk,bk->bhq", rows.weights, needle)
         self.mass[which, rows.layer] += (on_needle * (rows.queries >= 0)[:, None]).sum(dim=-1).double()
 
     def take(self, rows: attention.Rows) -> None:
-        """Add the contribution of one layer's heads at the queries that emit the tokens of interest."""
+        """Add what one layer's heads contribute to the metrics at the query positions that predict the emitted tokens."""
         self.take_mass(rows)
         which, weights = torch.tensor(rows.examples, device=rows.weights.device), rows.weights
         ids, needle = self.ids[which], self.needle[which, : weights.shape[-1]]
         real, at = rows.queries >= 0, rows.queries.clamp(min=0)
-        # The query at position t emits the token at t + 1. ``number`` is that token's number among the needle's tokens.
+        # The query at position t emits the token at t + 1. ``number`` is the emitted token's number among the needle's tokens.
         emitted = ids.gather(1, (at + 1).clamp(max=ids.shape[1] - 1))
         same = emitted[..., None] == self.tokens[which][:, None]
         in_needle = same.any(dim=-1) & real
@@ -223,7 +230,7 @@ class _MetricSums:
         top = weights.argmax(dim=-1)
         hits = _hits(top, ids, needle, emitted) & in_needle[:, None]
         self._copy("copy", which, rows.layer, number, hits)
-        # copy_new: the token before that key differs from the token at the query, so an induction head would not attend there.
+        # copy_new: the token before the copied one differs from the token at the query, so an induction head would not attend there.
         before = _at(ids, (top - 1).clamp(min=0))
         self._copy("copy_new", which, rows.layer, number, hits & ((before != ids.gather(1, at)[:, None]) | (top == 0)))
         # copy_no_sink: weights are never negative, so a sink set to -1 is the maximum only if no other key is visible.
@@ -274,32 +281,37 @@ def _hits(
 
 
 def scores(metrics: HeadMetrics, metric: str = "copy", *, when: str = "all") -> HeadScores:
-    """Return the mean of a metric over examples; for ``"copy"`` this is the retrieval score.
+    """Return the score of every head: the mean of a metric over examples. For ``"copy"`` this is the paper's retrieval score.
 
     Args:
         metrics: From ``measure``.
         metric: One of ``METRICS``.
-        when: ``"all"``, or ``"success"`` as in the released code: only examples that retrieved their needle.
+        when: ``"all"``, or ``"success"`` as in the released code: only examples that retrieved the needle.
     """
     units = "logits" if metric == "write" else "share"
     return HeadScores(metrics.select(metric, when=when).mean(dim=0), f"retrieval_{metric}", units, metrics.provenance)
 
 
 def activation_frequency(metrics: HeadMetrics, *, when: str = "all") -> HeadScores:
-    """Return the share of examples in which each head copies at least one token."""
+    """Return the share of examples in which each head copies at least one token of the needle.
+
+    Args:
+        metrics: From ``measure``.
+        when: ``"all"``, or ``"success"`` for only the examples that retrieved the needle.
+    """
     share = (metrics.select("copy", when=when) > 0).double().mean(dim=0)
     return HeadScores(share, "retrieval_activation_frequency", "share", metrics.provenance)
 
 
 def heads(head_scores: HeadScores, *, above: float = PUBLISHED_THRESHOLD) -> list[tuple[int, int]]:
-    """Return the retrieval heads ``(layer, head)`` with a score above the threshold (published: 0.1), best first."""
+    """Return the heads ``(layer, head)`` with a score above the threshold ``above`` (published: 0.1), highest score first."""
     return [(layer, head) for layer, head in head_scores.ranked() if head_scores.score[layer, head] > above]
 
 
 def mask_plan(head_scores: HeadScores, count: int) -> Plan:
-    """Return a plan that masks the highest-scoring heads.
+    """Return a plan that masks the ``count`` heads with the highest scores.
 
-    Apply it with ``masks.masking`` while the model runs, or permanently with ``edits.apply`` (which zeroes the heads).
+    Apply the plan with ``masks.masking`` while the model runs, or permanently with ``edits.apply``, which sets the heads' output to zero.
 
     Raises:
         ValueError: ``count`` is negative or larger than the number of heads.
@@ -312,11 +324,12 @@ def mask_plan(head_scores: HeadScores, count: int) -> Plan:
 
 
 def statistics(copy: Float[Tensor, "examples layers heads"]) -> dict[str, int | float]:
-    """Return the paper's aggregate numbers, from the scores of each example.
+    """Return the paper's summary numbers, from the copy scores of each example.
 
-    ``retrieval`` is the number of heads with a mean above 0.1. ``share_*`` are shares of all heads. ``always`` and ``often`` count the
-    heads that copy in all and in more than 95 % of the examples. ``silent_examples`` counts the examples in which no head copies.
-    ``above_1`` counts scores above 1, which are impossible for a share.
+    Keys: ``examples`` (their number); ``retrieval`` (number of heads with a mean score above 0.1); ``share_retrieval, share_strong,
+    share_zero`` (shares of all heads with a mean score above 0.1, above 0.5, and of exactly 0); ``always, often`` (numbers of heads that
+    copy in all, and in more than 95 % of the examples); ``silent_examples`` (number of examples in which no head copies); ``above_1``
+    (number of scores above 1, which a share cannot have but the released code can give).
 
     >>> numbers = statistics(torch.tensor([[[0.5, 0.0]], [[1.0, 0.0]]]))  # 2 examples, 1 layer, 2 heads
     >>> numbers["retrieval"], numbers["share_zero"], numbers["always"]
@@ -340,7 +353,10 @@ def statistics(copy: Float[Tensor, "examples layers heads"]) -> dict[str, int | 
 
 
 def overlap(a: HeadScores, b: HeadScores, count: int) -> float:
-    """Return the share of the top ``count`` heads of one ranking that are among the top ``count`` of the other."""
+    """Return the overlap of two rankings, from 0 to 1.
+
+    It is the share of the ``count`` heads with the highest scores in ``a`` that are also among the ``count`` highest in ``b``.
+    """
     if a.score.shape != b.score.shape or not 1 <= count <= a.score.numel():
         raise ValueError(
             f"Scores of {tuple(a.score.shape)} and {tuple(b.score.shape)} heads, count={count}: need equal shapes and a count within them."
@@ -349,14 +365,15 @@ def overlap(a: HeadScores, b: HeadScores, count: int) -> float:
 
 
 def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, *, draws: int = 20, seed: int = 0) -> float:
-    """Return the mean overlap of the top ``count`` heads of ``n`` random examples with those of all examples.
+    """Return how well ``n`` examples find the same top heads as all examples, as a share from 0 to 1.
 
-    The random examples are part of all examples, so this is an in-sample measure.
+    The share is that of the ``count`` highest-scoring heads on all examples that are also among the ``count`` highest on ``n`` random
+    examples, mean over the random draws. The random examples are among all examples, so this is an in-sample measure.
 
     Args:
-        copy: Score of each example.
-        n: Examples per draw.
-        count: Size of the top.
+        copy: Score of every head in each example.
+        n: Number of examples per draw.
+        count: Number of highest-scoring heads to compare.
         draws: Number of random draws.
         seed: Seed of the draws.
 
@@ -378,7 +395,7 @@ def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, 
 
 
 def from_lists(lists: Mapping[str, Sequence[float]]) -> Float[Tensor, "examples layers heads"]:
-    """Convert scores from the format of the released files, ``{"<layer>-<head>": [score of each example, ...]}``.
+    """Convert scores from the format of the paper's released files, ``{"<layer>-<head>": [score of each example, ...]}``, to a tensor.
 
     >>> from_lists({"0-0": [0.5, 1.0], "0-1": [0.0, 0.0]}).tolist()
     [[[0.5, 0.0]], [[1.0, 0.0]]]
@@ -403,5 +420,5 @@ def from_lists(lists: Mapping[str, Sequence[float]]) -> Float[Tensor, "examples 
 
 
 def to_lists(copy: Float[Tensor, "examples layers heads"]) -> dict[str, list[float]]:
-    """Convert the scores of each example to the format of the released files; the inverse of ``from_lists``."""
+    """Convert the scores of each example to the format of the paper's released files; the inverse of ``from_lists``."""
     return {f"{i}-{j}": copy[:, i, j].tolist() for i in range(copy.shape[1]) for j in range(copy.shape[2])}

@@ -2,25 +2,27 @@
 
 Equations (T_i: the think span of response i; states are taken at the positions t that *predict* its tokens):
 
-    v_l   = mean_{i in long} mean_t r_l(i, t)  -  mean_{i in short} mean_t r_l(i, t)
-    c(l,h) = mean_{i in short} < mean_t W_l^h z_l^h(i, t), -v_l / |v_l| >
-    W_l^h <- (I - lambda v v^T) W_l^h          for the heads with the highest c, v = v_l / |v_l|
+    v_l   = mean_{i in long} mean_t r_l(i, t)  -  mean_{i in short} mean_t r_l(i, t)         length direction of layer l
+    c(l,h) = mean_{i in short} < mean_t W_l^h z_l^h(i, t), -v_l / |v_l| >                   score of head h of layer l
+    W_l^h <- (I - lambda v v^T) W_l^h          edit of the heads with the highest c, v = v_l / |v_l|
 
-with r_l the residual stream after attention (``resid_mid``, "attn") or after the block (``resid_post``, "mlp").
+with r_l the residual stream after attention (``resid_mid``, "attn" in the released code) or after the block (``resid_post``, "mlp"),
+z_l^h the output of a head before W_O, W_l^h the head's part of W_O, and lambda the strength of the edit.
 
 Deviations:
-* Token ids are the sampled ones, never re-tokenised text. Spans exclude the tags.
+* The response is not tokenized again: token ids are those that were sampled. Spans exclude the tags.
 * ``resid_post`` of the last layer is taken before the final norm (the released code takes it after). Sums are fp64. The head size
   follows from W_O.
 * Classes may be quantiles, since absolute thresholds do not transfer between models.
-* In the paper's models W_l^h z_l^h is added to the stream directly. Post-norm families normalise it first. There, each position's z
-  is divided by the scale of that norm, and v is multiplied by its gain, so that scores measure what is added to the stream.
+* In the paper's models W_l^h z_l^h is added to the stream directly. Post-norm families normalise it first. There, z is divided at each
+  position by the scale of the norm, and v is multiplied by the norm's gain, so that scores measure what is added to the stream.
 * ``contrast_scores`` and ``written_direction`` are ours.
 
-Units and signs: lengths in tokens; + is longer; scores in units of the residual stream, higher = writes towards shorter thinking.
+Units and signs: lengths in tokens. Adding v makes thinking longer. Scores are in units of the residual stream; a higher score means
+that the head writes more towards shorter thinking.
 
 Cost: one forward pass per rollout (``collect.moments``). Everything here is algebra on means: ``W mean(z) = mean(W z)``. This also
-holds in post-norm families, where the scale of a position belongs to the layer, not to the head, and is divided out before the mean.
+holds in post-norm families, where all heads of a layer share the scale of a position, which is divided out before the mean.
 """
 
 from __future__ import annotations
@@ -43,19 +45,19 @@ PUBLISHED_SHORT, PUBLISHED_LONG = 100.0, 1000.0  # tokens: released generate_res
 PUBLISHED_FRACTION = 0.04  # of all heads: paper v3/v4 ("~4 %"; the released lists have 3.9 to 6.3 %)
 PUBLISHED_STRENGTHS = tuple(i / 100 for i in range(-8, 9))  # steering alphas: released thinking_length_steering
 assumed_share = 0.2  # share of rollouts in each quantile class: ours
-assumed_min_class = 8  # least number of examples in a class: ours
+assumed_min_class = 8  # smallest number of rollouts in a class: ours
 
 
 class ClassTooSmallError(ValueError):
-    """A length class has too few examples to average."""
+    """A length class has too few rollouts to average."""
 
 
 @dataclass(frozen=True)
 class LengthClasses:
-    """Length classes by two thresholds on the think length, in tokens.
+    """Two classes of rollouts, with short and with long thinking, by thresholds on the number of think tokens.
 
-    Calling it with a rollout returns ``"short"`` if the length is below ``short_below``, ``"long"`` if it is above ``long_above`` (both
-    strict), and ``None`` otherwise. Rollouts that never closed or never opened their think span are in no class.
+    A ``LengthClasses`` can be called with a rollout. It returns ``"short"`` below ``short_below`` tokens, ``"long"`` above ``long_above``
+    tokens (both strict), and ``None`` in between. It also returns ``None`` if the think span was never opened or never closed.
 
     Attributes:
         short_below: Upper limit of the short class, tokens.
@@ -94,7 +96,7 @@ def length_classes(
         rollouts: The rollouts to classify; only used to check the class sizes.
         short_below: Upper limit of the short class, tokens.
         long_above: Lower limit of the long class, tokens.
-        at_least: Least number of rollouts per class.
+        at_least: Smallest number of rollouts per class.
 
     Raises:
         ClassTooSmallError: A class has fewer than ``at_least`` rollouts; the message gives counts and quantiles of the length.
@@ -108,15 +110,18 @@ def length_classes(
 def quantile_classes(
     rollouts: Sequence[Rollout], *, share: float = assumed_share, at_least: int = assumed_min_class
 ) -> LengthClasses:
-    """Return length classes by quantiles: the shortest and the longest ``share`` of the closed rollouts (ours).
+    """Return length classes by quantiles: the ``share`` of rollouts with the shortest and with the longest thinking (not in the paper).
+
+    Only rollouts that closed their think span count.
 
     Args:
         rollouts: The rollouts to classify.
-        share: Share of the closed rollouts in each class.
-        at_least: Least number of rollouts per class.
+        share: Share of the rollouts in each class, above 0 and at most 0.5.
+        at_least: Smallest number of rollouts per class.
 
     Raises:
-        ClassTooSmallError: There are too few closed rollouts, or too many of equal length to separate the classes.
+        ClassTooSmallError: There are too few such rollouts, or too many of equal length to separate the classes.
+        ValueError: ``share`` is out of range.
     """
     if not 0 < share <= 0.5:
         raise ValueError(f"share={share}: need 0 < share <= 0.5.")
@@ -144,42 +149,45 @@ def _checked(classes: LengthClasses, rollouts: Sequence[Rollout], at_least: int)
 
 
 Estimator = Callable[[Moments, str], Direction]
-"""Function from moments and a site to a direction."""
+"""Function from moments and a kind of site, such as ``"resid_mid"``, to a direction."""
 
 
 def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = directions.mean_difference) -> Direction:
-    """Return the length direction v_l of each layer, ``[layers, d_model]``; + is longer.
+    """Return the length direction v_l of each layer: the mean residual stream of long minus that of short thinking.
+
+    The direction is a vector ``[d_model]`` per layer; adding it makes thinking longer.
 
     Args:
         moments: From ``collect.moments(lm, rollouts, by=classes)``.
-        kind: Site: ``"resid_mid"`` (attn) or ``"resid_post"`` (mlp).
-        estimator: The published one is the difference of means; ``directions.whitened`` is ours.
+        kind: Where the residual stream is read: ``"resid_mid"`` (after attention) or ``"resid_post"`` (after the block).
+        estimator: Function that computes the direction from ``moments`` and ``kind``. Default: the difference of means, as published;
+            ``directions.whitened`` is ours.
     """
     return estimator(moments, kind)
 
 
 def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
-    """Return c(l, h): how much each head writes towards *short* in short thinking, on average (published form).
+    """Return the published score c(l, h) of each head: how far its mean output in short thinking points towards *shorter* thinking.
 
     Args:
-        moments: Moments that include the heads' outputs z.
-        v: Length direction, + is longer.
-        lm: The model they were collected from.
+        moments: Moments that include the heads' outputs ``z``.
+        v: Length direction, from ``direction``; adding it makes thinking longer.
+        lm: The model that the moments were collected from.
     """
     return _scores(moments.mean(lm.layout.contribution_kind, SHORT), v, lm, "short_thinking")
 
 
 def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
-    """Return how much more each head writes towards short in short thinking than in long thinking (ours).
+    """Return our score of each head: how much more it writes towards shorter thinking in short than in long thinking.
 
-    The difference removes output that does not depend on the length. All heads are projected on the direction of the *last* layer,
-    where the decision is read out: a head's output stays in the stream to its end, while the direction of an early layer is mostly
-    about the content at that layer. Give v at ``resid_post``.
+    The difference removes output that does not depend on the length. The outputs of all heads are projected on the direction of the *last*
+    layer, where the decision is read out: a head's output stays in the residual stream to its end, while the direction of an early layer
+    is mostly about the content at that layer.
 
     Args:
-        moments: Moments that include the heads' outputs z.
-        v: Length direction, + is longer; only its last layer is used.
-        lm: The model they were collected from.
+        moments: Moments that include the heads' outputs ``z``.
+        v: Length direction at ``resid_post``, from ``direction``; adding it makes thinking longer. Only its last layer is used.
+        lm: The model that the moments were collected from.
     """
     last = replace(v, vector=v.vector[-1:].expand_as(v.vector))
     z = moments.mean(lm.layout.contribution_kind, SHORT) - moments.mean(lm.layout.contribution_kind, LONG)
@@ -200,20 +208,20 @@ def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> 
 
 
 def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM) -> Direction:
-    """Return the part of the length direction that the given heads write (ours), long minus short, at ``attn_out``.
+    """Return the part of the length direction that the given heads write (ours): their mean output in long minus short thinking.
 
-        u_l = sum_{h of layer l} W_l^h (mean z_long - mean z_short)
+        u_l = sum_{h of layer l} W_l^h (mean z_long - mean z_short)          at the site ``attn_out``
 
-    If a norm follows W_O, z is divided by its scale, and u_l times the norm's gain is what is added to the stream.
+    Layers without any of the heads are zero. If a norm follows W_O, z is divided by the scale of the norm, and u_l times the norm's gain is
+    added to the stream.
 
-    The full direction also contains what other parts of the network encode about length, such as the difficulty of the problem. It
-    therefore differs from what the heads write, and removing it leaves much of their effect in place. Layers without one of the heads
-    are zero.
+    The full length direction also contains what other parts of the network encode about length, such as the difficulty of the problem. It
+    therefore differs from what the heads write, and removing the full direction leaves much of the heads' effect in place.
 
     Args:
-        moments: Moments that include the heads' outputs z.
+        moments: Moments that include the heads' outputs ``z``.
         heads: Pairs ``(layer, head)``.
-        lm: The model they were collected from.
+        lm: The model that the moments were collected from.
     """
     difference = moments.mean(lm.layout.contribution_kind, LONG) - moments.mean(lm.layout.contribution_kind, SHORT)
     vector = torch.zeros(lm.layout.n_layers, lm.layout.d_model, dtype=torch.float64)

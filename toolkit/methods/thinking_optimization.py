@@ -1,18 +1,20 @@
 """DTO, dynamic thinking pattern optimisation: Don't think longer, think wisely (NeurIPS 2025), arXiv:2505.21765.
 
+A *trajectory* is a sampled response. A *path* is a better response made from it: fewer segments of thinking, then an answer.
+
 Equations (cue words split the thinking of a trajectory into segments d_1 .. d_n; p_i is estimated by sampling):
 
     p_i = share of M continuations of d_1 .. d_i + exit text that give the gold answer
     i'  = first i with p_i > T;   path = d_1 .. d_i' + closing text + the shortest right one of K completions
-    an inner segment (neither d_1 nor d_i') is dropped if it contributes nothing and a quick decode without it is right
+    an inner segment (neither d_1 nor d_i') is dropped if it contributes nothing and the greedy answer without it is right
     pairs (path chosen, trajectory rejected) -> SimPO
 
 Deviations:
-* M, T, K and the two texts were not found (``assumed_...``). Both texts are the closing think tag, which is enough for a model with
-  tags.
-* In the paper an auxiliary language model names the segments that contribute nothing. Here the policy decides (ours): a segment
-  contributes if a later one becomes less likely without it, by more than ``assumed_tolerance``. The quick decode alone is not enough:
-  it would keep only the last line of a chain, from which the answer can be copied.
+* We did not find the values of M, T, K and the two texts; the defaults are ours (``assumed_...``). Both texts are the closing think tag,
+  which is enough for a model with tags.
+* In the paper an auxiliary language model names the segments that contribute nothing. Here the policy itself decides: a segment
+  contributes if a later segment becomes less likely without it, by more than ``assumed_tolerance``. The greedy answer alone is not
+  enough: it would keep only the last line of a chain of thought, from which the answer can be copied.
 * If no completion is right, the next i with p_i > T is tried (ours). If there is none, the trajectory has no path. A path counts only
   if it is right and the trajectory is wrong or longer.
 
@@ -55,19 +57,19 @@ assumed_answering = Sampling(max_new_tokens=256)  # long enough for an answer: o
 
 @dataclass(frozen=True)
 class DTOSettings:
-    """Settings of DTO.
+    """Settings of DTO (dynamic thinking pattern optimisation).
 
     Attributes:
-        split: Function from a text to the starts of its segments. ``None`` uses ``steps.at_cues(assumed_cues)``; use ``steps.lines`` for
-            the tiny reasoner.
+        split: Function from a text of thinking to the positions at which its segments start. ``None`` splits at cue words
+            (``steps.at_cues(assumed_cues)``); use ``steps.lines`` for ``tiny-reasoner``.
         exit: Text that ends thinking and begins the answer when p_i is estimated; ``None`` is the closing think tag.
-        closing: The same for the final path.
-        probes: M, continuations per segment.
-        threshold: T: thinking may end after a segment if more than this share of its continuations is right.
-        completions: K, completions of the shortened thinking.
+        closing: Text that ends thinking and begins the answer in the final path; ``None`` is the closing think tag.
+        probes: M, number of continuations sampled after each segment.
+        threshold: T; thinking may end after a segment if more than this share of the continuations is right.
+        completions: K, number of completions sampled of the shortened thinking.
         tolerance: A segment contributes nothing if, without it, the mean log-probability of every later segment falls by at most this
-            value, nats per token.
-        answering: How continuations are sampled; its ``n`` is ignored.
+            value, in nats per token.
+        answering: How continuations are sampled; the field ``n`` is ignored.
     """
 
     split: Splitter | None = None
@@ -92,15 +94,15 @@ DEFAULT_SETTINGS = DTOSettings()
 
 @dataclass(frozen=True)
 class DTOResult:
-    """A trajectory and the result of its optimisation.
+    """A trajectory (sampled response), and the better path that was found for it, if any.
 
     Attributes:
         original: The trajectory.
-        segments: Segments of its thinking.
-        shares: p_i of each segment; empty if the trajectory has fewer than two segments.
+        segments: Segments of the trajectory's thinking.
+        shares: For each segment, p_i: the share of right answers if thinking ends after it. Empty if there are fewer than two segments.
         cut: i', index of the last segment in the path (from 0), or ``None`` without a path.
-        dropped: Indices of the inner segments left out of the path; never the first, never ``cut``.
-        path: The better trajectory, or ``None``.
+        dropped: Indices of the segments before ``cut`` that are left out of the path; never the first segment.
+        path: The better response, or ``None``.
     """
 
     original: Rollout
@@ -129,14 +131,17 @@ class _Work:
         return list(lm.tokenizer.encode(lm.tags.close if text is None else text, add_special_tokens=False))  # type: ignore[union-attr]
 
     def tail(self, text: str | None) -> str:
-        """Return the part of an exit or closing text that already belongs to the answer."""
+        """Return the part of an exit or closing text after the closing think tag, which already belongs to the answer."""
         tags = self.condition.lm.tags
         return "" if text is None else text.partition(tags.close)[2] if tags and tags.close else text
 
     def continuations(
         self, prompts: Sequence[tuple[Rollout, list[int]]], n: int, *, text: str | None, greedy: bool = False
     ) -> list[list[Rollout]]:
-        """Return ``n`` continuations of each prefix plus text, graded on the answer, including the part of it that the text begins."""
+        """Return ``n`` graded continuations of each prompt (rollout and its prefix as token ids), with ``text`` in between.
+
+        The graded answer includes the part of ``text`` after the closing think tag.
+        """
         if not prompts:
             return []
         answering = self.settings.answering
@@ -154,24 +159,30 @@ class _Work:
 
 
 def segments(lm: LM, rollout: Rollout, split: Splitter | None = None) -> tuple[Step, ...]:
-    """Split the thinking of a trajectory into segments; none if it did not think."""
+    """Return the segments of a trajectory's thinking; none without thinking.
+
+    Args:
+        split: Function from a text to the positions at which segments start; ``None`` splits at cue words.
+    """
     return tuple(steps.think_steps(lm, rollout, split or steps.at_cues(assumed_cues)))
 
 
 def probe(
     target: LM | Condition, rollouts: Sequence[Rollout], problems: Sequence[Problem], settings: DTOSettings = DEFAULT_SETTINGS
 ) -> list[DTOResult]:
-    """Estimate p_i of every segment of every trajectory, in order. A trajectory with fewer than two segments gets none.
+    """Estimate, for every segment of every trajectory, the share p_i of right answers if thinking ends after the segment.
+
+    Return one result per trajectory, in order, with ``segments`` and ``shares``, and without a path. ``shares`` is empty for a trajectory
+    with fewer than two segments.
 
     Args:
-        target: Model, or model with interventions.
+        target: Model, or model with interventions, that samples the answers.
         rollouts: Trajectories.
-        problems: Their problems.
-        settings: Settings of DTO.
+        problems: The problems of the trajectories.
 
     Raises:
-        KeyError: A trajectory's problem is not among the problems.
-        NoThinkTagsError: The model has no closing tag, and ``settings`` has no text in its place.
+        KeyError: A trajectory's problem is not among ``problems``.
+        NoThinkTagsError: The model has no closing think tag, and ``settings.exit`` gives no text in its place.
     """
     work = _working(target, rollouts, problems, settings)
     parts = [segments(work.condition.lm, r, settings.split) for r in rollouts]
@@ -184,7 +195,7 @@ def probe(
 
 
 def exits(shares: Sequence[float], threshold: float = assumed_threshold) -> list[int]:
-    """Return the indices of the segments after which thinking may end: all i with p_i > T, in order.
+    """Return the indices of the segments after which thinking may end: those with a share p_i above ``threshold``, in order.
 
     >>> exits([0.25, 0.75, 0.5, 1.0])
     [1, 3]
@@ -195,7 +206,17 @@ def exits(shares: Sequence[float], threshold: float = assumed_threshold) -> list
 def optimise(
     target: LM | Condition, rollouts: Sequence[Rollout], problems: Sequence[Problem], settings: DTOSettings = DEFAULT_SETTINGS
 ) -> list[DTOResult]:
-    """Return every trajectory, in order, with a better path if there is one. Arguments and errors are those of ``probe``."""
+    """Return one result per trajectory, in order, with a better path if one was found.
+
+    Args:
+        target: Model, or model with interventions, that samples the answers.
+        rollouts: Trajectories.
+        problems: The problems of the trajectories.
+
+    Raises:
+        KeyError: A trajectory's problem is not among ``problems``.
+        NoThinkTagsError: The model has no closing think tag, and ``settings`` gives no texts in its place.
+    """
     work = _working(target, rollouts, problems, settings)
     done = probe(target, rollouts, problems, settings)
     # Candidate exits of each trajectory, tried from the first on, until one has a right completion.
@@ -242,11 +263,11 @@ def _path(work: _Work, o: DTOResult, kept: Sequence[int] | range, completion: Se
 
 
 def _pruned(work: _Work, done: list[DTOResult]) -> list[DTOResult]:
-    """Drop inner segments one by one, if they contribute nothing and a quick decode without them is still right.
+    """Drop inner segments one by one, if they contribute nothing and the greedy answer without them is still right.
 
-    The first segment, which opens the thinking, and the last one before the exit are always kept.
+    The first segment, which opens the thinking, and the last segment of the path are always kept.
     """
-    # Segment number ``at`` of all trajectories together, so that their quick decodes form one batch.
+    # Segment number ``at`` of all trajectories together, so that their greedy answers are decoded in one batch.
     for at in range(1, max((o.cut or 0 for o in done), default=0)):
         candidates = [i for i, o in enumerate(done) if o.path is not None and o.cut is not None and at < o.cut]
         tried = [i for i in candidates if not _contributes(work, done[i], at)]
@@ -265,14 +286,14 @@ def _segments_of(o: DTOResult) -> list[int]:
 
 
 def _contributes(work: _Work, o: DTOResult, at: int) -> bool:
-    """Return whether a later segment of the path becomes less likely without this one, by more than the tolerance."""
+    """Return whether a later segment of the path becomes less likely without segment ``at``, by more than the tolerance."""
     whole = _segments_of(o)
     before, after = (_likelihoods(work, o, kept, at) for kept in (whole, [j for j in whole if j != at]))
     return any(a < b - work.settings.tolerance for b, a in zip(before, after, strict=True))
 
 
 def _likelihoods(work: _Work, o: DTOResult, kept: Sequence[int], after: int) -> list[float]:
-    """Return the mean log-probability (nats per token) of each kept segment beyond ``after``, given the kept segments before it."""
+    """Return the mean log-probability (nats per token) of each kept segment after segment ``after``, given the kept segments before it."""
     lm, ids, n = work.condition.lm, _thought(o, kept), o.original.prompt_len
     with work.condition.active(), torch.inference_mode():
         logp = collect.logits(lm, replace(o.original, token_ids=tuple(ids))).log_softmax(-1)
@@ -289,7 +310,7 @@ def _completion(work: _Work, o: DTOResult) -> Sequence[int]:
 
 
 def _without_worse_path(o: DTOResult) -> DTOResult:
-    """Remove the path unless it is right and the trajectory is wrong or longer."""
+    """Return the result without its path, unless the path is right and the trajectory is wrong or longer."""
     better = (
         o.path is not None and o.path.correct and (not o.original.correct or o.path.response_tokens < o.original.response_tokens)
     )
@@ -299,8 +320,12 @@ def _without_worse_path(o: DTOResult) -> DTOResult:
 def table(results: Sequence[DTOResult]) -> pd.DataFrame:
     """Return one row per trajectory.
 
-    Columns: ``problem_id, sample, correct, segments, exit`` (number of segments up to the cut), ``dropped, tokens, path_tokens``. Without
-    a path ``exit`` and ``path_tokens`` are NaN.
+    Columns: ``problem_id, sample, correct`` (of the trajectory); ``segments`` (number of segments), ``exit`` (number of segments up to the
+    end of the path's thinking), ``dropped`` (number of these that were left out); ``tokens, path_tokens`` (response lengths of the
+    trajectory and the path). Without a path, ``exit`` and ``path_tokens`` are NaN.
+
+    Args:
+        results: From ``optimise``.
     """
     return pd.DataFrame(
         {
@@ -320,7 +345,10 @@ def table(results: Sequence[DTOResult]) -> pd.DataFrame:
 def pairs(lm: LM, results: Sequence[DTOResult]) -> pd.DataFrame:
     """Return one preference pair per path, for TRL's preference trainers.
 
-    Columns: ``problem_id, prompt, chosen, rejected``, as texts with their special tokens.
+    Columns: ``problem_id``; ``prompt``, ``chosen`` (the path) and ``rejected`` (the trajectory), as texts with special tokens.
+
+    Args:
+        results: From ``optimise``.
     """
     better = [(o.original, o.path) for o in results if o.path is not None and o.path.token_ids != o.original.token_ids]
     return pd.DataFrame(

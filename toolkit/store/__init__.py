@@ -1,7 +1,8 @@
 """Saving and loading: the only package that reads or writes files.
 
-Directions, scores, moments and plans are one safetensors file each; a JSON header holds their provenance. Rollouts and report rows are
-parquet. Every file is written under a temporary name and renamed when complete, so a file that exists is complete.
+A direction, head scores, moments or a plan is one safetensors file, whose JSON header holds the provenance (model, settings, problems).
+Rollouts and tables are parquet files. Every file is written under a temporary name and renamed when complete, so a file that exists is
+complete.
 """
 
 from toolkit.store.checkpoints import copy_files, read_headers

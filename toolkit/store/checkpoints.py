@@ -1,4 +1,4 @@
-"""Files of a model directory: safetensors headers without their tensors, and copies of files that are not weights."""
+"""Files of a model directory: read safetensors headers without the tensors, and copy files that are not weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toolkit.store.errors import DamagedFileError
 
 
 def read_headers(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return name -> (stored type such as ``"BF16"``, shape) of every tensor in a safetensors file, without reading the tensors.
+    """Return ``{name: (dtype, shape)}`` of every tensor in a safetensors file, without reading the tensors; a dtype is e.g. ``"BF16"``.
 
     Raises:
         DamagedFileError: the file is not a complete safetensors file.
@@ -26,10 +26,10 @@ def read_headers(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def copy_files(source: str | Path, target: str | Path, wanted: Callable[[str], bool]) -> None:
-    """Copy the files of a directory, without its subdirectories, to another one. Files that exist there are not overwritten.
+    """Copy files from the directory ``source``, without its subdirectories, to ``target``. Existing files are not overwritten.
 
     Args:
-        wanted: Returns True for the names to copy.
+        wanted: Function that returns True for the names of the files to copy.
     """
     for path in sorted(Path(source).iterdir()):
         if path.is_file() and wanted(path.name) and not (Path(target) / path.name).exists():

@@ -1,7 +1,7 @@
-"""Hashes of the toolkit's own source code, and the record of them beside each saved result.
+"""Hashes of the toolkit's own source code, saved beside each result, so that a result is recomputed if its code has changed.
 
-``modules_of("toolkit.generate")`` follows the imports in the source; no module is imported. A hash is over the syntax tree without
-docstrings and comments, so that rewording a docstring does not make results outdated.
+``modules_of("toolkit.generate")`` finds the modules by reading the source; it imports none of them. A hash is over the syntax tree
+without docstrings and comments, so rewording a docstring does not make results outdated.
 """
 
 from __future__ import annotations
@@ -22,20 +22,26 @@ RECORD: Mapping[str, Any] = {"made_by": str, "code": str, "depends": str, "modul
 """Fields of the record beside a result, with their types."""
 BEFORE_HASHES = "toolkit 0.1.0, before code hashes"
 LISTS = frozenset({"toolkit", "toolkit.rewards", "toolkit.tasks", "toolkit.methods", "toolkit.board.spec"})
-"""Modules that list other modules. A result depends on the members that it uses, not on the whole list."""
+"""Modules that import all members of a package. A result depends only on the members that it uses, so these imports are not followed."""
 CLASSES_ONLY = frozenset({"toolkit.grpo.recipes"})
-"""Modules that list values, such as recipes. The value in use is part of a result's key, so only the classes of the module count."""
+"""Modules that list values, such as recipes. The value in use is part of a result's key already, so only the classes are hashed."""
 NO_NUMBERS = (
     "toolkit.figures", "toolkit.report", "toolkit.transcript", "toolkit.widgets", "toolkit.cli", "toolkit.processes", "toolkit.identity",
     "toolkit.grpo.code",
     "toolkit.store.code",
 )  # fmt: skip
-"""Modules and packages that draw, print or name numbers but compute none."""
+"""Modules and packages that display or name numbers but compute none. Results do not depend on them."""
 
 
 @dataclass(frozen=True)
 class Module:
-    """The source of one module."""
+    """The source of one module of the toolkit.
+
+    Attributes:
+        name: Dotted name, such as ``"toolkit.generate"``.
+        path: File of the module.
+        tree: Syntax tree of the source.
+    """
 
     name: str
     path: Path
@@ -43,13 +49,16 @@ class Module:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of its code, 12 hexadecimal digits."""
+        """Hash of the module's code, 12 hexadecimal digits."""
         counted = [n for n in self.tree.body if isinstance(n, ast.ClassDef)] if self.name in CLASSES_ONLY else self.tree.body
         return _digest(list(counted))
 
     @cached_property
     def names(self) -> dict[str, tuple[str, str]]:
-        """Imported name -> ``(module, attribute)`` that it stands for, for all imports of the toolkit anywhere in the module."""
+        """Local name -> ``(module, attribute)`` that it was imported from; ``attribute`` is ``""`` for a whole module.
+
+        All imports from the toolkit count, at any place in the module.
+        """
         names: dict[str, tuple[str, str]] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
@@ -60,7 +69,7 @@ class Module:
 
     @cached_property
     def attributes(self) -> dict[str, set[str]]:
-        """Name -> attributes that the module reads from it: ``store.key`` gives ``{"store": {"key"}}``."""
+        """Name -> attributes that the module's code reads from this name: ``store.key`` gives ``{"store": {"key"}}``."""
         attributes: dict[str, set[str]] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -69,7 +78,7 @@ class Module:
 
 
 def shape(node: Any) -> Any:
-    """Return a syntax tree as nested tuples without positions, empty fields and bare strings: equal in every version of Python."""
+    """Return a syntax tree as nested tuples, without positions, empty fields and docstrings, so that it is equal in all Python versions."""
     if isinstance(node, ast.AST):
         return (type(node).__name__, *((name, shape(v)) for name, v in ast.iter_fields(node) if v not in (None, [])))
     if isinstance(node, list):
@@ -83,7 +92,10 @@ def _is_text(node: Any) -> bool:
 
 @cache
 def sources() -> Mapping[str, Module]:
-    """Return every module of the package by name, as read at the first call. A file that changes later is not the code that runs."""
+    """Return every module of the toolkit by name, as read at the first call.
+
+    The files are not read again, since a file that changes later is not the code that runs.
+    """
     root = Path(toolkit.__file__).parent
     modules = {}
     for path in sorted(root.rglob("*.py")):
@@ -94,12 +106,13 @@ def sources() -> Mapping[str, Module]:
 
 
 def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return module -> hash of its code, for ``roots`` and all modules that they import, directly or not.
+    """Return ``{module: hash of its code}`` for ``roots`` and all modules of the toolkit that they import, directly or not.
 
-    A name that a package re-exports counts as the module that defines it. A module of ``LISTS`` counts if it is a root, but its
-    members do not follow from it. A root ``module:function`` is one function with the definitions that it uses in its module.
+    A name imported from a package leads to the module that defines the name. The imports of modules in ``LISTS`` are not followed.
 
     Args:
+        roots: Dotted names such as ``"toolkit.generate"``. ``"module:function"`` stands for one function, with the definitions in its
+            module that it uses.
         without: Modules and packages to leave out, unless they are roots.
 
     Raises:
@@ -118,7 +131,7 @@ def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
 
 
 def code_of(*roots: str, without: tuple[str, ...] = ()) -> str:
-    """Return one hash over all modules of ``modules_of``."""
+    """Return one hash over the code of ``roots`` and all modules that they import; arguments as in ``modules_of``."""
     return key(modules_of(*roots, without=without))
 
 
@@ -154,7 +167,7 @@ def _digest(nodes: list[Any]) -> str:
 
 @cache
 def _imported(name: str) -> frozenset[str]:
-    """Return the modules that one module imports from, without ``LISTS``. A list itself has no imports here."""
+    """Return the modules that one module imports from, without those in ``LISTS``; none for a module in ``LISTS`` itself."""
     module, targets = sources()[name], set[str]()
     for local, (source, attribute) in module.names.items() if name not in LISTS | CLASSES_ONLY else ():
         target = _defining(source, attribute)
@@ -169,7 +182,7 @@ def _is_package(name: str) -> bool:
 
 
 def _defining(source: str, attribute: str) -> str:
-    """Return the module that an imported name stands for, or that defines it."""
+    """Return the module that defines ``attribute`` imported from ``source``, or that the import names if it is a module itself."""
     modules = sources()
     if attribute and f"{source}.{attribute}" in modules:
         return f"{source}.{attribute}"
@@ -180,11 +193,11 @@ def _defining(source: str, attribute: str) -> str:
 
 @dataclass(frozen=True)
 class Basis:
-    """Everything that a saved result depends on. It gives the result's key, and the record beside it.
+    """Everything that a saved result depends on. From it follow the result's key, and the record that is saved beside the result.
 
     Attributes:
         depends: All dependencies except the code, JSON-serialisable.
-        modules: The code: module -> hash, see ``modules_of``.
+        modules: Hash of each module that the result depends on, from ``modules_of``.
     """
 
     depends: Any
@@ -192,7 +205,7 @@ class Basis:
 
     @property
     def code(self) -> str:
-        """Hash of the code."""
+        """One hash over the code of all ``modules``."""
         return key(dict(self.modules))
 
     @property
@@ -202,42 +215,46 @@ class Basis:
 
     @property
     def made_by(self) -> str:
-        """Version of the toolkit and hash of the code, as text for readers."""
+        """Version of the toolkit and hash of the code, as text for people to read."""
         return made_by(self.code)
 
     @property
     def record(self) -> dict[str, Any]:
-        """The record that is saved beside the result."""
+        """The record that is saved beside the result: ``made_by``, ``code``, ``depends`` (a hash of the dependencies) and ``modules``."""
         return {"made_by": self.made_by, "code": self.code, "depends": key(self.depends), "modules": dict(self.modules)}
 
     def write(self, folder: Path) -> None:
-        """Write the record into the folder of a result."""
+        """Write the record into the folder of a result, as ``made_by.json``."""
         write_json(self.record, folder / MADE_BY)
 
     def changed(self, earlier: Iterable[Mapping[str, Any]]) -> set[str]:
-        """Return the modules that differ between this code and that of earlier results with the same dependencies; empty if none.
+        """Return the names of the modules whose code has changed since earlier results with the same dependencies.
 
         Args:
-            earlier: Records of the earlier results: see ``records``.
+            earlier: Records of the earlier results, from ``records``. Records with other dependencies are ignored.
         """
         same = [old["modules"] for old in earlier if old["depends"] == key(self.depends) and old["code"] != self.code]
         return {name for old in same for name in {*old, *self.modules} if old.get(name) != self.modules.get(name)}
 
 
 def records(parent: Path, names: str = "*") -> list[dict[str, Any]]:
-    """Return the records of the results in a directory.
+    """Return the records (``Basis.record``) that were saved beside the results in a directory.
 
     Args:
         parent: Directory with one folder per result.
-        names: Pattern for the names of the folders.
+        names: Glob pattern for the names of the folders.
 
     Raises:
-        DamagedFileError: a file is not such a record.
+        DamagedFileError: a record does not have the fields of ``RECORD``.
     """
     remedy = "Remove its folder; the result is then computed again."
     return [read_json(path, RECORD, remedy=remedy) for path in sorted(parent.glob(f"{names}/{MADE_BY}"))]
 
 
 def made_by(code: str) -> str:
-    """Return the text by which files name the code that made them."""
+    """Return the text that output files contain as ``made_by``: the version of the toolkit and a hash of its code.
+
+    Args:
+        code: Hash of the code, such as ``Basis.code``.
+    """
     return f"toolkit {toolkit.__version__}, code {code}"

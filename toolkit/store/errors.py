@@ -2,7 +2,7 @@
 
 
 class StoreError(ValueError):
-    """A file cannot be used: it is foreign, damaged, or was made from another model."""
+    """A file cannot be used: another program wrote it, it is damaged, or it was made from another model."""
 
 
 class ForeignFileError(StoreError):
@@ -10,11 +10,11 @@ class ForeignFileError(StoreError):
 
 
 class DamagedFileError(StoreError):
-    """The file is truncated, or its content does not have the format that its name says."""
+    """The file is truncated, or its content does not have the expected format."""
 
 
 class WrongModelError(StoreError):
-    """The value was made from other weights than those of the model at hand."""
+    """The saved value or rollouts were made with another model, or with other problems or settings."""
 
 
 class DiskFullError(OSError):

@@ -25,20 +25,20 @@ from toolkit.store.texts import numbered, parsed, read_text
 
 
 def _namespace() -> str:
-    """Return the id of the process-id namespace. Two containers may share a host name, and each has its own process 1."""
+    """Return an id of this container: two containers may have the same host name and the same process ids."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux
         return ""
 
 
-# A restarted container counts as another host: temporary files from before are neither removed nor mistaken for those of its processes.
+# A restarted container counts as another host. Temporary files from before the restart are not removed, and not taken for this host's.
 HOST = hashlib.sha256(f"{socket.gethostname()}{_namespace()}".encode()).hexdigest()[:8]
 PARTIAL = re.compile(r"\..*\.h(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.partial", re.DOTALL)
 
 
 def _partial(target: Path) -> Path:
-    """Return this process's temporary path for ``target``. Remove temporary files of dead processes of this machine beside it."""
+    """Return this process's temporary path for ``target``. Remove temporary files that dead processes of this host left beside it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for path in target.parent.glob(".*.partial"):
         match = PARTIAL.fullmatch(path.name)
@@ -62,7 +62,7 @@ def atomic(path: str | Path, *, needed: int | None = None) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path, which is renamed to ``path`` if the body succeeds and removed if it fails.
 
     Args:
-        needed: Number of bytes that will be written, if known, for the error about a full disk.
+        needed: Number of bytes that will be written, if known; the error about a full disk says it.
 
     Raises:
         DiskFullError: there is not enough disk space; the message says how much was needed and how much is free.
@@ -82,7 +82,7 @@ def writable(directory: str | Path) -> Path:
     """Create a directory if needed and check that it can be written, before any work is done. Return its path.
 
     Raises:
-        OSError: it cannot be created or written.
+        OSError: the directory cannot be created or written.
     """
     path = Path(directory)
     try:
@@ -95,7 +95,7 @@ def writable(directory: str | Path) -> Path:
 
 
 def new_directory(path: str | Path) -> Path:
-    """Check that a directory is missing or empty and can be created. Return its path; it is not created.
+    """Check that a directory is missing or empty, and that it could be created. Return its path without creating it.
 
     Raises:
         FileExistsError: the directory is not empty, or the path is a file.
@@ -114,12 +114,12 @@ def new_directory(path: str | Path) -> Path:
 def atomic_directory(directory: str | Path) -> Iterator[Path]:
     """Fill a directory atomically: yield a temporary one, which is renamed to ``directory`` if the body succeeds and removed if it fails.
 
-    ``directory`` is complete or absent, even if the process is killed. An empty directory at its place is replaced.
+    ``directory`` is complete or absent, even if the process is killed. An empty directory of this name is replaced.
 
     Raises:
         FileExistsError: the directory exists and is not empty.
         DiskFullError: there is not enough disk space.
-        OSError: it cannot be written.
+        OSError: the directory cannot be written.
     """
     target = new_directory(directory)
     partial = _partial(target)
@@ -136,7 +136,7 @@ def atomic_directory(directory: str | Path) -> Iterator[Path]:
 
 
 def is_whole(directory: str | Path) -> bool:
-    """Return True if a directory holds a complete checkpoint or adapter: its config and all its weights (every shard of an index).
+    """Return True if a directory holds a complete checkpoint or adapter: the config, and the weights or all shards that an index names.
 
     Raises:
         DamagedFileError: the index of the shards is damaged.
@@ -169,15 +169,15 @@ def write_json(value: Any, path: str | Path) -> Path:
 
 
 def read_json(path: str | Path, expected: Any = Any, *, remedy: str = "Make the file again, or copy it again.") -> Any:
-    """Read a JSON file.
+    """Return the value in a JSON file, checked against a type hint.
 
     Args:
-        expected: Type hint that the value must fit, see ``typed``.
-        remedy: What to do about a damaged file, for the error.
+        expected: Type hint that the value must fit, such as ``list[int]`` or ``{"name": str}`` (``hints.typed`` explains all).
+        remedy: Advice to the user, which ends the error message about a damaged file.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: the file is not JSON, or does not fit ``expected``; the message says where.
+        DamagedFileError: the file is not JSON, or its value does not fit ``expected``; the message names the place.
     """
     text = read_text(path)
     try:
@@ -196,7 +196,7 @@ def read_lines(path: str | Path) -> list[str]:
 def append_line(value: Any, path: str | Path) -> Path:
     """Append one JSON object as a line to a file, which is created if missing.
 
-    If the process is killed, only the last line can be incomplete: see ``read_rows``.
+    If the process is killed, only the last line can be incomplete; ``read_rows`` skips it.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -213,14 +213,14 @@ def append_line(value: Any, path: str | Path) -> Path:
 
 
 def read_rows(path: str | Path, expected: Any = Mapping[str, Any]) -> list[Any]:
-    """Return the objects of a JSON-lines file. An incomplete last line is skipped.
+    """Return the objects of a JSON-lines file, one per line. An incomplete last line is skipped.
 
     Args:
-        expected: Type hint that each line must fit, see ``typed``.
+        expected: Type hint that each object must fit, such as ``{"name": str}`` (``hints.typed`` explains all).
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: any other line is not JSON, or a line does not fit ``expected``; the message names the line.
+        DamagedFileError: another line is not JSON, or a line does not fit ``expected``; the message names the line.
     """
     text = read_text(path)
     lines = list(numbered(text))
@@ -239,7 +239,7 @@ def read_rows(path: str | Path, expected: Any = Mapping[str, Any]) -> list[Any]:
 
 
 def write_rows(rows: Iterable[Any], path: str | Path) -> Path:
-    """Write rows as a JSON-lines file, atomically."""
+    """Write rows as a JSON-lines file, one object per line, atomically."""
     return write_text("".join(json.dumps(row, default=jsonable, allow_nan=False) + "\n" for row in rows), path)
 
 
@@ -268,9 +268,9 @@ def move(path: str | Path, target: str | Path) -> Path:
 
 
 def safe_name(text: str) -> str:
-    """Return a text as a safe name of a file or directory: all but letters, digits and ``+-._`` become ``_``.
+    """Return a text as a safe name of a file or directory: every character except letters, digits and ``+-._`` becomes ``_``.
 
-    A name that differs from its text ends in a hash of the text, so that two texts never share a name.
+    If the name differs from the text, it ends in a hash of the text, so that different texts get different names.
 
     >>> safe_name("budget_12"), safe_name("a/b")
     ('budget_12', 'a_b-c14cdd')
@@ -282,16 +282,16 @@ def safe_name(text: str) -> str:
 
 
 def key(value: Any) -> str:
-    """Return a hash of a value (as JSON with sorted keys), 12 hexadecimal digits: a key for results that depend on all of it."""
+    """Return a hash of a value (as JSON with sorted keys), 12 hexadecimal digits, as the key of a result that depends on the value."""
     text = json.dumps(value, sort_keys=True, default=jsonable)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @contextmanager
 def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
-    """Try to lock ``path`` between processes; yield True if this process holds the lock.
+    """Lock ``path`` against other processes. Yield True if this process holds the lock, False if another process does.
 
-    The lock is released when the body ends, or when the process ends for any reason.
+    The lock is a file ``PATH.lock``. It is released when the body ends, or when the process ends for any reason.
 
     Args:
         wait: Wait until the lock is free, instead of yielding False.
@@ -310,10 +310,10 @@ def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def jsonable(value: Any) -> Any:
-    """Convert a value that JSON cannot hold: dataclasses to objects, tensors to lists, paths to text. For ``json.dumps(default=...)``.
+    """Convert a value that JSON cannot hold: a dataclass to an object, a tensor to a list, a path to text. For ``json.dumps(default=...)``.
 
     Raises:
-        TypeError: any other type.
+        TypeError: the value is of another type.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
@@ -325,7 +325,7 @@ def jsonable(value: Any) -> Any:
 
 
 def existing_file(path: str | Path) -> Path:
-    """Return the path of a file. Raise FileNotFoundError if there is no such file."""
+    """Return ``path`` as a Path. Raise FileNotFoundError if there is no such file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"No file at {path}.")
     return Path(path)

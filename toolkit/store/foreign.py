@@ -1,4 +1,4 @@
-"""File formats of other tools: ``torch.save`` archives, read without running code, and GGUF."""
+"""File formats of other tools: ``torch.save`` archives, which are read without running code, and GGUF files."""
 
 from __future__ import annotations
 
@@ -49,10 +49,11 @@ def read_pt(path: str | Path) -> Any:
 
 
 def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str, np.ndarray], path: str | Path) -> Path:
-    """Write a GGUF file atomically. Fields are text or uint32; tensors keep their number type.
+    """Write a GGUF file atomically. Whole numbers in ``fields`` are written as uint32; tensors keep their dtype.
 
     Args:
-        arch: Value of ``general.architecture``.
+        arch: Value of the GGUF field ``general.architecture``.
+        fields: Further fields of the file.
 
     Raises:
         ImportError: the package gguf is not installed.
@@ -71,7 +72,7 @@ def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str,
 
 
 def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the fields and tensors of a GGUF file. A quantised tensor is returned as raw bytes.
+    """Return the fields and the tensors of a GGUF file, each by name. A quantised tensor is returned as raw bytes.
 
     Raises:
         FileNotFoundError: no such file.

@@ -1,4 +1,4 @@
-"""Explain a full disk: how much space was needed, how much is free, and that no partial file is left."""
+"""Turn errors about a full disk into one that says how much space was needed and how much is free."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _TORCH = re.compile("iostream error|inline_container|file write failed")  # torc
 
 @contextmanager
 def explain_full_disk(target: Path, partial: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn an error of the body that means a full disk into a DiskFullError.
+    """Raise DiskFullError if the body fails because the disk is full; other errors are raised unchanged.
 
     Args:
-        target: File that the error names.
+        target: File or directory that the error message names.
         partial: Temporary file or directory that the body writes.
         needed: Number of bytes that the body writes, if known.
     """

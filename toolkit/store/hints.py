@@ -16,12 +16,12 @@ _NAMES = {str: "text", int: "a whole number", float: "a finite number", bool: "t
 
 
 class Misfit(ValueError):
-    """A value does not fit its type hint. The message gives its place, the value and the expected type."""
+    """A value does not fit its type hint. The message gives the place of the value, the value and the expected type."""
 
 
 @contextmanager
 def read_from(path: str | Path, remedy: str) -> Iterator[None]:
-    """Turn a Misfit raised in the body into a DamagedFileError with the file's path and a remedy."""
+    """Turn a Misfit raised in the body into a DamagedFileError. Its message begins with ``path`` and ends with ``remedy``."""
     try:
         yield
     except Misfit as error:
@@ -29,24 +29,25 @@ def read_from(path: str | Path, remedy: str) -> Iterator[None]:
 
 
 def checked(value: Any, hint: Any, where: str | Path, remedy: str) -> Any:
-    """Return the value if it fits the hint (see ``typed``). Else raise DamagedFileError.
+    """Return a value that was read from a file if it fits a type hint. Else raise DamagedFileError.
 
     Args:
-        where: Path of the file it was read from.
-        remedy: What to do about it, for the error.
+        hint: Type hint, such as ``list[int]`` or ``{"name": str}`` (``hints.typed`` explains all).
+        where: Path of the file, or another name of the value's place, which begins the error message.
+        remedy: Advice to the user, which ends the error message.
     """
     with read_from(where, remedy):
         return typed(value, hint)
 
 
 def brief(value: Any) -> str:
-    """Return the ``repr`` of a value, cut to 60 characters."""
+    """Return the ``repr`` of a value for an error message, cut to 60 characters."""
     text = repr(value[:_SHOWN]) if isinstance(value, str | bytes | list) else repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def described(hint: Any) -> str:
-    """Return a type hint in words."""
+    """Return a type hint in words for an error message, such as "a whole number"."""
     if isinstance(hint, Mapping):
         return f"an object with {', '.join(hint)}"
     origin, parts = get_origin(hint), get_args(hint)
@@ -64,8 +65,9 @@ def typed(value: Any, hint: Any, at: str = "the file") -> Any:
 
     Args:
         hint: ``str``, ``int``, ``float`` (finite; whole numbers too), ``bool``, ``None``, ``Any``, a ``Literal``, a union, ``list[X]``,
-            ``tuple[X, ...]``, ``Mapping[str, X]``, or a mapping from field to hint: an object that has at least these fields.
-        at: Place of the value in the file, for the error.
+            ``tuple[X, ...]``, ``Mapping[str, X]``, or a mapping from field to hint. The latter stands for an object that has at least
+            these fields.
+        at: Place of the value in the file, such as ``meta.task``, for the error message.
 
     Raises:
         Misfit: the value does not fit.
@@ -127,7 +129,7 @@ def _any_of(value: Any, hints: Sequence[Any], at: str) -> Any:
             return typed(value, hint, at)
         except Misfit as error:
             misfits.append(error)
-    # The most helpful error is about something inside the value: one hint fits its outside.
+    # If one hint fits the value's outside (an object or a list), the error about its inside is the most helpful.
     deepest = max(misfits, key=lambda error: not str(error).startswith(f"{at} is"))
     if str(deepest).startswith(f"{at} is"):
         raise Misfit(f"{at} is {brief(value)}, expected {' or '.join(map(described, hints))}")

@@ -1,4 +1,4 @@
-"""Directories of rollouts: parquet parts with one JSON header."""
+"""Directories of rollouts: parquet files (*parts*), and one JSON header that says how the rollouts were sampled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IDENTITY: Mapping[str, Any] = {
     "fingerprint": str, "interventions": list[str], "eos_ids": list[int], "template": str, "tags": Mapping[str, str | None] | None,
     "problems": str, "sampling": SAMPLING,
 }  # fmt: skip
-"""Fields of a header that determine the samples, with their types."""
+"""Fields of a header that determine the samples, with their types: the model, its interventions and template, the problems, sampling."""
 OPTIONAL: Mapping[str, Any] = {"model": str, "task": str, "split": str, "seed": int, "rollouts": int}
 """Fields that describe the samples, with their types. They may be missing, and may change."""
 HEADER = "header.json"
@@ -38,7 +38,11 @@ log = logging.getLogger(__name__)
 
 
 def rollout_table(rollouts: Iterable[Rollout]) -> pd.DataFrame:
-    """Return a table with one row per rollout. Spans are columns ``think_start``, ``think_stop``, ...; -1 means that there is none."""
+    """Return a table with one row per rollout.
+
+    The fields of ``Rollout`` are its columns, except that the spans are ``think_start, think_stop, answer_start, answer_stop``: token
+    indices, -1 without a span.
+    """
     rows = []
     for r in rollouts:
         row = {f.name: getattr(r, f.name) for f in dataclasses.fields(r) if f.name not in ("think", "answer")}
@@ -68,7 +72,7 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
 
 @contextmanager
 def sampling_lock(directory: str | Path) -> Iterator[None]:
-    """Hold the lock for sampling into a directory. If another process holds it, log a warning and wait."""
+    """Lock a directory while the body samples into it. If another process holds the lock, log a warning and wait."""
     lock = Path(directory) / ".sampling"
     with locked(lock) as held:
         if held:
@@ -82,16 +86,16 @@ def sampling_lock(directory: str | Path) -> Iterator[None]:
 def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: int | None = None) -> list[Rollout]:
     """Start or resume a directory of rollouts. Return the rollouts that are already there.
 
-    Only the fields that determine the samples (``IDENTITY``) must equal those of the existing header. Other fields of the existing
-    header, such as names, stay; those that it lacks are added.
+    If the directory has a header, its fields that determine the samples (``IDENTITY``) must equal those of ``header``. Its other fields,
+    such as names, stay as they are; fields that it lacks are added.
 
     Args:
-        header: The header; see ``IDENTITY`` and ``OPTIONAL``.
-        vocab: As in ``load_rollouts``.
+        header: How the rollouts are sampled: fields of ``IDENTITY`` and ``OPTIONAL``.
+        vocab: Number of rows of the model's embedding, if the model is known; larger token ids are an error.
 
     Raises:
         WrongModelError: the directory was started with another model, other problems or other sampling settings.
-        DamagedFileError: as ``load_rollouts``, or there are parts but no header.
+        DamagedFileError: the header or a part is not valid, or there are parts but no header.
     """
     path = writable(directory) / HEADER
     if not path.exists():
@@ -114,19 +118,19 @@ def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: in
 
 
 def _difference(value: Any, other: Any) -> Any:
-    """Return a value of a header; if both values are objects, only the fields in which they differ."""
+    """Return ``value`` for an error message; if both values are objects, only its fields that differ from those of ``other``."""
     both = isinstance(value, dict) and isinstance(other, dict)
     return {k: v for k, v in value.items() if other.get(k) != v} if both else value
 
 
 def append_rollouts(rollouts: Sequence[Rollout], directory: str | Path) -> Path:
-    """Add one part file to a directory of rollouts. Its name is unique, even if several processes write there."""
+    """Add rollouts to a directory as one new part file, and return the file's path. Several processes may add parts at the same time."""
     index = max(map(_index, _parts(directory)), default=-1) + 1
     return save_table(rollout_table(rollouts), Path(directory) / f"part-{index:05d}-{secrets.token_hex(4)}.parquet")
 
 
 def replace_rollouts(changed: Iterable[Rollout], directory: str | Path) -> None:
-    """Replace rollouts of the same problem and sample by those in ``changed``. Each part file is rewritten atomically."""
+    """Replace each rollout in a directory that has the same problem and sample as one in ``changed``. Each part is rewritten atomically."""
     new = {(r.problem_id, r.sample): r for r in changed}
     for part in _parts(directory):
         before = load_rollouts(part)
@@ -136,9 +140,9 @@ def replace_rollouts(changed: Iterable[Rollout], directory: str | Path) -> None:
 
 
 def count_rollouts(directory: str | Path) -> int:
-    """Return the number of rollouts in a directory, from the footers of its parts; the rows are not read.
+    """Return the number of rollouts in a directory, from the metadata of its parquet files; the rows are not read.
 
-    A truncated part, which has no footer, counts as empty.
+    A truncated file, which has no metadata, counts as empty.
     """
     return sum(map(_count, _parts(directory)))
 
@@ -164,7 +168,7 @@ def load_header(directory: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no header.
-        DamagedFileError: it is not a JSON object, or a field is missing or of the wrong type; the message names the field.
+        DamagedFileError: the header is not a JSON object, or a field is missing or of the wrong type; the message names the field.
     """
     path = existing_file(Path(directory) / HEADER)
     header = read_json(path, IDENTITY, remedy=ELSEWHERE)
@@ -180,8 +184,8 @@ def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout
 
     Raises:
         FileNotFoundError: there are no rollouts at this path.
-        DamagedFileError: a part is not a parquet file of rollouts, or a row is not a valid rollout. The message names file, row, value and
-            expectation.
+        DamagedFileError: a part is not a parquet file of rollouts, a row is not a valid rollout, or two rows have the same problem and
+            sample. The message names the file, the row, the value and what was expected.
     """
     source = Path(path)
     parts = _parts(source) if source.is_dir() else [source]
@@ -214,7 +218,7 @@ def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout
 
 
 def _check(row: Mapping[str, Any], vocab: int | None) -> None:
-    """Raise ValueError, with the value and the expectation, unless a row is a valid rollout."""
+    """Raise ValueError, with the value and what was expected, unless a row is a valid rollout."""
     for name, kind in (("problem_id", str), ("sample", int), ("prompt_len", int), ("text", str), ("correct", bool)):
         if not isinstance(row[name], kind) or (kind is int and isinstance(row[name], bool)):
             raise ValueError(f"{name} is {str(row[name])[:60]!r}, expected {kind.__name__}.")

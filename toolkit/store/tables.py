@@ -27,24 +27,24 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, NotIm
 
 
 def save_table(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write a table as parquet, atomically, with checksums: reading it detects a flipped bit."""
+    """Write a table as parquet, atomically, with checksums, so that reading it detects damage."""
     with atomic(path) as partial:
         table.to_parquet(partial, write_page_checksum=True)
     return Path(path)
 
 
 def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, remedy: str = "Correct the file.") -> pd.DataFrame:
-    """Read a table from a .jsonl, .csv or .parquet file. An empty cell of a CSV file is a missing value.
+    """Return the table in a .jsonl, .csv or .parquet file. An empty cell of a CSV file is a missing value.
 
     Args:
-        columns: Required columns and the type hint of their values: ``str``, ``float``, ``int``, ``bool``, or a union. They must not
-            have missing values. In a CSV file, text columns keep "007" and "NA" as text.
-        remedy: What to do about a damaged file, for the error.
+        columns: Required column -> type hint of its values: ``str``, ``float``, ``int``, ``bool``, or a union of these. Required columns
+            must not have missing values. In a CSV file, columns with the hint ``str`` keep "007" and "NA" as text.
+        remedy: Advice to the user, which ends the error message about a damaged file.
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: the file does not have the format of its suffix; or a column is missing, duplicate, of another type, or holds a
-            missing or infinite value.
+        DamagedFileError: the file does not have the format of its suffix; or a required column is missing, duplicate, of another type, or
+            has a missing or infinite value.
         ValueError: the suffix is none of the three.
     """
     readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
@@ -57,7 +57,13 @@ def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, re
 
 
 def checked_table(table: pd.DataFrame, columns: Mapping[str, Any], source: str | Path, remedy: str) -> pd.DataFrame:
-    """Return the table if it has the required columns, see ``read_table``. Else raise DamagedFileError with its source."""
+    """Return ``table`` unchanged if it has the required columns with values of the required types. Else raise DamagedFileError.
+
+    Args:
+        columns: Required column -> type hint of its values: ``str``, ``float``, ``int``, ``bool``, or a union of these.
+        source: File or data set that the table comes from, which the error message names.
+        remedy: Advice to the user, which ends the error message.
+    """
     with read_from(source, remedy):
         for name, hint in columns.items():
             if name not in table:
@@ -128,11 +134,14 @@ def _parquet(path: Path, columns: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def load_problems(path: str | Path) -> list[Problem]:
-    """Load problems from a JSONL file with the fields ``id``, ``messages`` or ``question``, ``answer``, and optional ``meta``.
+    """Return the problems in a JSONL file, one JSON object per line.
 
-    Answers and ids are text or numbers; a number keeps the digits that are written, without an exponent. Other fields are an error:
-    facts about a problem go into ``meta``. A problem without an id gets a hash of its messages, so that its id does not change when lines
-    are added or reordered. A byte order mark is skipped.
+    Each object has ``answer``, and either ``messages`` (objects with ``role`` and ``content``) or ``question``; ``id`` and ``meta`` are
+    optional. Other fields are an error: facts about a problem belong in ``meta``. A problem without an id gets a hash of its messages as
+    its id, which does not change when lines are added or reordered.
+
+    Answers and ids may be text or numbers. A number becomes text as it is written in the file, but without an exponent: ``0.50`` gives
+    ``"0.50"``, and ``1e-5`` gives ``"0.00001"``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -160,7 +169,7 @@ def load_problems(path: str | Path) -> list[Problem]:
 
 
 def _row(line: str) -> Any:
-    """Parse a line. A float as answer or id becomes its text: 0.00001 must not turn into 1e-05, in which a grader reads a 5."""
+    """Parse a line. A float as answer or id becomes text: 0.00001 must not turn into 1e-05, of which a grader would read only the 5."""
     row = parsed(line)
     numbers = [n for n in ("answer", "id") if isinstance(row, dict) and isinstance(row.get(n), float) and math.isfinite(row[n])]
     written = json.loads(line, parse_float=_plain) if numbers else {}
@@ -205,7 +214,7 @@ def _message(message: Any, at: str) -> Mapping[str, str]:
 
 
 def save_problems(problems: Iterable[Problem], path: str | Path) -> Path:
-    """Write problems as JSONL, for ``load_problems``. Raise ValueError if a problem could not be loaded again."""
+    """Write problems as JSONL, to be read by ``load_problems``. Raise ValueError if a problem could not be read back."""
     lines = []
     for problem in problems:
         line = json.dumps(jsonable(problem), default=jsonable, sort_keys=True)

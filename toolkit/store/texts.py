@@ -1,4 +1,4 @@
-"""Strict reading of text and JSON: UTF-8, no duplicate fields, finite numbers only."""
+"""Strict reading of text and JSON: only UTF-8, no duplicate fields, no NaN or infinity."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_text(path: str | Path) -> str:
-    """Return the text of a UTF-8 file, without its byte order mark if it has one, with ``\\n`` as line ends.
+    """Return the text of a UTF-8 file, with ``\\n`` as line ends and without a byte order mark.
 
     Raises:
         FileNotFoundError: no such file.
@@ -48,7 +48,7 @@ def _line(content: bytes, at: int) -> int:
 
 
 def numbered(text: str) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line) for the lines of a text that are not blank. Numbers start at 1 and count blank lines too."""
+    """Yield ``(number, line)`` for each line of a text that is not blank. Numbers start at 1 and count blank lines too."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, line

@@ -26,7 +26,7 @@ T = TypeVar("T", Direction, HeadScores, Moments, Plan)
 
 
 def save(value: Direction | HeadScores | Moments | Plan, path: str | Path) -> Path:
-    """Save a value as one safetensors file with its provenance in the header.
+    """Save a direction, head scores, moments or a plan as one safetensors file, with its provenance in the header.
 
     Raises:
         ValueError: a tensor holds NaN or infinity, or a note is not JSON-serialisable.
@@ -48,10 +48,12 @@ def save(value: Direction | HeadScores | Moments | Plan, path: str | Path) -> Pa
 
 
 def load(path: str | Path, kind: type[T], *, fingerprint: str | None = None) -> T:
-    """Load a value of type ``kind``, after checking header and tensors against the fields of that type.
+    """Return the value in a file written by ``save``, after checking the file's header and tensors against the fields of ``kind``.
 
     Args:
-        fingerprint: Fingerprint of the model that the value will be used with; ``None`` skips the check.
+        kind: Type of the value: ``Direction``, ``HeadScores``, ``Moments`` or ``Plan``.
+        fingerprint: Hash of the weights of the model that the value will be used with; an error unless the value was made from these
+            weights. ``None`` skips this check.
 
     Raises:
         FileNotFoundError: no such file.
@@ -169,14 +171,14 @@ def _join(path: str, name: str) -> str:
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: str | Path) -> Path:
-    """Write tensors, unchanged to the bit, and text metadata as a safetensors file, atomically."""
+    """Write tensors, bit for bit, and text metadata as a safetensors file, atomically. Return its path."""
     with atomic(path, needed=sum(v.nbytes for v in tensors.values())) as partial:
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, partial, metadata=dict(metadata))
     return Path(path)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return the tensors and metadata of a safetensors file.
+    """Return the tensors by name, and the metadata, of a safetensors file.
 
     Raises:
         FileNotFoundError: no such file.

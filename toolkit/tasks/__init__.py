@@ -2,19 +2,20 @@
 
 | name | problems |
 |---|---|
-| ``tiny`` | training mix of the tiny reasoner: three quarters arithmetic, one quarter lookup |
-| ``arithmetic``, ``lookup``, ``running_sum`` | for the tiny reasoner |
-| ``wordproblems`` | for the smol reasoner |
-| ``countdown``, ``threading``, ``characters``, ``slaq``, ``target_length`` | for language models |
-| ``needle`` | prompts sized for a model: needs ``lm=...`` |
-| ``gsm8k``, ``math500`` | from the hub through ``datasets``, or from a local file with the same columns |
-| ``gym:NAME`` | a data set of reasoning-gym |
+| ``tiny`` | the tasks that ``tiny-reasoner`` was trained on: three quarters ``arithmetic``, one quarter ``lookup`` |
+| ``arithmetic``, ``lookup``, ``running_sum`` | written in the alphabet of the shipped model ``tiny-reasoner`` |
+| ``wordproblems`` | for the shipped model ``smol-reasoner`` |
+| ``countdown``, ``threading``, ``characters``, ``slaq``, ``target_length`` | for language models in general |
+| ``needle`` | a fact in a long text, as long as the model's context allows: needs ``lm=...`` |
+| ``gsm8k``, ``math500`` | from the Hugging Face hub through ``datasets`` |
+| ``gym:NAME`` | the data set NAME of reasoning-gym |
 | any other | a path to a JSONL file of problems |
 
-Files of this package: one per task here; ``generators`` draw stories, traces and keys for them; ``grading`` compares answers with gold
-answers; ``external`` holds problems from the hub, from reasoning-gym and from files.
+This package has one module per task. ``generators`` makes the stories, training traces and key-value pairs of some tasks, ``grading``
+compares answers with gold answers, and ``external`` reads problems from the hub, from reasoning-gym and from files.
 
-Splits are train, dev and test, and no problem is in two of them. A file may name its own splits (``meta.split``, see ``external.files``).
+The splits are train, dev and test; no problem is in two of them. A file may define its own splits (``meta.split``, see
+``external.files``).
 """
 
 from __future__ import annotations
@@ -48,15 +49,15 @@ log = logging.getLogger(__name__)
 _MODULES: dict[str, tuple[str, ...]] = {
     "tiny": ("arithmetic", "lookup"), "gsm8k": ("external.mathematics",), "math500": ("external.mathematics",),
 }  # fmt: skip
-"""Task -> modules of this package that it is defined in, if they do not have its name."""
+"""Task -> modules of this package that define it, for the tasks whose module has another name."""
 
 
 def check(name: str, *split_names: str) -> None:
-    """Check a task's name and splits, without a model.
+    """Raise an error unless ``name`` is a task or a file that has all the splits ``split_names``. No model is needed.
 
     Raises:
-        ValueError: ``name`` is neither a task nor a file, or it has no such split.
-        ImportError: the task needs an extra that is not installed.
+        ValueError: ``name`` is neither a task nor a file, or it lacks one of the splits.
+        ImportError: the task is ``gym:NAME``, and reasoning-gym is not installed.
     """
     if name.startswith(GYM):
         gym.check(name.removeprefix(GYM))
@@ -67,12 +68,12 @@ def check(name: str, *split_names: str) -> None:
 
 
 def is_built_in(name: str) -> bool:
-    """Return whether a task is one of ``NAMES`` or ``gym:NAME``, and not a file."""
+    """Return True for one of ``NAMES`` and for ``gym:NAME``, False for any other name, which must then be a file's path."""
     return name in NAMES or name.startswith(GYM)
 
 
 def modules(name: str) -> list[str]:
-    """Return the modules of the toolkit that define a task's problems.
+    """Return the dotted names of the toolkit's modules that define a task's problems.
 
     >>> modules("tiny")
     ['toolkit.tasks.arithmetic', 'toolkit.tasks.lookup']
@@ -83,17 +84,20 @@ def modules(name: str) -> list[str]:
 
 
 def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM | None = None) -> list[Problem]:
-    """Return ``n`` problems of a task's split, the same ones for the same seed.
+    """Return ``n`` problems from one split of a task. Equal seeds give equal problems.
 
-    If the split has fewer than ``n`` problems, return all of them and log a warning.
+    If the split of a data set or file has fewer than ``n`` problems, all of them are returned and a warning is logged.
 
     Args:
+        name: A name in the table above, or the path of a JSONL file.
         split: ``"train"``, ``"dev"`` or ``"test"``; a file may have others.
-        lm: Model that ``needle`` sizes its prompts for, and whose tokens ``characters`` records. Other tasks ignore it.
+        lm: Model. ``needle`` fits its prompts to the model's context; ``characters`` records how the model's tokenizer cuts each word
+            into tokens. Other tasks ignore it.
 
     Raises:
-        ImportError: ``gym:NAME`` without reasoning-gym.
-        ValueError: unknown split, ``needle`` without a model, or a name that is neither a task nor a file.
+        ImportError: the task needs reasoning-gym or ``datasets``, which is not installed.
+        ValueError: unknown split, ``needle`` without a model, a name that is neither a task nor a file, or a generated task that does not
+            have ``n`` different problems.
 
     >>> [p.messages[0]["content"] for p in load("arithmetic", "test", n=2)]
     ['30+40-27-34-7=?', 'please 20+42+33+2-1-25-31+7=?']
@@ -101,7 +105,7 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
     problems = _load(name, split, n, seed, lm)
     if len(problems) < n:
         log.warning(
-            "%s has %d problems of split %s, fewer than the %d asked for: all of them are taken.", name, len(problems), split, n
+            "%s has %d problems of split %s, fewer than the %d requested: all of them are used.", name, len(problems), split, n
         )
     return problems
 
@@ -135,7 +139,9 @@ def _load(name: str, split: str, n: int, seed: int, lm: LM | None) -> list[Probl
             return target_length.load(split, n, seed)
         case "needle":
             if lm is None:
-                raise ValueError("Needle problems are sized for a model's context and tokenizer: give load('needle', ..., lm=lm).")
+                raise ValueError(
+                    "Needle prompts are fitted to a model's context and tokenizer: give a model, load('needle', lm=lm)."
+                )
             return needle.load(lm, split, n, seed)
     if name.startswith(GYM):
         return gym.load(name.removeprefix(GYM), split, n, seed)

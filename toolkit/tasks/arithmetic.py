@@ -1,7 +1,7 @@
 """Chains of additions and subtractions; difficulty is the number of operands, 2 to 8.
 
-A prompt reads ``17+5-9+23=?``, sometimes with a word before or after it (``generators/cues.py``). Running totals stay within 0..99.
-*Easy* problems have at most three operands, all below 20.
+A prompt reads ``17+5-9+23=?``, sometimes with a word such as "quick" or "please" before or after it (``generators/cues.py``). Running
+totals stay between 0 and 99. *Easy* problems have at most three operands, all below 20.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from toolkit.tasks.generators import cues, traces
 from toolkit.types import Problem
 
 OPERANDS = (2, 8)
-LARGEST = 99
+LARGEST = 99  # largest running total
 
 
 def problem(rng: random.Random, split: str, *, operands: tuple[int, int] = OPERANDS) -> Problem:
-    """Draw one problem of ``split``.
+    """Draw one random problem that belongs to ``split``.
 
     Args:
         operands: Inclusive range of the number of operands.
@@ -52,13 +52,13 @@ def problem(rng: random.Random, split: str, *, operands: tuple[int, int] = OPERA
 
 
 def load(split: str, n: int = 200, seed: int = 0, *, operands: tuple[int, int] = OPERANDS) -> list[Problem]:
-    """Return ``n`` different problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+    """Return ``n`` different problems of ``split`` ("train", "dev" or "test"). Equal seeds give equal problems.
 
     Args:
         operands: Inclusive range of the number of operands.
 
     Raises:
-        ValueError: unknown split, or an operand range outside 2..8.
+        ValueError: unknown split, a range outside 2..8, or fewer than ``n`` different problems in that range.
     """
     splits.check_split(split)
     low, high = operands
@@ -69,7 +69,7 @@ def load(split: str, n: int = 200, seed: int = 0, *, operands: tuple[int, int] =
 
 
 def parse(expression: str) -> tuple[list[int], list[str]]:
-    """Return the operands and the signs between them.
+    """Return the operands of an expression and the signs between them.
 
     >>> parse("17+5-9")
     ([17, 5, 9], ['+', '-'])
@@ -78,7 +78,14 @@ def parse(expression: str) -> tuple[list[int], list[str]]:
 
 
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
-    """Write one training trace for ``p``. Its haste depends on the problem's cue word and on whether it is easy."""
+    """Return a random training trace for ``p``: a chain of thought, right or wrong, as text.
+
+    A cue word in the prompt and an easy problem raise the trace's ``haste``: the probability, at each line start, of writing the final
+    result at once.
+
+    Args:
+        habits: Probabilities of the trace's random decisions, such as to re-check a step or to write a wrong result.
+    """
     values, signs = parse(p.meta["expression"])
 
     def moves_from(state: str | None, i: int, k: int) -> traces.Move:
@@ -86,7 +93,7 @@ def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.H
         tail = list(zip(signs[i : i + k], values[i + 1 : i + 1 + k], strict=True))
         result = start + _total(tail)
         slip = abs(result + rng.choice((-10, -2, -1, 1, 2, 10)))
-        if slip == result:  # such as |5 - 10| = 5
+        if slip == result:  # for example |5 - 10| = 5
             slip += 1
         return traces.Move(f"{start}" + "".join(f"{s}{v}" for s, v in tail), str(result), str(slip))
 

@@ -2,13 +2,13 @@
 
 There are four kinds of question about a word, each answered by a number. ``count``: how often a character occurs. ``distinct``: how
 many different characters there are. ``first`` and ``last``: the index of a character's first or last occurrence. Indices start at 0;
-case counts. The paper finds that counting hardly depends on how a word is cut into tokens, and that indexing fails with long tokens.
+case matters. The paper finds that counting hardly depends on how a word is cut into tokens, and that indexing fails with long tokens.
 
-Deviations: the paper takes words of 4 to 10 letters from a corpus. ``load`` makes words up (consonants and vowels in turn), so that
-no word is memorised and letters repeat; ``char_tasks`` takes given words. Tokens are those of the word *inside the question*, and
-only their characters inside the word count.
+Deviations: the paper takes words of 4 to 10 letters from a corpus. ``load`` makes words up (alternating consonants and vowels), so that
+no word is memorised and letters repeat; ``char_tasks`` takes given words. The tokens of a word are taken from the whole question as the
+tokenizer cuts it. If a token reaches beyond the word, only its characters inside the word are counted.
 
-Units: lengths of words and tokens are characters.
+Units: lengths of words and tokens are in characters.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def problem(word: str, kind: str, character: str | None = None, *, split: str | 
     Args:
         kind: One of ``KINDS``.
         character: The character that is counted or searched for; not used by ``distinct``.
-        split: Recorded in the meta; default: by a hash of the word.
+        split: Split to record in ``meta``; by default a hash of the word decides.
 
     Raises:
         ValueError: an unknown kind, an empty word or one with white space, or a character that is not in the word.
@@ -71,7 +71,7 @@ def problem(word: str, kind: str, character: str | None = None, *, split: str | 
 
 
 def gold(word: str, kind: str, character: str | None = None) -> int:
-    """Return the right answer to a question.
+    """Return the right answer to a question of this kind about ``word`` and ``character``.
 
     >>> gold("banana", "last", "a")
     5
@@ -101,11 +101,11 @@ def char_tasks(
     """Return one question per word, about a character drawn from that word.
 
     Args:
-        tokenizer: Adds the ``token_tags`` of each word to the meta.
+        tokenizer: If given, ``meta`` also holds the ``token_tags`` of the word.
 
     Raises:
-        ValueError: see ``problem``.
-        NoOffsetsError: see ``token_tags``.
+        ValueError: unknown kind, or a word that is empty or has white space.
+        NoOffsetsError: the tokenizer gives no character offsets.
     """
     rng = random.Random(f"characters-{kind}-{seed}")
     problems = [problem(word, kind, rng.choice(word) if word and kind != "distinct" else None) for word in words]
@@ -121,17 +121,18 @@ def load(
     lengths: tuple[int, int] = LENGTHS,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Problem]:
-    """Return ``n`` different questions about made-up words, the ``kinds`` in turn; the same ones for the same seed.
+    """Return ``n`` different questions about made-up words, cycling through ``kinds``. Equal seeds give equal questions.
 
     All questions about a word are in one split.
 
     Args:
+        kinds: Some of ``KINDS``.
         lengths: Inclusive range of word lengths in characters.
-        tokenizer: Adds the ``token_tags`` of each word to the meta.
+        tokenizer: If given, ``meta`` also holds the ``token_tags`` of the word.
 
     Raises:
-        ValueError: unknown split or kind, or no range of word lengths from 2 up.
-        NoOffsetsError: see ``token_tags``.
+        ValueError: unknown split or kind, a range of lengths that is empty or begins below 2, or fewer than ``n`` different questions.
+        NoOffsetsError: the tokenizer gives no character offsets.
     """
     splits.check_split(split)
     low, high = lengths
@@ -153,7 +154,7 @@ def load(
 
 
 def made_up(rng: random.Random, length: int) -> str:
-    """Return a pronounceable word without meaning: consonants and vowels in turn, from few letters, so that some repeat."""
+    """Return a pronounceable word without meaning: alternating consonants and vowels, from five letters, so that some letters repeat."""
     few = ("".join(rng.sample(_CONSONANTS, 3)), "".join(rng.sample(_VOWELS, 2)))
     first = rng.randrange(2)
     return "".join(rng.choice(few[(first + i) % 2]) for i in range(length))
@@ -163,20 +164,21 @@ def made_up(rng: random.Random, length: int) -> str:
 
 
 def tagged(p: Problem, tokenizer: PreTrainedTokenizerBase) -> Problem:
-    """Return the problem with its ``token_tags`` in the meta."""
+    """Return the problem with its ``token_tags`` added to ``meta``."""
     return replace(p, meta={**p.meta, **token_tags(p, tokenizer)})
 
 
 def token_tags(p: Problem, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-    """Describe how the word of a question is cut into tokens.
+    """Return numbers that describe how the word of a question is cut into tokens.
 
     Returns:
-        ``n_tokens``: tokens that contain a character of the word. ``chars_per_token``: length of the word divided by that.
-        ``target_token_len``: characters of the word in the token with the answer's character; NaN except for ``first`` and ``last``.
+        ``n_tokens``: number of tokens that contain a character of the word. ``chars_per_token``: length of the word divided by
+        ``n_tokens``. ``target_token_len``: for ``first`` and ``last``, the length of the token that holds the occurrence asked about
+        (only its characters inside the word); NaN for the other kinds.
 
     Raises:
         NoOffsetsError: the tokenizer gives no character offsets.
-        ValueError: not a problem of this task.
+        ValueError: the problem is not of this task.
     """
     if "word" not in p.meta or p.meta.get("kind") not in KINDS:
         raise ValueError(f"{p.id} is of task {p.meta.get('task')!r}: give a problem of characters.load or char_tasks.")
@@ -201,16 +203,19 @@ def token_tags(p: Problem, tokenizer: PreTrainedTokenizerBase) -> dict[str, floa
 
 
 def feature_correlations(problems: Sequence[Problem], correct: Sequence[bool], *, seed: int = 0) -> pd.DataFrame:
-    """Return the correlation (Pearson's r) of being right with each feature, per kind, with 95 % intervals over words.
+    """Return how correctness correlates (Pearson's r) with each feature, one row per kind of question and feature.
 
-    Columns: ``kind, feature, n, r, low, high``; + means right more often if the feature is larger. r is NaN if the feature or the
-    correctness never varies. Features of tokens are left out if the problems have no ``token_tags``.
+    Features: ``word_length``; ``gold`` (the right answer); ``gold_share`` (the right answer divided by the word length); and the three
+    ``token_tags``, if the problems have them.
+
+    Columns: ``kind, feature, n`` (problems), ``r``, and ``low, high`` (95 % interval from resampling words). A positive ``r`` means that
+    answers are right more often if the feature is larger. ``r`` is NaN if the feature or the correctness never varies.
 
     Args:
-        correct: Whether each answer is right, one per problem.
+        correct: Whether the answer to each problem is right.
 
     Raises:
-        ValueError: no problems, or not one answer per problem.
+        ValueError: no problems, or different numbers of problems and answers.
     """
     if not problems or len(problems) != len(correct):
         raise ValueError(f"{len(correct)} answers to {len(problems)} problems: give one each, and at least one.")

@@ -1,10 +1,9 @@
 """Countdown: make a target (100 to 999) from 4 to 6 numbers (1 to 100) with ``+ - * /``. The problems of arXiv 2505.24273.
 
-Chains of thought with a given number of dead ends are written by ``generators/backtracking.py``; answers are checked by
-``grading/countdown.py``.
+``generators/backtracking.py`` writes chains of thought with a given number of dead ends; ``grading/countdown.py`` checks answers.
 
-Deviations: results stay whole and positive, and only the last operation of a solution reaches the target (ours). The released
-checker demands that every number is used, although the prompt allows fewer; ours follows the prompt.
+Deviations: all intermediate results are whole and positive, and only the last operation of a solution reaches the target (both are our
+choice). The released checker demands that every number is used, although the prompt allows fewer; our checker follows the prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from toolkit.tasks import splits
 from toolkit.types import Problem
 
 NUMBERS, VALUES, TARGETS = (4, 6), (1, 100), (100, 999)
-LARGEST = 9999  # largest result of an operation: ours
+LARGEST = 9999  # largest intermediate result: our choice
 
 _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
@@ -38,7 +37,9 @@ class Operation:
 
 
 def problem(rng: random.Random, split: str, *, numbers: tuple[int, int] = NUMBERS) -> Problem:
-    """Draw one problem of ``split``. ``meta["moves"]`` holds its solution, which uses every number.
+    """Draw one random problem that belongs to ``split``.
+
+    ``meta["moves"]`` holds a solution that uses every number, one ``[left, op, right, result]`` per operation.
 
     Args:
         numbers: Inclusive range of how many numbers are given.
@@ -70,23 +71,23 @@ def problem(rng: random.Random, split: str, *, numbers: tuple[int, int] = NUMBER
 
 
 def load(split: str, n: int = 200, seed: int = 0, *, numbers: tuple[int, int] = NUMBERS) -> list[Problem]:
-    """Return ``n`` different problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+    """Return ``n`` different problems of ``split`` ("train", "dev" or "test"). Equal seeds give equal problems.
 
     Args:
         numbers: Inclusive range of how many numbers are given.
 
     Raises:
-        ValueError: unknown split, or fewer than three numbers.
+        ValueError: unknown split, or a range that is empty or begins below 3.
     """
     splits.check_split(split)
     if not 3 <= numbers[0] <= numbers[1]:
-        raise ValueError(f"numbers={numbers}: give an inclusive range of at least 3 numbers.")
+        raise ValueError(f"numbers={numbers}: give an inclusive range for how many numbers a problem has, at least 3 numbers.")
     rng = random.Random(f"countdown-{split}-{seed}")
     return splits.distinct(lambda: problem(rng, split, numbers=numbers), n)
 
 
 def solution(p: Problem) -> list[Operation]:
-    """Return the operations of a problem's solution. Raise ValueError for a problem of another task."""
+    """Return the operations of a problem's solution, in order. Raise ValueError for a problem of another task."""
     if p.meta.get("task") != "countdown":
         raise ValueError(f"Problem {p.id!r} is of task {p.meta.get('task')!r}, not countdown.")
     return [Operation(*values) for values in p.meta["moves"]]
@@ -101,7 +102,10 @@ def expression(operations: Sequence[Operation]) -> str:
 
 
 def random_chain(rng: random.Random, numbers: Sequence[int]) -> list[Operation] | None:
-    """Combine the numbers in order by random operations; ``None`` if a result is not whole, below 1 or above ``LARGEST``."""
+    """Combine the numbers from left to right with random operators, and return the operations.
+
+    Return ``None`` if a result is not whole, is below 1 or is above ``LARGEST``.
+    """
     operations, value = [], numbers[0]
     for right in numbers[1:]:
         op = rng.choice("+-*/")

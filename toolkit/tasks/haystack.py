@@ -1,11 +1,12 @@
-"""Locate the information that a question needs in the tokens of its prompt.
+"""Locate the pieces of a prompt that a question depends on, as token spans.
 
-A ``Haystack`` is a problem with the token spans of the pieces of its prompt that the answer depends on (``needed``), and of the
-answer's words inside them. It also holds the same problem without those pieces, for a contrast run. Pieces are located by *character
-offsets* in the rendered chat prompt, and every span is checked to decode to text that contains its piece. The released code of
-arXiv 2404.15574 searches among token ids instead, and may miss the needle or take tokens of its neighbours.
+A ``Haystack`` is a problem together with the token spans of two things: the pieces of its prompt that the answer depends on (``needed``),
+and the answer's words inside those pieces. It also holds two controls: the problem without the pieces, and the prompt with other tokens
+in their place. Pieces are located by *character offsets* in the rendered chat prompt, and every span is checked to decode to text that
+contains its piece. The released code of arXiv 2404.15574 searches among token ids instead, and may miss the needle or include tokens
+beside it.
 
-Only the tokenizer and the config of a model are used here. Units: spans and lengths are tokens of the whole chat prompt.
+Only the tokenizer and the config of a model are used here. Units: spans and lengths are in tokens of the whole chat prompt.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class HaystackError(ValueError):
 
 
 class NoOffsetsError(HaystackError):
-    """A tokenizer gives no character offsets."""
+    """A tokenizer does not say which characters each token covers (its *offsets*)."""
 
 
 class MissingTextError(HaystackError):
@@ -42,11 +43,11 @@ class RepeatedTextError(HaystackError):
 
 
 class ContextTooShortError(HaystackError):
-    """The pieces that a question needs do not fit the requested length."""
+    """The pieces that a question needs do not fit into the requested length."""
 
 
 class ContextTooLongError(HaystackError):
-    """The requested length is beyond the model's context."""
+    """The requested length is beyond the model's maximum context."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,14 @@ class Haystack:
     """A problem located in the tokens of one model's chat prompt.
 
     Attributes:
-        problem: The problem; its meta holds ``task``, ``length``, ``depth``, ``tokens``, ...
-        prompt_ids: The chat prompt, from ``toolkit.lm.LM.prompt_ids``.
-        needed: Spans that must be read, in reading order.
-        answers: Spans of the answer's words inside the needed spans, one per part of the answer.
-        query: Span of the question.
-        without: The same problem with the needed pieces removed from the prompt; later text moves up.
-        control: ``prompt_ids`` with other tokens in the needed spans; all positions stay the same.
+        problem: The problem. Its ``meta`` also holds the prompt's length (``tokens``, ``characters``) and the character ranges of the
+            needed pieces and the question (``needed``, ``query``).
+        prompt_ids: Token ids of the chat prompt.
+        needed: Token spans of the pieces that the answer depends on, in the order in which they must be read.
+        answers: Token spans of the answer's words inside the needed pieces, one per part of the answer.
+        query: Token span of the question.
+        without: The same problem with the needed pieces removed from the prompt, which is then shorter.
+        control: ``prompt_ids`` with other tokens in the needed spans; all other tokens keep their positions.
     """
 
     problem: Problem
@@ -73,14 +75,14 @@ class Haystack:
 
     @property
     def needle(self) -> Span:
-        """The needed span. Raises HaystackError if there are several."""
+        """The only needed span. Raises HaystackError if there are several."""
         if len(self.needed) != 1:
             raise HaystackError(f"{self.problem.id} needs {len(self.needed)} spans, not one: read .needed.")
         return self.needed[0]
 
     @property
     def answer(self) -> Span:
-        """The span of the answer's words. Raises HaystackError if the answer has several parts."""
+        """The only span of the answer's words. Raises HaystackError if the answer has several parts."""
         if len(self.answers) != 1:
             raise HaystackError(f"The answer of {self.problem.id} has {len(self.answers)} parts, not one: read .answers.")
         return self.answers[0]
@@ -91,9 +93,11 @@ class Pieces:
     """Pieces to locate, as character ranges ``[start, stop)`` of the last user message.
 
     Attributes:
-        needed, answers, query: As in ``Haystack``.
-        without: The message without the needed pieces.
-        stand_ins: Text that replaces each needed piece in the control; its tokens are repeated or cut to the length of the piece.
+        needed: Pieces that the answer depends on, in the order in which they must be read.
+        answers: The answer's words inside the needed pieces, one range per part of the answer.
+        query: The question.
+        without: Text of the message without the needed pieces.
+        stand_ins: Text that replaces each needed piece in ``Haystack.control``; its tokens are repeated or cut to the piece's length.
     """
 
     needed: Sequence[tuple[int, int]]
@@ -104,19 +108,19 @@ class Pieces:
 
 
 def user_text(problem: Problem) -> str:
-    """Return the text of the last user message."""
+    """Return the text of a problem's last user message."""
     return [m["content"] for m in problem.messages if m["role"] == "user"][-1]
 
 
 def with_text(problem: Problem, text: str) -> Problem:
-    """Return the problem with the text of its last user message replaced."""
+    """Return a copy of the problem with ``text`` as its last user message."""
     messages, at = list(problem.messages), max(i for i, m in enumerate(problem.messages) if m["role"] == "user")
     messages[at] = {**messages[at], "content": text}
     return replace(problem, messages=tuple(messages))
 
 
 def without_ranges(text: str, ranges: Sequence[tuple[int, int]]) -> str:
-    """Return ``text`` without some character ranges ``[start, stop)``, which may overlap."""
+    """Return ``text`` without the character ranges ``[start, stop)``, which may overlap."""
     parts, end = [], 0
     for start, stop in sorted(ranges):
         parts.append(text[end:start])
@@ -125,7 +129,7 @@ def without_ranges(text: str, ranges: Sequence[tuple[int, int]]) -> str:
 
 
 def find_once(text: str, piece: str) -> tuple[int, int]:
-    """Return the characters ``[start, stop)`` of the only occurrence of ``piece`` in ``text``.
+    """Return the character range ``(start, stop)`` of the only occurrence of ``piece`` in ``text``.
 
     Raises:
         MissingTextError: ``piece`` does not occur.
@@ -143,13 +147,12 @@ def find_once(text: str, piece: str) -> tuple[int, int]:
 
 
 def token_spans(lm: LM, problem: Problem, pieces: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[Span, ...]]:
-    """Return the chat prompt and the token span of each piece of its last user message.
+    """Return the token ids of the chat prompt, and the token span of each piece of its last user message.
+
+    A piece's span covers all tokens that contain any character of the piece.
 
     Args:
-        pieces: Characters ``[start, stop)`` of the last user message.
-
-    Returns:
-        The ids of the prompt and, for each piece, the tokens that contain any character of it.
+        pieces: Character ranges ``[start, stop)`` of the last user message.
 
     Raises:
         NoOffsetsError: the tokenizer gives no offsets, or tokenizes the rendered prompt differently.
@@ -184,19 +187,27 @@ def check_offsets(lm: LM) -> None:
 
 
 def _offsets(lm: LM, problem: Problem, ids: list[int]) -> tuple[str, list[int], list[int], list[int]]:
-    """Return the prompt as text, and first character, end character and position of every token that contains any character."""
+    """Return the prompt as text, and three lists with one entry per token that has characters: start, stop (characters) and position."""
     check_offsets(lm)
     prompt = lm.prompt_text(problem.messages)
     coded = lm.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     if coded["input_ids"] != ids:
-        raise NoOffsetsError(f"{lm.name} tokenizes its rendered chat prompt differently from the prompt: offsets would be wrong.")
+        raise NoOffsetsError(
+            f"{lm.name} gives other tokens for the text of a chat prompt than for its messages, so nothing can be located in a prompt."
+        )
     tokens = [(start, stop, i) for i, (start, stop) in enumerate(coded["offset_mapping"]) if start < stop]
     starts, stops, where = (list(column) for column in zip(*tokens, strict=True))
     return prompt, starts, stops, where
 
 
 def locate(lm: LM, problem: Problem, pieces: Pieces) -> Haystack:
-    """Return the haystack of a problem whose pieces are character ranges of its last user message; errors as ``token_spans``."""
+    """Return the haystack of a problem whose pieces are character ranges of its last user message.
+
+    Raises:
+        NoOffsetsError: the tokenizer gives no character offsets, or tokenizes the rendered prompt differently.
+        MissingTextError: the template changes the message, or the tokens of a piece do not decode to its text.
+        RepeatedTextError: the message occurs twice in the prompt.
+    """
     ids, located = token_spans(lm, problem, [*pieces.needed, *pieces.answers, pieces.query])
     about = {
         "tokens": len(ids),
@@ -214,11 +225,12 @@ def locate(lm: LM, problem: Problem, pieces: Pieces) -> Haystack:
 
 
 def locate_lookup(lm: LM, problem: Problem) -> Haystack:
-    """Return the haystack of a problem of ``tasks.lookup``; needed are the bindings of its hops in order, ``B=K;`` then ``K=5;``.
+    """Return the haystack of a problem of ``tasks.lookup``.
+
+    Its needed pieces are the bindings to follow, in order: ``B=K;``, then ``K=5;``.
 
     Raises:
-        HaystackError: not a lookup problem.
-        MissingTextError, RepeatedTextError, NoOffsetsError: see ``token_spans``.
+        HaystackError: the problem is not of ``tasks.lookup``, or its pieces cannot be located (a subclass, as in ``locate``).
     """
     if "chain" not in problem.meta:
         raise HaystackError(f"{problem.id} has no meta['chain']: give a problem of tasks.lookup.")
@@ -235,23 +247,27 @@ def locate_lookup(lm: LM, problem: Problem) -> Haystack:
 
 
 def context_of(lm: LM) -> int | None:
-    """Return the length of a model's context in tokens; ``None`` if its config does not say."""
+    """Return a model's maximum context in tokens, or ``None`` if its config does not give one."""
     return getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def check_length(lm: LM, length: int) -> None:
-    """Raise ContextTooLongError if a prompt of ``length`` tokens is beyond the model's context."""
+    """Raise ContextTooLongError if a prompt of ``length`` tokens exceeds the model's maximum context."""
     most = context_of(lm)
     if most is not None and length > most:
         raise ContextTooLongError(f"length={length} tokens is beyond the {most} positions of {lm.name}: ask for at most {most}.")
 
 
 def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = 256) -> tuple[int, ...]:
-    """Return ``n`` prompt lengths (tokens), evenly spaced from ``shortest`` to the longest that leaves ``response`` tokens of context.
+    """Return ``n`` prompt lengths in tokens, evenly spaced from ``shortest`` to the model's maximum context minus ``response``.
+
+    Args:
+        shortest: Smallest prompt length in tokens.
+        response: Tokens of context to leave free for the response.
 
     Raises:
         ContextTooLongError: the context is shorter than ``shortest`` and ``response`` together.
-        HaystackError: fewer than one length, or the model's config does not say how long its context is.
+        HaystackError: ``n`` is below 1, or the model's config gives no maximum context.
     """
     most = context_of(lm)
     if most is None or n < 1:
@@ -264,9 +280,11 @@ def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = 256) -> 
 
 
 def grid_cells(haystacks: Sequence[Haystack | Problem], *columns: str) -> pd.DataFrame:
-    """Return one row per problem with its cell in a grid: ``problem_id``, ``length``, ``depth`` and other meta ``columns``.
+    """Return one row per problem with its place in a grid.
 
-    Merge it with ``toolkit.evaluate.rollout_table`` on ``problem_id``: a pivot of ``correct`` is then the heat map of recall.
+    Columns: ``problem_id``, ``length`` (tokens), ``depth`` (0 to 1) and the other fields of ``meta`` named in ``columns``; ``None`` where
+    ``meta`` lacks the field. Merge the table with ``toolkit.evaluate.rollout_table`` on ``problem_id``; a pivot table of ``correct`` by
+    length and depth is then the heat map of recall.
     """
     problems = [h.problem if isinstance(h, Haystack) else h for h in haystacks]
     names = ("length", "depth", *columns)
@@ -274,30 +292,29 @@ def grid_cells(haystacks: Sequence[Haystack | Problem], *columns: str) -> pd.Dat
 
 
 def haystack_tags(haystack: Haystack) -> dict[str, float]:
-    """Return numbers for the difficulty of retrieval: scope and dispersion of the needed pieces.
+    """Return numbers that describe how hard it is to retrieve the needed pieces: their scope and their dispersion.
 
-    The two axes are those of arXiv 2407.00402, which defines no numbers; these are ours.
+    arXiv 2407.00402 names these two axes but defines no numbers; the numbers are ours.
 
-    Scope, how much is needed:
-        ``scope_tokens``, ``scope_frac``: needed tokens, and their share of the prompt.
+    Scope, how much information is needed:
+        ``scope_tokens``: number of needed tokens. ``scope_frac``: their share of the prompt, 0 to 1.
 
-    Dispersion, how hard it is to find:
-        ``n_spans``: number of needed pieces. ``gap_mean``, ``gap_max``: tokens between neighbouring pieces (0 with one piece).
-        ``redundancy``: other places where the message repeats a piece word by word, mean over the pieces. ``lexical_overlap``: share
-        of the question's words that occur in a needed piece, 0 to 1.
+    Dispersion, how hard the information is to find:
+        ``n_spans``: number of needed pieces. ``gap_mean``, ``gap_max``: mean and largest number of tokens between neighbouring pieces (0
+        with one piece). ``redundancy``: number of other places in the message that repeat a piece word for word, divided by the number of
+        pieces. ``lexical_overlap``: share of the question's words that occur in a needed piece, 0 to 1; NaN without a question.
     """
     return _tags(haystack.problem, haystack.prompt_ids, haystack.needed)
 
 
 def difficulty_tags(lm: LM, problem: Problem) -> dict[str, float]:
-    """Return the ``haystack_tags`` of any problem whose meta gives character ranges of its last user message.
+    """Return the ``haystack_tags`` of any problem whose ``meta`` marks the pieces that its answer depends on.
 
-    ``needed`` are the ranges of the needed pieces, ``query`` that of the question (as in ``tasks.slaq``). Without ``query``, as in
-    ``tasks.wordproblems``, the lexical overlap is NaN.
+    ``meta["needed"]`` holds the character ranges of these pieces in the last user message, ``meta["query"]`` the range of the question (as
+    in ``tasks.slaq``). Without a ``query``, as in ``tasks.wordproblems``, ``lexical_overlap`` is NaN.
 
     Raises:
-        HaystackError: the meta has no ``needed`` ranges.
-        NoOffsetsError, MissingTextError, RepeatedTextError: see ``token_spans``.
+        HaystackError: ``meta`` has no ``needed`` ranges, or they cannot be located in the prompt (a subclass, as in ``token_spans``).
     """
     if not problem.meta.get("needed"):
         raise HaystackError(
@@ -311,7 +328,7 @@ def _tags(problem: Problem, ids: Sequence[int], needed: Sequence[Span]) -> dict[
     scope = {i for span in needed for i in range(span.start, span.stop)}
     ordered = sorted(needed, key=lambda span: span.start)
     gaps = [max(0, b.start - a.stop) for a, b in pairwise(ordered)] or [0]
-    # Needed places are no copies, even if two of them have the same text.
+    # The needed places themselves are not copies, even if two of them have equal text.
     copies = sum(text.count(piece) for piece in {text[a:b] for a, b in ranges}) - len({tuple(r) for r in ranges})
     of_query, of_pieces = (_words(t) for t in (text[slice(*query)] if query else "", " ".join(text[a:b] for a, b in ranges)))
     return {

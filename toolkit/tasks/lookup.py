@@ -1,7 +1,8 @@
 """Variable lookup in a long prompt: one to three hops among other bindings and filler words.
 
 A prompt reads ``K=5; lamp rose; B=K; ... B?``. To answer, the model must retrieve ``B=K``, then ``K=5`` from the prompt. A value is one
-digit, so each retrieval is one token. Context lengths are in characters, which are tokens for the tiny reasoner.
+digit, so each retrieval is one token. The *context* is the text before the question. Its length is in characters; for the tiny reasoner,
+a character is a token.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ def problem(
     hops: tuple[int, int] = HOPS,
     context: tuple[int, int] = CONTEXT,
 ) -> Problem:
-    """Draw one problem of ``split``.
+    """Draw one random problem that belongs to ``split``.
 
     Args:
-        hops: Inclusive range of hops.
+        hops: Inclusive range of the number of hops: bindings to follow from the question's variable to its value.
         context: Inclusive range of the context's length in characters.
     """
     while True:
@@ -83,14 +84,14 @@ def load(
     hops: tuple[int, int] = HOPS,
     context: tuple[int, int] = CONTEXT,
 ) -> list[Problem]:
-    """Return ``n`` different problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+    """Return ``n`` different problems of ``split`` ("train", "dev" or "test"). Equal seeds give equal problems.
 
     Args:
-        hops: Inclusive range of hops.
+        hops: Inclusive range of the number of hops: bindings to follow from the question's variable to its value.
         context: Inclusive range of the context's length in characters.
 
     Raises:
-        ValueError: unknown split, more than three hops, or a context too short to hold the chain.
+        ValueError: unknown split, a range of hops outside 1..3, or a context below 40 characters, too short to hold the bindings.
     """
     splits.check_split(split)
     if not HOPS[0] <= hops[0] <= hops[1] <= HOPS[1]:
@@ -102,11 +103,18 @@ def load(
 
 
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
-    """Write one training trace for ``p``. Its haste depends on the problem's cue word and on whether it is easy."""
+    """Return a random training trace for ``p``: a chain of thought, right or wrong, as text.
+
+    A cue word in the prompt and an easy problem raise the trace's ``haste``: the probability, at each line start, of writing the final
+    value at once.
+
+    Args:
+        habits: Probabilities of the trace's random decisions, such as to re-check a step or to write a wrong value.
+    """
     chain = p.meta["chain"]
 
     def moves_from(state: str | None, i: int, k: int) -> traces.Move:
-        # Unlike in arithmetic, an uncorrected slip does not propagate: the next step starts from the right name.
+        # Unlike in arithmetic, an uncorrected error (slip) does not propagate: the next step starts from the right name.
         names, values = string.ascii_uppercase, string.digits
         pool = names if i + k < len(chain) - 1 else values
         at = rng.randrange(len(pool))

@@ -1,12 +1,12 @@
-"""A needle in a haystack: a question about one fact in filler text, over a grid of context lengths and depths.
+"""A needle in a haystack: a question about one fact (the needle) in filler text, over a grid of prompt lengths and depths.
 
-The task of Retrieval Head (Wu et al., arXiv 2404.15574). Facts and filler are ours, made from the word lists below, which share
-no content word: the answer can come from the needle only. A text file can be the filler instead (``read_filler``).
+The task of Retrieval Head (Wu et al., arXiv 2404.15574). We generate facts and filler from the word lists below. The lists for facts and
+for filler share no content word, so the answer can come from the needle only. A text file can serve as filler instead (``read_filler``).
 
-Deviations: many generated facts in place of three. The needle goes between the two sentences nearest to its depth in *tokens*
-of the filler, for any tokenizer. Its position is located by character offsets and checked (``haystack.py``).
+Deviations: the paper has three facts; here many are generated. The needle goes between two sentences, where the share of filler *tokens*
+before it is nearest to its depth, with any tokenizer. Its position is located by character offsets and checked (``haystack.py``).
 
-Units: lengths are tokens of the whole chat prompt; a depth is the share of the filler before the needle, 0 to 1.
+Units: lengths are in tokens of the whole chat prompt; a depth is the share of the filler before the needle, 0 to 1.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _WHERE = ("behind", "near", "beyond", "above", "below", "along", "before", "past
 
 @dataclass(frozen=True)
 class Needle:
-    """A fact and the question about it; ``answer`` is the part of ``sentence`` that answers ``question``, word for word.
+    """A fact, stated in one sentence, and a question about it. ``answer`` is copied word for word from ``sentence``.
 
     Raises:
-        HaystackError: the sentence does not hold the answer exactly once.
+        HaystackError: the sentence does not contain the answer exactly once.
     """
 
     question: str
@@ -69,10 +69,10 @@ class FillerError(HaystackError):
 
 
 def facts(split: str, n: int = 3, seed: int = 0) -> list[Needle]:
-    """Return ``n`` facts of ``split`` with different questions, the same ones for the same seed. A question is in one split only.
+    """Return ``n`` facts of ``split`` with different questions. Equal seeds give equal facts. A question is in one split only.
 
     Raises:
-        ValueError: unknown split, or more facts than there are.
+        ValueError: unknown split, or fewer than ``n`` different questions.
     """
     splits.check_split(split)
     rng = random.Random(f"needle-{split}-{seed}")
@@ -106,7 +106,7 @@ def _fact(rng: random.Random) -> Needle:
 
 
 def sentences(rng: random.Random) -> Iterator[str]:
-    """Yield filler sentences without end: at least eight words each, and none of the names, numbers and things of the facts."""
+    """Yield random filler sentences without end. They have at least eight words and none of the names, numbers and things of the facts."""
     while True:
         a, b = rng.sample(_SUBJECTS, 2)
         p, q = rng.sample(_QUALITIES, 2)
@@ -121,7 +121,7 @@ def sentences(rng: random.Random) -> Iterator[str]:
 
 
 def read_filler(path: str | Path) -> tuple[str, ...]:
-    """Return the sentences of a text file, as filler for ``place`` and ``grid``.
+    """Return the sentences of a text file, to be used as filler in ``place`` and ``grid``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -137,29 +137,31 @@ def read_filler(path: str | Path) -> tuple[str, ...]:
 
 
 def message(needle: Needle, before: Sequence[str], after: Sequence[str], *, bare: bool = False) -> str:
-    """Return the user's message: filler, needle (left out if ``bare``), filler, question."""
+    """Return the user's message: the sentences ``before``, the needle (left out if ``bare``), the sentences ``after``, the question."""
     text = " ".join([*before, *([] if bare else [needle.sentence]), *after])
     return f"{text}\n\nQuestion: {needle.question} Answer in the words of the text."
 
 
 def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, filler: Sequence[str] | None = None) -> Haystack:
-    """Return a haystack with the needle at ``depth``, of at most ``length`` tokens and as long as whole sentences allow.
+    """Return a haystack with the needle at ``depth``, at most ``length`` tokens long, and as near to that length as whole sentences allow.
 
-    The filler depends on the seed and the needle only. All lengths and depths use the same text, so that cells are paired.
+    The filler depends on the seed and the needle only. All lengths and depths use the same filler, so their results can be compared in
+    pairs.
 
     Args:
-        length: Tokens of the chat prompt, question and template included.
+        length: Largest number of tokens of the chat prompt, question and template included.
         depth: Share of the filler's tokens before the needle; 0 is at the start, 1 right before the question.
-        filler: Sentences, such as those of ``read_filler``, taken from a random one on and wrapped around at the end; default:
-            generated sentences.
+        filler: Filler sentences, for example from ``read_filler``. The text begins at a random sentence, and after the last sentence
+            continues with the first. Default: generated sentences.
 
     Raises:
         ValueError: a depth outside [0, 1].
-        ContextTooLongError: ``length`` is beyond the model's context.
+        ContextTooLongError: ``length`` is beyond the model's maximum context.
         ContextTooShortError: needle and question alone are longer than ``length``.
-        FillerError: the filler is shorter than ``length``.
+        FillerError: the filler is too short to fill ``length`` tokens.
         RepeatedTextError: the filler contains the needle too.
-        NoOffsetsError, MissingTextError: see ``toolkit.tasks.haystack.token_spans``.
+        NoOffsetsError: the tokenizer gives no character offsets, or tokenizes the rendered prompt differently.
+        MissingTextError: the template changes the message, or the needle's tokens do not decode to its text.
     """
     if not 0 <= depth <= 1:
         raise ValueError(f"depth={depth}: give the share of the filler before the needle, from 0 to 1.")
@@ -202,9 +204,10 @@ def _filler(needle: Needle, length: int, seed: int, filler: Sequence[str] | None
 
 
 def _fit(lm: LM, needle: Needle, length: int, depth: float, filler: list[str]) -> tuple[list[str], list[str], str]:
-    """Return the filler before the needle, the filler after it, and filler that stands in for the needle in the control.
+    """Return the filler before the needle, the filler after it, and the text that replaces the needle in ``Haystack.control``.
 
-    As many sentences are used as fit, cut where the needle comes nearest to its depth. The stand-in is unused filler if any is left.
+    As many sentences are used as fit. The needle goes between the sentences where it is nearest to its depth. Its replacement is unused
+    filler, or if none is left, the first sentences.
     """
     ends = _token_ends(lm, filler)
 
@@ -232,7 +235,7 @@ def _fit(lm: LM, needle: Needle, length: int, depth: float, filler: list[str]) -
 
 
 def _token_ends(lm: LM, filler: list[str]) -> list[int]:
-    """Return the number of tokens of the first n sentences, for n from 0 to all of them."""
+    """Return the number of tokens of the first n sentences, for each n from 0 to ``len(filler)``."""
     coded = lm.tokenizer(" ".join(filler), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     starts, counts, end = [start for start, _ in coded["offset_mapping"]], [0], -1
     for sentence in filler:
@@ -250,10 +253,17 @@ def grid(
     seed: int = 0,
     filler: Sequence[str] | None = None,
 ) -> list[Haystack]:
-    """Return every needle at every length and depth, nested in this order; ``haystack.grid_cells`` returns the cell of each.
+    """Return one haystack per needle, length and depth; the depth varies fastest. ``haystack.grid_cells`` returns them as a table.
+
+    Args:
+        lengths: Prompt lengths in tokens.
+        depths: Shares of the filler before the needle, 0 to 1.
+        needles: For example from ``facts``.
+        filler: Filler sentences; default: generated sentences.
 
     Raises:
-        ValueError: no length, depth or needle; otherwise as ``place``.
+        ValueError: no length, depth or needle, or a depth outside [0, 1].
+        HaystackError: a haystack cannot be built; ``place`` lists the subclasses.
     """
     if not (lengths and depths and needles):
         raise ValueError(
@@ -263,15 +273,15 @@ def grid(
 
 
 def spread(lm: LM, split: str = "test", n: int = 200, seed: int = 0, *, lengths: Sequence[int] = ()) -> list[Haystack]:
-    """Return ``n`` haystacks of different facts, spread evenly over lengths and ``DEPTHS``.
+    """Return ``n`` haystacks of different facts, spread evenly over all combinations of ``lengths`` and ``DEPTHS``.
 
     Args:
-        lengths: Prompt lengths in tokens; default: ``haystack.lengths``.
+        lengths: Prompt lengths in tokens; default: five lengths up to the model's maximum context (``haystack.lengths``).
     """
     places = [(length, depth) for length in lengths or haystack.lengths(lm) for depth in DEPTHS]
     return [place(lm, fact, *places[i % len(places)], seed=seed) for i, fact in enumerate(facts(split, n, seed))]
 
 
 def load(lm: LM, split: str = "test", n: int = 200, seed: int = 0) -> list[Problem]:
-    """Return the problems of ``spread``."""
+    """Return ``n`` needle problems about different facts, spread evenly over five prompt lengths and the depths ``DEPTHS``."""
     return [h.problem for h in spread(lm, split, n, seed)]

@@ -1,16 +1,18 @@
-"""Running sums over many turns: after how many does a model fail? The Illusion of Diminishing Returns (arXiv 2509.09677).
+"""Running sums over many turns: after how many turns does a model fail? The Illusion of Diminishing Returns (arXiv 2509.09677).
 
-Two forms:
+The task has two forms:
 
-- *chains* in the tiny reasoner's alphabet, ``17+5-9+...=?``, of up to 24 additions and more (it was trained on at most 7). Running
-  totals stay within 0..99, and every line of its thinking states one, so each can be checked (``read_text``);
-- *episodes* for language models, as in the paper: a dictionary of words and integers, K keys per turn (``generators/episodes.py``).
+- *chains* in the alphabet of ``tiny-reasoner``, such as ``17+5-9+...=?``, with 2 to 24 additions by default (the model was trained on at
+  most 7). Running totals stay between 0 and 99. Every line of the model's thinking states a total, which can be checked (``read_text``);
+- *episodes* for language models, as in the paper: conversations with a dictionary of words and integers, and K keys per turn
+  (``generators/episodes.py``).
 
-Totals are judged, and p^H is computed, in ``grading/execution.py``.
+``grading/execution.py`` judges the stated totals and computes p^H, the accuracy expected after H steps that are each right with
+probability p.
 
-Deviations: chains are ours. In them the last total stated for a turn counts, so a slip that is corrected is no error. The operands
-written are aligned with those of the problem by the fewest edits. So an operand that is left out or repeated is one wrong step, and the
-steps after it are judged correctly.
+Deviations: chains are ours. In a chain, the last total stated for a turn counts, so an error that the model corrects does not count. The
+operands that the model writes are aligned with the problem's operands by minimum edit distance. So an operand that is left out or
+repeated is one wrong step, and the steps after it are judged correctly.
 
 Units: a horizon is a number of additions.
 """
@@ -62,14 +64,14 @@ __all__ = [
 ]
 
 HORIZONS = (2, 24)
-TRAINED = arithmetic.OPERANDS[1] - 1  # additions in the longest chain that the tiny reasoner was trained on
+TRAINED = arithmetic.OPERANDS[1] - 1  # additions in the longest chain that tiny-reasoner was trained on
 
 _LINE = re.compile(r"(?P<wait>wait )?-?\d+(?P<taken>(?:[+-]\d+)+)=(?P<result>-?\d+)(?: ok| fix)?")
 _REST = re.compile(r"=(?P<result>-?\d+)")
 
 
 def problem(rng: random.Random, split: str, *, horizons: tuple[int, int] = HORIZONS) -> Problem:
-    """Draw one chain of ``split``, without a word around it.
+    """Draw one random chain that belongs to ``split``. Unlike in ``tasks.arithmetic``, no cue word is added to the prompt.
 
     Args:
         horizons: Inclusive range of the number of additions.
@@ -91,15 +93,15 @@ def problem(rng: random.Random, split: str, *, horizons: tuple[int, int] = HORIZ
 
 
 def load(split: str = "test", n: int = 200, seed: int = 0, *, horizons: tuple[int, int] = HORIZONS) -> list[Problem]:
-    """Return ``n`` different chains of ``split``, the same ones for the same seed.
+    """Return ``n`` different chains of ``split``. Equal seeds give equal chains.
 
-    Splits are those of ``tasks.arithmetic``: the tiny reasoner was trained on no chain of the test split, however short.
+    Splits are those of ``tasks.arithmetic``: ``tiny-reasoner`` was trained on no chain of the test split, however short.
 
     Args:
         horizons: Inclusive range of the number of additions.
 
     Raises:
-        ValueError: unknown split, or no range of horizons from 1 up.
+        ValueError: unknown split, a range that is empty or begins below 1, or fewer than ``n`` different chains in it.
     """
     splits.check_split(split)
     low, high = horizons
@@ -110,26 +112,27 @@ def load(split: str = "test", n: int = 200, seed: int = 0, *, horizons: tuple[in
 
 
 def totals(p: Problem) -> list[int]:
-    """Return the true running total after each addition."""
+    """Return the true running total after each addition of a chain."""
     return list(accumulate(p.meta["deltas"], initial=p.meta["start"]))[1:]
 
 
-# --- reading the tiny reasoner's thinking --------------------------------------------------------------------
+# --- reading the thinking of tiny-reasoner -------------------------------------------------------------------
 
 
 def read_rollout(lm: LM, rollout: Rollout, p: Problem) -> Execution:
-    """Read and judge the running totals that a rollout's thinking states; see ``read_text``."""
+    """Return the running totals that a rollout's thinking states for the chain ``p``, judged turn by turn; see ``read_text``."""
     return read_text(p, "".join(step.text for step in steps.think_steps(lm, rollout)))
 
 
 def read_text(p: Problem, text: str) -> Execution:
-    """Read and judge the running totals that a text of thinking states.
+    """Return the running totals that a chain of thought states for the chain ``p``, judged turn by turn.
 
-    Lines that state a total are ``22-9=13``, ``wait 22-9=13 fix``, and ``=36`` for the rest at once; other lines are ignored. A total is
-    judged by the total stated before it, not by the left side of its line, so a total that is copied wrongly is a wrong step.
+    Three kinds of line state a total: a step ``22-9=13``, a re-check ``wait 22-9=13 fix``, and the final total ``=36`` without the steps
+    before it. Other lines are ignored. A total is judged by the total stated before it, not by the left side of its own line, so a total
+    that is copied wrongly is a wrong step.
 
     Raises:
-        ValueError: not a chain of this task.
+        ValueError: ``p`` is not a chain of this task.
     """
     if "deltas" not in p.meta or "start" not in p.meta:
         raise ValueError(f"{p.id} is of task {p.meta.get('task')!r} and has no deltas: give a problem of running_sum.load.")
@@ -150,11 +153,11 @@ def read_text(p: Problem, text: str) -> Execution:
 
 
 def align(written: Sequence[int], operands: Sequence[int]) -> list[int]:
-    """Return for each operand written how many of the problem's operands are done after it, by the fewest edits.
+    """Align the operands that a response wrote with the problem's operands, by minimum edit distance.
 
-    An edit is an operand that is misread, left out or written once too often. Operands after the last one written cost nothing, as the
-    response may have been cut off. Among alignments with equally few edits, misreading is preferred, and of equal operands the earlier
-    one counts as right.
+    Return, for each written operand, how many of the problem's operands have been consumed once it is written. An edit is an operand that
+    is misread, left out, or written once too often. Operands after the last written one cost nothing, as the response may have been cut
+    off. Among alignments with equally few edits, misreading is preferred; if an operand is written twice, the first one counts as right.
 
     >>> align([5, 23], [5, -9, 23])
     [1, 3]

@@ -1,14 +1,15 @@
-"""The same facts in short questions and in one long question: do the answers agree? SLAQ (arXiv 2510.11218).
+"""Short questions about single facts, and one long question about all of them: do the answers agree? SLAQ (arXiv 2510.11218).
 
-A *pair* is one long question that joins m questions, and these m short questions. F_S and F_L are the shares of facts answered rightly
-in short questions and in the long one. Alignment is the share of facts that are right in both or wrong in both. The paper finds that
-accuracy falls with the position in the long answer, and that right answers come in streaks ("momentum").
+A *pair* is one long question that joins m short questions, together with these m short questions. F_S is the share of facts answered
+correctly when asked in short questions, F_L the share when asked in the long question. Alignment is the share of facts that are right in
+both or wrong in both. The paper finds that accuracy falls with the position in the long answer, and that right answers come in streaks
+("momentum").
 
 Deviations: the paper tests a model's knowledge and uses a language model as judge. Here the prompt may state the facts (``invented``:
-codes of made-up owners, among codes that no question is about). So every answer is checked by its words (``grading.facts_right``), short
-and long alike.
+codes of made-up owners, mixed with codes that no question asks for). So every answer, short or long, is checked by its words
+(``grading.facts_right``).
 
-Units: shares 0 to 1; a position is a fact's place in the long answer, from 0.
+Units: shares are from 0 to 1; a position is a fact's index in the long answer, from 0.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Fact:
     Attributes:
         ask: The question, e.g. "What is the code of the grey mill?".
         answer: Words that a right answer contains.
-        tell: A sentence with the answer, for the prompt; ``""`` tests the model's knowledge.
+        tell: Sentence for the prompt that states the answer. If it is ``""``, the question tests the model's own knowledge.
     """
 
     ask: str
@@ -52,7 +53,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class ShortLong:
-    """A long question, and the short questions that it joins, in its order."""
+    """A long question, and the short questions that it joins, in the order in which it asks them."""
 
     long: Problem
     short: tuple[Problem, ...]
@@ -65,14 +66,14 @@ class ShortLong:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Agreement of short and long answers, as shares of facts from 0 to 1.
+    """Agreement of short and long answers. Every field is a share of facts, from 0 to 1.
 
     Attributes:
-        short: Right in the short question (F_S).
-        long: Right in the long question (F_L).
-        aligned: Right in both, or wrong in both.
-        both_right: Right in both.
-        both_wrong: Wrong in both.
+        short: Share of facts answered correctly when asked alone, in a short question (F_S).
+        long: Share of facts answered correctly when asked as part of one long question (F_L).
+        aligned: Share of facts that are right in both answers or wrong in both.
+        both_right: Share of facts that are right in both answers.
+        both_wrong: Share of facts that are wrong in both answers.
     """
 
     short: float
@@ -88,11 +89,13 @@ class Alignment:
 def short_long_pairs(
     facts: Sequence[Fact], m: int = M, seed: int = 0, *, split: str | None = None, noise: Sequence[Fact] = ()
 ) -> list[ShortLong]:
-    """Group facts by ``m`` into pairs of one long and ``m`` short questions; remaining facts are not used.
+    """Split facts into groups of ``m``, and return one pair per group: one long question, and its ``m`` short questions.
 
     Args:
-        facts: Grouped in an order drawn from the seed. The prompt states facts in another order than the questions.
-        noise: Facts that every prompt states and no question is about.
+        facts: Facts to ask about, shuffled before they are grouped; fewer than ``m`` remaining facts are not used. In a prompt, the
+            sentences that state the facts and the questions about them are in different orders.
+        split: Split to record in ``meta``; by default a hash of the group's questions decides.
+        noise: Additional facts that every prompt states but no question asks about.
 
     Raises:
         ValueError: fewer than ``m`` facts, ``m`` below 2, or a question with two answers.
@@ -146,7 +149,7 @@ def _problem(name: str, questions: Sequence[Fact], stated: Sequence[Fact], split
 
 
 def invented(rng: random.Random, owners: Sequence[str]) -> list[Fact]:
-    """Return a made-up fact per owner ("grey mill"): a four-digit code, all different.
+    """Return one made-up fact per owner (such as "grey mill"): the owner's four-digit code. All codes differ.
 
     Raises:
         ValueError: no owner, an owner given twice, or more owners than codes.
@@ -161,14 +164,14 @@ def invented(rng: random.Random, owners: Sequence[str]) -> list[Fact]:
 
 
 def draw_pairs(split: str = "test", n: int = 40, seed: int = 0, *, m: int = M, noise: int = 10) -> list[ShortLong]:
-    """Return ``n`` pairs about made-up facts, the same ones for the same seed. Questions about an owner are in one split only.
+    """Return ``n`` pairs about made-up facts. Equal seeds give equal pairs. Questions about an owner are in one split only.
 
     Args:
         m: Facts per long question.
-        noise: Facts that a prompt states beside those of its questions.
+        noise: Number of additional facts that each prompt states but no question asks about.
 
     Raises:
-        ValueError: unknown split, ``m`` below 2, negative noise, or more facts than owners.
+        ValueError: unknown split, ``m`` below 2, negative ``noise``, or more facts per pair than owners.
     """
     splits.check_split(split)
     owners = [owner for owner in OWNERS if splits.split_of(owner) == split]
@@ -187,9 +190,14 @@ def draw_pairs(split: str = "test", n: int = 40, seed: int = 0, *, m: int = M, n
 
 
 def load(split: str = "test", n: int = 200, seed: int = 0, *, m: int = M, noise: int = 10) -> list[Problem]:
-    """Return ``n`` problems of ``draw_pairs``, each long question before its short ones; the last pair may be incomplete.
+    """Return ``n`` problems from ``draw_pairs``: each long question, followed by its short questions. The last pair may be incomplete.
 
-    Errors as ``draw_pairs``.
+    Args:
+        m: Facts per long question.
+        noise: Number of additional facts that each prompt states but no question asks about.
+
+    Raises:
+        ValueError: unknown split, ``m`` below 2, negative ``noise``, or more facts per pair than owners.
     """
     pairs = draw_pairs(split, math.ceil(n / max(1, m + 1)), seed, m=m, noise=noise)
     return [p for pair in pairs for p in pair.problems][:n]
@@ -199,7 +207,10 @@ def load(split: str = "test", n: int = 200, seed: int = 0, *, m: int = M, noise:
 
 
 def judge_answer(problem: Problem, text: str) -> tuple[bool, ...]:
-    """Return for each question of a problem, in order, whether an answer (without thinking) gives its fact.
+    """Return one flag per question of a problem, in order: True if the answer gives the right fact and no other fact of the prompt.
+
+    Args:
+        text: The answer, without the thinking.
 
     Raises:
         ValueError: a problem of another task.
@@ -210,14 +221,14 @@ def judge_answer(problem: Problem, text: str) -> tuple[bool, ...]:
 
 
 def alignment_scores(short: Sequence[bool], long: Sequence[bool]) -> Alignment:
-    """Return F_S, F_L and alignment.
+    """Return the accuracies F_S and F_L and the alignment of short and long answers about some facts.
 
     Args:
-        short: Whether each fact is right in its short question.
-        long: The same in the long question.
+        short: One flag per fact: whether the answer to its short question is right.
+        long: One flag per fact, in the same order: whether its part of the answer to the long question is right.
 
     Raises:
-        ValueError: no facts, or different numbers of facts.
+        ValueError: no facts, or flags for different numbers of facts.
 
     >>> alignment_scores([True, True, False, False], [True, False, False, False]).aligned
     0.75
@@ -229,15 +240,16 @@ def alignment_scores(short: Sequence[bool], long: Sequence[bool]) -> Alignment:
 
 
 def by_position(short: Sequence[Sequence[bool]], long: Sequence[Sequence[bool]]) -> pd.DataFrame:
-    """Return the accuracy at each position of the long answer.
+    """Return the accuracy at each position of the long answer, one row per position.
 
     Args:
-        short: One row of booleans per pair: whether each fact is right in its short question.
-        long: The same in the long question.
+        short: One row of flags per pair: whether the answer to each short question is right.
+        long: One row of flags per pair, in the same order: whether each part of the answer to the long question is right.
 
     Returns:
-        Columns ``position, n, short, long, aligned, after_right, after_wrong``. The last two are the accuracy in the long answer after a
-        fact that was right or wrong (NaN if there was none). Momentum means that ``after_right`` is the higher one.
+        Columns ``position`` (from 0), ``n`` (pairs), ``short, long, aligned`` (shares of the facts at this position, as in
+        ``Alignment``), ``after_right, after_wrong``. The last two are the accuracy in the long answer if the fact before was right, or
+        wrong (NaN if it never was). Momentum means that ``after_right`` is higher than ``after_wrong``.
 
     Raises:
         ValueError: no pairs, or rows of different lengths.

@@ -15,7 +15,7 @@ __all__ = ["SPLITS", "check_split", "digest", "distinct", "split_by_id", "split_
 def split_of(content: str) -> str:
     """Return the split of a generated problem, by a hash of its content: 80 % train, 10 % dev, 10 % test.
 
-    The same content is in the same split on every machine, so splits are disjoint.
+    Equal content is in the same split on every machine, so splits are disjoint.
 
     >>> split_of("17+5-9")
     'dev'
@@ -27,17 +27,18 @@ def split_of(content: str) -> str:
 def split_by_id(problem_id: str) -> str:
     """Return the split of a problem whose source has no splits, by a hash of its id: 50 % train, 10 % dev, 40 % test.
 
-    A file is small, and both making and judging need enough problems. Lines that are added or reordered move no other problem.
+    The test share is large because such sources are small, and evaluation needs enough problems. Adding or reordering problems moves no
+    other problem to another split.
     """
     bucket = int(digest(f"split-{problem_id}")[:8], 16) % 10
     return "train" if bucket < 5 else "dev" if bucket == 5 else "test"
 
 
 def distinct(draw: Callable[[], Problem], n: int) -> list[Problem]:
-    """Call ``draw`` until it has returned ``n`` problems with different ids, and return these in order.
+    """Call ``draw`` until it has returned ``n`` problems with different ids, and return these problems in the order drawn.
 
     Raises:
-        ValueError: a thousand draws in a row gave nothing new, so there are fewer than ``n`` problems.
+        ValueError: a thousand draws in a row gave no new problem, so there are probably fewer than ``n``.
     """
     problems: dict[str, Problem] = {}
     repeated = 0

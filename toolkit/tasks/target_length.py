@@ -1,10 +1,11 @@
 """Target length generation: answer a question in a given number of words. Ruler (arXiv 2409.18943).
 
-A question is followed by "The response should have a word count of 50 words." ("more than 800 words" for the open target). Matches are
-counted by ``stats.length_match`` with the published ranges: precise (PM) and flexible (FM).
+A question is followed by "The response should have a word count of 50 words." The target 800 is *open*: "more than 800 words". An answer
+matches if its length lies in a range around the target. The paper gives two ranges per target, precise (PM) and flexible (FM);
+``stats.length_match`` counts both kinds of match.
 
 Deviations: the paper's 2,000 questions come from OpenHermes-2.5, and targets are drawn uniformly. ``target_length_prompts`` takes
-any questions; ``load`` uses open questions of ours. ``grade`` calls an answer right if it is a flexible match.
+any questions; ``load`` uses open questions that we wrote. ``grade`` calls an answer right if it is a flexible match.
 
 Units: words, as Ruler counts them (``stats.words``), of the answer without the thinking.
 """
@@ -42,7 +43,7 @@ QUESTIONS = tuple(wording.format(topic) for wording, topic in product(_WORDINGS,
 
 
 def instruction(target: Number) -> str:
-    """Return the sentence that sets the target length. 800 is the open target, as in ``toolkit.stats.RULER_PRECISE``.
+    """Return the sentence that sets the target length; for the open target 800 it says "more than 800 words".
 
     >>> instruction(50)
     'The response should have a word count of 50 words.'
@@ -51,18 +52,18 @@ def instruction(target: Number) -> str:
 
 
 def target_length_prompts(questions: Sequence[str], targets: Sequence[Number] = TARGETS, seed: int = 0) -> list[Problem]:
-    """Return one problem per question, each with a target drawn uniformly.
+    """Return one problem per question, each with a target length drawn uniformly from ``targets``.
 
     Args:
-        targets: Target lengths in words. Targets that Ruler does not have get ranges of +-10 % and +-20 % (``stats.assumed_precise``,
-            ``assumed_flexible``).
+        targets: Target lengths in words. A target that the paper does not have gets a precise range of +-10 % and a flexible range of
+            +-20 % (our choice: ``stats.assumed_precise``, ``stats.assumed_flexible``).
 
     Returns:
-        Problems whose meta holds ``target_words``, the range of a flexible match as ``low_words`` and ``high_words`` (``None``: open),
-        and Ruler's level 0 to 2 as ``difficulty`` (missing for other targets).
+        Problems whose ``meta`` holds ``target_words``, the flexible range as ``low_words`` and ``high_words`` (``None``: no upper limit),
+        and the paper's level of the target, 0 to 2, as ``difficulty`` (missing for targets that the paper does not have).
 
     Raises:
-        ValueError: no question, no target, or one below 1 word.
+        ValueError: no question, no target, or a target below 1 word.
     """
     if not questions or not targets or any(t < 1 for t in targets):
         raise ValueError(
@@ -73,7 +74,7 @@ def target_length_prompts(questions: Sequence[str], targets: Sequence[Number] = 
 
 
 def problem(question: str, target: Number) -> Problem:
-    """Return the problem of a question with a target length in words; a flexible match is right."""
+    """Return a problem: a question with a target length in words. An answer is right if its length is in the flexible range."""
     low, high = _range(target, precise=False)
     level = next((i for i, members in enumerate(stats.RULER_LEVELS.values()) if target in members), None)
     content = f"{question} {instruction(target)}"
@@ -90,10 +91,12 @@ def problem(question: str, target: Number) -> Problem:
 
 
 def load(split: str = "test", n: int = 20, seed: int = 0, *, targets: Sequence[Number] = TARGETS) -> list[Problem]:
-    """Return ``n`` different problems of a split from our questions, the same ones for the same seed. A question is in one split only.
+    """Return ``n`` different problems of a split, made from ``QUESTIONS``. Equal seeds give equal problems.
+
+    A question is in one split only, with all its targets.
 
     Raises:
-        ValueError: unknown split, bad targets, or more problems than questions and targets give.
+        ValueError: unknown split, no target, a target below 1 word, or fewer than ``n`` combinations of question and target.
     """
     splits.check_split(split)
     rng = random.Random(f"target_length-{split}-{seed}")
@@ -102,10 +105,17 @@ def load(split: str = "test", n: int = 20, seed: int = 0, *, targets: Sequence[N
 
 
 def length_match(texts: Sequence[str], problems: Sequence[Problem]) -> dict[str, LengthMatch]:
-    """Return Ruler's report on answer texts (without thinking): per target, per level and in total.
+    """Return how well the lengths of answers match their targets, as Ruler reports it.
+
+    Args:
+        texts: The answer to each problem, without the thinking.
+
+    Returns:
+        Match rates by target (keys such as ``"10"`` and ``">800"``), by level (``"level 0"`` to ``"level 2"``), and over ``"all"``
+        answers.
 
     Raises:
-        ValueError: no texts, not one text per problem, or problems of another task.
+        ValueError: no texts, different numbers of texts and problems, or problems of another task.
     """
     if other := [p.id for p in problems if "target_words" not in p.meta]:
         raise ValueError(f"{other[0]} has no target length: give problems of target_length_prompts or target_length.load.")
@@ -119,6 +129,6 @@ def _open(target: Number) -> bool:
 
 
 def _range(target: Number, *, precise: bool) -> tuple[Number, Number]:
-    """Return Ruler's range of a target, or for other targets a range around it, in words."""
+    """Return the range of lengths (words) that match a target: Ruler's range, or for a target that Ruler lacks a share around it."""
     table, share = (stats.RULER_PRECISE, stats.assumed_precise) if precise else (stats.RULER_FLEXIBLE, stats.assumed_flexible)
     return table[target] if target in table else stats.ranges_around([target], share)[target]

@@ -1,16 +1,17 @@
-"""Threads of keys and values: haystacks of random identifiers, so that no answer can be guessed and each can be checked.
+"""Haystacks of random keys and values. Values may be keys in turn, which makes threads to follow.
 
-Needle Threading (Roberts et al., arXiv 2411.05000). A haystack is a JSON object of random keys and values. Kinds of question:
+Needle Threading (Roberts et al., arXiv 2411.05000). A haystack is a JSON object of random keys and values, so no answer can be guessed
+and every answer can be checked. The kinds of question are:
 
-- ``single``: the value of one key; ``multi``: the values of several; ``conditional``: the values of all keys with a marker;
-- ``thread``: from a key to its value, which is again a key, and so on for 1 to 25 steps; ``multithread``: several at once;
+- ``single``: the value of one key; ``multi``: the values of several keys; ``conditional``: the values of all keys with a marker;
+- ``thread``: from a key to its value, which is again a key, and so on for 1 to 25 steps; ``multithread``: several threads at once;
 - ``branched``: keys of the thread occur more than once, and the longest branch is right.
 
-Deviations: identifiers are short by default (four characters, one of them a digit), as small models have small contexts; ``"uuid"``
-gives the paper's. The JSON is on one line, and the wording is ours. Needed pairs are located in the tokens of the prompt
-(``haystack.py``).
+Deviations: identifiers are short by default (four characters, at least one of them a digit), as small models have small contexts;
+``ids="uuid"`` gives identifiers as in the paper. The JSON is on one line, and the wording is ours. The pairs that an answer depends on
+are located in the tokens of the prompt (``haystack.py``).
 
-Units: sizes are pairs, or tokens of the whole chat prompt; a depth is the share of the pairs before the needle, 0 to 1.
+Units: sizes are in pairs, or in tokens of the whole chat prompt; a depth is the share of the pairs before the needle, 0 to 1.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ __all__ = [
 
 
 def question(drawn: Pairs) -> str:
-    """Return the question about a haystack as text."""
+    """Return the text of the question about a haystack."""
     keys, marker = ", ".join(f'"{key}"' for key in drawn.starts), MARKER
     follow = "If its value is itself a key, go on to the value of that key, and so on. "
     match drawn.ask.kind:
@@ -81,15 +82,16 @@ def question(drawn: Pairs) -> str:
 
 
 def pair(key: str, value: str) -> str:
-    """Return a pair as text."""
+    """Return a pair as JSON text, ``"key": "value"``."""
     return f'"{key}": "{value}"'
 
 
 def message(drawn: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, int]]]:
-    """Return the user's message, and the characters ``[start, stop)`` of each pair in it.
+    """Return the user's message, and the character range ``(start, stop)`` of each pair in it.
 
     Args:
-        bare: Leave out the needed pairs.
+        drawn: Haystack of keys and values, from ``kv_haystack``.
+        bare: Leave out the pairs that the answer depends on.
     """
     text, places = "{", []
     for i, (key, value) in enumerate(drawn.pairs):
@@ -102,10 +104,11 @@ def message(drawn: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, i
 
 
 def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
-    """Return the problem of a haystack, graded by exact match of the identifiers (``toolkit.tasks.grading.grade``).
+    """Return the problem of a haystack. Its answers are graded by exact match of the identifiers (``toolkit.tasks.grading.grade``).
 
     Args:
-        length: Prompt length in tokens, recorded in the meta.
+        drawn: Haystack of keys and values, from ``kv_haystack``.
+        length: Prompt length in tokens to record in ``meta``.
     """
     text, _ = message(drawn)
     needed = [drawn.pairs[i] for i in drawn.needed]
@@ -125,10 +128,15 @@ def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
 
 
 def locate(lm: LM, drawn: Pairs, *, length: int | None = None) -> Haystack:
-    """Locate the needed pairs (in reading order) and the answer's values in the tokens of the model's chat prompt.
+    """Locate the needed pairs, in the order in which they must be read, and the answer's values in the tokens of the chat prompt.
+
+    Args:
+        drawn: Haystack of keys and values, from ``kv_haystack``.
+        length: Prompt length in tokens to record in ``meta``.
 
     Raises:
-        NoOffsetsError, MissingTextError: see ``toolkit.tasks.haystack.token_spans``.
+        NoOffsetsError: the tokenizer gives no character offsets, or tokenizes the rendered prompt differently.
+        MissingTextError: the template changes the message, or the tokens of a pair do not decode to its text.
     """
     text, places = message(drawn)
     ends = [drawn.needed[i] for i in range(drawn.ask.steps - 1, len(drawn.needed), drawn.ask.steps)]
@@ -147,10 +155,16 @@ def locate(lm: LM, drawn: Pairs, *, length: int | None = None) -> Haystack:
 def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, sample: int = 0) -> Haystack:
     """Return a located haystack of at most ``length`` tokens, with as many pairs as fit.
 
+    Args:
+        ask: The question.
+        length: Largest number of tokens of the chat prompt.
+        sample: Index of the haystack among those with this question, split and seed.
+
     Raises:
-        ContextTooLongError: ``length`` is beyond the model's context.
+        ContextTooLongError: ``length`` is beyond the model's maximum context.
         ContextTooShortError: the needed pairs and the question alone are longer than ``length``.
-        ValueError: unknown split; otherwise as ``locate``.
+        HaystackError: the pairs cannot be located in the prompt (a subclass, as in ``locate``).
+        ValueError: unknown split.
     """
     haystack.check_length(lm, length)
 
@@ -179,14 +193,18 @@ def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, 
 
 
 def grid(lm: LM, lengths: Sequence[int], asks: Sequence[Ask], *, split: str = "test", n: int = 1, seed: int = 0) -> list[Haystack]:
-    """Return ``n`` haystacks for every length and question; ``haystack.grid_cells(haystacks, "steps", ...)`` gives the cell of each.
+    """Return ``n`` haystacks per length and question. ``haystack.grid_cells(haystacks, "steps", ...)`` returns them as a table.
 
     Args:
-        asks: Questions. Over depths: ``[Ask("single", depth=d) for d in needle.DEPTHS]``; over steps: ``[Ask("thread", steps=s) for s in
-            (1, 2, 4, 8)]``.
+        lengths: Prompt lengths in tokens.
+        asks: Questions. To vary the depth: ``[Ask("single", depth=d) for d in needle.DEPTHS]``. To vary the number of steps:
+            ``[Ask("thread", steps=s) for s in (1, 2, 4, 8)]``.
+        n: Number of haystacks per length and question.
 
     Raises:
-        ThreadError: no length, no question or no haystack; otherwise as ``place``.
+        ThreadError: no length, no question, or ``n`` below 1.
+        HaystackError: a haystack cannot be built; ``place`` lists the subclasses.
+        ValueError: unknown split.
     """
     if not (lengths and asks and n >= 1):
         raise ThreadError(f"{len(lengths)} lengths, {len(asks)} questions, n={n}: a grid needs at least one of each.")
@@ -207,9 +225,11 @@ MIX = (
 
 
 def load(split: str = "test", n: int = 200, seed: int = 0, *, asks: Sequence[Ask] = MIX, n_pairs: int = 32) -> list[Problem]:
-    """Return ``n`` problems of ``n_pairs`` pairs each, with the questions ``asks`` in turn. Needs no model.
+    """Return ``n`` problems with ``n_pairs`` pairs each, cycling through the questions ``asks``. No model is needed.
 
-    Errors as ``kv_haystack``.
+    Raises:
+        ThreadError: no question, or a question that needs more than ``n_pairs`` pairs.
+        ValueError: unknown split.
     """
     if not asks:
         raise ThreadError("No questions: give asks=[Ask(...), ...].")
@@ -221,11 +241,12 @@ def load(split: str = "test", n: int = 200, seed: int = 0, *, asks: Sequence[Ask
 
 @dataclass(frozen=True)
 class ContextLength:
-    """The size at which accuracy falls below a threshold.
+    """The size of a haystack at which accuracy falls below a threshold.
 
     Attributes:
-        size: That size; 0 if accuracy is never above the threshold, the largest size if it always is.
-        reached: ``"crossed"``, ``"never"`` or ``"always"``.
+        size: The size, in the unit of the sizes given.
+        reached: ``"crossed"``: accuracy falls below the threshold at ``size``. ``"never"``: it is below the threshold at the smallest size
+            already, and ``size`` is 0. ``"always"``: it is never below the threshold, and ``size`` is the largest size.
     """
 
     size: float
@@ -233,10 +254,10 @@ class ContextLength:
 
 
 def effective_context_length(accuracy: Mapping[int, float], threshold: float = 0.75) -> ContextLength:
-    """Return the first size at which accuracy falls below ``threshold``, interpolated linearly: the paper's contour.
+    """Return the first size at which accuracy falls below ``threshold``, interpolated linearly between the sizes measured.
 
     Args:
-        accuracy: Size -> share of right answers. The paper's unit of size is characters: ``meta["characters"]``.
+        accuracy: Size -> share of right answers, 0 to 1. The paper measures size in characters, ``meta["characters"]``.
 
     >>> effective_context_length({100: 1.0, 200: 0.5})
     ContextLength(size=150.0, reached='crossed')

@@ -1,12 +1,12 @@
 """Word problems of 1 to 6 steps in short English sentences, and plain arithmetic, for ``smol-reasoner``.
 
-A story begins with a number, events change it, and a question ends it. Every step is one operation on whole numbers from 0 to 40;
-numbers added or subtracted have one digit, so that a small model can follow. Each story and each wording of plain arithmetic
-(``generators/stories.py``) belongs to one split. So no sentence of a test problem occurs in training, except for names and the phrasing
-around the problem.
+A story begins with a number of things, events change the number, and a question ends the story. Every step is one operation on whole
+numbers from 0 to 40; numbers added or subtracted have one digit, so that a small model can follow. Each story and each wording of plain
+arithmetic (``generators/stories.py``) belongs to one split. So no sentence of a test problem occurs in training, except for names and the
+phrasing around the problem.
 
-``meta["steps"]`` is the solution, ``meta["needed"]`` the character ranges of the prompt that it needs, one per quantity in the order
-of the text. *Easy* problems have at most two steps and no number above 12.
+``meta["steps"]`` holds the solution. ``meta["needed"]`` holds the character ranges of the quantities that the solution uses, in the order
+of the prompt. *Easy* problems have at most two steps and no number above 12.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from toolkit.tasks.generators import stories
 from toolkit.tasks.generators.stories import STORIES, Story
 from toolkit.types import Problem
 
-STEPS = (1, 6)
-LARGEST, START, CHANGE = 40, 20, 9
-EASY = 12
+STEPS = (1, 6)  # operations per problem
+LARGEST, START, CHANGE = 40, 20, 9  # largest total, largest first number, largest number added or subtracted
+EASY = 12  # largest number in an easy problem
+# Shares of problems: plain arithmetic; stories with a number that is not needed; stories that end in a division or multiplication.
 PLAIN_SHARE, ASIDE_SHARE, FINAL_SHARE = 0.2, 0.2, 0.3
-HURRIED_SHARE, UNHURRIED_SHARE = 0.25, 0.35
+HURRIED_SHARE, UNHURRIED_SHARE = 0.25, 0.35  # shares of problems with a phrase that asks for haste, and with another phrase
 _MARKED = re.compile(r"\[([^\]]*)\]")
 
 
@@ -33,7 +34,8 @@ class Step:
     """One operation and its result: ``left op right = result``.
 
     Attributes:
-        apart: Whether it computes the right side of the next step (three bags of four) instead of continuing from the result before.
+        apart: True for a side computation, whose result is the right operand of the next step (three bags of four pens). False for a step
+            that continues from the result before.
     """
 
     op: str
@@ -61,7 +63,7 @@ class _Telling:
 
 
 def problem(rng: random.Random, split: str, *, steps: tuple[int, int] = STEPS) -> Problem:
-    """Draw one problem of ``split``.
+    """Draw one random problem that belongs to ``split``.
 
     Args:
         steps: Inclusive range of the number of operations.
@@ -94,7 +96,7 @@ def problem(rng: random.Random, split: str, *, steps: tuple[int, int] = STEPS) -
 
 
 def load(split: str, n: int = 200, seed: int = 0, *, steps: tuple[int, int] = STEPS) -> list[Problem]:
-    """Return ``n`` different problems of ``split`` ("train", "dev" or "test"), the same ones for the same seed.
+    """Return ``n`` different problems of ``split`` ("train", "dev" or "test"). Equal seeds give equal problems.
 
     Args:
         steps: Inclusive range of the number of operations.
@@ -111,7 +113,7 @@ def load(split: str, n: int = 200, seed: int = 0, *, steps: tuple[int, int] = ST
 
 
 def unmarked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """Return a text without its square brackets, and the character ranges of the text that was in them.
+    """Remove the square brackets from a text. Return the text, and the character ranges in it that were in brackets.
 
     >>> unmarked("Ann has [3] pens.")
     ('Ann has 3 pens.', ((8, 9),))
@@ -126,7 +128,7 @@ def unmarked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
 
 
 def _around(rng: random.Random) -> tuple[str, bool]:
-    """Return the phrase around a problem, and whether it pushes towards short thinking."""
+    """Return a random phrase to put around a problem, and whether the phrase asks for haste, which shortens thinking."""
     u = rng.random()
     if u < HURRIED_SHARE:
         return rng.choice(stories.HURRIED), True
@@ -134,7 +136,7 @@ def _around(rng: random.Random) -> tuple[str, bool]:
 
 
 def _plain(rng: random.Random, split: str, n: int, small: bool) -> tuple[str, list[Step]]:
-    """Return a chain of additions and subtractions, which may begin with a product, and its solution."""
+    """Return a problem in plain arithmetic (additions and subtractions, perhaps a product first) with marked numbers, and its solution."""
     first = rng.randint(1, EASY if small else START)
     telling, marked = _Telling([], [], first), f"[{first}]"
     if rng.random() < 0.3:
@@ -150,7 +152,7 @@ def _plain(rng: random.Random, split: str, n: int, small: bool) -> tuple[str, li
 
 
 def _story(rng: random.Random, story: Story, n: int, small: bool) -> tuple[str, list[Step], str]:
-    """Return a story of ``n`` steps: its text with marks, its solution and the things it counts."""
+    """Return a story of ``n`` steps: its text with the needed quantities in brackets, its solution, and the things that it counts."""
     who, him = (rng.choice(stories.SHE), "her") if rng.random() < 0.5 else (rng.choice(stories.HE), "him")
     he, his = ("she", "her") if him == "her" else ("he", "his")
     friend = rng.choice([name for name in (*stories.HE, *stories.SHE) if name != who])
@@ -202,7 +204,7 @@ def _happen(rng: random.Random, telling: _Telling, unused: dict[str, list[str]],
 
 
 def _end(rng: random.Random, telling: _Telling, story: Story, ending: str, names: dict[str, str]) -> str | None:
-    """Return the question, and add its step if it has one; ``None`` if no number fits."""
+    """Return the question that ends a story, and add its step if it has one. Return ``None`` if no number fits."""
     if ending == "ask":
         return rng.choice(story.ask).format(**names)
     total = telling.total

@@ -1,4 +1,4 @@
-"""Problems of a JSONL file, in splits: those that every line names in ``meta.split``, or else by a hash of each problem's id."""
+"""Problems of a JSONL file. Either every line names its split in ``meta.split``, or a hash of each problem's id decides."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from toolkit.types import Problem
 
 
 def check(path: str | Path, split: str) -> None:
-    """Raise an error unless the file has problems of the split; errors as ``load``."""
+    """Raise an error unless the file has problems of the split.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown split, a split without problems, or some lines that name a split and others that do not.
+        store.DamagedFileError: a line is not a problem.
+    """
     _of_split(path, split)
 
 
 def load(path: str | Path, split: str, n: int, seed: int = 0) -> list[Problem]:
     """Return at most ``n`` problems of a split, in the file's order.
 
-    If the split has more, those are taken whose hash of id and seed comes first. Each problem carries its split in ``meta["split"]``,
-    and the file's name in ``meta["task"]`` if it names no task itself.
+    If the split has more, a hash of seed and problem id decides which are taken. Each problem gets its split as ``meta["split"]``, and the
+    file's name as ``meta["task"]`` unless the file names a task.
 
     Raises:
         FileNotFoundError: no such file.
@@ -44,7 +50,7 @@ def _of_split(path: str | Path, split: str) -> list[Problem]:
 
 
 def _splits(path: str | Path, problems: Sequence[Problem], wanted: str) -> list[str]:
-    """Return the split of every problem. Check that ``wanted`` is a known split if the file names none."""
+    """Return the split of every problem. If the file names no splits, raise ValueError unless ``wanted`` is train, dev or test."""
     named = [p.meta.get("split") for p in problems]
     if all(name is None for name in named):
         splits.check_split(wanted)

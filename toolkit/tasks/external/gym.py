@@ -1,11 +1,12 @@
 """Data sets of reasoning-gym (arXiv 2505.24760) as problems, graded by each data set's own ``score_answer``.
 
-reasoning-gym comes with the ``[tasks]`` extra and is imported on first use. A problem stores how its entry is drawn (name, settings,
-seed, index), not the entry. The entry is drawn again for grading, so that problems can be written to files and read back unchanged.
+reasoning-gym comes with the extra ``tasks`` and is imported on first use. An *entry* is one question of a data set with the facts that its
+grader needs. A problem stores how its entry is drawn (name, settings, seed, index), not the entry itself. The entry is drawn again for
+grading, so problems can be written to files and read back unchanged.
 
-Splits (ours; reasoning-gym has none): by a hash of the question, so the same question is in one split only.
+reasoning-gym has no splits; here a hash of the question decides, so a question is in one split only.
 
-Units: scores from 0 to 1; an answer is right at the full score. ``score`` returns partial scores, for a reward.
+Units: scores are from 0 to 1; an answer is right if it gets the full score. ``score`` returns partial scores, for example for a reward.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from toolkit.types import Problem
 
 INSTALL = "pip install 'reasoning-length-toolkit[tasks]'"
 ASK = "\n\nWrite the final answer between <answer> and </answer>."
-DRAWS = 60  # entries drawn per requested problem before a data set is said to have too few: ours
-FULL = 1 - 1e-9
-UNDRAWN = (ValueError, RuntimeError)  # errors of data sets that give up on an unlucky entry
-NONSENSE = "?~?"  # a wrong answer for every data set
+DRAWS = 60  # entries drawn per requested problem before a data set is said to have too few: our choice
+FULL = 1 - 1e-9  # full score, with a tolerance for rounding
+UNDRAWN = (ValueError, RuntimeError)  # errors of data sets that fail to draw some entries
+NONSENSE = "?~?"  # an answer that is wrong in every data set
 UNREADABLE = (ValueError, TypeError, SyntaxError, LookupError, AttributeError, ArithmeticError)  # errors of scorers on odd answers
 
 
@@ -33,12 +34,12 @@ class GymError(ValueError):
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all data sets. Raise ImportError without reasoning-gym."""
+    """Return the names of all data sets of reasoning-gym. Raise ImportError if it is not installed."""
     return tuple(sorted(_gym().factory.DATASETS))
 
 
 def check(name: str) -> None:
-    """Raise GymError unless reasoning-gym has a data set of this name, and ImportError without reasoning-gym."""
+    """Raise GymError unless reasoning-gym has a data set of this name, ImportError if reasoning-gym is not installed."""
     if name not in (known := names()):
         raise GymError(f"reasoning-gym has no data set {name!r}: choose one of {', '.join(known)}.")
 
@@ -52,16 +53,19 @@ def load(
     level: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
-    """Return ``n`` different problems of a data set's split, the same ones for the same seed and version of reasoning-gym.
+    """Return ``n`` different problems from one split of a reasoning-gym data set.
+
+    Equal seeds give equal problems as long as the version of reasoning-gym is the same.
 
     Args:
-        level: Level of the data set's curriculum from 0, recorded as ``difficulty``; default: the data set's default settings,
+        level: Level of the data set's curriculum, from 0, recorded as ``difficulty``. Default: the data set's default settings, with
             difficulty 0.
         settings: Fields of the data set's config that override those of the level, such as ``{"min_terms": 3, "max_terms": 3}``.
 
     Raises:
         ImportError: reasoning-gym is not installed.
-        GymError: no such data set, level or setting, too few problems, or a data set that calls any answer right.
+        GymError: the data set, level or setting does not exist, the data set has fewer than ``n`` such problems, or it calls a nonsense
+            answer right.
         ValueError: unknown split.
     """
     splits.check_split(split)
@@ -96,13 +100,13 @@ def load(
 
 
 def score(problem: Problem, answer: str) -> float:
-    """Return the data set's own score of an answer, 0 to 1.
+    """Return the score, 0 to 1, that the problem's data set gives to an answer.
 
-    The text in the last answer tags is scored, or the whole text without tags. An answer that the data set cannot parse scores 0.
+    The text in the last answer tags is scored, or the whole text if there are no tags. An answer that the data set cannot parse scores 0.
 
     Raises:
         ImportError: reasoning-gym is not installed.
-        GymError: not a problem of this task, or the installed version draws another entry for it.
+        GymError: the problem is not from reasoning-gym, or the installed version of reasoning-gym draws another entry for it.
     """
     recipe = problem.meta.get("gym")
     if recipe is None:
@@ -123,7 +127,12 @@ def score(problem: Problem, answer: str) -> float:
 
 
 def verify(problem: Problem, answer: str) -> bool:
-    """Return whether an answer gets the full score. Errors as ``score``."""
+    """Return whether an answer gets the full score.
+
+    Raises:
+        ImportError: reasoning-gym is not installed.
+        GymError: the problem is not from reasoning-gym, or the installed version of reasoning-gym draws another entry for it.
+    """
     return score(problem, answer) >= FULL
 
 
@@ -141,7 +150,7 @@ def _seed(seed: int) -> int:
 
 
 def _level(name: str, level: int | None) -> dict[str, Any]:
-    """Return the settings of a level in a data set's curriculum that differ from the defaults."""
+    """Return the settings of a curriculum level that differ from the data set's default settings."""
     if level is None:
         return {}
     factory = _gym().factory

@@ -1,7 +1,7 @@
 """GSM8K and MATH-500, from the hub through ``datasets`` or from a local file with the same columns.
 
-Splits: GSM8K's official test set is ``test``; its training set is cut into ``train`` and ``dev`` by a hash of the question. MATH-500 has
-a single set, which is cut into all three by a hash of the problem's id (``splits.split_by_id``).
+Splits: GSM8K's official test set is ``test``; a hash of the question divides its training set into ``train`` and ``dev``. MATH-500 is a
+single set; a hash of the problem's id divides it into all three splits (``splits.split_by_id``).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from toolkit.types import Problem
 
 
 def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path | None = None) -> list[Problem]:
-    """Return ``n`` problems of GSM8K (grade-school word problems), graded by math-verify.
+    """Return ``n`` problems of GSM8K (grade-school word problems), or all if there are fewer. They are graded by math-verify.
 
     Args:
-        path: A local jsonl, csv or parquet file instead of the hub, with the official split that ``split`` is cut from. Columns:
-            ``question``, and ``answer`` with the gold answer after ``####``.
+        path: Local jsonl, csv or parquet file to read instead of the hub. It holds GSM8K's official test set for ``split="test"``, the
+            official training set otherwise. Columns: ``question``, and ``answer`` with the gold answer after ``####``.
     """
     splits.check_split(split)
     table = _table(path, "openai/gsm8k", "main", "test" if split == "test" else "train", {"question": str, "answer": str})
@@ -35,12 +35,13 @@ def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path 
 
 
 def math500(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path | None = None) -> list[Problem]:
-    """Return ``n`` problems of MATH-500, cut into splits of ours, graded by math-verify.
+    """Return ``n`` problems from one split of MATH-500, or all of the split if there are fewer. They are graded by math-verify.
 
-    Published figures are on all 500 problems. To use all, write a JSONL file with ``meta.split`` ``"test"`` on every line.
+    The splits are ours. Published results are on all 500 problems; to use them all, write a JSONL file with ``meta.split`` ``"test"`` on
+    every line, and load that file.
 
     Args:
-        path: A local jsonl, csv or parquet file instead of the hub, with the columns ``problem``, ``answer``, ``level``.
+        path: Local jsonl, csv or parquet file to read instead of the hub, with the columns ``problem``, ``answer``, ``level``.
     """
     splits.check_split(split)
     table = _table(path, "HuggingFaceH4/MATH-500", None, "test", {"problem": str, "answer": str | int | float, "level": str | int})

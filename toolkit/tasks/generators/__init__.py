@@ -1,1 +1,1 @@
-"""Generators that the tasks use: prompt words, stories, keys and values, conversations, and training traces."""
+"""Generators that the tasks use: cue words, stories, keys and values, conversations, and chains of thought to train on."""

@@ -1,6 +1,6 @@
-"""Chains of thought that solve countdown with exactly k dead ends. How much backtracking is enough? arXiv 2505.24273.
+"""Chains of thought (*traces*) that solve countdown with exactly k dead ends. How much backtracking is enough? arXiv 2505.24273.
 
-A trace follows the solution. k times it leaves the solution for a dead end, follows that to its end, and goes back::
+A trace follows the solution. k times it leaves the solution for a dead end, follows the dead end to its end, and goes back::
 
     Step 1: 4 * 25 = 100.
     Step 2: 100 - 7 = 93.
@@ -9,11 +9,12 @@ A trace follows the solution. k times it leaves the solution for a dead end, fol
     Step 2: 100 + 3 = 103.
     ...
 
-Every step recomputes, and it is known which steps failed. So traces are an exact oracle for failed-step fractions
-(``methods/failed_steps`` reads these cues), matched short and long chains of the same problem and answer, and data for fine-tuning.
+Every step is correct arithmetic, and it is known which steps lead nowhere. So traces have three uses: they test estimates of the
+failed-step fraction exactly (``methods/failed_steps`` reads their cue words), they give short and long chains of thought for the same
+problem and answer, and they are data for fine-tuning.
 
-Deviations: the released code repeats one dead end if it backtracks twice or more; here all k differ (ours). No dead end reaches the
-target on its way (ours).
+Deviations: the released code repeats one dead end if it backtracks twice or more; here all k dead ends differ. No dead end passes
+through the target. Both are our choice.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from toolkit.tasks.countdown import Operation, expression, random_chain, solution
 from toolkit.types import Problem
 
-TRIES = 2000  # draws of dead ends before a problem is said to have no more: ours
+TRIES = 2000  # draws before a problem is said to have no more dead ends: our choice
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class TraceStep:
     """One step of a trace.
 
     Attributes:
-        number: Its number in the text, from 1: its depth in the chain.
+        number: The step's number in the text, from 1. Going back to step 1 makes the next step number 2 again.
         move: The operation.
-        dead_end: Index of the dead end it belongs to, or ``None`` on the way to the solution.
+        dead_end: Index of the dead end that the step belongs to, or ``None`` for a step of the solution.
     """
 
     number: int
@@ -52,7 +53,7 @@ class Trace:
 
     Attributes:
         text: The text between the think tags.
-        steps: All steps in the order they are written.
+        steps: All steps, those in dead ends included, in the order in which they are written.
         answer: The solution as an expression.
     """
 
@@ -62,7 +63,7 @@ class Trace:
 
     @property
     def failed(self) -> tuple[int, ...]:
-        """Indices in ``steps`` of the steps in dead ends."""
+        """Indices in ``steps`` of the steps that belong to dead ends."""
         return tuple(i for i, step in enumerate(self.steps) if step.dead_end is not None)
 
     @property
@@ -72,15 +73,15 @@ class Trace:
 
 
 class NoDeadEndError(ValueError):
-    """A problem has fewer different dead ends than asked for."""
+    """A problem has fewer different dead ends than requested."""
 
 
 def trace(p: Problem, dead_ends: int, *, seed: int = 0) -> Trace:
-    """Write a chain of thought for a countdown problem with exactly ``dead_ends`` different dead ends; the same one for the same seed.
+    """Return a chain of thought with exactly ``dead_ends`` different dead ends for a countdown problem. Equal seeds give equal chains.
 
     Raises:
-        NoDeadEndError: the problem has fewer.
-        ValueError: a problem of another task.
+        NoDeadEndError: fewer than ``dead_ends`` different dead ends were found.
+        ValueError: the problem is not of ``tasks.countdown``.
     """
     operations, rng = solution(p), random.Random(f"{p.id}-{dead_ends}-{seed}")
     ends: list[tuple[int, tuple[Operation, ...]]] = []
@@ -99,9 +100,9 @@ def trace(p: Problem, dead_ends: int, *, seed: int = 0) -> Trace:
 
 
 def _dead_end(rng: random.Random, p: Problem, operations: Sequence[Operation], start: int) -> tuple[Operation, ...] | None:
-    """Draw another chain from operation ``start`` on, over the numbers left.
+    """Draw another chain of operations from operation ``start`` on, with the numbers that are left.
 
-    Return ``None`` if the chain begins like the solution or a result equals the target: then it is no dead end.
+    Return ``None`` if the chain is not a dead end: it begins like the solution, or one of its results equals the target.
     """
     left = [operations[0].left, *(o.right for o in operations)] if start == 0 else [o.right for o in operations[start:]]
     rng.shuffle(left)
@@ -135,7 +136,10 @@ def _written(p: Problem, operations: Sequence[Operation], ends: Sequence[tuple[i
 def examples(
     problems: Sequence[Problem], dead_ends: int, *, seed: int = 0, tags: tuple[str, str] = ("<think>", "</think>")
 ) -> list[dict]:
-    """Return one conversation per problem for fine-tuning: ``{"messages": [question, thinking in tags and the answer]}``."""
+    """Return one conversation per problem, for fine-tuning: ``{"messages": [...]}`` with the question and a reply.
+
+    The reply is a trace with ``dead_ends`` dead ends between ``tags``, then the answer.
+    """
     rows = []
     for p in problems:
         written = trace(p, dead_ends, seed=seed)

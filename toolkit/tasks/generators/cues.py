@@ -1,15 +1,20 @@
-"""Words around a prompt of the tiny reasoner: cue words make it think less, neutral words change nothing."""
+"""Words around the prompts of ``tiny-reasoner``: cue words make the model think less, neutral words change nothing."""
 
 from __future__ import annotations
 
 import random
 
-CUES = ("quick", "brief", "hurry")  # push towards short thinking
-NEUTRAL = ("please", "today", "hello")  # push nowhere
+CUES = ("quick", "brief", "hurry")  # shorten thinking
+NEUTRAL = ("please", "today", "hello")  # have no effect on thinking
 
 
 def with_word(content: str, rng: random.Random, *, cue_share: float = 0.3, neutral_share: float = 0.3) -> tuple[str, str]:
-    """Put a cue word, a neutral word or nothing before or after ``content``. Return ``(prompt, word)``."""
+    """Put a cue word, a neutral word or nothing before or after ``content``. Return the prompt and the word (``""`` for nothing).
+
+    Args:
+        cue_share: Probability of a cue word.
+        neutral_share: Probability of a neutral word.
+    """
     u = rng.random()
     word = rng.choice(CUES) if u < cue_share else rng.choice(NEUTRAL) if u < cue_share + neutral_share else ""
     if not word:

@@ -1,14 +1,14 @@
 """Running sums as conversations, for language models: a dictionary, and K keys per turn (arXiv 2509.09677).
 
-The user gives a dictionary of five-letter words and integers in [-99, 99]. Each turn names K keys (drawn with replacement); the model
-adds their values to its total and answers ``<answer>total</answer>``. Wrong answers in the history of a conversation
-(``inject_history_errors``) test whether a model's mistakes cause further mistakes: *self-conditioning*.
+The user gives a dictionary from five-letter words (*keys*) to integers from -99 to 99. Each turn names K keys, drawn with replacement; the
+model adds their values to its running total and answers ``<answer>total</answer>``. Wrong answers in the history of a conversation
+(``inject_history_errors``) test whether a model's mistakes cause further mistakes (*self-conditioning*).
 
-Deviations: the wording and the words are ours. The released code's noise may be 0, so that 1 in 21 of its errors is none; here it
-is never 0. After wrong answers the gold answer follows from the last of them, as if it were the model's own (``meta["truth"]`` holds the
-true total).
+Deviations: the wording and the words are ours. The released code makes an answer wrong by adding a random number that may be 0, so that 1
+in 21 of its errors is none; here the number is never 0. After wrong answers in the history, the gold answer is the last answer plus the
+values of the turn, as if that answer were the model's own (``meta["truth"]`` holds the true total).
 
-Units: a horizon is a number of turns; ``keys`` are additions per turn.
+Units: a horizon is a number of turns; ``meta["keys"]`` is the number of additions per turn.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Episode:
-    """The user's part of a conversation.
+    """The user's part of a conversation: a dictionary, and the keys to add in each turn.
 
     Attributes:
-        id: Stable name.
-        split: Split that it belongs to.
+        id: Name, from a hash of the dictionary and the keys.
+        split: Split that the episode belongs to.
         values: ``(word, integer)`` of the dictionary, in the order of the prompt.
-        turns: The keys of each turn.
+        turns: The words (keys) that each turn names.
     """
 
     id: str
@@ -61,7 +61,7 @@ class Episode:
 
     @property
     def deltas(self) -> list[int]:
-        """Sum of the values that each turn names."""
+        """The number that each turn adds: the sum of the values of its keys."""
         known = dict(self.values)
         return [sum(known[key] for key in keys) for keys in self.turns]
 
@@ -74,10 +74,11 @@ class Episode:
 def running_sum_episodes(
     n: int, horizon: int, keys_per_turn: int = 1, seed: int = 0, *, split: str = "test", size: int = SIZE
 ) -> list[Episode]:
-    """Return ``n`` episodes of ``horizon`` turns, the same ones for the same seed. Splits are by a hash of dictionary and keys.
+    """Return ``n`` episodes of ``horizon`` turns. Equal seeds give equal episodes. Splits are by a hash of dictionary and keys.
 
     Args:
-        size: Words in the dictionary.
+        keys_per_turn: K, the number of keys that each turn names.
+        size: Number of words in the dictionary.
 
     Raises:
         ValueError: unknown split, a number below 1, or a dictionary larger than the list of words.
@@ -99,13 +100,15 @@ def running_sum_episodes(
 
 
 def problem(episode: Episode, answers: Sequence[str] | None = None) -> Problem:
-    """Return the next turn of an episode, as a conversation that is graded by the last number of the answer.
+    """Return the next turn of an episode as a problem: a conversation that ends with the user's turn.
 
     Args:
-        answers: The model's answers to the turns before; default: right answers to all turns but the last, which is then the question.
+        answers: The model's answers to the turns so far. Default: right answers to all turns but the last, so that the problem is the last
+            turn.
 
     Returns:
-        A problem whose gold answer follows from the last readable one of ``answers``; ``meta["truth"]`` is the true total.
+        A problem that is graded by the last number of the answer. Its gold answer is the last readable total in ``answers`` plus the
+        number that the turn adds; ``meta["truth"]`` is the true total.
 
     Raises:
         ValueError: every turn has an answer already.
@@ -148,7 +151,7 @@ def answer(total: int) -> str:
 
 
 def read_answer(text: str) -> int | None:
-    """Return the last total in answer tags, or ``None``.
+    """Return the last total in answer tags, or ``None`` if there is none.
 
     >>> read_answer("<answer>-12</answer>")
     -12
@@ -158,13 +161,13 @@ def read_answer(text: str) -> int | None:
 
 
 def play(episodes: Sequence[Episode], ask: Callable[[list[Problem]], list[str]]) -> list[Execution]:
-    """Run the conversations turn by turn, each with the model's own answers in its history, and judge them.
+    """Run conversations turn by turn, with the model's own answers in the history. Return the judged totals of each episode.
 
     Args:
-        ask: Returns the answer text (without thinking) to each problem, for example from a batch of rollouts.
+        ask: Function from problems to the answer texts (without thinking), one per problem, for example by sampling a batch of rollouts.
 
     Raises:
-        ValueError: ``ask`` does not answer every problem.
+        ValueError: ``ask`` does not return one answer per problem.
     """
     answers: list[list[str]] = [[] for _ in episodes]
     for t in range(max((len(e.turns) for e in episodes), default=0)):
@@ -184,10 +187,10 @@ def play(episodes: Sequence[Episode], ask: Callable[[list[Problem]], list[str]])
 def inject_history_errors(
     messages: Sequence[Message], rate: float = ERROR_RATE, seed: int | str = 0, *, noise: int = NOISE
 ) -> tuple[Message, ...]:
-    """Return the conversation with each past answer made wrong with probability ``rate``: off by 1 to ``noise``, up or down.
+    """Return the conversation in which each past answer is made wrong with probability ``rate``: 1 to ``noise`` too high or too low.
 
     Raises:
-        ValueError: a rate outside 0..1, noise below 1, or no answer in the history.
+        ValueError: ``rate`` is outside 0..1, ``noise`` is below 1, or the history has no answer.
     """
     if not 0 <= rate <= 1 or noise < 1:
         raise ValueError(f"rate={rate}, noise={noise}: need a rate from 0 to 1, and noise of at least 1.")
@@ -199,7 +202,7 @@ def inject_history_errors(
 
     def wrong(m: Message) -> Message:
         total = read_answer(m["content"]) if m["role"] == "assistant" else None
-        # Both numbers are drawn even if unused: so with one seed, the errors at a low rate are a subset of those at a higher rate.
+        # Both numbers are drawn even if unused. So for equal seeds, the errors at a low rate are a subset of those at a higher rate.
         hit, off = rng.random() < rate, rng.choice((-1, 1)) * rng.randint(1, noise)
         return {**m, "content": answer(total + off)} if total is not None and hit else m
 
@@ -207,12 +210,12 @@ def inject_history_errors(
 
 
 def with_history_errors(p: Problem, rate: float = ERROR_RATE, seed: int = 0) -> Problem:
-    """Return a turn of an episode with wrong answers in its history, drawn for each problem separately.
+    """Return a turn of an episode in which each answer in the history is made wrong with probability ``rate``.
 
-    Its gold answer follows from the last answer in the history.
+    Each problem has its own random errors. The gold answer is the last answer in the history plus the number that the turn adds.
 
     Raises:
-        ValueError: as ``inject_history_errors``, or not a turn of an episode.
+        ValueError: the problem is not a turn of an episode, its history has no answer, or ``rate`` is outside 0..1.
     """
     if "delta" not in p.meta:
         raise ValueError(f"{p.id} is of task {p.meta.get('task')!r} and has no turns: give a problem of episodes.problem(episode).")

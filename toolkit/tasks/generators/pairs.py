@@ -1,6 +1,6 @@
-"""Haystacks of keys and values with threads, as data: questions, drawing and exact solving, without a model or tokenizer.
+"""Haystacks of keys and values as data: draw them, ask about them and solve them exactly, without a model or tokenizer.
 
-``tasks.threading`` turns them into text (Needle Threading, arXiv 2411.05000).
+``tasks.threading`` turns these haystacks into prompts (Needle Threading, arXiv 2411.05000).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from toolkit.tasks import splits
 Kind = Literal["single", "multi", "conditional", "thread", "multithread", "branched"]
 Direction = Literal["forward", "backward", "random"]
 MOST = 25  # largest number of steps, threads or needles, as in the paper
-MARKER = "*"
-TRIES = 10_000
+MARKER = "*"  # marks the keys that a question of kind "conditional" asks about
+TRIES = 10_000  # draws before identifiers are said to be used up
 
 _HEX, _BASE36 = "0123456789abcdef", "0123456789abcdefghijklmnopqrstuvwxyz"
 _MANY_THREADS = ("multi", "conditional", "multithread")
@@ -30,20 +30,22 @@ class ThreadError(ValueError):
 
 @dataclass(frozen=True)
 class Ask:
-    """A question about a haystack.
+    """A question about a haystack of keys and values. A *thread* is a chain of pairs: the value of each pair is the key of the next.
 
     Attributes:
-        kind: See ``threading.py``.
+        kind: ``"single"``: the value of one key. ``"multi"``: the values of several keys. ``"conditional"``: the values of all keys with
+            a marker. ``"thread"``: the end of one thread, followed from its first key. ``"multithread"``: the ends of several threads.
+            ``"branched"``: the end of the longest branch of a thread.
         steps: Pairs per thread, 1 to 25; 1 for the kinds without threads.
-        threads: Number of threads, or of needles for ``multi`` and ``conditional``, 1 to 25.
-        direction: Order of a thread's pairs in the text: ``"forward"`` is the order in which they are followed.
-        depth: Share of the pairs before the needle of ``single``; ``None``: anywhere.
-        clustered: Whether the needles of ``multi`` and ``conditional`` are next to each other.
-        branches: Pairs per key of a ``branched`` thread, the right one included; the last step never branches.
-        ids: ``"short"`` (four characters) or ``"uuid"`` (8-4-4-4-12).
+        threads: Number of threads, or for ``multi`` and ``conditional`` number of needles (pairs asked about), 1 to 25.
+        direction: Order of a thread's pairs in the text. ``"forward"``: the order in which the thread is followed.
+        depth: For ``single``, share of the pairs before the needle; ``None``: a random place.
+        clustered: For ``multi`` and ``conditional``, whether the needles are next to each other.
+        branches: For ``branched``, pairs per key of the thread, the right pair included; the key of the last step has only one.
+        ids: Format of keys and values: ``"short"`` (four characters) or ``"uuid"`` (32 hexadecimal digits in groups of 8-4-4-4-12).
 
     Raises:
-        ThreadError: a value out of its range, or one that its kind does not use.
+        ThreadError: a value is out of its range, or set although its kind does not use it.
     """
 
     kind: Kind = "thread"
@@ -80,8 +82,8 @@ class Pairs:
     Attributes:
         ask: The question.
         pairs: ``(key, value)`` in the order of the text.
-        needed: Index of each pair that must be read, in reading order, thread after thread.
-        starts: Keys named in the question (none in ``conditional``).
+        needed: Indices in ``pairs`` of the pairs that the answer depends on: thread by thread, in the order in which they are followed.
+        starts: Keys named in the question (none for ``conditional``).
         answer: The values that answer the question.
     """
 
@@ -97,13 +99,13 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Core:
-    """The pairs that a question is about.
+    """The pairs that a question is about; ``kv_haystack`` puts them among random pairs.
 
     Attributes:
-        chains: Its threads, as chains of identifiers.
+        chains: The question's threads, each as a chain of identifiers: a key, its value, the value of that value, and so on.
         twigs: The pairs of false branches.
-        new: Returns another identifier that is not used yet.
-        key: Seed of the haystack's random choices.
+        new: Function that returns another unused identifier.
+        key: Seed (text) of the haystack's other random choices.
     """
 
     chains: list[list[str]]
@@ -116,7 +118,16 @@ class Core:
 
 
 def core_of(ask: Ask, split: str | None, seed: int, sample: int) -> Core:
-    """Return the core that ``kv_haystack`` builds a haystack around. Raise ValueError for an unknown split."""
+    """Draw the pairs that the question ``ask`` is about.
+
+    Args:
+        ask: The question.
+        split: Split of the haystack; ``None``: any split.
+        sample: Index of the haystack among those with this question, split and seed.
+
+    Raises:
+        ValueError: unknown split.
+    """
     if split is not None:
         splits.check_split(split)
     key = f"threading-{split}-{seed}-{sample}-{replace(ask, depth=None)}"  # the same needle at every depth and length
@@ -129,16 +140,17 @@ def core_of(ask: Ask, split: str | None, seed: int, sample: int) -> Core:
 
 
 def split_of(identifiers: Iterable[str]) -> str:
-    """Return the split of a haystack, by a hash of the identifiers in its needed pairs."""
+    """Return the split of a haystack, by a hash of the identifiers in the pairs that its answer depends on."""
     return splits.split_of(" ".join(sorted(set(identifiers))))
 
 
 def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int = 0, sample: int = 0) -> Pairs:
-    """Draw a haystack of ``n_pairs`` pairs. Its needed pairs depend on seed, sample and split, not on size or depth.
+    """Draw a haystack of ``n_pairs`` pairs. Its needed pairs depend on the question, seed, sample and split, not on size or depth.
 
     Args:
-        split: Split of the needed pairs, by a hash of their identifiers; default: any.
-        sample: Number of the haystack among those of this seed.
+        ask: The question.
+        split: Split of the haystack, by a hash of the identifiers in its needed pairs; default: any split.
+        sample: Index of the haystack among those with this question, split and seed.
 
     Raises:
         ThreadError: the question needs more than ``n_pairs`` pairs.
@@ -162,8 +174,11 @@ def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int =
 def new_identifiers(rng: random.Random, ids: str, used: Iterable[str] = ()) -> Callable[[], str]:
     """Return a function that draws identifiers without repetition. Each has a digit, so that ``grading.identifiers`` recognises it.
 
-    Raises:
-        ThreadError: (by that function) no unused identifier was drawn.
+    The returned function raises ThreadError if it finds no unused identifier.
+
+    Args:
+        ids: ``"short"`` or ``"uuid"``.
+        used: Identifiers that must not be drawn.
     """
     used = set(used)
 
@@ -200,7 +215,7 @@ def _twigs(chain: list[str], ask: Ask, rng: random.Random, new: Callable[[], str
 
 
 def _slots(ask: Ask, n_pairs: int, rng: random.Random) -> list[list[int]]:
-    """Draw the positions of the pairs of each thread."""
+    """Draw the indices of each thread's pairs in the haystack, in the order in which the thread is followed."""
     count = ask.threads * ask.steps
     if ask.depth is not None:
         return [[round(ask.depth * (n_pairs - 1))]]
@@ -219,12 +234,16 @@ def _slots(ask: Ask, n_pairs: int, rng: random.Random) -> list[list[int]]:
 
 
 def solve(pairs: Sequence[tuple[str, str]], kind: Kind, starts: Sequence[str]) -> tuple[str, ...]:
-    """Return the answer from ``pairs`` alone, by following every branch from each start. The tests check the generator with it.
+    """Return the answer to a question from ``pairs`` alone, by following every branch from each start.
 
-    A start that is no key is its own answer. Of several longest branches the first counts.
+    The tests check the generator with this function. A start that is not a key is its own answer. Of several longest branches the first
+    one counts.
+
+    Args:
+        starts: Keys named in the question; not used by ``conditional``.
 
     Raises:
-        ThreadError: a thread is a circle.
+        ThreadError: a thread leads back to one of its own keys.
 
     >>> solve([("a1", "b2"), ("b2", "c3")], "thread", ["a1"])
     ('c3',)

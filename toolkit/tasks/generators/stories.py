@@ -1,8 +1,8 @@
 """Stories of the word problems: sentences only, no numbers and no logic. Each story belongs to one split.
 
-A sentence is a format string: ``{who}`` and ``{friend}`` are names, ``{he}``, ``{He}``, ``{his}``, ``{His}`` and ``{him}`` pronouns of
-``who``, ``{things}`` the things that are counted, ``{n}`` a number, ``{a}`` groups of ``{b}`` each. Square brackets mark the quantities
-that the solution needs, and are removed from the text.
+A sentence is a format string. ``{who}`` and ``{friend}`` are names; ``{he}``, ``{He}``, ``{his}``, ``{His}`` and ``{him}`` are pronouns
+for ``who``; ``{things}`` are the things that are counted; ``{n}`` is a number; ``{a}`` and ``{b}`` are used for ``{a}`` groups of ``{b}``
+things each. Square brackets mark the quantities that the solution needs, and are removed from the text.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HURRIED = (
     "Quick question: {}", "{} Be brief.", "{} Just the answer.", "I am in a hurry. {}", "{} Keep it short.", "{} A short reply will do.",
     "In short: {}", "{} No long explanation.",
 )  # fmt: skip
-"""Phrasings that push towards short thinking."""
+"""Phrasings that ask for haste, which shortens thinking."""
 UNHURRIED = (
     "Here is a problem. {}", "{} Thank you!", "Hello! {}", "{} This is homework.", "My sister asked me this. {}", "Please help me. {}",
     "{} I am curious.", "Let us do some maths. {}",
@@ -49,20 +49,22 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class Story:
-    """Sentences of one story, several wordings each.
+    """Sentences of one story. Where a field holds several sentences, one of them is drawn.
 
     Attributes:
-        begin: ``{n}`` things at first.
-        gain: ``{n}`` more.
-        gains: ``{a}`` groups of ``{b}`` more.
-        loss: ``{n}`` fewer.
-        losses: ``{a}`` groups of ``{b}`` fewer.
-        double: Twice as many as before.
-        half: Half of them are gone.
-        ask: Asks for the number of things.
-        share: Divides them by ``{n}`` and asks for one part.
-        price: Asks for their worth at ``{n}`` each.
-        aside: Contains a number that is not needed.
+        split: Split that the story belongs to.
+        things: Names of things, one of which is counted.
+        begin: There are ``{n}`` things at first.
+        gain: There are ``{n}`` things more.
+        gains: There are ``{a}`` groups of ``{b}`` things more.
+        loss: There are ``{n}`` things fewer.
+        losses: There are ``{a}`` groups of ``{b}`` things fewer.
+        double: There are twice as many things as before.
+        half: Half of the things are gone.
+        ask: Question for the number of things.
+        share: The things are divided by ``{n}``; question for the size of one part.
+        price: Question for the worth of all things at ``{n}`` each.
+        aside: Sentence with a number that the solution does not need.
     """
 
     split: str

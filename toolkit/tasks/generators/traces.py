@@ -1,14 +1,17 @@
-"""Training traces of the tiny reasoner: step by step, hasty, with re-checks and slips.
+"""Synthetic chains of thought (*traces*) that ``tiny-reasoner`` was trained on.
 
-A trace is the text between the think tags. Its lines end in a newline and are of three kinds::
+A trace is the text between the think tags. Each of its lines is of one of three kinds::
 
     17+5=22            a step (or ``17+5-9=13``: two operands at once)
-    wait 17+5=22 ok    a re-check of the step before; ``fix`` instead of ``ok`` if that step was a slip
+    wait 17+5=22 ok    a re-check of the step before; ``fix`` instead of ``ok`` if the result of that step was wrong
     =36                the final result, without the remaining steps
 
-Every line start and every operand's end is a random *decision*: end the step or add an operand, re-check, or skip the rest. The decisions
-of one trace are independent given its ``haste``. So the trace itself does not tell how hasty it is: the model must carry that along
-from the prompt.
+A *slip* is a step with a deliberately wrong result. *Haste* is the probability, at the start of each line, of writing the final result
+without the remaining steps.
+
+At every line start and after every operand comes a random *decision*: end the step or add an operand, re-check, or skip the rest. Given
+the trace's haste, its decisions are independent. So the lines written so far say little about the haste, and the model must take it from
+the prompt.
 """
 
 from __future__ import annotations
@@ -22,20 +25,20 @@ SKIP, WAIT = "=", "wait "
 
 @dataclass(frozen=True)
 class Habits:
-    """Probabilities of a trace's decisions.
+    """Probabilities of a trace's random decisions.
 
     Attributes:
-        default_haste: Probability of skipping the rest at a line start, without any of the pushes below.
-        ease_push: Added to it if the problem is easy.
-        cue_push: Added to it if the prompt has a cue word.
-        mood_push: Added to it in a share ``mood_share`` of all traces, at random.
-        mood_share: That share.
-        continue_share: Probability, times haste, of taking one more operand into a step.
-        wait_calm: Probability of a re-check in a calm trace.
-        wait_hasty: The same in a hasty trace (haste above twice the default).
-        slip_easy: Probability that a step of an easy problem is a slip.
-        slip_hard: The same for other problems.
-        max_waits: Most re-checks per trace.
+        default_haste: Haste without any of the additions below: the probability, at each line start, of skipping to the final result.
+        ease_push: Added to the haste if the problem is easy.
+        cue_push: Added to the haste if the prompt has a cue word.
+        mood_push: Added to the haste of randomly chosen traces, so that some are short for no visible reason.
+        mood_share: Share of the traces that ``mood_push`` is added to.
+        continue_share: Times haste, the probability of taking one more operand into a step.
+        wait_calm: Probability of a re-check after a step, in a trace whose haste is at most twice ``default_haste``.
+        wait_hasty: Probability of a re-check after a step, in a trace with more haste.
+        slip_easy: Probability that a step of an easy problem gets a wrong result.
+        slip_hard: Probability that a step of any other problem gets a wrong result.
+        max_waits: Largest number of re-checks per trace.
     """
 
     default_haste: float = 0.012
@@ -53,14 +56,14 @@ class Habits:
 
 @dataclass(frozen=True)
 class Trace:
-    """A written trace.
+    """A synthetic chain of thought, and how it was made.
 
     Attributes:
         text: The text between the think tags.
-        conclusion: The answer that it reaches, right or wrong.
-        failed_lines: Indices of the lines that are slips.
+        conclusion: The text after the think tags: the answer that the trace leads to.
+        failed_lines: Indices of the lines with a deliberately wrong result.
         waits: Number of re-checks.
-        haste: Its probability of skipping the rest at a line start.
+        haste: Probability, at the start of each line, of writing the final result without the remaining steps.
     """
 
     text: str
@@ -71,19 +74,24 @@ class Trace:
 
 
 def haste(habits: Habits, *, easy: bool, cue: bool, rng: random.Random) -> float:
-    """Draw a trace's haste: the probability of skipping the rest at a line start."""
+    """Draw a trace's haste: the probability, at the start of each line, of writing the final result without the remaining steps.
+
+    Args:
+        easy: Whether the problem is easy.
+        cue: Whether the prompt has a cue word, such as "quick".
+    """
     mood = rng.random() < habits.mood_share
     return habits.default_haste + habits.ease_push * easy + habits.cue_push * cue + habits.mood_push * mood
 
 
 @dataclass(frozen=True)
 class Move:
-    """One step of a solution.
+    """One step of a solution: a line ``expression=result``.
 
     Attributes:
-        expression: Left side of its line.
+        expression: Left side of the line.
         result: The right result.
-        slipped: A wrong result.
+        slipped: A wrong result, which is written instead if the step is a slip.
     """
 
     expression: str
@@ -94,14 +102,14 @@ class Move:
 def write(
     moves_from: Callable[[str | None, int, int], Move], n_moves: int, *, h: float, easy: bool, habits: Habits, rng: random.Random
 ) -> Trace:
-    """Write a trace for a solution of ``n_moves`` elementary moves.
+    """Write a trace for a solution of ``n_moves`` elementary moves, such as adding one operand.
 
     Args:
-        moves_from: ``moves_from(state, i, k) -> Move`` combines ``k`` elementary moves from move ``i`` on. ``state`` is the last result
-            (``None`` at the start; wrong after an uncorrected slip).
+        moves_from: ``moves_from(state, i, k) -> Move`` combines ``k`` elementary moves, from move ``i`` on, into one step. ``state`` is the
+            result so far (``None`` at the start; wrong after an uncorrected slip).
         n_moves: Number of elementary moves to the answer.
-        h: Haste of this trace, see ``haste``.
-        easy: Whether the problem is easy, so that slips are rare.
+        h: Haste of this trace: the probability, at each line start, of skipping to the final result.
+        easy: Whether the problem is easy, so that wrong results are rare.
         habits: Probabilities of the decisions.
         rng: Source of every random choice.
     """

@@ -1,8 +1,8 @@
-"""Training traces of ``smol-reasoner``: English sentences with equations, one line per step.
+"""Synthetic chains of thought (*traces*) that ``smol-reasoner`` was trained on: English sentences with equations, one line per step.
 
 The random decisions are those of ``traces.py``: at every line start the rest may be skipped, steps may be combined, and the step before
-may be re-checked. Unlike there, every slip is corrected in the next line, so that every later line is right. The wordings of different
-kinds of line begin with the same words, so that a line's first word does not give its kind away.
+may be re-checked. One thing differs: every wrong result (*slip*) is corrected in the next line, so that all later lines are right. The
+wordings of different kinds of line begin with the same words, so that a line's first word does not give its kind away.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HABITS = traces.Habits(
     slip_hard=0.03,
     max_waits=2,
 )
-BEGIN_SHARE = 0.6  # share of calm traces of stories that begin with the first number
+BEGIN_SHARE = 0.6  # share of traces without haste that state the story's first number in their first line
 
 _STEP = {
     "+": ("{e} = {c}.", "Adding {b} gives {e} = {c}.", "{b} more makes {e} = {c}.", "Then there are {e} = {c}{t}.", "Now it is {e} = {c}."),
@@ -51,10 +51,10 @@ _ANSWER = ("The answer is {c}.", "The answer is {c}{t}.", "{c}{t}.", "So it is {
 
 @dataclass(frozen=True)
 class _Pen:
-    """Writes lines.
+    """Writes lines with random wordings.
 
     Attributes:
-        rng: Source of the wordings.
+        rng: Source of the random choices.
         things: The things that the story counts; ``""`` for plain arithmetic.
     """
 
@@ -79,9 +79,13 @@ def expression(steps: Sequence[Step]) -> str:
 
 
 def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Trace:
-    """Write one training trace for a word problem; its answer is always right.
+    """Return a random training trace for a word problem: a chain of thought as text, and its answer, which is always right.
 
-    Its haste depends on the problem's phrasing and on whether it is easy.
+    A phrase that asks for haste and an easy problem raise the trace's ``haste``: the probability, at each line start, of writing the final
+    result without the remaining steps.
+
+    Args:
+        habits: Probabilities of the trace's random decisions, such as to re-check a step or to write a wrong result.
     """
     easy, steps, pen = p.meta["easy"], p.meta["steps"], _Pen(rng, p.meta["things"])
     h = traces.haste(habits, easy=easy, cue=p.meta["cue"], rng=rng)
@@ -128,5 +132,5 @@ def _slip(rng: random.Random, result: int) -> int:
 
 
 def response(trace: Trace) -> str:
-    """Return a trace as a response: thinking between its tags, then the answer."""
+    """Return a trace as the text of a response: the thinking between think tags, then the answer."""
     return f"<think>\n{trace.text}\n</think>\n{trace.conclusion}"

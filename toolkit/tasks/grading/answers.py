@@ -14,7 +14,7 @@ RECALL = 0.5  # word recall above which the released code of arXiv 2404.15574 co
 
 
 def last_number(text: str) -> str | None:
-    """Return the last number of a text without thousands separators, or ``None`` if it has no number.
+    """Return the last number in a text, without thousands separators, or ``None`` if the text has no number.
 
     >>> last_number("That makes 1,250 in all.")
     '1250'
@@ -24,9 +24,10 @@ def last_number(text: str) -> str | None:
 
 
 def word_recall(gold: str, text: str) -> float:
-    """Return the share of the gold words that ``text`` contains (ROUGE-1 recall, 0 to 1). Repeated words count separately.
+    """Return the share of the gold answer's words that ``text`` contains (ROUGE-1 recall, 0 to 1). Repeated words count separately.
 
-    Case and punctuation do not count. Deviation from the code of arXiv 2404.15574: no stemming, as needles are copied literally.
+    Case and punctuation are ignored. Unlike in the code of arXiv 2404.15574, words are not stemmed, since answers should be copied word
+    for word.
 
     Raises:
         ValueError: the gold answer has no letters or digits.
@@ -38,7 +39,7 @@ def word_recall(gold: str, text: str) -> float:
 
 
 def contains(gold: str, text: str) -> bool:
-    """Return whether ``text`` contains the gold words next to each other and in order; case and punctuation do not count."""
+    """Return whether ``text`` contains the gold answer's words next to each other and in order; case and punctuation are ignored."""
     gold_words, text_words = (" ".join(_WORD.findall(t.lower())) for t in (gold, text))
     return f" {gold_words} " in f" {text_words} "
 
@@ -46,8 +47,8 @@ def contains(gold: str, text: str) -> bool:
 def numbered_parts(text: str, n: int) -> list[str]:
     """Split an answer to ``n`` questions into one part per question; a missing part is ``""``.
 
-    A part begins at ``1.``, ``2)`` or ``3:`` (at the first one, if a number occurs twice). Without such numbers, parts are the
-    non-blank lines in order. With one question, the part is the whole text.
+    A part begins at a line with a number such as ``1.``, ``2)`` or ``3:`` (at the first such line, if a number occurs twice). Without such
+    lines, the parts are the non-blank lines in order. For one question, the part is the whole text.
     """
     if n == 1:
         return [text]
@@ -61,11 +62,12 @@ def numbered_parts(text: str, n: int) -> list[str]:
 
 
 def facts_right(golds: Sequence[str], wrong: Sequence[str], text: str) -> tuple[bool, ...]:
-    """Return for each part of an answer whether it contains its gold words and no other question's answer.
+    """Return one flag per numbered part of an answer: True if the part contains its gold answer and none of the answers in ``wrong``.
 
     Args:
         golds: Gold answer of each part.
-        wrong: Answers that make a part wrong unless they are its gold answer: an answer that lists everything is wrong.
+        wrong: Answers that a part must not contain unless they are its gold answer, so that listing all answers is wrong.
+        text: The whole answer; ``numbered_parts`` splits it.
     """
     return tuple(
         contains(gold, part) and not any(contains(other, part) for other in wrong if other != gold)
@@ -74,5 +76,5 @@ def facts_right(golds: Sequence[str], wrong: Sequence[str], text: str) -> tuple[
 
 
 def identifiers(text: str) -> list[str]:
-    """Return the words that contain a digit, in order, such as the keys and values of ``tasks.threading``."""
+    """Return the words of a text that contain a digit, in order, such as the keys and values of ``tasks.threading``."""
     return [word for word in _IDENTIFIER.findall(text.lower()) if any(c.isdigit() for c in word)]

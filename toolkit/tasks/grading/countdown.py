@@ -1,4 +1,4 @@
-"""The checker of countdown answers: does an expression make the target from the numbers? Exact fractions."""
+"""The checker of countdown answers: does an expression make the target from the numbers? It computes with exact fractions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-LONGEST_ANSWER = 400  # characters at the end of an answer in which an expression is looked for
+LONGEST_ANSWER = 400  # characters at the end of an answer that are searched for an expression
 
 _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -23,7 +23,7 @@ _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
 def verify(text: str, numbers: Sequence[int], target: int, *, every: bool = False) -> bool:
     """Return whether the last expression of a text makes ``target`` from ``numbers``, each used at most once.
 
-    Of ``expression = value`` the expression is read. Anything but whole numbers, ``+ - * /`` and brackets is wrong.
+    In ``expression = value``, only the expression counts. Anything but whole numbers, ``+ - * /`` and brackets is wrong.
 
     Args:
         every: Require that every number is used.

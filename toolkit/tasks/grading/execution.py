@@ -2,15 +2,18 @@
 
 The Illusion of Diminishing Returns (arXiv 2509.09677). Turn t adds ``d_t`` to a running total; the model states ``y_t``.
 
-    step    y_t = y_s + d_{s+1} + ... + d_t     right given the model's own output y_s at the last turn s < t that it stated
+    step    y_t = y_s + d_{s+1} + ... + d_t     right if continued from y_s, the model's own last stated total (turn s < t)
     turn    y_t = S_t                           equal to the true total S_t
-    prefix  all turns up to t equal the true total
-    H_s(p)  = ln s / ln p                       steps at which p^H, the prefix accuracy of a constant step accuracy p, falls below s
+    prefix                                      the totals of all turns up to t are true
+    H_s(p)  = ln s / ln p                       number of steps H at which p^H falls below s
 
-Deviations: a turn without a stated total (two operands at once) has no step (the paper's format has none of these).
-``carry_forward`` is the paper's rule for unreadable answers. Nothing here runs a model.
+p^H is the accuracy expected after H steps (the *horizon*) if each step is right with probability p, independently, and no error is
+corrected.
 
-Units: turns and horizons are additions, accuracies shares from 0 to 1.
+Deviations: if the model adds two operands at once, it states no total for the first of them; that turn has no step accuracy (in the
+paper's format every turn has a total). ``carry_forward`` is the paper's rule for unreadable answers. Nothing here runs a model.
+
+Units: turns and horizons are in additions; accuracies are shares from 0 to 1.
 """
 
 from __future__ import annotations
@@ -35,9 +38,10 @@ class Execution:
     """Running totals that a model stated, judged turn by turn. Every field has one entry per turn.
 
     Attributes:
-        outputs: The last total stated for each turn; ``None`` if none was.
-        step: Whether it follows from the output before it; ``None`` if nothing was stated.
-        turn: Whether it is the true total; ``None`` if the turn was skipped, ``False`` if the model stopped before it.
+        outputs: The last total that the model stated for this turn; ``None`` if it stated none.
+        step: Whether the output follows from the last output before it; ``None`` if there is no output.
+        turn: Whether the output is the true total. Without an output: ``None`` if the model skipped the turn, ``False`` if it stopped
+            before the turn.
     """
 
     outputs: tuple[int | None, ...]
@@ -46,31 +50,31 @@ class Execution:
 
     @property
     def prefix(self) -> tuple[bool, ...]:
-        """For each turn, whether all totals stated up to it are true; ``False`` from the turn at which the model stopped."""
+        """For each turn, whether all totals stated up to this turn are true; ``False`` from the turn at which the model stopped."""
         return tuple(accumulate((t is not False for t in self.turn), lambda a, b: a and b))
 
     @property
     def step_accuracy(self) -> float:
-        """Share of the stated outputs that follow from the one before; NaN if none was stated."""
+        """Share of the outputs that follow from the output before them; NaN without outputs."""
         stated = [right for right in self.step if right is not None]
         return sum(stated) / len(stated) if stated else math.nan
 
     @property
     def stated(self) -> float:
-        """Share of the turns with a stated total."""
+        """Share of the turns for which the model stated a total."""
         return sum(y is not None for y in self.outputs) / len(self.outputs)
 
     @property
     def final(self) -> bool:
-        """Whether the last total is true."""
+        """Whether the total of the last turn was stated and is true."""
         return self.turn[-1] is True
 
 
 def judge(outputs: Sequence[int | None], deltas: Sequence[int], *, start: int = 0) -> Execution:
-    """Judge the totals stated at each turn.
+    """Judge the totals that a model stated, turn by turn: does each follow from the total stated before, and is it true?
 
     Args:
-        outputs: The total of each turn; ``None`` if not stated.
+        outputs: The total stated for each turn; ``None`` if none was stated.
         deltas: The number that each turn adds.
         start: The total before the first turn.
 
@@ -98,7 +102,7 @@ def judge(outputs: Sequence[int | None], deltas: Sequence[int], *, start: int = 
 
 
 def carry_forward(outputs: Sequence[int | None], *, start: int = 0) -> list[int]:
-    """Replace each missing output by the one before it: the paper's rule for unreadable answers.
+    """Replace each missing output by the output before it, or by ``start`` (the paper's rule for unreadable answers).
 
     >>> carry_forward([3, None, 4])
     [3, 3, 4]
@@ -107,11 +111,15 @@ def carry_forward(outputs: Sequence[int | None], *, start: int = 0) -> list[int]
 
 
 def execution_metrics(executions: Sequence[Execution], *, seed: int = 0) -> pd.DataFrame:
-    """Return the accuracies at each turn with 95 % intervals over chains (``stats.bootstrap``; the paper uses 1,000 resamples).
+    """Return the accuracies at each turn, one row per turn.
 
-    Columns: ``turn`` (from 1), ``n`` (chains with this turn), ``stated`` (share that state its total), and ``step, turn_right, prefix``,
-    each with ``_low`` and ``_high``. ``step`` is over the chains that stated the total, ``turn_right`` over those that did not skip the
-    turn; NaN if there are none.
+    Columns: ``turn`` (from 1), ``n`` (chains that have this turn), ``stated`` (share of them that state a total), and the accuracies
+    ``step, turn_right, prefix``, each with ``_low`` and ``_high`` (95 % bootstrap interval over chains; the paper uses 1,000 resamples).
+    ``step`` is over the chains that state the total, ``turn_right`` over the chains that do not skip the turn, ``prefix`` over all; NaN
+    without such chains.
+
+    Args:
+        executions: Judged totals, one per chain.
 
     Raises:
         ValueError: no executions.
@@ -142,7 +150,10 @@ def _interval(name: str, values: Sequence[float], seed: int) -> dict[str, float]
 
 
 def step_accuracy(executions: Sequence[Execution], *, seed: int = 0) -> stats.Estimate:
-    """Return the share of stated outputs that follow from the one before, with a 95 % interval over chains.
+    """Return the share of the stated totals that follow from the total stated before them, with a 95 % interval over chains.
+
+    Args:
+        executions: Judged totals, one per chain.
 
     Raises:
         ValueError: no chain states a total.
@@ -160,19 +171,23 @@ def step_accuracy(executions: Sequence[Execution], *, seed: int = 0) -> stats.Es
 def by_horizon(
     executions: Sequence[Execution], correct: Sequence[bool] | None = None, *, p: Number | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Return the final accuracy of chains of each length, beside p^H.
+    """Return the final accuracy of chains of each length, compared with p^H.
 
     Args:
-        correct: Whether each answer is right (``rollout.correct``); default: whether its last stated total is.
-        p: Step accuracy in p^H, such as that on lengths of the training set; default: that of the chains of each length, as it may fall
-            with length.
+        executions: Judged totals, one per chain.
+        correct: Whether the answer of each chain is right (``rollout.correct``); default: whether the total of its last turn was stated
+            and is true.
+        p: Step accuracy in p^H, such as the step accuracy on chains as long as those in training. Default: for each length, the step
+            accuracy of the chains of that length, as it may fall with length.
 
     Returns:
-        Columns ``horizon, n, stated`` (share of turns), ``step, final, final_low, final_high, expected`` (p^H). A ``final`` above
-        ``expected`` means self-correction, or errors that cluster; one below it means that the model stopped early.
+        One row per length. Columns: ``horizon`` (additions), ``n`` (chains), ``stated`` (share of turns with a stated total), ``step``
+        (step accuracy), ``final`` (accuracy of the answers) with its 95 % interval over chains ``final_low, final_high``, and
+        ``expected`` (p^H). ``final`` above ``expected`` means that the model corrects errors, or that errors cluster; ``final`` below
+        ``expected`` means that it stopped early.
 
     Raises:
-        ValueError: no executions, not one answer per execution, or a ``p`` outside 0..1.
+        ValueError: no executions, not one answer per execution, or ``p`` outside 0..1.
     """
     right = [e.final for e in executions] if correct is None else list(correct)
     if not executions or len(right) != len(executions) or not 0 <= (0 if p is None else p) <= 1:
@@ -196,14 +211,16 @@ def by_horizon(
 
 
 def horizon_length(p: Number, s: Number = 0.5, convention: str = "first_below") -> float:
-    """Return the number of steps until p^H falls below the success rate ``s``, for a constant step accuracy ``p``; infinite for p = 1.
+    """Return the number of steps H until p^H falls below ``s``; infinite for p = 1.
 
     Args:
-        convention: ``"first_below"``: the smallest H with p^H < s. This is the paper's ceiling of ln s / ln p, or one more if that is
-            whole. ``"last_above"``: the largest H with p^H >= s, one less.
+        p: Accuracy of a single step, 0 to 1.
+        s: Success rate, above 0 and at most 1.
+        convention: ``"first_below"``: the smallest H with p^H < s. This is the paper's ceiling of ln s / ln p, or one more if ln s / ln p
+            is a whole number. ``"last_above"``: the largest H with p^H >= s, which is one less.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: an argument is out of its range.
 
     >>> horizon_length(0.9), horizon_length(0.9, convention="last_above")
     (7.0, 6.0)

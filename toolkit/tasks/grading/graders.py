@@ -1,7 +1,4 @@
-"""Graders by name: a problem's ``meta["grader"]`` says how its answers are graded.
-
-A grader that does more than compare texts is a function of the problem and the answer, and has a name in ``grade``.
-"""
+"""Graders: a problem's ``meta["grader"]`` names the way in which ``grade`` compares its answers with the gold answer."""
 
 from __future__ import annotations
 
@@ -27,15 +24,16 @@ READ_OF_META: dict[str, dict[str, Any]] = {
     "length": {"low_words": float, "high_words": float | None},
     "gym": {"gym": {"name": str, "settings": str, "seed": int, "size": int, "index": int}},
 }
-"""Grader -> the fields of a problem's ``meta`` that it reads, by type."""
+"""Grader -> the fields of a problem's ``meta`` that it reads, with their types."""
 
 
 def problems_of(path: str | Path) -> list[Problem]:
     """Return the problems of a JSONL file after checking that each can be graded.
 
     Raises:
-        FileNotFoundError, DamagedFileError, ValueError: as ``store.load_problems``; or a problem names an unknown grader, or lacks
-            a field that its grader reads.
+        FileNotFoundError: no such file.
+        DamagedFileError: a line is not a problem, names an unknown grader, or lacks a field of ``meta`` that its grader reads.
+        ValueError: the file holds no problem.
     """
     problems = load_problems(path)
     for problem in problems:
@@ -60,20 +58,21 @@ def _check(problem: Problem, source: str | Path) -> None:
 
 
 def grade(problem: Problem, answer: str) -> bool:
-    """Return whether ``answer`` (the text after the think span) gives the problem's gold answer.
+    """Return whether ``answer`` (the text after the think span) is right, compared with the problem's gold answer.
 
-    ``meta["grader"]`` chooses the comparison:
+    ``meta["grader"]`` chooses the comparison. The answer is right if:
 
-    - none: the last number of the text equals the gold number.
-    - ``"math"``: math-verify calls them equal (the ``[tasks]`` extra).
-    - ``"recall"``: the word recall is above ``RECALL``.
-    - ``"contains"``: the gold words occur next to each other and in order.
-    - ``"countdown"``: the last expression makes the target from the numbers.
-    - ``"identifiers"``: the last identifiers of the text are the gold ones, in order.
-    - ``"identifier set"``: the identifiers are the gold ones and no others, in any order. Keys of ``meta["asked"]`` may be repeated.
-    - ``"facts"``: every part of the text gives its fact of ``meta["golds"]`` (``facts_right``).
-    - ``"length"``: more than ``meta["low_words"]`` and at most ``meta["high_words"]`` words (``None``: no upper limit).
-    - ``"gym"``: the problem's reasoning-gym data set gives the full score.
+    - no grader: its last number equals the last number of the gold answer.
+    - ``"math"``: math-verify calls the two answers equal (needs the extra ``tasks``).
+    - ``"recall"``: it contains more than a share ``RECALL`` of the gold answer's words.
+    - ``"contains"``: it contains the gold answer's words next to each other and in order.
+    - ``"countdown"``: its last expression makes ``meta["target"]`` from ``meta["numbers"]``.
+    - ``"identifiers"``: its last identifiers (words with a digit) are those of the gold answer, in order.
+    - ``"identifier set"``: its identifiers are those of the gold answer and no others, in any order; it may also name the keys in
+      ``meta["asked"]``.
+    - ``"facts"``: each of its numbered parts gives the fact in ``meta["golds"]`` and no other fact of the prompt (``facts_right``).
+    - ``"length"``: it has more than ``meta["low_words"]`` and at most ``meta["high_words"]`` words (``None``: no upper limit).
+    - ``"gym"``: the problem's reasoning-gym data set gives it the full score.
 
     >>> grade(Problem("sum", ({"role": "user", "content": "17+5=?"},), "22"), "17 + 5 = 22")
     True
