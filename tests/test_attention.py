@@ -235,7 +235,7 @@ def replaced(lm: LM, ids: torch.Tensor, plan: Plan, target) -> torch.Tensor:
                 if edit.layer == layer:
                     for b in range(len(value)):
                         for t in range(value.shape[1]):
-                            new[b, t, lm.layout.head(edit.head)] = target(layer, edit.head, b, t).to(value)
+                            new[b, t, lm.layout.head(edit.layer, edit.head)] = target(layer, edit.head, b, t).to(value)
             return new
 
         return fn
@@ -267,7 +267,7 @@ def test_mean_ablation_equals_the_mean_over_reference_examples(any_lm, ids, refe
             mean[layer] += sum(z[Site("z", layer)][0, t].double() for t in where) / len(where) / len(chosen)
     plan = plan_of(any_lm)
     got = logits(any_lm, ids, masks.masking(plan, "mean", during="all", reference=moments))
-    assert near(got, replaced(any_lm, ids, plan, lambda layer, head, b, t: mean[layer, layout.head(head)]))
+    assert near(got, replaced(any_lm, ids, plan, lambda layer, head, b, t: mean[layer, layout.head(layer, head)]))
 
 
 def test_uniform_ablation_equals_the_mean_of_the_visible_values(any_lm, ids):

@@ -198,7 +198,7 @@ def test_heads_are_an_axis_of_their_own_in_transformer_lens(model_of, lens, ids)
     z = lens("qwen3").run_with_cache(ids)[1]["blocks.1.attn.hook_z"]
     assert z.shape == (*ids.shape, lm.layout.n_heads, lm.layout.head_dim)
     ours = recorded(lm, ids)[Site("z", 1)]
-    assert close(z[:, :, 2].detach(), ours[..., lm.layout.head(2)])
+    assert close(z[:, :, 2].detach(), ours[..., lm.layout.head(1, 2)])
 
 
 def test_one_site_can_be_read_alone(model_of, lens, sight, ids):

@@ -115,7 +115,11 @@ def test_an_edited_head_adds_nothing_along_the_direction_to_the_stream_at_any_po
     before the norm, where it lives."""
     layer, head, lm = 1, 2, any_lm
     plan = Plan((HeadEdit(layer, head, "project_out", 1.0),), direction_of(lm, kind=kind), "one head", lm.provenance())
-    unit, columns, norm = plan.direction.unit()[layer].float(), lm.layout.head(head), lm.layout.blocks[layer].post_attention_norm
+    unit, columns, norm = (
+        plan.direction.unit()[layer].float(),
+        lm.layout.head(layer, head),
+        lm.layout.blocks[layer].post_attention_norm,
+    )
 
     def along(model: LM) -> tuple[Tensor, Tensor]:
         wanted = [Site(site, layer) for site in ("z", "attn_out")]
@@ -150,7 +154,7 @@ def test_projection_scales_the_component_by_one_minus_strength(model_of, family,
     plan = plan_of(lm, sorted(heads), strength=strength, seed=seed)
     edited = edits.apply(lm, plan)
     for layer, head in heads:
-        columns, unit = lm.layout.head(head), unit_of(lm, plan, layer)
+        columns, unit = lm.layout.head(layer, head), unit_of(lm, plan, layer)
         before, after = (m.layout.W_O(layer)[:, columns].double() for m in (lm, edited))
         assert torch.allclose(unit @ after, (1 - strength) * (unit @ before), atol=1e-5)
         across = torch.eye(len(unit), dtype=unit.dtype) - torch.outer(unit, unit)
@@ -181,7 +185,7 @@ def test_projection_removes_the_component_in_every_weight_type(dtype, model_of):
 
 def test_scale_at_strength_1_silences_the_head_and_no_other(lm):
     edited = edits.apply(lm, plan_of(lm, [(1, 2)], op="scale"))
-    W, before, columns = edited.layout.W_O(1), lm.layout.W_O(1), lm.layout.head(2)
+    W, before, columns = edited.layout.W_O(1), lm.layout.W_O(1), lm.layout.head(1, 2)
     assert not W[:, columns].any()
     rest = torch.ones(W.shape[1], dtype=torch.bool)
     rest[columns] = False
@@ -208,7 +212,7 @@ def test_untouched_weights_are_shared_and_bitwise_equal_tensor_by_tensor(any_lm)
             assert torch.equal(value, theirs[name]), name
     buffers = dict(edited.model.named_buffers())
     assert all(value is buffers[name] for name, value in any_lm.model.named_buffers())
-    unit = any_lm.layout.head(1)
+    unit = any_lm.layout.head(1, 1)
     assert torch.equal(edited.layout.W_O(1)[:, unit], any_lm.layout.W_O(1)[:, unit]), "a neighbouring head changed"
 
 

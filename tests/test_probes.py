@@ -218,7 +218,7 @@ def test_head_probes_read_the_heads_own_columns(name, model_of, mixed_rollouts, 
     scores, _ = probes.classify_heads(states, lm.layout.n_heads, protocol=Protocol(folds=3))
     y = (states.rows.label == "short").to_numpy()
     for layer, head in ((0, 0), (2, 3)):
-        x = states.values[:, layer, lm.layout.head(head)].numpy()
+        x = states.values[:, layer, lm.layout.head(layer, head)].numpy()
         margin = probes.out_of_fold(x, y, np.arange(len(y)), directions.logistic_model, Protocol(folds=3))
         naive = ((margin[y] > 0).mean() + (margin[~y] <= 0).mean()) / 2
         assert scores.score[layer, head].item() == pytest.approx(naive)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -40,6 +39,8 @@ class Rows:
         queries: Position of each query; -1 pads sequences that have fewer queries than others.
         weights: Attention probabilities, fp32; zero at keys that the query may not attend to.
         scale: Divisor of the norm that follows the output projection, at each query, fp32; 1 if there is no such norm.
+        gate: Factor on each entry of a head's output before the output projection, at each query, fp32: the gate of gated attention, a norm
+            there, or 1.
     """
 
     layer: int
@@ -47,6 +48,7 @@ class Rows:
     queries: Int[Tensor, "batch queries"]
     weights: Float[Tensor, "batch heads queries keys"]
     scale: Float[Tensor, "batch queries 1"]
+    gate: Float[Tensor, "batch queries heads head_dim"]
     _values: Tensor  # value vectors in the KV cache, [batch, KV heads, cached keys, head_dim]
     _shift: Tensor  # [batch]; position p of a sequence is key p + shift of the cache
 
@@ -97,11 +99,13 @@ def rows(lm: LM, ids: Sequence[int], span: Span) -> Float[Tensor, "layers heads 
         ids: Token ids of one sequence.
         span: Positions of the queries. The keys are all positions before ``span.stop``.
     """
-    weights = torch.zeros(lm.layout.n_layers, lm.layout.n_heads, len(span), span.stop)
+    weights = torch.full((lm.layout.n_layers, lm.layout.n_heads, len(span), span.stop), torch.nan)
+    for layer in lm.layout.attention_layers:
+        weights[layer, : lm.layout.heads[layer]] = 0.0
 
     def take(part: Rows) -> None:
         at = (part.queries[0] - span.start).cpu()
-        weights[part.layer, :, at, : part.weights.shape[-1]] = part.weights[0].cpu()
+        weights[part.layer, : part.weights.shape[1], at, : part.weights.shape[-1]] = part.weights[0].cpu()
 
     read(lm, [ids], [span], take)
     return weights
@@ -154,8 +158,7 @@ class _Batch:
     def run(self, take: Take) -> None:
         step = max(1, ROW_NUMBERS // (len(self.examples) * self.lm.layout.n_heads * self.ids.shape[1]))
         # A model whose usual attention is eager (as soft-capping requires) forms rows in the prefill as well: a few queries at a time.
-        attention: Any = self.lm.layout.blocks[0].attention
-        plain = attention.config._attn_implementation.startswith("eager")
+        plain = hooks.attention_name(self.lm.layout).startswith("eager")
         stride = step if plain else max(1, self.width)
         for start in range(0, self.width, stride):
             self._pass(start, min(start + stride, self.width))
@@ -178,17 +181,19 @@ class _Batch:
         """Pass the rows of every layer to ``take`` during a pass: after ``attn_out`` is computed, from which ``Rows.scale`` follows."""
         layout, pending = self.lm.layout, dict[int, Rows]()
 
-        def hand_on(layer: int) -> Callable[[Tensor], None]:
+        def hand_on(layer: int) -> hooks.Rewrite:
             norm = layout.norm(layer)
 
-            def look(attn_out: Tensor) -> None:
+            def look(attn_out: Tensor, z: Tensor) -> Tensor:
                 rows = pending.pop(layer)
-                take(rows if norm is None else replace(rows, scale=norm.scale(attn_out)))
+                scale = rows.scale if norm is None else norm.scale(attn_out)
+                take(replace(rows, scale=scale, gate=_gate(rows.gate, z)))
+                return attn_out
 
             return look
 
-        after = {Site("attn_out", layer): hand_on(layer) for layer in range(layout.n_layers)}
-        with hooks.wrap_attention(layout, self._reader(start, stop, pending), eager=True), hooks.observe(layout, after):
+        after = {Site("attn_out", layer): hand_on(layer) for layer in layout.attention_layers}
+        with hooks.wrap_attention(layout, self._reader(start, stop, pending), eager=True), hooks.rewrite(layout, after):
             yield
 
     def _reader(self, start: int, stop: int, pending: dict[int, Rows]):
@@ -201,7 +206,10 @@ class _Batch:
             # caches only the last keys. The last cached key is always the last token of this pass.
             shift = (self.width - self.starts) - (stop - key.shape[2])
             queries, aligned = self.queries[:, start:stop], self._aligned(weights, shift, stop)
-            pending[layer] = Rows(layer, self.examples, queries, aligned, aligned.new_ones(*queries.shape, 1), value, shift)
+            ones = aligned.new_ones(*queries.shape, 1)
+            pending[layer] = Rows(
+                layer, self.examples, queries, aligned, ones, output, value, shift
+            )  # the gate follows from the output
             return output, None
 
         return fn
@@ -214,3 +222,9 @@ class _Batch:
         cached = (at >= 0) & (at < weights.shape[-1])
         index = at.clamp(0, weights.shape[-1] - 1)[:, None, None].expand(*weights.shape[:3], -1)
         return weights.float().gather(-1, index) * cached[:, None, None]
+
+
+def _gate(output: Float[Tensor, "batch queries heads head_dim"], z: Float[Tensor, "batch queries z"]) -> Tensor:
+    """Return what the attention function's output is multiplied by before ``W_O``: ``z / output``, 0 where the output is 0."""
+    after = z.reshape(output.shape).float()
+    return torch.where(output == 0, 0.0, after / output.float())

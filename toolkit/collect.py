@@ -205,16 +205,18 @@ def _moments(
         # classes: [labels, batch], 1 where an example is of a class, so that ``classes @ means`` sums the examples of each class.
         classes = torch.tensor([[float(e.label == name) for e in batch] for name in labels], device=lm.device)
         pick = Picker(batch, lm)
-        first: dict[str, list[Tensor]] = {kind: [] for kind in sums}
-        squares: dict[str, list[Tensor]] = {kind: [] for kind in outer}
+        first, squares = (
+            {kind: torch.zeros(total.shape, device=lm.device) for kind, total in totals.items()} for totals in (sums, outer)
+        )
 
-        # Called once per site while the pass runs, layer by layer: only small sums outlive the layer.
-        def take(kind: str, value: Tensor) -> None:
+        # Called once per site while the pass runs, layer by layer: only small sums outlive the layer. A layer may be narrower than others.
+        def take(kind: str, layer: int, value: Tensor) -> None:
+            size = value.shape[-1]
             if kind in sums:
-                first[kind].append(classes @ pick.means(value))
+                first[kind][:, layer, :size] = classes @ pick.means(value)
             if kind in outer:
                 states, weights = pick.rows(value), pick.weights_of(classes)
-                squares[kind].append(torch.stack([(w[:, None] * states).T @ states for w in weights]))
+                squares[kind][:, layer, :size, :size] = torch.stack([(w[:, None] * states).T @ states for w in weights])
 
         hidden = forward(lm, pick.ids, (*kinds, *second), take)
         if read is not None:
@@ -222,7 +224,7 @@ def _moments(
         # Add to the totals only now: if memory runs out before, the batch is run again in halves.
         for total, batch_sums in ((sums, first), (outer, squares)):
             for kind, values in batch_sums.items():
-                total[kind] += torch.stack(values, dim=1).cpu().double()
+                total[kind] += values.cpu().double()
 
     each_batch(lm, examples, "moments", run)
     n = tuple(sum(e.label == name for e in examples) for name in labels)
@@ -261,9 +263,13 @@ def states(
     def run(batch: Sequence[Example]) -> None:
         pick = Picker(batch, lm)
         at = torch.cat([torch.arange(ends[e.at], ends[e.at + 1]) for e in batch])
-        layers: list[Tensor] = []
-        forward(lm, pick.ids, (kind,), lambda kind, value: layers.append(pick.rows(value) if each else pick.means(value)))
-        values[at] = torch.stack(layers, dim=1).cpu()
+        layers = torch.zeros(len(at), *values.shape[1:], device=lm.device)
+
+        def take(kind: str, layer: int, value: Tensor) -> None:
+            layers[:, layer, : value.shape[-1]] = pick.rows(value) if each else pick.means(value)
+
+        forward(lm, pick.ids, (kind,), take)
+        values[at] = layers.cpu()
 
     each_batch(lm, examples, "states", run)
     rows = pd.DataFrame([row for e in examples for row in _rows(e, each)])
@@ -298,11 +304,13 @@ def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: P
     total = torch.zeros(lm.layout.n_layers, dtype=torch.float64)
 
     def run(batch: Sequence[Example]) -> None:
-        pick, layers = Picker(batch, lm), list[Tensor]()
-        forward(
-            lm, pick.ids, (kind,), lambda kind, value: layers.append(pick.means(value.float().square().sum(-1, keepdim=True)).sum())
-        )
-        total.add_(torch.stack(layers).cpu())
+        pick, squares = Picker(batch, lm), torch.zeros(lm.layout.n_layers, device=lm.device)
+
+        def take(kind: str, layer: int, value: Tensor) -> None:
+            squares[layer] = pick.means(value.float().square().sum(-1, keepdim=True)).sum()
+
+        forward(lm, pick.ids, (kind,), take)
+        total.add_(squares.cpu())
 
     each_batch(lm, examples, "norms", run)
     return (total / len(examples)).sqrt()

@@ -72,7 +72,8 @@ def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[T
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last
     )
     index = torch.tensor(which, device=lm.device)
-    cache.batch_select_indices(index)
+    for layer in cache.layers:
+        select_rows(layer, index)
     return cache, out.logits[:, -1][index], mask[index]
 
 
@@ -96,7 +97,7 @@ class Batch:
             hooks.attention_name(lm.layout),
             all(type(layer) in (DynamicLayer, History) for layer in cache.layers),
         )
-        ready = full and implementation.startswith("sdpa") and any(m is lm.layout.blocks[0].attention for m in lm.model.modules())
+        ready = full and implementation.startswith("sdpa") and any(m is lm.layout.attention for m in lm.model.modules())
         self.mask: Tensor | None = (mask[:, None, None].bool() if padded else None) if ready else mask
         self.blocks: list[Blocks] = []
         layers: list[Any] = cache.layers[: lm.layout.n_layers]
@@ -142,10 +143,19 @@ class Batch:
             if isinstance(layer, Blocks) and moves is not None:
                 layer.leave(len(order), *moves)
             else:
-                layer.batch_select_indices(index)
+                select_rows(layer, index)
         self.positions = self.positions[index]
         self.mask = None if self.mask is None else self.mask[index]
         return order
+
+
+def select_rows(layer: Any, index: Int[Tensor, " rows"]) -> None:
+    """Keep the rows of a cache layer with these indices, in this order; an index may occur several times."""
+    # Layers with a recurrent state have only the second method, which selects the same way. A layer that shares another's keys is empty.
+    if hasattr(layer, "batch_select_indices"):
+        layer.batch_select_indices(index)
+    else:
+        layer.reorder_cache(index)
 
 
 def _on_cpu_in_fp32(layer: DynamicLayer) -> bool:

@@ -61,8 +61,8 @@ def plan(
     >>> example.name, example.heads
     ('top 2 of 4 heads, mean_difference', [(0, 1), (1, 1)])
     """
-    if not torch.isfinite(scores.score).all():
-        raise ValueError(f"The scores of {scores.method!r} hold NaN or infinity, so heads cannot be ranked by them.")
+    if scores.score.isinf().any() or scores.score.isnan().all():
+        raise ValueError(f"The scores of {scores.method!r} hold infinity, or no number, so heads cannot be ranked by them.")
     ranked = scores.ranked()
     if count is None:
         if fraction is None or not 0 < fraction <= 1:
@@ -89,18 +89,18 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
     >>> from toolkit.types import Provenance
     >>> like = Plan((HeadEdit(1, 0, "scale", 1.0),), None, "one head", Provenance("example", None, "0", "0", "0.1.0"))
     >>> block = Block(*[torch.nn.Identity()] * 4, None, None)
-    >>> layout = Layout(ROWS[0], (block, block), n_heads=4, head_dim=8, d_model=32)  # in practice: model.layout
+    >>> layout = Layout(ROWS[0], (block, block), heads=(4, 4), head_dims=(8, 8), d_model=32)  # in practice: model.layout
     >>> control = random_heads(like, layout, seed=0)
     >>> control.name, control.heads
     ('random heads (seed 0) for: one head', [(1, 3)])
     """
-    if 2 * len(like.edits) > layout.n_layers * layout.n_heads:
+    if 2 * len(like.edits) > len(layout.all_heads):
         raise ValueError(
-            f"{len(like.edits)} of {layout.n_layers * layout.n_heads} heads are edited: a control needs as many others. Edit fewer heads."
+            f"{len(like.edits)} of {len(layout.all_heads)} heads are edited: a control needs as many others. Edit fewer heads."
         )
     generator = torch.Generator().manual_seed(seed)
     targets = {*like.heads}
-    free = {layer: [h for h in range(layout.n_heads) if (layer, h) not in targets] for layer in range(layout.n_layers)}
+    free = {layer: [h for h in range(layout.heads[layer]) if (layer, h) not in targets] for layer in range(layout.n_layers)}
     by_layer: dict[int, list[HeadEdit]] = defaultdict(list)
     for edit in like.edits:
         by_layer[edit.layer].append(edit)
@@ -136,8 +136,8 @@ def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:
     generator = torch.Generator().manual_seed(seed)
     vector = torch.zeros(layout.n_layers, layout.d_model, dtype=torch.float64)
     for layer, head in like.heads:
-        W_h = layout.W_O(layer).detach()[:, layout.head(head)].cpu().double()
-        vector[layer] += W_h @ torch.randn(layout.head_dim, generator=generator, dtype=torch.float64)
+        W_h = layout.W_O(layer).detach()[:, layout.head(layer, head)].cpu().double()
+        vector[layer] += W_h @ torch.randn(layout.head_dims[layer], generator=generator, dtype=torch.float64)
     return replace(like.direction, vector=vector, kind="attn_out", estimator=f"random_written(seed={seed})")
 
 
@@ -165,12 +165,13 @@ def apply(lm: LM, planned: Plan) -> LM:
         ValueError: the plan's direction is not finite.
     """
     check_plan(lm, planned)
-    changed = {id(lm.layout.blocks[edit.layer].out.weight) for edit in planned.edits}
+    outs: list[Any] = [lm.layout.blocks[edit.layer].out for edit in planned.edits]
+    changed = {id(out.weight) for out in outs}
     tensors = [*lm.model.parameters(), *lm.model.buffers()]
     model = _copy(lm.model, {id(t): t for t in tensors if id(t) not in changed})
     edited = lms.child(lm, model, f"{lm.name} + {planned.name}", made_from=plan_origins(planned))
     for edit in planned.edits:
-        columns = edited.layout.head(edit.head)
+        columns = edited.layout.head(edit.layer, edit.head)
         W = edited.layout.W_O(edit.layer)
         W[:, columns] = _edited(W[:, columns].float(), edit, unit_at(lm.layout, planned, edit.layer, W.device)).to(W.dtype)
     return edited
@@ -230,8 +231,7 @@ def check_plan(lm: LM, planned: Plan) -> None:
             f"not from {lm.name} (weights {lm.fingerprint[:12]}). Make a plan from this model's rollouts."
         )
     for edit in planned.edits:
-        lm.layout.check(Site("z", edit.layer))
-        lm.layout.head(edit.head)
+        lm.layout.head(edit.layer, edit.head)
     if planned.direction is not None:
         check_shape(planned.direction, lm)
         if not torch.isfinite(planned.direction.vector).all():
@@ -266,7 +266,7 @@ class RuntimeEdit:
         v = unit_at(layout, self.plan, layer, W.device)
         new = W.clone()
         for edit in edits:
-            columns = layout.head(edit.head)
+            columns = layout.head(edit.layer, edit.head)
             new[:, columns] = _edited(new[:, columns], edit, v)
         change = new - W
         return lambda attn_out, z: (attn_out.float() + z.float() @ change.T).to(attn_out.dtype)
@@ -280,7 +280,7 @@ def column_norms(before: LM, after: LM, planned: Plan) -> list[dict[str, int | f
     """
     rows = []
     for edit in planned.edits:
-        columns = before.layout.head(edit.head)
+        columns = before.layout.head(edit.layer, edit.head)
         norms = [m.layout.W_O(edit.layer)[:, columns].float().norm().item() for m in (before, after)]
         rows.append({"layer": edit.layer, "head": edit.head, "before": norms[0], "after": norms[1]})
     return rows

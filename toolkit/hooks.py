@@ -41,6 +41,20 @@ def record(layout: Layout, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]
 
 
 @contextmanager
+def record_outputs(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """Record a copy of the output of each module, under its key, on every forward pass run inside the context."""
+    values: dict[int, Tensor] = {}
+
+    def keep(key: int) -> Callable[[nn.Module, tuple, Tensor], None]:
+        return lambda module, args, output: values.__setitem__(key, output.detach().clone())
+
+    with ExitStack() as handles:
+        for key, module in modules.items():
+            handles.callback(module.register_forward_hook(keep(key)).remove)
+        yield values
+
+
+@contextmanager
 def observe(layout: Layout, watchers: Mapping[Site, Callable[[Tensor], None]]) -> Iterator[None]:
     """Call the watcher of each site with the site's value ``[batch, seq, width]`` on every forward pass inside the context.
 
@@ -129,13 +143,13 @@ class _WrappedAttention:
     layers: Mapping[int, int]
 
     def __call__(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *args: Any, **kwargs: Any
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
     ):
         plain: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         below = ALL_ATTENTION_FUNCTIONS.get_interface(self.under, plain)
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
-            return below(module, q, k, v, mask, *args, **kwargs)
+            return below(module, q, k, v, attention_mask, *args, **kwargs)
 
         if id(module) in self.layers:
             for wrapper in self.wrappers:
@@ -154,7 +168,7 @@ def wrap_attention(layout: Layout, fn: AttentionWrapper, *, eager: bool = False)
         eager: True to let ``attend`` be the family's plain implementation, which returns the weights, instead of the one that the model
             uses.
     """
-    layers = {id(block.attention): layer for layer, block in enumerate(layout.blocks)}
+    layers = {id(layout.blocks[layer].attention): layer for layer in layout.attention_layers}
     current = attention_name(layout)
     outer: Any = ALL_ATTENTION_FUNCTIONS.get(current)
     wrappers, under = (outer.wrappers, outer.under) if isinstance(outer, _WrappedAttention) else ((), current)
@@ -168,8 +182,7 @@ def attention_name(layout: Layout) -> str:
 
     Inside a context of ``wrap_attention`` or ``replace_attention`` a suffix is added, as in ``sdpa+toolkit-3``.
     """
-    attention: Any = layout.blocks[0].attention
-    return str(attention.config._attn_implementation)
+    return str(layout.attention.config._attn_implementation)
 
 
 @contextmanager
@@ -180,8 +193,7 @@ def replace_attention(layout: Layout, fn: Callable, under: str = "sdpa") -> Iter
         fn: Called with the arguments that transformers passes to an attention implementation.
         under: Name of a transformers implementation that takes the same kind of attention mask as ``fn``.
     """
-    attention: Any = layout.blocks[0].attention
-    config, before, name = attention.config, attention_name(layout), f"{under}+toolkit-{next(_numbers)}"
+    config, before, name = layout.attention.config, attention_name(layout), f"{under}+toolkit-{next(_numbers)}"
     with ExitStack() as stack:
         # Transformers looks up the mask function under the same name, in a mapping that all instances share.
         for interface, value in (
@@ -215,10 +227,11 @@ def _attach(layout: Layout, site: Site, fn: Rewrite) -> Iterable[Any]:
     if site.kind == "resid_pre":
         return [block.block.register_forward_pre_hook(_on_input(fn), with_kwargs=True)]
     if site.kind == "z":
+        assert block.out is not None  # checked by the caller
         return [block.out.register_forward_pre_hook(_on_input(fn), with_kwargs=True)]
     if site.kind == "resid_mid":
-        return _attach_mid(block, fn)
-    module: nn.Module = {"attn_out": block.out, "mlp_out": block.mlp, "resid_post": block.block}[site.kind]
+        return _attach_mid(block, layout.factor, fn)
+    module: nn.Module = {"attn_out": block.out or block.attention, "mlp_out": block.mlp, "resid_post": block.block}[site.kind]
     with_inputs = site.kind != "resid_post"
     return [module.register_forward_hook(_on_output(fn, with_inputs=with_inputs), with_kwargs=True)]
 
@@ -246,7 +259,7 @@ def _on_output(fn: Rewrite, *, with_inputs: bool):
     return hook
 
 
-def _attach_mid(block: Block, fn: Rewrite) -> Iterator[Any]:
+def _attach_mid(block: Block, factor: float, fn: Rewrite) -> Iterator[Any]:
     """Hook ``resid_mid``, a sum that no module returns.
 
     The first hook remembers the block's input. The second adds attention's contribution to it, calls ``fn`` on the sum, and puts the
@@ -259,11 +272,11 @@ def _attach_mid(block: Block, fn: Rewrite) -> Iterator[Any]:
 
     def hook(module: nn.Module, args: tuple, output):
         added = output[0] if isinstance(output, tuple) else output
-        value = resid_pre.pop() + added
+        value = resid_pre.pop() + factor * added
         new = fn(value, value)
         if new is value:
             return None
-        added = added + (new - value)
+        added = added + (new - value) / factor
         return (added, *output[1:]) if isinstance(output, tuple) else added
 
     # Yield one at a time: if the second fails to register, the caller already holds, and removes, the first.

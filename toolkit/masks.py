@@ -13,7 +13,6 @@ only: it processes the prompt with all heads. Here neither the operation nor the
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -73,11 +72,9 @@ class Masking:
 
     @contextmanager
     def _acting(self, lm: LM) -> Iterator[None]:
-        strengths: dict[int, Tensor] = defaultdict(lambda: torch.zeros(lm.layout.n_heads))
+        strengths: dict[int, Tensor] = {}
         for edit in self.plan.edits:
-            lm.layout.check(Site("z", edit.layer))
-            lm.layout.head(edit.head)
-            strengths[edit.layer][edit.head] = edit.strength
+            strengths.setdefault(edit.layer, torch.zeros(lm.layout.heads[edit.layer]))[edit.head] = edit.strength
         with ExitStack() as stack:
             tracker = None if self.during.everywhere else stack.enter_context(phases.track(lm))
             if self.op == "uniform":
@@ -96,14 +93,16 @@ class Masking:
         return torch.zeros_like(strength) if weight is None else weight[..., None] * strength
 
     def _replaced(self, strength: Tensor, layer: int, tracker: phases.Tracker | None) -> hooks.Rewrite:
-        target = None if self.reference is None else _means(self.reference)[layer]
+        target = (
+            None if self.reference is None else _means(self.reference)[layer]
+        )  # padded with 0 if the layer is narrower than others
 
         def fn(value: Tensor, inputs: Tensor) -> Tensor:
             if tracker is not None and tracker.weight(self.during, value.device) is None:
                 return value
             weight = self._weight(value, strength, tracker)
             weight = weight.repeat_interleave(value.shape[-1] // len(strength), dim=-1)
-            aim = 0.0 if target is None else target.to(value.device, torch.float32)
+            aim = 0.0 if target is None else target[: value.shape[-1]].to(value.device, torch.float32)
             return torch.where(weight > 0, value + weight * (aim - value.float()), value).to(value.dtype)
 
         return fn

@@ -127,29 +127,30 @@ class Picker:
 
 @torch.inference_mode()
 def forward(
-    lm: LM, ids: Int[Tensor, "batch seq"], kinds: Sequence[str], take: Callable[[str, Tensor], None]
+    lm: LM, ids: Int[Tensor, "batch seq"], kinds: Sequence[str], take: Callable[[str, int, Tensor], None]
 ) -> Float[Tensor, "batch seq d_model"]:
     """Run one pass without the LM head and return the last hidden states.
 
     Args:
         ids: Right-padded token ids.
         kinds: Site kinds to read.
-        take: ``take(kind, value)`` is called with the activations ``[batch, seq, width]`` of each kind in every layer, layer by layer.
+        take: ``take(kind, layer, value)`` is called with the activations ``[batch, seq, width]`` of each kind in every layer, layer by layer.
     """
-    layers = range(lm.layout.n_layers)
+    layout = lm.layout
 
-    def watch(kind: str) -> Callable[[Tensor], None]:
-        return lambda value: take(kind, value)
+    def watch(site: Site) -> Callable[[Tensor], None]:
+        return lambda value: take(site.kind, site.layer, value)
 
-    def over_norm(norm: Norm | None) -> hooks.Rewrite:
+    def over_norm(layer: int, norm: Norm | None) -> hooks.Rewrite:
         def look(attn_out: Tensor, z: Tensor) -> Tensor:
-            take(Z_OVER_NORM, z if norm is None else z.float() / norm.scale(attn_out))
+            take(Z_OVER_NORM, layer, z if norm is None else z.float() / norm.scale(attn_out))
             return attn_out
 
         return look
 
-    watchers = {Site(kind, layer): watch(kind) for kind in dict.fromkeys(kinds) if kind != Z_OVER_NORM for layer in layers}
-    scaled = {Site("attn_out", layer): over_norm(lm.layout.norm(layer)) for layer in layers} if Z_OVER_NORM in kinds else {}
+    chosen = [Site(kind, layer) for kind in dict.fromkeys(kinds) if kind != Z_OVER_NORM for layer in layout.layers(kind)]
+    watchers = {site: watch(site) for site in chosen}
+    scaled = {Site("attn_out", i): over_norm(i, layout.norm(i)) for i in layout.attention_layers} if Z_OVER_NORM in kinds else {}
     with hooks.observe(lm.layout, watchers), hooks.rewrite(lm.layout, scaled):
         # Under a causal mask no real token attends to the right padding, so no attention mask is needed.
         return lm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state

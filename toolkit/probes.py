@@ -22,6 +22,7 @@ import torch
 from toolkit import stats
 from toolkit.collect import States
 from toolkit.directions import SHORT, assumed_penalty, logistic_model, ridge_model
+from toolkit.sites import Layout
 from toolkit.types import HeadScores
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
@@ -116,29 +117,35 @@ def position_only(states: States, target: str = "remaining", *, protocol: Protoc
 
 
 def classify_heads(
-    states: States, n_heads: int, label: str = SHORT, *, protocol: Protocol = Protocol()
+    states: States, heads: int | Layout, label: str = SHORT, *, protocol: Protocol = Protocol()
 ) -> tuple[HeadScores, HeadScores]:
     """Return the balanced accuracy of a logistic probe on each head's output, and of the same probe with shuffled labels (the control).
 
     Args:
         states: States of kind ``"z"``: outputs of the heads.
-        n_heads: Number of heads per layer: ``lm.layout.n_heads``.
+        heads: ``lm.layout``, or the number of heads per layer if all layers have the same heads.
         label: The class that the probe separates from all other rows.
 
     Raises:
-        ValueError: the states are not of kind ``"z"``, or their width is not a multiple of ``n_heads``.
+        ValueError: the states are not of kind ``"z"``, or their width is not a multiple of the number of heads.
         TooFewProblemsError: fewer problems have rows of the class, or rows of others, than there are folds.
     """
-    rows, layers, width = states.values.shape
-    if states.kind != "z" or width % n_heads:
-        raise ValueError(f"States of {states.kind!r}, width {width}, are not the outputs of {n_heads} heads: collect kind='z'.")
+    _, layers, width = states.values.shape
+    if states.kind != "z" or (isinstance(heads, int) and width % heads):
+        raise ValueError(f"States of {states.kind!r}, width {width}, are not the outputs of {heads} heads: collect kind='z'.")
     truth = _is(states, label, protocol)
-    z = states.values.view(rows, layers, n_heads, -1)
+    # Layer -> outputs of its heads, [rows, heads, head_dim].
+    z = {
+        layer: states.values[:, layer].unflatten(-1, (heads, -1))
+        if isinstance(heads, int)
+        else heads.by_head(layer, states.values[:, layer])
+        for layer in (range(layers) if isinstance(heads, int) else heads.attention_layers)
+    }
     scores = []
     for name, y in (("", truth), ("_shuffled", _shuffled(truth, _groups(states), protocol.seed))):
-        score = torch.zeros(layers, n_heads, dtype=torch.float64)
-        for layer, head in np.ndindex(layers, n_heads):
-            margin = out_of_fold(z[:, layer, head].numpy(), y, _problems(states), logistic_model, protocol)
+        score = torch.full((layers, heads if isinstance(heads, int) else heads.n_heads), torch.nan, dtype=torch.float64)
+        for layer, head in ((layer, head) for layer, values in z.items() for head in range(values.shape[1])):
+            margin = out_of_fold(z[layer][:, head].numpy(), y, _problems(states), logistic_model, protocol)
             score[layer, head] = stats.balanced_accuracy(y, margin > 0)
         scores.append(HeadScores(score, f"probe_{label}{name}", "balanced accuracy", states.provenance))
     return scores[0], scores[1]

@@ -21,7 +21,7 @@ from toolkit.sites import Layout, Site, UnsupportedModelError
 SHORTER = 3  # the second row of the padded batch is this many tokens shorter than the first
 FULL = (torch.float32, torch.float64)  # number types in which every token is compared
 EXACT, ROUNDED = 1e-4, 0.1  # allowed relative deviations: in fp32; in half precision, of logits that are computed in another order
-STEPS = 2  # number of tokens that are decoded one by one, after a prefill of the others
+CHUNK, STEPS = 2, 2  # tokens that are read together after the prefill of the others, and then tokens that are decoded one by one
 
 
 @dataclass(frozen=True)
@@ -114,42 +114,53 @@ def _allowed(dtype: torch.dtype, *, half: float = 3e-2) -> float:
 
 def _sites(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor, seed: int) -> list[Check]:
     results = []
-    all_sites = [Site(kind, layer) for kind in sites.KINDS for layer in range(layout.n_layers)]
-    with hooks.record(layout, all_sites) as values:
+    all_sites = [Site(kind, layer) for kind in sites.KINDS for layer in layout.layers(kind)]
+    extras = {layer: block.extra for layer, block in enumerate(layout.blocks) if block.extra is not None}
+    with hooks.record(layout, all_sites) as values, hooks.record_outputs(extras) as extra:
         model(input_ids=ids)
     for kind in sites.KINDS:
         unchanged = {site: _constant(values[site]) for site in all_sites if site.kind == kind}
         with hooks.rewrite(layout, unchanged):
             change = (model(input_ids=ids).logits - base).abs().max().item()
         results.append(Check(f"{kind}: written back is a no-op", change, change == 0.0))
-        for layer in (0, layout.n_layers - 1):
+        for layer in sorted({layout.layers(kind)[0], layout.layers(kind)[-1]}):
             with hooks.rewrite(layout, {Site(kind, layer): _perturbed(seed)}):
                 change = (model(input_ids=ids).logits - base).abs().max().item()
             results.append(Check(f"{kind} {layer}: is causal", change, change > 1e-6))
     for layer in range(layout.n_layers):
-        results += _sums(layout, layer, {site.kind: value.float() for site, value in values.items() if site.layer == layer})
+        of_layer = {site.kind: value.float() for site, value in values.items() if site.layer == layer}
+        results += _sums(layout, layer, of_layer, extra.get(layer), model.dtype)
     return results
 
 
-def _sums(layout: Layout, layer: int, values: Mapping[str, Tensor]) -> list[Check]:
+def _sums(layout: Layout, layer: int, values: Mapping[str, Tensor], extra: Tensor | None, dtype: torch.dtype) -> list[Check]:
     """Check the sums of a block: heads and bias give ``attn_out``, adding attention gives ``resid_mid``, adding the MLP ``resid_post``."""
-    block, W_O, b_O = layout.blocks[layer], layout.W_O(layer).float(), layout.b_O(layer)
-    parts = [values["z"][..., layout.head(h)] @ W_O[:, layout.head(h)].T for h in range(layout.n_heads)]
-    heads = torch.stack(parts).sum(dim=0) + (b_O.float() if b_O is not None else 0.0)
+    block = layout.blocks[layer]
 
     def added(kind: str, norm: nn.Module | None) -> Tensor:
-        return values[kind] if norm is None else norm(values[kind].to(layout.W_O(layer).dtype)).float()
+        return layout.factor * (values[kind] if norm is None else norm(values[kind].to(dtype)).float())
 
+    end = values["resid_mid"] + added("mlp_out", block.post_mlp_norm)
+    end = end if extra is None else end + extra.float()
     sums = {
-        "attn_out: heads + bias sum to it": (heads, values["attn_out"]),
         "resid_mid: resid_pre + attention": (
             values["resid_pre"] + added("attn_out", block.post_attention_norm),
             values["resid_mid"],
         ),
-        "resid_post: resid_mid + MLP": (values["resid_mid"] + added("mlp_out", block.post_mlp_norm), values["resid_post"]),
+        "resid_post: resid_mid + MLP": (
+            end if block.output_scale is None else end * block.output_scale.float(),
+            values["resid_post"],
+        ),
     }
+    if block.out is not None:
+        W_O, b_O = layout.W_O(layer).float(), layout.b_O(layer)
+        columns = [layout.head(layer, head) for head in range(layout.heads[layer])]
+        heads = torch.stack([values["z"][..., c] @ W_O[:, c].T for c in columns]).sum(dim=0) + (
+            b_O.float() if b_O is not None else 0.0
+        )
+        sums["attn_out: heads + bias sum to it"] = (heads, values["attn_out"])
     errors = {name: _deviation(actual, expected) for name, (actual, expected) in sums.items()}
-    return [Check(f"{layer} {name}", error, error < _allowed(layout.W_O(layer).dtype)) for name, error in errors.items()]
+    return [Check(f"{layer} {name}", error, error < _allowed(dtype)) for name, error in errors.items()]
 
 
 def _constant(recorded: Tensor) -> hooks.Rewrite:
@@ -173,14 +184,14 @@ def _attention(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor
 
     Each layer has to call it once, its output has to be rows times values, and the heads must depend on nothing else.
     """
-    calls, errors = [0] * layout.n_layers, [0.0] * layout.n_layers
+    calls, errors = dict.fromkeys(layout.attention_layers, 0), dict.fromkeys(layout.attention_layers, 0.0)
 
     def look(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
         output, weights = attend(query, key, value)
         calls[layer] += 1
-        if weights is None:
+        if weights is None or weights.shape[1] != layout.heads[layer]:
             errors[layer] = float("inf")
-            return output, None
+            return output, weights
         values = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
         errors[layer] = _deviation((weights.float() @ values.float()).transpose(1, 2), output)
         return output, weights
@@ -192,11 +203,11 @@ def _attention(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor
     allowed, allowed_logits = _allowed(model.dtype), _allowed(model.dtype, half=ROUNDED)
     with hooks.wrap_attention(layout, look, eager=True):
         logits = model(input_ids=ids).logits
-    with hooks.wrap_attention(layout, nothing), hooks.record(layout, [Site("z", layer) for layer in range(layout.n_layers)]) as z:
+    with hooks.wrap_attention(layout, nothing), hooks.record(layout, [Site("z", layer) for layer in layout.attention_layers]) as z:
         model(input_ids=ids)
     left = max(value.abs().max().item() for value in z.values())
-    wrong = float(max(abs(n - 1) for n in calls))
-    rows, error = max(errors), _logit_deviation(logits[0], base[0])
+    wrong = float(max(abs(n - 1) for n in calls.values()))
+    rows, error = max(errors.values()), _logit_deviation(logits[0], base[0])
     results = [
         Check("each layer attends once, through transformers' interface", wrong, wrong == 0),
         Check("attention rows are those the model used: rows x values", rows, rows < allowed),
@@ -231,7 +242,8 @@ def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Ten
     mask[1, :SHORTER] = 0
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     cache, outputs = DynamicCache(config=model.config), []
-    for start, stop in ((0, width - STEPS), *((at, at + 1) for at in range(width - STEPS, width))):
+    prefill = width - CHUNK - STEPS
+    for start, stop in ((0, prefill), (prefill, prefill + CHUNK), *((at, at + 1) for at in range(width - STEPS, width))):
         outputs.append(
             model(
                 input_ids=batch[:, start:stop], attention_mask=mask[:, :stop], position_ids=positions[:, start:stop],
@@ -240,6 +252,6 @@ def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Ten
         )  # fmt: skip
     logits = torch.cat(outputs, dim=1)
     # Compare each row's prefill and its cached steps separately: an error in one of them affects few of all tokens.
-    parts = (width - STEPS, STEPS, width - SHORTER - STEPS, STEPS)
+    parts = (prefill, CHUNK, STEPS, prefill - SHORTER, CHUNK, STEPS)
     error = _logit_deviation(torch.cat([logits[0], logits[1, SHORTER:]]), torch.cat([base[0], alone[0]]), parts)
     return Check("cached, padded, batched steps equal one pass", error, error < _allowed(base.dtype, half=ROUNDED))

@@ -6,8 +6,10 @@ Sites of a block, in the order in which they are computed (``[batch, seq, width]
 kind            width                  value
 ==============  =====================  ==============================================================
 ``resid_pre``   d_model                input of the block
-``z``           n_heads * head_dim     per-head attention output, the input of ``W_O``
-``attn_out``    d_model                output of ``W_O``, bias included, *before* a post-norm
+``z``           n_heads * head_dim     per-head attention output, the input of ``W_O`` (after a gate, if there is one); only in layers
+                                       with heads
+``attn_out``    d_model                output of ``W_O``, bias included, *before* a post-norm; in a layer without heads, the output of
+                                       the module in attention's place
 ``resid_mid``   d_model                ``resid_pre`` + what attention adds
 ``mlp_out``     d_model                output of the MLP, *before* a post-norm
 ``resid_post``  d_model                output of the block, before any final norm
@@ -22,6 +24,8 @@ direction of the residual stream back through the rest of the norm. In parallel 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -34,6 +38,8 @@ from toolkit.types import Z_OVER_NORM as Z_OVER_NORM
 from toolkit.types import Kind
 
 KINDS: tuple[str, ...] = get_args(Kind)
+MIXERS = ("linear_attn", "mamba", "conv")
+"""Names of the module that stands in the place of attention in a layer without attention heads (linear attention, state spaces, convolutions)."""
 PROBE, SMALL_PROBE = 64.0, 1e-3  # entries of a norm's test inputs: far above and far below the square root of its epsilon
 LONGEST = 400  # longest error message, in characters
 
@@ -72,6 +78,8 @@ class Site:
 class Row:
     """The module names of one architecture family. A model belongs to the family if each of its blocks has all named modules.
 
+    A block without the attention module belongs to it too if it has a module of ``MIXERS`` instead. It has no attention heads.
+
     Attributes:
         family: Name of the family.
         attention: Name of the attention module in a block.
@@ -79,6 +87,9 @@ class Row:
         mlp: Name of the MLP in a block.
         post_attention_norm: Name of the norm in a block that follows ``attn_out``, or ``None``.
         post_mlp_norm: Name of the norm in a block that follows ``mlp_out``, or ``None``.
+        factor: Config entry with the factor on all that attention and the MLP add to the residual stream, or ``None``.
+        extra: Name of a module in a block whose output is added after the MLP's, if the module exists.
+        output_scale: Name of a tensor in a block that multiplies the block's output, or ``None``.
     """
 
     family: str
@@ -87,38 +98,81 @@ class Row:
     mlp: str
     post_attention_norm: str | None = None
     post_mlp_norm: str | None = None
+    factor: str | None = None
+    extra: str | None = None
+    output_scale: str | None = None
 
 
 # The first row that matches is used, so more specific rows come first.
 ROWS = (
     Row(
-        "post-norm (Gemma 2/3, OLMo 2)",
+        "Gemma 4",
+        attention="self_attn",
+        out="o_proj",
+        mlp="mlp",
+        post_attention_norm="post_attention_layernorm",
+        post_mlp_norm="post_feedforward_layernorm",
+        extra="post_per_layer_input_norm",
+        output_scale="layer_scalar",
+    ),
+    Row(
+        "post-norm (Gemma 2/3, OLMo 2/3, EXAONE 4)",
         attention="self_attn",
         out="o_proj",
         mlp="mlp",
         post_attention_norm="post_attention_layernorm",
         post_mlp_norm="post_feedforward_layernorm",
     ),
-    Row("pre-norm (Llama, Mistral, Qwen 2/3, Phi-3)", attention="self_attn", out="o_proj", mlp="mlp"),
-    Row("GPT-2", attention="attn", out="c_proj", mlp="mlp"),
-    Row("GPT-NeoX", attention="attention", out="dense", mlp="mlp"),
+    Row(
+        "GLM 4",
+        attention="self_attn",
+        out="o_proj",
+        mlp="mlp",
+        post_attention_norm="post_self_attn_layernorm",
+        post_mlp_norm="post_mlp_layernorm",
+    ),
+    Row(
+        "pre-norm (Llama, Mistral, Qwen, Phi-3, gpt-oss, DeepSeek, Granite)",
+        "self_attn",
+        "o_proj",
+        "mlp",
+        factor="residual_multiplier",
+    ),
+    Row("Granite MoE", "self_attn", "o_proj", "block_sparse_moe", factor="residual_multiplier"),
+    Row("Granite hybrid", "self_attn", "o_proj", "shared_mlp", factor="residual_multiplier"),
+    Row("Bamba, Jamba", "self_attn", "o_proj", "feed_forward"),
+    Row("LFM2", "self_attn", "out_proj", "feed_forward"),
+    Row("Phi", "self_attn", "dense", "mlp"),
+    Row("GPT-2", "attn", "c_proj", "mlp"),
+    Row("GPT-J, CodeGen", "attn", "out_proj", "mlp"),
+    Row("GPT-NeoX", "attention", "dense", "mlp"),
 )
 
 
 @dataclass(frozen=True)
 class Block:
-    """The modules of one transformer block. ``block`` is the block itself, ``out`` its output projection ``W_O``; see ``Row``."""
+    """The modules of one transformer block; see ``Row``.
+
+    Attributes:
+        block: The block itself.
+        attention: The attention module, or the module of ``MIXERS`` in its place.
+        out: The output projection ``W_O``; ``None`` in a layer without attention heads.
+        extra: Module whose output is added after the MLP's, or ``None``.
+        output_scale: Tensor that multiplies the block's output, or ``None``.
+    """
 
     block: nn.Module
     attention: nn.Module
-    out: nn.Module
+    out: nn.Module | None
     mlp: nn.Module
     post_attention_norm: nn.Module | None
     post_mlp_norm: nn.Module | None
+    extra: nn.Module | None = None
+    output_scale: Tensor | None = None
 
     @property
     def adds_attention(self) -> nn.Module:
-        """The module whose output is added to the residual stream as attention's contribution."""
+        """The module whose output is added to the residual stream as attention's contribution (times ``Layout.factor``)."""
         return self.post_attention_norm or self.attention
 
 
@@ -195,48 +249,112 @@ def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
 class Layout:
     """Modules, head geometry and output projections of one model.
 
+    Layers may differ in number and size of their heads, and may have none (linear attention, state spaces, convolutions). Tables of heads
+    are ``[layers, n_heads]`` with NaN where a layer has fewer heads. Tables of ``z`` are ``[layers, width("z")]`` with 0 there.
+
     Attributes:
         row: The architecture family, with its module names.
         blocks: The modules of each layer.
-        n_heads: Number of query heads per layer.
-        head_dim: Size of a head's output.
+        heads: Number of query heads of each layer; 0 in a layer without attention heads.
+        head_dims: Size of a head's output in each layer.
         d_model: Width of the residual stream.
+        factor: Factor on all that attention and the MLP add to the residual stream.
     """
 
     row: Row
     blocks: tuple[Block, ...]
-    n_heads: int
-    head_dim: int
+    heads: tuple[int, ...]
+    head_dims: tuple[int, ...]
     d_model: int
+    factor: float = 1.0
 
     @property
     def n_layers(self) -> int:
         """Number of layers (blocks)."""
         return len(self.blocks)
 
+    @property
+    def n_heads(self) -> int:
+        """Largest number of query heads in a layer."""
+        return max(self.heads)
+
+    @property
+    def head_dim(self) -> int:
+        """Largest size of a head's output."""
+        return max(self.head_dims)
+
+    @property
+    def all_heads(self) -> list[tuple[int, int]]:
+        """Every ``(layer, head)`` of the model."""
+        return [(layer, head) for layer, n in enumerate(self.heads) for head in range(n)]
+
+    @property
+    def attention_layers(self) -> list[int]:
+        """Layers that have attention heads."""
+        return [layer for layer, n in enumerate(self.heads) if n]
+
+    @property
+    def attention(self) -> Any:
+        """The attention module of the first layer that has heads."""
+        return self.blocks[self.attention_layers[0]].attention
+
+    def layers(self, kind: str) -> list[int]:
+        """Return the layers that have a kind of site: all of them, or for ``z`` those with attention heads."""
+        return self.attention_layers if kind in ("z", Z_OVER_NORM) else list(range(self.n_layers))
+
     def width(self, kind: str) -> int:
-        """Return the size of the last axis of activations at a kind of site."""
-        return self.n_heads * self.head_dim if kind in ("z", Z_OVER_NORM) else self.d_model
+        """Return the size of the last axis of activations at a kind of site; for ``z`` the largest over layers."""
+        widths = [n * size for n, size in zip(self.heads, self.head_dims, strict=True)]
+        return max(widths) if kind in ("z", Z_OVER_NORM) else self.d_model
 
     def check(self, site: Site) -> None:
-        """Raise IndexError if the model does not have the site's layer."""
+        """Raise IndexError if the model does not have the site."""
         if not 0 <= site.layer < self.n_layers:
             raise IndexError(f"{site} does not exist: the model has layers 0..{self.n_layers - 1}.")
+        if site.layer not in self.layers(site.kind):
+            raise IndexError(f"{site} does not exist: {self._headless(site.layer)}")
+
+    def _headless(self, layer: int) -> str:
+        kind = type(self.blocks[layer].attention).__name__
+        return f"layer {layer} has no attention heads (it is {kind}); layers {', '.join(map(str, self.attention_layers))} have."
 
     def W_O(self, layer: int) -> Float[Tensor, "d_model n_heads_head_dim"]:
-        """Return the output projection as ``[d_model, n_heads * head_dim]``. It is a view: writing to it edits the model."""
+        """Return the output projection as ``[d_model, heads * head_dim]``. It is a view: writing to it edits the model.
+
+        Raises:
+            IndexError: the layer has no attention heads.
+        """
         out: Any = self.blocks[layer].out
+        if out is None:
+            raise IndexError(self._headless(layer).capitalize())
         return out.weight.T if _is_conv1d(out) else out.weight
 
     def b_O(self, layer: int) -> Float[Tensor, " d_model"] | None:
         """Return the bias of the output projection, or ``None``."""
         return getattr(self.blocks[layer].out, "bias", None)
 
-    def head(self, head: int) -> slice:
+    def head(self, layer: int, head: int) -> slice:
         """Return the columns of ``W_O`` (and entries of ``z``) that belong to a query head. Raise IndexError if there is no such head."""
-        if not 0 <= head < self.n_heads:
-            raise IndexError(f"Head {head} does not exist: the model has heads 0..{self.n_heads - 1}.")
-        return slice(head * self.head_dim, (head + 1) * self.head_dim)
+        self.check(Site("z", layer))
+        if not 0 <= head < self.heads[layer]:
+            raise IndexError(f"Head {layer}.{head} does not exist: layer {layer} has heads 0..{self.heads[layer] - 1}.")
+        return slice(head * self.head_dims[layer], (head + 1) * self.head_dims[layer])
+
+    def by_head(self, layer: int, z: Float[Tensor, "... z"]) -> Float[Tensor, "... heads head_dim"]:
+        """Cut the last axis of a layer's ``z`` (which may be padded to ``width("z")``) into heads."""
+        n, size = self.heads[layer], self.head_dims[layer]
+        return z[..., : n * size].unflatten(-1, (n, size))
+
+    def table(self, rows: Mapping[int, Float[Tensor, " heads"]]) -> Float[Tensor, "layers heads"]:
+        """Return one value per head as a table, fp64; NaN where there is no head.
+
+        Args:
+            rows: Layer -> one value for each of its heads.
+        """
+        table = torch.full((self.n_layers, self.n_heads), torch.nan, dtype=torch.float64)
+        for layer, values in rows.items():
+            table[layer, : self.heads[layer]] = values.double().cpu()
+        return table
 
     @property
     def contribution_kind(self) -> str:
@@ -254,12 +372,21 @@ class Layout:
     def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Map a direction v of the residual stream to ``attn_out``: return u with ``<v, contribution> = <u, attn_out> / scale``.
 
-        The contribution is what attention adds to the residual stream. In pre-norm families u is v, and the scale is 1. With an RMS norm
-        of gain g in between, u is ``g * v``, since ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``. A head's contribution along v is
-        ``to_attn_out(v) @ W_O[:, head] @ (z / rms)``.
+        The contribution is what attention adds to the residual stream. In pre-norm families u is v times ``factor``, and the scale is 1.
+        With an RMS norm of gain g in between, u is ``g * v``, since ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``. A head's contribution
+        along v is ``to_attn_out(v) @ W_O[:, head] @ (z / rms)``.
         """
         norm = self.norm(layer)
-        return v if norm is None else norm.back(v)
+        u = v if norm is None else norm.back(v)
+        return u if self.factor == 1.0 else self.factor * u
+
+    def to_end(self, layer: int) -> float:
+        """Return the factor by which what a layer adds to the residual stream is multiplied on its way to the end of the stream.
+
+        It is 1 unless blocks scale their outputs (``Row.output_scale``).
+        """
+        scales = [float(b.output_scale) for b in self.blocks[layer:] if b.output_scale is not None]
+        return math.prod(scales)
 
 
 def find(model: PreTrainedModel) -> Layout:
@@ -277,44 +404,63 @@ def find(model: PreTrainedModel) -> Layout:
             if blocks and all(blocks):
                 return _layout(config, row, tuple(b for b in blocks if b))
     children = ", ".join(sorted({name for modules in lists for name, _ in modules[0].named_children()}))[:100] if n_layers else ""
-    known = ", ".join(sorted({f"{row.attention}.{row.out} + {row.mlp}" for row in ROWS}))
     raise UnsupportedModelError(
-        f"{type(model).__name__}: no list of {n_layers} blocks has the modules of a known family ({known}); a block here has {children or 'none'}. "
-        "To support it, add a Row with its module names to ROWS in toolkit/sites.py."
+        f"{type(model).__name__}: no list of {n_layers} blocks has the modules of a family that the toolkit knows; a block here has "
+        f"{children or 'none'}. Use a model of a supported family (README), or add a Row with its module names to ROWS in toolkit/sites.py."
     )
 
 
 def _block(module: nn.Module, row: Row) -> Block | None:
     attention: Any = getattr(module, row.attention, None)
-    out, mlp = getattr(attention, row.out, None), getattr(module, row.mlp, None)
+    out = getattr(attention, row.out, None)
+    if attention is None:
+        attention = next((m for name in MIXERS if (m := getattr(module, name, None)) is not None), None)
+    elif out is None:
+        return None
+    mlp = getattr(module, row.mlp, None)
     names = (row.post_attention_norm, row.post_mlp_norm)
     norms = [getattr(module, name, None) if name else None for name in names]
-    if out is None or mlp is None or any(name and norm is None for name, norm in zip(names, norms, strict=True)):
+    scale = getattr(module, row.output_scale, None) if row.output_scale else None
+    missing = any(name and part is None for name, part in zip((*names, row.output_scale), (*norms, scale), strict=True))
+    if attention is None or mlp is None or missing:
         return None
-    return Block(module, attention, out, mlp, norms[0], norms[1])
+    return Block(module, attention, out, mlp, norms[0], norms[1], getattr(module, row.extra, None) if row.extra else None, scale)
 
 
 def _layout(config, row: Row, blocks: tuple[Block, ...]) -> Layout:
-    shapes = [_sizes(b.out) for b in blocks]
-    if len({*shapes}) > 1:
+    heads, head_dims, d_model = [], [], 0
+    for layer, block in enumerate(blocks):
+        if block.out is None:
+            heads.append(0)
+            head_dims.append(0)
+            continue
+        d_in, d_model = _sizes(block.out)
+        n = _n_heads(config, block.attention, layer)
+        if d_in % n:
+            raise UnsupportedModelError(
+                f"W_O of layer {layer} takes {d_in} inputs, which {n} heads of one size cannot fill. Check num_attention_heads in config.json."
+            )
+        heads.append(n)
+        head_dims.append(d_in // n)
+    if not any(heads):
         raise UnsupportedModelError(
-            f"The layers of {type(config).__name__.removesuffix('Config')} differ in their heads: W_O takes {min(shapes)[0]} inputs in one and "
-            f"{max(shapes)[0]} in another. Only models with the same heads in every layer are supported."
+            f"{type(config).__name__.removesuffix('Config')}: no layer has attention heads, which the toolkit needs at least once."
         )
-    d_in, d_out = shapes[0]
+    factor = float(getattr(config, row.factor, 1.0)) if row.factor else 1.0
+    return Layout(row, blocks, tuple(heads), tuple(head_dims), d_model, factor)
+
+
+def _n_heads(config: Any, attention: Any, layer: int) -> int:
+    """Return the number of query heads of a layer. A config may have one number, or one per layer."""
     try:
-        n_heads = config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or d_in // n_heads
-    except Exception as error:  # a config with one value per layer raises when it is asked for a single one
-        raise UnsupportedModelError(
-            f"{type(config).__name__} does not give one number and size of heads for all layers: {error}"
-        ) from error
-    if n_heads * head_dim != d_in:
-        raise UnsupportedModelError(
-            f"W_O takes {d_in} inputs, but the config says {n_heads} heads of {head_dim}: "
-            "it cannot be split into heads. Check num_attention_heads and head_dim in config.json."
-        )
-    return Layout(row, blocks, n_heads, head_dim, d_out)
+        n = config.num_attention_heads
+        return int(n[layer] if isinstance(n, list | tuple) else n)
+    except Exception as error:  # a config with values per layer may raise when it is asked for a single one
+        n = getattr(attention, "num_heads", None) or getattr(attention, "num_attention_heads", None)
+        if n is None:
+            name = type(config).__name__
+            raise UnsupportedModelError(f"{name} does not give the number of heads of layer {layer}: {error}") from error
+        return int(n)
 
 
 def _sizes(out: Any) -> tuple[int, int]:

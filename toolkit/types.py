@@ -305,7 +305,7 @@ class HeadScores:
     """One number per attention head.
 
     Attributes:
-        score: ``[layers, heads]``; a higher score means more of the property that ``method`` names.
+        score: ``[layers, heads]``; a higher score means more of the property that ``method`` names. NaN where a layer has no such head.
         method: Name of the score, e.g. ``"short_thinking"``.
         units: Unit of the score, e.g. ``"residual stream norm"``: size of a head's contribution to the residual stream, after any norm
             that follows ``W_O``.
@@ -320,10 +320,13 @@ class HeadScores:
         _checked("HeadScores.score", self.score, 2)
 
     def ranked(self) -> list[tuple[int, int]]:
-        """Return ``(layer, head)`` pairs from the highest score to the lowest. Ties go to the lower layer, then the lower head."""
-        heads = self.score.shape[1]
-        order = self.score.flatten().argsort(descending=True, stable=True).tolist()
-        return [(i // heads, i % heads) for i in order]
+        """Return ``(layer, head)`` pairs from the highest score to the lowest, without heads whose score is NaN.
+
+        Ties go to the lower layer, then the lower head.
+        """
+        heads, scores = self.score.shape[1], self.score.flatten()
+        order = scores.nan_to_num(-math.inf).argsort(descending=True, stable=True).tolist()
+        return [(i // heads, i % heads) for i in order if not scores[i].isnan()]
 
 
 @dataclass(frozen=True)

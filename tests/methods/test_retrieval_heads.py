@@ -111,7 +111,7 @@ def naive(lm: LM, e: Example) -> dict[str, torch.Tensor]:
                 best = max(inside, key=lambda j: row[j].item())
                 v = values[layer][head // (lm.layout.n_heads // len(values[layer])), best]
                 u = W_U[w] - W_U.mean(dim=0)
-                writes.append(row[best].item() * ((behind[layer][t] * (W_O[:, lm.layout.head(head)] @ v)) @ u).item())
+                writes.append(row[best].item() * ((behind[layer][t] * (W_O[:, lm.layout.head(layer, head)] @ v)) @ u).item())
             for m, copied in sets.items():
                 size = len(k - rest) if m == "copy_unseen" else len(k)
                 found[m][layer, head] = len(copied) / size if size else math.nan

@@ -219,7 +219,7 @@ def test_a_head_that_writes_minus_v_in_short_thinking_ranks_first(model_of, mome
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(lm.layout.n_layers, lm.layout.d_model, generator=generator)
     v = Direction(vector, "resid_mid", "think", "by hand", 1, 1, lm.provenance())
-    columns = lm.layout.head(2)
+    columns = lm.layout.head(1, 2)
     z = before.mean("z", "short")[1, columns].float()
     nothing = edits.Plan((edits.HeadEdit(1, 2, "scale", 0.0),), None, "a copy of layer 1", lm.provenance())
     planted = edits.apply(lm, nothing)
@@ -273,7 +273,7 @@ def test_edited_heads_of_a_post_norm_model_write_nothing_along_v_after_the_norm(
     with hooks.record(edited.layout, wanted) as values:
         edited.model(input_ids=ids)
     for layer, head in plan.heads:
-        columns, norm = lm.layout.head(head), lm.layout.blocks[layer].post_attention_norm
+        columns, norm = lm.layout.head(layer, head), lm.layout.blocks[layer].post_attention_norm
         rms = values[Site("attn_out", layer)].pow(2).mean(-1, keepdim=True).sqrt()
         for model, zero in ((edited, True), (lm, False)):
             contribution = values[Site("z", layer)][..., columns] @ model.layout.W_O(layer)[:, columns].T

@@ -62,7 +62,7 @@ def test_the_heads_found_carry_the_push_of_the_cue(tiny, twins, finding):
             neutral += p_skip(tiny, plain)
         cue += p_skip(tiny, cued)
         patch = {
-            (layer, head): partial(with_head_of, source=seen[Site("z", layer)], columns=tiny.layout.head(head))
+            (layer, head): partial(with_head_of, source=seen[Site("z", layer)], columns=tiny.layout.head(layer, head))
             for layer in range(tiny.layout.n_layers)
             for head in range(tiny.layout.n_heads)
         }
@@ -99,7 +99,7 @@ def test_a_random_written_direction_lies_in_what_the_heads_can_write(tiny, findi
     first, again, other = (edits.random_written(plan, tiny.layout, seed=s) for s in (0, 0, 1))
     assert torch.equal(first.vector, again.vector) and not torch.equal(first.vector, other.vector)
     for layer, head in plan.heads:
-        W_h = tiny.layout.W_O(layer).detach()[:, tiny.layout.head(head)].double()
+        W_h = tiny.layout.W_O(layer).detach()[:, tiny.layout.head(layer, head)].double()
         fitted = W_h @ torch.linalg.lstsq(W_h, first.vector[layer]).solution
         assert torch.allclose(fitted, first.vector[layer], atol=1e-8)
     edited = {layer for layer, _ in plan.heads}

@@ -64,7 +64,7 @@ def test_the_edit_changes_the_planned_columns_and_nothing_else_tensor_by_tensor(
         W, new = (m.layout.W_O(layer).detach() for m in (smollm2, reloaded))
         v = (plan.direction.vector[layer] / plan.direction.norms[layer]).float()
         for head in range(9):
-            columns = smollm2.layout.head(head)
+            columns = smollm2.layout.head(layer, head)
             if (layer, head) in plan.heads:
                 assert (v @ new[:, columns]).abs().max() < 1e-4 * W[:, columns].norm()
                 assert torch.allclose(new[:, columns], W[:, columns] - torch.outer(v, v @ W[:, columns]), atol=1e-6)

@@ -547,7 +547,7 @@ def test_a_direction_of_thinkedit_lives_where_its_authors_read_it(llama, tmp_pat
 
 def test_a_direction_of_thinkedit_edits_the_heads_as_its_authors_do(llama, tmp_path):
     """``W_o[:, h] -= w * v (v^T W_o[:, h])`` with ``v = -direction / |direction|``: the formula of formats.md."""
-    found, strength, head = torch.randn(3, 1, 32), 0.7, llama.layout.head(2)
+    found, strength, head = torch.randn(3, 1, 32), 0.7, llama.layout.head(1, 2)
     torch.save(found, tmp_path / "d_attn.pt")
     value = vectors.load_thinkedit(tmp_path / "d_attn.pt", llama)
     plan = Plan((HeadEdit(1, 2, "project_out", strength),), value, "theirs", llama.provenance())

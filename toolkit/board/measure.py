@@ -333,7 +333,7 @@ def _short_push(condition: Condition, texts: Sequence[Rollout], finding: Finding
         states = collect.states(lm, texts, lm.layout.contribution_kind, positions=collect.step_starts(lm))
     layout, total = condition.lm.layout, torch.zeros(len(states.values), dtype=torch.float64)
     for layer, head in finding.plan.heads:
-        W = layout.W_O(layer).detach()[:, layout.head(head)].cpu().double()
+        W = layout.W_O(layer).detach()[:, layout.head(layer, head)].cpu().double()
         u = layout.to_attn_out(layer, unit)
-        total -= states.values[:, layer, layout.head(head)].double() @ W.T @ u
+        total -= states.values[:, layer, layout.head(layer, head)].double() @ W.T @ u
     return pd.Series(total.numpy()).groupby(list(states.rows["problem_id"])).mean()

@@ -31,7 +31,7 @@ def from_transformer_lens(lm: LM, cache: Any) -> dict[Site, Float[Tensor, "*batc
     for layer in range(lm.layout.n_layers):
         for kind, names in hook_names(lm).items():
             present = [full for name in names if (full := f"blocks.{layer}.{name}") in cache]
-            if present:
+            if present and layer in lm.layout.layers(kind):
                 values[Site(kind, layer)] = cache[present[0]].flatten(-2) if kind == "z" else cache[present[0]]
         parts = [values.get(Site(kind, layer)) for kind in ("resid_pre", "attn_out")]
         if not hook_names(lm)["resid_mid"] and all(part is not None for part in parts):
@@ -106,20 +106,23 @@ def _means(lm: LM, rollout: Rollout, values: Mapping[Site, Tensor], where: list[
     kinds = [kind for kind in KINDS if any(site.kind == kind for site in values)]
     means = {}
     for kind in kinds:
-        rows = []
-        for site in (Site(kind, layer) for layer in range(lm.layout.n_layers)):
-            shape = tuple(values[site].shape) if site in values else None
-            expected = (len(rollout.token_ids), lm.layout.width(kind))
+        # A layer may be narrower than others, or have no heads: 0 there.
+        means[kind] = torch.zeros(lm.layout.n_layers, lm.layout.width(kind), dtype=torch.float64)
+        if kind == "z":
+            means[lm.layout.contribution_kind] = means[kind].clone()
+        for site in (Site(kind, layer) for layer in lm.layout.layers(kind)):
+            size = lm.layout.W_O(site.layer).shape[1] if kind == "z" else lm.layout.d_model
+            shape, expected = tuple(values[site].shape) if site in values else None, (len(rollout.token_ids), size)
             if shape not in (expected, (1, *expected)):
                 raise NeighbourError(
                     f"{rollout.problem_id}: {site} is {shape or 'missing'}, the rollout and {lm.name} need {expected}. "
                     "Pass token ids, not text (a BOS may have been prepended), and record all layers."
                 )
-            rows.append(values[site].detach().reshape(expected)[where].double())
-        means[kind] = torch.stack([row.mean(dim=0).cpu() for row in rows])
-        if kind == "z":
-            scaled = [_over_norm(lm.layout, layer, z).mean(dim=0).cpu() for layer, z in enumerate(rows)]
-            means[lm.layout.contribution_kind] = torch.stack(scaled)
+            row = values[site].detach().reshape(expected)[where].double()
+            means[kind][site.layer, :size] = row.mean(dim=0).cpu()
+            if kind == "z":
+                scaled = _over_norm(lm.layout, site.layer, row)
+                means[lm.layout.contribution_kind][site.layer, :size] = scaled.mean(dim=0).cpu()
     return means
 
 

@@ -115,7 +115,7 @@ def _check(lm: LM, bridge: Any, *, tokens: int = 8) -> None:
     """Raise NeighbourError unless the bridge computes each site once in a pass, with the numbers of ``lm``, as our hooks on ``lm`` see it."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, lm.model.config.get_text_config().vocab_size, (1, tokens), generator=generator).to(lm.device)
-    recorded: dict[Site, list[Tensor]] = {Site(kind, layer): [] for layer in range(lm.layout.n_layers) for kind in KINDS}
+    recorded: dict[Site, list[Tensor]] = {Site(kind, layer): [] for kind in KINDS for layer in lm.layout.layers(kind)}
 
     def watch(site: Site) -> Callable[[Tensor], None]:
         return lambda value: recorded[site].append(value.float())
@@ -163,17 +163,17 @@ def detect_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 
     twice = [pool[torch.randperm(len(pool), generator=generator)[:repeated]].repeat(2).tolist() for _ in sequences]
     scores = {}
     for name, pattern in DETECTED.items():
-        score = torch.zeros(lm.layout.n_layers, lm.layout.n_heads, dtype=torch.float64)
+        score = lm.layout.table({layer: torch.zeros(n) for layer, n in enumerate(lm.layout.heads)})
         for ids in twice if name == "induction" else sequences:
             tokens = torch.tensor([list(ids)], device=lm.device)
             _, cache = bridge.run_with_cache(tokens, remove_batch_dim=True)
             expected = getattr(detector, f"get_{pattern}_detection_pattern")(tokens.cpu())
-            for layer in range(lm.layout.n_layers):
-                score[layer] += torch.tensor(
+            for layer in lm.layout.attention_layers:
+                score[layer, : lm.layout.heads[layer]] += torch.tensor(
                     [detector.compute_head_attention_similarity_score(
                         cache["pattern", layer, "attn"][head].cpu().float(), detection_pattern=expected,
                         exclude_bos=False, exclude_current_token=False, error_measure="mul",
-                    ) for head in range(lm.layout.n_heads)]
+                    ) for head in range(lm.layout.heads[layer])]
                 )  # fmt: skip
         scores[name] = HeadScores(score / len(sequences), pattern, "share of attention", lm.provenance(seed))
     return scores

@@ -113,8 +113,8 @@ def site_of_nnsight(lm: LM, place: Place) -> Site:
             ``resid_mid``.)
     """
     for layer in range(lm.layout.n_layers):
-        for site in (Site(kind, layer) for kind in KINDS):
+        for site in (Site(kind, layer) for kind in KINDS if layer in lm.layout.layers(kind)):
             if nnsight_path(lm, site) == place:
                 return site
-    known = "; ".join(str(nnsight_path(lm, Site(kind, 0))) for kind in KINDS)
+    known = "; ".join(str(nnsight_path(lm, Site(kind, 0))) for kind in KINDS if 0 in lm.layout.layers(kind))
     raise NeighbourError(f"{place} is not a site of {lm.name}. Those of layer 0 are {known}.")

@@ -17,9 +17,9 @@ from toolkit.types import HeadScores
 def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
     """Heat map of head scores, one row per lens and one column per head; each row is divided by its largest absolute value."""
     values = {name: s.score.numpy() for name, s in scores.items()}
-    n_layers, n_heads = next(iter(values.values())).shape
-    names = [f"{layer}.{head}" for layer in range(n_layers) for head in range(n_heads)]
-    raw = np.array([v.flatten() for v in values.values()])
+    present = ~np.isnan(next(iter(values.values())))  # a layer may have fewer heads than others, or none
+    names = [f"{layer}.{head}" for layer, head in np.argwhere(present)]
+    raw = np.array([v[present] for v in values.values()])
     scaled = raw / np.abs(raw).max(axis=1, keepdims=True).clip(min=1e-12)
     heat = go.Heatmap(
         x=names,
@@ -33,8 +33,8 @@ def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
         hovertemplate="head %{x}<br>%{y}: %{customdata:.3g}<extra></extra>",
     )
     figure = go.Figure(heat)
-    for layer in range(1, n_layers):
-        figure.add_vline(x=layer * n_heads - 0.5, line={"color": "black", "width": 1})
+    for end in np.cumsum(present.sum(axis=1))[:-1]:
+        figure.add_vline(x=end - 0.5, line={"color": "black", "width": 1})
     axes = {"xaxis": {"title": "layer.head", "type": "category"}, "yaxis": {"autorange": "reversed", "automargin": True}}
     return styled(figure, "Every head through every lens", **axes).update_layout(margin={"l": 20})
 

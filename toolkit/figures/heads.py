@@ -10,9 +10,9 @@ from toolkit.types import HeadScores, Plan
 
 
 def head_scores(scores: HeadScores, plan: Plan | None = None) -> go.Figure:
-    """Heat map of head scores, layers by heads; the heads of ``plan`` are outlined."""
+    """Heat map of head scores, layers by heads; the heads of ``plan`` are outlined. Layers without heads stay empty."""
     values = scores.score.numpy()
-    limit = float(np.abs(values).max()) or 1.0
+    limit = float(np.nanmax(np.abs(values))) or 1.0
     figure = go.Figure(
         go.Heatmap(
             z=values,

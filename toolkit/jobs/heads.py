@@ -70,11 +70,10 @@ def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: flo
         return float(np.mean([phase_entropy.phase_means(r).think for r in measured]))
 
     base, about = mean(lm), lm.provenance(temperature=temperature, **origins.record(r.problem_id for r in thought))
-    change = torch.zeros(lm.layout.n_layers, lm.layout.n_heads, dtype=torch.float64)
-    for layer in range(lm.layout.n_layers):
-        for head in range(lm.layout.n_heads):
-            plan = Plan((HeadEdit(layer, head, "scale", 1.0),), None, f"head {layer}.{head}", about)
-            change[layer, head] = mean(Condition(lm, (masks.masking(plan, "zero", during="all"),))) - base
+    change = lm.layout.table({})
+    for layer, head in lm.layout.all_heads:
+        plan = Plan((HeadEdit(layer, head, "scale", 1.0),), None, f"head {layer}.{head}", about)
+        change[layer, head] = mean(Condition(lm, (masks.masking(plan, "zero", during="all"),))) - base
     return HeadScores(change, "entropy_when_masked", "nats per token", about)
 
 
@@ -119,16 +118,18 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
         ``p_spearman_in_layer``. ``p_holm``: ``p_in_layer``, Holm-corrected over all pairs.
     """
     rng = np.random.default_rng(seed)
-    values = {name: score.score.numpy() for name, score in scores.items()}
-    layers, heads = next(iter(values.values())).shape
-    # Permutations of head indices, [times, layers * heads]: over all heads, and within each layer only.
-    free = rng.permuted(np.tile(np.arange(layers * heads), (times, 1)), axis=1)
-    inside = rng.permuted(np.tile(np.arange(heads), (times, layers, 1)), axis=2) + heads * np.arange(layers)[:, None]
-    shuffles = (free, inside.reshape(times, -1))
+    present = ~next(iter(scores.values())).score.isnan().numpy()  # a layer may have fewer heads than others, or none
+    values = {name: score.score.numpy()[present] for name, score in scores.items()}
+    sizes = present.sum(axis=1)
+    # Permutations of head indices, [times, heads]: over all heads, and within each layer only.
+    free = rng.permuted(np.tile(np.arange(sizes.sum()), (times, 1)), axis=1)
+    starts = np.cumsum(sizes) - sizes
+    inside = [rng.permuted(np.tile(np.arange(n), (times, 1)), axis=1) + start for n, start in zip(sizes, starts, strict=True)]
+    shuffles = (free, np.concatenate(inside, axis=1))
     rows = []
     for a, b in combinations(values, 2):
         tops = [_top(values[name], count) for name in (a, b)]
-        ranks = [pd.Series(values[name].flatten()).rank().to_numpy() for name in (a, b)]
+        ranks = [pd.Series(values[name]).rank().to_numpy() for name in (a, b)]
         shared, rho = float(tops[0] @ tops[1]), stats.spearman(*ranks)
         p_shared, p_rho = [], []
         for shuffle in shuffles:
@@ -138,15 +139,14 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
             scale = np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
             larger = np.abs(centred[1][shuffle] @ centred[0] / scale) >= abs(rho) - 1e-12 if scale else None
             p_rho.append(np.nan if larger is None else stats.permutation_p(larger))
-        rows.append((f"{a} / {b}", shared, count**2 / (layers * heads), *p_shared, rho, *p_rho))
+        rows.append((f"{a} / {b}", shared, count**2 / len(free[0]), *p_shared, rho, *p_rho))
     columns = ["pair", "shared", "expected", "p", "p_in_layer", "spearman", "p_spearman", "p_spearman_in_layer"]
     table = pd.DataFrame(rows, columns=columns)
     return table.assign(p_holm=stats.holm(table["p_in_layer"].to_numpy()))
 
 
-def _top(values: ndarray, count: int) -> ndarray:
+def _top(scores: ndarray, count: int) -> ndarray:
     """1 for each of the top ``count`` heads, 0 for the others; heads that tie at the cut share the remaining places equally."""
-    scores = values.flatten()
     cut = np.sort(scores)[-count]
     above, tied = scores > cut, scores == cut
     return above + tied * (count - above.sum()) / tied.sum()
@@ -256,9 +256,9 @@ def atlas(
     haystacks = search.haystacks(lm, "test")
     # An overlap with the training problems is refused here, before the long part.
     overlap = evaluate.check_held_out(conditions, _problems(conditions, study, haystacks), allow=study.allow_overlap)
-    say(f"masking each of {lm.layout.n_layers * lm.layout.n_heads} heads, and detecting attention patterns")
+    say(f"masking each of {len(lm.layout.all_heads)} heads, and detecting attention patterns")
     scores = lenses(lm, rollouts, measurement)
-    count = max(2, round(0.1 * lm.layout.n_layers * lm.layout.n_heads))
+    count = max(2, round(0.1 * len(lm.layout.all_heads)))
     say("measuring the effects of ThinkEdit's edit and of steering")
     top = [h for h in scores[WRITE].ranked()[:count] if scores[WRITE].score[h] > 0]
     tables = {

@@ -51,7 +51,7 @@ def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
 
 def controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
     """Return up to ``draws`` different plans with random heads of the same layers; none if the plan has more than half of all heads."""
-    if 2 * len(plan.heads) > lm.layout.n_layers * lm.layout.n_heads:
+    if 2 * len(plan.heads) > len(lm.layout.all_heads):
         return []
     drawn = [edits.random_heads(plan, lm.layout, seed=seed + draw) for draw in range(draws)]
     return list({frozenset(p.heads): p for p in drawn}.values())

@@ -115,7 +115,7 @@ class HeadMetrics:
         if when not in ("all", "success"):
             raise ValueError(f"when={when!r}: choose 'all' or 'success'.")
         value = self.values[metric]
-        selected = ~value.flatten(1).isnan().any(dim=1) & (torch.tensor(self.success) | (when == "all"))
+        selected = ~value.flatten(1).isnan().all(dim=1) & (torch.tensor(self.success) | (when == "all"))
         if not selected.any():
             raise ValueError(
                 f"No example has a {metric!r} score ({when}): of {len(self.success)}, {sum(self.success)} succeeded. 'contrast' needs "
@@ -145,7 +145,9 @@ def measure(
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].rollout.token_ids))
     parts = [_group(lm, [examples[i] for i in order[at : at + GROUP_SIZE]], sinks) for at in range(0, len(order), GROUP_SIZE)]
     back = torch.tensor(order).argsort()
-    values = {name: torch.cat([part[name] for part in parts])[back] for name in METRICS}
+    # Layers may differ in their number of heads: NaN where there is none.
+    absent = lm.layout.table({layer: torch.zeros(n) for layer, n in enumerate(lm.layout.heads)})
+    values = {name: torch.cat([part[name] for part in parts])[back] + absent for name in METRICS}
     ids = tuple(e.rollout.problem_id for e in examples)
     return HeadMetrics(values, tuple(bool(success(e)) for e in examples), ids, lm.provenance(**origins.record(ids)))
 
@@ -213,7 +215,7 @@ class _MetricSums:
         which = torch.tensor(rows.examples, device=rows.weights.device)
         needle = self.needle[which, : rows.weights.shape[-1]].to(rows.weights)
         on_needle = torch.einsum("bhqk,bk->bhq", rows.weights, needle)
-        self.mass[which, rows.layer] += (on_needle * (rows.queries >= 0)[:, None]).sum(dim=-1).double()
+        self.mass[which, rows.layer, : rows.weights.shape[1]] += (on_needle * (rows.queries >= 0)[:, None]).sum(dim=-1).double()
 
     def take(self, rows: attention.Rows) -> None:
         """Add what one layer's heads contribute to the metrics at the query positions that predict the emitted tokens."""
@@ -243,18 +245,20 @@ class _MetricSums:
         """Mark the numbers of the tokens that each head copies."""
         index = number[:, None].expand_as(hits)
         counts = torch.zeros(*hits.shape[:2], self.tokens.shape[1] + 1, device=hits.device)
-        self.copied[name][which, layer] |= counts.scatter_add_(2, index, hits.float()) > 0
+        self.copied[name][which, layer, : hits.shape[1]] |= counts.scatter_add_(2, index, hits.float()) > 0
 
     def _write(self, rows: attention.Rows, which: Tensor, needle: Tensor, emitted: Tensor, in_needle: Tensor) -> None:
         """Add a_h(t, j') <u(w_t), W_O^h v_h(j')> for the needle key j' with the most attention."""
         weight, at = rows.weights.masked_fill(~needle[:, None, None], -1.0).max(dim=-1)
-        read = rows.value_at(at) * weight.clamp(min=0)[..., None] * in_needle[:, None, :, None]
+        read = rows.value_at(at) * weight.clamp(min=0)[..., None] * in_needle[:, None, :, None] * rows.gate.transpose(1, 2)
         layout = self.lm.layout
         u = self.W_U[emitted].float() - self.W_U_mean
         W_O = layout.W_O(rows.layer).detach().float()
         # <u, W_O v> = <W_O^T u, v>: the direction in each head's value space that raises the emitted token.
-        raises = (layout.to_attn_out(rows.layer, u / rows.scale) @ W_O).unflatten(-1, (layout.n_heads, layout.head_dim))
-        self.write[which, rows.layer] += torch.einsum("bhqd,bqhd->bh", read, raises).double()
+        raises = (layout.to_attn_out(rows.layer, u / rows.scale) @ W_O).unflatten(
+            -1, (layout.heads[rows.layer], layout.head_dims[rows.layer])
+        )
+        self.write[which, rows.layer, : read.shape[1]] += torch.einsum("bhqd,bqhd->bh", read, raises).double()
 
     def values(self) -> dict[str, Tensor]:
         """Return the metrics that follow from the responses alone, ``[examples, layers, heads]`` each."""
@@ -338,6 +342,7 @@ def statistics(copy: Float[Tensor, "examples layers heads"]) -> dict[str, int | 
     Args:
         copy: ``metrics.select("copy")``, or a published file read by ``from_lists``.
     """
+    copy = copy.flatten(1)[:, ~copy[0].flatten().isnan()]  # NaN: there is no such head
     mean, active = copy.double().mean(dim=0), (copy > 0).double().mean(dim=0)
     return {
         "examples": len(copy),
@@ -347,7 +352,7 @@ def statistics(copy: Float[Tensor, "examples layers heads"]) -> dict[str, int | 
         "share_zero": float((mean == 0).double().mean()),
         "always": int((active == 1).sum()),
         "often": int((active > 0.95).sum()),
-        "silent_examples": int((copy.flatten(1) == 0).all(dim=1).sum()),
+        "silent_examples": int((copy == 0).all(dim=1).sum()),
         "above_1": int((copy > 1).sum()),
     }
 
@@ -357,7 +362,7 @@ def overlap(a: HeadScores, b: HeadScores, count: int) -> float:
 
     It is the share of the ``count`` heads with the highest scores in ``a`` that are also among the ``count`` highest in ``b``.
     """
-    if a.score.shape != b.score.shape or not 1 <= count <= a.score.numel():
+    if a.score.shape != b.score.shape or not 1 <= count <= len(a.ranked()):
         raise ValueError(
             f"Scores of {tuple(a.score.shape)} and {tuple(b.score.shape)} heads, count={count}: need equal shapes and a count within them."
         )
@@ -385,9 +390,10 @@ def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, 
             f"n={n} of {len(copy)} examples, count={count} of {copy[0].numel()} heads: need at least 1 and at most all."
         )
     generator = torch.Generator().manual_seed(seed)
+    copy = copy.flatten(1)[:, ~copy[0].flatten().isnan()]  # NaN: there is no such head
 
     def top(sample: Tensor) -> set[int]:
-        order = sample.double().mean(dim=0).flatten().argsort(descending=True, stable=True)
+        order = sample.double().mean(dim=0).argsort(descending=True, stable=True)
         return set(order[:count].tolist())
 
     whole = top(copy)

@@ -197,14 +197,14 @@ def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
 def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> HeadScores:
     """Project the mean output of each head on -v of its layer."""
     unit = v.unit()
-    score = torch.zeros(lm.layout.n_layers, lm.layout.n_heads, dtype=torch.float64)
-    for layer in range(lm.layout.n_layers):
+    scores = {}
+    for layer in lm.layout.attention_layers:
         W_O = lm.layout.W_O(layer).detach()
         towards_short = -unit[layer].to(W_O.device, torch.float32)
         # <W_O z, -v> = <W_O^T (-v), z>: one product per layer gives every head's share.
         u = lm.layout.to_attn_out(layer, towards_short / towards_short.norm().clamp(min=1e-12)) @ W_O.float()
-        score[layer] = (u.double().cpu() * z[layer]).view(lm.layout.n_heads, -1).sum(dim=-1)
-    return HeadScores(score, method, "residual stream norm", v.provenance)
+        scores[layer] = lm.layout.by_head(layer, u.double().cpu() * z[layer, : len(u)]).sum(dim=-1)
+    return HeadScores(lm.layout.table(scores), method, "residual stream norm", v.provenance)
 
 
 def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM) -> Direction:
@@ -226,7 +226,7 @@ def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM
     difference = moments.mean(lm.layout.contribution_kind, LONG) - moments.mean(lm.layout.contribution_kind, SHORT)
     vector = torch.zeros(lm.layout.n_layers, lm.layout.d_model, dtype=torch.float64)
     for layer, head in heads:
-        columns = lm.layout.head(head)
+        columns = lm.layout.head(layer, head)
         vector[layer] += lm.layout.W_O(layer).detach()[:, columns].cpu().double() @ difference[layer, columns]
     n_pos, n_neg = (moments.n[moments.index(label)] for label in (LONG, SHORT))
     return Direction(vector, "attn_out", moments.positions, "written_by_heads", n_pos, n_neg, moments.provenance)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,14 +35,14 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
         OSError: it cannot be written.
     """
     edits.check_plan(lm, planned)
-    kept: dict[int, Tensor] = defaultdict(lambda: torch.ones(lm.layout.n_heads, dtype=torch.float64))
+    kept: dict[int, Tensor] = {}
     for edit in planned.edits:
         if edit.op != "project_out":
             raise ExportError(
-                f"Head {edit.layer}.{edit.head} is edited by {edit.op!r}, whose change has rank {lm.layout.head_dim}: it does not fit into an "
+                f"Head {edit.layer}.{edit.head} is edited by {edit.op!r}, whose change has rank {lm.layout.head_dims[edit.layer]}: it does not fit into an "
                 "adapter of rank 1. Write the whole model instead: edits.apply(lm, plan).save(directory)."
             )
-        kept[edit.layer][edit.head] *= 1 - edit.strength
+        kept.setdefault(edit.layer, torch.ones(lm.layout.heads[edit.layer], dtype=torch.float64))[edit.head] *= 1 - edit.strength
     if not kept:
         raise ExportError(f"The plan {planned.name!r} edits no head, so its adapter would be empty.")
     names = {id(module): name for name, module in lm.model.named_modules()}
@@ -53,7 +52,7 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
         W = lm.layout.W_O(layer).float()
         v = edits.unit_at(lm.layout, planned, layer, W.device)
         assert v is not None  # a plan that projects out has a direction
-        removed = (1 - kept[layer]).repeat_interleave(lm.layout.head_dim).to(W)
+        removed = (1 - kept[layer]).repeat_interleave(lm.layout.head_dims[layer]).to(W)
         name = f"base_model.model.{targets[layer]}"
         tensors |= {f"{name}.lora_A.weight": (removed * (v @ W))[None], f"{name}.lora_B.weight": -v[:, None]}
     header = {"format": "pt", "plan": planned.name, "edits": json.dumps(planned.edits, default=store.jsonable)}
@@ -77,7 +76,7 @@ def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:
         # Full paths: c_proj alone would also match GPT-2's MLP, and with layers_to_transform peft loses the second adapter's layers
         # when it combines two (add_weighted_adapter keeps those of the first).
         "target_modules": list(targets),
-        "fan_in_fan_out": hasattr(lm.layout.blocks[0].out, "nf"),
+        "fan_in_fan_out": hasattr(lm.layout.blocks[lm.layout.attention_layers[0]].out, "nf"),
         "bias": "none",
         "use_rslora": False,
         "inference_mode": True,
