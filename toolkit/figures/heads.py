@@ -10,7 +10,11 @@ from toolkit.types import HeadScores, Plan
 
 
 def head_scores(scores: HeadScores, plan: Plan | None = None) -> go.Figure:
-    """Heat map of head scores, layers by heads; the heads of ``plan`` are outlined."""
+    """Heat map of head scores, one row per layer and one column per head.
+
+    Args:
+        plan: Plan of an edit, whose heads are outlined; ``None`` outlines none.
+    """
     values = scores.score.numpy()
     limit = float(np.abs(values).max()) or 1.0
     figure = go.Figure(
