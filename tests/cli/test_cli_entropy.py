@@ -121,7 +121,7 @@ def test_given_rollouts_bring_their_own_temperature(sampled, tmp_path):
     ("arguments", "message"),
     [
         (("--temperature", 0), "temperature=0.0: give one above 0"),
-        (("-k", 1), "samples=1: comparing responses within a question needs at least 2"),
+        (("-k", 1), "samples=1: comparing responses within a problem needs at least 2"),
         (("-t", "nonsense"), "nonsense"),
         (("--steps", "guess"), "guess"),
         (
