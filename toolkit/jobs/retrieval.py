@@ -62,10 +62,10 @@ class Search:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(
-                f"task={self.task!r} has no needle in its prompts: choose one of {', '.join(TASKS)}."
+                f"task={self.task!r} is no retrieval task (prompts that hide a fact): choose one of {', '.join(TASKS)}."
             )
         if wrong := set(self.ops) - set(masks.ABLATIONS):
-            raise ValueError(f"ops={', '.join(wrong)}: choose from {', '.join(masks.ABLATIONS)}.")
+            raise ValueError(f"ops={', '.join(wrong)}: unknown masking operation; choose from {', '.join(masks.ABLATIONS)}.")
         if self.instances < 1 or self.draws < 1 or not self.counts or min(self.counts) < 1:
             raise ValueError(f"instances={self.instances}, draws={self.draws}, counts={self.counts}: all must be at least 1.")
 
