@@ -286,14 +286,16 @@ def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
     if tables.effects is not None:
         # The mildest filtering: the largest share kept.
         mildest = tables.effects[tables.effects["keep"] == tables.effects["keep"].max()].set_index("against")
-        share = f"accuracy gained by dropping the {_percent(1 - mildest['keep'].iloc[0])} of think tokens with the highest entropy"
+        share = f"{_percent(1 - mildest['keep'].iloc[0])} of think tokens dropped, those of highest entropy"
         for against, name in {"random": "random ones", "whole": "none"}.items():
-            value[f"{share} instead of {name}, points"] = _cell(mildest.loc[against], "difference", scale=100, signed=True)
+            value[f"{share} instead of {name}: accuracy gained, points"] = _cell(
+                mildest.loc[against], "difference", scale=100, signed=True
+            )
     for measure in ("fsf", "think_entropy"):
         name = f"Spearman correlation of {MEASURES[measure]} and right answers, within problem"
         value[name] = _cell(correct.loc[(measure, "within")], "r", digits=2)
     for choice in ("lowest failed-step fraction", "lowest think entropy"):
-        value[f"accuracy gained by keeping the response of {choice} instead of a random one, points"] = _gain(choices.loc[choice])
+        value[f"response of {choice} kept instead of a random one: accuracy gained, points"] = _gain(choices.loc[choice])
     return pd.DataFrame({"value": value}).rename_axis("measured")
 
 
