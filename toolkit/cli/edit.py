@@ -392,6 +392,6 @@ def compare(
         print_json(report.as_json(measured, summary))
         return
     out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
-    title = f"Mean, and paired difference from {measured.base} with its 95 % interval"
+    title = "Mean, and paired difference from the first model with its 95 % interval"
     show(report.headline_table(summary, base=measured.base), title)
     out.print(f"Rollouts and numbers are in [bold]{directory}[/bold].")
