@@ -218,7 +218,7 @@ class Ground:
 
     @_once
     def sample(self) -> list[Rollout]:
-        """Sample rollouts of the base model on train problems, from which directions and heads are computed, or read them back."""
+        """Return rollouts of the base model on train problems, from which directions and heads are computed; sample them if needed."""
         self.say(f"sampling {self.study.problems} x {self.study.samples} rollouts to compute directions and heads from")
         problems = self.study.load("train", self.lm)
         depends = [identity.of_problems(problems), self.study.sampling.identity]

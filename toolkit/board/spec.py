@@ -296,7 +296,7 @@ def _steered(
 
 
 def masked(name: str, count: int, *, control: bool = False) -> Spec:
-    """Return a condition that masks the top retrieval heads of the base model, which copy from the prompt (arXiv 2404.15574).
+    """Return a condition that masks the top retrieval heads of the base model: heads that copy from the prompt (arXiv 2404.15574).
 
     A masked head attends uniformly while decoding. Heads are ranked by how much they write towards the retrieved token (our score).
 

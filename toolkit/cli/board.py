@@ -89,8 +89,8 @@ def board(
 ) -> None:
     """Compare edits, steering, decoding rules, prompts and GRPO policies, with random controls and confidence intervals.
 
-    Writes board.json, table.parquet and report.html (one file, works offline). Every result is saved under a key of everything it depends
-    on, code included. After a stop, run the same command again to resume. If you add a condition, only that condition is measured.
+    Writes board.json, table.parquet and report.html (one file, works offline). Every result is saved under a cache key of everything it
+    depends on, code included. After a stop, run the same command again to resume. If you add a condition, only that condition is measured.
 
     Examples:
 

@@ -301,7 +301,8 @@ def import_(
 ) -> None:
     """Read a steering vector in the format of another tool, check that it fits the model, and save it as a direction.
 
-    The file is refused if the site, width or layers of its vector do not fit the model, or if its header contradicts the sign.
+    The file is refused if the site (the place in a layer), the width or the layers of its vector do not fit the model, or if its header
+    contradicts the sign.
 
     Example: [bold]toolkit import vector.gguf --from gguf -m tiny-reasoner -o runs/imported.safetensors[/bold]
     """

@@ -56,7 +56,7 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
     Open symbols are random or trained conditions with fewer than three seeds, too few for a test.
 
     Args:
-        labels: Names of the conditions whose names are written beside their points.
+        labels: Conditions whose points are labelled with their names.
     """
     figure, few = go.Figure(), False
     for family, (title, colour, symbol) in reversed(FAMILIES.items()):  # base last, on top
@@ -93,10 +93,10 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
 
 
 def state_shifts(board: Board) -> go.Figure:
-    """Dot plot of how far each condition shifts the hidden states along the length direction, one row per condition.
+    """Dot plot of the direction in which each condition shifts hidden states: cosine with the length direction, one row per condition.
 
-    Every condition reads the same responses of base. A dot is the cosine between the length direction and the mean difference of the
-    hidden states (condition minus base), with its 95 % interval; + is towards longer thinking. A grey bar is the 95 % range that the cosine
+    Every condition reads the same responses of base. The shift is the mean difference of the hidden states (condition minus base) at the
+    end of the residual stream; bars are 95 % intervals; + is towards longer thinking. A grey bar is the 95 % range that the cosine
     has by chance, from differences between random groups of the responses.
     """
     rows = [(name, c) for name, c in board["conditions"].items() if c.get("shift") and c["family"] not in ("decode", "prompt")]

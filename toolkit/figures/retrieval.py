@@ -16,7 +16,7 @@ from toolkit.figures.base import COLOURS, GREY, styled
 
 
 def recall(cells: pd.DataFrame) -> go.Figure:
-    """Heat map of the share of right answers by prompt length and depth of the needle.
+    """Heat map of the share of right answers by prompt length and depth of the needle (relative position of the hidden fact).
 
     Args:
         cells: Columns ``length`` (tokens), ``depth`` (0 to 1), ``correct`` (share of right answers, 0 to 1) and ``n`` (number of prompts).
@@ -45,7 +45,9 @@ def recall(cells: pd.DataFrame) -> go.Figure:
 
 
 def sparsity(table: pd.DataFrame) -> go.Figure:
-    """Bar chart of the shares of heads with a copy score above 0.1, above 0.5 and equal to zero, one colour for the first model.
+    """Bar chart of the shares of heads with a copy score above 0.1, above 0.5 and equal to zero, one group of bars per model.
+
+    The copy score of a head is the share of the needle's tokens that it copies (arXiv 2404.15574).
 
     Args:
         table: One row per model, with the columns ``model, above 0.1, above 0.5, zero`` (shares). The first row is the measured model, the
@@ -108,7 +110,7 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
 
 
 def masking_forms(table: pd.DataFrame) -> go.Figure:
-    """Dot plot of how much more accuracy the top heads' mask loses than a mask on random heads, one row per form of masking.
+    """Dot plot of accuracy with random heads masked minus accuracy with the top heads masked, one row per form of masking.
 
     A form is an operation (uniform, zero, mean) and a phase (decode only, prefill too). Each ranking is shown at its largest number of
     heads.

@@ -216,7 +216,7 @@ def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed
     metrics = ("correct", "closed", "think_tokens", "response_tokens", "entropy")
     complete = rows.dropna(
         subset=["fsf", "think_entropy"]
-    )  # rollouts that have both measures, so that choices compare the same set
+    )  # rollouts with both measures, so that all rules choose among the same rollouts
     return EntropyTables(
         rows=rows,
         overall=pd.DataFrame([(name, *overall(name)) for name in metrics], columns=["metric", "mean", "low", "high"]),

@@ -110,7 +110,7 @@ def before_and_after(done: Trained) -> pd.DataFrame:
     """Return a table of measures before and after training: one row per measure, one column for the first and one for the last log line.
 
     The column names are training steps. The measures are those on held-out problems if there are any, else those of the training batches:
-    accuracy and ``truncated`` are shares (0 to 1), lengths are in tokens.
+    accuracy and ``truncated`` (responses that the token budget cut off) are shares from 0 to 1, lengths are in tokens.
     """
     rows = done.log.dropna(subset=["held_out/accuracy"]) if "held_out/accuracy" in done.log else done.log[done.log["step"] > 0]
     columns = [c for c in rows.columns if c.startswith("held_out/")] or ["accuracy", "think_tokens", "tokens", "truncated"]

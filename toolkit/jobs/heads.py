@@ -64,7 +64,7 @@ def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: flo
         temperature: Temperature of the softmax whose entropy is taken.
 
     Raises:
-        NoThinkTagsError: no rollout thought.
+        NoThinkTagsError: no rollout has a think token.
     """
     thought = [r for r in rollouts if r.think_tokens]
     if not thought:

@@ -59,7 +59,7 @@ def planned_masks(search: Search) -> list[Mask]:
 
 
 def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
-    """Return the mean output of every head over all positions of prompts and responses. Mean ablation puts it in place of the output."""
+    """Return the mean output of every head over all positions of prompts and responses, by which mean ablation replaces its output."""
     everywhere = collect.Positions("prompt and response", lambda r: range(len(r.token_ids)))
     return collect.moments(lm, rollouts, lambda r: "all", kinds=("z",), positions=everywhere)
 

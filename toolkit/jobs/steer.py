@@ -87,8 +87,8 @@ def read_doses(directory: str | Path) -> tuple[pd.DataFrame, str]:
     """Read the numbers that ``dose_report`` wrote into ``directory``.
 
     Returns:
-        A table with one row per direction, strength and metric (columns ``direction, strength, metric, mean, low, high``), and the sentence
-        that names the problems they were measured on ("" in files of version 0.1.0).
+        A table with one row per direction, strength and metric (columns ``direction, strength, metric, mean, low, high``), and a sentence
+        that names the problems on which the numbers were measured ("" in files of version 0.1.0).
 
     Raises:
         FileNotFoundError: ``directory`` has no ``doses.json``.

@@ -153,11 +153,15 @@ def voted(times: int) -> How:
 
 
 def budgeted(outcomes: Outcomes, budget: float) -> tuple[Float[ndarray, " problems"], Float[ndarray, " problems"]]:
-    """Return two arrays with one value per problem, 0 to 1: any response within a token budget is right; their majority answer is right.
+    """Return for each problem how often the responses that fit a token budget are right: two arrays with values from 0 to 1.
 
-    The samples of a problem are taken in order until the next would exceed ``budget`` response tokens in total. Both values are means over
-    all cyclic orders (one begins at each sample), so every sample counts equally. If no response fits, both count as wrong. A tied vote
-    goes to the answer given first.
+    The first array says how often at least one of these responses is right, the second how often their majority answer is right. The
+    samples of a problem are taken in order until the next would exceed the budget. Values are means over all cyclic orders (one begins at
+    each sample), so every sample counts equally. If no response fits, both count as wrong. A tied vote goes to the answer given first.
+
+    Args:
+        outcomes: Outcomes of one condition.
+        budget: Budget per problem, in response tokens.
     """
     n, samples = outcomes.shape
     any_right, majority_right = np.zeros(n), np.zeros(n)
