@@ -212,7 +212,7 @@ def test_thinkedit_judges_the_test_split_of_the_task_that_the_rollouts_are_of(sa
     monkeypatch.setattr(generate, "_decode", lambda *a: pytest.fail("sampled again"))
     before = {file: file.stat().st_mtime_ns for file in target.iterdir()}
     again = run(*command)
-    assert again.exit_code == 0 and "holds this very edit already" in said(again) and "reusing" in said(again)
+    assert again.exit_code == 0 and "already holds exactly this edited model" in said(again) and "reusing" in said(again)
     assert before == {file: file.stat().st_mtime_ns for file in target.iterdir()}
     other = run(*command, "--strength", 0.5)
     assert isinstance(other.exception, FileExistsError) and "holds another model" in said(other)

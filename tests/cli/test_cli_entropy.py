@@ -54,7 +54,7 @@ def frame(records: list[dict]) -> pd.DataFrame:
 
 def test_help_shows_an_example():
     result = run("entropy", "--help")
-    assert result.exit_code == 0 and "Example" in result.output and "within question" in " ".join(result.output.split())
+    assert result.exit_code == 0 and "Example" in result.output and "within problem" in " ".join(result.output.split())
 
 
 def test_what_is_written_is_what_the_methods_measure(written, tiny):
@@ -121,7 +121,7 @@ def test_given_rollouts_bring_their_own_temperature(sampled, tmp_path):
     ("arguments", "message"),
     [
         (("--temperature", 0), "temperature=0.0: give one above 0"),
-        (("-k", 1), "samples=1: comparing responses within a question needs at least 2"),
+        (("-k", 1), "samples=1: comparing responses within a problem needs at least 2"),
         (("-t", "nonsense"), "nonsense"),
         (("--steps", "guess"), "guess"),
         (
@@ -151,7 +151,7 @@ def test_rollouts_that_do_not_fit_are_named(sampled, tmp_path):
         (("-r", foreign), "are of another, not of tiny-reasoner as loaded"),
         (("-r", steered), "are of tiny-reasoner under steering +2, not of tiny-reasoner as loaded"),
         (("-r", sampled, "--split", "dev"), "20 problems of the rollouts are not among the 20 given, such as 'arithmetic-"),
-        (("-r", sampled, "--temperature", 1), "was sampled at 0.8"),
+        (("-r", sampled, "--temperature", 1), "were sampled at 0.8"),
     ):
         result = run("entropy", "-o", tmp_path / "out", *SIZE[:2], *arguments)
         assert result.exit_code != 0 and message in said(result), message

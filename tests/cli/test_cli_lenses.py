@@ -49,8 +49,8 @@ def test_heads_prints_the_table_and_the_overlaps(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (("retrieval-heads", "--counts", "one"), "give whole numbers"),
-        (("retrieval-heads", "-t", "arithmetic"), "has no needle in its prompts"),
-        (("heads", "--search", "gsm8k"), "has no needle in its prompts"),
+        (("retrieval-heads", "-t", "arithmetic"), "is no retrieval task"),
+        (("heads", "--search", "gsm8k"), "is no retrieval task"),
         (("retrieval-heads", "--ops", "half"), "ops=half"),
     ],
 )

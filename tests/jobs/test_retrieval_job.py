@@ -116,10 +116,10 @@ def test_report_writes_scores_lists_tables_and_page(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"task": "arithmetic"}, "task='arithmetic' has no needle in its prompts"),
+        ({"task": "arithmetic"}, "task='arithmetic' is no retrieval task"),
         ({"counts": ()}, "must be at least 1"),
         ({"instances": 0}, "must be at least 1"),
-        ({"ops": ("half",)}, "ops=half: choose from zero, mean, uniform"),
+        ({"ops": ("half",)}, "ops=half: unknown masking operation; choose from zero, mean, uniform"),
     ],
 )
 def test_bad_searches_are_refused(more, message):

@@ -1,6 +1,7 @@
-"""The board's default conditions: training-free interventions, trained policies, and controls. Copy this file to make your own list.
+"""The board's default conditions: training-free interventions, trained policies, and random controls.
 
-Strengths and budgets are ours and chosen for the tiny reasoner; for another model, change them in your copy.
+Copy this file to make your own list. Strengths and token budgets are our choice for the tiny reasoner; for another model, change them in
+your copy.
 """
 
 from __future__ import annotations

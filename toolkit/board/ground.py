@@ -1,8 +1,9 @@
-"""Shared inputs of a board's conditions: the model, the sizes of the measurements, and methods that sample, find and train.
+"""What all conditions of a board share (``Ground``): the model, the sizes of the measurements, and the slow results made from both.
 
-Every slow step is a method of ``Ground``. ``sample``, ``find_heads``, ``direction`` and ``measure_retrieval`` run once per process and
-arguments; ``train`` reads an existing policy back. Rollouts and policies are saved in ``out`` under a key of everything they depend on.
-So a stopped board resumes, and adding a condition costs only that condition.
+Slow results are rollouts, directions, heads and trained policies; each is a method of ``Ground``. ``sample``, ``find_heads``,
+``direction`` and ``measure_retrieval`` run once per process for the same arguments; ``train`` reads an existing policy back. Rollouts and
+policies are saved in ``out`` under a key of everything they depend on. So a stopped board resumes, and adding a condition costs only that
+condition.
 """
 
 from __future__ import annotations
@@ -29,33 +30,38 @@ from toolkit.tasks import running_sum
 from toolkit.types import Direction, Plan, Problem, Rollout
 
 DIRECTIONS: Mapping[str, str] = MappingProxyType({"thinkedit": "2503.22048", "efficiency": "2506.15647"})
-"""Names of directions that ``Ground.direction`` makes -> arXiv ids."""
+"""Names of the directions that ``Ground.direction`` computes -> arXiv ids of their papers."""
 TRAINING = ("toolkit.grpo", "toolkit.jobs.grpo")  # modules that train policies
 P = ParamSpec("P")
 T = TypeVar("T")
 Sets = tuple[tuple[str, int], ...]
-"""Task names, with the number of problems of each."""
+"""Pairs ``(task, number of problems)``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Sizes of a board's measurements.
+    """Tasks, sizes and training settings of a board.
 
     Attributes:
-        main: Tasks for accuracy and length. Policies are trained on ``training.task`` only, so other tasks measure transfer.
-        unseen: Further tasks on which damage is measured, with one greedy response per problem. Tasks that the tiny reasoner was not
-            trained on start near zero accuracy.
-        horizons: Numbers of additions in the chains of ``running_sum``. The tiny reasoner was trained on up to 7 and fails from about 9.
+        main: Main tasks, on which accuracy and length are measured: pairs ``(task, number of problems)``. Policies are trained on
+            ``training.task`` only, so the other tasks measure transfer.
+        unseen: Further tasks, on which only accuracy is measured, with one greedy response per problem; a loss there is damage. Tasks that
+            the tiny reasoner was not trained on start at an accuracy near zero.
+        horizons: Smallest and largest number of additions in the chains of the task ``running_sum``. The tiny reasoner was trained on up to
+            7 additions and fails from about 9.
         samples: Samples per main problem, at temperature 1.
         max_new_tokens: Token budget of a response to a main problem.
-        unseen_tokens: Token budget of a response to an unseen problem.
+        unseen_tokens: Token budget of a response to a problem of ``unseen``.
         seeds: Number of seeds for conditions that are random or trained.
-        extraction: Problems, and samples per problem, from which directions and heads are computed (train split of ``training.task``).
-        haystack: Task of the retrieval measurement: ``lookup``, ``needle`` or ``threading`` (see ``jobs.retrieval.Search``).
-        haystacks: Number of haystacks to measure retrieval on, and of others to find retrieval heads on.
-        lengths: Prompt lengths of ``needle`` and ``threading`` in tokens; empty means five lengths up to the model's context.
-        texts: Number of base responses that every condition reads, teacher-forced, to compare its states.
-        fraction: Share of heads to edit.
+        extraction: ``(problems, samples per problem)`` of the rollouts from which directions and heads are computed. The problems are from
+            the train split of ``training.task``.
+        haystack: Task with prompts that hide facts, on which retrieval is measured: ``lookup``, ``needle`` (facts in filler text) or
+            ``threading`` (chains of keys).
+        haystacks: Number of such prompts in the test split for measuring retrieval, and in the dev split for finding retrieval heads.
+        lengths: Prompt lengths of ``needle`` and ``threading`` in tokens; empty means five lengths up to the model's context. Not used by
+            ``lookup``.
+        texts: Number of base responses that every condition reads, teacher-forced, so that hidden states are compared on the same texts.
+        fraction: Share of heads to edit, 0 to 1.
         training: Training settings of policies.
     """
 
@@ -86,20 +92,21 @@ QUICK = Sizes(
     texts=48,
     training=TrainingPlan(steps=6, pool=48, held_out=16, evaluate_every=3),
 )
-"""Small sizes for a trial run with every condition; too small for conclusions."""
+"""Sizes for a quick trial run of every condition; too small for conclusions."""
 
 
 def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str, str], *, tiny: bool) -> Sizes:
-    """Change sizes by the options of a command line; what no option names stays as it is in ``sizes``.
+    """Return a copy of ``sizes``, changed by the options of a command line.
 
     Args:
-        options: Options by name: ``task``, ``problems`` (of the main task), ``max_new_tokens``, ``seeds``, ``steps``, ``lora``, ``engine``.
-            ``None`` leaves a size unchanged.
-        settings: Numbers of every recipe, or fields of TRL's ``GRPOConfig``, as text: see ``jobs.grpo.adjust_recipe``.
-        tiny: True to scale recipes to the tiny reasoner.
+        options: Values by name: ``task`` (replaces all main tasks and the training task), ``problems`` (of the first main task),
+            ``max_new_tokens``, ``seeds``, ``steps``, ``lora``, ``engine``. A value of ``None`` changes nothing.
+        settings: Values as text that apply to every recipe, by name: ``problems``, ``samples``, ``updates``, ``max_tokens``,
+            ``learning_rate``, or a field of TRL's ``GRPOConfig``.
+        tiny: True to scale recipes to the tiny reasoner, False for their papers' numbers.
 
     Raises:
-        ValueError: an unknown task or setting, or one of a single reward.
+        ValueError: the task or a setting is unknown, or a setting is an option of one reward (``reward.NAME``).
     """
     from toolkit.jobs.grpo import RECIPE_NUMBERS, adjust_recipe  # needs TRL
 
@@ -128,7 +135,7 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
 
 
 def _once(method: Callable[Concatenate[Ground, P], T]) -> Callable[Concatenate[Ground, P], T]:
-    """Run a method only at the first call with the same arguments; later calls return the same result."""
+    """Decorate a method of ``Ground`` so that it runs only once per process for the same arguments; later calls return the same result."""
 
     @wraps(method)
     def cached(self: Ground, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -144,14 +151,14 @@ def _once(method: Callable[Concatenate[Ground, P], T]) -> Callable[Concatenate[G
 
 @dataclass(frozen=True)
 class Ground:
-    """A model, the sizes of the measurements, and the directory of the results.
+    """What all conditions of a board share: the base model, the sizes, the output directory, and slow results such as directions.
 
     Attributes:
         lm: The base model.
         sizes: Sizes of the measurements.
         out: Directory of rollouts, policies and results.
-        say: Called with one line of progress at a time.
-        made: Results of the slow methods, by method and arguments.
+        say: Function that is called with one line of progress at a time.
+        made: Results of the slow methods so far: ``(method, *arguments)`` -> result.
     """
 
     lm: LM
@@ -162,7 +169,10 @@ class Ground:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that each result depends on in addition to its condition and the code; excludes the number of seeds."""
+        """Everything that each result depends on, except its condition, its seed and the code, for cache keys.
+
+        The number of seeds is left out, so that more seeds keep the existing results.
+        """
         sizes = asdict(self.sizes)
         del sizes["seeds"]
         problems = {"main": self.problems, "unseen": self.unseen, "extraction": self.study.load("train", self.lm)}
@@ -170,7 +180,7 @@ class Ground:
 
     @cached_property
     def modules(self) -> dict[str, str]:
-        """Modules that every result depends on, including its tasks but not the training: see ``store.modules_of``."""
+        """Modules that every result depends on, as module -> hash of its code. Those that only train policies are left out."""
         names = [name for name, _ in (*self.sizes.main, *self.sizes.unseen)] + [self.sizes.haystack, self.sizes.training.task]
         task_modules = {module for name in names for module in tasks.modules(name)}
         return store.modules_of("toolkit.board.measure", *sorted(task_modules), without=TRAINING)
@@ -179,12 +189,12 @@ class Ground:
 
     @cached_property
     def problems(self) -> list[Problem]:
-        """Main problems (test split)."""
+        """Problems of the main tasks (test split)."""
         return [p for name, n in self.sizes.main for p in tasks.load(name, "test", n, lm=self.lm)]
 
     @cached_property
     def unseen(self) -> list[Problem]:
-        """Problems of the further tasks (test split)."""
+        """Problems of the further tasks ``sizes.unseen`` (test split)."""
         problems: list[Problem] = []
         for name, n in self.sizes.unseen:
             if name == "running_sum":
@@ -202,13 +212,13 @@ class Ground:
 
     @cached_property
     def study(self) -> Study:
-        """Study whose train problems give directions and heads."""
+        """Task and sizes of the rollouts from which directions and heads are computed."""
         problems, samples = self.sizes.extraction
         return Study(self.sizes.training.task, problems, samples, self.sizes.max_new_tokens)
 
     @_once
     def sample(self) -> list[Rollout]:
-        """Sample the base model's train rollouts, from which directions and heads are computed."""
+        """Return rollouts of the base model on train problems, from which directions and heads are computed; sample them if needed."""
         self.say(f"sampling {self.study.problems} x {self.study.samples} rollouts to compute directions and heads from")
         problems = self.study.load("train", self.lm)
         depends = [identity.of_problems(problems), self.study.sampling.identity]
@@ -217,7 +227,16 @@ class Ground:
             return rollouts(self.lm, problems, self.study.sampling, out=where)
 
     def _place(self, kind: str, depends: Any, module: str, task: str) -> Path:
-        """Folder of rollouts, named by everything they depend on, code included; says so if rollouts of other code exist."""
+        """Folder of rollouts, named by a key of everything they depend on, code included.
+
+        If the same rollouts were sampled by other code, it says that they are sampled again.
+
+        Args:
+            kind: Name of the parent folder.
+            depends: Further things that the rollouts depend on, besides the base model and the code.
+            module: Module that chooses the problems.
+            task: Task of the problems.
+        """
         code = store.modules_of(module, "toolkit.generate", *tasks.modules(task))
         basis, parent = store.Basis([identity.of_lm(self.lm), depends], code), self.out / kind
         where = parent / basis.key
@@ -229,16 +248,20 @@ class Ground:
 
     @_once
     def find_heads(self, form: str = OURS) -> Finding:
-        """Find ThinkEdit's direction, head scores and plan in one form of ``jobs.FORMS``."""
+        """Find the length direction, the head scores and the edit plan of ThinkEdit.
+
+        Args:
+            form: Variant of ThinkEdit, a key in ``jobs.FORMS``.
+        """
         return edit.find_heads(self.lm, self.sample(), edit.EditSettings(fraction=self.sizes.fraction), form)
 
     def plan(self, strength: float = 1.0, form: str = OURS, fraction: float | None = None) -> Plan:
-        """Return ThinkEdit's plan at a strength.
+        """Return a plan of ThinkEdit's edit: which heads to edit, and how strongly.
 
         Args:
-            strength: lambda; 1 removes the direction.
-            form: Key in ``jobs.FORMS``.
-            fraction: Share of heads; ``None`` means ``sizes.fraction``.
+            strength: lambda of the edit; 1 removes the direction from the heads' output, 2 reverses it.
+            form: Variant of ThinkEdit, a key in ``jobs.FORMS``.
+            fraction: Share of heads to edit; ``None`` means ``sizes.fraction``.
         """
         finding = self.find_heads(form)
         plan = finding.plan if fraction is None else edit.replan(self.lm, finding, edit.EditSettings(fraction), form)
@@ -248,10 +271,11 @@ class Ground:
 
     @_once
     def direction(self, name: str = "thinkedit") -> Direction:
-        """Compute a direction of thinking length, + longer.
+        """Compute a direction of thinking length; adding it lengthens thinking.
 
         Args:
-            name: ``thinkedit`` (the direction that the edited heads write, ours) or ``efficiency`` (Efficiency Steering).
+            name: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our form). ``"efficiency"``: Efficiency
+                Steering (arXiv 2506.15647).
         """
         if name not in DIRECTIONS:
             raise ValueError(f"Unknown direction {name!r}: choose one of {', '.join(DIRECTIONS)}.")
@@ -261,27 +285,32 @@ class Ground:
         return finding.plan.direction or finding.direction
 
     def search(self, seed: int = 0) -> Search:
-        """Return the settings of the retrieval measurement."""
+        """Return the settings for measuring retrieval (see ``sizes.haystack``).
+
+        Args:
+            seed: Seed of the prompts.
+        """
         return Search(self.sizes.haystack, self.sizes.haystacks, self.sizes.lengths, seed=seed)
 
     @_once
     def measure_retrieval(self) -> retrieval.RetrievalMeasurement:
-        """Measure the retrieval metrics of every head on haystacks of the dev split."""
+        """Measure how much every head retrieves from the prompt, on prompts with hidden facts (haystacks) of the dev split."""
         search = self.search()
         where = self._place("haystacks", asdict(search), "toolkit.tasks.haystack", search.task)
         with store.locked(where, wait=True):
             return retrieval.measure_retrieval(self.lm, search, out=where)
 
     def train(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:
-        """Train a policy as ``sizes.training`` says, or read it back if it exists.
+        """Train a policy with the settings ``sizes.training``, or read it back if it exists.
 
         Args:
             recipe: Recipe with its paper's numbers; ``sizes.training`` scales it.
-            start: Model to start from; default: the base model.
+            seed: Seed of the training run.
+            start: Model to start from; ``None`` means the base model.
             reward: Reward object to use instead of the recipe's.
 
         Returns:
-            A ``grpo.run.Trained``.
+            A ``grpo.run.Trained``, with the policy as ``lm`` and the log of its training.
         """
         from toolkit.grpo import policies  # needs TRL
 
@@ -290,7 +319,7 @@ class Ground:
         )
 
     def folder_of(self, recipe: Recipe, seed: int, reward: Any = None) -> Path:
-        """Return the folder of a policy trained from the base model."""
+        """Return the folder in which ``train`` saves a policy that starts from the base model. The folder may not exist yet."""
         from toolkit.grpo import policies
 
         return policies.folder_of(self.lm, recipe, seed, self.sizes.training, self.out / "trained", reward=reward)

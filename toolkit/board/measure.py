@@ -1,9 +1,11 @@
 """Measure one condition with one seed, and reduce the result to one value per problem and metric.
 
-A ``Result`` has two tables and a record. ``rows`` has one row per main rollout, for metrics that are not means. ``points`` has one row
-per problem and metric, for metrics that are means over problems. ``about`` holds costs, a description of the condition, and the shift of
-its states. Units: lengths are tokens, entropies nats per token, shares lie between 0 and 1; projections and pushes are in units of the
-residual stream.
+A ``Result`` has two tables and a record. ``rows`` has one row per response to a main problem, for metrics that are not means. ``points``
+has one row per problem and metric, for metrics that are means over problems. ``about`` holds costs, a description of the condition, and
+how it shifts hidden states.
+
+Units: lengths are in tokens, entropies in nats per token, shares from 0 to 1. ``projection`` and ``short_push`` (what short-thinking
+heads write towards short thinking) are in units of the residual stream, ``retrieval_write`` in logits.
 """
 
 from __future__ import annotations
@@ -44,13 +46,21 @@ IN_ABOUT = {
     "seconds": float | None, "parameters_changed": int, "training_steps": int, "shift": Mapping[str, float],
 }  # fmt: skip
 GREEDY = Sampling(temperature=0.0, max_new_tokens=120)  # sampling settings for haystacks
-PERMUTED = 500  # random class differences that a cosine is compared with: ours
-WRITERS = 4  # retrieval heads whose writing is measured
+PERMUTED = 500  # number of random differences between classes, with which a cosine is compared: ours
+WRITERS = 4  # number of retrieval heads whose writing is measured: ours
 
 
 @dataclass(frozen=True)
 class Result:
-    """Result of one condition and one seed: rollout rows, points per problem and metric, and a record."""
+    """Result of one condition with one seed.
+
+    Attributes:
+        rows: One row per response to a main problem: the columns of ``evaluate.rollout_table``, and ``no_think`` (True without a think
+            token), ``think_entropy, answer_entropy`` (nats per token), ``failed`` (share of wrong steps), ``review`` (share of characters
+            in steps that re-check), ``answer``, and ``text`` (first sample of each problem only).
+        points: One row per problem and metric, with the columns ``metric, problem_id, value``.
+        about: Name, seed, model, costs, and the shift of hidden states (see ``References.shift``).
+    """
 
     rows: pd.DataFrame
     points: pd.DataFrame
@@ -58,15 +68,15 @@ class Result:
 
 
 def read_result(ground: Ground, spec: Spec, seed: int) -> Result | None:
-    """Read the saved result of a condition and seed, or return ``None``. Errors as in ``read_folder``."""
+    """Return the saved result of a condition and seed, or ``None`` if it was not measured. A damaged file raises DamagedFileError."""
     return read_folder(result_folder(ground, spec, seed))
 
 
 def read_folder(folder: Path) -> Result | None:
-    """Read the result in a folder, or return ``None`` if there is none.
+    """Return the result in a folder, or ``None`` if the folder holds no complete result.
 
     Raises:
-        store.DamagedFileError: a file is damaged; says what to remove.
+        store.DamagedFileError: a file is damaged; the message says what to remove.
     """
     if not is_measured(folder):
         return None
@@ -89,17 +99,26 @@ def rollouts_of_result(folder: Path) -> list[Path]:
 
 
 def without_code_record(ground: Ground) -> list[Path]:
-    """Return the folders of results that do not record which code made them."""
+    """Return the folders of results that do not record which code made them; such results are not used."""
     return [path.parent for path in (ground.out / "results").glob(f"*/{ABOUT}") if not path.with_name(store.MADE_BY).exists()]
 
 
 def result_folder(ground: Ground, spec: Spec, seed: int) -> Path:
-    """Return the folder of a result, named by its key."""
+    """Return the folder of a result, named by its cache key. The folder may not exist yet."""
     return ground.out / "results" / spec.key(ground, seed)
 
 
 def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Path:
-    """Measure one condition with one seed, save the result, and return its folder. Rollouts finished before a kill are reused."""
+    """Measure one condition with one seed, save the result, and return its folder.
+
+    Responses that were saved before a stop are reused.
+
+    Args:
+        references: Responses, states and heads of base to compare with, from ``measure_references``.
+
+    Raises:
+        evaluate.OverlapError: the condition was made from problems that it would be evaluated on.
+    """
     condition = spec.make(ground, seed)
     evaluate.check_held_out(
         {spec.name: condition},
@@ -140,7 +159,7 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
 
 
 def _rows(lm: LM, responses: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
-    """One row per rollout: the columns of a report, and ``no_think``, ``answer``, ``text``, phase entropies, failed steps, re-checks."""
+    """The table ``Result.rows``."""
     table = evaluate.rollout_table(responses, problems)
     entropies = phase_entropy.table(responses)
     chains = failed_steps.chains(lm, responses, problems, failed_steps.fitting)
@@ -160,9 +179,11 @@ MEANS = {
     "accuracy": "correct", "think_tokens": "think_tokens", "response_tokens": "response_tokens", "looping": "looping", "no_think": "no_think",
     "think_entropy": "think_entropy", "answer_entropy": "answer_entropy", "failed_steps": "failed", "review": "review",
 }  # fmt: skip
+"""Metric -> column of ``Result.rows`` whose mean per problem it is."""
 
 
 def _main_points(rows: pd.DataFrame) -> pd.DataFrame:
+    """Points of the metrics that are means of columns of ``rows``: see ``MEANS``."""
     means = rows.groupby("problem_id", sort=False)[list(MEANS.values())].mean()
     values = {metric: means[column] for metric, column in MEANS.items()}
     values["never_closed"] = 1 - rows.groupby("problem_id", sort=False)["closed"].mean()
@@ -173,13 +194,18 @@ def _main_points(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def points(metric: str, values: pd.Series) -> pd.DataFrame:
-    """Return one row per problem of a metric; problems without a value are left out."""
+    """Return a metric as a table with the columns ``metric, problem_id, value``; problems without a value are left out.
+
+    Args:
+        metric: Name of the metric.
+        values: One value per problem, indexed by problem id.
+    """
     present = values.dropna().astype(float)
     return pd.DataFrame({"metric": metric, "problem_id": present.index.astype(str), "value": present.to_numpy()})
 
 
 def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
-    """Accuracy on each further task, and step accuracy on chains of additions longer than the tiny reasoner's training."""
+    """Points of the accuracy on each further task, and of the step accuracy on chains of additions (task ``running_sum``)."""
     sampling = Sampling(1, temperature=0.0, max_new_tokens=ground.sizes.unseen_tokens)
     responses = rollouts(condition, ground.unseen, sampling, progress=False)
     table = evaluate.rollout_table(responses, ground.unseen).set_index("problem_id")
@@ -210,19 +236,21 @@ def _changed(base: LM, lm: LM) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """Base's responses, states and heads, with which the internals of every condition are compared.
+    """Responses, hidden states and heads of base, with which the internals of every condition are compared.
 
-    Texts are read teacher-forced, at the positions where a line of thinking begins (as in our form of ThinkEdit).
+    A condition reads the responses teacher-forced. Hidden states are taken at the positions where a line of thinking begins, as in our form
+    of ThinkEdit, and averaged per response.
 
     Attributes:
-        texts: Base responses that every condition reads.
-        haystacks: Haystacks of the test split.
-        base_answers: Base's greedy responses to the haystacks.
-        finding: ThinkEdit's direction and heads (ours).
-        writers: Heads that write most towards a retrieved token.
-        before: Base's mean state of each text at the end of the residual stream, ``[texts, d_model]``.
+        texts: Responses of base that every condition reads.
+        haystacks: Prompts with hidden facts, from the test split.
+        base_answers: Greedy responses of base to ``haystacks``.
+        finding: Direction and short-thinking heads of ThinkEdit (our form).
+        writers: Retrieval heads: those that write most towards a retrieved token.
+        before: Mean state of base in each text at the end of the residual stream, ``[texts, d_model]``.
         problems: Problem id of each text.
-        shuffled: Unit differences of means between random classes of the texts, of the size of the length classes: ``[times, d_model]``.
+        shuffled: Directions that occur by chance, ``[draws, d_model]``: each is the difference of mean states between two random classes,
+            as large as the length classes (a fifth of the texts each), scaled to norm 1.
     """
 
     texts: list[Rollout]
@@ -236,16 +264,17 @@ class References:
 
     @property
     def unit(self) -> torch.Tensor:
-        """Unit vector of the length direction at the end of the residual stream, + longer, ``[d_model]``."""
+        """Unit vector of the length direction at the end of the residual stream, ``[d_model]``; adding it lengthens thinking."""
         return self.finding.direction.unit()[-1].double()
 
     def shift(self, condition: Condition) -> dict[str, float]:
-        """Measure how a condition shifts the states of the same texts at the end of the residual stream.
+        """Measure how a condition shifts the hidden states at the end of the residual stream when it reads the same texts as base.
 
         Returns:
-            ``cosine`` of the mean shift with the length direction (+ towards longer thinking), with ``low`` and ``high`` (95 %, over
-            problems); ``random``, the 97.5 % quantile of |cosine| with differences between random classes; ``size``, the norm of the shift
-            over that of the difference between long and short thinking. Empty if no state moves.
+            A dict, empty if no state moves. ``cosine``: cosine of the mean shift (condition minus base) with the length direction; + is
+            towards longer thinking. ``low, high``: its 95 % interval over problems. ``random``: 97.5 % quantile of the absolute cosine of
+            the shift with the chance directions ``shuffled``. ``size``: norm of the mean shift, divided by the norm of the difference
+            between long and short thinking.
         """
         after, _ = _states(condition, self.texts)
         names, which = np.unique(self.problems, return_inverse=True)
@@ -271,7 +300,7 @@ class References:
 
 
 def measure_references(ground: Ground) -> References:
-    """Sample and measure base's responses, states and heads, with which the internals of every condition are compared."""
+    """Return the responses, hidden states and heads of base with which the internals of every condition are compared."""
     closed = [r for r in ground.sample() if r.think_tokens and r.closed]
     texts = closed[:: max(1, len(closed) // ground.sizes.texts)][: ground.sizes.texts]
     haystacks = ground.search(seed=1).haystacks(ground.lm, "test")
@@ -289,14 +318,14 @@ def measure_references(ground: Ground) -> References:
 
 
 def _states(condition: Condition, texts: Sequence[Rollout]) -> tuple[ndarray, ndarray]:
-    """Mean state of each text at the end of the residual stream under a condition, and the problem of each text."""
+    """Mean state of each text at the end of the residual stream under a condition, ``[texts, d_model]``, and problem id of each text."""
     with condition.active() as lm:
         states = collect.states(lm, texts, MLP, positions=collect.step_starts(lm))
     return states.values[:, -1].double().numpy(), states.rows["problem_id"].to_numpy(str)
 
 
 def _shuffled(values: ndarray) -> ndarray:
-    """Unit differences of means between random classes, each a fifth of the rows: ``[PERMUTED, d_model]``."""
+    """Differences of means between two random classes, each a fifth of the rows, scaled to norm 1: ``[PERMUTED, d_model]``."""
     rng, size = np.random.default_rng(0), max(2, len(values) // 5)
     drawn = [rng.permutation(len(values)) for _ in range(PERMUTED)]
     gaps = np.stack([values[order[:size]].mean(axis=0) - values[order[-size:]].mean(axis=0) for order in drawn])
@@ -304,7 +333,7 @@ def _shuffled(values: ndarray) -> ndarray:
 
 
 def _mechanism(ground: Ground, condition: Condition, responses: Sequence[Rollout], references: References) -> pd.DataFrame:
-    """Points of the condition's internals: projection on the length direction, writing of short-thinking heads, and retrieval."""
+    """Points of the metrics of a condition's internals: ``projection, short_push, retrieved, retrieval_write``."""
     # First sample of each problem of the training task (of every task, if that task is not among the main ones).
     trained_on = {p.id for p in ground.problems if p.meta.get("task") == ground.sizes.training.task}
     ids = trained_on or {p.id for p in ground.problems}
@@ -327,7 +356,10 @@ def _mechanism(ground: Ground, condition: Condition, responses: Sequence[Rollout
 
 
 def _short_push(condition: Condition, texts: Sequence[Rollout], finding: Finding) -> pd.Series:
-    """Sum of what base's short-thinking heads write towards short thinking on each text, along the direction at the end of the stream."""
+    """What base's short-thinking heads together write towards short thinking, mean over the texts of each problem (index: problem id).
+
+    The condition reads the texts. The outputs of the heads are projected on minus the length direction at the end of the residual stream.
+    """
     unit = finding.direction.unit()[-1].double()
     with condition.active() as lm:
         states = collect.states(lm, texts, lm.layout.contribution_kind, positions=collect.step_starts(lm))

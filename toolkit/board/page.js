@@ -1,5 +1,6 @@
 "use strict";
-// The board in the reader's browser: state in the address, one function a part of the page, text only ever as text.
+// Draws the board in the browser. The state of the page is in the address; each part of the page has its own function; text from the
+// board is never interpreted as HTML.
 (() => {
 const board = JSON.parse(document.getElementById("board").textContent);
 const part = (key, empty) => board[key] ?? empty;
@@ -10,7 +11,7 @@ const own = (object, key) => (object && Object.hasOwn(object, key) ? object[key]
 
 // --- how things look -------------------------------------------------------------------------------------------
 
-// Okabe and Ito's colours; every family has a shape of its own too. Shapes are plotly's, drawn once more as SVG for the buttons.
+// Okabe and Ito's colours; every family also has its own shape. Shapes are plotly's; SHAPES draws them as SVG for the buttons.
 const FAMILIES = {
   base: ["#000000", "star"], edit: ["#D55E00", "square"], steer: ["#E69F00", "diamond"], mask: ["#8C6D31", "cross"],
   decode: ["#CC79A7", "triangle-up"], prompt: ["#56B4E9", "triangle-down"], trained: ["#0072B2", "circle"],
@@ -49,7 +50,7 @@ function swatch(family) {
   const drawn = shape === "circle" ? h("circle", {cx: 7, cy: 7, r: 5.5, fill: colour}) : h("polygon", {points: SHAPES[shape], fill: colour});
   return h("svg", {class: "mark", viewBox: "0 0 14 14", "aria-hidden": "true"}, drawn);
 }
-// plotly reads a little HTML in its texts: what comes from the board must not be read so.
+// plotly interprets some HTML in its texts; text from the board must not be interpreted.
 const literal = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
 // --- numbers ---------------------------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ function show(metric, value, signed) {
 const interval = (metric, v, signed) => [isNumber(v.low) && isNumber(v.high) && v.low !== v.high ? `[${show(metric, v.low, signed)}, ${show(metric, v.high, signed)}]` : "",
   v.note ?? ""].filter(Boolean).join(", ");
 const COSTS = {
-  tokens: ["Tokens", "spent on making it", significant], seconds: ["Time", "spent on making it", duration],
+  tokens: ["Tokens", "of all responses", significant], seconds: ["Time", "to sample the responses", duration],
   parameters_changed: ["Parameters", "changed", significant], training_steps: ["Training steps", "", significant],
 };
 function duration(s) {
@@ -98,7 +99,7 @@ const fresh = () => ({
 });
 let state = {};
 
-/** The condition shown first: of those that lose no accuracy for certain, the one most likely on the front. */
+/** The condition that is selected first: among those without a significant loss of accuracy, the one most likely on the front. */
 function favourite() {
   const loses = (n) => { const d = own(own(paired, n), "accuracy"); return isSure(d) && d.mean < 0; };
   const rated = names.filter((n) => n !== base).sort((a, b) => loses(a) - loses(b) || (conditions[b].front ?? -1) - (conditions[a].front ?? -1));
@@ -149,16 +150,16 @@ function set(change) {
 
 const everything = () => state.task === "all" && state.difficulty === "all";
 const cell = (name) => own(own(conditions[name]?.cells, state.task), state.difficulty);
-/** A condition's value of a metric under the filters; accuracy and length alone are known for each task and difficulty. */
+/** A condition's value of a metric under the filters. Only accuracy and length are known for each task and difficulty. */
 function value(name, metric) {
   if (!everything() && perCell(metric)) return own(cell(name), metric);
   return own(conditions[name]?.metrics, metric) ?? (everything() ? own(cell(name), metric) : undefined);
 }
 const perCell = (metric) => metric === "accuracy" || metric === "think_tokens";
-/** The paired difference to base, where the board has it: over everything. */
+/** The paired difference from base. The board has it for all problems together only. */
 const difference = (name, metric) => (name === base || (!everything() && perCell(metric)) ? undefined : own(own(paired, name), metric));
 const isSure = (d) => isNumber(d?.p_holm) && d.p_holm < 0.05;
-/** Whether a condition has too few seeds to be judged: its notes say how many. */
+/** Whether a condition has fewer than three seeds, too few for a test: its note then says how many. */
 const few = (name) => /seed/.test(own(conditions[name]?.metrics, "accuracy")?.note ?? "");
 function matches(name) {
   const c = conditions[name], text = `${name} ${familyOf(name)} ${c.note ?? ""} ${c.paper ?? ""}`.toLowerCase();
@@ -166,7 +167,7 @@ function matches(name) {
 }
 const visible = () => names.filter((name) => name === base || matches(name));
 
-/** Columns of the table in one group: key, head, and how a condition's cell is sorted and shown. */
+/** Columns of one group of the table: key, heading, and how a cell is sorted and shown. */
 function columns(group) {
   const found = Object.keys(metrics).filter((m) => (metrics[m].group ?? "main") === group).map((metric) => ({
     key: metric, label: about(metric).label, unit: unitOf(metric).unit, metric, help: about(metric).help,
@@ -174,7 +175,7 @@ function columns(group) {
   }));
   if (group === "main" && names.some((n) => isNumber(conditions[n].front))) {
     found.unshift({key: "front", label: "On the front", unit: "% of resamples", best: true, sorted: (name) => conditions[name].front,
-      shown: (name) => percent(conditions[name].front), help: "Probability that no other condition is at least as accurate and shorter."});
+      shown: (name) => percent(conditions[name].front), help: "Probability that no other condition is at least as accurate with at most as much thinking, and better in one of the two."});
   }
   if (group === "cost") {
     for (const key of Object.keys(COSTS)) {
@@ -194,7 +195,7 @@ function drawHead() {
   const kinds = tasks.filter((t) => t !== "all");
   $("lead").replaceChildren(names.length
     ? `${names.length} conditions of ${families.length} families, judged on the same ${isNumber(n) ? `${count(n)} ` : ""}problems` +
-      `${kinds.length ? ` (${kinds.join(", ")})` : ""} and compared with “${base}”, problem by problem. Intervals are 95 %.` : "");
+      `${kinds.length ? ` (${kinds.join(", ")})` : ""} and compared with “${base}”, problem by problem (paired). Intervals are 95 %.` : "");
   const sure = (metric, sign) => others.filter((name) => {
     const d = own(own(paired, name), metric);
     return isSure(d) && Math.sign(d.mean) === sign;
@@ -202,9 +203,9 @@ function drawHead() {
   const shorter = sure("think_tokens", -1), worse = new Set(sure("accuracy", -1));
   const fronts = others.filter((name) => conditions[name].front >= 0.5);
   const facts = Object.keys(paired).length ? [
-    [shorter.length, `of ${others.length} think shorter than base (Holm)`],
-    [shorter.filter((name) => !worse.has(name)).length, "of these without a loss of accuracy that shows"],
-    [sure("accuracy", 1).length, "are more accurate than base (Holm)"],
+    [shorter.length, `of ${others.length} think significantly less than base (after Holm's correction)`],
+    [shorter.filter((name) => !worse.has(name)).length, "of these have no significant loss of accuracy"],
+    [sure("accuracy", 1).length, "are significantly more accurate than base"],
   ] : [];
   if (names.some((name) => isNumber(conditions[name].front))) facts.push([fronts.length, "lie on the front in at least half of the resamples"]);
   $("facts").replaceChildren(...facts.map(([number, text]) => h("li", {}, h("b", {}, String(number)), text)));
@@ -266,7 +267,7 @@ function range(values) {
   return [low - room, high + room];
 }
 const ends = (v) => [v.mean, ...(state.bars ? [v.low, v.high] : [])].filter(isNumber);
-/** The points that no other beats in both: shorter and at least as accurate. */
+/** The points of the front: no other point is shorter and at least as accurate. */
 function front(points) {
   const kept = [];
   for (const p of [...points].sort((a, b) => a.x.mean - b.x.mean || b.y.mean - a.y.mean)) {
@@ -278,7 +279,7 @@ function hover(p) {
   const line = (metric) => {
     const v = value(p.name, metric), d = difference(p.name, metric);
     return `${about(metric).label}: ${show(metric, v.mean)}${metric === "accuracy" ? " %" : ""} ${interval(metric, v)}` +
-      (d ? `<br>   to base ${show(metric, d.mean, true)} ${interval(metric, d, true)}${isSure(d) ? " *" : ""}` : "");
+      (d ? `<br>   minus base: ${show(metric, d.mean, true)} ${interval(metric, d, true)}${isSure(d) ? " *" : ""}` : "");
   };
   const c = conditions[p.name], n = cell(p.name)?.n;
   return [`<b>${literal(p.name)}</b>`, literal(familyOf(p.name)) + (isNumber(n) ? `, ${count(n)} problems` : ""), line("accuracy"), line("think_tokens"),
@@ -294,14 +295,14 @@ function trace(family, points) {
   return {
     type: "scatter", mode: "markers", name: literal(family), x: mine.map((p) => p.x.mean), y: mine.map((p) => p.y.mean), customdata: mine.map((p) => p.name),
     text: mine.map(hover), hovertemplate: "%{text}<extra></extra>", error_x: errors(mine, "x", faded(colour)), error_y: errors(mine, "y", faded(colour)),
-    // Open: too few seeds to judge.
+    // An open symbol means fewer than three seeds, too few for a test.
     marker: {color: colour, symbol: mine.map((p) => (few(p.name) ? `${symbol}-open` : symbol)), size: family === "base" ? 16 : 11, opacity: 1,
       line: {color: mine.map((p) => (few(p.name) ? colour : "#fff")), width: mine.map((p) => (few(p.name) ? 2 : 1))}},
     hoverlabel: {bgcolor: "#fff", bordercolor: colour, font: {...FONT, size: 12}, align: "left"},
   };
 }
 const pen = document.createElement("canvas").getContext("2d");
-/** Names beside points, each at the first of eight places where it covers neither a point nor another name. */
+/** Names beside points. Each name is put at the first of eight places where it covers neither a point nor another name. */
 function placed(wanted, points, plot) {
   pen.font = `12px ${FONT.family}`;
   const at = (p) => [plot.left + (p.x.mean - plot.x[0]) / (plot.x[1] - plot.x[0]) * plot.width, plot.top + (plot.y[1] - p.y.mean) / (plot.y[1] - plot.y[0]) * plot.height];
@@ -312,7 +313,7 @@ function placed(wanted, points, plot) {
   for (const {p, always} of wanted) {
     const text = p.name.length > 30 ? `${p.name.slice(0, 29)}…` : p.name, [x, y] = at(p), width = pen.measureText(text).width + 4;
     const side = width / 2 + (p.name === state.condition ? 16 : 9);
-    // Above and left of a point of the front there is none: the first place to try.
+    // Above and left of a point on the front there is no other point, so that place is tried first.
     const places = [1, 1.5].flatMap((k) => [[-side, -9 * k], [-side - 3 * k, 0], [0, -17 * k], [side, -9 * k], [side + 3 * k, 0], [side, 9 * k], [-side, 9 * k], [0, 17 * k]]);
     const box = ([dx, dy]) => [x + dx - width / 2, y + dy - 8, x + dx + width / 2, y + dy + 8];
     const place = places.find((d) => free(box(d))) ?? (always ? places[0] : null);
@@ -329,7 +330,7 @@ function drawPareto() {
   if ($("front").hidden) return;
   const where = everything() ? "all problems" : [state.task, state.difficulty].filter((v) => v !== "all").join(", ");
   $("front-how").textContent = `Up is better, left is shorter; on ${where}. The dotted lines go through base: a point above and left of both is more accurate and shorter. ` +
-    "The grey line is the front of the visible means: no visible condition is shorter and at least as accurate." +
+    "The grey line is the front of the visible conditions: none of them is shorter and at least as accurate." +
     (shown.some((p) => few(p.name)) ? " Open symbols: fewer than three seeds, too few for a test." : "");
   const x = range(all.length ? all.flatMap((p) => ends(p.x)) : [0, 1]), y = range(all.length ? all.flatMap((p) => ends(p.y)) : [0, 1]);
   const best = front(shown), chosen = shown.find((p) => p.name === state.condition), zero = all.find((p) => p.name === base);
@@ -359,7 +360,7 @@ function drawPareto() {
 }
 const axisName = (metric, unit) => `${about(metric).label}${unit === "tokens" && !/token/i.test(about(metric).label) ? " (tokens)" : ""}`;
 const TICKS = {linecolor: "#8c959f", ticks: "outside", tickcolor: "#8c959f"};
-// plotly's own "share" button would send the numbers to its maker's site.
+// plotly's "share" button is switched off: it would send the numbers to the site of its makers.
 const CONFIG = {displaylogo: false, showSendToCloud: false, plotlyServerURL: "", responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"]};
 const PICTURE = {
   name: "picture", title: "Save as a picture, with its legend", icon: Plotly.Icons.camera,
@@ -379,7 +380,7 @@ function numbers(name, metric) {
   const good = sure && about(metric).better !== "none" ? ((d.mean > 0) === (about(metric).better === "high") ? "good" : "bad") : "";
   const flag = sure ? h("span", {class: "flag", role: "img", "aria-label": `${d.mean > 0 ? "more" : "less"} than base${good && `, ${good === "good" ? "better" : "worse"}`}, significant after Holm`}, d.mean > 0 ? "▲" : "▼") : null;
   const under = d ? `${show(metric, d.mean, true)} ${interval(metric, d, true)}` : interval(metric, v);
-  const title = isNumber(d?.p_holm) ? `to base: ${pText(d.p_holm)} after Holm${isNumber(d.p) ? ` (${pText(d.p)} alone)` : ""}` : d?.note ? `to base: not tested (${d.note})` : null;
+  const title = isNumber(d?.p_holm) ? `difference from base: ${pText(d.p_holm)} after Holm's correction${isNumber(d.p) ? ` (${pText(d.p)} before it)` : ""}` : d?.note ? `difference from base: not tested (${d.note})` : null;
   return h("td", {class: `${sure ? "sure" : ""} ${good} ${!everything() && !perCell(metric) ? "asall" : ""}`.trim() || null, title}, flag, show(metric, v.mean), h("small", {}, under || "\u00a0"));
 }
 function drawCard() {
@@ -390,7 +391,7 @@ function drawCard() {
     isNumber(c.front) && everything() ? ["on the front", `${percent(c.front)} % of resamples`] : null,
     seeds.length ? [seeds.length === 1 ? "seed" : "seeds", seeds.join(", ")] : null,
     c.paper ? ["paper", reference(String(c.paper))] : null,
-    ...Object.keys(COSTS).filter((k) => isNumber(c.cost?.[k])).map((k) => [`${COSTS[k][0].toLowerCase()} ${k === "parameters_changed" ? "changed" : k === "training_steps" ? "" : "to make"}`, cost(k, c.cost[k])]),
+    ...Object.keys(COSTS).filter((k) => isNumber(c.cost?.[k])).map((k) => [`${COSTS[k][0].toLowerCase()} ${k === "parameters_changed" ? "changed" : k === "training_steps" ? "" : "for responses"}`, cost(k, c.cost[k])]),
   ].filter(Boolean);
   $("card").replaceChildren(h("div", {class: "title"}, h("h3", {}, swatch(familyOf(name)), " ", name), h("p", {class: "soft"}, familyOf(name) + (name === base ? ", the baseline of all comparisons" : "")),
       c.note ? h("p", {}, c.note) : null),
@@ -419,7 +420,7 @@ function buildExamples() {
 const fits = (e) => (state.task === "all" || e.task === state.task) && (state.difficulty === "all" || e.difficulty === state.difficulty);
 const eligible = () => (examples.some(fits) ? examples.filter(fits) : examples);
 const current = () => eligible().find((e) => String(e.id) === state.example) ?? eligible()[0];
-/** A response's thinking and answer: by its tags, or by fields of its own. */
+/** Thinking and answer of a response, split at its tags, or from the fields `think` and `answer` if it has them. */
 function parted(response) {
   if (response.think !== undefined) return {think: response.think, answer: response.answer ?? "", open: false};
   const text = response.text ?? "", close = text.indexOf("</think>"), opens = text.trimStart().startsWith("<think>");
@@ -479,9 +480,9 @@ function drawTable() {
   $("table").hidden = !names.length;
   const shown = columns(state.group), column = shown.find((c) => c.key === state.sort) ?? groups.flatMap(columns).find((c) => c.key === state.sort);
   const refocus = document.activeElement?.closest?.("#numbers thead th")?.dataset.key, picked = document.activeElement?.closest?.("#numbers tbody tr")?.dataset.condition;
-  $("table-how").replaceChildren("Mean, and below it the paired difference to base with its 95 % interval (for base, and where a filter leaves no pairs: the interval of the mean). ",
-    h("span", {class: "sure key good"}, h("span", {class: "flag"}, "▲"), h("span", {class: "flag"}, "▼"), " bold"), ": more or less than base, significant after Holm; the mark is ",
-    h("span", {class: "sure key good"}, h("span", {class: "flag"}, "▲"), " blue"), " where that is better, ", h("span", {class: "sure key bad"}, h("span", {class: "flag"}, "▼"), " brown"), " where it is worse.",
+  $("table-how").replaceChildren("Mean, and below it the paired difference from base (condition minus base) with its 95 % interval. For base, and in columns that a filter restricts, the interval is that of the mean. ",
+    h("span", {class: "sure key good"}, h("span", {class: "flag"}, "▲"), h("span", {class: "flag"}, "▼"), " bold"), ": significantly more or less than base, after Holm's correction; the mark is ",
+    h("span", {class: "sure key good"}, h("span", {class: "flag"}, "▲"), " blue"), " if that is better, ", h("span", {class: "sure key bad"}, h("span", {class: "flag"}, "▼"), " brown"), " if it is worse.",
     everything() ? "" : " Accuracy and think tokens are of the chosen problems; the dimmed columns are of all problems.");
   $("numbers").tHead.replaceChildren(h("tr", {}, heading("name", "Condition", "", null, false),
     shown.map((c) => heading(c.key, c.label, [c.unit, !everything() && perCell(c.key) ? [state.task, state.difficulty].filter((v) => v !== "all").join(", ") : ""].filter(Boolean).join(" · "), c.help, c.best))));
@@ -505,7 +506,7 @@ function save(text, name, type) {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
-/** What the table shows, in every group, unrounded. A spreadsheet must not take a name for a formula. */
+/** The numbers of the table in all groups of columns, unrounded, as CSV. Text that a spreadsheet could read as a formula gets a leading '. */
 function csv() {
   const all = groups.flatMap(columns), quote = (v) => `"${String(v ?? "").replace(/^(?=[=+@\-\t])/, typeof v === "number" ? "" : "'").replaceAll('"', '""')}"`;
   const head = ["condition", "family", ...all.flatMap((c) => (c.metric ? ["", "_low", "_high", "_difference", "_difference_low", "_difference_high", "_p_holm"].map((end) => c.key + end) : [c.key]))];

@@ -1,15 +1,15 @@
 """Write a board as one web page: ``write_page(board, path)`` makes a self-contained ``report.html`` that works offline.
 
-The page holds the numbers as JSON, and ``page.js`` draws them in the browser with an embedded plotly.js. Its content security policy
-forbids every request, and no text of the board is interpreted as HTML.
+The page holds the numbers as JSON, and ``page.js`` draws them in the browser with an embedded plotly.js. The content security policy of
+the page forbids every request, and no text of the board is interpreted as HTML.
 
-``board`` is a mapping with the parts below; a missing part leaves its section out::
+``board`` is a mapping with the parts below. If a part is missing, the page leaves its section out::
 
     {"title": str, "base": str, "provenance": {...},
      "conditions": {name: {"family", "note", "seeds", "paper", "metrics": {metric: {"mean", "low", "high"}},
                            "cells": {task: {difficulty: {"n", "accuracy": {...}, "think_tokens": {...}}}},
                            "cost": {"tokens", "seconds", "parameters_changed", "training_steps"}, "front": probability}},
-     "paired": {name: {metric: {"mean", "low", "high", "p", "p_holm"}}},      differences to base
+     "paired": {name: {metric: {"mean", "low", "high", "p", "p_holm"}}},      differences from base: condition minus base
      "metrics": {metric: {"label", "unit": "share|tokens|nats|score|number", "better": "high|low|none",
                           "group": "main|damage|budget|mechanism|cost", "help"}},
      "tasks": ["all", ...], "difficulties": ["all", ...],
@@ -38,7 +38,11 @@ HERE = Path(__file__).parent
 
 
 def write_page(board: Mapping[str, Any], path: str | Path) -> Path:
-    """Write a board as one HTML file that opens from disk without a network.
+    """Write a board as one HTML file that opens from disk without a network, and return its path.
+
+    Args:
+        board: Mapping with the parts listed at the top of this module.
+        path: File to write.
 
     Raises:
         ValueError: ``base`` is not one of the conditions.
@@ -55,7 +59,7 @@ def write_page(board: Mapping[str, Any], path: str | Path) -> Path:
 
 
 def embedded(value: Any) -> str:
-    """Return a value as JSON for a ``<script>`` element. It has no ``<``, so no text can close or open an element."""
+    """Return a value as JSON text for a ``<script>`` element. The text has no ``<``, so it cannot close or open an HTML element."""
     return json.dumps(plain(value), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -77,4 +81,5 @@ def plain(value: Any) -> Any:
 
 
 def _asset(name: str) -> str:
+    """Text of a file beside this module."""
     return "\n".join(store.read_lines(HERE / name))

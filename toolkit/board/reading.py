@@ -1,4 +1,7 @@
-"""Make a board from its results: intervals, differences, examples, curves and figures, as JSON, tables and a web page."""
+"""Turn the saved results of a board into numbers and pages: intervals, differences from base, examples, learning curves, figures.
+
+The board is one mapping that JSON can store; it is also written as tables and as a web page.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +30,27 @@ LEVELS = ("easy", "medium", "hard")
 
 @dataclass(frozen=True)
 class ConditionResults:
-    """The results of one condition, one per seed."""
+    """All saved results of one condition.
+
+    Attributes:
+        spec: The condition.
+        results: One result per measured seed.
+    """
 
     spec: Spec
     results: tuple[Result, ...]
 
     @property
     def seeds(self) -> list[int]:
-        """Seeds measured."""
+        """Seeds that were measured."""
         return [int(r.about["seed"]) for r in self.results]
 
 
 def condition_results(ground: Ground, specs: Sequence[Spec]) -> dict[str, ConditionResults]:
-    """Read all results measured so far, by name of the condition; conditions without results are left out.
+    """Read all results that were measured so far, as name of the condition -> results. Conditions without results are left out.
 
     Raises:
-        FileNotFoundError: base was not measured.
+        FileNotFoundError: base was not measured yet.
     """
     by_name: dict[str, ConditionResults] = {}
     for spec in specs:
@@ -56,11 +64,11 @@ def condition_results(ground: Ground, specs: Sequence[Spec]) -> dict[str, Condit
 
 
 class AlignedResults:
-    """Results of all conditions with problems in one order, for paired comparisons.
+    """Results of all conditions with their problems in the same order, for paired comparisons.
 
     Attributes:
-        by_name: Results by name of the condition; needs base.
-        problems: Problem ids of each metric, sorted.
+        by_name: Name of the condition -> results. Base must be among them.
+        problems: Metric -> ids of the problems that it was measured on, sorted. Only metrics that are means of one value per problem.
         main: Ids of the main problems, sorted.
     """
 
@@ -72,7 +80,12 @@ class AlignedResults:
         self._cache: dict[tuple[str, str], ndarray] = {}
 
     def value(self, name: str, metric: str) -> ndarray:
-        """Return the values of a metric, ``[seeds, problems]``, with NaN for missing values."""
+        """Return the values of a metric for one condition, ``[seeds, problems]``; NaN where a problem has no value.
+
+        Args:
+            name: Name of the condition.
+            metric: Key in ``problems``, whose order of problems the values have.
+        """
         key = (name, metric)
         if key not in self._cache:
             rows = []
@@ -84,21 +97,23 @@ class AlignedResults:
 
     @cached_property
     def judge(self) -> Judge:
-        """Comparison by metrics of the main rollouts that are not means of one value per problem."""
+        """Judge for the metrics that are not in ``problems``: those computed from all responses at once, such as quantiles."""
         # The board shows ``never_closed`` instead of ``closed``.
         names = [m for m, about in METRICS.items() if about.how and m not in self.problems and m != "closed"]
         return Judge.against(self.outcomes(BASE)[0], names)
 
     @cached_property
     def base(self) -> dict[str, MetricEffect]:
-        """Estimates of every metric of base."""
+        """Metric -> estimate for base, with an interval that is not clipped to possible values."""
         return _unbounded(self, BASE)
 
     def change(self, metric: str, name: str, other: str = BASE) -> Effect:
-        """Return the difference in one metric, ``name`` minus ``other``, paired by problem.
+        """Return the difference in one metric between two conditions, ``name`` minus ``other``, paired by problem.
 
         Args:
-            other: Condition to compare with. If it has several seeds, ``name`` needs one seed or equally many.
+            metric: Name of the metric.
+            name: Name of the condition that is compared.
+            other: Name of the condition that is subtracted. If it has several seeds, ``name`` must have one seed or equally many.
         """
         seeded = any(self.by_name[n].spec.varies for n in (name, other))
         if metric in self.problems:
@@ -107,18 +122,18 @@ class AlignedResults:
         return judge.effects(self.outcomes(name), seeded=seeded)[metric].change
 
     def outcomes(self, name: str) -> list[Outcomes]:
-        """Return the outcomes of the main rollouts, one per seed."""
+        """Return the outcomes of a condition's responses to the main problems, one entry per seed."""
         return [Outcomes.from_rows(r.rows, self.main) for r in self.by_name[name].results]
 
 
 def estimates(table: AlignedResults, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
-    """Return the estimates of every metric of a condition, and the paired differences to base."""
+    """Return two mappings for one condition: metric -> estimate, and metric -> difference from base (condition minus base), paired."""
     judged = {m: e.within_bounds(m, table.base[m].estimate) for m, e in _unbounded(table, name).items()}
     return {m: e.estimate for m, e in judged.items()}, {m: e.change for m, e in judged.items()}
 
 
 def _unbounded(table: AlignedResults, name: str) -> dict[str, MetricEffect]:
-    """Estimates and differences to base whose intervals are not yet cut to the metric's range."""
+    """Metric -> estimate and difference from base, with intervals that are not yet clipped to possible values."""
     seeded, judged = table.by_name[name].spec.varies, dict[str, MetricEffect]()
     for metric in table.problems:
         values, base = table.value(name, metric), table.value(BASE, metric)[:1]
@@ -129,7 +144,13 @@ def _unbounded(table: AlignedResults, name: str) -> dict[str, MetricEffect]:
 
 
 def levels(rows: pd.DataFrame) -> pd.Series:
-    """Return easy, medium or hard for every problem: thirds of each task's range of difficulty."""
+    """Return the level of every problem: ``"easy"``, ``"medium"`` or ``"hard"``, indexed by problem id.
+
+    The range from the lowest to the highest difficulty of a task is cut into three equal parts.
+
+    Args:
+        rows: Table with the columns ``problem_id, task, difficulty``.
+    """
     each = rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first()
 
     def third(difficulty: pd.Series) -> pd.Series:
@@ -141,7 +162,12 @@ def levels(rows: pd.DataFrame) -> pd.Series:
 
 
 def cells(table: AlignedResults, name: str) -> dict[str, dict[str, Any]]:
-    """Return accuracy and think tokens with intervals, as task -> level of difficulty -> metric."""
+    """Return accuracy and think tokens of one condition for every part of the main problems.
+
+    Returns:
+        task -> level -> ``{"n": number of problems, "accuracy": {...}, "think_tokens": {...}}`` with ``mean, low, high`` of each metric.
+        Task and level can be ``"all"``. Combinations without problems are left out.
+    """
     base = table.by_name[BASE].results[0].rows
     task = base.groupby("problem_id", sort=False)["task"].first().reindex(table.main).to_numpy(str)
     level = levels(base).reindex(table.main).to_numpy(str)
@@ -165,6 +191,7 @@ def _aligned(table: AlignedResults, name: str, metric: str) -> ndarray:
 
 
 def _interval(e: Effect) -> dict[str, float | str | None]:
+    """``mean, low, high`` (``None`` for NaN) and a note if there is one, for JSON."""
     fields: dict[str, float | str | None] = {
         k: None if v != v else float(f"{v:.6g}") for k, v in asdict(e).items() if k not in ("p", "note")
     }
@@ -172,7 +199,12 @@ def _interval(e: Effect) -> dict[str, float | str | None]:
 
 
 def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, Any]:
-    """Return the board of all results so far as one JSON-serialisable mapping; ``page.py`` lists its parts."""
+    """Return the board of all results so far as one mapping that JSON can store; the top of ``page.py`` lists its parts.
+
+    Args:
+        specs: Conditions of the board; those without results are left out.
+        title: Title of the page.
+    """
     results = condition_results(ground, specs)
     table = AlignedResults(results)
     metrics, paired = {}, {}
@@ -209,7 +241,7 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
 
 
 def made_by(by_name: Mapping[str, ConditionResults]) -> str:
-    """Return the toolkit's version and one hash over the code that made the results."""
+    """Return one line of text with the toolkit's version and one hash over all code that made the results."""
     return store.made_by(store.key(sorted({str(r.about["made_by"]) for m in by_name.values() for r in m.results})))
 
 
@@ -218,7 +250,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _about(table: AlignedResults, name: str, metrics: Mapping[str, Effect]) -> dict[str, Any]:
-    """The board's entry of one condition: description, metrics, cells, costs, shift."""
+    """The entry of one condition in the board's ``conditions``: description, metrics, cells, costs, shift of hidden states."""
     condition = table.by_name[name]
     spec, notes = condition.spec, [r.about for r in condition.results]
     costs = {
@@ -242,7 +274,16 @@ def _about(table: AlignedResults, name: str, metrics: Mapping[str, Effect]) -> d
 
 
 def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int = 12) -> list[dict[str, Any]]:
-    """Return up to ``count`` example problems over tasks and levels, with the first response of every condition (first seed)."""
+    """Return example problems of all tasks and levels, each with one response of every condition (first sample, first seed).
+
+    Args:
+        by_name: Name of the condition -> results.
+        count: Largest number of problems.
+
+    Returns:
+        One mapping per problem: ``id, task, difficulty`` (level), ``prompt, answer`` (right answer), and ``responses`` with the name of the
+        condition -> ``text, correct, think_tokens``.
+    """
     rows = by_name[BASE].results[0].rows
     grouped = levels(rows).to_frame("level").join(rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first())
     each = max(1, count // max(1, grouped.groupby(["task", "level"]).ngroups))
@@ -270,7 +311,12 @@ def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int
 
 
 def curves(ground: Ground, by_name: Mapping[str, ConditionResults]) -> dict[str, list[dict[str, Any]]]:
-    """Return held-out accuracy and think tokens during training, one curve per seed, for conditions of the family "trained"."""
+    """Return the learning curves of the conditions of the family "trained".
+
+    Returns:
+        Name of the condition -> one mapping per seed: ``seed``, and equally long lists ``step, accuracy, think_tokens`` (means on held-out
+        problems). Policies that were trained elsewhere have no curve.
+    """
     from toolkit.grpo.log import LOG, read  # imports transformers' trainer and peft
 
     logs = {}
@@ -290,7 +336,15 @@ def curves(ground: Ground, by_name: Mapping[str, ConditionResults]) -> dict[str,
 
 
 def write(ground: Ground, specs: Sequence[Spec], title: str, directory: str | Path) -> dict[str, Any]:
-    """Write ``board.json``, ``table.parquet`` (one row per condition and metric) and ``report.html``; return the board."""
+    """Write the board of all results so far into a directory, and return it as a mapping.
+
+    The files are ``board.json``, ``table.parquet`` (one row per condition and metric, see ``long_table``) and the web page ``report.html``.
+
+    Args:
+        specs: Conditions of the board; those without results are left out.
+        title: Title of the page.
+        directory: Directory to write to.
+    """
     board, out = make_board(ground, specs, title), store.writable(directory)
     board |= {"figures": sections(board), "methods": methods()}
     store.write_json(board, out / "board.json")
@@ -303,25 +357,29 @@ DAMAGE = (
     "accuracy", "accuracy_arithmetic", "accuracy_lookup", "shortest_20", "never_closed", "looping", "no_think", "failed_steps",
     "accuracy_running_sum", "running_sum_step", "retrieved", "pass_at_4x", "vote_at_4x",
 )  # fmt: skip
+"""Metrics in the figure "Gains and damage"."""
 
 
 def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the further figures of the page, each with a title and an explanation."""
+    """Return the figures below the table of the page, each as a mapping with ``title, text`` (explanation) and ``figure`` (plotly JSON)."""
     drawn = (
-        ("Gains and damage", "Differences to base; no policy was trained on lookup.", figures.metric_differences(board, DAMAGE)),
-        ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same base responses. The shift is that of the mean "
-         "state at the end of the residual stream, where lines of thinking begin. Grey: the range for differences between random classes of responses.", figures.state_shifts(board)),
-        ("Short-thinking heads", "On the same texts. If a trained policy thinks longer while these heads write the same, it uses other parts of the model.", figures.head_change(board)),
-        ("Chains of additions", "Below the line: worse than the step accuracy predicts. Above: re-checks correct wrong steps.", figures.chain_accuracy(board)),
+        ("Gains and damage", "Condition minus base. No policy was trained on lookup.", figures.metric_differences(board, DAMAGE)),
+        ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same responses of base. The shift is the difference (condition "
+         "minus base) of the mean hidden state at the end of the residual stream, where lines of thinking begin. Grey: 95 % range for differences between random groups of "
+         "responses.", figures.state_shifts(board)),
+        ("Short-thinking heads", "Every condition reads the same responses of base. If a trained policy thinks longer although these heads write the same, other parts of the "
+         "model changed.", figures.head_change(board)),
+        ("Chains of additions", "Below the line: worse than the step accuracy predicts. Above the line: re-checks correct wrong steps.", figures.chain_accuracy(board)),
     )  # fmt: skip
     return [{"title": title, "text": text, "figure": figure.to_plotly_json()} for title, text, figure in drawn]
 
 
 def long_table(board: Mapping[str, Any]) -> pd.DataFrame:
-    """Return one row per condition and metric.
+    """Return the numbers of a board as a table with one row per condition and metric.
 
-    Columns: ``condition, family, metric, mean, low, high, difference, difference_low, difference_high, p, p_holm`` and ``note``
-    (``"2 seeds"``: too few for a verdict; ``"no variance"``: no interval).
+    Columns: ``condition, family, metric``; ``mean, low, high`` of the condition; ``difference, difference_low, difference_high`` of
+    condition minus base; ``p`` of that difference, and ``p_holm`` after Holm's correction; ``note`` (such as ``"2 seeds"``: too few for a
+    test; ``"no variance"``: no interval). Intervals are 95 %. Units are those of the metrics; shares are from 0 to 1.
     """
     rows = []
     for name, about in board["conditions"].items():
@@ -347,14 +405,14 @@ def long_table(board: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def text_table(board: Mapping[str, Any], metrics: Sequence[str]) -> pd.DataFrame:
-    """Return the board as text cells, for a terminal or the README, one row per condition.
+    """Return the board as a table of text cells, for a terminal or the README: one row per condition, one column per metric.
 
-    A cell holds the mean and, in brackets, the paired difference to base with its 95 % interval; shares are in percent. A star marks a
-    difference that is significant after Holm's correction. With fewer than three seeds there is no star, and the bracket says how many
-    seeds there are.
+    A cell holds the mean and, in brackets, the difference from base (condition minus base) with its 95 % interval; shares are in percent. A
+    star marks a difference that is significant after Holm's correction. A random or trained condition with fewer than three seeds gets no
+    star, and its brackets name the number of seeds.
 
     Args:
-        metrics: Names of the metrics to show, one column each.
+        metrics: Names of the metrics to show. Metrics that the board does not have are left out.
     """
     rows = {}
     for name, about in board["conditions"].items():
@@ -367,6 +425,7 @@ def text_table(board: Mapping[str, Any], metrics: Sequence[str]) -> pd.DataFrame
 
 
 def _cell(metric: str, e: Mapping[str, Any], d: Mapping[str, Any] | None) -> str:
+    """One cell of ``text_table``, from a value ``e`` and its difference from base ``d``."""
     if e["mean"] is None:
         return ""
     if d is None:  # base: the mean alone
@@ -375,25 +434,25 @@ def _cell(metric: str, e: Mapping[str, Any], d: Mapping[str, Any] | None) -> str
 
 
 def methods() -> list[dict[str, str]]:
-    """Return the explanations of statistics and controls for the page."""
+    """Return the page's explanations of statistics and controls, each as a mapping with ``title`` and ``text``."""
     a, b, c = assumed_aes
     return [
         {
             "title": "Statistics",
             "text": "Every condition answers the same problems with the same random numbers. Intervals are 95 %, over problems (bootstrap) and, "
-            "for conditions that are random or trained, also over seeds. Differences to base are paired by problem. A difference is marked if "
-            "its p-value is below .05 after Holm's correction over all conditions (accuracy and think tokens together, any other metric by "
-            "itself). Random or trained conditions need at least three seeds to be marked; with fewer, the interval names their number. If a "
-            'metric does not vary ("no variance"), it has no interval.',
+            "for conditions that are random or trained, also over seeds. Differences are condition minus base, paired by problem. A difference is "
+            "marked if its p-value is below .05 after Holm's correction over all conditions (accuracy and think tokens together, any other metric "
+            "by itself). A random or trained condition needs at least three seeds to be marked; with fewer, the number of seeds stands beside the "
+            'interval. If a metric does not vary ("no variance"), it has no interval.',
         },
         {
             "title": "Accuracy-efficiency score",
-            "text": f"{a:g} x relative shortening + {b:g} x relative gain of accuracy, or - {c:g} x relative loss. The constants differ between "
-            "papers; these are stated, not standard.",
+            "text": f"{a:g} x relative shortening of thinking + {b:g} x relative gain of accuracy; if accuracy falls, - {c:g} x relative loss of "
+            "accuracy instead. Papers use different constants; these are ours.",
         },
         {
             "title": "Controls",
-            "text": "Random heads of the same layers, random directions that the same heads can write, random vectors of equal norm, and random "
-            "heads masked. They show the effect of an arbitrary change of the same size.",
+            "text": "The controls edit or mask random heads of the same layers, edit along random directions that the same heads can write, or steer "
+            "along random vectors of equal norm. They show the effect of an arbitrary change of the same size.",
         },
     ]

@@ -1,4 +1,4 @@
-"""Measure every condition and seed of a board that has no result yet; several processes can share the work."""
+"""Measure all conditions of a board with all seeds, except those with a saved result; several processes can share the work."""
 
 from __future__ import annotations
 
@@ -21,27 +21,33 @@ from toolkit.board.measure import (
 )
 from toolkit.board.spec import Spec, check_distinct
 
-WAIT = 5.0  # seconds between looks at what other processes are doing
+WAIT = 5.0  # seconds to wait before checking again whether other processes have finished
 Unit = tuple[Spec, int]
+"""A condition and a seed."""
 
 
 def units(ground: Ground, specs: Sequence[Spec]) -> list[Unit]:
-    """Return every (condition, seed), first seeds first, so that a stopped board has results of every condition."""
+    """Return all pairs ``(condition, seed)`` to measure.
+
+    Seed 0 of every condition comes first, so that a stopped board has results of every condition. Conditions that are neither random nor
+    trained have seed 0 only.
+    """
     seeds = range(ground.sizes.seeds)
     return [(spec, seed) for seed in seeds for spec in specs if seed == 0 or spec.seeded]
 
 
 def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: bool = True) -> None:
-    """Measure every condition and seed that has no result yet. Several processes that run the same board share the work.
+    """Measure every condition with every seed that has no saved result yet. Several processes that run the same board share the work.
 
-    Results of other code are measured again; a message says which, and which modules changed.
+    A result that was made by other code is measured again; a message says which results, and which modules changed.
 
     Args:
+        specs: Conditions to measure.
         wait: True to return only when all results exist, including those that other processes are measuring.
-        progress: Show a progress bar.
+        progress: True to show a progress bar.
 
     Raises:
-        ValueError: two conditions have the same key.
+        ValueError: two conditions have the same cache key.
         evaluate.OverlapError: a condition was made from problems that it would be evaluated on.
     """
     todo, references = units(ground, specs), None
@@ -80,10 +86,13 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
 
 
 def _measured(ground: Ground, spec: Spec, seed: int, references: References, expected: Path) -> Path:
-    """Measure a result and return its folder: ``expected``, or another one if the condition has changed since, such as a model at a path.
+    """Measure one condition with one seed, and return the folder of the result.
+
+    The folder is ``expected``, or another one if the condition has changed since, such as a model that was replaced at its path.
 
     Raises:
-        identity.UnknownIdentityError: the function makes another condition at every call, so its result could never be read back.
+        identity.UnknownIdentityError: the condition's function makes another condition at every call, so that the result could never be
+            read back.
     """
     now = result_folder(ground, spec, seed)
     if now != expected and result_folder(ground, spec, seed) != now:
@@ -95,7 +104,7 @@ def _measured(ground: Ground, spec: Spec, seed: int, references: References, exp
 
 
 def _say_stale(ground: Ground, open_: Sequence[tuple[Spec, int, store.Basis]]) -> None:
-    """Say which of these results exist already, but were measured by other code."""
+    """Print which of the results to measure exist already, but were made by other code."""
     records = store.records(ground.out / "results")
     changed = {f"{spec.name}, seed {seed}": basis.changed(records) for spec, seed, basis in open_}
     stale, modules = [name for name, names in changed.items() if names], set[str]().union(*changed.values())
@@ -110,4 +119,5 @@ def _say_stale(ground: Ground, open_: Sequence[tuple[Spec, int, store.Basis]]) -
 
 
 def _few(names: Sequence[str], count: int = 4) -> str:
+    """The first ``count`` names as text, and how many more there are."""
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,4 +1,7 @@
-"""Conditions of the board as values: a name, a family, and a function that makes the condition from the ground and a seed.
+"""Conditions of the board as values: a ``Spec`` has a name, a family, and a function that makes the condition.
+
+The function gets a ``Ground`` (the base model, the sizes, and slow results such as directions) and a seed. It returns a ``Condition``: a
+model with the interventions it runs under.
 
 Your own list is a Python file that defines ``CONDITIONS``; copy ``default.py`` beside this file, or write::
 
@@ -8,14 +11,14 @@ Your own list is a Python file that defines ``CONDITIONS``; copy ``default.py`` 
     mine = Spec("half of head 3.1", "edit", lambda ground, seed: Condition(edits.apply(ground.lm, my_plan(ground.lm))))
     CONDITIONS = [*default.CONDITIONS, mine, trained("my price", recipes.plain("length_penalty", alpha=0.2))]
 
-``toolkit board --conditions FILE`` executes the file, measures its new conditions and reads the other results back. The file may also set
-the sizes: ``SIZES = Sizes(main=(("gsm8k", 200),), ...)``.
+``toolkit board --conditions FILE`` executes the file, measures conditions without a saved result, and reads the other results back. The
+file may also set the sizes: ``SIZES = Sizes(main=(("gsm8k", 200),), ...)``.
 
-Results are saved under a key. For a condition with your own function, such as ``mine``, the key covers the code of the function with all
-values, globals and functions it uses, and the condition that it makes (its model's fingerprint, its interventions). So the function is
-also called to read a result back, and a model that was retrained at the same path is measured again. ``identity={...}`` replaces all of
-that; use it if the function is slow, or if its values do not determine what it does. It must then hold everything that the numbers
-depend on, such as a model's fingerprint.
+Results are saved under a cache key. For a condition with your own function, such as ``mine``, the key covers the code of the function
+with all values, globals and functions it uses, and the condition that it makes (the fingerprint of the model, and the interventions). So
+the function is also called to read a result back, and a model that was retrained at the same path is measured again. ``identity={...}``
+replaces all of this in the key. Use it if the function is slow, or if the values it uses do not determine what it does. The mapping must
+then hold everything that the numbers depend on, such as the fingerprint of a model.
 """
 
 from __future__ import annotations
@@ -44,26 +47,26 @@ from toolkit.methods import retrieval_heads
 FAMILIES = ("base", "edit", "steer", "mask", "decode", "prompt", "trained", "combined", "control")
 BASE = "base"
 Make = Callable[[Ground, int], Condition]
-"""Makes a condition from the ground and a seed (0 if nothing is random)."""
+"""Function ``(ground, seed) -> condition``. The seed is 0 if nothing in the condition is random."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One condition of the board.
+    """Description of one condition of the board, from which the condition is made.
 
     Attributes:
         name: Unique name.
-        family: One of ``FAMILIES``; sets the colour.
-        make: ``make(ground, seed) -> Condition``.
-        seeded: True if it is random or trained, so that several seeds are measured.
+        family: One of ``FAMILIES``; sets colour and symbol in figures.
+        make: Function ``(ground, seed) -> Condition`` that makes the condition.
+        seeded: True if the condition is random or trained, so that several seeds are measured.
         paper: arXiv id, or "".
         note: Description in one line.
-        identity: Everything that the made condition depends on, for the key of its results. Default: derived from ``make`` and from the
-            condition it makes.
+        identity: Everything that the condition depends on, for the cache key of its results. If empty, it is derived from ``make`` and from
+            the condition that ``make`` returns.
         recipe: Recipe of a trained policy, or ``None``.
-        reward: Reward object that replaces the recipe's, or ``None``.
-        steps: Function of the ground that returns the number of training steps, for the cost table.
-        through: Function that returns further modules that results depend on, as ``store.modules_of`` does.
+        reward: Reward object that replaces the reward of ``recipe``, or ``None``.
+        steps: Function ``ground -> number of training steps``, for the cost table.
+        through: Function that returns further code that the results depend on, as module -> hash (see ``store.modules_of``).
     """
 
     name: str
@@ -84,15 +87,20 @@ class Spec:
 
     @property
     def varies(self) -> bool:
-        """True if another seed could give another result. A model that was trained elsewhere counts as one seed of many."""
+        """True if another seed could give another result.
+
+        A trained model that is only loaded, with ``seeded=False``, also counts: it is one of the models that training could have given.
+        """
         return self.seeded or self.family in ("trained", "combined", "control")
 
     @cached_property
     def known(self) -> Identity:
-        """Identity of the condition without the ground; computed once, before ``make`` can change values that it reads.
+        """The part of the cache key that needs no model: a description of ``make`` (or ``identity``), and the modules it uses.
+
+        It is computed once, before ``make`` can change values that it reads.
 
         Raises:
-            identity.UnknownIdentityError: the identity cannot be computed; says what to do.
+            identity.UnknownIdentityError: the description cannot be computed; the message says what to do.
         """
         try:
             known = identity.of(dict(self.identity) if self.identity else self.make)
@@ -101,10 +109,10 @@ class Spec:
         return Identity(known.body, known.modules | identity.of(self.make, strict=False).modules)
 
     def basis(self, ground: Ground, seed: int, *, made: Condition | None = None) -> store.Basis:
-        """Return everything that the result depends on, code included; excludes the name.
+        """Return everything that the result for a seed depends on, code included. The name of the condition is not part of it.
 
         Args:
-            made: The condition, if it was made already. Without it, a spec without ``identity`` makes the condition here.
+            made: The condition, if it was made already. ``None`` makes it here, unless ``identity`` is given.
         """
         about, condition = self.known, Identity(None, frozenset())
         if not self.identity:
@@ -114,17 +122,17 @@ class Spec:
         return store.Basis(depends, {**ground.modules, **modules, **self.through()})
 
     def key(self, ground: Ground, seed: int) -> str:
-        """Return the cache key of the result: see ``basis``."""
+        """Return the cache key of the result for a seed: a hash of ``basis``."""
         return self.basis(ground, seed).key
 
 
 def _spec(name: str, family: str, make: Callable[..., Condition], about: Mapping[str, Any], **more: Any) -> Spec:
-    """Return a spec whose identity is the name of the maker and its arguments."""
+    """Return a spec whose ``identity`` is the name of the function ``make`` and its arguments ``about``."""
     return Spec(name, family, partial(make, **about), identity={"maker": make.__name__, **about}, **more)
 
 
 def read_conditions(path: str | Path) -> tuple[list[Spec], Sizes | None]:
-    """Execute a Python file; return its ``CONDITIONS``, and its ``SIZES`` or ``None``.
+    """Execute a Python file; return the list ``CONDITIONS`` that it defines, and ``SIZES`` or ``None``.
 
     Raises:
         ValueError: the file is not Python or defines no conditions, an entry of the list is not a ``Spec``, or ``SIZES`` is not a
@@ -147,18 +155,18 @@ def read_conditions(path: str | Path) -> tuple[list[Spec], Sizes | None]:
 
 
 def select_conditions(specs: Sequence[Spec], pattern: str | None = None) -> list[Spec]:
-    """Return the conditions to measure: base first, then those whose names match ``pattern``.
+    """Return the conditions to measure: base first, then those whose names match a pattern.
 
     >>> from toolkit.board import default
     >>> [spec.name for spec in select_conditions(default.CONDITIONS, "DLER*")]
     ['base', 'DLER', 'DLER, merged']
 
     Args:
-        pattern: Patterns as for file names, separated by commas, such as ``"GRPO*,steered*"``; ``None`` selects all.
+        pattern: Patterns with ``*`` and ``?`` as for file names, separated by commas, such as ``"GRPO*,steered*"``; ``None`` selects all.
 
     Raises:
-        ValueError: there is no base, two conditions have the same name or the same key, or no name matches; lists the names.
-        identity.UnknownIdentityError: the identity of a condition cannot be computed; says what to do.
+        ValueError: there is no base, two conditions have the same name or the same cache key, or no name matches.
+        identity.UnknownIdentityError: the cache key of a condition cannot be computed; the message says what to do.
     """
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
@@ -175,7 +183,11 @@ def select_conditions(specs: Sequence[Spec], pattern: str | None = None) -> list
 
 
 def check_distinct(keys: Mapping[str, str]) -> None:
-    """Raise ValueError if two conditions have the same key, since they would share one result."""
+    """Raise ValueError if two conditions have the same cache key, since they would share one result.
+
+    Args:
+        keys: Name of a condition -> its key.
+    """
     first: dict[str, str] = {}
     for name, key in keys.items():
         other = first.setdefault(key, name)
@@ -186,11 +198,11 @@ def check_distinct(keys: Mapping[str, str]) -> None:
             )
 
 
-# --- makers ------------------------------------------------------------------------------------------------------
+# --- functions that return a Spec; for each, the private function of the same name makes the condition ---------------
 
 
 def base() -> Spec:
-    """Return a condition: the unchanged base model, to which all differences are taken."""
+    """Return the condition ``base``: the unchanged model, from which all differences are computed."""
     return _spec(BASE, "base", _base, {}, note="as it is")
 
 
@@ -201,14 +213,17 @@ def _base(ground: Ground, seed: int) -> Condition:
 def edited(
     name: str, strength: float = 1.0, form: str = OURS, *, fraction: float | None = None, control: str = "", adapter: bool = False
 ) -> Spec:
-    """Return a condition: ThinkEdit's edit (arXiv 2503.22048), a direction projected out of the heads that write short thinking.
+    """Return a condition that edits weights with ThinkEdit (arXiv 2503.22048).
+
+    The edit projects the direction of thinking length out of the output of the heads that write short thinking.
 
     Args:
-        strength: lambda; 1 removes the component, 2 reverses it.
-        form: Key in ``jobs.FORMS``.
-        fraction: Share of heads; ``None`` means that of the board's sizes.
-        control: ``"heads"``: equally many random heads of the same layers. ``"direction"``: the same heads, and a random direction that
-            they can write. ``""``: no control.
+        name: Unique name of the condition.
+        strength: lambda of the edit; 1 removes the component along the direction, 2 reverses it.
+        form: Variant of ThinkEdit, a key in ``jobs.FORMS``.
+        fraction: Share of heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
+        control: Edit something random instead. ``"heads"``: equally many random heads of the same layers. ``"direction"``: the same heads,
+            along a random direction that they can write. ``""``: no control.
         adapter: True to write the edit as a rank-1 PEFT adapter and merge it with peft, instead of editing the weights.
     """
     about = {"strength": strength, "form": form, "fraction": fraction, "control": control, "adapter": adapter}
@@ -250,13 +265,16 @@ def steered(
     during: str = "all",
     control: bool = False,
 ) -> Spec:
-    """Return a condition: the base model steered along a length direction, + longer.
+    """Return a condition that steers the base model along a direction of thinking length.
 
     Args:
-        direction: ``"thinkedit"`` (the direction that the edited heads write; strength 1 is the difference between long and short
-            thinking) or ``"efficiency"`` (Efficiency Steering, arXiv 2506.15647).
-        layers: Layers to steer, negative numbers from the end; ``None`` means all.
-        during: Phase, such as ``"think"``.
+        name: Unique name of the condition.
+        strength: Factor of the direction that is added to the residual stream; + lengthens thinking, - shortens it. The direction is a
+            difference of means, long minus short thinking.
+        direction: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our form). ``"efficiency"``: Efficiency
+            Steering (arXiv 2506.15647).
+        layers: Layers to steer; negative numbers count from the last layer. ``None`` means all layers.
+        during: When to steer: ``"all"`` positions, or a phase of the response, such as ``"think"``.
         control: True to steer along a random direction of equal norm instead.
     """
     about = {"strength": strength, "direction": direction, "layers": layers, "during": during, "control": control}
@@ -278,12 +296,13 @@ def _steered(
 
 
 def masked(name: str, count: int, *, control: bool = False) -> Spec:
-    """Return a condition: the base model with its top retrieval heads masked (arXiv 2404.15574): uniform attention while decoding.
+    """Return a condition that masks the top retrieval heads of the base model: heads that copy from the prompt (arXiv 2404.15574).
 
-    Heads are ranked by what they write towards the retrieved token (ours).
+    A masked head attends uniformly while decoding. Heads are ranked by how much they write towards the retrieved token (our score).
 
     Args:
-        count: Number of heads.
+        name: Unique name of the condition.
+        count: Number of heads to mask.
         control: True to mask equally many random heads of the same layers instead.
     """
     note = f"{count} {'random heads of the same layers' if control else 'retrieval heads'}, uniform attention in decode"
@@ -298,7 +317,13 @@ def _masked(ground: Ground, seed: int, *, count: int, control: bool) -> Conditio
 
 
 def with_rule(name: str, rule: Rule, paper: str = "") -> Spec:
-    """Return a condition: the base model with a decoding rule that replaces sampled tokens, such as ``baselines.Budget(20)``."""
+    """Return a condition that decodes from the base model with a rule that replaces sampled tokens.
+
+    Args:
+        name: Unique name of the condition.
+        rule: Decoding rule, such as ``baselines.Budget(20)``, which closes thinking after 20 tokens.
+        paper: arXiv id, or "".
+    """
     return _spec(name, "decode", _with_rule, {"rule": rule}, paper=paper, note=identity.describe(rule))
 
 
@@ -307,7 +332,15 @@ def _with_rule(ground: Ground, seed: int, *, rule: Rule) -> Condition:
 
 
 def with_intervention(name: str, act: Intervention, family: str = "decode", paper: str = "") -> Spec:
-    """Return a condition: the base model with an intervention that needs nothing from the ground, such as ``baselines.Suppress(("w",))``."""
+    """Return a condition that runs the base model under an intervention.
+
+    Args:
+        name: Unique name of the condition.
+        act: Intervention that is known in advance, such as ``baselines.Suppress(("w",))``. For one that is computed from the base model,
+            such as a steering vector, write a ``Spec`` with your own function.
+        family: One of ``FAMILIES``; sets colour and symbol in figures.
+        paper: arXiv id, or "".
+    """
     return _spec(name, family, _with_intervention, {"act": act}, paper=paper, note=identity.describe(act))
 
 
@@ -316,7 +349,13 @@ def _with_intervention(ground: Ground, seed: int, *, act: Intervention) -> Condi
 
 
 def prompted(name: str, ask: Ask, paper: str = "") -> Spec:
-    """Return a condition: the base model with a change of the prompt, such as ``baselines.Instruction("quick")``."""
+    """Return a condition that asks the base model with a changed prompt.
+
+    Args:
+        name: Unique name of the condition.
+        ask: Change of the prompt, such as ``baselines.Instruction("quick")``.
+        paper: arXiv id, or "".
+    """
     return _spec(name, "prompt", _prompted, {"ask": ask}, paper=paper, note=identity.describe(ask))
 
 
@@ -334,18 +373,19 @@ def trained(
     steer: float = 0.0,
     note: str = "",
 ) -> Spec:
-    """Return a condition: a policy trained with GRPO, alone or combined with an edit before training or steering after it.
+    """Return a condition that trains a policy with GRPO, alone or combined with an edit before training or steering after it.
 
     Args:
-        recipe: Recipe with its paper's numbers; the ground's training plan scales it.
-        reward: Reward object to use instead of the recipe's; its class and fields are part of the key.
+        name: Unique name of the condition.
+        recipe: Recipe with its paper's numbers; ``Sizes.training`` of the board scales it.
+        reward: Reward object to use instead of the recipe's; its class and fields are part of the cache key.
         merged: True to merge only the largest changes of training into the base model (DLER's update-selective merging, arXiv 2510.15110).
-        edit: Strength of ThinkEdit's edit (ours) before training; 0 for none.
-        steer: Strength of steering along ThinkEdit's direction while thinking, after training; 0 for none.
-        note: Replaces the generated description.
+        edit: Strength of ThinkEdit's edit (our form) before training; 0 for none.
+        steer: Strength of steering along ThinkEdit's direction while thinking, after training; 0 for none, + lengthens thinking.
+        note: Description of the condition; "" generates one.
 
     Raises:
-        identity.UnknownIdentityError: the reward holds something whose identity cannot be computed, such as a lock or an open file.
+        identity.UnknownIdentityError: the reward holds something that cannot be described in a cache key, such as a lock or an open file.
     """
     if reward is not None:
         _check_known(name, reward)
@@ -369,7 +409,10 @@ def trained(
 
 
 def _check_known(name: str, reward: Any) -> None:
-    """Raise UnknownIdentityError if the reward's identity cannot be computed: the policy's folder needs it, whatever the condition's identity."""
+    """Raise UnknownIdentityError if the reward cannot be described in a cache key.
+
+    The name of the folder of the trained policy needs this description, even if the condition has an ``identity`` of its own.
+    """
     try:
         identity.of(reward)
     except identity.UnknownIdentityError as error:
@@ -382,7 +425,7 @@ def _check_known(name: str, reward: Any) -> None:
 def _trained(ground: Ground, seed: int, *, recipe: Recipe, reward: Any, merged: bool, edit: float, steer: float) -> Condition:
     start = edits.apply(ground.lm, ground.plan(edit)) if edit else None
     policy = ground.train(recipe, seed, start=start, reward=reward).lm
-    # In the base's number type, so that the paired difference does not include a difference of number types.
+    # The policy gets the number type of base, so that the difference from base does not include an effect of the number type.
     dtype = ground.lm.model.dtype
     lm = merging.selective_merge(ground.lm, policy, dtype=dtype) if merged else merging.in_type_of(start or ground.lm, policy)
     acts = (steering(ground.direction("thinkedit"), steer, during="think"),) if steer else ()

@@ -1,7 +1,7 @@
-"""Holm's correction over a board, and its Pareto front.
+"""Holm's correction of the p-values of a board, and the Pareto front of accuracy and think length.
 
-Estimates, intervals and p-values come from ``toolkit.metrics`` and ``toolkit.stats.seeds``. Holm's correction covers all conditions: the
-two headline metrics together, every other metric by itself.
+Estimates, intervals and p-values come from ``toolkit.metrics`` and ``toolkit.stats.seeds``. Holm's correction covers all conditions:
+accuracy and think tokens together, every other metric by itself.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ HEADLINE = ("accuracy", "think_tokens")
 
 
 def holm_corrected(paired: Mapping[str, Mapping[str, Effect]]) -> dict[str, dict[str, float]]:
-    """Return p-values after Holm's correction over all conditions, as condition -> metric -> p.
+    """Return the p-values after Holm's correction over all conditions, as condition -> metric -> p.
 
-    The headline metrics are corrected together as one family, every other metric by itself. Effects without a p-value are left out.
+    Accuracy and think tokens are corrected together, as one family of tests; every other metric is a family of its own. Effects without a
+    p-value are left out.
 
     Args:
-        paired: Differences to base, as condition -> metric -> effect.
+        paired: Differences from base (condition minus base), as condition -> metric -> effect.
     """
     corrected: dict[str, dict[str, float]] = {name: {} for name in paired}
     metrics = {metric for effects in paired.values() for metric in effects}
@@ -42,14 +43,18 @@ def holm_corrected(paired: Mapping[str, Mapping[str, Effect]]) -> dict[str, dict
 def on_front(
     accuracy: Mapping[str, ndarray], tokens: Mapping[str, ndarray], *, seed: int = 0, times: int = 1000
 ) -> dict[str, float]:
-    """Return the probability that each condition is on the Pareto front, by resampling problems and seeds.
+    """Return the probability that each condition is on the Pareto front: the share of resamples of problems and seeds in which it is.
 
-    A condition is on the front if no other is at least as accurate and at most as long, and better in one of the two.
+    A condition is on the front if no other condition is at least as accurate and thinks at most as long, and is better in one of the two.
 
     Args:
-        accuracy: Condition -> ``[seeds, problems]``.
-        tokens: Think tokens in the same form.
+        accuracy: Condition -> accuracy, ``[seeds, problems]``.
+        tokens: Condition -> think tokens, ``[seeds, problems]``.
+        seed: Random seed of the resamples.
         times: Number of resamples.
+
+    Returns:
+        Condition -> probability, 0 to 1.
     """
     names = list(accuracy)
     n = next(iter(accuracy.values())).shape[1]

@@ -1,4 +1,7 @@
-"""The command line: parse options, call the library, print results. ``toolkit --help`` lists the commands."""
+"""The command line ``toolkit``: it parses options, calls the functions of ``toolkit.jobs``, and prints results.
+
+``toolkit --help`` lists the commands.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ __all__ = ["Stopped", "app", "board", "edit", "entropy", "grpo", "lenses", "main
 
 
 def main() -> None:
-    """Run the command line.
+    """Run the command that is given on the command line.
 
-    An expected error prints one line and exits with code 1; Ctrl-C and SIGTERM print one line and exit with 130 or 143.
+    An expected error, such as a wrong option value or a missing file, prints one line and exits with code 1. Ctrl-C prints one line and
+    exits with code 130; SIGTERM does the same with code 143.
     """
     before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -34,5 +38,6 @@ def main() -> None:
 
 
 def _stop(number: int, frame: object) -> None:
+    """Handle SIGINT or SIGTERM."""
     signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
     raise Stopped(number)

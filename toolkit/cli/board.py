@@ -1,4 +1,4 @@
-"""The command ``board``: compare interventions and trained policies."""
+"""The command ``board``: compare interventions and trained policies on the same problems."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from toolkit.cli.common import (
     show,
 )
 
-SHOWN = ("accuracy", "think_tokens", "aes", "shortest_20", "accuracy_lookup", "never_closed")
-WORKER = "--measure-only"
+SHOWN = ("accuracy", "think_tokens", "aes", "shortest_20", "accuracy_lookup", "never_closed")  # metrics in the terminal's table
+WORKER = "--measure-only"  # hidden option of the processes that help with --jobs
 
 
 @app.command()
@@ -36,7 +36,11 @@ def board(
     model: Model = "tiny-reasoner",
     out_dir: Annotated[Path, typer.Option("--out", "-o", help="Directory of the results and of the board.")] = Path("runs/board"),
     quick: Annotated[
-        bool, typer.Option("--quick", help="Every condition at a small size: under 12 minutes on two cores. For a trial run only.")
+        bool,
+        typer.Option(
+            "--quick",
+            help="Measure every condition on few problems, in under 12 minutes on two cores. For a trial run only: too small for conclusions.",
+        ),
     ] = False,
     conditions: Annotated[
         Path | None,
@@ -45,25 +49,33 @@ def board(
         ),
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="Only conditions whose names match, e.g. 'GRPO*,steered*'. The base is always included.")
+        str | None,
+        typer.Option(
+            help="Measure only conditions whose names match these patterns, e.g. 'GRPO*,steered*'. base is always included."
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds for conditions that are random or trained.")] = None,
-    task: Annotated[str | None, typer.Option(help="Evaluate and train on this task instead, e.g. gsm8k.")] = None,
-    problems: Annotated[int | None, typer.Option("--problems", "-n", min=2, help="Number of problems of the main task.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Train policies on this task, and evaluate on it instead of all main tasks, e.g. gsm8k.")
+    ] = None,
+    problems: Annotated[
+        int | None,
+        typer.Option("--problems", "-n", min=2, help="Number of test problems of the main task (the first, if there are several)."),
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Token budget of a response.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps per policy.")] = None,
     lora: Annotated[int | None, typer.Option(min=1, help="Train a LoRA adapter of this rank instead of every weight.")] = None,
     engine: Annotated[
         str | None,
         typer.Option(
-            help="What generates responses in training: toolkit, or trl (for vLLM add --set use_vllm=true). [default: toolkit]"
+            help="Code that generates responses in training: toolkit, or trl (for vLLM add --set use_vllm=true). [default: toolkit]"
         ),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="NAME=VALUE for every recipe; may be repeated. NAME is problems, samples, updates, max_tokens, learning_rate, or a field of TRL's GRPOConfig.",
+            help="NAME=VALUE for every recipe; may be repeated. NAME is problems (per batch), samples (per problem), updates (optimizer steps per batch), max_tokens (per response), learning_rate, or a field of TRL's GRPOConfig.",
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the work on this machine.")] = 1,
@@ -77,8 +89,8 @@ def board(
 ) -> None:
     """Compare edits, steering, decoding rules, prompts and GRPO policies, with random controls and confidence intervals.
 
-    Writes board.json, table.parquet and report.html (one file, works offline). Every result is saved under a key of everything it depends
-    on, code included. After a stop, run the same command again to resume. A new condition costs only its own measurement.
+    Writes board.json, table.parquet and report.html (one file, works offline). Every result is saved under a cache key of everything it
+    depends on, code included. After a stop, run the same command again to resume. If you add a condition, only that condition is measured.
 
     Examples:
 
@@ -127,7 +139,8 @@ def board(
     if as_json:
         print_json({k: result[k] for k in ("conditions", "paired", "provenance")})
         return
-    show(boards.text_table(result, SHOWN), f"{lm.name}: mean, and difference to base [95 %]; * p < .05 after Holm's correction")
+    title = f"{lm.name}: mean, and difference from base with its 95 % interval; * p < .05 after Holm's correction"
+    show(boards.text_table(result, SHOWN), title)
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; numbers are in {out_dir / 'board.json'}, {out_dir / 'table.parquet'}.")
 
 

@@ -1,4 +1,4 @@
-"""Shared by the commands: the app, common options, loading a model, printing tables and JSON."""
+"""What all commands share: the app, common options and their checks, loading a model, printing tables and JSON."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
-    help="Find out why a reasoning model thinks too long or too short, edit, steer or train it, and compare the result with controls.",
+    help="Find out why a reasoning model thinks too long or too short; edit, steer or train it; compare the result with random controls.",
 )
 out, log = Console(), Console(stderr=True)
 N = TypeVar("N", int, float)
 
 
 class Stopped(BaseException):
-    """The user or the system stopped the command. Its notes list what is saved; ``remedy`` says how to resume.
+    """Raised when the user or the system stops the command. The notes of the exception list what is saved.
 
     It is not an Exception, so that no error handler catches it, and not a KeyboardInterrupt, which typer would handle itself.
+
+    Attributes:
+        number: Number of the signal.
+        remedy: Text that says how to resume.
     """
 
     def __init__(self, number: int) -> None:
@@ -38,7 +42,7 @@ class Stopped(BaseException):
 
 
 class _Lines(logging.Handler):
-    """Print the package's log messages as lines of the command."""
+    """Log handler that prints the package's log messages as lines of progress."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(record.getMessage())
@@ -46,6 +50,7 @@ class _Lines(logging.Handler):
 
 @app.callback()
 def _begin() -> None:
+    """Show the package's log messages in the terminal; runs before every command."""
     logger = logging.getLogger("toolkit")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, _Lines) for handler in logger.handlers):
@@ -66,17 +71,19 @@ Model = Annotated[
 Think = Annotated[
     str | None,
     typer.Option(
-        help="Think tags as 'OPEN,CLOSE', or 'response' for a model that does not mark its thinking. Default: detected from the tokenizer."
+        help="Think tags as 'OPEN,CLOSE'; 'response' for a model that does not mark its thinking, so that the whole response counts as thinking. Default: detected from the tokenizer."
     ),
 ]
 Type = Annotated[Dtype, typer.Option("--dtype", help="Number type of the weights. Edits are always computed in fp32.")]
-Device = Annotated[str | None, typer.Option(help="Default: cuda if available, else cpu.")]
+Device = Annotated[
+    str | None, typer.Option(help="Device that runs the model, such as cpu or cuda:1. Default: cuda if available, else cpu.")
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Allow the model's own code from the Hugging Face Hub to run.")]
 Template = Annotated[
     list[str] | None,
     typer.Option(
         "--template",
-        help="NAME=JSON: a switch of the chat template, such as enable_thinking=false. May be repeated.",
+        help="NAME=JSON: a variable of the chat template, such as enable_thinking=false. May be repeated.",
     ),
 ]
 Task = Annotated[
@@ -89,25 +96,33 @@ Task = Annotated[
 ]
 TaskOfRollouts = Annotated[
     str | None,
-    typer.Option("--task", "-t", help="Task, as for `toolkit rollouts`. Default: that of --rollouts, else arithmetic."),
+    typer.Option(
+        "--task", "-t", help="Task, as for `toolkit rollouts`. Default: the task of --rollouts if given, else arithmetic."
+    ),
 ]
-Split = Annotated[str, typer.Option(help="train, dev or test. A file of problems may set the split of each problem in meta.split.")]
+Split = Annotated[
+    str,
+    typer.Option(
+        help="Split of the problems: train, dev or test. A file of problems may set the split of each problem in meta.split."
+    ),
+]
 Partial = Annotated[
     bool,
     typer.Option(
         "--partial",
-        help="Use --rollouts even if their run is incomplete. Short prompts are sampled first, so they are overrepresented.",
+        help="Use --rollouts even if the run that sampled them is incomplete. Short prompts are sampled first, so they are overrepresented.",
     ),
 ]
 AllowOverlap = Annotated[
     bool,
     typer.Option(
-        "--allow-overlap", help="Also evaluate on problems that the edit or direction was made from; tables and cards then say so."
+        "--allow-overlap",
+        help="Evaluate also on problems that the edit or direction was made from, instead of refusing; tables and cards then say so.",
     ),
 ]
 Problems = Annotated[int, typer.Option("--problems", "-n", min=1, help="Number of problems.")]
 Samples = Annotated[int, typer.Option("--samples", "-k", min=1, help="Samples per problem.")]
-Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
+Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy decoding.")]
 Budget = Annotated[int, typer.Option("--max-new-tokens", help="Token budget of a response.")]
 BatchSize = Annotated[int, typer.Option(help="Rows decoded together; does not change the samples.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
@@ -115,7 +130,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 
 
 def parse_switches(texts: list[str] | None) -> dict[str, Any]:
-    """Parse ``NAME=JSON`` texts as switches of a chat template."""
+    """Parse ``NAME=JSON`` texts into a dict with the variables of a chat template."""
     switches = {}
     for name, sign, value in (text.partition("=") for text in texts or []):
         try:
@@ -128,22 +143,28 @@ def parse_switches(texts: list[str] | None) -> dict[str, Any]:
 
 
 class Command(TyperCommand):
-    """A command that records which options were given on the command line, for ``reject_unread``."""
+    """A typer command that records which options were given on the command line, for ``reject_unread``.
+
+    Attributes:
+        given: Parameter names of the options that were given to the running command.
+    """
 
     given: ClassVar[frozenset[str]] = frozenset()
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command; record first which options were given on the command line."""
         Command.given = frozenset(name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE")
         return super().invoke(ctx)
 
 
 def reject_unread(why: str, *names: str) -> None:
-    """Raise BadParameter if one of these options was given although the command would ignore it.
+    """Raise BadParameter if one of the options was given although the command would ignore it.
+
+    Only for commands of the class ``Command``.
 
     Args:
-        why: Reason, such as ``"by --op add"``.
-        names: Parameter names of the options. The command must be a ``Command``.
+        why: Reason, which ends the sentence "--NAME is not used ...", such as ``"by --op add"``.
+        names: Parameter names of the options that are ignored.
     """
     for name in names:
         if name in Command.given:
@@ -151,7 +172,13 @@ def reject_unread(why: str, *names: str) -> None:
 
 
 def parse_numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tuple[N, ...]:
-    """Parse numbers separated by commas; ``None`` gives an empty tuple."""
+    """Parse numbers separated by commas; ``None`` gives an empty tuple.
+
+    Args:
+        text: Text, such as ``"1,2,4"``.
+        option: Name of the option, for the error message.
+        kind: ``int`` or ``float``.
+    """
     try:
         return () if text is None else tuple(kind(part) for part in text.removeprefix("=").split(","))
     except ValueError as error:
@@ -162,7 +189,7 @@ def parse_numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tu
 
 
 def weight_type(dtype: Dtype) -> Any:
-    """Return the ``torch.dtype`` of that name."""
+    """Return the ``torch.dtype`` with the name ``dtype``."""
     import torch
 
     return getattr(torch, dtype.value)
@@ -171,6 +198,7 @@ def weight_type(dtype: Dtype) -> Any:
 def load_model(
     model: str, think: str | None, dtype: Dtype, device: str | None, trust: bool = False, template: list[str] | None = None
 ):
+    """Load a model as the common options say, and return it as an ``LM``."""
     from toolkit import lm
 
     tags = lm.ThinkTags.parse(think) if think else None
@@ -179,6 +207,7 @@ def load_model(
 
 
 def show(frame: pd.DataFrame, title: str) -> None:
+    """Print a table with a title to the terminal, with three significant digits; its index is the first column."""
     table = Table(title=title, title_justify="left")
     table.add_column(frame.index.name or "", overflow="fold")
     for column in frame.columns:
@@ -189,17 +218,25 @@ def show(frame: pd.DataFrame, title: str) -> None:
 
 
 def print_json(value: Any) -> None:
+    """Print a value as JSON to stdout."""
     from toolkit import store
 
     out.print_json(json.dumps(value, default=store.jsonable))
 
 
 def say(text: str) -> None:
+    """Print one line of progress to stderr."""
     log.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def result_directory(directory: Path | None, command: str, *identity: Any) -> Path:
-    """Return the directory for a command's rollouts: ``directory``, or one in ``runs/COMMAND`` named by a key of ``identity``."""
+    """Return the directory for a command's rollouts, and create it.
+
+    Args:
+        directory: Directory that the user gave; ``None`` means ``runs/COMMAND/KEY``.
+        command: Name of the command.
+        identity: Everything that the rollouts depend on, such as model and options; KEY is a hash of it.
+    """
     from toolkit import store
 
     return store.writable(directory or Path("runs") / command / store.key(list(identity)))

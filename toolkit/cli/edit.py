@@ -1,4 +1,4 @@
-"""The commands ``demo``, ``thinkedit``, ``rollouts``, ``direction`` and ``compare``."""
+"""The commands ``demo``, ``thinkedit``, ``rollouts``, ``direction`` and ``compare``: sample, find heads, edit, compare models."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def demo(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Run everything once: sample, find direction and heads, edit, save the model, steer, and compare with controls.
+    """Run the whole demo: sample, find a length direction and its heads, edit and save the model, steer, compare with random controls.
 
-    Writes report.html, report.json, direction.safetensors, heads.json and the edited model. On the tiny reasoner it takes a few minutes on
-    two cores. Rollouts are saved in --out, so after a stop the same command resumes.
+    Writes report.html, report.json, direction.safetensors, heads.json and the edited model. On the tiny reasoner this takes a few minutes
+    on two cores. Rollouts are saved in --out, so after a stop the same command resumes.
 
     Example: [bold]toolkit demo[/bold]
     """
@@ -70,7 +70,7 @@ def demo(
     if as_json:
         print_json(store.read_json(out_dir / "report.json"))
         return
-    show(report.headline_table(result), f"Test split of {task}: mean, and paired difference to base with its 95 % interval")
+    show(report.headline_table(result), f"Test split of {task}: mean, and paired difference from base with its 95 % interval")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold]; the edited model is in [bold]{out_dir / 'edited'}[/bold].")
 
 
@@ -85,21 +85,30 @@ def thinkedit(
     partial: Partial = False,
     task: TaskOfRollouts = None,
     allow_overlap: AllowOverlap = False,
-    fraction: Annotated[float, typer.Option(help="Share of heads to edit (paper: about 0.04).")] = 0.04,
-    strength: Annotated[float, typer.Option(help="lambda of the edit; 1 removes the direction from the heads' output.")] = 1.0,
+    fraction: Annotated[float, typer.Option(help="Share of heads to edit, 0 to 1 (paper: about 0.04).")] = 0.04,
+    strength: Annotated[
+        float, typer.Option(help="lambda of the edit; 1 removes the direction from the heads' output, 2 reverses it.")
+    ] = 1.0,
     short_below: Annotated[float | None, typer.Option(help="Short class: fewer think tokens than this (paper: 100).")] = None,
     long_above: Annotated[float | None, typer.Option(help="Long class: more think tokens than this (paper: 1000).")] = None,
-    share: Annotated[float, typer.Option(help="Share of rollouts in each class, if no thresholds are given.")] = 0.2,
+    share: Annotated[
+        float,
+        typer.Option(
+            help="Share of the rollouts in the short class and in the long class, without --short-below and --long-above."
+        ),
+    ] = 0.2,
     variant: Annotated[
         str,
         typer.Option(
-            help="Form of ThinkEdit: published, or ours (line starts; contrast score; removes the direction the heads write)."
+            help="Form of ThinkEdit. published: all think positions. ours: only positions where a line of thinking begins; heads are ranked by short minus long thinking; the part of the direction that these heads write is removed."
         ),
     ] = "published",
     adapter: Annotated[
-        Path | None, typer.Option(help="Also write the edit as a rank-1 PEFT adapter of a few kilobytes into this new directory.")
+        Path | None, typer.Option(help="Also write the edit as a rank-1 PEFT adapter (a few kilobytes) into this new directory.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write no model.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Find the heads and print the plan of the edit, but edit and write no model.")
+    ] = False,
     problems: Problems = 200,
     samples: Samples = 4,
     max_new_tokens: Budget = 1024,
@@ -115,10 +124,10 @@ def thinkedit(
     """Edit a model's weights so that short thinking becomes rarer (ThinkEdit, arXiv 2503.22048).
 
     Writes an ordinary Hugging Face directory. Its model card lists the edited heads and compares base, edited model and random controls on
-    the test split of the task (that of --rollouts, unless --task is given).
+    the test split of --task (default: the task of --rollouts).
 
-    Rollouts, report.json and rows.parquet are saved in OUT.work beside --out, so after a stop the same command resumes. You may remove
-    OUT.work afterwards.
+    Rollouts, report.json and rows.parquet are saved in OUT.work, beside the directory OUT that --out names. So after a stop the same
+    command resumes. You may remove OUT.work afterwards.
 
     Examples:
 
@@ -156,7 +165,7 @@ def thinkedit(
         return
     summary, measured = jobs.edit_and_measure(lm, finding, study, settings, out=store.writable(work), say=say)
     if done:
-        say(f"{out_dir} holds this very edit already: nothing written")
+        say(f"{out_dir} already holds exactly this edited model: nothing written")
     else:
         jobs.save_edited(lm, finding, measured, summary, out_dir)
     if adapter is not None:
@@ -165,12 +174,12 @@ def thinkedit(
         print_json(report.as_json(measured, summary, plan=plan.reset_index().to_dict("records")))
         return
     out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
-    show(report.headline_table(summary), "Mean, and paired difference to base with its 95 % interval")
+    show(report.headline_table(summary), "Mean, and paired difference from base with its 95 % interval")
     out.print(f"Saved to [bold]{out_dir}[/bold]; rollouts and numbers are in [bold]{work}[/bold].")
 
 
 def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings: EditSettings, form: str, work: Path) -> Finding:
-    """Find direction, heads and plan, from given rollouts or from train rollouts that are saved in ``work``."""
+    """Find direction, heads and plan from the rollouts of ``source``, or if it is ``None`` from train rollouts saved in ``work``."""
     from toolkit import jobs
 
     if source is not None:
@@ -181,7 +190,11 @@ def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings:
 
 
 def _write_adapter(lm: LM, finding: Finding, directory: Path, work: Path) -> None:
-    """Write the edit as an adapter, unless the directory holds exactly this adapter. Raises FileExistsError for another one."""
+    """Write the edit as a PEFT adapter, unless the directory already holds exactly this adapter.
+
+    Raises:
+        FileExistsError: the directory holds something else.
+    """
     from toolkit import store, vectors
 
     if not directory.is_dir() or not any(directory.iterdir()):
@@ -194,7 +207,7 @@ def _write_adapter(lm: LM, finding: Finding, directory: Path, work: Path) -> Non
     there = store.read_tensors(directory / name) if (directory / name).is_file() else ({}, {})
     if made[1] != there[1] or made[0].keys() != there[0].keys() or any(not v.equal(there[0][k]) for k, v in made[0].items()):
         raise FileExistsError(f"{directory} is not empty and holds another adapter: choose another directory, or remove it first.")
-    say(f"{directory} holds this very adapter already: nothing written")
+    say(f"{directory} already holds exactly this adapter: nothing written")
 
 
 @app.command()
@@ -208,9 +221,14 @@ def rollouts(
     problems: Problems = 200,
     samples: Samples = 8,
     temperature: Temperature = 1.0,
-    top_p: Annotated[float, typer.Option(help="Probability mass of nucleus sampling; 1 turns it off.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Probability mass of nucleus (top-p) sampling; 1 turns it off.")] = 1.0,
     max_new_tokens: Budget = 1024,
-    details: Annotated[bool, typer.Option("--details", help="Also save log-probabilities and entropies.")] = False,
+    details: Annotated[
+        bool,
+        typer.Option(
+            "--details", help="Also save the log-probability and the entropy of every token (needed by `toolkit entropy`)."
+        ),
+    ] = False,
     batch_size: BatchSize = 256,
     think: Think = None,
     template: Template = None,
@@ -220,7 +238,9 @@ def rollouts(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Sample responses, locate their think spans, and grade them. Saves parquet files during the run; resumable.
+    """Sample responses, locate their think spans, and grade them.
+
+    Parquet files are saved during the run, so after a stop the same command resumes.
 
     Example: [bold]toolkit rollouts -m tiny-reasoner -t arithmetic -n 100 -k 8 -o runs/rollouts[/bold]
     """
@@ -248,18 +268,33 @@ def direction(
     out_file: Annotated[Path, typer.Option("--out", "-o", help="File to write, such as direction.safetensors.")],
     model: Model = "tiny-reasoner",
     partial: Partial = False,
-    method: Annotated[str, typer.Option(help="thinkedit, efficiency, probe or pca.")] = "thinkedit",
+    method: Annotated[str, typer.Option(help="thinkedit, efficiency, probe or pca; see above.")] = "thinkedit",
     site: Annotated[
         str | None,
-        typer.Option(help="resid_mid (after attention) or resid_post (after the block). Default: as published for the method."),
+        typer.Option(
+            help="Where in a layer the residual stream is read: resid_mid (after attention) or resid_post (after the block). Default: resid_post for efficiency, else resid_mid."
+        ),
     ] = None,
     estimator: Annotated[
-        str, typer.Option(help="mean_difference (published) or whitened (ours); for thinkedit and efficiency.")
+        str,
+        typer.Option(
+            help="For thinkedit and efficiency: mean_difference (published), or whitened (ours: times the inverse covariance within classes)."
+        ),
     ] = "mean_difference",
-    positions: Annotated[str, typer.Option(help="Positions averaged over: think (published) or step_starts (ours).")] = "think",
+    positions: Annotated[
+        str,
+        typer.Option(
+            help="Positions that are averaged over: think (published: all of thinking) or step_starts (ours: where a line of thinking begins)."
+        ),
+    ] = "think",
     short_below: Annotated[float | None, typer.Option(help="Short class: fewer think tokens than this.")] = None,
     long_above: Annotated[float | None, typer.Option(help="Long class: more think tokens than this.")] = None,
-    share: Annotated[float, typer.Option(help="Share of rollouts in each class, if no thresholds are given.")] = 0.2,
+    share: Annotated[
+        float,
+        typer.Option(
+            help="Share of the rollouts in the short class and in the long class, without --short-below and --long-above."
+        ),
+    ] = 0.2,
     think: Think = None,
     template: Template = None,
     dtype: Type = Dtype.float32,
@@ -267,11 +302,11 @@ def direction(
     trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Extract a direction of thinking length (+ is longer) and save it with its provenance.
+    """Compute a direction of thinking length and save it with its provenance. Adding the direction lengthens thinking.
 
-    Methods: [bold]thinkedit[/bold], long minus short thinking (arXiv 2503.22048). [bold]efficiency[/bold], longest minus shortest correct
-    response of a problem (arXiv 2506.15647). [bold]probe[/bold], a logistic probe between the classes, scored on held-out problems.
-    [bold]pca[/bold], the first principal component of both classes.
+    Methods: [bold]thinkedit[/bold], mean of long minus mean of short thinking (arXiv 2503.22048). [bold]efficiency[/bold], longest minus
+    shortest correct response of a problem (arXiv 2506.15647). [bold]probe[/bold], normal of a logistic probe between short and long
+    thinking, scored on held-out problems. [bold]pca[/bold], first principal component of short and long thinking together.
 
     Examples:
 
@@ -303,7 +338,9 @@ def direction(
 
 @app.command()
 def compare(
-    models: Annotated[list[str], typer.Argument(help="NAME=MODEL, the base first.", metavar="NAME=MODEL...")],
+    models: Annotated[
+        list[str], typer.Argument(help="Models with the names to show; the first is the base.", metavar="NAME=MODEL...")
+    ],
     task: Task = "arithmetic",
     split: Split = "test",
     problems: Problems = 200,
@@ -328,10 +365,10 @@ def compare(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare models on the same problems and seeds, with paired differences to the first model.
+    """Compare models on the same problems with the same random numbers; differences are from the first model, paired by problem.
 
-    A model that was edited or trained with this toolkit records its training problems; a comparison on them is refused. After a stop, run
-    the same command again to resume.
+    A model that was edited or trained with this toolkit records the problems it was made from; a comparison on these problems is refused
+    (unless --allow-overlap). After a stop, run the same command again to resume.
 
     Example: [bold]toolkit compare base=tiny-reasoner edited=runs/demo/edited -t arithmetic[/bold]
     """
@@ -355,5 +392,6 @@ def compare(
         print_json(report.as_json(measured, summary))
         return
     out.print(report.judged_on(measured), markup=False, highlight=False, soft_wrap=True)
-    show(report.headline_table(summary, base=measured.base), "Mean, and paired difference to base with its 95 % interval")
+    title = "Mean, and paired difference from the first model with its 95 % interval"
+    show(report.headline_table(summary, base=measured.base), title)
     out.print(f"Rollouts and numbers are in [bold]{directory}[/bold].")

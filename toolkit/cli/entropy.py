@@ -1,4 +1,4 @@
-"""The command ``entropy``: entropy of thinking."""
+"""The command ``entropy``: measure the entropy of thinking tokens."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from toolkit.cli.common import (
 
 
 class Steps(StrEnum):
-    """Readers that split thinking into steps."""
+    """Ways to split thinking into steps; the help of ``--steps`` explains them."""
 
     fitting = "fitting"
     lines = "lines"
@@ -48,29 +48,36 @@ def entropy(
     ],
     model: Model = "tiny-reasoner",
     task: TaskOfRollouts = None,
-    split: Annotated[str | None, typer.Option(help="train, dev or test. Default: that of --rollouts, else test.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split of the problems: train, dev or test. Default: the split of --rollouts if given, else test."),
+    ] = None,
     problems: Annotated[
-        int | None, typer.Option("--problems", "-n", min=1, help="Number of problems. Default: as in --rollouts, else 200.")
+        int | None,
+        typer.Option("--problems", "-n", min=1, help="Number of problems. Default: the number in --rollouts if given, else 200."),
     ] = None,
     samples: Samples = 8,
     temperature: Annotated[
         float | None,
-        typer.Option(help="Sampling temperature, also used for entropies; above 0. Default: that of --rollouts, else 1."),
+        typer.Option(
+            help="Sampling temperature, also of the softmax whose entropy is taken; above 0. Default: 1. With --rollouts it is fixed to their temperature."
+        ),
     ] = None,
     rollouts: Annotated[
         Path | None,
         typer.Option(
             "--rollouts",
             "-r",
-            help="Rollouts from `toolkit rollouts --details`, instead of sampling. They set task, split, problems and seed.",
+            help="Measure these rollouts, from `toolkit rollouts --details`, instead of sampling. Task, split, number of problems and seed default to theirs; temperature, samples and token budget cannot be changed.",
         ),
     ] = None,
     partial: Partial = False,
     steps: Annotated[
         Steps,
         typer.Option(
-            help="How thinking is split into steps. lines: one step per line, recomputed exactly (the tiny reasoner's format). cues: by cue "
-            "words, for prose. fitting: lines for arithmetic and lookup, else cues."
+            help="How thinking is split into steps, and how failed steps are found. lines: one step per line of arithmetic or lookup; a step failed "
+            "if its result, computed again, is wrong. cues: by cue words such as 'Wait', for prose; a guess. fitting: computed again for arithmetic, "
+            "lookup and wordproblems, cues for all other tasks."
         ),
     ] = Steps.fitting,
     max_new_tokens: Budget = 1024,
@@ -80,15 +87,15 @@ def entropy(
     dtype: Type = Dtype.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
-    seed: Annotated[int | None, typer.Option(help="Random seed. Default: that of --rollouts, else 0.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed. Default: the seed of --rollouts if given, else 0.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the entropy of thinking, and how it relates to length and to correct answers (PEAR, arXiv 2510.08026).
+    """Measure the entropy of thinking, and how it relates to length and to right answers (PEAR, arXiv 2510.08026).
 
-    Measures token entropy by phase, step and position; its correlation with length, pooled and [bold]within question[/bold] (where the
-    difficulty of the problem cancels); the cost of dropping the think tokens of highest entropy, compared with random tokens and with
-    cutting off the end; the correlation of failed steps (arXiv 2509.19284), re-checks and entropy with correct answers; and the gain of
-    keeping the response of lowest entropy. All with 95 % intervals over problems.
+    Measures: token entropy by phase, step and position; the correlation of entropy with length, pooled and [bold]within problem[/bold]
+    (each problem's mean is subtracted, so that its difficulty cancels); the accuracy lost by dropping the think tokens of highest entropy,
+    compared with dropping random tokens and with cutting off the end; the correlation of failed steps (arXiv 2509.19284), re-checks and
+    entropy with right answers; the accuracy gained by keeping the response of lowest entropy. Intervals are 95 %, over problems.
 
     Writes report.html (with transcripts coloured by entropy), entropy.json, rows.parquet and the rollouts.
 
@@ -109,7 +116,9 @@ def entropy(
         reject_unread("with --rollouts, which are sampled already", "samples", "max_new_tokens")
     source = jobs.read_rollouts(rollouts, partial=partial) if rollouts else None
     if source is not None and temperature not in (None, source.temperature):
-        raise typer.BadParameter(f"--temperature {temperature:g}: {rollouts} was sampled at {source.temperature:g}. Leave it out.")
+        raise typer.BadParameter(
+            f"--temperature {temperature:g}: the rollouts in {rollouts} were sampled at {source.temperature:g}. Leave --temperature out."
+        )
     origin = {} if source is None else source.origin
     temperature = source.temperature if source else 1.0 if temperature is None else temperature
     settings = jobs.EntropySettings(temperature, split or origin.get("split", "test"), reader_of=reader_of)

@@ -1,4 +1,4 @@
-"""The command ``grpo``: train with a length reward."""
+"""The command ``grpo``: train a policy with a length reward."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ Setting = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="NAME=VALUE; may be repeated. NAME is problems, samples, updates, max_tokens or learning_rate, reward.OPTION, or a field of TRL's GRPOConfig.",
+        help="NAME=VALUE; may be repeated. NAME is a number of the recipe: problems (per batch, not the training problems of --problems), samples (per problem), updates (optimizer steps per batch), max_tokens (per response) or learning_rate; or reward.OPTION; or a field of TRL's GRPOConfig.",
     ),
 ]
 Scale = Annotated[
     str,
     typer.Option(
-        help="tiny: the recipe scaled to the tiny reasoner. paper: the paper's numbers. auto: tiny for tiny-reasoner, else paper."
+        help="Sizes of the recipe. tiny: scaled down to the tiny reasoner. paper: the paper's numbers. auto: tiny for tiny-reasoner, else paper."
     ),
 ]
 
 
 def parse_settings(texts: list[str] | None) -> dict[str, str]:
-    """Parse ``NAME=VALUE`` texts into a mapping."""
+    """Parse ``NAME=VALUE`` texts into a dict of name -> value (text)."""
     pairs = [text.partition("=") for text in texts or []]
     if wrong := [name + sign + value for name, sign, value in pairs if not (name and value)]:
         raise typer.BadParameter(f"--set {wrong[0]}: give NAME=VALUE, such as --set learning_rate=1e-5.")
@@ -56,7 +56,9 @@ def grpo(
         Path | None, typer.Option("--out", "-o", help="Directory of the run: log, checkpoints, and the finished model.")
     ] = None,
     model: Model = "tiny-reasoner",
-    reward: Annotated[str, typer.Option("--reward", "-r", help="A reward or recipe; see --list.")] = "correctness",
+    reward: Annotated[
+        str, typer.Option("--reward", "-r", help="Name of a reward or recipe (a reward with its paper's numbers); see --list.")
+    ] = "correctness",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 60,
     show_list: Annotated[bool, typer.Option("--list", help="List all rewards and recipes with their papers, and exit.")] = False,
     resume: Annotated[
@@ -70,18 +72,23 @@ def grpo(
     scale: Scale = "auto",
     settings: Setting = None,
     task: Task = "arithmetic",
-    problems: Annotated[int, typer.Option("--problems", "-n", min=2, help="Number of training problems.")] = 256,
+    problems: Annotated[
+        int,
+        typer.Option(
+            "--problems", "-n", min=2, help="Number of different training problems. For those per batch: --set problems=N."
+        ),
+    ] = 256,
     micro_batch: Annotated[
         int,
         typer.Option(
             min=1,
-            help="Rows per forward and backward pass and process. Changes memory, not the result (except for drpo with several updates).",
+            help="Responses in each forward and backward pass, on each process. Changes memory, not the result (except for drpo with several updates).",
         ),
     ] = 16,
     evaluate_every: Annotated[int, typer.Option(min=0, help="Steps between evaluations on held-out problems; 0 for never.")] = 10,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 20,
     engine: Annotated[
-        str, typer.Option(help="What generates responses: toolkit, or trl (for vLLM add --set use_vllm=true).")
+        str, typer.Option(help="Code that generates responses: toolkit, or trl (for vLLM add --set use_vllm=true).")
     ] = "toolkit",
     think: Think = None,
     template: Template = None,
@@ -95,7 +102,7 @@ def grpo(
     save_dtype: Annotated[
         Dtype,
         typer.Option(
-            help="Number type of the saved model. A type narrower than float32 rounds the trained weights; the loss is printed and saved in grpo.json."
+            help="Number type of the saved model. A type narrower than float32 rounds the trained weights; the rounding error is printed, and saved in grpo.json."
         ),
     ] = Dtype.float32,
     device: Device = None,
@@ -105,12 +112,13 @@ def grpo(
 ) -> None:
     """Train with GRPO and a length reward, with one log line per step and regular evaluations on held-out problems.
 
-    A reward without a recipe trains with plain GRPO. After a stop, [bold]--resume[/bold] continues with the same optimizer, problems and
-    reward state. On several GPUs: accelerate launch $(which toolkit) grpo ...
+    A reward without a recipe is used with plain GRPO. After a stop, run the same command with [bold]--resume[/bold]: it continues from the
+    last checkpoint, with the saved optimizer, order of problems and state of the reward. On several GPUs: accelerate launch $(which
+    toolkit) grpo ...
 
-    Memory: 16 bytes per trained weight (fp32 weight, gradient, Adam's two moments); 4 more with --dtype bfloat16 (initial model, autocast
-    copy); with --lora, 4 per frozen weight in bfloat16 or 8 in float32. To use less: --set gradient_checkpointing=true, or --set
-    optim=adamw_bnb_8bit (needs bitsandbytes).
+    Memory, besides activations: 16 bytes per trained weight (fp32 weight, gradient, Adam's two moments), and 4 more with --dtype bfloat16
+    (initial model, autocast copy). With --lora, each frozen weight takes 4 bytes in bfloat16 or 8 in float32. To use less: --set
+    gradient_checkpointing=true, or --set optim=adamw_bnb_8bit (needs bitsandbytes).
 
     Examples:
 
@@ -159,5 +167,5 @@ def grpo(
             {"out": str(out_dir / jobs.MODEL), "recipe": recipe, "fingerprint": done.lm.fingerprint, "log": curves.steps(done.log)}
         )
         return
-    show(table, f"{recipe.name} on {lm.name}; the model is in {out_dir / jobs.MODEL}")
+    show(table, f"{recipe.name} on {lm.name}, before and after training, by step; the model is in {out_dir / jobs.MODEL}")
     out.print(f"Log with one line per step: [bold]{out_dir / 'log.jsonl'}[/bold].")

@@ -1,4 +1,4 @@
-"""The commands ``retrieval-heads`` and ``heads``: scores of every head."""
+"""The commands ``retrieval-heads`` and ``heads``: score every attention head by one or by several measures ("lenses")."""
 
 from __future__ import annotations
 
@@ -47,16 +47,27 @@ def retrieval_heads(
         ),
     ] = "lookup",
     instances: Annotated[
-        int, typer.Option("--instances", "-n", min=1, help="Haystacks to find heads on, and equally many others to mask them on.")
+        int,
+        typer.Option(
+            "--instances",
+            "-n",
+            min=1,
+            help="Number of haystacks (prompts that hide a fact) to find heads on, and of other haystacks to mask the heads on.",
+        ),
     ] = 100,
     lengths: Annotated[
         str | None, typer.Option(help="Prompt lengths in tokens, e.g. 256,1024. Default: five lengths up to the model's context.")
     ] = None,
     counts: Annotated[str, typer.Option(help="Numbers of heads to mask, e.g. 1,2,4.")] = "1,2,3,4",
     ops: Annotated[
-        str, typer.Option(help="Forms of masking to try at the largest count: uniform, zero, mean; may be empty.")
+        str,
+        typer.Option(
+            help="Masking operations to try at the largest count: uniform (uniform attention), zero (no output), mean (mean output). May be empty; uniform is always measured while decoding."
+        ),
     ] = "uniform,zero,mean",
-    draws: Annotated[int, typer.Option(min=1, help="Random controls per mask, with heads of the same layers.")] = 3,
+    draws: Annotated[
+        int, typer.Option(min=1, help="Number of random controls per mask; each masks random heads of the same layers.")
+    ] = 3,
     max_new_tokens: Budget = 120,
     batch_size: BatchSize = 256,
     think: Think = None,
@@ -69,9 +80,10 @@ def retrieval_heads(
 ) -> None:
     """Find retrieval heads, which copy from the prompt (arXiv 2404.15574), and mask them to measure their effect.
 
-    Heads are ranked by the published copy score, and by what they write towards the generated token (ours); the second also finds heads
-    that read an answer from neighbouring tokens. Masking is uniform attention while decoding, as published; then zero and mean ablation,
-    also in the prompt. For a model with think tags: does masking hurt thinking more than answering directly?
+    Heads are ranked in two ways: by the published copy score, and by how much they write towards the generated token (ours). The second
+    ranking also finds heads that read an answer from the tokens beside it. Heads are masked by uniform attention while decoding, as
+    published, and also by zero and mean ablation, while decoding only and in the prompt too. For the task lookup and a model with think
+    tags, the command also measures whether masking costs more accuracy when the model thinks than when it answers directly.
 
     Examples:
 
@@ -100,9 +112,15 @@ def retrieval_heads(
         return
     show(tables["heads"].query("rank <= 5").set_index("ranking"), "Retrieval heads")
     columns = ["heads", "op", "during", "accuracy", "random", "more_than_random", "more_than_random_low", "more_than_random_high"]
-    show(tables["masking"].set_index("ranking")[columns], "Accuracy with heads masked, beside random heads of the same layers")
+    show(
+        tables["masking"].set_index("ranking")[columns],
+        "Accuracy with top heads masked, with random heads of the same layers masked, and random minus top",
+    )
     if "thinking" in tables:
-        show(tables["thinking"].set_index("task"), "Masking while thinking and while answering directly")
+        show(
+            tables["thinking"].set_index("task"),
+            "Accuracy, and accuracy lost to masking, when thinking and when answering directly",
+        )
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
 
 
@@ -116,8 +134,18 @@ def heads(
     partial: Partial = False,
     task: TaskOfRollouts = None,
     allow_overlap: AllowOverlap = False,
-    search: Annotated[str, typer.Option(help="Task of the retrieval measurement: lookup, needle or threading.")] = "lookup",
-    lengths: Annotated[str | None, typer.Option(help="Prompt lengths of needle and threading, in tokens.")] = None,
+    search: Annotated[
+        str,
+        typer.Option(
+            help="Task on which retrieval is measured: lookup, needle (facts in filler text) or threading (chains of keys)."
+        ),
+    ] = "lookup",
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompt lengths of needle and threading in tokens, e.g. 256,1024. Default: five lengths up to the model's context."
+        ),
+    ] = None,
     problems: Problems = 100,
     samples: Samples = 4,
     max_new_tokens: Budget = 400,
@@ -130,10 +158,12 @@ def heads(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Score every head: short thinking, retrieval, entropy when masked, previous token, induction, duplicate token.
+    """Score every head by several measures, compare the measures, and measure the effects of ThinkEdit's edit and of steering.
 
-    Also compares the scores (are short-thinking heads retrieval heads?): overlap of the top heads with permutation p-values, and rank
-    correlations. The last three scores come from TransformerLens ([bold]pip install 'reasoning-length-toolkit[lens]'[/bold]).
+    The measures: writing towards short thinking, retrieval from the prompt, change of think entropy when the head is ablated, and the
+    attention patterns previous token, induction and duplicate token. The three patterns come from TransformerLens ([bold]pip install
+    'reasoning-length-toolkit[lens]'[/bold]). The comparison (are short-thinking heads retrieval heads?) shows how many of the top heads two
+    measures share, with permutation p-values, and rank correlations.
 
     Example: [bold]toolkit heads -m tiny-reasoner -o runs/heads[/bold]
     """
@@ -157,6 +187,6 @@ def heads(
     if as_json:
         print_json({"out": str(out_dir), **{name: report.json_records(table) for name, table in atlas.tables.items()}})
         return
-    show(atlas.heads.set_index("head").head(20).round(3), "Heads, by short-thinking score")
-    show(atlas.overlaps.set_index("pair").round(3), "Do the scores find the same heads?")
+    show(atlas.heads.set_index("head").head(20).round(3), "Scores of the 20 heads that write most towards short thinking")
+    show(atlas.overlaps.set_index("pair").round(3), "Do the scores find the same heads? Number of shared top heads, with p-values")
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")

@@ -1,4 +1,4 @@
-"""The commands ``steer``, ``dose``, ``export`` and ``import``: steering, and vectors in the formats of other tools."""
+"""The commands ``steer``, ``dose``, ``export`` and ``import``: steer a model, and convert steering vectors to and from other tools."""
 
 from __future__ import annotations
 
@@ -49,16 +49,21 @@ if TYPE_CHECKING:  # imported by the commands themselves, so that `toolkit --hel
 Vector = Annotated[
     Path, typer.Option("--vector", "-v", help="Direction of this model, from `toolkit direction` or `toolkit import`.")
 ]
-Alphas = Annotated[str, typer.Option("--alpha", "-a", help="Strengths separated by commas: -1,0,1. + is longer, - is shorter.")]
+Alphas = Annotated[
+    str,
+    typer.Option("--alpha", "-a", help="Steering strengths separated by commas, e.g. -1,0,1. + lengthens thinking, - shortens it."),
+]
 Layers = Annotated[str | None, typer.Option(help="Layers to steer: 3, 2-5 or 1,4,7. Default: all.")]
 During = Annotated[
     str,
-    typer.Option(help="When to steer: all (everywhere), newest (generated tokens), or phases joined by +: prompt, think, answer."),
+    typer.Option(
+        help="When to steer: all (at every position), newest (from the last token of the prompt on), or phases joined by +, from prompt, think and answer, e.g. think+answer."
+    ),
 ]
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """Parse ``"3"``, ``"2-5"`` or ``"1,4,7"`` as layers; ``None`` stays ``None``.
+    """Parse a text such as ``"3"``, ``"2-5"`` or ``"1,4,7"`` as layer numbers; ``None`` gives ``None``, which means all layers.
 
     >>> parse_layers("2-5")
     (2, 3, 4, 5)
@@ -86,8 +91,13 @@ def steer(
     ] = None,
     layers: Layers = None,
     during: During = "all",
-    op: Annotated[str, typer.Option(help="add, ablate (project out) or clamp (set the component to --value).")] = "add",
-    value: Annotated[float, typer.Option(help="Value of the component for --op clamp.")] = 0.0,
+    op: Annotated[
+        str,
+        typer.Option(
+            help="Operation: add the vector, ablate (project the direction out), or clamp (set the component along the direction to --value)."
+        ),
+    ] = "add",
+    value: Annotated[float, typer.Option(help="For --op clamp: value of the component along the direction.")] = 0.0,
     samples: Samples = 1,
     temperature: Temperature = 0.0,
     max_new_tokens: Budget = 512,
@@ -99,7 +109,7 @@ def steer(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Show responses under several steering strengths side by side, with thinking in colour and its length.
+    """Show responses at several steering strengths side by side, with thinking in colour and the length of thinking below.
 
     Examples:
 
@@ -133,6 +143,7 @@ def steer(
 
 
 def _panel(lm: LM, strength: float, r: Rollout) -> Panel:
+    """One response in a frame, titled with its steering strength."""
     start, stop = (r.think.start, r.think.stop) if r.think else (r.prompt_len, r.prompt_len)
     before, thought, rest = (lm.text(r.token_ids[a:b]) for a, b in pairwise((r.prompt_len, start, stop, len(r.token_ids))))
     body = Text.assemble((before, "dim"), (thought, "cyan"), (rest, "bold" if r.closed else "red"))
@@ -151,7 +162,11 @@ def dose(
     during: During = "all",
     task_name: Annotated[
         str | None,
-        typer.Option("--task", "-t", help="Task, as for `toolkit rollouts`. Default: that of the vector, else arithmetic."),
+        typer.Option(
+            "--task",
+            "-t",
+            help="Task, as for `toolkit rollouts`. Default: the task that the vector was made from if it records one, else arithmetic.",
+        ),
     ] = None,
     allow_overlap: AllowOverlap = False,
     problems: Problems = 100,
@@ -166,9 +181,10 @@ def dose(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure length, accuracy and damage by steering strength on the dev split, with a random direction as control.
+    """Measure length, accuracy and damage at several steering strengths on the dev split, with a random direction as control.
 
-    Writes report.html, doses.json, targets.json and the rollouts.
+    Damage: responses that never close their thinking or that loop, and a higher perplexity of the base model's responses. Writes
+    report.html, doses.json, targets.json (the best strength for each target length) and the rollouts.
 
     Example: [bold]toolkit dose -v runs/direction.safetensors -o runs/doses[/bold]
     """
@@ -195,14 +211,17 @@ def dose(
         return
     columns = ["think_tokens", "accuracy", "closed", "looping", "perplexity", "relative_dose"]
     for name in wide.index.levels[0]:
-        show(wide.loc[name][columns], f"{name}: means by strength")
+        show(wide.loc[name][columns], f"{name}: means at each steering strength")
     out.print(store.read_json(out_dir / "doses.json")["judged_on"], markup=False, highlight=False, soft_wrap=True)
-    show(dial.set_index("target"), "Strength for each target length, and percent of responses that hit it")
+    show(
+        dial.set_index("target"),
+        "Best strength for each target length (tokens), and percent of responses within 10 % (precise) and 20 % (flexible) of the target",
+    )
     out.print(f"Open [bold]{out_dir / 'report.html'}[/bold].")
 
 
 class Target(StrEnum):
-    """Formats that a direction can be written in."""
+    """Formats in which ``export`` can write a direction."""
 
     gguf = "gguf"
     safetensors = "safetensors"
@@ -210,7 +229,7 @@ class Target(StrEnum):
 
 
 class Source(StrEnum):
-    """Formats that a direction can be read from."""
+    """Formats from which ``import`` can read a direction."""
 
     gguf = "gguf"
     safetensors = "safetensors"
@@ -225,15 +244,17 @@ def export(
     out_path: Annotated[Path, typer.Option("--out", "-o", help="File to write; for folder, a new directory.")],
     to: Annotated[
         Target,
-        typer.Option(help="gguf: for llama.cpp and repeng. safetensors: for any tool. folder: both, with a card for the Hub."),
+        typer.Option(
+            help="Format. gguf: for llama.cpp and repeng. safetensors: for any tool. folder: both, with a card for the Hugging Face Hub."
+        ),
     ],
     model: Model = "tiny-reasoner",
-    scale: Annotated[float, typer.Option(help="Factor on the vector in a gguf or safetensors file.")] = 1.0,
+    scale: Annotated[float, typer.Option(help="For gguf and safetensors: factor by which the vector is multiplied.")] = 1.0,
     doses: Annotated[
         Path | None, typer.Option(help="For folder: directory of `toolkit dose`, whose numbers and figures go into the card.")
     ] = None,
     drop_layer_0: Annotated[
-        bool, typer.Option("--drop-layer-0", help="Leave out the first block, which GGUF cannot steer.")
+        bool, typer.Option("--drop-layer-0", help="Leave out the vector of the first layer (block), which GGUF cannot steer.")
     ] = False,
     think: Think = None,
     template: Template = None,
@@ -265,16 +286,23 @@ def export(
 @app.command("import", cls=Command)
 def import_(
     source: Annotated[Path, typer.Argument(help="The file of the other tool.")],
-    out_file: Annotated[Path, typer.Option("--out", "-o", help="File of the direction, for `toolkit steer` and `toolkit dose`.")],
-    of: Annotated[Source, typer.Option("--from", help="Format of the file.")],
+    out_file: Annotated[
+        Path, typer.Option("--out", "-o", help="File to write the direction to, for `toolkit steer` and `toolkit dose`.")
+    ],
+    of: Annotated[Source, typer.Option("--from", help="Format of the file that is read.")],
     model: Model = "tiny-reasoner",
     layer: Annotated[int | None, typer.Option(help="For hidden-directions: layer of a file that holds a single vector.")] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Reverse the sign, if + means shorter thinking in the file.")] = False,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Reverse the sign of the vector; needed if adding it shortens thinking.")
+    ] = False,
     think: Think = None,
     template: Template = None,
     device: Device = None,
 ) -> None:
-    """Read another tool's steering vector for a model. A vector that does not fit (site, width, layer, sign) is refused.
+    """Read a steering vector in the format of another tool, check that it fits the model, and save it as a direction.
+
+    The file is refused if the site (the place in a layer), the width or the layers of its vector do not fit the model, or if its header
+    contradicts the sign.
 
     Example: [bold]toolkit import vector.gguf --from gguf -m tiny-reasoner -o runs/imported.safetensors[/bold]
     """

@@ -1,4 +1,7 @@
-"""Plotly figures from values: no model, no files. Each function returns a ``Figure`` for Jupyter and for saved pages."""
+"""Plotly figures of tables and other values; no function here runs a model or reads a file.
+
+Each function returns a plotly ``Figure``, which Jupyter shows and saved pages embed.
+"""
 
 from toolkit.figures.atlas import agreement, attention, lenses
 from toolkit.figures.base import COLOURS

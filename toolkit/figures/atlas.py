@@ -1,4 +1,4 @@
-"""The head atlas: scores of every head by every lens, agreement of the lenses, and attention of one head."""
+"""The head atlas: scores of every attention head by several measures ("lenses"), agreement of the measures, attention of one head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from toolkit.types import HeadScores
 
 
 def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
-    """Heat map of head scores, one row per lens and one column per head; each row is divided by its largest absolute value."""
+    """Heat map of head scores, one row per measure and one column per head ("layer.head").
+
+    Each row is divided by its largest absolute value; hovering shows the raw score.
+
+    Args:
+        scores: Name of the measure -> its score for every head.
+    """
     values = {name: s.score.numpy() for name, s in scores.items()}
     present = ~np.isnan(next(iter(values.values())))  # a layer may have fewer heads than others, or none
     names = [f"{layer}.{head}" for layer, head in np.argwhere(present)]
@@ -29,18 +35,20 @@ def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
         zmid=0,
         colorscale="RdBu_r",
         ygap=2,
-        colorbar={"title": "share of<br>largest"},
+        colorbar={"title": "score / row's<br>largest |score|"},
         hovertemplate="head %{x}<br>%{y}: %{customdata:.3g}<extra></extra>",
     )
     figure = go.Figure(heat)
     for end in np.cumsum(present.sum(axis=1))[:-1]:
         figure.add_vline(x=end - 0.5, line={"color": "black", "width": 1})
     axes = {"xaxis": {"title": "layer.head", "type": "category"}, "yaxis": {"autorange": "reversed", "automargin": True}}
-    return styled(figure, "Every head through every lens", **axes).update_layout(margin={"l": 20})
+    return styled(figure, "Scores of every head by every measure", **axes).update_layout(margin={"l": 20})
 
 
 def agreement(table: pd.DataFrame) -> go.Figure:
-    """Heat map of the top heads that each pair of lenses shares; cells also show p-values and rank correlation.
+    """Heat map of the number of top heads that each pair of measures shares.
+
+    A cell also shows the p-value of that number (heads permuted within their layers) and Spearman's rank correlation over all heads.
 
     Args:
         table: From ``jobs.agreement``.
@@ -66,7 +74,7 @@ def agreement(table: pd.DataFrame) -> go.Figure:
         hovertemplate="%{x}<br>%{y}<br>%{text}<extra></extra>",
     )
     axes = {"xaxis": {"automargin": True}, "yaxis": {"autorange": "reversed", "automargin": True}}
-    return styled(go.Figure(heat), "Top heads shared, p within layers, rank correlation", **axes).update_layout(
+    return styled(go.Figure(heat), "Top heads shared, p (heads permuted within layers), rank correlation ρ", **axes).update_layout(
         height=680, margin={"l": 20}
     )
 
@@ -77,7 +85,9 @@ def attention(
     """Heat map of attention weights, one row per query token and one column per key token.
 
     Args:
-        queries, keys: Text of the tokens; a space is shown as ␣, a line's end as ↵.
+        weights: Attention from each query (row) to each key (column).
+        queries: Text of the query tokens. Each predicts the token after it. A single space is shown as ␣, a line break as ↵.
+        keys: Text of the key tokens, in the same notation.
     """
     heat = go.Heatmap(z=weights.numpy(), zmin=0, colorscale="Blues", colorbar={"title": "attention"}, xgap=1, ygap=1)
     heat.update(

@@ -1,4 +1,8 @@
-"""Figures of a board (``board.json``): accuracy against length, shifts of hidden states, chains of additions, differences to base."""
+"""Figures of a board, the comparison of conditions in ``board.json``.
+
+They show accuracy against length, shifts of hidden states, chains of additions, differences from base (the unchanged model), and the
+contribution of the short-thinking heads.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from toolkit.figures.base import COLOURS, NEITHER, styled
+from toolkit.figures.base import COLOURS, GREY, styled
 
 FAMILIES = {
     "base": ("base", "black", "star"),
@@ -19,34 +23,40 @@ FAMILIES = {
     "prompt": ("prompt", COLOURS[5], "triangle-down"),
     "trained": ("trained (GRPO)", COLOURS[0], "circle"),
     "combined": ("combined", COLOURS[2], "hexagon"),
-    "control": ("random controls", NEITHER, "x"),
+    "control": ("random controls", GREY, "x"),
 }
-"""Family of a condition -> its title, colour and symbol."""
+"""Family of a condition -> ``(title in the legend, colour, plotly symbol)``."""
 
 Board = Mapping[str, Any]
 
 
 def _of(board: Board, family: str, metric: str = "accuracy") -> list[tuple[str, Mapping[str, Any]]]:
+    """``(name, entry of the board)`` of each condition of a family for which the metric was measured."""
     return [(name, c) for name, c in board["conditions"].items() if c["family"] == family and metric in c["metrics"]]
 
 
 def few_seeds(e: Mapping[str, Any]) -> bool:
-    """Return whether an effect of a board has too few seeds to be judged."""
+    """Return True if a value or difference is marked as based on fewer than three seeds, too few for a test.
+
+    Args:
+        e: Value or difference from ``board.json``. Its ``note`` then says so, such as ``"2 seeds"``.
+    """
     return "seed" in e.get("note", "")
 
 
 def _error(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Plotly's error bars for values with ``mean, low, high``."""
     up, down = [r["high"] - r["mean"] for r in rows], [r["mean"] - r["low"] for r in rows]
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1}
 
 
 def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
-    """Accuracy against think tokens, one point per condition with 95 % intervals; colour and symbol show its family.
+    """Scatter plot of accuracy against think tokens, one point per condition with 95 % intervals; colour and symbol show its family.
 
-    Open symbols are conditions with too few seeds to be judged.
+    Open symbols are random or trained conditions with fewer than three seeds, too few for a test.
 
     Args:
-        labels: Conditions whose names are written in the figure.
+        labels: Conditions whose points are labelled with their names.
     """
     figure, few = go.Figure(), False
     for family, (title, colour, symbol) in reversed(FAMILIES.items()):  # base last, on top
@@ -78,14 +88,16 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
         "xaxis_range": [-0.16 * max(means), 1.2 * max(means)],
         "yaxis_range": [-0.04, 1.04],
     }  # a wide interval may end outside
-    title = "Accuracy against think tokens" + few * " (open: fewer than three seeds, not judged)"
+    title = "Accuracy against think tokens" + few * " (open: fewer than three seeds, not tested)"
     return styled(figure, title, **layout, **ranges)
 
 
 def state_shifts(board: Board) -> go.Figure:
-    """Cosine between the length direction and each condition's mean shift of the hidden states on the same texts.
+    """Dot plot of the direction in which each condition shifts hidden states: cosine with the length direction, one row per condition.
 
-    The grey bars are the 95 % range of differences between random classes of rollouts.
+    Every condition reads the same responses of base. The shift is the mean difference of the hidden states (condition minus base) at the
+    end of the residual stream; bars are 95 % intervals; + is towards longer thinking. A grey bar is the 95 % range that the cosine
+    has by chance, from differences between random groups of the responses.
     """
     rows = [(name, c) for name, c in board["conditions"].items() if c.get("shift") and c["family"] not in ("decode", "prompt")]
     rows.sort(key=lambda row: row[1]["shift"]["cosine"])
@@ -97,7 +109,7 @@ def state_shifts(board: Board) -> go.Figure:
         base=[-b for b in bound],
         orientation="h",
         marker_color="#e5e5e5",
-        name="random classes, 95 %",
+        name="random groups of responses, 95 %",
     )
     for family, (title, colour, symbol) in FAMILIES.items():
         conditions = [(name, c["shift"]) for name, c in rows if c["family"] == family]
@@ -122,7 +134,11 @@ def state_shifts(board: Board) -> go.Figure:
 
 
 def chain_accuracy(board: Board) -> go.Figure:
-    """Accuracy on chains of additions against the accuracy that follows from step accuracy alone (p^H, arXiv 2509.09677)."""
+    """Scatter plot of accuracy on chains of additions against p^H, the accuracy expected from single steps (arXiv 2509.09677).
+
+    p is the share of right steps and H the number of steps. A condition below the diagonal is worse than its single steps predict; a
+    condition above the diagonal corrects wrong steps.
+    """
     figure = go.Figure()
     for family, (title, colour, symbol) in FAMILIES.items():
         conditions = _of(board, family, "running_sum_expected")
@@ -139,13 +155,22 @@ def chain_accuracy(board: Board) -> go.Figure:
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": "#999999"}, name="as expected", hoverinfo="skip"
     )
-    return styled(figure, "Chains: accuracy against p^H", xaxis_title="p^H from step accuracy", yaxis_title="accuracy")
+    return styled(
+        figure,
+        "Chains of additions: accuracy against p^H",
+        xaxis_title="p^H, expected from step accuracy p over H steps",
+        yaxis_title="accuracy",
+    )
 
 
 def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
-    """Heat map of paired differences to base in points (hundredths), one row per condition and one column per metric.
+    """Heat map of paired differences from base (condition minus base), one row per condition and one column per metric.
 
-    White: not significant after Holm's correction. In brackets: too few seeds to be judged.
+    Differences are in percentage points. White cells are not significant after Holm's correction; numbers in brackets are based on fewer
+    than three seeds, too few for a test.
+
+    Args:
+        metrics: Names of the metrics, all of them shares.
     """
     names = [name for name in board["conditions"] if name in board["paired"]]
     columns = [m for m in metrics if any(m in board["paired"][name] for name in names)]
@@ -173,14 +198,20 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
             hovertemplate="%{y}<br>%{x}: %{text} points<extra></extra>",
         )
     )
-    figure = styled(figure, "Differences to base, in points (coloured: p < .05 after Holm; in brackets: fewer than three seeds)")
+    figure = styled(
+        figure, "Condition minus base, in points (coloured: p < .05 after Holm's correction; in brackets: fewer than three seeds)"
+    )
     return figure.update_layout(
         yaxis={"autorange": "reversed", "automargin": True}, xaxis={"side": "top", "automargin": True}, height=160 + 20 * len(names)
     )
 
 
 def head_change(board: Board) -> go.Figure:
-    """Contribution of base's short-thinking heads towards short thinking under each condition, against its think tokens."""
+    """Scatter plot of think tokens against the contribution of base's short-thinking heads, one point per condition.
+
+    Every condition reads the same responses of base. The contribution is the output of the heads along the direction of short thinking, in
+    units of the residual stream. If a policy thinks longer although these heads write the same, other parts of the model changed.
+    """
     figure = go.Figure()
     for family, (title, colour, symbol) in FAMILIES.items():
         conditions = _of(board, family, "short_push")
@@ -195,7 +226,7 @@ def head_change(board: Board) -> go.Figure:
             )
     return styled(
         figure,
-        "Contribution of the short-thinking heads, and length",
-        xaxis_title="contribution towards short thinking, same texts",
+        "Think length against the contribution of the short-thinking heads",
+        xaxis_title="contribution of base's short-thinking heads towards short thinking, same texts",
         yaxis_title="think tokens",
     )

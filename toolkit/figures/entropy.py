@@ -1,4 +1,4 @@
-"""Token entropy: by position, by phase, against length, and of filtered thinking."""
+"""Token entropy: by position in thinking, by phase, against another measure, correlations with right answers, and filtered thinking."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from toolkit.figures.base import COLOURS, NEITHER, styled
+from toolkit.figures.base import COLOURS, GREY, styled
 
 
 def entropy_by_position(curves: Mapping[str, pd.DataFrame], by: str = "position") -> go.Figure:
-    """Mean token entropy over the course of thinking with 95 % bands, one line per name.
+    """Line plot of the mean token entropy (nats) over the course of thinking, with 95 % bands, one line per name.
 
     Args:
-        curves: Name -> table of ``phase_entropy.by_position``, or of ``phase_entropy.by_step`` with ``by="step"``.
+        curves: Name -> table of ``phase_entropy.by_position``, or of ``phase_entropy.by_step`` if ``by`` is ``"step"``.
+        by: Column on the horizontal axis: ``"position"`` (0 to 1, relative position in the think span) or ``"step"`` (number of the step).
     """
     figure = go.Figure()
     for i, (name, rows) in enumerate(curves.items()):
@@ -26,12 +27,12 @@ def entropy_by_position(curves: Mapping[str, pd.DataFrame], by: str = "position"
         hover = "%{x}: %{y:.3f} nats, %{customdata} rollouts"
         line = {"mode": "lines+markers", "line": {"color": colour}, "legendgroup": name, "hovertemplate": hover}
         figure.add_scatter(x=x, y=list(rows["mean"]), name=name, customdata=list(rows["rollouts"]), **line)
-    title = {"position": "share of thinking written", "step": "step of thinking"}.get(by, by)
+    title = {"position": "relative position in the think span", "step": "number of the step of thinking"}.get(by, by)
     return styled(figure, f"Entropy by {by}", xaxis_title=title, yaxis={"title": "nats per token", "rangemode": "tozero"})
 
 
 def phase_entropy(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
-    """Mean entropy of thinking and of the answer with 95 % intervals, one colour per name.
+    """Bar chart of the mean token entropy (nats) of thinking and of the answer, with 95 % intervals, one colour per name.
 
     Args:
         tables: Name -> table of ``phase_entropy.by_phase``.
@@ -45,14 +46,18 @@ def phase_entropy(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
 
 
 def correlation(rows: pd.DataFrame, table: pd.DataFrame, x: str = "entropy", y: str = "response_tokens") -> go.Figure:
-    """Two columns against each other, one dot per rollout: raw values (left) and with each problem's mean subtracted (right).
+    """Scatter plot of two measures, one dot per rollout: raw values (left), and values minus the mean of their problem (right).
+
+    The right panel shows the correlation within problems, in which the difficulty of a problem cancels.
 
     Args:
-        rows: From ``phase_entropy.table`` or ``failed_steps.table``.
-        table: Correlation coefficients from ``phase_entropy.correlations``, written above each panel.
+        rows: One row per rollout, from ``phase_entropy.table`` or ``failed_steps.table``.
+        table: Correlation of ``x`` and ``y`` from ``phase_entropy.correlations``; its coefficients are written above the panels.
+        x: Column of ``rows`` on the horizontal axis.
+        y: Column of ``rows`` on the vertical axis.
     """
-    labels = {scope: _coefficients(table[table["scope"] == scope]) for scope in ("pooled", "within")}
-    titles = (f"pooled<br>{labels['pooled']}", f"within question<br>{labels['within']}")
+    labels = {scope: _coefficient_text(table[table["scope"] == scope]) for scope in ("pooled", "within")}
+    titles = (f"pooled<br>{labels['pooled']}", f"within problem<br>{labels['within']}")
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.12)
     rows = rows.dropna(subset=[x, y])
     values = rows[[x, y]].astype(float)
@@ -60,7 +65,7 @@ def correlation(rows: pd.DataFrame, table: pd.DataFrame, x: str = "entropy", y: 
     for column, (part, colour) in enumerate(((values, COLOURS[0]), (centred, COLOURS[1])), 1):
         dots = {"mode": "markers", "marker": {"color": colour, "size": 6, "opacity": 0.5}, "showlegend": False}
         figure.add_scatter(x=part[x], y=part[y], text=rows["problem_id"], row=1, col=column, **dots)
-        minus = ", minus the problem's mean" if column == 2 else ""
+        minus = ", minus mean of the problem" if column == 2 else ""
         figure.update_xaxes(title=x.replace("_", " ") + minus, row=1, col=column)
         figure.update_yaxes(title=y.replace("_", " ") + minus, row=1, col=column)
     framed = styled(figure, f"{x} and {y}".replace("_", " ").capitalize())
@@ -68,15 +73,16 @@ def correlation(rows: pd.DataFrame, table: pd.DataFrame, x: str = "entropy", y: 
 
 
 def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> go.Figure:
-    """Correlation coefficients with 95 % intervals, one row per measure, pooled and within question.
+    """Dot plot of the correlation of each measure with right answers, pooled and within problems, with 95 % intervals.
 
     Args:
-        table: From ``failed_steps.correctness_correlations``.
-        kind: Coefficient, as in the table's column ``kind``.
+        table: From ``failed_steps.correctness_correlations``. A negative coefficient: more of the measure goes with wrong answers.
+        title: Title of the figure.
+        kind: ``"spearman"`` or ``"pearson"``.
     """
     chosen, names = table[table["kind"] == kind], list(table["measure"].unique())
     figure = go.Figure()
-    for scope, name, at, colour in (("pooled", "pooled", -0.13, NEITHER), ("within", "within question", 0.13, COLOURS[0])):
+    for scope, name, at, colour in (("pooled", "pooled", -0.13, GREY), ("within", "within problem", 0.13, COLOURS[0])):
         rows = chosen[chosen["scope"] == scope].set_index("measure").loc[names]
         error = {"symmetric": False, "array": rows["high"] - rows["r"], "arrayminus": rows["r"] - rows["low"], "color": "#888888"}
         marker = {"size": 10, "color": colour, "line": {"color": "#444444", "width": 1}}
@@ -85,15 +91,18 @@ def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> 
     figure.add_vline(x=0, line={"color": "black", "width": 1})
     labels = [name.replace("_", " ") for name in names]
     axis = {"tickvals": list(range(len(names))), "ticktext": labels, "autorange": "reversed", "automargin": True}
-    return styled(figure, title, xaxis_title=f"{kind} r, 95 % interval", yaxis=axis).update_layout(margin={"l": 20})
+    return styled(figure, title, xaxis_title=f"{kind} correlation, 95 % interval", yaxis=axis).update_layout(margin={"l": 20})
 
 
-def _coefficients(rows: pd.DataFrame) -> str:
+def _coefficient_text(rows: pd.DataFrame) -> str:
+    """Coefficients with their intervals, one line per kind."""
     return "<br>".join(f"{row['kind']} {row['r']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for _, row in rows.iterrows())
 
 
 def entropy_filtering(summary: pd.DataFrame) -> go.Figure:
-    """Accuracy against the share of think tokens kept, one line per rule for dropping tokens.
+    """Line plot of accuracy against the share of think tokens kept, with 95 % intervals, one line per rule for dropping tokens.
+
+    After the drop the think span is closed, and the model answers.
 
     Args:
         summary: From ``phase_entropy.filtering_summary``.

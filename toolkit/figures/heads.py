@@ -10,7 +10,11 @@ from toolkit.types import HeadScores, Plan
 
 
 def head_scores(scores: HeadScores, plan: Plan | None = None) -> go.Figure:
-    """Heat map of head scores, layers by heads; the heads of ``plan`` are outlined. Layers without heads stay empty."""
+    """Heat map of head scores, one row per layer and one column per head. Layers without heads stay empty.
+
+    Args:
+        plan: Plan of an edit, whose heads are outlined; ``None`` outlines none.
+    """
     values = scores.score.numpy()
     limit = float(np.nanmax(np.abs(values))) or 1.0
     figure = go.Figure(

@@ -1,4 +1,4 @@
-"""Think length and accuracy: distributions, curves over layers, and conditions compared with base."""
+"""Think length and accuracy: histogram of lengths, values by layer, accuracy against length, and differences from base."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from toolkit.figures.base import COLOURS, LONG_COLOUR, NEITHER, SHORT_COLOUR, styled
+from toolkit.figures.base import COLOURS, GREY, LONG_COLOUR, SHORT_COLOUR, styled
 from toolkit.types import Direction, Rollout
 
 
 def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
-    """Histogram of think length (tokens).
+    """Histogram of think length in tokens; the legend gives the number of rollouts.
 
     Args:
-        by: ``by(rollout) -> "short" | "long" | None`` colours rollouts by class.
+        by: Function from a rollout to its class, ``"short"``, ``"long"`` or ``None`` (in no class); each class has its own colour.
+            Without it, all rollouts have one colour.
     """
     labels = [(by(r) if by else None) or ("in no class" if by else "all") for r in rollouts]
     lengths = np.array([r.think_tokens for r in rollouts])
@@ -26,16 +27,17 @@ def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
     figure = go.Figure()
     for label in sorted(set(labels), key=lambda name: (name != "short", name != "long", name)):
         members = lengths[[name == label for name in labels]]
-        colour = colours.get(label, NEITHER)
+        colour = colours.get(label, GREY)
         figure.add_histogram(x=members, name=f"{label} ({len(members)})", xbins={"size": size}, marker_color=colour)
     return styled(figure, "Think length", barmode="stack", xaxis_title="think tokens", yaxis_title="rollouts")
 
 
 def by_layer(curves: Mapping[str, Sequence[float]], title: str, unit: str) -> go.Figure:
-    """One line per name over the layers, such as the class separation of several directions.
+    """Line plot of values by layer, one line per name. Example: how far apart each direction puts long and short thinking.
 
     Args:
         curves: Name -> one value per layer.
+        title: Title of the figure.
         unit: Title of the vertical axis.
     """
     figure = go.Figure()
@@ -46,12 +48,16 @@ def by_layer(curves: Mapping[str, Sequence[float]], title: str, unit: str) -> go
 
 
 def direction_norms(directions: Mapping[str, Direction]) -> go.Figure:
-    """Norm of each direction over the layers."""
+    """Line plot of the norm of each direction by layer, in units of the residual stream.
+
+    Args:
+        directions: Name -> direction, one line each.
+    """
     return by_layer({name: d.norms.tolist() for name, d in directions.items()}, "Norm of the direction", "|v|")
 
 
 def length_accuracy(summary: pd.DataFrame) -> go.Figure:
-    """Accuracy against think tokens, one point per condition, with 95 % intervals of both.
+    """Scatter plot of accuracy against think tokens, one point per condition, with 95 % intervals of both.
 
     Args:
         summary: From ``evaluate.summary``.
@@ -77,21 +83,24 @@ def length_accuracy(summary: pd.DataFrame) -> go.Figure:
 
 
 def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go.Figure:
-    """Paired differences to base with 95 % intervals, one row per condition; grey if the interval contains zero or has no width.
+    """Dot plot of paired differences from base (condition minus base) with 95 % intervals, one row per condition.
+
+    A dot is grey if its interval contains zero, or has width 0 because nothing varies.
 
     Args:
         summary: From ``evaluate.summary``.
-        metric: Name of the metric.
+        metric: Name of the metric, from the column ``metric``.
+        base: Name of the base condition, which has no row.
     """
     rows = summary[(summary["metric"] == metric) & (summary["condition"] != base)].iloc[::-1]
     low, high = rows["difference_low"], rows["difference_high"]
-    clear = (low < high) & ((low > 0) | (high < 0))  # no width: nothing varies, so the spread is unknown
+    clear = (low < high) & ((low > 0) | (high < 0))  # an interval of width 0 means that nothing varies, so the spread is unknown
     figure = go.Figure(
         go.Scatter(
             x=rows["difference"],
             y=rows["condition"],
             mode="markers",
-            marker={"size": 10, "color": np.where(clear, COLOURS[0], NEITHER)},
+            marker={"size": 10, "color": np.where(clear, COLOURS[0], GREY)},
             error_x={
                 "type": "data",
                 "symmetric": False,
@@ -103,5 +112,5 @@ def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go
     )
     figure.add_vline(x=0, line={"color": "black", "width": 1})
     return styled(
-        figure, f"{metric.replace('_', ' ')}: difference to {base}", xaxis_title="paired difference, 95 % interval"
+        figure, f"{metric.replace('_', ' ')}: difference from {base}", xaxis_title=f"condition minus {base}, paired, 95 % interval"
     ).update_layout(yaxis={"automargin": True}, margin={"l": 20})

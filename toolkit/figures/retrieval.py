@@ -1,4 +1,7 @@
-"""Retrieval heads: recall of needles, sparsity and stability of the heads, and the effect of masking them."""
+"""Retrieval heads, which copy from the prompt: accuracy by needle position, sparsity and stability of the scores, effect of masking.
+
+A needle is a fact hidden in a long prompt; its depth is its relative position there (0 is the start).
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from toolkit.figures.base import COLOURS, NEITHER, styled
+from toolkit.figures.base import COLOURS, GREY, styled
 
 
 def recall(cells: pd.DataFrame) -> go.Figure:
-    """Heat map of the share of right answers by prompt length and depth of the needle.
+    """Heat map of the share of right answers by prompt length and depth of the needle (relative position of the hidden fact).
 
     Args:
-        cells: Columns ``length`` (tokens), ``depth`` (0 to 1), ``correct`` (0 to 1) and ``n`` (prompts).
+        cells: Columns ``length`` (tokens), ``depth`` (0 to 1), ``correct`` (share of right answers, 0 to 1) and ``n`` (number of prompts).
     """
     wide, counts = (cells.pivot(index="depth", columns="length", values=name) for name in ("correct", "n"))
     figure = go.Figure(
@@ -36,39 +39,51 @@ def recall(cells: pd.DataFrame) -> go.Figure:
     )
     axes = {
         "xaxis": {"title": "prompt length (tokens)", "type": "category"},
-        "yaxis": {"title": "depth", "type": "category", "autorange": "reversed"},
+        "yaxis": {"title": "depth of the needle in the prompt", "type": "category", "autorange": "reversed"},
     }
-    return styled(figure, "Recall by length and depth", **axes)
+    return styled(figure, "Right answers by prompt length and depth of the needle", **axes)
 
 
 def sparsity(table: pd.DataFrame) -> go.Figure:
-    """Shares of heads with a copy score above 0.1, above 0.5 and at zero.
+    """Bar chart of the shares of heads with a copy score above 0.1, above 0.5 and equal to zero, one group of bars per model.
+
+    The copy score of a head is the share of the needle's tokens that it copies (arXiv 2404.15574).
 
     Args:
-        table: One row per model, columns ``model, above 0.1, above 0.5, zero``. The first row is ours, the others are published.
+        table: One row per model, with the columns ``model, above 0.1, above 0.5, zero`` (shares). The first row is the measured model, the
+            others are published models.
     """
     figure = go.Figure()
     for i, name in enumerate(table["model"]):
         row = table.iloc[i][["above 0.1", "above 0.5", "zero"]]
-        figure.add_bar(x=row.index, y=row.to_numpy(float), name=name, marker_color=COLOURS[0] if i == 0 else NEITHER)
+        figure.add_bar(x=row.index, y=row.to_numpy(float), name=name, marker_color=COLOURS[0] if i == 0 else GREY)
     return styled(figure, "Share of heads by copy score", barmode="group", yaxis={"tickformat": ".0%", "title": "share of heads"})
 
 
 def stability(table: pd.DataFrame) -> go.Figure:
-    """Overlap of the top heads from n examples with those from all examples, one line per ranking.
+    """Line plot of the share of top heads from ``n`` random examples that are also top heads from all examples, one line per ranking.
 
     Args:
-        table: Columns ``ranking, n, overlap`` (0 to 1).
+        table: Columns ``ranking``, ``n`` (number of examples) and ``overlap`` (share of the top heads, 0 to 1).
     """
     figure = go.Figure()
     for i, (name, rows) in enumerate(table.groupby("ranking", sort=False)):
         figure.add_scatter(x=rows["n"], y=rows["overlap"], name=str(name), mode="lines+markers", line={"color": COLOURS[i]})
-    axes = {"xaxis": {"title": "examples", "type": "log", "dtick": 1}, "yaxis": {"title": "overlap with all", "range": [0, 1.03]}}
+    axes = {
+        "xaxis": {"title": "number of examples", "type": "log", "dtick": 1},
+        "yaxis": {"title": "share of top heads shared with all examples", "range": [0, 1.03]},
+    }
     return styled(figure, "Stability of the top heads", **axes)
 
 
 def masking_curve(table: pd.DataFrame) -> go.Figure:
-    """Accuracy against the number of heads masked as published, beside random heads of the same layers, one panel per ranking."""
+    """Line plot of accuracy against the number of masked heads, beside random heads of the same layers, one panel per ranking.
+
+    Only the published form of masking is shown: uniform attention, while decoding. The dotted line is the accuracy without a mask.
+
+    Args:
+        table: From ``jobs.masking_effects``.
+    """
     rows = table[(table["op"] == "uniform") & (table["during"] == "decode only")]
     names = list(rows["ranking"].unique())
     figure = make_subplots(rows=1, cols=len(names), subplot_titles=[f"ranked by {name}" for name in names], shared_yaxes=True)
@@ -88,14 +103,21 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
                 x=part["heads"], y=part[columns[0]], hovertext=hover, error_y=_bars(part, *columns), row=1, col=column, **line
             )
         unmasked = float((part["accuracy"] + part["lost"]).iloc[0])
-        figure.add_hline(y=unmasked, line={"color": NEITHER, "dash": "dot"}, row=1, col=column)
+        figure.add_hline(y=unmasked, line={"color": GREY, "dash": "dot"}, row=1, col=column)
     figure.update_xaxes(title="heads masked").update_yaxes(range=[0, 1.03])
     figure.update_yaxes(title="accuracy", row=1, col=1)
     return styled(figure, "Masking, as published (uniform attention, decode only)").update_layout(margin={"t": 90})
 
 
 def masking_forms(table: pd.DataFrame) -> go.Figure:
-    """Accuracy loss from masking minus that from random heads, by operation and phase, at each ranking's largest number of heads."""
+    """Dot plot of accuracy with random heads masked minus accuracy with the top heads masked, one row per form of masking.
+
+    A form is an operation (uniform, zero, mean) and a phase (decode only, prefill too). Each ranking is shown at its largest number of
+    heads.
+
+    Args:
+        table: From ``jobs.masking_effects``.
+    """
     rows = table[table["heads"] == table.groupby("ranking")["heads"].transform("max")].iloc[::-1]
     labels = rows["op"] + ", " + rows["during"]
     figure = go.Figure()
@@ -108,12 +130,19 @@ def masking_forms(table: pd.DataFrame) -> go.Figure:
         }
         figure.add_scatter(x=part[columns[0]], y=labels[part.index], error_x=_bars(part, *columns), **dots)
     figure.add_vline(x=0, line={"color": "black", "width": 1})
-    axes = {"xaxis": {"title": "accuracy lost more than with random heads, 95 % interval"}, "yaxis": {"automargin": True}}
+    axes = {
+        "xaxis": {"title": "accuracy with random heads masked minus accuracy with top heads masked, 95 % interval"},
+        "yaxis": {"automargin": True},
+    }
     return styled(figure, "Other forms of masking", scattermode="group", **axes).update_layout(margin={"l": 20})
 
 
 def thinking_or_not(table: pd.DataFrame) -> go.Figure:
-    """Accuracy loss from masking with thinking and with direct answers, one panel per task."""
+    """Bar chart of the accuracy lost to masking when the model thinks and when it answers directly, one panel per task.
+
+    Args:
+        table: From ``jobs.thinking_or_not``.
+    """
     rows = table[(table["masked"] != "nothing") & (table["mode"] != "thinking - directly")]
     names = list(rows["task"].unique())
     figure = make_subplots(rows=1, cols=len(names), subplot_titles=names, shared_yaxes=True)
@@ -129,6 +158,7 @@ def thinking_or_not(table: pd.DataFrame) -> go.Figure:
 
 
 def _bars(rows: pd.DataFrame, mean: str, low: str, high: str) -> dict[str, Sequence[float] | bool | int | str]:
+    """Plotly's error bars from three columns of ``rows``."""
     return {
         "type": "data",
         "symmetric": False,

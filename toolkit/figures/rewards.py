@@ -1,4 +1,4 @@
-"""Rewards of given rollouts: reward against length, and mean advantage of short, long, right and wrong responses."""
+"""Rewards of existing rollouts: reward against length, and mean advantage of short, long, right and wrong responses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toolkit.figures.base import LONG_COLOUR, SHORT_COLOUR, styled
 
 
 def reward_by_length(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
-    """Reward against response length, one panel per reward and one colour each for right and wrong answers.
+    """Scatter plot of reward against response length in tokens, one panel per reward, one colour for right and one for wrong answers.
 
     Args:
         table: From ``rewards.compare``.
@@ -42,6 +42,9 @@ def reward_by_length(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
 def reward_pushes(table: pd.DataFrame) -> go.Figure:
     """Heat map of the mean advantage of short and long, right and wrong responses, one row per reward.
 
+    Training makes responses with a positive advantage more likely. The percentage behind the name of a reward is the share of problems
+    whose responses all get the same reward, so that none has an advantage.
+
     Args:
         table: From ``rewards.mean_advantages``.
     """
@@ -63,7 +66,7 @@ def reward_pushes(table: pd.DataFrame) -> go.Figure:
             colorbar={"title": "advantage"},
         )
     )
-    axis = {"autorange": "reversed", "automargin": True, "title": "reward (problems without any advantage)"}
+    axis = {"autorange": "reversed", "automargin": True, "title": "reward (share of problems without any advantage)"}
     return styled(figure, "Mean advantage by reward", xaxis={"side": "top"}, yaxis=axis).update_layout(
         height=24 * len(names) + 150, margin={"t": 110}
     )

@@ -1,4 +1,7 @@
-"""Steering: dose-response, damage, and target lengths."""
+"""Steering along a direction: length and accuracy by strength (dose-response), damage by strength, and target lengths.
+
+Damage: responses that never close their thinking or that loop, and the perplexity of base's responses under the steered model.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,18 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from toolkit.figures.base import COLOURS, NEITHER, styled
+from toolkit.figures.base import COLOURS, GREY, styled
 
 Usable = Mapping[str, tuple[float, float]]
-"""Direction -> lowest and highest strength at which responses are still well formed."""
+"""Name of a direction -> ``(lowest, highest)`` strength at which responses still close their thinking and do not loop."""
 
 
 def dose_response(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.Figure:
-    """Think length and accuracy against steering strength, with 95 % bands.
+    """Line plots of think length and accuracy against steering strength, with 95 % bands, one line per direction.
 
     Args:
         table: Columns ``direction, strength, metric, mean, low, high`` with the metrics ``think_tokens`` and ``accuracy``.
-        usable: Ranges of strength to shade, one per direction.
+        usable: Range of strengths to shade for each direction, such as from ``doses.usable_range``.
     """
     figure = _against_strength(table, {"think_tokens": "think tokens", "accuracy": "accuracy"}, usable)
     figure.update_yaxes(range=[0, 1], row=1, col=2)
@@ -28,21 +31,25 @@ def dose_response(table: pd.DataFrame, *, usable: Usable = MappingProxyType({}))
 
 
 def damage(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.Figure:
-    """Damage against steering strength: share of closed think spans, loops, and perplexity of base's responses.
+    """Line plots of three signs of damage against steering strength, with 95 % bands, one line per direction.
+
+    The panels show the share of closed think spans, the share of responses that end in a loop, and the perplexity per token of base's
+    responses under the steered model.
 
     Args:
-        table: As in ``dose_response``, with the metrics ``closed``, ``looping`` and ``perplexity``.
-        usable: Ranges of strength to shade, one per direction.
+        table: Columns ``direction, strength, metric, mean, low, high`` with the metrics ``closed``, ``looping`` and ``perplexity``.
+        usable: Range of strengths to shade for each direction, such as from ``doses.usable_range``.
     """
-    panels = {"closed": "think span closed", "looping": "looping", "perplexity": "perplexity of base responses"}
+    panels = {"closed": "share of closed think spans", "looping": "share of loops", "perplexity": "perplexity of base's responses"}
     figure = _against_strength(table, panels, usable)
     for column in (1, 2):
         figure.update_yaxes(range=[-0.02, 1.02], row=1, col=column)
     figure.update_yaxes(type="log", row=1, col=3)
-    return styled(figure, "Damage").update_layout(margin={"t": 90})
+    return styled(figure, "Damage by steering").update_layout(margin={"t": 90})
 
 
 def _against_strength(table: pd.DataFrame, panels: Mapping[str, str], usable: Usable) -> go.Figure:
+    """One panel per metric (``panels``: metric -> title), one line per direction."""
     figure = make_subplots(rows=1, cols=len(panels), subplot_titles=tuple(panels.values()), horizontal_spacing=0.1)
     for i, (name, part) in enumerate(table.groupby("direction", sort=False)):
         colour = COLOURS[i % len(COLOURS)]
@@ -63,7 +70,7 @@ def _against_strength(table: pd.DataFrame, panels: Mapping[str, str], usable: Us
 
 
 def target_lengths(table: pd.DataFrame) -> go.Figure:
-    """Mean length against target length, and the share of responses within 20 % of the target.
+    """Line plots by target length: mean think length, and share of responses within 20 % of the target, steered and base.
 
     Args:
         table: From ``doses.targets``.
@@ -71,7 +78,7 @@ def target_lengths(table: pd.DataFrame) -> go.Figure:
     figure = make_subplots(rows=1, cols=2, subplot_titles=("mean think tokens", "responses within 20 %"), horizontal_spacing=0.1)
     line = {"mode": "lines+markers", "line": {"color": COLOURS[0]}, "name": "steered"}
     figure.add_scatter(x=table["target"], y=table["mean"], row=1, col=1, **line)
-    exact = {"mode": "lines", "line": {"color": NEITHER, "dash": "dot"}, "name": "target"}
+    exact = {"mode": "lines", "line": {"color": GREY, "dash": "dot"}, "name": "target"}
     figure.add_scatter(x=table["target"], y=table["target"], row=1, col=1, **exact)
     figure.add_scatter(x=table["target"], y=table["flexible"] / 100, row=1, col=2, showlegend=False, **line)
     base = {"mode": "lines+markers", "line": {"color": COLOURS[1]}, "name": "base"}

@@ -1,4 +1,4 @@
-"""Learning curves of training runs."""
+"""Training runs: learning curves, and accuracy against think length after training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toolkit.figures.base import COLOURS, styled
 HELD_OUT = ("held_out/accuracy", "held_out/think_tokens", "held_out/accuracy_hard")
 TITLES = {
     "held_out/accuracy": "held-out accuracy",
-    "held_out/accuracy_hard": "held-out accuracy, hard third",
+    "held_out/accuracy_hard": "held-out accuracy, hardest third",
     "held_out/think_tokens": "held-out think tokens",
     "accuracy": "accuracy in training",
     "think_tokens": "think tokens in training",
@@ -23,10 +23,13 @@ TITLES = {
 
 
 def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]], metrics: Sequence[str] = HELD_OUT) -> go.Figure:
-    """Columns of training logs against the step, one line per run; for several seeds their mean and range.
+    """Line plots of training logs by step, one panel per metric and one line per name.
+
+    For several seeds, the line is their mean and a band shows their range.
 
     Args:
-        curves: Name -> log (columns ``step`` and the metrics), or the logs of several seeds. Steps without a value are left out.
+        curves: Name -> the log of one run (columns ``step`` and the metrics), or the logs of several seeds. Steps without a value are left
+            out, and so are steps that not every seed has.
         metrics: Columns of the logs, one panel each.
     """
     titles = [TITLES.get(m, m.replace("_", " ")) for m in metrics]
@@ -63,11 +66,14 @@ def _over_seeds(logs: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
 
 
 def length_against_accuracy(table: pd.DataFrame) -> go.Figure:
-    """Accuracy against think tokens of trained models on held-out problems, one dot per run with 95 % intervals; base is a cross.
+    """Scatter plot of accuracy against think tokens of trained models on held-out problems, with 95 % intervals.
+
+    One dot per run, one colour per name; base is a black cross.
 
     Args:
-        table: Columns ``name, seed, think_tokens, accuracy`` and ``accuracy_low, accuracy_high, think_tokens_low, think_tokens_high``;
-            seed ``None`` for base.
+        table: One row per run (from ``grpo.curves.after_training``), with the columns ``name`` (``"base"`` for the base model),
+            ``think_tokens, accuracy``, and the ends of their intervals ``think_tokens_low, think_tokens_high, accuracy_low,
+            accuracy_high``.
     """
     figure = go.Figure()
     for i, (name, rows) in enumerate(table.groupby("name", sort=False)):

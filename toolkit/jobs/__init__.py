@@ -1,4 +1,4 @@
-"""The work of the commands, as functions that a notebook can call too: one file per family of commands."""
+"""What the commands of ``toolkit`` do, as functions that a notebook can call too; one file per family of commands."""
 
 from toolkit.jobs.demonstration import demo
 from toolkit.jobs.edit import (

@@ -32,18 +32,25 @@ from toolkit.types import Report, Rollout
 def demo(
     lm: LM, study: Study, directory: str | Path, *, settings: EditSettings = DEMO, say: Say = lambda text: None
 ) -> pd.DataFrame:
-    """Run the whole demo: find direction and heads, edit, save, steer, compare with controls, and write a report.
+    """Run the whole demo: find direction and heads, edit, save, steer, compare with random controls, and write a report.
 
     The edited checkpoint and the steering use our form of ThinkEdit; the report also shows the published form.
     Writes into ``directory``: ``rollouts/``, ``direction.safetensors``, ``heads.json``, ``edited/``, ``report.json``,
     ``rows.parquet``, ``doses.json`` and ``report.html``. After a stop, call it again with the same arguments: finished rollouts are reused.
 
+    Args:
+        lm: Model to find the direction in, to edit and to steer.
+        study: Task and sizes.
+        directory: Directory to write to.
+        settings: Share of heads, strength, length classes and random controls of the edit.
+        say: Function that is called with one line of progress at a time.
+
     Returns:
-        The summary table.
+        The table of ``evaluate.summary``, with one row per condition and metric.
     """
     out = store.writable(directory)
     rollouts = extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)
-    say("averaging activations: directions and head scores")
+    say("averaging activations, to compute directions and head scores")
     findings = {name: find_heads(lm, rollouts, settings, name, origin=study.origin("train")) for name in FORMS}
     saved = is_saved(lm, findings[OURS], out / "edited")  # raises for another model there, before the long part
     v = findings[OURS].plan.direction or findings[OURS].direction
@@ -56,7 +63,7 @@ def demo(
     summary = report.write(out, measured, seed=study.seed, settings=settings)
     if not saved:
         save_edited(lm, findings[OURS], measured, summary, out / "edited")
-    say("dose-response of steering")
+    say("measuring the dose-response of steering")
     both = {"length direction": v, doses.RANDOM: directions.random_like(v, seed=settings.seed)}
     few = study.load("dev", lm)[: max(40, study.problems // 4)]
     swept = doses.sweep(lm, both, few, replace(study.sampling, n=4), doses.DoseSweep(STRENGTHS), out=out / "rollouts" / "doses")
@@ -75,7 +82,8 @@ def demo(
 def _intro(study: Study, measured: Report) -> str:
     return (
         f"{report.judged_on(measured)} {study.samples} samples per problem at temperature 1, with the same random numbers for every "
-        "model. Each cell: the mean and, in brackets, the paired difference to base with its 95 % bootstrap interval over problems."
+        "model. Each cell: the mean and, in brackets, the paired difference from base (condition minus base) with its 95 % bootstrap interval "
+        "over problems."
     )
 
 
@@ -90,18 +98,22 @@ def _sections(
     return [
         Section(
             "How long it thinks",
-            "Rollouts that the direction was computed from, by length class.",
+            "Think lengths of the rollouts that the direction was computed from. The direction is the difference between the classes long and short.",
             (figures.length_distribution(rollouts, settings.classes(rollouts)),),
         ),
         Section(
             "Where length shows",
-            "Distance of long and short thinking along each direction, in within-class standard deviations of a position.",
-            (figures.by_layer(apart, "Separation of long and short thinking", "d'"),),
+            "Distance between the means of long and short thinking along each direction, by layer, in standard deviations of single positions within a class.",
+            (figures.by_layer(apart, "Separation of long and short thinking", "distance in standard deviations (d')"),),
         ),
-        Section("Which heads write it", "A high score: in short thinking, the head writes towards short thinking.", maps),
+        Section(
+            "Which heads write it",
+            "Published form: a high score means that, in short thinking, the head writes towards short thinking. Our form: a high score means that the head does so more in short thinking than in long thinking.",
+            maps,
+        ),
         Section(
             "What the edit does",
-            "If an interval contains zero, no effect is detectable at this sample size. Random controls edit other heads of the same layers, or the same heads along random directions that these heads can write.",
+            "Condition minus base, paired by problem. If an interval contains zero, no effect is detectable at this sample size. Random controls edit other heads of the same layers, or the same heads along random directions that these heads can write.",
             tuple(figures.differences(summary, m) for m in ("accuracy", "shortest_20", "shortest_20_same", "think_tokens")),
         ),
         Section(
@@ -111,7 +123,7 @@ def _sections(
         ),
         Section(
             "Steering",
-            "The part of the length direction that the edited heads write, added at every position, beside a random direction of equal norm. Strength 1 is the difference between long and short thinking.",
+            "The part of the length direction that the edited heads write is added at every position, with the given strength; so is a random direction of equal norm, as a control. Strength 1 adds the whole difference, long minus short thinking; + lengthens thinking.",
             (figures.dose_response(swept.table), figures.damage(swept.table)),
         ),
     ]

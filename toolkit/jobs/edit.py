@@ -18,7 +18,7 @@ from toolkit.methods import efficiency_steering, thinkedit
 from toolkit.types import Direction, HeadScores, Moments, Plan, Report, Rollout
 
 PUBLISHED, OURS = "ThinkEdit, as published", "ThinkEdit (ours)"
-NOWHERE: Mapping[str, Any] = {}  # no origin known for the rollouts, except their problems
+NOWHERE: Mapping[str, Any] = {}  # origin of rollouts whose task, split and seed are unknown
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class EditSettings:
     """Settings of a head edit and of its random controls.
 
     Attributes:
-        fraction: Share of heads to edit.
-        strength: lambda of the edit; 1 removes the direction.
-        share: Share of rollouts in each length class, if no thresholds are given.
-        short_below: Upper limit of the short class in think tokens, or ``None``.
-        long_above: Lower limit of the long class in think tokens, or ``None``.
+        fraction: Share of heads to edit, 0 to 1.
+        strength: lambda of the edit; 1 removes the direction from the heads' output, 2 reverses it.
+        share: Share of the rollouts in the short class and in the long class, used without thresholds.
+        short_below: Rollouts with fewer think tokens are in the short class; ``None`` uses ``share``.
+        long_above: Rollouts with more think tokens are in the long class; ``None`` uses ``share``.
         seed: Seed of the random controls.
-        draws: Random directions per edit, as controls. One draw alone may differ from the mean by chance.
+        draws: Number of random directions per edit, as controls. A single one may differ from the mean by chance.
     """
 
     fraction: float = thinkedit.PUBLISHED_FRACTION
@@ -50,7 +50,13 @@ class EditSettings:
             raise ValueError("Give both short_below and long_above, or neither (then the classes are quantiles).")
 
     def classes(self, rollouts: Sequence[Rollout]) -> thinkedit.LengthClasses:
-        """Return short and long rollouts, by thresholds if they are set, else by quantiles. Errors as in ``thinkedit``."""
+        """Return a function from a rollout to its length class, ``"short"``, ``"long"`` or ``None``.
+
+        The classes are made by the thresholds if they are set, else by quantiles of the think lengths of ``rollouts``.
+
+        Raises:
+            thinkedit.ClassTooSmallError: a class has fewer than 8 rollouts.
+        """
         if self.short_below is not None and self.long_above is not None:
             return thinkedit.length_classes(rollouts, short_below=self.short_below, long_above=self.long_above)
         return thinkedit.quantile_classes(rollouts, share=self.share)
@@ -58,12 +64,14 @@ class EditSettings:
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one form of ThinkEdit: moments, length direction, head scores, and the plan of the edit.
+    """Result of one form of ThinkEdit.
 
     Attributes:
-        direction: Length direction that ranks the heads, + longer.
-        plan: Heads to edit; ``plan.direction`` is removed from them. In the published form that is ``direction``; in ours, the part of it
-            that the chosen heads write.
+        moments: Means of activations per length class, from which everything else was computed.
+        direction: Direction of thinking length by which the heads are ranked; adding it lengthens thinking.
+        scores: Score of every head; + means that the head writes towards short thinking.
+        plan: Heads to edit, and ``plan.direction``, the direction to remove from their output. In the published form it is ``direction``;
+            in our form, it is the part of the direction that the chosen heads write.
     """
 
     moments: Moments
@@ -77,14 +85,18 @@ METHODS = ("thinkedit", "efficiency", "probe", "pca")
 
 @dataclass(frozen=True)
 class DirectionRecipe:
-    """Method, site, estimator and positions of a length direction.
+    """How a direction of thinking length is computed from activations.
 
     Attributes:
-        method: ``thinkedit`` (long minus short thinking), ``efficiency`` (longest minus shortest correct response of a problem),
-            ``probe`` (normal of a logistic probe between the classes) or ``pca`` (first principal component of both classes).
-        site: Site kind; ``None`` means the method's default: ``resid_post`` for efficiency, else ``resid_mid``.
-        estimator: ``mean_difference`` or ``whitened``, for thinkedit and efficiency.
-        positions: Positions averaged over: ``think`` or ``step_starts``.
+        method: ``thinkedit`` (mean of long minus mean of short thinking), ``efficiency`` (longest minus shortest correct response of a
+            problem), ``probe`` (normal of a logistic probe between short and long thinking) or ``pca`` (first principal component of short
+            and long thinking together).
+        site: Where in a layer the residual stream is read: ``resid_mid`` (after attention) or ``resid_post`` (after the block). ``None``
+            means the site published for the method: ``resid_post`` for ``efficiency``, else ``resid_mid``.
+        estimator: For ``thinkedit`` and ``efficiency``: ``mean_difference``, or ``whitened`` (the difference times the inverse covariance
+            within classes).
+        positions: Positions that are averaged over: ``think`` (all that predict a think token) or ``step_starts`` (where a line
+            of thinking begins).
     """
 
     method: str = "thinkedit"
@@ -104,27 +116,28 @@ class DirectionRecipe:
 
     @property
     def kind(self) -> str:
-        """Site kind, with the method's default for ``None``."""
+        """Site where the residual stream is read, ``resid_mid`` or ``resid_post``, with the method's default filled in."""
         return self.site or (collect.MLP if self.method == "efficiency" else collect.ATTN)
 
     def where(self, lm: LM) -> collect.Positions:
-        """Return the positions averaged over."""
+        """Return the positions of a rollout that are averaged over, for the model ``lm``."""
         return collect.THINK if self.positions == "think" else collect.step_starts(lm)
 
 
 ESTIMATORS = {"mean_difference": directions.mean_difference, "whitened": directions.whitened}
+"""Name -> function from moments and a site to a direction."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """A variant of ThinkEdit. To add one, add a value to ``FORMS``.
+    """A variant of ThinkEdit. To add one, add an entry to ``FORMS``.
 
     Attributes:
-        short: Name in options and files.
-        recipe: Recipe of its direction.
-        score: Computes head scores; + writes towards short thinking.
-        removes: Returns the plan with the direction to remove from its heads.
-        note: Description in one sentence.
+        short: Name in command line options and files.
+        recipe: How the length direction is computed.
+        score: Function ``(moments, direction, model)`` that returns the head scores; + means that a head writes towards short thinking.
+        removes: Function ``(plan, moments, model)`` that returns the plan with the direction that the edit removes.
+        note: Description in one or two sentences.
     """
 
     short: str
@@ -158,7 +171,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
 
 
 def form_named(short: str) -> str:
-    """Return the key in ``FORMS`` for a form's short name. Raises ValueError for an unknown name.
+    """Return the key in ``FORMS`` of the form with a short name. An unknown name raises ValueError.
 
     >>> form_named("ours")
     'ThinkEdit (ours)'
@@ -172,6 +185,7 @@ def form_named(short: str) -> str:
 def _direction(
     lm: LM, rollouts: Sequence[Rollout], settings: EditSettings, recipe: DirectionRecipe, origin: Mapping[str, Any]
 ) -> tuple[Moments, Direction]:
+    """Moments and direction for the methods that compare means, ``thinkedit`` and ``efficiency``."""
     by = efficiency_steering.pairs(rollouts) if recipe.method == "efficiency" else settings.classes(rollouts)
     kinds = tuple(dict.fromkeys((recipe.kind, "z")))
     moments = with_origin(collect.moments(lm, rollouts, by, kinds=kinds, positions=recipe.where(lm), second=(recipe.kind,)), origin)
@@ -187,17 +201,24 @@ def extract_direction(
     *,
     origin: Mapping[str, Any] = NOWHERE,
 ) -> tuple[Direction, pd.DataFrame]:
-    """Extract a length direction (+ longer) by any method, with a table of its layers.
+    """Compute a direction of thinking length by any method; adding the direction lengthens thinking.
 
     Args:
         rollouts: Rollouts of ``lm``.
+        settings: Thresholds or quantiles of the length classes.
         recipe: Method, site, estimator and positions.
-        origin: Task, split and seed of the rollouts, recorded in the provenance (see ``jobs.study``).
+        origin: ``task``, ``split`` and ``seed`` of the rollouts, to be recorded in the direction's provenance.
 
     Returns:
-        The direction, and one row per layer with the columns ``norm``; ``relative``, the norm over the typical norm of the residual stream
-        there (the relative dose of strength 1); for means ``separation`` of the classes, in within-class standard deviations; for ``probe``
-        and ``pca`` ``cosine`` to the difference of means; for ``probe`` also held-out ``auc``, and the same with shuffled labels.
+        The direction, and a table with one row per layer. Columns:
+
+        * ``norm``: norm of the direction.
+        * ``relative``: norm of the direction, divided by the root mean square norm of the residual stream there.
+        * ``separation`` (``thinkedit``, ``efficiency``): distance of the mean of long from the mean of short thinking along the direction,
+          in within-class standard deviations.
+        * ``cosine`` (``probe``, ``pca``): cosine with the difference of means.
+        * ``auc`` (``probe``): area under the ROC curve on held-out problems, chance 0.5.
+        * ``auc, shuffled`` (``probe``): the same area with shuffled labels, a control.
     """
     if recipe.method in ("thinkedit", "efficiency"):
         moments, v = _direction(lm, rollouts, settings, recipe, origin)
@@ -224,8 +245,9 @@ def find_heads(
 
     Args:
         rollouts: Rollouts of ``lm`` from the train split.
+        settings: Share of heads, strength and length classes.
         name: Key of the form in ``FORMS``.
-        origin: Task, split and seed of the rollouts, recorded in the provenance (see ``jobs.study``).
+        origin: ``task``, ``split`` and ``seed`` of the rollouts, to be recorded in the provenance.
     """
     form = FORMS[name]
     moments, v = _direction(lm, rollouts, settings, form.recipe, origin)
@@ -235,22 +257,33 @@ def find_heads(
 
 
 def replan(lm: LM, finding: Finding, settings: EditSettings, name: str = PUBLISHED) -> Plan:
-    """Return the plan of a finding with another share of heads or strength, without measuring again."""
+    """Return a plan from existing head scores for a different share of heads or a different strength, without measuring again.
+
+    Args:
+        finding: Result of ``find_heads``.
+        settings: Share of heads and strength of the new plan.
+        name: Key in ``FORMS`` of the form that ``finding`` was made with.
+    """
     plan = edits.plan(finding.scores, finding.direction, fraction=settings.fraction, strength=settings.strength)
     return FORMS[name].removes(plan, finding.moments, lm)
 
 
 def plan_table(finding: Finding) -> pd.DataFrame:
-    """Return the heads of a plan with their scores, highest first."""
+    """Return a table of the heads to edit, highest score first: index ``rank``, columns ``layer, head, score, strength``."""
     rows = [(e.layer, e.head, float(finding.scores.score[e.layer, e.head]), e.strength) for e in finding.plan.edits]
     return pd.DataFrame(rows, columns=["layer", "head", "score", "strength"]).rename_axis("rank")
 
 
 def edit_conditions(lm: LM, findings: Mapping[str, Finding], settings: EditSettings = EditSettings()) -> dict[str, Condition]:
-    """Return base, each edited model, and two kinds of controls per edit.
+    """Return the conditions to compare, by name: base, each edited model, and two kinds of random controls per edit.
 
-    The controls edit random heads of the same layers, or the same heads along random directions that these heads can write
-    (``edits.random_written``).
+    For an edit with the name NAME, the controls are ``NAME: random heads`` (random heads of the same layers), and ``NAME: random direction
+    1, 2, ...`` (the same heads, along random directions that these heads can write).
+
+    Args:
+        lm: The base model.
+        findings: Name of the edit -> result of ``find_heads``.
+        settings: Number and seed of the random controls.
     """
     result = {"base": Condition(lm, note="unchanged")}
     for at, (name, f) in enumerate(findings.items()):
@@ -266,13 +299,17 @@ def edit_conditions(lm: LM, findings: Mapping[str, Finding], settings: EditSetti
 def edit_and_measure(
     lm: LM, finding: Finding, study: Study, settings: EditSettings, *, out: Path | None = None, say: Say = lambda text: None
 ) -> tuple[pd.DataFrame, Report]:
-    """Compare base, edited model and random controls on the study's test problems.
+    """Compare base, the edited model and random controls on the study's test problems.
 
     Args:
+        finding: Result of ``find_heads``, whose plan is applied.
+        study: Task, sizes and seed.
+        settings: Number and seed of the random controls.
         out: Directory for rollouts, ``report.json`` and ``rows.parquet``; ``None`` writes nothing.
+        say: Function that is called with one line of progress at a time.
 
     Returns:
-        The summary table, and the report with every response.
+        The table of ``evaluate.summary`` (one row per condition and metric), and the report with every response.
     """
     say(f"measuring base, edited model and random controls on the test split of {study.task}")
     measured = evaluate.compare(
@@ -284,11 +321,11 @@ def edit_and_measure(
 
 
 def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
-    """Return True if a directory already holds exactly this edited model, False if it is empty or missing.
+    """Return True if a directory already holds exactly this edited model, False if the directory is empty or missing.
 
     Raises:
         FileExistsError: the directory holds something else.
-        DamagedFileError: its ``edit.json`` is damaged.
+        DamagedFileError: the file ``edit.json`` in it is damaged.
     """
     if not Path(directory).is_dir() or not any(Path(directory).iterdir()):
         return False
@@ -301,9 +338,14 @@ def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
 
 
 def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFrame, directory: str | Path) -> Path:
-    """Save the edited model as a Hugging Face directory, with ``edit.json`` and a model card on the edit and its measured effects.
+    """Save the edited model as a Hugging Face directory, and return its path. The directory is written completely or not at all.
 
-    The directory is written completely or not at all.
+    Beside the model it holds ``edit.json`` (plan, norms of the edited weights and fingerprints), ``direction.safetensors``, and a model
+    card on the edit and its measured effects.
+
+    Args:
+        measured: Report of ``edit_and_measure``.
+        summary: Table of ``edit_and_measure``, for the card.
     """
     edited = edits.apply(lm, finding.plan)
     norms = edits.column_norms(lm, edited, finding.plan)
@@ -319,16 +361,26 @@ def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFram
     return Path(directory)
 
 
-STRENGTHS = tuple(3 * i / 8 for i in range(-4, 5))  # of steering; 1 is the difference between long and short thinking: ours
-DOSE = 0.5  # strength of the steered conditions: ours
+STRENGTHS = tuple(
+    3 * i / 8 for i in range(-4, 5)
+)  # steering strengths of the demo; 1 adds the whole difference, long minus short: ours
+DOSE = 0.5  # steering strength of ``steering_conditions``: ours
 
 
 DEMO = EditSettings(fraction=0.06)
-"""Two of the tiny reasoner's 32 heads; the published lists hold 3.9 to 6.3 % of the heads."""
+"""Settings of the demo: 6 % of the heads are edited, two of the tiny reasoner's 32. The published lists hold 3.9 to 6.3 % of the heads."""
 
 
 def steering_conditions(lm: LM, v: Direction, settings: EditSettings) -> dict[str, Condition]:
-    """Return conditions that steer along a direction, shorter and longer, and along a random direction of equal norm."""
+    """Return three conditions that steer a model, by name.
+
+    ``steered shorter`` and ``steered longer`` steer along the direction (strengths -0.5 and +0.5); ``steered randomly`` steers along a
+    random direction of equal norm (+0.5), as a control.
+
+    Args:
+        v: Direction of thinking length; adding it lengthens thinking.
+        settings: Its ``seed`` draws the random direction.
+    """
     noise = directions.random_like(v, seed=settings.seed)
     doses = {"steered shorter": (v, -DOSE), "steered longer": (v, DOSE), "steered randomly": (noise, DOSE)}
     return {name: Condition(lm, (steering(d, a),), note=str(steering(d, a))) for name, (d, a) in doses.items()}

@@ -1,4 +1,7 @@
-"""Entropy of thinking (the command ``entropy``): phases, steps, length, filtering, failed steps, and correlation with correct answers."""
+"""Entropy of thinking, for the command ``entropy``: by phase and step, against length and right answers, and after filtering.
+
+Filtering drops some think tokens, closes the think span, and lets the model answer again.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,22 @@ from toolkit.report import Section
 from toolkit.steps import Step
 from toolkit.types import Problem, Rollout
 
-LENGTHS = (("entropy", "response_tokens"), ("think_entropy", "think_tokens"))  # the paper's pair, and thinking alone
+LENGTHS = (("entropy", "response_tokens"), ("think_entropy", "think_tokens"))
+"""Pairs of an entropy and a length that are correlated: those of whole responses, as in PEAR's paper, and those of thinking alone."""
 MEASURES = {
     "fsf": "failed-step fraction",
     "review_ratio": "re-check ratio",
     "think_tokens": "think tokens",
     "think_entropy": "think entropy",
 }
+"""Column of ``EntropyTables.rows`` that is correlated with right answers -> its name in reports."""
 PHASES = {"think": "thinking", "answer": "answer", "think - answer": "thinking minus answer"}
 GROUPS: Mapping[str, Callable[[Rollout], bool]] = {
     "all": lambda r: True,
     "right": lambda r: r.correct,
     "wrong": lambda r: not r.correct,
 }
+"""Name of a group of responses -> whether a response belongs to it."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,10 @@ class EntropySettings:
     """Settings of the entropy measurements.
 
     Attributes:
-        temperature: Sampling temperature; also used for entropies.
-        split: Split of the study's problems.
-        keeps: Shares of think tokens that entropy filtering keeps.
-        reader_of: Returns the reader for a problem, which splits responses into steps and marks the failed ones.
+        temperature: Sampling temperature, and temperature of the softmax whose entropy is taken; above 0.
+        split: Split of the problems: ``train``, ``dev`` or ``test``.
+        keeps: Shares of think tokens (0 to 1) that filtering keeps: 1, which drops nothing, and at least one other.
+        reader_of: Function from a problem to its reader, which splits thinking into steps and marks failed and re-checking steps.
     """
 
     temperature: float = 1.0
@@ -54,7 +60,7 @@ class EntropySettings:
         if not self.temperature > 0:
             raise ValueError(
                 f"temperature={self.temperature}: give one above 0. At 0 all samples of a problem are equal, so nothing varies within a "
-                "question, and the entropy is not defined."
+                "problem, and the entropy is not defined."
             )
         if not all(0 <= keep <= 1 for keep in self.keeps) or not {*self.keeps} > {1.0}:
             raise ValueError(f"keeps={self.keeps}: give shares between 0 and 1, among them 1 and at least one other.")
@@ -62,24 +68,31 @@ class EntropySettings:
 
 @dataclass(frozen=True)
 class EntropyTables:
-    """Entropy results as tables.
+    """Results of the entropy measurements as tables.
 
-    The functions named below, such as ``by_phase``, are those of ``methods.phase_entropy`` and ``methods.failed_steps``; they list the
-    columns.
+    Entropies are in nats per token; ``low`` and ``high`` are 95 % intervals over problems. The column ``responses`` names the group of
+    responses that a row is computed from: ``all`` that thought, or only the ``right`` or ``wrong`` ones among them. *Within problem* means
+    that the mean of each problem was subtracted, so that its difficulty cancels.
 
     Attributes:
-        rows: One row per rollout: ``phase_entropy.table``, and for rollouts that thought ``failed_steps.table``.
-        overall: Columns ``metric, mean, low, high``: accuracy, share closed, lengths, and entropy of whole responses.
-        phases: ``by_phase``, with a column ``responses``: ``all`` that thought, or only the ``right`` or ``wrong`` ones.
-        positions: ``by_position``, with the same column.
-        steps: ``by_step``, with the same column.
-        marked: ``by_mark`` for failed steps and for re-checks, named in the column ``mark``.
-        lengths: ``correlations``, with columns ``x`` and ``y`` that name the two measures.
-        correctness: Correlation of each measure with correct answers, from ``failed_steps``.
-        choices: Accuracy when one response per problem is kept, and the gain over a random one: columns ``kept, accuracy, low, high,
-            gain, gain_low, gain_high``.
-        filtering: ``filtering_summary``, or ``None`` if no tag closes the model's thinking, so that nothing can be filtered.
-        effects: ``filtering_effects``, or ``None``.
+        rows: One row per rollout, with the columns of ``phase_entropy.table``, and those of ``failed_steps.table`` (NaN without thinking).
+        overall: Columns ``metric, mean, low, high``, for the metrics ``correct``, ``closed`` (shares), ``think_tokens``,
+            ``response_tokens`` and ``entropy`` (of whole responses).
+        phases: Entropy of thinking, of the answer, and thinking minus answer: columns ``phase, mean, low, high, rollouts, responses``.
+        positions: Entropy by relative position in the think span (0 to 1): columns ``position, mean, low, high, rollouts, responses``.
+        steps: Entropy by number of the step of thinking (from 1): columns ``step, mean, low, high, rollouts, responses``.
+        marked: Entropy of failed and of re-checking steps beside the other steps of the same responses: columns ``steps`` (``marked``,
+            ``others``, ``marked - others``), ``mean, low, high, rollouts``, and ``mark`` (``failed`` or ``re-check``).
+        lengths: Correlation of entropy (``x``) and length (``y``): columns ``scope`` (``pooled`` or ``within`` problem), ``kind``
+            (``pearson`` or ``spearman``), ``r, low, high, problems, rollouts, x, y``.
+        correctness: Correlation of each measure with right answers: columns ``measure, scope, kind, r, low, high``; see
+            ``failed_steps.correctness_correlations``.
+        choices: Accuracy (0 to 1) when only one response per problem is kept, and its gain over a random response: columns ``kept``
+            (the rule), ``accuracy, low, high, gain, gain_low, gain_high``.
+        filtering: Accuracy after some think tokens were dropped, from ``phase_entropy.filtering_summary``. ``None`` if no tag closes the
+            model's thinking, so that it cannot be filtered.
+        effects: Accuracy after dropping the highest entropies minus accuracy of each control, from ``phase_entropy.filtering_effects``;
+            or ``None``.
     """
 
     rows: pd.DataFrame
@@ -104,22 +117,26 @@ def entropy_report(
     rollouts: Sequence[Rollout] | None = None,
     say: Say = lambda text: None,
 ) -> EntropyTables:
-    """Sample responses with entropies, measure them, and write a report.
+    """Sample responses with the entropy of every token, compute all tables, and write a report.
 
     Writes ``report.html``, ``entropy.json``, ``rows.parquet``, ``rollouts/`` and ``filtered/`` (answers after filtered thinking) into
     ``directory``. After a stop, call it again with the same arguments: finished rollouts are reused.
 
     Args:
+        study: Task and sizes.
+        directory: Directory to write to.
+        settings: Temperature, split, and settings of filtering and of the steps.
         rollouts: Rollouts of the study's problems, with entropies at ``settings.temperature``; ``None`` samples them.
+        say: Function that is called with one line of progress at a time.
 
     Raises:
-        ValueError: one sample per problem, which leaves nothing to compare within a question.
+        ValueError: there is only one sample per problem, which leaves nothing to compare within a problem.
         KeyError: a rollout in ``rollouts`` answers a problem that is not in the study.
         entropies.NoEntropiesError: a rollout in ``rollouts`` has no entropies.
         NoThinkTagsError: no response thought, or none closed its thinking although the model has a closing tag.
     """
     if rollouts is None and study.samples < 2:
-        raise ValueError(f"samples={study.samples}: comparing responses within a question needs at least 2 samples per problem.")
+        raise ValueError(f"samples={study.samples}: comparing responses within a problem needs at least 2 samples per problem.")
     out = store.writable(directory)
     problems = study.load(settings.split, lm)
     if rollouts is None:
@@ -131,7 +148,7 @@ def entropy_report(
     tables = entropy_tables(rollouts, chains, seed=study.seed)
     # Drop think tokens and let the model answer again; only possible if a tag can close the shortened thinking.
     if lm.tags is not None and lm.tags.close is not None:
-        say(f"answering again after filtered thinking: {len(settings.keeps)} shares kept, three ways to drop tokens")
+        say(f"answering again after dropping think tokens, in three ways, at {len(settings.keeps)} shares of tokens kept")
         answering = replace(phase_entropy.assumed_answering, batch_size=study.batch_size)
         graded = phase_entropy.filtering_experiment(
             lm, rollouts, problems, keeps=settings.keeps, sampling=answering, seed=study.seed, out=out / "filtered"
@@ -160,9 +177,17 @@ def entropy_report(
 
 
 def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed: int = 0) -> EntropyTables:
-    """Compute every table that needs no model, from rollouts with entropies and their steps (``failed_steps.chains``).
+    """Compute all tables except ``filtering`` and ``effects``, for which a model would have to answer again.
 
-    Errors as in ``entropy_report``.
+    Args:
+        rollouts: Rollouts with the entropy of every token, several per problem.
+        chains: Steps of each rollout's thinking, from ``failed_steps.chains``.
+        seed: Seed of the bootstrap and of the shuffled controls.
+
+    Raises:
+        ValueError: no problem has two rollouts, so that there is nothing to compare within a problem.
+        entropies.NoEntropiesError: a rollout has no entropies.
+        NoThinkTagsError: no rollout has a step of thinking.
     """
     # One row per rollout. The left merge leaves NaN in the step measures of rollouts without thinking.
     rows = phase_entropy.table(rollouts)
@@ -175,12 +200,12 @@ def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed
         return chain_of[r.problem_id, r.sample].steps
 
     def for_each_group(measure: Callable[[list[Rollout]], pd.DataFrame]) -> pd.DataFrame:
-        """Measure all responses that thought, the correct ones and the wrong ones; an empty group has no rows."""
+        """Apply ``measure`` to all responses that thought, to the right ones and to the wrong ones; an empty group has no rows."""
         groups = {name: [r for r in thought if belongs(r)] for name, belongs in GROUPS.items()}
         return pd.concat([measure(group).assign(responses=name) for name, group in groups.items() if group], ignore_index=True)
 
     def by_step(group: list[Rollout]) -> pd.DataFrame:
-        # Late steps exist in few problems. A step is shown if enough problems have it, or all problems of a smaller group.
+        # Late steps exist in few problems. A step is kept if enough problems have it (in a smaller group: if all problems have it).
         reach = min(phase_entropy.assumed_min_problems, len({r.problem_id for r in group}))
         return phase_entropy.by_step(group, steps_of, at_least=reach, seed=seed)
 
@@ -191,7 +216,7 @@ def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed
     metrics = ("correct", "closed", "think_tokens", "response_tokens", "entropy")
     complete = rows.dropna(
         subset=["fsf", "think_entropy"]
-    )  # rollouts that have both measures, so that choices compare the same set
+    )  # rollouts with both measures, so that all rules choose among the same rollouts
     return EntropyTables(
         rows=rows,
         overall=pd.DataFrame([(name, *overall(name)) for name in metrics], columns=["metric", "mean", "low", "high"]),
@@ -208,9 +233,9 @@ def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed
 
 
 def _marked(rows: pd.DataFrame, chains: Sequence[Chain], seed: int) -> pd.DataFrame:
-    """Entropy of failed steps and of re-checking steps, each beside the other steps of the same responses.
+    """The table ``EntropyTables.marked``.
 
-    ``rows`` holds one row per nonempty step, in the order of ``chains``.
+    ``rows`` holds the entropy of each step that has a token, one row per step, in the order of ``chains``.
     """
     # One pair of marks per row: steps with an empty span have no row, so they are skipped here too.
     marks = [(f, r) for c in chains for f, r, span in zip(c.failed, c.review, c.spans, strict=True) if len(span)]
@@ -220,7 +245,10 @@ def _marked(rows: pd.DataFrame, chains: Sequence[Chain], seed: int) -> pd.DataFr
 
 
 def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Accuracy when each problem keeps its response with the lowest value of a measure, and the gain; shuffled values as control."""
+    """The table ``EntropyTables.choices``: for each problem, the response with the lowest value of a measure is kept.
+
+    As a control, one row keeps responses by shuffled failed-step fractions.
+    """
     rows = rows.sort_values(["problem_id", "sample"])  # so that the shuffle does not depend on the order of rows
     values = {
         "lowest failed-step fraction": rows["fsf"],
@@ -240,8 +268,8 @@ def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
-    """Return the main results as text: one column, ``value``, each cell with its 95 % interval."""
-    # Index every table by what a line of the headline names, then look the lines up.
+    """Return the main results as a table of text cells: one row per result, one column ``value`` with the 95 % interval."""
+    # Index every table by the columns that identify a row, then look up the rows of the headline.
     overall, phases = tables.overall.set_index("metric"), tables.phases[tables.phases["responses"] == "all"].set_index("phase")
     lengths = tables.lengths[tables.lengths["kind"] == "spearman"].set_index(["x", "scope"])
     correct = tables.correctness[tables.correctness["kind"] == "spearman"].set_index(["measure", "scope"])
@@ -250,29 +278,31 @@ def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
         "accuracy, percent": _cell(overall.loc["correct"], scale=100),
         "think tokens": _cell(overall.loc["think_tokens"]),
         **{f"entropy, {PHASES[phase]}, nats per token": _cell(phases.loc[phase], digits=3) for phase in phases.index},
-        "entropy and length of responses, pooled (Spearman)": _cell(lengths.loc[("entropy", "pooled")], "r", digits=2),
-        "entropy and length of responses, within question": _cell(lengths.loc[("entropy", "within")], "r", digits=2),
+        "Spearman correlation of entropy and length of responses, pooled": _cell(lengths.loc[("entropy", "pooled")], "r", digits=2),
+        "Spearman correlation of entropy and length of responses, within problem": _cell(
+            lengths.loc[("entropy", "within")], "r", digits=2
+        ),
     }
     if tables.effects is not None:
         # The mildest filtering: the largest share kept.
         mildest = tables.effects[tables.effects["keep"] == tables.effects["keep"].max()].set_index("against")
         share = f"{_percent(1 - mildest['keep'].iloc[0])} of think tokens dropped, those of highest entropy"
         for against, name in {"random": "random ones", "whole": "none"}.items():
-            value[f"{share} rather than {name}: accuracy, points"] = _cell(
+            value[f"{share} instead of {name}: accuracy gained, points"] = _cell(
                 mildest.loc[against], "difference", scale=100, signed=True
             )
     for measure in ("fsf", "think_entropy"):
-        name = f"{MEASURES[measure]} and correct answers, within question"
+        name = f"Spearman correlation of {MEASURES[measure]} and right answers, within problem"
         value[name] = _cell(correct.loc[(measure, "within")], "r", digits=2)
     for choice in ("lowest failed-step fraction", "lowest think entropy"):
-        value[f"response of {choice} rather than a random one: accuracy, points"] = _gain(choices.loc[choice])
+        value[f"response of {choice} kept instead of a random one: accuracy gained, points"] = _gain(choices.loc[choice])
     return pd.DataFrame({"value": value}).rename_axis("measured")
 
 
 def _cell(
     row: Mapping[str, float] | pd.Series, mean: str = "mean", *, scale: int = 1, digits: int = 1, signed: bool = False
 ) -> str:
-    """``mean [low, high]`` of a row as text."""
+    """The text ``mean [low, high]`` of a row; ``mean`` is the name of the column that holds the mean."""
     if np.isnan(row[mean]):
         return "undefined (nothing varies)"
     centre, low, high = (f"{scale * row[name]:{'+' if signed else ''}.{digits}f}" for name in (mean, "low", "high"))
@@ -280,6 +310,7 @@ def _cell(
 
 
 def _gain(choice: pd.Series) -> str:
+    """The gain of a row of ``EntropyTables.choices`` as text, in points."""
     return _cell({"mean": choice["gain"], "low": choice["gain_low"], "high": choice["gain_high"]}, scale=100, signed=True)
 
 
@@ -310,8 +341,8 @@ def _sections(tables: EntropyTables, transcripts: str) -> list[Section]:
         ),
         Section(
             "Where in thinking",
-            "By relative position, and by step; bands are 95 % intervals over problems. Only long thinking has late steps: hover over a "
-            "point to see how many responses have it.",
+            "Mean entropy by relative position in the think span, and by number of the step; bands are 95 % intervals over problems. Only long "
+            "thinking has late steps: hover over a point to see how many responses it is from.",
             tuple(
                 figures.entropy_by_position(by_group(table), by=by)
                 for table, by in ((tables.positions, "position"), (tables.steps, "step"))
@@ -319,32 +350,32 @@ def _sections(tables: EntropyTables, transcripts: str) -> list[Section]:
         ),
         Section(
             "Entropy and length",
-            "In the pooled correlation, hard problems can raise both. Within question, each problem's means are subtracted, which removes "
-            "the difficulty of the problem.",
+            "In the pooled correlation, hard problems can raise both entropy and length. Within problem, the mean of each problem is subtracted, "
+            "which removes the effect of its difficulty.",
             tuple(figures.correlation(tables.rows, rollouts, x, y) for rollouts, (x, y) in zip(lengths, LENGTHS, strict=True)),
         ),
         _filtering_section(tables),
         Section(
             "Failed steps and correct answers",
-            "Left of 0: responses with more of the measure are more often wrong. As a control, the fraction is shuffled over all responses, "
-            "which must give about 0. The table: entropy of failed and re-checking steps beside the other steps of the same responses, nats "
-            "per token.",
-            (figures.coefficients(named, "Correlation with correct answers"),),
+            "Left of 0: responses with more of the measure are more often wrong. As a control, the failed-step fraction is shuffled over all "
+            "responses, which must give about 0. The table shows the entropy of failed and of re-checking steps beside the other steps of the "
+            "same responses, in nats per token.",
+            (figures.coefficients(named, "Correlation with right answers"),),
             report.table_html(_marked_cells(tables.marked))
             if len(tables.marked)
             else "<p>No response has both marked steps and other steps.</p>",
         ),
         Section(
             "Keeping one response per problem",
-            "Accuracy in percent when one response per problem is kept, and the paired gain over a random response, in points. Ties count "
-            "as the mean of the tied responses.",
+            "Accuracy in percent when only one response per problem is kept, and the paired gain over a random response, in points. If responses "
+            "tie, their mean counts.",
             html=report.table_html(_choice_cells(tables.choices)),
         ),
         Section(
             "Transcripts",
             "The wrong response with the most failed steps, a correct response to the same problem, and the response with the highest think "
-            "entropy. Orange shows entropy, on one scale. Lines of arithmetic and lookup are recomputed, so a step marked as failed there "
-            "is certainly wrong. In prose, failed steps are guessed from cue words.",
+            "entropy. Orange shows entropy, on one scale for all transcripts. Failed steps are found by recomputing lines where that is possible "
+            "(arithmetic, lookup, word problems); with --steps cues, and for all other tasks, they are guessed from cue words.",
             html=transcripts,
         ),
     ]
@@ -361,14 +392,15 @@ def _filtering_section(tables: EntropyTables) -> Section:
     return Section(
         title,
         "Some think tokens are dropped, the think span is closed, and the model answers greedily. Does it matter that the dropped tokens "
-        "have the highest entropy? The table: accuracy after dropping these, minus accuracy of each control at the same share kept, paired, "
-        "in points.",
+        "have the highest entropy? The table shows the accuracy after dropping the tokens of highest entropy minus the accuracy of each control "
+        "at the same share kept, paired by response, in points.",
         (figures.entropy_filtering(tables.filtering),),
         report.table_html(wide.rename(columns=against).rename_axis(index="highest entropies dropped, minus", columns=None)),
     )
 
 
 def _marked_cells(marked: pd.DataFrame) -> pd.DataFrame:
+    """The table ``EntropyTables.marked`` as text cells."""
     cells = {
         f"{mark} ({part['rollouts'].iloc[0]} responses)": {row["steps"]: _cell(row, digits=3) for _, row in part.iterrows()}
         for mark, part in marked.groupby("mark")
@@ -377,6 +409,7 @@ def _marked_cells(marked: pd.DataFrame) -> pd.DataFrame:
 
 
 def _choice_cells(choices: pd.DataFrame) -> pd.DataFrame:
+    """The table ``EntropyTables.choices`` as text cells."""
     rows = choices.set_index("kept")
     cells = {name: {"accuracy": _cell(row, "accuracy", scale=100), "gain": _gain(row)} for name, row in rows.iterrows()}
     return pd.DataFrame(cells).T.rename_axis("response kept")
@@ -385,8 +418,8 @@ def _choice_cells(choices: pd.DataFrame) -> pd.DataFrame:
 def _transcripts(lm: LM, rollouts: Sequence[Rollout], chains: Sequence[Chain], problems: Sequence[Problem]) -> str:
     """Transcripts of up to three responses, as HTML.
 
-    These are the wrong response with the most failed steps, the correct response with the most steps to the same problem, and the response
-    with the highest think entropy.
+    The responses are the wrong one with the most failed steps, the correct one to the same problem with the most steps, and the one with
+    the highest think entropy.
     """
     by_id, thought = {p.id: p for p in problems}, [i for i, chain in enumerate(chains) if chain.texts]
     wrong = max(thought, key=lambda i: (not rollouts[i].correct, sum(chains[i].failed), rollouts[i].think_tokens))

@@ -1,4 +1,7 @@
-"""Train with a length reward (``grpo``), and sweep recipes over seeds (the curves in ``data/grpo``)."""
+"""Train a policy with a length reward (the command ``grpo``), and train many recipes with several seeds (the curves in ``data/grpo``).
+
+A recipe is a training with the numbers of its paper: reward, loss, and sizes.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,18 @@ from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
 from toolkit.types import Report
 
-TESTED = "arithmetic"  # task on which a sweep compares finished models
-HARD = (6, 7, 8)  # operands of the arithmetic problems called hard
+TESTED = "arithmetic"  # task on which a sweep compares finished policies with base
+HARD = (6, 7, 8)  # numbers of operands of the arithmetic problems that are called hard
 RECIPE_NUMBERS = ("problems", "samples", "updates", "max_tokens", "learning_rate")
+"""Fields of a recipe that ``adjust_recipe`` can change by name."""
 
 
 def catalogue() -> pd.DataFrame:
-    """Return a table of all rewards and recipes: paper, whether a recipe has the paper's numbers (``own``), and what is rewarded."""
+    """Return a table of all rewards and recipes, one row each, for ``toolkit grpo --list``.
+
+    Index: ``name``. Columns: ``paper`` (arXiv id), ``own`` (``"yes"`` if there is a recipe with the paper's numbers; other rewards train
+    with plain GRPO), and ``pays`` (one sentence on what is rewarded).
+    """
     rows = [(name, e.paper, "yes" if name in recipes.ALL else "", e.line) for name, e in rewards.ALL.items()]
     others = [(name, recipes.find(name)) for name in recipes.ALL if name not in rewards.ALL]
     rows += [(name, r.paper, "yes", f"{rewards.ALL[r.reward].line[:-1]}; its loss differs.") for name, r in others]
@@ -36,13 +44,15 @@ def catalogue() -> pd.DataFrame:
 
 
 def adjust_recipe(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:
-    """Apply ``name=value`` settings to a recipe; return the recipe and the settings that are for TRL's config.
+    """Return a recipe changed by settings, and the settings that change TRL's ``GRPOConfig`` instead.
 
-    ``problems``, ``samples``, ``updates``, ``max_tokens`` and ``learning_rate`` change the recipe, ``reward.NAME`` an option of its reward.
-    A value is read as JSON, or as text if it is not JSON.
+    Args:
+        settings: Name -> value as text, which is read as JSON, or as plain text if it is not JSON. ``problems`` (per step), ``samples``
+            (per problem), ``updates`` (optimizer steps per batch), ``max_tokens`` (per response) and ``learning_rate`` change the recipe;
+            ``reward.NAME`` changes an option of its reward; any other name must be a field of ``GRPOConfig``.
 
     Raises:
-        ValueError: an unknown setting, or one that the run decides.
+        ValueError: a name is unknown, or a field of ``GRPOConfig`` is one that the run itself sets.
     """
     values = {name: _value(text) for name, text in settings.items()}
     numbers = {k: v for k, v in values.items() if k in RECIPE_NUMBERS}
@@ -59,6 +69,7 @@ def adjust_recipe(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, 
 
 
 def _value(text: str) -> Any:
+    """The value of a text in JSON, or the text itself."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -68,13 +79,21 @@ def _value(text: str) -> Any:
 def grpo(
     lm: LM, recipe: Recipe, study: Study, run: Run, *, extras: Extras = Extras(), resume: bool = False, say: Say = lambda text: None
 ) -> Trained:
-    """Train a copy of ``lm`` on the study's train split and save it in ``run.out / "model"``, with ``grpo.json`` beside the weights.
+    """Train a copy of ``lm`` on the study's train split, and save it in ``run.out / "model"`` with ``grpo.json`` beside the weights.
 
-    Held-out problems come from the dev split, which shares no problem with the train split, even if the task is a file (see
-    ``tasks.external.files``).
+    Held-out problems come from the dev split, which shares no problem with the train split, even if the task is a file.
+
+    Args:
+        lm: Model to start from; it is not changed.
+        recipe: Reward, loss and sizes of the training.
+        study: Task, number of training problems, and seed.
+        run: Steps, checkpoints, evaluations and output directory.
+        extras: Optional parts, such as a LoRA adapter or another engine that generates responses.
+        resume: True to continue from the last checkpoint in ``run.out``, if there is one.
+        say: Function that is called with one line of progress at a time.
 
     Raises:
-        FileExistsError: the run is finished; its model exists.
+        FileExistsError: the run is finished, so its model exists.
     """
     if store.is_whole(run.out / MODEL):
         raise FileExistsError(f"{run.out / MODEL} exists: this run is finished. Choose another directory.")
@@ -88,7 +107,11 @@ def grpo(
 
 
 def before_and_after(done: Trained) -> pd.DataFrame:
-    """Return measures before and after training, one column each: on held-out problems if there are any, else on training batches."""
+    """Return a table of measures before and after training: one row per measure, one column for the first and one for the last log line.
+
+    The column names are training steps. The measures are those on held-out problems if there are any, else those of the training batches:
+    accuracy and ``truncated`` (responses that the token budget cut off) are shares from 0 to 1, lengths are in tokens.
+    """
     rows = done.log.dropna(subset=["held_out/accuracy"]) if "held_out/accuracy" in done.log else done.log[done.log["step"] > 0]
     columns = [c for c in rows.columns if c.startswith("held_out/")] or ["accuracy", "think_tokens", "tokens", "truncated"]
     table = rows.iloc[[0, -1]].set_index("step")[columns].astype(float)
@@ -98,20 +121,22 @@ def before_and_after(done: Trained) -> pd.DataFrame:
 def sweep(
     lm: LM, todo: Sequence[tuple[Recipe, int]], plan: TrainingPlan, *, out: Path, runs: Path, tested: int = 200, say: Say
 ) -> list[Path]:
-    """Train every (recipe, seed) that has no curve yet, in the given order, and compare each policy with base on test problems.
+    """Train a policy for every pair of recipe and seed, compare it with base on test problems, and write its learning curve to a file.
 
-    Call it again to resume; several processes may share the work. A curve of other code, another model, recipe or plan is moved to
-    ``runs / "stale"`` and made again. A curve from before code was recorded is kept, with a message.
+    A policy whose curve exists is not trained again. Call it again to resume; several processes may share the work. If the code, model,
+    recipe or plan has changed since a curve was made, the curve is moved to ``runs / "stale"`` and the policy is trained again. A curve
+    that does not record its code (version 0.1.0) is kept, with a message.
 
     Args:
-        todo: Recipes with their papers' numbers (``plan`` scales them), and seeds.
+        todo: Pairs ``(recipe, seed)``, in the order of training. Recipes have their papers' numbers; ``plan`` scales them.
+        plan: Training settings that all policies share.
         out: Directory of the learning curves, one small file per policy.
         runs: Directory of policies, logs and rollouts.
         tested: Number of arithmetic test problems for the comparison with base, 8 samples each.
-        say: Called with one line of progress at a time.
+        say: Function that is called with one line of progress at a time.
 
     Returns:
-        The files of all curves.
+        Paths of the curve files, one per pair, in the order of ``todo``.
     """
     files = []
     for recipe, seed in todo:
@@ -130,7 +155,7 @@ def sweep(
 
 
 def _is_current(file: Path, basis: store.Basis, lm: LM, recipe: Recipe, seed: int, stale: Path, say: Say) -> bool:
-    """Return True if a curve exists and nothing it depends on has changed; otherwise move it to ``stale``."""
+    """Return True if a curve exists and nothing it depends on has changed; move an outdated curve to the directory ``stale``."""
     if not file.exists():
         return False
     about, *rows = curves.lines(file)
@@ -151,7 +176,7 @@ def _is_current(file: Path, basis: store.Basis, lm: LM, recipe: Recipe, seed: in
 
 
 def _curve_basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, tested: int) -> store.Basis:
-    """Everything that a curve depends on: its policy and the test."""
+    """Everything that a learning curve depends on: the trained policy, and the test against base."""
     policy = policies.basis(lm, recipe, seed, plan)
     code = store.modules_of(
         "toolkit.evaluate",
@@ -164,9 +189,9 @@ def _curve_basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, tested: 
 
 
 def _curve(lm: LM, done: Trained, about: Mapping[str, Any], runs: Path, tested: int) -> list[dict[str, Any]]:
-    """Compare a policy with base; return the lines of its curve file."""
+    """Compare a policy with base, and return the lines of its curve file: one on the run, its steps, its tests, outcomes per problem."""
     policy = merging.in_type_of(lm, done.lm)
-    # The name is also that of the folder of rollouts. With the fingerprint in it, rollouts of other weights do not conflict.
+    # The folder of rollouts gets this name too. It holds the fingerprint, so that rollouts of other weights do not conflict.
     name = f"{about['recipe'].name}-seed{about['seed']}-{policy.fingerprint[:8]}"
     problems, sampling = tasks.load(TESTED, "test", tested), Sampling(n=8, max_new_tokens=400)
     where = runs / "test" / store.code_of("toolkit.generate", *tasks.modules(TESTED))
@@ -179,7 +204,7 @@ def _curve(lm: LM, done: Trained, about: Mapping[str, Any], runs: Path, tested: 
 
 
 def _summaries(report: Report) -> list[dict[str, Any]]:
-    """Rows of ``evaluate.summary`` for all problems and for hard ones."""
+    """Rows of ``evaluate.summary`` as dicts, for all problems (``problems`` is ``"all"``) and for hard ones (``"hard"``)."""
     rows = []
     for name, part in (("all", report), ("hard", report.only(difficulty=HARD))):
         summary = evaluate.summary(part)
@@ -189,7 +214,16 @@ def _summaries(report: Report) -> list[dict[str, Any]]:
 
 
 def outcomes(report: Report, condition: str) -> dict[str, list]:
-    """Return mean accuracy and think tokens per problem, for paired comparisons between policies."""
+    """Return the results of one condition per problem, for paired comparisons between policies.
+
+    Args:
+        report: Report of ``evaluate.compare``.
+        condition: Name of the condition.
+
+    Returns:
+        Three lists of equal length, in the same order: ``problem_id`` (sorted), ``accuracy`` (share of right samples, 0 to 1) and
+        ``think_tokens`` (mean over samples).
+    """
     rows = report.rows[report.rows["condition"] == condition]
     means = rows.groupby("problem_id")[["correct", "think_tokens"]].mean().rename(columns={"correct": "accuracy"})
     return {"problem_id": list(means.index), **{name: [float(v) for v in means[name]] for name in means}}

@@ -1,4 +1,7 @@
-"""Scores of every head by several measures ("lenses"), and the effect of an edit on them: ``toolkit heads``."""
+"""The head atlas, for the command ``toolkit heads``: scores of every attention head by several measures, and effects of an edit.
+
+A measure that gives every head one number is called a *lens*. (It is not the logit lens.)
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from toolkit.report import Section
 from toolkit.tasks.haystack import Haystack
 from toolkit.types import HeadEdit, HeadScores, Plan, Problem, Rollout
 
-FEW = 64  # rollouts for the scores that mask one head at a time: ours
+FEW = 64  # number of rollouts for the score that ablates one head at a time: ours
 SHORT, WRITE, COPY, ENTROPY = "short thinking", "write", "copy", "entropy when masked"
 
 
@@ -31,8 +34,9 @@ class Atlas:
     """Scores of every head by every lens. A lens is a measure that gives each head one number.
 
     Attributes:
-        scores: Head scores by name of the lens.
-        tables: ``heads`` (one row per head), ``overlaps`` (one row per pair of lenses) and ``conditions`` (effects of edits and steering).
+        scores: Name of a lens -> scores of all heads.
+        tables: Name -> table: ``heads`` (one row per head, see ``head_table``), ``overlaps`` (one row per pair of lenses, see
+            ``agreement``), and ``conditions`` (effects of the edit and of steering, see ``condition_effects``).
     """
 
     scores: Mapping[str, HeadScores]
@@ -40,26 +44,27 @@ class Atlas:
 
     @property
     def heads(self) -> pd.DataFrame:
-        """One row per head: ``head`` ("layer.head"), ``layer``, and one column per lens; highest short-thinking score first."""
+        """Table with one row per head: ``head`` ("layer.head"), ``layer``, and one column per lens; highest short-thinking score first."""
         return self.tables["heads"]
 
     @property
     def overlaps(self) -> pd.DataFrame:
-        """One row per pair of lenses, see ``agreement``."""
+        """Table with one row per pair of lenses: how many of the top heads they share, with p-values (see ``agreement``)."""
         return self.tables["overlaps"]
 
 
 def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: float = 1.0) -> HeadScores:
-    """Measure how think entropy changes when one head is zero-ablated at all positions.
+    """Measure for every head how the entropy of think tokens changes when the head's output is set to zero at all positions.
 
-    The model reads its own responses, teacher-forced. A score is the mean change over rollouts, in nats per token; + means less certain.
+    The model reads its own responses, teacher-forced. A score is the mean over rollouts of the entropy with the head ablated minus that
+    without, in nats per token; + means that the model becomes less certain.
 
     Args:
         rollouts: Responses of ``lm``.
         temperature: Temperature of the softmax whose entropy is taken.
 
     Raises:
-        NoThinkTagsError: no rollout thought.
+        NoThinkTagsError: no rollout has a think token.
     """
     thought = [r for r in rollouts if r.think_tokens]
     if not thought:
@@ -80,12 +85,16 @@ def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: flo
 def lenses(
     lm: LM, rollouts: Sequence[Rollout], measurement: retrieval.RetrievalMeasurement, settings: edit.EditSettings = edit.DEMO
 ) -> dict[str, HeadScores]:
-    """Compute every score of every head: short thinking (published and ours), retrieval, entropy when masked, attention patterns.
+    """Compute the scores of every head by every lens, as name of the lens -> scores.
+
+    The lenses are: writing towards short thinking (published form and ours), copying from the prompt (``copy``), writing towards the
+    retrieved token (``write``), attention from the question to the needle, change of think entropy when the head is ablated, and the
+    attention patterns of TransformerLens (previous token, duplicate token, induction).
 
     Args:
         rollouts: Rollouts of ``lm`` from the train split.
-        measurement: Retrieval of every head, from ``retrieval.measure_retrieval``.
-        settings: Settings of the short-thinking heads.
+        measurement: Retrieval metrics of every head, from ``retrieval.measure_retrieval``.
+        settings: Settings of ThinkEdit, for the scores of short thinking.
     """
     published, ours = (edit.find_heads(lm, rollouts, settings, name).scores for name in (edit.PUBLISHED, edit.OURS))
     whole = measurement.measured["write (ours)"]
@@ -104,18 +113,25 @@ def lenses(
 def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000, seed: int = 0) -> pd.DataFrame:
     """Test for every pair of lenses whether they rank the same heads highest.
 
-    Two lenses that prefer the same layers share heads by chance, so read ``p_in_layer`` rather than ``p``.
+    If two lenses both prefer some layers, they share heads for that reason alone. So use ``p_in_layer`` rather than ``p``.
 
     Args:
-        scores: Head scores by name of the lens.
-        count: Number of top heads compared.
-        times: Permutations.
+        scores: Name of a lens -> scores of all heads.
+        count: Number of top heads that are compared.
+        times: Number of random permutations of the heads.
+        seed: Seed of the permutations.
 
     Returns:
-        One row per ``pair``. ``shared``: number of heads in both tops (heads that tie at the cut count in part); ``expected``: the same
-        by chance. ``p``: one-sided p-value of ``shared`` when heads are permuted; ``p_in_layer``: when they are permuted within layers.
-        ``spearman``: rank correlation over all heads (NaN for a constant lens), with two-sided ``p_spearman`` and
-        ``p_spearman_in_layer``. ``p_holm``: ``p_in_layer``, Holm-corrected over all pairs.
+        One row per pair of lenses. Columns:
+
+        * ``pair``: ``"LENS / LENS"``.
+        * ``shared``: number of heads that are in the top ``count`` of both lenses. Heads that tie at the cut count in part.
+        * ``expected``: mean of ``shared`` for random rankings.
+        * ``p``: one-sided p-value of ``shared``, if all heads are permuted.
+        * ``p_in_layer``: one-sided p-value of ``shared``, if heads are permuted within their layers only.
+        * ``spearman``: rank correlation over all heads (NaN for a constant lens).
+        * ``p_spearman, p_spearman_in_layer``: two-sided p-values of ``spearman``, for both kinds of permutation.
+        * ``p_holm``: ``p_in_layer`` after Holm's correction over all pairs.
     """
     rng = np.random.default_rng(seed)
     present = ~next(iter(scores.values())).score.isnan().numpy()  # a layer may have fewer heads than others, or none
@@ -146,7 +162,7 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
 
 
 def _top(scores: ndarray, count: int) -> ndarray:
-    """1 for each of the top ``count`` heads, 0 for the others; heads that tie at the cut share the remaining places equally."""
+    """Weight of each head: 1 in the top ``count``, 0 outside; heads that tie at the cut share the remaining places equally."""
     cut = np.sort(scores)[-count]
     above, tied = scores > cut, scores == cut
     return above + tied * (count - above.sum()) / tied.sum()
@@ -160,20 +176,21 @@ def condition_effects(
     *,
     out: Path | None = None,
 ) -> pd.DataFrame:
-    """Measure the effect of conditions on accuracy, length, phase entropy and retrieval.
+    """Measure the effect of conditions on accuracy, length, entropy and retrieval.
 
     Args:
-        conditions: Conditions by name; the first is the base.
-        study: Sizes of the study; its test problems are used.
-        haystacks: Haystacks of the test split.
-        heads: (layer, head) of the heads whose retrieval is measured.
-        out: Directory to keep rollouts in.
+        conditions: Name -> condition; the first is base, with which the others are compared.
+        study: Task and sizes; the test problems are used.
+        haystacks: Prompts with hidden facts, from the test split.
+        heads: Pairs ``(layer, head)`` of the heads for the metric ``write``.
+        out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:
-        Columns ``condition, metric, mean, low, high, difference, difference_low, difference_high`` (95 %, differences to base, paired by
-        problem). Metrics: ``accuracy``, ``think_tokens``, ``think_entropy``, ``answer_entropy`` on the study's test problems;
-        ``retrieved``, the share of haystacks answered correctly (greedy); ``write``, the logits that ``heads`` together write towards the
-        answer, on the *base's* responses to the haystacks.
+        One row per condition and metric. Columns: ``condition, metric``; ``mean, low, high``; ``difference, difference_low,
+        difference_high`` (condition minus base, paired by problem). Intervals are 95 %. Metrics: ``accuracy`` (0 to 1), ``think_tokens``,
+        ``think_entropy, answer_entropy`` (nats per token), all on the test problems; ``retrieved``, the share of haystacks answered
+        correctly (greedy); ``write``, the logits that ``heads`` together write towards the answer while the condition reads base's
+        responses to the haystacks.
     """
     problems = study.load("test", next(iter(conditions.values())).lm)
     evaluate.check_held_out(conditions, _problems(conditions, study, haystacks), allow=study.allow_overlap)
@@ -203,12 +220,15 @@ def condition_effects(
 
 
 def _problems(conditions: Mapping[str, Condition], study: Study, haystacks: Sequence[Haystack]) -> list[Problem]:
-    """All problems that conditions are evaluated on."""
+    """All problems that the conditions are evaluated on: test problems of the study, and haystacks."""
     return [*study.load("test", next(iter(conditions.values())).lm), *(h.problem for h in haystacks)]
 
 
 def _paired(values: Mapping[str, Mapping[str, ndarray]], seed: int) -> pd.DataFrame:
-    """Means and paired differences to base of per-problem values; problems without a value on either side are left out."""
+    """The table of ``condition_effects``, from condition -> metric -> one value per problem; the first condition is base.
+
+    Problems without a value for the condition or for base are left out.
+    """
     base, rows = next(iter(values.values())), []
     for name, by_metric in values.items():
         for metric, per_problem in by_metric.items():
@@ -237,13 +257,16 @@ def atlas(
     call it again with the same arguments: finished rollouts are reused.
 
     Args:
-        study: Sizes of the study.
+        study: Task and sizes.
         search: Settings of the retrieval measurement.
-        rollouts: Train rollouts to find short-thinking heads on; ``None`` samples them.
-        origin: Task, split and seed of ``rollouts``.
+        directory: Directory to write to.
+        rollouts: Rollouts of the train split, from which short-thinking heads are found; ``None`` samples them.
+        origin: ``task``, ``split`` and ``seed`` of ``rollouts``, if these are given.
+        say: Function that is called with one line of progress at a time.
 
     Raises:
-        ImportError: TransformerLens is not installed; raised before anything is sampled.
+        ImportError: TransformerLens is not installed. This is raised before anything is sampled.
+        evaluate.OverlapError: the edit or direction was made from problems that it would be evaluated on (unless ``study.allow_overlap``).
     """
     bridges.check_transformer_lens()
     out = store.writable(directory)
@@ -279,13 +302,17 @@ def atlas(
     store.write_json(about | {name: report.json_records(t) for name, t in tables.items()}, out / "atlas.json")
     same = max(overlap.values())
     held_out = f"NOT held out: {same} of these are also test problems here" if same else "none of them a test problem here"
-    split = f"Short-thinking heads are from {origins.describe(made_from)}, {held_out}; conditions are evaluated on {study.problems} problems of {study.task} (test)."
+    split = f"Short-thinking heads are computed from {origins.describe(made_from)}, {held_out}; conditions are evaluated on {study.problems} problems of {study.task} (test)."
     _write_page(lm, scores, tables, (count, split), out / "report.html")
     return Atlas(scores, tables)
 
 
 def head_table(scores: Mapping[str, HeadScores]) -> pd.DataFrame:
-    """Return one row per head: ``head``, ``layer``, and one column per lens; highest score of the first lens first."""
+    """Return a table with one row per head: ``head`` ("layer.head"), ``layer``, and one column per lens.
+
+    Args:
+        scores: Name of a lens -> scores of all heads. Rows are sorted by the first lens, highest score first.
+    """
     order = next(iter(scores.values())).ranked()
     rows = [(f"{i}.{j}", i, *(float(s.score[i, j]) for s in scores.values())) for i, j in order]
     return pd.DataFrame(rows, columns=["head", "layer", *scores])
@@ -299,12 +326,14 @@ def _write_page(
         Section("Scores of every head", "Each row is scaled to its largest absolute value.", (figures.lenses(scores),)),
         Section(
             "Do the scores find the same heads?",
-            f"Number of heads in the top {count} of both scores. The p-value is from permutations of heads within their layers.",
+            f"Number of heads that are in the top {count} of both scores. p: probability of at least as many if heads are permuted within their layers. "
+            "ρ: Spearman's rank correlation over all heads.",
             (figures.agreement(tables["overlaps"]),),
         ),
         Section(
             "Effects of the edit and of steering",
-            f"Paired differences to base; if an interval contains zero, no effect is detectable at this sample size. {split}",
+            "Condition minus base, paired by problem; if an interval contains zero, no effect is detectable at this sample size. "
+            f"{split}",
             tuple(figures.differences(tables["conditions"], m) for m in ("retrieved", "write", "think_entropy", "answer_entropy")),
         ),
     ]

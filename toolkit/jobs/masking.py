@@ -1,4 +1,7 @@
-"""Mask retrieval heads and random heads of the same layers; compare the loss when thinking with the loss when answering directly."""
+"""Measure the accuracy lost when retrieval heads are masked, beside random heads of the same layers.
+
+Also compare the loss when the model thinks with the loss when it answers directly.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,14 @@ from toolkit.types import Moments, Plan, Problem, Rollout
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask on the top ``count`` heads of a ranking: ``op`` and ``during`` as in ``masks.masking``."""
+    """A mask on the top heads of a ranking.
+
+    Attributes:
+        ranking: Name of the ranking, a key in ``RANKINGS``.
+        count: Number of heads to mask.
+        op: Operation: ``uniform`` attention, ``zero`` output or ``mean`` output.
+        during: ``newest`` masks while decoding only (as published), ``all`` in the prompt too.
+    """
 
     ranking: str
     count: int
@@ -34,23 +44,36 @@ class Mask:
 
 
 DURING = {"newest": "decode only", "all": "prefill too"}
+"""Value of ``Mask.during`` -> its name in tables and figures."""
 
 
 def planned_masks(search: Search) -> list[Mask]:
-    """Return the published form of masking (uniform, decode only) at every count, and every other form at the largest count."""
+    """Return the masks to measure for each ranking.
+
+    These are the published form of masking (uniform attention, decode only) at every count, and every combination of ``search.ops`` with
+    decode only and prefill too at the largest count.
+    """
     curve = [Mask(ranking, count) for ranking, count in product(RANKINGS, search.counts)]
     forms = [Mask(r, max(search.counts), op, during) for r, op, during in product(RANKINGS, search.ops, DURING)]
     return list(dict.fromkeys([*curve, *forms]))
 
 
 def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
-    """Return the mean output of every head over all positions of prompts and responses, for mean ablation."""
+    """Return the mean output of every head over all positions of prompts and responses, by which mean ablation replaces its output."""
     everywhere = collect.Positions("prompt and response", lambda r: range(len(r.token_ids)))
     return collect.moments(lm, rollouts, lambda r: "all", kinds=("z",), positions=everywhere)
 
 
 def controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
-    """Return up to ``draws`` different plans with random heads of the same layers; none if the plan has more than half of all heads."""
+    """Return random controls of a plan: plans with equally many random *other* heads of the same layers.
+
+    Equal plans are returned once. There are no controls if the plan has more than half of all heads, since too few other heads are left.
+
+    Args:
+        plan: Heads that are masked.
+        draws: Number of draws, the largest number of controls.
+        seed: Seed of the first draw.
+    """
     if 2 * len(plan.heads) > len(lm.layout.all_heads):
         return []
     drawn = [edits.random_heads(plan, lm.layout, seed=seed + draw) for draw in range(draws)]
@@ -66,19 +89,29 @@ def masking_effects(
     *,
     out: Path | None = None,
 ) -> pd.DataFrame:
-    """Measure accuracy and length with heads masked, beside random heads of the same layers.
+    """Measure accuracy and response length with heads masked, beside random heads of the same layers.
 
     Args:
-        problems: Test problems, greedily answered.
-        chosen: The masks.
-        out: Directory to keep rollouts in.
+        measurement: Retrieval metrics of every head; their ranking chooses the heads, and their rollouts give the means for mean ablation.
+        search: Settings: number and seed of the random controls, token budget.
+        problems: Problems of the test split, answered greedily.
+        chosen: The masks to measure, such as ``planned_masks(search)``.
+        out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:
-        Columns ``ranking, heads, op, during``; ``accuracy, low, high`` of the masked model; ``random, random_low, random_high`` of all its
-        controls together (NaN without any); ``lost`` (base minus masked) and ``more_than_random`` (random minus masked), paired by
-        problem, with ``_low, _high``; ``draws``; ``tokens`` and ``random_tokens``, mean response lengths. Intervals are 95 %, over
-        problems and, for the controls, over draws (see ``toolkit.stats.seeds``); with fewer than ``stats.FEW_SEEDS`` draws they are not
-        reliable.
+        One row per mask. Columns:
+
+        * ``ranking, heads`` (number of masked heads), ``op, during``: the mask.
+        * ``accuracy, low, high``: accuracy of the masked model, 0 to 1.
+        * ``random, random_low, random_high``: mean accuracy of the random controls (NaN without controls).
+        * ``lost, lost_low, lost_high``: accuracy of base minus that of the masked model, paired by problem.
+        * ``more_than_random, more_than_random_low, more_than_random_high``: accuracy of the controls minus that of the masked model,
+          paired by problem.
+        * ``draws``: number of random controls.
+        * ``tokens, random_tokens``: mean response length in tokens of the masked model and of the controls.
+
+        Intervals are 95 %, over problems and, where controls are involved, also over draws. With fewer than three draws they are
+        unreliable.
     """
     base = _outcomes(lm, Condition(lm), problems, search.sampling, out and out / "base")
     done: dict[tuple, ndarray] = {}
@@ -115,7 +148,10 @@ JUDGED = (
 
 
 def _judged(base: ndarray, top: ndarray, noise: Sequence[ndarray], seed: int) -> tuple[float | int, ...]:
-    """The columns ``JUDGED`` of one mask, from outcomes of base, of the masked top heads, and of each random control."""
+    """The columns ``JUDGED`` of one mask.
+
+    ``base``, ``top`` (top heads masked) and each entry of ``noise`` (random heads masked) are outcomes ``[2, problems, samples]``.
+    """
     accuracy, lost = _share_correct([top[0]], seed), _difference([base[0]], [top[0]], seed)
     random = more = NOTHING
     if noise:
@@ -135,7 +171,10 @@ def _share_correct(draws: Sequence[ndarray], seed: int) -> tuple[float, float, f
 
 
 def _difference(a: Sequence[ndarray], b: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
-    """Draws of ``a`` minus draws of ``b``, paired by problem; a single draw on one side is compared with all draws of the other."""
+    """Share correct in ``a`` minus that in ``b``, paired by problem, with its interval; each draw is ``[problems, samples]``.
+
+    A single draw on one side is compared with all draws of the other.
+    """
     e = stats.mean_effect(_means(a) - _means(b), seed=seed).within((-1.0, 1.0))
     return e.mean, e.low, e.high
 
@@ -146,25 +185,28 @@ def _means(draws: Sequence[ndarray]) -> ndarray:
 
 
 MODES = {"thinking": (), "answering directly": (Budget(0),)}
+"""Name of a way to answer -> its decoding rules. A budget of 0 closes the think span at once."""
 
 
 def thinking_or_not(
     lm: LM, plan: Plan, problems: Mapping[str, Sequence[Problem]], sampling: Sampling, *, draws: int = 3, out: Path | None = None
 ) -> pd.DataFrame:
-    """Measure whether masking a plan's heads hurts thinking more than answering directly, and how it changes think length.
+    """Measure whether masking heads costs more accuracy when the model thinks than when it answers directly; also measure think length.
 
-    Heads are masked in the published form (uniform, decode only). To answer directly, the think span is closed at once.
+    Heads are masked in the published form (uniform attention, decode only). To answer directly, the think span is closed at once.
 
     Args:
         plan: The heads to mask.
-        problems: Problems by task.
-        draws: Number of random controls.
-        out: Directory to keep rollouts in.
+        problems: Task -> problems.
+        sampling: Sampling settings.
+        draws: Number of random controls, with heads of the same layers.
+        out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:
-        Columns ``task, mode, masked`` (``nothing``, ``top``, ``random``), ``accuracy, low, high``, ``lost`` (nothing masked minus masked)
-        with ``lost_low, lost_high``, and ``think_tokens``. For each task, rows with the mode ``thinking - directly`` hold the difference
-        of the two losses, for ``top`` and for ``random``.
+        One row per task, mode and mask. Columns: ``task``; ``mode`` (``thinking`` or ``answering directly``); ``masked`` (``nothing``,
+        ``top`` for the plan's heads, ``random`` for the controls); ``accuracy, low, high``; ``lost, lost_low, lost_high`` (accuracy with
+        nothing masked minus accuracy with the mask, paired by problem); ``think_tokens`` (mean). For each task, the rows with the mode
+        ``thinking - directly`` hold the loss when thinking minus the loss when answering directly. Intervals are 95 %.
     """
     random = controls(plan, lm, draws, sampling.seed)
     plans: dict[str, Sequence[Plan | None]] = {"nothing": [None], "top": [plan], "random": random}

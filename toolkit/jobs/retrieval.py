@@ -1,4 +1,8 @@
-"""Find retrieval heads: answer haystacks and measure every head while the model answers (``toolkit retrieval-heads``)."""
+"""Find retrieval heads, which copy from the prompt: measure every attention head at the tokens of answers to haystacks.
+
+A *haystack* is a prompt that hides the facts needed for the answer; a hidden fact is a *needle*. The command is
+``toolkit retrieval-heads``.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,11 @@ from toolkit.types import HeadScores, Rollout
 
 TASKS = ("lookup", "needle", "threading")
 RANKINGS = {"copy, as published": ("copy", False), "write (ours)": ("write", True)}
-"""Rankings of the heads: a metric, and True if the needle is the whole needed piece, False if it is only the words of the answer."""
+"""Name of a ranking of the heads -> ``(metric, whole)``.
+
+``metric`` is the key in ``retrieval_heads.METRICS`` by which heads are ranked. ``whole`` says which tokens of the prompt count as the
+needle: True for the whole hidden fact (such as ``N=8;``), False for only the words of the answer in it (``8``), as published.
+"""
 
 
 @dataclass(frozen=True)
@@ -29,13 +37,16 @@ class Search:
     """Settings for finding retrieval heads and for masking them.
 
     Attributes:
-        task: ``lookup`` (for the tiny reasoner), ``needle`` (facts in filler text) or ``threading`` (chains of keys).
-        instances: Number of haystacks: dev split to find heads, as many of the test split to mask them.
+        task: ``lookup`` (variables and values, for the tiny reasoner), ``needle`` (facts in filler text) or ``threading`` (chains of keys).
+        instances: Number of haystacks of the dev split, on which heads are found, and of the test split, on which heads are masked.
         lengths: Prompt lengths in tokens; empty means five lengths up to the model's context. Not used by ``lookup``.
         counts: Numbers of heads to mask.
-        ops: Forms of masking to try at the largest count. The published form (``uniform``) is always used.
-        draws: Number of random controls per mask, with heads of the same layers.
+        ops: Masking operations to try at the largest count: ``uniform`` (uniform attention), ``zero`` (no output) or ``mean`` (mean
+            output). ``uniform`` is the published operation; it is always used, at every count.
+        draws: Number of random controls per mask; each masks random heads of the same layers.
         max_new_tokens: Token budget of a response.
+        batch_size: Rows decoded together; does not change the responses.
+        seed: Seed of the haystacks and of the random controls.
     """
 
     task: str = "lookup"
@@ -50,19 +61,26 @@ class Search:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise ValueError(f"task={self.task!r} has no needle in its prompts: choose one of {', '.join(TASKS)}.")
+            raise ValueError(
+                f"task={self.task!r} is no retrieval task (prompts that hide a fact): choose one of {', '.join(TASKS)}."
+            )
         if wrong := set(self.ops) - set(masks.ABLATIONS):
-            raise ValueError(f"ops={', '.join(wrong)}: choose from {', '.join(masks.ABLATIONS)}.")
+            raise ValueError(f"ops={', '.join(wrong)}: unknown masking operation; choose from {', '.join(masks.ABLATIONS)}.")
         if self.instances < 1 or self.draws < 1 or not self.counts or min(self.counts) < 1:
             raise ValueError(f"instances={self.instances}, draws={self.draws}, counts={self.counts}: all must be at least 1.")
 
     @property
     def sampling(self) -> Sampling:
-        """Sampling settings: greedy, as published."""
+        """Sampling settings: one greedy response per haystack, as published."""
         return Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens, seed=self.seed, batch_size=self.batch_size)
 
     def haystacks(self, lm: LM, split: str) -> list[Haystack]:
-        """Return the haystacks of a split for ``lm``, with the positions of their needles. Errors as in ``tasks.haystack``."""
+        """Return the haystacks of a split, with the token positions of their needles in the chat prompt of ``lm``.
+
+        Raises:
+            tasks.haystack.HaystackError: a prompt length is beyond the model's context, the hidden facts do not fit a length, or the facts
+                cannot be located in the tokens.
+        """
         match self.task:
             case "lookup":
                 return [haystack.locate_lookup(lm, p) for p in lookup.load(split, self.instances, self.seed)]
@@ -79,8 +97,9 @@ class RetrievalMeasurement:
 
     Attributes:
         haystacks: The haystacks.
-        rollouts: The model's greedy answers.
-        measured: Metrics of every head and example, by ranking (see ``RANKINGS``).
+        rollouts: The model's greedy responses to the haystacks.
+        measured: Name of a ranking (see ``RANKINGS``) -> all metrics of every head in every example. An example is one needle in one
+            response.
     """
 
     haystacks: Sequence[Haystack]
@@ -89,13 +108,15 @@ class RetrievalMeasurement:
 
     @property
     def scores(self) -> dict[str, HeadScores]:
-        """Head scores by ranking."""
+        """Name of a ranking -> score of every head: the mean over examples of the ranking's metric."""
         return {name: retrieval_heads.scores(self.measured[name], metric) for name, (metric, _) in RANKINGS.items()}
 
     def recall(self) -> pd.DataFrame:
-        """Return the share of haystacks answered correctly by prompt length and needle depth.
+        """Return the share of haystacks that the model answered correctly, one row per prompt length and needle depth.
 
-        Columns: ``length`` (tokens; quintiles for ``lookup``), ``depth`` (of the first needed piece, 0 to 1), ``correct``, ``n``.
+        Columns: ``length`` (prompt length in tokens), ``depth`` (relative position of the first needle in the prompt, 0 to 1), ``correct``
+        (share of right answers, 0 to 1) and ``n`` (number of haystacks). If there are more than 8 lengths or 11 depths, they are replaced
+        by the midpoints of their quintiles.
         """
         by_id = {h.problem.id: h for h in self.haystacks}
         rows = []
@@ -111,10 +132,11 @@ class RetrievalMeasurement:
 
 
 def measure_retrieval(lm: LM, search: Search, *, out: Path | None = None, say: Say = lambda text: None) -> RetrievalMeasurement:
-    """Answer the dev haystacks greedily, and measure the retrieval metrics of every head while it answers.
+    """Sample greedy responses to the dev haystacks, and measure how much every head retrieves from the prompt at the response tokens.
 
     Args:
-        out: Directory to keep the rollouts in.
+        out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.
+        say: Function that is called with one line of progress at a time.
     """
     haystacks = search.haystacks(lm, "dev")
     say(f"answering {len(haystacks)} haystacks of up to {max(len(h.prompt_ids) for h in haystacks)} tokens")
@@ -130,9 +152,13 @@ def measure_retrieval(lm: LM, search: Search, *, out: Path | None = None, say: S
 
 
 def top_heads(measurement: RetrievalMeasurement, count: int = 10) -> pd.DataFrame:
-    """Return the best heads of each ranking.
+    """Return the best heads of each ranking, one row per head.
 
-    Columns: ``ranking, rank, layer, head, score``, and ``given_success``, the score over correctly answered haystacks only.
+    Columns: ``ranking, rank`` (1 is the best), ``layer, head, score``, and ``given_success``: the score over correctly answered haystacks
+    only (NaN if there are none). Scores are shares for ``copy`` and logits for ``write``.
+
+    Args:
+        count: Number of heads per ranking.
     """
     rows = []
     for name, (metric, _) in RANKINGS.items():
@@ -146,10 +172,15 @@ def top_heads(measurement: RetrievalMeasurement, count: int = 10) -> pd.DataFram
 
 
 def sparsity(measurement: RetrievalMeasurement, name: str) -> pd.DataFrame:
-    """Return the shares of heads with a published score above 0.1, above 0.5 and at zero, beside those of published models.
+    """Return the shares of heads with a copy score above 0.1, above 0.5 and equal to zero, beside the shares of seven published models.
+
+    The copy score of a head is the share of the needle's tokens that it copies, mean over examples.
 
     Args:
         name: Name of this model in the table.
+
+    Returns:
+        One row per model, this model first: index ``model``, columns ``above 0.1, above 0.5, zero`` (shares of all heads, 0 to 1).
     """
     shares = retrieval_heads.statistics(measurement.measured["copy, as published"].select("copy"))
     rows = {name: (shares["share_retrieval"], shares["share_strong"], shares["share_zero"]), **retrieval_heads.PUBLISHED_SHARES}
@@ -157,9 +188,16 @@ def sparsity(measurement: RetrievalMeasurement, name: str) -> pd.DataFrame:
 
 
 def stability(measurement: RetrievalMeasurement, count: int, *, seed: int = 0) -> pd.DataFrame:
-    """Return the overlap of the top heads on n examples with the top heads on all examples (in-sample).
+    """Return the share of the top heads on all examples that are also among the top heads on only a few random examples.
 
-    Columns: ``ranking, n, overlap``.
+    The few examples are part of all examples, so this is an in-sample measure of stability.
+
+    Args:
+        count: Number of top heads that are compared.
+        seed: Seed of the random examples.
+
+    Returns:
+        Columns ``ranking``, ``n`` (number of random examples: 1, 3, 10, 30, 100), and ``overlap`` (that share, 0 to 1, mean over 20 draws).
     """
     rows = []
     for name, (metric, _) in RANKINGS.items():

@@ -1,4 +1,4 @@
-"""Find and mask retrieval heads, and write the results: the command ``toolkit retrieval-heads``."""
+"""Find retrieval heads, mask them, and write tables and a report, for the command ``toolkit retrieval-heads``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,18 @@ from toolkit.report import Section
 def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say = lambda text: None) -> dict[str, pd.DataFrame]:
     """Find retrieval heads, mask them, and write a report.
 
-    Writes ``copy.safetensors`` and ``write.safetensors`` (head scores), ``copy_examples.json`` (scores per example, in the format of the
-    released files), ``retrieval.json`` (every table, with provenance), ``report.html`` and the rollouts into ``directory``. After a
-    stop, call it again with the same arguments: finished rollouts are reused.
+    Writes ``copy.safetensors`` and ``write.safetensors`` (head scores), ``copy_examples.json`` (copy scores per example, in the format of
+    the paper's released files), ``retrieval.json`` (every table, with provenance), ``report.html`` and the rollouts into ``directory``.
+    After a stop, call it again with the same arguments: finished rollouts are reused.
+
+    Args:
+        search: Task, sizes, masks and random controls.
+        directory: Directory to write to.
+        say: Function that is called with one line of progress at a time.
 
     Returns:
-        The tables by name.
+        Name -> table: ``recall`` (see ``RetrievalMeasurement.recall``), ``heads`` (``top_heads``), ``sparsity``, ``stability``, ``masking``
+        (``masking_effects``), and for the task ``lookup`` on a model with a closing think tag also ``thinking`` (``thinking_or_not``).
     """
     out = store.writable(directory)
     measurement = measure_retrieval(lm, search, out=out / "rollouts" / "dev", say=say)
@@ -36,7 +42,7 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
     questions = [h.problem for h in search.haystacks(lm, "test")]
     chosen = planned_masks(search)
     say(
-        f"masking heads in {len(chosen)} ways, each with {search.draws} random controls in the same layers, on {len(questions)} other haystacks"
+        f"measuring {len(chosen)} masks, each beside {search.draws} masks on random heads of the same layers, on {len(questions)} other haystacks"
     )
     tables = {
         "recall": measurement.recall(),
@@ -55,7 +61,8 @@ def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say 
     store.write_json(about | {name: report.json_records(table) for name, table in tables.items()}, out / "retrieval.json")
     report.write_page(
         f"Retrieval heads of {lm.name}",
-        f"{len(measurement.haystacks)} haystacks of {search.task}, answered greedily; heads masked on {len(questions)} others.",
+        f"Heads are found on {len(measurement.haystacks)} haystacks (prompts that hide a fact) of the task {search.task}, answered greedily, and masked "
+        f"on {len(questions)} others. The table lists the best heads; given_success is the score over correctly answered haystacks only.",
         tables["heads"].round(3).set_index("ranking"),
         _sections(measurement, tables),
         out / "report.html",
@@ -73,17 +80,20 @@ def _sections(measurement: RetrievalMeasurement, tables: Mapping[str, pd.DataFra
         ),
         Section(
             "Which heads",
-            "As published: share of the answer's tokens to which a head attends most at the step that generates them. Ours: the logit that "
-            "the head writes towards the generated token by attending anywhere in the needed piece.",
+            "As published (copy): share of the tokens of the hidden answer that the head copies. It copies a token if, at the step that generates "
+            "the token, the head attends most to this token in the prompt. Ours (write): what the head adds to the logit of the generated token by "
+            "attending to the hidden fact, mean over tokens.",
             maps,
         ),
         Section(
             "Sparsity",
-            "Shares of heads by the published score, beside seven published models.",
+            "Shares of heads with a copy score above 0.1, above 0.5 and equal to zero, beside seven published models.",
             (figures.sparsity(tables["sparsity"]),),
         ),
         Section(
-            "Stability", "Overlap of the top heads on a few examples with those on all.", (figures.stability(tables["stability"]),)
+            "Stability",
+            "Share of the top heads on all examples that are also among the top heads on only a few examples.",
+            (figures.stability(tables["stability"]),),
         ),
         Section(
             "Masking",
@@ -93,6 +103,11 @@ def _sections(measurement: RetrievalMeasurement, tables: Mapping[str, pd.DataFra
     ]
     if "thinking" in tables:
         sections.append(
-            Section("Thinking or answering directly", "Accuracy lost to masking.", (figures.thinking_or_not(tables["thinking"]),))
+            Section(
+                "Thinking or answering directly",
+                "Accuracy without a mask minus accuracy with the top heads or random heads masked, when the model thinks and when its think span is "
+                "closed at once.",
+                (figures.thinking_or_not(tables["thinking"]),),
+            )
         )
     return sections

@@ -1,4 +1,8 @@
-"""Dose-response of a direction (``dose``), its folder for the Hugging Face Hub (``export``), and steered responses (``steer``)."""
+"""Steering along a direction, for the commands ``dose``, ``export`` and ``steer``.
+
+They measure length, accuracy and damage at several strengths (the dose-response), write a folder for the Hugging Face Hub, and sample
+steered responses.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +21,28 @@ from toolkit.report import Section
 from toolkit.types import Direction, Problem, Rollout
 
 IN_DOSES = {"direction": str, "strength": float, "metric": str, "mean": float, "low": float, "high": float}
+"""Fields of a row in ``doses.json``, with their types."""
 
 
 def dose_report(
     lm: LM, v: Direction, study: Study, plan: doses.DoseSweep, directory: str | Path, *, say: Say = lambda text: None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Measure the dose-response of a direction on the study's dev problems, with a random direction as control.
+    """Measure length, accuracy and damage at several steering strengths on the study's dev problems, with a random direction as control.
 
-    Writes ``report.html``, ``doses.json``, ``targets.json`` and the rollouts into ``directory``. After a stop, call it again with the same
+    Damage means responses that never close their thinking or that loop, and a higher perplexity of base's responses. Writes
+    ``report.html``, ``doses.json``, ``targets.json`` and the rollouts into ``directory``. After a stop, call it again with the same
     arguments: finished rollouts are reused.
 
     Args:
-        plan: Strengths, layers and scope.
+        v: Direction to steer along.
+        study: Task and sizes.
+        plan: Strengths, layers, and when to steer.
+        directory: Directory to write to.
+        say: Function that is called with one line of progress at a time.
 
     Returns:
-        Means by direction and strength, and the table of ``doses.targets``: the best strength for each target length.
+        Two tables. The first has the means: one row per direction (``length direction``, ``random direction``) and strength, one column per
+        metric. The second is that of ``doses.targets``: the best strength for each target length.
     """
     out = store.writable(directory)
     name = "length direction"
@@ -48,17 +59,17 @@ def dose_report(
     sections = [
         Section(
             "Length and accuracy",
-            "Shaded: the usable range, in which responses still close their thinking and do not loop. The random direction has the same norm in every layer.",
+            "Shaded: the usable range of strengths, at which responses still close their thinking and do not loop. In every layer, the random direction has the same norm as the length direction.",
             (figures.dose_response(swept.table, usable=shaded),),
         ),
         Section(
             "Damage",
-            "Perplexity per token of the base model's responses under the steered model.",
+            "Share of responses that close their thinking, share of responses that end in a loop, and perplexity per token of the base model's responses under the steered model.",
             (figures.damage(swept.table, usable=shaded),),
         ),
         Section(
             "Target lengths",
-            "For each target length, the strength whose mean length is closest, and the share of responses that hit the target.",
+            "For each target length: mean think length at the strength that comes closest, and share of responses within 20 % of the target.",
             (figures.target_lengths(dial),),
         ),
     ]
@@ -73,14 +84,15 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_doses(directory: str | Path) -> tuple[pd.DataFrame, str]:
-    """Read the table that ``dose_report`` wrote into ``directory``.
+    """Read the numbers that ``dose_report`` wrote into ``directory``.
 
     Returns:
-        One row per direction, strength and metric, and the sentence that names the problems ("" in files of version 0.1.0).
+        A table with one row per direction, strength and metric (columns ``direction, strength, metric, mean, low, high``), and a sentence
+        that names the problems on which the numbers were measured ("" in files of version 0.1.0).
 
     Raises:
         FileNotFoundError: ``directory`` has no ``doses.json``.
-        store.DamagedFileError: the file is damaged; names the row.
+        store.DamagedFileError: ``doses.json`` is damaged; the message names the row.
     """
     path, remedy = Path(directory) / "doses.json", "Give the directory of a finished `toolkit dose`, or run it again."
     content = store.read_json(path, {"doses": list[Mapping[str, Any]]}, remedy=remedy)
@@ -96,11 +108,13 @@ def read_doses(directory: str | Path) -> tuple[pd.DataFrame, str]:
 def vector_folder(
     lm: LM, v: Direction, directory: str | Path, measured: str | Path | None = None, *, drop_layer_0: bool = False
 ) -> Path:
-    """Write a folder for the Hugging Face Hub with vector files and a card.
+    """Write a folder for the Hugging Face Hub with the direction in several file formats and a card, and return its path.
 
     Args:
-        measured: Directory of ``dose_report`` whose numbers and figures go into the card.
-        drop_layer_0: Leave out layer 0, which GGUF cannot steer.
+        v: Direction to write.
+        directory: Folder to write.
+        measured: Directory of ``dose_report``, whose numbers and figures go into the card; ``None`` writes a card without numbers.
+        drop_layer_0: True to leave out the vector of layer 0, which GGUF cannot steer.
     """
     table, on, pages = None, "", {}
     if measured is not None:
@@ -118,14 +132,16 @@ def vector_folder(
 def steered_responses(
     lm: LM, acts: Mapping[float, Steering], prompts: Sequence[str], sampling: Sampling, *, out: Path | None = None
 ) -> list[tuple[str, float, Rollout]]:
-    """Sample responses to plain prompts under several steering strengths.
+    """Sample responses to prompts at several steering strengths.
 
     Args:
-        acts: Interventions by strength.
-        out: Directory to keep the rollouts in.
+        acts: Strength -> intervention.
+        prompts: User messages.
+        sampling: Sampling settings.
+        out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:
-        ``(prompt, strength, response)``, prompt by prompt.
+        Tuples ``(prompt, strength, response)``, ordered by prompt, then by strength, then by sample.
     """
     problems = [Problem(f"prompt {i}", ({"role": "user", "content": text},), "") for i, text in enumerate(prompts)]
     by_strength = {

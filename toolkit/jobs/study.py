@@ -1,4 +1,4 @@
-"""Size of a study, and the rollouts it starts from: newly sampled, or read from a directory."""
+"""Task and sizes of a study (``Study``), and the rollouts that it starts from: newly sampled, or read from a directory."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from toolkit.lm import LM
 from toolkit.types import Moments, Problem, Rollout
 
 Say = Callable[[str], None]
-"""Called with one line of progress at a time."""
+"""Function that is called with one line of progress at a time."""
 T = TypeVar("T", Moments, States)
 
 
 @dataclass(frozen=True)
 class Study:
-    """Size of a study.
+    """Task, sizes and seed of a study.
 
     Attributes:
-        task: Task name, or a file of problems.
-        problems: Problems per split.
+        task: Name of a task, or path of a JSONL file of problems.
+        problems: Number of problems per split.
         samples: Samples per problem.
         max_new_tokens: Token budget of a response.
         batch_size: Rows decoded together; does not change the samples.
-        allow_overlap: Also evaluate on problems that the edit or direction was made from; reports then say so.
+        seed: Seed of the problems, of the samples and of the bootstrap.
+        allow_overlap: True to evaluate also on problems that the edit or direction was made from; reports then say so.
 
     Raises:
         ValueError: an unknown task.
@@ -47,34 +48,48 @@ class Study:
 
     @property
     def sampling(self) -> Sampling:
-        """Sampling settings: temperature 1, the study's samples, budget and seed."""
+        """Sampling settings: temperature 1, with the study's number of samples, token budget, seed and batch size."""
         return Sampling(self.samples, max_new_tokens=self.max_new_tokens, seed=self.seed, batch_size=self.batch_size)
 
     def load(self, split: str, lm: LM | None = None) -> list[Problem]:
-        """Load the study's problems of a split. Tasks such as ``needle`` need ``lm`` to fit its context."""
+        """Load the study's problems of a split.
+
+        Args:
+            split: ``train``, ``dev`` or ``test``.
+            lm: Model whose context the prompts must fit; needed by tasks such as ``needle``.
+        """
         return tasks.load(self.task, split, self.problems, self.seed, lm=lm)
 
     def origin(self, split: str) -> dict[str, Any]:
-        """Return task, split and seed, as rollouts record them."""
+        """Return ``task, split, seed`` of the study's rollouts of a split, as their header records them."""
         return origin(self.task, split, self.seed)
 
 
 def origin(task: str, split: str, seed: int) -> dict[str, Any]:
-    """Return task, split and seed as rollouts record them; a file of problems is recorded with its absolute path."""
+    """Return a dict with ``task, split, seed``, as the header of rollouts records them. A file of problems gets its absolute path."""
     return {"task": str(Path(task).resolve()) if Path(task).is_file() else task, "split": split, "seed": seed}
 
 
 def with_origin(value: T, about: Mapping[str, Any]) -> T:
-    """Return a measurement with the origin of its rollouts added to its provenance.
+    """Return a copy of moments or states, with the origin of their rollouts added to the provenance.
 
     A file of problems is recorded by its name only, since the measurement may be published.
+
+    Args:
+        value: Moments or states.
+        about: Origin of the rollouts: ``task, split, seed``.
     """
     short = {**about, "task": Path(about["task"]).name} if "task" in about and not about["task"].startswith(tasks.GYM) else about
     return replace(value, provenance=replace(value.provenance, notes={**value.provenance.notes, **short}))
 
 
 def extraction_rollouts(lm: LM, study: Study, *, out: Path | None = None, say: Say = lambda text: None) -> list[Rollout]:
-    """Sample rollouts of the train split, from which directions and heads are computed."""
+    """Sample responses to the study's train problems, from which directions and heads are computed.
+
+    Args:
+        out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.
+        say: Function that is called with one line of progress at a time.
+    """
     problems = study.load("train", lm)
     say(f"sampling {len(problems)} x {study.samples} rollouts to compute the direction from")
     return rollouts(lm, problems, study.sampling, out=out, about=study.origin("train"))
@@ -82,12 +97,12 @@ def extraction_rollouts(lm: LM, study: Study, *, out: Path | None = None, say: S
 
 @dataclass(frozen=True)
 class RolloutDirectory:
-    """Rollouts from a directory of ``toolkit rollouts``; made by ``read_rollouts``.
+    """Rollouts that the command ``toolkit rollouts`` saved; ``read_rollouts`` returns it.
 
     Attributes:
-        directory: The directory.
-        header: Model, problems and sampling settings.
-        rollouts: The rollouts.
+        directory: The directory they were read from.
+        header: Content of ``header.json``: model, task, split, seed, number of rollouts, and sampling settings.
+        rollouts: The rollouts in the directory.
     """
 
     directory: Path
@@ -96,7 +111,7 @@ class RolloutDirectory:
 
     @property
     def temperature(self) -> float:
-        """Sampling temperature."""
+        """Temperature at which the rollouts were sampled."""
         return float(self.header["sampling"]["temperature"])
 
     @property
@@ -111,14 +126,17 @@ class RolloutDirectory:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Task, split and seed from the header; if the run is incomplete, also the number of rollouts."""
+        """Dict with ``task, split, seed``, as far as the header records them.
+
+        If the run is incomplete, it also has ``rollouts``, such as ``"120 of 400 rollouts"``.
+        """
         recorded = {k: self.header[k] for k in ("task", "split", "seed") if self.header.get(k) is not None}
         incomplete = len(self.rollouts) < self.expected
         part = {"rollouts": f"{len(self.rollouts):,} of {self.expected:,} rollouts"} if incomplete else {}
         return {**recorded, **part}
 
     def task(self, name: str | None) -> str:
-        """Return the task to evaluate on: ``name``, or by default that of the rollouts. Raises ValueError if neither is known."""
+        """Return the task to evaluate on: ``name`` if given, else the task of the rollouts. If neither is known, raise ValueError."""
         task = name or self.header.get("task")
         if not task:
             raise ValueError(f"{self.directory} does not record the task of its rollouts: give it with --task.")
@@ -128,8 +146,8 @@ class RolloutDirectory:
         """Check that the rollouts were sampled from ``lm``.
 
         Raises:
-            WrongModelError: they come from other weights, or were sampled under an intervention.
-            DamagedFileError: a token id is outside the vocabulary.
+            WrongModelError: the rollouts come from other weights, or were sampled under an intervention.
+            DamagedFileError: a token id is outside the vocabulary of ``lm``.
         """
         if self.header["fingerprint"] != lm.fingerprint or self.header["interventions"]:
             source = " under ".join([str(self.header.get("model")), *self.header["interventions"]])
@@ -147,15 +165,16 @@ class RolloutDirectory:
 
 
 def read_rollouts(directory: str | Path, *, partial: bool = False) -> RolloutDirectory:
-    """Read a directory of ``toolkit rollouts``, without loading a model.
+    """Read the rollouts that ``toolkit rollouts`` saved in a directory, without loading a model.
 
     Args:
-        partial: True to accept an incomplete run. Short prompts are sampled first, so its rollouts are not a random part.
+        partial: True to accept an incomplete run. Short prompts are sampled first, so the rollouts of an incomplete run are not a random
+            part of all.
 
     Raises:
-        FileNotFoundError: not a directory of rollouts.
+        FileNotFoundError: ``directory`` holds no rollouts.
         store.DamagedFileError: a file in it is damaged.
-        ValueError: the run is incomplete, and ``partial`` is False.
+        ValueError: there are no rollouts yet, or the run is incomplete and ``partial`` is False.
     """
     header = store.load_header(directory)
     try:

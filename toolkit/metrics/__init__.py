@@ -1,6 +1,7 @@
-"""The one way to judge: a table of metrics, a combination over problems and seeds (``Judge``), and one text format.
+"""How conditions are judged: the table of metrics, their comparison with base over problems and seeds (``Judge``), one text format.
 
-Every comparison, board, demo and report uses these.
+A condition is a model with the interventions it runs under; base is the unchanged model. Every comparison, board, demo and report uses
+this package.
 """
 
 from toolkit.metrics.effects import Judge, MetricEffect, cell, with_interval

@@ -1,4 +1,4 @@
-"""Metrics of conditions over problems and seeds, compared with base, and their text format."""
+"""Compare conditions with base (the unchanged model) by every metric, over problems and seeds; format the results as text."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from toolkit.metrics.table import METRICS, described
 from toolkit.stats import RESAMPLES, Draws, Effect
 
 DIGITS: Mapping[str, int] = {"score": 2, "nats": 3, "number": 2}
-"""Unit -> digits after the point; all other units have one. Shares are written in percent."""
+"""Unit -> digits after the decimal point; all other units have one digit. Shares are written in percent."""
 
 
 @dataclass(frozen=True)
 class MetricEffect:
-    """One metric of one condition.
+    """Value of one metric for one condition, and its difference from base.
 
     Attributes:
-        estimate: Its value with an interval.
-        change: Its paired difference to base with an interval.
+        estimate: Value of the metric, with its 95 % interval.
+        change: Condition minus base, paired by problem, with its 95 % interval.
     """
 
     estimate: Effect
     change: Effect
 
     def within_bounds(self, name: str, base: Effect) -> MetricEffect:
-        """Return the same with intervals clipped to possible values: see ``Metric.bounds`` and ``Metric.change_bounds``.
+        """Return a copy whose intervals are clipped to possible values, such as 0 to 1 for a share.
 
         Args:
-            name: Name of the metric.
-            base: The metric's estimate for base.
+            name: Name of the metric; its ``bounds`` and ``change_bounds`` are used.
+            base: Estimate of the metric for base.
         """
         metric = described(name)
         change = self.change if metric.against_base else self.change.within(metric.change_bounds(base))
@@ -40,12 +40,12 @@ class MetricEffect:
 
 @dataclass(frozen=True)
 class Judge:
-    """Compares conditions with base on the same resampled problems.
+    """Compares conditions with base on the same bootstrap resamples of the problems.
 
     Attributes:
         base: Outcomes of base.
-        draws: Metric -> base's values on the resampled problems, in the order in which metrics are returned.
-        seed: Seed of the resamples.
+        draws: Metric -> values of base on all problems and on each resample. Metrics are returned in this order.
+        seed: Random seed of the resamples.
         times: Number of resamples.
     """
 
@@ -56,17 +56,23 @@ class Judge:
 
     @staticmethod
     def against(base: Outcomes, names: Sequence[str], *, seed: int = 0, times: int = RESAMPLES) -> Judge:
-        """Return a judge by the named metrics, without those that need more samples than base has."""
+        """Return a judge that compares conditions with ``base``.
+
+        Args:
+            names: Metrics to compare by. Metrics that need more samples per problem than ``base`` has are left out.
+            seed: Random seed of the resamples.
+            times: Number of resamples.
+        """
         statistics = {name: how(base, base) for name in names if (how := METRICS[name].how)}
         n = base.shape[0]
         return Judge(base, {k: stats.draws(f, n, seed=seed, times=times) for k, f in statistics.items() if f}, seed, times)
 
     def effects(self, seeds: Sequence[Outcomes], *, seeded: bool = False) -> dict[str, MetricEffect]:
-        """Return every metric of a condition by name.
+        """Return the effect of a condition, as metric -> value and difference from base.
 
         Args:
-            seeds: The condition's outcomes, one per seed.
-            seeded: Whether the condition is random or trained, see ``stats.effect``.
+            seeds: Outcomes of the condition, one entry per seed of its random or trained part.
+            seeded: True if the condition is random or trained. Then fewer than three seeds give no p-value.
         """
         n, effects = self.base.shape[0], dict[str, MetricEffect]()
         for name, of_base in self.draws.items():
@@ -82,16 +88,16 @@ class Judge:
 def cell(
     name: str, estimate: Mapping[str, float], change: Mapping[str, float] | None = None, *, star: bool = False, note: str = ""
 ) -> str:
-    """Return a metric as text: the mean, and in brackets the paired difference to base with its interval. Shares are in percent.
+    """Return one table cell: the mean, and in brackets the difference from base with its interval. Shares are in percent.
+
+    A metric that is itself a comparison with base (``Metric.against_base``) has no difference; only a note is put in brackets.
 
     Args:
         name: Name of the metric.
-        estimate: ``mean, low, high`` of the condition.
-        change: ``mean, low, high`` of the difference; ``None``: write the interval of the estimate instead.
-        star: Mark the difference with a star.
+        estimate: Mapping with the condition's ``mean, low, high``.
+        change: Mapping with ``mean, low, high`` of condition minus base. ``None`` writes the interval of ``estimate`` instead.
+        star: True to put a star behind the mean, which marks a significant difference.
         note: Remark in the brackets, such as ``"2 seeds"`` or ``"no variance"``.
-
-    A metric that is itself a comparison with base (``Metric.against_base``) has no brackets, except for the note.
 
     >>> cell("accuracy", {"mean": 0.5, "low": 0.4, "high": 0.6}, {"mean": 0.1, "low": 0.05, "high": 0.15}, star=True)
     '50.0* (+10.0 [+5.0, +15.0])'
@@ -107,12 +113,12 @@ def cell(
 
 
 def with_interval(mean: float, low: float, high: float, unit: str, *, sign: str = "", digits: int | None = None) -> str:
-    """Return ``mean [low, high]`` with the digits of a unit. Shares are in percent. If low equals high, return the mean only.
+    """Return the text ``mean [low, high]``, or the mean alone if low equals high.
 
     Args:
-        unit: As in ``Metric.unit``.
-        sign: ``"+"`` writes the sign of positive numbers too.
-        digits: Digits after the point; default: those of the unit.
+        unit: Unit of the numbers, such as ``tokens``. Numbers with the unit ``share`` are written in percent.
+        sign: ``"+"`` also writes the sign of positive numbers.
+        digits: Digits after the decimal point; ``None`` takes those of the unit from ``DIGITS``.
 
     >>> with_interval(0.123, 0.05, 0.2, "share", sign="+")
     '+12.3 [+5.0, +20.0]'

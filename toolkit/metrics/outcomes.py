@@ -1,7 +1,7 @@
 """Outcomes of one condition as ``[problems, samples]`` arrays, and the metrics computed from them.
 
-A metric is a function of two outcomes, a condition's and base's. It returns a ``stats.Statistic``: a function from problem indices
-``[times, n]`` to values ``[times]``.
+A metric is a function of the outcomes of a condition and of base (the unchanged model). It returns a ``stats.Statistic``: a function
+from indices of resampled problems, ``[resamples, problems]``, to one value per resample.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from toolkit.methods.optimal_length import majority
 from toolkit.stats import Statistic
 
 assumed_aes = (1.0, 3.0, 5.0)
-"""Weights a, b, c of ``aes``: shorter, more accurate, less accurate. Papers use different constants; these are ours."""
+"""Weights a, b, c of the accuracy-efficiency score ``aes``: for shorter thinking, for a gain and for a loss of accuracy.
+
+Papers use different weights; these are ours.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """Outcomes of one condition and seed, with problems in base's order.
+    """Outcomes of every response of one condition with one seed, with problems in the same order as in the outcomes of base.
 
     Attributes:
-        correct: 1 for a right answer.
-        think_tokens: Length of the think span in tokens.
-        response_tokens: Length of the response in tokens.
-        closed: 1 if the think span was closed.
-        looping: 1 if the response ends in a repeated run of tokens.
-        answers: Index of each answer among the problem's distinct answers, -1 if none was given.
+        correct: 1 for a right answer, else 0.
+        think_tokens: Length of the think span in tokens, tags excluded.
+        response_tokens: Length of the response in tokens, tags and answer included.
+        closed: 1 if the think span was closed, else 0.
+        looping: 1 if the response ends in a repeated run of tokens, else 0.
+        answers: Number of the answer. Samples of one problem with equal answers have equal numbers; -1 means no answer.
     """
 
     correct: Float[ndarray, "problems samples"]
@@ -44,12 +47,12 @@ class Outcomes:
 
     @staticmethod
     def from_rows(rows: pd.DataFrame, problems: Sequence[str]) -> Outcomes:
-        """Return the outcomes of some problems.
+        """Return the outcomes of the given problems.
 
         Args:
-            rows: One row per rollout, in any order, with the columns of ``evaluate.rollout_table``. Without the optional column
-                ``answer`` every answer counts as missing.
-            problems: Ids of the problems, in the order of the arrays.
+            rows: One row per rollout, in any order, with the columns ``problem_id, sample, correct, think_tokens, response_tokens,
+                closed, looping`` and optionally ``answer`` (text). Without ``answer``, every answer counts as missing.
+            problems: Problem ids, in the order that the arrays shall have.
         """
         rows = rows.sort_values(["problem_id", "sample"]).set_index("problem_id").loc[list(problems)].reset_index()
         samples = rows["sample"].nunique()
@@ -61,7 +64,7 @@ class Outcomes:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Number of problems, and of samples per problem."""
+        """``(number of problems, number of samples per problem)``."""
         return self.correct.shape
 
 
@@ -70,12 +73,12 @@ How = Callable[[Outcomes, Outcomes], Statistic | None]
 
 
 def mean_of(column: str) -> How:
-    """Return the metric: mean of a column over problems and samples."""
+    """Return a metric: the mean of a field of ``Outcomes``, such as ``"correct"``, over problems and samples."""
     return lambda outcomes, base: stats.mean_of(getattr(outcomes, column))
 
 
 def quantile_of(column: str, q: float) -> How:
-    """Return the metric: q-quantile of a column over all samples of the resampled problems."""
+    """Return a metric: the quantile ``q`` (0 to 1) of a field of ``Outcomes`` over all samples of all problems."""
 
     def how(outcomes: Outcomes, base: Outcomes) -> Statistic:
         values = getattr(outcomes, column)
@@ -85,17 +88,25 @@ def quantile_of(column: str, q: float) -> How:
 
 
 def shortest(share: float) -> How:
-    """Return the metric: accuracy of the condition's own shortest ``share`` of responses (ThinkEdit, arXiv 2503.22048).
+    """Return a metric: accuracy of the responses with the shortest thinking (ThinkEdit, arXiv 2503.22048).
 
-    As published, so the set of responses differs between models.
+    Among the first responses to all problems, the ``share`` with the shortest thinking is judged; likewise among the second responses, and
+    so on. As published, a condition is judged on its *own* shortest responses, so the problems differ between conditions.
+
+    Args:
+        share: Share of the responses that are judged, 0 to 1.
     """
     return lambda outcomes, base: stats.shortest_accuracy(outcomes.correct, outcomes.think_tokens, share)
 
 
 def shortest_of_base(share: float) -> How:
-    """Return the metric: accuracy on the ``share`` of problems where *base* thinks least.
+    """Return a metric: accuracy of the responses to the problems on which *base* thinks least.
 
-    Problems are chosen by other samples of base than the one judged. So they are the same for every condition, without selection bias.
+    Like ``shortest``, but sample k of a problem is ranked by the mean think length of base's *other* samples of that problem. So the choice
+    is the same for every condition, and base itself is judged without selection bias. Needs at least two samples per problem.
+
+    Args:
+        share: Share of the responses that are judged, 0 to 1.
     """
 
     def how(outcomes: Outcomes, base: Outcomes) -> Statistic | None:
@@ -107,10 +118,10 @@ def shortest_of_base(share: float) -> How:
 
 
 def aes(outcomes: Outcomes, base: Outcomes) -> Statistic:
-    """Return the accuracy-efficiency score: ``a dL + b dA`` if accuracy rose, ``a dL - c |dA|`` if it fell.
+    """Return the accuracy-efficiency score: ``a dL + b dA`` if accuracy rose, ``a dL - c |dA|`` if it fell. Higher is better.
 
-    ``dL = (L_base - L) / L_base`` is the relative change of think tokens, ``dA = (A - A_base) / A_base`` that of accuracy; a, b, c are
-    ``assumed_aes``. + is better.
+    ``dL = (L_base - L) / L_base`` is the relative shortening of thinking, and ``dA = (A - A_base) / A_base`` is the relative gain of
+    accuracy, where L is the mean number of think tokens and A the accuracy. The weights a, b, c are ``assumed_aes``.
     """
     a, b, c = assumed_aes
     means = [stats.mean_of(v) for v in (outcomes.think_tokens, base.think_tokens, outcomes.correct, base.correct)]
@@ -124,21 +135,33 @@ def aes(outcomes: Outcomes, base: Outcomes) -> Statistic:
 
 
 def passed(times: int) -> How:
-    """Return the metric: share of problems with a right answer among the responses that fit ``times`` x base's mean response tokens."""
+    """Return a metric: share of problems with at least one right answer within a token budget (see ``budgeted``).
+
+    Args:
+        times: Budget, as a multiple of base's mean response length.
+    """
     return lambda outcomes, base: stats.mean_of(budgeted(outcomes, times * base.response_tokens.mean())[0][:, None])
 
 
 def voted(times: int) -> How:
-    """Return the metric: share of problems whose majority answer is right among the responses that fit ``times`` x base's mean tokens."""
+    """Return a metric: share of problems whose majority answer within a token budget is right (see ``budgeted``).
+
+    Args:
+        times: Budget, as a multiple of base's mean response length.
+    """
     return lambda outcomes, base: stats.mean_of(budgeted(outcomes, times * base.response_tokens.mean())[1][:, None])
 
 
 def budgeted(outcomes: Outcomes, budget: float) -> tuple[Float[ndarray, " problems"], Float[ndarray, " problems"]]:
-    """Return per problem how often any response within a token budget is right, and how often their majority is (0 to 1).
+    """Return for each problem how often the responses that fit a token budget are right: two arrays with values from 0 to 1.
 
-    Responses are taken in order until the next would exceed ``budget`` response tokens. Both numbers are means over all samples that
-    the order may begin with, so every sample counts equally. If no response fits, the problem is wrong. A tied vote goes to the answer
-    given first.
+    The first array says how often at least one of these responses is right, the second how often their majority answer is right. The
+    samples of a problem are taken in order until the next would exceed the budget. Values are means over all cyclic orders (one begins at
+    each sample), so every sample counts equally. If no response fits, both count as wrong. A tied vote goes to the answer given first.
+
+    Args:
+        outcomes: Outcomes of one condition.
+        budget: Budget per problem, in response tokens.
     """
     n, samples = outcomes.shape
     any_right, majority_right = np.zeros(n), np.zeros(n)

@@ -1,4 +1,4 @@
-"""The table of metrics: name, label, unit, direction that is better, and how it is computed from outcomes."""
+"""The table of metrics: the name of each, its label and unit, whether high or low is better, and how it is computed from outcomes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Metric:
 
     Attributes:
         label: Column heading.
-        unit: ``share`` (of 1), ``tokens``, ``nats``, ``score`` or ``number``.
-        better: ``high``, ``low`` or ``none``.
-        group: ``main``, ``damage``, ``budget``, ``mechanism`` or ``cost``.
-        help: One sentence.
-        how: Computes it from outcomes. ``None``: it is the mean over problems of values that are measured elsewhere.
-        against_base: Whether the metric is itself a comparison with base, so that no difference is computed.
+        unit: ``share`` (0 to 1), ``tokens``, ``nats``, ``score`` or ``number``.
+        better: ``high`` or ``low``; ``none`` if neither is better in itself, such as for a length.
+        group: Group of columns on the board's page: ``main``, ``damage``, ``budget``, ``mechanism`` or ``cost``.
+        help: Explanation in one sentence.
+        how: Function that computes the metric from outcomes. ``None`` if it is the mean over problems of values from ``board.measure``.
+        against_base: True if the metric is itself a comparison with base, so that no difference from base is computed.
     """
 
     label: str
@@ -39,18 +39,22 @@ class Metric:
 
     @property
     def about(self) -> dict[str, str]:
-        """Label, unit, better, group and help, for JSON."""
+        """Label, unit, better, group and help as a dict that JSON can store."""
         return {name: getattr(self, name) for name in ("label", "unit", "better", "group", "help")}
 
     @property
     def bounds(self) -> Bounds:
-        """Smallest and largest possible value."""
+        """``(smallest, largest)`` possible value; infinite if there is no limit."""
         return RANGES.get(self.unit, UNBOUNDED)
 
     def change_bounds(self, base: Estimate) -> Bounds:
-        """Return the smallest and largest possible difference to base.
+        """Return ``(smallest, largest)`` possible difference from base (condition minus base).
 
-        If the metric has no upper bound (a length), base is at most the upper end of its interval, so nothing shrinks by more than 100 %.
+        A metric without an upper limit, such as a length, can fall at most to 0. The smallest difference is then minus the upper end of the
+        interval of ``base``.
+
+        Args:
+            base: Estimate of the metric for base.
         """
         low, high = self.bounds
         return low - (base.high if math.isinf(high) else high), high - low
@@ -114,7 +118,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 
 def described(name: str) -> Metric:
-    """Return the metric of a name: one of ``METRICS``, or ``accuracy_TASK`` for any task. Raise KeyError for other names."""
+    """Return the metric with a name from ``METRICS``, or the accuracy on one task for ``accuracy_TASK``. Other names raise KeyError."""
     task = name.removeprefix("accuracy_")
     if name in METRICS or task == name:
         return METRICS[name]
