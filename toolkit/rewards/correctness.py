@@ -1,13 +1,13 @@
 """Correctness (the baseline of every other reward), the naive length penalty that is often added to it, and format (ours).
 
-Equations:
+Equations (c: 1 if right, else 0; L: length; L_max: longest length; a response is well formed if an answer follows a closed think span):
 
     correctness       r = c
-    length penalty    r = c - alpha L / L_max        for every response, right or wrong (L: length, L_max: longest)
+    length penalty    r = c - alpha L / L_max        for every response, right or wrong
     format            r = 1[well formed]
 
 The naive penalty serves as a baseline. It also rewards wrong answers for being short, and it ignores the difficulty of a problem. If
-all responses to a problem are wrong, it only favours shorter wrong answers.
+all responses to a problem are wrong, it only favours the shorter ones.
 
 Deviations: none, there is no paper. Units and signs: L in tokens; higher is better.
 """
@@ -66,7 +66,7 @@ class LengthPenalty:
 
     Attributes:
         alpha: Penalty for a response of length ``longest``.
-        longest: L_max, tokens.
+        longest: L_max, tokens; a scale, not a limit.
     """
 
     alpha: Number = assumed_alpha

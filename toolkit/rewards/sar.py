@@ -32,7 +32,12 @@ PUBLISHED_ALPHA = 0.2
 
 
 def alignment(logprob: ndarray, logprob_without: ndarray) -> Float[ndarray, " n"]:
-    """Return R_SA, in [-1, 1], from mean log-probabilities (nats per token) with and without the question."""
+    """Return R_SA of each response, in [-1, 1]; positive if the question raises the likelihood of the response.
+
+    Args:
+        logprob: Mean log-probability of each response with the question, nats per token.
+        logprob_without: The same without the question.
+    """
     with np.errstate(over="ignore"):
         return np.clip(-np.expm1(logprob_without - logprob), -1.0, 1.0)
 
