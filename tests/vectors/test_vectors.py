@@ -923,7 +923,7 @@ def test_baked_doses_add_up_and_cancel(model_of, rollout_of):
 
 UNSTEERABLE = [
     *((name, kind, "has no bias there") for name in ("llama", "qwen2", "qwen3", "tiny-reasoner") for kind in ("resid_mid", "resid_post")),
-    *((name, kind, "normalises what") for name in ("gemma2", "olmo2", "gemma2 with biases") for kind in ("resid_mid", "resid_post")),
+    *((name, kind, "normalises the output") for name in ("gemma2", "olmo2", "gemma2 with biases") for kind in ("resid_mid", "resid_post")),
     ("gpt2", "resid_pre", "has no bias there"),
 ]  # fmt: skip
 

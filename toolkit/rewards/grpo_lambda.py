@@ -1,6 +1,6 @@
 """GRPO-lambda: stable reinforcement learning for efficient reasoning, arXiv:2505.18086.
 
-Equations (c: 1 if right, else 0; L: length; K: number of groups in the batch; lambda: share of them; a_k: accuracy of group k; mu_k, s_k:
+Equations (c: 1 if right, else 0; L: length; K: number of groups in the batch; lambda: a share; a_k: accuracy of group k; mu_k, s_k:
 mean and standard deviation of the lengths of its right responses; sigma: the logistic function):
 
     r = c (1 - alpha sigma((L - mu_k) / s_k))        in the ceil(lambda K) groups of highest a_k (efficiency groups), at least one
