@@ -18,7 +18,13 @@ class NonFiniteError(ValueError):
 
 
 def check_args(args: Any, recipe: Recipe, engine: str) -> None:
-    """Raise ValueError if the recipe cannot be trained with ``args``, TRL's config, or by the engine, ``"toolkit"`` or ``"trl"``."""
+    """Raise ValueError if these settings cannot work together.
+
+    Args:
+        args: TRL's config.
+        recipe: Recipe to train with.
+        engine: What samples the responses: ``"toolkit"`` or ``"trl"``.
+    """
     samples, world = args.num_generations, args.world_size
     local = args.per_device_train_batch_size * args.steps_per_generation
     if args.max_steps < 1:

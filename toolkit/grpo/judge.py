@@ -98,6 +98,7 @@ def with_judge(
 
     Args:
         lm: The initial model.
+        recipe: Names the reward, unless ``extras`` has one.
         problems: Training problems; the judge is trained on answers to the first ones.
         out: The run's directory.
         seed: Seed of the answers.

@@ -48,7 +48,9 @@ class DRPO:
 def drpo_objective(
     score: Float[Tensor, " n"], correct: Bool[Tensor, " n"], tokens: Int[Tensor, " n"], groups: Int[Tensor, " n"], form: DRPO
 ) -> Float[Tensor, ""]:
-    """Return the mean of ``J_q`` over groups (see ``DRPO``), to be maximised. Rollouts without tokens are ignored.
+    """Return DRPO's objective, which is to be maximised: the mean of ``J_q`` over groups (see ``DRPO``).
+
+    Rollouts without tokens are ignored.
 
     Args:
         score: s, the mean token log-probability of each rollout under the current policy.
@@ -74,7 +76,7 @@ def drpo_objective(
 
 
 def kl_estimate(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, ""]:
-    """Return the token mean of ``log pi_old - log pi``, in nats per token. As an estimate from samples it may be negative.
+    """Return the token mean of ``log pi_old - log pi``, in nats per token: an estimate of KL(pi_old || pi), which may be negative.
 
     Args:
         new: Log-probabilities of the response tokens under the current policy ``pi``.

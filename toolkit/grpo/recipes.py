@@ -66,7 +66,7 @@ class Recipe:
         dynamic: Dynamic sampling: groups whose rewards are all equal are replaced by others. ``None`` for no replacement.
         curriculum: Token budget that is stated in the prompt and falls during training, or ``None``.
         modes: Texts that request long thinking from half of each group and short thinking from the other half, or ``None``.
-        switch: Loss that teaches the model to choose between the modes itself, or ``None``.
+        switch: Parameters of the loss that teaches the model to choose between the modes itself, or ``None``.
         problems: Problems per generation (a batch of responses sampled at once), over all processes.
         samples: Responses per problem, G in the papers: the size of a group.
         max_tokens: Longest response, tokens.
@@ -313,8 +313,8 @@ def adaptive_deep_reasoning(switch: ModeSwitch | None = None) -> Recipe:
     Formulas of the paper that were not found are replaced by ours.
 
     Args:
-        switch: Loss that teaches the model to choose the mode itself, or ``None``. It needs two texts, whose first tokens begin a long and
-            a short response of your model.
+        switch: Parameters of the loss that teaches the model to choose the mode itself, or ``None``. It needs two texts, whose first tokens
+            begin a long and a short response of your model.
     """
     return Recipe(
         "adaptive_deep_reasoning",

@@ -132,7 +132,7 @@ class Sampler:
         return [d for group in groups for d in group]
 
     def rollouts(self, problems: Sequence[Problem], sampling: Sampling, ask: Ask | None = None) -> list[Rollout]:
-        """Sample rollouts of the current policy with ``model.eval()``, then put the model back into training mode.
+        """Sample rollouts of the current policy with ``model.eval()``, then put the model back into the mode it was in.
 
         Args:
             problems: Problems to answer.

@@ -30,12 +30,13 @@ PUBLISHED_ALPHA = 0.4  # LASER's (arXiv 2505.15612) comparison
 
 
 def discount(batch: RewardBatch, alpha: Number, ddof: int) -> Float[ndarray, " n"]:
-    """Return the length penalty of each row, at least 0: ``alpha sigma((L - mu) / s)`` for right responses, 0 for wrong ones.
+    """Return the length penalty of each row, at least 0: ``alpha sigma((L - mu) / s)`` (see the module) for right responses, 0 for wrong
+    ones.
 
     Args:
         batch: Rollouts.
         alpha: Largest possible penalty.
-        ddof: s divides by n - ddof: 0 or 1.
+        ddof: The standard deviation s of lengths divides by n - ddof: 0 or 1.
     """
     right = batch["correct"].astype(bool)
     return np.where(right, alpha * expit(groups.z_scores(batch["tokens"], batch.groups, right, ddof=ddof)), 0.0)
@@ -51,7 +52,7 @@ class AroraZanette:
 
     Attributes:
         alpha: Largest possible length penalty, in (0, 1) so that a right answer beats a wrong one.
-        ddof: The standard deviation s divides by n - ddof: 0 or 1.
+        ddof: The standard deviation of lengths divides by n - ddof: 0 or 1.
     """
 
     alpha: Number = PUBLISHED_ALPHA

@@ -273,14 +273,17 @@ def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> N
 def monitoring_size(rewards: Iterable[Reward]) -> tuple[int, int] | None:
     """Return the size of a monitoring set large enough for every reward that needs one now, or ``None`` if none does.
 
-    The size is ``(number of problems, responses per problem)``.
+    A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
     """
     sizes = [size for r in rewards if hasattr(r, "monitoring") and (size := r.monitoring())]
     return (max(n for n, _ in sizes), max(n for _, n in sizes)) if sizes else None
 
 
 def monitor_parts(rewards: Iterable[Reward], batch: RewardBatch) -> None:
-    """Call ``monitor(batch)`` of every reward that needs a monitoring set now; ``batch`` holds the responses to it."""
+    """Call ``monitor(batch)`` of every reward that needs a monitoring set now; ``batch`` holds the responses to the set.
+
+    A monitoring set is training problems on which the policy is measured.
+    """
     for r in rewards:
         if hasattr(r, "monitoring") and r.monitoring():
             r.monitor(batch)  # type: ignore[attr-defined]

@@ -39,7 +39,8 @@ class BeyondMonolithic:
 
     Attributes:
         most: P_max, the largest penalty.
-        tau: Scale of the penalty: a response that is shorter than m by the share tau of m loses 63 % of ``most``.
+        tau: Scale of the penalty, as a share of the mean length of the right answers: a response that is shorter by this share loses 63 %
+            of ``most``.
     """
 
     most: Number = assumed_most

@@ -121,11 +121,14 @@ class WeightedSum:
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the monitoring set that the parts need now, as ``(number of problems, responses per problem)``, or ``None``."""
+        """Return the size of the monitoring set that the parts need now, or ``None`` if none does.
+
+        A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
+        """
         return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Hand ``batch``, the responses to a monitoring set, to the parts that need it now."""
+        """Call ``monitor(batch)`` of the parts that need a monitoring set now (see ``monitoring``); ``batch`` holds the responses to it."""
         monitor_parts([r for _, r in self.parts], batch)
 
 
@@ -171,11 +174,14 @@ class Gated:
         load_state_by_name([self.inner, *self.gates], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the monitoring set that the parts need now, as ``(number of problems, responses per problem)``, or ``None``."""
+        """Return the size of the monitoring set that the parts need now, or ``None`` if none does.
+
+        A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
+        """
         return monitoring_size([self.inner, *self.gates])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Hand ``batch``, the responses to a monitoring set, to the parts that need it now."""
+        """Call ``monitor(batch)`` of the parts that need a monitoring set now (see ``monitoring``); ``batch`` holds the responses to it."""
         monitor_parts([self.inner, *self.gates], batch)
 
 
@@ -225,16 +231,21 @@ class MeanOfAdvantages:
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the monitoring set that the parts need now, as ``(number of problems, responses per problem)``, or ``None``."""
+        """Return the size of the monitoring set that the parts need now, or ``None`` if none does.
+
+        A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
+        """
         return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Hand ``batch``, the responses to a monitoring set, to the parts that need it now."""
+        """Call ``monitor(batch)`` of the parts that need a monitoring set now (see ``monitoring``); ``batch`` holds the responses to it."""
         monitor_parts([r for _, r in self.parts], batch)
 
 
 def advantage(values: groups.Values, group: groups.Groups, epsilon: float = 1e-6) -> groups.Values:
-    """Return ``(r - mean_g) / (std_g + epsilon)`` with the population standard deviation; 0 where a group does not vary.
+    """Return the advantage of each row, ``(r - mean_g) / (std_g + epsilon)``; 0 in groups whose rewards r are all equal.
+
+    ``mean_g`` and ``std_g`` are the mean and the population standard deviation of the group's rewards.
 
     Args:
         values: Rewards, ``[n]``.

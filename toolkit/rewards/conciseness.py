@@ -71,8 +71,8 @@ class ConcisenessHead:
     """A linear head that scores responses by their features, the averaged hidden states; made by ``fit``.
 
     Attributes:
-        weight: w, ``[d]``, for features that are not standardised.
-        centre: m, mean of w x over the training responses.
+        weight: w, the weights of the features, ``[d]``. The features need not be standardised.
+        centre: m, mean of w x (weights times features) over the training responses.
         spread: s, standard deviation of w x over the training responses.
     """
 
@@ -81,11 +81,11 @@ class ConcisenessHead:
     spread: float
 
     def logits(self, features: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-        """Return w x of each response. Higher is more concise; only differences are meaningful."""
+        """Return w x, weights times features, of each response. Higher is more concise; only differences are meaningful."""
         return features @ self.weight
 
     def score(self, features: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-        """Return k of each response, in [0.1, 1]: the values of the column ``conciseness``."""
+        """Return k, the conciseness score, of each response, in [0.1, 1]: the values of the column ``conciseness``."""
         return LOWEST + (HIGHEST - LOWEST) * expit((self.logits(features) - self.centre) / self.spread)
 
     def pair_auc(self, features: Float[ndarray, "n d"], pairs: PairRows) -> float:

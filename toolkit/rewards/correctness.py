@@ -42,7 +42,7 @@ class Correctness:
 
 @dataclass(frozen=True)
 class Format:
-    """Reward 1 for a well-formed response and 0 for any other; meant as a part of sums and gates.
+    """Reward 1 for a well-formed response (an answer after a closed think span) and 0 for any other; a part for sums and gates.
 
     >>> Format()(RewardBatch.from_columns(formatted=[True, False])).values.tolist()
     [1.0, 0.0]
@@ -58,7 +58,7 @@ class Format:
 
 @dataclass(frozen=True)
 class LengthPenalty:
-    """The naive length penalty, ``c - alpha L / L_max``.
+    """The naive length penalty: correctness minus ``alpha`` times the length divided by ``longest``, for right and wrong answers.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0], tokens=[1024, 1024])
     >>> LengthPenalty(longest=4096)(batch).values.tolist()
@@ -66,7 +66,7 @@ class LengthPenalty:
 
     Attributes:
         alpha: Penalty for a response of length ``longest``.
-        longest: L_max, tokens; a scale, not a limit.
+        longest: L_max, tokens; it only sets the scale, longer responses lose more than ``alpha``.
     """
 
     alpha: Number = assumed_alpha

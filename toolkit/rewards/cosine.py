@@ -34,7 +34,7 @@ class Cosine:
     [1.0, 0.75, -0.5]
 
     Attributes:
-        longest: L_max, tokens.
+        longest: L_max, tokens; longer responses get the reward of this length.
         right: Rewards of a right answer, ``(at length 0, at L_max)``.
         wrong: Rewards of a wrong answer, ``(at length 0, at L_max)``.
     """

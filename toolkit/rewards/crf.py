@@ -39,7 +39,7 @@ class CRF:
 
     Attributes:
         alpha: Weight of the conciseness score.
-        steps: T, optimizer steps until s is 0.
+        steps: T, optimizer steps until s, the part of the weight that decays linearly, is 0.
     """
 
     alpha: Number = assumed_alpha
@@ -53,7 +53,7 @@ class CRF:
             raise ValueError(f"{self}: need alpha >= 0 and at least one step.")
 
     def annealing(self, step: int) -> float:
-        """Return s at an optimizer step."""
+        """Return s, the part of the weight that decays linearly, at an optimizer step."""
         return max(0.0, 1.0 - step / self.steps)
 
     def __call__(self, batch: RewardBatch) -> RewardValues:

@@ -40,7 +40,7 @@ class DLER:
     [1.0, 0.0, 0.0]
 
     Attributes:
-        target: L_T, tokens; a response of exactly this length is within the limit.
+        target: L_T, the length limit, tokens; a response of exactly this length is within the limit.
         kept: Reward of a right response that is longer or was cut off: 0 in the paper, ``SCRIPT_KEPT`` in the released script.
     """
 

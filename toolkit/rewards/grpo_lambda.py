@@ -47,7 +47,7 @@ class GRPOLambda:
     Attributes:
         share: lambda, the share of groups with a length penalty.
         alpha: Largest possible length penalty.
-        ddof: The standard deviation s_k divides by n - ddof, 0 or 1 (the paper does not say).
+        ddof: The standard deviation of lengths divides by n - ddof, 0 or 1 (the paper does not say).
     """
 
     share: Number = PUBLISHED_SHARE

@@ -48,12 +48,12 @@ class HAPO:
     [1.707, 1.0, -0.707]
 
     Attributes:
-        weight: w, in [0, 1] so that a right answer beats a wrong one.
-        form: Form of l, ``"cosine"`` or ``"linear"``.
-        memory: Definition of h: ``"min"``, the length of the shortest right response, or ``"mean"``, the mean length of all right responses
-            so far (an alternative in the released code).
-        clip: Least l of a right answer.
-        tolerance: t of the linear form.
+        weight: w, the weight of the length part l, in [0, 1] so that a right answer beats a wrong one.
+        form: Form of the length part, ``"cosine"`` or ``"linear"``.
+        memory: Definition of h, the length to compare with: ``"min"``, the length of the shortest right response, or ``"mean"``, the mean
+            length of all right responses so far (an alternative in the released code).
+        clip: Least length part of a right answer.
+        tolerance: t of the linear form: share of h by which a response may be longer without a penalty.
         history: Problem id (as text) -> ``(h in tokens, number of right responses so far)``.
     """
 

@@ -36,7 +36,13 @@ assumed_distinct = 0.2  # least share of distinct 4-grams in a response that doe
 
 @dataclass(frozen=True)
 class Outcome:
-    """R, the reward of the outcome: right, wrong, or malformed, whether right or wrong."""
+    """R, the reward of the outcome.
+
+    Attributes:
+        right: Reward of a well-formed right response.
+        wrong: Reward of a well-formed wrong response.
+        malformed: Reward of a response without an answer after a closed think span.
+    """
 
     right: float = 1.0
     wrong: float = -0.5
@@ -52,16 +58,16 @@ PUBLISHED_OUTCOME = Outcome()
 
 @dataclass(frozen=True)
 class Laser:
-    """R plus a bonus for right answers within a fixed target length.
+    """Reward of the outcome, plus a bonus for right answers within a fixed target length.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[4000, 5000, 4000], formatted=True)
     >>> Laser(target=4096)(batch).values.tolist()
     [1.5, 1.0, -0.5]
 
     Attributes:
-        target: L_T, tokens.
+        target: L_T, the target length, tokens.
         alpha: The bonus.
-        outcome: R.
+        outcome: R, the rewards of right, wrong and malformed responses.
     """
 
     target: Number = PUBLISHED_TARGET
@@ -79,11 +85,11 @@ class Laser:
 
 @dataclass(eq=False)
 class LaserD:
-    """R plus a bonus for right answers within the target length of their problem's difficulty. The target lengths adapt to the policy.
+    """Reward of the outcome, plus a bonus for right answers within the target length of their problem's difficulty.
 
-    The state is ``TargetState``. The trainer of ``toolkit.grpo`` calls ``monitoring`` before each generation. If it returns a size, the
-    trainer samples responses to a monitoring set of that size (training problems on which the policy is measured) and passes them to
-    ``monitor``.
+    The target lengths adapt to the policy. The state is ``TargetState``. The trainer of ``toolkit.grpo`` calls ``monitoring`` before each
+    generation. If it returns a size, the trainer samples responses to a monitoring set of that size (training problems on which the policy
+    is measured) and passes them to ``monitor``.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[3000, 5000, 4000], formatted=True)
     >>> LaserD()(batch).values.tolist()  # the initial target length is 4096
@@ -92,7 +98,7 @@ class LaserD:
     Attributes:
         alpha: The bonus.
         targets: Settings of the target lengths.
-        outcome: R.
+        outcome: R, the rewards of right, wrong and malformed responses.
         state: Current target lengths, and the responses seen since they were set.
     """
 
@@ -120,11 +126,14 @@ class LaserD:
         return np.array(lengths, float)[difficulty(batch, "reward")]
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return ``(number of problems, responses per problem)`` if new responses to a monitoring set are due, else ``None``."""
+        """Return the size of the monitoring set (see the class) if new responses to it are due, else ``None``.
+
+        The size is ``(number of problems, responses per problem)``.
+        """
         return (self.targets.problems, self.targets.samples) if self.state.due else None
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Set the target lengths from responses to the monitoring set."""
+        """Set the target lengths from ``batch``, the responses to the monitoring set."""
         self.state.monitor(batch)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Target lengths of LASER-D and LASER-DE: how long a response may be at each difficulty, arXiv:2505.15612.
 
 Equations (d: bucket of problems with similar difficulty, by their accuracy a; l: a candidate length; P_{l,d}: share of all responses of the
-bucket with length <= l; |C_d|: least number of right responses that a problem of the bucket has among K; L_T: first candidate length):
+bucket with length <= l; |C_d|: least number of right responses among K with which a problem is in the bucket, but 1 for hard; L_T: first
+candidate length):
 
     easy a >= 2/3, medium 1/3 <= a < 2/3, hard a < 1/3
     ECR_d(l) = P_{l,d} |C_d|       expected correct responses of at most l tokens
@@ -59,7 +60,7 @@ class TargetSettings:
         longest: Upper limit of the candidate lengths, tokens.
         every: Number of generations (batches of training rollouts, not optimizer steps) between two settings of the lengths.
         samples: K, responses per problem of the monitoring set.
-        rounding: ``"ceil"`` (the paper) or ``"floor"`` (``SCRIPT_ROUNDING``).
+        rounding: Rounding of the bounds 2K/3 and K/3 to whole responses: ``"ceil"`` (the paper) or ``"floor"`` (``SCRIPT_ROUNDING``).
         problems: Number of training problems in the monitoring set; all of them if there are fewer.
     """
 
@@ -84,7 +85,7 @@ class TargetSettings:
 
     @property
     def least_right(self) -> tuple[int, int, int]:
-        """|C_d|, the least number of right responses among K, of easy, medium and hard problems."""
+        """Least number of right responses (of K) with which a problem counts as easy, as medium, and 1 for hard: |C_d| in the equations."""
         rounded = math.ceil if self.rounding == "ceil" else math.floor
         return rounded(2 * self.samples / 3), rounded(self.samples / 3), 1
 
@@ -93,7 +94,7 @@ class TargetSettings:
 
         Args:
             within: Share of the bucket's responses that do not exceed the length.
-            bucket: Index in ``BUCKETS``.
+            bucket: Index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
         """
         return float(within * self.least_right[bucket])
 
@@ -101,7 +102,7 @@ class TargetSettings:
         """Return the least candidate length with at least one expected correct response (ECR >= 1), or ``None`` if there is none.
 
         Args:
-            bucket: Index in ``BUCKETS``.
+            bucket: Index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
             lengths: Lengths of the bucket's responses, tokens; at least one.
         """
         ordered = np.sort(lengths)
@@ -115,7 +116,7 @@ class TargetSettings:
         """Return the target length L_A of a bucket, in tokens.
 
         Args:
-            bucket: Index in ``BUCKETS``.
+            bucket: Index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
             lengths: Lengths of the bucket's responses, tokens; at least one.
             longest: Longest response of the training batch, tokens; ``None`` takes the longest of ``lengths``.
         """
@@ -218,7 +219,8 @@ class TargetState:
 
 
 def difficulty(batch: RewardBatch, boundaries: str) -> Int[ndarray, " n"]:
-    """Return the difficulty of each row's problem (index in ``BUCKETS``), by the accuracy of its group in the batch.
+    """Return the difficulty of each row's problem (index in ``BUCKETS``: 0 easy, 1 medium, 2 hard), by the accuracy of its group in the
+    batch.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=1)
     >>> difficulty(batch, "reward").tolist(), difficulty(batch, "monitor").tolist()

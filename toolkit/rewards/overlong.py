@@ -38,8 +38,8 @@ class Overlong:
     [1.0, 0.5, -1.0]
 
     Attributes:
-        longest: L_max, tokens.
-        cache: L_cache, tokens.
+        longest: L_max, the length from which the penalty is 1, tokens.
+        cache: L_cache, the number of tokens over which the penalty grows.
         correctness: Reward of a right answer.
     """
 

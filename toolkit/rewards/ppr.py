@@ -33,10 +33,14 @@ from toolkit.rewards.batch import (
 
 
 def renorm(process: ndarray, outcome: ndarray) -> Float[ndarray, " steps"]:
-    """Return ``r_p + r_o - 1`` of each step (or response).
+    """Return the reward ``process + outcome - 1`` of each step (or response).
 
     >>> renorm(np.array([0.25, 0.75]), np.array([1, 0])).tolist()
     [0.25, -0.25]
+
+    Args:
+        process: Process score of each step, in [0, 1].
+        outcome: 1 for a step of a response with a right answer, else 0.
 
     Raises:
         ValueError: A score is outside [0, 1].
@@ -87,12 +91,12 @@ class ReNorm:
         load_state_by_name([self.process], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the monitoring set that the process reward needs now, as ``(number of problems, responses per problem)``, or ``None``.
+        """Return the size of the monitoring set that the process reward needs now, or ``None`` if it needs none.
 
-        A monitoring set is a set of training problems on which the policy is measured, not trained (see ``batch``).
+        A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
         """
         return monitoring_size([self.process])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Hand ``batch``, the responses to a monitoring set, to the process reward if it needs the set now."""
+        """Call ``monitor(batch)`` of the process reward if it needs a monitoring set now; ``batch`` holds the responses to it."""
         monitor_parts([self.process], batch)

@@ -53,7 +53,7 @@ def _distinct(sequence: Sequence, n: int) -> float:
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Penalty of up to ``most`` for repeated n-grams, ``-most (1 - d)``; correctness does not count.
+    """Penalty of up to ``most`` for repeated n-grams, ``-most (1 - d)`` with d the share of distinct n-grams; correctness does not count.
 
     >>> batch = RewardBatch.from_columns(token_ids=[(1, 2, 3, 1, 2, 3), (1, 2, 3, 4, 5, 6)])
     >>> RepetitionPenalty(n=3)(batch).values.tolist()

@@ -43,10 +43,10 @@ class Surrogate:
     [2.0, 1.0, 0.0]
 
     Attributes:
-        longest: L_max, tokens.
-        best: p, the share of L_max with the highest reward.
-        format: w: 1 in the paper, ``SCRIPT_FORMAT`` in the released code.
-        shape: Shape of R_l: ``"parabola"``, or ``"polyline"``.
+        longest: L_max, the length from which the length part is -1, tokens.
+        best: p, the length with the highest reward, as a share of L_max.
+        format: w, the reward for an answer that parses: 1 in the paper, ``SCRIPT_FORMAT`` in the released code.
+        shape: Shape of the length part over the length: ``"parabola"``, or ``"polyline"``.
     """
 
     longest: Number = PUBLISHED_LONGEST

@@ -43,14 +43,14 @@ SHAPES = ("triangle", "band")
 def budget_at(
     step: int, *, start: Number = PUBLISHED_START, gamma: Number = PUBLISHED_GAMMA, every: int = PUBLISHED_EVERY
 ) -> float:
-    """Return the budget B(t), in tokens, not rounded.
+    """Return the budget at an optimizer step, B(t), in tokens and not rounded.
 
     >>> [stated_budget(budget_at(step)) for step in (0, 150, 300, 450)]
     [256, 179, 125, 87]
 
     Args:
         step: Optimizer step t.
-        start: B_0, tokens.
+        start: B_0, the first budget, tokens.
         gamma: Factor by which each drop multiplies the budget.
         every: Optimizer steps between drops, T.
     """
@@ -122,9 +122,10 @@ class TrainLongThinkShort:
 
     Attributes:
         correctness: w_c, weight of correctness.
-        length: w_l, weight of R_len.
-        format: w_f, weight of R_fmt.
-        shape: Shape of R_len: ``"triangle"``, which falls on both sides of the budget, or ``"band"``, which falls only above it.
+        length: w_l, weight of the closeness to the budget.
+        format: w_f, weight of the format: a closed think span, and an answer after it.
+        shape: Shape of the closeness over the length: ``"triangle"``, which falls on both sides of the budget, or ``"band"``, which falls
+            only above it.
         budget: One budget for all rows, tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
     """
 

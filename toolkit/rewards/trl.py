@@ -147,7 +147,12 @@ class TRLReward:
 
 
 def gather_columns(columns: Mapping[str, ndarray], gather: Callable[[list], list]) -> tuple[dict[str, ndarray], slice]:
-    """Return the columns of all processes, concatenated in order, and the slice of this process's rows."""
+    """Return the columns of all processes, concatenated in order, and the slice of this process's rows.
+
+    Args:
+        columns: Column name -> values of this process's rows.
+        gather: ``accelerate.utils.gather_object``.
+    """
     marker = uuid.uuid4().hex
     parts = gather([(marker, dict(columns))])
     sizes = [len(part["problem_id"]) for _, part in parts]

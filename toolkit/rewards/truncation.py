@@ -36,7 +36,7 @@ class Truncation:
     [1.0, 0.0, 0.0]
 
     Attributes:
-        target: L_T, tokens; a response of exactly this length is within the limit.
+        target: L_T, the length limit, tokens; a response of exactly this length is within the limit.
         beyond: rho, the reward of a longer response, right or wrong.
     """
 
