@@ -219,8 +219,7 @@ class TargetState:
 
 
 def difficulty(batch: RewardBatch, boundaries: str) -> Int[ndarray, " n"]:
-    """Return the difficulty of each row's problem (index in ``BUCKETS``: 0 easy, 1 medium, 2 hard), by the accuracy of its group in the
-    batch.
+    """Return the difficulty of each row's problem, from the accuracy of its group in the batch: 0 is easy, 1 medium, 2 hard (``BUCKETS``).
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=1)
     >>> difficulty(batch, "reward").tolist(), difficulty(batch, "monitor").tolist()
