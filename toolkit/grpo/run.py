@@ -321,8 +321,8 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     if differing:
         saved_values, new_values = (str({k: side.get(k) for k in differing})[:100] for side in (before, now))
         raise store.WrongModelError(
-            f"{checkpoint} belongs to a run with another {', '.join(differing)}: {saved_values} there, {new_values} now. Resume it with the same settings, "
-            "or choose another directory."
+            f"{checkpoint} belongs to another run, which differs in {', '.join(differing)}: {saved_values} there, {new_values} now. Resume "
+            "it with the same settings, or choose another directory."
         )
     return checkpoint
 
