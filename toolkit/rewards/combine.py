@@ -80,7 +80,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """Weighted sum of rewards, ``sum_k w_k(t) r_k``. Component ``c`` of part ``p`` becomes its component ``p.c``.
+    """Weighted sum of rewards, ``sum_k w_k(t) r_k`` at optimizer step t. Component ``c`` of the reward ``p`` is named ``p.c`` in the sum.
 
     >>> from toolkit.rewards.correctness import Correctness, Format
     >>> batch = RewardBatch.from_columns(correct=[1, 0], formatted=[1, 1])
@@ -88,7 +88,7 @@ class WeightedSum:
     [1.1, 0.1]
 
     Attributes:
-        parts: Pairs ``(weight, reward)``. The names of the rewards must differ.
+        parts: Pairs ``(weight, reward)``; a weight may be a function of the optimizer step. The names of the rewards must differ.
     """
 
     parts: tuple[tuple[Weight, Reward], ...]

@@ -48,7 +48,7 @@ SCRIPT_ROUNDING = "floor"  # released scripts of LASER-D and LASER-DE
 
 @dataclass(frozen=True)
 class TargetSettings:
-    """Settings of the target lengths.
+    """Settings of the target lengths of LASER-D and LASER-DE, one per bucket of problems: easy, medium and hard.
 
     >>> targets = TargetSettings()
     >>> targets.least_right, list(targets.grid)[:3]
@@ -60,7 +60,8 @@ class TargetSettings:
         longest: Upper limit of the candidate lengths, tokens.
         every: Number of generations (batches of training rollouts, not optimizer steps) between two settings of the lengths.
         samples: K, responses per problem of the monitoring set.
-        rounding: Rounding of the bounds 2K/3 and K/3 to whole responses: ``"ceil"`` (the paper) or ``"floor"`` (``SCRIPT_ROUNDING``).
+        rounding: Rounding of the least number of right responses of an easy problem, 2K/3, and of a medium one, K/3: ``"ceil"`` (the paper)
+            or ``"floor"`` (``SCRIPT_ROUNDING``).
         problems: Number of training problems in the monitoring set; all of them if there are fewer.
     """
 

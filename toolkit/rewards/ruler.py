@@ -34,8 +34,9 @@ class Ruler:
     [1.0, 0.0]
 
     Attributes:
-        ranges: ``stats.RULER_FLEXIBLE``, ``stats.RULER_PRECISE``, your own table of ranges, or ``None`` for ``T +- share T``.
-        share: Half width of the range ``T +- share T``, as a share of the target.
+        ranges: ``stats.RULER_FLEXIBLE``, ``stats.RULER_PRECISE``, your own table of ranges, or ``None`` for ``T +- share T`` around
+            the target T.
+        share: Half width of the range ``T +- share T``, as a share of T.
         unit: ``"words"`` or ``"tokens"``.
         target: One target for all rows; ``None`` reads the column ``target_words`` or ``target_tokens``.
     """
