@@ -567,9 +567,9 @@ def test_a_foreign_checkpoint_is_refused(tiny, easy, small, tmp_path):
     train(tiny, small, easy, plan)
     with pytest.raises(FileExistsError, match="holds a run already"):
         train(tiny, small, easy, plan)
-    with pytest.raises(store.WrongModelError, match="is of another recipe"):
+    with pytest.raises(store.WrongModelError, match="differs in recipe"):
         train(tiny, replace(small, learning_rate=1e-4), easy, plan, resume=True)
-    with pytest.raises(store.WrongModelError, match="is of another seed"):
+    with pytest.raises(store.WrongModelError, match="differs in seed"):
         train(tiny, small, easy, replace(plan, seed=1), resume=True)
-    with pytest.raises(store.WrongModelError, match="is of another problems"):
+    with pytest.raises(store.WrongModelError, match="differs in problems"):
         train(tiny, small, easy[1:], plan, resume=True)

@@ -61,7 +61,7 @@ def recorder_of(tmp_path, monkeypatch) -> log.Recorder:
     recorder = log.Recorder([], Sampling(), 1, tmp_path / log.LOG, lambda text: None, lambda problems, sampling: [])
     for step in range(3):
         recorder._write({"step": step, "accuracy": 0.5, "held_out/tokens": 30.0})
-    monkeypatch.setattr(log.Recorder, "_judge", lambda self, saved: {"held_out/tokens": 20.0})
+    monkeypatch.setattr(log.Recorder, "_evaluate", lambda self, saved: {"held_out/tokens": 20.0})
     return recorder
 
 

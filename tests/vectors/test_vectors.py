@@ -408,7 +408,7 @@ def test_twice_the_vector_is_the_vector_at_twice_the_scale(llama, tmp_path, seed
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS_OF_DIRECTIONS if kind != "resid_post"])
 def test_a_direction_of_another_site_is_no_control_vector(llama, tmp_path, kind):
-    with pytest.raises(ExportError, match=f"added to the output of a block, but this direction is of {kind}"):
+    with pytest.raises(ExportError, match=f"added to the output of a block, but this direction was made at {kind}"):
         vectors.save_gguf(direction_of(llama, kind), tmp_path / "v.gguf", lm=llama)
     assert not list(tmp_path.iterdir())
 
@@ -923,7 +923,7 @@ def test_baked_doses_add_up_and_cancel(model_of, rollout_of):
 
 UNSTEERABLE = [
     *((name, kind, "has no bias there") for name in ("llama", "qwen2", "qwen3", "tiny-reasoner") for kind in ("resid_mid", "resid_post")),
-    *((name, kind, "normalises what") for name in ("gemma2", "olmo2", "gemma2 with biases") for kind in ("resid_mid", "resid_post")),
+    *((name, kind, "normalises the output") for name in ("gemma2", "olmo2", "gemma2 with biases") for kind in ("resid_mid", "resid_post")),
     ("gpt2", "resid_pre", "has no bias there"),
 ]  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""GRPO with length rewards, on TRL (extra ``rl``): recipes, training, the log. This package imports nothing, since importing TRL takes seconds.
+"""GRPO with length rewards, on TRL (extra ``rl``): recipes, training, the log.
+
+``import toolkit.grpo`` alone imports no module of the package, since importing TRL takes seconds: import the modules by name.
 
 ::
 
@@ -10,30 +12,32 @@
     done = train(model, recipes.grpo_lambda().scaled(), tasks.load("arithmetic", "train", 256), Run(Path("runs/lambda"), steps=60))
     done.lm, done.log  # a new model; ``model`` is unchanged
 
-On one GPU: every weight with the paper's numbers, or a LoRA adapter with fewer problems per step. ``--set`` changes a recipe's numbers, an
-option of its reward (``reward.NAME``), or any field of TRL's ``GRPOConfig``::
+On one GPU: train every weight with the paper's numbers, or a LoRA adapter with fewer problems per step. ``--set`` changes a recipe's
+numbers, an option of its reward (``reward.NAME``), or any field of TRL's ``GRPOConfig``. ``--set problems=32`` is the number of problems
+per step; the option ``--problems`` is the number of different training problems::
 
     toolkit grpo --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --task gsm8k --reward dler --dtype bfloat16 --out runs/dler
     toolkit grpo --model Qwen/Qwen3-4B --task gsm8k --reward pear --lora --set problems=32 --set updates=1 --micro-batch 4 --out runs/pear
 
-With vLLM in the same process. TRL generates and the rewards are the same, but there is no dynamic sampling and there are no modes and no
-entropies::
+With vLLM in the same process. TRL generates and the rewards are the same, but recipes with dynamic sampling or modes (prompts that request
+long or short thinking) are refused, and entropies are not recorded::
 
     toolkit grpo ... --engine trl --set use_vllm=true --set vllm_mode=colocate
 
-On several GPUs, through accelerate, with or without DeepSpeed. One step uses the same batch, split over the processes. Each process holds
-all weights; FSDP and ZeRO stage 3 are refused::
+On several GPUs, through accelerate, with or without DeepSpeed. A step uses the same batch as on one GPU, split over the processes. Each
+process holds all weights; FSDP and ZeRO stage 3 are refused::
 
     accelerate launch --num_processes 8 $(which toolkit) grpo ...
     accelerate launch --num_processes 8 --use_deepspeed --zero_stage 2 $(which toolkit) grpo ...
     accelerate launch --num_processes 8 $(which toolkit) grpo ... --engine trl --set use_vllm=true
 
-Trained weights are always fp32; ``--dtype bfloat16`` computes under autocast (``run`` lists the memory this takes). The saved model is fp32
-unless ``--save-dtype`` says otherwise. A LoRA adapter is saved beside it, for peft and vLLM.
+Trained weights are always fp32; ``--dtype bfloat16`` computes under autocast (``toolkit.grpo.run`` says how much memory this takes). The
+saved model is fp32 unless ``--save-dtype`` says otherwise. A LoRA adapter is saved beside it, for peft and vLLM.
 
-After a kill at any moment, the same command with ``--resume`` continues from the last complete checkpoint. The tests compare two processes
-(gloo, CPU) with one. vLLM, DeepSpeed and GPUs are not tested here; those commands rely on TRL and accelerate.
+If a run was killed, at any moment, the same command with ``--resume`` continues from the last complete checkpoint. The tests compare two
+processes (gloo, CPU) with one. vLLM, DeepSpeed and GPUs are not tested here; those commands rely on TRL and accelerate.
 
 Reading the log: the *loss* is near zero on-policy by construction, because the advantages of a group sum to zero. Look at ``grad_norm``,
-``zero_std`` (share of rollouts in groups with equal rewards, which have no gradient) and the held-out columns instead.
+``zero_std`` (share of rollouts in groups whose rewards are all equal, which add nothing to the gradient) and the columns ``held_out/...``
+instead.
 """

@@ -1,10 +1,12 @@
 """Advantages: the weight of each rollout in the policy gradient, computed from the rewards of a whole batch. Pure functions of arrays.
 
-Every function maps ``(components [n, k], groups [n], tokens [n])`` to advantages ``[n]``; a positive advantage raises the rollout's
-probability. The reward of a rollout is the sum over its components (one column unless a reward names several). Groups are integers, one
-per problem; rows may come in any order. Standard deviations have Bessel's correction, as in TRL and verl.
+Every function maps ``(components [n, k], groups [n], tokens [n])`` to advantages ``[n]``, one per rollout; a positive advantage raises the
+rollout's probability. ``components`` has one column per part of the reward, and the reward r of a rollout is the sum of its columns (only
+``decoupled`` treats the columns separately). ``groups`` holds integers, one per problem; rows may come in any order. ``tokens`` are
+response lengths. ``mean_g`` and ``std_g`` are the mean and the standard deviation of r over a group. All standard deviations have Bessel's
+correction, as in TRL and verl.
 
-Deviations: a group of one rollout gets 0 where the paper divides by zero.
+Difference from the papers: a group of one rollout gets 0 where a paper divides by zero.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ TRL_EPSILON, VERL_EPSILON = 1e-4, 1e-8  # added to a standard deviation: trl's g
 
 
 def group_mean(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return the mean of each row's group, ``[n]``.
+    """Return for each row the mean of the values of its group, ``[n]``.
 
     >>> group_mean(np.array([1.0, 0.0, 1.0, 1.0]), np.array([0, 0, 1, 1])).tolist()
     [0.5, 0.5, 1.0, 1.0]
@@ -33,7 +35,7 @@ def group_mean(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Floa
 
 
 def group_std(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return the sample standard deviation of each row's group, ``[n]``; 0 for a group of one."""
+    """Return for each row the sample standard deviation of the values of its group, ``[n]``; 0 for a group of one."""
     _, which = np.unique(groups, return_inverse=True)
     n = np.bincount(which)
     squares = np.bincount(which, np.square(values - group_mean(values, groups)))
@@ -58,7 +60,10 @@ def dr_grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray,
 
 
 def leave_one_out(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return RLOO's advantages (arXiv 2402.14740): reward minus the mean of the group's *other* rollouts, ``(r - mean_g) G / (G - 1)``."""
+    """Return RLOO's advantages (arXiv 2402.14740): reward minus the mean reward of the group's *other* rollouts.
+
+    That is ``(r - mean_g) G / (G - 1)`` for a group of G rollouts.
+    """
     _, which = np.unique(groups, return_inverse=True)
     n = np.bincount(which)[which]
     return dr_grpo(components, groups, tokens) * n / np.maximum(n - 1, 1)
@@ -67,20 +72,23 @@ def leave_one_out(components: Values, groups: Int[ndarray, " n"], tokens: Int[nd
 def dler(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return DLER's advantages as in the paper (arXiv 2510.15110): ``A = r - mean_g``, then ``(A - mean_batch(A)) / std_batch(A)``.
 
-    Each rollout counts once in the batch statistics.
-
-    TRL's ``scale_rewards="batch"`` divides by the deviation of the *raw* rewards instead.
+    Each rollout counts once in the mean and the standard deviation over the batch. TRL's ``scale_rewards="batch"`` divides by the standard
+    deviation of the *raw* rewards instead.
     """
     centred = dr_grpo(components, groups, tokens)
     return _whitened(centred, np.ones(len(centred)))
 
 
 def dler_tokens(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return DLER's advantages as in its released code (verl's ``masked_whiten``): batch mean and variance over response *tokens*."""
+    """Return DLER's advantages as in its released code (verl's ``masked_whiten``).
+
+    As ``dler``, but each rollout counts once per response *token* in the mean and the standard deviation over the batch.
+    """
     return _whitened(dr_grpo(components, groups, tokens), tokens.astype(float))
 
 
 def _whitened(values: Float[ndarray, " n"], weights: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
+    """Subtract the weighted mean and divide by the weighted standard deviation. All 0 if the weights sum to less than 2."""
     total = weights.sum()
     if total < 2:
         return np.zeros(len(values))
@@ -90,9 +98,10 @@ def _whitened(values: Float[ndarray, " n"], weights: Float[ndarray, " n"]) -> Fl
 
 
 def decoupled(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return the mean of the GRPO advantages of the components (LongWriter-Zero, arXiv 2506.18841: ``(A_len + A_write + A_format) / 3``).
+    """Return the mean over the components of each component's own GRPO advantages, as in LongWriter-Zero (arXiv 2506.18841).
 
-    A component that does not vary within a group adds 0 there, even if other components vary.
+    There it is ``(A_len + A_write + A_format) / 3``. If a component does not vary within a group, its advantages there are 0, even if other
+    components vary.
     """
     return np.mean([grpo(components[:, [k]], groups, tokens) for k in range(components.shape[1])], axis=0)
 
@@ -100,3 +109,4 @@ def decoupled(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarra
 ALL: Mapping[str, Advantage] = MappingProxyType(
     {f.__name__: f for f in (grpo, dr_grpo, leave_one_out, dler, dler_tokens, decoupled)}
 )
+"""Name, as in ``Recipe.advantage`` -> function."""

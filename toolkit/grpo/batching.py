@@ -1,4 +1,4 @@
-"""Cutting a generation into micro-batches with little padding."""
+"""Split a generation (all responses sampled at once, for one or more optimizer steps) into micro-batches with little padding."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from trl.trainer.utils import split_tensor_dict
 
-BY_ROWS = frozenset({"grpo", "sapo", "dr_grpo", "luspo"})  # TRL's losses that divide by the rows of a micro-batch
-BY_TOKENS = frozenset({"dapo", "cispo", "vespo"})  # ... and by the tokens of the whole generation
+BY_ROWS = frozenset({"grpo", "sapo", "dr_grpo", "luspo"})  # TRL's losses that divide by the number of rows of a micro-batch
+BY_TOKENS = frozenset({"dapo", "cispo", "vespo"})  # ... and by the number of tokens of the whole generation
 
 
 def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_length: bool = True) -> list[dict[str, Any]]:
     """Split the rows of a generation into ``parts`` equal micro-batches, each trimmed to its longest row.
 
     Args:
-        scored: Tensors of TRL's generation batch, ``[rows, ...]``; scalars are repeated.
+        scored: Tensors of TRL's generation batch by name, ``[rows, ...]``; values without rows are copied into every part.
+        parts: Number of micro-batches.
         together: Number of consecutive rows that stay together (the size of a group).
         by_length: True to sort rows (or groups, by their longest row) by response length.
     """
@@ -28,11 +29,15 @@ def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_l
 def nonzero_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, least: int = 0) -> list[dict[str, Any]]:
     """Split only the rows with a nonzero advantage into micro-batches; the other rows add nothing to the gradient.
 
-    Every part gets a number ``share``. Multiply its loss by ``share``, so that the loss is divided by the number of all rows. Every
-    micro-batch keeps at least one row, so that each has a loss.
+    Each micro-batch gets an entry ``share``. The caller multiplies the loss of the micro-batch by it, so that the total loss is still
+    divided by the number of all rows, dropped ones included. Each micro-batch keeps at least one row, so that it has a loss.
 
     Args:
-        least: Minimum number of rows to keep. Processes that gather measurements must hold equally many rows.
+        scored: Tensors of TRL's generation batch by name, ``[rows, ...]``.
+        parts: Number of micro-batches.
+        loss_type: TRL's name of the loss, one of ``BY_ROWS`` or ``BY_TOKENS``.
+        least: Minimum number of rows to keep. Give every process the same number, since TRL gathers measurements of equally many rows from
+            each.
     """
     lengths, rows = scored["completion_mask"].sum(dim=1), len(scored["advantages"])
     chosen = (scored["advantages"] != 0).nonzero().flatten()
@@ -46,6 +51,7 @@ def nonzero_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, le
 
 
 def _rows(scored: dict[str, Any], order: torch.Tensor) -> dict[str, Any]:
+    """Return the rows with the given indices, in that order; values without rows are kept."""
     return {k: v[order.to(v.device)] if torch.is_tensor(v) and v.ndim else v for k, v in scored.items()}
 
 

@@ -18,7 +18,13 @@ class NonFiniteError(ValueError):
 
 
 def check_args(args: Any, recipe: Recipe, engine: str) -> None:
-    """Raise ValueError if the recipe cannot be trained with this config of TRL."""
+    """Raise ValueError if these settings cannot work together.
+
+    Args:
+        args: TRL's config.
+        recipe: Recipe to train with.
+        engine: What samples the responses: ``"toolkit"`` or ``"trl"``.
+    """
     samples, world = args.num_generations, args.world_size
     local = args.per_device_train_batch_size * args.steps_per_generation
     if args.max_steps < 1:
@@ -30,8 +36,8 @@ def check_args(args: Any, recipe: Recipe, engine: str) -> None:
         )
     if recipe.loss and args.per_device_train_batch_size % samples:
         raise ValueError(
-            f"{recipe.name} needs whole groups in each micro-batch: per_device_train_batch_size={args.per_device_train_batch_size} is no "
-            f"multiple of num_generations={samples}."
+            f"{recipe.name} needs whole groups in each micro-batch: per_device_train_batch_size={args.per_device_train_batch_size} is not "
+            f"a multiple of num_generations={samples}."
         )
     if recipe.loss and args.beta:
         raise ValueError(f"{recipe.name}'s loss has its own KL term: beta={args.beta} would have no effect, set it to 0.")
@@ -46,7 +52,7 @@ def check_args(args: Any, recipe: Recipe, engine: str) -> None:
 
 
 def check_unsharded(trainer: Any) -> None:
-    """Raise ValueError if weights are sharded over processes, since one process alone evaluates and saves the finished model."""
+    """Raise ValueError if the trainer shards weights over processes, since one process alone evaluates and saves the finished model."""
     how = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed's ZeRO stage 3" if is_deepspeed_zero3_enabled() else ""
     if how:
         raise ValueError(
@@ -61,7 +67,7 @@ def describe_rollout(d: Drawn) -> str:
 
 
 def check_finite(scored: rewards.RewardValues, batch: RewardBatch, step: int) -> None:
-    """Raise NonFiniteError if a reward is NaN or infinite; the message names the step and the first such rollout."""
+    """Raise NonFiniteError if a reward is NaN or infinite; the message names the step and the first rollout with such a reward."""
     bad = np.flatnonzero(~np.isfinite(scored.values))
     if len(bad):
         i = int(bad[0])

@@ -7,15 +7,16 @@ from typing import Any
 from toolkit import identity, rewards, store, tasks
 from toolkit.grpo.recipes import Recipe
 
-JUDGE = "toolkit.grpo.judge"  # trains the head that scores responses for CRF
+JUDGE = "toolkit.grpo.judge"  # needed only by the reward CRF: trains the head that scores conciseness
 
 
 def modules(recipe: Recipe, task: str | None = None, reward: Any = None) -> dict[str, str]:
-    """Return the modules that a policy depends on, with hashes of their code: see ``store.modules_of``.
+    """Return module name -> hash of its code, for all modules that a policy depends on (see ``store.modules_of``).
 
     Args:
-        task: Task trained on; ``None`` leaves it out.
-        reward: Reward object to use instead of the recipe's.
+        recipe: Recipe that the policy is trained with.
+        task: Name of the task that it is trained on; ``None`` leaves the task's modules out.
+        reward: Reward object used instead of the recipe's, or ``None``.
     """
     others = {entry.make.__module__ for entry in rewards.ALL.values()}
     reward = rewards.ALL[recipe.reward].make(**recipe.options) if reward is None else reward

@@ -1,4 +1,9 @@
-"""Learning curves of a sweep: read the small files in ``data/grpo``, one per run, into tables."""
+"""Learning curves of a sweep over recipes and seeds: the small files in ``data/grpo``, one per trained policy, and tables made from them.
+
+A file has four kinds of lines: ``about`` (the first line: recipe, seed, model, code), ``step`` (one row of the training log), ``test`` (one
+metric of one condition, the policy or base, on the test problems) and ``outcomes`` (the policy's result on every test problem). ``hard``
+problems are those with the most operands (``jobs.grpo.HARD``).
+"""
 
 from __future__ import annotations
 
@@ -17,16 +22,19 @@ IN_CURVE: dict[str, dict[str, Any]] = {
     "test": {"problems": str, "condition": str, "metric": str, "mean": float, "low": float, "high": float},
     "outcomes": {"problem_id": list[str], "accuracy": list[float], "think_tokens": list[float]},
 }
-"""Fields of the lines of a learning curve, by kind."""
+"""Kind of line -> its required fields and their types."""
 CURVE = (
     "step", "accuracy", "think_tokens", "tokens", "truncated", "zero_std", "entropy/think", "entropy/answer", "reward", "grad_norm",
     "answers/most_common", "step_time", "alarms",
 )  # fmt: skip
-"""Columns of a log kept in a curve; those of held-out problems are kept too."""
+"""Columns of the training log that a curve keeps, in addition to all ``held_out/...`` and ``component/...`` columns."""
 
 
 def steps(log: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return one line per training step for a curve file: selected columns of a log, four digits, missing values left out."""
+    """Return the ``step`` lines of a curve, one per row of a training log: the columns of ``CURVE``, rounded to four significant digits.
+
+    Missing values are left out.
+    """
     chosen = [c for c in log.columns if c in CURVE or c.startswith(("held_out/", "component/"))]
     rows = log[chosen].to_dict("records")
     short = ({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows)
@@ -34,10 +42,10 @@ def steps(log: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
-    """Return the lines of one curve file: about, steps, tests, outcomes.
+    """Return the lines of one curve file as dicts, each with its ``kind``: ``about``, ``step``, ``test`` or ``outcomes``.
 
     Raises:
-        store.DamagedFileError: names the line that is not as expected.
+        store.DamagedFileError: a line is missing or not as expected; the message names it.
     """
     remedy = "Remove the file and run its sweep.py again."
     rows = store.read_rows(file, {"kind": Literal["about", "step", "test", "outcomes"]})
@@ -51,7 +59,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
     outcomes = next((row for row in rows if row["kind"] == "outcomes"), empty)
     if kinds[:1] != ["about"] or kinds.count("about") > 1 or kinds.count("outcomes") != 1 or not {"step", "test"} < set(kinds):
         raise store.DamagedFileError(
-            f"{file} holds {len(rows)} lines: expected one of the run first, then steps, tests and one of outcomes. {remedy}"
+            f"{file} holds {len(rows)} lines: expected first one of kind 'about', then 'step', 'test' and one 'outcomes'. {remedy}"
         )
     if len({len(outcomes[name]) for name in IN_CURVE["outcomes"]}) > 1:
         raise store.DamagedFileError(f"{file}: its outcomes have columns of different lengths. {remedy}")
@@ -59,13 +67,17 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def read(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
-    """Read the curves in a folder: training logs of every recipe, one per seed, and one table that compares all policies with base.
+    """Read all curves in a folder.
 
-    The table has the columns of ``evaluate.summary`` with ``problems`` (``all`` or ``hard``), ``name`` and ``seed`` (base: once, seed -1).
+    Returns:
+        Recipe name -> its training logs, one table per seed; and one table that compares all policies with base on the test problems. Its
+        columns are ``problems`` (``all`` or ``hard``), ``metric``, ``mean``, ``low``, ``high``, ``difference`` (policy minus base),
+        ``difference_low``, ``difference_high`` (95 % intervals), ``name`` (recipe, or ``base``) and ``seed`` (-1 for base, which appears
+        once).
 
     Raises:
         FileNotFoundError: the folder holds no curves.
-        store.DamagedFileError: a curve is not as expected.
+        store.DamagedFileError: a curve file is not as expected.
     """
     logs: dict[str, list[pd.DataFrame]] = {}
     tests = []
@@ -82,16 +94,18 @@ def read(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
 
 
 def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
-    """Compare every policy in a folder of curves with those of one recipe, on the same test problems and random numbers.
+    """Return the paired difference of every policy from the policies of one recipe, on the same test problems and random numbers.
 
-    Columns: ``name, seed, metric`` (``accuracy`` or ``think_tokens``), and ``difference, low, high``: the policy minus the mean over the
-    recipe's seeds, paired by problem, with a 95 % interval over problems (not over seeds).
+    Columns: ``name`` (recipe), ``seed``, ``metric`` (``accuracy`` or ``think_tokens``), ``difference`` (policy minus the mean over the recipe's seeds), ``low,
+    high`` (95 % interval over problems, not over seeds).
 
     Args:
+        folder: Directory of curve files, such as ``data/grpo``.
         name: Recipe to compare with.
 
     Raises:
-        FileNotFoundError: no curve of ``name``.
+        FileNotFoundError: the folder holds no curve of the recipe ``name``.
+        ValueError: a policy was tested on other problems than the reference.
     """
     outcomes: dict[tuple[str, int], dict] = {}
     for file in sorted(folder.glob("*-seed*.jsonl")):
@@ -111,10 +125,14 @@ def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
 
 
 def after_training(tests: pd.DataFrame, problems: str = "all") -> pd.DataFrame:
-    """Return one row per policy: accuracy and think tokens on the test problems with their intervals, and differences to base.
+    """Return accuracy and think tokens of every policy after training, and their differences from base (policy minus base).
 
-    Columns: ``name, seed``, and for ``accuracy`` and ``think_tokens`` the mean, ``_low``, ``_high``, ``_difference``,
-    ``_difference_low``, ``_difference_high``.
+    One row per policy, and one for base. Columns: ``name, seed``, and for each metric m, ``accuracy`` and ``think_tokens``: ``m`` (the
+    mean), ``m_low, m_high, m_difference, m_difference_low, m_difference_high`` (95 % intervals over problems).
+
+    Args:
+        tests: The table that ``read`` returns.
+        problems: Test problems to use, ``"all"`` or ``"hard"``.
     """
     columns = ["mean", "low", "high", "difference", "difference_low", "difference_high"]
     rows = tests[(tests["problems"] == problems) & tests["metric"].isin(["accuracy", "think_tokens"])]

@@ -1,7 +1,7 @@
-"""Order of training problems, text added to prompts, and dynamic sampling.
+"""Draws of a training run: the order of problems, texts added to prompts, and dynamic sampling.
 
-Everything here follows from (seed, step) alone. So a resumed run, or one split over more processes, samples the same responses to the same
-prompts.
+Everything here follows from the seed and the step alone. So a resumed run, or one split over more processes, samples the same responses to
+the same prompts.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from toolkit.lm import Ask
 from toolkit.rewards.train_long_think_short import PUBLISHED_EVERY, PUBLISHED_GAMMA, PUBLISHED_START, budget_at, stated_budget
 from toolkit.types import Problem, Rollout
 
-Mode = Literal["long", "short"]
+Mode = Literal["long", "short"]  # the kind of thinking that a prompt requests
 MODES: tuple[Mode, Mode] = ("long", "short")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A rollout of the current policy, and the prompt it answers.
+    """A rollout of the policy in training, and the prompt that it answers.
 
     Attributes:
+        rollout: The rollout.
         prompt: Messages of the prompt, including added text.
         budget: Token budget stated in the prompt, or ``None``.
-        mode: ``"long"`` or ``"short"`` if the prompt requests a mode, else ``None``.
-        logprob_without: Mean log-probability (nats per token) of the response after an empty question, or ``None``.
+        mode: ``"long"`` or ``"short"`` if the prompt requests such thinking, else ``None``.
+        logprob_without: Mean log-probability (nats per token) of the response if the question in the prompt is left empty. ``None`` unless
+            the reward needs it.
     """
 
     rollout: Rollout
@@ -44,7 +46,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class AppendedText:
-    """A change of the prompt that appends a text to the last user message."""
+    """A function that changes a prompt: it appends ``text`` to the last user message."""
 
     text: str
 
@@ -67,10 +69,10 @@ class Curriculum:
     [256, 179, 125, 87]
 
     Attributes:
-        start: B0, tokens.
-        decay: Factor of each drop.
-        every: Steps between drops.
-        text: Text appended to the question; ``{budget}`` is the number.
+        start: B0, the first budget, tokens.
+        decay: Factor by which the budget shrinks at each drop.
+        every: Optimizer steps between drops.
+        text: Text appended to the question; ``{budget}`` stands for the number of tokens.
     """
 
     start: int = PUBLISHED_START
@@ -83,47 +85,60 @@ class Curriculum:
             raise ValueError(f"{self}: start and every must be at least 1, 0 < decay <= 1, and the text must contain {{budget}}.")
 
     def at(self, step: int) -> int:
-        """Return the budget at a step, in tokens."""
+        """Return the budget at an optimizer step, in tokens."""
         return stated_budget(budget_at(step, start=self.start, gamma=self.decay, every=self.every))
 
     def ask(self, step: int) -> Ask:
-        """Return the change of the prompt at a step."""
+        """Return the function that appends the budget of an optimizer step to a prompt."""
         return AppendedText(self.text.format(budget=self.at(step)))
 
 
 def budget_prompt(curriculum: Curriculum | None, step: int) -> tuple[Ask | None, int | None]:
-    """Return the change of the prompt at a step and the budget it states; ``(None, None)`` without a curriculum."""
+    """Return the function that appends the budget of an optimizer step to a prompt, and that budget in tokens.
+
+    Without a curriculum, both are ``None``.
+    """
     return (curriculum.ask(step), curriculum.at(step)) if curriculum else (None, None)
 
 
 def prompted_messages(problem: Problem, ask: Ask | None) -> tuple[Mapping[str, str], ...]:
-    """Return a problem's messages after a change of the prompt."""
+    """Return a problem's messages as changed by the function ``ask``, or unchanged for ``None``."""
     return tuple(ask(problem.messages) if ask else problem.messages)
 
 
 @dataclass(frozen=True)
 class Modes:
-    """Texts that request long thinking from half of each group and short thinking from the other (Adaptive Deep Reasoning, arXiv 2505.20101)."""
+    """Texts that request long thinking from half of each group and short thinking from the other half.
+
+    The method is Adaptive Deep Reasoning (arXiv 2505.20101).
+
+    Attributes:
+        long: Text appended to the question to request long thinking.
+        short: Text appended to the question to request short thinking.
+    """
 
     long: str = "[Please answer with Long CoT]"
     short: str = "[Please answer with Short CoT]"
 
     def ask(self, mode: Mode) -> Ask:
-        """Return the change of the prompt that requests a mode."""
+        """Return the function that appends the request for a mode to a prompt."""
         return AppendedText(self.long if mode == "long" else self.short)
 
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Dynamic sampling (DAPO, arXiv 2503.14476; DLER, arXiv 2510.15110): drop groups with equal rewards and sample until the batch is full.
+    """Settings of dynamic sampling (DAPO, arXiv 2503.14476; DLER, arXiv 2510.15110).
 
-    The reward compared is the one trained on, truncation included, as in DLER's paper. Its released script compares the score before the
-    truncation penalty, so it drops a group that is all correct but half truncated. We follow the paper.
+    A group whose rollouts all get the same reward adds nothing to the gradient. Such groups are dropped, and groups of other problems are
+    sampled until the batch is full. If a limit stops this, dropped groups fill the rest of the batch.
+
+    The rewards compared are those trained on, truncation included, as in DLER's paper. DLER's released script compares the scores before
+    the truncation penalty, so it drops a group that is all correct but half truncated. We follow the paper. Both limits are ours; where
+    they stop sampling, DAPO stops the run.
 
     Attributes:
-        rounds: Maximum rounds of sampling per step.
-        most: Maximum number of groups sampled per step, as a multiple of the batch. If a limit stops sampling, groups with equal rewards
-            fill the batch; they add nothing to the gradient. Both limits are ours; DAPO stops the run.
+        rounds: Maximum number of rounds of sampling per step, the first included.
+        most: Maximum number of groups sampled per step, as a multiple of the batch's number of groups.
     """
 
     rounds: int = 4
@@ -135,24 +150,43 @@ class Dynamic:
 
     @staticmethod
     def keeps(rewards: Float[ndarray, " samples"]) -> bool:
-        """Return True if the rewards of a group differ. NaN counts as different, so that the trainer sees it and raises an error."""
+        """Return True if the rewards within a group differ. NaN counts as different, so that the trainer sees it and raises an error."""
         return bool((rewards != rewards[0]).any())
 
     def next_round(self, kept: int, sampled: int, wanted: int) -> int:
-        """Return how many more problems to sample so that about ``wanted`` groups are kept; 0 at the limit."""
+        """Return how many more problems to sample so that about ``wanted`` groups are kept; 0 at the limit.
+
+        Args:
+            kept: Groups kept so far.
+            sampled: Groups sampled so far.
+            wanted: Groups that the batch needs.
+        """
+        # The share that will be kept is taken to be the share so far, but at least one in eight.
         needed = math.ceil((wanted - kept) / max(kept / sampled, 1 / 8))
         return min(needed, self.most * wanted - sampled)
 
 
 def seed_of(seed: int, step: int, stream: int = 0) -> int:
-    """Return the seed of the rollouts of a step; several draws for one problem use different ``stream`` numbers."""
+    """Return the seed of the rollouts of a step.
+
+    Args:
+        seed: Seed of the run.
+        step: Optimizer steps done so far.
+        stream: A different number for each draw that samples the same problems in the same step, such as one per mode.
+    """
     return int.from_bytes(hashlib.sha256(f"{seed}|{step}|{stream}".encode()).digest()[:6], "big")
 
 
 def schedule(problems: Sequence[Problem], per_step: int, steps: int, seed: int) -> list[str]:
-    """Return the problem ids of all steps in order: shuffled epoch by epoch, no problem twice in one step.
+    """Return the problem ids of all steps, one after the other: shuffled anew in each epoch, no problem twice in one step.
 
-    Problems that do not fill a step at the end of an epoch are skipped, as in TRL.
+    Problems left over at the end of an epoch, too few for a step, are skipped, as in TRL.
+
+    Args:
+        problems: Training problems.
+        per_step: Problems per step.
+        steps: Number of steps (generations).
+        seed: Seed of the order.
 
     Raises:
         ValueError: there are fewer problems than one step uses, or two share an id.
@@ -178,5 +212,5 @@ def more_problems(problems: Sequence[Problem], used: set[str], n: int, seed: int
 
 
 def renumbered(rollouts: Sequence[Rollout], first_sample: int) -> list[Rollout]:
-    """Return the rollouts with ``first_sample`` added to their sample numbers, so that both modes of one problem have distinct numbers."""
+    """Return the rollouts with ``first_sample`` added to their sample numbers, so that no number occurs in both modes of a problem."""
     return [replace(r, sample=r.sample + first_sample) for r in rollouts]

@@ -11,19 +11,19 @@ from transformers import TrainerCallback
 from toolkit.grpo.draws import Drawn
 
 Column = Callable[[Sequence[Drawn]], Sequence[Any]]
-"""Supplies a column that a reward needs and rollouts lack: one value per rollout."""
+"""Function that computes a column which a reward needs and rollouts do not have: from the rollouts, one value per rollout."""
 
 
 @dataclass(frozen=True)
 class Extras:
-    """Plug-ins of a trainer beside its recipe.
+    """Plug-ins of a trainer that are not part of its recipe.
 
     Attributes:
         reward: Reward object to use instead of the recipe's.
-        columns: Suppliers of columns that rollouts lack, by column name, such as ``{"conciseness": f}``.
-        engine: ``"toolkit"``, or ``"trl"`` to let TRL generate (with vLLM if the config has ``use_vllm``).
+        columns: Column name -> function that computes it (see ``Column``), such as ``{"conciseness": f}``.
+        engine: What samples the responses: ``"toolkit"``, or ``"trl"`` for TRL's own generation (with vLLM if the config has ``use_vllm``).
         lora: A ``peft`` config, or ``None`` to train every weight.
-        callbacks: Callbacks of transformers.
+        callbacks: Further callbacks of transformers, such as ``log.Bar``.
     """
 
     reward: Any = None

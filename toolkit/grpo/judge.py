@@ -1,11 +1,11 @@
-"""Conciseness judge of CRF (arXiv 2511.09158): a linear head on the states of the initial model, trained once, then frozen.
+"""Conciseness judge of the reward CRF (arXiv 2511.09158): a linear head on hidden states of the initial model, trained once, then frozen.
 
-Before the first step, the initial model answers some training problems. The head (``rewards.conciseness``) learns from pairs of correct
-answers to one problem, and then scores every response of the run. It is saved in the run's directory, so that a resumed run uses the
-same head.
+Before the first step, the initial model answers some training problems. The head (``rewards.conciseness``) learns from pairs of a shorter
+and a longer correct answer to the same problem, and then scores every response of the run. It is saved in the run's directory, so that a
+resumed run uses the same head.
 
-Deviations: the paper's judge is a 3B language model fine-tuned on the output of a 72B model; see ``rewards.conciseness``. States are those
-of the last block, averaged over the positions that predict the response (ours). Cost: one forward pass per response.
+Deviations: the paper's judge is a 3B language model fine-tuned on the output of a 72B model; see ``rewards.conciseness``. The hidden states
+are those after the last block, averaged over the positions that predict the response (ours). Cost: one forward pass per response.
 """
 
 from __future__ import annotations
@@ -29,20 +29,31 @@ from toolkit.rewards.conciseness import ConcisenessHead
 from toolkit.types import Problem, Rollout
 
 COLUMN, FILE = "conciseness", "conciseness.json"
-HEAD = {"weight": list[float], "centre": float, "spread": float}
-assumed_problems, assumed_samples = 64, 8  # training data of the head: ours
+HEAD = {"weight": list[float], "centre": float, "spread": float}  # fields of the head's file and their types
+assumed_problems, assumed_samples = 64, 8  # problems, and responses per problem, on which the head is trained: ours
 
+# The positions that predict the response: from the last token of the prompt to the last but one of the response.
 RESPONSE = Positions("response", lambda r: range(r.prompt_len - 1, len(r.token_ids) - 1))
 
 
 def mean_states(lm: LM, rollouts: Sequence[Rollout]) -> np.ndarray:
-    """Return the states of the last block averaged over each response, ``[n, d_model]``. Every response must have a token."""
+    """Return the hidden states after the last block, averaged over each response, ``[n, d_model]``.
+
+    Every response must have at least one token.
+    """
     return collect.states(lm, rollouts, "resid_post", positions=RESPONSE).values[:, lm.layout.n_layers - 1].numpy()
 
 
 @dataclass(frozen=True)
 class ConcisenessJudge:
-    """Score the conciseness of responses; supplies the column ``conciseness``. An empty response gets the lowest score."""
+    """A function that computes the column ``conciseness``: from rollouts, one score in [0.1, 1] per response, higher if more concise.
+
+    An empty response gets the lowest score.
+
+    Attributes:
+        lm: The initial model.
+        head: Head that scores its hidden states.
+    """
 
     lm: LM
     head: ConcisenessHead
@@ -56,7 +67,7 @@ class ConcisenessJudge:
 
 
 def train_judge(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> ConcisenessJudge:
-    """Train a judge on the model's own correct answers.
+    """Sample answers of ``lm`` to the problems and train a judge on the correct ones.
 
     Raises:
         NoPairsError: no two correct answers to one problem differ enough in length.
@@ -81,9 +92,17 @@ def read_head(lm: LM, path: Path) -> ConcisenessHead:
 def with_judge(
     lm: LM, recipe: Recipe, problems: Sequence[Problem], extras: Extras, out: Path, seed: int, say: Callable[[str], None]
 ) -> Extras:
-    """Return the extras, with a judge added if the reward needs one and ``extras`` supplies none.
+    """Return the extras, with a judge added if the reward needs one and ``extras`` has none.
 
-    The judge is read from ``out`` if it is there; otherwise it is trained and saved there.
+    The judge is read from the run's directory if it is there; otherwise it is trained and saved there.
+
+    Args:
+        lm: The initial model.
+        recipe: Names the reward, unless ``extras`` has one.
+        problems: Training problems; the judge is trained on answers to the first ones.
+        out: The run's directory.
+        seed: Seed of the answers.
+        say: Called with one line of progress.
     """
     reward: Any = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)
     if COLUMN not in reward.needs or COLUMN in extras.columns:

@@ -1,7 +1,8 @@
-"""Save the state of stateful rewards in the checkpoints of a plain TRL script: ``GRPOTrainer(..., callbacks=[Kept(entry)])``.
+"""Save the state of stateful rewards in the checkpoints of a plain TRL script.
 
-This toolkit's own trainer needs no callback for that. In a plain script, ``trainer.train(resume_from_checkpoint=...)`` would silently
-continue with an empty history (HAPO) or with the initial targets (LASER-D).
+For ``entry = rewards.as_trl(reward)``, write ``GRPOTrainer(reward_funcs=[entry], callbacks=[Kept(entry)], ...)``. This toolkit's own
+trainer needs no such callback. Without it, ``trainer.train(resume_from_checkpoint=...)`` in a plain script would silently continue with no
+known shortest answers (HAPO) or with the initial target lengths (LASER-D).
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from toolkit.rewards.trl import TRLReward
 
 
 class Kept(TrainerCallback, ExportableState):
-    """Save the states of rewards made by ``rewards.as_trl`` in ``trainer_state.json``, and restore them on resuming.
+    """Callback that saves the states of rewards in each checkpoint's ``trainer_state.json``, and restores them on resuming.
+
+    Args:
+        entries: Reward functions made by ``rewards.as_trl``.
 
     Raises:
-        ValueError: on resuming, the checkpoint was written without this callback or with other rewards.
+        ValueError: two rewards share a name; or, on resuming, the checkpoint was written without this callback or with other rewards.
     """
 
     def __init__(self, *entries: TRLReward) -> None:

@@ -1,8 +1,8 @@
-"""The log of a training run: rewards and their components, lengths, entropies and held-out accuracy of every step; alarms of collapse.
+"""The log of a training run: rewards and their components, lengths and entropies of every step, results on held-out problems, and alarms.
 
-``log.jsonl`` gets one JSON object per step during training; at the end the same rows become a parquet table. Shares lie between 0 and 1,
-lengths are tokens, entropies nats per token. A value that does not exist, such as the length of truncated responses in a batch without
-any, is ``null``.
+An alarm is a sentence that warns of a collapse of training. ``log.jsonl`` gets one JSON object per step during training; at the end the
+same rows become a parquet table. ``measures`` describes the columns. A value that does not exist, such as the length of truncated responses
+in a batch without any, is ``null``.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ from toolkit.types import Problem, Rollout
 
 LOG, TABLE = "log.jsonl", "log.parquet"
 Sample = Callable[[Sequence[Problem], Sampling], list[Rollout]]
-"""Samples rollouts from the policy in training."""
+"""Function that samples rollouts of the policy in training, from problems and sampling settings."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
     """Limits beyond which an alarm is raised; all ours.
 
+    One alarm needs both a drop of accuracy and shorter thinking since the start. They are measured on held-out problems, or, without any,
+    as means over the first and the last training steps.
+
     Attributes:
-        accuracy: Drop of held-out accuracy since the start. Raises an alarm only together with ``shorter``.
-        shorter: Relative drop of think length since the start.
-        steps: Without held-out problems, the first and the last ``steps`` training steps are compared.
-        one_answer: Share of the most common answer.
-        loops: Share of responses that end in a loop.
+        accuracy: Drop of accuracy since the start, as a share of responses.
+        shorter: Drop of think length since the start, as a share of the length at the start.
+        steps: Number of first and of last training steps that are compared if there are no held-out problems.
+        one_answer: Share of the most common answer among all answers of the newest batch.
+        loops: Share of responses of the newest batch that end in a loop (see ``stats.looping``).
     """
 
     accuracy: float = 0.05
@@ -48,7 +51,12 @@ class Thresholds:
 
 
 def alarms(history: Sequence[Mapping[str, Any]], limits: Thresholds = Thresholds()) -> list[str]:
-    """Return the alarms of a run as sentences; an empty list means none. ``history`` holds the rows of its log."""
+    """Return the alarms of a run as sentences; an empty list means none.
+
+    Args:
+        history: Rows of the log so far.
+        limits: Limits beyond which an alarm is raised.
+    """
     texts, newest = [], history[-1] if history else {}
     for where, first, last in _ends(history, limits.steps):
         fell, before, now = first["accuracy"] - last["accuracy"], first["think_tokens"], last["think_tokens"]
@@ -64,7 +72,10 @@ def alarms(history: Sequence[Mapping[str, Any]], limits: Thresholds = Thresholds
 
 
 def _ends(history: Sequence[Mapping[str, Any]], steps: int) -> list[tuple[str, Row, Row]]:
-    """Accuracy and think tokens at the start and now, and their source: held-out problems if a row has them, else training batches."""
+    """Return ``[(where, at the start, now)]`` with accuracy and think tokens, or an empty list if the log is too short.
+
+    ``where`` says in words where they were measured: on held-out problems if a row has those, else in training batches.
+    """
     evaluated = [row for row in history if row.get("held_out/accuracy") is not None]
     names = ("accuracy", "think_tokens")
     if evaluated:
@@ -78,20 +89,21 @@ def _ends(history: Sequence[Mapping[str, Any]], steps: int) -> list[tuple[str, R
 
 
 class Recorder(TrainerCallback):
-    """Write the log of a run, evaluate the policy on held-out problems at intervals, and raise alarms.
+    """Callback that writes the log of a run, evaluates the policy on held-out problems at intervals, and raises alarms.
 
     Args:
         problems: Held-out problems; an empty list turns evaluation off.
         sampling: Sampling settings of the evaluation.
         every: Steps between evaluations; 0 for never.
-        path: The file of the log, or ``None``.
-        say: Called with the text of each new alarm.
-        sample: Samples rollouts from the policy in training.
-        initial: The model before training, for ``held_out/kl``. The KL is left out for ``None`` and for truncated or greedy sampling. The
-            model runs in the number type it was loaded in, so row 0 shows the KL that autocast to bfloat16 alone causes.
+        path: The file of the log, or ``None`` for no file.
+        say: Called with the text of each new kind of alarm.
+        sample: Function that samples rollouts of the policy in training.
+        initial: The model before training, for the column ``held_out/kl``. The column is left out for ``None``, and if the evaluation
+            samples greedily or with top-p or top-k. This model runs in the number type in which it was loaded, the policy under autocast;
+            the KL in row 0, before any update, shows the effect of that difference alone.
 
     Attributes:
-        rows: The log so far.
+        rows: Rows of the log so far.
     """
 
     def __init__(
@@ -107,18 +119,18 @@ class Recorder(TrainerCallback):
         self.problems, self.sampling, self.every, self.path, self.say = problems, sampling, every, path, say
         self.sample, self.initial = sample, initial
         self.rows: list[Row] = []
-        self._evaluation: Row = {}  # of the newest step, until its row is written
-        self._raised: set[str] = set()  # kinds of alarms said already
+        self._evaluation: Row = {}  # results of the newest step on held-out problems, until the row of that step is written
+        self._raised: set[str] = set()  # kinds of alarms that ``say`` was already called with
 
     def resume(self, step: int) -> None:
-        """Continue the log of a stopped run; rows after the checkpoint's ``step`` are dropped."""
+        """Continue the log of a stopped run. Rows after ``step``, the step of the checkpoint, are dropped."""
         if self.path is not None and self.path.is_file():
             self.rows = [row for row in read(self.path) if row["step"] <= step]
             store.write_rows(self.rows, self.path)
 
     def on_train_begin(self, args, state, control, **_) -> None:
         if not state.global_step:
-            evaluation = self._judge()
+            evaluation = self._evaluate()
             if state.is_world_process_zero:
                 self._write({"step": 0, **evaluation})
 
@@ -129,7 +141,7 @@ class Recorder(TrainerCallback):
     def on_step_end(self, args, state, control, **_) -> None:
         last = state.global_step >= state.max_steps
         if self.every and (state.global_step % self.every == 0 or last):
-            self._evaluation = self._judge()
+            self._evaluation = self._evaluate()
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
         if state.is_world_process_zero and logs and "loss" in logs:
@@ -137,21 +149,21 @@ class Recorder(TrainerCallback):
             self._evaluation = {}
 
     def finish(self, saved: LM, step: int) -> None:
-        """Evaluate the saved model, on this process alone, and put the result into the last step's row in place of the earlier one."""
-        if not (evaluation := self._judge(saved)):
+        """Evaluate the saved model, on this process alone, and put the results into the row of ``step``, in place of earlier ones."""
+        if not (evaluation := self._evaluate(saved)):
             return
         last = self.rows.pop() if self.rows and self.rows[-1]["step"] == step else {"step": step}
         self._add({k: v for k, v in last.items() if k != "alarms"} | evaluation)
-        if (
-            self.path is not None
-        ):  # written now: if the last row were missing, a resumed run would evaluate another step in its place
+        # Written now: if the last row were missing, a resumed run would evaluate another step in its place.
+        if self.path is not None:
             store.write_rows(self.rows, self.path)
             store.save_table(pd.DataFrame(self.rows), self.path.with_name(TABLE))
 
-    def _judge(self, saved: LM | None = None) -> Row:
-        """Evaluate the saved model or, by default, the policy in training.
+    def _evaluate(self, saved: LM | None = None) -> Row:
+        """Return the results of the saved model or, by default, of the policy in training on held-out problems.
 
-        Every process evaluates the policy in training: one process alone cannot run sharded weights, and otherwise the others would wait.
+        Every process evaluates the policy in training: one process alone cannot run sharded weights, and the other processes would only
+            wait.
         """
         if not (self.problems and self.every):
             return {}
@@ -171,7 +183,7 @@ class Recorder(TrainerCallback):
             store.append_line(row, self.path)
 
     def _add(self, row: Row) -> Row:
-        """Add a row with its alarms to the log, and say the alarms of a kind not raised before."""
+        """Add a row with its alarms to the log, and call ``say`` with each alarm of a kind not raised before."""
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.rows.append(row)
         row["alarms"] = alarms(self.rows)
@@ -184,10 +196,10 @@ class Recorder(TrainerCallback):
 
 
 def read(path: str | Path) -> list[Row]:
-    """Read the rows of a log; an incomplete last line, left by a kill, is skipped.
+    """Return the rows of a log file, one dict per line; an incomplete last line, left by a killed run, is skipped.
 
     Raises:
-        store.DamagedFileError: a line is not a row of a log; names the line.
+        store.DamagedFileError: a line is not a row of a log; the message names it.
     """
     rows = store.read_rows(path, {"step": int})
     for number, row in enumerate(rows, 1):
@@ -196,7 +208,11 @@ def read(path: str | Path) -> list[Row]:
 
 
 class Bar(TrainerCallback):
-    """Show a progress bar with step, accuracy, think length and reward, in the terminal or a notebook."""
+    """Callback that shows a progress bar with step, accuracy, think tokens and reward, in the terminal or a notebook.
+
+    Args:
+        name: Text left of the bar.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -217,7 +233,12 @@ class Bar(TrainerCallback):
 
 
 class Watch(TrainerCallback):
-    """Call ``show(rows)`` with the log so far, every few steps and at the end; for a live figure or your own logger."""
+    """Callback that calls ``show(rows)`` with the rows of the log so far; for a live figure or your own logger.
+
+    Args:
+        show: Function to call.
+        every: Steps between two calls; the last step always gets one.
+    """
 
     def __init__(self, show: Callable[[list[Row]], None], every: int = 5) -> None:
         self.show, self.every = show, every

@@ -15,21 +15,23 @@ from torch import Tensor
 class DRPO:
     """Parameters of DRPO's loss (arXiv 2510.04474): correct rollouts are weighted by brevity, wrong rollouts by their likelihood.
 
-    With ``s_i`` the mean token log-probability of rollout i under the current policy, P and N the correct and wrong rollouts of a group::
+    Let ``L_i`` be the length of rollout i in tokens, ``s_i`` its mean token log-probability under the current policy ``pi``, P and N the
+    correct and the wrong rollouts of a group q, ``pi_old`` the policy that sampled, and ``sg`` the stop-gradient::
 
-        w_i  = softmax over P of (1 - L_i / capacity) / lam                                  (constants)
+        w_i  = softmax over P of (1 - L_i / capacity) / lam
         J_q  = sum_P w_i s_i - tau * log( mean_N exp(s_j / tau) )
         loss = - (1/Q) sum_q J_q [P and N not empty] + sg(beta * max(0, KL - delta)) * KL
 
-    ``Q`` is the number of all groups, including those with only correct or only wrong rollouts. The weight of a correct rollout is never
-    negative. ``KL`` is the token mean of ``log pi_old - log pi`` over one micro-batch, so the micro-batch size is part of the method.
+    ``Q`` is the number of all groups; groups with only correct or only wrong rollouts count, with ``J_q = 0``. The weight of a correct
+    rollout is never negative. ``KL`` is the token mean of ``log pi_old - log pi`` over one micro-batch, so the micro-batch size is part of
+    the method.
 
     Attributes:
-        lam: Temperature of the brevity weights; a larger value makes them more equal (DisCO in the limit).
-        tau: Temperature over the wrong rollouts.
-        capacity: Longest response, tokens; ``None`` means the run's ``max_completion_length``.
-        beta: Weight of the KL hinge.
-        delta: KL above which the hinge is active, nats per token.
+        lam: Temperature of the brevity weights; a larger value makes them more equal (in the limit, the loss is that of DisCO).
+        tau: Temperature of the mean over the wrong rollouts; a smaller value gives the likeliest ones more weight.
+        capacity: Length in tokens that responses are compared with; ``None`` means the run's longest response (``max_completion_length``).
+        beta: Weight of the KL term.
+        delta: KL above which the KL term is active, nats per token.
     """
 
     lam: float = 0.1
@@ -46,17 +48,22 @@ class DRPO:
 def drpo_objective(
     score: Float[Tensor, " n"], correct: Bool[Tensor, " n"], tokens: Int[Tensor, " n"], groups: Int[Tensor, " n"], form: DRPO
 ) -> Float[Tensor, ""]:
-    """Return the mean of ``J_q`` over groups (see ``DRPO``), to be maximised. Rollouts without tokens are ignored.
+    """Return DRPO's objective, which is to be maximised: the mean of ``J_q`` over groups (see ``DRPO``).
+
+    Rollouts without tokens are ignored.
 
     Args:
-        score: Mean token log-probability of each rollout under the current policy.
-        form: Parameters; ``capacity`` must be set.
+        score: s, the mean token log-probability of each rollout under the current policy.
+        correct: True for a correct rollout.
+        tokens: Length of each rollout.
+        groups: Group of each rollout, as an integer.
+        form: Parameters of the loss; ``capacity`` must be set.
     """
     if form.capacity is None:
         raise ValueError("capacity=None: give DRPO's capacity in tokens.")
     brevity = (1 - tokens / form.capacity) / form.lam
     names = groups.unique()
-    total = score.sum() * 0.0  # a graph even if no group counts
+    total = score.sum() * 0.0  # so that the result has a gradient (zero) even if every group is skipped
     for name in names:
         members = (groups == name) & (tokens > 0)
         right, wrong = members & correct, members & ~correct
@@ -69,23 +76,36 @@ def drpo_objective(
 
 
 def kl_estimate(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, ""]:
-    """Return the token mean of ``log pi_old - log pi``, nats. As an estimate from samples it may be negative."""
+    """Return the token mean of ``log pi_old - log pi``, in nats per token: an estimate of KL(pi_old || pi), which may be negative.
+
+    Args:
+        new: Log-probabilities of the response tokens under the current policy ``pi``.
+        old: Log-probabilities under ``pi_old``, the policy that sampled.
+        mask: 1 for a response token, 0 for padding.
+    """
     return ((old - new) * mask).sum() / mask.sum().clamp(min=1)
 
 
 def kl_hinge(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Tensor, "n t"], form: DRPO) -> Float[Tensor, ""]:
-    """Return ``sg(beta max(0, KL - delta)) KL``; its gradient equals that of ``beta/2 max(0, KL - delta)^2``."""
+    """Return DRPO's KL term ``sg(beta max(0, KL - delta)) KL``, with KL from ``kl_estimate`` and ``sg`` the stop-gradient.
+
+    Its gradient equals that of ``beta/2 max(0, KL - delta)^2``. ``new``, ``old`` and ``mask`` are the arguments of ``kl_estimate``.
+    """
     kl = kl_estimate(new, old, mask)
     return (form.beta * (kl - form.delta).clamp(min=0)).detach() * kl
 
 
 @dataclass(frozen=True)
 class ModeSwitch:
-    """Parameters of a margin loss on the first response token, for the question without mode instruction (arXiv 2505.20101).
+    """Parameters of the mode-switching loss of Adaptive Deep Reasoning (arXiv 2505.20101).
 
-    The loss is ``weight * max(0, margin - (z_preferred - z_other))``, averaged over the problems with a preference (Adaptive Deep
-    Reasoning). Its form, margin, weight and preference rule are ours, since the paper's were not found. A group prefers the short mode if
-    its short half reaches ``assumed_simple`` accuracy, else the long mode; it has no preference if all its rollouts are wrong.
+    It teaches the model to choose between long and short thinking when the question requests neither. Each mode has a first response token;
+    ``z`` is that token's logit after the question without a request. The loss of a problem is
+    ``weight * max(0, margin - (z_preferred - z_other))``; the loss of a batch is the mean over its problems, of which those without a
+    preference contribute 0.
+
+    A group prefers the short mode if its short half reaches ``assumed_simple`` accuracy, else the long mode; it has no preference if all
+    its rollouts are wrong. Form, margin, weight and preference rule are ours, since the paper's were not found.
 
     Attributes:
         long: Text whose first token begins a long response.
@@ -109,11 +129,13 @@ class ModeSwitch:
 def preference(
     correct: Bool[ndarray, " n"], long: Bool[ndarray, " n"], groups: Int[ndarray, " n"], form: ModeSwitch
 ) -> Int[ndarray, " n"]:
-    """Return the mode that each row's group prefers: 1 for long, -1 for short, 0 for none.
+    """Return the mode that each row's group prefers: 1 for long, -1 for short, 0 for none (see ``ModeSwitch``).
 
     Args:
         correct: Whether each rollout is correct.
-        long: Whether each rollout was sampled in the long mode.
+        long: Whether the prompt of each rollout requested long thinking; otherwise it requested short thinking.
+        groups: Group of each rollout, as an integer.
+        form: Supplies ``assumed_simple``.
     """
     _, which = np.unique(groups, return_inverse=True)
 
@@ -131,9 +153,10 @@ def switch_hinge(
     """Return the mode-switching loss of each problem; 0 without a preference.
 
     Args:
-        logits: Logits of the first response token.
-        prefer: See ``preference``.
-        tokens: First token of the long mode and of the short mode.
+        logits: Logits of the first response token, one row per problem.
+        prefer: Preferred mode of each problem: 1 for long, -1 for short, 0 for none.
+        tokens: Ids of the first token of the long mode and of the short mode.
+        form: Supplies margin and weight.
     """
     gap = (logits[:, tokens[0]] - logits[:, tokens[1]]) * prefer
     return torch.where(prefer != 0, form.assumed_weight * (form.assumed_margin - gap).clamp(min=0), 0.0)

@@ -1,6 +1,25 @@
-"""Measures for the log: statistics of one training batch and its rewards, and accuracy and length on held-out problems.
+"""Columns of the log: statistics of one training batch and its rewards, and results on held-out problems.
 
 Shares lie between 0 and 1, lengths are tokens, entropies nats per token. A mean over nothing is NaN.
+
+=========================  ==================================================================================================
+column                     meaning
+=========================  ==================================================================================================
+accuracy                   share of correct responses
+truncated                  share of responses that the token limit cut off
+closed                     share of responses that closed their think span
+tokens                     mean response length; ``tokens/stopped``, ``/truncated``, ``/correct``, ``/wrong``: of those responses
+think_tokens               mean length of the think span
+loops                      share of responses that the token limit cut off in a loop (``stats.looping``)
+answers/most_common        share of the most common answer among all answers
+zero_std                   share of rollouts in groups whose rewards are all equal
+entropy/think, /answer     mean entropy over the tokens of the think span, of the answer
+component/NAME             mean of a component of the reward; ``component/NAME/std``: its standard deviation over the batch
+accuracy/MODE              of the rollouts whose prompt requests that mode, ``long`` or ``short``; likewise ``tokens/MODE``
+held_out/...               ``accuracy``, ``think_tokens``, ``tokens``, ``truncated``, ``loops`` on held-out problems
+held_out/..._hard          the same on the hardest third of the held-out problems
+held_out/kl                ``KL(policy || initial model)``, nats per token (``kl_to``)
+=========================  ==================================================================================================
 """
 
 from __future__ import annotations
@@ -24,7 +43,13 @@ Row = dict[str, Any]
 
 
 def batch_measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.RewardValues) -> dict[str, float]:
-    """Return the measures of one batch over all processes, by name: accuracy, lengths, entropies, reward components."""
+    """Return the columns of one training batch over all processes, by name (see the module's table).
+
+    Args:
+        drawn: Rollouts of the batch.
+        batch: The same rollouts as the reward reads them.
+        scored: Their rewards.
+    """
     rollouts = [d.rollout for d in drawn]
     correct, stopped = np.array([r.correct for r in rollouts]), np.array([r.finish == "stop" for r in rollouts])
     tokens, think = (np.array([getattr(r, name) for r in rollouts], float) for name in ("response_tokens", "think_tokens"))
@@ -56,7 +81,7 @@ def _mean(values: ndarray) -> float:
 
 
 def _entropy(rollouts: Sequence[Rollout], phase: str) -> float:
-    """Mean entropy over the tokens of a phase, over all rollouts with recorded entropies."""
+    """Return the mean entropy over all tokens of a phase, ``"think"`` or ``"answer"``, of the rollouts with recorded entropies."""
     values: list[float] = []
     for r in rollouts:
         span = getattr(r, phase)
@@ -66,15 +91,15 @@ def _entropy(rollouts: Sequence[Rollout], phase: str) -> float:
 
 
 def _most_common(rollouts: Sequence[Rollout]) -> float:
-    """Share of the most common answer among the responses that have an answer."""
+    """Return the share of the most common answer among the responses that have an answer."""
     answers = Counter(r.token_ids[r.answer.start : r.answer.stop] for r in rollouts if r.answer is not None)
     return answers.most_common(1)[0][1] / answers.total() if answers else math.nan
 
 
 def held_out_measures(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> Row:
-    """Return accuracy and length on held-out problems.
+    """Return the ``held_out/...`` columns without ``held_out/kl``, by name (see the module's table).
 
-    Names that end in ``_hard`` cover the hardest third by ``meta["difficulty"]``, if all problems have a difficulty.
+    The columns ``..._hard`` cover the hardest third by ``meta["difficulty"]``; they are left out unless all problems have a difficulty.
     """
     difficulty = {p.id: p.meta.get("difficulty") for p in problems}
     row = {f"held_out/{name}": value for name, value in _means(rollouts).items()}
@@ -90,8 +115,8 @@ def kl_to(initial: LM, rollouts: Sequence[Rollout], temperature: float) -> float
 
     Args:
         initial: The model before training.
-        rollouts: Rollouts of the policy, with log-probabilities of the untruncated softmax.
-        temperature: Temperature the rollouts were sampled at.
+        rollouts: Rollouts of the policy with log-probabilities, sampled without top-p and top-k.
+        temperature: Temperature at which the rollouts were sampled.
     """
     before = entropies.with_entropies(initial, rollouts, temperature=temperature)
     ratios = [np.subtract(r.logprobs or (), b.logprobs or ()) for r, b in zip(rollouts, before, strict=True)]
@@ -99,6 +124,7 @@ def kl_to(initial: LM, rollouts: Sequence[Rollout], temperature: float) -> float
 
 
 def _means(rollouts: Sequence[Rollout]) -> Row:
+    """Return the columns that are measured on held-out problems, without their prefix."""
     return {
         "accuracy": float(np.mean([r.correct for r in rollouts])),
         "think_tokens": float(np.mean([r.think_tokens for r in rollouts])),

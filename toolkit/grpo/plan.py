@@ -10,20 +10,21 @@ from toolkit.grpo.recipes import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """How every policy of a board or sweep is trained.
+    """Settings with which every policy of a board or sweep is trained.
 
     Attributes:
         task: Task to train on.
         steps: Optimizer steps per policy.
-        pool: Number of training problems. If a run uses more than that, each is visited several times (HAPO compares with earlier visits).
-        held_out: Number of dev problems for the learning curve, 4 samples each.
-        evaluate_every: Steps between two points of the learning curve; 0 for no curve.
-        tiny: True to scale recipes to the tiny reasoner (``Recipe.scaled``), False for their papers' numbers.
+        pool: Number of different training problems. In a run that uses more, each problem comes back several times, as HAPO needs: it
+            compares a response with earlier responses to the same problem.
+        held_out: Number of held-out problems (split ``dev``) for the learning curve, 4 samples each.
+        evaluate_every: Optimizer steps between two points of the learning curve; 0 for no curve.
+        tiny: True to scale recipes to the tiny reasoner (``Recipe.scaled``), False to keep their papers' numbers.
         changes: Recipe fields to replace in every recipe, such as ``(("problems", 32),)``.
-        micro_batch: Rows per forward and backward pass.
+        micro_batch: Rows in each forward/backward pass, on each process.
         lora: Rank of a LoRA adapter, merged at the end; ``None`` trains every weight.
-        engine: ``"toolkit"``, or ``"trl"`` (with vLLM: ``overrides=(("use_vllm", True),)``).
-        overrides: Fields of TRL's ``GRPOConfig``.
+        engine: What samples the responses: ``"toolkit"``, or ``"trl"`` (with vLLM: ``overrides=(("use_vllm", True),)``).
+        overrides: Fields of TRL's ``GRPOConfig`` as pairs ``(name, value)``; they replace the recipe's.
     """
 
     task: str = "arithmetic"
@@ -39,12 +40,12 @@ class TrainingPlan:
     overrides: tuple[tuple[str, Any], ...] = ()
 
     def sized(self, recipe: Recipe) -> Recipe:
-        """Return the recipe scaled and changed as this plan says."""
+        """Return a recipe, scaled to the tiny reasoner if ``tiny``, with the fields in ``changes`` replaced."""
         return replace(recipe.scaled() if self.tiny else recipe, **dict(self.changes))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All settings that a policy depends on, except recipe, task, problems and micro-batch."""
+        """The settings of this plan that a policy depends on, by name, except recipe, task, problems and micro-batch."""
         return {
             "steps": self.steps,
             "held_out": [self.held_out, self.evaluate_every],

@@ -1,4 +1,4 @@
-"""Train policies once and read them back: one folder per policy, named by everything that the policy depends on."""
+"""Train policies once and read them back: one folder per policy, with a hash in its name over everything that the policy depends on."""
 
 from __future__ import annotations
 
@@ -36,17 +36,19 @@ def train_policy(
     reward: Any = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Trained:
-    """Train a copy of ``lm`` by a recipe from a seed. Read the policy back if it exists; resume if its training was stopped.
+    """Train a copy of ``lm`` with a recipe and a seed, and return it with its log. A finished policy is only read back.
 
-    The policy is saved in its folder in ``runs`` (see ``folder_of``), without checkpoints. If several processes need it, one trains it
-    and the others wait.
+    Stopped training is resumed. The policy is saved in its folder in ``runs`` (see ``folder_of``); its checkpoints are removed at the end.
+    If several processes need the same policy, one trains it and the others wait.
 
     Args:
+        lm: The initial model.
         recipe: Recipe with its paper's numbers; ``plan`` scales it.
+        seed: Seed of the training.
         plan: Training settings.
         runs: Directory that holds one folder per policy.
-        reward: Reward object to use instead of the recipe's, in its state before training. The folder's name depends on its class and
-            fields.
+        reward: Reward object to use instead of the recipe's, in its state before training; ``None`` keeps the recipe's. The folder's name
+            depends on the object's class and fields.
         say: Called with one line of progress or warning at a time.
 
     Raises:
@@ -92,7 +94,10 @@ def _extras(plan: TrainingPlan, reward: Any) -> Extras:
 
 
 def folder_of(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, runs: Path, *, reward: Any = None) -> Path:
-    """Return the folder of a policy in ``runs``. Its name is a key of everything that the policy depends on, including the code."""
+    """Return the folder of a policy in ``runs``. Its name ends in a hash over everything that the policy depends on, including the code.
+
+    The arguments are those of ``train_policy``.
+    """
     return runs / f"{_name(recipe, seed)}-{basis(lm, recipe, seed, plan, reward=reward).key}"
 
 
@@ -105,7 +110,7 @@ def _pool(lm: LM, plan: TrainingPlan) -> list[Problem]:
 
 
 def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any = None) -> store.Basis:
-    """Return everything that a policy depends on, including the code. Arguments as for ``train_policy``."""
+    """Return everything that a policy depends on, including the code. The arguments are those of ``train_policy``."""
     recipe = plan.sized(recipe)
     own_reward = {} if reward is None else {"reward": identity.of(reward).body}
     adapter = {} if plan.lora is None else {"adapter": identity.of(lora_config(plan.lora)).body}
@@ -116,7 +121,7 @@ def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any 
 
 
 def lora_config(rank: int) -> Any:
-    """Return a LoRA config for every linear layer except the output layer, with ``alpha`` twice the rank (ours)."""
+    """Return peft's LoRA config for every linear layer except the output layer, with ``alpha`` twice the rank (ours)."""
     from peft import LoraConfig
 
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -1,11 +1,11 @@
-"""Recipes: the training settings of a paper as one frozen value, which can be printed, compared and changed with ``replace``.
+"""Recipes: the training settings of a paper as one frozen value, which can be printed, compared and changed with ``dataclasses.replace``.
 
-``recipes.dler()`` has the paper's numbers, with their origin in ``sources``. ``recipes.dler().scaled()`` is the same method scaled to the
-tiny reasoner: 16 problems x 8 samples per step, responses of at most 200 tokens, a learning rate chosen on its dev split. Every number
-that ``scaled`` changes is ours. ``recipes.ALL`` lists the recipes; a reward without a recipe trains with plain GRPO (``plain``).
+``recipes.dler()`` has the paper's numbers; its field ``sources`` names their origin. ``recipes.dler().scaled()`` is the same method scaled
+to the tiny reasoner: 16 problems x 8 samples per step, responses of at most 200 tokens, a learning rate chosen on its dev split. Every
+number that ``scaled`` sets is ours. ``recipes.ALL`` lists the recipes; a reward without a recipe trains with plain GRPO (``plain``).
 
-Units: lengths are tokens, learning rates are Adam's. If a paper's number was not found, the reward's default (named ``assumed_...``
-there) or TRL's default is used.
+Units: lengths are tokens, learning rates are Adam's. Where a paper's number was not found, the reward's default (named ``assumed_...`` in
+its module) or TRL's default is used.
 
 >>> find("dler").samples, find("dler").scaled().samples
 (16, 8)
@@ -25,8 +25,8 @@ from toolkit.grpo.losses import DRPO, ModeSwitch
 from toolkit.rewards.laser_targets import TargetSettings
 
 TINY_TOKENS = 200  # longest response of the scaled presets; the tiny reasoner's longest are about 150
-TINY_RATE = 3e-4
-TINY_LIMITS = {"dler": 40, "da_dler": 40}  # these truncate at the token budget of a response
+TINY_RATE = 3e-4  # learning rate
+TINY_LIMITS = {"dler": 40, "da_dler": 40}  # longest response, tokens: here it also is the length at which the reward truncates
 TINY_TARGETS = TargetSettings(base=16, step=8, longest=TINY_TOKENS, every=10, problems=32)
 TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -42,14 +42,14 @@ TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "truncation": {"target": 40},
     }
 )
-"""Options of rewards for the tiny reasoner, whose responses have 7 to 150 tokens, by recipe. All other options are the papers'."""
+"""Recipe -> options of its reward for the tiny reasoner, whose responses have 7 to 150 tokens. All other options are the papers'."""
 TINY_PROMPTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "adaptive_deep_reasoning": {"modes": Modes(long=" please", short=" quick")},
         "train_long_think_short": {"curriculum": Curriculum(start=48, every=25, text=" {budget}")},  # to 16 in 100 steps
     }
 )
-"""Texts added to the question, by recipe: the tiny reasoner knows only a few words, and an unfamiliar sentence makes it fail."""
+"""Recipe -> texts appended to the question for the tiny reasoner, which knows only a few words and fails after an unfamiliar sentence."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,18 @@ class Recipe:
         reward: Name in ``rewards.ALL``.
         options: Arguments of the reward.
         advantage: Name in ``advantages.ALL``; ``None`` leaves the advantages to TRL (``scale_rewards`` in ``config``).
-        loss: DRPO's loss, or ``None`` for TRL's (``loss_type`` in ``config``).
-        dynamic: Dynamic sampling, or ``None``.
-        curriculum: Token budget stated in the prompt, or ``None``.
-        modes: Long and short mode, or ``None``.
-        switch: Mode-switching loss, or ``None``.
-        problems: Problems per generation, over all processes.
-        samples: Samples per problem, G in the papers.
+        loss: Parameters of DRPO's loss, or ``None`` for a loss of TRL (``loss_type`` in ``config``).
+        dynamic: Dynamic sampling: groups whose rewards are all equal are replaced by others. ``None`` for no replacement.
+        curriculum: Token budget that is stated in the prompt and falls during training, or ``None``.
+        modes: Texts that request long thinking from half of each group and short thinking from the other half, or ``None``.
+        switch: Parameters of the loss that teaches the model to choose between the modes itself, or ``None``.
+        problems: Problems per generation (a batch of responses sampled at once), over all processes.
+        samples: Responses per problem, G in the papers: the size of a group.
         max_tokens: Longest response, tokens.
         learning_rate: Adam's learning rate, constant.
-        updates: Optimizer steps per generation (batch size over mini-batch size in the papers).
+        updates: Optimizer steps per generation (batch size divided by mini-batch size in the papers).
         config: Further fields of TRL's ``GRPOConfig``.
-        sources: Origin of the numbers, and which of them are ours.
+        sources: Origin of the numbers, and the numbers that are ours.
     """
 
     name: str
@@ -128,20 +128,23 @@ class Recipe:
 
 
 NOT_SCALED = ("beta", "temperature", "entropy_coef")
-"""Fields that scaled recipes leave at TRL's defaults (0, 1 and 0): no reference model, and temperature 1, at which the tiny reasoner is
-measured."""
+"""Fields that scaled recipes leave at TRL's defaults (0, 1 and 0): no KL penalty, which would need a reference model, no entropy bonus, and
+temperature 1, at which the tiny reasoner is measured."""
 CLIP_HIGHER = {"epsilon": 0.2, "epsilon_high": 0.28}
+"""Clip-higher (DAPO): the probability ratio is clipped to ``[1 - epsilon, 1 + epsilon_high]``."""
 DUAL_CLIP = 10.0
-"""Upper clip of the probability ratio for negative advantages, so that a token costs at most ``10 |A|``. TRL's ``delta`` equals verl's
-``clip_ratio_c`` if it exceeds ``1 + epsilon_high``."""
+"""Upper clip of the probability ratio for negative advantages, so that a token adds at most ``10 |A|`` to the loss. In TRL it is ``delta``,
+which equals verl's ``clip_ratio_c`` as long as it exceeds ``1 + epsilon_high``."""
 
 
 def plain(reward: str, **options: Any) -> Recipe:
-    """Return plain GRPO with a reward: advantages scaled by group, TRL's other defaults, token mean over the batch (DAPO's loss).
+    """Return the recipe of plain GRPO with a reward: TRL's defaults.
+
+    Advantages are divided by the standard deviation of their group, and the loss is the token mean over the batch (DAPO's loss).
 
     Args:
         reward: Name in ``rewards.ALL``.
-        options: Arguments of the reward.
+        options: Arguments of the reward, by name.
     """
     entry = rewards.ALL.get(reward)
     paper = entry.paper if entry else ""
@@ -151,14 +154,17 @@ def plain(reward: str, **options: Any) -> Recipe:
 
 
 def length_penalty_mild() -> Recipe:
-    """Return the naive length penalty at half its weight (ours): only a narrow range of weights lies between no effect and collapse."""
+    """Return the recipe of the naive length penalty at half its weight (ours).
+
+    Only a narrow range of weights lies between no effect and a collapse of training.
+    """
     return replace(
         plain("length_penalty", alpha=0.5), name="length_penalty_mild", sources="Ours: to be compared with length_penalty."
     )
 
 
 def grpo_lambda() -> Recipe:
-    """GRPO-lambda (arXiv 2505.18086): only the most accurate groups are rewarded for brevity."""
+    """Return the recipe of GRPO-lambda (arXiv 2505.18086): length is penalised only in the most accurate groups of the batch."""
     return Recipe(
         "grpo_lambda",
         "2505.18086",
@@ -168,10 +174,13 @@ def grpo_lambda() -> Recipe:
 
 
 def dler(*, tokens: bool = False) -> Recipe:
-    """DLER (arXiv 2510.15110): a plain truncation reward, batch-wise advantages, clip-higher, dynamic sampling.
+    """Return the recipe of DLER (arXiv 2510.15110).
+
+    It has a truncation reward, advantages normalised over the batch, clip-higher, and dynamic sampling.
 
     Args:
-        tokens: True to weight the batch statistics by token, as the released code does; False to weight by response, as in the paper.
+        tokens: True if each response counts once per token in the mean and standard deviation over the batch, as in the released code;
+            False if it counts once, as in the paper.
     """
     return Recipe(
         "dler",
@@ -199,14 +208,19 @@ def dler(*, tokens: bool = False) -> Recipe:
 
 
 def da_dler() -> Recipe:
-    """Difficulty-aware DLER (arXiv 2510.15110): shorter truncation for problems that the group solves more often."""
+    """Return the recipe of difficulty-aware DLER (arXiv 2510.15110): a lower length limit for problems that the model solves more often."""
     return replace(
         dler(), name="da_dler", reward="da_dler", sources="Paper: 2000 tokens above accuracy .5, 4000 below; not in the code."
     )
 
 
 def laser(reward: str = "laser") -> Recipe:
-    """LASER, LASER-D, LASER-DE (arXiv 2505.15612): a bonus for correct responses within a target length; -D and -DE adapt it to difficulty."""
+    """Return the recipe of LASER (arXiv 2505.15612): a bonus for correct responses within a target length.
+
+    Args:
+        reward: ``"laser"``, or ``"laser_d"`` or ``"laser_de"``, which adapt the target length to the difficulty of the problem.
+            ``laser_d()`` and ``laser_de()`` return their recipes with all sources.
+    """
     return Recipe(
         reward,
         "2505.15612",
@@ -221,24 +235,27 @@ def laser(reward: str = "laser") -> Recipe:
 
 
 def _adapted(reward: str) -> Recipe:
-    """LASER with targets that are adapted on a monitoring set."""
+    """Return the recipe of LASER with target lengths that are adapted on a monitoring set, with the sources of its numbers."""
     recipe = laser(reward)
     more = " Targets: 500 problems monitored every 20 generations; |C_d| rounded up (paper; scripts: down, laser_targets.SCRIPT_ROUNDING)."
     return replace(recipe, sources=recipe.sources + more)
 
 
 def laser_d() -> Recipe:
-    """LASER-D: one target length per difficulty, adapted during training. See ``laser``."""
+    """Return the recipe of LASER-D (arXiv 2505.15612): LASER with one target length per difficulty, adapted during training."""
     return _adapted("laser_d")
 
 
 def laser_de() -> Recipe:
-    """LASER-DE: as LASER-D, and wrong responses are rewarded for continuing to explore. See ``laser``."""
+    """Return the recipe of LASER-DE (arXiv 2505.15612): LASER-D with a bonus for wrong responses that exceed the target length."""
     return _adapted("laser_de")
 
 
 def hapo() -> Recipe:
-    """HAPO (arXiv 2505.11225): a correct response is rewarded for being shorter than the shortest correct one to that problem so far."""
+    """Return the recipe of HAPO (arXiv 2505.11225).
+
+    A correct response is rewarded for being shorter than the shortest correct response to the same problem so far.
+    """
     return Recipe(
         "hapo",
         "2505.11225",
@@ -252,7 +269,11 @@ def hapo() -> Recipe:
 
 
 def drpo(lam: float = 0.1) -> Recipe:
-    """DRPO (arXiv 2510.04474): a separate loss in which length matters only among correct rollouts."""
+    """Return the recipe of DRPO (arXiv 2510.04474): a loss of its own, in which length matters only among correct rollouts.
+
+    Args:
+        lam: Temperature of the brevity weights (see ``losses.DRPO``).
+    """
     return Recipe(
         "drpo",
         "2510.04474",
@@ -268,12 +289,15 @@ def drpo(lam: float = 0.1) -> Recipe:
 
 
 def slpo() -> Recipe:
-    """ORION's SLPO (arXiv 2511.22891): correct rollouts are rewarded for being short within their group."""
+    """Return the recipe of ORION's SLPO (arXiv 2511.22891): the shorter a correct rollout is within its group, the higher its reward."""
     return replace(plain("slpo"), paper="2511.22891", sources="Weight, rate and batch not found.")
 
 
 def train_long_think_short() -> Recipe:
-    """Train Long, Think Short (arXiv 2508.08940): a token budget in the prompt that falls during training, and a reward for meeting it."""
+    """Return the recipe of Train Long, Think Short (arXiv 2508.08940).
+
+    The prompt states a token budget that falls during training, and the reward is highest at the budget.
+    """
     return Recipe(
         "train_long_think_short",
         "2508.08940",
@@ -284,12 +308,13 @@ def train_long_think_short() -> Recipe:
 
 
 def adaptive_deep_reasoning(switch: ModeSwitch | None = None) -> Recipe:
-    """Adaptive Deep Reasoning (arXiv 2505.20101): half of each group is prompted for long thinking, half for short.
+    """Return the recipe of Adaptive Deep Reasoning (arXiv 2505.20101): half of each group is prompted for long thinking, half for short.
 
     Formulas of the paper that were not found are replaced by ours.
 
     Args:
-        switch: Mode-switching loss; it needs texts whose first tokens begin each mode in your model.
+        switch: Parameters of the loss that teaches the model to choose the mode itself, or ``None``. It needs two texts, whose first tokens
+            begin a long and a short response of your model.
     """
     return Recipe(
         "adaptive_deep_reasoning",
@@ -302,7 +327,10 @@ def adaptive_deep_reasoning(switch: ModeSwitch | None = None) -> Recipe:
 
 
 def sar() -> Recipe:
-    """Self-aligned reward (arXiv 2509.05489): a response gets more reward the more the question raises its likelihood."""
+    """Return the recipe of the self-aligned reward, SAR (arXiv 2509.05489).
+
+    The more the question raises the likelihood of a response, the higher its reward.
+    """
     return Recipe(
         "sar",
         "2509.05489",
@@ -318,14 +346,17 @@ def sar() -> Recipe:
 
 
 def pear() -> Recipe:
-    """PEAR (arXiv 2510.08026): the reward of a correct response falls with the entropy of its thinking above that of its answer."""
+    """Return the recipe of PEAR (arXiv 2510.08026).
+
+    The more the entropy of the thinking exceeds that of the answer, the lower the reward of a correct response.
+    """
     return Recipe(
         "pear", "2510.08026", "pear", problems=128, learning_rate=1e-6, sources="Notes: alpha 1, batch 128, 1e-6; G not found."
     )
 
 
 def surrogate() -> Recipe:
-    """Surrogate rewards (arXiv 2505.19439): format and length instead of correct answers."""
+    """Return the recipe of surrogate rewards (arXiv 2505.19439): for format and length instead of correct answers."""
     return Recipe(
         "surrogate",
         "2505.19439",
@@ -339,7 +370,10 @@ def surrogate() -> Recipe:
 
 
 def longwriter() -> Recipe:
-    """LongWriter-Zero (arXiv 2506.18841): the advantage is the mean of the advantages of the reward's components."""
+    """Return the recipe of LongWriter-Zero (arXiv 2506.18841): advantages are averaged over the components of the reward.
+
+    Of its three components, only the length reward is included here.
+    """
     return Recipe(
         "longwriter",
         "2506.18841",
@@ -376,13 +410,14 @@ ALL: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
         )
     }
 )
+"""Name -> function that makes the recipe."""
 
 
 def find(name: str) -> Recipe:
-    """Return the recipe of a name; without such a recipe, plain GRPO with the reward of that name.
+    """Return the recipe with a name in ``ALL``, or else plain GRPO with the reward of that name in ``rewards.ALL``.
 
     Raises:
-        ValueError: no recipe and no reward has that name; lists all names.
+        ValueError: no recipe and no reward has that name; the message lists all names.
     """
     if name in ALL:
         return ALL[name]()

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: each is complete or absent, and a damaged one raises an error that says what to do."""
+"""Checkpoints of a training run: written completely or not at all; loading a damaged one raises an error that says what to do."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _UNREADABLE = (
 
 
 def checkpoint_of(out: str | Path, step: int) -> Path:
-    """Return the folder of a run's checkpoint at a step."""
+    """Return the folder of the checkpoint that a run writes into ``out`` at an optimizer step."""
     return Path(out) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
 def last_checkpoint(out: Path) -> Path | None:
-    """Return the newest complete checkpoint of a run, or ``None``."""
+    """Return the folder of the newest complete checkpoint in a run's directory, or ``None``."""
     complete = [p.parent for p in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{STATE}")]
     return max(complete, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
@@ -58,10 +58,12 @@ def remove_old(out: Path, keep: int = KEPT) -> None:
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    """Read a checkpoint's ``identity`` (the run it belongs to) and the state of its ``reward``.
+    """Return the entries that this toolkit adds to a checkpoint.
+
+    They are ``identity``, the settings that a resumed run must share, and ``reward``, the state of a stateful reward (else empty).
 
     Raises:
-        store.DamagedFileError: the file is damaged.
+        store.DamagedFileError: the file that holds them is damaged.
     """
     return store.read_json(checkpoint / STATE, {"identity": Mapping[str, Any], "reward": Mapping[str, Any]}, remedy=EARLIER)
 
@@ -71,7 +73,7 @@ def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
     """Write a checkpoint in the body of the ``with`` statement; if that fails, remove the incomplete checkpoint.
 
     Args:
-        main: True if this process is the one that removes it.
+        main: True in the process that removes an incomplete checkpoint.
 
     Raises:
         DiskFullError: the disk is full.
@@ -87,7 +89,7 @@ def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
 
 @contextmanager
 def reading(checkpoint: str | Path | None) -> Iterator[None]:
-    """Load part of a checkpoint in the body of the ``with`` statement; a failure becomes a DamagedFileError that says what to do."""
+    """Load part of a checkpoint in the body of the ``with`` statement; an error there becomes a DamagedFileError that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -98,14 +100,20 @@ def reading(checkpoint: str | Path | None) -> Iterator[None]:
 
 
 class ResumableTrainer(GRPOTrainer):
-    """TRL's trainer with complete-or-absent checkpoints that also hold the run's identity and the reward's state."""
+    """TRL's trainer, whose checkpoints also hold the run's identity and the reward's state, and are removed if they are incomplete.
+
+    Attributes:
+        args: TRL's config.
+        identity: Settings that a resumed run must share.
+        reward: The reward object.
+    """
 
     args: Any
     identity: Mapping[str, Any]
     reward: Any
 
     def reward_state(self) -> dict:
-        """Return the state of a stateful reward, else an empty dict."""
+        """Return the state of the reward if it is stateful, else an empty dict."""
         return self.reward.state_dict() if hasattr(self.reward, "state_dict") else {}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

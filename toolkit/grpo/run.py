@@ -1,18 +1,18 @@
-"""Train a model with GRPO from start to end: ``train(lm, recipe, problems, run) -> Trained``. ``resume=True`` continues after a kill.
+"""Train a model with GRPO from start to end: ``train(lm, recipe, problems, run) -> Trained``. ``resume=True`` continues a killed run.
 
 A run's directory holds ``log.jsonl`` (one line per step) and ``checkpoint-N`` (ordinary Hugging Face folders, with the states of
-optimizer, scheduler, random numbers and reward); for CRF also the judge. A finished run adds ``log.parquet``, ``model`` and, with LoRA,
-``adapter`` (see ``saved``).
+optimizer, scheduler, random numbers and reward); with the reward CRF, also the head that judges conciseness. A finished run adds
+``log.parquet``, ``model`` and, with LoRA, ``adapter`` (see ``saved``).
 
 Precision. Trained weights are fp32 whatever type the model was loaded in: at a usual learning rate AdamW changes a weight by less than
 bfloat16 can represent. A model loaded in bfloat16 samples and trains under autocast to bfloat16. Rollouts and updates use the same policy;
-``sampler/kl`` and ``sampler/gap`` in the log measure the difference of their log-probabilities. The last row of the log evaluates the
-saved model.
+the columns ``sampler/kl`` and ``sampler/gap`` of the log measure how far the log-probabilities of sampling differ from those of training.
+The held-out results in the last row of the log are those of the saved model.
 
-Memory, bytes per weight: 16 for a trained weight (4 each for weight, gradient and Adam's two moments), 2 for a bfloat16 copy under
-autocast, 2 (bfloat16) or 4 for the initial model, which is kept, and 4 for a reference model if ``beta`` is not 0. With LoRA: 2 (bfloat16)
-or 4 for the frozen copy, and 16 for each weight of the adapter. To use less, set ``overrides`` such as ``{"gradient_checkpointing":
-True}`` or ``{"optim": "adamw_bnb_8bit"}`` (moments of 1 byte).
+Memory in bytes per weight of the model: 16 for training (4 each for weight, gradient and Adam's two moments), 2 for a bfloat16 copy under
+autocast, 2 (bfloat16) or 4 (fp32) for the initial model, which is kept, and 4 for a reference model if ``beta`` is not 0. With LoRA: 2
+(bfloat16) or 4 (fp32) for the frozen copy instead of 16, and 16 for each weight of the adapter. To use less, set ``overrides`` such as
+``{"gradient_checkpointing": True}`` or ``{"optim": "adamw_bnb_8bit"}`` (moments of 1 byte).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from toolkit.lm import LM
 from toolkit.types import Problem
 
 KWARGS = "chat_template_kwargs"  # TRL's name for the switches of a chat template
-PROBED = 8  # problems of the first probe
+PROBED = 8  # number of problems that ``probe`` samples
 OWNED = {
     "output_dir": "--out",
     "max_steps": "--steps",
@@ -67,7 +67,7 @@ OWNED = {
     "bf16": "--dtype bfloat16",
     "use_cpu": "--device cpu",
 }
-"""Fields of TRL's ``GRPOConfig`` that follow from the run, the recipe or the model -> the setting that decides them."""
+"""Fields of TRL's ``GRPOConfig`` that may not be set directly -> the setting of the run, the recipe or the model that decides each."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,15 @@ class Run:
         out: Directory of the run.
         steps: Optimizer steps.
         seed: Seed of the order of problems and of every rollout.
-        save_every: Steps between checkpoints; the last two are kept.
-        held_out: Problems to evaluate on.
-        evaluate_every: Steps between evaluations; 0 for never.
+        save_every: Optimizer steps between checkpoints; the last two are kept.
+        held_out: Held-out problems to evaluate the policy on.
+        evaluate_every: Optimizer steps between evaluations; 0 for never.
         evaluate: Sampling settings of the evaluation.
-        micro_batch: Rows per forward and backward pass and process. It does not change a step, with one exception: DRPO with several
-            updates, since its KL term is computed over one micro-batch.
-        overrides: Fields of TRL's ``GRPOConfig`` that replace the recipe's; none of ``OWNED``.
-        save_dtype: Number type of the saved model. A type narrower than fp32 rounds the trained weights; the loss is reported and saved.
+        micro_batch: Rows in each forward/backward pass, on each process. It does not change the result of a step, with one exception: DRPO
+            with several updates per generation, whose KL term is computed over one micro-batch.
+        overrides: Fields of TRL's ``GRPOConfig`` that replace the recipe's, by name; none of ``OWNED``.
+        save_dtype: Number type of the saved model. A type narrower than fp32 rounds the trained weights; the rounding error is printed, and
+            saved in ``grpo.json`` beside the model.
     """
 
     out: Path
@@ -106,8 +107,9 @@ class Trained:
 
     Attributes:
         lm: The trained model, read back from disk (in processes other than the main one: as it is in memory).
-        log: One row per step; row 0 is before training. Empty in processes other than the main one.
-        main: True in the process that writes files.
+        log: One row per optimizer step; row 0 is before training (``measures`` describes the columns). Empty in processes other than the
+            main one.
+        main: True in the main process, which writes the files.
     """
 
     lm: LM
@@ -118,12 +120,12 @@ class Trained:
 def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
     """Return TRL's config for a recipe and a run.
 
-    One generation has ``problems x samples`` responses over all processes and is used for ``updates`` optimizer steps, whatever the
-    micro-batch.
+    One generation has ``problems x samples`` responses over all processes and is used for ``updates`` optimizer steps, whatever the size of
+    a micro-batch.
 
     Raises:
-        ValueError: the generation cannot be split into micro-batches of that size; the model is in float16; the overrides hold a switch of
-            the chat template or a field of ``OWNED``; or TRL refuses the config.
+        ValueError: a generation cannot be split into micro-batches of the size ``run.micro_batch``; the model is in float16; recipe or
+            overrides hold a switch of the chat template or a field of ``OWNED``; or TRL refuses the config.
     """
     check_free({**recipe.config, **run.overrides})
     if lm.model.dtype == torch.float16 or run.overrides.get("fp16"):
@@ -171,7 +173,7 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
 
 
 def check_free(settings: Iterable[str]) -> None:
-    """Raise ValueError if ``settings`` names a field of TRL's config that the run, the recipe or the model decides."""
+    """Raise ValueError if ``settings`` contains the name of a field of ``OWNED``, which the run, the recipe or the model decides."""
     if taken := sorted(set(settings) & set(OWNED)):
         raise ValueError(f"{taken[0]} cannot be set for TRL alone: it follows from the run. Use {OWNED[taken[0]]} instead.")
 
@@ -186,25 +188,28 @@ def train(
     resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Trained:
-    """Train a copy of ``lm`` and save it; ``lm`` itself is unchanged.
+    """Train a copy of ``lm``, save it, and return it with its log; ``lm`` itself is unchanged.
 
     Args:
+        lm: The initial model.
+        recipe: Reward, loss and other settings of the method.
         problems: Training problems.
+        run: Length, seed, directory and evaluation of this run.
         extras: Plug-ins beside the recipe, such as your own reward or a LoRA config.
-        resume: Continue from the last complete checkpoint in ``run.out``, or from the start if there is none.
-        say: Called with alarms and with the result of a first probe, one line each.
+        resume: True to continue from the last complete checkpoint in ``run.out``, or from the start if there is none.
+        say: Called with one line at a time: progress, alarms, and warnings of ``probe``.
 
     Raises:
         ValueError: the settings cannot work; raised before any training (see ``Trainer`` and ``probe``).
         FileExistsError: ``run.out`` already holds a run and ``resume`` is False.
         store.StoreError: another process is training into ``run.out``.
         store.WrongModelError: the run in ``run.out`` has another model, recipe, seed, problem set or reward, or was begun by other code.
-        checks.NonFiniteError: a reward, loss or gradient is NaN or infinite; names step and sample.
+        checks.NonFiniteError: a reward, loss or gradient is NaN or infinite; the message names step and sample.
     """
     args = arguments(lm, recipe, run)
     check_context(lm, problems, args.max_completion_length)
     with _only_run(run.out) if args.process_index == 0 else nullcontext():
-        # What a checkpoint must agree with, checked before anything is written.
+        # Settings that a checkpoint must share to be resumed, checked before anything is written.
         identity = {**policy_identity(lm, recipe, problems), **_training_identity(recipe, run, extras)}
         checkpoint = _begin(run.out, identity, resume)
         store.writable(run.out)
@@ -259,7 +264,7 @@ def _restore_reward(trainer: Trainer, checkpoint: Path) -> None:
 
 
 def policy_identity(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
-    """Return the model (everything that decides its responses), the recipe and the problems of a policy, as JSON values."""
+    """Return a policy's initial model (everything that decides its responses), recipe and training problems, as a dict of JSON values."""
     return {
         **identities.of_lm(lm),
         "recipe": json.loads(json.dumps(asdict(recipe), default=store.jsonable)),
@@ -268,7 +273,10 @@ def policy_identity(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict
 
 
 def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, Any]:
-    """The other settings that a checkpoint belongs to. Parts of a reward or adapter whose identity is unknown are left out."""
+    """Return the settings beside ``policy_identity`` that a resumed run must share with its checkpoint, by name.
+
+    Parts of a reward or adapter whose identity is unknown are left out.
+    """
     plugged = {"reward": extras.reward, "adapter": extras.lora}
     keys = {name: None if value is None else store.key(identities.of(value, strict=False).body) for name, value in plugged.items()}
     return {
@@ -282,7 +290,7 @@ def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, An
 
 
 def _facts(run: Run, extras: Extras) -> dict[str, Any]:
-    """Settings of the training, for ``grpo.json`` beside the saved model."""
+    """Return settings of the training, for ``grpo.json`` beside the saved model."""
     lora = (
         None if extras.lora is None else {name: getattr(extras.lora, name, None) for name in ("r", "lora_alpha", "target_modules")}
     )
@@ -313,8 +321,8 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
     if differing:
         saved_values, new_values = (str({k: side.get(k) for k in differing})[:100] for side in (before, now))
         raise store.WrongModelError(
-            f"{checkpoint} is of another {', '.join(differing)}: {saved_values} there, {new_values} now. Resume it with the same settings, "
-            "or choose another directory."
+            f"{checkpoint} belongs to another run, which differs in {', '.join(differing)}: {saved_values} there, {new_values} now. Resume "
+            "it with the same settings, or choose another directory."
         )
     return checkpoint
 
@@ -335,6 +343,10 @@ def check_context(lm: LM, problems: Sequence[Problem], max_tokens: int) -> None:
 
 def probe(trainer: Trainer, say: Callable[[str], None]) -> None:
     """Sample a few groups before training and check that the reward can be computed; its state does not change.
+
+    Args:
+        trainer: The trainer, before its first step.
+        say: Called with a warning if all responses are correct.
 
     Raises:
         rewards.MissingColumnError: the reward needs a column that nothing supplies.

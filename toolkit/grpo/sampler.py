@@ -1,4 +1,8 @@
-"""Sample a batch from the weights in training: groups, modes, budgets in the prompt, dynamic sampling, over all processes."""
+"""Sample the responses of a training batch from the weights in training, on all processes.
+
+A recipe may change the prompts: state a token budget, or request a *mode*, long or short thinking (``draws``). It may also replace groups
+whose rewards are all equal (dynamic sampling). A group is the set of responses to one problem; each process samples whole groups.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ from toolkit.lm import LM, Ask, Condition
 from toolkit.types import Problem, Rollout
 
 Messages = Sequence[Mapping[str, str]]
-MONITOR = len(draws.MODES)  # stream of random numbers of the monitoring set; lower streams belong to the modes
+MONITOR = len(draws.MODES)  # ``stream`` (see ``draws.seed_of``) of the monitoring set; lower numbers belong to the modes
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,20 @@ class PolicyView:
     """The parts of a trainer that sampling needs.
 
     Attributes:
-        lm: Tokenizer, think tags and template; the weights come from ``weights``.
+        lm: The model given to the trainer, used for its tokenizer, think tags and template; the current weights come from ``weights``.
         recipe: Recipe of the run.
         args: TRL's config.
-        problems: Training problems by id.
+        problems: Problem id -> training problem.
         needs: Columns that the reward reads.
         accelerator: The trainer's ``accelerate.Accelerator``.
-        step: Returns the number of optimizer steps done.
-        weights: Returns the model in training.
-        generating: Context manager that yields the model for generation: unwrapped, gathered, under the autocast of training.
-        rewards: Returns the rewards of a batch of all processes, without changing the reward's state. Arguments: the batch, and this
-            process's part of it.
-        log_probs: Returns log-probabilities of responses. Arguments: ids, attention mask, number of response columns.
+        step: Function that returns the number of optimizer steps done so far.
+        weights: Function that returns the model in training.
+        generating: Function that returns a context manager. It yields the model for generation: unwrapped, with sharded weights gathered,
+            under the autocast of training.
+        rewards: Function that returns the rewards of a batch of all processes, ``[n]``, without changing the reward's state. Its arguments
+            are the batch and this process's part of the batch.
+        log_probs: Function that returns log-probabilities (nats) of response tokens. Its arguments are token ids of prompts and responses,
+            attention mask, and number of response columns.
     """
 
     lm: LM
@@ -61,13 +67,13 @@ class PolicyView:
 
 
 def view_of(trainer: Any) -> PolicyView:
-    """Return a view of a trainer for sampling."""
+    """Return the parts of a trainer that sampling needs."""
 
     def rewards(drawn: Sequence[Drawn], local: Sequence[Drawn]) -> ndarray:
         return trainer.reward(trainer.batch_of(drawn, local, trainer.state.global_step, "eval")).values
 
     return PolicyView(
-        lm=trainer.origin,
+        lm=trainer.origin,  # the LM that the trainer was made with
         recipe=trainer.recipe,
         args=trainer.args,
         problems=trainer.problems,
@@ -83,6 +89,7 @@ def view_of(trainer: Any) -> PolicyView:
 
 @contextmanager
 def _generating(trainer: Any) -> Iterator[Any]:
+    """Yield the trainer's model for generation: unwrapped, with sharded weights gathered, under the autocast of training."""
     gathered = {"gather_deepspeed3_params": trainer.args.ds3_gather_for_generation}
     with (
         unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **gathered) as model,
@@ -93,10 +100,13 @@ def _generating(trainer: Any) -> Iterator[Any]:
 
 
 class Sampler:
-    """Samples batches from a policy in training.
+    """Samples the responses of batches from a policy in training.
 
     Attributes:
-        metrics: Metrics of the newest batch, for the log.
+        policy: The parts of the trainer that sampling needs.
+        metrics: Columns for the log about the newest batch. With dynamic sampling: ``dynamic/groups_drawn`` (groups sampled in all),
+            ``dynamic/rounds`` (rounds of sampling), and ``dynamic/filled``, the share of the batch for which no group with different
+            rewards was found, so that dropped groups fill it.
     """
 
     def __init__(self, policy: PolicyView) -> None:
@@ -104,25 +114,31 @@ class Sampler:
         self.metrics: dict[str, float] = {}
 
     def draw(self, ids: Sequence[str]) -> list[Drawn]:
-        """Sample this process's part of a batch.
+        """Sample this process's part of a batch and return it, group after group.
 
         Args:
-            ids: Problem id of each response that this process samples, group after group.
+            ids: Problem id of each response that this process samples. The ids of a group are consecutive and equal; groups are whole.
 
         Raises:
             ValueError: a weight is NaN or infinite.
         """
-        t = self.policy
-        for name, weight in t.weights().named_parameters():
+        policy = self.policy
+        for name, weight in policy.weights().named_parameters():
             if not torch.isfinite(weight).all():
-                raise ValueError(f"After step {t.step()} weight {name} holds NaN or infinity: lower the learning rate.")
-        groups = self._groups([t.problems[i] for i in ids[:: t.args.num_generations]])
-        if t.recipe.dynamic is not None:
+                raise ValueError(f"After step {policy.step()} weight {name} holds NaN or infinity: lower the learning rate.")
+        groups = self._groups([policy.problems[i] for i in ids[:: policy.args.num_generations]])
+        if policy.recipe.dynamic is not None:
             groups = self._refilled(groups)
         return [d for group in groups for d in group]
 
     def rollouts(self, problems: Sequence[Problem], sampling: Sampling, ask: Ask | None = None) -> list[Rollout]:
-        """Sample rollouts of the current policy in evaluation mode, then restore the training mode."""
+        """Sample rollouts of the current policy with ``model.eval()``, then put the model back into the mode it was in.
+
+        Args:
+            problems: Problems to answer.
+            sampling: Sampling settings.
+            ask: Function that changes the prompts, or ``None``.
+        """
         if not problems:
             return []
         training = self.policy.weights().training
@@ -135,10 +151,18 @@ class Sampler:
                 model.train(training)
 
     def monitoring_rollouts(self, problems: int, samples: int) -> list[Rollout]:
-        """Sample rollouts of a monitoring set over all processes: the same training problems in every step of a run."""
-        t = self.policy
-        chosen = draws.more_problems(list(t.problems.values()), set(), problems, t.args.seed)
-        local = chosen[t.accelerator.process_index :: t.accelerator.num_processes]
+        """Sample rollouts of a monitoring set, divided over the processes, and return those of all processes.
+
+        A monitoring set is a set of training problems, the same in every step of a run. Its responses measure the policy (LASER-D sets its
+        target lengths by them) and are not trained on.
+
+        Args:
+            problems: Number of problems.
+            samples: Responses per problem.
+        """
+        policy = self.policy
+        chosen = draws.more_problems(list(policy.problems.values()), set(), problems, policy.args.seed)
+        local = chosen[policy.accelerator.process_index :: policy.accelerator.num_processes]
         return list(gather_object(self.rollouts(local, self._sampling(MONITOR, samples))))
 
     def _sampling(self, stream: int, n: int) -> Sampling:
@@ -149,40 +173,47 @@ class Sampler:
         )
 
     def _groups(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """One group per problem, sampled by this process, with the log-probabilities that the reward may need."""
+        """Sample a group per problem on this process, with the column ``logprob_without`` if the reward needs it."""
         groups = self._prompted(problems)
         return [self._with_prior(group) for group in groups] if "logprob_without" in self.policy.needs else groups
 
     def _prompted(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """One group per problem, sampled by this process with the recipe's change of the prompt."""
-        t, samples = self.policy, self.policy.args.num_generations
-        if t.recipe.modes is None:
-            ask, budget = budget_prompt(t.recipe.curriculum, t.step())
+        """Sample a group per problem on this process, with prompts that state the recipe's budget or request its modes, if it has any."""
+        policy, samples = self.policy, self.policy.args.num_generations
+        if policy.recipe.modes is None:
+            ask, budget = budget_prompt(policy.recipe.curriculum, policy.step())
             rollouts = self.rollouts(problems, self._sampling(0, samples), ask)
-            drawn = [Drawn(r, prompted_messages(t.problems[r.problem_id], ask), budget) for r in rollouts]
+            drawn = [Drawn(r, prompted_messages(policy.problems[r.problem_id], ask), budget) for r in rollouts]
             return [drawn[i : i + samples] for i in range(0, len(drawn), samples)]
         half = samples // 2
         groups: list[list[Drawn]] = [[] for _ in problems]
         for stream, mode in enumerate(draws.MODES):
-            ask = t.recipe.modes.ask(mode)
+            ask = policy.recipe.modes.ask(mode)
             rollouts = draws.renumbered(self.rollouts(problems, self._sampling(stream, half), ask), stream * half)
             for i, r in enumerate(rollouts):
-                groups[i // half].append(Drawn(r, prompted_messages(t.problems[r.problem_id], ask), mode=mode))
+                groups[i // half].append(Drawn(r, prompted_messages(policy.problems[r.problem_id], ask), mode=mode))
         return groups
 
     def _refilled(self, groups: list[list[Drawn]]) -> list[list[Drawn]]:
-        """Dynamic sampling over all processes (``draws.Dynamic``); returns this process's part of the full batch."""
-        t, rule = self.policy, self.policy.recipe.dynamic
+        """Drop groups whose rewards are all equal, from the batch of all processes, and sample groups of other problems in their place.
+
+        ``draws.Dynamic`` sets the limits. All processes sample; each gets back its part of the full batch.
+
+        Args:
+            groups: Groups that this process has sampled.
+        """
+        policy, rule = self.policy, self.policy.recipe.dynamic
         assert rule is not None
-        here, world = t.accelerator.process_index, t.accelerator.num_processes
+        here, world = policy.accelerator.process_index, policy.accelerator.num_processes
         pool: list[list[Drawn]] = list(gather_object(groups))
         wanted, rounds = len(pool), 1
         pool, dropped = self._drop_uniform(pool, [], wanted)
         while len(pool) < wanted and rounds < rule.rounds:
-            # Every process computes the same problems, and samples its part of them.
+            # Every process chooses the same problems, and samples its part of them. The seed below only chooses problems. Responses are
+            # sampled with other random numbers, which depend on the problem: none repeats, even if a round and a mode have the same number.
             seen = {group[0].rollout.problem_id for group in (*pool, *dropped)}
-            seed = draws.seed_of(t.args.seed, t.step(), rounds)
-            more = draws.more_problems(list(t.problems.values()), seen, rule.next_round(len(pool), len(seen), wanted), seed)
+            seed = draws.seed_of(policy.args.seed, policy.step(), rounds)
+            more = draws.more_problems(list(policy.problems.values()), seen, rule.next_round(len(pool), len(seen), wanted), seed)
             if not more:
                 break
             sampled = {group[0].rollout.problem_id: group for group in gather_object(self._groups(more[here::world]))}
@@ -199,18 +230,21 @@ class Sampler:
     def _drop_uniform(
         self, pool: list[list[Drawn]], dropped: list[list[Drawn]], wanted: int
     ) -> tuple[list[list[Drawn]], list[list[Drawn]]]:
-        """Drop groups with equal rewards from a batch of the first ``wanted`` groups; return the remaining and all dropped groups.
+        """Drop the groups whose rewards are all equal from a batch of the first ``wanted`` groups of ``pool``.
 
-        This repeats until no group of the batch is dropped, because a reward may compare the groups of a batch. The reward's state does
-        not change.
+        Groups of ``pool`` beyond the first ``wanted`` move up into the batch. The new batch is scored again, since a reward may compare the
+        groups of a batch, and so on until no group is dropped. The reward's state does not change.
+
+        Returns:
+            The remaining groups, and all dropped groups: those in ``dropped`` and the new ones.
         """
-        t, rule = self.policy, self.policy.recipe.dynamic
+        policy, rule = self.policy, self.policy.recipe.dynamic
         assert rule is not None
-        here, world = t.accelerator.process_index, t.accelerator.num_processes
+        here, world = policy.accelerator.process_index, policy.accelerator.num_processes
         while batch := pool[:wanted]:
             rows = [d for group in batch for d in group]
             local = rows[len(rows) * here // world : len(rows) * (here + 1) // world]
-            values = t.rewards(rows, local)
+            values = policy.rewards(rows, local)
             keeps = [rule.keeps(part) for part in np.split(values, np.cumsum([len(group) for group in batch])[:-1])]
             if all(keeps):
                 break
@@ -219,31 +253,32 @@ class Sampler:
         return pool, dropped
 
     def _with_prior(self, group: list[Drawn]) -> list[Drawn]:
-        """Add each response's mean log-probability after the same chat with an empty question (SAR, arXiv 2509.05489)."""
+        """Add ``logprob_without``: each response's mean log-probability if the question is left empty (SAR, arXiv 2509.05489)."""
         responses = [list(d.rollout.token_ids[d.rollout.prompt_len :]) for d in group]
         means = self._mean_logprobs([without_question(d.prompt) for d in group], responses)
         return [replace(d, logprob_without=mean) for d, mean in zip(group, means, strict=True)]
 
     @torch.no_grad()
     def _mean_logprobs(self, prompts: Sequence[Messages], responses: Sequence[list[int]]) -> list[float]:
-        t = self.policy
-        ids = [t.lm.prompt_ids(p) for p in prompts]
-        left, width, pad = max(map(len, ids)), max(map(len, responses)), t.lm.tokenizer.pad_token_id
+        """Return the mean log-probability (nats per token) of each response after its prompt. Responses are token ids."""
+        policy = self.policy
+        ids = [policy.lm.prompt_ids(p) for p in prompts]
+        left, width, pad = max(map(len, ids)), max(map(len, responses)), policy.lm.tokenizer.pad_token_id
         rows, mask = [], []
         for p, r in zip(ids, responses, strict=True):
             before, after = left - len(p), width - len(r)
             rows.append([pad] * before + p + r + [pad] * after)
             mask.append([0] * before + [1] * (len(p) + len(r)) + [0] * after)
-        device = t.accelerator.device
-        logps = t.log_probs(torch.tensor(rows, device=device), torch.tensor(mask, device=device), width)
+        device = policy.accelerator.device
+        logps = policy.log_probs(torch.tensor(rows, device=device), torch.tensor(mask, device=device), width)
         return [float(row[: len(r)].double().mean()) for row, r in zip(logps, responses, strict=True)]
 
 
 def base_model(model: Any) -> PreTrainedModel:
-    """Return the model without peft's wrapper; adapters stay inside its layers."""
+    """Return the model without peft's wrapper; LoRA adapters stay inside its layers."""
     return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 def without_question(messages: Messages) -> list[Mapping[str, str]]:
-    """Return the same chat with empty user messages; a system prompt stays."""
+    """Return the messages of a chat with empty user messages; a system prompt stays."""
     return [{**m, "content": ""} if m["role"] == "user" else m for m in messages]

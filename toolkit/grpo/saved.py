@@ -2,7 +2,7 @@
 
 A run writes ``model``, an ordinary Hugging Face directory, and, with LoRA, ``adapter``, an ordinary PEFT directory in fp32 (vLLM serves it
 with ``--enable-lora``). ``model`` is fp32 unless ``Run.save_dtype`` says otherwise: bfloat16 rounds away most of the changes of a run at a
-usual learning rate. The kept share is measured (``toolkit.rounding``), reported, and saved in ``model/grpo.json``.
+usual learning rate. The share of the changes that survives is measured (``toolkit.rounding``), printed, and saved in ``model/grpo.json``.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from toolkit.lm import LM
 from toolkit.rounding import Rounding, rounding
 
 MODEL, ADAPTER, ABOUT = "model", "adapter", "grpo.json"
-assumed_prompts, assumed_positions = 8, 16  # two models are compared at the last positions of the first training prompts (ours)
+assumed_prompts, assumed_positions = 8, 16  # models are compared at the last 16 positions of the first 8 training prompts (ours)
 PICKLED = "training_args.bin"  # transformers writes it beside a model; it is useless without the run
 
 
 def finished_model(trainer: Trainer) -> PreTrainedModel:
-    """Return the trained model in fp32, with adapters merged and without the wrapped ``forward`` methods of TRL and accelerate."""
+    """Return the trained model in fp32 and evaluation mode, with adapters merged and without the wrappers of TRL and accelerate."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     for name in ("forward", "_original_forward"):
         model.__dict__.pop(name, None)
@@ -45,17 +45,21 @@ def finished_model(trainer: Trainer) -> PreTrainedModel:
 
 
 def trained_lm(initial: LM, trainer: Trainer) -> LM:
-    """Return the policy as an LM derived from ``initial``, with a record of its training problems."""
+    """Return the trained policy as an LM whose parent is ``initial``, with a record of its training problems."""
     return lms.child(initial, finished_model(trainer), f"{initial.name}, {trainer.recipe.name}", made_from=(_trained_on(trainer),))
 
 
 def _trained_on(trainer: Trainer) -> origins.Record:
+    """Return the record of the training problems: ids, task, split and seed."""
     pool = list(trainer.problems.values())
     return origins.record((p.id for p in pool), **task_and_split(pool), seed=trainer.args.seed)
 
 
 def merge_adapter(model: Any) -> PreTrainedModel:
-    """Convert a model to fp32 in place and merge its adapter, whether peft wraps the model or only some of its layers."""
+    """Convert a model to fp32 in place, merge its adapter if it has one, and return it without peft's wrappers.
+
+    peft may wrap the whole model or only some of its layers.
+    """
     whole: Any = lms.as_type(base_model(model), torch.float32)
     if isinstance(model, PeftModel):
         return cast(PreTrainedModel, model.merge_and_unload())
@@ -67,19 +71,22 @@ def merge_adapter(model: Any) -> PreTrainedModel:
 
 
 def has_adapter(model: Any) -> bool:
-    """Return True if a model has layers with an adapter."""
+    """Return True if some layer of a model has a peft adapter."""
     return any(isinstance(layer, BaseTunerLayer) for layer in model.modules())
 
 
 def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, about: Mapping[str, Any]) -> LM:
-    """Write the policy into ``out``, read it back, evaluate it for the last row of the log, and return it. Only for the main process.
+    """Write the policy into ``out``, read it back, evaluate it for the last row of the log, and return it.
 
-    The trainer's optimizer is freed and its weights are changed. After a kill before the end, ``out / "model"`` does not exist and the run
-    resumes from the last checkpoint.
+    Call it only in the main process. The trainer's optimizer is freed and its weights are changed. If the process is killed before the end,
+    ``out / "model"`` does not exist and the run can be resumed from the last checkpoint.
 
     Args:
-        dtype: Number type of ``model``.
-        about: Fields for ``grpo.json`` in addition to the fingerprints and the rounding.
+        trainer: The trainer after its last step.
+        recorder: Holds the log and the initial model.
+        out: The run's directory.
+        dtype: Number type of the saved model.
+        about: Fields for ``grpo.json`` in addition to the fingerprints and the rounding error.
     """
     initial, changed = recorder.initial, has_adapter(trainer.model) or trainer.args.bf16
     assert initial is not None
@@ -106,6 +113,7 @@ def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dt
 
 
 def _save_adapter(trainer: Trainer, initial: LM, folder: Path) -> None:
+    """Write the LoRA adapter as a PEFT directory, with the records of the problems that made it."""
     store.remove(folder)
     with store.atomic_directory(folder) as partial:
         trainer.save_model(str(partial))
@@ -124,8 +132,10 @@ def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, dev
     """Load a saved model with the think tags, template switches and custom code of the model it was trained from.
 
     Args:
-        like: The model it was trained from.
-        device: Device to load to; default: that of ``like``.
+        like: The model from which the saved model was trained.
+        folder: Directory of the saved model.
+        dtype: Number type to load it in.
+        device: Device to load it to; ``None`` means that of ``like``.
     """
     custom = type(like.model).__module__.startswith("transformers_modules")
     where = like.device if device is None else device
@@ -133,7 +143,10 @@ def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, dev
 
 
 def _rounded(initial: LM, policy: LM, dtype: torch.dtype) -> dict[str, Any]:
-    """Rounding of the policy to ``dtype``; under "given" also to the type of the initial model, if that is another."""
+    """Return the fields of ``rounding.Rounding`` for the policy stored in ``dtype``.
+
+    If the initial model has another number type, the entry ``given`` holds the same fields for that type.
+    """
     start = merge_adapter(deepcopy(initial.model)) if has_adapter(initial.model) else initial.model
     before, after = (dict(model.named_parameters()) for model in (start, policy.model))
     lost: dict[str, Any] = asdict(rounding(before, after, dtype))
@@ -141,7 +154,7 @@ def _rounded(initial: LM, policy: LM, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _rounding_message(facts: Mapping[str, Any]) -> str:
-    """Rounding of the saved model, and rounding to the initial model's type, as a sentence."""
+    """Return as a sentence how much of the training survives in the saved model, and how much would in the initial model's number type."""
     written = Rounding(facts["dtype"], facts["kept"], facts["error"])
     other = f"; {Rounding(**facts['given'])}" if "given" in facts else ""
     far = f"KL to the trained policy {facts['kl']:.2g} nats per token ({facts['kl_trained']:.2g} between trained and initial model)"
@@ -151,7 +164,7 @@ def _rounding_message(facts: Mapping[str, Any]) -> str:
 
 @torch.inference_mode()
 def _log_probs(lm: LM, prompts: Sequence[list[int]]) -> list[Float[Tensor, "tokens vocab"]]:
-    """Log-probabilities at the last positions of each prompt; all positions of a long prompt would take gigabytes."""
+    """Return log-probabilities at the last positions of each prompt. All positions of a long prompt would take gigabytes."""
     log_probs = []
     for ids in prompts:
         logits = lm.model(input_ids=torch.tensor([ids], device=lm.device), logits_to_keep=assumed_positions).logits[0]
@@ -160,5 +173,5 @@ def _log_probs(lm: LM, prompts: Sequence[list[int]]) -> list[Float[Tensor, "toke
 
 
 def _kl(p: Sequence[Tensor], q: Sequence[Tensor]) -> float:
-    """Mean of KL(p || q) over all positions, nats."""
+    """Return the mean of KL(p || q) over all positions, in nats per token. p and q are log-probabilities."""
     return float(torch.cat([(a.exp() * (a - b)).sum(dim=-1) for a, b in zip(p, q, strict=True)]).mean())

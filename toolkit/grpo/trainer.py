@@ -1,14 +1,16 @@
 """A thin subclass of TRL's ``GRPOTrainer`` that adds what papers on thinking length need and TRL lacks.
 
-* Responses come from ``toolkit.generate`` through ``rollout_func``, sampled from the weights in training (no copy); finished rows leave the
-  batch. With ``engine="trl"`` TRL generates (also with vLLM), and its tokens become the same ``Rollout``.
+* Responses come from ``toolkit.generate`` through TRL's ``rollout_func``, sampled from the weights in training (no copy of the model);
+  finished rows leave the decoding batch. With ``engine="trl"`` TRL generates (also with vLLM), and its tokens are turned into ``Rollout``
+  objects too.
 * A reward gets the whole batch of all processes (groups intact), with spans, entropies and log-probabilities.
 * Advantages from ``advantages.ALL`` replace TRL's; with ``advantage=None`` TRL's are used.
-* Dynamic sampling, DRPO's loss over whole groups, long and short modes, budgets in the prompt, and a monitoring set for rewards that
-  need one.
+* Dynamic sampling (groups whose rewards are all equal are replaced) and DRPO's loss over whole groups.
+* Prompts that state a token budget or request a mode, long or short thinking.
+* A monitoring set for rewards that need one: training problems on which the policy is measured, not trained.
 * Trained weights are fp32, whatever type the model was loaded in; a bfloat16 model runs and samples under autocast.
-* If one optimizer step uses all micro-batches, rows are sorted by length and trimmed, and rows with advantage 0 are left out. The gradient
-  is the same at less work.
+* If one optimizer step uses a whole generation, its rows are sorted by length, the micro-batches are trimmed, and rows with advantage 0 are
+  left out. The gradient is the same at less work.
 
 Everything else (optimizer, schedules, clipping, LoRA, DeepSpeed, loggers) is TRL's and transformers', unchanged.
 """
@@ -54,7 +56,14 @@ from toolkit.types import Problem, Rollout
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A batch of all processes with its rewards and advantages (``None`` if TRL computes them)."""
+    """A batch of all processes with its rewards and advantages.
+
+    Attributes:
+        drawn: Rollouts with their prompts.
+        batch: The same rollouts as the reward reads them.
+        scored: Rewards of the rollouts.
+        advantages: Advantages of the rollouts, ``[n]``; ``None`` if TRL computes the advantages.
+    """
 
     drawn: list[Drawn]
     batch: RewardBatch
@@ -63,15 +72,22 @@ class ScoredBatch:
 
 
 class Trainer(ResumableTrainer):
-    """GRPO with a recipe. It trains ``lm.model`` in place, so pass a copy if you still need the weights.
+    """TRL's GRPO trainer with a recipe. It trains ``lm.model`` in place, so pass a copy if you still need the weights.
 
     Args:
         lm: The model, its tokenizer and think tags.
         recipe: The recipe; its numbers must already be in ``args`` (see ``run.arguments``).
         problems: Training problems.
         args: TRL's config; ``max_steps`` must be set.
-        extras: See ``Extras``.
-        identity: Settings that a checkpoint belongs to; saved in each checkpoint.
+        extras: Plug-ins beside the recipe, such as your own reward or a LoRA config.
+        identity: Settings that a resumed run must share; saved in each checkpoint.
+
+    Attributes:
+        origin: The argument ``lm``; its tokenizer, think tags and template make prompts and rollouts.
+        problems: Problem id -> training problem.
+        reward: The reward object.
+        newest: The newest batch with its rewards, or ``None`` before the first.
+        sampler: Samples the responses.
 
     Raises:
         ValueError: groups are split across processes or micro-batches, or the options cannot be combined.
@@ -126,7 +142,7 @@ class Trainer(ResumableTrainer):
             self.ref_model = self._reference(reference)
 
     def _dataset(self, problems: list[Problem], args: Any) -> Dataset:
-        # One epoch holds the order of all steps, so that resuming only has to skip.
+        # One epoch of this dataset holds the prompts of all steps in order, so that a resumed run only has to skip those already used.
         args.shuffle_dataset = False
         used = args.steps_per_generation * args.num_iterations  # micro-batches per generation
         generations = math.ceil(args.max_steps * args.gradient_accumulation_steps / used)
@@ -171,7 +187,7 @@ class Trainer(ResumableTrainer):
         return output
 
     def _monitor(self) -> None:
-        """Pass new responses on a monitoring set to the reward, if it requests them now (LASER-D, arXiv 2505.15612)."""
+        """If the reward requests a monitoring set now (LASER-D, arXiv 2505.15612), sample responses to it and pass them to the reward."""
         due = self.reward.monitoring() if hasattr(self.reward, "monitoring") else None
         if due is not None:
             problems, samples = due
@@ -179,7 +195,12 @@ class Trainer(ResumableTrainer):
             self.reward.monitor(self._batch(rollouts, self.state.global_step, "eval"))
 
     def _uninstructed(self, mine: slice, form: ModeSwitch) -> dict[str, Tensor]:
-        """Inputs of the mode-switching loss: each row's prompt without mode instruction, and the mode its group prefers."""
+        """Return the inputs of the mode-switching loss: each row's prompt without the request for a mode, and the mode its group prefers.
+
+        Args:
+            mine: This process's rows of the batch of all processes.
+            form: Parameters of the loss.
+        """
         assert self.newest is not None
         rows, device = self.newest.batch, self.accelerator.device
         prefer = preference(np.asarray(rows["correct"], bool), rows["mode"] == "long", rows.groups, form)
@@ -193,7 +214,7 @@ class Trainer(ResumableTrainer):
         }
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
-        """Rewards of the batch of all processes, ``[n, 1]``, equal in every process."""
+        """Return the rewards of the batch of all processes, ``[n, 1]``, the same in every process."""
         local = self._drawn or self._adopted(inputs, completion_ids_list)
         drawn = list(gather_object(local))
         batch = self.batch_of(drawn, local, self.state.global_step, "train")
@@ -213,7 +234,7 @@ class Trainer(ResumableTrainer):
         return torch.tensor(scored.values, dtype=torch.float32, device=self.accelerator.device)[:, None]
 
     def _adopted(self, inputs: Sequence[Mapping[str, Any]], completions: Sequence[Sequence[int]]) -> list[Drawn]:
-        """Responses that TRL sampled, as rollouts."""
+        """Return responses that TRL sampled as rollouts with their prompts."""
         ask, budget = budget_prompt(self.recipe.curriculum, self.state.global_step)
         drawn = []
         for i, (row, tokens) in enumerate(zip(inputs, completions, strict=True)):
@@ -225,12 +246,12 @@ class Trainer(ResumableTrainer):
         return drawn
 
     def batch_of(self, drawn: Sequence[Drawn], local: Sequence[Drawn], step: int, split: Any) -> RewardBatch:
-        """Return a batch as the reward reads it: columns of rollouts and prompts, and supplied columns.
+        """Return a batch as the reward reads it: columns from the rollouts and their prompts, and those of ``Extras.columns``.
 
         Args:
             drawn: Rollouts of all processes.
-            local: Rollouts of this process. Each process computes its rows of the supplied columns.
-            step: Training step.
+            local: Rollouts of this process, for which it computes its rows of ``Extras.columns``.
+            step: Number of optimizer steps done so far.
             split: ``"train"``, or ``"eval"`` if the reward must not change its state.
         """
         batch = self._batch([d.rollout for d in drawn], step, split)
@@ -242,7 +263,7 @@ class Trainer(ResumableTrainer):
         return batch.with_columns(**more)
 
     def _batch(self, rollouts: Sequence[Rollout], step: int, split: str) -> RewardBatch:
-        """Columns of rollouts of the model in training. Their answers begin after this model's closing tag."""
+        """Return the columns of rollouts of the model in training. An answer begins after this model's closing think tag."""
         problems = [self.problems[i] for i in {r.problem_id for r in rollouts}]
         close = self.origin.tags.close if self.origin.tags else None
         return RewardBatch.from_rollouts(rollouts, problems, step=step, split=split, close=close)
@@ -250,10 +271,11 @@ class Trainer(ResumableTrainer):
     # --- loss ----------------------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """Split a generation into micro-batches.
+        """Return the next micro-batch; sample and split a new generation if the last one is used up.
 
-        If one optimizer step uses all micro-batches, rows (or whole groups) are sorted by length, and each micro-batch is trimmed to its
-        longest row. If several steps share a generation, TRL's shuffle matters and is kept, except for a loss over whole groups.
+        If one optimizer step uses a whole generation, rows (or whole groups) are sorted by length, and each micro-batch is trimmed to its
+        longest row. If several steps share a generation, TRL's shuffle decides which rows a step uses and is kept, except for a loss over
+        whole groups.
         """
         together = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
         if not (together or self.recipe.loss):
@@ -270,7 +292,10 @@ class Trainer(ResumableTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _zero_rows_can_go(self, scored: Mapping[str, Any]) -> bool:
-        """Whether rows with advantage 0 add nothing to the loss, and the log's entropies are known from sampling."""
+        """Return True if rows with advantage 0 can be left out.
+
+        They must add nothing to the loss, and the entropies of all rows, for the log, must be known from sampling.
+        """
         assert self.newest is not None
         plain = not (self.recipe.loss or self.recipe.switch or self.beta or self._entropy_bonus_enabled or self.aux_loss_enabled)
         whole = self.top_entropy_quantile == 1.0 and scored["advantages"].ndim == 1
@@ -299,10 +324,10 @@ class Trainer(ResumableTrainer):
         return outputs
 
     def _note_gap(self, inputs: Mapping[str, Any]) -> None:
-        """Log the difference between the log-probabilities in training and in sampling, before the first update of a generation.
+        """Log how far the log-probabilities of sampling differ from those of training, before the first update with a generation.
 
-        ``sampler/kl`` is the mean difference (an estimate of KL(sampler || trainer)), ``sampler/gap`` the mean absolute difference, in
-        nats per token. Both are 0 in exact arithmetic; they show rounding, or an engine that samples in another number type.
+        ``sampler/kl`` is the mean of sampling minus training (an estimate of KL(sampler || trainer)), ``sampler/gap`` the mean absolute
+        difference, in nats per token. Both are 0 in exact arithmetic; they show rounding, or an engine that samples in another number type.
         """
         sampled, a = inputs.get("sampling_per_token_logps"), self.args
         moved = self._step % (a.steps_per_generation * self.num_iterations) >= a.gradient_accumulation_steps
@@ -315,6 +340,7 @@ class Trainer(ResumableTrainer):
             self._metrics["train"]["sampler/gap"].append(gap.abs().mean().item())
 
     def _drpo_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Return DRPO's loss of one micro-batch, divided by the number of micro-batches per optimizer step."""
         form = self.recipe.loss
         assert form is not None
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
@@ -334,7 +360,7 @@ class Trainer(ResumableTrainer):
         return loss / self.current_gradient_accumulation_steps
 
     def _switch_loss(self, model: Any, inputs: dict[str, Any], form: ModeSwitch) -> Tensor:
-        """Part of one micro-batch in the mean loss over the generation's problems; the parts add up to that mean."""
+        """Return the share of one micro-batch in the mode-switching loss; the shares add up to the mean over the generation's problems."""
         _, first, rows = np.unique(inputs["group"].cpu().numpy(), return_index=True, return_counts=True)
         ids, mask, prefer = (inputs[name][first.tolist()] for name in ("plain_ids", "plain_mask", "prefer"))
         logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]
@@ -354,7 +380,7 @@ class Trainer(ResumableTrainer):
         return norm
 
     def _culprit(self, parts: Sequence[dict[str, Any]]) -> str:
-        """Name the sample that alone gives a loss or gradient that is not finite, for an error message."""
+        """Return words for an error message that name the response which alone gives a loss or gradient that is not finite."""
         weights = [w for w in self.model.parameters() if w.requires_grad]
         for part in parts:
             for i, row in enumerate(part["row"].tolist()):
@@ -375,7 +401,7 @@ def learn_in_fp32(model: Any) -> None:
 
 
 def _rollouts(prompts: list, trainer: Any) -> dict[str, list]:
-    """TRL's ``rollout_func``: returns the responses that the sampler has drawn."""
+    """Return the responses that the sampler has drawn, in the form of TRL's ``rollout_func``."""
     drawn = [d.rollout for d in trainer._drawn or []]
     return {
         "prompt_ids": [list(r.token_ids[: r.prompt_len]) for r in drawn],
@@ -385,7 +411,7 @@ def _rollouts(prompts: list, trainer: Any) -> dict[str, list]:
 
 
 def _named_reward(name: str) -> Callable[..., list[float | None]]:
-    """The reward function that TRL requires. It only names the metrics: ``_calculate_rewards`` is overridden and never calls it."""
+    """Return the reward function that TRL requires. It only names the metrics: ``_calculate_rewards`` is overridden and never calls it."""
 
     def reward(**columns: Any) -> list[float | None]:
         raise NotImplementedError("Rewards are computed over the whole batch in Trainer._calculate_rewards.")

@@ -1,7 +1,7 @@
 """The length rewards of the literature as functions of a batch of rollouts, one file per paper; ``ALL`` lists them.
 
-A reward object has three uses: in the trainer of ``toolkit.grpo``, in any TRL script (``as_trl``), and to score existing
-rollouts offline (``score``).
+A reward object has three uses: it trains in ``toolkit.grpo``, it trains in any TRL script (``as_trl``), and it scores existing rollouts
+without training (``score``).
 
 >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])
 >>> ALL["slpo"].make(alpha=0.5)(batch).values.tolist()
@@ -67,12 +67,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RewardEntry:
-    """An entry of ``ALL``.
+    """One reward in ``ALL``: how to make it, and facts about it.
 
     Attributes:
         make: Class or function that makes the reward from its parameters, given by name.
         paper: arXiv id, or "" if the reward is ours.
-        line: The reward in one sentence.
+        line: One sentence that says what is rewarded.
     """
 
     make: Callable[..., Any]
@@ -82,7 +82,7 @@ class RewardEntry:
 
 _ENTRIES = (
     RewardEntry(Correctness, "", "1 for a right answer, 0 for a wrong one."),
-    RewardEntry(Format, "", "1 for a well-formed response, 0 for another."),
+    RewardEntry(Format, "", "1 for a well-formed response, 0 for any other."),
     RewardEntry(LengthPenalty, "", "Naive: correctness minus a penalty per token, for right and wrong answers."),
     RewardEntry(Truncation, "2504.01296", "Correctness within a fixed length, 0 beyond it."),
     RewardEntry(ThinkPrune, "2504.01296", "ThinkPrune: truncation with a length that falls in stages."),
@@ -104,7 +104,7 @@ _ENTRIES = (
         "2510.15110",
         "Correctness of responses that end within a length; the rest of the method is in advantages and sampling.",
     ),
-    RewardEntry(DifficultyAwareDLER, "2510.15110", "DLER with a shorter length if the group is mostly right."),
+    RewardEntry(DifficultyAwareDLER, "2510.15110", "DLER with a lower length limit if the group is mostly right."),
     RewardEntry(Laser, "2505.15612", "A bonus for right answers within a length."),
     RewardEntry(LaserD, "2505.15612", "LASER with one length per difficulty, adapted during training (stateful)."),
     RewardEntry(LaserDE, "2505.15612", "LASER-D with a bonus for wrong answers that go beyond that length (stateful)."),
@@ -127,9 +127,7 @@ _ENTRIES = (
         "2510.05283",
         "Our stand-in: a penalty for being shorter than the right answers; the formula was not found.",
     ),
-    RewardEntry(
-        MASH, "2510.01152", "Right answers are discounted by their cost beyond the cheapest known right answer (stateful)."
-    ),
+    RewardEntry(MASH, "2510.01152", "Right answers are discounted by their cost beyond that of the cheapest known one (stateful)."),
     RewardEntry(Ruler, "2409.18943", "1 if the length is within the target range of the prompt, else 0."),
     RewardEntry(Repetition, "2402.03469", "Correctness times the share of distinct n-grams."),
     RewardEntry(RepetitionPenalty, "2502.03373", "A penalty for repeated n-grams (as in TRL)."),

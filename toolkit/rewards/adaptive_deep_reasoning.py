@@ -1,6 +1,6 @@
 """Adaptive deep reasoning: triggering deep thinking when needed, arXiv:2505.20101. Reward: our stand-in where the paper is unknown.
 
-Equations (the prompt requests long thinking in half of a group and short thinking in the other half; p_s: accuracy of the short
+Equations (the prompt requests a mode: long thinking in half of a group and short thinking in the other half; p_s: accuracy of the short
 half):
 
     simple problem, p_s >= theta      right and short 1.5, right and long 1.0      (the values are the paper's)
@@ -40,7 +40,7 @@ class AdaptiveDeepReasoning:
     Attributes:
         preferred: Reward of a right answer in the suitable mode.
         other: Reward of a right answer in the other mode.
-        threshold: theta: a problem is simple if at least this share of its short answers is right.
+        threshold: theta: a problem is simple if at least this share of its responses in the short mode is right.
     """
 
     preferred: Number = PUBLISHED_PREFERRED

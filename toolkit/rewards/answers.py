@@ -27,9 +27,9 @@ def answer_text(text: str, close: str | None = CLOSE) -> str:
 
 
 def parses(answer: str) -> bool:
-    r"""Return whether an answer can be extracted and parsed.
+    r"""Return True if an answer can be extracted from the text and parsed.
 
-    The content of the last ``\boxed{}`` has to parse as mathematics. Without a box, any number counts.
+    The content of the last ``\boxed{}`` has to parse as mathematics. Without a box, the text has to contain a number.
 
     Raises:
         ImportError: A box holds more than a number, and math-verify is not installed.

@@ -1,12 +1,13 @@
 """Training language models to reason efficiently (Arora, Zanette), arXiv:2502.04463.
 
-Equation (mu, s: mean and standard deviation of the lengths of the *right* responses of the group; sigma the logistic function):
+Equation (c: 1 if right, else 0; L: length; mu, s: mean and standard deviation of the lengths of the *right* responses of the group; sigma:
+the logistic function):
 
     r = c (1 - alpha sigma((L - mu) / s))
 
-Deviations: if only one response is right, or all right ones have the same length, z is 0 and the reward is 1 - alpha/2. The code
-released for LASER's comparison uses mean 0 and deviation 1 there, which gives 1 - alpha; we do not copy that. The paper does not
-say whether s divides by n or n - 1: see ``ddof``. The default alpha is that of LASER's comparison; the paper sweeps it.
+Deviations: if only one response is right, or all right ones have the same length, (L - mu) / s is taken as 0 and the reward is 1 - alpha/2.
+The code released for LASER's comparison uses mu = 0 and s = 1 there, which gives 1 - alpha; we do not copy that. The paper does not
+say whether s divides by n or n - 1: see ``ddof``. The default alpha is that of LASER's comparison; the paper tries several values.
 
 Units and signs: lengths in tokens; higher is better. Wrong answers get 0 at any length.
 """
@@ -29,7 +30,14 @@ PUBLISHED_ALPHA = 0.4  # LASER's (arXiv 2505.15612) comparison
 
 
 def discount(batch: RewardBatch, alpha: Number, ddof: int) -> Float[ndarray, " n"]:
-    """Return the length penalty of each row: ``alpha sigma(z)`` for right responses, 0 for wrong ones."""
+    """Return the length penalty of each row, at least 0: ``alpha sigma((L - mu) / s)`` (see the module) for right responses, 0 for wrong
+    ones.
+
+    Args:
+        batch: Rollouts.
+        alpha: Largest possible penalty.
+        ddof: The standard deviation s of lengths divides by n - ddof: 0 or 1.
+    """
     right = batch["correct"].astype(bool)
     return np.where(right, alpha * expit(groups.z_scores(batch["tokens"], batch.groups, right, ddof=ddof)), 0.0)
 
@@ -44,7 +52,7 @@ class AroraZanette:
 
     Attributes:
         alpha: Largest possible length penalty, in (0, 1) so that a right answer beats a wrong one.
-        ddof: The standard deviation divides by n - ddof: 0 or 1.
+        ddof: The standard deviation of lengths divides by n - ddof: 0 or 1.
     """
 
     alpha: Number = PUBLISHED_ALPHA

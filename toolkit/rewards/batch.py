@@ -1,6 +1,6 @@
 """The input and output of a reward: columns of a batch of rollouts, and one number per rollout with its named parts.
 
-A *group* is the set of rollouts of one problem. Groups follow ``problem_id`` alone: two problems with the same text are two
+A *group* is the set of rollouts of one problem. Only ``problem_id`` decides the group: two problems with the same text are two
 groups, and the rows of a group may be anywhere in the batch. Lengths are in tokens, entropies and log-probabilities in nats
 per token.
 
@@ -9,6 +9,10 @@ parameters as dataclass fields. Most rewards are frozen values. A stateful rewar
 (JSON) and changes only in the ``"train"`` split, after it has scored the batch. It learns from the batch it is given, so in a run
 of several processes give every process the rollouts of all processes in the same order. All copies then compute the same
 state, and no state has to be exchanged.
+
+Some rewards measure the policy on a *monitoring set*: training problems, the same throughout a run, whose responses are not trained on.
+Such a reward has ``monitoring() -> (problems, samples per problem)``, or ``None`` if it needs no responses now, and ``monitor(batch)``,
+which takes the responses.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ _GRPO = "the trainer of toolkit.grpo fills it"
 
 
 def _length_source(name: str, unit: str) -> str:
-    """Say where a target length, or an end of its range, comes from in a unit."""
+    """Return the text that says how to get the column of a target length, or of an end of its range, in a unit."""
     other = UNITS[unit == UNITS[0]]
     return (
         f"RewardBatch.from_rollouts(rollouts, problems) fills it if every problem has meta['{name}_{unit}'] (the task target_length "
@@ -72,11 +76,11 @@ COLUMN_SOURCES: Mapping[str, str] = {
 }
 """Column -> how to get it, for error messages."""
 META_COLUMNS = ("difficulty", *(f"{name}_{unit}" for unit in UNITS for name in ("target", "low", "high")))
-"""Columns that are read from the ``meta`` of problems."""
+"""Columns that come from the ``meta`` of problems."""
 
 
 class MissingColumnError(ValueError):
-    """A reward needs a column that the batch does not have."""
+    """A column is needed that the batch does not have; the message says how to get it."""
 
     def __init__(self, column: str, available: Iterable[str], reward: str = "") -> None:
         problem = (
@@ -100,7 +104,7 @@ class RewardValues(NamedTuple):
 
     @classmethod
     def sum(cls, **components: ndarray) -> RewardValues:
-        """Add up named parts.
+        """Return the rewards that are the sums of the given parts, with the parts by name.
 
         >>> RewardValues.sum(correctness=np.array([1, 0]), length=np.array([-0.25, -0.5])).values.tolist()
         [0.75, -0.5]
@@ -157,16 +161,18 @@ class RewardBatch:
         split: str = "train",
         close: str | None = CLOSE,
     ) -> RewardBatch:
-        """Make a batch from rollouts: the columns they carry, and those of ``META_COLUMNS`` that every problem has in its ``meta``.
+        """Make a batch from rollouts, with one row per rollout.
 
-        The columns of log-probabilities and entropies are there only if every rollout carries them.
+        The batch has the columns ``problem_id, correct, tokens, think_tokens, closed, formatted, finish, text, answer_text`` and
+        ``token_ids``; ``logprob``, ``think_entropy`` and ``answer_entropy`` if every rollout carries log-probabilities or entropies; and
+        the columns of ``META_COLUMNS`` that every problem has in its ``meta``.
 
         Args:
-            rollouts: One per row.
-            problems: The problems of the rollouts; needed only for columns that come from ``meta``.
+            rollouts: The rollouts.
+            problems: The problems of the rollouts; needed only for columns from ``meta``.
             step: Optimizer steps done so far.
             split: ``"train"`` or ``"eval"``.
-            close: Closing think tag of the model that wrote the rollouts; its answer begins after the tag.
+            close: Closing think tag of the model that wrote the rollouts, after which the answer begins; ``None`` if it has none.
 
         Raises:
             ValueError: There are no rollouts, or a rollout's problem is not among ``problems``.
@@ -247,15 +253,15 @@ class RewardBatch:
 
 
 def state_by_name(rewards: Iterable[Reward]) -> dict[str, Any]:
-    """Return reward name -> state, for the rewards that have a state."""
+    """Return reward name -> state, as JSON can store it, for the rewards that have a state."""
     return {r.name: state for r in rewards if hasattr(r, "state_dict") and (state := r.state_dict())}
 
 
 def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> None:
-    """Restore the states that ``state_by_name`` returned.
+    """Restore the states of rewards that ``state_by_name`` returned.
 
     Raises:
-        KeyError: ``saved`` holds the state of a reward that is not here or has no state.
+        KeyError: ``saved`` holds the state of a reward that is not among ``rewards``, or that has no state.
     """
     stateful = {r.name: r for r in rewards if hasattr(r, "load_state_dict")}
     if missing := set(saved) - set(stateful):
@@ -265,16 +271,19 @@ def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> N
 
 
 def monitoring_size(rewards: Iterable[Reward]) -> tuple[int, int] | None:
-    """Return ``(problems, samples per problem)`` of a monitoring set large enough for every reward that needs one now.
+    """Return the size of a monitoring set large enough for every reward that needs one now, or ``None`` if none does.
 
-    ``None`` if no reward needs one.
+    A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
     """
     sizes = [size for r in rewards if hasattr(r, "monitoring") and (size := r.monitoring())]
     return (max(n for n, _ in sizes), max(n for _, n in sizes)) if sizes else None
 
 
 def monitor_parts(rewards: Iterable[Reward], batch: RewardBatch) -> None:
-    """Pass responses to a monitoring set to every reward that needs them now."""
+    """Call ``monitor(batch)`` of every reward that needs a monitoring set now; ``batch`` holds the responses to the set.
+
+    A monitoring set is training problems on which the policy is measured.
+    """
     for r in rewards:
         if hasattr(r, "monitoring") and r.monitoring():
             r.monitor(batch)  # type: ignore[attr-defined]
@@ -300,7 +309,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _phase_entropies(r: Rollout) -> tuple[float, float]:
-    """Mean entropy (nats) before the closing tag (an opening tag included) and after it. NaN for an empty phase."""
+    """Return the mean entropy (nats) of the tokens of thinking and of the answer; NaN for a phase without tokens.
+
+    Thinking is everything before the closing tag, an opening tag included. A response without a think span is all answer.
+    """
     h = r.entropies or ()
     if r.think is None:
         return np.nan, _mean(h)

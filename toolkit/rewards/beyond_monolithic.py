@@ -1,10 +1,10 @@
-"""Beyond monolithic rewards (HARMO), arXiv:2510.05283: **our stand-in** for its length penalty, whose formula was not found.
+"""Beyond monolithic rewards (HARMO), arXiv:2510.05283. **Our stand-in** for its length penalty, whose formula was not found.
 
 Known: r = R_correctness + R_len + R_fmt with equal weights; advantages are not divided by the standard deviation. R_len needs a
 right response in the group, penalises responses that are *short* relative to the right ones (against brevity hacking), is capped by
 P_max, and has a parameter tau.
 
-Equation of the stand-in (m: mean length of the right responses of the group):
+Equation of the stand-in (L: length; m: mean length of the right responses of the group):
 
     R_len = -P_max (1 - exp(-max(0, (m - L) / m) / tau))        0 without a right response
 
@@ -39,7 +39,8 @@ class BeyondMonolithic:
 
     Attributes:
         most: P_max, the largest penalty.
-        tau: Scale of the penalty, as a share of the mean right length.
+        tau: Scale of the penalty, as a share of the mean length of the right answers: a response that is shorter by this share loses 63 %
+            of ``most``.
     """
 
     most: Number = assumed_most

@@ -1,6 +1,7 @@
 """Rewards built from other rewards: weighted sums, gates, weight schedules, and means of normalised advantages.
 
-Equations:
+Equations (r_k: the k-th reward, called a part; w_k: its weight; t: optimizer step; mean_g, std_g: mean and standard deviation of r_k in a
+group):
 
     WeightedSum        r = sum_k w_k(t) r_k
     Gated              r = inner * product of gates
@@ -9,9 +10,10 @@ Equations:
 In a sum, the part with the largest spread dominates. In a mean of advantages every part counts, whatever its scale. The values of
 ``MeanOfAdvantages`` *are* advantages: train on them without normalising again (``scale_rewards="none"``).
 
-Deviations: the mean of advantages divides by the population standard deviation; a part that does not vary in a group adds 0 there.
+Differences from the paper: std_g is the population standard deviation, and z_k is 0 in a group in which r_k does not vary.
 
-Each combination is itself a reward. It saves and restores the states of its parts and passes monitoring sets on to them.
+Each combination is itself a reward. It saves and restores the states of its parts. If a part needs a *monitoring set* (training problems on
+which the policy is measured, not trained: see ``batch``), the combination asks for it and passes the responses on.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ class Schedule:
     Attributes:
         start: Weight up to step ``first``.
         end: Weight from step ``last`` on.
+        first: Optimizer step at which the change begins.
+        last: Optimizer step at which it ends.
         kind: ``"linear"``, ``"cosine"`` (slow, fast, slow), or ``"step"`` (jumps at ``last``).
     """
 
@@ -76,7 +80,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """Weighted sum of rewards, ``sum_k w_k(t) r_k``; its components are named ``reward.component``.
+    """Weighted sum of rewards, ``sum_k w_k(t) r_k`` at optimizer step t. Component ``c`` of the reward ``p`` is named ``p.c`` in the sum.
 
     >>> from toolkit.rewards.correctness import Correctness, Format
     >>> batch = RewardBatch.from_columns(correct=[1, 0], formatted=[1, 1])
@@ -84,7 +88,7 @@ class WeightedSum:
     [1.1, 0.1]
 
     Attributes:
-        parts: Pairs ``(weight, reward)``. The names of the rewards must differ.
+        parts: Pairs ``(weight, reward)``; a weight may be a function of the optimizer step. The names of the rewards must differ.
     """
 
     parts: tuple[tuple[Weight, Reward], ...]
@@ -109,19 +113,22 @@ class WeightedSum:
         return RewardValues.sum(**components)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the stateful parts, by name, as JSON."""
+        """Return part name -> state, as JSON can store it, for the stateful parts."""
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states that ``state_dict`` returned."""
+        """Restore the states of the parts that ``state_dict`` returned."""
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return ``(problems, samples)`` of the monitoring set that the parts need now, or ``None`` if none does."""
+        """Return the size of the monitoring set that the parts need now, or ``None`` if none does.
+
+        A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
+        """
         return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Pass responses to a monitoring set to the parts that need them now."""
+        """Call ``monitor(batch)`` of the parts that need a monitoring set now (see ``monitoring``); ``batch`` holds the responses to it."""
         monitor_parts([r for _, r in self.parts], batch)
 
 
@@ -136,7 +143,7 @@ class Gated:
 
     Attributes:
         inner: The reward that is multiplied.
-        gates: Rewards with values in [0, 1], such as ``Correctness``, ``Format``, ``repetition.Distinct``.
+        gates: Rewards with values in [0, 1] that multiply it, such as ``Correctness``, ``Format``, ``repetition.Distinct``.
     """
 
     inner: Reward
@@ -159,25 +166,28 @@ class Gated:
         return RewardValues.sum(**{name: values * gate for name, values in self.inner(batch).components.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the stateful parts, by name, as JSON."""
+        """Return part name -> state, as JSON can store it, for the stateful parts."""
         return state_by_name([self.inner, *self.gates])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states that ``state_dict`` returned."""
+        """Restore the states of the parts that ``state_dict`` returned."""
         load_state_by_name([self.inner, *self.gates], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return ``(problems, samples)`` of the monitoring set that the parts need now, or ``None`` if none does."""
+        """Return the size of the monitoring set that the parts need now, or ``None`` if none does.
+
+        A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
+        """
         return monitoring_size([self.inner, *self.gates])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Pass responses to a monitoring set to the parts that need them now."""
+        """Call ``monitor(batch)`` of the parts that need a monitoring set now (see ``monitoring``); ``batch`` holds the responses to it."""
         monitor_parts([self.inner, *self.gates], batch)
 
 
 @dataclass(frozen=True)
 class MeanOfAdvantages:
-    """Weighted mean of group-normalised rewards (advantages).
+    """Weighted mean of the advantages that each reward alone would give: rewards minus group mean, divided by group standard deviation.
 
     >>> from toolkit.rewards.correctness import Correctness, Format
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0, 0], formatted=[1, 0, 1, 0])
@@ -213,24 +223,29 @@ class MeanOfAdvantages:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the stateful parts, by name, as JSON."""
+        """Return part name -> state, as JSON can store it, for the stateful parts."""
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states that ``state_dict`` returned."""
+        """Restore the states of the parts that ``state_dict`` returned."""
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return ``(problems, samples)`` of the monitoring set that the parts need now, or ``None`` if none does."""
+        """Return the size of the monitoring set that the parts need now, or ``None`` if none does.
+
+        A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
+        """
         return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Pass responses to a monitoring set to the parts that need them now."""
+        """Call ``monitor(batch)`` of the parts that need a monitoring set now (see ``monitoring``); ``batch`` holds the responses to it."""
         monitor_parts([r for _, r in self.parts], batch)
 
 
 def advantage(values: groups.Values, group: groups.Groups, epsilon: float = 1e-6) -> groups.Values:
-    """Return ``(r - mean_g) / (std_g + epsilon)`` with the population standard deviation; 0 where a group does not vary.
+    """Return the advantage of each row, ``(r - mean_g) / (std_g + epsilon)``; 0 in groups whose rewards r are all equal.
+
+    ``mean_g`` and ``std_g`` are the mean and the population standard deviation of the group's rewards.
 
     Args:
         values: Rewards, ``[n]``.
@@ -243,7 +258,7 @@ def advantage(values: groups.Values, group: groups.Groups, epsilon: float = 1e-6
 
 
 def check_names(parts: list[Reward]) -> None:
-    """Raise ValueError if there are no parts, or if two share a name: their components and states would be mixed up."""
+    """Raise ValueError if there are no parts, or if two parts share a name, since their components and states would be mixed up."""
     names = [r.name for r in parts]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Parts named {names}: give at least one, with names that differ.")

@@ -1,16 +1,17 @@
 """The conciseness score of CRF (``crf``, arXiv:2511.09158), from a small reward model that is trained here.
 
-Equation (x: pooled hidden states of a response, standardised; Bradley-Terry over pairs of right answers to one problem):
+Equation (x: hidden states of a response, averaged over its tokens and standardised; i, j: two right answers to one problem; sigma: the
+logistic function):
 
-    P(i is more concise than j) = sigma(w (x_i - x_j))          w by penalised logistic regression (scikit-learn)
-    k = 0.1 + 0.9 sigma((w x - m) / s)                          m, s: mean and deviation of w x over the training responses
+    P(i is more concise than j) = sigma(w (x_i - x_j))          a Bradley-Terry model; w by penalised logistic regression (scikit-learn)
+    k = 0.1 + 0.9 sigma((w x - m) / s)                          m, s: mean and standard deviation of w x over the training responses
 
 Deviations: the paper fine-tunes a 3B language model on 65K responses that a 72B model judged. Here a linear head is trained on hidden
-states that the caller has pooled. Its labels come from lengths: of two right answers to the same problem, one that is at most
-``1 / ratio`` as long as the other is the more concise one (``assumed_ratio``). The trained head sees only the states of a response,
-not its length, and can score any response.
+states that the caller has averaged over each response. Its labels come from lengths: of two right answers to the same problem, one that is
+at most ``1 / ratio`` as long as the other is the more concise one (``assumed_ratio``). The trained head sees only the hidden states of a
+response, not its length, and can score any response.
 
-Units and signs: higher is more concise. All inputs and outputs are arrays; pool states with ``collect.states``.
+Units and signs: higher is more concise. All inputs and outputs are arrays; ``collect.states`` makes such features.
 """
 
 from __future__ import annotations
@@ -67,11 +68,11 @@ def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> Pai
 
 @dataclass(frozen=True)
 class ConcisenessHead:
-    """A linear head on pooled states; made by ``fit``.
+    """A linear head that scores responses by their features, the averaged hidden states; made by ``fit``.
 
     Attributes:
-        weight: w, ``[d]``, for features that are not standardised.
-        centre: m, mean of w x over the training responses.
+        weight: w, the weights of the features, ``[d]``. The features need not be standardised.
+        centre: m, mean of w x (weights times features) over the training responses.
         spread: s, standard deviation of w x over the training responses.
     """
 
@@ -80,25 +81,25 @@ class ConcisenessHead:
     spread: float
 
     def logits(self, features: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-        """Return w x of each response. Higher is more concise; only differences are meaningful."""
+        """Return w x, weights times features, of each response. Higher is more concise; only differences are meaningful."""
         return features @ self.weight
 
     def score(self, features: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-        """Return k of each response, in [0.1, 1]: the values of the column ``conciseness``."""
+        """Return k, the conciseness score, of each response, in [0.1, 1]: the values of the column ``conciseness``."""
         return LOWEST + (HIGHEST - LOWEST) * expit((self.logits(features) - self.centre) / self.spread)
 
     def pair_auc(self, features: Float[ndarray, "n d"], pairs: PairRows) -> float:
-        """Return the share of pairs in the right order (AUC). Ties count one half; chance is 0.5."""
+        """Return the share of pairs whose more concise response scores higher (AUC). Ties count one half; chance is 0.5."""
         z = self.logits(features)[pairs]
         return float(np.mean((z[:, 0] > z[:, 1]) + 0.5 * (z[:, 0] == z[:, 1])))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the head as JSON; ``from_state_dict`` reads it."""
+        """Return the head as a dict that JSON can store; ``from_state_dict`` reads it."""
         return {"weight": self.weight.tolist(), "centre": self.centre, "spread": self.spread}
 
     @classmethod
     def from_state_dict(cls, saved: dict[str, Any]) -> ConcisenessHead:
-        """Make a head from the JSON of ``state_dict``."""
+        """Return the head that ``state_dict`` saved."""
         return cls(np.array(saved["weight"], np.float64), float(saved["centre"]), float(saved["spread"]))
 
 
@@ -106,8 +107,8 @@ def fit(features: Float[ndarray, "n d"], pairs: PairRows, *, strength: float = a
     """Train a head on pairs of responses.
 
     Args:
-        features: Pooled states, ``[n, d]``, one row per response.
-        pairs: From ``pairs_by_length``.
+        features: Averaged hidden states, ``[n, d]``, one row per response.
+        pairs: Rows of features, ``(more concise, less concise)``, from ``pairs_by_length``.
         strength: Inverse of the penalty on w (C of scikit-learn).
 
     Raises:

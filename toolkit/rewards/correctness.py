@@ -1,13 +1,13 @@
 """Correctness (the baseline of every other reward), the naive length penalty that is often added to it, and format (ours).
 
-Equations:
+Equations (c: 1 if right, else 0; L: length; L_max: longest length; a response is well formed if an answer follows a closed think span):
 
     correctness       r = c
-    length penalty    r = c - alpha L / L_max        for every response, right or wrong (L: length, L_max: longest)
+    length penalty    r = c - alpha L / L_max        for every response, right or wrong
     format            r = 1[well formed]
 
 The naive penalty serves as a baseline. It also rewards wrong answers for being short, and it ignores the difficulty of a problem. If
-all responses to a problem are wrong, it only favours shorter wrong answers.
+all responses to a problem are wrong, it only favours the shorter ones.
 
 Deviations: none, there is no paper. Units and signs: L in tokens; higher is better.
 """
@@ -42,7 +42,7 @@ class Correctness:
 
 @dataclass(frozen=True)
 class Format:
-    """Reward 1 for a well-formed response and 0 for any other; meant as a part of sums and gates.
+    """Reward 1 for a well-formed response (an answer after a closed think span) and 0 for any other; a part for sums and gates.
 
     >>> Format()(RewardBatch.from_columns(formatted=[True, False])).values.tolist()
     [1.0, 0.0]
@@ -58,7 +58,7 @@ class Format:
 
 @dataclass(frozen=True)
 class LengthPenalty:
-    """The naive length penalty, ``c - alpha L / L_max``.
+    """The naive length penalty: correctness minus ``alpha`` times the length divided by ``longest``, for right and wrong answers.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0], tokens=[1024, 1024])
     >>> LengthPenalty(longest=4096)(batch).values.tolist()
@@ -66,7 +66,7 @@ class LengthPenalty:
 
     Attributes:
         alpha: Penalty for a response of length ``longest``.
-        longest: L_max, tokens.
+        longest: L_max, tokens; it only sets the scale, longer responses lose more than ``alpha``.
     """
 
     alpha: Number = assumed_alpha

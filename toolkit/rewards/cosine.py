@@ -1,6 +1,6 @@
 """Cosine reward: Demystifying long chain-of-thought reasoning in LLMs, arXiv:2502.03373, appendix C.1.
 
-Equation (x = min(1, L / L_max)):
+Equation (L: length; L_max: longest length; x = min(1, L / L_max)):
 
     r = v_long + (v_short - v_long) (1 + cos(pi x)) / 2
 
@@ -27,14 +27,14 @@ assumed_longest = 4096  # tokens: ours; TRL has no default
 
 @dataclass(frozen=True)
 class Cosine:
-    """Interpolate along a cosine between the reward of an empty response and that of the longest response.
+    """Reward that changes along a cosine from its value at length 0 to its value at length ``longest``.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[0, 2048, 4096])
     >>> Cosine(longest=4096)(batch).values.tolist()
     [1.0, 0.75, -0.5]
 
     Attributes:
-        longest: L_max, tokens.
+        longest: L_max, tokens; longer responses get the reward of this length.
         right: Rewards of a right answer, ``(at length 0, at L_max)``.
         wrong: Rewards of a wrong answer, ``(at length 0, at L_max)``.
     """

@@ -1,13 +1,13 @@
 """CRF, the conciseness reward function of Efficient reasoning via reward model, arXiv:2511.09158.
 
-Equations (c: 1 if right, else 0; k: conciseness score of the response, in [0.1, 1]; t: optimizer step):
+Equations (c: 1 if right, else 0; k: conciseness score of the response, in [0.1, 1]; t: optimizer step; T: step at which s reaches 0):
 
     r = c (1 + alpha k (s + d))        d = exp(accuracy of the group)
     s(t) = max(0, 1 - t / T)
 
 Deviations: alpha and the schedule of s were not found. We use ``assumed_alpha`` and a linear decay over ``assumed_steps`` steps. d
-comes from one secondary source and is unconfirmed; as printed it is largest for *easy* problems. The score comes from a small head on
-pooled hidden states (``rewards.conciseness``), where the paper fine-tunes a 3B model.
+comes from one secondary source and is unconfirmed; as printed it is largest for *easy* problems. The score comes from a linear head on
+hidden states (``rewards.conciseness``), where the paper fine-tunes a 3B model.
 
 Units and signs: higher is better; wrong answers get 0 at any score. The schedule reads the batch's step, so there is no state to
 save.
@@ -39,7 +39,7 @@ class CRF:
 
     Attributes:
         alpha: Weight of the conciseness score.
-        steps: T, optimizer steps until s is 0.
+        steps: T, optimizer steps until s, the part of the weight that decays linearly, is 0.
     """
 
     alpha: Number = assumed_alpha
@@ -53,7 +53,7 @@ class CRF:
             raise ValueError(f"{self}: need alpha >= 0 and at least one step.")
 
     def annealing(self, step: int) -> float:
-        """Return s at an optimizer step."""
+        """Return s, the part of the weight that decays linearly, at an optimizer step."""
         return max(0.0, 1.0 - step / self.steps)
 
     def __call__(self, batch: RewardBatch) -> RewardValues:

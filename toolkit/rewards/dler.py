@@ -1,15 +1,15 @@
 """DLER: doing length penalty right, and difficulty-aware DLER, arXiv:2510.15110.
 
-Equations (c: 1 if right, else 0; rho: accuracy of the group, at full length):
+Equations (c: 1 if right, else 0; L_T: length limit; rho: accuracy of the group, whatever the lengths):
 
     DLER       r = c    if the response ended by itself within L_T tokens, else kept * c
-    DA-DLER    the same, L_T = l_i for d_i <= rho < d_{i+1}: 2000 tokens from rho = 0.5, 4000 below
+    DA-DLER    the same with L_T = l_i for d_i <= rho < d_{i+1}: 4000 tokens below rho = 0.5, 2000 from there on
 
-The rest of the method is outside the reward: advantages over the batch, clip-higher, dynamic sampling (``toolkit.grpo``), and
-merging after training.
+The rest of the method is outside the reward: advantages normalised over the batch, clip-higher, dynamic sampling (``toolkit.grpo``), and
+merging of weights after training.
 
 Deviations: in the paper an unfinished response gets 0; the released script keeps 10 % of the score (``kept=0.1``). The paper does not
-specify rho = 0.5 exactly; here it gets the shorter length, as in the formula.
+say which limit holds at exactly rho = 0.5; here it is the lower one, as in the formula.
 
 Units and signs: lengths in tokens; higher is better. Truncated responses must stay in the loss.
 """
@@ -28,20 +28,20 @@ from toolkit.stats import Number
 
 PUBLISHED_TARGET = 4000
 PUBLISHED_TIERS = ((0.0, 4000), (0.5, 2000))
-SCRIPT_KEPT = 0.1  # share of its score that a truncated response keeps: released script
+SCRIPT_KEPT = 0.1  # reward of a right response that is truncated: released script
 
 
 @dataclass(frozen=True)
 class DLER:
-    """Correctness of responses that end by themselves within a length.
+    """Correctness of responses that end by themselves within a length limit.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[3000, 5000, 3000], finish="stop")
     >>> DLER(target=4000)(batch).values.tolist()
     [1.0, 0.0, 0.0]
 
     Attributes:
-        target: L_T, tokens.
-        kept: Share of its score that any other response keeps: 0 in the paper, ``SCRIPT_KEPT`` in the script.
+        target: L_T, the length limit, tokens; a response of exactly this length is within the limit.
+        kept: Reward of a right response that is longer or was cut off: 0 in the paper, ``SCRIPT_KEPT`` in the released script.
     """
 
     target: Number = PUBLISHED_TARGET
@@ -57,15 +57,15 @@ class DLER:
 
 @dataclass(frozen=True)
 class DifficultyAwareDLER:
-    """DLER with a shorter length if the group is mostly right.
+    """DLER with a lower length limit if the group is mostly right.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[1500, 3000, 1500], finish="stop")
     >>> DifficultyAwareDLER()(batch).values.tolist()
     [1.0, 0.0, 0.0]
 
     Attributes:
-        tiers: Pairs ``(least accuracy of the group, length in tokens)``, ascending; the first starts at accuracy 0.
-        kept: Share of its score that a truncated response keeps.
+        tiers: Pairs ``(lowest accuracy of the group, length limit in tokens)``, by ascending accuracy; the first begins at accuracy 0.
+        kept: Reward of a right response that is longer or was cut off.
     """
 
     tiers: tuple[tuple[float, int | float], ...] = PUBLISHED_TIERS

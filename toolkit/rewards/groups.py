@@ -1,6 +1,7 @@
-"""Group statistics, vectorised: each row gets the statistic of its group, taken over the group's rows in an optional mask.
+"""Group statistics, vectorised: each row gets the statistic of its group.
 
-A group without rows in the mask gets NaN, unless the function says otherwise. No function loops over rows or groups.
+``groups`` holds the group index of each row. A statistic is taken over the rows of the group for which ``where`` is True (``None``: all
+rows). A group without such rows gets NaN, unless the function says otherwise. No function loops over rows or groups.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ Values = Float[ndarray, " n"]
 
 
 def count(groups: Groups, where: Mask | None = None) -> Int[ndarray, " n"]:
-    """Return the size of each row's group, or the number of its rows in the mask."""
+    """Return for each row the number of rows of its group in the mask ``where``."""
     weights = np.ones(len(groups)) if where is None else where.astype(float)
     return np.bincount(groups, weights).astype(np.int64)[groups]
 
 
 def mean(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
-    """Return the mean over the group's rows in the mask.
+    """Return for each row the mean over the rows of its group in the mask ``where``.
 
     >>> mean(np.array([1.0, 3.0, 10.0]), np.array([0, 0, 1])).tolist()
     [2.0, 2.0, 10.0]
@@ -33,7 +34,7 @@ def mean(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
 
 
 def lowest(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
-    """Return the least value over the group's rows in the mask, infinity if there are none."""
+    """Return for each row the least value over the rows of its group in the mask ``where``; infinity if there are none."""
     minima = np.full(int(groups.max()) + 1 if len(groups) else 0, np.inf)
     rows = slice(None) if where is None else where
     np.minimum.at(minima, groups[rows], np.asarray(values, float)[rows])
@@ -41,17 +42,17 @@ def lowest(values: ndarray, groups: Groups, where: Mask | None = None) -> Values
 
 
 def highest(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
-    """Return the greatest value over the group's rows in the mask, minus infinity if there are none."""
+    """Return for each row the greatest value over the rows of its group in the mask ``where``; minus infinity if there are none."""
     return -lowest(-np.asarray(values, float), groups, where)
 
 
 def z_scores(values: ndarray, groups: Groups, where: Mask, *, ddof: int = 0) -> Values:
-    """Return ``(value - mean) / std`` over the group's rows in the mask.
+    """Return ``(value - mean) / std`` of each row, with mean and standard deviation over the rows of its group in the mask ``where``.
 
-    The result is 0 for rows outside the mask, for a single row, and where all values are equal.
+    The result is 0 for rows outside the mask, and in groups with a single row in the mask or with equal values there.
 
     Args:
-        ddof: 0 divides the squares by n, 1 by n - 1.
+        ddof: The standard deviation divides by n - ddof: 0 or 1.
     """
     x = np.asarray(values, float)
     n = count(groups, where)

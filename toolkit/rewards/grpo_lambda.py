@@ -1,20 +1,20 @@
 """GRPO-lambda: stable reinforcement learning for efficient reasoning, arXiv:2505.18086.
 
-Equations (K groups k in a batch, a_k the accuracy of group k):
+Equations (c: 1 if right, else 0; L: length; K: number of groups in the batch; lambda: a share; a_k: accuracy of group k; mu_k, s_k:
+mean and standard deviation of the lengths of its right responses; sigma: the logistic function):
 
-    efficiency groups: the ceil(lambda K) groups of highest a_k, at least one
-    efficiency group   r = c (1 - alpha sigma((L - mu_k) / s_k))        mu_k, s_k over its right responses
-    accuracy group     r = c
+    r = c (1 - alpha sigma((L - mu_k) / s_k))        in the ceil(lambda K) groups of highest a_k (efficiency groups), at least one
+    r = c                                            in the other groups (accuracy groups)
 
-Length is penalised only in groups where the model is already right; these groups change as the model learns.
+Length is penalised only in groups where the model is already right; which groups these are changes as the model learns.
 
 Deviations: alpha was not found in a primary source; ``assumed_alpha`` is that of a third party's code. The paper does not say how
 groups of equal accuracy are ordered. Here a hash of step and problem id decides, which favours neither early rows nor certain
-problems. The third party's code also penalises wrong responses of a top group, and fails on a group without a right response; we
-copy neither.
+problems. The third party's code also penalises wrong responses in an efficiency group, and fails on a group without a right
+response; we copy neither.
 
-Units and signs: lengths in tokens; higher is better. The ranking is over the whole batch: in a run of several processes each of
-them must see all of it.
+Units and signs: lengths in tokens; higher is better. Groups are ranked over the whole batch: in a run of several processes
+give each process the rollouts of all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
 PUBLISHED_SHARE = 0.2  # lambda: given as the example
-assumed_alpha = 0.6  # a third party's code
+assumed_alpha = 0.6  # from a third party's code
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class GRPOLambda:
     Attributes:
         share: lambda, the share of groups with a length penalty.
         alpha: Largest possible length penalty.
-        ddof: The standard deviation divides by n - ddof, 0 or 1 (the paper does not say).
+        ddof: The standard deviation of lengths divides by n - ddof, 0 or 1 (the paper does not say).
     """
 
     share: Number = PUBLISHED_SHARE
@@ -63,7 +63,7 @@ class GRPOLambda:
             raise ValueError(f"share={self.share}: need 0 < share <= 1.")
 
     def priced(self, batch: RewardBatch) -> Bool[ndarray, " n"]:
-        """Return whether each row is in an efficiency group, ``[n]``: there length is penalised."""
+        """Return for each row whether it is in an efficiency group, in which length is penalised, ``[n]``."""
         g = batch.groups
         if not len(g):
             return np.zeros(0, bool)

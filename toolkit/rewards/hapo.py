@@ -1,22 +1,23 @@
 """HAPO: training language models to reason concisely via history-aware policy optimisation, arXiv:2505.11225.
 
-Equations (c: 1 if right, else 0; L: length; h: length of the shortest right response to this problem so far, initially none):
+Equations (c: 1 if right, else 0; L: length; w: weight; h, the *history* of a problem: length of the shortest right response to it so far,
+initially none; l: length part of the reward):
 
-    l = 0                                   while there is no h
+    l = 0                                   while the problem has no h
     u = cos(min(pi, (pi/2) L / h))          l = max(-0.7, u) if right, min(0, u) if wrong
     r = c + w l
     then h <- min(h, length of the shortest right response in the batch)
 
-Linear form (tolerance t). For a right answer l is 1 - L/h below h, 0 up to (1+t)h, then max(-0.7, -(L - (1+t)h)/h). For a wrong
-answer it is 0 up to (1+t)h, then max(-1, -(L - (1+t)h)/h).
+Linear form, an alternative (t: tolerance). For a right answer l is 1 - L/h if L < h, 0 up to L = (1+t)h, then
+max(-0.7, -(L - (1+t)h)/h). For a wrong answer l is 0 up to L = (1+t)h, then max(-1, -(L - (1+t)h)/h).
 
-Deviations: the paper re-tokenises the text without special tokens; here the end-of-sequence token counts. A history of 0 tokens
-counts as 1. The released code also updates the history in evaluation and writes "none" as 100000; we copy neither. Its repetition
-penalty (off by default there) is ``repetition.RepetitionPenalty`` in a sum.
+Deviations: the paper re-tokenises the text without special tokens; here the end-of-sequence token counts. h = 0
+counts as 1. The released code also updates h in evaluation and uses 100000 where there is no h; we copy neither. To add its repetition
+penalty (off by default there), put ``repetition.RepetitionPenalty`` in a sum.
 
 Units and signs: lengths in tokens; higher is better. With w <= 1 a right answer (at least 1 - 0.7 w) beats a wrong one (at most 0).
-h never grows again, so one lucky short guess fixes it. Stateful: one number per problem, changed only in training, from the batch
-that is scored.
+h never grows again, so one lucky short guess fixes it. State: h of each problem, updated only if ``batch.split`` is ``"train"``, with
+the right responses of the batch, after they were scored.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ FORMS, MEMORIES = ("cosine", "linear"), ("min", "mean")
 
 @dataclass(eq=False)
 class HAPO:
-    """Reward length relative to the shortest right answer to the same problem so far.
+    """Correctness plus a part that compares the length with that of the shortest right answer to the same problem so far.
 
     >>> reward = HAPO()
     >>> reward(RewardBatch.from_columns(correct=[1, 0], tokens=[100, 50])).values.tolist()  # no history yet
@@ -47,13 +48,13 @@ class HAPO:
     [1.707, 1.0, -0.707]
 
     Attributes:
-        weight: w, in [0, 1] so that a right answer beats a wrong one.
-        form: ``"cosine"`` or ``"linear"``.
-        memory: How h is defined: ``"min"`` (the shortest right length), or ``"mean"`` (their running mean, an alternative in the released
-            code).
-        clip: Least l of a right answer.
-        tolerance: t of the linear form.
-        history: Problem id (as text) -> ``(h in tokens, number of right responses)``.
+        weight: w, the weight of the length part l, in [0, 1] so that a right answer beats a wrong one.
+        form: Form of the length part, ``"cosine"`` or ``"linear"``.
+        memory: Definition of h, the length to compare with: ``"min"``, the length of the shortest right response, or ``"mean"``, the mean
+            length of all right responses so far (an alternative in the released code).
+        clip: Least length part of a right answer.
+        tolerance: t of the linear form: share of h by which a response may be longer without a penalty.
+        history: Problem id (as text) -> ``(h in tokens, number of right responses so far)``.
     """
 
     weight: Number = PUBLISHED_WEIGHT
@@ -97,7 +98,7 @@ class HAPO:
             self.history[problem] = float(value), old_count + count
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the history as JSON."""
+        """Return the history as a dict that JSON can store."""
         return {"history": {problem: list(entry) for problem, entry in self.history.items()}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -108,13 +109,13 @@ class HAPO:
 def length_reward(
     L: Float[ndarray, " n"], right: Bool[ndarray, " n"], history: Float[ndarray, " n"], reward: HAPO
 ) -> Float[ndarray, " n"]:
-    """Return l of each response, ``[n]``.
+    """Return l, the length part of the reward before its weight, of each response, ``[n]``.
 
     Args:
         L: Lengths, tokens.
         right: Whether each response is right.
         history: h of each response's problem, tokens; NaN if there is none, which gives l = 0.
-        reward: Supplies the form, the clip and the tolerance.
+        reward: Supplies form, clip and tolerance.
     """
     h = np.maximum(np.nan_to_num(history, nan=1.0), 1.0)
     if reward.form == "cosine":

@@ -1,12 +1,12 @@
 """Kimi k1.5: scaling reinforcement learning with LLMs, arXiv:2501.12599, length reward.
 
-Equation (c: 1 if right, else 0; L_min, L_max: shortest and longest of *all* responses of the group):
+Equation (c: 1 if right, else 0; L: length; L_min, L_max: shortest and longest length of *all* responses of the group; w: weight):
 
     v = 1/2 - (L - L_min) / (L_max - L_min)          0 if L_max = L_min
     r = c + w v             for a right answer
         c + w min(0, v)     for a wrong one
 
-Deviations: none. The paper warms up the weight: for that, put the reward in a ``combine.WeightedSum`` with a schedule.
+Deviations: none. The paper raises the weight gradually at first: for that, put the reward in a ``combine.WeightedSum`` with a ``Schedule``.
 
 Units and signs: lengths in tokens; higher is better. With w <= 1 the longest right answer (1 - w/2) never earns less than a wrong
 one (at most 0).
@@ -26,7 +26,7 @@ from toolkit.stats import Number
 
 @dataclass(frozen=True)
 class Kimi:
-    """Correctness plus a score for the length within the range of the group; wrong answers can only lose by it.
+    """Correctness plus a score for length: 1/2 for the shortest response of the group to -1/2 for the longest; only right answers can gain.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0, 0], tokens=[100, 300, 150, 500])
     >>> Kimi()(batch).values.tolist()

@@ -6,7 +6,8 @@ Equations (c: 1 if right, else 0; L: length; B: the budget stated in the prompt,
     L1-Max      r = c clip(alpha (B - L) + delta, 0, 1)
 
 Deviations: LASER's table (arXiv:2505.15612) prints L1-Max with (L - B), which would reward going *over* the budget; we use the sign of
-the L1 paper. Its alphas are the defaults (0.0003 exact, 0.01 max). A fixed ``budget`` can replace the column, for example offline.
+the L1 paper. The default alphas are those of LASER's table (0.0003 for L1-Exact, 0.01 for L1-Max). A fixed ``budget`` can replace the
+column, for example offline.
 
 Units and signs: lengths in tokens; higher is better.
 """
@@ -34,8 +35,8 @@ class L1Exact:
     [1.0, 0.85, -0.15]
 
     Attributes:
-        alpha: Penalty per token.
-        budget: Tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
+        alpha: Penalty per token of difference from the budget.
+        budget: One budget for all rows, tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
     """
 
     alpha: Number = PUBLISHED_EXACT_ALPHA
@@ -56,16 +57,16 @@ class L1Exact:
 
 @dataclass(frozen=True)
 class L1Max:
-    """A right answer earns more the further it stays below the budget: ``delta`` at the budget, 0 far above it.
+    """Reward for right answers: ``delta`` at the budget, up to 1 below it, down to 0 above it.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 980, 1000, 100], budget=1000)
     >>> L1Max(alpha=0.01, delta=0.5)(batch).values.round(2).tolist()
     [1.0, 0.7, 0.5, 0.0]
 
     Attributes:
-        alpha: Change of the reward per token.
+        alpha: Change of the reward per token of difference from the budget.
         delta: Reward of a right answer at the budget.
-        budget: Tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
+        budget: One budget for all rows, tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
     """
 
     alpha: Number = PUBLISHED_MAX_ALPHA
@@ -86,12 +87,12 @@ class L1Max:
 
 
 def budget_columns(budget: Number | None) -> frozenset[str]:
-    """Return the columns that a reward with a budget needs; ``budget`` is not among them if the budget is fixed."""
+    """Return the columns that a reward with a budget needs. The column ``budget`` is among them unless the argument fixes the budget."""
     return frozenset({"correct", "tokens"} | ({"budget"} if budget is None else set()))
 
 
 def row_budgets(batch: RewardBatch, budget: Number | None) -> ndarray:
-    """Return the budget of each row, tokens.
+    """Return the budget of each row, in tokens: the argument, or the column ``budget`` for ``None``.
 
     Raises:
         ValueError: A budget is not positive.

@@ -1,9 +1,10 @@
 """LASER, LASER-D, LASER-DE: learn to reason efficiently with adaptive length-based reward shaping, arXiv:2505.15612.
 
-Equations (R: 1 if right, -0.5 if wrong, -1 if malformed; L: length; c: right and well formed):
+Equations (R: 1 if right, -0.5 if wrong, -1 if malformed, that is, without an answer after a closed think span; L: length; c: right and well
+formed; L_T: fixed target length; L_A: target length of the problem's difficulty, adapted during training, see ``laser_targets``):
 
     LASER      r = R + alpha 1[c] 1[L <= L_T]
-    LASER-D    r = R + alpha 1[c] 1[L <= L_A]                              L_A by difficulty, adapted (``laser_targets``)
+    LASER-D    r = R + alpha 1[c] 1[L <= L_A]
     LASER-DE   r = R + alpha (1[c] 1[L <= L_A] + 1[wrong] 1[L > L_A])      rewards long wrong answers
 
 Deviations: those of ``laser_targets``. As in the released code, LASER-DE gives its bonus only to well-formed wrong answers (R = -0.5)
@@ -35,7 +36,13 @@ assumed_distinct = 0.2  # least share of distinct 4-grams in a response that doe
 
 @dataclass(frozen=True)
 class Outcome:
-    """R, the reward of the outcome: right, wrong, or malformed."""
+    """R, the reward of the outcome.
+
+    Attributes:
+        right: Reward of a well-formed right response.
+        wrong: Reward of a well-formed wrong response.
+        malformed: Reward of a response without an answer after a closed think span.
+    """
 
     right: float = 1.0
     wrong: float = -0.5
@@ -51,16 +58,16 @@ PUBLISHED_OUTCOME = Outcome()
 
 @dataclass(frozen=True)
 class Laser:
-    """Outcome plus a bonus for right answers within a length.
+    """Reward of the outcome, plus a bonus for right answers within a fixed target length.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[4000, 5000, 4000], formatted=True)
     >>> Laser(target=4096)(batch).values.tolist()
     [1.5, 1.0, -0.5]
 
     Attributes:
-        target: L_T, tokens.
+        target: L_T, the target length, tokens.
         alpha: The bonus.
-        outcome: R.
+        outcome: R, the rewards of right, wrong and malformed responses.
     """
 
     target: Number = PUBLISHED_TARGET
@@ -78,10 +85,11 @@ class Laser:
 
 @dataclass(eq=False)
 class LaserD:
-    """Outcome plus a bonus for right answers within the target length of their difficulty. The target lengths adapt to the policy.
+    """Reward of the outcome, plus a bonus for right answers within the target length of their problem's difficulty.
 
-    Stateful: see ``TargetState``. The trainer of ``toolkit.grpo`` calls ``monitoring`` before
-    each generation. If it returns a size, the trainer samples a monitoring set of that size and passes the responses to ``monitor``.
+    The target lengths adapt to the policy. The state is ``TargetState``. The trainer of ``toolkit.grpo`` calls ``monitoring`` before each
+    generation. If it returns a size, the trainer samples responses to a monitoring set of that size (training problems on which the policy
+    is measured) and passes them to ``monitor``.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[3000, 5000, 4000], formatted=True)
     >>> LaserD()(batch).values.tolist()  # the initial target length is 4096
@@ -89,8 +97,8 @@ class LaserD:
 
     Attributes:
         alpha: The bonus.
-        targets: How target lengths are set.
-        outcome: R.
+        targets: Settings of the target lengths.
+        outcome: R, the rewards of right, wrong and malformed responses.
         state: Current target lengths, and the responses seen since they were set.
     """
 
@@ -113,20 +121,23 @@ class LaserD:
         return scored
 
     def limit(self, batch: RewardBatch) -> Float[ndarray, " n"]:
-        """Return L_A of each row, tokens, by the difficulty of its group in the batch."""
+        """Return the target length L_A of each row, in tokens, from the difficulty of its group in the batch."""
         lengths = self.state.lengths_for(int(batch["tokens"].max(initial=0)))
         return np.array(lengths, float)[difficulty(batch, "reward")]
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return ``(problems, samples per problem)`` if new responses to a monitoring set are due, else ``None``."""
+        """Return the size of the monitoring set (see the class) if new responses to it are due, else ``None``.
+
+        The size is ``(number of problems, responses per problem)``.
+        """
         return (self.targets.problems, self.targets.samples) if self.state.due else None
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Set the target lengths from responses to the monitoring set."""
+        """Set the target lengths from ``batch``, the responses to the monitoring set."""
         self.state.monitor(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as JSON."""
+        """Return the state as a dict that JSON can store."""
         return self.state.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -136,7 +147,7 @@ class LaserD:
 
 @dataclass(eq=False)
 class LaserDE(LaserD):
-    """LASER-D with a bonus for wrong answers beyond the target length, unless they are malformed or loop.
+    """LASER-D plus the same bonus for wrong answers longer than the target length, unless they are malformed or loop.
 
     >>> tokens = tuple(range(5000))
     >>> batch = RewardBatch.from_columns(correct=[0, 0], tokens=[4000, 5000], formatted=True, token_ids=[tokens[:4000], tokens])
@@ -160,12 +171,12 @@ class LaserDE(LaserD):
         return RewardValues.sum(**scored.components, exploration=bonus)
 
     def _free_of_loops(self, batch: RewardBatch, rows: Bool[ndarray, " n"]) -> Bool[ndarray, " n"]:
-        """Return which of the given rows do not loop; no other row is examined."""
+        """Return ``rows`` without the rows whose response loops; only rows in the mask ``rows`` are examined."""
         free = rows.copy()
         free[rows] = distinct_share(batch["token_ids"][rows], LOOP_NGRAM) >= self.distinct
         return free
 
 
 def _right(batch: RewardBatch) -> Bool[ndarray, " n"]:
-    """Return which rows are right and well formed."""
+    """Return for each row whether it is right and well formed."""
     return batch["correct"].astype(bool) & batch["formatted"].astype(bool)

@@ -1,17 +1,20 @@
 """Target lengths of LASER-D and LASER-DE: how long a response may be at each difficulty, arXiv:2505.15612.
 
-Equations (bucket d of problems, by their accuracy a):
+Equations (d: bucket of problems with similar difficulty, by their accuracy a; l: a candidate length; P_{l,d}: share of all responses of the
+bucket with length <= l; |C_d|: least number of right responses among K with which a problem is in the bucket, but 1 for hard; L_T: first
+candidate length):
 
     easy a >= 2/3, medium 1/3 <= a < 2/3, hard a < 1/3
-    ECR_d(l) = P_{l,d} |C_d|       expected correct responses; P: share of all responses of the bucket with length <= l
+    ECR_d(l) = P_{l,d} |C_d|       expected correct responses of at most l tokens
     L_A(d)   = least l of {L_T, L_T + 1024, ..., 16384} with ECR_d(l) >= 1 that is below the longest response of the training batch;
-               without one, that longest response
+               if there is none, the length of that longest response
 
-|C_d| is the least number of right responses that a problem of the bucket has among K: 6, 3, 1 for K = 8.
+For K = 8, |C_d| is 6, 3, 1 (easy, medium, hard).
 
-K = 8 responses to 500 training problems are sampled before the first generation and every 20 generations after it. (A step of the
-released trainer is a generation, however many updates use it.) The trainer of ``toolkit.grpo`` samples them and calls
-``TargetState.monitor``; until then every bucket has L_T.
+The accuracies and lengths are those of a *monitoring set*: K = 8 responses to 500 training problems, sampled before the first generation
+and every 20 generations after it, and not trained on. (A step of the released trainer is a generation, however many updates use it.) The
+trainer of ``toolkit.grpo`` samples the set and calls ``TargetState.monitor``; until then every bucket has L_T. When a training batch is
+scored, the accuracy of a group in that batch decides its bucket.
 
 ``rounding="floor"`` gives |C_d| = 5, 2, 1. The released scripts of LASER-D and LASER-DE use it (``SCRIPT_ROUNDING``); the paper's
 text has ``"ceil"``.
@@ -45,7 +48,7 @@ SCRIPT_ROUNDING = "floor"  # released scripts of LASER-D and LASER-DE
 
 @dataclass(frozen=True)
 class TargetSettings:
-    """Settings of the target lengths.
+    """Settings of the target lengths of LASER-D and LASER-DE, one per bucket of problems: easy, medium and hard.
 
     >>> targets = TargetSettings()
     >>> targets.least_right, list(targets.grid)[:3]
@@ -54,11 +57,12 @@ class TargetSettings:
     Attributes:
         base: L_T, tokens: the initial length of every bucket, and the first candidate length.
         step: Distance between candidate lengths, tokens.
-        longest: Last candidate length, tokens.
+        longest: Upper limit of the candidate lengths, tokens.
         every: Number of generations (batches of training rollouts, not optimizer steps) between two settings of the lengths.
-        samples: K, responses per problem.
-        rounding: ``"ceil"`` (the paper) or ``"floor"`` (``SCRIPT_ROUNDING``).
-        problems: Size of the monitoring set, which is drawn from the training problems; smaller if there are fewer.
+        samples: K, responses per problem of the monitoring set.
+        rounding: Rounding of the least number of right responses of an easy problem, 2K/3, and of a medium one, K/3: ``"ceil"`` (the paper)
+            or ``"floor"`` (``SCRIPT_ROUNDING``).
+        problems: Number of training problems in the monitoring set; all of them if there are fewer.
     """
 
     base: int = 4096
@@ -82,19 +86,24 @@ class TargetSettings:
 
     @property
     def least_right(self) -> tuple[int, int, int]:
-        """|C_d| of easy, medium and hard problems."""
+        """Least number of right responses (of K) with which a problem counts as easy, as medium, and 1 for hard: |C_d| in the equations."""
         rounded = math.ceil if self.rounding == "ceil" else math.floor
         return rounded(2 * self.samples / 3), rounded(self.samples / 3), 1
 
     def expected_right(self, within: Number, bucket: int) -> float:
-        """Return ECR, if the share ``within`` of the bucket's responses does not exceed a length."""
+        """Return ECR, the expected number of correct responses within a length.
+
+        Args:
+            within: Share of the bucket's responses that do not exceed the length.
+            bucket: Index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
+        """
         return float(within * self.least_right[bucket])
 
     def sufficient_length(self, bucket: int, lengths: Int[ndarray, " responses"]) -> int | None:
-        """Return the least candidate length with ECR >= 1, or ``None`` if there is none.
+        """Return the least candidate length with at least one expected correct response (ECR >= 1), or ``None`` if there is none.
 
         Args:
-            bucket: Index in ``BUCKETS``.
+            bucket: Index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
             lengths: Lengths of the bucket's responses, tokens; at least one.
         """
         ordered = np.sort(lengths)
@@ -105,23 +114,32 @@ class TargetSettings:
         return None
 
     def length(self, bucket: int, lengths: Int[ndarray, " responses"], longest: int | None = None) -> int:
-        """Return L_A of a bucket, tokens.
+        """Return the target length L_A of a bucket, in tokens.
 
         Args:
-            bucket: Index in ``BUCKETS``.
+            bucket: Index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
             lengths: Lengths of the bucket's responses, tokens; at least one.
-            longest: Longest response of the training batch, tokens; ``None`` takes that of ``lengths``.
+            longest: Longest response of the training batch, tokens; ``None`` takes the longest of ``lengths``.
         """
         return capped(self.sufficient_length(bucket, lengths), int(np.max(lengths)) if longest is None else longest)
 
 
 def capped(length: int | None, longest: int) -> int:
-    """Return L_A: the sufficient candidate length if there is one, but at most the longest response of the training batch."""
+    """Return L_A: the smaller of a sufficient candidate length and the longest response of the training batch.
+
+    Args:
+        length: Sufficient candidate length, tokens; ``None`` if no candidate is sufficient.
+        longest: Longest response of the training batch, tokens.
+    """
     return longest if length is None else min(length, longest)
 
 
 class TargetState:
-    """Current target lengths, and the responses seen since they were set."""
+    """Current target lengths, and the lengths of the responses seen since they were set.
+
+    Args:
+        targets: Settings of the target lengths.
+    """
 
     def __init__(self, targets: TargetSettings) -> None:
         self.targets = targets
@@ -133,20 +151,27 @@ class TargetState:
 
     @property
     def lengths(self) -> list[int]:
-        """L_A of easy, medium and hard problems, tokens, in the newest training batch."""
+        """Target lengths L_A of easy, medium and hard problems in the newest training batch, in tokens."""
         return self.lengths_for(self._longest)
 
     def lengths_for(self, longest: int) -> list[int]:
-        """Return L_A of easy, medium and hard problems, tokens, in a batch whose longest response has ``longest`` tokens."""
+        """Return the target lengths L_A of easy, medium and hard problems in a batch, in tokens.
+
+        Args:
+            longest: Longest response of the batch, tokens.
+        """
         return [capped(length, longest) for length in self._sufficient]
 
     @property
     def due(self) -> bool:
-        """Whether new responses to the monitoring set are needed before the next generation."""
+        """True if new responses to the monitoring set are needed before the next generation."""
         return not self._monitored or self._generations - self._set_at >= self.targets.every
 
     def observe(self, batch: RewardBatch) -> None:
-        """Count a generation, that is, a batch of training rollouts. Without a monitoring set, these rollouts set the lengths."""
+        """Take note of a generation, that is, a batch of training rollouts.
+
+        If ``monitor`` was never called, the training rollouts set the target lengths every ``TargetSettings.every`` generations.
+        """
         if batch.split != "train":
             return
         self._generations += 1
@@ -158,7 +183,7 @@ class TargetState:
             self._set()
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Set the lengths from responses to a monitoring set, in any split. From then on, training rollouts no longer set them."""
+        """Set the target lengths from responses to a monitoring set, in any split. From then on, training rollouts no longer set them."""
         self._monitored = True
         self._counts = [Counter() for _ in BUCKETS]
         self._count(batch)
@@ -177,7 +202,7 @@ class TargetState:
         self._counts, self._set_at = [Counter() for _ in BUCKETS], self._generations
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as JSON."""
+        """Return the state as a dict that JSON can store."""
         return {
             "enough": list(self._sufficient),
             "longest": self._longest,
@@ -195,7 +220,7 @@ class TargetState:
 
 
 def difficulty(batch: RewardBatch, boundaries: str) -> Int[ndarray, " n"]:
-    """Return the difficulty of each row's problem (index in ``BUCKETS``), by the accuracy of its group in the batch.
+    """Return the difficulty of each row's problem, from the accuracy of its group in the batch: 0 is easy, 1 medium, 2 hard (``BUCKETS``).
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=1)
     >>> difficulty(batch, "reward").tolist(), difficulty(batch, "monitor").tolist()
@@ -203,8 +228,8 @@ def difficulty(batch: RewardBatch, boundaries: str) -> Int[ndarray, " n"]:
 
     Args:
         batch: Rollouts.
-        boundaries: ``"reward"``: an accuracy of exactly 2/3 is easy and exactly 1/3 is medium; ``"monitor"``: both are one bucket
-            harder.
+        boundaries: ``"reward"``: an accuracy of exactly 2/3 is easy and exactly 1/3 is medium; ``"monitor"``: exactly 2/3 is medium and
+            exactly 1/3 is hard.
     """
     if boundaries not in ("reward", "monitor"):
         raise ValueError(f"boundaries={boundaries!r}: choose reward or monitor.")

@@ -1,20 +1,20 @@
 """LongWriter-Zero: mastering ultra-long text generation via reinforcement learning, arXiv:2506.18841, length reward.
 
-Equation (a target range [low, high] per prompt):
+Equation (len: length; [low, high]: target range of the prompt; L_max: length from which the reward is 0):
 
     r = len / low                                   below low
         1                                           inside
         max(0, (L_max - len) / (L_max - high))      above
 
-The paper adds a writing and a format reward by their *advantages*: ``combine.MeanOfAdvantages``.
+The paper has two more rewards, for writing and for format, and averages the *advantages* of the three: ``combine.MeanOfAdvantages``.
 
 Deviations: as printed, the reward goes negative beyond L_max; here it is clamped at 0 (ours). L_max is presumably the output limit of
 14000 tokens, which is unconfirmed (``assumed_longest``). The paper's model predicts the range; here it is a column or an argument. If
 a range starts at 0, the reward is 1 from length 0 on.
 
-Units and signs: tokens of the response, or words (runs of letters and digits) of its answer, as published; higher is better. It
-rewards responses that are long *enough*, not short ones. The unit also selects the columns: ``low_words`` and ``high_words``, which
-the task ``target_length`` writes, or ``low_tokens`` and ``high_tokens``. A range may have no upper end (infinity).
+Units and signs: tokens of the response, or words (runs of letters, digits and underscores) of its answer, as published; higher is better.
+The reward is for responses that are long *enough*, not for short ones. The unit also selects the columns: ``low_words`` and ``high_words``,
+which the task ``target_length`` writes, or ``low_tokens`` and ``high_tokens``. A range may have no upper end (infinity).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ assumed_longest = 14000  # tokens
 
 @dataclass(frozen=True)
 class LongWriter:
-    """Reward 1 within the target range of lengths, and less on either side.
+    """Reward 1 for a length within the target range, and less for shorter or longer responses.
 
     >>> batch = RewardBatch.from_columns(tokens=[50, 150, 300])
     >>> LongWriter(low=100, high=200, longest=400)(batch).values.tolist()
@@ -76,7 +76,7 @@ class LongWriter:
 
 
 def length_column(unit: str) -> str:
-    """Return the column that lengths in a unit are computed from.
+    """Return the column from which lengths in a unit are computed.
 
     Raises:
         ValueError: The unit is neither ``"tokens"`` nor ``"words"``.

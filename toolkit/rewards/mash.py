@@ -1,6 +1,7 @@
 """MASH: modelling abstention via selective help-seeking, arXiv:2510.01152, with reasoning tokens as the cost (ours).
 
-Equations (c: 1 if right, else 0; m: cost of the response; n: least cost of a right response to the problem, in this group or before):
+Equations (c: 1 if right, else 0; m: cost of the response; n: least cost of a right response to the problem, in this batch or an earlier
+one; lambda: decay; C: cap):
 
     r = c penalty(m)
     exp      lambda^(m - n)
@@ -8,12 +9,14 @@ Equations (c: 1 if right, else 0; m: cost of the response; n: least cost of a ri
     otc      n = 0: cos(m pi / (2m + C));   n > 0: sin(f pi / (2n)), f = 2mn / (m + n)
     otc_strict   as otc, and 0 where n = 0 and m > 0
 
-Deviations: the paper counts searches; we count whole blocks of ``block`` tokens (``assumed_block``). Length is therefore penalised
-only relative to the shortest known right answer, so a hard problem may take long. The history is one number per problem (the
-released code keeps no history per problem across batches, and has a branch for m < n that cannot be reached).
+``exp``, and ``otc`` if n > 0, penalise length relative to the shortest known right answer, so a hard problem may take long. ``linear``, and
+``otc`` if n = 0, penalise length itself.
 
-Units and signs: costs in blocks of tokens; higher is better; a wrong answer gets 0 at any cost. Stateful: changed only in training,
-from the batch that is scored.
+Deviations: the paper's cost is the number of searches; ours is the number of whole blocks of ``block`` tokens (``assumed_block``). Here
+the least cost is remembered from batch to batch; the released code forgets it, and has a branch for m < n that cannot be reached.
+
+Units and signs: costs in blocks of tokens; a higher reward is better; a wrong answer gets 0 at any cost. State: for each problem, the least
+cost of a right response so far, updated only if ``batch.split`` is ``"train"``, with the right responses of the batch.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from toolkit.rewards import groups
 from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
-PUBLISHED_DECAY = 0.7  # lambda: the default; 0.5 on NQ, 0.8 on HotpotQA and 2Wiki
+PUBLISHED_DECAY = 0.7  # lambda: the default of the released code; 0.5 on NQ, 0.8 on HotpotQA and 2Wiki
 PUBLISHED_CAP = 5  # C
 assumed_block = 64  # tokens per unit of cost: ours
 KINDS = ("exp", "linear", "otc", "otc_strict")
@@ -38,7 +41,7 @@ KINDS = ("exp", "linear", "otc", "otc_strict")
 def penalty(
     m: ndarray, n: ndarray, kind: str, *, decay: Number = PUBLISHED_DECAY, cap: Number = PUBLISHED_CAP
 ) -> Float[ndarray, " rows"]:
-    """Return the factor on the reward of a right response, in [0, 1].
+    """Return ``penalty(m)``, the reward of a right response, in [0, 1].
 
     >>> penalty(np.array([0, 1, 2]), np.zeros(3), "exp", decay=0.5).tolist()
     [1.0, 0.5, 0.25]
@@ -46,7 +49,7 @@ def penalty(
     Args:
         m: Cost of each response.
         n: Least known cost of a right response to the same problem; at most m.
-        kind: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``.
+        kind: Form of the penalty: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``.
         decay: lambda of ``"exp"``.
         cap: C of the other forms.
     """
@@ -57,14 +60,15 @@ def penalty(
         return float(decay) ** (m - n)
     if kind == "linear":
         return np.maximum(0.0, 1.0 - m / (cap + 1))
-    free = np.where(m > 0, 0.0, 1.0) if kind == "otc_strict" else np.cos(m * np.pi / (2 * m + cap))
-    some = np.maximum(n, 1.0)
-    return np.where(n == 0, free, np.sin(m * some / (m + some) * np.pi / some))
+    # Both forms are computed for every row: for n = 0, and for n > 0 with n = 0 replaced by 1, so that nothing divides by zero.
+    at_zero = np.where(m > 0, 0.0, 1.0) if kind == "otc_strict" else np.cos(m * np.pi / (2 * m + cap))
+    n_safe = np.maximum(n, 1.0)
+    return np.where(n == 0, at_zero, np.sin(m * n_safe / (m + n_safe) * np.pi / n_safe))
 
 
 @dataclass(eq=False)
 class MASH:
-    """Right answers are discounted by their cost beyond that of the cheapest known right answer.
+    """Correctness, discounted by cost: by default, by the cost beyond that of the cheapest known right answer to the same problem.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 164, 100])
     >>> MASH(decay=0.7, block=64)(batch).values.round(2).tolist()
@@ -110,9 +114,9 @@ class MASH:
         return RewardValues.sum(correctness=right, cost=np.where(right, factor - 1.0, 0.0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the least known costs as JSON."""
+        """Return the least known cost of each problem as a dict that JSON can store."""
         return {"best": dict(self.best)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the costs that ``state_dict`` returned."""
+        """Restore the least known costs that ``state_dict`` returned."""
         self.best = {problem: int(cost) for problem, cost in saved["best"].items()}

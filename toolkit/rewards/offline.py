@@ -1,7 +1,7 @@
 """Score existing rollouts with a reward, without any training.
 
-The default split is ``"eval"``, so a stateful reward keeps its state. Without a history it gives the values of the first training
-step. To get those of the second step, first score the rollouts in the ``"train"`` split.
+The default split is ``"eval"``, in which a stateful reward does not change its state: a new reward object gives the values of the first
+training step. To get those of the second step, first score the rollouts with ``split="train"``.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def score(
         problems: The problems of the rollouts, for rewards that need ``difficulty`` or targets from their ``meta``.
         columns: Columns that rollouts do not carry (``budget``, ``mode``, ``conciseness``, ...): one value per row, or a single value
             for all rows.
-        step: Optimizer step; schedules depend on it.
+        step: Number of optimizer steps done so far, on which schedules depend.
         split: ``"eval"``, or ``"train"`` to update a stateful reward.
-        close: Closing think tag of the model that wrote the rollouts.
+        close: Closing think tag of the model that wrote the rollouts; ``None`` if it has none.
 
     Raises:
         MissingColumnError: The reward needs a column that is neither in the rollouts nor in ``columns``.
@@ -70,9 +70,10 @@ def compare(
     step: int = 0,
     close: str | None = CLOSE,
 ) -> pd.DataFrame:
-    """Score the same rollouts with several rewards and stack the tables of ``score``.
+    """Score the same rollouts with several rewards, and return one table with a row per reward and rollout.
 
-    The first column, ``name``, is the key of ``rewards``; components are left out. Arguments are those of ``score``.
+    Columns: ``name`` (key of ``rewards``), ``problem_id, sample, correct, tokens, think_tokens, finish, reward``. The other arguments are
+    those of ``score``.
     """
     tables = {name: score(rollouts, reward, problems, columns=columns, step=step, close=close) for name, reward in rewards.items()}
     totals = {name: table[[c for c in table if not c.startswith("component.")]] for name, table in tables.items()}
@@ -80,21 +81,21 @@ def compare(
 
 
 def mean_advantages(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean GRPO advantage of four kinds of responses, one row per reward of ``compare``.
+    """Return the mean GRPO advantage that each reward gives to four kinds of responses, one row per reward.
 
-    Columns: ``right, shorter``, ``right, longer``, ``wrong, shorter``, ``wrong, longer``, and ``no push``. Shorter and longer are
-    relative to the median length of the responses to the problem; responses of exactly that length are left out. ``no push`` is the
-    share of problems whose responses all get the same reward.
+    Columns: ``right, shorter``, ``right, longer``, ``wrong, shorter``, ``wrong, longer`` (mean advantages), and ``no push``. Shorter and
+    longer are relative to the median length of the responses to the problem; responses of exactly that length are left out. ``no push`` is
+    the share of problems whose responses all get the same reward, so that they change nothing in training.
 
-    Advantages are ``(r - mean_g) / (std_g + 1e-4)`` with Bessel's correction, as in TRL. A positive advantage makes such responses
-    more likely.
+    Advantages are ``(r - mean_g) / (std_g + 1e-4)``, with mean and standard deviation (with Bessel's correction) over the responses to a
+    problem, as in TRL. A positive advantage makes such responses more likely.
 
     >>> table = pd.DataFrame({"name": "naive", "problem_id": "q", "correct": [True] * 4, "tokens": [10, 20, 30, 40]})
     >>> mean_advantages(table.assign(reward=1 - table["tokens"] / 100)).round(2).loc["naive", ["right, shorter", "right, longer"]].tolist()
     [0.77, -0.77]
 
     Args:
-        table: From ``compare``.
+        table: The table that ``compare`` returns.
     """
     rows = {}
     for name, part in table.groupby("name", sort=False):

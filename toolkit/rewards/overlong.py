@@ -1,17 +1,17 @@
 """Soft overlong punishment: DAPO, an open-source LLM reinforcement learning system at scale, arXiv:2503.14476, equation 13.
 
-Equation (c: 1 if right, else 0; L: length; the penalty p grows over the last L_cache tokens before the limit L_max):
+Equation (c: 1 if right, else 0; L: length; p: penalty, which grows over the last L_cache tokens before the limit L_max):
 
     p = 0                                  L <= L_max - L_cache
         (L_max - L_cache - L) / L_cache    up to L_max
         -1                                 beyond
     r = c + p
 
-The component ``overlong`` equals TRL's ``get_soft_overlong_punishment``. It penalises responses that are too long and never
+The component ``overlong`` is p, and equals TRL's ``get_soft_overlong_punishment``. It penalises responses that are too long and never
 rewards short ones.
 
-Deviations: DAPO uses +1 and -1 for right and wrong, here c is 1 and 0. Advantages differ only by a factor 2 on correctness, so
-``correctness=2`` reproduces DAPO's.
+Deviations: DAPO uses +1 and -1 for right and wrong, here c is 1 and 0. In advantages this halves the weight of correctness;
+``correctness=2`` gives DAPO's advantages.
 
 Units and signs: lengths in tokens; higher is better.
 """
@@ -38,8 +38,8 @@ class Overlong:
     [1.0, 0.5, -1.0]
 
     Attributes:
-        longest: L_max, tokens.
-        cache: L_cache, tokens.
+        longest: L_max, the length from which the penalty is 1, tokens.
+        cache: L_cache, the number of tokens over which the penalty grows.
         correctness: Reward of a right answer.
     """
 

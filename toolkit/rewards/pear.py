@@ -1,6 +1,7 @@
 """PEAR: phase entropy aware reward for efficient reasoning, arXiv:2510.08026.
 
-Equations (H_think, H_answer: mean entropy of the policy before and after the closing think tag, as in ``methods.phase_entropy``):
+Equations (H_think, H_answer: mean entropy of the policy before and after the closing think tag, as in ``methods.phase_entropy``; s, r_fmt:
+constants):
 
     P = max(0, H_think - alpha H_answer)
     r = min(1, s - P) if right, r_fmt if wrong
@@ -28,7 +29,7 @@ assumed_format_reward = 0.0
 
 @dataclass(frozen=True)
 class PEAR:
-    """Right answers lose the amount by which the entropy of their thinking exceeds that of their answer.
+    """Reward for right answers, lowered by the amount by which the entropy of their thinking exceeds the entropy of their answer.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], think_entropy=[0.5, 0.1, 0.5], answer_entropy=[0.25, 0.25, 0.25])
     >>> PEAR()(batch).values.tolist()

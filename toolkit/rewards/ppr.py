@@ -1,15 +1,15 @@
-"""ReNorm of PPR (principle process reward), arXiv:2509.25598.
+"""ReNorm of PPR (principle process reward), arXiv:2509.25598: a process reward is added to correctness, and the sum is centred.
 
-Equation (r_p in [0, 1]: process score of a step or response; r_o in {0, 1}: the outcome):
+Equation (r_p in [0, 1]: process score, the quality of a step or response; r_o in {0, 1}: the outcome, 1 if the answer is right):
 
     r = r_p + r_o - 1
 
-The reward is never negative if the outcome is right, and never positive if it is wrong.
+r is from 0 to 1 if the answer is right, and from -1 to 0 if it is wrong.
 
-Deviations: we reconstructed the formula from reviews. The reward ``ReNorm`` has one r_p per response; ``renorm`` also takes
-steps.
+Deviations: we reconstructed the formula from peer reviews of the paper. The reward ``ReNorm`` has one r_p per response; the function
+``renorm`` also takes one per step.
 
-Units and signs: higher is better. A constant shift cancels in any advantage; the effect comes from adding r_p and r_o.
+Units and signs: higher is better. The -1 cancels in any advantage that subtracts a mean; the effect comes from adding r_p and r_o.
 """
 
 from __future__ import annotations
@@ -33,10 +33,14 @@ from toolkit.rewards.batch import (
 
 
 def renorm(process: ndarray, outcome: ndarray) -> Float[ndarray, " steps"]:
-    """Return ``r_p + r_o - 1`` of each step (or response).
+    """Return the reward ``process + outcome - 1`` of each step (or response).
 
     >>> renorm(np.array([0.25, 0.75]), np.array([1, 0])).tolist()
     [0.25, -0.25]
+
+    Args:
+        process: Process score of each step, in [0, 1].
+        outcome: 1 for a step of a response with a right answer, else 0.
 
     Raises:
         ValueError: A score is outside [0, 1].
@@ -50,7 +54,7 @@ def renorm(process: ndarray, outcome: ndarray) -> Float[ndarray, " steps"]:
 
 @dataclass(frozen=True)
 class ReNorm:
-    """A process reward in [0, 1], combined with correctness.
+    """Process reward plus correctness minus 1: from 0 to 1 for right answers, from -1 to 0 for wrong ones.
 
     >>> from toolkit.rewards.longwriter import LongWriter
     >>> batch = RewardBatch.from_columns(correct=[1, 0], tokens=[50, 50])
@@ -58,7 +62,7 @@ class ReNorm:
     [0.5, -0.5]
 
     Attributes:
-        process: Any reward with values in [0, 1].
+        process: The process reward: any reward with values in [0, 1].
     """
 
     process: Reward
@@ -75,20 +79,24 @@ class ReNorm:
         batch.check(self)
         c = batch["correct"].astype(float)
         total = renorm(self.process(batch).values, c)
+        # Two components that add up to the total: r_p, and r_o - 1.
         return RewardValues.sum(process=total - (c - 1.0), outcome=c - 1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the process reward, by name, as JSON."""
+        """Return name -> state of the process reward, as JSON can store it; empty if it has no state."""
         return state_by_name([self.process])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state that ``state_dict`` returned."""
+        """Restore the state of the process reward that ``state_dict`` returned."""
         load_state_by_name([self.process], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return ``(problems, samples)`` of the monitoring set that the process reward needs now, or ``None``."""
+        """Return the size of the monitoring set that the process reward needs now, or ``None`` if it needs none.
+
+        A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
+        """
         return monitoring_size([self.process])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Pass responses to a monitoring set to the process reward if it needs them now."""
+        """Call ``monitor(batch)`` of the process reward if it needs a monitoring set now; ``batch`` holds the responses to it."""
         monitor_parts([self.process], batch)

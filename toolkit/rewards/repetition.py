@@ -1,11 +1,13 @@
 """Repetition: the share of distinct n-grams in a response, as a penalty and as a gate.
 
-Equations (n-grams of tokens, d = distinct n-grams / n-grams, 1 for a response shorter than n):
+Equations (d: number of different n-grams of tokens divided by number of all n-grams; 1 for a response shorter than n; c: 1 if right, else
+0):
 
     penalty  r = -most (1 - d)      "Demystifying long chain-of-thought reasoning", arXiv:2502.03373, C.2
-    gate     r = inner * d          regularised relevance reward R^3, arXiv:2402.03469 (there trigrams of words); inner = c here
+    gate     r = inner * d          regularised relevance reward R^3, arXiv:2402.03469 (there trigrams of words, times another reward)
 
-Combine one of them with any reward that changes length: repetition is an easy way to make responses long.
+``Repetition`` is the gate on c; ``Distinct`` is d alone, for other rewards. Combine one of these with any reward for length: repetition is
+an easy way to make responses long.
 
 Deviations: the gate counts tokens, not words, unless ``unit="words"`` (whitespace-separated, as published). The penalty equals TRL's
 ``get_repetition_penalty_reward``.
@@ -51,7 +53,7 @@ def _distinct(sequence: Sequence, n: int) -> float:
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Penalty of up to ``most`` for repeated n-grams; correctness does not count.
+    """Penalty of up to ``most`` for repeated n-grams, ``-most (1 - d)`` with d the share of distinct n-grams; correctness does not count.
 
     >>> batch = RewardBatch.from_columns(token_ids=[(1, 2, 3, 1, 2, 3), (1, 2, 3, 4, 5, 6)])
     >>> RepetitionPenalty(n=3)(batch).values.tolist()
@@ -59,7 +61,7 @@ class RepetitionPenalty:
 
     Attributes:
         n: Tokens per n-gram.
-        most: Penalty for a response that only repeats one n-gram, positive.
+        most: Largest possible penalty, as a positive number.
     """
 
     n: int = PUBLISHED_N

@@ -1,6 +1,6 @@
 """Ruler: a model-agnostic method to control generated length, arXiv:2409.18943; its length test used as a reward (ours).
 
-Equation (T: the length requested in the prompt; low and high depend on T):
+Equation (len: length; T: the target, the length requested in the prompt; low and high depend on T):
 
     r = 1[low(T) < len <= high(T)]        flexible or precise ranges in words, as published
 
@@ -34,8 +34,9 @@ class Ruler:
     [1.0, 0.0]
 
     Attributes:
-        ranges: ``stats.RULER_FLEXIBLE``, ``stats.RULER_PRECISE``, your own table of ranges, or ``None`` for ``T +- share T``.
-        share: Half width of the range ``T +- share T``.
+        ranges: ``stats.RULER_FLEXIBLE``, ``stats.RULER_PRECISE``, your own table of ranges, or ``None`` for ``T +- share T`` around
+            the target T.
+        share: Half width of the range ``T +- share T``, as a share of T.
         unit: ``"words"`` or ``"tokens"``.
         target: One target for all rows; ``None`` reads the column ``target_words`` or ``target_tokens``.
     """

@@ -32,14 +32,19 @@ PUBLISHED_ALPHA = 0.2
 
 
 def alignment(logprob: ndarray, logprob_without: ndarray) -> Float[ndarray, " n"]:
-    """Return R_SA, in [-1, 1], from mean log-probabilities (nats per token) with and without the question."""
+    """Return R_SA, the self-aligned reward, of each response: in [-1, 1], positive if the question raises the likelihood of the response.
+
+    Args:
+        logprob: Mean log-probability of each response with the question, nats per token.
+        logprob_without: The same without the question.
+    """
     with np.errstate(over="ignore"):
         return np.clip(-np.expm1(logprob_without - logprob), -1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class SAR:
-    """Correctness plus ``alpha`` times R_SA, the share of the response that the question explains.
+    """Correctness plus ``alpha`` times R_SA, in [-1, 1], which is higher the more the question raises the likelihood of the response.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0], tokens=[10, 10], logprob=[-0.5, -0.5], logprob_without=[-1.5, -0.5])
     >>> SAR(alpha=0.2)(batch).values.round(3).tolist()

@@ -3,7 +3,8 @@
 Known: right and concise responses are rewarded; accuracy and brevity are balanced during training without an external signal; and
 the shortest and the longest right response to a problem are the two extremes (as in the paper's steering vector).
 
-Equation of the stand-in: that of SLPO (``slpo``), which gives the position of a right response between these extremes:
+Equation of the stand-in (c: 1 if right, else 0; L: length; L_min, L_max: lengths of the two extremes). It is that of SLPO (``slpo``); the
+bonus gives the position of a right response between the extremes:
 
     r = c (1 + alpha (L_max - L) / (L_max - L_min))
 
@@ -20,7 +21,7 @@ from toolkit.rewards.slpo import SLPO
 
 @dataclass(frozen=True)
 class SelfRewardedEfficiency(SLPO):
-    """Our stand-in: the same formula as SLPO.
+    """Our stand-in, with the formula of SLPO: correctness plus a bonus that is larger for shorter right answers.
 
     >>> from toolkit.rewards.batch import RewardBatch
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])

@@ -1,6 +1,6 @@
 """SLPO, the reward of ORION: teaching language models to reason efficiently in the language of thought, arXiv:2511.22891.
 
-Equations (P: the right responses of the group; L_min, L_max: shortest and longest of P):
+Equations (L: length; P: the right responses of the group; L_min, L_max: shortest and longest length in P):
 
     r = 0                                              wrong, or P empty
     r = 1                                              right, if |P| = 1 or L_min = L_max
@@ -8,7 +8,8 @@ Equations (P: the right responses of the group; L_min, L_max: shortest and longe
 
 Deviations: alpha was not found (``assumed_alpha``); that wrong answers get 0 is implied, not stated.
 
-Units and signs: lengths in tokens; higher is better. If only one response of a group is right, it gets the same reward as the *longest* of several.
+Units and signs: lengths in tokens; higher is better. If only one response of a group is right, it gets 1, as does
+the *longest* right response of a group with several.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ assumed_alpha = 0.5  # ours
 
 @dataclass(frozen=True)
 class SLPO:
-    """Correctness plus a bonus for right answers, from ``alpha`` for the shortest of the group to 0 for the longest.
+    """Correctness plus a bonus for right answers, which falls from ``alpha`` for the group's shortest right answer to 0 for its longest.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 200, 300, 50])
     >>> SLPO(alpha=0.5)(batch).values.tolist()

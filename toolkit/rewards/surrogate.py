@@ -1,16 +1,18 @@
 """Surrogate signals from format and length: reinforcement learning without ground-truth answers, arXiv:2505.19439.
 
-Equations (x = L / L_max; p: the x with the highest reward; f: 1 if an answer can be extracted and parses as mathematics):
+Equations (L: length; L_max: longest length; x = L / L_max; p: the x with the highest reward; w: weight of the format; f: 1 if an answer can
+be extracted and parses as mathematics, else 0):
 
     R_l = 1 - (1 - x/p)^2                     x <= p
           1 - 2 ((x - p) / (1 - p))^2         beyond: 0 at x = 0, 1 at x = p, -1 at x = 1
-    r   = R_l + w f if f, min(0, R_l) if not
-    polyline instead: 2x up to p, 3 - 4x beyond (p = 1/2)
+    r   = R_l + w if f = 1, min(0, R_l) if f = 0
+
+The polyline of an ablation has R_l = 2x up to p and 3 - 4x beyond, for p = 1/2.
 
 Deviations: the paper has w = 1. The released code gives 0.5 for well-formed tags and 0.5 for an answer, but its template has no tags,
-so its runs used ``format=0.5`` in effect. Beyond L_max the value at L_max is kept (in the code it keeps falling). The code accepts
-boxed answers only; here, without a box, any number in the answer counts, as in the toolkit's graders (ours). The answer is the text
-after the closing think tag; a response that opened its thinking and never closed it has none.
+so the format weight of its runs was in effect 0.5. Beyond L_max, R_l keeps its value at L_max (in the released code it falls further). The
+released code accepts boxed answers only; here, without a box, any number in the answer counts, as in the toolkit's graders (ours). The
+answer is the text after the closing think tag; a response that opened its thinking and never closed it has none.
 
 Units and signs: lengths in tokens; higher is better. No labels are used.
 """
@@ -41,10 +43,10 @@ class Surrogate:
     [2.0, 1.0, 0.0]
 
     Attributes:
-        longest: L_max, tokens.
-        best: p, the share of L_max with the highest reward.
-        format: w: 1 in the paper, ``SCRIPT_FORMAT`` in the code.
-        shape: ``"parabola"``, or the ``"polyline"`` of an ablation.
+        longest: L_max, the length from which the length part is -1, tokens.
+        best: p, the length with the highest reward, as a share of L_max.
+        format: w, the reward for an answer that parses: 1 in the paper, ``SCRIPT_FORMAT`` in the released code.
+        shape: Shape of the length part over the length: ``"parabola"``, or ``"polyline"``.
     """
 
     longest: Number = PUBLISHED_LONGEST
@@ -64,7 +66,7 @@ class Surrogate:
             raise ValueError(f"best={self.best}: the polyline is defined for best={PUBLISHED_BEST} only.")
 
     def length_reward(self, tokens: ndarray) -> Float[ndarray, " n"]:
-        """Return R_l of each response from its length in tokens."""
+        """Return R_l, the length part of the reward, of each response from its length in tokens."""
         x, p = np.minimum(tokens / self.longest, 1.0), self.best
         if self.shape == "polyline":
             return np.where(x <= p, 2 * x, 3 - 4 * x)

@@ -1,14 +1,14 @@
 """Rewards as plain TRL ``reward_funcs``, for any ``GRPOTrainer`` script: ``reward_funcs=[as_trl(HAPO(), ...)]``.
 
-TRL calls ``f(prompts, completions, completion_ids, **dataset columns, trainer_state, log_metric)``. Tokens, token ids and texts come
-from these arguments. All other columns come from dataset columns of the same name, or from functions passed as ``columns``. Groups
-follow the dataset's id column if there is one, otherwise contiguous chunks of ``generations``. Two problems with the same text are
-never merged.
+TRL calls ``f(prompts, completions, completion_ids, **dataset columns, trainer_state, log_metric)``. The columns ``tokens``, ``token_ids``,
+``text`` and ``answer_text`` of a reward are computed from these arguments. All other columns come from dataset columns of the same name, or
+from functions passed as ``columns``. Rows with the same problem id (a dataset column) form a group; without such a column, every
+``generations`` consecutive rows do. Two problems with the same text are never merged.
 
 In a run of several processes, TRL gives each process its own slice, which may cut a group. Pass
 ``gather=accelerate.utils.gather_object``: every process then scores all rows and returns its own, so that statistics cover whole
-groups and states stay equal. For a stateful reward add ``callbacks=[toolkit.grpo.kept.Kept(entry)]``, so that its state is saved in
-the checkpoints. TRL is not imported here.
+groups and the state of a reward stays the same in all processes. For a stateful reward add ``callbacks=[toolkit.grpo.kept.Kept(entry)]``,
+so that its state is saved in the checkpoints. TRL is not imported here.
 """
 
 from __future__ import annotations
@@ -47,12 +47,14 @@ def as_trl(
 
     Args:
         reward: Any reward of ``rewards.ALL``, or one of your own.
-        columns: Functions for columns that TRL does not have, by name: ``{"correct": lambda completions, answer, **_: [...]}``.
-        group: Dataset column of problem ids.
-        generations: ``num_generations``, or the pair of it and ``num_generations_eval``, for datasets without ids.
-        stop_ids: Token ids that end a response, for rewards that need ``finish``.
-        gather: ``accelerate.utils.gather_object`` in a run of several processes.
-        close: Closing think tag of the model, for rewards that need ``answer_text``.
+        columns: Column name -> function that computes it, for columns that TRL does not have:
+            ``{"correct": lambda completions, answer, **_: [...]}``.
+        group: Name of the dataset column with problem ids.
+        generations: Size of a group, needed only for datasets without problem ids: TRL's ``num_generations``, or the pair
+            ``(num_generations, num_generations_eval)`` if they differ.
+        stop_ids: Token ids that end a response, for rewards that need the column ``finish``.
+        gather: ``accelerate.utils.gather_object`` in a run of several processes, else ``None``.
+        close: Closing think tag of the model, for rewards that need ``answer_text``; ``None`` if the model has none.
     """
     both = generations if isinstance(generations, tuple) or generations is None else (generations, generations)
     return TRLReward(reward, dict(columns or {}), group, both, frozenset(stop_ids), gather, close)
@@ -60,9 +62,9 @@ def as_trl(
 
 @dataclass(frozen=True)
 class TRLReward:
-    """A reward function for TRL, made by ``as_trl``.
+    """A reward function for TRL, made by ``as_trl``, which explains the fields.
 
-    Its only state is that of the reward. It can be pickled if the reward and the column functions can.
+    It has no state besides that of the reward. It can be pickled if the reward and the column functions can.
     """
 
     reward: Reward
@@ -105,7 +107,7 @@ class TRLReward:
         return scored.values[local].tolist()
 
     def _columns(self, arguments: Mapping[str, Any], split: str) -> dict[str, ndarray]:
-        """Return the columns that the reward needs: from functions, else from the dataset, else computed from TRL's arguments."""
+        """Return the columns that the reward needs: from ``self.columns``, else from the dataset, else computed from TRL's arguments."""
         ids = arguments["completion_ids"]
         computed: dict[str, Callable[[], ndarray]] = {
             "tokens": lambda: np.array([len(i) for i in ids], np.int64),
@@ -145,7 +147,12 @@ class TRLReward:
 
 
 def gather_columns(columns: Mapping[str, ndarray], gather: Callable[[list], list]) -> tuple[dict[str, ndarray], slice]:
-    """Return the columns of all processes, concatenated in order, and the slice of this process's rows."""
+    """Return the columns of all processes, concatenated in order, and the slice of this process's rows.
+
+    Args:
+        columns: Column name -> values of this process's rows.
+        gather: ``accelerate.utils.gather_object``.
+    """
     marker = uuid.uuid4().hex
     parts = gather([(marker, dict(columns))])
     sizes = [len(part["problem_id"]) for _, part in parts]
@@ -160,7 +167,10 @@ def completion_text(completion: Any) -> str:
 
 
 def batch_split(arguments: Mapping[str, Any]) -> str:
-    """Return ``"train"`` or ``"eval"``: from a dataset column ``split``, else from the mode of the trainer's model.
+    """Return ``"train"`` or ``"eval"``: from a dataset column ``split``, else whether the trainer's model is in training mode.
+
+    Args:
+        arguments: The keyword arguments with which TRL calls a reward function.
 
     Raises:
         ValueError: The batch mixes splits.

@@ -1,6 +1,6 @@
 """Truncation, and ThinkPrune: pruning long chain-of-thought by training under a shrinking limit, arXiv:2504.01296.
 
-Equation (c: 1 if right, else 0; L: length; L_T: the limit):
+Equation (c: 1 if right, else 0; L: length; L_T: the limit; rho: reward beyond it):
 
     r = c    if L <= L_T
         rho  otherwise
@@ -9,8 +9,8 @@ ThinkPrune lowers the limit in stages: 4096, 3072, 2048 tokens. The formula is t
 
 Deviations: the number of steps per stage was not found (``assumed_stage_steps``); the last stage has no end.
 
-Units and signs: lengths in tokens; higher is better. Truncated responses have to stay in the loss; otherwise the
-penalised samples are exactly those left out.
+Units and signs: lengths in tokens; higher is better. Truncated responses have to stay in the loss (TRL's
+``mask_truncated_completions=False``): they are the ones that this reward penalises.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Truncation:
     [1.0, 0.0, 0.0]
 
     Attributes:
-        target: L_T, tokens; a response of exactly this length is within the limit.
-        beyond: Reward of a longer response, right or wrong.
+        target: L_T, the length limit, tokens; a response of exactly this length is within the limit.
+        beyond: rho, the reward of a longer response, right or wrong.
     """
 
     target: Number = PUBLISHED_STAGES[0]
@@ -67,7 +67,7 @@ class ThinkPrune:
     Attributes:
         stages: Limit of each stage, tokens, in order.
         every: Optimizer steps per stage.
-        beyond: Reward of a longer response, right or wrong.
+        beyond: Reward of a response longer than the limit, right or wrong.
     """
 
     stages: tuple[Number, ...] = PUBLISHED_STAGES

@@ -14,9 +14,10 @@ AISteer360 ``.svec``        load_svec                    resid_post             
 steering-vectors object     from_steering_vectors        resid_post, attn_out, mlp_out     read only
 ==========================  ===========================  ================================  ===============================
 
-Vectors are ``[layers, d_model]``; layer 0 is the first block, and layers without a vector in the file are zero. In files written here
-**+ is longer**; files of other tools do not say what + means. A file that does not fit the model, or whose header contradicts its numbers,
-is an error: nothing is shifted, transposed or rescaled by guess.
+``site`` is the place in the model to which the vectors belong (``sites``). Vectors are ``[layers, d_model]``; layer 0 is the first block,
+and layers without a vector in the file are zero. In files written here, adding the direction makes thinking **longer**, unless the header
+says otherwise; files of other tools do not say what adding theirs does. A file that does not fit the model, or whose header contradicts its
+numbers, raises an error: nothing is shifted, transposed or rescaled by guess.
 """
 
 from toolkit.vectors.files import ExportError, load, load_gguf, save, save_folder, save_gguf

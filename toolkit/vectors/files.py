@@ -21,31 +21,35 @@ from toolkit.store.texts import parsed
 from toolkit.types import Direction, Provenance
 
 FORMAT, FORMAT_VERSION = "reasoning-length-vector", "1"
-LONGER, SHORTER = "+ = longer", "+ = shorter"
+LONGER, SHORTER = "+ = longer", "+ = shorter"  # header field ``sign``: what adding the vectors does to thinking
 FIELDS = (
     "format", "format_version", "base_model", "revision", "fingerprint", "template_hash", "model_type", "n_layers", "hidden_size", "site",
     "apply_site", "positions", "method", "norm", "scale", "sign", "think_format", "n_pos", "n_neg", "seed", "notes_json", "metrics_json",
     "created", "tool",
 )  # fmt: skip
-"""All fields that a header may have."""
+"""All fields that the header of a safetensors file may have."""
 LLAMA_CPP = {"mistral": "llama", "gemma3_text": "gemma3"}
 """``model_type`` of transformers -> architecture name of llama.cpp, where they differ in more than underscores."""
 
 
 class ExportError(ValueError):
-    """A direction or plan cannot be expressed in the format, or by the weights, to which it should be written."""
+    """A direction or plan cannot be written in the format, or into the weights, that was asked for."""
 
 
 # --- the toolkit's format ------------------------------------------------------------------------------------
 
 
 def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, metrics: Mapping[str, Any] | None = None) -> Path:
-    """Save ``scale * direction`` as safetensors, with tensors ``direction.<layer>`` (unchanged to the bit at scale 1) and a text header.
+    """Save ``scale * direction`` as safetensors and return the path.
+
+    The file has one tensor ``direction.<layer>`` per layer (equal to the bit at scale 1) and a text header with the fields ``FIELDS``.
 
     Args:
+        direction: The direction; adding it lengthens thinking.
+        path: The file to write.
         lm: The model that the direction is for.
         scale: Factor on the vectors. If it is not 1 the header has ``norm: dose``; if it is negative, ``sign: + = shorter``.
-        metrics: Results measured with it, for the header's ``metrics_json``.
+        metrics: Results measured with the direction, by name, for the header's field ``metrics_json``.
 
     Raises:
         WrongModelError: the direction was made from other weights, or has another shape.
@@ -56,15 +60,17 @@ def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, 
 
 
 def load(path: str | Path, lm: LM | None = None) -> Direction:
-    """Load a direction that ``save`` wrote. The scale in the file is divided out again.
+    """Load the direction that ``save`` was given: the file's vectors are divided by the scale in its header.
 
     Args:
-        lm: The model that it will be used with; ``None`` skips the check.
+        path: The file.
+        lm: The model that the direction will be used with, to check that it fits; ``None`` skips the check.
 
     Raises:
         FileNotFoundError: there is no file.
         DamagedFileError: the file is truncated or damaged.
-        ForeignFileError: the file has another format, or its header contradicts its site, sign or normalisation.
+        ForeignFileError: the file has another format, or fields of its header (site, sign, norm, scale) contradict each other or the
+            vectors.
         WrongModelError: the direction was made from other weights, or for another depth or width.
     """
     tensors, header = store.read_tensors(path)
@@ -79,6 +85,7 @@ def load(path: str | Path, lm: LM | None = None) -> Direction:
 def _written(
     direction: Direction, lm: LM, scale: float, metrics: Mapping[str, Any] | None
 ) -> tuple[Float[Tensor, "layers d_model"], dict[str, str]]:
+    """Return the vectors to write, ``scale * direction``, and the header. The arguments are those of ``save``."""
     edits.check_direction(direction, lm)
     vector = direction.vector * scale
     if not torch.isfinite(vector).all() or not vector.any():
@@ -114,7 +121,14 @@ def _written(
 
 
 def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | None, path: str | Path) -> Direction:
-    """Invert ``_written``: make the direction from its header and the rows in a file."""
+    """Invert ``_written``: return the direction from the vectors and the header of a file.
+
+    Args:
+        rows: Layer -> vector ``[d_model]``.
+        header: Field -> text.
+        lm: Model to check the direction against, or ``None``.
+        path: The file, for error messages.
+    """
     if unknown := sorted(set(header) - set(FIELDS)):
         raise DamagedFileError(f"{path}: its header has the unknown field {unknown[0][:40]!r}. Save it again.")
     try:
@@ -130,7 +144,7 @@ def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | No
         raise
     except (KeyError, ValueError) as error:
         raise DamagedFileError(f"{path}: a field of its header is missing or cannot be read: {error!r:.120}.") from error
-    vector = _stacked(rows, shape, path, missing=1 if 0 not in rows else 0)  # a control vector has no row for layer 0
+    vector = _stacked(rows, shape, path, missing=1 if 0 not in rows else 0)  # a control vector never has a vector for layer 0
     unit = said["norm"] == "unit" and _norm(vector) == "unit"
     true = {
         "norm": "dose" if scale != 1 else "unit" if unit else "raw",
@@ -151,13 +165,14 @@ def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | No
 
 
 def _norm(vector: Float[Tensor, "layers d_model"]) -> str:
-    """Return ``"unit"`` if all vectors that are not zero have norm 1 up to rounding, else ``"raw"``."""
+    """Return ``"unit"`` if all vectors that are not zero have norm 1 up to rounding, else ``"raw"``: the header field ``norm``."""
     norms = vector.double().norm(dim=-1)
     rounding = max(1e-5, 8 * torch.finfo(vector.dtype).eps)
     return "unit" if ((norms == 0) | ((norms - 1).abs() <= rounding)).all() else "raw"
 
 
 def _layer(name: str, path: str | Path) -> int:
+    """Return the layer in the name of a tensor, ``direction.<layer>``. Raise ForeignFileError if it has another name."""
     kind, _, layer = name.partition(".")
     try:
         if kind != "direction":
@@ -168,7 +183,7 @@ def _layer(name: str, path: str | Path) -> int:
 
 
 def layer_number(layer: Any) -> int:
-    """Return the number of a layer, from text or a number. Raise ValueError unless it is a plain whole number."""
+    """Return the number of a layer as an int, from text or a number. Raise ValueError unless it is a plain whole number."""
     text = str(layer)
     if isinstance(layer, bool) or not text.isdecimal() or len(text) > 6 or str(int(text)) != text:
         raise ValueError(f"{text[:40]!r} is not the number of a layer")
@@ -178,15 +193,18 @@ def layer_number(layer: Any) -> int:
 def _stacked(
     rows: Mapping[int, Tensor], shape: tuple[int, int], source: str | Path, *, missing: int | None = None
 ) -> Float[Tensor, "layers d_model"]:
-    """Stack rows by layer into one tensor; layers without a row are zero.
+    """Stack vectors by layer into one tensor; layers without a vector are zero.
 
     Args:
-        missing: Exact number of layers without a row; ``None`` allows any number.
+        rows: Layer -> vector ``[d_model]``.
+        shape: ``(layers, d_model)`` of the result.
+        source: The file, for error messages.
+        missing: Exact number of layers that must be without a vector; ``None`` allows any number.
 
     Raises:
-        ForeignFileError: there is no row, rows differ in number type, or all are zero.
-        WrongModelError: a row has another width, or belongs to a layer that does not exist.
-        DamagedFileError: a row holds NaN or infinity, or rows are missing.
+        ForeignFileError: there is no vector, vectors differ in number type, or all are zero.
+        WrongModelError: a vector has another width, or belongs to a layer that does not exist.
+        DamagedFileError: a vector holds NaN or infinity, or vectors are missing.
     """
     if not rows:
         raise ForeignFileError(f"{source} holds no direction.")
@@ -195,7 +213,7 @@ def _stacked(
         if not 0 <= layer < shape[0] or row.shape != shape[1:]:
             raise WrongModelError(
                 f"{source} has a vector of shape {tuple(row.shape)} for layer {layer}; the model has layers 0..{shape[0] - 1} "
-                f"of width {shape[1]}. It was made for another model, or numbers its layers differently."
+                f"of width {shape[1]}. The file was made for another model, or numbers its layers differently."
             )
         if row.dtype != kind or not row.is_floating_point():
             raise ForeignFileError(f"{source}: layer {layer} is {row.dtype}; expected one floating point type in all layers.")
@@ -214,11 +232,15 @@ def _stacked(
 
 
 def as_direction(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, source: str | Path, **notes: Any) -> Direction:
-    """Return rows of unknown provenance as a direction for ``lm``. Its notes name the tool and the file.
+    """Return vectors of unknown provenance as a direction for ``lm``. The notes in its provenance name the tool and the file.
 
     Args:
+        lm: The model; layers without a vector are zero.
         rows: Layer -> vector ``[d_model]``.
-        kind: Site kind.
+        kind: Site of the vectors, such as ``"resid_post"``.
+        tool: Name of the tool that wrote them.
+        source: The file.
+        notes: Further notes for the provenance.
     """
     vector = _stacked(rows, (lm.layout.n_layers, lm.layout.d_model), source)
     provenance = lm.provenance(source=f"{tool}: {Path(source).name}", norm=_norm(vector), **notes)
@@ -229,20 +251,27 @@ def as_direction(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, sourc
 
 
 def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, drop_layer_0: bool = False) -> Path:
-    """Save ``scale * direction`` as a control vector in F32. llama.cpp adds ``direction.k`` to the output of block k, at every position.
+    """Save ``scale * direction`` as a GGUF control vector in F32, and return the path.
+
+    llama.cpp adds the tensor ``direction.k`` to the output of block k, at every position.
 
     Args:
-        drop_layer_0: Leave out the vector of layer 0, which the format cannot hold.
+        direction: The direction, at site ``resid_post``.
+        path: The file to write.
+        lm: The model that the direction is for.
+        scale: Factor on the vectors; not 0.
+        drop_layer_0: True to leave out the vector of layer 0, which the format cannot hold.
 
     Raises:
         ExportError: the direction is not at ``resid_post``, has a vector at layer 0 (without ``drop_layer_0``), or is too large for F32.
         ImportError: the package gguf is not installed.
-        WrongModelError, ValueError: as ``save``.
+        WrongModelError: the direction was made from other weights, or has another shape.
+        ValueError: a vector, the scale or a note is not finite, or the scale is 0.
     """
     if direction.kind != "resid_post":
         raise ExportError(
-            f"A control vector is added to the output of a block, but this direction is of {direction.kind}: it would be another "
-            "intervention there. Make it at resid_post, or write an adapter or a safetensors file."
+            f"A control vector is added to the output of a block, but this direction was made at {direction.kind}, and would act differently "
+            "there. Make it at resid_post, or write an adapter or a safetensors file."
         )
     if direction.vector[0].any() and not drop_layer_0:
         raise ExportError(
@@ -263,17 +292,20 @@ def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 
 
 
 def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Direction:
-    """Load a control vector of ``save_gguf``, repeng or llama.cpp, at ``resid_post``.
+    """Load a control vector that ``save_gguf``, repeng or llama.cpp wrote, as a direction at ``resid_post``.
 
-    A file of ``save_gguf`` keeps its provenance (in F32, without layer 0). For files of other tools only model type, width and depth
-    can be checked, and the meaning of + is unknown.
+    A file that ``save_gguf`` wrote keeps the direction's provenance (in F32, without layer 0). Of files of other tools only model type,
+    width and depth can be checked; whether adding the vector makes thinking longer or shorter is unknown.
 
     Args:
-        model_hint: A model type to accept besides that of ``lm``. A file without a model type is accepted if width and depth fit.
+        path: The file.
+        lm: The model that the direction will be used with.
+        model_hint: A model type to accept in the file besides that of ``lm``. A file without a model type is accepted if width and depth
+            fit.
 
     Raises:
-        ForeignFileError: the file is not a control vector by llama.cpp's rules (1-D F32 tensors ``direction.k``, k >= 1), or is of another
-            site.
+        ForeignFileError: the file is not a control vector by llama.cpp's rules (1-D F32 tensors ``direction.k``, k >= 1), or its vectors
+            belong to another site.
         WrongModelError: model type, depth or width differ, or, for files of this toolkit, the weights.
         FileNotFoundError: there is no file.
         DamagedFileError: the file is truncated or damaged.
@@ -308,12 +340,13 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
 
 
 def model_types(lm: LM) -> set[str]:
-    """Return the names of the model type of ``lm`` in transformers and llama.cpp."""
+    """Return the names that transformers and llama.cpp have for the model type of ``lm``."""
     names = {lm.model.config.model_type, lm.model.config.get_text_config().model_type}
     return names | {LLAMA_CPP[name] for name in names if name in LLAMA_CPP}
 
 
 def _plain(name: str) -> str:
+    """Return a model type in lower case without ``_`` and ``-``, for comparison."""
     return name.lower().replace("_", "").replace("-", "")
 
 
@@ -329,17 +362,23 @@ def save_folder(
     figures: Mapping[str, str] | None = None,
     drop_layer_0: bool = False,
 ) -> Path:
-    """Write a folder for upload: ``README.md``, ``direction.safetensors``, and ``direction.gguf`` if the format can hold the direction.
+    """Write a folder for upload to a model hub and return its path.
+
+    It holds ``README.md``, ``direction.safetensors``, ``direction.gguf`` if that format can hold the direction, and the figures.
 
     Args:
-        card: Text of the model card, see ``report.vector_card``.
+        direction: The direction; adding it lengthens thinking.
+        directory: The folder to write.
+        lm: The model that the direction is for.
+        card: Text of ``README.md``, the model card; ``report.vector_card`` writes one.
         figures: File name -> text (HTML or SVG) of the card's figures.
-        drop_layer_0: Write the control vector even if the direction has a vector at layer 0, which is then left out.
+        drop_layer_0: True to write ``direction.gguf`` even if the direction has a vector at layer 0, which is then left out of it.
 
     Raises:
         FileExistsError: the directory is not empty.
-        OSError: it cannot be written.
-        ValueError: the name of a figure is a path, or that of another file of the folder.
+        OSError: the folder cannot be written.
+        ValueError: the name of a figure is a path, begins with a dot, or could be that of another file of the folder.
+        WrongModelError: the direction was made from other weights, or has another shape.
     """
     if bad := [
         name for name in figures or () if not name or Path(name).name != name or name.startswith(("README.", "direction.", "."))

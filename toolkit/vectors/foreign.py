@@ -1,7 +1,7 @@
 """Read directions of other tools from their files, without installing the tools.
 
-These files rarely name their model, and never say what + means. Width and depth are checked, and the direction's provenance names the
-model that it was loaded for. Layers are numbered from 0, as here.
+These files rarely name their model, and never say whether adding the direction makes thinking longer or shorter. Width and depth are
+checked, and the direction's provenance names the model that it was loaded for. Layers are numbered from 0, as in this toolkit.
 """
 
 from __future__ import annotations
@@ -20,19 +20,24 @@ from toolkit.types import Direction
 from toolkit.vectors.files import as_direction, layer_number, model_types
 
 STEERING_VECTORS = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}
-"""Layer types of the library steering-vectors -> the site at which each has its output."""
+"""Layer type in the library steering-vectors -> site of its vectors in this toolkit."""
 
 
 def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Direction:
-    """Load a direction that ThinkEdit's released code wrote: one tensor ``[layers, 1, d_model]``, long minus short, not normalised.
+    """Load a direction that ThinkEdit's released code wrote: one tensor ``[layers, 1, d_model]``.
+
+    It is the mean over long minus the mean over short thinking, not normalised, so adding it lengthens thinking.
 
     Args:
-        part: ``"attn"`` (``resid_mid``) or ``"mlp"`` (``resid_post``). By default the end of the file name.
+        path: The file (``.pt``).
+        lm: The model that the direction will be used with.
+        part: Site of the vectors: ``"attn"`` (``resid_mid``) or ``"mlp"`` (``resid_post``). ``None`` reads it from the end of the file
+            name.
 
     Raises:
-        ForeignFileError: the file holds pickled objects or a tensor of another shape, or its name does not tell the part.
-        WrongModelError: depth or width differ; or the part is ``attn`` and the family post-norm, where the released code reads another
-            site.
+        ForeignFileError: the file holds pickled objects or a tensor of another shape, or its name does not end in ``_attn`` or ``_mlp``.
+        WrongModelError: depth or width differ from those of ``lm``; or the part is ``attn`` and the model normalises the output of
+            attention (a post-norm family), for which ThinkEdit's code reads another site.
         FileNotFoundError: there is no file.
         DamagedFileError: the file is truncated.
     """
@@ -52,13 +57,16 @@ def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Dire
 
 
 def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None) -> Direction:
-    """Load a direction of hidden-directions, brainscope or hotwire: ``[layers, d_model]``, or ``[d_model]`` with ``layer``.
+    """Load a direction of the tools hidden-directions, brainscope or hotwire, at ``resid_post``.
 
-    Row l is the output of block l (``hidden_states[l + 1]``), so ``resid_post``. The last row was learned *after* the final norm, but these
-    tools apply it before the norm, and so does this one. If that matters, leave the layer out (``steering(..., layers=...)``).
+    The file holds ``[layers, d_model]``, or ``[d_model]`` for one layer. Row l belongs to the output of block l (``hidden_states[l + 1]``).
+    The last row was learned from activations *after* the final norm, but these tools add it before the norm, and so does this toolkit. If
+    that matters, do not steer at the last layer (``steering(..., layers=...)``).
 
     Args:
-        layer: Layer of a single vector.
+        path: The file (``.pt``).
+        lm: The model that the direction will be used with.
+        layer: Layer of a single vector ``[d_model]``; ``None`` if the file holds all layers.
 
     Raises:
         ForeignFileError: the file holds pickled objects, several tensors or one of another shape, or ``layer`` does not fit its shape.
@@ -77,11 +85,16 @@ def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None
 
 
 def load_svec(path: str | Path, lm: LM) -> Direction:
-    """Load a ``.svec`` file (JSON) of AISteer360 with one direction per layer (CAA), which is added to the output of the block.
+    """Load a ``.svec`` file (JSON) of AISteer360 with one vector per layer (as its method CAA makes them), as a direction at
+    ``resid_post``.
+
+    Args:
+        path: The file.
+        lm: The model that the direction will be used with.
 
     Raises:
-        ForeignFileError: the file is not a ``.svec`` file, or has several directions per layer (per position, head or plane).
-        WrongModelError: model type, depth or width differ.
+        ForeignFileError: the file is not a ``.svec`` file, or has several vectors per layer (per position, head or plane).
+        WrongModelError: model type, depth or width differ from those of ``lm``.
         FileNotFoundError: there is no file.
         DamagedFileError: the file is not JSON, or holds NaN.
     """
@@ -107,11 +120,12 @@ def from_steering_vectors(vector: Any, lm: LM) -> Direction:
     """Return the direction in a ``SteeringVector`` of the library steering-vectors.
 
     Args:
-        vector: The object, or a mapping with its fields (as from ``store.read_pt``).
+        vector: The object, or a mapping with its fields, such as ``store.read_pt`` returns.
+        lm: The model that the direction will be used with.
 
     Raises:
-        ForeignFileError: it has other fields, or a layer type without a site here (the output of a norm).
-        WrongModelError: depth or width differ.
+        ForeignFileError: the object has other fields, or a layer type that has no site in this toolkit (the output of a norm).
+        WrongModelError: depth or width differ from those of ``lm``.
     """
     read = vector.get if isinstance(vector, Mapping) else lambda name: getattr(vector, name, None)
     rows, kind = read("layer_activations"), read("layer_type")
@@ -132,6 +146,7 @@ def from_steering_vectors(vector: Any, lm: LM) -> Direction:
 
 
 def _one_tensor(path: str | Path) -> Tensor:
+    """Return the only tensor of a ``.pt`` file. Raise ForeignFileError if it holds something else."""
     content = store.read_pt(path)
     if isinstance(content, Mapping) and len(content) == 1:
         (content,) = content.values()
@@ -148,10 +163,12 @@ def _plain(tensor: Tensor, source: str | Path) -> Tensor:
 
 
 def _numeric(value: Any) -> bool:
+    """Return True if a value is a number or nested lists of numbers."""
     return all(map(_numeric, value)) if isinstance(value, list) else isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _all_rows(vector: Tensor, lm: LM, path: str | Path) -> dict[int, Tensor]:
+    """Return layer -> vector from ``[layers, d_model]``. Raise WrongModelError if ``lm`` has another number of layers."""
     if len(vector) != lm.layout.n_layers:
         raise WrongModelError(
             f"{path} has {len(vector)} layers, {lm.name} has {lm.layout.n_layers}: it was made for another model."

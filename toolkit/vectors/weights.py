@@ -1,4 +1,4 @@
-"""Edits as weights: a plan as a PEFT adapter, and a steering vector in the biases of a checkpoint."""
+"""Write interventions as weights: a plan of head edits as a PEFT adapter, and a steering direction in the biases of a model."""
 
 from __future__ import annotations
 
@@ -21,18 +21,26 @@ from toolkit.vectors.files import ExportError
 
 @torch.no_grad()
 def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
-    """Write a plan that projects a direction out of heads as a PEFT adapter (LoRA of rank 1), equal to ``edits.apply``.
+    """Write a plan that projects a direction out of heads as a PEFT adapter (LoRA of rank 1), and return its directory.
 
-    Per edited layer ``dW = B A``, with ``B = -v`` ``[d_model, 1]`` and ``A = sum_h strength_h (v^T W_O) mask_h``
-    ``[1, n_heads * head_dim]``. dW is linear in PEFT's scale of the adapter: scale s multiplies the plan's strengths by s (if each head is
-    edited once). Adapters add. If two of them edit a head along directions that are not orthogonal, their sum differs from applying one
-    plan after the other.
+    The model with the adapter equals ``edits.apply(lm, planned)``. With v the unit direction of a layer, ``strength_h`` the strength of the
+    edit of head h, and ``mask_h`` 1 at the columns of head h in ``W_O`` and 0 elsewhere, the change of an edited layer's ``W_O`` is ``dW =
+    B A``, with ``B = -v`` ``[d_model, 1]`` and ``A = sum_h strength_h (v^T W_O) mask_h`` ``[1, n_heads * head_dim]``.
+
+    dW is linear in PEFT's scale of the adapter: scale s multiplies the plan's strengths by s (if each head is edited once). The changes of
+    several adapters add up. If two of them edit a head along directions that are not orthogonal, their sum differs from applying one plan
+    after the other.
+
+    Args:
+        lm: The model that the plan was made from.
+        planned: The plan of head edits.
+        directory: The directory to write.
 
     Raises:
         ExportError: an edit scales a head (such a change has rank head_dim), or the plan has no edits.
         WrongModelError: the plan was made from other weights.
         FileExistsError: the directory is not empty.
-        OSError: it cannot be written.
+        OSError: the directory cannot be written.
     """
     edits.check_plan(lm, planned)
     kept: dict[int, Tensor] = {}
@@ -65,6 +73,7 @@ def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
 
 
 def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:
+    """Return the content of PEFT's ``adapter_config.json`` for the modules ``targets``, given by their full names."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -85,19 +94,23 @@ def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:
 
 @torch.no_grad()
 def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int] | None = None) -> LM:
-    """Return a model that steers itself: ``strength * direction`` is added to its biases. It equals ``edits.steering`` everywhere.
+    """Return a model with ``strength * direction`` added to its biases, so that it steers itself.
 
-    The bias is that of attention's output projection for ``resid_mid`` and ``attn_out``, and that of the MLP's last projection for
-    ``resid_post`` and ``mlp_out``. All other weights are shared with ``lm``. A missing bias is not created: loading a checkpoint drops
-    biases that its config does not have.
+    It equals ``lm`` with ``edits.steering(direction, strength, layers=layers)`` at all positions. For ``resid_mid`` and ``attn_out``, the
+    bias is that of attention's output projection; for ``resid_post`` and ``mlp_out``, that of the MLP's last projection. All other weights
+    are shared with ``lm``. A missing bias is not created, since loading a checkpoint drops biases that its config does not have.
 
     Args:
-        layers: Layers to act at; ``None`` means all.
+        lm: The model to steer; it is not changed.
+        direction: The direction; adding it lengthens thinking.
+        strength: Factor on the direction; negative to shorten thinking.
+        layers: Layers to steer at; ``None`` means all.
 
     Raises:
-        ExportError: a layer has no such bias, or there is a norm between it and the residual stream.
+        ExportError: a layer has no such bias, or a norm lies between the bias and the residual stream.
         WrongModelError: the direction was made from other weights, or has another shape.
-        ValueError, IndexError: as ``edits.steering``.
+        ValueError: the direction or strength is not finite.
+        IndexError: the direction does not have one of the layers.
     """
     act = edits.steering(direction, strength, layers=layers)
     edits.check_direction(direction, lm)
@@ -113,7 +126,7 @@ def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int]
 
 
 def _bias(lm: LM, layer: int, kind: str) -> Tensor:
-    """Return the bias that is added to the value at a site, and to nothing else. Raise ExportError if there is none."""
+    """Return the bias that is added to the activation at a site of a layer, and nowhere else. Raise ExportError if there is none."""
     block = lm.layout.blocks[layer]
     norm = {"resid_mid": block.post_attention_norm, "resid_post": block.post_mlp_norm}.get(kind)
     bias = None
@@ -122,7 +135,7 @@ def _bias(lm: LM, layer: int, kind: str) -> Tensor:
     elif kind in ("mlp_out", "resid_post"):
         bias = _last_bias(block.mlp, lm.layout.d_model)
     if bias is None or norm is not None:
-        why = "has no bias there" if norm is None else "normalises what the bias is added to"
+        why = "has no bias there" if norm is None else "normalises the output to which the bias is added"
         raise ExportError(
             f"{lm.name} ({lm.layout.row.family}) {why}, so {kind} of layer {layer} cannot be steered by its weights. Steer at run time "
             "(edits.steering), or write a control vector for llama.cpp (vectors.save_gguf)."
@@ -131,10 +144,10 @@ def _bias(lm: LM, layer: int, kind: str) -> Tensor:
 
 
 def _last_bias(mlp: nn.Module, d_model: int) -> Tensor | None:
-    """Return the bias that is added unchanged to the output of an MLP, or ``None``.
+    """Return the bias that is added unchanged to the output of an MLP, or ``None`` if there is none.
 
-    It is found by behaviour, since names differ between families: shift each bias of the right size and check that the whole output shifts
-    by exactly as much. (The bias of an expert is weighted by its router, so it does not qualify.)
+    Names differ between families, so the bias is found by its effect: each bias of the right size is shifted, and the whole output must
+    shift by exactly as much. (The bias of an expert is weighted by its router, so it does not qualify.)
     """
 
     def out(biases: Mapping[str, Tensor]) -> Tensor:
