@@ -96,8 +96,8 @@ def read(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
 def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
     """Return the paired difference of every policy from the policies of one recipe, on the same test problems and random numbers.
 
-    Columns: ``name`` (recipe), ``seed``, ``metric`` (``accuracy`` or ``think_tokens``), ``difference`` (policy minus the mean over the recipe's seeds), ``low,
-    high`` (95 % interval over problems, not over seeds).
+    Columns: ``name`` (recipe), ``seed``, ``metric`` (``accuracy`` or ``think_tokens``), ``difference`` (policy minus the mean over the
+    recipe's seeds), ``low, high`` (95 % interval over problems, not over seeds).
 
     Args:
         folder: Directory of curve files, such as ``data/grpo``.
