@@ -168,7 +168,7 @@ class _Batch:
                 self._pass(start, stop)
 
     def _pass(self, start: int, stop: int) -> None:
-        self.lm.model.base_model(
+        self.lm.body(
             input_ids=self.ids[:, start:stop],
             attention_mask=self.mask[:, :stop],
             position_ids=self.positions[:, start:stop],

@@ -257,12 +257,15 @@ def _check_files(path: Path, *, partial: bool = False) -> None:
 
 
 def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the entries of a config, and of configs inside it, that set how many layers, heads or experts are built."""
+    """Yield the entries of a config, and of configs inside it, that set how many layers, heads or experts are built.
+
+    Of an entry with one number per layer, each number is yielded.
+    """
     for name, value in config.items():
         if isinstance(value, dict):
             yield from _counts(value)
         elif re.fullmatch(r"(num|n)_.*(layers?|heads?|experts)", name):
-            yield name, value
+            yield from ((name, each) for each in value) if name.endswith("_per_layer") and isinstance(value, list) else [(name, value)]
 
 
 def _headers(path: Path, partial: bool) -> dict[str, tuple[str, tuple[int, ...]]]:

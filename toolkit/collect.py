@@ -173,7 +173,7 @@ def _head(lm: LM) -> Callable[[Tensor], Tensor]:
         return torch.tanh(logits / cap) * cap if cap else logits
 
     ids = torch.arange(min(8, lm.vocab_size), device=lm.device)[None]
-    expected, actual = lm.model(input_ids=ids).logits, head(lm.model.base_model(input_ids=ids).last_hidden_state)
+    expected, actual = lm.model(input_ids=ids).logits, head(lm.body(input_ids=ids).last_hidden_state)
     if not torch.allclose(actual.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise UnsupportedModelError(
             f"{lm.name} does more than apply its LM head between its last state and its logits: use entropies.with_entropies for entropies."

@@ -72,6 +72,18 @@ class LM:
         """Device of the model."""
         return self.model.device
 
+    @property
+    def body(self) -> PreTrainedModel:
+        """The model without its LM head, whose output has the last hidden states."""
+        base: Any = self.model.base_model
+        # Llama 4 names its base by another name than it has: then transformers returns the model itself.
+        return getattr(self.model, "model", base) if base is self.model else base
+
+    @cached_property
+    def caches_keys(self) -> bool:
+        """True if the KV cache holds the keys and values that attention reads. Latent attention caches what they are computed from."""
+        return behaviour.caches_keys(self.model, self.layout)
+
     @cached_property
     def eos_ids(self) -> frozenset[int]:
         """All token ids that end a response: those in the generation config, and the tokenizer's end-of-sequence token."""

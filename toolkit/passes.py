@@ -153,7 +153,7 @@ def forward(
     scaled = {Site("attn_out", i): over_norm(i, layout.norm(i)) for i in layout.attention_layers} if Z_OVER_NORM in kinds else {}
     with hooks.observe(lm.layout, watchers), hooks.rewrite(lm.layout, scaled):
         # Under a causal mask no real token attends to the right padding, so no attention mask is needed.
-        return lm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return lm.body(input_ids=ids, use_cache=False).last_hidden_state
 
 
 def pad_right(rows: Sequence[Sequence[int]], lm: LM) -> Int[Tensor, "batch seq"]:

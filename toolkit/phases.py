@@ -198,7 +198,7 @@ def track(lm: LM) -> Iterator[Tracker]:
         if history.get_seq_length() < cache.get_seq_length():  # another tracker of the same pass may have updated it already
             history.update(ids[:, None, :, None], tracker.now.phase[:, None, :, None])
 
-    with hooks.around_passes(lm.model.base_model, before, after):
+    with hooks.around_passes(lm.body, before, after):
         yield tracker
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -255,3 +256,21 @@ def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Ten
     parts = (prefill, CHUNK, STEPS, prefill - SHORTER, CHUNK, STEPS)
     error = _logit_deviation(torch.cat([logits[0], logits[1, SHORTER:]]), torch.cat([base[0], alone[0]]), parts)
     return Check("cached, padded, batched steps equal one pass", error, error < _allowed(base.dtype, half=ROUNDED))
+
+
+@torch.inference_mode()
+def caches_keys(model: PreTrainedModel, layout: Layout) -> bool:
+    """Return whether the keys and values that attention reads in a cached step are those in the model's cache, in every layer."""
+    same: dict[int, bool] = {}
+
+    def look(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        cached: Any = cache.layers[layer] if layer < len(cache.layers) else None
+        pairs = ((key, getattr(cached, "keys", None)), (value, getattr(cached, "values", None)))
+        same[layer] = all(held is not None and read.shape == held.shape and torch.equal(read, held) for read, held in pairs)
+        return attend(query, key, value)
+
+    cache = DynamicCache(config=model.config)
+    with hooks.wrap_attention(layout, look):
+        for ids in (torch.tensor([[0, 1]]), torch.tensor([[2]])):
+            model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
+    return all(same.values())

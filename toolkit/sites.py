@@ -132,6 +132,14 @@ ROWS = (
         post_mlp_norm="post_mlp_layernorm",
     ),
     Row(
+        "Trinity (AFMoE)",
+        attention="self_attn",
+        out="o_proj",
+        mlp="mlp",
+        post_attention_norm="post_attention_layernorm",
+        post_mlp_norm="post_mlp_layernorm",
+    ),
+    Row(
         "pre-norm (Llama, Mistral, Qwen, Phi-3, gpt-oss, DeepSeek, Granite)",
         "self_attn",
         "o_proj",
@@ -140,11 +148,10 @@ ROWS = (
     ),
     Row("Granite MoE", "self_attn", "o_proj", "block_sparse_moe", factor="residual_multiplier"),
     Row("Granite hybrid", "self_attn", "o_proj", "shared_mlp", factor="residual_multiplier"),
-    Row("Bamba, Jamba", "self_attn", "o_proj", "feed_forward"),
+    Row("Bamba, Llama 4", "self_attn", "o_proj", "feed_forward"),
     Row("LFM2", "self_attn", "out_proj", "feed_forward"),
     Row("Phi", "self_attn", "dense", "mlp"),
     Row("GPT-2", "attn", "c_proj", "mlp"),
-    Row("GPT-J, CodeGen", "attn", "out_proj", "mlp"),
     Row("GPT-NeoX", "attention", "dense", "mlp"),
 )
 
@@ -345,7 +352,7 @@ class Layout:
         n, size = self.heads[layer], self.head_dims[layer]
         return z[..., : n * size].unflatten(-1, (n, size))
 
-    def table(self, rows: Mapping[int, Float[Tensor, " heads"]]) -> Float[Tensor, "layers heads"]:
+    def table(self, rows: Mapping[int, Float[Tensor, " _"]]) -> Float[Tensor, "layers heads"]:
         """Return one value per head as a table, fp64; NaN where there is no head.
 
         Args:
@@ -415,7 +422,7 @@ def _block(module: nn.Module, row: Row) -> Block | None:
     out = getattr(attention, row.out, None)
     if attention is None:
         attention = next((m for name in MIXERS if (m := getattr(module, name, None)) is not None), None)
-    elif out is None:
+    elif getattr(out, "weight", None) is None:
         return None
     mlp = getattr(module, row.mlp, None)
     names = (row.post_attention_norm, row.post_mlp_norm)

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[2] / "toolkit"
 
 # From the ground up: a room imports only from rooms before it.
 ROOMS = (
-    "processes", "origins", "types", "stats", "rounding", "store", "sites", "hooks", "adapters", "shipped", "templates", "checkpoints", "qualify",
+    "processes", "origins", "types", "stats", "rounding", "store", "sites", "hooks", "adapters", "shipped", "families", "templates", "checkpoints", "qualify",
     "tags", "lm", "identity", "bridges", "spans", "phases", "sampling", "decode", "steps", "tasks", "generate", "positions", "passes", "collect", "entropies", "needles", "attention",
     "directions", "probes", "merging", "steering", "edits", "masks", "baselines", "vectors", "methods", "rewards", "grpo", "metrics", "evaluate", "claims", "figures", "transcript",
     "report", "doses", "jobs", "board", "widgets", "cli",
