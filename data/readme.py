@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from toolkit import report
+from toolkit import families, report
 from toolkit.board import text_table
 from toolkit.metrics import with_interval
 
@@ -151,8 +151,17 @@ def met(row: Mapping[str, Any]) -> bool:
     return row["ratio"] <= float(value) if sign == "<=" else row["ratio"] >= float(value)
 
 
+def models() -> str:
+    """Return the table of model families whose identities are tested; those with layers without heads are marked."""
+    rows = {
+        maker: ", ".join(f"{name} (`{kind}`){'†' if kind in families.HYBRID else ''}" for kind, name in types.items())
+        for maker, types in families.FAMILIES.items()
+    }
+    return report.markdown(pd.DataFrame.from_dict(rows, orient="index", columns=["models (model type in transformers)"]))
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
-    "demo": demo, "board": board, "retrieval": retrieval, "entropy": entropy, "smol": smol, "speed": speed,
+    "demo": demo, "board": board, "retrieval": retrieval, "entropy": entropy, "smol": smol, "speed": speed, "models": models,
 }  # fmt: skip
 """Functions that make the README's tables, by mark."""
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import zoo
 
-from toolkit import collect, edits, entropies, families, masks, sites
+from toolkit import attention, collect, edits, entropies, families, hooks, masks, sites
 from toolkit import lm as lms
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition, UnsupportedModelError
@@ -24,7 +24,10 @@ STRUCTURES = (
     "glm4", "afmoe", "granitemoe", "granite", "phi", "exaone4", "olmo3", "bitnet",
 )  # fmt: skip
 SAMPLING = Sampling(n=2, max_new_tokens=16, details=True)
-PROBLEMS = [Problem(f"p{i}", ({"role": "user", "content": text},), "3") for i, text in enumerate(["1+1=?", "17+5-9+23=?", "2+2-1+30=?"])]
+EVERYWHERE = collect.Positions("everywhere", lambda r: range(len(r.token_ids)))
+PROBLEMS = [
+    Problem(f"p{i}", ({"role": "user", "content": text},), "3") for i, text in enumerate(["1+1=?", "17+5-9+23=?", "2+2-1+30=?"])
+]
 
 
 @cache
@@ -68,6 +71,32 @@ def test_a_family_of_the_table_qualifies_and_is_sampled_steered_and_padded_exact
 
 
 @pytest.mark.parametrize("model_type", STRUCTURES)
+def test_a_structure_qualifies_in_half_precision(model_type):
+    lm = zoo.model_of_type(model_type)
+    assert lms.qualify(replace(lm, model=lm.model.to(torch.bfloat16)))
+
+
+def test_scales_of_blocks_that_later_gains_make_up_for_change_no_ranking():
+    """Gemma 4: block 1's output times 4, and all that later blocks add times 4, which the final norm undoes."""
+    lm, changed = (zoo.model_of_type("gemma4_text", hidden_size_per_layer_input=0) for _ in range(2))
+    blocks = changed.layout.blocks
+    with torch.no_grad():
+        blocks[1].output_scale.mul_(4)
+        for block in blocks[2:]:
+            for norm in (block.post_attention_norm, block.post_mlp_norm):
+                norm.weight.mul_(4)
+    found = rollouts(lm, PROBLEMS, SAMPLING, progress=False)
+    assert torch.allclose(logits(lm, found[0]), logits(changed, found[0]), atol=1e-3)
+    ranked = []
+    for each in (lm, changed):
+        by = lambda r: thinkedit.LONG if r.problem_id == found[0].problem_id else thinkedit.SHORT  # noqa: E731
+        moments = collect.moments(each, found, by, kinds=("resid_post", "z"), positions=EVERYWHERE)
+        v = thinkedit.direction(moments, "resid_post")
+        ranked.append((thinkedit.head_scores(moments, v, each).ranked(), thinkedit.contrast_scores(moments, v, each).ranked()))
+    assert ranked[0] == ranked[1]
+
+
+@pytest.mark.parametrize("model_type", STRUCTURES)
 def test_rows_of_a_batch_are_those_of_single_prompts(model_type):
     alone = rollouts(model(model_type), PROBLEMS, replace(SAMPLING, batch_size=1), progress=False)
     assert [r.token_ids for r in alone] == [r.token_ids for r in sampled(model_type)]
@@ -99,12 +128,9 @@ def test_scores_of_all_heads_sum_to_what_attention_writes_along_the_direction(mo
             assert scores.score[layer].isnan().all()
             continue
         if lm.layout.b_O(layer) is None:
-            expected = -(added[layer] @ v.unit()[layer].double())
+            expected = -(added[layer] @ v.unit()[layer].double()) * lm.layout.to_end(layer) / lm.layout.factor
             assert scores.score[layer].nansum().item() == pytest.approx(expected.item(), abs=1e-3)
     assert {head for head in scores.ranked()} == {*lm.layout.all_heads}
-
-
-EVERYWHERE = collect.Positions("everywhere", lambda r: range(len(r.token_ids)))
 
 
 @pytest.mark.parametrize("model_type", STRUCTURES)
@@ -130,8 +156,6 @@ def test_masking_heads_at_run_time_is_silencing_them_in_the_weights(model_type):
 def test_the_write_score_adds_up_to_what_a_head_writes_if_the_needle_is_all_it_can_read(model_type):
     """With a needle of one token and all of a head's attention on it, the score is the head's contribution: a gate included."""
     lm, r = model(model_type), sampled(model_type)[0]
-    from toolkit import attention
-
     seen = {}
 
     def take(rows: attention.Rows) -> None:
@@ -144,13 +168,13 @@ def test_the_write_score_adds_up_to_what_a_head_writes_if_the_needle_is_all_it_c
 
     last = Span(len(r.token_ids) - 1, len(r.token_ids))
     attention.read(lm, [r.token_ids], [last], take)
-    from toolkit import hooks
-
     wanted = [Site("z", layer) for layer in lm.layout.attention_layers]
     with torch.no_grad(), hooks.record(lm.layout, wanted) as z:
         lm.model(input_ids=torch.tensor([r.token_ids]), use_cache=False)
     for site in wanted:
-        if lm.model.config.model_type not in ("bitnet",) and len(r.token_ids) < 16:  # windows of 16 tokens: older keys are not cached
+        if (
+            lm.model.config.model_type not in ("bitnet",) and len(r.token_ids) < 16
+        ):  # windows of 16 tokens: older keys are not cached
             assert torch.allclose(seen[site.layer][0], z[site][0, -1], atol=1e-3), site
 
 
@@ -175,7 +199,20 @@ def test_a_site_of_a_layer_without_heads_is_refused_with_the_layers_that_have_so
         edits.apply(lm, Plan((HeadEdit(2, 0, "scale", 1.0),), None, "plan", lm.provenance()))
 
 
-REFUSED = ("falcon_h1", "nemotron_h", "mamba", "jamba", "gemma3n_text", "diffllama", "minicpm3", "kimi_linear", "opt", "bloom", "moshi", "zaya")
+REFUSED = (
+    "falcon_h1",
+    "nemotron_h",
+    "mamba",
+    "jamba",
+    "gemma3n_text",
+    "diffllama",
+    "minicpm3",
+    "kimi_linear",
+    "opt",
+    "bloom",
+    "moshi",
+    "zaya",
+)
 
 
 @pytest.mark.parametrize("model_type", REFUSED)

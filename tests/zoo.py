@@ -50,23 +50,26 @@ MORE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def config(model_type: str) -> Any:
-    """A tiny config of a model type: the entries of ``BASE`` and ``MORE`` that it has."""
+def config(model_type: str, **entries: Any) -> Any:
+    """A tiny config of a model type: the entries of ``BASE`` and ``MORE`` that it has, and the given ones."""
     cls = CONFIG_MAPPING[model_type]
-    known = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set(inspect.signature(cls.__init__).parameters)
+    known = (
+        {f.name for f in dataclasses.fields(cls)}
+        if dataclasses.is_dataclass(cls)
+        else set(inspect.signature(cls.__init__).parameters)
+    )
     names = getattr(cls, "attribute_map", {}) or {}
-    wanted = BASE | MORE.get(model_type, {})
+    wanted = BASE | MORE.get(model_type, {}) | entries
     tokens = ("pad_token_id", "bos_token_id", "eos_token_id", "vocab_size")
-    entries = {key: value for key, value in wanted.items() if key in known or key in tokens}
+    had = {key: value for key, value in wanted.items() if key in known or key in tokens}
     # A config may have the entry under another name: give it once.
-    entries = {key: value for key, value in entries.items() if names.get(key) not in entries}
-    return cls(**entries)
+    return cls(**{key: value for key, value in had.items() if names.get(key) not in had})
 
 
-def model_of_type(model_type: str, *, seed: int = 0) -> LM:
+def model_of_type(model_type: str, *, seed: int = 0, **entries: Any) -> LM:
     """A random model, with weights large enough that every part matters. Tensors that scale a block's output are not 1."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config(model_type), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config(model_type, **entries), dtype=torch.float32)
     with torch.no_grad():
         for name, value in model.named_parameters():
             noise = torch.randn(value.shape) * (0.3 if value.ndim >= 2 else 0.1)

@@ -265,7 +265,9 @@ def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             yield from _counts(value)
         elif re.fullmatch(r"(num|n)_.*(layers?|heads?|experts)", name):
-            yield from ((name, each) for each in value) if name.endswith("_per_layer") and isinstance(value, list) else [(name, value)]
+            yield from (
+                ((name, each) for each in value) if name.endswith("_per_layer") and isinstance(value, list) else [(name, value)]
+            )
 
 
 def _headers(path: Path, partial: bool) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -379,21 +379,21 @@ class Layout:
     def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Map a direction v of the residual stream to ``attn_out``: return u with ``<v, contribution> = <u, attn_out> / scale``.
 
-        The contribution is what attention adds to the residual stream. In pre-norm families u is v times ``factor``, and the scale is 1.
-        With an RMS norm of gain g in between, u is ``g * v``, since ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``. A head's contribution
-        along v is ``to_attn_out(v) @ W_O[:, head] @ (z / rms)``.
+        The contribution is what attention adds to the residual stream, in the units of the stream's end (see ``to_end``). In pre-norm
+        families u is v, and the scale is 1. With an RMS norm of gain g in between, u is ``g * v``, since
+        ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``. A head's contribution along v is ``to_attn_out(v) @ W_O[:, head] @ (z / rms)``.
         """
-        norm = self.norm(layer)
+        norm, factor = self.norm(layer), self.to_end(layer)
         u = v if norm is None else norm.back(v)
-        return u if self.factor == 1.0 else self.factor * u
+        return u if factor == 1.0 else factor * u
 
     def to_end(self, layer: int) -> float:
-        """Return the factor by which what a layer adds to the residual stream is multiplied on its way to the end of the stream.
+        """Return the factor on what a layer's attention adds, from the module's output to the end of the residual stream.
 
-        It is 1 unless blocks scale their outputs (``Row.output_scale``).
+        It is ``factor`` times the scales of this block's and all later blocks' outputs (``Row.output_scale``), and 1 in most families.
         """
         scales = [float(b.output_scale) for b in self.blocks[layer:] if b.output_scale is not None]
-        return math.prod(scales)
+        return self.factor * math.prod(scales)
 
 
 def find(model: PreTrainedModel) -> Layout:
