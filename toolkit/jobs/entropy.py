@@ -18,6 +18,7 @@ from toolkit.jobs.study import Say, Study
 from toolkit.lm import LM
 from toolkit.methods import failed_steps, phase_entropy
 from toolkit.methods.failed_steps import Chain, ReaderOf
+from toolkit.metrics import with_interval
 from toolkit.report import Section
 from toolkit.steps import Step
 from toolkit.types import Problem, Rollout
@@ -275,12 +276,12 @@ def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
     correct = tables.correctness[tables.correctness["kind"] == "spearman"].set_index(["measure", "scope"])
     choices = tables.choices.set_index("kept")
     value = {
-        "accuracy, percent": _cell(overall.loc["correct"], scale=100),
-        "think tokens": _cell(overall.loc["think_tokens"]),
-        **{f"entropy, {PHASES[phase]}, nats per token": _cell(phases.loc[phase], digits=3) for phase in phases.index},
-        "Spearman correlation of entropy and length of responses, pooled": _cell(lengths.loc[("entropy", "pooled")], "r", digits=2),
+        "accuracy, percent": _cell(overall.loc["correct"], "share"),
+        "think tokens": _cell(overall.loc["think_tokens"], "tokens"),
+        **{f"entropy, {PHASES[phase]}, nats per token": _cell(phases.loc[phase], "nats") for phase in phases.index},
+        "Spearman correlation of entropy and length of responses, pooled": _cell(lengths.loc[("entropy", "pooled")], "score", "r"),
         "Spearman correlation of entropy and length of responses, within problem": _cell(
-            lengths.loc[("entropy", "within")], "r", digits=2
+            lengths.loc[("entropy", "within")], "score", "r"
         ),
     }
     if tables.effects is not None:
@@ -289,29 +290,26 @@ def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
         share = f"{_percent(1 - mildest['keep'].iloc[0])} of think tokens dropped, those of highest entropy"
         for against, name in {"random": "random ones", "whole": "none"}.items():
             value[f"{share} instead of {name}: accuracy gained, points"] = _cell(
-                mildest.loc[against], "difference", scale=100, signed=True
+                mildest.loc[against], "share", "difference", sign="+"
             )
     for measure in ("fsf", "think_entropy"):
         name = f"Spearman correlation of {MEASURES[measure]} and right answers, within problem"
-        value[name] = _cell(correct.loc[(measure, "within")], "r", digits=2)
+        value[name] = _cell(correct.loc[(measure, "within")], "score", "r")
     for choice in ("lowest failed-step fraction", "lowest think entropy"):
         value[f"response of {choice} kept instead of a random one: accuracy gained, points"] = _gain(choices.loc[choice])
     return pd.DataFrame({"value": value}).rename_axis("measured")
 
 
-def _cell(
-    row: Mapping[str, float] | pd.Series, mean: str = "mean", *, scale: int = 1, digits: int = 1, signed: bool = False
-) -> str:
-    """The text ``mean [low, high]`` of a row; ``mean`` is the name of the column that holds the mean."""
-    if np.isnan(row[mean]):
-        return "undefined (nothing varies)"
-    centre, low, high = (f"{scale * row[name]:{'+' if signed else ''}.{digits}f}" for name in (mean, "low", "high"))
-    return f"{centre} [{low}, {high}]"
+def _cell(row: Mapping[str, float] | pd.Series, unit: str, mean: str = "mean", *, sign: str = "") -> str:
+    """The text ``mean [low, high]`` of a row, as ``metrics.with_interval``; ``mean`` is the name of the column that holds the mean."""
+    return (
+        "undefined (nothing varies)" if np.isnan(row[mean]) else with_interval(row[mean], row["low"], row["high"], unit, sign=sign)
+    )
 
 
 def _gain(choice: pd.Series) -> str:
     """The gain of a row of ``EntropyTables.choices`` as text, in points."""
-    return _cell({"mean": choice["gain"], "low": choice["gain_low"], "high": choice["gain_high"]}, scale=100, signed=True)
+    return _cell({"mean": choice["gain"], "low": choice["gain_low"], "high": choice["gain_high"]}, "share", sign="+")
 
 
 def _percent(share: float) -> str:
@@ -386,7 +384,7 @@ def _filtering_section(tables: EntropyTables) -> Section:
     if tables.filtering is None or tables.effects is None:
         return Section(title, "Not measured: no tag closes this model's thinking, so it cannot answer after shortened thinking.")
     effects = tables.effects.assign(kept=[f"{_percent(keep)} kept" for keep in tables.effects["keep"]])
-    cells = effects.assign(cell=[_cell(row, "difference", scale=100, signed=True) for _, row in effects.iterrows()])
+    cells = effects.assign(cell=[_cell(row, "share", "difference", sign="+") for _, row in effects.iterrows()])
     wide = cells.pivot(index="kept", columns="against", values="cell").reindex(effects["kept"].unique())
     against = {"random": "random tokens dropped", "truncate": "end cut off", "whole": "nothing dropped"}
     return Section(
@@ -402,7 +400,7 @@ def _filtering_section(tables: EntropyTables) -> Section:
 def _marked_cells(marked: pd.DataFrame) -> pd.DataFrame:
     """The table ``EntropyTables.marked`` as text cells."""
     cells = {
-        f"{mark} ({part['rollouts'].iloc[0]} responses)": {row["steps"]: _cell(row, digits=3) for _, row in part.iterrows()}
+        f"{mark} ({part['rollouts'].iloc[0]} responses)": {row["steps"]: _cell(row, "nats") for _, row in part.iterrows()}
         for mark, part in marked.groupby("mark")
     }
     return pd.DataFrame(cells).T.rename_axis("steps")
@@ -411,7 +409,7 @@ def _marked_cells(marked: pd.DataFrame) -> pd.DataFrame:
 def _choice_cells(choices: pd.DataFrame) -> pd.DataFrame:
     """The table ``EntropyTables.choices`` as text cells."""
     rows = choices.set_index("kept")
-    cells = {name: {"accuracy": _cell(row, "accuracy", scale=100), "gain": _gain(row)} for name, row in rows.iterrows()}
+    cells = {name: {"accuracy": _cell(row, "share", "accuracy"), "gain": _gain(row)} for name, row in rows.iterrows()}
     return pd.DataFrame(cells).T.rename_axis("response kept")
 
 

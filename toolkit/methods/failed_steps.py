@@ -4,7 +4,7 @@ Equations (a response has its thinking split into steps; c_i: correctness of rol
 
     FSF          = (number of failed or abandoned steps) / (number of steps)             failed-step fraction
     review ratio = (characters in steps that re-check) / (characters in all steps)
-    r            = corr(m_i - mean_q m, c_i - mean_q c)          for a measure m; within question, so that difficulty cancels
+    r            = corr(m_i - mean_q m, c_i - mean_q c)          for a measure m; within a problem, so that difficulty cancels
 
 Deviations: in the paper, language models split, label and judge the steps (the prompts are not public). Here a *reader* does: a function
 that splits the text and judges the steps by rules. For the shipped models the reader recomputes each line, which is exact. For any other

@@ -13,7 +13,7 @@ part of the answer. If thinking is never closed, k = T and there is no answer (0
 Entropy filtering, the paper's second experiment, drops the think tokens of highest entropy and lets the model answer from the rest.
 
 Deviations: the mean over an empty phase is ``None`` (NaN in tables), never 0. A closing tag of several tokens is left out entirely.
-Correlations with length have intervals and are also computed within question; the paper shows pooled points. Entropy filtering here
+Correlations with length have intervals and are also computed within a problem; the paper shows pooled points. Entropy filtering here
 drops think tokens only, then closes the span and lets the model answer; the paper does not say how it gets an answer. Not in the paper:
 the two controls of filtering (tokens dropped at random, and tokens cut off the end), entropy by step, and entropy by position. *Step
 entropy* is the sum over a step's tokens, as in arXiv:2508.03346.
