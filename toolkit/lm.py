@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -186,6 +187,27 @@ class LM:
             )
 
     @cached_property
+    def thinking(self) -> str:
+        """One sentence: how the model marks its thinking, what opens it, and the template's switches."""
+        if self.tags is None:
+            return "no think tags found, so responses count as answers (set tags=ThinkTags(OPEN, CLOSE), --think OPEN,CLOSE)"
+        if self.tags.close is None:
+            return "whole responses count as thinking"
+        marked = (
+            f"thinks until {self.tags.close!r}"
+            if self.tags.open is None
+            else f"thinks between {self.tags.open!r} and {self.tags.close!r}"
+        )
+        if not self.tokenizer.chat_template:
+            return marked
+        prompt = self._rendered([{"role": "user", "content": "1"}], add_generation_prompt=True).rstrip()
+        opened, closed = (bool(tag) and prompt.endswith(str(tag).rstrip()) for tag in (self.tags.open, self.tags.close))
+        by = "the prompt opens it" if opened else "the prompt closes it" if closed else "the model opens it"
+        switches = sorted(templates.variables(self.tokenizer.get_chat_template(), self.tokenizer.special_tokens_map))
+        used = f" (set: {json.dumps(dict(self.template), sort_keys=True)})" if self.template else ""
+        return f"{marked}; {by}" + (f"; template switches: {', '.join(switches)}{used}" if switches else "")
+
+    @cached_property
     def turn(self) -> tuple[int, ...]:
         """Token ids that open the assistant's turn, in the prompt of a new response and of a continued one; empty if there are none."""
         if not self.tokenizer.chat_template:
@@ -282,7 +304,7 @@ def load(
         revision: Hub revision.
         dtype: Number type of the weights. Edits are computed in fp32 in any case.
         device: Default: CUDA if available, else CPU.
-        tags: Think tags. Default: ``<think>`` and ``</think>`` if the vocabulary or the chat template has them, else none.
+        tags: Think tags. Default: those of the format that the chat template or the vocabulary has (``tags.FORMATS``), else none.
         template: Switches (variables) to set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
         trust_remote_code: True to run code from the hub repository.
 
@@ -300,6 +322,7 @@ def load(
     lm = wrap(files.model, files.tokenizer, name=name, tags=tags, revision=revision)
     lm = replace(lm, template=dict(template or {}), folder=files.folder, made_from=files.made_from)
     qualify(lm)
+    print(f"{name}: {lm.thinking}.", file=sys.stderr)
     return lm
 
 
@@ -329,7 +352,7 @@ def wrap(
 
     Args:
         name: Name for reports.
-        tags: Think tags. Default: ``<think>`` and ``</think>`` if the vocabulary or the chat template has them, else none.
+        tags: Think tags. Default: those of the format that the chat template or the vocabulary has (``tags.FORMATS``), else none.
         revision: Hub revision, if the model came from the hub.
 
     Raises:
@@ -339,7 +362,11 @@ def wrap(
     for key, value in model.named_parameters():
         if not torch.isfinite(value).all():
             raise UnsupportedModelError(f"{name}: {behaviour.not_finite_message(f'weight {key}', 'values', value.dtype)}")
-    lm = LM(model.eval(), tokenizer, layout, tags or find_tags(tokenizer), name, revision)
+    try:
+        found_tags = tags or find_tags(tokenizer)
+    except ValueError as error:
+        raise UnsupportedModelError(f"{name}: {error}") from error
+    lm = LM(model.eval(), tokenizer, layout, found_tags, name, revision)
     if len(tokenizer) > lm.vocab_size:
         raise UnsupportedModelError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens, the model embeds only {lm.vocab_size}. Use the model's tokenizer."

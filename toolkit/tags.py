@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -44,9 +45,48 @@ class ThinkTags:
         return ThinkTags(parts[0] or None, parts[1])
 
 
+@dataclass(frozen=True)
+class Format:
+    """How a family of models marks thinking.
+
+    Attributes:
+        tags: Its tags.
+        marks: Texts that the chat template or the vocabulary of such a model holds, all of them.
+    """
+
+    tags: ThinkTags
+    marks: tuple[str, ...]
+
+
+FORMATS: Mapping[str, Format] = {
+    "<think>": Format(ThinkTags(), DEFAULT_TAGS),
+    "Seed-OSS": Format(ThinkTags("<seed:think>", "</seed:think>"), ("<seed:think>", "</seed:think>")),
+    "Magistral": Format(ThinkTags("[THINK]", "[/THINK]"), ("[THINK]", "[/THINK]")),
+    "Gemma 4": Format(ThinkTags("<|channel>thought\n", "<channel|>"), ("<|channel>", "<channel|>")),
+    # All messages before the final one count as thinking, with the headers between them.
+    "gpt-oss": Format(
+        ThinkTags("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+        ("<|channel|>", "<|message|>"),
+    ),
+}
+"""Formats that ``find_tags`` knows. Nearly all reasoning models use the first."""
+
+
 def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
-    """Return ``<think>`` and ``</think>`` if the vocabulary holds both or the chat template holds ``</think>``; else ``None``."""
-    template = json.dumps(tokenizer.chat_template or "")
-    if set(tokenizer.get_vocab()).issuperset(DEFAULT_TAGS) or DEFAULT_TAGS[1] in template:
-        return ThinkTags()
-    return None
+    """Return the tags of the format whose marks are in the chat template, else in the vocabulary; ``None`` if no format's are.
+
+    Raises:
+        ValueError: several formats fit; the message names them.
+
+    A template that only closes thinking, because the model opens it, counts for ``<think>``.
+    """
+    template, vocabulary = json.dumps(tokenizer.chat_template or ""), set(tokenizer.get_vocab())
+    in_template = [name for name, form in FORMATS.items() if all(mark in template for mark in form.marks)]
+    if not in_template and DEFAULT_TAGS[1] in template:
+        in_template = ["<think>"]
+    fitting = in_template or [name for name, form in FORMATS.items() if vocabulary.issuperset(form.marks)]
+    if len(fitting) > 1:
+        listed = " or ".join(f"{name} ({FORMATS[name].tags.open!r}, {FORMATS[name].tags.close!r})" for name in fitting)
+        where = "chat template" if in_template else "vocabulary"
+        raise ValueError(f"the {where} has the think tags of {listed}. Say which: tags=ThinkTags(OPEN, CLOSE), --think OPEN,CLOSE.")
+    return FORMATS[fitting[0]].tags if fitting else None
