@@ -346,6 +346,18 @@ def test_typical_norms_equal_loops_with_and_without_second_moments(family, mixed
         directions.typical_norm(moments, "resid_mid")
 
 
+def test_the_spread_measured_by_projection_is_that_of_the_outer_products(family, mixed_rollouts, by_length):
+    v = None
+    for kind in ("resid_mid", "resid_post"):
+        moments = collect.moments(family, mixed_rollouts, by_length, kinds=(kind,), second=(kind,))
+        v = directions.mean_difference(moments, kind)
+        measured = collect.spread(family, mixed_rollouts, v, by_length)
+        assert torch.allclose(measured.separation, directions.separation(moments, v), rtol=1e-4)
+        assert torch.allclose(measured.typical, directions.typical_norm(moments, kind), rtol=1e-5)
+    with pytest.raises(KeyError, match="No rollout of class 'short': the classes are long"):
+        collect.spread(family, mixed_rollouts, v, lambda r: "long" if by_length(r) == "long" else None)
+
+
 def test_relative_dose_is_what_is_added_beside_what_it_is_added_to(provenance):
     v = directions.unpaired_difference(made_up(provenance))
     typical = torch.tensor([4.0, 0.5], dtype=torch.float64)

@@ -24,7 +24,7 @@ from toolkit.lm import LM, Intervention
 from toolkit.passes import Example, Picker, batch_tokens, each_batch, examples_of, forward, pad_right
 from toolkit.positions import THINK, By, Positions, sample_positions, sentence_ends, step_starts
 from toolkit.sites import UnsupportedModelError
-from toolkit.types import Moments, Provenance, Rollout
+from toolkit.types import LONG, SHORT, Direction, Moments, Provenance, Rollout
 
 __all__ = [
     "ATTN", "LOGITS", "MLP", "THINK", "By", "Positions", "States", "batch_tokens", "logits",
@@ -199,7 +199,9 @@ def _moments(
     kinds = (*kinds, lm.layout.contribution_kind) if "z" in kinds else kinds
     # fp64 sums: the difference of two long means is small beside either.
     sums = {k: torch.zeros(len(labels), layers, width(k), dtype=torch.float64) for k in kinds}
-    outer = {k: torch.zeros(len(labels), layers, width(k), width(k), dtype=torch.float64) for k in second}
+    # Outer products are added up on the device: copying them to the CPU after every batch would take longer than the pass.
+    wide = torch.float32 if lm.device.type == "mps" else torch.float64
+    outer = {k: torch.zeros(len(labels), layers, width(k), width(k), dtype=wide, device=lm.device) for k in second}
 
     def run(batch: Sequence[Example]) -> None:
         # classes: [labels, batch], 1 where an example is of a class, so that ``classes @ means`` sums the examples of each class.
@@ -224,13 +226,13 @@ def _moments(
         # Add to the totals only now: if memory runs out before, the batch is run again in halves.
         for total, batch_sums in ((sums, first), (outer, squares)):
             for kind, values in batch_sums.items():
-                total[kind] += values.cpu().double()
+                total[kind] += values.to(total[kind])
 
     each_batch(lm, examples, "moments", run)
     n = tuple(sum(e.label == name for e in examples) for name in labels)
     # The record lists the problems of all rollouts: those without a class took part in setting the limits of the classes.
     about = lm.provenance(**origins.record(r.problem_id for r in rollouts))
-    return Moments(labels, n, positions.name, sums, outer, about)
+    return Moments(labels, n, positions.name, sums, {kind: values.cpu().double() for kind, values in outer.items()}, about)
 
 
 def states(
@@ -314,6 +316,74 @@ def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: P
 
     each_batch(lm, examples, "norms", run)
     return (total / len(examples)).sqrt()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How activations spread at one kind of site, per layer, fp64.
+
+    Attributes:
+        typical: Typical norm: the root mean square of ``|h|`` over positions, as ``typical_norm``.
+        separation: Difference of the class means (pos minus neg) along a direction, in within-class standard deviations of single positions
+            (d'), as ``directions.separation``.
+    """
+
+    typical: Float[Tensor, " layers"]
+    separation: Float[Tensor, " layers"]
+
+
+def spread(
+    lm: LM,
+    rollouts: Sequence[Rollout],
+    direction: Direction,
+    by: By,
+    *,
+    positions: Positions = THINK,
+    pos: str = LONG,
+    neg: str = SHORT,
+) -> Spread:
+    """Measure, in a pass of its own, how far two classes lie apart along a direction, and the typical norm there.
+
+    Activations are projected while the pass runs, so that no outer products are formed: ``directions.separation`` computes the same number
+    from moments with ``second=(kind,)``, which take ``layers * d_model^2`` numbers per class.
+
+    Args:
+        direction: Direction at the site kind that is read.
+        by: Function from a rollout to its class, or to ``None`` to leave the rollout out.
+        positions: Positions of a rollout to average over.
+        pos: Class that the direction points to.
+        neg: The other class.
+
+    Raises:
+        NoThinkTagsError: no rollout has a position.
+        KeyError: one of the two classes has no rollout.
+    """
+    examples = examples_of(lm, rollouts, by, positions)
+    labels = sorted({e.label for e in examples})
+    if missing := {pos, neg} - {*labels}:
+        raise KeyError(f"No rollout of class {missing.pop()!r}: the classes are {', '.join(labels)}.")
+    unit = direction.unit().to(lm.device, torch.float32)
+    # Of each class and layer: sums over examples of the projection, of its square, and of the squared norm.
+    total = torch.zeros(3, len(labels), lm.layout.n_layers, dtype=torch.float64)
+
+    def run(batch: Sequence[Example]) -> None:
+        pick, sums = Picker(batch, lm), torch.zeros(3, len(labels), lm.layout.n_layers, device=lm.device)
+        classes = torch.tensor([[float(e.label == name) for e in batch] for name in labels], device=lm.device)
+
+        def take(kind: str, layer: int, value: Tensor) -> None:
+            along = value.float() @ unit[layer]
+            parts = torch.stack([along, along.square(), value.float().square().sum(dim=-1)], dim=-1)
+            sums[:, :, layer] = (classes @ pick.means(parts)).T
+
+        forward(lm, pick.ids, (direction.kind,), take)
+        total.add_(sums.cpu())
+
+    each_batch(lm, examples, "spread", run)
+    n = torch.tensor([sum(e.label == name for e in examples) for name in labels], dtype=torch.float64)
+    means = total[0] / n[:, None]
+    variance = (total[1].sum(dim=0) - (n[:, None] * means.square()).sum(dim=0)) / n.sum()
+    gap = means[labels.index(pos)] - means[labels.index(neg)]
+    return Spread((total[2].sum(dim=0) / n.sum()).sqrt(), gap / variance.clamp(min=1e-12).sqrt())
 
 
 @torch.inference_mode()

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from toolkit import stats
 from toolkit.collect import States
+from toolkit.types import LONG as LONG
+from toolkit.types import SHORT as SHORT
 from toolkit.types import Direction, Moments
 
-LONG, SHORT = "long", "short"
 assumed_penalty = 1.0  # L2 penalty of probes, per example, on standardised features: ours
 assumed_resamples = 200  # number of resamples or splits in the stability measures: ours
 

@@ -26,6 +26,9 @@ Z_OVER_NORM = "z_over_norm"
 Op = Literal["project_out", "scale"]
 
 
+LONG, SHORT = "long", "short"  # classes of rollouts by length
+
+
 def _checked(name: str, value: Tensor, axes: int) -> Tensor:
     """Return the tensor. Raise ValueError unless it holds floats and has ``axes`` axes, none of size 0."""
     if value.ndim != axes or not value.is_floating_point() or 0 in value.shape:

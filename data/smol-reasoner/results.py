@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from toolkit import board as boards
-from toolkit import claims, directions, doses, identity, processes, report, stats, store, tasks
+from toolkit import claims, directions, doses, identity, jobs, processes, report, stats, store, tasks
 from toolkit import lm as lms
 from toolkit.board import reading
 from toolkit.board.ground import TRAINING
@@ -231,7 +231,7 @@ def write(ground: boards.Ground, specs: Sequence[boards.Spec], problems: int, ou
     heads = {}
     for name, form in FORMS.items():
         f = ground.find_heads(name)
-        apart = directions.separation(f.moments, f.direction).tolist()
+        apart = jobs.separation(ground.lm, ground.sample(), jobs.EditSettings(), f, name).tolist()
         heads[name] = {"edited": plan_table(f).reset_index().to_dict("records"), "separation": apart}
         store.save(f.scores, out / f"{form.short}-scores.safetensors")
         store.save(f.plan.direction or f.direction, out / f"{form.short}-direction.safetensors")

@@ -21,6 +21,7 @@ from toolkit.jobs.edit import (
     is_saved,
     plan_table,
     save_edited,
+    separation,
     steering_conditions,
 )
 from toolkit.jobs.entropy import EntropySettings, EntropyTables, entropy_headline, entropy_report, entropy_tables
@@ -75,6 +76,7 @@ __all__ = [
     "read_rollouts",
     "retrieval_report",
     "save_edited",
+    "separation",
     "steered_responses",
     "steering_conditions",
     "thinking_or_not",

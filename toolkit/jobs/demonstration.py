@@ -21,6 +21,7 @@ from toolkit.jobs.edit import (
     is_saved,
     plan_table,
     save_edited,
+    separation,
     steering_conditions,
 )
 from toolkit.jobs.study import Say, Study, extraction_rollouts
@@ -73,7 +74,7 @@ def demo(
         f"Editing the thinking length of {lm.name}",
         _intro(study, measured),
         table,
-        _sections(findings, rollouts, settings, summary, swept),
+        _sections(lm, findings, rollouts, settings, summary, swept),
         out / "report.html",
     )
     return summary
@@ -88,9 +89,14 @@ def _intro(study: Study, measured: Report) -> str:
 
 
 def _sections(
-    findings: Mapping[str, Finding], rollouts: Sequence[Rollout], settings: EditSettings, summary: pd.DataFrame, swept: doses.Doses
+    lm: LM,
+    findings: Mapping[str, Finding],
+    rollouts: Sequence[Rollout],
+    settings: EditSettings,
+    summary: pd.DataFrame,
+    swept: doses.Doses,
 ) -> list[Section]:
-    apart = {name: directions.separation(f.moments, f.direction).tolist() for name, f in findings.items()}
+    apart = {name: separation(lm, rollouts, settings, f, name).tolist() for name, f in findings.items()}
     maps = tuple(
         figures.head_scores(f.scores, f.plan).update_layout(title_text=f"{name}: head scores; outlined: edited")
         for name, f in findings.items()

@@ -9,6 +9,8 @@ from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
 
 from toolkit import collect, directions, edits, evaluate, probes, report, store
 from toolkit.edits import steering
@@ -182,13 +184,19 @@ def form_named(short: str) -> str:
     raise ValueError(f"Unknown form of ThinkEdit {short!r}: choose one of {', '.join(form.short for form in FORMS.values())}.")
 
 
+def _classes(rollouts: Sequence[Rollout], settings: EditSettings, recipe: DirectionRecipe) -> collect.By:
+    """The two classes of rollouts that the methods compare."""
+    return efficiency_steering.pairs(rollouts) if recipe.method == "efficiency" else settings.classes(rollouts)
+
+
 def _direction(
     lm: LM, rollouts: Sequence[Rollout], settings: EditSettings, recipe: DirectionRecipe, origin: Mapping[str, Any]
 ) -> tuple[Moments, Direction]:
     """Moments and direction for the methods that compare means, ``thinkedit`` and ``efficiency``."""
-    by = efficiency_steering.pairs(rollouts) if recipe.method == "efficiency" else settings.classes(rollouts)
-    kinds = tuple(dict.fromkeys((recipe.kind, "z")))
-    moments = with_origin(collect.moments(lm, rollouts, by, kinds=kinds, positions=recipe.where(lm), second=(recipe.kind,)), origin)
+    by, kinds = _classes(rollouts, settings, recipe), tuple(dict.fromkeys((recipe.kind, "z")))
+    # Only a whitened direction needs outer products, which take layers * d_model^2 numbers per class.
+    second = (recipe.kind,) if recipe.estimator == "whitened" else ()
+    moments = with_origin(collect.moments(lm, rollouts, by, kinds=kinds, positions=recipe.where(lm), second=second), origin)
     make = efficiency_steering.direction if recipe.method == "efficiency" else thinkedit.direction
     return moments, make(moments, recipe.kind, estimator=ESTIMATORS[recipe.estimator])
 
@@ -221,9 +229,9 @@ def extract_direction(
         * ``auc, shuffled`` (``probe``): the same area with shuffled labels, a control.
     """
     if recipe.method in ("thinkedit", "efficiency"):
-        moments, v = _direction(lm, rollouts, settings, recipe, origin)
-        typical = directions.typical_norm(moments, recipe.kind)
-        more = {"separation": directions.separation(moments, v).numpy()}
+        _, v = _direction(lm, rollouts, settings, recipe, origin)
+        measured = collect.spread(lm, rollouts, v, _classes(rollouts, settings, recipe), positions=recipe.where(lm))
+        typical, more = measured.typical, {"separation": measured.separation.numpy()}
     else:
         states = with_origin(
             collect.states(lm, rollouts, recipe.kind, by=settings.classes(rollouts), positions=recipe.where(lm)), origin
@@ -254,6 +262,24 @@ def find_heads(
     scores = form.score(moments, v, lm)
     plan = edits.plan(scores, v, fraction=settings.fraction, strength=settings.strength)
     return Finding(moments, v, scores, form.removes(plan, moments, lm))
+
+
+def separation(
+    lm: LM, rollouts: Sequence[Rollout], settings: EditSettings, finding: Finding, name: str = PUBLISHED
+) -> Float[Tensor, " layers"]:
+    """Measure how far long and short thinking lie apart along a finding's direction, per layer (long minus short).
+
+    The unit is within-class standard deviations of single positions (d').
+
+    Args:
+        rollouts: Rollouts that the finding was made from.
+        settings: Settings that it was made with.
+        finding: From ``find_heads``.
+        name: Key of its form in ``FORMS``.
+    """
+    recipe = FORMS[name].recipe
+    by = _classes(rollouts, settings, recipe)
+    return collect.spread(lm, rollouts, finding.direction, by, positions=recipe.where(lm)).separation
 
 
 def replan(lm: LM, finding: Finding, settings: EditSettings, name: str = PUBLISHED) -> Plan:
