@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,6 +32,8 @@ __all__ = [
     "DEFAULT_TAGS", "LM", "SMOL_REASONER", "TINY_REASONER", "UNCOMPUTED", "Ask", "Check", "Condition", "Intervention", "NoThinkTagsError",
     "Rule", "ThinkTags", "UnsupportedModelError", "child", "halve_on_oom", "load", "qualify", "smollm2_path", "tiny_reasoner_path", "wrap",
 ]  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 UNCOMPUTED = frozenset((
     "_name_or_path", "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "label2id",
@@ -322,7 +324,7 @@ def load(
     lm = wrap(files.model, files.tokenizer, name=name, tags=tags, revision=revision)
     lm = replace(lm, template=dict(template or {}), folder=files.folder, made_from=files.made_from)
     qualify(lm)
-    print(f"{name}: {lm.thinking}.", file=sys.stderr)
+    log.info(f"{name}: {lm.thinking}.")  # commands show it
     return lm
 
 

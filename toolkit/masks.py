@@ -7,8 +7,8 @@ inside the scope, 0 outside)::
     mean     z_h <- (1 - w) z_h + w m_h       m_h: mean of z_h over reference positions
     uniform  q_h <- (1 - w) q_h               q_h: query after norm and rotation; at w = 1 all visible keys get the same weight
 
-The three operations answer different questions. The released code of arXiv:2404.15574, which calls it masking, does ``uniform`` in decode
-only: it processes the prompt with all heads. Here neither the operation nor the scope has a default.
+The three operations answer different questions. What arXiv:2404.15574 calls masking is, in its released code, ``uniform`` in decode only:
+the prompt except its last token is processed with all heads. Here neither the operation nor the scope has a default.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | No
     if op not in ABLATIONS:
         raise ValueError(f"op={op!r}: choose one of {', '.join(ABLATIONS)}.")
     if wrong := [e for e in plan.edits if e.op != "scale" or not 0 <= e.strength <= 1]:
-        raise ValueError(f"{wrong[0]} is not a mask: expected op='scale' and a strength in [0, 1].")
+        raise ValueError(
+            f"{wrong[0]} cannot be used as a mask: expected an edit of the plan with op='scale' and a strength in [0, 1]."
+        )
     if (op == "mean") != (reference is not None):
         raise ValueError(
             f"op={op!r} with reference={'moments' if reference else None}: pass reference=moments with 'mean', and only with it."

@@ -229,7 +229,7 @@ class Ground:
     def _place(self, kind: str, depends: Any, module: str, task: str) -> Path:
         """Folder of rollouts, named by a key of everything they depend on, code included.
 
-        If the same rollouts were sampled by other code, it says that they are sampled again.
+        If the same rollouts were sampled with a different version of the code, it says that they are sampled again.
 
         Args:
             kind: Name of the parent folder.

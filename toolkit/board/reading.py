@@ -434,7 +434,7 @@ def _cell(metric: str, e: Mapping[str, Any], d: Mapping[str, Any] | None) -> str
 
 
 def methods() -> list[dict[str, str]]:
-    """Return the page's explanations of statistics and controls, each as a mapping with ``title`` and ``text``."""
+    """Return the texts of the board's page that explain its statistics and controls, as dicts with ``title`` and ``text``."""
     a, b, c = assumed_aes
     return [
         {

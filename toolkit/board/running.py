@@ -39,7 +39,8 @@ def units(ground: Ground, specs: Sequence[Spec]) -> list[Unit]:
 def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: bool = True) -> None:
     """Measure every condition with every seed that has no saved result yet. Several processes that run the same board share the work.
 
-    A result that was made by other code is measured again; a message says which results, and which modules changed.
+    A result that was made with a different version of the code is measured again; with ``wait``, a message says which results, and which
+    modules changed. Rollouts that a killed process left beside a complete result are removed.
 
     Args:
         specs: Conditions to measure.
@@ -52,19 +53,16 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
     """
     todo, references = units(ground, specs), None
     for spec in specs:
-        _ = spec.known  # computed before any condition is made, since making one may change values that its function reads
+        _ = spec.known  # kept from now on: building a condition may change variables that a function of a condition reads
     bases = [spec.basis(ground, seed) for spec, seed in todo]
     check_distinct({f"{spec.name}, seed {seed}": basis.key for (spec, seed), basis in zip(todo, bases, strict=True)})
     places = [ground.out / "results" / basis.key for basis in bases]
-    if wait:
+    if wait:  # a helper process would say the same again
         _say_stale(
             ground, [(*unit, basis) for unit, basis, folder in zip(todo, bases, places, strict=True) if not is_measured(folder)]
         )
     for folder in places:
-        if is_measured(folder) and (kept := rollouts_of_result(folder)):
-            with store.locked(folder.with_suffix(".claim")) as mine:
-                for sampled in kept if mine else ():
-                    store.remove(sampled)
+        _remove_leftover_rollouts(folder)
     with tqdm(total=len(todo), desc="board", unit="condition", disable=not progress) as bar:
         while True:
             open_ = [i for i, folder in enumerate(places) if not is_measured(folder)]
@@ -83,6 +81,15 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
                 return
             if not worked:
                 time.sleep(WAIT)
+
+
+def _remove_leftover_rollouts(folder: Path) -> None:
+    """Remove the rollouts beside a complete result, which a process leaves if it is killed just before it removes them itself."""
+    if is_measured(folder) and (leftover := rollouts_of_result(folder)):
+        with store.locked(folder.with_suffix(".claim")) as mine:
+            if mine:
+                for sampled in leftover:
+                    store.remove(sampled)
 
 
 def _measured(ground: Ground, spec: Spec, seed: int, references: References, expected: Path) -> Path:
@@ -104,13 +111,13 @@ def _measured(ground: Ground, spec: Spec, seed: int, references: References, exp
 
 
 def _say_stale(ground: Ground, open_: Sequence[tuple[Spec, int, store.Basis]]) -> None:
-    """Print which of the results to measure exist already, but were made by other code."""
+    """Print which of the results to measure exist already, but were made with a different version of the code."""
     records = store.records(ground.out / "results")
     changed = {f"{spec.name}, seed {seed}": basis.changed(records) for spec, seed, basis in open_}
     stale, modules = [name for name, names in changed.items() if names], set[str]().union(*changed.values())
     if stale:
         ground.say(
-            f"stale, measured by other code: {len(stale)} results ({_few(stale)}); changed since: {_few(sorted(modules))}. They are measured "
+            f"stale, measured with a different version of the code: {len(stale)} results ({_few(stale)}); changed since: {_few(sorted(modules))}. They are measured "
             f"again; the old files stay in {ground.out / 'results'}"
         )
     unknown = len(without_code_record(ground))

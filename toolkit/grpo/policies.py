@@ -110,7 +110,10 @@ def _pool(lm: LM, plan: TrainingPlan) -> list[Problem]:
 
 
 def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any = None) -> store.Basis:
-    """Return everything that a policy depends on, including the code. The arguments are those of ``train_policy``."""
+    """Return the record of a policy's inputs (model, recipe, seed, plan, reward, code), which decides whether a saved policy can be used.
+
+    The arguments are those of ``train_policy``.
+    """
     recipe = plan.sized(recipe)
     own_reward = {} if reward is None else {"reward": identity.of(reward).body}
     adapter = {} if plan.lora is None else {"adapter": identity.of(lora_config(plan.lora)).body}

@@ -105,8 +105,8 @@ class Sampler:
     Attributes:
         policy: The parts of the trainer that sampling needs.
         metrics: Columns for the log about the newest batch. With dynamic sampling: ``dynamic/groups_drawn`` (groups sampled in all),
-            ``dynamic/rounds`` (rounds of sampling), and ``dynamic/filled``, the share of the batch for which no group with different
-            rewards was found, so that dropped groups fill it.
+            ``dynamic/rounds`` (rounds of sampling), and ``dynamic/filled``, the share of the batch that is filled with dropped groups,
+            because too few groups with unequal rewards were found.
     """
 
     def __init__(self, policy: PolicyView) -> None:
@@ -209,8 +209,8 @@ class Sampler:
         wanted, rounds = len(pool), 1
         pool, dropped = self._drop_uniform(pool, [], wanted)
         while len(pool) < wanted and rounds < rule.rounds:
-            # Every process chooses the same problems, and samples its part of them. The seed below only chooses problems. Responses are
-            # sampled with other random numbers, which depend on the problem: none repeats, even if a round and a mode have the same number.
+            # Every process chooses the same problems, and samples its part of them. The seed below only chooses problems. Its last number
+            # (the round) may equal that of a mode, but no response repeats: the seeds of responses also depend on the problem.
             seen = {group[0].rollout.problem_id for group in (*pool, *dropped)}
             seed = draws.seed_of(policy.args.seed, policy.step(), rounds)
             more = draws.more_problems(list(policy.problems.values()), seen, rule.next_round(len(pool), len(seen), wanted), seed)

@@ -1,5 +1,6 @@
 """What the commands of ``toolkit`` do, as functions that a notebook can call too; one file per family of commands."""
 
+from toolkit.jobs.check import Findings, check
 from toolkit.jobs.demonstration import demo
 from toolkit.jobs.edit import (
     DEMO,
@@ -46,6 +47,7 @@ __all__ = [
     "EntropySettings",
     "EntropyTables",
     "Finding",
+    "Findings",
     "Form",
     "RolloutDirectory",
     "Say",
@@ -53,6 +55,7 @@ __all__ = [
     "Study",
     "agreement",
     "atlas",
+    "check",
     "condition_effects",
     "demo",
     "dose_report",

@@ -38,7 +38,7 @@ class Search:
 
     Attributes:
         task: ``lookup`` (variables and values, for the tiny reasoner), ``needle`` (facts in filler text) or ``threading`` (chains of keys).
-        instances: Number of haystacks of the dev split, on which heads are found, and of the test split, on which heads are masked.
+        instances: Number of haystacks per split: heads are found on dev and masked on test.
         lengths: Prompt lengths in tokens; empty means five lengths up to the model's context. Not used by ``lookup``.
         counts: Numbers of heads to mask.
         ops: Masking operations to try at the largest count: ``uniform`` (uniform attention), ``zero`` (no output) or ``mean`` (mean

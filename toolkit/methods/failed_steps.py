@@ -119,7 +119,7 @@ class Reader:
     judge: Judge
 
     def read(self, text: str) -> Chain:
-        """Return the steps of a text of thinking, with their failed and review flags."""
+        """Split the text of a response's thinking into steps, and mark each step that fails and each that reviews an earlier one."""
         texts = tuple(text[a:b] for a, b in steps.step_ranges(text, self.split))
         failed, review = self.judge(texts)
         return Chain(texts, tuple(failed), tuple(review))
@@ -310,7 +310,10 @@ def fitting(problem: Problem) -> Reader:
 
 
 def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
-    """Return the judged steps of a rollout's thinking, with their token spans; no steps if the rollout has no thinking."""
+    """Return the steps of a rollout's thinking with their token spans, each marked as failed or not and as a review or not.
+
+    There are no steps if the rollout has no thinking.
+    """
     parts = steps.think_steps(lm, rollout, reader.split)
     texts = tuple(step.text for step in parts)
     failed, review = reader.judge(texts)
@@ -318,7 +321,7 @@ def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
 
 
 def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], reader_of: ReaderOf = tiny) -> list[Chain]:
-    """Return the judged steps of every rollout, in the order of ``rollouts``.
+    """Return the steps of every rollout's thinking, each marked as failed or not and as a review or not, in the order of ``rollouts``.
 
     Args:
         problems: The problems of the rollouts.

@@ -1,4 +1,4 @@
-"""MASH: modelling abstention via selective help-seeking, arXiv:2510.01152, with reasoning tokens as the cost (ours).
+"""MASH: modelling abstention via selective help-seeking, arXiv:2510.01152, with response tokens as the cost (ours).
 
 Equations (c: 1 if right, else 0; m: cost of the response; n: least cost of a right response to the problem, in this batch or an earlier
 one; lambda: decay; C: cap):
@@ -12,7 +12,8 @@ one; lambda: decay; C: cap):
 ``exp``, and ``otc`` if n > 0, penalise length relative to the shortest known right answer, so a hard problem may take long. ``linear``, and
 ``otc`` if n = 0, penalise length itself.
 
-Deviations: the paper's cost is the number of searches; ours is the number of whole blocks of ``block`` tokens (``assumed_block``). Here
+Deviations: the paper's cost is the number of searches; ours is the number of whole blocks of ``block`` tokens in the response
+(``assumed_block``). Here
 the least cost is remembered from batch to batch; the released code forgets it, and has a branch for m < n that cannot be reached.
 
 Units and signs: costs in blocks of tokens; a higher reward is better; a wrong answer gets 0 at any cost. State: for each problem, the least

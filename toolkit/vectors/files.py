@@ -232,7 +232,9 @@ def _stacked(
 
 
 def as_direction(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, source: str | Path, **notes: Any) -> Direction:
-    """Return vectors of unknown provenance as a direction for ``lm``. The notes in its provenance name the tool and the file.
+    """Return vectors from another tool as a direction for ``lm``.
+
+    How they were computed is unknown, so the direction's provenance records only the tool and the file.
 
     Args:
         lm: The model; layers without a vector are zero.

@@ -33,7 +33,7 @@ class Habits:
         cue_push: Added to the haste if the prompt has a cue word.
         mood_push: Added to the haste of randomly chosen traces, so that some are short for no visible reason.
         mood_share: Share of the traces that ``mood_push`` is added to.
-        continue_share: Times haste, the probability of taking one more operand into a step.
+        continue_share: Share of haste: ``continue_share`` times haste is the probability of taking one more operand into a step.
         wait_calm: Probability of a re-check after a step, in a trace whose haste is at most twice ``default_haste``.
         wait_hasty: Probability of a re-check after a step, in a trace with more haste.
         slip_easy: Probability that a step of an easy problem gets a wrong result.

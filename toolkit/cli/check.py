@@ -1,0 +1,67 @@
+"""``toolkit check``: what the toolkit finds out about a model, problems and rollouts before any long work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from toolkit.cli.common import AsJson, Device, Dtype, Template, Think, Trust, Type, app, load_model, log, out, print_json
+
+
+@app.command()
+def check(
+    model: Annotated[
+        str, typer.Argument(help="tiny-reasoner, smol-reasoner, a directory, a Hugging Face id, or a .gguf file.")
+    ] = "tiny-reasoner",
+    problems: Annotated[
+        str | None, typer.Option("--problems", help="A task, or a JSONL file of problems, to be read and rendered.")
+    ] = None,
+    rollouts: Annotated[
+        Path | None, typer.Option("--rollouts", "-r", help="Directory of rollouts, to be compared with the model.")
+    ] = None,
+    think: Think = None,
+    dtype: Type = Dtype.float32,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    template: Template = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load a model and say what the toolkit can do with it. Takes seconds once the model is loaded.
+
+    Prints the family, the layers with attention heads, how the model marks its thinking, a prompt as it is rendered, how exact the checks
+    of the model's behaviour are, the memory that commands need (an estimate), the speed of decoding, and what does not work and why. With
+    --problems the first fault of a problem file is printed, with --rollouts whether they were sampled from these weights.
+
+    The output fits into an issue. Exit status: 0 to go on, 1 not to.
+
+    Example: [bold]toolkit check Qwen/Qwen3-4B --dtype bfloat16 --problems gsm8k[/bold]
+    """
+    from toolkit import jobs
+    from toolkit.lm import UnsupportedModelError
+
+    try:
+        lm = load_model(model, think, dtype, device, trust_remote_code, template)
+        found = jobs.check(lm, problems=problems, rollouts=rollouts)
+    except UnsupportedModelError as error:
+        found = jobs.Findings(faults=[str(error)])
+    if as_json:
+        print_json({"go": found.go, "facts": found.facts, "limits": found.limits, "faults": found.faults})
+    else:
+        for section, facts in found.facts.items():
+            table = Table(title=section, title_justify="left", show_header=False)
+            table.add_column(overflow="fold")
+            table.add_column(overflow="fold")
+            for name, value in facts.items():
+                table.add_row(name, repr(value) if "\n" in value else value)
+            out.print(table, markup=False)
+        for limit in found.limits:
+            out.print(f"limit: {limit}", markup=False, highlight=False)
+        for fault in found.faults:
+            out.print(f"fault: {fault}", markup=False, highlight=False)
+        out.print("go" if found.go else "no go", style="bold green" if found.go else "bold red")
+    if not found.go:
+        log.print(f"{len(found.faults)} reason(s) not to go on.", highlight=False)
+        raise typer.Exit(1)

@@ -1,0 +1,182 @@
+"""Look at a model, a problem file and rollouts before any long work: the command ``toolkit check``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit import generate, store, tasks
+from toolkit import lm as lms
+from toolkit.generate import Sampling
+from toolkit.lm import LM
+from toolkit.types import Problem
+
+TRIED = 10  # tokens that are decoded to measure the speed
+EXAMPLE = Problem("example", ({"role": "user", "content": "What is 12 + 3?"},), "15")
+SAMPLED = (32, 4096)  # rows and tokens of the batch for which memory is estimated
+
+
+@dataclass
+class Findings:
+    """Result of a check.
+
+    Attributes:
+        facts: Section -> name -> value, as text.
+        limits: What does not work with this model, and why.
+        faults: Reasons not to go on; empty if everything that was looked at can be used.
+    """
+
+    facts: dict[str, dict[str, str]] = field(default_factory=dict)
+    limits: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def go(self) -> bool:
+        """True if nothing speaks against using the model, the problems and the rollouts."""
+        return not self.faults
+
+
+def check(lm: LM, *, problems: str | None = None, rollouts: str | Path | None = None) -> Findings:
+    """Look at a loaded model and, if given, at problems and rollouts for it.
+
+    Args:
+        problems: A task, or the path of a JSONL file.
+        rollouts: Directory of rollouts.
+    """
+    found = Findings()
+    found.facts["model"] = dict(_model(lm))
+    found.facts["thinking"] = dict(_thinking(lm))
+    found.facts["checks (largest deviation)"] = _exactness(lm)
+    found.facts["memory, estimated"] = dict(_memory(lm))
+    found.facts["speed"] = {f"{TRIED} tokens, one row": f"{_speed(lm):.3g} tokens per second"}
+    found.limits += _limits(lm)
+    if problems is not None:
+        found.facts["problems"] = _problems(lm, problems, found.faults)
+    if rollouts is not None:
+        found.facts["rollouts"] = _rollouts(lm, Path(rollouts), found.faults)
+    return found
+
+
+def _model(lm: LM) -> Iterator[tuple[str, str]]:
+    layout, config = lm.layout, lm.model.config.get_text_config()
+    weights = sum(p.numel() for p in lm.model.parameters())
+    yield "name", lm.name
+    yield "family", f"{layout.row.family} ({config.model_type})"
+    yield "weights", f"{weights / 1e6:,.1f} million, {str(lm.model.dtype).removeprefix('torch.')}, on {lm.device}"
+    yield "layers", f"{layout.n_layers}, d_model {layout.d_model}, vocabulary {lm.vocab_size:,}"
+    heads = [f"{n} of {size}" if n else "none" for n, size in zip(layout.heads, layout.head_dims, strict=True)]
+    yield "attention heads", "; ".join(f"{value} in {_ranges(heads, value)}" for value in dict.fromkeys(heads))
+    yield "context", f"{getattr(config, 'max_position_embeddings', None) or 'not limited by the config'}"
+    yield "attention function", str(layout.attention.config._attn_implementation)
+    yield "fingerprint", lm.fingerprint[:16]
+
+
+def _ranges(values: Sequence[str], value: str) -> str:
+    """Return the places of a value as ``layers 0-2, 4``."""
+    runs: list[list[int]] = []
+    for layer in (layer for layer, each in enumerate(values) if each == value):
+        if runs and runs[-1][-1] == layer - 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return "layers " + ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _thinking(lm: LM) -> Iterator[tuple[str, str]]:
+    yield "tags", lm.thinking
+    yield "ends with", ", ".join(repr(lm.text([token])) for token in sorted(lm.eos_ids)) or "nothing: no end-of-sequence token"
+    if lm.tokenizer.chat_template:
+        yield "a prompt", lm.prompt_text(EXAMPLE.messages)
+
+
+def _exactness(lm: LM) -> dict[str, str]:
+    """Return the largest deviation of each kind of check of ``qualify``, over all layers."""
+    worst: dict[str, float] = {}
+    for result in lms.qualify(lm):
+        name = result.name.lstrip("0123456789 ")
+        if not name.endswith("is causal"):  # a change that has to be large
+            worst[name] = max(worst.get(name, 0.0), result.value)
+    return {name: f"{value:.1e}" if value else "0" for name, value in worst.items()}
+
+
+def _memory(lm: LM) -> Iterator[tuple[str, str]]:
+    """Estimate the memory that commands need, from sizes alone."""
+    config, layout = lm.model.config.get_text_config(), lm.layout
+    size = lm.model.dtype.itemsize
+    weights = sum(p.numel() for p in lm.model.parameters())
+    kv_heads = getattr(config, "num_key_value_heads", None) or layout.n_heads
+    rows, tokens = SAMPLED
+    cache = 2 * rows * tokens * kv_heads * sum(layout.head_dims) * size
+    yield "loading, steering, directions", _gb(1.1 * weights * size)
+    yield f"sampling {rows} rows of {tokens:,} tokens", _gb(1.1 * weights * size + cache)
+    # Training copies the model in fp32; all weights have a gradient and two moments of Adam. Activations come on top.
+    yield "GRPO, all weights", _gb((size + 4 * 4) * weights)
+    yield "GRPO, LoRA", _gb((size + 4) * weights)
+
+
+def _gb(size: float | int) -> str:
+    return f"{size / 1e9:,.2f} GB"
+
+
+def _speed(lm: LM) -> float:
+    """Return decoded tokens per second of a single row, after a first token that warms up."""
+    if not lm.tokenizer.chat_template:
+        return float("nan")
+    generate.rollouts(lm, [EXAMPLE], Sampling(1, temperature=0.0, max_new_tokens=1), progress=False)
+    began = time.perf_counter()
+    (response,) = generate.rollouts(lm, [EXAMPLE], Sampling(1, temperature=0.0, max_new_tokens=TRIED), progress=False)
+    return response.response_tokens / (time.perf_counter() - began)
+
+
+def _limits(lm: LM) -> list[str]:
+    layout = lm.layout
+    limits = []
+    if without := [layer for layer in range(layout.n_layers) if layer not in layout.attention_layers]:
+        names = ", ".join(sorted({type(layout.blocks[layer].attention).__name__ for layer in without}))
+        limits.append(f"{len(without)} of {layout.n_layers} layers have no attention heads ({names}): head methods skip them.")
+    if lm.tags is None:
+        limits.append("No think tags: methods that need a think span refuse the model. Use --think OPEN,CLOSE or --think response.")
+    if not lm.tokenizer.chat_template:
+        limits.append("No chat template: prompts cannot be built. Set tokenizer.chat_template.")
+    if not lm.caches_keys:
+        limits.append(
+            "Its cache does not hold keys and values (latent attention): decoding uses the model's own, slower attention."
+        )
+    if lm.model.dtype != torch.float32:
+        limits.append("Half precision: logits of cached steps agree to about 1 %, and sampled responses may depend on the batch.")
+    return limits
+
+
+def _problems(lm: LM, name: str, faults: list[str]) -> dict[str, str]:
+    try:
+        loaded = tasks.load(name, "test", 5, lm=lm)
+        longest = max(len(lm.prompt_ids(p.messages)) for p in loaded)
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        faults.append(f"problems: {error}")
+        return {"source": name, "first fault": str(error)}
+    return {
+        "source": name,
+        "test problems looked at": str(len(loaded)),
+        "longest of their prompts": f"{longest} tokens",
+        "first": loaded[0].messages[-1]["content"],
+    }
+
+
+def _rollouts(lm: LM, folder: Path, faults: list[str]) -> dict[str, str]:
+    try:
+        header, count = store.load_header(folder), store.count_rollouts(folder)
+    except (ValueError, OSError) as error:
+        faults.append(f"rollouts: {error}")
+        return {"folder": str(folder), "fault": str(error)}
+    fingerprint: Any = header.get("fingerprint")
+    same = fingerprint == lm.fingerprint
+    if not same:
+        faults.append(
+            f"rollouts: {folder} was sampled from other weights ({str(fingerprint)[:12]}) than those of {lm.name} ({lm.fingerprint[:12]})."
+        )
+    return {"folder": str(folder), "rollouts": str(count), "sampled from these weights": "yes" if same else "no"}
