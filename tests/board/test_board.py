@@ -483,6 +483,7 @@ def test_a_board_that_is_killed_while_a_policy_is_written_or_measured_goes_on_an
     assert bool(sampled) == (when != "written") and bool(list(tmp_path.glob("trained/*/model/*"))) == (when != "written")
     for model in tmp_path.glob("trained/*/model") if when == "measured" else ():
         (model.parent / "checkpoint-2").mkdir()  # as a kill between saving the policy and removing its checkpoints leaves one
+        (model.parent / f".checkpoint-1.h{store.files.HOST}.999999999.partial").mkdir()  # as a kill while it removes one
     monkeypatch.setattr("toolkit.generate._sample", count := Counted(generate._sample))
     board.run(board.Ground(tiny, sizes, tmp_path), specs[1:], progress=False)
     assert measure.read_result(board.Ground(tiny, sizes, tmp_path), policy, 0) is not None

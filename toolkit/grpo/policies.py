@@ -79,6 +79,7 @@ def train_policy(
 def _remove_checkpoints(folder: Path) -> None:
     for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         store.remove(checkpoint)
+    store.tidy(folder)  # of a process that was killed while it removed one
 
 
 def _run(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, folder: Path) -> Run:

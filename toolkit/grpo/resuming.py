@@ -55,6 +55,7 @@ def remove_old(out: Path, keep: int = KEPT) -> None:
     for folder in folders:
         if folder not in complete[-keep:]:
             store.remove(folder)
+    store.tidy(out)  # of a process that was killed while it removed one
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:

@@ -37,13 +37,18 @@ HOST = hashlib.sha256(f"{socket.gethostname()}{_namespace()}".encode()).hexdiges
 PARTIAL = re.compile(r"\..*\.h(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.partial", re.DOTALL)
 
 
-def _partial(target: Path) -> Path:
-    """Return this process's temporary path for ``target``. Remove temporary files that dead processes of this host left beside it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for path in target.parent.glob(".*.partial"):
+def tidy(directory: str | Path) -> None:
+    """Remove temporary files and directories that dead processes of this machine left in a directory."""
+    for path in Path(directory).glob(".*.partial"):
         match = PARTIAL.fullmatch(path.name)
         if match and match["host"] == HOST and not _alive(int(match["pid"])):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _partial(target: Path) -> Path:
+    """Return this process's temporary path for ``target``. Remove temporary files that dead processes left beside it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    tidy(target.parent)
     return target.with_name(f".{target.name}.h{HOST}.{os.getpid()}.partial")
 
 
