@@ -9,14 +9,14 @@ import pytest
 import torch
 import zoo
 
-from toolkit import attention, collect, edits, entropies, families, hooks, masks, sites
+from toolkit import attention, bridges, collect, edits, entropies, families, hooks, masks, sites, store, vectors
 from toolkit import lm as lms
 from toolkit.generate import Sampling, rollouts
 from toolkit.lm import LM, Condition, UnsupportedModelError
 from toolkit.methods import retrieval_heads, thinkedit
 from toolkit.needles import Example
 from toolkit.sites import Site
-from toolkit.types import Direction, HeadEdit, Moments, Plan, Problem, Rollout, Span
+from toolkit.types import Direction, HeadEdit, HeadScores, Moments, Plan, Problem, Rollout, Span
 
 # One model type for each row of sites.ROWS and each structure: experts, latent attention, hybrid stacks, sizes per layer, gates, sinks.
 STRUCTURES = (
@@ -228,3 +228,57 @@ def test_moments_of_layers_with_other_head_sizes_are_padded_with_zeros():
     assert lm.layout.head_dims == (8, 8, 8, 16) or len({*lm.layout.head_dims}) == 2
     narrow = lm.layout.heads[0] * lm.layout.head_dims[0]
     assert (moments.sums["z"][:, 0, narrow:] == 0).all() and (moments.sums["z"][:, 0, :narrow] != 0).any()
+
+
+def test_scores_of_a_model_with_layers_without_heads_are_saved_and_read_and_a_real_nan_is_still_refused(tmp_path):
+    lm = model("qwen3_next")
+    moments = collect.moments(lm, sampled("qwen3_next"), lambda r: thinkedit.SHORT, kinds=("resid_mid", "z"), positions=EVERYWHERE)
+    scores = thinkedit.head_scores(moments, direction(lm), lm)
+    back = store.load(store.save(scores, tmp_path / "scores.safetensors"), HeadScores)
+    assert torch.equal(back.score.nan_to_num(7), scores.score.nan_to_num(7))
+    assert back.ranked() == scores.ranked() and back.absent == lm.layout.absent
+    broken = replace(scores, score=scores.score.index_fill(1, torch.tensor([1]), torch.nan))
+    with pytest.raises(ValueError, match="hold NaN"):
+        edits.plan(broken, direction(lm))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        store.save(broken, tmp_path / "broken.safetensors")
+
+
+def test_copy_scores_of_layers_without_heads_survive_the_published_format():
+    copy = torch.tensor([[[0.5, 0.0], [torch.nan, torch.nan]], [[1.0, 0.0], [torch.nan, torch.nan]]], dtype=torch.float64)
+    lists = retrieval_heads.to_lists(copy)
+    assert lists["1-0"] == [] and torch.equal(retrieval_heads.from_lists(lists).isnan(), copy.isnan())
+    assert retrieval_heads.statistics(copy)["share_zero"] == 0.5
+    with pytest.raises(ValueError, match="count=3 of 2 heads"):
+        retrieval_heads.stability(copy, 1, 3)
+
+
+def test_the_nnsight_place_of_a_layer_without_heads_is_the_module_in_attentions_place():
+    lm = model("qwen3_next")
+    assert bridges.nnsight_path(lm, Site("attn_out", 0)).module.endswith("layers.0.linear_attn")
+
+
+def test_a_bias_that_steers_is_divided_by_the_factor_on_the_stream():
+    lm = zoo.model_of_type("granite", attention_bias=True, mlp_bias=True)
+    r = rollouts(lm, PROBLEMS, SAMPLING, progress=False)[0]
+    for kind in ("resid_mid", "resid_post", "attn_out"):
+        v = direction(lm, kind)
+        baked = vectors.bake(lm, v, 0.3)
+        assert torch.allclose(logits(baked, r), logits(lm, r, edits.steering(v, 0.3)), atol=1e-3), kind
+
+
+def test_sums_are_added_once_if_memory_runs_out_before_they_are_added(monkeypatch):
+    lm, found = zoo.model_of_type("olmo2"), sampled("olmo2")
+    by = lambda r: "all"  # noqa: E731
+    whole = collect.moments(lm, found, by, kinds=("resid_mid",), second=("resid_mid",), positions=EVERYWHERE)
+    real, failed = torch.Tensor.to, []
+
+    def hungry(value, *args, **kwargs):
+        if value.ndim == 4 and value.shape[-1] == value.shape[-2] == 32 and not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("full")
+        return real(value, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", hungry)
+    halved = collect.moments(lm, found, by, kinds=("resid_mid",), second=("resid_mid",), positions=EVERYWHERE)
+    assert failed and torch.allclose(halved.sums["resid_mid"], whole.sums["resid_mid"], atol=1e-4) and halved.n == whole.n

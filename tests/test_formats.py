@@ -220,6 +220,24 @@ def test_a_budget_closes_thinking_with_the_whole_closing_tag_of_the_format():
     assert reader.phase == ANSWER
 
 
+def test_a_response_of_gpt_oss_without_thoughts_is_all_answer_and_its_header_is_no_part_of_it():
+    lm = model("gpt-oss")
+    prompt = lm.prompt_ids(QUESTION)
+    ids = [*prompt, *response(lm, "<|channel|>final<|message|>15")]
+    think, answer = spans.spans(lm, ids, len(prompt), ended=False)
+    assert len(think) == 0 and lm.text(ids[answer.start : answer.stop]) == "15"
+
+
+def test_a_budget_that_meets_a_closing_tag_half_written_places_only_the_rest():
+    lm = model("gpt-oss")
+    reader = spans.Reader(lm, lm.prompt_ids(QUESTION))
+    begun = response(lm, "<|channel|>analysis<|message|>abc<|end|><|start|>")
+    for token in begun:
+        reader.push(token)
+    forced = Budget(2)(lm, reader, response(lm, "x")[0])
+    assert lm.text([*begun, *forced]) == "<|channel|>analysis<|message|>abc<|end|><|start|>assistant<|channel|>final<|message|>"
+
+
 def test_two_formats_in_one_template_are_an_error_that_names_both_and_the_remedy():
     tokenizer = copy.deepcopy(model("Magistral").tokenizer)
     tokenizer.chat_template = CASES["Magistral"].template + "{# <think> </think> #}"

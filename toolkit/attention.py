@@ -153,7 +153,7 @@ class _Batch:
         # Position ids for the model, within its context in the padding too, and positions of the queries, -1 in the padding.
         self.positions = torch.minimum(places, self.stops[:, None] - 1).clamp(min=0)
         self.queries = torch.where(places < self.stops[:, None], places, -1)
-        self.cache = DynamicCache(config=lm.model.config)
+        self.cache, self.gated = DynamicCache(config=lm.model.config), lm.gated_layers
 
     def run(self, take: Take) -> None:
         step = max(1, ROW_NUMBERS // (len(self.examples) * self.lm.layout.n_heads * self.ids.shape[1]))
@@ -187,7 +187,8 @@ class _Batch:
             def look(attn_out: Tensor, z: Tensor) -> Tensor:
                 rows = pending.pop(layer)
                 scale = rows.scale if norm is None else norm.scale(attn_out)
-                take(replace(rows, scale=scale, gate=_gate(rows.gate, z)))
+                gate = _gate(rows.gate, z) if layer in self.gated else torch.ones_like(rows.gate, dtype=torch.float32)
+                take(replace(rows, scale=scale, gate=gate))
                 return attn_out
 
             return look

@@ -17,6 +17,7 @@ from toolkit import hooks, phases
 from toolkit.lm import LM, NoThinkTagsError
 from toolkit.phases import THINKING, Scope
 from toolkit.spans import THINK, Reader
+from toolkit.tags import ENDS_MESSAGE
 
 NOWAIT = ("wait", "alternatively", "hmm", "but", "however", "check", "verify", "again", "maybe")
 """Words that are suppressed while thinking: ours, after NoWait (arXiv:2506.08343)."""
@@ -56,8 +57,13 @@ class Budget:
     def __call__(self, lm: LM, reader: Reader, drawn: int) -> Sequence[int] | None:
         """Return the tokens to place instead of the drawn one, or ``None`` to keep it."""
         tag = _closing_tag(lm)
-        over = reader.phase == THINK and reader.written >= self.tokens and not reader.ends(drawn, tag)
-        return _ids(lm, self.before + tag) if over else None
+        if reader.phase != THINK or reader.written < self.tokens or reader.ends(drawn, tag):
+            return None
+        closing = ENDS_MESSAGE.get(tag, "") + tag
+        # The model may have begun to write the closing tag itself: then only the rest is placed.
+        begun = lm.text(reader.tail) if lm.token_id(closing) is None else ""
+        part = next((n for n in range(len(closing) - 1, 0, -1) if begun.endswith(closing[:n])), 0)
+        return _ids(lm, closing[part:] if part else self.before + closing)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 ATTN, MLP = "resid_mid", "resid_post"
+ON_DEVICE = 2**32  # largest size of the outer products, in bytes, that are added up on the model's device
 LOGITS = 2**23  # largest number of logits in memory at a time: 32 MB in fp32
 
 
@@ -199,9 +200,11 @@ def _moments(
     kinds = (*kinds, lm.layout.contribution_kind) if "z" in kinds else kinds
     # fp64 sums: the difference of two long means is small beside either.
     sums = {k: torch.zeros(len(labels), layers, width(k), dtype=torch.float64) for k in kinds}
-    # Outer products are added up on the device: copying them to the CPU after every batch would take longer than the pass.
-    wide = torch.float32 if lm.device.type == "mps" else torch.float64
-    outer = {k: torch.zeros(len(labels), layers, width(k), width(k), dtype=wide, device=lm.device) for k in second}
+    # Outer products are added up on the device: copying them to the CPU after every batch would take longer than the pass. If they are too
+    # large to stand beside the model there, or the device has no fp64, they go to the CPU.
+    size = 8 * len(labels) * layers * sum(width(k) ** 2 for k in second)
+    place = "cpu" if lm.device.type == "mps" or size > ON_DEVICE else lm.device
+    outer = {k: torch.zeros(len(labels), layers, width(k), width(k), dtype=torch.float64, device=place) for k in second}
 
     def run(batch: Sequence[Example]) -> None:
         # classes: [labels, batch], 1 where an example is of a class, so that ``classes @ means`` sums the examples of each class.
@@ -223,16 +226,20 @@ def _moments(
         hidden = forward(lm, pick.ids, (*kinds, *second), take)
         if read is not None:
             read(batch, hidden)
-        # Add to the totals only now: if memory runs out before, the batch is run again in halves.
-        for total, batch_sums in ((sums, first), (outer, squares)):
-            for kind, values in batch_sums.items():
-                total[kind] += values.to(total[kind])
+        # Add to the totals only now, after everything that may run out of memory: then the batch is run again in halves.
+        ready = [
+            (total[kind], values.to(total[kind].device))
+            for total, batch_sums in ((sums, first), (outer, squares))
+            for kind, values in batch_sums.items()
+        ]
+        for total_of_kind, values in ready:
+            total_of_kind.add_(values)  # in place, also into another number type: no copy
 
     each_batch(lm, examples, "moments", run)
     n = tuple(sum(e.label == name for e in examples) for name in labels)
     # The record lists the problems of all rollouts: those without a class took part in setting the limits of the classes.
     about = lm.provenance(**origins.record(r.problem_id for r in rollouts))
-    return Moments(labels, n, positions.name, sums, {kind: values.cpu().double() for kind, values in outer.items()}, about)
+    return Moments(labels, n, positions.name, sums, {kind: values.cpu() for kind, values in outer.items()}, about)
 
 
 def states(

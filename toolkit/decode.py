@@ -101,7 +101,7 @@ class Batch:
         self.mask: Tensor | None = (mask[:, None, None].bool() if padded else None) if ready else mask
         self.blocks: list[Blocks] = []
         layers: list[Any] = cache.layers[: lm.layout.n_layers]
-        if ready and implementation == "sdpa" and lm.caches_keys and all(_on_cpu_in_fp32(layer) for layer in layers):
+        if ready and implementation == "sdpa" and all(_on_cpu_in_fp32(layer) for layer in layers) and lm.caches_keys:
             cache.layers[: lm.layout.n_layers] = self.blocks = [Blocks(layer) for layer in layers]
             if self.mask is not None:  # to be added to scores
                 self.mask = torch.zeros(self.mask.shape).masked_fill(~self.mask, -torch.inf)

@@ -61,8 +61,7 @@ def plan(
     >>> example.name, example.heads
     ('top 2 of 4 heads, mean_difference', [(0, 1), (1, 1)])
     """
-    if scores.score.isinf().any() or scores.score.isnan().all():
-        raise ValueError(f"The scores of {scores.method!r} hold infinity, or no number, so heads cannot be ranked by them.")
+    scores.check()
     ranked = scores.ranked()
     if count is None:
         if fraction is None or not 0 < fraction <= 1:

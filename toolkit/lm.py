@@ -88,6 +88,11 @@ class LM:
         return behaviour.caches_keys(self.model, self.layout)
 
     @cached_property
+    def gated_layers(self) -> frozenset[int]:
+        """Layers in which a gate or a norm changes the heads' outputs before ``W_O``."""
+        return behaviour.gated_layers(self.model, self.layout)
+
+    @cached_property
     def eos_ids(self) -> frozenset[int]:
         """All token ids that end a response: those in the generation config, and the tokenizer's end-of-sequence token."""
         ids = self.model.generation_config.eos_token_id if self.model.generation_config else None
@@ -277,6 +282,7 @@ class Condition:
     @contextmanager
     def active(self):
         """Return a context manager in which the interventions act; it yields the LM."""
+        _ = self.lm.caches_keys, self.lm.gated_layers  # measured once, by short passes that no intervention may change
         with ExitStack() as stack:
             for intervention in self.during:
                 stack.enter_context(intervention(self.lm))

@@ -141,13 +141,14 @@ def classify_heads(
         else heads.by_head(layer, states.values[:, layer])
         for layer in (range(layers) if isinstance(heads, int) else heads.attention_layers)
     }
+    absent = () if isinstance(heads, int) else heads.absent
     scores = []
     for name, y in (("", truth), ("_shuffled", _shuffled(truth, _groups(states), protocol.seed))):
         score = torch.full((layers, heads if isinstance(heads, int) else heads.n_heads), torch.nan, dtype=torch.float64)
         for layer, head in ((layer, head) for layer, values in z.items() for head in range(values.shape[1])):
             margin = out_of_fold(z[layer][:, head].numpy(), y, _problems(states), logistic_model, protocol)
             score[layer, head] = stats.balanced_accuracy(y, margin > 0)
-        scores.append(HeadScores(score, f"probe_{label}{name}", "balanced accuracy", states.provenance))
+        scores.append(HeadScores(score, f"probe_{label}{name}", "balanced accuracy", states.provenance, absent))
     return scores[0], scores[1]
 
 

@@ -259,6 +259,22 @@ def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Ten
 
 
 @torch.inference_mode()
+def gated_layers(model: PreTrainedModel, layout: Layout) -> frozenset[int]:
+    """Return the layers in which ``z`` is not the output of the attention function: a gate or a norm stands between them."""
+    outputs: dict[int, Tensor] = {}
+
+    def look(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        output, weights = attend(query, key, value)
+        outputs[layer] = output.flatten(2)
+        return output, weights
+
+    sites_of_z = [Site("z", layer) for layer in layout.attention_layers]
+    with hooks.wrap_attention(layout, look), hooks.record(layout, sites_of_z) as z:
+        model(input_ids=torch.tensor([[0, 1, 2]], device=model.device))
+    return frozenset(site.layer for site in sites_of_z if not torch.equal(z[site], outputs[site.layer]))
+
+
+@torch.inference_mode()
 def caches_keys(model: PreTrainedModel, layout: Layout) -> bool:
     """Return whether the keys and values that attention reads in a cached step are those in the model's cache, in every layer."""
     same: dict[int, bool] = {}

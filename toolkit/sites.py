@@ -296,6 +296,11 @@ class Layout:
         return [(layer, head) for layer, n in enumerate(self.heads) for head in range(n)]
 
     @property
+    def absent(self) -> tuple[tuple[int, int], ...]:
+        """Places ``(layer, head)`` of a table of heads at which there is no head."""
+        return tuple((layer, head) for layer, n in enumerate(self.heads) for head in range(n, self.n_heads))
+
+    @property
     def attention_layers(self) -> list[int]:
         """Layers that have attention heads."""
         return [layer for layer, n in enumerate(self.heads) if n]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from toolkit.lm import LM
+from toolkit.tags import ENDS_MESSAGE
 from toolkit.types import Span
 
 TAIL = 32  # number of last tokens that are searched for a tag: of a prompt, or of a response while it is written
@@ -52,7 +53,14 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
     closing = _first(lm, ids, tags.close, start, stop)
     if closing is None:
         return Span(start, stop), None
-    return Span(start, closing.start), Span(closing.stop, stop)
+    return Span(start, _end_of_thoughts(lm, ids, start, closing.start)), Span(closing.stop, stop)
+
+
+def _end_of_thoughts(lm: LM, ids: Sequence[int], start: int, closing: int) -> int:
+    """Return where thoughts end: at the closing tag, or at the text before it that ends their message (``tags.ENDS_MESSAGE``)."""
+    before = ENDS_MESSAGE.get(lm.tags.close) if lm.tags else None
+    places = find_tag(lm, ids[start:closing], before)
+    return start + places[-1].start if places and start + places[-1].stop == closing else closing
 
 
 def answer_start(lm: LM, ids: Sequence[int], prompt_len: int, answer: Span) -> int:

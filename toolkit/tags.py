@@ -63,13 +63,14 @@ FORMATS: Mapping[str, Format] = {
     "Seed-OSS": Format(ThinkTags("<seed:think>", "</seed:think>"), ("<seed:think>", "</seed:think>")),
     "Magistral": Format(ThinkTags("[THINK]", "[/THINK]"), ("[THINK]", "[/THINK]")),
     "Gemma 4": Format(ThinkTags("<|channel>thought\n", "<channel|>"), ("<|channel>", "<channel|>")),
-    # All messages before the final one count as thinking, with the headers between them.
-    "gpt-oss": Format(
-        ThinkTags("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
-        ("<|channel|>", "<|message|>"),
-    ),
+    # The final message's header closes thinking: all messages before it are thinking, with the headers between them.
+    "gpt-oss": Format(ThinkTags("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"), ("<|channel|>", "<|message|>")),
 }
 """Formats that ``find_tags`` knows. Nearly all reasoning models use the first."""
+
+
+ENDS_MESSAGE = {FORMATS["gpt-oss"].tags.close: "<|end|><|start|>assistant"}
+"""Closing tag -> text that ends the message of the thoughts, which has to stand before the tag."""
 
 
 def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from toolkit import origins
@@ -308,28 +308,45 @@ class HeadScores:
     """One number per attention head.
 
     Attributes:
-        score: ``[layers, heads]``; a higher score means more of the property that ``method`` names. NaN where a layer has no such head.
+        score: ``[layers, heads]``; a higher score means more of the property that ``method`` names. NaN at the places ``absent``.
         method: Name of the score, e.g. ``"short_thinking"``.
         units: Unit of the score, e.g. ``"residual stream norm"``: size of a head's contribution to the residual stream, after any norm
             that follows ``W_O``.
+        absent: Places ``(layer, head)`` of the table at which the model has no head, since its layers differ in their number of heads.
     """
 
     score: Float[Tensor, "layers heads"]
     method: str
     units: str
     provenance: Provenance
+    absent: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         _checked("HeadScores.score", self.score, 2)
+        if self.absent:
+            layers, heads = torch.tensor(self.absent).T
+            score = self.score.clone()
+            score[layers, heads] = torch.nan  # IndexError if there is no such place
+            object.__setattr__(self, "score", score)
+
+    @property
+    def present(self) -> Bool[Tensor, "layers heads"]:
+        """True where the model has a head."""
+        present = torch.ones(self.score.shape, dtype=torch.bool)
+        for layer, head in self.absent:
+            present[layer, head] = False
+        return present
+
+    def check(self) -> None:
+        """Raise ValueError unless the score of every head is a finite number."""
+        if not torch.isfinite(self.score[self.present]).all():
+            raise ValueError(f"The scores of {self.method!r} hold NaN or infinity, so heads cannot be ranked by them.")
 
     def ranked(self) -> list[tuple[int, int]]:
-        """Return ``(layer, head)`` pairs from the highest score to the lowest, without heads whose score is NaN.
-
-        Ties go to the lower layer, then the lower head.
-        """
-        heads, scores = self.score.shape[1], self.score.flatten()
-        order = scores.nan_to_num(-math.inf).argsort(descending=True, stable=True).tolist()
-        return [(i // heads, i % heads) for i in order if not scores[i].isnan()]
+        """Return ``(layer, head)`` of all heads, from the highest score to the lowest. Ties go to the lower layer, then the lower head."""
+        heads, absent = self.score.shape[1], {*self.absent}
+        order = self.score.flatten().argsort(descending=True, stable=True).tolist()
+        return [at for i in order if (at := (i // heads, i % heads)) not in absent]
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def from_nnsight(lm: LM, model: Any, wanted: Iterable[Site]) -> dict[Site, Tenso
             place = nnsight_path(lm, Site(kind, layer))
             value = resid_pre if kind == "resid_pre" else getattr(model.get(place.module), place.side)
             value = value[0] if isinstance(value, tuple) else value
-            values[Site(kind, layer)] = resid_pre + value if place.plus else value.clone()
+            values[Site(kind, layer)] = resid_pre + lm.layout.factor * value if place.plus else value.clone()
     return nnsight.save(values)
 
 

@@ -175,5 +175,5 @@ def detect_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 
                         exclude_bos=False, exclude_current_token=False, error_measure="mul",
                     ) for head in range(lm.layout.heads[layer])]
                 )  # fmt: skip
-        scores[name] = HeadScores(score / len(sequences), pattern, "share of attention", lm.provenance(seed))
+        scores[name] = HeadScores(score / len(sequences), pattern, "share of attention", lm.provenance(seed), lm.layout.absent)
     return scores

@@ -101,7 +101,7 @@ def nnsight_path(lm: LM, site: Site) -> Place:
     path, block = {module: name for name, module in lm.model.named_modules()}, lm.layout.blocks[site.layer]
     if site.kind == "resid_mid":
         return Place(path[block.adds_attention], "output", path[block.block])
-    module = {"z": block.out, "attn_out": block.out, "mlp_out": block.mlp}.get(site.kind, block.block)
+    module = {"z": block.out, "attn_out": block.out or block.attention, "mlp_out": block.mlp}.get(site.kind, block.block)
     return Place(path[module], "input" if site.kind in ("resid_pre", "z") else "output")
 
 

@@ -23,7 +23,7 @@ def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
         scores: Name of the measure -> its score for every head.
     """
     values = {name: s.score.numpy() for name, s in scores.items()}
-    present = ~np.isnan(next(iter(values.values())))  # a layer may have fewer heads than others, or none
+    present = next(iter(scores.values())).present.numpy()  # a layer may have fewer heads than others, or none
     names = [f"{layer}.{head}" for layer, head in np.argwhere(present)]
     raw = np.array([v[present] for v in values.values()])
     scaled = raw / np.abs(raw).max(axis=1, keepdims=True).clip(min=1e-12)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +40,28 @@ def checkpoint_of(out: str | Path, step: int) -> Path:
     return Path(out) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
+def _checkpoints(out: Path) -> list[Path]:
+    """Return the folders of a run's checkpoints by step. Other folders, such as a copy ``checkpoint-40-backup``, are the user's."""
+    named = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    steps = {folder: int(match[1]) for folder in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (match := named.fullmatch(folder.name))}
+    return sorted(steps, key=steps.__getitem__)
+
+
 def last_checkpoint(out: Path) -> Path | None:
-    """Return the folder of the newest complete checkpoint in a run's directory, or ``None``."""
-    complete = [p.parent for p in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{STATE}")]
-    return max(complete, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    """Return the newest complete checkpoint of a run, or ``None``."""
+    return next((folder for folder in reversed(_checkpoints(out)) if (folder / STATE).exists()), None)
 
 
 def remove_old(out: Path, keep: int = KEPT) -> None:
-    """Remove every checkpoint of a run except its newest complete ones.
+    """Remove every checkpoint of a run except its newest complete ones. If one cannot be removed, it stays.
 
     Transformers' own rotation goes by time of change, so it would keep a checkpoint that a killed process had begun to remove.
     """
-    folders = sorted(out.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-    complete = [folder for folder in folders if (folder / STATE).exists()]
-    for folder in folders:
+    complete = [folder for folder in _checkpoints(out) if (folder / STATE).exists()]
+    for folder in _checkpoints(out):
         if folder not in complete[-keep:]:
-            store.remove(folder)
+            with suppress(OSError):
+                store.remove(folder)
     store.tidy(out)  # of a process that was killed while it removed one
 
 
@@ -123,7 +130,8 @@ class ResumableTrainer(GRPOTrainer):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 store.write_json({"identity": dict(self.identity), "reward": self.reward_state()}, checkpoint / STATE)
-                remove_old(checkpoint.parent, self.args.save_total_limit or KEPT)
+        if self.args.should_save:  # after the new one is complete, so that an error here cannot remove it
+            remove_old(checkpoint.parent, self.args.save_total_limit or KEPT)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         with reading(resume_from_checkpoint):

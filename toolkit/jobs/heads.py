@@ -79,7 +79,7 @@ def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: flo
     for layer, head in lm.layout.all_heads:
         plan = Plan((HeadEdit(layer, head, "scale", 1.0),), None, f"head {layer}.{head}", about)
         change[layer, head] = mean(Condition(lm, (masks.masking(plan, "zero", during="all"),))) - base
-    return HeadScores(change, "entropy_when_masked", "nats per token", about)
+    return HeadScores(change, "entropy_when_masked", "nats per token", about, lm.layout.absent)
 
 
 def lenses(
@@ -134,7 +134,7 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
         * ``p_holm``: ``p_in_layer`` after Holm's correction over all pairs.
     """
     rng = np.random.default_rng(seed)
-    present = ~next(iter(scores.values())).score.isnan().numpy()  # a layer may have fewer heads than others, or none
+    present = next(iter(scores.values())).present.numpy()  # a layer may have fewer heads than others, or none
     values = {name: score.score.numpy()[present] for name, score in scores.items()}
     sizes = present.sum(axis=1)
     # Permutations of head indices, [times, heads]: over all heads, and within each layer only.

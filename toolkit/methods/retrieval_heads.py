@@ -99,6 +99,11 @@ class HeadMetrics:
         about = replace(self.provenance, notes=origins.join_notes(self.provenance.notes, other.provenance.notes))
         return HeadMetrics(values, self.success + other.success, self.ids + other.ids, about)
 
+    @property
+    def present(self) -> Bool[Tensor, "layers heads"]:
+        """True where the model has a head. ``mass`` is a number for every head in every example."""
+        return ~self.values["mass"].isnan().all(dim=0)
+
     def select(self, metric: str = "copy", *, when: str = "all") -> Float[Tensor, "examples layers heads"]:
         """Return the values of one metric. Examples in which the metric is undefined (NaN) are left out.
 
@@ -115,7 +120,7 @@ class HeadMetrics:
         if when not in ("all", "success"):
             raise ValueError(f"when={when!r}: choose 'all' or 'success'.")
         value = self.values[metric]
-        selected = ~value.flatten(1).isnan().all(dim=1) & (torch.tensor(self.success) | (when == "all"))
+        selected = ~value[:, self.present].isnan().any(dim=1) & (torch.tensor(self.success) | (when == "all"))
         if not selected.any():
             raise ValueError(
                 f"No example has a {metric!r} score ({when}): of {len(self.success)}, {sum(self.success)} succeeded. 'contrast' needs "
@@ -284,6 +289,10 @@ def _hits(
     return (_at(needle.long(), top) > 0) & (_at(ids, top) == emitted[:, None])
 
 
+def _absent(metrics: HeadMetrics) -> tuple[tuple[int, int], ...]:
+    return tuple((int(layer), int(head)) for layer, head in (~metrics.present).nonzero())
+
+
 def scores(metrics: HeadMetrics, metric: str = "copy", *, when: str = "all") -> HeadScores:
     """Return the score of every head: the mean of a metric over examples. For ``"copy"`` this is the paper's retrieval score.
 
@@ -293,7 +302,9 @@ def scores(metrics: HeadMetrics, metric: str = "copy", *, when: str = "all") -> 
         when: ``"all"``, or ``"success"`` as in the released code: only examples that retrieved the needle.
     """
     units = "logits" if metric == "write" else "share"
-    return HeadScores(metrics.select(metric, when=when).mean(dim=0), f"retrieval_{metric}", units, metrics.provenance)
+    return HeadScores(
+        metrics.select(metric, when=when).mean(dim=0), f"retrieval_{metric}", units, metrics.provenance, _absent(metrics)
+    )
 
 
 def activation_frequency(metrics: HeadMetrics, *, when: str = "all") -> HeadScores:
@@ -304,7 +315,7 @@ def activation_frequency(metrics: HeadMetrics, *, when: str = "all") -> HeadScor
         when: ``"all"``, or ``"success"`` for only the examples that retrieved the needle.
     """
     share = (metrics.select("copy", when=when) > 0).double().mean(dim=0)
-    return HeadScores(share, "retrieval_activation_frequency", "share", metrics.provenance)
+    return HeadScores(share, "retrieval_activation_frequency", "share", metrics.provenance, _absent(metrics))
 
 
 def heads(head_scores: HeadScores, *, above: float = PUBLISHED_THRESHOLD) -> list[tuple[int, int]]:
@@ -320,6 +331,7 @@ def mask_plan(head_scores: HeadScores, count: int) -> Plan:
     Raises:
         ValueError: ``count`` is negative or larger than the number of heads.
     """
+    head_scores.check()
     ranked = head_scores.ranked()
     if not 0 <= count <= len(ranked):
         raise ValueError(f"count={count}: the model has {len(ranked)} heads.")
@@ -385,12 +397,12 @@ def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, 
     Raises:
         ValueError: ``n`` or ``count`` is out of range.
     """
+    copy = copy.flatten(1)[:, ~copy[0].flatten().isnan()]  # NaN: there is no such head
     if not 1 <= n <= len(copy) or not 1 <= count <= copy[0].numel():
         raise ValueError(
             f"n={n} of {len(copy)} examples, count={count} of {copy[0].numel()} heads: need at least 1 and at most all."
         )
     generator = torch.Generator().manual_seed(seed)
-    copy = copy.flatten(1)[:, ~copy[0].flatten().isnan()]  # NaN: there is no such head
 
     def top(sample: Tensor) -> set[int]:
         order = sample.double().mean(dim=0).argsort(descending=True, stable=True)
@@ -403,6 +415,8 @@ def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, 
 def from_lists(lists: Mapping[str, Sequence[float]]) -> Float[Tensor, "examples layers heads"]:
     """Convert scores from the format of the paper's released files, ``{"<layer>-<head>": [score of each example, ...]}``, to a tensor.
 
+    An empty list stands for a head that the model does not have (ours, for layers that differ in their number of heads): NaN.
+
     >>> from_lists({"0-0": [0.5, 1.0], "0-1": [0.0, 0.0]}).tolist()
     [[[0.5, 0.0]], [[1.0, 0.0]]]
 
@@ -413,18 +427,20 @@ def from_lists(lists: Mapping[str, Sequence[float]]) -> Float[Tensor, "examples 
     if not places:
         raise ValueError("These head scores are empty.")
     shape = (1 + max(layer for layer, _ in places), 1 + max(head for _, head in places))
-    n = len(next(iter(places.values())))
+    n = max(map(len, places.values()))
     missing = sorted({(i, j) for i in range(shape[0]) for j in range(shape[1])} - {*places})
-    ragged = [f"{layer}-{head}" for (layer, head), values in places.items() if len(values) != n]
-    if missing or ragged:
+    ragged = [f"{layer}-{head}" for (layer, head), values in places.items() if values and len(values) != n]
+    if missing or ragged or not n:
         raise ValueError(
             f"Head scores of {shape[0]} x {shape[1]} heads, {n} examples: missing {missing[:3]}, of other length {ragged[:3]}. Every head needs "
             "one score per example."
         )
-    table = torch.tensor([places[place] for place in sorted(places)], dtype=torch.float64)
+    table = torch.tensor([places[place] or [torch.nan] * n for place in sorted(places)], dtype=torch.float64)
     return table.T.reshape(n, *shape)
 
 
 def to_lists(copy: Float[Tensor, "examples layers heads"]) -> dict[str, list[float]]:
     """Convert the scores of each example to the format of the paper's released files; the inverse of ``from_lists``."""
-    return {f"{i}-{j}": copy[:, i, j].tolist() for i in range(copy.shape[1]) for j in range(copy.shape[2])}
+    absent = copy.isnan().all(dim=0)
+    places = [(i, j) for i in range(copy.shape[1]) for j in range(copy.shape[2])]
+    return {f"{i}-{j}": [] if absent[i, j] else copy[:, i, j].tolist() for i, j in places}

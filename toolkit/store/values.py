@@ -34,6 +34,9 @@ def save(value: Direction | HeadScores | Moments | Plan, path: str | Path) -> Pa
     """
     tensors: dict[str, torch.Tensor] = {}
     body = _encode(value, "", tensors)
+    if isinstance(value, HeadScores) and value.absent:
+        # A file holds numbers only: 0 where there is no head, which loading turns into NaN again.
+        tensors["score"] = torch.where(value.present, tensors["score"].cpu(), 0.0)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{type(value).__name__}.{name} holds NaN or infinity: not saved to {path}.")
@@ -103,7 +106,8 @@ def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         tensors[path] = value.detach()
         return {"tensor": path}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _encode(getattr(value, f.name), _join(path, f.name), tensors) for f in dataclasses.fields(value)}
+        written = [f.name for f in dataclasses.fields(value) if f.default != () or getattr(value, f.name) != ()]
+        fields = {name: _encode(getattr(value, name), _join(path, name), tensors) for name in written}
         return {"type": type(value).__name__, "fields": fields}
     if isinstance(value, Mapping):
         return {"map": {k: _encode(v, _join(path, k), tensors) for k, v in value.items()}}
@@ -135,10 +139,13 @@ def _decode(body: Any, hint: Any, tensors: dict[str, torch.Tensor], at: str) -> 
 
 def _dataclass(body: Any, cls: Any, tensors: dict[str, torch.Tensor], at: str) -> Any:
     where, hints = at or "its header", get_type_hints(cls)
-    encoded = typed(body, {"type": Literal[cls.__name__], "fields": dict.fromkeys(hints, Any)}, where)["fields"]
+    # A field with a default may be missing: files of earlier versions do not have it.
+    optional = {f.name for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+    needed = {name: Any for name in hints if name not in optional}
+    encoded = typed(body, {"type": Literal[cls.__name__], "fields": needed}, where)["fields"]
     if unknown := sorted(set(encoded) - set(hints)):
         raise Misfit(f"{where} has the unknown field {brief(unknown[0])}: a {cls.__name__} has {', '.join(hints)}")
-    fields = {name: _decode(encoded[name], hint, tensors, _join(at, name)) for name, hint in hints.items()}
+    fields = {name: _decode(encoded[name], hint, tensors, _join(at, name)) for name, hint in hints.items() if name in encoded}
     try:
         return cls(**fields)
     except (ValueError, IndexError) as error:

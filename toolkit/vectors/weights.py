@@ -121,7 +121,9 @@ def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int]
     changed = lms.child(lm, copy.deepcopy(lm.model, {id(p): p for p in shared}), f"{lm.name} + {act}", made_from=made_from)
     for layer in chosen:
         bias = _bias(changed, layer, direction.kind)
-        bias.copy_(bias.float() + strength * direction.vector[layer].to(bias.device, torch.float32))
+        # What attention and the MLP add is multiplied on its way to the residual stream, and so is the bias.
+        factor = lm.layout.factor if direction.kind.startswith("resid") else 1.0
+        bias.copy_(bias.float() + strength / factor * direction.vector[layer].to(bias.device, torch.float32))
     return changed
 
 
