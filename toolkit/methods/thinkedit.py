@@ -137,6 +137,8 @@ def _checked(classes: LengthClasses, rollouts: Sequence[Rollout], at_least: int)
     """Return the classes if both are large enough and do not overlap; else raise ClassTooSmallError."""
     labels = [classes(r) for r in rollouts]
     counts = {name: labels.count(name) for name in (SHORT, LONG)}
+    # The thresholds of quantile_classes lie half a token beyond whole lengths. For two equal quantiles they overlap by 1, which is allowed:
+    # rollouts of that length then count as short.
     if min(counts.values()) < at_least or classes.short_below > classes.long_above + 1:
         lengths = [r.think_tokens for r in rollouts if r.think is not None and r.closed]
         spread = np.quantile(lengths, [0.05, 0.5, 0.95]).round().tolist() if lengths else []

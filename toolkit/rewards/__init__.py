@@ -70,7 +70,7 @@ class RewardEntry:
     """One reward in ``ALL``: how to make it, and facts about it.
 
     Attributes:
-        make: Class or function that makes the reward from its parameters, given by name.
+        make: Class or function that returns the reward; takes the reward's parameters as keyword arguments.
         paper: arXiv id, or "" if the reward is ours.
         line: One sentence that says what is rewarded.
     """

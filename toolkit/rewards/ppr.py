@@ -93,7 +93,8 @@ class ReNorm:
     def monitoring(self) -> tuple[int, int] | None:
         """Return the size of the monitoring set that the process reward needs now, or ``None`` if it needs none.
 
-        A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
+        A monitoring set is a set of training problems whose sampled responses measure the policy and are not trained on. The size is
+        ``(number of problems, responses per problem)``.
         """
         return monitoring_size([self.process])
 
