@@ -7,8 +7,8 @@ Equations (a response has its thinking split into steps; c_i: correctness of rol
     r            = corr(m_i - mean_q m, c_i - mean_q c)          for a measure m; within a problem, so that difficulty cancels
 
 Deviations: in the paper, language models split, label and judge the steps (the prompts are not public). Here a *reader* does this: rules that
-split the text into steps and mark the steps that failed or that re-check an earlier one. For the shipped models the reader recomputes each line, which is exact. For any other
-text it uses cue words, which are a guess: check them in a transcript. A re-check counts as a step, so it is part of the denominator of
+split the text into steps and mark the steps that failed or that re-check an earlier one. For the shipped models the reader recomputes each
+line, which is exact. For any other text it uses cue words, which are a guess: check them in a transcript. A re-check counts as a step, so it is part of the denominator of
 FSF. Length is given in characters, as in the paper, and in tokens. Correlations have intervals over problems.
 
 Units and signs: shares are from 0 to 1. A negative correlation means that a larger measure goes with wrong answers.
@@ -241,7 +241,8 @@ def _by_line(wrong: Callable[[str], bool]) -> Judge:
 class Cues:
     """Rules (ours) that find and judge steps by cue words, for thinking in prose.
 
-    Each field except ``head`` is a regular expression, or ``None`` to disable that rule. The *head* of a step is its beginning, ``head`` characters long.
+    Each field except ``head`` is a regular expression, or ``None`` to disable that rule. The *head* of a step is its first ``head``
+    characters.
 
     Attributes:
         starts: A step starts at each match, and at each paragraph.

@@ -163,8 +163,8 @@ def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.Da
     """Fit accuracy against length, separately for each difficulty. Return a table with one row per difficulty, and the fitted curves.
 
     The curves are a dictionary from difficulty to ``Curve``. Columns of the table: ``difficulty``; ``problems`` and ``rollouts`` (their
-    numbers); ``accuracy`` (mean over rollouts, 0 to 1); ``peak`` (length at which the fitted accuracy is highest, NaN if the curve has no maximum
-    inside the range of the data); ``low, high`` (95 % interval of ``peak`` over problems); ``inverted`` (share of bootstrap resamples in
+    numbers); ``accuracy`` (mean over rollouts, 0 to 1); ``peak`` (length at which the fitted accuracy is highest, NaN if the curve has no
+    maximum inside the range of the data); ``low, high`` (95 % interval of ``peak`` over problems); ``inverted`` (share of bootstrap resamples in
     which the curve has a maximum inside the range of the data).
 
     ``low`` and ``high`` are quantiles over the resamples that have such a maximum, so they are meaningful only if ``inverted`` is near 1.
@@ -340,7 +340,7 @@ def votes(
 
 
 def vote_accuracy(rows: pd.DataFrame, *, seed: int = 0) -> Mapping[str, Estimate]:
-    """Return the accuracy (0 to 1) of a single sample and of each kind of vote, and two paired differences, with 95 % intervals over problems.
+    """Return the accuracy (0 to 1) of one sample and of each kind of vote, and two paired differences, with 95 % intervals over problems.
 
     Keys: ``one, majority, filtered, random`` and the differences ``filtered - majority``, ``filtered - random``.
 

@@ -330,7 +330,7 @@ def filtering_experiment(
     seed: int = 0,
     out: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Drop think tokens from each rollout in three ways and for each share in ``keeps``, let the model answer, and return one row per answer.
+    """Drop think tokens in three ways and for each share in ``keeps``, let the model answer, and return one row per answer.
 
     Columns: ``drop`` (which tokens were dropped, see ``filtered_prompt``), ``keep`` (share of think tokens kept), ``problem_id, sample``,
     ``kept_tokens`` (number of think tokens kept), ``correct``, ``answer_tokens`` (length of the answer). ``filtering_summary`` summarises

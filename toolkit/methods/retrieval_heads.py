@@ -101,7 +101,7 @@ class HeadMetrics:
 
     @property
     def present(self) -> Bool[Tensor, "layers heads"]:
-        """True where the model has a head: ``mass`` is NaN only for heads that do not exist (layers may differ in their number of heads)."""
+        """True where the model has a head. Layers may differ in their number of heads; ``mass`` is NaN only for absent heads."""
         return ~self.values["mass"].isnan().all(dim=0)
 
     def select(self, metric: str = "copy", *, when: str = "all") -> Float[Tensor, "examples layers heads"]:

@@ -60,8 +60,8 @@ class DTOSettings:
     """Settings of DTO (dynamic thinking pattern optimisation).
 
     Attributes:
-        split: Function from the text of a response's thinking to the character positions at which its segments start. ``None`` splits at cue words
-            (``steps.at_cues(assumed_cues)``); use ``steps.lines`` for ``tiny-reasoner``.
+        split: Function from the text of a response's thinking to the character positions at which segments start. ``None`` splits at cue
+            words (``steps.at_cues(assumed_cues)``); use ``steps.lines`` for ``tiny-reasoner``.
         exit: Text that ends thinking and begins the answer when p_i is estimated; ``None`` is the closing think tag.
         closing: Text that ends thinking and begins the answer in the final path; ``None`` is the closing think tag.
         probes: M, number of continuations sampled after each segment.

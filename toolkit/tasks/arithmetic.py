@@ -14,7 +14,7 @@ from toolkit.tasks import splits
 from toolkit.tasks.generators import cues, traces
 from toolkit.types import Problem
 
-OPERANDS = (2, 8)
+OPERANDS = (2, 8)  # range of the number of operands
 LARGEST = 99  # largest running total
 
 

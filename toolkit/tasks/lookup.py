@@ -16,8 +16,8 @@ from toolkit.tasks import splits
 from toolkit.tasks.generators import cues, traces
 from toolkit.types import Problem
 
-HOPS = (1, 3)
-CONTEXT = (40, 640)
+HOPS = (1, 3)  # range of the number of bindings to follow
+CONTEXT = (40, 640)  # range of the context's length in characters
 FILLER = ("lamp", "rose", "stone", "river", "cloud", "green", "table", "north", "paper", "apple", "music", "winter")
 
 
@@ -56,6 +56,7 @@ def problem(
 
 
 def _context(rng: random.Random, hops: int, size: int) -> tuple[str, list[str]]:
+    """Return a context of about ``size`` characters, and the chain of names to follow, which ends with the value."""
     names = rng.sample(string.ascii_uppercase, 26)
     chain = [*names[:hops], str(rng.randint(0, 9))]
     parts = [f"{a}={b};" for a, b in pairwise(chain)]

@@ -63,7 +63,7 @@ __all__ = [
     "with_history_errors",
 ]
 
-HORIZONS = (2, 24)
+HORIZONS = (2, 24)  # range of the number of additions
 TRAINED = arithmetic.OPERANDS[1] - 1  # additions in the longest chain that tiny-reasoner was trained on
 
 _LINE = re.compile(r"(?P<wait>wait )?-?\d+(?P<taken>(?:[+-]\d+)+)=(?P<result>-?\d+)(?: ok| fix)?")

@@ -105,7 +105,7 @@ def load(split: str = "test", n: int = 20, seed: int = 0, *, targets: Sequence[N
 
 
 def length_match(texts: Sequence[str], problems: Sequence[Problem]) -> dict[str, LengthMatch]:
-    """Return how well the lengths of answers match their targets, as Ruler reports it.
+    """Return the rates at which the lengths of answers match their targets, as Ruler reports them.
 
     Args:
         texts: The answer to each problem, without the thinking.

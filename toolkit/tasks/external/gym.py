@@ -25,7 +25,7 @@ ASK = "\n\nWrite the final answer between <answer> and </answer>."
 DRAWS = 60  # entries drawn per requested problem before a data set is said to have too few: our choice
 FULL = 1 - 1e-9  # full score, with a tolerance for rounding
 UNDRAWN = (ValueError, RuntimeError)  # errors of data sets that fail to draw some entries
-NONSENSE = "?~?"  # an answer that is wrong in every data set
+NONSENSE = "?~?"  # an answer that every data set must grade as wrong
 UNREADABLE = (ValueError, TypeError, SyntaxError, LookupError, AttributeError, ArithmeticError)  # errors of scorers on odd answers
 
 

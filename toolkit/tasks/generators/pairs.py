@@ -105,7 +105,7 @@ class Core:
         chains: The question's threads, each as a chain of identifiers: a key, its value, the value of that value, and so on.
         twigs: The pairs of false branches.
         new: Function that returns another unused identifier.
-        key: Seed (text) of the haystack's other random choices.
+        key: Text that seeds the haystack's other random choices.
     """
 
     chains: list[list[str]]
@@ -140,7 +140,7 @@ def core_of(ask: Ask, split: str | None, seed: int, sample: int) -> Core:
 
 
 def split_of(identifiers: Iterable[str]) -> str:
-    """Return the split of a haystack, by a hash of the identifiers in the pairs that its answer depends on."""
+    """Return the split of a haystack, by a hash of the identifiers (keys and values) in the pairs that its answer depends on."""
     return splits.split_of(" ".join(sorted(set(identifiers))))
 
 

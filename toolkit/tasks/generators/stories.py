@@ -49,7 +49,7 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class Story:
-    """Sentences of one story. Where a field holds several sentences, one of them is drawn.
+    """Sentences of one story. Each attribute below says what its sentences state; if a field holds several, one of them is drawn.
 
     Attributes:
         split: Split that the story belongs to.
