@@ -6,10 +6,11 @@ Equations (a response has its thinking split into steps; c_i: correctness of rol
     review ratio = (characters in steps that re-check) / (characters in all steps)
     r            = corr(m_i - mean_q m, c_i - mean_q c)          for a measure m; within a problem, so that difficulty cancels
 
-Deviations: in the paper, language models split, label and judge the steps (the prompts are not public). Here a *reader* does this: rules that
-split the text into steps and mark the steps that failed or that re-check an earlier one. For the shipped models the reader recomputes each
-line, which is exact. For any other text it uses cue words, which are a guess: check them in a transcript. A re-check counts as a step, so it is part of the denominator of
-FSF. Length is given in characters, as in the paper, and in tokens. Correlations have intervals over problems.
+Deviations: in the paper, language models split, label and judge the steps (the prompts are not public). Here a *reader* does this: rules
+that split the text into steps and mark the steps that failed or that re-check an earlier one. For the shipped models the reader recomputes
+each line, which is exact. For any other text it uses cue words, which are a guess: check them in a transcript. A re-check counts as a step,
+so it is part of the denominator of FSF. Length is given in characters, as in the paper, and in tokens. Correlations have intervals over
+problems.
 
 Units and signs: shares are from 0 to 1. A negative correlation means that a larger measure goes with wrong answers.
 

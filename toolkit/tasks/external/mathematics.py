@@ -39,8 +39,8 @@ def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path 
 def math500(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path | None = None) -> list[Problem]:
     """Return ``n`` problems from one split of MATH-500, or all of the split if there are fewer. They are graded by math-verify.
 
-    ``meta["difficulty"]`` is the level, 1 to 5. The splits are ours. Published results are on all 500 problems; to use them all, write a JSONL file with ``meta.split`` ``"test"`` on
-    every line, and load that file.
+    ``meta["difficulty"]`` is the level, 1 to 5. The splits are ours. Published results are on all 500 problems; to use them all, write a
+    JSONL file with ``meta.split`` ``"test"`` on every line, and load that file.
 
     Args:
         path: Local jsonl, csv or parquet file to read instead of the hub, with the columns ``problem``, ``answer``, ``level``.
