@@ -120,7 +120,7 @@ class Reader:
     judge: Judge
 
     def read(self, text: str) -> Chain:
-        """Split the text of a response's thinking into steps, and mark the steps that failed and those that re-check an earlier step."""
+        """Return the steps of a text of thinking, and whether each step failed or re-checks an earlier one."""
         texts = tuple(text[a:b] for a, b in steps.step_ranges(text, self.split))
         failed, review = self.judge(texts)
         return Chain(texts, tuple(failed), tuple(review))

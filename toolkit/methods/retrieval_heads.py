@@ -381,6 +381,9 @@ def overlap(a: HeadScores, b: HeadScores, count: int) -> float:
     """Return the overlap of two rankings, from 0 to 1.
 
     It is the share of the ``count`` heads with the highest scores in ``a`` that are also among the ``count`` highest in ``b``.
+
+    Raises:
+        ValueError: The scores have different shapes, or ``count`` is out of range.
     """
     if a.score.shape != b.score.shape or not 1 <= count <= len(a.ranked()):
         raise ValueError(
@@ -423,7 +426,7 @@ def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, 
 def from_lists(lists: Mapping[str, Sequence[float]]) -> Float[Tensor, "examples layers heads"]:
     """Convert scores from the format of the paper's released files, ``{"<layer>-<head>": [score of each example, ...]}``, to a tensor.
 
-    An empty list stands for a head that the model does not have (ours, for layers that differ in their number of heads): NaN.
+    An empty list stands for a head that the model does not have (ours, for layers that differ in their number of heads). It becomes NaN.
 
     >>> from_lists({"0-0": [0.5, 1.0], "0-1": [0.0, 0.0]}).tolist()
     [[[0.5, 0.0]], [[1.0, 0.0]]]

@@ -169,7 +169,7 @@ def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = dire
 
 
 def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
-    """Return the published score c(l, h) of each head: how far its mean output in short thinking points towards *shorter* thinking.
+    """Return ThinkEdit's score c(l, h) of each head: how far its mean output in short thinking points towards *shorter* thinking.
 
     Args:
         moments: Moments that include the heads' outputs ``z``.
@@ -183,7 +183,7 @@ def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     """Return our score of each head: how much more it writes towards shorter thinking in short than in long thinking.
 
     The difference removes output that does not depend on the length. The outputs of all heads are projected on the direction of the *last*
-    layer, where the decision is read out: a head's output stays in the residual stream to its end, while the direction of an early layer
+    layer: a head's output stays in the residual stream to its end, where the next token is decided, while the direction of an early layer
     is mostly about the content at that layer.
 
     Args:

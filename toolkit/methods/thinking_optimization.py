@@ -159,7 +159,7 @@ class _Work:
 
 
 def segments(lm: LM, rollout: Rollout, split: Splitter | None = None) -> tuple[Step, ...]:
-    """Return the segments of a trajectory's thinking; none without thinking.
+    """Return the segments of a trajectory's thinking; empty if it has no thinking.
 
     Args:
         split: Function from a text to the character positions at which segments start; ``None`` splits at cue words.

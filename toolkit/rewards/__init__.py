@@ -67,7 +67,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RewardEntry:
-    """One reward in ``ALL``: how to make it, and facts about it.
+    """One reward in ``ALL``: how to make it, its paper, and a description.
 
     Attributes:
         make: Class or function that returns the reward; takes the reward's parameters as keyword arguments.

@@ -104,7 +104,7 @@ class RewardValues(NamedTuple):
 
     @classmethod
     def sum(cls, **components: ndarray) -> RewardValues:
-        """Return the rewards that are the sums of the given parts, with the parts by name.
+        """Return rewards that are the sum of their parts. The parts are keyword arguments: part name -> ``[n]``.
 
         >>> RewardValues.sum(correctness=np.array([1, 0]), length=np.array([-0.25, -0.5])).values.tolist()
         [0.75, -0.5]
@@ -258,7 +258,7 @@ def state_by_name(rewards: Iterable[Reward]) -> dict[str, Any]:
 
 
 def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> None:
-    """Restore the states of rewards that ``state_by_name`` returned.
+    """Restore the states of rewards, as ``state_by_name`` returned them.
 
     Raises:
         KeyError: ``saved`` holds the state of a reward that is not among ``rewards``, or that has no state.

@@ -117,7 +117,7 @@ class WeightedSum:
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the parts that ``state_dict`` returned."""
+        """Restore the states of the parts, as ``state_dict`` returned them."""
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
@@ -171,7 +171,7 @@ class Gated:
         return state_by_name([self.inner, *self.gates])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the parts that ``state_dict`` returned."""
+        """Restore the states of the parts, as ``state_dict`` returned them."""
         load_state_by_name([self.inner, *self.gates], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
@@ -229,7 +229,7 @@ class MeanOfAdvantages:
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the parts that ``state_dict`` returned."""
+        """Restore the states of the parts, as ``state_dict`` returned them."""
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:

@@ -93,7 +93,12 @@ class ConcisenessHead:
         return LOWEST + (HIGHEST - LOWEST) * expit((self.logits(features) - self.centre) / self.spread)
 
     def pair_auc(self, features: Float[ndarray, "n d"], pairs: PairRows) -> float:
-        """Return the share of pairs whose more concise response scores higher (AUC). Ties count one half; chance is 0.5."""
+        """Return the share of pairs whose more concise response scores higher (AUC). Ties count one half; chance is 0.5.
+
+        Args:
+            features: Averaged hidden states, ``[n, d]``, one row per response.
+            pairs: Rows of features, ``(more concise, less concise)``, from ``pairs_by_length``.
+        """
         z = self.logits(features)[pairs]
         return float(np.mean((z[:, 0] > z[:, 1]) + 0.5 * (z[:, 0] == z[:, 1])))
 

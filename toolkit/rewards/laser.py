@@ -99,7 +99,7 @@ class LaserD:
         alpha: The bonus.
         targets: Settings of the target lengths.
         outcome: R, the rewards of right, wrong and malformed responses.
-        state: Current target lengths, and the responses seen since they were set.
+        state: Current target lengths, and the lengths of the responses seen since they were set.
     """
 
     alpha: Number = PUBLISHED_ALPHA

@@ -168,7 +168,7 @@ class TargetState:
         return not self._monitored or self._generations - self._set_at >= self.targets.every
 
     def observe(self, batch: RewardBatch) -> None:
-        """Take note of a generation, that is, a batch of training rollouts.
+        """Register a generation, that is, a batch of training rollouts. Batches of another split are ignored.
 
         If ``monitor`` was never called, the training rollouts set the target lengths every ``TargetSettings.every`` generations.
         """

@@ -1,6 +1,7 @@
 """SAR: self-aligned reward, towards effective and efficient reasoners, arXiv:2509.05489.
 
-Equations (c: 1 if right, else 0; q: question, a: response; lp: mean log-probability of the response's tokens, ppl = exp(-lp)):
+Equations (c: 1 if right, else 0; q: question, a: response; lp(a|q), lp(a): mean log-probability of the response's tokens with and
+without the question; ppl = exp(-lp)):
 
     R_SA = clip((ppl(a) - ppl(a|q)) / ppl(a), -1, 1) = clip(1 - exp(lp(a) - lp(a|q)), -1, 1)
     r    = c + alpha R_SA

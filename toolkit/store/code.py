@@ -69,7 +69,7 @@ class Module:
 
     @cached_property
     def attributes(self) -> dict[str, set[str]]:
-        """Name -> attributes that the module's code reads of the object with this name: ``store.key`` gives ``{"store": {"key"}}``."""
+        """Name -> attributes that the module's code accesses on it: ``store.key`` gives ``{"store": {"key"}}``."""
         attributes: dict[str, set[str]] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):

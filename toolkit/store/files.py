@@ -275,7 +275,8 @@ def move(path: str | Path, target: str | Path) -> Path:
 def safe_name(text: str) -> str:
     """Return a text as a safe name of a file or directory: every character except letters, digits and ``+-._`` becomes ``_``.
 
-    If the name differs from the text, it ends in a hash of the text, so that different texts get different names.
+    A text of more than 80 characters is cut. If the name differs from the text, it ends in a hash of the text, so that different texts get
+    different names.
 
     >>> safe_name("budget_12"), safe_name("a/b")
     ('budget_12', 'a_b-c14cdd')

@@ -155,9 +155,10 @@ def read_text(p: Problem, text: str) -> Execution:
 def align(written: Sequence[int], operands: Sequence[int]) -> list[int]:
     """Align the operands that a response wrote with the problem's operands, by minimum edit distance.
 
-    Return, for each written operand, how many of the problem's operands have been consumed once it is written. An edit is an operand that
-    is misread, left out, or written once too often. Operands after the last written one cost nothing, as the response may have been cut
-    off. Among alignments with equally few edits, misreading is preferred; if an operand is written twice, the first one counts as right.
+    Return one number per written operand: how many of the problem's operands have been used up to and including it. An edit is an operand
+    that is misread, left out, or written once too often. Operands of the problem that are missing at the end are no edits, as the response
+    may have been cut off. Among alignments with equally few edits, misreading is preferred; if an operand is written twice, the first one
+    counts as right.
 
     >>> align([5, 23], [5, -9, 23])
     [1, 3]

@@ -41,7 +41,7 @@ class Ask:
         direction: Order of a thread's pairs in the text. ``"forward"``: the order in which the thread is followed.
         depth: For ``single``, share of the pairs before the needle; ``None``: a random place.
         clustered: For ``multi`` and ``conditional``, whether the needles are next to each other.
-        branches: For ``branched``, pairs per key of the thread, the right pair included; the key of the last step has only one.
+        branches: For ``branched``, number of pairs with each key of the thread, the right pair included; the last key has only one pair.
         ids: Format of keys and values: ``"short"`` (four characters) or ``"uuid"`` (32 hexadecimal digits in groups of 8-4-4-4-12).
 
     Raises:
@@ -145,7 +145,7 @@ def split_of(identifiers: Iterable[str]) -> str:
 
 
 def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int = 0, sample: int = 0) -> Pairs:
-    """Draw a haystack of ``n_pairs`` pairs. Its needed pairs depend on the question, seed, sample and split, not on size or depth.
+    """Draw a haystack of ``n_pairs`` pairs. The pairs that the answer depends on are the same for every ``n_pairs`` and ``ask.depth``.
 
     Args:
         ask: The question.

@@ -102,7 +102,7 @@ def judge(outputs: Sequence[int | None], deltas: Sequence[int], *, start: int = 
 
 
 def carry_forward(outputs: Sequence[int | None], *, start: int = 0) -> list[int]:
-    """Replace each missing output by the output before it, or by ``start`` (the paper's rule for unreadable answers).
+    """Return the outputs with each missing one replaced by the output before it, or by ``start`` (the paper's rule for unreadable answers).
 
     >>> carry_forward([3, None, 4])
     [3, 3, 4]
@@ -184,7 +184,7 @@ def by_horizon(
         One row per length. Columns: ``horizon`` (additions), ``n`` (chains), ``stated`` (share of turns with a stated total), ``step``
         (step accuracy), ``final`` (accuracy of the answers) with its 95 % interval over chains ``final_low, final_high``, and
         ``expected`` (p^H). ``final`` above ``expected`` means that the model corrects errors, or that errors cluster; ``final`` below
-        ``expected`` means that it stopped early.
+        ``expected`` means that the model stopped early.
 
     Raises:
         ValueError: no executions, not one answer per execution, or ``p`` outside 0..1.
