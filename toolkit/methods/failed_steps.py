@@ -297,7 +297,7 @@ def cued(problem: Problem | None = None) -> Reader:
 
 
 def fitting(problem: Problem) -> Reader:
-    """Return the best reader for a problem: one that recomputes lines if the task is known to the toolkit, else one that uses cue words.
+    """Return the best reader for a problem: one that recomputes lines for tasks of the shipped models, else one that uses cue words.
 
     Tasks ``arithmetic`` and ``lookup``: ``tiny``. Task ``wordproblems``: ``equations``. Any other task: ``cued``.
     """

@@ -87,7 +87,7 @@ def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
 
 
 def best_step_size(difficulty: Number, capability: Number, bound: Number) -> float:
-    """Return t* = T / N*, the best amount of work per step: ``difficulty`` divided by ``best_steps``."""
+    """Return t* = T / N*, the best amount of work per step: ``difficulty`` divided by ``best_steps``, which explains the arguments."""
     return difficulty / best_steps(difficulty, capability, bound)
 
 
@@ -164,8 +164,8 @@ def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.Da
 
     The curves are a dictionary from difficulty to ``Curve``. Columns of the table: ``difficulty``; ``problems`` and ``rollouts`` (their
     numbers); ``accuracy`` (mean over rollouts, 0 to 1); ``peak`` (length at which the fitted accuracy is highest, NaN if the curve has no
-    maximum inside the range of the data); ``low, high`` (95 % interval of ``peak`` over problems); ``inverted`` (share of bootstrap resamples
-    in which the curve has a maximum inside the range of the data).
+    maximum inside the range of the data); ``low, high`` (95 % interval of ``peak`` over problems); ``inverted`` (share of bootstrap
+    resamples in which the curve has a maximum inside the range of the data).
 
     ``low`` and ``high`` are quantiles over the resamples that have such a maximum, so they are meaningful only if ``inverted`` is near 1.
     If length or correctness never varies at a difficulty, no curve is fitted, and ``peak, low, high, inverted`` are NaN.

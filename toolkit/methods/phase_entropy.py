@@ -227,7 +227,7 @@ def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = a
 
 
 def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int = 0) -> pd.DataFrame:
-    """Compare the entropy (nats per token) of marked steps with that of the other steps of the same responses (not in the paper).
+    """Return the entropy (nats per token) of marked steps, of other steps of the same responses, and the difference (not in the paper).
 
     Columns: ``steps`` (``marked``, ``others`` or the paired difference ``marked - others``), ``mean, low, high`` (95 % interval over
     problems), ``rollouts`` (their number). All steps have equal weight, whatever their length. Only responses with both kinds of steps

@@ -395,7 +395,7 @@ def overlap(a: HeadScores, b: HeadScores, count: int) -> float:
 def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, *, draws: int = 20, seed: int = 0) -> float:
     """Return how well ``n`` examples find the same top heads as all examples, as a share from 0 to 1.
 
-    The share is that of the ``count`` highest-scoring heads on all examples that are also among the ``count`` highest on ``n`` random
+    Of the ``count`` highest-scoring heads on all examples, it is the share that is also among the ``count`` highest on ``n`` random
     examples, mean over the random draws. The random examples are among all examples, so this is an in-sample measure.
 
     Args:

@@ -52,7 +52,7 @@ def penalty(
         n: Least known cost of a right response to the same problem; at most m.
         kind: Form of the penalty: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``.
         decay: lambda of ``"exp"``.
-        cap: C of the other forms.
+        cap: C of the other forms, in units of cost.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}.")

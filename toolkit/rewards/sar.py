@@ -45,7 +45,7 @@ def alignment(logprob: ndarray, logprob_without: ndarray) -> Float[ndarray, " n"
 
 @dataclass(frozen=True)
 class SAR:
-    """Correctness plus ``alpha`` times R_SA, in [-1, 1], which is higher the more the question raises the likelihood of the response.
+    """Correctness plus ``alpha`` R_SA. R_SA, in [-1, 1], is higher the more the question raises the likelihood of the response.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0], tokens=[10, 10], logprob=[-0.5, -0.5], logprob_without=[-1.5, -0.5])
     >>> SAR(alpha=0.2)(batch).values.round(3).tolist()

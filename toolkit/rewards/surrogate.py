@@ -36,7 +36,7 @@ SCRIPT_FORMAT = 0.5  # weight of the format in the run of the released code
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Reward an answer that parses and a medium length; correctness is ignored.
+    """Reward for an answer that parses and for a medium length; correctness is ignored.
 
     >>> batch = RewardBatch.from_columns(tokens=[1536, 0, 1536], answer_text=["7", "7", "unsure"])
     >>> Surrogate()(batch).values.tolist()
@@ -46,7 +46,7 @@ class Surrogate:
         longest: L_max, the length from which the length part is -1, tokens.
         best: p, the length with the highest reward, as a share of L_max.
         format: w, the reward for an answer that parses: 1 in the paper, ``SCRIPT_FORMAT`` in the released code.
-        shape: Shape of the length part over the length: ``"parabola"``, or ``"polyline"``.
+        shape: Shape of the length part as a function of the length: ``"parabola"``, or ``"polyline"``.
     """
 
     longest: Number = PUBLISHED_LONGEST

@@ -78,7 +78,7 @@ class Module:
 
 
 def shape(node: Any) -> Any:
-    """Return a syntax tree as nested tuples without positions, empty fields and docstrings. They are the same in all Python versions."""
+    """Return a syntax tree as nested tuples without positions, empty fields and docstrings. The tuples are equal in all Python versions."""
     if isinstance(node, ast.AST):
         return (type(node).__name__, *((name, shape(v)) for name, v in ast.iter_fields(node) if v not in (None, [])))
     if isinstance(node, list):
@@ -254,9 +254,9 @@ def records(parent: Path, names: str = "*") -> list[dict[str, Any]]:
 
 
 def made_by(code: str) -> str:
-    """Return the text that output files contain as ``made_by``: the version of the toolkit and a hash of its code.
+    """Return the text that output files contain as ``made_by``: the version of the toolkit and a hash of the code.
 
     Args:
-        code: Hash of the code, such as ``Basis.code``.
+        code: Hash of the code that the file depends on, such as ``Basis.code``.
     """
     return f"toolkit {toolkit.__version__}, code {code}"

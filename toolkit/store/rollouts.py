@@ -87,12 +87,12 @@ def sampling_lock(directory: str | Path) -> Iterator[None]:
 def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: int | None = None) -> list[Rollout]:
     """Start or resume a directory of rollouts. Return the rollouts that are already there.
 
-    If the directory has a header, its fields that determine the samples (``IDENTITY``) must equal those of ``header``. Its other fields,
-    such as names, stay as they are; fields that it lacks are added.
+    If the directory already has a header, the fields that determine the samples (``IDENTITY``) must be equal in both headers. The other
+    fields in the directory, such as names, stay as they are; missing ones are added.
 
     Args:
         header: How the rollouts are sampled: fields of ``IDENTITY`` and ``OPTIONAL``.
-        vocab: Number of rows of the model's embedding, if the model is known; larger token ids are an error.
+        vocab: Number of rows of the model's embedding, if the model is known; token ids must be smaller.
 
     Raises:
         WrongModelError: the directory was started with another model, other problems or other sampling settings.

@@ -106,8 +106,8 @@ def load(
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
     """Return a random training trace for ``p``: a chain of thought, right or wrong, as text.
 
-    A cue word in the prompt and an easy problem raise the trace's ``haste``: the probability, at each line start, of writing the final
-    value at once.
+    The trace's ``haste``, the probability at each line start of writing the final value at once, is higher for easy problems and for
+    prompts with a cue word.
 
     Args:
         habits: Probabilities of the trace's random decisions, such as to re-check a step or to write a wrong value.

@@ -120,19 +120,19 @@ def totals(p: Problem) -> list[int]:
 
 
 def read_rollout(lm: LM, rollout: Rollout, p: Problem) -> Execution:
-    """Return the running totals that a rollout's thinking states for the chain ``p``, judged turn by turn; see ``read_text``."""
+    """Return the running totals that a rollout's thinking states for the problem ``p``, judged turn by turn; see ``read_text``."""
     return read_text(p, "".join(step.text for step in steps.think_steps(lm, rollout)))
 
 
 def read_text(p: Problem, text: str) -> Execution:
-    """Return the running totals that a chain of thought states for the chain ``p``, judged turn by turn.
+    """Return the running totals that a chain of thought states for the problem ``p``, judged turn by turn.
 
     Three kinds of line state a total: a step ``22-9=13``, a re-check ``wait 22-9=13 fix``, and the final total ``=36`` without the steps
     before it. Other lines are ignored. A total is judged by the total stated before it, not by the left side of its own line, so a total
     that is copied wrongly is a wrong step.
 
     Raises:
-        ValueError: ``p`` is not a chain of this task.
+        ValueError: ``p`` is not a problem of ``running_sum.load``.
     """
     if "deltas" not in p.meta or "start" not in p.meta:
         raise ValueError(f"{p.id} is of task {p.meta.get('task')!r} and has no deltas: give a problem of running_sum.load.")

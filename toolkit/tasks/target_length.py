@@ -74,7 +74,7 @@ def target_length_prompts(questions: Sequence[str], targets: Sequence[Number] = 
 
 
 def problem(question: str, target: Number) -> Problem:
-    """Return a problem: a question with a target length in words. An answer is right if its length is in the flexible range."""
+    """Return a problem: a question with a target length in words. An answer is right if its length is in Ruler's flexible range."""
     low, high = _range(target, precise=False)
     level = next((i for i, members in enumerate(stats.RULER_LEVELS.values()) if target in members), None)
     content = f"{question} {instruction(target)}"

@@ -104,7 +104,7 @@ def message(drawn: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, i
 
 
 def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
-    """Return the problem of a haystack. Its answers are graded by exact match of the identifiers (``toolkit.tasks.grading.grade``).
+    """Return a haystack as a problem. Answers are graded by exact match of the identifiers (``toolkit.tasks.grading.grade``).
 
     Args:
         drawn: Haystack of keys and values, from ``kv_haystack``.

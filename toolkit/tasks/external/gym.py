@@ -64,8 +64,8 @@ def load(
 
     Raises:
         ImportError: reasoning-gym is not installed.
-        GymError: the data set, level or setting does not exist, the data set has fewer than ``n`` such problems, or it calls a nonsense
-            answer right.
+        GymError: the data set, level or setting does not exist, the data set has fewer than ``n`` such problems, or its grader accepts
+            a nonsense answer.
         ValueError: unknown split.
     """
     splits.check_split(split)

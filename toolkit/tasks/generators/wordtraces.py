@@ -81,8 +81,8 @@ def expression(steps: Sequence[Step]) -> str:
 def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Trace:
     """Return a random training trace for a word problem: a chain of thought as text, and its answer, which is always right.
 
-    A phrase that asks for haste and an easy problem raise the trace's ``haste``: the probability, at each line start, of writing the final
-    result without the remaining steps.
+    The trace's ``haste``, the probability at each line start of writing the final result without the remaining steps, is higher for easy
+    problems and for prompts with a phrase that asks for haste.
 
     Args:
         habits: Probabilities of the trace's random decisions, such as to re-check a step or to write a wrong result.
