@@ -1,6 +1,7 @@
 """Efficiency Steering: the inherent efficiency within large reasoning models (Zhao et al., 2025), arXiv:2506.15647.
 
-Equations (short, long: the shortest and longest *correct* response to a problem; T: its think span; h_l: the residual stream):
+Equations (short, long: the shortest and longest *correct* response to a problem; T_short, T_long: their think spans; h_l: the
+residual stream at layer l):
 
     v_l = mean over problems of ( mean_{t in T_long} h_l(t)  -  mean_{t in T_short} h_l(t) )
     h_l <- h_l + strength * v_l       at one layer l, at the newest position of each decoding step
@@ -40,7 +41,7 @@ from toolkit.types import Direction, Moments, Rollout
 
 PUBLISHED_POSITION = "newest"  # steered position: from a secondary account, see Deviations
 assumed_ratio = 2.0  # longest over shortest, in think tokens: ours ("usually less than half" is the paper's observation)
-assumed_min_pairs = 8  # least number of pairs for a mean: ours
+assumed_min_pairs = 8  # smallest number of pairs to average: ours
 assumed_site = MLP  # the residual stream after the block: ours
 assumed_strengths = (-0.25, -0.5, -1.0, -1.5, -2.0)  # tried on dev, in multiples of the class difference: ours
 assumed_max_loss = 1.0  # largest loss of accuracy, in percentage points: ours
@@ -92,7 +93,7 @@ def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least
     Args:
         rollouts: Several per problem.
         ratio: Smallest ratio of the longest to the shortest, in think tokens.
-        at_least: Smallest number of pairs.
+        at_least: Smallest number of pairs that is not an error.
 
     Raises:
         TooFewPairsError: Fewer than ``at_least`` problems have such a pair; the message gives the counts.
@@ -138,7 +139,8 @@ def direction(
         moments: From ``collect.moments(lm, rollouts, pairs(rollouts))``.
         kind: Where the residual stream is read: ``"resid_post"`` (after the block) or ``"resid_mid"`` (after attention).
         estimator: Function that computes the direction from ``moments`` and ``kind``; default: the difference of means.
-        typical: Typical norm of the residual stream in each layer (``collect.typical_norm``). If given, the direction is scaled to it.
+        typical: Typical norm of the residual stream in each layer (``collect.typical_norm``). If given, each layer's vector is scaled to
+            this norm.
 
     Raises:
         ValueError: The two classes differ in size, so the moments were not collected with ``pairs``.

@@ -6,10 +6,11 @@ Equations (a response has its thinking split into steps; c_i: correctness of rol
     review ratio = (characters in steps that re-check) / (characters in all steps)
     r            = corr(m_i - mean_q m, c_i - mean_q c)          for a measure m; within a problem, so that difficulty cancels
 
-Deviations: in the paper, language models split, label and judge the steps (the prompts are not public). Here a *reader* does: a function
-that splits the text and judges the steps by rules. For the shipped models the reader recomputes each line, which is exact. For any other
-text it uses cue words; this is a guess, to be checked in a transcript. A re-check counts as a step, so it is part of the denominator of
-FSF. Length is given in characters, as in the paper, and in tokens. Correlations have intervals over problems.
+Deviations: in the paper, language models split, label and judge the steps (the prompts are not public). Here a *reader* does this: rules
+that split the text into steps and mark the steps that failed or that re-check an earlier one. For the shipped models the reader recomputes
+each line, which is exact. For any other text it uses cue words, which are a guess: check them in a transcript. A re-check counts as a step,
+so it is part of the denominator of FSF. Length is given in characters, as in the paper, and in tokens. Correlations have intervals over
+problems.
 
 Units and signs: shares are from 0 to 1. A negative correlation means that a larger measure goes with wrong answers.
 
@@ -58,7 +59,7 @@ class Chain:
         texts: Text of each step; joined, the texts are the whole thinking.
         failed: Whether each step failed or was abandoned.
         review: Whether each step re-checks an earlier one.
-        spans: Token span of each step in the sequence of prompt and response; empty if the chain was read from a text.
+        spans: Token span of each step in the sequence of prompt and response; empty if the chain was made from a text without tokens.
     """
 
     texts: tuple[str, ...]
@@ -78,7 +79,7 @@ class Chain:
         """The steps with their token spans.
 
         Raises:
-            ValueError: The chain was read from a text, so it has no token spans.
+            ValueError: The chain was made from a text, so it has no token spans.
         """
         if len(self.spans) != len(self.texts):
             raise ValueError("This chain has no token spans: read the rollout with failed_steps.chain(lm, rollout, reader).")
@@ -111,7 +112,7 @@ class Reader:
     """Rules that split thinking into steps and judge which steps failed and which re-check an earlier step.
 
     Attributes:
-        split: Function from a text to the positions (characters) at which steps start.
+        split: Function from a text to the character positions at which steps start.
         judge: Function from the texts of all steps to two lists of flags: which steps failed, and which re-check.
     """
 
@@ -119,7 +120,7 @@ class Reader:
     judge: Judge
 
     def read(self, text: str) -> Chain:
-        """Split the text of a response's thinking into steps, and mark each step that fails and each that reviews an earlier one."""
+        """Return the steps of a text of thinking, and whether each step failed or re-checks an earlier one."""
         texts = tuple(text[a:b] for a, b in steps.step_ranges(text, self.split))
         failed, review = self.judge(texts)
         return Chain(texts, tuple(failed), tuple(review))
@@ -137,8 +138,8 @@ _BINDING = re.compile(r"(?:wait )?([A-Z])=([A-Z]|\d+)(?: ok| fix)?")
 def arithmetic(problem: Problem | None = None) -> Reader:
     r"""Return a reader for arithmetic by ``tiny-reasoner``: each line is a step, which failed if its equation is wrong.
 
-    It does not matter whether the line follows from the line before. A line without an equation to recompute (``=36``) has not failed. The
-    argument ``problem`` is not used; it makes ``arithmetic`` a ``ReaderOf``.
+    A line is judged alone, whether or not it follows from the line before. A line without an equation to recompute (``=36``) counts as
+    not failed. The argument ``problem`` is not used; it makes ``arithmetic`` a ``ReaderOf``.
 
     >>> arithmetic().read("12+30=42\n42+5=48\n").failed
     (False, True)
@@ -154,7 +155,8 @@ def arithmetic(problem: Problem | None = None) -> Reader:
 def lookup(problem: Problem) -> Reader:
     """Return a reader for variable lookups by ``tiny-reasoner``: each line is a step.
 
-    A line ``K=5`` failed if the bindings in the prompt do not lead from K to 5 in any number of hops.
+    A line ``K=5`` failed if the bindings in the prompt do not lead from K to 5 in any number of hops. A line that is not a binding counts
+    as not failed.
     """
     content = " ".join(m["content"] for m in problem.messages)
     bound = dict(re.findall(r"\b([A-Z])=([A-Z]|\d+);", content))
@@ -227,7 +229,7 @@ def tiny(problem: Problem) -> Reader:
 
 
 def _by_line(wrong: Callable[[str], bool]) -> Judge:
-    """Return a judge of single lines; a line that starts with ``wait`` re-checks."""
+    """Return a judge for single lines: ``wrong`` tells whether a line failed, and a line that starts with ``wait`` re-checks."""
 
     def judge(texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
         lines = [text.strip() for text in texts]
@@ -240,11 +242,12 @@ def _by_line(wrong: Callable[[str], bool]) -> Judge:
 class Cues:
     """Rules (ours) that find and judge steps by cue words, for thinking in prose.
 
-    Each cue is a regular expression, or ``None`` to disable it. The *head* of a step is its beginning, ``head`` characters long.
+    Each field except ``head`` is a regular expression, or ``None`` to disable that rule. The *head* of a step is its first ``head``
+    characters.
 
     Attributes:
         starts: A step starts at each match, and at each paragraph.
-        failed: A match in the head of a step means that the step before failed; a match later in a step, that this step failed.
+        failed: A match in the head of a step means that the step before it failed. A match later in a step means that this step failed.
         review: A match in the head of a step means that the step re-checks an earlier one.
         back: A match means a return to an earlier step, whose number is the group ``step``. All steps after the earlier step, up to and
             including the step with the match, are abandoned and count as failed. A step that begins with "Step 3" has number 3; a step
@@ -261,7 +264,7 @@ class Cues:
     def reader(self) -> Reader:
         """Return the reader that uses these cues.
 
-        The reader raises ValueError on any text if ``starts`` is not a regular expression, re.error if another cue is not.
+        The reader raises ValueError on any text if ``starts`` is not a valid regular expression, and re.error if another cue is not.
         """
         return Reader(self._split, self._judge)
 
@@ -294,7 +297,7 @@ def cued(problem: Problem | None = None) -> Reader:
 
 
 def fitting(problem: Problem) -> Reader:
-    """Return the best reader for a problem: recompute lines if the task is one of the shipped models', else use cue words.
+    """Return the best reader for a problem: one that recomputes lines for tasks of the shipped models, else one that uses cue words.
 
     Tasks ``arithmetic`` and ``lookup``: ``tiny``. Task ``wordproblems``: ``equations``. Any other task: ``cued``.
     """
@@ -310,7 +313,7 @@ def fitting(problem: Problem) -> Reader:
 
 
 def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
-    """Return the steps of a rollout's thinking with their token spans, each marked as failed or not and as a review or not.
+    """Return the steps of a rollout's thinking with their token spans, and whether each step failed or re-checks an earlier one.
 
     There are no steps if the rollout has no thinking.
     """
@@ -321,7 +324,7 @@ def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
 
 
 def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], reader_of: ReaderOf = tiny) -> list[Chain]:
-    """Return the steps of every rollout's thinking, each marked as failed or not and as a review or not, in the order of ``rollouts``.
+    """Return one chain per rollout, in order: the steps of its thinking, and whether each step failed or re-checks an earlier one.
 
     Args:
         problems: The problems of the rollouts.
@@ -347,7 +350,7 @@ def table(rollouts: Sequence[Rollout], chains: Sequence[Chain]) -> pd.DataFrame:
     ``characters`` and in ``think_tokens``.
 
     Args:
-        chains: Judged steps of each rollout, from the function ``chains``.
+        chains: Steps of each rollout's thinking, from the function ``chains``.
 
     Raises:
         NoThinkTagsError: No rollout has a step.
@@ -398,11 +401,11 @@ def correctness_correlations(
 
 
 def accuracy_of_lowest(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 0) -> tuple[stats.Estimate, stats.Estimate]:
-    """Return the accuracy when the rollout with the lowest measure is selected for each problem, and the gain in accuracy.
+    """Return the accuracy of selecting the rollout with the lowest measure for each problem, and the gain over not selecting.
 
     This is the paper's test-time selection, which takes the response with the lowest failed-step fraction among the samples of a problem.
     If several rollouts of a problem have the lowest measure, their correctness is averaged. The gain is the accuracy of the selection minus
-    the mean accuracy of all rollouts, paired by problem. Both estimates have 95 % intervals over problems.
+    the mean accuracy of all rollouts, paired by problem. Both are shares (0 to 1) with 95 % intervals over problems.
 
     Args:
         rows: From ``table``.

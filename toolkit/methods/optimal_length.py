@@ -56,7 +56,7 @@ def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Numb
         difficulty: T, the total work.
         capability: M, the work that one step can do.
         bound: C, upper bound of T.
-        alpha: Factor of the accuracy.
+        alpha: Constant factor of the accuracy.
 
     Raises:
         ValueError: The parameters do not satisfy 0 < T < C and M > 0.
@@ -87,7 +87,7 @@ def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
 
 
 def best_step_size(difficulty: Number, capability: Number, bound: Number) -> float:
-    """Return t* = T / N*, the best amount of work per step: ``difficulty`` divided by ``best_steps``."""
+    """Return t* = T / N*, the best amount of work per step: ``difficulty`` divided by ``best_steps``, which explains the arguments."""
     return difficulty / best_steps(difficulty, capability, bound)
 
 
@@ -163,9 +163,9 @@ def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.Da
     """Fit accuracy against length, separately for each difficulty. Return a table with one row per difficulty, and the fitted curves.
 
     The curves are a dictionary from difficulty to ``Curve``. Columns of the table: ``difficulty``; ``problems`` and ``rollouts`` (their
-    numbers); ``accuracy`` (mean over rollouts); ``peak`` (length at which the fitted accuracy is highest, NaN if the curve has no maximum
-    inside the range of the data); ``low, high`` (95 % interval of ``peak`` over problems); ``inverted`` (share of bootstrap resamples in
-    which the curve has a maximum inside the range of the data).
+    numbers); ``accuracy`` (mean over rollouts, 0 to 1); ``peak`` (length at which the fitted accuracy is highest, NaN if the curve has no
+    maximum inside the range of the data); ``low, high`` (95 % interval of ``peak`` over problems); ``inverted`` (share of bootstrap
+    resamples in which the curve has a maximum inside the range of the data).
 
     ``low`` and ``high`` are quantiles over the resamples that have such a maximum, so they are meaningful only if ``inverted`` is near 1.
     If length or correctness never varies at a difficulty, no curve is fitted, and ``peak, low, high, inverted`` are NaN.
@@ -185,6 +185,7 @@ def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.Da
             continue
         draws = stats.resamples(len(problems), seed=seed, times=times)
         counts = np.stack([np.bincount(draw, minlength=len(problems)) for draw in draws])
+        # Row 0 weights every rollout equally; each further row is a resample: how often it drew the rollout's problem.
         weights = np.concatenate([np.ones((1, len(part))), counts[:, which]])
         curve, *resampled = _curves(length, correct, weights)
         tops = np.array([c.peak for c in resampled])
@@ -196,17 +197,18 @@ def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.Da
 
 
 def _curves(length: Float[ndarray, " rows"], correct: Float[ndarray, " rows"], weights: Float[ndarray, "fits rows"]) -> list[Curve]:
-    """Fit one penalised logistic regression per row of weights, all at once with Newton's method."""
+    """Fit one penalised logistic regression per row of ``weights``, all at once with Newton's method. Return one curve per fit."""
     x = np.log(np.maximum(length, 1))
     centre, scale = float(x.mean()), float(x.std())
-    features = np.stack([np.ones(len(x)), (x - centre) / scale, ((x - centre) / scale) ** 2], axis=1)
-    products = (features[:, :, None] * features[:, None, :]).reshape(len(x), 9)
+    features = np.stack([np.ones(len(x)), (x - centre) / scale, ((x - centre) / scale) ** 2], axis=1)  # [rows, 3]
+    products = (features[:, :, None] * features[:, None, :]).reshape(len(x), 9)  # outer product of each row's features
+    # The intercept is not penalised; the small term only keeps the systems solvable.
     penalty = assumed_ridge * np.diag([0.0, 1.0, 1.0]) + 1e-6 * np.eye(3)
     beta = np.zeros((len(weights), 3))
     for _ in range(30):
         p = expit(beta @ features.T)
-        slope = (weights * (correct - p)) @ features - beta @ penalty
-        curvature = ((weights * p * (1 - p)) @ products).reshape(-1, 3, 3) + penalty
+        slope = (weights * (correct - p)) @ features - beta @ penalty  # gradient, [fits, 3]
+        curvature = ((weights * p * (1 - p)) @ products).reshape(-1, 3, 3) + penalty  # negative Hessian, [fits, 3, 3]
         step = np.linalg.solve(curvature, slope[:, :, None])[:, :, 0]
         beta += np.clip(step, -2.0, 2.0)  # a full step may overshoot if the classes are nearly separable
         if np.abs(step).max() < 1e-8:
@@ -219,7 +221,7 @@ def _curves(length: Float[ndarray, " rows"], correct: Float[ndarray, " rows"], w
 
 
 def final_answers(lm: LM, rollouts: Sequence[Rollout]) -> list[str | None]:
-    """Return the answer of each rollout in a form that can be compared: the last number in the answer, or without a number its text.
+    """Return the answer of each rollout in a form that can be compared: the last number in it, or its text if it has no number.
 
     An empty answer gives ``None``.
     """
@@ -307,9 +309,9 @@ def votes(
 ) -> pd.DataFrame:
     """Return one row per problem: the mean accuracy of its samples, and whether each kind of vote is right.
 
-    Columns: ``problem_id``; ``samples`` (their number); ``one`` (mean accuracy of a single sample); and whether each vote is right:
+    Columns: ``problem_id``; ``samples`` (their number); ``one`` (mean accuracy of the samples, 0 to 1); and whether each vote is right:
     ``majority`` (all answers vote), ``filtered`` (length-filtered vote), ``random`` (the control of ``filtered``: equally many answers
-    vote, drawn at random).
+    vote, drawn at random from all answers).
 
     Args:
         rollouts: Several per problem.
@@ -326,7 +328,7 @@ def votes(
     for problem, unordered in sorted(indices.items()):  # by id and sample: the control's draws do not depend on the order of rows
         group = sorted(unordered, key=lambda i: rollouts[i].sample)
         cast, group_lengths = [answers[i] for i in group], [lengths[i] for i in group]
-        right = {answers[i]: rollouts[i].correct for i in group}
+        right = {answers[i]: rollouts[i].correct for i in group}  # answer -> whether it is right
         filtered = filter_by_length(cast, group_lengths, buckets)
         answering = [i for i, answer in enumerate(cast) if answer is not None]
         drawn = sorted(random.choice(answering, len(filtered), replace=False)) if filtered else []
@@ -338,7 +340,7 @@ def votes(
 
 
 def vote_accuracy(rows: pd.DataFrame, *, seed: int = 0) -> Mapping[str, Estimate]:
-    """Return the accuracy of each kind of vote, and two paired differences, with 95 % intervals over problems.
+    """Return the accuracy (0 to 1) of one sample and of each kind of vote, and two paired differences, with 95 % intervals over problems.
 
     Keys: ``one, majority, filtered, random`` and the differences ``filtered - majority``, ``filtered - random``.
 

@@ -8,7 +8,7 @@ Equations (t: index over the T tokens of a response; k: position of the closing 
     P       = max(0, H_think - alpha H_answer)
 
 The closing tag belongs to neither phase. All tokens before it, an opening tag included, are thinking. The end-of-sequence token is
-part of the answer. If thinking is never closed, k = T and there is no answer (0 in P).
+part of the answer. If thinking is never closed, k = T and there is no answer; in P, H_answer then counts as 0.
 
 Entropy filtering, the paper's second experiment, drops the think tokens of highest entropy and lets the model answer from the rest.
 
@@ -227,7 +227,7 @@ def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = a
 
 
 def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int = 0) -> pd.DataFrame:
-    """Compare the entropy (nats per token) of marked steps with that of the other steps of the same responses (not in the paper).
+    """Return the entropy (nats per token) of marked steps, of other steps of the same responses, and the difference (not in the paper).
 
     Columns: ``steps`` (``marked``, ``others`` or the paired difference ``marked - others``), ``mean, low, high`` (95 % interval over
     problems), ``rollouts`` (their number). All steps have equal weight, whatever their length. Only responses with both kinds of steps
@@ -278,7 +278,7 @@ def correlations(
 
 
 def filtered_prompt(rollout: Rollout, keep: float, drop: Drop = "entropy", *, seed: int = 0) -> list[int]:
-    """Return the token ids of the prompt, a share of the think tokens in their order, and the closing tag, for the model to continue.
+    """Return a prefix for the model to continue: token ids of the prompt, of the kept think tokens in order, and of the closing tag.
 
     ``round(keep * n)`` of the n think tokens are kept.
 
@@ -330,14 +330,14 @@ def filtering_experiment(
     seed: int = 0,
     out: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Shorten the thinking of each rollout in each way and by each share, let the model answer from it, and return one row per answer.
+    """Drop think tokens in three ways and for each share in ``keeps``, let the model answer, and return one row per answer.
 
     Columns: ``drop`` (which tokens were dropped, see ``filtered_prompt``), ``keep`` (share of think tokens kept), ``problem_id, sample``,
     ``kept_tokens`` (number of think tokens kept), ``correct``, ``answer_tokens`` (length of the answer). ``filtering_summary`` summarises
     the table.
 
     Args:
-        target: Model that answers.
+        target: Model, or model with interventions, that answers.
         rollouts: Responses with entropies; responses without a closed think span are left out.
         problems: The problems of the rollouts.
         keeps: Shares of think tokens to keep.

@@ -53,7 +53,7 @@ from toolkit.types import HeadEdit, HeadScores, Plan, Provenance, Span
 
 PUBLISHED_THRESHOLD = 0.1  # mean score above which a head is a retrieval head: paper, section 2
 PUBLISHED_STRONG = 0.5  # second threshold in the paper's sparsity figure
-PUBLISHED_MASKED = (0, 2, 5, 10, 15, 20, 30, 50, 100)  # heads masked in needle-in-a-haystack: paper, section 4
+PUBLISHED_MASKED = (0, 2, 5, 10, 15, 20, 30, 50, 100)  # numbers of heads masked in needle-in-a-haystack: paper, section 4
 PUBLISHED_SHARES = {  # model -> shares of its heads with a mean score above 0.1, above 0.5, and of exactly 0
     "Llama-2-7B-80K": (0.0322, 0.0059, 0.702),
     "Llama-2-13B-64K": (0.0206, 0.0037, 0.732),
@@ -64,7 +64,7 @@ PUBLISHED_SHARES = {  # model -> shares of its heads with a mean score above 0.1
     "Mixtral-8x7B": (0.0615, 0.0068, 0.576),
 }  # recomputed from the released head_score files
 assumed_sinks = 1  # number of positions at the start of the sequence that copy_no_sink leaves out: ours
-GROUP_SIZE = 32  # examples whose copies are in memory at a time
+GROUP_SIZE = 32  # examples measured at a time, which bounds the memory for the tokens that heads copy
 
 METRICS = ("copy", "copy_no_sink", "copy_unseen", "copy_new", "mass", "contrast", "query", "write")
 COPY_METRICS = METRICS[:4]
@@ -101,7 +101,7 @@ class HeadMetrics:
 
     @property
     def present(self) -> Bool[Tensor, "layers heads"]:
-        """True where the model has a head. ``mass`` is a number for every head in every example."""
+        """True where the model has a head. Layers may differ in their number of heads; ``mass`` is NaN only for absent heads."""
         return ~self.values["mass"].isnan().all(dim=0)
 
     def select(self, metric: str = "copy", *, when: str = "all") -> Float[Tensor, "examples layers heads"]:
@@ -166,7 +166,10 @@ def _group(lm: LM, examples: Sequence[Example], sinks: int) -> dict[str, Float[T
     values = sums.values()
 
     def masses(chosen: Sequence[int], rows: Sequence[Sequence[int]], spans: Sequence[Span]) -> Tensor:
-        """Return the mean attention from the query positions in ``spans`` on the needle; NaN for examples that are not chosen."""
+        """Return the attention on the needle, mean over the query positions in ``spans``; NaN for examples that are not chosen.
+
+        ``rows`` and ``spans`` hold the token ids and the query positions of each chosen example.
+        """
         mass = torch.full(shape, torch.nan, dtype=torch.float64)
         if chosen:
             sums = _MetricSums(lm, [examples[i] for i in chosen], sinks)
@@ -185,7 +188,7 @@ def _group(lm: LM, examples: Sequence[Example], sinks: int) -> dict[str, Float[T
 
 
 class _MetricSums:
-    """Sums from which the metrics of some examples follow, accumulated from rows of attention, layer by layer."""
+    """Sums over query positions, accumulated layer by layer from attention rows; ``values`` turns them into metrics."""
 
     def __init__(self, lm: LM, examples: Sequence[Example], sinks: int) -> None:
         self.lm, self.examples, self.sinks = lm, examples, sinks
@@ -211,6 +214,7 @@ class _MetricSums:
             for name in COPY_METRICS
             if name != "copy_unseen"
         }
+        # mass: attention on the needle; write: logit contributions; written: number of emitted tokens that are in the needle.
         self.mass, self.write = (torch.zeros(shape, dtype=torch.float64, device=lm.device) for _ in range(2))
         self.written = torch.tensor([sum(t in row for t in i[e.span.start : e.span.stop])
                                      for e, i, row in zip(examples, ids, tokens, strict=True)], device=lm.device)  # fmt: skip
@@ -226,15 +230,17 @@ class _MetricSums:
         """Add what one layer's heads contribute to the metrics at the query positions that predict the emitted tokens."""
         self.take_mass(rows)
         which, weights = torch.tensor(rows.examples, device=rows.weights.device), rows.weights
-        ids, needle = self.ids[which], self.needle[which, : weights.shape[-1]]
+        ids, needle = self.ids[which], self.needle[which, : weights.shape[-1]]  # [b, tokens], [b, keys]
+        # real: False for queries that only pad the batch (position -1).
         real, at = rows.queries >= 0, rows.queries.clamp(min=0)
         # The query at position t emits the token at t + 1. ``number`` is the emitted token's number among the needle's tokens.
         emitted = ids.gather(1, (at + 1).clamp(max=ids.shape[1] - 1))
+        # same: [b, queries, needle tokens]
         same = emitted[..., None] == self.tokens[which][:, None]
         in_needle = same.any(dim=-1) & real
         number = torch.where(in_needle, same.long().argmax(dim=-1), self.tokens.shape[1])
         # copy: the key with the most attention lies in the needle and holds the emitted token.
-        top = weights.argmax(dim=-1)
+        top = weights.argmax(dim=-1)  # [b, heads, queries]
         hits = _hits(top, ids, needle, emitted) & in_needle[:, None]
         self._copy("copy", which, rows.layer, number, hits)
         # copy_new: the token before the copied one differs from the token at the query, so an induction head would not attend there.
@@ -254,12 +260,13 @@ class _MetricSums:
 
     def _write(self, rows: attention.Rows, which: Tensor, needle: Tensor, emitted: Tensor, in_needle: Tensor) -> None:
         """Add a_h(t, j') <u(w_t), W_O^h v_h(j')> for the needle key j' with the most attention."""
-        weight, at = rows.weights.masked_fill(~needle[:, None, None], -1.0).max(dim=-1)
+        weight, at = rows.weights.masked_fill(~needle[:, None, None], -1.0).max(dim=-1)  # [b, heads, queries] each; at is j'
+        # Weighted value vectors a_h(t, j') v_h(j'), [b, heads, queries, head_dim]; zero where no needle token is emitted.
         read = rows.value_at(at) * weight.clamp(min=0)[..., None] * in_needle[:, None, :, None] * rows.gate.transpose(1, 2)
         layout = self.lm.layout
         u = self.W_U[emitted].float() - self.W_U_mean
         W_O = layout.W_O(rows.layer).detach().float()
-        # <u, W_O v> = <W_O^T u, v>: the direction in each head's value space that raises the emitted token.
+        # <u, W_O v> = <W_O^T u, v>: the direction in each head's value space that raises the emitted token, [b, queries, heads, head_dim].
         raises = (layout.to_attn_out(rows.layer, u / rows.scale) @ W_O).unflatten(
             -1, (layout.heads[rows.layer], layout.head_dims[rows.layer])
         )
@@ -285,7 +292,7 @@ def _at(ids: Int[Tensor, "b t"], positions: Int[Tensor, "b h q"]) -> Int[Tensor,
 def _hits(
     top: Int[Tensor, "b h q"], ids: Int[Tensor, "b t"], needle: Bool[Tensor, "b k"], emitted: Tensor
 ) -> Bool[Tensor, "b h q"]:
-    """Return whether the key ``top`` lies in the needle and holds the emitted token."""
+    """Return for each head and query whether its key ``top`` lies in the needle and holds the emitted token."""
     return (_at(needle.long(), top) > 0) & (_at(ids, top) == emitted[:, None])
 
 
@@ -335,6 +342,7 @@ def mask_plan(head_scores: HeadScores, count: int) -> Plan:
     ranked = head_scores.ranked()
     if not 0 <= count <= len(ranked):
         raise ValueError(f"count={count}: the model has {len(ranked)} heads.")
+    # A "scale" edit of strength 1 removes the head's whole output.
     edits = tuple(HeadEdit(layer, head, "scale", 1.0) for layer, head in ranked[:count])
     return Plan(edits, None, f"top {count} of {len(ranked)} heads, {head_scores.method}", head_scores.provenance)
 
@@ -373,6 +381,9 @@ def overlap(a: HeadScores, b: HeadScores, count: int) -> float:
     """Return the overlap of two rankings, from 0 to 1.
 
     It is the share of the ``count`` heads with the highest scores in ``a`` that are also among the ``count`` highest in ``b``.
+
+    Raises:
+        ValueError: The scores have different shapes, or ``count`` is out of range.
     """
     if a.score.shape != b.score.shape or not 1 <= count <= len(a.ranked()):
         raise ValueError(
@@ -384,7 +395,7 @@ def overlap(a: HeadScores, b: HeadScores, count: int) -> float:
 def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, *, draws: int = 20, seed: int = 0) -> float:
     """Return how well ``n`` examples find the same top heads as all examples, as a share from 0 to 1.
 
-    The share is that of the ``count`` highest-scoring heads on all examples that are also among the ``count`` highest on ``n`` random
+    Of the ``count`` highest-scoring heads on all examples, it is the share that is also among the ``count`` highest on ``n`` random
     examples, mean over the random draws. The random examples are among all examples, so this is an in-sample measure.
 
     Args:
@@ -415,7 +426,7 @@ def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, 
 def from_lists(lists: Mapping[str, Sequence[float]]) -> Float[Tensor, "examples layers heads"]:
     """Convert scores from the format of the paper's released files, ``{"<layer>-<head>": [score of each example, ...]}``, to a tensor.
 
-    An empty list stands for a head that the model does not have (ours, for layers that differ in their number of heads): NaN.
+    An empty list stands for a head that the model does not have (ours, for layers that differ in their number of heads). It becomes NaN.
 
     >>> from_lists({"0-0": [0.5, 1.0], "0-1": [0.0, 0.0]}).tolist()
     [[[0.5, 0.0]], [[1.0, 0.0]]]

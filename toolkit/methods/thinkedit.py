@@ -137,6 +137,8 @@ def _checked(classes: LengthClasses, rollouts: Sequence[Rollout], at_least: int)
     """Return the classes if both are large enough and do not overlap; else raise ClassTooSmallError."""
     labels = [classes(r) for r in rollouts]
     counts = {name: labels.count(name) for name in (SHORT, LONG)}
+    # The thresholds of quantile_classes lie half a token beyond whole lengths. For two equal quantiles they overlap by 1, which is allowed:
+    # rollouts of that length then count as short.
     if min(counts.values()) < at_least or classes.short_below > classes.long_above + 1:
         lengths = [r.think_tokens for r in rollouts if r.think is not None and r.closed]
         spread = np.quantile(lengths, [0.05, 0.5, 0.95]).round().tolist() if lengths else []
@@ -167,7 +169,7 @@ def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = dire
 
 
 def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
-    """Return the published score c(l, h) of each head: how far its mean output in short thinking points towards *shorter* thinking.
+    """Return ThinkEdit's score c(l, h) of each head: how far its mean output in short thinking points towards *shorter* thinking.
 
     Args:
         moments: Moments that include the heads' outputs ``z``.
@@ -181,7 +183,7 @@ def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     """Return our score of each head: how much more it writes towards shorter thinking in short than in long thinking.
 
     The difference removes output that does not depend on the length. The outputs of all heads are projected on the direction of the *last*
-    layer, where the decision is read out: a head's output stays in the residual stream to its end, while the direction of an early layer
+    layer: a head's output stays in the residual stream to its end, where the next token is decided, while the direction of an early layer
     is mostly about the content at that layer.
 
     Args:

@@ -60,13 +60,13 @@ class DTOSettings:
     """Settings of DTO (dynamic thinking pattern optimisation).
 
     Attributes:
-        split: Function from a text of thinking to the positions at which its segments start. ``None`` splits at cue words
-            (``steps.at_cues(assumed_cues)``); use ``steps.lines`` for ``tiny-reasoner``.
+        split: Function from the text of a response's thinking to the character positions at which segments start. ``None`` splits at cue
+            words (``steps.at_cues(assumed_cues)``); use ``steps.lines`` for ``tiny-reasoner``.
         exit: Text that ends thinking and begins the answer when p_i is estimated; ``None`` is the closing think tag.
         closing: Text that ends thinking and begins the answer in the final path; ``None`` is the closing think tag.
         probes: M, number of continuations sampled after each segment.
         threshold: T; thinking may end after a segment if more than this share of the continuations is right.
-        completions: K, number of completions sampled of the shortened thinking.
+        completions: K, number of completions sampled after the shortened thinking.
         tolerance: A segment contributes nothing if, without it, the mean log-probability of every later segment falls by at most this
             value, in nats per token.
         answering: How continuations are sampled; the field ``n`` is ignored.
@@ -100,7 +100,7 @@ class DTOResult:
         original: The trajectory.
         segments: Segments of the trajectory's thinking.
         shares: For each segment, p_i: the share of right answers if thinking ends after it. Empty if there are fewer than two segments.
-        cut: i', index of the last segment in the path (from 0), or ``None`` without a path.
+        cut: i', index of the last segment in the path (from 0), or ``None`` if there is no path.
         dropped: Indices of the segments before ``cut`` that are left out of the path; never the first segment.
         path: The better response, or ``None``.
     """
@@ -115,7 +115,7 @@ class DTOResult:
 
 @dataclass(frozen=True)
 class _Work:
-    """The model, the problems and the settings that continuations are sampled with."""
+    """The model, the problems by id, and the settings with which continuations are sampled."""
 
     condition: Condition
     problems: dict[str, Problem]
@@ -159,10 +159,10 @@ class _Work:
 
 
 def segments(lm: LM, rollout: Rollout, split: Splitter | None = None) -> tuple[Step, ...]:
-    """Return the segments of a trajectory's thinking; none without thinking.
+    """Return the segments of a trajectory's thinking; empty if it has no thinking.
 
     Args:
-        split: Function from a text to the positions at which segments start; ``None`` splits at cue words.
+        split: Function from a text to the character positions at which segments start; ``None`` splits at cue words.
     """
     return tuple(steps.think_steps(lm, rollout, split or steps.at_cues(assumed_cues)))
 
@@ -179,6 +179,7 @@ def probe(
         target: Model, or model with interventions, that samples the answers.
         rollouts: Trajectories.
         problems: The problems of the trajectories.
+        settings: How thinking is split, and how continuations are sampled.
 
     Raises:
         KeyError: A trajectory's problem is not among ``problems``.
@@ -212,6 +213,7 @@ def optimise(
         target: Model, or model with interventions, that samples the answers.
         rollouts: Trajectories.
         problems: The problems of the trajectories.
+        settings: How thinking is split and shortened, and how continuations are sampled.
 
     Raises:
         KeyError: A trajectory's problem is not among ``problems``.
@@ -298,6 +300,7 @@ def _likelihoods(work: _Work, o: DTOResult, kept: Sequence[int], after: int) -> 
     with work.condition.active(), torch.inference_mode():
         logp = collect.logits(lm, replace(o.original, token_ids=tuple(ids))).log_softmax(-1)
     chosen = logp.gather(1, torch.tensor(ids[n:], device=logp.device)[:, None])[:, 0].tolist()
+    # chosen: log-probability of each response token. ends: end of each kept segment among the response tokens.
     sizes = [len(o.segments[j].span) for j in kept]
     ends = np.cumsum(sizes) + (o.segments[0].span.start - n)
     return [float(np.mean(chosen[end - size : end])) for j, size, end in zip(kept, sizes, ends, strict=True) if j > after]
@@ -343,7 +346,7 @@ def table(results: Sequence[DTOResult]) -> pd.DataFrame:
 
 
 def pairs(lm: LM, results: Sequence[DTOResult]) -> pd.DataFrame:
-    """Return one preference pair per path, for TRL's preference trainers.
+    """Return a table for TRL's preference trainers, with one preference pair per trajectory that has a path.
 
     Columns: ``problem_id``; ``prompt``, ``chosen`` (the path) and ``rejected`` (the trajectory), as texts with special tokens.
 

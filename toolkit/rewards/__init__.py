@@ -67,10 +67,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RewardEntry:
-    """One reward in ``ALL``: how to make it, and facts about it.
+    """One reward in ``ALL``: how to make it, its paper, and a description.
 
     Attributes:
-        make: Class or function that makes the reward from its parameters, given by name.
+        make: Class or function that returns the reward; takes the reward's parameters as keyword arguments.
         paper: arXiv id, or "" if the reward is ours.
         line: One sentence that says what is rewarded.
     """

@@ -1,4 +1,4 @@
-"""Adaptive deep reasoning: triggering deep thinking when needed, arXiv:2505.20101. Reward: our stand-in where the paper is unknown.
+"""Adaptive deep reasoning: triggering deep thinking when needed, arXiv:2505.20101. The reward is partly ours.
 
 Equations (the prompt requests a mode: long thinking in half of a group and short thinking in the other half; p_s: accuracy of the short
 half):
@@ -8,10 +8,10 @@ half):
     wrong                             0
 
 Deviations: we could read only the abstract and the beginning of secondary summaries. We did not find the values for hard problems,
-the threshold (``assumed_threshold``), the format checks, and the soft length penalty on long chains; the last two are left out. A
+the threshold theta (``assumed_threshold``), the format checks, and the soft length penalty on long chains; the last two are left out. A
 problem without a short rollout in the batch counts as hard.
 
-Units and signs: higher is better. The rows of both modes of a problem share its id.
+Units and signs: higher is better. Rows of one problem have one problem_id, whatever their mode.
 """
 
 from __future__ import annotations

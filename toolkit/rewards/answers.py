@@ -53,7 +53,7 @@ def last_boxed(answer: str) -> str | None:
     '\\frac{1}{2}'
     """
     start = answer.rfind("\\boxed{")
-    depth = 0
+    depth = 0  # number of open braces; back at 0 where the box closes
     for i in range(start + len("\\boxed"), len(answer)) if start >= 0 else ():
         depth += (answer[i] == "{") - (answer[i] == "}")
         if not depth:

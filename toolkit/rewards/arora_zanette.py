@@ -6,8 +6,9 @@ the logistic function):
     r = c (1 - alpha sigma((L - mu) / s))
 
 Deviations: if only one response is right, or all right ones have the same length, (L - mu) / s is taken as 0 and the reward is 1 - alpha/2.
-The code released for LASER's comparison uses mu = 0 and s = 1 there, which gives 1 - alpha; we do not copy that. The paper does not
-say whether s divides by n or n - 1: see ``ddof``. The default alpha is that of LASER's comparison; the paper tries several values.
+The LASER paper (arXiv:2505.15612) compares with this reward; its code uses mu = 0 and s = 1 there, which gives 1 - alpha. We do not copy
+that. The default alpha is that of this comparison, since the original paper tries several values. The paper does not say whether s divides
+by n or n - 1: see ``ddof``.
 
 Units and signs: lengths in tokens; higher is better. Wrong answers get 0 at any length.
 """
@@ -26,7 +27,7 @@ from toolkit.rewards import groups
 from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
-PUBLISHED_ALPHA = 0.4  # LASER's (arXiv 2505.15612) comparison
+PUBLISHED_ALPHA = 0.4  # from the comparison in the LASER paper, arXiv:2505.15612
 
 
 def discount(batch: RewardBatch, alpha: Number, ddof: int) -> Float[ndarray, " n"]:
@@ -51,7 +52,7 @@ class AroraZanette:
     [0.909, 0.8, 0.691, 0.0]
 
     Attributes:
-        alpha: Largest possible length penalty, in (0, 1) so that a right answer beats a wrong one.
+        alpha: Largest possible length penalty, in [0, 1]: with more, a right answer could earn less than a wrong one.
         ddof: The standard deviation of lengths divides by n - ddof: 0 or 1.
     """
 

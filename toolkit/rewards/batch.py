@@ -5,14 +5,14 @@ groups, and the rows of a group may be anywhere in the batch. Lengths are in tok
 per token.
 
 A reward is a callable object, ``reward(batch) -> RewardValues``, with a ``name``, the columns it reads (``needs``), and its
-parameters as dataclass fields. Most rewards are frozen values. A stateful reward has ``state_dict`` and ``load_state_dict``
-(JSON) and changes only in the ``"train"`` split, after it has scored the batch. It learns from the batch it is given, so in a run
-of several processes give every process the rollouts of all processes in the same order. All copies then compute the same
+parameters as dataclass fields. Most rewards are immutable. A stateful reward has ``state_dict`` and ``load_state_dict``
+(JSON) and changes only in the ``"train"`` split, after it has scored the batch. Its state depends on the batches that it scores, so in
+a run of several processes give every process the rollouts of all processes in the same order. All copies then compute the same
 state, and no state has to be exchanged.
 
-Some rewards measure the policy on a *monitoring set*: training problems, the same throughout a run, whose responses are not trained on.
-Such a reward has ``monitoring() -> (problems, samples per problem)``, or ``None`` if it needs no responses now, and ``monitor(batch)``,
-which takes the responses.
+Some rewards measure the policy on a *monitoring set*: training problems, the same throughout a run, whose sampled responses are not
+trained on. Such a reward has two more methods. ``monitoring()`` returns ``(number of problems, responses per problem)``, or ``None`` if it
+needs no responses now; ``monitor(batch)`` takes the responses.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class RewardValues(NamedTuple):
 
     @classmethod
     def sum(cls, **components: ndarray) -> RewardValues:
-        """Return the rewards that are the sums of the given parts, with the parts by name.
+        """Return rewards that are the sum of their parts. The parts are keyword arguments: part name -> ``[n]``.
 
         >>> RewardValues.sum(correctness=np.array([1, 0]), length=np.array([-0.25, -0.5])).values.tolist()
         [0.75, -0.5]
@@ -258,7 +258,7 @@ def state_by_name(rewards: Iterable[Reward]) -> dict[str, Any]:
 
 
 def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> None:
-    """Restore the states of rewards that ``state_by_name`` returned.
+    """Restore the states of rewards, as ``state_by_name`` returned them.
 
     Raises:
         KeyError: ``saved`` holds the state of a reward that is not among ``rewards``, or that has no state.
@@ -273,7 +273,8 @@ def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> N
 def monitoring_size(rewards: Iterable[Reward]) -> tuple[int, int] | None:
     """Return the size of a monitoring set large enough for every reward that needs one now, or ``None`` if none does.
 
-    A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
+    A monitoring set is a set of training problems whose sampled responses measure the policy and are not trained on. The size is
+    ``(number of problems, responses per problem)``.
     """
     sizes = [size for r in rewards if hasattr(r, "monitoring") and (size := r.monitoring())]
     return (max(n for n, _ in sizes), max(n for _, n in sizes)) if sizes else None
@@ -282,7 +283,7 @@ def monitoring_size(rewards: Iterable[Reward]) -> tuple[int, int] | None:
 def monitor_parts(rewards: Iterable[Reward], batch: RewardBatch) -> None:
     """Call ``monitor(batch)`` of every reward that needs a monitoring set now; ``batch`` holds the responses to the set.
 
-    A monitoring set is training problems on which the policy is measured.
+    A monitoring set is a set of training problems whose sampled responses measure the policy and are not trained on.
     """
     for r in rewards:
         if hasattr(r, "monitoring") and r.monitoring():
@@ -337,7 +338,7 @@ def _meta_columns(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarra
 
 
 def _number(name: str, meta: Mapping[str, Any]) -> float | None:
-    """Return a number from a problem's meta, or ``None`` if it has none. An upper end of ``None`` means no limit (infinity)."""
+    """Return the number ``meta[name]``, or ``None`` if there is none. For an upper end (``high_...``), ``None`` in meta means infinity."""
     if name.startswith("high_") and name in meta and meta[name] is None:
         return np.inf
     return float(meta[name]) if isinstance(meta.get(name), int | float) else None

@@ -1,12 +1,12 @@
 """Beyond monolithic rewards (HARMO), arXiv:2510.05283. **Our stand-in** for its length penalty, whose formula was not found.
 
-Known: r = R_correctness + R_len + R_fmt with equal weights; advantages are not divided by the standard deviation. R_len needs a
-right response in the group, penalises responses that are *short* relative to the right ones (against brevity hacking), is capped by
+From the paper we know: r = R_correctness + R_len + R_fmt with equal weights; advantages are not divided by the standard deviation. R_len
+needs a right response in the group, penalises responses that are *short* relative to the right ones (against brevity hacking), is capped at
 P_max, and has a parameter tau.
 
 Equation of the stand-in (L: length; m: mean length of the right responses of the group):
 
-    R_len = -P_max (1 - exp(-max(0, (m - L) / m) / tau))        0 without a right response
+    R_len = -P_max (1 - exp(-max(0, (m - L) / m) / tau))        0 if no response of the group is right
 
 Deviations: R_len, P_max and tau are ours. The paper's reward model for open answers and its embedding similarity are left out:
 correctness comes from the verifier.

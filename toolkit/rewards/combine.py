@@ -12,8 +12,8 @@ In a sum, the part with the largest spread dominates. In a mean of advantages ev
 
 Differences from the paper: std_g is the population standard deviation, and z_k is 0 in a group in which r_k does not vary.
 
-Each combination is itself a reward. It saves and restores the states of its parts. If a part needs a *monitoring set* (training problems on
-which the policy is measured, not trained: see ``batch``), the combination asks for it and passes the responses on.
+Each combination is itself a reward. It saves and restores the states of its parts. If a part needs a *monitoring set* (training problems
+whose responses measure the policy and are not trained on: see ``batch``), the combination asks for it and passes the responses on.
 """
 
 from __future__ import annotations
@@ -117,13 +117,14 @@ class WeightedSum:
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the parts that ``state_dict`` returned."""
+        """Restore the states of the parts, as ``state_dict`` returned them."""
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
         """Return the size of the monitoring set that the parts need now, or ``None`` if none does.
 
-        A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
+        A monitoring set is a set of training problems whose sampled responses measure the policy and are not trained on. The size is
+        ``(number of problems, responses per problem)``.
         """
         return monitoring_size([r for _, r in self.parts])
 
@@ -170,13 +171,14 @@ class Gated:
         return state_by_name([self.inner, *self.gates])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the parts that ``state_dict`` returned."""
+        """Restore the states of the parts, as ``state_dict`` returned them."""
         load_state_by_name([self.inner, *self.gates], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
         """Return the size of the monitoring set that the parts need now, or ``None`` if none does.
 
-        A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
+        A monitoring set is a set of training problems whose sampled responses measure the policy and are not trained on. The size is
+        ``(number of problems, responses per problem)``.
         """
         return monitoring_size([self.inner, *self.gates])
 
@@ -227,13 +229,14 @@ class MeanOfAdvantages:
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the parts that ``state_dict`` returned."""
+        """Restore the states of the parts, as ``state_dict`` returned them."""
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
         """Return the size of the monitoring set that the parts need now, or ``None`` if none does.
 
-        A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
+        A monitoring set is a set of training problems whose sampled responses measure the policy and are not trained on. The size is
+        ``(number of problems, responses per problem)``.
         """
         return monitoring_size([r for _, r in self.parts])
 

@@ -43,6 +43,8 @@ class NoPairsError(ValueError):
 def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> PairRows:
     """Return all pairs of right answers to the same problem of which one is at least ``ratio`` times as long as the other.
 
+    Each row of the result is ``(batch row of the shorter answer, batch row of the longer one)``.
+
     >>> pairs_by_length(RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 110, 300, 900])).tolist()
     [[0, 2], [1, 2]]
 
@@ -54,8 +56,10 @@ def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> Pai
         raise ValueError(f"ratio={ratio}: need ratio > 1, or a pair would not differ in length.")
     parts = []
     right, L = np.flatnonzero(batch["correct"]), batch["tokens"]
+    # One array of row numbers per group, of its right answers only.
     by_group = np.split(right[np.argsort(batch.groups[right], kind="stable")], np.cumsum(np.bincount(batch.groups[right]))[:-1])
     for rows in by_group:
+        # Index pairs into rows: the shorter and the longer answer.
         short, long = np.nonzero(L[rows][:, None] * ratio <= L[rows][None, :])
         parts.append(np.stack([rows[short], rows[long]], axis=1))
     pairs = np.concatenate(parts) if parts else np.empty((0, 2), np.int64)
@@ -89,7 +93,12 @@ class ConcisenessHead:
         return LOWEST + (HIGHEST - LOWEST) * expit((self.logits(features) - self.centre) / self.spread)
 
     def pair_auc(self, features: Float[ndarray, "n d"], pairs: PairRows) -> float:
-        """Return the share of pairs whose more concise response scores higher (AUC). Ties count one half; chance is 0.5."""
+        """Return the share of pairs whose more concise response scores higher (AUC). Ties count one half; chance is 0.5.
+
+        Args:
+            features: Averaged hidden states, ``[n, d]``, one row per response.
+            pairs: Rows of features, ``(more concise, less concise)``, from ``pairs_by_length``.
+        """
         z = self.logits(features)[pairs]
         return float(np.mean((z[:, 0] > z[:, 1]) + 0.5 * (z[:, 0] == z[:, 1])))
 
@@ -121,11 +130,12 @@ def fit(features: Float[ndarray, "n d"], pairs: PairRows, *, strength: float = a
     if not np.isfinite(x).all():
         raise ValueError(f"Row {int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])} of the features is not finite.")
     used = np.unique(pairs)
-    scale = x[used].std(axis=0)
+    scale = x[used].std(axis=0)  # per feature; constant features are divided by 1
     difference = (x[pairs[:, 0]] - x[pairs[:, 1]]) / np.where(scale > 0, scale, 1.0)
     # Each pair enters in both orders, since the classifier needs examples of both classes.
     both, truth = np.concatenate([difference, -difference]), np.repeat([1, 0], len(pairs))
     model = LogisticRegression(C=strength, fit_intercept=False, max_iter=1000).fit(both, truth)
+    # Weights of the standardised features -> weights of the features as given.
     weight = model.coef_[0] / np.where(scale > 0, scale, 1.0)
     z = x[used] @ weight
     return ConcisenessHead(weight, float(z.mean()), float(z.std()) or 1.0)

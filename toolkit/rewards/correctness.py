@@ -42,7 +42,7 @@ class Correctness:
 
 @dataclass(frozen=True)
 class Format:
-    """Reward 1 for a well-formed response (an answer after a closed think span) and 0 for any other; a part for sums and gates.
+    """Reward 1 for a well-formed response (an answer after a closed think span) and 0 for any other; meant as a part of sums and gates.
 
     >>> Format()(RewardBatch.from_columns(formatted=[True, False])).values.tolist()
     [1.0, 0.0]

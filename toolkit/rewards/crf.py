@@ -38,8 +38,8 @@ class CRF:
     [1.53, 0.0]
 
     Attributes:
-        alpha: Weight of the conciseness score.
-        steps: T, optimizer steps until s, the part of the weight that decays linearly, is 0.
+        alpha: Factor in the weight of the conciseness score, ``alpha (s + d)`` with d the exponential of the group's accuracy.
+        steps: T, optimizer steps until s, which decays linearly from 1, is 0.
     """
 
     alpha: Number = assumed_alpha
@@ -53,7 +53,7 @@ class CRF:
             raise ValueError(f"{self}: need alpha >= 0 and at least one step.")
 
     def annealing(self, step: int) -> float:
-        """Return s, the part of the weight that decays linearly, at an optimizer step."""
+        """Return s at an optimizer step: it decays linearly from 1 to 0."""
         return max(0.0, 1.0 - step / self.steps)
 
     def __call__(self, batch: RewardBatch) -> RewardValues:

@@ -26,8 +26,8 @@ from toolkit.rewards import groups
 from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
-PUBLISHED_TARGET = 4000
-PUBLISHED_TIERS = ((0.0, 4000), (0.5, 2000))
+PUBLISHED_TARGET = 4000  # tokens
+PUBLISHED_TIERS = ((0.0, 4000), (0.5, 2000))  # (lowest accuracy of the group, length limit in tokens)
 SCRIPT_KEPT = 0.1  # reward of a right response that is truncated: released script
 
 

@@ -1,7 +1,8 @@
 """GRPO-lambda: stable reinforcement learning for efficient reasoning, arXiv:2505.18086.
 
-Equations (c: 1 if right, else 0; L: length; K: number of groups in the batch; lambda: a share; a_k: accuracy of group k; mu_k, s_k:
-mean and standard deviation of the lengths of its right responses; sigma: the logistic function):
+Equations (c: 1 if right, else 0; L: length; K: number of groups in the batch; lambda: share of the groups with a length
+penalty; a_k: accuracy of group k; mu_k, s_k: mean and standard deviation of the lengths of its right responses; sigma: the logistic
+function):
 
     r = c (1 - alpha sigma((L - mu_k) / s_k))        in the ceil(lambda K) groups of highest a_k (efficiency groups), at least one
     r = c                                            in the other groups (accuracy groups)
@@ -14,7 +15,7 @@ problems. The third party's code also penalises wrong responses in an efficiency
 response; we copy neither.
 
 Units and signs: lengths in tokens; higher is better. Groups are ranked over the whole batch: in a run of several processes
-give each process the rollouts of all.
+give every process the rollouts of all processes.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class GRPOLambda:
     [0.839, 0.561, 1.0, 0.0]
 
     Attributes:
-        share: lambda, the share of groups with a length penalty.
+        share: lambda, the share of the batch's groups that get a length penalty.
         alpha: Largest possible length penalty.
         ddof: The standard deviation of lengths divides by n - ddof, 0 or 1 (the paper does not say).
     """

@@ -12,8 +12,8 @@ Linear form, an alternative (t: tolerance). For a right answer l is 1 - L/h if L
 max(-0.7, -(L - (1+t)h)/h). For a wrong answer l is 0 up to L = (1+t)h, then max(-1, -(L - (1+t)h)/h).
 
 Deviations: the paper re-tokenises the text without special tokens; here the end-of-sequence token counts. h = 0
-counts as 1. The released code also updates h in evaluation and uses 100000 where there is no h; we copy neither. To add its repetition
-penalty (off by default there), put ``repetition.RepetitionPenalty`` in a sum.
+counts as 1. The released code also updates h in evaluation and uses 100000 where there is no h; we copy neither. To add the repetition
+penalty of the released code (off by default there), put ``repetition.RepetitionPenalty`` in a sum.
 
 Units and signs: lengths in tokens; higher is better. With w <= 1 a right answer (at least 1 - 0.7 w) beats a wrong one (at most 0).
 h never grows again, so one lucky short guess fixes it. State: h of each problem, updated only if ``batch.split`` is ``"train"``, with
@@ -52,7 +52,7 @@ class HAPO:
         form: Form of the length part, ``"cosine"`` or ``"linear"``.
         memory: Definition of h, the length to compare with: ``"min"``, the length of the shortest right response, or ``"mean"``, the mean
             length of all right responses so far (an alternative in the released code).
-        clip: Least length part of a right answer.
+        clip: Lower bound of the length part of a right answer.
         tolerance: t of the linear form: share of h by which a response may be longer without a penalty.
         history: Problem id (as text) -> ``(h in tokens, number of right responses so far)``.
     """

@@ -87,12 +87,12 @@ class L1Max:
 
 
 def budget_columns(budget: Number | None) -> frozenset[str]:
-    """Return the columns that a reward with a budget needs. The column ``budget`` is among them unless the argument fixes the budget."""
+    """Return the names of the columns that a reward with a budget needs; ``budget`` is among them only if the argument is ``None``."""
     return frozenset({"correct", "tokens"} | ({"budget"} if budget is None else set()))
 
 
 def row_budgets(batch: RewardBatch, budget: Number | None) -> ndarray:
-    """Return the budget of each row, in tokens: the argument, or the column ``budget`` for ``None``.
+    """Return the budget of each row, in tokens: the argument, or the column ``budget`` if the argument is ``None``.
 
     Raises:
         ValueError: A budget is not positive.

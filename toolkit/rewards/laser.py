@@ -36,7 +36,7 @@ assumed_distinct = 0.2  # least share of distinct 4-grams in a response that doe
 
 @dataclass(frozen=True)
 class Outcome:
-    """R, the reward of the outcome.
+    """R, the reward for the outcome of a response: right, wrong or malformed. Call it with a batch to get one reward per row.
 
     Attributes:
         right: Reward of a well-formed right response.
@@ -88,8 +88,8 @@ class LaserD:
     """Reward of the outcome, plus a bonus for right answers within the target length of their problem's difficulty.
 
     The target lengths adapt to the policy. The state is ``TargetState``. The trainer of ``toolkit.grpo`` calls ``monitoring`` before each
-    generation. If it returns a size, the trainer samples responses to a monitoring set of that size (training problems on which the policy
-    is measured) and passes them to ``monitor``.
+    generation. If it returns a size, the trainer samples responses to a monitoring set of that size (training problems whose responses
+    measure the policy and are not trained on) and passes them to ``monitor``.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[3000, 5000, 4000], formatted=True)
     >>> LaserD()(batch).values.tolist()  # the initial target length is 4096
@@ -99,7 +99,7 @@ class LaserD:
         alpha: The bonus.
         targets: Settings of the target lengths.
         outcome: R, the rewards of right, wrong and malformed responses.
-        state: Current target lengths, and the responses seen since they were set.
+        state: Current target lengths, and the lengths of the responses seen since they were set.
     """
 
     alpha: Number = PUBLISHED_ALPHA

@@ -1,7 +1,7 @@
 """Target lengths of LASER-D and LASER-DE: how long a response may be at each difficulty, arXiv:2505.15612.
 
 Equations (d: bucket of problems with similar difficulty, by their accuracy a; l: a candidate length; P_{l,d}: share of all responses of the
-bucket with length <= l; |C_d|: least number of right responses among K with which a problem is in the bucket, but 1 for hard; L_T: first
+bucket with length <= l; |C_d|: least number of right responses, out of K, that puts a problem in the bucket, but 1 for hard; L_T: first
 candidate length):
 
     easy a >= 2/3, medium 1/3 <= a < 2/3, hard a < 1/3
@@ -58,7 +58,7 @@ class TargetSettings:
         base: L_T, tokens: the initial length of every bucket, and the first candidate length.
         step: Distance between candidate lengths, tokens.
         longest: Upper limit of the candidate lengths, tokens.
-        every: Number of generations (batches of training rollouts, not optimizer steps) between two settings of the lengths.
+        every: Number of generations (batches of training rollouts, not optimizer steps) between two updates of the lengths.
         samples: K, responses per problem of the monitoring set.
         rounding: Rounding of the least number of right responses of an easy problem, 2K/3, and of a medium one, K/3: ``"ceil"`` (the paper)
             or ``"floor"`` (``SCRIPT_ROUNDING``).
@@ -86,7 +86,7 @@ class TargetSettings:
 
     @property
     def least_right(self) -> tuple[int, int, int]:
-        """Least number of right responses (of K) with which a problem counts as easy, as medium, and 1 for hard: |C_d| in the equations."""
+        """Least number of right responses, out of K, of an easy and of a medium problem, and 1 for hard: |C_d| in the equations."""
         rounded = math.ceil if self.rounding == "ceil" else math.floor
         return rounded(2 * self.samples / 3), rounded(self.samples / 3), 1
 
@@ -143,11 +143,11 @@ class TargetState:
 
     def __init__(self, targets: TargetSettings) -> None:
         self.targets = targets
-        self._sufficient: list[int | None] = [targets.base] * len(BUCKETS)
-        self._longest = targets.longest
+        self._sufficient: list[int | None] = [targets.base] * len(BUCKETS)  # None: no candidate length is sufficient
+        self._longest = targets.longest  # longest response of the newest training batch, once there is one
         self._generations = self._set_at = 0
         self._monitored = False
-        self._counts: list[Counter[int]] = [Counter() for _ in BUCKETS]
+        self._counts: list[Counter[int]] = [Counter() for _ in BUCKETS]  # per bucket: response length -> number of responses
 
     @property
     def lengths(self) -> list[int]:
@@ -168,7 +168,7 @@ class TargetState:
         return not self._monitored or self._generations - self._set_at >= self.targets.every
 
     def observe(self, batch: RewardBatch) -> None:
-        """Take note of a generation, that is, a batch of training rollouts.
+        """Register a generation, that is, a batch of training rollouts. Batches of another split are ignored.
 
         If ``monitor`` was never called, the training rollouts set the target lengths every ``TargetSettings.every`` generations.
         """
@@ -190,12 +190,14 @@ class TargetState:
         self._set()
 
     def _count(self, batch: RewardBatch) -> None:
+        """Add the response lengths of a batch to the counts of their buckets."""
         bucket = difficulty(batch, "monitor")
         for d, counts in enumerate(self._counts):
             lengths, times = np.unique(batch["tokens"][bucket == d], return_counts=True)
             counts.update(dict(zip(lengths.tolist(), times.tolist(), strict=True)))
 
     def _set(self) -> None:
+        """Set the sufficient length of every bucket that has responses, and clear the counts."""
         for d, counts in enumerate(self._counts):
             if counts:
                 self._sufficient[d] = self.targets.sufficient_length(d, np.repeat(np.array(list(counts)), list(counts.values())))

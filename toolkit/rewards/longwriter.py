@@ -76,7 +76,7 @@ class LongWriter:
 
 
 def length_column(unit: str) -> str:
-    """Return the column from which lengths in a unit are computed.
+    """Return the name of the column from which lengths in a unit are computed.
 
     Raises:
         ValueError: The unit is neither ``"tokens"`` nor ``"words"``.

@@ -1,20 +1,20 @@
 """MASH: modelling abstention via selective help-seeking, arXiv:2510.01152, with response tokens as the cost (ours).
 
 Equations (c: 1 if right, else 0; m: cost of the response; n: least cost of a right response to the problem, in this batch or an earlier
-one; lambda: decay; C: cap):
+one; lambda: decay; C: cap; penalty: a factor from 0 to 1, where 1 means no loss):
 
-    r = c penalty(m)
+    r = c penalty(m)        with one of these forms:
     exp      lambda^(m - n)
     linear   max(0, 1 - m / (C + 1))
     otc      n = 0: cos(m pi / (2m + C));   n > 0: sin(f pi / (2n)), f = 2mn / (m + n)
-    otc_strict   as otc, and 0 where n = 0 and m > 0
+    otc_strict   as otc, but 0 if n = 0 and m > 0
 
 ``exp``, and ``otc`` if n > 0, penalise length relative to the shortest known right answer, so a hard problem may take long. ``linear``, and
 ``otc`` if n = 0, penalise length itself.
 
 Deviations: the paper's cost is the number of searches; ours is the number of whole blocks of ``block`` tokens in the response
-(``assumed_block``). Here
-the least cost is remembered from batch to batch; the released code forgets it, and has a branch for m < n that cannot be reached.
+(``assumed_block``). Here the least cost is remembered from batch to batch; the released code forgets it, and has a branch for m < n
+that cannot be reached.
 
 Units and signs: costs in blocks of tokens; a higher reward is better; a wrong answer gets 0 at any cost. State: for each problem, the least
 cost of a right response so far, updated only if ``batch.split`` is ``"train"``, with the right responses of the batch.
@@ -42,7 +42,7 @@ KINDS = ("exp", "linear", "otc", "otc_strict")
 def penalty(
     m: ndarray, n: ndarray, kind: str, *, decay: Number = PUBLISHED_DECAY, cap: Number = PUBLISHED_CAP
 ) -> Float[ndarray, " rows"]:
-    """Return ``penalty(m)``, the reward of a right response, in [0, 1].
+    """Return ``penalty(m)``, the factor from 0 to 1 that is the reward of a right response; 1 means no loss.
 
     >>> penalty(np.array([0, 1, 2]), np.zeros(3), "exp", decay=0.5).tolist()
     [1.0, 0.5, 0.25]
@@ -52,7 +52,7 @@ def penalty(
         n: Least known cost of a right response to the same problem; at most m.
         kind: Form of the penalty: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``.
         decay: lambda of ``"exp"``.
-        cap: C of the other forms.
+        cap: C of the other forms, in units of cost.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}.")
@@ -69,14 +69,14 @@ def penalty(
 
 @dataclass(eq=False)
 class MASH:
-    """Correctness, discounted by cost: by default, by the cost beyond that of the cheapest known right answer to the same problem.
+    """Correctness times a factor that falls with cost: by default, with the cost beyond that of the cheapest right answer so far.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 164, 100])
     >>> MASH(decay=0.7, block=64)(batch).values.round(2).tolist()
     [1.0, 0.7, 0.0]
 
     Attributes:
-        kind: Form of the discount: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``.
+        kind: Form of this factor: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``.
         decay: lambda of ``"exp"``.
         cap: C of the other forms, in units of cost.
         block: Tokens per unit of cost.

@@ -1,6 +1,6 @@
 """Soft overlong punishment: DAPO, an open-source LLM reinforcement learning system at scale, arXiv:2503.14476, equation 13.
 
-Equation (c: 1 if right, else 0; L: length; p: penalty, which grows over the last L_cache tokens before the limit L_max):
+Equation (c: 1 if right, else 0; L: length; p: penalty, from 0 to -1 over the last L_cache tokens before the limit L_max):
 
     p = 0                                  L <= L_max - L_cache
         (L_max - L_cache - L) / L_cache    up to L_max
@@ -38,7 +38,7 @@ class Overlong:
     [1.0, 0.5, -1.0]
 
     Attributes:
-        longest: L_max, the length from which the penalty is 1, tokens.
+        longest: L_max, tokens: from this length on, the penalty p is -1.
         cache: L_cache, the number of tokens over which the penalty grows.
         correctness: Reward of a right answer.
     """

@@ -83,17 +83,18 @@ class ReNorm:
         return RewardValues.sum(process=total - (c - 1.0), outcome=c - 1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return name -> state of the process reward, as JSON can store it; empty if it has no state."""
+        """Return ``{name: state}`` of the process reward, as JSON can store it; ``{}`` if it has no state."""
         return state_by_name([self.process])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state of the process reward that ``state_dict`` returned."""
+        """Restore the state of the process reward, as ``state_dict`` returned it."""
         load_state_by_name([self.process], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
         """Return the size of the monitoring set that the process reward needs now, or ``None`` if it needs none.
 
-        A monitoring set is training problems on which the policy is measured. The size is ``(number of problems, responses per problem)``.
+        A monitoring set is a set of training problems whose sampled responses measure the policy and are not trained on. The size is
+        ``(number of problems, responses per problem)``.
         """
         return monitoring_size([self.process])
 

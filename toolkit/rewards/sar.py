@@ -1,6 +1,7 @@
 """SAR: self-aligned reward, towards effective and efficient reasoners, arXiv:2509.05489.
 
-Equations (c: 1 if right, else 0; q: question, a: response; lp: mean log-probability of the response's tokens, ppl = exp(-lp)):
+Equations (c: 1 if right, else 0; q: question, a: response; lp(a|q), lp(a): mean log-probability of the response's tokens with and
+without the question; ppl = exp(-lp)):
 
     R_SA = clip((ppl(a) - ppl(a|q)) / ppl(a), -1, 1) = clip(1 - exp(lp(a) - lp(a|q)), -1, 1)
     r    = c + alpha R_SA
@@ -44,7 +45,7 @@ def alignment(logprob: ndarray, logprob_without: ndarray) -> Float[ndarray, " n"
 
 @dataclass(frozen=True)
 class SAR:
-    """Correctness plus ``alpha`` times R_SA, in [-1, 1], which is higher the more the question raises the likelihood of the response.
+    """Correctness plus ``alpha`` R_SA. R_SA, in [-1, 1], is higher the more the question raises the likelihood of the response.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0], tokens=[10, 10], logprob=[-0.5, -0.5], logprob_without=[-1.5, -0.5])
     >>> SAR(alpha=0.2)(batch).values.round(3).tolist()

@@ -1,7 +1,7 @@
 """Self-rewarded efficiency RL of Efficiency Steering, arXiv:2506.15647: **our stand-in**, since the reward was not found.
 
-Known: right and concise responses are rewarded; accuracy and brevity are balanced during training without an external signal; and
-the shortest and the longest right response to a problem are the two extremes (as in the paper's steering vector).
+From the paper we know: right and concise responses are rewarded; accuracy and brevity are balanced during training without an external
+signal; and the shortest and the longest right response to a problem are the two extremes (as in the paper's steering vector).
 
 Equation of the stand-in (c: 1 if right, else 0; L: length; L_min, L_max: lengths of the two extremes). It is that of SLPO (``slpo``); the
 bonus gives the position of a right response between the extremes:

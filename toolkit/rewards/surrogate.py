@@ -7,12 +7,12 @@ be extracted and parses as mathematics, else 0):
           1 - 2 ((x - p) / (1 - p))^2         beyond: 0 at x = 0, 1 at x = p, -1 at x = 1
     r   = R_l + w if f = 1, min(0, R_l) if f = 0
 
-The polyline of an ablation has R_l = 2x up to p and 3 - 4x beyond, for p = 1/2.
+An ablation of the paper uses a polyline instead: R_l = 2x up to p = 1/2, and 3 - 4x beyond.
 
 Deviations: the paper has w = 1. The released code gives 0.5 for well-formed tags and 0.5 for an answer, but its template has no tags,
 so the format weight of its runs was in effect 0.5. Beyond L_max, R_l keeps its value at L_max (in the released code it falls further). The
 released code accepts boxed answers only; here, without a box, any number in the answer counts, as in the toolkit's graders (ours). The
-answer is the text after the closing think tag; a response that opened its thinking and never closed it has none.
+answer is the text after the closing think tag; a response that opens its think span and never closes it has no answer.
 
 Units and signs: lengths in tokens; higher is better. No labels are used.
 """
@@ -36,7 +36,7 @@ SCRIPT_FORMAT = 0.5  # weight of the format in the run of the released code
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Reward an answer that parses and a medium length; correctness is ignored.
+    """Reward for an answer that parses and for a medium length; correctness is ignored.
 
     >>> batch = RewardBatch.from_columns(tokens=[1536, 0, 1536], answer_text=["7", "7", "unsure"])
     >>> Surrogate()(batch).values.tolist()
@@ -46,7 +46,7 @@ class Surrogate:
         longest: L_max, the length from which the length part is -1, tokens.
         best: p, the length with the highest reward, as a share of L_max.
         format: w, the reward for an answer that parses: 1 in the paper, ``SCRIPT_FORMAT`` in the released code.
-        shape: Shape of the length part over the length: ``"parabola"``, or ``"polyline"``.
+        shape: Shape of the length part as a function of the length: ``"parabola"``, or ``"polyline"``.
     """
 
     longest: Number = PUBLISHED_LONGEST

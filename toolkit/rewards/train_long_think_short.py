@@ -124,8 +124,8 @@ class TrainLongThinkShort:
         correctness: w_c, weight of correctness.
         length: w_l, weight of the closeness to the budget.
         format: w_f, weight of the format: a closed think span, and an answer after it.
-        shape: Shape of the closeness over the length: ``"triangle"``, which falls on both sides of the budget, or ``"band"``, which falls
-            only above it.
+        shape: Shape of the closeness as a function of the length: ``"triangle"``, which falls on both sides of the budget, or ``"band"``,
+            which falls only above it.
         budget: One budget for all rows, tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
     """
 

@@ -167,7 +167,7 @@ def completion_text(completion: Any) -> str:
 
 
 def batch_split(arguments: Mapping[str, Any]) -> str:
-    """Return ``"train"`` or ``"eval"``: from a dataset column ``split``, else whether the trainer's model is in training mode.
+    """Return ``"train"`` or ``"eval"``: from a dataset column ``split`` if there is one, else by whether the model is in training mode.
 
     Args:
         arguments: The keyword arguments with which TRL calls a reward function.

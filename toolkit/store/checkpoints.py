@@ -12,7 +12,7 @@ from toolkit.store.errors import DamagedFileError
 
 
 def read_headers(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return ``{name: (dtype, shape)}`` of every tensor in a safetensors file, without reading the tensors; a dtype is e.g. ``"BF16"``.
+    """Return ``{name: (dtype, shape)}`` for all tensors in a safetensors file, without reading them; a dtype is text such as ``"BF16"``.
 
     Raises:
         DamagedFileError: the file is not a complete safetensors file.

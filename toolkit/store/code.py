@@ -20,17 +20,17 @@ from toolkit.store.files import key, read_json, write_json
 MADE_BY = "made_by.json"
 RECORD: Mapping[str, Any] = {"made_by": str, "code": str, "depends": str, "modules": Mapping[str, str]}
 """Fields of the record beside a result, with their types."""
-BEFORE_HASHES = "toolkit 0.1.0, before code hashes"
+BEFORE_HASHES = "toolkit 0.1.0, before code hashes"  # named in messages as the maker of results that have no record
 LISTS = frozenset({"toolkit", "toolkit.rewards", "toolkit.tasks", "toolkit.methods", "toolkit.board.spec"})
 """Modules that import all members of a package. A result depends only on the members that it uses, so these imports are not followed."""
 CLASSES_ONLY = frozenset({"toolkit.grpo.recipes"})
-"""Modules that list values, such as recipes. The value in use is part of a result's key already, so only the classes are hashed."""
+"""Modules that list values, such as recipes. The value in use is part of a result's cache key already, so only the classes are hashed."""
 NO_NUMBERS = (
     "toolkit.figures", "toolkit.report", "toolkit.transcript", "toolkit.widgets", "toolkit.cli", "toolkit.processes", "toolkit.identity",
     "toolkit.grpo.code",
     "toolkit.store.code",
 )  # fmt: skip
-"""Modules and packages that display or name numbers but compute none. Results do not depend on them."""
+"""Modules and packages that compute no numbers, only display, label or handle them. Results do not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Module:
 
     @cached_property
     def attributes(self) -> dict[str, set[str]]:
-        """Name -> attributes that the module's code reads from this name: ``store.key`` gives ``{"store": {"key"}}``."""
+        """Name -> attributes that the module's code accesses on it: ``store.key`` gives ``{"store": {"key"}}``."""
         attributes: dict[str, set[str]] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -78,7 +78,7 @@ class Module:
 
 
 def shape(node: Any) -> Any:
-    """Return a syntax tree as nested tuples, without positions, empty fields and docstrings, so that it is equal in all Python versions."""
+    """Return a syntax tree as nested tuples without positions, empty fields and docstrings. The tuples are equal in all Python versions."""
     if isinstance(node, ast.AST):
         return (type(node).__name__, *((name, shape(v)) for name, v in ast.iter_fields(node) if v not in (None, [])))
     if isinstance(node, list):
@@ -92,9 +92,9 @@ def _is_text(node: Any) -> bool:
 
 @cache
 def sources() -> Mapping[str, Module]:
-    """Return every module of the toolkit by name, as read at the first call.
+    """Return every module of the toolkit by name, as read at the first call in this process.
 
-    The files are not read again, since a file that changes later is not the code that runs.
+    The files are not read again: a file that changes later is not the code that runs.
     """
     root = Path(toolkit.__file__).parent
     modules = {}
@@ -106,7 +106,7 @@ def sources() -> Mapping[str, Module]:
 
 
 def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return ``{module: hash of its code}`` for ``roots`` and all modules of the toolkit that they import, directly or not.
+    """Return ``{module: hash of its code}`` for ``roots`` and all modules of the toolkit that they import, directly or indirectly.
 
     A name imported from a package leads to the module that defines the name. The imports of modules in ``LISTS`` are not followed.
 
@@ -121,6 +121,7 @@ def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
     if unknown := [name for name in roots if name.partition(":")[0] not in sources()]:
         raise ValueError(f"{unknown[0]!r} is not a module of the toolkit: give a dotted name such as 'toolkit.generate'.")
     parts = [name for name in roots if ":" in name]
+    # Modules are followed through their imports; single functions (``parts``) are hashed on their own.
     reached, todo = set[str](), [name for name in roots if name not in parts and not _below(name, NO_NUMBERS)]
     while todo:
         name = todo.pop()
@@ -141,7 +142,7 @@ def _below(name: str, packages: tuple[str, ...]) -> bool:
 
 @cache
 def _part(root: str) -> str:
-    """Hash one definition of a module and all definitions there (functions, classes, constants) that it uses, directly or not."""
+    """Hash one definition of a module and all definitions there (functions, classes, constants) that it uses, directly or indirectly."""
     module, _, first = root.partition(":")
     defined = {name: n for n in sources()[module].tree.body for name in _names(n)}
     used, todo = set[str](), [first]
@@ -167,10 +168,11 @@ def _digest(nodes: list[Any]) -> str:
 
 @cache
 def _imported(name: str) -> frozenset[str]:
-    """Return the modules that one module imports from, without those in ``LISTS``; none for a module in ``LISTS`` itself."""
+    """Return the modules that a module imports from, except those in ``LISTS``. Modules in ``LISTS`` or ``CLASSES_ONLY`` give none."""
     module, targets = sources()[name], set[str]()
     for local, (source, attribute) in module.names.items() if name not in LISTS | CLASSES_ONLY else ():
         target = _defining(source, attribute)
+        # ``from toolkit import store`` and ``store.key(...)``: follow the attributes in use to the modules that define them.
         used = module.attributes.get(local)
         targets |= {_defining(target, a) for a in used} if used and _is_package(target) else {target}
     return frozenset(targets - LISTS)
@@ -182,7 +184,7 @@ def _is_package(name: str) -> bool:
 
 
 def _defining(source: str, attribute: str) -> str:
-    """Return the module that defines ``attribute`` imported from ``source``, or that the import names if it is a module itself."""
+    """Return the module that ``from source import attribute`` leads to: the one that defines the attribute, or that the attribute is."""
     modules = sources()
     if attribute and f"{source}.{attribute}" in modules:
         return f"{source}.{attribute}"
@@ -193,7 +195,7 @@ def _defining(source: str, attribute: str) -> str:
 
 @dataclass(frozen=True)
 class Basis:
-    """Everything that a saved result depends on. From it follow the result's key, and the record that is saved beside the result.
+    """The dependencies of a saved result, from which its cache key and the record beside it are computed.
 
     Attributes:
         depends: All dependencies except the code, JSON-serialisable.
@@ -210,7 +212,7 @@ class Basis:
 
     @property
     def key(self) -> str:
-        """Key of the result: a hash over ``depends`` and the code."""
+        """Cache key of the result: a hash over ``depends`` and the code."""
         return key([self.depends, self.code])
 
     @property
@@ -252,9 +254,9 @@ def records(parent: Path, names: str = "*") -> list[dict[str, Any]]:
 
 
 def made_by(code: str) -> str:
-    """Return the text that output files contain as ``made_by``: the version of the toolkit and a hash of its code.
+    """Return the text that output files contain as ``made_by``: the version of the toolkit and a hash of the code.
 
     Args:
-        code: Hash of the code, such as ``Basis.code``.
+        code: Hash of the code that the file depends on, such as ``Basis.code``.
     """
     return f"toolkit {toolkit.__version__}, code {code}"

@@ -67,10 +67,10 @@ def atomic(path: str | Path, *, needed: int | None = None) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path, which is renamed to ``path`` if the body succeeds and removed if it fails.
 
     Args:
-        needed: Number of bytes that will be written, if known; the error about a full disk says it.
+        needed: Number of bytes that will be written, if known; stated in the message of DiskFullError.
 
     Raises:
-        DiskFullError: there is not enough disk space; the message says how much was needed and how much is free.
+        DiskFullError: there is not enough disk space; the message says how much was needed (or written so far) and how much is free.
         OSError: the directory cannot be created or written.
     """
     target = Path(path)
@@ -100,7 +100,7 @@ def writable(directory: str | Path) -> Path:
 
 
 def new_directory(path: str | Path) -> Path:
-    """Check that a directory is missing or empty, and that it could be created. Return its path without creating it.
+    """Check that a directory is missing or empty, and that it could be created. Return its path; only its parent is created.
 
     Raises:
         FileExistsError: the directory is not empty, or the path is a file.
@@ -177,7 +177,7 @@ def read_json(path: str | Path, expected: Any = Any, *, remedy: str = "Make the 
     """Return the value in a JSON file, checked against a type hint.
 
     Args:
-        expected: Type hint that the value must fit, such as ``list[int]`` or ``{"name": str}`` (``hints.typed`` explains all).
+        expected: Type hint that the value must fit, such as ``list[int]`` or ``{"name": str}`` (``hints.typed`` lists all forms).
         remedy: Advice to the user, which ends the error message about a damaged file.
 
     Raises:
@@ -194,7 +194,7 @@ def read_json(path: str | Path, expected: Any = Any, *, remedy: str = "Make the 
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Return the lines of a text file that are not blank."""
+    """Return the non-blank lines of a text file."""
     return [line for _, line in numbered(read_text(path))]
 
 
@@ -221,11 +221,11 @@ def read_rows(path: str | Path, expected: Any = Mapping[str, Any]) -> list[Any]:
     """Return the objects of a JSON-lines file, one per line. An incomplete last line is skipped.
 
     Args:
-        expected: Type hint that each object must fit, such as ``{"name": str}`` (``hints.typed`` explains all).
+        expected: Type hint that each object must fit, such as ``{"name": str}`` (``hints.typed`` lists all forms).
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: another line is not JSON, or a line does not fit ``expected``; the message names the line.
+        DamagedFileError: a complete line is not JSON or does not fit ``expected``; the message names the line.
     """
     text = read_text(path)
     lines = list(numbered(text))
@@ -275,7 +275,8 @@ def move(path: str | Path, target: str | Path) -> Path:
 def safe_name(text: str) -> str:
     """Return a text as a safe name of a file or directory: every character except letters, digits and ``+-._`` becomes ``_``.
 
-    If the name differs from the text, it ends in a hash of the text, so that different texts get different names.
+    A text of more than 80 characters is cut. If the name differs from the text, it ends in a hash of the text, so that different texts get
+    different names.
 
     >>> safe_name("budget_12"), safe_name("a/b")
     ('budget_12', 'a_b-c14cdd')
@@ -287,7 +288,7 @@ def safe_name(text: str) -> str:
 
 
 def key(value: Any) -> str:
-    """Return a hash of a value (as JSON with sorted keys), 12 hexadecimal digits, as the key of a result that depends on the value."""
+    """Return the cache key of a result that depends on ``value``: a hash of the value as JSON with sorted keys, 12 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, default=jsonable)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -15,7 +15,7 @@ from toolkit.store.files import atomic, existing_file
 
 
 def read_pt(path: str | Path) -> Any:
-    """Return the content of a ``torch.save`` file, if it is tensors and plain containers. No code in the file is run.
+    """Return the content of a ``torch.save`` file, which may be only tensors and plain containers. No code in the file is run.
 
     Raises:
         FileNotFoundError: no such file.
@@ -49,7 +49,7 @@ def read_pt(path: str | Path) -> Any:
 
 
 def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str, np.ndarray], path: str | Path) -> Path:
-    """Write a GGUF file atomically. Whole numbers in ``fields`` are written as uint32; tensors keep their dtype.
+    """Write a GGUF file atomically, and return its path. Whole numbers in ``fields`` are written as uint32; tensors keep their dtype.
 
     Args:
         arch: Value of the GGUF field ``general.architecture``.
@@ -72,7 +72,7 @@ def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str,
 
 
 def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the fields and the tensors of a GGUF file, each by name. A quantised tensor is returned as raw bytes.
+    """Return two dicts from a GGUF file: field name -> value, and tensor name -> array. A quantised tensor is returned as raw bytes.
 
     Raises:
         FileNotFoundError: no such file.

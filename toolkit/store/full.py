@@ -1,4 +1,4 @@
-"""Turn errors about a full disk into one that says how much space was needed and how much is free."""
+"""Turn errors about a full disk into DiskFullError, which says how much space was needed and how much is free."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def explain_full_disk(target: Path, partial: Path, needed: int | None = None) ->
 
 
 def _reason(error: Exception) -> str | None:
+    """Return in words why the disk refused a write, or ``None`` if the error has another cause."""
     number = getattr(error, "errno", None)
     if number is None and (match := _NUMBER.search(str(error))):
         number = int(match[1])
@@ -50,6 +51,7 @@ def _reason(error: Exception) -> str | None:
 
 
 def _written(path: Path) -> int:
+    """Return the number of bytes in a file, or in all files of a directory."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 

@@ -32,7 +32,7 @@ def checked(value: Any, hint: Any, where: str | Path, remedy: str) -> Any:
     """Return a value that was read from a file if it fits a type hint. Else raise DamagedFileError.
 
     Args:
-        hint: Type hint, such as ``list[int]`` or ``{"name": str}`` (``hints.typed`` explains all).
+        hint: Type hint, such as ``list[int]`` or ``{"name": str}`` (``hints.typed`` lists all forms).
         where: Path of the file, or another name of the value's place, which begins the error message.
         remedy: Advice to the user, which ends the error message.
     """

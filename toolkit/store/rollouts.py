@@ -24,6 +24,7 @@ from toolkit.types import Rollout, Span
 SAMPLING: Mapping[str, Any] = {
     "n": int, "temperature": float, "top_p": float, "top_k": int, "max_new_tokens": int, "seed": int, "details": bool,
 }  # fmt: skip
+"""Sampling settings in a header, with their types."""
 IDENTITY: Mapping[str, Any] = {
     "fingerprint": str, "interventions": list[str], "eos_ids": list[int], "template": str, "tags": Mapping[str, str | None] | None,
     "problems": str, "sampling": SAMPLING,
@@ -40,8 +41,8 @@ log = logging.getLogger(__name__)
 def rollout_table(rollouts: Iterable[Rollout]) -> pd.DataFrame:
     """Return a table with one row per rollout.
 
-    The fields of ``Rollout`` are its columns, except that the spans are ``think_start, think_stop, answer_start, answer_stop``: token
-    indices, -1 without a span.
+    The columns are the fields of ``Rollout``, except that each span has two columns of token indices: ``think_start, think_stop`` and
+    ``answer_start, answer_stop``, which are -1 if there is no such span.
     """
     rows = []
     for r in rollouts:
@@ -86,12 +87,12 @@ def sampling_lock(directory: str | Path) -> Iterator[None]:
 def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: int | None = None) -> list[Rollout]:
     """Start or resume a directory of rollouts. Return the rollouts that are already there.
 
-    If the directory has a header, its fields that determine the samples (``IDENTITY``) must equal those of ``header``. Its other fields,
-    such as names, stay as they are; fields that it lacks are added.
+    If the directory already has a header, the fields that determine the samples (``IDENTITY``) must be equal in both headers. The other
+    fields in the directory, such as names, stay as they are; missing ones are added.
 
     Args:
         header: How the rollouts are sampled: fields of ``IDENTITY`` and ``OPTIONAL``.
-        vocab: Number of rows of the model's embedding, if the model is known; larger token ids are an error.
+        vocab: Number of rows of the model's embedding, if the model is known; token ids must be smaller.
 
     Raises:
         WrongModelError: the directory was started with another model, other problems or other sampling settings.
@@ -124,13 +125,13 @@ def _difference(value: Any, other: Any) -> Any:
 
 
 def append_rollouts(rollouts: Sequence[Rollout], directory: str | Path) -> Path:
-    """Add rollouts to a directory as one new part file, and return the file's path. Several processes may add parts at the same time."""
+    """Write rollouts as one new part file of a directory, and return the file's path. Several processes may do so at the same time."""
     index = max(map(_index, _parts(directory)), default=-1) + 1
     return save_table(rollout_table(rollouts), Path(directory) / f"part-{index:05d}-{secrets.token_hex(4)}.parquet")
 
 
 def replace_rollouts(changed: Iterable[Rollout], directory: str | Path) -> None:
-    """Replace each rollout in a directory that has the same problem and sample as one in ``changed``. Each part is rewritten atomically."""
+    """Replace each rollout in a directory that has the same problem id and sample number as one in ``changed``. Parts change atomically."""
     new = {(r.problem_id, r.sample): r for r in changed}
     for part in _parts(directory):
         before = load_rollouts(part)

@@ -169,7 +169,7 @@ def load_problems(path: str | Path) -> list[Problem]:
 
 
 def _row(line: str) -> Any:
-    """Parse a line. A float as answer or id becomes text: 0.00001 must not turn into 1e-05, of which a grader would read only the 5."""
+    """Parse a line. A float answer or id becomes text: 0.00001 must not turn into 1e-05, where a grader would read only the 5."""
     row = parsed(line)
     numbers = [n for n in ("answer", "id") if isinstance(row, dict) and isinstance(row.get(n), float) and math.isfinite(row[n])]
     written = json.loads(line, parse_float=_plain) if numbers else {}
@@ -177,7 +177,7 @@ def _row(line: str) -> Any:
 
 
 def _plain(number: str) -> str:
-    """Return a JSON number as text without an exponent, unless it is out of the range of floats."""
+    """Return a JSON number as text without an exponent; unchanged if it is out of the range of floats."""
     value = Decimal(number)
     return f"{value:f}" if abs(value.adjusted()) < 400 else number
 

@@ -55,8 +55,8 @@ def load(path: str | Path, kind: type[T], *, fingerprint: str | None = None) -> 
 
     Args:
         kind: Type of the value: ``Direction``, ``HeadScores``, ``Moments`` or ``Plan``.
-        fingerprint: Hash of the weights of the model that the value will be used with; an error unless the value was made from these
-            weights. ``None`` skips this check.
+        fingerprint: Hash of the weights of the model that the value will be used with. A value that was made from other weights is an
+            error. ``None`` skips this check.
 
     Raises:
         FileNotFoundError: no such file.
@@ -102,6 +102,7 @@ def _read(text: str | None, tensors: Mapping[str, torch.Tensor], kind: type[T], 
 
 
 def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """Return a value as JSON in which every tensor is replaced by its name; the tensors are added to ``tensors`` under these names."""
     if isinstance(value, torch.Tensor):
         tensors[path] = value.detach()
         return {"tensor": path}
@@ -165,7 +166,7 @@ def _tensor(body: Any, hint: Any, tensors: dict[str, torch.Tensor], at: str) -> 
 
 
 def _plain(body: Any) -> Any:
-    """Decode notes, which are plain JSON."""
+    """Decode provenance notes, which hold plain JSON values only."""
     if isinstance(body, list):
         return [_plain(item) for item in body]
     if isinstance(body, Mapping):
@@ -185,7 +186,7 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, st
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return the tensors by name, and the metadata, of a safetensors file.
+    """Return two dicts from a safetensors file: tensor name -> tensor, and the text metadata.
 
     Raises:
         FileNotFoundError: no such file.

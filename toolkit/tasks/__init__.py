@@ -89,7 +89,7 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
     If the split of a data set or file has fewer than ``n`` problems, all of them are returned and a warning is logged.
 
     Args:
-        name: A name in the table above, or the path of a JSONL file.
+        name: A name in the module's table, or the path of a JSONL file.
         split: ``"train"``, ``"dev"`` or ``"test"``; a file may have others.
         lm: Model. ``needle`` fits its prompts to the model's context; ``characters`` records how the model's tokenizer cuts each word
             into tokens. Other tasks ignore it.

@@ -14,7 +14,7 @@ from toolkit.tasks import splits
 from toolkit.tasks.generators import cues, traces
 from toolkit.types import Problem
 
-OPERANDS = (2, 8)
+OPERANDS = (2, 8)  # range of the number of operands
 LARGEST = 99  # largest running total
 
 
@@ -80,8 +80,8 @@ def parse(expression: str) -> tuple[list[int], list[str]]:
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
     """Return a random training trace for ``p``: a chain of thought, right or wrong, as text.
 
-    A cue word in the prompt and an easy problem raise the trace's ``haste``: the probability, at each line start, of writing the final
-    result at once.
+    The trace's ``haste``, the probability at each line start of writing the final result at once, is higher for easy problems and for
+    prompts with a cue word.
 
     Args:
         habits: Probabilities of the trace's random decisions, such as to re-check a step or to write a wrong result.

@@ -6,7 +6,7 @@ case matters. The paper finds that counting hardly depends on how a word is cut 
 
 Deviations: the paper takes words of 4 to 10 letters from a corpus. ``load`` makes words up (alternating consonants and vowels), so that
 no word is memorised and letters repeat; ``char_tasks`` takes given words. The tokens of a word are taken from the whole question as the
-tokenizer cuts it. If a token reaches beyond the word, only its characters inside the word are counted.
+tokenizer splits it. If a token reaches beyond the word, only its characters inside the word are counted.
 
 Units: lengths of words and tokens are in characters.
 """
@@ -101,6 +101,7 @@ def char_tasks(
     """Return one question per word, about a character drawn from that word.
 
     Args:
+        kind: One of ``KINDS``.
         tokenizer: If given, ``meta`` also holds the ``token_tags`` of the word.
 
     Raises:

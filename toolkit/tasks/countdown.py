@@ -17,7 +17,7 @@ from typing import Any
 from toolkit.tasks import splits
 from toolkit.types import Problem
 
-NUMBERS, VALUES, TARGETS = (4, 6), (1, 100), (100, 999)
+NUMBERS, VALUES, TARGETS = (4, 6), (1, 100), (100, 999)  # ranges: how many numbers, their values, the target
 LARGEST = 9999  # largest intermediate result: our choice
 
 _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}

@@ -75,14 +75,14 @@ class Haystack:
 
     @property
     def needle(self) -> Span:
-        """The only needed span. Raises HaystackError if there are several."""
+        """Token span of the only needed piece. Raises HaystackError if there are several."""
         if len(self.needed) != 1:
             raise HaystackError(f"{self.problem.id} needs {len(self.needed)} spans, not one: read .needed.")
         return self.needed[0]
 
     @property
     def answer(self) -> Span:
-        """The only span of the answer's words. Raises HaystackError if the answer has several parts."""
+        """Token span of the answer's words. Raises HaystackError if the answer has several parts."""
         if len(self.answers) != 1:
             raise HaystackError(f"The answer of {self.problem.id} has {len(self.answers)} parts, not one: read .answers.")
         return self.answers[0]

@@ -16,8 +16,8 @@ from toolkit.tasks import splits
 from toolkit.tasks.generators import cues, traces
 from toolkit.types import Problem
 
-HOPS = (1, 3)
-CONTEXT = (40, 640)
+HOPS = (1, 3)  # range of the number of bindings to follow
+CONTEXT = (40, 640)  # range of the context's length in characters
 FILLER = ("lamp", "rose", "stone", "river", "cloud", "green", "table", "north", "paper", "apple", "music", "winter")
 
 
@@ -56,6 +56,7 @@ def problem(
 
 
 def _context(rng: random.Random, hops: int, size: int) -> tuple[str, list[str]]:
+    """Return a context of about ``size`` characters, and the chain of names to follow, which ends with the value."""
     names = rng.sample(string.ascii_uppercase, 26)
     chain = [*names[:hops], str(rng.randint(0, 9))]
     parts = [f"{a}={b};" for a, b in pairwise(chain)]
@@ -105,8 +106,8 @@ def load(
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
     """Return a random training trace for ``p``: a chain of thought, right or wrong, as text.
 
-    A cue word in the prompt and an easy problem raise the trace's ``haste``: the probability, at each line start, of writing the final
-    value at once.
+    The trace's ``haste``, the probability at each line start of writing the final value at once, is higher for easy problems and for
+    prompts with a cue word.
 
     Args:
         habits: Probabilities of the trace's random decisions, such as to re-check a step or to write a wrong value.

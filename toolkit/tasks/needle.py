@@ -62,7 +62,7 @@ class Needle:
 
 
 class FillerError(HaystackError):
-    """The filler text is too short for the requested length."""
+    """The filler text is empty, or too short for the requested length."""
 
 
 # --- facts and filler ----------------------------------------------------------------------------------------

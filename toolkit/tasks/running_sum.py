@@ -63,7 +63,7 @@ __all__ = [
     "with_history_errors",
 ]
 
-HORIZONS = (2, 24)
+HORIZONS = (2, 24)  # range of the number of additions
 TRAINED = arithmetic.OPERANDS[1] - 1  # additions in the longest chain that tiny-reasoner was trained on
 
 _LINE = re.compile(r"(?P<wait>wait )?-?\d+(?P<taken>(?:[+-]\d+)+)=(?P<result>-?\d+)(?: ok| fix)?")
@@ -120,19 +120,19 @@ def totals(p: Problem) -> list[int]:
 
 
 def read_rollout(lm: LM, rollout: Rollout, p: Problem) -> Execution:
-    """Return the running totals that a rollout's thinking states for the chain ``p``, judged turn by turn; see ``read_text``."""
+    """Return the running totals that a rollout's thinking states for the problem ``p``, judged turn by turn; see ``read_text``."""
     return read_text(p, "".join(step.text for step in steps.think_steps(lm, rollout)))
 
 
 def read_text(p: Problem, text: str) -> Execution:
-    """Return the running totals that a chain of thought states for the chain ``p``, judged turn by turn.
+    """Return the running totals that a chain of thought states for the problem ``p``, judged turn by turn.
 
     Three kinds of line state a total: a step ``22-9=13``, a re-check ``wait 22-9=13 fix``, and the final total ``=36`` without the steps
     before it. Other lines are ignored. A total is judged by the total stated before it, not by the left side of its own line, so a total
     that is copied wrongly is a wrong step.
 
     Raises:
-        ValueError: ``p`` is not a chain of this task.
+        ValueError: ``p`` is not a problem of ``running_sum.load``.
     """
     if "deltas" not in p.meta or "start" not in p.meta:
         raise ValueError(f"{p.id} is of task {p.meta.get('task')!r} and has no deltas: give a problem of running_sum.load.")
@@ -155,9 +155,10 @@ def read_text(p: Problem, text: str) -> Execution:
 def align(written: Sequence[int], operands: Sequence[int]) -> list[int]:
     """Align the operands that a response wrote with the problem's operands, by minimum edit distance.
 
-    Return, for each written operand, how many of the problem's operands have been consumed once it is written. An edit is an operand that
-    is misread, left out, or written once too often. Operands after the last written one cost nothing, as the response may have been cut
-    off. Among alignments with equally few edits, misreading is preferred; if an operand is written twice, the first one counts as right.
+    Return one number per written operand: how many of the problem's operands have been used up to and including it. An edit is an operand
+    that is misread, left out, or written once too often. Operands of the problem that are missing at the end are no edits, as the response
+    may have been cut off. Among alignments with equally few edits, misreading is preferred; if an operand is written twice, the first one
+    counts as right.
 
     >>> align([5, 23], [5, -9, 23])
     [1, 3]

@@ -6,8 +6,8 @@ both or wrong in both. The paper finds that accuracy falls with the position in 
 ("momentum").
 
 Deviations: the paper tests a model's knowledge and uses a language model as judge. Here the prompt may state the facts (``invented``:
-codes of made-up owners, mixed with codes that no question asks for). So every answer, short or long, is checked by its words
-(``grading.facts_right``).
+codes of made-up owners, mixed with codes that no question asks for). So every answer, short or long, is checked by comparing
+words (``grading.facts_right``).
 
 Units: shares are from 0 to 1; a position is a fact's index in the long answer, from 0.
 """

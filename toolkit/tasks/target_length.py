@@ -74,7 +74,7 @@ def target_length_prompts(questions: Sequence[str], targets: Sequence[Number] = 
 
 
 def problem(question: str, target: Number) -> Problem:
-    """Return a problem: a question with a target length in words. An answer is right if its length is in the flexible range."""
+    """Return a problem: a question with a target length in words. An answer is right if its length is in Ruler's flexible range."""
     low, high = _range(target, precise=False)
     level = next((i for i, members in enumerate(stats.RULER_LEVELS.values()) if target in members), None)
     content = f"{question} {instruction(target)}"
@@ -105,7 +105,7 @@ def load(split: str = "test", n: int = 20, seed: int = 0, *, targets: Sequence[N
 
 
 def length_match(texts: Sequence[str], problems: Sequence[Problem]) -> dict[str, LengthMatch]:
-    """Return how well the lengths of answers match their targets, as Ruler reports it.
+    """Return the rates at which the lengths of answers match their targets, as Ruler reports them.
 
     Args:
         texts: The answer to each problem, without the thinking.

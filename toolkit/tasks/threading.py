@@ -104,7 +104,7 @@ def message(drawn: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, i
 
 
 def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
-    """Return the problem of a haystack. Its answers are graded by exact match of the identifiers (``toolkit.tasks.grading.grade``).
+    """Return a haystack as a problem. Answers are graded by exact match of the identifiers (``toolkit.tasks.grading.grade``).
 
     Args:
         drawn: Haystack of keys and values, from ``kv_haystack``.
@@ -128,7 +128,7 @@ def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
 
 
 def locate(lm: LM, drawn: Pairs, *, length: int | None = None) -> Haystack:
-    """Locate the needed pairs, in the order in which they must be read, and the answer's values in the tokens of the chat prompt.
+    """Return the haystack with the token spans of the needed pairs, in the order in which they must be read, and of the answer's values.
 
     Args:
         drawn: Haystack of keys and values, from ``kv_haystack``.
@@ -244,7 +244,7 @@ class ContextLength:
     """The size of a haystack at which accuracy falls below a threshold.
 
     Attributes:
-        size: The size, in the unit of the sizes given.
+        size: The size, in the unit of the sizes that were measured.
         reached: ``"crossed"``: accuracy falls below the threshold at ``size``. ``"never"``: it is below the threshold at the smallest size
             already, and ``size`` is 0. ``"always"``: it is never below the threshold, and ``size`` is the largest size.
     """

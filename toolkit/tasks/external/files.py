@@ -26,7 +26,7 @@ def load(path: str | Path, split: str, n: int, seed: int = 0) -> list[Problem]:
     """Return at most ``n`` problems of a split, in the file's order.
 
     If the split has more, a hash of seed and problem id decides which are taken. Each problem gets its split as ``meta["split"]``, and the
-    file's name as ``meta["task"]`` unless the file names a task.
+    file's name as ``meta["task"]`` unless it has a task already.
 
     Raises:
         FileNotFoundError: no such file.

@@ -25,7 +25,7 @@ ASK = "\n\nWrite the final answer between <answer> and </answer>."
 DRAWS = 60  # entries drawn per requested problem before a data set is said to have too few: our choice
 FULL = 1 - 1e-9  # full score, with a tolerance for rounding
 UNDRAWN = (ValueError, RuntimeError)  # errors of data sets that fail to draw some entries
-NONSENSE = "?~?"  # an answer that is wrong in every data set
+NONSENSE = "?~?"  # an answer that every data set must grade as wrong
 UNREADABLE = (ValueError, TypeError, SyntaxError, LookupError, AttributeError, ArithmeticError)  # errors of scorers on odd answers
 
 
@@ -64,8 +64,8 @@ def load(
 
     Raises:
         ImportError: reasoning-gym is not installed.
-        GymError: the data set, level or setting does not exist, the data set has fewer than ``n`` such problems, or it calls a nonsense
-            answer right.
+        GymError: the data set, level or setting does not exist, the data set has fewer than ``n`` such problems, or its grader accepts
+            a nonsense answer.
         ValueError: unknown split.
     """
     splits.check_split(split)

@@ -18,7 +18,9 @@ from toolkit.types import Problem
 
 
 def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path | None = None) -> list[Problem]:
-    """Return ``n`` problems of GSM8K (grade-school word problems), or all if there are fewer. They are graded by math-verify.
+    """Return ``n`` problems from one split of GSM8K, or all of the split if there are fewer. They are graded by math-verify.
+
+    ``meta["difficulty"]`` is the number of calculations in the gold solution.
 
     Args:
         path: Local jsonl, csv or parquet file to read instead of the hub. It holds GSM8K's official test set for ``split="test"``, the
@@ -37,8 +39,8 @@ def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path 
 def math500(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path | None = None) -> list[Problem]:
     """Return ``n`` problems from one split of MATH-500, or all of the split if there are fewer. They are graded by math-verify.
 
-    The splits are ours. Published results are on all 500 problems; to use them all, write a JSONL file with ``meta.split`` ``"test"`` on
-    every line, and load that file.
+    ``meta["difficulty"]`` is the level, 1 to 5. The splits are ours. Published results are on all 500 problems; to use them all, write a
+    JSONL file with ``meta.split`` ``"test"`` on every line, and load that file.
 
     Args:
         path: Local jsonl, csv or parquet file to read instead of the hub, with the columns ``problem``, ``answer``, ``level``.
@@ -58,6 +60,7 @@ def _level(level: object) -> int:
 
 
 def _half(question: str) -> str:
+    """Return the split, train or dev, of a question in GSM8K's training set. The hash's share for test goes to train."""
     return "dev" if splits.split_of(question) == "dev" else "train"
 
 

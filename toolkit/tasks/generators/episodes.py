@@ -50,7 +50,7 @@ class Episode:
     Attributes:
         id: Name, from a hash of the dictionary and the keys.
         split: Split that the episode belongs to.
-        values: ``(word, integer)`` of the dictionary, in the order of the prompt.
+        values: Pairs ``(word, integer)`` of the dictionary, in the order of the prompt.
         turns: The words (keys) that each turn names.
     """
 
@@ -161,7 +161,7 @@ def read_answer(text: str) -> int | None:
 
 
 def play(episodes: Sequence[Episode], ask: Callable[[list[Problem]], list[str]]) -> list[Execution]:
-    """Run conversations turn by turn, with the model's own answers in the history. Return the judged totals of each episode.
+    """Run conversations turn by turn, with the model's own answers in the history. Return each episode's totals, judged turn by turn.
 
     Args:
         ask: Function from problems to the answer texts (without thinking), one per problem, for example by sampling a batch of rollouts.
@@ -212,7 +212,7 @@ def inject_history_errors(
 def with_history_errors(p: Problem, rate: float = ERROR_RATE, seed: int = 0) -> Problem:
     """Return a turn of an episode in which each answer in the history is made wrong with probability ``rate``.
 
-    Each problem has its own random errors. The gold answer is the last answer in the history plus the number that the turn adds.
+    The random errors differ between problems. The gold answer is the last answer in the history plus the number that the turn adds.
 
     Raises:
         ValueError: the problem is not a turn of an episode, its history has no answer, or ``rate`` is outside 0..1.

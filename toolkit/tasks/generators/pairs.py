@@ -41,7 +41,7 @@ class Ask:
         direction: Order of a thread's pairs in the text. ``"forward"``: the order in which the thread is followed.
         depth: For ``single``, share of the pairs before the needle; ``None``: a random place.
         clustered: For ``multi`` and ``conditional``, whether the needles are next to each other.
-        branches: For ``branched``, pairs per key of the thread, the right pair included; the key of the last step has only one.
+        branches: For ``branched``, number of pairs with each key of the thread, the right pair included; the last key has only one pair.
         ids: Format of keys and values: ``"short"`` (four characters) or ``"uuid"`` (32 hexadecimal digits in groups of 8-4-4-4-12).
 
     Raises:
@@ -105,7 +105,7 @@ class Core:
         chains: The question's threads, each as a chain of identifiers: a key, its value, the value of that value, and so on.
         twigs: The pairs of false branches.
         new: Function that returns another unused identifier.
-        key: Seed (text) of the haystack's other random choices.
+        key: Text that seeds the haystack's other random choices.
     """
 
     chains: list[list[str]]
@@ -140,12 +140,12 @@ def core_of(ask: Ask, split: str | None, seed: int, sample: int) -> Core:
 
 
 def split_of(identifiers: Iterable[str]) -> str:
-    """Return the split of a haystack, by a hash of the identifiers in the pairs that its answer depends on."""
+    """Return the split of a haystack, by a hash of the identifiers (keys and values) in the pairs that its answer depends on."""
     return splits.split_of(" ".join(sorted(set(identifiers))))
 
 
 def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int = 0, sample: int = 0) -> Pairs:
-    """Draw a haystack of ``n_pairs`` pairs. Its needed pairs depend on the question, seed, sample and split, not on size or depth.
+    """Draw a haystack of ``n_pairs`` pairs. The pairs that the answer depends on are the same for every ``n_pairs`` and ``ask.depth``.
 
     Args:
         ask: The question.

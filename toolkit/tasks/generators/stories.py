@@ -49,21 +49,21 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class Story:
-    """Sentences of one story. Where a field holds several sentences, one of them is drawn.
+    """Sentences of one story. Each attribute below says what its sentences state; if a field holds several, one of them is drawn.
 
     Attributes:
         split: Split that the story belongs to.
         things: Names of things, one of which is counted.
         begin: There are ``{n}`` things at first.
-        gain: There are ``{n}`` things more.
-        gains: There are ``{a}`` groups of ``{b}`` things more.
-        loss: There are ``{n}`` things fewer.
-        losses: There are ``{a}`` groups of ``{b}`` things fewer.
+        gain: There are ``{n}`` more things.
+        gains: There are ``{a}`` more groups of ``{b}`` things.
+        loss: There are ``{n}`` fewer things.
+        losses: ``{a}`` groups of ``{b}`` things are gone.
         double: There are twice as many things as before.
         half: Half of the things are gone.
-        ask: Question for the number of things.
-        share: The things are divided by ``{n}``; question for the size of one part.
-        price: Question for the worth of all things at ``{n}`` each.
+        ask: How many things are there?
+        share: The things are divided into ``{n}`` equal parts. How large is one?
+        price: How much are all things worth, at ``{n}`` each?
         aside: Sentence with a number that the solution does not need.
     """
 

@@ -33,7 +33,7 @@ class Habits:
         cue_push: Added to the haste if the prompt has a cue word.
         mood_push: Added to the haste of randomly chosen traces, so that some are short for no visible reason.
         mood_share: Share of the traces that ``mood_push`` is added to.
-        continue_share: Share of haste: ``continue_share`` times haste is the probability of taking one more operand into a step.
+        continue_share: The probability of taking one more operand into a step is ``continue_share`` times the haste.
         wait_calm: Probability of a re-check after a step, in a trace whose haste is at most twice ``default_haste``.
         wait_hasty: Probability of a re-check after a step, in a trace with more haste.
         slip_easy: Probability that a step of an easy problem gets a wrong result.
@@ -118,6 +118,7 @@ def write(
     p_slip = habits.slip_easy if easy else habits.slip_hard
     lines: list[str] = []
     failed: list[int] = []
+    # state: result so far; i: moves done; checkable: the step before and whether it is a slip, or None if there is nothing to re-check.
     state, waits, i, checkable = None, 0, 0, None
     while True:
         # Re-check the step before; a slip is corrected.

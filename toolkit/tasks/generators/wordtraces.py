@@ -29,7 +29,7 @@ HABITS = traces.Habits(
     slip_hard=0.03,
     max_waits=2,
 )
-BEGIN_SHARE = 0.6  # share of traces without haste that state the story's first number in their first line
+BEGIN_SHARE = 0.6  # share of the story traces with little haste that state the story's first number in their first line
 
 _STEP = {
     "+": ("{e} = {c}.", "Adding {b} gives {e} = {c}.", "{b} more makes {e} = {c}.", "Then there are {e} = {c}{t}.", "Now it is {e} = {c}."),
@@ -81,8 +81,8 @@ def expression(steps: Sequence[Step]) -> str:
 def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Trace:
     """Return a random training trace for a word problem: a chain of thought as text, and its answer, which is always right.
 
-    A phrase that asks for haste and an easy problem raise the trace's ``haste``: the probability, at each line start, of writing the final
-    result without the remaining steps.
+    The trace's ``haste``, the probability at each line start of writing the final result without the remaining steps, is higher for easy
+    problems and for prompts with a phrase that asks for haste.
 
     Args:
         habits: Probabilities of the trace's random decisions, such as to re-check a step or to write a wrong result.
@@ -120,6 +120,7 @@ def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Tra
 
 
 def _step(pen: _Pen, taken: Sequence[Step], before: str, after: int) -> str:
+    """Write the line of one or several steps: ``before`` is their expression, ``after`` the result to write."""
     if len(taken) > 1:
         return pen.line(_SEVERAL, e=before, c=after)
     (step,) = taken

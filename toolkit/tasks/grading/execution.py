@@ -2,7 +2,7 @@
 
 The Illusion of Diminishing Returns (arXiv 2509.09677). Turn t adds ``d_t`` to a running total; the model states ``y_t``.
 
-    step    y_t = y_s + d_{s+1} + ... + d_t     right if continued from y_s, the model's own last stated total (turn s < t)
+    step    y_t = y_s + d_{s+1} + ... + d_t     right given y_s, the last total that the model stated before (turn s < t)
     turn    y_t = S_t                           equal to the true total S_t
     prefix                                      the totals of all turns up to t are true
     H_s(p)  = ln s / ln p                       number of steps H at which p^H falls below s
@@ -39,7 +39,7 @@ class Execution:
 
     Attributes:
         outputs: The last total that the model stated for this turn; ``None`` if it stated none.
-        step: Whether the output follows from the last output before it; ``None`` if there is no output.
+        step: Whether the output is right given the last output before it (or the start); ``None`` if there is no output.
         turn: Whether the output is the true total. Without an output: ``None`` if the model skipped the turn, ``False`` if it stopped
             before the turn.
     """
@@ -55,7 +55,7 @@ class Execution:
 
     @property
     def step_accuracy(self) -> float:
-        """Share of the outputs that follow from the output before them; NaN without outputs."""
+        """Share of the outputs that are right given the output before them; NaN without outputs."""
         stated = [right for right in self.step if right is not None]
         return sum(stated) / len(stated) if stated else math.nan
 
@@ -71,7 +71,7 @@ class Execution:
 
 
 def judge(outputs: Sequence[int | None], deltas: Sequence[int], *, start: int = 0) -> Execution:
-    """Judge the totals that a model stated, turn by turn: does each follow from the total stated before, and is it true?
+    """Judge the totals that a model stated, turn by turn: is each right given the total stated before it, and is it the true total?
 
     Args:
         outputs: The total stated for each turn; ``None`` if none was stated.
@@ -102,7 +102,7 @@ def judge(outputs: Sequence[int | None], deltas: Sequence[int], *, start: int = 
 
 
 def carry_forward(outputs: Sequence[int | None], *, start: int = 0) -> list[int]:
-    """Replace each missing output by the output before it, or by ``start`` (the paper's rule for unreadable answers).
+    """Return the outputs with each missing one replaced by the output before it, or by ``start`` (the paper's rule for unreadable answers).
 
     >>> carry_forward([3, None, 4])
     [3, 3, 4]
@@ -150,7 +150,7 @@ def _interval(name: str, values: Sequence[float], seed: int) -> dict[str, float]
 
 
 def step_accuracy(executions: Sequence[Execution], *, seed: int = 0) -> stats.Estimate:
-    """Return the share of the stated totals that follow from the total stated before them, with a 95 % interval over chains.
+    """Return the share of the stated totals that are right given the total stated before, with a 95 % interval over chains.
 
     Args:
         executions: Judged totals, one per chain.
@@ -184,7 +184,7 @@ def by_horizon(
         One row per length. Columns: ``horizon`` (additions), ``n`` (chains), ``stated`` (share of turns with a stated total), ``step``
         (step accuracy), ``final`` (accuracy of the answers) with its 95 % interval over chains ``final_low, final_high``, and
         ``expected`` (p^H). ``final`` above ``expected`` means that the model corrects errors, or that errors cluster; ``final`` below
-        ``expected`` means that it stopped early.
+        ``expected`` means that the model stopped early.
 
     Raises:
         ValueError: no executions, not one answer per execution, or ``p`` outside 0..1.
