@@ -29,9 +29,8 @@ from toolkit.types import Direction, Problem, Report, Rollout
 METRICS = ("think_tokens", "accuracy", "closed", "looping")
 QUANTILES = ("think_tokens_q10", "think_tokens_q50", "think_tokens_q90")
 RANDOM = "random direction"  # name of a random control among the directions of a sweep
-assumed_damage = (
-    0.05  # within the usable range, the share of unclosed or looping responses exceeds base's by at most this: our choice
-)
+# Within the usable range, the share of responses that never close or that loop exceeds that of base by at most this: our choice.
+assumed_damage = 0.05
 assumed_targets = (0.5, 0.75, 1.0, 1.5, 2.0)  # target lengths, as multiples of the base model's mean: ours
 assumed_reference = 48  # number of base rollouts whose perplexity is measured: ours
 

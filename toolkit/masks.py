@@ -101,9 +101,8 @@ class Masking:
             if tracker is not None and tracker.weight(self.during, value.device) is None:
                 return value
             weight = self._weight(value, strength, tracker)
-            weight = weight.repeat_interleave(
-                value.shape[-1] // len(strength), dim=-1
-            )  # from [..., heads] to [..., heads * head_dim]
+            # From [..., heads] to [..., heads * head_dim], like the value.
+            weight = weight.repeat_interleave(value.shape[-1] // len(strength), dim=-1)
             aim = 0.0 if target is None else target[: value.shape[-1]].to(value.device, torch.float32)
             return torch.where(weight > 0, value + weight * (aim - value.float()), value).to(value.dtype)
 

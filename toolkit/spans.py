@@ -136,7 +136,7 @@ def _assistant_message(lm: LM, prompt: Sequence[int]) -> Sequence[int]:
 
 
 class Reader:
-    """The phase and the think length of one response, updated with every token that is written.
+    """Reads one response token by token and keeps track of its phase and its think length.
 
     Attributes:
         phase: Phase in which the next token is written: PROMPT until thinking is opened, then THINK, and ANSWER once it is closed.
