@@ -93,7 +93,7 @@ def moments(
         second: Site kinds whose outer products are summed too (``layers * width^2`` numbers per class).
 
     Raises:
-        NoThinkTagsError: no rollout has a position.
+        NoThinkTagsError: no rollout has both a class and a position.
     """
     return _moments(lm, rollouts, examples_of(lm, rollouts, by, positions), kinds, second, positions)
 
@@ -107,10 +107,10 @@ def moments_and_entropies(
     positions: Positions = THINK,
     temperature: float = 1.0,
 ) -> tuple[Moments, list[Rollout]]:
-    """Return ``moments`` and, from the same pass, the rollouts with log-probabilities and entropies (nats) of the full softmax.
+    """Return the result of ``moments`` and, from the same pass, the rollouts with log-probabilities and entropies (nats).
 
-    The log-probabilities and entropies equal those of ``entropies.with_entropies``. Rollouts without a class or without a position are
-    returned unchanged. The LM head is applied to response tokens only, some at a time.
+    Log-probabilities and entropies are of the full softmax and equal those of ``entropies.with_entropies``. Rollouts without a class or
+    without a position are returned unchanged. The LM head is applied to response tokens only, some at a time.
 
     Args:
         by: Function from a rollout to its class, or to ``None`` to leave the rollout out.
@@ -119,7 +119,7 @@ def moments_and_entropies(
         temperature: Temperature of the softmax.
 
     Raises:
-        NoThinkTagsError: no rollout has a position.
+        NoThinkTagsError: no rollout has both a class and a position.
         ValueError: the temperature is not positive.
     """
     if not temperature > 0:
@@ -263,7 +263,7 @@ def states(
         each: True for one row per position. By default there is one row per rollout: the mean over its positions.
 
     Raises:
-        NoThinkTagsError: no rollout has a position.
+        NoThinkTagsError: no rollout has both a class and a position.
     """
     examples = examples_of(lm, rollouts, by, positions)
     ends = [0, *accumulate(len(e.where) if each else 1 for e in examples)]
@@ -362,7 +362,7 @@ def spread(
         neg: The other class.
 
     Raises:
-        NoThinkTagsError: no rollout has a position.
+        NoThinkTagsError: no rollout has both a class and a position.
         KeyError: one of the two classes has no rollout.
     """
     examples = examples_of(lm, rollouts, by, positions)

@@ -151,7 +151,7 @@ class Batch:
 
 
 def select_rows(layer: Any, index: Int[Tensor, " rows"]) -> None:
-    """Replace the rows of a cache layer by its rows ``index``, in that order, in place; an index may occur several times."""
+    """Keep only the rows ``index`` of a cache layer, in that order, in place; an index may occur several times."""
     # Layers with a recurrent state have only the second method, which selects the same way. A layer that shares another's keys is empty.
     if hasattr(layer, "batch_select_indices"):
         layer.batch_select_indices(index)

@@ -83,7 +83,7 @@ Estimator = Callable[[States], Direction]
 
 
 def unpaired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the mean of the rows of class ``pos`` minus the mean of the rows of class ``neg``, fp64, as ``mean_difference`` does."""
+    """Return the mean of the rows of class ``pos`` minus the mean of the rows of class ``neg``, fp64, like ``mean_difference``."""
     return _of_rows(states, "mean_difference", _gap(states, pos, neg), states.of(pos), states.of(neg))
 
 

@@ -150,10 +150,10 @@ def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> t
 
 
 def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage) -> tuple[float, float]:
-    """Return the lowest and the highest measured strength between which responses still close their thinking and do not loop (ours).
+    """Return the lowest and the highest measured strength between which responses still close their thinking and do not loop.
 
-    The range contains 0 and ends, on each side, before the first damaged strength. A lower accuracy is no damage here, since shorter
-    thinking may cost accuracy.
+    The definition is ours. The range contains 0 and ends, on each side, before the first damaged strength. A lower accuracy is no damage
+    here, since shorter thinking may cost accuracy.
 
     Args:
         direction: Name of the direction.

@@ -117,7 +117,7 @@ def of_lm(lm: LM) -> dict[str, Any]:
 def describe(act: Any) -> str:
     """Return a rule, intervention or prompt change as text: its ``str()``.
 
-    If that contains a memory address, return the name of the function or class and a hash of its identity instead.
+    If this text contains a memory address, return the name of the function or class and a hash of its identity instead.
     """
     words = str(act)
     if not ADDRESS.search(words):

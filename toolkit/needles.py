@@ -66,10 +66,10 @@ class Example:
 
 
 def needle_recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> bool:
-    """Return True if the needle was retrieved: if enough of its tokens are among the emitted tokens.
+    """Return True if the needle was retrieved: if more than the share ``above`` of its tokens are among the emitted tokens.
 
     Args:
-        above: Share (0 to 1) of the needle's tokens, counted with repetition, of which more must be among the emitted tokens.
+        above: Share of the needle's tokens (0 to 1); a token that occurs twice in the needle counts twice.
     """
     ids = example.rollout.token_ids
     needle = Counter(ids[example.needle.start : example.needle.stop])

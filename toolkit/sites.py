@@ -78,7 +78,7 @@ class Site:
 class Row:
     """The module names of one architecture family. A model belongs to the family if each of its blocks has all named modules.
 
-    A block without the attention module belongs to it too if it has a module of ``MIXERS`` instead. It has no attention heads.
+    A block may have a module of ``MIXERS`` instead of the attention module; it then has no attention heads.
 
     Attributes:
         family: Name of the family.
@@ -259,7 +259,7 @@ class Layout:
     """Modules, head geometry and output projections of one model.
 
     Layers may differ in number and size of their heads, and may have none (linear attention, state spaces, convolutions). Tables of heads
-    are ``[layers, n_heads]`` with NaN where a layer has fewer heads. Tables of ``z`` are ``[layers, width("z")]`` with 0 there.
+    are ``[layers, n_heads]``, with NaN where a layer has fewer heads. Tables of ``z`` are ``[layers, width("z")]``, padded with 0.
 
     Attributes:
         row: The architecture family, with its module names.
@@ -386,9 +386,10 @@ class Layout:
     def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Map a direction v of the residual stream to ``attn_out``: return u such that ``<v, contribution> = <u, attn_out> / scale``.
 
-        The contribution is what attention adds to the residual stream, in the units of the stream's end (see ``to_end``). In pre-norm
-        families u is v, and the scale is 1. With an RMS norm of gain g in between, u is ``g * v``, since
-        ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``. A head's contribution along v is ``to_attn_out(v) @ W_O[:, head] @ (z / rms)``.
+        The contribution is attention's part of the end of the residual stream: ``attn_out``, after the norm that follows it, if there is
+        one, times ``to_end(layer)``, which is 1 in most families. Where it is 1: without a norm, u is v and ``scale`` is 1; with an RMS
+        norm of gain g, u is ``g * v`` and ``scale`` is ``rms(attn_out)``, since ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``. A head's
+        contribution along v is ``to_attn_out(layer, v) @ W_O[:, head] @ (z / scale)``.
         """
         norm, factor = self.norm(layer), self.to_end(layer)
         u = v if norm is None else norm.back(v)

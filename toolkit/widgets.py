@@ -92,7 +92,7 @@ def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
 
 
 def live(*, every: int = 5, metrics: Sequence[str] = ("accuracy", "think_tokens", "reward")) -> Any:
-    """Return a training callback, ``Extras(callbacks=(live(),))``, that draws learning curves while the run is in progress.
+    """Return a callback for GRPO training that draws learning curves in Jupyter during the run: ``Extras(callbacks=(live(),))``.
 
     Args:
         every: Number of training steps between updates.

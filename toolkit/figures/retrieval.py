@@ -50,8 +50,8 @@ def sparsity(table: pd.DataFrame) -> go.Figure:
     The copy score of a head is the share of the needle's tokens that it copies (arXiv 2404.15574).
 
     Args:
-        table: One row per model, with the columns ``model, above 0.1, above 0.5, zero`` (shares). The first row is the measured model, the
-            others are published models.
+        table: One row per model, with the columns ``model, above 0.1, above 0.5, zero`` (shares of the heads, 0 to 1). The first row is the
+            model that was measured here; the others hold published numbers.
     """
     figure = go.Figure()
     for i, name in enumerate(table["model"]):
@@ -81,7 +81,8 @@ def stability(table: pd.DataFrame) -> go.Figure:
 def masking_curve(table: pd.DataFrame) -> go.Figure:
     """Line plot of accuracy against the number of masked heads, one panel per ranking of the heads.
 
-    One line is for the top heads of the ranking, the other for random heads of the same layers. Only the published form of masking is shown: uniform attention, while decoding. The dotted line is the accuracy without a mask.
+    One line is for the top heads of the ranking, the other for random heads of the same layers. Only the published form of masking is
+    shown: uniform attention, while decoding. The dotted line is the accuracy without a mask.
 
     Args:
         table: From ``jobs.masking_effects``.
@@ -141,6 +142,8 @@ def masking_forms(table: pd.DataFrame) -> go.Figure:
 
 def thinking_or_not(table: pd.DataFrame) -> go.Figure:
     """Bar chart of the accuracy lost by masking heads, when the model thinks and when it answers directly; one panel per task.
+
+    The loss is the accuracy with nothing masked minus the accuracy with the mask. Bars are for the top heads and for random heads.
 
     Args:
         table: From ``jobs.thinking_or_not``.

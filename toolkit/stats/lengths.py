@@ -12,7 +12,9 @@ from numpy import ndarray
 
 
 def looping(tokens: Sequence[int], *, longest_period: int = 64, repeats: int = 4) -> bool:
-    """Return True if a response ends in a loop: the same run of tokens at least ``repeats`` times, and at least 16 tokens in all (ours).
+    """Return True if a response ends in a loop: the same run of tokens at least ``repeats`` times, and at least 16 tokens in all.
+
+    The definition is ours.
 
     Args:
         tokens: Token ids of the response.
@@ -59,7 +61,7 @@ def words(text: str) -> int:
 
 
 def ranges_around(targets: Sequence[Number], share: float) -> Ranges:
-    """Return a range around each target T, from ``T - share * T`` to ``T + share * T`` (ours; Ruler has fixed tables).
+    """Return a dict from each target T to the range from ``T - share * T`` to ``T + share * T`` (Ruler instead has fixed tables).
 
     Args:
         targets: Target lengths, in any unit.

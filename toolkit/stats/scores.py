@@ -85,12 +85,12 @@ def holm(p: Float[ndarray, " tests"]) -> Float[ndarray, " tests"]:
 
 
 def permutation_p(as_extreme: ndarray) -> float:
-    """Return the p-value of a permutation test, ``(b + 1) / (m + 1)``, where b of m permutations are at least as extreme as the data.
+    """Return the p-value of a permutation test, ``(b + 1) / (m + 1)``: b of m permutations are at least as extreme as the observed order.
 
     The observed order counts as one of the permutations, so the p-value is never 0.
 
     Args:
-        as_extreme: Per drawn permutation, True if its statistic is at least as extreme as the observed one.
+        as_extreme: For each drawn permutation, True if its statistic is at least as extreme as that of the observed order.
 
     >>> permutation_p(np.array([True] + [False] * 98))
     0.02

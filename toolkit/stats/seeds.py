@@ -94,7 +94,7 @@ def mean_effect(
     The module docstring of ``toolkit.stats.seeds`` has the equations. All numbers of the effect are NaN if no problem has a value.
 
     Args:
-        values: One value per seed and problem; NaN if there is none. A problem without a value for any seed does not count.
+        values: One value per seed and problem; NaN if there is none. A problem counts if at least one seed has a value for it.
         minus: Values to subtract problem by problem, such as those of the base model; the effect is then a paired difference. A single row
             is subtracted from all seeds.
         seed: Seed of the resamples of problems.
