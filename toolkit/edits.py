@@ -156,8 +156,10 @@ def plan_origins(planned: Plan) -> tuple[origins.Record, ...]:
 
 @torch.no_grad()
 def apply(lm: LM, planned: Plan) -> LM:
-    """Return a new LM with a plan written into its weights: ``W_h <- (I - lambda v v^T) W_h`` (arXiv:2503.22048) or
-    ``W_h <- (1 - lambda) W_h``, with lambda the edit's strength and v the plan's unit direction.
+    """Return a new LM with a plan written into its weights.
+
+    An edit changes the columns ``W_h`` of a head in ``W_O``: ``project_out`` to ``(I - lambda v v^T) W_h`` (arXiv:2503.22048), ``scale`` to
+    ``(1 - lambda) W_h``, where lambda is the strength of the edit and v the plan's unit direction at the layer (see ``unit_at``).
 
     Only the output projections of the edited layers are copied; all other weights are shared with ``lm``.
 

@@ -102,7 +102,7 @@ def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
 def around_passes(
     model: nn.Module, before: Callable[[Tensor | None, Any], None], after: Callable[[Tensor, Any], None]
 ) -> Iterator[None]:
-    """Call ``before(input_ids, cache)`` and ``after(input_ids, cache)`` around every forward pass of a model without LM head.
+    """Call ``before(input_ids, cache)`` and ``after(input_ids, cache)`` around every forward pass of a model without LM head (``lm.body``).
 
     ``before`` gets the KV cache that is passed to the model, ``after`` the one that the model returns; ``None`` without a cache.
     """

@@ -101,8 +101,10 @@ def of(value: Any, *, strict: bool = True) -> Identity:
 
 
 def of_lm(lm: LM) -> dict[str, Any]:
-    """Return the identity of a model as a dict of hashes and values: weights and config (``"fingerprint"``), chat template, think tags,
-    end-of-sequence ids and vocabulary. The model's name is not part of it.
+    """Return the identity of a model as a dict that JSON can store; the name of the model is not part of it.
+
+    Keys: ``fingerprint`` (hash of weights and config), ``template`` (hash of the chat template), ``tags`` (think tags), ``eos``
+    (end-of-sequence ids) and ``vocabulary`` (hash).
     """
     vocabulary = json.dumps(lm.tokenizer.get_vocab(), sort_keys=True)
     return {

@@ -21,7 +21,7 @@ PROMPT, THINK, ANSWER = range(3)  # indices into PHASES; a response is in PROMPT
 def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[Span | None, Span | None]:
     """Return the think span and the answer span of a sequence; ``None`` in place of a span that it does not have.
 
-    - Thinking is opened by the model, or by the prompt: its template, or an assistant message at its end that the model continues.
+    - Thinking is opened by the response, or at the end of the prompt: by the chat template, or in an assistant message that is continued.
     - If the prompt closes thinking or switches it off, the think span is empty and the whole response is the answer.
     - The first closing tag ends thinking. Without one the think span runs to the end, and there is no answer.
     - A response with a closing tag but no opening tag thinks from its first token to that tag.

@@ -141,7 +141,8 @@ class Provenance:
     Attributes:
         model: Id or directory that the model was loaded from.
         revision: Hub revision (branch, tag or commit), or ``None``.
-        fingerprint: SHA-256 over all weights and the config; using the value with a model of another fingerprint is an error.
+        fingerprint: SHA-256 over all weights and the config. The value can be used only with a model of this fingerprint; a direction also
+            with models that were made from that model (``LM.parent``).
         template_hash: Hash of the chat template.
         toolkit_version: Version of the toolkit that made the value.
         seed: Random seed, or ``None`` if nothing was random.

@@ -49,8 +49,8 @@ def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, 
         direction: The direction; adding it lengthens thinking.
         path: The file to write.
         lm: The model that the direction is for.
-        scale: Factor on the vectors. The header records it, with ``norm: dose`` if it is not 1, and ``sign: + = shorter`` if it is
-            negative.
+        scale: Factor on the vectors, recorded in the header. If it is not 1, the field ``norm`` is ``dose``; if it is negative, the field
+            ``sign`` is ``+ = shorter``.
         metrics: Results measured with the direction, by name, for the header's field ``metrics_json``.
 
     Raises:
@@ -62,7 +62,7 @@ def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, 
 
 
 def load(path: str | Path, lm: LM | None = None) -> Direction:
-    """Load a direction from a file that ``save`` wrote. A scale is undone: vectors are divided by the scale in the header.
+    """Load a direction from a file that ``save`` wrote. The factor ``scale`` of ``save`` is undone.
 
     Args:
         path: The file.

@@ -23,9 +23,13 @@ from toolkit.vectors.files import ExportError
 def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
     """Write a plan that projects a direction out of heads as a PEFT adapter (LoRA of rank 1), and return its directory.
 
-    The model with the adapter equals ``edits.apply(lm, planned)``. With v the unit direction of a layer, ``strength_h`` the strength of the
-    edit of head h, and ``mask_h`` 1 at the columns of head h in ``W_O`` and 0 elsewhere, the change of an edited layer's ``W_O`` is ``dW =
-    B A``, with ``B = -v`` ``[d_model, 1]`` and ``A = sum_h strength_h (v^T W_O) mask_h`` ``[1, n_heads * head_dim]``.
+    The model with the adapter equals ``edits.apply(lm, planned)``. The adapter adds ``B A`` to the ``W_O`` of an edited layer::
+
+        B = -v                                      [d_model, 1]
+        A = sum_h strength_h (v^T W_O) mask_h       [1, n_heads * head_dim]
+
+    v is the unit direction of the layer, ``strength_h`` the strength of the edit of head h, and ``mask_h`` is 1 at the columns of head h in
+    ``W_O`` and 0 elsewhere.
 
     If PEFT scales the adapter by s, the strengths of the plan are multiplied by s (if each head is edited once). The changes of several
     adapters add up. If two adapters edit a head along directions that are not orthogonal, the sum differs from applying one plan after the
