@@ -28,10 +28,10 @@ NAME = "default"  # peft's name for the adapter
 
 
 def read_config(source: str, revision: str | None = None) -> dict[str, Any] | None:
-    """Return the ``adapter_config.json`` of a directory or hub id, or ``None`` if it holds no adapter.
+    """Return the content of ``adapter_config.json`` in a directory or hub repository, or ``None`` if there is no such file.
 
     Raises:
-        ImportError: there is an adapter, but peft is not installed.
+        ImportError: the file exists, but peft is not installed.
         store.DamagedFileError: the config is not a JSON object.
     """
     path = find_adapter_config_file(source, revision=revision)
@@ -52,7 +52,7 @@ def find_base(source: str, config: Mapping[str, Any]) -> str:
         config: Content of the adapter's ``adapter_config.json``.
 
     Raises:
-        UnsupportedModelError: the base does not exist, or the config does not name one.
+        UnsupportedModelError: the config names no base, or names a path at which there is no model. (A hub id is not looked up.)
     """
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
@@ -88,7 +88,7 @@ def merge(
         source: Directory or hub id of the adapter.
         dtype: Number type of the merged weights. Buffers, such as rotary frequencies, keep their type, as when a model is loaded.
         revision: Hub revision of the adapter.
-        precision: Number type in which the weights are summed.
+        precision: Number type in which the adapter's change is added to the base weights, before the sum is rounded to ``dtype``.
 
     Raises:
         store.DamagedFileError: the adapter is not complete, or does not fit the model.
@@ -97,6 +97,7 @@ def merge(
     from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
     wide = dtype in (torch.float32, torch.float64)
+    # Copies of the base weights, to measure what rounding to ``dtype`` loses of the adapter's change; fp32 and fp64 lose next to nothing.
     start = {} if wide else {name: weight.detach().clone() for name, weight in model.named_parameters()}
     for weight in model.parameters():
         weight.data = weight.data.to(precision)

@@ -39,8 +39,8 @@ class Rows:
         queries: Position of each query; -1 pads sequences that have fewer queries than others.
         weights: Attention probabilities, fp32; zero at keys that the query may not attend to.
         scale: Divisor of the norm that follows the output projection, at each query, fp32; 1 if there is no such norm.
-        gate: Factor on each entry of a head's output before the output projection, at each query, fp32: the gate of gated attention, a norm
-            there, or 1.
+        gate: Factor on each entry of a head's output between attention and the output projection, at each query, fp32: from the gate of
+            gated attention or from a norm there; 1 if there is neither.
     """
 
     layer: int
@@ -61,7 +61,9 @@ class Rows:
             keys: Position of the key, for each head and query.
         """
         batch, heads, _ = keys.shape
+        # Column of each key in the cache, kept inside it for keys that are no longer cached.
         at = (keys + self._shift[:, None, None]).clamp(0, self._values.shape[2] - 1)
+        # KV head that each query head reads: several query heads may share one.
         group = torch.arange(heads, device=keys.device) // (heads // self._values.shape[1])
         return self._values[torch.arange(batch, device=keys.device)[:, None, None], group[None, :, None], at].float()
 
@@ -94,6 +96,8 @@ def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take
 
 def rows(lm: LM, ids: Sequence[int], span: Span) -> Float[Tensor, "layers heads queries keys"]:
     """Return the attention probabilities of the queries in ``span`` over all keys, in all layers and heads, on the CPU.
+
+    Entries are NaN where a layer has no such head.
 
     Args:
         ids: Token ids of one sequence.
@@ -218,6 +222,7 @@ class _Batch:
     def _aligned(self, weights: Tensor, shift: Int[Tensor, " batch"], stop: int) -> Float[Tensor, "batch heads queries keys"]:
         """Map weights over cached keys (padded, perhaps only the last ones) to weights over the positions of each sequence."""
         # The table may have more columns than its longest sequence has tokens: one may have a long prompt, another many queries.
+        # longest: number of positions in the result; at: column of the cache that holds each position, [batch, positions].
         longest = min(int((stop - self.width + self.starts).max()), int(self.stops.max()))
         at = torch.arange(longest, device=weights.device)[None] + shift[:, None]
         cached = (at >= 0) & (at < weights.shape[-1])

@@ -20,7 +20,7 @@ from toolkit.spans import THINK, Reader
 from toolkit.tags import ENDS_MESSAGE
 
 NOWAIT = ("wait", "alternatively", "hmm", "but", "however", "check", "verify", "again", "maybe")
-"""Words that are suppressed while thinking: ours, after NoWait (arXiv:2506.08343)."""
+"""Words that ``Suppress`` suppresses by default: our choice, after NoWait (arXiv:2506.08343)."""
 
 
 def _ids(lm: LM, text: str) -> tuple[int, ...]:
@@ -37,10 +37,10 @@ def _closing_tag(lm: LM) -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """Budget forcing (arXiv:2501.19393), a decoding rule: after ``tokens`` think tokens the closing tag replaces the drawn token.
+    """Budget forcing (arXiv:2501.19393), a decoding rule: once ``tokens`` think tokens are written, the closing tag replaces the next one.
 
     Attributes:
-        tokens: Budget: largest number of think tokens, not counting ``before``.
+        tokens: Largest number of think tokens that the model may write; those of ``before`` do not count.
         before: Text that is placed before the closing tag, such as a line end.
     """
 
@@ -68,13 +68,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class SecondLook:
-    """The opposite of ``Budget`` (also arXiv:2501.19393), a decoding rule: a text such as "Wait" replaces the first closing tags.
+    """A decoding rule that prolongs thinking (also arXiv:2501.19393): a text such as "Wait" replaces the first ``times`` closing tags.
 
     If the closing tag has several tokens, only its last token is replaced; the others stay in the thinking.
 
     Attributes:
         text: Text in place of the closing tag.
-        times: Number of closing tags to replace.
+        times: Number of closing tags to replace; later ones are kept.
     """
 
     text: str = "Wait"
@@ -129,7 +129,7 @@ class Suppress:
 
 @dataclass(frozen=True)
 class Instruction:
-    """A change of the prompt: adds a sentence to the end of the last user message.
+    """A change of the prompt: adds the sentence ``text`` to the end of the last user message.
 
     >>> Instruction()([{"role": "user", "content": "What is 2+2?"}])
     [{'role': 'user', 'content': 'What is 2+2? Think briefly.'}]

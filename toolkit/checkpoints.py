@@ -1,7 +1,7 @@
 """Read a model and its tokenizer from a directory, hub id or GGUF file, and write them to a directory.
 
-Besides ``adapters`` the only module that calls ``from_pretrained`` or ``save_pretrained``. If a checkpoint does not fit its config,
-transformers initialises, drops or converts weights with at most a warning. Here everything that would change a number is an error.
+Only this module and ``adapters`` call ``from_pretrained`` and ``save_pretrained``. If a checkpoint does not fit its config, transformers
+initialises, drops or converts weights with at most a warning. Here everything that would change a number is an error.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Checkpoint:
     """A model on the CPU and its tokenizer, as read from files.
 
     Attributes:
-        folder: Directory that the model (or an adapter's base) was read from. ``write`` copies its files other than weights, such as
-            those of a multimodal processor. ``None`` for GGUF files and shipped models.
+        folder: Directory that the model (or an adapter's base) was read from, from which ``write`` copies further files, such as those of
+            a multimodal processor. ``None`` for GGUF files and shipped models.
         made_from: Records (see ``origins``) of the problems that were used to edit or train the model.
     """
 
@@ -108,10 +108,12 @@ def _made_from(where: str, revision: str | None) -> tuple[origins.Record, ...]:
 def write(checkpoint: Checkpoint, directory: str | Path, notes: Mapping[str, Any]) -> Path:
     """Write a checkpoint as an ordinary Hugging Face directory, atomically, and return its path.
 
-    Other files in ``checkpoint.folder`` are copied, except weights and files that match ``DESCRIBES``.
+    The other files of ``checkpoint.folder`` are copied too, except weights and files that describe the old weights (``DESCRIBES``).
 
     Args:
-        notes: JSON files to add: file name -> value.
+        checkpoint: Model and tokenizer to write.
+        directory: The directory to write.
+        notes: JSON files to add: file name -> content.
 
     Raises:
         FileExistsError: the directory exists and is not empty.

@@ -1,6 +1,7 @@
 """Judge published effects by our measurements: a verdict, and the effect size that would be detected with 80 % power.
 
-Every effect is signed so that + is the claimed direction. The smallest effect that matters is our choice, stated with each claim.
+Every effect is signed so that + is the direction that the paper claims. The smallest effect that matters is our choice, stated with each
+claim.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Claim:
         text: The claim in words.
         source: Paper that makes the claim, or ``control``.
         estimate: The measured effect; positive if it has the claimed direction.
-        smallest: Smallest effect that matters (ours), in the unit of the estimate.
+        smallest: Smallest effect that matters (our choice), in the unit of ``estimate``: 0.03 means 3 points.
         unit: ``points`` (the estimate is a share, e.g. 0.03, and is shown as 3.0 points), ``tokens``, ``nats`` or ``correlation``.
         beyond: The claim is that the effect exceeds this value. 0 for an effect; -0.03 for "loses less than 3 points".
     """
@@ -42,14 +43,14 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """The verdict from the interval; an effect that matters exceeds ``beyond`` by at least ``smallest``:
+        """The verdict, from the interval of the estimate. An effect that matters exceeds ``beyond`` by at least ``smallest``.
 
         - ``reproduced``: the interval lies above ``beyond`` and includes effects that matter.
-        - ``real but too small to matter``: it lies above ``beyond`` and includes none.
-        - ``contradicted``: it lies below ``beyond`` and includes opposite effects that matter.
-        - ``not reproduced``: any other interval that includes no effect that matters.
-        - ``undecided``: any other interval, or none.
-        - ``not judged: 2 seeds``: a random or trained condition with too few seeds.
+        - ``real but too small to matter``: the interval lies above ``beyond`` and includes no effect that matters.
+        - ``contradicted``: the interval lies below ``beyond`` and reaches at least ``smallest`` below it.
+        - ``not reproduced``: the interval is none of the above and includes no effect that matters.
+        - ``undecided``: the interval is none of the above, has width 0, or does not exist (NaN).
+        - ``not judged: 2 seeds``: a random or trained condition with too few seeds; the text gives their number.
 
         >>> Claim(text="longer", source="", estimate=Estimate(3.0, 1.0, 5.0), smallest=2.0, unit="tokens").verdict
         'reproduced'
@@ -68,7 +69,10 @@ class Claim:
 
     @property
     def detectable(self) -> float:
-        """The effect size that would be detected with 80 % power, from the width of the interval; 0 if the interval has width 0."""
+        """The effect size, in the unit of ``estimate``, that would be detected with 80 % power; 0 if the interval has width 0.
+
+        It is 2.8 standard errors. The standard error follows from the width of the interval.
+        """
         return POWER * (self.estimate.high - self.estimate.low) / (2 * 1.96)
 
     @property
@@ -90,7 +94,8 @@ def verdict_table(claims: Sequence[Claim]) -> pd.DataFrame:
 def json_records(claims: Sequence[Claim]) -> list[dict[str, object]]:
     """Return one dict per claim for JSON.
 
-    Keys: ``COLUMNS`` (text), ``"estimate"`` (numbers ``mean, low, high``, or ``None``) and ``"smallest"`` (smallest effect that matters).
+    Keys: those of ``COLUMNS`` (text), ``"estimate"`` (a dict of the numbers ``mean, low, high``, or ``None``) and ``"smallest"`` (the
+    smallest effect that matters).
     """
     return [
         {

@@ -32,7 +32,7 @@ __all__ = [
     "typical_norm",
 ]  # fmt: skip
 
-ATTN, MLP = "resid_mid", "resid_post"
+ATTN, MLP = "resid_mid", "resid_post"  # ThinkEdit calls these two site kinds "attn" and "mlp"
 ON_DEVICE = 2**32  # largest size of the outer products, in bytes, that are added up on the model's device
 LOGITS = 2**23  # largest number of logits in memory at a time: 32 MB in fp32
 
@@ -44,10 +44,10 @@ class States:
     Attributes:
         values: ``[rows, layers, width]``, fp32, on the CPU.
         rows: Describes each row of ``values``: ``problem_id, sample, label`` (its class), ``think_tokens``. If a row is a single position,
-            also ``position`` (number of think tokens up to and including it: 0 at the one that predicts the first think token) and
-            ``remaining`` (number of think tokens after it; NaN if thinking was never closed).
+            also ``position`` (number of think tokens up to and including this position: 0 where the first think token is predicted) and
+            ``remaining`` (number of think tokens after this position; NaN if thinking was never closed).
         kind: Kind of site, such as ``"resid_post"``.
-        positions: Name of the positions that were collected.
+        positions: Name of the positions that were collected, such as ``"think"``.
     """
 
     values: Float[Tensor, "rows layers width"]
@@ -67,7 +67,7 @@ class States:
         return replace(self, values=self.values[torch.from_numpy(index)], rows=self.rows.iloc[index].reset_index(drop=True))
 
     def of(self, label: str) -> np.ndarray:
-        """Return the indices of the rows of a class. Raise KeyError if there is no such class."""
+        """Return the indices of the rows whose class is ``label``. Raise KeyError if there is no such class."""
         index = np.flatnonzero(self.rows["label"] == label)
         if not len(index):
             raise KeyError(f"No class {label!r} in these states: choose one of {', '.join(sorted(self.rows['label'].unique()))}.")
@@ -93,7 +93,7 @@ def moments(
         second: Site kinds whose outer products are summed too (``layers * width^2`` numbers per class).
 
     Raises:
-        NoThinkTagsError: no rollout has a position.
+        NoThinkTagsError: no rollout has both a class and a position.
     """
     return _moments(lm, rollouts, examples_of(lm, rollouts, by, positions), kinds, second, positions)
 
@@ -107,10 +107,10 @@ def moments_and_entropies(
     positions: Positions = THINK,
     temperature: float = 1.0,
 ) -> tuple[Moments, list[Rollout]]:
-    """Return ``moments`` and, from the same pass, the rollouts with log-probabilities and entropies (nats) of the full softmax.
+    """Return the result of ``moments`` and, from the same pass, the rollouts with log-probabilities and entropies (nats).
 
-    The log-probabilities and entropies equal those of ``entropies.with_entropies``. Rollouts without a class or without a position are
-    returned unchanged. The LM head is applied to response tokens only, some at a time.
+    Log-probabilities and entropies are of the full softmax and equal those of ``entropies.with_entropies``. Rollouts without a class or
+    without a position are returned unchanged. The LM head is applied to response tokens only, some at a time.
 
     Args:
         by: Function from a rollout to its class, or to ``None`` to leave the rollout out.
@@ -119,7 +119,7 @@ def moments_and_entropies(
         temperature: Temperature of the softmax.
 
     Raises:
-        NoThinkTagsError: no rollout has a position.
+        NoThinkTagsError: no rollout has both a class and a position.
         ValueError: the temperature is not positive.
     """
     if not temperature > 0:
@@ -263,7 +263,7 @@ def states(
         each: True for one row per position. By default there is one row per rollout: the mean over its positions.
 
     Raises:
-        NoThinkTagsError: no rollout has a position.
+        NoThinkTagsError: no rollout has both a class and a position.
     """
     examples = examples_of(lm, rollouts, by, positions)
     ends = [0, *accumulate(len(e.where) if each else 1 for e in examples)]
@@ -349,20 +349,20 @@ def spread(
     pos: str = LONG,
     neg: str = SHORT,
 ) -> Spread:
-    """Measure, in a pass of its own, how far two classes lie apart along a direction, and the typical norm there.
+    """Return how far two classes lie apart along a direction, and the typical norm of the activations, at the direction's kind of site.
 
-    Activations are projected while the pass runs, so that no outer products are formed: ``directions.separation`` computes the same number
-    from moments with ``second=(kind,)``, which take ``layers * d_model^2`` numbers per class.
+    This runs one pass over the rollouts, which projects activations while it runs and so needs little memory. ``directions.separation``
+    computes the same separation without a pass, but from moments with ``second=(kind,)``: ``layers * d_model^2`` numbers per class.
 
     Args:
-        direction: Direction at the site kind that is read.
+        direction: The direction to project on; its ``kind`` is the site that is read.
         by: Function from a rollout to its class, or to ``None`` to leave the rollout out.
         positions: Positions of a rollout to average over.
         pos: Class that the direction points to.
         neg: The other class.
 
     Raises:
-        NoThinkTagsError: no rollout has a position.
+        NoThinkTagsError: no rollout has both a class and a position.
         KeyError: one of the two classes has no rollout.
     """
     examples = examples_of(lm, rollouts, by, positions)
@@ -370,7 +370,7 @@ def spread(
     if missing := {pos, neg} - {*labels}:
         raise KeyError(f"No rollout of class {missing.pop()!r}: the classes are {', '.join(labels)}.")
     unit = direction.unit().to(lm.device, torch.float32)
-    # Of each class and layer: sums over examples of the projection, of its square, and of the squared norm.
+    # Sums over the examples of each class, in each layer, of three numbers: the projection, its square, and the squared norm.
     total = torch.zeros(3, len(labels), lm.layout.n_layers, dtype=torch.float64)
 
     def run(batch: Sequence[Example]) -> None:
@@ -387,7 +387,7 @@ def spread(
 
     each_batch(lm, examples, "spread", run)
     n = torch.tensor([sum(e.label == name for e in examples) for name in labels], dtype=torch.float64)
-    means = total[0] / n[:, None]
+    means = total[0] / n[:, None]  # [labels, layers]; the variance below is within classes, pooled over them
     variance = (total[1].sum(dim=0) - (n[:, None] * means.square()).sum(dim=0)) / n.sum()
     gap = means[labels.index(pos)] - means[labels.index(neg)]
     return Spread((total[2].sum(dim=0) / n.sum()).sqrt(), gap / variance.clamp(min=1e-12).sqrt())
@@ -395,7 +395,7 @@ def spread(
 
 @torch.inference_mode()
 def logits(lm: LM, rollout: Rollout, intervention: Intervention | None = None) -> Float[Tensor, "response vocab"]:
-    """Return the teacher-forced logits (fp32) that predict each response token, under an intervention if there is one.
+    """Return the logits (fp32) that predict each response token, teacher-forced, under an intervention if one is given.
 
     Prompt and response are run in two passes, so that an intervention that acts only in some phases knows where the prompt ends.
     """

@@ -50,7 +50,7 @@ def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, 
 
 
 def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], Int[Tensor, "rows width"]]:
-    """Run the model over each distinct prompt once, left padded, and repeat the result for equal prompts.
+    """Fill a KV cache: run the model over each distinct prompt once, left padded, and repeat the result for equal prompts.
 
     Returns:
         The KV cache, the logits of the next token, and the mask (1 for a token, 0 for padding), one row per prompt.
@@ -83,7 +83,7 @@ class Batch:
     Args:
         cache: KV cache of the prompts, left padded, from ``prefill``.
         mask: 1 for a token of a prompt, 0 for padding.
-        budget: Largest number of steps.
+        budget: Largest number of decoding steps, for which the attention mask has room.
     """
 
     def __init__(self, lm: LM, cache: DynamicCache, mask: Int[Tensor, "rows width"], budget: int) -> None:
@@ -107,7 +107,7 @@ class Batch:
                 self.mask = torch.zeros(self.mask.shape).masked_fill(~self.mask, -torch.inf)
 
     def acting(self) -> AbstractContextManager[None]:
-        """Return a context manager; ``step`` must be called inside it."""
+        """Return a context manager in which ``step`` must be called. Inside it, attention reads the two-block caches, if there are any."""
         if not self.blocks:
             return nullcontext()
         layers = {id(block.attention): cached for block, cached in zip(self.lm.layout.blocks, self.blocks, strict=True)}
@@ -134,6 +134,7 @@ class Batch:
         """Remove all rows except those with the indices ``left``; return these indices in the new order of the rows."""
         order, moves = list(left), None
         if self.blocks:  # the last rows move into the places of removed rows, so that few rows are copied
+            # staying: rows to keep; late: those of them that lie beyond the new number of rows, and so have to move.
             staying, late = {*left}, [row for row in left if row >= len(left)]
             order = [place if place in staying else late.pop() for place in range(len(left))]
             moves = torch.tensor([(place, row) for place, row in enumerate(order) if place != row], dtype=torch.long).view(-1, 2).T
@@ -150,7 +151,7 @@ class Batch:
 
 
 def select_rows(layer: Any, index: Int[Tensor, " rows"]) -> None:
-    """Keep the rows of a cache layer with these indices, in this order; an index may occur several times."""
+    """Keep only the rows ``index`` of a cache layer, in that order, in place; an index may occur several times."""
     # Layers with a recurrent state have only the second method, which selects the same way. A layer that shares another's keys is empty.
     if hasattr(layer, "batch_select_indices"):
         layer.batch_select_indices(index)
@@ -219,7 +220,7 @@ class Blocks(DynamicLayer):
         return read.reshape(rows, 1, heads, -1)
 
     def leave(self, left: int, places: Int[Tensor, " moves"], rows: Int[Tensor, " moves"]) -> None:
-        """Move ``rows`` to ``places``, then drop all rows from index ``left`` on."""
+        """Copy the rows with the indices ``rows`` to the indices ``places``, then drop all rows but the first ``left``."""
         assert self.keys is not None and self.values is not None
         if len(rows):
             for block in (self.keys, self.values, *self.newest):

@@ -1,4 +1,4 @@
-"""Estimators of a thinking-length direction, its random control, cosines, stability and relative dose. Nothing here runs a model.
+"""Estimators of the direction of thinking length; random controls, cosines, stability and relative doses. Nothing here runs a model.
 
 An estimator is a function from ``Moments`` (or from ``States``, if it needs single examples) to a ``Direction``. Its arguments ``pos`` and
 ``neg`` name the long and the short class, and + is longer.
@@ -51,14 +51,16 @@ def mean_difference(moments: Moments, kind: str, *, pos: str = LONG, neg: str = 
 
 
 def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the linear-discriminant direction: the inverse within-class covariance times the mean difference, pos minus neg (ours).
+    """Return the linear-discriminant direction: the inverse within-class covariance times the mean difference, pos minus neg.
 
-    It gives less weight to components that vary for other reasons, such as content. It is rescaled to the norm of the mean difference.
+    It is our addition: it gives less weight to components that vary for other reasons than length, such as content. Each layer's vector is
+    rescaled to the norm of the mean difference.
 
     Args:
         moments: Moments with outer products of ``kind``.
         kind: Site kind.
-        shrinkage: The covariance C is replaced by ``(1 - shrinkage) C + shrinkage * (mean variance) * identity``; in (0, 1], ours.
+        shrinkage: The covariance C is replaced by ``(1 - shrinkage) C + shrinkage * (mean variance) * identity``; in (0, 1]. The default
+            is our choice.
 
     Raises:
         KeyError: outer products of ``kind`` were not collected.
@@ -77,10 +79,11 @@ def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = 
 # --- estimators over states ----------------------------------------------------------------------------------
 
 Estimator = Callable[[States], Direction]
+"""A function from states to a direction, such as ``paired_difference``."""
 
 
 def unpaired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the mean of the rows of class ``pos`` minus the mean of the rows of class ``neg``, fp64: ``mean_difference`` from states."""
+    """Return the mean of the rows of class ``pos`` minus the mean of the rows of class ``neg``, fp64, like ``mean_difference``."""
     return _of_rows(states, "mean_difference", _gap(states, pos, neg), states.of(pos), states.of(neg))
 
 
@@ -209,7 +212,7 @@ def ridge_model(examples: int, penalty: float = assumed_penalty) -> Any:
 
 
 def random_like(direction: Direction, *, seed: int) -> Direction:
-    """Return a random direction with the norm of ``direction`` in every layer: the control for everything that is done with it.
+    """Return a random direction with the norm of ``direction`` in every layer, as the control for steering or edits along ``direction``.
 
     >>> from toolkit.types import Provenance
     >>> made = Provenance("example", None, "0", "0", "0.1.0")
@@ -246,7 +249,7 @@ def cosines(named: Mapping[str, Direction]) -> pd.DataFrame:
 
 
 def separation(moments: Moments, direction: Direction, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, " layers"]:
-    """Return the difference of the class means (pos minus neg) along the direction, per layer, in within-class standard deviations (d').
+    """Return d' per layer: the difference of the class means (pos minus neg) along the direction, in within-class standard deviations.
 
     The standard deviation is taken over single positions, not over example means.
 
@@ -276,7 +279,7 @@ def typical_norm(moments: Moments, kind: str) -> Float[Tensor, " layers"]:
 
 
 def relative_dose(direction: Direction, strength: float, typical: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
-    """Return ``|strength * v| / |h|`` per layer: the norm of the added vector over the typical norm of the activations, without sign.
+    """Return ``|strength * v| / |h|`` per layer (0 or more): the norm of the added vector divided by the typical norm of activations.
 
     Example: with vectors of norm 2, strength -0.5 and a typical norm of 10 it is 0.1.
 
@@ -287,7 +290,9 @@ def relative_dose(direction: Direction, strength: float, typical: Float[Tensor, 
 
 
 def in_typical_units(direction: Direction, typical: Float[Tensor, " layers"]) -> Direction:
-    """Return the direction rescaled to the typical norm in every layer (ours). Strength 0.1 then adds a tenth of the typical norm.
+    """Return the direction rescaled to the typical norm of the activations in every layer (our addition).
+
+    Steering along it with strength 0.1 then adds a vector of a tenth of the typical norm.
 
     Args:
         typical: Typical norm of the activations per layer, from ``typical_norm``.
@@ -302,17 +307,18 @@ def in_typical_units(direction: Direction, typical: Float[Tensor, " layers"]) ->
 def bootstrap_cosine(
     states: States, estimator: Estimator, *, times: int = assumed_resamples, seed: int = 0, level: float = 0.95
 ) -> pd.DataFrame:
-    """Return the cosine between the direction from resampled problems and the direction from all problems.
+    """Return the cosine between the direction estimated from resampled problems and the direction estimated from all problems.
 
-    A problem that is drawn twice counts as two problems. Resamples share examples with the full sample, so even a direction of pure noise
-    has a cosine of about 0.7 (1/sqrt 2) here; in ``split_half_cosine`` it has a cosine of about 0.
+    Problems are resampled with replacement; one that is drawn twice counts as two problems. Resamples share examples with the full sample,
+    so even a direction of pure noise has a cosine of about 0.7 (1/sqrt 2) here; in ``split_half_cosine`` its cosine is about 0.
 
     Args:
+        estimator: Function from states to a direction.
         times: Number of resamples.
-        level: Confidence level of the interval.
+        level: Share of the resamples between ``low`` and ``high``.
 
     Returns:
-        One row per layer, with columns ``mean, low, high`` over resamples.
+        One row per layer, with columns ``mean, low, high`` of the cosine over resamples.
     """
     groups = list(_by_problem(states).values())
     full = estimator(states)
@@ -323,16 +329,17 @@ def bootstrap_cosine(
 def split_half_cosine(
     states: States, estimator: Estimator, *, times: int = assumed_resamples, seed: int = 0, level: float = 0.95
 ) -> pd.DataFrame:
-    """Return the cosine between the directions from two random halves of the problems.
+    """Return the cosine between the directions estimated from two random halves of the problems.
 
     Each half has only half the data, so the direction from all problems is at least as stable.
 
     Args:
+        estimator: Function from states to a direction.
         times: Number of random splits.
-        level: Confidence level of the interval.
+        level: Share of the splits between ``low`` and ``high``.
 
     Returns:
-        One row per layer, with columns ``mean, low, high`` over splits.
+        One row per layer, with columns ``mean, low, high`` of the cosine over splits.
 
     Raises:
         ValueError: there is only one problem.

@@ -1,8 +1,8 @@
 """Dose-response of steering along a direction: length, accuracy and damage by strength, target lengths, and the choice of a dose.
 
-A dose is a strength of steering. Damage means that more responses than base's never close their thinking or end in a loop. The table of
-a sweep is long: one row per ``direction, strength, metric`` with ``mean, low, high`` (95 % interval, bootstrap over problems), the format
-that figures and reports take.
+A dose is a strength of steering. Damage means that steering increases the share of responses that never close their thinking or that end in
+a loop. The table of a sweep is in long format: one row per ``direction, strength, metric`` with ``mean, low, high`` (95 % interval,
+bootstrap over problems). Figures and reports take this format.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from toolkit.types import Direction, Problem, Report, Rollout
 
 METRICS = ("think_tokens", "accuracy", "closed", "looping")
 QUANTILES = ("think_tokens_q10", "think_tokens_q50", "think_tokens_q90")
-RANDOM = "random direction"
-assumed_damage = 0.05  # largest additional share of responses that never close or that loop within the usable range: ours
+RANDOM = "random direction"  # name of a random control among the directions of a sweep
+# Within the usable range, the share of responses that never close or that loop exceeds that of base by at most this: our choice.
+assumed_damage = 0.05
 assumed_targets = (0.5, 0.75, 1.0, 1.5, 2.0)  # target lengths, as multiples of the base model's mean: ours
 assumed_reference = 48  # number of base rollouts whose perplexity is measured: ours
 
@@ -64,9 +65,9 @@ class Doses:
     Attributes:
         table: Columns ``direction, strength, metric, mean, low, high``. The metrics are ``think_tokens`` (mean) and its quantiles
             ``think_tokens_q10, _q50, _q90`` in tokens; ``accuracy``, ``closed`` and ``looping``, the shares (0 to 1) of responses that are
-            right, that close their thinking and that end in a loop; ``perplexity`` per token of the base model's responses under steering;
-            and ``relative_dose``, the norm of the added vector over the typical norm of the activations (the largest of all steered
-            layers).
+            right, that close their thinking and that end in a loop; ``perplexity``, per token, that the steered model assigns to responses
+            of the unsteered one; and ``relative_dose``, the norm of the added vector divided by the typical norm of the activations (the
+            largest of all steered layers).
         report: Every response, from ``evaluate.compare``; conditions are ``base`` and e.g. ``"length +0.5"`` (direction and strength).
     """
 
@@ -93,11 +94,12 @@ def sweep(
     """Steer along every direction at every strength, on the same problems with the same random numbers, and measure the responses.
 
     The measures are think length, accuracy, the shares of responses that close their thinking and that loop, and perplexity: see
-    ``Doses``. No random control is added: pass one, as in ``{"length": v, doses.RANDOM: directions.random_like(v, seed=0)}``.
+    ``Doses``. No random control is added: pass one among the directions, as in ``{"length": v, doses.RANDOM:
+    directions.random_like(v, seed=0)}``.
 
     Args:
         named: Directions by name.
-        plan: Strengths, layers and positions.
+        plan: Strengths, layers and positions of steering.
         out: Directory for the rollouts; repeat the call to resume a sweep that was stopped.
     """
     strengths = sorted({*plan.strengths, 0.0})
@@ -148,15 +150,15 @@ def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> t
 
 
 def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage) -> tuple[float, float]:
-    """Return the lowest and the highest measured strength between which responses still close their thinking and do not loop (ours).
+    """Return the lowest and the highest measured strength between which responses still close their thinking and do not loop.
 
-    The range contains 0 and ends, on each side, before the first damaged strength. A lower accuracy is no damage here, since shorter
-    thinking may cost accuracy.
+    The definition is ours. The range contains 0 and ends, on each side, before the first damaged strength. A lower accuracy is no damage
+    here, since shorter thinking may cost accuracy.
 
     Args:
         direction: Name of the direction.
-        damage: A strength is damaged if the share of closed think spans falls, or the share of looping responses rises, by more than
-            this, compared with the base model.
+        damage: A strength counts as damaged if, compared with the base model, the share of closed think spans falls or the share of
+            looping responses rises by more than this (0.05 is 5 percentage points).
     """
     closed, looping = (doses.curve(direction, metric)["mean"] for metric in ("closed", "looping"))
     intact = (closed >= closed[0.0] - damage) & (looping <= looping[0.0] + damage)
@@ -174,14 +176,18 @@ def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage
 
 
 def monotonicity(doses: Doses, direction: str) -> float:
-    """Return Spearman's correlation of strength and mean think length within the usable range; near 1 if steering works as expected."""
+    """Return Spearman's correlation of strength and mean think length within the usable range; near 1 if more strength is longer thinking.
+
+    Args:
+        direction: Name of the direction.
+    """
     low, high = usable_range(doses, direction)
     lengths = doses.curve(direction, "think_tokens")["mean"].loc[low:high]
     return stats.spearman(lengths.index.to_numpy(), lengths.to_numpy())
 
 
 def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targets) -> pd.DataFrame:
-    """Return, for each target length, the measured strength whose mean think length is closest, and how well responses hit the target.
+    """Return, for each target length, the measured strength whose mean think length is closest, and how well its responses hit the target.
 
     Args:
         direction: Name of the direction.
@@ -223,8 +229,9 @@ def choose_dose(
     """Choose the layer and the strength that shorten thinking most on dev problems at a loss of at most ``max_loss`` points of accuracy.
 
     Args:
+        v: Direction to steer along.
         problems: Dev problems.
-        plan: Strengths to try; its layers are tried one at a time (default: the middle third of the layers).
+        plan: Strengths to try, and layers to try one at a time (``None``: the middle third of the layers).
         max_loss: Largest accepted loss of accuracy, in percentage points.
         out: Directory to keep the rollouts in.
 
@@ -233,7 +240,7 @@ def choose_dose(
         accuracy, base_think_tokens, base_accuracy`` (accuracies from 0 to 1).
 
     Raises:
-        efficiency_steering.NothingQualifiesError: no layer and strength shortens thinking at an accepted loss.
+        efficiency_steering.NothingQualifiesError: no combination of layer and strength shortens thinking at an accepted loss.
     """
     layers = plan.layers or tuple(efficiency_steering.assumed_layers(lm.layout.n_layers))
     conditions = {"base": Condition(lm)}

@@ -1,7 +1,7 @@
 """Plans of head edits: make them, make their controls, write them into weights or apply them at run time (with equal results).
 
 Edits are computed in fp32 and cast to the model's number type. ``apply`` never modifies its argument: it returns a new LM that
-shares all other weights with the old one. ``steering`` and ``selective_merge`` are re-exported from their modules.
+shares all unedited weights with the old one. ``steering`` and ``selective_merge`` are re-exported from their modules.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def plan(
         direction: Direction to project out.
         fraction: Share of all heads to edit; the number of heads is rounded, and at least 1. Ignored if ``count`` is given.
         count: Number of heads to edit.
-        strength: lambda; 1 removes the heads' component along the direction, 2 reverses it, 0 changes nothing.
+        strength: lambda of the edit; 1 removes the component of the heads' output along the direction, 2 reverses it, 0 changes nothing.
 
     Raises:
         ValueError: ``fraction`` is outside (0, 1], ``count`` is not between 1 and the number of heads, or a score is not finite.
@@ -74,12 +74,14 @@ def plan(
 
 
 def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
-    """Return the control of a plan: the same operations and strengths on random other heads *of the same layers*.
+    """Return a plan that is the control of ``like``: the same operations and strengths on random other heads *of the same layers*.
 
-    If a plan edits more than half of a layer's heads, the missing control heads come from the nearest layer that has unedited heads left.
+    If ``like`` edits more than half of a layer's heads, the missing control heads come from the nearest layer that has unedited heads left.
 
     Args:
+        like: The plan to control for.
         layout: Layout of the model: ``lm.layout``.
+        seed: Seed of the random choice.
 
     Raises:
         ValueError: the plan edits more than half of all heads.
@@ -99,6 +101,7 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
         )
     generator = torch.Generator().manual_seed(seed)
     targets = {*like.heads}
+    # Heads of each layer that the plan does not edit; drawn heads are removed from it.
     free = {layer: [h for h in range(layout.heads[layer]) if (layer, h) not in targets] for layer in range(layout.n_layers)}
     by_layer: dict[int, list[HeadEdit]] = defaultdict(list)
     for edit in like.edits:
@@ -122,10 +125,10 @@ def random_heads(like: Plan, layout: Layout, *, seed: int) -> Plan:
 
 
 def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:
-    """Return a random direction in the output space of the plan's heads, at ``attn_out``: the control of the plan's direction.
+    """Return a random direction that the heads of the plan ``like`` can write, at ``attn_out``, as the control of the plan's direction.
 
     A head writes only to a subspace of ``head_dim`` dimensions. An isotropic random direction is almost orthogonal to this subspace:
-    projecting it out would change almost nothing, which would be too weak a control.
+    projecting it out would change almost nothing, so it would be too weak a control.
 
     Raises:
         ValueError: the plan has no direction.
@@ -141,7 +144,7 @@ def random_written(like: Plan, layout: Layout, *, seed: int) -> Direction:
 
 
 def with_direction(like: Plan, direction: Direction) -> Plan:
-    """Return the plan with another direction, such as a random control, and the same heads and strengths."""
+    """Return the plan ``like`` with another direction to project out, such as a random one, and the same heads and strengths."""
     return Plan(like.edits, direction, f"{direction.estimator} direction for: {like.name}", like.provenance)
 
 
@@ -153,8 +156,10 @@ def plan_origins(planned: Plan) -> tuple[origins.Record, ...]:
 
 @torch.no_grad()
 def apply(lm: LM, planned: Plan) -> LM:
-    """Return a new LM with a plan written into its weights: ``W_h <- (I - lambda v v^T) W_h`` (arXiv:2503.22048) or
-    ``W_h <- (1 - lambda) W_h``, with lambda the edit's strength and v the plan's unit direction.
+    """Return a new LM with a plan written into its weights.
+
+    An edit changes the columns ``W_h`` of a head in ``W_O``: ``project_out`` to ``(I - lambda v v^T) W_h`` (arXiv:2503.22048), ``scale`` to
+    ``(1 - lambda) W_h``, where lambda is the strength of the edit and v the plan's unit direction at the layer (see ``unit_at``).
 
     Only the output projections of the edited layers are copied; all other weights are shared with ``lm``.
 
@@ -204,8 +209,8 @@ def _edited(W: Float[Tensor, "d_model head_dim"], edit: HeadEdit, v: Float[Tenso
 def unit_at(layout: Layout, planned: Plan, layer: int, device: torch.device) -> Float[Tensor, " d_model"] | None:
     """Return the plan's unit direction at a layer, as it applies to ``attn_out``; ``None`` if the plan has no direction.
 
-    If a norm with gain g follows ``attn_out``, removing v from the residual stream means projecting out ``g * v`` before the norm. A
-    direction of the kind ``attn_out`` already is a direction before the norm.
+    If a norm with gain g follows ``attn_out``, removing a direction v from the residual stream means projecting out ``g * v`` before the
+    norm. A direction of the kind ``attn_out`` is used as it is, since it was measured before the norm.
     """
     if planned.direction is None:
         return None
@@ -261,6 +266,7 @@ class RuntimeEdit:
         )
 
     def _rewrite(self, layout: Layout, layer: int, edits: Sequence[HeadEdit]) -> hooks.Rewrite:
+        # Add what the edit changes, (W_edited - W) z, to the output of the unedited projection.
         W = layout.W_O(layer).detach().float()
         v = unit_at(layout, self.plan, layer, W.device)
         new = W.clone()

@@ -4,7 +4,8 @@ Equations (t: index over the tokens of a response; z: the logits that predict to
 
     H_t = -sum_v p_v log p_v,   p = softmax(z / temperature), v over the full vocabulary
 
-Units: nats. Every entropy depends on a temperature: an argument of ``with_entropies``, or the sampling temperature if sampling recorded it.
+Units: nats. Every entropy depends on a temperature: the argument of ``with_entropies``, or the sampling temperature if sampling recorded
+the entropies.
 
 Cost: sampling with ``details`` records entropies without an extra pass. ``with_entropies`` is one teacher-forced pass with a KV cache, in
 chunks of at most ``CHUNK`` logits.
@@ -40,13 +41,13 @@ def with_entropies(
 ) -> list[Rollout]:
     """Return the rollouts, in order, with the entropy (nats) and log-probability of each response token under ``target``.
 
-    Both are of the full softmax at ``temperature``. They equal the values that sampling with ``Sampling(details=True)`` records
-    (log-probabilities only if sampling used neither top-k nor top-p). ``target`` may differ from the model that sampled the rollouts, for
-    example to measure entropies of the base model's responses under an intervention. A condition's interventions are active; its
-    decoding rules and its prompt change have no effect, since the tokens are fixed.
+    Both are of the full softmax at ``temperature``. For the model and temperature of sampling, entropies equal those that
+    ``Sampling(details=True)`` records, and so do log-probabilities if sampling used neither top-k nor top-p. ``target`` may differ from the
+    model that sampled the rollouts, for example to measure entropies of the base model's responses under an intervention. A condition's
+    interventions are active; its decoding rules and its change of the prompt have no effect, since the tokens are fixed.
 
     Args:
-        target: Model, or model with interventions.
+        target: Model or condition that predicts the tokens.
         rollouts: Responses to score.
         temperature: Softmax temperature.
         chunk: Largest number of logits in memory at a time, ``rows * positions * vocab``; at least one position is processed at a time.

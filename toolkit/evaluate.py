@@ -22,8 +22,8 @@ REPORTED = (
     "accuracy", "think_tokens", "response_tokens", "closed", "looping",
     "shortest_5", "shortest_10", "shortest_20", "shortest_5_same", "shortest_10_same", "shortest_20_same",
 )  # fmt: skip
-"""Metrics of ``summary``. ``shortest_20`` is the accuracy of a condition's own shortest 20 % of responses, as in ThinkEdit's tables;
-``shortest_20_same`` is the accuracy on the 20 % of problems where base thinks least."""
+"""Metrics of ``summary``. ``shortest_20`` is the accuracy of the condition's 20 % of responses with the shortest thinking, as in
+ThinkEdit's tables; ``shortest_20_same`` is the accuracy on the 20 % of problems about which base thinks least, the same for all."""
 
 
 class OverlapError(ValueError):
@@ -31,7 +31,10 @@ class OverlapError(ValueError):
 
 
 def made_from(condition: Condition) -> list[origins.Record]:
-    """Return the distinct records (see ``origins``) of the problems that a condition's weights and interventions were made from."""
+    """Return the distinct records (see ``origins``) of the problems that a condition's weights and interventions were made from.
+
+    Judging the condition on one of these problems would not be held out.
+    """
     acts: list[Any] = [act for act in condition.during if is_dataclass(act)]
     parts = [
         value
@@ -47,7 +50,7 @@ def made_from(condition: Condition) -> list[origins.Record]:
 def check_held_out(
     conditions: Mapping[str, Condition], problems: Sequence[Problem], *, allow: bool = False, remedy: str = ANOTHER_SPLIT
 ) -> dict[str, int]:
-    """Return, for each condition by name, how many of ``problems`` it was made from. By default, raise an error if there are any.
+    """Return a dict from condition name to the number of ``problems`` that the condition was made from. By default, any is an error.
 
     Args:
         problems: Problems that the conditions are to be judged on.
@@ -78,10 +81,11 @@ def compare(
     allow_overlap: bool = False,
     progress: bool = True,
 ) -> Report:
-    """Sample every condition on the same problems with the same random numbers, and grade the responses.
+    """Sample every condition on the same problems with the same random numbers; return the graded responses as a report.
 
     Args:
         conditions: Conditions or models, by name.
+        sampling: Sampling settings of all conditions.
         base: Name of the condition that the others are compared with.
         out: Directory for the rollouts, one folder per condition; repeat the call to resume after a stop.
         allow_overlap: True to judge conditions also on problems that they were made from; reports and model cards then say so.
@@ -119,7 +123,7 @@ def compare(
 
 
 def rollout_folder(out: str | Path, name: str) -> Path:
-    """Return the folder in which ``compare`` stores the rollouts of a condition."""
+    """Return the folder in which ``compare(..., out=out)`` stores the rollouts of the condition ``name``."""
     return Path(out) / store.safe_name(name)
 
 
@@ -159,11 +163,12 @@ def outcomes(report: Report, condition: str) -> Outcomes:
 
 
 def summary(report: Report, *, seed: int = 0) -> pd.DataFrame:
-    """Return every metric of every condition and its paired difference from base (condition minus base), with 95 % intervals.
+    """Return a table of every metric of every condition, and of its paired difference from base (condition minus base).
 
     One row per condition and metric. Columns: ``condition, metric, mean, low, high, difference, difference_low, difference_high``.
-    Accuracies and other shares are between 0 and 1. The metrics are ``REPORTED``; ``metrics.METRICS`` describes each. Intervals come from
-    a bootstrap over problems (``stats.effect``).
+    ``low`` and ``high`` are the ends of the 95 % interval of the mean, ``difference_low`` and ``difference_high`` of the difference, from a
+    bootstrap over problems. Accuracies and other shares are between 0 and 1. The metrics are ``REPORTED``; ``metrics.METRICS`` describes
+    each.
 
     Args:
         seed: Seed of the bootstrap.

@@ -1,7 +1,7 @@
 """Sample responses: ``rollouts(condition, problems, sampling) -> [Rollout]``; ``continuations`` starts from token ids instead.
 
-Spans, grade and length of every rollout are decided here, once. Rows that have ended leave the batch. Samples of a problem share one
-prefill. ``sampling.py`` says how a token is drawn, and why the other rows of a batch never change it.
+The spans and the grade of every rollout are decided here, once. Rows that have ended leave the batch. Samples of a problem share one
+prefill. ``sampling.py`` says how a token is drawn, and why the draw does not depend on the other rows of the batch.
 """
 
 from __future__ import annotations
@@ -50,13 +50,14 @@ def rollouts(
     Args:
         target: A model, or a condition whose interventions act in prefill and decode.
         out: Directory for finished batches (parquet parts). Repeat the same call to resume after a stop: rollouts in the directory are
-            graded again, not sampled again, and its header must match. If another process samples into the directory, this one waits.
-        about: ``task``, ``split`` and ``seed`` of the problems, for the header of ``out``. Default: task and split in the problems' meta.
+            graded again, not sampled again. If another process samples into the directory, this one waits.
+        about: ``task``, ``split`` and ``seed`` of the problems, recorded in the directory ``out``. Default: task and split from the
+            problems' ``meta``.
         progress: True to show a progress bar.
 
     Raises:
         ValueError: no problems, two problems with one id, no chat template, or a prompt too long for the context.
-        store.WrongModelError: ``out`` holds rollouts of another model, sampling or problem set.
+        store.WrongModelError: ``out`` holds rollouts of another model, other sampling settings or other problems.
         store.DamagedFileError: ``out`` holds a file that cannot be rollouts of this model.
     """
     condition = target if isinstance(target, Condition) else Condition(target)
@@ -86,6 +87,7 @@ def continuations(
     empty); after an opening tag it goes on thinking.
 
     Args:
+        target: A model, or a condition whose interventions act in prefill and decode.
         prompts: Pairs of a problem and the token ids to continue. All of these ids count as prompt tokens (``Rollout.prompt_len``).
         out: Directory for finished batches; repeat the same call to resume after a stop. In its files, ``sample`` is the index of the
             response among all responses of the call.
@@ -109,7 +111,7 @@ def continuations(
 
 
 def rollout_from_tokens(lm: LM, problem: Problem, prompt: list[int], tokens: list[int], *, sample: int = 0) -> Rollout:
-    """Return a rollout from a response that another engine sampled; its spans, finish and grade are decided as for our own.
+    """Return a rollout from a response that another engine sampled; its spans, finish and grade are decided as in ``rollouts``.
 
     Args:
         prompt: Token ids of the prompt.
@@ -241,9 +243,9 @@ def _prompts(condition: Condition, problems: Sequence[Problem]) -> list[list[int
 
 
 def task_and_split(problems: Iterable[Problem]) -> dict[str, Any]:
-    """Return ``{"task": ..., "split": ...}`` from the problems' meta. Different values are joined by "+".
+    """Return ``{"task": ..., "split": ...}`` from the ``meta`` of the problems. Different values are joined by "+".
 
-    A key is left out if a problem lacks it.
+    A key is left out if the ``meta`` of a problem lacks it.
     """
     values = {name: sorted({str(p.meta.get(name, "")) for p in problems}) for name in ("task", "split")}
     return {name: "+".join(each) for name, each in values.items() if all(each)}

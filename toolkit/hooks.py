@@ -42,7 +42,10 @@ def record(layout: Layout, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]
 
 @contextmanager
 def record_outputs(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
-    """Record a copy of the output of each module, under its key, on every forward pass run inside the context."""
+    """Record the output of each module in every forward pass that runs inside the context.
+
+    Yields a dict that holds, after a pass, a detached copy of each module's output under the module's key in ``modules``.
+    """
     values: dict[int, Tensor] = {}
 
     def keep(key: int) -> Callable[[nn.Module, tuple, Tensor], None]:
@@ -76,8 +79,8 @@ def observe(layout: Layout, watchers: Mapping[Site, Callable[[Tensor], None]]) -
 def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
     """Replace the value at each site by the result of its function ``fn(value, inputs)`` on every forward pass inside the context.
 
-    If ``fn`` returns ``value`` itself, the pass stays bitwise the same. Contexts can be nested: at one site the outer acts before the
-    inner. An outer rewrite of ``resid_mid`` does not see a nested rewrite of ``resid_pre``.
+    If ``fn`` returns ``value`` itself, the pass stays bitwise the same. Contexts can be nested: at one site the function of the outer
+    context acts before that of the inner. An outer rewrite of ``resid_mid`` does not see an inner rewrite of ``resid_pre``.
 
     Args:
         rewrites: Site -> ``fn``, see ``Rewrite``.
@@ -99,7 +102,7 @@ def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
 def around_passes(
     model: nn.Module, before: Callable[[Tensor | None, Any], None], after: Callable[[Tensor, Any], None]
 ) -> Iterator[None]:
-    """Call ``before(input_ids, cache)`` and ``after(input_ids, cache)`` around every forward pass of a base model.
+    """Call ``before(input_ids, cache)`` and ``after(input_ids, cache)`` around every forward pass of a model without LM head (``lm.body``).
 
     ``before`` gets the KV cache that is passed to the model, ``after`` the one that the model returns; ``None`` without a cache.
     """
@@ -161,12 +164,12 @@ class _WrappedAttention:
 def wrap_attention(layout: Layout, fn: AttentionWrapper, *, eager: bool = False) -> Iterator[None]:
     """Call ``fn(layer, attend, query, key, value)`` instead of the attention function of every layer.
 
-    ``fn`` has to return ``(output, weights)``; returning ``attend(query, key, value)`` changes nothing. Contexts can be nested: the inner
-    function wraps the outer. On exit the model's implementation is restored, also after an error.
+    ``fn`` has to return ``(output, weights)``; returning ``attend(query, key, value)`` changes nothing. Contexts can be nested: in the
+    inner context, ``attend`` calls the function of the outer one. On exit the model's implementation is restored, also after an error.
 
     Args:
-        eager: True to let ``attend`` be the family's plain implementation, which returns the weights, instead of the one that the model
-            uses.
+        eager: True to let ``attend`` be the plain implementation of the model's architecture, which returns the weights; False for the
+            implementation that the model uses, which may not.
     """
     layers = {id(layout.blocks[layer].attention): layer for layer in layout.attention_layers}
     current = attention_name(layout)

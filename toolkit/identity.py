@@ -5,9 +5,9 @@ comments and line numbers), closure, defaults and the globals that it reads: a c
 is described by its class and fields, a tensor by its bytes, a model by its fingerprint; never by a memory address. Functions and classes
 of the toolkit are named, and their modules listed for ``store.modules_of``; those of installed packages are named with their version.
 
-Results are saved under a key that is made from identities, so that a change of behaviour makes them outdated. Not covered: files that a
-function reads, attributes that it looks up by a computed name, and the versions of torch and transformers. Bytecode differs between
-versions of Python, so with another version the results are computed again.
+Results are saved under a key that is made from identities, so that a result is computed again after a change of behaviour. Identities do
+not cover files that a function reads, attributes that it looks up by a computed name, and the versions of torch and transformers. Bytecode
+differs between versions of Python, so with another version the results are computed again.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ REMEDY = "Pass identity={...} to the condition, with everything its numbers depe
 
 
 class UnknownIdentityError(ValueError):
-    """A value has no identity, since its behaviour does not follow from its class and fields."""
+    """A value has no identity, since its behaviour does not follow from its class and fields; an open file is an example."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Identity:
 
     Attributes:
         body: JSON-serialisable description.
-        modules: Names of the toolkit's modules that the value uses.
+        modules: Names of the toolkit's modules that the value uses; ``store.modules_of`` hashes their code for the key.
     """
 
     body: Any
@@ -82,10 +82,13 @@ class Identity:
 
 
 def of(value: Any, *, strict: bool = True) -> Identity:
-    """Return the identity of a value: a JSON description of everything that its behaviour depends on, the same in every process.
+    """Return the identity of a value, for the keys under which results that depend on the value are saved.
+
+    It is a JSON description of everything that the value's behaviour depends on, and it is the same in every process.
 
     Args:
-        strict: True to raise an error if a part has no identity; False to leave such parts out, when only the modules in use matter.
+        value: A function, class, object, model or plain value.
+        strict: True to raise an error if a part of the value has no identity; False to leave such parts out.
 
     Raises:
         UnknownIdentityError: a part (an open file, a lock, a generator) has no identity; the message says which part.
@@ -98,7 +101,11 @@ def of(value: Any, *, strict: bool = True) -> Identity:
 
 
 def of_lm(lm: LM) -> dict[str, Any]:
-    """Return the identity of a model: weights, config, chat template, think tags, end-of-sequence ids and vocabulary, but not its name."""
+    """Return the identity of a model as a dict that JSON can store; the name of the model is not part of it.
+
+    Keys: ``fingerprint`` (hash of weights and config), ``template`` (hash of the chat template), ``tags`` (think tags), ``eos``
+    (end-of-sequence ids) and ``vocabulary`` (hash).
+    """
     vocabulary = json.dumps(lm.tokenizer.get_vocab(), sort_keys=True)
     return {
         "fingerprint": lm.fingerprint,
@@ -112,7 +119,7 @@ def of_lm(lm: LM) -> dict[str, Any]:
 def describe(act: Any) -> str:
     """Return a rule, intervention or prompt change as text: its ``str()``.
 
-    If that contains a memory address, return the name of the function or class and a hash of its identity instead.
+    If this text contains a memory address, return the name of the function or class and a hash of its identity instead.
     """
     words = str(act)
     if not ADDRESS.search(words):
@@ -121,20 +128,24 @@ def describe(act: Any) -> str:
 
 
 def describe_interventions(condition: Condition) -> list[str]:
-    """Return one text for each intervention, rule and prompt change of a condition.
+    """Return one text for each intervention, rule and prompt change of a condition, in this order, for reports and stored headers.
 
-    Different conditions of one model have different texts.
+    Conditions of one model that differ in their interventions, rules or prompt change have different texts.
     """
     return [describe(act) for act in (*condition.during, *condition.rules, *([condition.ask] if condition.ask else []))]
 
 
 def of_problems(problems: Sequence[Problem]) -> str:
-    """Return a hash of a list of problems: all their fields, in order."""
+    """Return a hash over all fields of a list of problems, in order, for the keys of saved results."""
     return store.key(of(list(problems)).body)
 
 
 def is_user_code(module: str | None) -> bool:
-    """Return True if a module is a user's code: not in the standard library, not in an installed package, and not in the toolkit."""
+    """Return True if a module is a user's code: not in the standard library, not in an installed package, and not in the toolkit.
+
+    Args:
+        module: Dotted name of the module, or ``None`` (which counts as user code).
+    """
     top = (module or "").partition(".")[0]
     if (top in sys.stdlib_module_names and top != "__main__") or top in ("toolkit", "builtins"):
         return False
@@ -403,7 +414,7 @@ def hash_of(values: torch.Tensor) -> str:
 
 
 def format_exact(value: float, sign: str = "") -> str:
-    """Return a number as text with all its digits, a whole number without a point. Keys of saved results contain such texts.
+    """Return a number as text with all its digits, and a whole number without a decimal point. Keys of saved results contain such texts.
 
     Args:
         sign: ``"+"`` to write the sign of positive numbers too.

@@ -52,7 +52,7 @@ class LM:
         tags: The model's think tags, or ``None`` if it has none (methods that need thinking then raise ``NoThinkTagsError``).
         name: Hub id, directory or description.
         revision: Hub revision (branch, tag or commit), or ``None``.
-        parent: Fingerprint of the LM that this one was made from, or ``None``.
+        parent: Fingerprint of the LM that this one was made from, or ``None``. Directions of the parent may be used with this LM.
         made_from: Records (see ``origins``) of the problems that were used to edit or train the model; saved beside the weights.
         template: Switches (variables) that are set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
         folder: Directory that the model was read from, or ``None``; ``save`` copies its other files, such as those of a multimodal
@@ -77,19 +77,19 @@ class LM:
 
     @property
     def body(self) -> PreTrainedModel:
-        """The model without its LM head, whose output has the last hidden states."""
+        """The model without its LM head. Its output holds the last hidden states."""
         base: Any = self.model.base_model
         # Llama 4 names its base by another name than it has: then transformers returns the model itself.
         return getattr(self.model, "model", base) if base is self.model else base
 
     @cached_property
     def caches_keys(self) -> bool:
-        """True if the KV cache holds the keys and values that attention reads. Latent attention caches what they are computed from."""
+        """True if the KV cache holds the keys and values that attention reads; False for latent attention, which caches compressed ones."""
         return behaviour.caches_keys(self.model, self.layout)
 
     @cached_property
     def gated_layers(self) -> frozenset[int]:
-        """Layers in which a gate or a norm changes the heads' outputs before ``W_O``."""
+        """Layers in which a gate or a norm changes the heads' outputs before the output projection ``W_O``."""
         return behaviour.gated_layers(self.model, self.layout)
 
     @cached_property
@@ -113,7 +113,7 @@ class LM:
         return digest.hexdigest()
 
     def provenance(self, seed: int | None = None, **notes: Any) -> Provenance:
-        """Return the provenance of a value that is made from this model now.
+        """Return the provenance to store with a value that is made from this model.
 
         The hash of the chat template includes the switches that are set (``LM.template``); they are also added to the notes.
 
@@ -195,7 +195,7 @@ class LM:
 
     @cached_property
     def thinking(self) -> str:
-        """One sentence: how the model marks its thinking, what opens it, and the template's switches."""
+        """Text for logs: how the model marks its thinking, whether prompt or model opens it, and the switches of the chat template."""
         if self.tags is None:
             return "no think tags found, so responses count as answers (set tags=ThinkTags(OPEN, CLOSE), --think OPEN,CLOSE)"
         if self.tags.close is None:
@@ -216,7 +216,7 @@ class LM:
 
     @cached_property
     def turn(self) -> tuple[int, ...]:
-        """Token ids that open the assistant's turn, in the prompt of a new response and of a continued one; empty if there are none."""
+        """Token ids that open the assistant's turn in a prompt; empty if the chat template has no such tokens."""
         if not self.tokenizer.chat_template:
             return ()
         question, response = {"role": "user", "content": "1"}, {"role": "assistant", "content": "\u2020"}
@@ -263,7 +263,7 @@ Ask = Callable[[Sequence[Mapping[str, str]]], Sequence[Mapping[str, str]]]
 
 @dataclass(frozen=True)
 class Condition:
-    """An LM with interventions: what responses are sampled from, and what is compared with other conditions.
+    """An LM with interventions, rules and a change of the prompt. Responses are sampled from conditions, and conditions are compared.
 
     Attributes:
         lm: The model.
@@ -311,7 +311,7 @@ def load(
             the base that it names.
         revision: Hub revision.
         dtype: Number type of the weights. Edits are computed in fp32 in any case.
-        device: Default: CUDA if available, else CPU.
+        device: Device of the model. Default: CUDA if available, else CPU.
         tags: Think tags. Default: those of the format that the chat template or the vocabulary has (``tags.FORMATS``), else none.
         template: Switches (variables) to set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
         trust_remote_code: True to run code from the hub repository.
@@ -423,6 +423,8 @@ def child(lm: LM, model: PreTrainedModel, name: str, *, made_from: Sequence[orig
     """Return a copy of ``lm`` with another model, such as an edited one; ``lm`` becomes its parent.
 
     Args:
+        model: The other model.
+        name: Name of the new LM.
         made_from: Records (see ``origins``) of the problems that the change was made from; they are added to the records of ``lm``.
     """
     records = origins.distinct((*lm.made_from, *made_from))
@@ -443,7 +445,7 @@ def as_type(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 def halve_on_oom(rows: Sequence[Any], run: Callable[[Sequence[Any]], None]) -> None:
     """Call ``run(rows)``. If memory runs out, call it on the two halves instead, down to single rows.
 
-    ``run`` must have no side effects before the point where it can no longer run out of memory.
+    ``run`` must have no side effects before the last point at which it can run out of memory, since it is called again.
     """
     try:
         run(rows)

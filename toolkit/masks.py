@@ -1,7 +1,7 @@
 """Mask attention heads while a model runs: zero, mean or uniform ablation, at all positions or some.
 
-With z_h the output of head h at a position (before ``W_O``), and w the edit's strength times the weight of the scope at this position (1
-inside the scope, 0 outside)::
+z_h is the output of head h at a position (before ``W_O``). w is the strength of the head's edit in the plan at positions inside the scope,
+and 0 outside::
 
     zero     z_h <- (1 - w) z_h
     mean     z_h <- (1 - w) z_h + w m_h       m_h: mean of z_h over reference positions
@@ -31,7 +31,7 @@ from toolkit.types import Moments, Plan
 
 Ablation = Literal["zero", "mean", "uniform"]
 ABLATIONS: tuple[str, ...] = get_args(Ablation)
-DECODE = Scope(newest=True)  # the prompt's last position and all later positions, as published
+DECODE = Scope(newest=True)  # the prompt's last position and all later positions, as in arXiv:2404.15574
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Masking:
         op: ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"`` spreads the
             head's attention evenly over the keys that it can see.
         during: Positions at which the heads are masked.
-        reference: Moments with the means that replace the heads' outputs, for ``"mean"`` only.
+        reference: Moments whose mean of ``z`` replaces the heads' outputs, for ``"mean"`` only.
     """
 
     plan: Plan
@@ -101,6 +101,7 @@ class Masking:
             if tracker is not None and tracker.weight(self.during, value.device) is None:
                 return value
             weight = self._weight(value, strength, tracker)
+            # From [..., heads] to [..., heads * head_dim], like the value.
             weight = weight.repeat_interleave(value.shape[-1] // len(strength), dim=-1)
             aim = 0.0 if target is None else target[: value.shape[-1]].to(value.device, torch.float32)
             return torch.where(weight > 0, value + weight * (aim - value.float()), value).to(value.dtype)
@@ -113,7 +114,7 @@ class Masking:
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
             if layer not in layers:
                 return attend(query, key, value)
-            weight = self._weight(query, layers[layer], tracker).mT[..., None]
+            weight = self._weight(query, layers[layer], tracker).mT[..., None]  # [batch or 1, heads, seq or 1, 1], like the query
             return attend((query * (1 - weight)).to(query.dtype), key, value)
 
         return fn
@@ -133,8 +134,8 @@ def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | No
         plan: Heads and strengths, with the operation ``scale``, such as ``retrieval_heads.mask_plan(scores, count)``.
         op: ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"`` spreads the
             head's attention evenly over the keys that it can see.
-        during: ``"newest"`` masks in decode only (as published); ``"all"`` masks in prefill too. Also phases such as ``"think+answer"``, or
-            a ``Scope``.
+        during: ``"newest"`` masks in decode only (as in arXiv:2404.15574); ``"all"`` masks in prefill too. Also phases such as
+            ``"think+answer"``, or a ``Scope``.
         reference: Moments with ``z`` (the heads' outputs), for ``"mean"`` only. The mean is taken over the examples of all classes.
 
     Raises:

@@ -3,7 +3,8 @@
 Equation (over the entries of all weights):
 
     D = theta_trained - theta_base
-    theta = theta_base + scale * D where |D| is among the largest ``keep`` of all entries, theta_base elsewhere
+    theta = theta_base + scale * D    where |D| is among the largest ``keep`` of the entries
+    theta = theta_base                elsewhere
 
 with keep = 25 % and scale = 0.7 in the paper. In the paper, the merged 8B model regained the accuracy that DLER training had lost, and its
 responses were almost as short as those of the trained model.
@@ -52,9 +53,10 @@ def selective_merge(
     ``dtype``.
 
     Args:
-        keep: Share of the weights' entries whose change is added: those with the largest absolute change.
-        scale: Factor on these changes.
-        scope: ``"tensor"`` takes this share of each weight tensor, ``"global"`` takes it of all weights together.
+        keep: Share (0 to 1) of the entries whose change is added: those with the largest absolute change.
+        scale: Factor on the added changes.
+        scope: ``"tensor"`` takes the share ``keep`` of the entries of each weight tensor, ``"global"`` of the entries of all weights
+            together.
         dtype: Number type of the new model. A type narrower than fp32 rounds part of the changes away; the model's name says how much.
 
     Raises:
@@ -75,7 +77,7 @@ def selective_merge(
     def smallest_kept(names: Sequence[str]) -> float:
         return threshold(lambda: map(change, names), keep)
 
-    shared = smallest_kept(list(before)) if scope == "global" else 0.0
+    shared = smallest_kept(list(before)) if scope == "global" else 0.0  # smallest kept |change| over all weights; unused per tensor
     merged = lms.as_type(copy.deepcopy(base.model), torch.float32)
     for name, weight in merged.named_parameters():
         delta = change(name)
@@ -134,7 +136,7 @@ def _bin_of(counts: Tensor, k: int) -> int:
 
 
 def in_type_of(base: LM, policy: LM) -> LM:
-    """Return a trained policy in the number type of ``base``, so that a comparison of the two measures training alone.
+    """Return a trained policy in the number type of ``base``, so that comparing them measures training and not number types.
 
     A saved policy is usually fp32. If ``base`` has a narrower type, rounding loses part of the change that training made; the returned
     model's name says how much. The weights of ``policy`` are changed in place.

@@ -1,4 +1,4 @@
-"""Responses to prompts that hide a needle (the text to retrieve): where needle, question and answer are, whether it was retrieved."""
+"""Responses to prompts that hide a needle (the text to retrieve): spans of needle and question, and whether the needle was retrieved."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Example:
         rollout: Prompt and response.
         needle: Span of the needle in the prompt: the tokens to be retrieved.
         query: Span of the question in the prompt, or ``None``.
-        control: Token ids of the same prompt with other tokens in place of the needle (equally many), or ``None``.
+        control: Token ids of the prompt with the needle replaced by equally many other tokens, or ``None``.
         emitted: Span of the response tokens to evaluate, such as the answer; ``None`` means the whole response.
     """
 
@@ -66,10 +66,10 @@ class Example:
 
 
 def needle_recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> bool:
-    """Return True if the needle was retrieved: if enough of its tokens are among the emitted tokens.
+    """Return True if the needle was retrieved: if more than the share ``above`` of its tokens are among the emitted tokens.
 
     Args:
-        above: The share of the needle's tokens (counted with repetition) that must be exceeded.
+        above: Share of the needle's tokens (0 to 1); a token that occurs twice in the needle counts twice.
     """
     ids = example.rollout.token_ids
     needle = Counter(ids[example.needle.start : example.needle.stop])
@@ -82,10 +82,10 @@ def examples(haystacks: Sequence[Haystack], rollouts: Sequence[Rollout], *, whol
     Args:
         haystacks: Problems with needles.
         rollouts: Responses to the haystacks, in any number and order.
-        whole: True if a needle is the whole sentence (such as ``N=8;``), False if it is only the answer's words in that sentence, as
-            published. Earlier layers may move the answer to its neighbouring tokens, to which a retrieval head then attends. Of the
-            metrics in ``retrieval_heads``, ``copy`` never counts such a head; ``mass`` and ``write`` count it if the needle is the whole
-            sentence.
+        whole: True if the needle is the whole sentence that states the fact (such as ``N=8;``), False if it is only the answer in that
+            sentence (``8``), as published. Earlier layers may move the answer to neighbouring tokens, to which a retrieval head then
+            attends. Of the scores in ``retrieval_heads``, ``copy`` never detects such a head; ``mass`` and ``write`` detect it if the
+            needle is the whole sentence.
 
     Raises:
         NeedleError: A rollout belongs to none of the haystacks, or its prompt differs from that of its haystack.

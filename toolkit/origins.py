@@ -1,4 +1,4 @@
-"""Records of the problems that a direction, plan or model was made from; judging it on the same problems is then an error.
+"""Records of the problems that a direction, plan or model was made from, so that judging it on the same problems is an error.
 
 A record is a plain mapping, kept in the notes of a value's provenance. Its fields are ``task``, ``split``, ``seed``, ``rollouts`` (text,
 if only part of a run was used) and ``problem_ids`` (sorted hashes, see ``digest``). A field whose value is not known is absent.
@@ -42,12 +42,14 @@ def record(problem_ids: Iterable[str], **fields: Any) -> dict[str, Any]:
 
 
 def record_in(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a provenance's notes that is its record of problems; an empty dict if the notes list no problem ids."""
+    """Return the record of problems in the notes of a provenance; an empty dict if the notes list no problem ids."""
     return {k: notes[k] for k in KEYS if k in notes} if notes.get("problem_ids") else {}
 
 
 def join_notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the notes for the sum of two values, such as moments: the problem ids of either, and all other notes that are equal in both.
+    """Return the notes for the sum of two values, such as moments.
+
+    They hold the problem ids of both, and of the other notes those that are equal in both.
 
     Args:
         first, second: Notes of the two values.
@@ -67,7 +69,7 @@ def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
 
 
 def overlap(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
-    """Return those of ``problem_ids`` that are in any of the records, which hold hashes of ids."""
+    """Return those of ``problem_ids`` (plain ids, not hashes) whose problems are in any of the records."""
     made_from = {i for one in records for i in one.get("problem_ids", ())}
     return [i for i in problem_ids if digest(i) in made_from] if made_from else []
 

@@ -29,8 +29,8 @@ class Example:
     Attributes:
         rollout: The rollout.
         label: Its class.
-        where: Chosen positions in its full sequence.
-        at: Index of the example among all examples.
+        where: Chosen positions, as indices into the rollout's full sequence.
+        at: Index of this example among all examples.
     """
 
     rollout: Rollout
@@ -47,7 +47,7 @@ def examples_of(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Position
         positions: Positions to choose in each rollout.
 
     Raises:
-        NoThinkTagsError: no rollout has both.
+        NoThinkTagsError: no rollout has both a class and a position.
     """
     labelled = [(r, label, positions.of(r)) for r in rollouts if (label := by(r)) is not None]
     examples = [Example(*e, at) for at, e in enumerate(e for e in labelled if len(e[2]))]
@@ -61,9 +61,9 @@ def examples_of(lm: LM, rollouts: Sequence[Rollout], by: By, positions: Position
 
 
 def batch_tokens(lm: LM) -> int:
-    """Return the largest number of padded tokens per batch.
+    """Return the largest number of padded tokens per teacher-forced batch on the device of ``lm``.
 
-    It is small on a CPU, where larger batches are no faster and no longer fit the CPU's cache.
+    It is small on a CPU, where larger batches are no faster, since they do not fit into the CPU's cache.
     """
     return min(BATCH_TOKENS, CPU_TOKENS) if lm.device.type == "cpu" else BATCH_TOKENS
 
@@ -90,7 +90,7 @@ class Picker:
 
     Attributes:
         ids: Padded token ids ``[batch, seq]``.
-        weights: ``[batch, 1, seq]``; 1 / n at each of an example's n positions, else 0.
+        weights: ``[batch, 1, seq]``; 1 / n at each of the n chosen positions of an example, else 0.
     """
 
     def __init__(self, batch: Sequence[Example], lm: LM) -> None:
@@ -116,7 +116,7 @@ class Picker:
         return value.flatten(0, 1)[self.flat].float()
 
     def weights_of(self, classes: Float[Tensor, "labels batch"]) -> Float[Tensor, "labels positions"]:
-        """Return the weight of each chosen position in the sum over each class.
+        """Return the weight of each chosen position in the sum of each class: 1 / n for examples of the class with n positions, else 0.
 
         Args:
             classes: 1 where an example is of a class, else 0.
@@ -129,12 +129,12 @@ class Picker:
 def forward(
     lm: LM, ids: Int[Tensor, "batch seq"], kinds: Sequence[str], take: Callable[[str, int, Tensor], None]
 ) -> Float[Tensor, "batch seq d_model"]:
-    """Run one pass without the LM head and return the last hidden states.
+    """Run one pass without the LM head, hand activations to ``take``, and return the last hidden states.
 
     Args:
         ids: Right-padded token ids.
         kinds: Site kinds to read.
-        take: ``take(kind, layer, value)`` is called with the activations ``[batch, seq, width]`` of each kind in every layer, layer by layer.
+        take: ``take(kind, layer, value)`` is called with the activations ``[batch, seq, width]`` of each kind, layer by layer.
     """
     layout = lm.layout
 

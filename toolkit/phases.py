@@ -33,7 +33,7 @@ class Scope:
     Attributes:
         phases: Phases in which the intervention acts.
         first: In the think phase, the intervention begins to act after this number of think tokens.
-        until: In the think phase, it stops acting after this number of think tokens; ``None`` means that it does not stop.
+        until: In the think phase, the intervention stops acting after this number of think tokens; ``None``: it does not stop.
         ramp: In the think phase, the intervention's strength rises from 0 to full strength (``"up"``) or falls from full strength to 0
             (``"down"``) over ``budget`` think tokens.
         budget: Length of the ramp in think tokens.
@@ -110,7 +110,8 @@ class Now:
     Attributes:
         phase: Phase of each position: PROMPT, THINK or ANSWER.
         before: Phases of the earlier positions, which are in the KV cache; ``None`` without a cache.
-        newest: True at the prompt's last position and at response tokens (see ``Scope.newest``); ``None`` means True everywhere.
+        newest: True at the prompt's last position and at response tokens, False in the rest of the prompt (see ``Scope.newest``); ``None``
+            means True everywhere.
     """
 
     phase: Int[Tensor, "batch seq"]
@@ -119,7 +120,7 @@ class Now:
 
     @cached_property
     def written(self) -> Int[Tensor, "batch seq"]:
-        """Number of think positions before each position."""
+        """Number of positions in the think phase before each position, those in the KV cache included."""
         thinking = (self.phase == THINK).long()
         earlier = 0 if self.before is None else (self.before == THINK).sum(dim=1, keepdim=True)
         return earlier + thinking.cumsum(dim=1) - thinking
@@ -165,8 +166,9 @@ class History(DynamicLayer):
 def track(lm: LM) -> Iterator[Tracker]:
     """Track the phase (prompt, think or answer) of each position in every forward pass inside the context, however rows are batched.
 
-    A pass that fills an empty cache is a prompt: only its end and its unfinished assistant message decide the phase, not tags elsewhere
-    in it. A pass without a cache is a whole sequence, in which everything before the last opening tag is prompt.
+    A pass that fills an empty cache is taken as a prompt. Tags at its end, or in an unfinished assistant message at its end, decide in
+    which phase the response begins; other tags in it do not count. A pass without a cache is taken as prompt and response, in which
+    everything before the last opening tag is prompt.
 
     Raises (when the model runs):
         ValueError: the phase cannot be known, because the cache was begun outside the context, embeddings were passed instead of token
@@ -261,8 +263,10 @@ def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
         )
     nothing = ids[:, :0]
     opening = _ends(lm, nothing, ids, lm.tags.open)
+    # last: True only at the end of the last opening tag (from there on, one such tag is left); opened: True from there on.
     last = opening & (opening.flip(1).cumsum(dim=1).flip(1) == 1)
     opened = last.cummax(dim=1).values
+    # A closing tag counts after the last opening tag, or anywhere if there is no opening tag.
     after = opened | ~opening.any(dim=1, keepdim=True)
     closed = (_ends(lm, nothing, ids, lm.tags.close) & after).cummax(dim=1).values
     phases = torch.where(closed, ANSWER, torch.where(opened, THINK, PROMPT))

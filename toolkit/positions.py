@@ -38,7 +38,7 @@ THINK = Positions("think", _think)
 
 
 def step_starts(lm: LM) -> Positions:
-    """Return the positions that predict the first token of a line of thinking (ours): there a model decides on its next step.
+    """Return the positions that predict the first token of a line of thinking: there a model decides on its next step (our choice).
 
     These are the position that predicts the first think token, and every later position whose token ends a line.
     """
@@ -52,11 +52,11 @@ def step_starts(lm: LM) -> Positions:
 
 
 def sentence_ends(lm: LM) -> Positions:
-    """Return the positions whose token ends a sentence of thinking, including the last sentence (ours): there prose stops or goes on.
+    """Return the positions whose token ends a sentence of thinking, the last sentence included: there prose stops or goes on (our choice).
 
-    With ``states(..., each=True)``, a row with ``remaining`` 0 is where a rollout stopped thinking. The mean of all other rows minus the
-    mean of these rows is a direction of thinking length, for models that think in prose. For models without think tags it is a direction
-    of response length. A rollout whose thinking was never closed has no positions.
+    In ``states(..., each=True)`` at these positions, a row with ``remaining`` 0 is where a rollout stopped thinking. The mean of all other
+    rows minus the mean of these rows is a direction of thinking length, for models that think in prose; if whole responses count as
+    thinking, it is a direction of response length. A rollout without closed thinking has no positions.
     """
     ends = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).rstrip().endswith((".", "!", "?"))}
 
@@ -67,7 +67,7 @@ def sentence_ends(lm: LM) -> Positions:
 
 
 def sample_positions(positions: Positions, at_most: int, *, seed: int = 0) -> Positions:
-    """Return a random part of a choice of positions: at most ``at_most`` per rollout, drawn without replacement, in order.
+    """Return a random subset of ``positions``: at most ``at_most`` per rollout, drawn without replacement, in ascending order.
 
     The sample depends only on the seed and on the rollout's problem and sample index, not on other rollouts or on batches.
 

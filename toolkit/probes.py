@@ -2,7 +2,7 @@
 
 Probes are scored on problems that they were not fitted on. Cross-validation is by problem, since rollouts of one problem share its wording
 and difficulty. Beside every score is a control: the same probe, fitted to and scored on shuffled labels. Score minus control is the
-*selectivity*: the information in the states beyond what the probe can memorise.
+*selectivity*: the part of the score that is not due to what the probe can memorise.
 
 A probe shows which information is present, not whether the model uses it. To learn that, steer along the probe's direction and compare
 with controls.
@@ -41,7 +41,7 @@ class TooFewProblemsError(ValueError):
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings of the cross-validation of probes; all numbers are ours.
+    """Settings of the cross-validation of probes; all defaults are our choices.
 
     Attributes:
         folds: Number of parts into which the problems are split; each part is predicted by a probe that is fitted to the others.
@@ -60,7 +60,9 @@ def classify(states: States, label: str = SHORT, *, protocol: Protocol = Protoco
     """Return how well a logistic probe at each layer separates rows of a class from all other rows, on held-out problems.
 
     Args:
-        label: The class.
+        states: States with one class per row.
+        label: The class to separate from the others.
+        protocol: Settings of the cross-validation.
 
     Returns:
         One row per layer and metric, with columns ``layer, metric, mean, low, high, control, selectivity, selectivity_low,
@@ -103,9 +105,9 @@ def regress(states: States, target: str = "remaining", *, protocol: Protocol = P
 
 
 def position_only(states: States, target: str = "remaining", *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """Return how well the position in the think span (and its logarithm) alone predicts a number of tokens: a baseline for ``regress``.
+    """Return how well the position in the think span (and its logarithm) alone predicts a number of tokens, as a baseline for ``regress``.
 
-    The baseline is ours. The table has the columns of ``regress`` except ``layer``.
+    The table has one row per metric, and the columns of ``regress`` except ``layer``.
 
     Args:
         states: States of single positions.
@@ -119,7 +121,9 @@ def position_only(states: States, target: str = "remaining", *, protocol: Protoc
 def classify_heads(
     states: States, heads: int | Layout, label: str = SHORT, *, protocol: Protocol = Protocol()
 ) -> tuple[HeadScores, HeadScores]:
-    """Return the balanced accuracy of a logistic probe on each head's output, and of the same probe with shuffled labels (the control).
+    """Return two scores per head: the balanced accuracy of a logistic probe on the head's output, and the same with shuffled labels.
+
+    The second is the control. Both are on held-out problems; chance is 0.5.
 
     Args:
         states: States of kind ``"z"``: outputs of the heads.
@@ -155,7 +159,9 @@ def classify_heads(
 def out_of_fold(
     x: np.ndarray, y: np.ndarray, problems: np.ndarray, model: Callable[[int, float], Any], protocol: Protocol
 ) -> np.ndarray:
-    """Return a prediction for each row, by a probe that was fitted to other problems only: a margin if ``y`` is boolean, else a value.
+    """Return a prediction for each row by a probe that was fitted to other problems only.
+
+    If ``y`` is boolean, a prediction is a margin (above 0 for True), else a value.
 
     Args:
         x: Features, ``[rows, features]``.

@@ -31,8 +31,9 @@ class Check:
 
     Attributes:
         name: What was checked.
-        value: The number that decides: usually the largest deviation from the expected values, in a check of causality the change of
-            the logits, and in the check of calls by how many calls a layer differs from one.
+        value: The number that decides. In most checks it is the largest relative deviation from the expected values. In a check that a
+            site is causal it is the change of the logits, which must not be 0. In the check that each layer attends once it is the
+            largest deviation from one call.
         passed: Whether the check passed.
     """
 
@@ -260,7 +261,7 @@ def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Ten
 
 @torch.inference_mode()
 def gated_layers(model: PreTrainedModel, layout: Layout) -> frozenset[int]:
-    """Return the layers in which ``z`` is not the output of the attention function: a gate or a norm stands between them."""
+    """Return the layers in which a gate or a norm stands between the attention function and ``W_O``, so that ``z`` is not its output."""
     outputs: dict[int, Tensor] = {}
 
     def look(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -276,7 +277,7 @@ def gated_layers(model: PreTrainedModel, layout: Layout) -> frozenset[int]:
 
 @torch.inference_mode()
 def caches_keys(model: PreTrainedModel, layout: Layout) -> bool:
-    """Return whether the keys and values that attention reads in a cached step are those in the model's cache, in every layer."""
+    """Return True if, in every layer, the keys and values that attention reads in a cached step are those in the model's cache."""
     same: dict[int, bool] = {}
 
     def look(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -38,7 +38,7 @@ class Section:
         title: Heading.
         text: Paragraph that says how to read the section.
         figures: Interactive figures.
-        html: HTML under the figures, such as a transcript or a ``table_html``. It is not escaped here: the caller must escape names.
+        html: HTML under the figures, such as a transcript or the result of ``table_html``. It is inserted as it is: escape names in it.
     """
 
     title: str
@@ -48,7 +48,7 @@ class Section:
 
 
 def judged_on(report: Report) -> str:
-    """Return text that says which problems a comparison used, and whether its conditions were made from any of them."""
+    """Return text that says which problems a comparison used, and whether its conditions were made from (trained on) any of them."""
     notes = report.provenance.notes
     task, split = notes.get("task"), notes.get("split")
     problems = f"{notes['problems']} problems" + (f" of {task}" if task else "") + (f" ({split})" if split else "")
@@ -74,7 +74,7 @@ def as_json(report: Report, summary: pd.DataFrame, **more: Any) -> dict[str, Any
 
     Args:
         summary: From ``evaluate.summary``.
-        more: Additional entries.
+        more: Additional entries of the dict.
 
     Returns:
         ``{"base", "conditions": {name: {..., "metrics": {metric: {mean, low, high}}}}, "paired": {name: {metric: {mean, low, high}}},
@@ -99,7 +99,7 @@ def json_records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def headline_table(summary: pd.DataFrame, *, base: str = "base", metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:
-    """Return a table of text cells, one row per condition and one column per metric.
+    """Return a table of text cells for reports, one row per condition and one column per metric.
 
     A cell holds the mean and, in brackets, the paired difference from base (condition minus base) with its 95 % interval.
 
@@ -140,7 +140,7 @@ def write_page(title: str, intro: str, table: pd.DataFrame, sections: Sequence[S
 
 
 def table_html(table: pd.DataFrame) -> str:
-    """Return a table of text cells as HTML, with its index as first column. Text after a cell's first blank is small, on a second line."""
+    """Return a table of text cells as HTML, with the index as first column. Text after a cell's first blank is small, on a second line."""
     head = "".join(f"<th>{html.escape(str(c))}</th>" for c in (table.index.name or "condition", *table.columns))
     body = "".join(
         f"<tr><td>{html.escape(str(name))}</td>" + "".join(f"<td>{_lines(str(cell))}</td>" for cell in row) + "</tr>"
@@ -172,6 +172,7 @@ def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame, 
 
     Args:
         base: Name of the base model.
+        plan: The plan of the edit.
         heads: One row per edited head; all columns are shown.
         table: Measurements, from ``headline_table``.
         on: Text that names the problems of the measurements, from ``judged_on``.
@@ -274,7 +275,7 @@ def _described(v: Direction) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Return a table as GitHub markdown, with its index as first column. Floats have three digits after the point."""
+    """Return a table as GitHub markdown, with the index as first column. Floats have three digits after the decimal point."""
     head = [table.index.name or "", *map(str, table.columns)]
     rows = [
         [str(name), *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row)]

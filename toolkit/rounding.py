@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-assumed_tolerance = 0.1  # largest error that is not reported: ours
+assumed_tolerance = 0.1  # largest ``Rounding.error`` of which no warning is given: our choice
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Rounding:
 
     @property
     def small(self) -> bool:
-        """True if the error is small enough to go unreported (at most ``assumed_tolerance``)."""
+        """True if the error is at most ``assumed_tolerance``, so that no warning is needed."""
         return self.error <= assumed_tolerance
 
     def __str__(self) -> str:

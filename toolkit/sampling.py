@@ -1,7 +1,7 @@
 """How tokens are drawn: the settings, one stream of random numbers per response, and one draw per row.
 
-Each response draws from its own stream of random numbers, keyed by (seed, problem id, sample). So it comes out the same for any batch
-size, any order of the problems and any rows beside it.
+Each response draws from a separate stream of random numbers, keyed by (seed, problem id, sample). So a response is the same for any batch
+size, any order of the problems and any other rows of its batch.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Sampling:
         top_p: Probability mass of the nucleus; 1 keeps every token.
         top_k: Number of most likely tokens that are kept; 0 keeps every token.
         max_new_tokens: Longest response in tokens, think tags and end-of-sequence token included.
-        seed: Seed of every stream of random numbers.
+        seed: Seed of the random numbers of all responses.
         details: True to record the log-probability of each token and the entropy of the full softmax.
-        batch_size: Rows decoded together (halved if memory runs out); never changes the samples.
+        batch_size: Number of responses that are decoded together (halved if memory runs out); it never changes the samples.
     """
 
     n: int = 1
@@ -53,7 +53,7 @@ class Sampling:
 
     @property
     def identity(self) -> dict:
-        """All settings that change the samples: every one but the batch size."""
+        """Dict of all settings that change the samples (all but the batch size), which is stored with rollouts."""
         return {k: v for k, v in asdict(self).items() if k != "batch_size"}
 
 
@@ -112,7 +112,8 @@ def draw(
         allowed = _truncated(probs, sampling)
         cdf = allowed.cumsum(dim=-1)
         total = cdf[:, -1:]
-        # Rounding must not push the target to the total, past the last token that can be drawn.
+        # If top-k or top-p removed tokens, the total is below 1. Rounding must not push the target to the total, past the last token that
+        # can be drawn.
         target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
         tokens = torch.searchsorted(cdf, target, right=True).squeeze(1)
         if allowed is not probs:

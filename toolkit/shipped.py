@@ -23,7 +23,7 @@ class MissingPackageError(ImportError):
 
 
 def path_of(name: str) -> Path:
-    """Return the directory of a shipped model: inside the installed package, or ``data/`` in a checkout.
+    """Return the directory of a shipped model: inside the installed package, or under ``data/`` in a git checkout.
 
     Args:
         name: ``"tiny-reasoner"`` or ``"smol-reasoner"``.

@@ -78,7 +78,7 @@ class Site:
 class Row:
     """The module names of one architecture family. A model belongs to the family if each of its blocks has all named modules.
 
-    A block without the attention module belongs to it too if it has a module of ``MIXERS`` instead. It has no attention heads.
+    A block may have a module of ``MIXERS`` instead of the attention module; it then has no attention heads.
 
     Attributes:
         family: Name of the family.
@@ -87,7 +87,7 @@ class Row:
         mlp: Name of the MLP in a block.
         post_attention_norm: Name of the norm in a block that follows ``attn_out``, or ``None``.
         post_mlp_norm: Name of the norm in a block that follows ``mlp_out``, or ``None``.
-        factor: Config entry with the factor on all that attention and the MLP add to the residual stream, or ``None``.
+        factor: Name of the config entry that holds the factor on all that attention and the MLP add to the residual stream, or ``None``.
         extra: Name of a module in a block whose output is added after the MLP's, if the module exists.
         output_scale: Name of a tensor in a block that multiplies the block's output, or ``None``.
     """
@@ -187,10 +187,12 @@ class Block:
 class Norm:
     """An RMS norm or LayerNorm as a formula: ``gain * (x - centred * mean(x)) / scale(x) + shift``.
 
+    The shift is not kept, since it does not depend on x.
+
     Attributes:
         gain: Factor on each entry.
-        centred: Whether the mean is subtracted (LayerNorm).
-        eps: Number added to the mean square in ``scale``. The shift is not kept: it does not depend on x.
+        centred: True if the mean is subtracted (LayerNorm).
+        eps: Number added to the mean square in ``scale``.
     """
 
     gain: Float[Tensor, " d_model"]
@@ -202,7 +204,7 @@ class Norm:
         return (self.centre(x.float()).pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt()
 
     def back(self, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Map a direction v of the norm's output to u at its input: ``<v, norm(x) - shift> = <u, x> / scale(x)``."""
+        """Map a direction v at the norm's output to u at the norm's input: ``<v, norm(x) - shift> = <u, x> / scale(x)``."""
         return self.centre(self.gain.to(v) * v)
 
     def centre(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
@@ -212,9 +214,9 @@ class Norm:
 
 @torch.no_grad()
 def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
-    """Return the norm that follows an output projection as a formula, which is found by running the norm on test inputs.
+    """Return the formula of the norm that follows an output projection, found by running the norm on test inputs.
 
-    Its attributes are not read, since families store the gain as g or as 1 + g, and epsilon under many names.
+    The attributes of the module are not read, since families store the gain as g or as 1 + g, and epsilon under many names.
 
     Args:
         module: The norm.
@@ -257,7 +259,7 @@ class Layout:
     """Modules, head geometry and output projections of one model.
 
     Layers may differ in number and size of their heads, and may have none (linear attention, state spaces, convolutions). Tables of heads
-    are ``[layers, n_heads]`` with NaN where a layer has fewer heads. Tables of ``z`` are ``[layers, width("z")]`` with 0 there.
+    are ``[layers, n_heads]``, with NaN where a layer has fewer heads. Tables of ``z`` are ``[layers, width("z")]``, padded with 0.
 
     Attributes:
         row: The architecture family, with its module names.
@@ -297,7 +299,7 @@ class Layout:
 
     @property
     def absent(self) -> tuple[tuple[int, int], ...]:
-        """Places ``(layer, head)`` of a table of heads at which there is no head."""
+        """Places ``(layer, head)`` of a ``[layers, n_heads]`` table at which the model has no head."""
         return tuple((layer, head) for layer, n in enumerate(self.heads) for head in range(n, self.n_heads))
 
     @property
@@ -353,7 +355,7 @@ class Layout:
         return slice(head * self.head_dims[layer], (head + 1) * self.head_dims[layer])
 
     def by_head(self, layer: int, z: Float[Tensor, "... z"]) -> Float[Tensor, "... heads head_dim"]:
-        """Cut the last axis of a layer's ``z`` (which may be padded to ``width("z")``) into heads."""
+        """Return a layer's ``z`` with the last axis cut into heads; padding up to ``width("z")`` is dropped."""
         n, size = self.heads[layer], self.head_dims[layer]
         return z[..., : n * size].unflatten(-1, (n, size))
 
@@ -370,9 +372,9 @@ class Layout:
 
     @property
     def contribution_kind(self) -> str:
-        """Kind of activation that a head's contribution to the residual stream is linear in, so that its mean gives the mean contribution.
+        """``"z"``, or ``Z_OVER_NORM`` in post-norm families: a head's contribution to the residual stream is linear in this activation.
 
-        It is ``z``, or ``Z_OVER_NORM`` in post-norm families.
+        So the mean of the activation gives the mean contribution.
         """
         return Z_OVER_NORM if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
@@ -382,20 +384,21 @@ class Layout:
         return None if module is None else read_norm(module, self.W_O(layer))
 
     def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Map a direction v of the residual stream to ``attn_out``: return u with ``<v, contribution> = <u, attn_out> / scale``.
+        """Map a direction v of the residual stream to ``attn_out``: return u such that ``<v, contribution> = <u, attn_out> / scale``.
 
-        The contribution is what attention adds to the residual stream, in the units of the stream's end (see ``to_end``). In pre-norm
-        families u is v, and the scale is 1. With an RMS norm of gain g in between, u is ``g * v``, since
-        ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``. A head's contribution along v is ``to_attn_out(v) @ W_O[:, head] @ (z / rms)``.
+        The contribution is attention's part of the end of the residual stream: ``attn_out``, after the norm that follows it, if there is
+        one, times ``to_end(layer)``, which is 1 in most families. Where it is 1: without a norm, u is v and ``scale`` is 1; with an RMS
+        norm of gain g, u is ``g * v`` and ``scale`` is ``rms(attn_out)``, since ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``. A head's
+        contribution along v is ``to_attn_out(layer, v) @ W_O[:, head] @ (z / scale)``.
         """
         norm, factor = self.norm(layer), self.to_end(layer)
         u = v if norm is None else norm.back(v)
         return u if factor == 1.0 else factor * u
 
     def to_end(self, layer: int) -> float:
-        """Return the factor on what a layer's attention adds, from the module's output to the end of the residual stream.
+        """Return the factor by which a layer's attention output is multiplied on its way to the end of the residual stream.
 
-        It is ``factor`` times the scales of this block's and all later blocks' outputs (``Row.output_scale``), and 1 in most families.
+        It is ``factor`` times the scales of the outputs of this and all later blocks (``Row.output_scale``): 1 in most families.
         """
         scales = [float(b.output_scale) for b in self.blocks[layer:] if b.output_scale is not None]
         return self.factor * math.prod(scales)

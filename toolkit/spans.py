@@ -21,7 +21,7 @@ PROMPT, THINK, ANSWER = range(3)  # indices into PHASES; a response is in PROMPT
 def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[Span | None, Span | None]:
     """Return the think span and the answer span of a sequence; ``None`` in place of a span that it does not have.
 
-    - Thinking is opened by the model, or by the prompt: its template, or an assistant message at its end that the model continues.
+    - Thinking is opened by the response, or at the end of the prompt: by the chat template, or in an assistant message that is continued.
     - If the prompt closes thinking or switches it off, the think span is empty and the whole response is the answer.
     - The first closing tag ends thinking. Without one the think span runs to the end, and there is no answer.
     - A response with a closing tag but no opening tag thinks from its first token to that tag.
@@ -33,7 +33,7 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
     Args:
         ids: Token ids of prompt and response.
         prompt_len: Number of prompt tokens.
-        ended: Whether the last token is an end-of-sequence token, which belongs to no span.
+        ended: True if the last token is an end-of-sequence token, which belongs to no span.
     """
     stop = len(ids) - ended
     tags = lm.tags
@@ -66,8 +66,8 @@ def _end_of_thoughts(lm: LM, ids: Sequence[int], start: int, closing: int) -> in
 def answer_start(lm: LM, ids: Sequence[int], prompt_len: int, answer: Span) -> int:
     """Return the position at which the text of an answer begins.
 
-    This is the start of its span, except if the prompt ends with an unfinished assistant message that already holds part of the answer:
-    then it lies inside the prompt.
+    This is the start of the answer's span, except if the prompt ends with an unfinished assistant message that already holds part of the
+    answer: then the position lies inside the prompt.
 
     Args:
         answer: Answer span, from ``spans``.
@@ -78,7 +78,7 @@ def answer_start(lm: LM, ids: Sequence[int], prompt_len: int, answer: Span) -> i
 
 
 def ends_with(lm: LM, prompt: Sequence[int], tag: str | None) -> bool:
-    """Return whether a prompt ends with a tag, ignoring white space after it. Tags further back do not matter."""
+    """Return True if a prompt ends with a tag, ignoring white space after the tag; False if ``tag`` is ``None``."""
     places = find_tag(lm, prompt[-TAIL:], tag)
     return bool(places) and not lm.text(prompt[-TAIL:][places[-1].stop :]).strip()
 
@@ -112,8 +112,8 @@ def find_tag(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
 def phase_at_end(lm: LM, prompt: Sequence[int]) -> int:
     """Return the phase in which the response to a prompt begins: PROMPT (the response has to open its thinking), THINK or ANSWER.
 
-    A tag at the end of the prompt decides, else the last tag in an unfinished assistant message at its end; without either the phase is
-    PROMPT. It is THINK if the model's thinking has no opening tag, and ANSWER if the model has no tags.
+    The first of these rules that applies decides: a tag at the end of the prompt; the last tag in an unfinished assistant message at the
+    end of the prompt; else PROMPT, or THINK if the model's thinking has no opening tag. If the model has no tags, the phase is ANSWER.
     """
     tags = lm.tags
     if tags is None or ends_with(lm, prompt, tags.close):
@@ -136,7 +136,7 @@ def _assistant_message(lm: LM, prompt: Sequence[int]) -> Sequence[int]:
 
 
 class Reader:
-    """The phase and the think length of one response, updated with every token that is written.
+    """Reads one response token by token and keeps track of its phase and its think length.
 
     Attributes:
         phase: Phase in which the next token is written: PROMPT until thinking is opened, then THINK, and ANSWER once it is closed.
@@ -150,7 +150,7 @@ class Reader:
         self.phase, self.written, self.forced = phase_at_end(lm, prompt), 0, 0
 
     def ends(self, token: int, tag: str | None) -> bool:
-        """Return whether ``token`` would end an occurrence of ``tag`` if it came next."""
+        """Return True if ``token``, written next, would complete an occurrence of ``tag``; False if ``tag`` is ``None``."""
         if tag is None:
             return False
         single = self.lm.token_id(tag)

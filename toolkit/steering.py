@@ -32,7 +32,7 @@ class Steering:
         where: Site kind to act at; ``None`` means the direction's kind.
         during: Positions to act at.
         op: ``"add"``, ``"ablate"`` or ``"clamp"``, see ``steering``.
-        value: Target of ``clamp``.
+        value: Component along the unit direction that ``clamp`` sets.
     """
 
     direction: Direction
@@ -97,7 +97,7 @@ class Steering:
         return fn
 
     def relative_dose(self, scale: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
-        """Return ``|strength * v| / scale`` per layer: the norm of the added vector over the typical norm of the activations.
+        """Return ``|strength * v| / scale`` per layer: the norm of the added vector divided by the typical norm of the activations.
 
         Args:
             scale: Typical norm of the activations per layer, from ``collect.typical_norm``.
@@ -125,8 +125,8 @@ def steering(
         clamp   h <- h + strength * (value - <h, u>) u    strength 1 sets the component along u to ``value``
 
     At each position the strength is multiplied by the weight of the scope ``during`` (0 outside it). Strength 0 is bitwise the base model.
-    With ThinkEdit's direction, which is not normalised, at all layers, strengths are small (published grid: -0.08 ... 0.08). The
-    intervention is the same with KV cache, left padding, batches, beams, greedy decoding and sampling.
+    Strengths are small if all layers are steered along ThinkEdit's direction, which is not normalised (published grid: -0.08 ... 0.08). The
+    intervention acts alike with KV cache, left padding, batches, beams, greedy decoding and sampling.
 
     Args:
         layers: Layers to act at; ``None`` means all.
@@ -176,7 +176,7 @@ def check_shape(direction: Direction, lm: LM) -> None:
 
 
 def transfer(direction: Direction, lm: LM) -> Direction:
-    """Return a direction marked as made for ``lm`` instead of its original model, for example to use it after further training.
+    """Return a direction marked as made for ``lm`` instead of the original model, for example to use it after further training.
 
     The numbers stay the same. The ``estimator`` of the result names the original model.
     """
@@ -187,7 +187,7 @@ def transfer(direction: Direction, lm: LM) -> Direction:
 
 
 def in_words(direction: Direction | None) -> str:
-    """Return a direction as text: estimator, site kind, positions and a hash of its numbers; ``"no direction"`` for ``None``."""
+    """Return text that identifies a direction: estimator, site kind, positions, hash of its numbers; ``"no direction"`` for ``None``."""
     if direction is None:
         return "no direction"
     return f"{direction.estimator} {direction.kind} {direction.positions} {identity.hash_of(direction.vector)}"

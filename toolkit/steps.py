@@ -17,7 +17,10 @@ from toolkit.lm import LM
 from toolkit.types import Rollout, Span
 
 Splitter = Callable[[str], Sequence[int]]
-"""Text -> ascending character offsets at which its steps start. Text before the first offset belongs to the first step."""
+"""A function from a text to the ascending character offsets at which its steps start.
+
+Text before the first offset belongs to the first step.
+"""
 
 BYTES = 4  # most tokens per character: UTF-8 has at most four bytes
 
@@ -27,8 +30,8 @@ class Step:
     """One step of thinking.
 
     Attributes:
-        span: Its tokens, as positions in the full sequence; empty if its whole text lies in a token of the step before.
-        text: Its text.
+        span: Tokens of the step, as positions in the full sequence; empty if the step's whole text lies in a token of the step before.
+        text: Text of the step.
     """
 
     span: Span
@@ -45,7 +48,7 @@ def lines(text: str) -> list[int]:
 
 
 def paragraphs(text: str) -> list[int]:
-    """Return the offsets at which paragraphs begin, after blank lines, so that each paragraph is a step."""
+    """Return the offsets at which paragraphs begin, so that each paragraph is a step; blank lines separate paragraphs."""
     return [m.end() for m in re.finditer(r"(?:\A|\n[^\S\n]*\n)\s*(?=\S)", text)]
 
 

@@ -47,11 +47,11 @@ class ThinkTags:
 
 @dataclass(frozen=True)
 class Format:
-    """How a family of models marks thinking.
+    """How a family of models marks thinking, and how to recognise the family.
 
     Attributes:
-        tags: Its tags.
-        marks: Texts that the chat template or the vocabulary of such a model holds, all of them.
+        tags: Think tags of the family.
+        marks: Texts by which the family is recognised: the chat template or the vocabulary has all of them.
     """
 
     tags: ThinkTags
@@ -66,20 +66,20 @@ FORMATS: Mapping[str, Format] = {
     # The final message's header closes thinking: all messages before it are thinking, with the headers between them.
     "gpt-oss": Format(ThinkTags("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"), ("<|channel|>", "<|message|>")),
 }
-"""Formats that ``find_tags`` knows. Nearly all reasoning models use the first."""
+"""Name -> format that ``find_tags`` knows. Nearly all reasoning models use the first."""
 
 
 ENDS_MESSAGE = {FORMATS["gpt-oss"].tags.close: "<|end|><|start|>assistant"}
-"""Closing tag -> text that ends the message of the thoughts, which has to stand before the tag."""
+"""Closing tag -> text before it that ends the message of the thoughts. It is part of neither the thinking nor the answer."""
 
 
 def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
-    """Return the tags of the format whose marks are in the chat template, else in the vocabulary; ``None`` if no format's are.
+    """Return the tags of the format in ``FORMATS`` whose marks are all in the chat template, else in the vocabulary; ``None`` if none fits.
+
+    A chat template that has only ``</think>``, because the model opens its thinking itself, counts as the format ``<think>``.
 
     Raises:
         ValueError: several formats fit; the message names them.
-
-    A template that only closes thinking, because the model opens it, counts for ``<think>``.
     """
     template, vocabulary = json.dumps(tokenizer.chat_template or ""), set(tokenizer.get_vocab())
     in_template = [name for name, form in FORMATS.items() if all(mark in template for mark in form.marks)]

@@ -70,7 +70,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def check(template: str, tokens: Mapping[str, str], switches: Mapping[str, Any]) -> None:
-    """Raise TemplateProblem unless a template renders a user's question within limits, and reads every switch.
+    """Raise TemplateProblem unless a template renders a user's question within limits of time and memory, and reads every switch.
 
     Args:
         template: Text of the template.
@@ -92,7 +92,8 @@ def variables(template: str, tokens: Iterable[str] = ()) -> frozenset[str]:
     """Return the names of a template's switches: variables that it reads and that neither transformers nor the tokenizer sets.
 
     Args:
-        tokens: Names of special tokens.
+        template: Text of the template.
+        tokens: Names of special tokens, which do not count as switches.
 
     >>> sorted(variables("{{ bos_token }}{% if enable_thinking %}{{ messages[0].content }}{% endif %}"))
     ['enable_thinking']

@@ -1,4 +1,4 @@
-"""One response as HTML: tokens coloured by entropy, thinking and answer set apart, steps numbered, failed steps and re-checks marked.
+"""One response as HTML: tokens coloured by entropy, thinking and answer set apart, steps numbered, wrong steps and re-checks marked.
 
 Use ``fragment`` in a saved report, or in Jupyter through ``IPython.display.HTML``; ``html_page`` makes a whole page of fragments. The HTML
 loads no other file and runs no script. Hovering over or clicking a token shows its entropy and probability.
@@ -55,11 +55,11 @@ def fragment(
 
     Args:
         rollout: The response, with recorded entropies.
-        chain: The steps of its thinking, marked as failed or as re-checks, from ``failed_steps.chain``. Without it, each line is a step
-            and no step is marked.
+        chain: The steps of its thinking, from ``failed_steps.chain``, marked as failed (wrong) or as re-checks of an earlier step. Without
+            it, each line is a step and no step is marked.
         problem: If given, its gold answer is shown.
-        top: Entropy (nats) of the deepest colour. To compare transcripts, pass the same number to all. Default: the response's highest
-            entropy.
+        top: Entropy (nats) that gets the deepest colour. To compare responses, pass the same number for all. Default: the response's
+            highest entropy.
 
     Raises:
         entropies.NoEntropiesError: the rollout has no recorded entropies.

@@ -95,7 +95,8 @@ class Rollout:
         prompt_len: Number of prompt tokens.
         think: Tokens *between* the think tags, tags excluded. If thinking was never closed, the span runs to the end of the sequence.
             ``None`` if thinking was never opened.
-        answer: Tokens after the closing tag, end-of-sequence token excluded; ``None`` if thinking was never closed.
+        answer: Tokens after the closing tag, end-of-sequence token excluded; the whole response if thinking was never opened. ``None`` if
+            thinking was opened but never closed.
         finish: ``"stop"`` if an end-of-sequence token was sampled, ``"length"`` if the largest number of new tokens was reached.
         text: Decoded response with its special tokens.
         correct: Grade of the answer span; False if there is none.
@@ -140,7 +141,8 @@ class Provenance:
     Attributes:
         model: Id or directory that the model was loaded from.
         revision: Hub revision (branch, tag or commit), or ``None``.
-        fingerprint: SHA-256 over all weights and the config; using the value with a model of another fingerprint is an error.
+        fingerprint: SHA-256 over all weights and the config. The value can be used only with a model of this fingerprint; a direction also
+            with models that were made from that model (``LM.parent``).
         template_hash: Hash of the chat template.
         toolkit_version: Version of the toolkit that made the value.
         seed: Random seed, or ``None`` if nothing was random.
@@ -166,7 +168,7 @@ class Moments:
 
     An example is one rollout. ``sums[kind][c, l]`` is the sum, over the examples of class c, of the example's mean activation at layer l
     (the mean over its chosen positions). ``outer[kind][c, l]`` (optional) is the sum, over the same examples, of the example's mean
-    outer product ``h h^T``: see ``covariance``.
+    outer product ``h h^T``, with h the activation at a position: see ``covariance``.
 
     Attributes:
         labels: Class names, e.g. ``("long", "short")``.
@@ -222,7 +224,9 @@ class Moments:
         return self.sums[kind][row] / self.n[row]
 
     def covariance(self, kind: str) -> Float[Tensor, "layers _ _"]:
-        """Return the within-class covariance at sites of ``kind``, pooled over classes; every example has weight 1.
+        """Return the within-class covariance of activations at single positions, at sites of ``kind``, pooled over classes.
+
+        Every example has weight 1, divided among its positions.
 
         Raise KeyError if outer products of ``kind`` were not collected.
         """
@@ -236,9 +240,9 @@ class Moments:
         return total / sum(self.n)
 
     def __add__(self, other: Moments) -> Moments:
-        """Add the moments of two sets of examples. A class may be missing from one of them.
+        """Return the moments of two sets of examples together. A class may be missing from one of them.
 
-        Raise ValueError if the two differ in positions, weights or sites.
+        Raise ValueError if the two differ in positions, model weights or site kinds.
         """
         left = (self.positions, self.provenance.fingerprint, sorted(self.sums), sorted(self.outer))
         right = (other.positions, other.provenance.fingerprint, sorted(other.sums), sorted(other.outer))
@@ -270,9 +274,9 @@ class Direction:
         kind: Kind of site at which it was measured, usually ``"resid_mid"`` (called "attn" by ThinkEdit) or ``"resid_post"`` (called
             "mlp"). ``"attn_out"`` is for a direction in the space of the heads' outputs; only in post-norm families does that differ
             from the residual stream.
-        positions: Name of the positions that were averaged over.
-        estimator: ``"mean_difference"``, ``"whitened"``, ``"random(seed=0)"``, ...
-        n_pos: Number of examples of the long class, or of pairs if the estimator takes pairs.
+        positions: Name of the positions that activations were averaged over, such as ``"think"``.
+        estimator: Name of the estimator: ``"mean_difference"``, ``"whitened"``, ``"random(seed=0)"``, ...
+        n_pos: Number of examples of the long class, or of pairs if the estimator uses pairs (long and short of one problem).
         n_neg: Number of examples of the short class, or of pairs.
     """
 
@@ -413,7 +417,8 @@ class Report:
     Attributes:
         rows: One row per rollout: ``condition, problem_id, sample, task, difficulty, correct, think_tokens,
             response_tokens, closed, looping, finish``. ``looping`` means that the response ends in a repeated run of tokens.
-        conditions: Condition name -> its description: ``model, fingerprint, parent, interventions, note, made_from, overlap``.
+        conditions: Condition name -> its description: ``model, fingerprint, parent, interventions, note``, ``made_from`` (text that names
+            the problems that it was made from) and ``overlap`` (number of these problems in the report).
         base: Name of the condition that the others are compared with.
         provenance: Provenance of the base model; its notes hold the sampling settings and the problems.
     """

@@ -38,7 +38,7 @@ def responses_html(lm: LM, responses: Sequence[tuple[str, float, Rollout]]) -> s
 
 
 def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0, 0.0, 1.0), *, during: str = "all") -> Any:
-    """Return greedy responses to a prompt, steered along ``v`` at a few strengths, side by side. It does not need ipywidgets.
+    """Return greedy responses to a prompt, steered along ``v`` at a few strengths, side by side in Jupyter. ipywidgets is not needed.
 
     Args:
         strengths: Steering strengths; + is longer.
@@ -54,7 +54,7 @@ def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0
 
 
 def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
-    """Return a widget with controls for steering ``lm`` along ``v``, and the response at the chosen strength beside the one at strength 0.
+    """Return a Jupyter widget that steers ``lm`` along ``v``: controls, and the responses at the chosen strength and at strength 0.
 
     The controls are prompt, strength, layers, phase and temperature. If ipywidgets (the extra ``notebook``) is not installed, return the
     result of ``static``.
@@ -92,7 +92,7 @@ def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
 
 
 def live(*, every: int = 5, metrics: Sequence[str] = ("accuracy", "think_tokens", "reward")) -> Any:
-    """Return a training callback, ``Extras(callbacks=(live(),))``, that draws learning curves while the run is in progress.
+    """Return a callback for GRPO training that draws learning curves in Jupyter during the run: ``Extras(callbacks=(live(),))``.
 
     Args:
         every: Number of training steps between updates.

@@ -19,7 +19,7 @@ kind            TransformerLens     nnsight (of the block's modules)            
 ==============  ==================  ==================================================  ===============================
 
 .. [1] Shape ``[batch, seq, heads, head_dim]`` in TransformerLens, ``[batch, seq, heads * head_dim]`` in this toolkit.
-.. [2] In post-norm families these hooks are *after* the norm; there, our sites are ``attn.hook_out`` and ``mlp.hook_out``.
+.. [2] In post-norm families these hooks are *after* the norm; there, the toolkit's sites are ``attn.hook_out`` and ``mlp.hook_out``.
 .. [3] Read only: the hook is at the input of the MLP's norm, so a write there does not reach the residual stream. Models with parallel
    blocks have no such hook; ``from_transformer_lens`` computes the sum.
 
@@ -27,7 +27,8 @@ Limits:
 
 - TransformerLens computes attention itself (eager), so numbers agree up to rounding. For GPT-NeoX it copies the fused query-key-value
   weights.
-- With ``use_attn_result`` the output projection is never called, so our interventions at ``z`` and ``attn_out`` do not act.
+- With TransformerLens's option ``use_attn_result`` the output projection is never called, so interventions at ``z`` and ``attn_out`` do not
+  act.
 - *At* a site that an intervention writes to, the other library may show the value before the write (nnsight: at every output;
   TransformerLens: at ``resid_pre``, ``z`` and ``mlp_out``). All later sites show the effect of the write.
 - nnsight has to read sites in the order of the computation. Do not use ``output_hidden_states`` in nnsight: transformers then puts hooks

@@ -1,4 +1,4 @@
-"""Activations recorded by TransformerLens or nnsight, as values at our sites and as moments."""
+"""Activations that TransformerLens or nnsight recorded, converted to values at the toolkit's sites and to moments."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from toolkit.types import Moments, Rollout
 
 
 def from_transformer_lens(lm: LM, cache: Any) -> dict[Site, Float[Tensor, "*batch seq _"]]:
-    """Return the activations at all of our sites that TransformerLens recorded. The heads of ``z`` are concatenated.
+    """Return the activations that TransformerLens recorded, as a dict from the toolkit's sites. The heads of ``z`` are concatenated.
 
     Args:
         cache: An ``ActivationCache``, or another mapping from hook names to tensors.
 
     Raises:
-        NeighbourError: the cache has none of our sites.
+        NeighbourError: the cache has none of these sites.
     """
     values: dict[Site, Tensor] = {}
     for layer in range(lm.layout.n_layers):
@@ -42,7 +42,7 @@ def from_transformer_lens(lm: LM, cache: Any) -> dict[Site, Float[Tensor, "*batc
 
 
 def from_nnsight(lm: LM, model: Any, wanted: Iterable[Site]) -> dict[Site, Tensor]:
-    """Return the activations at some sites, inside a trace: ``with model.trace(ids): values = bridges.from_nnsight(lm, model, wanted)``.
+    """Return the activations at some sites; call it inside a trace: ``with model.trace(ids): values = from_nnsight(lm, model, wanted)``.
 
     After the trace, ``values`` is a dict from site to ``[batch, seq, width]``. Sites are read in the order of the computation, as nnsight
     requires.

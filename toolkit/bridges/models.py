@@ -23,7 +23,9 @@ _BEFORE = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 
 
 def to_transformer_lens(lm: LM) -> Any:
-    """Return a ``TransformerBridge`` around the weights of ``lm``. It tokenizes as ``lm.tokenizer``, without adding a BOS token.
+    """Return a ``TransformerBridge`` (TransformerLens's model class) around the weights of ``lm``.
+
+    It tokenizes as ``lm.tokenizer`` does, without adding a BOS token.
 
     Raises:
         ImportError: TransformerLens is not installed.
@@ -79,7 +81,7 @@ def check_transformer_lens() -> None:
 
 
 def to_nnsight(lm: LM) -> Any:
-    """Return an nnsight ``TransformersModel`` around the weights of ``lm``. nnsight always pads on the left.
+    """Return an nnsight ``TransformersModel`` around the weights of ``lm``. nnsight pads batches on the left.
 
     Raises:
         ImportError: nnsight is not installed.
@@ -134,12 +136,12 @@ def _check(lm: LM, bridge: Any, *, tokens: int = 8) -> None:
 
 
 DETECTED = {"previous token": "previous_token_head", "induction": "induction_head", "duplicate token": "duplicate_token_head"}
-"""Name of a pattern -> its name in TransformerLens's head detectors."""
+"""Name of an attention pattern in the toolkit -> its name in TransformerLens's head detectors."""
 
 
 @torch.no_grad()
 def detect_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 32, seed: int = 0) -> dict[str, HeadScores]:
-    """Run TransformerLens's head detectors and return the scores of all heads by pattern: ``DETECTED`` lists the patterns.
+    """Run TransformerLens's head detectors; return a dict from attention pattern (a key of ``DETECTED``) to the scores of all heads.
 
     A score is the share of a head's attention that lies on the pattern, averaged over sequences. The patterns "previous token" and
     "duplicate token" are measured on ``sequences``. "induction" is measured on equally many artificial sequences: up to ``repeated``

@@ -1,4 +1,4 @@
-"""Names of our sites in TransformerLens and nnsight, and back."""
+"""Names of the toolkit's sites in TransformerLens and nnsight, and the sites of such names."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Place:
     Attributes:
         module: Path of a module below the model, such as ``"model.layers.3.self_attn.o_proj"``.
         side: Whether the site is the ``"input"`` or the ``"output"`` of the module.
-        plus: Path of another module whose *input* has to be added, or ``None``. It is set for ``resid_mid``, a sum that no module returns.
-            Read this input first. To add a vector to ``resid_mid``, add it to the output of ``module``.
+        plus: Path of another module whose *input* has to be added to the value, or ``None``. It is set for ``resid_mid``, a sum that no
+            module returns. Read this input first. To add a vector to ``resid_mid``, add it to the output of ``module``.
     """
 
     module: str
@@ -76,7 +76,7 @@ def site_of_transformer_lens(lm: LM, name: str) -> Site:
 
     Raises:
         IndexError: the model does not have the hook's layer.
-        NeighbourError: none of our sites corresponds to the hook, or the hook comes after a post-norm.
+        NeighbourError: no site of the toolkit corresponds to the hook, or the hook comes after a post-norm.
     """
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     layer, hook = (int(match[1]), match[2]) if match else (0, name)
@@ -109,8 +109,8 @@ def site_of_nnsight(lm: LM, place: Place) -> Site:
     """Return the site at a place in nnsight, the inverse of ``nnsight_path``.
 
     Raises:
-        NeighbourError: none of our sites is at this place. (The output of attention is one only with ``plus`` set to the block: then it is
-            ``resid_mid``.)
+        NeighbourError: no site of the toolkit is at this place. (The output of the module that adds attention is ``resid_mid`` only if
+            ``plus`` is the path of the block.)
     """
     for layer in range(lm.layout.n_layers):
         for site in (Site(kind, layer) for kind in KINDS if layer in lm.layout.layers(kind)):

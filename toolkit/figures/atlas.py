@@ -17,7 +17,7 @@ from toolkit.types import HeadScores
 def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
     """Heat map of head scores, one row per measure and one column per head ("layer.head").
 
-    Each row is divided by its largest absolute value; hovering shows the raw score.
+    Each row is divided by its largest absolute score; hovering shows the score itself.
 
     Args:
         scores: Name of the measure -> its score for every head.

@@ -28,6 +28,7 @@ FAMILIES = {
 """Family of a condition -> ``(title in the legend, colour, plotly symbol)``."""
 
 Board = Mapping[str, Any]
+"""Content of ``board.json``."""
 
 
 def _of(board: Board, family: str, metric: str = "accuracy") -> list[tuple[str, Mapping[str, Any]]]:
@@ -39,7 +40,7 @@ def few_seeds(e: Mapping[str, Any]) -> bool:
     """Return True if a value or difference is marked as based on fewer than three seeds, too few for a test.
 
     Args:
-        e: Value or difference from ``board.json``. Its ``note`` then says so, such as ``"2 seeds"``.
+        e: Entry of ``board.json`` for a value or a difference. Its ``note`` is the mark, such as ``"2 seeds"``.
     """
     return "seed" in e.get("note", "")
 
@@ -56,6 +57,7 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
     Open symbols are random or trained conditions with fewer than three seeds, too few for a test.
 
     Args:
+        board: Content of ``board.json``.
         labels: Conditions whose points are labelled with their names.
     """
     figure, few = go.Figure(), False
@@ -96,8 +98,11 @@ def state_shifts(board: Board) -> go.Figure:
     """Dot plot of the direction in which each condition shifts hidden states: cosine with the length direction, one row per condition.
 
     Every condition reads the same responses of base. The shift is the mean difference of the hidden states (condition minus base) at the
-    end of the residual stream; bars are 95 % intervals; + is towards longer thinking. A grey bar is the 95 % range that the cosine
+    end of the residual stream; + is towards longer thinking. Error bars are 95 % intervals. A grey bar is the 95 % range that the cosine
     has by chance, from differences between random groups of the responses.
+
+    Args:
+        board: Content of ``board.json``.
     """
     rows = [(name, c) for name, c in board["conditions"].items() if c.get("shift") and c["family"] not in ("decode", "prompt")]
     rows.sort(key=lambda row: row[1]["shift"]["cosine"])
@@ -138,6 +143,9 @@ def chain_accuracy(board: Board) -> go.Figure:
 
     p is the share of right steps and H the number of steps. A condition below the diagonal is worse than its single steps predict; a
     condition above the diagonal corrects wrong steps.
+
+    Args:
+        board: Content of ``board.json``.
     """
     figure = go.Figure()
     for family, (title, colour, symbol) in FAMILIES.items():
@@ -170,6 +178,7 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
     than three seeds, too few for a test.
 
     Args:
+        board: Content of ``board.json``.
         metrics: Names of the metrics, all of them shares.
     """
     names = [name for name in board["conditions"] if name in board["paired"]]
@@ -209,8 +218,11 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
 def head_change(board: Board) -> go.Figure:
     """Scatter plot of think tokens against the contribution of base's short-thinking heads, one point per condition.
 
-    Every condition reads the same responses of base. The contribution is the output of the heads along the direction of short thinking, in
-    units of the residual stream. If a policy thinks longer although these heads write the same, other parts of the model changed.
+    Every condition reads the same responses of base. The contribution is the output of these heads along the direction of short thinking,
+    in units of the residual stream. If a trained model thinks longer although these heads write the same, other parts of it changed.
+
+    Args:
+        board: Content of ``board.json``.
     """
     figure = go.Figure()
     for family, (title, colour, symbol) in FAMILIES.items():

@@ -102,7 +102,8 @@ def _coefficient_text(rows: pd.DataFrame) -> str:
 def entropy_filtering(summary: pd.DataFrame) -> go.Figure:
     """Line plot of accuracy against the share of think tokens kept, with 95 % intervals, one line per rule for dropping tokens.
 
-    After the drop the think span is closed, and the model answers.
+    The rules drop the tokens of highest entropy, random tokens, or the end of the think span. Then the think span is closed, and the model
+    answers.
 
     Args:
         summary: From ``phase_entropy.filtering_summary``.

@@ -14,7 +14,7 @@ from toolkit.types import Direction, Rollout
 
 
 def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
-    """Histogram of think length in tokens; the legend gives the number of rollouts.
+    """Histogram of think length in tokens; the legend gives the number of rollouts in each class.
 
     Args:
         by: Function from a rollout to its class, ``"short"``, ``"long"`` or ``None`` (in no class); each class has its own colour.
@@ -33,7 +33,7 @@ def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
 
 
 def by_layer(curves: Mapping[str, Sequence[float]], title: str, unit: str) -> go.Figure:
-    """Line plot of values by layer, one line per name. Example: how far apart each direction puts long and short thinking.
+    """Line plot of values by layer, one line per name. Example: the separation of long and short thinking along several directions.
 
     Args:
         curves: Name -> one value per layer.

@@ -50,8 +50,8 @@ def sparsity(table: pd.DataFrame) -> go.Figure:
     The copy score of a head is the share of the needle's tokens that it copies (arXiv 2404.15574).
 
     Args:
-        table: One row per model, with the columns ``model, above 0.1, above 0.5, zero`` (shares). The first row is the measured model, the
-            others are published models.
+        table: One row per model, with the columns ``model, above 0.1, above 0.5, zero`` (shares of the heads, 0 to 1). The first row is the
+            model that was measured here; the others hold published numbers.
     """
     figure = go.Figure()
     for i, name in enumerate(table["model"]):
@@ -61,7 +61,9 @@ def sparsity(table: pd.DataFrame) -> go.Figure:
 
 
 def stability(table: pd.DataFrame) -> go.Figure:
-    """Line plot of the share of top heads from ``n`` random examples that are also top heads from all examples, one line per ranking.
+    """Line plot of stability: the share of top heads by scores from ``n`` examples that are also top heads by scores from all examples.
+
+    The figure has one line per ranking of the heads.
 
     Args:
         table: Columns ``ranking``, ``n`` (number of examples) and ``overlap`` (share of the top heads, 0 to 1).
@@ -77,9 +79,10 @@ def stability(table: pd.DataFrame) -> go.Figure:
 
 
 def masking_curve(table: pd.DataFrame) -> go.Figure:
-    """Line plot of accuracy against the number of masked heads, beside random heads of the same layers, one panel per ranking.
+    """Line plot of accuracy against the number of masked heads, one panel per ranking of the heads.
 
-    Only the published form of masking is shown: uniform attention, while decoding. The dotted line is the accuracy without a mask.
+    One line is for the top heads of the ranking, the other for random heads of the same layers. Only the published form of masking is
+    shown: uniform attention, while decoding. The dotted line is the accuracy without a mask.
 
     Args:
         table: From ``jobs.masking_effects``.
@@ -110,10 +113,10 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
 
 
 def masking_forms(table: pd.DataFrame) -> go.Figure:
-    """Dot plot of accuracy with random heads masked minus accuracy with the top heads masked, one row per form of masking.
+    """Dot plot of accuracy with random heads masked minus accuracy with the top heads masked: + means that the top heads matter more.
 
-    A form is an operation (uniform, zero, mean) and a phase (decode only, prefill too). Each ranking is shown at its largest number of
-    heads.
+    There is one row per form of masking: an operation (uniform, zero, mean) and a phase (decode only, prefill too). Each ranking of the
+    heads is shown at the largest number of masked heads in the table.
 
     Args:
         table: From ``jobs.masking_effects``.
@@ -138,7 +141,9 @@ def masking_forms(table: pd.DataFrame) -> go.Figure:
 
 
 def thinking_or_not(table: pd.DataFrame) -> go.Figure:
-    """Bar chart of the accuracy lost to masking when the model thinks and when it answers directly, one panel per task.
+    """Bar chart of the accuracy lost by masking heads, when the model thinks and when it answers directly; one panel per task.
+
+    The loss is the accuracy with nothing masked minus the accuracy with the mask. Bars are for the top heads and for random heads.
 
     Args:
         table: From ``jobs.thinking_or_not``.

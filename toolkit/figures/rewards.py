@@ -42,8 +42,9 @@ def reward_by_length(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
 def reward_pushes(table: pd.DataFrame) -> go.Figure:
     """Heat map of the mean advantage of short and long, right and wrong responses, one row per reward.
 
-    Training makes responses with a positive advantage more likely. The percentage behind the name of a reward is the share of problems
-    whose responses all get the same reward, so that none has an advantage.
+    Training makes responses with a positive advantage more likely. Shorter and longer are relative to the median length of the responses
+    to the problem. The percentage behind the name of a reward is the share of problems whose responses all get the same reward, so that
+    none has an advantage.
 
     Args:
         table: From ``rewards.mean_advantages``.

@@ -25,7 +25,7 @@ TITLES = {
 def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]], metrics: Sequence[str] = HELD_OUT) -> go.Figure:
     """Line plots of training logs by step, one panel per metric and one line per name.
 
-    For several seeds, the line is their mean and a band shows their range.
+    For several seeds, the line is the mean over seeds, and a band reaches from the smallest to the largest value.
 
     Args:
         curves: Name -> the log of one run (columns ``step`` and the metrics), or the logs of several seeds. Steps without a value are left

@@ -1,4 +1,4 @@
-"""How conditions are judged: the table of metrics, their comparison with base over problems and seeds (``Judge``), one text format.
+"""Metrics by which conditions are judged: their table, their comparison with base over problems and seeds (``Judge``), their text format.
 
 A condition is a model with the interventions it runs under; base is the unchanged model. Every comparison, board, demo and report uses
 this package.

@@ -44,7 +44,7 @@ class Judge:
 
     Attributes:
         base: Outcomes of base.
-        draws: Metric -> values of base on all problems and on each resample. Metrics are returned in this order.
+        draws: Name of a metric -> values of base on all problems and on each resample. ``effects`` keeps this order of metrics.
         seed: Random seed of the resamples.
         times: Number of resamples.
     """
@@ -68,11 +68,11 @@ class Judge:
         return Judge(base, {k: stats.draws(f, n, seed=seed, times=times) for k, f in statistics.items() if f}, seed, times)
 
     def effects(self, seeds: Sequence[Outcomes], *, seeded: bool = False) -> dict[str, MetricEffect]:
-        """Return the effect of a condition, as metric -> value and difference from base.
+        """Return a dict from the name of a metric to the condition's value and its difference from base.
 
         Args:
             seeds: Outcomes of the condition, one entry per seed of its random or trained part.
-            seeded: True if the condition is random or trained. Then fewer than three seeds give no p-value.
+            seeded: True if the condition has a random or trained part. There is then no p-value with fewer than three seeds.
         """
         n, effects = self.base.shape[0], dict[str, MetricEffect]()
         for name, of_base in self.draws.items():
@@ -88,9 +88,9 @@ class Judge:
 def cell(
     name: str, estimate: Mapping[str, float], change: Mapping[str, float] | None = None, *, star: bool = False, note: str = ""
 ) -> str:
-    """Return one table cell: the mean, and in brackets the difference from base with its interval. Shares are in percent.
+    """Return the text of one table cell: the mean, and in brackets the difference from base with its interval. Shares are in percent.
 
-    A metric that is itself a comparison with base (``Metric.against_base``) has no difference; only a note is put in brackets.
+    A metric that is itself a comparison with base (``Metric.against_base``) has no difference; only the note is put in brackets.
 
     Args:
         name: Name of the metric.

@@ -35,7 +35,7 @@ class Outcomes:
         response_tokens: Length of the response in tokens, tags and answer included.
         closed: 1 if the think span was closed, else 0.
         looping: 1 if the response ends in a repeated run of tokens, else 0.
-        answers: Number of the answer. Samples of one problem with equal answers have equal numbers; -1 means no answer.
+        answers: Number that stands for the text of the answer: within a problem, equal answers have equal numbers. -1 means no answer.
     """
 
     correct: Float[ndarray, "problems samples"]
@@ -52,7 +52,7 @@ class Outcomes:
         Args:
             rows: One row per rollout, in any order, with the columns ``problem_id, sample, correct, think_tokens, response_tokens,
                 closed, looping`` and optionally ``answer`` (text). Without ``answer``, every answer counts as missing.
-            problems: Problem ids, in the order that the arrays shall have.
+            problems: Problem ids, in the order of the arrays' first axis.
         """
         rows = rows.sort_values(["problem_id", "sample"]).set_index("problem_id").loc[list(problems)].reset_index()
         samples = rows["sample"].nunique()
@@ -69,7 +69,7 @@ class Outcomes:
 
 
 How = Callable[[Outcomes, Outcomes], Statistic | None]
-"""``(a condition's outcomes, base's outcomes) -> statistic``, or ``None`` if there are too few samples for it."""
+"""A metric: ``(a condition's outcomes, base's outcomes) -> statistic``, or ``None`` if there are too few samples per problem for it."""
 
 
 def mean_of(column: str) -> How:
@@ -91,7 +91,8 @@ def shortest(share: float) -> How:
     """Return a metric: accuracy of the responses with the shortest thinking (ThinkEdit, arXiv 2503.22048).
 
     Among the first responses to all problems, the ``share`` with the shortest thinking is judged; likewise among the second responses, and
-    so on. As published, a condition is judged on its *own* shortest responses, so the problems differ between conditions.
+    so on; the result is the mean. As published, a condition is judged on its *own* shortest responses, so the problems differ between
+    conditions.
 
     Args:
         share: Share of the responses that are judged, 0 to 1.
@@ -118,7 +119,7 @@ def shortest_of_base(share: float) -> How:
 
 
 def aes(outcomes: Outcomes, base: Outcomes) -> Statistic:
-    """Return the accuracy-efficiency score: ``a dL + b dA`` if accuracy rose, ``a dL - c |dA|`` if it fell. Higher is better.
+    """Return a statistic, the accuracy-efficiency score: ``a dL + b dA`` if accuracy rose, ``a dL - c |dA|`` if it fell. Higher is better.
 
     ``dL = (L_base - L) / L_base`` is the relative shortening of thinking, and ``dA = (A - A_base) / A_base`` is the relative gain of
     accuracy, where L is the mean number of think tokens and A the accuracy. The weights a, b, c are ``assumed_aes``.
@@ -135,29 +136,30 @@ def aes(outcomes: Outcomes, base: Outcomes) -> Statistic:
 
 
 def passed(times: int) -> How:
-    """Return a metric: share of problems with at least one right answer within a token budget (see ``budgeted``).
+    """Return a metric: share of problems with at least one right answer among the responses within a token budget (see ``budgeted``).
 
     Args:
-        times: Budget, as a multiple of base's mean response length.
+        times: Budget per problem, as a multiple of base's mean response length.
     """
     return lambda outcomes, base: stats.mean_of(budgeted(outcomes, times * base.response_tokens.mean())[0][:, None])
 
 
 def voted(times: int) -> How:
-    """Return a metric: share of problems whose majority answer within a token budget is right (see ``budgeted``).
+    """Return a metric: share of problems whose majority answer among the responses within a token budget is right (see ``budgeted``).
 
     Args:
-        times: Budget, as a multiple of base's mean response length.
+        times: Budget per problem, as a multiple of base's mean response length.
     """
     return lambda outcomes, base: stats.mean_of(budgeted(outcomes, times * base.response_tokens.mean())[1][:, None])
 
 
 def budgeted(outcomes: Outcomes, budget: float) -> tuple[Float[ndarray, " problems"], Float[ndarray, " problems"]]:
-    """Return for each problem how often the responses that fit a token budget are right: two arrays with values from 0 to 1.
+    """Return two numbers per problem, from 0 to 1, for the responses that fit a token budget: pass rate and vote rate.
 
-    The first array says how often at least one of these responses is right, the second how often their majority answer is right. The
-    samples of a problem are taken in order until the next would exceed the budget. Values are means over all cyclic orders (one begins at
-    each sample), so every sample counts equally. If no response fits, both count as wrong. A tied vote goes to the answer given first.
+    The samples of a problem are taken in order until the next would exceed the budget. The pass rate counts whether at least one of the
+    taken responses is right, the vote rate whether their majority answer is right. Both are means over all cyclic orders of the samples
+    (one begins at each sample), so that every sample counts equally. If no response fits, both are 0 for this order. A tied vote goes to
+    the answer given first.
 
     Args:
         outcomes: Outcomes of one condition.

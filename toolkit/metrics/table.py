@@ -22,9 +22,9 @@ class Metric:
     Attributes:
         label: Column heading.
         unit: ``share`` (0 to 1), ``tokens``, ``nats``, ``score`` or ``number``.
-        better: ``high`` or ``low``; ``none`` if neither is better in itself, such as for a length.
+        better: ``high`` if higher values are better, ``low`` if lower ones are, ``none`` if neither is, as for a length.
         group: Group of columns on the board's page: ``main``, ``damage``, ``budget``, ``mechanism`` or ``cost``.
-        help: Explanation in one sentence.
+        help: Explanation in one sentence, shown to readers of the board.
         how: Function that computes the metric from outcomes. ``None`` if it is the mean over problems of values from ``board.measure``.
         against_base: True if the metric is itself a comparison with base, so that no difference from base is computed.
     """

@@ -29,6 +29,8 @@ def correlation(
     column do not count for the interval.
 
     Args:
+        x: First column, one number per row.
+        y: Second column, one number per row.
         groups: Problem of each row.
         kind: ``"pearson"`` or ``"spearman"`` (Pearson's correlation of mid-ranks).
         within: True for the correlation within problems: each problem's mean is subtracted from both columns first, so that differences

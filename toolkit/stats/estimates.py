@@ -1,4 +1,4 @@
-"""Statistics of problems, and estimates of them with percentile bootstrap intervals."""
+"""Functions that turn outcomes per problem into statistics, and estimates of statistics with percentile bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-RESAMPLES = 2000
+RESAMPLES = 2000  # default number of bootstrap resamples
 Statistic = Callable[[ndarray], ndarray]
 """A function from problem indices ``[times, n]``, one resample per row, to the values of a statistic, ``[times]``."""
 Bounds = tuple[float, float]
 """Smallest and largest possible value of a quantity."""
 UNBOUNDED: Bounds = (-math.inf, math.inf)
-NO_VARIANCE = "no variance"  # remark on an interval of width 0
+NO_VARIANCE = "no variance"  # remark in texts, in place of an interval of width 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Estimate:
 def resamples(n: int, *, seed: int = 0, times: int = RESAMPLES) -> ndarray:
     """Return ``times`` resamples of n problems: indices ``[times, n]``, drawn with replacement.
 
-    Equal seeds give equal resamples, so that two conditions are compared on the same ones.
+    Equal seeds give equal resamples, so that two conditions can be compared on the same resamples.
 
     >>> resamples(4, times=2).tolist()
     [[3, 2, 2, 1], [1, 0, 0, 0]]
@@ -63,7 +63,7 @@ def resamples(n: int, *, seed: int = 0, times: int = RESAMPLES) -> ndarray:
 
 
 def bootstrap(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES, level: float = 0.95) -> Estimate:
-    """Return a statistic of n problems with its percentile interval over resampled problems.
+    """Return the value of a statistic on n problems, with its percentile interval over resampled problems.
 
     Args:
         statistic: Function from problem indices ``[times, n]`` to values ``[times]``.
@@ -122,9 +122,9 @@ def difference(a: Statistic, b: Statistic) -> Statistic:
 
 
 def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, "*rows n"], keep: int) -> Float[ndarray, "*rows"]:
-    """Return the mean of the ``keep`` values with the smallest ranking.
+    """Return the mean of the ``keep`` values with the smallest ranking, along the last axis.
 
-    If several values tie for the last places, the result is its mean over all orders of the tied values.
+    If several values tie for the last of these places, the result is averaged over all orders of the tied values.
 
     Args:
         ranking: Numbers that order the values along the last axis.
@@ -136,6 +136,7 @@ def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, 
     """
     cut = np.partition(ranking, keep - 1, axis=-1)[..., keep - 1 : keep]
     below, tied = ranking < cut, ranking == cut
+    # sure: number of values that are kept in any order; drawn: mean of the tied values, which fill the other places.
     sure, drawn = below.sum(axis=-1), np.where(tied, values, 0.0).sum(axis=-1) / tied.sum(axis=-1)
     return (np.where(below, values, 0.0).sum(axis=-1) + (keep - sure) * drawn) / keep
 
@@ -143,16 +144,18 @@ def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, 
 def shortest_accuracy(
     correct: Float[ndarray, "problems samples"], ranking: Float[ndarray, "problems samples"], share: float
 ) -> Statistic:
-    """Return a statistic (a function of resampled problems): accuracy of the shortest ``share`` of responses (arXiv:2503.22048, ThinkEdit).
+    """Return a statistic (a function of resampled problems): accuracy of the ``share`` of responses with the shortest thinking.
+
+    It is the metric of ThinkEdit (arXiv:2503.22048).
 
     For each sample index separately, problems are sorted by ``ranking`` and the first ``floor(share * n)``, at least one, are kept.
-    The statistic is the accuracy of the kept responses, averaged over the sample indices. If problems tie for the last places, the result
-    is its mean over all orders of the tied problems (``mean_of_smallest``), so the order of problems does not matter.
+    The statistic is the accuracy of the kept responses, averaged over the sample indices. If problems tie for the last places, it is
+    averaged over all orders of the tied problems, so the order of problems does not matter.
 
     Args:
         correct: 1 or 0 per response.
-        ranking: Length in tokens by which to sort. As published it is the think length of the same response, which selects by the very
-            responses that are graded. To avoid this selection effect, pass ``held_out_length``.
+        ranking: Length in tokens by which to sort. As published it is the think length of the response that is graded, so the selection
+            is not independent of the grade. To avoid this selection effect, pass ``held_out_length``.
         share: Share of problems, in (0, 1].
     """
 
@@ -167,8 +170,8 @@ def shortest_accuracy(
 def held_out_length(lengths: Float[ndarray, "problems samples"]) -> Float[ndarray, "problems samples"]:
     """Return, for each sample, the mean length of the *other* samples of its problem.
 
-    Sorting by this length selects problems that a model tends to think briefly about, without using the sample that is then graded. If
-    every model is sorted by the base model's lengths, the same problems are selected for all models.
+    Sorting by this length selects problems that a model tends to think briefly about, without using the sample that is then graded. If the
+    problems are sorted by the base model's lengths for every model, the same problems are selected for all models.
 
     Raises:
         ValueError: fewer than two samples per problem.

@@ -1,4 +1,4 @@
-"""Loops at the end of responses, and how well lengths match their targets (Ruler, arXiv:2409.18943)."""
+"""Detection of loops at the end of responses, and scores of how well lengths match their targets (Ruler, arXiv:2409.18943)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from numpy import ndarray
 
 
 def looping(tokens: Sequence[int], *, longest_period: int = 64, repeats: int = 4) -> bool:
-    """Return True if a response ends in a loop: the same run of tokens at least ``repeats`` times, and at least 16 tokens in all (ours).
+    """Return True if a response ends in a loop: the same run of tokens at least ``repeats`` times, and at least 16 tokens in all.
+
+    The definition is ours.
 
     Args:
         tokens: Token ids of the response.
-        longest_period: Greatest length of the run of tokens that is repeated.
-        repeats: Smallest number of repetitions, the first occurrence included.
+        longest_period: Largest number of tokens in the run that is repeated.
+        repeats: Smallest number of occurrences of the run, the first included.
 
     >>> looping([7, 8, *[1, 2, 3] * 6]), looping([7, 8, *[1, 2, 3] * 3])
     (True, False)
     """
     n = len(tokens)
     for period in range(1, min(longest_period, n // repeats) + 1):
-        span = max(period * repeats, 16)
+        span = max(period * repeats, 16)  # last tokens that have to be periodic
         if span <= n and all(tokens[i] == tokens[i - period] for i in range(n - span + period, n)):
             return True
     return False
@@ -59,7 +61,7 @@ def words(text: str) -> int:
 
 
 def ranges_around(targets: Sequence[Number], share: float) -> Ranges:
-    """Return a range around each target T, from ``T - share * T`` to ``T + share * T`` (ours; Ruler has fixed tables).
+    """Return a dict from each target T to the range from ``T - share * T`` to ``T + share * T`` (Ruler instead has fixed tables).
 
     Args:
         targets: Target lengths, in any unit.
@@ -123,8 +125,8 @@ def length_match(
 ) -> dict[str, LengthMatch]:
     """Return how well lengths match their targets, as Ruler reports it: per target, per level and over all responses.
 
-    The published tables are in words. For tokens or custom targets (ours), pass ``precise`` and ``flexible`` from
-    ``ranges_around``, with ``assumed_precise`` and ``assumed_flexible``, and custom ``levels`` or ``{}``.
+    The published ranges are in words. For lengths in tokens or other targets (not in the paper), make ``precise`` and ``flexible`` with
+    ``ranges_around(targets, assumed_precise)`` and ``ranges_around(targets, assumed_flexible)``, and pass other ``levels`` or ``{}``.
 
     Args:
         lengths: Length of each response.
@@ -134,7 +136,7 @@ def length_match(
         levels: Level name -> targets that belong to it.
 
     Returns:
-        A dict with the keys ``"10"``, ``">800"``, ... (targets), ``"level 0"``, ... (levels) and ``"all"``.
+        A dict with the keys ``"10"``, ``">800"``, ... (targets), ``"level 0"``, ... (levels) and ``"all"``; only groups with responses.
 
     Raises:
         ValueError: no length, or not one target per length.

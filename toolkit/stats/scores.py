@@ -23,7 +23,7 @@ def spearman(x: Sequence[float] | ndarray, y: Sequence[float] | ndarray) -> floa
 
 
 def auc(truth: ndarray, score: ndarray) -> float:
-    """Return the area under the ROC curve: the chance that a true case scores above a false one. Ties count half.
+    """Return the area under the ROC curve: the chance that a case that is True scores above a case that is False. Ties count half.
 
     NaN (undefined) if there is no true or no false case.
 
@@ -43,7 +43,7 @@ def auc(truth: ndarray, score: ndarray) -> float:
 
 
 def balanced_accuracy(truth: ndarray, predicted: ndarray) -> float:
-    """Return the mean of the accuracy on true cases and the accuracy on false cases. Chance is 0.5 for any class balance.
+    """Return the mean of two accuracies: on the cases that are True and on those that are False. Chance is 0.5 for any class balance.
 
     NaN (undefined) if there is no true or no false case.
 
@@ -69,9 +69,10 @@ def r_squared(truth: ndarray, predicted: ndarray) -> float:
 
 
 def holm(p: Float[ndarray, " tests"]) -> Float[ndarray, " tests"]:
-    """Return p-values corrected by Holm's method: rejecting those below a level keeps the chance of any false positive below this level.
+    """Return p-values corrected by Holm's method for the number of tests.
 
-    NaN means that there was no test: it stays NaN and does not count as a test.
+    If all tests whose corrected p-value is at most a level are called significant, the chance of any false positive is at most this level.
+    NaN stands for a missing test: it stays NaN and does not count as a test.
 
     >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
     [0.03, 0.06, 0.06]
@@ -84,12 +85,12 @@ def holm(p: Float[ndarray, " tests"]) -> Float[ndarray, " tests"]:
 
 
 def permutation_p(as_extreme: ndarray) -> float:
-    """Return the p-value of a permutation test, ``(b + 1) / (m + 1)``, with b of m permutations as extreme as the observed order.
+    """Return the p-value of a permutation test, ``(b + 1) / (m + 1)``: b of m permutations are at least as extreme as the observed order.
 
     The observed order counts as one of the permutations, so the p-value is never 0.
 
     Args:
-        as_extreme: Per drawn permutation, True if its statistic is at least as extreme as the observed one.
+        as_extreme: For each drawn permutation, True if its statistic is at least as extreme as that of the observed order.
 
     >>> permutation_p(np.array([True] + [False] * 98))
     0.02

@@ -46,7 +46,7 @@ class Effect(Estimate):
 
     Attributes:
         p: The p-value; NaN if there is none.
-        note: The reason for a missing p-value (``"2 seeds"``), or ``"no variance"`` if the interval has width 0 because nothing varies.
+        note: Why the p-value is missing (``"2 seeds"``), or ``"no variance"`` if the interval has width 0 because nothing varies.
     """
 
     p: float
@@ -55,7 +55,7 @@ class Effect(Estimate):
     def within(self, bounds: Bounds) -> Effect:
         """Return the effect with its interval clipped to the possible values of the quantity.
 
-        The interval is clipped, not transformed: a share of 0 or a difference of -100 points is possible, and has no logit.
+        A transformation, such as the logit of a share, is not used: a share of 0 is possible, and has no logit.
 
         Args:
             bounds: Smallest and largest possible value.
@@ -65,16 +65,17 @@ class Effect(Estimate):
 
 
 def effect(seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = RESAMPLES, seeded: bool = False) -> Effect:
-    """Return the effect of a condition on a statistic: the mean over seeds, with an interval over problems and seeds.
+    """Return the effect of a condition: the mean of a statistic over seeds, with an interval over problems and seeds, and a p-value.
 
     The module docstring of ``toolkit.stats.seeds`` has the equations.
 
     Args:
-        seeds: The statistic for each seed; for a paired difference from the base model, ``difference(seed, base)`` for each seed.
+        seeds: One statistic per seed of the condition. For a paired difference from the base model, pass ``difference(f, base)`` for each
+            statistic f.
         n: Number of problems.
         seed: Seed of the resamples of problems.
         times: Number of resamples.
-        seeded: True if the condition is random or trained; a single result is then one seed of many.
+        seeded: True if the condition has a random or trained part. There is then no p-value with fewer than ``FEW_SEEDS`` seeds.
 
     Raises:
         ValueError: no seed or no problem.
@@ -88,17 +89,17 @@ def mean_effect(
     values: Float[ndarray, "seeds problems"], minus: Float[ndarray, "one_or_seeds problems"] | None = None, *, seed: int = 0,
     times: int = RESAMPLES, seeded: bool = False,
 ) -> Effect:  # fmt: skip
-    """Return the mean over problems and seeds, with an interval over both, from one value per seed and problem.
+    """Return the mean of values over problems and seeds, with an interval over both and a p-value.
 
     The module docstring of ``toolkit.stats.seeds`` has the equations. All numbers of the effect are NaN if no problem has a value.
 
     Args:
-        values: One value per seed and problem; NaN if there is none. A problem without a value for any seed does not count.
+        values: One value per seed and problem; NaN if there is none. A problem counts if at least one seed has a value for it.
         minus: Values to subtract problem by problem, such as those of the base model; the effect is then a paired difference. A single row
             is subtracted from all seeds.
         seed: Seed of the resamples of problems.
         times: Number of resamples.
-        seeded: True if the condition is random or trained; a single row is then one seed of many.
+        seeded: True if the condition has a random or trained part. There is then no p-value with fewer than ``FEW_SEEDS`` seeds.
 
     >>> change = mean_effect(np.array([[-20.0, -35.0, -5.0, -28.0, -12.0]]))  # tokens, 5 problems, 1 seed
     >>> print(change, f"p = {change.p:.3f}")
@@ -139,6 +140,8 @@ def draws(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES
     """Return the values of a statistic on all n problems and on every resample of them.
 
     Args:
+        statistic: Function from problem indices ``[times, n]`` to values ``[times]``.
+        n: Number of problems.
         seed: Seed of the resamples.
         times: Number of resamples.
     """
@@ -146,14 +149,14 @@ def draws(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES
 
 
 def combine(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seeded: bool = False) -> Effect:
-    """Return the effect of a condition from values that were computed before, one ``Draws`` per seed: see ``effect``.
+    """Return the effect of a condition, as ``effect`` does, from values of the statistic that were computed before.
 
     Args:
-        seeds: Values of the statistic for each seed, from ``draws``.
+        seeds: Values of the statistic, one ``Draws`` per seed of the condition, from ``draws``.
         n: Number of problems.
-        minus: Values for the base model on the same resamples; the effect is then the paired difference from the base model (condition
-            minus base).
-        seeded: True if the condition is random or trained; a single seed is then one of many.
+        minus: Values for the base model on the same resamples, to subtract: the effect is then the paired difference, condition minus
+            base.
+        seeded: True if the condition has a random or trained part. There is then no p-value with fewer than ``FEW_SEEDS`` seeds.
     """
     centres = np.array([d.estimate for d in seeds]) - (minus.estimate if minus else 0.0)
     resampled = np.mean([d.resampled for d in seeds], axis=0) - (minus.resampled if minus else 0.0)
@@ -196,7 +199,7 @@ def half_width(
 
 def _p(size: float, by_problem: float, by_seed: float, n: int, seeds: int) -> float:
     """Return the p-value: the level at which the half width of the interval equals ``size``, the absolute effect."""
-    least = 2.0 ** max(1 - n, -1000)
+    least = 2.0 ** max(1 - n, -1000)  # smallest p-value of a sign-flip test on n problems
     if not by_seed:
         return max(least, float(2 * scipy_stats.t.sf(size / math.sqrt(by_problem), max(n - 1, 1))))
 

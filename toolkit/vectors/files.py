@@ -27,7 +27,7 @@ FIELDS = (
     "apply_site", "positions", "method", "norm", "scale", "sign", "think_format", "n_pos", "n_neg", "seed", "notes_json", "metrics_json",
     "created", "tool",
 )  # fmt: skip
-"""All fields that the header of a safetensors file may have."""
+"""All fields that the header of a file written by ``save`` may have."""
 LLAMA_CPP = {"mistral": "llama", "gemma3_text": "gemma3"}
 """``model_type`` of transformers -> architecture name of llama.cpp, where they differ in more than underscores."""
 
@@ -42,13 +42,15 @@ class ExportError(ValueError):
 def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, metrics: Mapping[str, Any] | None = None) -> Path:
     """Save ``scale * direction`` as safetensors and return the path.
 
-    The file has one tensor ``direction.<layer>`` per layer (equal to the bit at scale 1) and a text header with the fields ``FIELDS``.
+    The file has one tensor ``direction.<layer>`` per layer (bit-identical to the direction if ``scale`` is 1) and a text header with the
+    fields ``FIELDS``.
 
     Args:
         direction: The direction; adding it lengthens thinking.
         path: The file to write.
         lm: The model that the direction is for.
-        scale: Factor on the vectors. If it is not 1 the header has ``norm: dose``; if it is negative, ``sign: + = shorter``.
+        scale: Factor on the vectors, recorded in the header. If it is not 1, the field ``norm`` is ``dose``; if it is negative, the field
+            ``sign`` is ``+ = shorter``.
         metrics: Results measured with the direction, by name, for the header's field ``metrics_json``.
 
     Raises:
@@ -60,7 +62,7 @@ def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, 
 
 
 def load(path: str | Path, lm: LM | None = None) -> Direction:
-    """Load the direction that ``save`` was given: the file's vectors are divided by the scale in its header.
+    """Load a direction from a file that ``save`` wrote. The factor ``scale`` of ``save`` is undone.
 
     Args:
         path: The file.
@@ -234,7 +236,7 @@ def _stacked(
 def as_direction(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, source: str | Path, **notes: Any) -> Direction:
     """Return vectors from another tool as a direction for ``lm``.
 
-    How they were computed is unknown, so the direction's provenance records only the tool and the file.
+    How the vectors were computed is unknown, so the provenance of the direction records only the tool and the file.
 
     Args:
         lm: The model; layers without a vector are zero.
@@ -296,8 +298,8 @@ def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 
 def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Direction:
     """Load a control vector that ``save_gguf``, repeng or llama.cpp wrote, as a direction at ``resid_post``.
 
-    A file that ``save_gguf`` wrote keeps the direction's provenance (in F32, without layer 0). Of files of other tools only model type,
-    width and depth can be checked; whether adding the vector makes thinking longer or shorter is unknown.
+    A file that ``save_gguf`` wrote gives back the direction with its provenance, but in F32 and without layer 0. For files of other tools,
+    only model type, width and depth can be checked; whether adding the vector makes thinking longer or shorter is unknown.
 
     Args:
         path: The file.
@@ -342,7 +344,7 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
 
 
 def model_types(lm: LM) -> set[str]:
-    """Return the names that transformers and llama.cpp have for the model type of ``lm``."""
+    """Return the names that transformers and llama.cpp have for the model type of ``lm``, to compare with the name in a file."""
     names = {lm.model.config.model_type, lm.model.config.get_text_config().model_type}
     return names | {LLAMA_CPP[name] for name in names if name in LLAMA_CPP}
 

@@ -57,7 +57,7 @@ def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Dire
 
 
 def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None) -> Direction:
-    """Load a direction of the tools hidden-directions, brainscope or hotwire, at ``resid_post``.
+    """Load a direction that the tools hidden-directions, brainscope or hotwire wrote, as a direction at ``resid_post``.
 
     The file holds ``[layers, d_model]``, or ``[d_model]`` for one layer. Row l belongs to the output of block l (``hidden_states[l + 1]``).
     The last row was learned from activations *after* the final norm, but these tools add it before the norm, and so does this toolkit. If
@@ -85,8 +85,9 @@ def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None
 
 
 def load_svec(path: str | Path, lm: LM) -> Direction:
-    """Load a ``.svec`` file (JSON) of AISteer360 with one vector per layer (as its method CAA makes them), as a direction at
-    ``resid_post``.
+    """Load a ``.svec`` file (JSON) of AISteer360 as a direction at ``resid_post``.
+
+    The file must have one vector per layer, as AISteer360's method CAA makes them.
 
     Args:
         path: The file.
@@ -117,10 +118,10 @@ def load_svec(path: str | Path, lm: LM) -> Direction:
 
 
 def from_steering_vectors(vector: Any, lm: LM) -> Direction:
-    """Return the direction in a ``SteeringVector`` of the library steering-vectors.
+    """Return a ``SteeringVector`` of the library steering-vectors as a direction.
 
     Args:
-        vector: The object, or a mapping with its fields, such as ``store.read_pt`` returns.
+        vector: The ``SteeringVector``, or a mapping with its fields, such as ``store.read_pt`` returns.
         lm: The model that the direction will be used with.
 
     Raises:

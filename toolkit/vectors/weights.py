@@ -23,13 +23,17 @@ from toolkit.vectors.files import ExportError
 def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
     """Write a plan that projects a direction out of heads as a PEFT adapter (LoRA of rank 1), and return its directory.
 
-    The model with the adapter equals ``edits.apply(lm, planned)``. With v the unit direction of a layer, ``strength_h`` the strength of the
-    edit of head h, and ``mask_h`` 1 at the columns of head h in ``W_O`` and 0 elsewhere, the change of an edited layer's ``W_O`` is ``dW =
-    B A``, with ``B = -v`` ``[d_model, 1]`` and ``A = sum_h strength_h (v^T W_O) mask_h`` ``[1, n_heads * head_dim]``.
+    The model with the adapter equals ``edits.apply(lm, planned)``. The adapter adds ``B A`` to the ``W_O`` of an edited layer::
 
-    dW is linear in PEFT's scale of the adapter: scale s multiplies the plan's strengths by s (if each head is edited once). The changes of
-    several adapters add up. If two of them edit a head along directions that are not orthogonal, their sum differs from applying one plan
-    after the other.
+        B = -v                                      [d_model, 1]
+        A = sum_h strength_h (v^T W_O) mask_h       [1, n_heads * head_dim]
+
+    v is the unit direction of the layer, ``strength_h`` the strength of the edit of head h, and ``mask_h`` is 1 at the columns of head h in
+    ``W_O`` and 0 elsewhere.
+
+    If PEFT scales the adapter by s, the strengths of the plan are multiplied by s (if each head is edited once). The changes of several
+    adapters add up. If two adapters edit a head along directions that are not orthogonal, the sum differs from applying one plan after the
+    other.
 
     Args:
         lm: The model that the plan was made from.
@@ -96,9 +100,10 @@ def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:
 def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int] | None = None) -> LM:
     """Return a model with ``strength * direction`` added to its biases, so that it steers itself.
 
-    It equals ``lm`` with ``edits.steering(direction, strength, layers=layers)`` at all positions. For ``resid_mid`` and ``attn_out``, the
-    bias is that of attention's output projection; for ``resid_post`` and ``mlp_out``, that of the MLP's last projection. All other weights
-    are shared with ``lm``. A missing bias is not created, since loading a checkpoint drops biases that its config does not have.
+    The model behaves like ``lm`` under ``edits.steering(direction, strength, layers=layers)`` at all positions. For ``resid_mid`` and
+    ``attn_out``, the bias is that of attention's output projection; for ``resid_post`` and ``mlp_out``, that of the MLP's last projection.
+    All other weights are shared with ``lm``. A missing bias is not created, since loading a checkpoint drops biases that its config does
+    not have.
 
     Args:
         lm: The model to steer; it is not changed.
