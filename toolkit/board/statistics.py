@@ -45,7 +45,8 @@ def on_front(
 ) -> dict[str, float]:
     """Return the probability that each condition is on the Pareto front: the share of resamples of problems and seeds in which it is.
 
-    A condition is on the front if no other condition is at least as accurate and thinks at most as long, and is better in one of the two.
+    A condition is on the front unless another condition is at least as accurate and thinks at most as long, and is strictly better in one
+    of the two.
 
     Args:
         accuracy: Condition -> accuracy, ``[seeds, problems]``.
