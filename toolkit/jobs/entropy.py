@@ -71,9 +71,9 @@ class EntropySettings:
 class EntropyTables:
     """Results of the entropy measurements as tables.
 
-    Entropies are in nats per token; ``low`` and ``high`` are 95 % intervals over problems. The column ``responses`` names the group of
-    responses that a row is computed from: ``all`` that thought, or only the ``right`` or ``wrong`` ones among them. *Within problem* means
-    that the mean of each problem was subtracted, so that its difficulty cancels.
+    Entropies are in nats per token; ``low`` and ``high`` bound 95 % intervals over problems; ``rollouts`` and ``problems`` are counts. The
+    column ``responses`` names the group of responses that a row is computed from: ``all`` that thought, or only the ``right`` or ``wrong``
+    ones among them. *Within problem* means that the mean of each problem was subtracted, so that its difficulty cancels.
 
     Attributes:
         rows: One row per rollout, with the columns of ``phase_entropy.table``, and those of ``failed_steps.table`` (NaN without thinking).
@@ -82,14 +82,14 @@ class EntropyTables:
         phases: Entropy of thinking, of the answer, and thinking minus answer: columns ``phase, mean, low, high, rollouts, responses``.
         positions: Entropy by relative position in the think span (0 to 1): columns ``position, mean, low, high, rollouts, responses``.
         steps: Entropy by number of the step of thinking (from 1): columns ``step, mean, low, high, rollouts, responses``.
-        marked: Entropy of failed and of re-checking steps beside the other steps of the same responses: columns ``steps`` (``marked``,
-            ``others``, ``marked - others``), ``mean, low, high, rollouts``, and ``mark`` (``failed`` or ``re-check``).
+        marked: Entropy of marked steps (``mark`` is ``failed`` or ``re-check``) beside the other steps of the same responses: columns
+            ``steps`` (``marked``, ``others``, ``marked - others``), ``mean, low, high, rollouts, mark``.
         lengths: Correlation of entropy (``x``) and length (``y``): columns ``scope`` (``pooled`` or ``within`` problem), ``kind``
             (``pearson`` or ``spearman``), ``r, low, high, problems, rollouts, x, y``.
         correctness: Correlation of each measure with right answers: columns ``measure, scope, kind, r, low, high``; see
             ``failed_steps.correctness_correlations``.
         choices: Accuracy (0 to 1) when only one response per problem is kept, and its gain over a random response: columns ``kept``
-            (the rule), ``accuracy, low, high, gain, gain_low, gain_high``.
+            (rule that chooses the response), ``accuracy, low, high, gain, gain_low, gain_high``.
         filtering: Accuracy after some think tokens were dropped, from ``phase_entropy.filtering_summary``. ``None`` if no tag closes the
             model's thinking, so that it cannot be filtered.
         effects: Accuracy after dropping the highest entropies minus accuracy of each control, from ``phase_entropy.filtering_effects``;
@@ -124,9 +124,9 @@ def entropy_report(
     ``directory``. After a stop, call it again with the same arguments: finished rollouts are reused.
 
     Args:
-        study: Task and sizes.
+        study: Task, sizes and seed; its numbers of samples and tokens are used only if responses are sampled.
         directory: Directory to write to.
-        settings: Temperature, split, and settings of filtering and of the steps.
+        settings: Temperature, split, shares of tokens that filtering keeps, and reader of steps.
         rollouts: Rollouts of the study's problems, with entropies at ``settings.temperature``; ``None`` samples them.
         say: Function that is called with one line of progress at a time.
 
@@ -301,7 +301,7 @@ def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
 
 
 def _cell(row: Mapping[str, float] | pd.Series, unit: str, mean: str = "mean", *, sign: str = "") -> str:
-    """The text ``mean [low, high]`` of a row, as ``metrics.with_interval``; ``mean`` is the name of the column that holds the mean."""
+    """Return the text ``mean [low, high]`` of a row; the argument ``mean`` is the name of the column that holds the mean."""
     return (
         "undefined (nothing varies)" if np.isnan(row[mean]) else with_interval(row[mean], row["low"], row["high"], unit, sign=sign)
     )

@@ -59,7 +59,7 @@ def planned_masks(search: Search) -> list[Mask]:
 
 
 def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
-    """Return the mean output of every head over all positions of prompts and responses, by which mean ablation replaces its output."""
+    """Return the mean output of every head over all positions of prompts and responses, for mean ablation."""
     everywhere = collect.Positions("prompt and response", lambda r: range(len(r.token_ids)))
     return collect.moments(lm, rollouts, lambda r: "all", kinds=("z",), positions=everywhere)
 
@@ -67,7 +67,8 @@ def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
 def controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
     """Return random controls of a plan: plans with equally many random *other* heads of the same layers.
 
-    Equal plans are returned once. There are no controls if the plan has more than half of all heads, since too few other heads are left.
+    A plan that is drawn twice is returned once. There are no controls if the plan has more than half of all heads, since too few other
+    heads are left.
 
     Args:
         plan: Heads that are masked.
@@ -92,8 +93,8 @@ def masking_effects(
     """Measure accuracy and response length with heads masked, beside random heads of the same layers.
 
     Args:
-        measurement: Retrieval metrics of every head; their ranking chooses the heads, and their rollouts give the means for mean ablation.
-        search: Settings: number and seed of the random controls, token budget.
+        measurement: Retrieval metrics of every head. Its scores rank the heads, and its rollouts give the means for mean ablation.
+        search: Number and seed of the random controls, token budget and batch size.
         problems: Problems of the test split, answered greedily.
         chosen: The masks to measure, such as ``planned_masks(search)``.
         out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
@@ -106,7 +107,7 @@ def masking_effects(
         * ``random, random_low, random_high``: mean accuracy of the random controls (NaN without controls).
         * ``lost, lost_low, lost_high``: accuracy of base minus that of the masked model, paired by problem.
         * ``more_than_random, more_than_random_low, more_than_random_high``: accuracy of the controls minus that of the masked model,
-          paired by problem.
+          paired by problem; + means that the top heads matter more than random ones.
         * ``draws``: number of random controls.
         * ``tokens, random_tokens``: mean response length in tokens of the masked model and of the controls.
 
@@ -136,7 +137,7 @@ def masking_effects(
 
 
 def _outcomes(lm: LM, condition: Condition, problems: Sequence[Problem], sampling: Sampling, out: Path | None) -> ndarray:
-    """``[2, problems, samples]``: correct (1 or 0), and response tokens."""
+    """Return correctness (1 or 0) and response tokens of every response, stacked as ``[2, problems, samples]``."""
     answers = rollouts(condition, problems, sampling, out=out)
     return np.array([[r.correct for r in answers], [r.response_tokens for r in answers]], float).reshape(2, len(problems), -1)
 
@@ -180,7 +181,7 @@ def _difference(a: Sequence[ndarray], b: Sequence[ndarray], seed: int) -> tuple[
 
 
 def _means(draws: Sequence[ndarray]) -> ndarray:
-    """``[draws, problems]``: means over samples."""
+    """Return the mean over samples of each draw, ``[draws, problems]``."""
     return np.stack([x.mean(axis=1) for x in draws])
 
 
@@ -191,7 +192,7 @@ MODES = {"thinking": (), "answering directly": (Budget(0),)}
 def thinking_or_not(
     lm: LM, plan: Plan, problems: Mapping[str, Sequence[Problem]], sampling: Sampling, *, draws: int = 3, out: Path | None = None
 ) -> pd.DataFrame:
-    """Measure whether masking heads costs more accuracy when the model thinks than when it answers directly; also measure think length.
+    """Measure whether masking heads costs more accuracy when the model thinks than when it answers directly; also report think length.
 
     Heads are masked in the published form (uniform attention, decode only). To answer directly, the think span is closed at once.
 
