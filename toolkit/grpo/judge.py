@@ -4,9 +4,8 @@ Before the first step, the initial model answers some training problems. The hea
 and a longer correct answer to the same problem, and then scores every response of the run. It is saved in the run's directory, so that a
 resumed run uses the same head.
 
-Differences from the paper: the paper's judge is a 3B language model fine-tuned on the output of a 72B model; see ``rewards.conciseness``.
-The hidden states are those after the last block, averaged over the positions that predict the response (ours). Cost: one forward pass per
-response.
+Deviations: the paper's judge is a 3B language model fine-tuned on the output of a 72B model; see ``rewards.conciseness``. The hidden states
+are those after the last block, averaged over the positions that predict the response (ours). Cost: one forward pass per response.
 """
 
 from __future__ import annotations
