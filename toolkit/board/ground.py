@@ -153,7 +153,7 @@ def _once(method: Callable[Concatenate[Ground, P], T]) -> Callable[Concatenate[G
 
 @dataclass(frozen=True)
 class Ground:
-    """What all conditions of a board share: the base model, the sizes, the output directory, and slow results such as directions.
+    """Inputs that all conditions of a board share: the base model, the sizes, the output directory, and slow results such as directions.
 
     Attributes:
         lm: The base model.
@@ -182,7 +182,7 @@ class Ground:
 
     @cached_property
     def modules(self) -> dict[str, str]:
-        """Modules that every result depends on, as module -> hash of its code. Those that only train policies are left out."""
+        """Modules that every result depends on, as module -> hash of its code, for cache keys; without those that only train policies."""
         names = [name for name, _ in (*self.sizes.main, *self.sizes.unseen)] + [self.sizes.haystack, self.sizes.training.task]
         task_modules = {module for name in names for module in tasks.modules(name)}
         return store.modules_of("toolkit.board.measure", *sorted(task_modules), without=TRAINING)

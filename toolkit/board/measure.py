@@ -1,8 +1,8 @@
 """Measure one condition with one seed, and reduce the result to one value per problem and metric.
 
-A ``Result`` has two tables and a record. ``rows`` has one row per response to a main problem, for metrics that are not means. ``points``
-has one row per problem and metric, for metrics that are means over problems. ``about`` holds costs, a description of the condition, and
-how it shifts hidden states.
+A ``Result`` has two tables and a record. ``rows`` has one row per response to a main problem, for metrics that are not means, such as
+quantiles. ``points`` has one row per problem and metric, for metrics that are means over problems. ``about`` holds costs, a description of
+the condition, and how it shifts hidden states.
 
 Units: lengths are in tokens, entropies in nats per token, shares from 0 to 1. In units of the residual stream: ``projection`` (of hidden
 states on the length direction) and ``short_push`` (the output of short-thinking heads, projected on minus the length direction). In logits:
@@ -274,9 +274,9 @@ class References:
 
         Returns:
             A dict, empty if no state moves. ``cosine``: cosine of the mean shift (condition minus base) with the length direction; + is
-            towards longer thinking. ``low, high``: its 95 % interval over problems. ``random``: 97.5 % quantile of the absolute cosine of
-            the shift with the chance directions ``shuffled``. ``size``: norm of the mean shift, divided by the norm of the difference
-            between long and short thinking.
+            towards longer thinking. ``low, high``: 95 % interval of ``cosine`` over problems. ``random``: 97.5 % quantile, over the chance
+            directions ``shuffled``, of their absolute cosine with the mean shift. ``size``: norm of the mean shift, divided by the norm of
+            the difference between long and short thinking.
         """
         after, _ = _states(condition, self.texts)
         # ``which`` holds the index of each text's problem; ``moved`` the mean shift per problem, [problems, d_model].

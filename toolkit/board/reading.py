@@ -315,7 +315,7 @@ def curves(ground: Ground, by_name: Mapping[str, ConditionResults]) -> dict[str,
 
     Returns:
         Name of the condition -> one mapping per seed: ``seed``, and equally long lists ``step, accuracy, think_tokens`` (means on held-out
-        problems). Policies that were trained elsewhere have no curve.
+        problems). A policy without a training log in the board's directory has no curve.
     """
     from toolkit.grpo.log import LOG, read  # imports transformers' trainer and peft
 
@@ -361,7 +361,7 @@ DAMAGE = (
 
 
 def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the figures below the table of the page, each as a mapping with ``title, text`` (explanation) and ``figure`` (plotly JSON)."""
+    """Return the figures of the board's page, each as a mapping with ``title``, ``text`` (explanation) and ``figure`` (plotly JSON)."""
     drawn = (
         ("Gains and damage", "Condition minus base. No policy was trained on lookup.", figures.metric_differences(board, DAMAGE)),
         ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same responses of base. The shift is the difference (condition "

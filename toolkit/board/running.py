@@ -40,7 +40,7 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
     """Measure every condition with every seed that has no saved result yet. Several processes that run the same board share the work.
 
     A result that was made with a different version of the code is measured again; with ``wait``, a message says which results, and which
-    modules changed. Rollouts that a killed process left beside a complete result are removed.
+    modules changed. Rollouts that a killed process left in the folder of a complete result are removed.
 
     Args:
         specs: Conditions to measure.

@@ -3,7 +3,7 @@
 The function gets a ``Ground`` (the base model, the sizes, and slow results such as directions) and a seed. It returns a ``Condition``: a
 model with the interventions it runs under.
 
-Your own list is a Python file that defines ``CONDITIONS``; copy ``default.py`` beside this file, or write::
+Your own list is a Python file that defines ``CONDITIONS``; make a copy of ``toolkit/board/default.py``, or write::
 
     from toolkit import edits
     from toolkit.board import Spec, default, trained
@@ -228,8 +228,8 @@ def edited(
         strength: lambda of the edit; 1 removes the component along the direction, 2 reverses it.
         form: Variant of ThinkEdit, a key in ``jobs.FORMS``.
         fraction: Share of heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
-        control: Edit something random instead. ``"heads"``: equally many random heads of the same layers. ``"direction"``: the same heads,
-            along a random direction that they can write. ``""``: no control.
+        control: Kind of random control to make instead. ``"heads"``: edit equally many random heads of the same layers. ``"direction"``:
+            edit the same heads along a random direction that they can write. ``""``: no control.
         adapter: True to write the edit as a rank-1 PEFT adapter and merge it with peft, instead of editing the weights.
     """
     about = {"strength": strength, "form": form, "fraction": fraction, "control": control, "adapter": adapter}
@@ -342,8 +342,8 @@ def with_intervention(name: str, act: Intervention, family: str = "decode", pape
 
     Args:
         name: Unique name of the condition.
-        act: Intervention that is known in advance, such as ``baselines.Suppress(("w",))``. For one that is computed from the base model,
-            such as a steering vector, write a ``Spec`` with your own function.
+        act: Intervention that does not depend on the model, such as ``baselines.Suppress(("w",))``, which bans the token ``w`` in thinking.
+            For an intervention that is computed from the base model, such as a steering vector, write a ``Spec`` with your own function.
         family: One of ``FAMILIES``; sets colour and symbol in figures.
         paper: arXiv id, or "".
     """

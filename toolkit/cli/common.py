@@ -201,7 +201,7 @@ def weight_type(dtype: Dtype) -> Any:
 def load_model(
     model: str, think: str | None, dtype: Dtype, device: str | None, trust: bool = False, template: list[str] | None = None
 ):
-    """Load a model with the values of the options --model, --think, --dtype, --device, --trust-remote-code and --template, as an ``LM``."""
+    """Load and return the ``LM`` that --model, --think, --dtype, --device, --trust-remote-code and --template describe."""
     from toolkit import lm
 
     tags = lm.ThinkTags.parse(think) if think else None

@@ -82,8 +82,8 @@ def retrieval_heads(
 
     Heads are ranked in two ways: by the published copy score, and by how much they raise the logit of the generated token (ours). The
     second ranking also finds heads that read an answer from the tokens beside it in the prompt. Heads are masked by uniform attention while
-    decoding, as published, and also by zero and mean ablation, while decoding only and in the prompt too. For the task lookup and a model with think
-    tags, the command also measures whether masking costs more accuracy when the model thinks than when it answers directly.
+    decoding, as published, and also by zero and mean ablation, while decoding only and in the prompt too. For the task lookup and a model
+    with think tags, the command also measures whether masking costs more accuracy when the model thinks than when it answers directly.
 
     Examples:
 

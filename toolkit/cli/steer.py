@@ -301,8 +301,8 @@ def import_(
 ) -> None:
     """Read a steering vector in the format of another tool, check that it fits the model, and save it as a direction.
 
-    A direction must lengthen thinking when it is added. The file is refused if the site (the place in a layer), the width or the layers of
-    its vector do not fit the model, or if its header contradicts the sign.
+    Adding a direction must lengthen thinking (otherwise use --flip). The file is refused if the site (the place in a layer), the width or
+    the layers of its vector do not fit the model, or if its header contradicts the sign.
 
     Example: [bold]toolkit import vector.gguf --from gguf -m tiny-reasoner -o runs/imported.safetensors[/bold]
     """

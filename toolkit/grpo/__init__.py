@@ -1,4 +1,4 @@
-"""GRPO with length rewards, on top of TRL: recipes, training, the log. Needs the optional dependencies ``rl`` (pip extra).
+"""GRPO with length rewards, on top of TRL: recipes, training, the log. Needs the pip extra ``rl``.
 
 ``import toolkit.grpo`` alone imports no module of the package, since importing TRL takes seconds: import the modules by name.
 

@@ -98,7 +98,7 @@ def _whitened(values: Float[ndarray, " n"], weights: Float[ndarray, " n"]) -> Fl
 
 
 def decoupled(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return the mean over the components of each component's own GRPO advantages, as in LongWriter-Zero (arXiv 2506.18841).
+    """Return GRPO's advantages, computed for each reward component separately and averaged, as in LongWriter-Zero (arXiv 2506.18841).
 
     In the paper this is ``(A_len + A_write + A_format) / 3``. A component that does not vary within a group has advantage 0 in that group,
     even if other components vary.

@@ -33,7 +33,7 @@ class Thresholds:
     """Limits beyond which an alarm is raised; all ours.
 
     One alarm is raised if both ``accuracy`` and ``shorter`` are exceeded. Both drops are measured on held-out problems. Without held-out
-    problems, means over the first and the last ``steps`` training steps are compared.
+    problems, means over the first and the last ``steps`` training steps are compared. ``one_answer`` and ``loops`` raise one alarm each.
 
     Attributes:
         accuracy: Drop of accuracy since the start, as a difference of shares (0.05: five points).

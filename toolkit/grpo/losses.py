@@ -27,7 +27,7 @@ class DRPO:
     part of the method.
 
     Attributes:
-        lam: Temperature of the brevity weights; a larger value makes them more equal (in the limit, the loss is that of DisCO).
+        lam: Temperature of the brevity weights; a larger value makes them more equal (in the limit, length has no effect, as in DisCO).
         tau: Temperature of the mean over the wrong rollouts; a smaller value gives the likeliest ones more weight.
         capacity: Length in tokens by which response lengths are divided; ``None`` means the run's token limit (``max_completion_length``).
         beta: Weight of the KL term.

@@ -139,7 +139,7 @@ which equals verl's ``clip_ratio_c`` as long as it exceeds ``1 + epsilon_high``.
 
 
 def plain(reward: str, **options: Any) -> Recipe:
-    """Return the recipe of plain GRPO with a reward: TRL's defaults.
+    """Return the recipe of plain GRPO with a reward; everything else is TRL's default.
 
     Advantages are divided by the standard deviation of the rewards in their group, and the loss is the token mean over the batch (DAPO's
     loss).
@@ -220,8 +220,8 @@ def laser(reward: str = "laser") -> Recipe:
     """Return the recipe of LASER (arXiv 2505.15612): a bonus for correct responses within a target length.
 
     Args:
-        reward: ``"laser"``, or ``"laser_d"`` or ``"laser_de"``, which adapt the target length to the difficulty of the problem.
-            ``laser_d()`` and ``laser_de()`` return their recipes with all sources.
+        reward: ``"laser"``, or ``"laser_d"`` or ``"laser_de"``, which adapt the target length to the difficulty of the problem. For these
+            two, use ``laser_d()`` and ``laser_de()``, whose ``sources`` also cover the adaptation.
     """
     return Recipe(
         reward,
@@ -374,7 +374,7 @@ def surrogate() -> Recipe:
 def longwriter() -> Recipe:
     """Return the recipe of LongWriter-Zero (arXiv 2506.18841): advantages are averaged over the components of the reward.
 
-    Of its three components, only the length reward is included here.
+    Of the paper's three components, only the length reward is included here.
     """
     return Recipe(
         "longwriter",

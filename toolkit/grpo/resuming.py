@@ -78,9 +78,10 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 
 @contextmanager
 def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
-    """Write a checkpoint in the body of the ``with`` statement; if that fails, remove the incomplete checkpoint.
+    """Return a context manager for writing a checkpoint: if its body fails, the incomplete checkpoint is removed.
 
     Args:
+        checkpoint: Folder of the checkpoint.
         main: True in the process that removes an incomplete checkpoint.
 
     Raises:
@@ -97,7 +98,7 @@ def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
 
 @contextmanager
 def reading(checkpoint: str | Path | None) -> Iterator[None]:
-    """Load part of a checkpoint in the body of the ``with`` statement; an error there becomes a DamagedFileError that says what to do."""
+    """Return a context manager for loading part of a checkpoint: an error in its body becomes a DamagedFileError that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -5,9 +5,9 @@ optimizer, scheduler, random numbers and reward); with the reward CRF, also ``co
 ``log.parquet``, ``model`` and, with LoRA, ``adapter`` (see ``saved``).
 
 Precision. Trained weights are fp32 whatever type the model was loaded in: at a usual learning rate AdamW changes a weight by less than
-bfloat16 can represent. A model loaded in bfloat16 samples and trains under autocast to bfloat16. Rollouts and updates use the same policy;
-the columns ``sampler/kl`` and ``sampler/gap`` of the log measure how far the log-probabilities of sampling differ from those of training.
-The held-out results in the last row of the log are those of the saved model.
+bfloat16 can represent. A model loaded in bfloat16 samples and trains under autocast to bfloat16. Rollouts are sampled from the weights in
+training; the columns ``sampler/kl`` and ``sampler/gap`` of the log measure how far the log-probabilities of sampling still differ from
+those of training. The held-out results in the last row of the log are those of the saved model.
 
 Memory in bytes per weight of the model, besides activations: 16 for training (4 each for weight, gradient and Adam's two moments), 2 for a
 bfloat16 copy under autocast, 2 (bfloat16) or 4 (fp32) for the initial model, which is kept, and 4 for a reference model if ``beta`` is not
@@ -76,7 +76,7 @@ class Run:
 
     Attributes:
         out: Directory of the run.
-        steps: Optimizer steps.
+        steps: Number of optimizer steps.
         seed: Seed of the order of problems and of every rollout.
         save_every: Optimizer steps between checkpoints; the last two are kept.
         held_out: Held-out problems to evaluate the policy on.

@@ -100,7 +100,7 @@ def _generating(trainer: Any) -> Iterator[Any]:
 
 
 class Sampler:
-    """Samples the responses of batches from a policy in training.
+    """Object that samples the responses of training batches from a policy in training.
 
     Attributes:
         policy: The parts of the trainer that sampling needs.
@@ -117,7 +117,8 @@ class Sampler:
         """Sample this process's part of a batch and return it, group after group.
 
         Args:
-            ids: Problem id of each response that this process samples. The ids of a group are consecutive and equal; groups are whole.
+            ids: Problem id of each response that this process samples. The ids of a group are equal and consecutive, and every group is
+                complete.
 
         Raises:
             ValueError: a weight is NaN or infinite.
@@ -132,7 +133,7 @@ class Sampler:
         return [d for group in groups for d in group]
 
     def rollouts(self, problems: Sequence[Problem], sampling: Sampling, ask: Ask | None = None) -> list[Rollout]:
-        """Sample rollouts of the current policy with ``model.eval()``, then put the model back into the mode it was in.
+        """Sample rollouts of the current policy. The model is in evaluation mode while sampling, and then as before.
 
         Args:
             problems: Problems to answer.

@@ -87,7 +87,7 @@ class Trainer(ResumableTrainer):
         problems: Problem id -> training problem.
         reward: The reward object.
         newest: The newest batch with its rewards, or ``None`` before the first.
-        sampler: Samples the responses.
+        sampler: Object that samples the responses.
 
     Raises:
         ValueError: groups are split across processes or micro-batches, or the options cannot be combined.

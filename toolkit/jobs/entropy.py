@@ -1,6 +1,7 @@
-"""Entropy of thinking, for the command ``entropy``: by phase and step, against length and right answers, and after filtering.
+"""Measure the entropy of thinking, for the command ``entropy``.
 
-Filtering drops some think tokens, closes the think span, and lets the model answer again.
+The measures are entropy by phase and step, its correlation with length and with right answers, and the effect of filtering. Filtering drops
+some think tokens, closes the think span, and lets the model answer again.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ MEASURES = {
     "think_tokens": "think tokens",
     "think_entropy": "think entropy",
 }
-"""Column of ``EntropyTables.rows`` that is correlated with right answers -> its name in reports."""
+"""Column of ``EntropyTables.rows`` whose correlation with right answers is measured -> its name in reports."""
 PHASES = {"think": "thinking", "answer": "answer", "think - answer": "thinking minus answer"}
 GROUPS: Mapping[str, Callable[[Rollout], bool]] = {
     "all": lambda r: True,
     "right": lambda r: r.correct,
     "wrong": lambda r: not r.correct,
 }
-"""Name of a group of responses -> whether a response belongs to it."""
+"""Name of a group of responses -> function that returns True for a response in the group."""
 
 
 @dataclass(frozen=True)

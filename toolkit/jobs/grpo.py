@@ -126,7 +126,7 @@ def sweep(
 
     A policy whose curve exists is not trained again. Call it again to resume; several processes may share the work. If the code, model,
     recipe or plan has changed since a curve was made, the curve is moved to ``runs / "stale"`` and the policy is trained again. A curve
-    that does not record its code (version 0.1.0) is kept, with a message.
+    made by version 0.1.0, which did not record its code, is kept, with a message.
 
     Args:
         todo: Pairs ``(recipe, seed)``, in the order of training. Recipes have their papers' numbers; ``plan`` scales them.

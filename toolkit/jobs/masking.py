@@ -1,6 +1,6 @@
-"""Measure the accuracy lost when retrieval heads are masked, beside random heads of the same layers.
+"""Measure the accuracy lost when retrieval heads are masked, compared with masking random heads of the same layers.
 
-Also compare the loss when the model thinks with the loss when it answers directly.
+Also compare the accuracy lost when the model thinks with the accuracy lost when it answers directly.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def masking_effects(
     *,
     out: Path | None = None,
 ) -> pd.DataFrame:
-    """Measure accuracy and response length with heads masked, beside random heads of the same layers.
+    """Measure accuracy and response length with the top heads masked, compared with masking random heads of the same layers.
 
     Args:
         measurement: Retrieval metrics of every head. Its scores rank the heads, and its rollouts give the means for mean ablation.
@@ -206,8 +206,8 @@ def thinking_or_not(
     Returns:
         One row per task, mode and mask. Columns: ``task``; ``mode`` (``thinking`` or ``answering directly``); ``masked`` (``nothing``,
         ``top`` for the plan's heads, ``random`` for the controls); ``accuracy, low, high``; ``lost, lost_low, lost_high`` (accuracy with
-        nothing masked minus accuracy with the mask, paired by problem); ``think_tokens`` (mean). For each task, the rows with the mode
-        ``thinking - directly`` hold the loss when thinking minus the loss when answering directly. Intervals are 95 %.
+        nothing masked minus accuracy with the mask, paired by problem); ``think_tokens`` (mean). In rows with the mode ``thinking -
+        directly``, ``lost`` is that of ``thinking`` minus that of ``answering directly``. Intervals are 95 %.
     """
     random = controls(plan, lm, draws, sampling.seed)
     plans: dict[str, Sequence[Plan | None]] = {"nothing": [None], "top": [plan], "random": random}

@@ -29,9 +29,9 @@ def dose_report(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure length, accuracy and damage at several steering strengths on the study's dev problems, with a random direction as control.
 
-    Damage means responses that never close their thinking or that loop, and a higher perplexity of base's responses. Writes
-    ``report.html``, ``doses.json``, ``targets.json`` and the rollouts into ``directory``. After a stop, call it again with the same
-    arguments: finished rollouts are reused.
+    Damage means responses that never close their thinking or that loop, and a higher perplexity of base's responses under the steered
+    model. Writes ``report.html``, ``doses.json``, ``targets.json`` and the rollouts into ``directory``. After a stop, call it again with
+    the same arguments: finished rollouts are reused.
 
     Args:
         v: Direction to steer along; adding it lengthens thinking.
