@@ -332,6 +332,7 @@ def _shuffled(values: ndarray) -> ndarray:
     """Differences of means between two random classes, each a fifth of the rows, scaled to norm 1: ``[PERMUTED, d_model]``."""
     rng, size = np.random.default_rng(0), max(2, len(values) // 5)
     drawn = [rng.permutation(len(values)) for _ in range(PERMUTED)]
+    # The first and the last ``size`` rows of a random order are two classes without a common row.
     gaps = np.stack([values[order[:size]].mean(axis=0) - values[order[-size:]].mean(axis=0) for order in drawn])
     return gaps / np.linalg.norm(gaps, axis=1, keepdims=True)
 

@@ -68,12 +68,14 @@ def on_front(
         for name in names:
             seeds = len(table[name])
             seed_weights = np.stack([np.bincount(row, minlength=seeds) for row in rng.integers(0, seeds, (times, seeds))]) / seeds
+            # t: resamples, s: seeds, n: problems.
             means.append(np.einsum("ts,sn,tn->t", seed_weights, table[name], problem_weights, optimize=True))
         resampled.append(np.stack(means))
     correct, length = resampled  # [conditions, times]
     front = {}
     for i, name in enumerate(names):
         as_good = (correct >= correct[i]) & (length <= length[i])
+        # [conditions, times]: True where another condition keeps this one off the front.
         better = as_good & ((correct > correct[i]) | (length < length[i]))
         front[name] = float(1 - np.any(better, axis=0).mean())
     return front

@@ -66,6 +66,6 @@ def trim(part: dict[str, Any]) -> dict[str, Any]:
             return value
         if name in ("prompt_ids", "prompt_mask"):
             return value[:, left:]
-        return value[:, :right] if value.shape[1] == width else value
+        return value[:, :right] if value.shape[1] == width else value  # cut every tensor with one column per response token
 
     return {name: cut(name, value) for name, value in part.items()}

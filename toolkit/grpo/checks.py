@@ -14,7 +14,7 @@ from toolkit.rewards import RewardBatch
 
 
 class NonFiniteError(ValueError):
-    """A reward, loss or gradient is NaN or infinite. The weights were not updated with it."""
+    """Raised if a reward, loss or gradient is NaN or infinite. The weights were not updated with it."""
 
 
 def check_args(args: Any, recipe: Recipe, engine: str) -> None:

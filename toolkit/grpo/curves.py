@@ -138,5 +138,6 @@ def after_training(tests: pd.DataFrame, problems: str = "all") -> pd.DataFrame:
     columns = ["mean", "low", "high", "difference", "difference_low", "difference_high"]
     rows = tests[(tests["problems"] == problems) & tests["metric"].isin(["accuracy", "think_tokens"])]
     wide = rows.pivot(index=["name", "seed"], columns="metric", values=columns)
+    # The pivot's columns are pairs (kind, metric).
     wide.columns = [metric if kind == "mean" else f"{metric}_{kind}" for kind, metric in wide.columns]
     return wide.reset_index()

@@ -99,8 +99,8 @@ def kl_hinge(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Ten
 class ModeSwitch:
     """Parameters of the mode-switching loss of Adaptive Deep Reasoning (arXiv 2505.20101).
 
-    It teaches the model to choose between long and short thinking when the question requests neither. Each mode has a first response token;
-    ``z`` is that token's logit after the question without a request. The loss of a problem is
+    The loss teaches the model to choose between long and short thinking when the question requests neither. Each mode has a first response
+    token; ``z`` is that token's logit after the question without a request. The loss of a problem is
     ``weight * max(0, margin - (z_preferred - z_other))``; the loss of a batch is the mean over its problems, of which those without a
     preference contribute 0.
 
@@ -139,7 +139,7 @@ def preference(
     """
     _, which = np.unique(groups, return_inverse=True)
 
-    def accuracy(rows: ndarray) -> ndarray:
+    def accuracy(rows: ndarray) -> ndarray:  # of each group, over the chosen rows only
         n = which.max() + 1
         return np.bincount(which[rows], correct[rows], minlength=n) / np.bincount(which[rows], minlength=n)
 

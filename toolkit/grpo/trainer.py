@@ -209,6 +209,7 @@ class Trainer(ResumableTrainer):
         return {
             "group": torch.tensor(rows.groups[mine], device=device),
             "prefer": torch.tensor(prefer[mine], device=device),
+            # Padded on the left, so that the last column predicts the first response token.
             "plain_ids": torch.tensor([[pad] * (width - len(p)) + p for p in ids], device=device),
             "plain_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in ids], device=device),
         }

@@ -87,7 +87,7 @@ METHODS = ("thinkedit", "efficiency", "probe", "pca")
 
 @dataclass(frozen=True)
 class DirectionRecipe:
-    """How a direction of thinking length is computed from activations.
+    """Settings for computing a direction of thinking length from activations.
 
     Attributes:
         method: ``thinkedit`` (mean of long minus mean of short thinking), ``efficiency`` (longest minus shortest correct response of a
