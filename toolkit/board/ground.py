@@ -1,9 +1,9 @@
-"""What all conditions of a board share (``Ground``): the model, the sizes of the measurements, and the slow results made from both.
+"""Inputs that all conditions of a board share (``Ground``): the base model, the sizes of the measurements, and slow results.
 
 Slow results are rollouts, directions, heads and trained policies; each is a method of ``Ground``. ``sample``, ``find_heads``,
 ``direction`` and ``measure_retrieval`` run once per process for the same arguments; ``train`` reads an existing policy back. Rollouts and
-policies are saved in ``out`` under a key of everything they depend on. So a stopped board resumes, and adding a condition costs only that
-condition.
+policies are saved in ``out`` under a hash of all their inputs, code included. So a stopped board resumes, and if you add a condition, only
+that condition is computed.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Sizes:
     Attributes:
         main: Main tasks, on which accuracy and length are measured: pairs ``(task, number of problems)``. Policies are trained on
             ``training.task`` only, so the other tasks measure transfer.
-        unseen: Further tasks, on which only accuracy is measured, with one greedy response per problem; a loss there is damage. Tasks that
-            the tiny reasoner was not trained on start at an accuracy near zero.
+        unseen: Further tasks, on which only accuracy is measured, with one greedy response per problem, to detect damage. Tasks that the
+            tiny reasoner was not trained on start at an accuracy near zero.
         horizons: Smallest and largest number of additions in the chains of the task ``running_sum``. The tiny reasoner was trained on up to
             7 additions and fails from about 9.
         samples: Samples per main problem, at temperature 1.
@@ -57,12 +57,13 @@ class Sizes:
             the train split of ``training.task``.
         haystack: Task with prompts that hide facts, on which retrieval is measured: ``lookup``, ``needle`` (facts in filler text) or
             ``threading`` (chains of keys).
-        haystacks: Number of such prompts in the test split for measuring retrieval, and in the dev split for finding retrieval heads.
+        haystacks: Number of prompts with hidden facts per split: dev to find retrieval heads, test to measure retrieval.
         lengths: Prompt lengths of ``needle`` and ``threading`` in tokens; empty means five lengths up to the model's context. Not used by
             ``lookup``.
-        texts: Number of base responses that every condition reads, teacher-forced, so that hidden states are compared on the same texts.
+        texts: Largest number of base responses that every condition reads, teacher-forced, so that hidden states are compared on the same
+            texts.
         fraction: Share of heads to edit, 0 to 1.
-        training: Training settings of policies.
+        training: Settings with which every policy is trained.
     """
 
     main: Sets = (("arithmetic", 200), ("lookup", 60))
@@ -99,14 +100,15 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
     """Return a copy of ``sizes``, changed by the options of a command line.
 
     Args:
-        options: Values by name: ``task`` (replaces all main tasks and the training task), ``problems`` (of the first main task),
-            ``max_new_tokens``, ``seeds``, ``steps``, ``lora``, ``engine``. A value of ``None`` changes nothing.
-        settings: Values as text that apply to every recipe, by name: ``problems``, ``samples``, ``updates``, ``max_tokens``,
-            ``learning_rate``, or a field of TRL's ``GRPOConfig``.
-        tiny: True to scale recipes to the tiny reasoner, False for their papers' numbers.
+        options: Values by name: ``task`` (replaces all main tasks and the training task), ``problems`` (number of test problems of the
+            first main task), ``max_new_tokens``, ``seeds``, and ``steps``, ``lora``, ``engine`` of ``TrainingPlan``. A value of ``None``
+            changes nothing.
+        settings: Values as text that apply to every recipe, by name: ``problems`` (per training batch), ``samples`` (per problem),
+            ``updates`` (optimizer steps per batch), ``max_tokens`` (per response), ``learning_rate``, or a field of TRL's ``GRPOConfig``.
+        tiny: True to scale recipes to the tiny reasoner, False to keep their papers' numbers.
 
     Raises:
-        ValueError: the task or a setting is unknown, or a setting is an option of one reward (``reward.NAME``).
+        ValueError: the task or a setting is unknown, or a setting is an option of a single reward (``reward.NAME``).
     """
     from toolkit.jobs.grpo import RECIPE_NUMBERS, adjust_recipe  # needs TRL
 
@@ -151,7 +153,7 @@ def _once(method: Callable[Concatenate[Ground, P], T]) -> Callable[Concatenate[G
 
 @dataclass(frozen=True)
 class Ground:
-    """What all conditions of a board share: the base model, the sizes, the output directory, and slow results such as directions.
+    """Inputs that all conditions of a board share: the base model, the sizes, the output directory, and slow results such as directions.
 
     Attributes:
         lm: The base model.
@@ -169,9 +171,9 @@ class Ground:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that each result depends on, except its condition, its seed and the code, for cache keys.
+        """Inputs that all results share, for cache keys: base model, problems and sizes. The code is recorded in ``modules``.
 
-        The number of seeds is left out, so that more seeds keep the existing results.
+        The number of seeds is left out, so that results stay valid if seeds are added.
         """
         sizes = asdict(self.sizes)
         del sizes["seeds"]
@@ -180,7 +182,7 @@ class Ground:
 
     @cached_property
     def modules(self) -> dict[str, str]:
-        """Modules that every result depends on, as module -> hash of its code. Those that only train policies are left out."""
+        """Modules that every result depends on, as module -> hash of its code, for cache keys; without those that only train policies."""
         names = [name for name, _ in (*self.sizes.main, *self.sizes.unseen)] + [self.sizes.haystack, self.sizes.training.task]
         task_modules = {module for name in names for module in tasks.modules(name)}
         return store.modules_of("toolkit.board.measure", *sorted(task_modules), without=TRAINING)
@@ -205,7 +207,7 @@ class Ground:
 
     @property
     def sampling(self) -> Sampling:
-        """Sampling settings for the main problems; every condition uses the same random numbers."""
+        """Sampling settings for the main problems. All conditions share them, so all use the same random numbers."""
         return Sampling(self.sizes.samples, max_new_tokens=self.sizes.max_new_tokens, details=True)
 
     # --- inputs of conditions ------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ class Ground:
 
     @_once
     def sample(self) -> list[Rollout]:
-        """Return rollouts of the base model on train problems, from which directions and heads are computed; sample them if needed."""
+        """Return rollouts of the base model on train problems, from which directions and heads are computed. Saved rollouts are reused."""
         self.say(f"sampling {self.study.problems} x {self.study.samples} rollouts to compute directions and heads from")
         problems = self.study.load("train", self.lm)
         depends = [identity.of_problems(problems), self.study.sampling.identity]
@@ -227,9 +229,9 @@ class Ground:
             return rollouts(self.lm, problems, self.study.sampling, out=where)
 
     def _place(self, kind: str, depends: Any, module: str, task: str) -> Path:
-        """Folder of rollouts, named by a key of everything they depend on, code included.
+        """Return the folder of rollouts, named by a hash of all their inputs, code included.
 
-        If the same rollouts were sampled with a different version of the code, it says that they are sampled again.
+        If the same rollouts were sampled with a different version of the code, print that they are sampled again.
 
         Args:
             kind: Name of the parent folder.
@@ -248,7 +250,7 @@ class Ground:
 
     @_once
     def find_heads(self, form: str = OURS) -> Finding:
-        """Find the length direction, the head scores and the edit plan of ThinkEdit.
+        """Compute the length direction, the head scores and the edit plan of one form of ThinkEdit.
 
         Args:
             form: Variant of ThinkEdit, a key in ``jobs.FORMS``.
@@ -285,7 +287,7 @@ class Ground:
         return finding.plan.direction or finding.direction
 
     def search(self, seed: int = 0) -> Search:
-        """Return the settings for measuring retrieval (see ``sizes.haystack``).
+        """Return the settings for measuring retrieval: task, number and lengths of prompts from ``sizes``.
 
         Args:
             seed: Seed of the prompts.

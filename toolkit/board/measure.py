@@ -1,11 +1,12 @@
 """Measure one condition with one seed, and reduce the result to one value per problem and metric.
 
-A ``Result`` has two tables and a record. ``rows`` has one row per response to a main problem, for metrics that are not means. ``points``
-has one row per problem and metric, for metrics that are means over problems. ``about`` holds costs, a description of the condition, and
-how it shifts hidden states.
+A ``Result`` has two tables and a record. ``rows`` has one row per response to a main problem, for metrics that are not means, such as
+quantiles. ``points`` has one row per problem and metric, for metrics that are means over problems. ``about`` holds costs, a description of
+the condition, and how it shifts hidden states.
 
-Units: lengths are in tokens, entropies in nats per token, shares from 0 to 1. ``projection`` and ``short_push`` (what short-thinking
-heads write towards short thinking) are in units of the residual stream, ``retrieval_write`` in logits.
+Units: lengths are in tokens, entropies in nats per token, shares from 0 to 1. In units of the residual stream: ``projection`` (of hidden
+states on the length direction) and ``short_push`` (the output of short-thinking heads, projected on minus the length direction). In logits:
+``retrieval_write`` (what retrieval heads add to the logit of a generated token by attending to the hidden fact).
 """
 
 from __future__ import annotations
@@ -56,10 +57,11 @@ class Result:
 
     Attributes:
         rows: One row per response to a main problem: the columns of ``evaluate.rollout_table``, and ``no_think`` (True without a think
-            token), ``think_entropy, answer_entropy`` (nats per token), ``failed`` (share of wrong steps), ``review`` (share of characters
-            in steps that re-check), ``answer``, and ``text`` (first sample of each problem only).
+            token), ``think_entropy, answer_entropy`` (nats per token), ``failed`` (share of thinking steps that failed), ``review`` (share
+            of the thinking's characters in steps that re-check earlier ones), ``answer`` (text of the answer, or ``None``), and ``text``
+            (of the response; only for the first sample of each problem).
         points: One row per problem and metric, with the columns ``metric, problem_id, value``.
-        about: Name, seed, model, costs, and the shift of hidden states (see ``References.shift``).
+        about: Name of the condition, seed, model, costs, and the shift of hidden states (see ``References.shift``).
     """
 
     rows: pd.DataFrame
@@ -94,7 +96,7 @@ def is_measured(folder: Path) -> bool:
 
 
 def rollouts_of_result(folder: Path) -> list[Path]:
-    """Return the folders of rollouts beside a result: those of a measurement that was stopped, or killed just before it removed them."""
+    """Return the folders of rollouts in a result's folder, left by a measurement that was stopped or killed before it removed them."""
     return list(folder.glob(f"*{SAMPLED}*"))  # also those half removed, under a temporary name
 
 
@@ -114,7 +116,7 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
     Responses that were saved before a stop are reused.
 
     Args:
-        references: Responses, states and heads of base to compare with, from ``measure_references``.
+        references: Responses, hidden states and heads of base to compare with, from ``measure_references``.
 
     Raises:
         evaluate.OverlapError: the condition was made from problems that it would be evaluated on.
@@ -194,7 +196,7 @@ def _main_points(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def points(metric: str, values: pd.Series) -> pd.DataFrame:
-    """Return a metric as a table with the columns ``metric, problem_id, value``; problems without a value are left out.
+    """Return the values of one metric as a table with the columns ``metric, problem_id, value``; NaN values are left out.
 
     Args:
         metric: Name of the metric.
@@ -246,7 +248,7 @@ class References:
         haystacks: Prompts with hidden facts, from the test split.
         base_answers: Greedy responses of base to ``haystacks``.
         finding: Direction and short-thinking heads of ThinkEdit (our form).
-        writers: Retrieval heads: those that write most towards a retrieved token.
+        writers: Retrieval heads as pairs ``(layer, head)``: those that write most towards a retrieved token.
         before: Mean state of base in each text at the end of the residual stream, ``[texts, d_model]``.
         problems: Problem id of each text.
         shuffled: Directions that occur by chance, ``[draws, d_model]``: each is the difference of mean states between two random classes,
@@ -272,11 +274,12 @@ class References:
 
         Returns:
             A dict, empty if no state moves. ``cosine``: cosine of the mean shift (condition minus base) with the length direction; + is
-            towards longer thinking. ``low, high``: its 95 % interval over problems. ``random``: 97.5 % quantile of the absolute cosine of
-            the shift with the chance directions ``shuffled``. ``size``: norm of the mean shift, divided by the norm of the difference
-            between long and short thinking.
+            towards longer thinking. ``low, high``: 95 % interval of ``cosine`` over problems. ``random``: 97.5 % quantile, over the chance
+            directions ``shuffled``, of their absolute cosine with the mean shift. ``size``: norm of the mean shift, divided by the norm of
+            the difference between long and short thinking.
         """
         after, _ = _states(condition, self.texts)
+        # ``which`` holds the index of each text's problem; ``moved`` the mean shift per problem, [problems, d_model].
         names, which = np.unique(self.problems, return_inverse=True)
         counts = np.bincount(which)[:, None]
         moved = np.stack([np.bincount(which, column) for column in (after - self.before).T], axis=1) / counts
@@ -285,6 +288,7 @@ class References:
         u = self.unit.numpy()
 
         def cosine(index: ndarray) -> ndarray:
+            # Each row of ``index`` is a resample of the problems; a row of ``weights`` makes its mean a weighted sum.
             weights = np.stack([np.bincount(row, minlength=len(names)) for row in index]) / len(names)
             mean = weights @ moved
             return mean @ u / np.linalg.norm(mean, axis=1)
@@ -328,6 +332,7 @@ def _shuffled(values: ndarray) -> ndarray:
     """Differences of means between two random classes, each a fifth of the rows, scaled to norm 1: ``[PERMUTED, d_model]``."""
     rng, size = np.random.default_rng(0), max(2, len(values) // 5)
     drawn = [rng.permutation(len(values)) for _ in range(PERMUTED)]
+    # The first and the last ``size`` rows of a random order are two classes without a common row.
     gaps = np.stack([values[order[:size]].mean(axis=0) - values[order[-size:]].mean(axis=0) for order in drawn])
     return gaps / np.linalg.norm(gaps, axis=1, keepdims=True)
 
@@ -356,7 +361,7 @@ def _mechanism(ground: Ground, condition: Condition, responses: Sequence[Rollout
 
 
 def _short_push(condition: Condition, texts: Sequence[Rollout], finding: Finding) -> pd.Series:
-    """What base's short-thinking heads together write towards short thinking, mean over the texts of each problem (index: problem id).
+    """Return how much base's short-thinking heads together write towards short thinking: mean over texts, indexed by problem id.
 
     The condition reads the texts. The outputs of the heads are projected on minus the length direction at the end of the residual stream.
     """
@@ -365,6 +370,7 @@ def _short_push(condition: Condition, texts: Sequence[Rollout], finding: Finding
         states = collect.states(lm, texts, lm.layout.contribution_kind, positions=collect.step_starts(lm))
     layout, total = condition.lm.layout, torch.zeros(len(states.values), dtype=torch.float64)
     for layer, head in finding.plan.heads:
+        # W: [d_model, head width], output weights of this head; u: the length direction, mapped to the output of attention in this layer.
         W = layout.W_O(layer).detach()[:, layout.head(layer, head)].cpu().double()
         u = layout.to_attn_out(layer, unit)
         total -= states.values[:, layer, layout.head(layer, head)].double() @ W.T @ u

@@ -8,7 +8,8 @@ the page forbids every request, and no text of the board is interpreted as HTML.
     {"title": str, "base": str, "provenance": {...},
      "conditions": {name: {"family", "note", "seeds", "paper", "metrics": {metric: {"mean", "low", "high"}},
                            "cells": {task: {difficulty: {"n", "accuracy": {...}, "think_tokens": {...}}}},
-                           "cost": {"tokens", "seconds", "parameters_changed", "training_steps"}, "front": probability}},
+                           "cost": {"tokens", "seconds", "parameters_changed", "training_steps"},
+                           "front": probability of being on the Pareto front of accuracy and think tokens}},
      "paired": {name: {metric: {"mean", "low", "high", "p", "p_holm"}}},      differences from base: condition minus base
      "metrics": {metric: {"label", "unit": "share|tokens|nats|score|number", "better": "high|low|none",
                           "group": "main|damage|budget|mechanism|cost", "help"}},

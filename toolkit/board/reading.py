@@ -68,7 +68,7 @@ class AlignedResults:
 
     Attributes:
         by_name: Name of the condition -> results. Base must be among them.
-        problems: Metric -> ids of the problems that it was measured on, sorted. Only metrics that are means of one value per problem.
+        problems: Metric -> sorted ids of the problems that it was measured on, for metrics that are means of one value per problem.
         main: Ids of the main problems, sorted.
     """
 
@@ -84,7 +84,7 @@ class AlignedResults:
 
         Args:
             name: Name of the condition.
-            metric: Key in ``problems``, whose order of problems the values have.
+            metric: Key in ``problems``; the values are in the order of ``problems[metric]``.
         """
         key = (name, metric)
         if key not in self._cache:
@@ -97,14 +97,14 @@ class AlignedResults:
 
     @cached_property
     def judge(self) -> Judge:
-        """Judge for the metrics that are not in ``problems``: those computed from all responses at once, such as quantiles."""
+        """Object that compares conditions with base in the metrics computed from all responses at once, such as quantiles."""
         # The board shows ``never_closed`` instead of ``closed``.
         names = [m for m, about in METRICS.items() if about.how and m not in self.problems and m != "closed"]
         return Judge.against(self.outcomes(BASE)[0], names)
 
     @cached_property
     def base(self) -> dict[str, MetricEffect]:
-        """Metric -> estimate for base, with an interval that is not clipped to possible values."""
+        """Metric -> estimate for base, with an interval that may exceed the metric's range (such as 0 to 1)."""
         return _unbounded(self, BASE)
 
     def change(self, metric: str, name: str, other: str = BASE) -> Effect:
@@ -127,13 +127,13 @@ class AlignedResults:
 
 
 def estimates(table: AlignedResults, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
-    """Return two mappings for one condition: metric -> estimate, and metric -> difference from base (condition minus base), paired."""
+    """Return two mappings for one condition: metric -> estimate, and metric -> paired difference from base (condition minus base)."""
     judged = {m: e.within_bounds(m, table.base[m].estimate) for m, e in _unbounded(table, name).items()}
     return {m: e.estimate for m, e in judged.items()}, {m: e.change for m, e in judged.items()}
 
 
 def _unbounded(table: AlignedResults, name: str) -> dict[str, MetricEffect]:
-    """Metric -> estimate and difference from base, with intervals that are not yet clipped to possible values."""
+    """Return metric -> estimate and difference from base, with intervals that may exceed the metric's range (such as 0 to 1)."""
     seeded, judged = table.by_name[name].spec.varies, dict[str, MetricEffect]()
     for metric in table.problems:
         values, base = table.value(name, metric), table.value(BASE, metric)[:1]
@@ -162,11 +162,11 @@ def levels(rows: pd.DataFrame) -> pd.Series:
 
 
 def cells(table: AlignedResults, name: str) -> dict[str, dict[str, Any]]:
-    """Return accuracy and think tokens of one condition for every part of the main problems.
+    """Return accuracy and think tokens of one condition for every task and difficulty level of the main problems.
 
     Returns:
-        task -> level -> ``{"n": number of problems, "accuracy": {...}, "think_tokens": {...}}`` with ``mean, low, high`` of each metric.
-        Task and level can be ``"all"``. Combinations without problems are left out.
+        task -> level -> ``{"n": number of problems, "accuracy": {...}, "think_tokens": {...}}``, where each ``{...}`` holds ``mean, low,
+        high``. Task and level can be ``"all"``. Combinations without problems are left out.
     """
     base = table.by_name[BASE].results[0].rows
     task = base.groupby("problem_id", sort=False)["task"].first().reindex(table.main).to_numpy(str)
@@ -191,7 +191,7 @@ def _aligned(table: AlignedResults, name: str, metric: str) -> ndarray:
 
 
 def _interval(e: Effect) -> dict[str, float | str | None]:
-    """``mean, low, high`` (``None`` for NaN) and a note if there is one, for JSON."""
+    """Return ``mean, low, high`` (``None`` for NaN), and ``note`` if there is one, for JSON."""
     fields: dict[str, float | str | None] = {
         k: None if v != v else float(f"{v:.6g}") for k, v in asdict(e).items() if k not in ("p", "note")
     }
@@ -315,7 +315,7 @@ def curves(ground: Ground, by_name: Mapping[str, ConditionResults]) -> dict[str,
 
     Returns:
         Name of the condition -> one mapping per seed: ``seed``, and equally long lists ``step, accuracy, think_tokens`` (means on held-out
-        problems). Policies that were trained elsewhere have no curve.
+        problems). A policy without a training log in the board's directory has no curve.
     """
     from toolkit.grpo.log import LOG, read  # imports transformers' trainer and peft
 
@@ -361,7 +361,7 @@ DAMAGE = (
 
 
 def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the figures below the table of the page, each as a mapping with ``title, text`` (explanation) and ``figure`` (plotly JSON)."""
+    """Return the figures of the board's page, each as a mapping with ``title``, ``text`` (explanation) and ``figure`` (plotly JSON)."""
     drawn = (
         ("Gains and damage", "Condition minus base. No policy was trained on lookup.", figures.metric_differences(board, DAMAGE)),
         ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same responses of base. The shift is the difference (condition "

@@ -40,11 +40,12 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
     """Measure every condition with every seed that has no saved result yet. Several processes that run the same board share the work.
 
     A result that was made with a different version of the code is measured again; with ``wait``, a message says which results, and which
-    modules changed. Rollouts that a killed process left beside a complete result are removed.
+    modules changed. Rollouts that a killed process left in the folder of a complete result are removed.
 
     Args:
         specs: Conditions to measure.
-        wait: True to return only when all results exist, including those that other processes are measuring.
+        wait: True to return only when all results exist, including those that other processes are measuring; False to return when every
+            remaining result is being measured by another process.
         progress: True to show a progress bar.
 
     Raises:
@@ -53,7 +54,8 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
     """
     todo, references = units(ground, specs), None
     for spec in specs:
-        _ = spec.known  # kept from now on: building a condition may change variables that a function of a condition reads
+        # Computed and cached now, because making a condition may change variables that another condition's function reads.
+        _ = spec.known
     bases = [spec.basis(ground, seed) for spec, seed in todo]
     check_distinct({f"{spec.name}, seed {seed}": basis.key for (spec, seed), basis in zip(todo, bases, strict=True)})
     places = [ground.out / "results" / basis.key for basis in bases]
@@ -95,7 +97,8 @@ def _remove_leftover_rollouts(folder: Path) -> None:
 def _measured(ground: Ground, spec: Spec, seed: int, references: References, expected: Path) -> Path:
     """Measure one condition with one seed, and return the folder of the result.
 
-    The folder is ``expected``, or another one if the condition has changed since, such as a model that was replaced at its path.
+    The folder is ``expected``, or another one if the condition has changed since ``expected`` was computed, for example because a model was
+    replaced at its path.
 
     Raises:
         identity.UnknownIdentityError: the condition's function makes another condition at every call, so that the result could never be

@@ -3,22 +3,24 @@
 The function gets a ``Ground`` (the base model, the sizes, and slow results such as directions) and a seed. It returns a ``Condition``: a
 model with the interventions it runs under.
 
-Your own list is a Python file that defines ``CONDITIONS``; copy ``default.py`` beside this file, or write::
+Your own list is a Python file that defines ``CONDITIONS``; make a copy of ``toolkit/board/default.py``, or write::
 
+    from toolkit import edits
     from toolkit.board import Spec, default, trained
     from toolkit.grpo import recipes
+    from toolkit.lm import Condition
 
-    mine = Spec("half of head 3.1", "edit", lambda ground, seed: Condition(edits.apply(ground.lm, my_plan(ground.lm))))
-    CONDITIONS = [*default.CONDITIONS, mine, trained("my price", recipes.plain("length_penalty", alpha=0.2))]
+    mine = Spec("my edit", "edit", lambda ground, seed: Condition(edits.apply(ground.lm, my_plan(ground.lm))))
+    CONDITIONS = [*default.CONDITIONS, mine, trained("mild penalty", recipes.plain("length_penalty", alpha=0.2))]
 
 ``toolkit board --conditions FILE`` executes the file, measures conditions without a saved result, and reads the other results back. The
 file may also set the sizes: ``SIZES = Sizes(main=(("gsm8k", 200),), ...)``.
 
 Results are saved under a cache key. For a condition with your own function, such as ``mine``, the key covers the code of the function
 with all values, globals and functions it uses, and the condition that it makes (the fingerprint of the model, and the interventions). So
-the function is also called to read a result back, and a model that was retrained at the same path is measured again. ``identity={...}``
-replaces all of this in the key. Use it if the function is slow, or if the values it uses do not determine what it does. The mapping must
-then hold everything that the numbers depend on, such as the fingerprint of a model.
+the function is also called to read a result back, and a model that was retrained at the same path is measured again. With
+``identity={...}``, the key covers this mapping instead of the function and its condition. Use it if the function is slow, or if the values
+it uses do not determine what it does. The mapping must then hold everything that the numbers depend on, such as the fingerprint of a model.
 """
 
 from __future__ import annotations
@@ -61,12 +63,13 @@ class Spec:
         seeded: True if the condition is random or trained, so that several seeds are measured.
         paper: arXiv id, or "".
         note: Description in one line.
-        identity: Everything that the condition depends on, for the cache key of its results. If empty, it is derived from ``make`` and from
-            the condition that ``make`` returns.
+        identity: Values that determine the condition, for the cache key of its results. If empty, the key is derived from ``make`` and
+            from the condition that ``make`` returns.
         recipe: Recipe of a trained policy, or ``None``.
         reward: Reward object that replaces the reward of ``recipe``, or ``None``.
         steps: Function ``ground -> number of training steps``, for the cost table.
-        through: Function that returns further code that the results depend on, as module -> hash (see ``store.modules_of``).
+        through: Function without arguments that returns further modules whose code the results depend on, such as those that train a
+            policy, as module -> hash of its code (see ``store.modules_of``).
     """
 
     name: str
@@ -95,9 +98,9 @@ class Spec:
 
     @cached_property
     def known(self) -> Identity:
-        """The part of the cache key that needs no model: a description of ``make`` (or ``identity``), and the modules it uses.
+        """Inputs of the cache key that need no model: a description of ``make`` (or of ``identity``), and the toolkit modules that it uses.
 
-        It is computed once, before ``make`` can change values that it reads.
+        They are computed once, because a call of ``make`` may change values that it reads.
 
         Raises:
             identity.UnknownIdentityError: the description cannot be computed; the message says what to do.
@@ -109,10 +112,13 @@ class Spec:
         return Identity(known.body, known.modules | identity.of(self.make, strict=False).modules)
 
     def basis(self, ground: Ground, seed: int, *, made: Condition | None = None) -> store.Basis:
-        """Return everything that the result for a seed depends on, code included. The name of the condition is not part of it.
+        """Return the record of all inputs of one result, which decides whether a saved result can be used.
+
+        The inputs are the condition, the seed, the base model, the problems, the sizes of the board, and the code. The name of the
+        condition is not among them.
 
         Args:
-            made: The condition, if it was made already. ``None`` makes it here, unless ``identity`` is given.
+            made: The condition, if it was made already. ``None`` makes it here, unless the spec has an ``identity``.
         """
         about, condition = self.known, Identity(None, frozenset())
         if not self.identity:
@@ -122,7 +128,7 @@ class Spec:
         return store.Basis(depends, {**ground.modules, **modules, **self.through()})
 
     def key(self, ground: Ground, seed: int) -> str:
-        """Return the cache key of the result for a seed: a hash of ``basis``."""
+        """Return the cache key of the result for a seed: a hash of the record that ``basis`` returns."""
         return self.basis(ground, seed).key
 
 
@@ -222,8 +228,8 @@ def edited(
         strength: lambda of the edit; 1 removes the component along the direction, 2 reverses it.
         form: Variant of ThinkEdit, a key in ``jobs.FORMS``.
         fraction: Share of heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
-        control: Edit something random instead. ``"heads"``: equally many random heads of the same layers. ``"direction"``: the same heads,
-            along a random direction that they can write. ``""``: no control.
+        control: Kind of random control to make instead. ``"heads"``: edit equally many random heads of the same layers. ``"direction"``:
+            edit the same heads along a random direction that they can write. ``""``: no control.
         adapter: True to write the edit as a rank-1 PEFT adapter and merge it with peft, instead of editing the weights.
     """
     about = {"strength": strength, "form": form, "fraction": fraction, "control": control, "adapter": adapter}
@@ -269,8 +275,8 @@ def steered(
 
     Args:
         name: Unique name of the condition.
-        strength: Factor of the direction that is added to the residual stream; + lengthens thinking, - shortens it. The direction is a
-            difference of means, long minus short thinking.
+        strength: The direction is multiplied by ``strength`` and added to the residual stream; + lengthens thinking, - shortens it. The
+            direction is a difference of means, long minus short thinking.
         direction: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our form). ``"efficiency"``: Efficiency
             Steering (arXiv 2506.15647).
         layers: Layers to steer; negative numbers count from the last layer. ``None`` means all layers.
@@ -336,8 +342,8 @@ def with_intervention(name: str, act: Intervention, family: str = "decode", pape
 
     Args:
         name: Unique name of the condition.
-        act: Intervention that is known in advance, such as ``baselines.Suppress(("w",))``. For one that is computed from the base model,
-            such as a steering vector, write a ``Spec`` with your own function.
+        act: Intervention that does not depend on the model, such as ``baselines.Suppress(("w",))``, which bans the token ``w`` in thinking.
+            For an intervention that is computed from the base model, such as a steering vector, write a ``Spec`` with your own function.
         family: One of ``FAMILIES``; sets colour and symbol in figures.
         paper: arXiv id, or "".
     """
@@ -349,11 +355,11 @@ def _with_intervention(ground: Ground, seed: int, *, act: Intervention) -> Condi
 
 
 def prompted(name: str, ask: Ask, paper: str = "") -> Spec:
-    """Return a condition that asks the base model with a changed prompt.
+    """Return a condition that changes the prompt of the base model.
 
     Args:
         name: Unique name of the condition.
-        ask: Change of the prompt, such as ``baselines.Instruction("quick")``.
+        ask: Function that changes the messages of a prompt, such as ``baselines.Instruction("quick")``.
         paper: arXiv id, or "".
     """
     return _spec(name, "prompt", _prompted, {"ask": ask}, paper=paper, note=identity.describe(ask))
@@ -379,7 +385,8 @@ def trained(
         name: Unique name of the condition.
         recipe: Recipe with its paper's numbers; ``Sizes.training`` of the board scales it.
         reward: Reward object to use instead of the recipe's; its class and fields are part of the cache key.
-        merged: True to merge only the largest changes of training into the base model (DLER's update-selective merging, arXiv 2510.15110).
+        merged: True to add only the largest 25 % of the weight changes, times 0.7, to the base model (DLER's update-selective merging,
+            arXiv 2510.15110).
         edit: Strength of ThinkEdit's edit (our form) before training; 0 for none.
         steer: Strength of steering along ThinkEdit's direction while thinking, after training; 0 for none, + lengthens thinking.
         note: Description of the condition; "" generates one.
@@ -411,7 +418,7 @@ def trained(
 def _check_known(name: str, reward: Any) -> None:
     """Raise UnknownIdentityError if the reward cannot be described in a cache key.
 
-    The name of the folder of the trained policy needs this description, even if the condition has an ``identity`` of its own.
+    The name of the trained policy's folder contains a hash of this description, even if the condition has an ``identity``.
     """
     try:
         identity.of(reward)

@@ -45,7 +45,8 @@ def on_front(
 ) -> dict[str, float]:
     """Return the probability that each condition is on the Pareto front: the share of resamples of problems and seeds in which it is.
 
-    A condition is on the front if no other condition is at least as accurate and thinks at most as long, and is better in one of the two.
+    A condition is on the front unless another condition is at least as accurate and thinks at most as long, and is strictly better in one
+    of the two.
 
     Args:
         accuracy: Condition -> accuracy, ``[seeds, problems]``.
@@ -67,12 +68,14 @@ def on_front(
         for name in names:
             seeds = len(table[name])
             seed_weights = np.stack([np.bincount(row, minlength=seeds) for row in rng.integers(0, seeds, (times, seeds))]) / seeds
+            # t: resamples, s: seeds, n: problems.
             means.append(np.einsum("ts,sn,tn->t", seed_weights, table[name], problem_weights, optimize=True))
         resampled.append(np.stack(means))
     correct, length = resampled  # [conditions, times]
     front = {}
     for i, name in enumerate(names):
         as_good = (correct >= correct[i]) & (length <= length[i])
+        # [conditions, times]: True where another condition keeps this one off the front.
         better = as_good & ((correct > correct[i]) | (length < length[i]))
         front[name] = float(1 - np.any(better, axis=0).mean())
     return front

@@ -89,8 +89,8 @@ def board(
 ) -> None:
     """Compare edits, steering, decoding rules, prompts and GRPO policies, with random controls and confidence intervals.
 
-    Writes board.json, table.parquet and report.html (one file, works offline). Every result is saved under a cache key of everything it
-    depends on, code included. After a stop, run the same command again to resume. If you add a condition, only that condition is measured.
+    Writes board.json, table.parquet and report.html (one file, works offline). Every result is saved under a hash of its inputs, code
+    included. After a stop, run the same command again to resume. If you add a condition, only that condition is measured.
 
     Examples:
 
@@ -145,5 +145,5 @@ def board(
 
 
 def _helper() -> subprocess.Popen[bytes]:
-    """Start this command again as a process that only measures, and that ends when this one ends."""
+    """Start this command again as a process that only measures conditions, and that ends when this process ends."""
     return processes.start_helper("from toolkit.cli import main; main()", [*sys.argv[1:], WORKER])

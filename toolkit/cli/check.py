@@ -1,4 +1,4 @@
-"""``toolkit check``: what the toolkit finds out about a model, problems and rollouts before any long work."""
+"""The command ``check``: check a model, problems and rollouts before any long work."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ def check(
 ) -> None:
     """Load a model and say what the toolkit can do with it. Takes seconds once the model is loaded.
 
-    Prints the family, the layers with attention heads, how the model marks its thinking, a prompt as it is rendered, how exact the checks
-    of the model's behaviour are, the memory that commands need (an estimate), the speed of decoding, and what does not work and why. With
-    --problems the first fault of a problem file is printed, with --rollouts whether they were sampled from these weights.
+    Prints the family, the layers with attention heads, how the model marks its thinking, a rendered prompt, the largest numerical deviation
+    of each check of the toolkit's access to the model, an estimate of the memory that commands need, the speed of decoding, and what does
+    not work and why. With --problems, also the first fault of a problem file; with --rollouts, also whether they were sampled from these
+    weights.
 
-    The output fits into an issue. Exit status: 0 to go on, 1 not to.
+    Exit status: 0 ("go") if there is no fault, else 1. If you report a problem, include the output.
 
     Example: [bold]toolkit check Qwen/Qwen3-4B --dtype bfloat16 --problems gsm8k[/bold]
     """

@@ -1,4 +1,4 @@
-"""What all commands share: the app, common options and their checks, loading a model, printing tables and JSON."""
+"""Code that all commands share: the app, common options and their checks, loading a model, printing tables and JSON."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 
 
 def parse_switches(texts: list[str] | None) -> dict[str, Any]:
-    """Parse ``NAME=JSON`` texts into a dict with the variables of a chat template."""
+    """Parse ``NAME=JSON`` texts into a dict of chat template variables, as name -> value. A text in another form raises BadParameter."""
     switches = {}
     for name, sign, value in (text.partition("=") for text in texts or []):
         try:
@@ -178,6 +178,9 @@ def parse_numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tu
         text: Text, such as ``"1,2,4"``.
         option: Name of the option, for the error message.
         kind: ``int`` or ``float``.
+
+    Raises:
+        BadParameter: a part of the text is not such a number.
     """
     try:
         return () if text is None else tuple(kind(part) for part in text.removeprefix("=").split(","))
@@ -198,7 +201,7 @@ def weight_type(dtype: Dtype) -> Any:
 def load_model(
     model: str, think: str | None, dtype: Dtype, device: str | None, trust: bool = False, template: list[str] | None = None
 ):
-    """Load a model as the common options say, and return it as an ``LM``."""
+    """Load and return the ``LM`` that --model, --think, --dtype, --device, --trust-remote-code and --template describe."""
     from toolkit import lm
 
     tags = lm.ThinkTags.parse(think) if think else None
@@ -207,7 +210,7 @@ def load_model(
 
 
 def show(frame: pd.DataFrame, title: str) -> None:
-    """Print a table with a title to the terminal, with three significant digits; its index is the first column."""
+    """Print a table with a title to the terminal. The index becomes the first column; floats get three significant digits."""
     table = Table(title=title, title_justify="left")
     table.add_column(frame.index.name or "", overflow="fold")
     for column in frame.columns:
@@ -230,12 +233,12 @@ def say(text: str) -> None:
 
 
 def result_directory(directory: Path | None, command: str, *identity: Any) -> Path:
-    """Return the directory for a command's rollouts, and create it.
+    """Create the directory for a command's rollouts if it does not exist, and return it.
 
     Args:
         directory: Directory that the user gave; ``None`` means ``runs/COMMAND/KEY``.
         command: Name of the command.
-        identity: Everything that the rollouts depend on, such as model and options; KEY is a hash of it.
+        identity: Values that determine the rollouts, such as model and options; KEY is a hash of them.
     """
     from toolkit import store
 

@@ -92,10 +92,11 @@ def entropy(
 ) -> None:
     """Measure the entropy of thinking, and how it relates to length and to right answers (PEAR, arXiv 2510.08026).
 
-    Measures: token entropy by phase, step and position; the correlation of entropy with length, pooled and [bold]within problem[/bold]
-    (each problem's mean is subtracted, so that its difficulty cancels); the accuracy lost by dropping the think tokens of highest entropy,
-    compared with dropping random tokens and with cutting off the end; the correlation of failed steps (arXiv 2509.19284), re-checks and
-    entropy with right answers; the accuracy gained by keeping the response of lowest entropy. Intervals are 95 %, over problems.
+    Measures: token entropy by phase (thinking, answer), step and position; the correlation of entropy with length, pooled and
+    [bold]within problem[/bold] (each problem's mean is subtracted, so that its difficulty cancels); the accuracy lost by dropping the think
+    tokens of highest entropy, compared with dropping random tokens and with cutting off the end; the correlation of failed steps (arXiv
+    2509.19284), re-checks and entropy with right answers; the accuracy gained by keeping only the response of lowest entropy per problem.
+    Intervals are 95 %, over problems.
 
     Writes report.html (with transcripts coloured by entropy), entropy.json, rows.parquet and the rollouts.
 

@@ -80,10 +80,10 @@ def retrieval_heads(
 ) -> None:
     """Find retrieval heads, which copy from the prompt (arXiv 2404.15574), and mask them to measure their effect.
 
-    Heads are ranked in two ways: by the published copy score, and by how much they write towards the generated token (ours). The second
-    ranking also finds heads that read an answer from the tokens beside it. Heads are masked by uniform attention while decoding, as
-    published, and also by zero and mean ablation, while decoding only and in the prompt too. For the task lookup and a model with think
-    tags, the command also measures whether masking costs more accuracy when the model thinks than when it answers directly.
+    Heads are ranked in two ways: by the published copy score, and by how much they raise the logit of the generated token (ours). The
+    second ranking also finds heads that read an answer from the tokens beside it in the prompt. Heads are masked by uniform attention while
+    decoding, as published, and also by zero and mean ablation, while decoding only and in the prompt too. For the task lookup and a model
+    with think tags, the command also measures whether masking costs more accuracy when the model thinks than when it answers directly.
 
     Examples:
 
@@ -162,8 +162,8 @@ def heads(
 
     The measures: writing towards short thinking, retrieval from the prompt, change of think entropy when the head is ablated, and the
     attention patterns previous token, induction and duplicate token. The three patterns come from TransformerLens ([bold]pip install
-    'reasoning-length-toolkit[lens]'[/bold]). The comparison (are short-thinking heads retrieval heads?) shows how many of the top heads two
-    measures share, with permutation p-values, and rank correlations.
+    'reasoning-length-toolkit[lens]'[/bold]). For every two measures, the comparison shows the number of shared top heads with permutation
+    p-values, and the rank correlation.
 
     Example: [bold]toolkit heads -m tiny-reasoner -o runs/heads[/bold]
     """

@@ -109,7 +109,7 @@ def steer(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Show responses at several steering strengths side by side, with thinking in colour and the length of thinking below.
+    """Show responses at several steering strengths side by side, with thinking in colour and its length below.
 
     Examples:
 
@@ -143,7 +143,7 @@ def steer(
 
 
 def _panel(lm: LM, strength: float, r: Rollout) -> Panel:
-    """One response in a frame, titled with its steering strength."""
+    """Return one response in a frame, titled with its steering strength."""
     start, stop = (r.think.start, r.think.stop) if r.think else (r.prompt_len, r.prompt_len)
     before, thought, rest = (lm.text(r.token_ids[a:b]) for a, b in pairwise((r.prompt_len, start, stop, len(r.token_ids))))
     body = Text.assemble((before, "dim"), (thought, "cyan"), (rest, "bold" if r.closed else "red"))
@@ -301,8 +301,8 @@ def import_(
 ) -> None:
     """Read a steering vector in the format of another tool, check that it fits the model, and save it as a direction.
 
-    The file is refused if the site (the place in a layer), the width or the layers of its vector do not fit the model, or if its header
-    contradicts the sign.
+    Adding a direction must lengthen thinking (otherwise use --flip). The file is refused if the site (the place in a layer), the width or
+    the layers of its vector do not fit the model, or if its header contradicts the sign.
 
     Example: [bold]toolkit import vector.gguf --from gguf -m tiny-reasoner -o runs/imported.safetensors[/bold]
     """

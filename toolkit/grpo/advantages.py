@@ -2,9 +2,9 @@
 
 Every function maps ``(components [n, k], groups [n], tokens [n])`` to advantages ``[n]``, one per rollout; a positive advantage raises the
 rollout's probability. ``components`` has one column per part of the reward, and the reward r of a rollout is the sum of its columns (only
-``decoupled`` treats the columns separately). ``groups`` holds integers, one per problem; rows may come in any order. ``tokens`` are
-response lengths. ``mean_g`` and ``std_g`` are the mean and the standard deviation of r over a group. All standard deviations have Bessel's
-correction, as in TRL and verl.
+``decoupled`` treats the columns separately). ``groups`` holds the group of each rollout as an integer, one integer per problem; rows may
+come in any order. ``tokens`` are response lengths. ``mean_g`` and ``std_g`` are the mean and the standard deviation of r over a group. All
+standard deviations have Bessel's correction, as in TRL and verl.
 
 Difference from the papers: a group of one rollout gets 0 where a paper divides by zero.
 """
@@ -82,7 +82,7 @@ def dler(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " 
 def dler_tokens(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return DLER's advantages as in its released code (verl's ``masked_whiten``).
 
-    As ``dler``, but each rollout counts once per response *token* in the mean and the standard deviation over the batch.
+    The formula is that of ``dler``, but each rollout counts once per response *token* in the mean and standard deviation over the batch.
     """
     return _whitened(dr_grpo(components, groups, tokens), tokens.astype(float))
 
@@ -98,10 +98,10 @@ def _whitened(values: Float[ndarray, " n"], weights: Float[ndarray, " n"]) -> Fl
 
 
 def decoupled(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return the mean over the components of each component's own GRPO advantages, as in LongWriter-Zero (arXiv 2506.18841).
+    """Return GRPO's advantages, computed for each reward component separately and averaged, as in LongWriter-Zero (arXiv 2506.18841).
 
-    There it is ``(A_len + A_write + A_format) / 3``. If a component does not vary within a group, its advantages there are 0, even if other
-    components vary.
+    In the paper this is ``(A_len + A_write + A_format) / 3``. A component that does not vary within a group has advantage 0 in that group,
+    even if other components vary.
     """
     return np.mean([grpo(components[:, [k]], groups, tokens) for k in range(components.shape[1])], axis=0)
 

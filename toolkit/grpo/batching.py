@@ -17,9 +17,10 @@ def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_l
     Args:
         scored: Tensors of TRL's generation batch by name, ``[rows, ...]``; values without rows are copied into every part.
         parts: Number of micro-batches.
-        together: Number of consecutive rows that stay together (the size of a group).
+        together: Number of consecutive rows that must stay in one micro-batch: the size of a group, or 1 for no such constraint.
         by_length: True to sort rows (or groups, by their longest row) by response length.
     """
+    # A block is ``together`` consecutive rows: ``longest`` is [blocks], ``order`` the new order of rows, [rows].
     longest = scored["completion_mask"].sum(dim=1).view(-1, together).amax(dim=1)
     blocks = longest.argsort(stable=True) if by_length else torch.arange(len(longest), device=longest.device)
     order = (blocks[:, None] * together + torch.arange(together, device=blocks.device)).flatten()
@@ -29,19 +30,19 @@ def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_l
 def nonzero_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, least: int = 0) -> list[dict[str, Any]]:
     """Split only the rows with a nonzero advantage into micro-batches; the other rows add nothing to the gradient.
 
-    Each micro-batch gets an entry ``share``. The caller multiplies the loss of the micro-batch by it, so that the total loss is still
-    divided by the number of all rows, dropped ones included. Each micro-batch keeps at least one row, so that it has a loss.
+    Each micro-batch gets an entry ``share``, a factor by which the caller multiplies the loss of the micro-batch. With it, the total loss
+    is still divided by the number of all rows, dropped ones included. Each micro-batch keeps at least one row, so that it has a loss.
 
     Args:
         scored: Tensors of TRL's generation batch by name, ``[rows, ...]``.
         parts: Number of micro-batches.
         loss_type: TRL's name of the loss, one of ``BY_ROWS`` or ``BY_TOKENS``.
-        least: Minimum number of rows to keep. Give every process the same number, since TRL gathers measurements of equally many rows from
-            each.
+        least: Minimum number of rows to keep; rows with advantage 0 fill up to it. Give every process the same number, since TRL gathers
+            measurements of equally many rows from each process.
     """
     lengths, rows = scored["completion_mask"].sum(dim=1), len(scored["advantages"])
     chosen = (scored["advantages"] != 0).nonzero().flatten()
-    if len(chosen) < (needed := max(parts, least)):
+    if len(chosen) < (needed := max(parts, least)):  # fill up with rows of advantage 0
         chosen = torch.cat([chosen, (scored["advantages"] == 0).nonzero().flatten()[: needed - len(chosen)]])
     order = chosen[lengths[chosen].argsort(stable=True)]
     batches = [trim(_rows(scored, part)) for part in order.tensor_split(parts)]
@@ -65,6 +66,6 @@ def trim(part: dict[str, Any]) -> dict[str, Any]:
             return value
         if name in ("prompt_ids", "prompt_mask"):
             return value[:, left:]
-        return value[:, :right] if value.shape[1] == width else value
+        return value[:, :right] if value.shape[1] == width else value  # cut every tensor with one column per response token
 
     return {name: cut(name, value) for name, value in part.items()}

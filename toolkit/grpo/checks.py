@@ -14,7 +14,7 @@ from toolkit.rewards import RewardBatch
 
 
 class NonFiniteError(ValueError):
-    """A reward, loss or gradient is NaN or infinite. The weights were not updated with it."""
+    """Raised if a reward, loss or gradient is NaN or infinite. The weights were not updated with it."""
 
 
 def check_args(args: Any, recipe: Recipe, engine: str) -> None:
@@ -23,7 +23,7 @@ def check_args(args: Any, recipe: Recipe, engine: str) -> None:
     Args:
         args: TRL's config.
         recipe: Recipe to train with.
-        engine: What samples the responses: ``"toolkit"`` or ``"trl"``.
+        engine: Code that samples the responses: ``"toolkit"`` or ``"trl"``.
     """
     samples, world = args.num_generations, args.world_size
     local = args.per_device_train_batch_size * args.steps_per_generation

@@ -15,7 +15,7 @@ def modules(recipe: Recipe, task: str | None = None, reward: Any = None) -> dict
 
     Args:
         recipe: Recipe that the policy is trained with.
-        task: Name of the task that it is trained on; ``None`` leaves the task's modules out.
+        task: Name of the task that the policy is trained on; ``None`` leaves the task's modules out.
         reward: Reward object used instead of the recipe's, or ``None``.
     """
     others = {entry.make.__module__ for entry in rewards.ALL.values()}

@@ -70,10 +70,10 @@ def read(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
     """Read all curves in a folder.
 
     Returns:
-        Recipe name -> its training logs, one table per seed; and one table that compares all policies with base on the test problems. Its
-        columns are ``problems`` (``all`` or ``hard``), ``metric``, ``mean``, ``low``, ``high``, ``difference`` (policy minus base),
-        ``difference_low``, ``difference_high`` (95 % intervals), ``name`` (recipe, or ``base``) and ``seed`` (-1 for base, which appears
-        once).
+        Recipe name -> its training logs, one table per seed; and one table that compares all policies with base on the test problems, with
+        one row per policy (or base), metric and set of problems. Its columns are ``problems`` (``all`` or ``hard``), ``metric``, ``mean``,
+        ``low``, ``high``, ``difference`` (policy minus base), ``difference_low``, ``difference_high`` (95 % intervals), ``name`` (recipe,
+        or ``base``) and ``seed`` (-1 for base, which appears once).
 
     Raises:
         FileNotFoundError: the folder holds no curves.
@@ -94,14 +94,14 @@ def read(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
 
 
 def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
-    """Return the paired difference of every policy from the policies of one recipe, on the same test problems and random numbers.
+    """Return the paired difference of every policy from a reference recipe, on the same test problems and random numbers.
 
-    Columns: ``name`` (recipe), ``seed``, ``metric`` (``accuracy`` or ``think_tokens``), ``difference`` (policy minus the mean over the
-    recipe's seeds), ``low, high`` (95 % interval over problems, not over seeds).
+    Columns: ``name, seed`` (recipe and seed of the policy), ``metric`` (``accuracy`` or ``think_tokens``), ``difference`` (policy minus the
+    mean over the reference's seeds), ``low, high`` (95 % interval over problems, not over seeds).
 
     Args:
         folder: Directory of curve files, such as ``data/grpo``.
-        name: Recipe to compare with.
+        name: The reference recipe.
 
     Raises:
         FileNotFoundError: the folder holds no curve of the recipe ``name``.
@@ -127,8 +127,9 @@ def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
 def after_training(tests: pd.DataFrame, problems: str = "all") -> pd.DataFrame:
     """Return accuracy and think tokens of every policy after training, and their differences from base (policy minus base).
 
-    One row per policy, and one for base. Columns: ``name, seed``, and for each metric m, ``accuracy`` and ``think_tokens``: ``m`` (the
-    mean), ``m_low, m_high, m_difference, m_difference_low, m_difference_high`` (95 % intervals over problems).
+    One row per policy, and one for base (seed -1). Columns: ``name`` (recipe, or ``base``), ``seed``, and for each metric m of ``accuracy``
+    and ``think_tokens``: ``m`` (the mean), ``m_low, m_high, m_difference, m_difference_low, m_difference_high``. Intervals are 95 %, over
+    problems.
 
     Args:
         tests: The table that ``read`` returns.
@@ -137,5 +138,6 @@ def after_training(tests: pd.DataFrame, problems: str = "all") -> pd.DataFrame:
     columns = ["mean", "low", "high", "difference", "difference_low", "difference_high"]
     rows = tests[(tests["problems"] == problems) & tests["metric"].isin(["accuracy", "think_tokens"])]
     wide = rows.pivot(index=["name", "seed"], columns="metric", values=columns)
+    # The pivot's columns are pairs (kind, metric).
     wide.columns = [metric if kind == "mean" else f"{metric}_{kind}" for kind, metric in wide.columns]
     return wide.reset_index()

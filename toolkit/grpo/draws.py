@@ -1,7 +1,7 @@
-"""Draws of a training run: the order of problems, texts added to prompts, and dynamic sampling.
+"""Prompts and random seeds of a training run: the order of problems, texts added to prompts, and the rules of dynamic sampling.
 
-Everything here follows from the seed and the step alone. So a resumed run, or one split over more processes, samples the same responses to
-the same prompts.
+All random choices follow from the seed of the run and the step alone. So a resumed run, or one split over more processes, samples the same
+responses to the same prompts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Drawn:
 
     Attributes:
         rollout: The rollout.
-        prompt: Messages of the prompt, including added text.
+        prompt: Messages of the prompt, including text that the recipe added.
         budget: Token budget stated in the prompt, or ``None``.
         mode: ``"long"`` or ``"short"`` if the prompt requests such thinking, else ``None``.
         logprob_without: Mean log-probability (nats per token) of the response if the question in the prompt is left empty. ``None`` unless
@@ -130,11 +130,11 @@ class Dynamic:
     """Settings of dynamic sampling (DAPO, arXiv 2503.14476; DLER, arXiv 2510.15110).
 
     A group whose rollouts all get the same reward adds nothing to the gradient. Such groups are dropped, and groups of other problems are
-    sampled until the batch is full. If a limit stops this, dropped groups fill the rest of the batch.
+    sampled until the batch is full. If one of the limits below is reached first, dropped groups fill the rest of the batch.
 
-    The rewards compared are those trained on, truncation included, as in DLER's paper. DLER's released script compares the scores before
-    the truncation penalty, so it drops a group that is all correct but half truncated. We follow the paper. Both limits are ours; where
-    they stop sampling, DAPO stops the run.
+    The compared rewards are those of training, including the truncation penalty, as in DLER's paper. DLER's released script compares the
+    scores before this penalty, so it drops a group that is all correct but half truncated. Both limits are ours; when DAPO reaches its
+    limit, it stops the run.
 
     Attributes:
         rounds: Maximum number of rounds of sampling per step, the first included.
@@ -154,7 +154,7 @@ class Dynamic:
         return bool((rewards != rewards[0]).any())
 
     def next_round(self, kept: int, sampled: int, wanted: int) -> int:
-        """Return how many more problems to sample so that about ``wanted`` groups are kept; 0 at the limit.
+        """Return how many more problems to sample so that about ``wanted`` groups are kept in all; 0 once ``most`` is reached.
 
         Args:
             kept: Groups kept so far.
@@ -167,29 +167,30 @@ class Dynamic:
 
 
 def seed_of(seed: int, step: int, stream: int = 0) -> int:
-    """Return the seed of the rollouts of a step.
+    """Return the seed for the rollouts of a step.
 
     Args:
         seed: Seed of the run.
-        step: Optimizer steps done so far.
+        step: Number of optimizer steps done so far.
         stream: A different number for each draw that samples the same problems in the same step, such as one per mode.
     """
     return int.from_bytes(hashlib.sha256(f"{seed}|{step}|{stream}".encode()).digest()[:6], "big")
 
 
 def schedule(problems: Sequence[Problem], per_step: int, steps: int, seed: int) -> list[str]:
-    """Return the problem ids of all steps, one after the other: shuffled anew in each epoch, no problem twice in one step.
+    """Return the problem ids of all generations in order, as one list: shuffled anew in each epoch, no problem twice in a generation.
 
-    Problems left over at the end of an epoch, too few for a step, are skipped, as in TRL.
+    A generation is a batch of responses sampled at once. If fewer problems are left in an epoch than a generation needs, they are skipped,
+    as in TRL.
 
     Args:
         problems: Training problems.
-        per_step: Problems per step.
-        steps: Number of steps (generations).
+        per_step: Problems per generation.
+        steps: Number of generations.
         seed: Seed of the order.
 
     Raises:
-        ValueError: there are fewer problems than one step uses, or two share an id.
+        ValueError: there are fewer problems than one generation uses, or two share an id.
     """
     ids = [p.id for p in problems]
     if len(set(ids)) < len(ids):
@@ -212,5 +213,5 @@ def more_problems(problems: Sequence[Problem], used: set[str], n: int, seed: int
 
 
 def renumbered(rollouts: Sequence[Rollout], first_sample: int) -> list[Rollout]:
-    """Return the rollouts with ``first_sample`` added to their sample numbers, so that no number occurs in both modes of a problem."""
+    """Return the rollouts with ``first_sample`` added to their sample numbers, so that the two modes of a problem share no number."""
     return [replace(r, sample=r.sample + first_sample) for r in rollouts]

@@ -1,4 +1,4 @@
-"""Plug-ins of a trainer beside its recipe: your own reward, reward columns, engine, LoRA, callbacks."""
+"""Plug-ins of a trainer that its recipe does not set: your reward object, reward columns, engine, LoRA, callbacks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Extras:
     """Plug-ins of a trainer that are not part of its recipe.
 
     Attributes:
-        reward: Reward object to use instead of the recipe's.
+        reward: Reward object to use instead of the recipe's, or ``None``.
         columns: Column name -> function that computes it (see ``Column``), such as ``{"conciseness": f}``.
-        engine: What samples the responses: ``"toolkit"``, or ``"trl"`` for TRL's own generation (with vLLM if the config has ``use_vllm``).
+        engine: Code that samples the responses: ``"toolkit"``, or ``"trl"`` for TRL's (with vLLM if the config has ``use_vllm``).
         lora: A ``peft`` config, or ``None`` to train every weight.
         callbacks: Further callbacks of transformers, such as ``log.Bar``.
     """

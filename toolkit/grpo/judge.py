@@ -51,8 +51,8 @@ class ConcisenessJudge:
     An empty response gets the lowest score.
 
     Attributes:
-        lm: The initial model.
-        head: Head that scores its hidden states.
+        lm: The initial model, whose hidden states are scored.
+        head: Linear head that scores them.
     """
 
     lm: LM
@@ -67,7 +67,12 @@ class ConcisenessJudge:
 
 
 def train_judge(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> ConcisenessJudge:
-    """Sample answers of ``lm`` to the problems and train a judge on the correct ones.
+    """Sample answers of ``lm`` to the problems, train a conciseness judge on the correct ones, and return it.
+
+    Args:
+        lm: The initial model.
+        problems: Problems to answer.
+        sampling: Sampling settings, with several samples per problem.
 
     Raises:
         NoPairsError: no two correct answers to one problem differ enough in length.
@@ -98,8 +103,9 @@ def with_judge(
 
     Args:
         lm: The initial model.
-        recipe: Names the reward, unless ``extras`` has one.
-        problems: Training problems; the judge is trained on answers to the first ones.
+        recipe: Recipe of the run; its reward is used unless ``extras`` has one.
+        problems: Training problems; the judge is trained on answers to the first 64.
+        extras: Plug-ins of the run.
         out: The run's directory.
         seed: Seed of the answers.
         say: Called with one line of progress.

@@ -16,7 +16,7 @@ from toolkit.rewards.trl import TRLReward
 
 
 class Kept(TrainerCallback, ExportableState):
-    """Callback that saves the states of rewards in each checkpoint's ``trainer_state.json``, and restores them on resuming.
+    """Callback that saves the states of rewards in ``trainer_state.json`` of each checkpoint, and restores them when training resumes.
 
     Args:
         entries: Reward functions made by ``rewards.as_trl``.
@@ -32,7 +32,7 @@ class Kept(TrainerCallback, ExportableState):
         self.entries = {e.reward.name: e for e in entries}
 
     def state(self) -> dict[str, Any]:
-        """Return the state of every reward by name, in the form that transformers saves in a checkpoint."""
+        """Return the states of the rewards by name, nested as transformers expects from a callback that it saves in a checkpoint."""
         states = {name: e.reward.state_dict() for name, e in self.entries.items() if hasattr(e.reward, "state_dict")}
         return {"args": {}, "attributes": {"states": states}}
 

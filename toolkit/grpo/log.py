@@ -32,12 +32,12 @@ Sample = Callable[[Sequence[Problem], Sampling], list[Rollout]]
 class Thresholds:
     """Limits beyond which an alarm is raised; all ours.
 
-    One alarm needs both a drop of accuracy and shorter thinking since the start. They are measured on held-out problems, or, without any,
-    as means over the first and the last training steps.
+    One alarm is raised if both ``accuracy`` and ``shorter`` are exceeded. Both drops are measured on held-out problems. Without held-out
+    problems, means over the first and the last ``steps`` training steps are compared. ``one_answer`` and ``loops`` raise one alarm each.
 
     Attributes:
-        accuracy: Drop of accuracy since the start, as a share of responses.
-        shorter: Drop of think length since the start, as a share of the length at the start.
+        accuracy: Drop of accuracy since the start, as a difference of shares (0.05: five points).
+        shorter: Drop of think length since the start, as a share of the length at the start (0.1: 10 % shorter).
         steps: Number of first and of last training steps that are compared if there are no held-out problems.
         one_answer: Share of the most common answer among all answers of the newest batch.
         loops: Share of responses of the newest batch that end in a loop (see ``stats.looping``).
@@ -99,8 +99,8 @@ class Recorder(TrainerCallback):
         say: Called with the text of each new kind of alarm.
         sample: Function that samples rollouts of the policy in training.
         initial: The model before training, for the column ``held_out/kl``. The column is left out for ``None``, and if the evaluation
-            samples greedily or with top-p or top-k. This model runs in the number type in which it was loaded, the policy under autocast;
-            the KL in row 0, before any update, shows the effect of that difference alone.
+            samples greedily or with top-p or top-k. The initial model runs in the number type in which it was loaded, the policy under
+            autocast; the KL in row 0, before any update, shows the effect of that difference alone.
 
     Attributes:
         rows: Rows of the log so far.
@@ -160,10 +160,10 @@ class Recorder(TrainerCallback):
             store.save_table(pd.DataFrame(self.rows), self.path.with_name(TABLE))
 
     def _evaluate(self, saved: LM | None = None) -> Row:
-        """Return the results of the saved model or, by default, of the policy in training on held-out problems.
+        """Return the ``held_out/...`` columns of the saved model or, by default, of the policy in training.
 
         Every process evaluates the policy in training: one process alone cannot run sharded weights, and the other processes would only
-            wait.
+        wait.
         """
         if not (self.problems and self.every):
             return {}

@@ -15,21 +15,21 @@ from torch import Tensor
 class DRPO:
     """Parameters of DRPO's loss (arXiv 2510.04474): correct rollouts are weighted by brevity, wrong rollouts by their likelihood.
 
-    Let ``L_i`` be the length of rollout i in tokens, ``s_i`` its mean token log-probability under the current policy ``pi``, P and N the
-    correct and the wrong rollouts of a group q, ``pi_old`` the policy that sampled, and ``sg`` the stop-gradient::
+    Let ``L_i`` be the response length of rollout i in tokens, ``s_i`` its mean token log-probability under the current policy ``pi``, P and
+    N the correct and the wrong rollouts of a group q, ``pi_old`` the policy that sampled, and ``sg`` the stop-gradient::
 
         w_i  = softmax over P of (1 - L_i / capacity) / lam
         J_q  = sum_P w_i s_i - tau * log( mean_N exp(s_j / tau) )
         loss = - (1/Q) sum_q J_q [P and N not empty] + sg(beta * max(0, KL - delta)) * KL
 
-    ``Q`` is the number of all groups; groups with only correct or only wrong rollouts count, with ``J_q = 0``. The weight of a correct
-    rollout is never negative. ``KL`` is the token mean of ``log pi_old - log pi`` over one micro-batch, so the micro-batch size is part of
-    the method.
+    ``Q`` is the number of all groups, including those with only correct or only wrong rollouts, whose ``J_q`` counts as 0. The weight of a
+    correct rollout is never negative. ``KL`` is the token mean of ``log pi_old - log pi`` over one micro-batch, so the micro-batch size is
+    part of the method.
 
     Attributes:
-        lam: Temperature of the brevity weights; a larger value makes them more equal (in the limit, the loss is that of DisCO).
+        lam: Temperature of the brevity weights; a larger value makes them more equal (in the limit, length has no effect, as in DisCO).
         tau: Temperature of the mean over the wrong rollouts; a smaller value gives the likeliest ones more weight.
-        capacity: Length in tokens that responses are compared with; ``None`` means the run's longest response (``max_completion_length``).
+        capacity: Length in tokens by which response lengths are divided; ``None`` means the run's token limit (``max_completion_length``).
         beta: Weight of the KL term.
         delta: KL above which the KL term is active, nats per token.
     """
@@ -55,7 +55,7 @@ def drpo_objective(
     Args:
         score: s, the mean token log-probability of each rollout under the current policy.
         correct: True for a correct rollout.
-        tokens: Length of each rollout.
+        tokens: Response length of each rollout.
         groups: Group of each rollout, as an integer.
         form: Parameters of the loss; ``capacity`` must be set.
     """
@@ -99,8 +99,8 @@ def kl_hinge(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Ten
 class ModeSwitch:
     """Parameters of the mode-switching loss of Adaptive Deep Reasoning (arXiv 2505.20101).
 
-    It teaches the model to choose between long and short thinking when the question requests neither. Each mode has a first response token;
-    ``z`` is that token's logit after the question without a request. The loss of a problem is
+    The loss teaches the model to choose between long and short thinking when the question requests neither. Each mode has a first response
+    token; ``z`` is that token's logit after the question without a request. The loss of a problem is
     ``weight * max(0, margin - (z_preferred - z_other))``; the loss of a batch is the mean over its problems, of which those without a
     preference contribute 0.
 
@@ -139,7 +139,7 @@ def preference(
     """
     _, which = np.unique(groups, return_inverse=True)
 
-    def accuracy(rows: ndarray) -> ndarray:
+    def accuracy(rows: ndarray) -> ndarray:  # of each group, over the chosen rows only
         n = which.max() + 1
         return np.bincount(which[rows], correct[rows], minlength=n) / np.bincount(which[rows], minlength=n)
 
@@ -150,7 +150,7 @@ def preference(
 def switch_hinge(
     logits: Float[Tensor, "n vocab"], prefer: Int[Tensor, " n"], tokens: tuple[int, int], form: ModeSwitch
 ) -> Float[Tensor, " n"]:
-    """Return the mode-switching loss of each problem; 0 without a preference.
+    """Return the mode-switching loss of each problem (see ``ModeSwitch``); 0 without a preference.
 
     Args:
         logits: Logits of the first response token, one row per problem.

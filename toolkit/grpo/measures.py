@@ -8,14 +8,14 @@ column                     meaning
 accuracy                   share of correct responses
 truncated                  share of responses that the token limit cut off
 closed                     share of responses that closed their think span
-tokens                     mean response length; ``tokens/stopped``, ``/truncated``, ``/correct``, ``/wrong``: of those responses
+tokens                     mean response length; ``tokens/stopped``, ``/truncated``, ``/correct``, ``/wrong``: over those responses
 think_tokens               mean length of the think span
 loops                      share of responses that the token limit cut off in a loop (``stats.looping``)
 answers/most_common        share of the most common answer among all answers
 zero_std                   share of rollouts in groups whose rewards are all equal
 entropy/think, /answer     mean entropy over the tokens of the think span, of the answer
 component/NAME             mean of a component of the reward; ``component/NAME/std``: its standard deviation over the batch
-accuracy/MODE              of the rollouts whose prompt requests that mode, ``long`` or ``short``; likewise ``tokens/MODE``
+accuracy/MODE              accuracy if the prompt requests the mode MODE, ``long`` or ``short``; likewise ``tokens/MODE``
 held_out/...               ``accuracy``, ``think_tokens``, ``tokens``, ``truncated``, ``loops`` on held-out problems
 held_out/..._hard          the same on the hardest third of the held-out problems
 held_out/kl                ``KL(policy || initial model)``, nats per token (``kl_to``)
@@ -43,12 +43,12 @@ Row = dict[str, Any]
 
 
 def batch_measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.RewardValues) -> dict[str, float]:
-    """Return the columns of one training batch over all processes, by name (see the module's table).
+    """Return the columns of one training batch of all processes, as column name -> value (see the table above in this module).
 
     Args:
         drawn: Rollouts of the batch.
-        batch: The same rollouts as the reward reads them.
-        scored: Their rewards.
+        batch: The same rollouts in the form that the reward reads.
+        scored: Rewards of the rollouts.
     """
     rollouts = [d.rollout for d in drawn]
     correct, stopped = np.array([r.correct for r in rollouts]), np.array([r.finish == "stop" for r in rollouts])
@@ -97,7 +97,7 @@ def _most_common(rollouts: Sequence[Rollout]) -> float:
 
 
 def held_out_measures(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> Row:
-    """Return the ``held_out/...`` columns without ``held_out/kl``, by name (see the module's table).
+    """Return the ``held_out/...`` columns except ``held_out/kl``, as column name -> value (see the table above in this module).
 
     The columns ``..._hard`` cover the hardest third by ``meta["difficulty"]``; they are left out unless all problems have a difficulty.
     """

@@ -15,7 +15,7 @@ class TrainingPlan:
     Attributes:
         task: Task to train on.
         steps: Optimizer steps per policy.
-        pool: Number of different training problems. In a run that uses more, each problem comes back several times, as HAPO needs: it
+        pool: Number of different training problems. If the steps use more problems than that, problems repeat. HAPO needs this, since it
             compares a response with earlier responses to the same problem.
         held_out: Number of held-out problems (split ``dev``) for the learning curve, 4 samples each.
         evaluate_every: Optimizer steps between two points of the learning curve; 0 for no curve.
@@ -23,7 +23,7 @@ class TrainingPlan:
         changes: Recipe fields to replace in every recipe, such as ``(("problems", 32),)``.
         micro_batch: Rows in each forward/backward pass, on each process.
         lora: Rank of a LoRA adapter, merged at the end; ``None`` trains every weight.
-        engine: What samples the responses: ``"toolkit"``, or ``"trl"`` (with vLLM: ``overrides=(("use_vllm", True),)``).
+        engine: Code that samples the responses: ``"toolkit"``, or ``"trl"`` (with vLLM: ``overrides=(("use_vllm", True),)``).
         overrides: Fields of TRL's ``GRPOConfig`` as pairs ``(name, value)``; they replace the recipe's.
     """
 
@@ -45,7 +45,7 @@ class TrainingPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The settings of this plan that a policy depends on, by name, except recipe, task, problems and micro-batch."""
+        """Settings of this plan for the cache key of a policy, by name. Recipe, task, problems and micro-batch are added elsewhere."""
         return {
             "steps": self.steps,
             "held_out": [self.held_out, self.evaluate_every],

@@ -1,4 +1,4 @@
-"""Train policies once and read them back: one folder per policy, with a hash in its name over everything that the policy depends on."""
+"""Train policies once and read them back: one folder per policy, whose name contains a hash of the policy's inputs, code included."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _extras(plan: TrainingPlan, reward: Any) -> Extras:
 
 
 def folder_of(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, runs: Path, *, reward: Any = None) -> Path:
-    """Return the folder of a policy in ``runs``. Its name ends in a hash over everything that the policy depends on, including the code.
+    """Return the folder of a policy in ``runs``. Its name ends in a hash of the policy's inputs (see ``basis``). It may not exist yet.
 
     The arguments are those of ``train_policy``.
     """
@@ -118,7 +118,7 @@ def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any 
     recipe = plan.sized(recipe)
     own_reward = {} if reward is None else {"reward": identity.of(reward).body}
     adapter = {} if plan.lora is None else {"adapter": identity.of(lora_config(plan.lora)).body}
-    # A recipe with a loss of its own may compute it over the rows of one micro-batch, as DRPO's hinge does.
+    # A loss that is not TRL's may depend on the size of a micro-batch, as DRPO's KL term does.
     rows = {"micro_batch": plan.micro_batch} if recipe.loss else {}
     depends = {**policy_identity(lm, recipe, _pool(lm, plan)), "seed": seed, **plan.identity, **own_reward, **adapter, **rows}
     return store.Basis(json.loads(json.dumps(depends, default=str)), code.modules(recipe, plan.task, reward))

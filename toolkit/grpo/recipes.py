@@ -1,8 +1,9 @@
 """Recipes: the training settings of a paper as one frozen value, which can be printed, compared and changed with ``dataclasses.replace``.
 
 ``recipes.dler()`` has the paper's numbers; its field ``sources`` names their origin. ``recipes.dler().scaled()`` is the same method scaled
-to the tiny reasoner: 16 problems x 8 samples per step, responses of at most 200 tokens, a learning rate chosen on its dev split. Every
-number that ``scaled`` sets is ours. ``recipes.ALL`` lists the recipes; a reward without a recipe trains with plain GRPO (``plain``).
+to the tiny reasoner: 16 problems x 8 samples per step, responses of at most 200 tokens (40 for DLER), and a learning rate chosen on its dev
+split. Every number that ``scaled`` sets is ours. ``recipes.ALL`` lists the recipes; a reward without a recipe trains with plain GRPO
+(``plain``).
 
 Units: lengths are tokens, learning rates are Adam's. Where a paper's number was not found, the reward's default (named ``assumed_...`` in
 its module) or TRL's default is used.
@@ -62,14 +63,14 @@ class Recipe:
         reward: Name in ``rewards.ALL``.
         options: Arguments of the reward.
         advantage: Name in ``advantages.ALL``; ``None`` leaves the advantages to TRL (``scale_rewards`` in ``config``).
-        loss: Parameters of DRPO's loss, or ``None`` for a loss of TRL (``loss_type`` in ``config``).
+        loss: Parameters of DRPO's loss, which then replaces TRL's; ``None`` for a loss of TRL (``loss_type`` in ``config``).
         dynamic: Dynamic sampling: groups whose rewards are all equal are replaced by others. ``None`` for no replacement.
         curriculum: Token budget that is stated in the prompt and falls during training, or ``None``.
         modes: Texts that request long thinking from half of each group and short thinking from the other half, or ``None``.
         switch: Parameters of the loss that teaches the model to choose between the modes itself, or ``None``.
         problems: Problems per generation (a batch of responses sampled at once), over all processes.
         samples: Responses per problem, G in the papers: the size of a group.
-        max_tokens: Longest response, tokens.
+        max_tokens: Largest response length, tokens.
         learning_rate: Adam's learning rate, constant.
         updates: Optimizer steps per generation (batch size divided by mini-batch size in the papers).
         config: Further fields of TRL's ``GRPOConfig``.
@@ -138,9 +139,10 @@ which equals verl's ``clip_ratio_c`` as long as it exceeds ``1 + epsilon_high``.
 
 
 def plain(reward: str, **options: Any) -> Recipe:
-    """Return the recipe of plain GRPO with a reward: TRL's defaults.
+    """Return the recipe of plain GRPO with a reward; everything else is TRL's default.
 
-    Advantages are divided by the standard deviation of their group, and the loss is the token mean over the batch (DAPO's loss).
+    Advantages are divided by the standard deviation of the rewards in their group, and the loss is the token mean over the batch (DAPO's
+    loss).
 
     Args:
         reward: Name in ``rewards.ALL``.
@@ -176,7 +178,7 @@ def grpo_lambda() -> Recipe:
 def dler(*, tokens: bool = False) -> Recipe:
     """Return the recipe of DLER (arXiv 2510.15110).
 
-    It has a truncation reward, advantages normalised over the batch, clip-higher, and dynamic sampling.
+    It has a truncation reward, advantages normalised over the batch, clip-higher (see ``CLIP_HIGHER``), and dynamic sampling.
 
     Args:
         tokens: True if each response counts once per token in the mean and standard deviation over the batch, as in the released code;
@@ -218,8 +220,8 @@ def laser(reward: str = "laser") -> Recipe:
     """Return the recipe of LASER (arXiv 2505.15612): a bonus for correct responses within a target length.
 
     Args:
-        reward: ``"laser"``, or ``"laser_d"`` or ``"laser_de"``, which adapt the target length to the difficulty of the problem.
-            ``laser_d()`` and ``laser_de()`` return their recipes with all sources.
+        reward: ``"laser"``, or ``"laser_d"`` or ``"laser_de"``, which adapt the target length to the difficulty of the problem. For these
+            two, use ``laser_d()`` and ``laser_de()``, whose ``sources`` also cover the adaptation.
     """
     return Recipe(
         reward,
@@ -247,7 +249,7 @@ def laser_d() -> Recipe:
 
 
 def laser_de() -> Recipe:
-    """Return the recipe of LASER-DE (arXiv 2505.15612): LASER-D with a bonus for wrong responses that exceed the target length."""
+    """Return the recipe of LASER-DE (arXiv 2505.15612): LASER-D plus a bonus for wrong responses that exceed the target length."""
     return _adapted("laser_de")
 
 
@@ -269,7 +271,7 @@ def hapo() -> Recipe:
 
 
 def drpo(lam: float = 0.1) -> Recipe:
-    """Return the recipe of DRPO (arXiv 2510.04474): a loss of its own, in which length matters only among correct rollouts.
+    """Return the recipe of DRPO (arXiv 2510.04474), which replaces GRPO's loss by one in which length matters only among correct rollouts.
 
     Args:
         lam: Temperature of the brevity weights (see ``losses.DRPO``).
@@ -313,8 +315,8 @@ def adaptive_deep_reasoning(switch: ModeSwitch | None = None) -> Recipe:
     Formulas of the paper that were not found are replaced by ours.
 
     Args:
-        switch: Parameters of the loss that teaches the model to choose the mode itself, or ``None``. It needs two texts, whose first tokens
-            begin a long and a short response of your model.
+        switch: Parameters of the loss that teaches the model to choose the mode itself, or ``None``. They contain two texts: the beginning
+            of a long and of a short response of your model.
     """
     return Recipe(
         "adaptive_deep_reasoning",
@@ -372,7 +374,7 @@ def surrogate() -> Recipe:
 def longwriter() -> Recipe:
     """Return the recipe of LongWriter-Zero (arXiv 2506.18841): advantages are averaged over the components of the reward.
 
-    Of its three components, only the length reward is included here.
+    Of the paper's three components, only the length reward is included here.
     """
     return Recipe(
         "longwriter",

@@ -41,7 +41,7 @@ def checkpoint_of(out: str | Path, step: int) -> Path:
 
 
 def _checkpoints(out: Path) -> list[Path]:
-    """Return the folders of a run's checkpoints by step. Other folders, such as a copy ``checkpoint-40-backup``, are the user's."""
+    """Return the folders of a run's checkpoints, sorted by step. Other folders, such as a copy ``checkpoint-40-backup``, are ignored."""
     named = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
     steps = {folder: int(match[1]) for folder in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (match := named.fullmatch(folder.name))}
     return sorted(steps, key=steps.__getitem__)
@@ -53,9 +53,9 @@ def last_checkpoint(out: Path) -> Path | None:
 
 
 def remove_old(out: Path, keep: int = KEPT) -> None:
-    """Remove every checkpoint of a run except its newest complete ones. If one cannot be removed, it stays.
+    """Remove every checkpoint of a run except the ``keep`` newest complete ones. A checkpoint that cannot be removed stays.
 
-    Transformers' own rotation goes by time of change, so it would keep a checkpoint that a killed process had begun to remove.
+    Transformers sorts checkpoints by modification time, so it would keep one that a killed process had begun to remove.
     """
     complete = [folder for folder in _checkpoints(out) if (folder / STATE).exists()]
     for folder in _checkpoints(out):
@@ -66,9 +66,9 @@ def remove_old(out: Path, keep: int = KEPT) -> None:
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    """Return the entries that this toolkit adds to a checkpoint.
+    """Return the entries that this toolkit adds to a checkpoint: ``identity`` and ``reward``.
 
-    They are ``identity``, the settings that a resumed run must share, and ``reward``, the state of a stateful reward (else empty).
+    ``identity`` holds the settings that a resumed run must share, ``reward`` the state of a stateful reward (else empty).
 
     Raises:
         store.DamagedFileError: the file that holds them is damaged.
@@ -78,9 +78,10 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 
 @contextmanager
 def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
-    """Write a checkpoint in the body of the ``with`` statement; if that fails, remove the incomplete checkpoint.
+    """Return a context manager for writing a checkpoint: if its body fails, the incomplete checkpoint is removed.
 
     Args:
+        checkpoint: Folder of the checkpoint.
         main: True in the process that removes an incomplete checkpoint.
 
     Raises:
@@ -97,7 +98,7 @@ def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
 
 @contextmanager
 def reading(checkpoint: str | Path | None) -> Iterator[None]:
-    """Load part of a checkpoint in the body of the ``with`` statement; an error there becomes a DamagedFileError that says what to do."""
+    """Return a context manager for loading part of a checkpoint: an error in its body becomes a DamagedFileError that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -108,7 +109,7 @@ def reading(checkpoint: str | Path | None) -> Iterator[None]:
 
 
 class ResumableTrainer(GRPOTrainer):
-    """TRL's trainer, whose checkpoints also hold the run's identity and the reward's state, and are removed if they are incomplete.
+    """TRL's trainer with checkpoints that also hold the run's identity and the reward's state, and that are removed if incomplete.
 
     Attributes:
         args: TRL's config.

@@ -1,18 +1,18 @@
 """Train a model with GRPO from start to end: ``train(lm, recipe, problems, run) -> Trained``. ``resume=True`` continues a killed run.
 
 A run's directory holds ``log.jsonl`` (one line per step) and ``checkpoint-N`` (ordinary Hugging Face folders, with the states of
-optimizer, scheduler, random numbers and reward); with the reward CRF, also the head that judges conciseness. A finished run adds
+optimizer, scheduler, random numbers and reward); with the reward CRF, also ``conciseness.json`` (see ``judge``). A finished run adds
 ``log.parquet``, ``model`` and, with LoRA, ``adapter`` (see ``saved``).
 
 Precision. Trained weights are fp32 whatever type the model was loaded in: at a usual learning rate AdamW changes a weight by less than
-bfloat16 can represent. A model loaded in bfloat16 samples and trains under autocast to bfloat16. Rollouts and updates use the same policy;
-the columns ``sampler/kl`` and ``sampler/gap`` of the log measure how far the log-probabilities of sampling differ from those of training.
-The held-out results in the last row of the log are those of the saved model.
+bfloat16 can represent. A model loaded in bfloat16 samples and trains under autocast to bfloat16. Rollouts are sampled from the weights in
+training; the columns ``sampler/kl`` and ``sampler/gap`` of the log measure how far the log-probabilities of sampling still differ from
+those of training. The held-out results in the last row of the log are those of the saved model.
 
-Memory in bytes per weight of the model: 16 for training (4 each for weight, gradient and Adam's two moments), 2 for a bfloat16 copy under
-autocast, 2 (bfloat16) or 4 (fp32) for the initial model, which is kept, and 4 for a reference model if ``beta`` is not 0. With LoRA: 2
-(bfloat16) or 4 (fp32) for the frozen copy instead of 16, and 16 for each weight of the adapter. To use less, set ``overrides`` such as
-``{"gradient_checkpointing": True}`` or ``{"optim": "adamw_bnb_8bit"}`` (moments of 1 byte).
+Memory in bytes per weight of the model, besides activations: 16 for training (4 each for weight, gradient and Adam's two moments), 2 for a
+bfloat16 copy under autocast, 2 (bfloat16) or 4 (fp32) for the initial model, which is kept, and 4 for a reference model if ``beta`` is not
+0. With LoRA: 2 (bfloat16) or 4 (fp32) for the frozen weights of the model in training instead of 16, and 16 for each weight of the adapter.
+To use less, set ``overrides`` such as ``{"gradient_checkpointing": True}`` or ``{"optim": "adamw_bnb_8bit"}`` (moments of 1 byte).
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ class Run:
 
     Attributes:
         out: Directory of the run.
-        steps: Optimizer steps.
+        steps: Number of optimizer steps.
         seed: Seed of the order of problems and of every rollout.
         save_every: Optimizer steps between checkpoints; the last two are kept.
         held_out: Held-out problems to evaluate the policy on.
         evaluate_every: Optimizer steps between evaluations; 0 for never.
         evaluate: Sampling settings of the evaluation.
-        micro_batch: Rows in each forward/backward pass, on each process. It does not change the result of a step, with one exception: DRPO
-            with several updates per generation, whose KL term is computed over one micro-batch.
+        micro_batch: Largest number of rows in each forward/backward pass, on each process. It does not change the result of a step, with
+            one exception: DRPO with several updates per generation, whose KL term is computed over one micro-batch.
         overrides: Fields of TRL's ``GRPOConfig`` that replace the recipe's, by name; none of ``OWNED``.
         save_dtype: Number type of the saved model. A type narrower than fp32 rounds the trained weights; the rounding error is printed, and
             saved in ``grpo.json`` beside the model.
@@ -106,7 +106,7 @@ class Trained:
     """A trained model and its log.
 
     Attributes:
-        lm: The trained model, read back from disk (in processes other than the main one: as it is in memory).
+        lm: The trained model, read back from disk (in processes other than the main one: the model in memory).
         log: One row per optimizer step; row 0 is before training (``measures`` describes the columns). Empty in processes other than the
             main one.
         main: True in the main process, which writes the files.
@@ -203,7 +203,8 @@ def train(
         ValueError: the settings cannot work; raised before any training (see ``Trainer`` and ``probe``).
         FileExistsError: ``run.out`` already holds a run and ``resume`` is False.
         store.StoreError: another process is training into ``run.out``.
-        store.WrongModelError: the run in ``run.out`` has another model, recipe, seed, problem set or reward, or was begun by other code.
+        store.WrongModelError: the run in ``run.out`` has another model, recipe, seed, problem set or reward, or was begun with a different
+            version of the code.
         checks.NonFiniteError: a reward, loss or gradient is NaN or infinite; the message names step and sample.
     """
     args = arguments(lm, recipe, run)
@@ -241,7 +242,7 @@ def train(
 
 @contextmanager
 def _only_run(out: Path) -> Iterator[None]:
-    """Lock a directory for this run: a second run would remove the first one's log or mix its lines into it."""
+    """Lock a directory for this run, since a second run there would remove or mix up the log of the first."""
     with store.locked(out / ".training") as mine:
         if not mine:
             raise store.StoreError(
@@ -264,7 +265,7 @@ def _restore_reward(trainer: Trainer, checkpoint: Path) -> None:
 
 
 def policy_identity(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
-    """Return a policy's initial model (everything that decides its responses), recipe and training problems, as a dict of JSON values."""
+    """Return a dict of JSON values that identifies a policy's initial model, recipe and training problems, for keys and checkpoints."""
     return {
         **identities.of_lm(lm),
         "recipe": json.loads(json.dumps(asdict(recipe), default=store.jsonable)),
@@ -342,7 +343,9 @@ def check_context(lm: LM, problems: Sequence[Problem], max_tokens: int) -> None:
 
 
 def probe(trainer: Trainer, say: Callable[[str], None]) -> None:
-    """Sample a few groups before training and check that the reward can be computed; its state does not change.
+    """Sample a few groups before training, and check that the reward can be computed and that some response is correct.
+
+    The state of the reward does not change.
 
     Args:
         trainer: The trainer, before its first step.

@@ -41,7 +41,7 @@ class PolicyView:
         recipe: Recipe of the run.
         args: TRL's config.
         problems: Problem id -> training problem.
-        needs: Columns that the reward reads.
+        needs: Names of the columns that the reward reads.
         accelerator: The trainer's ``accelerate.Accelerator``.
         step: Function that returns the number of optimizer steps done so far.
         weights: Function that returns the model in training.
@@ -100,7 +100,7 @@ def _generating(trainer: Any) -> Iterator[Any]:
 
 
 class Sampler:
-    """Samples the responses of batches from a policy in training.
+    """Object that samples the responses of training batches from a policy in training.
 
     Attributes:
         policy: The parts of the trainer that sampling needs.
@@ -117,7 +117,8 @@ class Sampler:
         """Sample this process's part of a batch and return it, group after group.
 
         Args:
-            ids: Problem id of each response that this process samples. The ids of a group are consecutive and equal; groups are whole.
+            ids: Problem id of each response that this process samples. The ids of a group are equal and consecutive, and every group is
+                complete.
 
         Raises:
             ValueError: a weight is NaN or infinite.
@@ -132,7 +133,7 @@ class Sampler:
         return [d for group in groups for d in group]
 
     def rollouts(self, problems: Sequence[Problem], sampling: Sampling, ask: Ask | None = None) -> list[Rollout]:
-        """Sample rollouts of the current policy with ``model.eval()``, then put the model back into the mode it was in.
+        """Sample rollouts of the current policy. The model is in evaluation mode while sampling, and then as before.
 
         Args:
             problems: Problems to answer.
@@ -209,8 +210,8 @@ class Sampler:
         wanted, rounds = len(pool), 1
         pool, dropped = self._drop_uniform(pool, [], wanted)
         while len(pool) < wanted and rounds < rule.rounds:
-            # Every process chooses the same problems, and samples its part of them. The seed below only chooses problems. Its last number
-            # (the round) may equal that of a mode, but no response repeats: the seeds of responses also depend on the problem.
+            # Every process chooses the same problems, and samples its part of them. The seed below only chooses problems. Its third
+            # argument, the round, may equal that of a mode, but no response repeats: the seeds of responses also depend on the problem.
             seen = {group[0].rollout.problem_id for group in (*pool, *dropped)}
             seed = draws.seed_of(policy.args.seed, policy.step(), rounds)
             more = draws.more_problems(list(policy.problems.values()), seen, rule.next_round(len(pool), len(seen), wanted), seed)
@@ -242,6 +243,7 @@ class Sampler:
         assert rule is not None
         here, world = policy.accelerator.process_index, policy.accelerator.num_processes
         while batch := pool[:wanted]:
+            # ``local`` is the part of the batch for which this process computes columns of the reward.
             rows = [d for group in batch for d in group]
             local = rows[len(rows) * here // world : len(rows) * (here + 1) // world]
             values = policy.rewards(rows, local)
@@ -266,7 +268,7 @@ class Sampler:
         left, width, pad = max(map(len, ids)), max(map(len, responses)), policy.lm.tokenizer.pad_token_id
         rows, mask = [], []
         for p, r in zip(ids, responses, strict=True):
-            before, after = left - len(p), width - len(r)
+            before, after = left - len(p), width - len(r)  # numbers of padding tokens
             rows.append([pad] * before + p + r + [pad] * after)
             mask.append([0] * before + [1] * (len(p) + len(r)) + [0] * after)
         device = policy.accelerator.device

@@ -2,7 +2,8 @@
 
 A run writes ``model``, an ordinary Hugging Face directory, and, with LoRA, ``adapter``, an ordinary PEFT directory in fp32 (vLLM serves it
 with ``--enable-lora``). ``model`` is fp32 unless ``Run.save_dtype`` says otherwise: bfloat16 rounds away most of the changes of a run at a
-usual learning rate. The share of the changes that survives is measured (``toolkit.rounding``), printed, and saved in ``model/grpo.json``.
+usual learning rate. The share of the changes that survives rounding is measured (``toolkit.rounding``), printed, and saved in
+``model/grpo.json``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def finished_model(trainer: Trainer) -> PreTrainedModel:
 
 
 def trained_lm(initial: LM, trainer: Trainer) -> LM:
-    """Return the trained policy as an LM whose parent is ``initial``, with a record of its training problems."""
+    """Return the trained policy as an ``LM`` whose ``parent`` is the fingerprint of ``initial``, with a record of its training problems."""
     return lms.child(initial, finished_model(trainer), f"{initial.name}, {trainer.recipe.name}", made_from=(_trained_on(trainer),))
 
 
@@ -78,12 +79,12 @@ def has_adapter(model: Any) -> bool:
 def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, about: Mapping[str, Any]) -> LM:
     """Write the policy into ``out``, read it back, evaluate it for the last row of the log, and return it.
 
-    Call it only in the main process. The trainer's optimizer is freed and its weights are changed. If the process is killed before the end,
-    ``out / "model"`` does not exist and the run can be resumed from the last checkpoint.
+    Call it only in the main process, and do not use the trainer afterwards: its optimizer is freed and its model is converted. If the
+    process is killed before the end, ``out / "model"`` does not exist and the run can be resumed from the last checkpoint.
 
     Args:
         trainer: The trainer after its last step.
-        recorder: Holds the log and the initial model.
+        recorder: Callback that holds the log and the initial model.
         out: The run's directory.
         dtype: Number type of the saved model.
         about: Fields for ``grpo.json`` in addition to the fingerprints and the rounding error.

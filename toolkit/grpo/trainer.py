@@ -3,7 +3,7 @@
 * Responses come from ``toolkit.generate`` through TRL's ``rollout_func``, sampled from the weights in training (no copy of the model);
   finished rows leave the decoding batch. With ``engine="trl"`` TRL generates (also with vLLM), and its tokens are turned into ``Rollout``
   objects too.
-* A reward gets the whole batch of all processes (groups intact), with spans, entropies and log-probabilities.
+* A reward gets the batch of all processes with whole groups, including think spans, entropies and log-probabilities.
 * Advantages from ``advantages.ALL`` replace TRL's; with ``advantage=None`` TRL's are used.
 * Dynamic sampling (groups whose rewards are all equal are replaced) and DRPO's loss over whole groups.
 * Prompts that state a token budget or request a mode, long or short thinking.
@@ -60,7 +60,7 @@ class ScoredBatch:
 
     Attributes:
         drawn: Rollouts with their prompts.
-        batch: The same rollouts as the reward reads them.
+        batch: The same rollouts in the form that the reward reads.
         scored: Rewards of the rollouts.
         advantages: Advantages of the rollouts, ``[n]``; ``None`` if TRL computes the advantages.
     """
@@ -79,7 +79,7 @@ class Trainer(ResumableTrainer):
         recipe: The recipe; its numbers must already be in ``args`` (see ``run.arguments``).
         problems: Training problems.
         args: TRL's config; ``max_steps`` must be set.
-        extras: Plug-ins beside the recipe, such as your own reward or a LoRA config.
+        extras: Plug-ins that the recipe does not set, such as your own reward or a LoRA config.
         identity: Settings that a resumed run must share; saved in each checkpoint.
 
     Attributes:
@@ -87,7 +87,7 @@ class Trainer(ResumableTrainer):
         problems: Problem id -> training problem.
         reward: The reward object.
         newest: The newest batch with its rewards, or ``None`` before the first.
-        sampler: Samples the responses.
+        sampler: Object that samples the responses.
 
     Raises:
         ValueError: groups are split across processes or micro-batches, or the options cannot be combined.
@@ -209,6 +209,7 @@ class Trainer(ResumableTrainer):
         return {
             "group": torch.tensor(rows.groups[mine], device=device),
             "prefer": torch.tensor(prefer[mine], device=device),
+            # Padded on the left, so that the last column predicts the first response token.
             "plain_ids": torch.tensor([[pad] * (width - len(p)) + p for p in ids], device=device),
             "plain_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in ids], device=device),
         }
@@ -234,7 +235,7 @@ class Trainer(ResumableTrainer):
         return torch.tensor(scored.values, dtype=torch.float32, device=self.accelerator.device)[:, None]
 
     def _adopted(self, inputs: Sequence[Mapping[str, Any]], completions: Sequence[Sequence[int]]) -> list[Drawn]:
-        """Return responses that TRL sampled as rollouts with their prompts."""
+        """Convert responses that TRL sampled to rollouts with their prompts, and return them."""
         ask, budget = budget_prompt(self.recipe.curriculum, self.state.global_step)
         drawn = []
         for i, (row, tokens) in enumerate(zip(inputs, completions, strict=True)):
@@ -246,11 +247,11 @@ class Trainer(ResumableTrainer):
         return drawn
 
     def batch_of(self, drawn: Sequence[Drawn], local: Sequence[Drawn], step: int, split: Any) -> RewardBatch:
-        """Return a batch as the reward reads it: columns from the rollouts and their prompts, and those of ``Extras.columns``.
+        """Return a batch in the form that the reward reads: columns from the rollouts and their prompts, and those of ``Extras.columns``.
 
         Args:
             drawn: Rollouts of all processes.
-            local: Rollouts of this process, for which it computes its rows of ``Extras.columns``.
+            local: Rollouts of this process, for which this process computes the columns of ``Extras.columns``.
             step: Number of optimizer steps done so far.
             split: ``"train"``, or ``"eval"`` if the reward must not change its state.
         """
@@ -263,7 +264,7 @@ class Trainer(ResumableTrainer):
         return batch.with_columns(**more)
 
     def _batch(self, rollouts: Sequence[Rollout], step: int, split: str) -> RewardBatch:
-        """Return the columns of rollouts of the model in training. An answer begins after this model's closing think tag."""
+        """Return the columns that follow from rollouts of the model in training. An answer begins after this model's closing think tag."""
         problems = [self.problems[i] for i in {r.problem_id for r in rollouts}]
         close = self.origin.tags.close if self.origin.tags else None
         return RewardBatch.from_rollouts(rollouts, problems, step=step, split=split, close=close)
@@ -277,6 +278,7 @@ class Trainer(ResumableTrainer):
         longest row. If several steps share a generation, TRL's shuffle decides which rows a step uses and is kept, except for a loss over
         whole groups.
         """
+        # True if one optimizer step uses a whole generation.
         together = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
         if not (together or self.recipe.loss):
             return super()._prepare_inputs(generation_batch)
@@ -285,6 +287,7 @@ class Trainer(ResumableTrainer):
             size = self.args.num_generations if self.recipe.loss else 1
             parts = self.args.steps_per_generation
             if together and self._zero_rows_can_go(scored):
+                # Largest number of nonzero rows on any process; every process keeps so many, since TRL gathers equally many from each.
                 most = max(gather_object([int((scored["advantages"] != 0).sum())]))
                 self._buffered_inputs = nonzero_micro_batches(scored, parts, self.loss_type, most)
             else:
@@ -330,6 +333,7 @@ class Trainer(ResumableTrainer):
         difference, in nats per token. Both are 0 in exact arithmetic; they show rounding, or an engine that samples in another number type.
         """
         sampled, a = inputs.get("sampling_per_token_logps"), self.args
+        # True after the first update with a generation, when the policy is no longer the one that sampled.
         moved = self._step % (a.steps_per_generation * self.num_iterations) >= a.gradient_accumulation_steps
         if sampled is None or moved or a.top_k or a.top_p < 1:  # truncated sampling has another distribution
             return
@@ -345,6 +349,7 @@ class Trainer(ResumableTrainer):
         assert form is not None
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         mask, keep = inputs["completion_mask"], inputs["completion_ids"].shape[1]
+        # [rows, response tokens] each.
         new, entropies, _ = self._get_per_token_logps_and_entropies(
             model, ids, torch.cat([inputs["prompt_mask"], mask], dim=1), keep, compute_entropy=True
         )
@@ -361,6 +366,7 @@ class Trainer(ResumableTrainer):
 
     def _switch_loss(self, model: Any, inputs: dict[str, Any], form: ModeSwitch) -> Tensor:
         """Return the share of one micro-batch in the mode-switching loss; the shares add up to the mean over the generation's problems."""
+        # For each group in the micro-batch: ``first`` is the index of its first row, ``rows`` the number of its rows.
         _, first, rows = np.unique(inputs["group"].cpu().numpy(), return_index=True, return_counts=True)
         ids, mask, prefer = (inputs[name][first.tolist()] for name in ("plain_ids", "plain_mask", "prefer"))
         logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]

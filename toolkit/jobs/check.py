@@ -1,4 +1,4 @@
-"""Look at a model, a problem file and rollouts before any long work: the command ``toolkit check``."""
+"""Check a model, a problem file and rollouts before any long work: the command ``toolkit check``."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SAMPLED = (32, 4096)  # rows and tokens of the batch for which memory is estimat
 
 @dataclass
 class Findings:
-    """Result of a check.
+    """Result of ``check``.
 
     Attributes:
-        facts: Section -> name -> value, as text.
-        limits: What does not work with this model, and why.
-        faults: Reasons not to go on; empty if everything that was looked at can be used.
+        facts: Measured or read facts, as section of the output -> name -> value (text).
+        limits: Features that do not work with this model, one sentence each with the reason.
+        faults: Reasons not to use the model, problems or rollouts, one sentence each; empty if there are none.
     """
 
     facts: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -37,16 +37,16 @@ class Findings:
 
     @property
     def go(self) -> bool:
-        """True if nothing speaks against using the model, the problems and the rollouts."""
+        """True if there are no faults, so that the model, the problems and the rollouts can be used."""
         return not self.faults
 
 
 def check(lm: LM, *, problems: str | None = None, rollouts: str | Path | None = None) -> Findings:
-    """Look at a loaded model and, if given, at problems and rollouts for it.
+    """Check a loaded model and, if given, problems and rollouts for it; return facts, limits and faults.
 
     Args:
-        problems: A task, or the path of a JSONL file.
-        rollouts: Directory of rollouts.
+        problems: A task, or the path of a JSONL file of problems. Up to five test problems are loaded.
+        rollouts: Directory of rollouts. It is a fault if they were sampled from other weights than those of ``lm``.
     """
     found = Findings()
     found.facts["model"] = dict(_model(lm))
@@ -77,7 +77,7 @@ def _model(lm: LM) -> Iterator[tuple[str, str]]:
 
 
 def _ranges(values: Sequence[str], value: str) -> str:
-    """Return the places of a value as ``layers 0-2, 4``."""
+    """Return the layers whose entry in ``values`` is ``value``, as text such as ``layers 0-2, 4``."""
     runs: list[list[int]] = []
     for layer in (layer for layer, each in enumerate(values) if each == value):
         if runs and runs[-1][-1] == layer - 1:
@@ -99,7 +99,7 @@ def _exactness(lm: LM) -> dict[str, str]:
     worst: dict[str, float] = {}
     for result in lms.qualify(lm):
         name = result.name.lstrip("0123456789 ")
-        if not name.endswith("is causal"):  # a change that has to be large
+        if not name.endswith("is causal"):  # in these checks the logits have to change
             worst[name] = max(worst.get(name, 0.0), result.value)
     return {name: f"{value:.1e}" if value else "0" for name, value in worst.items()}
 

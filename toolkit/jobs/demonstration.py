@@ -35,13 +35,13 @@ def demo(
 ) -> pd.DataFrame:
     """Run the whole demo: find direction and heads, edit, save, steer, compare with random controls, and write a report.
 
-    The edited checkpoint and the steering use our form of ThinkEdit; the report also shows the published form.
+    The edited checkpoint and the steering use our form of ThinkEdit (``jobs.OURS``); the report also shows the published form.
     Writes into ``directory``: ``rollouts/``, ``direction.safetensors``, ``heads.json``, ``edited/``, ``report.json``,
     ``rows.parquet``, ``doses.json`` and ``report.html``. After a stop, call it again with the same arguments: finished rollouts are reused.
 
     Args:
         lm: Model to find the direction in, to edit and to steer.
-        study: Task and sizes.
+        study: Task, number of problems, samples per problem, and seed.
         directory: Directory to write to.
         settings: Share of heads, strength, length classes and random controls of the edit.
         say: Function that is called with one line of progress at a time.

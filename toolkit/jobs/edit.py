@@ -30,11 +30,11 @@ class EditSettings:
     Attributes:
         fraction: Share of heads to edit, 0 to 1.
         strength: lambda of the edit; 1 removes the direction from the heads' output, 2 reverses it.
-        share: Share of the rollouts in the short class and in the long class, used without thresholds.
+        share: Share of the rollouts in each of the two classes, short and long (above 0, at most 0.5), if no thresholds are set.
         short_below: Rollouts with fewer think tokens are in the short class; ``None`` uses ``share``.
         long_above: Rollouts with more think tokens are in the long class; ``None`` uses ``share``.
         seed: Seed of the random controls.
-        draws: Number of random directions per edit, as controls. A single one may differ from the mean by chance.
+        draws: Number of random directions per edit, as controls. Several, because the effect of a single one may be large by chance.
     """
 
     fraction: float = thinkedit.PUBLISHED_FRACTION
@@ -87,7 +87,7 @@ METHODS = ("thinkedit", "efficiency", "probe", "pca")
 
 @dataclass(frozen=True)
 class DirectionRecipe:
-    """How a direction of thinking length is computed from activations.
+    """Settings for computing a direction of thinking length from activations.
 
     Attributes:
         method: ``thinkedit`` (mean of long minus mean of short thinking), ``efficiency`` (longest minus shortest correct response of a
@@ -213,7 +213,8 @@ def extract_direction(
 
     Args:
         rollouts: Rollouts of ``lm``.
-        settings: Thresholds or quantiles of the length classes.
+        settings: Thresholds or quantiles of the length classes; not used by the method ``efficiency``, which compares responses to the same
+            problem.
         recipe: Method, site, estimator and positions.
         origin: ``task``, ``split`` and ``seed`` of the rollouts, to be recorded in the direction's provenance.
 
@@ -221,10 +222,10 @@ def extract_direction(
         The direction, and a table with one row per layer. Columns:
 
         * ``norm``: norm of the direction.
-        * ``relative``: norm of the direction, divided by the root mean square norm of the residual stream there.
-        * ``separation`` (``thinkedit``, ``efficiency``): distance of the mean of long from the mean of short thinking along the direction,
-          in within-class standard deviations.
-        * ``cosine`` (``probe``, ``pca``): cosine with the difference of means.
+        * ``relative``: norm of the direction, divided by the root mean square norm of the residual stream at that layer and site.
+        * ``separation`` (``thinkedit``, ``efficiency``): mean of long minus mean of short thinking along the direction, in within-class
+          standard deviations.
+        * ``cosine`` (``probe``, ``pca``): cosine of the direction with the difference of means, long minus short.
         * ``auc`` (``probe``): area under the ROC curve on held-out problems, chance 0.5.
         * ``auc, shuffled`` (``probe``): the same area with shuffled labels, a control.
     """
@@ -255,7 +256,7 @@ def find_heads(
         rollouts: Rollouts of ``lm`` from the train split.
         settings: Share of heads, strength and length classes.
         name: Key of the form in ``FORMS``.
-        origin: ``task``, ``split`` and ``seed`` of the rollouts, to be recorded in the provenance.
+        origin: ``task``, ``split`` and ``seed`` of the rollouts, to be recorded in the provenance of the direction and the plan.
     """
     form = FORMS[name]
     moments, v = _direction(lm, rollouts, settings, form.recipe, origin)
@@ -267,15 +268,15 @@ def find_heads(
 def separation(
     lm: LM, rollouts: Sequence[Rollout], settings: EditSettings, finding: Finding, name: str = PUBLISHED
 ) -> Float[Tensor, " layers"]:
-    """Measure how far long and short thinking lie apart along a finding's direction, per layer (long minus short).
+    """Return how far the means of long and short thinking lie apart along a finding's direction, per layer (long minus short).
 
-    The unit is within-class standard deviations of single positions (d').
+    The unit is the standard deviation of single positions within a class (d').
 
     Args:
-        rollouts: Rollouts that the finding was made from.
-        settings: Settings that it was made with.
-        finding: From ``find_heads``.
-        name: Key of its form in ``FORMS``.
+        rollouts: Rollouts that ``find_heads`` used.
+        settings: Settings that ``find_heads`` used.
+        finding: Result of ``find_heads``.
+        name: Key in ``FORMS`` of the form that ``find_heads`` used.
     """
     recipe = FORMS[name].recipe
     by = _classes(rollouts, settings, recipe)
@@ -288,7 +289,7 @@ def replan(lm: LM, finding: Finding, settings: EditSettings, name: str = PUBLISH
     Args:
         finding: Result of ``find_heads``.
         settings: Share of heads and strength of the new plan.
-        name: Key in ``FORMS`` of the form that ``finding`` was made with.
+        name: Key in ``FORMS`` of the form that ``find_heads`` used.
     """
     plan = edits.plan(finding.scores, finding.direction, fraction=settings.fraction, strength=settings.strength)
     return FORMS[name].removes(plan, finding.moments, lm)
@@ -347,7 +348,7 @@ def edit_and_measure(
 
 
 def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
-    """Return True if a directory already holds exactly this edited model, False if the directory is empty or missing.
+    """Return True if a directory already holds ``lm`` as edited by the finding's plan, False if the directory is empty or missing.
 
     Raises:
         FileExistsError: the directory holds something else.
@@ -364,10 +365,10 @@ def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
 
 
 def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFrame, directory: str | Path) -> Path:
-    """Save the edited model as a Hugging Face directory, and return its path. The directory is written completely or not at all.
+    """Save ``lm`` as edited by the finding's plan in a Hugging Face directory, and return its path.
 
-    Beside the model it holds ``edit.json`` (plan, norms of the edited weights and fingerprints), ``direction.safetensors``, and a model
-    card on the edit and its measured effects.
+    Beside the model, the directory holds ``edit.json`` (plan, norms of the edited weights before and after, fingerprints),
+    ``direction.safetensors``, and a model card on the edit and its measured effects. It is written completely or not at all.
 
     Args:
         measured: Report of ``edit_and_measure``.
@@ -401,11 +402,11 @@ def steering_conditions(lm: LM, v: Direction, settings: EditSettings) -> dict[st
     """Return three conditions that steer a model, by name.
 
     ``steered shorter`` and ``steered longer`` steer along the direction (strengths -0.5 and +0.5); ``steered randomly`` steers along a
-    random direction of equal norm (+0.5), as a control.
+    random direction of equal norm (strength +0.5), as a control.
 
     Args:
         v: Direction of thinking length; adding it lengthens thinking.
-        settings: Its ``seed`` draws the random direction.
+        settings: Supplies ``seed``, the seed of the random direction.
     """
     noise = directions.random_like(v, seed=settings.seed)
     doses = {"steered shorter": (v, -DOSE), "steered longer": (v, DOSE), "steered randomly": (noise, DOSE)}

@@ -1,6 +1,7 @@
-"""Entropy of thinking, for the command ``entropy``: by phase and step, against length and right answers, and after filtering.
+"""Measure the entropy of thinking, for the command ``entropy``.
 
-Filtering drops some think tokens, closes the think span, and lets the model answer again.
+The measures are entropy by phase and step, its correlation with length and with right answers, and the effect of filtering. Filtering drops
+some think tokens, closes the think span, and lets the model answer again.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ MEASURES = {
     "think_tokens": "think tokens",
     "think_entropy": "think entropy",
 }
-"""Column of ``EntropyTables.rows`` that is correlated with right answers -> its name in reports."""
+"""Column of ``EntropyTables.rows`` whose correlation with right answers is measured -> its name in reports."""
 PHASES = {"think": "thinking", "answer": "answer", "think - answer": "thinking minus answer"}
 GROUPS: Mapping[str, Callable[[Rollout], bool]] = {
     "all": lambda r: True,
     "right": lambda r: r.correct,
     "wrong": lambda r: not r.correct,
 }
-"""Name of a group of responses -> whether a response belongs to it."""
+"""Name of a group of responses -> function that returns True for a response in the group."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ class EntropySettings:
 class EntropyTables:
     """Results of the entropy measurements as tables.
 
-    Entropies are in nats per token; ``low`` and ``high`` are 95 % intervals over problems. The column ``responses`` names the group of
-    responses that a row is computed from: ``all`` that thought, or only the ``right`` or ``wrong`` ones among them. *Within problem* means
-    that the mean of each problem was subtracted, so that its difficulty cancels.
+    Entropies are in nats per token; ``low`` and ``high`` bound 95 % intervals over problems; ``rollouts`` and ``problems`` are counts. The
+    column ``responses`` names the group of responses that a row is computed from: ``all`` that thought, or only the ``right`` or ``wrong``
+    ones among them. *Within problem* means that the mean of each problem was subtracted, so that its difficulty cancels.
 
     Attributes:
         rows: One row per rollout, with the columns of ``phase_entropy.table``, and those of ``failed_steps.table`` (NaN without thinking).
@@ -82,14 +83,14 @@ class EntropyTables:
         phases: Entropy of thinking, of the answer, and thinking minus answer: columns ``phase, mean, low, high, rollouts, responses``.
         positions: Entropy by relative position in the think span (0 to 1): columns ``position, mean, low, high, rollouts, responses``.
         steps: Entropy by number of the step of thinking (from 1): columns ``step, mean, low, high, rollouts, responses``.
-        marked: Entropy of failed and of re-checking steps beside the other steps of the same responses: columns ``steps`` (``marked``,
-            ``others``, ``marked - others``), ``mean, low, high, rollouts``, and ``mark`` (``failed`` or ``re-check``).
+        marked: Entropy of marked steps (``mark`` is ``failed`` or ``re-check``) beside the other steps of the same responses: columns
+            ``steps`` (``marked``, ``others``, ``marked - others``), ``mean, low, high, rollouts, mark``.
         lengths: Correlation of entropy (``x``) and length (``y``): columns ``scope`` (``pooled`` or ``within`` problem), ``kind``
             (``pearson`` or ``spearman``), ``r, low, high, problems, rollouts, x, y``.
         correctness: Correlation of each measure with right answers: columns ``measure, scope, kind, r, low, high``; see
             ``failed_steps.correctness_correlations``.
         choices: Accuracy (0 to 1) when only one response per problem is kept, and its gain over a random response: columns ``kept``
-            (the rule), ``accuracy, low, high, gain, gain_low, gain_high``.
+            (rule that chooses the response), ``accuracy, low, high, gain, gain_low, gain_high``.
         filtering: Accuracy after some think tokens were dropped, from ``phase_entropy.filtering_summary``. ``None`` if no tag closes the
             model's thinking, so that it cannot be filtered.
         effects: Accuracy after dropping the highest entropies minus accuracy of each control, from ``phase_entropy.filtering_effects``;
@@ -124,9 +125,9 @@ def entropy_report(
     ``directory``. After a stop, call it again with the same arguments: finished rollouts are reused.
 
     Args:
-        study: Task and sizes.
+        study: Task, sizes and seed; its numbers of samples and tokens are used only if responses are sampled.
         directory: Directory to write to.
-        settings: Temperature, split, and settings of filtering and of the steps.
+        settings: Temperature, split, shares of tokens that filtering keeps, and reader of steps.
         rollouts: Rollouts of the study's problems, with entropies at ``settings.temperature``; ``None`` samples them.
         say: Function that is called with one line of progress at a time.
 
@@ -301,7 +302,7 @@ def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
 
 
 def _cell(row: Mapping[str, float] | pd.Series, unit: str, mean: str = "mean", *, sign: str = "") -> str:
-    """The text ``mean [low, high]`` of a row, as ``metrics.with_interval``; ``mean`` is the name of the column that holds the mean."""
+    """Return the text ``mean [low, high]`` of a row; the argument ``mean`` is the name of the column that holds the mean."""
     return (
         "undefined (nothing varies)" if np.isnan(row[mean]) else with_interval(row[mean], row["low"], row["high"], unit, sign=sign)
     )

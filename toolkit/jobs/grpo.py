@@ -1,6 +1,6 @@
 """Train a policy with a length reward (the command ``grpo``), and train many recipes with several seeds (the curves in ``data/grpo``).
 
-A recipe is a training with the numbers of its paper: reward, loss, and sizes.
+A recipe is the training setup of a paper: reward, loss, and sizes.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ RECIPE_NUMBERS = ("problems", "samples", "updates", "max_tokens", "learning_rate
 def catalogue() -> pd.DataFrame:
     """Return a table of all rewards and recipes, one row each, for ``toolkit grpo --list``.
 
-    Index: ``name``. Columns: ``paper`` (arXiv id), ``own`` (``"yes"`` if there is a recipe with the paper's numbers; other rewards train
-    with plain GRPO), and ``pays`` (one sentence on what is rewarded).
+    Index: ``name``. Columns: ``paper`` (arXiv id), ``own`` (``"yes"`` if there is a recipe with the paper's numbers, ``""`` if the reward
+    trains with plain GRPO), and ``pays`` (one sentence on the behaviour that is rewarded).
     """
     rows = [(name, e.paper, "yes" if name in recipes.ALL else "", e.line) for name, e in rewards.ALL.items()]
     others = [(name, recipes.find(name)) for name in recipes.ALL if name not in rewards.ALL]
@@ -47,7 +47,7 @@ def adjust_recipe(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, 
     """Return a recipe changed by settings, and the settings that change TRL's ``GRPOConfig`` instead.
 
     Args:
-        settings: Name -> value as text, which is read as JSON, or as plain text if it is not JSON. ``problems`` (per step), ``samples``
+        settings: Name -> value as text, which is read as JSON, or as plain text if it is not JSON. ``problems`` (per batch), ``samples``
             (per problem), ``updates`` (optimizer steps per batch), ``max_tokens`` (per response) and ``learning_rate`` change the recipe;
             ``reward.NAME`` changes an option of its reward; any other name must be a field of ``GRPOConfig``.
 
@@ -81,13 +81,14 @@ def grpo(
 ) -> Trained:
     """Train a copy of ``lm`` on the study's train split, and save it in ``run.out / "model"`` with ``grpo.json`` beside the weights.
 
-    Held-out problems come from the dev split, which shares no problem with the train split, even if the task is a file.
+    Held-out problems come from the dev split (a quarter as many as training problems, at least 16). It shares no problem with the train
+    split, even if the task is a file.
 
     Args:
         lm: Model to start from; it is not changed.
         recipe: Reward, loss and sizes of the training.
         study: Task, number of training problems, and seed.
-        run: Steps, checkpoints, evaluations and output directory.
+        run: Steps, checkpoints, evaluations and output directory; its ``held_out`` is replaced.
         extras: Optional parts, such as a LoRA adapter or another engine that generates responses.
         resume: True to continue from the last checkpoint in ``run.out``, if there is one.
         say: Function that is called with one line of progress at a time.
@@ -109,8 +110,8 @@ def grpo(
 def before_and_after(done: Trained) -> pd.DataFrame:
     """Return a table of measures before and after training: one row per measure, one column for the first and one for the last log line.
 
-    The column names are training steps. The measures are those on held-out problems if there are any, else those of the training batches:
-    accuracy and ``truncated`` (responses that the token budget cut off) are shares from 0 to 1, lengths are in tokens.
+    The column names are numbers of training steps. The measures are those on held-out problems if there are any, else those of the training
+    batches: accuracy and ``truncated`` (responses that the token budget cut off) are shares from 0 to 1, lengths are in tokens.
     """
     rows = done.log.dropna(subset=["held_out/accuracy"]) if "held_out/accuracy" in done.log else done.log[done.log["step"] > 0]
     columns = [c for c in rows.columns if c.startswith("held_out/")] or ["accuracy", "think_tokens", "tokens", "truncated"]
@@ -125,7 +126,7 @@ def sweep(
 
     A policy whose curve exists is not trained again. Call it again to resume; several processes may share the work. If the code, model,
     recipe or plan has changed since a curve was made, the curve is moved to ``runs / "stale"`` and the policy is trained again. A curve
-    that does not record its code (version 0.1.0) is kept, with a message.
+    made by version 0.1.0, which did not record its code, is kept, with a message.
 
     Args:
         todo: Pairs ``(recipe, seed)``, in the order of training. Recipes have their papers' numbers; ``plan`` scales them.
@@ -189,7 +190,7 @@ def _curve_basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, tested: 
 
 
 def _curve(lm: LM, done: Trained, about: Mapping[str, Any], runs: Path, tested: int) -> list[dict[str, Any]]:
-    """Compare a policy with base, and return the lines of its curve file: one on the run, its steps, its tests, outcomes per problem."""
+    """Compare a policy with base, and return the lines of its curve file (``grpo.curves`` describes the kinds of lines)."""
     policy = merging.in_type_of(lm, done.lm)
     # The folder of rollouts gets this name too. It holds the fingerprint, so that rollouts of other weights do not conflict.
     name = f"{about['recipe'].name}-seed{about['seed']}-{policy.fingerprint[:8]}"
@@ -214,7 +215,7 @@ def _summaries(report: Report) -> list[dict[str, Any]]:
 
 
 def outcomes(report: Report, condition: str) -> dict[str, list]:
-    """Return the results of one condition per problem, for paired comparisons between policies.
+    """Return accuracy and think length of one condition on every problem, for paired comparisons between policies.
 
     Args:
         report: Report of ``evaluate.compare``.

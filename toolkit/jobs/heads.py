@@ -54,10 +54,10 @@ class Atlas:
 
 
 def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: float = 1.0) -> HeadScores:
-    """Measure for every head how the entropy of think tokens changes when the head's output is set to zero at all positions.
+    """Return for every head how the entropy of think tokens changes when the head's output is set to zero at all positions.
 
-    The model reads its own responses, teacher-forced. A score is the mean over rollouts of the entropy with the head ablated minus that
-    without, in nats per token; + means that the model becomes less certain.
+    The model reads its own responses, teacher-forced. A score is the entropy with the head ablated minus the entropy of the unchanged
+    model, mean over rollouts, in nats per token; + means that ablation makes the model less certain.
 
     Args:
         rollouts: Responses of ``lm``.
@@ -85,11 +85,12 @@ def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: flo
 def lenses(
     lm: LM, rollouts: Sequence[Rollout], measurement: retrieval.RetrievalMeasurement, settings: edit.EditSettings = edit.DEMO
 ) -> dict[str, HeadScores]:
-    """Compute the scores of every head by every lens, as name of the lens -> scores.
+    """Return the scores of every head by every lens, as name of the lens -> scores.
 
-    The lenses are: writing towards short thinking (published form and ours), copying from the prompt (``copy``), writing towards the
-    retrieved token (``write``), attention from the question to the needle, change of think entropy when the head is ablated, and the
-    attention patterns of TransformerLens (previous token, duplicate token, induction).
+    The lenses are ``short thinking`` and ``short thinking, published`` (writing towards short thinking, in our form and the published one),
+    ``copy`` (copying from the prompt), ``write`` (writing towards the retrieved token), ``attention from the question`` (to the needle),
+    ``entropy when masked`` (change of think entropy when the head is ablated), and the attention patterns of TransformerLens
+    (``previous token``, ``duplicate token``, ``induction``).
 
     Args:
         rollouts: Rollouts of ``lm`` from the train split.
@@ -113,7 +114,7 @@ def lenses(
 def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000, seed: int = 0) -> pd.DataFrame:
     """Test for every pair of lenses whether they rank the same heads highest.
 
-    If two lenses both prefer some layers, they share heads for that reason alone. So use ``p_in_layer`` rather than ``p``.
+    Two lenses that both score the heads of some layers high share top heads for that reason alone. So use ``p_in_layer`` rather than ``p``.
 
     Args:
         scores: Name of a lens -> scores of all heads.
@@ -125,7 +126,7 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
         One row per pair of lenses. Columns:
 
         * ``pair``: ``"LENS / LENS"``.
-        * ``shared``: number of heads that are in the top ``count`` of both lenses. Heads that tie at the cut count in part.
+        * ``shared``: number of heads that are in the top ``count`` of both lenses. Heads that tie for the last places count as fractions.
         * ``expected``: mean of ``shared`` for random rankings.
         * ``p``: one-sided p-value of ``shared``, if all heads are permuted.
         * ``p_in_layer``: one-sided p-value of ``shared``, if heads are permuted within their layers only.
@@ -137,7 +138,7 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
     present = next(iter(scores.values())).present.numpy()  # a layer may have fewer heads than others, or none
     values = {name: score.score.numpy()[present] for name, score in scores.items()}
     sizes = present.sum(axis=1)
-    # Permutations of head indices, [times, heads]: over all heads, and within each layer only.
+    # Permutations of head indices, [times, heads]: ``free`` over all heads, ``inside`` within each layer only (one array per layer).
     free = rng.permuted(np.tile(np.arange(sizes.sum()), (times, 1)), axis=1)
     starts = np.cumsum(sizes) - sizes
     inside = [rng.permuted(np.tile(np.arange(n), (times, 1)), axis=1) + start for n, start in zip(sizes, starts, strict=True)]
@@ -149,7 +150,8 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
         shared, rho = float(tops[0] @ tops[1]), stats.spearman(*ranks)
         p_shared, p_rho = [], []
         for shuffle in shuffles:
-            # Shuffle the heads of the second lens; the small constants make equal values count as at least as large.
+            # Shuffle the heads of the second lens: tops[1][shuffle] is [times, heads]. The small constants absorb rounding, so that a
+            # permutation with the same value as the data counts as at least as large.
             p_shared.append(stats.permutation_p(tops[1][shuffle] @ tops[0] >= shared - 1e-9))
             centred = [r - r.mean() for r in ranks]
             scale = np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
@@ -180,7 +182,7 @@ def condition_effects(
 
     Args:
         conditions: Name -> condition; the first is base, with which the others are compared.
-        study: Task and sizes; the test problems are used.
+        study: Task, sizes and seed; the test problems are used.
         haystacks: Prompts with hidden facts, from the test split.
         heads: Pairs ``(layer, head)`` of the heads for the metric ``write``.
         out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
@@ -190,7 +192,7 @@ def condition_effects(
         difference_high`` (condition minus base, paired by problem). Intervals are 95 %. Metrics: ``accuracy`` (0 to 1), ``think_tokens``,
         ``think_entropy, answer_entropy`` (nats per token), all on the test problems; ``retrieved``, the share of haystacks answered
         correctly (greedy); ``write``, the logits that ``heads`` together write towards the answer while the condition reads base's
-        responses to the haystacks.
+        greedy responses to the haystacks.
     """
     problems = study.load("test", next(iter(conditions.values())).lm)
     evaluate.check_held_out(conditions, _problems(conditions, study, haystacks), allow=study.allow_overlap)

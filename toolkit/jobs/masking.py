@@ -1,6 +1,6 @@
-"""Measure the accuracy lost when retrieval heads are masked, beside random heads of the same layers.
+"""Measure the accuracy lost when retrieval heads are masked, compared with masking random heads of the same layers.
 
-Also compare the loss when the model thinks with the loss when it answers directly.
+Also compare the accuracy lost when the model thinks with the accuracy lost when it answers directly.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def planned_masks(search: Search) -> list[Mask]:
 
 
 def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
-    """Return the mean output of every head over all positions of prompts and responses, by which mean ablation replaces its output."""
+    """Return the mean output of every head over all positions of prompts and responses, for mean ablation."""
     everywhere = collect.Positions("prompt and response", lambda r: range(len(r.token_ids)))
     return collect.moments(lm, rollouts, lambda r: "all", kinds=("z",), positions=everywhere)
 
@@ -67,7 +67,8 @@ def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
 def controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
     """Return random controls of a plan: plans with equally many random *other* heads of the same layers.
 
-    Equal plans are returned once. There are no controls if the plan has more than half of all heads, since too few other heads are left.
+    A plan that is drawn twice is returned once. There are no controls if the plan has more than half of all heads, since too few other
+    heads are left.
 
     Args:
         plan: Heads that are masked.
@@ -89,11 +90,11 @@ def masking_effects(
     *,
     out: Path | None = None,
 ) -> pd.DataFrame:
-    """Measure accuracy and response length with heads masked, beside random heads of the same layers.
+    """Measure accuracy and response length with the top heads masked, compared with masking random heads of the same layers.
 
     Args:
-        measurement: Retrieval metrics of every head; their ranking chooses the heads, and their rollouts give the means for mean ablation.
-        search: Settings: number and seed of the random controls, token budget.
+        measurement: Retrieval metrics of every head. Its scores rank the heads, and its rollouts give the means for mean ablation.
+        search: Number and seed of the random controls, token budget and batch size.
         problems: Problems of the test split, answered greedily.
         chosen: The masks to measure, such as ``planned_masks(search)``.
         out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
@@ -106,7 +107,7 @@ def masking_effects(
         * ``random, random_low, random_high``: mean accuracy of the random controls (NaN without controls).
         * ``lost, lost_low, lost_high``: accuracy of base minus that of the masked model, paired by problem.
         * ``more_than_random, more_than_random_low, more_than_random_high``: accuracy of the controls minus that of the masked model,
-          paired by problem.
+          paired by problem; + means that the top heads matter more than random ones.
         * ``draws``: number of random controls.
         * ``tokens, random_tokens``: mean response length in tokens of the masked model and of the controls.
 
@@ -136,7 +137,7 @@ def masking_effects(
 
 
 def _outcomes(lm: LM, condition: Condition, problems: Sequence[Problem], sampling: Sampling, out: Path | None) -> ndarray:
-    """``[2, problems, samples]``: correct (1 or 0), and response tokens."""
+    """Return correctness (1 or 0) and response tokens of every response, stacked as ``[2, problems, samples]``."""
     answers = rollouts(condition, problems, sampling, out=out)
     return np.array([[r.correct for r in answers], [r.response_tokens for r in answers]], float).reshape(2, len(problems), -1)
 
@@ -180,7 +181,7 @@ def _difference(a: Sequence[ndarray], b: Sequence[ndarray], seed: int) -> tuple[
 
 
 def _means(draws: Sequence[ndarray]) -> ndarray:
-    """``[draws, problems]``: means over samples."""
+    """Return the mean over samples of each draw, ``[draws, problems]``."""
     return np.stack([x.mean(axis=1) for x in draws])
 
 
@@ -191,7 +192,7 @@ MODES = {"thinking": (), "answering directly": (Budget(0),)}
 def thinking_or_not(
     lm: LM, plan: Plan, problems: Mapping[str, Sequence[Problem]], sampling: Sampling, *, draws: int = 3, out: Path | None = None
 ) -> pd.DataFrame:
-    """Measure whether masking heads costs more accuracy when the model thinks than when it answers directly; also measure think length.
+    """Measure whether masking heads costs more accuracy when the model thinks than when it answers directly; also report think length.
 
     Heads are masked in the published form (uniform attention, decode only). To answer directly, the think span is closed at once.
 
@@ -205,8 +206,8 @@ def thinking_or_not(
     Returns:
         One row per task, mode and mask. Columns: ``task``; ``mode`` (``thinking`` or ``answering directly``); ``masked`` (``nothing``,
         ``top`` for the plan's heads, ``random`` for the controls); ``accuracy, low, high``; ``lost, lost_low, lost_high`` (accuracy with
-        nothing masked minus accuracy with the mask, paired by problem); ``think_tokens`` (mean). For each task, the rows with the mode
-        ``thinking - directly`` hold the loss when thinking minus the loss when answering directly. Intervals are 95 %.
+        nothing masked minus accuracy with the mask, paired by problem); ``think_tokens`` (mean). In rows with the mode ``thinking -
+        directly``, ``lost`` is that of ``thinking`` minus that of ``answering directly``. Intervals are 95 %.
     """
     random = controls(plan, lm, draws, sampling.seed)
     plans: dict[str, Sequence[Plan | None]] = {"nothing": [None], "top": [plan], "random": random}

@@ -38,7 +38,7 @@ class Search:
 
     Attributes:
         task: ``lookup`` (variables and values, for the tiny reasoner), ``needle`` (facts in filler text) or ``threading`` (chains of keys).
-        instances: Number of haystacks per split: heads are found on dev and masked on test.
+        instances: Number of haystacks per split (for ``threading`` approximately): heads are found on dev and masked on test.
         lengths: Prompt lengths in tokens; empty means five lengths up to the model's context. Not used by ``lookup``.
         counts: Numbers of heads to mask.
         ops: Masking operations to try at the largest count: ``uniform`` (uniform attention), ``zero`` (no output) or ``mean`` (mean
@@ -135,6 +135,7 @@ def measure_retrieval(lm: LM, search: Search, *, out: Path | None = None, say: S
     """Sample greedy responses to the dev haystacks, and measure how much every head retrieves from the prompt at the response tokens.
 
     Args:
+        search: Task, sizes and seed of the haystacks.
         out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.
         say: Function that is called with one line of progress at a time.
     """
@@ -188,16 +189,17 @@ def sparsity(measurement: RetrievalMeasurement, name: str) -> pd.DataFrame:
 
 
 def stability(measurement: RetrievalMeasurement, count: int, *, seed: int = 0) -> pd.DataFrame:
-    """Return the share of the top heads on all examples that are also among the top heads on only a few random examples.
+    """Return how stable the top heads are: the share of those on all examples that are also top heads on only ``n`` random examples.
 
-    The few examples are part of all examples, so this is an in-sample measure of stability.
+    The ``n`` examples are among all examples, so this is an in-sample measure.
 
     Args:
         count: Number of top heads that are compared.
         seed: Seed of the random examples.
 
     Returns:
-        Columns ``ranking``, ``n`` (number of random examples: 1, 3, 10, 30, 100), and ``overlap`` (that share, 0 to 1, mean over 20 draws).
+        Columns ``ranking``, ``n`` (1, 3, 10, 30, 100, as far as there are examples), and ``overlap`` (that share, 0 to 1, mean over 20
+        draws of the ``n`` examples).
     """
     rows = []
     for name, (metric, _) in RANKINGS.items():

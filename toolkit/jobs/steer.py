@@ -1,7 +1,7 @@
 """Steering along a direction, for the commands ``dose``, ``export`` and ``steer``.
 
-They measure length, accuracy and damage at several strengths (the dose-response), write a folder for the Hugging Face Hub, and sample
-steered responses.
+The functions measure length, accuracy and damage at several strengths (the dose-response), write a folder for the Hugging Face Hub, and
+sample steered responses.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ def dose_report(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure length, accuracy and damage at several steering strengths on the study's dev problems, with a random direction as control.
 
-    Damage means responses that never close their thinking or that loop, and a higher perplexity of base's responses. Writes
-    ``report.html``, ``doses.json``, ``targets.json`` and the rollouts into ``directory``. After a stop, call it again with the same
-    arguments: finished rollouts are reused.
+    Damage means responses that never close their thinking or that loop, and a higher perplexity of base's responses under the steered
+    model. Writes ``report.html``, ``doses.json``, ``targets.json`` and the rollouts into ``directory``. After a stop, call it again with
+    the same arguments: finished rollouts are reused.
 
     Args:
-        v: Direction to steer along.
-        study: Task and sizes.
+        v: Direction to steer along; adding it lengthens thinking.
+        study: Task, sizes and seed.
         plan: Strengths, layers, and when to steer.
         directory: Directory to write to.
         say: Function that is called with one line of progress at a time.
 
     Returns:
-        Two tables. The first has the means: one row per direction (``length direction``, ``random direction``) and strength, one column per
-        metric. The second is that of ``doses.targets``: the best strength for each target length.
+        Two tables. The first holds means: one row per direction (``length direction``, ``random direction``) and strength, one column per
+        metric. The second holds the best strength for each target length (see ``doses.targets``).
     """
     out = store.writable(directory)
     name = "length direction"
@@ -135,7 +135,7 @@ def steered_responses(
     """Sample responses to prompts at several steering strengths.
 
     Args:
-        acts: Strength -> intervention.
+        acts: Steering strength -> intervention that steers with it.
         prompts: User messages.
         sampling: Sampling settings.
         out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.

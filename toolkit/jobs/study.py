@@ -61,19 +61,19 @@ class Study:
         return tasks.load(self.task, split, self.problems, self.seed, lm=lm)
 
     def origin(self, split: str) -> dict[str, Any]:
-        """Return ``task, split, seed`` of the study's rollouts of a split, as their header records them."""
+        """Return a dict with ``task, split, seed`` of the study's problems of a split, as the header of rollouts records them."""
         return origin(self.task, split, self.seed)
 
 
 def origin(task: str, split: str, seed: int) -> dict[str, Any]:
-    """Return a dict with ``task, split, seed``, as the header of rollouts records them. A file of problems gets its absolute path."""
+    """Return a dict with ``task, split, seed``, as the header of rollouts records them. A task that is a file gets its absolute path."""
     return {"task": str(Path(task).resolve()) if Path(task).is_file() else task, "split": split, "seed": seed}
 
 
 def with_origin(value: T, about: Mapping[str, Any]) -> T:
     """Return a copy of moments or states, with the origin of their rollouts added to the provenance.
 
-    A file of problems is recorded by its name only, since the measurement may be published.
+    If the task is a file, only the file's name is recorded, without its folder, since the measurement may be published.
 
     Args:
         value: Moments or states.
@@ -97,7 +97,7 @@ def extraction_rollouts(lm: LM, study: Study, *, out: Path | None = None, say: S
 
 @dataclass(frozen=True)
 class RolloutDirectory:
-    """Rollouts that the command ``toolkit rollouts`` saved; ``read_rollouts`` returns it.
+    """Rollouts that the command ``toolkit rollouts`` saved in a directory, as ``read_rollouts`` returns them.
 
     Attributes:
         directory: The directory they were read from.
@@ -169,7 +169,7 @@ def read_rollouts(directory: str | Path, *, partial: bool = False) -> RolloutDir
 
     Args:
         partial: True to accept an incomplete run. Short prompts are sampled first, so the rollouts of an incomplete run are not a random
-            part of all.
+            sample of those of the complete run.
 
     Raises:
         FileNotFoundError: ``directory`` holds no rollouts.
