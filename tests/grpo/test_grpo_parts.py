@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from toolkit import lm as lms
 from toolkit import rewards, tasks
 from toolkit.grpo import advantages, draws, log, losses, measures, recipes, saved
-from toolkit.grpo.batching import nonzero_micro_batches
+from toolkit.grpo.batching import nonzero_micro_batches, trim
 from toolkit.grpo.draws import Drawn
 from toolkit.rewards import RewardBatch, RewardValues
 
@@ -313,3 +313,22 @@ def test_a_saved_model_with_code_of_its_own_is_read_back_with_it(llama, tmp_path
         monkeypatch.setattr(type(llama.model), "__module__", module)
         saved.read_back(llama, tmp_path)
         assert given["trust_remote_code"] == (module == "transformers_modules.theirs") and given["tags"] == llama.tags
+
+
+def test_padding_is_cut_where_it_is_and_prompts_as_wide_as_the_responses_keep_their_ends():
+    part = {
+        "prompt_ids": torch.tensor([[0, 1, 2], [0, 0, 3]]),
+        "prompt_mask": torch.tensor([[0, 1, 1], [0, 0, 1]]),
+        "completion_ids": torch.tensor([[4, 5, 0, 0], [6, 0, 0, 0]]),
+        "completion_mask": torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]]),
+        "plain_ids": torch.tensor([[7, 8, 9, 10], [0, 0, 11, 12]]),
+        "plain_mask": torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]]),
+        "share": 0.5,
+    }
+    cut = trim(part)
+    assert cut["prompt_ids"].tolist() == [[1, 2], [0, 3]] and cut["completion_ids"].tolist() == [[4, 5], [6, 0]]
+    assert (
+        torch.equal(cut["plain_ids"], part["plain_ids"])
+        and torch.equal(cut["plain_mask"], part["plain_mask"])
+        and cut["share"] == 0.5
+    )

@@ -303,7 +303,7 @@ def test_an_edit_with_a_direction_that_is_not_finite_is_refused_and_writes_nothi
 
 def test_a_plan_for_another_shape_is_refused_before_anything_is_written(llama):
     about = llama.provenance()
-    with pytest.raises(IndexError, match=r"Head 4 does not exist: the model has heads 0\.\.3"):
+    with pytest.raises(IndexError, match=r"Head 0\.4 does not exist: layer 0 has heads 0\.\.3"):
         edits.apply(llama, Plan((HeadEdit(0, 4, "scale", 1.0),), None, "bad", about))
     with pytest.raises(IndexError, match=r"layers 0\.\.2"):
         edits.apply(llama, Plan((HeadEdit(9, 0, "scale", 1.0),), None, "bad", about))

@@ -66,6 +66,8 @@ def trim(part: dict[str, Any]) -> dict[str, Any]:
             return value
         if name in ("prompt_ids", "prompt_mask"):
             return value[:, left:]
+        if name in ("plain_ids", "plain_mask"):  # prompts too, padded left, which may be as wide as the responses
+            return value
         return value[:, :right] if value.shape[1] == width else value  # cut every tensor with one column per response token
 
     return {name: cut(name, value) for name, value in part.items()}

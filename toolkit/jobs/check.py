@@ -114,9 +114,9 @@ def _memory(lm: LM) -> Iterator[tuple[str, str]]:
     cache = 2 * rows * tokens * kv_heads * sum(layout.head_dims) * size
     yield "loading, steering, directions", _gb(1.1 * weights * size)
     yield f"sampling {rows} rows of {tokens:,} tokens", _gb(1.1 * weights * size + cache)
-    # Training copies the model in fp32; all weights have a gradient and two moments of Adam. Activations come on top.
-    yield "GRPO, all weights", _gb((size + 4 * 4) * weights)
-    yield "GRPO, LoRA", _gb((size + 4) * weights)
+    # As in the docstring of ``grpo.run``: with the initial model, which is kept. Activations come on top.
+    yield "GRPO, all weights", _gb(20 * weights)
+    yield "GRPO, LoRA", _gb(2 * size * weights)
 
 
 def _gb(size: float | int) -> str:
