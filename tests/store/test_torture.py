@@ -85,9 +85,9 @@ def test_a_picture_is_not_read_but_has_to_be_there(tmp_path):
     assert torture.contents(tmp_path, (".html",)) == {"report.html": "skipped"}
 
 
-def test_every_command_is_killed():
+def test_every_command_that_writes_is_killed():
     registered = {c.name or c.callback.__name__.replace("_", "-") for c in cli.app.registered_commands}
-    assert {spec.args[0] for spec in torture.COMMANDS.values()} == registered
+    assert {spec.args[0] for spec in torture.COMMANDS.values()} == registered - {"check"}  # it writes nothing
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,9 @@ def _check(lm: LM, bridge: Any, *, tokens: int = 8) -> None:
     """Raise NeighbourError unless the bridge computes each site once in a pass, with the numbers of ``lm``, as our hooks on ``lm`` see it."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, lm.model.config.get_text_config().vocab_size, (1, tokens), generator=generator).to(lm.device)
-    recorded: dict[Site, list[Tensor]] = {Site(kind, layer): [] for kind in KINDS for layer in lm.layout.layers(kind)}
+    recorded: dict[Site, list[Tensor]] = {
+        Site(kind, layer): [] for layer in range(lm.layout.n_layers) for kind in KINDS if layer in lm.layout.layers(kind)
+    }
 
     def watch(site: Site) -> Callable[[Tensor], None]:
         return lambda value: recorded[site].append(value.float())
