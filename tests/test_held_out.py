@@ -84,7 +84,7 @@ def test_an_unknown_split_is_an_error_before_any_work(mine, tmp_path, monkeypatc
 
 def test_a_split_with_fewer_problems_than_asked_says_how_many_there_are(mine, caplog):
     found = tasks.load(str(mine), "dev", 50)
-    assert f"mine.jsonl has {len(found)} problems of split dev, fewer than the 50 asked for" in caplog.text
+    assert f"mine.jsonl has {len(found)} problems of split dev, fewer than the 50 requested" in caplog.text
 
 
 # --- what a thing was made from ------------------------------------------------------------------------------

@@ -85,12 +85,12 @@ class LM:
     @cached_property
     def caches_keys(self) -> bool:
         """True if the KV cache holds the keys and values that attention reads; False for latent attention, which caches compressed ones."""
-        return behaviour.caches_keys(self.model, self.layout)
+        return behaviour.caches_keys(self.body, self.layout)
 
     @cached_property
     def gated_layers(self) -> frozenset[int]:
         """Layers in which a gate or a norm changes the heads' outputs before the output projection ``W_O``."""
-        return behaviour.gated_layers(self.model, self.layout)
+        return behaviour.gated_layers(self.body, self.layout)
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:

@@ -260,8 +260,12 @@ def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Ten
 
 
 @torch.inference_mode()
-def gated_layers(model: PreTrainedModel, layout: Layout) -> frozenset[int]:
-    """Return the layers in which a gate or a norm stands between the attention function and ``W_O``, so that ``z`` is not its output."""
+def gated_layers(body: PreTrainedModel, layout: Layout) -> frozenset[int]:
+    """Return the layers in which a gate or a norm stands between the attention function and ``W_O``, so that ``z`` is not its output.
+
+    Args:
+        body: The model without its LM head.
+    """
     outputs: dict[int, Tensor] = {}
 
     def look(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -271,13 +275,17 @@ def gated_layers(model: PreTrainedModel, layout: Layout) -> frozenset[int]:
 
     sites_of_z = [Site("z", layer) for layer in layout.attention_layers]
     with hooks.wrap_attention(layout, look), hooks.record(layout, sites_of_z) as z:
-        model(input_ids=torch.tensor([[0, 1, 2]], device=model.device))
+        body(input_ids=torch.tensor([[0, 1, 2]], device=body.device), use_cache=False)
     return frozenset(site.layer for site in sites_of_z if not torch.equal(z[site], outputs[site.layer]))
 
 
 @torch.inference_mode()
-def caches_keys(model: PreTrainedModel, layout: Layout) -> bool:
-    """Return True if, in every layer, the keys and values that attention reads in a cached step are those in the model's cache."""
+def caches_keys(body: PreTrainedModel, layout: Layout) -> bool:
+    """Return True if, in every layer, the keys and values that attention reads in a cached step are those in the model's cache.
+
+    Args:
+        body: The model without its LM head.
+    """
     same: dict[int, bool] = {}
 
     def look(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -286,8 +294,8 @@ def caches_keys(model: PreTrainedModel, layout: Layout) -> bool:
         same[layer] = all(held is not None and read.shape == held.shape and torch.equal(read, held) for read, held in pairs)
         return attend(query, key, value)
 
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=body.config)
     with hooks.wrap_attention(layout, look):
         for ids in (torch.tensor([[0, 1]]), torch.tensor([[2]])):
-            model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
+            body(input_ids=ids.to(body.device), past_key_values=cache, use_cache=True)
     return all(same.values())
