@@ -276,7 +276,8 @@ def gated_layers(body: PreTrainedModel, layout: Layout) -> frozenset[int]:
     sites_of_z = [Site("z", layer) for layer in layout.attention_layers]
     with hooks.wrap_attention(layout, look), hooks.record(layout, sites_of_z) as z:
         body(input_ids=torch.tensor([[0, 1, 2]], device=body.device), use_cache=False)
-    return frozenset(site.layer for site in sites_of_z if not torch.equal(z[site], outputs[site.layer]))
+    both = [site for site in sites_of_z if site in z and site.layer in outputs]
+    return frozenset(site.layer for site in both if not torch.equal(z[site], outputs[site.layer]))
 
 
 @torch.inference_mode()
