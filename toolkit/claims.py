@@ -16,7 +16,7 @@ from toolkit.metrics import with_interval
 from toolkit.stats import Effect, Estimate
 
 POWER = 1.96 + 0.84  # size, in standard errors, of an effect that is detected with 80 % power at the 5 % level
-UNITS = {"points": "share"}  # unit of a claim -> unit of a metric with the same text format, where the names differ
+UNITS = {"points": "share"}  # unit of a claim -> the name that ``with_interval`` has for it, where the two differ
 COLUMNS = ("effect", "from", "estimate (+ as claimed)", "verdict", "detectable with 80 % power")
 """Columns of ``verdict_table``: the claim, its source, the estimate with its interval, the verdict, and ``Claim.detectable``."""
 
@@ -31,7 +31,8 @@ class Claim:
         estimate: The measured effect; positive if it has the claimed direction.
         smallest: Smallest effect that matters (our choice), in the unit of ``estimate``: 0.03 means 3 points.
         unit: ``points`` (the estimate is a share, e.g. 0.03, and is shown as 3.0 points), ``tokens``, ``nats`` or ``correlation``.
-        beyond: The claim is that the effect exceeds this value. 0 for an effect; -0.03 for "loses less than 3 points".
+        beyond: The claim is that the effect exceeds this value, in the unit of ``estimate``: 0 if the claim is only that there is an effect
+            in this direction, -0.03 for "loses less than 3 points".
     """
 
     text: str
@@ -56,7 +57,7 @@ class Claim:
         'reproduced'
         """
         note = self.estimate.note if isinstance(self.estimate, Effect) else ""
-        if "seed" in note:
+        if "seed" in note:  # the note of an effect names the seeds only if they are too few
             return f"not judged: {note}"
         low, high = self.estimate.low - self.beyond, self.estimate.high - self.beyond
         if np.isnan(low) or low == high:
@@ -79,7 +80,8 @@ class Claim:
     def row(self) -> tuple[str, str, str, str, str]:
         """The claim as text cells, in the order of ``COLUMNS``."""
         unit = UNITS.get(self.unit, self.unit)
-        e, digits = self.estimate, 2 if self.unit in ("nats", "correlation") else 1
+        e = self.estimate
+        digits = 2 if self.unit in ("nats", "correlation") else 1
         effect = with_interval(e.mean, e.low, e.high, unit, sign="+", digits=digits)
         scale = 100 if self.unit == "points" else 1
         power = f"{scale * self.detectable:.{digits}f}" if self.detectable > 0 else "unknown"

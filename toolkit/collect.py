@@ -349,7 +349,9 @@ def spread(
     pos: str = LONG,
     neg: str = SHORT,
 ) -> Spread:
-    """Return how far two classes lie apart along a direction, and the typical norm of the activations, at the direction's kind of site.
+    """Return d' between two classes along a direction, and the root mean square norm of the activations, at the direction's kind of site.
+
+    d' is the difference of the class means in within-class standard deviations of single positions.
 
     This runs one pass over the rollouts, which projects activations while it runs and so needs little memory. ``directions.separation``
     computes the same separation without a pass, but from moments with ``second=(kind,)``: ``layers * d_model^2`` numbers per class.

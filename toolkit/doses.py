@@ -176,7 +176,9 @@ def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage
 
 
 def monotonicity(doses: Doses, direction: str) -> float:
-    """Return Spearman's correlation of strength and mean think length within the usable range; near 1 if more strength is longer thinking.
+    """Return Spearman's correlation between strength and mean think length within the usable range (see ``usable_range``).
+
+    Near 1 means that a higher strength gives longer thinking.
 
     Args:
         direction: Name of the direction.
@@ -195,8 +197,8 @@ def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targ
 
     Returns:
         One row per target, with columns ``target`` (think tokens), ``strength``, ``mean`` (think tokens at that strength), ``precise`` and
-        ``flexible`` (percent of responses within 10 % and 20 % of the target: PM and FM of Ruler, arXiv 2409.18943, with our ranges for
-        tokens), ``rmse`` (tokens), and ``base_precise`` and ``base_flexible``, the percentages for the base model.
+        ``flexible`` (percent of responses within 10 % and 20 % of the target, like PM and FM of Ruler, arXiv:2409.18943; the two ranges are
+        our choice, and lengths are in tokens), ``rmse`` (tokens), and ``base_precise`` and ``base_flexible``, the percentages for the base model.
     """
     lengths = doses.curve(direction, "think_tokens")["mean"]
     rows = []

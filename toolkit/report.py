@@ -175,7 +175,7 @@ def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame, 
         plan: The plan of the edit.
         heads: One row per edited head; all columns are shown.
         table: Measurements, from ``headline_table``.
-        on: Text that names the problems of the measurements, from ``judged_on``.
+        on: Text that says on which problems the measurements were made, from ``judged_on``.
     """
     p = plan.provenance
     return f"""---
@@ -214,7 +214,7 @@ def vector_card(direction: Direction, *, table: pd.DataFrame | None = None, on: 
 
     Args:
         table: Measurements, such as a ``headline_table``; ``None`` makes the card say that nothing was measured.
-        on: Text that names the problems of the measurements, from ``judged_on``.
+        on: Text that says on which problems the measurements were made, from ``judged_on``.
         figures: File names of figures in the folder.
     """
     p = direction.provenance

@@ -386,10 +386,10 @@ class Layout:
     def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Map a direction v of the residual stream to ``attn_out``: return u such that ``<v, contribution> = <u, attn_out> / scale``.
 
-        The contribution is attention's part of the end of the residual stream: ``attn_out``, after the norm that follows it, if there is
-        one, times ``to_end(layer)``, which is 1 in most families. Where it is 1: without a norm, u is v and ``scale`` is 1; with an RMS
-        norm of gain g, u is ``g * v`` and ``scale`` is ``rms(attn_out)``, since ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``. A head's
-        contribution along v is ``to_attn_out(layer, v) @ W_O[:, head] @ (z / scale)``.
+        The contribution is what attention adds to the final residual stream: ``N(attn_out) * to_end(layer)``, where N is the norm that
+        follows attention, or the identity. Without a norm, u is ``v * to_end(layer)`` and ``scale`` is 1. With an RMS norm of gain g, u is
+        ``g * v * to_end(layer)`` and ``scale`` is ``rms(attn_out)``, since ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``. ``to_end`` is 1
+        in most families. A head's contribution along v is ``to_attn_out(layer, v) @ W_O[:, head] @ (z / scale)``.
         """
         norm, factor = self.norm(layer), self.to_end(layer)
         u = v if norm is None else norm.back(v)

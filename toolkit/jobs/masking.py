@@ -1,5 +1,7 @@
 """Measure the accuracy lost when retrieval heads are masked, compared with masking random heads of the same layers.
 
+"Published" refers to arXiv:2404.15574.
+
 Also compare the accuracy lost when the model thinks with the accuracy lost when it answers directly.
 """
 
@@ -50,8 +52,8 @@ DURING = {"newest": "decode only", "all": "prefill too"}
 def planned_masks(search: Search) -> list[Mask]:
     """Return the masks to measure for each ranking.
 
-    These are the published form of masking (uniform attention, decode only) at every count, and every combination of ``search.ops`` with
-    decode only and prefill too at the largest count.
+    These are the published form of masking (uniform attention while decoding only) at every count and, at the largest count, every operation
+    in ``search.ops``, both while decoding only and in the prefill too.
     """
     curve = [Mask(ranking, count) for ranking, count in product(RANKINGS, search.counts)]
     forms = [Mask(r, max(search.counts), op, during) for r, op, during in product(RANKINGS, search.ops, DURING)]
@@ -118,15 +120,16 @@ def masking_effects(
     done: dict[tuple, ndarray] = {}
     rows = []
 
+    mean_outputs = reference(lm, measurement.rollouts) if any(m.op == "mean" for m in chosen) else None
+
     def run(plan: Plan, mask: Mask) -> ndarray:
-        act = masks.masking(plan, mask.op, during=mask.during, reference=means if mask.op == "mean" else None)
+        intervention = masks.masking(plan, mask.op, during=mask.during, reference=mean_outputs if mask.op == "mean" else None)
         key = (frozenset(plan.heads), mask.op, mask.during)
         if key not in done:  # two rankings may choose the same heads
             where = out and out / f"{mask.op}-{mask.during}-{'-'.join(f'{i}.{j}' for i, j in sorted(plan.heads))}"
-            done[key] = _outcomes(lm, Condition(lm, (act,)), problems, search.sampling, where)
+            done[key] = _outcomes(lm, Condition(lm, (intervention,)), problems, search.sampling, where)
         return done[key]
 
-    means = reference(lm, measurement.rollouts) if any(m.op == "mean" for m in chosen) else None
     scores = measurement.scores
     for mask in chosen:
         plan = retrieval_heads.mask_plan(scores[mask.ranking], mask.count)
@@ -229,9 +232,10 @@ def thinking_or_not(
             rows.append((task, mode, name, *_share_correct(draw_outcomes, sampling.seed), *lost, length))
         thinking, directly = MODES
         for name in [name for name in ("top", "random") if (thinking, name) in correct]:
-            # The loss when thinking minus the loss when answering directly, from one table of outcomes per draw.
-            before, after = (_means(correct[thinking, m]) - _means(correct[directly, m]) for m in ("nothing", name))
-            more = stats.mean_effect(before - after, seed=sampling.seed).within((-2.0, 2.0))
+            # Thinking's advantage with nothing masked minus its advantage with the heads masked, which is the loss when thinking minus the loss
+            # when answering directly. Computed per draw.
+            unmasked, masked = (_means(correct[thinking, m]) - _means(correct[directly, m]) for m in ("nothing", name))
+            more = stats.mean_effect(unmasked - masked, seed=sampling.seed).within((-2.0, 2.0))
             rows.append((task, "thinking - directly", name, *NOTHING, more.mean, more.low, more.high, np.nan))
     columns = ["task", "mode", "masked", "accuracy", "low", "high", "lost", "lost_low", "lost_high", "think_tokens"]
     return pd.DataFrame(rows, columns=columns)

@@ -13,10 +13,10 @@ max(-0.7, -(L - (1+t)h)/h). For a wrong answer l is 0 up to L = (1+t)h, then max
 
 Deviations: the paper re-tokenises the text without special tokens; here the end-of-sequence token counts. h = 0
 counts as 1. The released code also updates h in evaluation and uses 100000 where there is no h; we copy neither. To add the repetition
-penalty of the released code (off by default there), put ``repetition.RepetitionPenalty`` in a sum.
+penalty of the released code (off by default there), combine HAPO with ``repetition.RepetitionPenalty`` in ``combine.WeightedSum``.
 
 Units and signs: lengths in tokens; higher is better. With w <= 1 a right answer (at least 1 - 0.7 w) beats a wrong one (at most 0).
-h never grows again, so one lucky short guess fixes it. State: h of each problem, updated only if ``batch.split`` is ``"train"``, with
+With ``memory="min"`` h never grows, so one lucky short guess fixes it. State: h of each problem, updated only if ``batch.split`` is ``"train"``, with
 the right responses of the batch, after they were scored.
 """
 

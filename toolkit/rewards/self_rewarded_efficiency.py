@@ -21,7 +21,7 @@ from toolkit.rewards.slpo import SLPO
 
 @dataclass(frozen=True)
 class SelfRewardedEfficiency(SLPO):
-    """Our stand-in, with the formula of SLPO: correctness plus a bonus that is larger for shorter right answers.
+    """Stand-in for the reward of Efficiency Steering, whose formula was not found: correctness plus SLPO's bonus for shorter right answers.
 
     >>> from toolkit.rewards.batch import RewardBatch
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])

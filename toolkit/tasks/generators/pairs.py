@@ -118,12 +118,13 @@ class Core:
 
 
 def core_of(ask: Ask, split: str | None, seed: int, sample: int) -> Core:
-    """Draw the pairs that the question ``ask`` is about.
+    """Return the core of one haystack: the pairs that ``ask`` asks about, drawn at random.
 
     Args:
         ask: The question.
-        split: Split of the haystack; ``None``: any split.
-        sample: Index of the haystack among those with this question, split and seed.
+        split: Split that the haystack belongs to; ``None`` if it may belong to any.
+        seed: Seed of the draw.
+        sample: Which haystack, counted from 0, for the same question, split and seed.
 
     Raises:
         ValueError: unknown split.

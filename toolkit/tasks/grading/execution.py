@@ -119,7 +119,7 @@ def execution_metrics(executions: Sequence[Execution], *, seed: int = 0) -> pd.D
     without such chains.
 
     Args:
-        executions: Judged totals, one per chain.
+        executions: One per chain of steps (response), with all its stated totals.
 
     Raises:
         ValueError: no executions.
@@ -150,10 +150,12 @@ def _interval(name: str, values: Sequence[float], seed: int) -> dict[str, float]
 
 
 def step_accuracy(executions: Sequence[Execution], *, seed: int = 0) -> stats.Estimate:
-    """Return the share of the stated totals that are right given the total stated before, with a 95 % interval over chains.
+    """Return the share of steps that were executed correctly, with a 95 % interval over chains.
+
+    A stated total counts as right if it follows from the total stated before it, even if that one was wrong.
 
     Args:
-        executions: Judged totals, one per chain.
+        executions: One per chain of steps (response), with all its stated totals.
 
     Raises:
         ValueError: no chain states a total.
@@ -174,7 +176,7 @@ def by_horizon(
     """Return the final accuracy of chains of each length, compared with p^H.
 
     Args:
-        executions: Judged totals, one per chain.
+        executions: One per chain of steps (response), with all its stated totals.
         correct: Whether the answer of each chain is right (``rollout.correct``); default: whether the total of its last turn was stated
             and is true.
         p: Step accuracy in p^H, such as the step accuracy on chains as long as those in training. Default: for each length, the step
