@@ -69,6 +69,13 @@ def test_a_model_without_tags_is_told_how_to_set_them(llama):
     assert any("--think" in limit for limit in jobs.check(replace(llama, tags=None)).limits)
 
 
+def test_tags_in_brackets_are_printed_and_not_taken_for_markup(tmp_path):
+    lm = zoo.model_of_type("llama")
+    lm.save(tmp_path / "model")
+    result = run(str(tmp_path / "model"), "--think", "[THINK],[/THINK]")
+    assert "thinks between '[THINK]' and '[/THINK]'" in result.stdout
+
+
 def test_the_memory_is_that_of_the_sizes(tiny):
     weights = sum(p.numel() for p in tiny.model.parameters())
     cache = 2 * 32 * 4096 * 2 * 4 * 32 * 4  # keys and values, rows, tokens, key heads, layers, head size, bytes

@@ -50,6 +50,8 @@ def test_old_and_half_removed_checkpoints_go_and_the_newest_complete_ones_stay(t
             (tmp_path / f"checkpoint-{step}" / resuming.STATE).touch()
     (tmp_path / "checkpoint-9" / "x").touch()  # changed last, as by a process that was killed while removing it
     (tmp_path / "checkpoint-9-backup").mkdir()  # a user's copy
+    resuming.remove_old(tmp_path, -1)  # transformers' way to keep all: only the incomplete one goes
+    assert len(list(tmp_path.glob("checkpoint-??"))) == 2 and (tmp_path / "checkpoint-9").exists()
     resuming.remove_old(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-11", "checkpoint-9-backup"]
     assert resuming.last_checkpoint(tmp_path).name == "checkpoint-11"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from toolkit.cli.common import AsJson, Device, Dtype, Template, Think, Trust, Type, app, load_model, log, out, print_json
 
@@ -56,8 +57,9 @@ def check(
             table.add_column(overflow="fold")
             table.add_column(overflow="fold")
             for name, value in facts.items():
-                table.add_row(name, repr(value) if "\n" in value else value)
-            out.print(table, markup=False)
+                # As text: in a string, rich would take a tag such as [THINK] for its own markup and leave it out.
+                table.add_row(Text(name), Text(repr(value) if "\n" in value else value))
+            out.print(table)
         for limit in found.limits:
             out.print(f"limit: {limit}", markup=False, highlight=False)
         for fault in found.faults:

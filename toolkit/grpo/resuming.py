@@ -18,9 +18,8 @@ from toolkit import store
 from toolkit.store.full import explain_full_disk
 
 STATE = "toolkit.json"  # in every checkpoint, written last: a checkpoint with this file is complete
-KEPT = (
-    2  # newest checkpoints that a run keeps, unless save_total_limit says otherwise: one to resume from, one in case it is damaged
-)
+KEPT = 2
+"""Newest checkpoints that a run keeps by default: one to resume from, and one in case the first is damaged."""
 EARLIER = "Remove that checkpoint and resume: the run continues from the one before."
 _UNREADABLE = (
     OSError,
@@ -52,14 +51,19 @@ def last_checkpoint(out: Path) -> Path | None:
     return next((folder for folder in reversed(_checkpoints(out)) if (folder / STATE).exists()), None)
 
 
-def remove_old(out: Path, keep: int = KEPT) -> None:
-    """Remove every checkpoint of a run except the ``keep`` newest complete ones. A checkpoint that cannot be removed stays.
+def remove_old(out: Path, limit: int | None = None) -> None:
+    """Remove every checkpoint of a run except its newest complete ones. A checkpoint that cannot be removed stays.
 
     Transformers sorts checkpoints by modification time, so it would keep one that a killed process had begun to remove.
+
+    Args:
+        limit: Number of complete checkpoints to keep, as ``save_total_limit`` of transformers: all of them if it is not positive;
+            ``None``: ``KEPT``.
     """
+    keep = KEPT if limit is None else limit
     complete = [folder for folder in _checkpoints(out) if (folder / STATE).exists()]
     for folder in _checkpoints(out):
-        if folder not in complete[-keep:]:
+        if folder not in (complete[-keep:] if keep > 0 else complete):
             with suppress(OSError):
                 store.remove(folder)
     store.tidy(out)  # of a process that was killed while it removed one
@@ -132,7 +136,7 @@ class ResumableTrainer(GRPOTrainer):
             if self.args.should_save:
                 store.write_json({"identity": dict(self.identity), "reward": self.reward_state()}, checkpoint / STATE)
         if self.args.should_save:  # after the new one is complete, so that an error here cannot remove it
-            remove_old(checkpoint.parent, self.args.save_total_limit or KEPT)
+            remove_old(checkpoint.parent, self.args.save_total_limit)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         with reading(resume_from_checkpoint):

@@ -41,7 +41,7 @@ from toolkit.generate import Sampling
 from toolkit.grpo import code, judge, log, saved
 from toolkit.grpo.extras import Extras
 from toolkit.grpo.recipes import Recipe
-from toolkit.grpo.resuming import EARLIER, KEPT, STATE, last_checkpoint, remove_old, state_of
+from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, remove_old, state_of
 from toolkit.grpo.saved import MODEL as MODEL
 from toolkit.grpo.trainer import Trainer
 from toolkit.lm import LM
@@ -225,7 +225,7 @@ def train(
         main = trainer.is_world_process_zero()
         if main:
             store.remove(run.out / MODEL)  # of an earlier run with fewer steps
-            remove_old(run.out, args.save_total_limit or KEPT)  # a killed process may have been removing one
+            remove_old(run.out, args.save_total_limit)  # a killed process may have been removing one
         if checkpoint is None:
             probe(trainer, say)
         else:

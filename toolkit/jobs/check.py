@@ -53,7 +53,8 @@ def check(lm: LM, *, problems: str | None = None, rollouts: str | Path | None = 
     found.facts["thinking"] = dict(_thinking(lm))
     found.facts["checks (largest deviation)"] = _exactness(lm)
     found.facts["memory, estimated"] = dict(_memory(lm))
-    found.facts["speed"] = {f"{TRIED} tokens, one row": f"{_speed(lm):.3g} tokens per second"}
+    if lm.tokenizer.chat_template:
+        found.facts["speed"] = {f"{TRIED} tokens, one row": f"{_speed(lm):.3g} tokens per second"}
     found.limits += _limits(lm)
     if problems is not None:
         found.facts["problems"] = _problems(lm, problems, found.faults)
@@ -125,8 +126,6 @@ def _gb(size: float | int) -> str:
 
 def _speed(lm: LM) -> float:
     """Return decoded tokens per second of a single row, after a first token that warms up."""
-    if not lm.tokenizer.chat_template:
-        return float("nan")
     generate.rollouts(lm, [EXAMPLE], Sampling(1, temperature=0.0, max_new_tokens=1), progress=False)
     began = time.perf_counter()
     (response,) = generate.rollouts(lm, [EXAMPLE], Sampling(1, temperature=0.0, max_new_tokens=TRIED), progress=False)
