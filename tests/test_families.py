@@ -81,7 +81,7 @@ def test_scales_of_blocks_that_later_gains_make_up_for_change_no_ranking():
     lm, changed = (zoo.model_of_type("gemma4_text", hidden_size_per_layer_input=0) for _ in range(2))
     blocks = changed.layout.blocks
     with torch.no_grad():
-        blocks[1].output_scale.mul_(4)
+        blocks[1].block.layer_scalar.mul_(4)
         for block in blocks[2:]:
             for norm in (block.post_attention_norm, block.post_mlp_norm):
                 norm.weight.mul_(4)

@@ -6,6 +6,7 @@ initialises, drops or converts weights with at most a warning. Here everything t
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,14 +14,27 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
-from toolkit import adapters, origins, shipped, store
+from toolkit import adapters, origins, shipped, store, tensors
 from toolkit.shipped import SMOL_REASONER, TINY_REASONER
 from toolkit.sites import UnsupportedModelError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+BITS: Mapping[str, Mapping[str, Any]] = {
+    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "8bit": {"load_in_8bit": True},
+}
+"""Names of quantisations -> arguments of ``BitsAndBytesConfig``."""
 FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
 MODULES = 10_000  # largest number of layers, heads or experts: building more would take minutes before any check could run
 HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.(attn|attention)\.bias)$")
@@ -56,8 +70,61 @@ class Checkpoint:
     made_from: tuple[origins.Record, ...] = ()
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where and how weights are stored when a model is loaded; see ``lm.load``.
+
+    Attributes:
+        device: Device of the model, used without ``device_map``.
+        device_map: ``"auto"``, or a map from modules to devices, or ``None``.
+        quantization: ``"4bit"``, ``"8bit"``, a quantisation config of transformers, or ``None``.
+    """
+
+    device: str | torch.device = "cpu"
+    device_map: str | Mapping[str, Any] | None = None
+    quantization: Any = None
+
+    @property
+    def plain(self) -> bool:
+        """True if all weights are on one device, as plain numbers."""
+        return self.device_map is None and self.quantization is None
+
+    def options(self, config: Any, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the arguments of ``from_pretrained`` for a model with this config, whose checkpoint may itself be quantised.
+
+        Raises:
+            ImportError: accelerate or bitsandbytes is not installed.
+            ValueError: ``quantization`` is unknown.
+        """
+        if self.plain and getattr(config, "quantization_config", None) is None:
+            return {}
+        require("accelerate", "device_map and quantised weights")
+        options: dict[str, Any] = {"device_map": self.device_map or {"": self.device}}
+        if isinstance(self.quantization, str):
+            if self.quantization not in BITS:
+                raise ValueError(
+                    f"quantization={self.quantization!r}: expected {' or '.join(map(repr, BITS))}, or a config of transformers."
+                )
+            require("bitsandbytes", f"quantization={self.quantization!r}")
+            options["quantization_config"] = BitsAndBytesConfig(**BITS[self.quantization], bnb_4bit_compute_dtype=dtype)
+        elif self.quantization is not None:
+            options["quantization_config"] = self.quantization
+        return options
+
+
+def require(package: str, purpose: str) -> None:
+    """Raise ImportError, with the command that installs it, if a package is missing that loads big models."""
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"{purpose} needs {package}: pip install 'reasoning-length-toolkit[big]'.")
+
+
 def read(
-    source: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    placement: Placement = Placement(),
 ) -> Checkpoint:
     """Read a model and its tokenizer. An adapter is merged into its base.
 
@@ -66,35 +133,53 @@ def read(
         revision: Hub revision.
         dtype: Number type of the weights.
         trust_remote_code: True to run code from the hub repository.
+        placement: Where and how the weights are stored.
 
     Raises:
         FileNotFoundError: the path does not exist, or is not a GGUF file although it ends in ``.gguf``.
-        ImportError: peft, or a package of ``"smol-reasoner"``, is not installed; the message has the command that installs it.
+        ImportError: a package that the model or the placement needs is not installed; the message says which.
+        ValueError: the quantisation is unknown.
         store.DamagedFileError: a file is truncated or damaged.
-        UnsupportedModelError: the files do not describe one complete causal language model.
+        UnsupportedModelError: the files do not describe one complete causal language model, or the placement does not work for them.
     """
-    return _read(source, dtype, {"revision": revision, "trust_remote_code": trust_remote_code})
+    checkpoint = _read(source, dtype, {"revision": revision, "trust_remote_code": trust_remote_code}, placement)
+    if not tensors.storage(checkpoint.model):
+        torch.nn.Module.to(checkpoint.model, tensors.device(checkpoint.model) if placement.device_map else placement.device)
+    return checkpoint
 
 
-def _read(source: str | Path, dtype: torch.dtype, common: Mapping[str, Any], above: tuple[Path, ...] = ()) -> Checkpoint:
+def _read(
+    source: str | Path, dtype: torch.dtype, common: Mapping[str, Any], placement: Placement, above: tuple[Path, ...] = ()
+) -> Checkpoint:
     """Do the work of ``read``. ``above`` lists the adapters whose base this model is, to detect a cycle."""
     revision = common["revision"]
     if source == SMOL_REASONER:
+        _check_whole(SMOL_REASONER, placement)
         adapter = shipped.path_of(SMOL_REASONER)
-        model, tokenizer = _gguf(shipped.smollm2_path(), torch.float32, common)
+        model, tokenizer = _gguf(shipped.smollm2_path(), torch.float32, common, Placement())
         tokenizer.chat_template = shipped.template(adapter)
         return Checkpoint(shipped.merge(model, adapter, dtype), tokenizer)
     path = shipped.path_of(TINY_REASONER) if source == TINY_REASONER else Path(source)
     if path.suffix == ".gguf":
-        return Checkpoint(*_gguf(path, dtype, common))
+        return Checkpoint(*_gguf(path, dtype, common, placement))
     if not path.exists() and (path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1):
         raise FileNotFoundError(f"{path} is neither a directory nor a GGUF file, and not a hub id (owner/name).")
     where = str(path if path.exists() else source)
     if (config := _foreign(where, lambda: adapters.read_config(where, revision))) is not None:
+        _check_whole(where, placement)
         return _adapted(where, config, dtype, common, above)
-    model, tokenizer = _plain(where, dtype, common)
+    model, tokenizer = _plain(where, dtype, common, placement)
     folder = None if source == TINY_REASONER else _folder(where, revision, model)
     return Checkpoint(model, tokenizer, folder, _made_from(where, revision))
+
+
+def _check_whole(where: str, placement: Placement) -> None:
+    """Raise UnsupportedModelError if an adapter is to be merged into weights that are stored otherwise than as plain numbers."""
+    if not placement.plain:
+        raise UnsupportedModelError(
+            f"{where} is an adapter, which can be merged only into plain weights on one device. Save the merged model first, "
+            "lm.load(adapter).save(directory), and load that directory with device_map or quantization."
+        )
 
 
 def _made_from(where: str, revision: str | None) -> tuple[origins.Record, ...]:
@@ -151,14 +236,17 @@ def _foreign(where: str, read: Any) -> Any:
         raise UnsupportedModelError(f"{where} cannot be loaded as a causal language model ({reason}).") from error
 
 
-def _plain(where: str, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _plain(
+    where: str, dtype: torch.dtype, common: Mapping[str, Any], placement: Placement
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     local = Path(where).is_dir()
     if (path := _on_disk(where, common["revision"])) is not None:
         _check_files(path, partial=not local)
 
     def load() -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(where, **common)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **common)
+        options = {**common, **placement.options(AutoConfig.from_pretrained(where, **common), dtype)}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **options)
         return tokenizer, *loaded
 
     tokenizer, model, report = _foreign(where, load)
@@ -176,22 +264,31 @@ def _on_disk(where: str, revision: str | None) -> Path | None:
     return Path(config).parent if config else None
 
 
-def _gguf(path: Path, dtype: torch.dtype, common: Mapping[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _gguf(
+    path: Path, dtype: torch.dtype, common: Mapping[str, Any], placement: Placement
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if placement.device_map is not None:
+        raise UnsupportedModelError(f"{path} is a GGUF file, which is loaded on one device: leave device_map out.")
     if not path.is_file():
         raise FileNotFoundError(f"No GGUF file at {path}.")
     where, options = str(path.parent), {**common, "gguf_file": path.name}
+    # Without this, transformers keeps the file's blocks packed if a GPU has kernels for them, and edits and training would not be possible.
+    packing = {"quantization_config": placement.quantization or GgufConfig(dequantize=True)}
 
     def load() -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **options, **packing)
         return tokenizer, *loaded
 
     tokenizer, model, report = _foreign(str(path), load)
     _check_report(str(path), {**report, "unexpected_keys": ()})
-    # Loading turned the file into plain weights, but transformers still marks them as quantised and would not save or train them.
-    model.hf_quantizer, model.is_quantized = None, False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    if getattr(
+        packing["quantization_config"], "dequantize", False
+    ):  # transformers sets it, too, if it has no kernel for packed blocks
+        # The weights are plain now, but transformers still marks them as quantised and would not save or train them.
+        model.hf_quantizer, model.is_quantized = None, False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
     return model, tokenizer
 
 
@@ -215,7 +312,12 @@ def _adapted(
             f"{where} is an adapter of {source}, which is an adapter of {where}: set base_model_name_or_path in adapter_config.json to a "
             "complete model."
         )
-    base = _read(source, torch.float32, {**common, "revision": config.get("revision")}, above)
+    base = _read(source, torch.float32, {**common, "revision": config.get("revision")}, Placement(), above)
+    if tensors.storage(base.model):
+        raise UnsupportedModelError(
+            f"{where} is an adapter of {source}, whose weights are quantised: it can be merged only into plain weights. Set "
+            "base_model_name_or_path in adapter_config.json to the model before quantisation."
+        )
     tokenizer = base.tokenizer
     if (Path(where) / "tokenizer_config.json").is_file():
         tokenizer = _foreign(where, lambda: AutoTokenizer.from_pretrained(where, **common))

@@ -165,10 +165,16 @@ def apply(lm: LM, planned: Plan) -> LM:
 
     Raises:
         WrongModelError: the plan was made from other weights.
+        UnsupportedModelError: the weights are quantised or offloaded. Use ``RuntimeEdit``, or ``vectors.save_adapter``.
         IndexError: the plan edits a head that does not exist.
         ValueError: the plan's direction is not finite.
     """
     check_plan(lm, planned)
+    lms.check_plain(
+        lm,
+        "editing the weights of heads",
+        "Edit at run time (edits.RuntimeEdit(plan)), or write the edit as an adapter (vectors.save_adapter).",
+    )
     outs: list[Any] = [lm.layout.blocks[edit.layer].out for edit in planned.edits]
     changed = {id(out.weight) for out in outs}
     tensors = [*lm.model.parameters(), *lm.model.buffers()]

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import toolkit
-from toolkit import checkpoints, origins, shipped, sites, templates
+from toolkit import checkpoints, origins, shipped, sites, templates, tensors
 from toolkit import qualify as behaviour
 from toolkit.qualify import Check
 from toolkit.shipped import SMOL_REASONER, TINY_REASONER, smollm2_path
@@ -57,6 +57,7 @@ class LM:
         template: Switches (variables) that are set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
         folder: Directory that the model was read from, or ``None``; ``save`` copies its other files, such as those of a multimodal
             processor.
+        known_digests: Hashes of weights that are shared with the parent, see ``digests``.
     """
 
     model: PreTrainedModel
@@ -69,11 +70,13 @@ class LM:
     made_from: tuple[origins.Record, ...] = ()
     template: Mapping[str, Any] = field(default_factory=dict, hash=False)
     folder: Path | None = None
+    # Not an argument, so that a copy with another model (dataclasses.replace) does not get hashes of this one.
+    known_digests: Mapping[str, str] = field(default_factory=dict, init=False, hash=False, compare=False, repr=False)
 
     @property
     def device(self) -> torch.device:
-        """Device of the model."""
-        return self.model.device
+        """Device on which the model computes, also if its weights are offloaded."""
+        return tensors.device(self.model)
 
     @property
     def body(self) -> PreTrainedModel:
@@ -100,17 +103,19 @@ class LM:
         return frozenset(i for i in configured | {self.tokenizer.eos_token_id} if i is not None)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and bytes of all weights, and over the config except ``UNCOMPUTED``.
+    def digests(self) -> Mapping[str, str]:
+        """SHA-256 of every weight and saved buffer, over shape, number type and bytes: name -> hash.
 
-        Computed once; takes a few seconds per billion weights.
+        Computed once, in about a second per GB and thread. An edited LM shares most weights with its parent and hashes only the others.
         """
+        return tensors.digests(self.model, self.known_digests)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and ``digests`` of all weights, and over the config except ``UNCOMPUTED``."""
         config = {k: v for k, v in self.model.config.get_text_config().to_dict().items() if k not in UNCOMPUTED}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
-        return digest.hexdigest()
+        text = json.dumps([config, sorted(self.digests.items())], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def provenance(self, seed: int | None = None, **notes: Any) -> Provenance:
         """Return the provenance to store with a value that is made from this model.
@@ -300,6 +305,8 @@ def load(
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantization: Any = None,
     tags: ThinkTags | None = None,
     template: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
@@ -312,21 +319,34 @@ def load(
         revision: Hub revision.
         dtype: Number type of the weights. Edits are computed in fp32 in any case.
         device: Device of the model. Default: CUDA if available, else CPU.
+        device_map: Instead of ``device``: ``"auto"`` puts as much of the model on the GPU as fits and offloads the rest to the CPU, or a map
+            from modules to devices (also ``"cpu"`` and ``"disk"``), see accelerate. Offloaded weights cannot be edited or trained.
+        quantization: ``"4bit"`` or ``"8bit"`` to quantise the weights with bitsandbytes when they are loaded, or a quantisation config of
+            transformers. Quantised weights cannot be edited or trained; interventions at run time work.
         tags: Think tags. Default: those of the format that the chat template or the vocabulary has (``tags.FORMATS``), else none.
         template: Switches (variables) to set in the chat template for every prompt, such as ``{"enable_thinking": False}``.
         trust_remote_code: True to run code from the hub repository.
 
     Raises:
         FileNotFoundError: the path does not exist, or is not a GGUF file although it ends in ``.gguf``.
-        ImportError: peft, or a package of ``"smol-reasoner"``, is not installed; the message has the command that installs it.
+        ImportError: a package that the model, ``device_map`` or ``quantization`` needs is not installed; the message says which.
+        ValueError: both ``device`` and ``device_map`` are given, or ``quantization`` is unknown.
         store.DamagedFileError: a file is truncated or damaged.
         UnsupportedModelError: the architecture is unknown, the files do not describe one complete model, the chat template cannot be
             used or does not read one of the switches, or a check of ``qualify`` fails.
     """
-    files = checkpoints.read(source, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
+    if device is not None and device_map is not None:
+        raise ValueError(f"device={device!r} and device_map={device_map!r}: give one of them.")
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    files = checkpoints.read(
+        source,
+        revision=revision,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        placement=checkpoints.Placement(place, device_map, quantization),
+    )
     name = str(source)
     _check_template(name, files.tokenizer, template or {})
-    torch.nn.Module.to(files.model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     lm = wrap(files.model, files.tokenizer, name=name, tags=tags, revision=revision)
     lm = replace(lm, template=dict(template or {}), folder=files.folder, made_from=files.made_from)
     qualify(lm)
@@ -367,9 +387,8 @@ def wrap(
         UnsupportedModelError: the architecture is unknown, a weight is not finite, or model and tokenizer do not fit together.
     """
     layout = sites.find(model)
-    for key, value in model.named_parameters():
-        if not torch.isfinite(value).all():
-            raise UnsupportedModelError(f"{name}: {behaviour.not_finite_message(f'weight {key}', 'values', value.dtype)}")
+    if (bad := tensors.not_finite(model)) is not None:
+        raise UnsupportedModelError(f"{name}: {behaviour.not_finite_message(f'weight {bad}', 'values', model.dtype)}")
     try:
         found_tags = tags or find_tags(tokenizer)
     except ValueError as error:
@@ -423,12 +442,30 @@ def child(lm: LM, model: PreTrainedModel, name: str, *, made_from: Sequence[orig
     """Return a copy of ``lm`` with another model, such as an edited one; ``lm`` becomes its parent.
 
     Args:
-        model: The other model.
+        model: The other model. Weights that it shares with that of ``lm`` must not be changed later.
         name: Name of the new LM.
         made_from: Records (see ``origins``) of the problems that the change was made from; they are added to the records of ``lm``.
     """
     records = origins.distinct((*lm.made_from, *made_from))
-    return replace(lm, model=model, layout=sites.find(model), name=name, revision=None, parent=lm.fingerprint, made_from=records)
+    known = {key: lm.digests[key] for key in tensors.shared(lm.model, model)}
+    layout = sites.find(model)
+    new = replace(lm, model=model, layout=layout, name=name, revision=None, parent=lm.fingerprint, made_from=records)
+    object.__setattr__(new, "known_digests", known)  # the class is frozen
+    return new
+
+
+def check_plain(lm: LM, doing: str, instead: str) -> None:
+    """Raise an error unless the weights of a model can be changed: quantised and offloaded ones cannot.
+
+    Args:
+        doing: The change, as a noun for the message, such as ``"editing the weights"``.
+        instead: A sentence that names other ways.
+
+    Raises:
+        UnsupportedModelError: the weights are quantised or offloaded.
+    """
+    if how := tensors.storage(lm.model):
+        raise UnsupportedModelError(f"{lm.name} has {how} weights, so {doing} is not possible. {instead}")
 
 
 def as_type(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -61,10 +61,13 @@ def selective_merge(
 
     Raises:
         DifferentModelsError: the models differ in the names or shapes of their weights.
+        UnsupportedModelError: the weights of a model are quantised or offloaded.
         ValueError: ``keep`` is outside (0, 1], ``scope`` is unknown, or a weight is not finite.
     """
     if not 0 < keep <= 1 or scope not in SCOPES:
         raise ValueError(f"keep={keep}, scope={scope!r}: need 0 < keep <= 1, and scope {' or '.join(map(repr, SCOPES))}.")
+    for lm in (base, trained):
+        lms.check_plain(lm, "merging", "Load it without quantization and device_map.")
     before, after = dict(base.model.named_parameters()), dict(trained.model.named_parameters())
     check_same(before, after)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from toolkit import hooks, sites
+from toolkit import hooks, sites, tensors
 from toolkit.sites import Layout, Site, UnsupportedModelError
 
 SHORTER = 3  # the second row of the padded batch is this many tokens shorter than the first
@@ -91,7 +91,10 @@ def _deviation(actual: Tensor, expected: Tensor) -> float:
 
 
 def _logit_deviation(
-    actual: Float[Tensor, "tokens vocab"], expected: Float[Tensor, "tokens vocab"], parts: Sequence[int] | None = None
+    model: PreTrainedModel,
+    actual: Float[Tensor, "tokens vocab"],
+    expected: Float[Tensor, "tokens vocab"],
+    parts: Sequence[int] | None = None,
 ) -> float:
     """Return the largest deviation of logits, relative to the largest logit.
 
@@ -102,13 +105,18 @@ def _logit_deviation(
         parts: Number of tokens in each part, in order; by default all tokens are one part.
     """
     per_token = (actual.float() - expected.float()).abs().amax(dim=-1) / expected.float().abs().max().clamp(min=1e-30)
-    if expected.dtype in FULL:
+    if _precision(model) in FULL:
         return per_token.max().item()
     return max(part.median().item() for part in per_token.split(list(parts or [len(per_token)])))
 
 
-def _allowed(dtype: torch.dtype, *, half: float = 3e-2) -> float:
-    return EXACT if dtype in FULL else half
+def _precision(model: PreTrainedModel) -> torch.dtype:
+    """Return the number type whose rounding a model's outputs have: half precision if it is quantised, else that of its weights."""
+    return torch.float16 if tensors.storage(model) == "quantised" else model.dtype
+
+
+def _allowed(model: PreTrainedModel, *, half: float = 3e-2) -> float:
+    return EXACT if _precision(model) in FULL else half
 
 
 # --- sites ---------------------------------------------------------------------------------------------------
@@ -131,16 +139,16 @@ def _sites(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor, se
             results.append(Check(f"{kind} {layer}: is causal", change, change > 1e-6))
     for layer in range(layout.n_layers):
         of_layer = {site.kind: value.float() for site, value in values.items() if site.layer == layer}
-        results += _sums(layout, layer, of_layer, extra.get(layer), model.dtype)
+        results += _sums(layout, layer, of_layer, extra.get(layer), model)
     return results
 
 
-def _sums(layout: Layout, layer: int, values: Mapping[str, Tensor], extra: Tensor | None, dtype: torch.dtype) -> list[Check]:
+def _sums(layout: Layout, layer: int, values: Mapping[str, Tensor], extra: Tensor | None, model: PreTrainedModel) -> list[Check]:
     """Check the sums of a block: heads and bias give ``attn_out``, adding attention gives ``resid_mid``, adding the MLP ``resid_post``."""
     block = layout.blocks[layer]
 
     def added(kind: str, norm: nn.Module | None) -> Tensor:
-        return layout.factor * (values[kind] if norm is None else norm(values[kind].to(dtype)).float())
+        return layout.factor * (values[kind] if norm is None else norm(values[kind].to(model.dtype)).float())
 
     end = values["resid_mid"] + added("mlp_out", block.post_mlp_norm)
     end = end if extra is None else end + extra.float()
@@ -150,7 +158,7 @@ def _sums(layout: Layout, layer: int, values: Mapping[str, Tensor], extra: Tenso
             values["resid_mid"],
         ),
         "resid_post: resid_mid + MLP": (
-            end if block.output_scale is None else end * block.output_scale.float(),
+            end * layout.output_scale(layer),
             values["resid_post"],
         ),
     }
@@ -162,7 +170,7 @@ def _sums(layout: Layout, layer: int, values: Mapping[str, Tensor], extra: Tenso
         )
         sums["attn_out: heads + bias sum to it"] = (heads, values["attn_out"])
     errors = {name: _deviation(actual, expected) for name, (actual, expected) in sums.items()}
-    return [Check(f"{layer} {name}", error, error < _allowed(dtype)) for name, error in errors.items()]
+    return [Check(f"{layer} {name}", error, error < _allowed(model)) for name, error in errors.items()]
 
 
 def _constant(recorded: Tensor) -> hooks.Rewrite:
@@ -202,14 +210,14 @@ def _attention(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor
         output, weights = attend(query, key, value)
         return torch.zeros_like(output), weights
 
-    allowed, allowed_logits = _allowed(model.dtype), _allowed(model.dtype, half=ROUNDED)
+    allowed, allowed_logits = _allowed(model), _allowed(model, half=ROUNDED)
     with hooks.wrap_attention(layout, look, eager=True):
         logits = model(input_ids=ids).logits
     with hooks.wrap_attention(layout, nothing), hooks.record(layout, [Site("z", layer) for layer in layout.attention_layers]) as z:
         model(input_ids=ids)
     left = max(value.abs().max().item() for value in z.values())
     wrong = float(max(abs(n - 1) for n in calls.values()))
-    rows, error = max(errors.values()), _logit_deviation(logits[0], base[0])
+    rows, error = max(errors.values()), _logit_deviation(model, logits[0], base[0])
     results = [
         Check("each layer attends once, through transformers' interface", wrong, wrong == 0),
         Check("attention rows are those the model used: rows x values", rows, rows < allowed),
@@ -220,7 +228,7 @@ def _attention(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor
     layers = DynamicCache(config=model.config).layers
     if hooks.attention_name(layout) == "sdpa" and all(type(layer) is DynamicLayer for layer in layers):
         with hooks.replace_attention(layout, _softmax):
-            error = _logit_deviation(model(input_ids=ids).logits[0], base[0])
+            error = _logit_deviation(model, model(input_ids=ids).logits[0], base[0])
         results.append(Check("attention is a softmax over scaled products", error, error < allowed_logits))
     return results
 
@@ -255,8 +263,8 @@ def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Ten
     logits = torch.cat(outputs, dim=1)
     # Compare each row's prefill and its cached steps separately: an error in one of them affects few of all tokens.
     parts = (prefill, CHUNK, STEPS, prefill - SHORTER, CHUNK, STEPS)
-    error = _logit_deviation(torch.cat([logits[0], logits[1, SHORTER:]]), torch.cat([base[0], alone[0]]), parts)
-    return Check("cached, padded, batched steps equal one pass", error, error < _allowed(base.dtype, half=ROUNDED))
+    error = _logit_deviation(model, torch.cat([logits[0], logits[1, SHORTER:]]), torch.cat([base[0], alone[0]]), parts)
+    return Check("cached, padded, batched steps equal one pass", error, error < _allowed(model, half=ROUNDED))
 
 
 @torch.inference_mode()

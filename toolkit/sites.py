@@ -34,6 +34,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from toolkit import tensors
 from toolkit.types import Z_OVER_NORM as Z_OVER_NORM
 from toolkit.types import Kind
 
@@ -165,7 +166,6 @@ class Block:
         attention: The attention module, or the module of ``MIXERS`` in its place.
         out: The output projection ``W_O``; ``None`` in a layer without attention heads.
         extra: Module whose output is added after the MLP's, or ``None``.
-        output_scale: Tensor that multiplies the block's output, or ``None``.
     """
 
     block: nn.Module
@@ -175,7 +175,6 @@ class Block:
     post_attention_norm: nn.Module | None
     post_mlp_norm: nn.Module | None
     extra: nn.Module | None = None
-    output_scale: Tensor | None = None
 
     @property
     def adds_attention(self) -> nn.Module:
@@ -333,19 +332,22 @@ class Layout:
         return f"layer {layer} has no attention heads (it is {kind}); layers {', '.join(map(str, self.attention_layers))} have."
 
     def W_O(self, layer: int) -> Float[Tensor, "d_model n_heads_head_dim"]:
-        """Return the output projection as ``[d_model, heads * head_dim]``. It is a view: writing to it edits the model.
+        """Return the output projection as ``[d_model, heads * head_dim]``.
+
+        It is a view, and writing to it edits the model, unless the model is quantised or offloaded (``tensors.storage``); then it is a copy.
 
         Raises:
             IndexError: the layer has no attention heads.
         """
-        out: Any = self.blocks[layer].out
+        out = self.blocks[layer].out
         if out is None:
             raise IndexError(self._headless(layer).capitalize())
-        return out.weight.T if _is_conv1d(out) else out.weight
+        return tensors.matrix(out, next(p for p in self.blocks[layer].block.parameters() if p.is_floating_point()))
 
     def b_O(self, layer: int) -> Float[Tensor, " d_model"] | None:
         """Return the bias of the output projection, or ``None``."""
-        return getattr(self.blocks[layer].out, "bias", None)
+        out = self.blocks[layer].out
+        return None if out is None else tensors.bias(out)
 
     def head(self, layer: int, head: int) -> slice:
         """Return the columns of ``W_O`` (and entries of ``z``) that belong to a query head. Raise IndexError if there is no such head."""
@@ -400,8 +402,15 @@ class Layout:
 
         It is ``factor`` times the scales of the outputs of this and all later blocks (``Row.output_scale``): 1 in most families.
         """
-        scales = [float(b.output_scale) for b in self.blocks[layer:] if b.output_scale is not None]
-        return self.factor * math.prod(scales)
+        return self.factor * math.prod(map(self.output_scale, range(layer, self.n_layers)))
+
+    def output_scale(self, layer: int) -> float:
+        """Return the factor on the output of a block: 1 in most families, see ``Row.output_scale``."""
+        if self.row.output_scale is None:
+            return 1.0
+        block = self.blocks[layer].block
+        with tensors.present(block):
+            return float(getattr(block, self.row.output_scale))
 
 
 def find(model: PreTrainedModel) -> Layout:
@@ -430,16 +439,16 @@ def _block(module: nn.Module, row: Row) -> Block | None:
     out = getattr(attention, row.out, None)
     if attention is None:
         attention = next((m for name in MIXERS if (m := getattr(module, name, None)) is not None), None)
-    elif getattr(out, "weight", None) is None:
+    elif not isinstance(out, nn.Module):
         return None
     mlp = getattr(module, row.mlp, None)
     names = (row.post_attention_norm, row.post_mlp_norm)
     norms = [getattr(module, name, None) if name else None for name in names]
-    scale = getattr(module, row.output_scale, None) if row.output_scale else None
-    missing = any(name and part is None for name, part in zip((*names, row.output_scale), (*norms, scale), strict=True))
+    missing = any(name and part is None for name, part in zip(names, norms, strict=True))
+    missing |= bool(row.output_scale) and not hasattr(module, str(row.output_scale))
     if attention is None or mlp is None or missing:
         return None
-    return Block(module, attention, out, mlp, norms[0], norms[1], getattr(module, row.extra, None) if row.extra else None, scale)
+    return Block(module, attention, out, mlp, norms[0], norms[1], getattr(module, row.extra, None) if row.extra else None)
 
 
 def _layout(config, row: Row, blocks: tuple[Block, ...]) -> Layout:
@@ -449,7 +458,7 @@ def _layout(config, row: Row, blocks: tuple[Block, ...]) -> Layout:
             heads.append(0)
             head_dims.append(0)
             continue
-        d_in, d_model = _sizes(block.out)
+        d_in, d_model = tensors.sizes(block.out)
         n = _n_heads(config, block.attention, layer)
         if d_in % n:
             raise UnsupportedModelError(
@@ -476,14 +485,3 @@ def _n_heads(config: Any, attention: Any, layer: int) -> int:
             name = type(config).__name__
             raise UnsupportedModelError(f"{name} does not give the number of heads of layer {layer}: {error}") from error
         return int(n)
-
-
-def _sizes(out: Any) -> tuple[int, int]:
-    """Return the number of inputs and outputs of an output projection."""
-    d_in, d_out = out.weight.shape if _is_conv1d(out) else out.weight.shape[::-1]
-    return d_in, d_out
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    # GPT-2's Conv1D stores [in, out] and carries its output size as nf.
-    return hasattr(module, "nf")

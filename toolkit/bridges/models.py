@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from toolkit import hooks, sites
+from toolkit import lm as lms
 from toolkit.bridges.names import NeighbourError
 from toolkit.lm import LM
 from toolkit.sites import KINDS, Site
@@ -33,6 +34,7 @@ def to_transformer_lens(lm: LM) -> Any:
     """
     bridges = import_optional("transformer_lens.model_bridge", "TransformerLens")
     _refuse_processors(lm)
+    lms.check_plain(lm, "replacing its modules by those of TransformerLens", "Use to_nnsight instead.")
     model, tokenizer = _shell(lm), copy.deepcopy(lm.tokenizer)
     layout = sites.find(model)
     # A bridge requests attention rows, for which transformers puts permanent hooks on the layers. The layers share their hooks with lm,

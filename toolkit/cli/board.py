@@ -13,7 +13,7 @@ from toolkit import processes
 from toolkit.cli.common import (
     AsJson,
     Device,
-    Dtype,
+    Loaded,
     Model,
     Template,
     Think,
@@ -82,7 +82,7 @@ def board(
     measure_only: Annotated[bool, typer.Option(WORKER, hidden=True)] = False,
     think: Think = None,
     template: Template = None,
-    dtype: Type = Dtype.float32,
+    dtype: Type = Loaded.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
     as_json: AsJson = False,

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from toolkit.cli.common import AsJson, Device, Dtype, Template, Think, Trust, Type, app, load_model, log, out, print_json
+from toolkit.cli.common import AsJson, Device, Loaded, Template, Think, Trust, Type, app, load_model, log, out, print_json
 
 
 @app.command()
@@ -24,7 +24,7 @@ def check(
         Path | None, typer.Option("--rollouts", "-r", help="Directory of rollouts, to be compared with the model.")
     ] = None,
     think: Think = None,
-    dtype: Type = Dtype.float32,
+    dtype: Type = Loaded.float32,
     device: Device = None,
     trust_remote_code: Trust = False,
     template: Template = None,

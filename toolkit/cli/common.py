@@ -65,6 +65,16 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Loaded(StrEnum):
+    """Number types in which weights can be loaded; the last two quantise them."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    eight = "8bit"
+    four = "4bit"
+
+
 Model = Annotated[
     str, typer.Option("--model", "-m", help="tiny-reasoner, smol-reasoner, a directory, a Hugging Face id, or a .gguf file.")
 ]
@@ -74,9 +84,18 @@ Think = Annotated[
         help="Think tags as 'OPEN,CLOSE'; 'response' for a model that does not mark its thinking, so that the whole response counts as thinking. Default: detected from the tokenizer."
     ),
 ]
-Type = Annotated[Dtype, typer.Option("--dtype", help="Number type of the weights. Edits are always computed in fp32.")]
+Type = Annotated[
+    Loaded,
+    typer.Option(
+        "--dtype",
+        help="Number type of the weights; 8bit and 4bit quantise them with bitsandbytes. Edits are always computed in fp32.",
+    ),
+]
 Device = Annotated[
-    str | None, typer.Option(help="Device that runs the model, such as cpu or cuda:1. Default: cuda if available, else cpu.")
+    str | None,
+    typer.Option(
+        help="Device that runs the model, such as cpu or cuda:1; auto offloads to the CPU what does not fit on the GPU. Default: cuda if available, else cpu."
+    ),
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Allow the model's own code from the Hugging Face Hub to run.")]
 Template = Annotated[
@@ -199,14 +218,25 @@ def weight_type(dtype: Dtype) -> Any:
 
 
 def load_model(
-    model: str, think: str | None, dtype: Dtype, device: str | None, trust: bool = False, template: list[str] | None = None
+    model: str, think: str | None, dtype: Dtype | Loaded, device: str | None, trust: bool = False, template: list[str] | None = None
 ):
     """Load and return the ``LM`` that --model, --think, --dtype, --device, --trust-remote-code and --template describe."""
+    import torch
+
     from toolkit import lm
 
-    tags = lm.ThinkTags.parse(think) if think else None
-    of_template = parse_switches(template)
-    return lm.load(model, dtype=weight_type(dtype), device=device, tags=tags, template=of_template, trust_remote_code=trust)
+    quantised = dtype in (Loaded.four, Loaded.eight)
+    numbers = Dtype.bfloat16 if torch.cuda.is_available() else Dtype.float32  # that quantised weights are computed with
+    return lm.load(
+        model,
+        dtype=weight_type(numbers if quantised else Dtype(dtype)),
+        device=None if device == "auto" else device,
+        device_map="auto" if device == "auto" else None,
+        quantization=dtype.value if quantised else None,
+        tags=lm.ThinkTags.parse(think) if think else None,
+        template=parse_switches(template),
+        trust_remote_code=trust,
+    )
 
 
 def show(frame: pd.DataFrame, title: str) -> None:

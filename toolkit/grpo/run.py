@@ -44,7 +44,7 @@ from toolkit.grpo.recipes import Recipe
 from toolkit.grpo.resuming import EARLIER, STATE, last_checkpoint, remove_old, state_of
 from toolkit.grpo.saved import MODEL as MODEL
 from toolkit.grpo.trainer import Trainer
-from toolkit.lm import LM
+from toolkit.lm import LM, check_plain
 from toolkit.types import Problem
 
 KWARGS = "chat_template_kwargs"  # TRL's name for the switches of a chat template
@@ -201,12 +201,14 @@ def train(
 
     Raises:
         ValueError: the settings cannot work; raised before any training (see ``Trainer`` and ``probe``).
+        UnsupportedModelError: the weights are quantised or offloaded.
         FileExistsError: ``run.out`` already holds a run and ``resume`` is False.
         store.StoreError: another process is training into ``run.out``.
         store.WrongModelError: the run in ``run.out`` has another model, recipe, seed, problem set or reward, or was begun with a different
             version of the code.
         checks.NonFiniteError: a reward, loss or gradient is NaN or infinite; the message names step and sample.
     """
+    check_plain(lm, "training", "Load the model without quantization and device_map.")
     args = arguments(lm, recipe, run)
     check_context(lm, problems, args.max_completion_length)
     with _only_run(run.out) if args.process_index == 0 else nullcontext():

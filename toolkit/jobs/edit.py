@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from toolkit import collect, directions, edits, evaluate, probes, report, store
+from toolkit import collect, directions, edits, evaluate, probes, report, store, tensors, vectors
 from toolkit.edits import steering
 from toolkit.jobs.study import Say, Study, with_origin
 from toolkit.lm import LM, Condition
@@ -319,8 +319,15 @@ def edit_conditions(lm: LM, findings: Mapping[str, Finding], settings: EditSetti
             # Two forms may edit the same heads, so each form gets its own random directions.
             noise = edits.random_written(f.plan, lm.layout, seed=settings.seed + at * settings.draws + draw)
             plans[f"{name}: random direction {draw + 1}"] = edits.with_direction(f.plan, noise)
-        result |= {label: Condition(edits.apply(lm, plan), note=plan.name) for label, plan in plans.items()}
+        result |= {label: edited(lm, plan) for label, plan in plans.items()}
     return result
+
+
+def edited(lm: LM, plan: Plan) -> Condition:
+    """Return the model as edited by a plan: in its weights or, if they are quantised or offloaded, at run time."""
+    if tensors.storage(lm.model):
+        return Condition(lm, (edits.RuntimeEdit(plan),), note=plan.name)
+    return Condition(edits.apply(lm, plan), note=plan.name)
 
 
 def edit_and_measure(
@@ -348,7 +355,7 @@ def edit_and_measure(
 
 
 def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
-    """Return True if a directory already holds ``lm`` as edited by the finding's plan, False if the directory is empty or missing.
+    """Return True if a directory already holds what ``save_edited`` would write, False if the directory is empty or missing.
 
     Raises:
         FileExistsError: the directory holds something else.
@@ -357,31 +364,41 @@ def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
     if not Path(directory).is_dir() or not any(Path(directory).iterdir()):
         return False
     about = Path(directory) / "edit.json"
-    edited = edits.apply(lm, finding.plan).fingerprint
     remedy = "Choose another directory, or remove it first."
-    if not about.is_file() or store.read_json(about, {"fingerprint": str}, remedy=remedy)["fingerprint"] != edited:
+    expected = _fingerprint(lm, finding.plan)
+    if not about.is_file() or store.read_json(about, {"fingerprint": str}, remedy=remedy)["fingerprint"] != expected:
         raise FileExistsError(f"{directory} is not empty and holds another model. {remedy}")
     return True
+
+
+def _fingerprint(lm: LM, plan: Plan) -> str:
+    """Return the fingerprint of the edited weights; without them, a hash of the weights and the plan."""
+    condition = edited(lm, plan)
+    return store.key([lm.fingerprint, str(condition.during[0])]) if condition.during else condition.lm.fingerprint
 
 
 def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFrame, directory: str | Path) -> Path:
     """Save ``lm`` as edited by the finding's plan in a Hugging Face directory, and return its path.
 
-    Beside the model, the directory holds ``edit.json`` (plan, norms of the edited weights before and after, fingerprints),
+    If the weights of ``lm`` are quantised or offloaded, an adapter of rank 1 is saved instead of the model (``vectors.save_adapter``). Beside
+    the model or adapter, the directory holds ``edit.json`` (plan, norms of the edited weights before and after, fingerprints),
     ``direction.safetensors``, and a model card on the edit and its measured effects. It is written completely or not at all.
 
     Args:
         measured: Report of ``edit_and_measure``.
         summary: Table of ``edit_and_measure``, for the card.
     """
-    edited = edits.apply(lm, finding.plan)
-    norms = edits.column_norms(lm, edited, finding.plan)
-    about = {"plan": finding.plan, "norms": norms, "parent": lm.fingerprint, "fingerprint": edited.fingerprint}
+    condition = edited(lm, finding.plan)
+    norms = [] if condition.during else edits.column_norms(lm, condition.lm, finding.plan)
+    about = {"plan": finding.plan, "norms": norms, "parent": lm.fingerprint, "fingerprint": _fingerprint(lm, finding.plan)}
     card = report.model_card(
         lm.name, finding.plan, plan_table(finding), report.headline_table(summary), on=report.judged_on(measured)
     )
     with store.atomic_directory(directory) as partial:
-        edited.save(partial)
+        if condition.during:
+            vectors.save_adapter(lm, finding.plan, partial)
+        else:
+            condition.lm.save(partial)
         store.write_json(about, partial / "edit.json")
         store.save(finding.direction, partial / "direction.safetensors")
         store.write_text(card, partial / "README.md")

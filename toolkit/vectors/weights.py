@@ -15,6 +15,7 @@ from torch.func import functional_call
 from toolkit import checkpoints, edits, origins, store
 from toolkit import lm as lms
 from toolkit.lm import LM
+from toolkit.tensors import is_conv1d
 from toolkit.types import Direction, Plan
 from toolkit.vectors.files import ExportError
 
@@ -89,7 +90,7 @@ def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:
         # Full paths: c_proj alone would also match GPT-2's MLP, and with layers_to_transform peft loses the second adapter's layers
         # when it combines two (add_weighted_adapter keeps those of the first).
         "target_modules": list(targets),
-        "fan_in_fan_out": hasattr(lm.layout.blocks[lm.layout.attention_layers[0]].out, "nf"),
+        "fan_in_fan_out": is_conv1d(lm.layout.blocks[lm.layout.attention_layers[0]].out),
         "bias": "none",
         "use_rslora": False,
         "inference_mode": True,
@@ -119,6 +120,7 @@ def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int]
     """
     act = edits.steering(direction, strength, layers=layers)
     edits.check_direction(direction, lm)
+    lms.check_plain(lm, "writing a direction into the biases", "Steer at run time (edits.steering).")
     chosen = range(lm.layout.n_layers) if act.layers is None else sorted(set(act.layers))
     made_from = (origins.record_in(direction.provenance.notes),)
     biases = {id(_bias(lm, layer, direction.kind)) for layer in chosen}

@@ -1,0 +1,180 @@
+"""Weights wherever and however they are stored: on a device, offloaded to CPU or disk (accelerate), or packed (quantised).
+
+``named`` reads every tensor of a model, ``digests`` hashes them, and ``matrix`` returns the weights of a linear layer as plain numbers. Beside
+the model, they hold the tensors of one module at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+THREADS = min(8, os.cpu_count() or 1)
+"""Threads that hash tensors. Each copies one tensor at a time to the CPU."""
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Return True if accelerate reads the module's own tensors only while the module runs. Before and after, they are empty (meta)."""
+    return bool(getattr(getattr(module, "_hf_hook", None), "offload", False))
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Return True if a linear layer holds its weights in another form than one matrix of floating-point numbers (it is quantised)."""
+    weight: Any = getattr(module, "weight", None)
+    plain = type(weight) in (Tensor, nn.Parameter) and type(weight.data) is Tensor
+    return not plain or not weight.is_floating_point() or weight.ndim != 2
+
+
+def storage(model: nn.Module) -> str:
+    """Return ``"quantised"`` or ``"offloaded"`` if the weights of a model are stored so that they cannot be changed in place, else ``""``."""
+    if getattr(model, "is_quantized", False):
+        return "quantised"
+    return "offloaded" if any(map(is_offloaded, model.modules())) else ""
+
+
+def device(module: nn.Module) -> torch.device:
+    """Return the device on which a module computes. Offloaded tensors are elsewhere, or nowhere, while they are not in use."""
+    execution = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if execution is None else torch.device(execution)
+
+
+def present(module: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which the module's own tensors (without those of its children) are there, on the device that computes with them."""
+    if not is_offloaded(module):
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    return align_module_device(module)
+
+
+def named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and value of every parameter and saved buffer of a model. A tied weight is yielded under each of its names.
+
+    The tensors of an offloaded module are valid only until the next one is yielded.
+    """
+    for path, module in model.named_modules():
+        with present(module):
+            yield from _tensors(path, module)
+
+
+def _tensors(path: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and value of the tensors that a module itself saves, without those of its children."""
+    saved: dict[str, Any] = {}
+    # This is state_dict without children. Quantised layers extend it by their scales, which are neither parameters nor buffers.
+    module._save_to_state_dict(saved, f"{path}." if path else "", keep_vars=True)
+    yield from ((name, value.detach()) for name, value in saved.items() if isinstance(value, Tensor))
+
+
+def digests(model: nn.Module, known: Mapping[str, str]) -> dict[str, str]:
+    """Return a SHA-256 of every parameter and saved buffer: name -> hash of shape, number type and bytes.
+
+    A tied weight is hashed once.
+
+    Args:
+        known: Hashes of tensors, by name, that need not be computed.
+    """
+    hashes, lasting = dict(known), dict[str, Tensor]()
+    for path, module in model.named_modules():
+        with present(module):
+            own = {name: value for name, value in _tensors(path, module) if name not in hashes}
+            if is_offloaded(module):
+                hashes |= {name: _digest(value) for name, value in own.items()}
+            else:
+                lasting |= own
+    places = {name: _place(value) for name, value in lasting.items()}
+    distinct = {place: lasting[name] for name, place in places.items()}
+    with ThreadPoolExecutor(THREADS) as threads:  # hashing does not hold Python's lock
+        computed = dict(zip(distinct, threads.map(_digest, distinct.values()), strict=True))
+    return hashes | {name: computed[place] for name, place in places.items()}
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """Return the name of the first floating-point tensor of a model that holds NaN or infinity, or ``None``."""
+    for name, value in named(model):
+        if not all(torch.isfinite(part).all() for part in _parts(value) if part.is_floating_point()):
+            return name
+    return None
+
+
+def shared(one: nn.Module, other: nn.Module) -> set[str]:
+    """Return the names of the tensors that two models share: the same memory, read the same way."""
+    places = [
+        {name: _place(v) for path, m in model.named_modules() if not is_offloaded(m) for name, v in _tensors(path, m)}
+        for model in (one, other)
+    ]
+    return {name for name, place in places[0].items() if places[1].get(name) == place}
+
+
+def _place(value: Tensor) -> Any:
+    """Return a key that two tensors share only if they are the same numbers in the same memory."""
+    parts = _parts(value)
+    if len(parts) == 1 and parts[0] is value:
+        return value.device, value.data_ptr(), value.dtype, value.shape, value.stride()
+    return type(value), tuple(map(_place, parts))
+
+
+def _digest(value: Tensor) -> str:
+    digest = hashlib.sha256()
+    for part in _parts(value):
+        digest.update(f"{tuple(value.shape)}{tuple(part.shape)}{part.dtype}".encode())
+        # A CPU tensor is hashed where it is; any other is copied to the CPU.
+        digest.update(part.contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def _parts(value: Tensor) -> list[Tensor]:
+    """Return the plain tensors of which a tensor consists: itself, or the packed numbers and scales of a quantised one."""
+    if not hasattr(value, "__tensor_flatten__"):
+        return [value.data if type(value) is nn.Parameter else value]
+    names, _ = value.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(value, name))]
+
+
+@torch.no_grad()
+def matrix(linear: Any, like: Tensor) -> Float[Tensor, "d_out d_in"]:
+    """Return the weights of a linear layer as a matrix of floating-point numbers.
+
+    Weights that are packed or offloaded are found by running the layer on the unit vectors, so every way to store them will do. The result
+    is then a copy; otherwise it is a view, and writing to it edits the model.
+
+    Args:
+        linear: The layer.
+        like: A tensor with the number type of the layer's inputs.
+    """
+    if not is_packed(linear) and not is_offloaded(linear):
+        return linear.weight.T if is_conv1d(linear) else linear.weight
+    units = torch.eye(sizes(linear)[0], dtype=like.dtype, device=device(linear))
+    # Calling forward directly runs no hooks, which may be active on the layer now.
+    columns, bias = linear.forward(units), linear.forward(units[:1] * 0)
+    return (columns - bias).T
+
+
+@torch.no_grad()
+def bias(linear: Any) -> Float[Tensor, " d_out"] | None:
+    """Return the bias of a linear layer, or ``None``. It is a copy if the layer is offloaded."""
+    value = getattr(linear, "bias", None)
+    if value is None or not is_offloaded(linear):
+        return value
+    with present(linear):
+        return linear.bias.detach().clone()
+
+
+def sizes(linear: Any) -> tuple[int, int]:
+    """Return the number of inputs and outputs of a linear layer."""
+    if hasattr(linear, "in_features"):
+        return int(linear.in_features), int(linear.out_features)
+    d_in, d_out = linear.weight.shape if is_conv1d(linear) else linear.weight.shape[::-1]
+    return int(d_in), int(d_out)
+
+
+def is_conv1d(module: Any) -> bool:
+    """Return True for GPT-2's Conv1D, which stores ``[in, out]``."""
+    return hasattr(module, "nf")
