@@ -47,7 +47,7 @@ class Claim:
     def verdict(self) -> str:
         """The verdict as text. It is the first in this table whose condition holds.
 
-        ``low`` and ``high`` are the ends of the estimate's interval, minus ``beyond``::
+        ``low`` and ``high`` are the ends of the estimate's interval, minus ``beyond``; ``smallest`` is the field of the claim::
 
             not judged: 2 seeds             a random or trained condition has fewer than three seeds (here two)
             undecided                       there is no interval (NaN), or its width is 0

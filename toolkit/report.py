@@ -49,7 +49,10 @@ class Section:
 
 
 def judged_on(report: Report) -> str:
-    """Return text that says on which problems the conditions were compared, and whether any were used to edit or train a condition."""
+    """Return text that says on which problems the conditions of a report were compared, and whether these problems were held out.
+
+    A problem is not held out if it was used to edit, steer or train one of the conditions.
+    """
     notes = report.provenance.notes
     task, split = notes.get("task"), notes.get("split")
     problems = f"{notes['problems']} problems" + (f" of {task}" if task else "") + (f" ({split})" if split else "")
@@ -188,7 +191,7 @@ def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame, 
         plan: Plan of the edit.
         heads: Table with one row per edited head; all columns are shown.
         table: Measurements, from ``headline_table``.
-        on: Text that says on which problems was measured, from ``judged_on``.
+        on: Text that names the problems of the measurements, from ``judged_on``.
     """
     p = plan.provenance
     return f"""---
@@ -230,7 +233,7 @@ def vector_card(direction: Direction, *, table: pd.DataFrame | None = None, on: 
     Args:
         direction: The steering vector.
         table: Measurements, such as from ``headline_table``. If ``None``, the card says that nothing was measured.
-        on: Text that says on which problems was measured, from ``judged_on``. Not used without ``table``.
+        on: Text that names the problems of the measurements, from ``judged_on``. Not used without ``table``.
         figures: File names of figures in the folder, to which the card links.
     """
     p = direction.provenance

@@ -95,7 +95,9 @@ def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
 
 
 def live(*, every: int = 5, metrics: Sequence[str] = ("accuracy", "think_tokens", "reward")) -> Any:
-    """Return a callback for GRPO training that draws learning curves in Jupyter during the run: ``grpo.Extras(callbacks=(live(),))``.
+    """Return a callback for GRPO training that draws learning curves in Jupyter during the run.
+
+    Pass it to the trainer as ``grpo.extras.Extras(callbacks=(live(),))``.
 
     Args:
         every: Number of training steps between updates.

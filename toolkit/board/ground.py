@@ -47,7 +47,7 @@ class Sizes:
         main: Main tasks, on which accuracy and length are measured: pairs ``(task, number of problems)``. Policies are trained on
             ``training.task`` only, so the other tasks measure transfer.
         unseen: Further tasks, as pairs like ``main``, to detect damage to other abilities. Only accuracy is measured, with one greedy
-            response per problem. On a task that it was not trained on, the tiny reasoner has an accuracy near zero from the start.
+            response per problem. The accuracy of the unchanged tiny reasoner is near zero on tasks that it was not trained on.
         horizons: Smallest and largest number of additions in the chains of the task ``running_sum``. The tiny reasoner was trained on up to
             7 additions, and fails at about 9 or more.
         samples: Samples per main problem, at temperature 1.
@@ -101,7 +101,7 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
     """Return a copy of ``sizes``, changed by the options of a command line.
 
     Args:
-        options: Values by name: ``task`` (replaces all main tasks and the training task), ``problems`` (number of test problems of the
+        options: Name -> value: ``task`` (replaces all main tasks and the training task), ``problems`` (number of test problems of the
             first main task), ``max_new_tokens``, ``seeds``, and ``steps``, ``lora``, ``engine`` of ``TrainingPlan``. A value of ``None``
             changes nothing.
         settings: Settings of every training recipe, as name -> value as text: ``problems`` (per training batch), ``samples`` (per

@@ -4,10 +4,13 @@ A ``Result`` has two tables and a record. ``rows`` has one row per response to a
 quantiles. ``points`` has one row per problem and metric, for metrics that are means over problems. ``about`` holds costs, a description of
 the condition, and the shift of hidden states under the condition.
 
-Lengths are in tokens, entropies in nats per token, shares from 0 to 1. Two metrics are in units of the residual stream. ``projection`` is
-the component of hidden states along the length direction; + is towards longer thinking. ``short_push`` is the component of the output of
-the short-thinking heads along minus the length direction; + is towards shorter thinking. ``retrieval_write`` is in logits: the
-contribution of retrieval heads, by attending to the hidden fact, to the logit of the token that is generated.
+Lengths are in tokens, entropies in nats per token, shares from 0 to 1. Three metrics have other units:
+
+* ``projection`` (units of the residual stream): component of hidden states along the length direction, ThinkEdit's direction of thinking
+  length; + is towards longer thinking.
+* ``short_push`` (units of the residual stream): component of the output of the short-thinking heads, which ThinkEdit edits, along minus the
+  length direction; + is towards shorter thinking.
+* ``retrieval_write`` (logits): contribution of retrieval heads to the logit of the generated token, by attending to the hidden fact.
 """
 
 from __future__ import annotations
@@ -63,7 +66,8 @@ class Result:
             ``text`` (text of the response for the first sample of each problem, else ``None``).
         points: One row per problem and metric, with the columns ``metric, problem_id, value``.
         about: ``name`` of the condition, ``seed``; ``model, fingerprint, parent, interventions`` of the condition; its costs ``tokens,
-            seconds, parameters_changed, training_steps``; ``shift`` of hidden states (see ``References.shift``); ``made_by`` (version and
+            seconds, parameters_changed, training_steps`` (``tokens`` and ``seconds`` of all responses to the main problems; ``seconds`` is
+            ``None`` if sampling was interrupted); ``shift`` of hidden states (see ``References.shift``); ``made_by`` (version and
             hash of the code).
     """
 
@@ -269,7 +273,7 @@ class References:
 
     @property
     def unit(self) -> torch.Tensor:
-        """Unit vector of the length direction at the end of the residual stream, ``[d_model]``; adding it lengthens thinking."""
+        """Unit vector of the length direction at the end of the residual stream, ``[d_model]``; + is towards longer thinking."""
         return self.finding.direction.unit()[-1].double()
 
     def shift(self, condition: Condition) -> dict[str, float]:
@@ -282,8 +286,8 @@ class References:
 
             * ``cosine``: cosine of the shift with the length direction; + is towards longer thinking.
             * ``low, high``: 95 % interval of ``cosine`` over problems.
-            * ``random``: size of cosine that occurs by chance: the 97.5 % quantile of the absolute cosines of the shift with the directions
-              ``shuffled``.
+            * ``random``: absolute cosine that occurs by chance. It is the 97.5 % quantile of the absolute cosines between the shift and the
+              directions ``shuffled``.
             * ``size``: norm of the shift, divided by the norm of the length direction (the difference between long and short thinking).
         """
         after, _ = _states(condition, self.texts)

@@ -3,8 +3,9 @@
 The page holds the numbers as JSON, and ``page.js`` draws them in the browser with an embedded plotly.js. The content security policy of
 the page forbids every request, and no text of the board is interpreted as HTML.
 
-``board`` is a mapping with the parts below. If a part is missing, the page leaves its section out. Shares are from 0 to 1, intervals
-(``low, high``) are 95 %, and the two ``{...}`` of ``cells`` hold ``mean, low, high``::
+``board`` is a mapping with the parts below. If a part is missing, the page leaves its section out. Shares are from 0 to 1, and intervals
+(``low, high``) are 95 %. The two ``{...}`` in ``cells`` hold ``mean, low, high``. ``cost`` holds means over seeds; ``tokens`` and
+``seconds`` are those of all responses to the main problems::
 
     {"title": str, "base": str, "provenance": {...},
      "conditions": {name: {"family", "note", "seeds", "paper", "metrics": {metric: {"mean", "low", "high"}},

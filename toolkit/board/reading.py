@@ -279,7 +279,7 @@ def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int
 
     Args:
         by_name: Name of the condition -> results.
-        count: Largest number of problems.
+        count: Maximum number of problems.
 
     Returns:
         One mapping per problem, with the keys ``id, task, difficulty`` (level), ``prompt, answer`` (right answer) and ``responses``: name

@@ -14,19 +14,19 @@ function ``my_plan``::
     mine = Spec("my edit", "edit", lambda ground, seed: Condition(edits.apply(ground.lm, my_plan(ground.lm))))
     CONDITIONS = [*default.CONDITIONS, mine, trained("mild penalty", recipes.plain("length_penalty", alpha=0.2))]
 
-``toolkit board --conditions FILE`` executes the file, measures conditions without a saved result, and reads the other results back. The
-file may also set the sizes: ``SIZES = Sizes(main=(("gsm8k", 200),), ...)``.
+``toolkit board --conditions FILE`` executes the file, measures conditions without a saved result, and loads the other results. The file
+may also set the sizes: ``SIZES = Sizes(main=(("gsm8k", 200),), ...)``.
 
 Results are saved under a cache key. For a condition with your own function, such as ``mine``, the key is computed from
 
 * the code of the function, with all values, globals and functions that it uses;
 * the condition that the function returns: the fingerprint of the model, and the interventions.
 
-So the function is called even if the result is only read back. In return, a model that was retrained at the same path is measured again.
+So the function is called even if the result is only loaded. In return, a model that was retrained at the same path is measured again.
 
-If you pass ``identity={...}``, the key is computed from this mapping instead of the function and its condition. Pass it if the function is
-slow, or if its behaviour depends on more than its code and values, such as a file. The mapping must hold everything that the measured
-numbers depend on, such as the fingerprint of a model.
+If you pass ``identity={...}`` to ``Spec``, the key is computed from this mapping instead. Pass it if the function is slow, or if the
+function depends on more than its code and values, such as the content of a file. The mapping must hold everything that the measured numbers
+depend on, such as the fingerprint of a model.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ Make = Callable[[Ground, int], Condition]
 
 @dataclass(frozen=True)
 class Spec:
-    """Description of one condition of the board, from which the condition is made.
+    """Description of one condition of the board, with the function that returns the condition.
 
     Attributes:
         name: Unique name.
         family: One of ``FAMILIES``; sets colour and symbol in figures.
-        make: Function ``(ground, seed) -> Condition`` that makes the condition.
+        make: Function ``(ground, seed) -> Condition``.
         seeded: True to measure several seeds, because the condition is random or trained.
         paper: arXiv id, or "".
         note: Description in one line.
@@ -198,7 +198,7 @@ def check_distinct(keys: Mapping[str, str]) -> None:
     """Raise ValueError if two conditions have the same cache key, since they would share one result.
 
     Args:
-        keys: Name of a condition -> its key.
+        keys: Name of a condition -> its cache key.
     """
     first: dict[str, str] = {}
     for name, key in keys.items():
@@ -281,8 +281,8 @@ def steered(
 
     Args:
         name: Unique name of the condition.
-        strength: Factor of the direction when it is added to the residual stream; + lengthens thinking, - shortens it. The direction is a
-            difference of mean activations, long minus short thinking. It is not normalised.
+        strength: Factor by which the direction is multiplied before it is added to the residual stream; + lengthens thinking, - shortens
+            it. The direction is a difference of mean activations (long minus short thinking) and is not normalised.
         direction: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our variant of ThinkEdit).
             ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
         layers: Layers to steer; negative numbers count from the last layer. ``None`` means all layers.
