@@ -29,7 +29,7 @@ class Claim:
         text: The claim in words.
         source: Paper that makes the claim, or ``control`` for a comparison with a random control.
         estimate: The measured effect with its 95 % interval; positive if it has the claimed direction.
-        smallest: Smallest effect that matters (our choice), in the unit of ``estimate``.
+        smallest: Smallest effect that matters (our choice), in the unit of ``estimate``, counted from ``beyond``.
         unit: Unit of ``estimate``: ``tokens``, ``nats``, ``correlation``, or ``points`` (percentage points; the estimate is then a share,
             and 0.03 is shown as 3.0 points).
         beyond: Value that the effect exceeds if the claim is right, in the unit of ``estimate``. 0: the claim is only that there is an

@@ -1,7 +1,7 @@
 """Show a response as HTML. Tokens are coloured by entropy, steps are numbered, and failed (wrong) steps and re-checks are marked.
 
-Use ``fragment`` in a saved report, or in Jupyter through ``IPython.display.HTML``. ``html_page`` returns a whole page of fragments. The HTML
-loads no other file and runs no script. If you hover over a token or click it, its entropy and probability are shown.
+Use ``fragment`` in a saved report, or in Jupyter through ``IPython.display.HTML``. ``html_page`` returns a whole page of fragments. The
+HTML loads no other file and runs no script. If you hover over a token or click it, its entropy and probability are shown.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def live(*, every: int = 5, metrics: Sequence[str] = ("accuracy", "think_tokens"
     Pass it to the trainer as ``grpo.extras.Extras(callbacks=(live(),))``.
 
     Args:
-        every: Number of training steps between updates.
+        every: Number of training steps between two updates of the figure.
         metrics: Columns of the training log, one panel each.
     """
     from toolkit.grpo.log import Watch  # imports transformers' trainer, which nothing else here needs

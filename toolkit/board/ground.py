@@ -155,7 +155,9 @@ def _once(method: Callable[Concatenate[Ground, P], T]) -> Callable[Concatenate[G
 
 @dataclass(frozen=True)
 class Ground:
-    """Inputs that all conditions of a board share: the base model, the sizes, the output directory, and methods for slow inputs.
+    """Inputs that all conditions of a board share: the base model, the sizes, the output directory, and methods that compute the rest.
+
+    Methods compute, for example, directions of thinking length, head scores and trained policies.
 
     Attributes:
         lm: The base model.
@@ -252,7 +254,7 @@ class Ground:
 
     @_once
     def find_heads(self, form: str = OURS) -> Finding:
-        """Compute the direction of thinking length, the head scores and the edit plan of one variant of ThinkEdit.
+        """Return the direction of thinking length, the head scores and the edit plan of one variant of ThinkEdit.
 
         Args:
             form: Name of the variant, a key in ``jobs.FORMS``.
@@ -275,7 +277,7 @@ class Ground:
 
     @_once
     def direction(self, name: str = "thinkedit") -> Direction:
-        """Compute a direction of thinking length. Adding the direction to the residual stream lengthens thinking.
+        """Return a direction of thinking length. Adding the direction to the residual stream lengthens thinking.
 
         Args:
             name: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our variant of ThinkEdit).
@@ -308,7 +310,7 @@ class Ground:
         """Return a policy trained with the settings ``sizes.training``. A policy that was trained before is loaded.
 
         Args:
-            recipe: Recipe with its paper's numbers; ``sizes.training`` scales it.
+            recipe: Recipe with its paper's numbers. ``sizes.training`` may change them, see ``TrainingPlan.sized``.
             seed: Random seed of the training run.
             start: Model to start from; ``None`` means the base model.
             reward: Reward object to use instead of the recipe's; ``None`` means the recipe's.
@@ -323,7 +325,7 @@ class Ground:
         )
 
     def folder_of(self, recipe: Recipe, seed: int, reward: Any = None) -> Path:
-        """Return the folder in which ``train`` saves a policy that starts from the base model. The folder may not exist yet."""
+        """Return the folder in which ``train``, with the same arguments, saves a policy that starts from base. It may not exist yet."""
         from toolkit.grpo import policies
 
         return policies.folder_of(self.lm, recipe, seed, self.sizes.training, self.out / "trained", reward=reward)

@@ -126,7 +126,7 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
         references: Responses, hidden states and heads of base to compare with, from ``measure_references``.
 
     Raises:
-        evaluate.OverlapError: some of the problems were used to edit, steer or train the condition.
+        evaluate.OverlapError: some of the board's test problems were used to edit, steer or train the condition.
     """
     condition = spec.make(ground, seed)
     evaluate.check_held_out(

@@ -47,7 +47,7 @@ class ConditionResults:
 
 
 def condition_results(ground: Ground, specs: Sequence[Spec]) -> dict[str, ConditionResults]:
-    """Return name of the condition -> its results, for all results saved so far. Conditions without a result are left out.
+    """Return a dict from the name of a condition to its results saved so far. Conditions without a result are left out.
 
     Raises:
         FileNotFoundError: base was not measured yet.
@@ -68,7 +68,7 @@ class AlignedResults:
 
     Attributes:
         by_name: Name of the condition -> its results. Base must be one of the conditions.
-        problems: Metric -> sorted ids of the problems that have a value, for metrics that are means of one value per problem.
+        problems: Metric -> sorted ids of the problems that have a value. Only metrics that are means over problems are included.
         main: Ids of the main problems, sorted.
     """
 
@@ -278,12 +278,12 @@ def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int
     """Return example problems of all tasks and levels, each with one response of every condition (first sample, first seed).
 
     Args:
-        by_name: Name of the condition -> results.
+        by_name: Name of the condition -> its results, from ``condition_results``.
         count: Maximum number of problems.
 
     Returns:
-        One mapping per problem, with the keys ``id, task, difficulty`` (level), ``prompt, answer`` (right answer) and ``responses``: name
-        of the condition -> ``text, correct, think_tokens``.
+        One dict per problem, with the keys ``id``, ``task``, ``difficulty`` (``"easy"``, ``"medium"`` or ``"hard"``), ``prompt``,
+        ``answer`` (right answer) and ``responses`` (name of the condition -> ``text, correct, think_tokens``).
     """
     rows = by_name[BASE].results[0].rows
     grouped = levels(rows).to_frame("level").join(rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first())
@@ -315,7 +315,7 @@ def curves(ground: Ground, by_name: Mapping[str, ConditionResults]) -> dict[str,
     """Return the learning curves of the conditions of the family "trained".
 
     Returns:
-        Name of the condition -> one mapping per seed. Its keys are ``seed`` and the equally long lists ``step, accuracy, think_tokens``
+        Name of the condition -> list with one dict per seed. Keys: ``seed``, and the equally long lists ``step, accuracy, think_tokens``
         (means on held-out problems at each step). A policy without a training log in the board's directory has no curve.
     """
     from toolkit.grpo.log import LOG, read  # imports transformers' trainer and peft
@@ -362,7 +362,7 @@ DAMAGE = (
 
 
 def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the figures for the web page of a board, each as a dict with ``title``, ``text`` (explanation) and ``figure`` (plotly JSON)."""
+    """Return the figures for the web page of a board, as dicts with ``title``, ``text`` (explanation) and ``figure`` (plotly JSON)."""
     drawn = (
         ("Gains and damage", "Condition minus base. No policy was trained on lookup.", figures.metric_differences(board, DAMAGE)),
         ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same responses of base. The shift is the difference (condition "

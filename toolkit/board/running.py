@@ -50,7 +50,7 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
 
     Raises:
         ValueError: two conditions have the same cache key.
-        evaluate.OverlapError: some of the problems were used to edit, steer or train a condition.
+        evaluate.OverlapError: some of the board's test problems were used to edit, steer or train a condition.
     """
     todo, references = units(ground, specs), None
     for spec in specs:

@@ -389,7 +389,7 @@ def trained(
 
     Args:
         name: Unique name of the condition.
-        recipe: Recipe with its paper's numbers; ``Sizes.training`` of the board scales it.
+        recipe: Recipe with its paper's numbers. ``Sizes.training`` of the board may change them, see ``TrainingPlan.sized``.
         reward: Reward object to use instead of the recipe's; ``None`` keeps the recipe's. The object's class and fields are part of the
             cache key.
         merged: True to add only the largest 25 % of the weight changes, times 0.7, to the base model (DLER's update-selective merging,

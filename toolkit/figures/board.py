@@ -97,9 +97,10 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
 def state_shifts(board: Board) -> go.Figure:
     """Dot plot of the cosine between each condition's shift of hidden states and the direction of thinking length, one row per condition.
 
-    + is towards longer thinking. Every condition reads the same responses of base. The shift is the mean difference of the hidden states
-    (condition minus base) at the end of the residual stream. Error bars are 95 % intervals. A grey bar is the 95 % range of cosines that occur by chance, computed with
-    differences between random groups of the responses. Conditions that change only decoding or the prompt are left out.
+    A positive cosine means a shift towards longer thinking. Every condition reads the same responses of base. The shift is the mean
+    difference of the hidden states (condition minus base) at the end of the residual stream. Error bars are 95 % intervals. A grey bar is
+    the 95 % range of cosines that occur by chance, computed with differences between random groups of the responses. Conditions that change
+    only decoding or the prompt are left out.
 
     Args:
         board: Content of ``board.json``.
@@ -141,8 +142,8 @@ def state_shifts(board: Board) -> go.Figure:
 def chain_accuracy(board: Board) -> go.Figure:
     """Scatter plot of accuracy on chains of additions against p^H, the accuracy expected from single steps (arXiv 2509.09677).
 
-    There is one point per condition. p is the share of the condition's steps that are right, and H the number of steps in a response; p^H is
-    averaged over problems. Below the diagonal, the accuracy is worse than the single steps predict. Above the diagonal, the condition
+    There is one point per condition. p is the share of the condition's steps that are right, and H the number of steps in a response. p^H
+    is averaged over problems. Below the diagonal, the accuracy is worse than the single steps predict. Above the diagonal, the condition
     corrects wrong steps.
 
     Args:
@@ -220,8 +221,8 @@ def head_change(board: Board) -> go.Figure:
     """Scatter plot of think tokens against the contribution of base's short-thinking heads, one point per condition.
 
     Short-thinking heads are the heads that ThinkEdit edits. Every condition reads the same responses of base. The contribution is the
-    component of these heads' output along the direction of short thinking, in units of the residual stream. If a trained model thinks longer but these heads write the same, other parts of the model
-    changed.
+    component of these heads' output along the direction of short thinking, in units of the residual stream. If a trained model thinks longer
+    but these heads write the same, other parts of the model changed.
 
     Args:
         board: Content of ``board.json``.
