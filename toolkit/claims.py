@@ -1,7 +1,7 @@
-"""Judge published effects by our measurements: a verdict, and the effect size that would be detected with 80 % power.
+"""Compare published effects with our measurements: a verdict per effect, and the effect size that is detected with 80 % power.
 
-Every effect is signed so that + is the direction that the paper claims. The smallest effect that matters is our choice, stated with each
-claim.
+Every effect is signed so that + is the direction that the paper claims. Which effect is large enough to matter is our choice, and is stated
+with each claim.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from toolkit.stats import Effect, Estimate
 POWER = 1.96 + 0.84  # size, in standard errors, of an effect that is detected with 80 % power at the 5 % level
 UNITS = {"points": "share"}  # unit of a claim -> the name that ``with_interval`` has for it, where the two differ
 COLUMNS = ("effect", "from", "estimate (+ as claimed)", "verdict", "detectable with 80 % power")
-"""Columns of ``verdict_table``: the claim, its source, the estimate with its interval, the verdict, and ``Claim.detectable``."""
+"""Columns of ``verdict_table``: text of the claim, its source, the estimate with its interval, the verdict, and ``Claim.detectable``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +27,13 @@ class Claim:
 
     Attributes:
         text: The claim in words.
-        source: Paper that makes the claim, or ``control``.
-        estimate: The measured effect; positive if it has the claimed direction.
-        smallest: Smallest effect that matters (our choice), in the unit of ``estimate``: 0.03 means 3 points.
-        unit: ``points`` (the estimate is a share, e.g. 0.03, and is shown as 3.0 points), ``tokens``, ``nats`` or ``correlation``.
-        beyond: The claim is that the effect exceeds this value, in the unit of ``estimate``: 0 if the claim is only that there is an effect
-            in this direction, -0.03 for "loses less than 3 points".
+        source: Paper that makes the claim, or ``control`` for a comparison with a random control.
+        estimate: The measured effect with its 95 % interval; positive if it has the claimed direction.
+        smallest: Smallest effect that matters (our choice), in the unit of ``estimate``, counted from ``beyond``.
+        unit: Unit of ``estimate``: ``tokens``, ``nats``, ``correlation``, or ``points`` (percentage points; the estimate is then a share,
+            and 0.03 is shown as 3.0 points).
+        beyond: Value that the effect exceeds if the claim is right, in the unit of ``estimate``. 0: the claim is only that there is an
+            effect in this direction. -0.03: the claim is "loses less than 3 points".
     """
 
     text: str
@@ -44,14 +45,17 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """The verdict, from the interval of the estimate. An effect that matters exceeds ``beyond`` by at least ``smallest``.
+        """The verdict as text. It is the first in this table whose condition holds.
 
-        - ``reproduced``: the interval lies above ``beyond`` and includes effects that matter.
-        - ``real but too small to matter``: the interval lies above ``beyond`` and includes no effect that matters.
-        - ``contradicted``: the interval lies below ``beyond`` and reaches at least ``smallest`` below it.
-        - ``not reproduced``: the interval is none of the above and includes no effect that matters.
-        - ``undecided``: the interval is none of the above, has width 0, or does not exist (NaN).
-        - ``not judged: 2 seeds``: a random or trained condition with too few seeds; the text gives their number.
+        ``low`` and ``high`` are the ends of the estimate's interval, minus ``beyond``; ``smallest`` is the field of the claim::
+
+            not judged: 2 seeds             a random or trained condition has fewer than three seeds (here two)
+            undecided                       there is no interval (NaN), or its width is 0
+            reproduced                      0 < low,  high >= smallest
+            real but too small to matter    0 < low,  high <  smallest
+            contradicted                    high < 0, low <= -smallest
+            not reproduced                  high < smallest
+            undecided                       all other intervals
 
         >>> Claim(text="longer", source="", estimate=Estimate(3.0, 1.0, 5.0), smallest=2.0, unit="tokens").verdict
         'reproduced'
@@ -70,15 +74,15 @@ class Claim:
 
     @property
     def detectable(self) -> float:
-        """The effect size, in the unit of ``estimate``, that would be detected with 80 % power; 0 if the interval has width 0.
+        """Size of an effect that would be detected with 80 % power (at the 5 % level), in the unit of ``estimate``.
 
-        It is 2.8 standard errors. The standard error follows from the width of the interval.
+        This is 2.8 standard errors of the estimate, computed from the width of its interval. It is 0 if the interval has width 0.
         """
         return POWER * (self.estimate.high - self.estimate.low) / (2 * 1.96)
 
     @property
     def row(self) -> tuple[str, str, str, str, str]:
-        """The claim as text cells, in the order of ``COLUMNS``."""
+        """Row of ``verdict_table`` for this claim: text cells in the order of ``COLUMNS``."""
         unit = UNITS.get(self.unit, self.unit)
         e = self.estimate
         digits = 2 if self.unit in ("nats", "correlation") else 1
@@ -89,15 +93,15 @@ class Claim:
 
 
 def verdict_table(claims: Sequence[Claim]) -> pd.DataFrame:
-    """Return one row of text cells per claim, indexed by the claim's text; ``COLUMNS`` lists the columns."""
+    """Return a table of text cells with one row per claim, indexed by the claim's text. ``COLUMNS`` lists the columns."""
     return pd.DataFrame([claim.row for claim in claims], columns=list(COLUMNS)).set_index("effect")
 
 
 def json_records(claims: Sequence[Claim]) -> list[dict[str, object]]:
     """Return one dict per claim for JSON.
 
-    Keys: those of ``COLUMNS`` (text), ``"estimate"`` (a dict of the numbers ``mean, low, high``, or ``None``) and ``"smallest"`` (the
-    smallest effect that matters).
+    Keys: those of ``COLUMNS`` (text cells), ``"estimate"`` (a dict of the numbers ``mean, low, high``; ``None`` if there is no estimate)
+    and ``"smallest"`` (``Claim.smallest``).
     """
     return [
         {

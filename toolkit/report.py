@@ -1,4 +1,4 @@
-"""Files of a study: ``report.json``, ``report.html`` (one page that works offline), and model cards."""
+"""Write the results of a comparison of conditions: ``report.json``, a web page that works offline, and model cards."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ pre{background:#f6f6f6;padding:1rem;overflow-x:auto;font-size:.8rem}
 
 @dataclass(frozen=True)
 class Section:
-    """A section of a page.
+    """A section of a web page (see ``write_page``).
 
     Attributes:
         title: Heading.
         text: Paragraph that says how to read the section.
         figures: Interactive figures.
-        html: HTML under the figures, such as a transcript or the result of ``table_html``. It is inserted as it is: escape names in it.
+        html: HTML under the figures, such as a transcript or the result of ``table_html``. It is inserted unchanged, so plain text in it
+            must already be escaped.
     """
 
     title: str
@@ -48,7 +49,10 @@ class Section:
 
 
 def judged_on(report: Report) -> str:
-    """Return text that says which problems a comparison used, and whether its conditions were made from (trained on) any of them."""
+    """Return text that says on which problems the conditions of a report were compared, and whether these problems were held out.
+
+    A problem is not held out if it was used to edit, steer or train one of the conditions.
+    """
     notes = report.provenance.notes
     task, split = notes.get("task"), notes.get("split")
     problems = f"{notes['problems']} problems" + (f" of {task}" if task else "") + (f" ({split})" if split else "")
@@ -73,12 +77,13 @@ def as_json(report: Report, summary: pd.DataFrame, **more: Any) -> dict[str, Any
     """Return a report and its summary as a dict that JSON can store.
 
     Args:
-        summary: From ``evaluate.summary``.
+        summary: Table from ``evaluate.summary``.
         more: Additional entries of the dict.
 
     Returns:
         ``{"base", "conditions": {name: {..., "metrics": {metric: {mean, low, high}}}}, "paired": {name: {metric: {mean, low, high}}},
-        "provenance"}``. ``paired`` holds differences from base (condition minus base), paired by problem.
+        "provenance"}``. The ``...`` stands for the entry of ``Report.conditions``. ``paired`` holds differences from base (condition minus
+        base), paired by problem. Intervals are 95 %.
     """
     conditions, paired = {}, {}
     for name, about in report.conditions.items():
@@ -101,11 +106,12 @@ def json_records(table: pd.DataFrame) -> list[dict[str, Any]]:
 def headline_table(summary: pd.DataFrame, *, base: str = "base", metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:
     """Return a table of text cells for reports, one row per condition and one column per metric.
 
-    A cell holds the mean and, in brackets, the paired difference from base (condition minus base) with its 95 % interval.
+    A cell holds the mean and, in brackets, the paired difference from base (condition minus base) with its 95 % interval. Shares are in
+    percent.
 
     Args:
-        summary: From ``evaluate.summary``.
-        base: Name of the base condition; its cells hold the mean with its own interval.
+        summary: Table from ``evaluate.summary``.
+        base: Name of the base condition. Its cells hold the mean with the interval of the mean.
         metrics: Names of the metrics; those that the summary lacks are left out.
     """
     rows = {}
@@ -124,7 +130,15 @@ def _cell(metric: str, row: pd.Series, is_base: bool) -> str:
 
 
 def write_page(title: str, intro: str, table: pd.DataFrame, sections: Sequence[Section], path: str | Path) -> Path:
-    """Write a self-contained HTML page: title, introduction, table, and sections with interactive figures. Return its path."""
+    """Write a self-contained HTML page: title, introduction, table, and sections with interactive figures. Return its path.
+
+    Args:
+        title: Heading of the page.
+        intro: Paragraph under the heading, as plain text.
+        table: Table of text cells, such as from ``headline_table``; see ``table_html``.
+        sections: Sections, in order.
+        path: File to write.
+    """
     parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>", table_html(table)]
     first = True
     for section in sections:
@@ -140,7 +154,7 @@ def write_page(title: str, intro: str, table: pd.DataFrame, sections: Sequence[S
 
 
 def table_html(table: pd.DataFrame) -> str:
-    """Return a table of text cells as HTML, with the index as first column. Text after a cell's first blank is small, on a second line."""
+    """Return a table of text cells as HTML, with the index as first column. Text after a cell's first space is put on a second line."""
     head = "".join(f"<th>{html.escape(str(c))}</th>" for c in (table.index.name or "condition", *table.columns))
     body = "".join(
         f"<tr><td>{html.escape(str(name))}</td>" + "".join(f"<td>{_lines(str(cell))}</td>" for cell in row) + "</tr>"
@@ -155,10 +169,12 @@ def _lines(cell: str) -> str:
 
 
 def write(directory: str | Path, report: Report, *, seed: int = 0, **more: Any) -> pd.DataFrame:
-    """Write ``report.json`` and ``rows.parquet`` (one row per rollout) into a directory; return the summary (``evaluate.summary``).
+    """Write ``report.json`` and ``rows.parquet`` (``report.rows``, one row per rollout) into a directory.
+
+    Return the summary of the report, a table from ``evaluate.summary``.
 
     Args:
-        seed: Seed of the bootstrap.
+        seed: Random seed of the bootstrap.
         more: Additional entries of ``report.json``.
     """
     summary = evaluate.summary(report, seed=seed)
@@ -168,14 +184,14 @@ def write(directory: str | Path, report: Report, *, seed: int = 0, **more: Any) 
 
 
 def model_card(base: str, plan: Plan, heads: pd.DataFrame, table: pd.DataFrame, *, on: str) -> str:
-    """Return the model card of an edited checkpoint as markdown: front matter, the edit and its reason, the measurements.
+    """Return the model card of an edited checkpoint as markdown: front matter, description of the edit, edited heads, measurements.
 
     Args:
         base: Name of the base model.
-        plan: The plan of the edit.
-        heads: One row per edited head; all columns are shown.
+        plan: Plan of the edit.
+        heads: Table with one row per edited head; all columns are shown.
         table: Measurements, from ``headline_table``.
-        on: Text that says on which problems the measurements were made, from ``judged_on``.
+        on: Text that names the problems of the measurements, from ``judged_on``.
     """
     p = plan.provenance
     return f"""---
@@ -210,12 +226,15 @@ Made with reasoning-length-toolkit {p.toolkit_version}. `edit.json` holds the pl
 
 
 def vector_card(direction: Direction, *, table: pd.DataFrame | None = None, on: str = "", figures: Sequence[str] = ()) -> str:
-    """Return the card of a steering vector's folder (``vectors.save_folder``) as markdown: front matter, the vector, its use, measurements.
+    """Return the model card of a steering vector as markdown: front matter, description of the vector, its use, measurements.
+
+    The card is for a folder that ``vectors.save_folder`` writes.
 
     Args:
-        table: Measurements, such as a ``headline_table``; ``None`` makes the card say that nothing was measured.
-        on: Text that says on which problems the measurements were made, from ``judged_on``.
-        figures: File names of figures in the folder.
+        direction: The steering vector.
+        table: Measurements, such as from ``headline_table``. If ``None``, the card says that nothing was measured.
+        on: Text that names the problems of the measurements, from ``judged_on``. Not used without ``table``.
+        figures: File names of figures in the folder, to which the card links.
     """
     p = direction.provenance
     layers, width = direction.vector.shape
@@ -262,7 +281,7 @@ Made with reasoning-length-toolkit {p.toolkit_version}.
 
 
 def _yaml(name: str) -> str:
-    """Return a name as a YAML string: unquoted if YAML reads that as a string, else quoted as in JSON."""
+    """Return a name as a YAML string, quoted as in JSON unless YAML certainly reads the unquoted name as a string."""
     return name if re.fullmatch(r"[A-Za-z]+[-/][\w./-]*\w", name, re.ASCII) else json.dumps(name, ensure_ascii=False)
 
 

@@ -1,7 +1,7 @@
-"""One response as HTML: tokens coloured by entropy, thinking and answer set apart, steps numbered, wrong steps and re-checks marked.
+"""Show a response as HTML. Tokens are coloured by entropy, steps are numbered, and failed (wrong) steps and re-checks are marked.
 
-Use ``fragment`` in a saved report, or in Jupyter through ``IPython.display.HTML``; ``html_page`` makes a whole page of fragments. The HTML
-loads no other file and runs no script. Hovering over or clicking a token shows its entropy and probability.
+Use ``fragment`` in a saved report, or in Jupyter through ``IPython.display.HTML``. ``html_page`` returns a whole page of fragments. The
+HTML loads no other file and runs no script. If you hover over a token or click it, its entropy and probability are shown.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def fragment(
 
     Args:
         rollout: The response, with recorded entropies.
-        chain: The steps of its thinking, from ``failed_steps.chain``, marked as failed (wrong) or as re-checks of an earlier step. Without
-            it, each line is a step and no step is marked.
-        problem: If given, its gold answer is shown.
-        top: Entropy (nats) that gets the deepest colour. To compare responses, pass the same number for all. Default: the response's
-            highest entropy.
+        chain: Steps of the response's thinking, from ``failed_steps.chain``. Each may be marked as failed (wrong) or as a re-check of an
+            earlier step. If ``None``, each line is a step and no step is marked.
+        problem: Problem whose right answer is shown; ``None`` shows none.
+        top: Entropy (nats) that gets the deepest colour. To compare responses, pass the same number for all. ``None`` means the highest
+            entropy in the response.
 
     Raises:
         entropies.NoEntropiesError: the rollout has no recorded entropies.
-        ValueError: ``top`` is not positive, or the chain has no token spans because it was read from a text.
+        ValueError: ``top`` is not positive, or the steps of the chain have no token spans (a chain that was read from a text has none).
     """
     h = entropies_of(rollout)
     if top is not None and not top > 0:
@@ -102,7 +102,7 @@ def html_page(title: str, fragments: Sequence[str]) -> str:
 
 
 def _tokens(lm: LM, r: Rollout, top: float) -> list[str]:
-    """Return each response token as HTML."""
+    """Return the response tokens, each as HTML."""
     tokens = []
     texts = steps.token_texts(lm, r.token_ids[r.prompt_len :])
     for i, (piece, entropy) in enumerate(zip(texts, entropies_of(r).tolist(), strict=True)):

@@ -1,4 +1,4 @@
-"""Jupyter widgets: controls for steering with responses that update when a control changes, and learning curves while a model trains."""
+"""Jupyter widgets: steering with controls for strength, layers and more, and learning curves that update while a model trains."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _BOX = "display:inline-block;vertical-align:top;width:17rem;margin:.3rem;padding
 
 
 def responses_html(lm: LM, responses: Sequence[tuple[str, float, Rollout]]) -> str:
-    """Return responses side by side as HTML: strength and length above, thinking in blue, the answer in bold.
+    """Return steered responses side by side as HTML: strength and think tokens above, thinking in blue, the answer in bold.
 
     Args:
-        responses: ``(prompt, strength, rollout)`` of each response, from ``jobs.steered_responses``.
+        responses: Tuples ``(prompt, strength, rollout)``, from ``jobs.steered_responses``.
     """
     boxes = []
     for _, strength, r in responses:
@@ -38,10 +38,12 @@ def responses_html(lm: LM, responses: Sequence[tuple[str, float, Rollout]]) -> s
 
 
 def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0, 0.0, 1.0), *, during: str = "all") -> Any:
-    """Return greedy responses to a prompt, steered along ``v`` at a few strengths, side by side in Jupyter. ipywidgets is not needed.
+    """Return greedy responses to a prompt at several steering strengths, to show side by side in Jupyter. ipywidgets is not needed.
 
     Args:
-        strengths: Steering strengths; + is longer.
+        v: Direction of thinking length to steer along.
+        prompt: Text of the user message.
+        strengths: Steering strengths; + lengthens thinking, 0 is the base model.
         during: Positions at which steering acts, see ``edits.steering``.
 
     Returns:
@@ -54,13 +56,14 @@ def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0
 
 
 def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
-    """Return a Jupyter widget that steers ``lm`` along ``v``: controls, and the responses at the chosen strength and at strength 0.
+    """Return a Jupyter widget with controls for steering. It shows the responses at strength 0 and at the chosen strength.
 
     The controls are prompt, strength, layers, phase and temperature. If ipywidgets (the extra ``notebook``) is not installed, return the
-    result of ``static``.
+    result of ``static``, without controls.
 
     Args:
-        prompt: Prompt to begin with.
+        v: Direction of thinking length to steer along.
+        prompt: Text of the user message at the start.
         most: Largest strength that can be chosen; the smallest is ``-most``.
     """
     try:
@@ -92,10 +95,12 @@ def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
 
 
 def live(*, every: int = 5, metrics: Sequence[str] = ("accuracy", "think_tokens", "reward")) -> Any:
-    """Return a callback for GRPO training that draws learning curves in Jupyter during the run: ``Extras(callbacks=(live(),))``.
+    """Return a callback for GRPO training that draws learning curves in Jupyter during the run.
+
+    Pass it to the trainer as ``grpo.extras.Extras(callbacks=(live(),))``.
 
     Args:
-        every: Number of training steps between updates.
+        every: Number of training steps between two updates of the figure.
         metrics: Columns of the training log, one panel each.
     """
     from toolkit.grpo.log import Watch  # imports transformers' trainer, which nothing else here needs

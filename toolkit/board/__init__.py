@@ -1,11 +1,13 @@
 """The board: compare interventions and trained policies on the same problems, with random controls and corrected p-values.
 
-A *condition* is a model with the interventions it runs under; a ``Spec`` describes one. *Base* is the unchanged model.
+A *condition* is a model together with its interventions; a ``Spec`` describes one. *Base* is the unchanged model.
 
-``spec`` defines how conditions are described, and ``default`` lists those of the standard board. ``ground`` holds what all conditions
-share: the model, the sizes of the measurements, and slow results such as directions. ``measure`` measures one condition, and ``running``
-measures all of them. ``statistics`` and ``reading`` turn the results into a board, and ``page`` writes it as a web page. Start with
-``toolkit board --help``. For a model of 1.5 to 8 billion weights on one GPU, see ``data/board/README.md``.
+* ``spec``: how conditions are described. ``default``: the conditions of the standard board.
+* ``ground``: inputs that all conditions share, such as the base model, the sizes of the measurements, and directions.
+* ``measure``: measures one condition. ``running``: measures all of them.
+* ``statistics`` and ``reading``: turn the results into a board. ``page``: writes the board as a web page.
+
+Start with ``toolkit board --help``. For a model of 1.5 to 8 billion weights on one GPU, see ``data/board/README.md``.
 """
 
 from toolkit.board.ground import FULL, QUICK, Ground, Sizes, adjust_sizes

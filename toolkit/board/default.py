@@ -1,7 +1,7 @@
 """The board's default conditions: training-free interventions, trained policies, and random controls.
 
-Copy this file to make your own list. Strengths and token budgets are our choice for the tiny reasoner; for another model, change them in
-your copy.
+To make your own list, copy this file and change the copy. Strengths and token budgets are our choice for the tiny reasoner, the small
+model that comes with the toolkit. Another model needs other values.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Inputs that all conditions of a board share (``Ground``): the base model, the sizes of the measurements, and slow results.
+"""Inputs that all conditions of a board share (``Ground``): the base model, the sizes of the measurements, directions, and more.
 
-Slow results are rollouts, directions, heads and trained policies; each is a method of ``Ground``. ``sample``, ``find_heads``,
-``direction`` and ``measure_retrieval`` run once per process for the same arguments; ``train`` reads an existing policy back. Rollouts and
-policies are saved in ``out`` under a hash of all their inputs, code included. So a stopped board resumes, and if you add a condition, only
-that condition is computed.
+Methods of ``Ground`` compute the slow inputs: rollouts, directions, head scores and trained policies. ``sample``, ``find_heads``,
+``direction`` and ``measure_retrieval`` run once per process for the same arguments. ``train`` loads the policy if it was trained before.
+
+Rollouts and policies are saved in the directory ``Ground.out``, under a hash of all their inputs, code included. So a stopped board
+resumes, and if you add a condition, only that condition is computed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from toolkit.tasks import running_sum
 from toolkit.types import Direction, Plan, Problem, Rollout
 
 DIRECTIONS: Mapping[str, str] = MappingProxyType({"thinkedit": "2503.22048", "efficiency": "2506.15647"})
-"""Names of the directions that ``Ground.direction`` computes -> arXiv ids of their papers."""
+"""Name of a direction that ``Ground.direction`` can compute -> arXiv id of its paper."""
 TRAINING = ("toolkit.grpo", "toolkit.jobs.grpo")  # modules that train policies
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,24 +46,24 @@ class Sizes:
     Attributes:
         main: Main tasks, on which accuracy and length are measured: pairs ``(task, number of problems)``. Policies are trained on
             ``training.task`` only, so the other tasks measure transfer.
-        unseen: Further tasks, on which only accuracy is measured, with one greedy response per problem, to detect damage. Tasks that the
-            tiny reasoner was not trained on start at an accuracy near zero.
+        unseen: Further tasks, as pairs like ``main``, to detect damage to other abilities. Only accuracy is measured, with one greedy
+            response per problem. The accuracy of the unchanged tiny reasoner is near zero on tasks that it was not trained on.
         horizons: Smallest and largest number of additions in the chains of the task ``running_sum``. The tiny reasoner was trained on up to
-            7 additions and fails from about 9.
+            7 additions, and fails at about 9 or more.
         samples: Samples per main problem, at temperature 1.
         max_new_tokens: Token budget of a response to a main problem.
         unseen_tokens: Token budget of a response to a problem of ``unseen``.
-        seeds: Number of seeds for conditions that are random or trained.
-        extraction: ``(problems, samples per problem)`` of the rollouts from which directions and heads are computed. The problems are from
-            the train split of ``training.task``.
-        haystack: Task with prompts that hide facts, on which retrieval is measured: ``lookup``, ``needle`` (facts in filler text) or
-            ``threading`` (chains of keys).
-        haystacks: Number of prompts with hidden facts per split: dev to find retrieval heads, test to measure retrieval.
+        seeds: Number of seeds per condition, if the condition is random or trained. All other conditions have one seed.
+        extraction: ``(problems, samples per problem)`` of the rollouts from which directions and head scores are computed. The problems
+            are from the train split of ``training.task``.
+        haystack: Task on which retrieval is measured. Its prompts, called haystacks, hide facts: ``lookup`` (values of variables),
+            ``needle`` (facts in filler text) or ``threading`` (chains of keys).
+        haystacks: Number of haystacks per split: dev to find retrieval heads, test to measure retrieval.
         lengths: Prompt lengths of ``needle`` and ``threading`` in tokens; empty means five lengths up to the model's context. Not used by
             ``lookup``.
-        texts: Largest number of base responses that every condition reads, teacher-forced, so that hidden states are compared on the same
-            texts.
-        fraction: Share of heads to edit, 0 to 1.
+        texts: Maximum number of base responses that every condition reads teacher-forced. Hidden states of the conditions are compared on
+            these same texts.
+        fraction: Share of all attention heads that ThinkEdit edits, 0 to 1.
         training: Settings with which every policy is trained.
     """
 
@@ -100,11 +101,12 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
     """Return a copy of ``sizes``, changed by the options of a command line.
 
     Args:
-        options: Values by name: ``task`` (replaces all main tasks and the training task), ``problems`` (number of test problems of the
+        options: Name -> value: ``task`` (replaces all main tasks and the training task), ``problems`` (number of test problems of the
             first main task), ``max_new_tokens``, ``seeds``, and ``steps``, ``lora``, ``engine`` of ``TrainingPlan``. A value of ``None``
             changes nothing.
-        settings: Values as text that apply to every recipe, by name: ``problems`` (per training batch), ``samples`` (per problem),
-            ``updates`` (optimizer steps per batch), ``max_tokens`` (per response), ``learning_rate``, or a field of TRL's ``GRPOConfig``.
+        settings: Settings of every training recipe, as name -> value as text: ``problems`` (per training batch), ``samples`` (per
+            problem), ``updates`` (optimizer steps per batch), ``max_tokens`` (per response), ``learning_rate``, or a field of TRL's
+            ``GRPOConfig``.
         tiny: True to scale recipes to the tiny reasoner, False to keep their papers' numbers.
 
     Raises:
@@ -137,7 +139,7 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
 
 
 def _once(method: Callable[Concatenate[Ground, P], T]) -> Callable[Concatenate[Ground, P], T]:
-    """Decorate a method of ``Ground`` so that it runs only once per process for the same arguments; later calls return the same result."""
+    """Cache the results of a method of ``Ground``: it runs once per process for the same arguments. Use as a decorator."""
 
     @wraps(method)
     def cached(self: Ground, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -153,14 +155,16 @@ def _once(method: Callable[Concatenate[Ground, P], T]) -> Callable[Concatenate[G
 
 @dataclass(frozen=True)
 class Ground:
-    """Inputs that all conditions of a board share: the base model, the sizes, the output directory, and slow results such as directions.
+    """Inputs that all conditions of a board share: the base model, the sizes, the output directory, and methods that compute the rest.
+
+    Methods compute, for example, directions of thinking length, head scores and trained policies.
 
     Attributes:
         lm: The base model.
         sizes: Sizes of the measurements.
         out: Directory of rollouts, policies and results.
         say: Function that is called with one line of progress at a time.
-        made: Results of the slow methods so far: ``(method, *arguments)`` -> result.
+        made: Cache of the methods that run only once: ``(method name, *arguments)`` -> result.
     """
 
     lm: LM
@@ -171,7 +175,7 @@ class Ground:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Inputs that all results share, for cache keys: base model, problems and sizes. The code is recorded in ``modules``.
+        """Inputs that all results share, as a dict for cache keys: the base model, the sizes, and the problems. ``modules`` adds the code.
 
         The number of seeds is left out, so that results stay valid if seeds are added.
         """
@@ -182,7 +186,7 @@ class Ground:
 
     @cached_property
     def modules(self) -> dict[str, str]:
-        """Modules that every result depends on, as module -> hash of its code, for cache keys; without those that only train policies."""
+        """Module -> hash of its code, for every module that all results depend on. Modules that only train policies are left out."""
         names = [name for name, _ in (*self.sizes.main, *self.sizes.unseen)] + [self.sizes.haystack, self.sizes.training.task]
         task_modules = {module for name in names for module in tasks.modules(name)}
         return store.modules_of("toolkit.board.measure", *sorted(task_modules), without=TRAINING)
@@ -214,13 +218,13 @@ class Ground:
 
     @cached_property
     def study(self) -> Study:
-        """Task and sizes of the rollouts from which directions and heads are computed."""
+        """Task and sizes of the rollouts from which directions and head scores are computed."""
         problems, samples = self.sizes.extraction
         return Study(self.sizes.training.task, problems, samples, self.sizes.max_new_tokens)
 
     @_once
     def sample(self) -> list[Rollout]:
-        """Return rollouts of the base model on train problems, from which directions and heads are computed. Saved rollouts are reused."""
+        """Return rollouts of base on train problems, to compute directions and head scores from. Saved rollouts are reused."""
         self.say(f"sampling {self.study.problems} x {self.study.samples} rollouts to compute directions and heads from")
         problems = self.study.load("train", self.lm)
         depends = [identity.of_problems(problems), self.study.sampling.identity]
@@ -235,8 +239,8 @@ class Ground:
 
         Args:
             kind: Name of the parent folder.
-            depends: Further things that the rollouts depend on, besides the base model and the code.
-            module: Module that chooses the problems.
+            depends: Further inputs of the rollouts, besides the base model and the code.
+            module: Name of the module that chooses the problems.
             task: Task of the problems.
         """
         code = store.modules_of(module, "toolkit.generate", *tasks.modules(task))
@@ -250,10 +254,10 @@ class Ground:
 
     @_once
     def find_heads(self, form: str = OURS) -> Finding:
-        """Compute the length direction, the head scores and the edit plan of one form of ThinkEdit.
+        """Return the direction of thinking length, the head scores and the edit plan of one variant of ThinkEdit.
 
         Args:
-            form: Variant of ThinkEdit, a key in ``jobs.FORMS``.
+            form: Name of the variant, a key in ``jobs.FORMS``.
         """
         return edit.find_heads(self.lm, self.sample(), edit.EditSettings(fraction=self.sizes.fraction), form)
 
@@ -261,9 +265,9 @@ class Ground:
         """Return a plan of ThinkEdit's edit: which heads to edit, and how strongly.
 
         Args:
-            strength: lambda of the edit; 1 removes the direction from the heads' output, 2 reverses it.
-            form: Variant of ThinkEdit, a key in ``jobs.FORMS``.
-            fraction: Share of heads to edit; ``None`` means ``sizes.fraction``.
+            strength: lambda of the edit. 1 removes the component along the direction from the heads' output; 2 reverses the component.
+            form: Name of the variant of ThinkEdit, a key in ``jobs.FORMS``.
+            fraction: Share of all heads to edit, 0 to 1; ``None`` means ``sizes.fraction``.
         """
         finding = self.find_heads(form)
         plan = finding.plan if fraction is None else edit.replan(self.lm, finding, edit.EditSettings(fraction), form)
@@ -273,11 +277,11 @@ class Ground:
 
     @_once
     def direction(self, name: str = "thinkedit") -> Direction:
-        """Compute a direction of thinking length; adding it lengthens thinking.
+        """Return a direction of thinking length. Adding the direction to the residual stream lengthens thinking.
 
         Args:
-            name: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our form). ``"efficiency"``: Efficiency
-                Steering (arXiv 2506.15647).
+            name: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our variant of ThinkEdit).
+                ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
         """
         if name not in DIRECTIONS:
             raise ValueError(f"Unknown direction {name!r}: choose one of {', '.join(DIRECTIONS)}.")
@@ -287,29 +291,29 @@ class Ground:
         return finding.plan.direction or finding.direction
 
     def search(self, seed: int = 0) -> Search:
-        """Return the settings for measuring retrieval: task, number and lengths of prompts from ``sizes``.
+        """Return the settings for measuring retrieval. Task, number and lengths of the prompts are those in ``sizes``.
 
         Args:
-            seed: Seed of the prompts.
+            seed: Random seed of the prompts.
         """
         return Search(self.sizes.haystack, self.sizes.haystacks, self.sizes.lengths, seed=seed)
 
     @_once
     def measure_retrieval(self) -> retrieval.RetrievalMeasurement:
-        """Measure how much every head retrieves from the prompt, on prompts with hidden facts (haystacks) of the dev split."""
+        """Measure how much every head retrieves from the prompt, on haystacks (prompts with hidden facts) of the dev split."""
         search = self.search()
         where = self._place("haystacks", asdict(search), "toolkit.tasks.haystack", search.task)
         with store.locked(where, wait=True):
             return retrieval.measure_retrieval(self.lm, search, out=where)
 
     def train(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:
-        """Train a policy with the settings ``sizes.training``, or read it back if it exists.
+        """Return a policy trained with the settings ``sizes.training``. A policy that was trained before is loaded.
 
         Args:
-            recipe: Recipe with its paper's numbers; ``sizes.training`` scales it.
-            seed: Seed of the training run.
+            recipe: Recipe with its paper's numbers. ``sizes.training`` may change them, see ``TrainingPlan.sized``.
+            seed: Random seed of the training run.
             start: Model to start from; ``None`` means the base model.
-            reward: Reward object to use instead of the recipe's.
+            reward: Reward object to use instead of the recipe's; ``None`` means the recipe's.
 
         Returns:
             A ``grpo.run.Trained``, with the policy as ``lm`` and the log of its training.
@@ -321,7 +325,7 @@ class Ground:
         )
 
     def folder_of(self, recipe: Recipe, seed: int, reward: Any = None) -> Path:
-        """Return the folder in which ``train`` saves a policy that starts from the base model. The folder may not exist yet."""
+        """Return the folder in which ``train``, with the same arguments, saves a policy that starts from base. It may not exist yet."""
         from toolkit.grpo import policies
 
         return policies.folder_of(self.lm, recipe, seed, self.sizes.training, self.out / "trained", reward=reward)

@@ -2,11 +2,15 @@
 
 A ``Result`` has two tables and a record. ``rows`` has one row per response to a main problem, for metrics that are not means, such as
 quantiles. ``points`` has one row per problem and metric, for metrics that are means over problems. ``about`` holds costs, a description of
-the condition, and how it shifts hidden states.
+the condition, and the shift of hidden states under the condition.
 
-Units: lengths are in tokens, entropies in nats per token, shares from 0 to 1. In units of the residual stream: ``projection`` (of hidden
-states on the length direction) and ``short_push`` (the output of short-thinking heads, projected on minus the length direction). In logits:
-``retrieval_write`` (what retrieval heads add to the logit of a generated token by attending to the hidden fact).
+Lengths are in tokens, entropies in nats per token, shares from 0 to 1. Three metrics have other units:
+
+* ``projection`` (units of the residual stream): component of hidden states along the length direction, ThinkEdit's direction of thinking
+  length; + is towards longer thinking.
+* ``short_push`` (units of the residual stream): component of the output of the short-thinking heads, which ThinkEdit edits, along minus the
+  length direction; + is towards shorter thinking.
+* ``retrieval_write`` (logits): contribution of retrieval heads to the logit of the generated token, by attending to the hidden fact.
 """
 
 from __future__ import annotations
@@ -56,12 +60,15 @@ class Result:
     """Result of one condition with one seed.
 
     Attributes:
-        rows: One row per response to a main problem: the columns of ``evaluate.rollout_table``, and ``no_think`` (True without a think
-            token), ``think_entropy, answer_entropy`` (nats per token), ``failed`` (share of thinking steps that failed), ``review`` (share
-            of the thinking's characters in steps that re-check earlier ones), ``answer`` (text of the answer, or ``None``), and ``text``
-            (of the response; only for the first sample of each problem).
+        rows: One row per response to a main problem. Columns: those of ``evaluate.rollout_table``; ``no_think`` (True if the response has
+            no think token); ``think_entropy, answer_entropy`` (nats per token); ``failed`` (share of thinking steps that failed);
+            ``review`` (share of the thinking's characters that are in steps that re-check earlier steps); ``answer`` (text, or ``None``);
+            ``text`` (text of the response for the first sample of each problem, else ``None``).
         points: One row per problem and metric, with the columns ``metric, problem_id, value``.
-        about: Name of the condition, seed, model, costs, and the shift of hidden states (see ``References.shift``).
+        about: ``name`` of the condition, ``seed``; ``model, fingerprint, parent, interventions`` of the condition; its costs ``tokens,
+            seconds, parameters_changed, training_steps`` (``tokens`` and ``seconds`` of all responses to the main problems; ``seconds`` is
+            ``None`` if sampling was interrupted); ``shift`` of hidden states (see ``References.shift``); ``made_by`` (version and
+            hash of the code).
     """
 
     rows: pd.DataFrame
@@ -96,12 +103,12 @@ def is_measured(folder: Path) -> bool:
 
 
 def rollouts_of_result(folder: Path) -> list[Path]:
-    """Return the folders of rollouts in a result's folder, left by a measurement that was stopped or killed before it removed them."""
+    """Return the folders of rollouts in a result's folder. They remain there if a measurement is stopped or killed."""
     return list(folder.glob(f"*{SAMPLED}*"))  # also those half removed, under a temporary name
 
 
 def without_code_record(ground: Ground) -> list[Path]:
-    """Return the folders of results that do not record which code made them; such results are not used."""
+    """Return the folders of results without a record of the code that computed them. Such results are not used."""
     return [path.parent for path in (ground.out / "results").glob(f"*/{ABOUT}") if not path.with_name(store.MADE_BY).exists()]
 
 
@@ -113,13 +120,13 @@ def result_folder(ground: Ground, spec: Spec, seed: int) -> Path:
 def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Path:
     """Measure one condition with one seed, save the result, and return its folder.
 
-    Responses that were saved before a stop are reused.
+    If an earlier measurement was stopped, its saved responses are reused.
 
     Args:
         references: Responses, hidden states and heads of base to compare with, from ``measure_references``.
 
     Raises:
-        evaluate.OverlapError: the condition was made from problems that it would be evaluated on.
+        evaluate.OverlapError: some of the board's test problems were used to edit, steer or train the condition.
     """
     condition = spec.make(ground, seed)
     evaluate.check_held_out(
@@ -161,7 +168,7 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
 
 
 def _rows(lm: LM, responses: Sequence[Rollout], problems: Sequence[Problem]) -> pd.DataFrame:
-    """The table ``Result.rows``."""
+    """Return the table ``Result.rows`` of the responses."""
     table = evaluate.rollout_table(responses, problems)
     entropies = phase_entropy.table(responses)
     chains = failed_steps.chains(lm, responses, problems, failed_steps.fitting)
@@ -181,11 +188,11 @@ MEANS = {
     "accuracy": "correct", "think_tokens": "think_tokens", "response_tokens": "response_tokens", "looping": "looping", "no_think": "no_think",
     "think_entropy": "think_entropy", "answer_entropy": "answer_entropy", "failed_steps": "failed", "review": "review",
 }  # fmt: skip
-"""Metric -> column of ``Result.rows`` whose mean per problem it is."""
+"""Metric -> column of ``Result.rows``. The metric of a problem is the mean of that column over the problem's samples."""
 
 
 def _main_points(rows: pd.DataFrame) -> pd.DataFrame:
-    """Points of the metrics that are means of columns of ``rows``: see ``MEANS``."""
+    """Return the part of ``Result.points`` that is computed from ``rows``: ``MEANS``, ``never_closed``, and the accuracy per task."""
     means = rows.groupby("problem_id", sort=False)[list(MEANS.values())].mean()
     values = {metric: means[column] for metric, column in MEANS.items()}
     values["never_closed"] = 1 - rows.groupby("problem_id", sort=False)["closed"].mean()
@@ -207,7 +214,7 @@ def points(metric: str, values: pd.Series) -> pd.DataFrame:
 
 
 def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
-    """Points of the accuracy on each further task, and of the step accuracy on chains of additions (task ``running_sum``)."""
+    """Return the part of ``Result.points`` for the tasks ``Sizes.unseen``: accuracy per task, and step accuracy on ``running_sum``."""
     sampling = Sampling(1, temperature=0.0, max_new_tokens=ground.sizes.unseen_tokens)
     responses = rollouts(condition, ground.unseen, sampling, progress=False)
     table = evaluate.rollout_table(responses, ground.unseen).set_index("problem_id")
@@ -227,7 +234,7 @@ def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
 
 
 def _changed(base: LM, lm: LM) -> int:
-    """Number of weights that differ from the base model's."""
+    """Return the number of weights of ``lm`` that differ from those of ``base``."""
     before = dict(base.model.named_parameters())
     pairs = ((before[name], weight) for name, weight in lm.model.named_parameters())
     return sum(int((a != b).sum()) for a, b in pairs if a.data_ptr() != b.data_ptr())
@@ -240,19 +247,19 @@ def _changed(base: LM, lm: LM) -> int:
 class References:
     """Responses, hidden states and heads of base, with which the internals of every condition are compared.
 
-    A condition reads the responses teacher-forced. Hidden states are taken at the positions where a line of thinking begins, as in our form
-    of ThinkEdit, and averaged per response.
+    Every condition reads the same responses of base, teacher-forced. Hidden states are taken at the positions where a line of thinking
+    begins, as in our variant of ThinkEdit, and averaged per response.
 
     Attributes:
         texts: Responses of base that every condition reads.
         haystacks: Prompts with hidden facts, from the test split.
         base_answers: Greedy responses of base to ``haystacks``.
-        finding: Direction and short-thinking heads of ThinkEdit (our form).
-        writers: Retrieval heads as pairs ``(layer, head)``: those that write most towards a retrieved token.
-        before: Mean state of base in each text at the end of the residual stream, ``[texts, d_model]``.
+        finding: Length direction and short-thinking heads, from our variant of ThinkEdit.
+        writers: The retrieval heads that write most towards the retrieved token, as pairs ``(layer, head)``.
+        before: Mean hidden state of base in each text, at the end of the residual stream: ``[texts, d_model]``.
         problems: Problem id of each text.
-        shuffled: Directions that occur by chance, ``[draws, d_model]``: each is the difference of mean states between two random classes,
-            as large as the length classes (a fifth of the texts each), scaled to norm 1.
+        shuffled: Directions that occur by chance, as unit vectors: ``[draws, d_model]``. Each is the difference between the mean hidden
+            states of two random groups of texts. Each group has a fifth of the texts, like the classes of long and short thinking.
     """
 
     texts: list[Rollout]
@@ -266,17 +273,22 @@ class References:
 
     @property
     def unit(self) -> torch.Tensor:
-        """Unit vector of the length direction at the end of the residual stream, ``[d_model]``; adding it lengthens thinking."""
+        """Unit vector of the length direction at the end of the residual stream, ``[d_model]``; + is towards longer thinking."""
         return self.finding.direction.unit()[-1].double()
 
     def shift(self, condition: Condition) -> dict[str, float]:
-        """Measure how a condition shifts the hidden states at the end of the residual stream when it reads the same texts as base.
+        """Measure how a condition shifts hidden states at the end of the residual stream, on the same texts as base.
+
+        The shift is the mean hidden state of the condition minus that of base.
 
         Returns:
-            A dict, empty if no state moves. ``cosine``: cosine of the mean shift (condition minus base) with the length direction; + is
-            towards longer thinking. ``low, high``: 95 % interval of ``cosine`` over problems. ``random``: 97.5 % quantile, over the chance
-            directions ``shuffled``, of their absolute cosine with the mean shift. ``size``: norm of the mean shift, divided by the norm of
-            the difference between long and short thinking.
+            A dict, empty if no hidden state changes.
+
+            * ``cosine``: cosine of the shift with the length direction; + is towards longer thinking.
+            * ``low, high``: 95 % interval of ``cosine`` over problems.
+            * ``random``: absolute cosine that occurs by chance. It is the 97.5 % quantile of the absolute cosines between the shift and the
+              directions ``shuffled``.
+            * ``size``: norm of the shift, divided by the norm of the length direction (the difference between long and short thinking).
         """
         after, _ = _states(condition, self.texts)
         # ``which`` holds the index of each text's problem; ``moved`` the mean shift per problem, [problems, d_model].
@@ -322,14 +334,14 @@ def measure_references(ground: Ground) -> References:
 
 
 def _states(condition: Condition, texts: Sequence[Rollout]) -> tuple[ndarray, ndarray]:
-    """Mean state of each text at the end of the residual stream under a condition, ``[texts, d_model]``, and problem id of each text."""
+    """Return the mean hidden state of each text at the end of the residual stream, ``[texts, d_model]``, and the texts' problem ids."""
     with condition.active() as lm:
         states = collect.states(lm, texts, MLP, positions=collect.step_starts(lm))
     return states.values[:, -1].double().numpy(), states.rows["problem_id"].to_numpy(str)
 
 
 def _shuffled(values: ndarray) -> ndarray:
-    """Differences of means between two random classes, each a fifth of the rows, scaled to norm 1: ``[PERMUTED, d_model]``."""
+    """Return differences between the means of two random groups, each a fifth of the rows, as unit vectors: ``[PERMUTED, d_model]``."""
     rng, size = np.random.default_rng(0), max(2, len(values) // 5)
     drawn = [rng.permutation(len(values)) for _ in range(PERMUTED)]
     # The first and the last ``size`` rows of a random order are two classes without a common row.
@@ -338,7 +350,7 @@ def _shuffled(values: ndarray) -> ndarray:
 
 
 def _mechanism(ground: Ground, condition: Condition, responses: Sequence[Rollout], references: References) -> pd.DataFrame:
-    """Points of the metrics of a condition's internals: ``projection, short_push, retrieved, retrieval_write``."""
+    """Return the part of ``Result.points`` about internals: ``projection, short_push, retrieved, retrieval_write``."""
     # First sample of each problem of the training task (of every task, if that task is not among the main ones).
     trained_on = {p.id for p in ground.problems if p.meta.get("task") == ground.sizes.training.task}
     ids = trained_on or {p.id for p in ground.problems}
@@ -361,9 +373,10 @@ def _mechanism(ground: Ground, condition: Condition, responses: Sequence[Rollout
 
 
 def _short_push(condition: Condition, texts: Sequence[Rollout], finding: Finding) -> pd.Series:
-    """Return how much base's short-thinking heads together write towards short thinking: mean over texts, indexed by problem id.
+    """Return how much base's short-thinking heads together write towards short thinking: mean per problem, indexed by problem id.
 
-    The condition reads the texts. The outputs of the heads are projected on minus the length direction at the end of the residual stream.
+    The condition reads the texts teacher-forced. The outputs of the heads are projected on minus the length direction at the end of the
+    residual stream.
     """
     unit = finding.direction.unit()[-1].double()
     with condition.active() as lm:

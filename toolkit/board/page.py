@@ -3,7 +3,9 @@
 The page holds the numbers as JSON, and ``page.js`` draws them in the browser with an embedded plotly.js. The content security policy of
 the page forbids every request, and no text of the board is interpreted as HTML.
 
-``board`` is a mapping with the parts below. If a part is missing, the page leaves its section out::
+``board`` is a mapping with the parts below. If a part is missing, the page leaves its section out. Shares are from 0 to 1, and intervals
+(``low, high``) are 95 %. The two ``{...}`` in ``cells`` hold ``mean, low, high``. ``cost`` holds means over seeds; ``tokens`` and
+``seconds`` are those of all responses to the main problems::
 
     {"title": str, "base": str, "provenance": {...},
      "conditions": {name: {"family", "note", "seeds", "paper", "metrics": {metric: {"mean", "low", "high"}},
@@ -65,7 +67,7 @@ def embedded(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Convert a value to JSON types: keys to text, arrays to lists, plotly figures to mappings, NaN and infinity to ``None``."""
+    """Return a value converted to JSON types: keys to text, arrays to lists, plotly figures to mappings, NaN and infinity to ``None``."""
     if isinstance(value, BaseFigure):
         value = value.to_dict()
     elif hasattr(value, "tolist"):  # arrays and single numbers of numpy, pandas and torch
@@ -82,5 +84,5 @@ def plain(value: Any) -> Any:
 
 
 def _asset(name: str) -> str:
-    """Text of a file beside this module."""
+    """Return the text of a file in the folder of this module."""
     return "\n".join(store.read_lines(HERE / name))

@@ -1,6 +1,6 @@
-"""Turn the saved results of a board into numbers and pages: intervals, differences from base, examples, learning curves, figures.
+"""Compute a board from the saved results: estimates with intervals, differences from base, examples, learning curves, figures.
 
-The board is one mapping that JSON can store; it is also written as tables and as a web page.
+The board is one mapping that JSON can store. It can also be written as a table and as a web page.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ConditionResults:
 
     Attributes:
         spec: The condition.
-        results: One result per measured seed.
+        results: One result per seed that was measured.
     """
 
     spec: Spec
@@ -47,7 +47,7 @@ class ConditionResults:
 
 
 def condition_results(ground: Ground, specs: Sequence[Spec]) -> dict[str, ConditionResults]:
-    """Read all results that were measured so far, as name of the condition -> results. Conditions without results are left out.
+    """Return a dict from the name of a condition to its results saved so far. Conditions without a result are left out.
 
     Raises:
         FileNotFoundError: base was not measured yet.
@@ -67,8 +67,8 @@ class AlignedResults:
     """Results of all conditions with their problems in the same order, for paired comparisons.
 
     Attributes:
-        by_name: Name of the condition -> results. Base must be among them.
-        problems: Metric -> sorted ids of the problems that it was measured on, for metrics that are means of one value per problem.
+        by_name: Name of the condition -> its results. Base must be one of the conditions.
+        problems: Metric -> sorted ids of the problems that have a value. Only metrics that are means over problems are included.
         main: Ids of the main problems, sorted.
     """
 
@@ -97,14 +97,14 @@ class AlignedResults:
 
     @cached_property
     def judge(self) -> Judge:
-        """Object that compares conditions with base in the metrics computed from all responses at once, such as quantiles."""
+        """Comparison with base for the metrics that are not means over problems, such as quantiles of length."""
         # The board shows ``never_closed`` instead of ``closed``.
         names = [m for m, about in METRICS.items() if about.how and m not in self.problems and m != "closed"]
         return Judge.against(self.outcomes(BASE)[0], names)
 
     @cached_property
     def base(self) -> dict[str, MetricEffect]:
-        """Metric -> estimate for base, with an interval that may exceed the metric's range (such as 0 to 1)."""
+        """Metric -> estimate for base. Its interval is not clipped to the possible values of the metric, such as 0 to 1."""
         return _unbounded(self, BASE)
 
     def change(self, metric: str, name: str, other: str = BASE) -> Effect:
@@ -113,7 +113,8 @@ class AlignedResults:
         Args:
             metric: Name of the metric.
             name: Name of the condition that is compared.
-            other: Name of the condition that is subtracted. If it has several seeds, ``name`` must have one seed or equally many.
+            other: Name of the condition that is subtracted. If both conditions have several seeds, they must have equally many. For a
+                metric that is not a mean over problems, such as a quantile, only the first seed of ``other`` is used.
         """
         seeded = any(self.by_name[n].spec.varies for n in (name, other))
         if metric in self.problems:
@@ -122,18 +123,18 @@ class AlignedResults:
         return judge.effects(self.outcomes(name), seeded=seeded)[metric].change
 
     def outcomes(self, name: str) -> list[Outcomes]:
-        """Return the outcomes of a condition's responses to the main problems, one entry per seed."""
+        """Return the outcomes (correct, length, ...) of a condition's responses to the main problems, one entry per seed."""
         return [Outcomes.from_rows(r.rows, self.main) for r in self.by_name[name].results]
 
 
 def estimates(table: AlignedResults, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
-    """Return two mappings for one condition: metric -> estimate, and metric -> paired difference from base (condition minus base)."""
+    """Return two dicts for one condition: metric -> estimate, and metric -> difference from base (condition minus base, paired)."""
     judged = {m: e.within_bounds(m, table.base[m].estimate) for m, e in _unbounded(table, name).items()}
     return {m: e.estimate for m, e in judged.items()}, {m: e.change for m, e in judged.items()}
 
 
 def _unbounded(table: AlignedResults, name: str) -> dict[str, MetricEffect]:
-    """Return metric -> estimate and difference from base, with intervals that may exceed the metric's range (such as 0 to 1)."""
+    """Return metric -> estimate and difference from base. Intervals are not clipped to possible values, such as 0 to 1."""
     seeded, judged = table.by_name[name].spec.varies, dict[str, MetricEffect]()
     for metric in table.problems:
         values, base = table.value(name, metric), table.value(BASE, metric)[:1]
@@ -144,12 +145,12 @@ def _unbounded(table: AlignedResults, name: str) -> dict[str, MetricEffect]:
 
 
 def levels(rows: pd.DataFrame) -> pd.Series:
-    """Return the level of every problem: ``"easy"``, ``"medium"`` or ``"hard"``, indexed by problem id.
+    """Return the difficulty level of every problem: ``"easy"``, ``"medium"`` or ``"hard"``, indexed by problem id.
 
-    The range from the lowest to the highest difficulty of a task is cut into three equal parts.
+    Per task, the range from the lowest to the highest difficulty is cut into three parts of equal width.
 
     Args:
-        rows: Table with the columns ``problem_id, task, difficulty``.
+        rows: Table with the columns ``problem_id, task, difficulty`` (a number).
     """
     each = rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first()
 
@@ -165,8 +166,8 @@ def cells(table: AlignedResults, name: str) -> dict[str, dict[str, Any]]:
     """Return accuracy and think tokens of one condition for every task and difficulty level of the main problems.
 
     Returns:
-        task -> level -> ``{"n": number of problems, "accuracy": {...}, "think_tokens": {...}}``, where each ``{...}`` holds ``mean, low,
-        high``. Task and level can be ``"all"``. Combinations without problems are left out.
+        task -> level -> ``{"n": number of problems, "accuracy": {...}, "think_tokens": {...}}``. Each ``{...}`` holds ``mean, low, high``,
+        with a 95 % interval. Task and level can be ``"all"``. Combinations without problems are left out.
     """
     base = table.by_name[BASE].results[0].rows
     task = base.groupby("problem_id", sort=False)["task"].first().reindex(table.main).to_numpy(str)
@@ -185,13 +186,13 @@ def cells(table: AlignedResults, name: str) -> dict[str, dict[str, Any]]:
 
 
 def _aligned(table: AlignedResults, name: str, metric: str) -> ndarray:
-    """Values of a metric on the main problems, ``[seeds, problems]``, in the order of ``table.main``."""
+    """Return the values of a metric on the main problems, ``[seeds, problems]``, in the order of ``table.main``."""
     position = {p: i for i, p in enumerate(table.problems[metric])}
     return table.value(name, metric)[:, [position[p] for p in table.main]]
 
 
 def _interval(e: Effect) -> dict[str, float | str | None]:
-    """Return ``mean, low, high`` (``None`` for NaN), and ``note`` if there is one, for JSON."""
+    """Return ``mean, low, high`` of an effect as a dict for JSON (``None`` for NaN), with its ``note`` if there is one."""
     fields: dict[str, float | str | None] = {
         k: None if v != v else float(f"{v:.6g}") for k, v in asdict(e).items() if k not in ("p", "note")
     }
@@ -199,7 +200,7 @@ def _interval(e: Effect) -> dict[str, float | str | None]:
 
 
 def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, Any]:
-    """Return the board of all results so far as one mapping that JSON can store; the top of ``page.py`` lists its parts.
+    """Return the board of all results saved so far, as one mapping that JSON can store. The top of ``page.py`` lists its parts.
 
     Args:
         specs: Conditions of the board; those without results are left out.
@@ -241,7 +242,7 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
 
 
 def made_by(by_name: Mapping[str, ConditionResults]) -> str:
-    """Return one line of text with the toolkit's version and one hash over all code that made the results."""
+    """Return one line of text with the toolkit's version and a hash over all code with which the results were measured."""
     return store.made_by(store.key(sorted({str(r.about["made_by"]) for m in by_name.values() for r in m.results})))
 
 
@@ -250,7 +251,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _about(table: AlignedResults, name: str, metrics: Mapping[str, Effect]) -> dict[str, Any]:
-    """The entry of one condition in the board's ``conditions``: description, metrics, cells, costs, shift of hidden states."""
+    """Return the entry of one condition in the board's ``conditions``: description, metrics, cells, costs, shift of hidden states."""
     condition = table.by_name[name]
     spec, notes = condition.spec, [r.about for r in condition.results]
     costs = {
@@ -277,12 +278,12 @@ def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int
     """Return example problems of all tasks and levels, each with one response of every condition (first sample, first seed).
 
     Args:
-        by_name: Name of the condition -> results.
-        count: Largest number of problems.
+        by_name: Name of the condition -> its results, from ``condition_results``.
+        count: Maximum number of problems.
 
     Returns:
-        One mapping per problem: ``id, task, difficulty`` (level), ``prompt, answer`` (right answer), and ``responses`` with the name of the
-        condition -> ``text, correct, think_tokens``.
+        One dict per problem, with the keys ``id``, ``task``, ``difficulty`` (``"easy"``, ``"medium"`` or ``"hard"``), ``prompt``,
+        ``answer`` (right answer) and ``responses`` (name of the condition -> ``text, correct, think_tokens``).
     """
     rows = by_name[BASE].results[0].rows
     grouped = levels(rows).to_frame("level").join(rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first())
@@ -314,8 +315,8 @@ def curves(ground: Ground, by_name: Mapping[str, ConditionResults]) -> dict[str,
     """Return the learning curves of the conditions of the family "trained".
 
     Returns:
-        Name of the condition -> one mapping per seed: ``seed``, and equally long lists ``step, accuracy, think_tokens`` (means on held-out
-        problems). A policy without a training log in the board's directory has no curve.
+        Name of the condition -> list with one dict per seed. Keys: ``seed``, and the equally long lists ``step, accuracy, think_tokens``
+        (means on held-out problems at each step). A policy without a training log in the board's directory has no curve.
     """
     from toolkit.grpo.log import LOG, read  # imports transformers' trainer and peft
 
@@ -336,7 +337,7 @@ def curves(ground: Ground, by_name: Mapping[str, ConditionResults]) -> dict[str,
 
 
 def write(ground: Ground, specs: Sequence[Spec], title: str, directory: str | Path) -> dict[str, Any]:
-    """Write the board of all results so far into a directory, and return it as a mapping.
+    """Write the board of all results saved so far into a directory, and return the board as a mapping.
 
     The files are ``board.json``, ``table.parquet`` (one row per condition and metric, see ``long_table``) and the web page ``report.html``.
 
@@ -357,11 +358,11 @@ DAMAGE = (
     "accuracy", "accuracy_arithmetic", "accuracy_lookup", "shortest_20", "never_closed", "looping", "no_think", "failed_steps",
     "accuracy_running_sum", "running_sum_step", "retrieved", "pass_at_4x", "vote_at_4x",
 )  # fmt: skip
-"""Metrics in the figure "Gains and damage"."""
+"""Metrics in the figure "Gains and damage", one column each."""
 
 
 def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the figures of the board's page, each as a mapping with ``title``, ``text`` (explanation) and ``figure`` (plotly JSON)."""
+    """Return the figures for the web page of a board, as dicts with ``title``, ``text`` (explanation) and ``figure`` (plotly JSON)."""
     drawn = (
         ("Gains and damage", "Condition minus base. No policy was trained on lookup.", figures.metric_differences(board, DAMAGE)),
         ("Do trained policies move along the direction that the edit removes?", "Every condition reads the same responses of base. The shift is the difference (condition "
@@ -377,9 +378,13 @@ def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:
 def long_table(board: Mapping[str, Any]) -> pd.DataFrame:
     """Return the numbers of a board as a table with one row per condition and metric.
 
-    Columns: ``condition, family, metric``; ``mean, low, high`` of the condition; ``difference, difference_low, difference_high`` of
-    condition minus base; ``p`` of that difference, and ``p_holm`` after Holm's correction; ``note`` (such as ``"2 seeds"``: too few for a
-    test; ``"no variance"``: no interval). Intervals are 95 %. Units are those of the metrics; shares are from 0 to 1.
+    Intervals are 95 %. Units are those of the metrics; shares are from 0 to 1. Columns:
+
+    * ``condition, family, metric``.
+    * ``mean, low, high``: value of the metric for the condition, with its interval.
+    * ``difference, difference_low, difference_high``: condition minus base, with its interval.
+    * ``p``: p-value of the difference. ``p_holm``: the same after Holm's correction.
+    * ``note``: such as ``"2 seeds"`` (too few for a test) or ``"no variance"`` (no interval).
     """
     rows = []
     for name, about in board["conditions"].items():
@@ -407,9 +412,9 @@ def long_table(board: Mapping[str, Any]) -> pd.DataFrame:
 def text_table(board: Mapping[str, Any], metrics: Sequence[str]) -> pd.DataFrame:
     """Return the board as a table of text cells, for a terminal or the README: one row per condition, one column per metric.
 
-    A cell holds the mean and, in brackets, the difference from base (condition minus base) with its 95 % interval; shares are in percent. A
-    star marks a difference that is significant after Holm's correction. A random or trained condition with fewer than three seeds gets no
-    star, and its brackets name the number of seeds.
+    A cell holds the mean and, in brackets, the difference from base (condition minus base) with its 95 % interval. Shares are in percent. A
+    star marks a difference with p < .05 after Holm's correction. A random or trained condition with fewer than three seeds gets no star;
+    the number of its seeds is then in the brackets.
 
     Args:
         metrics: Names of the metrics to show. Metrics that the board does not have are left out.
@@ -425,7 +430,7 @@ def text_table(board: Mapping[str, Any], metrics: Sequence[str]) -> pd.DataFrame
 
 
 def _cell(metric: str, e: Mapping[str, Any], d: Mapping[str, Any] | None) -> str:
-    """One cell of ``text_table``, from a value ``e`` and its difference from base ``d``."""
+    """Return the text of one cell of ``text_table``, from the value ``e`` of a metric and its difference from base ``d``."""
     if e["mean"] is None:
         return ""
     if d is None:  # base: the mean alone
@@ -434,7 +439,7 @@ def _cell(metric: str, e: Mapping[str, Any], d: Mapping[str, Any] | None) -> str
 
 
 def methods() -> list[dict[str, str]]:
-    """Return the texts of the board's page that explain its statistics and controls, as dicts with ``title`` and ``text``."""
+    """Return the texts on the web page of a board that explain statistics, scores and controls, as dicts with ``title`` and ``text``."""
     a, b, c = assumed_aes
     return [
         {

@@ -1,4 +1,4 @@
-"""Measure all conditions of a board with all seeds, except those with a saved result; several processes can share the work."""
+"""Measure all conditions of a board with all their seeds. Saved results are skipped, and several processes can share the work."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Unit = tuple[Spec, int]
 
 
 def units(ground: Ground, specs: Sequence[Spec]) -> list[Unit]:
-    """Return all pairs ``(condition, seed)`` to measure.
+    """Return all pairs ``(condition, seed)`` of a board, in the order in which they are measured.
 
-    Seed 0 of every condition comes first, so that a stopped board has results of every condition. Conditions that are neither random nor
-    trained have seed 0 only.
+    Seed 0 of every condition comes first, so that a board that is stopped later has a result of every condition. Conditions that are
+    neither random nor trained have seed 0 only.
     """
     seeds = range(ground.sizes.seeds)
     return [(spec, seed) for seed in seeds for spec in specs if seed == 0 or spec.seeded]
@@ -39,8 +39,8 @@ def units(ground: Ground, specs: Sequence[Spec]) -> list[Unit]:
 def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: bool = True) -> None:
     """Measure every condition with every seed that has no saved result yet. Several processes that run the same board share the work.
 
-    A result that was made with a different version of the code is measured again; with ``wait``, a message says which results, and which
-    modules changed. Rollouts that a killed process left in the folder of a complete result are removed.
+    A result from a different version of the code is measured again. If ``wait`` is True, a message names these results and the modules
+    that changed. Rollouts that a killed process left in the folder of a complete result are removed.
 
     Args:
         specs: Conditions to measure.
@@ -50,7 +50,7 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
 
     Raises:
         ValueError: two conditions have the same cache key.
-        evaluate.OverlapError: a condition was made from problems that it would be evaluated on.
+        evaluate.OverlapError: some of the board's test problems were used to edit, steer or train a condition.
     """
     todo, references = units(ground, specs), None
     for spec in specs:
@@ -86,7 +86,7 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
 
 
 def _remove_leftover_rollouts(folder: Path) -> None:
-    """Remove the rollouts beside a complete result, which a process leaves if it is killed just before it removes them itself."""
+    """Remove rollouts from the folder of a complete result. A process leaves them if it is killed just before it removes them."""
     if is_measured(folder) and (leftover := rollouts_of_result(folder)):
         with store.locked(folder.with_suffix(".claim")) as mine:
             if mine:
@@ -97,11 +97,11 @@ def _remove_leftover_rollouts(folder: Path) -> None:
 def _measured(ground: Ground, spec: Spec, seed: int, references: References, expected: Path) -> Path:
     """Measure one condition with one seed, and return the folder of the result.
 
-    The folder is ``expected``, or another one if the condition has changed since ``expected`` was computed, for example because a model was
-    replaced at its path.
+    The folder is usually ``expected``. It is another one if the condition has changed since ``expected`` was computed, for example because
+    a model file was replaced.
 
     Raises:
-        identity.UnknownIdentityError: the condition's function makes another condition at every call, so that the result could never be
+        identity.UnknownIdentityError: the condition's function returns a different condition at every call, so its result could never be
             read back.
     """
     now = result_folder(ground, spec, seed)
@@ -114,7 +114,7 @@ def _measured(ground: Ground, spec: Spec, seed: int, references: References, exp
 
 
 def _say_stale(ground: Ground, open_: Sequence[tuple[Spec, int, store.Basis]]) -> None:
-    """Print which of the results to measure exist already, but were made with a different version of the code."""
+    """Print which results will be measured again because they were measured with a different version of the code."""
     records = store.records(ground.out / "results")
     changed = {f"{spec.name}, seed {seed}": basis.changed(records) for spec, seed, basis in open_}
     stale, modules = [name for name, names in changed.items() if names], set[str]().union(*changed.values())
@@ -129,5 +129,5 @@ def _say_stale(ground: Ground, open_: Sequence[tuple[Spec, int, store.Basis]]) -
 
 
 def _few(names: Sequence[str], count: int = 4) -> str:
-    """The first ``count`` names as text, and how many more there are."""
+    """Return the first ``count`` names as text, and how many more there are."""
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

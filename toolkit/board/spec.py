@@ -1,9 +1,10 @@
-"""Conditions of the board as values: a ``Spec`` has a name, a family, and a function that makes the condition.
+"""Descriptions of the conditions of a board. Each is a ``Spec``: a name, a family, and a function that returns the condition.
 
-The function gets a ``Ground`` (the base model, the sizes, and slow results such as directions) and a seed. It returns a ``Condition``: a
-model with the interventions it runs under.
+The arguments of the function are a ``Ground`` (the base model, the sizes, and inputs such as directions) and a seed. The result is a
+``Condition``: a model together with its interventions.
 
-Your own list is a Python file that defines ``CONDITIONS``; make a copy of ``toolkit/board/default.py``, or write::
+To list your own conditions, write a Python file that defines ``CONDITIONS``. Copy ``toolkit/board/default.py``, or write, with your own
+function ``my_plan``::
 
     from toolkit import edits
     from toolkit.board import Spec, default, trained
@@ -13,14 +14,19 @@ Your own list is a Python file that defines ``CONDITIONS``; make a copy of ``too
     mine = Spec("my edit", "edit", lambda ground, seed: Condition(edits.apply(ground.lm, my_plan(ground.lm))))
     CONDITIONS = [*default.CONDITIONS, mine, trained("mild penalty", recipes.plain("length_penalty", alpha=0.2))]
 
-``toolkit board --conditions FILE`` executes the file, measures conditions without a saved result, and reads the other results back. The
-file may also set the sizes: ``SIZES = Sizes(main=(("gsm8k", 200),), ...)``.
+``toolkit board --conditions FILE`` executes the file, measures conditions without a saved result, and loads the other results. The file
+may also set the sizes: ``SIZES = Sizes(main=(("gsm8k", 200),), ...)``.
 
-Results are saved under a cache key. For a condition with your own function, such as ``mine``, the key covers the code of the function
-with all values, globals and functions it uses, and the condition that it makes (the fingerprint of the model, and the interventions). So
-the function is also called to read a result back, and a model that was retrained at the same path is measured again. With
-``identity={...}``, the key covers this mapping instead of the function and its condition. Use it if the function is slow, or if the values
-it uses do not determine what it does. The mapping must then hold everything that the numbers depend on, such as the fingerprint of a model.
+Results are saved under a cache key. For a condition with your own function, such as ``mine``, the key is computed from
+
+* the code of the function, with all values, globals and functions that it uses;
+* the condition that the function returns: the fingerprint of the model, and the interventions.
+
+So the function is called even if the result is only loaded. In return, a model that was retrained at the same path is measured again.
+
+If you pass ``identity={...}`` to ``Spec``, the key is computed from this mapping instead. Pass it if the function is slow, or if the
+function depends on more than its code and values, such as the content of a file. The mapping must hold everything that the measured numbers
+depend on, such as the fingerprint of a model.
 """
 
 from __future__ import annotations
@@ -54,22 +60,22 @@ Make = Callable[[Ground, int], Condition]
 
 @dataclass(frozen=True)
 class Spec:
-    """Description of one condition of the board, from which the condition is made.
+    """Description of one condition of the board, with the function that returns the condition.
 
     Attributes:
         name: Unique name.
         family: One of ``FAMILIES``; sets colour and symbol in figures.
-        make: Function ``(ground, seed) -> Condition`` that makes the condition.
-        seeded: True if the condition is random or trained, so that several seeds are measured.
+        make: Function ``(ground, seed) -> Condition``.
+        seeded: True to measure several seeds, because the condition is random or trained.
         paper: arXiv id, or "".
         note: Description in one line.
-        identity: Values that determine the condition, for the cache key of its results. If empty, the key is derived from ``make`` and
+        identity: Values that determine the condition, for the cache key of its results. If empty, the key is computed from ``make`` and
             from the condition that ``make`` returns.
-        recipe: Recipe of a trained policy, or ``None``.
-        reward: Reward object that replaces the reward of ``recipe``, or ``None``.
+        recipe: Recipe of a trained policy; ``None`` for a condition that is not trained by the board.
+        reward: Reward object that replaces the reward of ``recipe``; ``None`` keeps the recipe's.
         steps: Function ``ground -> number of training steps``, for the cost table.
-        through: Function without arguments that returns further modules whose code the results depend on, such as those that train a
-            policy, as module -> hash of its code (see ``store.modules_of``).
+        through: Function without arguments that returns module -> hash of its code (see ``store.modules_of``), for further modules that
+            the results depend on, such as those that train a policy.
     """
 
     name: str
@@ -92,15 +98,15 @@ class Spec:
     def varies(self) -> bool:
         """True if another seed could give another result.
 
-        A trained model that is only loaded, with ``seeded=False``, also counts: it is one of the models that training could have given.
+        This includes a trained model that is only loaded (``seeded=False``), since training with another seed gives another model.
         """
         return self.seeded or self.family in ("trained", "combined", "control")
 
     @cached_property
     def known(self) -> Identity:
-        """Inputs of the cache key that need no model: a description of ``make`` (or of ``identity``), and the toolkit modules that it uses.
+        """Part of the cache key that needs no model: a description of ``make`` (or ``identity``), and the toolkit modules it uses.
 
-        They are computed once, because a call of ``make`` may change values that it reads.
+        It is computed only once, because a call of ``make`` may change values that ``make`` reads.
 
         Raises:
             identity.UnknownIdentityError: the description cannot be computed; the message says what to do.
@@ -112,13 +118,13 @@ class Spec:
         return Identity(known.body, known.modules | identity.of(self.make, strict=False).modules)
 
     def basis(self, ground: Ground, seed: int, *, made: Condition | None = None) -> store.Basis:
-        """Return the record of all inputs of one result, which decides whether a saved result can be used.
+        """Return a record of all inputs of one result. A saved result is used only if its record has the same hash.
 
         The inputs are the condition, the seed, the base model, the problems, the sizes of the board, and the code. The name of the
-        condition is not among them.
+        condition is not an input.
 
         Args:
-            made: The condition, if it was made already. ``None`` makes it here, unless the spec has an ``identity``.
+            made: The condition, if ``make`` was called before. If it is ``None`` and ``identity`` is empty, ``make`` is called here.
         """
         about, condition = self.known, Identity(None, frozenset())
         if not self.identity:
@@ -133,12 +139,12 @@ class Spec:
 
 
 def _spec(name: str, family: str, make: Callable[..., Condition], about: Mapping[str, Any], **more: Any) -> Spec:
-    """Return a spec whose ``identity`` is the name of the function ``make`` and its arguments ``about``."""
+    """Return a spec for a function ``make`` with the arguments ``about``. Its ``identity`` is the function's name and these arguments."""
     return Spec(name, family, partial(make, **about), identity={"maker": make.__name__, **about}, **more)
 
 
 def read_conditions(path: str | Path) -> tuple[list[Spec], Sizes | None]:
-    """Execute a Python file; return the list ``CONDITIONS`` that it defines, and ``SIZES`` or ``None``.
+    """Execute a Python file, and return its variables ``CONDITIONS`` and ``SIZES`` (``None`` if it does not set ``SIZES``).
 
     Raises:
         ValueError: the file is not Python or defines no conditions, an entry of the list is not a ``Spec``, or ``SIZES`` is not a
@@ -192,7 +198,7 @@ def check_distinct(keys: Mapping[str, str]) -> None:
     """Raise ValueError if two conditions have the same cache key, since they would share one result.
 
     Args:
-        keys: Name of a condition -> its key.
+        keys: Name of a condition -> its cache key.
     """
     first: dict[str, str] = {}
     for name, key in keys.items():
@@ -221,15 +227,15 @@ def edited(
 ) -> Spec:
     """Return a condition that edits weights with ThinkEdit (arXiv 2503.22048).
 
-    The edit projects the direction of thinking length out of the output of the heads that write short thinking.
+    The edit projects the direction of thinking length out of the output of the heads that write most towards short thinking.
 
     Args:
         name: Unique name of the condition.
-        strength: lambda of the edit; 1 removes the component along the direction, 2 reverses it.
-        form: Variant of ThinkEdit, a key in ``jobs.FORMS``.
-        fraction: Share of heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
-        control: Kind of random control to make instead. ``"heads"``: edit equally many random heads of the same layers. ``"direction"``:
-            edit the same heads along a random direction that they can write. ``""``: no control.
+        strength: lambda of the edit. 1 removes the component along the direction from the heads' output; 2 reverses the component.
+        form: Name of the variant of ThinkEdit, a key in ``jobs.FORMS``.
+        fraction: Share of all heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
+        control: Random control to return instead of the edit. ``"heads"``: edit equally many random heads of the same layers.
+            ``"direction"``: edit the same heads along a random direction that they can write. ``""``: no control.
         adapter: True to write the edit as a rank-1 PEFT adapter and merge it with peft, instead of editing the weights.
     """
     about = {"strength": strength, "form": form, "fraction": fraction, "control": control, "adapter": adapter}
@@ -275,13 +281,13 @@ def steered(
 
     Args:
         name: Unique name of the condition.
-        strength: The direction is multiplied by ``strength`` and added to the residual stream; + lengthens thinking, - shortens it. The
-            direction is a difference of means, long minus short thinking.
-        direction: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our form). ``"efficiency"``: Efficiency
-            Steering (arXiv 2506.15647).
+        strength: Factor by which the direction is multiplied before it is added to the residual stream; + lengthens thinking, - shortens
+            it. The direction is a difference of mean activations (long minus short thinking) and is not normalised.
+        direction: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our variant of ThinkEdit).
+            ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
         layers: Layers to steer; negative numbers count from the last layer. ``None`` means all layers.
-        during: When to steer: ``"all"`` positions, or a phase of the response, such as ``"think"``.
-        control: True to steer along a random direction of equal norm instead.
+        during: Positions to steer: ``"all"``, or a phase of the response, such as ``"think"``.
+        control: True for a random control: steer along a random direction of equal norm instead.
     """
     about = {"strength": strength, "direction": direction, "layers": layers, "during": during, "control": control}
     if direction not in DIRECTIONS:
@@ -304,12 +310,12 @@ def _steered(
 def masked(name: str, count: int, *, control: bool = False) -> Spec:
     """Return a condition that masks the top retrieval heads of the base model: heads that copy from the prompt (arXiv 2404.15574).
 
-    A masked head attends uniformly while decoding. Heads are ranked by how much they write towards the retrieved token (our score).
+    A masked head attends uniformly while decoding. Heads are ranked by how much they add to the logit of the retrieved token (our score).
 
     Args:
         name: Unique name of the condition.
         count: Number of heads to mask.
-        control: True to mask equally many random heads of the same layers instead.
+        control: True for a random control: mask equally many random heads of the same layers instead.
     """
     note = f"{count} {'random heads of the same layers' if control else 'retrieval heads'}, uniform attention in decode"
     about = {"count": count, "control": control}
@@ -383,13 +389,14 @@ def trained(
 
     Args:
         name: Unique name of the condition.
-        recipe: Recipe with its paper's numbers; ``Sizes.training`` of the board scales it.
-        reward: Reward object to use instead of the recipe's; its class and fields are part of the cache key.
+        recipe: Recipe with its paper's numbers. ``Sizes.training`` of the board may change them, see ``TrainingPlan.sized``.
+        reward: Reward object to use instead of the recipe's; ``None`` keeps the recipe's. The object's class and fields are part of the
+            cache key.
         merged: True to add only the largest 25 % of the weight changes, times 0.7, to the base model (DLER's update-selective merging,
             arXiv 2510.15110).
-        edit: Strength of ThinkEdit's edit (our form) before training; 0 for none.
-        steer: Strength of steering along ThinkEdit's direction while thinking, after training; 0 for none, + lengthens thinking.
-        note: Description of the condition; "" generates one.
+        edit: Strength (lambda) of ThinkEdit's edit, applied before training (our variant of ThinkEdit); 0 for none.
+        steer: Strength of steering the trained policy along ThinkEdit's direction while it thinks; 0 for none, + lengthens thinking.
+        note: Description of the condition in one line; "" generates one.
 
     Raises:
         identity.UnknownIdentityError: the reward holds something that cannot be described in a cache key, such as a lock or an open file.

@@ -19,7 +19,7 @@ HEADLINE = ("accuracy", "think_tokens")
 
 
 def holm_corrected(paired: Mapping[str, Mapping[str, Effect]]) -> dict[str, dict[str, float]]:
-    """Return the p-values after Holm's correction over all conditions, as condition -> metric -> p.
+    """Return the p-values after Holm's correction over all conditions, as condition -> metric -> corrected p-value.
 
     Accuracy and think tokens are corrected together, as one family of tests; every other metric is a family of its own. Effects without a
     p-value are left out.
@@ -43,14 +43,14 @@ def holm_corrected(paired: Mapping[str, Mapping[str, Effect]]) -> dict[str, dict
 def on_front(
     accuracy: Mapping[str, ndarray], tokens: Mapping[str, ndarray], *, seed: int = 0, times: int = 1000
 ) -> dict[str, float]:
-    """Return the probability that each condition is on the Pareto front: the share of resamples of problems and seeds in which it is.
+    """Return the probability that each condition is on the Pareto front of accuracy and think length.
 
-    A condition is on the front unless another condition is at least as accurate and thinks at most as long, and is strictly better in one
-    of the two.
+    The probability is the share of bootstrap resamples (of problems and of seeds) in which the condition is on the front. A condition is on
+    the front unless another condition is at least as accurate and thinks at most as long, and is strictly better in one of the two.
 
     Args:
-        accuracy: Condition -> accuracy, ``[seeds, problems]``.
-        tokens: Condition -> think tokens, ``[seeds, problems]``.
+        accuracy: Condition -> accuracy, ``[seeds, problems]``, 0 to 1.
+        tokens: Condition -> mean number of think tokens, ``[seeds, problems]``.
         seed: Random seed of the resamples.
         times: Number of resamples.
 

@@ -1,4 +1,4 @@
-"""The head atlas: scores of every attention head by several measures ("lenses"), agreement of the measures, attention of one head."""
+"""Figures of attention heads: scores by several measures ("lenses"), agreement of the measures, attention weights of one head."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
     Each row is divided by its largest absolute score; hovering shows the score itself.
 
     Args:
-        scores: Name of the measure -> its score for every head.
+        scores: Name of the measure -> scores of all heads.
     """
     values = {name: s.score.numpy() for name, s in scores.items()}
     present = next(iter(scores.values())).present.numpy()  # a layer may have fewer heads than others, or none
@@ -46,9 +46,10 @@ def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
 
 
 def agreement(table: pd.DataFrame) -> go.Figure:
-    """Heat map of the number of top heads that each pair of measures shares.
+    """Heat map with one cell per pair of measures: the number of heads that are top heads by both measures.
 
-    A cell also shows the p-value of that number (heads permuted within their layers) and Spearman's rank correlation over all heads.
+    A cell also shows the p-value of that number (heads permuted within their layers), and Spearman's rank correlation of the two measures
+    over all heads.
 
     Args:
         table: From ``jobs.agreement``.
@@ -85,9 +86,11 @@ def attention(
     """Heat map of attention weights, one row per query token and one column per key token.
 
     Args:
-        weights: Attention from each query (row) to each key (column).
-        queries: Text of the query tokens. Each predicts the token after it. A single space is shown as ␣, a line break as ↵.
-        keys: Text of the key tokens, in the same notation.
+        weights: Attention weights, 0 to 1, from each query (row) to each key (column).
+        queries: Texts of the query tokens. At each, the model predicts the next token. A token that is one space is shown as ␣, a line
+            break as ↵.
+        keys: Texts of the key tokens, shown in the same way.
+        title: Title of the figure.
     """
     heat = go.Heatmap(z=weights.numpy(), zmin=0, colorscale="Blues", colorbar={"title": "attention"}, xgap=1, ygap=1)
     heat.update(

@@ -32,21 +32,21 @@ Board = Mapping[str, Any]
 
 
 def _of(board: Board, family: str, metric: str = "accuracy") -> list[tuple[str, Mapping[str, Any]]]:
-    """``(name, entry of the board)`` of each condition of a family for which the metric was measured."""
+    """Return ``(name, entry of the board)`` for each condition of a family for which the metric was measured."""
     return [(name, c) for name, c in board["conditions"].items() if c["family"] == family and metric in c["metrics"]]
 
 
 def few_seeds(e: Mapping[str, Any]) -> bool:
-    """Return True if a value or difference is marked as based on fewer than three seeds, too few for a test.
+    """Return True if a value or difference of the board is based on fewer than three seeds, too few for a test.
 
     Args:
-        e: Entry of ``board.json`` for a value or a difference. Its ``note`` is the mark, such as ``"2 seeds"``.
+        e: Entry of ``board.json`` for the value or difference. With too few seeds, it has a ``note`` such as ``"2 seeds"``.
     """
     return "seed" in e.get("note", "")
 
 
 def _error(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Plotly's error bars for values with ``mean, low, high``."""
+    """Return plotly's error bars for values with ``mean, low, high``."""
     up, down = [r["high"] - r["mean"] for r in rows], [r["mean"] - r["low"] for r in rows]
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1}
 
@@ -95,11 +95,12 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
 
 
 def state_shifts(board: Board) -> go.Figure:
-    """Dot plot of the direction in which each condition shifts hidden states: cosine with the length direction, one row per condition.
+    """Dot plot of the cosine between each condition's shift of hidden states and the direction of thinking length, one row per condition.
 
-    Every condition reads the same responses of base. The shift is the mean difference of the hidden states (condition minus base) at the
-    end of the residual stream; + is towards longer thinking. Error bars are 95 % intervals. A grey bar is the 95 % range that the cosine
-    has by chance, from differences between random groups of the responses.
+    A positive cosine means a shift towards longer thinking. Every condition reads the same responses of base. The shift is the mean
+    difference of the hidden states (condition minus base) at the end of the residual stream. Error bars are 95 % intervals. A grey bar is
+    the 95 % range of cosines that occur by chance, computed with differences between random groups of the responses. Conditions that change
+    only decoding or the prompt are left out.
 
     Args:
         board: Content of ``board.json``.
@@ -141,8 +142,9 @@ def state_shifts(board: Board) -> go.Figure:
 def chain_accuracy(board: Board) -> go.Figure:
     """Scatter plot of accuracy on chains of additions against p^H, the accuracy expected from single steps (arXiv 2509.09677).
 
-    p is the share of right steps and H the number of steps. A condition below the diagonal is worse than its single steps predict; a
-    condition above the diagonal corrects wrong steps.
+    There is one point per condition. p is the share of the condition's steps that are right, and H the number of steps in a response. p^H
+    is averaged over problems. Below the diagonal, the accuracy is worse than the single steps predict. Above the diagonal, the condition
+    corrects wrong steps.
 
     Args:
         board: Content of ``board.json``.
@@ -174,8 +176,8 @@ def chain_accuracy(board: Board) -> go.Figure:
 def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
     """Heat map of paired differences from base (condition minus base), one row per condition and one column per metric.
 
-    Differences are in percentage points. White cells are not significant after Holm's correction; numbers in brackets are based on fewer
-    than three seeds, too few for a test.
+    Differences are in percentage points. White cells have p >= .05 after Holm's correction, or no test. Numbers in brackets are based on
+    fewer than three seeds, too few for a test.
 
     Args:
         board: Content of ``board.json``.
@@ -218,8 +220,9 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
 def head_change(board: Board) -> go.Figure:
     """Scatter plot of think tokens against the contribution of base's short-thinking heads, one point per condition.
 
-    Every condition reads the same responses of base. The contribution is the output of these heads along the direction of short thinking,
-    in units of the residual stream. If a trained model thinks longer although these heads write the same, other parts of it changed.
+    Short-thinking heads are the heads that ThinkEdit edits. Every condition reads the same responses of base. The contribution is the
+    component of these heads' output along the direction of short thinking, in units of the residual stream. If a trained model thinks longer
+    but these heads write the same, other parts of the model changed.
 
     Args:
         board: Content of ``board.json``.

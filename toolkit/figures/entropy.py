@@ -1,4 +1,4 @@
-"""Token entropy: by position in thinking, by phase, against another measure, correlations with right answers, and filtered thinking."""
+"""Figures of token entropy: by position in thinking, by phase, correlations with other measures, accuracy after dropping tokens."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from toolkit.figures.base import COLOURS, GREY, styled
 
 
 def entropy_by_position(curves: Mapping[str, pd.DataFrame], by: str = "position") -> go.Figure:
-    """Line plot of the mean token entropy (nats) over the course of thinking, with 95 % bands, one line per name.
+    """Line plot of the mean token entropy (nats) over the course of thinking, with 95 % bands.
 
     Args:
-        curves: Name -> table of ``phase_entropy.by_position``, or of ``phase_entropy.by_step`` if ``by`` is ``"step"``.
+        curves: Name of a line -> table from ``phase_entropy.by_position``, or from ``phase_entropy.by_step`` if ``by`` is ``"step"``.
         by: Column on the horizontal axis: ``"position"`` (0 to 1, relative position in the think span) or ``"step"`` (number of the step).
     """
     figure = go.Figure()
@@ -32,10 +32,10 @@ def entropy_by_position(curves: Mapping[str, pd.DataFrame], by: str = "position"
 
 
 def phase_entropy(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
-    """Bar chart of the mean token entropy (nats) of thinking and of the answer, with 95 % intervals, one colour per name.
+    """Bar chart of the mean token entropy (nats) of thinking and of the answer, with 95 % intervals.
 
     Args:
-        tables: Name -> table of ``phase_entropy.by_phase``.
+        tables: Name of a model or condition -> table from ``phase_entropy.by_phase``. Each has its own colour.
     """
     figure = go.Figure()
     for i, (name, rows) in enumerate(tables.items()):
@@ -46,13 +46,13 @@ def phase_entropy(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
 
 
 def correlation(rows: pd.DataFrame, table: pd.DataFrame, x: str = "entropy", y: str = "response_tokens") -> go.Figure:
-    """Scatter plot of two measures, one dot per rollout: raw values (left), and values minus the mean of their problem (right).
+    """Scatter plot of two measures, one dot per rollout, in two panels: raw values (left), and values minus the problem's mean (right).
 
-    The right panel shows the correlation within problems, in which the difficulty of a problem cancels.
+    The right panel shows the correlation within problems, to which differences in difficulty do not contribute.
 
     Args:
         rows: One row per rollout, from ``phase_entropy.table`` or ``failed_steps.table``.
-        table: Correlation of ``x`` and ``y`` from ``phase_entropy.correlations``; its coefficients are written above the panels.
+        table: Correlations of ``x`` and ``y`` from ``phase_entropy.correlations``, written above the panels.
         x: Column of ``rows`` on the horizontal axis.
         y: Column of ``rows`` on the vertical axis.
     """
@@ -75,10 +75,12 @@ def correlation(rows: pd.DataFrame, table: pd.DataFrame, x: str = "entropy", y: 
 def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> go.Figure:
     """Dot plot of the correlation of each measure with right answers, pooled and within problems, with 95 % intervals.
 
+    A negative coefficient means that a larger value of the measure goes with wrong answers.
+
     Args:
-        table: From ``failed_steps.correctness_correlations``. A negative coefficient: more of the measure goes with wrong answers.
+        table: Table from ``failed_steps.correctness_correlations``.
         title: Title of the figure.
-        kind: ``"spearman"`` or ``"pearson"``.
+        kind: Kind of correlation: ``"spearman"`` or ``"pearson"``.
     """
     chosen, names = table[table["kind"] == kind], list(table["measure"].unique())
     figure = go.Figure()
@@ -95,18 +97,18 @@ def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> 
 
 
 def _coefficient_text(rows: pd.DataFrame) -> str:
-    """Coefficients with their intervals, one line per kind."""
+    """Return the coefficients with their intervals as text, one line per kind of correlation."""
     return "<br>".join(f"{row['kind']} {row['r']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for _, row in rows.iterrows())
 
 
 def entropy_filtering(summary: pd.DataFrame) -> go.Figure:
-    """Line plot of accuracy against the share of think tokens kept, with 95 % intervals, one line per rule for dropping tokens.
+    """Line plot of accuracy after some think tokens were dropped, against the share of think tokens kept, with 95 % intervals.
 
-    The rules drop the tokens of highest entropy, random tokens, or the end of the think span. Then the think span is closed, and the model
-    answers.
+    There is one line per choice of the dropped tokens: those of highest entropy, random ones, or the last ones. After dropping, the think
+    span is closed and the model answers.
 
     Args:
-        summary: From ``phase_entropy.filtering_summary``.
+        summary: Table from ``phase_entropy.filtering_summary``.
     """
     names = {"entropy": "highest entropy dropped", "random": "random tokens dropped", "truncate": "end cut off"}
     figure = go.Figure()

@@ -1,4 +1,4 @@
-"""Scores of attention heads."""
+"""Figure of the scores of attention heads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from toolkit.types import HeadScores, Plan
 
 
 def head_scores(scores: HeadScores, plan: Plan | None = None) -> go.Figure:
-    """Heat map of head scores, one row per layer and one column per head. Layers without heads stay empty.
+    """Heat map of head scores, one row per layer and one column per head. Cells without a head stay empty.
 
     Args:
-        plan: Plan of an edit, whose heads are outlined; ``None`` outlines none.
+        scores: Score of every head.
+        plan: Plan of an edit. The heads to edit are outlined; ``None`` outlines none.
     """
     values = scores.score.numpy()
     limit = float(np.nanmax(np.abs(values))) or 1.0

@@ -1,4 +1,4 @@
-"""Think length and accuracy: histogram of lengths, values by layer, accuracy against length, and differences from base."""
+"""Figures of think length and accuracy: histogram of lengths, values by layer, accuracy against length, and differences from base."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
     """Histogram of think length in tokens; the legend gives the number of rollouts in each class.
 
     Args:
-        by: Function from a rollout to its class, ``"short"``, ``"long"`` or ``None`` (in no class); each class has its own colour.
-            Without it, all rollouts have one colour.
+        by: Function from a rollout to its class: ``"short"``, ``"long"``, or ``None`` for a rollout in no class. Each class has its own
+            colour. Without the function, all rollouts have one colour.
     """
     labels = [(by(r) if by else None) or ("in no class" if by else "all") for r in rollouts]
     lengths = np.array([r.think_tokens for r in rollouts])
@@ -33,10 +33,10 @@ def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
 
 
 def by_layer(curves: Mapping[str, Sequence[float]], title: str, unit: str) -> go.Figure:
-    """Line plot of values by layer, one line per name. Example: the separation of long and short thinking along several directions.
+    """Line plot of values by layer, such as the separation of long and short thinking along several directions.
 
     Args:
-        curves: Name -> one value per layer.
+        curves: Name of a line -> one value per layer.
         title: Title of the figure.
         unit: Title of the vertical axis.
     """
@@ -51,7 +51,7 @@ def direction_norms(directions: Mapping[str, Direction]) -> go.Figure:
     """Line plot of the norm of each direction by layer, in units of the residual stream.
 
     Args:
-        directions: Name -> direction, one line each.
+        directions: Name of a line -> direction.
     """
     return by_layer({name: d.norms.tolist() for name, d in directions.items()}, "Norm of the direction", "|v|")
 
@@ -60,7 +60,7 @@ def length_accuracy(summary: pd.DataFrame) -> go.Figure:
     """Scatter plot of accuracy against think tokens, one point per condition, with 95 % intervals of both.
 
     Args:
-        summary: From ``evaluate.summary``.
+        summary: Table from ``evaluate.summary``.
     """
     figure = go.Figure()
     wide = summary.pivot(index="condition", columns="metric", values=["mean", "low", "high"])
@@ -88,9 +88,9 @@ def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go
     A dot is grey if its interval contains zero, or has width 0 because nothing varies.
 
     Args:
-        summary: From ``evaluate.summary``.
-        metric: Name of the metric, from the column ``metric``.
-        base: Name of the base condition, which has no row.
+        summary: Table from ``evaluate.summary``.
+        metric: Name of the metric, a value in the column ``metric`` of ``summary``.
+        base: Name of the base condition, which has no row in the plot.
     """
     rows = summary[(summary["metric"] == metric) & (summary["condition"] != base)].iloc[::-1]
     low, high = rows["difference_low"], rows["difference_high"]

@@ -1,6 +1,6 @@
-"""Retrieval heads, which copy from the prompt: accuracy by needle position, sparsity and stability of the scores, effect of masking.
+"""Figures of retrieval heads (heads that copy from the prompt): accuracy by needle position, sparsity, stability, effect of masking.
 
-A needle is a fact hidden in a long prompt; its depth is its relative position there (0 is the start).
+A needle is a fact hidden in a long prompt. The depth of a needle is its relative position in the prompt, from 0 (start) to 1 (end).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def recall(cells: pd.DataFrame) -> go.Figure:
     """Heat map of the share of right answers by prompt length and depth of the needle (relative position of the hidden fact).
 
     Args:
-        cells: Columns ``length`` (tokens), ``depth`` (0 to 1), ``correct`` (share of right answers, 0 to 1) and ``n`` (number of prompts).
+        cells: Table with one row per length and depth. Columns: ``length`` (tokens), ``depth`` (0 to 1), ``correct`` (share of right
+            answers, 0 to 1) and ``n`` (number of prompts).
     """
     wide, counts = (cells.pivot(index="depth", columns="length", values=name) for name in ("correct", "n"))
     figure = go.Figure(
@@ -47,11 +48,11 @@ def recall(cells: pd.DataFrame) -> go.Figure:
 def sparsity(table: pd.DataFrame) -> go.Figure:
     """Bar chart of the shares of heads with a copy score above 0.1, above 0.5 and equal to zero, one group of bars per model.
 
-    The copy score of a head is the share of the needle's tokens that it copies (arXiv 2404.15574).
+    The copy score of a head is the share of the needle's tokens that the head copies (arXiv 2404.15574).
 
     Args:
-        table: One row per model, with the columns ``model, above 0.1, above 0.5, zero`` (shares of the heads, 0 to 1). The first row is the
-            model that was measured here; the others hold published numbers.
+        table: One row per model. Columns: ``model``, and ``above 0.1, above 0.5, zero`` (shares of all heads, 0 to 1). The first row, drawn
+            in colour, is your model; the others, in grey, are published numbers.
     """
     figure = go.Figure()
     for i, name in enumerate(table["model"]):
@@ -61,12 +62,12 @@ def sparsity(table: pd.DataFrame) -> go.Figure:
 
 
 def stability(table: pd.DataFrame) -> go.Figure:
-    """Line plot of stability: the share of top heads by scores from ``n`` examples that are also top heads by scores from all examples.
+    """Line plot of the stability of the top heads, with one line per ranking of the heads.
 
-    The figure has one line per ranking of the heads.
+    Heads are scored on ``n`` examples and on all examples. Stability is the share of the top heads that both scores have in common.
 
     Args:
-        table: Columns ``ranking``, ``n`` (number of examples) and ``overlap`` (share of the top heads, 0 to 1).
+        table: Columns ``ranking`` (name), ``n`` (number of examples) and ``overlap`` (stability, 0 to 1).
     """
     figure = go.Figure()
     for i, (name, rows) in enumerate(table.groupby("ranking", sort=False)):
@@ -81,11 +82,11 @@ def stability(table: pd.DataFrame) -> go.Figure:
 def masking_curve(table: pd.DataFrame) -> go.Figure:
     """Line plot of accuracy against the number of masked heads, one panel per ranking of the heads.
 
-    One line is for the top heads of the ranking, the other for random heads of the same layers. Only the published form of masking is
-    shown: uniform attention, while decoding. The dotted line is the accuracy without a mask.
+    One line is for the top heads of the ranking, the other for random heads of the same layers. The dotted line is the accuracy without a
+    mask. Only masking as published is shown: masked heads attend uniformly while decoding.
 
     Args:
-        table: From ``jobs.masking_effects``.
+        table: Table from ``jobs.masking_effects``.
     """
     rows = table[(table["op"] == "uniform") & (table["during"] == "decode only")]
     names = list(rows["ranking"].unique())
@@ -115,11 +116,11 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
 def masking_forms(table: pd.DataFrame) -> go.Figure:
     """Dot plot of accuracy with random heads masked minus accuracy with the top heads masked: + means that the top heads matter more.
 
-    There is one row per form of masking: an operation (uniform, zero, mean) and a phase (decode only, prefill too). Each ranking of the
-    heads is shown at the largest number of masked heads in the table.
+    There is one row per combination of operation (uniform attention, zero output, mean output) and phase (decode only, or prefill too), and
+    one colour per ranking of the heads. Only the largest number of masked heads of each ranking is shown. Error bars are 95 % intervals.
 
     Args:
-        table: From ``jobs.masking_effects``.
+        table: Table from ``jobs.masking_effects``.
     """
     rows = table[table["heads"] == table.groupby("ranking")["heads"].transform("max")].iloc[::-1]
     labels = rows["op"] + ", " + rows["during"]
@@ -143,10 +144,11 @@ def masking_forms(table: pd.DataFrame) -> go.Figure:
 def thinking_or_not(table: pd.DataFrame) -> go.Figure:
     """Bar chart of the accuracy lost by masking heads, when the model thinks and when it answers directly; one panel per task.
 
-    The loss is the accuracy with nothing masked minus the accuracy with the mask. Bars are for the top heads and for random heads.
+    The loss, in accuracy from 0 to 1, is the accuracy with nothing masked minus the accuracy with the mask. One bar is for masking the top
+    heads, the other for masking random heads.
 
     Args:
-        table: From ``jobs.thinking_or_not``.
+        table: Table from ``jobs.thinking_or_not``.
     """
     rows = table[(table["masked"] != "nothing") & (table["mode"] != "thinking - directly")]
     names = list(rows["task"].unique())
@@ -163,7 +165,7 @@ def thinking_or_not(table: pd.DataFrame) -> go.Figure:
 
 
 def _bars(rows: pd.DataFrame, mean: str, low: str, high: str) -> dict[str, Sequence[float] | bool | int | str]:
-    """Plotly's error bars from three columns of ``rows``."""
+    """Return plotly's error bars from three columns of ``rows``."""
     return {
         "type": "data",
         "symmetric": False,

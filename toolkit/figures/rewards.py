@@ -1,4 +1,4 @@
-"""Rewards of existing rollouts: reward against length, and mean advantage of short, long, right and wrong responses."""
+"""Figures of the rewards that rollouts get: reward against length, and mean advantage of short, long, right and wrong responses."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def reward_by_length(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
     """Scatter plot of reward against response length in tokens, one panel per reward, one colour for right and one for wrong answers.
 
     Args:
-        table: From ``rewards.compare``.
-        across: Panels per row.
+        table: Table from ``rewards.compare``.
+        across: Number of panels per row of the figure.
     """
     names = list(table["name"].unique())
     down = math.ceil(len(names) / across)
@@ -42,12 +42,12 @@ def reward_by_length(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
 def reward_pushes(table: pd.DataFrame) -> go.Figure:
     """Heat map of the mean advantage of short and long, right and wrong responses, one row per reward.
 
-    Training makes responses with a positive advantage more likely. Shorter and longer are relative to the median length of the responses
-    to the problem. The percentage behind the name of a reward is the share of problems whose responses all get the same reward, so that
-    none has an advantage.
+    Training makes responses with a positive advantage more likely. A response is short or long relative to the median length of the
+    responses to the same problem. The percentage after the name of a reward is the share of problems whose responses all get the same
+    reward; their advantages are 0.
 
     Args:
-        table: From ``rewards.mean_advantages``.
+        table: Table from ``rewards.mean_advantages``.
     """
     kinds = [column for column in table if column != "no push"]
     values = table[kinds].to_numpy(float)

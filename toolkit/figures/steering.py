@@ -1,6 +1,7 @@
-"""Steering along a direction: length and accuracy by strength (dose-response), damage by strength, and target lengths.
+"""Figures of steering along a direction: length and accuracy by strength (dose-response), damage by strength, and target lengths.
 
-Damage: responses that never close their thinking or that loop, and the perplexity of base's responses under the steered model.
+Signs of damage are responses that never close their thinking, responses that loop, and a higher perplexity of base's responses under the
+steered model.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from plotly.subplots import make_subplots
 from toolkit.figures.base import COLOURS, GREY, styled
 
 Usable = Mapping[str, tuple[float, float]]
-"""Name of a direction -> ``(lowest, highest)`` strength at which responses still close their thinking and do not loop."""
+"""Name of a direction -> ``(lowest, highest)`` strength of the range in which responses close their thinking and do not loop."""
 
 
 def dose_response(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.Figure:
-    """Line plots of think length and accuracy against steering strength, with 95 % bands, one line per direction.
+    """Line plots of think tokens (left) and accuracy (right) against steering strength, with 95 % bands, one line per direction.
 
     Args:
         table: Columns ``direction, strength, metric, mean, low, high`` with the metrics ``think_tokens`` and ``accuracy``.
-        usable: Range of strengths to shade for each direction, such as from ``doses.usable_range``.
+        usable: Range of strengths to shade for each direction, such as from ``doses.usable_range``. Empty: nothing is shaded.
     """
     figure = _against_strength(table, {"think_tokens": "think tokens", "accuracy": "accuracy"}, usable)
     figure.update_yaxes(range=[0, 1], row=1, col=2)
@@ -38,7 +39,7 @@ def damage(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.
 
     Args:
         table: Columns ``direction, strength, metric, mean, low, high`` with the metrics ``closed``, ``looping`` and ``perplexity``.
-        usable: Range of strengths to shade for each direction, such as from ``doses.usable_range``.
+        usable: Range of strengths to shade for each direction, such as from ``doses.usable_range``. Empty: nothing is shaded.
     """
     panels = {"closed": "share of closed think spans", "looping": "share of loops", "perplexity": "perplexity of base's responses"}
     figure = _against_strength(table, panels, usable)
@@ -49,7 +50,7 @@ def damage(table: pd.DataFrame, *, usable: Usable = MappingProxyType({})) -> go.
 
 
 def _against_strength(table: pd.DataFrame, panels: Mapping[str, str], usable: Usable) -> go.Figure:
-    """One panel per metric (``panels``: metric -> title), one line per direction."""
+    """Return a figure with one panel per metric (``panels``: metric -> title) and one line per direction."""
     figure = make_subplots(rows=1, cols=len(panels), subplot_titles=tuple(panels.values()), horizontal_spacing=0.1)
     for i, (name, part) in enumerate(table.groupby("direction", sort=False)):
         colour = COLOURS[i % len(COLOURS)]
@@ -70,10 +71,13 @@ def _against_strength(table: pd.DataFrame, panels: Mapping[str, str], usable: Us
 
 
 def target_lengths(table: pd.DataFrame) -> go.Figure:
-    """Line plots by target length: mean think length, and share of responses within 20 % of the target, steered and base.
+    """Line plots against target length (think tokens): how well steering at the best strength for each target hits the target.
+
+    The left panel shows the mean think tokens of the steered model, with the target as a dotted line. The right panel shows the share of
+    responses within 20 % of the target, for the steered model and for base.
 
     Args:
-        table: From ``doses.targets``.
+        table: Table from ``doses.targets``.
     """
     figure = make_subplots(rows=1, cols=2, subplot_titles=("mean think tokens", "responses within 20 %"), horizontal_spacing=0.1)
     line = {"mode": "lines+markers", "line": {"color": COLOURS[0]}, "name": "steered"}

@@ -1,4 +1,4 @@
-"""Training runs: learning curves, and accuracy against think length after training."""
+"""Figures of training runs: learning curves, and accuracy against think length after training."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ TITLES = {
 
 
 def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]], metrics: Sequence[str] = HELD_OUT) -> go.Figure:
-    """Line plots of training logs by step, one panel per metric and one line per name.
+    """Line plots of metrics of training logs against the training step, one panel per metric.
 
-    For several seeds, the line is the mean over seeds, and a band reaches from the smallest to the largest value.
+    With several seeds, the line is the mean over seeds, and a band reaches from the smallest to the largest value.
 
     Args:
-        curves: Name -> the log of one run (columns ``step`` and the metrics), or the logs of several seeds. Steps without a value are left
-            out, and so are steps that not every seed has.
+        curves: Name of a line -> log of one run, or a list of the logs of several seeds. A log is a table with the column ``step`` and one
+            column per metric. A step is drawn only if every seed has a value for it.
         metrics: Columns of the logs, one panel each.
     """
     titles = [TITLES.get(m, m.replace("_", " ")) for m in metrics]
@@ -57,7 +57,7 @@ def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
 
 
 def _over_seeds(logs: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
-    """Return mean, smallest and largest value of a metric at each step that every log has."""
+    """Return a table ``mean, low, high`` over logs (mean, smallest, largest value of a metric), for each step that every log has."""
     columns = [log.set_index("step")[metric].dropna().astype(float) for log in logs if metric in log]
     if not columns:
         return pd.DataFrame()
@@ -68,10 +68,10 @@ def _over_seeds(logs: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
 def length_against_accuracy(table: pd.DataFrame) -> go.Figure:
     """Scatter plot of accuracy against think tokens of trained models on held-out problems, with 95 % intervals.
 
-    One dot per run, one colour per name; base is a black cross.
+    There is one dot per training run. Runs of the same name, such as seeds, have one colour. Base is a black cross.
 
     Args:
-        table: One row per run (from ``grpo.curves.after_training``), with the columns ``name`` (``"base"`` for the base model),
+        table: Table from ``grpo.curves.after_training``, one row per run. Columns: ``name`` (``"base"`` for the base model),
             ``think_tokens, accuracy``, and the ends of their intervals ``think_tokens_low, think_tokens_high, accuracy_low,
             accuracy_high``.
     """
