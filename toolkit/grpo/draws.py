@@ -33,8 +33,8 @@ class Drawn:
         prompt: Messages of the prompt, including text that the recipe added.
         budget: Token budget stated in the prompt, or ``None``.
         mode: ``"long"`` or ``"short"`` if the prompt requests long or short thinking, else ``None``.
-        logprob_without: Mean log-probability of the response's tokens (nats per token) if the question in the prompt is left empty. ``None``
-            unless the reward needs it.
+        logprob_without: Mean log-probability of the response's tokens (nats per token) if the question in the prompt is left empty.
+            ``None`` unless the reward needs it.
     """
 
     rollout: Rollout
