@@ -95,7 +95,7 @@ def sweep(
     *,
     out: str | Path | None = None,
 ) -> Doses:
-    """Measure the model's responses when steered along every direction at every strength. Return the results (see ``Doses``).
+    """Steer a model along every direction at every strength, and return measurements of its responses (see ``Doses``).
 
     All conditions use the same problems and the same random numbers. No random control direction is added. To have one, pass it among the
     directions: ``{"length": v, doses.RANDOM: directions.random_like(v, seed=0)}``.

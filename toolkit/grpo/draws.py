@@ -55,7 +55,7 @@ class AppendedText:
     text: str
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
-        """Return the messages with the text appended to the last user message. Raise ValueError if there is none."""
+        """Return the messages with the text appended to the last user message. Raise ValueError if no message is a user's."""
         users = [i for i, m in enumerate(messages) if m["role"] == "user"]
         if not users:
             raise ValueError(f"No user message to add {self.text!r} to: the roles are {[m['role'] for m in messages]}.")

@@ -99,9 +99,9 @@ def _extras(plan: TrainingPlan, reward: Any) -> Extras:
 
 
 def folder_of(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, runs: Path, *, reward: Any = None) -> Path:
-    """Return the path of a policy's folder in ``runs``, which may not exist yet. Its name ends in a hash of the policy's inputs.
+    """Return the path of a policy's folder in ``runs``. The folder's name ends in a hash of the policy's inputs (see ``basis``).
 
-    The arguments are those of ``train_policy``; ``basis`` lists the inputs.
+    The folder need not exist yet. The arguments are those of ``train_policy``.
     """
     return runs / f"{_name(recipe, seed)}-{basis(lm, recipe, seed, plan, reward=reward).key}"
 

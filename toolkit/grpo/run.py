@@ -9,8 +9,8 @@ Files in a run's directory:
 
 Precision. Trained weights are fp32, whatever type the model was loaded in, since at a usual learning rate AdamW changes a weight by less
 than bfloat16 can represent. A model that was loaded in bfloat16 samples and trains under autocast to bfloat16. Rollouts are sampled from
-the weights in training. The columns ``sampler/kl`` and ``sampler/gap`` of the log show how far the log-probabilities of sampling and training
-still differ. The held-out results in the last row of the log are those of the saved model.
+the weights in training. The columns ``sampler/kl`` and ``sampler/gap`` of the log show how far the log-probabilities of sampling and
+training still differ. The held-out results in the last row of the log are those of the saved model.
 
 Memory, in bytes per weight of the model, besides activations:
 
@@ -133,7 +133,7 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
 
     Raises:
         ValueError: a generation cannot be split into micro-batches of at most ``run.micro_batch`` rows; the model is in float16;
-            ``recipe.config`` or ``run.overrides`` has a field of ``OWNED`` or ``chat_template_kwargs``; or TRL refuses the config.
+            ``recipe.config`` or ``run.overrides`` sets a field named in ``OWNED``, or ``chat_template_kwargs``; or TRL refuses the config.
     """
     check_free({**recipe.config, **run.overrides})
     if lm.model.dtype == torch.float16 or run.overrides.get("fp16"):

@@ -4,7 +4,8 @@ A run writes ``model``, an ordinary Hugging Face directory. With LoRA it also wr
 vLLM serves with ``--enable-lora``.
 
 ``model`` is fp32 unless ``Run.save_dtype`` names another type. At a usual learning rate, bfloat16 would round away most of the weight
-changes of a run. The share of the changes that survives rounding is measured (``toolkit.rounding``), printed, and saved in ``model/grpo.json``.
+changes of a run. The share of the changes that survives rounding is measured (``toolkit.rounding``), printed, and saved in
+``model/grpo.json``.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def has_adapter(model: Any) -> bool:
 def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, about: Mapping[str, Any]) -> LM:
     """Save the trained policy in ``out``, read it back, evaluate it for the last row of the log, and return it.
 
-    The evaluation is skipped if the last one of the run already used exactly the saved weights.
+    The evaluation is skipped if the run's last evaluation used exactly the weights that are saved.
 
     Call the function in the main process only. Do not use the trainer afterwards: its optimizer is freed and its model is converted. If the
     process is killed before the end, ``out / "model"`` does not exist, and the run can be resumed from the last checkpoint.
