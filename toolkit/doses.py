@@ -67,7 +67,8 @@ class Doses:
             ``high`` bound a 95 % bootstrap interval over problems. Metrics:
 
             * ``think_tokens``: mean number of think tokens; ``think_tokens_q10``, ``_q50``, ``_q90``: its quantiles.
-            * ``accuracy``, ``closed``, ``looping``: shares (0 to 1) of responses that are right, close their thinking, end in a loop.
+            * ``accuracy``, ``closed``, ``looping``: shares (0 to 1) of correct responses, of closed think spans, and of responses that end
+              in a loop.
             * ``perplexity``: perplexity per token of the base model's responses under the steered model; interval over responses.
             * ``relative_dose``: norm of the added vector divided by the typical norm of the activations, largest value of all steered
               layers; without an interval (``low = mean = high``).

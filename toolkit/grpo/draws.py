@@ -181,7 +181,7 @@ def seed_of(seed: int, step: int, stream: int = 0) -> int:
     Args:
         seed: Seed of the run.
         step: Number of optimizer steps done so far.
-        stream: Number that tells apart several draws for the same problems in one step, such as the long and the short mode.
+        stream: A different number gives a different seed, for problems that are sampled several times per step (once per mode).
     """
     return int.from_bytes(hashlib.sha256(f"{seed}|{step}|{stream}".encode()).digest()[:6], "big")
 

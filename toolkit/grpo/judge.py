@@ -106,7 +106,7 @@ def with_judge(
 ) -> Extras:
     """Return ``extras``, with a conciseness judge in ``columns`` if the reward reads the column ``conciseness`` and nothing supplies it.
 
-    If the run's directory holds a head, the judge uses it. Otherwise a head is trained and saved there.
+    The judge scores with a linear head. If the run's directory holds a saved head, that one is used. Otherwise one is trained and saved.
 
     Args:
         lm: The initial model.
