@@ -38,7 +38,7 @@ class NoPairsError(ValueError):
 
 
 def mean_difference(moments: Moments, kind: str, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the mean activation of class ``pos`` minus that of class ``neg``, per layer, not normalised; + is longer.
+    """Return the mean activation of class ``pos`` (long thinking) minus that of class ``neg`` (short), per layer, not normalised.
 
     Args:
         moments: Moments with both classes.
@@ -111,7 +111,7 @@ def paired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> D
 
 
 def pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the first principal component of the states of both classes, with the sign of the mean difference (+ is longer).
+    """Return the first principal component of the states of both classes, pointing from class ``neg`` (short) to ``pos`` (long).
 
     This is the direction of largest variance, which may have nothing to do with length. Compare it with other directions by ``cosine``.
     """
@@ -122,9 +122,11 @@ def pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
 
 
 def paired_pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the first principal component of the differences within problems, with the sign of their mean (+ is longer).
+    """Return the first principal component of the differences within problems (class ``pos`` minus class ``neg``).
 
-    PCA subtracts the mean of its data, which would remove the part that all differences (pos minus neg) share. So each difference enters
+    Its sign is chosen to agree with the mean difference, so that it points from short to long thinking.
+
+    PCA subtracts the mean of its data, which would remove the part that all differences share. So each difference enters
     twice, once with its sign reversed, and the mean is zero.
 
     Raises:
@@ -151,7 +153,7 @@ def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: floa
 
 
 def ridge(states: States, target: str = "think_tokens", *, penalty: float = assumed_penalty) -> Direction:
-    """Return the weight vector of a ridge regression that predicts ``log1p(target)`` from the states, without classes.
+    """Return the weight vector of a ridge regression that predicts ``log1p(target)`` from the states. No classes are needed.
 
     The regression is fitted to standardised activations; its weights are converted back to raw activations. Each layer's vector is rescaled
     to the norm of a difference of means: rows above the median of the target minus all other rows. ``probes.regress`` measures how well

@@ -168,8 +168,8 @@ def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage
     Args:
         doses: Results of a sweep.
         direction: Name of the direction.
-        damage: Largest tolerated change from the base model, as a share (0.05 is 5 percentage points). A strength does damage if ``closed``
-            falls or ``looping`` rises by more.
+        damage: Largest tolerated change from the base model (0.05 is 5 percentage points). A strength does damage if the share of closed
+            think spans falls by more than this, or if the share of responses that end in a loop rises by more.
     """
     closed, looping = (doses.curve(direction, metric)["mean"] for metric in ("closed", "looping"))
     intact = (closed >= closed[0.0] - damage) & (looping <= looping[0.0] + damage)

@@ -49,7 +49,10 @@ def group_std(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Float
 
 
 def grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return GRPO's advantages (arXiv 2402.03300): ``(r - mean_g) / (std_g + 1e-4)``. TRL's ``scale_rewards="group"`` is the same.
+    """Return GRPO's advantages (arXiv 2402.03300): ``(r - mean_g) / (std_g + 1e-4)``, one per rollout.
+
+    r is the reward of a rollout, the sum of its ``components``; ``mean_g`` and ``std_g`` are its mean and standard deviation over the
+    rollout's group. TRL's ``scale_rewards="group"`` is the same.
 
     >>> grpo(np.array([[1.0], [0.0]]), np.array([0, 0]), np.array([5, 9])).round(3).tolist()
     [0.707, -0.707]
@@ -59,7 +62,10 @@ def grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " 
 
 
 def dr_grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return Dr. GRPO's advantages (arXiv 2503.20783): ``r - mean_g``, without division. TRL's ``scale_rewards="none"`` is the same."""
+    """Return Dr. GRPO's advantages (arXiv 2503.20783): the reward minus the mean reward of the rollout's group, without division.
+
+    TRL's ``scale_rewards="none"`` is the same.
+    """
     r = components.sum(axis=1)
     return r - group_mean(r, groups)
 
@@ -67,7 +73,7 @@ def dr_grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray,
 def leave_one_out(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return RLOO's advantages (arXiv 2402.14740): the reward minus the mean reward of the *other* rollouts of the group.
 
-    For a group of G rollouts this equals ``(r - mean_g) G / (G - 1)``.
+    For a group of G rollouts this is ``G / (G - 1)`` times the advantage of ``dr_grpo``.
     """
     _, which = np.unique(groups, return_inverse=True)
     n = np.bincount(which)[which]
@@ -75,10 +81,10 @@ def leave_one_out(components: Values, groups: Int[ndarray, " n"], tokens: Int[nd
 
 
 def dler(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return DLER's advantages as in the paper (arXiv 2510.15110): ``(A - mean_batch(A)) / std_batch(A)`` with ``A = r - mean_g``.
+    """Return DLER's advantages as in the paper (arXiv 2510.15110): ``(A - mean(A)) / std(A)``, with A the advantage of ``dr_grpo``.
 
-    ``mean_batch`` and ``std_batch`` run over the whole batch, in which each rollout counts once. 1e-8 is added to the divisor. TRL's
-    ``scale_rewards="batch"`` differs: its divisor is the standard deviation of r, not of A.
+    Mean and standard deviation run over the whole batch, in which each rollout counts once. 1e-8 is added to the divisor. TRL's
+    ``scale_rewards="batch"`` differs: its divisor is the standard deviation of the rewards, not of A.
     """
     centred = dr_grpo(components, groups, tokens)
     return _whitened(centred, np.ones(len(centred)))
@@ -87,7 +93,7 @@ def dler(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " 
 def dler_tokens(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return DLER's advantages as in its released code (verl's ``masked_whiten``).
 
-    The formula is that of ``dler``, but in ``mean_batch`` and ``std_batch`` each rollout counts once per response *token*.
+    The formula is that of ``dler``, but in the mean and the standard deviation each rollout counts once per response *token*.
     """
     return _whitened(dr_grpo(components, groups, tokens), tokens.astype(float))
 
@@ -103,10 +109,10 @@ def _whitened(values: Float[ndarray, " n"], weights: Float[ndarray, " n"]) -> Fl
 
 
 def decoupled(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return the mean of GRPO's advantages over reward components, as in LongWriter-Zero (arXiv 2506.18841).
+    """Return the mean of one GRPO advantage per reward component, as in LongWriter-Zero (arXiv 2506.18841).
 
-    GRPO's advantage is computed for each column of ``components`` separately. The paper's three components are length, writing quality and
-    format. A component that does not vary within a group adds 0 there, even if other components vary.
+    GRPO's advantage (``grpo``) is computed for each column of ``components`` separately. A component that does not vary within a group adds
+    0 there, even if other components vary. The paper's three components are length, writing quality and format.
     """
     return np.mean([grpo(components[:, [k]], groups, tokens) for k in range(components.shape[1])], axis=0)
 

@@ -38,7 +38,8 @@ CURVE = (
 def steps(log: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the ``step`` lines of a curve file, without their ``kind``: one dict per row of a training log.
 
-    A dict holds the columns named at ``CURVE``, rounded to four significant digits. Missing values are left out.
+    A dict holds the columns in ``CURVE`` and all ``held_out/...`` and ``component/...`` columns, rounded to four significant digits.
+    Missing values are left out.
     """
     chosen = [c for c in log.columns if c in CURVE or c.startswith(("held_out/", "component/"))]
     rows = log[chosen].to_dict("records")
@@ -142,7 +143,7 @@ def after_training(tests: pd.DataFrame, problems: str = "all") -> pd.DataFrame:
 
     Args:
         tests: Table of test results, the second value that ``read`` returns.
-        problems: Set of test problems, ``"all"`` or ``"hard"``.
+        problems: Set of test problems: ``"all"``, or ``"hard"`` for those with the most operands.
 
     Returns:
         Columns ``name`` (the recipe, or ``base``), ``seed`` (-1 for the base model), and six columns per metric. For accuracy these are

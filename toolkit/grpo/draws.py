@@ -125,7 +125,7 @@ class Modes:
     short: str = "[Please answer with Short CoT]"
 
     def ask(self, mode: Mode) -> Ask:
-        """Return the function that appends the text of a mode to a prompt."""
+        """Return the function that appends the request for long or for short thinking to a prompt."""
         return AppendedText(self.long if mode == "long" else self.short)
 
 

@@ -48,9 +48,10 @@ class DRPO:
 def drpo_objective(
     score: Float[Tensor, " n"], correct: Bool[Tensor, " n"], tokens: Int[Tensor, " n"], groups: Int[Tensor, " n"], form: DRPO
 ) -> Float[Tensor, ""]:
-    """Return the mean of ``J_q`` over the groups of a micro-batch (see ``DRPO``); training maximises it.
+    """Return DRPO's objective, which training maximises: the mean of ``J_q`` over the groups q of a micro-batch (formula: see ``DRPO``).
 
-    Rollouts without response tokens are ignored.
+    Maximising ``J_q`` makes the group's correct rollouts likelier, short ones most, and its wrong rollouts less likely. Rollouts without
+    response tokens are ignored.
 
     Args:
         score: ``s_i``, the mean token log-probability of each rollout under the current policy.
@@ -97,7 +98,7 @@ def kl_hinge(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Ten
         new: Log-probabilities of the response tokens under the current policy.
         old: Log-probabilities under the policy that sampled.
         mask: 1 for a response token, 0 for padding.
-        form: Parameters ``beta`` and ``delta``.
+        form: Parameters of the loss, of which ``beta`` (weight) and ``delta`` (KL above which the term is active) are used.
     """
     kl = kl_estimate(new, old, mask)
     return (form.beta * (kl - form.delta).clamp(min=0)).detach() * kl
@@ -161,7 +162,9 @@ def preference(
 def switch_hinge(
     logits: Float[Tensor, "n vocab"], prefer: Int[Tensor, " n"], tokens: tuple[int, int], form: ModeSwitch
 ) -> Float[Tensor, " n"]:
-    """Return the mode-switching loss of each problem (see ``ModeSwitch``); 0 for a problem without a preferred mode.
+    """Return the mode-switching loss of each problem, which is 0 for a problem without a preferred mode (see ``ModeSwitch``).
+
+    The loss is ``weight * max(0, margin - gap)``; the gap is the logit of the token that begins the preferred mode minus that of the other.
 
     Args:
         logits: Logits at the first response position, one row per problem.

@@ -19,7 +19,8 @@ class TrainingPlan:
             on repeated problems, since it compares a response with earlier responses to the same problem.
         held_out: Number of held-out problems (split ``dev``) for the learning curve, with 4 samples each.
         evaluate_every: Optimizer steps between two points of the learning curve; 0 for no curve.
-        tiny: True to scale recipes to the tiny reasoner (``Recipe.scaled``), False to keep their papers' numbers.
+        tiny: True to scale recipes to the tiny reasoner, the small model in this package (see ``Recipe.scaled``). False to keep the numbers
+            of their papers.
         changes: Fields to replace in every recipe, as pairs ``(name, value)``, such as ``(("problems", 32),)``.
         micro_batch: Largest number of rows (responses) in each forward/backward pass, on each process.
         lora: Rank of a LoRA adapter, which is merged into the model at the end; ``None`` trains every weight.

@@ -301,7 +301,7 @@ def drpo(lam: float = 0.1) -> Recipe:
 
 
 def slpo() -> Recipe:
-    """Return the recipe of SLPO, the method of ORION (arXiv 2511.22891).
+    """Return the recipe of SLPO, the method with which the ORION models were trained (arXiv 2511.22891).
 
     A correct rollout gets more reward the shorter it is among the correct rollouts of its group.
     """

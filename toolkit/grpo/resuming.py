@@ -58,8 +58,8 @@ def remove_old(out: Path, limit: int | None = None) -> None:
 
     Args:
         out: The run's directory.
-        limit: Number of complete checkpoints to keep, the newest, as ``save_total_limit`` of transformers. 0 or less keeps all complete
-            ones; ``None`` means ``KEPT``.
+        limit: Number of newest complete checkpoints to keep, like ``save_total_limit`` of transformers. 0 or less keeps all complete ones;
+            ``None`` means ``KEPT``.
     """
     keep = KEPT if limit is None else limit
     complete = [folder for folder in _checkpoints(out) if (folder / STATE).exists()]
