@@ -364,7 +364,7 @@ def split_half_cosine(
 ) -> pd.DataFrame:
     """Return the stability of a direction: the cosine between the directions estimated from two random halves of the problems.
 
-    The cosine is a cautious measure: a direction from all problems rests on twice the data of a half.
+    The direction from all problems is at least as stable as the cosine suggests, since each half has only half of the problems.
 
     Args:
         states: States of all problems.
