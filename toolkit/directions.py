@@ -1,10 +1,13 @@
-"""Estimators of the direction of thinking length; random controls, cosines, stability and relative doses. Nothing here runs a model.
+"""Estimators of directions of thinking length, random control directions, and measures of directions. Nothing here runs a model.
 
-An estimator is a function from ``Moments`` (or from ``States``, if it needs single examples) to a ``Direction``. Its arguments ``pos`` and
-``neg`` name the long and the short class, and + is longer.
+The measures are cosines, stability under resampling, and relative doses (the norm of a steering vector divided by that of the activations).
 
-Only the difference of means has a meaningful norm. The vectors of all other estimators are rescaled, layer by layer, to the norm of the
-corresponding difference of means. Steering along any of them with the same strength then adds a vector of the same norm.
+An estimator is a function from ``Moments`` (sums of activations per class) or ``States`` (activations of single examples) to a
+``Direction``. Its arguments ``pos`` and ``neg`` name the class of long and the class of short thinking. The direction points from short to
+long: adding it to activations lengthens thinking ("+ is longer").
+
+Only the difference of class means has a meaningful norm. All other estimators rescale their vector, layer by layer, to the norm of that
+difference. So the same strength of steering adds a vector of the same norm, whichever estimator was used.
 """
 
 from __future__ import annotations
@@ -31,14 +34,18 @@ assumed_resamples = 200  # number of resamples or splits in the stability measur
 
 
 class NoPairsError(ValueError):
-    """No problem has examples of both classes, so there are no pairs within problems."""
+    """Raised if no problem has examples of both classes, so that no difference within a problem can be computed."""
 
 
 def mean_difference(moments: Moments, kind: str, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the mean of class ``pos`` minus the mean of class ``neg``, per layer, not normalised; + is longer.
+    """Return the mean activation of class ``pos`` (long thinking) minus that of class ``neg`` (short), per layer, not normalised.
+
+    Args:
+        moments: Moments with both classes.
+        kind: Kind of site, such as ``"resid_mid"``.
 
     Raises:
-        KeyError: no such class or site kind in the moments.
+        KeyError: the moments lack one of the classes or the kind of site.
 
     >>> from toolkit.types import Provenance
     >>> made = Provenance("example", None, "0", "0", "0.1.0")
@@ -53,14 +60,14 @@ def mean_difference(moments: Moments, kind: str, *, pos: str = LONG, neg: str = 
 def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = LONG, neg: str = SHORT) -> Direction:
     """Return the linear-discriminant direction: the inverse within-class covariance times the mean difference, pos minus neg.
 
-    It is our addition: it gives less weight to components that vary for other reasons than length, such as content. Each layer's vector is
-    rescaled to the norm of the mean difference.
+    It gives less weight to components that vary for reasons other than length, such as content. Each layer's vector is rescaled to the norm
+    of the mean difference. This estimator is our addition.
 
     Args:
         moments: Moments with outer products of ``kind``.
-        kind: Site kind.
-        shrinkage: The covariance C is replaced by ``(1 - shrinkage) C + shrinkage * (mean variance) * identity``; in (0, 1]. The default
-            is our choice.
+        kind: Kind of site, such as ``"resid_mid"``.
+        shrinkage: s in the regularised covariance ``(1 - s) C + s m I``, in (0, 1]. C is the within-class covariance, m the mean of its
+            diagonal, I the identity. The default is our choice.
 
     Raises:
         KeyError: outer products of ``kind`` were not collected.
@@ -79,19 +86,22 @@ def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = 
 # --- estimators over states ----------------------------------------------------------------------------------
 
 Estimator = Callable[[States], Direction]
-"""A function from states to a direction, such as ``paired_difference``."""
+"""Function that estimates a direction from states, such as ``paired_difference``."""
 
 
 def unpaired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the mean of the rows of class ``pos`` minus the mean of the rows of class ``neg``, fp64, like ``mean_difference``."""
+    """Return the mean of the rows of class ``pos`` minus the mean of the rows of class ``neg``, per layer, fp64.
+
+    This is the estimator of ``mean_difference``, computed from states instead of moments.
+    """
     return _of_rows(states, "mean_difference", _gap(states, pos, neg), states.of(pos), states.of(neg))
 
 
 def paired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the mean of class ``pos`` minus the mean of class ``neg`` within each problem, averaged over problems, fp64.
+    """Return the difference of class means (pos minus neg) within each problem, averaged over problems, per layer, fp64.
 
-    Only problems with both classes count. Differences between problems (difficulty, wording) cancel out; in an unpaired difference they
-    do not.
+    Only problems with both classes count, each with the same weight. Differences between problems, such as difficulty or wording, cancel
+    out. In ``unpaired_difference`` they do not.
 
     Raises:
         NoPairsError: no problem has both classes.
@@ -101,9 +111,9 @@ def paired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> D
 
 
 def pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the first principal component of the states of both classes, signed like the mean difference so that + is longer.
+    """Return the first principal component of the states of both classes, pointing from class ``neg`` (short) to ``pos`` (long).
 
-    It is the direction of largest variance, which may have nothing to do with length: compare it with other directions by ``cosine``.
+    This is the direction of largest variance, which may have nothing to do with length. Compare it with other directions by ``cosine``.
     """
     index = np.concatenate([states.of(pos), states.of(neg)])
     delta = _gap(states, pos, neg)
@@ -112,10 +122,12 @@ def pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
 
 
 def paired_pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the first principal component of the differences within problems, signed like their mean so that + is longer.
+    """Return the first principal component of the differences within problems (class ``pos`` minus class ``neg``).
 
-    Each difference (long minus short) enters with both signs. Their mean is then zero, so that centring does not remove the part that all
-    differences share.
+    Its sign is chosen to agree with the mean difference, so that it points from short to long thinking.
+
+    PCA subtracts the mean of its data, which would remove the part that all differences share. So each difference enters
+    twice, once with its sign reversed, and the mean is zero.
 
     Raises:
         NoPairsError: no problem has both classes.
@@ -126,13 +138,13 @@ def paired_pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Directio
 
 
 def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: float = assumed_penalty) -> Direction:
-    """Return the weight vector, in activation space, of a logistic probe that separates class ``pos`` from class ``neg``.
+    """Return the weight vector of a logistic probe that separates class ``pos`` from class ``neg``; it points towards ``pos``.
 
-    It points towards ``pos`` and is rescaled to the norm of the difference of means. ``probes.classify`` measures how well such a probe
-    predicts.
+    The probe is fitted to standardised activations; its weights are converted back to raw activations. Each layer's vector is rescaled to
+    the norm of the difference of means. ``probes.classify`` measures how well such a probe predicts.
 
     Args:
-        penalty: L2 penalty per example on standardised features (see ``logistic_model``).
+        penalty: L2 penalty on the probe's weights, per example (see ``logistic_model``).
     """
     index = np.concatenate([states.of(pos), states.of(neg)])
     target = np.repeat([1, 0], [len(states.of(pos)), len(states.of(neg))])
@@ -141,17 +153,19 @@ def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: floa
 
 
 def ridge(states: States, target: str = "think_tokens", *, penalty: float = assumed_penalty) -> Direction:
-    """Return the weight vector of a ridge regression that predicts ``log1p(target)`` from the states. It needs no classes.
+    """Return the weight vector of a ridge regression that predicts ``log1p(target)`` from the states. No classes are needed.
 
-    The vector is rescaled to the norm of the difference of means between the rows above the median of the target and all other rows.
-    ``probes.regress`` measures how well such a probe predicts.
+    The regression is fitted to standardised activations; its weights are converted back to raw activations. Each layer's vector is rescaled
+    to the norm of a difference of means: rows above the median of the target minus all other rows. ``probes.regress`` measures how well
+    such a probe predicts.
 
     Args:
-        target: Column of ``states.rows`` in tokens: ``"think_tokens"`` or ``"remaining"``. Rows with NaN are left out.
-        penalty: L2 penalty per example on standardised features (see ``ridge_model``).
+        target: Column of ``states.rows``, in tokens: ``"think_tokens"`` (length of thinking) or ``"remaining"`` (think tokens after the
+            position). Rows whose target is NaN are left out.
+        penalty: L2 penalty on the weights, per example (see ``ridge_model``).
 
     Raises:
-        ValueError: the target is constant.
+        ValueError: no row has a target above the median, for example because the target is constant.
     """
     tokens = states.rows[target].to_numpy(float)
     states, tokens = states.take(np.flatnonzero(np.isfinite(tokens))), tokens[np.isfinite(tokens)]
@@ -165,7 +179,7 @@ def ridge(states: States, target: str = "think_tokens", *, penalty: float = assu
 
 
 def differences(states: States, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, "problems layers width"]:
-    """Return, per problem with both classes, the mean of its ``pos`` rows minus the mean of its ``neg`` rows, fp64.
+    """Return one difference per problem with both classes: the mean of its ``pos`` rows minus the mean of its ``neg`` rows, fp64.
 
     Raises:
         NoPairsError: no problem has both classes.
@@ -184,9 +198,13 @@ def differences(states: States, *, pos: str = LONG, neg: str = SHORT) -> Float[T
 
 
 def logistic_model(examples: int, penalty: float = assumed_penalty) -> Any:
-    """Return an unfitted logistic regression on standardised features, with balanced classes.
+    """Return an unfitted scikit-learn pipeline: standardisation, then logistic regression with balanced classes.
 
-    It minimises mean loss + penalty / 2 |w|^2 when it is fitted to ``examples`` rows.
+    Fitting minimises ``mean loss + penalty / 2 |w|^2``, with w the weights of the standardised features.
+
+    Args:
+        examples: Number of rows that the pipeline will be fitted to. scikit-learn penalises the sum of losses, so the number is needed.
+        penalty: L2 penalty per example.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -197,9 +215,13 @@ def logistic_model(examples: int, penalty: float = assumed_penalty) -> Any:
 
 
 def ridge_model(examples: int, penalty: float = assumed_penalty) -> Any:
-    """Return an unfitted ridge regression on standardised features.
+    """Return an unfitted scikit-learn pipeline: standardisation, then ridge regression.
 
-    It minimises mean squared error + penalty |w|^2 when it is fitted to ``examples`` rows.
+    Fitting minimises ``mean squared error + penalty |w|^2``, with w the weights of the standardised features.
+
+    Args:
+        examples: Number of rows that the pipeline will be fitted to. scikit-learn penalises the sum of errors, so the number is needed.
+        penalty: L2 penalty per example.
     """
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
@@ -212,7 +234,7 @@ def ridge_model(examples: int, penalty: float = assumed_penalty) -> Any:
 
 
 def random_like(direction: Direction, *, seed: int) -> Direction:
-    """Return a random direction with the norm of ``direction`` in every layer, as the control for steering or edits along ``direction``.
+    """Return a random direction with the norm of ``direction`` in every layer: a control for steering or weight edits along ``direction``.
 
     >>> from toolkit.types import Provenance
     >>> made = Provenance("example", None, "0", "0", "0.1.0")
@@ -230,7 +252,7 @@ def random_like(direction: Direction, *, seed: int) -> Direction:
 
 
 def cosine(a: Direction, b: Direction) -> Float[Tensor, " layers"]:
-    """Return the cosine between two directions, per layer.
+    """Return the cosine between two directions, one value per layer.
 
     >>> from toolkit.types import Provenance
     >>> made = Provenance("example", None, "0", "0", "0.1.0")
@@ -243,18 +265,18 @@ def cosine(a: Direction, b: Direction) -> Float[Tensor, " layers"]:
 
 
 def cosines(named: Mapping[str, Direction]) -> pd.DataFrame:
-    """Return the cosines between all pairs of named directions: one row per layer, one column ``"a / b"`` per pair."""
+    """Return the cosines between all pairs of named directions: one row per layer, one column per pair, named like ``"a / b"``."""
     pairs = {f"{a} / {b}": cosine(named[a], named[b]).numpy() for a, b in combinations(named, 2)}
     return pd.DataFrame(pairs).rename_axis("layer")
 
 
 def separation(moments: Moments, direction: Direction, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, " layers"]:
-    """Return d' per layer: the difference of the class means (pos minus neg) along the direction, in within-class standard deviations.
+    """Return d' (d-prime) per layer: the difference of class means along the direction, divided by the within-class standard deviation.
 
-    The standard deviation is taken over single positions, not over example means.
+    The difference is ``pos`` minus ``neg``. The standard deviation is that of single positions along the direction, not of example means.
 
     Raises:
-        KeyError: outer products at the direction's kind of site were not collected.
+        KeyError: the moments lack outer products at the direction's kind of site.
     """
     unit = direction.unit()
     gap = ((moments.mean(direction.kind, pos) - moments.mean(direction.kind, neg)) * unit).sum(dim=-1)
@@ -268,7 +290,12 @@ def separation(moments: Moments, direction: Direction, *, pos: str = LONG, neg: 
 def typical_norm(moments: Moments, kind: str) -> Float[Tensor, " layers"]:
     """Return the typical norm of the activations h per layer: the root mean square of ``|h|`` over positions.
 
-    It is computed from the outer products in the moments. Without outer products, use ``collect.typical_norm``, which runs the model.
+    Each example has the same weight. The norm is computed from ``moments.outer``. If the moments lack outer products, use
+    ``collect.typical_norm``, which runs the model.
+
+    Args:
+        moments: Moments with outer products of ``kind``.
+        kind: Kind of site, such as ``"resid_mid"``.
 
     Raises:
         KeyError: outer products of ``kind`` were not collected.
@@ -279,20 +306,22 @@ def typical_norm(moments: Moments, kind: str) -> Float[Tensor, " layers"]:
 
 
 def relative_dose(direction: Direction, strength: float, typical: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
-    """Return ``|strength * v| / |h|`` per layer (0 or more): the norm of the added vector divided by the typical norm of activations.
+    """Return ``|strength * v| / typical`` per layer, v the direction: the norm of the added vector relative to that of activations.
 
-    Example: with vectors of norm 2, strength -0.5 and a typical norm of 10 it is 0.1.
+    Example: a vector of norm 2, strength -0.5 and a typical norm of 10 give 0.1.
 
     Args:
+        direction: Direction to steer along.
+        strength: Factor on the direction; its sign has no effect here.
         typical: Typical norm of the activations per layer, from ``typical_norm``.
     """
     return abs(strength) * direction.norms / typical
 
 
 def in_typical_units(direction: Direction, typical: Float[Tensor, " layers"]) -> Direction:
-    """Return the direction rescaled to the typical norm of the activations in every layer (our addition).
+    """Return the direction rescaled, in every layer, to the typical norm of the activations (our addition).
 
-    Steering along it with strength 0.1 then adds a vector of a tenth of the typical norm.
+    Steering along the result with strength 0.1 adds a vector whose norm is a tenth of the typical norm.
 
     Args:
         typical: Typical norm of the activations per layer, from ``typical_norm``.
@@ -307,18 +336,22 @@ def in_typical_units(direction: Direction, typical: Float[Tensor, " layers"]) ->
 def bootstrap_cosine(
     states: States, estimator: Estimator, *, times: int = assumed_resamples, seed: int = 0, level: float = 0.95
 ) -> pd.DataFrame:
-    """Return the cosine between the direction estimated from resampled problems and the direction estimated from all problems.
+    """Return the stability of a direction: its cosine with directions estimated from resampled problems.
 
-    Problems are resampled with replacement; one that is drawn twice counts as two problems. Resamples share examples with the full sample,
-    so even a direction of pure noise has a cosine of about 0.7 (1/sqrt 2) here; in ``split_half_cosine`` its cosine is about 0.
+    Problems are resampled with replacement. A problem that is drawn twice counts as two problems.
+
+    A high cosine alone proves little, since resamples share examples with the full sample. Even a direction of pure noise has a cosine of
+    about 0.7 (1/sqrt 2) here; in ``split_half_cosine`` it has about 0.
 
     Args:
-        estimator: Function from states to a direction.
+        states: States of all problems.
+        estimator: Function that estimates a direction from states.
         times: Number of resamples.
-        level: Share of the resamples between ``low`` and ``high``.
+        seed: Seed of the resampling.
+        level: Share of the resamples whose cosine lies between ``low`` and ``high`` (0 to 1).
 
     Returns:
-        One row per layer, with columns ``mean, low, high`` of the cosine over resamples.
+        One row per layer. Columns: ``mean, low, high`` of the cosine over resamples.
     """
     groups = list(_by_problem(states).values())
     full = estimator(states)
@@ -329,20 +362,22 @@ def bootstrap_cosine(
 def split_half_cosine(
     states: States, estimator: Estimator, *, times: int = assumed_resamples, seed: int = 0, level: float = 0.95
 ) -> pd.DataFrame:
-    """Return the cosine between the directions estimated from two random halves of the problems.
+    """Return the stability of a direction: the cosine between the directions estimated from two random halves of the problems.
 
-    Each half has only half the data, so the direction from all problems is at least as stable.
+    The direction from all problems is at least as stable as the cosine suggests, since each half has only half of the problems.
 
     Args:
-        estimator: Function from states to a direction.
+        states: States of all problems.
+        estimator: Function that estimates a direction from states.
         times: Number of random splits.
-        level: Share of the splits between ``low`` and ``high``.
+        seed: Seed of the splits.
+        level: Share of the splits whose cosine lies between ``low`` and ``high`` (0 to 1).
 
     Returns:
-        One row per layer, with columns ``mean, low, high`` of the cosine over splits.
+        One row per layer. Columns: ``mean, low, high`` of the cosine over splits.
 
     Raises:
-        ValueError: there is only one problem.
+        ValueError: there are fewer than two problems.
     """
     groups = list(_by_problem(states).values())
     if len(groups) < 2:
@@ -361,7 +396,10 @@ def _interval(cosines: Float[Tensor, "times layers"], level: float) -> pd.DataFr
 
 
 def _problems(states: States, groups: list[np.ndarray], chosen: np.ndarray) -> States:
-    """Return the states of the chosen problems. A problem that is chosen twice becomes two problems."""
+    """Return the states of the chosen problems. A problem that is chosen twice becomes two problems.
+
+    ``groups`` holds the row indices of each problem, ``chosen`` the indices of the chosen problems in ``groups``.
+    """
     part = states.take(np.concatenate([groups[i] for i in chosen]))
     copies = np.repeat(np.arange(len(chosen)), [len(groups[i]) for i in chosen])
     ids = [f"{p}#{c}" for p, c in zip(part.rows["problem_id"], copies, strict=True)]
@@ -369,7 +407,7 @@ def _problems(states: States, groups: list[np.ndarray], chosen: np.ndarray) -> S
 
 
 def _by_problem(states: States) -> dict[Any, np.ndarray]:
-    """Return the row indices of each problem, in order of appearance."""
+    """Return problem id -> indices of its rows, in order of appearance."""
     return {k: np.asarray(v) for k, v in states.rows.groupby("problem_id", sort=False).indices.items()}
 
 
@@ -393,7 +431,7 @@ def _first_component(values: Float[Tensor, "rows layers width"]) -> Float[Tensor
 
 
 def _probe_normals(states: States, target: np.ndarray, model: Any) -> Float[Tensor, "layers width"]:
-    """Return the gradient of the probe's score with respect to the states before standardisation."""
+    """Return the weights of a linear probe, fitted to each layer, in terms of the states before standardisation."""
     normals = []
     for x in _layers(states.values):
         scaler, probe = model.fit(x, target).named_steps.values()

@@ -1,8 +1,8 @@
-"""Dose-response of steering along a direction: length, accuracy and damage by strength, target lengths, and the choice of a dose.
+"""Dose-response curves of steering: length, accuracy and damage as functions of strength, and the choice of a strength.
 
 A dose is a strength of steering. Damage means that steering increases the share of responses that never close their thinking or that end in
-a loop. The table of a sweep is in long format: one row per ``direction, strength, metric`` with ``mean, low, high`` (95 % interval,
-bootstrap over problems). Figures and reports take this format.
+a loop. A sweep measures every direction at every strength. Its table (``Doses.table``) has one row per direction, strength and metric;
+functions for figures and reports take this table.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class DoseSweep:
     """Settings of a dose-response sweep.
 
     Attributes:
-        strengths: Steering strengths; 0 is the base model, which is always measured.
+        strengths: Steering strengths. The base model (strength 0) is always measured too.
         layers: Layers to steer; ``None`` means all.
         during: Positions at which steering acts.
-        where: Site kind at which steering acts; ``None`` means the kind at which the direction was measured.
-        allow_overlap: True to evaluate also on problems that a direction was made from, which is otherwise an error.
+        where: Kind of site at which steering acts; ``None`` means the kind at which the direction was measured.
+        allow_overlap: True to allow evaluation on problems that a direction was made from; False raises an error for such problems.
     """
 
     strengths: tuple[float, ...]
@@ -54,7 +54,7 @@ class DoseSweep:
     allow_overlap: bool = False
 
     def act(self, v: Direction, strength: float) -> Steering:
-        """Return the intervention that steers along ``v`` with one strength."""
+        """Return the intervention that steers along ``v`` with a given strength, with the sweep's layers, positions and site."""
         return steering(v, strength, layers=self.layers, where=self.where, during=self.during)
 
 
@@ -63,12 +63,17 @@ class Doses:
     """Results of a sweep.
 
     Attributes:
-        table: Columns ``direction, strength, metric, mean, low, high``. The metrics are ``think_tokens`` (mean) and its quantiles
-            ``think_tokens_q10, _q50, _q90`` in tokens; ``accuracy``, ``closed`` and ``looping``, the shares (0 to 1) of responses that are
-            right, that close their thinking and that end in a loop; ``perplexity``, per token, that the steered model assigns to responses
-            of the unsteered one; and ``relative_dose``, the norm of the added vector divided by the typical norm of the activations (the
-            largest of all steered layers).
-        report: Every response, from ``evaluate.compare``; conditions are ``base`` and e.g. ``"length +0.5"`` (direction and strength).
+        table: One row per direction, strength and metric. Columns: ``direction, strength, metric, mean, low, high``, where ``low`` and
+            ``high`` bound a 95 % bootstrap interval over problems. Metrics:
+
+            * ``think_tokens``: mean number of think tokens; ``think_tokens_q10``, ``_q50``, ``_q90``: its quantiles.
+            * ``accuracy``, ``closed``, ``looping``: shares (0 to 1) of correct responses, of closed think spans, and of responses that end
+              in a loop.
+            * ``perplexity``: perplexity per token of the base model's responses under the steered model; interval over responses.
+            * ``relative_dose``: norm of the added vector divided by the typical norm of the activations, largest value of all steered
+              layers; without an interval (``low = mean = high``).
+        report: Every response, from ``evaluate.compare``. Conditions are ``base`` and, for example, ``"length +0.5"`` (the direction named
+            ``length`` with strength 0.5).
     """
 
     table: pd.DataFrame
@@ -91,16 +96,18 @@ def sweep(
     *,
     out: str | Path | None = None,
 ) -> Doses:
-    """Steer along every direction at every strength, on the same problems with the same random numbers, and measure the responses.
+    """Steer a model along every direction at every strength, and return measurements of its responses (see ``Doses``).
 
-    The measures are think length, accuracy, the shares of responses that close their thinking and that loop, and perplexity: see
-    ``Doses``. No random control is added: pass one among the directions, as in ``{"length": v, doses.RANDOM:
-    directions.random_like(v, seed=0)}``.
+    All conditions use the same problems and the same random numbers. No random control direction is added. To have one, pass it among the
+    directions: ``{"length": v, doses.RANDOM: directions.random_like(v, seed=0)}``.
 
     Args:
+        lm: The base model.
         named: Directions by name.
+        problems: Problems to answer.
+        sampling: Sampling settings.
         plan: Strengths, layers and positions of steering.
-        out: Directory for the rollouts; repeat the call to resume a sweep that was stopped.
+        out: Directory for the rollouts; repeat the call to resume a sweep that was stopped. ``None`` saves nothing.
     """
     strengths = sorted({*plan.strengths, 0.0})
     acts = {(name, a): plan.act(v, a) for name, v in named.items() for a in strengths}
@@ -138,7 +145,10 @@ def _measured(report: Report, condition: str) -> list[tuple[str, float, float, f
 
 @torch.inference_mode()
 def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> tuple[float, float, float]:
-    """Return ``mean, low, high`` of the perplexity per token of the base model's responses under steering, over responses."""
+    """Return ``mean, low, high`` of the perplexity per token that the steered model assigns to ``reference``, responses of the base model.
+
+    The interval is 95 %, bootstrap over responses. ``act=None`` means no steering.
+    """
     loss = []
     for r in reference:
         tokens = torch.tensor(r.token_ids[r.prompt_len :], device=lm.device)
@@ -150,15 +160,16 @@ def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> t
 
 
 def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage) -> tuple[float, float]:
-    """Return the lowest and the highest measured strength between which responses still close their thinking and do not loop.
+    """Return ``(lowest, highest)`` strength of the range around 0 in which steering does no damage; both are measured strengths.
 
-    The definition is ours. The range contains 0 and ends, on each side, before the first damaged strength. A lower accuracy is no damage
-    here, since shorter thinking may cost accuracy.
+    On each side of 0, the range ends before the first strength that does damage. A loss of accuracy alone is not damage, since shorter
+    thinking may cost accuracy. The definition is ours.
 
     Args:
+        doses: Results of a sweep.
         direction: Name of the direction.
-        damage: A strength counts as damaged if, compared with the base model, the share of closed think spans falls or the share of
-            looping responses rises by more than this (0.05 is 5 percentage points).
+        damage: Largest tolerated change from the base model (0.05 is 5 percentage points). A strength does damage if the share of closed
+            think spans falls by more than this, or if the share of responses that end in a loop rises by more.
     """
     closed, looping = (doses.curve(direction, metric)["mean"] for metric in ("closed", "looping"))
     intact = (closed >= closed[0.0] - damage) & (looping <= looping[0.0] + damage)
@@ -178,9 +189,10 @@ def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage
 def monotonicity(doses: Doses, direction: str) -> float:
     """Return Spearman's correlation between strength and mean think length within the usable range (see ``usable_range``).
 
-    Near 1 means that a higher strength gives longer thinking.
+    Near 1 means that thinking becomes longer with every increase of strength.
 
     Args:
+        doses: Results of a sweep.
         direction: Name of the direction.
     """
     low, high = usable_range(doses, direction)
@@ -191,14 +203,21 @@ def monotonicity(doses: Doses, direction: str) -> float:
 def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targets) -> pd.DataFrame:
     """Return, for each target length, the measured strength whose mean think length is closest, and how well its responses hit the target.
 
+    ``precise`` and ``flexible`` are like the metrics PM and FM of Ruler (arXiv 2409.18943), with ranges of our choice.
+
     Args:
+        doses: Results of a sweep.
         direction: Name of the direction.
         shares: Target lengths, as multiples of the base model's mean think length.
 
     Returns:
-        One row per target, with columns ``target`` (think tokens), ``strength``, ``mean`` (think tokens at that strength), ``precise`` and
-        ``flexible`` (percent of responses within 10 % and 20 % of the target, like PM and FM of Ruler, arXiv:2409.18943; the two ranges are
-        our choice, and lengths are in tokens), ``rmse`` (tokens), and ``base_precise`` and ``base_flexible``, the percentages for the base model.
+        One row per target. Columns:
+
+        * ``target``: target length, think tokens.
+        * ``strength``: the chosen strength; ``mean``: mean number of think tokens at that strength.
+        * ``precise``, ``flexible``: percent of responses within 10 % and within 20 % of the target.
+        * ``rmse``: root mean square of length minus target, think tokens.
+        * ``base_precise``, ``base_flexible``: the two percentages for responses of the base model.
     """
     lengths = doses.curve(direction, "think_tokens")["mean"]
     rows = []
@@ -228,18 +247,22 @@ def choose_dose(
     max_loss: float = efficiency_steering.assumed_max_loss,
     out: str | Path | None = None,
 ) -> tuple[efficiency_steering.Choice, pd.DataFrame]:
-    """Choose the layer and the strength that shorten thinking most on dev problems at a loss of at most ``max_loss`` points of accuracy.
+    """Choose the layer and the strength that shorten thinking most while accuracy falls by at most ``max_loss`` percentage points.
+
+    One layer is steered at a time.
 
     Args:
+        lm: The base model.
         v: Direction to steer along.
-        problems: Dev problems.
-        plan: Strengths to try, and layers to try one at a time (``None``: the middle third of the layers).
+        problems: Problems of the dev split.
+        sampling: Sampling settings.
+        plan: Strengths and layers to try. ``plan.layers=None`` tries the middle third of the layers.
         max_loss: Largest accepted loss of accuracy, in percentage points.
-        out: Directory to keep the rollouts in.
+        out: Directory for the rollouts; repeat the call to resume. ``None`` saves nothing.
 
     Returns:
-        The choice, and the table that it was made from: one row per layer and strength, with columns ``layer, strength, think_tokens,
-        accuracy, base_think_tokens, base_accuracy`` (accuracies from 0 to 1).
+        The choice (fields ``layer, strength, shortening, loss``), and the table from which it was made: one row per layer and strength,
+        with columns ``layer, strength, think_tokens, accuracy, base_think_tokens, base_accuracy``. Accuracies lie between 0 and 1.
 
     Raises:
         efficiency_steering.NothingQualifiesError: no combination of layer and strength shortens thinking at an accepted loss.

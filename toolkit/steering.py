@@ -1,4 +1,4 @@
-"""Steering: add a direction to activations while a model runs, or remove (ablate) or fix (clamp) their component along it."""
+"""Steering: interventions that add a direction to activations, remove their component along it (ablate), or set that component (clamp)."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ OPS = ("add", "ablate", "clamp")
 
 @dataclass(frozen=True)
 class Steering:
-    """An intervention along a direction of the residual stream, made by ``steering``.
+    """An intervention along a direction of the residual stream, made by the function ``steering``.
 
     Attributes:
         direction: The direction; + is longer.
-        strength: Factor on the direction or, for ``ablate`` and ``clamp``, on the change of the component along it.
-        layers: Layers to act at; ``None`` means all.
-        where: Site kind to act at; ``None`` means the direction's kind.
-        during: Positions to act at.
-        op: ``"add"``, ``"ablate"`` or ``"clamp"``, see ``steering``.
+        strength: Factor on the direction or, for ``ablate`` and ``clamp``, on the change of the component along the direction.
+        layers: Layers at which it acts; ``None`` means all.
+        where: Kind of site at which it acts; ``None`` means the kind at which the direction was measured.
+        during: Positions at which it acts.
+        op: ``"add"``, ``"ablate"`` or ``"clamp"`` (formulas: see ``steering``).
         value: Component along the unit direction that ``clamp`` sets.
     """
 
@@ -59,7 +59,8 @@ class Steering:
         """Return a context manager in which ``lm`` is steered.
 
         Raises:
-            WrongModelError: the direction has another width or depth, or was made neither from ``lm`` nor from its parent.
+            WrongModelError: the direction differs from ``lm`` in width or number of layers, or was made neither from ``lm`` nor from its
+                parent.
         """
         check_direction(self.direction, lm)
         return self._acting(lm) if self.strength else nullcontext()
@@ -97,7 +98,9 @@ class Steering:
         return fn
 
     def relative_dose(self, scale: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
-        """Return ``|strength * v| / scale`` per layer: the norm of the added vector divided by the typical norm of the activations.
+        """Return ``|strength * v| / scale`` per layer, v the direction: the norm of the added vector relative to that of activations.
+
+        It describes the operation ``add`` only.
 
         Args:
             scale: Typical norm of the activations per layer, from ``collect.typical_norm``.
@@ -115,29 +118,35 @@ def steering(
     op: str = "add",
     value: float = 0.0,
 ) -> Steering:
-    """Return an intervention along a direction: ``Condition(lm, (steering(v, 0.5, during="think"),))``.
+    """Return an intervention along a direction. Example: ``Condition(lm, (steering(v, 0.5, during="think"),))``.
 
-    A positive strength lengthens thinking, a negative one shortens it. Per layer, with h the activation, v the direction and
-    u = v / |v|::
+    With ``add``, a positive strength lengthens thinking and a negative strength shortens it. Per layer, with h the activation, v the
+    direction and u = v / |v|::
 
         add     h <- h + strength * v
         ablate  h <- h - strength * <h, u> u              strength 1 projects u out
         clamp   h <- h + strength * (value - <h, u>) u    strength 1 sets the component along u to ``value``
 
-    At each position the strength is multiplied by the weight of the scope ``during`` (0 outside it). Strength 0 is bitwise the base model.
-    Strengths are small if all layers are steered along ThinkEdit's direction, which is not normalised (published grid: -0.08 ... 0.08). The
-    intervention acts alike with KV cache, left padding, batches, beams, greedy decoding and sampling.
+    ``during`` selects positions: outside them nothing changes, and a ``Scope`` with a ramp multiplies the strength by a factor from 0 to 1.
+    With strength 0 the outputs equal those of the base model bit for bit. KV cache, left padding, batching and beam search do not change
+    the effect at a position.
+
+    Useful strengths depend on the direction's norm and on the number of layers. ThinkEdit steers all layers along a difference of means
+    that is not normalised, with strengths from -0.08 to 0.08.
 
     Args:
+        direction: Direction v, one vector per layer.
+        strength: Factor in the formulas above.
         layers: Layers to act at; ``None`` means all.
-        where: Site kind to act at; ``None`` means the kind at which the direction was measured.
+        where: Kind of site to act at; ``None`` means the kind at which the direction was measured.
         during: Positions to act at: ``"all"``, ``"newest"`` (the prompt's last position and every response token), phases such as
             ``"think"`` or ``"think+answer"``, or a ``Scope``.
         op: ``"add"``, ``"ablate"`` or ``"clamp"``.
-        value: Component along u that ``clamp`` sets, in units of the residual stream.
+        value: Component along u that ``clamp`` sets, in units of the activations.
 
     Raises:
-        ValueError: the direction, strength or value is not finite, or the operation, phase or site is unknown.
+        ValueError: the direction, strength or value is not finite; the operation, phase or site is unknown; or the site is ``z``, whose
+            width is not that of the residual stream.
         IndexError: the direction does not have one of the layers.
     """
     if not torch.isfinite(direction.vector).all() or not all(map(math.isfinite, (strength, value))):
@@ -156,7 +165,7 @@ def steering(
 
 
 def check_direction(direction: Direction, lm: LM) -> None:
-    """Raise WrongModelError unless a direction has the width and depth of ``lm`` and was made from its weights or its parent's."""
+    """Raise WrongModelError unless a direction fits ``lm`` (``check_shape``) and was made from the weights of ``lm`` or of its parent."""
     check_shape(direction, lm)
     if direction.provenance.fingerprint not in (lm.fingerprint, lm.parent):
         raise WrongModelError(
@@ -176,9 +185,10 @@ def check_shape(direction: Direction, lm: LM) -> None:
 
 
 def transfer(direction: Direction, lm: LM) -> Direction:
-    """Return a direction marked as made for ``lm`` instead of the original model, for example to use it after further training.
+    """Return a copy of a direction that ``check_direction`` accepts for ``lm``, although it was made from another model.
 
-    The numbers stay the same. The ``estimator`` of the result names the original model.
+    Use it, for example, to steer a model after further training along a direction of the model before training. The vectors stay the same.
+    The field ``estimator`` of the copy also names the original model.
     """
     origin = f"{direction.estimator} from {direction.provenance.model}"
     about = lm.provenance(direction.provenance.seed)

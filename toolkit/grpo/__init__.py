@@ -1,6 +1,6 @@
-"""GRPO with length rewards, on top of TRL: recipes, training, the log. Needs the pip extra ``rl``.
+"""GRPO with length rewards, on top of TRL: recipes, training and its log. Needs the pip extra ``rl``.
 
-``import toolkit.grpo`` alone imports no module of the package, since importing TRL takes seconds: import the modules by name.
+Import the modules by name. ``import toolkit.grpo`` alone imports none of them, since importing TRL takes seconds.
 
 ::
 
@@ -14,32 +14,33 @@
     done = train(model, recipes.grpo_lambda().scaled(), tasks.load("arithmetic", "train", 256), Run(Path("runs/lambda"), steps=60))
     done.lm, done.log  # a new model and the table of its training log; ``model`` is unchanged
 
-On one GPU: train every weight with the paper's numbers, or a LoRA adapter with fewer problems per batch. ``--set`` changes a recipe's
-numbers, an option of its reward (``reward.NAME``), or any field of TRL's ``GRPOConfig``. ``--set problems=32`` is the number of problems
-per batch; the option ``--problems`` is the number of different training problems::
+On one GPU, train every weight with the paper's numbers (first command), or a LoRA adapter with fewer problems per batch (second command).
+``--set`` changes a recipe's numbers, an option of its reward (``reward.NAME``), or any field of TRL's ``GRPOConfig``. ``--set problems=32``
+sets the number of problems per batch; the option ``--problems`` sets the number of different training problems::
 
     toolkit grpo --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --task gsm8k --reward dler --dtype bfloat16 --out runs/dler
     toolkit grpo --model Qwen/Qwen3-4B --task gsm8k --reward pear --lora --set problems=32 --set updates=1 --micro-batch 4 --out runs/pear
 
-vLLM can generate the responses in the same process, through TRL. The rewards are the same, but recipes with dynamic sampling or modes
-(prompts that request long or short thinking) are refused, and entropies are not recorded::
+vLLM can generate the responses in the same process, through TRL. The rewards are the same, but entropies are not recorded. Recipes with
+dynamic sampling (groups with equal rewards are replaced) or modes (prompts that request long or short thinking) are refused::
 
     toolkit grpo ... --engine trl --set use_vllm=true --set vllm_mode=colocate
 
-Several GPUs are used through accelerate, with or without DeepSpeed. A step uses the same batch as on one GPU, split over the processes.
-Each process holds all weights; FSDP and ZeRO stage 3 are refused::
+To use several GPUs, start the command with accelerate, with or without DeepSpeed. A step uses the same batch as on one GPU, split over the
+processes. Each process holds all weights; FSDP and ZeRO stage 3, which shard them, are refused::
 
     accelerate launch --num_processes 8 $(which toolkit) grpo ...
     accelerate launch --num_processes 8 --use_deepspeed --zero_stage 2 $(which toolkit) grpo ...
     accelerate launch --num_processes 8 $(which toolkit) grpo ... --engine trl --set use_vllm=true
 
-Trained weights are always fp32; ``--dtype bfloat16`` computes under autocast (``toolkit.grpo.run`` says how much memory this takes). The
-saved model is fp32 unless ``--save-dtype`` says otherwise. A LoRA adapter is saved beside it, for peft and vLLM.
+Trained weights are always fp32. With ``--dtype bfloat16``, computation runs under autocast to bfloat16; ``toolkit.grpo.run`` lists the
+memory that this takes. The saved model is fp32 unless ``--save-dtype`` names another type. A LoRA adapter is saved beside the model, for
+peft and vLLM.
 
 If a run was killed, at any moment, the same command with ``--resume`` continues from the last complete checkpoint. The tests compare a run
 on two processes (gloo, CPU) with a run on one. vLLM, DeepSpeed and GPUs are not tested; those commands rely on TRL and accelerate.
 
-Reading the log: the *loss* is near zero on-policy by construction, because the advantages of a group sum to zero. Look at ``grad_norm``,
-``zero_std`` (share of rollouts in groups whose rewards are all equal, which add nothing to the gradient) and the columns ``held_out/...``
-instead.
+Reading the log: the column ``loss`` says little. On-policy it is near zero by construction, because the advantages of a group sum to zero.
+Look instead at ``grad_norm``, at ``zero_std`` (share of rollouts in groups whose rewards are all equal; such groups add nothing to the
+gradient), and at the columns ``held_out/...``.
 """

@@ -1,12 +1,17 @@
 """Advantages: the weight of each rollout in the policy gradient, computed from the rewards of a whole batch. Pure functions of arrays.
 
-Every function maps ``(components [n, k], groups [n], tokens [n])`` to advantages ``[n]``, one per rollout; a positive advantage raises the
-rollout's probability. ``components`` has one column per part of the reward, and the reward r of a rollout is the sum of its columns (only
-``decoupled`` treats the columns separately). ``groups`` holds the group of each rollout as an integer, one integer per problem; rows may
-come in any order. ``tokens`` are response lengths. ``mean_g`` and ``std_g`` are the mean and the standard deviation of r over a group. All
-standard deviations have Bessel's correction, as in TRL and verl.
+Every function in ``ALL`` maps ``(components, groups, tokens)`` to advantages ``[n]``, one per rollout of the batch. A positive advantage
+raises the rollout's probability. The arguments are:
 
-Difference from the papers: a group of one rollout gets 0 where a paper divides by zero.
+* ``components [n, k]``: the parts of the reward, one column per part. The reward r of a rollout is the sum of its k parts. Only
+  ``decoupled`` treats the parts separately.
+* ``groups [n]``: the group of each rollout, as an integer. A group is the set of rollouts of one problem. Rows may come in any order.
+* ``tokens [n]``: response lengths, used by ``dler_tokens`` only.
+
+In the formulas, ``mean_g`` and ``std_g`` are the mean and the standard deviation of r over the rollout's group. All standard deviations
+have Bessel's correction, as in TRL and verl.
+
+Difference from the papers: a formula that divides by zero for a group of one rollout gives 0 here.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ TRL_EPSILON, VERL_EPSILON = 1e-4, 1e-8  # added to a standard deviation: trl's g
 
 
 def group_mean(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return for each row the mean of the values of its group, ``[n]``.
+    """Return, for each rollout, the mean of ``values`` over its group, ``[n]``.
 
     >>> group_mean(np.array([1.0, 0.0, 1.0, 1.0]), np.array([0, 0, 1, 1])).tolist()
     [0.5, 0.5, 1.0, 1.0]
@@ -35,7 +40,7 @@ def group_mean(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Floa
 
 
 def group_std(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return for each row the sample standard deviation of the values of its group, ``[n]``; 0 for a group of one."""
+    """Return, for each rollout, the sample standard deviation of ``values`` over its group, ``[n]``; 0 for a group of one."""
     _, which = np.unique(groups, return_inverse=True)
     n = np.bincount(which)
     squares = np.bincount(which, np.square(values - group_mean(values, groups)))
@@ -44,7 +49,10 @@ def group_std(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Float
 
 
 def grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return GRPO's advantages (arXiv 2402.03300): ``(r - mean_g) / (std_g + 1e-4)``, as TRL's ``scale_rewards="group"``.
+    """Return GRPO's advantages (arXiv 2402.03300): ``(r - mean_g) / (std_g + 1e-4)``, one per rollout.
+
+    r is the reward of a rollout, the sum of its ``components``; ``mean_g`` and ``std_g`` are its mean and standard deviation over the
+    rollout's group. TRL's ``scale_rewards="group"`` is the same.
 
     >>> grpo(np.array([[1.0], [0.0]]), np.array([0, 0]), np.array([5, 9])).round(3).tolist()
     [0.707, -0.707]
@@ -54,15 +62,18 @@ def grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " 
 
 
 def dr_grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return Dr. GRPO's advantages (arXiv 2503.20783): ``r - mean_g``, no division, as TRL's ``scale_rewards="none"``."""
+    """Return Dr. GRPO's advantages (arXiv 2503.20783): the reward minus the mean reward of the rollout's group, without division.
+
+    TRL's ``scale_rewards="none"`` is the same.
+    """
     r = components.sum(axis=1)
     return r - group_mean(r, groups)
 
 
 def leave_one_out(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return RLOO's advantages (arXiv 2402.14740): reward minus the mean reward of the group's *other* rollouts.
+    """Return RLOO's advantages (arXiv 2402.14740): the reward minus the mean reward of the *other* rollouts of the group.
 
-    That is ``(r - mean_g) G / (G - 1)`` for a group of G rollouts.
+    For a group of G rollouts this is ``G / (G - 1)`` times the advantage of ``dr_grpo``.
     """
     _, which = np.unique(groups, return_inverse=True)
     n = np.bincount(which)[which]
@@ -70,10 +81,10 @@ def leave_one_out(components: Values, groups: Int[ndarray, " n"], tokens: Int[nd
 
 
 def dler(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return DLER's advantages as in the paper (arXiv 2510.15110): ``A = r - mean_g``, then ``(A - mean_batch(A)) / std_batch(A)``.
+    """Return DLER's advantages as in the paper (arXiv 2510.15110): ``(A - mean(A)) / std(A)``, with A the advantage of ``dr_grpo``.
 
-    Each rollout counts once in the mean and the standard deviation over the batch. TRL's ``scale_rewards="batch"`` divides by the standard
-    deviation of the *raw* rewards instead.
+    Mean and standard deviation run over the whole batch, in which each rollout counts once. 1e-8 is added to the divisor. TRL's
+    ``scale_rewards="batch"`` differs: its divisor is the standard deviation of the rewards, not of A.
     """
     centred = dr_grpo(components, groups, tokens)
     return _whitened(centred, np.ones(len(centred)))
@@ -82,7 +93,7 @@ def dler(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " 
 def dler_tokens(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return DLER's advantages as in its released code (verl's ``masked_whiten``).
 
-    The formula is that of ``dler``, but each rollout counts once per response *token* in the mean and standard deviation over the batch.
+    The formula is that of ``dler``, but in the mean and the standard deviation each rollout counts once per response *token*.
     """
     return _whitened(dr_grpo(components, groups, tokens), tokens.astype(float))
 
@@ -98,10 +109,10 @@ def _whitened(values: Float[ndarray, " n"], weights: Float[ndarray, " n"]) -> Fl
 
 
 def decoupled(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return GRPO's advantages, computed for each reward component separately and averaged, as in LongWriter-Zero (arXiv 2506.18841).
+    """Return the mean of one GRPO advantage per reward component, as in LongWriter-Zero (arXiv 2506.18841).
 
-    In the paper this is ``(A_len + A_write + A_format) / 3``. A component that does not vary within a group has advantage 0 in that group,
-    even if other components vary.
+    GRPO's advantage (``grpo``) is computed for each column of ``components`` separately. A component that does not vary within a group adds
+    0 there, even if other components vary. The paper's three components are length, writing quality and format.
     """
     return np.mean([grpo(components[:, [k]], groups, tokens) for k in range(components.shape[1])], axis=0)
 
@@ -109,4 +120,4 @@ def decoupled(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarra
 ALL: Mapping[str, Advantage] = MappingProxyType(
     {f.__name__: f for f in (grpo, dr_grpo, leave_one_out, dler, dler_tokens, decoupled)}
 )
-"""Name, as in ``Recipe.advantage`` -> function."""
+"""Name of the advantage, as in ``Recipe.advantage`` -> function that computes it."""

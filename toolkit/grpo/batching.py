@@ -1,4 +1,7 @@
-"""Split a generation (all responses sampled at once, for one or more optimizer steps) into micro-batches with little padding."""
+"""Split a generation into micro-batches with little padding.
+
+A generation is a batch of responses that are sampled at once and used for one or more optimizer steps. A row is one response.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ BY_TOKENS = frozenset({"dapo", "cispo", "vespo"})  # ... and by the number of to
 
 
 def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_length: bool = True) -> list[dict[str, Any]]:
-    """Split the rows of a generation into ``parts`` equal micro-batches, each trimmed to its longest row.
+    """Split the rows of a generation into ``parts`` micro-batches of equal size, each trimmed to its longest row.
 
     Args:
-        scored: Tensors of TRL's generation batch by name, ``[rows, ...]``; values without rows are copied into every part.
+        scored: Entries of TRL's generation batch by name: tensors ``[rows, ...]``. Other values are copied into every micro-batch.
         parts: Number of micro-batches.
         together: Number of consecutive rows that must stay in one micro-batch: the size of a group, or 1 for no such constraint.
-        by_length: True to sort rows (or groups, by their longest row) by response length.
+        by_length: True to sort by response length before the split: single rows, or groups by their longest row. False keeps the order.
     """
     # A block is ``together`` consecutive rows: ``longest`` is [blocks], ``order`` the new order of rows, [rows].
     longest = scored["completion_mask"].sum(dim=1).view(-1, together).amax(dim=1)
@@ -28,17 +31,17 @@ def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_l
 
 
 def nonzero_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, least: int = 0) -> list[dict[str, Any]]:
-    """Split only the rows with a nonzero advantage into micro-batches; the other rows add nothing to the gradient.
+    """Split the rows with a nonzero advantage into micro-batches, sorted by length; drop the others, which add nothing to the gradient.
 
-    Each micro-batch gets an entry ``share``, a factor by which the caller multiplies the loss of the micro-batch. With it, the total loss
-    is still divided by the number of all rows, dropped ones included. Each micro-batch keeps at least one row, so that it has a loss.
+    Each micro-batch gets an entry ``share``: the caller must multiply the loss of the micro-batch by it. The total loss is then the same as
+    with all rows. Each micro-batch has at least one row; rows with advantage 0 are kept where needed.
 
     Args:
-        scored: Tensors of TRL's generation batch by name, ``[rows, ...]``.
+        scored: Entries of TRL's generation batch by name: tensors ``[rows, ...]``, and other values.
         parts: Number of micro-batches.
-        loss_type: TRL's name of the loss, one of ``BY_ROWS`` or ``BY_TOKENS``.
-        least: Minimum number of rows to keep; rows with advantage 0 fill up to it. Give every process the same number, since TRL gathers
-            measurements of equally many rows from each process.
+        loss_type: TRL's name of the loss: a name in ``BY_ROWS`` (losses divided by the number of rows) or ``BY_TOKENS`` (by tokens).
+        least: Minimum number of rows to keep; rows with advantage 0 are added up to it. Give every process the same number, since TRL
+            gathers measurements of equally many rows from each process.
     """
     lengths, rows = scored["completion_mask"].sum(dim=1), len(scored["advantages"])
     chosen = (scored["advantages"] != 0).nonzero().flatten()
@@ -52,12 +55,12 @@ def nonzero_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, le
 
 
 def _rows(scored: dict[str, Any], order: torch.Tensor) -> dict[str, Any]:
-    """Return the rows with the given indices, in that order; values without rows are kept."""
+    """Return the rows with the indices ``order``, in that order; values that are not tensors with rows are kept."""
     return {k: v[order.to(v.device)] if torch.is_tensor(v) and v.ndim else v for k, v in scored.items()}
 
 
 def trim(part: dict[str, Any]) -> dict[str, Any]:
-    """Remove the columns that are padding in every row of a micro-batch (prompts are padded left, responses right)."""
+    """Return a micro-batch without the columns that are padding in every row (prompts are padded left, responses right)."""
     left = part["prompt_mask"].shape[1] - int(part["prompt_mask"].sum(dim=1).max())
     width, right = part["completion_mask"].shape[1], max(1, int(part["completion_mask"].sum(dim=1).max()))
 

@@ -1,4 +1,4 @@
-"""Checks of a training run: impossible settings are refused before the first step, and a value that is not finite stops the run."""
+"""Checks of a training run. Impossible settings are refused before the first step; a reward that is NaN or infinite stops the run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from toolkit.rewards import RewardBatch
 
 
 class NonFiniteError(ValueError):
-    """Raised if a reward, loss or gradient is NaN or infinite. The weights were not updated with it."""
+    """Raised if a reward, loss or gradient is NaN or infinite, before the weights are updated with it."""
 
 
 def check_args(args: Any, recipe: Recipe, engine: str) -> None:
-    """Raise ValueError if these settings cannot work together.
+    """Raise ValueError if TRL's config, the recipe and the engine cannot be combined.
 
     Args:
         args: TRL's config.
         recipe: Recipe to train with.
-        engine: Code that samples the responses: ``"toolkit"`` or ``"trl"``.
+        engine: Library that samples the responses: ``"toolkit"`` or ``"trl"``.
     """
     samples, world = args.num_generations, args.world_size
     local = args.per_device_train_batch_size * args.steps_per_generation
@@ -52,7 +52,10 @@ def check_args(args: Any, recipe: Recipe, engine: str) -> None:
 
 
 def check_unsharded(trainer: Any) -> None:
-    """Raise ValueError if the trainer shards weights over processes, since one process alone evaluates and saves the finished model."""
+    """Raise ValueError if the trainer shards weights over processes (FSDP, ZeRO stage 3).
+
+    One process alone evaluates and saves the finished model, so it must hold all weights.
+    """
     how = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed's ZeRO stage 3" if is_deepspeed_zero3_enabled() else ""
     if how:
         raise ValueError(
@@ -62,12 +65,12 @@ def check_unsharded(trainer: Any) -> None:
 
 
 def describe_rollout(d: Drawn) -> str:
-    """Return a rollout's problem, sample and first characters, for an error message."""
+    """Return text for an error message: a rollout's problem id, sample number and first 80 characters."""
     return f"problem {d.rollout.problem_id!r}, sample {d.rollout.sample}: {d.rollout.text[:80]!r}"
 
 
 def check_finite(scored: rewards.RewardValues, batch: RewardBatch, step: int) -> None:
-    """Raise NonFiniteError if a reward is NaN or infinite; the message names the step and the first rollout with such a reward."""
+    """Raise NonFiniteError if a reward is NaN or infinite; the message names the step and the problem of the first such reward."""
     bad = np.flatnonzero(~np.isfinite(scored.values))
     if len(bad):
         i = int(bad[0])

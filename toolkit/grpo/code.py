@@ -1,4 +1,4 @@
-"""The code that a trained policy depends on: sampling, the trainer, the task, and the reward it is trained with."""
+"""Hashes of the code that a trained policy depends on: sampling, trainer, task and reward. A change of that code makes the policy stale."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ JUDGE = "toolkit.grpo.judge"  # needed only by the reward CRF: trains the head t
 
 
 def modules(recipe: Recipe, task: str | None = None, reward: Any = None) -> dict[str, str]:
-    """Return module name -> hash of its code, for all modules that a policy depends on (see ``store.modules_of``).
+    """Return module name -> hash of its code, for all modules of the toolkit that a trained policy depends on (see ``store.modules_of``).
 
     Args:
         recipe: Recipe that the policy is trained with.
         task: Name of the task that the policy is trained on; ``None`` leaves the task's modules out.
-        reward: Reward object used instead of the recipe's, or ``None``.
+        reward: Reward object that replaces the recipe's; ``None`` means the recipe's.
     """
     others = {entry.make.__module__ for entry in rewards.ALL.values()}
     reward = rewards.ALL[recipe.reward].make(**recipe.options) if reward is None else reward

@@ -1,8 +1,13 @@
-"""Learning curves of a sweep over recipes and seeds: the small files in ``data/grpo``, one per trained policy, and tables made from them.
+"""Learning curves of a sweep over recipes and seeds: small files in ``data/grpo``, one per trained policy, and tables made from them.
 
-A file has four kinds of lines: ``about`` (the first line: recipe, seed, model, code), ``step`` (one row of the training log), ``test`` (one
-metric of one condition, the policy or base, on the test problems) and ``outcomes`` (the policy's result on every test problem). ``hard``
-problems are those with the most operands (``jobs.grpo.HARD``).
+A file holds one JSON object per line. The field ``kind`` of a line is one of:
+
+* ``about`` (first line, once): recipe, seed, model and code.
+* ``step``: one row of the training log.
+* ``test``: one metric of the policy, or of the base model, on the test problems.
+* ``outcomes`` (once): the policy's accuracy and think tokens on every test problem.
+
+Test results exist for ``all`` test problems, and for the ``hard`` ones, which have the most operands (``jobs.grpo.HARD``).
 """
 
 from __future__ import annotations
@@ -27,12 +32,13 @@ CURVE = (
     "step", "accuracy", "think_tokens", "tokens", "truncated", "zero_std", "entropy/think", "entropy/answer", "reward", "grad_norm",
     "answers/most_common", "step_time", "alarms",
 )  # fmt: skip
-"""Columns of the training log that a curve keeps, in addition to all ``held_out/...`` and ``component/...`` columns."""
+"""Columns of the training log that are copied into a curve file, besides all ``held_out/...`` and ``component/...`` columns."""
 
 
 def steps(log: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the ``step`` lines of a curve, one per row of a training log: the columns of ``CURVE``, rounded to four significant digits.
+    """Return the ``step`` lines of a curve file, without their ``kind``: one dict per row of a training log.
 
+    A dict holds the columns in ``CURVE`` and all ``held_out/...`` and ``component/...`` columns, rounded to four significant digits.
     Missing values are left out.
     """
     chosen = [c for c in log.columns if c in CURVE or c.startswith(("held_out/", "component/"))]
@@ -42,10 +48,10 @@ def steps(log: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
-    """Return the lines of one curve file as dicts, each with its ``kind``: ``about``, ``step``, ``test`` or ``outcomes``.
+    """Return the lines of one curve file as dicts. The entry ``kind`` is ``about``, ``step``, ``test`` or ``outcomes``.
 
     Raises:
-        store.DamagedFileError: a line is missing or not as expected; the message names it.
+        store.DamagedFileError: a line is missing, or lacks a field or has one of the wrong type; the message says which.
     """
     remedy = "Remove the file and run its sweep.py again."
     rows = store.read_rows(file, {"kind": Literal["about", "step", "test", "outcomes"]})
@@ -67,17 +73,20 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def read(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
-    """Read all curves in a folder.
+    """Read all curve files in a folder.
 
     Returns:
-        Recipe name -> its training logs, one table per seed; and one table that compares all policies with base on the test problems, with
-        one row per policy (or base), metric and set of problems. Its columns are ``problems`` (``all`` or ``hard``), ``metric``, ``mean``,
-        ``low``, ``high``, ``difference`` (policy minus base), ``difference_low``, ``difference_high`` (95 % intervals), ``name`` (recipe,
-        or ``base``) and ``seed`` (-1 for base, which appears once).
+        A pair ``(logs, tests)``. ``logs`` maps each recipe's name to its training logs, one table per seed. ``tests`` is a table of test
+        results, one row per policy (or base model), metric and set of problems. Its columns:
+
+        * ``name``: the recipe, or ``base``; ``seed``: the policy's seed, -1 for the base model, which appears once.
+        * ``problems``: ``all`` or ``hard``; ``metric``: ``accuracy``, ``think_tokens``, ``closed`` or ``looping``.
+        * ``mean``, ``low``, ``high``: the metric with its 95 % interval.
+        * ``difference``, ``difference_low``, ``difference_high``: policy minus base model, with its 95 % interval.
 
     Raises:
-        FileNotFoundError: the folder holds no curves.
-        store.DamagedFileError: a curve file is not as expected.
+        FileNotFoundError: the folder holds no curve files.
+        store.DamagedFileError: a curve file is damaged (see ``lines``).
     """
     logs: dict[str, list[pd.DataFrame]] = {}
     tests = []
@@ -94,18 +103,23 @@ def read(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
 
 
 def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
-    """Return the paired difference of every policy from a reference recipe, on the same test problems and random numbers.
-
-    Columns: ``name, seed`` (recipe and seed of the policy), ``metric`` (``accuracy`` or ``think_tokens``), ``difference`` (policy minus the
-    mean over the reference's seeds), ``low, high`` (95 % interval over problems, not over seeds).
+    """Return how every policy differs from a reference recipe, on the same test problems with the same random numbers.
 
     Args:
         folder: Directory of curve files, such as ``data/grpo``.
-        name: The reference recipe.
+        name: Name of the reference recipe.
+
+    Returns:
+        One row per policy and metric, policies of the reference recipe included. Columns:
+
+        * ``name``, ``seed``: recipe and seed of the policy.
+        * ``metric``: ``accuracy`` (0 to 1) or ``think_tokens``.
+        * ``difference``: the policy's mean minus the mean of the reference recipe's policies of all seeds.
+        * ``low``, ``high``: 95 % interval of the difference, from resampling problems, not seeds.
 
     Raises:
-        FileNotFoundError: the folder holds no curve of the recipe ``name``.
-        ValueError: a policy was tested on other problems than the reference.
+        FileNotFoundError: the folder holds no curve file of the reference recipe.
+        ValueError: a policy and the reference were tested on different problems.
     """
     outcomes: dict[tuple[str, int], dict] = {}
     for file in sorted(folder.glob("*-seed*.jsonl")):
@@ -125,15 +139,16 @@ def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
 
 
 def after_training(tests: pd.DataFrame, problems: str = "all") -> pd.DataFrame:
-    """Return accuracy and think tokens of every policy after training, and their differences from base (policy minus base).
-
-    One row per policy, and one for base (seed -1). Columns: ``name`` (recipe, or ``base``), ``seed``, and for each metric m of ``accuracy``
-    and ``think_tokens``: ``m`` (the mean), ``m_low, m_high, m_difference, m_difference_low, m_difference_high``. Intervals are 95 %, over
-    problems.
+    """Return one table of accuracy and think tokens after training, with one row per policy and one for the base model.
 
     Args:
-        tests: The table that ``read`` returns.
-        problems: Test problems to use, ``"all"`` or ``"hard"``.
+        tests: Table of test results, the second value that ``read`` returns.
+        problems: Set of test problems: ``"all"``, or ``"hard"`` for those with the most operands.
+
+    Returns:
+        Columns ``name`` (the recipe, or ``base``), ``seed`` (-1 for the base model), and six columns per metric. For accuracy these are
+        ``accuracy`` (mean, 0 to 1), ``accuracy_low``, ``accuracy_high``, ``accuracy_difference`` (policy minus base model),
+        ``accuracy_difference_low`` and ``accuracy_difference_high``; likewise ``think_tokens...``. Intervals are 95 %, over problems.
     """
     columns = ["mean", "low", "high", "difference", "difference_low", "difference_high"]
     rows = tests[(tests["problems"] == problems) & tests["metric"].isin(["accuracy", "think_tokens"])]

@@ -1,6 +1,6 @@
-"""Prompts and random seeds of a training run: the order of problems, texts added to prompts, and the rules of dynamic sampling.
+"""Prompts and random seeds of a training run: the order of problems, texts added to prompts, and the settings of dynamic sampling.
 
-All random choices follow from the seed of the run and the step alone. So a resumed run, or one split over more processes, samples the same
+All random choices depend only on the seed of the run and on the step. So a resumed run, or a run on more processes, samples the same
 responses to the same prompts.
 """
 
@@ -32,9 +32,9 @@ class Drawn:
         rollout: The rollout.
         prompt: Messages of the prompt, including text that the recipe added.
         budget: Token budget stated in the prompt, or ``None``.
-        mode: ``"long"`` or ``"short"`` if the prompt requests such thinking, else ``None``.
-        logprob_without: Mean log-probability (nats per token) of the response if the question in the prompt is left empty. ``None`` unless
-            the reward needs it.
+        mode: ``"long"`` or ``"short"`` if the prompt requests long or short thinking, else ``None``.
+        logprob_without: Mean log-probability of the response's tokens (nats per token) if the question in the prompt is left empty.
+            ``None`` unless the reward needs it.
     """
 
     rollout: Rollout
@@ -46,12 +46,16 @@ class Drawn:
 
 @dataclass(frozen=True)
 class AppendedText:
-    """A function that changes a prompt: it appends ``text`` to the last user message."""
+    """Function that changes a prompt: it appends ``text`` to the last user message.
+
+    Attributes:
+        text: Text to append, with any leading space.
+    """
 
     text: str
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
-        """Return the messages with the text appended. Raises ValueError if there is no user message."""
+        """Return the messages with the text appended to the last user message. Raise ValueError if no message is a user's."""
         users = [i for i, m in enumerate(messages) if m["role"] == "user"]
         if not users:
             raise ValueError(f"No user message to add {self.text!r} to: the roles are {[m['role'] for m in messages]}.")
@@ -69,10 +73,10 @@ class Curriculum:
     [256, 179, 125, 87]
 
     Attributes:
-        start: B0, the first budget, tokens.
-        decay: Factor by which the budget shrinks at each drop.
+        start: B0, the first budget, in tokens.
+        decay: Factor by which the budget is multiplied at each drop, in (0, 1].
         every: Optimizer steps between drops.
-        text: Text appended to the question; ``{budget}`` stands for the number of tokens.
+        text: Text appended to the question; ``{budget}`` is replaced by the number of tokens.
     """
 
     start: int = PUBLISHED_START
@@ -94,15 +98,15 @@ class Curriculum:
 
 
 def budget_prompt(curriculum: Curriculum | None, step: int) -> tuple[Ask | None, int | None]:
-    """Return the function that appends the budget of an optimizer step to a prompt, and that budget in tokens.
+    """Return ``(function, budget)``: the function that appends an optimizer step's budget to a prompt, and the budget in tokens.
 
-    Without a curriculum, both are ``None``.
+    Both are ``None`` if ``curriculum`` is ``None``.
     """
     return (curriculum.ask(step), curriculum.at(step)) if curriculum else (None, None)
 
 
 def prompted_messages(problem: Problem, ask: Ask | None) -> tuple[Mapping[str, str], ...]:
-    """Return a problem's messages as changed by the function ``ask``, or unchanged for ``None``."""
+    """Return a problem's messages after the function ``ask`` has changed them; ``None`` leaves them unchanged."""
     return tuple(ask(problem.messages) if ask else problem.messages)
 
 
@@ -110,7 +114,7 @@ def prompted_messages(problem: Problem, ask: Ask | None) -> tuple[Mapping[str, s
 class Modes:
     """Texts that request long thinking from half of each group and short thinking from the other half.
 
-    The method is Adaptive Deep Reasoning (arXiv 2505.20101).
+    Adaptive Deep Reasoning (arXiv 2505.20101) trains with such prompts. The *mode* of a prompt is ``"long"`` or ``"short"``.
 
     Attributes:
         long: Text appended to the question to request long thinking.
@@ -121,7 +125,7 @@ class Modes:
     short: str = "[Please answer with Short CoT]"
 
     def ask(self, mode: Mode) -> Ask:
-        """Return the function that appends the request for a mode to a prompt."""
+        """Return the function that appends the request for long or for short thinking to a prompt."""
         return AppendedText(self.long if mode == "long" else self.short)
 
 
@@ -130,15 +134,15 @@ class Dynamic:
     """Settings of dynamic sampling (DAPO, arXiv 2503.14476; DLER, arXiv 2510.15110).
 
     A group whose rollouts all get the same reward adds nothing to the gradient. Such groups are dropped, and groups of other problems are
-    sampled until the batch is full. If one of the limits below is reached first, dropped groups fill the rest of the batch.
+    sampled until the batch is full. If a limit (``rounds`` or ``most``) is reached first, dropped groups fill the rest of the batch.
 
-    The compared rewards are those of training, including the truncation penalty, as in DLER's paper. DLER's released script compares the
-    scores before this penalty, so it drops a group that is all correct but half truncated. Both limits are ours; when DAPO reaches its
-    limit, it stops the run.
+    Rewards are compared after the truncation penalty, as in DLER's paper. DLER's released script compares them before it, so the script
+    drops a group of correct rollouts of which half are truncated; here such a group is kept. Both limits are ours. DAPO stops the run when
+    it reaches its limit.
 
     Attributes:
-        rounds: Maximum number of rounds of sampling per step, the first included.
-        most: Maximum number of groups sampled per step, as a multiple of the batch's number of groups.
+        rounds: Maximum number of rounds of sampling per batch, the first included.
+        most: Maximum number of groups sampled per batch, as a multiple of the batch's number of groups.
     """
 
     rounds: int = 4
@@ -150,16 +154,21 @@ class Dynamic:
 
     @staticmethod
     def keeps(rewards: Float[ndarray, " samples"]) -> bool:
-        """Return True if the rewards within a group differ. NaN counts as different, so that the trainer sees it and raises an error."""
+        """Return True if the rewards of a group differ, so that the group is kept.
+
+        NaN counts as different, so that it reaches the trainer, which raises an error.
+        """
         return bool((rewards != rewards[0]).any())
 
     def next_round(self, kept: int, sampled: int, wanted: int) -> int:
-        """Return how many more problems to sample so that about ``wanted`` groups are kept in all; 0 once ``most`` is reached.
+        """Return the number of problems to sample in the next round, so that about ``wanted`` groups are kept in all.
+
+        It is 0 if the limit ``most`` is reached.
 
         Args:
-            kept: Groups kept so far.
-            sampled: Groups sampled so far.
-            wanted: Groups that the batch needs.
+            kept: Number of groups kept so far.
+            sampled: Number of groups sampled so far, at least 1.
+            wanted: Number of groups that the batch needs.
         """
         # The share that will be kept is taken to be the share so far, but at least one in eight.
         needed = math.ceil((wanted - kept) / max(kept / sampled, 1 / 8))
@@ -167,30 +176,30 @@ class Dynamic:
 
 
 def seed_of(seed: int, step: int, stream: int = 0) -> int:
-    """Return the seed for the rollouts of a step.
+    """Return the random seed for the rollouts of a step.
 
     Args:
         seed: Seed of the run.
         step: Number of optimizer steps done so far.
-        stream: A different number for each draw that samples the same problems in the same step, such as one per mode.
+        stream: A different number gives a different seed, for problems that are sampled several times per step (once per mode).
     """
     return int.from_bytes(hashlib.sha256(f"{seed}|{step}|{stream}".encode()).digest()[:6], "big")
 
 
 def schedule(problems: Sequence[Problem], per_step: int, steps: int, seed: int) -> list[str]:
-    """Return the problem ids of all generations in order, as one list: shuffled anew in each epoch, no problem twice in a generation.
+    """Return the problem ids of a run in training order: a list of length ``per_step * steps``.
 
-    A generation is a batch of responses sampled at once. If fewer problems are left in an epoch than a generation needs, they are skipped,
-    as in TRL.
+    A generation is a batch of responses sampled at once. Problems are shuffled anew in each epoch, and no problem occurs twice in a
+    generation. If an epoch ends with fewer problems than a generation needs, these are skipped, as in TRL.
 
     Args:
         problems: Training problems.
-        per_step: Problems per generation.
+        per_step: Number of problems per generation.
         steps: Number of generations.
         seed: Seed of the order.
 
     Raises:
-        ValueError: there are fewer problems than one generation uses, or two share an id.
+        ValueError: there are fewer problems than one generation needs, or two share an id.
     """
     ids = [p.id for p in problems]
     if len(set(ids)) < len(ids):
@@ -207,11 +216,14 @@ def schedule(problems: Sequence[Problem], per_step: int, steps: int, seed: int) 
 
 
 def more_problems(problems: Sequence[Problem], used: set[str], n: int, seed: int) -> list[Problem]:
-    """Return up to ``n`` problems whose ids are not in ``used``; the same seed gives the same problems."""
+    """Return up to ``n`` random problems whose ids are not in ``used``; the same seed gives the same problems."""
     left = [p for p in problems if p.id not in used]
     return random.Random(seed).sample(left, min(n, len(left)))
 
 
 def renumbered(rollouts: Sequence[Rollout], first_sample: int) -> list[Rollout]:
-    """Return the rollouts with ``first_sample`` added to their sample numbers, so that the two modes of a problem share no number."""
+    """Return the rollouts with ``first_sample`` added to their sample numbers.
+
+    It keeps the numbers of a problem distinct when its long and its short rollouts are sampled separately.
+    """
     return [replace(r, sample=r.sample + first_sample) for r in rollouts]

@@ -1,4 +1,4 @@
-"""Plug-ins of a trainer that its recipe does not set: your reward object, reward columns, engine, LoRA, callbacks."""
+"""Parts of a training run that the recipe does not set: your reward object, reward columns, the sampling engine, LoRA, callbacks."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from transformers import TrainerCallback
 from toolkit.grpo.draws import Drawn
 
 Column = Callable[[Sequence[Drawn]], Sequence[Any]]
-"""Function that computes a column which a reward needs and rollouts do not have: from the rollouts, one value per rollout."""
+"""Function from rollouts to one value per rollout, for a column that a reward reads and that the toolkit does not compute itself."""
 
 
 @dataclass(frozen=True)
 class Extras:
-    """Plug-ins of a trainer that are not part of its recipe.
+    """Parts of a training run that are not part of its recipe.
 
     Attributes:
-        reward: Reward object to use instead of the recipe's, or ``None``.
-        columns: Column name -> function that computes it (see ``Column``), such as ``{"conciseness": f}``.
-        engine: Code that samples the responses: ``"toolkit"``, or ``"trl"`` for TRL's (with vLLM if the config has ``use_vllm``).
-        lora: A ``peft`` config, or ``None`` to train every weight.
-        callbacks: Further callbacks of transformers, such as ``log.Bar``.
+        reward: Reward object that replaces the recipe's; ``None`` means the recipe's.
+        columns: Column name -> function that computes the column (see ``Column``), such as ``{"conciseness": f}``.
+        engine: Library that samples the responses: ``"toolkit"`` or ``"trl"``. TRL uses vLLM if its config has ``use_vllm``.
+        lora: A ``peft`` config to train an adapter, or ``None`` to train every weight.
+        callbacks: Callbacks of transformers in addition to the toolkit's, such as ``log.Bar``.
     """
 
     reward: Any = None

@@ -1,11 +1,14 @@
 """Conciseness judge of the reward CRF (arXiv 2511.09158): a linear head on hidden states of the initial model, trained once, then frozen.
 
-Before the first step, the initial model answers some training problems. The head (``rewards.conciseness``) learns from pairs of a shorter
-and a longer correct answer to the same problem, and then scores every response of the run. It is saved in the run's directory, so that a
-resumed run uses the same head.
+Before the first training step, the initial model answers some training problems. The head (``rewards.conciseness``) is trained on pairs of
+correct answers to the same problem, one shorter than the other. It then scores every response of the run. The head is saved in the run's
+directory, so that a resumed run uses the same one.
 
-Deviations: the paper's judge is a 3B language model fine-tuned on the output of a 72B model; see ``rewards.conciseness``. The hidden states
-are those after the last block, averaged over the positions that predict the response (ours). Cost: one forward pass per response.
+Its features are the hidden states after the last block, averaged over the positions that predict the response. Cost: one forward pass of
+the initial model per response.
+
+Deviations: the paper's judge is a 3B language model, fine-tuned on judgements of a 72B model (see ``rewards.conciseness``). The features
+are our choice.
 """
 
 from __future__ import annotations
@@ -37,22 +40,22 @@ RESPONSE = Positions("response", lambda r: range(r.prompt_len - 1, len(r.token_i
 
 
 def mean_states(lm: LM, rollouts: Sequence[Rollout]) -> np.ndarray:
-    """Return the hidden states after the last block, averaged over each response, ``[n, d_model]``.
+    """Return one feature vector per rollout, ``[n, d_model]``: the mean hidden state after the last block.
 
-    Every response must have at least one token.
+    The mean runs over the positions that predict the response's tokens, so every response must have at least one token.
     """
     return collect.states(lm, rollouts, "resid_post", positions=RESPONSE).values[:, lm.layout.n_layers - 1].numpy()
 
 
 @dataclass(frozen=True)
 class ConcisenessJudge:
-    """A function that computes the column ``conciseness``: from rollouts, one score in [0.1, 1] per response, higher if more concise.
+    """Function that computes the reward column ``conciseness``: one score in [0.1, 1] per rollout; a more concise response scores higher.
 
-    An empty response gets the lowest score.
+    An empty response gets 0.1.
 
     Attributes:
-        lm: The initial model, whose hidden states are scored.
-        head: Linear head that scores them.
+        lm: The initial model, whose hidden states are the features.
+        head: Linear head that turns features into scores.
     """
 
     lm: LM
@@ -67,12 +70,12 @@ class ConcisenessJudge:
 
 
 def train_judge(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> ConcisenessJudge:
-    """Sample answers of ``lm`` to the problems, train a conciseness judge on the correct ones, and return it.
+    """Sample answers of ``lm``, train a conciseness judge on pairs of correct ones, and return the judge.
 
     Args:
         lm: The initial model.
         problems: Problems to answer.
-        sampling: Sampling settings, with several samples per problem.
+        sampling: Sampling settings. ``n`` (samples per problem) must be at least 2, or there are no pairs.
 
     Raises:
         NoPairsError: no two correct answers to one problem differ enough in length.
@@ -83,7 +86,11 @@ def train_judge(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> Conc
 
 
 def read_head(lm: LM, path: Path) -> ConcisenessHead:
-    """Read the judge's head from a run's directory. Raises store.DamagedFileError if the file is damaged or does not fit ``lm``."""
+    """Return the judge's head, read from the file ``path``.
+
+    Raises:
+        store.DamagedFileError: the file is damaged, or the head does not fit the width of ``lm``.
+    """
     remedy = "Remove it: a new head is then trained."
     head = ConcisenessHead.from_state_dict(store.read_json(path, HEAD, remedy=remedy))
     if len(head.weight) != lm.layout.d_model or head.spread <= 0:
@@ -97,18 +104,18 @@ def read_head(lm: LM, path: Path) -> ConcisenessHead:
 def with_judge(
     lm: LM, recipe: Recipe, problems: Sequence[Problem], extras: Extras, out: Path, seed: int, say: Callable[[str], None]
 ) -> Extras:
-    """Return the extras, with a judge added if the reward needs one and ``extras`` has none.
+    """Return ``extras``, with a conciseness judge in ``columns`` if the reward reads the column ``conciseness`` and nothing supplies it.
 
-    The judge is read from the run's directory if it is there; otherwise it is trained and saved there.
+    The judge scores with a linear head. If the run's directory holds a saved head, that one is used. Otherwise one is trained and saved.
 
     Args:
         lm: The initial model.
-        recipe: Recipe of the run; its reward is used unless ``extras`` has one.
-        problems: Training problems; the judge is trained on answers to the first 64.
-        extras: Plug-ins of the run.
+        recipe: Recipe of the run; ``extras.reward``, if set, replaces its reward.
+        problems: Training problems; a new head is trained on 8 answers to each of the first 64.
+        extras: Parts of the run that the recipe does not set.
         out: The run's directory.
-        seed: Seed of the answers.
-        say: Called with one line of progress.
+        seed: Seed for sampling the answers.
+        say: Called with one line of progress before a head is trained.
     """
     reward: Any = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)
     if COLUMN not in reward.needs or COLUMN in extras.columns:

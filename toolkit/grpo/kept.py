@@ -1,8 +1,10 @@
 """Save the state of stateful rewards in the checkpoints of a plain TRL script.
 
-For ``entry = rewards.as_trl(reward)``, write ``GRPOTrainer(reward_funcs=[entry], callbacks=[Kept(entry)], ...)``. This toolkit's own
-trainer needs no such callback. Without it, ``trainer.train(resume_from_checkpoint=...)`` in a plain script would silently continue with no
-known shortest answers (HAPO) or with the initial target lengths (LASER-D).
+With ``entry = rewards.as_trl(reward)``, write ``GRPOTrainer(reward_funcs=[entry], callbacks=[Kept(entry)], ...)``.
+
+Some rewards change during training: HAPO remembers the shortest correct length per problem, LASER-D adapts target lengths. Without this
+callback, ``trainer.train(resume_from_checkpoint=...)`` would silently restart them from their initial state. This toolkit's own trainer
+(``grpo.trainer.Trainer``) saves the state itself and needs no callback.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ class Kept(TrainerCallback, ExportableState):
     """Callback that saves the states of rewards in ``trainer_state.json`` of each checkpoint, and restores them when training resumes.
 
     Args:
-        entries: Reward functions made by ``rewards.as_trl``.
+        entries: Reward functions made by ``rewards.as_trl``, at least one.
 
     Raises:
-        ValueError: two rewards share a name; or, on resuming, the checkpoint was written without this callback or with other rewards.
+        ValueError: no reward is given, or two share a name; or, when training resumes, the checkpoint was written without this callback or
+            with other rewards.
     """
 
     def __init__(self, *entries: TRLReward) -> None:

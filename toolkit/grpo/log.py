@@ -1,8 +1,8 @@
-"""The log of a training run: rewards and their components, lengths and entropies of every step, results on held-out problems, and alarms.
+"""The log of a training run: rewards, lengths and entropies of every step, results on held-out problems, and alarms.
 
-An alarm is a sentence that warns of a collapse of training. ``log.jsonl`` gets one JSON object per step during training; at the end the
-same rows become a parquet table. ``measures`` describes the columns. A value that does not exist, such as the length of truncated responses
-in a batch without any, is ``null``.
+During training, one JSON object per optimizer step is appended to ``log.jsonl``. At the end, the same rows are saved as a parquet table.
+``measures`` describes the columns. A value that does not exist, such as the length of truncated responses in a batch without any, is
+``null``. An alarm is a sentence that warns of a collapse of training.
 """
 
 from __future__ import annotations
@@ -25,22 +25,27 @@ from toolkit.types import Problem, Rollout
 
 LOG, TABLE = "log.jsonl", "log.parquet"
 Sample = Callable[[Sequence[Problem], Sampling], list[Rollout]]
-"""Function that samples rollouts of the policy in training, from problems and sampling settings."""
+"""Function from problems and sampling settings to rollouts of the policy in training."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Limits beyond which an alarm is raised; all ours.
+    """Limits beyond which an alarm is raised; all are our choice.
 
-    One alarm is raised if both ``accuracy`` and ``shorter`` are exceeded. Both drops are measured on held-out problems. Without held-out
-    problems, means over the first and the last ``steps`` training steps are compared. ``one_answer`` and ``loops`` raise one alarm each.
+    There are three alarms:
+
+    * Accuracy falls with length: the drop of accuracy exceeds ``accuracy``, and the drop of think length exceeds ``shorter``. Both are
+      measured on held-out problems, from the first evaluation to the newest. Without held-out problems, the first ``steps`` training steps
+      are compared with the last ``steps``.
+    * One answer: the share of the most common answer in the newest batch exceeds ``one_answer``.
+    * Loops: the share of looping responses in the newest batch exceeds ``loops``.
 
     Attributes:
-        accuracy: Drop of accuracy since the start, as a difference of shares (0.05: five points).
-        shorter: Drop of think length since the start, as a share of the length at the start (0.1: 10 % shorter).
-        steps: Number of first and of last training steps that are compared if there are no held-out problems.
-        one_answer: Share of the most common answer among all answers of the newest batch.
-        loops: Share of responses of the newest batch that end in a loop (see ``stats.looping``).
+        accuracy: Limit of the drop of accuracy, as a difference of shares (0.05: five percentage points).
+        shorter: Limit of the drop of think length, as a share of the think length at the start (0.1: 10 % shorter).
+        steps: Number of training steps at each end of the run that are compared if there are no held-out problems.
+        one_answer: Limit of the share of the most common answer among all answers of the batch.
+        loops: Limit of the share of responses that the token limit cut off in a loop (see ``stats.looping``).
     """
 
     accuracy: float = 0.05
@@ -51,10 +56,10 @@ class Thresholds:
 
 
 def alarms(history: Sequence[Mapping[str, Any]], limits: Thresholds = Thresholds()) -> list[str]:
-    """Return the alarms of a run as sentences; an empty list means none.
+    """Return the alarms that hold at the newest row of a log, as sentences; an empty list means none.
 
     Args:
-        history: Rows of the log so far.
+        history: Rows of the log so far, oldest first.
         limits: Limits beyond which an alarm is raised.
     """
     texts, newest = [], history[-1] if history else {}
@@ -72,9 +77,10 @@ def alarms(history: Sequence[Mapping[str, Any]], limits: Thresholds = Thresholds
 
 
 def _ends(history: Sequence[Mapping[str, Any]], steps: int) -> list[tuple[str, Row, Row]]:
-    """Return ``[(where, at the start, now)]`` with accuracy and think tokens, or an empty list if the log is too short.
+    """Return ``[(where, start, now)]``, or an empty list if the log is too short.
 
-    ``where`` says in words where they were measured: on held-out problems if a row has those, else in training batches.
+    ``start`` and ``now`` are dicts with the keys ``accuracy`` and ``think_tokens``. ``where`` says in words where these were measured: on
+    held-out problems if the log has them, else in training batches.
     """
     evaluated = [row for row in history if row.get("held_out/accuracy") is not None]
     names = ("accuracy", "think_tokens")
@@ -91,16 +97,18 @@ def _ends(history: Sequence[Mapping[str, Any]], steps: int) -> list[tuple[str, R
 class Recorder(TrainerCallback):
     """Callback that writes the log of a run, evaluates the policy on held-out problems at intervals, and raises alarms.
 
+    The column ``held_out/kl`` compares the policy with the initial model. The initial model runs in the number type in which it was loaded,
+    the policy under autocast. So this KL may differ from 0 before any update: row 0 of the log shows the effect of the number type alone.
+
     Args:
         problems: Held-out problems; an empty list turns evaluation off.
         sampling: Sampling settings of the evaluation.
-        every: Steps between evaluations; 0 for never.
+        every: Optimizer steps between evaluations; there is also one before the first step and one after the last. 0 turns evaluation off.
         path: The file of the log, or ``None`` for no file.
-        say: Called with the text of each new kind of alarm.
+        say: Function that is called with the text of an alarm, once per kind of alarm.
         sample: Function that samples rollouts of the policy in training.
-        initial: The model before training, for the column ``held_out/kl``. The column is left out for ``None``, and if the evaluation
-            samples greedily or with top-p or top-k. The initial model runs in the number type in which it was loaded, the policy under
-            autocast; the KL in row 0, before any update, shows the effect of that difference alone.
+        initial: The model before training, for the column ``held_out/kl``. ``None`` leaves this column out. It is also left out if the
+            evaluation samples greedily, with top-p or with top-k.
 
     Attributes:
         rows: Rows of the log so far.
@@ -123,7 +131,7 @@ class Recorder(TrainerCallback):
         self._raised: set[str] = set()  # kinds of alarms that ``say`` was already called with
 
     def resume(self, step: int) -> None:
-        """Continue the log of a stopped run. Rows after ``step``, the step of the checkpoint, are dropped."""
+        """Read the log of a stopped run, to continue it. Rows after ``step``, the step of the checkpoint, are dropped."""
         if self.path is not None and self.path.is_file():
             self.rows = [row for row in read(self.path) if row["step"] <= step]
             store.write_rows(self.rows, self.path)
@@ -149,7 +157,7 @@ class Recorder(TrainerCallback):
             self._evaluation = {}
 
     def finish(self, saved: LM, step: int) -> None:
-        """Evaluate the saved model, on this process alone, and put the results into the row of ``step``, in place of earlier ones."""
+        """Evaluate the saved model on this process alone. Its results replace the held-out results in the row of ``step``."""
         if not (evaluation := self._evaluate(saved)):
             return
         last = self.rows.pop() if self.rows and self.rows[-1]["step"] == step else {"step": step}
@@ -160,10 +168,9 @@ class Recorder(TrainerCallback):
             store.save_table(pd.DataFrame(self.rows), self.path.with_name(TABLE))
 
     def _evaluate(self, saved: LM | None = None) -> Row:
-        """Return the ``held_out/...`` columns of the saved model or, by default, of the policy in training.
+        """Return the ``held_out/...`` columns of the model ``saved``; ``None`` means the policy in training.
 
-        Every process evaluates the policy in training: one process alone cannot run sharded weights, and the other processes would only
-        wait.
+        All processes evaluate the policy in training, since one process alone cannot run sharded weights.
         """
         if not (self.problems and self.every):
             return {}
@@ -196,10 +203,10 @@ class Recorder(TrainerCallback):
 
 
 def read(path: str | Path) -> list[Row]:
-    """Return the rows of a log file, one dict per line; an incomplete last line, left by a killed run, is skipped.
+    """Return the rows of a log file, one dict per line. If a killed run left an incomplete last line, that line is skipped.
 
     Raises:
-        store.DamagedFileError: a line is not a row of a log; the message names it.
+        store.DamagedFileError: a line is not a row of a log; the message gives its number.
     """
     rows = store.read_rows(path, {"step": int})
     for number, row in enumerate(rows, 1):
@@ -211,7 +218,7 @@ class Bar(TrainerCallback):
     """Callback that shows a progress bar with step, accuracy, think tokens and reward, in the terminal or a notebook.
 
     Args:
-        name: Text left of the bar.
+        name: Text shown left of the bar.
     """
 
     def __init__(self, name: str) -> None:
@@ -233,11 +240,14 @@ class Bar(TrainerCallback):
 
 
 class Watch(TrainerCallback):
-    """Callback that calls ``show(rows)`` with the rows of the log so far; for a live figure or your own logger.
+    """Callback that calls ``show(rows)`` at intervals, for a live figure or your own logger.
+
+    ``rows`` has one dict per step since this process began to train. A dict holds ``step`` and the columns of the training batch, without
+    ``held_out/...`` and ``alarms``.
 
     Args:
         show: Function to call.
-        every: Steps between two calls; the last step always gets one.
+        every: Optimizer steps between two calls; there is always one after the last step.
     """
 
     def __init__(self, show: Callable[[list[Row]], None], every: int = 5) -> None:

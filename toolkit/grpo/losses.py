@@ -15,23 +15,23 @@ from torch import Tensor
 class DRPO:
     """Parameters of DRPO's loss (arXiv 2510.04474): correct rollouts are weighted by brevity, wrong rollouts by their likelihood.
 
-    Let ``L_i`` be the response length of rollout i in tokens, ``s_i`` its mean token log-probability under the current policy ``pi``, P and
-    N the correct and the wrong rollouts of a group q, ``pi_old`` the policy that sampled, and ``sg`` the stop-gradient::
+    Let P and N be the correct and the wrong rollouts of a group q (the rollouts of one problem). ``L_i`` is the response length of rollout
+    i in tokens, and ``s_i`` its mean token log-probability under the current policy ``pi``. ``pi_old`` is the policy that sampled, and
+    ``sg`` the stop-gradient. The loss of a micro-batch with Q groups is::
 
-        w_i  = softmax over P of (1 - L_i / capacity) / lam
-        J_q  = sum_P w_i s_i - tau * log( mean_N exp(s_j / tau) )
-        loss = - (1/Q) sum_q J_q [P and N not empty] + sg(beta * max(0, KL - delta)) * KL
+        w_i  = softmax over i in P of (1 - L_i / capacity) / lam
+        J_q  = sum over i in P of w_i s_i  -  tau * log( mean over j in N of exp(s_j / tau) )        0 if P or N is empty
+        loss = - (1/Q) sum over q of J_q  +  sg(beta * max(0, KL - delta)) * KL
 
-    ``Q`` is the number of all groups, including those with only correct or only wrong rollouts, whose ``J_q`` counts as 0. The weight of a
-    correct rollout is never negative. ``KL`` is the token mean of ``log pi_old - log pi`` over one micro-batch, so the micro-batch size is
-    part of the method.
+    The weights ``w_i`` are never negative, so no correct rollout is pushed down. ``KL`` is the mean of ``log pi_old - log pi`` over the
+    tokens of the micro-batch, so the size of the micro-batch is part of the method.
 
     Attributes:
-        lam: Temperature of the brevity weights; a larger value makes them more equal (in the limit, length has no effect, as in DisCO).
-        tau: Temperature of the mean over the wrong rollouts; a smaller value gives the likeliest ones more weight.
+        lam: Temperature of the brevity weights; a larger value makes them more equal. In the limit length has no effect, as in DisCO.
+        tau: Temperature of the mean over wrong rollouts; a smaller value gives more weight to the likeliest wrong rollouts.
         capacity: Length in tokens by which response lengths are divided; ``None`` means the run's token limit (``max_completion_length``).
         beta: Weight of the KL term.
-        delta: KL above which the KL term is active, nats per token.
+        delta: KL above which the KL term is active, in nats per token.
     """
 
     lam: float = 0.1
@@ -48,16 +48,17 @@ class DRPO:
 def drpo_objective(
     score: Float[Tensor, " n"], correct: Bool[Tensor, " n"], tokens: Int[Tensor, " n"], groups: Int[Tensor, " n"], form: DRPO
 ) -> Float[Tensor, ""]:
-    """Return DRPO's objective, which is to be maximised: the mean of ``J_q`` over groups (see ``DRPO``).
+    """Return DRPO's objective, which training maximises: the mean of ``J_q`` over the groups q of a micro-batch (formula: see ``DRPO``).
 
-    Rollouts without tokens are ignored.
+    Maximising ``J_q`` makes the group's correct rollouts likelier, short ones most, and its wrong rollouts less likely. Rollouts without
+    response tokens are ignored.
 
     Args:
-        score: s, the mean token log-probability of each rollout under the current policy.
-        correct: True for a correct rollout.
+        score: ``s_i``, the mean token log-probability of each rollout under the current policy.
+        correct: True for each correct rollout.
         tokens: Response length of each rollout.
         groups: Group of each rollout, as an integer.
-        form: Parameters of the loss; ``capacity`` must be set.
+        form: Parameters of the loss; ``capacity`` must not be ``None``.
     """
     if form.capacity is None:
         raise ValueError("capacity=None: give DRPO's capacity in tokens.")
@@ -76,7 +77,9 @@ def drpo_objective(
 
 
 def kl_estimate(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, ""]:
-    """Return the token mean of ``log pi_old - log pi``, in nats per token: an estimate of KL(pi_old || pi), which may be negative.
+    """Return an estimate of KL(pi_old || pi) in nats per token: the mean of ``log pi_old - log pi`` over response tokens.
+
+    The estimate may be negative.
 
     Args:
         new: Log-probabilities of the response tokens under the current policy ``pi``.
@@ -87,9 +90,15 @@ def kl_estimate(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[
 
 
 def kl_hinge(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Tensor, "n t"], form: DRPO) -> Float[Tensor, ""]:
-    """Return DRPO's KL term ``sg(beta max(0, KL - delta)) KL``, with KL from ``kl_estimate`` and ``sg`` the stop-gradient.
+    """Return DRPO's KL term ``sg(beta * max(0, KL - delta)) * KL``, with KL from ``kl_estimate`` and ``sg`` the stop-gradient.
 
-    Its gradient equals that of ``beta/2 max(0, KL - delta)^2``. ``new``, ``old`` and ``mask`` are the arguments of ``kl_estimate``.
+    The term has the gradient of ``beta / 2 * max(0, KL - delta)^2``.
+
+    Args:
+        new: Log-probabilities of the response tokens under the current policy.
+        old: Log-probabilities under the policy that sampled.
+        mask: 1 for a response token, 0 for padding.
+        form: Parameters of the loss, of which ``beta`` (weight) and ``delta`` (KL above which the term is active) are used.
     """
     kl = kl_estimate(new, old, mask)
     return (form.beta * (kl - form.delta).clamp(min=0)).detach() * kl
@@ -99,20 +108,23 @@ def kl_hinge(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Ten
 class ModeSwitch:
     """Parameters of the mode-switching loss of Adaptive Deep Reasoning (arXiv 2505.20101).
 
-    The loss teaches the model to choose between long and short thinking when the question requests neither. Each mode has a first response
-    token; ``z`` is that token's logit after the question without a request. The loss of a problem is
-    ``weight * max(0, margin - (z_preferred - z_other))``; the loss of a batch is the mean over its problems, of which those without a
-    preference contribute 0.
+    The loss teaches the model to choose between two modes, long and short thinking, when the prompt requests neither. Each mode has a token
+    that begins its responses. ``z`` is that token's logit at the first response position, after a prompt without a request. The loss of a
+    problem is ``weight * max(0, margin - (z_preferred - z_other))``, or 0 without a preferred mode. The loss of a batch is the mean over
+    its problems.
 
-    A group prefers the short mode if its short half reaches ``assumed_simple`` accuracy, else the long mode; it has no preference if all
-    its rollouts are wrong. Form, margin, weight and preference rule are ours, since the paper's were not found.
+    The preferred mode follows from the rollouts of the problem. Half of them were prompted for long thinking, half for short. If all
+    rollouts are wrong, no mode is preferred. Otherwise it is short if the accuracy of the short half is at least ``assumed_simple``, else
+    long.
+
+    The formula of the loss, the margin, the weight and the rule of preference are ours, since we did not find the paper's.
 
     Attributes:
         long: Text whose first token begins a long response.
         short: Text whose first token begins a short response.
-        assumed_margin: Margin between the two logits.
-        assumed_weight: Weight of the loss.
-        assumed_simple: Accuracy of the short half from which the short mode is preferred.
+        assumed_margin: ``margin``, the difference of logits from which the loss is 0.
+        assumed_weight: ``weight`` of the loss.
+        assumed_simple: Accuracy of the short half (0 to 1) from which short is preferred.
     """
 
     long: str
@@ -129,13 +141,13 @@ class ModeSwitch:
 def preference(
     correct: Bool[ndarray, " n"], long: Bool[ndarray, " n"], groups: Int[ndarray, " n"], form: ModeSwitch
 ) -> Int[ndarray, " n"]:
-    """Return the mode that each row's group prefers: 1 for long, -1 for short, 0 for none (see ``ModeSwitch``).
+    """Return, for each rollout, the preferred mode of its problem: 1 for long, -1 for short, 0 for none (see ``ModeSwitch``).
 
     Args:
-        correct: Whether each rollout is correct.
-        long: Whether the prompt of each rollout requested long thinking; otherwise it requested short thinking.
-        groups: Group of each rollout, as an integer.
-        form: Supplies ``assumed_simple``.
+        correct: True for each correct rollout.
+        long: True if the rollout's prompt requested long thinking, False if it requested short thinking.
+        groups: Group of each rollout, as an integer; one group per problem.
+        form: Parameters of the loss, of which ``assumed_simple`` is used.
     """
     _, which = np.unique(groups, return_inverse=True)
 
@@ -150,13 +162,15 @@ def preference(
 def switch_hinge(
     logits: Float[Tensor, "n vocab"], prefer: Int[Tensor, " n"], tokens: tuple[int, int], form: ModeSwitch
 ) -> Float[Tensor, " n"]:
-    """Return the mode-switching loss of each problem (see ``ModeSwitch``); 0 without a preference.
+    """Return the mode-switching loss of each problem, which is 0 for a problem without a preferred mode (see ``ModeSwitch``).
+
+    The loss is ``weight * max(0, margin - gap)``; the gap is the logit of the token that begins the preferred mode minus that of the other.
 
     Args:
-        logits: Logits of the first response token, one row per problem.
+        logits: Logits at the first response position, one row per problem.
         prefer: Preferred mode of each problem: 1 for long, -1 for short, 0 for none.
-        tokens: Ids of the first token of the long mode and of the short mode.
-        form: Supplies margin and weight.
+        tokens: Ids of the tokens that begin a long and a short response, in this order.
+        form: Parameters of the loss, of which margin and weight are used.
     """
     gap = (logits[:, tokens[0]] - logits[:, tokens[1]]) * prefer
     return torch.where(prefer != 0, form.assumed_weight * (form.assumed_margin - gap).clamp(min=0), 0.0)

@@ -1,6 +1,8 @@
-"""Columns of the log: statistics of one training batch and its rewards, and results on held-out problems.
+"""Columns of the training log: statistics of a training batch and its rewards, and results on held-out problems.
 
-Shares lie between 0 and 1, lengths are tokens, entropies nats per token. A mean over nothing is NaN.
+Shares lie between 0 and 1, lengths are in tokens, entropies in nats per token. If there is nothing to average, a mean is NaN. Three other
+sources add columns to the log: TRL (such as ``reward``, ``grad_norm``, ``kl``), ``sampler.Sampler`` (``dynamic/...``) and the trainer
+(``sampler/...``, ``switch_loss``).
 
 =========================  ==================================================================================================
 column                     meaning
@@ -8,17 +10,17 @@ column                     meaning
 accuracy                   share of correct responses
 truncated                  share of responses that the token limit cut off
 closed                     share of responses that closed their think span
-tokens                     mean response length; ``tokens/stopped``, ``/truncated``, ``/correct``, ``/wrong``: over those responses
+tokens                     mean response length; ``tokens/stopped``, ``/truncated``, ``/correct``, ``/wrong``: of such responses only
 think_tokens               mean length of the think span
 loops                      share of responses that the token limit cut off in a loop (``stats.looping``)
-answers/most_common        share of the most common answer among all answers
+answers/most_common        share of the most common answer text among all answers of the batch
 zero_std                   share of rollouts in groups whose rewards are all equal
-entropy/think, /answer     mean entropy over the tokens of the think span, of the answer
+entropy/think, /answer     mean entropy of the tokens of think spans; the same for answers
 component/NAME             mean of a component of the reward; ``component/NAME/std``: its standard deviation over the batch
-accuracy/MODE              accuracy if the prompt requests the mode MODE, ``long`` or ``short``; likewise ``tokens/MODE``
+accuracy/MODE              accuracy of responses whose prompt requests MODE thinking, ``long`` or ``short``; likewise ``tokens/MODE``
 held_out/...               ``accuracy``, ``think_tokens``, ``tokens``, ``truncated``, ``loops`` on held-out problems
 held_out/..._hard          the same on the hardest third of the held-out problems
-held_out/kl                ``KL(policy || initial model)``, nats per token (``kl_to``)
+held_out/kl                ``KL(policy || initial model)`` on held-out problems, nats per token (``kl_to``)
 =========================  ==================================================================================================
 """
 
@@ -43,12 +45,12 @@ Row = dict[str, Any]
 
 
 def batch_measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.RewardValues) -> dict[str, float]:
-    """Return the columns of one training batch of all processes, as column name -> value (see the table above in this module).
+    """Return column name -> value for one training batch: the columns of the module's table except ``held_out/...``.
 
     Args:
-        drawn: Rollouts of the batch.
-        batch: The same rollouts in the form that the reward reads.
-        scored: Rewards of the rollouts.
+        drawn: Rollouts of the batch, of all processes.
+        batch: The same rollouts as a batch for the reward, with the group of each.
+        scored: Rewards of the rollouts and their components.
     """
     rollouts = [d.rollout for d in drawn]
     correct, stopped = np.array([r.correct for r in rollouts]), np.array([r.finish == "stop" for r in rollouts])
@@ -91,15 +93,20 @@ def _entropy(rollouts: Sequence[Rollout], phase: str) -> float:
 
 
 def _most_common(rollouts: Sequence[Rollout]) -> float:
-    """Return the share of the most common answer among the responses that have an answer."""
+    """Return the share of the most common answer (compared by token ids) among the responses that have an answer."""
     answers = Counter(r.token_ids[r.answer.start : r.answer.stop] for r in rollouts if r.answer is not None)
     return answers.most_common(1)[0][1] / answers.total() if answers else math.nan
 
 
 def held_out_measures(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> Row:
-    """Return the ``held_out/...`` columns except ``held_out/kl``, as column name -> value (see the table above in this module).
+    """Return column name -> value for held-out problems: the ``held_out/...`` columns of the module's table except ``held_out/kl``.
 
-    The columns ``..._hard`` cover the hardest third by ``meta["difficulty"]``; they are left out unless all problems have a difficulty.
+    The columns ``..._hard`` cover the hardest third of the problems by ``meta["difficulty"]``. They exist only if all problems have a
+    difficulty.
+
+    Args:
+        rollouts: Rollouts of the policy on the problems.
+        problems: Held-out problems.
     """
     difficulty = {p.id: p.meta.get("difficulty") for p in problems}
     row = {f"held_out/{name}": value for name, value in _means(rollouts).items()}
@@ -111,11 +118,13 @@ def held_out_measures(rollouts: Sequence[Rollout], problems: Sequence[Problem]) 
 
 
 def kl_to(initial: LM, rollouts: Sequence[Rollout], temperature: float) -> float:
-    """Estimate ``KL(policy || initial)`` in nats per token: the mean over sampled tokens of ``log pi - log pi_initial``.
+    """Return an estimate of ``KL(policy || initial)`` in nats per token.
+
+    It is the mean, over sampled tokens, of the policy's log-probability minus that of the initial model.
 
     Args:
         initial: The model before training.
-        rollouts: Rollouts of the policy with log-probabilities, sampled without top-p and top-k.
+        rollouts: Rollouts of the policy, sampled without top-p and top-k, with recorded log-probabilities.
         temperature: Temperature at which the rollouts were sampled.
     """
     before = entropies.with_entropies(initial, rollouts, temperature=temperature)
@@ -124,7 +133,7 @@ def kl_to(initial: LM, rollouts: Sequence[Rollout], temperature: float) -> float
 
 
 def _means(rollouts: Sequence[Rollout]) -> Row:
-    """Return the columns that are measured on held-out problems, without their prefix."""
+    """Return the ``held_out/...`` columns of some rollouts, as name without this prefix -> value."""
     return {
         "accuracy": float(np.mean([r.correct for r in rollouts])),
         "think_tokens": float(np.mean([r.think_tokens for r in rollouts])),

@@ -1,4 +1,4 @@
-"""Training settings that a board, a sweep and your own script share. Importing this module does not import TRL."""
+"""Settings for training several policies alike, for boards, sweeps and your own scripts. Importing this module does not import TRL."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ class TrainingPlan:
     """Settings with which every policy of a board or sweep is trained.
 
     Attributes:
-        task: Task to train on.
+        task: Name of the task to train on.
         steps: Optimizer steps per policy.
-        pool: Number of different training problems. If the steps use more problems than that, problems repeat. HAPO needs this, since it
-            compares a response with earlier responses to the same problem.
-        held_out: Number of held-out problems (split ``dev``) for the learning curve, 4 samples each.
+        pool: Number of different training problems. If training needs more, problems repeat in a new order. HAPO rewards brevity only
+            on repeated problems, since it compares a response with earlier responses to the same problem.
+        held_out: Number of held-out problems (split ``dev``) for the learning curve, with 4 samples each.
         evaluate_every: Optimizer steps between two points of the learning curve; 0 for no curve.
-        tiny: True to scale recipes to the tiny reasoner (``Recipe.scaled``), False to keep their papers' numbers.
-        changes: Recipe fields to replace in every recipe, such as ``(("problems", 32),)``.
-        micro_batch: Rows in each forward/backward pass, on each process.
-        lora: Rank of a LoRA adapter, merged at the end; ``None`` trains every weight.
-        engine: Code that samples the responses: ``"toolkit"``, or ``"trl"`` (with vLLM: ``overrides=(("use_vllm", True),)``).
-        overrides: Fields of TRL's ``GRPOConfig`` as pairs ``(name, value)``; they replace the recipe's.
+        tiny: True to scale recipes to the tiny reasoner, the small model in this package (see ``Recipe.scaled``). False to keep the numbers
+            of their papers.
+        changes: Fields to replace in every recipe, as pairs ``(name, value)``, such as ``(("problems", 32),)``.
+        micro_batch: Largest number of rows (responses) in each forward/backward pass, on each process.
+        lora: Rank of a LoRA adapter, which is merged into the model at the end; ``None`` trains every weight.
+        engine: Library that samples the responses: ``"toolkit"``, or ``"trl"`` (with vLLM: ``overrides=(("use_vllm", True),)``).
+        overrides: Fields of TRL's ``GRPOConfig`` as pairs ``(name, value)``; they override the recipe's.
     """
 
     task: str = "arithmetic"
@@ -40,12 +41,12 @@ class TrainingPlan:
     overrides: tuple[tuple[str, Any], ...] = ()
 
     def sized(self, recipe: Recipe) -> Recipe:
-        """Return a recipe, scaled to the tiny reasoner if ``tiny``, with the fields in ``changes`` replaced."""
+        """Return the recipe to train with: scaled to the tiny reasoner if ``tiny`` is True, then with ``changes`` applied."""
         return replace(recipe.scaled() if self.tiny else recipe, **dict(self.changes))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Settings of this plan for the cache key of a policy, by name. Recipe, task, problems and micro-batch are added elsewhere."""
+        """Settings of this plan that enter the cache key of a policy, by name. ``policies.basis`` adds the other inputs."""
         return {
             "steps": self.steps,
             "held_out": [self.held_out, self.evaluate_every],

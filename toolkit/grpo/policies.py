@@ -1,4 +1,7 @@
-"""Train policies once and read them back: one folder per policy, whose name contains a hash of the policy's inputs, code included."""
+"""Train policies once and read them back from disk later.
+
+Each policy has a folder. The folder's name ends in a hash of everything that the policy depends on: model, recipe, seed, settings, code.
+"""
 
 from __future__ import annotations
 
@@ -36,23 +39,24 @@ def train_policy(
     reward: Any = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Trained:
-    """Train a copy of ``lm`` with a recipe and a seed, and return it with its log. A finished policy is only read back.
+    """Train a copy of ``lm`` with a recipe and a seed, and return the policy with its log.
 
-    Stopped training is resumed. The policy is saved in its folder in ``runs`` (see ``folder_of``); its checkpoints are removed at the end.
-    If several processes need the same policy, one trains it and the others wait.
+    If the policy's folder in ``runs`` (see ``folder_of``) holds the finished policy, it is read from there instead. If it holds a stopped
+    run, training is resumed. Checkpoints are removed at the end. If several processes need the same policy, one trains it and the others
+    wait.
 
     Args:
         lm: The initial model.
-        recipe: Recipe with its paper's numbers; ``plan`` scales it.
+        recipe: Recipe with its paper's numbers; ``plan`` scales it if ``plan.tiny`` is True.
         seed: Seed of the training.
         plan: Training settings.
         runs: Directory that holds one folder per policy.
-        reward: Reward object to use instead of the recipe's, in its state before training; ``None`` keeps the recipe's. The folder's name
-            depends on the object's class and fields.
-        say: Called with one line of progress or warning at a time.
+        reward: Reward object that replaces the recipe's, in its state before training; ``None`` means the recipe's. The hash in the
+            folder's name covers the object's class and fields.
+        say: Function that is called with one line of progress or warning at a time.
 
     Raises:
-        identity.UnknownIdentityError: the reward holds something whose identity cannot be computed from its values, such as a lock.
+        identity.UnknownIdentityError: the reward has a field that cannot be hashed by its value, such as a lock.
     """
     depends_on = basis(lm, recipe, seed, plan, reward=reward)
     folder = runs / f"{_name(recipe, seed)}-{depends_on.key}"
@@ -95,9 +99,9 @@ def _extras(plan: TrainingPlan, reward: Any) -> Extras:
 
 
 def folder_of(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, runs: Path, *, reward: Any = None) -> Path:
-    """Return the folder of a policy in ``runs``. Its name ends in a hash of the policy's inputs (see ``basis``). It may not exist yet.
+    """Return the path of a policy's folder in ``runs``. The folder's name ends in a hash of the policy's inputs (see ``basis``).
 
-    The arguments are those of ``train_policy``.
+    The folder need not exist yet. The arguments are those of ``train_policy``.
     """
     return runs / f"{_name(recipe, seed)}-{basis(lm, recipe, seed, plan, reward=reward).key}"
 
@@ -111,9 +115,9 @@ def _pool(lm: LM, plan: TrainingPlan) -> list[Problem]:
 
 
 def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any = None) -> store.Basis:
-    """Return the record of a policy's inputs (model, recipe, seed, plan, reward, code), which decides whether a saved policy can be used.
+    """Return the record of a policy's inputs: model, recipe, problems, seed, plan, reward and code. Its ``key`` is their hash.
 
-    The arguments are those of ``train_policy``.
+    A saved policy is used again only if its inputs are the same. The arguments are those of ``train_policy``.
     """
     recipe = plan.sized(recipe)
     own_reward = {} if reward is None else {"reward": identity.of(reward).body}
@@ -125,7 +129,7 @@ def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any 
 
 
 def lora_config(rank: int) -> Any:
-    """Return peft's LoRA config for every linear layer except the output layer, with ``alpha`` twice the rank (ours)."""
+    """Return peft's config of a LoRA adapter on every linear layer except the output layer. ``alpha`` is twice the rank (our choice)."""
     from peft import LoraConfig
 
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")

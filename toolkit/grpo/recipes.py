@@ -1,12 +1,13 @@
 """Recipes: the training settings of a paper as one frozen value, which can be printed, compared and changed with ``dataclasses.replace``.
 
-``recipes.dler()`` has the paper's numbers; its field ``sources`` names their origin. ``recipes.dler().scaled()`` is the same method scaled
-to the tiny reasoner: 16 problems x 8 samples per step, responses of at most 200 tokens (40 for DLER), and a learning rate chosen on its dev
-split. Every number that ``scaled`` sets is ours. ``recipes.ALL`` lists the recipes; a reward without a recipe trains with plain GRPO
-(``plain``).
+``recipes.dler()`` has the paper's numbers; its field ``sources`` says where they come from. ``recipes.dler().scaled()`` is the same method
+scaled to the tiny reasoner (the small model in this package): 16 problems x 8 samples per step, responses of at most 200 tokens (40 for
+DLER), and a learning rate chosen on the dev split. All numbers set by ``scaled`` are ours.
 
-Units: lengths are tokens, learning rates are Adam's. Where a paper's number was not found, the reward's default (named ``assumed_...`` in
-its module) or TRL's default is used.
+``recipes.ALL`` lists the recipes. ``find(name)`` also makes a recipe of plain GRPO for a reward that has no recipe.
+
+Lengths are in tokens; learning rates are Adam's. If we did not find a number of a paper, the reward's default (``assumed_...`` in the
+reward's module) or TRL's default is used.
 
 >>> find("dler").samples, find("dler").scaled().samples
 (16, 8)
@@ -43,14 +44,17 @@ TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "truncation": {"target": 40},
     }
 )
-"""Recipe -> options of its reward for the tiny reasoner, whose responses have 7 to 150 tokens. All other options are the papers'."""
+"""Recipe name -> reward options that ``Recipe.scaled`` sets for the tiny reasoner, whose responses have 7 to 150 tokens."""
 TINY_PROMPTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "adaptive_deep_reasoning": {"modes": Modes(long=" please", short=" quick")},
         "train_long_think_short": {"curriculum": Curriculum(start=48, every=25, text=" {budget}")},  # to 16 in 100 steps
     }
 )
-"""Recipe -> texts appended to the question for the tiny reasoner, which knows only a few words and fails after an unfamiliar sentence."""
+"""Recipe name -> fields that ``Recipe.scaled`` sets because they hold texts appended to the question.
+
+The tiny reasoner knows only a few words and fails after an unfamiliar sentence.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,22 +63,22 @@ class Recipe:
 
     Attributes:
         name: Name of the recipe in runs and logs.
-        paper: arXiv id, or "" for ours.
-        reward: Name in ``rewards.ALL``.
-        options: Arguments of the reward.
-        advantage: Name in ``advantages.ALL``; ``None`` leaves the advantages to TRL (``scale_rewards`` in ``config``).
-        loss: Parameters of DRPO's loss, which then replaces TRL's; ``None`` for a loss of TRL (``loss_type`` in ``config``).
-        dynamic: Dynamic sampling: groups whose rewards are all equal are replaced by others. ``None`` for no replacement.
-        curriculum: Token budget that is stated in the prompt and falls during training, or ``None``.
-        modes: Texts that request long thinking from half of each group and short thinking from the other half, or ``None``.
-        switch: Parameters of the loss that teaches the model to choose between the modes itself, or ``None``.
+        paper: arXiv id of the paper; "" if the method is ours.
+        reward: Name of the reward, a key of ``rewards.ALL``.
+        options: Arguments of the reward, by name.
+        advantage: Name of the advantage, a key of ``advantages.ALL``; ``None`` means TRL's (``scale_rewards`` in ``config``).
+        loss: Parameters of DRPO's loss, which then replaces TRL's; ``None`` means TRL's loss (``loss_type`` in ``config``).
+        dynamic: Settings of dynamic sampling, which replaces groups whose rewards are all equal; ``None`` turns it off.
+        curriculum: Token budget that is stated in the prompt and falls during training; ``None`` states no budget.
+        modes: Texts that request long thinking from half of each group and short thinking from the other half; ``None`` adds no such text.
+        switch: Parameters of a loss that teaches the model to choose between long and short thinking itself; ``None`` means no such loss.
         problems: Problems per generation (a batch of responses sampled at once), over all processes.
-        samples: Responses per problem, G in the papers: the size of a group.
-        max_tokens: Largest response length, tokens.
-        learning_rate: Adam's learning rate, constant.
-        updates: Optimizer steps per generation (batch size divided by mini-batch size in the papers).
+        samples: Responses per problem, the size of a group (G in the papers).
+        max_tokens: Largest response length, in tokens.
+        learning_rate: Adam's learning rate, constant during training.
+        updates: Optimizer steps per generation (in the papers: batch size divided by mini-batch size).
         config: Further fields of TRL's ``GRPOConfig``.
-        sources: Origin of the numbers, and the numbers that are ours.
+        sources: Text that says where the numbers come from and which of them are ours.
     """
 
     name: str
@@ -113,7 +117,7 @@ class Recipe:
             raise ValueError("switch is set without modes: the mode-switching loss needs modes=Modes(...).")
 
     def scaled(self) -> Recipe:
-        """Return the recipe scaled to the tiny reasoner; every changed number is ours."""
+        """Return the recipe scaled to the tiny reasoner, the small model in this package. All numbers that it changes are ours."""
         return replace(
             self,
             problems=16,
@@ -129,23 +133,28 @@ class Recipe:
 
 
 NOT_SCALED = ("beta", "temperature", "entropy_coef")
-"""Fields that scaled recipes leave at TRL's defaults (0, 1 and 0): no KL penalty, which would need a reference model, no entropy bonus, and
-temperature 1, at which the tiny reasoner is measured."""
+"""Fields of ``config`` that scaled recipes drop, so that TRL's defaults hold.
+
+These defaults are: no KL penalty (which would need a reference model), temperature 1 (at which the tiny reasoner is evaluated), and no
+entropy bonus.
+"""
 CLIP_HIGHER = {"epsilon": 0.2, "epsilon_high": 0.28}
-"""Clip-higher (DAPO): the probability ratio is clipped to ``[1 - epsilon, 1 + epsilon_high]``."""
+"""Clip-higher (DAPO): the ratio of token probabilities, new to old policy, is clipped to ``[1 - epsilon, 1 + epsilon_high]``."""
 DUAL_CLIP = 10.0
-"""Upper clip of the probability ratio for negative advantages, so that a token adds at most ``10 |A|`` to the loss. In TRL it is ``delta``,
-which equals verl's ``clip_ratio_c`` as long as it exceeds ``1 + epsilon_high``."""
+"""Upper clip of the probability ratio for tokens with a negative advantage A: such a token adds at most ``10 |A|`` to the loss.
+
+TRL's name of this number is ``delta``, verl's ``clip_ratio_c``. The two have the same effect if the number exceeds ``1 + epsilon_high``.
+"""
 
 
 def plain(reward: str, **options: Any) -> Recipe:
-    """Return the recipe of plain GRPO with a reward; everything else is TRL's default.
+    """Return a recipe that trains with the given reward and GRPO as TRL's defaults have it.
 
-    Advantages are divided by the standard deviation of the rewards in their group, and the loss is the token mean over the batch (DAPO's
-    loss).
+    That is: advantages are divided by the standard deviation of the rewards in the group, and the loss is the mean over all tokens of the
+    batch (DAPO's loss).
 
     Args:
-        reward: Name in ``rewards.ALL``.
+        reward: Name of the reward, a key of ``rewards.ALL``.
         options: Arguments of the reward, by name.
     """
     entry = rewards.ALL.get(reward)
@@ -156,9 +165,9 @@ def plain(reward: str, **options: Any) -> Recipe:
 
 
 def length_penalty_mild() -> Recipe:
-    """Return the recipe of the naive length penalty at half its weight (ours).
+    """Return the recipe of the reward ``length_penalty`` at half its weight (ours).
 
-    Only a narrow range of weights lies between no effect and a collapse of training.
+    Only a narrow range of weights lies between those without effect and those that make training collapse.
     """
     return replace(
         plain("length_penalty", alpha=0.5), name="length_penalty_mild", sources="Ours: to be compared with length_penalty."
@@ -178,11 +187,12 @@ def grpo_lambda() -> Recipe:
 def dler(*, tokens: bool = False) -> Recipe:
     """Return the recipe of DLER (arXiv 2510.15110).
 
-    It has a truncation reward, advantages normalised over the batch, clip-higher (see ``CLIP_HIGHER``), and dynamic sampling.
+    It combines a reward for correct responses that end within a length limit, advantages normalised over the batch, clip-higher (see
+    ``CLIP_HIGHER``), and dynamic sampling.
 
     Args:
-        tokens: True if each response counts once per token in the mean and standard deviation over the batch, as in the released code;
-            False if it counts once, as in the paper.
+        tokens: Weight of a response in the mean and standard deviation of the advantages over the batch. False: each response counts once,
+            as in the paper. True: it counts once per token, as in the released code.
     """
     return Recipe(
         "dler",
@@ -210,7 +220,7 @@ def dler(*, tokens: bool = False) -> Recipe:
 
 
 def da_dler() -> Recipe:
-    """Return the recipe of difficulty-aware DLER (arXiv 2510.15110): a lower length limit for problems that the model solves more often."""
+    """Return the recipe of difficulty-aware DLER (arXiv 2510.15110): problems that the model solves more often get a lower length limit."""
     return replace(
         dler(), name="da_dler", reward="da_dler", sources="Paper: 2000 tokens above accuracy .5, 4000 below; not in the code."
     )
@@ -220,8 +230,8 @@ def laser(reward: str = "laser") -> Recipe:
     """Return the recipe of LASER (arXiv 2505.15612): a bonus for correct responses within a target length.
 
     Args:
-        reward: ``"laser"``, or ``"laser_d"`` or ``"laser_de"``, which adapt the target length to the difficulty of the problem. For these
-            two, use ``laser_d()`` and ``laser_de()``, whose ``sources`` also cover the adaptation.
+        reward: Name of the reward; keep the default. For the variants with adapted target lengths use ``laser_d()`` and ``laser_de()``,
+            whose ``sources`` also cover the adaptation.
     """
     return Recipe(
         reward,
@@ -237,14 +247,14 @@ def laser(reward: str = "laser") -> Recipe:
 
 
 def _adapted(reward: str) -> Recipe:
-    """Return the recipe of LASER with target lengths that are adapted on a monitoring set, with the sources of its numbers."""
+    """Return the recipe of a LASER variant whose target lengths are adapted during training; ``sources`` also covers the adaptation."""
     recipe = laser(reward)
     more = " Targets: 500 problems monitored every 20 generations; |C_d| rounded up (paper; scripts: down, laser_targets.SCRIPT_ROUNDING)."
     return replace(recipe, sources=recipe.sources + more)
 
 
 def laser_d() -> Recipe:
-    """Return the recipe of LASER-D (arXiv 2505.15612): LASER with one target length per difficulty, adapted during training."""
+    """Return the recipe of LASER-D (arXiv 2505.15612): LASER with one target length per level of difficulty, adapted during training."""
     return _adapted("laser_d")
 
 
@@ -256,7 +266,7 @@ def laser_de() -> Recipe:
 def hapo() -> Recipe:
     """Return the recipe of HAPO (arXiv 2505.11225).
 
-    A correct response is rewarded for being shorter than the shortest correct response to the same problem so far.
+    A correct response gets more reward if it is shorter than the shortest correct response to the same problem so far, less if longer.
     """
     return Recipe(
         "hapo",
@@ -271,10 +281,10 @@ def hapo() -> Recipe:
 
 
 def drpo(lam: float = 0.1) -> Recipe:
-    """Return the recipe of DRPO (arXiv 2510.04474), which replaces GRPO's loss by one in which length matters only among correct rollouts.
+    """Return the recipe of DRPO (arXiv 2510.04474), which has its own loss: length matters only among correct rollouts.
 
     Args:
-        lam: Temperature of the brevity weights (see ``losses.DRPO``).
+        lam: Temperature of the weights for brevity; a smaller value favours short rollouts more (see ``losses.DRPO``).
     """
     return Recipe(
         "drpo",
@@ -291,14 +301,17 @@ def drpo(lam: float = 0.1) -> Recipe:
 
 
 def slpo() -> Recipe:
-    """Return the recipe of ORION's SLPO (arXiv 2511.22891): the shorter a correct rollout is within its group, the higher its reward."""
+    """Return the recipe of SLPO, the method with which the ORION models were trained (arXiv 2511.22891).
+
+    A correct rollout gets more reward the shorter it is among the correct rollouts of its group.
+    """
     return replace(plain("slpo"), paper="2511.22891", sources="Weight, rate and batch not found.")
 
 
 def train_long_think_short() -> Recipe:
     """Return the recipe of Train Long, Think Short (arXiv 2508.08940).
 
-    The prompt states a token budget that falls during training, and the reward is highest at the budget.
+    The prompt states a token budget that falls during training. The reward is highest for a response of exactly that length.
     """
     return Recipe(
         "train_long_think_short",
@@ -312,11 +325,11 @@ def train_long_think_short() -> Recipe:
 def adaptive_deep_reasoning(switch: ModeSwitch | None = None) -> Recipe:
     """Return the recipe of Adaptive Deep Reasoning (arXiv 2505.20101): half of each group is prompted for long thinking, half for short.
 
-    Formulas of the paper that were not found are replaced by ours.
+    Where we did not find a formula of the paper, ours is used.
 
     Args:
-        switch: Parameters of the loss that teaches the model to choose the mode itself, or ``None``. They contain two texts: the beginning
-            of a long and of a short response of your model.
+        switch: Parameters of a loss that teaches the model to choose between long and short thinking itself; ``None`` leaves it out. The
+            parameters include the texts with which a long and a short response of your model begin.
     """
     return Recipe(
         "adaptive_deep_reasoning",
@@ -331,7 +344,7 @@ def adaptive_deep_reasoning(switch: ModeSwitch | None = None) -> Recipe:
 def sar() -> Recipe:
     """Return the recipe of the self-aligned reward, SAR (arXiv 2509.05489).
 
-    The more the question raises the likelihood of a response, the higher its reward.
+    A response gets more reward the more likely it is with the question in the prompt than without it.
     """
     return Recipe(
         "sar",
@@ -358,7 +371,7 @@ def pear() -> Recipe:
 
 
 def surrogate() -> Recipe:
-    """Return the recipe of surrogate rewards (arXiv 2505.19439): for format and length instead of correct answers."""
+    """Return the recipe of surrogate rewards (arXiv 2505.19439), which reward format and length; they need no correct answers."""
     return Recipe(
         "surrogate",
         "2505.19439",
@@ -372,9 +385,9 @@ def surrogate() -> Recipe:
 
 
 def longwriter() -> Recipe:
-    """Return the recipe of LongWriter-Zero (arXiv 2506.18841): advantages are averaged over the components of the reward.
+    """Return the recipe of LongWriter-Zero (arXiv 2506.18841): the mean of one advantage per component of the reward.
 
-    Of the paper's three components, only the length reward is included here.
+    Of the paper's three components (length, writing quality, format), only the length reward is included here.
     """
     return Recipe(
         "longwriter",
@@ -412,11 +425,11 @@ ALL: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
         )
     }
 )
-"""Name -> function that makes the recipe."""
+"""Name of the recipe -> function that makes the recipe."""
 
 
 def find(name: str) -> Recipe:
-    """Return the recipe with a name in ``ALL``, or else plain GRPO with the reward of that name in ``rewards.ALL``.
+    """Return the recipe named ``name``. If ``ALL`` has none, return plain GRPO with the reward of that name in ``rewards.ALL``.
 
     Raises:
         ValueError: no recipe and no reward has that name; the message lists all names.

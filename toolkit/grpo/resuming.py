@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: written completely or not at all; loading a damaged one raises an error that says what to do."""
+"""Checkpoints of a training run. A checkpoint is written completely or not at all; loading a damaged one raises an explanatory error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from toolkit.store.full import explain_full_disk
 
 STATE = "toolkit.json"  # in every checkpoint, written last: a checkpoint with this file is complete
 KEPT = 2
-"""Newest checkpoints that a run keeps by default: one to resume from, and one in case the first is damaged."""
+"""Number of checkpoints that a run keeps by default: the newest to resume from, and one more in case the newest is damaged."""
 EARLIER = "Remove that checkpoint and resume: the run continues from the one before."
 _UNREADABLE = (
     OSError,
@@ -35,7 +35,7 @@ _UNREADABLE = (
 
 
 def checkpoint_of(out: str | Path, step: int) -> Path:
-    """Return the folder of the checkpoint that a run writes into ``out`` at an optimizer step."""
+    """Return the path of the checkpoint that a run with the directory ``out`` writes at an optimizer step."""
     return Path(out) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
@@ -47,18 +47,19 @@ def _checkpoints(out: Path) -> list[Path]:
 
 
 def last_checkpoint(out: Path) -> Path | None:
-    """Return the newest complete checkpoint of a run, or ``None``."""
+    """Return the path of the newest complete checkpoint in a run's directory, or ``None`` if there is none."""
     return next((folder for folder in reversed(_checkpoints(out)) if (folder / STATE).exists()), None)
 
 
 def remove_old(out: Path, limit: int | None = None) -> None:
-    """Remove every checkpoint of a run except its newest complete ones. A checkpoint that cannot be removed stays.
+    """Remove the old checkpoints of a run, and all incomplete ones. A checkpoint that cannot be removed stays, without an error.
 
-    Transformers sorts checkpoints by modification time, so it would keep one that a killed process had begun to remove.
+    transformers would remove by modification time instead, and so could keep a checkpoint that a killed process had half removed.
 
     Args:
-        limit: Number of complete checkpoints to keep, as ``save_total_limit`` of transformers: all of them if it is not positive;
-            ``None``: ``KEPT``.
+        out: The run's directory.
+        limit: Number of newest complete checkpoints to keep, like ``save_total_limit`` of transformers. 0 or less keeps all complete ones;
+            ``None`` means ``KEPT``.
     """
     keep = KEPT if limit is None else limit
     complete = [folder for folder in _checkpoints(out) if (folder / STATE).exists()]
@@ -70,12 +71,13 @@ def remove_old(out: Path, limit: int | None = None) -> None:
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    """Return the entries that this toolkit adds to a checkpoint: ``identity`` and ``reward``.
+    """Return the content of the file that this toolkit adds to a checkpoint: a dict with the keys ``identity`` and ``reward``.
 
-    ``identity`` holds the settings that a resumed run must share, ``reward`` the state of a stateful reward (else empty).
+    ``identity`` holds the settings that must be the same in a resumed run. ``reward`` holds the state of a reward that changes during
+    training; for other rewards it is empty.
 
     Raises:
-        store.DamagedFileError: the file that holds them is damaged.
+        store.DamagedFileError: the file is damaged.
     """
     return store.read_json(checkpoint / STATE, {"identity": Mapping[str, Any], "reward": Mapping[str, Any]}, remedy=EARLIER)
 
@@ -86,7 +88,7 @@ def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
 
     Args:
         checkpoint: Folder of the checkpoint.
-        main: True in the process that removes an incomplete checkpoint.
+        main: True in the one process that removes the incomplete checkpoint, False in all others.
 
     Raises:
         DiskFullError: the disk is full.
@@ -102,7 +104,10 @@ def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
 
 @contextmanager
 def reading(checkpoint: str | Path | None) -> Iterator[None]:
-    """Return a context manager for loading part of a checkpoint: an error in its body becomes a DamagedFileError that says what to do."""
+    """Return a context manager for loading part of a checkpoint: an error in its body becomes a DamagedFileError that says what to do.
+
+    An out-of-memory error of the GPU stays as it is. ``checkpoint`` is named in the message only.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
@@ -113,11 +118,11 @@ def reading(checkpoint: str | Path | None) -> Iterator[None]:
 
 
 class ResumableTrainer(GRPOTrainer):
-    """TRL's trainer with checkpoints that also hold the run's identity and the reward's state, and that are removed if incomplete.
+    """TRL's trainer with checkpoints that also hold the reward's state and the settings of the run. Incomplete checkpoints are removed.
 
     Attributes:
         args: TRL's config.
-        identity: Settings that a resumed run must share.
+        identity: Settings that must be the same in a resumed run, by name; saved in each checkpoint.
         reward: The reward object.
     """
 
@@ -126,7 +131,7 @@ class ResumableTrainer(GRPOTrainer):
     reward: Any
 
     def reward_state(self) -> dict:
-        """Return the state of the reward if it is stateful, else an empty dict."""
+        """Return the state of a reward that changes during training; an empty dict for other rewards."""
         return self.reward.state_dict() if hasattr(self.reward, "state_dict") else {}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -1,17 +1,25 @@
 """Train a model with GRPO from start to end: ``train(lm, recipe, problems, run) -> Trained``. ``resume=True`` continues a killed run.
 
-A run's directory holds ``log.jsonl`` (one line per step) and ``checkpoint-N`` (ordinary Hugging Face folders, with the states of
-optimizer, scheduler, random numbers and reward); with the reward CRF, also ``conciseness.json`` (see ``judge``). A finished run adds
-``log.parquet``, ``model`` and, with LoRA, ``adapter`` (see ``saved``).
+Files in a run's directory:
 
-Precision. Trained weights are fp32 whatever type the model was loaded in: at a usual learning rate AdamW changes a weight by less than
-bfloat16 can represent. A model loaded in bfloat16 samples and trains under autocast to bfloat16. Rollouts are sampled from the weights in
-training; the columns ``sampler/kl`` and ``sampler/gap`` of the log measure how far the log-probabilities of sampling still differ from
-those of training. The held-out results in the last row of the log are those of the saved model.
+* ``log.jsonl``: the log, one line per optimizer step; a finished run adds the same table as ``log.parquet``.
+* ``checkpoint-N``: ordinary Hugging Face folders, with the states of optimizer, scheduler, random numbers and reward.
+* ``conciseness.json``: the conciseness judge, only with the reward CRF (see ``judge``).
+* ``model`` and, with LoRA, ``adapter``: the result, written by a finished run (see ``saved``).
 
-Memory in bytes per weight of the model, besides activations: 16 for training (4 each for weight, gradient and Adam's two moments), 2 for a
-bfloat16 copy under autocast, 2 (bfloat16) or 4 (fp32) for the initial model, which is kept, and 4 for a reference model if ``beta`` is not
-0. With LoRA: 2 (bfloat16) or 4 (fp32) for the frozen weights of the model in training instead of 16, and 16 for each weight of the adapter.
+Precision. Trained weights are fp32, whatever type the model was loaded in, since at a usual learning rate AdamW changes a weight by less
+than bfloat16 can represent. A model that was loaded in bfloat16 samples and trains under autocast to bfloat16. Rollouts are sampled from
+the weights in training. The columns ``sampler/kl`` and ``sampler/gap`` of the log show how far the log-probabilities of sampling and
+training still differ. The held-out results in the last row of the log are those of the saved model.
+
+Memory, in bytes per weight of the model, besides activations:
+
+* 16 for the weights in training: 4 each for weight, gradient and Adam's two moments. With LoRA: 2 (bfloat16) or 4 (fp32) for each frozen
+  weight instead, plus 16 for each weight of the adapter.
+* 2 for a bfloat16 copy of the weights, under autocast.
+* 2 (bfloat16) or 4 (fp32) for the initial model, which stays in memory.
+* 4 for a reference model, if ``beta`` is not 0.
+
 To use less, set ``overrides`` such as ``{"gradient_checkpointing": True}`` or ``{"optim": "adamw_bnb_8bit"}`` (moments of 1 byte).
 """
 
@@ -67,7 +75,7 @@ OWNED = {
     "bf16": "--dtype bfloat16",
     "use_cpu": "--device cpu",
 }
-"""Fields of TRL's ``GRPOConfig`` that may not be set directly -> the setting of the run, the recipe or the model that decides each."""
+"""Fields of TRL's ``GRPOConfig`` that may not be set directly -> the option or recipe field to set instead."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +86,13 @@ class Run:
         out: Directory of the run.
         steps: Number of optimizer steps.
         seed: Seed of the order of problems and of every rollout.
-        save_every: Optimizer steps between checkpoints; the last two are kept.
-        held_out: Held-out problems to evaluate the policy on.
-        evaluate_every: Optimizer steps between evaluations; 0 for never.
+        save_every: Optimizer steps between checkpoints, rounded up to a multiple of the recipe's ``updates``. The last two are kept.
+        held_out: Held-out problems on which the policy is evaluated; empty for no evaluation.
+        evaluate_every: Optimizer steps between evaluations; 0 for no evaluation.
         evaluate: Sampling settings of the evaluation.
-        micro_batch: Largest number of rows in each forward/backward pass, on each process. It does not change the result of a step, with
-            one exception: DRPO with several updates per generation, whose KL term is computed over one micro-batch.
-        overrides: Fields of TRL's ``GRPOConfig`` that replace the recipe's, by name; none of ``OWNED``.
+        micro_batch: Largest number of rows (responses) in each forward/backward pass, on each process. It does not change the result of a
+            step, with one exception: DRPO's KL term is computed over one micro-batch, which matters with several updates per generation.
+        overrides: Fields of TRL's ``GRPOConfig`` by name; they override the recipe's. Fields named in ``OWNED`` are refused.
         save_dtype: Number type of the saved model. A type narrower than fp32 rounds the trained weights; the rounding error is printed, and
             saved in ``grpo.json`` beside the model.
     """
@@ -106,9 +114,9 @@ class Trained:
     """A trained model and its log.
 
     Attributes:
-        lm: The trained model, read back from disk (in processes other than the main one: the model in memory).
-        log: One row per optimizer step; row 0 is before training (``measures`` describes the columns). Empty in processes other than the
-            main one.
+        lm: The trained model. The main process has read it back from disk; other processes have the model in memory.
+        log: One row per optimizer step; row 0 describes the model before training. ``measures`` describes the columns. Empty in processes
+            other than the main one.
         main: True in the main process, which writes the files.
     """
 
@@ -120,12 +128,12 @@ class Trained:
 def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
     """Return TRL's config for a recipe and a run.
 
-    One generation has ``problems x samples`` responses over all processes and is used for ``updates`` optimizer steps, whatever the size of
-    a micro-batch.
+    A generation (a batch of responses sampled at once) has ``recipe.problems * recipe.samples`` responses over all processes. It is used
+    for ``recipe.updates`` optimizer steps. The size of a micro-batch changes neither number.
 
     Raises:
-        ValueError: a generation cannot be split into micro-batches of the size ``run.micro_batch``; the model is in float16; recipe or
-            overrides hold a switch of the chat template or a field of ``OWNED``; or TRL refuses the config.
+        ValueError: a generation cannot be split into micro-batches of at most ``run.micro_batch`` rows; the model is in float16;
+            ``recipe.config`` or ``run.overrides`` sets a field named in ``OWNED``, or ``chat_template_kwargs``; or TRL refuses the config.
     """
     check_free({**recipe.config, **run.overrides})
     if lm.model.dtype == torch.float16 or run.overrides.get("fp16"):
@@ -173,7 +181,7 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
 
 
 def check_free(settings: Iterable[str]) -> None:
-    """Raise ValueError if ``settings`` contains the name of a field of ``OWNED``, which the run, the recipe or the model decides."""
+    """Raise ValueError if ``settings`` contains a name in ``OWNED``: a field of TRL's config that may not be set directly."""
     if taken := sorted(set(settings) & set(OWNED)):
         raise ValueError(f"{taken[0]} cannot be set for TRL alone: it follows from the run. Use {OWNED[taken[0]]} instead.")
 
@@ -195,18 +203,19 @@ def train(
         recipe: Reward, loss and other settings of the method.
         problems: Training problems.
         run: Length, seed, directory and evaluation of this run.
-        extras: Plug-ins beside the recipe, such as your own reward or a LoRA config.
-        resume: True to continue from the last complete checkpoint in ``run.out``, or from the start if there is none.
-        say: Called with one line at a time: progress, alarms, and warnings of ``probe``.
+        extras: Parts of the run that the recipe does not set, such as your own reward or a LoRA config.
+        resume: True to continue from the last complete checkpoint in ``run.out``, or to start anew if there is none.
+        say: Function that is called with one line at a time: progress, alarms, and the warning of ``probe``.
 
     Raises:
-        ValueError: the settings cannot work; raised before any training (see ``Trainer`` and ``probe``).
+        ValueError: the settings cannot be combined, a prompt is too long, or no response of the initial model is correct (see ``Trainer``,
+            ``check_context``, ``probe``). Raised before training.
         UnsupportedModelError: the weights are quantised or offloaded.
         FileExistsError: ``run.out`` already holds a run and ``resume`` is False.
         store.StoreError: another process is training into ``run.out``.
-        store.WrongModelError: the run in ``run.out`` has another model, recipe, seed, problem set or reward, or was begun with a different
-            version of the code.
-        checks.NonFiniteError: a reward, loss or gradient is NaN or infinite; the message names step and sample.
+        store.WrongModelError: ``resume`` is True, but the run in ``run.out`` has another model, recipe, seed, problem set or reward, or was
+            begun with a different version of the code.
+        checks.NonFiniteError: a reward, loss or gradient is NaN or infinite; the message names the step and, if known, the response.
     """
     check_plain(lm, "training", "Load the model without quantization and device_map.")
     args = arguments(lm, recipe, run)
@@ -244,7 +253,7 @@ def train(
 
 @contextmanager
 def _only_run(out: Path) -> Iterator[None]:
-    """Lock a directory for this run, since a second run there would remove or mix up the log of the first."""
+    """Return a context manager that locks a run's directory, since a second run there would damage the log of the first."""
     with store.locked(out / ".training") as mine:
         if not mine:
             raise store.StoreError(
@@ -254,7 +263,7 @@ def _only_run(out: Path) -> Iterator[None]:
 
 
 def _restore_reward(trainer: Trainer, checkpoint: Path) -> None:
-    """Load the state of a stateful reward from a checkpoint."""
+    """Load the state of a reward that changes during training from a checkpoint; do nothing for other rewards."""
     state = state_of(checkpoint)["reward"]
     if not state:
         return
@@ -267,7 +276,10 @@ def _restore_reward(trainer: Trainer, checkpoint: Path) -> None:
 
 
 def policy_identity(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
-    """Return a dict of JSON values that identifies a policy's initial model, recipe and training problems, for keys and checkpoints."""
+    """Return JSON values, by name, that identify a policy's initial model, recipe and training problems.
+
+    They enter cache keys. In a checkpoint they serve to refuse resumption with another model, recipe or problem set.
+    """
     return {
         **identities.of_lm(lm),
         "recipe": json.loads(json.dumps(asdict(recipe), default=store.jsonable)),
@@ -276,9 +288,9 @@ def policy_identity(lm: LM, recipe: Recipe, problems: Sequence[Problem]) -> dict
 
 
 def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, Any]:
-    """Return the settings beside ``policy_identity`` that a resumed run must share with its checkpoint, by name.
+    """Return settings, by name, that must be the same in a resumed run, in addition to ``policy_identity``.
 
-    Parts of a reward or adapter whose identity is unknown are left out.
+    Fields of a reward or LoRA config that cannot be hashed by their value are left out.
     """
     plugged = {"reward": extras.reward, "adapter": extras.lora}
     keys = {name: None if value is None else store.key(identities.of(value, strict=False).body) for name, value in plugged.items()}
@@ -293,7 +305,7 @@ def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, An
 
 
 def _facts(run: Run, extras: Extras) -> dict[str, Any]:
-    """Return settings of the training, for ``grpo.json`` beside the saved model."""
+    """Return seed, steps, overrides, engine and LoRA settings of the run, for ``grpo.json`` beside the saved model."""
     lora = (
         None if extras.lora is None else {name: getattr(extras.lora, name, None) for name in ("r", "lora_alpha", "target_modules")}
     )
@@ -308,7 +320,12 @@ def _facts(run: Run, extras: Extras) -> dict[str, Any]:
 
 
 def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
-    """Return the checkpoint to resume from, or ``None`` to start anew; raise if the directory holds another run."""
+    """Return the checkpoint to resume from, or ``None`` to start anew.
+
+    Raises:
+        FileExistsError: the directory holds a run and ``resume`` is False.
+        store.WrongModelError: the newest checkpoint belongs to a run with another identity.
+    """
     if not resume:
         if (out / log.LOG).exists() or last_checkpoint(out):
             raise FileExistsError(f"{out} holds a run already: resume it, or choose another directory.")
@@ -331,7 +348,7 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
 
 
 def check_context(lm: LM, problems: Sequence[Problem], max_tokens: int) -> None:
-    """Raise ValueError if the longest prompt and a response of ``max_tokens`` do not fit the model's context."""
+    """Raise ValueError if there is no problem, or if the longest prompt plus ``max_tokens`` tokens do not fit the model's context."""
     if not problems:
         raise ValueError("No problems to train on: the list is empty.")
     context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
@@ -345,17 +362,17 @@ def check_context(lm: LM, problems: Sequence[Problem], max_tokens: int) -> None:
 
 
 def probe(trainer: Trainer, say: Callable[[str], None]) -> None:
-    """Sample a few groups before training, and check that the reward can be computed and that some response is correct.
+    """Sample responses to up to 8 problems before training; check that the reward can be computed and that some response is correct.
 
-    The state of the reward does not change.
+    The reward's state does not change.
 
     Args:
         trainer: The trainer, before its first step.
-        say: Called with a warning if all responses are correct.
+        say: Function that is called with a warning if all responses are correct.
 
     Raises:
-        rewards.MissingColumnError: the reward needs a column that nothing supplies.
-        ValueError: not one response is correct, so there is nothing to reinforce.
+        rewards.MissingColumnError: the reward reads a column that neither the rollouts nor ``Extras.columns`` supply.
+        ValueError: no response is correct, so there is nothing to reinforce.
     """
     samples = trainer.args.num_generations
     few = list(trainer.problems)[:PROBED]

@@ -1,7 +1,8 @@
 """Sample the responses of a training batch from the weights in training, on all processes.
 
-A recipe may change the prompts: state a token budget, or request a *mode*, long or short thinking (``draws``). It may also replace groups
-whose rewards are all equal (dynamic sampling). A group is the set of responses to one problem; each process samples whole groups.
+A group is the set of responses to one problem; each process samples whole groups. A recipe may change the prompts: they then state a token
+budget, or request a *mode*, long or short thinking (see ``draws``). A recipe may also replace groups whose rewards are all equal (dynamic
+sampling).
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class PolicyView:
     """The parts of a trainer that sampling needs.
 
     Attributes:
-        lm: The model given to the trainer, used for its tokenizer, think tags and template; the current weights come from ``weights``.
+        lm: The model that was given to the trainer. Its tokenizer, think tags and template are used; the current weights come from
+            ``weights``.
         recipe: Recipe of the run.
         args: TRL's config.
         problems: Problem id -> training problem.
@@ -45,12 +47,12 @@ class PolicyView:
         accelerator: The trainer's ``accelerate.Accelerator``.
         step: Function that returns the number of optimizer steps done so far.
         weights: Function that returns the model in training.
-        generating: Function that returns a context manager. It yields the model for generation: unwrapped, with sharded weights gathered,
-            under the autocast of training.
-        rewards: Function that returns the rewards of a batch of all processes, ``[n]``, without changing the reward's state. Its arguments
-            are the batch and this process's part of the batch.
-        log_probs: Function that returns log-probabilities (nats) of response tokens. Its arguments are token ids of prompts and responses,
-            attention mask, and number of response columns.
+        generating: Function that returns a context manager. The manager yields the model for generation: without wrappers, with sharded
+            weights gathered, under the autocast of training.
+        rewards: Function ``(all rollouts, this process's rollouts) -> rewards [n]`` of a batch of all processes. It does not change the
+            reward's state.
+        log_probs: Function ``(token ids, attention mask, number of response columns) -> log-probabilities`` (nats) of the response tokens.
+            Token ids are those of prompts and responses together.
     """
 
     lm: LM
@@ -89,7 +91,10 @@ def view_of(trainer: Any) -> PolicyView:
 
 @contextmanager
 def _generating(trainer: Any) -> Iterator[Any]:
-    """Yield the trainer's model for generation: unwrapped, with sharded weights gathered, under the autocast of training."""
+    """Return a context manager that yields the trainer's model for generation.
+
+    The model has no wrappers, its sharded weights are gathered, and it runs under the autocast of training.
+    """
     gathered = {"gather_deepspeed3_params": trainer.args.ds3_gather_for_generation}
     with (
         unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **gathered) as model,
@@ -104,9 +109,9 @@ class Sampler:
 
     Attributes:
         policy: The parts of the trainer that sampling needs.
-        metrics: Columns for the log about the newest batch. With dynamic sampling: ``dynamic/groups_drawn`` (groups sampled in all),
-            ``dynamic/rounds`` (rounds of sampling), and ``dynamic/filled``, the share of the batch that is filled with dropped groups,
-            because too few groups with unequal rewards were found.
+        metrics: Columns of the log about the newest batch. With dynamic sampling these are ``dynamic/groups_drawn`` (number of groups
+            sampled), ``dynamic/rounds`` (number of rounds of sampling) and ``dynamic/filled`` (share of the batch, 0 to 1, that had to be
+            filled with groups of equal rewards). The trainer adds ``seconds/rollouts``, the time that sampling took.
     """
 
     def __init__(self, policy: PolicyView) -> None:
@@ -114,11 +119,12 @@ class Sampler:
         self.metrics: dict[str, float] = {}
 
     def draw(self, ids: Sequence[str]) -> list[Drawn]:
-        """Sample this process's part of a batch and return it, group after group.
+        """Sample and return the rollouts of this process's part of a batch, group after group.
+
+        With dynamic sampling, groups of other problems may replace groups of the requested ones.
 
         Args:
-            ids: Problem id of each response that this process samples. The ids of a group are equal and consecutive, and every group is
-                complete.
+            ids: Problem id of each response to sample. Each id is repeated for the responses of its group, one after the other.
 
         Raises:
             ValueError: a weight is NaN or infinite.
@@ -133,12 +139,12 @@ class Sampler:
         return [d for group in groups for d in group]
 
     def rollouts(self, problems: Sequence[Problem], sampling: Sampling, ask: Ask | None = None) -> list[Rollout]:
-        """Sample rollouts of the current policy. The model is in evaluation mode while sampling, and then as before.
+        """Sample and return rollouts of the policy in training. The model is in evaluation mode while sampling.
 
         Args:
             problems: Problems to answer.
             sampling: Sampling settings.
-            ask: Function that changes the prompts, or ``None``.
+            ask: Function that changes the prompts; ``None`` leaves them unchanged.
         """
         if not problems:
             return []
@@ -152,14 +158,14 @@ class Sampler:
                 model.train(training)
 
     def monitoring_rollouts(self, problems: int, samples: int) -> list[Rollout]:
-        """Sample rollouts of a monitoring set, divided over the processes, and return those of all processes.
+        """Sample rollouts on the monitoring set, split over the processes, and return those of all processes.
 
-        A monitoring set is a set of training problems, the same in every step of a run. Its responses measure the policy (LASER-D sets its
-        target lengths by them) and are not trained on.
+        The monitoring set is a random set of training problems, the same in every step of a run. The policy is measured on them but not
+        trained on these rollouts. LASER-D sets its target lengths from them.
 
         Args:
-            problems: Number of problems.
-            samples: Responses per problem.
+            problems: Number of problems in the set.
+            samples: Number of responses per problem.
         """
         policy = self.policy
         chosen = draws.more_problems(list(policy.problems.values()), set(), problems, policy.args.seed)
@@ -174,12 +180,12 @@ class Sampler:
         )
 
     def _groups(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """Sample a group per problem on this process, with the column ``logprob_without`` if the reward needs it."""
+        """Sample one group per problem on this process, with ``Drawn.logprob_without`` set if the reward needs it."""
         groups = self._prompted(problems)
         return [self._with_prior(group) for group in groups] if "logprob_without" in self.policy.needs else groups
 
     def _prompted(self, problems: Sequence[Problem]) -> list[list[Drawn]]:
-        """Sample a group per problem on this process, with prompts that state the recipe's budget or request its modes, if it has any."""
+        """Sample one group per problem on this process. Prompts state the recipe's budget or request its modes, if it has any."""
         policy, samples = self.policy, self.policy.args.num_generations
         if policy.recipe.modes is None:
             ask, budget = budget_prompt(policy.recipe.curriculum, policy.step())
@@ -196,9 +202,9 @@ class Sampler:
         return groups
 
     def _refilled(self, groups: list[list[Drawn]]) -> list[list[Drawn]]:
-        """Drop groups whose rewards are all equal, from the batch of all processes, and sample groups of other problems in their place.
+        """Replace groups whose rewards are all equal by groups of other problems, and return this process's part of the new batch.
 
-        ``draws.Dynamic`` sets the limits. All processes sample; each gets back its part of the full batch.
+        The batch is that of all processes, and all of them sample the new groups. ``draws.Dynamic`` sets the limits.
 
         Args:
             groups: Groups that this process has sampled.
@@ -231,13 +237,13 @@ class Sampler:
     def _drop_uniform(
         self, pool: list[list[Drawn]], dropped: list[list[Drawn]], wanted: int
     ) -> tuple[list[list[Drawn]], list[list[Drawn]]]:
-        """Drop the groups whose rewards are all equal from a batch of the first ``wanted`` groups of ``pool``.
+        """Drop groups whose rewards are all equal from the batch: the first ``wanted`` groups of ``pool``.
 
-        Groups of ``pool`` beyond the first ``wanted`` move up into the batch. The new batch is scored again, since a reward may compare the
-        groups of a batch, and so on until no group is dropped. The reward's state does not change.
+        When groups are dropped, the next groups of ``pool`` move up into the batch. A reward may compare the groups of a batch, so the new
+        batch is scored again. This repeats until no group is dropped. The reward's state does not change.
 
         Returns:
-            The remaining groups, and all dropped groups: those in ``dropped`` and the new ones.
+            The groups of ``pool`` that remain, and all dropped groups: those in ``dropped`` and the new ones.
         """
         policy, rule = self.policy, self.policy.recipe.dynamic
         assert rule is not None
@@ -255,14 +261,14 @@ class Sampler:
         return pool, dropped
 
     def _with_prior(self, group: list[Drawn]) -> list[Drawn]:
-        """Add ``logprob_without``: each response's mean log-probability if the question is left empty (SAR, arXiv 2509.05489)."""
+        """Return the group with ``logprob_without`` set: the mean log-probability of each response without the question (for SAR)."""
         responses = [list(d.rollout.token_ids[d.rollout.prompt_len :]) for d in group]
         means = self._mean_logprobs([without_question(d.prompt) for d in group], responses)
         return [replace(d, logprob_without=mean) for d, mean in zip(group, means, strict=True)]
 
     @torch.no_grad()
     def _mean_logprobs(self, prompts: Sequence[Messages], responses: Sequence[list[int]]) -> list[float]:
-        """Return the mean log-probability (nats per token) of each response after its prompt. Responses are token ids."""
+        """Return the mean log-probability (nats per token) of each response, given as token ids, after its prompt."""
         policy = self.policy
         ids = [policy.lm.prompt_ids(p) for p in prompts]
         left, width, pad = max(map(len, ids)), max(map(len, responses)), policy.lm.tokenizer.pad_token_id
@@ -282,5 +288,5 @@ def base_model(model: Any) -> PreTrainedModel:
 
 
 def without_question(messages: Messages) -> list[Mapping[str, str]]:
-    """Return the messages of a chat with empty user messages; a system prompt stays."""
+    """Return the messages of a chat with the content of all user messages removed; a system prompt stays."""
     return [{**m, "content": ""} if m["role"] == "user" else m for m in messages]

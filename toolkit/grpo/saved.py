@@ -1,8 +1,10 @@
-"""Save a trained model and read it back: the model that is evaluated and returned is the one on disk, in its saved number type.
+"""Save a trained model and read it back. The model that a run evaluates at the end and returns is the one on disk.
 
-A run writes ``model``, an ordinary Hugging Face directory, and, with LoRA, ``adapter``, an ordinary PEFT directory in fp32 (vLLM serves it
-with ``--enable-lora``). ``model`` is fp32 unless ``Run.save_dtype`` says otherwise: bfloat16 rounds away most of the changes of a run at a
-usual learning rate. The share of the changes that survives rounding is measured (``toolkit.rounding``), printed, and saved in
+A run writes ``model``, an ordinary Hugging Face directory. With LoRA it also writes ``adapter``, an ordinary PEFT directory in fp32, which
+vLLM serves with ``--enable-lora``.
+
+``model`` is fp32 unless ``Run.save_dtype`` names another type. At a usual learning rate, bfloat16 would round away most of the weight
+changes of a run. The share of the changes that survives rounding is measured (``toolkit.rounding``), printed, and saved in
 ``model/grpo.json``.
 """
 
@@ -46,20 +48,20 @@ def finished_model(trainer: Trainer) -> PreTrainedModel:
 
 
 def trained_lm(initial: LM, trainer: Trainer) -> LM:
-    """Return the trained policy as an ``LM`` whose ``parent`` is the fingerprint of ``initial``, with a record of its training problems."""
+    """Return the trained policy as an ``LM``: its ``parent`` is the initial model, its ``made_from`` records the training problems."""
     return lms.child(initial, finished_model(trainer), f"{initial.name}, {trainer.recipe.name}", made_from=(_trained_on(trainer),))
 
 
 def _trained_on(trainer: Trainer) -> origins.Record:
-    """Return the record of the training problems: ids, task, split and seed."""
+    """Return the record of the training problems for ``LM.made_from``: ids, task, split and seed."""
     pool = list(trainer.problems.values())
     return origins.record((p.id for p in pool), **task_and_split(pool), seed=trainer.args.seed)
 
 
 def merge_adapter(model: Any) -> PreTrainedModel:
-    """Convert a model to fp32 in place, merge its adapter if it has one, and return it without peft's wrappers.
+    """Convert a model to fp32 in place, merge its LoRA adapter if it has one, and return the model without peft's wrappers.
 
-    peft may wrap the whole model or only some of its layers.
+    It works if peft wraps the whole model, and if peft wraps only some layers.
     """
     whole: Any = lms.as_type(base_model(model), torch.float32)
     if isinstance(model, PeftModel):
@@ -72,22 +74,24 @@ def merge_adapter(model: Any) -> PreTrainedModel:
 
 
 def has_adapter(model: Any) -> bool:
-    """Return True if some layer of a model has a peft adapter."""
+    """Return True if any layer of a model has a peft adapter."""
     return any(isinstance(layer, BaseTunerLayer) for layer in model.modules())
 
 
 def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dtype, about: Mapping[str, Any]) -> LM:
-    """Write the policy into ``out``, read it back, evaluate it for the last row of the log, and return it.
+    """Save the trained policy in ``out``, read it back, evaluate it for the last row of the log, and return it.
 
-    Call it only in the main process, and do not use the trainer afterwards: its optimizer is freed and its model is converted. If the
-    process is killed before the end, ``out / "model"`` does not exist and the run can be resumed from the last checkpoint.
+    The evaluation is skipped if the run's last evaluation used exactly the weights that are saved.
+
+    Call the function in the main process only. Do not use the trainer afterwards: its optimizer is freed and its model is converted. If the
+    process is killed before the end, ``out / "model"`` does not exist, and the run can be resumed from the last checkpoint.
 
     Args:
         trainer: The trainer after its last step.
         recorder: Callback that holds the log and the initial model.
         out: The run's directory.
         dtype: Number type of the saved model.
-        about: Fields for ``grpo.json`` in addition to the fingerprints and the rounding error.
+        about: Further fields for ``grpo.json``, which also gets the fingerprints and the rounding error.
     """
     initial, changed = recorder.initial, has_adapter(trainer.model) or trainer.args.bf16
     assert initial is not None
@@ -114,7 +118,7 @@ def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dt
 
 
 def _save_adapter(trainer: Trainer, initial: LM, folder: Path) -> None:
-    """Write the LoRA adapter as a PEFT directory, with the records of the problems that made it."""
+    """Write the LoRA adapter as a PEFT directory, with records of the problems it was trained on."""
     store.remove(folder)
     with store.atomic_directory(folder) as partial:
         trainer.save_model(str(partial))
@@ -130,13 +134,15 @@ def _free_optimizer(trainer: Trainer) -> None:
 
 
 def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> LM:
-    """Load a saved model with the think tags, template switches and custom code of the model it was trained from.
+    """Load a saved policy with the think tags and chat template switches of the model it was trained from.
+
+    Custom model code is run only if that model uses some.
 
     Args:
-        like: The model from which the saved model was trained.
-        folder: Directory of the saved model.
-        dtype: Number type to load it in.
-        device: Device to load it to; ``None`` means that of ``like``.
+        like: The model from which the policy was trained.
+        folder: Directory of the saved policy.
+        dtype: Number type to load the policy in.
+        device: Device to load the policy to; ``None`` means that of ``like``.
     """
     custom = type(like.model).__module__.startswith("transformers_modules")
     where = like.device if device is None else device
@@ -144,9 +150,9 @@ def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, dev
 
 
 def _rounded(initial: LM, policy: LM, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the fields of ``rounding.Rounding`` for the policy stored in ``dtype``.
+    """Return the fields of ``rounding.Rounding`` by name: how much of the training survives if the policy is stored in ``dtype``.
 
-    If the initial model has another number type, the entry ``given`` holds the same fields for that type.
+    If the initial model has another number type, the entry ``given`` holds the same fields for storage in that type.
     """
     start = merge_adapter(deepcopy(initial.model)) if has_adapter(initial.model) else initial.model
     before, after = (dict(model.named_parameters()) for model in (start, policy.model))
@@ -155,7 +161,10 @@ def _rounded(initial: LM, policy: LM, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _rounding_message(facts: Mapping[str, Any]) -> str:
-    """Return as a sentence how much of the training survives in the saved model, and how much would in the initial model's number type."""
+    """Return a sentence for the user: how much of the training survives in the saved model.
+
+    It also says how much would survive in the number type of the initial model. ``facts`` is the dict of ``_rounded`` with the KLs.
+    """
     written = Rounding(facts["dtype"], facts["kept"], facts["error"])
     other = f"; {Rounding(**facts['given'])}" if "given" in facts else ""
     far = f"KL to the trained policy {facts['kl']:.2g} nats per token ({facts['kl_trained']:.2g} between trained and initial model)"
@@ -165,7 +174,10 @@ def _rounding_message(facts: Mapping[str, Any]) -> str:
 
 @torch.inference_mode()
 def _log_probs(lm: LM, prompts: Sequence[list[int]]) -> list[Float[Tensor, "tokens vocab"]]:
-    """Return log-probabilities at the last positions of each prompt. All positions of a long prompt would take gigabytes."""
+    """Return log-probabilities over the vocabulary at the last positions of each prompt.
+
+    All positions of a long prompt would take gigabytes.
+    """
     log_probs = []
     for ids in prompts:
         logits = lm.model(input_ids=torch.tensor([ids], device=lm.device), logits_to_keep=assumed_positions).logits[0]
@@ -174,5 +186,5 @@ def _log_probs(lm: LM, prompts: Sequence[list[int]]) -> list[Float[Tensor, "toke
 
 
 def _kl(p: Sequence[Tensor], q: Sequence[Tensor]) -> float:
-    """Return the mean of KL(p || q) over all positions, in nats per token. p and q are log-probabilities."""
+    """Return the mean of KL(p || q) over all positions, in nats per token; the arguments are log-probabilities from ``_log_probs``."""
     return float(torch.cat([(a.exp() * (a - b)).sum(dim=-1) for a, b in zip(p, q, strict=True)]).mean())

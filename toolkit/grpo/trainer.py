@@ -1,16 +1,18 @@
-"""A thin subclass of TRL's ``GRPOTrainer`` that adds what papers on thinking length need and TRL lacks.
+"""A subclass of TRL's ``GRPOTrainer`` with features that papers on thinking length need and TRL lacks.
 
-* Responses come from ``toolkit.generate`` through TRL's ``rollout_func``, sampled from the weights in training (no copy of the model);
-  finished rows leave the decoding batch. With ``engine="trl"`` TRL generates (also with vLLM), and its tokens are turned into ``Rollout``
-  objects too.
-* A reward gets the batch of all processes with whole groups, including think spans, entropies and log-probabilities.
-* Advantages from ``advantages.ALL`` replace TRL's; with ``advantage=None`` TRL's are used.
-* Dynamic sampling (groups whose rewards are all equal are replaced) and DRPO's loss over whole groups.
-* Prompts that state a token budget or request a mode, long or short thinking.
-* A monitoring set for rewards that need one: training problems on which the policy is measured, not trained.
-* Trained weights are fp32, whatever type the model was loaded in; a bfloat16 model runs and samples under autocast.
-* If one optimizer step uses a whole generation, its rows are sorted by length, the micro-batches are trimmed, and rows with advantage 0 are
-  left out. The gradient is the same at less work.
+A generation is a batch of responses sampled at once; a group is the responses of one generation to one problem.
+
+* Sampling: responses come from ``toolkit.generate`` through TRL's ``rollout_func``, without a copy of the model. Finished rows leave the
+  decoding batch. With ``engine="trl"`` TRL generates (also with vLLM), and its tokens are converted to ``Rollout`` objects.
+* Rewards: a reward gets the batch of all processes with whole groups, including think spans, entropies and log-probabilities.
+* Advantages: ``Recipe.advantage`` selects one of ``advantages.ALL``; ``None`` means TRL's.
+* Losses: DRPO's loss over whole groups, and the mode-switching loss.
+* Dynamic sampling: groups whose rewards are all equal are replaced.
+* Prompts can state a token budget, or request a mode: long or short thinking.
+* Monitoring set: some rewards need training problems on which the policy is measured regularly, but not trained with those responses.
+* Precision: trained weights are fp32, whatever type the model was loaded in. A bfloat16 model trains and samples under autocast.
+* Speed: if one optimizer step uses a whole generation, its rows are sorted by length, micro-batches are trimmed, and rows with advantage 0
+  are left out. The gradient stays the same.
 
 Everything else (optimizer, schedules, clipping, LoRA, DeepSpeed, loggers) is TRL's and transformers', unchanged.
 """
@@ -56,12 +58,12 @@ from toolkit.types import Problem, Rollout
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A batch of all processes with its rewards and advantages.
+    """A training batch, of all processes, with its rewards and advantages.
 
     Attributes:
         drawn: Rollouts with their prompts.
-        batch: The same rollouts in the form that the reward reads.
-        scored: Rewards of the rollouts.
+        batch: The same rollouts as a batch of columns, the argument of the reward.
+        scored: Rewards of the rollouts and their components.
         advantages: Advantages of the rollouts, ``[n]``; ``None`` if TRL computes the advantages.
     """
 
@@ -75,18 +77,18 @@ class Trainer(ResumableTrainer):
     """TRL's GRPO trainer with a recipe. It trains ``lm.model`` in place, so pass a copy if you still need the weights.
 
     Args:
-        lm: The model, its tokenizer and think tags.
-        recipe: The recipe; its numbers must already be in ``args`` (see ``run.arguments``).
+        lm: The model to train, with its tokenizer and think tags.
+        recipe: The recipe. Its numbers must already be in ``args``, as ``run.arguments`` puts them there.
         problems: Training problems.
         args: TRL's config; ``max_steps`` must be set.
-        extras: Plug-ins that the recipe does not set, such as your own reward or a LoRA config.
-        identity: Settings that a resumed run must share; saved in each checkpoint.
+        extras: Parts of the run that the recipe does not set, such as your own reward or a LoRA config.
+        identity: Settings that must be the same in a resumed run, by name; saved in each checkpoint.
 
     Attributes:
-        origin: The argument ``lm``; its tokenizer, think tags and template make prompts and rollouts.
+        origin: The argument ``lm``, of which tokenizer, think tags and template are used.
         problems: Problem id -> training problem.
         reward: The reward object.
-        newest: The newest batch with its rewards, or ``None`` before the first.
+        newest: The newest batch with its rewards, or ``None`` before the first batch.
         sampler: Object that samples the responses.
 
     Raises:
@@ -187,7 +189,7 @@ class Trainer(ResumableTrainer):
         return output
 
     def _monitor(self) -> None:
-        """If the reward requests a monitoring set now (LASER-D, arXiv 2505.15612), sample responses to it and pass them to the reward."""
+        """If the reward requests it now (LASER-D does at intervals), sample responses to a monitoring set and pass them to the reward."""
         due = self.reward.monitoring() if hasattr(self.reward, "monitoring") else None
         if due is not None:
             problems, samples = due
@@ -195,11 +197,15 @@ class Trainer(ResumableTrainer):
             self.reward.monitor(self._batch(rollouts, self.state.global_step, "eval"))
 
     def _uninstructed(self, mine: slice, form: ModeSwitch) -> dict[str, Tensor]:
-        """Return the inputs of the mode-switching loss: each row's prompt without the request for a mode, and the mode its group prefers.
+        """Return the inputs of the mode-switching loss for this process's rows of the newest batch.
 
         Args:
-            mine: This process's rows of the batch of all processes.
+            mine: Slice of this process's rows in the batch of all processes.
             form: Parameters of the loss.
+
+        Returns:
+            Tensors by name: ``group``, ``prefer`` (preferred mode: 1 long, -1 short, 0 none), and ``plain_ids`` and ``plain_mask`` (token
+            ids and attention mask of the prompt without the request for a mode).
         """
         assert self.newest is not None
         rows, device = self.newest.batch, self.accelerator.device
@@ -247,11 +253,11 @@ class Trainer(ResumableTrainer):
         return drawn
 
     def batch_of(self, drawn: Sequence[Drawn], local: Sequence[Drawn], step: int, split: Any) -> RewardBatch:
-        """Return a batch in the form that the reward reads: columns from the rollouts and their prompts, and those of ``Extras.columns``.
+        """Return the argument of the reward: a batch with columns from the rollouts, their prompts and ``Extras.columns``.
 
         Args:
             drawn: Rollouts of all processes.
-            local: Rollouts of this process, for which this process computes the columns of ``Extras.columns``.
+            local: Rollouts of this process. This process computes ``Extras.columns`` for them only; the values are then gathered.
             step: Number of optimizer steps done so far.
             split: ``"train"``, or ``"eval"`` if the reward must not change its state.
         """
@@ -264,7 +270,10 @@ class Trainer(ResumableTrainer):
         return batch.with_columns(**more)
 
     def _batch(self, rollouts: Sequence[Rollout], step: int, split: str) -> RewardBatch:
-        """Return the columns that follow from rollouts of the model in training. An answer begins after this model's closing think tag."""
+        """Return a reward batch with the columns that are computed from rollouts alone (of the model in training).
+
+        An answer begins after the model's closing think tag.
+        """
         problems = [self.problems[i] for i in {r.problem_id for r in rollouts}]
         close = self.origin.tags.close if self.origin.tags else None
         return RewardBatch.from_rollouts(rollouts, problems, step=step, split=split, close=close)
@@ -274,9 +283,9 @@ class Trainer(ResumableTrainer):
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """Return the next micro-batch; sample and split a new generation if the last one is used up.
 
-        If one optimizer step uses a whole generation, rows (or whole groups) are sorted by length, and each micro-batch is trimmed to its
-        longest row. If several steps share a generation, TRL's shuffle decides which rows a step uses and is kept, except for a loss over
-        whole groups.
+        If one optimizer step uses a whole generation, rows (or whole groups, for DRPO's loss) are sorted by length, and each micro-batch is
+        trimmed to its longest row. If several steps share a generation, TRL shuffles its rows over the steps; only for DRPO's loss, which
+        needs whole groups, rows stay in order.
         """
         # True if one optimizer step uses a whole generation.
         together = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
@@ -295,9 +304,10 @@ class Trainer(ResumableTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _zero_rows_can_go(self, scored: Mapping[str, Any]) -> bool:
-        """Return True if rows with advantage 0 can be left out.
+        """Return True if rows with advantage 0 can be left out of the micro-batches.
 
-        They must add nothing to the loss, and the entropies of all rows, for the log, must be known from sampling.
+        Two conditions must hold: these rows add nothing to the loss, and sampling has recorded the entropies of all rows, which the log
+        needs.
         """
         assert self.newest is not None
         plain = not (self.recipe.loss or self.recipe.switch or self.beta or self._entropy_bonus_enabled or self.aux_loss_enabled)
@@ -327,10 +337,11 @@ class Trainer(ResumableTrainer):
         return outputs
 
     def _note_gap(self, inputs: Mapping[str, Any]) -> None:
-        """Log how far the log-probabilities of sampling differ from those of training, before the first update with a generation.
+        """Log how far the log-probabilities of sampling and training differ, in nats per token, for the policy that sampled.
 
-        ``sampler/kl`` is the mean of sampling minus training (an estimate of KL(sampler || trainer)), ``sampler/gap`` the mean absolute
-        difference, in nats per token. Both are 0 in exact arithmetic; they show rounding, or an engine that samples in another number type.
+        ``sampler/kl`` is the mean of sampling minus training, an estimate of KL(sampler || trainer). ``sampler/gap`` is the mean absolute
+        difference. In exact arithmetic both would be 0. They show rounding, or that the engine samples in another number type. After the
+        first update with a generation they are not logged, since the policy has changed.
         """
         sampled, a = inputs.get("sampling_per_token_logps"), self.args
         # True after the first update with a generation, when the policy is no longer the one that sampled.
@@ -344,7 +355,7 @@ class Trainer(ResumableTrainer):
             self._metrics["train"]["sampler/gap"].append(gap.abs().mean().item())
 
     def _drpo_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Return DRPO's loss of one micro-batch, divided by the number of micro-batches per optimizer step."""
+        """Return DRPO's loss of one micro-batch (see ``losses.DRPO``), divided by the number of micro-batches per optimizer step."""
         form = self.recipe.loss
         assert form is not None
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
@@ -365,7 +376,7 @@ class Trainer(ResumableTrainer):
         return loss / self.current_gradient_accumulation_steps
 
     def _switch_loss(self, model: Any, inputs: dict[str, Any], form: ModeSwitch) -> Tensor:
-        """Return the share of one micro-batch in the mode-switching loss; the shares add up to the mean over the generation's problems."""
+        """Return one micro-batch's part of the mode-switching loss. Over an optimizer step, the parts add up to the mean over problems."""
         # For each group in the micro-batch: ``first`` is the index of its first row, ``rows`` the number of its rows.
         _, first, rows = np.unique(inputs["group"].cpu().numpy(), return_index=True, return_counts=True)
         ids, mask, prefer = (inputs[name][first.tolist()] for name in ("plain_ids", "plain_mask", "prefer"))
@@ -386,7 +397,7 @@ class Trainer(ResumableTrainer):
         return norm
 
     def _culprit(self, parts: Sequence[dict[str, Any]]) -> str:
-        """Return words for an error message that name the response which alone gives a loss or gradient that is not finite."""
+        """Return words for an error message: the first response whose loss or gradient alone is NaN or infinite, if there is one."""
         weights = [w for w in self.model.parameters() if w.requires_grad]
         for part in parts:
             for i, row in enumerate(part["row"].tolist()):
@@ -400,14 +411,14 @@ class Trainer(ResumableTrainer):
 
 
 def learn_in_fp32(model: Any) -> None:
-    """Convert every trainable weight to fp32, in place. In bfloat16 most optimizer steps would be rounded away."""
+    """Convert every trainable weight to fp32, in place. In bfloat16, rounding would undo most optimizer steps."""
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
 
 
 def _rollouts(prompts: list, trainer: Any) -> dict[str, list]:
-    """Return the responses that the sampler has drawn, in the form of TRL's ``rollout_func``."""
+    """Return the responses that the sampler has drawn: token ids and log-probabilities by name, as TRL's ``rollout_func`` must."""
     drawn = [d.rollout for d in trainer._drawn or []]
     return {
         "prompt_ids": [list(r.token_ids[: r.prompt_len]) for r in drawn],
@@ -417,7 +428,7 @@ def _rollouts(prompts: list, trainer: Any) -> dict[str, list]:
 
 
 def _named_reward(name: str) -> Callable[..., list[float | None]]:
-    """Return the reward function that TRL requires. It only names the metrics: ``_calculate_rewards`` is overridden and never calls it."""
+    """Return a placeholder for the reward function that TRL requires. TRL uses its name in the log and never calls it here."""
 
     def reward(**columns: Any) -> list[float | None]:
         raise NotImplementedError("Rewards are computed over the whole batch in Trainer._calculate_rewards.")
