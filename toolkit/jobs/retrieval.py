@@ -119,7 +119,7 @@ class RetrievalMeasurement:
 
         Columns: ``length`` (prompt length in tokens), ``depth`` (share of the prompt before the first needle, 0 to 1), ``correct`` (share
         of right answers, 0 to 1) and ``n`` (number of haystacks). More than 8 different lengths, or more than 11 depths, are grouped into
-        five bins, and the column then holds the middle of the bin.
+        at most five quantile bins, and the column then holds the middle of the bin.
         """
         by_id = {h.problem.id: h for h in self.haystacks}
         rows = []
