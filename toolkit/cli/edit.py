@@ -133,8 +133,8 @@ def thinkedit(
 
     [bold]toolkit thinkedit -m tiny-reasoner -o runs/edited[/bold]
 
-    [bold]toolkit thinkedit -m deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --task gsm8k --short-below 100 --long-above 1000 --dtype bfloat16
-    -o runs/r1-edited[/bold]
+    [bold]toolkit thinkedit -m deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --task gsm8k --short-below 100 --long-above 1000
+    --dtype bfloat16 -o runs/r1-edited[/bold]
     """
     from toolkit import jobs, report, store, tasks
 

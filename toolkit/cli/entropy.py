@@ -92,16 +92,16 @@ def entropy(
 ) -> None:
     """Measure the entropy of thinking, and how it relates to length and to right answers (PEAR, arXiv 2510.08026).
 
-    Where is it high? Token entropy by phase (thinking, answer), by step and by position in the think span.
+    Where is entropy high? Token entropy by phase (thinking, answer), by step and by position in the think span.
 
-    Does it go with length? Correlation of entropy with length, pooled and [bold]within problem[/bold] (each problem's mean is subtracted,
-    so that its difficulty cancels).
+    Does entropy rise with length? Correlation of entropy and length, pooled and [bold]within problem[/bold] (each problem's mean is
+    subtracted, so that its difficulty cancels).
 
     Does the answer need the tokens of high entropy? Accuracy lost if these think tokens are dropped, compared with dropping random tokens
     and with cutting off the end.
 
-    Does it go with right answers? Correlation of failed steps (arXiv 2509.19284), re-checks and entropy with right answers, and accuracy
-    gained if only the response of lowest entropy per problem is kept.
+    Which measures predict right answers? Correlation of failed steps (arXiv 2509.19284), re-checks and entropy with right answers; and
+    accuracy gained if only the response of lowest entropy per problem is kept.
 
     Intervals are 95 %, over problems. Writes report.html (with transcripts coloured by entropy), entropy.json, rows.parquet and the
     rollouts.
@@ -110,8 +110,8 @@ def entropy(
 
     [bold]toolkit entropy -o runs/entropy[/bold]
 
-    [bold]toolkit entropy -m deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B -t gsm8k -n 100 -k 4 --temperature 0.6 --max-new-tokens 4096 --dtype
-    bfloat16 -o runs/r1-entropy[/bold]
+    [bold]toolkit entropy -m deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B -t gsm8k -n 100 -k 4 --temperature 0.6 --max-new-tokens 4096
+    --dtype bfloat16 -o runs/r1-entropy[/bold]
     """
     from toolkit import jobs, store, tasks
     from toolkit.methods import failed_steps
