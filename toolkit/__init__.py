@@ -2,8 +2,8 @@
 
 Modules, by step of the work:
 
-- **model**: ``lm`` loads a model. ``sites`` names the places of its activations, ``hooks`` reads and changes them there. ``bridges`` opens
-  the model in TransformerLens or nnsight.
+- **model**: ``lm`` loads a model. ``sites`` names its activations, ``hooks`` reads and changes them. ``bridges`` opens it in
+  TransformerLens or nnsight.
 - **sample**: ``tasks`` loads problems, ``generate`` samples rollouts, ``phases`` tells prompt, thinking and answer apart.
 - **measure**: ``collect`` averages activations; ``directions`` and ``methods`` turn the averages into directions and head scores.
 - **change**: ``edits`` changes weights, ``steering`` and ``masks`` change activations, ``baselines`` changes decoding or the prompt,

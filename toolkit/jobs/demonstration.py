@@ -1,4 +1,4 @@
-"""The command ``toolkit demo``: find the heads that write short thinking, edit them, steer, compare with controls, and write a report."""
+"""The command ``toolkit demo``: find the heads that shorten thinking, edit them, steer, compare with controls, and write a report."""
 
 from __future__ import annotations
 

@@ -30,17 +30,18 @@ NOWHERE: Mapping[str, Any] = {}  # origin of rollouts whose task, split and seed
 class EditSettings:
     """Settings of a head edit and of its random controls.
 
-    The edit is ThinkEdit's: ``W <- (I - strength * v v^T) W``, with W the part of W_O that belongs to the head and v the unit direction.
+    The edit is ThinkEdit's: ``W <- (I - strength * v v^T) W``, with W the part of W_O that belongs to the head and v the unit vector of
+    the direction to remove.
 
     Attributes:
         fraction: Share of all heads to edit, above 0 and at most 1.
         strength: Factor in the edit. 1 removes the component along v from the head's output, 2 reverses its sign.
-        share: Size of each length class if no thresholds are set: this share of the rollouts with the shortest thinking is the short
-            class, the same share with the longest thinking is the long class. Above 0, at most 0.5.
+        share: Share of the rollouts in each length class if no thresholds are set, above 0 and at most 0.5. With 0.2, the fifth of the
+            rollouts with the shortest thinking is the short class, and the fifth with the longest thinking is the long class.
         short_below: Rollouts with fewer think tokens are the short class. ``None`` uses ``share``; set both thresholds or neither.
         long_above: Rollouts with more think tokens are the long class. ``None`` uses ``share``.
         seed: Seed of the random controls.
-        draws: Number of controls per edit with a random direction. Use several, since a single one may have a large effect by chance.
+        draws: Number of random directions per edit, each a control. Use several, since a single one may have a large effect by chance.
     """
 
     fraction: float = thinkedit.PUBLISHED_FRACTION
@@ -79,8 +80,8 @@ class Finding:
         moments: Activations averaged per length class; everything else is computed from them.
         direction: Length direction by which the heads are ranked, one vector per layer; adding it lengthens thinking.
         scores: Score of every head; + means that the head writes towards short thinking.
-        plan: Heads to edit, and the direction that the edit removes from their output (``plan.direction``). In the published form it is
-            ``direction``; in our form it is only the part of the length direction that these heads write.
+        plan: Heads to edit, and in ``plan.direction`` the direction that the edit removes from their output. The published form removes
+            the length direction; our form removes only the part of it that these heads write.
     """
 
     moments: Moments
@@ -129,7 +130,7 @@ class DirectionRecipe:
         return self.site or (collect.MLP if self.method == "efficiency" else collect.ATTN)
 
     def where(self, lm: LM) -> collect.Positions:
-        """Return the selection of positions to average over, as an argument of ``collect``; line starts are found with ``lm``'s tokenizer."""
+        """Return the positions to average over, for the functions of ``collect``. Line starts are found with the tokenizer of ``lm``."""
         return collect.THINK if self.positions == "think" else collect.step_starts(lm)
 
 
@@ -145,8 +146,8 @@ class Form:
         short: Short name, for command line options and files.
         recipe: How the length direction is computed.
         score: Function ``(moments, direction, model)`` that returns the head scores; + means that a head writes towards short thinking.
-        removes: Function ``(plan, moments, model)`` that returns the plan with the direction that the edit shall remove; the plan that it
-            gets removes the length direction.
+        removes: Function ``(plan, moments, model)`` that returns the plan with its final direction, which the edit removes. The plan that
+            is passed in removes the whole length direction.
         note: Description in one or two sentences.
     """
 
@@ -235,7 +236,7 @@ def extract_direction(
         * ``separation`` (``thinkedit``, ``efficiency``): distance between the class means along the direction, long minus short, in
           standard deviations of single positions within a class (d').
         * ``cosine`` (``probe``, ``pca``): cosine of the direction with the difference of class means, long minus short.
-        * ``auc`` (``probe``): area under the ROC curve of a probe at this layer, cross-validated over problems; chance is 0.5.
+        * ``auc`` (``probe``): area under the ROC curve of a probe of this layer for short thinking, on held-out problems; chance is 0.5.
         * ``auc, shuffled`` (``probe``): the same for shuffled labels, as a control.
     """
     if recipe.method in ("thinkedit", "efficiency"):

@@ -25,9 +25,7 @@ from toolkit.steps import Step
 from toolkit.types import Problem, Rollout
 
 LENGTHS = (("entropy", "response_tokens"), ("think_entropy", "think_tokens"))
-"""Pairs ``(entropy, length)`` of columns of ``EntropyTables.rows`` to correlate: of whole responses, as in PEAR's paper, and of thinking
-alone.
-"""
+"""Columns of ``EntropyTables.rows`` to correlate: pairs ``(entropy, length)`` of whole responses, as in PEAR, and of thinking alone."""
 MEASURES = {
     "fsf": "failed-step fraction",
     "review_ratio": "re-check ratio",
@@ -84,9 +82,9 @@ class EntropyTables:
 
     Attributes:
         rows: One row per rollout. Columns: ``problem_id, sample, correct, closed, think_tokens, response_tokens``; ``entropy`` (of the
-            whole response), ``think_entropy, answer_entropy``; and NaN without thinking: the numbers of steps ``steps`` (all), ``failed``
-            and ``reviews`` (re-checks), ``fsf`` (share of failed steps), ``review_ratio`` (share of characters in re-checks) and
-            ``characters``.
+            whole response), ``think_entropy, answer_entropy``. Columns on the steps of thinking: ``steps, failed, reviews`` (numbers of
+            all, failed and re-checking steps), ``fsf`` (share of failed steps), ``review_ratio`` (share of characters in re-checks) and
+            ``characters``; NaN for a rollout without thinking.
         overall: Means over all rollouts, columns ``metric, mean, low, high``. Metrics: ``correct`` and ``closed`` (shares, 0 to 1),
             ``think_tokens``, ``response_tokens`` and ``entropy`` (of the whole response).
         phases: Entropy by phase, columns ``phase, mean, low, high, rollouts, responses``. Phases: ``think``, ``answer``, and their paired
@@ -101,8 +99,8 @@ class EntropyTables:
             measure ``fsf (shuffled)`` is a control: see ``failed_steps.correctness_correlations``.
         choices: Accuracy (0 to 1) if one response per problem is chosen by a rule. Columns: ``kept`` (the rule), ``accuracy, low, high``,
             and ``gain, gain_low, gain_high`` (accuracy minus that of a random response).
-        filtering: Accuracy after dropping think tokens, by the tokens dropped and the share kept: see ``phase_entropy.filtering_summary``.
-            ``None`` if the model has no closing think tag, without which thinking cannot be filtered.
+        filtering: Accuracy after dropping think tokens, one row per way of dropping and share kept: see
+            ``phase_entropy.filtering_summary``. ``None`` if the model has no closing think tag, without which thinking cannot be filtered.
         effects: Accuracy after dropping the tokens of highest entropy minus the accuracy of each control: see
             ``phase_entropy.filtering_effects``. ``None`` if ``filtering`` is.
     """

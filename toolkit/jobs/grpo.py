@@ -112,8 +112,7 @@ def grpo(
 
 
 def before_and_after(done: Trained) -> pd.DataFrame:
-    """Return measures before and after training: one row per measure, one column per training step (the first and the last with a log
-    line).
+    """Return measures before and after training: one row per measure, two columns, whose names are numbers of training steps.
 
     The measures are those on held-out problems if the log has any, else those of the training batches. Accuracy and ``truncated``
     (responses that the token budget cut off) are shares from 0 to 1, lengths are in tokens.
@@ -184,7 +183,7 @@ def _is_current(file: Path, basis: store.Basis, lm: LM, recipe: Recipe, seed: in
 
 
 def _curve_basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, tested: int) -> store.Basis:
-    """Return the inputs of a learning curve and the code that computes it, to detect outdated curves: of the training, and of the test."""
+    """Return the inputs and the code that a learning curve depends on, for training and test. If they change, the curve is outdated."""
     policy = policies.basis(lm, recipe, seed, plan)
     code = store.modules_of(
         "toolkit.evaluate",

@@ -94,9 +94,9 @@ def lenses(
     * ``copy``: share of the tokens of a fact hidden in the prompt (the *needle*) that the head copies to the answer.
     * ``write``: amount by which the head raises the logits of the needle's tokens when they are generated.
     * ``attention from the question``: attention from the question's tokens to the needle.
-    * ``entropy when masked``: rise of the think entropy when the head is ablated, on up to about 64 rollouts (see
+    * ``entropy when masked``: rise of the think entropy when the head is ablated, on at most 127 of the rollouts (see
       ``entropy_sensitivity``).
-    * ``previous token``, ``duplicate token``, ``induction``: attention patterns, measured by TransformerLens.
+    * ``previous token``, ``duplicate token``, ``induction``: share of the head's attention on this pattern, measured by TransformerLens.
 
     Args:
         lm: Model whose heads are scored.

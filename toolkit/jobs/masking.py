@@ -53,7 +53,7 @@ def planned_masks(search: Search) -> list[Mask]:
     """Return the masks to measure, for every ranking.
 
     The published form (uniform attention, while decoding only) is measured at every count. At the largest count, every operation in
-    ``search.ops`` is measured too, both while decoding only and also in the prompt.
+    ``search.ops`` is measured too, once while decoding only and once in the prompt as well.
     """
     curve = [Mask(ranking, count) for ranking, count in product(RANKINGS, search.counts)]
     forms = [Mask(r, max(search.counts), op, during) for r, op, during in product(RANKINGS, search.ops, DURING)]
@@ -67,7 +67,7 @@ def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
 
 
 def controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
-    """Return random controls of a plan: plans that mask as many *other* heads of the same layers, chosen at random.
+    """Return random controls of a plan: plans that mask equally many *other* heads of the same layers, chosen at random.
 
     If two draws choose the same heads, they are returned once. The list is empty if the plan masks more than half of all heads, since too
     few others are left. If a layer has too few other heads, the nearest layer with free heads supplies the rest.

@@ -135,8 +135,7 @@ class RetrievalMeasurement:
 
 
 def measure_retrieval(lm: LM, search: Search, *, out: Path | None = None, say: Say = lambda text: None) -> RetrievalMeasurement:
-    """Sample greedy responses to the dev haystacks, and measure for every head how much it retrieves from the prompt at the response
-    tokens.
+    """Sample greedy responses to the dev haystacks, and measure how much every head retrieves from the prompt.
 
     Args:
         lm: Model to measure.
@@ -207,9 +206,9 @@ def stability(measurement: RetrievalMeasurement, count: int, *, seed: int = 0) -
         seed: Seed of the draws.
 
     Returns:
-        One row per ranking and number of examples. Columns: ``ranking``; ``n`` (number of random examples: 1, 3, 10, 30 or 100, as far as
-        there are so many); ``overlap`` (share, 0 to 1, of the top heads on all examples that are also top heads on the ``n`` examples,
-        mean over 20 draws).
+        One row per ranking and number of examples. Columns: ``ranking``; ``n`` (number of random examples: 1, 3, 10, 30 and 100, up to the
+        number of all examples); ``overlap`` (share, 0 to 1, of the top heads on all examples that are also top heads on the ``n``
+        examples, mean over 20 draws).
     """
     rows = []
     for name, (metric, _) in RANKINGS.items():

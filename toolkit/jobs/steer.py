@@ -87,8 +87,8 @@ def read_doses(directory: str | Path) -> tuple[pd.DataFrame, str]:
     """Read the measurements that ``dose_report`` wrote into ``directory``.
 
     Returns:
-        A table with one row per direction, strength and metric, and a sentence that names the problems they were measured on ("" if the
-        file is from version 0.1.0). Columns: ``direction, strength, metric, mean, low, high`` (95 % interval).
+        A table with one row per direction, strength and metric, and a sentence that names the problems of the measurements ("" if the file
+        is from version 0.1.0). Columns: ``direction, strength, metric, mean, low, high`` (95 % interval).
 
     Raises:
         FileNotFoundError: ``directory`` has no ``doses.json``.
