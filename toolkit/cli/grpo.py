@@ -122,8 +122,8 @@ def grpo(
 
     Memory, besides activations: 20 bytes per weight. Of these, 16 are for the fp32 weight, its gradient and Adam's two moments, and 4 for
     the initial model (with --dtype bfloat16: for initial model and autocast copy). With --lora: 16 bytes per weight of the adapter, and 4
-    (bfloat16) or 8 (float32) per frozen weight, initial model included. To use less: --set gradient_checkpointing=true, or --set
-    optim=adamw_bnb_8bit (needs bitsandbytes).
+    (bfloat16) or 8 (float32) per frozen weight, initial model included.
+    To use less: --set gradient_checkpointing=true, or --set optim=adamw_bnb_8bit (needs bitsandbytes).
 
     Examples:
 

@@ -280,7 +280,7 @@ def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
-    """Return the main results as text: one row per result (index ``measured``), one column ``value`` with the number and its 95 % interval."""
+    """Return the main results as text: one row per result (index ``measured``), column ``value`` with the number and its 95 % interval."""
     # Index every table by the columns that identify a row, then look up the rows of the headline.
     overall, phases = tables.overall.set_index("metric"), tables.phases[tables.phases["responses"] == "all"].set_index("phase")
     lengths = tables.lengths[tables.lengths["kind"] == "spearman"].set_index(["x", "scope"])

@@ -49,7 +49,7 @@ class Atlas:
 
     @property
     def overlaps(self) -> pd.DataFrame:
-        """Table with one row per pair of lenses: number of top heads that both share, rank correlation, and p-values (see ``agreement``)."""
+        """Table with one row per pair of lenses: number of shared top heads, rank correlation, and p-values (see ``agreement``)."""
         return self.tables["overlaps"]
 
 

@@ -115,8 +115,8 @@ def masking_effects(
         * ``draws``: number of random controls.
         * ``tokens, random_tokens``: mean response length in tokens, of the masked model and of the controls.
 
-        The ends ``..low`` and ``..high`` are of 95 % intervals, over problems and, if controls are involved, also over draws. With fewer
-        than three draws, intervals that involve controls are unreliable.
+        Columns that end in ``low`` and ``high`` are the ends of 95 % intervals over problems. Those of ``random`` and ``more_than_random``
+        are also over draws; with fewer than three draws they are unreliable.
     """
     base = _outcomes(lm, Condition(lm), problems, search.sampling, out and out / "base")
     done: dict[tuple, ndarray] = {}

@@ -1,7 +1,7 @@
 """Find retrieval heads, the attention heads that copy from the prompt: score every head while the model answers haystacks.
 
-A *haystack* is a prompt that hides the facts needed for the answer; a hidden fact is a *needle*. The command is ``toolkit
-retrieval-heads``.
+A *haystack* is a prompt that hides the facts needed for the answer; a hidden fact is a *needle*. The command is
+``toolkit retrieval-heads``.
 """
 
 from __future__ import annotations
