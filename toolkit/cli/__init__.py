@@ -18,8 +18,8 @@ __all__ = ["Stopped", "app", "board", "check", "edit", "entropy", "grpo", "lense
 def main() -> None:
     """Run the command that is given on the command line.
 
-    An expected error, such as a wrong option value or a missing file, prints one line and exits with code 1. Ctrl-C and SIGTERM also print one
-    line; the exit codes are 130 and 143.
+    An expected error, such as a wrong option value or a missing file, prints one line and exits with code 1. Ctrl-C prints one line and
+    exits with code 130, SIGTERM with code 143.
     """
     before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -80,8 +80,8 @@ def retrieval_heads(
 ) -> None:
     """Find retrieval heads, which copy from the prompt (arXiv 2404.15574), and mask them to measure their effect.
 
-    Heads are ranked in two ways: by the published copy score, and by how much they raise the logit of the generated token (ours). The second
-    ranking also finds heads that attend to the tokens beside the answer in the prompt and read the answer there.
+    Heads are ranked in two ways: by the published copy score, and by how much they raise the logit of the generated token (ours). The
+    second ranking also finds heads that attend to the tokens beside the answer in the prompt and read the answer there.
 
     As published, heads are masked by uniform attention while decoding. For comparison, they are also masked by zero and mean ablation, and
     in the prompt too. For the task lookup and a model with think tags, the command also measures whether masking costs more accuracy when

@@ -281,7 +281,8 @@ def separation(
 ) -> Float[Tensor, " layers"]:
     """Return d' between long and short thinking along the length direction of a finding, one number per layer.
 
-    d' is the mean of long minus the mean of short thinking, in standard deviations of single positions within a class.
+    d' is the mean projection on the direction in long thinking minus that in short thinking, in standard deviations of single positions
+    within a class.
 
     Args:
         lm: Model that the rollouts are from.
@@ -362,7 +363,7 @@ def edit_and_measure(
 
 
 def is_saved(lm: LM, finding: Finding, directory: str | Path) -> bool:
-    """Return True if ``directory`` holds the model that the finding's plan makes of ``lm``, False if it is empty or missing.
+    """Return True if ``directory`` holds exactly this edit of ``lm``, by the finding's plan. Return False if it is empty or missing.
 
     Raises:
         FileExistsError: the directory holds something else.

@@ -90,10 +90,11 @@ def lenses(
 
     The lenses:
 
-    * ``short thinking``, ``short thinking, published``: writing towards short thinking, by our form of ThinkEdit and the published one.
+    * ``short thinking``, ``short thinking, published``: how far the head's output points towards short thinking, in units of the residual
+      stream; by our form of ThinkEdit, and by the published one.
     * ``copy``: share of the tokens of a fact hidden in the prompt (the *needle*) that the head copies to the answer.
-    * ``write``: amount by which the head raises the logits of the needle's tokens when they are generated.
-    * ``attention from the question``: attention from the question's tokens to the needle.
+    * ``write``: how much the head raises the logits of the needle's tokens at the steps that generate them.
+    * ``attention from the question``: share of the attention from the question's tokens that is on the needle.
     * ``entropy when masked``: rise of the think entropy when the head is ablated, on at most 127 of the rollouts (see
       ``entropy_sensitivity``).
     * ``previous token``, ``duplicate token``, ``induction``: share of the head's attention on this pattern, measured by TransformerLens.
