@@ -179,9 +179,7 @@ def thinkedit(
 
 
 def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings: EditSettings, form: str, work: Path) -> Finding:
-    """Return direction, heads and plan, computed from the rollouts of ``source``. If ``source`` is ``None``, sample them and save them in
-    ``work``.
-    """
+    """Return direction, heads and plan, computed from the rollouts of ``source`` or, if it is ``None``, from new ones saved in ``work``."""
     from toolkit import jobs
 
     if source is not None:
