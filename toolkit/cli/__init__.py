@@ -1,4 +1,4 @@
-"""The command line ``toolkit``: it parses options, calls the functions of ``toolkit.jobs``, and prints results.
+"""The command line ``toolkit``: parse options, call the functions of ``toolkit.jobs``, and print results.
 
 ``toolkit --help`` lists the commands.
 """
@@ -19,7 +19,7 @@ def main() -> None:
     """Run the command that is given on the command line.
 
     An expected error, such as a wrong option value or a missing file, prints one line and exits with code 1. Ctrl-C prints one line and
-    exits with code 130; SIGTERM does the same with code 143.
+    exits with code 130, SIGTERM with code 143.
     """
     before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -38,6 +38,6 @@ def main() -> None:
 
 
 def _stop(number: int, frame: object) -> None:
-    """Handle SIGINT or SIGTERM."""
+    """Handle SIGINT or SIGTERM: raise ``Stopped``."""
     signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
     raise Stopped(number)

@@ -89,8 +89,8 @@ def board(
 ) -> None:
     """Compare edits, steering, decoding rules, prompts and GRPO policies, with random controls and confidence intervals.
 
-    Writes board.json, table.parquet and report.html (one file, works offline). Every result is saved under a hash of its inputs, code
-    included. After a stop, run the same command again to resume. If you add a condition, only that condition is measured.
+    Writes board.json, table.parquet and report.html (one file, works offline). After a stop, run the same command again to resume. A
+    finished result is reused while its model, settings and code are unchanged. So if you add a condition, only that condition is measured.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""Code that all commands share: the app, common options and their checks, loading a model, printing tables and JSON."""
+"""Code that all commands share: the app, common options, parsing of option values, loading a model, printing tables and JSON."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ N = TypeVar("N", int, float)
 
 
 class Stopped(BaseException):
-    """Raised when the user or the system stops the command. The notes of the exception list what is saved.
+    """Raised when the user or the system stops the command. Its notes (``__notes__``) say how far the work got and where it is saved.
 
-    It is not an Exception, so that no error handler catches it, and not a KeyboardInterrupt, which typer would handle itself.
+    It derives from BaseException, so that no handler of ordinary errors catches it. It is no KeyboardInterrupt, which typer would handle
+    itself.
 
     Attributes:
         number: Number of the signal.
@@ -58,7 +59,7 @@ def _begin() -> None:
 
 
 class Dtype(StrEnum):
-    """Number types of weights."""
+    """Floating-point types of weights."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -149,7 +150,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 
 
 def parse_switches(texts: list[str] | None) -> dict[str, Any]:
-    """Parse ``NAME=JSON`` texts into a dict of chat template variables, as name -> value. A text in another form raises BadParameter."""
+    """Parse texts ``NAME=JSON`` into a dict from the name of a chat template variable to its value.
+
+    Raises:
+        BadParameter: a text has another form.
+    """
     switches = {}
     for name, sign, value in (text.partition("=") for text in texts or []):
         try:
@@ -162,7 +167,7 @@ def parse_switches(texts: list[str] | None) -> dict[str, Any]:
 
 
 class Command(TyperCommand):
-    """A typer command that records which options were given on the command line, for ``reject_unread``.
+    """A typer command that records which options were given on the command line, so that ``reject_unread`` can check them.
 
     Attributes:
         given: Parameter names of the options that were given to the running command.
@@ -171,19 +176,19 @@ class Command(TyperCommand):
     given: ClassVar[frozenset[str]] = frozenset()
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; record first which options were given on the command line."""
+        """Record which options were given on the command line, then run the command."""
         Command.given = frozenset(name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE")
         return super().invoke(ctx)
 
 
 def reject_unread(why: str, *names: str) -> None:
-    """Raise BadParameter if one of the options was given although the command would ignore it.
+    """Raise BadParameter if one of the options was given on the command line, although the command would ignore it.
 
-    Only for commands of the class ``Command``.
+    This works only in commands of the class ``Command``.
 
     Args:
-        why: Reason, which ends the sentence "--NAME is not used ...", such as ``"by --op add"``.
-        names: Parameter names of the options that are ignored.
+        why: Reason why the options are ignored. It ends the sentence "--NAME is not used ...", such as ``"by --op add"``.
+        names: Parameter names of the ignored options.
     """
     for name in names:
         if name in Command.given:
@@ -199,7 +204,7 @@ def parse_numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tu
         kind: ``int`` or ``float``.
 
     Raises:
-        BadParameter: a part of the text is not such a number.
+        BadParameter: a part of the text is not a number of this kind.
     """
     try:
         return () if text is None else tuple(kind(part) for part in text.removeprefix("=").split(","))
@@ -211,7 +216,7 @@ def parse_numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tu
 
 
 def weight_type(dtype: Dtype) -> Any:
-    """Return the ``torch.dtype`` with the name ``dtype``."""
+    """Return the ``torch.dtype`` of a ``Dtype``."""
     import torch
 
     return getattr(torch, dtype.value)
@@ -220,7 +225,10 @@ def weight_type(dtype: Dtype) -> Any:
 def load_model(
     model: str, think: str | None, dtype: Dtype | Loaded, device: str | None, trust: bool = False, template: list[str] | None = None
 ):
-    """Load and return the ``LM`` that --model, --think, --dtype, --device, --trust-remote-code and --template describe."""
+    """Load the model of the option --model and return it as an ``LM``.
+
+    The other arguments are the values of --think, --dtype, --device, --trust-remote-code and --template.
+    """
     import torch
 
     from toolkit import lm
@@ -240,7 +248,7 @@ def load_model(
 
 
 def show(frame: pd.DataFrame, title: str) -> None:
-    """Print a table with a title to the terminal. The index becomes the first column; floats get three significant digits."""
+    """Print a table with a title to the terminal. The index becomes the first column; floats have three significant digits."""
     table = Table(title=title, title_justify="left")
     table.add_column(frame.index.name or "", overflow="fold")
     for column in frame.columns:
@@ -267,7 +275,7 @@ def result_directory(directory: Path | None, command: str, *identity: Any) -> Pa
 
     Args:
         directory: Directory that the user gave; ``None`` means ``runs/COMMAND/KEY``.
-        command: Name of the command.
+        command: Name of the command: COMMAND.
         identity: Values that determine the rollouts, such as model and options; KEY is a hash of them.
     """
     from toolkit import store

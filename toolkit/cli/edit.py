@@ -124,11 +124,11 @@ def thinkedit(
 ) -> None:
     """Edit a model's weights so that short thinking becomes rarer (ThinkEdit, arXiv 2503.22048).
 
-    Writes an ordinary Hugging Face directory. Its model card lists the edited heads and compares base, edited model and random controls on
-    the test split of --task (default: the task of --rollouts).
+    Writes an ordinary Hugging Face directory, OUT. Its model card lists the edited heads and compares base, edited model and random
+    controls on the test split of --task (default: the task of --rollouts).
 
-    Rollouts, report.json and rows.parquet are saved in OUT.work, beside the directory OUT that --out names. So after a stop the same
-    command resumes. You may remove OUT.work afterwards.
+    Rollouts, report.json and rows.parquet are saved in OUT.work, so after a stop the same command resumes. You may remove OUT.work
+    afterwards.
 
     Examples:
 
@@ -180,7 +180,7 @@ def thinkedit(
 
 
 def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings: EditSettings, form: str, work: Path) -> Finding:
-    """Find direction, heads and plan from the rollouts of ``source``, or if it is ``None`` from train rollouts saved in ``work``."""
+    """Return direction, heads and plan, computed from the rollouts of ``source`` or, if it is ``None``, from new ones saved in ``work``."""
     from toolkit import jobs
 
     if source is not None:
@@ -306,8 +306,9 @@ def direction(
     """Compute a direction of thinking length and save it with its provenance. Adding the direction lengthens thinking.
 
     Methods: [bold]thinkedit[/bold], mean of long minus mean of short thinking (arXiv 2503.22048). [bold]efficiency[/bold], longest minus
-    shortest correct response of a problem (arXiv 2506.15647). [bold]probe[/bold], normal of a logistic probe between short and long
-    thinking, scored on held-out problems. [bold]pca[/bold], first principal component of short and long thinking together.
+    shortest correct response to a problem, averaged over problems (arXiv 2506.15647). [bold]probe[/bold], normal of a logistic probe
+    between short and long thinking, scored on held-out problems. [bold]pca[/bold], first principal component of short and long thinking
+    together.
 
     Examples:
 
@@ -366,10 +367,10 @@ def compare(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare models on the same problems with the same random numbers; differences are from the first model, paired by problem.
+    """Compare models on the same problems with the same random numbers; each difference is model minus first model, paired by problem.
 
-    A model that was edited or trained with this toolkit records the problems it was made from; a comparison on these problems is refused
-    (unless --allow-overlap). After a stop, run the same command again to resume.
+    A model that was edited or trained with this toolkit records the problems it was made from. A comparison on any of these problems is
+    refused (unless --allow-overlap). After a stop, run the same command again to resume.
 
     Example: [bold]toolkit compare base=tiny-reasoner edited=runs/demo/edited -t arithmetic[/bold]
     """

@@ -1,4 +1,4 @@
-"""The command ``entropy``: measure the entropy of thinking tokens."""
+"""The command ``entropy``: measure the entropy of think tokens."""
 
 from __future__ import annotations
 
@@ -92,13 +92,19 @@ def entropy(
 ) -> None:
     """Measure the entropy of thinking, and how it relates to length and to right answers (PEAR, arXiv 2510.08026).
 
-    Measures: token entropy by phase (thinking, answer), step and position; the correlation of entropy with length, pooled and
-    [bold]within problem[/bold] (each problem's mean is subtracted, so that its difficulty cancels); the accuracy lost by dropping the think
-    tokens of highest entropy, compared with dropping random tokens and with cutting off the end; the correlation of failed steps (arXiv
-    2509.19284), re-checks and entropy with right answers; the accuracy gained by keeping only the response of lowest entropy per problem.
-    Intervals are 95 %, over problems.
+    Where is entropy high? Token entropy by phase (thinking, answer), by step and by position in the think span.
 
-    Writes report.html (with transcripts coloured by entropy), entropy.json, rows.parquet and the rollouts.
+    Does entropy rise with length? Correlation of entropy and length, pooled and [bold]within problem[/bold] (each problem's mean is
+    subtracted, so that its difficulty cancels).
+
+    Does the answer need the tokens of high entropy? Accuracy lost if these think tokens are dropped, compared with dropping random tokens
+    and with cutting off the end.
+
+    Which measures predict right answers? Correlation of failed steps (arXiv 2509.19284), re-checks and entropy with right answers; and
+    accuracy gained if only the response of lowest entropy per problem is kept.
+
+    Intervals are 95 %, over problems. Writes report.html (with transcripts coloured by entropy), entropy.json, rows.parquet and the
+    rollouts.
 
     Examples:
 

@@ -43,7 +43,11 @@ Scale = Annotated[
 
 
 def parse_settings(texts: list[str] | None) -> dict[str, str]:
-    """Parse ``NAME=VALUE`` texts into a dict of name -> value (text). A text in another form raises BadParameter."""
+    """Parse texts ``NAME=VALUE`` into a dict from name to value (as text).
+
+    Raises:
+        BadParameter: a text has another form.
+    """
     pairs = [text.partition("=") for text in texts or []]
     if wrong := [name + sign + value for name, sign, value in pairs if not (name and value)]:
         raise typer.BadParameter(f"--set {wrong[0]}: give NAME=VALUE, such as --set learning_rate=1e-5.")
@@ -116,9 +120,10 @@ def grpo(
     last checkpoint, with the saved optimizer, order of problems and state of the reward. On several GPUs: accelerate launch $(which
     toolkit) grpo ...
 
-    Memory, besides activations: 20 bytes per trained weight. 16 are for the fp32 weight, its gradient and Adam's two moments, 4 for the
-    initial model (with --dtype bfloat16: initial model and autocast copy). With --lora, each frozen weight takes 4 bytes in bfloat16 or 8
-    in float32. To use less: --set gradient_checkpointing=true, or --set optim=adamw_bnb_8bit (needs bitsandbytes).
+    Memory, besides activations: 20 bytes per weight. Of these, 16 are for the fp32 weight, its gradient and Adam's two moments, and 4 for
+    the initial model (with --dtype bfloat16: for initial model and autocast copy). With --lora: 16 bytes per weight of the adapter, and 4
+    (bfloat16) or 8 (float32) per frozen weight, initial model included.
+    To use less: --set gradient_checkpointing=true, or --set optim=adamw_bnb_8bit (needs bitsandbytes).
 
     Examples:
 

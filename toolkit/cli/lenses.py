@@ -1,4 +1,4 @@
-"""The commands ``retrieval-heads`` and ``heads``: score every attention head by one or by several measures ("lenses")."""
+"""The commands ``retrieval-heads`` and ``heads``: score every attention head by one or several measures (called *lenses* in the code)."""
 
 from __future__ import annotations
 
@@ -81,9 +81,11 @@ def retrieval_heads(
     """Find retrieval heads, which copy from the prompt (arXiv 2404.15574), and mask them to measure their effect.
 
     Heads are ranked in two ways: by the published copy score, and by how much they raise the logit of the generated token (ours). The
-    second ranking also finds heads that read an answer from the tokens beside it in the prompt. Heads are masked by uniform attention while
-    decoding, as published, and also by zero and mean ablation, while decoding only and in the prompt too. For the task lookup and a model
-    with think tags, the command also measures whether masking costs more accuracy when the model thinks than when it answers directly.
+    second ranking also finds heads that attend to the tokens beside the answer in the prompt and read the answer there.
+
+    As published, heads are masked by uniform attention while decoding. For comparison, they are also masked by zero and mean ablation, and
+    in the prompt too. For the task lookup and a model with think tags, the command also measures whether masking costs more accuracy when
+    the model thinks than when it answers directly.
 
     Examples:
 
@@ -160,10 +162,10 @@ def heads(
 ) -> None:
     """Score every head by several measures, compare the measures, and measure the effects of ThinkEdit's edit and of steering.
 
-    The measures: writing towards short thinking, retrieval from the prompt, change of think entropy when the head is ablated, and the
-    attention patterns previous token, induction and duplicate token. The three patterns come from TransformerLens ([bold]pip install
-    'reasoning-length-toolkit[lens]'[/bold]). For every two measures, the comparison shows the number of shared top heads with permutation
-    p-values, and the rank correlation.
+    The measures: writing towards short thinking; retrieval from the prompt; change of think entropy when the head is ablated; and the
+    attention patterns previous token, induction and duplicate token, which need TransformerLens ([bold]pip install
+    'reasoning-length-toolkit[lens]'[/bold]). For every pair of measures, the comparison shows the number of shared top heads with
+    permutation p-values, and the rank correlation.
 
     Example: [bold]toolkit heads -m tiny-reasoner -o runs/heads[/bold]
     """

@@ -64,7 +64,7 @@ During = Annotated[
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """Parse a text such as ``"3"``, ``"2-5"`` or ``"1,4,7"`` as layer numbers; ``None`` gives ``None``, which means all layers.
+    """Parse a text such as ``"3"``, ``"2-5"`` or ``"1,4,7"`` as layer numbers. ``None`` stands for all layers and is returned unchanged.
 
     >>> parse_layers("2-5")
     (2, 3, 4, 5)
@@ -184,8 +184,8 @@ def dose(
 ) -> None:
     """Measure length, accuracy and damage at several steering strengths on the dev split, with a random direction as control.
 
-    Damage: responses that never close their thinking or that loop, and a higher perplexity of the base model's responses. Writes
-    report.html, doses.json, targets.json (the best strength for each target length) and the rollouts.
+    Damage: more responses that never close their thinking or end in a loop, and a higher perplexity of the base model's responses under
+    the steered model. Writes report.html, doses.json, targets.json (the best strength for each target length) and the rollouts.
 
     Example: [bold]toolkit dose -v runs/direction.safetensors -o runs/doses[/bold]
     """
@@ -222,7 +222,7 @@ def dose(
 
 
 class Target(StrEnum):
-    """Formats in which ``export`` can write a direction."""
+    """File formats that ``export`` can write."""
 
     gguf = "gguf"
     safetensors = "safetensors"
@@ -230,7 +230,7 @@ class Target(StrEnum):
 
 
 class Source(StrEnum):
-    """Formats from which ``import`` can read a direction."""
+    """File formats that ``import`` can read."""
 
     gguf = "gguf"
     safetensors = "safetensors"
@@ -302,8 +302,8 @@ def import_(
 ) -> None:
     """Read a steering vector in the format of another tool, check that it fits the model, and save it as a direction.
 
-    Adding a direction must lengthen thinking (otherwise use --flip). The file is refused if the site (the place in a layer), the width or
-    the layers of its vector do not fit the model, or if its header contradicts the sign.
+    Adding a direction must lengthen thinking: use --flip if adding the vector shortens it. The file is refused if the site (the place in a
+    layer), the width or the layers of its vector do not fit the model, or if fields of its header contradict each other.
 
     Example: [bold]toolkit import vector.gguf --from gguf -m tiny-reasoner -o runs/imported.safetensors[/bold]
     """

@@ -1,4 +1,4 @@
-"""The work of the ``toolkit`` commands, as functions that a notebook can call too; one file per family of commands."""
+"""The functions behind the ``toolkit`` commands, which a notebook can call too; one file per family of commands."""
 
 from toolkit.jobs.check import Findings, check
 from toolkit.jobs.demonstration import demo

@@ -1,4 +1,4 @@
-"""The command ``toolkit demo``: find heads, edit, save, steer, compare with controls, and write a report."""
+"""The command ``toolkit demo``: find the heads that shorten thinking, edit them, steer, compare with controls, and write a report."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from toolkit.types import Report, Rollout
 def demo(
     lm: LM, study: Study, directory: str | Path, *, settings: EditSettings = DEMO, say: Say = lambda text: None
 ) -> pd.DataFrame:
-    """Run the whole demo: find direction and heads, edit, save, steer, compare with random controls, and write a report.
+    """Run the whole demo: find a length direction and its heads, edit them, steer, compare with random controls, and write a report.
 
-    The edited checkpoint and the steering use our form of ThinkEdit (``jobs.OURS``); the report also shows the published form.
-    Writes into ``directory``: ``rollouts/``, ``direction.safetensors``, ``heads.json``, ``edited/``, ``report.json``,
-    ``rows.parquet``, ``doses.json`` and ``report.html``. After a stop, call it again with the same arguments: finished rollouts are reused.
+    The demo finds, edits and compares heads in both forms of ThinkEdit, the published one and ours (see ``jobs.FORMS``). The saved model
+    and the steering use ours. After a stop, call it again with the same arguments: finished rollouts are reused.
 
     Args:
         lm: Model to find the direction in, to edit and to steer.
-        study: Task, number of problems, samples per problem, and seed.
-        directory: Directory to write to.
+        study: Task, number of problems per split, samples per problem, token budget, and seed.
+        directory: Directory to write to: ``rollouts/``, ``direction.safetensors``, ``heads.json`` (scores and edited heads), ``edited/``
+            (the saved model), ``report.json``, ``rows.parquet``, ``doses.json`` (effects by steering strength) and ``report.html``.
         settings: Share of heads, strength, length classes and random controls of the edit.
         say: Function that is called with one line of progress at a time.
 
     Returns:
-        The table of ``evaluate.summary``, with one row per condition and metric.
+        The table of ``evaluate.summary``: one row per condition and metric, with the difference from base.
     """
     out = store.writable(directory)
     rollouts = extraction_rollouts(lm, study, out=out / "rollouts" / "train", say=say)

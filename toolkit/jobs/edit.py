@@ -1,4 +1,7 @@
-"""Find a length direction and the heads that write it, edit the heads, and compare with controls: ``thinkedit``, ``direction``."""
+"""Find a length direction and the heads that write it, edit the heads, and compare with controls.
+
+For the commands ``thinkedit`` and ``direction``.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,18 @@ NOWHERE: Mapping[str, Any] = {}  # origin of rollouts whose task, split and seed
 class EditSettings:
     """Settings of a head edit and of its random controls.
 
+    The edit is ThinkEdit's: ``W <- (I - strength * v v^T) W``, with W the part of W_O that belongs to the head and v the unit vector of
+    the direction to remove.
+
     Attributes:
-        fraction: Share of heads to edit, 0 to 1.
-        strength: lambda of the edit; 1 removes the direction from the heads' output, 2 reverses it.
-        share: Share of the rollouts in each of the two classes, short and long (above 0, at most 0.5), if no thresholds are set.
-        short_below: Rollouts with fewer think tokens are in the short class; ``None`` uses ``share``.
-        long_above: Rollouts with more think tokens are in the long class; ``None`` uses ``share``.
+        fraction: Share of all heads to edit, above 0 and at most 1.
+        strength: Factor in the edit. 1 removes the component along v from the head's output, 2 reverses its sign.
+        share: Share of the rollouts in each length class if no thresholds are set, above 0 and at most 0.5. With 0.2, the fifth of the
+            rollouts with the shortest thinking is the short class, and the fifth with the longest thinking is the long class.
+        short_below: Rollouts with fewer think tokens are the short class. ``None`` uses ``share``; set both thresholds or neither.
+        long_above: Rollouts with more think tokens are the long class. ``None`` uses ``share``.
         seed: Seed of the random controls.
-        draws: Number of random directions per edit, as controls. Several, because the effect of a single one may be large by chance.
+        draws: Number of random directions per edit, each a control. Use several, since a single one may have a large effect by chance.
     """
 
     fraction: float = thinkedit.PUBLISHED_FRACTION
@@ -52,9 +59,10 @@ class EditSettings:
             raise ValueError("Give both short_below and long_above, or neither (then the classes are quantiles).")
 
     def classes(self, rollouts: Sequence[Rollout]) -> thinkedit.LengthClasses:
-        """Return a function from a rollout to its length class, ``"short"``, ``"long"`` or ``None``.
+        """Return a function from a rollout to its length class, ``"short"``, ``"long"``, or ``None`` for neither.
 
-        The classes are made by the thresholds if they are set, else by quantiles of the think lengths of ``rollouts``.
+        The thresholds define the classes if they are set. Otherwise the classes are quantiles of the think lengths in ``rollouts``. A
+        rollout whose thinking was never closed is in neither class.
 
         Raises:
             thinkedit.ClassTooSmallError: a class has fewer than 8 rollouts.
@@ -66,14 +74,14 @@ class EditSettings:
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one form of ThinkEdit.
+    """Length direction, head scores and planned edit, as ``find_heads`` computes them for one form of ThinkEdit.
 
     Attributes:
-        moments: Means of activations per length class, from which everything else was computed.
-        direction: Direction of thinking length by which the heads are ranked; adding it lengthens thinking.
+        moments: Activations averaged per length class; everything else is computed from them.
+        direction: Length direction by which the heads are ranked, one vector per layer; adding it lengthens thinking.
         scores: Score of every head; + means that the head writes towards short thinking.
-        plan: Heads to edit, and ``plan.direction``, the direction to remove from their output. In the published form it is ``direction``;
-            in our form, it is the part of the direction that the chosen heads write.
+        plan: Heads to edit, and in ``plan.direction`` the direction that the edit removes from their output. The published form removes
+            the length direction; our form removes only the part of it that these heads write.
     """
 
     moments: Moments
@@ -87,18 +95,18 @@ METHODS = ("thinkedit", "efficiency", "probe", "pca")
 
 @dataclass(frozen=True)
 class DirectionRecipe:
-    """Settings for computing a direction of thinking length from activations.
+    """Settings for computing a direction of thinking length from activations of the residual stream.
 
     Attributes:
-        method: ``thinkedit`` (mean of long minus mean of short thinking), ``efficiency`` (longest minus shortest correct response of a
-            problem), ``probe`` (normal of a logistic probe between short and long thinking) or ``pca`` (first principal component of short
-            and long thinking together).
+        method: ``thinkedit``: mean of long minus mean of short thinking. ``efficiency``: longest minus shortest correct response to a
+            problem, averaged over problems. ``probe``: normal of a logistic probe between short and long thinking. ``pca``: first
+            principal component of short and long thinking together.
         site: Where in a layer the residual stream is read: ``resid_mid`` (after attention) or ``resid_post`` (after the block). ``None``
-            means the site published for the method: ``resid_post`` for ``efficiency``, else ``resid_mid``.
-        estimator: For ``thinkedit`` and ``efficiency``: ``mean_difference``, or ``whitened`` (the difference times the inverse covariance
-            within classes).
-        positions: Positions that are averaged over: ``think`` (all that predict a think token) or ``step_starts`` (where a line
-            of thinking begins).
+            uses the method's default: ``resid_post`` for ``efficiency``, else ``resid_mid``.
+        estimator: For ``thinkedit`` and ``efficiency``: ``mean_difference``, or ``whitened`` (the difference of means, multiplied by the
+            inverse of the within-class covariance).
+        positions: Positions to average over: ``think`` (all that predict a think token) or ``step_starts`` (where a line of thinking
+            begins).
     """
 
     method: str = "thinkedit"
@@ -118,27 +126,28 @@ class DirectionRecipe:
 
     @property
     def kind(self) -> str:
-        """Site where the residual stream is read, ``resid_mid`` or ``resid_post``, with the method's default filled in."""
+        """Site where the residual stream is read, ``resid_mid`` or ``resid_post``: ``site`` if it is set, else the method's default."""
         return self.site or (collect.MLP if self.method == "efficiency" else collect.ATTN)
 
     def where(self, lm: LM) -> collect.Positions:
-        """Return the positions of a rollout that are averaged over, for the model ``lm``."""
+        """Return the positions to average over, for the functions of ``collect``. Line starts are found with the tokenizer of ``lm``."""
         return collect.THINK if self.positions == "think" else collect.step_starts(lm)
 
 
 ESTIMATORS = {"mean_difference": directions.mean_difference, "whitened": directions.whitened}
-"""Name -> function from moments and a site to a direction."""
+"""Name of an estimator -> function that computes a direction from ``Moments`` and a site such as ``"resid_mid"``."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """A variant of ThinkEdit. To add one, add an entry to ``FORMS``.
+    """A form (variant) of ThinkEdit. To add one, add an entry to ``FORMS``.
 
     Attributes:
-        short: Name in command line options and files.
+        short: Short name, for command line options and files.
         recipe: How the length direction is computed.
         score: Function ``(moments, direction, model)`` that returns the head scores; + means that a head writes towards short thinking.
-        removes: Function ``(plan, moments, model)`` that returns the plan with the direction that the edit removes.
+        removes: Function ``(plan, moments, model)`` that returns the plan with its final direction, which the edit removes. The plan that
+            is passed in removes the whole length direction.
         note: Description in one or two sentences.
     """
 
@@ -173,7 +182,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
 
 
 def form_named(short: str) -> str:
-    """Return the key in ``FORMS`` of the form with a short name. An unknown name raises ValueError.
+    """Return the key in ``FORMS`` of the form with the given short name. Raise ValueError if there is none.
 
     >>> form_named("ours")
     'ThinkEdit (ours)'
@@ -185,14 +194,14 @@ def form_named(short: str) -> str:
 
 
 def _classes(rollouts: Sequence[Rollout], settings: EditSettings, recipe: DirectionRecipe) -> collect.By:
-    """The two classes of rollouts that the methods compare."""
+    """Return the classes that a method compares: shortest and longest correct response for ``efficiency``, else the length classes."""
     return efficiency_steering.pairs(rollouts) if recipe.method == "efficiency" else settings.classes(rollouts)
 
 
 def _direction(
     lm: LM, rollouts: Sequence[Rollout], settings: EditSettings, recipe: DirectionRecipe, origin: Mapping[str, Any]
 ) -> tuple[Moments, Direction]:
-    """Moments and direction for the methods that compare means, ``thinkedit`` and ``efficiency``."""
+    """Return moments and direction for the methods that compare means, ``thinkedit`` and ``efficiency``."""
     by, kinds = _classes(rollouts, settings, recipe), tuple(dict.fromkeys((recipe.kind, "z")))
     # Only a whitened direction needs outer products, which take layers * d_model^2 numbers per class.
     second = (recipe.kind,) if recipe.estimator == "whitened" else ()
@@ -209,11 +218,12 @@ def extract_direction(
     *,
     origin: Mapping[str, Any] = NOWHERE,
 ) -> tuple[Direction, pd.DataFrame]:
-    """Compute a direction of thinking length by any method; adding the direction lengthens thinking.
+    """Compute a direction of thinking length by any method, and describe it layer by layer. Adding the direction lengthens thinking.
 
     Args:
+        lm: Model whose activations are read.
         rollouts: Rollouts of ``lm``.
-        settings: Thresholds or quantiles of the length classes; not used by the method ``efficiency``, which compares responses to the same
+        settings: Thresholds or quantiles of the length classes. The method ``efficiency`` ignores them: it compares responses to the same
             problem.
         recipe: Method, site, estimator and positions.
         origin: ``task``, ``split`` and ``seed`` of the rollouts, to be recorded in the direction's provenance.
@@ -223,11 +233,11 @@ def extract_direction(
 
         * ``norm``: norm of the direction.
         * ``relative``: norm of the direction, divided by the root mean square norm of the residual stream at that layer and site.
-        * ``separation`` (``thinkedit``, ``efficiency``): mean of long minus mean of short thinking along the direction, in within-class
-          standard deviations.
-        * ``cosine`` (``probe``, ``pca``): cosine of the direction with the difference of means, long minus short.
-        * ``auc`` (``probe``): area under the ROC curve on held-out problems, chance 0.5.
-        * ``auc, shuffled`` (``probe``): the same area with shuffled labels, a control.
+        * ``separation`` (``thinkedit``, ``efficiency``): distance between the class means along the direction, long minus short, in
+          standard deviations of single positions within a class (d').
+        * ``cosine`` (``probe``, ``pca``): cosine of the direction with the difference of class means, long minus short.
+        * ``auc`` (``probe``): area under the ROC curve of a probe of this layer for short thinking, on held-out problems; chance is 0.5.
+        * ``auc, shuffled`` (``probe``): the same for shuffled labels, as a control.
     """
     if recipe.method in ("thinkedit", "efficiency"):
         _, v = _direction(lm, rollouts, settings, recipe, origin)
@@ -250,9 +260,10 @@ def extract_direction(
 def find_heads(
     lm: LM, rollouts: Sequence[Rollout], settings: EditSettings, name: str = PUBLISHED, *, origin: Mapping[str, Any] = NOWHERE
 ) -> Finding:
-    """Find the length direction, the head scores and the plan of the edit, in one form of ThinkEdit.
+    """Return length direction, head scores and planned edit of one form of ThinkEdit.
 
     Args:
+        lm: Model to find the heads of.
         rollouts: Rollouts of ``lm`` from the train split.
         settings: Share of heads, strength and length classes.
         name: Key of the form in ``FORMS``.
@@ -268,11 +279,13 @@ def find_heads(
 def separation(
     lm: LM, rollouts: Sequence[Rollout], settings: EditSettings, finding: Finding, name: str = PUBLISHED
 ) -> Float[Tensor, " layers"]:
-    """Return how far the means of long and short thinking lie apart along a finding's direction, per layer (long minus short).
+    """Return d' between long and short thinking along the length direction of a finding, one number per layer.
 
-    The unit is the standard deviation of single positions within a class (d').
+    d' is the mean projection on the direction in long thinking minus that in short thinking, in standard deviations of single positions
+    within a class.
 
     Args:
+        lm: Model that the rollouts are from.
         rollouts: Rollouts that ``find_heads`` used.
         settings: Settings that ``find_heads`` used.
         finding: Result of ``find_heads``.
@@ -284,9 +297,10 @@ def separation(
 
 
 def replan(lm: LM, finding: Finding, settings: EditSettings, name: str = PUBLISHED) -> Plan:
-    """Return a plan from existing head scores for a different share of heads or a different strength, without measuring again.
+    """Return a new plan for a different share of heads or a different strength. The head scores are reused, so no model runs.
 
     Args:
+        lm: Model that the finding is from.
         finding: Result of ``find_heads``.
         settings: Share of heads and strength of the new plan.
         name: Key in ``FORMS`` of the form that ``find_heads`` used.
@@ -296,21 +310,21 @@ def replan(lm: LM, finding: Finding, settings: EditSettings, name: str = PUBLISH
 
 
 def plan_table(finding: Finding) -> pd.DataFrame:
-    """Return a table of the heads to edit, highest score first: index ``rank``, columns ``layer, head, score, strength``."""
+    """Return a table of the heads to edit, highest score first: index ``rank`` (from 0), columns ``layer, head, score, strength``."""
     rows = [(e.layer, e.head, float(finding.scores.score[e.layer, e.head]), e.strength) for e in finding.plan.edits]
     return pd.DataFrame(rows, columns=["layer", "head", "score", "strength"]).rename_axis("rank")
 
 
 def edit_conditions(lm: LM, findings: Mapping[str, Finding], settings: EditSettings = EditSettings()) -> dict[str, Condition]:
-    """Return the conditions to compare, by name: base, each edited model, and two kinds of random controls per edit.
+    """Return the conditions to compare, as name -> condition: base, the edited models, and random controls of each edit.
 
-    For an edit with the name NAME, the controls are ``NAME: random heads`` (random heads of the same layers), and ``NAME: random direction
-    1, 2, ...`` (the same heads, along random directions that these heads can write).
+    An edit with the name NAME has two kinds of controls. ``NAME: random heads`` edits other heads of the same layers, chosen at random.
+    ``NAME: random direction 1``, ``2``, ... edit the same heads, but remove random directions that these heads can write.
 
     Args:
         lm: The base model.
         findings: Name of the edit -> result of ``find_heads``.
-        settings: Number and seed of the random controls.
+        settings: Seed of the controls, and number of random directions per edit.
     """
     result = {"base": Condition(lm, note="unchanged")}
     for at, (name, f) in enumerate(findings.items()):
@@ -336,9 +350,10 @@ def edit_and_measure(
     """Compare base, the edited model and random controls on the study's test problems.
 
     Args:
-        finding: Result of ``find_heads``, whose plan is applied.
-        study: Task, sizes and seed.
-        settings: Number and seed of the random controls.
+        lm: The base model.
+        finding: Result of ``find_heads``; its plan is the edit.
+        study: Task, numbers of problems and samples, and seed.
+        settings: Seed of the controls, and number of random directions.
         out: Directory for rollouts, ``report.json`` and ``rows.parquet``; ``None`` writes nothing.
         say: Function that is called with one line of progress at a time.
 
@@ -378,15 +393,19 @@ def _fingerprint(lm: LM, plan: Plan) -> str:
 
 
 def save_edited(lm: LM, finding: Finding, measured: Report, summary: pd.DataFrame, directory: str | Path) -> Path:
-    """Save ``lm`` as edited by the finding's plan in a Hugging Face directory, and return its path.
+    """Apply the finding's plan to ``lm``, save the edited model as a Hugging Face directory, and return the directory's path.
 
     If the weights of ``lm`` are quantised or offloaded, an adapter of rank 1 is saved instead of the model (``vectors.save_adapter``). Beside
-    the model or adapter, the directory holds ``edit.json`` (plan, norms of the edited weights before and after, fingerprints),
-    ``direction.safetensors``, and a model card on the edit and its measured effects. It is written completely or not at all.
+    the model or adapter, the directory holds ``edit.json`` (plan, norms of the edited weights before and after, hashes of both models'
+    weights), ``direction.safetensors``, and a model card on the edit and its measured effects. If saving fails, no directory is left
+    behind.
 
     Args:
-        measured: Report of ``edit_and_measure``.
-        summary: Table of ``edit_and_measure``, for the card.
+        lm: The base model; it is not changed.
+        finding: Result of ``find_heads``.
+        measured: Report that ``edit_and_measure`` returned.
+        summary: Table that ``edit_and_measure`` returned, for the card.
+        directory: Directory to write, new or empty.
     """
     condition = edited(lm, finding.plan)
     norms = [] if condition.during else edits.column_norms(lm, condition.lm, finding.plan)
@@ -412,18 +431,19 @@ DOSE = 0.5  # steering strength of ``steering_conditions``: ours
 
 
 DEMO = EditSettings(fraction=0.06)
-"""Settings of the demo: 6 % of the heads are edited, two of the tiny reasoner's 32. The published lists hold 3.9 to 6.3 % of the heads."""
+"""Settings of the demo: 6 % of the heads are edited, which are two of the tiny reasoner's 32. ThinkEdit's authors edited 3.9 to 6.3 %."""
 
 
 def steering_conditions(lm: LM, v: Direction, settings: EditSettings) -> dict[str, Condition]:
-    """Return three conditions that steer a model, by name.
+    """Return three conditions that steer a model at every position, as name -> condition.
 
-    ``steered shorter`` and ``steered longer`` steer along the direction (strengths -0.5 and +0.5); ``steered randomly`` steers along a
-    random direction of equal norm (strength +0.5), as a control.
+    ``steered shorter`` and ``steered longer`` add -0.5 and +0.5 times the direction; ``steered randomly`` adds +0.5 times a random
+    direction of equal norm, as a control.
 
     Args:
+        lm: Model to steer.
         v: Direction of thinking length; adding it lengthens thinking.
-        settings: Supplies ``seed``, the seed of the random direction.
+        settings: Its ``seed`` is the seed of the random direction.
     """
     noise = directions.random_like(v, seed=settings.seed)
     doses = {"steered shorter": (v, -DOSE), "steered longer": (v, DOSE), "steered randomly": (noise, DOSE)}

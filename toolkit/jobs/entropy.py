@@ -1,7 +1,7 @@
 """Measure the entropy of thinking, for the command ``entropy``.
 
-The measures are entropy by phase and step, its correlation with length and with right answers, and the effect of filtering. Filtering drops
-some think tokens, closes the think span, and lets the model answer again.
+The measures are the entropy by phase (thinking or answer) and by step of thinking, its correlation with length and with right answers, and
+the effect of filtering. Filtering drops some think tokens, closes the think span, and lets the model answer again.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from toolkit.steps import Step
 from toolkit.types import Problem, Rollout
 
 LENGTHS = (("entropy", "response_tokens"), ("think_entropy", "think_tokens"))
-"""Pairs of an entropy and a length that are correlated: those of whole responses, as in PEAR's paper, and those of thinking alone."""
+"""Columns of ``EntropyTables.rows`` to correlate: pairs ``(entropy, length)`` of whole responses, as in PEAR, and of thinking alone."""
 MEASURES = {
     "fsf": "failed-step fraction",
     "review_ratio": "re-check ratio",
     "think_tokens": "think tokens",
     "think_entropy": "think entropy",
 }
-"""Column of ``EntropyTables.rows`` whose correlation with right answers is measured -> its name in reports."""
+"""Columns of ``EntropyTables.rows`` to correlate with right answers -> their names in reports."""
 PHASES = {"think": "thinking", "answer": "answer", "think - answer": "thinking minus answer"}
 GROUPS: Mapping[str, Callable[[Rollout], bool]] = {
     "all": lambda r: True,
@@ -47,10 +47,11 @@ class EntropySettings:
     """Settings of the entropy measurements.
 
     Attributes:
-        temperature: Sampling temperature, and temperature of the softmax whose entropy is taken; above 0.
+        temperature: Sampling temperature; the softmax whose entropy is measured has the same temperature. Above 0.
         split: Split of the problems: ``train``, ``dev`` or ``test``.
-        keeps: Shares of think tokens (0 to 1) that filtering keeps: 1, which drops nothing, and at least one other.
-        reader_of: Function from a problem to its reader, which splits thinking into steps and marks failed and re-checking steps.
+        keeps: Shares of think tokens to keep when filtering, 0 to 1. The share 1 (nothing dropped) and at least one other are required.
+        reader_of: Function from a problem to the reader of its responses. A reader splits thinking into steps, and marks steps that failed
+            or that re-check an earlier one.
     """
 
     temperature: float = 1.0
@@ -70,31 +71,38 @@ class EntropySettings:
 
 @dataclass(frozen=True)
 class EntropyTables:
-    """Results of the entropy measurements as tables.
+    """Results of the entropy measurements, one table per question.
 
-    Entropies are in nats per token; ``low`` and ``high`` bound 95 % intervals over problems; ``rollouts`` and ``problems`` are counts. The
-    column ``responses`` names the group of responses that a row is computed from: ``all`` that thought, or only the ``right`` or ``wrong``
-    ones among them. *Within problem* means that the mean of each problem was subtracted, so that its difficulty cancels.
+    Entropies are means in nats per token. ``low`` and ``high`` are the ends of a 95 % interval over problems. The columns ``rollouts`` and
+    ``problems`` are counts.
+
+    Tables with a column ``responses`` have rows for three groups of responses: ``all`` that contain thinking, the ``right`` and the
+    ``wrong`` ones of these. Correlations have a column ``scope``: ``pooled`` is over all rollouts; for ``within``, the mean of each
+    problem is subtracted first, so that differences in difficulty cancel.
 
     Attributes:
-        rows: One row per rollout, with the columns of ``phase_entropy.table``, and those of ``failed_steps.table`` (NaN without thinking).
-        overall: Columns ``metric, mean, low, high``, for the metrics ``correct``, ``closed`` (shares), ``think_tokens``,
-            ``response_tokens`` and ``entropy`` (of whole responses).
-        phases: Entropy of thinking, of the answer, and thinking minus answer: columns ``phase, mean, low, high, rollouts, responses``.
-        positions: Entropy by relative position in the think span (0 to 1): columns ``position, mean, low, high, rollouts, responses``.
-        steps: Entropy by number of the step of thinking (from 1): columns ``step, mean, low, high, rollouts, responses``.
-        marked: Entropy of marked steps (``mark`` is ``failed`` or ``re-check``) beside the other steps of the same responses: columns
-            ``steps`` (``marked``, ``others``, ``marked - others``), ``mean, low, high, rollouts, mark``.
-        lengths: Correlation of entropy (``x``) and length (``y``): columns ``scope`` (``pooled`` or ``within`` problem), ``kind``
-            (``pearson`` or ``spearman``), ``r, low, high, problems, rollouts, x, y``.
-        correctness: Correlation of each measure with right answers: columns ``measure, scope, kind, r, low, high``; see
-            ``failed_steps.correctness_correlations``.
-        choices: Accuracy (0 to 1) when only one response per problem is kept, and its gain over a random response: columns ``kept``
-            (rule that chooses the response), ``accuracy, low, high, gain, gain_low, gain_high``.
-        filtering: Accuracy after some think tokens were dropped, from ``phase_entropy.filtering_summary``. ``None`` if no tag closes the
-            model's thinking, so that it cannot be filtered.
-        effects: Accuracy after dropping the highest entropies minus accuracy of each control, from ``phase_entropy.filtering_effects``;
-            or ``None``.
+        rows: One row per rollout. Columns: ``problem_id, sample, correct, closed, think_tokens, response_tokens``; ``entropy`` (of the
+            whole response), ``think_entropy, answer_entropy``. Columns on the steps of thinking: ``steps, failed, reviews`` (numbers of
+            all, failed and re-checking steps), ``fsf`` (share of failed steps), ``review_ratio`` (share of characters in re-checks) and
+            ``characters``; NaN for a rollout without thinking.
+        overall: Means over all rollouts, columns ``metric, mean, low, high``. Metrics: ``correct`` and ``closed`` (shares, 0 to 1),
+            ``think_tokens``, ``response_tokens`` and ``entropy`` (of the whole response).
+        phases: Entropy by phase, columns ``phase, mean, low, high, rollouts, responses``. Phases: ``think``, ``answer``, and their paired
+            difference ``think - answer``.
+        positions: Entropy by relative position in the think span (0 to 1), columns ``position, mean, low, high, rollouts, responses``.
+        steps: Entropy of the first, second, ... step of thinking, columns ``step`` (from 1), ``mean, low, high, rollouts, responses``.
+        marked: Entropy of marked steps compared with other steps of the same responses. Columns: ``steps`` (``marked``, ``others`` or
+            ``marked - others``), ``mean, low, high, rollouts``, and ``mark`` (``failed`` or ``re-check``).
+        lengths: Correlation of an entropy with a length. Columns: ``scope, kind`` (``pearson`` or ``spearman``), ``r, low, high, problems,
+            rollouts``, and the correlated columns of ``rows``: ``x`` (entropy) and ``y`` (length).
+        correctness: Correlation of each measure in ``MEASURES`` with right answers, columns ``measure, scope, kind, r, low, high``. The
+            measure ``fsf (shuffled)`` is a control: see ``failed_steps.correctness_correlations``.
+        choices: Accuracy (0 to 1) if one response per problem is chosen by a rule. Columns: ``kept`` (the rule), ``accuracy, low, high``,
+            and ``gain, gain_low, gain_high`` (accuracy minus that of a random response).
+        filtering: Accuracy after dropping think tokens, one row per way of dropping and share kept: see
+            ``phase_entropy.filtering_summary``. ``None`` if the model has no closing think tag, without which thinking cannot be filtered.
+        effects: Accuracy after dropping the tokens of highest entropy minus the accuracy of each control: see
+            ``phase_entropy.filtering_effects``. ``None`` if ``filtering`` is.
     """
 
     rows: pd.DataFrame
@@ -121,13 +129,15 @@ def entropy_report(
 ) -> EntropyTables:
     """Sample responses with the entropy of every token, compute all tables, and write a report.
 
-    Writes ``report.html``, ``entropy.json``, ``rows.parquet``, ``rollouts/`` and ``filtered/`` (answers after filtered thinking) into
-    ``directory``. After a stop, call it again with the same arguments: finished rollouts are reused.
+    After a stop, call it again with the same arguments: finished rollouts are reused.
 
     Args:
-        study: Task, sizes and seed; its numbers of samples and tokens are used only if responses are sampled.
-        directory: Directory to write to.
-        settings: Temperature, split, shares of tokens that filtering keeps, and reader of steps.
+        lm: Model to sample from.
+        study: Task, numbers of problems and samples, token budget and seed. If ``rollouts`` is given, samples and token budget are not
+            used.
+        directory: Directory to write to: ``report.html``, ``entropy.json`` (all tables except ``rows``), ``rows.parquet``, ``rollouts/``
+            (if sampled), and ``filtered/`` (answers after filtered thinking).
+        settings: Temperature, split, shares of think tokens to keep, and reader of steps.
         rollouts: Rollouts of the study's problems, with entropies at ``settings.temperature``; ``None`` samples them.
         say: Function that is called with one line of progress at a time.
 
@@ -135,7 +145,7 @@ def entropy_report(
         ValueError: there is only one sample per problem, which leaves nothing to compare within a problem.
         KeyError: a rollout in ``rollouts`` answers a problem that is not in the study.
         entropies.NoEntropiesError: a rollout in ``rollouts`` has no entropies.
-        NoThinkTagsError: no response thought, or none closed its thinking although the model has a closing tag.
+        NoThinkTagsError: no response contains thinking, or the model has a closing tag but no response closed its thinking.
     """
     if rollouts is None and study.samples < 2:
         raise ValueError(f"samples={study.samples}: comparing responses within a problem needs at least 2 samples per problem.")
@@ -179,7 +189,7 @@ def entropy_report(
 
 
 def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed: int = 0) -> EntropyTables:
-    """Compute all tables except ``filtering`` and ``effects``, for which a model would have to answer again.
+    """Compute all tables except ``filtering`` and ``effects``, which need new answers from a model.
 
     Args:
         rollouts: Rollouts with the entropy of every token, several per problem.
@@ -235,7 +245,7 @@ def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed
 
 
 def _marked(rows: pd.DataFrame, chains: Sequence[Chain], seed: int) -> pd.DataFrame:
-    """The table ``EntropyTables.marked``.
+    """Return the table ``EntropyTables.marked``.
 
     ``rows`` holds the entropy of each step that has a token, one row per step, in the order of ``chains``.
     """
@@ -247,9 +257,9 @@ def _marked(rows: pd.DataFrame, chains: Sequence[Chain], seed: int) -> pd.DataFr
 
 
 def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The table ``EntropyTables.choices``: for each problem, the response with the lowest value of a measure is kept.
+    """Return the table ``EntropyTables.choices``: for each problem, the response with the lowest value of a measure is chosen.
 
-    As a control, one row keeps responses by shuffled failed-step fractions.
+    The last rule is a control: it chooses by shuffled failed-step fractions.
     """
     rows = rows.sort_values(["problem_id", "sample"])  # so that the shuffle does not depend on the order of rows
     values = {
@@ -270,7 +280,7 @@ def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
-    """Return the main results as a table of text cells: one row per result, one column ``value`` with the 95 % interval."""
+    """Return the main results as text: one row per result (index ``measured``), column ``value`` with the number and its 95 % interval."""
     # Index every table by the columns that identify a row, then look up the rows of the headline.
     overall, phases = tables.overall.set_index("metric"), tables.phases[tables.phases["responses"] == "all"].set_index("phase")
     lengths = tables.lengths[tables.lengths["kind"] == "spearman"].set_index(["x", "scope"])
@@ -309,7 +319,7 @@ def _cell(row: Mapping[str, float] | pd.Series, unit: str, mean: str = "mean", *
 
 
 def _gain(choice: pd.Series) -> str:
-    """The gain of a row of ``EntropyTables.choices`` as text, in points."""
+    """Return the gain of a row of ``EntropyTables.choices`` as text, in percentage points."""
     return _cell({"mean": choice["gain"], "low": choice["gain_low"], "high": choice["gain_high"]}, "share", sign="+")
 
 
@@ -399,7 +409,7 @@ def _filtering_section(tables: EntropyTables) -> Section:
 
 
 def _marked_cells(marked: pd.DataFrame) -> pd.DataFrame:
-    """The table ``EntropyTables.marked`` as text cells."""
+    """Return the table ``EntropyTables.marked`` as text cells."""
     cells = {
         f"{mark} ({part['rollouts'].iloc[0]} responses)": {row["steps"]: _cell(row, "nats") for _, row in part.iterrows()}
         for mark, part in marked.groupby("mark")
@@ -408,14 +418,14 @@ def _marked_cells(marked: pd.DataFrame) -> pd.DataFrame:
 
 
 def _choice_cells(choices: pd.DataFrame) -> pd.DataFrame:
-    """The table ``EntropyTables.choices`` as text cells."""
+    """Return the table ``EntropyTables.choices`` as text cells."""
     rows = choices.set_index("kept")
     cells = {name: {"accuracy": _cell(row, "share", "accuracy"), "gain": _gain(row)} for name, row in rows.iterrows()}
     return pd.DataFrame(cells).T.rename_axis("response kept")
 
 
 def _transcripts(lm: LM, rollouts: Sequence[Rollout], chains: Sequence[Chain], problems: Sequence[Problem]) -> str:
-    """Transcripts of up to three responses, as HTML.
+    """Return transcripts of up to three responses, as HTML.
 
     The responses are the wrong one with the most failed steps, the correct one to the same problem with the most steps, and the one with
     the highest think entropy.

@@ -1,6 +1,6 @@
 """Train a policy with a length reward (the command ``grpo``), and train many recipes with several seeds (the curves in ``data/grpo``).
 
-A recipe is the training setup of a paper: reward, loss, and sizes.
+A recipe is the training setup of a paper: reward, loss, and numbers such as batch size and learning rate.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from toolkit.types import Report
 TESTED = "arithmetic"  # task on which a sweep compares finished policies with base
 HARD = (6, 7, 8)  # numbers of operands of the arithmetic problems that are called hard
 RECIPE_NUMBERS = ("problems", "samples", "updates", "max_tokens", "learning_rate")
-"""Fields of a recipe that ``adjust_recipe`` can change by name."""
+"""Numbers of a recipe that ``adjust_recipe`` can change by name."""
 
 
 def catalogue() -> pd.DataFrame:
     """Return a table of all rewards and recipes, one row each, for ``toolkit grpo --list``.
 
     Index: ``name``. Columns: ``paper`` (arXiv id), ``own`` (``"yes"`` if there is a recipe with the paper's numbers, ``""`` if the reward
-    trains with plain GRPO), and ``pays`` (one sentence on the behaviour that is rewarded).
+    is trained with plain GRPO), and ``pays`` (one sentence on the behaviour that is rewarded).
     """
     rows = [(name, e.paper, "yes" if name in recipes.ALL else "", e.line) for name, e in rewards.ALL.items()]
     others = [(name, recipes.find(name)) for name in recipes.ALL if name not in rewards.ALL]
@@ -44,15 +44,16 @@ def catalogue() -> pd.DataFrame:
 
 
 def adjust_recipe(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:
-    """Return a recipe changed by settings, and the settings that change TRL's ``GRPOConfig`` instead.
+    """Apply settings by name; return the changed recipe, and the settings that are fields of TRL's ``GRPOConfig`` instead (name -> value).
 
     Args:
-        settings: Name -> value as text, which is read as JSON, or as plain text if it is not JSON. ``problems`` (per batch), ``samples``
-            (per problem), ``updates`` (optimizer steps per batch), ``max_tokens`` (per response) and ``learning_rate`` change the recipe;
-            ``reward.NAME`` changes an option of its reward; any other name must be a field of ``GRPOConfig``.
+        recipe: Recipe to change; the original is not modified.
+        settings: Name -> value as text, which is read as JSON, or as plain text if it is not JSON. Names: ``problems`` (per batch),
+            ``samples`` (per problem), ``updates`` (optimizer steps per batch), ``max_tokens`` (per response) and ``learning_rate`` change
+            the recipe; ``reward.NAME`` changes the option NAME of its reward; any other name must be a field of ``GRPOConfig``.
 
     Raises:
-        ValueError: a name is unknown, or a field of ``GRPOConfig`` is one that the run itself sets.
+        ValueError: a name is unknown, or it is a field of ``GRPOConfig`` that the toolkit sets itself.
     """
     values = {name: _value(text) for name, text in settings.items()}
     numbers = {k: v for k, v in values.items() if k in RECIPE_NUMBERS}
@@ -69,7 +70,7 @@ def adjust_recipe(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, 
 
 
 def _value(text: str) -> Any:
-    """The value of a text in JSON, or the text itself."""
+    """Return the value of a text in JSON, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -81,17 +82,20 @@ def grpo(
 ) -> Trained:
     """Train a copy of ``lm`` on the study's train split, and save it in ``run.out / "model"`` with ``grpo.json`` beside the weights.
 
-    Held-out problems come from the dev split (a quarter as many as training problems, at least 16). It shares no problem with the train
-    split, even if the task is a file.
+    Held-out problems for the evaluations during training come from the dev split: a quarter as many as training problems, at least 16. The
+    two splits share no problem, even if the task is a file.
 
     Args:
         lm: Model to start from; it is not changed.
-        recipe: Reward, loss and sizes of the training.
-        study: Task, number of training problems, and seed.
-        run: Steps, checkpoints, evaluations and output directory; its ``held_out`` is replaced.
+        recipe: Reward, loss and numbers of the training.
+        study: Task, number of training problems, and seed of the problems.
+        run: Output directory, training steps, checkpoints and evaluations. Its ``held_out`` is replaced by problems of the dev split.
         extras: Optional parts, such as a LoRA adapter or another engine that generates responses.
         resume: True to continue from the last checkpoint in ``run.out``, if there is one.
         say: Function that is called with one line of progress at a time.
+
+    Returns:
+        The trained model and its log.
 
     Raises:
         FileExistsError: the run is finished, so its model exists.
@@ -108,10 +112,10 @@ def grpo(
 
 
 def before_and_after(done: Trained) -> pd.DataFrame:
-    """Return a table of measures before and after training: one row per measure, one column for the first and one for the last log line.
+    """Return measures before and after training: one row per measure, two columns, whose names are numbers of training steps.
 
-    The column names are numbers of training steps. The measures are those on held-out problems if there are any, else those of the training
-    batches: accuracy and ``truncated`` (responses that the token budget cut off) are shares from 0 to 1, lengths are in tokens.
+    The measures are those on held-out problems if the log has any, else those of the training batches. Accuracy and ``truncated``
+    (responses that the token budget cut off) are shares from 0 to 1, lengths are in tokens.
     """
     rows = done.log.dropna(subset=["held_out/accuracy"]) if "held_out/accuracy" in done.log else done.log[done.log["step"] > 0]
     columns = [c for c in rows.columns if c.startswith("held_out/")] or ["accuracy", "think_tokens", "tokens", "truncated"]
@@ -124,11 +128,13 @@ def sweep(
 ) -> list[Path]:
     """Train a policy for every pair of recipe and seed, compare it with base on test problems, and write its learning curve to a file.
 
-    A policy whose curve exists is not trained again. Call it again to resume; several processes may share the work. If the code, model,
-    recipe or plan has changed since a curve was made, the curve is moved to ``runs / "stale"`` and the policy is trained again. A curve
-    made by version 0.1.0, which did not record its code, is kept, with a message.
+    To resume, call it again: a policy whose curve exists is not trained again. Several processes may share the work.
+
+    A curve is outdated if the code, the model, the recipe or the plan has changed since. It is moved to ``runs / "stale"``, and the policy
+    is trained again. A curve from version 0.1.0, which did not record its code, is kept, and ``say`` reports it.
 
     Args:
+        lm: Model to start each training from; it is also the base of the comparison.
         todo: Pairs ``(recipe, seed)``, in the order of training. Recipes have their papers' numbers; ``plan`` scales them.
         plan: Training settings that all policies share.
         out: Directory of the learning curves, one small file per policy.
@@ -137,7 +143,7 @@ def sweep(
         say: Function that is called with one line of progress at a time.
 
     Returns:
-        Paths of the curve files, one per pair, in the order of ``todo``.
+        Paths of the curve files, one per pair, in the order of ``todo``. A file that another process is still making may not exist yet.
     """
     files = []
     for recipe, seed in todo:
@@ -156,7 +162,7 @@ def sweep(
 
 
 def _is_current(file: Path, basis: store.Basis, lm: LM, recipe: Recipe, seed: int, stale: Path, say: Say) -> bool:
-    """Return True if a curve exists and nothing it depends on has changed; move an outdated curve to the directory ``stale``."""
+    """Return True if a curve exists and nothing has changed that it depends on. An outdated curve is moved to the directory ``stale``."""
     if not file.exists():
         return False
     about, *rows = curves.lines(file)
@@ -177,7 +183,7 @@ def _is_current(file: Path, basis: store.Basis, lm: LM, recipe: Recipe, seed: in
 
 
 def _curve_basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, tested: int) -> store.Basis:
-    """Everything that a learning curve depends on: the trained policy, and the test against base."""
+    """Return the inputs and the code that a learning curve depends on, for training and test. If they change, the curve is outdated."""
     policy = policies.basis(lm, recipe, seed, plan)
     code = store.modules_of(
         "toolkit.evaluate",
@@ -205,7 +211,7 @@ def _curve(lm: LM, done: Trained, about: Mapping[str, Any], runs: Path, tested: 
 
 
 def _summaries(report: Report) -> list[dict[str, Any]]:
-    """Rows of ``evaluate.summary`` as dicts, for all problems (``problems`` is ``"all"``) and for hard ones (``"hard"``)."""
+    """Return rows of ``evaluate.summary`` as dicts, for all problems (``problems`` is ``"all"``) and for hard ones (``"hard"``)."""
     rows = []
     for name, part in (("all", report), ("hard", report.only(difficulty=HARD))):
         summary = evaluate.summary(part)
@@ -215,7 +221,7 @@ def _summaries(report: Report) -> list[dict[str, Any]]:
 
 
 def outcomes(report: Report, condition: str) -> dict[str, list]:
-    """Return accuracy and think length of one condition on every problem, for paired comparisons between policies.
+    """Return the accuracy and think length of one condition, per problem, for paired comparisons between policies.
 
     Args:
         report: Report of ``evaluate.compare``.

@@ -1,6 +1,6 @@
-"""The head atlas, for the command ``toolkit heads``: scores of every attention head by several measures, and effects of an edit.
+"""The head atlas, for the command ``toolkit heads``: scores of every attention head by several measures, and the effects of an edit.
 
-A measure that gives every head one number is called a *lens*. (It is not the logit lens.)
+A measure that gives every head one number is called a *lens* here. (It has nothing to do with the logit lens.)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHORT, WRITE, COPY, ENTROPY = "short thinking", "write", "copy", "entropy when m
 
 @dataclass(frozen=True)
 class Atlas:
-    """Scores of every head by every lens. A lens is a measure that gives each head one number.
+    """Scores of every head by every lens, and tables that compare them. A lens is a measure that gives each head one number.
 
     Attributes:
         scores: Name of a lens -> scores of all heads.
@@ -49,19 +49,20 @@ class Atlas:
 
     @property
     def overlaps(self) -> pd.DataFrame:
-        """Table with one row per pair of lenses: how many of the top heads they share, with p-values (see ``agreement``)."""
+        """Table with one row per pair of lenses: number of shared top heads, rank correlation, and p-values (see ``agreement``)."""
         return self.tables["overlaps"]
 
 
 def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: float = 1.0) -> HeadScores:
-    """Return for every head how the entropy of think tokens changes when the head's output is set to zero at all positions.
+    """Return for every head how much the entropy of think tokens rises when the head's output is set to zero at all positions.
 
-    The model reads its own responses, teacher-forced. A score is the entropy with the head ablated minus the entropy of the unchanged
-    model, mean over rollouts, in nats per token; + means that ablation makes the model less certain.
+    The model reads its own responses, teacher-forced. A score is the mean think entropy with the head ablated minus that of the unchanged
+    model, averaged over rollouts, in nats per token. + means that ablation makes the model less certain.
 
     Args:
+        lm: Model to ablate heads in.
         rollouts: Responses of ``lm``.
-        temperature: Temperature of the softmax whose entropy is taken.
+        temperature: Temperature of the softmax whose entropy is measured.
 
     Raises:
         NoThinkTagsError: no rollout has a think token.
@@ -85,14 +86,21 @@ def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: flo
 def lenses(
     lm: LM, rollouts: Sequence[Rollout], measurement: retrieval.RetrievalMeasurement, settings: edit.EditSettings = edit.DEMO
 ) -> dict[str, HeadScores]:
-    """Return the scores of every head by every lens, as name of the lens -> scores.
+    """Return the scores of all heads by every lens, as name of the lens -> scores.
 
-    The lenses are ``short thinking`` and ``short thinking, published`` (writing towards short thinking, in our form and the published one),
-    ``copy`` (copying from the prompt), ``write`` (writing towards the retrieved token), ``attention from the question`` (to the needle),
-    ``entropy when masked`` (change of think entropy when the head is ablated), and the attention patterns of TransformerLens
-    (``previous token``, ``duplicate token``, ``induction``).
+    The lenses:
+
+    * ``short thinking``, ``short thinking, published``: how far the head's output points towards short thinking, in units of the residual
+      stream; by our form of ThinkEdit, and by the published one.
+    * ``copy``: share of the tokens of a fact hidden in the prompt (the *needle*) that the head copies to the answer.
+    * ``write``: how much the head raises the logits of the needle's tokens at the steps that generate them.
+    * ``attention from the question``: share of the attention from the question's tokens that is on the needle.
+    * ``entropy when masked``: rise of the think entropy when the head is ablated, on at most 127 of the rollouts (see
+      ``entropy_sensitivity``).
+    * ``previous token``, ``duplicate token``, ``induction``: share of the head's attention on this pattern, measured by TransformerLens.
 
     Args:
+        lm: Model whose heads are scored.
         rollouts: Rollouts of ``lm`` from the train split.
         measurement: Retrieval metrics of every head, from ``retrieval.measure_retrieval``.
         settings: Settings of ThinkEdit, for the scores of short thinking.
@@ -112,13 +120,13 @@ def lenses(
 
 
 def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000, seed: int = 0) -> pd.DataFrame:
-    """Test for every pair of lenses whether they rank the same heads highest.
+    """Test for every pair of lenses whether both rank the same heads highest.
 
-    Two lenses that both score the heads of some layers high share top heads for that reason alone. So use ``p_in_layer`` rather than ``p``.
+    Two lenses may share top heads only because both score all heads of some layers high. ``p_in_layer`` excludes this, ``p`` does not.
 
     Args:
         scores: Name of a lens -> scores of all heads.
-        count: Number of top heads that are compared.
+        count: Number of top heads to compare per lens.
         times: Number of random permutations of the heads.
         seed: Seed of the permutations.
 
@@ -126,12 +134,12 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
         One row per pair of lenses. Columns:
 
         * ``pair``: ``"LENS / LENS"``.
-        * ``shared``: number of heads that are in the top ``count`` of both lenses. Heads that tie for the last places count as fractions.
+        * ``shared``: number of heads in the top ``count`` of both lenses. Heads that tie for the last places count as fractions.
         * ``expected``: mean of ``shared`` for random rankings.
-        * ``p``: one-sided p-value of ``shared``, if all heads are permuted.
-        * ``p_in_layer``: one-sided p-value of ``shared``, if heads are permuted within their layers only.
-        * ``spearman``: rank correlation over all heads (NaN for a constant lens).
-        * ``p_spearman, p_spearman_in_layer``: two-sided p-values of ``spearman``, for both kinds of permutation.
+        * ``p``: one-sided p-value of ``shared``, from permutations of all heads.
+        * ``p_in_layer``: one-sided p-value of ``shared``, from permutations of the heads within each layer.
+        * ``spearman``: rank correlation over all heads (NaN if a lens is constant).
+        * ``p_spearman, p_spearman_in_layer``: two-sided p-values of ``spearman``, from the same two kinds of permutations.
         * ``p_holm``: ``p_in_layer`` after Holm's correction over all pairs.
     """
     rng = np.random.default_rng(seed)
@@ -164,7 +172,7 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
 
 
 def _top(scores: ndarray, count: int) -> ndarray:
-    """Weight of each head: 1 in the top ``count``, 0 outside; heads that tie at the cut share the remaining places equally."""
+    """Return a weight per head: 1 in the top ``count``, 0 outside. Heads that tie at the cut share the remaining places equally."""
     cut = np.sort(scores)[-count]
     above, tied = scores > cut, scores == cut
     return above + tied * (count - above.sum()) / tied.sum()
@@ -178,21 +186,24 @@ def condition_effects(
     *,
     out: Path | None = None,
 ) -> pd.DataFrame:
-    """Measure the effect of conditions on accuracy, length, entropy and retrieval.
+    """Measure accuracy, thinking length, entropy and retrieval of several conditions, and their differences from base.
 
     Args:
-        conditions: Name -> condition; the first is base, with which the others are compared.
-        study: Task, sizes and seed; the test problems are used.
-        haystacks: Prompts with hidden facts, from the test split.
+        conditions: Name -> condition; the first is base.
+        study: Task, numbers of problems and samples, and seed; its test problems are used.
+        haystacks: Problems whose prompts hide the facts needed for the answer, from the test split.
         heads: Pairs ``(layer, head)`` of the heads for the metric ``write``.
         out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:
         One row per condition and metric. Columns: ``condition, metric``; ``mean, low, high``; ``difference, difference_low,
-        difference_high`` (condition minus base, paired by problem). Intervals are 95 %. Metrics: ``accuracy`` (0 to 1), ``think_tokens``,
-        ``think_entropy, answer_entropy`` (nats per token), all on the test problems; ``retrieved``, the share of haystacks answered
-        correctly (greedy); ``write``, the logits that ``heads`` together write towards the answer while the condition reads base's
-        greedy responses to the haystacks.
+        difference_high`` (condition minus base, paired by problem). ``low`` and ``high`` are the ends of 95 % intervals. Metrics:
+
+        * ``accuracy`` (0 to 1) and ``think_tokens``, on the test problems.
+        * ``think_entropy, answer_entropy``: in nats per token, on the test problems.
+        * ``retrieved``: share of haystacks answered correctly (0 to 1), with greedy decoding.
+        * ``write``: sum over ``heads`` of the logits that they write towards the hidden facts' tokens. All conditions read the same text
+          for this, base's greedy responses to the haystacks.
     """
     problems = study.load("test", next(iter(conditions.values())).lm)
     evaluate.check_held_out(conditions, _problems(conditions, study, haystacks), allow=study.allow_overlap)
@@ -222,12 +233,12 @@ def condition_effects(
 
 
 def _problems(conditions: Mapping[str, Condition], study: Study, haystacks: Sequence[Haystack]) -> list[Problem]:
-    """All problems that the conditions are evaluated on: test problems of the study, and haystacks."""
+    """Return all problems that the conditions are evaluated on: the study's test problems, and the haystacks."""
     return [*study.load("test", next(iter(conditions.values())).lm), *(h.problem for h in haystacks)]
 
 
 def _paired(values: Mapping[str, Mapping[str, ndarray]], seed: int) -> pd.DataFrame:
-    """The table of ``condition_effects``, from condition -> metric -> one value per problem; the first condition is base.
+    """Return the table of ``condition_effects``, from condition -> metric -> one value per problem; the first condition is base.
 
     Problems without a value for the condition or for base are left out.
     """
@@ -255,20 +266,21 @@ def atlas(
 ) -> Atlas:
     """Score every head by every lens, compare the lenses, and measure the effects of ThinkEdit's edit and of steering.
 
-    Writes ``heads.parquet``, ``atlas.json`` (tables with provenance), ``report.html`` and the rollouts into ``directory``. After a stop,
-    call it again with the same arguments: finished rollouts are reused.
+    After a stop, call it again with the same arguments: finished rollouts are reused.
 
     Args:
-        study: Task and sizes.
+        lm: Model whose heads are scored.
+        study: Task, numbers of problems and samples, and seed.
         search: Settings of the retrieval measurement.
-        directory: Directory to write to.
-        rollouts: Rollouts of the train split, from which short-thinking heads are found; ``None`` samples them.
-        origin: ``task``, ``split`` and ``seed`` of ``rollouts``, if these are given.
+        directory: Directory to write to: ``heads.parquet``, ``atlas.json`` (tables with provenance), ``report.html``, and ``rollouts/``.
+        rollouts: Rollouts of ``lm`` from the train split, to compute the short-thinking scores from; ``None`` samples them.
+        origin: ``task``, ``split`` and ``seed`` of ``rollouts``, for the provenance. Not used if ``rollouts`` is ``None``.
         say: Function that is called with one line of progress at a time.
 
     Raises:
         ImportError: TransformerLens is not installed. This is raised before anything is sampled.
-        evaluate.OverlapError: the edit or direction was made from problems that it would be evaluated on (unless ``study.allow_overlap``).
+        evaluate.OverlapError: the edit or direction was made from problems that it would be evaluated on, and ``study.allow_overlap`` is
+            False.
     """
     bridges.check_transformer_lens()
     out = store.writable(directory)

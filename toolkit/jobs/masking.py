@@ -1,8 +1,7 @@
 """Measure the accuracy lost when retrieval heads are masked, compared with masking random heads of the same layers.
 
-"Published" refers to arXiv:2404.15574.
-
-Also compare the accuracy lost when the model thinks with the accuracy lost when it answers directly.
+``thinking_or_not`` also compares the loss when the model thinks with the loss when it answers directly. "Published" refers to
+arXiv:2404.15574.
 """
 
 from __future__ import annotations
@@ -27,13 +26,14 @@ from toolkit.types import Moments, Plan, Problem, Rollout
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask on the top heads of a ranking.
+    """A way to mask the top heads of a ranking: which heads, how, and when.
 
     Attributes:
-        ranking: Name of the ranking, a key in ``RANKINGS``.
-        count: Number of heads to mask.
-        op: Operation: ``uniform`` attention, ``zero`` output or ``mean`` output.
-        during: ``newest`` masks while decoding only (as published), ``all`` in the prompt too.
+        ranking: Name of the ranking, a key in ``jobs.retrieval.RANKINGS``.
+        count: Number of heads to mask, from the top of the ranking.
+        op: Operation: ``uniform`` (even attention over all visible keys), ``zero`` (output set to 0) or ``mean`` (output replaced by its
+            mean).
+        during: ``newest`` masks while decoding only (as published), ``all`` also in the prompt.
     """
 
     ranking: str
@@ -50,10 +50,10 @@ DURING = {"newest": "decode only", "all": "prefill too"}
 
 
 def planned_masks(search: Search) -> list[Mask]:
-    """Return the masks to measure for each ranking.
+    """Return the masks to measure, for every ranking.
 
-    These are the published form of masking (uniform attention while decoding only) at every count and, at the largest count, every operation
-    in ``search.ops``, both while decoding only and in the prefill too.
+    The published form (uniform attention, while decoding only) is measured at every count. At the largest count, every operation in
+    ``search.ops`` is measured too, once while decoding only and once in the prompt as well.
     """
     curve = [Mask(ranking, count) for ranking, count in product(RANKINGS, search.counts)]
     forms = [Mask(r, max(search.counts), op, during) for r, op, during in product(RANKINGS, search.ops, DURING)]
@@ -67,15 +67,16 @@ def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
 
 
 def controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
-    """Return random controls of a plan: plans with equally many random *other* heads of the same layers.
+    """Return random controls of a plan: plans that mask equally many *other* heads of the same layers, chosen at random.
 
-    A plan that is drawn twice is returned once. There are no controls if the plan has more than half of all heads, since too few other
-    heads are left.
+    If two draws choose the same heads, they are returned once. The list is empty if the plan masks more than half of all heads, since too
+    few others are left. If a layer has too few other heads, the nearest layer with free heads supplies the rest.
 
     Args:
         plan: Heads that are masked.
-        draws: Number of draws, the largest number of controls.
-        seed: Seed of the first draw.
+        lm: Model that the plan is for.
+        draws: Number of random draws, the largest number of controls.
+        seed: Seed of the first draw; each further draw adds 1.
     """
     if 2 * len(plan.heads) > len(lm.layout.all_heads):
         return []
@@ -95,10 +96,11 @@ def masking_effects(
     """Measure accuracy and response length with the top heads masked, compared with masking random heads of the same layers.
 
     Args:
+        lm: Model to mask heads in.
         measurement: Retrieval metrics of every head. Its scores rank the heads, and its rollouts give the means for mean ablation.
         search: Number and seed of the random controls, token budget and batch size.
-        problems: Problems of the test split, answered greedily.
-        chosen: The masks to measure, such as ``planned_masks(search)``.
+        problems: Problems of the test split, answered with greedy decoding.
+        chosen: Masks to measure, such as ``planned_masks(search)``.
         out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:
@@ -109,12 +111,12 @@ def masking_effects(
         * ``random, random_low, random_high``: mean accuracy of the random controls (NaN without controls).
         * ``lost, lost_low, lost_high``: accuracy of base minus that of the masked model, paired by problem.
         * ``more_than_random, more_than_random_low, more_than_random_high``: accuracy of the controls minus that of the masked model,
-          paired by problem; + means that the top heads matter more than random ones.
+          paired by problem; + means that masking the top heads costs more accuracy than masking random ones.
         * ``draws``: number of random controls.
-        * ``tokens, random_tokens``: mean response length in tokens of the masked model and of the controls.
+        * ``tokens, random_tokens``: mean response length in tokens, of the masked model and of the controls.
 
-        Intervals are 95 %, over problems and, where controls are involved, also over draws. With fewer than three draws they are
-        unreliable.
+        Columns that end in ``low`` and ``high`` are the ends of 95 % intervals over problems. Those of ``random`` and ``more_than_random``
+        are also over draws; with fewer than three draws they are unreliable.
     """
     base = _outcomes(lm, Condition(lm), problems, search.sampling, out and out / "base")
     done: dict[tuple, ndarray] = {}
@@ -152,7 +154,7 @@ JUDGED = (
 
 
 def _judged(base: ndarray, top: ndarray, noise: Sequence[ndarray], seed: int) -> tuple[float | int, ...]:
-    """The columns ``JUDGED`` of one mask.
+    """Return the values of the columns ``JUDGED`` for one mask.
 
     ``base``, ``top`` (top heads masked) and each entry of ``noise`` (random heads masked) are outcomes ``[2, problems, samples]``.
     """
@@ -169,13 +171,13 @@ NOTHING = (np.nan,) * 3
 
 
 def _share_correct(draws: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
-    """Share of correct answers with its interval; each draw is ``[problems, samples]``."""
+    """Return the share of correct answers with its interval; each draw is ``[problems, samples]``."""
     e = stats.mean_effect(_means(draws), seed=seed).within((0.0, 1.0))
     return e.mean, e.low, e.high
 
 
 def _difference(a: Sequence[ndarray], b: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
-    """Share correct in ``a`` minus that in ``b``, paired by problem, with its interval; each draw is ``[problems, samples]``.
+    """Return the share correct in ``a`` minus that in ``b``, paired by problem, with its interval; each draw is ``[problems, samples]``.
 
     A single draw on one side is compared with all draws of the other.
     """
@@ -189,28 +191,37 @@ def _means(draws: Sequence[ndarray]) -> ndarray:
 
 
 MODES = {"thinking": (), "answering directly": (Budget(0),)}
-"""Name of a way to answer -> its decoding rules. A budget of 0 closes the think span at once."""
+"""Way to answer -> decoding rules that enforce it. A budget of 0 think tokens closes the think span at once."""
 
 
 def thinking_or_not(
     lm: LM, plan: Plan, problems: Mapping[str, Sequence[Problem]], sampling: Sampling, *, draws: int = 3, out: Path | None = None
 ) -> pd.DataFrame:
-    """Measure whether masking heads costs more accuracy when the model thinks than when it answers directly; also report think length.
+    """Measure whether masking heads costs more accuracy when the model thinks than when it answers directly.
 
-    Heads are masked in the published form (uniform attention, decode only). To answer directly, the think span is closed at once.
+    Heads are masked in the published form (uniform attention, while decoding only). To make the model answer directly, its think span is
+    closed at once.
 
     Args:
-        plan: The heads to mask.
-        problems: Task -> problems.
+        lm: Model to mask heads in.
+        plan: Heads to mask.
+        problems: Name of a task -> its problems.
         sampling: Sampling settings.
-        draws: Number of random controls, with heads of the same layers.
+        draws: Number of random controls, which mask other heads of the same layers.
         out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:
-        One row per task, mode and mask. Columns: ``task``; ``mode`` (``thinking`` or ``answering directly``); ``masked`` (``nothing``,
-        ``top`` for the plan's heads, ``random`` for the controls); ``accuracy, low, high``; ``lost, lost_low, lost_high`` (accuracy with
-        nothing masked minus accuracy with the mask, paired by problem); ``think_tokens`` (mean). In rows with the mode ``thinking -
-        directly``, ``lost`` is that of ``thinking`` minus that of ``answering directly``. Intervals are 95 %.
+        One row per task, mode and mask. Columns:
+
+        * ``task``.
+        * ``mode``: ``thinking``, ``answering directly``, or the difference between the two, ``thinking - directly``.
+        * ``masked``: ``nothing``, ``top`` (the heads of ``plan``) or ``random`` (the controls).
+        * ``accuracy, low, high``: accuracy, 0 to 1 (NaN for ``thinking - directly``).
+        * ``lost, lost_low, lost_high``: accuracy with nothing masked minus accuracy with the mask, paired by problem. For ``thinking -
+          directly``: the loss when thinking minus the loss when answering directly.
+        * ``think_tokens``: mean think length (NaN for ``thinking - directly``).
+
+        Intervals are 95 %, over problems and, for ``random``, also over draws.
     """
     random = controls(plan, lm, draws, sampling.seed)
     plans: dict[str, Sequence[Plan | None]] = {"nothing": [None], "top": [plan], "random": random}

@@ -1,4 +1,4 @@
-"""Find retrieval heads, which copy from the prompt: measure every attention head at the tokens of answers to haystacks.
+"""Find retrieval heads, the attention heads that copy from the prompt: score every head while the model answers haystacks.
 
 A *haystack* is a prompt that hides the facts needed for the answer; a hidden fact is a *needle*. The command is
 ``toolkit retrieval-heads``.
@@ -27,8 +27,8 @@ TASKS = ("lookup", "needle", "threading")
 RANKINGS = {"copy, as published": ("copy", False), "write (ours)": ("write", True)}
 """Name of a ranking of the heads -> ``(metric, whole)``.
 
-``metric`` is the key in ``retrieval_heads.METRICS`` by which heads are ranked. ``whole`` says which tokens of the prompt count as the
-needle: True for the whole hidden fact (such as ``N=8;``), False for only the words of the answer in it (``8``), as published.
+``metric`` is the key in ``retrieval_heads.METRICS`` by which heads are ranked. ``whole`` decides which tokens of the prompt count as the
+needle. True: the whole hidden fact, such as ``N=8;``. False, as published: only the words of the answer in it, ``8``.
 """
 
 
@@ -37,15 +37,18 @@ class Search:
     """Settings for finding retrieval heads and for masking them.
 
     Attributes:
-        task: ``lookup`` (variables and values, for the tiny reasoner), ``needle`` (facts in filler text) or ``threading`` (chains of keys).
-        instances: Number of haystacks per split (for ``threading`` approximately): heads are found on dev and masked on test.
+        task: ``lookup`` (variables and values, for the tiny reasoner), ``needle`` (facts in filler text) or ``threading`` (chains of
+            keys).
+        instances: Number of haystacks per split (approximate for ``threading``). Heads are found on the dev split and masked on the test
+            split.
         lengths: Prompt lengths in tokens; empty means five lengths up to the model's context. Not used by ``lookup``.
         counts: Numbers of heads to mask.
-        ops: Masking operations to try at the largest count: ``uniform`` (uniform attention), ``zero`` (no output) or ``mean`` (mean
-            output). ``uniform`` is the published operation; it is always used, at every count.
-        draws: Number of random controls per mask; each masks random heads of the same layers.
+        ops: Masking operations to try at the largest count: ``uniform`` (even attention over all visible keys), ``zero`` (output set to 0)
+            or ``mean`` (output replaced by its mean). ``uniform``, the published operation, is measured at every count, even if it is not
+            listed.
+        draws: Number of random controls per mask; each masks random other heads of the same layers.
         max_new_tokens: Token budget of a response.
-        batch_size: Rows decoded together; does not change the responses.
+        batch_size: Number of rows decoded together; does not change the responses.
         seed: Seed of the haystacks and of the random controls.
     """
 
@@ -75,10 +78,10 @@ class Search:
         return Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens, seed=self.seed, batch_size=self.batch_size)
 
     def haystacks(self, lm: LM, split: str) -> list[Haystack]:
-        """Return the haystacks of a split, with the token positions of their needles in the chat prompt of ``lm``.
+        """Return the haystacks of a split, with the token positions of their needles in ``lm``'s chat prompt.
 
         Raises:
-            tasks.haystack.HaystackError: a prompt length is beyond the model's context, the hidden facts do not fit a length, or the facts
+            tasks.haystack.HaystackError: a prompt length is beyond the model's context, the hidden facts do not fit a length, or they
                 cannot be located in the tokens.
         """
         match self.task:
@@ -93,11 +96,11 @@ class Search:
 
 @dataclass(frozen=True)
 class RetrievalMeasurement:
-    """Retrieval metrics of every head on haystacks.
+    """Retrieval metrics of every head on haystacks, from ``measure_retrieval``.
 
     Attributes:
-        haystacks: The haystacks.
-        rollouts: The model's greedy responses to the haystacks.
+        haystacks: The haystacks, from the dev split.
+        rollouts: The model's greedy responses to them.
         measured: Name of a ranking (see ``RANKINGS``) -> all metrics of every head in every example. An example is one needle in one
             response.
     """
@@ -108,15 +111,15 @@ class RetrievalMeasurement:
 
     @property
     def scores(self) -> dict[str, HeadScores]:
-        """Name of a ranking -> score of every head: the mean over examples of the ranking's metric."""
+        """Name of a ranking -> score of every head: the metric of the ranking, averaged over examples."""
         return {name: retrieval_heads.scores(self.measured[name], metric) for name, (metric, _) in RANKINGS.items()}
 
     def recall(self) -> pd.DataFrame:
         """Return the share of haystacks that the model answered correctly, one row per prompt length and needle depth.
 
-        Columns: ``length`` (prompt length in tokens), ``depth`` (relative position of the first needle in the prompt, 0 to 1), ``correct``
-        (share of right answers, 0 to 1) and ``n`` (number of haystacks). If there are more than 8 lengths or 11 depths, they are replaced
-        by the midpoints of their quintiles.
+        Columns: ``length`` (prompt length in tokens), ``depth`` (share of the prompt before the first needle, 0 to 1), ``correct`` (share
+        of right answers, 0 to 1) and ``n`` (number of haystacks). More than 8 different lengths, or more than 11 depths, are grouped into
+        at most five quantile bins, and the column then holds the middle of the bin.
         """
         by_id = {h.problem.id: h for h in self.haystacks}
         rows = []
@@ -132,10 +135,11 @@ class RetrievalMeasurement:
 
 
 def measure_retrieval(lm: LM, search: Search, *, out: Path | None = None, say: Say = lambda text: None) -> RetrievalMeasurement:
-    """Sample greedy responses to the dev haystacks, and measure how much every head retrieves from the prompt at the response tokens.
+    """Sample greedy responses to the dev haystacks, and measure how much every head retrieves from the prompt.
 
     Args:
-        search: Task, sizes and seed of the haystacks.
+        lm: Model to measure.
+        search: Task, number and seed of the haystacks, and token budget.
         out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.
         say: Function that is called with one line of progress at a time.
     """
@@ -153,12 +157,13 @@ def measure_retrieval(lm: LM, search: Search, *, out: Path | None = None, say: S
 
 
 def top_heads(measurement: RetrievalMeasurement, count: int = 10) -> pd.DataFrame:
-    """Return the best heads of each ranking, one row per head.
+    """Return the heads with the highest scores in each ranking, one row per head.
 
-    Columns: ``ranking, rank`` (1 is the best), ``layer, head, score``, and ``given_success``: the score over correctly answered haystacks
-    only (NaN if there are none). Scores are shares for ``copy`` and logits for ``write``.
+    Columns: ``ranking, rank`` (1 is the highest score), ``layer, head, score``, and ``given_success``: the score over correctly answered
+    haystacks only (NaN if there are none). Scores are shares (0 to 1) in the ranking by ``copy``, and logits in the ranking by ``write``.
 
     Args:
+        measurement: From ``measure_retrieval``.
         count: Number of heads per ranking.
     """
     rows = []
@@ -173,15 +178,17 @@ def top_heads(measurement: RetrievalMeasurement, count: int = 10) -> pd.DataFram
 
 
 def sparsity(measurement: RetrievalMeasurement, name: str) -> pd.DataFrame:
-    """Return the shares of heads with a copy score above 0.1, above 0.5 and equal to zero, beside the shares of seven published models.
+    """Return how few heads have a high copy score, for this model and for seven models of the paper (arXiv:2404.15574).
 
-    The copy score of a head is the share of the needle's tokens that it copies, mean over examples.
+    The copy score of a head is the share of the needle's tokens that it copies, averaged over examples.
 
     Args:
+        measurement: From ``measure_retrieval``.
         name: Name of this model in the table.
 
     Returns:
-        One row per model, this model first: index ``model``, columns ``above 0.1, above 0.5, zero`` (shares of all heads, 0 to 1).
+        One row per model, this model first: index ``model``; columns ``above 0.1, above 0.5, zero``, the shares of all heads (0 to 1) with
+        a copy score above 0.1, above 0.5, and of exactly 0.
     """
     shares = retrieval_heads.statistics(measurement.measured["copy, as published"].select("copy"))
     rows = {name: (shares["share_retrieval"], shares["share_strong"], shares["share_zero"]), **retrieval_heads.PUBLISHED_SHARES}
@@ -189,17 +196,19 @@ def sparsity(measurement: RetrievalMeasurement, name: str) -> pd.DataFrame:
 
 
 def stability(measurement: RetrievalMeasurement, count: int, *, seed: int = 0) -> pd.DataFrame:
-    """Return how stable the top heads are: the share of those on all examples that are also top heads on only ``n`` random examples.
+    """Return how well few examples find the same top heads as all examples.
 
-    The ``n`` examples are among all examples, so this is an in-sample measure.
+    The few examples are drawn from all examples, so this is an in-sample measure.
 
     Args:
-        count: Number of top heads that are compared.
-        seed: Seed of the random examples.
+        measurement: From ``measure_retrieval``.
+        count: Number of top heads to compare.
+        seed: Seed of the draws.
 
     Returns:
-        Columns ``ranking``, ``n`` (1, 3, 10, 30, 100, as far as there are examples), and ``overlap`` (that share, 0 to 1, mean over 20
-        draws of the ``n`` examples).
+        One row per ranking and number of examples. Columns: ``ranking``; ``n`` (number of random examples: 1, 3, 10, 30 and 100, up to the
+        number of all examples); ``overlap`` (share, 0 to 1, of the top heads on all examples that are also top heads on the ``n``
+        examples, mean over 20 draws).
     """
     rows = []
     for name, (metric, _) in RANKINGS.items():

@@ -1,4 +1,4 @@
-"""Find retrieval heads, mask them, and write tables and a report, for the command ``toolkit retrieval-heads``."""
+"""The command ``toolkit retrieval-heads``: find retrieval heads, mask them, and write tables and a report."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from toolkit.report import Section
 def retrieval_report(lm: LM, search: Search, directory: str | Path, *, say: Say = lambda text: None) -> dict[str, pd.DataFrame]:
     """Find retrieval heads, mask them, and write a report.
 
-    Writes ``copy.safetensors`` and ``write.safetensors`` (head scores), ``copy_examples.json`` (copy scores per example, in the format of
-    the paper's released files), ``retrieval.json`` (every table, with provenance), ``report.html`` and the rollouts into ``directory``.
     After a stop, call it again with the same arguments: finished rollouts are reused.
 
     Args:
-        search: Task, sizes, masks and random controls.
-        directory: Directory to write to.
+        lm: Model to find the heads of.
+        search: Task, number of haystacks, masks and random controls.
+        directory: Directory to write to: ``copy.safetensors`` and ``write.safetensors`` (head scores), ``copy_examples.json`` (copy scores
+            per example, in the format of the paper's released files), ``retrieval.json`` (all tables, with provenance), ``report.html``,
+            and ``rollouts/``.
         say: Function that is called with one line of progress at a time.
 
     Returns:
-        Name -> table: ``recall`` (see ``RetrievalMeasurement.recall``), ``heads`` (``top_heads``), ``sparsity``, ``stability``, ``masking``
-        (``masking_effects``), and for the task ``lookup`` on a model with a closing think tag also ``thinking`` (``thinking_or_not``).
+        Name -> table. Each table is described by the function that makes it: ``recall`` (``RetrievalMeasurement.recall``), ``heads``
+        (``top_heads``), ``sparsity``, ``stability`` and ``masking`` (``masking_effects``). For the task ``lookup`` and a model with a
+        closing think tag, there is also ``thinking`` (``thinking_or_not``).
     """
     out = store.writable(directory)
     measurement = measure_retrieval(lm, search, out=out / "rollouts" / "dev", say=say)

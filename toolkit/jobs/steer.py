@@ -1,7 +1,7 @@
 """Steering along a direction, for the commands ``dose``, ``export`` and ``steer``.
 
-The functions measure length, accuracy and damage at several strengths (the dose-response), write a folder for the Hugging Face Hub, and
-sample steered responses.
+``dose_report`` measures length, accuracy and damage at several strengths (the dose-response). ``vector_folder`` writes a folder for the
+Hugging Face Hub. ``steered_responses`` samples responses at several strengths.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ def dose_report(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure length, accuracy and damage at several steering strengths on the study's dev problems, with a random direction as control.
 
-    Damage means responses that never close their thinking or that loop, and a higher perplexity of base's responses under the steered
-    model. Writes ``report.html``, ``doses.json``, ``targets.json`` and the rollouts into ``directory``. After a stop, call it again with
-    the same arguments: finished rollouts are reused.
+    Damage means that more responses never close their thinking or end in a loop, and that base's responses have a higher perplexity under
+    the steered model. After a stop, call it again with the same arguments: finished rollouts are reused.
 
     Args:
+        lm: Model to steer.
         v: Direction to steer along; adding it lengthens thinking.
-        study: Task, sizes and seed.
-        plan: Strengths, layers, and when to steer.
-        directory: Directory to write to.
+        study: Task, numbers of problems and samples, and seed.
+        plan: Strengths, layers, and positions of steering.
+        directory: Directory to write to: ``report.html``, ``doses.json``, ``targets.json`` and ``rollouts/``.
         say: Function that is called with one line of progress at a time.
 
     Returns:
         Two tables. The first holds means: one row per direction (``length direction``, ``random direction``) and strength, one column per
-        metric. The second holds the best strength for each target length (see ``doses.targets``).
+        metric (see ``doses.Doses``). The second holds the best strength for each target length (see ``doses.targets``).
     """
     out = store.writable(directory)
     name = "length direction"
@@ -79,16 +79,16 @@ def dose_report(
 
 
 def _flat(table: pd.DataFrame) -> pd.DataFrame:
-    """The same table with one index level: direction and strength as text."""
+    """Return the same table with one index level: direction and strength as text."""
     return table.set_index(pd.Index([f"{name} {strength:+g}" for name, strength in table.index], name="dose"))
 
 
 def read_doses(directory: str | Path) -> tuple[pd.DataFrame, str]:
-    """Read the numbers that ``dose_report`` wrote into ``directory``.
+    """Read the measurements that ``dose_report`` wrote into ``directory``.
 
     Returns:
-        A table with one row per direction, strength and metric (columns ``direction, strength, metric, mean, low, high``), and a sentence
-        that names the problems on which the numbers were measured ("" in files of version 0.1.0).
+        A table with one row per direction, strength and metric, and a sentence that names the problems of the measurements ("" if the file
+        is from version 0.1.0). Columns: ``direction, strength, metric, mean, low, high`` (95 % interval).
 
     Raises:
         FileNotFoundError: ``directory`` has no ``doses.json``.
@@ -111,10 +111,11 @@ def vector_folder(
     """Write a folder for the Hugging Face Hub with the direction in several file formats and a card, and return its path.
 
     Args:
+        lm: Model that the direction is for.
         v: Direction to write.
         directory: Folder to write.
-        measured: Directory of ``dose_report``, whose numbers and figures go into the card; ``None`` writes a card without numbers.
-        drop_layer_0: True to leave out the vector of layer 0, which GGUF cannot steer.
+        measured: Directory that ``dose_report`` wrote; its numbers and figures go into the card. ``None`` writes a card without numbers.
+        drop_layer_0: True to leave out the vector of layer 0 in the GGUF file, since that format cannot steer layer 0.
     """
     table, on, pages = None, "", {}
     if measured is not None:
@@ -135,13 +136,14 @@ def steered_responses(
     """Sample responses to prompts at several steering strengths.
 
     Args:
-        acts: Steering strength -> intervention that steers with it.
+        lm: Model to steer.
+        acts: Steering strength -> intervention that steers with this strength.
         prompts: User messages.
         sampling: Sampling settings.
         out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:
-        Tuples ``(prompt, strength, response)``, ordered by prompt, then by strength, then by sample.
+        Tuples ``(prompt, strength, response)``, ordered by prompt, then in the order of ``acts``, then by sample.
     """
     problems = [Problem(f"prompt {i}", ({"role": "user", "content": text},), "") for i, text in enumerate(prompts)]
     by_strength = {

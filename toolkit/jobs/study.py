@@ -1,4 +1,4 @@
-"""Task and sizes of a study (``Study``), and the rollouts that it starts from: newly sampled, or read from a directory."""
+"""The settings of a study (``Study``), and the rollouts that it starts from: newly sampled, or read from a directory."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ T = TypeVar("T", Moments, States)
 
 @dataclass(frozen=True)
 class Study:
-    """Task, sizes and seed of a study.
+    """Settings of a study: its task, numbers of problems and samples, and seed.
 
     Attributes:
         task: Name of a task, or path of a JSONL file of problems.
         problems: Number of problems per split.
         samples: Samples per problem.
         max_new_tokens: Token budget of a response.
-        batch_size: Rows decoded together; does not change the samples.
+        batch_size: Number of rows decoded together; does not change the samples.
         seed: Seed of the problems, of the samples and of the bootstrap.
-        allow_overlap: True to evaluate also on problems that the edit or direction was made from; reports then say so.
+        allow_overlap: True to evaluate an edit or direction also on problems that it was made from, which is otherwise an error. Reports
+            then say so.
 
     Raises:
-        ValueError: an unknown task.
+        ValueError: the task is unknown.
     """
 
     task: str = "arithmetic"
@@ -52,41 +53,43 @@ class Study:
         return Sampling(self.samples, max_new_tokens=self.max_new_tokens, seed=self.seed, batch_size=self.batch_size)
 
     def load(self, split: str, lm: LM | None = None) -> list[Problem]:
-        """Load the study's problems of a split.
+        """Return the study's problems of a split. If a data set or file has fewer, all of them are returned.
 
         Args:
             split: ``train``, ``dev`` or ``test``.
-            lm: Model whose context the prompts must fit; needed by tasks such as ``needle``.
+            lm: Model for which the problems are made. The task ``needle`` needs it, to fit prompts to its context.
         """
         return tasks.load(self.task, split, self.problems, self.seed, lm=lm)
 
     def origin(self, split: str) -> dict[str, Any]:
-        """Return a dict with ``task, split, seed`` of the study's problems of a split, as the header of rollouts records them."""
+        """Return a dict with ``task, split, seed`` of the study's problems of a split, to be recorded with rollouts and directions."""
         return origin(self.task, split, self.seed)
 
 
 def origin(task: str, split: str, seed: int) -> dict[str, Any]:
-    """Return a dict with ``task, split, seed``, as the header of rollouts records them. A task that is a file gets its absolute path."""
+    """Return a dict with ``task, split, seed``, to be recorded with rollouts. If the task is a file, ``task`` is its absolute path."""
     return {"task": str(Path(task).resolve()) if Path(task).is_file() else task, "split": split, "seed": seed}
 
 
 def with_origin(value: T, about: Mapping[str, Any]) -> T:
-    """Return a copy of moments or states, with the origin of their rollouts added to the provenance.
+    """Return a copy of moments or states whose provenance also records the task, split and seed of their rollouts.
 
-    If the task is a file, only the file's name is recorded, without its folder, since the measurement may be published.
+    If the task is a file, only the file's name is recorded, without its folder, since the result may be published.
 
     Args:
         value: Moments or states.
-        about: Origin of the rollouts: ``task, split, seed``.
+        about: ``task``, ``split`` and ``seed`` of the rollouts.
     """
     short = {**about, "task": Path(about["task"]).name} if "task" in about and not about["task"].startswith(tasks.GYM) else about
     return replace(value, provenance=replace(value.provenance, notes={**value.provenance.notes, **short}))
 
 
 def extraction_rollouts(lm: LM, study: Study, *, out: Path | None = None, say: Say = lambda text: None) -> list[Rollout]:
-    """Sample responses to the study's train problems, from which directions and heads are computed.
+    """Sample the responses from which directions and heads are computed: responses to the study's train problems.
 
     Args:
+        lm: Model to sample from.
+        study: Task, numbers of problems and samples, and seed.
         out: Directory to save the rollouts in, from which a repeated call resumes; ``None`` saves nothing.
         say: Function that is called with one line of progress at a time.
     """
@@ -99,10 +102,12 @@ def extraction_rollouts(lm: LM, study: Study, *, out: Path | None = None, say: S
 class RolloutDirectory:
     """Rollouts that the command ``toolkit rollouts`` saved in a directory, as ``read_rollouts`` returns them.
 
+    The run that sampled them may have been stopped, so that some rollouts are missing.
+
     Attributes:
-        directory: The directory they were read from.
-        header: Content of ``header.json``: model, task, split, seed, number of rollouts, and sampling settings.
-        rollouts: The rollouts in the directory.
+        directory: The directory.
+        header: Content of its ``header.json``: model, task, split, seed, number of rollouts, and sampling settings.
+        rollouts: The saved rollouts.
     """
 
     directory: Path
@@ -116,19 +121,19 @@ class RolloutDirectory:
 
     @property
     def problems(self) -> int:
-        """Number of problems of the complete run."""
+        """Number of problems in the complete run."""
         return self.expected // self.header["sampling"]["n"]
 
     @property
     def expected(self) -> int:
-        """Number of rollouts of the complete run."""
+        """Number of rollouts in the complete run."""
         return self.header.get("rollouts") or len(self.rollouts)
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Dict with ``task, split, seed``, as far as the header records them.
+        """Dict with ``task, split, seed``; a key is missing if the header does not record it.
 
-        If the run is incomplete, it also has ``rollouts``, such as ``"120 of 400 rollouts"``.
+        If the run is incomplete, the dict also has ``rollouts``, such as ``"120 of 400 rollouts"``.
         """
         recorded = {k: self.header[k] for k in ("task", "split", "seed") if self.header.get(k) is not None}
         incomplete = len(self.rollouts) < self.expected
@@ -136,7 +141,11 @@ class RolloutDirectory:
         return {**recorded, **part}
 
     def task(self, name: str | None) -> str:
-        """Return the task to evaluate on: ``name`` if given, else the task of the rollouts. If neither is known, raise ValueError."""
+        """Return the task to evaluate on: ``name``, or the task of the rollouts if ``name`` is ``None``.
+
+        Raises:
+            ValueError: ``name`` is ``None``, and the header does not record the task.
+        """
         task = name or self.header.get("task")
         if not task:
             raise ValueError(f"{self.directory} does not record the task of its rollouts: give it with --task.")
@@ -168,8 +177,9 @@ def read_rollouts(directory: str | Path, *, partial: bool = False) -> RolloutDir
     """Read the rollouts that ``toolkit rollouts`` saved in a directory, without loading a model.
 
     Args:
-        partial: True to accept an incomplete run. Short prompts are sampled first, so the rollouts of an incomplete run are not a random
-            sample of those of the complete run.
+        directory: Directory that was given to ``toolkit rollouts --out``.
+        partial: True to accept an incomplete run. Its rollouts are not a random sample of the complete run: short prompts are sampled
+            first, so they are overrepresented.
 
     Raises:
         FileNotFoundError: ``directory`` holds no rollouts.
