@@ -1,7 +1,7 @@
 """Mask (ablate) attention heads while a model runs, with one of three operations: zero, mean or uniform ablation.
 
-z_h is the output of head h at a position, before ``W_O``. w is the strength of masking: the strength of the head's edit in the plan if the
-position is inside the scope, else 0::
+z_h is the output of head h at a position, before ``W_O``. w is the strength of masking: at the positions to mask (argument ``during``) it
+is the strength of the head's edit in the plan, at all other positions it is 0::
 
     zero     z_h <- (1 - w) z_h
     mean     z_h <- (1 - w) z_h + w m_h       m_h: mean of z_h over the reference examples

@@ -4,8 +4,8 @@ Probes are scored on problems that they were not fitted on. Cross-validation is 
 and difficulty. Every score comes with a control: the score of the same kind of probe when it is fitted to and scored on shuffled labels.
 Score minus control is the *selectivity*: the part of the score that memorising the rows cannot explain.
 
-A probe shows which information is present in the activations, not whether the model uses it. To test use, steer along the probe's direction
-and compare with random directions.
+A probe shows which information is present in the activations, not whether the model uses it. To test that, steer along the probe's
+direction and compare with steering along random directions.
 
 Probes per head follow Inference-Time Intervention (Li et al., arXiv:2306.03341). Cross-validation by problem and the controls are ours.
 """

@@ -29,8 +29,8 @@ Limits:
 
 - TransformerLens computes attention itself (eager), so numbers agree up to rounding. For GPT-NeoX it copies the fused query-key-value
   weights.
-- With TransformerLens's option ``use_attn_result`` the output projection is never called, so interventions at ``z`` and ``attn_out`` do not
-  act.
+- With TransformerLens's option ``use_attn_result`` the output projection is never called. Then interventions at ``z`` and ``attn_out`` have
+  no effect.
 - *At* a site that an intervention writes to, the other library may show the value before the write. nnsight does so at every module
   output, TransformerLens at ``resid_pre``, ``z`` and ``mlp_out``. All later sites show the effect of the write.
 - In nnsight, read sites in the order in which the model computes them.

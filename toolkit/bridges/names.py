@@ -104,7 +104,7 @@ def site_of_transformer_lens(lm: LM, name: str) -> Site:
 
 
 def nnsight_path(lm: LM, site: Site) -> Place:
-    """Return where nnsight finds a site of this model. Raise IndexError if the model does not have the site's layer."""
+    """Return the place in nnsight of a site of this model. Raise IndexError if the model does not have the site's layer."""
     lm.layout.check(site)
     path, block = {module: name for name, module in lm.model.named_modules()}, lm.layout.blocks[site.layer]
     if site.kind == "resid_mid":

@@ -19,8 +19,8 @@ difference of means, steering at a single layer, and steering at the newest posi
 
 Units and signs: lengths are numbers of think tokens. **The sign is flipped**: adding the paper's v makes thinking *more efficient*
 (shorter). Here, as for all directions of this toolkit, adding v makes thinking longer. The paper's ``h + lambda v`` is
-``edits.steering(v, -lambda, layers=(l,), during="newest")``. Strength 1 adds v itself. If ``direction`` got ``typical``, v has the typical
-norm of the residual stream at its layer.
+``edits.steering(v, -lambda, layers=(l,), during="newest")``. Strength 1 adds v itself. With the argument ``typical`` of ``direction``, v
+has the typical norm of the residual stream at its layer.
 
 Cost: one forward pass over two rollouts per problem. ``choose`` needs the effects of several strengths and layers on the dev split.
 """

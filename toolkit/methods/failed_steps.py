@@ -10,7 +10,8 @@ mean_q m and mean_q c are their means over all rollouts of the same problem q:
 Deviations: in the paper, language models split the thinking and label the steps (the prompts are not public). Here a *reader* does this: a
 set of rules that splits the text into steps and marks those that failed or that re-check an earlier one.
 
-* For the shipped models (``tiny-reasoner``), the reader recomputes each line, which is exact.
+* For the tasks ``arithmetic`` and ``lookup`` (shipped model ``tiny-reasoner``) and ``wordproblems``, the reader recomputes each line, which
+  is exact.
 * For other text the reader uses cue words. They are a guess: check the marks on some of your responses.
 * A step that re-checks also counts as a step in the denominator of FSF.
 * Length is given in characters, as in the paper, and in tokens. Correlations have intervals over problems.

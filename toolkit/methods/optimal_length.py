@@ -95,7 +95,7 @@ def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
 
 
 def best_step_size(difficulty: Number, capability: Number, bound: Number) -> float:
-    """Return t* = T / N*, the best amount of work per step: ``difficulty`` divided by ``best_steps``. The two have the same arguments."""
+    """Return t* = T / N*, the best amount of work per step: ``difficulty`` divided by ``best_steps(difficulty, capability, bound)``."""
     return difficulty / best_steps(difficulty, capability, bound)
 
 
@@ -331,9 +331,9 @@ def votes(
 ) -> pd.DataFrame:
     """Return a table with one row per problem: the accuracy of a single sample, and whether each of three votes is right.
 
-    Columns: ``problem_id``; ``samples`` (number of samples); ``one`` (mean accuracy of the samples, 0 to 1); and for each vote a flag
-    whether its answer is right. In ``majority`` all answers vote. In ``filtered`` those vote that ``filter_by_length`` selects. ``random``
-    is the control of ``filtered``: equally many answers vote, drawn at random.
+    Columns: ``problem_id``; ``samples`` (number of samples); ``one`` (mean accuracy of the samples, 0 to 1); and ``majority, filtered,
+    random``, which are True if the answer with most votes is right. In ``majority``, all answers vote. In ``filtered``, those vote that
+    ``filter_by_length`` selects. ``random`` is the control of ``filtered``: equally many answers vote, drawn at random.
 
     Args:
         rollouts: Graded rollouts, several per problem.

@@ -95,7 +95,7 @@ class HeadMetrics:
     provenance: Provenance
 
     def __add__(self, other: HeadMetrics) -> HeadMetrics:
-        """Return the measurement of both lists of examples. Raise ValueError if models or metrics differ."""
+        """Return one measurement with the examples of both. Raise ValueError if the two differ in model or metrics."""
         if self.provenance.fingerprint != other.provenance.fingerprint or set(self.values) != set(other.values):
             raise ValueError(
                 f"These measurements do not belong together: {self.provenance.model} and {other.provenance.model}, "
@@ -107,7 +107,7 @@ class HeadMetrics:
 
     @property
     def present(self) -> Bool[Tensor, "layers heads"]:
-        """True where the model has a head; False only in layers with fewer heads than the widest layer."""
+        """True where the model has a head; False at the surplus places of layers that have fewer heads than others."""
         return ~self.values["mass"].isnan().all(dim=0)
 
     def select(self, metric: str = "copy", *, when: str = "all") -> Float[Tensor, "examples layers heads"]:
@@ -309,7 +309,7 @@ def _at(ids: Int[Tensor, "b t"], positions: Int[Tensor, "b h q"]) -> Int[Tensor,
 def _hits(
     top: Int[Tensor, "b h q"], ids: Int[Tensor, "b t"], needle: Bool[Tensor, "b k"], emitted: Tensor
 ) -> Bool[Tensor, "b h q"]:
-    """Return True for each head and query whose key ``top`` lies in the needle and is the emitted token."""
+    """Return, for each head and query, True if the key at position ``top`` lies in the needle and is the emitted token."""
     return (_at(needle.long(), top) > 0) & (_at(ids, top) == emitted[:, None])
 
 

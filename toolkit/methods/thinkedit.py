@@ -177,7 +177,7 @@ def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     The score is the component of the head's mean output along -v of its layer, in units of the residual stream.
 
     Args:
-        moments: Moments that include the heads' outputs ``z``.
+        moments: Moments of the classes ``short`` and ``long`` that include the heads' outputs ``z``.
         v: Length direction, from ``direction``, usually at ``resid_mid``; adding it makes thinking longer.
         lm: The model that the moments were collected from.
     """
@@ -192,7 +192,7 @@ def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     residual stream to its end, where the next token is decided; the direction of an early layer mostly reflects content at that layer.
 
     Args:
-        moments: Moments that include the heads' outputs ``z``.
+        moments: Moments of the classes ``short`` and ``long`` that include the heads' outputs ``z``.
         v: Length direction at ``resid_post``, from ``direction``; adding it makes thinking longer. Only its last layer is used.
         lm: The model that the moments were collected from.
     """
@@ -233,7 +233,7 @@ def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM
     So it differs from u_l, and removing the full direction leaves much of the heads' effect in place.
 
     Args:
-        moments: Moments that include the heads' outputs ``z``.
+        moments: Moments of the classes ``short`` and ``long`` that include the heads' outputs ``z``.
         heads: Heads as pairs ``(layer, head)``.
         lm: The model that the moments were collected from.
     """
