@@ -46,8 +46,8 @@ class Protocol:
 
     Attributes:
         folds: Number of parts into which the problems are split; each part is predicted by a probe that is fitted to the others.
-        penalty: Weight of the L2 penalty, relative to the mean loss per row, on standardised features. It is fixed, not tuned on the
-            scores.
+        penalty: Weight of the L2 penalty, if the loss is a mean over rows and the features are standardised. The weight is fixed: it is
+            not tuned on the scores.
         seed: Seed of the folds, the shuffled labels and the bootstrap.
         times: Number of bootstrap resamples of problems for each interval. Predictions are resampled; probes are not refitted.
     """
@@ -115,7 +115,7 @@ def position_only(states: States, target: str = "remaining", *, protocol: Protoc
     The table has one row per metric, and the columns of ``regress`` except ``layer``.
 
     Args:
-        states: Activations with one row per position; only the positions are used.
+        states: Activations with one row per position. The activations themselves are not used.
         target: Number of tokens to predict, ``"remaining"`` or ``"think_tokens"``, as for ``regress``.
         protocol: Settings of the cross-validation.
     """

@@ -149,7 +149,7 @@ def by_position(rollouts: Sequence[Rollout], *, bins: int = assumed_bins, seed: 
 
     Columns: ``position`` (centre of the bin, 0 to 1), ``mean, low, high`` (95 % interval over problems), ``rollouts`` (number of rollouts).
 
-    Token i of n (from 0) covers the positions from i/n to (i+1)/n. It has a weight in each bin in proportion to the overlap of the two. So
+    Token i of n (from 0) covers the positions from i/n to (i+1)/n. Its weight in a bin is the part of this range that lies in the bin. So
     no bin is empty, even if a span has fewer tokens than there are bins.
 
     Args:

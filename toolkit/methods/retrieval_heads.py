@@ -229,7 +229,7 @@ class _MetricSums:
                                      for e, i, row in zip(examples, ids, tokens, strict=True)], device=lm.device)  # fmt: skip
 
     def take_mass(self, rows: attention.Rows) -> None:
-        """Add the attention from each query position on the needle."""
+        """Add to ``mass`` the attention of one layer's heads on the needle, from each query position."""
         which = torch.tensor(rows.examples, device=rows.weights.device)
         needle = self.needle[which, : rows.weights.shape[-1]].to(rows.weights)
         on_needle = torch.einsum("bhqk,bk->bhq", rows.weights, needle)
