@@ -1,14 +1,17 @@
-"""Mask attention heads while a model runs: zero, mean or uniform ablation, at all positions or some.
+"""Mask (ablate) attention heads while a model runs, with one of three operations: zero, mean or uniform ablation.
 
-z_h is the output of head h at a position (before ``W_O``). w is the strength of the head's edit in the plan at positions inside the scope,
-and 0 outside::
+z_h is the output of head h at a position, before ``W_O``. w is the strength of masking: at the positions to mask (argument ``during``) it
+is the strength of the head's edit in the plan, at all other positions it is 0::
 
     zero     z_h <- (1 - w) z_h
-    mean     z_h <- (1 - w) z_h + w m_h       m_h: mean of z_h over reference positions
-    uniform  q_h <- (1 - w) q_h               q_h: query after norm and rotation; at w = 1 all visible keys get the same weight
+    mean     z_h <- (1 - w) z_h + w m_h       m_h: mean of z_h over the reference examples
+    uniform  q_h <- (1 - w) q_h               q_h: the head's query vector, after any norm and the rotary embedding
 
-The three operations answer different questions. What arXiv:2404.15574 calls masking is, in its released code, ``uniform`` in decode only:
-the prompt except its last token is processed with all heads. Here neither the operation nor the scope has a default.
+At w = 1, ``zero`` and ``mean`` remove all that a head writes at the position. ``uniform`` removes only its choice of keys: all keys that
+it can see get the same attention.
+
+The released code of arXiv:2404.15574 masks with ``uniform``, in decode only: all heads work normally on the prompt, except on its last
+token. In this module the operation and the scope have no defaults, so that both are chosen on purpose.
 """
 
 from __future__ import annotations
@@ -39,11 +42,11 @@ class Masking:
     """An intervention that masks (ablates) attention heads, made by ``masking``. Use it in ``Condition(lm, (masking(...),))``.
 
     Attributes:
-        plan: Heads to mask, with strengths in [0, 1].
+        plan: Heads to mask, with strengths in [0, 1]; 1 masks a head fully.
         op: ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"`` spreads the
             head's attention evenly over the keys that it can see.
         during: Positions at which the heads are masked.
-        reference: Moments whose mean of ``z`` replaces the heads' outputs, for ``"mean"`` only.
+        reference: Moments that hold ``z``, the heads' outputs, for ``"mean"``. ``None`` for the other operations.
     """
 
     plan: Plan
@@ -85,7 +88,7 @@ class Masking:
             yield
 
     def _weight(self, like: Tensor, strength: Tensor, tracker: phases.Tracker | None) -> Float[Tensor, "_ _ heads"]:
-        """Return w of the module's equations for each head at each position, ``[batch or 1, seq or 1, heads]``."""
+        """Return the strength w (see the module docstring) of each head at each position, ``[batch or 1, seq or 1, heads]``."""
         strength = strength.to(like.device)[None, None]
         if tracker is None:
             return strength
@@ -121,7 +124,7 @@ class Masking:
 
 
 def _means(reference: Moments) -> Float[Tensor, "layers width"]:
-    """Return the mean of ``z`` over all examples of all classes."""
+    """Return the mean of ``z`` (outputs of all heads of a layer, concatenated) over all examples of all classes."""
     return reference.sums["z"].sum(dim=0) / sum(reference.n)
 
 
@@ -131,16 +134,18 @@ def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | No
     As a control, mask the heads of ``edits.random_heads(plan, layout, seed=0)``.
 
     Args:
-        plan: Heads and strengths, with the operation ``scale``, such as ``retrieval_heads.mask_plan(scores, count)``.
+        plan: Plan of ``scale`` edits, such as ``retrieval_heads.mask_plan(scores, count)``. The strength of an edit, in [0, 1], is the
+            strength of masking; 1 masks the head fully.
         op: ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"`` spreads the
             head's attention evenly over the keys that it can see.
-        during: ``"newest"`` masks in decode only (as in arXiv:2404.15574); ``"all"`` masks in prefill too. Also phases such as
-            ``"think+answer"``, or a ``Scope``.
-        reference: Moments with ``z`` (the heads' outputs), for ``"mean"`` only. The mean is taken over the examples of all classes.
+        during: Positions at which the heads are masked. ``"newest"``: the prompt's last token and all response tokens, as in
+            arXiv:2404.15574. ``"all"``: the whole prompt too. Phases such as ``"think+answer"`` or a ``Scope`` choose other positions.
+        reference: Moments with ``z`` (the heads' outputs), required for ``"mean"`` and ``None`` otherwise. The mean is over the examples of
+            all classes.
 
     Raises:
         ValueError: the operation is unknown; an edit of the plan is not ``scale`` with a strength in [0, 1]; ``mean`` has no reference, or
-            another operation has one.
+            one without examples; or another operation has a reference.
         KeyError: the reference has no ``z``.
     """
     if op not in ABLATIONS:

@@ -24,7 +24,8 @@ class Example:
         rollout: Prompt and response.
         needle: Span of the needle in the prompt: the tokens to be retrieved.
         query: Span of the question in the prompt, or ``None``.
-        control: Token ids of the prompt with the needle replaced by equally many other tokens, or ``None``.
+        control: Token ids of a control prompt of the same length, in which other tokens replace the needle (and any further needles of
+            the prompt), or ``None``.
         emitted: Span of the response tokens to evaluate, such as the answer; ``None`` means the whole response.
     """
 
@@ -56,7 +57,7 @@ class Example:
 
     @property
     def span(self) -> Span:
-        """Span of the response tokens to evaluate."""
+        """Span of the response tokens to evaluate: ``emitted``, or the whole response if that is ``None``."""
         return self.emitted if self.emitted is not None else Span(self.rollout.prompt_len, len(self.rollout.token_ids))
 
     @property
@@ -66,10 +67,13 @@ class Example:
 
 
 def needle_recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> bool:
-    """Return True if the needle was retrieved: if more than the share ``above`` of its tokens are among the emitted tokens.
+    """Return True if the response retrieved the needle, that is, if its recall of the needle's tokens is above ``above``.
+
+    Recall is the share of the needle's tokens (0 to 1) that are among the emitted tokens. A token that occurs twice in the needle counts
+    twice only if it is emitted twice.
 
     Args:
-        above: Share of the needle's tokens (0 to 1); a token that occurs twice in the needle counts twice.
+        above: Recall that must be exceeded; the default, 0.5, is that of the released code of arXiv:2404.15574.
     """
     ids = example.rollout.token_ids
     needle = Counter(ids[example.needle.start : example.needle.stop])
@@ -79,13 +83,15 @@ def needle_recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> boo
 def examples(haystacks: Sequence[Haystack], rollouts: Sequence[Rollout], *, whole: bool = True) -> list[Example]:
     """Return one example per needle of every response.
 
+    The choice of ``whole`` matters because earlier layers may copy the answer to neighbouring tokens, and a retrieval head may then attend
+    to those tokens. The metric ``copy`` of ``retrieval_heads`` never detects such a head. The metrics ``mass`` and ``write`` detect it only
+    if the needle is the whole sentence.
+
     Args:
-        haystacks: Problems with needles.
+        haystacks: Problems with needles in their prompts.
         rollouts: Responses to the haystacks, in any number and order.
-        whole: True if the needle is the whole sentence that states the fact (such as ``N=8;``), False if it is only the answer in that
-            sentence (``8``), as published. Earlier layers may move the answer to neighbouring tokens, to which a retrieval head then
-            attends. Of the scores in ``retrieval_heads``, ``copy`` never detects such a head; ``mass`` and ``write`` detect it if the
-            needle is the whole sentence.
+        whole: True: each needle is the whole sentence that states a fact (such as ``N=8;``). False: each needle is only the answer in such
+            a sentence (``8``), as published.
 
     Raises:
         NeedleError: A rollout belongs to none of the haystacks, or its prompt differs from that of its haystack.

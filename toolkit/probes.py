@@ -1,12 +1,13 @@
 """Linear probes: how well each layer predicts thinking length.
 
 Probes are scored on problems that they were not fitted on. Cross-validation is by problem, since rollouts of one problem share its wording
-and difficulty. Beside every score is a control: the same probe, fitted to and scored on shuffled labels. Score minus control is the
-*selectivity*: the part of the score that is not due to what the probe can memorise.
+and difficulty. Every score comes with a control: the score of the same kind of probe when it is fitted to and scored on shuffled labels.
+Score minus control is the *selectivity*: the part of the score that memorising the rows cannot explain.
 
-A probe shows which information is present, not whether the model uses it. To learn that, steer along the probe's direction and compare
-with controls.
-Probes per head follow Inference-Time Intervention (Li et al., arXiv:2306.03341), with groups and controls added (ours).
+A probe shows which information is present in the activations, not whether the model uses it. To test that, steer along the probe's
+direction and compare with steering along random directions.
+
+Probes per head follow Inference-Time Intervention (Li et al., arXiv:2306.03341). Cross-validation by problem and the controls are ours.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from toolkit.sites import Layout
 from toolkit.types import HeadScores
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
-"""``(truth, prediction) -> score`` over rows."""
+"""Function ``(truth, prediction) -> score``; both arguments have one entry per row."""
 
 CLASS_METRICS: Mapping[str, Metric] = {
     "auc": stats.auc,
@@ -45,7 +46,8 @@ class Protocol:
 
     Attributes:
         folds: Number of parts into which the problems are split; each part is predicted by a probe that is fitted to the others.
-        penalty: L2 penalty per example on standardised features. It is fixed, not tuned on the scores.
+        penalty: Weight of the L2 penalty, if the loss is a mean over rows and the features are standardised. The weight is fixed: it is
+            not tuned on the scores.
         seed: Seed of the folds, the shuffled labels and the bootstrap.
         times: Number of bootstrap resamples of problems for each interval. Predictions are resampled; probes are not refitted.
     """
@@ -57,40 +59,43 @@ class Protocol:
 
 
 def classify(states: States, label: str = SHORT, *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """Return how well a logistic probe at each layer separates rows of a class from all other rows, on held-out problems.
+    """Return how well a logistic probe at each layer separates one class of rows from all other rows, on held-out problems.
 
     Args:
-        states: States with one class per row.
+        states: Activations, with a class (column ``label``) for every row.
         label: The class to separate from the others.
         protocol: Settings of the cross-validation.
 
     Returns:
-        One row per layer and metric, with columns ``layer, metric, mean, low, high, control, selectivity, selectivity_low,
-        selectivity_high``. The metrics are ``auc`` and ``accuracy`` (balanced); chance is 0.5 for both. ``control`` is the mean for
-        shuffled labels, ``selectivity`` is ``mean`` minus ``control``. Intervals are 95 %, over problems.
+        Table with one row per layer and metric. Columns: ``layer``; ``metric`` (``auc`` or ``accuracy``, which is balanced; chance is 0.5
+        for both); ``mean, low, high`` (score with a 95 % interval over problems); ``control`` (score with shuffled labels);
+        ``selectivity, selectivity_low, selectivity_high`` (``mean`` minus ``control``, with a 95 % interval over problems).
 
     Raises:
-        TooFewProblemsError: fewer problems have rows of the class, or rows of others, than there are folds.
+        KeyError: no row has the class.
+        TooFewProblemsError: fewer than ``protocol.folds`` problems have rows of the class, or fewer than that have other rows.
     """
     return _by_layer(states, _is(states, label, protocol), logistic_model, CLASS_METRICS, protocol)
 
 
 def regress(states: States, target: str = "remaining", *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """Return how well a ridge probe at each layer predicts ``log1p`` of a number of tokens, on held-out problems.
+    """Return how well a ridge probe at each layer predicts a number of tokens n, on held-out problems. The probe predicts ``log(1 + n)``.
 
-    The position alone already predicts the remaining tokens to some degree: compare with ``position_only``.
+    The position in the think span alone predicts the remaining tokens to some degree: compare with ``position_only``.
 
     Args:
-        target: Number of tokens to predict: ``"remaining"`` (needs states of single positions) or ``"think_tokens"``. Rows where it is NaN
-            are left out.
+        states: Activations; one row per position if the target is ``"remaining"``.
+        target: Number of tokens to predict: ``"remaining"`` (think tokens after the row's position) or ``"think_tokens"`` (length of the
+            rollout's thinking). Rows where it is NaN are left out.
+        protocol: Settings of the cross-validation.
 
     Returns:
-        One row per layer and metric, with columns ``layer, metric, mean, low, high, control, selectivity, selectivity_low,
-        selectivity_high``. The metrics are ``r2`` (of the logarithm) and ``spearman``. ``control`` is the mean for shuffled targets,
-        ``selectivity`` is ``mean`` minus ``control``. Intervals are 95 %, over problems.
+        Table with one row per layer and metric. Columns: ``layer``; ``metric`` (``r2`` of the logarithm, or ``spearman``); ``mean, low,
+        high`` (score with a 95 % interval over problems); ``control`` (score with shuffled targets); ``selectivity, selectivity_low,
+        selectivity_high`` (``mean`` minus ``control``, with a 95 % interval over problems).
 
     Raises:
-        KeyError: the states have no such column.
+        KeyError: the states have no column ``target``.
         TooFewProblemsError: there are fewer problems than folds.
     """
     if target not in states.rows:
@@ -105,13 +110,14 @@ def regress(states: States, target: str = "remaining", *, protocol: Protocol = P
 
 
 def position_only(states: States, target: str = "remaining", *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """Return how well the position in the think span (and its logarithm) alone predicts a number of tokens, as a baseline for ``regress``.
+    """Return the scores of a baseline for ``regress``: a ridge probe that sees only the position in the think span and its logarithm.
 
     The table has one row per metric, and the columns of ``regress`` except ``layer``.
 
     Args:
-        states: States of single positions.
-        target: ``"remaining"`` or ``"think_tokens"``.
+        states: Activations with one row per position. The activations themselves are not used.
+        target: Number of tokens to predict, ``"remaining"`` or ``"think_tokens"``, as for ``regress``.
+        protocol: Settings of the cross-validation.
     """
     at = torch.tensor(states.rows["position"].to_numpy(np.float32))
     features = torch.stack([at, at.log1p()], dim=-1)[:, None]
@@ -123,16 +129,18 @@ def classify_heads(
 ) -> tuple[HeadScores, HeadScores]:
     """Return two scores per head: the balanced accuracy of a logistic probe on the head's output, and the same with shuffled labels.
 
-    The second is the control. Both are on held-out problems; chance is 0.5.
+    The second score is the control. Both are measured on held-out problems; chance is 0.5.
 
     Args:
-        states: States of kind ``"z"``: outputs of the heads.
-        heads: ``lm.layout``, or the number of heads per layer if all layers have the same heads.
+        states: Activations of kind ``"z"`` (outputs of the heads), with a class for every row.
+        heads: ``lm.layout``, or the number of heads per layer if it is the same in all layers.
         label: The class that the probe separates from all other rows.
+        protocol: Settings of the cross-validation.
 
     Raises:
+        KeyError: no row has the class.
         ValueError: the states are not of kind ``"z"``, or their width is not a multiple of the number of heads.
-        TooFewProblemsError: fewer problems have rows of the class, or rows of others, than there are folds.
+        TooFewProblemsError: fewer than ``protocol.folds`` problems have rows of the class, or fewer than that have other rows.
     """
     _, layers, width = states.values.shape
     if states.kind != "z" or (isinstance(heads, int) and width % heads):
@@ -159,15 +167,16 @@ def classify_heads(
 def out_of_fold(
     x: np.ndarray, y: np.ndarray, problems: np.ndarray, model: Callable[[int, float], Any], protocol: Protocol
 ) -> np.ndarray:
-    """Return a prediction for each row by a probe that was fitted to other problems only.
+    """Return one prediction per row, each made by a probe that was fitted to other problems only.
 
-    If ``y`` is boolean, a prediction is a margin (above 0 for True), else a value.
+    If ``y`` is boolean, the prediction is the probe's decision value (above 0 means True). Otherwise it is the predicted value of ``y``.
 
     Args:
         x: Features, ``[rows, features]``.
         y: Labels (boolean) or values to predict, one per row.
         problems: Problem of each row.
-        model: Function from (number of examples, penalty) to an unfitted scikit-learn estimator.
+        model: Function from (number of rows, penalty) to an unfitted scikit-learn estimator.
+        protocol: Settings of the cross-validation.
 
     Raises:
         TooFewProblemsError: all rows of a class are in a single fold.
@@ -217,9 +226,10 @@ def _is(states: States, label: str, protocol: Protocol) -> np.ndarray:
 
 
 def _shuffled(y: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """Return labels in which each problem has those of another problem, in random order.
+    """Return shuffled labels: each problem gets the labels of a randomly chosen problem, in random order.
 
-    Rows of one problem still have similar labels. So a probe that merely recognises problems gains as much here as with true labels.
+    Rows of one problem still have similar labels. So a probe that only recognises problems scores as well on these labels as on the true
+    ones.
     """
     rng, shuffled = np.random.default_rng(seed), np.empty_like(y)
     for rows, donor in zip(groups, rng.permutation(len(groups)), strict=True):
@@ -228,7 +238,7 @@ def _shuffled(y: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> np.ndar
 
 
 def _resampled(metric: Metric, y: np.ndarray, predicted: np.ndarray, groups: Sequence[np.ndarray]) -> stats.Statistic:
-    """Return a statistic: the metric over all rows of the resampled problems."""
+    """Return a function for ``stats.bootstrap``: from resamples of problems to the metric over the rows of each resample."""
 
     def statistic(index: np.ndarray) -> np.ndarray:
         drawn = (np.concatenate([groups[i] for i in row]) for row in index)

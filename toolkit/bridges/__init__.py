@@ -1,38 +1,41 @@
 """Use a model in TransformerLens or nnsight, with the same weights in memory, and translate the names of sites.
 
-No weights are folded, centred or copied, and ``lm`` itself does not change: the other library gets a copy of the *modules* that shares
-all weights and hooks. So edited models work in the other library too, and interventions on ``lm`` act on its model::
+The other library gets a copy of the *modules* of ``lm`` that shares all weights and hooks with ``lm``. No weights are folded, centred or
+copied, and ``lm`` itself does not change. So edited models work in the other library, and an intervention on ``lm`` also acts on the other
+library's model::
 
     bridge = bridges.to_transformer_lens(lm)
     with edits.steering(direction, 0.05)(lm):
         logits, cache = bridge.run_with_cache(ids)
 
 ==============  ==================  ==================================================  ===============================
-kind            TransformerLens     nnsight (of the block's modules)                    add a vector there
+site kind       TransformerLens     nnsight: module, and its input or output            where to add a vector
 ==============  ==================  ==================================================  ===============================
 ``resid_pre``   hook_resid_pre      block, input                                        same
 ``z``           attn.hook_z [1]_    output projection, input                            same
 ``attn_out``    hook_attn_out [2]_  output projection, output                           same
-``resid_mid``   hook_resid_mid [3]_ attention or its post-norm, output + block's input  hook_attn_out; that output
+``resid_mid``   hook_resid_mid [3]_ attention or its post-norm, output + block's input  hook_attn_out; module's output
 ``mlp_out``     hook_mlp_out [2]_   MLP, output                                         same
 ``resid_post``  hook_resid_post     block, output                                       same
 ==============  ==================  ==================================================  ===============================
 
 .. [1] Shape ``[batch, seq, heads, head_dim]`` in TransformerLens, ``[batch, seq, heads * head_dim]`` in this toolkit.
-.. [2] In post-norm families these hooks are *after* the norm; there, the toolkit's sites are ``attn.hook_out`` and ``mlp.hook_out``.
-.. [3] Read only: the hook is at the input of the MLP's norm, so a write there does not reach the residual stream. Models with parallel
-   blocks have no such hook; ``from_transformer_lens`` computes the sum.
+.. [2] In post-norm families (a norm follows attention and MLP) these hooks are *after* the norm. There, the hooks of the toolkit's sites
+   are ``attn.hook_out`` and ``mlp.hook_out``.
+.. [3] Read only: the hook is at the input of the MLP's norm, so a write there does not reach the residual stream. Models in which attention
+   and MLP run in parallel have no such hook; for them, ``from_transformer_lens`` computes ``resid_pre + attn_out``.
 
 Limits:
 
 - TransformerLens computes attention itself (eager), so numbers agree up to rounding. For GPT-NeoX it copies the fused query-key-value
   weights.
-- With TransformerLens's option ``use_attn_result`` the output projection is never called, so interventions at ``z`` and ``attn_out`` do not
-  act.
-- *At* a site that an intervention writes to, the other library may show the value before the write (nnsight: at every output;
-  TransformerLens: at ``resid_pre``, ``z`` and ``mlp_out``). All later sites show the effect of the write.
-- nnsight has to read sites in the order of the computation. Do not use ``output_hidden_states`` in nnsight: transformers then puts hooks
-  on the shared layers, and from then on lists every hidden state of ``lm`` twice.
+- With TransformerLens's option ``use_attn_result`` the output projection is never called. Then interventions at ``z`` and ``attn_out`` have
+  no effect.
+- *At* a site that an intervention writes to, the other library may show the value before the write. nnsight does so at every module
+  output, TransformerLens at ``resid_pre``, ``z`` and ``mlp_out``. All later sites show the effect of the write.
+- In nnsight, read sites in the order in which the model computes them.
+- Do not use ``output_hidden_states`` in nnsight. It makes transformers put permanent hooks on the shared layers, and ``lm`` then lists
+  every hidden state twice.
 """
 
 from toolkit.bridges.activations import from_nnsight, from_transformer_lens, moments

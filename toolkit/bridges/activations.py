@@ -19,13 +19,16 @@ from toolkit.types import Moments, Rollout
 
 
 def from_transformer_lens(lm: LM, cache: Any) -> dict[Site, Float[Tensor, "*batch seq _"]]:
-    """Return the activations that TransformerLens recorded, as a dict from the toolkit's sites. The heads of ``z`` are concatenated.
+    """Return the activations that TransformerLens recorded, as a dict from site to tensor ``[batch, seq, width]``.
+
+    Hooks that are no site of the toolkit are ignored. The heads of ``z`` are concatenated.
 
     Args:
-        cache: An ``ActivationCache``, or another mapping from hook names to tensors.
+        lm: The model that TransformerLens ran.
+        cache: An ``ActivationCache``, or another mapping from hook names to tensors. If it has no batch axis, the result has none either.
 
     Raises:
-        NeighbourError: the cache has none of these sites.
+        NeighbourError: the cache has no site of the toolkit.
     """
     values: dict[Site, Tensor] = {}
     for layer in range(lm.layout.n_layers):
@@ -42,14 +45,17 @@ def from_transformer_lens(lm: LM, cache: Any) -> dict[Site, Float[Tensor, "*batc
 
 
 def from_nnsight(lm: LM, model: Any, wanted: Iterable[Site]) -> dict[Site, Tensor]:
-    """Return the activations at some sites; call it inside a trace: ``with model.trace(ids): values = from_nnsight(lm, model, wanted)``.
+    """Return the activations at some sites, as a dict from site to ``[batch, seq, width]``. Call this function inside an nnsight trace::
 
-    After the trace, ``values`` is a dict from site to ``[batch, seq, width]``. Sites are read in the order of the computation, as nnsight
-    requires.
+        with model.trace(ids):
+            values = from_nnsight(lm, model, wanted)
+
+    The values can be used after the trace. They are read in the order in which the model computes them, as nnsight requires.
 
     Args:
+        lm: The model that ``model`` was made from.
         model: The nnsight model, from ``to_nnsight``.
-        wanted: Sites to read.
+        wanted: Sites to read, in any order.
     """
     nnsight, chosen, values = import_optional("nnsight", "nnsight"), set(wanted), {}
     for site in chosen:
@@ -71,17 +77,20 @@ def moments(
     *,
     name: str,
 ) -> Moments:
-    """Return moments as ``collect.moments`` does, from activations that another library recorded, one example at a time, in fp64.
+    """Return the moments of activations that another library recorded, as ``collect.moments`` would. Sums are in fp64.
 
     Args:
-        examples: ``(rollout, class, {site: [seq, width] or [1, seq, width]})``, with all layers of each kind.
+        lm: The model that the activations come from.
+        examples: One tuple per rollout, ``(rollout, class, {site: [seq, width] or [1, seq, width]})``. A site kind must have all layers.
+            Examples are read one at a time, so a generator saves memory.
         positions: Function from a rollout to the positions to average over, such as ``collect.THINK.of``. A rollout without positions is
             left out.
         name: Name of these positions, such as ``"think"``.
 
     Raises:
-        NeighbourError: layers are missing, examples differ in their site kinds, or activations do not fit the rollout or the model.
-        NoThinkTagsError: no rollout has a position.
+        NeighbourError: layers are missing, examples differ in their site kinds, or a tensor has not the shape that the rollout and the
+            model require.
+        NoThinkTagsError: no rollout has a position to average over.
     """
     sums: dict[str, dict[str, Tensor]] = {}
     n: Counter[str] = Counter()
@@ -106,7 +115,7 @@ def _means(lm: LM, rollout: Rollout, values: Mapping[Site, Tensor], where: list[
     kinds = [kind for kind in KINDS if any(site.kind == kind for site in values)]
     means = {}
     for kind in kinds:
-        # A layer may be narrower than others, or have no heads: 0 there.
+        # Zeros stay where a layer is narrower than others or has no heads.
         means[kind] = torch.zeros(lm.layout.n_layers, lm.layout.width(kind), dtype=torch.float64)
         if kind == "z":
             means[lm.layout.contribution_kind] = means[kind].clone()
@@ -128,7 +137,7 @@ def _means(lm: LM, rollout: Rollout, values: Mapping[Site, Tensor], where: list[
 
 @torch.no_grad()
 def _over_norm(layout: Layout, layer: int, z: Float[Tensor, "positions _"]) -> Float[Tensor, "positions _"]:
-    """Return ``z`` divided by the scale of the norm that follows attention's output; ``z`` itself if there is no norm."""
+    """Return ``z`` divided, at each position, by the divisor of the norm that follows attention; ``z`` itself if there is no such norm."""
     norm, W_O, b_O = layout.norm(layer), layout.W_O(layer), layout.b_O(layer)
     if norm is None:
         return z

@@ -1,4 +1,4 @@
-"""A model in TransformerLens or nnsight, with shared weights and hooks, and TransformerLens's head detectors."""
+"""Give a model to TransformerLens or nnsight, with shared weights and hooks, and run TransformerLens's head detectors."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _BEFORE = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 def to_transformer_lens(lm: LM) -> Any:
     """Return a ``TransformerBridge`` (TransformerLens's model class) around the weights of ``lm``.
 
-    It tokenizes as ``lm.tokenizer`` does, without adding a BOS token.
+    The bridge tokenizes as ``lm.tokenizer`` does, and does not prepend a BOS token.
 
     Raises:
         ImportError: TransformerLens is not installed.
-        NeighbourError: TransformerLens does not support the architecture, or computes other numbers than ``lm`` at a site.
+        NeighbourError: TransformerLens does not support the architecture, or its activations differ from those of ``lm`` at a site.
     """
     bridges = import_optional("transformer_lens.model_bridge", "TransformerLens")
     _refuse_processors(lm)
@@ -67,7 +67,7 @@ def to_transformer_lens(lm: LM) -> Any:
 
 
 def _refuse_processors(lm: LM) -> None:
-    """Raise NeighbourError for a multimodal model: TransformerLens would search for its processor, and install packages for it."""
+    """Raise NeighbourError if the model is multimodal: TransformerLens would look for a processor, and install packages for that."""
     config = lm.model.config
     reads = [part for part in ("vision", "audio", "video") if getattr(config, f"{part}_config", None) is not None]
     if reads or config.get_text_config() is not config:
@@ -78,7 +78,7 @@ def _refuse_processors(lm: LM) -> None:
 
 
 def check_transformer_lens() -> None:
-    """Raise ImportError, with the command that installs it, if TransformerLens cannot be imported. Call this before long work."""
+    """Raise ImportError, with the install command, if TransformerLens cannot be imported. Call this before a long computation."""
     import_optional("transformer_lens.head_detector", "TransformerLens")
 
 
@@ -93,11 +93,11 @@ def to_nnsight(lm: LM) -> Any:
 
 
 def import_optional(module: str, name: str) -> Any:
-    """Import and return an optional module. Raise ImportError with the command that installs it if that fails.
+    """Import an optional module and return it. If that fails, raise ImportError with the install command.
 
     Args:
-        module: Module to import.
-        name: Name of the package in the error message.
+        module: Full name of the module, such as ``"transformer_lens.head_detector"``.
+        name: Name of the package for the error message, such as ``"TransformerLens"``.
     """
     try:
         return importlib.import_module(module)
@@ -108,7 +108,7 @@ def import_optional(module: str, name: str) -> Any:
 
 
 def _shell(lm: LM) -> PreTrainedModel:
-    """Return a copy of the modules, which the other library may change, that shares all tensors and all present and future hooks."""
+    """Return a copy of the model's modules, for the other library to change. It shares all tensors and all present and future hooks."""
     shared: list[Any] = [*lm.model.parameters(), *lm.model.buffers()]
     shared += [getattr(module, name) for module in lm.model.modules() for name in _AFTER + _BEFORE]
     return copy.deepcopy(lm.model, {id(item): item for item in shared})
@@ -116,7 +116,15 @@ def _shell(lm: LM) -> PreTrainedModel:
 
 @torch.no_grad()
 def _check(lm: LM, bridge: Any, *, tokens: int = 8) -> None:
-    """Raise NeighbourError unless the bridge computes each site once in a pass, with the numbers of ``lm``, as our hooks on ``lm`` see it."""
+    """Raise NeighbourError unless a pass of the bridge computes every site exactly once, with the values that ``lm`` computes.
+
+    The toolkit's hooks on ``lm`` record both passes, since the bridge shares them.
+
+    Args:
+        lm: The model.
+        bridge: The ``TransformerBridge`` around its weights.
+        tokens: Number of random tokens in the test sequence.
+    """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, lm.model.config.get_text_config().vocab_size, (1, tokens), generator=generator).to(lm.device)
     recorded: dict[Site, list[Tensor]] = {
@@ -140,25 +148,28 @@ def _check(lm: LM, bridge: Any, *, tokens: int = 8) -> None:
 
 
 DETECTED = {"previous token": "previous_token_head", "induction": "induction_head", "duplicate token": "duplicate_token_head"}
-"""Name of an attention pattern in the toolkit -> its name in TransformerLens's head detectors."""
+"""Name of an attention pattern in the toolkit -> name of the same pattern in TransformerLens's head detectors."""
 
 
 @torch.no_grad()
 def detect_heads(lm: LM, sequences: Sequence[Sequence[int]], *, repeated: int = 32, seed: int = 0) -> dict[str, HeadScores]:
     """Run TransformerLens's head detectors; return a dict from attention pattern (a key of ``DETECTED``) to the scores of all heads.
 
-    A score is the share of a head's attention that lies on the pattern, averaged over sequences. The patterns "previous token" and
-    "duplicate token" are measured on ``sequences``. "induction" is measured on equally many artificial sequences: up to ``repeated``
-    distinct tokens from ``sequences`` in random order, twice in a row, so that only the repetition predicts the next token.
+    A score is the share of a head's attention, 0 to 1, that lies on the pattern, averaged over sequences. The patterns "previous token" and
+    "duplicate token" are measured on ``sequences``.
+
+    "induction" is measured on equally many artificial sequences. Each consists of up to ``repeated`` distinct tokens from ``sequences`` in
+    random order, written twice in a row. So only the repetition predicts the next token.
 
     Args:
+        lm: The model.
         sequences: Token ids of texts.
         repeated: Largest number of distinct tokens in an artificial sequence.
         seed: Seed of the artificial sequences.
 
     Raises:
         ImportError: TransformerLens is not installed.
-        NeighbourError: TransformerLens does not support the architecture, or computes other numbers than ``lm`` at a site.
+        NeighbourError: TransformerLens does not support the architecture, or its activations differ from those of ``lm`` at a site.
         ValueError: there is no sequence, or one has fewer than two tokens.
     """
     if not sequences or min(map(len, sequences)) < 2:

@@ -1,4 +1,4 @@
-"""Names of the toolkit's sites in TransformerLens and nnsight, and the sites of such names."""
+"""Translate the toolkit's sites to their names in TransformerLens and nnsight, and such names back to sites."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from toolkit.sites import KINDS, Site
 
 
 class NeighbourError(ValueError):
-    """TransformerLens or nnsight does not have a model, site or activation, or computes other numbers than this toolkit."""
+    """TransformerLens or nnsight lacks a model, site or activation, or its activations differ from those of this toolkit."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A site in nnsight: ``model.get(place.module).input`` or ``.output`` (if that is a tuple, its first entry).
+    """A site in nnsight: ``model.get(place.module).input`` or ``.output`` (the first entry, if the output is a tuple).
 
     Attributes:
         module: Path of a module below the model, such as ``"model.layers.3.self_attn.o_proj"``.
         side: Whether the site is the ``"input"`` or the ``"output"`` of the module.
-        plus: Path of another module whose *input* has to be added to the value, or ``None``. It is set for ``resid_mid``, a sum that no
-            module returns. Read this input first. To add a vector to ``resid_mid``, add it to the output of ``module``.
+        plus: For ``resid_mid``, the path of the block; otherwise ``None``. No module returns ``resid_mid``: it is the *input* of the block
+            plus the output of ``module`` (times ``lm.layout.factor``, which is 1 in most families). Read the block's input first. To add
+            a vector to ``resid_mid``, add it to the output of ``module``.
     """
 
     module: str
@@ -31,7 +32,10 @@ class Place:
 
 
 def hook_names(lm: LM) -> dict[str, tuple[str, ...]]:
-    """Return a dict from site kind to the names of its TransformerLens hooks within a block, the usual name first."""
+    """Return a dict from site kind to the names of its TransformerLens hooks within a block, the usual name first.
+
+    ``resid_mid`` has no names if attention and MLP run in parallel.
+    """
     names: dict[str, tuple[str, ...]] = {
         "resid_pre": ("hook_resid_pre", "hook_in"),
         "z": ("attn.hook_z",),
@@ -52,11 +56,13 @@ def transformer_lens_name(lm: LM, site: Site, *, write: bool = False) -> str:
     """Return the name of the TransformerLens hook for a site, such as ``blocks.3.hook_resid_post``.
 
     Args:
-        write: True for the hook at which to add a vector, False for the hook at which to read the site.
+        lm: The model.
+        site: The site.
+        write: True for the hook at which to add a vector, False for the hook at which to read the site. They differ for ``resid_mid``.
 
     Raises:
         IndexError: the model does not have the site's layer.
-        NeighbourError: TransformerLens has no such hook (``resid_mid`` of parallel blocks).
+        NeighbourError: the site is ``resid_mid``, and attention and MLP run in parallel: TransformerLens has no hook to read it.
     """
     lm.layout.check(site)
     names = ("hook_attn_out",) if write and site.kind == "resid_mid" else hook_names(lm)[site.kind]
@@ -72,11 +78,13 @@ def site_of_transformer_lens(lm: LM, name: str) -> Site:
     """Return the site of a TransformerLens hook of this model, the inverse of ``transformer_lens_name``.
 
     Args:
+        lm: The model.
         name: Name of the hook, such as ``blocks.3.hook_resid_post``.
 
     Raises:
         IndexError: the model does not have the hook's layer.
-        NeighbourError: no site of the toolkit corresponds to the hook, or the hook comes after a post-norm.
+        NeighbourError: no site of the toolkit corresponds to the hook. In post-norm families this includes ``hook_attn_out`` and
+            ``hook_mlp_out``, which come after the norm.
     """
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     layer, hook = (int(match[1]), match[2]) if match else (0, name)
@@ -96,7 +104,7 @@ def site_of_transformer_lens(lm: LM, name: str) -> Site:
 
 
 def nnsight_path(lm: LM, site: Site) -> Place:
-    """Return the place of a site of this model in nnsight. Raise IndexError if the model does not have the site's layer."""
+    """Return the place in nnsight of a site of this model. Raise IndexError if the model does not have the site's layer."""
     lm.layout.check(site)
     path, block = {module: name for name, module in lm.model.named_modules()}, lm.layout.blocks[site.layer]
     if site.kind == "resid_mid":
@@ -106,11 +114,10 @@ def nnsight_path(lm: LM, site: Site) -> Place:
 
 
 def site_of_nnsight(lm: LM, place: Place) -> Site:
-    """Return the site at a place in nnsight, the inverse of ``nnsight_path``.
+    """Return the site at a place in nnsight: the inverse of ``nnsight_path``.
 
     Raises:
-        NeighbourError: no site of the toolkit is at this place. (The output of the module that adds attention is ``resid_mid`` only if
-            ``plus`` is the path of the block.)
+        NeighbourError: no site of the toolkit is at this place. For ``resid_mid``, ``place.plus`` must be the path of the block.
     """
     for layer in range(lm.layout.n_layers):
         for site in (Site(kind, layer) for kind in KINDS if layer in lm.layout.layers(kind)):

@@ -1,26 +1,28 @@
 """Efficiency Steering: the inherent efficiency within large reasoning models (Zhao et al., 2025), arXiv:2506.15647.
 
-Equations (short, long: the shortest and longest *correct* response to a problem; T_short, T_long: their think spans; h_l: the
-residual stream at layer l):
+Equations. Each problem has two classes of one response each: *short*, its shortest correct response, and *long*, its longest correct one.
+T_short and T_long are their think spans; h_l(t) is the residual stream at layer l and position t:
 
     v_l = mean over problems of ( mean_{t in T_long} h_l(t)  -  mean_{t in T_short} h_l(t) )
     h_l <- h_l + strength * v_l       at one layer l, at the newest position of each decoding step
 
-Every problem contributes one response to each class, so this equals the difference of the two class means. A single pass,
-``collect.moments(lm, rollouts, pairs(rollouts))``, is enough.
+Both classes have one response per problem, so v_l is also the mean of the long class minus the mean of the short class. One pass,
+``collect.moments(lm, rollouts, pairs(rollouts))``, collects both means.
 
-Deviations: we could read only the abstract and secondary accounts. They give the contrast, the difference of means, a single
-target layer and the newest position. They do not give the positions averaged over, the number of pairs, the layer, the strength,
-the normalisation, or any code. Here these are arguments with defaults of our choice (``assumed_...``): the positions that predict the
-tokens of the think span, pairs that differ by a ratio of 2, at least 8 pairs, ``resid_post``, v not normalised, layers of the middle
-third, and layer and strength chosen on a dev split by ``choose``. The length of a response is its number of think tokens.
+Deviations: we could read only the abstract and secondary accounts. They give the contrast of shortest and longest correct response, the
+difference of means, steering at a single layer, and steering at the newest position. The rest are our choices, as arguments with defaults
+(``assumed_...``):
 
-Units and signs: lengths in tokens. **The sign is flipped**: adding the paper's v makes thinking *more efficient* (shorter). Here, as for
-all directions of this toolkit, adding v makes thinking longer. The paper's ``h + lambda v`` is ``edits.steering(v, -lambda, layers=(l,),
-during="newest")``. Strength 1 adds the mean difference between the longest and the shortest correct thinking or, with ``typical``, a
-vector with the typical norm of the residual stream.
+* activations: ``resid_post``, mean over the positions that predict the think tokens; v is not normalised;
+* pairs: the longest response has at least 2 times as many think tokens as the shortest; at least 8 pairs;
+* steering: layers of the middle third are tried; ``choose`` picks layer and strength on a dev split.
 
-Cost: one forward pass over two rollouts per problem; ``choose`` needs one dose-response measurement on the dev split.
+Units and signs: lengths are numbers of think tokens. **The sign is flipped**: adding the paper's v makes thinking *more efficient*
+(shorter). Here, as for all directions of this toolkit, adding v makes thinking longer. The paper's ``h + lambda v`` is
+``edits.steering(v, -lambda, layers=(l,), during="newest")``. Strength 1 adds v itself. With the argument ``typical`` of ``direction``, v
+has the typical norm of the residual stream at its layer.
+
+Cost: one forward pass over two rollouts per problem. ``choose`` needs the effects of several strengths and layers on the dev split.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ from toolkit.collect import MLP
 from toolkit.directions import LONG, SHORT
 from toolkit.types import Direction, Moments, Rollout
 
-PUBLISHED_POSITION = "newest"  # steered position: from a secondary account, see Deviations
+PUBLISHED_POSITION = (
+    "newest"  # steered position (prompt's last token and all response tokens): from a secondary account, see Deviations
+)
 assumed_ratio = 2.0  # longest over shortest, in think tokens: ours ("usually less than half" is the paper's observation)
 assumed_min_pairs = 8  # smallest number of pairs to average: ours
 assumed_site = MLP  # the residual stream after the block: ours
@@ -48,7 +52,7 @@ assumed_max_loss = 1.0  # largest loss of accuracy, in percentage points: ours
 
 
 class TooFewPairsError(ValueError):
-    """Too few problems have a short and a long correct rollout."""
+    """Too few problems have two correct rollouts that differ enough in length."""
 
 
 class NothingQualifiesError(ValueError):
@@ -59,12 +63,12 @@ class NothingQualifiesError(ValueError):
 class LengthPairs:
     """The shortest and the longest correct rollout of each problem, from ``pairs``.
 
-    A ``LengthPairs`` can be called with a rollout. It returns ``"short"`` for the shortest and ``"long"`` for the longest rollout of a
-    pair, and ``None`` for a rollout that is in no pair.
+    A ``LengthPairs`` can be called with a rollout, to give its class: ``"short"`` for the shortest rollout of a pair, ``"long"`` for the
+    longest, and ``None`` for a rollout that is in no pair. ``len`` gives the number of pairs.
 
     Attributes:
-        samples: Problem id -> sample indices ``(shortest, longest)``.
-        tokens: Problem id -> number of think tokens ``(shortest, longest)``.
+        samples: Problem id -> sample indices (``Rollout.sample``) of the ``(shortest, longest)`` rollout.
+        tokens: Problem id -> numbers of think tokens of the ``(shortest, longest)`` rollout.
     """
 
     samples: Mapping[str, tuple[int, int]]
@@ -81,8 +85,8 @@ class LengthPairs:
 def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least: int = assumed_min_pairs) -> LengthPairs:
     """Return the shortest and the longest correct rollout of each problem for which these two differ enough in length.
 
-    Only correct rollouts with a closed think span of at least one token count. Of rollouts with equal length, the one with the smallest
-    sample index is taken.
+    Only correct rollouts with a closed think span of at least one token are candidates. Of candidates with equal length, the one with the
+    smallest sample index is taken.
 
     >>> from toolkit.types import Span
     >>> def rollout(sample, n):  # n think tokens
@@ -91,9 +95,9 @@ def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least
     {'q': (10, 30)}
 
     Args:
-        rollouts: Several per problem.
-        ratio: Smallest ratio of the longest to the shortest, in think tokens.
-        at_least: Smallest number of pairs that is not an error.
+        rollouts: Graded rollouts, several per problem.
+        ratio: The longest rollout must have at least ``ratio`` times as many think tokens as the shortest.
+        at_least: Smallest number of pairs to accept; with fewer pairs, an error is raised.
 
     Raises:
         TooFewPairsError: Fewer than ``at_least`` problems have such a pair; the message gives the counts.
@@ -139,8 +143,8 @@ def direction(
         moments: From ``collect.moments(lm, rollouts, pairs(rollouts))``.
         kind: Where the residual stream is read: ``"resid_post"`` (after the block) or ``"resid_mid"`` (after attention).
         estimator: Function that computes the direction from ``moments`` and ``kind``; default: the difference of means.
-        typical: Typical norm of the residual stream in each layer (``collect.typical_norm``). If given, each layer's vector is scaled to
-            this norm.
+        typical: Typical norm of the residual stream in each layer (``collect.typical_norm``), to which each layer's vector is scaled.
+            ``None`` leaves the vectors as they are.
 
     Raises:
         ValueError: The two classes differ in size, so the moments were not collected with ``pairs``.
@@ -155,7 +159,7 @@ def direction(
 
 
 def assumed_layers(n_layers: int) -> range:
-    """Return the layers to try on the dev split: the middle third of the model (our choice).
+    """Return the layers at which to try steering on the dev split: the middle third of the model (our choice).
 
     >>> list(assumed_layers(12))
     [4, 5, 6, 7]
@@ -170,7 +174,7 @@ class Choice:
     Attributes:
         layer: Steered layer.
         strength: Steering strength; a negative strength shortens thinking.
-        shortening: Share of the base model's think tokens that is saved, 0 to 1.
+        shortening: Share of the base model's think tokens that steering saves, above 0 and at most 1.
         loss: Accuracy of the base model minus accuracy when steered, in percentage points; negative if steering improves accuracy.
     """
 
@@ -183,21 +187,21 @@ class Choice:
 def choose(doses: pd.DataFrame, *, max_loss: float = assumed_max_loss) -> Choice:
     """Return the layer and strength that shorten thinking most while accuracy falls by at most ``max_loss`` points (our criterion).
 
-    Ties go to the smaller ``|strength|``, then to the lower layer. Since the choice is the best of many, its effect on dev is an
-    overestimate: measure it again on the test split.
+    Ties go to the smaller ``|strength|``, then to the lower layer. The choice is the best of many, so its effect on the dev split
+    overestimates its true effect: measure it again on the test split.
 
     >>> rows = [(3, -0.5, 40, 0.80, 50, 0.80), (3, -1.0, 30, 0.60, 50, 0.80)]
     >>> choose(pd.DataFrame(rows, columns=["layer", "strength", "think_tokens", "accuracy", "base_think_tokens", "base_accuracy"]))
     Choice(layer=3, strength=-0.5, shortening=0.2, loss=0.0)
 
     Args:
-        doses: One row per layer and strength of *one* direction, measured on dev. Columns: ``layer, strength``; ``think_tokens, accuracy``
-            when steered; ``base_think_tokens, base_accuracy`` without steering. Accuracies are in [0, 1]. A column ``direction`` may name
-            the direction.
-        max_loss: Largest loss of accuracy, in percentage points.
+        doses: One row per layer and strength of *one* direction, measured on the dev split. Columns: ``layer, strength``; ``think_tokens,
+            accuracy`` (means when steered); ``base_think_tokens, base_accuracy`` (means without steering). Accuracies are from 0 to 1.
+            If there is a column ``direction``, it must have a single value.
+        max_loss: Largest allowed loss of accuracy, in percentage points.
 
     Raises:
-        NothingQualifiesError: No row qualifies; the message describes the best rows.
+        NothingQualifiesError: No row shortens thinking within ``max_loss``; the message describes the row that comes closest.
         ValueError: Columns or numbers are missing, or the table holds several directions.
     """
     needed = ["layer", "strength", "think_tokens", "accuracy", "base_think_tokens", "base_accuracy"]
@@ -221,7 +225,7 @@ def choose(doses: pd.DataFrame, *, max_loss: float = assumed_max_loss) -> Choice
 
 
 def _why_none_qualifies(table: pd.DataFrame, max_loss: float) -> str:
-    """Return the error message: which of the two conditions failed, and what to try."""
+    """Return the error message of ``choose``: that no row shortens thinking, or that all such rows lose too much accuracy; what to try."""
     if table.empty:
         return "The dose table holds no strength other than 0: measure at least one."
     shorter = table[table["shortening"] > 0]

@@ -1,16 +1,20 @@
 """What characterizes effective reasoning? Failed-step fraction, length and review ratio (2025), arXiv:2509.19284.
 
-Equations (a response has its thinking split into steps; c_i: correctness of rollout i of question q):
+Equations. The thinking of each response is split into steps. m_i is a measure of rollout i, such as FSF; c_i is its correctness (0 or 1).
+mean_q m and mean_q c are their means over all rollouts of the same problem q:
 
     FSF          = (number of failed or abandoned steps) / (number of steps)             failed-step fraction
     review ratio = (characters in steps that re-check) / (characters in all steps)
-    r            = corr(m_i - mean_q m, c_i - mean_q c)          for a measure m; within a problem, so that difficulty cancels
+    r            = corr(m_i - mean_q m, c_i - mean_q c)          correlation within problems, so that difficulty cancels
 
-Deviations: in the paper, language models split, label and judge the steps (the prompts are not public). Here a *reader* does this: rules
-that split the text into steps and mark the steps that failed or that re-check an earlier one. For the shipped models the reader recomputes
-each line, which is exact. For any other text it uses cue words, which are a guess: check them in a transcript. A re-check counts as a step,
-so it is part of the denominator of FSF. Length is given in characters, as in the paper, and in tokens. Correlations have intervals over
-problems.
+Deviations: in the paper, language models split the thinking and label the steps (the prompts are not public). Here a *reader* does this: a
+set of rules that splits the text into steps and marks those that failed or that re-check an earlier one.
+
+* For the tasks ``arithmetic`` and ``lookup`` (shipped model ``tiny-reasoner``) and ``wordproblems``, the reader recomputes each line, which
+  is exact.
+* For other text the reader uses cue words. They are a guess: check the marks on some of your responses.
+* A step that re-checks also counts as a step in the denominator of FSF.
+* Length is given in characters, as in the paper, and in tokens. Correlations have intervals over problems.
 
 Units and signs: shares are from 0 to 1. A negative correlation means that a larger measure goes with wrong answers.
 
@@ -57,9 +61,9 @@ class Chain:
 
     Attributes:
         texts: Text of each step; joined, the texts are the whole thinking.
-        failed: Whether each step failed or was abandoned.
-        review: Whether each step re-checks an earlier one.
-        spans: Token span of each step in the sequence of prompt and response; empty if the chain was made from a text without tokens.
+        failed: For each step, True if it failed or was abandoned.
+        review: For each step, True if it re-checks an earlier one.
+        spans: Token span of each step in the full sequence (prompt and response). Empty if the chain was made from a text, without tokens.
     """
 
     texts: tuple[str, ...]
@@ -104,30 +108,30 @@ def review_ratio(chain: Chain) -> float:
 # --- readers -------------------------------------------------------------------------------------------------
 
 Judge = Callable[[Sequence[str]], tuple[list[bool], list[bool]]]
-"""Function from the texts of all steps to two lists of flags: which steps failed, and which re-check."""
+"""Function from the texts of all steps to two lists with one flag per step: whether it failed, and whether it re-checks."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Rules that split thinking into steps and judge which steps failed and which re-check an earlier step.
+    """Rules that split thinking into steps and mark the steps that failed or that re-check an earlier step.
 
     Attributes:
         split: Function from a text to the character positions at which steps start.
-        judge: Function from the texts of all steps to two lists of flags: which steps failed, and which re-check.
+        judge: Function from the texts of all steps to two lists with one flag per step: whether it failed, and whether it re-checks.
     """
 
     split: Splitter
     judge: Judge
 
     def read(self, text: str) -> Chain:
-        """Return the steps of a text of thinking, and whether each step failed or re-checks an earlier one."""
+        """Return the chain of steps in a text of thinking, without token spans."""
         texts = tuple(text[a:b] for a, b in steps.step_ranges(text, self.split))
         failed, review = self.judge(texts)
         return Chain(texts, tuple(failed), tuple(review))
 
 
 ReaderOf = Callable[[Problem], Reader]
-"""Function from a problem to the reader of its responses. Some readers need the prompt, such as the bindings of a lookup problem."""
+"""Function from a problem to the reader of its responses. Some readers need the prompt: ``lookup`` reads the variables' values there."""
 
 _EQUATION = re.compile(r"(?:wait )?(-?\d+(?:[+-]\d+)+)=(-?\d+)(?: ok| fix)?")
 _STATED = re.compile(r"(\(?\d+(?:\)? [-+*/] \(?\d+)+\)?) (?:=|is) (\d+)")
@@ -136,10 +140,13 @@ _BINDING = re.compile(r"(?:wait )?([A-Z])=([A-Z]|\d+)(?: ok| fix)?")
 
 
 def arithmetic(problem: Problem | None = None) -> Reader:
-    r"""Return a reader for arithmetic by ``tiny-reasoner``: each line is a step, which failed if its equation is wrong.
+    r"""Return a reader for the arithmetic of the shipped model ``tiny-reasoner``: each line is a step.
 
-    A line is judged alone, whether or not it follows from the line before. A line without an equation to recompute (``=36``) counts as
-    not failed. The argument ``problem`` is not used; it makes ``arithmetic`` a ``ReaderOf``.
+    A line failed if its equation is wrong. Each line is checked alone; whether it follows from the line before does not matter. A line
+    without a complete equation (``=36``) counts as not failed. A line that starts with ``wait`` re-checks.
+
+    Args:
+        problem: Not used; the argument makes ``arithmetic`` a ``ReaderOf``.
 
     >>> arithmetic().read("12+30=42\n42+5=48\n").failed
     (False, True)
@@ -153,10 +160,10 @@ def arithmetic(problem: Problem | None = None) -> Reader:
 
 
 def lookup(problem: Problem) -> Reader:
-    """Return a reader for variable lookups by ``tiny-reasoner``: each line is a step.
+    """Return a reader for the variable lookups of the shipped model ``tiny-reasoner``: each line is a step.
 
-    A line ``K=5`` failed if the bindings in the prompt do not lead from K to 5 in any number of hops. A line that is not a binding counts
-    as not failed.
+    The prompt binds variables to numbers or to other variables, such as ``K=M; M=5;``. A line ``K=5`` failed if no chain of bindings in the
+    prompt leads from K to 5. A line of another pattern counts as not failed. A line that starts with ``wait`` re-checks.
     """
     content = " ".join(m["content"] for m in problem.messages)
     bound = dict(re.findall(r"\b([A-Z])=([A-Z]|\d+);", content))
@@ -178,8 +185,11 @@ def lookup(problem: Problem) -> Reader:
 def equations(problem: Problem | None = None) -> Reader:
     """Return a reader for lines of prose that contain equations (task ``wordproblems``): each line is a step.
 
-    A line failed if one of its equations is wrong. A line re-checks if the left side of its first equation repeats the left side of the
-    last equation in the line before. The argument ``problem`` is not used; it makes ``equations`` a ``ReaderOf``.
+    A line failed if one of its equations is wrong. A line re-checks if the left side of its first equation is the same as the left side of
+    the last equation in the line before.
+
+    Args:
+        problem: Not used; the argument makes ``equations`` a ``ReaderOf``.
     """
 
     def judge(texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
@@ -195,7 +205,7 @@ def equations(problem: Problem | None = None) -> Reader:
 
 
 def _value(expression: str) -> Fraction | None:
-    """Return the exact value of an expression of whole numbers, + - * / and parentheses; ``None`` if it is anything else."""
+    """Return the exact value of an expression of whole numbers, + - * / and parentheses; ``None`` for anything else or a division by 0."""
 
     def evaluate(node: ast.expr) -> Fraction:
         match node:
@@ -212,7 +222,7 @@ def _value(expression: str) -> Fraction | None:
 
 
 def tiny(problem: Problem) -> Reader:
-    """Return the reader for responses of ``tiny-reasoner`` to a problem, by the problem's task.
+    """Return the reader for responses of the shipped model ``tiny-reasoner``: ``arithmetic`` or ``lookup``, by the problem's task.
 
     Raises:
         ValueError: The task is neither ``arithmetic`` nor ``lookup``.
@@ -229,7 +239,7 @@ def tiny(problem: Problem) -> Reader:
 
 
 def _by_line(wrong: Callable[[str], bool]) -> Judge:
-    """Return a judge for single lines: ``wrong`` tells whether a line failed, and a line that starts with ``wait`` re-checks."""
+    """Return a ``Judge`` that looks at each line alone: it failed if ``wrong`` returns True, and re-checks if it starts with ``wait``."""
 
     def judge(texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
         lines = [text.strip() for text in texts]
@@ -240,18 +250,19 @@ def _by_line(wrong: Callable[[str], bool]) -> Judge:
 
 @dataclass(frozen=True)
 class Cues:
-    """Rules (ours) that find and judge steps by cue words, for thinking in prose.
+    """Rules (ours) that split thinking in prose into steps, and mark failed and re-checking steps, by cue words.
 
     Each field except ``head`` is a regular expression, or ``None`` to disable that rule. The *head* of a step is its first ``head``
     characters.
 
     Attributes:
-        starts: A step starts at each match, and at each paragraph.
-        failed: A match in the head of a step means that the step before it failed. A match later in a step means that this step failed.
+        starts: A step starts at each match. (A step also starts at each paragraph.)
+        failed: A match that begins in the head of a step means that the step before it failed. A match further on means that the step
+            itself failed.
         review: A match in the head of a step means that the step re-checks an earlier one.
-        back: A match means a return to an earlier step, whose number is the group ``step``. All steps after the earlier step, up to and
-            including the step with the match, are abandoned and count as failed. A step that begins with "Step 3" has number 3; a step
-            without such a label is numbered by its position among the steps that are not abandoned.
+        back: A match means that the thinking returns to an earlier step, whose number is captured by the group ``step``. All steps after
+            that one, up to and including the step with the match, are abandoned and count as failed. A step that begins with "Step 3" has
+            number 3; a step without such a label is numbered by its position among the steps that are not abandoned.
         head: Length of the head of a step, in characters.
     """
 
@@ -264,7 +275,8 @@ class Cues:
     def reader(self) -> Reader:
         """Return the reader that uses these cues.
 
-        The reader raises ValueError on any text if ``starts`` is not a valid regular expression, and re.error if another cue is not.
+        An invalid regular expression raises an error only when the reader reads a text: ValueError for ``starts``, re.error for the other
+        cues.
         """
         return Reader(self._split, self._judge)
 
@@ -274,7 +286,7 @@ class Cues:
 
     def _judge(self, texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
         failed = [False] * len(texts)
-        live: list[tuple[int, int]] = []  # number and index of the steps that are not abandoned
+        live: list[tuple[int, int]] = []  # (number, index) of each step that is not abandoned
         for i, text in enumerate(texts):
             failure = re.search(self.failed, text) if self.failed else None
             if failure:
@@ -292,14 +304,15 @@ class Cues:
 
 
 def cued(problem: Problem | None = None) -> Reader:
-    """Return the reader that uses the default cue words (``Cues()``). It is the same for all problems."""
+    """Return the reader that uses the default cue words (``Cues()``). The reader does not depend on the problem."""
     return Cues().reader()
 
 
 def fitting(problem: Problem) -> Reader:
-    """Return the best reader for a problem: one that recomputes lines for tasks of the shipped models, else one that uses cue words.
+    """Return the most exact reader for a problem, by its task (``problem.meta["task"]``).
 
-    Tasks ``arithmetic`` and ``lookup``: ``tiny``. Task ``wordproblems``: ``equations``. Any other task: ``cued``.
+    Tasks ``arithmetic`` and ``lookup``: ``tiny``. Task ``wordproblems``: ``equations``. These recompute each line. Any other task:
+    ``cued``, which uses cue words.
     """
     match problem.meta.get("task"):
         case "arithmetic" | "lookup":
@@ -313,9 +326,9 @@ def fitting(problem: Problem) -> Reader:
 
 
 def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
-    """Return the steps of a rollout's thinking with their token spans, and whether each step failed or re-checks an earlier one.
+    """Return the chain of steps in a rollout's thinking, with token spans and with the marks of failed and re-checking steps.
 
-    There are no steps if the rollout has no thinking.
+    The chain is empty if the rollout has no thinking.
     """
     parts = steps.think_steps(lm, rollout, reader.split)
     texts = tuple(step.text for step in parts)
@@ -324,11 +337,14 @@ def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
 
 
 def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], reader_of: ReaderOf = tiny) -> list[Chain]:
-    """Return one chain per rollout, in order: the steps of its thinking, and whether each step failed or re-checks an earlier one.
+    """Return one chain per rollout, in order: the steps of its thinking, with the marks of failed and re-checking steps.
 
     Args:
+        lm: The model whose tokenizer decodes the rollouts.
+        rollouts: The rollouts.
         problems: The problems of the rollouts.
-        reader_of: Function from a problem to the reader of its responses; for thinking in prose use ``cued``.
+        reader_of: Function from a problem to the reader of its responses. The default fits ``tiny-reasoner``; ``cued`` fits thinking in
+            prose, and ``fitting`` chooses by task.
 
     Raises:
         KeyError: A rollout's problem is not among the problems.
@@ -343,14 +359,15 @@ def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], rea
 
 
 def table(rollouts: Sequence[Rollout], chains: Sequence[Chain]) -> pd.DataFrame:
-    """Return one row per rollout that has at least one step of thinking.
+    """Return a table of the measures, with one row per rollout that has at least one step of thinking.
 
-    Columns: ``problem_id, sample, correct``; the numbers of steps ``steps`` (all), ``failed`` and ``reviews`` (re-checks); ``fsf``
-    (failed-step fraction, 0 to 1) and ``review_ratio`` (share of characters in re-checks, 0 to 1); and the length of the thinking in
-    ``characters`` and in ``think_tokens``.
+    Columns: ``problem_id, sample, correct``; ``steps, failed, reviews`` (number of all steps, of failed ones and of those that re-check);
+    ``fsf`` (failed-step fraction, 0 to 1); ``review_ratio`` (share of characters in steps that re-check, 0 to 1); ``characters,
+    think_tokens`` (length of the thinking).
 
     Args:
-        chains: Steps of each rollout's thinking, from the function ``chains``.
+        rollouts: The rollouts.
+        chains: One chain per rollout, from the function ``chains``.
 
     Raises:
         NoThinkTagsError: No rollout has a step.
@@ -371,16 +388,18 @@ def table(rollouts: Sequence[Rollout], chains: Sequence[Chain]) -> pd.DataFrame:
 def correctness_correlations(
     rows: pd.DataFrame, measures: Sequence[str] = MEASURES, *, times: int = stats.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """Return the correlation of each measure with correctness; a negative one means that a larger measure goes with wrong answers.
+    """Return a table of the correlations of measures with correctness: four rows per measure, for two scopes and two kinds.
 
-    Columns: ``measure``; ``scope`` (``pooled`` over all rollouts, or ``within``: each problem's means are subtracted first, so that
-    difficulty cancels); ``kind`` (``pearson`` or ``spearman``); ``r``; ``low, high`` (95 % interval over problems). ``r`` is NaN if the
-    measure or correctness never varies. The last rows, ``fsf (shuffled)``, are a control: the failed-step fractions are shuffled among all
+    Columns: ``measure``; ``scope`` (``pooled`` over all rollouts, or ``within``: each problem's mean is subtracted first, so that
+    difficulty cancels); ``kind`` (``pearson`` or ``spearman``); ``r``; ``low, high`` (95 % interval over problems). A negative ``r`` means
+    that a larger measure goes with wrong answers. ``r`` is NaN if the measure or correctness never varies.
+
+    The last four rows, of the measure ``fsf (shuffled)``, are a control. They use failed-step fractions that are shuffled among all
     rollouts, so ``r`` should be about 0.
 
     Args:
         rows: From ``table``.
-        measures: Columns of ``rows``.
+        measures: Columns of ``rows`` to correlate with the column ``correct``.
         times: Number of bootstrap resamples.
         seed: Seed of the bootstrap and of the shuffled control.
 
@@ -401,15 +420,18 @@ def correctness_correlations(
 
 
 def accuracy_of_lowest(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 0) -> tuple[stats.Estimate, stats.Estimate]:
-    """Return the accuracy of selecting the rollout with the lowest measure for each problem, and the gain over not selecting.
+    """Return two estimates: the accuracy if the rollout with the lowest measure is selected for each problem, and the gain from selecting.
 
-    This is the paper's test-time selection, which takes the response with the lowest failed-step fraction among the samples of a problem.
-    If several rollouts of a problem have the lowest measure, their correctness is averaged. The gain is the accuracy of the selection minus
-    the mean accuracy of all rollouts, paired by problem. Both are shares (0 to 1) with 95 % intervals over problems.
+    This is the paper's test-time selection: of the samples of a problem, take the one with the lowest failed-step fraction. If several
+    samples share the lowest value, their correctness is averaged.
+
+    The gain is the accuracy of the selected rollouts minus the mean accuracy of all rollouts, paired by problem. Both estimates are shares
+    (accuracy 0 to 1, gain -1 to 1) with 95 % intervals over problems.
 
     Args:
         rows: From ``table``.
-        measure: Column of ``rows``; the lowest value is selected.
+        measure: Column of ``rows`` by which rollouts are selected.
+        seed: Seed of the bootstrap.
     """
     lowest = rows[measure] == rows.groupby("problem_id")[measure].transform("min")
     best, mean = (part.groupby("problem_id")["correct"].mean().to_numpy(float)[:, None] for part in (rows[lowest], rows))

@@ -2,20 +2,26 @@
 
 Equations (T: difficulty, the total work; M: capability, the work that one step can do; C: upper bound of T; N: number of steps):
 
-    A(N)  = alpha [(1 - T/C) (1 - T/(N M))]^N                 accuracy, for N > T/M; 0 below
-    N*    = T Z / (M (Z + 1)),   Z = W_-1(-(1 - T/C) / e)     best number of steps; W_-1: lower branch of Lambert's function
-    t*    = T / N* = M (1 + 1/Z)                              best size of a step
+    A(N)  = alpha [(1 - T/C) (1 - T/(N M))]^N                 accuracy, for N > T/M; 0 below; alpha: constant factor
+    N*    = T Z / (M (Z + 1)),   Z = W_-1(-(1 - T/C) / e)     best number of steps; W_-1: lower branch of Lambert's function; e = 2.718...
+    t*    = T / N* = M (1 + 1/Z)                              best size of a step (work per step)
 
-Harder problems need more steps, and more capable models need fewer. Length-filtered vote: sort the sampled answers into buckets of
-equal width D by the length of their response, keep the K buckets whose answers have the lowest Shannon entropy, and take the majority
-answer among these.
+So harder problems need more steps, and more capable models need fewer.
 
-Deviations: notes on the paper print the argument of W with a misplaced e. The argument here follows from setting the derivative to
-zero, and a grid search agrees. The measured curve of accuracy against length is ours: logistic regression on log length and its
-square, separately for each difficulty, with intervals over problems. A bucket votes only if it has at least 2 answers (our choice: a
-single answer has entropy 0, so its bucket would always be kept). Samples without an answer do not vote.
+Length-filtered vote: sort the sampled answers into buckets of width D by the length of their response. Keep the K buckets whose answers
+have the lowest Shannon entropy, and take the majority answer among these.
 
-Units and signs: lengths are in steps, or in tokens if a table says so; accuracies are shares from 0 to 1. Cost: none, no model is run.
+Deviations:
+
+* Notes on the paper print the argument of W_-1 with a misplaced e. The argument above follows from setting the derivative of A to zero,
+  and a grid search agrees.
+* The measured curve of accuracy against length is ours. It is a logistic regression on log length and its square, separately for each
+  difficulty, with intervals over problems.
+* A bucket votes only if it has at least 2 answers (ours). A single answer has entropy 0, so its bucket would otherwise always be kept.
+* Samples without an answer do not vote.
+
+Units and signs: lengths are in steps for the theory and the vote as published. Elsewhere they are in think tokens, or in the unit that the
+caller passes. Accuracies are shares from 0 to 1. Cost: no model is run.
 """
 
 from __future__ import annotations
@@ -37,16 +43,18 @@ from toolkit.stats import Estimate, Number
 from toolkit.tasks.grading import last_number
 from toolkit.types import Problem, Rollout
 
-PUBLISHED_WIDTH, PUBLISHED_KEEP = 2, 3  # D steps, K buckets
+PUBLISHED_WIDTH, PUBLISHED_KEEP = 2, 3  # D (in steps) and K (number of buckets)
 assumed_smallest = 2  # smallest number of answers in a bucket that votes: ours
-assumed_ridge = 0.1  # penalty on both slopes of the curve, in squared standard deviations of log length: ours
+assumed_ridge = 0.1  # L2 penalty on b and c of ``Curve``, the coefficients of standardised log length and its square: ours
 
 
 # --- theory --------------------------------------------------------------------------------------------------
 
 
 def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Number, alpha: Number = 1.0) -> Float[ndarray, " n"]:
-    """Return the accuracy A(N) that the theory predicts for each number of steps N (the paper's linear case).
+    """Return the accuracy A(N) that the theory predicts for each number of steps N.
+
+    This is the paper's linear case: the error rate of a step grows linearly with its work, as ``T / (N M)``.
 
     >>> accuracy(np.array([1, 2, 4, 8]), difficulty=2, capability=2, bound=10).round(3).tolist()
     [0.0, 0.16, 0.13, 0.058]
@@ -68,7 +76,7 @@ def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Numb
 
 
 def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
-    """Return N*, the best number of steps, not rounded.
+    """Return N*, the number of steps at which the theory's accuracy A(N) is highest, not rounded.
 
     >>> round(best_steps(difficulty=2, capability=2, bound=10), 2)
     2.21
@@ -87,7 +95,7 @@ def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
 
 
 def best_step_size(difficulty: Number, capability: Number, bound: Number) -> float:
-    """Return t* = T / N*, the best amount of work per step: ``difficulty`` divided by ``best_steps``, which explains the arguments."""
+    """Return t* = T / N*, the best amount of work per step: ``difficulty`` divided by ``best_steps(difficulty, capability, bound)``."""
     return difficulty / best_steps(difficulty, capability, bound)
 
 
@@ -103,11 +111,14 @@ def check_parameters(difficulty: Number, capability: Number, bound: Number) -> N
 
 
 def table(rollouts: Sequence[Rollout], problems: Sequence[Problem], lengths: Sequence[Number] | None = None) -> pd.DataFrame:
-    """Return one row per rollout, with the columns ``problem_id, difficulty`` (from the problem's ``meta``), ``length, correct``.
+    """Return a table for ``peaks``, with one row per rollout.
+
+    Columns: ``problem_id``; ``difficulty`` (``meta["difficulty"]`` of the problem); ``length``; ``correct``.
 
     Args:
+        rollouts: The rollouts.
         problems: The problems of the rollouts.
-        lengths: Length of each rollout in any unit, such as steps; ``None`` counts think tokens.
+        lengths: Length of each rollout in any unit, such as steps; ``None`` takes the number of think tokens.
 
     Raises:
         ValueError: A problem has no difficulty.
@@ -131,6 +142,8 @@ def table(rollouts: Sequence[Rollout], problems: Sequence[Problem], lengths: Seq
 class Curve:
     """Fitted accuracy as a function of length: ``sigma(a + b x + c x^2)`` with x = (log length - centre) / scale.
 
+    sigma is the logistic function. Lengths below 1 count as 1.
+
     Attributes:
         coefficients: The fitted ``(a, b, c)``.
         centre: Mean of log length in the data.
@@ -146,33 +159,36 @@ class Curve:
     longest: float
 
     def at(self, lengths: Sequence[Number] | ndarray) -> Float[ndarray, " n"]:
-        """Return the fitted accuracy at the given lengths."""
+        """Return the fitted accuracy, 0 to 1, at each of the given lengths."""
         x = (np.log(np.maximum(lengths, 1)) - self.centre) / self.scale
         a, b, c = self.coefficients
         return expit(a + b * x + c * x * x)
 
     @property
     def peak(self) -> float:
-        """Length at which the fitted accuracy is highest; NaN unless the curve has a maximum inside the range of the data."""
+        """Length at which the fitted accuracy is highest; NaN if the curve has no maximum between ``shortest`` and ``longest``."""
         _, b, c = self.coefficients
         top = math.exp(self.centre - b / (2 * c) * self.scale) if c < 0 and abs(b / c) < 1e3 else math.nan
         return top if self.shortest < top < self.longest else math.nan
 
 
 def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.DataFrame, dict[Number, Curve]]:
-    """Fit accuracy against length, separately for each difficulty. Return a table with one row per difficulty, and the fitted curves.
+    """Fit accuracy against length, separately for each difficulty. Return a table of the peaks, and a dict from difficulty to ``Curve``.
 
-    The curves are a dictionary from difficulty to ``Curve``. Columns of the table: ``difficulty``; ``problems`` and ``rollouts`` (their
-    numbers); ``accuracy`` (mean over rollouts, 0 to 1); ``peak`` (length at which the fitted accuracy is highest, NaN if the curve has no
-    maximum inside the range of the data); ``low, high`` (95 % interval of ``peak`` over problems); ``inverted`` (share of bootstrap
-    resamples in which the curve has a maximum inside the range of the data).
+    A *peak* is the length at which a fitted curve is highest. It exists only if that length lies strictly between the shortest and the
+    longest response of the difficulty.
 
-    ``low`` and ``high`` are quantiles over the resamples that have such a maximum, so they are meaningful only if ``inverted`` is near 1.
-    If length or correctness never varies at a difficulty, no curve is fitted, and ``peak, low, high, inverted`` are NaN.
+    The table has one row per difficulty. Columns: ``difficulty``; ``problems, rollouts`` (how many); ``accuracy`` (mean over rollouts, 0 to
+    1); ``peak`` (in the unit of ``length``; NaN if there is none); ``low, high`` (95 % interval of the peak); ``inverted`` (share of
+    bootstrap resamples, 0 to 1, whose curve has a peak).
+
+    Resamples without a peak do not count for ``low`` and ``high``, so the interval is meaningful only if ``inverted`` is near 1. If length
+    or correctness never varies at a difficulty, no curve is fitted: ``peak, low, high, inverted`` are NaN, and the dict lacks the
+    difficulty.
 
     Args:
         rows: From ``table``.
-        times: Number of bootstrap resamples.
+        times: Number of bootstrap resamples of problems.
         seed: Seed of the bootstrap.
     """
     fits, curves = [], {}
@@ -197,7 +213,10 @@ def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.Da
 
 
 def _curves(length: Float[ndarray, " rows"], correct: Float[ndarray, " rows"], weights: Float[ndarray, "fits rows"]) -> list[Curve]:
-    """Fit one penalised logistic regression per row of ``weights``, all at once with Newton's method. Return one curve per fit."""
+    """Return one curve per row of ``weights``: a penalised logistic regression in which each rollout has that row's weight.
+
+    All regressions are fitted at once with Newton's method.
+    """
     x = np.log(np.maximum(length, 1))
     centre, scale = float(x.mean()), float(x.std())
     features = np.stack([np.ones(len(x)), (x - centre) / scale, ((x - centre) / scale) ** 2], axis=1)  # [rows, 3]
@@ -221,9 +240,9 @@ def _curves(length: Float[ndarray, " rows"], correct: Float[ndarray, " rows"], w
 
 
 def final_answers(lm: LM, rollouts: Sequence[Rollout]) -> list[str | None]:
-    """Return the answer of each rollout in a form that can be compared: the last number in it, or its text if it has no number.
+    """Return the answer of each rollout as text that can be compared: the last number in the answer, or its text if it has none.
 
-    An empty answer gives ``None``.
+    A missing or empty answer gives ``None``.
     """
     texts = [lm.text(r.token_ids[r.answer.start : r.answer.stop]).strip() if r.answer else "" for r in rollouts]
     return [(last_number(text) or text) if text else None for text in texts]
@@ -233,10 +252,11 @@ def final_answers(lm: LM, rollouts: Sequence[Rollout]) -> list[str | None]:
 class Buckets:
     """Settings of the length-filtered vote.
 
-    Answers are sorted into buckets by the length of their response. Only the buckets whose answers agree most (lowest entropy) vote.
+    Answers are sorted into buckets by the length of their response. Only the answers in the buckets with the most agreement (lowest entropy
+    of answers) vote.
 
     Attributes:
-        width: D, width of a bucket in the unit of the lengths: bucket b holds lengths from ``b * width`` to below ``(b + 1) * width``.
+        width: D, width of a bucket, in the unit of the lengths. Bucket b holds lengths from ``b * width`` to below ``(b + 1) * width``.
         keep: K, number of buckets that vote.
         smallest: Buckets with fewer answers than this do not vote.
     """
@@ -256,11 +276,13 @@ PUBLISHED_BUCKETS = Buckets()
 def filter_by_length(answers: Sequence[str | None], lengths: Sequence[Number], buckets: Buckets = PUBLISHED_BUCKETS) -> list[int]:
     """Return the indices of the answers that vote: those in the ``buckets.keep`` buckets with the lowest entropy of answers.
 
-    Buckets with fewer than ``buckets.smallest`` answers do not vote; if all buckets are that small, all answers vote. Of buckets with equal
-    entropy, the one with more answers is kept first, then the one with shorter lengths. An answer ``None`` never votes.
+    Buckets with fewer than ``buckets.smallest`` answers do not vote. If all buckets are that small, all answers vote. Among buckets of
+    equal entropy, those with more answers are kept first, then those with shorter lengths. An answer ``None`` never votes.
 
     Args:
-        lengths: Length of the response that each answer comes from.
+        answers: Answers to one problem, from ``final_answers``.
+        lengths: Length of the response of each answer.
+        buckets: Width and number of the buckets.
     """
     members: dict[int, list[int]] = {}  # bucket -> indices of its answers
     for i, (answer, length) in enumerate(zip(answers, lengths, strict=True)):
@@ -284,7 +306,7 @@ def length_filtered_vote(
 
 
 def majority(answers: Sequence[str | None]) -> str | None:
-    """Return the most frequent answer (the first of equally frequent ones), or ``None`` if there is no answer."""
+    """Return the most frequent answer, or ``None`` if there is no answer. Of equally frequent answers, the one that comes first wins."""
     votes = Counter(answer for answer in answers if answer is not None)
     return votes.most_common(1)[0][0] if votes else None
 
@@ -307,14 +329,14 @@ def votes(
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return one row per problem: the mean accuracy of its samples, and whether each kind of vote is right.
+    """Return a table with one row per problem: the accuracy of a single sample, and whether each of three votes is right.
 
-    Columns: ``problem_id``; ``samples`` (their number); ``one`` (mean accuracy of the samples, 0 to 1); and whether each vote is right:
-    ``majority`` (all answers vote), ``filtered`` (length-filtered vote), ``random`` (the control of ``filtered``: equally many answers
-    vote, drawn at random from all answers).
+    Columns: ``problem_id``; ``samples`` (number of samples); ``one`` (mean accuracy of the samples, 0 to 1); and ``majority, filtered,
+    random``, which are True if the answer with most votes is right. In ``majority``, all answers vote. In ``filtered``, those vote that
+    ``filter_by_length`` selects. ``random`` is the control of ``filtered``: equally many answers vote, drawn at random.
 
     Args:
-        rollouts: Several per problem.
+        rollouts: Graded rollouts, several per problem.
         answers: Answer of each rollout, from ``final_answers``.
         lengths: Length of each rollout, in the unit of ``buckets.width``.
         buckets: Settings of the length-filtered vote.
@@ -325,7 +347,9 @@ def votes(
     indices: dict[str, list[int]] = {}  # problem -> indices of its rollouts
     for i, r in enumerate(rollouts):
         indices.setdefault(r.problem_id, []).append(i)
-    for problem, unordered in sorted(indices.items()):  # by id and sample: the control's draws do not depend on the order of rows
+    for problem, unordered in sorted(
+        indices.items()
+    ):  # sorted, so that the control's draws do not depend on the order of the rollouts
         group = sorted(unordered, key=lambda i: rollouts[i].sample)
         cast, group_lengths = [answers[i] for i in group], [lengths[i] for i in group]
         right = {answers[i]: rollouts[i].correct for i in group}  # answer -> whether it is right
@@ -340,12 +364,13 @@ def votes(
 
 
 def vote_accuracy(rows: pd.DataFrame, *, seed: int = 0) -> Mapping[str, Estimate]:
-    """Return the accuracy (0 to 1) of one sample and of each kind of vote, and two paired differences, with 95 % intervals over problems.
+    """Return the accuracy (0 to 1) of a single sample and of each vote, and two paired differences, with 95 % intervals over problems.
 
-    Keys: ``one, majority, filtered, random`` and the differences ``filtered - majority``, ``filtered - random``.
+    Keys: ``one, majority, filtered, random`` (columns of ``votes``) and the differences ``filtered - majority`` and ``filtered - random``.
 
     Args:
         rows: From ``votes``.
+        seed: Seed of the bootstrap.
     """
     rows = rows.sort_values("problem_id")
     ways = {name: stats.mean_of(rows[name].to_numpy(float)[:, None]) for name in ("one", "majority", "filtered", "random")}

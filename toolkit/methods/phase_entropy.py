@@ -1,28 +1,34 @@
-"""Entropy measurements of PEAR: phase entropy aware reward (Huang, Lu, Zhang; ICLR 2026), arXiv:2510.08026. Its reward is
-``rewards.pear``.
+"""Entropy measurements of PEAR: phase entropy aware reward (Huang, Lu, Zhang; ICLR 2026), arXiv:2510.08026.
 
-Equations (t: index over the T tokens of a response; k: position of the closing think tag; z: the logits that predict token t):
+The reward itself is ``rewards.pear``.
+
+Equations (t: index over the T tokens of a response; k: index of the closing think tag; z: the logits that predict token t; alpha: weight of
+the answer, 1 as published):
 
     H_t     = -sum_v p_v log p_v,   p = softmax(z / temperature), v over the full vocabulary
     H_think = 1/(k-1) sum_{t<k} H_t        H_answer = 1/(T-k) sum_{t>k} H_t
     P       = max(0, H_think - alpha H_answer)
 
-The closing tag belongs to neither phase. All tokens before it, an opening tag included, are thinking. The end-of-sequence token is
-part of the answer. If thinking is never closed, k = T and there is no answer; in P, H_answer then counts as 0.
+The closing tag belongs to neither phase. All response tokens before it, an opening tag included, are thinking. The end-of-sequence token
+is part of the answer. If thinking is never closed, all tokens are thinking and there is no answer; H_answer then counts as 0 in P. If
+thinking is never opened, all tokens are the answer.
 
 Entropy filtering, the paper's second experiment, drops the think tokens of highest entropy and lets the model answer from the rest.
 
-Deviations: the mean over an empty phase is ``None`` (NaN in tables), never 0. A closing tag of several tokens is left out entirely.
-Correlations with length have intervals and are also computed within a problem; the paper shows pooled points. Entropy filtering here
-drops think tokens only, then closes the span and lets the model answer; the paper does not say how it gets an answer. Not in the paper:
-the two controls of filtering (tokens dropped at random, and tokens cut off the end), entropy by step, and entropy by position. *Step
-entropy* is the sum over a step's tokens, as in arXiv:2508.03346.
+Deviations:
 
-Units and signs: entropies in nats; positions and lengths in tokens. Every entropy depends on a temperature: an argument of
-``toolkit.entropies.with_entropies``, or the sampling temperature if sampling recorded the entropy.
+* The mean over an empty phase is ``None`` (NaN in tables), not 0. If the closing tag has several tokens, all of them are left out.
+* Correlations with length have intervals, and are also computed within problems. The paper only plots all problems together.
+* The paper does not say how the model answers after entropy filtering. Here the kept think tokens are followed by the closing tag, and the
+  model continues from there.
+* Not in the paper: the two controls of entropy filtering (dropping random tokens, and cutting tokens off the end), entropy by step, and
+  entropy by position. *Step entropy* is the sum over the tokens of a step, as in arXiv:2508.03346.
 
-Cost: sampling with ``details`` records entropies without an extra pass. ``with_entropies`` is one teacher-forced pass with a KV
-cache, in chunks of at most ``CHUNK`` logits. Everything else is arithmetic, except ``filtering_experiment``, which samples.
+Units and signs: entropies in nats; positions and lengths in tokens. Every entropy depends on the temperature of the softmax. If sampling
+recorded the entropies, it is the sampling temperature; otherwise it is an argument of ``toolkit.entropies.with_entropies``.
+
+Cost: ``Sampling(details=True)`` records entropies while sampling, without an extra pass. ``with_entropies`` needs one teacher-forced pass.
+``filtering_experiment`` samples answers. Everything else is arithmetic.
 """
 
 from __future__ import annotations
@@ -60,7 +66,7 @@ DROPS: tuple[Drop, ...] = ("entropy", "random", "truncate")
 
 @dataclass(frozen=True)
 class PhaseMeans:
-    """Mean entropy (nats per token) of a response before and after the closing think tag; ``None`` for a phase without tokens.
+    """Mean entropies (nats per token) of a response's tokens before and after the closing think tag; ``None`` for a phase without tokens.
 
     >>> PhaseMeans(think=0.5, answer=0.25).penalty()
     0.25
@@ -70,15 +76,15 @@ class PhaseMeans:
     answer: float | None
 
     def penalty(self, alpha: float = PUBLISHED_ALPHA) -> float:
-        """Return P = max(0, H_think - alpha H_answer), by which PEAR lowers the reward; a missing phase counts as 0."""
+        """Return PEAR's penalty P = max(0, H_think - alpha H_answer), in nats per token; the entropy of a missing phase counts as 0."""
         return max(0.0, (self.think or 0.0) - alpha * (self.answer or 0.0))
 
 
 def phase_means(rollout: Rollout) -> PhaseMeans:
-    """Return the mean entropy of one rollout before and after its closing think tag.
+    """Return the mean entropies (nats per token) of one rollout before and after its closing think tag.
 
     Raises:
-        NoEntropiesError: The rollout carries no entropies.
+        NoEntropiesError: The rollout has no recorded entropies.
     """
     h, think, answer = entropies_of(rollout), rollout.think, rollout.answer
     if think is None:  # an answer without thinking
@@ -93,13 +99,14 @@ def _mean(values: ndarray) -> float | None:
 
 
 def table(rollouts: Sequence[Rollout]) -> pd.DataFrame:
-    """Return one row per rollout, for ``correlations`` and for your own tables.
+    """Return a table of entropies and lengths for ``correlations``, with one row per rollout.
 
-    Columns: ``problem_id, sample, correct``; ``closed`` (whether the think span was closed); ``think_tokens, response_tokens``; and the
-    mean entropies ``entropy`` (whole response), ``think_entropy, answer_entropy`` in nats per token (NaN for a phase without tokens).
+    Columns: ``problem_id, sample, correct``; ``closed`` (True if the response has an answer span); ``think_tokens, response_tokens``
+    (lengths); ``entropy, think_entropy, answer_entropy`` (means over the whole response and over each phase, nats per token; NaN for a
+    phase without tokens).
 
     Raises:
-        NoEntropiesError: A rollout carries no entropies.
+        NoEntropiesError: A rollout has no recorded entropies.
     """
     rows = []
     for r in rollouts:
@@ -115,8 +122,9 @@ def table(rollouts: Sequence[Rollout]) -> pd.DataFrame:
 def by_phase(rollouts: Sequence[Rollout], *, seed: int = 0) -> pd.DataFrame:
     """Return the mean entropy (nats per token) of thinking, of the answer, and of their difference, one row each.
 
-    Columns: ``phase`` (``think``, ``answer`` or ``think - answer``), ``mean, low, high`` (95 % interval over problems), ``rollouts`` (their
-    number). The difference is over the rollouts that have both phases. A phase that no rollout has is left out.
+    Columns: ``phase`` (``think``, ``answer`` or ``think - answer``), ``mean, low, high`` (95 % interval over problems), ``rollouts``
+    (number of rollouts that have the phase). The difference is over the rollouts that have both phases. A phase that no rollout has is left
+    out.
     """
     rows = table(rollouts)
     rows["think - answer"] = rows["think_entropy"] - rows["answer_entropy"]
@@ -139,11 +147,15 @@ def _estimate(values: pd.Series, problems: pd.Series | pd.Index, seed: int) -> t
 def by_position(rollouts: Sequence[Rollout], *, bins: int = assumed_bins, seed: int = 0) -> pd.DataFrame:
     """Return the mean entropy (nats per token) by relative position in the think span, tags excluded (not in the paper).
 
-    Columns: ``position`` (centre of the bin, 0 to 1), ``mean, low, high`` (95 % interval over problems), ``rollouts`` (their number). A
-    token counts in every bin that its share of the span overlaps, so no bin is empty, even if there are fewer tokens than bins.
+    Columns: ``position`` (centre of the bin, 0 to 1), ``mean, low, high`` (95 % interval over problems), ``rollouts`` (number of rollouts).
+
+    Token i of n (from 0) covers the positions from i/n to (i+1)/n. Its weight in a bin is the part of this range that lies in the bin. So
+    no bin is empty, even if a span has fewer tokens than there are bins.
 
     Args:
+        rollouts: Rollouts with entropies; those without think tokens are left out.
         bins: Number of bins of equal width.
+        seed: Seed of the bootstrap.
 
     Raises:
         ValueError: ``bins`` is below 1.
@@ -169,7 +181,7 @@ def _think_entropies(r: Rollout) -> list[float]:
 
 
 def _binned(parts: Sequence[pd.DataFrame], name: str, centre: Callable[[int], float], n: int, seed: int) -> pd.DataFrame:
-    """Return one row per bin: its centre, the mean entropy with its interval, and the number of rollouts."""
+    """Return a table with one row per bin: centre (column ``name``), mean entropy with its interval, and number of rollouts."""
     if not parts:
         raise NoThinkTagsError(f"None of the {n} rollouts has a think token: load the model with tags=ThinkTags(...).")
     groups = pd.concat(parts).groupby("bin")
@@ -182,16 +194,17 @@ StepsOf = Callable[[Rollout], Sequence[Step]]
 
 
 def step_entropy(rollouts: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame:
-    """Return one row per step of thinking that has at least one token.
+    """Return a table of the entropy of each step of thinking, with one row per step that has at least one token.
 
-    Columns: ``problem_id, sample``; ``step`` (index in the rollout, from 0), ``of`` (number of steps in the rollout); ``tokens`` (their
-    number); ``entropy`` (nats, sum over the step's tokens), ``mean`` (nats per token); ``text``.
+    Columns: ``problem_id, sample``; ``step`` (index in the rollout, from 0); ``of`` (number of steps in the rollout); ``tokens`` (number of
+    tokens in the step); ``entropy`` (sum over the tokens of the step, nats); ``mean`` (nats per token); ``text``.
 
     Args:
+        rollouts: Rollouts with entropies.
         steps_of: Function that splits a rollout's thinking into steps.
 
     Raises:
-        NoEntropiesError: A rollout carries no entropies.
+        NoEntropiesError: A rollout has no recorded entropies.
     """
     rows = []
     for r in rollouts:
@@ -205,12 +218,14 @@ def step_entropy(rollouts: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame
 def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = assumed_min_problems, seed: int = 0) -> pd.DataFrame:
     """Return the mean entropy (nats per token) of the first, second, ... step of thinking, one row per step (not in the paper).
 
-    Columns: ``step`` (from 1), ``mean, low, high`` (95 % interval over problems), ``rollouts`` (number of rollouts that have this step).
-    Later steps exist only in longer thinking, so their means are over fewer rollouts.
+    Columns: ``step`` (from 1, unlike in ``step_entropy``), ``mean, low, high`` (95 % interval over problems), ``rollouts`` (number of
+    rollouts that have this step). Later steps exist only in longer thinking, so their means are over fewer rollouts.
 
     Args:
+        rollouts: Rollouts with entropies.
         steps_of: Function that splits a rollout's thinking into steps.
-        at_least: Smallest number of problems: a step that occurs in responses to fewer problems is left out.
+        at_least: Number of problems in whose responses a step must occur; a step that occurs in fewer is left out.
+        seed: Seed of the bootstrap.
 
     Raises:
         NoThinkTagsError: No rollout has a step.
@@ -227,15 +242,15 @@ def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = a
 
 
 def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int = 0) -> pd.DataFrame:
-    """Return the entropy (nats per token) of marked steps, of other steps of the same responses, and the difference (not in the paper).
+    """Return the mean entropy (nats per token) of marked steps, of the other steps of the same responses, and the difference.
 
-    Columns: ``steps`` (``marked``, ``others`` or the paired difference ``marked - others``), ``mean, low, high`` (95 % interval over
-    problems), ``rollouts`` (their number). All steps have equal weight, whatever their length. Only responses with both kinds of steps
-    count; if there are none, the table is empty.
+    This comparison is not in the paper. Columns: ``steps`` (``marked``, ``others`` or the paired difference ``marked - others``), ``mean,
+    low, high`` (95 % interval over problems), ``rollouts`` (number of rollouts). Within a response, all steps of a kind have equal weight,
+    whatever their length. Only responses with both kinds of steps count; if there are none, the table is empty.
 
     Args:
         rows: From ``step_entropy``.
-        marked: One flag per row, for example whether the step re-checks an earlier one.
+        marked: One flag per row of ``rows``: True to mark the step, for example because it re-checks an earlier one.
         seed: Seed of the bootstrap.
     """
     kinds = rows.assign(kind=np.where(np.asarray(marked, bool), "marked", "others"))
@@ -251,14 +266,14 @@ def correlations(
 ) -> pd.DataFrame:
     """Return the Pearson and Spearman correlations of two columns of ``table``: by default, of entropy and response length.
 
-    Columns: ``scope`` (``pooled`` over all rollouts, or ``within``: each problem's means are subtracted first, so that difficulty cancels);
-    ``kind`` (``pearson`` or ``spearman``); ``r``; ``low, high`` (95 % interval over problems); ``problems`` and ``rollouts`` (their
-    numbers). Rows in which one of the two values is NaN are left out.
+    There is one row per scope and kind. Columns: ``scope`` (``pooled`` over all rollouts, or ``within``: each problem's means are
+    subtracted first, so that difficulty cancels); ``kind`` (``pearson`` or ``spearman``); ``r``; ``low, high`` (95 % interval over
+    problems); ``problems, rollouts`` (how many). Rollouts in which one of the two values is NaN are left out.
 
     Args:
         rows: From ``table``.
-        x: One column of ``rows``.
-        y: The other column.
+        x: First column of ``rows``.
+        y: Second column of ``rows``.
         times: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
 
@@ -278,20 +293,20 @@ def correlations(
 
 
 def filtered_prompt(rollout: Rollout, keep: float, drop: Drop = "entropy", *, seed: int = 0) -> list[int]:
-    """Return a prefix for the model to continue: token ids of the prompt, of the kept think tokens in order, and of the closing tag.
+    """Return token ids from which the model can go on to answer: the prompt, the kept think tokens in their order, and the closing tag.
 
     ``round(keep * n)`` of the n think tokens are kept.
 
     Args:
         rollout: Response with a closed think span.
         keep: Share of think tokens to keep, 0 to 1.
-        drop: Which tokens to drop. ``"entropy"``: those of highest entropy (as published; of tokens with equal entropy, the earlier one is
-            kept). ``"random"``: random tokens, seeded by ``seed``, problem and sample. ``"truncate"``: the last tokens.
-        seed: Seed of ``"random"``.
+        drop: Choice of the tokens to drop. ``"entropy"``: those of highest entropy (as published); of tokens with equal entropy, the
+            earlier one is kept. ``"random"``: random tokens. ``"truncate"``: the last tokens.
+        seed: Seed for ``"random"``, combined with the problem and the sample of the rollout.
 
     Raises:
         NoThinkTagsError: The rollout has no think span, or did not close it with a tag.
-        NoEntropiesError: ``drop="entropy"``, and the rollout carries no entropies.
+        NoEntropiesError: ``drop="entropy"``, and the rollout has no recorded entropies.
         ValueError: ``keep`` or ``drop`` is invalid.
     """
     if not 0 <= keep <= 1 or drop not in DROPS:
@@ -330,20 +345,20 @@ def filtering_experiment(
     seed: int = 0,
     out: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Drop think tokens in three ways and for each share in ``keeps``, let the model answer, and return one row per answer.
+    """Drop think tokens in three ways, for each share in ``keeps``, and let the model answer. Return one row per answer.
 
-    Columns: ``drop`` (which tokens were dropped, see ``filtered_prompt``), ``keep`` (share of think tokens kept), ``problem_id, sample``,
-    ``kept_tokens`` (number of think tokens kept), ``correct``, ``answer_tokens`` (length of the answer). ``filtering_summary`` summarises
-    the table.
+    Columns: ``drop`` (which tokens were dropped: ``entropy``, ``random`` or ``truncate``, see ``filtered_prompt``); ``keep`` (share of
+    think tokens kept); ``problem_id, sample`` (of the original response); ``kept_tokens`` (number of think tokens kept); ``correct``,
+    ``answer_tokens`` (grade and length of the new answer). ``filtering_summary`` and ``filtering_effects`` evaluate the table.
 
     Args:
         target: Model, or model with interventions, that answers.
         rollouts: Responses with entropies; responses without a closed think span are left out.
         problems: The problems of the rollouts.
-        keeps: Shares of think tokens to keep.
-        sampling: How the answers are sampled.
+        keeps: Shares of think tokens to keep, 0 to 1 each.
+        sampling: How the answers are sampled; the default is greedy.
         seed: Seed of the random control.
-        out: Folder in which the answers are stored; a rerun resumes from them.
+        out: Folder for the finished answers; the same call resumes from them after a stop. ``None`` stores nothing.
 
     Raises:
         NoThinkTagsError: No rollout has a think span that is closed by a tag.
@@ -364,10 +379,10 @@ def filtering_experiment(
 
 
 def filtering_summary(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Return the accuracy for each way of dropping think tokens and each share kept, one row each.
+    """Return the accuracy after each way of dropping think tokens, with one row per way and share kept.
 
-    Columns: ``drop`` (which tokens were dropped), ``keep`` (share kept), ``kept_tokens, answer_tokens`` (means), ``accuracy, low, high``
-    (95 % interval over problems). For paired comparisons use ``filtering_effects``.
+    Columns: ``drop`` (``entropy``, ``random`` or ``truncate``); ``keep`` (share of think tokens kept); ``kept_tokens, answer_tokens``
+    (means per answer); ``accuracy, low, high`` (0 to 1, 95 % interval over problems). For paired comparisons use ``filtering_effects``.
 
     Args:
         rows: From ``filtering_experiment``.
@@ -383,9 +398,11 @@ def filtering_summary(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 def filtering_effects(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Return the accuracy after dropping the tokens of highest entropy minus the accuracy of each control, paired by response.
 
-    Columns: ``keep`` (share of think tokens kept), ``against`` (the control), ``difference, low, high`` (95 % interval over problems). The
-    controls are: as many tokens dropped at random (``random``), as many tokens cut off the end (``truncate``), and the whole thinking
-    (``whole``, if the share 1 was run). A negative difference means that the control answers better.
+    Columns: ``keep`` (share of think tokens kept); ``against`` (name of the control); ``difference, low, high`` (-1 to 1, 95 % interval
+    over problems). A negative difference means that the control answers better.
+
+    Controls: ``random`` (as many tokens dropped at random), ``truncate`` (as many tokens cut off the end), and ``whole`` (all think tokens
+    kept; only if ``rows`` has the share 1).
 
     Args:
         rows: From ``filtering_experiment``.

@@ -1,39 +1,45 @@
 """Retrieval Head Mechanistically Explains Long-Context Factuality (Wu et al., ICLR 2025), arXiv:2404.15574.
 
-The *needle* is the piece of the prompt that the answer should be copied from. An *example* is a response to such a prompt.
+The *needle* is the piece of the prompt that the answer should be copied from. An *example* is one response to such a prompt.
 
-Equations (k: set of the needle's token ids; i_q: their positions in the prompt; w_t: token emitted at query position t; a_h(t, j):
-attention weight of head h from t to j; x: the sequence of token ids):
+Equations (k: set of the needle's token ids; i_q: positions of the needle in the prompt; x: token ids of prompt and response; t: position
+that predicts an emitted token; w_t = x_{t+1}: that token; a_h(t, j): attention weight of head h from t to j):
 
     h copies w_t   iff   w_t in k,  j* = argmax_j a_h(t, j) in i_q,  x_{j*} = w_t
     score(h) = | g_h  cap  k | / | k |          g_h: set of tokens that h copies in one example; mean over examples
 
 Deviations:
+
 * g_h is a set, as in the paper. The released code counts a token every time it is copied, so its scores can exceed 1.
-* All examples count by default. ``when="success"`` counts only the examples in which the needle was retrieved, as the released code does
-  (the paper does not mention it). The released code decides by the recall of stemmed words; here it is the recall of token ids.
-* The position of the needle is given, never searched.
+* All examples count by default. With ``when="success"``, only the examples count in which the needle was retrieved, as in the released code
+  (the paper does not mention this). The released code decides by the recall of stemmed words, this module by the recall of token ids.
+* The caller gives the position of the needle. The released code searches for it.
 * The prompt is processed with SDPA up to the last token; the response is teacher-forced.
 
-The published score and our variants (``METRICS``; each has one value per example, layer and head):
+The metrics (``METRICS``) are the published score, ``copy``, and our variants. Each has one value per example, layer and head:
 
-    copy           the share of the needle's tokens that the head copies, as above
+    copy           the share of the needle's distinct tokens that the head copies, as above
     copy_no_sink   copy, with the argmax over all keys except the first ``sinks``
     copy_unseen    copy, only for tokens of k that occur nowhere else in the prompt; NaN if there are none
-    copy_new       copy, only if an induction head would not make this copy: the token before the key differs, x_{j*-1} != x_t
+    copy_new       copy, without the copies that an induction head would make: x_{j*-1} != x_t is required in addition
     mass           attention on the needle: mean over t of sum_{j in i_q} a_h(t, j)
-    contrast       mass minus the mass on the same positions of a control prompt, with other tokens in place of the needle and the
-                   same response; NaN without a control prompt
-    query          QRHead (arXiv:2506.09944), without its calibration: attention from the question's tokens on the needle, mean over
-                   the question's tokens; NaN without the question's position
-    write          mean over emitted tokens of k of a_h(t, j') <u(w_t), W_O^h v_h(j')>, where j' = argmax_{j in i_q} a_h(t, j) and
-                   u(w) is the unembedding of w minus the mean unembedding; 0 if no token of k is emitted. A norm that follows W_O
-                   is applied, with its scale at t. The final norm is left out, but its gain is included
+    contrast       mass minus the same quantity after a control prompt, in which other tokens replace the needle; the response and the
+                   positions i_q are the same; NaN without a control prompt
+    query          attention on the needle from the tokens of the question, mean over these tokens: the score of QRHead
+                   (arXiv:2506.09944) without its calibration; NaN if the position of the question is not given
+    write          direct effect of the head on the logit of the emitted token, by the needle position it attends to most: mean over
+                   the emitted tokens of k of a_h(t, j') <u(w_t), W_O^h v_h(j')>, with j' = argmax_{j in i_q} a_h(t, j), v_h(j') the
+                   head's value vector, W_O^h its part of W_O, and u(w) the unembedding of w minus the mean unembedding; 0 if no
+                   token of k is emitted
 
-Units and signs: all metrics are shares in [0, 1] (``contrast`` in [-1, 1]), except ``write``: logits before the final norm's scale,
-positive if the head raises the logit of the emitted token. A higher value means that the head retrieves more.
+In post-norm families, ``write`` includes the norm that follows W_O, with its divisor at t. It leaves out the final norm of the model, both
+its divisor and its gain.
 
-Cost: one pass over each prompt and one over its response, and one more of each with a control; attention of the emitted tokens only.
+Units and signs: all metrics are shares in [0, 1] (``contrast`` in [-1, 1]), except ``write``, which is in logits before the final norm. It
+is positive if the head raises the logit of the emitted token. In all metrics, a higher value means that the head retrieves more.
+
+Cost: one pass over each prompt and response. Examples with a control prompt need another pass, and so do examples with the position of the
+question. Attention weights are kept only for the query positions that a metric needs.
 """
 
 from __future__ import annotations
@@ -62,8 +68,8 @@ PUBLISHED_SHARES = {  # model -> shares of its heads with a mean score above 0.1
     "Qwen1.5-14B-Chat": (0.0425, 0.0006, 0.711),
     "Mistral-7B-v0.2": (0.0420, 0.0049, 0.650),
     "Mixtral-8x7B": (0.0615, 0.0068, 0.576),
-}  # recomputed from the released head_score files
-assumed_sinks = 1  # number of positions at the start of the sequence that copy_no_sink leaves out: ours
+}  # computed from the released head_score files
+assumed_sinks = 1  # number of positions at the start of the sequence that copy_no_sink ignores as keys: ours
 GROUP_SIZE = 32  # examples measured at a time, which bounds the memory for the tokens that heads copy
 
 METRICS = ("copy", "copy_no_sink", "copy_unseen", "copy_new", "mass", "contrast", "query", "write")
@@ -78,9 +84,9 @@ class HeadMetrics:
 
     Attributes:
         values: Metric -> tensor ``[examples, layers, heads]``.
-        success: Whether the response of each example retrieved the needle.
+        success: For each example, True if the response retrieved the needle.
         ids: Problem id of each example.
-        provenance: The model and the problems that were measured.
+        provenance: The measured model, and a record of the problems.
     """
 
     values: Mapping[str, Float[Tensor, "examples layers heads"]]
@@ -89,7 +95,7 @@ class HeadMetrics:
     provenance: Provenance
 
     def __add__(self, other: HeadMetrics) -> HeadMetrics:
-        """Concatenate the examples of two measurements of the same model."""
+        """Return one measurement with the examples of both. Raise ValueError if the two differ in model or metrics."""
         if self.provenance.fingerprint != other.provenance.fingerprint or set(self.values) != set(other.values):
             raise ValueError(
                 f"These measurements do not belong together: {self.provenance.model} and {other.provenance.model}, "
@@ -101,7 +107,7 @@ class HeadMetrics:
 
     @property
     def present(self) -> Bool[Tensor, "layers heads"]:
-        """True where the model has a head. Layers may differ in their number of heads; ``mass`` is NaN only for absent heads."""
+        """True where the model has a head; False at the surplus places of layers that have fewer heads than others."""
         return ~self.values["mass"].isnan().all(dim=0)
 
     def select(self, metric: str = "copy", *, when: str = "all") -> Float[Tensor, "examples layers heads"]:
@@ -135,11 +141,11 @@ def measure(
     """Return all metrics of all heads, for each of the given examples in their order.
 
     Args:
-        lm: The model that is measured.
+        lm: The model whose heads are measured.
         examples: From ``needles.examples``.
-        success: Function that returns whether an example retrieved the needle. Default: by the recall of token ids;
-            ``lambda e: e.rollout.correct`` uses the grade of the answer.
-        sinks: Number of positions at the start of the sequence that ``copy_no_sink`` leaves out.
+        success: Function from an example to True if the response retrieved the needle. The default looks at the recall of token ids;
+            ``lambda e: e.rollout.correct`` looks at the grade of the answer.
+        sinks: Number of positions at the start of the sequence that ``copy_no_sink`` ignores as keys.
 
     Raises:
         ValueError: There are no examples, or a sequence is longer than the model's context.
@@ -158,7 +164,7 @@ def measure(
 
 
 def _group(lm: LM, examples: Sequence[Example], sinks: int) -> dict[str, Float[Tensor, "examples layers heads"]]:
-    """Return all metrics of one group of examples. Attention is read up to three times: from responses, control prompts and questions."""
+    """Return all metrics of one group of examples, from up to three passes: for responses, control prompts and questions."""
     shape = (len(examples), lm.layout.n_layers, lm.layout.n_heads)
     sequences = [e.rollout.token_ids for e in examples]
     sums = _MetricSums(lm, examples, sinks)
@@ -166,9 +172,12 @@ def _group(lm: LM, examples: Sequence[Example], sinks: int) -> dict[str, Float[T
     values = sums.values()
 
     def masses(chosen: Sequence[int], rows: Sequence[Sequence[int]], spans: Sequence[Span]) -> Tensor:
-        """Return the attention on the needle, mean over the query positions in ``spans``; NaN for examples that are not chosen.
+        """Return the attention on the needle, mean over query positions, for all examples; NaN for examples that are not chosen.
 
-        ``rows`` and ``spans`` hold the token ids and the query positions of each chosen example.
+        Args:
+            chosen: Indices of the examples to measure.
+            rows: Token ids of each chosen example.
+            spans: Query positions of each chosen example.
         """
         mass = torch.full(shape, torch.nan, dtype=torch.float64)
         if chosen:
@@ -188,7 +197,7 @@ def _group(lm: LM, examples: Sequence[Example], sinks: int) -> dict[str, Float[T
 
 
 class _MetricSums:
-    """Sums over query positions, accumulated layer by layer from attention rows; ``values`` turns them into metrics."""
+    """Sums over query positions for some examples, accumulated layer by layer from attention rows. ``values`` turns them into metrics."""
 
     def __init__(self, lm: LM, examples: Sequence[Example], sinks: int) -> None:
         self.lm, self.examples, self.sinks = lm, examples, sinks
@@ -220,14 +229,14 @@ class _MetricSums:
                                      for e, i, row in zip(examples, ids, tokens, strict=True)], device=lm.device)  # fmt: skip
 
     def take_mass(self, rows: attention.Rows) -> None:
-        """Add the attention from each query position on the needle."""
+        """Add to ``mass`` the attention of one layer's heads on the needle, from each query position."""
         which = torch.tensor(rows.examples, device=rows.weights.device)
         needle = self.needle[which, : rows.weights.shape[-1]].to(rows.weights)
         on_needle = torch.einsum("bhqk,bk->bhq", rows.weights, needle)
         self.mass[which, rows.layer, : rows.weights.shape[1]] += (on_needle * (rows.queries >= 0)[:, None]).sum(dim=-1).double()
 
     def take(self, rows: attention.Rows) -> None:
-        """Add what one layer's heads contribute to the metrics at the query positions that predict the emitted tokens."""
+        """Add the contributions of one layer's heads to all sums, at the query positions that predict the emitted tokens."""
         self.take_mass(rows)
         which, weights = torch.tensor(rows.examples, device=rows.weights.device), rows.weights
         ids, needle = self.ids[which], self.needle[which, : weights.shape[-1]]  # [b, tokens], [b, keys]
@@ -253,13 +262,21 @@ class _MetricSums:
         self._write(rows, which, needle, emitted, in_needle)
 
     def _copy(self, name: str, which: Tensor, layer: int, number: Int[Tensor, "b q"], hits: Bool[Tensor, "b h q"]) -> None:
-        """Mark the numbers of the tokens that each head copies."""
+        """Mark in ``copied[name]`` the needle tokens that each head copies.
+
+        Args:
+            name: Metric.
+            which: Examples of the batch.
+            layer: Layer of the heads.
+            number: Index of each emitted token among the distinct needle tokens; the last index means "not in the needle".
+            hits: True where the head copies the emitted token.
+        """
         index = number[:, None].expand_as(hits)
         counts = torch.zeros(*hits.shape[:2], self.tokens.shape[1] + 1, device=hits.device)
         self.copied[name][which, layer, : hits.shape[1]] |= counts.scatter_add_(2, index, hits.float()) > 0
 
     def _write(self, rows: attention.Rows, which: Tensor, needle: Tensor, emitted: Tensor, in_needle: Tensor) -> None:
-        """Add a_h(t, j') <u(w_t), W_O^h v_h(j')> for the needle key j' with the most attention."""
+        """Add to ``write`` the term a_h(t, j') <u(w_t), W_O^h v_h(j')>, for the needle position j' with the most attention."""
         weight, at = rows.weights.masked_fill(~needle[:, None, None], -1.0).max(dim=-1)  # [b, heads, queries] each; at is j'
         # Weighted value vectors a_h(t, j') v_h(j'), [b, heads, queries, head_dim]; zero where no needle token is emitted.
         read = rows.value_at(at) * weight.clamp(min=0)[..., None] * in_needle[:, None, :, None] * rows.gate.transpose(1, 2)
@@ -273,7 +290,7 @@ class _MetricSums:
         self.write[which, rows.layer, : read.shape[1]] += torch.einsum("bhqd,bqhd->bh", read, raises).double()
 
     def values(self) -> dict[str, Tensor]:
-        """Return the metrics that follow from the responses alone, ``[examples, layers, heads]`` each."""
+        """Return all metrics except ``contrast`` and ``query``, as tensors ``[examples, layers, heads]``."""
         hits = {name: copied[..., :-1].cpu() for name, copied in self.copied.items()}
         size, unseen = (self.tokens >= 0).sum(dim=1).cpu()[:, None, None], self.unseen.cpu()
         values = {name: copied.sum(dim=-1).double() / size for name, copied in hits.items()}
@@ -285,14 +302,14 @@ class _MetricSums:
 
 
 def _at(ids: Int[Tensor, "b t"], positions: Int[Tensor, "b h q"]) -> Int[Tensor, "b h q"]:
-    """Return the ids at the given positions of each row."""
+    """Return the token ids at the given positions of each sequence."""
     return ids.gather(1, positions.flatten(1)).view_as(positions)
 
 
 def _hits(
     top: Int[Tensor, "b h q"], ids: Int[Tensor, "b t"], needle: Bool[Tensor, "b k"], emitted: Tensor
 ) -> Bool[Tensor, "b h q"]:
-    """Return for each head and query whether its key ``top`` lies in the needle and holds the emitted token."""
+    """Return, for each head and query, True if the key at position ``top`` lies in the needle and is the emitted token."""
     return (_at(needle.long(), top) > 0) & (_at(ids, top) == emitted[:, None])
 
 
@@ -301,12 +318,12 @@ def _absent(metrics: HeadMetrics) -> tuple[tuple[int, int], ...]:
 
 
 def scores(metrics: HeadMetrics, metric: str = "copy", *, when: str = "all") -> HeadScores:
-    """Return the score of every head: the mean of a metric over examples. For ``"copy"`` this is the paper's retrieval score.
+    """Return the score of every head: the mean of a metric over examples. With ``"copy"`` this is the paper's retrieval score.
 
     Args:
         metrics: From ``measure``.
-        metric: One of ``METRICS``.
-        when: ``"all"``, or ``"success"`` as in the released code: only examples that retrieved the needle.
+        metric: One of ``METRICS``. Examples in which it is undefined (NaN) are left out.
+        when: Examples to use: ``"all"``, or ``"success"`` for only those that retrieved the needle, as in the released code.
     """
     units = "logits" if metric == "write" else "share"
     return HeadScores(
@@ -315,25 +332,25 @@ def scores(metrics: HeadMetrics, metric: str = "copy", *, when: str = "all") -> 
 
 
 def activation_frequency(metrics: HeadMetrics, *, when: str = "all") -> HeadScores:
-    """Return the share of examples in which each head copies at least one token of the needle.
+    """Return, for each head, the share of examples (0 to 1) in which it copies at least one token of the needle.
 
     Args:
         metrics: From ``measure``.
-        when: ``"all"``, or ``"success"`` for only the examples that retrieved the needle.
+        when: Examples to use: ``"all"``, or ``"success"`` for only those that retrieved the needle.
     """
     share = (metrics.select("copy", when=when) > 0).double().mean(dim=0)
     return HeadScores(share, "retrieval_activation_frequency", "share", metrics.provenance, _absent(metrics))
 
 
 def heads(head_scores: HeadScores, *, above: float = PUBLISHED_THRESHOLD) -> list[tuple[int, int]]:
-    """Return the heads ``(layer, head)`` with a score above the threshold ``above`` (published: 0.1), highest score first."""
+    """Return the heads ``(layer, head)`` with a score above ``above`` (published threshold: 0.1), highest score first."""
     return [(layer, head) for layer, head in head_scores.ranked() if head_scores.score[layer, head] > above]
 
 
 def mask_plan(head_scores: HeadScores, count: int) -> Plan:
     """Return a plan that masks the ``count`` heads with the highest scores.
 
-    Apply the plan with ``masks.masking`` while the model runs, or permanently with ``edits.apply``, which sets the heads' output to zero.
+    ``masks.masking`` applies the plan while the model runs. ``edits.apply`` applies it to the weights: the heads then write zeros.
 
     Raises:
         ValueError: ``count`` is negative or larger than the number of heads.
@@ -348,19 +365,19 @@ def mask_plan(head_scores: HeadScores, count: int) -> Plan:
 
 
 def statistics(copy: Float[Tensor, "examples layers heads"]) -> dict[str, int | float]:
-    """Return the paper's summary numbers, from the copy scores of each example.
+    """Return the paper's summary numbers as a dict, from the scores of every head in each example.
 
-    Keys: ``examples`` (their number); ``retrieval`` (number of heads with a mean score above 0.1); ``share_retrieval, share_strong,
-    share_zero`` (shares of all heads with a mean score above 0.1, above 0.5, and of exactly 0); ``always, often`` (numbers of heads that
-    copy in all, and in more than 95 % of the examples); ``silent_examples`` (number of examples in which no head copies); ``above_1``
-    (number of scores above 1, which a share cannot have but the released code can give).
+    Keys: ``examples`` (number of examples); ``retrieval`` (number of heads with a mean score above 0.1); ``share_retrieval, share_strong,
+    share_zero`` (shares of all heads, 0 to 1, with a mean score above 0.1, above 0.5, and of exactly 0); ``always, often`` (numbers of
+    heads that copy in all examples, and in more than 95 % of them); ``silent_examples`` (number of examples in which no head copies);
+    ``above_1`` (number of single scores above 1, which only files of the released code can contain).
 
     >>> numbers = statistics(torch.tensor([[[0.5, 0.0]], [[1.0, 0.0]]]))  # 2 examples, 1 layer, 2 heads
     >>> numbers["retrieval"], numbers["share_zero"], numbers["always"]
     (1, 0.5, 1)
 
     Args:
-        copy: ``metrics.select("copy")``, or a published file read by ``from_lists``.
+        copy: Score of every head in each example: ``metrics.select("copy")``, or a published file that ``from_lists`` converted.
     """
     copy = copy.flatten(1)[:, ~copy[0].flatten().isnan()]  # NaN: there is no such head
     mean, active = copy.double().mean(dim=0), (copy > 0).double().mean(dim=0)
@@ -380,10 +397,10 @@ def statistics(copy: Float[Tensor, "examples layers heads"]) -> dict[str, int | 
 def overlap(a: HeadScores, b: HeadScores, count: int) -> float:
     """Return the overlap of two rankings, from 0 to 1.
 
-    It is the share of the ``count`` heads with the highest scores in ``a`` that are also among the ``count`` highest in ``b``.
+    Overlap is the share of the ``count`` highest-scoring heads of ``a`` that are also among the ``count`` highest-scoring heads of ``b``.
 
     Raises:
-        ValueError: The scores have different shapes, or ``count`` is out of range.
+        ValueError: The scores have different shapes, or ``count`` is not between 1 and the number of heads.
     """
     if a.score.shape != b.score.shape or not 1 <= count <= len(a.ranked()):
         raise ValueError(
@@ -393,20 +410,20 @@ def overlap(a: HeadScores, b: HeadScores, count: int) -> float:
 
 
 def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, *, draws: int = 20, seed: int = 0) -> float:
-    """Return how well ``n`` examples find the same top heads as all examples, as a share from 0 to 1.
+    """Return the overlap (0 to 1) between the top heads on ``n`` random examples and the top heads on all examples, mean over draws.
 
-    Of the ``count`` highest-scoring heads on all examples, it is the share that is also among the ``count`` highest on ``n`` random
-    examples, mean over the random draws. The random examples are among all examples, so this is an in-sample measure.
+    Overlap is the share of the ``count`` highest-scoring heads on all examples that are also among the ``count`` highest-scoring heads on
+    the ``n`` examples. Since these are part of all examples, the result is optimistic.
 
     Args:
-        copy: Score of every head in each example.
+        copy: Score of every head in each example, such as ``metrics.select("copy")``.
         n: Number of examples per draw.
         count: Number of highest-scoring heads to compare.
         draws: Number of random draws.
         seed: Seed of the draws.
 
     Raises:
-        ValueError: ``n`` or ``count`` is out of range.
+        ValueError: ``n`` is not between 1 and the number of examples, or ``count`` not between 1 and the number of heads.
     """
     copy = copy.flatten(1)[:, ~copy[0].flatten().isnan()]  # NaN: there is no such head
     if not 1 <= n <= len(copy) or not 1 <= count <= copy[0].numel():
@@ -424,9 +441,10 @@ def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, 
 
 
 def from_lists(lists: Mapping[str, Sequence[float]]) -> Float[Tensor, "examples layers heads"]:
-    """Convert scores from the format of the paper's released files, ``{"<layer>-<head>": [score of each example, ...]}``, to a tensor.
+    """Return the scores in one of the paper's released files, ``{"<layer>-<head>": [score of each example, ...]}``, as a tensor.
 
-    An empty list stands for a head that the model does not have (ours, for layers that differ in their number of heads). It becomes NaN.
+    An empty list stands for a head that the model does not have, and becomes NaN. The released files have no such lists: this is our
+    addition, for models whose layers differ in their number of heads.
 
     >>> from_lists({"0-0": [0.5, 1.0], "0-1": [0.0, 0.0]}).tolist()
     [[[0.5, 0.0]], [[1.0, 0.0]]]
@@ -451,7 +469,10 @@ def from_lists(lists: Mapping[str, Sequence[float]]) -> Float[Tensor, "examples 
 
 
 def to_lists(copy: Float[Tensor, "examples layers heads"]) -> dict[str, list[float]]:
-    """Convert the scores of each example to the format of the paper's released files; the inverse of ``from_lists``."""
+    """Return the scores in the format of the paper's released files, ``{"<layer>-<head>": [score of each example, ...]}``.
+
+    This is the inverse of ``from_lists``.
+    """
     absent = copy.isnan().all(dim=0)
     places = [(i, j) for i in range(copy.shape[1]) for j in range(copy.shape[2])]
     return {f"{i}-{j}": [] if absent[i, j] else copy[:, i, j].tolist() for i, j in places}

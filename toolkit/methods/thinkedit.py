@@ -1,6 +1,7 @@
 """ThinkEdit: interpretable weight editing to mitigate overly short thinking (Sun et al., EMNLP 2025), arXiv:2503.22048.
 
-Equations (T_i: the think span of response i; states are taken at the positions t that *predict* its tokens):
+Equations (t: the positions that *predict* the think tokens of response i; long, short: classes of responses with long and with short
+thinking):
 
     v_l   = mean_{i in long} mean_t r_l(i, t)  -  mean_{i in short} mean_t r_l(i, t)         length direction of layer l
     c(l,h) = mean_{i in short} < mean_t W_l^h z_l^h(i, t), -v_l / |v_l| >                   score of head h of layer l
@@ -10,19 +11,20 @@ with r_l the residual stream after attention (``resid_mid``, "attn" in the relea
 z_l^h the output of a head before W_O, W_l^h the head's part of W_O, and lambda the strength of the edit.
 
 Deviations:
-* The response is not tokenized again: token ids are those that were sampled. Spans exclude the tags.
-* ``resid_post`` of the last layer is taken before the final norm (the released code takes it after). Sums are fp64. The head size
-  follows from W_O.
-* Classes may be quantiles, since absolute thresholds do not transfer between models.
-* In the paper's models W_l^h z_l^h is added to the stream directly. Post-norm families normalise it first. There, z is divided at each
-  position by the scale of the norm, and v is multiplied by the norm's gain, so that scores measure what is added to the stream.
+
+* Activations are read at the sampled token ids; the released code tokenizes the text of the response again. Think spans exclude the tags.
+* ``resid_post`` of the last layer is taken before the final norm (the released code takes it after). Sums are fp64. The size of a head is
+  read from the shape of W_O.
+* Classes may also be set by quantiles of the length, since thresholds in tokens do not transfer between models.
+* In the paper's models, W_l^h z_l^h is added to the residual stream directly. In post-norm families a norm comes between. There, z is
+  divided at each position by the norm's divisor, and v is multiplied by its gain, so that scores measure the actual addition to the stream.
 * ``contrast_scores`` and ``written_direction`` are ours.
 
-Units and signs: lengths in tokens. Adding v makes thinking longer. Scores are in units of the residual stream; a higher score means
-that the head writes more towards shorter thinking.
+Units and signs: lengths are numbers of think tokens. Adding v makes thinking longer. Scores are in units of the residual stream; a higher
+score means that the head writes more towards shorter thinking.
 
-Cost: one forward pass per rollout (``collect.moments``). Everything here is algebra on means: ``W mean(z) = mean(W z)``. This also
-holds in post-norm families, where all heads of a layer share the scale of a position, which is divided out before the mean.
+Cost: one forward pass per rollout (``collect.moments``). The functions here only compute with means, since ``W mean(z) = mean(W z)``. This
+also holds in post-norm families, where z is divided by the norm's divisor before the mean.
 """
 
 from __future__ import annotations
@@ -41,9 +43,9 @@ from toolkit.directions import LONG, SHORT
 from toolkit.lm import LM
 from toolkit.types import Direction, HeadScores, Moments, Rollout
 
-PUBLISHED_SHORT, PUBLISHED_LONG = 100.0, 1000.0  # tokens: released generate_response_gsm8k.py
-PUBLISHED_FRACTION = 0.04  # of all heads: paper v3/v4 ("~4 %"; the released lists have 3.9 to 6.3 %)
-PUBLISHED_STRENGTHS = tuple(i / 100 for i in range(-8, 9))  # steering alphas: released thinking_length_steering
+PUBLISHED_SHORT, PUBLISHED_LONG = 100.0, 1000.0  # thresholds in think tokens: released generate_response_gsm8k.py
+PUBLISHED_FRACTION = 0.04  # share of all heads that is edited: paper v3/v4 ("~4 %"; the released lists have 3.9 to 6.3 %)
+PUBLISHED_STRENGTHS = tuple(i / 100 for i in range(-8, 9))  # steering strengths (alpha): released thinking_length_steering
 assumed_share = 0.2  # share of rollouts in each quantile class: ours
 assumed_min_class = 8  # smallest number of rollouts in a class: ours
 
@@ -56,12 +58,13 @@ class ClassTooSmallError(ValueError):
 class LengthClasses:
     """Two classes of rollouts, with short and with long thinking, by thresholds on the number of think tokens.
 
-    A ``LengthClasses`` can be called with a rollout. It returns ``"short"`` below ``short_below`` tokens, ``"long"`` above ``long_above``
-    tokens (both strict), and ``None`` in between. It also returns ``None`` if the think span was never opened or never closed.
+    A ``LengthClasses`` can be called with a rollout, to give its class: ``"short"`` below ``short_below`` think tokens, ``"long"`` above
+    ``long_above`` think tokens (both strict), ``None`` in between. The class is also ``None`` if the think span was never opened or never
+    closed.
 
     Attributes:
-        short_below: Upper limit of the short class, tokens.
-        long_above: Lower limit of the long class, tokens.
+        short_below: Upper limit of the short class, in think tokens.
+        long_above: Lower limit of the long class, in think tokens.
     """
 
     short_below: float
@@ -82,7 +85,7 @@ def length_classes(
     long_above: float = PUBLISHED_LONG,
     at_least: int = assumed_min_class,
 ) -> LengthClasses:
-    """Return length classes with absolute thresholds, as published.
+    """Return length classes with thresholds in think tokens, as published.
 
     >>> from toolkit.types import Span
     >>> def rollout(n):  # n think tokens
@@ -93,14 +96,14 @@ def length_classes(
     ['short', 'short', None, 'long', 'long']
 
     Args:
-        rollouts: The rollouts to classify; only used to check the class sizes.
-        short_below: Upper limit of the short class, tokens.
-        long_above: Lower limit of the long class, tokens.
-        at_least: Smallest number of rollouts per class.
+        rollouts: The rollouts to classify; they are used only to check the sizes of the classes.
+        short_below: Upper limit of the short class, in think tokens (excluded).
+        long_above: Lower limit of the long class, in think tokens (excluded).
+        at_least: Smallest allowed number of rollouts per class.
 
     Raises:
         ClassTooSmallError: A class has fewer than ``at_least`` rollouts; the message gives counts and quantiles of the length.
-        ValueError: The classes would overlap.
+        ValueError: ``short_below`` is above ``long_above``, so the classes would overlap.
     """
     if short_below > long_above:
         raise ValueError(f"short_below={short_below} lies above long_above={long_above}: the classes would overlap.")
@@ -110,17 +113,17 @@ def length_classes(
 def quantile_classes(
     rollouts: Sequence[Rollout], *, share: float = assumed_share, at_least: int = assumed_min_class
 ) -> LengthClasses:
-    """Return length classes by quantiles: the ``share`` of rollouts with the shortest and with the longest thinking (not in the paper).
+    """Return length classes with quantiles as thresholds: the shortest and the longest rollouts, a given share each (not in the paper).
 
-    Only rollouts that closed their think span count.
+    Only rollouts with a closed think span are considered.
 
     Args:
         rollouts: The rollouts to classify.
-        share: Share of the rollouts in each class, above 0 and at most 0.5.
-        at_least: Smallest number of rollouts per class.
+        share: Share of the rollouts in each class, above 0 and at most 0.5. Rollouts of equal length can make a class larger.
+        at_least: Smallest allowed number of rollouts per class.
 
     Raises:
-        ClassTooSmallError: There are too few such rollouts, or too many of equal length to separate the classes.
+        ClassTooSmallError: There are too few rollouts with a closed think span, or too many of equal length to separate the classes.
         ValueError: ``share`` is out of range.
     """
     if not 0 < share <= 0.5:
@@ -129,12 +132,12 @@ def quantile_classes(
     if not len(lengths):
         raise ClassTooSmallError(f"None of the {len(rollouts)} rollouts has a closed think span.")
     low, high = np.quantile(lengths, [share, 1 - share])
-    # Thresholds between two whole lengths, so that the strict inequalities include the quantiles themselves.
+    # Thresholds half a token beyond whole lengths, so that the strict inequalities include the quantiles themselves.
     return _checked(LengthClasses(float(np.floor(low)) + 0.5, float(np.ceil(high)) - 0.5), rollouts, at_least)
 
 
 def _checked(classes: LengthClasses, rollouts: Sequence[Rollout], at_least: int) -> LengthClasses:
-    """Return the classes if both are large enough and do not overlap; else raise ClassTooSmallError."""
+    """Return the classes unchanged. Raise ClassTooSmallError if one has fewer than ``at_least`` rollouts, or if they overlap."""
     labels = [classes(r) for r in rollouts]
     counts = {name: labels.count(name) for name in (SHORT, LONG)}
     # The thresholds of quantile_classes lie half a token beyond whole lengths. For two equal quantiles they overlap by 1, which is allowed:
@@ -151,7 +154,7 @@ def _checked(classes: LengthClasses, rollouts: Sequence[Rollout], at_least: int)
 
 
 Estimator = Callable[[Moments, str], Direction]
-"""Function from moments and a kind of site, such as ``"resid_mid"``, to a direction."""
+"""Function from moments and a site kind, such as ``"resid_mid"``, to the direction at this kind of site."""
 
 
 def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = directions.mean_difference) -> Direction:
@@ -171,9 +174,11 @@ def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = dire
 def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     """Return ThinkEdit's score c(l, h) of each head: how far its mean output in short thinking points towards *shorter* thinking.
 
+    The score is the component of the head's mean output along -v of its layer, in units of the residual stream.
+
     Args:
-        moments: Moments that include the heads' outputs ``z``.
-        v: Length direction, from ``direction``; adding it makes thinking longer.
+        moments: Moments of the classes ``short`` and ``long`` that include the heads' outputs ``z``.
+        v: Length direction, from ``direction``, usually at ``resid_mid``; adding it makes thinking longer.
         lm: The model that the moments were collected from.
     """
     return _scores(moments.mean(lm.layout.contribution_kind, SHORT), v, lm, "short_thinking")
@@ -182,12 +187,12 @@ def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
 def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     """Return our score of each head: how much more it writes towards shorter thinking in short than in long thinking.
 
-    The difference removes output that does not depend on the length. The outputs of all heads are projected on the direction of the *last*
-    layer: a head's output stays in the residual stream to its end, where the next token is decided, while the direction of an early layer
-    is mostly about the content at that layer.
+    It differs from ThinkEdit's score (``head_scores``) in two ways. The difference between short and long thinking removes output that does
+    not depend on the length. And the outputs of all heads are projected on the direction of the *last* layer. A head's output stays in the
+    residual stream to its end, where the next token is decided; the direction of an early layer mostly reflects content at that layer.
 
     Args:
-        moments: Moments that include the heads' outputs ``z``.
+        moments: Moments of the classes ``short`` and ``long`` that include the heads' outputs ``z``.
         v: Length direction at ``resid_post``, from ``direction``; adding it makes thinking longer. Only its last layer is used.
         lm: The model that the moments were collected from.
     """
@@ -197,32 +202,39 @@ def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
 
 
 def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> HeadScores:
-    """Project the mean output of each head on -v of its layer."""
+    """Return the component of each head's output along -v of its layer.
+
+    Args:
+        z: Mean outputs of the heads before W_O, or a difference of such means.
+        v: Length direction.
+        lm: The model.
+        method: Name of the score.
+    """
     unit = v.unit()
     scores = {}
     for layer in lm.layout.attention_layers:
         W_O = lm.layout.W_O(layer).detach()
         towards_short = -unit[layer].to(W_O.device, torch.float32)
-        # <W_O z, -v> = <W_O^T (-v), z>: one product per layer gives every head's share.
+        # <W_O z, -v> = <W_O^T (-v), z>: one matrix product per layer serves all its heads.
         u = lm.layout.to_attn_out(layer, towards_short / towards_short.norm().clamp(min=1e-12)) @ W_O.float()
         scores[layer] = lm.layout.by_head(layer, u.double().cpu() * z[layer, : len(u)]).sum(dim=-1)
     return HeadScores(lm.layout.table(scores), method, "residual stream norm", v.provenance, lm.layout.absent)
 
 
 def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM) -> Direction:
-    """Return the part of the length direction that the given heads write (ours): their mean output in long minus short thinking.
+    """Return the part of the length direction that the given heads write (ours): their mean output in long minus that in short thinking.
 
-        u_l = sum_{h of layer l} W_l^h (mean z_long - mean z_short)          at the site ``attn_out``
+        u_l = sum_{h of layer l} W_l^h (mean z_long^h - mean z_short^h)          at the site ``attn_out``
 
-    Layers without any of the heads are zero. If a norm follows W_O, z is divided by the scale of the norm, and u_l times the norm's gain is
-    added to the stream.
+    u_l is zero in layers without any of the heads. In post-norm families, z is divided by the divisor of the norm that follows W_O, so the
+    heads' contribution to the residual stream is u_l times the norm's gain.
 
-    The full length direction also contains what other parts of the network encode about length, such as the difficulty of the problem. It
-    therefore differs from what the heads write, and removing the full direction leaves much of the heads' effect in place.
+    The full length direction also contains information about length from other parts of the network, such as the difficulty of the problem.
+    So it differs from u_l, and removing the full direction leaves much of the heads' effect in place.
 
     Args:
-        moments: Moments that include the heads' outputs ``z``.
-        heads: Pairs ``(layer, head)``.
+        moments: Moments of the classes ``short`` and ``long`` that include the heads' outputs ``z``.
+        heads: Heads as pairs ``(layer, head)``.
         lm: The model that the moments were collected from.
     """
     difference = moments.mean(lm.layout.contribution_kind, LONG) - moments.mean(lm.layout.contribution_kind, SHORT)

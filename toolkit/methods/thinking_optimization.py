@@ -2,26 +2,28 @@
 
 A *trajectory* is a sampled response. A *path* is a better response made from it: fewer segments of thinking, then an answer.
 
-Equations (cue words split the thinking of a trajectory into segments d_1 .. d_n; p_i is estimated by sampling):
+Method. Cue words split the thinking of a trajectory into segments d_1 .. d_n. The *exit text* and the *closing text* end the thinking and
+begin the answer. M, T and K are settings (``DTOSettings``):
 
-    p_i = share of M continuations of d_1 .. d_i + exit text that give the gold answer
-    i'  = first i with p_i > T;   path = d_1 .. d_i' + closing text + the shortest right one of K completions
-    an inner segment (neither d_1 nor d_i') is dropped if it contributes nothing and the greedy answer without it is right
+    p_i = share of M sampled continuations of d_1 .. d_i + exit text that give the gold answer
+    i'  = first i with p_i > T;   path = d_1 .. d_i' + closing text + the shortest correct one of K sampled completions
+    an inner segment (neither d_1 nor d_i') is dropped if it contributes nothing and the greedy answer without it is correct
     pairs (path chosen, trajectory rejected) -> SimPO
 
 Deviations:
-* We did not find the values of M, T, K and the two texts; the defaults are ours (``assumed_...``). Both texts are the closing think tag,
-  which is enough for a model with tags.
-* In the paper an auxiliary language model names the segments that contribute nothing. Here the policy itself decides: a segment
-  contributes if a later segment becomes less likely without it, by more than ``assumed_tolerance``. The greedy answer alone is not
-  enough: it would keep only the last line of a chain of thought, from which the answer can be copied.
-* If no completion is right, the next i with p_i > T is tried (ours). If there is none, the trajectory has no path. A path counts only
-  if it is right and the trajectory is wrong or longer.
 
-Units and signs: lengths in tokens; p_i are shares of samples; tolerance in nats per token. Cost: about n M + K short continuations
-per trajectory; dropping segments needs 2 n more forward passes and n more continuations.
+* We did not find the paper's values of M, T, K and the two texts; the defaults are ours (``assumed_...``). By default both texts are the
+  closing think tag, which is enough for a model with tags.
+* In the paper an auxiliary language model names the segments that contribute nothing. Here the model itself decides: a segment contributes
+  if, without it, a later segment of the path becomes less likely by more than ``assumed_tolerance``. To test only the greedy answer would
+  not be enough: all but the last line of a chain of thought would be dropped, since the answer can be copied from that line.
+* If none of the K completions is correct, the next i with p_i > T is tried (ours). If no i is left, the trajectory has no path. A path is
+  kept only if it is correct and the trajectory is wrong or longer.
 
-To train on the pairs, use TRL. The table of ``pairs`` has the columns that it needs::
+Units and signs: lengths in tokens; p_i from 0 to 1; tolerance in nats per token. Cost: about n M + K short continuations per trajectory.
+Dropping segments needs up to 2 n more forward passes and n more continuations.
+
+To train on the pairs, use TRL. The table that ``pairs`` returns has the columns that TRL needs::
 
     from datasets import Dataset
     from trl.experimental.cpo import CPOConfig, CPOTrainer
@@ -61,15 +63,15 @@ class DTOSettings:
 
     Attributes:
         split: Function from the text of a response's thinking to the character positions at which segments start. ``None`` splits at cue
-            words (``steps.at_cues(assumed_cues)``); use ``steps.lines`` for ``tiny-reasoner``.
-        exit: Text that ends thinking and begins the answer when p_i is estimated; ``None`` is the closing think tag.
-        closing: Text that ends thinking and begins the answer in the final path; ``None`` is the closing think tag.
-        probes: M, number of continuations sampled after each segment.
-        threshold: T; thinking may end after a segment if more than this share of the continuations is right.
-        completions: K, number of completions sampled after the shortened thinking.
+            words (``steps.at_cues(assumed_cues)``). For the shipped model ``tiny-reasoner`` use ``steps.lines``.
+        exit: Exit text, which ends thinking and begins the answer when p_i is estimated; ``None`` is the closing think tag.
+        closing: Closing text, which ends thinking and begins the answer in the path; ``None`` is the closing think tag.
+        probes: M, number of continuations sampled after each segment to estimate p_i.
+        threshold: T, 0 to 1. Thinking may end after a segment if more than this share of its continuations is correct.
+        completions: K, number of completions sampled after the shortened thinking; the shortest correct one becomes the path's answer.
         tolerance: A segment contributes nothing if, without it, the mean log-probability of every later segment falls by at most this
             value, in nats per token.
-        answering: How continuations are sampled; the field ``n`` is ignored.
+        answering: How continuations and completions are sampled; the field ``n`` is ignored.
     """
 
     split: Splitter | None = None
@@ -94,13 +96,14 @@ DEFAULT_SETTINGS = DTOSettings()
 
 @dataclass(frozen=True)
 class DTOResult:
-    """A trajectory (sampled response), and the better path that was found for it, if any.
+    """Result of DTO for one trajectory (sampled response): the better path, if there is one.
 
     Attributes:
         original: The trajectory.
         segments: Segments of the trajectory's thinking.
-        shares: For each segment, p_i: the share of right answers if thinking ends after it. Empty if there are fewer than two segments.
-        cut: i', index of the last segment in the path (from 0), or ``None`` if there is no path.
+        shares: For each segment, p_i: the share of correct answers (0 to 1) if thinking ends after the segment. Empty if the trajectory has
+            fewer than two segments.
+        cut: Index (from 0) of the last segment in the path, ``i' - 1``; ``None`` if there is no path.
         dropped: Indices of the segments before ``cut`` that are left out of the path; never the first segment.
         path: The better response, or ``None``.
     """
@@ -115,14 +118,14 @@ class DTOResult:
 
 @dataclass(frozen=True)
 class _Work:
-    """The model, the problems by id, and the settings with which continuations are sampled."""
+    """The model (with its interventions), the problems by id, and the settings of one run of DTO."""
 
     condition: Condition
     problems: dict[str, Problem]
     settings: DTOSettings
 
     def ids(self, text: str | None) -> list[int]:
-        """Return the token ids of an exit or closing text."""
+        """Return the token ids of an exit or closing text; ``None`` is the closing think tag."""
         lm = self.condition.lm
         if text is None and (lm.tags is None or lm.tags.close is None):
             raise NoThinkTagsError(
@@ -131,16 +134,21 @@ class _Work:
         return list(lm.tokenizer.encode(lm.tags.close if text is None else text, add_special_tokens=False))  # type: ignore[union-attr]
 
     def tail(self, text: str | None) -> str:
-        """Return the part of an exit or closing text after the closing think tag, which already belongs to the answer."""
+        """Return the part of an exit or closing text that belongs to the answer: the part after the closing think tag."""
         tags = self.condition.lm.tags
         return "" if text is None else text.partition(tags.close)[2] if tags and tags.close else text
 
     def continuations(
         self, prompts: Sequence[tuple[Rollout, list[int]]], n: int, *, text: str | None, greedy: bool = False
     ) -> list[list[Rollout]]:
-        """Return ``n`` graded continuations of each prompt (rollout and its prefix as token ids), with ``text`` in between.
+        """Return a list of ``n`` graded continuations for each prompt.
 
-        The graded answer includes the part of ``text`` after the closing think tag.
+        Args:
+            prompts: Pairs of a trajectory and the token ids to continue, without ``text``.
+            n: Number of continuations per prompt.
+            text: Exit or closing text, which follows the token ids. The part of it after the closing think tag is graded as part of the
+                answer.
+            greedy: True to decode greedily.
         """
         if not prompts:
             return []
@@ -159,9 +167,11 @@ class _Work:
 
 
 def segments(lm: LM, rollout: Rollout, split: Splitter | None = None) -> tuple[Step, ...]:
-    """Return the segments of a trajectory's thinking; empty if it has no thinking.
+    """Return the segments of a trajectory's thinking; an empty tuple if it has no thinking.
 
     Args:
+        lm: The model whose tokenizer decodes the trajectory.
+        rollout: The trajectory.
         split: Function from a text to the character positions at which segments start; ``None`` splits at cue words.
     """
     return tuple(steps.think_steps(lm, rollout, split or steps.at_cues(assumed_cues)))
@@ -170,10 +180,10 @@ def segments(lm: LM, rollout: Rollout, split: Splitter | None = None) -> tuple[S
 def probe(
     target: LM | Condition, rollouts: Sequence[Rollout], problems: Sequence[Problem], settings: DTOSettings = DEFAULT_SETTINGS
 ) -> list[DTOResult]:
-    """Estimate, for every segment of every trajectory, the share p_i of right answers if thinking ends after the segment.
+    """Estimate p_i for every segment of every trajectory: the share of correct answers if thinking ends after the segment.
 
-    Return one result per trajectory, in order, with ``segments`` and ``shares``, and without a path. ``shares`` is empty for a trajectory
-    with fewer than two segments.
+    Return one result per trajectory, in order. Its fields ``segments`` and ``shares`` are filled; it has no path. ``shares`` is empty for a
+    trajectory with fewer than two segments.
 
     Args:
         target: Model, or model with interventions, that samples the answers.
@@ -183,7 +193,7 @@ def probe(
 
     Raises:
         KeyError: A trajectory's problem is not among ``problems``.
-        NoThinkTagsError: The model has no closing think tag, and ``settings.exit`` gives no text in its place.
+        NoThinkTagsError: The model has no closing think tag, and ``settings.exit`` is ``None``.
     """
     work = _working(target, rollouts, problems, settings)
     parts = [segments(work.condition.lm, r, settings.split) for r in rollouts]
@@ -196,7 +206,7 @@ def probe(
 
 
 def exits(shares: Sequence[float], threshold: float = assumed_threshold) -> list[int]:
-    """Return the indices of the segments after which thinking may end: those with a share p_i above ``threshold``, in order.
+    """Return the indices of the segments after which thinking may end: those whose share p_i is above ``threshold``, in order.
 
     >>> exits([0.25, 0.75, 0.5, 1.0])
     [1, 3]
@@ -207,7 +217,7 @@ def exits(shares: Sequence[float], threshold: float = assumed_threshold) -> list
 def optimise(
     target: LM | Condition, rollouts: Sequence[Rollout], problems: Sequence[Problem], settings: DTOSettings = DEFAULT_SETTINGS
 ) -> list[DTOResult]:
-    """Return one result per trajectory, in order, with a better path if one was found.
+    """Return one result per trajectory, in order, with a better path if there is one: the whole method except training.
 
     Args:
         target: Model, or model with interventions, that samples the answers.
@@ -217,7 +227,7 @@ def optimise(
 
     Raises:
         KeyError: A trajectory's problem is not among ``problems``.
-        NoThinkTagsError: The model has no closing think tag, and ``settings`` gives no texts in its place.
+        NoThinkTagsError: The model has no closing think tag, and ``settings.exit`` or ``settings.closing`` is ``None``.
     """
     work = _working(target, rollouts, problems, settings)
     done = probe(target, rollouts, problems, settings)
@@ -249,13 +259,13 @@ def _working(target: LM | Condition, rollouts: Sequence[Rollout], problems: Sequ
 
 
 def _thought(o: DTOResult, kept: Sequence[int] | range) -> list[int]:
-    """Return the token ids of the prompt, any text before the thinking, and the kept segments."""
+    """Return the token ids of the prompt, of any response tokens before the thinking, and of the segments with the indices ``kept``."""
     ids = o.original.token_ids
     return [*ids[: o.segments[0].span.start], *(t for i in kept for t in ids[o.segments[i].span.start : o.segments[i].span.stop])]
 
 
 def _path(work: _Work, o: DTOResult, kept: Sequence[int] | range, completion: Sequence[int]) -> Rollout:
-    """Return the kept segments, the closing text and a completion as a graded rollout."""
+    """Return a path as a graded rollout: the segments with the indices ``kept``, the closing text and the completion (token ids)."""
     n = o.original.prompt_len
     tokens = [*_thought(o, kept)[n:], *work.ids(work.settings.closing), *completion]
     problem = work.problems[o.original.problem_id]
@@ -265,9 +275,10 @@ def _path(work: _Work, o: DTOResult, kept: Sequence[int] | range, completion: Se
 
 
 def _pruned(work: _Work, done: list[DTOResult]) -> list[DTOResult]:
-    """Drop inner segments one by one, if they contribute nothing and the greedy answer without them is still right.
+    """Return the results with inner segments dropped from their paths. Each segment is tried in turn.
 
-    The first segment, which opens the thinking, and the last segment of the path are always kept.
+    A segment is dropped if it contributes nothing and the greedy answer without it is still correct. The first segment, which opens the
+    thinking, and the last segment of the path are always kept.
     """
     # Segment number ``at`` of all trajectories together, so that their greedy answers are decoded in one batch.
     for at in range(1, max((o.cut or 0 for o in done), default=0)):
@@ -283,19 +294,22 @@ def _pruned(work: _Work, done: list[DTOResult]) -> list[DTOResult]:
 
 
 def _segments_of(o: DTOResult) -> list[int]:
-    """Return the indices of the segments in a path."""
+    """Return the indices of the trajectory's segments that are in its path."""
     return [j for j in range((o.cut or 0) + 1) if j not in o.dropped]
 
 
 def _contributes(work: _Work, o: DTOResult, at: int) -> bool:
-    """Return whether a later segment of the path becomes less likely without segment ``at``, by more than the tolerance."""
+    """Return True if, without segment ``at``, a later segment of the path becomes less likely by more than the tolerance."""
     whole = _segments_of(o)
     before, after = (_likelihoods(work, o, kept, at) for kept in (whole, [j for j in whole if j != at]))
     return any(a < b - work.settings.tolerance for b, a in zip(before, after, strict=True))
 
 
 def _likelihoods(work: _Work, o: DTOResult, kept: Sequence[int], after: int) -> list[float]:
-    """Return the mean log-probability (nats per token) of each kept segment after segment ``after``, given the kept segments before it."""
+    """Return the mean log-probability (nats per token) of each kept segment that comes after segment ``after``.
+
+    The context of a segment is the prompt and the kept segments before it.
+    """
     lm, ids, n = work.condition.lm, _thought(o, kept), o.original.prompt_len
     with work.condition.active(), torch.inference_mode():
         logp = collect.logits(lm, replace(o.original, token_ids=tuple(ids))).log_softmax(-1)
@@ -313,7 +327,7 @@ def _completion(work: _Work, o: DTOResult) -> Sequence[int]:
 
 
 def _without_worse_path(o: DTOResult) -> DTOResult:
-    """Return the result without its path, unless the path is right and the trajectory is wrong or longer."""
+    """Return the result without its path, unless the path is correct and the trajectory is wrong or longer."""
     better = (
         o.path is not None and o.path.correct and (not o.original.correct or o.path.response_tokens < o.original.response_tokens)
     )
@@ -321,11 +335,11 @@ def _without_worse_path(o: DTOResult) -> DTOResult:
 
 
 def table(results: Sequence[DTOResult]) -> pd.DataFrame:
-    """Return one row per trajectory.
+    """Return a table of the results, with one row per trajectory.
 
-    Columns: ``problem_id, sample, correct`` (of the trajectory); ``segments`` (number of segments), ``exit`` (number of segments up to the
-    end of the path's thinking), ``dropped`` (number of these that were left out); ``tokens, path_tokens`` (response lengths of the
-    trajectory and the path). Without a path, ``exit`` and ``path_tokens`` are NaN.
+    Columns: ``problem_id, sample, correct`` (of the trajectory); ``segments`` (number of segments of the trajectory); ``exit`` (i', number
+    of segments up to the point where the path ends thinking); ``dropped`` (number of these that the path leaves out); ``tokens,
+    path_tokens`` (response lengths of trajectory and path, in tokens). Without a path, ``exit`` and ``path_tokens`` are NaN.
 
     Args:
         results: From ``optimise``.
@@ -348,9 +362,11 @@ def table(results: Sequence[DTOResult]) -> pd.DataFrame:
 def pairs(lm: LM, results: Sequence[DTOResult]) -> pd.DataFrame:
     """Return a table for TRL's preference trainers, with one preference pair per trajectory that has a path.
 
-    Columns: ``problem_id``; ``prompt``, ``chosen`` (the path) and ``rejected`` (the trajectory), as texts with special tokens.
+    Columns: ``problem_id``; ``prompt``, ``chosen`` (the path's response) and ``rejected`` (the trajectory's response), as texts with
+    special tokens.
 
     Args:
+        lm: The model whose tokenizer decodes the texts.
         results: From ``optimise``.
     """
     better = [(o.original, o.path) for o in results if o.path is not None and o.path.token_ids != o.original.token_ids]

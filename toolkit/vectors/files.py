@@ -21,7 +21,7 @@ from toolkit.store.texts import parsed
 from toolkit.types import Direction, Provenance
 
 FORMAT, FORMAT_VERSION = "reasoning-length-vector", "1"
-LONGER, SHORTER = "+ = longer", "+ = shorter"  # header field ``sign``: what adding the vectors does to thinking
+LONGER, SHORTER = "+ = longer", "+ = shorter"  # values of the header field ``sign``: the effect on thinking of adding the vectors
 FIELDS = (
     "format", "format_version", "base_model", "revision", "fingerprint", "template_hash", "model_type", "n_layers", "hidden_size", "site",
     "apply_site", "positions", "method", "norm", "scale", "sign", "think_format", "n_pos", "n_neg", "seed", "notes_json", "metrics_json",
@@ -29,11 +29,11 @@ FIELDS = (
 )  # fmt: skip
 """All fields that the header of a file written by ``save`` may have."""
 LLAMA_CPP = {"mistral": "llama", "gemma3_text": "gemma3"}
-"""``model_type`` of transformers -> architecture name of llama.cpp, where they differ in more than underscores."""
+"""``model_type`` of transformers -> architecture name of llama.cpp, if the two differ by more than underscores and hyphens."""
 
 
 class ExportError(ValueError):
-    """A direction or plan cannot be written in the format, or into the weights, that was asked for."""
+    """A direction or plan cannot be expressed in the requested file format, or by the weights of the model."""
 
 
 # --- the toolkit's format ------------------------------------------------------------------------------------
@@ -42,34 +42,36 @@ class ExportError(ValueError):
 def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, metrics: Mapping[str, Any] | None = None) -> Path:
     """Save ``scale * direction`` as safetensors and return the path.
 
-    The file has one tensor ``direction.<layer>`` per layer (bit-identical to the direction if ``scale`` is 1) and a text header with the
-    fields ``FIELDS``.
+    The file has one tensor ``direction.<layer>`` per layer, bit-identical to the direction if ``scale`` is 1. ``FIELDS`` lists the fields
+    of its text header.
 
     Args:
         direction: The direction; adding it lengthens thinking.
         path: The file to write.
         lm: The model that the direction is for.
-        scale: Factor on the vectors, recorded in the header. If it is not 1, the field ``norm`` is ``dose``; if it is negative, the field
-            ``sign`` is ``+ = shorter``.
-        metrics: Results measured with the direction, by name, for the header's field ``metrics_json``.
+        scale: Factor on the vectors; not 0. It is recorded in the header. With a factor other than 1, the header's field ``norm`` is
+            ``dose``. With a negative factor, adding the saved vectors shortens thinking, and the field ``sign`` is ``+ = shorter``.
+        metrics: Results measured with the direction, from name to value, for the header's field ``metrics_json``; ``None``: no results.
 
     Raises:
         WrongModelError: the direction was made from other weights, or has another shape.
-        ValueError: a vector, the scale, a note or a metric is not finite, or the scale is 0.
+        ValueError: a vector, the scale, a metric or a note of the direction's provenance is not finite, or all saved vectors are zero.
     """
     vector, header = _written(direction, lm, scale, metrics)
     return store.write_tensors({f"direction.{layer}": row for layer, row in enumerate(vector)}, header, path)
 
 
 def load(path: str | Path, lm: LM | None = None) -> Direction:
-    """Load a direction from a file that ``save`` wrote. The factor ``scale`` of ``save`` is undone.
+    """Load a direction from a file that ``save`` wrote.
+
+    The vectors are divided by the recorded ``scale``. So adding the loaded direction lengthens thinking, even if ``scale`` was negative.
 
     Args:
         path: The file.
-        lm: The model that the direction will be used with, to check that it fits; ``None`` skips the check.
+        lm: The model that the direction will be used with, to check that the two fit; ``None`` skips the check.
 
     Raises:
-        FileNotFoundError: there is no file.
+        FileNotFoundError: there is no such file.
         DamagedFileError: the file is truncated or damaged.
         ForeignFileError: the file has another format, or fields of its header (site, sign, norm, scale) contradict each other or the
             vectors.
@@ -123,7 +125,7 @@ def _written(
 
 
 def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | None, path: str | Path) -> Direction:
-    """Invert ``_written``: return the direction from the vectors and the header of a file.
+    """Return the direction that the vectors and the header of a file describe: the inverse of ``_written``.
 
     Args:
         rows: Layer -> vector ``[d_model]``.
@@ -167,14 +169,14 @@ def _restored(rows: Mapping[int, Tensor], header: Mapping[str, str], lm: LM | No
 
 
 def _norm(vector: Float[Tensor, "layers d_model"]) -> str:
-    """Return ``"unit"`` if all vectors that are not zero have norm 1 up to rounding, else ``"raw"``: the header field ``norm``."""
+    """Return the value of the header's field ``norm``: ``"unit"`` if all nonzero vectors have norm 1 up to rounding, else ``"raw"``."""
     norms = vector.double().norm(dim=-1)
     rounding = max(1e-5, 8 * torch.finfo(vector.dtype).eps)
     return "unit" if ((norms == 0) | ((norms - 1).abs() <= rounding)).all() else "raw"
 
 
 def _layer(name: str, path: str | Path) -> int:
-    """Return the layer in the name of a tensor, ``direction.<layer>``. Raise ForeignFileError if it has another name."""
+    """Return the layer number in the tensor name ``direction.<layer>``. Raise ForeignFileError if the name has another pattern."""
     kind, _, layer = name.partition(".")
     try:
         if kind != "direction":
@@ -185,7 +187,7 @@ def _layer(name: str, path: str | Path) -> int:
 
 
 def layer_number(layer: Any) -> int:
-    """Return the number of a layer as an int, from text or a number. Raise ValueError unless it is a plain whole number."""
+    """Return a layer number, given as text or as a number, as an int. Raise ValueError unless it is a whole number of at most 6 digits."""
     text = str(layer)
     if isinstance(layer, bool) or not text.isdecimal() or len(text) > 6 or str(int(text)) != text:
         raise ValueError(f"{text[:40]!r} is not the number of a layer")
@@ -201,12 +203,12 @@ def _stacked(
         rows: Layer -> vector ``[d_model]``.
         shape: ``(layers, d_model)`` of the result.
         source: The file, for error messages.
-        missing: Exact number of layers that must be without a vector; ``None`` allows any number.
+        missing: Number of layers that have no vector in a complete file; ``None`` allows any number.
 
     Raises:
-        ForeignFileError: there is no vector, vectors differ in number type, or all are zero.
+        ForeignFileError: there is no vector, vectors differ in dtype, or all are zero.
         WrongModelError: a vector has another width, or belongs to a layer that does not exist.
-        DamagedFileError: a vector holds NaN or infinity, or vectors are missing.
+        DamagedFileError: a vector holds NaN or infinity, or the number of layers without a vector is not ``missing``.
     """
     if not rows:
         raise ForeignFileError(f"{source} holds no direction.")
@@ -234,17 +236,17 @@ def _stacked(
 
 
 def as_direction(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, source: str | Path, **notes: Any) -> Direction:
-    """Return vectors from another tool as a direction for ``lm``.
+    """Return vectors from another tool as a direction for ``lm``. Layers without a vector are zero.
 
-    How the vectors were computed is unknown, so the provenance of the direction records only the tool and the file.
+    How the vectors were computed is unknown, so the direction's provenance names only ``lm``, the tool and the file.
 
     Args:
-        lm: The model; layers without a vector are zero.
+        lm: The model that the direction will be used with.
         rows: Layer -> vector ``[d_model]``.
-        kind: Site of the vectors, such as ``"resid_post"``.
-        tool: Name of the tool that wrote them.
+        kind: Kind of site of the vectors, such as ``"resid_post"``.
+        tool: Name of the tool that wrote the vectors.
         source: The file.
-        notes: Further notes for the provenance.
+        notes: Further facts to record in the provenance.
     """
     vector = _stacked(rows, (lm.layout.n_layers, lm.layout.d_model), source)
     provenance = lm.provenance(source=f"{tool}: {Path(source).name}", norm=_norm(vector), **notes)
@@ -257,20 +259,22 @@ def as_direction(lm: LM, rows: Mapping[int, Tensor], kind: str, tool: str, sourc
 def save_gguf(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, drop_layer_0: bool = False) -> Path:
     """Save ``scale * direction`` as a GGUF control vector in F32, and return the path.
 
-    llama.cpp adds the tensor ``direction.k`` to the output of block k, at every position.
+    llama.cpp adds the tensor ``direction.k`` to the output of block k (the first block is 0), at every position. The format has no tensor
+    for block 0.
 
     Args:
-        direction: The direction, at site ``resid_post``.
+        direction: The direction, at site ``resid_post``; adding it lengthens thinking.
         path: The file to write.
         lm: The model that the direction is for.
-        scale: Factor on the vectors; not 0.
-        drop_layer_0: True to leave out the vector of layer 0, which the format cannot hold.
+        scale: Factor on the vectors; not 0. With a negative factor, adding the saved vectors shortens thinking.
+        drop_layer_0: True to leave out the vector of layer 0. False raises an error if that vector is not zero.
 
     Raises:
-        ExportError: the direction is not at ``resid_post``, has a vector at layer 0 (without ``drop_layer_0``), or is too large for F32.
+        ExportError: the direction is not at ``resid_post``, has a vector at layer 0 (without ``drop_layer_0``), is zero in all other
+            layers, or is too large for F32.
         ImportError: the package gguf is not installed.
         WrongModelError: the direction was made from other weights, or has another shape.
-        ValueError: a vector, the scale or a note is not finite, or the scale is 0.
+        ValueError: a vector, the scale or a note of the direction's provenance is not finite, or all vectors are zero after scaling.
     """
     if direction.kind != "resid_post":
         raise ExportError(
@@ -304,14 +308,15 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
     Args:
         path: The file.
         lm: The model that the direction will be used with.
-        model_hint: A model type to accept in the file besides that of ``lm``. A file without a model type is accepted if width and depth
-            fit.
+        model_hint: Name of another model type that the file may be for; ``None`` accepts only the type of ``lm``. A file that names no
+            model type is accepted if width and depth fit.
 
     Raises:
         ForeignFileError: the file is not a control vector by llama.cpp's rules (1-D F32 tensors ``direction.k``, k >= 1), or its vectors
             belong to another site.
-        WrongModelError: model type, depth or width differ, or, for files of this toolkit, the weights.
-        FileNotFoundError: there is no file.
+        WrongModelError: model type, depth or width differ from those of ``lm``; or the file is from this toolkit and was made from other
+            weights.
+        FileNotFoundError: there is no such file.
         DamagedFileError: the file is truncated or damaged.
         ImportError: the package gguf is not installed.
     """
@@ -334,7 +339,7 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
             )
         rows[k] = torch.from_numpy(array)
     header = {key.removeprefix("toolkit."): str(value) for key, value in fields.items() if key.startswith("toolkit.")}
-    # Files of steerkit name the site of their vectors.
+    # Files that the tool steerkit wrote name the site of their vectors.
     site = header.get("site") or str(fields.get("hook_site", "resid_post"))
     if site.removeprefix("hook_") != "resid_post":
         raise ForeignFileError(
@@ -344,7 +349,7 @@ def load_gguf(path: str | Path, lm: LM, *, model_hint: str | None = None) -> Dir
 
 
 def model_types(lm: LM) -> set[str]:
-    """Return the names that transformers and llama.cpp have for the model type of ``lm``, to compare with the name in a file."""
+    """Return all names of the model type of ``lm``, in transformers and in llama.cpp, to compare with the name in a file."""
     names = {lm.model.config.model_type, lm.model.config.get_text_config().model_type}
     return names | {LLAMA_CPP[name] for name in names if name in LLAMA_CPP}
 
@@ -368,20 +373,21 @@ def save_folder(
 ) -> Path:
     """Write a folder for upload to a model hub and return its path.
 
-    It holds ``README.md``, ``direction.safetensors``, ``direction.gguf`` if that format can hold the direction, and the figures.
+    The folder holds ``README.md``, ``direction.safetensors`` and the figures. It also holds ``direction.gguf`` if the direction is at
+    ``resid_post`` and has no vector at layer 0 (see ``drop_layer_0``).
 
     Args:
         direction: The direction; adding it lengthens thinking.
         directory: The folder to write.
         lm: The model that the direction is for.
         card: Text of ``README.md``, the model card; ``report.vector_card`` writes one.
-        figures: File name -> text (HTML or SVG) of the card's figures.
-        drop_layer_0: True to write ``direction.gguf`` even if the direction has a vector at layer 0, which is then left out of it.
+        figures: File name -> text (HTML or SVG) of each figure that the card shows; ``None``: no figures.
+        drop_layer_0: True to write ``direction.gguf`` even if the direction has a vector at layer 0. That file then lacks this vector.
 
     Raises:
         FileExistsError: the directory is not empty.
         OSError: the folder cannot be written.
-        ValueError: the name of a figure is a path, begins with a dot, or could be that of another file of the folder.
+        ValueError: the name of a figure is a path, or begins with ``README.``, ``direction.`` or a dot.
         WrongModelError: the direction was made from other weights, or has another shape.
     """
     if bad := [

@@ -1,7 +1,10 @@
 """Read directions of other tools from their files, without installing the tools.
 
-These files rarely name their model, and never say whether adding the direction makes thinking longer or shorter. Width and depth are
-checked, and the direction's provenance names the model that it was loaded for. Layers are numbered from 0, as in this toolkit.
+These files rarely name their model: width and depth are checked, and the model type if the file has one. The provenance of a loaded
+direction names the model ``lm`` that was passed to the loader. Layers are numbered from 0, as in this toolkit.
+
+No file says whether adding its direction makes thinking longer or shorter. Only for ThinkEdit's files is it known: its code computes
+the direction so that adding it makes thinking longer.
 """
 
 from __future__ import annotations
@@ -26,19 +29,20 @@ STEERING_VECTORS = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp
 def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Direction:
     """Load a direction that ThinkEdit's released code wrote: one tensor ``[layers, 1, d_model]``.
 
-    It is the mean over long minus the mean over short thinking, not normalised, so adding it lengthens thinking.
+    The direction is the mean activation in long thinking minus that in short thinking, not normalised. Adding it lengthens thinking.
 
     Args:
         path: The file (``.pt``).
         lm: The model that the direction will be used with.
-        part: Site of the vectors: ``"attn"`` (``resid_mid``) or ``"mlp"`` (``resid_post``). ``None`` reads it from the end of the file
-            name.
+        part: ThinkEdit's name for the site of the vectors: ``"attn"`` (``resid_mid`` here) or ``"mlp"`` (``resid_post`` here). ``None``
+            takes the name from the end of the file's name, ``_attn`` or ``_mlp``.
 
     Raises:
-        ForeignFileError: the file holds pickled objects or a tensor of another shape, or its name does not end in ``_attn`` or ``_mlp``.
-        WrongModelError: depth or width differ from those of ``lm``; or the part is ``attn`` and the model normalises the output of
-            attention (a post-norm family), for which ThinkEdit's code reads another site.
-        FileNotFoundError: there is no file.
+        ForeignFileError: the file holds pickled objects or a tensor of another shape; or ``part`` is ``None`` and the file's name does not
+            end in ``_attn`` or ``_mlp``.
+        WrongModelError: depth or width differ from those of ``lm``; or the part is ``attn`` and the model has a norm after attention
+            (post-norm). In such models ThinkEdit's code reads ``attn_out`` instead of the residual stream.
+        FileNotFoundError: there is no such file.
         DamagedFileError: the file is truncated.
     """
     part = part or Path(path).stem.rpartition("_")[2]
@@ -59,9 +63,11 @@ def load_thinkedit(path: str | Path, lm: LM, *, part: str | None = None) -> Dire
 def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None) -> Direction:
     """Load a direction that the tools hidden-directions, brainscope or hotwire wrote, as a direction at ``resid_post``.
 
-    The file holds ``[layers, d_model]``, or ``[d_model]`` for one layer. Row l belongs to the output of block l (``hidden_states[l + 1]``).
-    The last row was learned from activations *after* the final norm, but these tools add it before the norm, and so does this toolkit. If
-    that matters, do not steer at the last layer (``steering(..., layers=...)``).
+    The file holds one tensor, ``[layers, d_model]``, or ``[d_model]`` for a single layer. Row l belongs to the output of block l
+    (``hidden_states[l + 1]`` in transformers).
+
+    The last row is inexact: it was learned from activations *after* the final norm, but these tools, and this toolkit, add it before that
+    norm. To avoid it, steer at other layers (``steering(..., layers=...)``).
 
     Args:
         path: The file (``.pt``).
@@ -70,8 +76,8 @@ def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None
 
     Raises:
         ForeignFileError: the file holds pickled objects, several tensors or one of another shape, or ``layer`` does not fit its shape.
-        WrongModelError: depth or width differ.
-        FileNotFoundError: there is no file.
+        WrongModelError: depth or width differ from those of ``lm``.
+        FileNotFoundError: there is no such file.
         DamagedFileError: the file is truncated.
     """
     tensor = _one_tensor(path)
@@ -87,7 +93,7 @@ def load_hidden_directions(path: str | Path, lm: LM, *, layer: int | None = None
 def load_svec(path: str | Path, lm: LM) -> Direction:
     """Load a ``.svec`` file (JSON) of AISteer360 as a direction at ``resid_post``.
 
-    The file must have one vector per layer, as AISteer360's method CAA makes them.
+    The file must have one vector per layer, as files of AISteer360's method CAA (contrastive activation addition) do.
 
     Args:
         path: The file.
@@ -96,7 +102,7 @@ def load_svec(path: str | Path, lm: LM) -> Direction:
     Raises:
         ForeignFileError: the file is not a ``.svec`` file, or has several vectors per layer (per position, head or plane).
         WrongModelError: model type, depth or width differ from those of ``lm``.
-        FileNotFoundError: there is no file.
+        FileNotFoundError: there is no such file.
         DamagedFileError: the file is not JSON, or holds NaN.
     """
     content = store.read_json(store.existing_file(path))
@@ -121,11 +127,11 @@ def from_steering_vectors(vector: Any, lm: LM) -> Direction:
     """Return a ``SteeringVector`` of the library steering-vectors as a direction.
 
     Args:
-        vector: The ``SteeringVector``, or a mapping with its fields, such as ``store.read_pt`` returns.
+        vector: The ``SteeringVector``, or a mapping with the same fields (``layer_activations``, ``layer_type``).
         lm: The model that the direction will be used with.
 
     Raises:
-        ForeignFileError: the object has other fields, or a layer type that has no site in this toolkit (the output of a norm).
+        ForeignFileError: a field is missing or malformed, or the layer type is the output of a norm, where this toolkit has no site.
         WrongModelError: depth or width differ from those of ``lm``.
     """
     read = vector.get if isinstance(vector, Mapping) else lambda name: getattr(vector, name, None)

@@ -1,4 +1,4 @@
-"""Write interventions as weights: a plan of head edits as a PEFT adapter, and a steering direction in the biases of a model."""
+"""Turn interventions into weights: head edits into a PEFT adapter, and a steering direction into the biases of a model."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from toolkit.vectors.files import ExportError
 
 @torch.no_grad()
 def save_adapter(lm: LM, planned: Plan, directory: str | Path) -> Path:
-    """Write a plan that projects a direction out of heads as a PEFT adapter (LoRA of rank 1), and return its directory.
+    """Save a plan of head edits as a PEFT adapter (LoRA of rank 1), and return its directory. All edits must be ``project_out``.
 
-    The model with the adapter equals ``edits.apply(lm, planned)``. The adapter adds ``B A`` to the ``W_O`` of an edited layer::
+    The model with the adapter computes the same as ``edits.apply(lm, planned)``. The adapter adds ``B A`` to ``W_O`` of each edited layer::
 
         B = -v                                      [d_model, 1]
         A = sum_h strength_h (v^T W_O) mask_h       [1, n_heads * head_dim]
 
-    v is the unit direction of the layer, ``strength_h`` the strength of the edit of head h, and ``mask_h`` is 1 at the columns of head h in
-    ``W_O`` and 0 elsewhere.
+    v is the unit vector of the plan's direction at the layer, as a column. ``strength_h`` is the strength of the edit of head h. ``mask_h``
+    is 1 at the columns of head h in ``W_O`` and 0 elsewhere.
 
-    If PEFT scales the adapter by s, the strengths of the plan are multiplied by s (if each head is edited once). The changes of several
-    adapters add up. If two adapters edit a head along directions that are not orthogonal, the sum differs from applying one plan after the
-    other.
+    Scaling the adapter by s in PEFT multiplies every strength by s, if the plan edits each head once. The changes of several adapters add
+    up. If two adapters edit the same head along directions that are not orthogonal, the sum differs from applying the two plans one after
+    the other.
 
     Args:
         lm: The model that the plan was made from.
-        planned: The plan of head edits.
+        planned: The plan.
         directory: The directory to write.
 
     Raises:
-        ExportError: an edit scales a head (such a change has rank head_dim), or the plan has no edits.
+        ExportError: the plan has no edits, or one of them scales a head. (Such a change has rank head_dim, too much for the adapter.)
         WrongModelError: the plan was made from other weights.
         FileExistsError: the directory is not empty.
         OSError: the directory cannot be written.
@@ -99,12 +99,14 @@ def _lora(lm: LM, targets: Sequence[str]) -> dict[str, Any]:
 
 @torch.no_grad()
 def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int] | None = None) -> LM:
-    """Return a model with ``strength * direction`` added to its biases, so that it steers itself.
+    """Return a copy of a model that is steered without hooks: ``strength * direction`` is added to its biases.
 
-    The model behaves like ``lm`` under ``edits.steering(direction, strength, layers=layers)`` at all positions. For ``resid_mid`` and
-    ``attn_out``, the bias is that of attention's output projection; for ``resid_post`` and ``mlp_out``, that of the MLP's last projection.
-    All other weights are shared with ``lm``. A missing bias is not created, since loading a checkpoint drops biases that its config does
-    not have.
+    The copy behaves like ``lm`` under ``edits.steering(direction, strength, layers=layers)`` at all positions. A direction at ``resid_mid``
+    or ``attn_out`` goes into the bias of attention's output projection, one at ``resid_post`` or ``mlp_out`` into the bias of the MLP's
+    last projection. All other weights are shared with ``lm``.
+
+    A model without such biases cannot be steered in this way. A bias that its config does not have would be lost when the checkpoint is
+    loaded, so none is created.
 
     Args:
         lm: The model to steer; it is not changed.
@@ -113,10 +115,10 @@ def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int]
         layers: Layers to steer at; ``None`` means all.
 
     Raises:
-        ExportError: a layer has no such bias, or a norm lies between the bias and the residual stream.
+        ExportError: one of the layers has no such bias, or a norm lies between the bias and the residual stream.
         WrongModelError: the direction was made from other weights, or has another shape.
         ValueError: the direction or strength is not finite.
-        IndexError: the direction does not have one of the layers.
+        IndexError: ``layers`` holds a layer that the direction does not have.
     """
     act = edits.steering(direction, strength, layers=layers)
     edits.check_direction(direction, lm)
@@ -128,14 +130,17 @@ def bake(lm: LM, direction: Direction, strength: float, *, layers: Sequence[int]
     changed = lms.child(lm, copy.deepcopy(lm.model, {id(p): p for p in shared}), f"{lm.name} + {act}", made_from=made_from)
     for layer in chosen:
         bias = _bias(changed, layer, direction.kind)
-        # What attention and the MLP add is multiplied on its way to the residual stream, and so is the bias.
+        # In some families the outputs of attention and MLP are multiplied by a factor before they are added to the stream: so is the bias.
         factor = lm.layout.factor if direction.kind.startswith("resid") else 1.0
         bias.copy_(bias.float() + strength / factor * direction.vector[layer].to(bias.device, torch.float32))
     return changed
 
 
 def _bias(lm: LM, layer: int, kind: str) -> Tensor:
-    """Return the bias that is added to the activation at a site of a layer, and nowhere else. Raise ExportError if there is none."""
+    """Return the bias parameter that shifts the activation at one site of a layer. Raise ExportError if there is none.
+
+    A norm between the bias and the site counts as none, since the norm would change the shift.
+    """
     block = lm.layout.blocks[layer]
     norm = {"resid_mid": block.post_attention_norm, "resid_post": block.post_mlp_norm}.get(kind)
     bias = None
@@ -153,10 +158,10 @@ def _bias(lm: LM, layer: int, kind: str) -> Tensor:
 
 
 def _last_bias(mlp: nn.Module, d_model: int) -> Tensor | None:
-    """Return the bias that is added unchanged to the output of an MLP, or ``None`` if there is none.
+    """Return the bias parameter that is added unchanged to the output of an MLP, or ``None`` if there is none.
 
-    Names differ between families, so the bias is found by its effect: each bias of the right size is shifted, and the whole output must
-    shift by exactly as much. (The bias of an expert is weighted by its router, so it does not qualify.)
+    Names differ between families, so the function tests the effect of each bias of size ``d_model``: if the bias is shifted, the output
+    must shift by the same amount. The bias of an expert does not pass, since the router weights it.
     """
 
     def out(biases: Mapping[str, Tensor]) -> Tensor:
