@@ -23,7 +23,8 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
 
     - Thinking is opened by a tag in the response, at the end of the prompt, or in an unfinished assistant message at the end of the prompt.
       If the model has only a closing tag, thinking starts with the response.
-    - If a prompt of this kind also closes thinking, the think span is empty and the whole response is the answer.
+    - If the prompt closes thinking (some chat templates switch thinking off in this way), the think span is empty and the whole response is
+      the answer.
     - The first closing tag ends thinking. If thinking is opened but not closed, the think span runs to the end, and there is no answer.
     - If the response has a closing tag but no opening tag, thinking runs from the first token of the response to the closing tag.
     - If there is neither tag, there is no think span, and the whole response is the answer.
@@ -84,7 +85,7 @@ def answer_start(lm: LM, ids: Sequence[int], prompt_len: int, answer: Span) -> i
 
 
 def ends_with(lm: LM, prompt: Sequence[int], tag: str | None) -> bool:
-    """Return True if a prompt ends with a tag, except for white space after the tag; False if ``tag`` is ``None``."""
+    """Return True if a prompt ends with a tag, or with a tag and white space; False if ``tag`` is ``None``."""
     places = find_tag(lm, prompt[-TAIL:], tag)
     return bool(places) and not lm.text(prompt[-TAIL:][places[-1].stop :]).strip()
 

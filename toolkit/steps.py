@@ -109,7 +109,7 @@ def token_texts(lm: LM, ids: Sequence[int]) -> list[str]:
 
 
 def think_steps(lm: LM, rollout: Rollout, split: Splitter = lines) -> list[Step]:
-    """Return the steps of a rollout's thinking; an empty list if the rollout has no think span, or only white space in it.
+    """Return the steps of a rollout's thinking; an empty list if there is no think span, or if the span is only white space.
 
     A token belongs to the step in which its text begins.
 

@@ -132,7 +132,8 @@ class RewardBatch:
     """Columns of a batch of rollouts, one value per rollout. Make a batch with ``from_rollouts``, or from lists with ``from_columns``.
 
     Attributes:
-        columns: Column name -> values, ``[n]``. ``COLUMN_SOURCES`` lists the known names. Only ``problem_id`` is required.
+        columns: Column name -> values, ``[n]``. ``problem_id`` is required, and a reward reads the columns in its ``needs``.
+            ``COLUMN_SOURCES`` lists the known names.
         step: Number of optimizer steps done so far; schedules depend on it.
         split: ``"train"`` or ``"eval"``; stateful rewards change only in ``"train"``.
     """
@@ -288,12 +289,12 @@ def monitoring_size(rewards: Iterable[Reward]) -> tuple[int, int] | None:
 
 
 def monitor_parts(rewards: Iterable[Reward], batch: RewardBatch) -> None:
-    """Pass the responses to a monitoring set to every reward that needs them now: call ``monitor(batch)`` of these rewards.
+    """Call ``monitor(batch)`` of every reward that needs new responses to its monitoring set now.
 
     A monitoring set consists of training problems whose sampled responses measure the policy and are not trained on.
 
     Args:
-        rewards: Rewards, with or without a monitoring set.
+        rewards: Rewards; those without a monitoring set are skipped.
         batch: Responses to the problems of the monitoring set.
     """
     for r in rewards:

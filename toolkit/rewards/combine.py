@@ -132,7 +132,7 @@ class WeightedSum:
         return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Pass ``batch``, the responses to a monitoring set (see ``monitoring``), to every part that needs them now."""
+        """Call ``monitor(batch)`` of every part that needs new responses now; ``batch`` holds responses to a monitoring set."""
         monitor_parts([r for _, r in self.parts], batch)
 
 
@@ -188,7 +188,7 @@ class Gated:
         return monitoring_size([self.inner, *self.gates])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Pass ``batch``, the responses to a monitoring set (see ``monitoring``), to every part that needs them now."""
+        """Call ``monitor(batch)`` of every part that needs new responses now; ``batch`` holds responses to a monitoring set."""
         monitor_parts([self.inner, *self.gates], batch)
 
 
@@ -246,7 +246,7 @@ class MeanOfAdvantages:
         return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Pass ``batch``, the responses to a monitoring set (see ``monitoring``), to every part that needs them now."""
+        """Call ``monitor(batch)`` of every part that needs new responses now; ``batch`` holds responses to a monitoring set."""
         monitor_parts([r for _, r in self.parts], batch)
 
 

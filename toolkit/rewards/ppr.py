@@ -99,5 +99,5 @@ class ReNorm:
         return monitoring_size([self.process])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Pass ``batch``, the responses to a monitoring set (see ``monitoring``), to the process reward if it needs them now."""
+        """Call ``monitor(batch)`` of the process reward if it needs new responses now; ``batch`` holds responses to a monitoring set."""
         monitor_parts([self.process], batch)

@@ -19,7 +19,7 @@ Statistic = Callable[[ndarray], ndarray]
 Bounds = tuple[float, float]
 """Smallest and largest possible value of a quantity."""
 UNBOUNDED: Bounds = (-math.inf, math.inf)
-NO_VARIANCE = "no variance"  # remark in texts, in place of an interval of width 0
+NO_VARIANCE = "no variance"  # printed in place of an interval of width 0
 
 
 @dataclass(frozen=True)

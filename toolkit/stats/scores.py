@@ -43,7 +43,7 @@ def auc(truth: ndarray, score: ndarray) -> float:
 
 
 def balanced_accuracy(truth: ndarray, predicted: ndarray) -> float:
-    """Return balanced accuracy: the mean of the accuracy on True cases and the accuracy on False cases. Chance is 0.5.
+    """Return balanced accuracy: the mean of the accuracy on True cases and the accuracy on False cases. A constant prediction gets 0.5.
 
     NaN (undefined) if all cases are True or all are False.
 

@@ -39,7 +39,7 @@ from scipy import stats as scipy_stats
 
 from toolkit.stats.estimates import NO_VARIANCE, RESAMPLES, Bounds, Estimate, Statistic, resamples
 
-FEW_SEEDS = 3  # smallest number of seeds with a p-value: two seeds tell their variance to within a factor of 30 at best
+FEW_SEEDS = 3  # smallest number of seeds for a p-value: from two seeds, their variance is known to within a factor of 30 at best
 SMALLEST = 1e-300  # lower end of the search for a p-value
 
 
@@ -49,8 +49,8 @@ class Effect(Estimate):
 
     Attributes:
         p: The p-value; NaN if there is none.
-        note: Number of seeds (``"2 seeds"``) if there are too few for a p-value. ``"no variance"`` if the interval has width 0 because the
-            results do not vary; both, joined by a comma, if both hold. Otherwise empty.
+        note: Remark on the interval or the p-value, or "". ``"2 seeds"``: too few seeds for a p-value. ``"no variance"``: the results do
+            not vary, so the interval has width 0. Two remarks are joined by a comma.
     """
 
     p: float
