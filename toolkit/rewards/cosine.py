@@ -1,6 +1,6 @@
 """Cosine reward: Demystifying long chain-of-thought reasoning in LLMs, arXiv:2502.03373, appendix C.1.
 
-Equation (L: length; L_max: longest length; x = min(1, L / L_max)):
+Equation (L: length; L_max: length from which the reward is constant; x = min(1, L / L_max)):
 
     r = v_long + (v_short - v_long) (1 + cos(pi x)) / 2
 

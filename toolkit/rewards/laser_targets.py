@@ -86,7 +86,7 @@ class TargetSettings:
 
     @property
     def least_right(self) -> tuple[int, int, int]:
-        """``(easy, medium, hard)``: least number of right responses, out of K, of a problem of each difficulty (1 for hard); |C_d|."""
+        """|C_d| as ``(easy, medium, hard)``: least number of right responses, out of K, that makes a problem easy or medium; 1 for hard."""
         rounded = math.ceil if self.rounding == "ceil" else math.floor
         return rounded(2 * self.samples / 3), rounded(self.samples / 3), 1
 

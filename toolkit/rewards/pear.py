@@ -29,7 +29,7 @@ assumed_format_reward = 0.0
 
 @dataclass(frozen=True)
 class PEAR:
-    """Reward for right answers that falls with the excess entropy of thinking: mean entropy of thinking minus that of the answer.
+    """Reward for right answers that falls with the excess entropy: mean entropy of thinking minus ``alpha`` times that of the answer.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], think_entropy=[0.5, 0.1, 0.5], answer_entropy=[0.25, 0.25, 0.25])
     >>> PEAR()(batch).values.tolist()

@@ -4,7 +4,7 @@ Equation (len: length; T: target, the length requested in the prompt; low(T), hi
 
     r = 1[low(T) < len <= high(T)]        by default the paper's flexible ranges, in words
 
-Deviations: the paper uses this test for evaluation, not for training. A target without a published range has the range from
+Deviations: the paper uses this test for evaluation, not for training. A target that is missing in the table of ranges has the range from
 ``(1 - share) T`` to ``(1 + share) T`` (ours, as in the task ``target_length``). With ``ranges=None`` all targets have such a range.
 
 Units and signs: ``unit`` selects the length: the number of words of the answer (runs of letters, digits and underscores), or the number of
