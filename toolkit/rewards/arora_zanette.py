@@ -38,7 +38,7 @@ def discount(batch: RewardBatch, alpha: Number, ddof: int) -> Float[ndarray, " n
     Args:
         batch: Rollouts.
         alpha: Largest possible penalty.
-        ddof: 0 or 1: the standard deviation s of lengths divides by n - ddof.
+        ddof: 0 or 1: the standard deviation s divides by n - ddof, where n is the number of right responses of the group.
     """
     right = batch["correct"].astype(bool)
     return np.where(right, alpha * expit(groups.z_scores(batch["tokens"], batch.groups, right, ddof=ddof)), 0.0)
@@ -54,7 +54,7 @@ class AroraZanette:
 
     Attributes:
         alpha: Largest possible length penalty, in [0, 1]: if alpha were above 1, a right answer could earn less than a wrong one.
-        ddof: 0 or 1: the standard deviation of lengths divides by n - ddof.
+        ddof: 0 or 1: the standard deviation of lengths divides by n - ddof, where n is the number of right responses of the group.
     """
 
     alpha: Number = PUBLISHED_ALPHA

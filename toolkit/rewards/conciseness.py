@@ -113,12 +113,12 @@ class ConcisenessHead:
 
 
 def fit(features: Float[ndarray, "n d"], pairs: PairRows, *, strength: float = assumed_strength) -> ConcisenessHead:
-    """Return a head that is trained on pairs of responses.
+    """Return a ``ConcisenessHead`` that is trained on pairs of responses.
 
     Args:
         features: Averaged hidden states, ``[n, d]``, one row per response.
         pairs: Row indices into ``features``, ``(more concise, less concise)``, from ``pairs_by_length``.
-        strength: C of scikit-learn's logistic regression, the inverse of the L2 penalty on w: a lower value gives smaller weights.
+        strength: C of scikit-learn's logistic regression, the inverse of the L2 penalty: a lower value gives smaller weights.
 
     Raises:
         NoPairsError: There are no pairs.

@@ -38,7 +38,8 @@ class CRF:
     [1.53, 0.0]
 
     Attributes:
-        alpha: Factor of the bonus ``alpha k (s + d)``; see the module for s and d.
+        alpha: Factor of the bonus ``alpha k (s + d)``: k is the conciseness score, s falls from 1 to 0 during training, and d is the
+            exponential of the group's accuracy.
         steps: T, the number of optimizer steps in which s falls linearly from 1 to 0.
     """
 

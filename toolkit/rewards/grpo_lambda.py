@@ -48,7 +48,8 @@ class GRPOLambda:
     Attributes:
         share: lambda, in (0, 1]: the share of the batch's groups that get a length penalty.
         alpha: Largest possible length penalty, in [0, 1].
-        ddof: 0 or 1: the standard deviation of lengths divides by n - ddof (the paper does not say which).
+        ddof: 0 or 1 (the paper does not say which): the standard deviation of lengths divides by n - ddof, where n is the number of right
+            responses of the group.
     """
 
     share: Number = PUBLISHED_SHARE

@@ -100,7 +100,7 @@ class LaserD:
         alpha: The bonus.
         targets: Settings of the target lengths.
         outcome: Values of R for right, wrong and malformed responses.
-        state: Current target lengths, and the counts from which the next ones are set.
+        state: Current target lengths, and the counts of response lengths from which the next ones are set.
     """
 
     alpha: Number = PUBLISHED_ALPHA

@@ -43,17 +43,17 @@ KINDS = ("exp", "linear", "otc", "otc_strict")
 def penalty(
     m: ndarray, n: ndarray, kind: str, *, decay: Number = PUBLISHED_DECAY, cap: Number = PUBLISHED_CAP
 ) -> Float[ndarray, " rows"]:
-    """Return ``penalty(m)``, the reward of a right response: a factor from 0 to 1, where 1 means no loss.
+    """Return ``penalty(m)``, the factor from 0 to 1 by which cost lowers the reward of a right response; 1 means no loss.
 
     >>> penalty(np.array([0, 1, 2]), np.zeros(3), "exp", decay=0.5).tolist()
     [1.0, 0.5, 0.25]
 
     Args:
-        m: Cost of each response.
-        n: Least cost so far of a right response to the same problem; at most m.
+        m: Cost of each response, in blocks of tokens.
+        n: Least cost so far of a right response to the same problem, in blocks of tokens; at most m.
         kind: Form of the penalty: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``; the module docstring has the formulas.
         decay: lambda of ``"exp"``, in (0, 1].
-        cap: C of ``"linear"`` and ``"otc"``, in units of cost.
+        cap: C of ``"linear"`` and ``"otc"``, in blocks of tokens.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}.")
@@ -81,9 +81,9 @@ class MASH:
     Attributes:
         kind: Form of the factor: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``; the module docstring has the formulas.
         decay: lambda of ``"exp"``, in (0, 1].
-        cap: C of ``"linear"`` and ``"otc"``, in units of cost.
-        block: Tokens per unit of cost.
-        best: Problem id (as text) -> least cost of a right response so far, in units of cost.
+        cap: C of ``"linear"`` and ``"otc"``, in blocks of tokens.
+        block: Number of tokens per block.
+        best: Problem id (as text) -> least cost of a right response so far, in blocks of tokens.
     """
 
     kind: str = "exp"

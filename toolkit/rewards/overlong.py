@@ -39,7 +39,7 @@ class Overlong:
     [1.0, 0.5, -1.0]
 
     Attributes:
-        longest: L_max, the length limit, tokens: from this length on, p is -1.
+        longest: L_max, the length limit, tokens: from this length on, the penalty is 1.
         cache: L_cache, the number of tokens over which the penalty grows; 0 for a jump at the limit.
         correctness: Reward of a right answer within the limit.
     """

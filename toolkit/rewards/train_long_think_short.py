@@ -59,7 +59,7 @@ def budget_at(
 
 
 def budget_after(drops: int, *, start: Number, factor: Number) -> float:
-    """Return ``start * factor**drops``, the budget after a number of drops, in tokens: at least 1, and not rounded.
+    """Return the budget after a number of drops, ``max(1, start * factor**drops)``, in tokens and not rounded.
 
     Args:
         drops: Number of drops so far.

@@ -58,14 +58,14 @@ class Truncation:
 
 @dataclass(frozen=True)
 class ThinkPrune:
-    """Truncation with a length limit that shrinks in stages, by the optimizer step.
+    """Correctness for responses up to a length limit, ``beyond`` for longer ones; the limit shrinks in stages as training proceeds.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1], tokens=[3000, 4000], step=100)
     >>> ThinkPrune(stages=(4096, 3072, 2048), every=100)(batch).values.tolist()
     [1.0, 0.0]
 
     Attributes:
-        stages: Limit of each stage, tokens, in order.
+        stages: Limit of each stage, tokens, in order; the last stage does not end.
         every: Optimizer steps per stage.
         beyond: Reward of a response longer than the limit, right or wrong.
     """
