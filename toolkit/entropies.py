@@ -1,14 +1,14 @@
-"""Entropy and log-probability of each token of given responses, under a model or under a model with interventions.
+"""Entropy and log-probability of each token of given responses, under a model, with or without interventions.
 
-Equations (t: index over the tokens of a response; z: the logits that predict token t):
+Equations (t: index over the tokens of a response; z: logits that predict token t; v: index over the full vocabulary):
 
-    H_t = -sum_v p_v log p_v,   p = softmax(z / temperature), v over the full vocabulary
+    H_t = -sum_v p_v log p_v,   p = softmax(z / temperature)
 
-Units: nats. Every entropy depends on a temperature: the argument of ``with_entropies``, or the sampling temperature if sampling recorded
-the entropies.
+Units: nats. Every entropy depends on a temperature: the argument of ``with_entropies``, or the sampling temperature if the entropies were
+recorded during sampling.
 
-Cost: sampling with ``details`` records entropies without an extra pass. ``with_entropies`` is one teacher-forced pass with a KV cache, in
-chunks of at most ``CHUNK`` logits.
+Cost: sampling with ``Sampling(details=True)`` records entropies without an extra forward pass. ``with_entropies`` runs the model once over
+each sequence (teacher-forced), with a KV cache, in chunks of at most ``CHUNK`` logits.
 """
 
 from __future__ import annotations
@@ -33,24 +33,27 @@ CHUNK = 2**24  # largest number of logits in memory at a time: 64 MB in fp32, ab
 
 
 class NoEntropiesError(ValueError):
-    """Rollouts have no recorded entropies, but entropies are needed."""
+    """Rollouts have no entropies, but the operation needs them."""
 
 
 def with_entropies(
     target: LM | Condition, rollouts: Sequence[Rollout], *, temperature: float = 1.0, chunk: int = CHUNK, progress: bool = False
 ) -> list[Rollout]:
-    """Return the rollouts, in order, with the entropy (nats) and log-probability of each response token under ``target``.
+    """Return copies of the rollouts, in order, with the entropy and log-probability (nats) of each response token under ``target``.
 
-    Both are of the full softmax at ``temperature``. For the model and temperature of sampling, entropies equal those that
-    ``Sampling(details=True)`` records, and so do log-probabilities if sampling used neither top-k nor top-p. ``target`` may differ from the
-    model that sampled the rollouts, for example to measure entropies of the base model's responses under an intervention. A condition's
-    interventions are active; its decoding rules and its change of the prompt have no effect, since the tokens are fixed.
+    Both are computed from the full softmax at ``temperature``, without top-k or top-p. ``target`` may differ from the model that sampled
+    the rollouts, for example to measure the entropy of the base model's responses under an intervention.
+
+    ``Sampling(details=True)`` records the same entropies during sampling, if model and temperature are the same. Its log-probabilities are
+    also the same if sampling used neither top-k nor top-p.
 
     Args:
-        target: Model or condition that predicts the tokens.
+        target: Model or condition that predicts the tokens. The interventions of a condition are active. Its decoding rules and its change
+            of the prompt have no effect, since the tokens of prompt and response are given.
         rollouts: Responses to score.
-        temperature: Softmax temperature.
-        chunk: Largest number of logits in memory at a time, ``rows * positions * vocab``; at least one position is processed at a time.
+        temperature: Softmax temperature, above 0.
+        chunk: Largest number of logits in memory at a time, ``rows * positions * vocab``. If one position of all rows has more logits,
+            positions are processed one at a time.
         progress: True to show a progress bar.
 
     Raises:
@@ -78,9 +81,10 @@ def with_entropies(
 
 
 def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) -> Float[Tensor, "2 rows response"]:
-    """Return log-probability and entropy of each response token.
+    """Return log-probability and entropy (nats) of each response token, ``[2, rows, response]``.
 
-    Prompts are padded on the left and responses on the right, so every column of the cache is prompt or response for all rows.
+    Prompts are padded on the left and responses on the right. So each column of the KV cache belongs to the prompt in all rows, or to the
+    response in all rows.
     """
     ids = pad_right([r.token_ids[r.prompt_len :] for r in batch], lm)
     scores = torch.zeros(2, *ids.shape, device=lm.device)
@@ -101,7 +105,7 @@ def _scores(lm: LM, batch: Sequence[Rollout], temperature: float, chunk: int) ->
 
 
 def entropies_of(rollout: Rollout) -> Float[ndarray, " response"]:
-    """Return the recorded entropy of each response token of a rollout, in nats.
+    """Return the entropies stored in a rollout, one per response token, in nats.
 
     Raises:
         NoEntropiesError: the rollout has no recorded entropies.

@@ -1,6 +1,6 @@
-"""The phase (prompt, think, answer) of every position while a model runs, and the scope of an intervention.
+"""The scope of an intervention (the positions at which it acts), and the phase of every position while a model runs.
 
-Everything is decided on token ids: see ``spans``.
+The phase of a position is prompt, think or answer. It is computed from token ids: see ``spans``.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from toolkit.spans import ANSWER, PHASES, PROMPT, TAIL, THINK, find_tag, phase_a
 class Scope:
     """Positions of prompt and response at which an intervention acts.
 
-    The phase of a position follows from the tokens up to and including it: *prompt* until thinking is opened, *think* from the opening
-    tag on, *answer* from the closing tag on. So the position that predicts ``</think>`` is thinking, and the position of that tag
-    predicts the answer.
+    Each position has a phase: *prompt* until thinking is opened, *think* from the opening tag on, *answer* from the closing tag on. The
+    last token of a tag is the first position of the new phase. So the position that predicts ``</think>`` is in the think phase, and the
+    position of ``</think>``, which predicts the first token of the answer, is in the answer phase.
 
     Attributes:
-        phases: Phases in which the intervention acts.
+        phases: Phases in which the intervention acts: any of ``"prompt"``, ``"think"``, ``"answer"``.
         first: In the think phase, the intervention begins to act after this number of think tokens.
-        until: In the think phase, the intervention stops acting after this number of think tokens; ``None``: it does not stop.
-        ramp: In the think phase, the intervention's strength rises from 0 to full strength (``"up"``) or falls from full strength to 0
-            (``"down"``) over ``budget`` think tokens.
-        budget: Length of the ramp in think tokens.
-        newest: True to act only at the prompt's last position and at every response token, not in the rest of the prompt (arXiv
-            2506.15647).
+        until: In the think phase, the intervention stops acting after this number of think tokens; ``None`` means that it does not stop.
+        ramp: In the think phase, the strength of the intervention rises from 0 to full strength (``"up"``) or falls from full strength to 0
+            (``"down"``) over the first ``budget`` think tokens, and then stays. ``None`` means full strength from the start.
+        budget: Length of the ramp in think tokens; ``None`` without a ramp.
+        newest: True to act only at the prompt's last position and at every response token, not in the rest of the prompt (as in
+            arXiv:2506.15647).
     """
 
     phases: tuple[str, ...] = PHASES
@@ -58,7 +58,7 @@ class Scope:
 
     @staticmethod
     def parse(during: str | Scope) -> Scope:
-        """Return the scope that a text names: ``"all"``, ``"newest"``, or phases joined by ``+``. A ``Scope`` is returned as it is.
+        """Return a scope from its short form: ``"all"``, ``"newest"``, or phases joined by ``+``. A ``Scope`` is returned unchanged.
 
         >>> str(Scope.parse("think+answer"))
         'think+answer'
@@ -74,7 +74,7 @@ class Scope:
 
     @property
     def everywhere(self) -> bool:
-        """True if the intervention acts with full strength at every position, so that phases need not be known."""
+        """True if the intervention acts with full strength at every position, whatever its phase."""
         return self == EVERYWHERE
 
     def __str__(self) -> str:
@@ -85,7 +85,13 @@ class Scope:
         return "everywhere" if self.everywhere else ("newest position, " if self.newest else "") + ", ".join(parts)
 
     def weight(self, now: Now) -> Float[Tensor, "batch seq"]:
-        """Return the factor on the intervention's strength at each position of a pass: 0 outside the scope, 1 inside, between on a ramp."""
+        """Return the factor for the intervention's strength at each position of a forward pass.
+
+        It is 0 outside the scope and 1 inside; on a ramp it is between 0 and 1.
+
+        Args:
+            now: Phases of the positions of the pass.
+        """
         in_phase = [now.phase == PHASES.index(name) for name in self.phases]
         weight = (in_phase[0] if len(in_phase) == 1 else torch.stack(in_phase).any(dim=0)).float()
         if self.newest and now.newest is not None:
@@ -109,9 +115,9 @@ class Now:
 
     Attributes:
         phase: Phase of each position: PROMPT, THINK or ANSWER.
-        before: Phases of the earlier positions, which are in the KV cache; ``None`` without a cache.
-        newest: True at the prompt's last position and at response tokens, False in the rest of the prompt (see ``Scope.newest``); ``None``
-            means True everywhere.
+        before: Phases of the earlier positions, which are in the KV cache; ``None`` if there are none.
+        newest: Positions at which a scope with ``Scope.newest`` acts: True at the prompt's last position and at response tokens, False in
+            the rest of the prompt. ``None`` means True everywhere.
     """
 
     phase: Int[Tensor, "batch seq"]
@@ -120,14 +126,14 @@ class Now:
 
     @cached_property
     def written(self) -> Int[Tensor, "batch seq"]:
-        """Number of positions in the think phase before each position, those in the KV cache included."""
+        """For each position, the number of earlier positions in the think phase, including those in the KV cache."""
         thinking = (self.phase == THINK).long()
         earlier = 0 if self.before is None else (self.before == THINK).sum(dim=1, keepdim=True)
         return earlier + thinking.cumsum(dim=1) - thinking
 
 
 class Tracker:
-    """Holds the phases of the forward pass that is running, in ``tracker.now``. Made by ``track``."""
+    """Holder of the phases of the current forward pass, in the property ``now``. The context manager ``track`` yields one."""
 
     def __init__(self) -> None:
         self._now: Now | None = None
@@ -135,7 +141,7 @@ class Tracker:
 
     @property
     def now(self) -> Now:
-        """Phases of the pass that is running."""
+        """Phases of the current forward pass."""
         assert self._now is not None, "no pass has begun"
         return self._now
 
@@ -144,9 +150,10 @@ class Tracker:
         self._now, self._weights = now, {}
 
     def weight(self, scope: Scope, device: torch.device) -> Float[Tensor, "batch seq"] | None:
-        """Return ``scope.weight`` for the running pass, on a device. It is computed once for all layers.
+        """Return ``scope.weight`` for the current forward pass, on a device. The result is cached, since every layer needs it.
 
-        On a CPU, return ``None`` if the weight is 0 everywhere. On a GPU this is not checked, since the check would synchronise.
+        On a CPU, return ``None`` if the weight is 0 everywhere. On a GPU the weight is always returned: the check would make the CPU wait
+        for the GPU.
         """
         if scope not in self._weights:
             weight = scope.weight(self.now).to(device)
@@ -155,24 +162,27 @@ class Tracker:
 
 
 class History(DynamicLayer):
-    """The tokens of each row and their phases, stored as an additional layer of the KV cache.
+    """Token ids of each row and their phases, stored as an additional layer of the KV cache.
 
-    Every change of the cache's rows (beams reordered, rows dropped or repeated, tokens cropped) changes this layer too, so a row keeps
-    its phases. ``keys`` holds token ids, ``values`` phases, both ``[rows, 1, seq, 1]``.
+    In this way, any change of the cache (rows reordered, dropped or repeated, tokens cropped) changes ids and phases alike. ``keys`` holds
+    the token ids and ``values`` the phases, both ``[rows, 1, seq, 1]``.
     """
 
 
 @contextmanager
 def track(lm: LM) -> Iterator[Tracker]:
-    """Track the phase (prompt, think or answer) of each position in every forward pass inside the context, however rows are batched.
+    """Return a context manager that tracks the phase (prompt, think or answer) of each position in every forward pass of the model.
 
-    A pass that fills an empty cache is taken as a prompt. Tags at its end, or in an unfinished assistant message at its end, decide in
-    which phase the response begins; other tags in it do not count. A pass without a cache is taken as prompt and response, in which
-    everything before the last opening tag is prompt.
+    It yields a ``Tracker``, which holds the phases of the current pass. There are three kinds of forward pass:
+
+    - A pass with an empty KV cache is a prompt. Tags at its end, or in an unfinished assistant message at its end, decide in which phase
+      the response begins. Other tags in the prompt are ignored.
+    - A pass with a filled cache continues a response, token by token or several tokens at once.
+    - A pass without a cache is a whole sequence, prompt and response; everything before its last opening tag is the prompt.
 
     Raises (when the model runs):
-        ValueError: the phase cannot be known, because the cache was begun outside the context, embeddings were passed instead of token
-            ids, or a whole sequence was passed to a model without an opening think tag.
+        ValueError: The phases cannot be computed. Either the cache was filled outside the context, or embeddings were passed instead of
+            token ids, or a whole sequence was passed and the model has no opening think tag.
     """
     tracker, opened_phases = Tracker(), _phase_lookup(lm)
 
@@ -218,12 +228,12 @@ def _prompt(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
 
 
 _PhaseLookup = Callable[[Tensor, Tensor], Tensor]
-"""A function ``(ids before, new ids) -> phases``: THINK at a new token that ends the opening tag, ANSWER at one that ends the closing tag,
-PROMPT at all others."""
+"""A function ``(ids before, new ids) -> phase of each new token``: THINK if the token is the last of the opening tag, ANSWER if it is the
+last of the closing tag, PROMPT otherwise."""
 
 
 def _phase_lookup(lm: LM) -> _PhaseLookup:
-    """Return the ``_PhaseLookup`` of a model. If each tag is a single token, it looks tokens up in a table over the vocabulary."""
+    """Return the ``_PhaseLookup`` of a model: a table lookup if each tag is a single token, else a search in the text of the tokens."""
     tags = [(lm.tags.open, THINK), (lm.tags.close, ANSWER)] if lm.tags else []
     single = {phase: lm.token_id(tag) for tag, phase in tags if tag is not None}
     if None in single.values():
@@ -244,7 +254,7 @@ def _phase_lookup(lm: LM) -> _PhaseLookup:
 def _further(ids: Int[Tensor, "batch seq"], history: History, opened_phases: _PhaseLookup) -> Now:
     """Return the phases of tokens that follow cached tokens.
 
-    The first opening tag begins thinking, the first closing tag ends it for good.
+    The first opening tag begins the think phase, the first closing tag the answer phase; later tags have no effect.
     """
     assert history.keys is not None and history.values is not None
     before = history.values[:, 0, :, 0]
@@ -255,7 +265,7 @@ def _further(ids: Int[Tensor, "batch seq"], history: History, opened_phases: _Ph
 
 
 def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
-    """Return the phases of a whole sequence: everything before its last opening tag is PROMPT."""
+    """Return the phases of whole sequences, prompt and response: everything before the last opening tag is PROMPT."""
     if lm.tags is None or lm.tags.open is None:
         raise ValueError(
             f"No tag opens the thinking of {lm.name}, so in a whole sequence it is unknown where the prompt ends: "
@@ -274,7 +284,7 @@ def _whole(lm: LM, ids: Int[Tensor, "batch seq"]) -> Now:
 
 
 def _ends(lm: LM, before: Int[Tensor, "batch past"], ids: Int[Tensor, "batch seq"], tag: str | None) -> Bool[Tensor, "batch seq"]:
-    """Return for each new token whether it ends an occurrence of a tag."""
+    """Return a mask of the new tokens ``ids``: True if the token is the last of an occurrence of the tag, which may begin in ``before``."""
     if tag is None:
         return torch.zeros_like(ids, dtype=torch.bool)
     single = lm.token_id(tag)

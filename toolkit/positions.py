@@ -1,4 +1,7 @@
-"""Positions of a rollout at which activations are averaged: the think span, starts of lines, ends of sentences, random samples of them."""
+"""Choices of token positions in rollouts, at which activations are collected or averaged.
+
+The choices: the whole think span, starts of lines of thinking, ends of sentences of thinking, and random subsets of these.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ from toolkit.lm import LM
 from toolkit.types import Rollout
 
 By = Callable[[Rollout], str | None]
-"""A function from a rollout to its class, or to ``None`` to leave it out."""
+"""A function from a rollout to the name of its class (such as "long" or "short"), or to ``None`` to leave the rollout out."""
 
 
 @dataclass(frozen=True)
 class Positions:
-    """A choice of positions in rollouts.
+    """A rule that selects token positions in a rollout.
 
     Attributes:
-        name: Name of the choice, for files and reports.
-        of: Function from a rollout to positions in its full sequence (prompt and response).
+        name: Name of the rule, for files and reports.
+        of: Function from a rollout to the selected positions, as indices into its full sequence (prompt and response).
     """
 
     name: str
@@ -34,13 +37,14 @@ def _think(r: Rollout) -> Sequence[int]:
 
 
 THINK = Positions("think", _think)
-"""All positions that predict a think token: ``[start-1, stop-1)``, as in ThinkEdit's released code."""
+"""All positions that predict a think token: ``[start - 1, stop - 1)`` for the think span ``[start, stop)``, as in ThinkEdit's code."""
 
 
 def step_starts(lm: LM) -> Positions:
-    """Return the positions that predict the first token of a line of thinking: there a model decides on its next step (our choice).
+    """Return a rule that selects the positions that predict the first token of a line of thinking (our choice).
 
-    These are the position that predicts the first think token, and every later position whose token ends a line.
+    At these positions a model that writes one step per line decides on its next step. They are the position that predicts the first think
+    token, and every later position of the think span whose token ends with a line break.
     """
     ends_line = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).endswith("\n")}
 
@@ -52,11 +56,13 @@ def step_starts(lm: LM) -> Positions:
 
 
 def sentence_ends(lm: LM) -> Positions:
-    """Return the positions whose token ends a sentence of thinking, the last sentence included: there prose stops or goes on (our choice).
+    """Return a rule that selects the positions whose token ends a sentence of thinking, with ``.``, ``!`` or ``?`` (our choice).
 
-    In ``states(..., each=True)`` at these positions, a row with ``remaining`` 0 is where a rollout stopped thinking. The mean of all other
-    rows minus the mean of these rows is a direction of thinking length, for models that think in prose; if whole responses count as
-    thinking, it is a direction of response length. A rollout without closed thinking has no positions.
+    At these positions a model that thinks in prose continues or stops. A rollout whose thinking was never closed has no such positions.
+
+    Use: collect ``states(..., each=True)`` at these positions. In the rows with ``remaining`` 0, thinking stopped; in all others it
+    continued. The mean of the others minus the mean of these rows is a direction of thinking length (+ is longer). If the whole response
+    counts as thinking, the difference is a direction of response length.
     """
     ends = {i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).rstrip().endswith((".", "!", "?"))}
 
@@ -67,12 +73,14 @@ def sentence_ends(lm: LM) -> Positions:
 
 
 def sample_positions(positions: Positions, at_most: int, *, seed: int = 0) -> Positions:
-    """Return a random subset of ``positions``: at most ``at_most`` per rollout, drawn without replacement, in ascending order.
+    """Return a rule that selects a random subset of the positions of another rule: at most ``at_most`` per rollout, in ascending order.
 
-    The sample depends only on the seed and on the rollout's problem and sample index, not on other rollouts or on batches.
+    Positions are drawn without replacement. The draw depends only on the seed, the rollout's problem id and its sample index.
 
     Args:
+        positions: Rule to draw from.
         at_most: Largest number of positions per rollout.
+        seed: Random seed.
 
     Raises:
         ValueError: ``at_most`` is below 1.

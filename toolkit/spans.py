@@ -1,6 +1,6 @@
-"""Think and answer spans of a sequence of token ids, and the phase (prompt, think or answer) of a response while it is written.
+"""Think and answer spans of a sequence of token ids, and the phase (prompt, think or answer) of a response while it is generated.
 
-A tag that is one token of the vocabulary is found by its id, a longer tag in the text of the tokens.
+Tags are searched by token id if they are a single token of the vocabulary, else in the decoded text of the tokens.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ PROMPT, THINK, ANSWER = range(3)  # indices into PHASES; a response is in PROMPT
 
 
 def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[Span | None, Span | None]:
-    """Return the think span and the answer span of a sequence; ``None`` in place of a span that it does not have.
+    """Return the think span and the answer span of a sequence (prompt and response), each ``None`` if the sequence has no such span.
 
-    - Thinking is opened by the response, or at the end of the prompt: by the chat template, or in an assistant message that is continued.
-    - If the prompt closes thinking or switches it off, the think span is empty and the whole response is the answer.
-    - The first closing tag ends thinking. Without one the think span runs to the end, and there is no answer.
-    - A response with a closing tag but no opening tag thinks from its first token to that tag.
-    - A response with neither tag has no think span: all of it is the answer.
-    - If the model has no tags (``lm.tags`` is ``None``), there is no think span: all of the response is the answer.
-    - If ``lm.tags`` has neither an opening nor a closing tag, the whole response is the think span. It is also the answer span if it
-      ended.
+    - Thinking is opened by a tag in the response, at the end of the prompt, or in an unfinished assistant message at the end of the prompt.
+      If the model has only a closing tag, thinking starts with the response.
+    - If the prompt closes thinking (some chat templates switch thinking off in this way), the think span is empty and the whole response is
+      the answer.
+    - The first closing tag ends thinking. If thinking is opened but not closed, the think span runs to the end, and there is no answer.
+    - If the response has a closing tag but no opening tag, thinking runs from the first token of the response to the closing tag.
+    - If there is neither tag, there is no think span, and the whole response is the answer.
+    - If the model has no tags (``lm.tags`` is ``None``), there is no think span, and the whole response is the answer.
+    - If ``lm.tags`` exists but has neither an opening nor a closing tag (``ThinkTags(None, None)``), the whole response is the think span.
+      If ``ended``, it is the answer span too.
 
     Args:
         ids: Token ids of prompt and response.
@@ -57,7 +59,12 @@ def spans(lm: LM, ids: Sequence[int], prompt_len: int, *, ended: bool) -> tuple[
 
 
 def _end_of_thoughts(lm: LM, ids: Sequence[int], start: int, closing: int) -> int:
-    """Return where thoughts end: at the closing tag, or at the text before it that ends their message (``tags.ENDS_MESSAGE``)."""
+    """Return the position at which thinking ends: that of the closing tag, or of a message end (``tags.ENDS_MESSAGE``) right before it.
+
+    Args:
+        start: Position of the first think token.
+        closing: Position of the first token of the closing tag.
+    """
     before = ENDS_MESSAGE.get(lm.tags.close) if lm.tags else None
     places = find_tag(lm, ids[start:closing], before)
     return start + places[-1].start if places and start + places[-1].stop == closing else closing
@@ -66,8 +73,8 @@ def _end_of_thoughts(lm: LM, ids: Sequence[int], start: int, closing: int) -> in
 def answer_start(lm: LM, ids: Sequence[int], prompt_len: int, answer: Span) -> int:
     """Return the position at which the text of an answer begins.
 
-    This is the start of the answer's span, except if the prompt ends with an unfinished assistant message that already holds part of the
-    answer: then the position lies inside the prompt.
+    This is the start of the answer span, with one exception: if the prompt ends with an unfinished assistant message that already contains
+    a part of the answer, the position is inside the prompt.
 
     Args:
         answer: Answer span, from ``spans``.
@@ -78,7 +85,7 @@ def answer_start(lm: LM, ids: Sequence[int], prompt_len: int, answer: Span) -> i
 
 
 def ends_with(lm: LM, prompt: Sequence[int], tag: str | None) -> bool:
-    """Return True if a prompt ends with a tag, ignoring white space after the tag; False if ``tag`` is ``None``."""
+    """Return True if a prompt ends with a tag, or with a tag and white space; False if ``tag`` is ``None``."""
     places = find_tag(lm, prompt[-TAIL:], tag)
     return bool(places) and not lm.text(prompt[-TAIL:][places[-1].stop :]).strip()
 
@@ -89,7 +96,7 @@ def _first(lm: LM, ids: Sequence[int], tag: str | None, start: int, stop: int) -
 
 
 def find_tag(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
-    """Return the token span of every occurrence of a tag, in order; an empty list if the tag is ``None``."""
+    """Return the span of every occurrence of a tag in ``ids``, as positions in ``ids``, in order; an empty list if the tag is ``None``."""
     if tag is None:
         return []
     single = lm.token_id(tag)
@@ -110,10 +117,15 @@ def find_tag(lm: LM, ids: Sequence[int], tag: str | None) -> list[Span]:
 
 
 def phase_at_end(lm: LM, prompt: Sequence[int]) -> int:
-    """Return the phase in which the response to a prompt begins: PROMPT (the response has to open its thinking), THINK or ANSWER.
+    """Return the phase in which the response to a prompt begins: PROMPT (thinking is not opened yet), THINK or ANSWER.
 
-    The first of these rules that applies decides: a tag at the end of the prompt; the last tag in an unfinished assistant message at the
-    end of the prompt; else PROMPT, or THINK if the model's thinking has no opening tag. If the model has no tags, the phase is ANSWER.
+    The first rule that applies decides:
+
+    - The model has no tags: ANSWER.
+    - The prompt ends with a tag, or with an unfinished assistant message that contains tags: the last of these tags decides, THINK for an
+      opening tag and ANSWER for a closing one.
+    - The thinking of the model has no opening tag: THINK.
+    - Otherwise: PROMPT.
     """
     tags = lm.tags
     if tags is None or ends_with(lm, prompt, tags.close):
@@ -126,7 +138,7 @@ def phase_at_end(lm: LM, prompt: Sequence[int]) -> int:
 
 
 def _assistant_message(lm: LM, prompt: Sequence[int]) -> Sequence[int]:
-    """Return the tokens of the assistant message that a prompt ends with: all after those that open the assistant's turn."""
+    """Return the tokens of the assistant message at the end of a prompt: all tokens after the last ones that open an assistant turn."""
     turn, ids = lm.turn, tuple(prompt)
     size = len(turn)
     if not size:
@@ -136,13 +148,13 @@ def _assistant_message(lm: LM, prompt: Sequence[int]) -> Sequence[int]:
 
 
 class Reader:
-    """Reads one response token by token and keeps track of its phase and its think length.
+    """Tracker of one response while it is generated, token by token: its phase and its number of think tokens.
 
     Attributes:
-        phase: Phase in which the next token is written: PROMPT until thinking is opened, then THINK, and ANSWER once it is closed.
+        phase: Phase of the next token: PROMPT until thinking is opened, then THINK, and ANSWER once thinking is closed.
         written: Number of think tokens so far. If the closing tag has several tokens, all but its last are counted too, since the tag is
             recognised only when it is complete.
-        forced: Number of times that a rule has replaced a drawn token.
+        forced: Number of times that a decoding rule has replaced a sampled token. ``generate`` counts it.
     """
 
     def __init__(self, lm: LM, prompt: Sequence[int]) -> None:
@@ -150,7 +162,7 @@ class Reader:
         self.phase, self.written, self.forced = phase_at_end(lm, prompt), 0, 0
 
     def ends(self, token: int, tag: str | None) -> bool:
-        """Return True if ``token``, written next, would complete an occurrence of ``tag``; False if ``tag`` is ``None``."""
+        """Return True if ``token``, as the next token, would complete an occurrence of ``tag``; False if ``tag`` is ``None``."""
         if tag is None:
             return False
         single = self.lm.token_id(tag)
@@ -160,7 +172,7 @@ class Reader:
         return any(span.stop == len(row) for span in find_tag(self.lm, row, tag))
 
     def push(self, token: int) -> None:
-        """Append a token, and update ``phase`` and ``written``."""
+        """Append a token to the response, and update ``phase`` and ``written``."""
         tags = self.lm.tags
         if self.phase != ANSWER and tags is not None and self.ends(token, tags.close):
             self.phase = ANSWER

@@ -1,7 +1,7 @@
-"""Cut thinking into steps: the text and the token span of each step.
+"""Functions that split thinking into steps, such as lines or paragraphs, and return the text and the token span of each step.
 
-A *splitter* is a plain function from a text to the character offsets at which its steps start. Every character belongs to exactly one
-step, and so does every think token.
+A *splitter* is a function from a text to the character offsets at which steps start. Every character of the text, and every think
+token, belongs to exactly one step.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from toolkit.lm import LM
 from toolkit.types import Rollout, Span
 
 Splitter = Callable[[str], Sequence[int]]
-"""A function from a text to the ascending character offsets at which its steps start.
+"""A function from a text to the character offsets at which its steps start, in ascending order.
 
-Text before the first offset belongs to the first step.
+The text before the first offset is a step of its own; if it is only white space, it belongs to the step that follows.
 """
 
 BYTES = 4  # most tokens per character: UTF-8 has at most four bytes
@@ -30,7 +30,8 @@ class Step:
     """One step of thinking.
 
     Attributes:
-        span: Tokens of the step, as positions in the full sequence; empty if the step's whole text lies in a token of the step before.
+        span: Tokens of the step, as positions in the full sequence (prompt and response). Empty if the whole text of the step is part of a
+            token that belongs to the step before.
         text: Text of the step.
     """
 
@@ -39,7 +40,7 @@ class Step:
 
 
 def lines(text: str) -> list[int]:
-    """Return the offsets at which lines begin, so that each line is a step; a blank line belongs to the step before it.
+    """Splitter: return the character offsets of the lines of a text, so that each line is a step. Blank lines belong to the step before.
 
     >>> lines("17+5=22\\n22-9=13\\n")
     [0, 8]
@@ -48,12 +49,12 @@ def lines(text: str) -> list[int]:
 
 
 def paragraphs(text: str) -> list[int]:
-    """Return the offsets at which paragraphs begin, so that each paragraph is a step; blank lines separate paragraphs."""
+    """Splitter: return the character offsets of the paragraphs of a text, which blank lines separate, so that each paragraph is a step."""
     return [m.end() for m in re.finditer(r"(?:\A|\n[^\S\n]*\n)\s*(?=\S)", text)]
 
 
 def at_cues(pattern: str) -> Splitter:
-    """Return a splitter that starts a step at every match of a regular expression.
+    """Return a splitter that starts a step at every match of a regular expression (in multi-line mode), such as the word "Wait".
 
     Raises:
         ValueError: the pattern is not a regular expression, or matches the empty text.
@@ -73,7 +74,9 @@ def at_cues(pattern: str) -> Splitter:
 
 
 def step_ranges(text: str, split: Splitter = lines) -> list[tuple[int, int]]:
-    """Return the character ranges ``(start, stop)`` of the steps of a text, which together cover it; an empty list for a blank text.
+    """Return the character range ``(start, stop)`` of each step of a text, in order; an empty list if the text is blank.
+
+    Together the ranges cover the whole text.
 
     Args:
         split: Splitter; by default each line is a step.
@@ -88,9 +91,9 @@ def step_ranges(text: str, split: Splitter = lines) -> list[tuple[int, int]]:
 
 
 def token_texts(lm: LM, ids: Sequence[int]) -> list[str]:
-    """Return the text that each token adds to the tokens before it. Joined, these texts are the whole text.
+    """Return the text of each token, such that the texts joined are the decoded text of all tokens.
 
-    If several tokens make up one character, the last of them has the character as its text and the others have an empty text.
+    If several tokens make up one character, the last of them gets the character and the others get an empty text.
     """
     texts: list[str] = []
     start = read = 0
@@ -106,7 +109,7 @@ def token_texts(lm: LM, ids: Sequence[int]) -> list[str]:
 
 
 def think_steps(lm: LM, rollout: Rollout, split: Splitter = lines) -> list[Step]:
-    """Return the steps of a rollout's think span; an empty list if it has no think span or a blank one.
+    """Return the steps of a rollout's thinking; an empty list if there is no think span, or if the span is only white space.
 
     A token belongs to the step in which its text begins.
 

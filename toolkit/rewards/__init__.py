@@ -1,6 +1,6 @@
-"""The length rewards of the literature as functions of a batch of rollouts, one file per paper; ``ALL`` lists them.
+"""Length rewards from the literature, one file per paper; ``ALL`` lists them. A reward maps a batch of rollouts to one number per rollout.
 
-A reward object has three uses: it trains in ``toolkit.grpo``, it trains in any TRL script (``as_trl``), and it scores existing rollouts
+A reward object has three uses: training with ``toolkit.grpo``, training with any TRL script (``as_trl``), and scoring existing rollouts
 without training (``score``).
 
 >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])
@@ -67,12 +67,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RewardEntry:
-    """One reward in ``ALL``: how to make it, its paper, and a description.
+    """One entry of ``ALL``: the class of a reward, its paper, and a description.
 
     Attributes:
-        make: Class or function that returns the reward; takes the reward's parameters as keyword arguments.
-        paper: arXiv id, or "" if the reward is ours.
-        line: One sentence that says what is rewarded.
+        make: Class of the reward: ``make(**parameters)`` returns the reward object.
+        paper: arXiv id of the paper, or "" if the reward is from no paper.
+        line: One sentence that describes the reward.
     """
 
     make: Callable[..., Any]
@@ -134,4 +134,4 @@ _ENTRIES = (
 )
 
 ALL: Mapping[str, RewardEntry] = MappingProxyType({entry.make.name: entry for entry in _ENTRIES})  # type: ignore[attr-defined]
-"""Reward name -> how to make it, its paper, and one sentence about it."""
+"""Reward name -> its class, its paper, and one sentence about it."""

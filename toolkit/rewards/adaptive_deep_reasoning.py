@@ -1,17 +1,18 @@
 """Adaptive deep reasoning: triggering deep thinking when needed, arXiv:2505.20101. The reward is partly ours.
 
-Equations (the prompt requests a mode: long thinking in half of a group and short thinking in the other half; p_s: accuracy of the short
-half):
+The prompt requests a mode: long thinking in half of the rollouts of a problem, short thinking in the other half.
 
-    simple problem, p_s >= theta      right and short 1.5, right and long 1.0      (the values are the paper's)
-    hard problem                      right and long 1.5, right and short 1.0      (ours: the mirror image)
-    wrong                             0
+Equations (p_s: accuracy of the problem's rollouts in the short mode; theta: threshold):
 
-Deviations: we could read only the abstract and the beginning of secondary summaries. We did not find the values for hard problems,
-the threshold theta (``assumed_threshold``), the format checks, and the soft length penalty on long chains; the last two are left out. A
-problem without a short rollout in the batch counts as hard.
+    simple problem, p_s >= theta      right answer: 1.5 in the short mode, 1.0 in the long mode      (values of the paper)
+    hard problem, p_s < theta         right answer: 1.5 in the long mode, 1.0 in the short mode      (ours: the reverse)
+    any problem                       wrong answer: 0
 
-Units and signs: higher is better. Rows of one problem have one problem_id, whatever their mode.
+Deviations: we could read only the abstract and the beginning of secondary summaries. The rewards for hard problems and theta
+(``assumed_threshold``) are our guesses. The paper's format checks and its soft penalty on long responses are left out, because we found no
+details. A problem without a rollout in the short mode counts as hard.
+
+Units and signs: higher is better. All rollouts of a problem have the same problem_id, in both modes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ assumed_threshold = 0.5  # theta: ours
 
 @dataclass(frozen=True)
 class AdaptiveDeepReasoning:
-    """Right answers earn more in the mode that suits their problem: short if the problem is simple, long if it is hard.
+    """Reward for right answers, higher in the mode that suits their problem: short if the problem is simple, long if it is hard.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0, 1, 0], mode=["short", "short", "long", "long"])
     >>> AdaptiveDeepReasoning()(batch).values.tolist()
@@ -40,7 +41,7 @@ class AdaptiveDeepReasoning:
     Attributes:
         preferred: Reward of a right answer in the suitable mode.
         other: Reward of a right answer in the other mode.
-        threshold: theta: a problem is simple if at least this share of its responses in the short mode is right.
+        threshold: theta, in [0, 1]: a problem is simple if at least this share of its responses in the short mode is right.
     """
 
     preferred: Number = PUBLISHED_PREFERRED

@@ -1,7 +1,7 @@
-r"""Extraction of the answer from a response's text, and a check that it parses; used by format rewards and answer-length rewards.
+r"""Functions that extract the answer from a response's text and check whether the answer parses. Rewards for format or length use them.
 
-The text of a response includes its special tokens. The answer is the text after the last closing think tag of its model, or the
-whole text if there is no such tag. End-of-sequence tokens do not belong to the answer.
+The text of a response includes its special tokens. The answer is the text after the last closing think tag, or the whole text if
+there is no closing tag. End-of-sequence tokens do not belong to the answer.
 """
 
 from __future__ import annotations
@@ -14,25 +14,28 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def answer_text(text: str, close: str | None = CLOSE) -> str:
-    """Return the answer in a response's text.
+    """Return the answer in a response's text: the text after the last closing think tag, without special tokens at the end.
 
     >>> answer_text("<think>3+4=7</think>7<|im_end|>")
     '7'
 
     Args:
-        text: Response, special tokens included.
-        close: Closing think tag of the model that wrote it, or ``None`` if the model has none.
+        text: Response, special tokens included. Without the closing tag, the whole response is the answer.
+        close: Closing think tag of the model that wrote the response; ``None`` if the model has none.
     """
     return _ENDS.sub("", text.rpartition(close)[2] if close else text)
 
 
 def parses(answer: str) -> bool:
-    r"""Return True if an answer can be extracted from the text and parsed.
+    r"""Return True if the text contains a result that parses.
 
-    The content of the last ``\boxed{}`` has to parse as mathematics. Without a box, the text has to contain a number.
+    If the text has a ``\boxed{}``, the content of the last one must parse as mathematics. If it has none, it must contain a number.
+
+    Args:
+        answer: Answer of a response, from ``answer_text``.
 
     Raises:
-        ImportError: A box holds more than a number, and math-verify is not installed.
+        ImportError: The box holds more than a number, which needs math-verify, and math-verify is not installed.
     """
     box = last_boxed(answer)
     if box is None:

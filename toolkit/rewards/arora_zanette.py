@@ -5,10 +5,10 @@ the logistic function):
 
     r = c (1 - alpha sigma((L - mu) / s))
 
-Deviations: if only one response is right, or all right ones have the same length, (L - mu) / s is taken as 0 and the reward is 1 - alpha/2.
-The LASER paper (arXiv:2505.15612) compares with this reward; its code uses mu = 0 and s = 1 there, which gives 1 - alpha. We do not copy
-that. The default alpha is that of this comparison, since the original paper tries several values. The paper does not say whether s divides
-by n or n - 1: see ``ddof``.
+Deviations: s is 0 if only one response of the group is right, or if all right ones have the same length. Then (L - mu) / s counts as 0, and
+a right answer earns 1 - alpha/2. The LASER paper (arXiv:2505.15612) also implements this reward. In that case its code takes mu = 0
+and s = 1, so that a right answer earns about 1 - alpha; we do not copy this. The default alpha is the one in the LASER paper, since the
+original paper tries several values. The original paper does not say whether s divides by n or n - 1: see ``ddof``.
 
 Units and signs: lengths in tokens; higher is better. Wrong answers get 0 at any length.
 """
@@ -31,13 +31,14 @@ PUBLISHED_ALPHA = 0.4  # from the comparison in the LASER paper, arXiv:2505.1561
 
 
 def discount(batch: RewardBatch, alpha: Number, ddof: int) -> Float[ndarray, " n"]:
-    """Return the length penalty of each row, at least 0: ``alpha sigma((L - mu) / s)`` (see the module) for right responses, 0 for wrong
-    ones.
+    """Return the length penalty of each row, in [0, alpha]: higher for longer right responses, 0 for wrong ones.
+
+    For right responses it is ``alpha sigma((L - mu) / s)``: the module docstring defines the symbols.
 
     Args:
         batch: Rollouts.
         alpha: Largest possible penalty.
-        ddof: The standard deviation s of lengths divides by n - ddof: 0 or 1.
+        ddof: 0 or 1: the standard deviation s divides by n - ddof, where n is the number of right responses of the group.
     """
     right = batch["correct"].astype(bool)
     return np.where(right, alpha * expit(groups.z_scores(batch["tokens"], batch.groups, right, ddof=ddof)), 0.0)
@@ -45,15 +46,15 @@ def discount(batch: RewardBatch, alpha: Number, ddof: int) -> Float[ndarray, " n
 
 @dataclass(frozen=True)
 class AroraZanette:
-    """Right answers earn less the longer they are, relative to the right answers of their group.
+    """Reward for right answers that falls with their length, relative to the lengths of all right answers of the group.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 200, 300, 50])
     >>> AroraZanette(alpha=0.4)(batch).values.round(3).tolist()
     [0.909, 0.8, 0.691, 0.0]
 
     Attributes:
-        alpha: Largest possible length penalty, in [0, 1]: with more, a right answer could earn less than a wrong one.
-        ddof: The standard deviation of lengths divides by n - ddof: 0 or 1.
+        alpha: Largest possible length penalty, in [0, 1]: if alpha were above 1, a right answer could earn less than a wrong one.
+        ddof: 0 or 1: the standard deviation of lengths divides by n - ddof, where n is the number of right responses of the group.
     """
 
     alpha: Number = PUBLISHED_ALPHA

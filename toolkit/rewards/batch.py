@@ -1,18 +1,19 @@
-"""The input and output of a reward: columns of a batch of rollouts, and one number per rollout with its named parts.
+"""The input of a reward (``RewardBatch``, columns of a batch of rollouts) and its output (``RewardValues``, one number per rollout).
 
 A *group* is the set of rollouts of one problem. Only ``problem_id`` decides the group: two problems with the same text are two
 groups, and the rows of a group may be anywhere in the batch. Lengths are in tokens, entropies and log-probabilities in nats
 per token.
 
-A reward is a callable object, ``reward(batch) -> RewardValues``, with a ``name``, the columns it reads (``needs``), and its
-parameters as dataclass fields. Most rewards are immutable. A stateful reward has ``state_dict`` and ``load_state_dict``
-(JSON) and changes only in the ``"train"`` split, after it has scored the batch. Its state depends on the batches that it scores, so in
-a run of several processes give every process the rollouts of all processes in the same order. All copies then compute the same
-state, and no state has to be exchanged.
+A reward is a callable object, ``reward(batch) -> RewardValues``. It has a ``name``, a set of the columns that it reads (``needs``), and its
+parameters as dataclass fields.
+
+Most rewards are immutable. A stateful reward changes only in the ``"train"`` split, after it has scored a batch. Its methods ``state_dict``
+and ``load_state_dict`` save and restore the state as JSON. In a run of several processes, give every process the rollouts of all
+processes in the same order. All copies of a stateful reward then compute the same state, and no state has to be exchanged.
 
 Some rewards measure the policy on a *monitoring set*: training problems, the same throughout a run, whose sampled responses are not
-trained on. Such a reward has two more methods. ``monitoring()`` returns ``(number of problems, responses per problem)``, or ``None`` if it
-needs no responses now; ``monitor(batch)`` takes the responses.
+trained on. Such a reward has two more methods. ``monitoring()`` returns ``(number of problems, responses per problem)``, or ``None`` if the
+reward needs no responses now. ``monitor(batch)`` receives the responses.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _GRPO = "the trainer of toolkit.grpo fills it"
 
 
 def _length_source(name: str, unit: str) -> str:
-    """Return the text that says how to get the column of a target length, or of an end of its range, in a unit."""
+    """Return the entry of ``COLUMN_SOURCES`` for the column ``{name}_{unit}``: a target length, or the low or high end of its range."""
     other = UNITS[unit == UNITS[0]]
     return (
         f"RewardBatch.from_rollouts(rollouts, problems) fills it if every problem has meta['{name}_{unit}'] (the task target_length "
@@ -74,13 +75,13 @@ COLUMN_SOURCES: Mapping[str, str] = {
     "conciseness": f"{_GRPO} (it trains a conciseness head first); offline, use rewards.conciseness: train a head on pooled states, "
     "then score the responses with it",
 }
-"""Column -> how to get it, for error messages."""
+"""Column name -> text that says how to get the column, for error messages."""
 META_COLUMNS = ("difficulty", *(f"{name}_{unit}" for unit in UNITS for name in ("target", "low", "high")))
-"""Columns that come from the ``meta`` of problems."""
+"""Names of the columns whose values come from ``meta`` of the problems."""
 
 
 class MissingColumnError(ValueError):
-    """A column is needed that the batch does not have; the message says how to get it."""
+    """The batch lacks a column that is needed; the message says how to get the column."""
 
     def __init__(self, column: str, available: Iterable[str], reward: str = "") -> None:
         problem = (
@@ -104,7 +105,7 @@ class RewardValues(NamedTuple):
 
     @classmethod
     def sum(cls, **components: ndarray) -> RewardValues:
-        """Return rewards that are the sum of their parts. The parts are keyword arguments: part name -> ``[n]``.
+        """Return the rewards whose parts are the keyword arguments. Each part is an array ``[n]``; ``values`` is the sum of the parts.
 
         >>> RewardValues.sum(correctness=np.array([1, 0]), length=np.array([-0.25, -0.5])).values.tolist()
         [0.75, -0.5]
@@ -115,7 +116,7 @@ class RewardValues(NamedTuple):
 
 @runtime_checkable
 class Reward(Protocol):
-    """A callable that scores a batch, with a name and the columns it needs."""
+    """Interface of a reward: a callable from ``RewardBatch`` to ``RewardValues``, with a name and the names of the columns it needs."""
 
     @property
     def name(self) -> str: ...
@@ -128,12 +129,11 @@ class Reward(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class RewardBatch:
-    """Columns of a batch of rollouts, one value per row.
-
-    Make one with ``from_rollouts``, or from lists with ``from_columns``.
+    """Columns of a batch of rollouts, one value per rollout. Make a batch with ``from_rollouts``, or from lists with ``from_columns``.
 
     Attributes:
-        columns: Name -> ``[n]``; ``COLUMN_SOURCES`` lists the known names. ``problem_id`` is required.
+        columns: Column name -> values, ``[n]``. ``problem_id`` is required, and a reward reads the columns in its ``needs``.
+            ``COLUMN_SOURCES`` lists the known names.
         step: Number of optimizer steps done so far; schedules depend on it.
         split: ``"train"`` or ``"eval"``; stateful rewards change only in ``"train"``.
     """
@@ -163,16 +163,20 @@ class RewardBatch:
     ) -> RewardBatch:
         """Make a batch from rollouts, with one row per rollout.
 
-        The batch has the columns ``problem_id, correct, tokens, think_tokens, closed, formatted, finish, text, answer_text`` and
-        ``token_ids``; ``logprob``, ``think_entropy`` and ``answer_entropy`` if every rollout carries log-probabilities or entropies; and
-        the columns of ``META_COLUMNS`` that every problem has in its ``meta``.
+        The batch always has the columns ``problem_id``, ``correct``, ``tokens`` (of the response), ``think_tokens``, ``closed`` (True if
+        the rollout has an answer span), ``formatted`` (True if that span is not empty), ``finish``, ``text``, ``answer_text`` and
+        ``token_ids`` (of the response).
+
+        If every rollout has log-probabilities, there is also ``logprob``, their mean over the response's tokens. If every rollout has
+        entropies, there are also ``think_entropy`` and ``answer_entropy``, means over the tokens of each phase. Each column of
+        ``META_COLUMNS`` is present if every problem has it in its ``meta``.
 
         Args:
             rollouts: The rollouts.
-            problems: The problems of the rollouts; needed only for columns from ``meta``.
+            problems: The problems of the rollouts; needed only for the columns of ``META_COLUMNS``.
             step: Optimizer steps done so far.
             split: ``"train"`` or ``"eval"``.
-            close: Closing think tag of the model that wrote the rollouts, after which the answer begins; ``None`` if it has none.
+            close: Closing think tag of the model that wrote the rollouts, after which ``answer_text`` begins; ``None`` if it has no tag.
 
         Raises:
             ValueError: There are no rollouts, or a rollout's problem is not among ``problems``.
@@ -199,9 +203,9 @@ class RewardBatch:
 
     @classmethod
     def from_columns(cls, *, problem_id: Any = "problem", step: int = 0, split: str = "train", **columns: Any) -> RewardBatch:
-        """Make a batch from lists or arrays, one value per row. A single value is used for all rows.
+        """Make a batch from one list or array per column, with one value per row. A single value instead of a list is used for all rows.
 
-        All rows belong to one problem unless ``problem_id`` is a list of ids.
+        By default all rows belong to one problem; for several problems, pass a list as ``problem_id``.
 
         >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 200, 50], finish="stop")
         >>> batch["finish"].tolist(), batch.groups.tolist()
@@ -242,23 +246,27 @@ class RewardBatch:
             raise MissingColumnError(column, self.columns, reward.name)
 
     def take(self, rows: Sequence[int] | ndarray) -> RewardBatch:
-        """Return a batch with the rows selected by indices (in that order) or by a boolean mask."""
+        """Return a batch of some of the rows: ``rows`` holds row indices (the result has their order) or is a boolean mask ``[n]``."""
         index = np.asarray(rows)
         index = index if index.dtype == bool else index.astype(np.int64)
         return replace(self, columns={name: values[index] for name, values in self.columns.items()})
 
     def with_columns(self, **columns: Any) -> RewardBatch:
-        """Return the batch with columns added or replaced. Give one value per row, or a single value for all rows."""
+        """Return a batch with columns added or replaced: column name -> one value per row, or a single value for all rows."""
         return replace(self, columns={**self.columns, **{k: _column(v, len(self)) for k, v in columns.items()}})
 
 
 def state_by_name(rewards: Iterable[Reward]) -> dict[str, Any]:
-    """Return reward name -> state, as JSON can store it, for the rewards that have a state."""
+    """Return the states of the stateful rewards, as a dict from reward name to state that JSON can store."""
     return {r.name: state for r in rewards if hasattr(r, "state_dict") and (state := r.state_dict())}
 
 
 def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> None:
-    """Restore the states of rewards, as ``state_by_name`` returned them.
+    """Restore the states of rewards.
+
+    Args:
+        rewards: Rewards whose states are set; those that ``saved`` does not name stay as they are.
+        saved: Reward name -> state, as ``state_by_name`` returns it.
 
     Raises:
         KeyError: ``saved`` holds the state of a reward that is not among ``rewards``, or that has no state.
@@ -271,19 +279,23 @@ def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> N
 
 
 def monitoring_size(rewards: Iterable[Reward]) -> tuple[int, int] | None:
-    """Return the size of a monitoring set large enough for every reward that needs one now, or ``None`` if none does.
+    """Return the size of a monitoring set that is large enough for all rewards, or ``None`` if no reward needs responses now.
 
-    A monitoring set is a set of training problems whose sampled responses measure the policy and are not trained on. The size is
-    ``(number of problems, responses per problem)``.
+    The size is ``(number of problems, responses per problem)``. A monitoring set consists of training problems whose sampled responses
+    measure the policy and are not trained on.
     """
     sizes = [size for r in rewards if hasattr(r, "monitoring") and (size := r.monitoring())]
     return (max(n for n, _ in sizes), max(n for _, n in sizes)) if sizes else None
 
 
 def monitor_parts(rewards: Iterable[Reward], batch: RewardBatch) -> None:
-    """Call ``monitor(batch)`` of every reward that needs a monitoring set now; ``batch`` holds the responses to the set.
+    """Call ``monitor(batch)`` of every reward that needs new responses to its monitoring set now.
 
-    A monitoring set is a set of training problems whose sampled responses measure the policy and are not trained on.
+    A monitoring set consists of training problems whose sampled responses measure the policy and are not trained on.
+
+    Args:
+        rewards: Rewards; those without a monitoring set are skipped.
+        batch: Responses to the problems of the monitoring set.
     """
     for r in rewards:
         if hasattr(r, "monitoring") and r.monitoring():
@@ -310,9 +322,9 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _phase_entropies(r: Rollout) -> tuple[float, float]:
-    """Return the mean entropy (nats) of the tokens of thinking and of the answer; NaN for a phase without tokens.
+    """Return two mean entropies (nats per token): of thinking, and of the answer. NaN stands for a phase without tokens.
 
-    Thinking is everything before the closing tag, an opening tag included. A response without a think span is all answer.
+    Thinking is everything before the closing tag, including an opening tag. If the response has no think span, all of it is the answer.
     """
     h = r.entropies or ()
     if r.think is None:
@@ -323,7 +335,7 @@ def _phase_entropies(r: Rollout) -> tuple[float, float]:
 
 
 def _meta_columns(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarray]:
-    """Return the columns of ``META_COLUMNS`` that every problem has, one value per row."""
+    """Return column name -> one value per row, for each column of ``META_COLUMNS`` that every problem has; ``ids``: problem of each row."""
     if not problems:
         return {}
     meta_by_id = {p.id: p.meta for p in problems}
@@ -338,7 +350,7 @@ def _meta_columns(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarra
 
 
 def _number(name: str, meta: Mapping[str, Any]) -> float | None:
-    """Return the number ``meta[name]``, or ``None`` if there is none. For an upper end (``high_...``), ``None`` in meta means infinity."""
+    """Return the number ``meta[name]``, or ``None`` if it is missing or no number. If ``meta["high_..."]`` is ``None``, return infinity."""
     if name.startswith("high_") and name in meta and meta[name] is None:
         return np.inf
     return float(meta[name]) if isinstance(meta.get(name), int | float) else None

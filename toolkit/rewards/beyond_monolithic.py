@@ -1,15 +1,17 @@
 """Beyond monolithic rewards (HARMO), arXiv:2510.05283. **Our stand-in** for its length penalty, whose formula was not found.
 
-From the paper we know: r = R_correctness + R_len + R_fmt with equal weights; advantages are not divided by the standard deviation. R_len
-needs a right response in the group, penalises responses that are *short* relative to the right ones (against brevity hacking), is capped at
-P_max, and has a parameter tau.
+The paper says: r = R_correctness + R_len + R_fmt with equal weights, and advantages are not divided by the standard deviation. R_len
+penalises responses that are *short* relative to the right ones (against brevity hacking). It is 0 if no response of the group is right, its
+size is at most P_max, and it has a parameter tau.
 
-Equation of the stand-in (L: length; m: mean length of the right responses of the group):
+Equations of the stand-in (L: length; m: mean length of the right responses of the group; R_correctness: 1 if right, else 0; R_fmt: 1 if
+well formed, else 0):
 
+    r     = R_correctness + R_len + R_fmt
     R_len = -P_max (1 - exp(-max(0, (m - L) / m) / tau))        0 if no response of the group is right
 
-Deviations: R_len, P_max and tau are ours. The paper's reward model for open answers and its embedding similarity are left out:
-correctness comes from the verifier.
+Deviations: the formula of R_len and the values of P_max and tau are ours. The paper's reward model for open answers and its embedding
+similarity are left out: correctness comes from the grader.
 
 Units and signs: lengths in tokens; higher is better.
 """
@@ -31,7 +33,7 @@ assumed_tau = 0.5  # ours
 
 @dataclass(frozen=True)
 class BeyondMonolithic:
-    """Our stand-in: correctness plus format, minus a penalty for being shorter than the right answers.
+    """Correctness plus format, minus a penalty for being shorter than the group's right answers (our stand-in: see the module).
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[200, 400, 150], formatted=True)
     >>> BeyondMonolithic(most=0.5, tau=0.5)(batch).values.round(3).tolist()
@@ -39,7 +41,7 @@ class BeyondMonolithic:
 
     Attributes:
         most: P_max, the largest penalty.
-        tau: Scale of the penalty, as a share of the mean length of the right answers: a response that is shorter by this share loses 63 %
+        tau: Scale of the penalty, as a share of m, the mean length of the right answers: a response of length ``(1 - tau) m`` loses 63 %
             of ``most``.
     """
 

@@ -1,19 +1,20 @@
-"""Rewards built from other rewards: weighted sums, gates, weight schedules, and means of normalised advantages.
+"""Rewards that combine other rewards: weighted sums, products with gates, and means of normalised advantages; and weight schedules.
 
 Equations (r_k: the k-th reward, called a part; w_k: its weight; t: optimizer step; mean_g, std_g: mean and standard deviation of r_k in a
 group):
 
     WeightedSum        r = sum_k w_k(t) r_k
-    Gated              r = inner * product of gates
+    Gated              r = r_inner * product of the gates (rewards in [0, 1])
     MeanOfAdvantages   A = sum_k w_k z_k / sum_k w_k,   z_k = (r_k - mean_g) / (std_g + eps)     LongWriter-Zero, arXiv:2506.18841
 
 In a sum, the part with the largest spread dominates. In a mean of advantages every part counts, whatever its scale. The values of
 ``MeanOfAdvantages`` *are* advantages: train on them without normalising again (``scale_rewards="none"``).
 
-Differences from the paper: std_g is the population standard deviation, and z_k is 0 in a group in which r_k does not vary.
+Our choices: std_g is the population standard deviation, and z_k is 0 in a group in which r_k does not vary.
 
 Each combination is itself a reward. It saves and restores the states of its parts. If a part needs a *monitoring set* (training problems
-whose responses measure the policy and are not trained on: see ``batch``), the combination asks for it and passes the responses on.
+whose responses measure the policy and are not trained on: see ``batch``), the combination requests the set, and passes the responses to
+that part.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Schedule:
         end: Weight from step ``last`` on.
         first: Optimizer step at which the change begins.
         last: Optimizer step at which it ends.
-        kind: ``"linear"``, ``"cosine"`` (slow, fast, slow), or ``"step"`` (jumps at ``last``).
+        kind: Shape of the change: ``"linear"``, ``"cosine"`` (slow at both ends), or ``"step"`` (``start`` before ``last``, then ``end``).
     """
 
     start: Number
@@ -80,7 +81,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """Weighted sum of rewards, ``sum_k w_k(t) r_k`` at optimizer step t. Component ``c`` of the reward ``p`` is named ``p.c`` in the sum.
+    """Weighted sum of rewards, ``sum_k w_k(t) r_k`` at optimizer step t.
+
+    The components of the sum are those of its parts, times the weights: component ``c`` of the reward ``p`` is named ``p.c``.
 
     >>> from toolkit.rewards.correctness import Correctness, Format
     >>> batch = RewardBatch.from_columns(correct=[1, 0], formatted=[1, 1])
@@ -113,29 +116,31 @@ class WeightedSum:
         return RewardValues.sum(**components)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return part name -> state, as JSON can store it, for the stateful parts."""
+        """Return the states of the stateful parts, as a dict from part name to state that JSON can store."""
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the parts, as ``state_dict`` returned them."""
+        """Restore the states of the parts; ``saved`` is the result of ``state_dict``."""
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of the monitoring set that the parts need now, or ``None`` if none does.
+        """Return the size of a monitoring set that is large enough for all parts, or ``None`` if no part needs responses now.
 
-        A monitoring set is a set of training problems whose sampled responses measure the policy and are not trained on. The size is
-        ``(number of problems, responses per problem)``.
+        The size is ``(number of problems, responses per problem)``. A monitoring set consists of training problems whose sampled responses
+        measure the policy and are not trained on.
         """
         return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Call ``monitor(batch)`` of the parts that need a monitoring set now (see ``monitoring``); ``batch`` holds the responses to it."""
+        """Call ``monitor(batch)`` of every part that needs new responses now; ``batch`` holds responses to a monitoring set."""
         monitor_parts([r for _, r in self.parts], batch)
 
 
 @dataclass(frozen=True)
 class Gated:
-    """Product ``inner * gate * ...``. Every component of the inner reward is multiplied by all gates.
+    """Product of a reward and one or more gates, ``inner * gate * ...``.
+
+    The components are those of the inner reward, each multiplied by all gates.
 
     >>> from toolkit.rewards.correctness import Correctness, LengthPenalty
     >>> batch = RewardBatch.from_columns(correct=[1, 0], tokens=[1024, 1024])
@@ -144,7 +149,7 @@ class Gated:
 
     Attributes:
         inner: The reward that is multiplied.
-        gates: Rewards with values in [0, 1] that multiply it, such as ``Correctness``, ``Format``, ``repetition.Distinct``.
+        gates: Rewards with values in [0, 1], such as ``Correctness``, ``Format``, ``repetition.Distinct``.
     """
 
     inner: Reward
@@ -167,29 +172,29 @@ class Gated:
         return RewardValues.sum(**{name: values * gate for name, values in self.inner(batch).components.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return part name -> state, as JSON can store it, for the stateful parts."""
+        """Return the states of the stateful parts, as a dict from part name to state that JSON can store."""
         return state_by_name([self.inner, *self.gates])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the parts, as ``state_dict`` returned them."""
+        """Restore the states of the parts; ``saved`` is the result of ``state_dict``."""
         load_state_by_name([self.inner, *self.gates], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of the monitoring set that the parts need now, or ``None`` if none does.
+        """Return the size of a monitoring set that is large enough for all parts, or ``None`` if no part needs responses now.
 
-        A monitoring set is a set of training problems whose sampled responses measure the policy and are not trained on. The size is
-        ``(number of problems, responses per problem)``.
+        The size is ``(number of problems, responses per problem)``. A monitoring set consists of training problems whose sampled responses
+        measure the policy and are not trained on.
         """
         return monitoring_size([self.inner, *self.gates])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Call ``monitor(batch)`` of the parts that need a monitoring set now (see ``monitoring``); ``batch`` holds the responses to it."""
+        """Call ``monitor(batch)`` of every part that needs new responses now; ``batch`` holds responses to a monitoring set."""
         monitor_parts([self.inner, *self.gates], batch)
 
 
 @dataclass(frozen=True)
 class MeanOfAdvantages:
-    """Weighted mean of the advantages that each reward alone would give: rewards minus group mean, divided by group standard deviation.
+    """Weighted mean, over rewards, of each reward's advantage: reward minus group mean, divided by the group's standard deviation.
 
     >>> from toolkit.rewards.correctness import Correctness, Format
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0, 0], formatted=[1, 0, 1, 0])
@@ -197,7 +202,7 @@ class MeanOfAdvantages:
     [1.0, 0.5, -0.5, -1.0]
 
     Attributes:
-        parts: Pairs ``(weight, reward)``. The names of the rewards must differ.
+        parts: Pairs ``(weight, reward)``; weights are at least 0 and need not add up to 1. The names of the rewards must differ.
         epsilon: Added to each standard deviation.
     """
 
@@ -225,23 +230,23 @@ class MeanOfAdvantages:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return part name -> state, as JSON can store it, for the stateful parts."""
+        """Return the states of the stateful parts, as a dict from part name to state that JSON can store."""
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the states of the parts, as ``state_dict`` returned them."""
+        """Restore the states of the parts; ``saved`` is the result of ``state_dict``."""
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of the monitoring set that the parts need now, or ``None`` if none does.
+        """Return the size of a monitoring set that is large enough for all parts, or ``None`` if no part needs responses now.
 
-        A monitoring set is a set of training problems whose sampled responses measure the policy and are not trained on. The size is
-        ``(number of problems, responses per problem)``.
+        The size is ``(number of problems, responses per problem)``. A monitoring set consists of training problems whose sampled responses
+        measure the policy and are not trained on.
         """
         return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Call ``monitor(batch)`` of the parts that need a monitoring set now (see ``monitoring``); ``batch`` holds the responses to it."""
+        """Call ``monitor(batch)`` of every part that needs new responses now; ``batch`` holds responses to a monitoring set."""
         monitor_parts([r for _, r in self.parts], batch)
 
 
@@ -261,7 +266,7 @@ def advantage(values: groups.Values, group: groups.Groups, epsilon: float = 1e-6
 
 
 def check_names(parts: list[Reward]) -> None:
-    """Raise ValueError if there are no parts, or if two parts share a name, since their components and states would be mixed up."""
+    """Raise ValueError if there are no parts, or if two parts share a name: components and states are stored by name."""
     names = [r.name for r in parts]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Parts named {names}: give at least one, with names that differ.")

@@ -1,17 +1,17 @@
-"""The conciseness score of CRF (``crf``, arXiv:2511.09158), from a small reward model that is trained here.
+"""The conciseness score k of the reward CRF (module ``crf``, arXiv:2511.09158), from a linear head that is trained here.
 
-Equation (x: hidden states of a response, averaged over its tokens and standardised; i, j: two right answers to one problem; sigma: the
-logistic function):
+Equations (x: features of a response, its hidden states averaged over tokens and standardised; w: weights; i, j: two right answers to
+one problem; sigma: the logistic function):
 
     P(i is more concise than j) = sigma(w (x_i - x_j))          a Bradley-Terry model; w by penalised logistic regression (scikit-learn)
     k = 0.1 + 0.9 sigma((w x - m) / s)                          m, s: mean and standard deviation of w x over the training responses
 
-Deviations: the paper fine-tunes a 3B language model on 65K responses that a 72B model judged. Here a linear head is trained on hidden
-states that the caller has averaged over each response. Its labels come from lengths: of two right answers to the same problem, one that is
-at most ``1 / ratio`` as long as the other is the more concise one (``assumed_ratio``). The trained head sees only the hidden states of a
-response, not its length, and can score any response.
+Deviations: the paper fine-tunes a 3B language model on 65K responses that a 72B model scored. Here a linear head is trained on averaged
+hidden states, which the caller provides. The training labels come from lengths: of two right answers to the same problem, the shorter
+counts as more concise if the longer has at least ``ratio`` times its length (``assumed_ratio``). To score a response, the head needs only
+its features, not its length or grade.
 
-Units and signs: higher is more concise. All inputs and outputs are arrays; ``collect.states`` makes such features.
+Units and signs: higher is more concise; k is in [0.1, 1]. Inputs and outputs are arrays; ``collect.states`` returns hidden states.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ assumed_ratio = 1.25  # a verbose answer is at least this many times as long: ou
 assumed_strength = 0.01  # C of scikit-learn, the inverse of the penalty: ours
 
 PairRows = Int[ndarray, "pairs 2"]
-"""Each row of the array: batch row of the more concise response, batch row of the less concise one."""
+"""Pairs of responses as row indices: ``(row of the more concise response, row of the less concise one)``."""
 
 
 class NoPairsError(ValueError):
@@ -41,9 +41,9 @@ class NoPairsError(ValueError):
 
 
 def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> PairRows:
-    """Return all pairs of right answers to the same problem of which one is at least ``ratio`` times as long as the other.
+    """Return all pairs of right answers to the same problem in which one is at least ``ratio`` times as long as the other.
 
-    Each row of the result is ``(batch row of the shorter answer, batch row of the longer one)``.
+    Each row of the result holds two row indices of the batch: ``(row of the shorter answer, row of the longer one)``.
 
     >>> pairs_by_length(RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 110, 300, 900])).tolist()
     [[0, 2], [1, 2]]
@@ -72,10 +72,10 @@ def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> Pai
 
 @dataclass(frozen=True)
 class ConcisenessHead:
-    """A linear head that scores responses by their features, the averaged hidden states; made by ``fit``.
+    """A linear head that scores the conciseness of responses from their averaged hidden states, called features. ``fit`` trains it.
 
     Attributes:
-        weight: w, the weights of the features, ``[d]``. The features need not be standardised.
+        weight: w, the weights of the features, ``[d]``. They apply to the features as given, not standardised.
         centre: m, mean of w x (weights times features) over the training responses.
         spread: s, standard deviation of w x over the training responses.
     """
@@ -85,40 +85,40 @@ class ConcisenessHead:
     spread: float
 
     def logits(self, features: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-        """Return w x, weights times features, of each response. Higher is more concise; only differences are meaningful."""
+        """Return w x, weights times features, of each response. Higher is more concise. Only differences are meaningful, not the zero."""
         return features @ self.weight
 
     def score(self, features: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-        """Return k, the conciseness score, of each response, in [0.1, 1]: the values of the column ``conciseness``."""
+        """Return the conciseness score k of each response, in [0.1, 1]; higher is more concise. CRF reads it as column ``conciseness``."""
         return LOWEST + (HIGHEST - LOWEST) * expit((self.logits(features) - self.centre) / self.spread)
 
     def pair_auc(self, features: Float[ndarray, "n d"], pairs: PairRows) -> float:
-        """Return the share of pairs whose more concise response scores higher (AUC). Ties count one half; chance is 0.5.
+        """Return the share of pairs, from 0 to 1, whose more concise response scores higher (AUC). Ties count one half; chance is 0.5.
 
         Args:
             features: Averaged hidden states, ``[n, d]``, one row per response.
-            pairs: Rows of features, ``(more concise, less concise)``, from ``pairs_by_length``.
+            pairs: Row indices into ``features``, ``(more concise, less concise)``, from ``pairs_by_length``.
         """
         z = self.logits(features)[pairs]
         return float(np.mean((z[:, 0] > z[:, 1]) + 0.5 * (z[:, 0] == z[:, 1])))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the head as a dict that JSON can store; ``from_state_dict`` reads it."""
+        """Return the head as a dict that JSON can store."""
         return {"weight": self.weight.tolist(), "centre": self.centre, "spread": self.spread}
 
     @classmethod
     def from_state_dict(cls, saved: dict[str, Any]) -> ConcisenessHead:
-        """Return the head that ``state_dict`` saved."""
+        """Return a head from ``saved``, the result of ``state_dict``."""
         return cls(np.array(saved["weight"], np.float64), float(saved["centre"]), float(saved["spread"]))
 
 
 def fit(features: Float[ndarray, "n d"], pairs: PairRows, *, strength: float = assumed_strength) -> ConcisenessHead:
-    """Train a head on pairs of responses.
+    """Return a ``ConcisenessHead`` that is trained on pairs of responses.
 
     Args:
         features: Averaged hidden states, ``[n, d]``, one row per response.
-        pairs: Rows of features, ``(more concise, less concise)``, from ``pairs_by_length``.
-        strength: Inverse of the penalty on w (C of scikit-learn).
+        pairs: Row indices into ``features``, ``(more concise, less concise)``, from ``pairs_by_length``.
+        strength: C of scikit-learn's logistic regression, the inverse of the L2 penalty: a lower value gives smaller weights.
 
     Raises:
         NoPairsError: There are no pairs.

@@ -1,13 +1,14 @@
-"""Correctness (the baseline of every other reward), the naive length penalty that is often added to it, and format (ours).
+"""Three simple rewards: correctness (the baseline of all others), correctness minus a naive length penalty, and format.
 
-Equations (c: 1 if right, else 0; L: length; L_max: longest length; a response is well formed if an answer follows a closed think span):
+Equations (c: 1 if right, else 0; L: length; L_max, alpha: constants; well formed: the response has an answer that is not empty, after
+thinking that was closed or without thinking):
 
     correctness       r = c
     length penalty    r = c - alpha L / L_max        for every response, right or wrong
     format            r = 1[well formed]
 
-The naive penalty serves as a baseline. It also rewards wrong answers for being short, and it ignores the difficulty of a problem. If
-all responses to a problem are wrong, it only favours the shorter ones.
+The naive penalty serves as a baseline. Short wrong answers earn more than long wrong ones, and the penalty ignores the difficulty of a
+problem. If all responses to a problem are wrong, training on it only shortens them.
 
 Deviations: none, there is no paper. Units and signs: L in tokens; higher is better.
 """
@@ -42,7 +43,9 @@ class Correctness:
 
 @dataclass(frozen=True)
 class Format:
-    """Reward 1 for a well-formed response (an answer after a closed think span) and 0 for any other; meant as a part of sums and gates.
+    """Reward 1 for a well-formed response, 0 for any other; to be combined with other rewards in ``combine.WeightedSum`` or ``Gated``.
+
+    A response is well formed if it has an answer that is not empty, after thinking that was closed or without thinking.
 
     >>> Format()(RewardBatch.from_columns(formatted=[True, False])).values.tolist()
     [1.0, 0.0]
@@ -66,7 +69,7 @@ class LengthPenalty:
 
     Attributes:
         alpha: Penalty for a response of length ``longest``.
-        longest: L_max, tokens; it only sets the scale, longer responses lose more than ``alpha``.
+        longest: L_max, tokens. It is no limit: a longer response loses more than ``alpha``.
     """
 
     alpha: Number = assumed_alpha

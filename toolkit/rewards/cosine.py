@@ -1,13 +1,13 @@
 """Cosine reward: Demystifying long chain-of-thought reasoning in LLMs, arXiv:2502.03373, appendix C.1.
 
-Equation (L: length; L_max: longest length; x = min(1, L / L_max)):
+Equation (L: length; L_max: length from which the reward is constant; x = min(1, L / L_max)):
 
     r = v_long + (v_short - v_long) (1 + cos(pi x)) / 2
 
-with (v_short, v_long) = (1, 0.5) for a right answer and (-1, -0.5) for a wrong one. A right answer earns more if it is short; a wrong
-one earns more if it is long, which encourages the model to keep searching. Equal to TRL's ``get_cosine_scaled_reward``.
+with (v_short, v_long) = (1, 0.5) for a right answer and (-1, -0.5) for a wrong one. A right answer earns more if it is short. A wrong
+one earns more if it is long, which encourages the model to keep searching. The reward equals TRL's ``get_cosine_scaled_reward``.
 
-Deviations: none. Beyond L_max the value at L_max is kept, since a cosine would rise again.
+Deviations: none. A response longer than L_max gets the reward of length L_max.
 
 Units and signs: lengths in tokens; higher is better.
 """
@@ -27,7 +27,7 @@ assumed_longest = 4096  # tokens: ours; TRL has no default
 
 @dataclass(frozen=True)
 class Cosine:
-    """Reward that changes along a cosine from its value at length 0 to its value at length ``longest``.
+    """Reward that follows a cosine of the length: it falls with length for right answers, and rises with length for wrong ones.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[0, 2048, 4096])
     >>> Cosine(longest=4096)(batch).values.tolist()
@@ -35,8 +35,8 @@ class Cosine:
 
     Attributes:
         longest: L_max, tokens; longer responses get the reward of this length.
-        right: Rewards of a right answer, ``(at length 0, at L_max)``.
-        wrong: Rewards of a wrong answer, ``(at length 0, at L_max)``.
+        right: Reward of a right answer at length 0, and at length L_max.
+        wrong: Reward of a wrong answer at length 0, and at length L_max.
     """
 
     longest: Number = assumed_longest

@@ -1,16 +1,16 @@
 """CRF, the conciseness reward function of Efficient reasoning via reward model, arXiv:2511.09158.
 
-Equations (c: 1 if right, else 0; k: conciseness score of the response, in [0.1, 1]; t: optimizer step; T: step at which s reaches 0):
+Equations (c: 1 if right, else 0; k: conciseness score of the response, in [0.1, 1]; alpha: constant; s: annealed term; d: bonus for easy
+problems; t: optimizer step; T: step at which s reaches 0):
 
     r = c (1 + alpha k (s + d))        d = exp(accuracy of the group)
     s(t) = max(0, 1 - t / T)
 
 Deviations: alpha and the schedule of s were not found. We use ``assumed_alpha`` and a linear decay over ``assumed_steps`` steps. d
-comes from one secondary source and is unconfirmed; as printed it is largest for *easy* problems. The score comes from a linear head on
-hidden states (``rewards.conciseness``), where the paper fine-tunes a 3B model.
+comes from one secondary source and is unconfirmed; as printed it is largest for *easy* problems. The score k comes from a linear head on
+hidden states (``rewards.conciseness``); the paper fine-tunes a 3B model.
 
-Units and signs: higher is better; wrong answers get 0 at any score. The schedule reads the batch's step, so there is no state to
-save.
+Units and signs: higher is better; wrong answers get 0 whatever k is. The reward has no state: t is the step of the batch.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ assumed_steps = 1000  # optimizer steps until s is 0: ours
 
 @dataclass(frozen=True)
 class CRF:
-    """Right answers earn more if they are judged concise.
+    """Reward for right answers, 1 plus a bonus that grows with the conciseness score of the response.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0], conciseness=[1.0, 1.0])
     >>> CRF(alpha=0.2)(batch).values.round(2).tolist()
     [1.53, 0.0]
 
     Attributes:
-        alpha: Factor in the weight of the conciseness score, ``alpha (s + d)`` with d the exponential of the group's accuracy.
-        steps: T, optimizer steps until s, which decays linearly from 1, is 0.
+        alpha: Factor of the bonus ``alpha k (s + d)``: k is the conciseness score, s falls from 1 to 0 during training, and d is the
+            exponential of the group's accuracy.
+        steps: T, the number of optimizer steps in which s falls linearly from 1 to 0.
     """
 
     alpha: Number = assumed_alpha
@@ -53,7 +54,7 @@ class CRF:
             raise ValueError(f"{self}: need alpha >= 0 and at least one step.")
 
     def annealing(self, step: int) -> float:
-        """Return s at an optimizer step: it decays linearly from 1 to 0."""
+        """Return s at an optimizer step: 1 at step 0, falling linearly to 0 at step T, and 0 from then on."""
         return max(0.0, 1.0 - step / self.steps)
 
     def __call__(self, batch: RewardBatch) -> RewardValues:

@@ -1,17 +1,18 @@
 """DLER: doing length penalty right, and difficulty-aware DLER, arXiv:2510.15110.
 
-Equations (c: 1 if right, else 0; L_T: length limit; rho: accuracy of the group, whatever the lengths):
+Equations (c: 1 if right, else 0; L_T: length limit; kept: a constant, 0 in the paper; rho: share of right responses in the group, at
+any length):
 
     DLER       r = c    if the response ended by itself within L_T tokens, else kept * c
-    DA-DLER    the same with L_T = l_i for d_i <= rho < d_{i+1}: 4000 tokens below rho = 0.5, 2000 from there on
+    DA-DLER    the same, with a limit that depends on rho: L_T = 4000 if rho < 0.5, L_T = 2000 if rho >= 0.5
 
 The rest of the method is outside the reward: advantages normalised over the batch, clip-higher, dynamic sampling (``toolkit.grpo``), and
 merging of weights after training.
 
-Deviations: in the paper an unfinished response gets 0; the released script keeps 10 % of the score (``kept=0.1``). The paper does not
-say which limit holds at exactly rho = 0.5; here it is the lower one, as in the formula.
+Deviations: in the paper a response beyond the limit gets 0; the released script keeps 10 % of its reward (``kept=0.1``). The paper does
+not say which limit holds at exactly rho = 0.5; here it is 2000.
 
-Units and signs: lengths in tokens; higher is better. Truncated responses must stay in the loss.
+Units and signs: lengths in tokens; higher is better. Do not mask truncated responses in the loss: they carry the penalty.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SCRIPT_KEPT = 0.1  # reward of a right response that is truncated: released scri
 
 @dataclass(frozen=True)
 class DLER:
-    """Correctness of responses that end by themselves within a length limit.
+    """Reward 1 for a right response that ends by itself within a length limit, ``kept`` for any other right response, 0 for wrong ones.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[3000, 5000, 3000], finish="stop")
     >>> DLER(target=4000)(batch).values.tolist()
@@ -41,7 +42,7 @@ class DLER:
 
     Attributes:
         target: L_T, the length limit, tokens; a response of exactly this length is within the limit.
-        kept: Reward of a right response that is longer or was cut off: 0 in the paper, ``SCRIPT_KEPT`` in the released script.
+        kept: Reward of a right response that is longer or was cut off: 0 in the paper, 0.1 (``SCRIPT_KEPT``) in the released script.
     """
 
     target: Number = PUBLISHED_TARGET
@@ -57,15 +58,16 @@ class DLER:
 
 @dataclass(frozen=True)
 class DifficultyAwareDLER:
-    """DLER with a lower length limit if the group is mostly right.
+    """DLER with a lower length limit for problems that the group mostly answers right.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[1500, 3000, 1500], finish="stop")
     >>> DifficultyAwareDLER()(batch).values.tolist()
     [1.0, 0.0, 0.0]
 
     Attributes:
-        tiers: Pairs ``(lowest accuracy of the group, length limit in tokens)``, by ascending accuracy; the first begins at accuracy 0.
-        kept: Reward of a right response that is longer or was cut off.
+        tiers: Pairs ``(accuracy, length limit in tokens)``, by ascending accuracy from 0. The limit of a group is that of the last pair
+            whose accuracy the group reaches.
+        kept: Reward of a right response that is longer than the limit or was cut off.
     """
 
     tiers: tuple[tuple[float, int | float], ...] = PUBLISHED_TIERS

@@ -1,7 +1,7 @@
-"""Group statistics, vectorised: each row gets the statistic of its group.
+"""Vectorised statistics of groups of rows. Each function returns one number per row: the statistic of the row's group.
 
-``groups`` holds the group index of each row. A statistic is taken over the rows of the group for which ``where`` is True (``None``: all
-rows). A group without such rows gets NaN, unless the function says otherwise. No function loops over rows or groups.
+``groups`` holds the group index of each row, ``[n]``. ``where`` is a mask of rows, ``[n]``: only its True rows enter a statistic; ``None``
+means all rows. If a group has no row in the mask, the result is NaN, unless the function says otherwise.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Values = Float[ndarray, " n"]
 
 
 def count(groups: Groups, where: Mask | None = None) -> Int[ndarray, " n"]:
-    """Return for each row the number of rows of its group in the mask ``where``."""
+    """Return for each row the number of rows of its group that are in the mask ``where``."""
     weights = np.ones(len(groups)) if where is None else where.astype(float)
     return np.bincount(groups, weights).astype(np.int64)[groups]
 
 
 def mean(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
-    """Return for each row the mean over the rows of its group in the mask ``where``.
+    """Return for each row the mean of ``values`` over the rows of its group that are in the mask ``where``; NaN if there are none.
 
     >>> mean(np.array([1.0, 3.0, 10.0]), np.array([0, 0, 1])).tolist()
     [2.0, 2.0, 10.0]
@@ -34,7 +34,7 @@ def mean(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
 
 
 def lowest(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
-    """Return for each row the least value over the rows of its group in the mask ``where``; infinity if there are none."""
+    """Return for each row the smallest of ``values`` among the rows of its group in the mask ``where``; infinity if there are none."""
     minima = np.full(int(groups.max()) + 1 if len(groups) else 0, np.inf)
     rows = slice(None) if where is None else where
     np.minimum.at(minima, groups[rows], np.asarray(values, float)[rows])
@@ -42,17 +42,20 @@ def lowest(values: ndarray, groups: Groups, where: Mask | None = None) -> Values
 
 
 def highest(values: ndarray, groups: Groups, where: Mask | None = None) -> Values:
-    """Return for each row the greatest value over the rows of its group in the mask ``where``; minus infinity if there are none."""
+    """Return for each row the largest of ``values`` among the rows of its group in the mask ``where``; minus infinity if there are none."""
     return -lowest(-np.asarray(values, float), groups, where)
 
 
 def z_scores(values: ndarray, groups: Groups, where: Mask, *, ddof: int = 0) -> Values:
     """Return ``(value - mean) / std`` of each row, with mean and standard deviation over the rows of its group in the mask ``where``.
 
-    The result is 0 for rows outside the mask, and in groups with a single row in the mask or with equal values there.
+    The result is 0 for rows outside the mask. It is also 0 if the group has a single row in the mask, or equal values in the mask.
 
     Args:
-        ddof: The standard deviation divides by n - ddof: 0 or 1.
+        values: One number per row, ``[n]``.
+        groups: Group index of each row, ``[n]``.
+        where: Mask of rows, ``[n]``.
+        ddof: 0 or 1: the standard deviation divides by the number of rows minus ddof.
     """
     x = np.asarray(values, float)
     n = count(groups, where)

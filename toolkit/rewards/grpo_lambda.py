@@ -1,15 +1,15 @@
 """GRPO-lambda: stable reinforcement learning for efficient reasoning, arXiv:2505.18086.
 
 Equations (c: 1 if right, else 0; L: length; K: number of groups in the batch; lambda: share of the groups with a length
-penalty; a_k: accuracy of group k; mu_k, s_k: mean and standard deviation of the lengths of its right responses; sigma: the logistic
-function):
+penalty; a_k: accuracy of group k; mu_k, s_k: mean and standard deviation of the lengths of the right responses of group k; alpha: largest
+penalty; sigma: the logistic function):
 
     r = c (1 - alpha sigma((L - mu_k) / s_k))        in the ceil(lambda K) groups of highest a_k (efficiency groups), at least one
     r = c                                            in the other groups (accuracy groups)
 
-Length is penalised only in groups where the model is already right; which groups these are changes as the model learns.
+Length is penalised only in the groups that the model answers best at this step.
 
-Deviations: alpha was not found in a primary source; ``assumed_alpha`` is that of a third party's code. The paper does not say how
+Deviations: alpha was not found in the paper; ``assumed_alpha`` is the value in a third party's code. The paper does not say how
 groups of equal accuracy are ordered. Here a hash of step and problem id decides, which favours neither early rows nor certain
 problems. The third party's code also penalises wrong responses in an efficiency group, and fails on a group without a right
 response; we copy neither.
@@ -46,9 +46,10 @@ class GRPOLambda:
     [0.839, 0.561, 1.0, 0.0]
 
     Attributes:
-        share: lambda, the share of the batch's groups that get a length penalty.
-        alpha: Largest possible length penalty.
-        ddof: The standard deviation of lengths divides by n - ddof, 0 or 1 (the paper does not say).
+        share: lambda, in (0, 1]: the share of the batch's groups that get a length penalty.
+        alpha: Largest possible length penalty, in [0, 1].
+        ddof: 0 or 1 (the paper does not say which): the standard deviation of lengths divides by n - ddof, where n is the number of right
+            responses of the group.
     """
 
     share: Number = PUBLISHED_SHARE
@@ -64,7 +65,7 @@ class GRPOLambda:
             raise ValueError(f"share={self.share}: need 0 < share <= 1.")
 
     def priced(self, batch: RewardBatch) -> Bool[ndarray, " n"]:
-        """Return for each row whether it is in an efficiency group, in which length is penalised, ``[n]``."""
+        """Return a mask ``[n]``: True for rows of efficiency groups, in which length is penalised."""
         g = batch.groups
         if not len(g):
             return np.zeros(0, bool)

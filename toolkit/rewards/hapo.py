@@ -1,23 +1,27 @@
 """HAPO: training language models to reason concisely via history-aware policy optimisation, arXiv:2505.11225.
 
-Equations (c: 1 if right, else 0; L: length; w: weight; h, the *history* of a problem: length of the shortest right response to it so far,
-initially none; l: length part of the reward):
+Equations (c: 1 if right, else 0; L: length; w: weight; h: the *history* of a problem, the length of its shortest right response so far,
+none at first; l: length part of the reward):
 
-    l = 0                                   while the problem has no h
+    l = 0                                   as long as the problem has no h
     u = cos(min(pi, (pi/2) L / h))          l = max(-0.7, u) if right, min(0, u) if wrong
     r = c + w l
     then h <- min(h, length of the shortest right response in the batch)
 
-Linear form, an alternative (t: tolerance). For a right answer l is 1 - L/h if L < h, 0 up to L = (1+t)h, then
-max(-0.7, -(L - (1+t)h)/h). For a wrong answer l is 0 up to L = (1+t)h, then max(-1, -(L - (1+t)h)/h).
+Linear form, an alternative (t: tolerance; e = (L - (1+t) h) / h, the relative excess length):
 
-Deviations: the paper re-tokenises the text without special tokens; here the end-of-sequence token counts. h = 0
-counts as 1. The released code also updates h in evaluation and uses 100000 where there is no h; we copy neither. To add the repetition
-penalty of the released code (off by default there), combine HAPO with ``repetition.RepetitionPenalty`` in ``combine.WeightedSum``.
+    right    l = 1 - L/h if L < h, max(-0.7, -max(0, e)) otherwise
+    wrong    l = max(-1, -max(0, e))
+
+Deviations: the paper counts the tokens of the text without special tokens; here the end-of-sequence token counts too. h = 0
+counts as 1. The released code also updates h during evaluation, and takes h = 100000 if there is none; we copy neither. The released code
+has a repetition penalty, off by default: to add it, combine HAPO with ``repetition.RepetitionPenalty`` in ``combine.WeightedSum``.
 
 Units and signs: lengths in tokens; higher is better. With w <= 1 a right answer (at least 1 - 0.7 w) beats a wrong one (at most 0).
-With ``memory="min"`` h never grows, so one lucky short guess fixes it. State: h of each problem, updated only if ``batch.split`` is ``"train"``, with
-the right responses of the batch, after they were scored.
+With ``memory="min"`` h never grows: a single lucky short guess sets h for the rest of the run.
+
+State: h of each problem. It is updated only if ``batch.split`` is ``"train"``, from the right responses of a batch after the batch was
+scored.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ FORMS, MEMORIES = ("cosine", "linear"), ("min", "mean")
 
 @dataclass(eq=False)
 class HAPO:
-    """Correctness plus a part that compares the length with that of the shortest right answer to the same problem so far.
+    """Correctness plus a length part, which compares a response with the shortest right response to the same problem so far.
 
     >>> reward = HAPO()
     >>> reward(RewardBatch.from_columns(correct=[1, 0], tokens=[100, 50])).values.tolist()  # no history yet
@@ -50,10 +54,10 @@ class HAPO:
     Attributes:
         weight: w, the weight of the length part l, in [0, 1] so that a right answer beats a wrong one.
         form: Form of the length part, ``"cosine"`` or ``"linear"``.
-        memory: Definition of h, the length to compare with: ``"min"``, the length of the shortest right response, or ``"mean"``, the mean
-            length of all right responses so far (an alternative in the released code).
-        clip: Lower bound of the length part of a right answer.
-        tolerance: t of the linear form: share of h by which a response may be longer without a penalty.
+        memory: Definition of h, the length to compare with: ``"min"``, the length of the shortest right response so far, or ``"mean"``,
+            the mean length of all right responses so far (an option of the released code).
+        clip: Smallest length part of a right answer, negative.
+        tolerance: t, used only by the linear form: a response may be longer than h by this share of h without a penalty.
         history: Problem id (as text) -> ``(h in tokens, number of right responses so far)``.
     """
 
@@ -102,20 +106,20 @@ class HAPO:
         return {"history": {problem: list(entry) for problem, entry in self.history.items()}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the history that ``state_dict`` returned."""
+        """Restore the history from ``saved``, the result of ``state_dict``."""
         self.history = {problem: (float(length), int(n)) for problem, (length, n) in saved["history"].items()}
 
 
 def length_reward(
     L: Float[ndarray, " n"], right: Bool[ndarray, " n"], history: Float[ndarray, " n"], reward: HAPO
 ) -> Float[ndarray, " n"]:
-    """Return l, the length part of the reward before its weight, of each response, ``[n]``.
+    """Return l, the length part of the reward, of each response, ``[n]``: in [-1, 1], and not yet multiplied by the weight w.
 
     Args:
-        L: Lengths, tokens.
-        right: Whether each response is right.
-        history: h of each response's problem, tokens; NaN if there is none, which gives l = 0.
-        reward: Supplies form, clip and tolerance.
+        L: Length of each response, tokens.
+        right: True for each right response.
+        history: h of each response's problem, tokens; NaN if the problem has no h yet, which gives l = 0.
+        reward: Reward whose ``form``, ``clip`` and ``tolerance`` are used.
     """
     h = np.maximum(np.nan_to_num(history, nan=1.0), 1.0)
     if reward.form == "cosine":

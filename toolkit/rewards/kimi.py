@@ -26,14 +26,16 @@ from toolkit.stats import Number
 
 @dataclass(frozen=True)
 class Kimi:
-    """Correctness plus a score for length: 1/2 for the shortest response of the group to -1/2 for the longest; only right answers can gain.
+    """Correctness plus a length part: from ``+weight / 2`` for the group's shortest response to ``-weight / 2`` for its longest.
+
+    A wrong answer never gets a positive length part.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0, 0], tokens=[100, 300, 150, 500])
     >>> Kimi()(batch).values.tolist()
     [1.5, 1.0, 0.0, -0.5]
 
     Attributes:
-        weight: w, weight of the length part.
+        weight: w, weight of the length part; at most 1 if right answers are to beat wrong ones.
     """
 
     weight: Number = 1.0

@@ -1,13 +1,14 @@
 """L1: controlling how long a reasoning model thinks with reinforcement learning, arXiv:2503.04697.
 
-Equations (c: 1 if right, else 0; L: length; B: the budget stated in the prompt, tokens):
+Equations (c: 1 if right, else 0; L: length; B: the budget stated in the prompt; alpha: change of the reward per token; delta: reward of a
+right answer of length B):
 
     L1-Exact    r = c - alpha |L - B|
     L1-Max      r = c clip(alpha (B - L) + delta, 0, 1)
 
-Deviations: LASER's table (arXiv:2505.15612) prints L1-Max with (L - B), which would reward going *over* the budget; we use the sign of
-the L1 paper. The default alphas are those of LASER's table (0.0003 for L1-Exact, 0.01 for L1-Max). A fixed ``budget`` can replace the
-column, for example offline.
+Deviations: the LASER paper (arXiv:2505.15612) prints L1-Max with (L - B), which would reward going *over* the budget; we use the sign of
+the L1 paper. The default alphas are those printed in the LASER paper (0.0003 for L1-Exact, 0.01 for L1-Max). The budget of a row comes
+from the column ``budget``; a fixed ``budget`` can replace the column, for example if rollouts are scored without training.
 
 Units and signs: lengths in tokens; higher is better.
 """
@@ -57,14 +58,14 @@ class L1Exact:
 
 @dataclass(frozen=True)
 class L1Max:
-    """Reward for right answers: ``delta`` at the budget, up to 1 below it, down to 0 above it.
+    """Reward for right answers that falls with length: ``delta`` at the budget, at most 1 below it, at least 0 above it.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 980, 1000, 100], budget=1000)
     >>> L1Max(alpha=0.01, delta=0.5)(batch).values.round(2).tolist()
     [1.0, 0.7, 0.5, 0.0]
 
     Attributes:
-        alpha: Change of the reward per token of difference from the budget.
+        alpha: Decrease of the reward per token, between the limits 1 and 0.
         delta: Reward of a right answer at the budget.
         budget: One budget for all rows, tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
     """
@@ -87,12 +88,16 @@ class L1Max:
 
 
 def budget_columns(budget: Number | None) -> frozenset[str]:
-    """Return the names of the columns that a reward with a budget needs; ``budget`` is among them only if the argument is ``None``."""
+    """Return the names of the columns that a reward with a budget needs: ``correct``, ``tokens`` and, if ``budget`` is None, ``budget``."""
     return frozenset({"correct", "tokens"} | ({"budget"} if budget is None else set()))
 
 
 def row_budgets(batch: RewardBatch, budget: Number | None) -> ndarray:
-    """Return the budget of each row, in tokens: the argument, or the column ``budget`` if the argument is ``None``.
+    """Return the budget of each row, in tokens.
+
+    Args:
+        batch: Rollouts.
+        budget: One budget for all rows, tokens; ``None`` reads the column ``budget``.
 
     Raises:
         ValueError: A budget is not positive.

@@ -1,17 +1,18 @@
 """LASER, LASER-D, LASER-DE: learn to reason efficiently with adaptive length-based reward shaping, arXiv:2505.15612.
 
-Equations (R: 1 if right, -0.5 if wrong, -1 if malformed, that is, without an answer after a closed think span; L: length; c: right and well
-formed; L_T: fixed target length; L_A: target length of the problem's difficulty, adapted during training, see ``laser_targets``):
+Equations (L: length; R: 1 if right, -0.5 if wrong, -1 if malformed; right, wrong: the grade of a well-formed response; malformed: without
+an answer, or with an empty one; alpha: the bonus; L_T: fixed target length; L_A: target length for the problem's difficulty, adapted during
+training, see ``laser_targets``):
 
-    LASER      r = R + alpha 1[c] 1[L <= L_T]
-    LASER-D    r = R + alpha 1[c] 1[L <= L_A]
-    LASER-DE   r = R + alpha (1[c] 1[L <= L_A] + 1[wrong] 1[L > L_A])      rewards long wrong answers
+    LASER      r = R + alpha 1[right] 1[L <= L_T]
+    LASER-D    r = R + alpha 1[right] 1[L <= L_A]
+    LASER-DE   r = R + alpha (1[right] 1[L <= L_A] + 1[wrong] 1[L > L_A])      rewards long wrong answers
 
-Deviations: those of ``laser_targets``. As in the released code, LASER-DE gives its bonus only to well-formed wrong answers (R = -0.5)
-without loops. We could not read how the released loop detector counts 4-grams. Here a response loops if the share of distinct
-4-grams is below ``distinct`` (``assumed_distinct``).
+Deviations: those of ``laser_targets``. As in the released code, LASER-DE gives no bonus to wrong answers with loops. We do not know how
+the released code detects loops from 4-grams. Here a response loops if its share of distinct 4-grams is below ``distinct``
+(``assumed_distinct``).
 
-Units and signs: lengths in tokens; higher is better. A right answer never earns less than a wrong one while alpha <= 1.5.
+Units and signs: lengths in tokens; higher is better. With alpha <= 1.5 a right answer never earns less than a wrong one.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ assumed_distinct = 0.2  # least share of distinct 4-grams in a response that doe
 
 @dataclass(frozen=True)
 class Outcome:
-    """R, the reward for the outcome of a response: right, wrong or malformed. Call it with a batch to get one reward per row.
+    """R, the reward for the outcome of a response: right, wrong or malformed. ``outcome(batch)`` returns R of each row.
 
     Attributes:
         right: Reward of a well-formed right response.
         wrong: Reward of a well-formed wrong response.
-        malformed: Reward of a response without an answer after a closed think span.
+        malformed: Reward of a response without an answer, or with an empty one: thinking that is never closed leaves no answer.
     """
 
     right: float = 1.0
@@ -58,7 +59,7 @@ PUBLISHED_OUTCOME = Outcome()
 
 @dataclass(frozen=True)
 class Laser:
-    """Reward of the outcome, plus a bonus for right answers within a fixed target length.
+    """Reward R of the outcome (right, wrong or malformed), plus a bonus for right answers of at most a fixed target length.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[4000, 5000, 4000], formatted=True)
     >>> Laser(target=4096)(batch).values.tolist()
@@ -67,7 +68,7 @@ class Laser:
     Attributes:
         target: L_T, the target length, tokens.
         alpha: The bonus.
-        outcome: R, the rewards of right, wrong and malformed responses.
+        outcome: Values of R for right, wrong and malformed responses.
     """
 
     target: Number = PUBLISHED_TARGET
@@ -85,11 +86,11 @@ class Laser:
 
 @dataclass(eq=False)
 class LaserD:
-    """Reward of the outcome, plus a bonus for right answers within the target length of their problem's difficulty.
+    """Reward R of the outcome (right, wrong or malformed), plus a bonus for right answers within a target length.
 
-    The target lengths adapt to the policy. The state is ``TargetState``. The trainer of ``toolkit.grpo`` calls ``monitoring`` before each
-    generation. If it returns a size, the trainer samples responses to a monitoring set of that size (training problems whose responses
-    measure the policy and are not trained on) and passes them to ``monitor``.
+    There is one target length per difficulty of problems: easy, medium, hard. They adapt to the policy's responses to a *monitoring set*:
+    training problems whose responses are not trained on. Before each generation, the trainer of ``toolkit.grpo`` calls ``monitoring``.
+    If the result is a size, the trainer samples responses to a monitoring set of that size and passes them to ``monitor``.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[3000, 5000, 4000], formatted=True)
     >>> LaserD()(batch).values.tolist()  # the initial target length is 4096
@@ -98,8 +99,8 @@ class LaserD:
     Attributes:
         alpha: The bonus.
         targets: Settings of the target lengths.
-        outcome: R, the rewards of right, wrong and malformed responses.
-        state: Current target lengths, and the lengths of the responses seen since they were set.
+        outcome: Values of R for right, wrong and malformed responses.
+        state: Current target lengths, and the counts of response lengths from which the next ones are set.
     """
 
     alpha: Number = PUBLISHED_ALPHA
@@ -121,15 +122,12 @@ class LaserD:
         return scored
 
     def limit(self, batch: RewardBatch) -> Float[ndarray, " n"]:
-        """Return the target length L_A of each row, in tokens, from the difficulty of its group in the batch."""
+        """Return the target length L_A of each row, in tokens: that of its difficulty, by the accuracy of its group in the batch."""
         lengths = self.state.lengths_for(int(batch["tokens"].max(initial=0)))
         return np.array(lengths, float)[difficulty(batch, "reward")]
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of the monitoring set (see the class) if new responses to it are due, else ``None``.
-
-        The size is ``(number of problems, responses per problem)``.
-        """
+        """Return ``(number of problems, responses per problem)`` of the monitoring set if new responses are due, else ``None``."""
         return (self.targets.problems, self.targets.samples) if self.state.due else None
 
     def monitor(self, batch: RewardBatch) -> None:
@@ -141,13 +139,13 @@ class LaserD:
         return self.state.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state that ``state_dict`` returned."""
+        """Restore the state from ``saved``, the result of ``state_dict``."""
         self.state.load_state_dict(saved)
 
 
 @dataclass(eq=False)
 class LaserDE(LaserD):
-    """LASER-D plus the same bonus for wrong answers longer than the target length, unless they are malformed or loop.
+    """LASER-D plus a bonus of ``alpha`` for wrong answers longer than the target length, unless they are malformed or loop.
 
     >>> tokens = tuple(range(5000))
     >>> batch = RewardBatch.from_columns(correct=[0, 0], tokens=[4000, 5000], formatted=True, token_ids=[tokens[:4000], tokens])
@@ -155,7 +153,7 @@ class LaserDE(LaserD):
     [-0.5, 0.0]
 
     Attributes:
-        distinct: Least share of distinct 4-grams in a response that does not loop.
+        distinct: Threshold, in [0, 1]: a response loops if the share of distinct 4-grams among its 4-grams of tokens is lower.
     """
 
     distinct: Number = assumed_distinct
@@ -171,12 +169,12 @@ class LaserDE(LaserD):
         return RewardValues.sum(**scored.components, exploration=bonus)
 
     def _free_of_loops(self, batch: RewardBatch, rows: Bool[ndarray, " n"]) -> Bool[ndarray, " n"]:
-        """Return ``rows`` without the rows whose response loops; only rows in the mask ``rows`` are examined."""
+        """Return the mask ``rows`` with False in place of True for responses that loop."""
         free = rows.copy()
         free[rows] = distinct_share(batch["token_ids"][rows], LOOP_NGRAM) >= self.distinct
         return free
 
 
 def _right(batch: RewardBatch) -> Bool[ndarray, " n"]:
-    """Return for each row whether it is right and well formed."""
+    """Return a mask ``[n]``: True for responses that are right and well formed."""
     return batch["correct"].astype(bool) & batch["formatted"].astype(bool)

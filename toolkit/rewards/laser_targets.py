@@ -1,28 +1,28 @@
-"""Target lengths of LASER-D and LASER-DE: how long a response may be at each difficulty, arXiv:2505.15612.
+"""Target lengths of LASER-D and LASER-DE, one for each of three difficulties of problems, arXiv:2505.15612.
 
-Equations (d: bucket of problems with similar difficulty, by their accuracy a; l: a candidate length; P_{l,d}: share of all responses of the
-bucket with length <= l; |C_d|: least number of right responses, out of K, that puts a problem in the bucket, but 1 for hard; L_T: first
-candidate length):
+A response gets its bonus if it is at most as long as the target length of its problem's difficulty.
+
+Equations (d: difficulty of a problem, by its accuracy a: easy, medium or hard, each a bucket of problems; l: a candidate length; P_{l,d}:
+share of the responses to problems in bucket d whose length is at most l; K: responses per problem; |C_d|: least number of right responses,
+out of K, of a problem in the bucket, but 1 for hard; L_T: first candidate length):
 
     easy a >= 2/3, medium 1/3 <= a < 2/3, hard a < 1/3
-    ECR_d(l) = P_{l,d} |C_d|       expected correct responses of at most l tokens
-    L_A(d)   = least l of {L_T, L_T + 1024, ..., 16384} with ECR_d(l) >= 1 that is below the longest response of the training batch;
-               if there is none, the length of that longest response
+    ECR_d(l) = P_{l,d} |C_d|       expected number of correct responses of at most l tokens, per problem
+    S(d)     = least l of {L_T, L_T + 1024, ..., 16384} with ECR_d(l) >= 1, the *sufficient length*; infinity if there is none
+    L_A(d)   = min(S(d), length of the longest response of the training batch)
 
-For K = 8, |C_d| is 6, 3, 1 (easy, medium, hard).
+For K = 8, |C_d| is 6, 3, 1 (easy, medium, hard) if 2K/3 and K/3 are rounded up (``rounding="ceil"``, as in the paper's text). It is
+5, 2, 1 if they are rounded down (``"floor"``, ``SCRIPT_ROUNDING``), as in the released scripts of LASER-D and LASER-DE.
 
-The accuracies and lengths are those of a *monitoring set*: K = 8 responses to 500 training problems, sampled before the first generation
-and every 20 generations after it, and not trained on. (A step of the released trainer is a generation, however many updates use it.) The
-trainer of ``toolkit.grpo`` samples the set and calls ``TargetState.monitor``; until then every bucket has L_T. When a training batch is
-scored, the accuracy of a group in that batch decides its bucket.
+S(d) is measured on a *monitoring set*: K = 8 responses to each of 500 training problems, which are not trained on. They are sampled before
+the first generation and every 20 generations after it. (A generation is one batch of training rollouts, however many optimizer steps use
+it.) The trainer of ``toolkit.grpo`` samples the responses and calls ``TargetState.monitor``; until then S(d) is L_T in every bucket. When a
+training batch is scored, the accuracy of a group in that batch decides the group's bucket.
 
-``rounding="floor"`` gives |C_d| = 5, 2, 1. The released scripts of LASER-D and LASER-DE use it (``SCRIPT_ROUNDING``); the paper's
-text has ``"ceil"``.
-
-Deviations: if ``monitor`` is never called (in a plain TRL script, or offline), the training rollouts of the last ``every``
-generations set the lengths, from generation ``every`` on (ours). A bucket without responses keeps its length (ours; the released
-code falls back to the longest response). At exactly 1/3 and 2/3, the paper's monitor and its reward assign buckets differently; both
-rules are kept.
+Deviations: if ``monitor`` is never called (in a plain TRL script, or if rollouts are scored without training), the training rollouts of
+the last ``every`` generations set S(d), from generation ``every`` on (ours). A bucket without responses keeps its S(d) (ours; the
+released code then takes the longest response). For an accuracy of exactly 1/3 or 2/3, the paper uses different buckets when it measures
+S(d) and when it scores a batch. So do we: see ``difficulty``.
 
 Units and signs: lengths in tokens. In a run of several processes give every process the rollouts of all processes.
 """
@@ -48,21 +48,21 @@ SCRIPT_ROUNDING = "floor"  # released scripts of LASER-D and LASER-DE
 
 @dataclass(frozen=True)
 class TargetSettings:
-    """Settings of the target lengths of LASER-D and LASER-DE, one per bucket of problems: easy, medium and hard.
+    """Settings for the target lengths of LASER-D and LASER-DE. There is one target length for easy, one for medium, one for hard problems.
 
     >>> targets = TargetSettings()
     >>> targets.least_right, list(targets.grid)[:3]
     ((6, 3, 1), [4096, 5120, 6144])
 
     Attributes:
-        base: L_T, tokens: the initial length of every bucket, and the first candidate length.
+        base: L_T, tokens: the first candidate length, and the target length of every difficulty before the first update.
         step: Distance between candidate lengths, tokens.
         longest: Upper limit of the candidate lengths, tokens.
-        every: Number of generations (batches of training rollouts, not optimizer steps) between two updates of the lengths.
+        every: Number of generations (batches of training rollouts, not optimizer steps) between two updates of the target lengths.
         samples: K, responses per problem of the monitoring set.
-        rounding: Rounding of the least number of right responses of an easy problem, 2K/3, and of a medium one, K/3: ``"ceil"`` (the paper)
+        rounding: Rounding of 2K/3 and K/3, the least numbers of right responses of an easy and of a medium problem: ``"ceil"`` (the paper)
             or ``"floor"`` (``SCRIPT_ROUNDING``).
-        problems: Number of training problems in the monitoring set; all of them if there are fewer.
+        problems: Number of training problems in the monitoring set; if there are fewer, all of them.
     """
 
     base: int = 4096
@@ -86,25 +86,25 @@ class TargetSettings:
 
     @property
     def least_right(self) -> tuple[int, int, int]:
-        """Least number of right responses, out of K, of an easy and of a medium problem, and 1 for hard: |C_d| in the equations."""
+        """|C_d| as ``(easy, medium, hard)``: least number of right responses, out of K, that makes a problem easy or medium; 1 for hard."""
         rounded = math.ceil if self.rounding == "ceil" else math.floor
         return rounded(2 * self.samples / 3), rounded(self.samples / 3), 1
 
     def expected_right(self, within: Number, bucket: int) -> float:
-        """Return ECR, the expected number of correct responses within a length.
+        """Return ECR, the expected number of correct responses per problem that do not exceed some length.
 
         Args:
-            within: Share of the bucket's responses that do not exceed the length.
+            within: Share of the responses to the bucket's problems that do not exceed this length, from 0 to 1.
             bucket: Index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
         """
         return float(within * self.least_right[bucket])
 
     def sufficient_length(self, bucket: int, lengths: Int[ndarray, " responses"]) -> int | None:
-        """Return the least candidate length with at least one expected correct response (ECR >= 1), or ``None`` if there is none.
+        """Return S(d), the least candidate length (tokens) with ECR of at least 1, or ``None`` if no candidate length has it.
 
         Args:
             bucket: Index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
-            lengths: Lengths of the bucket's responses, tokens; at least one.
+            lengths: Lengths of the responses to the bucket's problems, tokens; at least one.
         """
         ordered = np.sort(lengths)
         for candidate in self.grid:
@@ -118,24 +118,24 @@ class TargetSettings:
 
         Args:
             bucket: Index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
-            lengths: Lengths of the bucket's responses, tokens; at least one.
-            longest: Longest response of the training batch, tokens; ``None`` takes the longest of ``lengths``.
+            lengths: Lengths of the responses to the bucket's problems, tokens; at least one.
+            longest: Length of the longest response of the training batch, tokens; ``None`` takes the largest of ``lengths``.
         """
         return capped(self.sufficient_length(bucket, lengths), int(np.max(lengths)) if longest is None else longest)
 
 
 def capped(length: int | None, longest: int) -> int:
-    """Return L_A: the smaller of a sufficient candidate length and the longest response of the training batch.
+    """Return the target length L_A, in tokens: the sufficient length S, but at most the longest response of the training batch.
 
     Args:
-        length: Sufficient candidate length, tokens; ``None`` if no candidate is sufficient.
-        longest: Longest response of the training batch, tokens.
+        length: Sufficient length S, tokens; ``None`` if there is none.
+        longest: Length of the longest response of the training batch, tokens.
     """
     return longest if length is None else min(length, longest)
 
 
 class TargetState:
-    """Current target lengths, and the lengths of the responses seen since they were set.
+    """Current target lengths, and counts of response lengths from which the next target lengths are set.
 
     Args:
         targets: Settings of the target lengths.
@@ -151,14 +151,14 @@ class TargetState:
 
     @property
     def lengths(self) -> list[int]:
-        """Target lengths L_A of easy, medium and hard problems in the newest training batch, in tokens."""
+        """Target lengths L_A of easy, medium and hard problems, in that order, in tokens; for the newest training batch."""
         return self.lengths_for(self._longest)
 
     def lengths_for(self, longest: int) -> list[int]:
-        """Return the target lengths L_A of easy, medium and hard problems in a batch, in tokens.
+        """Return the target lengths L_A of easy, medium and hard problems, in that order, in tokens; for any training batch.
 
         Args:
-            longest: Longest response of the batch, tokens.
+            longest: Length of the longest response of the batch, tokens.
         """
         return [capped(length, longest) for length in self._sufficient]
 
@@ -168,9 +168,10 @@ class TargetState:
         return not self._monitored or self._generations - self._set_at >= self.targets.every
 
     def observe(self, batch: RewardBatch) -> None:
-        """Register a generation, that is, a batch of training rollouts. Batches of another split are ignored.
+        """Count a generation: a batch of rollouts in the ``"train"`` split. Batches of another split are ignored.
 
-        If ``monitor`` was never called, the training rollouts set the target lengths every ``TargetSettings.every`` generations.
+        If ``monitor`` was never called, new target lengths are set once per ``TargetSettings.every`` generations, from the rollouts of
+        these generations.
         """
         if batch.split != "train":
             return
@@ -183,7 +184,7 @@ class TargetState:
             self._set()
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Set the target lengths from responses to a monitoring set, in any split. From then on, training rollouts no longer set them."""
+        """Set the target lengths from responses to a monitoring set, in any split. From then on, ``observe`` no longer sets them."""
         self._monitored = True
         self._counts = [Counter() for _ in BUCKETS]
         self._count(batch)
@@ -197,7 +198,7 @@ class TargetState:
             counts.update(dict(zip(lengths.tolist(), times.tolist(), strict=True)))
 
     def _set(self) -> None:
-        """Set the sufficient length of every bucket that has responses, and clear the counts."""
+        """Set the sufficient length S of every bucket that has responses, and clear the counts."""
         for d, counts in enumerate(self._counts):
             if counts:
                 self._sufficient[d] = self.targets.sufficient_length(d, np.repeat(np.array(list(counts)), list(counts.values())))
@@ -215,14 +216,14 @@ class TargetState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state that ``state_dict`` returned."""
+        """Restore the state from ``saved``, the result of ``state_dict``."""
         self._sufficient, self._longest = list(saved["enough"]), saved["longest"]
         self._generations, self._set_at, self._monitored = saved["generations"], saved["set_at"], saved["monitored"]
         self._counts = [Counter({length: times for length, times in pairs}) for pairs in saved["seen"]]
 
 
 def difficulty(batch: RewardBatch, boundaries: str) -> Int[ndarray, " n"]:
-    """Return the difficulty of each row's problem, from the accuracy of its group in the batch: 0 is easy, 1 medium, 2 hard (``BUCKETS``).
+    """Return the difficulty of each row's problem, by the accuracy of its group in the batch: 0 is easy, 1 medium, 2 hard (``BUCKETS``).
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=1)
     >>> difficulty(batch, "reward").tolist(), difficulty(batch, "monitor").tolist()
@@ -230,8 +231,8 @@ def difficulty(batch: RewardBatch, boundaries: str) -> Int[ndarray, " n"]:
 
     Args:
         batch: Rollouts.
-        boundaries: ``"reward"``: an accuracy of exactly 2/3 is easy and exactly 1/3 is medium; ``"monitor"``: exactly 2/3 is medium and
-            exactly 1/3 is hard.
+        boundaries: The rule for accuracies of exactly 2/3 and 1/3. ``"reward"``, used to score a batch: 2/3 is easy and 1/3 is medium.
+            ``"monitor"``, used to set target lengths: 2/3 is medium and 1/3 is hard.
     """
     if boundaries not in ("reward", "monitor"):
         raise ValueError(f"boundaries={boundaries!r}: choose reward or monitor.")

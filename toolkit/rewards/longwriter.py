@@ -1,20 +1,22 @@
 """LongWriter-Zero: mastering ultra-long text generation via reinforcement learning, arXiv:2506.18841, length reward.
 
-Equation (len: length; [low, high]: target range of the prompt; L_max: length from which the reward is 0):
+Equation (len: length; [low, high]: target range of lengths for the prompt; L_max: length from which the reward is 0):
 
-    r = len / low                                   below low
-        1                                           inside
-        max(0, (L_max - len) / (L_max - high))      above
+    r = len / low                                   if len < low
+        1                                           if low <= len <= high
+        max(0, (L_max - len) / (L_max - high))      if len > high
 
-The paper has two more rewards, for writing and for format, and averages the *advantages* of the three: ``combine.MeanOfAdvantages``.
+The paper has two more rewards, for writing quality and for format, and averages the *advantages* of the three: see
+``combine.MeanOfAdvantages``.
 
-Deviations: as printed, the reward goes negative beyond L_max; here it is clamped at 0 (ours). L_max is presumably the output limit of
-14000 tokens, which is unconfirmed (``assumed_longest``). The paper's model predicts the range; here it is a column or an argument. If
-a range starts at 0, the reward is 1 from length 0 on.
+Deviations: as printed, the reward is negative beyond L_max; here its minimum is 0 (ours). L_max is probably the paper's output limit of
+14000 tokens, but we could not confirm it (``assumed_longest``). In the paper a model predicts the range; here it is a column or a
+parameter.
 
-Units and signs: tokens of the response, or words (runs of letters, digits and underscores) of its answer, as published; higher is better.
-The reward is for responses that are long *enough*, not for short ones. The unit also selects the columns: ``low_words`` and ``high_words``,
-which the task ``target_length`` writes, or ``low_tokens`` and ``high_tokens``. A range may have no upper end (infinity).
+Units and signs: ``unit`` selects the length. It is the number of words (runs of letters, digits and underscores) of the answer, as
+published, or the number of tokens of the response. Higher is better. The reward falls for responses that are too short, so it does
+not favour brevity. The columns of the range are ``low_words`` and ``high_words``, which the task ``target_length`` writes, or
+``low_tokens`` and ``high_tokens``. A range may have no upper end (infinity).
 """
 
 from __future__ import annotations
@@ -42,10 +44,10 @@ class LongWriter:
     [0.5, 1.0, 0.5]
 
     Attributes:
-        low: Lower end of the range; ``None`` reads the column ``low_tokens`` or ``low_words``.
-        high: Upper end of the range; ``None`` reads the column ``high_tokens`` or ``high_words``.
-        longest: L_max, the length from which the reward is 0.
-        unit: Unit of all lengths, ``"tokens"`` or ``"words"``.
+        low: Lower end of the range, for all rows; ``None`` reads it from the column ``low_tokens`` or ``low_words``.
+        high: Upper end of the range, for all rows; ``None`` reads it from the column ``high_tokens`` or ``high_words``.
+        longest: L_max, the length from which the reward is 0; above ``high``.
+        unit: Unit of all these lengths: ``"tokens"`` of the response, or ``"words"`` of its answer.
     """
 
     low: Number | None = None
@@ -76,7 +78,7 @@ class LongWriter:
 
 
 def length_column(unit: str) -> str:
-    """Return the name of the column from which lengths in a unit are computed.
+    """Return the name of the column from which lengths are computed: ``tokens``, or ``answer_text`` if the unit is words.
 
     Raises:
         ValueError: The unit is neither ``"tokens"`` nor ``"words"``.
@@ -87,7 +89,7 @@ def length_column(unit: str) -> str:
 
 
 def response_lengths(batch: RewardBatch, unit: str) -> Float[ndarray, " n"]:
-    """Return the length of each response in tokens, or of its answer in words (a length target is about the answer, not the thinking)."""
+    """Return the length of each row: tokens of the response, or words of its answer, without its thinking (``unit="words"``)."""
     return (
         batch["tokens"].astype(float) if unit == "tokens" else np.array([stats.words(t) for t in batch["answer_text"]], np.float64)
     )

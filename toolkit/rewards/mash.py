@@ -3,21 +3,22 @@
 Equations (c: 1 if right, else 0; m: cost of the response; n: least cost of a right response to the problem, in this batch or an earlier
 one; lambda: decay; C: cap; penalty: a factor from 0 to 1, where 1 means no loss):
 
-    r = c penalty(m)        with one of these forms:
-    exp      lambda^(m - n)
-    linear   max(0, 1 - m / (C + 1))
-    otc      n = 0: cos(m pi / (2m + C));   n > 0: sin(f pi / (2n)), f = 2mn / (m + n)
-    otc_strict   as otc, but 0 if n = 0 and m > 0
+    r = c penalty(m)        penalty has one of these forms:
+    exp          lambda^(m - n)
+    linear       max(0, 1 - m / (C + 1))
+    otc          cos(m pi / (2m + C)) if n = 0;   sin(f pi / (2n)) with f = 2mn / (m + n) if n > 0
+    otc_strict   as otc if n > 0;   if n = 0, 1 for m = 0 and 0 for m > 0
 
-``exp``, and ``otc`` if n > 0, penalise length relative to the shortest known right answer, so a hard problem may take long. ``linear``, and
-``otc`` if n = 0, penalise length itself.
+``exp``, and ``otc`` if n > 0, compare the cost with that of the cheapest right response so far: on a hard problem, where n is large, a long
+response may lose little. ``linear``, and ``otc`` if n = 0, depend on the cost alone.
 
 Deviations: the paper's cost is the number of searches; ours is the number of whole blocks of ``block`` tokens in the response
-(``assumed_block``). Here the least cost is remembered from batch to batch; the released code forgets it, and has a branch for m < n
-that cannot be reached.
+(``assumed_block``). Here n is the least cost over all batches so far; in the released code it is that of the current batch. The
+released code also has a branch for m < n that cannot be reached; we leave it out.
 
-Units and signs: costs in blocks of tokens; a higher reward is better; a wrong answer gets 0 at any cost. State: for each problem, the least
-cost of a right response so far, updated only if ``batch.split`` is ``"train"``, with the right responses of the batch.
+Units and signs: costs in blocks of tokens; a higher reward is better; a wrong answer gets 0 at any cost.
+
+State: n of each problem. It is updated only if ``batch.split`` is ``"train"``, from the right responses of the batch.
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ KINDS = ("exp", "linear", "otc", "otc_strict")
 def penalty(
     m: ndarray, n: ndarray, kind: str, *, decay: Number = PUBLISHED_DECAY, cap: Number = PUBLISHED_CAP
 ) -> Float[ndarray, " rows"]:
-    """Return ``penalty(m)``, the factor from 0 to 1 that is the reward of a right response; 1 means no loss.
+    """Return ``penalty(m)``, the factor from 0 to 1 by which cost lowers the reward of a right response; 1 means no loss.
 
     >>> penalty(np.array([0, 1, 2]), np.zeros(3), "exp", decay=0.5).tolist()
     [1.0, 0.5, 0.25]
 
     Args:
-        m: Cost of each response.
-        n: Least known cost of a right response to the same problem; at most m.
-        kind: Form of the penalty: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``.
-        decay: lambda of ``"exp"``.
-        cap: C of the other forms, in units of cost.
+        m: Cost of each response, in blocks of tokens.
+        n: Least cost so far of a right response to the same problem, in blocks of tokens; at most m.
+        kind: Form of the penalty: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``; the module docstring has the formulas.
+        decay: lambda of ``"exp"``, in (0, 1].
+        cap: C of ``"linear"`` and ``"otc"``, in blocks of tokens.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}.")
@@ -69,18 +70,20 @@ def penalty(
 
 @dataclass(eq=False)
 class MASH:
-    """Correctness times a factor that falls with cost: by default, with the cost beyond that of the cheapest right answer so far.
+    """Correctness times a factor that falls with the cost of the response, its number of blocks of tokens.
+
+    By default the factor depends on the cost minus that of the cheapest right response to the same problem so far.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 164, 100])
     >>> MASH(decay=0.7, block=64)(batch).values.round(2).tolist()
     [1.0, 0.7, 0.0]
 
     Attributes:
-        kind: Form of this factor: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``.
-        decay: lambda of ``"exp"``.
-        cap: C of the other forms, in units of cost.
-        block: Tokens per unit of cost.
-        best: Problem id (as text) -> least cost of a right response so far.
+        kind: Form of the factor: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``; the module docstring has the formulas.
+        decay: lambda of ``"exp"``, in (0, 1].
+        cap: C of ``"linear"`` and ``"otc"``, in blocks of tokens.
+        block: Number of tokens per block.
+        best: Problem id (as text) -> least cost of a right response so far, in blocks of tokens.
     """
 
     kind: str = "exp"
@@ -115,9 +118,9 @@ class MASH:
         return RewardValues.sum(correctness=right, cost=np.where(right, factor - 1.0, 0.0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the least known cost of each problem as a dict that JSON can store."""
+        """Return the state, the least cost of a right response to each problem so far, as a dict that JSON can store."""
         return {"best": dict(self.best)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the least known costs that ``state_dict`` returned."""
+        """Restore the state from ``saved``, the result of ``state_dict``."""
         self.best = {problem: int(cost) for problem, cost in saved["best"].items()}

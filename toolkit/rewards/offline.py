@@ -1,7 +1,7 @@
-"""Score existing rollouts with a reward, without any training.
+"""Score existing rollouts with rewards, without training, and compare the rewards.
 
-The default split is ``"eval"``, in which a stateful reward does not change its state: a new reward object gives the values of the first
-training step. To get those of the second step, first score the rollouts with ``split="train"``.
+The default split is ``"eval"``, in which a stateful reward keeps its state: a new reward object gives the rewards of the first training
+step. With ``split="train"`` the reward updates its state, so the next call gives the rewards of a later step.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ def score(
     split: str = "eval",
     close: str | None = CLOSE,
 ) -> pd.DataFrame:
-    """Return a table of the reward of each rollout, one row per rollout.
+    """Return a table with the reward of each rollout, one row per rollout in the given order.
 
-    Columns: ``problem_id, sample, correct, tokens, think_tokens, finish, reward``, and ``component.NAME`` for each part of the reward.
+    Columns: ``problem_id, sample, correct, tokens`` (of the response), ``think_tokens, finish, reward``, and ``component.NAME`` for each
+    component. The components of a reward add up to it.
 
     >>> from toolkit.rewards.correctness import LengthPenalty
     >>> from toolkit.types import Span
@@ -43,12 +44,12 @@ def score(
     Args:
         rollouts: Responses to score.
         reward: Any reward of ``rewards.ALL``, or one of your own.
-        problems: The problems of the rollouts, for rewards that need ``difficulty`` or targets from their ``meta``.
-        columns: Columns that rollouts do not carry (``budget``, ``mode``, ``conciseness``, ...): one value per row, or a single value
-            for all rows.
-        step: Number of optimizer steps done so far, on which schedules depend.
-        split: ``"eval"``, or ``"train"`` to update a stateful reward.
-        close: Closing think tag of the model that wrote the rollouts; ``None`` if it has none.
+        problems: The problems of the rollouts; needed only by rewards that read ``difficulty`` or target lengths from ``Problem.meta``.
+        columns: Column name -> values, for columns that rollouts do not have (``budget``, ``mode``, ``conciseness``, ...): one value per
+            rollout, or a single value for all.
+        step: Number of optimizer steps done so far; rewards with a schedule depend on it.
+        split: ``"eval"``, or ``"train"`` to update the state of a stateful reward after scoring.
+        close: Closing think tag of the model that wrote the rollouts; ``None`` if the model has none.
 
     Raises:
         MissingColumnError: The reward needs a column that is neither in the rollouts nor in ``columns``.
@@ -70,10 +71,14 @@ def compare(
     step: int = 0,
     close: str | None = CLOSE,
 ) -> pd.DataFrame:
-    """Score the same rollouts with several rewards, and return one table with a row per reward and rollout.
+    """Score the same rollouts with several rewards, in the split ``"eval"``, and return one table with a row per reward and rollout.
 
-    Columns: ``name`` (key of ``rewards``), ``problem_id, sample, correct, tokens, think_tokens, finish, reward``. The other arguments are
-    those of ``score``.
+    Columns: ``name`` (key of ``rewards``), ``problem_id, sample, correct, tokens, think_tokens, finish, reward``.
+
+    Args:
+        rollouts: Responses to score.
+        rewards: Name -> reward.
+        problems: As in ``score``, and so are the other arguments.
     """
     tables = {name: score(rollouts, reward, problems, columns=columns, step=step, close=close) for name, reward in rewards.items()}
     totals = {name: table[[c for c in table if not c.startswith("component.")]] for name, table in tables.items()}
@@ -81,14 +86,15 @@ def compare(
 
 
 def mean_advantages(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean GRPO advantage that each reward gives to four kinds of responses, one row per reward.
+    """Return the mean GRPO advantage that each reward gives to four kinds of responses. The table has one row per reward.
 
-    Columns: ``right, shorter``, ``right, longer``, ``wrong, shorter``, ``wrong, longer`` (mean advantages), and ``no push``. Shorter and
-    longer are relative to the median length of the responses to the problem; responses of exactly that length are left out. ``no push`` is
-    the share of problems whose responses all get the same reward, so that they change nothing in training.
+    Its index is the reward's name. Four columns hold mean advantages: ``right, shorter``, ``right, longer``, ``wrong, shorter`` and
+    ``wrong, longer``; NaN if there is no such response. A response is shorter or longer than the median length (tokens) of the responses to
+    its problem; responses of exactly the median length are left out. The column ``no push`` is the share of problems, from 0 to 1, whose
+    responses all get the same reward: training on them has no effect.
 
-    Advantages are ``(r - mean_g) / (std_g + 1e-4)``, with mean and standard deviation (with Bessel's correction) over the responses to a
-    problem, as in TRL. A positive advantage makes such responses more likely.
+    Advantages are ``(r - mean_g) / (std_g + 1e-4)``: reward minus mean, over standard deviation with Bessel's correction, both over the
+    responses to a problem, as in TRL. Training makes responses of positive advantage more likely.
 
     >>> table = pd.DataFrame({"name": "naive", "problem_id": "q", "correct": [True] * 4, "tokens": [10, 20, 30, 40]})
     >>> mean_advantages(table.assign(reward=1 - table["tokens"] / 100)).round(2).loc["naive", ["right, shorter", "right, longer"]].tolist()

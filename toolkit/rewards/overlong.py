@@ -1,17 +1,18 @@
 """Soft overlong punishment: DAPO, an open-source LLM reinforcement learning system at scale, arXiv:2503.14476, equation 13.
 
-Equation (c: 1 if right, else 0; L: length; p: penalty, from 0 to -1 over the last L_cache tokens before the limit L_max):
+Equation (c: 1 if right, else 0; L: length; L_max: length limit; p: penalty, which falls from 0 to -1 over the last L_cache tokens before
+the limit):
 
-    p = 0                                  L <= L_max - L_cache
-        (L_max - L_cache - L) / L_cache    up to L_max
-        -1                                 beyond
+    p = 0                                  if L <= L_max - L_cache
+        (L_max - L_cache - L) / L_cache    if L_max - L_cache < L <= L_max
+        -1                                 if L > L_max
     r = c + p
 
-The component ``overlong`` is p, and equals TRL's ``get_soft_overlong_punishment``. It penalises responses that are too long and never
-rewards short ones.
+The component ``overlong`` of the reward is p; it equals TRL's ``get_soft_overlong_punishment``. It penalises responses that are too long,
+and never rewards short ones.
 
-Deviations: DAPO uses +1 and -1 for right and wrong, here c is 1 and 0. In advantages this halves the weight of correctness;
-``correctness=2`` gives DAPO's advantages.
+Deviations: a right answer earns 1 and a wrong one -1 in DAPO, but 1 and 0 here. Correctness therefore has half of DAPO's weight relative
+to p; ``correctness=2`` gives DAPO's advantages.
 
 Units and signs: lengths in tokens; higher is better.
 """
@@ -31,16 +32,16 @@ PUBLISHED_LONGEST, PUBLISHED_CACHE = 20480, 4096
 
 @dataclass(frozen=True)
 class Overlong:
-    """Correctness minus a penalty that grows over the last ``cache`` tokens before ``longest``.
+    """Correctness minus a penalty that grows from 0 to 1 over the last ``cache`` tokens before the length limit ``longest``.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[10000, 18432, 30000])
     >>> Overlong()(batch).values.tolist()
     [1.0, 0.5, -1.0]
 
     Attributes:
-        longest: L_max, tokens: from this length on, the penalty p is -1.
-        cache: L_cache, the number of tokens over which the penalty grows.
-        correctness: Reward of a right answer.
+        longest: L_max, the length limit, tokens: from this length on, the penalty is 1.
+        cache: L_cache, the number of tokens over which the penalty grows; 0 for a jump at the limit.
+        correctness: Reward of a right answer within the limit.
     """
 
     longest: Number = PUBLISHED_LONGEST

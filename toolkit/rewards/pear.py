@@ -1,14 +1,14 @@
 """PEAR: phase entropy aware reward for efficient reasoning, arXiv:2510.08026.
 
-Equations (H_think, H_answer: mean entropy of the policy before and after the closing think tag, as in ``methods.phase_entropy``; s, r_fmt:
-constants):
+Equations (H_think, H_answer: mean entropy, over tokens, of the policy before and after the closing think tag, as in
+``methods.phase_entropy``; alpha, s, r_fmt: constants):
 
     P = max(0, H_think - alpha H_answer)
     r = min(1, s - P) if right, r_fmt if wrong
 
-Deviations: r_fmt was not found (``assumed_format_reward``). The entropy of a missing phase counts as 0. As printed, a right answer
-of high entropy can earn less than a wrong one, although the text says that r stays in [0, 1]. ``lowest=0`` clamps it; that is ours
-and off by default.
+Deviations: the value of r_fmt was not found (``assumed_format_reward``). The entropy of a missing phase (no thinking, or no answer) counts
+as 0. By the printed formula, a right answer after thinking of high entropy can earn less than a wrong one, although the paper's text
+says that r stays in [0, 1]. ``lowest=0`` sets that lower limit (ours, off by default).
 
 Units and signs: entropies in nats, at the temperature at which they were measured; higher is better.
 """
@@ -29,7 +29,7 @@ assumed_format_reward = 0.0
 
 @dataclass(frozen=True)
 class PEAR:
-    """Reward for right answers, lowered by the amount by which the entropy of their thinking exceeds the entropy of their answer.
+    """Reward for right answers that falls with the excess entropy: mean entropy of thinking minus ``alpha`` times that of the answer.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], think_entropy=[0.5, 0.1, 0.5], answer_entropy=[0.25, 0.25, 0.25])
     >>> PEAR()(batch).values.tolist()
@@ -39,7 +39,7 @@ class PEAR:
         alpha: Weight of the answer's entropy.
         scale: s, the reward of a right answer without excess entropy.
         wrong: r_fmt, the reward of a wrong answer.
-        lowest: Least reward of a right answer; ``None`` for no limit.
+        lowest: Smallest reward of a right answer; ``None`` for no lower limit.
     """
 
     alpha: Number = PUBLISHED_ALPHA

@@ -1,15 +1,15 @@
-"""ReNorm of PPR (principle process reward), arXiv:2509.25598: a process reward is added to correctness, and the sum is centred.
+"""ReNorm of PPR (principle process reward), arXiv:2509.25598: the sum of a process reward and correctness, minus 1.
 
-Equation (r_p in [0, 1]: process score, the quality of a step or response; r_o in {0, 1}: the outcome, 1 if the answer is right):
+Equation (r_p in [0, 1]: process score, the quality of a step or response; r_o: outcome, 1 if the answer is right, else 0):
 
     r = r_p + r_o - 1
 
-r is from 0 to 1 if the answer is right, and from -1 to 0 if it is wrong.
+r is between 0 and 1 if the answer is right, and between -1 and 0 if it is wrong.
 
-Deviations: we reconstructed the formula from peer reviews of the paper. The reward ``ReNorm`` has one r_p per response; the function
-``renorm`` also takes one per step.
+Deviations: we reconstructed the formula from peer reviews of the paper. The reward ``ReNorm`` uses one r_p per response; the function
+``renorm`` also accepts one r_p per step.
 
-Units and signs: higher is better. The -1 cancels in any advantage that subtracts a mean; the effect comes from adding r_p and r_o.
+Units and signs: higher is better. The -1 has no effect on advantages, which subtract a mean.
 """
 
 from __future__ import annotations
@@ -83,21 +83,21 @@ class ReNorm:
         return RewardValues.sum(process=total - (c - 1.0), outcome=c - 1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return ``{name: state}`` of the process reward, as JSON can store it; ``{}`` if it has no state."""
+        """Return the state of the process reward as ``{name of the reward: state}``, as JSON can store it; ``{}`` if it has none."""
         return state_by_name([self.process])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore the state of the process reward, as ``state_dict`` returned it."""
+        """Restore the state of the process reward from ``saved``, the result of ``state_dict``."""
         load_state_by_name([self.process], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of the monitoring set that the process reward needs now, or ``None`` if it needs none.
+        """Return the size of the monitoring set for the process reward, or ``None`` if that reward needs no responses now.
 
-        A monitoring set is a set of training problems whose sampled responses measure the policy and are not trained on. The size is
-        ``(number of problems, responses per problem)``.
+        The size is ``(number of problems, responses per problem)``. A monitoring set consists of training problems whose sampled responses
+        measure the policy and are not trained on.
         """
         return monitoring_size([self.process])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Call ``monitor(batch)`` of the process reward if it needs a monitoring set now; ``batch`` holds the responses to it."""
+        """Call ``monitor(batch)`` of the process reward if it needs new responses now; ``batch`` holds responses to a monitoring set."""
         monitor_parts([self.process], batch)

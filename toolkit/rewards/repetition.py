@@ -1,18 +1,18 @@
-"""Repetition: the share of distinct n-grams in a response, as a penalty and as a gate.
+"""Rewards against repetition, from the share of distinct n-grams in a response: a penalty, and a factor for other rewards.
 
-Equations (d: number of different n-grams of tokens divided by number of all n-grams; 1 for a response shorter than n; c: 1 if right, else
-0):
+Equations (d: number of different n-grams of a response divided by the number of all its n-grams, 1 for a response shorter than n; c: 1 if
+right, else 0; most: largest penalty):
 
-    penalty  r = -most (1 - d)      "Demystifying long chain-of-thought reasoning", arXiv:2502.03373, C.2
-    gate     r = inner * d          regularised relevance reward R^3, arXiv:2402.03469 (there trigrams of words, times another reward)
+    RepetitionPenalty  r = -most (1 - d)      "Demystifying long chain-of-thought reasoning", arXiv:2502.03373, C.2
+    Repetition         r = c d                after the regularised relevance reward R^3, arXiv:2402.03469, which is another reward times d
+    Distinct           r = d                  the factor alone, for other rewards
 
-``Repetition`` is the gate on c; ``Distinct`` is d alone, for other rewards. Combine one of these with any reward for length: repetition is
-an easy way to make responses long.
+Combine one of these with any reward for long responses, since repetition is an easy way to make a response long.
 
-Deviations: the gate counts tokens, not words, unless ``unit="words"`` (whitespace-separated, as published). The penalty equals TRL's
-``get_repetition_penalty_reward``.
+Deviations: R^3 has 3-grams of words; here they are 3-grams of tokens, except for ``Distinct(unit="words")``, which splits at white space as
+published. The penalty equals TRL's ``get_repetition_penalty_reward``.
 
-Units and signs: shares from 0 to 1; higher is better. Cost: a Python set of n-grams per response.
+Units and signs: d is a share from 0 to 1; higher is better. Cost: a Python set of n-grams per response.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ PUBLISHED_N = 3
 
 
 def distinct_share(sequences: Sequence[Sequence] | ndarray, n: int) -> Float[ndarray, " sequences"]:
-    """Return the share of distinct n-grams in each sequence; 1 if it has no n-gram.
+    """Return the share of distinct n-grams among all n-grams of each sequence, in (0, 1]; 1 if a sequence is shorter than n.
 
     >>> distinct_share(["abcabcabc", "abcdefghi"], n=3).round(3).tolist()
     [0.429, 1.0]
 
     Args:
-        sequences: Token ids, words or characters.
+        sequences: Sequences of token ids, words or characters.
         n: Length of an n-gram.
     """
     if n < 1:
@@ -53,7 +53,7 @@ def _distinct(sequence: Sequence, n: int) -> float:
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Penalty of up to ``most`` for repeated n-grams, ``-most (1 - d)`` with d the share of distinct n-grams; correctness does not count.
+    """Penalty for repeated n-grams, ``-most (1 - d)``, where d is the share of distinct n-grams. Correctness has no effect.
 
     >>> batch = RewardBatch.from_columns(token_ids=[(1, 2, 3, 1, 2, 3), (1, 2, 3, 4, 5, 6)])
     >>> RepetitionPenalty(n=3)(batch).values.tolist()
@@ -77,7 +77,7 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class Repetition:
-    """Correctness times the share of distinct n-grams.
+    """Correctness times the share of distinct n-grams (of tokens).
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0], token_ids=[(1, 2, 3, 1, 2, 3), (1, 2, 3, 4, 5, 6)])
     >>> Repetition(n=3)(batch).values.tolist()
@@ -100,15 +100,15 @@ class Repetition:
 
 @dataclass(frozen=True)
 class Distinct:
-    """Share of distinct n-grams, meant as a gate for any reward: ``combine.Gated(inner, (Distinct(),))``.
+    """Share of distinct n-grams. Use it to multiply another reward: ``combine.Gated(other, (Distinct(),))``.
 
     >>> batch = RewardBatch.from_columns(text=["a b a b a b", "a b c d"])
     >>> Distinct(n=2, unit="words")(batch).values.tolist()
     [0.4, 1.0]
 
     Attributes:
-        n: Tokens or words per n-gram.
-        unit: ``"tokens"``, or ``"words"`` as published.
+        n: Number of tokens or words per n-gram.
+        unit: ``"tokens"``, or ``"words"`` (separated by white space), as published.
     """
 
     n: int = PUBLISHED_N

@@ -1,15 +1,15 @@
-"""Ruler: a model-agnostic method to control generated length, arXiv:2409.18943; its length test used as a reward (ours).
+"""Ruler: a model-agnostic method to control generated length, arXiv:2409.18943. Its length test is used as a reward here (ours).
 
-Equation (len: length; T: the target, the length requested in the prompt; low and high depend on T):
+Equation (len: length; T: target, the length requested in the prompt; low(T), high(T): range of lengths that match the target):
 
-    r = 1[low(T) < len <= high(T)]        flexible or precise ranges in words, as published
+    r = 1[low(T) < len <= high(T)]        by default the paper's flexible ranges, in words
 
-Deviations: the paper uses this test for evaluation, not for training. Targets without a published range, and all targets if
-``ranges=None``, have the range ``T +- share T`` (ours, as in the task ``target_length``).
+Deviations: the paper uses this test for evaluation, not for training. A target that is missing in the table of ranges has the range from
+``(1 - share) T`` to ``(1 + share) T`` (ours, as in the task ``target_length``). With ``ranges=None`` all targets have such a range.
 
-Units and signs: words of the answer (runs of letters, digits and underscores) or tokens of the response; higher is better. The unit
-also selects the column: ``target_words``, which the task ``target_length`` writes, or ``target_tokens``. Correctness is ignored; add
-it with a sum or a gate.
+Units and signs: ``unit`` selects the length: the number of words of the answer (runs of letters, digits and underscores), or the number of
+tokens of the response. Higher is better. The targets are in the column ``target_words``, which the task ``target_length`` writes, or
+``target_tokens``. Correctness has no effect: add it with ``combine.WeightedSum`` or ``combine.Gated``.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Ruler:
     [1.0, 0.0]
 
     Attributes:
-        ranges: ``stats.RULER_FLEXIBLE``, ``stats.RULER_PRECISE``, your own table of ranges, or ``None`` for ``T +- share T`` around
-            the target T.
-        share: Half width of the range ``T +- share T``, as a share of T.
-        unit: ``"words"`` or ``"tokens"``.
+        ranges: Target T -> ``(low, high)``: ``stats.RULER_FLEXIBLE``, ``stats.RULER_PRECISE`` (both in words), or a table of your own.
+            Targets that are missing in the table have the range ``T +- share T``; with ``None``, all targets have it.
+        share: Half width of the range ``T +- share T``, as a share of T, in (0, 1].
+        unit: Unit of all lengths: ``"words"`` of the answer, or ``"tokens"`` of the response.
         target: One target for all rows; ``None`` reads the column ``target_words`` or ``target_tokens``.
     """
 

@@ -1,20 +1,21 @@
 """SAR: self-aligned reward, towards effective and efficient reasoners, arXiv:2509.05489.
 
-Equations (c: 1 if right, else 0; q: question, a: response; lp(a|q), lp(a): mean log-probability of the response's tokens with and
-without the question; ppl = exp(-lp)):
+Equations (c: 1 if right, else 0; q: question; a: response; lp(a|q), lp(a): mean log-probability of the response's tokens with and
+without the question in the prompt; ppl: perplexity, exp(-lp); R_SA: self-aligned reward; alpha: its weight):
 
     R_SA = clip((ppl(a) - ppl(a|q)) / ppl(a), -1, 1) = clip(1 - exp(lp(a) - lp(a|q)), -1, 1)
     r    = c + alpha R_SA
 
-A response that is much more likely with the question than without it is specific to the question; filler is not.
+R_SA is high if the response is much more likely with the question than without it, that is, if its content is specific to the question.
+Filler text is about as likely without the question, and lowers R_SA.
 
-Deviations: the released code adds 1e-9 to the denominator, which changes nothing since ppl >= 1; here the ratio is a single
-exponential, so that it cannot overflow. An empty response has R_SA = 0 (ours). lp(a) is computed with an empty user message and the
-same system prompt.
+Deviations: the released code adds 1e-9 to the denominator, which makes no difference since ppl >= 1. We compute R_SA by the second form, so
+that no perplexity can overflow. An empty response has R_SA = 0 (ours). lp(a) is computed with an empty user message and the same
+system prompt.
 
-Units and signs: mean log-probabilities in nats per token; higher is better. R_SA does not depend on correctness, so a wrong answer that
-is specific to the question is rewarded. Use advantages without division by the standard deviation (Dr. GRPO); otherwise tiny
-differences within an all-wrong group are amplified.
+Units and signs: mean log-probabilities in nats per token; higher is better. R_SA does not depend on correctness: a wrong answer can
+earn it too. Use advantages without division by the standard deviation (Dr. GRPO). Otherwise tiny differences of R_SA in a group without a
+right answer become large advantages.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ PUBLISHED_ALPHA = 0.2
 
 
 def alignment(logprob: ndarray, logprob_without: ndarray) -> Float[ndarray, " n"]:
-    """Return R_SA, the self-aligned reward, of each response: in [-1, 1], positive if the question raises the likelihood of the response.
+    """Return the self-aligned reward R_SA of each response: in [-1, 1], positive if the response is more likely with the question.
 
     Args:
         logprob: Mean log-probability of each response with the question, nats per token.
-        logprob_without: The same without the question.
+        logprob_without: Mean log-probability of each response without the question, nats per token.
     """
     with np.errstate(over="ignore"):
         return np.clip(-np.expm1(logprob_without - logprob), -1.0, 1.0)
@@ -45,7 +46,7 @@ def alignment(logprob: ndarray, logprob_without: ndarray) -> Float[ndarray, " n"
 
 @dataclass(frozen=True)
 class SAR:
-    """Correctness plus ``alpha`` R_SA. R_SA, in [-1, 1], is higher the more the question raises the likelihood of the response.
+    """Correctness plus ``alpha`` times R_SA, a reward in [-1, 1] for responses that are more likely with the question than without it.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0], tokens=[10, 10], logprob=[-0.5, -0.5], logprob_without=[-1.5, -0.5])
     >>> SAR(alpha=0.2)(batch).values.round(3).tolist()

@@ -1,14 +1,14 @@
 """Self-rewarded efficiency RL of Efficiency Steering, arXiv:2506.15647: **our stand-in**, since the reward was not found.
 
-From the paper we know: right and concise responses are rewarded; accuracy and brevity are balanced during training without an external
-signal; and the shortest and the longest right response to a problem are the two extremes (as in the paper's steering vector).
+The paper says: right and concise responses are rewarded, and accuracy and brevity are balanced during training without an external
+signal. Its steering vector contrasts the shortest with the longest right response to a problem; the stand-in uses these two lengths.
 
-Equation of the stand-in (c: 1 if right, else 0; L: length; L_min, L_max: lengths of the two extremes). It is that of SLPO (``slpo``); the
-bonus gives the position of a right response between the extremes:
+Equation of the stand-in, the same as of SLPO (``slpo``) (c: 1 if right, else 0; L: length; L_min, L_max: lengths of the shortest and the
+longest right response of the group; alpha: largest bonus):
 
-    r = c (1 + alpha (L_max - L) / (L_max - L_min))
+    r = c (1 + alpha (L_max - L) / (L_max - L_min))        c if L_max = L_min
 
-Deviations: the whole formula. Units and signs: lengths in tokens; higher is better.
+Deviations: the whole formula is ours. Units and signs: lengths in tokens; higher is better.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from toolkit.rewards.slpo import SLPO
 
 @dataclass(frozen=True)
 class SelfRewardedEfficiency(SLPO):
-    """Stand-in for the reward of Efficiency Steering, whose formula was not found: correctness plus SLPO's bonus for shorter right answers.
+    """Stand-in for the reward of Efficiency Steering, whose formula was not found. It equals ``SLPO`` under another name.
 
     >>> from toolkit.rewards.batch import RewardBatch
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])

@@ -1,14 +1,14 @@
 """SLPO, the reward of ORION: teaching language models to reason efficiently in the language of thought, arXiv:2511.22891.
 
-Equations (L: length; P: the right responses of the group; L_min, L_max: shortest and longest length in P):
+Equations (L: length; L_min, L_max: shortest and longest length among the right responses of the group; alpha: largest bonus):
 
-    r = 0                                              wrong, or P empty
-    r = 1                                              right, if |P| = 1 or L_min = L_max
-    r = 1 + alpha (L_max - L) / (L_max - L_min)        right, otherwise
+    r = 0                                              if wrong
+    r = 1                                              if right and L_min = L_max
+    r = 1 + alpha (L_max - L) / (L_max - L_min)        if right and L_min < L_max
 
-Deviations: alpha was not found (``assumed_alpha``); that wrong answers get 0 is implied, not stated.
+Deviations: alpha was not found (``assumed_alpha``). The paper implies that wrong answers get 0, but does not say so.
 
-Units and signs: lengths in tokens; higher is better. If only one response of a group is right, it gets 1, as does
+Units and signs: lengths in tokens; higher is better. If only one response of a group is right, it gets 1, the same as
 the *longest* right response of a group with several.
 """
 
@@ -28,14 +28,14 @@ assumed_alpha = 0.5  # ours
 
 @dataclass(frozen=True)
 class SLPO:
-    """Correctness plus a bonus for right answers, which falls from ``alpha`` for the group's shortest right answer to 0 for its longest.
+    """Correctness plus a bonus for right answers: ``alpha`` for the shortest right answer of the group, falling to 0 for the longest.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 200, 300, 50])
     >>> SLPO(alpha=0.5)(batch).values.tolist()
     [1.5, 1.25, 1.0, 0.0]
 
     Attributes:
-        alpha: Bonus of the shortest right answer.
+        alpha: Bonus of the shortest right answer, at least 0.
     """
 
     alpha: Number = assumed_alpha

@@ -1,18 +1,18 @@
 """Surrogate signals from format and length: reinforcement learning without ground-truth answers, arXiv:2505.19439.
 
-Equations (L: length; L_max: longest length; x = L / L_max; p: the x with the highest reward; w: weight of the format; f: 1 if an answer can
-be extracted and parses as mathematics, else 0):
+Equations (L: length; L_max: a constant; x = L / L_max, at most 1; p: the x with the highest reward; R_l: length part; f: 1 if an answer can
+be extracted and parses as mathematics, else 0; w: weight of the format):
 
-    R_l = 1 - (1 - x/p)^2                     x <= p
-          1 - 2 ((x - p) / (1 - p))^2         beyond: 0 at x = 0, 1 at x = p, -1 at x = 1
+    R_l = 1 - (1 - x/p)^2                     if x <= p: from 0 at x = 0 to 1 at x = p
+          1 - 2 ((x - p) / (1 - p))^2         if x > p: down to -1 at x = 1
     r   = R_l + w if f = 1, min(0, R_l) if f = 0
 
-An ablation of the paper uses a polyline instead: R_l = 2x up to p = 1/2, and 3 - 4x beyond.
+An ablation of the paper uses a polyline with p = 1/2 instead: R_l = 2x if x <= 1/2, and 3 - 4x if x > 1/2.
 
-Deviations: the paper has w = 1. The released code gives 0.5 for well-formed tags and 0.5 for an answer, but its template has no tags,
-so the format weight of its runs was in effect 0.5. Beyond L_max, R_l keeps its value at L_max (in the released code it falls further). The
-released code accepts boxed answers only; here, without a box, any number in the answer counts, as in the toolkit's graders (ours). The
-answer is the text after the closing think tag; a response that opens its think span and never closes it has no answer.
+Deviations: the paper has w = 1. The released code gives 0.5 for well-formed tags and 0.5 for an answer; since its template has no tags,
+the weight of the format in its runs was in fact 0.5. Here all responses longer than L_max have R_l = -1; in the released code R_l falls
+further. The released code accepts only boxed answers. Here, if there is no box, any number in the answer counts, as in the toolkit's
+graders (ours). The answer is the text after the closing think tag. A response whose thinking is opened but never closed has no answer.
 
 Units and signs: lengths in tokens; higher is better. No labels are used.
 """
@@ -36,17 +36,17 @@ SCRIPT_FORMAT = 0.5  # weight of the format in the run of the released code
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Reward for an answer that parses and for a medium length; correctness is ignored.
+    """Reward for an answer that parses, plus a reward for a medium length. Correctness has no effect.
 
     >>> batch = RewardBatch.from_columns(tokens=[1536, 0, 1536], answer_text=["7", "7", "unsure"])
     >>> Surrogate()(batch).values.tolist()
     [2.0, 1.0, 0.0]
 
     Attributes:
-        longest: L_max, the length from which the length part is -1, tokens.
-        best: p, the length with the highest reward, as a share of L_max.
-        format: w, the reward for an answer that parses: 1 in the paper, ``SCRIPT_FORMAT`` in the released code.
-        shape: Shape of the length part as a function of the length: ``"parabola"``, or ``"polyline"``.
+        longest: L_max, tokens: from this length on, the length part is -1.
+        best: p, the length with the highest reward, as a share of L_max, in (0, 1).
+        format: w, the reward for an answer that parses: 1 in the paper, 0.5 (``SCRIPT_FORMAT``) in the released code.
+        shape: Curve of the length part over the length: ``"parabola"``, or ``"polyline"``, which needs p = 1/2.
     """
 
     longest: Number = PUBLISHED_LONGEST
@@ -66,7 +66,7 @@ class Surrogate:
             raise ValueError(f"best={self.best}: the polyline is defined for best={PUBLISHED_BEST} only.")
 
     def length_reward(self, tokens: ndarray) -> Float[ndarray, " n"]:
-        """Return R_l, the length part of the reward, of each response from its length in tokens."""
+        """Return the length part R_l of the reward, in [-1, 1], of responses with these lengths in tokens."""
         x, p = np.minimum(tokens / self.longest, 1.0), self.best
         if self.shape == "polyline":
             return np.where(x <= p, 2 * x, 3 - 4 * x)

@@ -1,20 +1,21 @@
 """Train long, think short: curriculum learning for efficient reasoning, arXiv:2508.08940.
 
-Equations (c: 1 if right, else 0; L: length; B: the budget stated in the prompt, tokens; R: the highest R_len; t: optimizer step):
+Equations (c: 1 if right, else 0; L: length; B: the budget stated in the prompt, tokens; R_len: closeness to the budget, at most R; R_fmt:
+format; w_c, w_l, w_f, a_think, a_answer: weights; t: optimizer step; B_0: first budget; gamma: factor per drop; T: steps between drops):
 
-    r = w_c c + w_l R_len(L, B) + w_f R_fmt
-    R_len    triangle  R L/B up to B, R (1 - (L - B)/B) up to 2B, 0 beyond
-             band      R up to B, then as the triangle
+    r = w_c c + w_l R_len + w_f R_fmt
+    R_len    triangle  R L/B if L <= B, R (1 - (L - B)/B) if B < L <= 2B, 0 if L > 2B
+             band      R if L <= B, otherwise as the triangle
     R_fmt    a_think 1[think span closed] + a_answer 1[an answer follows]
-    B(t)     max(1, B_0 gamma^floor(t / T)), stated in whole tokens: 256, 179, 125, 87 in the paper
+    B(t)     max(1, B_0 gamma^floor(t / T)), rounded to whole tokens in the prompt: 256, 179, 125, 87 in the paper
 
-Deviations: the weights of the main run, R, a_think and a_answer were not found. The defaults are the weights w_c = 0.6 and w_l = 0.3 of an
-ablation that stresses correctness, w_f = 0.1, R = 1, and a_think = a_answer = 1/2 (the last three are ours: ``assumed_...``). A fixed
-``budget`` can replace the column, for example offline.
+Deviations: we did not find the weights of the paper's main run, nor R, a_think and a_answer. The defaults w_c = 0.6 and w_l = 0.3 are those
+of an ablation that stresses correctness. The defaults w_f = 0.1, R = 1 and a_think = a_answer = 1/2 are ours (``assumed_...``). A fixed
+``budget`` can replace the column ``budget``, for example if rollouts are scored without training.
 
-Units and signs: lengths in tokens; higher is better. The length part does not depend on correctness: a wrong answer at the budget earns
-w_l R. The triangle penalises short responses. The budget has to be the one *in the prompt*, so the reward reads it from a column and never
-computes it from the step.
+Units and signs: lengths in tokens; higher is better. R_len does not depend on correctness: a wrong answer of length B also earns
+w_l R. The triangle penalises short responses. The reward reads B from a column and never computes it from the step, since B has to be the
+budget *in the prompt*.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ SHAPES = ("triangle", "band")
 def budget_at(
     step: int, *, start: Number = PUBLISHED_START, gamma: Number = PUBLISHED_GAMMA, every: int = PUBLISHED_EVERY
 ) -> float:
-    """Return the budget at an optimizer step, B(t), in tokens and not rounded.
+    """Return B(t), the budget at an optimizer step, in tokens and not rounded.
 
     >>> [stated_budget(budget_at(step)) for step in (0, 150, 300, 450)]
     [256, 179, 125, 87]
@@ -51,14 +52,14 @@ def budget_at(
     Args:
         step: Optimizer step t.
         start: B_0, the first budget, tokens.
-        gamma: Factor by which each drop multiplies the budget.
-        every: Optimizer steps between drops, T.
+        gamma: Factor by which each drop multiplies the budget, below 1.
+        every: T, optimizer steps between drops.
     """
     return budget_after(step // every, start=start, factor=gamma)
 
 
 def budget_after(drops: int, *, start: Number, factor: Number) -> float:
-    """Return the budget after a number of drops, in tokens, at least 1 and not rounded.
+    """Return the budget after a number of drops, ``max(1, start * factor**drops)``, in tokens and not rounded.
 
     Args:
         drops: Number of drops so far.
@@ -69,21 +70,22 @@ def budget_after(drops: int, *, start: Number, factor: Number) -> float:
 
 
 def stated_budget(budget: Number) -> int:
-    """Return a budget rounded to whole tokens, as a prompt states it."""
+    """Return a budget rounded to whole tokens, as it is stated in the prompt."""
     return round(budget)
 
 
 def budget_stages(start: Number, final: Number, drops: int, steps: int, kind: str = "exponential") -> list[tuple[int, float]]:
-    """Return ``(first step, budget)`` of each stage of a curriculum from ``start`` to ``final`` tokens.
+    """Return one pair ``(first optimizer step, budget in tokens)`` per stage of a curriculum that lowers the budget in drops.
 
-    Exponential: each drop multiplies the budget by ``(final / start)^(1 / drops)``. Linear: each drop lowers it by the same number of
-    tokens. A stage lasts ``steps / (drops + 1)`` steps. Budgets are not rounded; ``stated_budget`` does that.
+    If ``kind`` is ``"exponential"``, each drop multiplies the budget by ``(final / start)^(1 / drops)``; if it is ``"linear"``, each drop
+    lowers the budget by the same number of tokens. There are ``drops + 1`` stages of equal length. Budgets are not rounded:
+    ``stated_budget`` rounds them.
 
     Args:
         start: First budget, tokens.
         final: Last budget, tokens.
-        drops: Number of drops.
-        steps: Optimizer steps in total.
+        drops: Number of drops, at least 1.
+        steps: Optimizer steps of the whole curriculum.
         kind: ``"exponential"`` or ``"linear"``.
     """
     if drops < 1 or start <= 0 or final <= 0 or kind not in ("exponential", "linear"):
@@ -98,12 +100,12 @@ def budget_stages(start: Number, final: Number, drops: int, steps: int, kind: st
 
 
 def length_reward(L: ndarray, budget: ndarray, shape: str, most: Number = assumed_most) -> Float[ndarray, " n"]:
-    """Return R_len, the closeness to the budget, of each response.
+    """Return R_len, the closeness to the budget, of each response: from 0 to ``most``.
 
     Args:
-        L: Lengths, tokens.
+        L: Length of each response, tokens.
         budget: Budget of each response, tokens.
-        shape: ``"triangle"``, which falls on both sides of the budget, or ``"band"``, which falls only above it.
+        shape: ``"triangle"``: R_len falls on both sides of the budget; or ``"band"``: R_len falls only above the budget.
         most: R, the value at the budget.
     """
     if shape not in SHAPES:
@@ -114,7 +116,7 @@ def length_reward(L: ndarray, budget: ndarray, shape: str, most: Number = assume
 
 @dataclass(frozen=True)
 class TrainLongThinkShort:
-    """Weighted sum of correctness, closeness to the budget, and format.
+    """Weighted sum of correctness, closeness of the length to the budget, and format.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[256, 128, 256], budget=256, closed=True, formatted=True)
     >>> TrainLongThinkShort()(batch).values.round(2).tolist()
@@ -123,9 +125,8 @@ class TrainLongThinkShort:
     Attributes:
         correctness: w_c, weight of correctness.
         length: w_l, weight of the closeness to the budget.
-        format: w_f, weight of the format: a closed think span, and an answer after it.
-        shape: Shape of the closeness as a function of the length: ``"triangle"``, which falls on both sides of the budget, or ``"band"``,
-            which falls only above it.
+        format: w_f, weight of the format: one half for a closed think span, one half for an answer.
+        shape: ``"triangle"``: the closeness falls on both sides of the budget; or ``"band"``: it falls only above the budget.
         budget: One budget for all rows, tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
     """
 

@@ -1,14 +1,18 @@
-"""Rewards as plain TRL ``reward_funcs``, for any ``GRPOTrainer`` script: ``reward_funcs=[as_trl(HAPO(), ...)]``.
+"""Use rewards in any TRL ``GRPOTrainer`` script: ``as_trl`` wraps a reward for ``reward_funcs=[as_trl(HAPO(), ...)]``.
 
 TRL calls ``f(prompts, completions, completion_ids, **dataset columns, trainer_state, log_metric)``. The columns ``tokens``, ``token_ids``,
-``text`` and ``answer_text`` of a reward are computed from these arguments. All other columns come from dataset columns of the same name, or
-from functions passed as ``columns``. Rows with the same problem id (a dataset column) form a group; without such a column, every
-``generations`` consecutive rows do. Two problems with the same text are never merged.
+``text``, ``answer_text`` and, with ``stop_ids``, ``finish`` are computed from these arguments. All other columns that a reward needs come
+from dataset columns of the same name, or from functions passed as ``columns``.
 
-In a run of several processes, TRL gives each process its own slice, which may cut a group. Pass
-``gather=accelerate.utils.gather_object``: every process then scores all rows and returns its own, so that statistics cover whole
-groups and the state of a reward stays the same in all processes. For a stateful reward add ``callbacks=[toolkit.grpo.kept.Kept(entry)]``,
-so that its state is saved in the checkpoints. TRL is not imported here.
+Rows with the same problem id (a dataset column) form a group. If the dataset has no such column, every ``generations`` consecutive rows
+form a group. Two problems with the same text remain two groups.
+
+In a run of several processes, TRL gives each process a slice of the rows, and a group may be split between two processes. Pass
+``gather=accelerate.utils.gather_object``: every process then scores all rows and returns the rewards of its slice. In this way statistics
+cover whole groups, and the state of a reward is the same in all processes.
+
+For a stateful reward add ``callbacks=[toolkit.grpo.kept.Kept(wrapped)]``, where ``wrapped`` is the result of ``as_trl``: the state of the
+reward is then saved in the checkpoints. TRL is not imported here.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from toolkit.rewards.answers import CLOSE, answer_text
 from toolkit.rewards.batch import Reward, RewardBatch, object_array
 
 Column = Callable[..., Sequence[Any]]
-"""Function that computes a column: called with TRL's keyword arguments, it returns one value per completion."""
+"""A function that computes a column: it takes TRL's keyword arguments and returns one value per completion."""
 
 
 def as_trl(
@@ -38,7 +42,7 @@ def as_trl(
     gather: Callable[[list], list] | None = None,
     close: str | None = CLOSE,
 ) -> TRLReward:
-    """Wrap a reward as a function for TRL's ``reward_funcs``.
+    """Return a reward wrapped as a function for TRL's ``reward_funcs``.
 
     >>> from toolkit.rewards.slpo import SLPO
     >>> reward = as_trl(SLPO(alpha=0.5), columns={"correct": lambda completions, answer, **_: [c == a for c, a in zip(completions, answer)]})
@@ -47,13 +51,13 @@ def as_trl(
 
     Args:
         reward: Any reward of ``rewards.ALL``, or one of your own.
-        columns: Column name -> function that computes it, for columns that TRL does not have:
+        columns: Column name -> function that computes the column. It replaces a dataset column of the same name. Example:
             ``{"correct": lambda completions, answer, **_: [...]}``.
         group: Name of the dataset column with problem ids.
-        generations: Size of a group, needed only for datasets without problem ids: TRL's ``num_generations``, or the pair
-            ``(num_generations, num_generations_eval)`` if they differ.
-        stop_ids: Token ids that end a response, for rewards that need the column ``finish``.
-        gather: ``accelerate.utils.gather_object`` in a run of several processes, else ``None``.
+        generations: Number of completions per problem, needed only if the dataset has no problem ids: TRL's ``num_generations``, or the
+            pair ``(num_generations, num_generations_eval)`` if they differ.
+        stop_ids: End-of-sequence token ids, for rewards that need the column ``finish``.
+        gather: ``accelerate.utils.gather_object`` in a run of several processes; ``None`` in a run of one process.
         close: Closing think tag of the model, for rewards that need ``answer_text``; ``None`` if the model has none.
     """
     both = generations if isinstance(generations, tuple) or generations is None else (generations, generations)
@@ -62,9 +66,9 @@ def as_trl(
 
 @dataclass(frozen=True)
 class TRLReward:
-    """A reward function for TRL, made by ``as_trl``, which explains the fields.
+    """A reward function for TRL, returned by ``as_trl``; its fields are the arguments of that function.
 
-    It has no state besides that of the reward. It can be pickled if the reward and the column functions can.
+    The only state is that of the reward. The object can be pickled if the reward and the column functions can.
     """
 
     reward: Reward
@@ -107,7 +111,7 @@ class TRLReward:
         return scored.values[local].tolist()
 
     def _columns(self, arguments: Mapping[str, Any], split: str) -> dict[str, ndarray]:
-        """Return the columns that the reward needs: from ``self.columns``, else from the dataset, else computed from TRL's arguments."""
+        """Return the columns that the reward needs, each from ``self.columns``, else from the dataset, else from TRL's arguments."""
         ids = arguments["completion_ids"]
         computed: dict[str, Callable[[], ndarray]] = {
             "tokens": lambda: np.array([len(i) for i in ids], np.int64),
@@ -128,7 +132,7 @@ class TRLReward:
         return columns
 
     def _problem_ids(self, arguments: Mapping[str, Any], split: str) -> ndarray:
-        """Return the problem id of each completion: from the dataset, else one made-up id per chunk of ``generations``."""
+        """Return the problem id of each completion: from the dataset, else one new id per ``generations`` consecutive completions."""
         if self.group in arguments:
             return object_array(arguments[self.group])
         n = len(arguments["completion_ids"])
@@ -147,10 +151,10 @@ class TRLReward:
 
 
 def gather_columns(columns: Mapping[str, ndarray], gather: Callable[[list], list]) -> tuple[dict[str, ndarray], slice]:
-    """Return the columns of all processes, concatenated in order, and the slice of this process's rows.
+    """Return the columns with the rows of all processes, in the order of the processes, and the slice of this process's rows.
 
     Args:
-        columns: Column name -> values of this process's rows.
+        columns: Column name -> values of the rows of this process.
         gather: ``accelerate.utils.gather_object``.
     """
     marker = uuid.uuid4().hex
@@ -162,12 +166,15 @@ def gather_columns(columns: Mapping[str, ndarray], gather: Callable[[list], list
 
 
 def completion_text(completion: Any) -> str:
-    """Return a completion as text: the string itself, or the joined contents of its messages."""
+    """Return a completion as text: the string itself, or the joined contents of its chat messages."""
     return completion if isinstance(completion, str) else "".join(str(m["content"]) for m in completion)
 
 
 def batch_split(arguments: Mapping[str, Any]) -> str:
-    """Return ``"train"`` or ``"eval"``: from a dataset column ``split`` if there is one, else by whether the model is in training mode.
+    """Return the split of a batch, ``"train"`` or ``"eval"``.
+
+    The dataset column ``split`` decides if there is one: any value but ``"train"`` is ``"eval"``. Otherwise the split is ``"train"`` if the
+    model is in training mode.
 
     Args:
         arguments: The keyword arguments with which TRL calls a reward function.

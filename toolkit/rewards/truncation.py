@@ -1,16 +1,16 @@
-"""Truncation, and ThinkPrune: pruning long chain-of-thought by training under a shrinking limit, arXiv:2504.01296.
+"""Truncation, correctness up to a length limit; and ThinkPrune, truncation with a limit that shrinks in stages, arXiv:2504.01296.
 
-Equation (c: 1 if right, else 0; L: length; L_T: the limit; rho: reward beyond it):
+Equation (c: 1 if right, else 0; L: length; L_T: length limit; rho: reward of a longer response, right or wrong):
 
     r = c    if L <= L_T
-        rho  otherwise
+        rho  if L > L_T
 
-ThinkPrune lowers the limit in stages: 4096, 3072, 2048 tokens. The formula is that of LASER's table of rewards (arXiv:2505.15612).
+ThinkPrune lowers the limit in stages: 4096, 3072, 2048 tokens. The formula is the one that the LASER paper prints (arXiv:2505.15612).
 
-Deviations: the number of steps per stage was not found (``assumed_stage_steps``); the last stage has no end.
+Deviations: the number of steps per stage was not found (``assumed_stage_steps``). The last stage lasts until the end of training.
 
-Units and signs: lengths in tokens; higher is better. Truncated responses have to stay in the loss (TRL's
-``mask_truncated_completions=False``): they are the ones that this reward penalises.
+Units and signs: lengths in tokens; higher is better. Do not mask truncated responses in the loss (keep TRL's
+``mask_truncated_completions=False``): they carry the penalty.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ assumed_stage_steps = 100  # optimizer steps per stage: ours
 
 @dataclass(frozen=True)
 class Truncation:
-    """Correctness up to a length limit, ``beyond`` (rho) above it.
+    """Correctness for responses up to a length limit, and the constant reward ``beyond`` for longer ones.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[4096, 5000, 100])
     >>> Truncation(target=4096)(batch).values.tolist()
@@ -58,14 +58,14 @@ class Truncation:
 
 @dataclass(frozen=True)
 class ThinkPrune:
-    """Truncation with a limit that falls in stages.
+    """Correctness for responses up to a length limit, ``beyond`` for longer ones; the limit shrinks in stages as training proceeds.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1], tokens=[3000, 4000], step=100)
     >>> ThinkPrune(stages=(4096, 3072, 2048), every=100)(batch).values.tolist()
     [1.0, 0.0]
 
     Attributes:
-        stages: Limit of each stage, tokens, in order.
+        stages: Limit of each stage, tokens, in order; the last stage does not end.
         every: Optimizer steps per stage.
         beyond: Reward of a response longer than the limit, right or wrong.
     """
@@ -82,7 +82,7 @@ class ThinkPrune:
             raise ValueError(f"{self}: need at least one stage of at least one step.")
 
     def target(self, step: int) -> Number:
-        """Return the limit at an optimizer step, tokens."""
+        """Return the length limit at an optimizer step, in tokens."""
         return self.stages[min(step // self.every, len(self.stages) - 1)]
 
     def __call__(self, batch: RewardBatch) -> RewardValues:

@@ -1,7 +1,7 @@
 """Statistics: paired bootstrap over problems, effects over problems and seeds, correlations, scores, lengths against targets.
 
-Arrays of outcomes are ``[problems, samples]``. Intervals come from resampling *problems*; all samples of a problem stay together. No
-result depends on the order of rows: if values tie where a selection is cut off, the result is averaged over all orders of the tied values.
+Arrays of outcomes are ``[problems, samples]``. Intervals come from resampling *problems*; all samples of a problem stay together. Where
+problems are selected by a sort key and several tie for the last place, the result is averaged over all orders of the tied problems.
 """
 
 from toolkit.stats.correlations import correlation

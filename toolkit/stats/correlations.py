@@ -23,20 +23,20 @@ def correlation(
     times: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Return the correlation of two columns, with a 95 % interval over problems.
+    """Return the correlation of two columns, with a 95 % bootstrap interval over problems.
 
-    Problems are resampled with all their rows. The result is NaN (undefined) if either column is constant; resamples with a constant
-    column do not count for the interval.
+    A resample draws problems, each with all its rows. The result is NaN (undefined) if either column is constant. Resamples in which a
+    column is constant are left out of the interval.
 
     Args:
         x: First column, one number per row.
         y: Second column, one number per row.
-        groups: Problem of each row.
-        kind: ``"pearson"`` or ``"spearman"`` (Pearson's correlation of mid-ranks).
-        within: True for the correlation within problems: each problem's mean is subtracted from both columns first, so that differences
-            between problems, such as difficulty, do not count. Problems with a single row are left out.
+        groups: Id of the problem of each row.
+        kind: ``"pearson"`` or ``"spearman"`` (Pearson's correlation of the ranks, where ties get their mean rank).
+        within: True for the correlation within problems: each problem's mean is subtracted from both columns first, which removes
+            differences between problems, such as difficulty. Problems with a single row are left out.
         times: Number of resamples.
-        seed: Seed of the resamples.
+        seed: Random seed for the resamples.
 
     Raises:
         ValueError: an unknown kind, columns of different length, or, with ``within``, no problem with two rows.
@@ -80,16 +80,23 @@ def correlation(
 
 
 def _centred(values: ndarray, which: ndarray) -> ndarray:
-    """Return values minus the mean of their group, rounded so that equal values stay equal: ranks and constant columns need that."""
+    """Return values minus the mean of their group, divided by the largest absolute value and rounded to 12 digits.
+
+    Neither correlation depends on the scale. Rounding keeps equal values equal, for ranks and for the check for constant columns.
+
+    Args:
+        values: One number per row.
+        which: Group index of each row.
+    """
     residual = values - (np.bincount(which, values) / np.bincount(which))[which]
     scale = np.abs(values).max()
     return np.round(residual / scale, 12) if scale > 0 else residual
 
 
 def _weighted_ranks(values: ndarray) -> Callable[[ndarray], ndarray]:
-    """Return a function from weights ``[times, rows]`` to mid-ranks ``[times, rows]``. A row of weight k counts as k equal rows.
+    """Return a function from row weights ``[times, rows]`` to ranks of ``values``, ``[times, rows]``. A row of weight k counts as k rows.
 
-    The values are sorted once for all weights.
+    Equal values get their mean rank. The values are sorted only once, when this function is called.
     """
     # place: number of each row's value among the distinct values; starts: where a new value begins in sorted order.
     _, place = np.unique(values, return_inverse=True)
@@ -105,7 +112,15 @@ def _weighted_ranks(values: ndarray) -> Callable[[ndarray], ndarray]:
 
 
 def _weighted_pearson(a: ndarray, b: ndarray, weights: ndarray) -> ndarray:
-    """Return one correlation per row of weights ``[times, rows]``; NaN where a column is constant over rows of positive weight."""
+    """Return Pearson's weighted correlation of a and b for each resample, ``[times]``.
+
+    The result is NaN if a or b is constant over the rows of positive weight.
+
+    Args:
+        a: First column, ``[times, rows]``, or ``[1, rows]`` if it is the same for all resamples.
+        b: Second column, of the same shape.
+        weights: Weights of the rows in each resample, ``[times, rows]``.
+    """
     # Constant columns are found by comparing values: their computed variance need not be exactly 0.
     used, total = weights > 0, weights.sum(axis=1, keepdims=True)
     varies = [np.where(used, v, -np.inf).max(axis=1) > np.where(used, v, np.inf).min(axis=1) for v in (a, b)]

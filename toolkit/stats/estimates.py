@@ -1,4 +1,7 @@
-"""Functions that turn outcomes per problem into statistics, and estimates of statistics with percentile bootstrap intervals."""
+"""Statistics of outcomes per problem (such as a mean over problems), and their estimates with percentile bootstrap intervals.
+
+A *statistic* is a function of resampled problems: see ``Statistic``.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,16 @@ from numpy import ndarray
 
 RESAMPLES = 2000  # default number of bootstrap resamples
 Statistic = Callable[[ndarray], ndarray]
-"""A function from problem indices ``[times, n]``, one resample per row, to the values of a statistic, ``[times]``."""
+"""A function from problem indices ``[times, n]``, one resample of the n problems per row, to one number per resample, ``[times]``."""
 Bounds = tuple[float, float]
 """Smallest and largest possible value of a quantity."""
 UNBOUNDED: Bounds = (-math.inf, math.inf)
-NO_VARIANCE = "no variance"  # remark in texts, in place of an interval of width 0
+NO_VARIANCE = "no variance"  # printed in place of an interval of width 0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate with its confidence interval (95 % by default).
+    """An estimate with its confidence interval (95 %, unless ``bootstrap`` was given another level).
 
     Attributes:
         mean: The estimate: a mean, or another statistic of the problems.
@@ -41,7 +44,7 @@ class Estimate:
     def excludes_zero(self) -> bool:
         """True if the interval does not contain zero.
 
-        False for an interval of width 0: the values do not vary, so the interval carries no information.
+        An interval of width 0 gives False: the values do not vary, so the interval carries no information.
         """
         return self.low < self.high and (self.low > 0 or self.high < 0)
 
@@ -52,9 +55,9 @@ class Estimate:
 
 
 def resamples(n: int, *, seed: int = 0, times: int = RESAMPLES) -> ndarray:
-    """Return ``times`` resamples of n problems: indices ``[times, n]``, drawn with replacement.
+    """Return ``times`` resamples of n problems: problem indices ``[times, n]``, drawn with replacement.
 
-    Equal seeds give equal resamples, so that two conditions can be compared on the same resamples.
+    Equal seeds give equal resamples: use the same seed for two conditions to compare them on the same resamples.
 
     >>> resamples(4, times=2).tolist()
     [[3, 2, 2, 1], [1, 0, 0, 0]]
@@ -68,9 +71,9 @@ def bootstrap(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAM
     Args:
         statistic: Function from problem indices ``[times, n]`` to values ``[times]``.
         n: Number of problems.
-        seed: Seed of the resamples.
+        seed: Random seed for the resamples.
         times: Number of resamples.
-        level: Confidence level of the interval.
+        level: Confidence level of the interval, from 0 to 1.
 
     Raises:
         ValueError: n is 0.
@@ -87,18 +90,18 @@ def bootstrap(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAM
 
 
 def mean_of(values: Float[ndarray, "problems samples"]) -> Statistic:
-    """Return a statistic (a function of resampled problems): the mean over problems of each problem's mean."""
+    """Return a statistic (a function of resampled problems): the mean of ``values`` over samples, then over problems."""
     per_problem = np.asarray(values, dtype=float).mean(axis=1)
     return lambda index: per_problem[index].mean(axis=1)
 
 
 def over_problems(values: Sequence[float] | ndarray, problems: Sequence[str] | ndarray, *, seed: int = 0) -> Estimate:
-    """Return the mean over problems of each problem's mean, with its 95 % interval over problems.
+    """Return the mean of values over the rows of each problem, then over problems, with its 95 % bootstrap interval over problems.
 
     Args:
         values: One value per row.
-        problems: Problem of each row.
-        seed: Seed of the resamples.
+        problems: Id of the problem of each row; problems may have different numbers of rows.
+        seed: Random seed for the resamples.
 
     Raises:
         ValueError: there are no rows.
@@ -112,7 +115,7 @@ def over_problems(values: Sequence[float] | ndarray, problems: Sequence[str] | n
 
 
 def difference(a: Statistic, b: Statistic) -> Statistic:
-    """Return a statistic (a function of resampled problems): a minus b on the same problems, a paired difference.
+    """Return a statistic (a function of resampled problems): the paired difference, a minus b on the same problems.
 
     >>> base, edited = np.array([[1.0], [0.0], [0.0], [1.0]]), np.array([[1.0], [1.0], [0.0], [1.0]])
     >>> print(bootstrap(difference(mean_of(edited), mean_of(base)), 4))
@@ -122,13 +125,14 @@ def difference(a: Statistic, b: Statistic) -> Statistic:
 
 
 def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, "*rows n"], keep: int) -> Float[ndarray, "*rows"]:
-    """Return the mean of the ``keep`` values with the smallest ranking, along the last axis.
+    """Return, along the last axis, the mean of those ``keep`` values that have the smallest entries in ``ranking``.
 
-    If several values tie for the last of these places, the result is averaged over all orders of the tied values.
+    If several values tie for the last place, the result is averaged over all orders of the tied values.
 
     Args:
-        ranking: Numbers that order the values along the last axis.
-        keep: Number of values, from 1 to n.
+        values: Numbers to average.
+        ranking: Sort key of each value.
+        keep: Number of values to average, from 1 to n.
 
     >>> values, ranking = np.array([[1.0, 0.0, 1.0]]), np.array([[10.0, 20.0, 20.0]])
     >>> mean_of_smallest(values, ranking, 2).tolist()  # the first value, and by chance one of the other two
@@ -144,19 +148,17 @@ def mean_of_smallest(values: Float[ndarray, "*rows n"], ranking: Float[ndarray, 
 def shortest_accuracy(
     correct: Float[ndarray, "problems samples"], ranking: Float[ndarray, "problems samples"], share: float
 ) -> Statistic:
-    """Return a statistic (a function of resampled problems): accuracy of the ``share`` of responses with the shortest thinking.
+    """Return a statistic (a function of resampled problems): accuracy, from 0 to 1, on the share of responses with the shortest thinking.
 
-    It is the metric of ThinkEdit (arXiv:2503.22048).
-
-    For each sample index separately, problems are sorted by ``ranking`` and the first ``floor(share * n)``, at least one, are kept.
-    The statistic is the accuracy of the kept responses, averaged over the sample indices. If problems tie for the last places, it is
-    averaged over all orders of the tied problems, so the order of problems does not matter.
+    This is the metric of ThinkEdit (arXiv:2503.22048). For each sample index separately, the n problems are sorted by ``ranking``, and the
+    first ``floor(share * n)`` of them, at least one, are selected. The statistic is the accuracy of the selected responses, averaged over
+    the sample indices. If problems tie for the last place, the accuracy is averaged over all orders of the tied problems.
 
     Args:
         correct: 1 or 0 per response.
-        ranking: Length in tokens by which to sort. As published it is the think length of the response that is graded, so the selection
-            is not independent of the grade. To avoid this selection effect, pass ``held_out_length``.
-        share: Share of problems, in (0, 1].
+        ranking: Length in tokens of each response, by which to sort. The paper takes the think length of the graded response itself, so
+            its selection depends on the response that is graded. To avoid this selection effect, pass the result of ``held_out_length``.
+        share: Share of problems to select, in (0, 1].
     """
 
     def statistic(index: ndarray) -> ndarray:
@@ -168,10 +170,10 @@ def shortest_accuracy(
 
 
 def held_out_length(lengths: Float[ndarray, "problems samples"]) -> Float[ndarray, "problems samples"]:
-    """Return, for each sample, the mean length of the *other* samples of its problem.
+    """Return, for each sample, the mean length of the *other* samples of its problem, ``[problems, samples]``.
 
-    Sorting by this length selects problems that a model tends to think briefly about, without using the sample that is then graded. If the
-    problems are sorted by the base model's lengths for every model, the same problems are selected for all models.
+    For ``shortest_accuracy``: sorting by this length selects problems on which a model tends to think briefly, without using the sample
+    that is graded. To select the same problems for several models, use the lengths of one of them, such as the base model, for all.
 
     Raises:
         ValueError: fewer than two samples per problem.

@@ -12,14 +12,14 @@ from numpy import ndarray
 
 
 def looping(tokens: Sequence[int], *, longest_period: int = 64, repeats: int = 4) -> bool:
-    """Return True if a response ends in a loop: the same run of tokens at least ``repeats`` times, and at least 16 tokens in all.
+    """Return True if a response ends in a loop: a sequence of tokens that is repeated up to the end of the response (our definition).
 
-    The definition is ours.
+    The sequence has to occur at least ``repeats`` times in a row, and its occurrences have to cover at least 16 tokens together.
 
     Args:
         tokens: Token ids of the response.
-        longest_period: Largest number of tokens in the run that is repeated.
-        repeats: Smallest number of occurrences of the run, the first included.
+        longest_period: Largest number of tokens in the sequence that is repeated.
+        repeats: Smallest number of occurrences of the sequence, including the first.
 
     >>> looping([7, 8, *[1, 2, 3] * 6]), looping([7, 8, *[1, 2, 3] * 3])
     (True, False)
@@ -61,11 +61,13 @@ def words(text: str) -> int:
 
 
 def ranges_around(targets: Sequence[Number], share: float) -> Ranges:
-    """Return a dict from each target T to the range from ``T - share * T`` to ``T + share * T`` (Ruler instead has fixed tables).
+    """Return target T -> range of matching lengths, ``(T - share * T, T + share * T)``.
+
+    These ranges are ours; Ruler's are ``RULER_PRECISE`` and ``RULER_FLEXIBLE``.
 
     Args:
-        targets: Target lengths, in any unit.
-        share: Half width of a range, as a share of the target, in (0, 1].
+        targets: Target lengths, positive, in any unit.
+        share: Half width of each range, as a share of its target, in (0, 1].
 
     >>> ranges_around([100, 200], 0.1)
     {100: (90.0, 110.0), 200: (180.0, 220.0)}
@@ -76,11 +78,11 @@ def ranges_around(targets: Sequence[Number], share: float) -> Ranges:
 
 
 def hits(lengths: Sequence[Number] | ndarray, targets: Sequence[Number] | ndarray, ranges: Ranges) -> ndarray:
-    """Return, for each length, True if it is in the range of its target: ``low < length <= high``.
+    """Return a mask of lengths: True if the length is in the range of its target, ``low < length <= high``.
 
     Args:
-        lengths: Lengths in the unit of ``ranges``.
-        targets: One target per length.
+        lengths: Lengths, in the unit of ``ranges``.
+        targets: Target of each length.
         ranges: Target -> ``(low, high)``.
 
     Raises:
@@ -98,14 +100,17 @@ def hits(lengths: Sequence[Number] | ndarray, targets: Sequence[Number] | ndarra
 
 @dataclass(frozen=True)
 class LengthMatch:
-    """How well the lengths of some responses match their targets.
+    """Scores of how well the lengths of some responses match their targets.
+
+    A target is open if its range has no upper end (">800"). Responses with open targets do not count in ``exact`` and ``rmse``; both are
+    NaN if all targets are open.
 
     Attributes:
-        n: Number of responses.
-        precise: Percentage of responses within the narrow range of their target (Ruler's PM).
-        flexible: Percentage of responses within the wide range of their target (Ruler's FM).
-        exact: Percentage of responses whose length equals the target. Open targets (">800") are left out; NaN if all are open.
-        rmse: Root mean square of length minus target, in the unit of the lengths. Open targets are left out; NaN if all are open.
+        n: Number of responses, including those with open targets.
+        precise: Percentage of responses within the narrow range of their target (PM in Ruler).
+        flexible: Percentage of responses within the wide range of their target (FM in Ruler).
+        exact: Percentage of responses whose length equals the target.
+        rmse: Root mean square of length minus target, in the unit of the lengths.
     """
 
     n: int
@@ -123,20 +128,22 @@ def length_match(
     flexible: Ranges = RULER_FLEXIBLE,
     levels: Mapping[str, Sequence[Number]] = RULER_LEVELS,
 ) -> dict[str, LengthMatch]:
-    """Return how well lengths match their targets, as Ruler reports it: per target, per level and over all responses.
+    """Return scores of how well lengths match their targets, as Ruler reports them: per target, per level and over all responses.
 
-    The published ranges are in words. For lengths in tokens or other targets (not in the paper), make ``precise`` and ``flexible`` with
-    ``ranges_around(targets, assumed_precise)`` and ``ranges_around(targets, assumed_flexible)``, and pass other ``levels`` or ``{}``.
+    The default ranges are Ruler's, in words. For lengths in tokens, or for other targets, pass
+    ``precise=ranges_around(targets, assumed_precise)``, ``flexible=ranges_around(targets, assumed_flexible)``, and your own ``levels``
+    (``{}`` for none).
 
     Args:
         lengths: Length of each response.
         targets: Target of each response.
-        precise: Narrow range of each target.
-        flexible: Wide range of each target.
-        levels: Level name -> targets that belong to it.
+        precise: Target -> narrow range ``(low, high)``.
+        flexible: Target -> wide range ``(low, high)``.
+        levels: Level name -> targets of the level. A level is a set of targets whose responses are scored together.
 
     Returns:
-        A dict with the keys ``"10"``, ``">800"``, ... (targets), ``"level 0"``, ... (levels) and ``"all"``; only groups with responses.
+        Scores by name: one per target (``"10"``, ..., ``">800"``), one per level (``"level 0"``, ...), and ``"all"``. Targets and levels
+        without responses are left out.
 
     Raises:
         ValueError: no length, or not one target per length.

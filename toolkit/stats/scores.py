@@ -1,4 +1,4 @@
-"""Scores of predictions, rank correlation, and p-values."""
+"""Scores of predictions (AUC, balanced accuracy, R^2), Spearman's rank correlation, corrected p-values and permutation p-values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 
 
 def spearman(x: Sequence[float] | ndarray, y: Sequence[float] | ndarray) -> float:
-    """Return Spearman's rank correlation; NaN (undefined) if either side is constant.
+    """Return Spearman's rank correlation of x and y; NaN (undefined) if x or y is constant.
 
     >>> spearman([1.0, 2.0, 3.0], [10.0, 30.0, 20.0])
     0.5
@@ -23,13 +23,13 @@ def spearman(x: Sequence[float] | ndarray, y: Sequence[float] | ndarray) -> floa
 
 
 def auc(truth: ndarray, score: ndarray) -> float:
-    """Return the area under the ROC curve: the chance that a case that is True scores above a case that is False. Ties count half.
+    """Return the area under the ROC curve: the share of pairs of a True and a False case in which the True case has the higher score.
 
-    NaN (undefined) if there is no true or no false case.
+    Ties count half. NaN (undefined) if all cases are True or all are False.
 
     Args:
         truth: True or False for each case.
-        score: Score of each case.
+        score: Score of each case, expected to be higher for True cases.
 
     >>> auc(np.array([True, True, False, False]), np.array([0.9, 0.4, 0.4, 0.1]))
     0.875
@@ -43,9 +43,13 @@ def auc(truth: ndarray, score: ndarray) -> float:
 
 
 def balanced_accuracy(truth: ndarray, predicted: ndarray) -> float:
-    """Return the mean of two accuracies: on the cases that are True and on those that are False. Chance is 0.5 for any class balance.
+    """Return balanced accuracy: the mean of the accuracy on True cases and the accuracy on False cases. A constant prediction gets 0.5.
 
-    NaN (undefined) if there is no true or no false case.
+    NaN (undefined) if all cases are True or all are False.
+
+    Args:
+        truth: True or False for each case.
+        predicted: Prediction for each case, True or False.
 
     >>> balanced_accuracy(np.array([True, True, True, False]), np.array([True, True, True, True]))
     0.5
@@ -57,9 +61,10 @@ def balanced_accuracy(truth: ndarray, predicted: ndarray) -> float:
 
 
 def r_squared(truth: ndarray, predicted: ndarray) -> float:
-    """Return R^2, the share of variance explained: 1 - SSE / SST.
+    """Return R^2, the share of the variance of ``truth`` that the predictions explain.
 
-    It is negative if predicting the mean would be better, and NaN if the truth is constant.
+    R^2 is 1 minus the squared error of the predictions divided by the squared error of predicting the mean. R^2 is negative if predicting
+    the mean would be better, and NaN if ``truth`` is constant.
 
     >>> r_squared(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 2.0]))
     0.5
@@ -69,10 +74,10 @@ def r_squared(truth: ndarray, predicted: ndarray) -> float:
 
 
 def holm(p: Float[ndarray, " tests"]) -> Float[ndarray, " tests"]:
-    """Return p-values corrected by Holm's method for the number of tests.
+    """Return p-values corrected by Holm's method for the number of tests, in the order of ``p``.
 
-    If all tests whose corrected p-value is at most a level are called significant, the chance of any false positive is at most this level.
-    NaN stands for a missing test: it stays NaN and does not count as a test.
+    If tests are called significant when their corrected p-value is at most 0.05, the chance of one or more false positives is at most 0.05;
+    the same holds for any other level. A NaN in ``p`` stays NaN and does not count as a test.
 
     >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
     [0.03, 0.06, 0.06]
@@ -85,12 +90,12 @@ def holm(p: Float[ndarray, " tests"]) -> Float[ndarray, " tests"]:
 
 
 def permutation_p(as_extreme: ndarray) -> float:
-    """Return the p-value of a permutation test, ``(b + 1) / (m + 1)``: b of m permutations are at least as extreme as the observed order.
+    """Return the p-value of a permutation test: ``(b + 1) / (m + 1)`` if b of m drawn permutations are at least as extreme as the data.
 
-    The observed order counts as one of the permutations, so the p-value is never 0.
+    The observed data count as one more permutation, so the p-value is never 0.
 
     Args:
-        as_extreme: For each drawn permutation, True if its statistic is at least as extreme as that of the observed order.
+        as_extreme: One entry per drawn permutation: True if its statistic is at least as extreme as that of the observed data.
 
     >>> permutation_p(np.array([True] + [False] * 98))
     0.02

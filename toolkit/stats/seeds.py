@@ -1,24 +1,27 @@
-"""Effects over problems and seeds: estimate, 95 % interval and p-value, by one rule for the whole toolkit.
+"""Effects over problems and seeds: estimate, 95 % interval and p-value. The whole toolkit uses this one rule.
 
-A condition has S results on the same n problems: one per seed of its random or trained part, or a single one if it is deterministic. For
-a statistic f (a mean over problems, or another function of resampled problems), with f_s its value for seed s::
+A condition has S results on the same n problems: one per seed of its random or trained part, or a single one if it is deterministic. A
+statistic is a function of resampled problems, such as the mean over problems; f_s is its value for seed s::
 
-    estimate   mean_s f_s
-    B_p        n / (n - 1) x var over resampled problems of mean_s f_s
-    B_s        var_s(f_s) / S
-    h(a)       sqrt(t(1 - a/2; n - 1)^2 B_p  +  t(1 - a/2; S - 1)^2 B_s)
-    interval   S = 1: percentiles of the resampled problems; S > 1: estimate +- h(.05)
+    estimate   mean of f_s over seeds
+    B_p        n / (n - 1) x variance, over resamples of the problems, of the mean of f_s over seeds
+    B_s        variance of f_s over seeds, divided by S
+    h(a)       sqrt(t(1 - a/2; n - 1)^2 B_p  +  t(1 - a/2; S - 1)^2 B_s)        without the second term if S = 1
+    interval   if S = 1: 2.5 and 97.5 % percentiles over the resamples; if S > 1: estimate +- h(0.05)
     p          the level a at which h(a) = |estimate|
 
-The variance over seeds is added because a conclusion about a *method* must hold for another seed. Each variance keeps its own degrees of
+t(q; d) is the quantile q of Student's t distribution with d degrees of freedom; h(a) is the half width of an interval of level 1 - a.
+
+The variance over seeds is included because a conclusion about a *method* must hold for another seed. Each variance has its own degrees of
 freedom (Banerjee, 1960, Sankhya 22). The coverage is then at least nominal, for any ratio of the two variances and at any level,
-including the small levels that Holm's correction uses. Satterthwaite's approximation, which pools both into estimated degrees of
-freedom, is not safe: if three seeds differ far more than problems do, its small p-values are wrong by a factor of 7
+including the small levels that Holm's correction uses. Satterthwaite's approximation pools both variances with estimated degrees of
+freedom. It is not safe: if three seeds differ far more than problems do, its small p-values are wrong by a factor of 7
 (``tests/simulate_seeds.py``).
 
-With fewer than ``FEW_SEEDS`` seeds of a random or trained condition there is no p-value. The interval is still given, and ``note`` tells
-the number of seeds (with one seed the interval is over problems alone). A p-value is never 0: it is at least 2^(1 - n), the smallest p
-of an exact sign-flip test on n problems. If nothing varies, it is also at least 2 / (number of resamples + 1).
+A random or trained condition with fewer than ``FEW_SEEDS`` seeds has no p-value. It still has an interval, and ``Effect.note`` gives the
+number of seeds. With one seed, the interval covers only the variation over problems. A p-value is never 0: it is at least 2^(1 - n), the
+smallest p-value of an exact sign-flip test on n problems. If the results do not vary at all, it is also at least
+2 / (number of resamples + 1).
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from scipy import stats as scipy_stats
 
 from toolkit.stats.estimates import NO_VARIANCE, RESAMPLES, Bounds, Estimate, Statistic, resamples
 
-FEW_SEEDS = 3  # smallest number of seeds with a p-value: two seeds tell their variance to within a factor of 30 at best
+FEW_SEEDS = 3  # smallest number of seeds for a p-value: from two seeds, their variance is known to within a factor of 30 at best
 SMALLEST = 1e-300  # lower end of the search for a p-value
 
 
@@ -46,16 +49,17 @@ class Effect(Estimate):
 
     Attributes:
         p: The p-value; NaN if there is none.
-        note: Why the p-value is missing (``"2 seeds"``), or ``"no variance"`` if the interval has width 0 because nothing varies.
+        note: Remark on the interval or the p-value, or "". ``"2 seeds"``: too few seeds for a p-value. ``"no variance"``: the results do
+            not vary, so the interval has width 0. Two remarks are joined by a comma.
     """
 
     p: float
     note: str = ""
 
     def within(self, bounds: Bounds) -> Effect:
-        """Return the effect with its interval clipped to the possible values of the quantity.
+        """Return the effect with its interval clipped to the possible values of the quantity, such as 0 to 1 for a share.
 
-        A transformation, such as the logit of a share, is not used: a share of 0 is possible, and has no logit.
+        Clipping is used, not an interval on the logit of a share, since shares of 0 and 1 have no logit.
 
         Args:
             bounds: Smallest and largest possible value.
@@ -70,12 +74,13 @@ def effect(seeds: Sequence[Statistic], n: int, *, seed: int = 0, times: int = RE
     The module docstring of ``toolkit.stats.seeds`` has the equations.
 
     Args:
-        seeds: One statistic per seed of the condition. For a paired difference from the base model, pass ``difference(f, base)`` for each
-            statistic f.
+        seeds: One statistic per seed of the condition. For a paired difference from the base model, condition minus base, pass
+            ``difference(f, base)`` for each statistic f.
         n: Number of problems.
-        seed: Seed of the resamples of problems.
+        seed: Random seed for the resamples of problems.
         times: Number of resamples.
-        seeded: True if the condition has a random or trained part. There is then no p-value with fewer than ``FEW_SEEDS`` seeds.
+        seeded: True if the condition has a random or trained part, as any condition with several seeds has. Then there is no p-value if
+            there are fewer than ``FEW_SEEDS`` seeds.
 
     Raises:
         ValueError: no seed or no problem.
@@ -89,17 +94,18 @@ def mean_effect(
     values: Float[ndarray, "seeds problems"], minus: Float[ndarray, "one_or_seeds problems"] | None = None, *, seed: int = 0,
     times: int = RESAMPLES, seeded: bool = False,
 ) -> Effect:  # fmt: skip
-    """Return the mean of values over problems and seeds, with an interval over both and a p-value.
+    """Return the mean of values over problems and seeds, with an interval over problems and seeds, and a p-value.
 
-    The module docstring of ``toolkit.stats.seeds`` has the equations. All numbers of the effect are NaN if no problem has a value.
+    The module docstring of ``toolkit.stats.seeds`` has the equations. If no problem has a value, all numbers of the effect are NaN.
 
     Args:
         values: One value per seed and problem; NaN if there is none. A problem counts if at least one seed has a value for it.
-        minus: Values to subtract problem by problem, such as those of the base model; the effect is then a paired difference. A single row
-            is subtracted from all seeds.
-        seed: Seed of the resamples of problems.
+        minus: Values to subtract problem by problem, such as those of the base model. The effect is then the paired difference,
+            ``values - minus``. A single row is subtracted from all seeds. ``None`` subtracts nothing.
+        seed: Random seed for the resamples of problems.
         times: Number of resamples.
-        seeded: True if the condition has a random or trained part. There is then no p-value with fewer than ``FEW_SEEDS`` seeds.
+        seeded: True if the condition has a random or trained part, as any condition with several seeds has. Then there is no p-value if
+            there are fewer than ``FEW_SEEDS`` seeds.
 
     >>> change = mean_effect(np.array([[-20.0, -35.0, -5.0, -28.0, -12.0]]))  # tokens, 5 problems, 1 seed
     >>> print(change, f"p = {change.p:.3f}")
@@ -113,7 +119,7 @@ def mean_effect(
 
 
 def _mean(values: Float[ndarray, " problems"]) -> Statistic:
-    """Return a statistic: the mean over the resampled problems that have a value."""
+    """Return a statistic (a function of resampled problems): the mean over the problems that have a value, that is, no NaN."""
     present = ~np.isnan(values)
     filled = np.where(present, values, 0.0)
 
@@ -125,11 +131,11 @@ def _mean(values: Float[ndarray, " problems"]) -> Statistic:
 
 
 class Draws(NamedTuple):
-    """Values of a statistic for one seed of a condition.
+    """Values of a statistic for one seed of a condition: on all problems, and on every resample of the problems.
 
     Attributes:
         estimate: Value on all problems.
-        resampled: Value on each resample of the problems, ``[times]``.
+        resampled: Value on each resample, ``[times]``.
     """
 
     estimate: float
@@ -137,26 +143,27 @@ class Draws(NamedTuple):
 
 
 def draws(statistic: Statistic, n: int, *, seed: int = 0, times: int = RESAMPLES) -> Draws:
-    """Return the values of a statistic on all n problems and on every resample of them.
+    """Return the values of a statistic on all n problems and on every resample of the problems.
 
     Args:
         statistic: Function from problem indices ``[times, n]`` to values ``[times]``.
         n: Number of problems.
-        seed: Seed of the resamples.
+        seed: Random seed for the resamples.
         times: Number of resamples.
     """
     return Draws(float(statistic(np.arange(n)[None])[0]), statistic(resamples(n, seed=seed, times=times)))
 
 
 def combine(seeds: Sequence[Draws], n: int, *, minus: Draws | None = None, seeded: bool = False) -> Effect:
-    """Return the effect of a condition, as ``effect`` does, from values of the statistic that were computed before.
+    """Return the same effect of a condition as ``effect``, but from values of the statistic that ``draws`` has already computed.
 
     Args:
-        seeds: Values of the statistic, one ``Draws`` per seed of the condition, from ``draws``.
+        seeds: Values of the statistic, one ``Draws`` per seed of the condition.
         n: Number of problems.
-        minus: Values for the base model on the same resamples, to subtract: the effect is then the paired difference, condition minus
-            base.
-        seeded: True if the condition has a random or trained part. There is then no p-value with fewer than ``FEW_SEEDS`` seeds.
+        minus: Values for the base model on the same resamples, to subtract from those of every seed: the effect is then the paired
+            difference, condition minus base. ``None`` subtracts nothing.
+        seeded: True if the condition has a random or trained part, as any condition with several seeds has. Then there is no p-value if
+            there are fewer than ``FEW_SEEDS`` seeds.
     """
     centres = np.array([d.estimate for d in seeds]) - (minus.estimate if minus else 0.0)
     resampled = np.mean([d.resampled for d in seeds], axis=0) - (minus.resampled if minus else 0.0)
@@ -185,12 +192,13 @@ def _combine(centres: ndarray, resampled: ndarray, n: int, seeded: bool) -> Effe
 def half_width(
     alpha: float | ndarray, by_problem: float | ndarray, by_seed: float | ndarray, n: int, seeds: int
 ) -> float | ndarray:
-    """Return the half width of the confidence interval of level 1 - alpha, elementwise: h(alpha) of the module's equations.
+    """Return h(alpha), the half width of the confidence interval of level 1 - alpha, elementwise. The module has the equations.
 
     Args:
-        by_problem: Variance over problems, B_p.
-        by_seed: Variance over seeds, B_s; it does not count if there is a single seed.
-        n: Number of problems; 1 counts as 2.
+        alpha: 1 minus the level: 0.05 for a 95 % interval.
+        by_problem: B_p, the variance over problems.
+        by_seed: B_s, the variance over seeds; unused if there is a single seed.
+        n: Number of problems; the degrees of freedom are n - 1, but at least 1.
         seeds: Number of seeds.
     """
     problems = -special.stdtrit(max(n - 1, 1), np.asarray(alpha) / 2) * np.sqrt(by_problem)
