@@ -215,7 +215,7 @@ def inject_history_errors(
 
 
 def with_history_errors(p: Problem, rate: float = ERROR_RATE, seed: int = 0) -> Problem:
-    """Return a copy of the problem ``p``, a turn of an episode, in which each answer in the history is made wrong with probability ``rate``.
+    """Return a copy of ``p``, one turn of an episode, in which each answer in the history is made wrong with probability ``rate``.
 
     The random errors differ between problems. The gold answer is the last total in the history, right or wrong, plus the number that the
     turn adds.
