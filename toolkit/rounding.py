@@ -1,7 +1,7 @@
 """Measure how much of a weight change survives when the weights are stored in a narrower number type.
 
 bfloat16 has 8 significant bits, so neighbouring bfloat16 numbers near a weight w are ``|w| / 256`` to ``|w| / 128`` apart. Training often
-changes a weight by less than half of that. The trained weight, stored in bfloat16, then equals the weight before training.
+changes a bfloat16 weight by less than half of that. The trained weight, stored in bfloat16, then equals the weight before training.
 """
 
 from __future__ import annotations

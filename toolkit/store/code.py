@@ -1,7 +1,7 @@
 """Hashes of the toolkit's own source code, saved beside each result, so that a result is recomputed if its code has changed.
 
-``modules_of("toolkit.generate")`` returns the hashes of this module and of all modules that it imports. It reads the source files and
-imports nothing. Docstrings and comments are not hashed, so rewording them does not make results outdated.
+``modules_of("toolkit.generate")`` returns the hashes of ``toolkit.generate`` and of all modules that it imports. Source files are only
+read, not imported. Docstrings and comments are not hashed, so rewording them does not make results outdated.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def _digest(nodes: list[Any]) -> str:
 
 @cache
 def _imported(name: str) -> frozenset[str]:
-    """Return the modules that a module imports from, except those in ``LISTS``. For a module in ``LISTS`` or ``CLASSES_ONLY``, return none."""
+    """Return the modules that ``name`` imports from, except those in ``LISTS``. If ``name`` is in ``LISTS`` or ``CLASSES_ONLY``: none."""
     module, targets = sources()[name], set[str]()
     for local, (source, attribute) in module.names.items() if name not in LISTS | CLASSES_ONLY else ():
         target = _defining(source, attribute)

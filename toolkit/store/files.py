@@ -164,7 +164,7 @@ def is_whole(directory: str | Path) -> bool:
 
 
 def write_text(text: str, path: str | Path) -> Path:
-    """Write a text file atomically."""
+    """Write a text file atomically, and return its path."""
     content = text.encode()
     with atomic(path, needed=len(content)) as partial:
         partial.write_bytes(content)
@@ -181,7 +181,7 @@ def read_json(path: str | Path, expected: Any = Any, *, remedy: str = "Make the 
 
     Args:
         expected: Type hint that the value must fit, such as ``list[int]`` or ``{"name": str}`` (``hints.typed`` lists all forms).
-        remedy: Advice to the user, which ends the error message about a damaged file.
+        remedy: Advice to the user, with which the error message about a damaged file ends.
 
     Raises:
         FileNotFoundError: no such file.
@@ -247,7 +247,7 @@ def read_rows(path: str | Path, expected: Any = Mapping[str, Any]) -> list[Any]:
 
 
 def write_rows(rows: Iterable[Any], path: str | Path) -> Path:
-    """Write rows as a JSON-lines file, one object per line, atomically."""
+    """Write objects, such as dicts or dataclasses, as a JSON-lines file (one per line), atomically. Return its path."""
     return write_text("".join(json.dumps(row, default=jsonable, allow_nan=False) + "\n" for row in rows), path)
 
 
@@ -303,7 +303,7 @@ def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
     The lock is a file ``PATH.lock``. It is released when the body ends, or when the process ends for any reason.
 
     Args:
-        wait: Wait until the lock is free, instead of yielding False.
+        wait: Whether to wait until the lock is free. If not, False is yielded at once.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")

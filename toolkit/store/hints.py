@@ -118,7 +118,7 @@ def _fields(value: Any, hint: Mapping[str, Any], at: str) -> dict[str, Any]:
 
 
 def _inside(at: str, name: str) -> str:
-    """Return the place of the field ``name`` of the object at ``at``, such as ``meta.task``. The outermost place ("the line") is left out."""
+    """Return the place of the field ``name`` of the object at ``at``, such as ``meta.task``. The outermost object is left out."""
     return name if at.startswith(("the ", "its ")) else f"{at}.{name}"
 
 

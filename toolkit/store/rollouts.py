@@ -92,7 +92,7 @@ def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: in
 
     Args:
         header: How the rollouts are sampled: the fields of ``IDENTITY`` and ``OPTIONAL``.
-        vocab: Number of rows of the model's embedding; all token ids must be smaller. ``None``: only check that they are not negative.
+        vocab: Number of rows of the model's embedding; all token ids must be smaller. ``None``: this is not checked.
 
     Raises:
         WrongModelError: the directory was started with another model, other problems or other sampling settings.
@@ -131,7 +131,7 @@ def append_rollouts(rollouts: Sequence[Rollout], directory: str | Path) -> Path:
 
 
 def replace_rollouts(changed: Iterable[Rollout], directory: str | Path) -> None:
-    """Replace those rollouts in a directory that have the problem id and sample number of one in ``changed``. Parts are written atomically."""
+    """Replace the rollouts in a directory that have the problem id and sample number of one in ``changed``. Parts change atomically."""
     new = {(r.problem_id, r.sample): r for r in changed}
     for part in _parts(directory):
         before = load_rollouts(part)
@@ -181,7 +181,7 @@ def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout
     """Return the rollouts of a directory of parts, or of one parquet file, in the order in which they were written.
 
     Args:
-        vocab: Number of rows of the model's embedding; all token ids must be smaller. ``None``: only check that they are not negative.
+        vocab: Number of rows of the model's embedding; all token ids must be smaller. ``None``: this is not checked.
 
     Raises:
         FileNotFoundError: there are no rollouts at this path.

@@ -149,12 +149,12 @@ def find_once(text: str, piece: str) -> tuple[int, int]:
 
 
 def token_spans(lm: LM, problem: Problem, pieces: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[Span, ...]]:
-    """Return the token ids of the chat prompt, and the token span of each piece of its last user message.
+    """Return the token ids of a problem's chat prompt, and the token span of each piece in it.
 
     A piece's span covers all tokens that contain any character of the piece.
 
     Args:
-        pieces: Character ranges ``[start, stop)`` of the last user message.
+        pieces: Character ranges ``[start, stop)`` of the problem's last user message, one per piece.
 
     Raises:
         NoOffsetsError: the tokenizer gives no character offsets, or the prompt's text does not tokenize to the prompt's token ids.

@@ -146,8 +146,8 @@ def message(needle: Needle, before: Sequence[str], after: Sequence[str], *, bare
 def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, filler: Sequence[str] | None = None) -> Haystack:
     """Return a haystack with the needle at ``depth``, at most ``length`` tokens long, and as near to that length as whole sentences allow.
 
-    The filler depends on the seed and the needle only. All lengths and depths use the same filler, so that it does not explain differences
-    between their results.
+    The filler depends on the seed and the needle only. So differences between results at several lengths and depths are not due to
+    different filler.
 
     Args:
         length: Largest number of tokens of the chat prompt, question and template included.
@@ -208,7 +208,7 @@ def _fit(lm: LM, needle: Needle, length: int, depth: float, filler: list[str]) -
     """Return the filler before the needle, the filler after it, and the text that replaces the needle in ``Haystack.control``.
 
     As many filler sentences are used as fit. The needle goes between the two sentences where it is nearest to ``depth``. The text that
-    replaces it is filler that is not in the prompt, or the first sentences if none is left.
+    replaces it is made of unused filler sentences, or of the first ones if all are used.
     """
     ends = _token_ends(lm, filler)
 

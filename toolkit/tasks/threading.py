@@ -11,7 +11,8 @@ Deviations: keys and values have four characters by default (at least one of the
 ``ids="uuid"`` gives UUIDs as in the paper. The JSON is on one line, and the wording is ours. ``locate`` gives the needed pairs as token
 spans of the prompt (``haystack.py``).
 
-Units: sizes are in pairs, or in tokens of the whole chat prompt; a depth is the share of the pairs before the needle, 0 to 1.
+Units: sizes are in pairs, or in tokens of the whole chat prompt; a depth is the share of all pairs that come before the pair asked about,
+0 to 1.
 """
 
 from __future__ import annotations

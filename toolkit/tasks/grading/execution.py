@@ -180,19 +180,21 @@ def step_accuracy(executions: Sequence[Execution], *, seed: int = 0) -> stats.Es
 def by_horizon(
     executions: Sequence[Execution], correct: Sequence[bool] | None = None, *, p: Number | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Return the accuracy of the final answers to problems of each horizon H (number of turns), compared with p^H.
+    """Return the share of right final answers to problems with H turns, compared with p^H, for each H.
+
+    p^H is the share expected if each step is right with probability p and no error is corrected. H is called the horizon.
 
     Args:
         executions: One per response, with all its stated totals.
-        correct: One flag per response: whether its answer is right (``rollout.correct``). Default: whether it states the total of its last
-            turn and this total is true.
-        p: Step accuracy in p^H, 0 to 1; for example the step accuracy at the horizons of training. Default: in each row, the step accuracy
-            at the row's own horizon, since it may fall with the horizon.
+        correct: One flag per response: whether its answer is right (``rollout.correct``). Default: whether the response states a total for
+            the last turn and this total is true.
+        p: Step accuracy, 0 to 1; for example the step accuracy at the horizons of training. Default: in each row, the step accuracy at the
+            row's own horizon, since step accuracy may fall with the horizon.
 
     Returns:
         One row per horizon. Columns: ``horizon`` (turns), ``n`` (responses), ``stated`` (share of turns with a stated total), ``step``
-        (step accuracy), ``final`` (share of right answers), ``final_low, final_high`` (its 95 % interval over responses), and ``expected``
-        (p^H). If ``final`` is above ``expected``, the model corrects errors, or errors cluster in few responses. If it is below, some
+        (step accuracy), ``final`` (share of right answers), ``final_low, final_high`` (95 % interval of ``final``, over responses), and
+        ``expected`` (p^H). If ``final`` is above ``expected``, the model corrects errors, or errors cluster in few responses. If it is below, some
         responses stopped early, or their steps are less accurate than p.
 
     Raises:
