@@ -300,7 +300,7 @@ def key(value: Any) -> str:
 def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
     """Lock ``path`` against other processes. Yield True if this process holds the lock, False if another process does.
 
-    The lock is a file ``PATH.lock``. It is released when the body ends, or when the process ends for any reason.
+    The lock is on a file ``PATH.lock``. The system releases it when the body ends, or when the process ends for any reason.
 
     Args:
         wait: Whether to wait until the lock is free. If not, False is yielded at once.

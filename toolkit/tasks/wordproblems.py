@@ -1,8 +1,8 @@
 """Word problems of 1 to 6 steps in short English sentences, and plain arithmetic, for ``smol-reasoner``.
 
 A story begins with a number of things, events change the number, and a question ends the story. Every step is one operation on whole
-numbers from 0 to 40. A number that is added or subtracted is at most 9, or a product such as three bags of four, so that a small model can
-follow.
+numbers from 0 to 40. A number that is added or subtracted is at most 9, or a small product (3 * 4 for three bags of four), so that a small
+model can follow.
 
 Each story and each wording of plain arithmetic (``generators/stories.py``) belongs to one split. So no sentence of a test problem occurs in
 training, except for names and for phrases around the problem such as "Be brief.".

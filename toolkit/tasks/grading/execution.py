@@ -71,7 +71,9 @@ class Execution:
 
 
 def judge(outputs: Sequence[int | None], deltas: Sequence[int], *, start: int = 0) -> Execution:
-    """Check the totals that a model stated, turn by turn: is each right given the total stated before it, and is it the true total?
+    """Check the totals that a model stated in one response, and return the results as an Execution.
+
+    A total passes as a step if it is right given the total stated before it, and as a turn if it is the true total.
 
     Args:
         outputs: The total stated for each turn; ``None`` if none was stated.
@@ -193,9 +195,9 @@ def by_horizon(
 
     Returns:
         One row per horizon. Columns: ``horizon`` (turns), ``n`` (responses), ``stated`` (share of turns with a stated total), ``step``
-        (step accuracy), ``final`` (share of right answers), ``final_low, final_high`` (95 % interval of ``final``, over responses), and
-        ``expected`` (p^H). If ``final`` is above ``expected``, the model corrects errors, or errors cluster in few responses. If it is below, some
-        responses stopped early, or their steps are less accurate than p.
+        (step accuracy), ``final`` (share of right final answers), ``final_low, final_high`` (95 % interval of ``final``, over responses),
+        and ``expected`` (p^H). If ``final`` is above ``expected``, the model corrects errors, or errors cluster in few responses. If it is
+        below, some responses stopped early, or their steps are less accurate than p.
 
     Raises:
         ValueError: no executions, not one answer per execution, or ``p`` outside 0..1.
