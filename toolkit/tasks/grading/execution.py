@@ -35,7 +35,9 @@ EDGE = 1e-9  # a horizon this close to a whole number of steps is rounded to it
 
 @dataclass(frozen=True)
 class Execution:
-    """Running totals that a model stated in one response, and whether they are right. Every field has one entry per turn.
+    """Running totals that a model stated in one response, or in one conversation, and whether they are right.
+
+    Every field has one entry per turn. Below and in this module, a conversation (``episodes.play``) counts as one response.
 
     Attributes:
         outputs: The last total that the model stated for the turn; ``None`` if it stated none.
@@ -113,7 +115,7 @@ def carry_forward(outputs: Sequence[int | None], *, start: int = 0) -> list[int]
 
 
 def execution_metrics(executions: Sequence[Execution], *, seed: int = 0) -> pd.DataFrame:
-    """Return a table of the accuracies at each turn, one row per turn. A response is one element of ``executions``.
+    """Return a table of the accuracies at each turn, one row per turn.
 
     | column | meaning |
     |---|---|
@@ -124,7 +126,8 @@ def execution_metrics(executions: Sequence[Execution], *, seed: int = 0) -> pd.D
     | ``turn_right`` | share of true totals, among the responses that do not skip the turn |
     | ``prefix`` | share of all these responses whose totals up to this turn are all true |
 
-    The last three have 95 % bootstrap intervals over responses, such as ``step_low, step_high``. They are NaN if there is no such response.
+    The last three have 95 % bootstrap intervals over responses, such as ``step_low, step_high`` (the paper's are from 1,000 resamples).
+    They are NaN if there is no such response.
     For a response that stopped before the turn, ``turn_right`` and ``prefix`` count it as wrong.
 
     Args:
