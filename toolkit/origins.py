@@ -1,10 +1,17 @@
-"""Records of the problems that a direction, plan or model was made from, so that judging it on the same problems is an error.
+"""Records of the problems that a direction, plan or model was made from. Evaluating it on the same problems is then an error.
 
-A record is a plain mapping, kept in the notes of a value's provenance. Its fields are ``task``, ``split``, ``seed``, ``rollouts`` (text,
-if only part of a run was used) and ``problem_ids`` (sorted hashes, see ``digest``). A field whose value is not known is absent.
+A record is a dict in the notes of a direction's or plan's provenance. Its fields are:
+
+| field | content |
+|---|---|
+| ``task``, ``split``, ``seed`` | how the problems were loaded |
+| ``rollouts`` | text that says which rollouts were used, if not all of a run |
+| ``problem_ids`` | sorted hashes of the problems' ids (``digest``) |
+
+A field whose value is not known is absent.
 
 Problems are compared by id, so an id must mean the same question in every file. A problem without an id gets a hash of its messages as
-its id: equal ids then mean equal questions.
+its id. Equal ids of this kind mean equal questions.
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ from typing import Any
 KEYS = ("task", "split", "seed", "rollouts", "problem_ids")  # fields of a record
 Record = Mapping[str, Any]
 HINT: Any = {"problem_ids": list[str]}
-"""Type hint of a record in a file, for ``store.read_json``: the one field that it must have."""
+"""Type hint of a record, for reading it with ``store.read_json``: the only field that it must have."""
 
 
 def digest(text: str) -> str:
@@ -32,27 +39,28 @@ def check(notes: Mapping[str, Any]) -> None:
 
 
 def record(problem_ids: Iterable[str], **fields: Any) -> dict[str, Any]:
-    """Return the record of some problems that a value was made from: the fields, and the hashes of the ids under ``"problem_ids"``.
+    """Return the record of the problems that a direction, plan or model was made from.
 
     Args:
-        fields: ``task``, ``split``, ``seed``, ``rollouts``; a field that is ``None`` is left out.
+        problem_ids: Ids of the problems. The record holds their hashes.
+        fields: Other fields of the record: ``task``, ``split``, ``seed``, ``rollouts``. A field that is ``None`` is left out.
     """
     ids = sorted({digest(i) for i in problem_ids})
     return {**{k: v for k, v in fields.items() if v is not None}, "problem_ids": ids}
 
 
 def record_in(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record of problems in the notes of a provenance; an empty dict if the notes list no problem ids."""
+    """Return the record of problems in the notes of a provenance; an empty dict if the notes have no problem ids."""
     return {k: notes[k] for k in KEYS if k in notes} if notes.get("problem_ids") else {}
 
 
 def join_notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the notes for the sum of two values, such as moments.
+    """Return the provenance notes for the sum of two values, such as two ``Moments``.
 
-    They hold the problem ids of both, and of the other notes those that are equal in both.
+    The new notes hold the problem ids of both values. Any other note is included only if it is equal in both.
 
     Args:
-        first, second: Notes of the two values.
+        first, second: Provenance notes of the two values.
     """
     same = {k: v for k, v in first.items() if k in second and second[k] == v}
     ids = sorted({*first.get("problem_ids", ()), *second.get("problem_ids", ())})
@@ -60,7 +68,7 @@ def join_notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str,
 
 
 def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
-    """Return records of problems in their order, without duplicates and without empty records."""
+    """Return the records without duplicates and without empty ones, in their order."""
     unique: list[Record] = []
     for one in records:
         if one and one not in unique:
@@ -69,13 +77,13 @@ def distinct(records: Iterable[Record]) -> tuple[Record, ...]:
 
 
 def overlap(records: Iterable[Record], problem_ids: Iterable[str]) -> list[str]:
-    """Return those of ``problem_ids`` (plain ids, not hashes) whose problems are in any of the records."""
+    """Return those of ``problem_ids`` (ids, not their hashes) that are in any of the records."""
     made_from = {i for one in records for i in one.get("problem_ids", ())}
     return [i for i in problem_ids if digest(i) in made_from] if made_from else []
 
 
 def describe(one: Record) -> str:
-    """Return a record of problems in words: number of problems, task, split and seed.
+    """Return a record of problems in words: number of problems, task, split, seed and rollouts.
 
     >>> describe(record(["a", "b"], task="arithmetic", split="train", seed=0))
     '2 problems of arithmetic (train, seed 0)'

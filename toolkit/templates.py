@@ -1,8 +1,8 @@
-"""Check chat templates in a process with limits before they are used, and list their switches (variables such as ``enable_thinking``).
+"""Check chat templates before they are used, and list their switches (variables such as ``enable_thinking``).
 
-A chat template is a program that comes with a checkpoint. Jinja's sandbox keeps it from files and from Python, but not from endless loops
-or gigabytes of text. So ``check`` first renders it in a separate process with limits on time and memory. That process runs this file
-as a script, so this file may import only jinja2 and the standard library.
+A chat template is a program that comes with a checkpoint. Jinja's sandbox keeps it from reading files and running Python, but not from
+endless loops or gigabytes of text. So ``check`` first renders the template in a separate process with limits on time and memory, called a
+*trial*. This file is the script of the trial, so it may import only jinja2 and the standard library.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ WALL = 15.0  # limit of a trial in seconds of wall-clock time; on a busy machine
 RESERVED = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception", "strftime_now")
 )
-"""Variables that transformers sets."""
+"""Variables that transformers sets when it renders a template, so they are not switches."""
 
 
 class TemplateProblem(ValueError):
-    """A chat template cannot be used, or does not read a switch that was set."""
+    """A chat template cannot be used, or a switch is set that it does not read."""
 
 
 class _Generation(Extension):
-    """The block ``{% generation %}`` of transformers, which marks text without adding any."""
+    """The template tag ``{% generation %}`` of transformers, which marks text without adding any."""
 
     tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
 
@@ -57,7 +57,7 @@ class _Generation(Extension):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Return the Jinja environment in which transformers renders chat templates."""
+    """Return a Jinja environment with the settings, filters and functions that transformers uses for chat templates."""
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
@@ -70,16 +70,16 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def check(template: str, tokens: Mapping[str, str], switches: Mapping[str, Any]) -> None:
-    """Raise TemplateProblem unless a template renders a user's question within limits of time and memory, and reads every switch.
+    """Raise TemplateProblem unless a template renders a user's question within limits of time and memory, and reads all ``switches``.
 
     Args:
         template: Text of the template.
-        tokens: Special tokens by name, such as ``eos_token``.
-        switches: Variables to set in the template, such as ``{"enable_thinking": False}``.
+        tokens: Name of a special token, such as ``eos_token`` -> its text.
+        switches: Name of a variable to set in the template -> its value, such as ``{"enable_thinking": False}``.
 
     Raises:
-        TemplateProblem: the text is not a valid template, fails, leaves out the question, or needs too much time or memory; or it does
-            not read one of the switches.
+        TemplateProblem: the template is not valid, fails, leaves out the question, needs too much time or memory, or does not read one of
+            ``switches``.
     """
     _try(template, json.dumps([dict(tokens), dict(switches)], sort_keys=True, default=str))
     known = variables(template, tokens)
@@ -106,7 +106,7 @@ def variables(template: str, tokens: Iterable[str] = ()) -> frozenset[str]:
 
 @cache
 def _try(template: str, arguments: str) -> None:
-    """Run a trial in a new process. ``arguments`` is JSON, so that the result can be cached."""
+    """Run a trial in a new process; raise TemplateProblem if it fails. ``arguments`` is JSON text, so that the result can be cached."""
     # -P: the folder of this file has modules whose names are also in the standard library.
     command = [sys.executable, "-P", __file__]
     try:
@@ -133,7 +133,7 @@ def _limit() -> None:
 
 
 def _trial() -> None:
-    """Render the template on standard input, in the limited process. Exit with code 0, or with the reason on standard error."""
+    """Render the template from standard input with limits set. Exit with code 0, or print the reason of failure on standard error."""
     template, tokens, switches = json.loads(sys.stdin.read())
     _limit()
     try:

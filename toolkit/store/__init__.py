@@ -1,8 +1,13 @@
-"""Saving and loading: the only package that reads or writes files.
+"""Save and load files. No other package of the toolkit reads or writes them.
 
-A direction, head scores, moments or a plan is one safetensors file, whose JSON header holds the provenance (model, settings, problems).
-Rollouts and tables are parquet files. Every file is written under a temporary name and renamed when complete, so a file that exists is
-complete.
+| content | format |
+|---|---|
+| ``Direction``, ``HeadScores``, ``Moments``, ``Plan`` (classes of ``toolkit.types``) | one safetensors file each, with a JSON header |
+| rollouts | a directory of parquet files, with a JSON header |
+| tables | parquet |
+
+A header says how the content was made: model, settings, problems. Every file is written under a temporary name and renamed when it is
+complete. So a file under its final name is complete.
 """
 
 from toolkit.store.checkpoints import copy_files, read_headers

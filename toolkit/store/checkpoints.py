@@ -1,4 +1,4 @@
-"""Files of a model directory: read safetensors headers without the tensors, and copy files that are not weights."""
+"""Files of a model directory: read the names, types and shapes of its tensors without loading them, and copy other files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def copy_files(source: str | Path, target: str | Path, wanted: Callable[[str], b
     """Copy files from the directory ``source``, without its subdirectories, to ``target``. Existing files are not overwritten.
 
     Args:
-        wanted: Function that returns True for the names of the files to copy.
+        wanted: Function from a file's name to whether the file is copied.
     """
     for path in sorted(Path(source).iterdir()):
         if path.is_file() and wanted(path.name) and not (Path(target) / path.name).exists():

@@ -1,7 +1,7 @@
 """Hashes of the toolkit's own source code, saved beside each result, so that a result is recomputed if its code has changed.
 
-``modules_of("toolkit.generate")`` finds the modules by reading the source; it imports none of them. A hash is over the syntax tree
-without docstrings and comments, so rewording a docstring does not make results outdated.
+``modules_of("toolkit.generate")`` returns the hashes of ``toolkit.generate`` and of all modules that it imports. Source files are only
+read, not imported. Docstrings and comments are not hashed, so rewording them does not make results outdated.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from toolkit.store.files import key, read_json, write_json
 
 MADE_BY = "made_by.json"
 RECORD: Mapping[str, Any] = {"made_by": str, "code": str, "depends": str, "modules": Mapping[str, str]}
-"""Fields of the record beside a result, with their types."""
+"""Fields of the record that is saved beside a result (``Basis.record``), with their types."""
 BEFORE_HASHES = "toolkit 0.1.0, before code hashes"  # named in messages as the maker of results that have no record
 LISTS = frozenset({"toolkit", "toolkit.rewards", "toolkit.tasks", "toolkit.methods", "toolkit.board.spec"})
-"""Modules that import all members of a package. A result depends only on the members that it uses, so these imports are not followed."""
+"""Modules that import all members of a package. A result depends only on the members in use, so these imports are not followed."""
 CLASSES_ONLY = frozenset({"toolkit.grpo.recipes"})
-"""Modules that list values, such as recipes. The value in use is part of a result's cache key already, so only the classes are hashed."""
+"""Modules that define classes and a list of instances, such as recipes. Only the classes are hashed: the instance that a result uses is in
+the result's cache key already."""
 NO_NUMBERS = (
     "toolkit.figures", "toolkit.report", "toolkit.transcript", "toolkit.widgets", "toolkit.cli", "toolkit.processes", "toolkit.identity",
     "toolkit.grpo.code",
     "toolkit.store.code",
 )  # fmt: skip
-"""Modules and packages that compute no numbers, only display, label or handle them. Results do not depend on them."""
+"""Modules and packages that compute no numbers: they display or label results, or start processes. Results do not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,15 @@ class Module:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the module's code, 12 hexadecimal digits."""
+        """Hash of the module's code without docstrings and comments, 12 hexadecimal digits."""
         counted = [n for n in self.tree.body if isinstance(n, ast.ClassDef)] if self.name in CLASSES_ONLY else self.tree.body
         return _digest(list(counted))
 
     @cached_property
     def names(self) -> dict[str, tuple[str, str]]:
-        """Local name -> ``(module, attribute)`` that it was imported from; ``attribute`` is ``""`` for a whole module.
+        """Local name of everything that the module imports from the toolkit -> ``(module, attribute)`` that it was imported from.
 
-        All imports from the toolkit count, at any place in the module.
+        ``attribute`` is ``""`` if a whole module was imported. Imports inside functions count too.
         """
         names: dict[str, tuple[str, str]] = {}
         for node in ast.walk(self.tree):
@@ -92,9 +93,9 @@ def _is_text(node: Any) -> bool:
 
 @cache
 def sources() -> Mapping[str, Module]:
-    """Return every module of the toolkit by name, as read at the first call in this process.
+    """Return ``{dotted name: Module}`` for every module of the toolkit. The files are read once, at the first call in this process.
 
-    The files are not read again: a file that changes later is not the code that runs.
+    A file that is changed later is not read again, since the running code is still the code from before the change.
     """
     root = Path(toolkit.__file__).parent
     modules = {}
@@ -108,12 +109,13 @@ def sources() -> Mapping[str, Module]:
 def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
     """Return ``{module: hash of its code}`` for ``roots`` and all modules of the toolkit that they import, directly or indirectly.
 
-    A name imported from a package leads to the module that defines the name. The imports of modules in ``LISTS`` are not followed.
+    If a name is imported from a package, the module that defines the name is included, not the whole package. Modules in ``NO_NUMBERS`` are
+    left out, and the imports of modules in ``LISTS`` are not followed.
 
     Args:
         roots: Dotted names such as ``"toolkit.generate"``. ``"module:function"`` stands for one function, with the definitions in its
-            module that it uses.
-        without: Modules and packages to leave out, unless they are roots.
+            module that it uses; its imports are not followed.
+        without: Further modules and packages to leave out, unless they are roots.
 
     Raises:
         ValueError: a root is not a module of the toolkit.
@@ -132,7 +134,7 @@ def modules_of(*roots: str, without: tuple[str, ...] = ()) -> dict[str, str]:
 
 
 def code_of(*roots: str, without: tuple[str, ...] = ()) -> str:
-    """Return one hash over the code of ``roots`` and all modules that they import; arguments as in ``modules_of``."""
+    """Return one hash over the code of ``roots`` and all modules that they import. The arguments are those of ``modules_of``."""
     return key(modules_of(*roots, without=without))
 
 
@@ -142,7 +144,7 @@ def _below(name: str, packages: tuple[str, ...]) -> bool:
 
 @cache
 def _part(root: str) -> str:
-    """Hash one definition of a module and all definitions there (functions, classes, constants) that it uses, directly or indirectly."""
+    """Return a hash of the definition ``"module:name"`` and of all definitions in its module that it uses, directly or indirectly."""
     module, _, first = root.partition(":")
     defined = {name: n for n in sources()[module].tree.body for name in _names(n)}
     used, todo = set[str](), [first]
@@ -168,7 +170,7 @@ def _digest(nodes: list[Any]) -> str:
 
 @cache
 def _imported(name: str) -> frozenset[str]:
-    """Return the modules that a module imports from, except those in ``LISTS``. Modules in ``LISTS`` or ``CLASSES_ONLY`` give none."""
+    """Return the modules that ``name`` imports from, except those in ``LISTS``. If ``name`` is in ``LISTS`` or ``CLASSES_ONLY``: none."""
     module, targets = sources()[name], set[str]()
     for local, (source, attribute) in module.names.items() if name not in LISTS | CLASSES_ONLY else ():
         target = _defining(source, attribute)
@@ -184,7 +186,7 @@ def _is_package(name: str) -> bool:
 
 
 def _defining(source: str, attribute: str) -> str:
-    """Return the module that ``from source import attribute`` leads to: the one that defines the attribute, or that the attribute is."""
+    """Return the module that ``from source import attribute`` imports, or, if the attribute is not a module, the one that defines it."""
     modules = sources()
     if attribute and f"{source}.{attribute}" in modules:
         return f"{source}.{attribute}"
@@ -195,11 +197,11 @@ def _defining(source: str, attribute: str) -> str:
 
 @dataclass(frozen=True)
 class Basis:
-    """The dependencies of a saved result, from which its cache key and the record beside it are computed.
+    """The dependencies of a saved result. From them, its cache key and the record that is saved beside it are computed.
 
     Attributes:
-        depends: All dependencies except the code, JSON-serialisable.
-        modules: Hash of each module that the result depends on, from ``modules_of``.
+        depends: All dependencies except the code, such as settings; JSON-serialisable.
+        modules: Module -> hash of its code, for all modules that the result depends on (``modules_of``).
     """
 
     depends: Any
@@ -222,7 +224,7 @@ class Basis:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The record that is saved beside the result: ``made_by``, ``code``, ``depends`` (a hash of the dependencies) and ``modules``."""
+        """The record that is saved beside the result: ``made_by``, ``code``, ``modules`` and a hash of ``depends``."""
         return {"made_by": self.made_by, "code": self.code, "depends": key(self.depends), "modules": dict(self.modules)}
 
     def write(self, folder: Path) -> None:
@@ -254,7 +256,7 @@ def records(parent: Path, names: str = "*") -> list[dict[str, Any]]:
 
 
 def made_by(code: str) -> str:
-    """Return the text that output files contain as ``made_by``: the version of the toolkit and a hash of the code.
+    """Return the text for the field ``made_by`` of output files: the version of the toolkit and a hash of the code.
 
     Args:
         code: Hash of the code that the file depends on, such as ``Basis.code``.

@@ -1,4 +1,4 @@
-"""Exceptions about files. Commands print them as one line."""
+"""Exceptions about files. The command line prints their messages without a traceback, in one line."""
 
 
 class StoreError(ValueError):
@@ -6,7 +6,7 @@ class StoreError(ValueError):
 
 
 class ForeignFileError(StoreError):
-    """The file was not written by this toolkit, or holds another kind of value than expected."""
+    """The file was not written by this toolkit, or holds another type of value than expected (such as a plan, not a direction)."""
 
 
 class DamagedFileError(StoreError):
@@ -14,7 +14,7 @@ class DamagedFileError(StoreError):
 
 
 class WrongModelError(StoreError):
-    """The saved value or rollouts were made with another model, or with other problems or settings."""
+    """The saved value or the saved rollouts were made with another model, other problems or other settings."""
 
 
 class DiskFullError(OSError):

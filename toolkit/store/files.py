@@ -25,7 +25,7 @@ from toolkit.store.texts import numbered, parsed, read_text
 
 
 def _namespace() -> str:
-    """Return an id of this container: two containers may have the same host name and the same process ids."""
+    """Return an id of the container that this process runs in, since two containers may have equal host names and equal process ids."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux
@@ -38,7 +38,7 @@ PARTIAL = re.compile(r"\..*\.h(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.partial", re.
 
 
 def tidy(directory: str | Path) -> None:
-    """Remove temporary files and directories that dead processes of this machine left in a directory."""
+    """Remove the temporary files and directories in ``directory`` that processes of this machine left there when they were killed."""
     for path in Path(directory).glob(".*.partial"):
         match = PARTIAL.fullmatch(path.name)
         if match and match["host"] == HOST and not _alive(int(match["pid"])):
@@ -46,7 +46,7 @@ def tidy(directory: str | Path) -> None:
 
 
 def _partial(target: Path) -> Path:
-    """Return this process's temporary path for ``target``. Remove temporary files that dead processes left beside it."""
+    """Return the temporary path at which this process writes ``target``. First remove the temporary files of killed processes beside it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     tidy(target.parent)
     return target.with_name(f".{target.name}.h{HOST}.{os.getpid()}.partial")
@@ -64,10 +64,12 @@ def _alive(pid: int) -> bool:
 
 @contextmanager
 def atomic(path: str | Path, *, needed: int | None = None) -> Iterator[Path]:
-    """Write a file atomically: yield a temporary path, which is renamed to ``path`` if the body succeeds and removed if it fails.
+    """Write a file atomically: yield a temporary path for the body to write to.
+
+    If the body succeeds, the temporary file is renamed to ``path``. If it fails, the temporary file is removed.
 
     Args:
-        needed: Number of bytes that will be written, if known; stated in the message of DiskFullError.
+        needed: Number of bytes that will be written, for the message of DiskFullError; ``None`` if unknown.
 
     Raises:
         DiskFullError: there is not enough disk space; the message says how much was needed (or written so far) and how much is free.
@@ -84,7 +86,7 @@ def atomic(path: str | Path, *, needed: int | None = None) -> Iterator[Path]:
 
 
 def writable(directory: str | Path) -> Path:
-    """Create a directory if needed and check that it can be written, before any work is done. Return its path.
+    """Create a directory if it is missing, and check that files can be written to it. Return its path. Call it before long work begins.
 
     Raises:
         OSError: the directory cannot be created or written.
@@ -100,7 +102,7 @@ def writable(directory: str | Path) -> Path:
 
 
 def new_directory(path: str | Path) -> Path:
-    """Check that a directory is missing or empty, and that it could be created. Return its path; only its parent is created.
+    """Check that a directory is empty, or that it is missing and could be created. Return its path. Only its parent is created.
 
     Raises:
         FileExistsError: the directory is not empty, or the path is a file.
@@ -117,8 +119,9 @@ def new_directory(path: str | Path) -> Path:
 
 @contextmanager
 def atomic_directory(directory: str | Path) -> Iterator[Path]:
-    """Fill a directory atomically: yield a temporary one, which is renamed to ``directory`` if the body succeeds and removed if it fails.
+    """Fill a directory atomically: yield a temporary directory for the body to write into.
 
+    If the body succeeds, the temporary directory is renamed to ``directory``. If it fails, the temporary directory is removed. So
     ``directory`` is complete or absent, even if the process is killed. An empty directory of this name is replaced.
 
     Raises:
@@ -141,7 +144,7 @@ def atomic_directory(directory: str | Path) -> Iterator[Path]:
 
 
 def is_whole(directory: str | Path) -> bool:
-    """Return True if a directory holds a complete checkpoint or adapter: the config, and the weights or all shards that an index names.
+    """Return True if a directory holds a complete checkpoint or adapter: the config, and the weights or all shards listed in an index.
 
     Raises:
         DamagedFileError: the index of the shards is damaged.
@@ -161,7 +164,7 @@ def is_whole(directory: str | Path) -> bool:
 
 
 def write_text(text: str, path: str | Path) -> Path:
-    """Write a text file atomically."""
+    """Write a text file atomically, and return its path."""
     content = text.encode()
     with atomic(path, needed=len(content)) as partial:
         partial.write_bytes(content)
@@ -169,7 +172,7 @@ def write_text(text: str, path: str | Path) -> Path:
 
 
 def write_json(value: Any, path: str | Path) -> Path:
-    """Write a value as JSON, atomically. Dataclasses become objects; NaN and infinity raise ValueError."""
+    """Write a value as JSON, atomically, and return the path. Dataclasses become JSON objects; NaN and infinity raise ValueError."""
     return write_text(json.dumps(value, indent=2, default=jsonable, allow_nan=False) + "\n", path)
 
 
@@ -178,7 +181,7 @@ def read_json(path: str | Path, expected: Any = Any, *, remedy: str = "Make the 
 
     Args:
         expected: Type hint that the value must fit, such as ``list[int]`` or ``{"name": str}`` (``hints.typed`` lists all forms).
-        remedy: Advice to the user, which ends the error message about a damaged file.
+        remedy: Advice to the user, with which the error message about a damaged file ends.
 
     Raises:
         FileNotFoundError: no such file.
@@ -199,9 +202,9 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def append_line(value: Any, path: str | Path) -> Path:
-    """Append one JSON object as a line to a file, which is created if missing.
+    """Append an object, such as a dict or a dataclass, to a file as one line of JSON. The file is created if it is missing.
 
-    If the process is killed, only the last line can be incomplete; ``read_rows`` skips it.
+    If the process is killed meanwhile, the last line may be incomplete; ``read_rows`` skips such a line.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -244,15 +247,15 @@ def read_rows(path: str | Path, expected: Any = Mapping[str, Any]) -> list[Any]:
 
 
 def write_rows(rows: Iterable[Any], path: str | Path) -> Path:
-    """Write rows as a JSON-lines file, one object per line, atomically."""
+    """Write objects, such as dicts or dataclasses, as a JSON-lines file (one per line), atomically. Return its path."""
     return write_text("".join(json.dumps(row, default=jsonable, allow_nan=False) + "\n" for row in rows), path)
 
 
 def remove(path: str | Path) -> None:
     """Remove a file or a directory with its contents, if it exists.
 
-    A directory is renamed first: under its own name it is complete or absent, even if the process is killed. Temporary files that dead
-    processes left beside it are removed too.
+    A directory is first renamed to a temporary name. So under its own name it is complete or absent, even if the process is killed.
+    Temporary files that killed processes left in the same parent directory are removed too.
     """
     target = Path(path)
     if not target.parent.is_dir():
@@ -297,10 +300,10 @@ def key(value: Any) -> str:
 def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
     """Lock ``path`` against other processes. Yield True if this process holds the lock, False if another process does.
 
-    The lock is a file ``PATH.lock``. It is released when the body ends, or when the process ends for any reason.
+    The lock is on a file ``PATH.lock``. The system releases it when the body ends, or when the process ends for any reason.
 
     Args:
-        wait: Wait until the lock is free, instead of yielding False.
+        wait: Whether to wait until the lock is free. If not, False is yielded at once.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
@@ -316,7 +319,7 @@ def locked(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def jsonable(value: Any) -> Any:
-    """Convert a value that JSON cannot hold: a dataclass to an object, a tensor to a list, a path to text. For ``json.dumps(default=...)``.
+    """Convert a value for ``json.dumps(default=jsonable)``: a dataclass becomes an object, a tensor a list, a path text.
 
     Raises:
         TypeError: the value is of another type.

@@ -15,11 +15,11 @@ from toolkit.store.files import atomic, existing_file
 
 
 def read_pt(path: str | Path) -> Any:
-    """Return the content of a ``torch.save`` file, which may be only tensors and plain containers. No code in the file is run.
+    """Return the content of a ``torch.save`` file: tensors in plain containers such as dicts and lists. No code in the file is run.
 
     Raises:
         FileNotFoundError: no such file.
-        ForeignFileError: the file holds other pickled objects, or is not a ``torch.save`` archive.
+        ForeignFileError: the file holds other objects, or is not a ``torch.save`` archive.
         DamagedFileError: the file is truncated.
     """
     refused = (
@@ -52,8 +52,9 @@ def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str,
     """Write a GGUF file atomically, and return its path. Whole numbers in ``fields`` are written as uint32; tensors keep their dtype.
 
     Args:
-        arch: Value of the GGUF field ``general.architecture``.
-        fields: Further fields of the file.
+        arch: Model architecture, such as ``"llama"`` (the GGUF field ``general.architecture``).
+        fields: Other metadata fields of the file, by name.
+        tensors: Tensors by name.
 
     Raises:
         ImportError: the package gguf is not installed.
@@ -72,7 +73,7 @@ def write_gguf(arch: str, fields: Mapping[str, str | int], tensors: Mapping[str,
 
 
 def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return two dicts from a GGUF file: field name -> value, and tensor name -> array. A quantised tensor is returned as raw bytes.
+    """Return two dicts from a GGUF file: metadata field -> value, and tensor name -> array. A quantised tensor is returned as raw bytes.
 
     Raises:
         FileNotFoundError: no such file.

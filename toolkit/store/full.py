@@ -41,7 +41,7 @@ def explain_full_disk(target: Path, partial: Path, needed: int | None = None) ->
 
 
 def _reason(error: Exception) -> str | None:
-    """Return in words why the disk refused a write, or ``None`` if the error has another cause."""
+    """Return, in words, how the disk was full, or ``None`` if the error has another cause."""
     number = getattr(error, "errno", None)
     if number is None and (match := _NUMBER.search(str(error))):
         number = int(match[1])

@@ -29,19 +29,19 @@ def read_from(path: str | Path, remedy: str) -> Iterator[None]:
 
 
 def checked(value: Any, hint: Any, where: str | Path, remedy: str) -> Any:
-    """Return a value that was read from a file if it fits a type hint. Else raise DamagedFileError.
+    """Return ``value``, which was read from a file, if it fits a type hint. Otherwise raise DamagedFileError.
 
     Args:
         hint: Type hint, such as ``list[int]`` or ``{"name": str}`` (``hints.typed`` lists all forms).
-        where: Path of the file, or another name of the value's place, which begins the error message.
-        remedy: Advice to the user, which ends the error message.
+        where: Path of the file, or another description of where the value is. The error message begins with it.
+        remedy: Advice to the user. The error message ends with it.
     """
     with read_from(where, remedy):
         return typed(value, hint)
 
 
 def brief(value: Any) -> str:
-    """Return the ``repr`` of a value for an error message, cut to 60 characters."""
+    """Return the ``repr`` of a value, cut to 60 characters, for an error message."""
     text = repr(value[:_SHOWN]) if isinstance(value, str | bytes | list) else repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
@@ -61,12 +61,12 @@ def described(hint: Any) -> str:
 
 
 def typed(value: Any, hint: Any, at: str = "the file") -> Any:
-    """Return a JSON value if it fits a type hint. Lists become tuples if the hint is a tuple.
+    """Return a JSON value if it fits a type hint; otherwise raise Misfit. Lists become tuples if the hint is a tuple.
 
     Args:
         hint: ``str``, ``int``, ``float`` (finite; whole numbers too), ``bool``, ``None``, ``Any``, a ``Literal``, a union, ``list[X]``,
-            ``tuple[X, ...]``, ``Mapping[str, X]``, or a mapping from field to hint. The latter stands for an object that has at least
-            these fields.
+            ``tuple[X, ...]``, ``Mapping[str, X]``, or a dict such as ``{"name": str}``. The dict stands for a JSON object that has at least
+            these fields, with values of these types.
         at: Place of the value in the file, such as ``meta.task``, for the error message.
 
     Raises:
@@ -118,7 +118,7 @@ def _fields(value: Any, hint: Mapping[str, Any], at: str) -> dict[str, Any]:
 
 
 def _inside(at: str, name: str) -> str:
-    """Return the place of a field, such as ``meta.task``. The outermost object ("the line") is left out."""
+    """Return the place of the field ``name`` of the object at ``at``, such as ``meta.task``. The outermost object is left out."""
     return name if at.startswith(("the ", "its ")) else f"{at}.{name}"
 
 

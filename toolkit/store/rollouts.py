@@ -1,4 +1,4 @@
-"""Directories of rollouts: parquet files (*parts*), and one JSON header that says how the rollouts were sampled."""
+"""Save and load rollouts: a directory of parquet files (*parts*), with one JSON header that says how the rollouts were sampled."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from toolkit.types import Rollout, Span
 SAMPLING: Mapping[str, Any] = {
     "n": int, "temperature": float, "top_p": float, "top_k": int, "max_new_tokens": int, "seed": int, "details": bool,
 }  # fmt: skip
-"""Sampling settings in a header, with their types."""
+"""Sampling settings in the field ``sampling`` of a header, with their types."""
 IDENTITY: Mapping[str, Any] = {
     "fingerprint": str, "interventions": list[str], "eos_ids": list[int], "template": str, "tags": Mapping[str, str | None] | None,
     "problems": str, "sampling": SAMPLING,
 }  # fmt: skip
-"""Fields of a header that determine the samples, with their types: the model, its interventions and template, the problems, sampling."""
+"""Fields of a header that determine the rollouts, with their types: model, interventions, chat template, problems, sampling settings."""
 OPTIONAL: Mapping[str, Any] = {"model": str, "task": str, "split": str, "seed": int, "rollouts": int}
-"""Fields that describe the samples, with their types. They may be missing, and may change."""
+"""Fields of a header that only describe the rollouts, with their types. They may be missing, and may differ when sampling is resumed."""
 HEADER = "header.json"
 ROUNDING = 1e-3  # tolerance for the sign of log-probabilities (at most 0) and entropies (at least 0)
 ELSEWHERE = "Sample into another directory."
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def rollout_table(rollouts: Iterable[Rollout]) -> pd.DataFrame:
-    """Return a table with one row per rollout.
+    """Return rollouts as a table with one row per rollout.
 
     The columns are the fields of ``Rollout``, except that each span has two columns of token indices: ``think_start, think_stop`` and
     ``answer_start, answer_stop``, which are -1 if there is no such span.
@@ -73,7 +73,7 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
 
 @contextmanager
 def sampling_lock(directory: str | Path) -> Iterator[None]:
-    """Lock a directory while the body samples into it. If another process holds the lock, log a warning and wait."""
+    """Lock a directory while the body samples rollouts into it. If another process holds the lock, log a warning and wait."""
     lock = Path(directory) / ".sampling"
     with locked(lock) as held:
         if held:
@@ -87,12 +87,12 @@ def sampling_lock(directory: str | Path) -> Iterator[None]:
 def open_rollouts(directory: str | Path, header: Mapping[str, Any], *, vocab: int | None = None) -> list[Rollout]:
     """Start or resume a directory of rollouts. Return the rollouts that are already there.
 
-    If the directory already has a header, the fields that determine the samples (``IDENTITY``) must be equal in both headers. The other
-    fields in the directory, such as names, stay as they are; missing ones are added.
+    If the directory already has a header, its fields listed in ``IDENTITY`` must equal those of ``header``. Its other fields stay as they
+    are. Fields that only ``header`` has are added.
 
     Args:
-        header: How the rollouts are sampled: fields of ``IDENTITY`` and ``OPTIONAL``.
-        vocab: Number of rows of the model's embedding, if the model is known; token ids must be smaller.
+        header: How the rollouts are sampled: the fields of ``IDENTITY`` and ``OPTIONAL``.
+        vocab: Number of rows of the model's embedding; all token ids must be smaller. ``None``: this is not checked.
 
     Raises:
         WrongModelError: the directory was started with another model, other problems or other sampling settings.
@@ -131,7 +131,7 @@ def append_rollouts(rollouts: Sequence[Rollout], directory: str | Path) -> Path:
 
 
 def replace_rollouts(changed: Iterable[Rollout], directory: str | Path) -> None:
-    """Replace each rollout in a directory that has the same problem id and sample number as one in ``changed``. Parts change atomically."""
+    """Replace the rollouts in a directory that have the problem id and sample number of one in ``changed``. Parts change atomically."""
     new = {(r.problem_id, r.sample): r for r in changed}
     for part in _parts(directory):
         before = load_rollouts(part)
@@ -178,10 +178,10 @@ def load_header(directory: str | Path) -> dict[str, Any]:
 
 
 def load_rollouts(path: str | Path, *, vocab: int | None = None) -> list[Rollout]:
-    """Load the rollouts of a directory of parts, or of one parquet file, in the order in which they were written.
+    """Return the rollouts of a directory of parts, or of one parquet file, in the order in which they were written.
 
     Args:
-        vocab: Number of rows of the model's embedding, if the model is known; token ids must be smaller.
+        vocab: Number of rows of the model's embedding; all token ids must be smaller. ``None``: this is not checked.
 
     Raises:
         FileNotFoundError: there are no rollouts at this path.

@@ -1,4 +1,4 @@
-"""Tables as parquet, CSV or JSON lines, and problem files as JSON lines."""
+"""Save and load tables (parquet, CSV or JSON lines) and problems (JSON lines)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, NotIm
 
 
 def save_table(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write a table as parquet, atomically, with checksums, so that reading it detects damage."""
+    """Write a table as parquet, atomically, with checksums by which damage is detected when the file is read."""
     with atomic(path) as partial:
         table.to_parquet(partial, write_page_checksum=True)
     return Path(path)
@@ -38,8 +38,9 @@ def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, re
 
     Args:
         columns: Required column -> type hint of its values: ``str``, ``float``, ``int``, ``bool``, or a union of these. Required columns
-            must not have missing values. In a CSV file, columns with the hint ``str`` keep "007" and "NA" as text.
-        remedy: Advice to the user, which ends the error message about a damaged file.
+            must not have missing values. In a CSV file, columns with the hint ``str`` keep "007" and "NA" as text. ``None``: no column is
+            required.
+        remedy: Advice to the user, with which the error message about a damaged file ends.
 
     Raises:
         FileNotFoundError: no such file.
@@ -57,12 +58,12 @@ def read_table(path: str | Path, columns: Mapping[str, Any] | None = None, *, re
 
 
 def checked_table(table: pd.DataFrame, columns: Mapping[str, Any], source: str | Path, remedy: str) -> pd.DataFrame:
-    """Return ``table`` unchanged if it has the required columns with values of the required types. Else raise DamagedFileError.
+    """Return ``table`` unchanged if it has the required columns with values of the required types. Otherwise raise DamagedFileError.
 
     Args:
         columns: Required column -> type hint of its values: ``str``, ``float``, ``int``, ``bool``, or a union of these.
-        source: File or data set that the table comes from, which the error message names.
-        remedy: Advice to the user, which ends the error message.
+        source: File or data set that the table comes from, for the error message.
+        remedy: Advice to the user, with which the error message ends.
     """
     with read_from(source, remedy):
         for name, hint in columns.items():
@@ -137,8 +138,8 @@ def load_problems(path: str | Path) -> list[Problem]:
     """Return the problems in a JSONL file, one JSON object per line.
 
     Each object has ``answer``, and either ``messages`` (objects with ``role`` and ``content``) or ``question``; ``id`` and ``meta`` are
-    optional. Other fields are an error: facts about a problem belong in ``meta``. A problem without an id gets a hash of its messages as
-    its id, which does not change when lines are added or reordered.
+    optional. Any other field is an error: facts about a problem belong in ``meta``. If a problem has no ``id``, a hash of its messages
+    becomes its id. This id does not change when lines are added or reordered.
 
     Answers and ids may be text or numbers. A number becomes text as it is written in the file, but without an exponent: ``0.50`` gives
     ``"0.50"``, and ``1e-5`` gives ``"0.00001"``.
@@ -169,7 +170,7 @@ def load_problems(path: str | Path) -> list[Problem]:
 
 
 def _row(line: str) -> Any:
-    """Parse a line. A float answer or id becomes text: 0.00001 must not turn into 1e-05, where a grader would read only the 5."""
+    """Parse a line. A float as answer or id becomes text: 0.00001 must not turn into 1e-05, of which a grader would read only the 5."""
     row = parsed(line)
     numbers = [n for n in ("answer", "id") if isinstance(row, dict) and isinstance(row.get(n), float) and math.isfinite(row[n])]
     written = json.loads(line, parse_float=_plain) if numbers else {}

@@ -1,4 +1,4 @@
-"""Files of directions, head scores, moments and plans: one safetensors file each, with the provenance in a JSON header."""
+"""Save and load directions, head scores, moments and plans: one safetensors file each, with the provenance in a JSON header."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def save(value: Direction | HeadScores | Moments | Plan, path: str | Path) -> Pa
     """Save a direction, head scores, moments or a plan as one safetensors file, with its provenance in the header.
 
     Raises:
-        ValueError: a tensor holds NaN or infinity, or a note is not JSON-serialisable.
+        ValueError: a tensor holds NaN or infinity, or the provenance notes are not JSON-serialisable.
         DiskFullError: there is not enough disk space.
     """
     tensors: dict[str, torch.Tensor] = {}
@@ -55,15 +55,14 @@ def load(path: str | Path, kind: type[T], *, fingerprint: str | None = None) -> 
 
     Args:
         kind: Type of the value: ``Direction``, ``HeadScores``, ``Moments`` or ``Plan``.
-        fingerprint: Hash of the weights of the model that the value will be used with. A value that was made from other weights is an
-            error. ``None`` skips this check.
+        fingerprint: Fingerprint (hash of weights and config) of the model that the value must have been made from. ``None``: any model.
 
     Raises:
         FileNotFoundError: no such file.
         DamagedFileError: the file is truncated or not safetensors; a field is missing, unknown or of another type; shapes contradict
             each other; or a tensor holds NaN or infinity.
         ForeignFileError: the file was not written by this toolkit, or holds another kind of value.
-        WrongModelError: the value was made from other weights.
+        WrongModelError: the value was made from a model with another fingerprint.
     """
     tensors, header = read_tensors(path)
     if header.get("format") != FORMAT:
@@ -84,7 +83,7 @@ def load(path: str | Path, kind: type[T], *, fingerprint: str | None = None) -> 
 
 
 def _read(text: str | None, tensors: Mapping[str, torch.Tensor], kind: type[T], path: str | Path) -> T:
-    """Decode the value in a header. Every tensor of the file has to belong to exactly one field."""
+    """Return the value in a header. Every tensor of the file must belong to exactly one field of the value."""
     try:
         body = parsed(text or "")
     except ValueError as error:
@@ -118,7 +117,7 @@ def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _decode(body: Any, hint: Any, tensors: dict[str, torch.Tensor], at: str) -> Any:
-    """Invert ``_encode`` with the help of a field's type hint. Tensors that are used are removed from ``tensors``.
+    """Return the value that ``_encode`` turned into ``body``, which must fit the type hint. Tensors in use are removed from ``tensors``.
 
     Raises:
         Misfit: the body does not fit the hint.
@@ -166,7 +165,7 @@ def _tensor(body: Any, hint: Any, tensors: dict[str, torch.Tensor], at: str) -> 
 
 
 def _plain(body: Any) -> Any:
-    """Decode provenance notes, which hold plain JSON values only."""
+    """Return provenance notes, which hold plain JSON values only, from their encoded form."""
     if isinstance(body, list):
         return [_plain(item) for item in body]
     if isinstance(body, Mapping):
@@ -179,7 +178,7 @@ def _join(path: str, name: str) -> str:
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: str | Path) -> Path:
-    """Write tensors, bit for bit, and text metadata as a safetensors file, atomically. Return its path."""
+    """Write tensors (unchanged, bit for bit) and text metadata to a safetensors file, atomically. Return its path."""
     with atomic(path, needed=sum(v.nbytes for v in tensors.values())) as partial:
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, partial, metadata=dict(metadata))
     return Path(path)

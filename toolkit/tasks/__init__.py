@@ -1,21 +1,21 @@
-"""Problems by name: ``tasks.load("arithmetic", "test", n=200, seed=0)``.
+"""Load problems by the name of their task: ``tasks.load("arithmetic", "test", n=200, seed=0)``.
 
 | name | problems |
 |---|---|
 | ``tiny`` | the tasks that ``tiny-reasoner`` was trained on: three quarters ``arithmetic``, one quarter ``lookup`` |
-| ``arithmetic``, ``lookup``, ``running_sum`` | written in the alphabet of the shipped model ``tiny-reasoner`` |
-| ``wordproblems`` | for the shipped model ``smol-reasoner`` |
-| ``countdown``, ``threading``, ``characters``, ``slaq``, ``target_length`` | for language models in general |
-| ``needle`` | a fact in a long text, as long as the model's context allows: needs ``lm=...`` |
-| ``gsm8k``, ``math500`` | from the Hugging Face hub through ``datasets`` |
+| ``arithmetic``, ``lookup``, ``running_sum`` | for the shipped model ``tiny-reasoner``, with only the characters that it knows |
+| ``wordproblems`` | short English stories, for the shipped model ``smol-reasoner`` |
+| ``countdown``, ``threading``, ``characters``, ``slaq``, ``target_length`` | for any language model |
+| ``needle`` | a question about one fact in a long text; needs a model, ``lm=...``, since prompts may be as long as its context |
+| ``gsm8k``, ``math500`` | downloaded from the Hugging Face hub with the package ``datasets`` |
 | ``gym:NAME`` | the data set NAME of reasoning-gym |
-| any other | a path to a JSONL file of problems |
+| any other name | the path of a JSONL file of problems |
 
-This package has one module per task. ``generators`` makes the stories, training traces and key-value pairs of some tasks, ``grading``
+This package has one module per task. ``generators`` makes the stories, training texts and key-value pairs of some tasks, ``grading``
 compares answers with gold answers, and ``external`` reads problems from the hub, from reasoning-gym and from files.
 
-The splits are train, dev and test; no problem is in two of them. A file may define its own splits (``meta.split``, see
-``external.files``).
+The splits are train, dev and test; no problem is in two of them. In a file, each problem may name its own split instead (``meta.split``,
+see ``external.files``).
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ log = logging.getLogger(__name__)
 _MODULES: dict[str, tuple[str, ...]] = {
     "tiny": ("arithmetic", "lookup"), "gsm8k": ("external.mathematics",), "math500": ("external.mathematics",),
 }  # fmt: skip
-"""Task -> modules of this package that define it, for the tasks whose module has another name."""
+"""Task -> modules of this package that define its problems. A task that is not listed here has a module of its own name."""
 
 
 def check(name: str, *split_names: str) -> None:
-    """Raise an error unless ``name`` is a task or a file that has all the splits ``split_names``. No model is needed.
+    """Raise an error unless ``name`` is a task, or a file of problems, that has all the splits ``split_names``. No model is needed.
 
     Raises:
         ValueError: ``name`` is neither a task nor a file, or it lacks one of the splits.
@@ -68,12 +68,12 @@ def check(name: str, *split_names: str) -> None:
 
 
 def is_built_in(name: str) -> bool:
-    """Return True for one of ``NAMES`` and for ``gym:NAME``, False for any other name, which must then be a file's path."""
+    """Return True if ``name`` is one of ``NAMES`` or ``gym:NAME``. Any other name is taken for the path of a file of problems."""
     return name in NAMES or name.startswith(GYM)
 
 
 def modules(name: str) -> list[str]:
-    """Return the dotted names of the toolkit's modules that define a task's problems.
+    """Return the dotted names of the modules that define the problems of the task ``name``.
 
     >>> modules("tiny")
     ['toolkit.tasks.arithmetic', 'toolkit.tasks.lookup']
@@ -91,8 +91,8 @@ def load(name: str, split: str = "test", n: int = 200, seed: int = 0, *, lm: LM 
     Args:
         name: A name in the module's table, or the path of a JSONL file.
         split: ``"train"``, ``"dev"`` or ``"test"``; a file may have others.
-        lm: Model. ``needle`` fits its prompts to the model's context; ``characters`` records how the model's tokenizer cuts each word
-            into tokens. Other tasks ignore it.
+        lm: Model, which only two tasks use. ``needle`` requires it, to fit prompts to the model's context. ``characters`` uses it, if
+            given, to record how the model's tokenizer cuts each word into tokens.
 
     Raises:
         ImportError: the task needs reasoning-gym or ``datasets``, which is not installed.

@@ -69,7 +69,7 @@ def load(split: str, n: int = 200, seed: int = 0, *, operands: tuple[int, int] =
 
 
 def parse(expression: str) -> tuple[list[int], list[str]]:
-    """Return the operands of an expression and the signs between them.
+    """Return the operands of a sum and the signs between them.
 
     >>> parse("17+5-9")
     ([17, 5, 9], ['+', '-'])
@@ -78,13 +78,13 @@ def parse(expression: str) -> tuple[list[int], list[str]]:
 
 
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
-    """Return a random training trace for ``p``: a chain of thought, right or wrong, as text.
+    """Return a random chain of thought for the problem ``p``, to train on. Its final result may be wrong.
 
-    The trace's ``haste``, the probability at each line start of writing the final result at once, is higher for easy problems and for
-    prompts with a cue word.
+    At the start of each line, the chain skips to the final result with a certain probability (``haste``). This probability is higher if
+    the problem is easy and if its prompt has a cue word such as "quick".
 
     Args:
-        habits: Probabilities of the trace's random decisions, such as to re-check a step or to write a wrong result.
+        habits: Probabilities of the random decisions, such as re-checking a step or writing a wrong result.
     """
     values, signs = parse(p.meta["expression"])
 

@@ -1,12 +1,17 @@
 """Questions about the characters of a word. CharBench (arXiv 2508.02591).
 
-There are four kinds of question about a word, each answered by a number. ``count``: how often a character occurs. ``distinct``: how
-many different characters there are. ``first`` and ``last``: the index of a character's first or last occurrence. Indices start at 0;
-case matters. The paper finds that counting hardly depends on how a word is cut into tokens, and that indexing fails with long tokens.
+There are four kinds of question about a word. Each is answered by a number:
 
-Deviations: the paper takes words of 4 to 10 letters from a corpus. ``load`` makes words up (alternating consonants and vowels), so that
-no word is memorised and letters repeat; ``char_tasks`` takes given words. The tokens of a word are taken from the whole question as the
-tokenizer splits it. If a token reaches beyond the word, only its characters inside the word are counted.
+- ``count``: how often a character occurs;
+- ``distinct``: how many different characters there are;
+- ``first``, ``last``: the index, from 0, of a character's first or last occurrence.
+
+Upper and lower case count as different characters. The paper finds that counting hardly depends on how a word is cut into tokens, and
+that finding an index fails if tokens are long.
+
+Deviations: the paper takes words of 4 to 10 letters from a corpus. ``load`` makes up words of these lengths (alternating consonants and
+vowels), so that no word is memorised and letters repeat; ``char_tasks`` takes given words. To find the tokens of a word, the whole
+question is tokenized, not the word alone. If a token reaches beyond the word, only its characters inside the word are counted.
 
 Units: lengths of words and tokens are in characters.
 """
@@ -35,12 +40,12 @@ _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
 def problem(word: str, kind: str, character: str | None = None, *, split: str | None = None) -> Problem:
-    """Return one question about a word, graded by the last number of the answer.
+    """Return one question about ``word``. An answer is right if its last number is.
 
     Args:
-        kind: One of ``KINDS``.
-        character: The character that is counted or searched for; not used by ``distinct``.
-        split: Split to record in ``meta``; by default a hash of the word decides.
+        kind: ``"count"``, ``"distinct"``, ``"first"`` or ``"last"``.
+        character: The character that is counted or searched for; required by all kinds except ``distinct``, which ignores it.
+        split: Split to record in ``meta``. Default: a hash of the word decides.
 
     Raises:
         ValueError: an unknown kind, an empty word or one with white space, or a character that is not in the word.
@@ -71,7 +76,7 @@ def problem(word: str, kind: str, character: str | None = None, *, split: str | 
 
 
 def gold(word: str, kind: str, character: str | None = None) -> int:
-    """Return the right answer to a question of this kind about ``word`` and ``character``.
+    """Return the right answer to a question of kind ``kind`` about ``word`` and ``character``.
 
     >>> gold("banana", "last", "a")
     5
@@ -98,11 +103,11 @@ def _question(word: str, kind: str, character: str | None) -> str:
 def char_tasks(
     words: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None, kind: str = "count", seed: int = 0
 ) -> list[Problem]:
-    """Return one question per word, about a character drawn from that word.
+    """Return one question per word. Unless ``kind`` is ``"distinct"``, it asks about a character that is drawn from the word.
 
     Args:
-        kind: One of ``KINDS``.
-        tokenizer: If given, ``meta`` also holds the ``token_tags`` of the word.
+        kind: Kind of all questions: ``"count"``, ``"distinct"``, ``"first"`` or ``"last"``.
+        tokenizer: If given, the numbers that ``token_tags`` returns for a question are added to its ``meta``.
 
     Raises:
         ValueError: unknown kind, or a word that is empty or has white space.
@@ -127,9 +132,9 @@ def load(
     All questions about a word are in one split.
 
     Args:
-        kinds: Some of ``KINDS``.
+        kinds: Kinds of question to draw: some or all of ``KINDS``.
         lengths: Inclusive range of word lengths in characters.
-        tokenizer: If given, ``meta`` also holds the ``token_tags`` of the word.
+        tokenizer: If given, the numbers that ``token_tags`` returns for a question are added to its ``meta``.
 
     Raises:
         ValueError: unknown split or kind, a range of lengths that is empty or begins below 2, or fewer than ``n`` different questions.
@@ -155,7 +160,7 @@ def load(
 
 
 def made_up(rng: random.Random, length: int) -> str:
-    """Return a pronounceable word without meaning: alternating consonants and vowels, from five letters, so that some letters repeat."""
+    """Return a meaningless word of ``length`` letters: alternating consonants and vowels, drawn from five letters so that some repeat."""
     few = ("".join(rng.sample(_CONSONANTS, 3)), "".join(rng.sample(_VOWELS, 2)))
     first = rng.randrange(2)
     return "".join(rng.choice(few[(first + i) % 2]) for i in range(length))
@@ -165,7 +170,7 @@ def made_up(rng: random.Random, length: int) -> str:
 
 
 def tagged(p: Problem, tokenizer: PreTrainedTokenizerBase) -> Problem:
-    """Return the problem with its ``token_tags`` added to ``meta``."""
+    """Return the problem ``p`` with the numbers from ``token_tags`` added to its ``meta``."""
     return replace(p, meta={**p.meta, **token_tags(p, tokenizer)})
 
 
@@ -173,9 +178,9 @@ def token_tags(p: Problem, tokenizer: PreTrainedTokenizerBase) -> dict[str, floa
     """Return numbers that describe how the word of a question is cut into tokens.
 
     Returns:
-        ``n_tokens``: number of tokens that contain a character of the word. ``chars_per_token``: length of the word divided by
-        ``n_tokens``. ``target_token_len``: for ``first`` and ``last``, the length of the token that holds the occurrence asked about
-        (only its characters inside the word); NaN for the other kinds.
+        ``n_tokens``: number of tokens that contain a character of the word. ``chars_per_token``: length of the word in characters, divided
+        by ``n_tokens``. ``target_token_len``: for ``first`` and ``last``, number of characters of the word in the token that holds the
+        first or last occurrence; NaN for the other kinds.
 
     Raises:
         NoOffsetsError: the tokenizer gives no character offsets.
@@ -204,16 +209,17 @@ def token_tags(p: Problem, tokenizer: PreTrainedTokenizerBase) -> dict[str, floa
 
 
 def feature_correlations(problems: Sequence[Problem], correct: Sequence[bool], *, seed: int = 0) -> pd.DataFrame:
-    """Return how correctness correlates (Pearson's r) with each feature, one row per kind of question and feature.
+    """Return the correlation of each feature of a problem with whether its answer is right: a table, one row per question kind and feature.
 
-    Features: ``word_length``; ``gold`` (the right answer); ``gold_share`` (the right answer divided by the word length); and the three
-    ``token_tags``, if the problems have them.
+    Features: ``word_length`` (characters); ``gold`` (the right answer); ``gold_share`` (the right answer divided by the word length); and
+    the three numbers from ``token_tags``, if the problems have them in ``meta``.
 
-    Columns: ``kind, feature, n`` (problems), ``r``, and ``low, high`` (95 % interval from resampling words). A positive ``r`` means that
-    answers are right more often if the feature is larger. ``r`` is NaN if the feature or the correctness never varies.
+    Columns: ``kind, feature, n`` (number of problems), ``r`` (Pearson's correlation), and ``low, high`` (its 95 % interval from resampling
+    words). If ``r`` is positive, answers are right more often when the feature is larger. ``r`` is NaN if the feature never varies, or if
+    all answers are right or all are wrong.
 
     Args:
-        correct: Whether the answer to each problem is right.
+        correct: One flag per problem: whether its answer is right.
 
     Raises:
         ValueError: no problems, or different numbers of problems and answers.

@@ -1,9 +1,9 @@
-"""Countdown: make a target (100 to 999) from 4 to 6 numbers (1 to 100) with ``+ - * /``. The problems of arXiv 2505.24273.
+"""Countdown: make a target (100 to 999) from 4 to 6 numbers (1 to 100) with ``+ - * /``. The task of arXiv 2505.24273.
 
 ``generators/backtracking.py`` writes chains of thought with a given number of dead ends; ``grading/countdown.py`` checks answers.
 
-Deviations: all intermediate results are whole and positive, and only the last operation of a solution reaches the target (both are our
-choice). The released checker demands that every number is used, although the prompt allows fewer; our checker follows the prompt.
+Deviations: all intermediate results of our solutions are whole and positive, and only the last operation reaches the target (both are our
+choice). The paper's checker demands that an answer uses every number, although its prompt allows fewer; our checker allows fewer.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ def load(split: str, n: int = 200, seed: int = 0, *, numbers: tuple[int, int] = 
 
 
 def solution(p: Problem) -> list[Operation]:
-    """Return the operations of a problem's solution, in order. Raise ValueError for a problem of another task."""
+    """Return the operations of the solution in ``meta["moves"]``, in order. Raise ValueError for a problem of another task."""
     if p.meta.get("task") != "countdown":
         raise ValueError(f"Problem {p.id!r} is of task {p.meta.get('task')!r}, not countdown.")
     return [Operation(*values) for values in p.meta["moves"]]
 
 
 def expression(operations: Sequence[Operation]) -> str:
-    """Return a chain of operations as one expression, such as ``((4 * 25) - 7) + 3``."""
+    """Return operations, each on the result of the one before, as one expression such as ``((4 * 25) - 7) + 3``."""
     text = str(operations[0].left)
     for i, o in enumerate(operations):
         text = f"{f'({text})' if i else text} {o.op} {o.right}"

@@ -1,10 +1,11 @@
 """Locate the pieces of a prompt that a question depends on, as token spans.
 
-A ``Haystack`` is a problem together with the token spans of two things: the pieces of its prompt that the answer depends on (``needed``),
-and the answer's words inside those pieces. It also holds two controls: the problem without the pieces, and the prompt with other tokens
-in their place. Pieces are located by *character offsets* in the rendered chat prompt, and every span is checked to decode to text that
-contains its piece. The released code of arXiv 2404.15574 searches among token ids instead, and may miss the needle or include tokens
-beside it.
+A ``Haystack`` is a problem with the token spans of three things: the pieces of its prompt that the answer depends on (``needed``), the
+answer's words inside those pieces, and the question. It also holds two controls: the problem without the needed pieces, and the prompt
+with other tokens in their place.
+
+Pieces are located by *character offsets* in the rendered chat prompt. The tokens of every span must decode to text that contains the
+piece. The released code of arXiv 2404.15574 searches among token ids instead, and may miss the needle or include tokens beside it.
 
 Only the tokenizer and the config of a model are used here. Units: spans and lengths are in tokens of the whole chat prompt.
 """
@@ -27,7 +28,7 @@ from toolkit.types import Problem, Span
 
 
 class HaystackError(ValueError):
-    """A haystack cannot be built or located."""
+    """A haystack cannot be built, or its pieces cannot be located in the prompt."""
 
 
 class NoOffsetsError(HaystackError):
@@ -52,11 +53,11 @@ class ContextTooLongError(HaystackError):
 
 @dataclass(frozen=True)
 class Haystack:
-    """A problem located in the tokens of one model's chat prompt.
+    """A problem as a chat prompt in one model's tokens, with the token spans of the needed pieces, the answer and the question.
 
     Attributes:
-        problem: The problem. Its ``meta`` also holds the prompt's length (``tokens``, ``characters``) and the character ranges of the
-            needed pieces and the question (``needed``, ``query``).
+        problem: The problem. To its ``meta`` are added ``tokens`` (length of the chat prompt), ``characters`` (length of the last user
+            message), and ``needed`` and ``query`` (character ranges of the needed pieces and of the question in that message).
         prompt_ids: Token ids of the chat prompt.
         needed: Token spans of the pieces that the answer depends on, in the order in which they must be read.
         answers: Token spans of the answer's words inside the needed pieces, one per part of the answer.
@@ -97,7 +98,8 @@ class Pieces:
         answers: The answer's words inside the needed pieces, one range per part of the answer.
         query: The question.
         without: Text of the message without the needed pieces.
-        stand_ins: Text that replaces each needed piece in ``Haystack.control``; its tokens are repeated or cut to the piece's length.
+        stand_ins: One text per needed piece, which replaces the piece in ``Haystack.control``. Its tokens are repeated or cut until they
+            are as many as the piece has.
     """
 
     needed: Sequence[tuple[int, int]]
@@ -120,7 +122,7 @@ def with_text(problem: Problem, text: str) -> Problem:
 
 
 def without_ranges(text: str, ranges: Sequence[tuple[int, int]]) -> str:
-    """Return ``text`` without the character ranges ``[start, stop)``, which may overlap."""
+    """Return ``text`` without the characters in ``ranges``. Each range is ``[start, stop)``; ranges may overlap."""
     parts, end = [], 0
     for start, stop in sorted(ranges):
         parts.append(text[end:start])
@@ -147,16 +149,16 @@ def find_once(text: str, piece: str) -> tuple[int, int]:
 
 
 def token_spans(lm: LM, problem: Problem, pieces: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[Span, ...]]:
-    """Return the token ids of the chat prompt, and the token span of each piece of its last user message.
+    """Return the token ids of a problem's chat prompt, and the token span of each piece in it.
 
     A piece's span covers all tokens that contain any character of the piece.
 
     Args:
-        pieces: Character ranges ``[start, stop)`` of the last user message.
+        pieces: Character ranges ``[start, stop)`` of the problem's last user message, one per piece.
 
     Raises:
-        NoOffsetsError: the tokenizer gives no offsets, or tokenizes the rendered prompt differently.
-        MissingTextError: the template changes the message, or the tokens do not decode to the piece's text.
+        NoOffsetsError: the tokenizer gives no character offsets, or the prompt's text does not tokenize to the prompt's token ids.
+        MissingTextError: the chat template changes the message, or the tokens of a piece do not decode to its text.
         RepeatedTextError: the message occurs twice in the prompt.
     """
     content, ids = user_text(problem), lm.prompt_ids(problem.messages)
@@ -187,7 +189,7 @@ def check_offsets(lm: LM) -> None:
 
 
 def _offsets(lm: LM, problem: Problem, ids: list[int]) -> tuple[str, list[int], list[int], list[int]]:
-    """Return the prompt as text, and three lists with one entry per token that has characters: start, stop (characters) and position."""
+    """Return the prompt's text, and three lists with one entry per token that has characters: first character, end, index of the token."""
     check_offsets(lm)
     prompt = lm.prompt_text(problem.messages)
     coded = lm.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -201,11 +203,11 @@ def _offsets(lm: LM, problem: Problem, ids: list[int]) -> tuple[str, list[int], 
 
 
 def locate(lm: LM, problem: Problem, pieces: Pieces) -> Haystack:
-    """Return the haystack of a problem whose pieces are character ranges of its last user message.
+    """Locate ``pieces`` in the chat prompt of a problem. Return the problem and the token spans as a Haystack.
 
     Raises:
-        NoOffsetsError: the tokenizer gives no character offsets, or tokenizes the rendered prompt differently.
-        MissingTextError: the template changes the message, or the tokens of a piece do not decode to its text.
+        NoOffsetsError: the tokenizer gives no character offsets, or the prompt's text does not tokenize to the prompt's token ids.
+        MissingTextError: the chat template changes the message, or the tokens of a piece do not decode to its text.
         RepeatedTextError: the message occurs twice in the prompt.
     """
     ids, located = token_spans(lm, problem, [*pieces.needed, *pieces.answers, pieces.query])
@@ -225,9 +227,9 @@ def locate(lm: LM, problem: Problem, pieces: Pieces) -> Haystack:
 
 
 def locate_lookup(lm: LM, problem: Problem) -> Haystack:
-    """Return the haystack of a problem of ``tasks.lookup``.
+    """Return a problem of ``tasks.lookup`` as a Haystack.
 
-    Its needed pieces are the bindings to follow, in order: ``B=K;``, then ``K=5;``.
+    Its needed pieces are the bindings that lead from the question to the value. For the question ``B?`` these may be ``B=K;`` and ``K=5;``.
 
     Raises:
         HaystackError: the problem is not of ``tasks.lookup``, or its pieces cannot be located (a subclass, as in ``locate``).
@@ -280,11 +282,13 @@ def lengths(lm: LM, n: int = 5, *, shortest: int = 256, response: int = 256) -> 
 
 
 def grid_cells(haystacks: Sequence[Haystack | Problem], *columns: str) -> pd.DataFrame:
-    """Return one row per problem with its place in a grid.
+    """Return a table of the lengths and depths of haystacks, one row per haystack.
 
-    Columns: ``problem_id``, ``length`` (tokens), ``depth`` (0 to 1) and the other fields of ``meta`` named in ``columns``; ``None`` where
-    ``meta`` lacks the field. Merge the table with ``toolkit.evaluate.rollout_table`` on ``problem_id``; a pivot table of ``correct`` by
-    length and depth is then the heat map of recall.
+    Columns: ``problem_id``, ``length`` (requested prompt length in tokens), ``depth`` (place of the needle in the prompt, from 0 at the
+    start to 1 at the end), and the fields of ``meta`` named in ``columns``. A field that ``meta`` lacks is ``None``.
+
+    For a heat map of recall, merge this table with ``toolkit.evaluate.rollout_table`` on ``problem_id``, and make a pivot table of
+    ``correct`` by ``length`` and ``depth``.
     """
     problems = [h.problem if isinstance(h, Haystack) else h for h in haystacks]
     names = ("length", "depth", *columns)
@@ -294,10 +298,10 @@ def grid_cells(haystacks: Sequence[Haystack | Problem], *columns: str) -> pd.Dat
 def haystack_tags(haystack: Haystack) -> dict[str, float]:
     """Return numbers that describe how hard it is to retrieve the needed pieces: their scope and their dispersion.
 
-    arXiv 2407.00402 names these two axes but defines no numbers; the numbers are ours.
+    arXiv 2407.00402 names scope and dispersion but does not say how to measure them; these measures are ours.
 
     Scope, how much information is needed:
-        ``scope_tokens``: number of needed tokens. ``scope_frac``: their share of the prompt, 0 to 1.
+        ``scope_tokens``: number of tokens in the needed pieces. ``scope_frac``: their share of the prompt's tokens, 0 to 1.
 
     Dispersion, how hard the information is to find:
         ``n_spans``: number of needed pieces. ``gap_mean``, ``gap_max``: mean and largest number of tokens between neighbouring pieces (0
@@ -308,10 +312,10 @@ def haystack_tags(haystack: Haystack) -> dict[str, float]:
 
 
 def difficulty_tags(lm: LM, problem: Problem) -> dict[str, float]:
-    """Return the ``haystack_tags`` of any problem whose ``meta`` marks the pieces that its answer depends on.
+    """Return the numbers of ``haystack_tags`` for any problem whose ``meta`` marks the pieces that its answer depends on.
 
-    ``meta["needed"]`` holds the character ranges of these pieces in the last user message, ``meta["query"]`` the range of the question (as
-    in ``tasks.slaq``). Without a ``query``, as in ``tasks.wordproblems``, ``lexical_overlap`` is NaN.
+    ``meta["needed"]`` holds the character ranges of these pieces in the last user message. ``meta["query"]`` holds the range of the
+    question, as in ``tasks.slaq``. Without ``query``, as in ``tasks.wordproblems``, ``lexical_overlap`` is NaN.
 
     Raises:
         HaystackError: ``meta`` has no ``needed`` ranges, or they cannot be located in the prompt (a subclass, as in ``token_spans``).

@@ -1,8 +1,8 @@
-"""Variable lookup in a long prompt: one to three hops among other bindings and filler words.
+"""Variable lookup in a long prompt: follow one to three bindings among other bindings and filler words.
 
-A prompt reads ``K=5; lamp rose; B=K; ... B?``. To answer, the model must retrieve ``B=K``, then ``K=5`` from the prompt. A value is one
-digit, so each retrieval is one token. The *context* is the text before the question. Its length is in characters; for the tiny reasoner,
-a character is a token.
+A prompt reads ``K=5; lamp rose; B=K; ... B?``. To answer, the model must retrieve ``B=K``, then ``K=5`` from the prompt. A name is one
+letter and a value one digit, so each retrieval is one token. The *context* is the text before the question. Its length is in characters;
+for ``tiny-reasoner``, a character is a token. *Easy* problems have one binding to follow and a context below 100 characters.
 """
 
 from __future__ import annotations
@@ -104,13 +104,13 @@ def load(
 
 
 def write_trace(p: Problem, rng: random.Random, habits: traces.Habits = traces.Habits()) -> traces.Trace:
-    """Return a random training trace for ``p``: a chain of thought, right or wrong, as text.
+    """Return a random chain of thought for the problem ``p``, to train on. Its final value may be wrong.
 
-    The trace's ``haste``, the probability at each line start of writing the final value at once, is higher for easy problems and for
-    prompts with a cue word.
+    At the start of each line, the chain skips to the final value with a certain probability (``haste``). This probability is higher if the
+    problem is easy and if its prompt has a cue word such as "quick".
 
     Args:
-        habits: Probabilities of the trace's random decisions, such as to re-check a step or to write a wrong value.
+        habits: Probabilities of the random decisions, such as re-checking a step or writing a wrong value.
     """
     chain = p.meta["chain"]
 

@@ -1,12 +1,13 @@
 """A needle in a haystack: a question about one fact (the needle) in filler text, over a grid of prompt lengths and depths.
 
-The task of Retrieval Head (Wu et al., arXiv 2404.15574). We generate facts and filler from the word lists below. The lists for facts and
-for filler share no content word, so the answer can come from the needle only. A text file can serve as filler instead (``read_filler``).
+The task of Retrieval Head (Wu et al., arXiv 2404.15574). Facts and filler are generated from the word lists in this module. The lists for
+facts and for filler share no content word, so the answer can come from the needle only. A text file can serve as filler instead
+(``read_filler``).
 
-Deviations: the paper has three facts; here many are generated. The needle goes between two sentences, where the share of filler *tokens*
-before it is nearest to its depth, with any tokenizer. Its position is located by character offsets and checked (``haystack.py``).
+Deviations: the paper has three facts; here many are generated. The needle is put between two sentences of the filler, as near to the
+requested depth as possible. It is located by character offsets, not by a search among token ids (``haystack.py``).
 
-Units: lengths are in tokens of the whole chat prompt; a depth is the share of the filler before the needle, 0 to 1.
+Units: lengths are in tokens of the whole chat prompt; a depth is the share of the filler's tokens before the needle, 0 to 1.
 """
 
 from __future__ import annotations
@@ -145,14 +146,14 @@ def message(needle: Needle, before: Sequence[str], after: Sequence[str], *, bare
 def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, filler: Sequence[str] | None = None) -> Haystack:
     """Return a haystack with the needle at ``depth``, at most ``length`` tokens long, and as near to that length as whole sentences allow.
 
-    The filler depends on the seed and the needle only. All lengths and depths use the same filler, so their results can be compared in
-    pairs.
+    The filler depends on the seed and the needle only. So differences between results at several lengths and depths are not due to
+    different filler.
 
     Args:
         length: Largest number of tokens of the chat prompt, question and template included.
         depth: Share of the filler's tokens before the needle; 0 is at the start, 1 right before the question.
-        filler: Filler sentences, for example from ``read_filler``. The text begins at a random sentence, and after the last sentence
-            continues with the first. Default: generated sentences.
+        filler: Filler sentences, for example from ``read_filler``. The prompt begins at a random one of them; after the last one, the first
+            follows. Default: generated sentences.
 
     Raises:
         ValueError: a depth outside [0, 1].
@@ -160,8 +161,8 @@ def place(lm: LM, needle: Needle, length: int, depth: float, *, seed: int = 0, f
         ContextTooShortError: needle and question alone are longer than ``length``.
         FillerError: the filler is too short to fill ``length`` tokens.
         RepeatedTextError: the filler contains the needle too.
-        NoOffsetsError: the tokenizer gives no character offsets, or tokenizes the rendered prompt differently.
-        MissingTextError: the template changes the message, or the needle's tokens do not decode to its text.
+        NoOffsetsError: the tokenizer gives no character offsets, or the prompt's text does not tokenize to the prompt's token ids.
+        MissingTextError: the chat template changes the message, or the needle's tokens do not decode to its text.
     """
     if not 0 <= depth <= 1:
         raise ValueError(f"depth={depth}: give the share of the filler before the needle, from 0 to 1.")
@@ -206,8 +207,8 @@ def _filler(needle: Needle, length: int, seed: int, filler: Sequence[str] | None
 def _fit(lm: LM, needle: Needle, length: int, depth: float, filler: list[str]) -> tuple[list[str], list[str], str]:
     """Return the filler before the needle, the filler after it, and the text that replaces the needle in ``Haystack.control``.
 
-    As many sentences are used as fit. The needle goes between the sentences where it is nearest to its depth. Its replacement is unused
-    filler, or if none is left, the first sentences.
+    As many filler sentences are used as fit. The needle goes between the two sentences where it is nearest to ``depth``. The text that
+    replaces it is made of unused filler sentences, or of the first ones if all are used.
     """
     ends = _token_ends(lm, filler)
 
@@ -235,7 +236,7 @@ def _fit(lm: LM, needle: Needle, length: int, depth: float, filler: list[str]) -
 
 
 def _token_ends(lm: LM, filler: list[str]) -> list[int]:
-    """Return the number of tokens of the first n sentences, for each n from 0 to ``len(filler)``."""
+    """Return the number of tokens of the first n filler sentences, for each n from 0 to ``len(filler)``."""
     coded = lm.tokenizer(" ".join(filler), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     starts, counts, end = [start for start, _ in coded["offset_mapping"]], [0], -1
     for sentence in filler:
@@ -253,12 +254,12 @@ def grid(
     seed: int = 0,
     filler: Sequence[str] | None = None,
 ) -> list[Haystack]:
-    """Return one haystack per needle, length and depth; the depth varies fastest. ``haystack.grid_cells`` returns them as a table.
+    """Return one haystack per needle, length and depth; in the list, the depth varies fastest. ``haystack.grid_cells`` tabulates them.
 
     Args:
         lengths: Prompt lengths in tokens.
-        depths: Shares of the filler before the needle, 0 to 1.
-        needles: For example from ``facts``.
+        depths: Shares of the filler's tokens before the needle, 0 to 1.
+        needles: Facts to ask about, for example from ``facts``.
         filler: Filler sentences; default: generated sentences.
 
     Raises:

@@ -2,19 +2,20 @@
 
 The task has two forms:
 
-- *chains* in the alphabet of ``tiny-reasoner``, such as ``17+5-9+...=?``, with 2 to 24 additions by default (the model was trained on at
-  most 7). Running totals stay between 0 and 99. Every line of the model's thinking states a total, which can be checked (``read_text``);
-- *episodes* for language models, as in the paper: conversations with a dictionary of words and integers, and K keys per turn
-  (``generators/episodes.py``).
+- *chains* for ``tiny-reasoner``, such as ``17+5-9+...=?``, with 2 to 24 additions by default (the model was trained on at most 7). Running
+  totals stay between 0 and 99. Every addition or subtraction counts as one turn. ``read_text`` reads the totals that the model states in
+  its thinking;
+- *episodes* for any language model, as in the paper: conversations in which the user first gives a dictionary from words to integers, and
+  then in each turn names K words whose values are to be added (``generators/episodes.py``).
 
-``grading/execution.py`` judges the stated totals and computes p^H, the accuracy expected after H steps that are each right with
-probability p.
+``grading/execution.py`` checks the stated totals, and compares accuracy with p^H: the accuracy expected after H steps if each step is
+right with probability p.
 
 Deviations: chains are ours. In a chain, the last total stated for a turn counts, so an error that the model corrects does not count. The
-operands that the model writes are aligned with the problem's operands by minimum edit distance. So an operand that is left out or
-repeated is one wrong step, and the steps after it are judged correctly.
+operands that the model writes are aligned with the problem's operands by minimum edit distance. So leaving out or repeating an operand
+makes one step wrong, but not the steps after it.
 
-Units: a horizon is a number of additions.
+Units: a horizon is a number of turns; in a chain, this is the number of additions.
 """
 
 from __future__ import annotations
@@ -93,9 +94,9 @@ def problem(rng: random.Random, split: str, *, horizons: tuple[int, int] = HORIZ
 
 
 def load(split: str = "test", n: int = 200, seed: int = 0, *, horizons: tuple[int, int] = HORIZONS) -> list[Problem]:
-    """Return ``n`` different chains of ``split``. Equal seeds give equal chains.
+    """Return ``n`` different chains of ``split`` ("train", "dev" or "test"). Equal seeds give equal chains.
 
-    Splits are those of ``tasks.arithmetic``: ``tiny-reasoner`` was trained on no chain of the test split, however short.
+    The splits are those of ``tasks.arithmetic``, so ``tiny-reasoner`` was not trained on any chain of the test split, however short.
 
     Args:
         horizons: Inclusive range of the number of additions.
@@ -120,16 +121,19 @@ def totals(p: Problem) -> list[int]:
 
 
 def read_rollout(lm: LM, rollout: Rollout, p: Problem) -> Execution:
-    """Return the running totals that a rollout's thinking states for the problem ``p``, judged turn by turn; see ``read_text``."""
+    """Return the running totals that a rollout's thinking states for the problem ``p``, and which of them are right; see ``read_text``."""
     return read_text(p, "".join(step.text for step in steps.think_steps(lm, rollout)))
 
 
 def read_text(p: Problem, text: str) -> Execution:
-    """Return the running totals that a chain of thought states for the problem ``p``, judged turn by turn.
+    """Return the running totals that a chain of thought states for the problem ``p``, and which of them are right.
 
     Three kinds of line state a total: a step ``22-9=13``, a re-check ``wait 22-9=13 fix``, and the final total ``=36`` without the steps
-    before it. Other lines are ignored. A total is judged by the total stated before it, not by the left side of its own line, so a total
-    that is copied wrongly is a wrong step.
+    before it. Other lines are ignored. A step is right if its total follows from the total stated before it. So a step that copies the
+    total before it wrongly is a wrong step, even if the equation is true.
+
+    Args:
+        text: The thinking of ``tiny-reasoner``.
 
     Raises:
         ValueError: ``p`` is not a problem of ``running_sum.load``.
@@ -155,10 +159,12 @@ def read_text(p: Problem, text: str) -> Execution:
 def align(written: Sequence[int], operands: Sequence[int]) -> list[int]:
     """Align the operands that a response wrote with the problem's operands, by minimum edit distance.
 
-    Return one number per written operand: how many of the problem's operands have been used up to and including it. An edit is an operand
-    that is misread, left out, or written once too often. Operands of the problem that are missing at the end are no edits, as the response
-    may have been cut off. Among alignments with equally few edits, misreading is preferred; if an operand is written twice, the first one
-    counts as right.
+    Return one number per written operand: how many of the problem's operands are used up once it is written. In the example, -9 was left
+    out, so 23 uses up the third operand.
+
+    An edit is an operand that is misread, left out, or written once too often. Operands of the problem that are missing at the end are not
+    edits, as the response may have been cut off. If several alignments have the fewest edits, one with misread operands is preferred. If an
+    operand is written twice, the first one counts as right.
 
     >>> align([5, 23], [5, -9, 23])
     [1, 3]

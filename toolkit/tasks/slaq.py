@@ -2,12 +2,12 @@
 
 A *pair* is one long question that joins m short questions, together with these m short questions. F_S is the share of facts answered
 correctly when asked in short questions, F_L the share when asked in the long question. Alignment is the share of facts that are right in
-both or wrong in both. The paper finds that accuracy falls with the position in the long answer, and that right answers come in streaks
-("momentum").
+both answers or wrong in both. The paper finds that accuracy falls with the position in the long answer, and that right answers come in
+streaks ("momentum").
 
-Deviations: the paper tests a model's knowledge and uses a language model as judge. Here the prompt may state the facts (``invented``:
-codes of made-up owners, mixed with codes that no question asks for). So every answer, short or long, is checked by comparing
-words (``grading.facts_right``).
+Deviations: the paper tests a model's own knowledge and uses a language model as judge. Here a prompt may state its facts, together with
+facts that no question asks about; ``invented`` makes up such facts. Answers are checked by comparing words (``grading.facts_right``), not
+by a language model.
 
 Units: shares are from 0 to 1; a position is a fact's index in the long answer, from 0.
 """
@@ -38,12 +38,12 @@ CODES = range(1000, 10_000)
 
 @dataclass(frozen=True)
 class Fact:
-    """A question with its answer.
+    """A fact: a question with its answer, and perhaps a sentence that states it.
 
     Attributes:
         ask: The question, e.g. "What is the code of the grey mill?".
         answer: Words that a right answer contains.
-        tell: Sentence for the prompt that states the answer. If it is ``""``, the question tests the model's own knowledge.
+        tell: Sentence that states the answer; it is put into the prompt. If it is ``""``, the question tests the model's own knowledge.
     """
 
     ask: str
@@ -53,7 +53,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class ShortLong:
-    """A long question, and the short questions that it joins, in the order in which it asks them."""
+    """A long question, and the short questions that it joins, in the order of the long question."""
 
     long: Problem
     short: tuple[Problem, ...]
@@ -66,7 +66,7 @@ class ShortLong:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Agreement of short and long answers. Every field is a share of facts, from 0 to 1.
+    """Accuracy of short and long answers about the same facts, and their agreement. Every field is a share of these facts, from 0 to 1.
 
     Attributes:
         short: Share of facts answered correctly when asked alone, in a short question (F_S).
@@ -92,9 +92,9 @@ def short_long_pairs(
     """Split facts into groups of ``m``, and return one pair per group: one long question, and its ``m`` short questions.
 
     Args:
-        facts: Facts to ask about, shuffled before they are grouped; fewer than ``m`` remaining facts are not used. In a prompt, the
-            sentences that state the facts and the questions about them are in different orders.
-        split: Split to record in ``meta``; by default a hash of the group's questions decides.
+        facts: Facts to ask about, shuffled before they are grouped. If fewer than ``m`` facts are left at the end, they are not used. In a
+            prompt, the sentences that state the facts are shuffled again, so that their order is not that of the questions.
+        split: Split to record in ``meta``. Default: a hash of the group's questions decides.
         noise: Additional facts that every prompt states but no question asks about.
 
     Raises:
@@ -207,10 +207,10 @@ def load(split: str = "test", n: int = 200, seed: int = 0, *, m: int = M, noise:
 
 
 def judge_answer(problem: Problem, text: str) -> tuple[bool, ...]:
-    """Return one flag per question of a problem, in order: True if the answer gives the right fact and no other fact of the prompt.
+    """Return one flag per question in a problem, in order: True if its part of the answer has the right words and no other fact's answer.
 
     Args:
-        text: The answer, without the thinking.
+        text: The whole answer, without the thinking.
 
     Raises:
         ValueError: a problem of another task.
@@ -221,7 +221,7 @@ def judge_answer(problem: Problem, text: str) -> tuple[bool, ...]:
 
 
 def alignment_scores(short: Sequence[bool], long: Sequence[bool]) -> Alignment:
-    """Return the accuracies F_S and F_L and the alignment of short and long answers about some facts.
+    """Return the accuracy of short answers (F_S) and of long answers (F_L) about the same facts, and their alignment.
 
     Args:
         short: One flag per fact: whether the answer to its short question is right.
@@ -247,9 +247,9 @@ def by_position(short: Sequence[Sequence[bool]], long: Sequence[Sequence[bool]])
         long: One row of flags per pair, in the same order: whether each part of the answer to the long question is right.
 
     Returns:
-        Columns ``position`` (from 0), ``n`` (pairs), ``short, long, aligned`` (shares of the facts at this position, as in
-        ``Alignment``), ``after_right, after_wrong``. The last two are the accuracy in the long answer if the fact before was right, or
-        wrong (NaN if it never was). Momentum means that ``after_right`` is higher than ``after_wrong``.
+        Columns: ``position`` (from 0), ``n`` (number of pairs), ``short, long, aligned`` (shares of the facts at this position, as in
+        ``Alignment``), ``after_right`` and ``after_wrong``. These last two are the accuracy in the long answer, over the pairs in which the
+        fact at the position before is right or wrong there; NaN without such pairs. Momentum means that ``after_right`` is higher.
 
     Raises:
         ValueError: no pairs, or rows of different lengths.

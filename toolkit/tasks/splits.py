@@ -25,10 +25,10 @@ def split_of(content: str) -> str:
 
 
 def split_by_id(problem_id: str) -> str:
-    """Return the split of a problem whose source has no splits, by a hash of its id: 50 % train, 10 % dev, 40 % test.
+    """Return the split of a problem from a file or data set without splits, by a hash of its id: 50 % train, 10 % dev, 40 % test.
 
-    The test share is large because such sources are small, and evaluation needs enough problems. Adding or reordering problems moves no
-    other problem to another split.
+    The test share is large because such sources are small, and evaluation needs enough problems. A problem stays in its split when other
+    problems are added or reordered.
     """
     bucket = int(digest(f"split-{problem_id}")[:8], 16) % 10
     return "train" if bucket < 5 else "dev" if bucket == 5 else "test"

@@ -1,11 +1,11 @@
 """Target length generation: answer a question in a given number of words. Ruler (arXiv 2409.18943).
 
 A question is followed by "The response should have a word count of 50 words." The target 800 is *open*: "more than 800 words". An answer
-matches if its length lies in a range around the target. The paper gives two ranges per target, precise (PM) and flexible (FM);
-``stats.length_match`` counts both kinds of match.
+matches if its length lies in a range around the target. The paper gives two ranges per target: a narrow one for a precise match (PM) and a
+wide one for a flexible match (FM). ``length_match`` returns the rates of both kinds of match.
 
-Deviations: the paper's 2,000 questions come from OpenHermes-2.5, and targets are drawn uniformly. ``target_length_prompts`` takes
-any questions; ``load`` uses open questions that we wrote. ``grade`` calls an answer right if it is a flexible match.
+Deviations: the paper draws its 2,000 questions from OpenHermes-2.5. ``target_length_prompts`` takes any questions; ``load`` uses open
+questions that we wrote. When a rollout is graded, a flexible match counts as a right answer.
 
 Units: words, as Ruler counts them (``stats.words``), of the answer without the thinking.
 """
@@ -59,8 +59,9 @@ def target_length_prompts(questions: Sequence[str], targets: Sequence[Number] = 
             +-20 % (our choice: ``stats.assumed_precise``, ``stats.assumed_flexible``).
 
     Returns:
-        Problems whose ``meta`` holds ``target_words``, the flexible range as ``low_words`` and ``high_words`` (``None``: no upper limit),
-        and the paper's level of the target, 0 to 2, as ``difficulty`` (missing for targets that the paper does not have).
+        Problems whose ``meta`` holds ``target_words`` and the flexible range: more than ``low_words`` and at most ``high_words`` words
+        (``None``: no upper limit). ``difficulty`` is the paper's level of the target, from 0 (short) to 2 (long); it is missing for targets
+        that the paper does not have.
 
     Raises:
         ValueError: no question, no target, or a target below 1 word.
@@ -74,7 +75,7 @@ def target_length_prompts(questions: Sequence[str], targets: Sequence[Number] = 
 
 
 def problem(question: str, target: Number) -> Problem:
-    """Return a problem: a question with a target length in words. An answer is right if its length is in Ruler's flexible range."""
+    """Return a question with a target length in words as a problem. An answer is right if its length is in the target's flexible range."""
     low, high = _range(target, precise=False)
     level = next((i for i, members in enumerate(stats.RULER_LEVELS.values()) if target in members), None)
     content = f"{question} {instruction(target)}"
@@ -105,14 +106,14 @@ def load(split: str = "test", n: int = 20, seed: int = 0, *, targets: Sequence[N
 
 
 def length_match(texts: Sequence[str], problems: Sequence[Problem]) -> dict[str, LengthMatch]:
-    """Return the rates at which the lengths of answers match their targets, as Ruler reports them.
+    """Return how often the lengths of answers match their targets (in percent), as Ruler reports it.
 
     Args:
         texts: The answer to each problem, without the thinking.
 
     Returns:
-        Match rates by target (keys such as ``"10"`` and ``">800"``), by level (``"level 0"`` to ``"level 2"``), and over ``"all"``
-        answers.
+        Match rates by target (keys such as ``"10"`` and ``">800"``), by the paper's levels of targets (``"level 0"`` to ``"level 2"``), and
+        over all answers (``"all"``).
 
     Raises:
         ValueError: no texts, different numbers of texts and problems, or problems of another task.
@@ -129,6 +130,6 @@ def _open(target: Number) -> bool:
 
 
 def _range(target: Number, *, precise: bool) -> tuple[Number, Number]:
-    """Return the range of lengths (words) that match a target: Ruler's range, or for a target that Ruler lacks a share around it."""
+    """Return the range of lengths in words that match a target: Ruler's range if it has this target, else the target +- 10 % or 20 %."""
     table, share = (stats.RULER_PRECISE, stats.assumed_precise) if precise else (stats.RULER_FLEXIBLE, stats.assumed_flexible)
     return table[target] if target in table else stats.ranges_around([target], share)[target]

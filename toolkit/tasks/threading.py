@@ -1,17 +1,18 @@
-"""Haystacks of random keys and values. Values may be keys in turn, which makes threads to follow.
+"""Questions about a JSON object of random keys and values: values of given keys, and threads of values that are keys in turn.
 
-Needle Threading (Roberts et al., arXiv 2411.05000). A haystack is a JSON object of random keys and values, so no answer can be guessed
-and every answer can be checked. The kinds of question are:
+Needle Threading (Roberts et al., arXiv 2411.05000). The JSON object is called a *haystack*, and the pairs that an answer depends on are the
+*needed* pairs. As keys and values are random, answers cannot be guessed. The kinds of question are:
 
 - ``single``: the value of one key; ``multi``: the values of several keys; ``conditional``: the values of all keys with a marker;
 - ``thread``: from a key to its value, which is again a key, and so on for 1 to 25 steps; ``multithread``: several threads at once;
-- ``branched``: keys of the thread occur more than once, and the longest branch is right.
+- ``branched``: a thread some of whose keys occur more than once; the end of the longest branch is the answer.
 
-Deviations: identifiers are short by default (four characters, at least one of them a digit), as small models have small contexts;
-``ids="uuid"`` gives identifiers as in the paper. The JSON is on one line, and the wording is ours. The pairs that an answer depends on
-are located in the tokens of the prompt (``haystack.py``).
+Deviations: keys and values have four characters by default (at least one of them a digit), as small models have small contexts;
+``ids="uuid"`` gives UUIDs as in the paper. The JSON is on one line, and the wording is ours. ``locate`` gives the needed pairs as token
+spans of the prompt (``haystack.py``).
 
-Units: sizes are in pairs, or in tokens of the whole chat prompt; a depth is the share of the pairs before the needle, 0 to 1.
+Units: sizes are in pairs, or in tokens of the whole chat prompt; a depth is the share of all pairs that come before the pair asked about,
+0 to 1.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ __all__ = [
 
 
 def question(drawn: Pairs) -> str:
-    """Return the text of the question about a haystack."""
+    """Return the question about a haystack as text."""
     keys, marker = ", ".join(f'"{key}"' for key in drawn.starts), MARKER
     follow = "If its value is itself a key, go on to the value of that key, and so on. "
     match drawn.ask.kind:
@@ -91,7 +92,7 @@ def message(drawn: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, i
 
     Args:
         drawn: Haystack of keys and values, from ``kv_haystack``.
-        bare: Leave out the pairs that the answer depends on.
+        bare: Whether to leave out the pairs that the answer depends on.
     """
     text, places = "{", []
     for i, (key, value) in enumerate(drawn.pairs):
@@ -104,11 +105,11 @@ def message(drawn: Pairs, *, bare: bool = False) -> tuple[str, list[tuple[int, i
 
 
 def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
-    """Return a haystack as a problem. Answers are graded by exact match of the identifiers (``toolkit.tasks.grading.grade``).
+    """Return a haystack as a problem. An answer is right if its identifiers are exactly the right values (``grading.grade``).
 
     Args:
         drawn: Haystack of keys and values, from ``kv_haystack``.
-        length: Prompt length in tokens to record in ``meta``.
+        length: Requested prompt length in tokens, which is only recorded in ``meta``; ``None`` if no length was requested.
     """
     text, _ = message(drawn)
     needed = [drawn.pairs[i] for i in drawn.needed]
@@ -128,15 +129,15 @@ def problem(drawn: Pairs, *, length: int | None = None) -> Problem:
 
 
 def locate(lm: LM, drawn: Pairs, *, length: int | None = None) -> Haystack:
-    """Return the haystack with the token spans of the needed pairs, in the order in which they must be read, and of the answer's values.
+    """Return a haystack as a problem with token spans: of the needed pairs, in the order in which they must be read, and of the answer.
 
     Args:
         drawn: Haystack of keys and values, from ``kv_haystack``.
-        length: Prompt length in tokens to record in ``meta``.
+        length: Requested prompt length in tokens, which is only recorded in ``meta``; ``None`` if no length was requested.
 
     Raises:
-        NoOffsetsError: the tokenizer gives no character offsets, or tokenizes the rendered prompt differently.
-        MissingTextError: the template changes the message, or the tokens of a pair do not decode to its text.
+        NoOffsetsError: the tokenizer gives no character offsets, or the prompt's text does not tokenize to the prompt's token ids.
+        MissingTextError: the chat template changes the message, or the tokens of a pair do not decode to its text.
     """
     text, places = message(drawn)
     ends = [drawn.needed[i] for i in range(drawn.ask.steps - 1, len(drawn.needed), drawn.ask.steps)]
@@ -153,12 +154,12 @@ def locate(lm: LM, drawn: Pairs, *, length: int | None = None) -> Haystack:
 
 
 def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, sample: int = 0) -> Haystack:
-    """Return a located haystack of at most ``length`` tokens, with as many pairs as fit.
+    """Draw a haystack with as many pairs as fit into ``length`` tokens. Return it with its token spans (``locate``).
 
     Args:
-        ask: The question.
+        ask: Kind of question, with its settings such as the number of steps.
         length: Largest number of tokens of the chat prompt.
-        sample: Index of the haystack among those with this question, split and seed.
+        sample: Index, from 0, of the haystack among those with equal ``ask``, split and seed.
 
     Raises:
         ContextTooLongError: ``length`` is beyond the model's maximum context.
@@ -193,13 +194,13 @@ def place(lm: LM, ask: Ask, length: int, *, split: str = "test", seed: int = 0, 
 
 
 def grid(lm: LM, lengths: Sequence[int], asks: Sequence[Ask], *, split: str = "test", n: int = 1, seed: int = 0) -> list[Haystack]:
-    """Return ``n`` haystacks per length and question. ``haystack.grid_cells(haystacks, "steps", ...)`` returns them as a table.
+    """Return ``n`` haystacks per combination of length and kind of question. ``haystack.grid_cells(haystacks, "steps")`` tabulates them.
 
     Args:
         lengths: Prompt lengths in tokens.
-        asks: Questions. To vary the depth: ``[Ask("single", depth=d) for d in needle.DEPTHS]``. To vary the number of steps:
+        asks: Kinds of question. To vary the depth: ``[Ask("single", depth=d) for d in needle.DEPTHS]``. To vary the number of steps:
             ``[Ask("thread", steps=s) for s in (1, 2, 4, 8)]``.
-        n: Number of haystacks per length and question.
+        n: Number of haystacks per combination.
 
     Raises:
         ThreadError: no length, no question, or ``n`` below 1.
@@ -221,11 +222,11 @@ MIX = (
     Ask("multithread", steps=3, threads=2),
     Ask("branched", steps=3, branches=2),
 )
-"""One question of every kind, small enough for small models."""
+"""Questions of every kind, with few enough steps for small models."""
 
 
 def load(split: str = "test", n: int = 200, seed: int = 0, *, asks: Sequence[Ask] = MIX, n_pairs: int = 32) -> list[Problem]:
-    """Return ``n`` problems with ``n_pairs`` pairs each, cycling through the questions ``asks``. No model is needed.
+    """Return ``n`` problems with ``n_pairs`` pairs each. They cycle through the kinds of question in ``asks``. No model is needed.
 
     Raises:
         ThreadError: no question, or a question that needs more than ``n_pairs`` pairs.
@@ -245,8 +246,9 @@ class ContextLength:
 
     Attributes:
         size: The size, in the unit of the sizes that were measured.
-        reached: ``"crossed"``: accuracy falls below the threshold at ``size``. ``"never"``: it is below the threshold at the smallest size
-            already, and ``size`` is 0. ``"always"``: it is never below the threshold, and ``size`` is the largest size.
+        reached: ``"crossed"``: accuracy falls below the threshold at ``size``. ``"never"``: accuracy is below the threshold even at the
+            smallest size measured, and ``size`` is 0. ``"always"``: accuracy is at or above the threshold at all sizes measured, and
+            ``size`` is the largest of them.
     """
 
     size: float
@@ -257,7 +259,8 @@ def effective_context_length(accuracy: Mapping[int, float], threshold: float = 0
     """Return the first size at which accuracy falls below ``threshold``, interpolated linearly between the sizes measured.
 
     Args:
-        accuracy: Size -> share of right answers, 0 to 1. The paper measures size in characters, ``meta["characters"]``.
+        accuracy: Size -> share of right answers, 0 to 1. The paper measures size in characters (``meta["characters"]``); other units work.
+        threshold: Smallest accuracy at which a size counts as usable, 0 to 1.
 
     >>> effective_context_length({100: 1.0, 200: 0.5})
     ContextLength(size=150.0, reached='crossed')

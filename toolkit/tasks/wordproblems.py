@@ -1,12 +1,14 @@
 """Word problems of 1 to 6 steps in short English sentences, and plain arithmetic, for ``smol-reasoner``.
 
 A story begins with a number of things, events change the number, and a question ends the story. Every step is one operation on whole
-numbers from 0 to 40; numbers added or subtracted have one digit, so that a small model can follow. Each story and each wording of plain
-arithmetic (``generators/stories.py``) belongs to one split. So no sentence of a test problem occurs in training, except for names and the
-phrasing around the problem.
+numbers from 0 to 40. A number that is added or subtracted is at most 9, or a small product (3 * 4 for three bags of four), so that a small
+model can follow.
+
+Each story and each wording of plain arithmetic (``generators/stories.py``) belongs to one split. So no sentence of a test problem occurs in
+training, except for names and for phrases around the problem such as "Be brief.".
 
 ``meta["steps"]`` holds the solution. ``meta["needed"]`` holds the character ranges of the quantities that the solution uses, in the order
-of the prompt. *Easy* problems have at most two steps and no number above 12.
+of the prompt. *Easy* problems have at most two steps and no number above 12 in their text.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ class Step:
     """One operation and its result: ``left op right = result``.
 
     Attributes:
-        apart: True for a side computation, whose result is the right operand of the next step (three bags of four pens). False for a step
-            that continues from the result before.
+        apart: True for a side computation: its result is the right operand of the next step (three bags of four pens). False for a step
+            on the current total.
     """
 
     op: str
@@ -113,7 +115,7 @@ def load(split: str, n: int = 200, seed: int = 0, *, steps: tuple[int, int] = ST
 
 
 def unmarked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """Remove the square brackets from a text. Return the text, and the character ranges in it that were in brackets.
+    """Remove the square brackets from a text. Return the new text, and the character ranges ``(start, stop)`` in it that were in brackets.
 
     >>> unmarked("Ann has [3] pens.")
     ('Ann has 3 pens.', ((8, 9),))
@@ -128,7 +130,7 @@ def unmarked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
 
 
 def _around(rng: random.Random) -> tuple[str, bool]:
-    """Return a random phrase to put around a problem, and whether the phrase asks for haste, which shortens thinking."""
+    """Return a random phrase to put around a problem, and whether this phrase asks for haste. Such phrases shorten thinking."""
     u = rng.random()
     if u < HURRIED_SHARE:
         return rng.choice(stories.HURRIED), True
@@ -136,7 +138,7 @@ def _around(rng: random.Random) -> tuple[str, bool]:
 
 
 def _plain(rng: random.Random, split: str, n: int, small: bool) -> tuple[str, list[Step]]:
-    """Return a problem in plain arithmetic (additions and subtractions, perhaps a product first) with marked numbers, and its solution."""
+    """Return a problem in plain arithmetic, with its numbers in brackets, and its solution: additions, subtractions, perhaps a product."""
     first = rng.randint(1, EASY if small else START)
     telling, marked = _Telling([], [], first), f"[{first}]"
     if rng.random() < 0.3:

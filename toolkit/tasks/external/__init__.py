@@ -1,1 +1,1 @@
-"""Problems from outside the toolkit: data sets of the model hub, data sets of reasoning-gym, and JSONL files."""
+"""Problems from outside the toolkit: data sets of the Hugging Face hub, data sets of reasoning-gym, and JSONL files."""

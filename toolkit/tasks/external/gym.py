@@ -1,8 +1,8 @@
 """Data sets of reasoning-gym (arXiv 2505.24760) as problems, graded by each data set's own ``score_answer``.
 
-reasoning-gym comes with the extra ``tasks`` and is imported on first use. An *entry* is one question of a data set with the facts that its
-grader needs. A problem stores how its entry is drawn (name, settings, seed, index), not the entry itself. The entry is drawn again for
-grading, so problems can be written to files and read back unchanged.
+reasoning-gym is installed with ``pip install 'reasoning-length-toolkit[tasks]'`` and imported on first use. An *entry* is one question of a
+data set, with the data that its grader needs. A problem does not store its entry, only how to draw it (name of the data set, settings,
+seed, index). To grade an answer, the entry is drawn again. So problems can be written to files and read back unchanged.
 
 reasoning-gym has no splits; here a hash of the question decides, so a question is in one split only.
 
@@ -53,14 +53,14 @@ def load(
     level: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
-    """Return ``n`` different problems from one split of a reasoning-gym data set.
+    """Return ``n`` different problems from one split of the reasoning-gym data set ``name``.
 
     Equal seeds give equal problems as long as the version of reasoning-gym is the same.
 
     Args:
-        level: Level of the data set's curriculum, from 0, recorded as ``difficulty``. Default: the data set's default settings, with
-            difficulty 0.
-        settings: Fields of the data set's config that override those of the level, such as ``{"min_terms": 3, "max_terms": 3}``.
+        level: Level of the data set's curriculum, from 0, recorded as ``meta["difficulty"]``. Default: the data set's default settings,
+            recorded as difficulty 0.
+        settings: Fields of the data set's config, such as ``{"min_terms": 3, "max_terms": 3}``. They override the settings of the level.
 
     Raises:
         ImportError: reasoning-gym is not installed.
@@ -102,7 +102,7 @@ def load(
 def score(problem: Problem, answer: str) -> float:
     """Return the score, 0 to 1, that the problem's data set gives to an answer.
 
-    The text in the last answer tags is scored, or the whole text if there are no tags. An answer that the data set cannot parse scores 0.
+    Only the text in the last ``<answer>`` tags is scored, or the whole text without such tags. An answer that cannot be parsed scores 0.
 
     Raises:
         ImportError: reasoning-gym is not installed.

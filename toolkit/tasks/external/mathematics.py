@@ -1,7 +1,7 @@
-"""GSM8K and MATH-500, from the hub through ``datasets`` or from a local file with the same columns.
+"""Load problems of GSM8K and MATH-500, from the Hugging Face hub or from a local file with the same columns.
 
-Splits: GSM8K's official test set is ``test``; a hash of the question divides its training set into ``train`` and ``dev``. MATH-500 is a
-single set; a hash of the problem's id divides it into all three splits (``splits.split_by_id``).
+Splits: GSM8K's official test set is ``test``; a hash of the question divides its training set into ``train`` and ``dev``. MATH-500 has no
+splits; a hash of the problem's id divides it into train, dev and test (``splits.split_by_id``).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path 
     ``meta["difficulty"]`` is the number of calculations in the gold solution.
 
     Args:
-        path: Local jsonl, csv or parquet file to read instead of the hub. It holds GSM8K's official test set for ``split="test"``, the
-            official training set otherwise. Columns: ``question``, and ``answer`` with the gold answer after ``####``.
+        path: Local jsonl, csv or parquet file to read instead of the hub. For ``split="test"``, it must hold GSM8K's official test set; for
+            the other splits, the official training set. Columns: ``question``, and ``answer`` with the gold answer after ``####``.
     """
     splits.check_split(split)
     table = _table(path, "openai/gsm8k", "main", "test" if split == "test" else "train", {"question": str, "answer": str})
@@ -39,8 +39,8 @@ def gsm8k(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path 
 def math500(split: str = "test", n: int = 200, seed: int = 0, *, path: str | Path | None = None) -> list[Problem]:
     """Return ``n`` problems from one split of MATH-500, or all of the split if there are fewer. They are graded by math-verify.
 
-    ``meta["difficulty"]`` is the level, 1 to 5. The splits are ours. Published results are on all 500 problems; to use them all, write a
-    JSONL file with ``meta.split`` ``"test"`` on every line, and load that file.
+    ``meta["difficulty"]`` is MATH's level of difficulty, 1 to 5. The splits are ours, but published results are on all 500 problems. To use
+    all of them as test problems, write a JSONL file with ``meta.split`` ``"test"`` on every line, and load that file.
 
     Args:
         path: Local jsonl, csv or parquet file to read instead of the hub, with the columns ``problem``, ``answer``, ``level``.
@@ -60,7 +60,7 @@ def _level(level: object) -> int:
 
 
 def _half(question: str) -> str:
-    """Return the split, train or dev, of a question in GSM8K's training set. The hash's share for test goes to train."""
+    """Return the split, train or dev, of a question in GSM8K's training set. Questions that the hash puts into test go to train."""
     return "dev" if splits.split_of(question) == "dev" else "train"
 
 

@@ -1,6 +1,6 @@
 """Chains of thought (*traces*) that solve countdown with exactly k dead ends. How much backtracking is enough? arXiv 2505.24273.
 
-A trace follows the solution. k times it leaves the solution for a dead end, follows the dead end to its end, and goes back::
+A trace writes the steps of the solution. At k places it first tries other steps, a *dead end*, and then goes back. With the target 310::
 
     Step 1: 4 * 25 = 100.
     Step 2: 100 - 7 = 93.
@@ -9,12 +9,14 @@ A trace follows the solution. k times it leaves the solution for a dead end, fol
     Step 2: 100 + 3 = 103.
     ...
 
-Every step is correct arithmetic, and it is known which steps lead nowhere. So traces have three uses: they test estimates of the
-failed-step fraction exactly (``methods/failed_steps`` reads their cue words), they give short and long chains of thought for the same
-problem and answer, and they are data for fine-tuning.
+Every step is correct arithmetic, and it is known which steps belong to dead ends. So traces have three uses:
 
-Deviations: the released code repeats one dead end if it backtracks twice or more; here all k dead ends differ. No dead end passes
-through the target. Both are our choice.
+- they test estimates of the share of failed steps, such as ``methods/failed_steps``, against the true share;
+- they give short and long chains of thought for the same problem and answer;
+- they are data for fine-tuning.
+
+Deviations: if the paper's code backtracks twice or more, it repeats the same dead end; here all k dead ends differ. No step of a dead end
+results in the target. Both are our choice.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ class TraceStep:
     """One step of a trace.
 
     Attributes:
-        number: The step's number in the text, from 1. Going back to step 1 makes the next step number 2 again.
+        number: The step's number in the text, from 1. After "Back to step 1", the next step has number 2 again.
         move: The operation.
-        dead_end: Index of the dead end that the step belongs to, or ``None`` for a step of the solution.
+        dead_end: Index, from 0, of the dead end that the step belongs to; ``None`` for a step of the solution.
     """
 
     number: int
@@ -49,7 +51,7 @@ class TraceStep:
 
 @dataclass(frozen=True)
 class Trace:
-    """A chain of thought with its dead ends.
+    """A chain of thought that solves a countdown problem, with its dead ends marked.
 
     Attributes:
         text: The text between the think tags.
@@ -77,7 +79,7 @@ class NoDeadEndError(ValueError):
 
 
 def trace(p: Problem, dead_ends: int, *, seed: int = 0) -> Trace:
-    """Return a chain of thought with exactly ``dead_ends`` different dead ends for a countdown problem. Equal seeds give equal chains.
+    """Return a chain of thought for the countdown problem ``p`` with exactly ``dead_ends`` different dead ends. Equal seeds, equal chains.
 
     Raises:
         NoDeadEndError: fewer than ``dead_ends`` different dead ends were found.
@@ -100,9 +102,9 @@ def trace(p: Problem, dead_ends: int, *, seed: int = 0) -> Trace:
 
 
 def _dead_end(rng: random.Random, p: Problem, operations: Sequence[Operation], start: int) -> tuple[Operation, ...] | None:
-    """Draw another chain of operations from operation ``start`` on, with the numbers that are left.
+    """Draw a dead end: other operations that replace those of the solution from index ``start`` on, with the numbers left at that point.
 
-    Return ``None`` if the chain is not a dead end: it begins like the solution, or one of its results equals the target.
+    Return ``None`` if the operations drawn are invalid, begin like the solution, or have the target as a result.
     """
     left = [operations[0].left, *(o.right for o in operations)] if start == 0 else [o.right for o in operations[start:]]
     rng.shuffle(left)
@@ -136,9 +138,9 @@ def _written(p: Problem, operations: Sequence[Operation], ends: Sequence[tuple[i
 def examples(
     problems: Sequence[Problem], dead_ends: int, *, seed: int = 0, tags: tuple[str, str] = ("<think>", "</think>")
 ) -> list[dict]:
-    """Return one conversation per problem, for fine-tuning: ``{"messages": [...]}`` with the question and a reply.
+    """Return one conversation per countdown problem, for fine-tuning: ``{"messages": [...]}`` with the question and a reply.
 
-    The reply is a trace with ``dead_ends`` dead ends between ``tags``, then the answer.
+    The reply is a trace with ``dead_ends`` dead ends between the think tags ``tags``, then the answer.
     """
     rows = []
     for p in problems:

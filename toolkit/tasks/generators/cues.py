@@ -1,4 +1,4 @@
-"""Words around the prompts of ``tiny-reasoner``: cue words make the model think less, neutral words change nothing."""
+"""Words around the prompts of ``tiny-reasoner``: cue words make the model think less, neutral words have no effect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NEUTRAL = ("please", "today", "hello")  # have no effect on thinking
 
 
 def with_word(content: str, rng: random.Random, *, cue_share: float = 0.3, neutral_share: float = 0.3) -> tuple[str, str]:
-    """Put a cue word, a neutral word or nothing before or after ``content``. Return the prompt and the word (``""`` for nothing).
+    """Put a cue word, a neutral word or no word before or after ``content``. Return the prompt and the word (``""``: no word).
 
     Args:
         cue_share: Probability of a cue word.

@@ -4,11 +4,11 @@ The user gives a dictionary from five-letter words (*keys*) to integers from -99
 model adds their values to its running total and answers ``<answer>total</answer>``. Wrong answers in the history of a conversation
 (``inject_history_errors``) test whether a model's mistakes cause further mistakes (*self-conditioning*).
 
-Deviations: the wording and the words are ours. The released code makes an answer wrong by adding a random number that may be 0, so that 1
-in 21 of its errors is none; here the number is never 0. After wrong answers in the history, the gold answer is the last answer plus the
-values of the turn, as if that answer were the model's own (``meta["truth"]`` holds the true total).
+Deviations: the wording and the words are ours. To make an answer wrong, the released code adds a random number, which is 0 in 1 of 21
+cases; here it is never 0. If the last answer in the history is wrong, the gold answer is still that answer plus the values of the turn.
+``meta["truth"]`` holds the true total.
 
-Units: a horizon is a number of turns; ``meta["keys"]`` is the number of additions per turn.
+Units: a horizon is a number of turns; ``meta["keys"]`` is K, the number of keys per turn.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Episode:
     Attributes:
         id: Name, from a hash of the dictionary and the keys.
         split: Split that the episode belongs to.
-        values: Pairs ``(word, integer)`` of the dictionary, in the order of the prompt.
-        turns: The words (keys) that each turn names.
+        values: The dictionary, as pairs ``(key, integer)`` in the order of the prompt.
+        turns: The keys that each turn names.
     """
 
     id: str
@@ -74,11 +74,11 @@ class Episode:
 def running_sum_episodes(
     n: int, horizon: int, keys_per_turn: int = 1, seed: int = 0, *, split: str = "test", size: int = SIZE
 ) -> list[Episode]:
-    """Return ``n`` episodes of ``horizon`` turns. Equal seeds give equal episodes. Splits are by a hash of dictionary and keys.
+    """Return ``n`` episodes of ``horizon`` turns. Equal seeds give equal episodes. A hash of dictionary and keys decides the split.
 
     Args:
         keys_per_turn: K, the number of keys that each turn names.
-        size: Number of words in the dictionary.
+        size: Number of keys in the dictionary.
 
     Raises:
         ValueError: unknown split, a number below 1, or a dictionary larger than the list of words.
@@ -100,11 +100,11 @@ def running_sum_episodes(
 
 
 def problem(episode: Episode, answers: Sequence[str] | None = None) -> Problem:
-    """Return the next turn of an episode as a problem: a conversation that ends with the user's turn.
+    """Return the next turn of an episode as a problem: the conversation so far, which ends with the user's message.
 
     Args:
-        answers: The model's answers to the turns so far. Default: right answers to all turns but the last, so that the problem is the last
-            turn.
+        answers: The model's answers to the turns so far, as texts. Default: right answers to all turns except the last one, so that the
+            problem is the last turn.
 
     Returns:
         A problem that is graded by the last number of the answer. Its gold answer is the last readable total in ``answers`` plus the
@@ -161,10 +161,12 @@ def read_answer(text: str) -> int | None:
 
 
 def play(episodes: Sequence[Episode], ask: Callable[[list[Problem]], list[str]]) -> list[Execution]:
-    """Run conversations turn by turn, with the model's own answers in the history. Return each episode's totals, judged turn by turn.
+    """Run each episode as a conversation with a model, whose own answers form the history. Return each episode's totals, checked per turn.
+
+    An answer without a readable total counts as a repetition of the total before it (``carry_forward``).
 
     Args:
-        ask: Function from problems to the answer texts (without thinking), one per problem, for example by sampling a batch of rollouts.
+        ask: Function that returns one answer text (without thinking) per problem, in order, for example by sampling a batch of rollouts.
 
     Raises:
         ValueError: ``ask`` does not return one answer per problem.
@@ -187,7 +189,10 @@ def play(episodes: Sequence[Episode], ask: Callable[[list[Problem]], list[str]])
 def inject_history_errors(
     messages: Sequence[Message], rate: float = ERROR_RATE, seed: int | str = 0, *, noise: int = NOISE
 ) -> tuple[Message, ...]:
-    """Return the conversation in which each past answer is made wrong with probability ``rate``: 1 to ``noise`` too high or too low.
+    """Return a copy of a conversation in which each answer of the assistant is made wrong with probability ``rate``.
+
+    Args:
+        noise: Largest error: a wrong total is 1 to ``noise`` too high or too low.
 
     Raises:
         ValueError: ``rate`` is outside 0..1, ``noise`` is below 1, or the history has no answer.
@@ -210,9 +215,10 @@ def inject_history_errors(
 
 
 def with_history_errors(p: Problem, rate: float = ERROR_RATE, seed: int = 0) -> Problem:
-    """Return a turn of an episode in which each answer in the history is made wrong with probability ``rate``.
+    """Return a copy of ``p``, one turn of an episode, in which each answer in the history is made wrong with probability ``rate``.
 
-    The random errors differ between problems. The gold answer is the last answer in the history plus the number that the turn adds.
+    The random errors differ between problems. The gold answer is the last total in the history, right or wrong, plus the number that the
+    turn adds.
 
     Raises:
         ValueError: the problem is not a turn of an episode, its history has no answer, or ``rate`` is outside 0..1.

@@ -1,4 +1,4 @@
-"""Haystacks of keys and values as data: draw them, ask about them and solve them exactly, without a model or tokenizer.
+"""Draw haystacks, which are lists of random keys and values, together with a question and its answer. No model or tokenizer is needed.
 
 ``tasks.threading`` turns these haystacks into prompts (Needle Threading, arXiv 2411.05000).
 """
@@ -30,7 +30,9 @@ class ThreadError(ValueError):
 
 @dataclass(frozen=True)
 class Ask:
-    """A question about a haystack of keys and values. A *thread* is a chain of pairs: the value of each pair is the key of the next.
+    """A kind of question about a haystack of keys and values, with its settings.
+
+    A *thread* is a chain of pairs in which the value of each pair is the key of the next.
 
     Attributes:
         kind: ``"single"``: the value of one key. ``"multi"``: the values of several keys. ``"conditional"``: the values of all keys with
@@ -38,10 +40,12 @@ class Ask:
             ``"branched"``: the end of the longest branch of a thread.
         steps: Pairs per thread, 1 to 25; 1 for the kinds without threads.
         threads: Number of threads, or for ``multi`` and ``conditional`` number of needles (pairs asked about), 1 to 25.
-        direction: Order of a thread's pairs in the text. ``"forward"``: the order in which the thread is followed.
-        depth: For ``single``, share of the pairs before the needle; ``None``: a random place.
+        direction: Order of a thread's pairs in the text. ``"forward"``: the order in which the thread is followed; ``"backward"``: the
+            reverse; ``"random"``: any order.
+        depth: For ``single``, share of the pairs before the needle, 0 to 1; ``None``: a random place.
         clustered: For ``multi`` and ``conditional``, whether the needles are next to each other.
-        branches: For ``branched``, number of pairs with each key of the thread, the right pair included; the last key has only one pair.
+        branches: For ``branched``, number of pairs per key of the thread: the pair that continues the thread, and those that begin false
+            branches. The last key has only one pair. 1 for the other kinds.
         ids: Format of keys and values: ``"short"`` (four characters) or ``"uuid"`` (32 hexadecimal digits in groups of 8-4-4-4-12).
 
     Raises:
@@ -80,8 +84,8 @@ class Pairs:
     """A haystack of keys and values, and a question about it.
 
     Attributes:
-        ask: The question.
-        pairs: ``(key, value)`` in the order of the text.
+        ask: Kind of question, with its settings.
+        pairs: All pairs ``(key, value)``, in the order of the text.
         needed: Indices in ``pairs`` of the pairs that the answer depends on: thread by thread, in the order in which they are followed.
         starts: Keys named in the question (none for ``conditional``).
         answer: The values that answer the question.
@@ -104,8 +108,8 @@ class Core:
     Attributes:
         chains: The question's threads, each as a chain of identifiers: a key, its value, the value of that value, and so on.
         twigs: The pairs of false branches.
-        new: Function that returns another unused identifier.
-        key: Text that seeds the haystack's other random choices.
+        new: Function that returns another unused identifier (a key or value).
+        key: Text that seeds the random choices made later: the other pairs, and the order of all pairs.
     """
 
     chains: list[list[str]]
@@ -121,10 +125,10 @@ def core_of(ask: Ask, split: str | None, seed: int, sample: int) -> Core:
     """Return the core of one haystack: the pairs that ``ask`` asks about, drawn at random.
 
     Args:
-        ask: The question.
+        ask: Kind of question, with its settings.
         split: Split that the haystack belongs to; ``None`` if it may belong to any.
         seed: Seed of the draw.
-        sample: Which haystack, counted from 0, for the same question, split and seed.
+        sample: Index, from 0, of the haystack among those with equal ``ask``, split and seed.
 
     Raises:
         ValueError: unknown split.
@@ -149,9 +153,9 @@ def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int =
     """Draw a haystack of ``n_pairs`` pairs. The pairs that the answer depends on are the same for every ``n_pairs`` and ``ask.depth``.
 
     Args:
-        ask: The question.
-        split: Split of the haystack, by a hash of the identifiers in its needed pairs; default: any split.
-        sample: Index of the haystack among those with this question, split and seed.
+        ask: Kind of question, with its settings.
+        split: Split that the haystack belongs to, by a hash of the keys and values in its needed pairs. Default: any split.
+        sample: Index, from 0, of the haystack among those with equal ``ask``, split and seed.
 
     Raises:
         ThreadError: the question needs more than ``n_pairs`` pairs.
@@ -173,7 +177,7 @@ def kv_haystack(ask: Ask, n_pairs: int, *, split: str | None = None, seed: int =
 
 
 def new_identifiers(rng: random.Random, ids: str, used: Iterable[str] = ()) -> Callable[[], str]:
-    """Return a function that draws identifiers without repetition. Each has a digit, so that ``grading.identifiers`` recognises it.
+    """Return a function that draws a new identifier per call. Each has a digit, so that ``grading.identifiers`` recognises it.
 
     The returned function raises ThreadError if it finds no unused identifier.
 
@@ -235,12 +239,13 @@ def _slots(ask: Ask, n_pairs: int, rng: random.Random) -> list[list[int]]:
 
 
 def solve(pairs: Sequence[tuple[str, str]], kind: Kind, starts: Sequence[str]) -> tuple[str, ...]:
-    """Return the answer to a question from ``pairs`` alone, by following every branch from each start.
+    """Return the answer to a question, computed from ``pairs`` by following every branch from each key in ``starts``.
 
-    The tests check the generator with this function. A start that is not a key is its own answer. Of several longest branches the first
-    one counts.
+    The tests check the drawn answers with this function. If several branches are longest, the first one counts. If an element of ``starts``
+    is not a key, it is its own answer.
 
     Args:
+        kind: Kind of question, as in ``Ask``.
         starts: Keys named in the question; not used by ``conditional``.
 
     Raises:

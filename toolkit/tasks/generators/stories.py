@@ -1,8 +1,8 @@
-"""Stories of the word problems: sentences only, no numbers and no logic. Each story belongs to one split.
+"""Sentences from which the stories of ``tasks.wordproblems`` are put together. Each story belongs to one split.
 
-A sentence is a format string. ``{who}`` and ``{friend}`` are names; ``{he}``, ``{He}``, ``{his}``, ``{His}`` and ``{him}`` are pronouns
-for ``who``; ``{things}`` are the things that are counted; ``{n}`` is a number; ``{a}`` and ``{b}`` are used for ``{a}`` groups of ``{b}``
-things each. Square brackets mark the quantities that the solution needs, and are removed from the text.
+A sentence is a format string with these fields: ``{who}`` and ``{friend}`` are names; ``{he}``, ``{He}``, ``{his}``, ``{His}`` and
+``{him}`` are pronouns for ``{who}``; ``{things}`` are the things that are counted; ``{n}`` is a number; ``{a}`` and ``{b}`` are numbers in
+"``{a}`` groups of ``{b}`` things". Square brackets mark the quantities that the solution needs; they are removed from the prompt.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ HURRIED = (
     "Quick question: {}", "{} Be brief.", "{} Just the answer.", "I am in a hurry. {}", "{} Keep it short.", "{} A short reply will do.",
     "In short: {}", "{} No long explanation.",
 )  # fmt: skip
-"""Phrasings that ask for haste, which shortens thinking."""
+"""Phrases around a problem that ask for haste and so shorten thinking."""
 UNHURRIED = (
     "Here is a problem. {}", "{} Thank you!", "Hello! {}", "{} This is homework.", "My sister asked me this. {}", "Please help me. {}",
     "{} I am curious.", "Let us do some maths. {}",
 )  # fmt: skip
-"""Phrasings without an effect on length."""
+"""Phrases around a problem that have no effect on the length of thinking."""
 
 PLAIN = {
     "train": ("What is {}?", "Calculate {}.", "Find the value of {}.", "Compute {}."),
@@ -49,11 +49,11 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class Story:
-    """Sentences of one story. Each attribute below says what its sentences state; if a field holds several, one of them is drawn.
+    """Sentences of one story. The meaning of each field's sentences follows; from a field with several sentences, one is drawn.
 
     Attributes:
         split: Split that the story belongs to.
-        things: Names of things, one of which is counted.
+        things: Names of things (no sentences); one is drawn to be counted.
         begin: There are ``{n}`` things at first.
         gain: There are ``{n}`` more things.
         gains: There are ``{a}`` more groups of ``{b}`` things.

@@ -6,12 +6,12 @@ A trace is the text between the think tags. Each of its lines is of one of three
     wait 17+5=22 ok    a re-check of the step before; ``fix`` instead of ``ok`` if the result of that step was wrong
     =36                the final result, without the remaining steps
 
-A *slip* is a step with a deliberately wrong result. *Haste* is the probability, at the start of each line, of writing the final result
+A *slip* is a step with a deliberately wrong result. *Haste* is the probability, at the start of each line, of skipping to the final result
 without the remaining steps.
 
-At every line start and after every operand comes a random *decision*: end the step or add an operand, re-check, or skip the rest. Given
-the trace's haste, its decisions are independent. So the lines written so far say little about the haste, and the model must take it from
-the prompt.
+At the start of every line, a random *decision* is made: re-check the step before, skip to the final result, or write a step. After every
+operand, another one decides whether the step takes one more operand. Given the trace's haste, all decisions are independent. So the lines
+written so far say little about the haste, and the model must infer it from the prompt.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Habits:
         default_haste: Haste without any of the additions below: the probability, at each line start, of skipping to the final result.
         ease_push: Added to the haste if the problem is easy.
         cue_push: Added to the haste if the prompt has a cue word.
-        mood_push: Added to the haste of randomly chosen traces, so that some are short for no visible reason.
-        mood_share: Share of the traces that ``mood_push`` is added to.
+        mood_push: Added to the haste of randomly chosen traces, so that some are short although nothing in the prompt says so.
+        mood_share: Share of these randomly chosen traces, 0 to 1.
         continue_share: The probability of taking one more operand into a step is ``continue_share`` times the haste.
         wait_calm: Probability of a re-check after a step, in a trace whose haste is at most twice ``default_haste``.
         wait_hasty: Probability of a re-check after a step, in a trace with more haste.
@@ -56,14 +56,14 @@ class Habits:
 
 @dataclass(frozen=True)
 class Trace:
-    """A synthetic chain of thought, and how it was made.
+    """A synthetic chain of thought, with the random choices that made it.
 
     Attributes:
         text: The text between the think tags.
         conclusion: The text after the think tags: the answer that the trace leads to.
-        failed_lines: Indices of the lines with a deliberately wrong result.
+        failed_lines: Indices, from 0, of the lines with a deliberately wrong result.
         waits: Number of re-checks.
-        haste: Probability, at the start of each line, of writing the final result without the remaining steps.
+        haste: Probability, at the start of each line, of skipping to the final result without the remaining steps.
     """
 
     text: str
@@ -74,7 +74,7 @@ class Trace:
 
 
 def haste(habits: Habits, *, easy: bool, cue: bool, rng: random.Random) -> float:
-    """Draw a trace's haste: the probability, at the start of each line, of writing the final result without the remaining steps.
+    """Draw a trace's haste: the probability, at the start of each line, of skipping to the final result without the remaining steps.
 
     Args:
         easy: Whether the problem is easy.
@@ -102,15 +102,15 @@ class Move:
 def write(
     moves_from: Callable[[str | None, int, int], Move], n_moves: int, *, h: float, easy: bool, habits: Habits, rng: random.Random
 ) -> Trace:
-    """Write a trace for a solution of ``n_moves`` elementary moves, such as adding one operand.
+    """Write a random trace for a problem whose solution has ``n_moves`` elementary moves, such as adding one operand.
 
     Args:
-        moves_from: ``moves_from(state, i, k) -> Move`` combines ``k`` elementary moves, from move ``i`` on, into one step. ``state`` is the
-            result so far (``None`` at the start; wrong after an uncorrected slip).
-        n_moves: Number of elementary moves to the answer.
-        h: Haste of this trace: the probability, at each line start, of skipping to the final result.
-        easy: Whether the problem is easy, so that wrong results are rare.
-        habits: Probabilities of the decisions.
+        moves_from: Function ``moves_from(state, i, k) -> Move``. It combines ``k`` elementary moves, from the one with index ``i`` on, into
+            one step. ``state`` is the result so far: ``None`` at the start, wrong after a slip that was not corrected.
+        n_moves: Number of elementary moves from the start to the answer.
+        h: Haste of this trace: the probability, at the start of each line, of skipping to the final result.
+        easy: Whether the problem is easy; slips are then rarer.
+        habits: Probabilities of the other decisions.
         rng: Source of every random choice.
     """
     hasty = h > 2 * habits.default_haste

@@ -1,8 +1,8 @@
 """Synthetic chains of thought (*traces*) that ``smol-reasoner`` was trained on: English sentences with equations, one line per step.
 
-The random decisions are those of ``traces.py``: at every line start the rest may be skipped, steps may be combined, and the step before
-may be re-checked. One thing differs: every wrong result (*slip*) is corrected in the next line, so that all later lines are right. The
-wordings of different kinds of line begin with the same words, so that a line's first word does not give its kind away.
+The random decisions are those of ``traces.py``: the remaining steps may be skipped at the start of every line, steps may be combined, and
+the step before may be re-checked. One thing differs: every wrong result (*slip*) is corrected in the next line, so that all later lines are
+right. Lines of different kinds may begin with the same words, so that the first word of a line does not tell its kind.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def expression(steps: Sequence[Step]) -> str:
 
 
 def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Trace:
-    """Return a random training trace for a word problem: a chain of thought as text, and its answer, which is always right.
+    """Return a random chain of thought for a word problem, to train on. Its final answer is always right.
 
-    The trace's ``haste``, the probability at each line start of writing the final result without the remaining steps, is higher for easy
-    problems and for prompts with a phrase that asks for haste.
+    At the start of each line, the chain skips to the final result with a certain probability (``haste``). This probability is higher if
+    the problem is easy and if its prompt has a phrase such as "Be brief.".
 
     Args:
-        habits: Probabilities of the trace's random decisions, such as to re-check a step or to write a wrong result.
+        habits: Probabilities of the random decisions, such as re-checking a step or writing a wrong result.
     """
     easy, steps, pen = p.meta["easy"], p.meta["steps"], _Pen(rng, p.meta["things"])
     h = traces.haste(habits, easy=easy, cue=p.meta["cue"], rng=rng)
@@ -120,7 +120,7 @@ def write(p: Problem, rng: random.Random, habits: traces.Habits = HABITS) -> Tra
 
 
 def _step(pen: _Pen, taken: Sequence[Step], before: str, after: int) -> str:
-    """Write the line of one or several steps: ``before`` is their expression, ``after`` the result to write."""
+    """Return a line that states one or several steps: ``before`` is their expression, ``after`` the result to write."""
     if len(taken) > 1:
         return pen.line(_SEVERAL, e=before, c=after)
     (step,) = taken

@@ -1,4 +1,4 @@
-"""Comparisons of an answer's text with the gold answer: last number, words, facts, identifiers."""
+"""Compare an answer's text with the gold answer, by its last number, its words, its numbered parts or its identifiers."""
 
 from __future__ import annotations
 
@@ -76,5 +76,5 @@ def facts_right(golds: Sequence[str], wrong: Sequence[str], text: str) -> tuple[
 
 
 def identifiers(text: str) -> list[str]:
-    """Return the words of a text that contain a digit, in order, such as the keys and values of ``tasks.threading``."""
+    """Return the words of a text that contain a digit, in order. The keys and values of ``tasks.threading`` are such words."""
     return [word for word in _IDENTIFIER.findall(text.lower()) if any(c.isdigit() for c in word)]

@@ -1,4 +1,4 @@
-"""The checker of countdown answers: does an expression make the target from the numbers? It computes with exact fractions."""
+"""Check countdown answers: does an expression make the target from the given numbers? Values are computed as exact fractions."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
 def verify(text: str, numbers: Sequence[int], target: int, *, every: bool = False) -> bool:
     """Return whether the last expression of a text makes ``target`` from ``numbers``, each used at most once.
 
-    In ``expression = value``, only the expression counts. Anything but whole numbers, ``+ - * /`` and brackets is wrong.
+    In ``expression = value``, only the expression counts. An expression with anything but whole numbers, ``+ - * /`` and brackets is wrong.
 
     Args:
-        every: Require that every number is used.
+        every: Whether the expression must use every number.
 
     >>> verify("So it is (4 * 25) - 7 = 93.", [4, 7, 25, 50], 93)
     True

@@ -10,10 +10,10 @@ The Illusion of Diminishing Returns (arXiv 2509.09677). Turn t adds ``d_t`` to a
 p^H is the accuracy expected after H steps (the *horizon*) if each step is right with probability p, independently, and no error is
 corrected.
 
-Deviations: if the model adds two operands at once, it states no total for the first of them; that turn has no step accuracy (in the
-paper's format every turn has a total). ``carry_forward`` is the paper's rule for unreadable answers. Nothing here runs a model.
+Deviations: in the paper's format every turn has a total. In a chain of ``tasks.running_sum``, the model may add two operands at once and so
+state no total for the first of them. Such a turn does not count in the step accuracy.
 
-Units: turns and horizons are in additions; accuracies are shares from 0 to 1.
+Nothing here runs a model. Units: horizons are in turns (in a chain, one addition is one turn); accuracies are shares from 0 to 1.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ EDGE = 1e-9  # a horizon this close to a whole number of steps is rounded to it
 
 @dataclass(frozen=True)
 class Execution:
-    """Running totals that a model stated, judged turn by turn. Every field has one entry per turn.
+    """Running totals that a model stated in one response, or in one conversation, and whether they are right.
+
+    Every field has one entry per turn. Below and in this module, a conversation (``episodes.play``) counts as one response.
 
     Attributes:
-        outputs: The last total that the model stated for this turn; ``None`` if it stated none.
+        outputs: The last total that the model stated for the turn; ``None`` if it stated none.
         step: Whether the output is right given the last output before it (or the start); ``None`` if there is no output.
-        turn: Whether the output is the true total. Without an output: ``None`` if the model skipped the turn, ``False`` if it stopped
-            before the turn.
+        turn: Whether the output is the true total. If there is no output: ``None`` if the model stated a total for a later turn, ``False``
+            if it stopped before this turn.
     """
 
     outputs: tuple[int | None, ...]
@@ -71,7 +73,9 @@ class Execution:
 
 
 def judge(outputs: Sequence[int | None], deltas: Sequence[int], *, start: int = 0) -> Execution:
-    """Judge the totals that a model stated, turn by turn: is each right given the total stated before it, and is it the true total?
+    """Check the totals that a model stated in one response, and return the results as an Execution.
+
+    A total passes as a step if it is right given the total stated before it, and as a turn if it is the true total.
 
     Args:
         outputs: The total stated for each turn; ``None`` if none was stated.
@@ -102,7 +106,7 @@ def judge(outputs: Sequence[int | None], deltas: Sequence[int], *, start: int = 
 
 
 def carry_forward(outputs: Sequence[int | None], *, start: int = 0) -> list[int]:
-    """Return the outputs with each missing one replaced by the output before it, or by ``start`` (the paper's rule for unreadable answers).
+    """Return the outputs, with each missing one replaced by the output before it or by ``start``: the paper's rule for unreadable answers.
 
     >>> carry_forward([3, None, 4])
     [3, 3, 4]
@@ -111,15 +115,23 @@ def carry_forward(outputs: Sequence[int | None], *, start: int = 0) -> list[int]
 
 
 def execution_metrics(executions: Sequence[Execution], *, seed: int = 0) -> pd.DataFrame:
-    """Return the accuracies at each turn, one row per turn.
+    """Return a table of the accuracies at each turn, one row per turn.
 
-    Columns: ``turn`` (from 1), ``n`` (chains that have this turn), ``stated`` (share of them that state a total), and the accuracies
-    ``step, turn_right, prefix``, each with ``_low`` and ``_high`` (95 % bootstrap interval over chains; the paper uses 1,000 resamples).
-    ``step`` is over the chains that state the total, ``turn_right`` over the chains that do not skip the turn, ``prefix`` over all; NaN
-    without such chains.
+    | column | meaning |
+    |---|---|
+    | ``turn`` | number of the turn, from 1 |
+    | ``n`` | number of responses to problems that have this turn |
+    | ``stated`` | share of these responses that state a total for the turn |
+    | ``step`` | share of right steps, among the responses that state the total |
+    | ``turn_right`` | share of true totals, among the responses that do not skip the turn |
+    | ``prefix`` | share of all these responses whose totals up to this turn are all true |
+
+    The last three have 95 % bootstrap intervals over responses, such as ``step_low, step_high`` (the paper's are from 1,000 resamples).
+    They are NaN if there is no such response.
+    For a response that stopped before the turn, ``turn_right`` and ``prefix`` count it as wrong.
 
     Args:
-        executions: One per chain of steps (response), with all its stated totals.
+        executions: One per response, with all its stated totals.
 
     Raises:
         ValueError: no executions.
@@ -150,15 +162,15 @@ def _interval(name: str, values: Sequence[float], seed: int) -> dict[str, float]
 
 
 def step_accuracy(executions: Sequence[Execution], *, seed: int = 0) -> stats.Estimate:
-    """Return the share of steps that were executed correctly, with a 95 % interval over chains.
+    """Return the share of right steps among all steps of all responses, with a 95 % interval from resampling responses.
 
-    A stated total counts as right if it follows from the total stated before it, even if that one was wrong.
+    A step is right if its total follows from the total stated before it, even if the total before it is wrong.
 
     Args:
-        executions: One per chain of steps (response), with all its stated totals.
+        executions: One per response, with all its stated totals.
 
     Raises:
-        ValueError: no chain states a total.
+        ValueError: no response states a total.
     """
     right = np.array([sum(s is True for s in e.step) for e in executions])
     n = np.array([sum(s is not None for s in e.step) for e in executions])
@@ -173,20 +185,22 @@ def step_accuracy(executions: Sequence[Execution], *, seed: int = 0) -> stats.Es
 def by_horizon(
     executions: Sequence[Execution], correct: Sequence[bool] | None = None, *, p: Number | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Return the final accuracy of chains of each length, compared with p^H.
+    """Return the share of right final answers to problems with H turns, compared with p^H, for each H.
+
+    p^H is the share expected if each step is right with probability p and no error is corrected. H is called the horizon.
 
     Args:
-        executions: One per chain of steps (response), with all its stated totals.
-        correct: Whether the answer of each chain is right (``rollout.correct``); default: whether the total of its last turn was stated
-            and is true.
-        p: Step accuracy in p^H, such as the step accuracy on chains as long as those in training. Default: for each length, the step
-            accuracy of the chains of that length, as it may fall with length.
+        executions: One per response, with all its stated totals.
+        correct: One flag per response: whether its answer is right (``rollout.correct``). Default: whether the response states a total for
+            the last turn and this total is true.
+        p: Step accuracy, 0 to 1; for example the step accuracy at the horizons of training. Default: in each row, the step accuracy at the
+            row's own horizon, since step accuracy may fall with the horizon.
 
     Returns:
-        One row per length. Columns: ``horizon`` (additions), ``n`` (chains), ``stated`` (share of turns with a stated total), ``step``
-        (step accuracy), ``final`` (accuracy of the answers) with its 95 % interval over chains ``final_low, final_high``, and
-        ``expected`` (p^H). ``final`` above ``expected`` means that the model corrects errors, or that errors cluster; ``final`` below
-        ``expected`` means that the model stopped early.
+        One row per horizon. Columns: ``horizon`` (turns), ``n`` (responses), ``stated`` (share of turns with a stated total), ``step``
+        (step accuracy), ``final`` (share of right final answers), ``final_low, final_high`` (95 % interval of ``final``, over responses),
+        and ``expected`` (p^H). If ``final`` is above ``expected``, the model corrects errors, or errors cluster in few responses. If it is
+        below, some responses stopped early, or their steps are less accurate than p.
 
     Raises:
         ValueError: no executions, not one answer per execution, or ``p`` outside 0..1.
@@ -213,11 +227,11 @@ def by_horizon(
 
 
 def horizon_length(p: Number, s: Number = 0.5, convention: str = "first_below") -> float:
-    """Return the number of steps H until p^H falls below ``s``; infinite for p = 1.
+    """Return the number of steps H at which p^H, the expected accuracy after H steps, falls below ``s``. It is infinite for p = 1.
 
     Args:
         p: Accuracy of a single step, 0 to 1.
-        s: Success rate, above 0 and at most 1.
+        s: Threshold of the expected accuracy, above 0 and at most 1.
         convention: ``"first_below"``: the smallest H with p^H < s. This is the paper's ceiling of ln s / ln p, or one more if ln s / ln p
             is a whole number. ``"last_above"``: the largest H with p^H >= s, which is one less.
 

@@ -24,7 +24,7 @@ READ_OF_META: dict[str, dict[str, Any]] = {
     "length": {"low_words": float, "high_words": float | None},
     "gym": {"gym": {"name": str, "settings": str, "seed": int, "size": int, "index": int}},
 }
-"""Grader -> the fields of a problem's ``meta`` that it reads, with their types."""
+"""Name of a grader -> the fields of a problem's ``meta`` that it reads, with their types."""
 
 
 def problems_of(path: str | Path) -> list[Problem]:
