@@ -1,7 +1,7 @@
-"""Model families that are tested: sampling, steering and reading activations are exact on tiny random models of each family.
+"""Model families that are tested, each with a tiny random model (``tests/test_families.py``).
 
-The tests are in ``tests/test_families.py``. Any other causal language model of transformers can be loaded if its modules match a row of
-``sites.ROWS`` and it passes the checks of ``qualify``.
+The tests require that batched sampling with a KV cache gives the log-probabilities of single passes, with and without steering. Any other
+causal language model of transformers can be loaded if its modules match a row of ``sites.ROWS`` and it passes the checks of ``qualify``.
 """
 
 from __future__ import annotations
@@ -45,3 +45,4 @@ HYBRID = frozenset(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "granitemo
 """Model types in which only some layers have attention heads."""
 
 SUPPORTED = tuple(model_type for types in FAMILIES.values() for model_type in types)
+"""All model types in ``FAMILIES``."""
