@@ -48,7 +48,8 @@ def rollouts(
     """Sample ``sampling.n`` responses to every problem. Return them in the order of the problems; samples of one problem are adjacent.
 
     Args:
-        target: A model or a condition. A condition's interventions (in prefill and decoding), decoding rules and change of the prompt apply.
+        target: A model or a condition. A condition's interventions act in prefill and decoding; its decoding rules and its change of the
+            prompt apply too.
         out: Directory for finished batches (parquet files); ``None`` to store nothing. Repeat the same call to resume after a stop:
             rollouts in the directory are graded again, not sampled again. If another process samples into the directory, this call waits.
         about: ``task``, ``split`` and ``seed`` of the problems, recorded in the directory ``out``. Default: task and split from the
@@ -248,7 +249,7 @@ def _prompts(condition: Condition, problems: Sequence[Problem]) -> list[list[int
 
 
 def task_and_split(problems: Iterable[Problem]) -> dict[str, Any]:
-    """Return ``{"task": ..., "split": ...}`` from the ``meta`` of the problems. Several values are joined by "+", as in ``"gsm8k+math"``.
+    """Return ``{"task": ..., "split": ...}`` from the ``meta`` of the problems. Several values are joined by "+": ``"countdown+lookup"``.
 
     A key is left out if the ``meta`` of any problem lacks it.
     """

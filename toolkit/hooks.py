@@ -133,7 +133,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 Queries are ``[batch, heads, queries, head_dim]``, after query norm and rotary embedding, if any. Keys and values are ``[batch, KV heads,
 keys, head_dim]``. The output is ``[batch, queries, heads, head_dim]``. Weights (attention probabilities) are ``[batch, heads, queries,
-keys]``, or ``None`` if the implementation does not return them, as SDPA."""
+keys]``, or ``None`` if the implementation does not return them (SDPA does not)."""
 
 AttentionWrapper = Callable[[int, Attend, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """``wrapper(layer, attend, query, key, value) -> (output, weights)``: called in place of ``attend``, which it may call itself."""
