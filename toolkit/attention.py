@@ -202,7 +202,7 @@ class _Batch:
             yield
 
     def _reader(self, start: int, stop: int, pending: dict[int, Rows]):
-        """Return a wrapper of the attention function that puts each layer's rows into ``pending``, with ``scale`` and ``gate`` not yet set."""
+        """Return a wrapper of the attention function that puts each layer's rows into ``pending``; ``scale`` and ``gate`` are set later."""
 
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
             output, weights = attend(query, key, value)
