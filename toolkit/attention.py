@@ -35,7 +35,7 @@ class Rows:
 
     Attributes:
         layer: Index of the layer.
-        examples: Index of each sequence of the batch in the ``sequences`` that ``read`` was given.
+        examples: For each entry of the batch axis, the index of its sequence in the argument ``sequences`` of ``read``.
         queries: Position of each query; -1 pads sequences that have fewer queries than others.
         weights: Attention probabilities, fp32; zero at keys that the query may not attend to.
         scale: Divisor of the norm that follows ``W_O``, at each query, fp32; 1 if there is no such norm.
@@ -182,7 +182,7 @@ class _Batch:
 
     @contextmanager
     def _reading(self, start: int, stop: int, take: Take) -> Iterator[None]:
-        """Pass the rows of every layer to ``take`` during a pass. This happens once ``attn_out`` is known, which sets ``Rows.scale``."""
+        """Pass the rows of every layer to ``take`` during a pass, after the layer's ``attn_out``: ``Rows.scale`` is computed from it."""
         layout, pending = self.lm.layout, dict[int, Rows]()
 
         def hand_on(layer: int) -> hooks.Rewrite:

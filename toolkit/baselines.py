@@ -109,7 +109,8 @@ class Suppress:
 
     Attributes:
         words: Words to suppress.
-        during: Positions at which the intervention acts: none of the words can follow directly after them. Default: the thinking.
+        during: Positions at which the intervention acts: the token after such a position cannot be one of the words. Default: all
+            positions in the think phase.
     """
 
     words: tuple[str, ...] = NOWAIT

@@ -169,9 +169,9 @@ def _on_cpu_in_fp32(layer: DynamicLayer) -> bool:
 
 
 class Blocks(DynamicLayer):
-    """A layer of a KV cache in two blocks: ``newest`` holds the last ``count`` tokens, ``keys`` and ``values`` all tokens before them.
+    """One layer of a KV cache, in two blocks: ``newest`` for the last ``count`` tokens, ``keys`` and ``values`` for all tokens before them.
 
-    ``update`` returns only the keys and values that it was called with: attention must go through ``attend``, which reads both blocks.
+    Attention must use ``attend``, which reads both blocks. ``update`` returns only the keys and values of the newest token.
     """
 
     def __init__(self, layer: DynamicLayer) -> None:

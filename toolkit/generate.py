@@ -85,7 +85,8 @@ def continuations(
     random numbers, so their continuations differ only because the prompts do.
 
     The last think tag in a prompt's assistant turn decides how a continuation is split into spans. After a closing tag, all of the
-    continuation is the answer and the think span is empty. After an opening tag, the continuation begins with thinking.
+    continuation is the answer and the think span is empty. After an opening tag, the continuation begins with thinking. Without a tag,
+    spans are set as in ``rollouts``.
 
     Args:
         target: A model or a condition. A condition's interventions and decoding rules apply; its change of the prompt does not.

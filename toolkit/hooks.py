@@ -92,7 +92,7 @@ def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
         rewrites: Site -> function ``(value, inputs) -> new value``, see ``Rewrite``.
 
     Raises:
-        IndexError: a site's layer does not exist.
+        IndexError: the model does not have one of the sites.
     """
     for site in rewrites:
         layout.check(site)

@@ -3,8 +3,9 @@
 The identity of a value changes if the value's behaviour can change, and is the same in every process. So a result is computed again if
 the code or data behind it has changed. ``of(value)`` returns the identity. It describes
 
-- a function of the user by its bytecode (docstring, comments and line numbers do not count), closure, defaults, and the globals that it
-  reads: a changed helper or constant changes the identity;
+- a function that the user wrote by its bytecode (docstring, comments and line numbers do not count), closure, defaults, and the globals
+  that it reads: a changed helper or constant changes the identity;
+- a class that the user wrote by its bases, methods and attributes;
 - a function or class of the toolkit by its name; ``Identity.modules`` lists its module, whose code is hashed separately;
 - a function or class of an installed package by its name and the version of the package;
 - an object by its class and fields, a tensor by its bytes, a model by its fingerprint. Memory addresses never count.
@@ -134,7 +135,8 @@ def describe(act: Any) -> str:
 def describe_interventions(condition: Condition) -> list[str]:
     """Return one text for each intervention, decoding rule and prompt change of a condition, in this order.
 
-    Reports show these texts, and they are stored with rollouts: two conditions of one model with the same texts count as the same.
+    Reports show these texts. They are also stored with rollouts, which are reused for a condition of the same model with the same texts.
+    So the ``str()`` of an intervention has to contain all its settings.
     """
     return [describe(act) for act in (*condition.during, *condition.rules, *([condition.ask] if condition.ask else []))]
 
@@ -293,7 +295,7 @@ class _Inspector:
         return self.of(step.argval) if step.opcode in dis.hasconst else str(step.argval)
 
     def _reads(self, steps: Sequence[dis.Instruction], scope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield name and value of each global that is read or imported. If ``module.name`` is read, this is the attribute, not the module."""
+        """Yield name and value of each global that is read or imported. For ``module.name`` this is the attribute, not the module."""
         for at, step in enumerate(steps):
             if step.opname in LOADS and isinstance(scope, Mapping):
                 name, value = step.argval, scope.get(step.argval, getattr(builtins, step.argval, "no such name"))

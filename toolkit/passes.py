@@ -69,7 +69,7 @@ def batch_tokens(lm: LM) -> int:
 
 
 def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Sequence[Example]], None]) -> None:
-    """Call ``run`` on batches of examples of similar length, until all are done. If memory runs out, call it on halves of the batch.
+    """Call ``run`` on batches of examples of similar length, until all examples are done. If memory runs out, halve the batch.
 
     Args:
         what: Label of the progress bar.
@@ -104,7 +104,7 @@ class Picker:
 
     @cached_property
     def flat(self) -> Int[Tensor, " positions"]:
-        """Indices of all chosen positions on an axis ``batch * seq``, into which the axes ``[batch, seq]`` are flattened."""
+        """Indices of all chosen positions of the batch, after its axes ``[batch, seq]`` are flattened into one."""
         places = [b * self.ids.shape[1] + t for b, e in enumerate(self.batch) for t in e.where]
         return torch.tensor(places, device=self.ids.device)
 
@@ -136,7 +136,7 @@ def forward(
 
     Args:
         ids: Right-padded token ids.
-        kinds: Site kinds to read; also ``Z_OVER_NORM``.
+        kinds: Site kinds to read; ``Z_OVER_NORM`` is allowed too.
         take: ``take(kind, layer, value)`` is called with the activations ``[batch, seq, width]`` of each kind, layer by layer.
     """
     layout = lm.layout

@@ -50,7 +50,8 @@ def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int
     - Perturbing the activations at a site changes the logits (the site is causal). Only the first and the last layer are perturbed.
     - Head contributions plus bias sum to ``attn_out``; the parts of a block sum to its output.
     - Decoding a padded batch step by step with a KV cache gives the logits of one pass per sequence.
-    - Every layer calls attention once, through transformers' interface. Its output is the returned attention rows times the values.
+    - Every layer calls the attention function once, through transformers' interface. The output of this function is the attention rows
+      that it returns times the values.
 
     Args:
         seed: Seed of the random sequence.
@@ -237,7 +238,7 @@ def _softmax(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask:
 
 
 def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Tensor, "1 tokens vocab"]) -> Check:
-    """Check cached decoding, on which sampling relies: two left-padded rows of different length have to give the logits of single passes."""
+    """Check cached decoding, on which sampling relies: two left-padded rows of different length must give the logits of single passes."""
     width = ids.shape[1]
     alone = model(input_ids=ids[:, SHORTER:]).logits
     batch = torch.cat([ids, torch.cat([torch.zeros_like(ids[:, :SHORTER]), ids[:, SHORTER:]], dim=1)])

@@ -101,9 +101,9 @@ def draw(
         uniform: One random number in [0, 1) per row.
 
     Returns:
-        The tokens and, if ``sampling.details``, a tensor ``[2, rows]``, else ``None``. Its first row has the log-probability of each token,
-        after top-k and top-p. Its second row has the entropy (nats) of the full softmax. Both are at the sampling temperature, or at
-        temperature 1 with the full softmax if sampling is greedy.
+        The tokens, and a tensor ``[2, rows]`` (``None`` unless ``sampling.details``). Its first row has the natural log-probability of each
+        token, at the sampling temperature and after top-k and top-p. Its second row has the entropy (nats) of the full softmax at this
+        temperature. If sampling is greedy, both are of the full softmax at temperature 1.
     """
     scaled = logits.float() / (sampling.temperature or 1.0)
     logp = torch.log_softmax(scaled, dim=-1)

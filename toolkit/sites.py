@@ -291,12 +291,12 @@ class Layout:
 
     @property
     def n_heads(self) -> int:
-        """Largest number of query heads in a layer."""
+        """Number of query heads of the layer that has most."""
         return max(self.heads)
 
     @property
     def head_dim(self) -> int:
-        """Largest size of a head's output."""
+        """Size of a head's output, in the layer where it is largest."""
         return max(self.head_dims)
 
     @property
@@ -394,14 +394,14 @@ class Layout:
     def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Map a direction v of the residual stream to ``attn_out``: return u such that ``<v, contribution> = <u, attn_out> / scale``.
 
-        Here ``contribution`` is the vector by which the layer's attention changes the end of the residual stream: ``N(attn_out)``, without
-        the shift of a LayerNorm, times ``to_end(layer)``. N is the norm that follows attention, or the identity. ``scale`` is the divisor
-        of N at the position, or 1 without a norm.
+        Here ``contribution`` is the vector that the layer's attention adds to the residual stream, as it arrives at the end of the stream:
+        ``N(attn_out) * to_end(layer)``, where N is the norm that follows attention (without its shift), or the identity. ``scale`` is the
+        divisor of N at the position, or 1 without a norm.
 
         - Without a norm, u is ``v * to_end(layer)``.
         - With an RMS norm of gain g, u is ``g * v * to_end(layer)``.
 
-        The contribution of one head along v is ``u @ W_O[:, columns] @ (z[columns] / scale)``, with the columns of the head.
+        The contribution of one head along v is ``u @ W_O[:, columns] @ (z[columns] / scale)``; ``Layout.head`` returns its columns.
         """
         norm, factor = self.norm(layer), self.to_end(layer)
         u = v if norm is None else norm.back(v)

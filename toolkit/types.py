@@ -44,7 +44,7 @@ class Problem:
     """One question with a checkable answer.
 
     Attributes:
-        id: Unique id that never changes. Statistics group samples by it, and compare conditions on equal ids.
+        id: Unique id that never changes. Statistics group samples by problem id, and compare conditions problem by problem.
         messages: Chat messages, ``({"role": ..., "content": ...}, ...)``.
         answer: The gold answer as text.
         meta: Facts about the problem (``task``, ``difficulty``, ``split``, ...), and fields that the task's grader reads: see
@@ -81,7 +81,7 @@ class Span:
     def predictors(self) -> Span:
         """Return the span of the positions that *predict* this span's tokens: ``[start-1, stop-1)``. Raise ValueError if start is 0.
 
-        The activations at position t predict token t+1. An average of activations "over the think span" is over these positions.
+        The activations at position t predict token t+1. Averages of activations "over the think span" are taken over these positions.
         """
         if self.start == 0:
             raise ValueError("Span starts at position 0: no position predicts its first token.")
@@ -108,9 +108,10 @@ class Rollout:
         text: Decoded response, special tokens included.
         correct: True if the grader accepts the answer; False if it does not or if there is no answer span.
         logprobs: Natural log-probability of each response token; ``None`` if not recorded. If recorded during sampling, it is under the
-            distribution after top-k and top-p; if computed afterwards (``entropies.with_entropies``), under the full softmax.
-        entropies: Entropy in nats of the full softmax (no top-k or top-p) that predicts each response token, at the sampling temperature
-            (1 if sampling was greedy). ``None`` if not recorded.
+            distribution that the token was drawn from (after temperature, top-k and top-p). If computed afterwards
+            (``entropies.with_entropies``), it is under the full softmax.
+        entropies: Entropy in nats of the full softmax (no top-k or top-p) that predicts each response token; ``None`` if not recorded. The
+            temperature is that of sampling (1 if greedy), or the one passed to ``with_entropies``.
     """
 
     problem_id: str
@@ -153,8 +154,8 @@ class Provenance:
         template_hash: Hash of the chat template.
         toolkit_version: Version of the toolkit that computed the value.
         seed: Random seed, or ``None`` if nothing was random.
-        notes: Other facts (sampling settings, thresholds), JSON-serialisable. They say which problems the value was computed from: see
-            ``origins``.
+        notes: Other facts (sampling settings, thresholds), JSON-serialisable. They include hashed ids of the problems that the value was
+            computed from: see ``origins``.
     """
 
     model: str
