@@ -225,7 +225,7 @@ class Blocks(DynamicLayer):
         return read.reshape(rows, 1, heads, -1)
 
     def leave(self, left: int, places: Int[Tensor, " moves"], rows: Int[Tensor, " moves"]) -> None:
-        """Copy the rows with the indices ``rows`` to the indices ``places``, then drop all rows but the first ``left``."""
+        """Shrink the batch to ``left`` rows: copy the rows with the indices ``rows`` to the indices ``places``, then cut off the end."""
         assert self.keys is not None and self.values is not None
         if len(rows):
             for block in (self.keys, self.values, *self.newest):

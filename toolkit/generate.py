@@ -115,7 +115,7 @@ def continuations(
 
 
 def rollout_from_tokens(lm: LM, problem: Problem, prompt: list[int], tokens: list[int], *, sample: int = 0) -> Rollout:
-    """Return a response that another engine sampled as a rollout, with spans and grade set as in ``rollouts``.
+    """Return the ``Rollout`` of a response that another engine sampled. Spans and grade are set as in ``rollouts``.
 
     ``finish`` is ``"stop"`` if the last token is an end-of-sequence token, else ``"length"``. There are no log-probabilities or entropies.
 

@@ -31,9 +31,13 @@ class Check:
 
     Attributes:
         name: Name of the check, such as ``"resid_mid 3: is causal"``.
-        value: Measured number that decides. In most checks it is a deviation from the expected values, relative to the largest of them,
-            and must be small. Checks "is causal": change of the logits, which must not be 0. Checks "written back is a no-op": change of
-            the logits, which must be 0. Check that each layer attends once: deviation of the number of calls from 1, which must be 0.
+        value: Measured number on which ``passed`` depends. In most checks it is the deviation from the expected values, relative to the
+            largest of them, and has to be small. Exceptions:
+
+            - "is causal": largest change of a logit; must not be 0.
+            - "written back is a no-op": largest change of a logit; must be 0.
+            - "each layer attends once": how far the number of calls per layer is from 1; must be 0.
+            - "heads depend on nothing else": largest entry of ``z`` when attention outputs are set to 0; must be 0.
         passed: True if the check passed.
     """
 

@@ -387,7 +387,7 @@ class Layout:
         return Z_OVER_NORM if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
     def norm(self, layer: int) -> Norm | None:
-        """Return the norm between a layer's ``attn_out`` and the residual stream, or ``None``."""
+        """Return the norm between a layer's ``attn_out`` and the residual stream; ``None`` if there is no such norm (pre-norm families)."""
         module = self.blocks[layer].post_attention_norm
         return None if module is None else read_norm(module, self.W_O(layer))
 

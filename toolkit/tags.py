@@ -55,7 +55,7 @@ class Format:
 
     Attributes:
         tags: Think tags of the family.
-        marks: A model belongs to the family if all of these texts occur in its chat template or are tokens of its vocabulary.
+        marks: Texts that identify the family: all of them occur in the chat template, or all of them are tokens of the vocabulary.
     """
 
     tags: ThinkTags

@@ -322,8 +322,8 @@ class HeadScores:
     Attributes:
         score: ``[layers, heads]``; a higher score means more of the property that ``method`` names. NaN at the entries in ``absent``.
         method: Name of the score, e.g. ``"short_thinking"``.
-        units: Unit of the score. Example: ``"residual stream norm"`` is the size of a head's contribution to the residual stream, after
-            any norm that follows ``W_O``.
+        units: Unit of the score, e.g. ``"nats per token"`` or ``"residual stream norm"`` (component of a head's contribution to the
+            residual stream, after any norm that follows ``W_O``, along a unit direction).
         absent: Entries ``(layer, head)`` of ``score`` for which there is no head. Such entries exist if some layers have fewer heads.
     """
 
