@@ -154,7 +154,7 @@ class _Batch:
         # Position of each column in its sequence: negative in the left padding, beyond the last query in the right padding.
         places = torch.arange(self.ids.shape[1], device=device)[None] - (self.width - self.starts)[:, None]
         self.mask = (places >= 0).long()
-        # Position ids for the model, within its context in the padding too, and positions of the queries, -1 in the padding.
+        # positions: position ids for the model; in the padding they are clamped to valid ones. queries: the same, but -1 in the padding.
         self.positions = torch.minimum(places, self.stops[:, None] - 1).clamp(min=0)
         self.queries = torch.where(places < self.stops[:, None], places, -1)
         self.cache, self.gated = DynamicCache(config=lm.model.config), lm.gated_layers

@@ -131,7 +131,7 @@ def moments_and_entropies(
 
     def read(batch: Sequence[Example], hidden: Float[Tensor, "batch seq d_model"]) -> None:
         chosen = [e.rollout for e in batch]
-        # The last states that predict response tokens, all rollouts of the batch in one list of [tokens, d_model].
+        # Last hidden states that predict response tokens, of all rollouts of the batch, one after the other: [tokens, d_model].
         at = [(row, t) for row, r in enumerate(chosen) for t in range(r.prompt_len - 1, len(r.token_ids) - 1)]
         rows, where = torch.tensor(at, dtype=torch.long).view(-1, 2).T.to(hidden.device)
         tokens = torch.tensor([t for r in chosen for t in r.token_ids[r.prompt_len :]], device=hidden.device)
@@ -140,7 +140,7 @@ def moments_and_entropies(
             logprobs_and_entropies(head(s), t, temperature) for s, t in zip(states.split(size), tokens.split(size), strict=True)
         ]
         logprobs, entropies = torch.cat(parts, dim=1).cpu().tolist() if parts else ([], [])
-        # Cut the list into rollouts again.
+        # Split the results by rollout again.
         ends = [0, *accumulate(r.response_tokens for r in chosen)]
         for r, start, stop in zip(chosen, ends, ends[1:], strict=False):
             measured[places[id(r)]] = replace(r, logprobs=tuple(logprobs[start:stop]), entropies=tuple(entropies[start:stop]))
@@ -200,10 +200,10 @@ def _moments(
     labels = tuple(sorted({e.label for e in examples}))
     width, layers = lm.layout.width, lm.layout.n_layers
     kinds = (*kinds, lm.layout.contribution_kind) if "z" in kinds else kinds
-    # fp64 sums: the difference of two long means is small beside either.
+    # fp64 sums: the difference of two class means is small compared with the means.
     sums = {k: torch.zeros(len(labels), layers, width(k), dtype=torch.float64) for k in kinds}
-    # Outer products are added up on the device: copying them to the CPU after every batch would take longer than the pass. If they are too
-    # large to stand beside the model there, or the device has no fp64, they go to the CPU.
+    # Outer products are added up on the device: copying them to the CPU after every batch would take longer than the pass. If they take
+    # too much memory there, or the device has no fp64, they are added up on the CPU.
     size = 8 * len(labels) * layers * sum(width(k) ** 2 for k in second)
     place = "cpu" if lm.device.type == "mps" or size > ON_DEVICE else lm.device
     outer = {k: torch.zeros(len(labels), layers, width(k), width(k), dtype=torch.float64, device=place) for k in second}
@@ -216,7 +216,7 @@ def _moments(
             {kind: torch.zeros(total.shape, device=lm.device) for kind, total in totals.items()} for totals in (sums, outer)
         )
 
-        # Called once per site while the pass runs, layer by layer: only small sums outlive the layer. A layer may be narrower than others.
+        # Called once per site while the pass runs, layer by layer; only sums are stored. ``z`` of one layer may be narrower than of others.
         def take(kind: str, layer: int, value: Tensor) -> None:
             size = value.shape[-1]
             if kind in sums:
@@ -228,7 +228,7 @@ def _moments(
         hidden = forward(lm, pick.ids, (*kinds, *second), take)
         if read is not None:
             read(batch, hidden)
-        # Add to the totals only now, after everything that may run out of memory: then the batch is run again in halves.
+        # A batch that runs out of memory is run again in halves. So add to the totals only at the end, when no memory is needed any more.
         ready = [
             (total[kind], values.to(total[kind].device))
             for total, batch_sums in ((sums, first), (outer, squares))
@@ -239,7 +239,7 @@ def _moments(
 
     each_batch(lm, examples, "moments", run)
     n = tuple(sum(e.label == name for e in examples) for name in labels)
-    # The record lists the problems of all rollouts: those without a class took part in setting the limits of the classes.
+    # The record lists the problems of all rollouts, also of those without a class: all of them set the thresholds between the classes.
     about = lm.provenance(**origins.record(r.problem_id for r in rollouts))
     return Moments(labels, n, positions.name, sums, {kind: values.cpu() for kind, values in outer.items()}, about)
 

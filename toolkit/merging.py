@@ -31,7 +31,7 @@ from toolkit.rounding import rounding
 PUBLISHED_KEEP = 0.25
 PUBLISHED_SCALE = 0.7
 SCOPES = ("tensor", "global")
-assumed_scope = "tensor"  # ours
+assumed_scope = "tensor"  # our choice: the paper does not say
 
 
 class DifferentModelsError(ValueError):

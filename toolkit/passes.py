@@ -73,7 +73,7 @@ def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Se
 
     Args:
         what: Label of the progress bar.
-        run: Function of a batch. If it runs out of memory, it must have changed nothing, since it is called again.
+        run: Function of a batch. It must store results only at its end: if it runs out of memory, it is called again with each half.
     """
     with tqdm(total=len(examples), desc=what, unit="rollout", disable=len(examples) < 64, leave=False) as bar:
 

@@ -238,11 +238,11 @@ def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
         # (f(x) - f(-x)) / 2: a shift cancels. Calling forward directly runs no hooks, which may be active on the norm now.
         return (module.forward(x.to(dtype)).float() - module.forward(-x.to(dtype)).float()) / 2
 
-    # Inputs of alternating sign have mean 0, so centring does not change them. Large ones drown epsilon: the output is the gain.
+    # Inputs of alternating sign have mean 0, so centring does not change them. For large inputs epsilon is negligible: the output is +-gain.
     signs = torch.ones(len(W_O), device=W_O.device)
     signs[1::2] = -1
     large = odd(PROBE * signs)
-    # A constant input becomes 0 only if the norm subtracts the mean.
+    # The output for a constant input is 0 only if the norm subtracts the mean.
     centred = bool(odd(PROBE * torch.ones_like(signs)).abs().max() < 1e-3 * large.abs().max())
     plain = Norm(torch.ones_like(signs), centred, 0.0)
     gain = large * plain.scale(signs) / plain.centre(signs)

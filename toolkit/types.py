@@ -355,7 +355,7 @@ class HeadScores:
             raise ValueError(f"The scores of {self.method!r} hold NaN or infinity, so heads cannot be ranked by them.")
 
     def ranked(self) -> list[tuple[int, int]]:
-        """Return ``(layer, head)`` of all heads, from the highest score to the lowest. Ties go to the lower layer, then the lower head."""
+        """Return ``(layer, head)`` of all heads, from the highest score to the lowest; heads with equal scores by layer, then head."""
         heads, absent = self.score.shape[1], {*self.absent}
         order = self.score.flatten().argsort(descending=True, stable=True).tolist()
         return [at for i in order if (at := (i // heads, i % heads)) not in absent]
