@@ -238,7 +238,7 @@ def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
         # (f(x) - f(-x)) / 2: a shift cancels. Calling forward directly runs no hooks, which may be active on the norm now.
         return (module.forward(x.to(dtype)).float() - module.forward(-x.to(dtype)).float()) / 2
 
-    # Inputs of alternating sign have mean 0, so centring does not change them. For large inputs epsilon is negligible: the output is +-gain.
+    # Inputs of alternating sign have mean 0, so centring does not change them. For large inputs epsilon is negligible: outputs are +-gain.
     signs = torch.ones(len(W_O), device=W_O.device)
     signs[1::2] = -1
     large = odd(PROBE * signs)
