@@ -21,10 +21,7 @@ from toolkit.sites import Layout, Site, UnsupportedModelError
 
 SHORTER = 3  # the second row of the padded batch is this many tokens shorter than the first
 FULL = (torch.float32, torch.float64)  # number types in which every token is compared
-EXACT, ROUNDED = (
-    1e-4,
-    0.1,
-)  # allowed relative deviations: in fp32, and (in half precision) of logits from another order of operations
+EXACT, ROUNDED = 1e-4, 0.1  # allowed relative deviations: in fp32; in half precision, of logits from another order of operations
 CHUNK, STEPS = 2, 2  # after the prefill, this many tokens are run in one pass, and then this many tokens one by one
 
 
