@@ -1,8 +1,8 @@
 """Read PEFT adapters from a directory or the hub, and merge them into the weights of their base model.
 
-Adapters are always merged, never kept separate: an edit changes weights, and saving a model that is wrapped in an adapter would save
-only the adapter. Merging is exact for every adapter that changes weights (LoRA, DoRA, IA3, fully saved modules, ...); ``merge`` checks
-this by comparing logits before and after.
+Adapters are always merged, for two reasons: edits change weights, and saving a model with a separate adapter would save only the adapter.
+Every adapter that changes weights can be merged exactly (LoRA, DoRA, IA3, fully saved modules, ...). ``merge`` compares the logits before
+and after.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ def read_config(source: str, revision: str | None = None) -> dict[str, Any] | No
 def find_base(source: str, config: Mapping[str, Any]) -> str:
     """Return the directory, GGUF file or hub id from which to load an adapter's base model.
 
-    A relative path in the config may be relative to the adapter's directory or to the working directory.
+    A relative path in the config is looked up in the adapter's directory, then in the working directory.
 
     Args:
         source: Directory or hub id of the adapter.
         config: Content of the adapter's ``adapter_config.json``.
 
     Raises:
-        UnsupportedModelError: the config names no base, or names a path at which there is no model. (A hub id is not looked up.)
+        UnsupportedModelError: the config names no base, or names a path at which there is no model. (Whether a hub id exists is not
+            checked here.)
     """
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
@@ -79,20 +80,20 @@ def _is_model(path: Path) -> bool:
 def merge(
     model: PreTrainedModel, source: str, dtype: torch.dtype, *, revision: str | None = None, precision: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """Return the model with a PEFT adapter merged into its weights, such as ``W + (alpha / r) B A``.
+    """Return the base model with a PEFT adapter merged into its weights. For LoRA, W becomes ``W + (alpha / r) B A``.
 
-    Warns if rounding to ``dtype`` makes an error of more than a tenth of the adapter's change (see ``rounding``).
+    Warns if rounding to ``dtype`` makes an error of more than a tenth of the adapter's change: see ``rounding.Rounding.error``.
 
     Args:
         model: The base model. Its weights are changed in place.
         source: Directory or hub id of the adapter.
-        dtype: Number type of the merged weights. Buffers, such as rotary frequencies, keep their type, as when a model is loaded.
-        revision: Hub revision of the adapter.
+        dtype: Number type of the merged weights. Buffers, such as rotary frequencies, keep their type.
+        revision: Hub revision (branch, tag or commit) of the adapter; ``None`` for the default branch.
         precision: Number type in which the adapter's change is added to the base weights, before the sum is rounded to ``dtype``.
 
     Raises:
         store.DamagedFileError: the adapter is not complete, or does not fit the model.
-        UnsupportedModelError: the adapter changes no weights (such as prompt tuning), or merging changed the model's logits.
+        UnsupportedModelError: the adapter changes no weights (such as prompt tuning), or the logits differ before and after merging.
     """
     from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
@@ -153,7 +154,7 @@ def _merge(adapted: Any, source: str) -> PreTrainedModel:
 
 
 def _as_loaded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Convert the weights to the number types that they would have if the model were loaded in ``dtype``, and return the model."""
+    """Convert weights to the types of a model that transformers loads in ``dtype`` (a few modules stay fp32), and return the model."""
     wide = _modules_in_fp32(model, dtype)
     for name, weight in model.named_parameters():
         weight.data = weight.data.to(torch.float32 if any(part in name for part in wide) else dtype)
@@ -163,9 +164,9 @@ def _as_loaded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _separate(adapted: nn.Module) -> bool:
-    """Untie weights that have two names, such as a tied LM head, if an adapter changes one of them. Return True if there were any.
+    """Untie weights that have two names, such as a tied LM head, if an adapter changes one of them. Return True if any were untied.
 
-    Merging adds to a tensor in place. A tied tensor would change under both names.
+    Merging adds to a tensor in place, so a tied tensor would change under both names.
     """
     names: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for path, module in adapted.named_modules():
@@ -179,7 +180,7 @@ def _separate(adapted: nn.Module) -> bool:
 
 
 def _tie(model: PreTrainedModel) -> None:
-    """Tie the embedding and the LM head again if they are equal after merging. Else set the config to untied."""
+    """Tie the embedding and the LM head again if they are equal after merging; else mark them as untied in the config."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     equal = head is not None and torch.equal(head.weight, embedding.weight)  # type: ignore[arg-type]  # Parameters
     for config in (model.config, model.config.get_text_config()):

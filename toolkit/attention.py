@@ -1,9 +1,9 @@
 """Exact attention rows of chosen queries, for every supported family, with memory linear in the context length.
 
-An attention row is the attention probabilities of one query over all keys. The tokens before the chosen queries fill a KV cache with the
-model's usual attention (SDPA, as a rule). The queries follow, teacher-forced and a few at a time, with the family's plain (eager)
-attention, which returns their rows. Sliding windows, query and key norms, soft-capping and rotations are therefore computed by the
-model's own code; none of them is reimplemented here.
+An attention row is the attention probabilities of one query over all keys. First the tokens before the chosen queries are run with the
+model's usual attention (mostly SDPA), and fill a KV cache. Then the queries are run, teacher-forced and a few at a time, with eager
+attention, which returns their rows. All of this is the model's code in transformers: sliding windows, query and key norms, soft-capping
+and rotary embeddings are not reimplemented here.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ ROW_NUMBERS = 2**25  # largest number of attention weights of one layer in memor
 class Rows:
     """Attention rows (the probabilities of a query over all keys) of some queries in one layer.
 
-    Positions are positions in the sequences, which have no padding.
+    The axis ``batch`` runs over sequences. Positions count from the first token of a sequence, without padding.
 
     Attributes:
-        layer: The layer.
-        examples: Indices of the sequences: entry b of the batch belongs to sequence ``examples[b]``.
+        layer: Index of the layer.
+        examples: For each entry of the batch axis, the index of its sequence in the argument ``sequences`` of ``read``.
         queries: Position of each query; -1 pads sequences that have fewer queries than others.
         weights: Attention probabilities, fp32; zero at keys that the query may not attend to.
-        scale: Divisor of the norm that follows the output projection, at each query, fp32; 1 if there is no such norm.
-        gate: Factor on each entry of a head's output between attention and the output projection, at each query, fp32: from the gate of
-            gated attention or from a norm there; 1 if there is neither.
+        scale: Divisor of the norm that follows ``W_O``, at each query, fp32; 1 if there is no such norm.
+        gate: Elementwise factor by which each head's output is multiplied before ``W_O``, at each query, fp32. It comes from gated
+            attention, or from a norm at this place; 1 if there is neither.
     """
 
     layer: int
@@ -55,7 +55,8 @@ class Rows:
     def value_at(self, keys: Int[Tensor, "batch heads queries"]) -> Float[Tensor, "batch heads queries head_dim"]:
         """Return the value vector of each head at one key per query, fp32.
 
-        A key outside the layer's sliding window is no longer cached: the result for it is meaningless (the value vector of another key).
+        Keys outside the layer's sliding window are no longer cached. For such a key the result is the value vector of some other key:
+        do not use it.
 
         Args:
             keys: Position of the key, for each head and query.
@@ -76,14 +77,13 @@ Take = Callable[[Rows], None]
 def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take: Take, *, tokens: int | None = None) -> None:
     """Compute the attention rows of the queries in ``spans`` and pass them to ``take(rows)``, layer by layer, a few queries at a time.
 
-    An attention row holds the probabilities of one query over all keys. Rows are not stored: ``take`` has to keep the numbers that it
-    needs.
+    An attention row holds the probabilities of one query over all keys. Rows are not stored: ``take`` has to store what it needs.
 
     Args:
         sequences: Token ids of each sequence.
-        spans: Positions of the queries of each sequence. The queries that predict the tokens of a span are ``span.predictors()``.
-        take: Receives the rows.
-        tokens: Largest number of padded tokens per batch; default: ``passes.batch_tokens(lm)``.
+        spans: Positions of the queries of each sequence. For the queries that predict the tokens of a span, pass ``span.predictors()``.
+        take: Function that is called with the rows; see ``Rows``.
+        tokens: Largest number of padded tokens per batch; ``None`` means ``passes.batch_tokens(lm)``.
 
     Raises:
         ValueError: a span is empty or outside its sequence, or a sequence is longer than the model's context.
@@ -97,7 +97,7 @@ def read(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span], take
 def rows(lm: LM, ids: Sequence[int], span: Span) -> Float[Tensor, "layers heads queries keys"]:
     """Return the attention probabilities of the queries in ``span`` over all keys, in all layers and heads, on the CPU.
 
-    Entries are NaN where a layer has no such head.
+    If a layer has fewer heads than others, the entries of the missing heads are NaN.
 
     Args:
         ids: Token ids of one sequence.
@@ -134,10 +134,10 @@ def _check(lm: LM, sequences: Sequence[Sequence[int]], spans: Sequence[Span]) ->
 
 
 class _Batch:
-    """Sequences that are processed together. Their queries start in the same column of a padded table of token ids.
+    """Sequences that are processed together, as one padded table of token ids in which all queries start in the same column.
 
-    The tokens before the queries are padded on the left, the queries on the right. In what follows, a column is an index into the table
-    and a position is an index into a sequence.
+    The tokens before the queries are padded on the left, the queries on the right. A *column* is an index into the table, a *position* an
+    index into a sequence without padding.
     """
 
     def __init__(self, lm: LM, examples: Sequence[int], sequences: Sequence[Sequence[int]], spans: Sequence[Span]) -> None:
@@ -154,7 +154,7 @@ class _Batch:
         # Position of each column in its sequence: negative in the left padding, beyond the last query in the right padding.
         places = torch.arange(self.ids.shape[1], device=device)[None] - (self.width - self.starts)[:, None]
         self.mask = (places >= 0).long()
-        # Position ids for the model, within its context in the padding too, and positions of the queries, -1 in the padding.
+        # positions: position ids for the model; in the padding they are clamped to valid ones. queries: the same, but -1 in the padding.
         self.positions = torch.minimum(places, self.stops[:, None] - 1).clamp(min=0)
         self.queries = torch.where(places < self.stops[:, None], places, -1)
         self.cache, self.gated = DynamicCache(config=lm.model.config), lm.gated_layers
@@ -182,7 +182,7 @@ class _Batch:
 
     @contextmanager
     def _reading(self, start: int, stop: int, take: Take) -> Iterator[None]:
-        """Pass the rows of every layer to ``take`` during a pass: after ``attn_out`` is computed, from which ``Rows.scale`` follows."""
+        """Pass the rows of every layer to ``take`` during a pass, after the layer's ``attn_out``: ``Rows.scale`` is computed from it."""
         layout, pending = self.lm.layout, dict[int, Rows]()
 
         def hand_on(layer: int) -> hooks.Rewrite:
@@ -202,7 +202,7 @@ class _Batch:
             yield
 
     def _reader(self, start: int, stop: int, pending: dict[int, Rows]):
-        """Return a wrapper of the attention function that puts each layer's rows into ``pending``."""
+        """Return a wrapper of the attention function that puts each layer's rows into ``pending``; ``scale`` and ``gate`` are set later."""
 
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
             output, weights = attend(query, key, value)
@@ -220,7 +220,10 @@ class _Batch:
         return fn
 
     def _aligned(self, weights: Tensor, shift: Int[Tensor, " batch"], stop: int) -> Float[Tensor, "batch heads queries keys"]:
-        """Map weights over cached keys (padded, perhaps only the last ones) to weights over the positions of each sequence."""
+        """Return attention weights over the positions of each sequence, from weights over the keys in the cache.
+
+        The cache is left padded, and with a sliding window it holds only the last keys. Weights of keys that are not cached are 0.
+        """
         # The table may have more columns than its longest sequence has tokens: one may have a long prompt, another many queries.
         # longest: number of positions in the result; at: column of the cache that holds each position, [batch, positions].
         longest = min(int((stop - self.width + self.starts).max()), int(self.stops.max()))
@@ -231,6 +234,6 @@ class _Batch:
 
 
 def _gate(output: Float[Tensor, "batch queries heads head_dim"], z: Float[Tensor, "batch queries z"]) -> Tensor:
-    """Return what the attention function's output is multiplied by before ``W_O``: ``z / output``, 0 where the output is 0."""
+    """Return the factor on the attention function's output before ``W_O``: ``z / output``, or 0 where the output is 0."""
     after = z.reshape(output.shape).float()
     return torch.where(output == 0, 0.0, after / output.float())

@@ -1,7 +1,8 @@
 """Baselines of length control that change no weights or activations: token budgets, a second look, suppressed words, an instruction.
 
-A direction or an edit is useful only if it is better than these. Each is part of a ``Condition``: a *rule* replaces a drawn token, an
-*intervention* changes the logits, an *ask* changes the prompt.
+A direction or an edit is useful only if it is better than these. Each baseline is set in a ``Condition``: ``Budget`` and ``SecondLook`` in
+``rules`` (they replace drawn tokens), ``Suppress`` in ``during`` (it changes the logits), ``Instruction`` in ``ask`` (it changes the
+prompt).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from toolkit.spans import THINK, Reader
 from toolkit.tags import ENDS_MESSAGE
 
 NOWAIT = ("wait", "alternatively", "hmm", "but", "however", "check", "verify", "again", "maybe")
-"""Words that ``Suppress`` suppresses by default: our choice, after NoWait (arXiv:2506.08343)."""
+"""Default words of ``Suppress``, by which a model often begins to reconsider: our choice, after NoWait (arXiv:2506.08343)."""
 
 
 def _ids(lm: LM, text: str) -> tuple[int, ...]:
@@ -37,11 +38,11 @@ def _closing_tag(lm: LM) -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """Budget forcing (arXiv:2501.19393), a decoding rule: once ``tokens`` think tokens are written, the closing tag replaces the next one.
+    """Budget forcing (arXiv:2501.19393), a decoding rule: after ``tokens`` think tokens, the closing tag replaces the next token.
 
     Attributes:
-        tokens: Largest number of think tokens that the model may write; those of ``before`` do not count.
-        before: Text that is placed before the closing tag, such as a line end.
+        tokens: Largest number of think tokens that the model may write; the tokens of ``before`` do not count.
+        before: Text that is placed before the closing tag, such as a line break.
     """
 
     tokens: int
@@ -55,7 +56,12 @@ class Budget:
         return f"budget of {self.tokens} think tokens, closed by {self.before!r} and the tag"
 
     def __call__(self, lm: LM, reader: Reader, drawn: int) -> Sequence[int] | None:
-        """Return the tokens to place instead of the drawn one, or ``None`` to keep it."""
+        """Return the token ids to place instead of the drawn token, or ``None`` to keep the drawn token.
+
+        Args:
+            reader: State of the response before the drawn token: its phase and the number of think tokens.
+            drawn: Id of the drawn token.
+        """
         tag = _closing_tag(lm)
         if reader.phase != THINK or reader.written < self.tokens or reader.ends(drawn, tag):
             return None
@@ -70,11 +76,11 @@ class Budget:
 class SecondLook:
     """A decoding rule that prolongs thinking (also arXiv:2501.19393): a text such as "Wait" replaces the first ``times`` closing tags.
 
-    If the closing tag has several tokens, only its last token is replaced; the others stay in the thinking.
+    If the closing tag has several tokens, only its last token is replaced; its other tokens remain part of the thinking.
 
     Attributes:
-        text: Text in place of the closing tag.
-        times: Number of closing tags to replace; later ones are kept.
+        text: Text that is placed instead of the closing tag.
+        times: Number of closing tags to replace per response. The next closing tag ends thinking as usual.
     """
 
     text: str = "Wait"
@@ -84,20 +90,27 @@ class SecondLook:
         return f"closing replaced by {self.text!r}, {self.times} times"
 
     def __call__(self, lm: LM, reader: Reader, drawn: int) -> Sequence[int] | None:
-        """Return the tokens to place instead of the drawn one, or ``None`` to keep it."""
+        """Return the token ids to place instead of the drawn token, or ``None`` to keep the drawn token.
+
+        Args:
+            reader: State of the response before the drawn token: its phase and the number of think tokens.
+            drawn: Id of the drawn token.
+        """
         closing = reader.phase == THINK and reader.ends(drawn, _closing_tag(lm))
         return _ids(lm, self.text) if closing and reader.forced < self.times else None
 
 
 @dataclass(frozen=True)
 class Suppress:
-    """Suppression of words (NoWait, arXiv:2506.08343), an intervention: their tokens get logit -inf while thinking.
+    """Suppression of words (NoWait, arXiv:2506.08343), an intervention: the tokens of the words get logit -inf while the model thinks.
 
-    A token is suppressed if its text, without blanks and in lower case, is one of the words.
+    A token is suppressed if its text, in lower case and without surrounding blanks, is one of the words. Words that are not a single token
+    are not suppressed.
 
     Attributes:
         words: Words to suppress.
-        during: Positions whose next token cannot be one of the words.
+        during: Positions at which the intervention acts: the token after such a position cannot be one of the words. Default: all
+            positions in the think phase.
     """
 
     words: tuple[str, ...] = NOWAIT
@@ -108,7 +121,10 @@ class Suppress:
 
     @contextmanager
     def __call__(self, lm: LM) -> Iterator[None]:
-        """Return a context manager in which the words are suppressed. Entering it raises ValueError if no token is one of the words."""
+        """Return a context manager in which the words are suppressed.
+
+        Entering it raises ValueError if none of the words is a single token of the tokenizer.
+        """
         words = {word.strip().lower() for word in self.words}
         banned = [i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).strip().lower() in words]
         if not banned:

@@ -1,8 +1,8 @@
 """Collect activations in one teacher-forced pass over rollouts: sums per class (``moments``) or single examples (``states``).
 
-An example is one rollout. Directions and head contributions need only means over examples, since ``W mean(a) = mean(W a)``. So
-``moments`` keeps nothing but sums per class: memory does not grow with the number of examples, and the sums of shards can be added.
-Probes, principal components and resampling need single examples: ``states`` stores one row per example or position.
+An example is one rollout; its class is a label such as "long" or "short". Directions and head contributions need only the mean activation
+a of each class, since ``W mean(a) = mean(W a)``. So ``moments`` stores only sums per class: memory does not grow with the number of
+examples. Probes, principal components and resampling need single examples: ``states`` stores one row per example or per position.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ __all__ = [
 ]  # fmt: skip
 
 ATTN, MLP = "resid_mid", "resid_post"  # ThinkEdit calls these two site kinds "attn" and "mlp"
-ON_DEVICE = 2**32  # largest size of the outer products, in bytes, that are added up on the model's device
+ON_DEVICE = 2**32  # sums of outer products that take more bytes than this are held on the CPU, not on the model's device
 LOGITS = 2**23  # largest number of logits in memory at a time: 32 MB in fp32
 
 
 @dataclass(frozen=True)
 class States:
-    """Activations of single examples at one kind of site, for probes, principal components and resampling.
+    """Activations of single rollouts, or of single positions of them, at one kind of site in every layer.
 
     Attributes:
         values: ``[rows, layers, width]``, fp32, on the CPU.
-        rows: Describes each row of ``values``: ``problem_id, sample, label`` (its class), ``think_tokens``. If a row is a single position,
-            also ``position`` (number of think tokens up to and including this position: 0 where the first think token is predicted) and
-            ``remaining`` (number of think tokens after this position; NaN if thinking was never closed).
+        rows: Table that describes each row of ``values``. Columns: ``problem_id, sample, label`` (class of the rollout) and
+            ``think_tokens`` (of the whole rollout). If each row is a single position, also ``position`` (think tokens up to and
+            including this position; 0 at the position that predicts the first think token) and ``remaining`` (think tokens after this
+            position; NaN if thinking was never closed).
         kind: Kind of site, such as ``"resid_post"``.
         positions: Name of the positions that were collected, such as ``"think"``.
     """
@@ -57,7 +58,7 @@ class States:
     provenance: Provenance
 
     def take(self, index: Sequence[int] | np.ndarray) -> States:
-        """Return the states of some of the rows.
+        """Return a new ``States`` with only some of the rows.
 
         Args:
             index: A boolean mask over the rows, or row numbers in the desired order.
@@ -67,7 +68,7 @@ class States:
         return replace(self, values=self.values[torch.from_numpy(index)], rows=self.rows.iloc[index].reset_index(drop=True))
 
     def of(self, label: str) -> np.ndarray:
-        """Return the indices of the rows whose class is ``label``. Raise KeyError if there is no such class."""
+        """Return the indices of the rows of class ``label``. Raise KeyError if there is no such row."""
         index = np.flatnonzero(self.rows["label"] == label)
         if not len(index):
             raise KeyError(f"No class {label!r} in these states: choose one of {', '.join(sorted(self.rows['label'].unique()))}.")
@@ -83,14 +84,14 @@ def moments(
     positions: Positions = THINK,
     second: Sequence[str] = (),
 ) -> Moments:
-    """Return sums of activations per class. Every example has weight 1, since its activations are averaged over its positions first.
+    """Return sums of activations per class. Each rollout has weight 1: its activations are first averaged over its positions.
 
     Args:
         by: Function from a rollout to its class, or to ``None`` to leave the rollout out.
-        kinds: Site kinds, collected at every layer. In post-norm families ``z`` also collects ``types.Z_OVER_NORM``, which head scores
-            need.
+        kinds: Site kinds to collect, at every layer. If ``z`` is among them, ``types.Z_OVER_NORM`` is collected too in post-norm families,
+            since head scores need it there.
         positions: Positions of a rollout to average over. A rollout without such a position is left out.
-        second: Site kinds whose outer products are summed too (``layers * width^2`` numbers per class).
+        second: Those of ``kinds`` whose outer products are summed too, for covariances: ``layers * width^2`` fp64 numbers per class.
 
     Raises:
         NoThinkTagsError: no rollout has both a class and a position.
@@ -107,20 +108,21 @@ def moments_and_entropies(
     positions: Positions = THINK,
     temperature: float = 1.0,
 ) -> tuple[Moments, list[Rollout]]:
-    """Return the result of ``moments`` and, from the same pass, the rollouts with log-probabilities and entropies (nats).
+    """Return the result of ``moments`` and, from the same pass, all rollouts with log-probabilities and entropies (nats) filled in.
 
-    Log-probabilities and entropies are of the full softmax and equal those of ``entropies.with_entropies``. Rollouts without a class or
-    without a position are returned unchanged. The LM head is applied to response tokens only, some at a time.
+    Log-probabilities and entropies are of the full softmax and equal those of ``entropies.with_entropies``. Rollouts that have no class or
+    no chosen position are returned unchanged. To save memory, logits are computed for response tokens only, at most ``LOGITS`` at a time.
 
     Args:
-        by: Function from a rollout to its class, or to ``None`` to leave the rollout out.
-        kinds: Site kinds, collected at every layer.
-        positions: Positions of a rollout to average over.
+        by: Function from a rollout to its class, or to ``None`` to leave the rollout out of the moments.
+        kinds: Site kinds to collect, at every layer, as in ``moments``.
+        positions: Positions of a rollout to average activations over.
         temperature: Temperature of the softmax.
 
     Raises:
         NoThinkTagsError: no rollout has both a class and a position.
         ValueError: the temperature is not positive.
+        UnsupportedModelError: the model computes more than its LM head (and soft-capping) between the last hidden state and the logits.
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: entropies need a temperature above 0.")
@@ -129,7 +131,7 @@ def moments_and_entropies(
 
     def read(batch: Sequence[Example], hidden: Float[Tensor, "batch seq d_model"]) -> None:
         chosen = [e.rollout for e in batch]
-        # The last states that predict response tokens, all rollouts of the batch in one list of [tokens, d_model].
+        # Last hidden states that predict response tokens, of all rollouts of the batch, one after the other: [tokens, d_model].
         at = [(row, t) for row, r in enumerate(chosen) for t in range(r.prompt_len - 1, len(r.token_ids) - 1)]
         rows, where = torch.tensor(at, dtype=torch.long).view(-1, 2).T.to(hidden.device)
         tokens = torch.tensor([t for r in chosen for t in r.token_ids[r.prompt_len :]], device=hidden.device)
@@ -138,7 +140,7 @@ def moments_and_entropies(
             logprobs_and_entropies(head(s), t, temperature) for s, t in zip(states.split(size), tokens.split(size), strict=True)
         ]
         logprobs, entropies = torch.cat(parts, dim=1).cpu().tolist() if parts else ([], [])
-        # Cut the list into rollouts again.
+        # Split the results by rollout again.
         ends = [0, *accumulate(r.response_tokens for r in chosen)]
         for r, start, stop in zip(chosen, ends, ends[1:], strict=False):
             measured[places[id(r)]] = replace(r, logprobs=tuple(logprobs[start:stop]), entropies=tuple(entropies[start:stop]))
@@ -149,7 +151,7 @@ def moments_and_entropies(
 def logprobs_and_entropies(
     logits: Float[Tensor, "... vocab"], tokens: Int[Tensor, ...], temperature: float
 ) -> Float[Tensor, "2 ..."]:
-    """Return two stacked tensors: the log-probability of each token, and the entropy (nats) of the full softmax that predicts the token.
+    """Return two stacked tensors: the natural log-probability of each token, and the entropy (nats) of the softmax that predicts it.
 
     >>> logits, tokens = torch.tensor([[0.0, 0.0]]), torch.tensor([1])
     >>> logprobs_and_entropies(logits, tokens, 1.0).tolist()  # two equally likely tokens: -ln 2 and ln 2
@@ -162,10 +164,10 @@ def logprobs_and_entropies(
 
 @torch.inference_mode()
 def _head(lm: LM) -> Callable[[Tensor], Tensor]:
-    """Return the function from the base model's output to logits: the LM head, and soft-capping if the config asks for it.
+    """Return the function from last hidden states to logits: the LM head, then soft-capping if the config asks for it.
 
     Raises:
-        UnsupportedModelError: its logits differ from the model's on a test input, since the model does more than apply its LM head.
+        UnsupportedModelError: on a test input, the logits of this function differ from the model's: the model computes something else too.
     """
     output, cap = lm.model.get_output_embeddings(), getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None)
 
@@ -198,10 +200,10 @@ def _moments(
     labels = tuple(sorted({e.label for e in examples}))
     width, layers = lm.layout.width, lm.layout.n_layers
     kinds = (*kinds, lm.layout.contribution_kind) if "z" in kinds else kinds
-    # fp64 sums: the difference of two long means is small beside either.
+    # fp64 sums: the difference of two class means is small compared with the means.
     sums = {k: torch.zeros(len(labels), layers, width(k), dtype=torch.float64) for k in kinds}
-    # Outer products are added up on the device: copying them to the CPU after every batch would take longer than the pass. If they are too
-    # large to stand beside the model there, or the device has no fp64, they go to the CPU.
+    # Outer products are added up on the device: copying them to the CPU after every batch would take longer than the pass. If they take
+    # too much memory there, or the device has no fp64, they are added up on the CPU.
     size = 8 * len(labels) * layers * sum(width(k) ** 2 for k in second)
     place = "cpu" if lm.device.type == "mps" or size > ON_DEVICE else lm.device
     outer = {k: torch.zeros(len(labels), layers, width(k), width(k), dtype=torch.float64, device=place) for k in second}
@@ -214,7 +216,7 @@ def _moments(
             {kind: torch.zeros(total.shape, device=lm.device) for kind, total in totals.items()} for totals in (sums, outer)
         )
 
-        # Called once per site while the pass runs, layer by layer: only small sums outlive the layer. A layer may be narrower than others.
+        # Called once per site while the pass runs, layer by layer; only sums are stored. ``z`` of one layer may be narrower than of others.
         def take(kind: str, layer: int, value: Tensor) -> None:
             size = value.shape[-1]
             if kind in sums:
@@ -226,7 +228,7 @@ def _moments(
         hidden = forward(lm, pick.ids, (*kinds, *second), take)
         if read is not None:
             read(batch, hidden)
-        # Add to the totals only now, after everything that may run out of memory: then the batch is run again in halves.
+        # A batch that runs out of memory is run again in halves. So add to the totals only at the end, when no memory is needed any more.
         ready = [
             (total[kind], values.to(total[kind].device))
             for total, batch_sums in ((sums, first), (outer, squares))
@@ -237,7 +239,7 @@ def _moments(
 
     each_batch(lm, examples, "moments", run)
     n = tuple(sum(e.label == name for e in examples) for name in labels)
-    # The record lists the problems of all rollouts: those without a class took part in setting the limits of the classes.
+    # The record lists the problems of all rollouts, also of those without a class: all of them set the thresholds between the classes.
     about = lm.provenance(**origins.record(r.problem_id for r in rollouts))
     return Moments(labels, n, positions.name, sums, {kind: values.cpu() for kind, values in outer.items()}, about)
 
@@ -251,16 +253,17 @@ def states(
     positions: Positions = THINK,
     each: bool = False,
 ) -> States:
-    """Return activations of each example (not averaged over examples) at one kind of site, in every layer.
+    """Return the activations of each rollout, or of each position, at one kind of site in every layer.
 
     Rows are in the order of the rollouts. The result takes ``4 * rows * layers * width`` bytes of CPU memory (1600 rollouts of a 28-layer
     model of width 1536: 275 MB). On top of that, only the activations of one batch are in memory at any time.
 
     Args:
         kind: Kind of site, such as ``"resid_post"``.
-        by: Function from a rollout to its class, or to ``None`` to leave the rollout out. By default all are in the class "all".
-        positions: Positions of a rollout. A rollout without such a position is left out; ``sample_positions`` limits their number.
-        each: True for one row per position. By default there is one row per rollout: the mean over its positions.
+        by: Function from a rollout to its class, or to ``None`` to leave the rollout out. By default all rollouts have the class "all".
+        positions: Positions of a rollout to read. A rollout without such a position is left out. ``sample_positions`` limits the number
+            of positions per rollout.
+        each: True for one row per position; False for one row per rollout, the mean over its positions.
 
     Raises:
         NoThinkTagsError: no rollout has both a class and a position.
@@ -299,12 +302,13 @@ def _rows(e: Example, each: bool) -> list[dict]:
 def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: Positions = THINK) -> Float[Tensor, " layers"]:
     """Return the typical norm of the activations h per layer: the root mean square of ``|h|`` over positions, fp64.
 
-    Each example has weight 1. A relative dose is the norm of the vector that steering adds, divided by this norm. If there are moments
-    with ``second=(kind,)``, ``directions.typical_norm`` computes the same numbers from them without a pass.
+    Each rollout has weight 1, divided equally among its positions. Relative doses of steering use this norm: a dose is the norm of the
+    added vector divided by the typical norm. ``directions.typical_norm`` computes the same numbers, without a pass, from moments that were
+    collected with ``second=(kind,)``.
 
     Args:
         kind: Kind of site, such as ``"resid_post"``.
-        positions: Positions of a rollout. A rollout without such a position is left out.
+        positions: Positions of a rollout to read. A rollout without such a position is left out.
 
     Raises:
         NoThinkTagsError: no rollout has a position.
@@ -327,12 +331,12 @@ def typical_norm(lm: LM, rollouts: Sequence[Rollout], kind: str, *, positions: P
 
 @dataclass(frozen=True)
 class Spread:
-    """How activations spread at one kind of site, per layer, fp64.
+    """Typical norm and class separation of the activations h at one kind of site, per layer, fp64.
 
     Attributes:
-        typical: Typical norm: the root mean square of ``|h|`` over positions, as ``typical_norm``.
-        separation: Difference of the class means (pos minus neg) along a direction, in within-class standard deviations of single positions
-            (d'), as ``directions.separation``.
+        typical: Root mean square of ``|h|`` over positions, as in ``typical_norm``.
+        separation: d' along a direction: the difference of the class means (pos minus neg), in within-class standard deviations of single
+            positions, as in ``directions.separation``.
     """
 
     typical: Float[Tensor, " layers"]
@@ -349,19 +353,17 @@ def spread(
     pos: str = LONG,
     neg: str = SHORT,
 ) -> Spread:
-    """Return d' between two classes along a direction, and the root mean square norm of the activations, at the direction's kind of site.
+    """Return the separation d' of two classes along a direction, and the typical norm of the activations, per layer: see ``Spread``.
 
-    d' is the difference of the class means in within-class standard deviations of single positions.
-
-    This runs one pass over the rollouts, which projects activations while it runs and so needs little memory. ``directions.separation``
-    computes the same separation without a pass, but from moments with ``second=(kind,)``: ``layers * d_model^2`` numbers per class.
+    This runs one pass over the rollouts and needs little memory, since only projections are kept. ``directions.separation`` computes the
+    same separation without a pass, but needs moments with outer products: ``layers * d_model^2`` numbers per class.
 
     Args:
-        direction: The direction to project on; its ``kind`` is the site that is read.
+        direction: The direction to project on. Activations are read at the direction's kind of site.
         by: Function from a rollout to its class, or to ``None`` to leave the rollout out.
-        positions: Positions of a rollout to average over.
-        pos: Class that the direction points to.
-        neg: The other class.
+        positions: Positions of a rollout to read. Each rollout has weight 1, divided equally among its positions.
+        pos: Class whose mean counts positively in the separation.
+        neg: Class whose mean is subtracted.
 
     Raises:
         NoThinkTagsError: no rollout has both a class and a position.
@@ -397,9 +399,13 @@ def spread(
 
 @torch.inference_mode()
 def logits(lm: LM, rollout: Rollout, intervention: Intervention | None = None) -> Float[Tensor, "response vocab"]:
-    """Return the logits (fp32) that predict each response token, teacher-forced, under an intervention if one is given.
+    """Return the logits (fp32) that predict each response token, teacher-forced.
 
-    Prompt and response are run in two passes, so that an intervention that acts only in some phases knows where the prompt ends.
+    Prompt and response are run in two passes. So an intervention that acts only while the model thinks, or only in the answer, can tell
+    where the prompt ends.
+
+    Args:
+        intervention: Intervention that acts in both passes; ``None`` for the model alone.
     """
     response = torch.tensor([rollout.token_ids[rollout.prompt_len : -1]], device=lm.device, dtype=torch.long)
     with intervention(lm) if intervention else nullcontext():

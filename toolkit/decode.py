@@ -1,11 +1,11 @@
 """Batched decoding with a KV cache, one token per row per step, with few copies of the cache.
 
-``Batch`` holds the rows that sampling steps through; ``prefill`` fills their cache.
+A row is one response. ``prefill`` runs the prompts and returns their KV cache; ``Batch`` decodes the rows step by step from this cache.
 
-On a CPU in fp32, if the model attends with SDPA over whole sequences, each layer's cache has two blocks: a long one that stays in place,
-and a short one with the newest tokens, which is appended to the long one every few steps. Attention is then two small batched products.
-A row that has ended is removed by moving one of the last rows into its place. Logits are the same up to rounding. In all other cases
-(another device or number type, sliding windows, a wrapped attention function) the model's own cache and attention are used.
+On a CPU in fp32, if the model uses SDPA attention without sliding windows, each layer's cache has two blocks. The long block stays in
+place; the short block holds the newest tokens and is appended to the long one every few steps. A row that has ended is removed by moving
+one of the last rows into its place. Logits equal those of the model's cache up to rounding. In all other cases (another device or number
+type, sliding windows, a wrapped attention function) the cache and attention of the model are used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, 
     Every batch has at least one item, even if that item is longer than ``tokens``.
 
     Args:
+        items: The items, shortest first.
         length: Function from an item to its length in tokens.
+        tokens: Largest number of padded tokens per batch: the number of items times the longest length.
+        most: Largest number of items per batch; ``None`` for no limit.
 
     >>> batches([2, 2, 3, 9], lambda item: item, tokens=6)
     [[2, 2], [3], [9]]
@@ -50,10 +53,11 @@ def batches(items: Sequence[Any], length: Callable[[Any], int], tokens: int, *, 
 
 
 def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[DynamicCache, Float[Tensor, "rows vocab"], Int[Tensor, "rows width"]]:
-    """Fill a KV cache: run the model over each distinct prompt once, left padded, and repeat the result for equal prompts.
+    """Run the model over the prompts, left padded, and return the KV cache. Equal prompts are run once; the result is copied.
 
     Returns:
-        The KV cache, the logits of the next token, and the mask (1 for a token, 0 for padding), one row per prompt.
+        The KV cache, the logits that predict the first token after each prompt, and the attention mask (1 for a token, 0 for padding). All
+        three have one row per prompt, in order.
     """
     first: dict[tuple[int, ...], int] = {}
     which = [first.setdefault(tuple(p), len(first)) for p in prompts]
@@ -81,9 +85,9 @@ class Batch:
     """Rows (responses) that are decoded together: their KV cache, next positions and attention mask.
 
     Args:
-        cache: KV cache of the prompts, left padded, from ``prefill``.
-        mask: 1 for a token of a prompt, 0 for padding.
-        budget: Largest number of decoding steps, for which the attention mask has room.
+        cache: KV cache of the left-padded prompts, from ``prefill``.
+        mask: Attention mask of the prompts, from ``prefill``: 1 for a token, 0 for padding.
+        budget: Largest number of decoding steps; the attention mask is made long enough for all of them at the start.
     """
 
     def __init__(self, lm: LM, cache: DynamicCache, mask: Int[Tensor, "rows width"], budget: int) -> None:
@@ -107,7 +111,7 @@ class Batch:
                 self.mask = torch.zeros(self.mask.shape).masked_fill(~self.mask, -torch.inf)
 
     def acting(self) -> AbstractContextManager[None]:
-        """Return a context manager in which ``step`` must be called. Inside it, attention reads the two-block caches, if there are any."""
+        """Return a context manager; call ``step`` only inside it. It makes attention read the two-block caches, if there are any."""
         if not self.blocks:
             return nullcontext()
         layers = {id(block.attention): cached for block, cached in zip(self.lm.layout.blocks, self.blocks, strict=True)}
@@ -131,7 +135,7 @@ class Batch:
         return out.logits[:, -1]
 
     def keep(self, left: Sequence[int]) -> list[int]:
-        """Remove all rows except those with the indices ``left``; return these indices in the new order of the rows."""
+        """Remove all rows except those with the indices ``left``. Return the old index of each remaining row, in the new order."""
         order, moves = list(left), None
         if self.blocks:  # the last rows move into the places of removed rows, so that few rows are copied
             # staying: rows to keep; late: those of them that lie beyond the new number of rows, and so have to move.
@@ -151,8 +155,8 @@ class Batch:
 
 
 def select_rows(layer: Any, index: Int[Tensor, " rows"]) -> None:
-    """Keep only the rows ``index`` of a cache layer, in that order, in place; an index may occur several times."""
-    # Layers with a recurrent state have only the second method, which selects the same way. A layer that shares another's keys is empty.
+    """Select rows of a cache layer in place: afterwards, row i is the old row ``index[i]``. An index may occur several times."""
+    # Layers with a recurrent state have only ``reorder_cache``, which does the same. A layer that reads another layer's keys holds no keys.
     if hasattr(layer, "batch_select_indices"):
         layer.batch_select_indices(index)
     else:
@@ -165,9 +169,9 @@ def _on_cpu_in_fp32(layer: DynamicLayer) -> bool:
 
 
 class Blocks(DynamicLayer):
-    """A layer of a KV cache in two blocks: ``newest`` holds the last ``count`` tokens, ``keys`` and ``values`` all tokens before them.
+    """One layer of a KV cache, in two blocks: ``newest`` for the last ``count`` tokens, ``keys`` and ``values`` for all tokens before them.
 
-    ``update`` returns only the keys and values that it was called with: attention must go through ``attend``, which reads both blocks.
+    Attention must use ``attend``, which reads both blocks. ``update`` returns only the keys and values of the newest token.
     """
 
     def __init__(self, layer: DynamicLayer) -> None:
@@ -201,11 +205,12 @@ class Blocks(DynamicLayer):
     def attend(
         self, query: Float[Tensor, "rows heads 1 size"], bias: Float[Tensor, "rows 1 1 width"] | None, scaling: float | None
     ) -> Float[Tensor, "rows 1 heads value_size"]:
-        """Return the attention output of each head and row.
+        """Return the attention output of each row and head for the newest token, over the keys and values of both blocks.
 
         Args:
-            bias: Added to the scores: -inf for padding, else 0.
-            scaling: Factor on the scores; ``None``: one over the square root of the head size.
+            query: Query of the newest token.
+            bias: Added to the scores: -inf for padding, else 0. ``None`` if there is no padding.
+            scaling: Factor on the scores; ``None`` means 1 / sqrt(head size).
         """
         assert self.keys is not None and self.values is not None
         (rows, heads, _, size), split = query.shape, self.keys.shape[2]
@@ -220,7 +225,7 @@ class Blocks(DynamicLayer):
         return read.reshape(rows, 1, heads, -1)
 
     def leave(self, left: int, places: Int[Tensor, " moves"], rows: Int[Tensor, " moves"]) -> None:
-        """Copy the rows with the indices ``rows`` to the indices ``places``, then drop all rows but the first ``left``."""
+        """Shrink the batch to ``left`` rows: copy the rows with the indices ``rows`` to the indices ``places``, then cut off the end."""
         assert self.keys is not None and self.values is not None
         if len(rows):
             for block in (self.keys, self.values, *self.newest):

@@ -1,6 +1,7 @@
-"""Model families on which the toolkit's identities are tested, with tiny random models (``tests/test_families.py``).
+"""Model families that are tested, each with a tiny random model (``tests/test_families.py``).
 
-Any other causal language model of transformers is accepted if its modules match a row of ``sites.ROWS`` and ``qualify`` passes.
+The tests require that batched sampling with a KV cache gives the log-probabilities of single passes, with and without steering. Any other
+causal language model of transformers can be loaded if its modules match a row of ``sites.ROWS`` and it passes the checks of ``qualify``.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ FAMILIES: Mapping[str, Mapping[str, str]] = {
         "nanochat": "nanochat",
     },
 }  # fmt: skip
-"""Maker -> model type of transformers -> models."""
+"""Company or group -> ``model_type`` in transformers -> names of the models."""
 
 HYBRID = frozenset(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "granitemoehybrid", "bamba", "lfm2", "lfm2_moe"))
 """Model types in which only some layers have attention heads."""
 
 SUPPORTED = tuple(model_type for types in FAMILIES.values() for model_type in types)
+"""All model types in ``FAMILIES``."""

@@ -1,7 +1,7 @@
-"""Sample responses: ``rollouts(condition, problems, sampling) -> [Rollout]``; ``continuations`` starts from token ids instead.
+"""Sample responses to problems (``rollouts``) or to token ids (``continuations``), and set the spans and grade of each response.
 
-The spans and the grade of every rollout are decided here, once. Rows that have ended leave the batch. Samples of a problem share one
-prefill. ``sampling.py`` says how a token is drawn, and why the draw does not depend on the other rows of the batch.
+Samples of one problem share one prefill. Responses that have ended leave the batch. ``sampling.py`` explains how a token is drawn, and why
+the draw does not depend on the other rows (responses) of the batch.
 """
 
 from __future__ import annotations
@@ -45,18 +45,20 @@ def rollouts(
     about: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> list[Rollout]:
-    """Sample ``sampling.n`` responses to every problem; return them ordered by problem and sample.
+    """Sample ``sampling.n`` responses to every problem. Return them in the order of the problems; samples of one problem are adjacent.
 
     Args:
-        target: A model, or a condition whose interventions act in prefill and decode.
-        out: Directory for finished batches (parquet parts). Repeat the same call to resume after a stop: rollouts in the directory are
-            graded again, not sampled again. If another process samples into the directory, this one waits.
+        target: A model or a condition. A condition's interventions act in prefill and decoding; its decoding rules and its change of the
+            prompt apply too.
+        out: Directory for finished batches (parquet files); ``None`` to store nothing. Repeat the same call to resume after a stop:
+            rollouts in the directory are graded again, not sampled again. If another process samples into the directory, this call waits.
         about: ``task``, ``split`` and ``seed`` of the problems, recorded in the directory ``out``. Default: task and split from the
             problems' ``meta``.
         progress: True to show a progress bar.
 
     Raises:
-        ValueError: no problems, two problems with one id, no chat template, or a prompt too long for the context.
+        ValueError: no problems, two problems with the same id, no chat template, or a prompt that together with
+            ``sampling.max_new_tokens`` exceeds the model's context.
         store.WrongModelError: ``out`` holds rollouts of another model, other sampling settings or other problems.
         store.DamagedFileError: ``out`` holds a file that cannot be rollouts of this model.
     """
@@ -77,24 +79,26 @@ def continuations(
     out: str | Path | None = None,
     progress: bool = False,
 ) -> list[Rollout]:
-    """Sample ``sampling.n`` continuations of each list of token ids and grade them; return them in the order of the prompts.
+    """Sample ``sampling.n`` continuations of each list of token ids and grade them. Return them in the order of the prompts.
 
     Random numbers depend on the seed, the problem and the sample index, as in ``rollouts``. Two prompts of the same problem get the same
-    random numbers, so their continuations differ only because the prompts do. A condition's interventions and rules act; its change of
-    the prompt does not.
+    random numbers, so their continuations differ only because the prompts do.
 
-    The last think tag in the assistant's turn decides how the response begins: after a closing tag it is all answer (the think span is
-    empty); after an opening tag it goes on thinking.
+    The last think tag in a prompt's assistant turn decides how a continuation is split into spans. After a closing tag, all of the
+    continuation is the answer and the think span is empty. After an opening tag, the continuation begins with thinking. Without a tag,
+    spans are set as in ``rollouts``.
 
     Args:
-        target: A model, or a condition whose interventions act in prefill and decode.
+        target: A model or a condition. A condition's interventions and decoding rules apply; its change of the prompt does not.
         prompts: Pairs of a problem and the token ids to continue. All of these ids count as prompt tokens (``Rollout.prompt_len``).
-        out: Directory for finished batches; repeat the same call to resume after a stop. In its files, ``sample`` is the index of the
-            response among all responses of the call.
+        out: Directory for finished batches; ``None`` to store nothing. Repeat the same call to resume after a stop. In the files of this
+            directory, ``sample`` is the index of the response among all responses of the call.
         progress: True to show a progress bar.
 
     Raises:
-        ValueError: no prompts, a prompt without tokens or with ids outside the vocabulary, or one too long for the context.
+        ValueError: no prompts, a prompt without tokens or with ids outside the vocabulary, or one that together with
+            ``sampling.max_new_tokens`` exceeds the model's context.
+        store.WrongModelError, store.DamagedFileError: as in ``rollouts``.
     """
     condition = target if isinstance(target, Condition) else Condition(target)
     vocab = condition.lm.vocab_size
@@ -111,12 +115,15 @@ def continuations(
 
 
 def rollout_from_tokens(lm: LM, problem: Problem, prompt: list[int], tokens: list[int], *, sample: int = 0) -> Rollout:
-    """Return a rollout from a response that another engine sampled; its spans, finish and grade are decided as in ``rollouts``.
+    """Return the ``Rollout`` of a response that another engine sampled. Spans and grade are set as in ``rollouts``.
+
+    ``finish`` is ``"stop"`` if the last token is an end-of-sequence token, else ``"length"``. There are no log-probabilities or entropies.
 
     Args:
+        problem: The problem that the response answers; used to grade it.
         prompt: Token ids of the prompt.
-        tokens: Token ids of the response.
-        sample: Index of the sample within the problem.
+        tokens: Token ids of the response, with the end-of-sequence token if one was sampled.
+        sample: Index of the response among the samples of the problem.
     """
     finish: Finish = "stop" if tokens and tokens[-1] in lm.eos_ids else "length"
     return _rollout(lm, _Raw(_Row(0, problem, prompt, sample, sample), tokens, finish, None, None))
@@ -128,11 +135,11 @@ class _Row:
 
     Attributes:
         place: Index among all responses of the call.
-        problem: The problem that it answers.
-        prompt: Token ids that it continues.
-        sample: Index of the sample within the problem.
-        name: The same index in stored files: ``sample``, or ``place`` in a call of ``continuations``, where samples of one problem may
-            repeat.
+        problem: The problem that the response answers.
+        prompt: Token ids that the response continues.
+        sample: Index among the samples of the problem (of the prompt, in ``continuations``).
+        name: Index under which the response is stored. It is ``sample`` in ``rollouts``, and ``place`` in ``continuations``, where two
+            prompts of one problem have samples with the same index.
     """
 
     place: int
@@ -143,7 +150,7 @@ class _Row:
 
     @property
     def key(self) -> tuple[str, int]:
-        """Problem id and name, which identify the response among the rollouts of a directory."""
+        """Problem id and ``name``; together they identify the response in a directory of rollouts."""
         return self.problem.id, self.name
 
 
@@ -167,7 +174,7 @@ def _resumed(
     """Return the rollouts of all rows in order; sample only those that the directory does not hold.
 
     Args:
-        keep: The directory, and the header it must have.
+        keep: The directory, and the header that its rollouts must have.
     """
     out, header = keep
     with store.sampling_lock(out):
@@ -187,7 +194,7 @@ def _resumed(
 def _graded_again(
     lm: LM, rows: Sequence[_Row], stored: Mapping[tuple[str, int], Rollout], out: Path
 ) -> dict[tuple[str, int], Rollout]:
-    """Return the stored rollouts of the rows, with spans and grades decided by the present code and problems; rewrite files that differ.
+    """Return the stored rollouts of the rows, with spans and grades computed again. If some have changed, rewrite their files.
 
     Raises:
         store.WrongModelError: a stored rollout answers another prompt.
@@ -243,9 +250,9 @@ def _prompts(condition: Condition, problems: Sequence[Problem]) -> list[list[int
 
 
 def task_and_split(problems: Iterable[Problem]) -> dict[str, Any]:
-    """Return ``{"task": ..., "split": ...}`` from the ``meta`` of the problems. Different values are joined by "+".
+    """Return ``{"task": ..., "split": ...}`` from the ``meta`` of the problems. Several values are joined by "+": ``"countdown+lookup"``.
 
-    A key is left out if the ``meta`` of a problem lacks it.
+    A key is left out if the ``meta`` of any problem lacks it.
     """
     values = {name: sorted({str(p.meta.get(name, "")) for p in problems}) for name in ("task", "split")}
     return {name: "+".join(each) for name, each in values.items() if all(each)}
@@ -267,7 +274,7 @@ def _header(condition: Condition, questions: Sequence[Any], sampling: Sampling) 
 
 @dataclass(frozen=True)
 class _Raw:
-    """The tokens of one response before spans and grade are decided."""
+    """The tokens of one response, before its spans and grade are set."""
 
     row: _Row
     tokens: list[int]
@@ -277,7 +284,7 @@ class _Raw:
 
 
 class _Rules:
-    """Applies the rules of a condition during one batch: a rule may replace a drawn token by others."""
+    """Applies the decoding rules of a condition during one batch. A rule may replace a drawn token by one or more other tokens."""
 
     def __init__(self, condition: Condition, prompts: Sequence[list[int]]) -> None:
         self.lm, self.rules = condition.lm, condition.rules
@@ -288,7 +295,7 @@ class _Rules:
         """Return the tokens to place instead of the drawn ``tokens``; the same tensor if there are no rules.
 
         Args:
-            alive: Original index of each row.
+            alive: Index of each row in the original batch.
         """
         if not self.rules:
             return tokens
@@ -308,8 +315,8 @@ class _Rules:
 def _decode(condition: Condition, rows: Sequence[_Row], sampling: Sampling) -> Iterator[_Raw]:
     """Decode one left-padded batch with a KV cache; yield each response when its row leaves the batch.
 
-    A row has two indices: its original one in ``rows`` (of ``alive``, ``drawn``, ``details`` and the random numbers), and its place in
-    the shrinking batch (of ``logits``, ``tokens``, ``ended`` and the cache).
+    A row has two indices. Its original index in ``rows`` is used by ``drawn``, ``details`` and the random numbers, and stored in ``alive``
+    and ``at``. Its place in the shrinking batch is used by ``logits``, ``tokens``, ``ended`` and the cache.
     """
     lm, budget = condition.lm, sampling.max_new_tokens
     rules = _Rules(condition, [row.prompt for row in rows])
@@ -358,7 +365,7 @@ def _decode(condition: Condition, rows: Sequence[_Row], sampling: Sampling) -> I
 
 
 def _raw(rows: Sequence[_Row], row: int, drawn: Tensor, details: Tensor | None, steps: int, eos_ids: frozenset[int]) -> _Raw:
-    """Return one row's tokens (and their scores) up to its first end-of-sequence token."""
+    """Return one row's tokens, with log-probabilities and entropies, up to and including its first end-of-sequence token."""
     tokens = drawn[row, :steps].tolist()
     ends = [i for i, token in enumerate(tokens) if token in eos_ids]
     stop = ends[0] + 1 if ends else steps

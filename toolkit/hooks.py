@@ -1,6 +1,6 @@
-"""Context managers that read or change activations and attention. The only module that registers hooks.
+"""Context managers that read or change activations, attention and logits. No other module of the toolkit registers hooks.
 
-A context removes exactly the hooks that it registered, also after an error in its body or on entry. Other hooks stay.
+On exit, and also after an error, a context removes the hooks that it registered and leaves all others in place.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from toolkit.sites import KINDS, Block, Layout, Site
 
 Rewrite = Callable[[Tensor, Tensor], Tensor]
-"""A function ``(value, inputs) -> new value``, all ``[batch, seq, width]``. ``inputs`` is the input of the site's module: ``z`` at
-``attn_out``, the MLP's input at ``mlp_out``, and the value itself at all other sites."""
+"""A function ``(value, inputs) -> new value`` that changes the value at a site; all are ``[batch, seq, width]``.
+
+``inputs`` is the input of the module whose output is the value: ``z`` at ``attn_out``, the MLP's input at ``mlp_out``. At all other sites
+it is the value itself."""
 
 
 @contextmanager
 def record(layout: Layout, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]]:
     """Record the activations at some sites in every forward pass that runs inside the context.
 
-    Yields a dict that holds, after a pass, a detached copy of each site's value ``[batch, seq, width]``. A second pass overwrites the
-    values of the first. To process activations during the pass instead of storing them, use ``observe``.
+    Yields a dict that is empty at first. After a pass it maps each site to a detached copy of its value ``[batch, seq, width]``. A second
+    pass overwrites the values of the first. To process activations during the pass instead of storing them, use ``observe``.
     """
     values: dict[Site, Tensor] = {}
 
@@ -44,7 +46,7 @@ def record(layout: Layout, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]
 def record_outputs(modules: Mapping[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
     """Record the output of each module in every forward pass that runs inside the context.
 
-    Yields a dict that holds, after a pass, a detached copy of each module's output under the module's key in ``modules``.
+    Yields a dict that is empty at first. After a pass it holds a detached copy of each module's output, under the same keys as ``modules``.
     """
     values: dict[int, Tensor] = {}
 
@@ -62,6 +64,9 @@ def observe(layout: Layout, watchers: Mapping[Site, Callable[[Tensor], None]]) -
     """Call the watcher of each site with the site's value ``[batch, seq, width]`` on every forward pass inside the context.
 
     A watcher must not modify the value or keep a reference to it.
+
+    Args:
+        watchers: Site -> function of the value.
     """
 
     def look(watcher: Callable[[Tensor], None]) -> Rewrite:
@@ -77,16 +82,17 @@ def observe(layout: Layout, watchers: Mapping[Site, Callable[[Tensor], None]]) -
 
 @contextmanager
 def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
-    """Replace the value at each site by the result of its function ``fn(value, inputs)`` on every forward pass inside the context.
+    """Replace the value at each site by the result of the site's function, on every forward pass inside the context.
 
-    If ``fn`` returns ``value`` itself, the pass stays bitwise the same. Contexts can be nested: at one site the function of the outer
-    context acts before that of the inner. An outer rewrite of ``resid_mid`` does not see an inner rewrite of ``resid_pre``.
+    If the function returns the same tensor object that it got, nothing is written and the pass stays bitwise the same. Contexts can be
+    nested: at one site, the function of the outer context is called before that of the inner one. One limit: an outer rewrite of
+    ``resid_mid`` does not see the change that an inner rewrite of ``resid_pre`` makes.
 
     Args:
-        rewrites: Site -> ``fn``, see ``Rewrite``.
+        rewrites: Site -> function ``(value, inputs) -> new value``, see ``Rewrite``.
 
     Raises:
-        IndexError: a site's layer does not exist.
+        IndexError: the model does not have one of the sites.
     """
     for site in rewrites:
         layout.check(site)
@@ -102,9 +108,12 @@ def rewrite(layout: Layout, rewrites: Mapping[Site, Rewrite]) -> Iterator[None]:
 def around_passes(
     model: nn.Module, before: Callable[[Tensor | None, Any], None], after: Callable[[Tensor, Any], None]
 ) -> Iterator[None]:
-    """Call ``before(input_ids, cache)`` and ``after(input_ids, cache)`` around every forward pass of a model without LM head (``lm.body``).
+    """Call ``before(input_ids, cache)`` before and ``after(input_ids, cache)`` after every forward pass of a model.
 
-    ``before`` gets the KV cache that is passed to the model, ``after`` the one that the model returns; ``None`` without a cache.
+    Args:
+        model: The model without its LM head (``lm.body``).
+        before: Gets the token ids and the KV cache that are passed to the model; the cache is ``None`` in a pass without one.
+        after: Gets the same token ids and the KV cache that the model returns, or ``None``.
     """
 
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -120,13 +129,14 @@ def around_passes(
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""``attend(query, key, value) -> (output, weights)``: the attention function of a layer, with its mask and scale already set.
+"""``attend(query, key, value) -> (output, weights)``: the attention function of a layer, with mask and scale already set.
 
-Queries are ``[batch, heads, queries, head_dim]``, after any norm and rotation. Keys and values are ``[batch, KV heads, keys, head_dim]``.
-Weights are ``[batch, heads, queries, keys]``, or ``None`` if the implementation does not form them."""
+Queries are ``[batch, heads, queries, head_dim]``, after query norm and rotary embedding, if any. Keys and values are ``[batch, KV heads,
+keys, head_dim]``. The output is ``[batch, queries, heads, head_dim]``. Weights (attention probabilities) are ``[batch, heads, queries,
+keys]``, or ``None`` if the implementation does not return them (SDPA does not)."""
 
 AttentionWrapper = Callable[[int, Attend, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""``wrapper(layer, attend, query, key, value) -> (output, weights)``, called in place of ``attend``."""
+"""``wrapper(layer, attend, query, key, value) -> (output, weights)``: called in place of ``attend``, which it may call itself."""
 
 _numbers = itertools.count()
 
@@ -164,12 +174,13 @@ class _WrappedAttention:
 def wrap_attention(layout: Layout, fn: AttentionWrapper, *, eager: bool = False) -> Iterator[None]:
     """Call ``fn(layer, attend, query, key, value)`` instead of the attention function of every layer.
 
-    ``fn`` has to return ``(output, weights)``; returning ``attend(query, key, value)`` changes nothing. Contexts can be nested: in the
+    ``fn`` has to return ``(output, weights)``; if it returns ``attend(query, key, value)``, nothing changes. Contexts can be nested: in the
     inner context, ``attend`` calls the function of the outer one. On exit the model's implementation is restored, also after an error.
 
     Args:
-        eager: True to let ``attend`` be the plain implementation of the model's architecture, which returns the weights; False for the
-            implementation that the model uses, which may not.
+        fn: See ``AttentionWrapper``; shapes are in ``Attend``.
+        eager: True to let ``attend`` be transformers' eager implementation for the model, which returns attention weights. False for the
+            implementation that the model is set to use; most return ``None`` instead of weights.
     """
     layers = {id(layout.blocks[layer].attention): layer for layer in layout.attention_layers}
     current = attention_name(layout)
@@ -181,9 +192,9 @@ def wrap_attention(layout: Layout, fn: AttentionWrapper, *, eager: bool = False)
 
 
 def attention_name(layout: Layout) -> str:
-    """Return the name of the model's attention implementation in transformers, e.g. ``sdpa``.
+    """Return the name of the attention implementation that the model is set to use in transformers, e.g. ``sdpa``.
 
-    Inside a context of ``wrap_attention`` or ``replace_attention`` a suffix is added, as in ``sdpa+toolkit-3``.
+    Inside a context of ``wrap_attention`` or ``replace_attention`` the name has a suffix, as in ``sdpa+toolkit-3``.
     """
     return str(layout.attention.config._attn_implementation)
 
@@ -193,8 +204,8 @@ def replace_attention(layout: Layout, fn: Callable, under: str = "sdpa") -> Iter
     """Make ``fn`` the model's attention implementation inside the context.
 
     Args:
-        fn: Called with the arguments that transformers passes to an attention implementation.
-        under: Name of a transformers implementation that takes the same kind of attention mask as ``fn``.
+        fn: Attention function, called with the arguments that transformers passes to any implementation.
+        under: Name of an implementation in transformers; masks are built for ``fn`` as for this implementation.
     """
     config, before, name = layout.attention.config, attention_name(layout), f"{under}+toolkit-{next(_numbers)}"
     with ExitStack() as stack:
@@ -212,9 +223,9 @@ def replace_attention(layout: Layout, fn: Callable, under: str = "sdpa") -> Iter
 
 @contextmanager
 def rewrite_logits(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the logits of every pass of a causal language model by ``fn(logits)`` inside the context.
+    """Replace the logits of every forward pass of a causal language model by ``fn(logits)`` inside the context.
 
-    Logits are ``[batch, positions, vocab]``, for the positions that the caller of the model asked for.
+    Logits are ``[batch, positions, vocab]``. The positions are those that the pass computes logits for (``logits_to_keep``).
     """
 
     def hook(module: nn.Module, args: tuple, output: Any) -> None:
@@ -265,8 +276,8 @@ def _on_output(fn: Rewrite, *, with_inputs: bool):
 def _attach_mid(block: Block, factor: float, fn: Rewrite) -> Iterator[Any]:
     """Hook ``resid_mid``, a sum that no module returns.
 
-    The first hook remembers the block's input. The second adds attention's contribution to it, calls ``fn`` on the sum, and puts the
-    change into the contribution that is about to be added.
+    The first hook stores the block's input. The second hook adds attention's contribution to this input and calls ``fn`` on the sum. The
+    change that ``fn`` makes is written into attention's contribution, which the block then adds to the stream.
     """
     resid_pre: list[Tensor] = []
 

@@ -1,13 +1,17 @@
-"""Identities of functions, objects, models and conditions: JSON descriptions that are the same in every process.
+"""Identities: JSON descriptions of functions, objects, models and conditions, used to build the cache keys of saved results.
 
-``of(value)`` describes everything that the value's behaviour depends on. A function is described by its code (without docstring,
-comments and line numbers), closure, defaults and the globals that it reads: a changed helper or constant changes the identity. An object
-is described by its class and fields, a tensor by its bytes, a model by its fingerprint; never by a memory address. Functions and classes
-of the toolkit are named, and their modules listed for ``store.modules_of``; those of installed packages are named with their version.
+The identity of a value changes if the value's behaviour can change, and is the same in every process. So a result is computed again if
+the code or data behind it has changed. ``of(value)`` returns the identity. It describes
 
-Results are saved under a key that is made from identities, so that a result is computed again after a change of behaviour. Identities do
-not cover files that a function reads, attributes that it looks up by a computed name, and the versions of torch and transformers. Bytecode
-differs between versions of Python, so with another version the results are computed again.
+- a function that the user wrote by its bytecode (docstring, comments and line numbers do not count), closure, defaults, and the globals
+  that it reads: a changed helper or constant changes the identity;
+- a class that the user wrote by its bases, methods and attributes;
+- a function or class of the toolkit by its name; ``Identity.modules`` lists its module, whose code is hashed separately;
+- a function or class of an installed package by its name and the version of the package;
+- an object by its class and fields, a tensor by its bytes, a model by its fingerprint. Memory addresses never count.
+
+Not covered are files that a function reads, attributes that it looks up by a computed name, and the versions of torch and transformers.
+Bytecode differs between versions of Python: after a change of version, results that depend on user code are computed again.
 """
 
 from __future__ import annotations
@@ -42,16 +46,16 @@ from toolkit.lm import LM, Condition
 from toolkit.types import Problem, Provenance
 
 FLAGS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-"""Code flags that change a function's behaviour. Others, such as those of future imports, do not count."""
+"""Flags of a code object that are part of a function's identity. Other flags, such as those of future imports, are ignored."""
 READ_IN_PART = frozenset({"toolkit.board.spec"})
-"""Modules of the toolkit of which only the functions in use count, not the whole module."""
+"""Modules of the toolkit that are not hashed as a whole: only the functions that a value uses are part of its cache key."""
 HOUSEKEEPING = frozenset((
     "__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__",
     "__qualname__", "__slots__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__match_args__",
     "__firstlineno__", "__static_attributes__", "__dataclass_fields__", "__dataclass_params__", "__hash__", "__protocol_attrs__",
     "_is_protocol", "_is_runtime_protocol", "__non_callable_proto_members__",
 ))  # fmt: skip
-"""Attributes that Python itself adds to a class."""
+"""Attributes that Python itself adds to a class; they are no part of its identity."""
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 PACKAGES = frozenset({"site-packages", "dist-packages"})
 CONTAINERS = (list, tuple, set, frozenset, dict, MappingProxyType)
@@ -59,13 +63,13 @@ WRAPPERS: Mapping[type, tuple[str, ...]] = {
     MethodType: ("__func__", "__self__"), functools.partial: ("func", "args", "keywords"), property: ("fget", "fset"),
     functools.cached_property: ("func",), classmethod: ("__func__",), staticmethod: ("__func__",),
 }  # fmt: skip
-"""Wrappers of functions, with the attributes that describe them."""
+"""Type of a wrapper of functions -> attributes by which such a wrapper is described."""
 LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 REMEDY = "Pass identity={...} to the condition, with everything its numbers depend on (after a constructor function: dataclasses.replace(condition, identity={...}))."
 
 
 class UnknownIdentityError(ValueError):
-    """A value has no identity, since its behaviour does not follow from its class and fields; an open file is an example."""
+    """A value has no identity, since its behaviour does not follow from its class and fields. An open file is an example."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class Identity:
 
     Attributes:
         body: JSON-serialisable description.
-        modules: Names of the toolkit's modules that the value uses; ``store.modules_of`` hashes their code for the key.
+        modules: Names of the toolkit's modules that the value uses. ``store.modules_of`` hashes their code, which is part of the cache key
+            too.
     """
 
     body: Any
@@ -82,16 +87,16 @@ class Identity:
 
 
 def of(value: Any, *, strict: bool = True) -> Identity:
-    """Return the identity of a value, for the keys under which results that depend on the value are saved.
+    """Return the identity of a value: a JSON description that changes if the value's behaviour can change.
 
-    It is a JSON description of everything that the value's behaviour depends on, and it is the same in every process.
+    It is the same in every process, so it can be part of the cache key of a result that depends on the value.
 
     Args:
         value: A function, class, object, model or plain value.
         strict: True to raise an error if a part of the value has no identity; False to leave such parts out.
 
     Raises:
-        UnknownIdentityError: a part (an open file, a lock, a generator) has no identity; the message says which part.
+        UnknownIdentityError: a part of the value (an open file, a lock, a generator) has no identity. The message names the part.
 
     >>> of((1, "a", [2.5])).body
     {'tuple': [1, 'a', {'list': [2.5]}]}
@@ -101,10 +106,10 @@ def of(value: Any, *, strict: bool = True) -> Identity:
 
 
 def of_lm(lm: LM) -> dict[str, Any]:
-    """Return the identity of a model as a dict that JSON can store; the name of the model is not part of it.
+    """Return the identity of a model as a JSON-serialisable dict. The name of the model is not part of it.
 
-    Keys: ``fingerprint`` (hash of weights and config), ``template`` (hash of the chat template), ``tags`` (think tags), ``eos``
-    (end-of-sequence ids) and ``vocabulary`` (hash).
+    Keys: ``fingerprint`` (hash of weights and config), ``template`` (hash of the chat template and its switches), ``tags`` (opening and
+    closing think tag, or ``None``), ``eos`` (end-of-sequence ids) and ``vocabulary`` (hash of the tokenizer's vocabulary).
     """
     vocabulary = json.dumps(lm.tokenizer.get_vocab(), sort_keys=True)
     return {
@@ -117,9 +122,9 @@ def of_lm(lm: LM) -> dict[str, Any]:
 
 
 def describe(act: Any) -> str:
-    """Return a rule, intervention or prompt change as text: its ``str()``.
+    """Return a text that describes a decoding rule, an intervention or a prompt change of a condition: ``str(act)``.
 
-    If this text contains a memory address, return the name of the function or class and a hash of its identity instead.
+    If ``str(act)`` contains a memory address, return the name of the function or class and a hash of its identity instead.
     """
     words = str(act)
     if not ADDRESS.search(words):
@@ -128,15 +133,16 @@ def describe(act: Any) -> str:
 
 
 def describe_interventions(condition: Condition) -> list[str]:
-    """Return one text for each intervention, rule and prompt change of a condition, in this order, for reports and stored headers.
+    """Return one text for each intervention, decoding rule and prompt change of a condition, in this order.
 
-    Conditions of one model that differ in their interventions, rules or prompt change have different texts.
+    Reports show these texts. They are also stored with rollouts, which are reused for a condition of the same model with the same texts.
+    So the ``str()`` of an intervention has to contain all its settings.
     """
     return [describe(act) for act in (*condition.during, *condition.rules, *([condition.ask] if condition.ask else []))]
 
 
 def of_problems(problems: Sequence[Problem]) -> str:
-    """Return a hash over all fields of a list of problems, in order, for the keys of saved results."""
+    """Return a hash over all fields of a list of problems, in order, for the cache keys of results."""
     return store.key(of(list(problems)).body)
 
 
@@ -158,7 +164,7 @@ def is_user_code(module: str | None) -> bool:
 
 @functools.cache
 def _version(module: str) -> str:
-    """Return the version of a module's package; "" for the standard library and for the toolkit, whose code is hashed instead."""
+    """Return name and version of a module's package. Return "" for the standard library and for the toolkit (whose code is hashed)."""
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names or top in ("toolkit", "builtins"):
         return ""
@@ -169,7 +175,7 @@ _distributions = functools.cache(metadata.packages_distributions)
 
 
 class _Inspector:
-    """Builds the identity of one value, following all references."""
+    """Builds the identity of one value and collects the toolkit's modules that the value uses. All references are followed."""
 
     def __init__(self, strict: bool) -> None:
         self.strict, self.modules = strict, set[str]()
@@ -194,7 +200,7 @@ class _Inspector:
             del self.open[id(value)]
 
     def named(self, name: str, value: Any) -> Any:
-        """Return the description of a value, with its name in errors."""
+        """Return the description of a value. Errors show ``name`` on the path to the part that has no identity."""
         self.where.append(name)
         try:
             return self.of(value)
@@ -277,7 +283,7 @@ class _Inspector:
         return description
 
     def _code(self, code: CodeType, scope: Mapping[str, Any]) -> Any:
-        """Describe a function's code by a hash, and the globals that it reads. Line numbers, comments and docstring do not count."""
+        """Return a hash of a function's bytecode, and the descriptions of the globals that it reads, by name."""
         steps = list(dis.get_instructions(code))
         inner = [self._code(step.argval, scope) if isinstance(step.argval, CodeType) else self._argument(step) for step in steps]
         plain = [[step.opname, argument] for step, argument in zip(steps, inner, strict=True)]
@@ -289,7 +295,7 @@ class _Inspector:
         return self.of(step.argval) if step.opcode in dis.hasconst else str(step.argval)
 
     def _reads(self, steps: Sequence[dis.Instruction], scope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield the name and value of each global that is read or imported. ``module.name`` counts as that attribute alone."""
+        """Yield name and value of each global that is read or imported. For ``module.name`` this is the attribute, not the module."""
         for at, step in enumerate(steps):
             if step.opname in LOADS and isinstance(scope, Mapping):
                 name, value = step.argval, scope.get(step.argval, getattr(builtins, step.argval, "no such name"))
@@ -409,15 +415,15 @@ def _content(cell: CellType) -> Any:
 
 
 def hash_of(values: torch.Tensor) -> str:
-    """Return a hash of a tensor's numbers, 12 hexadecimal digits, for the descriptions of interventions."""
+    """Return a hash of a tensor's numbers (as fp64), 12 hexadecimal digits, for texts that describe interventions."""
     return hashlib.sha256(values.double().cpu().numpy().tobytes()).hexdigest()[:12]
 
 
 def format_exact(value: float, sign: str = "") -> str:
-    """Return a number as text with all its digits, and a whole number without a decimal point. Keys of saved results contain such texts.
+    """Return a number as text with all its digits, for cache keys. Whole numbers have no decimal point.
 
     Args:
-        sign: ``"+"`` to write the sign of positive numbers too.
+        sign: ``"+"`` to write the sign of positive numbers too; ``""`` to write only minus signs.
 
     >>> format_exact(0.1), format_exact(2.0, "+")
     ('0.1', '+2')

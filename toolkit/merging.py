@@ -6,13 +6,14 @@ Equation (over the entries of all weights):
     theta = theta_base + scale * D    where |D| is among the largest ``keep`` of the entries
     theta = theta_base                elsewhere
 
-with keep = 25 % and scale = 0.7 in the paper. In the paper, the merged 8B model regained the accuracy that DLER training had lost, and its
-responses were almost as short as those of the trained model.
+where theta_base and theta_trained are the weights of the two models, and theta those of the result. The paper uses keep = 25 % and
+scale = 0.7. There, the merged 8B model regained the accuracy that DLER training had lost, and its responses were almost as short as those
+of the trained model.
 
-Choices of ours: the paper does not say whether "the largest 25 %" is per tensor or over all tensors; the argument ``scope`` sets it
-(default ``assumed_scope``). All entries that tie at the threshold are kept.
+Our choices: the paper does not say whether the largest 25 % are taken per weight tensor or over all tensors. The argument ``scope`` sets
+this; the default ``assumed_scope`` is per tensor. All entries that tie at the threshold are kept.
 
-Cost: one copy of the weights. The threshold is exact; it is found by counting, without sorting or having all entries in memory.
+Memory: one copy of the weights. The threshold is exact; it is found with histograms, so the entries are neither sorted nor all in memory.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from toolkit.rounding import rounding
 PUBLISHED_KEEP = 0.25
 PUBLISHED_SCALE = 0.7
 SCOPES = ("tensor", "global")
-assumed_scope = "tensor"  # ours
+assumed_scope = "tensor"  # our choice: the paper does not say
 
 
 class DifferentModelsError(ValueError):
@@ -47,17 +48,17 @@ def selective_merge(
     scope: str = assumed_scope,
     dtype: torch.dtype = torch.float32,
 ) -> LM:
-    """Return a new model: the weights of ``base`` plus ``scale`` times the largest changes between ``base`` and ``trained``.
+    """Return a new model: the weights of ``base`` plus ``scale`` times the largest entries of the change ``trained - base``.
 
     Changes and sums are computed in fp32. ``keep=1, scale=1`` gives the trained model and ``scale=0`` the base model, up to rounding to
     ``dtype``.
 
     Args:
-        keep: Share (0 to 1) of the entries whose change is added: those with the largest absolute change.
+        keep: Share of the entries whose change is added, above 0 and at most 1: the entries with the largest absolute change.
         scale: Factor on the added changes.
-        scope: ``"tensor"`` takes the share ``keep`` of the entries of each weight tensor, ``"global"`` of the entries of all weights
-            together.
-        dtype: Number type of the new model. A type narrower than fp32 rounds part of the changes away; the model's name says how much.
+        scope: ``"tensor"`` selects the share ``keep`` within each weight tensor, ``"global"`` over all weights together.
+        dtype: Number type of the new model. A type narrower than fp32 loses part of the change by rounding; the name of the new model
+            says how much.
 
     Raises:
         DifferentModelsError: the models differ in the names or shapes of their weights.
@@ -104,13 +105,13 @@ def check_same(base: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> Non
 
 
 def threshold(changes: Callable[[], Iterable[Tensor]], keep: float) -> float:
-    """Return the k-th largest ``|entry|`` over fp32 tensors, with k = ``round(keep * entries)``, at least 1.
+    """Return the k-th largest ``|entry|`` over several tensors, in fp32. k is ``round(keep * number of entries)``, and at least 1.
 
     Non-negative floats are ordered like their bit patterns. So two histograms, of the upper and the lower 16 bits, give the exact value.
 
     Args:
-        changes: Function that returns an iterator over the tensors; it is called twice.
-        keep: Share of the entries that are at least as large as the result.
+        changes: Function that returns an iterator over the tensors; it is called twice, once per histogram.
+        keep: Share (0 to 1) of the entries whose absolute value is at least the result.
 
     >>> threshold(lambda: [torch.tensor([0.1, -0.4]), torch.tensor([0.3, 0.2])], 0.5)  # the second largest of four
     0.30000001192092896
@@ -139,10 +140,14 @@ def _bin_of(counts: Tensor, k: int) -> int:
 
 
 def in_type_of(base: LM, policy: LM) -> LM:
-    """Return a trained policy in the number type of ``base``, so that comparing them measures training and not number types.
+    """Return a trained policy converted to the number type of ``base``, so that a comparison measures training and not number types.
 
-    A saved policy is usually fp32. If ``base`` has a narrower type, rounding loses part of the change that training made; the returned
-    model's name says how much. The weights of ``policy`` are changed in place.
+    A saved policy is usually fp32. If ``base`` has a narrower type, rounding loses part of the change that training made; the name of the
+    returned model says how much. The weights of ``policy`` are converted in place.
+
+    Args:
+        base: The model before training.
+        policy: The trained model. It is returned unchanged if it already has the number type of ``base``.
     """
     dtype = base.model.dtype
     if policy.model.dtype == dtype:

@@ -1,4 +1,4 @@
-"""Teacher-forced passes over rollouts: batches of similar length, and the chosen positions of their activations."""
+"""Teacher-forced passes over rollouts, in batches of similar length, that read activations at chosen positions of each rollout."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Example:
 
     Attributes:
         rollout: The rollout.
-        label: Its class.
-        where: Chosen positions, as indices into the rollout's full sequence.
-        at: Index of this example among all examples.
+        label: Class of the rollout, such as "long".
+        where: Chosen positions, as indices into the full sequence (prompt and response).
+        at: Index of this example in the list that ``examples_of`` returns.
     """
 
     rollout: Rollout
@@ -69,10 +69,11 @@ def batch_tokens(lm: LM) -> int:
 
 
 def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Sequence[Example]], None]) -> None:
-    """Call ``run`` on batches of examples of similar length; if memory runs out, on halves of a batch.
+    """Call ``run`` on batches of examples of similar length, until all examples are done. If memory runs out, halve the batch.
 
     Args:
         what: Label of the progress bar.
+        run: Function of a batch. It must store results only at its end: if it runs out of memory, it is called again with each half.
     """
     with tqdm(total=len(examples), desc=what, unit="rollout", disable=len(examples) < 64, leave=False) as bar:
 
@@ -86,10 +87,10 @@ def each_batch(lm: LM, examples: Sequence[Example], what: str, run: Callable[[Se
 
 
 class Picker:
-    """Selects the chosen positions of a batch of examples from activations ``[batch, seq, width]``, in fp32.
+    """Reads activations ``[batch, seq, width]`` at the chosen positions of a batch of examples: means or single rows, in fp32.
 
     Attributes:
-        ids: Padded token ids ``[batch, seq]``.
+        ids: Right-padded token ids ``[batch, seq]``.
         weights: ``[batch, 1, seq]``; 1 / n at each of the n chosen positions of an example, else 0.
     """
 
@@ -103,20 +104,22 @@ class Picker:
 
     @cached_property
     def flat(self) -> Int[Tensor, " positions"]:
-        """Index of every chosen position in the batch, flattened to ``[batch * seq]``."""
+        """Indices of all chosen positions of the batch, after its axes ``[batch, seq]`` are flattened into one."""
         places = [b * self.ids.shape[1] + t for b, e in enumerate(self.batch) for t in e.where]
         return torch.tensor(places, device=self.ids.device)
 
     def means(self, value: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch width"]:
-        """Return each example's mean over its positions, computed as a product with ``weights``, so that no row has to be gathered."""
+        """Return each example's mean activation over its chosen positions. It is a product with ``weights``, which needs no gather."""
         return torch.bmm(self.weights, value.float()).squeeze(1)
 
     def rows(self, value: Float[Tensor, "batch seq width"]) -> Float[Tensor, "positions width"]:
-        """Return the activations at the chosen positions, one row per position."""
+        """Return the activations at the chosen positions, one row per position, in the order of the examples."""
         return value.flatten(0, 1)[self.flat].float()
 
     def weights_of(self, classes: Float[Tensor, "labels batch"]) -> Float[Tensor, "labels positions"]:
-        """Return the weight of each chosen position in the sum of each class: 1 / n for examples of the class with n positions, else 0.
+        """Return the weight of each chosen position in the sum over each class.
+
+        It is 1 / n if the position's example is of the class and has n chosen positions, and 0 if the example is of another class.
 
         Args:
             classes: 1 where an example is of a class, else 0.
@@ -129,11 +132,11 @@ class Picker:
 def forward(
     lm: LM, ids: Int[Tensor, "batch seq"], kinds: Sequence[str], take: Callable[[str, int, Tensor], None]
 ) -> Float[Tensor, "batch seq d_model"]:
-    """Run one pass without the LM head, hand activations to ``take``, and return the last hidden states.
+    """Run one pass without the LM head, call ``take`` with activations, and return the last hidden states (after the final norm).
 
     Args:
         ids: Right-padded token ids.
-        kinds: Site kinds to read.
+        kinds: Site kinds to read; ``Z_OVER_NORM`` is allowed too.
         take: ``take(kind, layer, value)`` is called with the activations ``[batch, seq, width]`` of each kind, layer by layer.
     """
     layout = lm.layout

@@ -1,7 +1,7 @@
-"""Checks that a model behaves as its layout says, run on random tokens whenever a model is loaded.
+"""Checks of a model on random tokens: activations, heads, attention and KV cache behave as the toolkit assumes.
 
-Sampling, editing, masking and reading activations rely on the properties that are checked. A model that passes all checks is supported;
-any other is refused.
+Sampling, editing, masking heads and reading activations rely on these properties. The checks run whenever a model is loaded; a model that
+fails one of them is refused.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from toolkit.sites import Layout, Site, UnsupportedModelError
 
 SHORTER = 3  # the second row of the padded batch is this many tokens shorter than the first
 FULL = (torch.float32, torch.float64)  # number types in which every token is compared
-EXACT, ROUNDED = 1e-4, 0.1  # allowed relative deviations: in fp32; in half precision, of logits that are computed in another order
-CHUNK, STEPS = 2, 2  # tokens that are read together after the prefill of the others, and then tokens that are decoded one by one
+EXACT, ROUNDED = 1e-4, 0.1  # allowed relative deviations: in fp32; in half precision, of logits from another order of operations
+CHUNK, STEPS = 2, 2  # after the prefill, this many tokens are run in one pass, and then this many tokens one by one
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,15 @@ class Check:
     """Result of one check.
 
     Attributes:
-        name: What was checked.
-        value: The number that decides. In most checks it is the largest relative deviation from the expected values. In a check that a
-            site is causal it is the change of the logits, which must not be 0. In the check that each layer attends once it is the
-            largest deviation from one call.
-        passed: Whether the check passed.
+        name: Name of the check, such as ``"resid_mid 3: is causal"``.
+        value: Measured number on which ``passed`` depends. In most checks it is the deviation from the expected values, relative to the
+            largest of them, and has to be small. Exceptions:
+
+            - "is causal": largest change of a logit; must not be 0.
+            - "written back is a no-op": largest change of a logit; must be 0.
+            - "each layer attends once": how far the number of calls per layer is from 1; must be 0.
+            - "heads depend on nothing else": largest entry of ``z`` when attention outputs are set to 0; must be 0.
+        passed: True if the check passed.
     """
 
     name: str
@@ -46,11 +50,12 @@ class Check:
 def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int = 12) -> list[Check]:
     """Check every site and the attention of a model on one random sequence, and return all results, passed or failed.
 
-    - Writing a recorded value back changes nothing (bitwise).
-    - Perturbing a value changes the logits: each site is causal.
-    - Head contributions plus bias sum to ``attn_out``, and the parts of a block to its output.
-    - Cached decoding steps of a padded batch equal one pass.
-    - Every layer calls attention once, through transformers' interface, and its attention rows are those that the model used.
+    - Writing recorded activations back leaves the logits bitwise the same.
+    - Perturbing the activations at a site changes the logits (the site is causal). Only the first and the last layer are perturbed.
+    - Head contributions plus bias sum to ``attn_out``; the parts of a block sum to its output.
+    - Decoding a padded batch step by step with a KV cache gives the logits of one pass per sequence.
+    - Every layer calls the attention function once, through transformers' interface. The output of this function is the attention rows
+      that it returns times the values.
 
     Args:
         seed: Seed of the random sequence.
@@ -68,10 +73,10 @@ def checks(model: PreTrainedModel, layout: Layout, *, seed: int = 0, tokens: int
 
 
 def not_finite_message(what: str, numbers: str, dtype: torch.dtype) -> str:
-    """Return an error message about NaN or infinity: in float16 it names overflow as the cause, else a damaged checkpoint.
+    """Return an error message about NaN or infinity. The cause that it names is overflow in float16, and else a damaged checkpoint.
 
     Args:
-        what: The thing that holds NaN or infinity, such as ``"the output"``.
+        what: Name of the tensor that holds NaN or infinity, such as ``"the output"``.
         numbers: Name of the numbers that may have overflowed, such as ``"activations"``.
         dtype: Number type of the model.
     """
@@ -96,13 +101,13 @@ def _logit_deviation(
     expected: Float[Tensor, "tokens vocab"],
     parts: Sequence[int] | None = None,
 ) -> float:
-    """Return the largest deviation of logits, relative to the largest logit.
+    """Return the deviation of logits, relative to the largest logit.
 
-    In full precision it is the largest over all tokens. In half precision it is the median over the tokens of a part, since rounding may
-    route a single token to another expert; of several parts the largest median counts, so that no part hides an error in another.
+    In fp32 and fp64 it is the largest deviation over all tokens. In half precision, rounding may route a single token to another expert.
+    So the median over the tokens of each part is taken, and the largest of these medians is returned.
 
     Args:
-        parts: Number of tokens in each part, in order; by default all tokens are one part.
+        parts: Number of tokens in each part, in order; ``None`` means that all tokens are one part.
     """
     per_token = (actual.float() - expected.float()).abs().amax(dim=-1) / expected.float().abs().max().clamp(min=1e-30)
     if _precision(model) in FULL:
@@ -190,9 +195,10 @@ def _perturbed(seed: int) -> hooks.Rewrite:
 
 
 def _attention(model: PreTrainedModel, layout: Layout, ids: Tensor, base: Tensor) -> list[Check]:
-    """Check the attention function that ``hooks.wrap_attention`` wraps, on which masks, attention rows and retrieval heads rely.
+    """Check the attention function that ``hooks.wrap_attention`` wraps. Head masks, attention rows and retrieval scores rely on it.
 
-    Each layer has to call it once, its output has to be rows times values, and the heads must depend on nothing else.
+    Each layer has to call the function once. Its output has to be attention rows times values. If its output is set to 0, ``z`` has to be
+    0 too: then the heads depend on nothing else.
     """
     calls, errors = dict.fromkeys(layout.attention_layers, 0), dict.fromkeys(layout.attention_layers, 0.0)
 
@@ -244,7 +250,7 @@ def _softmax(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask:
 
 
 def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Tensor, "1 tokens vocab"]) -> Check:
-    """Check cached decoding, on which sampling relies: two rows of different length, left padded, have to equal one pass of each."""
+    """Check cached decoding, on which sampling relies: two left-padded rows of different length must give the logits of single passes."""
     width = ids.shape[1]
     alone = model(input_ids=ids[:, SHORTER:]).logits
     batch = torch.cat([ids, torch.cat([torch.zeros_like(ids[:, :SHORTER]), ids[:, SHORTER:]], dim=1)])
@@ -269,7 +275,7 @@ def _steps(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], base: Float[Ten
 
 @torch.inference_mode()
 def gated_layers(body: PreTrainedModel, layout: Layout) -> frozenset[int]:
-    """Return the layers in which a gate or a norm stands between the attention function and ``W_O``, so that ``z`` is not its output.
+    """Return the layers in which ``z`` differs from the output of the attention function: a gate or a norm stands between the two.
 
     Args:
         body: The model without its LM head.
@@ -290,7 +296,9 @@ def gated_layers(body: PreTrainedModel, layout: Layout) -> frozenset[int]:
 
 @torch.inference_mode()
 def caches_keys(body: PreTrainedModel, layout: Layout) -> bool:
-    """Return True if, in every layer, the keys and values that attention reads in a cached step are those in the model's cache.
+    """Return True if, in every layer, the keys and values that attention reads in a decoding step are exactly those in the KV cache.
+
+    False means, for example, that the cache holds compressed keys (latent attention).
 
     Args:
         body: The model without its LM head.

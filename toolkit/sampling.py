@@ -1,7 +1,7 @@
-"""How tokens are drawn: the settings, one stream of random numbers per response, and one draw per row.
+"""Draw tokens: the sampling settings, one stream of random numbers per response, and the draw of one token per row of a batch.
 
-Each response draws from a separate stream of random numbers, keyed by (seed, problem id, sample). So a response is the same for any batch
-size, any order of the problems and any other rows of its batch.
+Each response has a stream of random numbers that depends only on (seed, problem id, sample). So a response does not depend on the batch
+size, the order of the problems or the other rows of the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of sampling.
+    """Sampling settings.
 
     Attributes:
         n: Samples per problem.
@@ -27,8 +27,9 @@ class Sampling:
         top_k: Number of most likely tokens that are kept; 0 keeps every token.
         max_new_tokens: Longest response in tokens, think tags and end-of-sequence token included.
         seed: Seed of the random numbers of all responses.
-        details: True to record the log-probability of each token and the entropy of the full softmax.
-        batch_size: Number of responses that are decoded together (halved if memory runs out); it never changes the samples.
+        details: True to record the log-probability of each token and the entropy of the full softmax (``Rollout.logprobs``,
+            ``Rollout.entropies``).
+        batch_size: Largest number of responses that are decoded together (halved if memory runs out). It never changes the samples.
     """
 
     n: int = 1
@@ -53,16 +54,16 @@ class Sampling:
 
     @property
     def identity(self) -> dict:
-        """Dict of all settings that change the samples (all but the batch size), which is stored with rollouts."""
+        """All settings except the batch size, as a dict. It is stored with rollouts; a run resumes only with the same settings."""
         return {k: v for k, v in asdict(self).items() if k != "batch_size"}
 
 
 class Streams:
-    """Uniform random numbers in [0, 1), one stream per row of a batch, drawn in blocks from counter-based generators.
+    """Uniform random numbers in [0, 1), one stream per row of a batch. Each stream has a counter-based generator (Philox).
 
     Args:
         keys: ``(problem id, sample)`` of each row.
-        seed: Seed of all streams.
+        seed: Seed of all streams; a stream depends on the seed and on the key of the row.
     """
 
     BLOCK = 256
@@ -73,11 +74,12 @@ class Streams:
         self.block: Tensor | None = None
 
     def at(self, step: int, rows: Sequence[int], index: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-        """Return the random number of each row for one decode step.
+        """Return one random number per row for a decoding step.
 
-        Call it for steps 0, 1, 2, ... in order. A row may be left out from some step on, but cannot come back.
+        Call this method for the steps 0, 1, 2, ... in order. Rows that have ended are left out, and cannot be added again.
 
         Args:
+            step: Number of the decoding step, from 0.
             rows: Indices into ``keys`` of the rows that are still decoded.
             index: The same indices as a tensor on the model's device.
         """
@@ -93,15 +95,15 @@ class Streams:
 def draw(
     logits: Float[Tensor, "rows vocab"], uniform: Float[Tensor, " rows"], sampling: Sampling
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, "2 rows"] | None]:
-    """Draw one token per row by inverting the cumulative distribution at ``uniform``.
+    """Draw one token per row: invert the cumulative distribution at ``uniform``, or take the most likely token at temperature 0.
 
     Args:
         uniform: One random number in [0, 1) per row.
 
     Returns:
-        The tokens, and ``None`` or (if ``sampling.details``) two numbers per token: its log-probability under the sampling distribution
-        after top-k and top-p, and the entropy (nats) of the full softmax at the sampling temperature. Greedy sampling counts as
-        temperature 1 for both.
+        The tokens, and a tensor ``[2, rows]`` (``None`` unless ``sampling.details``). Its first row has the natural log-probability of each
+        token, at the sampling temperature and after top-k and top-p. Its second row has the entropy (nats) of the full softmax at this
+        temperature. If sampling is greedy, both are of the full softmax at temperature 1.
     """
     scaled = logits.float() / (sampling.temperature or 1.0)
     logp = torch.log_softmax(scaled, dim=-1)

@@ -1,25 +1,26 @@
-"""Sites of activations inside a model, their modules in each architecture family, and the geometry of attention heads.
+"""Sites inside a model at which activations are read or changed, their modules in each architecture family, and the geometry of heads.
 
-Sites of a block, in the order in which they are computed (``[batch, seq, width]``):
+The sites of a block, in the order in which they are computed. Values are ``[batch, seq, width]``:
 
 ==============  =====================  ==============================================================
 kind            width                  value
 ==============  =====================  ==============================================================
 ``resid_pre``   d_model                input of the block
-``z``           n_heads * head_dim     per-head attention output, the input of ``W_O`` (after a gate, if there is one); only in layers
-                                       with heads
+``z``           n_heads * head_dim     outputs of all attention heads, the input of ``W_O`` (after a gate, if there is one); only in
+                                       layers with heads
 ``attn_out``    d_model                output of ``W_O``, bias included, *before* a post-norm; in a layer without heads, the output of
                                        the module in attention's place
-``resid_mid``   d_model                ``resid_pre`` + what attention adds
+``resid_mid``   d_model                ``resid_pre`` plus attention's contribution
 ``mlp_out``     d_model                output of the MLP, *before* a post-norm
 ``resid_post``  d_model                output of the block, before any final norm
 ==============  =====================  ==============================================================
 
-Post-norm families (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added to the residual stream. The size of a head's
-output at ``attn_out`` therefore does not tell how much the head adds to the stream. The head's contribution is linear in ``z`` divided by
-the norm's divisor at the position (``Z_OVER_NORM``; computed from two sites, not a site itself). ``Layout.to_attn_out`` maps a
-direction of the residual stream back through the rest of the norm. In parallel blocks (GPT-NeoX) the MLP reads ``resid_pre``, so
-``resid_mid`` is only a partial sum that no module reads.
+Post-norm families (Gemma 2/3, OLMo 2) normalise ``attn_out`` before it is added to the residual stream. In these families the size of a
+head's output at ``attn_out`` does not tell how much the head adds to the stream. The contribution of a head is linear in ``Z_OVER_NORM``:
+``z`` divided by the divisor of the norm at each position. It is computed from two sites and is not a site itself. The norm also has a gain;
+``Layout.to_attn_out`` includes it when it maps a direction of the residual stream to ``attn_out``.
+
+In parallel blocks (GPT-NeoX) the MLP reads ``resid_pre``, so ``resid_mid`` is only a partial sum that no module reads.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from toolkit.types import Kind
 
 KINDS: tuple[str, ...] = get_args(Kind)
 MIXERS = ("linear_attn", "mamba", "conv")
-"""Names of the module that stands in the place of attention in a layer without attention heads (linear attention, state spaces, convolutions)."""
+"""Names that the module in attention's place may have in a layer without attention heads: linear attention, state space, convolution."""
 PROBE, SMALL_PROBE = 64.0, 1e-3  # entries of a norm's test inputs: far above and far below the square root of its epsilon
 LONGEST = 400  # longest error message, in characters
 
@@ -48,7 +49,7 @@ LONGEST = 400  # longest error message, in characters
 class UnsupportedModelError(ValueError):
     """A model cannot be used: its files are damaged, its layout is unknown, or it fails the checks of ``toolkit.qualify``.
 
-    The message is one line of at most ``LONGEST`` characters, however long the text that it quotes.
+    The message is put on one line and cut after ``LONGEST`` characters.
     """
 
     def __init__(self, message: str) -> None:
@@ -79,17 +80,19 @@ class Site:
 class Row:
     """The module names of one architecture family. A model belongs to the family if each of its blocks has all named modules.
 
-    A block may have a module of ``MIXERS`` instead of the attention module; it then has no attention heads.
+    There are two exceptions: a block may have a module named in ``MIXERS`` instead of attention (it then has no heads), and ``extra`` may
+    be missing.
 
     Attributes:
-        family: Name of the family.
+        family: Name of the family, or of several with the same module names.
         attention: Name of the attention module in a block.
         out: Name of the output projection ``W_O`` in the attention module.
         mlp: Name of the MLP in a block.
         post_attention_norm: Name of the norm in a block that follows ``attn_out``, or ``None``.
         post_mlp_norm: Name of the norm in a block that follows ``mlp_out``, or ``None``.
-        factor: Name of the config entry that holds the factor on all that attention and the MLP add to the residual stream, or ``None``.
-        extra: Name of a module in a block whose output is added after the MLP's, if the module exists.
+        factor: Name of the config entry with the factor by which attention's and the MLP's output is multiplied before it is added to the
+            residual stream. ``None``, or a missing entry, means 1.
+        extra: Name of a module in a block whose output is added to the stream after the MLP's, or ``None``.
         output_scale: Name of a tensor in a block that multiplies the block's output, or ``None``.
     """
 
@@ -159,13 +162,16 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Block:
-    """The modules of one transformer block; see ``Row``.
+    """The modules of one transformer block. ``Row`` holds their names.
 
     Attributes:
         block: The block itself.
-        attention: The attention module, or the module of ``MIXERS`` in its place.
+        attention: The attention module; in a layer without heads, the module in its place (see ``MIXERS``).
         out: The output projection ``W_O``; ``None`` in a layer without attention heads.
-        extra: Module whose output is added after the MLP's, or ``None``.
+        mlp: The MLP.
+        post_attention_norm: The norm that follows ``attn_out``, or ``None``.
+        post_mlp_norm: The norm that follows ``mlp_out``, or ``None``.
+        extra: Module whose output is added to the stream after the MLP's, or ``None``.
     """
 
     block: nn.Module
@@ -184,13 +190,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Norm:
-    """An RMS norm or LayerNorm as a formula: ``gain * (x - centred * mean(x)) / scale(x) + shift``.
+    """An RMS norm or LayerNorm as a formula: ``norm(x) = gain * centre(x) / scale(x) + shift``.
 
-    The shift is not kept, since it does not depend on x.
+    ``centre`` and ``scale`` are the methods below. The shift (bias) is not stored, since it does not depend on x.
 
     Attributes:
         gain: Factor on each entry.
-        centred: True if the mean is subtracted (LayerNorm).
+        centred: True if the norm subtracts the mean over the entries of x (LayerNorm).
         eps: Number added to the mean square in ``scale``.
     """
 
@@ -199,27 +205,27 @@ class Norm:
     eps: float
 
     def scale(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
-        """Return the divisor of the norm at each position, in fp32."""
+        """Return the divisor of the norm at each position, in fp32: ``sqrt(mean(centre(x)^2) + eps)``."""
         return (self.centre(x.float()).pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt()
 
     def back(self, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Map a direction v at the norm's output to u at the norm's input: ``<v, norm(x) - shift> = <u, x> / scale(x)``."""
+        """Map a direction v at the norm's output to the norm's input: return u such that ``<v, norm(x) - shift> = <u, x> / scale(x)``."""
         return self.centre(self.gain.to(v) * v)
 
     def centre(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Return x minus its mean if the norm subtracts the mean, else x. This linear map is symmetric."""
+        """Return x minus the mean over its last axis if the norm subtracts the mean, else x. As a matrix, this map is symmetric."""
         return x - x.mean(dim=-1, keepdim=True) if self.centred else x
 
 
 @torch.no_grad()
 def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
-    """Return the formula of the norm that follows an output projection, found by running the norm on test inputs.
+    """Return the formula of the norm that follows an output projection. Gain and epsilon are measured by running the norm on test inputs.
 
-    The attributes of the module are not read, since families store the gain as g or as 1 + g, and epsilon under many names.
+    They are not read from the module's attributes, since families store the gain as g or as g - 1, and epsilon under many names.
 
     Args:
         module: The norm.
-        W_O: The output projection, for its size, device and number type.
+        W_O: The output projection; only its size, device and number type are used.
 
     Raises:
         UnsupportedModelError: the module is neither an RMS norm nor a LayerNorm.
@@ -231,11 +237,11 @@ def read_norm(module: nn.Module, W_O: Float[Tensor, "d_model _"]) -> Norm:
         # (f(x) - f(-x)) / 2: a shift cancels. Calling forward directly runs no hooks, which may be active on the norm now.
         return (module.forward(x.to(dtype)).float() - module.forward(-x.to(dtype)).float()) / 2
 
-    # Inputs of alternating sign have mean 0, so centring does not change them. Large ones drown epsilon: the output is the gain.
+    # Inputs of alternating sign have mean 0, so centring does not change them. For large inputs epsilon is negligible: outputs are +-gain.
     signs = torch.ones(len(W_O), device=W_O.device)
     signs[1::2] = -1
     large = odd(PROBE * signs)
-    # A constant input becomes 0 only if the norm subtracts the mean.
+    # The output for a constant input is 0 only if the norm subtracts the mean.
     centred = bool(odd(PROBE * torch.ones_like(signs)).abs().max() < 1e-3 * large.abs().max())
     plain = Norm(torch.ones_like(signs), centred, 0.0)
     gain = large * plain.scale(signs) / plain.centre(signs)
@@ -258,15 +264,16 @@ class Layout:
     """Modules, head geometry and output projections of one model.
 
     Layers may differ in number and size of their heads, and may have none (linear attention, state spaces, convolutions). Tables of heads
-    are ``[layers, n_heads]``, with NaN where a layer has fewer heads. Tables of ``z`` are ``[layers, width("z")]``, padded with 0.
+    are ``[layers, n_heads]``, with NaN where a layer has fewer heads. Tensors of ``z`` over layers are ``[layers, width("z")]``, padded
+    with 0.
 
     Attributes:
         row: The architecture family, with its module names.
         blocks: The modules of each layer.
         heads: Number of query heads of each layer; 0 in a layer without attention heads.
-        head_dims: Size of a head's output in each layer.
+        head_dims: Size of a head's output in each layer; 0 in a layer without attention heads.
         d_model: Width of the residual stream.
-        factor: Factor on all that attention and the MLP add to the residual stream.
+        factor: Factor by which attention's and the MLP's output is multiplied before it is added to the residual stream; mostly 1.
     """
 
     row: Row
@@ -283,12 +290,12 @@ class Layout:
 
     @property
     def n_heads(self) -> int:
-        """Largest number of query heads in a layer."""
+        """Number of query heads of the layer that has most."""
         return max(self.heads)
 
     @property
     def head_dim(self) -> int:
-        """Largest size of a head's output."""
+        """Size of a head's output, in the layer where it is largest."""
         return max(self.head_dims)
 
     @property
@@ -298,7 +305,7 @@ class Layout:
 
     @property
     def absent(self) -> tuple[tuple[int, int], ...]:
-        """Places ``(layer, head)`` of a ``[layers, n_heads]`` table at which the model has no head."""
+        """Entries ``(layer, head)`` of a ``[layers, n_heads]`` table for which there is no head."""
         return tuple((layer, head) for layer, n in enumerate(self.heads) for head in range(n, self.n_heads))
 
     @property
@@ -312,11 +319,11 @@ class Layout:
         return self.blocks[self.attention_layers[0]].attention
 
     def layers(self, kind: str) -> list[int]:
-        """Return the layers that have a kind of site: all of them, or for ``z`` those with attention heads."""
+        """Return the layers that have sites of a kind: for ``z`` and ``Z_OVER_NORM`` those with attention heads, else all."""
         return self.attention_layers if kind in ("z", Z_OVER_NORM) else list(range(self.n_layers))
 
     def width(self, kind: str) -> int:
-        """Return the size of the last axis of activations at a kind of site; for ``z`` the largest over layers."""
+        """Return the size of the last axis of activations at sites of a kind; for ``z`` the largest size over layers."""
         widths = [n * size for n, size in zip(self.heads, self.head_dims, strict=True)]
         return max(widths) if kind in ("z", Z_OVER_NORM) else self.d_model
 
@@ -357,15 +364,15 @@ class Layout:
         return slice(head * self.head_dims[layer], (head + 1) * self.head_dims[layer])
 
     def by_head(self, layer: int, z: Float[Tensor, "... z"]) -> Float[Tensor, "... heads head_dim"]:
-        """Return a layer's ``z`` with the last axis cut into heads; padding up to ``width("z")`` is dropped."""
+        """Return a layer's ``z`` with the last axis split into heads. Padding up to ``width("z")`` is removed first."""
         n, size = self.heads[layer], self.head_dims[layer]
         return z[..., : n * size].unflatten(-1, (n, size))
 
     def table(self, rows: Mapping[int, Float[Tensor, " _"]]) -> Float[Tensor, "layers heads"]:
-        """Return one value per head as a table, fp64; NaN where there is no head.
+        """Return one value per head as a table, fp64; NaN where a layer has fewer heads or is missing in ``rows``.
 
         Args:
-            rows: Layer -> one value for each of its heads.
+            rows: Layer -> values of its heads.
         """
         table = torch.full((self.n_layers, self.n_heads), torch.nan, dtype=torch.float64)
         for layer, values in rows.items():
@@ -374,24 +381,29 @@ class Layout:
 
     @property
     def contribution_kind(self) -> str:
-        """``"z"``, or ``Z_OVER_NORM`` in post-norm families: a head's contribution to the residual stream is linear in this activation.
+        """Name of the activation in which a head's contribution to the residual stream is linear.
 
-        So the mean of the activation gives the mean contribution.
+        It is ``"z"``, or ``Z_OVER_NORM`` in post-norm families. Because of linearity, the mean of this activation gives the head's mean
+        contribution.
         """
         return Z_OVER_NORM if any(block.post_attention_norm is not None for block in self.blocks) else "z"
 
     def norm(self, layer: int) -> Norm | None:
-        """Return the norm between a layer's ``attn_out`` and the residual stream, or ``None``."""
+        """Return the norm between a layer's ``attn_out`` and the residual stream; ``None`` if there is no such norm (pre-norm families)."""
         module = self.blocks[layer].post_attention_norm
         return None if module is None else read_norm(module, self.W_O(layer))
 
     def to_attn_out(self, layer: int, v: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Map a direction v of the residual stream to ``attn_out``: return u such that ``<v, contribution> = <u, attn_out> / scale``.
 
-        The contribution is what attention adds to the final residual stream: ``N(attn_out) * to_end(layer)``, where N is the norm that
-        follows attention, or the identity. Without a norm, u is ``v * to_end(layer)`` and ``scale`` is 1. With an RMS norm of gain g, u is
-        ``g * v * to_end(layer)`` and ``scale`` is ``rms(attn_out)``, since ``<v, g * a / rms(a)> = <g * v, a / rms(a)>``. ``to_end`` is 1
-        in most families. A head's contribution along v is ``to_attn_out(layer, v) @ W_O[:, head] @ (z / scale)``.
+        Here ``contribution`` is the vector that the layer's attention adds to the residual stream, as it arrives at the end of the stream:
+        ``N(attn_out) * to_end(layer)``, where N is the norm that follows attention (without its shift), or the identity. ``scale`` is the
+        divisor of N at the position, or 1 without a norm.
+
+        - Without a norm, u is ``v * to_end(layer)``.
+        - With an RMS norm of gain g, u is ``g * v * to_end(layer)``.
+
+        The contribution of one head along v is ``u @ W_O[:, columns] @ (z[columns] / scale)``; ``Layout.head`` returns its columns.
         """
         norm, factor = self.norm(layer), self.to_end(layer)
         u = v if norm is None else norm.back(v)
@@ -400,7 +412,7 @@ class Layout:
     def to_end(self, layer: int) -> float:
         """Return the factor by which a layer's attention output is multiplied on its way to the end of the residual stream.
 
-        It is ``factor`` times the scales of the outputs of this and all later blocks (``Row.output_scale``): 1 in most families.
+        It is ``factor`` times the output scales (``Row.output_scale``) of this block and all later blocks. In most families it is 1.
         """
         return self.factor * math.prod(map(self.output_scale, range(layer, self.n_layers)))
 
@@ -414,10 +426,10 @@ class Layout:
 
 
 def find(model: PreTrainedModel) -> Layout:
-    """Return a model's layout, found by the structure of its modules: the first row of ``ROWS`` that matches all its blocks.
+    """Return a model's layout. Its family is the first row of ``ROWS`` whose module names match all blocks of the model.
 
     Raises:
-        UnsupportedModelError: no row matches; the message lists the modules that are there and says how to add a row.
+        UnsupportedModelError: no row matches; the message lists the modules of a block and says how to add a row.
     """
     config = model.config.get_text_config()
     n_layers = config.num_hidden_layers

@@ -1,4 +1,4 @@
-"""Think tags: how a model marks its thinking, and how to find the tags of a tokenizer."""
+"""Think tags, which mark the thinking in a model's responses, and a search for the tags that a tokenizer uses."""
 
 from __future__ import annotations
 
@@ -30,9 +30,13 @@ class ThinkTags:
 
     @staticmethod
     def parse(text: str) -> ThinkTags:
-        """Return the tags of ``"OPEN,CLOSE"``, or of ``"response"``: no tags, so that the whole response counts as thinking.
+        """Return the tags that a command-line value names.
 
-        ``",CLOSE"`` has no opening tag: thinking starts with the response.
+        - ``"OPEN,CLOSE"``: the two tags.
+        - ``",CLOSE"``: no opening tag; thinking starts with the response.
+        - ``"response"``: no tags; the whole response counts as thinking.
+
+        Raise ValueError for any other text.
 
         >>> ThinkTags.parse("<reason>,</reason>")
         ThinkTags(open='<reason>', close='</reason>')
@@ -47,11 +51,11 @@ class ThinkTags:
 
 @dataclass(frozen=True)
 class Format:
-    """How a family of models marks thinking, and how to recognise the family.
+    """The think tags of a family of models, and the texts by which the family is recognised.
 
     Attributes:
         tags: Think tags of the family.
-        marks: Texts by which the family is recognised: the chat template or the vocabulary has all of them.
+        marks: Texts that identify the family: all of them occur in the chat template, or all of them are tokens of the vocabulary.
     """
 
     tags: ThinkTags
@@ -66,17 +70,21 @@ FORMATS: Mapping[str, Format] = {
     # The final message's header closes thinking: all messages before it are thinking, with the headers between them.
     "gpt-oss": Format(ThinkTags("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"), ("<|channel|>", "<|message|>")),
 }
-"""Name -> format that ``find_tags`` knows. Nearly all reasoning models use the first."""
+"""Name of a family -> its format, for ``find_tags``. Nearly all reasoning models use the first."""
 
 
 ENDS_MESSAGE = {FORMATS["gpt-oss"].tags.close: "<|end|><|start|>assistant"}
-"""Closing tag -> text before it that ends the message of the thoughts. It is part of neither the thinking nor the answer."""
+"""Closing tag -> text directly before the tag, by which the model ends the message that holds its thinking (only gpt-oss).
+
+This text is part of neither the think span nor the answer span.
+"""
 
 
 def find_tags(tokenizer: PreTrainedTokenizerBase) -> ThinkTags | None:
-    """Return the tags of the format in ``FORMATS`` whose marks are all in the chat template, else in the vocabulary; ``None`` if none fits.
+    """Return the think tags that a tokenizer uses, or ``None`` if no format in ``FORMATS`` fits.
 
-    A chat template that has only ``</think>``, because the model opens its thinking itself, counts as the format ``<think>``.
+    A format fits if all its marks occur in the chat template. If no format fits the template, the vocabulary is searched for the marks.
+    A template with only ``</think>`` fits the format ``<think>``: the model then writes the opening tag itself.
 
     Raises:
         ValueError: several formats fit; the message names them.

@@ -1,7 +1,7 @@
-"""Frozen values that the other modules pass to each other. None of them runs a model or touches a file.
+"""Immutable dataclasses that the other modules exchange: problems, rollouts, activation sums, directions, head edits, reports.
 
-Units: lengths are tokens, entropies are nats. Sign of every direction: **+ is longer**, which means that adding it lengthens thinking.
-Tensors over the residual stream are ``[layers, d_model]``; layer 0 is the first block.
+They run no model and read or write no file. Lengths are in tokens, entropies in nats. Every direction has the same sign, **+ is longer**:
+adding the direction to activations lengthens thinking. Directions are ``[layers, d_model]``; layer 0 is the first block.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ Finish = Literal["stop", "length"]
 Kind = Literal["resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 """Kinds of sites (places in a block where activations are read or changed), in the order in which a block computes them: see ``sites``."""
 Z_OVER_NORM = "z_over_norm"
-"""Name of ``z`` (outputs of the heads before ``W_O``) divided, at each position, by the divisor of the norm that follows ``W_O`` (ours)."""
+"""Name of a quantity beside the site kinds: ``z`` (the heads' outputs before ``W_O``) divided by the divisor of the norm after ``W_O``.
+
+The divisor is that of each position, such as the root mean square in an RMS norm. Without such a norm, the quantity is ``z`` itself.
+"""
 Op = Literal["project_out", "scale"]
 
 
@@ -41,10 +44,11 @@ class Problem:
     """One question with a checkable answer.
 
     Attributes:
-        id: Unique and stable; statistics group samples and pair conditions by it.
+        id: Unique id that never changes. Statistics group samples by problem id, and compare conditions problem by problem.
         messages: Chat messages, ``({"role": ..., "content": ...}, ...)``.
         answer: The gold answer as text.
-        meta: Facts about the problem (``task``, ``difficulty``, ``split``, ...), and fields that its grader reads: see ``tasks.grading``.
+        meta: Facts about the problem (``task``, ``difficulty``, ``split``, ...), and fields that the task's grader reads: see
+            ``tasks.grading``.
     """
 
     id: str
@@ -75,9 +79,9 @@ class Span:
         return self.stop - self.start
 
     def predictors(self) -> Span:
-        """Return the positions whose states *predict* the span's tokens: ``[start-1, stop-1)``. Raise ValueError if start is 0.
+        """Return the span of the positions that *predict* this span's tokens: ``[start-1, stop-1)``. Raise ValueError if start is 0.
 
-        The state at position t predicts token t+1. Every method that averages states "over a span" averages over these positions.
+        The activations at position t predict token t+1. Averages of activations "over the think span" are taken over these positions.
         """
         if self.start == 0:
             raise ValueError("Span starts at position 0: no position predicts its first token.")
@@ -86,24 +90,28 @@ class Span:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled response with its think and answer spans, which ``generate`` sets once.
+    """One sampled response with its think span, answer span and grade. Spans and grade are set in ``generate``.
+
+    Spans are positions in ``token_ids`` and never include the end-of-sequence token. ``spans.spans`` lists the special cases, such as
+    models without think tags.
 
     Attributes:
-        problem_id: Id of the problem that it answers.
-        sample: Index of the sample within the problem.
+        problem_id: Id of the problem.
+        sample: Index of this response among the samples of the problem, from 0.
         token_ids: Prompt and response tokens (no padding).
         prompt_len: Number of prompt tokens.
-        think: Tokens *between* the think tags, tags excluded. If thinking was never closed, the span runs to the end of the sequence.
+        think: Tokens *between* the think tags, tags excluded. If thinking was never closed, the span runs to the end of the response.
             ``None`` if thinking was never opened.
-        answer: Tokens after the closing tag, end-of-sequence token excluded; the whole response if thinking was never opened. ``None`` if
-            thinking was opened but never closed.
-        finish: ``"stop"`` if an end-of-sequence token was sampled, ``"length"`` if the largest number of new tokens was reached.
-        text: Decoded response with its special tokens.
-        correct: Grade of the answer span; False if there is none.
-        logprobs: Natural log-probability of each response token, or ``None``: under the distribution that it was sampled from or, if
-            computed afterwards (``entropies.with_entropies``), under the full softmax.
-        entropies: Entropy in nats of the full softmax (no top-k or top-p) that predicts each response token, at the sampling temperature;
-            at temperature 1 if sampling was greedy. ``None`` if it was not recorded.
+        answer: Tokens after the closing tag; the whole response if thinking was never opened. ``None`` if thinking was opened but never
+            closed.
+        finish: ``"stop"`` if an end-of-sequence token was sampled, ``"length"`` if the response reached ``Sampling.max_new_tokens``.
+        text: Decoded response, special tokens included.
+        correct: True if the grader accepts the answer; False if it does not or if there is no answer span.
+        logprobs: Natural log-probability of each response token; ``None`` if not recorded. If recorded during sampling, it is under the
+            distribution that the token was drawn from (after temperature, top-k and top-p). If computed afterwards
+            (``entropies.with_entropies``), it is under the full softmax.
+        entropies: Entropy in nats of the full softmax (no top-k or top-p) that predicts each response token; ``None`` if not recorded. The
+            temperature is that of sampling (1 if greedy), or the one passed to ``with_entropies``.
     """
 
     problem_id: str
@@ -120,12 +128,12 @@ class Rollout:
 
     @property
     def think_tokens(self) -> int:
-        """Length of the think span in tokens, tags excluded; 0 if thinking never started."""
+        """Length of the think span in tokens, tags excluded; 0 if there is no think span."""
         return len(self.think) if self.think else 0
 
     @property
     def closed(self) -> bool:
-        """True if the response has an answer span: its thinking was closed, or it never opened any."""
+        """True if the response has an answer span, because thinking was closed or was never opened."""
         return self.answer is not None
 
     @property
@@ -136,18 +144,18 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Provenance:
-    """The model and settings that a value was made with; saved with it in every file.
+    """The model and settings that a value (a direction, moments, a plan, ...) was computed with; stored in every file of the value.
 
     Attributes:
         model: Id or directory that the model was loaded from.
         revision: Hub revision (branch, tag or commit), or ``None``.
-        fingerprint: SHA-256 over all weights and the config. The value can be used only with a model of this fingerprint; a direction also
-            with models that were made from that model (``LM.parent``).
+        fingerprint: SHA-256 over all weights and the config of the model. The value can be used only with a model that has the same
+            fingerprint. A direction can also be used with a model edited or trained from that one (``LM.parent``).
         template_hash: Hash of the chat template.
-        toolkit_version: Version of the toolkit that made the value.
+        toolkit_version: Version of the toolkit that computed the value.
         seed: Random seed, or ``None`` if nothing was random.
-        notes: Other facts (sampling, thresholds), JSON-serialisable; they include the record of the problems that the value was made
-            from, see ``origins``.
+        notes: Other facts (sampling settings, thresholds), JSON-serialisable. They include hashed ids of the problems that the value was
+            computed from: see ``origins``.
     """
 
     model: str
@@ -164,18 +172,18 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums of activations over examples, by class, for some kinds of sites. The moments of two sets of examples can be added.
+    """Sums of activations over examples, per class, at some kinds of sites. The moments of two sets of examples can be added.
 
-    An example is one rollout. ``sums[kind][c, l]`` is the sum, over the examples of class c, of the example's mean activation at layer l
-    (the mean over its chosen positions). ``outer[kind][c, l]`` (optional) is the sum, over the same examples, of the example's mean
-    outer product ``h h^T``, with h the activation at a position: see ``covariance``.
+    An example is one rollout; its class is a label such as "long". ``sums[kind][c, l]`` takes each example of class c, averages its
+    activations h at layer l over the chosen positions, and sums these means over the examples. ``outer[kind][c, l]`` (optional) does the
+    same with the outer products ``h h^T``, for ``covariance``.
 
     Attributes:
         labels: Class names, e.g. ``("long", "short")``.
         n: Number of examples per class.
-        positions: Name of the positions of an example that were averaged over, e.g. ``"think"``.
+        positions: Name of the chosen positions, e.g. ``"think"``.
         sums: Site kind (or ``Z_OVER_NORM``) -> ``[labels, layers, width]``, fp32 or wider.
-        outer: Site kind -> ``[labels, layers, width, width]``, or empty.
+        outer: Site kind -> ``[labels, layers, width, width]``; empty if no outer products were collected.
     """
 
     labels: tuple[str, ...]
@@ -226,7 +234,7 @@ class Moments:
     def covariance(self, kind: str) -> Float[Tensor, "layers _ _"]:
         """Return the within-class covariance of activations at single positions, at sites of ``kind``, pooled over classes.
 
-        Every example has weight 1, divided among its positions.
+        Every example has weight 1, divided equally among its positions.
 
         Raise KeyError if outer products of ``kind`` were not collected.
         """
@@ -271,13 +279,13 @@ class Direction:
 
     Attributes:
         vector: ``[layers, d_model]``, not normalised.
-        kind: Kind of site at which it was measured, usually ``"resid_mid"`` (called "attn" by ThinkEdit) or ``"resid_post"`` (called
-            "mlp"). ``"attn_out"`` is for a direction in the space of the heads' outputs; only in post-norm families does that differ
-            from the residual stream.
+        kind: Kind of site at which the direction was measured, usually ``"resid_mid"`` (ThinkEdit calls it "attn") or ``"resid_post"``
+            ("mlp"). ``"attn_out"`` is the output of ``W_O``; in post-norm families it lies before the norm, so not in the residual stream.
         positions: Name of the positions that activations were averaged over, such as ``"think"``.
         estimator: Name of the estimator: ``"mean_difference"``, ``"whitened"``, ``"random(seed=0)"``, ...
-        n_pos: Number of examples of the long class, or of pairs if the estimator uses pairs (long and short of one problem).
-        n_neg: Number of examples of the short class, or of pairs.
+        n_pos: Number of examples (rollouts) of the long class. If the estimator compares a long and a short rollout of each problem, the
+            number of such pairs.
+        n_neg: Number of examples of the short class, or of pairs as in ``n_pos``.
     """
 
     vector: Float[Tensor, "layers d_model"]
@@ -302,21 +310,21 @@ class Direction:
         return self.vector.norm(dim=-1)
 
     def unit(self) -> Float[Tensor, "layers d_model"]:
-        """Return the vectors scaled to norm 1. A layer whose vector is zero stays zero: nothing is projected out there."""
+        """Return the vectors scaled to norm 1. A zero vector stays zero, so projecting it out changes nothing."""
         norms = self.norms[:, None]
         return self.vector / norms.where(norms > 0, 1.0)
 
 
 @dataclass(frozen=True)
 class HeadScores:
-    """One number per attention head.
+    """One score per attention head.
 
     Attributes:
-        score: ``[layers, heads]``; a higher score means more of the property that ``method`` names. NaN at the places ``absent``.
+        score: ``[layers, heads]``; a higher score means more of the property that ``method`` names. NaN at the entries in ``absent``.
         method: Name of the score, e.g. ``"short_thinking"``.
-        units: Unit of the score, e.g. ``"residual stream norm"``: size of a head's contribution to the residual stream, after any norm
-            that follows ``W_O``.
-        absent: Places ``(layer, head)`` of the table at which the model has no head, since its layers differ in their number of heads.
+        units: Unit of the score, e.g. ``"nats per token"`` or ``"residual stream norm"`` (component of a head's contribution to the
+            residual stream, after any norm that follows ``W_O``, along a unit direction).
+        absent: Entries ``(layer, head)`` of ``score`` for which there is no head. Such entries exist if some layers have fewer heads.
     """
 
     score: Float[Tensor, "layers heads"]
@@ -347,7 +355,7 @@ class HeadScores:
             raise ValueError(f"The scores of {self.method!r} hold NaN or infinity, so heads cannot be ranked by them.")
 
     def ranked(self) -> list[tuple[int, int]]:
-        """Return ``(layer, head)`` of all heads, from the highest score to the lowest. Ties go to the lower layer, then the lower head."""
+        """Return ``(layer, head)`` of all heads, from the highest score to the lowest; heads with equal scores by layer, then head."""
         heads, absent = self.score.shape[1], {*self.absent}
         order = self.score.flatten().argsort(descending=True, stable=True).tolist()
         return [at for i in order if (at := (i // heads, i % heads)) not in absent]
@@ -357,9 +365,9 @@ class HeadScores:
 class HeadEdit:
     """One change of one attention head. ``W_h`` are the columns of the output projection ``W_O`` that belong to the head.
 
-    ``project_out``: ``W_h <- (I - strength v v^T) W_h``, with v the plan's unit direction at that layer, in post-norm families
-    mapped back through the norm that follows ``W_O``.
-    ``scale``: ``W_h <- (1 - strength) W_h``; strength 1 silences the head, 0 changes nothing.
+    - ``project_out``: ``W_h <- (I - strength v v^T) W_h``, where v is the plan's direction at the layer, scaled to norm 1. In post-norm
+      families the direction is first mapped from the residual stream to ``attn_out``, see ``edits.unit_at``.
+    - ``scale``: ``W_h <- (1 - strength) W_h``; strength 1 silences the head, 0 changes nothing.
     """
 
     layer: int
@@ -379,11 +387,11 @@ class HeadEdit:
 
 @dataclass(frozen=True)
 class Plan:
-    """A list of head edits, with the direction that they project out; ``toolkit.edits`` applies it to a model.
+    """A set of head edits, with the direction that they project out; ``edits.apply`` writes them into the weights of a model.
 
     Attributes:
-        edits: The edits.
-        direction: Direction for the operation ``project_out``; ``None`` if no edit needs one.
+        edits: The head edits.
+        direction: Direction that every ``project_out`` edit removes; ``None`` if there is no such edit.
         name: Description, e.g. ``"top 2 of 32 heads, mean_difference"``.
     """
 
@@ -412,15 +420,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Report:
-    """Results of a comparison: every condition on the same problems with the same random numbers.
+    """Results of a comparison of conditions, all sampled on the same problems with the same random numbers.
 
     Attributes:
-        rows: One row per rollout: ``condition, problem_id, sample, task, difficulty, correct, think_tokens,
-            response_tokens, closed, looping, finish``. ``looping`` means that the response ends in a repeated run of tokens.
-        conditions: Condition name -> its description: ``model, fingerprint, parent, interventions, note``, ``made_from`` (text that names
-            the problems that it was made from) and ``overlap`` (number of these problems in the report).
+        rows: One row per rollout. Columns: ``condition, problem_id, sample, task, difficulty, correct, think_tokens, response_tokens,
+            closed, looping, finish``. ``looping`` is True if the response ends in a repeated run of tokens.
+        conditions: Condition name -> description with the keys ``model``, ``fingerprint``, ``parent`` (fingerprint of the model that
+            it was edited or trained from, or ``None``), ``interventions``, ``note``, ``made_from`` (text that names the problems used to
+            edit, steer or train) and ``overlap`` (number of those problems that are also in this report).
         base: Name of the condition that the others are compared with.
-        provenance: Provenance of the base model; its notes hold the sampling settings and the problems.
+        provenance: Provenance of the base model. Its notes hold the sampling settings, and number, task and split of the problems.
     """
 
     rows: pd.DataFrame
