@@ -451,7 +451,7 @@ def _block(module: nn.Module, row: Row) -> Block | None:
     out = getattr(attention, row.out, None)
     if attention is None:
         attention = next((m for name in MIXERS if (m := getattr(module, name, None)) is not None), None)
-    elif not isinstance(out, nn.Module):
+    elif not tensors.is_linear(out):
         return None
     mlp = getattr(module, row.mlp, None)
     names = (row.post_attention_norm, row.post_mlp_norm)

@@ -175,6 +175,11 @@ def sizes(linear: Any) -> tuple[int, int]:
     return int(d_in), int(d_out)
 
 
+def is_linear(module: Any) -> bool:
+    """Return True if a module is a linear layer, of any library."""
+    return hasattr(module, "in_features") or getattr(getattr(module, "weight", None), "ndim", 0) == 2
+
+
 def is_conv1d(module: Any) -> bool:
     """Return True for GPT-2's Conv1D, which stores ``[in, out]``."""
     return hasattr(module, "nf")

@@ -254,7 +254,7 @@ class Ground:
 
     @_once
     def find_heads(self, form: str = OURS) -> Finding:
-        """Return the direction of thinking length, the head scores and the edit plan of one variant of ThinkEdit.
+        """Return the direction of thinking length, the head scores and the edit plan of one form of ThinkEdit.
 
         Args:
             form: Name of the variant, a key in ``jobs.FORMS``.
@@ -266,7 +266,7 @@ class Ground:
 
         Args:
             strength: lambda of the edit. 1 removes the component along the direction from the heads' output; 2 reverses the component.
-            form: Name of the variant of ThinkEdit, a key in ``jobs.FORMS``.
+            form: Name of the form of ThinkEdit, a key in ``jobs.FORMS``.
             fraction: Share of all heads to edit, 0 to 1; ``None`` means ``sizes.fraction``.
         """
         finding = self.find_heads(form)
@@ -280,7 +280,7 @@ class Ground:
         """Return a direction of thinking length. Adding the direction to the residual stream lengthens thinking.
 
         Args:
-            name: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our variant of ThinkEdit).
+            name: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our form of ThinkEdit).
                 ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
         """
         if name not in DIRECTIONS:

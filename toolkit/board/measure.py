@@ -248,13 +248,13 @@ class References:
     """Responses, hidden states and heads of base, with which the internals of every condition are compared.
 
     Every condition reads the same responses of base, teacher-forced. Hidden states are taken at the positions where a line of thinking
-    begins, as in our variant of ThinkEdit, and averaged per response.
+    begins, as in our form of ThinkEdit, and averaged per response.
 
     Attributes:
         texts: Responses of base that every condition reads.
         haystacks: Prompts with hidden facts, from the test split.
         base_answers: Greedy responses of base to ``haystacks``.
-        finding: Length direction and short-thinking heads, from our variant of ThinkEdit.
+        finding: Length direction and short-thinking heads, from our form of ThinkEdit.
         writers: The retrieval heads that write most towards the retrieved token, as pairs ``(layer, head)``.
         before: Mean hidden state of base in each text, at the end of the residual stream: ``[texts, d_model]``.
         problems: Problem id of each text.

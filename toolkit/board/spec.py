@@ -232,7 +232,7 @@ def edited(
     Args:
         name: Unique name of the condition.
         strength: lambda of the edit. 1 removes the component along the direction from the heads' output; 2 reverses the component.
-        form: Name of the variant of ThinkEdit, a key in ``jobs.FORMS``.
+        form: Name of the form of ThinkEdit, a key in ``jobs.FORMS``.
         fraction: Share of all heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
         control: Random control to return instead of the edit. ``"heads"``: edit equally many random heads of the same layers.
             ``"direction"``: edit the same heads along a random direction that they can write. ``""``: no control.
@@ -283,7 +283,7 @@ def steered(
         name: Unique name of the condition.
         strength: Factor by which the direction is multiplied before it is added to the residual stream; + lengthens thinking, - shortens
             it. The direction is a difference of mean activations (long minus short thinking) and is not normalised.
-        direction: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our variant of ThinkEdit).
+        direction: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our form of ThinkEdit).
             ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
         layers: Layers to steer; negative numbers count from the last layer. ``None`` means all layers.
         during: Positions to steer: ``"all"``, or a phase of the response, such as ``"think"``.
@@ -394,7 +394,7 @@ def trained(
             cache key.
         merged: True to add only the largest 25 % of the weight changes, times 0.7, to the base model (DLER's update-selective merging,
             arXiv 2510.15110).
-        edit: Strength (lambda) of ThinkEdit's edit, applied before training (our variant of ThinkEdit); 0 for none.
+        edit: Strength (lambda) of ThinkEdit's edit, applied before training (our form of ThinkEdit); 0 for none.
         steer: Strength of steering the trained policy along ThinkEdit's direction while it thinks; 0 for none, + lengthens thinking.
         note: Description of the condition in one line; "" generates one.
 

@@ -98,7 +98,7 @@ def thinkedit(
             help="Share of the rollouts in the short class and in the long class, without --short-below and --long-above."
         ),
     ] = 0.2,
-    variant: Annotated[
+    form: Annotated[
         str,
         typer.Option(
             help="Form of ThinkEdit. published: all think positions. ours: only positions where a line of thinking begins; heads are ranked by short minus long thinking; the part of the direction that these heads write is removed."
@@ -145,7 +145,7 @@ def thinkedit(
         reject_unread("without --rollouts", "partial")
     if short_below is not None:
         reject_unread("with --short-below and --long-above", "share")
-    form, settings = jobs.form_named(variant), jobs.EditSettings(fraction, strength, share, short_below, long_above, seed)
+    chosen, settings = jobs.form_named(form), jobs.EditSettings(fraction, strength, share, short_below, long_above, seed)
     again = (out_dir / "edit.json").is_file()  # is_saved checks later whether it is the same edit
     for target in () if dry_run or again else filter(None, (out_dir, adapter)):
         store.new_directory(target)
@@ -155,7 +155,7 @@ def thinkedit(
     study = jobs.Study(task, problems, samples, max_new_tokens, batch_size, seed, allow_overlap)
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     work = out_dir.with_name(f"{out_dir.name}.work")
-    finding = _find_heads(lm, source, study, settings, form, work)
+    finding = _find_heads(lm, source, study, settings, chosen, work)
     done = not dry_run and jobs.is_saved(lm, finding, out_dir)
     plan = jobs.plan_table(finding)
     if not as_json:
@@ -179,7 +179,7 @@ def thinkedit(
     out.print(f"Saved to [bold]{out_dir}[/bold]; rollouts and numbers are in [bold]{work}[/bold].")
 
 
-def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings: EditSettings, form: str, work: Path) -> Finding:
+def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings: EditSettings, chosen: str, work: Path) -> Finding:
     """Return direction, heads and plan, computed from the rollouts of ``source`` or, if it is ``None``, from new ones saved in ``work``."""
     from toolkit import jobs
 
@@ -187,7 +187,7 @@ def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings:
         source.check(lm)
     rollouts = source.rollouts if source else jobs.extraction_rollouts(lm, study, out=work / "rollouts" / "train", say=say)
     about = source.origin if source else study.origin("train")
-    return jobs.find_heads(lm, rollouts, settings, form, origin=about)
+    return jobs.find_heads(lm, rollouts, settings, chosen, origin=about)
 
 
 def _write_adapter(lm: LM, finding: Finding, directory: Path, work: Path) -> None:

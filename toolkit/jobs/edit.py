@@ -140,7 +140,7 @@ ESTIMATORS = {"mean_difference": directions.mean_difference, "whitened": directi
 
 @dataclass(frozen=True)
 class Form:
-    """A form (variant) of ThinkEdit. To add one, add an entry to ``FORMS``.
+    """A form of ThinkEdit. To add one, add an entry to ``FORMS``.
 
     Attributes:
         short: Short name, for command line options and files.
