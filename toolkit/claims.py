@@ -29,7 +29,7 @@ class Claim:
         text: The claim in words.
         source: Paper that makes the claim, or ``control`` for a comparison with a random control.
         estimate: The measured effect with its 95 % interval; positive if it has the claimed direction.
-        smallest: How far the effect must exceed ``beyond`` to matter (our choice), on the scale of ``estimate``.
+        smallest: Smallest effect that matters (our choice), after subtracting ``beyond`` (see below).
         unit: Unit in which the effect is shown: ``tokens``, ``nats``, ``correlation``, or ``points`` (percentage points). For ``points``,
             ``estimate``, ``smallest`` and ``beyond`` are shares: 0.03 is shown as 3.0 points.
         beyond: Value that the effect exceeds if the claim is right, on the scale of ``estimate``. 0 for the claim "there is an effect in

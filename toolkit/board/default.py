@@ -32,9 +32,8 @@ MASKS = [masked("4 retrieval heads masked", 4), masked("control: 4 random heads 
 DECODING = [
     *(with_rule(f"budget of {tokens}", Budget(tokens, before="\n"), "2501.19393") for tokens in (12, 24, 48)),
     with_rule("Wait, once", SecondLook("wait ", 1), "2501.19393"),
-    with_intervention(
-        "no re-checks", Suppress(("w",)), paper="2506.08343"
-    ),  # the tiny reasoner begins a re-check with the token "w"
+    # The tiny reasoner begins a re-check with "wait"; its first token is "w".
+    with_intervention("no re-checks", Suppress(("w",)), paper="2506.08343"),
     prompted("asked to be quick", Instruction("quick")),
 ]
 POLICIES = [

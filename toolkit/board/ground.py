@@ -1,6 +1,6 @@
-"""``Ground``: what all conditions of a board share, such as the base model and the sizes of the measurements.
+"""``Ground``: the base model, the sizes of the measurements and other inputs that all conditions of a board share.
 
-Its methods compute what several conditions need: rollouts of base, directions of thinking length, scores of attention heads, and trained
+Its methods compute the inputs that take time: rollouts of base, directions of thinking length, scores of attention heads, and trained
 policies. A direction of thinking length has one vector per layer; adding it to the residual stream lengthens thinking.
 
 ``sample``, ``find_heads``, ``direction`` and ``measure_retrieval`` run once per process for the same arguments. ``train`` loads a policy
@@ -50,8 +50,8 @@ class Sizes:
         main: Main tasks, on which accuracy and length are measured: pairs ``(task, number of problems)``. Policies are trained on
             ``training.task`` only, so the other tasks measure transfer.
         unseen: Further tasks, as pairs like ``main``, to detect damage to other abilities. Only accuracy is measured, with one greedy
-            response per problem. They show damage only if base solves some of the problems; the tiny reasoner solves almost none of the
-            tasks that it was not trained on.
+            response per problem. A task shows damage only if base solves some of its problems. The accuracy of the unchanged tiny reasoner
+            is near zero on tasks that it was not trained on.
         horizons: Smallest and largest number of additions in a problem of the task ``running_sum`` (chains of additions, ``17+5-9=?``).
             The tiny reasoner was trained on up to 7 additions, and fails at about 9 or more.
         samples: Samples per main problem, at temperature 1.
@@ -162,9 +162,9 @@ def _once(method: Callable[Concatenate[Ground, P], T]) -> Callable[Concatenate[G
 
 @dataclass(frozen=True)
 class Ground:
-    """What all conditions of a board share: the base model, the sizes and the output directory.
+    """Inputs that all conditions of a board share: the base model, the sizes and the output directory.
 
-    Its methods compute what several conditions need, such as the direction of thinking length, head scores and trained policies.
+    Its methods compute further inputs, such as the direction of thinking length, head scores and trained policies.
 
     Attributes:
         lm: The base model.
@@ -261,7 +261,7 @@ class Ground:
 
     @_once
     def find_heads(self, form: str = OURS) -> Finding:
-        """Return what ThinkEdit computes from rollouts of base: a direction of thinking length, head scores, and the plan of the edit.
+        """Return ThinkEdit's results on rollouts of base: a direction of thinking length, head scores, and the plan of the edit.
 
         A head with a positive score writes towards short thinking.
 
@@ -290,8 +290,8 @@ class Ground:
         """Return a direction of thinking length. Adding the direction to the residual stream lengthens thinking.
 
         Args:
-            name: ``"thinkedit"``: mean output of the heads that our form of ThinkEdit edits, in long thinking minus in short thinking.
-                ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
+            name: ``"thinkedit"``: mean output of the heads that our form of ThinkEdit edits, in long thinking minus in short thinking. It
+                is zero in layers without such heads. ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
         """
         if name not in DIRECTIONS:
             raise ValueError(f"Unknown direction {name!r}: choose one of {', '.join(DIRECTIONS)}.")

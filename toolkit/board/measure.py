@@ -4,9 +4,9 @@ A ``Result`` has two tables and a record. ``rows`` has one row per response to a
 quantiles. ``points`` has one row per problem and metric, for metrics that are means over problems. ``about`` holds costs, a description of
 the condition, and the shift of hidden states under the condition.
 
-``metrics.METRICS`` describes every metric. Lengths are in tokens, entropies in nats per token, shares from 0 to 1. Four metrics are about
-the internals of the model. The *length direction* is ThinkEdit's direction of thinking length; hidden states are taken at the end of the
-residual stream, at the positions where a line of thinking begins.
+``metrics.METRICS`` describes every metric. Lengths are in tokens, entropies in nats per token, shares from 0 to 1. Four metrics are
+explained here. The *length direction* is ThinkEdit's direction of thinking length. Hidden states are taken at the end of the residual
+stream, at the positions where a line of thinking begins.
 
 * ``projection`` (units of the residual stream): component of the hidden states in the condition's own thinking along the length
   direction; + is towards longer thinking.

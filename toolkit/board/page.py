@@ -8,7 +8,7 @@ the page forbids every request, and no text of the board is interpreted as HTML.
 * Shares are from 0 to 1, and intervals (``low, high``) are 95 %. ``p_holm`` is ``p`` after Holm's correction.
 * ``cells`` has the number of problems ``n``, and ``mean, low, high`` in place of each ``{...}``.
 * ``cost`` holds means over seeds. ``tokens`` and ``seconds`` are totals of all responses to the main problems.
-* ``provenance`` describes the base model, the code, the sizes and the number of problems; any keys are shown.
+* ``provenance`` describes the base model, the code, the sizes and the number of problems. The page shows all its keys.
 
 ::
 

@@ -243,8 +243,8 @@ def edited(
         form: Name of the form of ThinkEdit, a key in ``jobs.FORMS``.
         fraction: Share of all heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
         control: Random control to return instead of the edit. ``"heads"``: edit equally many other heads of the same layers, chosen at
-            random. ``"direction"``: edit the same heads along a random direction in the column space of their output weights W_O; along
-            any other direction, an edit would change little. ``""``: no control.
+            random. ``"direction"``: edit the same heads along a random direction in the column space of their output weights W_O. (A fully
+            random direction is nearly orthogonal to this space, so that edit would change little.) ``""``: no control.
         adapter: True to write the edit as a rank-1 PEFT adapter and merge it with peft, instead of editing the weights.
     """
     about = {"strength": strength, "form": form, "fraction": fraction, "control": control, "adapter": adapter}
@@ -292,8 +292,8 @@ def steered(
         name: Unique name of the condition.
         strength: Factor by which the direction is multiplied before it is added to the residual stream; + lengthens thinking, - shortens
             it. The direction is a difference of mean activations (long minus short thinking) and is not normalised.
-        direction: ``"thinkedit"``: mean output of the heads that our form of ThinkEdit edits, in long thinking minus in short thinking.
-            ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
+        direction: ``"thinkedit"``: mean output of the heads that our form of ThinkEdit edits, in long thinking minus in short thinking. It
+            is zero in layers without such heads. ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
         layers: Layers to steer; negative numbers count from the last layer. ``None`` means all layers.
         during: Positions to steer: ``"all"``, or a phase of the response, such as ``"think"``; see ``edits.steering``.
         control: True for a random control: steer along a random direction of equal norm instead.
