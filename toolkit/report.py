@@ -122,6 +122,7 @@ def headline_table(summary: pd.DataFrame, *, base: str = "base", metrics: Sequen
 
 
 def _cell(metric: str, row: pd.Series, is_base: bool) -> str:
+    """Return the text of one cell of ``headline_table``, from a row of the summary."""
     estimate = {k: row[k] for k in ("mean", "low", "high")}
     change = {k: row[c] for k, c in (("mean", "difference"), ("low", "difference_low"), ("high", "difference_high"))}
     interval = estimate if is_base else change
@@ -164,6 +165,7 @@ def table_html(table: pd.DataFrame) -> str:
 
 
 def _lines(cell: str) -> str:
+    """Return a cell's text as HTML: the part before the first space, and the rest in small type on a second line."""
     mean, _, rest = html.escape(cell).partition(" ")
     return f"{mean}<br><small>{rest}</small>"
 

@@ -122,6 +122,7 @@ def _tokens_in(span: Span) -> str:
 
 
 def _named(piece: str) -> str:
+    """Return a token's text for the hover box. A token that is only a part of a UTF-8 character has no text of its own."""
     return "part of a character" if not piece else f"“{piece}”".replace("\n", "↵").replace("\t", "⇥")
 
 
@@ -139,6 +140,7 @@ def _part(kind: str, name: str, body: str) -> str:
 
 
 def _steps(lm: LM, r: Rollout, chain: Chain | None, tokens: Sequence[str]) -> str:
+    """Return the thinking as HTML, one row per step: its number, its marks (failed, re-check), and its tokens."""
     rows = []
     for i, step in enumerate(chain.steps if chain else steps.think_steps(lm, r)):
         failed, review = (chain.failed[i], chain.review[i]) if chain else (False, False)
@@ -150,6 +152,7 @@ def _steps(lm: LM, r: Rollout, chain: Chain | None, tokens: Sequence[str]) -> st
 
 
 def _head(r: Rollout, problem: Problem | None) -> str:
+    """Return the heading of a response as HTML: problem id, sample, right or wrong, right answer, mean entropies."""
     means = phase_means(r)
     entropies = {"thinking": means.think, "answer": means.answer}
     facts = [
@@ -163,6 +166,7 @@ def _head(r: Rollout, problem: Problem | None) -> str:
 
 
 def _key(chain: Chain | None, top: float) -> str:
+    """Return the legend under a response as HTML: the colour scale, and the number of failed steps."""
     keys = [f"<span>entropy 0<span class='bar'></span>{top:.2f} nats</span>", "<span>hover a token: entropy, probability</span>"]
     if chain and any(chain.failed):
         keys.append(f"<span>✗ failed step: {sum(chain.failed)} of {len(chain.failed)}</span>")

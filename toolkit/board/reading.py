@@ -260,6 +260,7 @@ def made_by(by_name: Mapping[str, ConditionResults]) -> str:
 
 
 def _number(value: float | None) -> float | None:
+    """Return a p-value rounded to four significant digits for JSON; ``None`` for NaN."""
     return None if value is None or value != value else float(f"{value:.4g}")
 
 

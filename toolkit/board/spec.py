@@ -268,11 +268,13 @@ def _edited(
 
 
 def _adapted(ground: Ground, plan: Any) -> LM:
+    """Return base with a plan's edit, which is saved as a PEFT adapter and merged into a copy of base. A saved adapter is reused."""
     code = store.modules_of("toolkit.vectors.weights")
     folder = ground.out / "adapters" / store.Basis([ground.lm.fingerprint, identity.of(plan).body], code).key
     with store.locked(folder, wait=True):
         if not store.is_whole(folder):
             vectors.save_adapter(ground.lm, plan, folder)
+    # A copy, because merging changes the model in place.
     model = shipped.merge(copy.deepcopy(ground.lm.model), folder, ground.lm.model.dtype)
     return lms.child(ground.lm, model, f"{ground.lm.name} + adapter of {plan.name}", made_from=edits.plan_origins(plan))
 
