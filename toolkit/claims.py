@@ -1,7 +1,7 @@
-"""Compare published effects with our measurements: a verdict per effect, and the effect size that is detected with 80 % power.
+"""Compare published effects with our measurements. Each effect gets a verdict, and the effect size that we would detect with 80 % power.
 
-Every effect is signed so that + is the direction that the paper claims. Which effect is large enough to matter is our choice, and is stated
-with each claim.
+Every effect is signed so that + is the direction that the paper claims. How large an effect must be to matter is our choice:
+``Claim.smallest``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from toolkit.metrics import with_interval
 from toolkit.stats import Effect, Estimate
 
 POWER = 1.96 + 0.84  # size, in standard errors, of an effect that is detected with 80 % power at the 5 % level
-UNITS = {"points": "share"}  # unit of a claim -> the name that ``with_interval`` has for it, where the two differ
+UNITS = {"points": "share"}  # unit of a claim -> name of the unit in ``with_interval``, if the two differ
 COLUMNS = ("effect", "from", "estimate (+ as claimed)", "verdict", "detectable with 80 % power")
 """Columns of ``verdict_table``: text of the claim, its source, the estimate with its interval, the verdict, and ``Claim.detectable``."""
 
@@ -29,11 +29,11 @@ class Claim:
         text: The claim in words.
         source: Paper that makes the claim, or ``control`` for a comparison with a random control.
         estimate: The measured effect with its 95 % interval; positive if it has the claimed direction.
-        smallest: Smallest effect that matters (our choice), in the unit of ``estimate``, counted from ``beyond``.
-        unit: Unit of ``estimate``: ``tokens``, ``nats``, ``correlation``, or ``points`` (percentage points; the estimate is then a share,
-            and 0.03 is shown as 3.0 points).
-        beyond: Value that the effect exceeds if the claim is right, in the unit of ``estimate``. 0: the claim is only that there is an
-            effect in this direction. -0.03: the claim is "loses less than 3 points".
+        smallest: Smallest effect that matters (our choice), after subtracting ``beyond`` (see below).
+        unit: Unit in which the effect is shown: ``tokens``, ``nats``, ``correlation``, or ``points`` (percentage points). For ``points``,
+            ``estimate``, ``smallest`` and ``beyond`` are shares: 0.03 is shown as 3.0 points.
+        beyond: Value that the effect exceeds if the claim is right, on the scale of ``estimate``. 0 for the claim "there is an effect in
+            this direction"; -0.03 for the claim "accuracy falls by less than 3 points".
     """
 
     text: str
@@ -45,9 +45,9 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """The verdict as text. It is the first in this table whose condition holds.
+        """The verdict as text: the first line of this table that applies.
 
-        ``low`` and ``high`` are the ends of the estimate's interval, minus ``beyond``; ``smallest`` is the field of the claim::
+        ``low`` and ``high`` are the ends of the estimate's interval after subtracting ``beyond``. ``smallest`` is the claim's field::
 
             not judged: 2 seeds             a random or trained condition has fewer than three seeds (here two)
             undecided                       there is no interval (NaN), or its width is 0
@@ -78,6 +78,7 @@ class Claim:
 
         This is 2.8 standard errors of the estimate, computed from the width of its interval. It is 0 if the interval has width 0.
         """
+        # A 95 % interval is 2 x 1.96 standard errors wide.
         return POWER * (self.estimate.high - self.estimate.low) / (2 * 1.96)
 
     @property

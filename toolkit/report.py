@@ -82,8 +82,8 @@ def as_json(report: Report, summary: pd.DataFrame, **more: Any) -> dict[str, Any
 
     Returns:
         ``{"base", "conditions": {name: {..., "metrics": {metric: {mean, low, high}}}}, "paired": {name: {metric: {mean, low, high}}},
-        "provenance"}``. The ``...`` stands for the entry of ``Report.conditions``. ``paired`` holds differences from base (condition minus
-        base), paired by problem. Intervals are 95 %.
+        "provenance"}``. ``base`` is the name of the base condition. The ``...`` stands for the entry of ``Report.conditions``. ``paired``
+        holds differences from base (condition minus base), paired by problem. ``provenance`` is ``Report.provenance``. Intervals are 95 %.
     """
     conditions, paired = {}, {}
     for name, about in report.conditions.items():
@@ -122,6 +122,7 @@ def headline_table(summary: pd.DataFrame, *, base: str = "base", metrics: Sequen
 
 
 def _cell(metric: str, row: pd.Series, is_base: bool) -> str:
+    """Return the text of one cell of ``headline_table``, from a row of the summary."""
     estimate = {k: row[k] for k in ("mean", "low", "high")}
     change = {k: row[c] for k, c in (("mean", "difference"), ("low", "difference_low"), ("high", "difference_high"))}
     interval = estimate if is_base else change
@@ -164,18 +165,22 @@ def table_html(table: pd.DataFrame) -> str:
 
 
 def _lines(cell: str) -> str:
+    """Return a cell's text as HTML: the part before the first space, and the rest in small type on a second line."""
     mean, _, rest = html.escape(cell).partition(" ")
     return f"{mean}<br><small>{rest}</small>"
 
 
 def write(directory: str | Path, report: Report, *, seed: int = 0, **more: Any) -> pd.DataFrame:
-    """Write ``report.json`` and ``rows.parquet`` (``report.rows``, one row per rollout) into a directory.
-
-    Return the summary of the report, a table from ``evaluate.summary``.
+    """Summarise a report, and write it into a directory: ``report.json`` (see ``as_json``) and ``rows.parquet`` (one row per rollout).
 
     Args:
-        seed: Random seed of the bootstrap.
+        directory: Directory to write to.
+        report: Results of the comparison.
+        seed: Random seed of the bootstrap that gives the intervals of the summary.
         more: Additional entries of ``report.json``.
+
+    Returns:
+        The summary, a table from ``evaluate.summary``.
     """
     summary = evaluate.summary(report, seed=seed)
     store.write_json(as_json(report, summary, **more), Path(directory) / "report.json")
@@ -281,7 +286,10 @@ Made with reasoning-length-toolkit {p.toolkit_version}.
 
 
 def _yaml(name: str) -> str:
-    """Return a name as a YAML string, quoted as in JSON unless YAML certainly reads the unquoted name as a string."""
+    """Return a name as a YAML string. A name of a common form, such as ``Qwen/Qwen3-1.7B``, stays as it is; any other is quoted.
+
+    Without quotes, YAML would read ``1.5`` as a number and ``no`` as a boolean.
+    """
     return name if re.fullmatch(r"[A-Za-z]+[-/][\w./-]*\w", name, re.ASCII) else json.dumps(name, ensure_ascii=False)
 
 

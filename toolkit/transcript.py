@@ -1,4 +1,4 @@
-"""Show a response as HTML. Tokens are coloured by entropy, steps are numbered, and failed (wrong) steps and re-checks are marked.
+"""Show a response as HTML. Tokens are coloured by entropy. Steps of thinking are numbered; wrong steps and re-checks are marked.
 
 Use ``fragment`` in a saved report, or in Jupyter through ``IPython.display.HTML``. ``html_page`` returns a whole page of fragments. The
 HTML loads no other file and runs no script. If you hover over a token or click it, its entropy and probability are shown.
@@ -68,13 +68,14 @@ def fragment(
     h = entropies_of(rollout)
     if top is not None and not top > 0:
         raise ValueError(f"top={top}: the entropy of the deepest colour must be above 0 nats.")
-    tokens = _tokens(lm, rollout, top or float(h.max()) or 1.0)
+    tokens = _tokens(lm, rollout, top or float(h.max()) or 1.0)  # 1 if every entropy is 0, since entropies are divided by it
     start, end = rollout.prompt_len, len(rollout.token_ids)
     think, answer = rollout.think, rollout.answer
     if think is not None and answer is not None and answer.start < think.stop:  # no tag separates them: show both as thinking
         answer = None
     parts = [_part("prompt", "prompt", f"<span class='prompt'>{html.escape(lm.text(rollout.token_ids[:start]))}</span>")]
     if think is not None:
+        # ``tokens`` starts after the prompt, spans count from the start of the prompt; hence ``- start``.
         opening, stop = tokens[: think.start - start], answer.start if answer else end
         inside = _steps(lm, rollout, chain, tokens)
         closing = tokens[think.stop - start : stop - start]
@@ -111,7 +112,7 @@ def _tokens(lm: LM, r: Rollout, top: float) -> list[str]:
         if r.logprobs is not None:
             hover += f", p = {_probability(r.logprobs[i])}"
         visible = html.escape(piece).replace("\n", "<span class='nl'>↵</span>\n") or "<span class='nl'>·</span>"
-        colour = f" style='background:rgba({HUE},{depth:.2f})'" if depth >= 0.005 else ""
+        colour = f" style='background:rgba({HUE},{depth:.2f})'" if depth >= 0.005 else ""  # below, the opacity rounds to 0.00
         tokens.append(f"<i tabindex='-1' data-t='{html.escape(hover, quote=True)}'{colour}>{visible}</i>")
     return tokens
 
@@ -121,6 +122,7 @@ def _tokens_in(span: Span) -> str:
 
 
 def _named(piece: str) -> str:
+    """Return a token's text for the hover box. A token that is only a part of a UTF-8 character has no text of its own."""
     return "part of a character" if not piece else f"“{piece}”".replace("\n", "↵").replace("\t", "⇥")
 
 
@@ -138,6 +140,7 @@ def _part(kind: str, name: str, body: str) -> str:
 
 
 def _steps(lm: LM, r: Rollout, chain: Chain | None, tokens: Sequence[str]) -> str:
+    """Return the thinking as HTML, one row per step: its number, its marks (failed, re-check), and its tokens."""
     rows = []
     for i, step in enumerate(chain.steps if chain else steps.think_steps(lm, r)):
         failed, review = (chain.failed[i], chain.review[i]) if chain else (False, False)
@@ -149,6 +152,7 @@ def _steps(lm: LM, r: Rollout, chain: Chain | None, tokens: Sequence[str]) -> st
 
 
 def _head(r: Rollout, problem: Problem | None) -> str:
+    """Return the heading of a response as HTML: problem id, sample, right or wrong, right answer, mean entropies."""
     means = phase_means(r)
     entropies = {"thinking": means.think, "answer": means.answer}
     facts = [
@@ -162,6 +166,7 @@ def _head(r: Rollout, problem: Problem | None) -> str:
 
 
 def _key(chain: Chain | None, top: float) -> str:
+    """Return the legend under a response as HTML: the colour scale, and the number of failed steps."""
     keys = [f"<span>entropy 0<span class='bar'></span>{top:.2f} nats</span>", "<span>hover a token: entropy, probability</span>"]
     if chain and any(chain.failed):
         keys.append(f"<span>✗ failed step: {sum(chain.failed)} of {len(chain.failed)}</span>")

@@ -28,6 +28,7 @@ def responses_html(lm: LM, responses: Sequence[tuple[str, float, Rollout]]) -> s
     """
     boxes = []
     for _, strength, r in responses:
+        # Without a think span, an empty one at the start of the response.
         start, stop = (r.think.start, r.think.stop) if r.think else (r.prompt_len, r.prompt_len)
         parts = (html.escape(lm.text(r.token_ids[a:b])) for a, b in pairwise((r.prompt_len, start, stop, len(r.token_ids))))
         before, thought, rest = parts
@@ -38,7 +39,7 @@ def responses_html(lm: LM, responses: Sequence[tuple[str, float, Rollout]]) -> s
 
 
 def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0, 0.0, 1.0), *, during: str = "all") -> Any:
-    """Return greedy responses to a prompt at several steering strengths, to show side by side in Jupyter. ipywidgets is not needed.
+    """Return HTML for Jupyter that shows greedy responses to a prompt at several steering strengths side by side, without ipywidgets.
 
     Args:
         v: Direction of thinking length to steer along.
@@ -58,8 +59,8 @@ def static(lm: LM, v: Direction, prompt: str, strengths: Sequence[float] = (-1.0
 def steer(lm: LM, v: Direction, prompt: str, *, most: float = 1.5) -> Any:
     """Return a Jupyter widget with controls for steering. It shows the responses at strength 0 and at the chosen strength.
 
-    The controls are prompt, strength, layers, phase and temperature. If ipywidgets (the extra ``notebook``) is not installed, return the
-    result of ``static``, without controls.
+    The controls are prompt, strength, layers, phase (the positions to steer, such as ``think``) and temperature. If ipywidgets (the extra
+    ``notebook``) is not installed, return the result of ``static``, without controls.
 
     Args:
         v: Direction of thinking length to steer along.

@@ -1,9 +1,13 @@
-"""The board: compare interventions and trained policies on the same problems, with random controls and corrected p-values.
+"""The board: a comparison of interventions and trained policies on the same problems.
 
-A *condition* is a model together with its interventions; a ``Spec`` describes one. *Base* is the unchanged model.
+A *condition* is a model together with its interventions; a ``Spec`` describes one. *Base* is the unchanged model. *Random controls* are
+conditions that make an arbitrary change of the same size, such as editing random heads. P-values are corrected for the number of
+comparisons (Holm).
 
-* ``spec``: how conditions are described. ``default``: the conditions of the standard board.
-* ``ground``: inputs that all conditions share, such as the base model, the sizes of the measurements, and directions.
+Modules:
+
+* ``spec``: descriptions of conditions. ``default``: the conditions of the standard board.
+* ``ground``: what all conditions share: the base model, the sizes of the measurements, the directions of thinking length.
 * ``measure``: measures one condition. ``running``: measures all of them.
 * ``statistics`` and ``reading``: turn the results into a board. ``page``: writes the board as a web page.
 

@@ -1,7 +1,7 @@
 """The board's default conditions: training-free interventions, trained policies, and random controls.
 
-To make your own list, copy this file and change the copy. Strengths and token budgets are our choice for the tiny reasoner, the small
-model that comes with the toolkit. Another model needs other values.
+To make your own list, copy this file and change the copy. The strengths of edits and steering and the token budgets are our choice for
+the tiny reasoner, the small model that comes with the toolkit. For another model, choose them on its dev split.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ MASKS = [masked("4 retrieval heads masked", 4), masked("control: 4 random heads 
 DECODING = [
     *(with_rule(f"budget of {tokens}", Budget(tokens, before="\n"), "2501.19393") for tokens in (12, 24, 48)),
     with_rule("Wait, once", SecondLook("wait ", 1), "2501.19393"),
+    # The tiny reasoner begins a re-check with "wait"; its first token is "w".
     with_intervention("no re-checks", Suppress(("w",)), paper="2506.08343"),
     prompted("asked to be quick", Instruction("quick")),
 ]

@@ -1,10 +1,13 @@
-"""Inputs that all conditions of a board share (``Ground``): the base model, the sizes of the measurements, directions, and more.
+"""``Ground``: the base model, the sizes of the measurements and other inputs that all conditions of a board share.
 
-Methods of ``Ground`` compute the slow inputs: rollouts, directions, head scores and trained policies. ``sample``, ``find_heads``,
-``direction`` and ``measure_retrieval`` run once per process for the same arguments. ``train`` loads the policy if it was trained before.
+Its methods compute the inputs that take time: rollouts of base, directions of thinking length, scores of attention heads, and trained
+policies. A direction of thinking length has one vector per layer; adding it to the residual stream lengthens thinking.
+
+``sample``, ``find_heads``, ``direction`` and ``measure_retrieval`` run once per process for the same arguments. ``train`` loads a policy
+that was trained before with the same arguments.
 
 Rollouts and policies are saved in the directory ``Ground.out``, under a hash of all their inputs, code included. So a stopped board
-resumes, and if you add a condition, only that condition is computed.
+resumes. If you add a condition, only that condition is computed.
 """
 
 from __future__ import annotations
@@ -31,12 +34,12 @@ from toolkit.tasks import running_sum
 from toolkit.types import Direction, Plan, Problem, Rollout
 
 DIRECTIONS: Mapping[str, str] = MappingProxyType({"thinkedit": "2503.22048", "efficiency": "2506.15647"})
-"""Name of a direction that ``Ground.direction`` can compute -> arXiv id of its paper."""
+"""Name of a direction of thinking length that ``Ground.direction`` can compute -> arXiv id of its paper."""
 TRAINING = ("toolkit.grpo", "toolkit.jobs.grpo")  # modules that train policies
 P = ParamSpec("P")
 T = TypeVar("T")
 Sets = tuple[tuple[str, int], ...]
-"""Pairs ``(task, number of problems)``."""
+"""Tasks of a board with their sizes: pairs ``(name of the task, number of problems)``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,23 +50,24 @@ class Sizes:
         main: Main tasks, on which accuracy and length are measured: pairs ``(task, number of problems)``. Policies are trained on
             ``training.task`` only, so the other tasks measure transfer.
         unseen: Further tasks, as pairs like ``main``, to detect damage to other abilities. Only accuracy is measured, with one greedy
-            response per problem. The accuracy of the unchanged tiny reasoner is near zero on tasks that it was not trained on.
-        horizons: Smallest and largest number of additions in the chains of the task ``running_sum``. The tiny reasoner was trained on up to
-            7 additions, and fails at about 9 or more.
+            response per problem. A task shows damage only if base solves some of its problems. The accuracy of the unchanged tiny reasoner
+            is near zero on tasks that it was not trained on.
+        horizons: Smallest and largest number of additions in a problem of the task ``running_sum`` (chains of additions, ``17+5-9=?``).
+            The tiny reasoner was trained on up to 7 additions, and fails at about 9 or more.
         samples: Samples per main problem, at temperature 1.
         max_new_tokens: Token budget of a response to a main problem.
         unseen_tokens: Token budget of a response to a problem of ``unseen``.
-        seeds: Number of seeds per condition, if the condition is random or trained. All other conditions have one seed.
-        extraction: ``(problems, samples per problem)`` of the rollouts from which directions and head scores are computed. The problems
-            are from the train split of ``training.task``.
+        seeds: Number of seeds of each random or trained condition. All other conditions have one seed.
+        extraction: ``(problems, samples per problem)`` of the rollouts of base from which the directions of thinking length and the head
+            scores are computed. The problems are from the train split of ``training.task``.
         haystack: Task on which retrieval is measured. Its prompts, called haystacks, hide facts: ``lookup`` (values of variables),
             ``needle`` (facts in filler text) or ``threading`` (chains of keys).
         haystacks: Number of haystacks per split: dev to find retrieval heads, test to measure retrieval.
         lengths: Prompt lengths of ``needle`` and ``threading`` in tokens; empty means five lengths up to the model's context. Not used by
             ``lookup``.
-        texts: Maximum number of base responses that every condition reads teacher-forced. Hidden states of the conditions are compared on
-            these same texts.
-        fraction: Share of all attention heads that ThinkEdit edits, 0 to 1.
+        texts: Largest number of base responses that every condition reads teacher-forced, to compare hidden states on the same texts.
+        fraction: Share of all attention heads that ThinkEdit edits, 0 to 1. ThinkEdit is a weight edit against short thinking (arXiv
+            2503.22048).
         training: Settings with which every policy is trained.
     """
 
@@ -101,16 +105,18 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
     """Return a copy of ``sizes``, changed by the options of a command line.
 
     Args:
-        options: Name -> value: ``task`` (replaces all main tasks and the training task), ``problems`` (number of test problems of the
-            first main task), ``max_new_tokens``, ``seeds``, and ``steps``, ``lora``, ``engine`` of ``TrainingPlan``. A value of ``None``
-            changes nothing.
-        settings: Settings of every training recipe, as name -> value as text: ``problems`` (per training batch), ``samples`` (per
-            problem), ``updates`` (optimizer steps per batch), ``max_tokens`` (per response), ``learning_rate``, or a field of TRL's
-            ``GRPOConfig``.
-        tiny: True to scale recipes to the tiny reasoner, False to keep their papers' numbers.
+        sizes: Sizes to change.
+        options: Name of an option -> value; ``None`` changes nothing. Options: ``task`` (replaces all main tasks and the training task),
+            ``problems`` (number of test problems of the first main task), the fields ``max_new_tokens`` and ``seeds`` of ``Sizes``, and
+            the fields ``steps``, ``lora`` and ``engine`` of ``TrainingPlan``.
+        settings: Name of a hyperparameter -> value as text, for the recipes of all policies. Names: ``problems`` (per training batch),
+            ``samples`` (per problem), ``updates`` (optimizer steps per batch), ``max_tokens`` (per response), ``learning_rate``, and the
+            fields of TRL's ``GRPOConfig``.
+        tiny: True to scale the recipes' hyperparameters to the tiny reasoner, False to keep those of the papers.
 
     Raises:
-        ValueError: the task or a setting is unknown, or a setting is an option of a single reward (``reward.NAME``).
+        ValueError: the task or a setting is unknown; or a setting ``reward.NAME`` would change an option of a reward, which not all
+            policies have.
     """
     from toolkit.jobs.grpo import RECIPE_NUMBERS, adjust_recipe  # needs TRL
 
@@ -120,6 +126,7 @@ def adjust_sizes(sizes: Sizes, options: Mapping[str, Any], settings: Mapping[str
             "(--conditions FILE)."
         )
     options = {name: value for name, value in options.items() if value is not None}
+    # Any recipe will do: it only serves to check the settings and to convert their texts to numbers.
     recipe, overrides = adjust_recipe(recipes.plain("correctness"), settings)
     changes = tuple((name, getattr(recipe, name)) for name in RECIPE_NUMBERS if name in settings)
     training: dict[str, Any] = {name: options[name] for name in ("task", "steps", "lora", "engine") if name in options}
@@ -144,7 +151,7 @@ def _once(method: Callable[Concatenate[Ground, P], T]) -> Callable[Concatenate[G
     @wraps(method)
     def cached(self: Ground, *args: P.args, **kwargs: P.kwargs) -> T:
         bound = signature(method).bind(self, *args, **kwargs)
-        bound.apply_defaults()
+        bound.apply_defaults()  # so that a call with a default left out has the same key as a call that passes it
         key = (method.__name__, *list(bound.arguments.values())[1:])
         if key not in self.made:
             self.made[key] = method(self, *args, **kwargs)
@@ -155,9 +162,9 @@ def _once(method: Callable[Concatenate[Ground, P], T]) -> Callable[Concatenate[G
 
 @dataclass(frozen=True)
 class Ground:
-    """Inputs that all conditions of a board share: the base model, the sizes, the output directory, and methods that compute the rest.
+    """Inputs that all conditions of a board share: the base model, the sizes and the output directory.
 
-    Methods compute, for example, directions of thinking length, head scores and trained policies.
+    Its methods compute further inputs, such as the direction of thinking length, head scores and trained policies.
 
     Attributes:
         lm: The base model.
@@ -175,9 +182,9 @@ class Ground:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Inputs that all results share, as a dict for cache keys: the base model, the sizes, and the problems. ``modules`` adds the code.
+        """Part of the cache key that all results share: a dict that identifies the base model, the sizes and the problems.
 
-        The number of seeds is left out, so that results stay valid if seeds are added.
+        The number of seeds is left out, so that results stay valid if seeds are added. The code is not in the dict: see ``modules``.
         """
         sizes = asdict(self.sizes)
         del sizes["seeds"]
@@ -211,20 +218,20 @@ class Ground:
 
     @property
     def sampling(self) -> Sampling:
-        """Sampling settings for the main problems. All conditions share them, so all use the same random numbers."""
+        """Sampling settings for the main problems. All conditions use the same settings and seed, so the same random numbers."""
         return Sampling(self.sizes.samples, max_new_tokens=self.sizes.max_new_tokens, details=True)
 
     # --- inputs of conditions ------------------------------------------------------------------------------------
 
     @cached_property
     def study(self) -> Study:
-        """Task and sizes of the rollouts from which directions and head scores are computed."""
+        """Settings of the rollouts that ``sample`` returns: task, number of problems, samples per problem, and token budget."""
         problems, samples = self.sizes.extraction
         return Study(self.sizes.training.task, problems, samples, self.sizes.max_new_tokens)
 
     @_once
     def sample(self) -> list[Rollout]:
-        """Return rollouts of base on train problems, to compute directions and head scores from. Saved rollouts are reused."""
+        """Return rollouts of base on train problems. Directions and head scores are computed from them. Saved rollouts are reused."""
         self.say(f"sampling {self.study.problems} x {self.study.samples} rollouts to compute directions and heads from")
         problems = self.study.load("train", self.lm)
         depends = [identity.of_problems(problems), self.study.sampling.identity]
@@ -233,15 +240,15 @@ class Ground:
             return rollouts(self.lm, problems, self.study.sampling, out=where)
 
     def _place(self, kind: str, depends: Any, module: str, task: str) -> Path:
-        """Return the folder of rollouts, named by a hash of all their inputs, code included.
+        """Return the folder in which rollouts of base are saved. Its name is a hash of their inputs: base model, ``depends`` and code.
 
-        If the same rollouts were sampled with a different version of the code, print that they are sampled again.
+        If there are rollouts of the same inputs except the code, print that they are sampled again.
 
         Args:
             kind: Name of the parent folder.
-            depends: Further inputs of the rollouts, besides the base model and the code.
-            module: Name of the module that chooses the problems.
-            task: Task of the problems.
+            depends: Further inputs of the rollouts, such as problems and sampling settings.
+            module: Name of the module that chooses the problems; its code enters the hash.
+            task: Task of the problems; the code of its modules enters the hash.
         """
         code = store.modules_of(module, "toolkit.generate", *tasks.modules(task))
         basis, parent = store.Basis([identity.of_lm(self.lm), depends], code), self.out / kind
@@ -254,18 +261,21 @@ class Ground:
 
     @_once
     def find_heads(self, form: str = OURS) -> Finding:
-        """Return the direction of thinking length, the head scores and the edit plan of one form of ThinkEdit.
+        """Return ThinkEdit's results on rollouts of base: a direction of thinking length, head scores, and the plan of the edit.
+
+        A head with a positive score writes towards short thinking.
 
         Args:
-            form: Name of the variant, a key in ``jobs.FORMS``.
+            form: Name of the form of ThinkEdit, a key in ``jobs.FORMS``: as published, or ours.
         """
         return edit.find_heads(self.lm, self.sample(), edit.EditSettings(fraction=self.sizes.fraction), form)
 
     def plan(self, strength: float = 1.0, form: str = OURS, fraction: float | None = None) -> Plan:
-        """Return a plan of ThinkEdit's edit: which heads to edit, and how strongly.
+        """Return a plan of ThinkEdit's edit: which heads to edit, along which direction, and how strongly.
 
         Args:
-            strength: lambda of the edit. 1 removes the component along the direction from the heads' output; 2 reverses the component.
+            strength: lambda of the edit. 1 removes the component along the direction of thinking length from the heads' output; 2 reverses
+                it.
             form: Name of the form of ThinkEdit, a key in ``jobs.FORMS``.
             fraction: Share of all heads to edit, 0 to 1; ``None`` means ``sizes.fraction``.
         """
@@ -280,18 +290,18 @@ class Ground:
         """Return a direction of thinking length. Adding the direction to the residual stream lengthens thinking.
 
         Args:
-            name: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our form of ThinkEdit).
-                ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
+            name: ``"thinkedit"``: mean output of the heads that our form of ThinkEdit edits, in long thinking minus in short thinking. It
+                is zero in layers without such heads. ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
         """
         if name not in DIRECTIONS:
             raise ValueError(f"Unknown direction {name!r}: choose one of {', '.join(DIRECTIONS)}.")
         if name == "efficiency":
             return edit.extract_direction(self.lm, self.sample(), recipe=edit.DirectionRecipe(method="efficiency"))[0]
         finding = self.find_heads(OURS)
-        return finding.plan.direction or finding.direction
+        return finding.plan.direction or finding.direction  # the plan's: what the edited heads themselves contribute
 
     def search(self, seed: int = 0) -> Search:
-        """Return the settings for measuring retrieval. Task, number and lengths of the prompts are those in ``sizes``.
+        """Return the settings for measuring how heads retrieve. Task, number and lengths of the prompts are those in ``sizes``.
 
         Args:
             seed: Random seed of the prompts.
@@ -300,17 +310,20 @@ class Ground:
 
     @_once
     def measure_retrieval(self) -> retrieval.RetrievalMeasurement:
-        """Measure how much every head retrieves from the prompt, on haystacks (prompts with hidden facts) of the dev split."""
+        """Return retrieval metrics of every head of base, measured on haystacks (prompts with hidden facts) of the dev split.
+
+        ``.scores`` of the result holds two scores per head: the copy score, and the contribution to the logit of the retrieved token.
+        """
         search = self.search()
         where = self._place("haystacks", asdict(search), "toolkit.tasks.haystack", search.task)
         with store.locked(where, wait=True):
             return retrieval.measure_retrieval(self.lm, search, out=where)
 
     def train(self, recipe: Recipe, seed: int, *, start: LM | None = None, reward: Any = None) -> Any:
-        """Return a policy trained with the settings ``sizes.training``. A policy that was trained before is loaded.
+        """Return a policy trained with the settings ``sizes.training``. If it was trained before with the same arguments, it is loaded.
 
         Args:
-            recipe: Recipe with its paper's numbers. ``sizes.training`` may change them, see ``TrainingPlan.sized``.
+            recipe: Recipe with the hyperparameters of its paper. ``sizes.training`` may change them, see ``TrainingPlan.sized``.
             seed: Random seed of the training run.
             start: Model to start from; ``None`` means the base model.
             reward: Reward object to use instead of the recipe's; ``None`` means the recipe's.
@@ -325,7 +338,7 @@ class Ground:
         )
 
     def folder_of(self, recipe: Recipe, seed: int, reward: Any = None) -> Path:
-        """Return the folder in which ``train``, with the same arguments, saves a policy that starts from base. It may not exist yet."""
+        """Return the folder in which ``train`` saves the policy for these arguments, trained from base. It may not exist yet."""
         from toolkit.grpo import policies
 
         return policies.folder_of(self.lm, recipe, seed, self.sizes.training, self.out / "trained", reward=reward)

@@ -4,13 +4,17 @@ A ``Result`` has two tables and a record. ``rows`` has one row per response to a
 quantiles. ``points`` has one row per problem and metric, for metrics that are means over problems. ``about`` holds costs, a description of
 the condition, and the shift of hidden states under the condition.
 
-Lengths are in tokens, entropies in nats per token, shares from 0 to 1. Three metrics have other units:
+``metrics.METRICS`` describes every metric. Lengths are in tokens, entropies in nats per token, shares from 0 to 1. Four metrics are
+explained here. The *length direction* is ThinkEdit's direction of thinking length. Hidden states are taken at the end of the residual
+stream, at the positions where a line of thinking begins.
 
-* ``projection`` (units of the residual stream): component of hidden states along the length direction, ThinkEdit's direction of thinking
-  length; + is towards longer thinking.
-* ``short_push`` (units of the residual stream): component of the output of the short-thinking heads, which ThinkEdit edits, along minus the
-  length direction; + is towards shorter thinking.
-* ``retrieval_write`` (logits): contribution of retrieval heads to the logit of the generated token, by attending to the hidden fact.
+* ``projection`` (units of the residual stream): component of the hidden states in the condition's own thinking along the length
+  direction; + is towards longer thinking.
+* ``short_push`` (units of the residual stream): output of the short-thinking heads, the heads that ThinkEdit edits, projected on minus
+  the length direction; + is towards shorter thinking. All conditions read the same responses of base.
+* ``retrieved`` (share): prompts with hidden facts (haystacks) that are answered correctly.
+* ``retrieval_write`` (logits): contribution of base's retrieval heads to the logit of the token that is retrieved from a haystack. All
+  conditions read the same haystacks and answers.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ from toolkit.types import Problem, Rollout
 
 ROWS, POINTS, ABOUT = "rows.parquet", "points.parquet", "about.json"
 SAMPLED = "rollouts-"  # start of the name of a folder of rollouts, which exists only while a result is measured
+# Columns, or keys, and their types that a saved file must have. They are checked when the file is read.
 IN_ROWS = {
     "problem_id": str, "sample": int, "task": str, "correct": bool, "think_tokens": int, "response_tokens": int, "closed": bool,
     "looping": bool, "finish": str, "no_think": bool,
@@ -51,8 +56,8 @@ IN_ABOUT = {
     "seconds": float | None, "parameters_changed": int, "training_steps": int, "shift": Mapping[str, float],
 }  # fmt: skip
 GREEDY = Sampling(temperature=0.0, max_new_tokens=120)  # sampling settings for haystacks
-PERMUTED = 500  # number of random differences between classes, with which a cosine is compared: ours
-WRITERS = 4  # number of retrieval heads whose writing is measured: ours
+PERMUTED = 500  # number of differences between random groups with which a cosine is compared: our choice
+WRITERS = 4  # number of retrieval heads in ``retrieval_write``: our choice
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,24 @@ class Result:
     """Result of one condition with one seed.
 
     Attributes:
-        rows: One row per response to a main problem. Columns: those of ``evaluate.rollout_table``; ``no_think`` (True if the response has
-            no think token); ``think_entropy, answer_entropy`` (nats per token); ``failed`` (share of thinking steps that failed);
-            ``review`` (share of the thinking's characters that are in steps that re-check earlier steps); ``answer`` (text, or ``None``);
-            ``text`` (text of the response for the first sample of each problem, else ``None``).
+        rows: One row per response to a main problem. It has the columns of ``evaluate.rollout_table`` and:
+
+            * ``no_think``: True if the response has no think token.
+            * ``think_entropy, answer_entropy``: mean token entropy of thinking and of the answer, nats.
+            * ``failed``: share of the steps of thinking that are wrong (see ``methods.failed_steps``).
+            * ``review``: share of the thinking's characters that belong to re-checks of earlier steps.
+            * ``answer``: text of the answer; ``None`` if the response has none.
+            * ``text``: text of the response, for the first sample of each problem; else ``None``.
         points: One row per problem and metric, with the columns ``metric, problem_id, value``.
-        about: ``name`` of the condition, ``seed``; ``model, fingerprint, parent, interventions`` of the condition; its costs ``tokens,
-            seconds, parameters_changed, training_steps`` (``tokens`` and ``seconds`` of all responses to the main problems; ``seconds`` is
-            ``None`` if sampling was interrupted); ``shift`` of hidden states (see ``References.shift``); ``made_by`` (version and
-            hash of the code).
+        about: Description and costs, with the keys:
+
+            * ``name, seed``: the condition and its seed.
+            * ``model``: name of the condition's model. ``fingerprint``: hash of its weights and config. ``parent``: fingerprint of the
+              model that it was edited or trained from, or ``None``. ``interventions``: texts that describe what acts on the model.
+            * ``tokens, seconds``: total of all responses to the main problems. ``seconds`` is ``None`` if sampling was interrupted.
+            * ``parameters_changed``: number of weights that differ from base. ``training_steps``: optimizer steps, 0 without training.
+            * ``shift``: shift of hidden states (see ``References.shift``).
+            * ``made_by``: version of the toolkit and hash of the code.
     """
 
     rows: pd.DataFrame
@@ -92,7 +106,7 @@ def read_folder(folder: Path) -> Result | None:
     remedy = f"Remove {folder} and run the board again: only this result is measured anew."
     rows = store.read_table(folder / ROWS, IN_ROWS, remedy=remedy)
     about = store.read_json(folder / ABOUT, IN_ABOUT, remedy=remedy)
-    if about["shift"]:  # empty if no state moved
+    if about["shift"]:  # empty if no hidden state changed
         store.checked(about["shift"], IN_SHIFT, f"{folder / ABOUT}, shift", remedy)
     return Result(rows, store.read_table(folder / POINTS, IN_POINTS, remedy=remedy), about)
 
@@ -103,12 +117,12 @@ def is_measured(folder: Path) -> bool:
 
 
 def rollouts_of_result(folder: Path) -> list[Path]:
-    """Return the folders of rollouts in a result's folder. They remain there if a measurement is stopped or killed."""
-    return list(folder.glob(f"*{SAMPLED}*"))  # also those half removed, under a temporary name
+    """Return the folders of rollouts in a result's folder. A measurement removes them when it ends; they remain if it was stopped."""
+    return list(folder.glob(f"*{SAMPLED}*"))  # the first * also finds those that are half removed, under a temporary name
 
 
 def without_code_record(ground: Ground) -> list[Path]:
-    """Return the folders of results without a record of the code that computed them. Such results are not used."""
+    """Return the folders of results that have no record of the code that computed them. Such results are not used."""
     return [path.parent for path in (ground.out / "results").glob(f"*/{ABOUT}") if not path.with_name(store.MADE_BY).exists()]
 
 
@@ -123,6 +137,9 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
     If an earlier measurement was stopped, its saved responses are reused.
 
     Args:
+        ground: Base model, sizes and output directory of the board.
+        spec: The condition.
+        seed: Random seed of the condition.
         references: Responses, hidden states and heads of base to compare with, from ``measure_references``.
 
     Raises:
@@ -140,7 +157,7 @@ def measure(ground: Ground, spec: Spec, seed: int, references: References) -> Pa
     clock = time.process_time if ground.lm.device.type == "cpu" else time.perf_counter
     began = clock()
     sampled = folder / f"{SAMPLED}{condition.lm.fingerprint[:12]}"
-    uninterrupted = not sampled.exists()
+    uninterrupted = not sampled.exists()  # the folder of a stopped measurement is still there
     responses = rollouts(condition, ground.problems, ground.sampling, out=sampled, progress=False)
     seconds = clock() - began
     rows = _rows(condition.lm, responses, ground.problems)
@@ -188,11 +205,14 @@ MEANS = {
     "accuracy": "correct", "think_tokens": "think_tokens", "response_tokens": "response_tokens", "looping": "looping", "no_think": "no_think",
     "think_entropy": "think_entropy", "answer_entropy": "answer_entropy", "failed_steps": "failed", "review": "review",
 }  # fmt: skip
-"""Metric -> column of ``Result.rows``. The metric of a problem is the mean of that column over the problem's samples."""
+"""Metric -> column of ``Result.rows``. The value of the metric for a problem is the mean of that column over the problem's samples."""
 
 
 def _main_points(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the part of ``Result.points`` that is computed from ``rows``: ``MEANS``, ``never_closed``, and the accuracy per task."""
+    """Return the part of ``Result.points`` that is computed from ``Result.rows``.
+
+    Metrics: the keys of ``MEANS``; ``never_closed``, the share of responses that do not close their thinking; and ``accuracy_TASK``.
+    """
     means = rows.groupby("problem_id", sort=False)[list(MEANS.values())].mean()
     values = {metric: means[column] for metric, column in MEANS.items()}
     values["never_closed"] = 1 - rows.groupby("problem_id", sort=False)["closed"].mean()
@@ -214,7 +234,11 @@ def points(metric: str, values: pd.Series) -> pd.DataFrame:
 
 
 def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
-    """Return the part of ``Result.points`` for the tasks ``Sizes.unseen``: accuracy per task, and step accuracy on ``running_sum``."""
+    """Return the part of ``Result.points`` for the tasks ``Sizes.unseen``, answered with greedy decoding.
+
+    Metrics: ``accuracy_TASK``. The chains of additions of ``running_sum`` have two more. ``running_sum_step`` is the share of steps whose
+    total follows from the total before. ``running_sum_expected`` is p^H, the accuracy that step accuracy p predicts after H steps.
+    """
     sampling = Sampling(1, temperature=0.0, max_new_tokens=ground.sizes.unseen_tokens)
     responses = rollouts(condition, ground.unseen, sampling, progress=False)
     table = evaluate.rollout_table(responses, ground.unseen).set_index("problem_id")
@@ -224,9 +248,10 @@ def _unseen(ground: Ground, condition: Condition) -> pd.DataFrame:
         for r, p in zip(responses, ground.unseen, strict=True)
         if p.meta.get("task") == "running_sum"
     }
-    stated = {i: sum(y is not None for y in e.outputs) for i, e in chains.items()}  # steps with a result, per problem
+    stated = {i: sum(y is not None for y in e.outputs) for i, e in chains.items()}  # number of steps with a result, per problem
     if any(stated.values()):
-        # A chain of n steps is right with probability p^n if each step is right with probability p.
+        # A chain of n steps is right with probability p^n if each step is right with probability p. p is pooled over all problems. A
+        # response without steps counts as one step.
         p = execution.step_accuracy(list(chains.values())).mean
         parts.append(points("running_sum_step", pd.Series({i: e.step_accuracy for i, e in chains.items()})))
         parts.append(points("running_sum_expected", pd.Series({i: p ** max(n, 1) for i, n in stated.items()})))
@@ -237,6 +262,7 @@ def _changed(base: LM, lm: LM) -> int:
     """Return the number of weights of ``lm`` that differ from those of ``base``."""
     before = dict(base.model.named_parameters())
     pairs = ((before[name], weight) for name, weight in lm.model.named_parameters())
+    # Weights in the same memory are shared with base, so they are equal.
     return sum(int((a != b).sum()) for a, b in pairs if a.data_ptr() != b.data_ptr())
 
 
@@ -245,17 +271,17 @@ def _changed(base: LM, lm: LM) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """Responses, hidden states and heads of base, with which the internals of every condition are compared.
+    """Responses, hidden states and attention heads of base, with which the internals of every condition are compared.
 
     Every condition reads the same responses of base, teacher-forced. Hidden states are taken at the positions where a line of thinking
     begins, as in our form of ThinkEdit, and averaged per response.
 
     Attributes:
-        texts: Responses of base that every condition reads.
+        texts: Responses of base that every condition reads, to problems of the train split.
         haystacks: Prompts with hidden facts, from the test split.
         base_answers: Greedy responses of base to ``haystacks``.
         finding: Length direction and short-thinking heads, from our form of ThinkEdit.
-        writers: The retrieval heads that write most towards the retrieved token, as pairs ``(layer, head)``.
+        writers: Base's retrieval heads that add most to the logit of the retrieved token, as pairs ``(layer, head)``.
         before: Mean hidden state of base in each text, at the end of the residual stream: ``[texts, d_model]``.
         problems: Problem id of each text.
         shuffled: Directions that occur by chance, as unit vectors: ``[draws, d_model]``. Each is the difference between the mean hidden
@@ -284,9 +310,9 @@ class References:
         Returns:
             A dict, empty if no hidden state changes.
 
-            * ``cosine``: cosine of the shift with the length direction; + is towards longer thinking.
+            * ``cosine``: cosine between the shift and the length direction; + is towards longer thinking.
             * ``low, high``: 95 % interval of ``cosine`` over problems.
-            * ``random``: absolute cosine that occurs by chance. It is the 97.5 % quantile of the absolute cosines between the shift and the
+            * ``random``: absolute cosine that chance seldom exceeds: the 97.5 % quantile of the absolute cosines between the shift and the
               directions ``shuffled``.
             * ``size``: norm of the shift, divided by the norm of the length direction (the difference between long and short thinking).
         """
@@ -295,7 +321,7 @@ class References:
         names, which = np.unique(self.problems, return_inverse=True)
         counts = np.bincount(which)[:, None]
         moved = np.stack([np.bincount(which, column) for column in (after - self.before).T], axis=1) / counts
-        if np.abs(moved).max() < 1e-9:
+        if np.abs(moved).max() < 1e-9:  # no change but rounding
             return {}
         u = self.unit.numpy()
 
@@ -308,7 +334,7 @@ class References:
         e = stats.bootstrap(cosine, len(names))
         mean = moved.mean(axis=0)
         chance = np.abs(self.shuffled @ (mean / np.linalg.norm(mean)))
-        apart = float(self.finding.direction.norms[-1])
+        apart = float(self.finding.direction.norms[-1])  # distance between long and short thinking, in units of the residual stream
         return {
             "cosine": e.mean, "low": e.low, "high": e.high, "random": float(np.quantile(chance, 0.975)),
             "size": float(np.linalg.norm(mean)) / apart,
@@ -318,8 +344,9 @@ class References:
 def measure_references(ground: Ground) -> References:
     """Return the responses, hidden states and heads of base with which the internals of every condition are compared."""
     closed = [r for r in ground.sample() if r.think_tokens and r.closed]
+    # Every k-th response, so that the texts are from problems throughout the list.
     texts = closed[:: max(1, len(closed) // ground.sizes.texts)][: ground.sizes.texts]
-    haystacks = ground.search(seed=1).haystacks(ground.lm, "test")
+    haystacks = ground.search(seed=1).haystacks(ground.lm, "test")  # the heads were found with seed 0 on the dev split
     before, problems = _states(Condition(ground.lm), texts)
     return References(
         texts=texts,
@@ -341,16 +368,19 @@ def _states(condition: Condition, texts: Sequence[Rollout]) -> tuple[ndarray, nd
 
 
 def _shuffled(values: ndarray) -> ndarray:
-    """Return differences between the means of two random groups, each a fifth of the rows, as unit vectors: ``[PERMUTED, d_model]``."""
+    """Return differences between the means of two random groups of rows, as unit vectors: ``[PERMUTED, d_model]``.
+
+    Each group has a fifth of the rows, and no row is in both.
+    """
     rng, size = np.random.default_rng(0), max(2, len(values) // 5)
     drawn = [rng.permutation(len(values)) for _ in range(PERMUTED)]
-    # The first and the last ``size`` rows of a random order are two classes without a common row.
+    # The first and the last ``size`` rows of a random order are two groups without a common row.
     gaps = np.stack([values[order[:size]].mean(axis=0) - values[order[-size:]].mean(axis=0) for order in drawn])
     return gaps / np.linalg.norm(gaps, axis=1, keepdims=True)
 
 
 def _mechanism(ground: Ground, condition: Condition, responses: Sequence[Rollout], references: References) -> pd.DataFrame:
-    """Return the part of ``Result.points`` about internals: ``projection, short_push, retrieved, retrieval_write``."""
+    """Return the part of ``Result.points`` about internals: ``projection, short_push, retrieved, retrieval_write`` (see the module)."""
     # First sample of each problem of the training task (of every task, if that task is not among the main ones).
     trained_on = {p.id for p in ground.problems if p.meta.get("task") == ground.sizes.training.task}
     ids = trained_on or {p.id for p in ground.problems}
@@ -364,9 +394,10 @@ def _mechanism(ground: Ground, condition: Condition, responses: Sequence[Rollout
     parts.append(points("short_push", _short_push(condition, references.texts, references.finding)))
     answers = rollouts(condition, [h.problem for h in references.haystacks], GREEDY, progress=False)
     correct = pd.Series([float(r.correct) for r in answers], [r.problem_id for r in answers])
-    # Retrieval heads are compared on base's answers, so that every condition reads the same text.
+    # Heads are compared on base's answers, so that every condition reads the same text.
     with condition.active():
         measured = retrieval_heads.measure(condition.lm, needles.examples(references.haystacks, references.base_answers))
+    # Sum over the retrieval heads, per example; then the mean over the examples of a haystack.
     wrote = torch.stack([measured.values["write"][:, i, j] for i, j in references.writers]).sum(dim=0)
     parts += [points("retrieved", correct), points("retrieval_write", pd.Series(wrote.numpy()).groupby(list(measured.ids)).mean())]
     return pd.concat(parts, ignore_index=True)
@@ -386,5 +417,6 @@ def _short_push(condition: Condition, texts: Sequence[Rollout], finding: Finding
         # W: [d_model, head width], output weights of this head; u: the length direction, mapped to the output of attention in this layer.
         W = layout.W_O(layer).detach()[:, layout.head(layer, head)].cpu().double()
         u = layout.to_attn_out(layer, unit)
+        # Minus, because + is to mean short thinking, and the length direction points to long thinking.
         total -= states.values[:, layer, layout.head(layer, head)].double() @ W.T @ u
     return pd.Series(total.numpy()).groupby(list(states.rows["problem_id"])).mean()

@@ -68,7 +68,8 @@ class AlignedResults:
 
     Attributes:
         by_name: Name of the condition -> its results. Base must be one of the conditions.
-        problems: Metric -> sorted ids of the problems that have a value. Only metrics that are means over problems are included.
+        problems: Metric -> sorted ids of the problems for which base has a value. The keys are the metrics that are means over problems;
+            for the other metrics, such as quantiles, see ``judge``.
         main: Ids of the main problems, sorted.
     """
 
@@ -97,7 +98,7 @@ class AlignedResults:
 
     @cached_property
     def judge(self) -> Judge:
-        """Comparison with base for the metrics that are not means over problems, such as quantiles of length."""
+        """Object that compares conditions with base by the metrics that are not means over problems, such as quantiles of length."""
         # The board shows ``never_closed`` instead of ``closed``.
         names = [m for m, about in METRICS.items() if about.how and m not in self.problems and m != "closed"]
         return Judge.against(self.outcomes(BASE)[0], names)
@@ -113,7 +114,7 @@ class AlignedResults:
         Args:
             metric: Name of the metric.
             name: Name of the condition that is compared.
-            other: Name of the condition that is subtracted. If both conditions have several seeds, they must have equally many. For a
+            other: Name of the condition that is subtracted. If both conditions have several seeds, they must have the same number. For a
                 metric that is not a mean over problems, such as a quantile, only the first seed of ``other`` is used.
         """
         seeded = any(self.by_name[n].spec.varies for n in (name, other))
@@ -129,15 +130,16 @@ class AlignedResults:
 
 def estimates(table: AlignedResults, name: str) -> tuple[dict[str, Effect], dict[str, Effect]]:
     """Return two dicts for one condition: metric -> estimate, and metric -> difference from base (condition minus base, paired)."""
+    # Intervals are clipped to possible values, such as 0 to 1 for a share.
     judged = {m: e.within_bounds(m, table.base[m].estimate) for m, e in _unbounded(table, name).items()}
     return {m: e.estimate for m, e in judged.items()}, {m: e.change for m, e in judged.items()}
 
 
 def _unbounded(table: AlignedResults, name: str) -> dict[str, MetricEffect]:
-    """Return metric -> estimate and difference from base. Intervals are not clipped to possible values, such as 0 to 1."""
+    """Return metric -> estimate and difference from base, for one condition. Intervals are not clipped to possible values (0 to 1)."""
     seeded, judged = table.by_name[name].spec.varies, dict[str, MetricEffect]()
     for metric in table.problems:
-        values, base = table.value(name, metric), table.value(BASE, metric)[:1]
+        values, base = table.value(name, metric), table.value(BASE, metric)[:1]  # base: first seed only; [:1] keeps the axis
         if not np.isnan(values).all():
             estimate, change = (stats.mean_effect(values, minus, seeded=seeded) for minus in (None, base))
             judged[metric] = MetricEffect(estimate, change)
@@ -156,7 +158,7 @@ def levels(rows: pd.DataFrame) -> pd.Series:
 
     def third(difficulty: pd.Series) -> pd.Series:
         low, high = difficulty.min(), difficulty.max()
-        position = (difficulty - low) / max(high - low, 1)
+        position = (difficulty - low) / max(high - low, 1)  # 1: no division by 0 if all are equal
         return pd.Series(np.select([position < 1 / 3, position < 2 / 3], LEVELS[:2], LEVELS[2]), difficulty.index)
 
     return each.groupby("task", group_keys=False)["difficulty"].apply(third)
@@ -186,7 +188,10 @@ def cells(table: AlignedResults, name: str) -> dict[str, dict[str, Any]]:
 
 
 def _aligned(table: AlignedResults, name: str, metric: str) -> ndarray:
-    """Return the values of a metric on the main problems, ``[seeds, problems]``, in the order of ``table.main``."""
+    """Return the values of a metric for one condition, ``[seeds, problems]``, in the order of ``table.main``.
+
+    Every main problem must have a value of the metric, so that different metrics can be compared problem by problem.
+    """
     position = {p: i for i, p in enumerate(table.problems[metric])}
     return table.value(name, metric)[:, [position[p] for p in table.main]]
 
@@ -194,7 +199,10 @@ def _aligned(table: AlignedResults, name: str, metric: str) -> ndarray:
 def _interval(e: Effect) -> dict[str, float | str | None]:
     """Return ``mean, low, high`` of an effect as a dict for JSON (``None`` for NaN), with its ``note`` if there is one."""
     fields: dict[str, float | str | None] = {
-        k: None if v != v else float(f"{v:.6g}") for k, v in asdict(e).items() if k not in ("p", "note")
+        # v != v: NaN, which JSON does not have.
+        k: None if v != v else float(f"{v:.6g}")
+        for k, v in asdict(e).items()
+        if k not in ("p", "note")
     }
     return fields | {"note": e.note} if e.note else fields
 
@@ -213,6 +221,7 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
         metrics[name], paired[name] = estimates(table, name)
     paired.pop(BASE)
     corrected = statistics.holm_corrected(paired)
+    # The Pareto front needs accuracy and think tokens of the same problems.
     both = {m: {name: _aligned(table, name, m) for name in results} for m in statistics.HEADLINE}
     front = statistics.on_front(both["accuracy"], both["think_tokens"])
     conditions = {name: _about(table, name, metrics[name]) | {"front": front[name]} for name in results}
@@ -242,11 +251,16 @@ def make_board(ground: Ground, specs: Sequence[Spec], title: str) -> dict[str, A
 
 
 def made_by(by_name: Mapping[str, ConditionResults]) -> str:
-    """Return one line of text with the toolkit's version and a hash over all code with which the results were measured."""
+    """Return one line of text with the toolkit's version and one hash over the code versions of all results.
+
+    Args:
+        by_name: Name of the condition -> its results, from ``condition_results``.
+    """
     return store.made_by(store.key(sorted({str(r.about["made_by"]) for m in by_name.values() for r in m.results})))
 
 
 def _number(value: float | None) -> float | None:
+    """Return a p-value rounded to four significant digits for JSON; ``None`` for NaN."""
     return None if value is None or value != value else float(f"{value:.4g}")
 
 
@@ -287,7 +301,7 @@ def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int
     """
     rows = by_name[BASE].results[0].rows
     grouped = levels(rows).to_frame("level").join(rows.groupby("problem_id", sort=False)[["task", "difficulty"]].first())
-    each = max(1, count // max(1, grouped.groupby(["task", "level"]).ngroups))
+    each = max(1, count // max(1, grouped.groupby(["task", "level"]).ngroups))  # examples per task and level
     chosen = grouped.groupby(["task", "level"], sort=False).head(each).index[:count]
     by_id = {p.id: p for p in ground.problems}
     responses = {name: m.results[0].rows.query("sample == 0").set_index("problem_id") for name, m in by_name.items()}
@@ -312,11 +326,11 @@ def examples(ground: Ground, by_name: Mapping[str, ConditionResults], count: int
 
 
 def curves(ground: Ground, by_name: Mapping[str, ConditionResults]) -> dict[str, list[dict[str, Any]]]:
-    """Return the learning curves of the conditions of the family "trained".
+    """Return the learning curves of the policies that the board trained (family "trained").
 
     Returns:
         Name of the condition -> list with one dict per seed. Keys: ``seed``, and the equally long lists ``step, accuracy, think_tokens``
-        (means on held-out problems at each step). A policy without a training log in the board's directory has no curve.
+        (means on held-out problems at each step). A seed without a training log in the board's directory is left out of the list.
     """
     from toolkit.grpo.log import LOG, read  # imports transformers' trainer and peft
 
@@ -358,7 +372,7 @@ DAMAGE = (
     "accuracy", "accuracy_arithmetic", "accuracy_lookup", "shortest_20", "never_closed", "looping", "no_think", "failed_steps",
     "accuracy_running_sum", "running_sum_step", "retrieved", "pass_at_4x", "vote_at_4x",
 )  # fmt: skip
-"""Metrics in the figure "Gains and damage", one column each."""
+"""Metrics in the figure "Gains and damage", one column each; all are shares. ``metrics.METRICS`` describes them."""
 
 
 def sections(board: Mapping[str, Any]) -> list[dict[str, Any]]:

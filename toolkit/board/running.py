@@ -21,7 +21,7 @@ from toolkit.board.measure import (
 )
 from toolkit.board.spec import Spec, check_distinct
 
-WAIT = 5.0  # seconds to wait before checking again whether other processes have finished
+WAIT = 5.0  # seconds between two checks whether other processes have finished
 Unit = tuple[Spec, int]
 """A condition and a seed."""
 
@@ -29,8 +29,8 @@ Unit = tuple[Spec, int]
 def units(ground: Ground, specs: Sequence[Spec]) -> list[Unit]:
     """Return all pairs ``(condition, seed)`` of a board, in the order in which they are measured.
 
-    Seed 0 of every condition comes first, so that a board that is stopped later has a result of every condition. Conditions that are
-    neither random nor trained have seed 0 only.
+    Seed 0 of every condition comes first. So a board that is stopped during the other seeds has a result of every condition. Conditions
+    that are neither random nor trained have seed 0 only.
     """
     seeds = range(ground.sizes.seeds)
     return [(spec, seed) for seed in seeds for spec in specs if seed == 0 or spec.seeded]
@@ -39,13 +39,14 @@ def units(ground: Ground, specs: Sequence[Spec]) -> list[Unit]:
 def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: bool = True) -> None:
     """Measure every condition with every seed that has no saved result yet. Several processes that run the same board share the work.
 
-    A result from a different version of the code is measured again. If ``wait`` is True, a message names these results and the modules
-    that changed. Rollouts that a killed process left in the folder of a complete result are removed.
+    A result from a different version of the code is measured again. Rollouts that a killed process left behind are removed.
 
     Args:
+        ground: Base model, sizes and output directory of the board.
         specs: Conditions to measure.
-        wait: True to return only when all results exist, including those that other processes are measuring; False to return when every
-            remaining result is being measured by another process.
+        wait: For the main process, True: return only when all results exist, including those that other processes are measuring. A message
+            names the results that are measured again because the code changed. For a helper process, False: return without a message as
+            soon as other processes are measuring all remaining results.
         progress: True to show a progress bar.
 
     Raises:
@@ -72,6 +73,7 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
             worked = False
             for i in open_:
                 spec, seed = todo[i]
+                # The lock tells other processes that this one measures the result. Another may have finished it since ``open_`` was made.
                 with store.locked(places[i].with_suffix(".claim")) as mine:
                     if mine and not is_measured(places[i]):
                         bar.set_postfix_str(f"{spec.name}, seed {seed}")
@@ -86,7 +88,7 @@ def run(ground: Ground, specs: Sequence[Spec], *, wait: bool = True, progress: b
 
 
 def _remove_leftover_rollouts(folder: Path) -> None:
-    """Remove rollouts from the folder of a complete result. A process leaves them if it is killed just before it removes them."""
+    """Remove the rollouts in the folder of a complete result. They are there if the measuring process was killed before it removed them."""
     if is_measured(folder) and (leftover := rollouts_of_result(folder)):
         with store.locked(folder.with_suffix(".claim")) as mine:
             if mine:
@@ -97,13 +99,19 @@ def _remove_leftover_rollouts(folder: Path) -> None:
 def _measured(ground: Ground, spec: Spec, seed: int, references: References, expected: Path) -> Path:
     """Measure one condition with one seed, and return the folder of the result.
 
-    The folder is usually ``expected``. It is another one if the condition has changed since ``expected`` was computed, for example because
-    a model file was replaced.
+    Args:
+        ground: Base model, sizes and output directory of the board.
+        spec: The condition.
+        seed: Random seed of the condition.
+        references: Responses, hidden states and heads of base, from ``measure_references``.
+        expected: Folder that was computed for the result at the start of the board. The result gets another folder if the condition has
+            changed since, for example because a model file was replaced.
 
     Raises:
         identity.UnknownIdentityError: the condition's function returns a different condition at every call, so its result could never be
             read back.
     """
+    # A condition that changed once has the same folder at the second call; one that differs at every call has not.
     now = result_folder(ground, spec, seed)
     if now != expected and result_folder(ground, spec, seed) != now:
         raise identity.UnknownIdentityError(

@@ -1,7 +1,7 @@
 """Descriptions of the conditions of a board. Each is a ``Spec``: a name, a family, and a function that returns the condition.
 
-The arguments of the function are a ``Ground`` (the base model, the sizes, and inputs such as directions) and a seed. The result is a
-``Condition``: a model together with its interventions.
+The arguments of the function are a ``Ground`` (the base model, the sizes, and methods that compute, for example, a direction of thinking
+length) and a seed. The result is a ``Condition``: a model together with its interventions.
 
 To list your own conditions, write a Python file that defines ``CONDITIONS``. Copy ``toolkit/board/default.py``, or write, with your own
 function ``my_plan``::
@@ -22,11 +22,12 @@ Results are saved under a cache key. For a condition with your own function, suc
 * the code of the function, with all values, globals and functions that it uses;
 * the condition that the function returns: the fingerprint of the model, and the interventions.
 
-So the function is called even if the result is only loaded. In return, a model that was retrained at the same path is measured again.
+To compute the key, the function is called even if the result is only loaded. The benefit: a model that was retrained at the same path has
+another fingerprint, so it is measured again.
 
-If you pass ``identity={...}`` to ``Spec``, the key is computed from this mapping instead. Pass it if the function is slow, or if the
-function depends on more than its code and values, such as the content of a file. The mapping must hold everything that the measured numbers
-depend on, such as the fingerprint of a model.
+If you pass ``identity={...}`` to ``Spec``, the key is computed from this mapping, and the function is not called. Pass it if the function
+is slow, or if it depends on more than its code and values, such as the content of a file. The mapping must hold everything that the
+measured numbers depend on, such as the fingerprint of a model.
 """
 
 from __future__ import annotations
@@ -67,15 +68,15 @@ class Spec:
         family: One of ``FAMILIES``; sets colour and symbol in figures.
         make: Function ``(ground, seed) -> Condition``.
         seeded: True to measure several seeds, because the condition is random or trained.
-        paper: arXiv id, or "".
-        note: Description in one line.
+        paper: arXiv id of the method's paper, or "".
+        note: Description in one line, for the web page.
         identity: Values that determine the condition, for the cache key of its results. If empty, the key is computed from ``make`` and
             from the condition that ``make`` returns.
         recipe: Recipe of a trained policy; ``None`` for a condition that is not trained by the board.
         reward: Reward object that replaces the reward of ``recipe``; ``None`` keeps the recipe's.
-        steps: Function ``ground -> number of training steps``, for the cost table.
-        through: Function without arguments that returns module -> hash of its code (see ``store.modules_of``), for further modules that
-            the results depend on, such as those that train a policy.
+        steps: Function from the ``Ground`` to the number of training steps, for the cost table; 0 for a condition without training.
+        through: Function without arguments that returns further modules that the results depend on, such as those that train a policy.
+            It returns a mapping from module to hash of its code, as ``store.modules_of`` does.
     """
 
     name: str
@@ -104,9 +105,10 @@ class Spec:
 
     @cached_property
     def known(self) -> Identity:
-        """Part of the cache key that needs no model: a description of ``make`` (or ``identity``), and the toolkit modules it uses.
+        """Part of the cache key that can be computed without calling ``make``: a description of it, and the toolkit modules that it uses.
 
-        It is computed only once, because a call of ``make`` may change values that ``make`` reads.
+        If ``identity`` is not empty, it is the description. The property is computed only once, because a call of ``make`` may change
+        variables that ``make`` reads.
 
         Raises:
             identity.UnknownIdentityError: the description cannot be computed; the message says what to do.
@@ -118,13 +120,15 @@ class Spec:
         return Identity(known.body, known.modules | identity.of(self.make, strict=False).modules)
 
     def basis(self, ground: Ground, seed: int, *, made: Condition | None = None) -> store.Basis:
-        """Return a record of all inputs of one result. A saved result is used only if its record has the same hash.
+        """Return a record of everything that one result depends on. Its hash is the cache key of the result.
 
-        The inputs are the condition, the seed, the base model, the problems, the sizes of the board, and the code. The name of the
-        condition is not an input.
+        The record covers the condition, the seed, the base model, the problems, the sizes of the board, and the code. The name of the
+        condition is not part of it.
 
         Args:
-            made: The condition, if ``make`` was called before. If it is ``None`` and ``identity`` is empty, ``make`` is called here.
+            ground: Base model and sizes of the board.
+            seed: Random seed of the condition.
+            made: What ``make`` returns, if it was called before. If it is ``None`` and ``identity`` is empty, ``make`` is called here.
         """
         about, condition = self.known, Identity(None, frozenset())
         if not self.identity:
@@ -139,7 +143,10 @@ class Spec:
 
 
 def _spec(name: str, family: str, make: Callable[..., Condition], about: Mapping[str, Any], **more: Any) -> Spec:
-    """Return a spec for a function ``make`` with the arguments ``about``. Its ``identity`` is the function's name and these arguments."""
+    """Return a spec whose function is ``make`` with the keyword arguments ``about`` filled in.
+
+    Its ``identity`` is the name of ``make`` and these arguments, so the cache key needs no call of ``make``. ``more`` are further fields.
+    """
     return Spec(name, family, partial(make, **about), identity={"maker": make.__name__, **about}, **more)
 
 
@@ -227,15 +234,17 @@ def edited(
 ) -> Spec:
     """Return a condition that edits weights with ThinkEdit (arXiv 2503.22048).
 
-    The edit projects the direction of thinking length out of the output of the heads that write most towards short thinking.
+    The edit takes the heads that write most towards short thinking, and changes the component of their output along the direction of
+    thinking length.
 
     Args:
         name: Unique name of the condition.
-        strength: lambda of the edit. 1 removes the component along the direction from the heads' output; 2 reverses the component.
+        strength: lambda of the edit. 1 removes the component; 2 reverses it.
         form: Name of the form of ThinkEdit, a key in ``jobs.FORMS``.
         fraction: Share of all heads to edit, 0 to 1; ``None`` means ``Sizes.fraction`` of the board.
-        control: Random control to return instead of the edit. ``"heads"``: edit equally many random heads of the same layers.
-            ``"direction"``: edit the same heads along a random direction that they can write. ``""``: no control.
+        control: Random control to return instead of the edit. ``"heads"``: edit equally many other heads of the same layers, chosen at
+            random. ``"direction"``: edit the same heads along a random direction in the column space of their output weights W_O. (A fully
+            random direction is nearly orthogonal to this space, so that edit would change little.) ``""``: no control.
         adapter: True to write the edit as a rank-1 PEFT adapter and merge it with peft, instead of editing the weights.
     """
     about = {"strength": strength, "form": form, "fraction": fraction, "control": control, "adapter": adapter}
@@ -259,11 +268,13 @@ def _edited(
 
 
 def _adapted(ground: Ground, plan: Any) -> LM:
+    """Return base with a plan's edit, which is saved as a PEFT adapter and merged into a copy of base. A saved adapter is reused."""
     code = store.modules_of("toolkit.vectors.weights")
     folder = ground.out / "adapters" / store.Basis([ground.lm.fingerprint, identity.of(plan).body], code).key
     with store.locked(folder, wait=True):
         if not store.is_whole(folder):
             vectors.save_adapter(ground.lm, plan, folder)
+    # A copy, because merging changes the model in place.
     model = shipped.merge(copy.deepcopy(ground.lm.model), folder, ground.lm.model.dtype)
     return lms.child(ground.lm, model, f"{ground.lm.name} + adapter of {plan.name}", made_from=edits.plan_origins(plan))
 
@@ -283,10 +294,10 @@ def steered(
         name: Unique name of the condition.
         strength: Factor by which the direction is multiplied before it is added to the residual stream; + lengthens thinking, - shortens
             it. The direction is a difference of mean activations (long minus short thinking) and is not normalised.
-        direction: ``"thinkedit"``: the part of ThinkEdit's direction that the edited heads write (our form of ThinkEdit).
-            ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
+        direction: ``"thinkedit"``: mean output of the heads that our form of ThinkEdit edits, in long thinking minus in short thinking. It
+            is zero in layers without such heads. ``"efficiency"``: the direction of Efficiency Steering (arXiv 2506.15647).
         layers: Layers to steer; negative numbers count from the last layer. ``None`` means all layers.
-        during: Positions to steer: ``"all"``, or a phase of the response, such as ``"think"``.
+        during: Positions to steer: ``"all"``, or a phase of the response, such as ``"think"``; see ``edits.steering``.
         control: True for a random control: steer along a random direction of equal norm instead.
     """
     about = {"strength": strength, "direction": direction, "layers": layers, "during": during, "control": control}
@@ -303,19 +314,20 @@ def _steered(
 ) -> Condition:
     v = ground.direction(direction)
     v = random_like(v, seed=seed) if control else v
-    chosen = None if layers is None else [layer % ground.lm.layout.n_layers for layer in layers]
+    chosen = None if layers is None else [layer % ground.lm.layout.n_layers for layer in layers]  # -1 becomes the last layer
     return Condition(ground.lm, (steering(v, strength, layers=chosen, during=during),))
 
 
 def masked(name: str, count: int, *, control: bool = False) -> Spec:
     """Return a condition that masks the top retrieval heads of the base model: heads that copy from the prompt (arXiv 2404.15574).
 
-    A masked head attends uniformly while decoding. Heads are ranked by how much they add to the logit of the retrieved token (our score).
+    A masked head attends uniformly while decoding. Heads are ranked by how much they add to the logit of the retrieved token. This is our
+    score; the paper ranks heads by how often they copy.
 
     Args:
         name: Unique name of the condition.
         count: Number of heads to mask.
-        control: True for a random control: mask equally many random heads of the same layers instead.
+        control: True for a random control: mask equally many other heads of the same layers instead, chosen at random.
     """
     note = f"{count} {'random heads of the same layers' if control else 'retrieval heads'}, uniform attention in decode"
     about = {"count": count, "control": control}
@@ -325,6 +337,7 @@ def masked(name: str, count: int, *, control: bool = False) -> Spec:
 def _masked(ground: Ground, seed: int, *, count: int, control: bool) -> Condition:
     plan = retrieval_heads.mask_plan(ground.measure_retrieval().scores["write (ours)"], count)
     plan = edits.random_heads(plan, ground.lm.layout, seed=seed) if control else plan
+    # "newest": the token that is decoded, so the prompt is read without a mask, except its last token.
     return Condition(ground.lm, (masks.masking(plan, "uniform", during="newest"),))
 
 
@@ -348,8 +361,8 @@ def with_intervention(name: str, act: Intervention, family: str = "decode", pape
 
     Args:
         name: Unique name of the condition.
-        act: Intervention that does not depend on the model, such as ``baselines.Suppress(("w",))``, which bans the token ``w`` in thinking.
-            For an intervention that is computed from the base model, such as a steering vector, write a ``Spec`` with your own function.
+        act: Intervention, such as ``baselines.Suppress(("w",))``, which bans the token ``w`` in thinking. If it is computed from the base
+            model, as a steering vector is, write a ``Spec`` with your own function instead.
         family: One of ``FAMILIES``; sets colour and symbol in figures.
         paper: arXiv id, or "".
     """
@@ -385,17 +398,18 @@ def trained(
     steer: float = 0.0,
     note: str = "",
 ) -> Spec:
-    """Return a condition that trains a policy with GRPO, alone or combined with an edit before training or steering after it.
+    """Return a condition that trains a policy with GRPO. An edit before training and steering after it are optional.
 
     Args:
         name: Unique name of the condition.
-        recipe: Recipe with its paper's numbers. ``Sizes.training`` of the board may change them, see ``TrainingPlan.sized``.
+        recipe: Recipe with the hyperparameters of its paper. ``Sizes.training`` of the board may change them, see ``TrainingPlan.sized``.
         reward: Reward object to use instead of the recipe's; ``None`` keeps the recipe's. The object's class and fields are part of the
             cache key.
         merged: True to add only the largest 25 % of the weight changes, times 0.7, to the base model (DLER's update-selective merging,
             arXiv 2510.15110).
-        edit: Strength (lambda) of ThinkEdit's edit, applied before training (our form of ThinkEdit); 0 for none.
-        steer: Strength of steering the trained policy along ThinkEdit's direction while it thinks; 0 for none, + lengthens thinking.
+        edit: Strength (lambda) of an edit before training, with our form of ThinkEdit; 0 for none.
+        steer: Strength of steering the trained policy while it thinks, along the direction ``"thinkedit"`` (see ``steered``); 0 for none,
+            + lengthens thinking.
         note: Description of the condition in one line; "" generates one.
 
     Raises:
@@ -425,7 +439,12 @@ def trained(
 def _check_known(name: str, reward: Any) -> None:
     """Raise UnknownIdentityError if the reward cannot be described in a cache key.
 
-    The name of the trained policy's folder contains a hash of this description, even if the condition has an ``identity``.
+    The folder of the trained policy is named by a hash that covers the reward. So the description is needed even if the condition's own
+    cache key is computed from ``identity``.
+
+    Args:
+        name: Name of the condition, for the error message.
+        reward: Reward object.
     """
     try:
         identity.of(reward)
@@ -439,10 +458,11 @@ def _check_known(name: str, reward: Any) -> None:
 def _trained(ground: Ground, seed: int, *, recipe: Recipe, reward: Any, merged: bool, edit: float, steer: float) -> Condition:
     start = edits.apply(ground.lm, ground.plan(edit)) if edit else None
     policy = ground.train(recipe, seed, start=start, reward=reward).lm
-    # The policy gets the number type of base, so that the difference from base does not include an effect of the number type.
+    # The policy gets the dtype of base, so that the difference from base does not include an effect of rounding.
     dtype = ground.lm.model.dtype
     lm = merging.selective_merge(ground.lm, policy, dtype=dtype) if merged else merging.in_type_of(start or ground.lm, policy)
     acts = (steering(ground.direction("thinkedit"), steer, during="think"),) if steer else ()
     # A policy that was trained with a budget in the prompt is evaluated with the last budget of its training.
     curriculum = ground.sizes.training.sized(recipe).curriculum
+    # Steps count from 0, so the last one is ``steps - 1``.
     return Condition(lm, acts, ask=curriculum.ask(ground.sizes.training.steps - 1) if curriculum else None)

@@ -1,7 +1,7 @@
 """Holm's correction of the p-values of a board, and the Pareto front of accuracy and think length.
 
-Estimates, intervals and p-values come from ``toolkit.metrics`` and ``toolkit.stats.seeds``. Holm's correction covers all conditions:
-accuracy and think tokens together, every other metric by itself.
+Estimates, intervals and p-values come from ``toolkit.metrics`` and ``toolkit.stats.seeds``. Holm's correction is over all conditions of
+the board. The tests of accuracy and of think tokens are corrected together; those of any other metric only among themselves.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy import ndarray
 from toolkit import stats
 from toolkit.stats import Effect
 
-HEADLINE = ("accuracy", "think_tokens")
+HEADLINE = ("accuracy", "think_tokens")  # the metrics that are corrected together, and the axes of the Pareto front
 
 
 def holm_corrected(paired: Mapping[str, Mapping[str, Effect]]) -> dict[str, dict[str, float]]:
@@ -63,7 +63,7 @@ def on_front(
     problem_weights = np.stack([np.bincount(row, minlength=n) for row in stats.resamples(n, seed=seed, times=times)]) / n
     resampled = []
     for table in (accuracy, tokens):
-        rng = np.random.default_rng(seed)  # the same seeds are drawn for both metrics
+        rng = np.random.default_rng(seed)  # restarted, so that both metrics get the same resamples of seeds
         means = []
         for name in names:
             seeds = len(table[name])

@@ -26,7 +26,7 @@ def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
     present = next(iter(scores.values())).present.numpy()  # a layer may have fewer heads than others, or none
     names = [f"{layer}.{head}" for layer, head in np.argwhere(present)]
     raw = np.array([v[present] for v in values.values()])
-    scaled = raw / np.abs(raw).max(axis=1, keepdims=True).clip(min=1e-12)
+    scaled = raw / np.abs(raw).max(axis=1, keepdims=True).clip(min=1e-12)  # 1e-12: a row may be all zeros
     heat = go.Heatmap(
         x=names,
         y=list(values),
@@ -39,6 +39,7 @@ def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
         hovertemplate="head %{x}<br>%{y}: %{customdata:.3g}<extra></extra>",
     )
     figure = go.Figure(heat)
+    # A vertical line between the last head of a layer and the first of the next.
     for end in np.cumsum(present.sum(axis=1))[:-1]:
         figure.add_vline(x=end - 0.5, line={"color": "black", "width": 1})
     axes = {"xaxis": {"title": "layer.head", "type": "category"}, "yaxis": {"autorange": "reversed", "automargin": True}}
@@ -46,13 +47,13 @@ def lenses(scores: Mapping[str, HeadScores]) -> go.Figure:
 
 
 def agreement(table: pd.DataFrame) -> go.Figure:
-    """Heat map with one cell per pair of measures: the number of heads that are top heads by both measures.
+    """Heat map with one cell per pair of measures: the number of heads that are among the top heads of both.
 
-    A cell also shows the p-value of that number (heads permuted within their layers), and Spearman's rank correlation of the two measures
-    over all heads.
+    A cell also shows a p-value of that number, from permutations of the heads within their layers, and Spearman's rank correlation of the
+    two measures over all heads.
 
     Args:
-        table: From ``jobs.agreement``.
+        table: Table from ``jobs.agreement``, whose argument ``count`` sets the number of top heads.
     """
     pairs = table["pair"].str.split(" / ", expand=True)
     names = list(dict.fromkeys([*pairs[0], *pairs[1]]))
@@ -87,8 +88,8 @@ def attention(
 
     Args:
         weights: Attention weights, 0 to 1, from each query (row) to each key (column).
-        queries: Texts of the query tokens. At each, the model predicts the next token. A token that is one space is shown as ␣, a line
-            break as ↵.
+        queries: Texts of the query tokens: for each generated token of interest, the token before it, since it is there that the model
+            predicts. A token that is one space is shown as ␣, a line break as ↵.
         keys: Texts of the key tokens, shown in the same way.
         title: Title of the figure.
     """

@@ -1,7 +1,7 @@
 """Figures of a board, the comparison of conditions in ``board.json``.
 
-They show accuracy against length, shifts of hidden states, chains of additions, differences from base (the unchanged model), and the
-contribution of the short-thinking heads.
+They show accuracy against length, shifts of hidden states, accuracy on chains of additions (``17+5-9=?``), differences from base (the
+unchanged model), and the contribution of the short-thinking heads (those that ThinkEdit edits).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Board = Mapping[str, Any]
 
 
 def _of(board: Board, family: str, metric: str = "accuracy") -> list[tuple[str, Mapping[str, Any]]]:
-    """Return ``(name, entry of the board)`` for each condition of a family for which the metric was measured."""
+    """Return the entries of ``board["conditions"]`` for a family, as pairs ``(name, entry)``. Those without the metric are left out."""
     return [(name, c) for name, c in board["conditions"].items() if c["family"] == family and metric in c["metrics"]]
 
 
@@ -86,6 +86,7 @@ def pareto(board: Board, *, labels: Sequence[str] = ()) -> go.Figure:
         few |= any(few_seeds(v) for v in y)
     layout = {"xaxis_title": "think tokens", "yaxis_title": "accuracy", "yaxis_tickformat": ".0%", "legend_traceorder": "reversed"}
     means = [c["metrics"]["think_tokens"]["mean"] for c in board["conditions"].values() if "think_tokens" in c["metrics"]]
+    # The space on the left is for labels, which are centred on their points.
     ranges = {
         "xaxis_range": [-0.16 * max(means), 1.2 * max(means)],
         "yaxis_range": [-0.04, 1.04],
@@ -109,6 +110,7 @@ def state_shifts(board: Board) -> go.Figure:
     rows.sort(key=lambda row: row[1]["shift"]["cosine"])
     figure, names = go.Figure(), [name for name, _ in rows]
     bound = [c["shift"]["random"] for _, c in rows]
+    # A bar from -bound to +bound: plotly takes its start (``base``) and its length.
     figure.add_bar(
         x=[2 * b for b in bound],
         y=names,
@@ -142,9 +144,9 @@ def state_shifts(board: Board) -> go.Figure:
 def chain_accuracy(board: Board) -> go.Figure:
     """Scatter plot of accuracy on chains of additions against p^H, the accuracy expected from single steps (arXiv 2509.09677).
 
-    There is one point per condition. p is the share of the condition's steps that are right, and H the number of steps in a response. p^H
-    is averaged over problems. Below the diagonal, the accuracy is worse than the single steps predict. Above the diagonal, the condition
-    corrects wrong steps.
+    There is one point per condition. p is the share of the condition's steps that follow from the total before them. H is the number of
+    steps in the response to a problem. p^H is averaged over problems. Below the diagonal, the accuracy is worse than the single steps
+    predict. Above the diagonal, the condition corrects wrong steps.
 
     Args:
         board: Content of ``board.json``.
@@ -192,6 +194,7 @@ def metric_differences(board: Board, metrics: Sequence[str]) -> go.Figure:
             d = board["paired"][name].get(metric)
             if d and d["mean"] is not None:
                 text[i][j] = f"({100 * d['mean']:+.0f})" if few_seeds(d) else f"{100 * d['mean']:+.0f}"
+                # The colour shows the difference only if it is significant; 0 is white.
                 values[i, j] = d["mean"] if d["p_holm"] is not None and d["p_holm"] < 0.05 else 0.0
     figure = go.Figure(
         go.Heatmap(
@@ -221,8 +224,8 @@ def head_change(board: Board) -> go.Figure:
     """Scatter plot of think tokens against the contribution of base's short-thinking heads, one point per condition.
 
     Short-thinking heads are the heads that ThinkEdit edits. Every condition reads the same responses of base. The contribution is the
-    component of these heads' output along the direction of short thinking, in units of the residual stream. If a trained model thinks longer
-    but these heads write the same, other parts of the model changed.
+    component of these heads' output along the direction of short thinking, in units of the residual stream. If a trained model thinks
+    longer but the contribution is the same, other parts of the model changed.
 
     Args:
         board: Content of ``board.json``.

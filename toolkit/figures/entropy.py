@@ -21,6 +21,7 @@ def entropy_by_position(curves: Mapping[str, pd.DataFrame], by: str = "position"
     figure = go.Figure()
     for i, (name, rows) in enumerate(curves.items()):
         colour, x = COLOURS[i % len(COLOURS)], list(rows[by])
+        # The band is a closed polygon: along the upper ends, then back along the lower ends.
         outline = [*rows["high"], *rows["low"][::-1]]
         band = {"fill": "toself", "fillcolor": colour, "opacity": 0.15, "line": {"width": 0}, "hoverinfo": "skip"}
         figure.add_scatter(x=[*x, *x[::-1]], y=outline, mode="lines", showlegend=False, legendgroup=name, **band)
@@ -73,9 +74,10 @@ def correlation(rows: pd.DataFrame, table: pd.DataFrame, x: str = "entropy", y: 
 
 
 def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> go.Figure:
-    """Dot plot of the correlation of each measure with right answers, pooled and within problems, with 95 % intervals.
+    """Dot plot of the correlation between each measure of thinking, such as its length, and correctness, with 95 % intervals.
 
-    A negative coefficient means that a larger value of the measure goes with wrong answers.
+    Each measure has two dots. Pooled: over all rollouts. Within problem: after subtracting the problem's mean, so that differences in
+    difficulty do not contribute. A negative coefficient means that a larger value of the measure goes with wrong answers.
 
     Args:
         table: Table from ``failed_steps.correctness_correlations``.
@@ -88,7 +90,7 @@ def coefficients(table: pd.DataFrame, title: str, *, kind: str = "spearman") -> 
         rows = chosen[chosen["scope"] == scope].set_index("measure").loc[names]
         error = {"symmetric": False, "array": rows["high"] - rows["r"], "arrayminus": rows["r"] - rows["low"], "color": "#888888"}
         marker = {"size": 10, "color": colour, "line": {"color": "#444444", "width": 1}}
-        places = [i + at for i in range(len(names))]
+        places = [i + at for i in range(len(names))]  # the two dots of a measure are a little apart
         figure.add_scatter(x=list(rows["r"]), y=places, name=name, mode="markers", marker=marker, error_x=error)
     figure.add_vline(x=0, line={"color": "black", "width": 1})
     labels = [name.replace("_", " ") for name in names]

@@ -10,14 +10,14 @@ from toolkit.types import HeadScores, Plan
 
 
 def head_scores(scores: HeadScores, plan: Plan | None = None) -> go.Figure:
-    """Heat map of head scores, one row per layer and one column per head. Cells without a head stay empty.
+    """Heat map of head scores, one row per layer and one column per head. A layer with fewer heads than others has empty cells.
 
     Args:
         scores: Score of every head.
         plan: Plan of an edit. The heads to edit are outlined; ``None`` outlines none.
     """
     values = scores.score.numpy()
-    limit = float(np.nanmax(np.abs(values))) or 1.0
+    limit = float(np.nanmax(np.abs(values))) or 1.0  # symmetric colours: 0 is white; 1 if all scores are 0
     figure = go.Figure(
         go.Heatmap(
             z=values,

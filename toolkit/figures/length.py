@@ -1,4 +1,4 @@
-"""Figures of think length and accuracy: histogram of lengths, values by layer, accuracy against length, and differences from base."""
+"""Figures of think length: histogram, accuracy against length, differences from base, and directions of thinking length by layer."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def length_distribution(rollouts: Sequence[Rollout], by=None) -> go.Figure:
     labels = [(by(r) if by else None) or ("in no class" if by else "all") for r in rollouts]
     lengths = np.array([r.think_tokens for r in rollouts])
     colours = {"short": SHORT_COLOUR, "long": LONG_COLOUR}
-    size = max(1, round(lengths.max() / 60)) if len(lengths) else 1
+    size = max(1, round(lengths.max() / 60)) if len(lengths) else 1  # width of a bin in tokens: about 60 bins
     figure = go.Figure()
+    # "short" first, then "long", then the rest.
     for label in sorted(set(labels), key=lambda name: (name != "short", name != "long", name)):
         members = lengths[[name == label for name in labels]]
         colour = colours.get(label, GREY)
@@ -92,6 +93,7 @@ def differences(summary: pd.DataFrame, metric: str, *, base: str = "base") -> go
         metric: Name of the metric, a value in the column ``metric`` of ``summary``.
         base: Name of the base condition, which has no row in the plot.
     """
+    # Reversed, because plotly draws the first row at the bottom.
     rows = summary[(summary["metric"] == metric) & (summary["condition"] != base)].iloc[::-1]
     low, high = rows["difference_low"], rows["difference_high"]
     clear = (low < high) & ((low > 0) | (high < 0))  # an interval of width 0 means that nothing varies, so the spread is unknown

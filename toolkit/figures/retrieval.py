@@ -1,6 +1,7 @@
-"""Figures of retrieval heads (heads that copy from the prompt): accuracy by needle position, sparsity, stability, effect of masking.
+"""Figures of retrieval heads, which copy from the prompt: how few they are, how stable their ranking is, what masking them does.
 
-A needle is a fact hidden in a long prompt. The depth of a needle is its relative position in the prompt, from 0 (start) to 1 (end).
+A further figure shows accuracy by needle position. A needle is a fact hidden in a long prompt. The depth of a needle is its relative
+position in the prompt, from 0 (start) to 1 (end).
 """
 
 from __future__ import annotations
@@ -62,12 +63,13 @@ def sparsity(table: pd.DataFrame) -> go.Figure:
 
 
 def stability(table: pd.DataFrame) -> go.Figure:
-    """Line plot of the stability of the top heads, with one line per ranking of the heads.
+    """Line plot of the stability of the top heads against the number of examples, with one line per ranking of the heads.
 
-    Heads are scored on ``n`` examples and on all examples. Stability is the share of the top heads that both scores have in common.
+    Stability is the share of the top heads that stay top heads when heads are scored on ``n`` examples instead of on all.
 
     Args:
-        table: Columns ``ranking`` (name), ``n`` (number of examples) and ``overlap`` (stability, 0 to 1).
+        table: Columns ``ranking`` (name of the score by which heads are ranked), ``n`` (number of examples) and ``overlap`` (stability, 0
+            to 1).
     """
     figure = go.Figure()
     for i, (name, rows) in enumerate(table.groupby("ranking", sort=False)):
@@ -106,7 +108,7 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
             figure.add_scatter(
                 x=part["heads"], y=part[columns[0]], hovertext=hover, error_y=_bars(part, *columns), row=1, col=column, **line
             )
-        unmasked = float((part["accuracy"] + part["lost"]).iloc[0])
+        unmasked = float((part["accuracy"] + part["lost"]).iloc[0])  # accuracy without a mask; equal in all rows
         figure.add_hline(y=unmasked, line={"color": GREY, "dash": "dot"}, row=1, col=column)
     figure.update_xaxes(title="heads masked").update_yaxes(range=[0, 1.03])
     figure.update_yaxes(title="accuracy", row=1, col=1)
@@ -114,14 +116,17 @@ def masking_curve(table: pd.DataFrame) -> go.Figure:
 
 
 def masking_forms(table: pd.DataFrame) -> go.Figure:
-    """Dot plot of accuracy with random heads masked minus accuracy with the top heads masked: + means that the top heads matter more.
+    """Dot plot that compares masking the top heads with masking random heads, for several ways of masking.
 
-    There is one row per combination of operation (uniform attention, zero output, mean output) and phase (decode only, or prefill too), and
-    one colour per ranking of the heads. Only the largest number of masked heads of each ranking is shown. Error bars are 95 % intervals.
+    The horizontal axis is accuracy with random heads masked minus accuracy with the top heads masked: + means that the top heads matter
+    more. There is one row per way of masking: an operation (uniform attention, zero output or mean output) and a phase (decoding only, or
+    prefill too). Each ranking of the heads has its own colour; only its largest number of masked heads is shown. Error bars are 95 %
+    intervals.
 
     Args:
         table: Table from ``jobs.masking_effects``.
     """
+    # Reversed, because plotly draws the first row at the bottom.
     rows = table[table["heads"] == table.groupby("ranking")["heads"].transform("max")].iloc[::-1]
     labels = rows["op"] + ", " + rows["during"]
     figure = go.Figure()
@@ -150,7 +155,7 @@ def thinking_or_not(table: pd.DataFrame) -> go.Figure:
     Args:
         table: Table from ``jobs.thinking_or_not``.
     """
-    rows = table[(table["masked"] != "nothing") & (table["mode"] != "thinking - directly")]
+    rows = table[(table["masked"] != "nothing") & (table["mode"] != "thinking - directly")]  # the last: difference of the two modes
     names = list(rows["task"].unique())
     figure = make_subplots(rows=1, cols=len(names), subplot_titles=names, shared_yaxes=True)
     for column, task in enumerate(names, 1):

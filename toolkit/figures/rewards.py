@@ -21,6 +21,7 @@ def reward_by_length(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
     names = list(table["name"].unique())
     down = math.ceil(len(names) / across)
     titles = [name.replace("_", " ") for name in names]
+    # As shares of the figure. 0.3 / down is plotly's default for the vertical spacing, too wide for few rows.
     spacing = {"horizontal_spacing": 0.06, "vertical_spacing": min(0.14, 0.3 / down)}
     figure = make_subplots(rows=down, cols=across, subplot_titles=titles, shared_xaxes=True, **spacing)
     for i, name in enumerate(names):
@@ -30,7 +31,7 @@ def reward_by_length(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
             dots = {"mode": "markers", "marker": {"color": colour, "size": 5, "opacity": 0.45}, "text": part["problem_id"]}
             legend_entry = {"name": label, "legendgroup": label, "showlegend": i == 0}
             figure.add_scatter(x=part["tokens"], y=part["reward"], row=row + 1, col=column + 1, **dots, **legend_entry)
-        if row == down - 1 or i + across >= len(names):
+        if row == down - 1 or i + across >= len(names):  # no panel below this one
             figure.update_xaxes(title="tokens", showticklabels=True, row=row + 1, col=column + 1)
     legend = {"orientation": "h", "yref": "container", "y": 0.97, "yanchor": "top", "x": 1, "xanchor": "right"}
     framed = styled(figure, "Reward against response length")
@@ -42,9 +43,9 @@ def reward_by_length(table: pd.DataFrame, *, across: int = 3) -> go.Figure:
 def reward_pushes(table: pd.DataFrame) -> go.Figure:
     """Heat map of the mean advantage of short and long, right and wrong responses, one row per reward.
 
-    Training makes responses with a positive advantage more likely. A response is short or long relative to the median length of the
-    responses to the same problem. The percentage after the name of a reward is the share of problems whose responses all get the same
-    reward; their advantages are 0.
+    Training makes responses with a positive advantage more likely. A response is short or long if it is below or above the median length
+    of the responses to the same problem. The percentage after the name of a reward is the share of problems whose responses all get the
+    same reward; their advantages are 0.
 
     Args:
         table: Table from ``rewards.mean_advantages``.

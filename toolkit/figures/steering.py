@@ -57,6 +57,7 @@ def _against_strength(table: pd.DataFrame, panels: Mapping[str, str], usable: Us
         for column, metric in enumerate(panels, 1):
             rows = part[part["metric"] == metric].sort_values("strength")
             band = {"fill": "toself", "fillcolor": colour, "opacity": 0.15, "line": {"width": 0}, "hoverinfo": "skip"}
+            # The band is a closed polygon: along the upper ends, then back along the lower ends.
             outline = [*rows["high"], *rows["low"][::-1]]
             shared = {"legendgroup": str(name), "row": 1, "col": column}
             figure.add_scatter(
@@ -71,10 +72,10 @@ def _against_strength(table: pd.DataFrame, panels: Mapping[str, str], usable: Us
 
 
 def target_lengths(table: pd.DataFrame) -> go.Figure:
-    """Line plots against target length (think tokens): how well steering at the best strength for each target hits the target.
+    """Line plots that show how well steering hits target lengths. The horizontal axis is the target length in think tokens.
 
-    The left panel shows the mean think tokens of the steered model, with the target as a dotted line. The right panel shows the share of
-    responses within 20 % of the target, for the steered model and for base.
+    For each target, the strength is used whose mean think length is closest. The left panel shows that mean, with the target as a dotted
+    line. The right panel shows the share of responses within 20 % of the target, for the steered model and for base.
 
     Args:
         table: Table from ``doses.targets``.
@@ -84,6 +85,7 @@ def target_lengths(table: pd.DataFrame) -> go.Figure:
     figure.add_scatter(x=table["target"], y=table["mean"], row=1, col=1, **line)
     exact = {"mode": "lines", "line": {"color": GREY, "dash": "dot"}, "name": "target"}
     figure.add_scatter(x=table["target"], y=table["target"], row=1, col=1, **exact)
+    # Percent in the table, shares in the figure.
     figure.add_scatter(x=table["target"], y=table["flexible"] / 100, row=1, col=2, showlegend=False, **line)
     base = {"mode": "lines+markers", "line": {"color": COLOURS[1]}, "name": "base"}
     figure.add_scatter(x=table["target"], y=table["base_flexible"] / 100, row=1, col=2, **base)

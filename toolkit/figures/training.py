@@ -57,7 +57,10 @@ def learning_curves(curves: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
 
 
 def _over_seeds(logs: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
-    """Return a table ``mean, low, high`` over logs (mean, smallest, largest value of a metric), for each step that every log has."""
+    """Return the mean, smallest and largest value of a metric over several logs: columns ``mean, low, high``, one row per step.
+
+    Only steps for which every log has a value are in the table. Logs without the metric are left out; without any, the table is empty.
+    """
     columns = [log.set_index("step")[metric].dropna().astype(float) for log in logs if metric in log]
     if not columns:
         return pd.DataFrame()
