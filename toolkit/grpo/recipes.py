@@ -123,8 +123,8 @@ class Recipe:
     def scaled(self) -> Recipe:
         """Return the recipe scaled to the tiny reasoner, the small model in this package.
 
-        It has 16 problems x 8 samples per generation, one update, and short responses. Reward options and prompts are scaled too. All new
-        numbers are ours.
+        It has 16 problems x 8 samples per generation, one optimizer step per generation, and short responses. Reward options and prompts
+        are scaled too. All new numbers are ours.
         """
         return replace(
             self,

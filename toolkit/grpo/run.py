@@ -8,8 +8,8 @@ Files in a run's directory:
 * ``model`` and, with LoRA, ``adapter``: the result, written by a finished run (see ``saved``).
 
 Precision. Trained weights are fp32, whatever dtype the model was loaded in. At a usual learning rate, one AdamW step changes a weight by
-less than the distance to the next bfloat16 number, so bfloat16 weights would not change. A model that was loaded in bfloat16 samples and
-trains under autocast to bfloat16.
+less than half the distance to the next bfloat16 number, so most bfloat16 weights would never change. A model that was loaded in bfloat16
+samples and trains under autocast to bfloat16.
 
 Rollouts are sampled from the weights in training, without a copy. Sampling and training may still give a token different
 log-probabilities. The columns ``sampler/kl`` and ``sampler/gap`` of the log show how much they differ. The held-out results in the last row
@@ -358,11 +358,13 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
 
 
 def check_context(lm: LM, problems: Sequence[Problem], max_tokens: int) -> None:
-    """Raise ValueError if there is no problem, or if the longest prompt plus ``max_tokens`` tokens do not fit the model's context."""
+    """Raise ValueError if there is no problem, or if the longest prompt plus ``max_tokens`` tokens do not fit the model's context.
+
+    Only the prompt with the most characters is tokenized and checked, without text that the recipe may add.
+    """
     if not problems:
         raise ValueError("No problems to train on: the list is empty.")
     context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-    # The prompt that is longest in characters stands for the longest in tokens, which saves tokenizing all prompts.
     longest = max(problems, key=lambda p: sum(len(str(m["content"])) for m in p.messages))
     width = len(lm.prompt_ids(longest.messages))
     if context and width + max_tokens > context:

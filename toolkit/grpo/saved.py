@@ -84,9 +84,9 @@ def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dt
 
     The evaluation is skipped if the run's last evaluation used exactly the weights that are saved.
 
-    Call the function in the main process only. Do not use the trainer afterwards: its optimizer is freed, and its model has lost its
-    wrappers and may be in another dtype. If the process is killed before the end, ``out / "model"`` does not exist, and the run can be
-    resumed from the last checkpoint.
+    Call the function in the main process only. Do not use the trainer afterwards: its optimizer is freed, and its model is unwrapped,
+    converted to ``dtype`` and moved to the CPU. If the process is killed before the end, ``out / "model"`` does not exist, and the run can
+    be resumed from the last checkpoint.
 
     Args:
         trainer: The trainer after its last step.
