@@ -1,4 +1,6 @@
-"""GRPO with length rewards, on top of TRL: recipes, training and its log. Needs the pip extra ``rl``.
+"""GRPO with length rewards, on top of TRL. Needs the pip extra ``rl``.
+
+A *recipe* holds the training settings of one paper: reward, loss, batch size, learning rate (see ``recipes``).
 
 Import the modules by name. ``import toolkit.grpo`` alone imports none of them, since importing TRL takes seconds.
 
@@ -14,15 +16,17 @@ Import the modules by name. ``import toolkit.grpo`` alone imports none of them, 
     done = train(model, recipes.grpo_lambda().scaled(), tasks.load("arithmetic", "train", 256), Run(Path("runs/lambda"), steps=60))
     done.lm, done.log  # a new model and the table of its training log; ``model`` is unchanged
 
-On one GPU, train every weight with the paper's numbers (first command), or a LoRA adapter with fewer problems per batch (second command).
-``--set`` changes a recipe's numbers, an option of its reward (``reward.NAME``), or any field of TRL's ``GRPOConfig``. ``--set problems=32``
-sets the number of problems per batch; the option ``--problems`` sets the number of different training problems::
+On one GPU: the first command trains every weight, with the numbers of the recipe's paper. The second trains a LoRA adapter, with fewer
+problems per batch. ``--set NAME=VALUE`` changes a number of the recipe, an option of its reward (``reward.NAME``), or a field of TRL's
+``GRPOConfig``. ``--set problems=32`` sets the number of problems per batch. ``--problems`` sets the number of different training
+problems::
 
     toolkit grpo --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --task gsm8k --reward dler --dtype bfloat16 --out runs/dler
     toolkit grpo --model Qwen/Qwen3-4B --task gsm8k --reward pear --lora --set problems=32 --set updates=1 --micro-batch 4 --out runs/pear
 
-vLLM can generate the responses in the same process, through TRL. The rewards are the same, but entropies are not recorded. Recipes with
-dynamic sampling (groups with equal rewards are replaced) or modes (prompts that request long or short thinking) are refused::
+vLLM can generate the responses in the same process, through TRL. Entropies and log-probabilities then do not reach the reward, so rewards
+that read them (PEAR, SAR) are refused. So are recipes with dynamic sampling (groups whose rewards are all equal are replaced) or modes
+(prompts that request long or short thinking)::
 
     toolkit grpo ... --engine trl --set use_vllm=true --set vllm_mode=colocate
 
@@ -34,13 +38,15 @@ processes. Each process holds all weights; FSDP and ZeRO stage 3, which shard th
     accelerate launch --num_processes 8 $(which toolkit) grpo ... --engine trl --set use_vllm=true
 
 Trained weights are always fp32. With ``--dtype bfloat16``, computation runs under autocast to bfloat16; ``toolkit.grpo.run`` lists the
-memory that this takes. The saved model is fp32 unless ``--save-dtype`` names another type. A LoRA adapter is saved beside the model, for
+memory that this takes. The saved model is fp32 unless ``--save-dtype`` sets another dtype. A LoRA adapter is saved beside the model, for
 peft and vLLM.
 
-If a run was killed, at any moment, the same command with ``--resume`` continues from the last complete checkpoint. The tests compare a run
-on two processes (gloo, CPU) with a run on one. vLLM, DeepSpeed and GPUs are not tested; those commands rely on TRL and accelerate.
+After a kill at any moment, the same command with ``--resume`` continues from the last complete checkpoint.
 
-Reading the log: the column ``loss`` says little. On-policy it is near zero by construction, because the advantages of a group sum to zero.
-Look instead at ``grad_norm``, at ``zero_std`` (share of rollouts in groups whose rewards are all equal; such groups add nothing to the
-gradient), and at the columns ``held_out/...``.
+The tests compare a run on two processes (gloo, CPU) with a run on one. vLLM, DeepSpeed and GPUs are not tested; those commands rely on
+TRL and accelerate.
+
+Reading the log: the column ``loss`` says little. While the policy is still the one that sampled, the loss is just minus the mean advantage
+of the tokens. Look instead at ``grad_norm``, ``held_out/...`` and ``zero_std``. ``zero_std`` is the share of rollouts in groups whose
+rewards are all equal; such groups add nothing to the gradient.
 """

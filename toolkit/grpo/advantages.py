@@ -11,7 +11,7 @@ raises the rollout's probability. The arguments are:
 In the formulas, ``mean_g`` and ``std_g`` are the mean and the standard deviation of r over the rollout's group. All standard deviations
 have Bessel's correction, as in TRL and verl.
 
-Difference from the papers: a formula that divides by zero for a group of one rollout gives 0 here.
+Difference from the papers: the formulas of ``std_g`` and ``leave_one_out`` divide by zero in a group of one rollout. Both are 0 there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy import ndarray
 Values = Float[ndarray, "n components"]
 Advantage = Callable[[Values, Int[ndarray, " n"], Int[ndarray, " n"]], Float[ndarray, " n"]]
 
-TRL_EPSILON, VERL_EPSILON = 1e-4, 1e-8  # added to a standard deviation: trl's grpo_trainer.py, verl's masked_whiten
+TRL_EPSILON, VERL_EPSILON = 1e-4, 1e-8  # added to a standard deviation before division: trl's grpo_trainer.py, verl's masked_whiten
 
 
 def group_mean(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
@@ -35,7 +35,7 @@ def group_mean(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Floa
     >>> group_mean(np.array([1.0, 0.0, 1.0, 1.0]), np.array([0, 0, 1, 1])).tolist()
     [0.5, 0.5, 1.0, 1.0]
     """
-    names, which = np.unique(groups, return_inverse=True)
+    names, which = np.unique(groups, return_inverse=True)  # ``which``: index of each rollout's group, from 0 without gaps
     return (np.bincount(which, values) / np.bincount(which, minlength=len(names)))[which]
 
 
@@ -44,15 +44,15 @@ def group_std(values: Float[ndarray, " n"], groups: Int[ndarray, " n"]) -> Float
     _, which = np.unique(groups, return_inverse=True)
     n = np.bincount(which)
     squares = np.bincount(which, np.square(values - group_mean(values, groups)))
-    # Rounding leaves 1e-17 where all values of a group are equal.
+    # Where all values of a group are equal, floating-point error leaves about 1e-17 instead of 0; rounding to 12 decimals removes it.
     return np.sqrt(np.where(n > 1, squares / np.maximum(n - 1, 1), 0.0)).round(12)[which]
 
 
 def grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return GRPO's advantages (arXiv 2402.03300): ``(r - mean_g) / (std_g + 1e-4)``, one per rollout.
 
-    r is the reward of a rollout, the sum of its ``components``; ``mean_g`` and ``std_g`` are its mean and standard deviation over the
-    rollout's group. TRL's ``scale_rewards="group"`` is the same.
+    r is the reward of a rollout, the sum of its ``components``. ``mean_g`` and ``std_g`` are the mean and the standard deviation of r over
+    the rollout's group. TRL computes the same with ``scale_rewards="group"``.
 
     >>> grpo(np.array([[1.0], [0.0]]), np.array([0, 0]), np.array([5, 9])).round(3).tolist()
     [0.707, -0.707]
@@ -64,7 +64,7 @@ def grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " 
 def dr_grpo(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
     """Return Dr. GRPO's advantages (arXiv 2503.20783): the reward minus the mean reward of the rollout's group, without division.
 
-    TRL's ``scale_rewards="none"`` is the same.
+    TRL computes the same with ``scale_rewards="none"``.
     """
     r = components.sum(axis=1)
     return r - group_mean(r, groups)
@@ -76,7 +76,7 @@ def leave_one_out(components: Values, groups: Int[ndarray, " n"], tokens: Int[nd
     For a group of G rollouts this is ``G / (G - 1)`` times the advantage of ``dr_grpo``.
     """
     _, which = np.unique(groups, return_inverse=True)
-    n = np.bincount(which)[which]
+    n = np.bincount(which)[which]  # size of each rollout's group
     return dr_grpo(components, groups, tokens) * n / np.maximum(n - 1, 1)
 
 
@@ -99,20 +99,25 @@ def dler_tokens(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndar
 
 
 def _whitened(values: Float[ndarray, " n"], weights: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Subtract the weighted mean and divide by the weighted standard deviation. All 0 if the weights sum to less than 2."""
+    """Return the values minus their weighted mean, divided by their weighted standard deviation.
+
+    A weight is a number of observations (1 per rollout, or its tokens). With fewer than 2 in all, there is no standard deviation, and all
+    returned values are 0.
+    """
     total = weights.sum()
     if total < 2:
         return np.zeros(len(values))
     mean = (weights * values).sum() / total
-    variance = (weights * np.square(values - mean)).sum() / (total - 1)
+    variance = (weights * np.square(values - mean)).sum() / (total - 1)  # Bessel's correction, for ``total`` observations
     return (values - mean) / (np.sqrt(variance) + VERL_EPSILON)
 
 
 def decoupled(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Return the mean of one GRPO advantage per reward component, as in LongWriter-Zero (arXiv 2506.18841).
+    """Return advantages that are averaged over the components of the reward, as in LongWriter-Zero (arXiv 2506.18841).
 
-    GRPO's advantage (``grpo``) is computed for each column of ``components`` separately. A component that does not vary within a group adds
-    0 there, even if other components vary. The paper's three components are length, writing quality and format.
+    GRPO's advantage (``grpo``) is computed for each column of ``components`` separately; the result is the mean over columns. A component
+    that does not vary within a group adds 0 there, even if other components vary. The paper's three components are length, writing quality
+    and format.
     """
     return np.mean([grpo(components[:, [k]], groups, tokens) for k in range(components.shape[1])], axis=0)
 
@@ -120,4 +125,4 @@ def decoupled(components: Values, groups: Int[ndarray, " n"], tokens: Int[ndarra
 ALL: Mapping[str, Advantage] = MappingProxyType(
     {f.__name__: f for f in (grpo, dr_grpo, leave_one_out, dler, dler_tokens, decoupled)}
 )
-"""Name of the advantage, as in ``Recipe.advantage`` -> function that computes it."""
+"""Name of an advantage -> function that computes it. ``Recipe.advantage`` is such a name."""

@@ -11,17 +11,19 @@ import torch
 from trl.trainer.utils import split_tensor_dict
 
 BY_ROWS = frozenset({"grpo", "sapo", "dr_grpo", "luspo"})  # TRL's losses that divide by the number of rows of a micro-batch
-BY_TOKENS = frozenset({"dapo", "cispo", "vespo"})  # ... and by the number of tokens of the whole generation
+BY_TOKENS = frozenset({"dapo", "cispo", "vespo"})  # TRL's losses that divide by the number of tokens of the whole generation
 
 
 def micro_batches(scored: dict[str, Any], parts: int, together: int = 1, *, by_length: bool = True) -> list[dict[str, Any]]:
     """Split the rows of a generation into ``parts`` micro-batches of equal size, each trimmed to its longest row.
 
     Args:
-        scored: Entries of TRL's generation batch by name: tensors ``[rows, ...]``. Other values are copied into every micro-batch.
+        scored: The generation with its rewards, as TRL's dict of tensors ``[rows, ...]``. Values without rows (numbers, 0-d tensors) are
+            copied into every micro-batch.
         parts: Number of micro-batches.
         together: Number of consecutive rows that must stay in one micro-batch: the size of a group, or 1 for no such constraint.
-        by_length: True to sort by response length before the split: single rows, or groups by their longest row. False keeps the order.
+        by_length: True to sort by response length before the split. If rows must stay together, blocks of rows are sorted by their longest
+            response. False keeps the order.
     """
     # A block is ``together`` consecutive rows: ``longest`` is [blocks], ``order`` the new order of rows, [rows].
     longest = scored["completion_mask"].sum(dim=1).view(-1, together).amax(dim=1)
@@ -37,11 +39,12 @@ def nonzero_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, le
     with all rows. Each micro-batch has at least one row; rows with advantage 0 are kept where needed.
 
     Args:
-        scored: Entries of TRL's generation batch by name: tensors ``[rows, ...]``, and other values.
+        scored: The generation with its rewards, as TRL's dict of tensors ``[rows, ...]`` and of values without rows.
         parts: Number of micro-batches.
-        loss_type: TRL's name of the loss: a name in ``BY_ROWS`` (losses divided by the number of rows) or ``BY_TOKENS`` (by tokens).
-        least: Minimum number of rows to keep; rows with advantage 0 are added up to it. Give every process the same number, since TRL
-            gathers measurements of equally many rows from each process.
+        loss_type: TRL's name of the loss. It must be in ``BY_ROWS`` (TRL divides the loss by the rows of the micro-batch) or ``BY_TOKENS``
+            (TRL divides it by the tokens of the whole generation).
+        least: Minimum number of rows to keep. If fewer have a nonzero advantage, rows with advantage 0 fill up the number. Give the same
+            number on every process, since TRL gathers metrics of equally many rows from each.
     """
     lengths, rows = scored["completion_mask"].sum(dim=1), len(scored["advantages"])
     chosen = (scored["advantages"] != 0).nonzero().flatten()
@@ -50,17 +53,19 @@ def nonzero_micro_batches(scored: dict[str, Any], parts: int, loss_type: str, le
     order = chosen[lengths[chosen].argsort(stable=True)]
     batches = [trim(_rows(scored, part)) for part in order.tensor_split(parts)]
     for part in batches:
+        # TRL takes the mean over the rows of each part, then over parts. The factor turns this into a mean over all rows of the generation.
         part["share"] = len(part["advantages"]) * parts / rows if loss_type in BY_ROWS else 1.0
     return batches
 
 
 def _rows(scored: dict[str, Any], order: torch.Tensor) -> dict[str, Any]:
-    """Return the rows with the indices ``order``, in that order; values that are not tensors with rows are kept."""
+    """Return the rows with the indices ``order``, in that order. Values without rows (numbers, 0-d tensors) stay as they are."""
     return {k: v[order.to(v.device)] if torch.is_tensor(v) and v.ndim else v for k, v in scored.items()}
 
 
 def trim(part: dict[str, Any]) -> dict[str, Any]:
     """Return a micro-batch without the columns that are padding in every row (prompts are padded left, responses right)."""
+    # ``left``: columns of padding before the longest prompt. ``right``: length of the longest response, but at least one column stays.
     left = part["prompt_mask"].shape[1] - int(part["prompt_mask"].sum(dim=1).max())
     width, right = part["completion_mask"].shape[1], max(1, int(part["completion_mask"].sum(dim=1).max()))
 
@@ -69,7 +74,8 @@ def trim(part: dict[str, Any]) -> dict[str, Any]:
             return value
         if name in ("prompt_ids", "prompt_mask"):
             return value[:, left:]
-        if name in ("plain_ids", "plain_mask"):  # prompts too, padded left, which may be as wide as the responses
+        # Prompts of the mode-switching loss, padded left. They may be as wide as the responses, so the last line could cut them.
+        if name in ("plain_ids", "plain_mask"):
             return value
         return value[:, :right] if value.shape[1] == width else value  # cut every tensor with one column per response token
 

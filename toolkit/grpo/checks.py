@@ -26,7 +26,7 @@ def check_args(args: Any, recipe: Recipe, engine: str) -> None:
         engine: Library that samples the responses: ``"toolkit"`` or ``"trl"``.
     """
     samples, world = args.num_generations, args.world_size
-    local = args.per_device_train_batch_size * args.steps_per_generation
+    local = args.per_device_train_batch_size * args.steps_per_generation  # responses that each process samples per generation
     if args.max_steps < 1:
         raise ValueError(f"max_steps={args.max_steps}: give the number of training steps.")
     if local % samples:
@@ -65,7 +65,7 @@ def check_unsharded(trainer: Any) -> None:
 
 
 def describe_rollout(d: Drawn) -> str:
-    """Return text for an error message: a rollout's problem id, sample number and first 80 characters."""
+    """Return a description of a rollout for an error message: problem id, sample number and first 80 characters of the response."""
     return f"problem {d.rollout.problem_id!r}, sample {d.rollout.sample}: {d.rollout.text[:80]!r}"
 
 

@@ -1,13 +1,14 @@
-"""Learning curves of a sweep over recipes and seeds: small files in ``data/grpo``, one per trained policy, and tables made from them.
+"""Read and tabulate the learning curves of a sweep over recipes and seeds. A curve is a small file, one per trained policy.
 
-A file holds one JSON object per line. The field ``kind`` of a line is one of:
+The files are in the repository's folder ``data/grpo``. A file holds one JSON object per line. The field ``kind`` of a line is one of:
 
-* ``about`` (first line, once): recipe, seed, model and code.
+* ``about`` (first line, once): recipe, seed, model and hashes of the code.
 * ``step``: one row of the training log.
 * ``test``: one metric of the policy, or of the base model, on the test problems.
 * ``outcomes`` (once): the policy's accuracy and think tokens on every test problem.
 
-Test results exist for ``all`` test problems, and for the ``hard`` ones, which have the most operands (``jobs.grpo.HARD``).
+The test problems are chains of additions and subtractions (task ``arithmetic``). Test results exist for ``all`` of them, and for the
+``hard`` ones, which have the most operands (``toolkit.jobs.grpo.HARD``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ IN_CURVE: dict[str, dict[str, Any]] = {
     "test": {"problems": str, "condition": str, "metric": str, "mean": float, "low": float, "high": float},
     "outcomes": {"problem_id": list[str], "accuracy": list[float], "think_tokens": list[float]},
 }
-"""Kind of line -> its required fields and their types."""
+"""Kind of line -> its required fields and their types. Further fields are allowed."""
 CURVE = (
     "step", "accuracy", "think_tokens", "tokens", "truncated", "zero_std", "entropy/think", "entropy/answer", "reward", "grad_norm",
     "answers/most_common", "step_time", "alarms",
@@ -43,6 +44,7 @@ def steps(log: pd.DataFrame) -> list[dict[str, Any]]:
     """
     chosen = [c for c in log.columns if c in CURVE or c.startswith(("held_out/", "component/"))]
     rows = log[chosen].to_dict("records")
+    # ``v == v`` is False for NaN.
     short = ({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     return [{k: v for k, v in row.items() if v is not None and v == v} for row in short]
 
@@ -51,7 +53,8 @@ def lines(file: Path) -> list[dict[str, Any]]:
     """Return the lines of one curve file as dicts. The entry ``kind`` is ``about``, ``step``, ``test`` or ``outcomes``.
 
     Raises:
-        store.DamagedFileError: a line is missing, or lacks a field or has one of the wrong type; the message says which.
+        store.DamagedFileError: a line lacks a required field or has one of the wrong type; or the file lacks one of the four kinds of lines
+            (see the module). The message says which.
     """
     remedy = "Remove the file and run its sweep.py again."
     rows = store.read_rows(file, {"kind": Literal["about", "step", "test", "outcomes"]})
@@ -61,6 +64,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
             numbers = {name: value for name, value in row.items() if name != "kind"}
             store.checked(numbers, Mapping[str, float | list[str] | None], f"{file}, line {number}", remedy)
     kinds = [row["kind"] for row in rows]
+    # Stands in for missing outcomes, so that the error below is the one about kinds of lines.
     empty: dict[str, list] = {name: [] for name in IN_CURVE["outcomes"]}
     outcomes = next((row for row in rows if row["kind"] == "outcomes"), empty)
     if kinds[:1] != ["about"] or kinds.count("about") > 1 or kinds.count("outcomes") != 1 or not {"step", "test"} < set(kinds):
@@ -73,16 +77,18 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def read(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
-    """Read all curve files in a folder.
+    """Return the training logs and the test results of all curve files in a folder.
 
     Returns:
         A pair ``(logs, tests)``. ``logs`` maps each recipe's name to its training logs, one table per seed. ``tests`` is a table of test
         results, one row per policy (or base model), metric and set of problems. Its columns:
 
         * ``name``: the recipe, or ``base``; ``seed``: the policy's seed, -1 for the base model, which appears once.
-        * ``problems``: ``all`` or ``hard``; ``metric``: ``accuracy``, ``think_tokens``, ``closed`` or ``looping``.
-        * ``mean``, ``low``, ``high``: the metric with its 95 % interval.
-        * ``difference``, ``difference_low``, ``difference_high``: policy minus base model, with its 95 % interval.
+        * ``problems``: ``all`` or ``hard``.
+        * ``metric``: ``accuracy``, ``think_tokens``, ``closed`` (share of responses that closed their think span) or ``looping`` (share of
+          responses that end in a loop).
+        * ``mean``, ``low``, ``high``: the metric and the 95 % interval of its mean.
+        * ``difference``, ``difference_low``, ``difference_high``: policy minus base model, and the 95 % interval of this difference.
 
     Raises:
         FileNotFoundError: the folder holds no curve files.
@@ -99,22 +105,26 @@ def read(folder: Path) -> tuple[dict[str, list[pd.DataFrame]], pd.DataFrame]:
         tests.append(tested.assign(name=tested["condition"].where(base, name), seed=[-1 if b else seed for b in base]))
     if not logs:
         raise FileNotFoundError(f"No learning curves in {folder}: run its sweep.py.")
+    # Every file repeats the same rows of the base model; duplicates are dropped.
     return logs, pd.concat(tests, ignore_index=True).drop(columns="condition").drop_duplicates(ignore_index=True)
 
 
 def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
-    """Return how every policy differs from a reference recipe, on the same test problems with the same random numbers.
+    """Return the difference of every policy from a reference recipe, in accuracy and think tokens.
+
+    The difference is paired: all policies were tested on the same problems, with the same random seed for sampling.
 
     Args:
         folder: Directory of curve files, such as ``data/grpo``.
         name: Name of the reference recipe.
 
     Returns:
-        One row per policy and metric, policies of the reference recipe included. Columns:
+        One row per policy and metric. Columns:
 
         * ``name``, ``seed``: recipe and seed of the policy.
         * ``metric``: ``accuracy`` (0 to 1) or ``think_tokens``.
-        * ``difference``: the policy's mean minus the mean of the reference recipe's policies of all seeds.
+        * ``difference``: the policy's mean minus the mean over all seeds of the reference recipe. Each policy of the reference recipe also
+          has rows; they compare one of its seeds with the mean over its seeds.
         * ``low``, ``high``: 95 % interval of the difference, from resampling problems, not seeds.
 
     Raises:
@@ -132,6 +142,7 @@ def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
         if policy["problem_id"] != references[0]["problem_id"]:
             raise ValueError(f"{recipe}, seed {seed}, was tested on other problems than {name}.")
         for metric in ("accuracy", "think_tokens"):
+            # Mean over the reference's seeds, problem by problem: [1, problems].
             reference = np.mean([row[metric] for row in references], axis=0, keepdims=True)
             e = stats.mean_effect(np.array([policy[metric]], float), reference)
             table.append((recipe, seed, metric, e.mean, e.low, e.high))
@@ -139,16 +150,17 @@ def against(folder: Path, name: str = "correctness") -> pd.DataFrame:
 
 
 def after_training(tests: pd.DataFrame, problems: str = "all") -> pd.DataFrame:
-    """Return one table of accuracy and think tokens after training, with one row per policy and one for the base model.
+    """Return a table of accuracy and think tokens after training, with one row per policy and one for the base model.
 
     Args:
         tests: Table of test results, the second value that ``read`` returns.
         problems: Set of test problems: ``"all"``, or ``"hard"`` for those with the most operands.
 
     Returns:
-        Columns ``name`` (the recipe, or ``base``), ``seed`` (-1 for the base model), and six columns per metric. For accuracy these are
-        ``accuracy`` (mean, 0 to 1), ``accuracy_low``, ``accuracy_high``, ``accuracy_difference`` (policy minus base model),
-        ``accuracy_difference_low`` and ``accuracy_difference_high``; likewise ``think_tokens...``. Intervals are 95 %, over problems.
+        Columns ``name`` (the recipe, or ``base``), ``seed`` (-1 for the base model), and six columns for each of the two metrics
+        ``accuracy`` (0 to 1) and ``think_tokens``. For METRIC these are ``METRIC`` (the mean), ``METRIC_low``, ``METRIC_high``,
+        ``METRIC_difference`` (policy minus base model), ``METRIC_difference_low`` and ``METRIC_difference_high``. The limits ``low`` and
+        ``high`` are those of 95 % intervals over problems.
     """
     columns = ["mean", "low", "high", "difference", "difference_low", "difference_high"]
     rows = tests[(tests["problems"] == problems) & tests["metric"].isin(["accuracy", "think_tokens"])]

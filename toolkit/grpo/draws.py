@@ -1,5 +1,7 @@
 """Prompts and random seeds of a training run: the order of problems, texts added to prompts, and the settings of dynamic sampling.
 
+Dynamic sampling replaces groups of rollouts whose rewards are all equal, since they add nothing to the gradient.
+
 All random choices depend only on the seed of the run and on the step. So a resumed run, or a run on more processes, samples the same
 responses to the same prompts.
 """
@@ -49,7 +51,7 @@ class AppendedText:
     """Function that changes a prompt: it appends ``text`` to the last user message.
 
     Attributes:
-        text: Text to append, with any leading space.
+        text: Text to append. No space is inserted before it, so begin it with one if needed.
     """
 
     text: str
@@ -67,15 +69,16 @@ class AppendedText:
 class Curriculum:
     """A token budget that is stated in the prompt and falls during training (Train Long, Think Short, arXiv 2508.08940).
 
-    ``B(t) = max(1, B0 * decay^floor(t / every))`` tokens at step t, rounded to the nearest whole number.
+    At step t the budget in tokens is ``B(t) = max(1, B0 * decay^floor(t / every))``, rounded to a whole number. The defaults give the
+    paper's budgets: 256 tokens, times 0.698 every 150 steps.
 
     >>> [Curriculum().at(step) for step in (0, 150, 300, 450)]
     [256, 179, 125, 87]
 
     Attributes:
-        start: B0, the first budget, in tokens.
-        decay: Factor by which the budget is multiplied at each drop, in (0, 1].
-        every: Optimizer steps between drops.
+        start: B0, the budget of the first steps, in tokens.
+        decay: Factor in (0, 1] by which the budget is multiplied every ``every`` steps.
+        every: Number of optimizer steps with the same budget.
         text: Text appended to the question; ``{budget}`` is replaced by the number of tokens.
     """
 
@@ -106,7 +109,7 @@ def budget_prompt(curriculum: Curriculum | None, step: int) -> tuple[Ask | None,
 
 
 def prompted_messages(problem: Problem, ask: Ask | None) -> tuple[Mapping[str, str], ...]:
-    """Return a problem's messages after the function ``ask`` has changed them; ``None`` leaves them unchanged."""
+    """Return a problem's messages as the function ``ask`` changes them, or unchanged if ``ask`` is ``None``."""
     return tuple(ask(problem.messages) if ask else problem.messages)
 
 
@@ -134,11 +137,12 @@ class Dynamic:
     """Settings of dynamic sampling (DAPO, arXiv 2503.14476; DLER, arXiv 2510.15110).
 
     A group whose rollouts all get the same reward adds nothing to the gradient. Such groups are dropped, and groups of other problems are
-    sampled until the batch is full. If a limit (``rounds`` or ``most``) is reached first, dropped groups fill the rest of the batch.
+    sampled until the batch is full. If a limit (``rounds`` or ``most``) is reached first, dropped groups fill the rest of the batch. Both
+    limits are ours; DAPO has a limit of its own, at which it stops the run.
 
-    Rewards are compared after the truncation penalty, as in DLER's paper. DLER's released script compares them before it, so the script
-    drops a group of correct rollouts of which half are truncated; here such a group is kept. Both limits are ours. DAPO stops the run when
-    it reaches its limit.
+    In DLER a correct but truncated rollout gets reward 0. The rewards that are compared include this penalty, as in DLER's paper: a group
+    of correct rollouts of which half are truncated is kept. DLER's released script compares rewards before the penalty and drops such a
+    group.
 
     Attributes:
         rounds: Maximum number of rounds of sampling per batch, the first included.
@@ -163,14 +167,15 @@ class Dynamic:
     def next_round(self, kept: int, sampled: int, wanted: int) -> int:
         """Return the number of problems to sample in the next round, so that about ``wanted`` groups are kept in all.
 
-        It is 0 if the limit ``most`` is reached.
+        The estimate assumes that groups are kept at the same rate as so far. The number is 0 if the limit ``most`` is reached. The caller
+        enforces the limit ``rounds``.
 
         Args:
             kept: Number of groups kept so far.
             sampled: Number of groups sampled so far, at least 1.
             wanted: Number of groups that the batch needs.
         """
-        # The share that will be kept is taken to be the share so far, but at least one in eight.
+        # Assumed share of groups that will be kept: the share so far, but at least 1/8, so that the number of problems stays finite.
         needed = math.ceil((wanted - kept) / max(kept / sampled, 1 / 8))
         return min(needed, self.most * wanted - sampled)
 
@@ -183,19 +188,21 @@ def seed_of(seed: int, step: int, stream: int = 0) -> int:
         step: Number of optimizer steps done so far.
         stream: A different number gives a different seed, for problems that are sampled several times per step (once per mode).
     """
+    # 48 bits of a hash, so that neighbouring steps have unrelated seeds.
     return int.from_bytes(hashlib.sha256(f"{seed}|{step}|{stream}".encode()).digest()[:6], "big")
 
 
 def schedule(problems: Sequence[Problem], per_step: int, steps: int, seed: int) -> list[str]:
     """Return the problem ids of a run in training order: a list of length ``per_step * steps``.
 
-    A generation is a batch of responses sampled at once. Problems are shuffled anew in each epoch, and no problem occurs twice in a
-    generation. If an epoch ends with fewer problems than a generation needs, these are skipped, as in TRL.
+    A generation is a batch of responses sampled at once; it may serve several optimizer steps. Problems are shuffled anew in each epoch,
+    and no problem occurs twice in a generation. If the problems left at the end of an epoch do not fill a generation, that epoch skips
+    them, as in TRL.
 
     Args:
         problems: Training problems.
-        per_step: Number of problems per generation.
-        steps: Number of generations.
+        per_step: Number of problems per generation (not per optimizer step).
+        steps: Number of generations (not of optimizer steps).
         seed: Seed of the order.
 
     Raises:
@@ -210,6 +217,7 @@ def schedule(problems: Sequence[Problem], per_step: int, steps: int, seed: int) 
     epoch = 0
     while len(order) < per_step * steps:
         shuffled = random.Random(f"{seed}|{epoch}").sample(ids, len(ids))
+        # Whole generations only.
         order += shuffled[: len(ids) // per_step * per_step]
         epoch += 1
     return order[: per_step * steps]

@@ -1,4 +1,7 @@
-"""Parts of a training run that the recipe does not set: your reward object, reward columns, the sampling engine, LoRA, callbacks."""
+"""Parts of a training run that the recipe does not set: your reward object, columns for it, the sampling engine, LoRA, callbacks.
+
+A *column* is an array with one value per rollout, such as ``tokens`` or ``correct``. Rewards read columns by name.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,17 @@ from transformers import TrainerCallback
 from toolkit.grpo.draws import Drawn
 
 Column = Callable[[Sequence[Drawn]], Sequence[Any]]
-"""Function from rollouts to one value per rollout, for a column that a reward reads and that the toolkit does not compute itself."""
+"""Function that computes a column for a reward, one value per rollout, if the toolkit does not compute that column itself."""
 
 
 @dataclass(frozen=True)
 class Extras:
-    """Parts of a training run that are not part of its recipe.
+    """Settings of a training run that its recipe does not have, such as your own reward or a LoRA adapter.
 
     Attributes:
         reward: Reward object that replaces the recipe's; ``None`` means the recipe's.
         columns: Column name -> function that computes the column (see ``Column``), such as ``{"conciseness": f}``.
-        engine: Library that samples the responses: ``"toolkit"`` or ``"trl"``. TRL uses vLLM if its config has ``use_vllm``.
+        engine: Library that samples the responses: ``"toolkit"`` or ``"trl"``. TRL samples with vLLM if ``use_vllm`` is True in its config.
         lora: A ``peft`` config to train an adapter, or ``None`` to train every weight.
         callbacks: Callbacks of transformers in addition to the toolkit's, such as ``log.Bar``.
     """

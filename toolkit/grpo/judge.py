@@ -1,11 +1,12 @@
-"""Conciseness judge of the reward CRF (arXiv 2511.09158): a linear head on hidden states of the initial model, trained once, then frozen.
+"""Conciseness judge: a linear head on hidden states of the initial model that scores how concise a response is.
 
-Before the first training step, the initial model answers some training problems. The head (``rewards.conciseness``) is trained on pairs of
-correct answers to the same problem, one shorter than the other. It then scores every response of the run. The head is saved in the run's
-directory, so that a resumed run uses the same one.
+The reward CRF (conciseness reward function, arXiv 2511.09158) needs such scores. The head is trained once, before the first training step,
+then frozen. For that, the initial model samples responses to some training problems. The head (``rewards.conciseness``) learns from pairs
+of correct responses to the same problem to give the shorter one the higher score. It then scores every response of the run. The head is
+saved in the run's directory, so that a resumed run uses the same one.
 
-Its features are the hidden states after the last block, averaged over the positions that predict the response. Cost: one forward pass of
-the initial model per response.
+The head's features are the hidden states after the last block, averaged over the positions that predict the response. Cost: one forward
+pass of the initial model per response.
 
 Deviations: the paper's judge is a 3B language model, fine-tuned on judgements of a 72B model (see ``rewards.conciseness``). The features
 are our choice.
@@ -32,7 +33,7 @@ from toolkit.rewards.conciseness import ConcisenessHead
 from toolkit.types import Problem, Rollout
 
 COLUMN, FILE = "conciseness", "conciseness.json"
-HEAD = {"weight": list[float], "centre": float, "spread": float}  # fields of the head's file and their types
+HEAD = {"weight": list[float], "centre": float, "spread": float}  # fields of the file that holds the head, and their types
 assumed_problems, assumed_samples = 64, 8  # problems, and responses per problem, on which the head is trained: ours
 
 # The positions that predict the response: from the last token of the prompt to the last but one of the response.
@@ -70,15 +71,18 @@ class ConcisenessJudge:
 
 
 def train_judge(lm: LM, problems: Sequence[Problem], sampling: Sampling) -> ConcisenessJudge:
-    """Sample answers of ``lm``, train a conciseness judge on pairs of correct ones, and return the judge.
+    """Train a conciseness judge on responses that are sampled from ``lm``, and return the judge.
+
+    It learns from all pairs of correct responses to the same problem whose lengths differ by a factor of at least 1.25
+    (``conciseness.assumed_ratio``).
 
     Args:
         lm: The initial model.
-        problems: Problems to answer.
+        problems: Problems to sample responses to.
         sampling: Sampling settings. ``n`` (samples per problem) must be at least 2, or there are no pairs.
 
     Raises:
-        NoPairsError: no two correct answers to one problem differ enough in length.
+        NoPairsError: there is no such pair.
     """
     rollouts = [r for r in generate.rollouts(lm, problems, sampling, progress=False) if r.response_tokens]
     pairs = conciseness.pairs_by_length(RewardBatch.from_rollouts(rollouts))
@@ -89,7 +93,7 @@ def read_head(lm: LM, path: Path) -> ConcisenessHead:
     """Return the judge's head, read from the file ``path``.
 
     Raises:
-        store.DamagedFileError: the file is damaged, or the head does not fit the width of ``lm``.
+        store.DamagedFileError: the file is damaged, or the head does not have one weight per dimension of ``lm``'s residual stream.
     """
     remedy = "Remove it: a new head is then trained."
     head = ConcisenessHead.from_state_dict(store.read_json(path, HEAD, remedy=remedy))
@@ -104,17 +108,18 @@ def read_head(lm: LM, path: Path) -> ConcisenessHead:
 def with_judge(
     lm: LM, recipe: Recipe, problems: Sequence[Problem], extras: Extras, out: Path, seed: int, say: Callable[[str], None]
 ) -> Extras:
-    """Return ``extras``, with a conciseness judge in ``columns`` if the reward reads the column ``conciseness`` and nothing supplies it.
+    """Return ``extras`` with a conciseness judge added to its ``columns``, if the reward needs one.
 
-    The judge scores with a linear head. If the run's directory holds a saved head, that one is used. Otherwise one is trained and saved.
+    The reward needs one if it reads the column ``conciseness`` and ``extras.columns`` has no function for it. Otherwise ``extras`` is
+    returned unchanged. The judge's head is read from the run's directory if a head is saved there. Otherwise one is trained and saved.
 
     Args:
         lm: The initial model.
         recipe: Recipe of the run; ``extras.reward``, if set, replaces its reward.
-        problems: Training problems; a new head is trained on 8 answers to each of the first 64.
+        problems: Training problems; a new head is trained on 8 responses to each of the first 64.
         extras: Parts of the run that the recipe does not set.
         out: The run's directory.
-        seed: Seed for sampling the answers.
+        seed: Seed for sampling these responses.
         say: Called with one line of progress before a head is trained.
     """
     reward: Any = extras.reward or rewards.ALL[recipe.reward].make(**recipe.options)

@@ -24,8 +24,8 @@ class Kept(TrainerCallback, ExportableState):
         entries: Reward functions made by ``rewards.as_trl``, at least one.
 
     Raises:
-        ValueError: no reward is given, or two share a name; or, when training resumes, the checkpoint was written without this callback or
-            with other rewards.
+        ValueError: on construction, if no reward is given or two share a name. When training resumes, if the checkpoint was written without
+            this callback or with other rewards.
     """
 
     def __init__(self, *entries: TRLReward) -> None:
@@ -35,12 +35,15 @@ class Kept(TrainerCallback, ExportableState):
         self.entries = {e.reward.name: e for e in entries}
 
     def state(self) -> dict[str, Any]:
-        """Return the states of the rewards by name, nested as transformers expects from a callback that it saves in a checkpoint."""
+        """Return the states of the rewards for a checkpoint: ``{"args": {}, "attributes": {"states": {name: state}}}``.
+
+        transformers requires the two outer keys. Rewards without a state are left out.
+        """
         states = {name: e.reward.state_dict() for name, e in self.entries.items() if hasattr(e.reward, "state_dict")}
         return {"args": {}, "attributes": {"states": states}}
 
     def on_train_begin(self, args, state, control, **_) -> None:
-        if not state.global_step:
+        if not state.global_step:  # a new run: there is nothing to restore
             return
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {}).get("states")
         expected = self.state()["attributes"]["states"]

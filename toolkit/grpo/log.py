@@ -1,8 +1,8 @@
 """The log of a training run: rewards, lengths and entropies of every step, results on held-out problems, and alarms.
 
 During training, one JSON object per optimizer step is appended to ``log.jsonl``. At the end, the same rows are saved as a parquet table.
-``measures`` describes the columns. A value that does not exist, such as the length of truncated responses in a batch without any, is
-``null``. An alarm is a sentence that warns of a collapse of training.
+``measures`` describes the columns. A value that does not exist is ``null``: for example the mean length of truncated responses in a batch
+without any. An alarm is a sentence that warns of a collapse of training.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ class Thresholds:
 
     There are three alarms:
 
-    * Accuracy falls with length: the drop of accuracy exceeds ``accuracy``, and the drop of think length exceeds ``shorter``. Both are
+    * ``accuracy falls with length``: accuracy and think length have both dropped, by more than ``accuracy`` and ``shorter``. Both drops are
       measured on held-out problems, from the first evaluation to the newest. Without held-out problems, the first ``steps`` training steps
       are compared with the last ``steps``.
-    * One answer: the share of the most common answer in the newest batch exceeds ``one_answer``.
-    * Loops: the share of looping responses in the newest batch exceeds ``loops``.
+    * ``one answer``: the share of the most common answer in the newest batch exceeds ``one_answer``.
+    * ``loops``: the share of looping responses in the newest batch exceeds ``loops``. A response loops if the token limit cut it off in a
+      sequence of tokens that repeats (``stats.looping``).
 
     Attributes:
         accuracy: Limit of the drop of accuracy, as a difference of shares (0.05: five percentage points).
         shorter: Limit of the drop of think length, as a share of the think length at the start (0.1: 10 % shorter).
         steps: Number of training steps at each end of the run that are compared if there are no held-out problems.
         one_answer: Limit of the share of the most common answer among all answers of the batch.
-        loops: Limit of the share of responses that the token limit cut off in a loop (see ``stats.looping``).
+        loops: Limit of the share of looping responses among all responses of the batch.
     """
 
     accuracy: float = 0.05
@@ -56,7 +57,7 @@ class Thresholds:
 
 
 def alarms(history: Sequence[Mapping[str, Any]], limits: Thresholds = Thresholds()) -> list[str]:
-    """Return the alarms that hold at the newest row of a log, as sentences; an empty list means none.
+    """Return the alarms that a log raises at its newest row, as sentences. An empty list means no alarm.
 
     Args:
         history: Rows of the log so far, oldest first.
@@ -77,10 +78,10 @@ def alarms(history: Sequence[Mapping[str, Any]], limits: Thresholds = Thresholds
 
 
 def _ends(history: Sequence[Mapping[str, Any]], steps: int) -> list[tuple[str, Row, Row]]:
-    """Return ``[(where, start, now)]``, or an empty list if the log is too short.
+    """Return accuracy and think length at the start and at the end of a log: ``[(where, start, now)]``, or ``[]`` if it is too short.
 
-    ``start`` and ``now`` are dicts with the keys ``accuracy`` and ``think_tokens``. ``where`` says in words where these were measured: on
-    held-out problems if the log has them, else in training batches.
+    ``start`` and ``now`` are dicts with the keys ``accuracy`` and ``think_tokens``. They are held-out results if the log has any, else
+    means over ``steps`` training batches. ``where`` is ``"on held-out problems"`` or ``"in training"``, for the text of the alarm.
     """
     evaluated = [row for row in history if row.get("held_out/accuracy") is not None]
     names = ("accuracy", "think_tokens")
@@ -97,18 +98,19 @@ def _ends(history: Sequence[Mapping[str, Any]], steps: int) -> list[tuple[str, R
 class Recorder(TrainerCallback):
     """Callback that writes the log of a run, evaluates the policy on held-out problems at intervals, and raises alarms.
 
-    The column ``held_out/kl`` compares the policy with the initial model. The initial model runs in the number type in which it was loaded,
-    the policy under autocast. So this KL may differ from 0 before any update: row 0 of the log shows the effect of the number type alone.
+    The column ``held_out/kl`` is the KL of the policy to the initial model. The initial model runs in the dtype in which it was loaded, the
+    policy in fp32 or under autocast. So the KL may differ from 0 even before the first update. Row 0 of the log shows this effect alone.
 
     Args:
         problems: Held-out problems; an empty list turns evaluation off.
         sampling: Sampling settings of the evaluation.
-        every: Optimizer steps between evaluations; there is also one before the first step and one after the last. 0 turns evaluation off.
-        path: The file of the log, or ``None`` for no file.
-        say: Function that is called with the text of an alarm, once per kind of alarm.
+        every: Number of optimizer steps between evaluations; 0 turns evaluation off. Otherwise the policy is also evaluated before the
+            first step and after the last.
+        path: File of the log, or ``None`` for no file.
+        say: Function that is called with the text of an alarm. Later alarms of the same kind are only logged.
         sample: Function that samples rollouts of the policy in training.
-        initial: The model before training, for the column ``held_out/kl``. ``None`` leaves this column out. It is also left out if the
-            evaluation samples greedily, with top-p or with top-k.
+        initial: The model before training, for the column ``held_out/kl``; ``None`` leaves this column out. It is also left out if the
+            evaluation samples greedily, with top-p or with top-k, since log-probabilities then do not give the KL.
 
     Attributes:
         rows: Rows of the log so far.
@@ -139,6 +141,7 @@ class Recorder(TrainerCallback):
     def on_train_begin(self, args, state, control, **_) -> None:
         if not state.global_step:
             evaluation = self._evaluate()
+            # Row 0 describes the model before training.
             if state.is_world_process_zero:
                 self._write({"step": 0, **evaluation})
 
@@ -152,6 +155,7 @@ class Recorder(TrainerCallback):
             self._evaluation = self._evaluate()
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
+        # transformers also logs a summary at the end of training, without ``loss``.
         if state.is_world_process_zero and logs and "loss" in logs:
             self._write({"step": state.global_step, **logs, **self._evaluation})
             self._evaluation = {}
@@ -170,12 +174,14 @@ class Recorder(TrainerCallback):
     def _evaluate(self, saved: LM | None = None) -> Row:
         """Return the ``held_out/...`` columns of the model ``saved``; ``None`` means the policy in training.
 
-        All processes evaluate the policy in training, since one process alone cannot run sharded weights.
+        Every process evaluates the policy in training on all held-out problems; only the main process logs the results. The saved model is
+        evaluated by the main process alone.
         """
         if not (self.problems and self.every):
             return {}
         sampling = self.sampling
         initial = self.initial if sampling.temperature > 0 and sampling.top_p == 1 and not sampling.top_k else None
+        # ``details`` records the log-probabilities that the KL needs.
         sampling = replace(sampling, details=sampling.details or initial is not None)
         if saved is None:
             rollouts = self.sample(self.problems, sampling)
@@ -195,7 +201,7 @@ class Recorder(TrainerCallback):
         self.rows.append(row)
         row["alarms"] = alarms(self.rows)
         for text in row["alarms"]:
-            kind = text.partition(":")[0]
+            kind = text.partition(":")[0]  # every alarm begins with its kind and a colon
             if kind not in self._raised:
                 self.say(f"step {row['step']}: {text}")
             self._raised.add(kind)
@@ -242,12 +248,12 @@ class Bar(TrainerCallback):
 class Watch(TrainerCallback):
     """Callback that calls ``show(rows)`` at intervals, for a live figure or your own logger.
 
-    ``rows`` has one dict per step since this process began to train. A dict holds ``step`` and the columns of the training batch, without
-    ``held_out/...`` and ``alarms``.
+    ``rows`` has one dict per optimizer step since training began or was resumed. A dict holds ``step`` and the columns of the training
+    batch, without ``held_out/...`` and ``alarms``.
 
     Args:
         show: Function to call.
-        every: Optimizer steps between two calls; there is always one after the last step.
+        every: Number of optimizer steps between two calls. There is always a call after the last step.
     """
 
     def __init__(self, show: Callable[[list[Row]], None], every: int = 5) -> None:

@@ -13,25 +13,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DRPO:
-    """Parameters of DRPO's loss (arXiv 2510.04474): correct rollouts are weighted by brevity, wrong rollouts by their likelihood.
+    """Parameters of DRPO's loss (arXiv 2510.04474), which weights correct rollouts by brevity and wrong rollouts by their likelihood.
 
-    Let P and N be the correct and the wrong rollouts of a group q (the rollouts of one problem). ``L_i`` is the response length of rollout
-    i in tokens, and ``s_i`` its mean token log-probability under the current policy ``pi``. ``pi_old`` is the policy that sampled, and
-    ``sg`` the stop-gradient. The loss of a micro-batch with Q groups is::
+    A group q is the set of rollouts of one problem; P are its correct and N its wrong rollouts. ``L_i`` is the response length of rollout i
+    in tokens. ``s_i`` is the rollout's mean token log-probability under the current policy ``pi``. ``pi_old`` is the policy that sampled,
+    and ``sg`` is the stop-gradient. The loss of a micro-batch with Q groups is::
 
         w_i  = softmax over i in P of (1 - L_i / capacity) / lam
         J_q  = sum over i in P of w_i s_i  -  tau * log( mean over j in N of exp(s_j / tau) )        0 if P or N is empty
         loss = - (1/Q) sum over q of J_q  +  sg(beta * max(0, KL - delta)) * KL
 
-    The weights ``w_i`` are never negative, so no correct rollout is pushed down. ``KL`` is the mean of ``log pi_old - log pi`` over the
-    tokens of the micro-batch, so the size of the micro-batch is part of the method.
+    The weights ``w_i`` are never negative, so ``J_q`` never rewards making a correct rollout less likely. ``KL`` is the mean of
+    ``log pi_old - log pi`` over the response tokens of the micro-batch. So the loss depends on the size of the micro-batch.
 
     Attributes:
-        lam: Temperature of the brevity weights; a larger value makes them more equal. In the limit length has no effect, as in DisCO.
+        lam: Temperature of the brevity weights; a larger value makes them more equal. As ``lam`` goes to infinity, length has no effect.
         tau: Temperature of the mean over wrong rollouts; a smaller value gives more weight to the likeliest wrong rollouts.
         capacity: Length in tokens by which response lengths are divided; ``None`` means the run's token limit (``max_completion_length``).
         beta: Weight of the KL term.
-        delta: KL above which the KL term is active, in nats per token.
+        delta: Largest KL, in nats per token, at which the KL term is 0.
     """
 
     lam: float = 0.1
@@ -48,7 +48,7 @@ class DRPO:
 def drpo_objective(
     score: Float[Tensor, " n"], correct: Bool[Tensor, " n"], tokens: Int[Tensor, " n"], groups: Int[Tensor, " n"], form: DRPO
 ) -> Float[Tensor, ""]:
-    """Return DRPO's objective, which training maximises: the mean of ``J_q`` over the groups q of a micro-batch (formula: see ``DRPO``).
+    """Return DRPO's objective, which training maximises: the mean of ``J_q`` over the groups q of a micro-batch (``DRPO`` has the formula).
 
     Maximising ``J_q`` makes the group's correct rollouts likelier, short ones most, and its wrong rollouts less likely. Rollouts without
     response tokens are ignored.
@@ -56,7 +56,7 @@ def drpo_objective(
     Args:
         score: ``s_i``, the mean token log-probability of each rollout under the current policy.
         correct: True for each correct rollout.
-        tokens: Response length of each rollout.
+        tokens: Response length of each rollout, in tokens.
         groups: Group of each rollout, as an integer.
         form: Parameters of the loss; ``capacity`` must not be ``None``.
     """
@@ -71,6 +71,7 @@ def drpo_objective(
         if not right.any() or not wrong.any():
             continue
         weights = torch.softmax(brevity[right], dim=0)
+        # log of the mean over wrong rollouts of exp(s_j / tau)
         smooth = torch.logsumexp(score[wrong] / form.tau, dim=0) - wrong.sum().log()
         total = total + (weights * score[right]).sum() - form.tau * smooth
     return total / len(names)
@@ -86,6 +87,7 @@ def kl_estimate(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[
         old: Log-probabilities under ``pi_old``, the policy that sampled.
         mask: 1 for a response token, 0 for padding.
     """
+    # At least 1, so that a micro-batch without response tokens gives 0.
     return ((old - new) * mask).sum() / mask.sum().clamp(min=1)
 
 
@@ -98,9 +100,10 @@ def kl_hinge(new: Float[Tensor, "n t"], old: Float[Tensor, "n t"], mask: Int[Ten
         new: Log-probabilities of the response tokens under the current policy.
         old: Log-probabilities under the policy that sampled.
         mask: 1 for a response token, 0 for padding.
-        form: Parameters of the loss, of which ``beta`` (weight) and ``delta`` (KL above which the term is active) are used.
+        form: Parameters of the loss, of which ``beta`` (weight) and ``delta`` (largest KL at which the term is 0) are used.
     """
     kl = kl_estimate(new, old, mask)
+    # The factor is detached, so only the last ``kl`` has a gradient.
     return (form.beta * (kl - form.delta).clamp(min=0)).detach() * kl
 
 
@@ -114,17 +117,17 @@ class ModeSwitch:
     its problems.
 
     The preferred mode follows from the rollouts of the problem. Half of them were prompted for long thinking, half for short. If all
-    rollouts are wrong, no mode is preferred. Otherwise it is short if the accuracy of the short half is at least ``assumed_simple``, else
-    long.
+    rollouts are wrong, no mode is preferred. Otherwise short is preferred if the accuracy of the short half is at least ``assumed_simple``,
+    else long.
 
-    The formula of the loss, the margin, the weight and the rule of preference are ours, since we did not find the paper's.
+    We did not find the paper's formula. The formula, its numbers (``assumed_...``) and the rule for the preferred mode are ours.
 
     Attributes:
         long: Text whose first token begins a long response.
         short: Text whose first token begins a short response.
-        assumed_margin: ``margin``, the difference of logits from which the loss is 0.
+        assumed_margin: ``margin``, the smallest difference of logits at which the loss is 0.
         assumed_weight: ``weight`` of the loss.
-        assumed_simple: Accuracy of the short half (0 to 1) from which short is preferred.
+        assumed_simple: Smallest accuracy of the short half (0 to 1) at which short is preferred.
     """
 
     long: str
@@ -155,6 +158,7 @@ def preference(
         n = which.max() + 1
         return np.bincount(which[rows], correct[rows], minlength=n) / np.bincount(which[rows], minlength=n)
 
+    # ``simple``: the problem needs only short thinking. ``solved``: at least one rollout is correct.
     simple, solved = accuracy(~long) >= form.assumed_simple, np.bincount(which, correct) > 0
     return np.where(solved, np.where(simple, -1, 1), 0)[which]
 
@@ -172,5 +176,6 @@ def switch_hinge(
         tokens: Ids of the tokens that begin a long and a short response, in this order.
         form: Parameters of the loss, of which margin and weight are used.
     """
+    # ``prefer`` is the sign that turns (long minus short) into (preferred minus other).
     gap = (logits[:, tokens[0]] - logits[:, tokens[1]]) * prefer
     return torch.where(prefer != 0, form.assumed_weight * (form.assumed_margin - gap).clamp(min=0), 0.0)

@@ -1,8 +1,8 @@
 """Columns of the training log: statistics of a training batch and its rewards, and results on held-out problems.
 
-Shares lie between 0 and 1, lengths are in tokens, entropies in nats per token. If there is nothing to average, a mean is NaN. Three other
-sources add columns to the log: TRL (such as ``reward``, ``grad_norm``, ``kl``), ``sampler.Sampler`` (``dynamic/...``) and the trainer
-(``sampler/...``, ``switch_loss``).
+Shares lie between 0 and 1, lengths are in tokens, entropies in nats per token. If there is nothing to average, a mean is NaN here and
+``null`` in the log. Three other sources add columns to the log: TRL (such as ``reward``, ``grad_norm``, ``kl``), ``sampler.Sampler``
+(``dynamic/...``) and the trainer (``sampler/...``, ``switch_loss``).
 
 =========================  ==================================================================================================
 column                     meaning
@@ -10,16 +10,18 @@ column                     meaning
 accuracy                   share of correct responses
 truncated                  share of responses that the token limit cut off
 closed                     share of responses that closed their think span
-tokens                     mean response length; ``tokens/stopped``, ``/truncated``, ``/correct``, ``/wrong``: of such responses only
+tokens                     mean response length
+tokens/truncated           mean length of responses that the token limit cut off; ``tokens/stopped``: of all others
+tokens/correct, /wrong     mean length of correct responses; the same for wrong ones
 think_tokens               mean length of the think span
-loops                      share of responses that the token limit cut off in a loop (``stats.looping``)
-answers/most_common        share of the most common answer text among all answers of the batch
+loops                      share of responses that the token limit cut off in a repeating sequence of tokens (``stats.looping``)
+answers/most_common        share of the most common answer among all answers of the batch; answers are the same if their tokens are
 zero_std                   share of rollouts in groups whose rewards are all equal
 entropy/think, /answer     mean entropy of the tokens of think spans; the same for answers
 component/NAME             mean of a component of the reward; ``component/NAME/std``: its standard deviation over the batch
 accuracy/MODE              accuracy of responses whose prompt requests MODE thinking, ``long`` or ``short``; likewise ``tokens/MODE``
 held_out/...               ``accuracy``, ``think_tokens``, ``tokens``, ``truncated``, ``loops`` on held-out problems
-held_out/..._hard          the same on the hardest third of the held-out problems
+held_out/..._hard          the same on the hardest third (or more, with ties) of the held-out problems
 held_out/kl                ``KL(policy || initial model)`` on held-out problems, nats per token (``kl_to``)
 =========================  ==================================================================================================
 """
@@ -49,10 +51,11 @@ def batch_measures(drawn: Sequence[Drawn], batch: RewardBatch, scored: rewards.R
 
     Args:
         drawn: Rollouts of the batch, of all processes.
-        batch: The same rollouts as a batch for the reward, with the group of each.
+        batch: The same rollouts as the batch of columns that the reward gets, with the group of each rollout.
         scored: Rewards of the rollouts and their components.
     """
     rollouts = [d.rollout for d in drawn]
+    # ``stopped``: the response ended by itself, with an end-of-sequence token.
     correct, stopped = np.array([r.correct for r in rollouts]), np.array([r.finish == "stop" for r in rollouts])
     tokens, think = (np.array([getattr(r, name) for r in rollouts], float) for name in ("response_tokens", "think_tokens"))
     row = {
@@ -88,12 +91,13 @@ def _entropy(rollouts: Sequence[Rollout], phase: str) -> float:
     for r in rollouts:
         span = getattr(r, phase)
         if span is not None and r.entropies is not None:
+            # Entropies begin at the first response token, spans count from the start of the prompt.
             values += r.entropies[span.start - r.prompt_len : span.stop - r.prompt_len]
     return _mean(np.array(values))
 
 
 def _most_common(rollouts: Sequence[Rollout]) -> float:
-    """Return the share of the most common answer (compared by token ids) among the responses that have an answer."""
+    """Return the share of the most common answer among all answers; NaN without answers. Answers are the same if their tokens are."""
     answers = Counter(r.token_ids[r.answer.start : r.answer.stop] for r in rollouts if r.answer is not None)
     return answers.most_common(1)[0][1] / answers.total() if answers else math.nan
 
@@ -101,8 +105,8 @@ def _most_common(rollouts: Sequence[Rollout]) -> float:
 def held_out_measures(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> Row:
     """Return column name -> value for held-out problems: the ``held_out/...`` columns of the module's table except ``held_out/kl``.
 
-    The columns ``..._hard`` cover the hardest third of the problems by ``meta["difficulty"]``. They exist only if all problems have a
-    difficulty.
+    The columns ``..._hard`` cover the problems whose ``meta["difficulty"]`` is at least its 2/3 quantile. They exist only if all problems
+    have a number there.
 
     Args:
         rollouts: Rollouts of the policy on the problems.
@@ -127,13 +131,14 @@ def kl_to(initial: LM, rollouts: Sequence[Rollout], temperature: float) -> float
         rollouts: Rollouts of the policy, sampled without top-p and top-k, with recorded log-probabilities.
         temperature: Temperature at which the rollouts were sampled.
     """
+    # The same tokens, with log-probabilities under the initial model.
     before = entropies.with_entropies(initial, rollouts, temperature=temperature)
     ratios = [np.subtract(r.logprobs or (), b.logprobs or ()) for r, b in zip(rollouts, before, strict=True)]
     return _mean(np.concatenate(ratios))
 
 
 def _means(rollouts: Sequence[Rollout]) -> Row:
-    """Return the ``held_out/...`` columns of some rollouts, as name without this prefix -> value."""
+    """Return a dict of means over some rollouts. Its keys are names of ``held_out/...`` columns without that prefix."""
     return {
         "accuracy": float(np.mean([r.correct for r in rollouts])),
         "think_tokens": float(np.mean([r.think_tokens for r in rollouts])),

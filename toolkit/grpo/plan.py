@@ -1,4 +1,4 @@
-"""Settings for training several policies alike, for boards, sweeps and your own scripts. Importing this module does not import TRL."""
+"""Training settings that several policies share, for boards, sweeps and your own scripts. Importing this module does not import TRL."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class TrainingPlan:
     Attributes:
         task: Name of the task to train on.
         steps: Optimizer steps per policy.
-        pool: Number of different training problems. If training needs more, problems repeat in a new order. HAPO rewards brevity only
-            on repeated problems, since it compares a response with earlier responses to the same problem.
+        pool: Number of different training problems. A run that needs more goes through them again, in a new order. HAPO needs such
+            repetition: it compares a response with earlier responses to the same problem.
         held_out: Number of held-out problems (split ``dev``) for the learning curve, with 4 samples each.
         evaluate_every: Optimizer steps between two points of the learning curve; 0 for no curve.
         tiny: True to scale recipes to the tiny reasoner, the small model in this package (see ``Recipe.scaled``). False to keep the numbers
@@ -46,7 +46,7 @@ class TrainingPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Settings of this plan that enter the cache key of a policy, by name. ``policies.basis`` adds the other inputs."""
+        """Settings of this plan that are part of a policy's cache key, by name. ``policies.basis`` adds the other inputs."""
         return {
             "steps": self.steps,
             "held_out": [self.held_out, self.evaluate_every],

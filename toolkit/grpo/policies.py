@@ -51,8 +51,8 @@ def train_policy(
         seed: Seed of the training.
         plan: Training settings.
         runs: Directory that holds one folder per policy.
-        reward: Reward object that replaces the recipe's, in its state before training; ``None`` means the recipe's. The hash in the
-            folder's name covers the object's class and fields.
+        reward: Reward object that replaces the recipe's; ``None`` means the recipe's. Training uses a copy, so the object does not change.
+            The hash in the folder's name covers its class and fields.
         say: Function that is called with one line of progress or warning at a time.
 
     Raises:
@@ -64,7 +64,7 @@ def train_policy(
     run, extras = _run(lm, recipe, seed, plan, folder), _extras(plan, reward)
     with store.locked(folder, wait=True):
         if store.is_whole(folder / MODEL):
-            _remove_checkpoints(folder)  # a process killed just after it saved the policy leaves them
+            _remove_checkpoints(folder)  # left behind if a process was killed just after it saved the policy
             model = replace(read_back(lm, folder / MODEL), parent=lm.fingerprint, name=f"{lm.name}, {recipe.name}")
             return Trained(model, pd.DataFrame(read(folder / LOG)))
         if not (folder / store.MADE_BY).exists():
@@ -73,7 +73,7 @@ def train_policy(
                 say(
                     f"{recipe.name}, seed {seed}, was trained by other code ({', '.join(sorted(changed))} changed): training it again"
                 )
-            depends_on.write(folder)
+            depends_on.write(folder)  # before training, so that a stopped run has its record too
         done = train(lm, recipe, _pool(lm, plan), run, extras=extras, resume=True, say=say)
         if done.main:
             _remove_checkpoints(folder)
@@ -83,7 +83,7 @@ def train_policy(
 def _remove_checkpoints(folder: Path) -> None:
     for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         store.remove(checkpoint)
-    store.tidy(folder)  # of a process that was killed while it removed one
+    store.tidy(folder)  # removes what a process left that was killed while it removed a checkpoint
 
 
 def _run(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, folder: Path) -> Run:
@@ -115,7 +115,7 @@ def _pool(lm: LM, plan: TrainingPlan) -> list[Problem]:
 
 
 def basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, *, reward: Any = None) -> store.Basis:
-    """Return the record of a policy's inputs: model, recipe, problems, seed, plan, reward and code. Its ``key`` is their hash.
+    """Return the record of a policy's inputs: model, recipe, problems, seed, plan, reward and code. Its field ``key`` is a hash of all.
 
     A saved policy is used again only if its inputs are the same. The arguments are those of ``train_policy``.
     """

@@ -1,13 +1,14 @@
 """Recipes: the training settings of a paper as one frozen value, which can be printed, compared and changed with ``dataclasses.replace``.
 
 ``recipes.dler()`` has the paper's numbers; its field ``sources`` says where they come from. ``recipes.dler().scaled()`` is the same method
-scaled to the tiny reasoner (the small model in this package): 16 problems x 8 samples per step, responses of at most 200 tokens (40 for
-DLER), and a learning rate chosen on the dev split. All numbers set by ``scaled`` are ours.
+scaled to the tiny reasoner (the small model in this package). It has 16 problems x 8 samples per step, responses of at most 200 tokens (40
+for DLER), and a learning rate chosen on the dev split. All numbers set by ``scaled`` are ours.
 
-``recipes.ALL`` lists the recipes. ``find(name)`` also makes a recipe of plain GRPO for a reward that has no recipe.
+``recipes.ALL`` lists the recipes. For the name of a reward without a recipe of its own, ``find(name)`` returns plain GRPO with that reward.
 
-Lengths are in tokens; learning rates are Adam's. If we did not find a number of a paper, the reward's default (``assumed_...`` in the
-reward's module) or TRL's default is used.
+If we did not find a number of a paper, the reward's default (``assumed_...`` in the reward's module) or TRL's default is used.
+
+Samples per problem, in the paper and scaled:
 
 >>> find("dler").samples, find("dler").scaled().samples
 (16, 8)
@@ -26,9 +27,9 @@ from toolkit.grpo.draws import Curriculum, Dynamic, Modes
 from toolkit.grpo.losses import DRPO, ModeSwitch
 from toolkit.rewards.laser_targets import TargetSettings
 
-TINY_TOKENS = 200  # longest response of the scaled presets; the tiny reasoner's longest are about 150
+TINY_TOKENS = 200  # longest response in tokens of scaled recipes; the tiny reasoner's longest are about 150
 TINY_RATE = 3e-4  # learning rate
-TINY_LIMITS = {"dler": 40, "da_dler": 40}  # longest response, tokens: here it also is the length at which the reward truncates
+TINY_LIMITS = {"dler": 40, "da_dler": 40}  # longest response, tokens; also the length beyond which the reward is 0 (TINY_OPTIONS)
 TINY_TARGETS = TargetSettings(base=16, step=8, longest=TINY_TOKENS, every=10, problems=32)
 TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -38,22 +39,25 @@ TINY_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "laser": {"target": 24},
         "laser_d": {"targets": TINY_TARGETS},
         "laser_de": {"targets": TINY_TARGETS},
-        "length_penalty": {"longest": 20},  # one token costs 5 % of the reward of a correct answer
-        "length_penalty_mild": {"longest": 20},  # 2.5 %
+        "length_penalty": {"longest": 20},  # each token costs 5 % (1/20) of the reward of a correct answer
+        "length_penalty_mild": {"longest": 20},  # 2.5 %: half the weight
         "surrogate": {"longest": 80},  # highest reward at 40 tokens
         "truncation": {"target": 40},
     }
 )
-"""Recipe name -> reward options that ``Recipe.scaled`` sets for the tiny reasoner, whose responses have 7 to 150 tokens."""
+"""Recipe name -> reward options that ``Recipe.scaled`` sets for the tiny reasoner, whose responses have 7 to 150 tokens.
+
+All lengths are in tokens.
+"""
 TINY_PROMPTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "adaptive_deep_reasoning": {"modes": Modes(long=" please", short=" quick")},
         "train_long_think_short": {"curriculum": Curriculum(start=48, every=25, text=" {budget}")},  # to 16 in 100 steps
     }
 )
-"""Recipe name -> fields that ``Recipe.scaled`` sets because they hold texts appended to the question.
+"""Recipe name -> fields with texts for the prompt, which ``Recipe.scaled`` replaces by words that the tiny reasoner knows.
 
-The tiny reasoner knows only a few words and fails after an unfamiliar sentence.
+It knows only a few words and fails after an unfamiliar sentence.
 """
 
 
@@ -75,10 +79,10 @@ class Recipe:
         problems: Problems per generation (a batch of responses sampled at once), over all processes.
         samples: Responses per problem, the size of a group (G in the papers).
         max_tokens: Largest response length, in tokens.
-        learning_rate: Adam's learning rate, constant during training.
+        learning_rate: Learning rate of AdamW, constant during training.
         updates: Optimizer steps per generation (in the papers: batch size divided by mini-batch size).
         config: Further fields of TRL's ``GRPOConfig``.
-        sources: Text that says where the numbers come from and which of them are ours.
+        sources: Note on where the numbers come from and which of them are ours.
     """
 
     name: str
@@ -117,7 +121,11 @@ class Recipe:
             raise ValueError("switch is set without modes: the mode-switching loss needs modes=Modes(...).")
 
     def scaled(self) -> Recipe:
-        """Return the recipe scaled to the tiny reasoner, the small model in this package. All numbers that it changes are ours."""
+        """Return the recipe scaled to the tiny reasoner, the small model in this package.
+
+        It has 16 problems x 8 samples per generation, one optimizer step per generation, and short responses. Reward options and prompts
+        are scaled too. All new numbers are ours.
+        """
         return replace(
             self,
             problems=16,
@@ -126,14 +134,14 @@ class Recipe:
             max_tokens=TINY_LIMITS.get(self.name, TINY_TOKENS),
             learning_rate=TINY_RATE,
             options={**self.options, **TINY_OPTIONS.get(self.name, {})},
-            loss=replace(self.loss, capacity=None) if self.loss else None,
+            loss=replace(self.loss, capacity=None) if self.loss else None,  # None: DRPO divides lengths by the scaled token limit
             **TINY_PROMPTS.get(self.name, {}),
             config={k: v for k, v in self.config.items() if k not in NOT_SCALED},
         )
 
 
 NOT_SCALED = ("beta", "temperature", "entropy_coef")
-"""Fields of ``config`` that scaled recipes drop, so that TRL's defaults hold.
+"""Fields of ``Recipe.config`` that scaled recipes leave out, so that TRL's defaults hold.
 
 These defaults are: no KL penalty (which would need a reference model), temperature 1 (at which the tiny reasoner is evaluated), and no
 entropy bonus.
@@ -141,17 +149,17 @@ entropy bonus.
 CLIP_HIGHER = {"epsilon": 0.2, "epsilon_high": 0.28}
 """Clip-higher (DAPO): the ratio of token probabilities, new to old policy, is clipped to ``[1 - epsilon, 1 + epsilon_high]``."""
 DUAL_CLIP = 10.0
-"""Upper clip of the probability ratio for tokens with a negative advantage A: such a token adds at most ``10 |A|`` to the loss.
+"""Largest probability ratio, new to old policy, for tokens with a negative advantage A: such a token adds at most ``10 |A|`` to the loss.
 
 TRL's name of this number is ``delta``, verl's ``clip_ratio_c``. The two have the same effect if the number exceeds ``1 + epsilon_high``.
 """
 
 
 def plain(reward: str, **options: Any) -> Recipe:
-    """Return a recipe that trains with the given reward and GRPO as TRL's defaults have it.
+    """Return a recipe that trains the given reward with GRPO, with TRL's defaults.
 
-    That is: advantages are divided by the standard deviation of the rewards in the group, and the loss is the mean over all tokens of the
-    batch (DAPO's loss).
+    By these defaults, advantages are divided by the standard deviation of the rewards in the group. The loss is the mean over all tokens of
+    the batch (DAPO's loss).
 
     Args:
         reward: Name of the reward, a key of ``rewards.ALL``.
@@ -165,9 +173,9 @@ def plain(reward: str, **options: Any) -> Recipe:
 
 
 def length_penalty_mild() -> Recipe:
-    """Return the recipe of the reward ``length_penalty`` at half its weight (ours).
+    """Return our recipe of the reward ``length_penalty`` with half its default weight.
 
-    Only a narrow range of weights lies between those without effect and those that make training collapse.
+    Weights that are too small have no effect, and weights that are too large make training collapse. The range between them is narrow.
     """
     return replace(
         plain("length_penalty", alpha=0.5), name="length_penalty_mild", sources="Ours: to be compared with length_penalty."
@@ -230,8 +238,7 @@ def laser(reward: str = "laser") -> Recipe:
     """Return the recipe of LASER (arXiv 2505.15612): a bonus for correct responses within a target length.
 
     Args:
-        reward: Name of the reward; keep the default. For the variants with adapted target lengths use ``laser_d()`` and ``laser_de()``,
-            whose ``sources`` also cover the adaptation.
+        reward: Name of the reward; leave it out. The recipes ``laser_d()`` and ``laser_de()`` pass the names of their variants.
     """
     return Recipe(
         reward,
@@ -247,7 +254,7 @@ def laser(reward: str = "laser") -> Recipe:
 
 
 def _adapted(reward: str) -> Recipe:
-    """Return the recipe of a LASER variant whose target lengths are adapted during training; ``sources`` also covers the adaptation."""
+    """Return the recipe of a LASER variant whose target lengths are adapted during training. Its ``sources`` say how they are adapted."""
     recipe = laser(reward)
     more = " Targets: 500 problems monitored every 20 generations; |C_d| rounded up (paper; scripts: down, laser_targets.SCRIPT_ROUNDING)."
     return replace(recipe, sources=recipe.sources + more)
@@ -266,7 +273,8 @@ def laser_de() -> Recipe:
 def hapo() -> Recipe:
     """Return the recipe of HAPO (arXiv 2505.11225).
 
-    A correct response gets more reward if it is shorter than the shortest correct response to the same problem so far, less if longer.
+    A correct response is compared with the shortest correct response to the same problem so far. It gets a bonus if it is shorter, and a
+    penalty if it is longer.
     """
     return Recipe(
         "hapo",
@@ -344,7 +352,7 @@ def adaptive_deep_reasoning(switch: ModeSwitch | None = None) -> Recipe:
 def sar() -> Recipe:
     """Return the recipe of the self-aligned reward, SAR (arXiv 2509.05489).
 
-    A response gets more reward the more likely it is with the question in the prompt than without it.
+    The reward of a response rises with its log-probability given the question minus its log-probability without the question.
     """
     return Recipe(
         "sar",
@@ -371,7 +379,7 @@ def pear() -> Recipe:
 
 
 def surrogate() -> Recipe:
-    """Return the recipe of surrogate rewards (arXiv 2505.19439), which reward format and length; they need no correct answers."""
+    """Return the recipe of surrogate rewards (arXiv 2505.19439), which score format and length and need no reference answers."""
     return Recipe(
         "surrogate",
         "2505.19439",
@@ -385,9 +393,10 @@ def surrogate() -> Recipe:
 
 
 def longwriter() -> Recipe:
-    """Return the recipe of LongWriter-Zero (arXiv 2506.18841): the mean of one advantage per component of the reward.
+    """Return the recipe of LongWriter-Zero (arXiv 2506.18841), with its length reward only.
 
-    Of the paper's three components (length, writing quality, format), only the length reward is included here.
+    The paper averages the advantages of three reward components: length, writing quality and format. The last two are not included here.
+    With one component, the advantage is GRPO's.
     """
     return Recipe(
         "longwriter",

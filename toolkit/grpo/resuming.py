@@ -1,4 +1,4 @@
-"""Checkpoints of a training run. A checkpoint is written completely or not at all; loading a damaged one raises an explanatory error."""
+"""Checkpoints of a training run. An incomplete checkpoint is never resumed from; loading a damaged one raises an explanatory error."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ STATE = "toolkit.json"  # in every checkpoint, written last: a checkpoint with t
 KEPT = 2
 """Number of checkpoints that a run keeps by default: the newest to resume from, and one more in case the newest is damaged."""
 EARLIER = "Remove that checkpoint and resume: the run continues from the one before."
+# Errors that loading a damaged checkpoint can raise.
 _UNREADABLE = (
     OSError,
     RuntimeError,
@@ -67,7 +68,7 @@ def remove_old(out: Path, limit: int | None = None) -> None:
         if folder not in (complete[-keep:] if keep > 0 else complete):
             with suppress(OSError):
                 store.remove(folder)
-    store.tidy(out)  # of a process that was killed while it removed one
+    store.tidy(out)  # removes what a process left that was killed while it removed a checkpoint
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
@@ -106,13 +107,17 @@ def writing(checkpoint: Path, *, main: bool) -> Iterator[None]:
 def reading(checkpoint: str | Path | None) -> Iterator[None]:
     """Return a context manager for loading part of a checkpoint: an error in its body becomes a DamagedFileError that says what to do.
 
-    An out-of-memory error of the GPU stays as it is. ``checkpoint`` is named in the message only.
+    An out-of-memory error of the GPU is raised unchanged.
+
+    Args:
+        checkpoint: Folder of the checkpoint, for the error message.
     """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except _UNREADABLE as error:
+        # One line of at most 150 characters.
         why = " ".join(str(error).split())[:150]
         raise store.DamagedFileError(f"{checkpoint} cannot be loaded: {type(error).__name__}, {why}. {EARLIER}") from error
 

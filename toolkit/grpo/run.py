@@ -3,14 +3,17 @@
 Files in a run's directory:
 
 * ``log.jsonl``: the log, one line per optimizer step; a finished run adds the same table as ``log.parquet``.
-* ``checkpoint-N``: ordinary Hugging Face folders, with the states of optimizer, scheduler, random numbers and reward.
-* ``conciseness.json``: the conciseness judge, only with the reward CRF (see ``judge``).
+* ``checkpoint-N``: ordinary Hugging Face folders, with the states of optimizer, scheduler, random numbers and reward. N is the step.
+* ``conciseness.json``: the head that scores conciseness, only for rewards that read such scores, as CRF does (see ``judge``).
 * ``model`` and, with LoRA, ``adapter``: the result, written by a finished run (see ``saved``).
 
-Precision. Trained weights are fp32, whatever type the model was loaded in, since at a usual learning rate AdamW changes a weight by less
-than bfloat16 can represent. A model that was loaded in bfloat16 samples and trains under autocast to bfloat16. Rollouts are sampled from
-the weights in training. The columns ``sampler/kl`` and ``sampler/gap`` of the log show how far the log-probabilities of sampling and
-training still differ. The held-out results in the last row of the log are those of the saved model.
+Precision. Trained weights are fp32, whatever dtype the model was loaded in. At a usual learning rate, one AdamW step changes a weight by
+less than half the distance to the next bfloat16 number, so most bfloat16 weights would never change. A model that was loaded in bfloat16
+samples and trains under autocast to bfloat16.
+
+Rollouts are sampled from the weights in training, without a copy. Sampling and training may still give a token different
+log-probabilities. The columns ``sampler/kl`` and ``sampler/gap`` of the log show how much they differ. The held-out results in the last row
+of the log are those of the saved model.
 
 Memory, in bytes per weight of the model, besides activations:
 
@@ -20,7 +23,8 @@ Memory, in bytes per weight of the model, besides activations:
 * 2 (bfloat16) or 4 (fp32) for the initial model, which stays in memory.
 * 4 for a reference model, if ``beta`` is not 0.
 
-To use less, set ``overrides`` such as ``{"gradient_checkpointing": True}`` or ``{"optim": "adamw_bnb_8bit"}`` (moments of 1 byte).
+To use less, set ``Run.overrides``. ``{"gradient_checkpointing": True}`` saves activations; ``{"optim": "adamw_bnb_8bit"}`` stores Adam's
+moments in 1 byte each.
 """
 
 from __future__ import annotations
@@ -75,7 +79,10 @@ OWNED = {
     "bf16": "--dtype bfloat16",
     "use_cpu": "--device cpu",
 }
-"""Fields of TRL's ``GRPOConfig`` that may not be set directly -> the option or recipe field to set instead."""
+"""Field of TRL's ``GRPOConfig`` that may not be set directly -> the command-line option or recipe field to set instead.
+
+For the ``logging_...`` fields there is nothing to set.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,15 +93,16 @@ class Run:
         out: Directory of the run.
         steps: Number of optimizer steps.
         seed: Seed of the order of problems and of every rollout.
-        save_every: Optimizer steps between checkpoints, rounded up to a multiple of the recipe's ``updates``. The last two are kept.
+        save_every: Optimizer steps between checkpoints, rounded up to a multiple of the recipe's ``updates``. Only the newest two
+            checkpoints stay on disk.
         held_out: Held-out problems on which the policy is evaluated; empty for no evaluation.
         evaluate_every: Optimizer steps between evaluations; 0 for no evaluation.
         evaluate: Sampling settings of the evaluation.
         micro_batch: Largest number of rows (responses) in each forward/backward pass, on each process. It does not change the result of a
             step, with one exception: DRPO's KL term is computed over one micro-batch, which matters with several updates per generation.
         overrides: Fields of TRL's ``GRPOConfig`` by name; they override the recipe's. Fields named in ``OWNED`` are refused.
-        save_dtype: Number type of the saved model. A type narrower than fp32 rounds the trained weights; the rounding error is printed, and
-            saved in ``grpo.json`` beside the model.
+        save_dtype: Dtype of the saved model. A dtype narrower than fp32 rounds the trained weights; the rounding error is printed, and
+            saved in ``model/grpo.json``.
     """
 
     out: Path
@@ -129,7 +137,7 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
     """Return TRL's config for a recipe and a run.
 
     A generation (a batch of responses sampled at once) has ``recipe.problems * recipe.samples`` responses over all processes. It is used
-    for ``recipe.updates`` optimizer steps. The size of a micro-batch changes neither number.
+    for ``recipe.updates`` optimizer steps. ``run.micro_batch`` does not change these two numbers.
 
     Raises:
         ValueError: a generation cannot be split into micro-batches of at most ``run.micro_batch`` rows; the model is in float16;
@@ -145,6 +153,7 @@ def arguments(lm: LM, recipe: Recipe, run: Run) -> Any:
             f"{KWARGS} would change TRL's prompts but not ours: set the template's switches when loading the model, with "
             "--template NAME=JSON or lm.load(..., template={...})."
         )
+    # ``rows``: responses per generation, over all processes. ``micro``: rows per micro-batch, never more than one optimizer step has.
     world = GRPOConfig(str(run.out), bf16=False, report_to="none").world_size
     rows = recipe.problems * recipe.samples
     micro = max(1, min(run.micro_batch, rows // (world * recipe.updates)))
@@ -235,8 +244,8 @@ def train(
             trainer.add_callback(callback)
         main = trainer.is_world_process_zero()
         if main:
-            store.remove(run.out / MODEL)  # of an earlier run with fewer steps
-            remove_old(run.out, args.save_total_limit)  # a killed process may have been removing one
+            store.remove(run.out / MODEL)  # left by an earlier run with fewer steps, which is now resumed
+            remove_old(run.out, args.save_total_limit)  # a killed process may have left a half-removed checkpoint
         if checkpoint is None:
             probe(trainer, say)
         else:
@@ -253,7 +262,7 @@ def train(
 
 @contextmanager
 def _only_run(out: Path) -> Iterator[None]:
-    """Return a context manager that locks a run's directory, since a second run there would damage the log of the first."""
+    """Return a context manager that locks a run's directory. A second run in the same directory would damage the log of the first."""
     with store.locked(out / ".training") as mine:
         if not mine:
             raise store.StoreError(
@@ -305,7 +314,7 @@ def _training_identity(recipe: Recipe, run: Run, extras: Extras) -> dict[str, An
 
 
 def _facts(run: Run, extras: Extras) -> dict[str, Any]:
-    """Return seed, steps, overrides, engine and LoRA settings of the run, for ``grpo.json`` beside the saved model."""
+    """Return seed, steps, overrides, engine and LoRA settings of the run, for the file ``model/grpo.json``."""
     lora = (
         None if extras.lora is None else {name: getattr(extras.lora, name, None) for name in ("r", "lora_alpha", "target_modules")}
     )
@@ -320,7 +329,7 @@ def _facts(run: Run, extras: Extras) -> dict[str, Any]:
 
 
 def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
-    """Return the checkpoint to resume from, or ``None`` to start anew.
+    """Return the checkpoint to resume from, or ``None`` to start anew. If there is nothing to resume, a killed run's log is removed.
 
     Raises:
         FileExistsError: the directory holds a run and ``resume`` is False.
@@ -336,6 +345,7 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
         return None
     store.read_json(checkpoint / TRAINER_STATE_NAME, {"global_step": int}, remedy=EARLIER)
     before = state_of(checkpoint)["identity"]
+    # Through JSON, as the saved identity went, so that tuples equal lists.
     now = json.loads(json.dumps(identity, default=store.jsonable))
     differing = sorted(k for k in {*now, *before} if now.get(k) != before.get(k))
     if differing:
@@ -348,7 +358,10 @@ def _begin(out: Path, identity: Mapping[str, Any], resume: bool) -> Path | None:
 
 
 def check_context(lm: LM, problems: Sequence[Problem], max_tokens: int) -> None:
-    """Raise ValueError if there is no problem, or if the longest prompt plus ``max_tokens`` tokens do not fit the model's context."""
+    """Raise ValueError if there is no problem, or if the longest prompt plus ``max_tokens`` tokens do not fit the model's context.
+
+    Only the prompt with the most characters is tokenized and checked, without text that the recipe may add.
+    """
     if not problems:
         raise ValueError("No problems to train on: the list is empty.")
     context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
@@ -377,7 +390,8 @@ def probe(trainer: Trainer, say: Callable[[str], None]) -> None:
     samples = trainer.args.num_generations
     few = list(trainer.problems)[:PROBED]
     drawn = trainer.sampler.draw([i for i in few for _ in range(samples)])
-    if trainer.extras.engine == "trl":  # TRL's generation returns tokens only
+    # The toolkit's sampler draws this probe even if TRL samples in training. TRL returns tokens only, so the rest is removed.
+    if trainer.extras.engine == "trl":
         bare = [replace(d.rollout, logprobs=None, entropies=None) for d in drawn]
         drawn = [replace(d, rollout=r, logprob_without=None) for d, r in zip(drawn, bare, strict=True)]
     batch = trainer.batch_of(drawn, drawn, 0, "eval")

@@ -1,8 +1,7 @@
 """Sample the responses of a training batch from the weights in training, on all processes.
 
-A group is the set of responses to one problem; each process samples whole groups. A recipe may change the prompts: they then state a token
-budget, or request a *mode*, long or short thinking (see ``draws``). A recipe may also replace groups whose rewards are all equal (dynamic
-sampling).
+A group is the set of responses to one problem; each process samples whole groups. If the recipe says so, prompts state a token budget or
+request a *mode*, long or short thinking (see ``draws``). A recipe may also replace groups whose rewards are all equal (dynamic sampling).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from toolkit.lm import LM, Ask, Condition
 from toolkit.types import Problem, Rollout
 
 Messages = Sequence[Mapping[str, str]]
-MONITOR = len(draws.MODES)  # ``stream`` (see ``draws.seed_of``) of the monitoring set; lower numbers belong to the modes
+MONITOR = len(draws.MODES)  # ``stream`` (see ``draws.seed_of``) of the monitoring set; the numbers below it are used for the modes
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,10 @@ class PolicyView:
         accelerator: The trainer's ``accelerate.Accelerator``.
         step: Function that returns the number of optimizer steps done so far.
         weights: Function that returns the model in training.
-        generating: Function that returns a context manager. The manager yields the model for generation: without wrappers, with sharded
-            weights gathered, under the autocast of training.
-        rewards: Function ``(all rollouts, this process's rollouts) -> rewards [n]`` of a batch of all processes. It does not change the
-            reward's state.
+        generating: Function that returns a context manager. The manager yields the model for generation: without wrappers, under the
+            autocast of training.
+        rewards: Function ``(all rollouts, this process's rollouts) -> rewards [n]``. It scores a batch of all processes and does not change
+            the reward's state.
         log_probs: Function ``(token ids, attention mask, number of response columns) -> log-probabilities`` (nats) of the response tokens.
             Token ids are those of prompts and responses together.
     """
@@ -91,10 +90,8 @@ def view_of(trainer: Any) -> PolicyView:
 
 @contextmanager
 def _generating(trainer: Any) -> Iterator[Any]:
-    """Return a context manager that yields the trainer's model for generation.
-
-    The model has no wrappers, its sharded weights are gathered, and it runs under the autocast of training.
-    """
+    """Return a context manager that yields the trainer's model for generation, without wrappers and under the autocast of training."""
+    # Both calls that gather sharded weights do nothing here, since sharding is refused (``checks.check_unsharded``).
     gathered = {"gather_deepspeed3_params": trainer.args.ds3_gather_for_generation}
     with (
         unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **gathered) as model,
@@ -133,6 +130,7 @@ class Sampler:
         for name, weight in policy.weights().named_parameters():
             if not torch.isfinite(weight).all():
                 raise ValueError(f"After step {policy.step()} weight {name} holds NaN or infinity: lower the learning rate.")
+        # One id per group: the first of each ``num_generations``.
         groups = self._groups([policy.problems[i] for i in ids[:: policy.args.num_generations]])
         if policy.recipe.dynamic is not None:
             groups = self._refilled(groups)
@@ -175,6 +173,7 @@ class Sampler:
     def _sampling(self, stream: int, n: int) -> Sampling:
         a = self.policy.args
         seed = draws.seed_of(a.seed, self.policy.step(), stream)
+        # A ``top_k`` of 0 or less means no limit. ``details`` records log-probabilities and entropies.
         return Sampling(
             n, float(a.temperature), float(a.top_p), max(int(a.top_k), 0), a.max_completion_length, seed=seed, details=True
         )
@@ -192,7 +191,7 @@ class Sampler:
             rollouts = self.rollouts(problems, self._sampling(0, samples), ask)
             drawn = [Drawn(r, prompted_messages(policy.problems[r.problem_id], ask), budget) for r in rollouts]
             return [drawn[i : i + samples] for i in range(0, len(drawn), samples)]
-        half = samples // 2
+        half = samples // 2  # responses per problem and mode; samples 0 to half - 1 are long, the rest short
         groups: list[list[Drawn]] = [[] for _ in problems]
         for stream, mode in enumerate(draws.MODES):
             ask = policy.recipe.modes.ask(mode)
@@ -204,7 +203,7 @@ class Sampler:
     def _refilled(self, groups: list[list[Drawn]]) -> list[list[Drawn]]:
         """Replace groups whose rewards are all equal by groups of other problems, and return this process's part of the new batch.
 
-        The batch is that of all processes, and all of them sample the new groups. ``draws.Dynamic`` sets the limits.
+        The processes share one batch, and each samples a part of the new groups. ``draws.Dynamic`` sets the limits.
 
         Args:
             groups: Groups that this process has sampled.
@@ -231,19 +230,23 @@ class Sampler:
             "dynamic/rounds": rounds,
             "dynamic/filled": max(0, wanted - len(pool)) / wanted,
         }
+        # If too few groups remain, dropped ones fill the batch. Every process takes an equal part.
         share = wanted // world
         return [*pool, *dropped][:wanted][here * share : (here + 1) * share]
 
     def _drop_uniform(
         self, pool: list[list[Drawn]], dropped: list[list[Drawn]], wanted: int
     ) -> tuple[list[list[Drawn]], list[list[Drawn]]]:
-        """Drop groups whose rewards are all equal from the batch: the first ``wanted`` groups of ``pool``.
+        """Drop groups whose rewards are all equal. Return the groups that remain in ``pool``, and all dropped groups.
 
-        When groups are dropped, the next groups of ``pool`` move up into the batch. A reward may compare the groups of a batch, so the new
-        batch is scored again. This repeats until no group is dropped. The reward's state does not change.
+        Only the batch, the first ``wanted`` groups of ``pool``, is scored. When groups are dropped, the next groups of ``pool`` move up
+        into the batch. A reward may compare the groups of a batch, so the new batch is scored again. This repeats until no group is
+        dropped. The reward's state does not change.
 
-        Returns:
-            The groups of ``pool`` that remain, and all dropped groups: those in ``dropped`` and the new ones.
+        Args:
+            pool: Groups of all processes.
+            dropped: Groups that were dropped before; they are part of the second return value.
+            wanted: Number of groups in a batch.
         """
         policy, rule = self.policy, self.policy.recipe.dynamic
         assert rule is not None
@@ -261,14 +264,22 @@ class Sampler:
         return pool, dropped
 
     def _with_prior(self, group: list[Drawn]) -> list[Drawn]:
-        """Return the group with ``logprob_without`` set: the mean log-probability of each response without the question (for SAR)."""
+        """Return the group with ``logprob_without`` set: the mean log-probability of each response without the question.
+
+        The reward SAR reads it.
+        """
         responses = [list(d.rollout.token_ids[d.rollout.prompt_len :]) for d in group]
         means = self._mean_logprobs([without_question(d.prompt) for d in group], responses)
         return [replace(d, logprob_without=mean) for d, mean in zip(group, means, strict=True)]
 
     @torch.no_grad()
     def _mean_logprobs(self, prompts: Sequence[Messages], responses: Sequence[list[int]]) -> list[float]:
-        """Return the mean log-probability (nats per token) of each response, given as token ids, after its prompt."""
+        """Return the mean log-probability (nats per token) of each response given its prompt.
+
+        Args:
+            prompts: Chat messages of each prompt.
+            responses: Token ids of each response.
+        """
         policy = self.policy
         ids = [policy.lm.prompt_ids(p) for p in prompts]
         left, width, pad = max(map(len, ids)), max(map(len, responses)), policy.lm.tokenizer.pad_token_id

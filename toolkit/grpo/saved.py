@@ -3,8 +3,8 @@
 A run writes ``model``, an ordinary Hugging Face directory. With LoRA it also writes ``adapter``, an ordinary PEFT directory in fp32, which
 vLLM serves with ``--enable-lora``.
 
-``model`` is fp32 unless ``Run.save_dtype`` names another type. At a usual learning rate, bfloat16 would round away most of the weight
-changes of a run. The share of the changes that survives rounding is measured (``toolkit.rounding``), printed, and saved in
+``model`` is fp32 unless ``Run.save_dtype`` is another dtype. At a usual learning rate, storage in bfloat16 would round away most of the
+weight changes of a run. The share of the changes that survives rounding is measured (``toolkit.rounding``), printed, and saved in
 ``model/grpo.json``.
 """
 
@@ -40,6 +40,7 @@ PICKLED = "training_args.bin"  # transformers writes it beside a model; it is us
 def finished_model(trainer: Trainer) -> PreTrainedModel:
     """Return the trained model in fp32 and evaluation mode, with adapters merged and without the wrappers of TRL and accelerate."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    # accelerate and TRL replace ``forward`` on the object; without these attributes, the method of the class is used again.
     for name in ("forward", "_original_forward"):
         model.__dict__.pop(name, None)
     model = merge_adapter(model)
@@ -48,7 +49,7 @@ def finished_model(trainer: Trainer) -> PreTrainedModel:
 
 
 def trained_lm(initial: LM, trainer: Trainer) -> LM:
-    """Return the trained policy as an ``LM``: its ``parent`` is the initial model, its ``made_from`` records the training problems."""
+    """Return the trained policy as an ``LM``. Its ``parent`` names the initial model; its ``made_from`` records the training problems."""
     return lms.child(initial, finished_model(trainer), f"{initial.name}, {trainer.recipe.name}", made_from=(_trained_on(trainer),))
 
 
@@ -61,7 +62,7 @@ def _trained_on(trainer: Trainer) -> origins.Record:
 def merge_adapter(model: Any) -> PreTrainedModel:
     """Convert a model to fp32 in place, merge its LoRA adapter if it has one, and return the model without peft's wrappers.
 
-    It works if peft wraps the whole model, and if peft wraps only some layers.
+    peft may wrap the whole model (``PeftModel``) or only single layers; both cases are handled.
     """
     whole: Any = lms.as_type(base_model(model), torch.float32)
     if isinstance(model, PeftModel):
@@ -83,16 +84,19 @@ def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dt
 
     The evaluation is skipped if the run's last evaluation used exactly the weights that are saved.
 
-    Call the function in the main process only. Do not use the trainer afterwards: its optimizer is freed and its model is converted. If the
-    process is killed before the end, ``out / "model"`` does not exist, and the run can be resumed from the last checkpoint.
+    Call the function in the main process only. Do not use the trainer afterwards: its optimizer is freed, and its model is unwrapped,
+    converted to ``dtype`` and moved to the CPU. If the process is killed before the end, ``out / "model"`` does not exist, and the run can
+    be resumed from the last checkpoint.
 
     Args:
         trainer: The trainer after its last step.
         recorder: Callback that holds the log and the initial model.
         out: The run's directory.
-        dtype: Number type of the saved model.
-        about: Further fields for ``grpo.json``, which also gets the fingerprints and the rounding error.
+        dtype: Dtype of the saved model.
+        about: Further fields for ``model/grpo.json``. The file also gets the fingerprints (hashes) of the initial and the saved model, and
+            the rounding error.
     """
+    # ``changed``: saving changes the numbers that the model computes, since an adapter is merged or autocast ends.
     initial, changed = recorder.initial, has_adapter(trainer.model) or trainer.args.bf16
     assert initial is not None
     if isinstance(trainer.model, PeftModel):
@@ -118,7 +122,7 @@ def save_policy(trainer: Trainer, recorder: Recorder, out: Path, dtype: torch.dt
 
 
 def _save_adapter(trainer: Trainer, initial: LM, folder: Path) -> None:
-    """Write the LoRA adapter as a PEFT directory, with records of the problems it was trained on."""
+    """Write the LoRA adapter as a PEFT directory, with records of the problems that it and the initial model were trained on."""
     store.remove(folder)
     with store.atomic_directory(folder) as partial:
         trainer.save_model(str(partial))
@@ -134,14 +138,14 @@ def _free_optimizer(trainer: Trainer) -> None:
 
 
 def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> LM:
-    """Load a saved policy with the think tags and chat template switches of the model it was trained from.
+    """Load a saved policy. It gets the think tags and the chat template's switches of the model from which it was trained.
 
-    Custom model code is run only if that model uses some.
+    Custom code in the policy's directory (``trust_remote_code``) runs only if that model was loaded with custom code.
 
     Args:
         like: The model from which the policy was trained.
         folder: Directory of the saved policy.
-        dtype: Number type to load the policy in.
+        dtype: Dtype of the loaded policy.
         device: Device to load the policy to; ``None`` means that of ``like``.
     """
     custom = type(like.model).__module__.startswith("transformers_modules")
@@ -150,9 +154,9 @@ def read_back(like: LM, folder: Path, *, dtype: torch.dtype = torch.float32, dev
 
 
 def _rounded(initial: LM, policy: LM, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the fields of ``rounding.Rounding`` by name: how much of the training survives if the policy is stored in ``dtype``.
+    """Return the fields of ``rounding.Rounding`` by name: the share of the weight changes that storage in ``dtype`` keeps, and the error.
 
-    If the initial model has another number type, the entry ``given`` holds the same fields for storage in that type.
+    If the initial model has another dtype, the entry ``given`` is a dict of the same fields for storage in that dtype.
     """
     start = merge_adapter(deepcopy(initial.model)) if has_adapter(initial.model) else initial.model
     before, after = (dict(model.named_parameters()) for model in (start, policy.model))
@@ -161,9 +165,13 @@ def _rounded(initial: LM, policy: LM, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _rounding_message(facts: Mapping[str, Any]) -> str:
-    """Return a sentence for the user: how much of the training survives in the saved model.
+    """Return a message for the user: how much of the weight changes survives in the saved model.
 
-    It also says how much would survive in the number type of the initial model. ``facts`` is the dict of ``_rounded`` with the KLs.
+    If the initial model has another dtype, the message also says how much would survive in that dtype.
+
+    Args:
+        facts: The dict that ``_rounded`` returns, with two more entries in nats per token: ``kl``, the KL of the trained to the saved
+            policy, and ``kl_trained``, the KL of the trained policy to the initial model.
     """
     written = Rounding(facts["dtype"], facts["kept"], facts["error"])
     other = f"; {Rounding(**facts['given'])}" if "given" in facts else ""
@@ -174,9 +182,13 @@ def _rounding_message(facts: Mapping[str, Any]) -> str:
 
 @torch.inference_mode()
 def _log_probs(lm: LM, prompts: Sequence[list[int]]) -> list[Float[Tensor, "tokens vocab"]]:
-    """Return log-probabilities over the vocabulary at the last positions of each prompt.
+    """Return log-probabilities over the vocabulary at the last 16 positions of each prompt (``assumed_positions``).
 
     All positions of a long prompt would take gigabytes.
+
+    Args:
+        lm: The model.
+        prompts: Token ids of each prompt.
     """
     log_probs = []
     for ids in prompts:

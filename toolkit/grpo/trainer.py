@@ -1,4 +1,4 @@
-"""A subclass of TRL's ``GRPOTrainer`` with features that papers on thinking length need and TRL lacks.
+"""A subclass of TRL's ``GRPOTrainer`` with features that papers on reasoning length need and TRL lacks.
 
 A generation is a batch of responses sampled at once; a group is the responses of one generation to one problem.
 
@@ -9,8 +9,9 @@ A generation is a batch of responses sampled at once; a group is the responses o
 * Losses: DRPO's loss over whole groups, and the mode-switching loss.
 * Dynamic sampling: groups whose rewards are all equal are replaced.
 * Prompts can state a token budget, or request a mode: long or short thinking.
-* Monitoring set: some rewards need training problems on which the policy is measured regularly, but not trained with those responses.
-* Precision: trained weights are fp32, whatever type the model was loaded in. A bfloat16 model trains and samples under autocast.
+* Monitoring set: some rewards, such as LASER-D, measure the policy regularly on a fixed set of training problems. These responses are not
+  trained on.
+* Precision: trained weights are fp32, whatever dtype the model was loaded in. A bfloat16 model trains and samples under autocast.
 * Speed: if one optimizer step uses a whole generation, its rows are sorted by length, micro-batches are trimmed, and rows with advantage 0
   are left out. The gradient stays the same.
 
@@ -92,7 +93,8 @@ class Trainer(ResumableTrainer):
         sampler: Object that samples the responses.
 
     Raises:
-        ValueError: groups are split across processes or micro-batches, or the options cannot be combined.
+        ValueError: a group would be split across processes; a group would be split across micro-batches although the loss needs whole
+            groups; or the options cannot be combined (see ``checks.check_args``).
     """
 
     # TRL and transformers leave these types open or too narrow.
@@ -113,11 +115,11 @@ class Trainer(ResumableTrainer):
         self.problems = {p.id: p for p in problems}
         check_args(args, recipe, extras.engine)
         self.newest: ScoredBatch | None = None
-        self._drawn: list[Drawn] | None = None
-        self._log_probs: Tensor | None = None
+        self._drawn: list[Drawn] | None = None  # this process's rollouts of the newest batch; None if TRL samples
+        self._log_probs: Tensor | None = None  # log-probabilities that TRL computed last, for ``_note_gap``
         self.identity = identity
         if extras.lora is None:
-            learn_in_fp32(lm.model)
+            learn_in_fp32(lm.model)  # before the reference is copied and the optimizer is made
         beta, reference = args.beta, None
         if beta and extras.lora is None:
             reference = deepcopy(lm.model)
@@ -139,13 +141,14 @@ class Trainer(ResumableTrainer):
             learn_in_fp32(self.model)
         self.remove_callback(PrinterCallback)
         self.sampler = Sampler(view_of(self))
-        self.beta = args.beta = beta
+        self.beta = args.beta = beta  # the value that was hidden from TRL above
         if reference is not None:
             self.ref_model = self._reference(reference)
 
     def _dataset(self, problems: list[Problem], args: Any) -> Dataset:
         # One epoch of this dataset holds the prompts of all steps in order, so that a resumed run only has to skip those already used.
         args.shuffle_dataset = False
+        # TRL's ``steps_per_generation`` counts micro-batches, and ``num_iterations`` counts passes over a generation.
         used = args.steps_per_generation * args.num_iterations  # micro-batches per generation
         generations = math.ceil(args.max_steps * args.gradient_accumulation_steps / used)
         order = draws.schedule(problems, args.generation_batch_size // args.num_generations, generations, args.seed)
@@ -204,8 +207,8 @@ class Trainer(ResumableTrainer):
             form: Parameters of the loss.
 
         Returns:
-            Tensors by name: ``group``, ``prefer`` (preferred mode: 1 long, -1 short, 0 none), and ``plain_ids`` and ``plain_mask`` (token
-            ids and attention mask of the prompt without the request for a mode).
+            Tensors by name, one row per response: ``group`` (index of the group), ``prefer`` (preferred mode: 1 long, -1 short, 0 none),
+            and ``plain_ids`` and ``plain_mask`` (token ids and attention mask of the prompt without the request for a mode).
         """
         assert self.newest is not None
         rows, device = self.newest.batch, self.accelerator.device
@@ -234,6 +237,7 @@ class Trainer(ResumableTrainer):
                 if self.recipe.advantage == "decoupled"
                 else scored.values[:, None]
             )
+            # Only ``decoupled`` needs the components; the other advantages get the reward as a single column.
             weights = advantages.ALL[self.recipe.advantage](parts, batch.groups, np.asarray(batch["tokens"]))
         self.newest = ScoredBatch(drawn, batch, scored, weights)
         for name, value in {**batch_measures(drawn, batch, scored), **self.sampler.metrics}.items():
@@ -270,9 +274,9 @@ class Trainer(ResumableTrainer):
         return batch.with_columns(**more)
 
     def _batch(self, rollouts: Sequence[Rollout], step: int, split: str) -> RewardBatch:
-        """Return a reward batch with the columns that are computed from rollouts alone (of the model in training).
+        """Return a reward batch with the columns that are computed from rollouts alone, without their prompts and ``Extras.columns``.
 
-        An answer begins after the model's closing think tag.
+        The batch also gets the model's closing think tag, since some rewards read the text after it.
         """
         problems = [self.problems[i] for i in {r.problem_id for r in rollouts}]
         close = self.origin.tags.close if self.origin.tags else None
@@ -281,11 +285,11 @@ class Trainer(ResumableTrainer):
     # --- loss ----------------------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """Return the next micro-batch; sample and split a new generation if the last one is used up.
+        """Return the next micro-batch. If the last generation is used up, sample and split a new one first.
 
         If one optimizer step uses a whole generation, rows (or whole groups, for DRPO's loss) are sorted by length, and each micro-batch is
-        trimmed to its longest row. If several steps share a generation, TRL shuffles its rows over the steps; only for DRPO's loss, which
-        needs whole groups, rows stay in order.
+        trimmed to its longest row. If several steps share a generation, TRL shuffles its rows over the steps. DRPO's loss needs whole
+        groups, so its rows stay in order instead.
         """
         # True if one optimizer step uses a whole generation.
         together = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
@@ -310,6 +314,8 @@ class Trainer(ResumableTrainer):
         needs.
         """
         assert self.newest is not None
+        # ``plain``: the loss has no term that is nonzero at advantage 0. ``whole``: all tokens count, with one advantage per row.
+        # ``known``: entropies are recorded.
         plain = not (self.recipe.loss or self.recipe.switch or self.beta or self._entropy_bonus_enabled or self.aux_loss_enabled)
         whole = self.top_entropy_quantile == 1.0 and scored["advantages"].ndim == 1
         known = all(d.rollout.entropies for d in self.newest.drawn)
@@ -339,9 +345,10 @@ class Trainer(ResumableTrainer):
     def _note_gap(self, inputs: Mapping[str, Any]) -> None:
         """Log how far the log-probabilities of sampling and training differ, in nats per token, for the policy that sampled.
 
-        ``sampler/kl`` is the mean of sampling minus training, an estimate of KL(sampler || trainer). ``sampler/gap`` is the mean absolute
-        difference. In exact arithmetic both would be 0. They show rounding, or that the engine samples in another number type. After the
-        first update with a generation they are not logged, since the policy has changed.
+        A token's difference is its log-probability in sampling minus that in training. ``sampler/kl`` is the mean difference, an estimate
+        of KL(sampler || trainer); ``sampler/gap`` is the mean absolute difference. In exact arithmetic both would be 0. They show rounding,
+        or that the engine samples in another dtype. After the first update with a generation they are not logged, since the policy has
+        changed.
         """
         sampled, a = inputs.get("sampling_per_token_logps"), self.args
         # True after the first update with a generation, when the policy is no longer the one that sampled.
@@ -368,6 +375,7 @@ class Trainer(ResumableTrainer):
         means = (new * mask).sum(dim=1) / tokens.clamp(min=1)
         capacity = form.capacity or self.max_completion_length
         objective = drpo_objective(means, inputs["correct"], tokens, inputs["group"], replace(form, capacity=capacity))
+        # Without recorded values the policy is still the one that sampled, so KL is 0.
         old = inputs.get("old_per_token_logps")
         old = new.detach() if old is None else old
         loss = -objective + kl_hinge(new, old, mask, form)
@@ -383,6 +391,8 @@ class Trainer(ResumableTrainer):
         logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]
         begins = tuple(self.origin.tokenizer.encode(text, add_special_tokens=False)[0] for text in (form.long, form.short))
         hinge = switch_hinge(logits, prefer, (begins[0], begins[1]), form)
+        # A group may be spread over several micro-batches; each part counts by its number of rows. ``generation`` is the number of rows
+        # that this process uses per optimizer step.
         generation = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         part = (hinge * torch.tensor(rows, device=hinge.device)).sum() / generation
         self._metrics["train"]["switch_loss"].append(part.item())
@@ -397,7 +407,10 @@ class Trainer(ResumableTrainer):
         return norm
 
     def _culprit(self, parts: Sequence[dict[str, Any]]) -> str:
-        """Return words for an error message: the first response whose loss or gradient alone is NaN or infinite, if there is one."""
+        """Return the end of an error message: which response causes a loss or gradient that is NaN or infinite.
+
+        Each row of the micro-batches ``parts`` is tried as a batch of its own; the first with such a loss or gradient is named, if any.
+        """
         weights = [w for w in self.model.parameters() if w.requires_grad]
         for part in parts:
             for i, row in enumerate(part["row"].tolist()):
@@ -418,7 +431,7 @@ def learn_in_fp32(model: Any) -> None:
 
 
 def _rollouts(prompts: list, trainer: Any) -> dict[str, list]:
-    """Return the responses that the sampler has drawn: token ids and log-probabilities by name, as TRL's ``rollout_func`` must."""
+    """Return token ids and log-probabilities of the rollouts that the sampler has just sampled. TRL calls it as its ``rollout_func``."""
     drawn = [d.rollout for d in trainer._drawn or []]
     return {
         "prompt_ids": [list(r.token_ids[: r.prompt_len]) for r in drawn],
