@@ -62,7 +62,7 @@ class Steering:
 
         Raises:
             WrongModelError: the direction differs from ``lm`` in width or number of layers. Or it was made neither from ``lm`` nor from
-                its parent, the model that ``lm`` is an edited or trained copy of.
+                the model that ``lm`` was made from, for example by an edit (``lm.parent``).
         """
         check_direction(self.direction, lm)
         return self._acting(lm) if self.strength else nullcontext()
@@ -169,7 +169,7 @@ def steering(
 def check_direction(direction: Direction, lm: LM) -> None:
     """Raise WrongModelError unless a direction fits ``lm`` (``check_shape``) and was made from ``lm`` or its parent.
 
-    The parent is the model that ``lm`` is an edited or trained copy of.
+    The parent is the model that ``lm`` was made from in memory, for example by an edit. A model loaded from disk has none.
     """
     check_shape(direction, lm)
     if direction.provenance.fingerprint not in (lm.fingerprint, lm.parent):
