@@ -98,14 +98,14 @@ class EntropyTables:
         positions: Entropy by relative position in the think span (0 to 1), columns ``position, mean, low, high, rollouts, responses``.
         steps: Entropy of the first, second, ... step of thinking, columns ``step`` (from 1), ``mean, low, high, rollouts, responses``.
         marked: Entropy of failed or re-checking steps compared with the other steps of the same responses. Columns: ``mark`` (``failed`` or
-            ``re-check``), ``steps`` (``marked``: steps with this mark, ``others``, or the paired difference ``marked - others``),
-            ``mean, low, high, rollouts``.
+            ``re-check``), ``mean, low, high, rollouts``, and ``steps``. The latter is ``marked`` (steps with this mark), ``others``, or the
+            paired difference ``marked - others``.
         lengths: Correlation of an entropy with a length. Columns: ``scope, kind`` (``pearson`` or ``spearman``), ``r, low, high, problems,
             rollouts``, and the names of the two correlated columns of ``rows``: ``x`` (entropy) and ``y`` (length).
         correctness: Correlation of each measure in ``MEASURES`` with right answers, columns ``measure, scope, kind, r, low, high``. The
             measure ``fsf (shuffled)`` is a control: see ``failed_steps.correctness_correlations``.
-        choices: Accuracy (0 to 1) if a rule selects one response per problem. Columns: ``kept`` (name of the rule, such as ``"shortest
-            thinking"``), ``accuracy, low, high``, and ``gain, gain_low, gain_high`` (accuracy minus the mean over all responses).
+        choices: Accuracy (0 to 1) if a rule selects one response per problem. Columns: ``kept`` (name of the rule, such as "shortest
+            thinking"), ``accuracy, low, high``, and ``gain, gain_low, gain_high`` (accuracy minus the mean over all responses).
         filtering: Accuracy after some think tokens are dropped. One row per choice of tokens (highest entropy, random, or the end) and per
             share kept: see ``phase_entropy.filtering_summary``. ``None`` if the model has no closing think tag, which filtering needs.
         effects: Accuracy after dropping the tokens of highest entropy minus the accuracy of each control: see
@@ -444,7 +444,7 @@ def _transcripts(lm: LM, rollouts: Sequence[Rollout], chains: Sequence[Chain], p
     """Return transcripts of up to three responses, as HTML.
 
     The responses are the wrong one with the most failed steps, the correct one to the same problem with the most steps, and the one with
-    the highest think entropy.
+    the highest think entropy. If no response is wrong, a correct one takes the first place.
     """
     by_id, thought = {p.id: p for p in problems}, [i for i, chain in enumerate(chains) if chain.texts]
     # Wrong answers first, then most failed steps, then longest thinking. If no answer is wrong, this is a right one.

@@ -94,8 +94,9 @@ def lenses(
     The first two lenses are the scores of ThinkEdit, from rollouts. The next three come from prompts that hide a fact, the *needle* (see
     ``methods.retrieval_heads``).
 
-    * ``short thinking``, ``short thinking, published``: component of the head's output that points towards short thinking, in units of the
-      residual stream. The first is the score of our form of ThinkEdit, the second that of the published form.
+    * ``short thinking, published``: how far the head's mean output in short thinking points towards short thinking, in units of the
+      residual stream (``thinkedit.head_scores``).
+    * ``short thinking``: our form, for the head's mean output in short minus that in long thinking (``thinkedit.contrast_scores``).
     * ``copy``: share of the answer's distinct tokens that the head copies. A head copies a token if it attends most to this token in the
       needle at the step that generates it.
     * ``write``: what the head adds to the logit of a generated token of the needle by attending to the needle, mean over these tokens.
