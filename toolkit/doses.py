@@ -66,7 +66,8 @@ class Doses:
         table: One row per direction, strength and metric; functions for figures and reports take this table. Columns: ``direction,
             strength, metric, mean, low, high``, where ``low`` and ``high`` bound a 95 % bootstrap interval over problems. Metrics:
 
-            * ``think_tokens``: mean number of think tokens; ``think_tokens_q10``, ``_q50``, ``_q90``: its quantiles.
+            * ``think_tokens``: mean number of think tokens of a response; ``think_tokens_q10``, ``_q50``, ``_q90``: 10 %, 50 % and 90 %
+              quantiles of this number over responses.
             * ``accuracy``, ``closed``, ``looping``: shares (0 to 1) of correct responses, of closed think spans, and of responses that end
               in a loop.
             * ``perplexity``: perplexity per token of base's responses under the steered model. The interval is over responses.

@@ -209,8 +209,8 @@ def thinking_or_not(
 ) -> pd.DataFrame:
     """Measure whether masking heads costs more accuracy when the model thinks than when it answers directly.
 
-    Heads are masked as published: they attend equally to all keys, from the prompt's last position on. To make the model answer directly,
-    its think span is closed at once.
+    Heads are masked as published: from the prompt's last position on, they attend equally to all keys that they can see. To make the model
+    answer directly, its think span is closed at once.
 
     Args:
         lm: Model to mask heads in.

@@ -48,7 +48,7 @@ class Search:
             measured at every count, even if it is not listed.
         draws: Number of random controls per mask; each masks random other heads of the same layers.
         max_new_tokens: Token budget of a response.
-        batch_size: Number of rows decoded together; does not change the responses.
+        batch_size: Number of responses that are decoded together; does not change the responses.
         seed: Seed of the haystacks and of the random controls.
     """
 

@@ -27,7 +27,7 @@ class Study:
         problems: Number of problems per split.
         samples: Samples per problem.
         max_new_tokens: Token budget of a response.
-        batch_size: Number of rows decoded together; does not change the samples.
+        batch_size: Number of responses that are decoded together; does not change the samples.
         seed: Seed of the problems, of the samples and of the bootstrap.
         allow_overlap: True to allow that an edit or direction is evaluated on problems that it was made from. Reports then give the number
             of these problems. False raises an error in this case.
