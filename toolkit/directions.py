@@ -1,13 +1,15 @@
-"""Estimators of directions of thinking length, random control directions, and measures of directions. Nothing here runs a model.
+"""Directions of thinking length from collected activations, random control directions, and measures of directions. Runs no model.
 
-The measures are cosines, stability under resampling, and relative doses (the norm of a steering vector divided by that of the activations).
+An *estimator* computes a ``Direction``, one vector per layer, from ``Moments`` (sums of activations per class) or from ``States``
+(activations of single rollouts or positions). Its arguments ``pos`` and ``neg`` name the classes with long and with short thinking. The
+direction points from short to long: adding it to activations lengthens thinking.
 
-An estimator is a function from ``Moments`` (sums of activations per class) or ``States`` (activations of single examples) to a
-``Direction``. Its arguments ``pos`` and ``neg`` name the class of long and the class of short thinking. The direction points from short to
-long: adding it to activations lengthens thinking ("+ is longer").
+The norm of a difference of class means is the distance between the classes. The norm of any other vector, such as the weights of a probe,
+has no such meaning. So all other estimators rescale each layer's vector to the norm of that difference. A steering strength then adds a
+vector of the same norm, whichever estimator was used.
 
-Only the difference of class means has a meaningful norm. All other estimators rescale their vector, layer by layer, to the norm of that
-difference. So the same strength of steering adds a vector of the same norm, whichever estimator was used.
+The measures are cosines, d' between the classes, stability under resampling, and relative doses (the norm of the added vector divided by
+the typical norm of the activations).
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ from toolkit.types import LONG as LONG
 from toolkit.types import SHORT as SHORT
 from toolkit.types import Direction, Moments
 
-assumed_penalty = 1.0  # L2 penalty of probes, per example, on standardised features: ours
+assumed_penalty = 1.0  # L2 penalty of probes, relative to the mean loss per example, on standardised features: ours
 assumed_resamples = 200  # number of resamples or splits in the stability measures: ours
 
 
 class NoPairsError(ValueError):
-    """Raised if no problem has examples of both classes, so that no difference within a problem can be computed."""
+    """Raised if no problem has rows of both classes, so that no difference within a problem can be computed."""
 
 
 def mean_difference(moments: Moments, kind: str, *, pos: str = LONG, neg: str = SHORT) -> Direction:
@@ -42,10 +44,10 @@ def mean_difference(moments: Moments, kind: str, *, pos: str = LONG, neg: str = 
 
     Args:
         moments: Moments with both classes.
-        kind: Kind of site, such as ``"resid_mid"``.
+        kind: Site in each layer, such as ``"resid_mid"``.
 
     Raises:
-        KeyError: the moments lack one of the classes or the kind of site.
+        KeyError: the moments lack one of the classes or the site.
 
     >>> from toolkit.types import Provenance
     >>> made = Provenance("example", None, "0", "0", "0.1.0")
@@ -60,12 +62,12 @@ def mean_difference(moments: Moments, kind: str, *, pos: str = LONG, neg: str = 
 def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = LONG, neg: str = SHORT) -> Direction:
     """Return the linear-discriminant direction: the inverse within-class covariance times the mean difference, pos minus neg.
 
-    It gives less weight to components that vary for reasons other than length, such as content. Each layer's vector is rescaled to the norm
-    of the mean difference. This estimator is our addition.
+    Components that vary within a class, for reasons other than length such as content, get less weight than in the mean difference. Each
+    layer's vector is rescaled to the norm of the mean difference. This estimator is our addition.
 
     Args:
         moments: Moments with outer products of ``kind``.
-        kind: Kind of site, such as ``"resid_mid"``.
+        kind: Site in each layer, such as ``"resid_mid"``.
         shrinkage: s in the regularised covariance ``(1 - s) C + s m I``, in (0, 1]. C is the within-class covariance, m the mean of its
             diagonal, I the identity. The default is our choice.
 
@@ -77,7 +79,7 @@ def whitened(moments: Moments, kind: str, *, shrinkage: float = 0.1, pos: str = 
         raise ValueError(f"shrinkage={shrinkage}: need 0 < shrinkage <= 1.")
     delta = moments.mean(kind, pos) - moments.mean(kind, neg)
     covariance = moments.covariance(kind)
-    variance = covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None]
+    variance = covariance.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None]  # m in the formula, one per layer
     eye = torch.eye(covariance.shape[-1], dtype=covariance.dtype)
     vector = torch.linalg.solve((1 - shrinkage) * covariance + shrinkage * variance * eye, delta)
     return _direction(moments, kind, "whitened", _rescaled(vector, delta), (pos, neg))
@@ -90,18 +92,18 @@ Estimator = Callable[[States], Direction]
 
 
 def unpaired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the mean of the rows of class ``pos`` minus the mean of the rows of class ``neg``, per layer, fp64.
+    """Return the mean activation of class ``pos`` minus that of class ``neg``, per layer, fp64. Every row of ``states`` has equal weight.
 
-    This is the estimator of ``mean_difference``, computed from states instead of moments.
+    If each rollout has one row, the result equals that of ``mean_difference``, which computes it from moments.
     """
     return _of_rows(states, "mean_difference", _gap(states, pos, neg), states.of(pos), states.of(neg))
 
 
 def paired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the difference of class means (pos minus neg) within each problem, averaged over problems, per layer, fp64.
+    """Return the mean over problems of each problem's own difference of class means, pos minus neg, per layer, fp64.
 
-    Only problems with both classes count, each with the same weight. Differences between problems, such as difficulty or wording, cancel
-    out. In ``unpaired_difference`` they do not.
+    Only problems with rows of both classes count. Each of them has the same weight. Differences between problems, such as difficulty or
+    wording, cancel out; in ``unpaired_difference`` they do not.
 
     Raises:
         NoPairsError: no problem has both classes.
@@ -111,9 +113,10 @@ def paired_difference(states: States, *, pos: str = LONG, neg: str = SHORT) -> D
 
 
 def pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the first principal component of the states of both classes, pointing from class ``neg`` (short) to ``pos`` (long).
+    """Return the first principal component of the activations of both classes together, per layer.
 
-    This is the direction of largest variance, which may have nothing to do with length. Compare it with other directions by ``cosine``.
+    This is the direction of largest variance, which may have nothing to do with length: compare it with other directions by ``cosine``. Its
+    sign is chosen so that it points from class ``neg`` (short) to ``pos`` (long), and its norm is that of the difference of means.
     """
     index = np.concatenate([states.of(pos), states.of(neg)])
     delta = _gap(states, pos, neg)
@@ -122,12 +125,12 @@ def pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
 
 
 def paired_pca(states: States, *, pos: str = LONG, neg: str = SHORT) -> Direction:
-    """Return the first principal component of the differences within problems (class ``pos`` minus class ``neg``).
+    """Return the first principal component of the problems' own differences (see ``differences``), per layer.
 
-    Its sign is chosen to agree with the mean difference, so that it points from short to long thinking.
+    PCA subtracts the mean of its data first, which would remove the part that all differences share. So the data hold each difference
+    twice, once with its sign reversed: their mean is then zero.
 
-    PCA subtracts the mean of its data, which would remove the part that all differences share. So each difference enters
-    twice, once with its sign reversed, and the mean is zero.
+    The sign of the result is chosen so that it points from short to long thinking. Its norm is that of the mean difference.
 
     Raises:
         NoPairsError: no problem has both classes.
@@ -144,7 +147,7 @@ def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: floa
     the norm of the difference of means. ``probes.classify`` measures how well such a probe predicts.
 
     Args:
-        penalty: L2 penalty on the probe's weights, per example (see ``logistic_model``).
+        penalty: L2 penalty on the probe's weights, relative to the mean loss per example (see ``logistic_model``).
     """
     index = np.concatenate([states.of(pos), states.of(neg)])
     target = np.repeat([1, 0], [len(states.of(pos)), len(states.of(neg))])
@@ -153,16 +156,17 @@ def logistic(states: States, *, pos: str = LONG, neg: str = SHORT, penalty: floa
 
 
 def ridge(states: States, target: str = "think_tokens", *, penalty: float = assumed_penalty) -> Direction:
-    """Return the weight vector of a ridge regression that predicts ``log1p(target)`` from the states. No classes are needed.
+    """Return the weight vector of a ridge regression that predicts ``log1p(target)`` from the activations. No classes are needed.
 
-    The regression is fitted to standardised activations; its weights are converted back to raw activations. Each layer's vector is rescaled
-    to the norm of a difference of means: rows above the median of the target minus all other rows. ``probes.regress`` measures how well
-    such a probe predicts.
+    The regression is fitted to standardised activations; its weights are converted back to raw activations. ``probes.regress`` measures how
+    well such a probe predicts.
+
+    Each layer's vector is rescaled to the norm of a difference of means. For this, the rows are split at the median of the target.
 
     Args:
         target: Column of ``states.rows``, in tokens: ``"think_tokens"`` (length of thinking) or ``"remaining"`` (think tokens after the
             position). Rows whose target is NaN are left out.
-        penalty: L2 penalty on the weights, per example (see ``ridge_model``).
+        penalty: L2 penalty on the weights, relative to the mean squared error per example (see ``ridge_model``).
 
     Raises:
         ValueError: no row has a target above the median, for example because the target is constant.
@@ -179,7 +183,7 @@ def ridge(states: States, target: str = "think_tokens", *, penalty: float = assu
 
 
 def differences(states: States, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, "problems layers width"]:
-    """Return one difference per problem with both classes: the mean of its ``pos`` rows minus the mean of its ``neg`` rows, fp64.
+    """Return, for each problem with rows of both classes, the mean of its ``pos`` rows minus the mean of its ``neg`` rows, fp64.
 
     Raises:
         NoPairsError: no problem has both classes.
@@ -198,13 +202,13 @@ def differences(states: States, *, pos: str = LONG, neg: str = SHORT) -> Float[T
 
 
 def logistic_model(examples: int, penalty: float = assumed_penalty) -> Any:
-    """Return an unfitted scikit-learn pipeline: standardisation, then logistic regression with balanced classes.
+    """Return an unfitted scikit-learn pipeline: standardisation, then logistic regression in which both classes have equal weight.
 
     Fitting minimises ``mean loss + penalty / 2 |w|^2``, with w the weights of the standardised features.
 
     Args:
-        examples: Number of rows that the pipeline will be fitted to. scikit-learn penalises the sum of losses, so the number is needed.
-        penalty: L2 penalty per example.
+        examples: Number of rows that the pipeline will be fitted to. It is needed because scikit-learn minimises the *sum* of losses.
+        penalty: ``penalty`` in the formula.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -220,8 +224,8 @@ def ridge_model(examples: int, penalty: float = assumed_penalty) -> Any:
     Fitting minimises ``mean squared error + penalty |w|^2``, with w the weights of the standardised features.
 
     Args:
-        examples: Number of rows that the pipeline will be fitted to. scikit-learn penalises the sum of errors, so the number is needed.
-        penalty: L2 penalty per example.
+        examples: Number of rows that the pipeline will be fitted to. It is needed because scikit-learn minimises the *sum* of errors.
+        penalty: ``penalty`` in the formula.
     """
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
@@ -271,17 +275,18 @@ def cosines(named: Mapping[str, Direction]) -> pd.DataFrame:
 
 
 def separation(moments: Moments, direction: Direction, *, pos: str = LONG, neg: str = SHORT) -> Float[Tensor, " layers"]:
-    """Return d' (d-prime) per layer: the difference of class means along the direction, divided by the within-class standard deviation.
+    """Return d' (d-prime) per layer: how far the means of two classes lie apart along a direction, ``pos`` minus ``neg``.
 
-    The difference is ``pos`` minus ``neg``. The standard deviation is that of single positions along the direction, not of example means.
+    The unit is the standard deviation within a class along the direction. It is that of activations at single positions, not of the means
+    of rollouts.
 
     Raises:
-        KeyError: the moments lack outer products at the direction's kind of site.
+        KeyError: the moments lack outer products at the direction's site.
     """
     unit = direction.unit()
     gap = ((moments.mean(direction.kind, pos) - moments.mean(direction.kind, neg)) * unit).sum(dim=-1)
-    variance = torch.einsum("li,lij,lj->l", unit, moments.covariance(direction.kind), unit)
-    return gap / variance.clamp(min=1e-12).sqrt()
+    variance = torch.einsum("li,lij,lj->l", unit, moments.covariance(direction.kind), unit)  # u^T C u per layer
+    return gap / variance.clamp(min=1e-12).sqrt()  # the minimum avoids 0/0 in a layer where the direction is zero
 
 
 # --- dose ----------------------------------------------------------------------------------------------------
@@ -290,23 +295,24 @@ def separation(moments: Moments, direction: Direction, *, pos: str = LONG, neg: 
 def typical_norm(moments: Moments, kind: str) -> Float[Tensor, " layers"]:
     """Return the typical norm of the activations h per layer: the root mean square of ``|h|`` over positions.
 
-    Each example has the same weight. The norm is computed from ``moments.outer``. If the moments lack outer products, use
-    ``collect.typical_norm``, which runs the model.
+    Each rollout has the same weight, divided equally among its positions. The norm is computed from ``moments.outer``. If the moments lack
+    outer products, use ``collect.typical_norm``, which runs the model.
 
     Args:
         moments: Moments with outer products of ``kind``.
-        kind: Kind of site, such as ``"resid_mid"``.
+        kind: Site in each layer, such as ``"resid_mid"``.
 
     Raises:
         KeyError: outer products of ``kind`` were not collected.
     """
     if kind not in moments.outer:
         raise KeyError(f"No second moments of {kind!r}: collect with second=({kind!r},), or use collect.typical_norm.")
+    # The diagonal of h h^T holds the squared entries of h, so its sum is |h|^2. The second sum is over classes.
     return (moments.outer[kind].diagonal(dim1=-2, dim2=-1).sum(dim=-1).sum(dim=0) / sum(moments.n)).sqrt()
 
 
 def relative_dose(direction: Direction, strength: float, typical: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
-    """Return ``|strength * v| / typical`` per layer, v the direction: the norm of the added vector relative to that of activations.
+    """Return the norm of the vector that steering adds, ``strength * direction``, divided by the typical norm of activations, per layer.
 
     Example: a vector of norm 2, strength -0.5 and a typical norm of 10 give 0.1.
 
@@ -319,11 +325,12 @@ def relative_dose(direction: Direction, strength: float, typical: Float[Tensor, 
 
 
 def in_typical_units(direction: Direction, typical: Float[Tensor, " layers"]) -> Direction:
-    """Return the direction rescaled, in every layer, to the typical norm of the activations (our addition).
+    """Return the direction with each layer's vector rescaled to the typical norm of the activations (our addition).
 
     Steering along the result with strength 0.1 adds a vector whose norm is a tenth of the typical norm.
 
     Args:
+        direction: Direction to rescale.
         typical: Typical norm of the activations per layer, from ``typical_norm``.
     """
     scaled = direction.unit() * typical[:, None].to(direction.vector)
@@ -336,19 +343,19 @@ def in_typical_units(direction: Direction, typical: Float[Tensor, " layers"]) ->
 def bootstrap_cosine(
     states: States, estimator: Estimator, *, times: int = assumed_resamples, seed: int = 0, level: float = 0.95
 ) -> pd.DataFrame:
-    """Return the stability of a direction: its cosine with directions estimated from resampled problems.
+    """Return the stability of a direction as a table: its cosine with directions that are estimated from resampled problems.
 
-    Problems are resampled with replacement. A problem that is drawn twice counts as two problems.
+    Problems are resampled with replacement. A problem that is chosen twice counts as two problems.
 
-    A high cosine alone proves little, since resamples share examples with the full sample. Even a direction of pure noise has a cosine of
-    about 0.7 (1/sqrt 2) here; in ``split_half_cosine`` it has about 0.
+    A high cosine alone proves little, since resamples share problems with the full sample. If activations did not depend on length at all,
+    the cosine would still be about 0.7 (1 / sqrt 2). In ``split_half_cosine`` it would be about 0.
 
     Args:
         states: States of all problems.
         estimator: Function that estimates a direction from states.
         times: Number of resamples.
         seed: Seed of the resampling.
-        level: Share of the resamples whose cosine lies between ``low`` and ``high`` (0 to 1).
+        level: Share of the resamples, 0 to 1, whose cosine lies between the columns ``low`` and ``high``.
 
     Returns:
         One row per layer. Columns: ``mean, low, high`` of the cosine over resamples.
@@ -362,16 +369,16 @@ def bootstrap_cosine(
 def split_half_cosine(
     states: States, estimator: Estimator, *, times: int = assumed_resamples, seed: int = 0, level: float = 0.95
 ) -> pd.DataFrame:
-    """Return the stability of a direction: the cosine between the directions estimated from two random halves of the problems.
+    """Return the stability of a direction as a table: the cosine between directions from two random halves of the problems.
 
-    The direction from all problems is at least as stable as the cosine suggests, since each half has only half of the problems.
+    Each half has only half of the problems. Two directions from separate samples of full size would be expected to agree at least as well.
 
     Args:
         states: States of all problems.
         estimator: Function that estimates a direction from states.
         times: Number of random splits.
         seed: Seed of the splits.
-        level: Share of the splits whose cosine lies between ``low`` and ``high`` (0 to 1).
+        level: Share of the splits, 0 to 1, whose cosine lies between the columns ``low`` and ``high``.
 
     Returns:
         One row per layer. Columns: ``mean, low, high`` of the cosine over splits.
@@ -398,16 +405,20 @@ def _interval(cosines: Float[Tensor, "times layers"], level: float) -> pd.DataFr
 def _problems(states: States, groups: list[np.ndarray], chosen: np.ndarray) -> States:
     """Return the states of the chosen problems. A problem that is chosen twice becomes two problems.
 
-    ``groups`` holds the row indices of each problem, ``chosen`` the indices of the chosen problems in ``groups``.
+    Args:
+        states: States of all problems.
+        groups: For each problem, the indices of its rows.
+        chosen: Indices of the chosen problems in ``groups``; an index may occur several times.
     """
     part = states.take(np.concatenate([groups[i] for i in chosen]))
     copies = np.repeat(np.arange(len(chosen)), [len(groups[i]) for i in chosen])
+    # A different id for each copy: paired estimators group rows by problem id.
     ids = [f"{p}#{c}" for p, c in zip(part.rows["problem_id"], copies, strict=True)]
     return replace(part, rows=part.rows.assign(problem_id=ids))
 
 
 def _by_problem(states: States) -> dict[Any, np.ndarray]:
-    """Return problem id -> indices of its rows, in order of appearance."""
+    """Return a dict from problem id to the indices of its rows. The ids are in order of appearance."""
     return {k: np.asarray(v) for k, v in states.rows.groupby("problem_id", sort=False).indices.items()}
 
 
@@ -431,21 +442,22 @@ def _first_component(values: Float[Tensor, "rows layers width"]) -> Float[Tensor
 
 
 def _probe_normals(states: States, target: np.ndarray, model: Any) -> Float[Tensor, "layers width"]:
-    """Return the weights of a linear probe, fitted to each layer, in terms of the states before standardisation."""
+    """Fit a linear probe to each layer, and return its weights for raw (not standardised) activations."""
     normals = []
     for x in _layers(states.values):
         scaler, probe = model.fit(x, target).named_steps.values()
-        normals.append(probe.coef_.reshape(-1) / scaler.scale_)
+        normals.append(probe.coef_.reshape(-1) / scaler.scale_)  # w^T ((x - mean) / scale) = (w / scale)^T x + constant
     return torch.from_numpy(np.stack(normals))
 
 
 def _rescaled(vector: Tensor, like: Float[Tensor, "layers width"]) -> Float[Tensor, "layers width"]:
-    """Return the vector with the norm of ``like`` in every layer. A zero vector stays zero."""
+    """Return ``vector`` with each layer rescaled to the norm of ``like`` in that layer. A zero vector stays zero."""
     norm = vector.norm(dim=-1, keepdim=True)
     return vector * (like.norm(dim=-1, keepdim=True) / norm.where(norm > 0, 1.0))
 
 
 def _signed(vector: Tensor, delta: Float[Tensor, "layers width"]) -> Float[Tensor, "layers width"]:
+    # Flip the layers in which the vector points from long to short, then rescale to the norm of ``delta``.
     sign = torch.where((vector * delta).sum(dim=-1, keepdim=True) < 0, -1.0, 1.0)
     return _rescaled(sign * vector, delta)
 

@@ -1,8 +1,7 @@
 """Dose-response curves of steering: length, accuracy and damage as functions of strength, and the choice of a strength.
 
-A dose is a strength of steering. Damage means that steering increases the share of responses that never close their thinking or that end in
-a loop. A sweep measures every direction at every strength. Its table (``Doses.table``) has one row per direction, strength and metric;
-functions for figures and reports take this table.
+A *dose* is a steering strength. A *sweep* steers a model along several directions at several strengths and measures its responses.
+*Damage* is a side effect of steering: more responses than without steering never close their thinking, or more of them end in a loop.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from toolkit.types import Direction, Problem, Report, Rollout
 METRICS = ("think_tokens", "accuracy", "closed", "looping")
 QUANTILES = ("think_tokens_q10", "think_tokens_q50", "think_tokens_q90")
 RANDOM = "random direction"  # name of a random control among the directions of a sweep
-# Within the usable range, the share of responses that never close or that loop exceeds that of base by at most this: our choice.
+# Tolerated rise, compared with base, of the share of responses that never close their thinking, and of the share that end in a loop: ours.
 assumed_damage = 0.05
-assumed_targets = (0.5, 0.75, 1.0, 1.5, 2.0)  # target lengths, as multiples of the base model's mean: ours
+assumed_targets = (0.5, 0.75, 1.0, 1.5, 2.0)  # target lengths, as multiples of the base model's mean think length: ours
 assumed_reference = 48  # number of base rollouts whose perplexity is measured: ours
 
 
@@ -42,8 +41,9 @@ class DoseSweep:
     Attributes:
         strengths: Steering strengths. The base model (strength 0) is always measured too.
         layers: Layers to steer; ``None`` means all.
-        during: Positions at which steering acts.
-        where: Kind of site at which steering acts; ``None`` means the kind at which the direction was measured.
+        during: Positions at which to steer. ``Scope.parse`` makes a scope from text such as ``"think"``. Default: all positions.
+        where: Site in each layer at which to steer, such as ``"resid_post"`` (after the block). ``None`` means the site at which the
+            direction was measured.
         allow_overlap: True to allow evaluation on problems that a direction was made from; False raises an error for such problems.
     """
 
@@ -63,15 +63,16 @@ class Doses:
     """Results of a sweep.
 
     Attributes:
-        table: One row per direction, strength and metric. Columns: ``direction, strength, metric, mean, low, high``, where ``low`` and
-            ``high`` bound a 95 % bootstrap interval over problems. Metrics:
+        table: One row per direction, strength and metric; functions for figures and reports take this table. Columns: ``direction,
+            strength, metric, mean, low, high``, where ``low`` and ``high`` bound a 95 % bootstrap interval over problems. Metrics:
 
-            * ``think_tokens``: mean number of think tokens; ``think_tokens_q10``, ``_q50``, ``_q90``: its quantiles.
+            * ``think_tokens``: mean number of think tokens of a response; ``think_tokens_q10``, ``_q50``, ``_q90``: 10 %, 50 % and 90 %
+              quantiles of this number over responses.
             * ``accuracy``, ``closed``, ``looping``: shares (0 to 1) of correct responses, of closed think spans, and of responses that end
               in a loop.
-            * ``perplexity``: perplexity per token of the base model's responses under the steered model; interval over responses.
-            * ``relative_dose``: norm of the added vector divided by the typical norm of the activations, largest value of all steered
-              layers; without an interval (``low = mean = high``).
+            * ``perplexity``: perplexity per token of base's responses under the steered model. The interval is over responses.
+            * ``relative_dose``: norm of the added vector divided by the typical norm of the activations at the same layer. The largest
+              value of all steered layers counts. It has no interval (``low = mean = high``).
         report: Every response, from ``evaluate.compare``. Conditions are ``base`` and, for example, ``"length +0.5"`` (the direction named
             ``length`` with strength 0.5).
     """
@@ -80,7 +81,7 @@ class Doses:
     report: Report
 
     def curve(self, direction: str, metric: str) -> pd.DataFrame:
-        """Return the rows of one direction and metric, indexed by strength in ascending order. Raise KeyError if there are none."""
+        """Return the rows of one direction and metric, with strength as the index, ascending. Raise KeyError if there are none."""
         rows = self.table[(self.table["direction"] == direction) & (self.table["metric"] == metric)]
         if rows.empty:
             raise KeyError(f"No rows of {direction!r}, {metric!r}: there are {', '.join(self.table['direction'].unique())}.")
@@ -98,8 +99,8 @@ def sweep(
 ) -> Doses:
     """Steer a model along every direction at every strength, and return measurements of its responses (see ``Doses``).
 
-    All conditions use the same problems and the same random numbers. No random control direction is added. To have one, pass it among the
-    directions: ``{"length": v, doses.RANDOM: directions.random_like(v, seed=0)}``.
+    All conditions use the same problems and the same random numbers. For a random direction as control, pass it among the directions:
+    ``{"length": v, doses.RANDOM: directions.random_like(v, seed=0)}``.
 
     Args:
         lm: The base model.
@@ -124,7 +125,7 @@ def sweep(
     for (name, a), act in tqdm(acts.items(), desc="doses", leave=False):
         condition = _name(name, a) if a else "base"
         steered = list(range(lm.layout.n_layers)) if act.layers is None else list(act.layers)
-        dose = directions.relative_dose(named[name], a, typical[act.site])[steered].max().item()
+        dose = directions.relative_dose(named[name], a, typical[act.site])[steered].max().item()  # the layer that is changed most
         rows += [(name, a, *row) for row in _measured(report, condition)]
         rows += [
             (name, a, "perplexity", *_perplexity(lm, reference, act if a else None)),
@@ -145,11 +146,17 @@ def _measured(report: Report, condition: str) -> list[tuple[str, float, float, f
 
 @torch.inference_mode()
 def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> tuple[float, float, float]:
-    """Return ``mean, low, high`` of the perplexity per token that the steered model assigns to ``reference``, responses of the base model.
+    """Return the perplexity per token of given responses under a steered model, as ``(mean, low, high)``.
 
-    The interval is 95 %, bootstrap over responses. ``act=None`` means no steering.
+    Args:
+        lm: The base model.
+        reference: Responses of the base model.
+        act: Steering; ``None`` measures the base model itself.
+
+    Returns:
+        The perplexity over all tokens together, and the ends of its 95 % bootstrap interval over responses.
     """
-    loss = []
+    loss = []  # (sum of -log p, number of tokens) of each response
     for r in reference:
         tokens = torch.tensor(r.token_ids[r.prompt_len :], device=lm.device)
         logp = collect.logits(lm, r, act).log_softmax(-1).gather(1, tokens[:, None])
@@ -160,16 +167,16 @@ def _perplexity(lm: LM, reference: Sequence[Rollout], act: Steering | None) -> t
 
 
 def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage) -> tuple[float, float]:
-    """Return ``(lowest, highest)`` strength of the range around 0 in which steering does no damage; both are measured strengths.
+    """Return the lowest and the highest measured strength of the range around 0 in which steering does no damage (our definition).
 
-    On each side of 0, the range ends before the first strength that does damage. A loss of accuracy alone is not damage, since shorter
-    thinking may cost accuracy. The definition is ours.
+    A strength does damage in either of two cases: the share of closed think spans is lower than that of base by more than ``damage``, or
+    the share of responses that end in a loop is higher by more. On each side of 0, the range ends before the first such strength. A loss
+    of accuracy alone is not damage, since shorter thinking may cost accuracy.
 
     Args:
         doses: Results of a sweep.
         direction: Name of the direction.
-        damage: Largest tolerated change from the base model (0.05 is 5 percentage points). A strength does damage if the share of closed
-            think spans falls by more than this, or if the share of responses that end in a loop rises by more.
+        damage: Largest tolerated change of a share; 0.05 is 5 percentage points.
     """
     closed, looping = (doses.curve(direction, metric)["mean"] for metric in ("closed", "looping"))
     intact = (closed >= closed[0.0] - damage) & (looping <= looping[0.0] + damage)
@@ -187,9 +194,9 @@ def usable_range(doses: Doses, direction: str, *, damage: float = assumed_damage
 
 
 def monotonicity(doses: Doses, direction: str) -> float:
-    """Return Spearman's correlation between strength and mean think length within the usable range (see ``usable_range``).
+    """Return Spearman's rank correlation between strength and mean think length within the usable range (see ``usable_range``).
 
-    Near 1 means that thinking becomes longer with every increase of strength.
+    It is 1 if thinking becomes longer with every increase of strength.
 
     Args:
         doses: Results of a sweep.
@@ -201,9 +208,10 @@ def monotonicity(doses: Doses, direction: str) -> float:
 
 
 def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targets) -> pd.DataFrame:
-    """Return, for each target length, the measured strength whose mean think length is closest, and how well its responses hit the target.
+    """Return, for each target length, the measured strength whose mean think length is closest, and how close its responses come to it.
 
-    ``precise`` and ``flexible`` are like the metrics PM and FM of Ruler (arXiv 2409.18943), with ranges of our choice.
+    ``precise`` and ``flexible`` correspond to PM (precise match) and FM (flexible match) of Ruler, arXiv:2409.18943. The ranges of 10 % and
+    20 % are our choice.
 
     Args:
         doses: Results of a sweep.
@@ -215,9 +223,9 @@ def targets(doses: Doses, direction: str, shares: Sequence[float] = assumed_targ
 
         * ``target``: target length, think tokens.
         * ``strength``: the chosen strength; ``mean``: mean number of think tokens at that strength.
-        * ``precise``, ``flexible``: percent of responses within 10 % and within 20 % of the target.
-        * ``rmse``: root mean square of length minus target, think tokens.
-        * ``base_precise``, ``base_flexible``: the two percentages for responses of the base model.
+        * ``precise``, ``flexible``: percentage of responses whose think length is within 10 % and within 20 % of the target.
+        * ``rmse``: root mean square of think length minus target, think tokens.
+        * ``base_precise``, ``base_flexible``: the same percentages for the responses of the base model.
     """
     lengths = doses.curve(direction, "think_tokens")["mean"]
     rows = []
@@ -249,7 +257,8 @@ def choose_dose(
 ) -> tuple[efficiency_steering.Choice, pd.DataFrame]:
     """Choose the layer and the strength that shorten thinking most while accuracy falls by at most ``max_loss`` percentage points.
 
-    One layer is steered at a time.
+    Every layer is steered alone, at every strength. The effect of the choice is overestimated, since it is the best of many. Measure it
+    again on the test split.
 
     Args:
         lm: The base model.
@@ -261,8 +270,9 @@ def choose_dose(
         out: Directory for the rollouts; repeat the call to resume. ``None`` saves nothing.
 
     Returns:
-        The choice (fields ``layer, strength, shortening, loss``), and the table from which it was made: one row per layer and strength,
-        with columns ``layer, strength, think_tokens, accuracy, base_think_tokens, base_accuracy``. Accuracies lie between 0 and 1.
+        The choice, and the table from which it was made. Fields of the choice: ``layer, strength``, ``shortening`` (share of base's think
+        tokens that is saved, 0 to 1) and ``loss`` (of accuracy, percentage points). The table has one row per layer and strength, with the
+        columns ``layer, strength, think_tokens, accuracy, base_think_tokens, base_accuracy``. Accuracies are shares, 0 to 1.
 
     Raises:
         efficiency_steering.NothingQualifiesError: no combination of layer and strength shortens thinking at an accepted loss.

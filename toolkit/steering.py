@@ -26,13 +26,15 @@ class Steering:
     """An intervention along a direction of the residual stream, made by the function ``steering``.
 
     Attributes:
-        direction: The direction; + is longer.
-        strength: Factor on the direction or, for ``ablate`` and ``clamp``, on the change of the component along the direction.
-        layers: Layers at which it acts; ``None`` means all.
-        where: Kind of site at which it acts; ``None`` means the kind at which the direction was measured.
-        during: Positions at which it acts.
-        op: ``"add"``, ``"ablate"`` or ``"clamp"`` (formulas: see ``steering``).
-        value: Component along the unit direction that ``clamp`` sets.
+        direction: The direction, one vector per layer; adding it lengthens thinking.
+        strength: For ``add``, factor on the direction. For ``ablate`` and ``clamp``, factor on the change of the component along it: 1
+            makes the full change.
+        layers: Layers to act at; ``None`` means all.
+        where: Site in each layer to act at, such as ``"resid_post"`` (after the block). ``None`` means the site at which the direction was
+            measured.
+        during: Positions to act at.
+        op: ``"add"``, ``"ablate"`` or ``"clamp"``; ``steering`` has the formulas.
+        value: For ``clamp``: value to which the component along the unit direction is set.
     """
 
     direction: Direction
@@ -52,15 +54,15 @@ class Steering:
 
     @property
     def site(self) -> str:
-        """Kind of site at which the intervention acts."""
+        """Site in each layer at which the intervention acts, such as ``"resid_mid"``: ``where`` if set, else that of the direction."""
         return self.where or self.direction.kind
 
     def __call__(self, lm: LM) -> AbstractContextManager[None]:
-        """Return a context manager in which ``lm`` is steered.
+        """Return a context manager inside which ``lm`` is steered.
 
         Raises:
-            WrongModelError: the direction differs from ``lm`` in width or number of layers, or was made neither from ``lm`` nor from its
-                parent.
+            WrongModelError: the direction differs from ``lm`` in width or number of layers. Or it was made neither from ``lm`` nor from
+                the model that ``lm`` was made from, for example by an edit (``lm.parent``).
         """
         check_direction(self.direction, lm)
         return self._acting(lm) if self.strength else nullcontext()
@@ -70,7 +72,7 @@ class Steering:
         layers = range(lm.layout.n_layers) if self.layers is None else self.layers
         vector = self.direction.vector.float()
         with ExitStack() as stack:
-            now = None if self.during.everywhere else stack.enter_context(phases.track(lm))
+            now = None if self.during.everywhere else stack.enter_context(phases.track(lm))  # follows the phase of each position
             stack.enter_context(
                 hooks.rewrite(lm.layout, {Site(self.site, layer): self._rewrite(vector[layer], now) for layer in layers})
             )
@@ -78,29 +80,28 @@ class Steering:
 
     def _rewrite(self, v: Float[Tensor, " d_model"], tracker: phases.Tracker | None) -> hooks.Rewrite:
         norm = v.norm()
-        u = v / norm if norm > 0 else v
-        aim = self.value * bool(norm > 0) if self.op == "clamp" else 0.0
+        u = v / norm if norm > 0 else v  # a zero vector stays zero: nothing changes in its layer
+        aim = self.value * bool(norm > 0) if self.op == "clamp" else 0.0  # component to reach: 0 for ablate
         strong = self.strength * v
 
         def fn(value: Tensor, inputs: Tensor) -> Tensor:
             nonlocal v, u, strong
             if v.device != value.device:  # at the first call only
                 v, u, strong = (x.to(value.device) for x in (v, u, strong))
+            # Factor per position, 0 to 1. Without a tracker it is 1 everywhere; with one, None means that no position is in scope.
             weight = None if tracker is None else tracker.weight(self.during, value.device)
             if tracker is not None and weight is None:
                 return value
             if self.op == "add":
                 return (value + (strong if weight is None else weight[..., None] * strong)).to(value.dtype)
             dose = self.strength if weight is None else self.strength * weight[..., None]
-            change = aim - value.float() @ u
+            change = aim - value.float() @ u  # per position: wanted minus present component along u
             return (value + dose * change[..., None] * u).to(value.dtype)
 
         return fn
 
     def relative_dose(self, scale: Float[Tensor, " layers"]) -> Float[Tensor, " layers"]:
-        """Return ``|strength * v| / scale`` per layer, v the direction: the norm of the added vector relative to that of activations.
-
-        It describes the operation ``add`` only.
+        """Return the norm of the added vector divided by the typical norm of the activations, per layer. Only for the operation ``add``.
 
         Args:
             scale: Typical norm of the activations per layer, from ``collect.typical_norm``.
@@ -120,16 +121,16 @@ def steering(
 ) -> Steering:
     """Return an intervention along a direction. Example: ``Condition(lm, (steering(v, 0.5, during="think"),))``.
 
-    With ``add``, a positive strength lengthens thinking and a negative strength shortens it. Per layer, with h the activation, v the
-    direction and u = v / |v|::
+    With ``op="add"``, a positive strength lengthens thinking and a negative strength shortens it. The operations, for each layer, with h
+    the activation at a position, v the direction and u = v / |v|::
 
         add     h <- h + strength * v
         ablate  h <- h - strength * <h, u> u              strength 1 projects u out
         clamp   h <- h + strength * (value - <h, u>) u    strength 1 sets the component along u to ``value``
 
-    ``during`` selects positions: outside them nothing changes, and a ``Scope`` with a ramp multiplies the strength by a factor from 0 to 1.
-    With strength 0 the outputs equal those of the base model bit for bit. KV cache, left padding, batching and beam search do not change
-    the effect at a position.
+    ``during`` selects positions; at all others nothing changes. A ``Scope`` with a ramp multiplies the strength by a factor that rises or
+    falls between 0 and 1. With strength 0 the outputs equal those of the base model bit for bit. The effect at a position does not depend
+    on KV cache, left padding, batching or beam search.
 
     Useful strengths depend on the direction's norm and on the number of layers. ThinkEdit steers all layers along a difference of means
     that is not normalised, with strengths from -0.08 to 0.08.
@@ -138,15 +139,16 @@ def steering(
         direction: Direction v, one vector per layer.
         strength: Factor in the formulas above.
         layers: Layers to act at; ``None`` means all.
-        where: Kind of site to act at; ``None`` means the kind at which the direction was measured.
+        where: Site in each layer to act at, such as ``"resid_mid"`` (after attention) or ``"resid_post"`` (after the block). ``None`` means
+            the site at which the direction was measured.
         during: Positions to act at: ``"all"``, ``"newest"`` (the prompt's last position and every response token), phases such as
             ``"think"`` or ``"think+answer"``, or a ``Scope``.
         op: ``"add"``, ``"ablate"`` or ``"clamp"``.
-        value: Component along u that ``clamp`` sets, in units of the activations.
+        value: For ``clamp``: value to which the component along u is set, in units of the activations.
 
     Raises:
-        ValueError: the direction, strength or value is not finite; the operation, phase or site is unknown; or the site is ``z``, whose
-            width is not that of the residual stream.
+        ValueError: the direction, strength or value is not finite; the operation, phase or site is unknown; or the site is ``z`` (head
+            outputs before W_O), whose width is not that of the residual stream.
         IndexError: the direction does not have one of the layers.
     """
     if not torch.isfinite(direction.vector).all() or not all(map(math.isfinite, (strength, value))):
@@ -165,7 +167,10 @@ def steering(
 
 
 def check_direction(direction: Direction, lm: LM) -> None:
-    """Raise WrongModelError unless a direction fits ``lm`` (``check_shape``) and was made from the weights of ``lm`` or of its parent."""
+    """Raise WrongModelError unless a direction fits ``lm`` (``check_shape``) and was made from ``lm`` or its parent.
+
+    The parent is the model that ``lm`` was made from in memory, for example by an edit. A model loaded from disk has none.
+    """
     check_shape(direction, lm)
     if direction.provenance.fingerprint not in (lm.fingerprint, lm.parent):
         raise WrongModelError(
@@ -185,10 +190,10 @@ def check_shape(direction: Direction, lm: LM) -> None:
 
 
 def transfer(direction: Direction, lm: LM) -> Direction:
-    """Return a copy of a direction that ``check_direction`` accepts for ``lm``, although it was made from another model.
+    """Return a copy of another model's direction that may be used with ``lm``: ``check_direction`` accepts it.
 
-    Use it, for example, to steer a model after further training along a direction of the model before training. The vectors stay the same.
-    The field ``estimator`` of the copy also names the original model.
+    For example, a direction from a model before training can then steer the model after training. The vectors stay the same. The field
+    ``estimator`` of the copy also names the original model.
     """
     origin = f"{direction.estimator} from {direction.provenance.model}"
     about = lm.provenance(direction.provenance.seed)
@@ -197,7 +202,7 @@ def transfer(direction: Direction, lm: LM) -> Direction:
 
 
 def in_words(direction: Direction | None) -> str:
-    """Return text that identifies a direction: estimator, site kind, positions, hash of its numbers; ``"no direction"`` for ``None``."""
+    """Return text that identifies a direction: estimator, site, positions, and a hash of its vectors. ``None`` gives ``"no direction"``."""
     if direction is None:
         return "no direction"
     return f"{direction.estimator} {direction.kind} {direction.positions} {identity.hash_of(direction.vector)}"

@@ -119,12 +119,13 @@ def board(
     listed, file_sizes = boards.read_conditions(conditions) if conditions else (default.CONDITIONS, None)
     if quick and file_sizes:
         raise typer.BadParameter(f"{conditions} defines SIZES: leave out --quick.")
+    # Sizes: those of the file, else of --quick or of a full board; single options then change them.
     start = file_sizes or (boards.QUICK if quick else boards.FULL)
     tiny = file_sizes.training.tiny if file_sizes else model == "tiny-reasoner"
     sizes = boards.adjust_sizes(start, options, parse_settings(settings), tiny=tiny)
     specs = boards.select_conditions(listed, only)
     store.writable(out_dir)
-    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))  # the processes share the cores
     helpers = [] if measure_only else [_helper() for _ in range(jobs - 1)]
     lm = load_model(model, think, dtype, device, trust_remote_code, template)
     ground = boards.Ground(lm, sizes, out_dir, say)

@@ -32,10 +32,11 @@ def check(
 ) -> None:
     """Load a model and say what the toolkit can do with it. Takes seconds once the model is loaded.
 
-    Prints the family, the layers with attention heads, how the model marks its thinking, a rendered prompt, the largest numerical deviation
-    of each check of the toolkit's access to the model, an estimate of the memory that commands need, the speed of decoding, and what does
-    not work and why. With --problems, also the first fault of a problem file; with --rollouts, also whether they were sampled from these
-    weights.
+    Prints the model's family, its layers with attention heads, its think tags, a rendered prompt, the estimated memory that commands need,
+    the decoding speed, and the features that do not work, with the reason. Also checks that the model's activations, attention and KV cache
+    behave as the toolkit assumes, and prints the largest numerical deviation of each check.
+
+    With --problems, also prints the first fault in a file of problems. With --rollouts, also prints whether these weights sampled them.
 
     Exit status: 0 ("go") if there is no fault, else 1. If you report a problem, include the output.
 

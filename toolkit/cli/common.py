@@ -26,13 +26,13 @@ N = TypeVar("N", int, float)
 
 
 class Stopped(BaseException):
-    """Raised when the user or the system stops the command. Its notes (``__notes__``) say how far the work got and where it is saved.
+    """Raised by Ctrl-C or SIGTERM. Its notes (``__notes__``) say how far the work got and where it is saved.
 
-    It derives from BaseException, so that no handler of ordinary errors catches it. It is no KeyboardInterrupt, which typer would handle
-    itself.
+    It derives from BaseException, so that no handler of ordinary errors catches it. It does not derive from KeyboardInterrupt, which typer
+    would handle itself.
 
     Attributes:
-        number: Number of the signal.
+        number: Number of the signal, such as 15 for SIGTERM.
         remedy: Text that says how to resume.
     """
 
@@ -51,7 +51,7 @@ class _Lines(logging.Handler):
 
 @app.callback()
 def _begin() -> None:
-    """Show the package's log messages in the terminal; runs before every command."""
+    """Make the package's log messages appear in the terminal. Typer runs this before every command."""
     logger = logging.getLogger("toolkit")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, _Lines) for handler in logger.handlers):
@@ -59,7 +59,7 @@ def _begin() -> None:
 
 
 class Dtype(StrEnum):
-    """Floating-point types of weights."""
+    """Floating-point dtypes of weights."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -67,7 +67,7 @@ class Dtype(StrEnum):
 
 
 class Loaded(StrEnum):
-    """Number types in which weights can be loaded; the last two quantise them."""
+    """Dtypes in which weights can be loaded; ``8bit`` and ``4bit`` quantise them."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -153,7 +153,7 @@ def parse_switches(texts: list[str] | None) -> dict[str, Any]:
     """Parse texts ``NAME=JSON`` into a dict from the name of a chat template variable to its value.
 
     Raises:
-        BadParameter: a text has another form.
+        BadParameter: a text is not of the form ``NAME=JSON``.
     """
     switches = {}
     for name, sign, value in (text.partition("=") for text in texts or []):
@@ -182,12 +182,12 @@ class Command(TyperCommand):
 
 
 def reject_unread(why: str, *names: str) -> None:
-    """Raise BadParameter if one of the options was given on the command line, although the command would ignore it.
+    """Raise BadParameter if one of the named options was given on the command line. Call it where the command would ignore them.
 
     This works only in commands of the class ``Command``.
 
     Args:
-        why: Reason why the options are ignored. It ends the sentence "--NAME is not used ...", such as ``"by --op add"``.
+        why: End of the sentence "--NAME is not used ...", such as ``"by --op add"``.
         names: Parameter names of the ignored options.
     """
     for name in names:
@@ -206,6 +206,7 @@ def parse_numbers(text: str | None, option: str, kind: Callable[[str], N]) -> tu
     Raises:
         BadParameter: a part of the text is not a number of this kind.
     """
+    # A leading "=" is removed: "-a=-1,0" reaches the option as "=-1,0".
     try:
         return () if text is None else tuple(kind(part) for part in text.removeprefix("=").split(","))
     except ValueError as error:
@@ -234,7 +235,7 @@ def load_model(
     from toolkit import lm
 
     quantised = dtype in (Loaded.four, Loaded.eight)
-    numbers = Dtype.bfloat16 if torch.cuda.is_available() else Dtype.float32  # that quantised weights are computed with
+    numbers = Dtype.bfloat16 if torch.cuda.is_available() else Dtype.float32  # dtype of computation with quantised weights
     return lm.load(
         model,
         dtype=weight_type(numbers if quantised else Dtype(dtype)),
@@ -271,12 +272,12 @@ def say(text: str) -> None:
 
 
 def result_directory(directory: Path | None, command: str, *identity: Any) -> Path:
-    """Create the directory for a command's rollouts if it does not exist, and return it.
+    """Return the directory for a command's rollouts, which is created if it does not exist.
 
     Args:
-        directory: Directory that the user gave; ``None`` means ``runs/COMMAND/KEY``.
-        command: Name of the command: COMMAND.
-        identity: Values that determine the rollouts, such as model and options; KEY is a hash of them.
+        directory: Directory that the user gave. ``None`` means ``runs/COMMAND/KEY``, where KEY is a hash of ``identity``.
+        command: Name of the command.
+        identity: Values that determine the rollouts, such as model and options.
     """
     from toolkit import store
 

@@ -55,10 +55,12 @@ def demo(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole demo: sample, find a length direction and its heads, edit and save the model, steer, compare with random controls.
+    """Run the whole demo: sample, compute a length direction, edit heads that shorten thinking, steer, compare with random controls.
 
-    Writes report.html, report.json, direction.safetensors, heads.json and the edited model. On the tiny reasoner this takes a few minutes
-    on two cores. Rollouts are saved in --out, so after a stop the same command resumes.
+    The length direction is the mean activation of long thinking minus that of short thinking; adding it lengthens thinking. Writes
+    report.html, report.json, direction.safetensors, heads.json and the edited model.
+
+    On the tiny reasoner this takes a few minutes on two cores. After a stop, run the same command again to resume.
 
     Example: [bold]toolkit demo[/bold]
     """
@@ -180,7 +182,10 @@ def thinkedit(
 
 
 def _find_heads(lm: LM, source: RolloutDirectory | None, study: Study, settings: EditSettings, chosen: str, work: Path) -> Finding:
-    """Return direction, heads and plan, computed from the rollouts of ``source`` or, if it is ``None``, from new ones saved in ``work``."""
+    """Return length direction, head scores and plan of the edit.
+
+    They are computed from the rollouts of ``source`` or, if it is ``None``, from new rollouts that are saved in ``work``.
+    """
     from toolkit import jobs
 
     if source is not None:
@@ -198,6 +203,7 @@ def _write_adapter(lm: LM, finding: Finding, directory: Path, work: Path) -> Non
     """
     from toolkit import store, vectors
 
+    # Into an existing directory nothing is written: the adapter is made elsewhere, and its metadata and tensors are compared.
     if not directory.is_dir() or not any(directory.iterdir()):
         vectors.save_adapter(lm, finding.plan, directory)
         return
@@ -305,10 +311,10 @@ def direction(
 ) -> None:
     """Compute a direction of thinking length and save it with its provenance. Adding the direction lengthens thinking.
 
-    Methods: [bold]thinkedit[/bold], mean of long minus mean of short thinking (arXiv 2503.22048). [bold]efficiency[/bold], longest minus
-    shortest correct response to a problem, averaged over problems (arXiv 2506.15647). [bold]probe[/bold], normal of a logistic probe
-    between short and long thinking, scored on held-out problems. [bold]pca[/bold], first principal component of short and long thinking
-    together.
+    Methods: [bold]thinkedit[/bold], mean activation of long minus that of short thinking (arXiv 2503.22048). [bold]efficiency[/bold], mean
+    activation of the longest minus that of the shortest correct response to a problem, averaged over problems (arXiv 2506.15647).
+    [bold]probe[/bold], weights of a logistic regression that separates long from short thinking, scored by AUC on held-out problems.
+    [bold]pca[/bold], first principal component of the activations of long and short thinking together.
 
     Examples:
 
@@ -367,7 +373,9 @@ def compare(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare models on the same problems with the same random numbers; each difference is model minus first model, paired by problem.
+    """Compare models on the same problems, sampled with the same random numbers.
+
+    The first model is the base. Each difference is a model minus the base, paired by problem.
 
     A model that was edited or trained with this toolkit records the problems it was made from. A comparison on any of these problems is
     refused (unless --allow-overlap). After a stop, run the same command again to resume.
@@ -384,6 +392,7 @@ def compare(
     sampling = Sampling(samples, temperature, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
     loaded = {name: load_model(model, think, dtype, device, trust_remote_code, template) for name, _, model in pairs}
     chosen = tasks.load(task, split, problems, seed, lm=loaded[pairs[0][0]])
+    # The default directory is named by a hash of all that the rollouts depend on, so that other models or options get another directory.
     depends = [{name: identity.of_lm(lm) for name, lm in loaded.items()}, identity.of_problems(chosen), sampling.identity]
     directory = result_directory(out_dir, "compare", *depends)
     measured = evaluate.compare(

@@ -34,7 +34,7 @@ from toolkit.cli.common import (
 
 
 class Steps(StrEnum):
-    """Ways to split thinking into steps; the help of ``--steps`` explains them."""
+    """Ways to split thinking into steps and to find failed steps; the help of ``--steps`` explains them."""
 
     fitting = "fitting"
     lines = "lines"
@@ -90,7 +90,7 @@ def entropy(
     seed: Annotated[int | None, typer.Option(help="Random seed. Default: the seed of --rollouts if given, else 0.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the entropy of thinking, and how it relates to length and to right answers (PEAR, arXiv 2510.08026).
+    """Measure the entropy of the next-token distribution in thinking, and how it relates to length and right answers (arXiv 2510.08026).
 
     Where is entropy high? Token entropy by phase (thinking, answer), by step and by position in the think span.
 
@@ -100,8 +100,8 @@ def entropy(
     Does the answer need the tokens of high entropy? Accuracy lost if these think tokens are dropped, compared with dropping random tokens
     and with cutting off the end.
 
-    Which measures predict right answers? Correlation of failed steps (arXiv 2509.19284), re-checks and entropy with right answers; and
-    accuracy gained if only the response of lowest entropy per problem is kept.
+    Which measures predict right answers? Correlation of right answers with failed steps (arXiv 2509.19284), re-checks and entropy. And the
+    accuracy gained if the response with the lowest entropy, or with the lowest share of failed steps, is selected for each problem.
 
     Intervals are 95 %, over problems. Writes report.html (with transcripts coloured by entropy), entropy.json, rows.parquet and the
     rollouts.

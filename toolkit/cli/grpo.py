@@ -46,7 +46,7 @@ def parse_settings(texts: list[str] | None) -> dict[str, str]:
     """Parse texts ``NAME=VALUE`` into a dict from name to value (as text).
 
     Raises:
-        BadParameter: a text has another form.
+        BadParameter: a text is not of the form ``NAME=VALUE``.
     """
     pairs = [text.partition("=") for text in texts or []]
     if wrong := [name + sign + value for name, sign, value in pairs if not (name and value)]:
@@ -116,14 +116,18 @@ def grpo(
 ) -> None:
     """Train with GRPO and a length reward, with one log line per step and regular evaluations on held-out problems.
 
-    A reward without a recipe is used with plain GRPO. After a stop, run the same command with [bold]--resume[/bold]: it continues from the
-    last checkpoint, with the saved optimizer, order of problems and state of the reward. On several GPUs: accelerate launch $(which
-    toolkit) grpo ...
+    A recipe has the reward, loss and numbers of a paper. A reward that has no recipe is used with plain GRPO.
 
-    Memory, besides activations: 20 bytes per weight. Of these, 16 are for the fp32 weight, its gradient and Adam's two moments, and 4 for
-    the initial model (with --dtype bfloat16: for initial model and autocast copy). With --lora: 16 bytes per weight of the adapter, and 4
-    (bfloat16) or 8 (float32) per frozen weight, initial model included.
-    To use less: --set gradient_checkpointing=true, or --set optim=adamw_bnb_8bit (needs bitsandbytes).
+    After a stop, run the same command with [bold]--resume[/bold]. It continues from the last checkpoint, with the saved optimizer, order of
+    problems and state of the reward. On several GPUs: accelerate launch $(which toolkit) grpo ...
+
+    Memory, besides activations: 20 bytes per weight. 16 of them are for training: fp32 weight, gradient and Adam's two moments. The other 4
+    are for the initial model, which stays in memory; with --dtype bfloat16, for the initial model (2) and the autocast copy (2).
+
+    Memory with --lora: 16 bytes per weight of the adapter. Per weight of the model: 8 bytes (frozen weight and initial model), or 4 with
+    --dtype bfloat16.
+
+    To use less memory: --set gradient_checkpointing=true, or --set optim=adamw_bnb_8bit (needs bitsandbytes).
 
     Examples:
 

@@ -81,7 +81,8 @@ def retrieval_heads(
     """Find retrieval heads, which copy from the prompt (arXiv 2404.15574), and mask them to measure their effect.
 
     Heads are ranked in two ways: by the published copy score, and by how much they raise the logit of the generated token (ours). The
-    second ranking also finds heads that attend to the tokens beside the answer in the prompt and read the answer there.
+    second ranking also finds heads that attend to a token next to the answer in the prompt. Earlier layers may have copied the answer
+    there.
 
     As published, heads are masked by uniform attention while decoding. For comparison, they are also masked by zero and mean ablation, and
     in the prompt too. For the task lookup and a model with think tags, the command also measures whether masking costs more accuracy when
@@ -162,10 +163,12 @@ def heads(
 ) -> None:
     """Score every head by several measures, compare the measures, and measure the effects of ThinkEdit's edit and of steering.
 
-    The measures: writing towards short thinking; retrieval from the prompt; change of think entropy when the head is ablated; and the
-    attention patterns previous token, induction and duplicate token, which need TransformerLens ([bold]pip install
-    'reasoning-length-toolkit[lens]'[/bold]). For every pair of measures, the comparison shows the number of shared top heads with
-    permutation p-values, and the rank correlation.
+    The measures: how far the head's output points towards short thinking; how much the head retrieves from the prompt; how much think
+    entropy rises when the head is ablated; and the share of attention on three patterns: previous token, duplicate token, induction. The
+    patterns need TransformerLens ([bold]pip install 'reasoning-length-toolkit[lens]'[/bold]).
+
+    Any two measures are compared by the number of heads that are at the top of both, with permutation p-values, and by their rank
+    correlation.
 
     Example: [bold]toolkit heads -m tiny-reasoner -o runs/heads[/bold]
     """

@@ -64,7 +64,7 @@ During = Annotated[
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """Parse a text such as ``"3"``, ``"2-5"`` or ``"1,4,7"`` as layer numbers. ``None`` stands for all layers and is returned unchanged.
+    """Return the layer numbers in a text such as ``"3"``, ``"2-5"`` or ``"1,4,7"``. ``None``, for all layers, is returned unchanged.
 
     >>> parse_layers("2-5")
     (2, 3, 4, 5)
@@ -72,7 +72,7 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
-        ends = [[int(n) for n in part.split("-")] for part in text.split(",")]
+        ends = [[int(n) for n in part.split("-")] for part in text.split(",")]  # [3] or [2, 5]
         return tuple(layer for end in ends for layer in range(end[0], end[-1] + 1))
     except ValueError as error:
         raise typer.BadParameter(f"--layers {text}: give layers such as 3, 2-5 or 1,4,7.") from error
@@ -146,6 +146,7 @@ def steer(
 def _panel(lm: LM, strength: float, r: Rollout) -> Panel:
     """Return one response in a frame, titled with its steering strength."""
     start, stop = (r.think.start, r.think.stop) if r.think else (r.prompt_len, r.prompt_len)
+    # Three parts of the response: before the think span, the span, and the rest. Without a think span, all is the rest.
     before, thought, rest = (lm.text(r.token_ids[a:b]) for a, b in pairwise((r.prompt_len, start, stop, len(r.token_ids))))
     body = Text.assemble((before, "dim"), (thought, "cyan"), (rest, "bold" if r.closed else "red"))
     return Panel(body, title=f"{strength:+g}", subtitle=f"{r.think_tokens} think tokens{'' if r.closed else ', never closed'}")
@@ -184,8 +185,10 @@ def dose(
 ) -> None:
     """Measure length, accuracy and damage at several steering strengths on the dev split, with a random direction as control.
 
-    Damage: more responses that never close their thinking or end in a loop, and a higher perplexity of the base model's responses under
-    the steered model. Writes report.html, doses.json, targets.json (the best strength for each target length) and the rollouts.
+    Damage is shown by three numbers: the share of responses that close their thinking, the share that end in a loop, and the perplexity of
+    the base model's responses under the steered model.
+
+    Writes report.html, doses.json, targets.json (the best strength for each target length) and the rollouts.
 
     Example: [bold]toolkit dose -v runs/direction.safetensors -o runs/doses[/bold]
     """
@@ -302,8 +305,8 @@ def import_(
 ) -> None:
     """Read a steering vector in the format of another tool, check that it fits the model, and save it as a direction.
 
-    Adding a direction must lengthen thinking: use --flip if adding the vector shortens it. The file is refused if the site (the place in a
-    layer), the width or the layers of its vector do not fit the model, or if fields of its header contradict each other.
+    Adding a direction must lengthen thinking: use --flip if adding the vector shortens it. A file is refused if its vector does not fit the
+    model in site (place in a layer), width or layers. It is also refused if fields of its header contradict each other.
 
     Example: [bold]toolkit import vector.gguf --from gguf -m tiny-reasoner -o runs/imported.safetensors[/bold]
     """

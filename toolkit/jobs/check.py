@@ -26,9 +26,10 @@ class Findings:
     """Result of ``check``.
 
     Attributes:
-        facts: Measured or read facts, as section of the output -> name -> value (text).
-        limits: Features that do not work with this model, one sentence each with the reason.
-        faults: Reasons not to use the model, problems or rollouts, one sentence each; empty if there are none.
+        facts: What is known about the model, problems and rollouts. Each section, such as ``"memory, estimated"``, is a dict from the
+            name of a quantity to its value as text.
+        limits: Features of the toolkit that do not work with this model, each with the reason, one sentence each.
+        faults: Reasons why the model, the problems or the rollouts cannot be used, one sentence each. Empty if there are none.
     """
 
     facts: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -37,16 +38,18 @@ class Findings:
 
     @property
     def go(self) -> bool:
-        """True if there are no faults, so that the model, the problems and the rollouts can be used."""
+        """True if there are no faults: the model, the problems and the rollouts can be used."""
         return not self.faults
 
 
 def check(lm: LM, *, problems: str | None = None, rollouts: str | Path | None = None) -> Findings:
-    """Check a loaded model and, if given, problems and rollouts for it; return facts, limits and faults.
+    """Check a loaded model, and optionally problems and rollouts to use with it. Return what was found.
 
     Args:
-        problems: A task, or the path of a JSONL file of problems. Up to five test problems are loaded.
-        rollouts: Directory of rollouts. It is a fault if they were sampled from other weights than those of ``lm``.
+        lm: The model.
+        problems: Name of a task, or path of a JSONL file of problems. Up to five test problems are loaded, and their prompts are
+            tokenized. If this fails, the error becomes a fault and is not raised.
+        rollouts: Directory of rollouts. It is a fault if they cannot be read, or were sampled from other weights than those of ``lm``.
     """
     found = Findings()
     found.facts["model"] = dict(_model(lm))
@@ -96,26 +99,30 @@ def _thinking(lm: LM) -> Iterator[tuple[str, str]]:
 
 
 def _exactness(lm: LM) -> dict[str, str]:
-    """Return the largest deviation of each kind of check of ``qualify``, over all layers."""
+    """Run the checks of ``toolkit.qualify`` on random tokens; return a dict from check to its largest deviation over all layers, as text.
+
+    In most checks, the deviation is that of activations or logits from their expected values, relative to the largest of these values.
+    """
     worst: dict[str, float] = {}
     for result in lms.qualify(lm):
-        name = result.name.lstrip("0123456789 ")
-        if not name.endswith("is causal"):  # in these checks the logits have to change
+        name = result.name.lstrip("0123456789 ")  # without a leading number, so that all layers share one entry
+        if not name.endswith("is causal"):  # these measure how much the logits change, so a large number is good
             worst[name] = max(worst.get(name, 0.0), result.value)
     return {name: f"{value:.1e}" if value else "0" for name, value in worst.items()}
 
 
 def _memory(lm: LM) -> Iterator[tuple[str, str]]:
-    """Estimate the memory that commands need, from sizes alone."""
+    """Yield pairs ``(use, memory)``, such as ``("GRPO, LoRA", "0.60 GB")``, computed from the numbers of weights, heads and layers."""
     config, layout = lm.model.config.get_text_config(), lm.layout
     size = lm.model.dtype.itemsize
     weights = sum(p.numel() for p in lm.model.parameters())
     kv_heads = getattr(config, "num_key_value_heads", None) or layout.n_heads
     rows, tokens = SAMPLED
-    cache = 2 * rows * tokens * kv_heads * sum(layout.head_dims) * size
-    yield "loading, steering, directions", _gb(1.1 * weights * size)
+    cache = 2 * rows * tokens * kv_heads * sum(layout.head_dims) * size  # 2: keys and values
+    yield "loading, steering, directions", _gb(1.1 * weights * size)  # 10 % above the size of the weights
     yield f"sampling {rows} rows of {tokens:,} tokens", _gb(1.1 * weights * size + cache)
-    # As in the docstring of ``grpo.run``: with the initial model, which is kept. Activations come on top.
+    # Bytes per weight as in the docstring of ``grpo.run``, without activations. 20: weight, gradient and Adam's moments in fp32 (16), and
+    # the initial model (4). LoRA: the frozen weights and the initial model; the adapter itself is small.
     yield "GRPO, all weights", _gb(20 * weights)
     yield "GRPO, LoRA", _gb(2 * size * weights)
 
@@ -125,7 +132,7 @@ def _gb(size: float | int) -> str:
 
 
 def _speed(lm: LM) -> float:
-    """Return decoded tokens per second of a single row, after a first token that warms up."""
+    """Return the decoding speed for a single response, in tokens per second. One token is decoded before, to warm up."""
     generate.rollouts(lm, [EXAMPLE], Sampling(1, temperature=0.0, max_new_tokens=1), progress=False)
     began = time.perf_counter()
     (response,) = generate.rollouts(lm, [EXAMPLE], Sampling(1, temperature=0.0, max_new_tokens=TRIED), progress=False)

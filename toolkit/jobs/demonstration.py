@@ -33,13 +33,16 @@ from toolkit.types import Report, Rollout
 def demo(
     lm: LM, study: Study, directory: str | Path, *, settings: EditSettings = DEMO, say: Say = lambda text: None
 ) -> pd.DataFrame:
-    """Run the whole demo: find a length direction and its heads, edit them, steer, compare with random controls, and write a report.
+    """Edit and steer a model to change how long it thinks, compare the results with base and random controls, and write a report.
 
-    The demo finds, edits and compares heads in both forms of ThinkEdit, the published one and ours (see ``jobs.FORMS``). The saved model
-    and the steering use ours. After a stop, call it again with the same arguments: finished rollouts are reused.
+    The demo first computes a *length direction*: the mean residual stream of long thinking minus that of short thinking. It then edits
+    the attention heads whose outputs point most towards short thinking. This is ThinkEdit (arXiv:2503.22048). The demo compares two forms
+    of it, the published one and ours (see ``jobs.FORMS``). Our form is used for the saved model and for steering.
+
+    After a stop, call it again with the same arguments: finished rollouts are reused.
 
     Args:
-        lm: Model to find the direction in, to edit and to steer.
+        lm: The base model; it is not changed.
         study: Task, number of problems per split, samples per problem, token budget, and seed.
         directory: Directory to write to: ``rollouts/``, ``direction.safetensors``, ``heads.json`` (scores and edited heads), ``edited/``
             (the saved model), ``report.json``, ``rows.parquet``, ``doses.json`` (effects by steering strength) and ``report.html``.
@@ -54,7 +57,7 @@ def demo(
     say("averaging activations, to compute directions and head scores")
     findings = {name: find_heads(lm, rollouts, settings, name, origin=study.origin("train")) for name in FORMS}
     saved = is_saved(lm, findings[OURS], out / "edited")  # raises for another model there, before the long part
-    v = findings[OURS].plan.direction or findings[OURS].direction
+    v = findings[OURS].plan.direction or findings[OURS].direction  # steer along what the edit removes
     store.save(findings[OURS].direction, out / "direction.safetensors")
     heads = {name: {"scores": f.scores, "edited": plan_table(f).reset_index().to_dict("records")} for name, f in findings.items()}
     store.write_json(heads, out / "heads.json")
@@ -66,7 +69,7 @@ def demo(
         save_edited(lm, findings[OURS], measured, summary, out / "edited")
     say("measuring the dose-response of steering")
     both = {"length direction": v, doses.RANDOM: directions.random_like(v, seed=settings.seed)}
-    few = study.load("dev", lm)[: max(40, study.problems // 4)]
+    few = study.load("dev", lm)[: max(40, study.problems // 4)]  # few, since 16 conditions are sampled
     swept = doses.sweep(lm, both, few, replace(study.sampling, n=4), doses.DoseSweep(STRENGTHS), out=out / "rollouts" / "doses")
     store.write_json(swept.table.to_dict("records"), out / "doses.json")
     table = report.headline_table(summary)

@@ -1,7 +1,7 @@
-"""Measure the entropy of thinking, for the command ``entropy``.
+"""Measure the entropy of the model's next-token distribution while it thinks and answers, for the command ``entropy``.
 
-The measures are the entropy by phase (thinking or answer) and by step of thinking, its correlation with length and with right answers, and
-the effect of filtering. Filtering drops some think tokens, closes the think span, and lets the model answer again.
+Entropy is measured by phase (thinking or answer) and by step of thinking. It is correlated with length and with right answers. *Filtering*
+tests whether the answer needs certain think tokens: they are dropped, the think span is closed, and the model answers again.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ from toolkit.steps import Step
 from toolkit.types import Problem, Rollout
 
 LENGTHS = (("entropy", "response_tokens"), ("think_entropy", "think_tokens"))
-"""Columns of ``EntropyTables.rows`` to correlate: pairs ``(entropy, length)`` of whole responses, as in PEAR, and of thinking alone."""
+"""Pairs of columns of ``EntropyTables.rows`` to correlate, an entropy and a length: of whole responses (as in PEAR, arXiv:2510.08026), and
+of thinking alone."""
 MEASURES = {
     "fsf": "failed-step fraction",
     "review_ratio": "re-check ratio",
     "think_tokens": "think tokens",
     "think_entropy": "think entropy",
 }
-"""Columns of ``EntropyTables.rows`` to correlate with right answers -> their names in reports."""
+"""Columns of ``EntropyTables.rows`` to correlate with right answers -> their names in reports.
+
+A re-check is a step of thinking that checks an earlier step. The re-check ratio is the share of the thinking's characters in re-checks.
+"""
 PHASES = {"think": "thinking", "answer": "answer", "think - answer": "thinking minus answer"}
 GROUPS: Mapping[str, Callable[[Rollout], bool]] = {
     "all": lambda r: True,
@@ -47,11 +51,11 @@ class EntropySettings:
     """Settings of the entropy measurements.
 
     Attributes:
-        temperature: Sampling temperature; the softmax whose entropy is measured has the same temperature. Above 0.
+        temperature: Sampling temperature, above 0. Entropies are those of the softmax at this temperature.
         split: Split of the problems: ``train``, ``dev`` or ``test``.
         keeps: Shares of think tokens to keep when filtering, 0 to 1. The share 1 (nothing dropped) and at least one other are required.
-        reader_of: Function from a problem to the reader of its responses. A reader splits thinking into steps, and marks steps that failed
-            or that re-check an earlier one.
+        reader_of: Function that returns a ``failed_steps.Reader`` for a problem. The reader splits the thinking of a response into steps,
+            and marks steps that failed or that re-check an earlier step.
     """
 
     temperature: float = 1.0
@@ -71,38 +75,41 @@ class EntropySettings:
 
 @dataclass(frozen=True)
 class EntropyTables:
-    """Results of the entropy measurements, one table per question.
+    """Results of the entropy measurements: one table per attribute.
 
-    Entropies are means in nats per token. ``low`` and ``high`` are the ends of a 95 % interval over problems. The columns ``rollouts`` and
-    ``problems`` are counts.
+    Common columns:
 
-    Tables with a column ``responses`` have rows for three groups of responses: ``all`` that contain thinking, the ``right`` and the
-    ``wrong`` ones of these. Correlations have a column ``scope``: ``pooled`` is over all rollouts; for ``within``, the mean of each
-    problem is subtracted first, so that differences in difficulty cancel.
+    * Entropies are means in nats per token.
+    * ``low, high``: ends of a 95 % interval over problems.
+    * ``rollouts, problems``: numbers of rollouts and of problems.
+    * ``responses``: a group of responses, ``all``, ``right`` or ``wrong``. Only responses that contain thinking are in a group.
+    * ``scope``, of a correlation: ``pooled`` (over all rollouts) or ``within`` (each problem's mean is subtracted first, so that
+      differences in difficulty cancel).
 
     Attributes:
         rows: One row per rollout. Columns: ``problem_id, sample, correct, closed, think_tokens, response_tokens``; ``entropy`` (of the
             whole response), ``think_entropy, answer_entropy``. Columns on the steps of thinking: ``steps, failed, reviews`` (numbers of
-            all, failed and re-checking steps), ``fsf`` (share of failed steps), ``review_ratio`` (share of characters in re-checks) and
-            ``characters``; NaN for a rollout without thinking.
+            all, failed and re-checking steps), ``fsf`` (failed-step fraction: share of steps that failed), ``review_ratio`` (share of the
+            thinking's characters in re-checking steps) and ``characters`` (length of thinking). These are NaN without thinking.
         overall: Means over all rollouts, columns ``metric, mean, low, high``. Metrics: ``correct`` and ``closed`` (shares, 0 to 1),
             ``think_tokens``, ``response_tokens`` and ``entropy`` (of the whole response).
         phases: Entropy by phase, columns ``phase, mean, low, high, rollouts, responses``. Phases: ``think``, ``answer``, and their paired
             difference ``think - answer``.
         positions: Entropy by relative position in the think span (0 to 1), columns ``position, mean, low, high, rollouts, responses``.
         steps: Entropy of the first, second, ... step of thinking, columns ``step`` (from 1), ``mean, low, high, rollouts, responses``.
-        marked: Entropy of marked steps compared with other steps of the same responses. Columns: ``steps`` (``marked``, ``others`` or
-            ``marked - others``), ``mean, low, high, rollouts``, and ``mark`` (``failed`` or ``re-check``).
+        marked: Entropy of failed or re-checking steps compared with the other steps of the same responses. Columns: ``mark`` (``failed`` or
+            ``re-check``), ``mean, low, high, rollouts``, and ``steps``. The latter is ``marked`` (steps with this mark), ``others``, or the
+            paired difference ``marked - others``.
         lengths: Correlation of an entropy with a length. Columns: ``scope, kind`` (``pearson`` or ``spearman``), ``r, low, high, problems,
-            rollouts``, and the correlated columns of ``rows``: ``x`` (entropy) and ``y`` (length).
+            rollouts``, and the names of the two correlated columns of ``rows``: ``x`` (entropy) and ``y`` (length).
         correctness: Correlation of each measure in ``MEASURES`` with right answers, columns ``measure, scope, kind, r, low, high``. The
             measure ``fsf (shuffled)`` is a control: see ``failed_steps.correctness_correlations``.
-        choices: Accuracy (0 to 1) if one response per problem is chosen by a rule. Columns: ``kept`` (the rule), ``accuracy, low, high``,
-            and ``gain, gain_low, gain_high`` (accuracy minus that of a random response).
-        filtering: Accuracy after dropping think tokens, one row per way of dropping and share kept: see
-            ``phase_entropy.filtering_summary``. ``None`` if the model has no closing think tag, without which thinking cannot be filtered.
+        choices: Accuracy (0 to 1) if a rule selects one response per problem. Columns: ``kept`` (name of the rule, such as "shortest
+            thinking"), ``accuracy, low, high``, and ``gain, gain_low, gain_high`` (accuracy minus the mean over all responses).
+        filtering: Accuracy after some think tokens are dropped. One row per choice of tokens (highest entropy, random, or the end) and per
+            share kept: see ``phase_entropy.filtering_summary``. ``None`` if the model has no closing think tag, which filtering needs.
         effects: Accuracy after dropping the tokens of highest entropy minus the accuracy of each control: see
-            ``phase_entropy.filtering_effects``. ``None`` if ``filtering`` is.
+            ``phase_entropy.filtering_effects``. ``None`` if ``filtering`` is ``None``.
     """
 
     rows: pd.DataFrame
@@ -127,7 +134,7 @@ def entropy_report(
     rollouts: Sequence[Rollout] | None = None,
     say: Say = lambda text: None,
 ) -> EntropyTables:
-    """Sample responses with the entropy of every token, compute all tables, and write a report.
+    """Sample responses, record the entropy at every token, write a report, and return its tables.
 
     After a stop, call it again with the same arguments: finished rollouts are reused.
 
@@ -145,7 +152,7 @@ def entropy_report(
         ValueError: there is only one sample per problem, which leaves nothing to compare within a problem.
         KeyError: a rollout in ``rollouts`` answers a problem that is not in the study.
         entropies.NoEntropiesError: a rollout in ``rollouts`` has no entropies.
-        NoThinkTagsError: no response contains thinking, or the model has a closing tag but no response closed its thinking.
+        NoThinkTagsError: no response contains thinking; or, for a model with a closing think tag, no response closed its thinking.
     """
     if rollouts is None and study.samples < 2:
         raise ValueError(f"samples={study.samples}: comparing responses within a problem needs at least 2 samples per problem.")
@@ -212,12 +219,12 @@ def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed
         return chain_of[r.problem_id, r.sample].steps
 
     def for_each_group(measure: Callable[[list[Rollout]], pd.DataFrame]) -> pd.DataFrame:
-        """Apply ``measure`` to all responses that thought, to the right ones and to the wrong ones; an empty group has no rows."""
+        """Return the rows of ``measure`` for each group of the responses with thinking. An empty group has no rows."""
         groups = {name: [r for r in thought if belongs(r)] for name, belongs in GROUPS.items()}
         return pd.concat([measure(group).assign(responses=name) for name, group in groups.items() if group], ignore_index=True)
 
     def by_step(group: list[Rollout]) -> pd.DataFrame:
-        # Late steps exist in few problems. A step is kept if enough problems have it (in a smaller group: if all problems have it).
+        # Late steps exist in few problems. The table has the steps that occur in at least ``reach`` problems.
         reach = min(phase_entropy.assumed_min_problems, len({r.problem_id for r in group}))
         return phase_entropy.by_step(group, steps_of, at_least=reach, seed=seed)
 
@@ -226,9 +233,8 @@ def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed
         return e.mean, e.low, e.high
 
     metrics = ("correct", "closed", "think_tokens", "response_tokens", "entropy")
-    complete = rows.dropna(
-        subset=["fsf", "think_entropy"]
-    )  # rollouts with both measures, so that all rules choose among the same rollouts
+    # Only rollouts with both measures, so that all rules select from the same rollouts.
+    complete = rows.dropna(subset=["fsf", "think_entropy"])
     return EntropyTables(
         rows=rows,
         overall=pd.DataFrame([(name, *overall(name)) for name in metrics], columns=["metric", "mean", "low", "high"]),
@@ -245,11 +251,14 @@ def entropy_tables(rollouts: Sequence[Rollout], chains: Sequence[Chain], *, seed
 
 
 def _marked(rows: pd.DataFrame, chains: Sequence[Chain], seed: int) -> pd.DataFrame:
-    """Return the table ``EntropyTables.marked``.
+    """Return the table ``EntropyTables.marked``: the entropy of failed and of re-checking steps compared with other steps.
 
-    ``rows`` holds the entropy of each step that has a token, one row per step, in the order of ``chains``.
+    Args:
+        rows: From ``phase_entropy.step_entropy``: one row per step, in the order of ``chains``. Steps without tokens have no row.
+        chains: Steps of each response's thinking, with their marks (failed, re-check).
+        seed: Seed of the bootstrap.
     """
-    # One pair of marks per row: steps with an empty span have no row, so they are skipped here too.
+    # One pair of marks (failed, re-check) per row of ``rows``. Steps with an empty token span have no row, so they are skipped.
     marks = [(f, r) for c in chains for f, r, span in zip(c.failed, c.review, c.spans, strict=True) if len(span)]
     failed, review = zip(*marks, strict=True)
     parts = {"failed": failed, "re-check": review}
@@ -257,16 +266,16 @@ def _marked(rows: pd.DataFrame, chains: Sequence[Chain], seed: int) -> pd.DataFr
 
 
 def _choices(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Return the table ``EntropyTables.choices``: for each problem, the response with the lowest value of a measure is chosen.
+    """Return the table ``EntropyTables.choices``: the accuracy if each problem's response with the lowest value of a measure is selected.
 
-    The last rule is a control: it chooses by shuffled failed-step fractions.
+    The last rule is a control, which selects by failed-step fractions that are shuffled over all responses.
     """
     rows = rows.sort_values(["problem_id", "sample"])  # so that the shuffle does not depend on the order of rows
     values = {
         "lowest failed-step fraction": rows["fsf"],
         "lowest think entropy": rows["think_entropy"],
         "shortest thinking": rows["think_tokens"],
-        "longest thinking": -rows["think_tokens"],
+        "longest thinking": -rows["think_tokens"],  # the lowest value is selected
         "lowest failed-step fraction, shuffled": np.random.default_rng(seed).permutation(rows["fsf"].to_numpy(float)),
     }
     choices = []
@@ -312,7 +321,14 @@ def entropy_headline(tables: EntropyTables) -> pd.DataFrame:
 
 
 def _cell(row: Mapping[str, float] | pd.Series, unit: str, mean: str = "mean", *, sign: str = "") -> str:
-    """Return the text ``mean [low, high]`` of a row; the argument ``mean`` is the name of the column that holds the mean."""
+    """Return an estimate and its interval as text, such as ``0.52 [0.40, 0.63]``.
+
+    Args:
+        row: The estimate; its interval is in ``row["low"]`` and ``row["high"]``.
+        unit: Unit of the numbers, which sets the digits. The unit ``share`` is written in percent.
+        mean: Name of the entry of ``row`` that holds the estimate.
+        sign: ``"+"`` also writes the sign of positive numbers.
+    """
     return (
         "undefined (nothing varies)" if np.isnan(row[mean]) else with_interval(row[mean], row["low"], row["high"], unit, sign=sign)
     )
@@ -409,7 +425,7 @@ def _filtering_section(tables: EntropyTables) -> Section:
 
 
 def _marked_cells(marked: pd.DataFrame) -> pd.DataFrame:
-    """Return the table ``EntropyTables.marked`` as text cells."""
+    """Return ``EntropyTables.marked`` for reports: one row per mark, one column per kind of steps, cells such as ``1.2 [1.0, 1.4]``."""
     cells = {
         f"{mark} ({part['rollouts'].iloc[0]} responses)": {row["steps"]: _cell(row, "nats") for _, row in part.iterrows()}
         for mark, part in marked.groupby("mark")
@@ -418,7 +434,7 @@ def _marked_cells(marked: pd.DataFrame) -> pd.DataFrame:
 
 
 def _choice_cells(choices: pd.DataFrame) -> pd.DataFrame:
-    """Return the table ``EntropyTables.choices`` as text cells."""
+    """Return ``EntropyTables.choices`` for reports: one row per rule, columns ``accuracy`` and ``gain``, both in percent as text."""
     rows = choices.set_index("kept")
     cells = {name: {"accuracy": _cell(row, "share", "accuracy"), "gain": _gain(row)} for name, row in rows.iterrows()}
     return pd.DataFrame(cells).T.rename_axis("response kept")
@@ -428,14 +444,15 @@ def _transcripts(lm: LM, rollouts: Sequence[Rollout], chains: Sequence[Chain], p
     """Return transcripts of up to three responses, as HTML.
 
     The responses are the wrong one with the most failed steps, the correct one to the same problem with the most steps, and the one with
-    the highest think entropy.
+    the highest think entropy. If no response is wrong, a correct one takes the first place.
     """
     by_id, thought = {p.id: p for p in problems}, [i for i, chain in enumerate(chains) if chain.texts]
+    # Wrong answers first, then most failed steps, then longest thinking. If no answer is wrong, this is a right one.
     wrong = max(thought, key=lambda i: (not rollouts[i].correct, sum(chains[i].failed), rollouts[i].think_tokens))
     correct = [i for i in thought if rollouts[i].problem_id == rollouts[wrong].problem_id and rollouts[i].correct]
     uncertain = max(thought, key=lambda i: phase_entropy.phase_means(rollouts[i]).think or 0.0)
     # A dict keeps the order and drops a response that was chosen twice.
     chosen = dict.fromkeys([wrong, *sorted(correct, key=lambda i: -len(chains[i].texts))[:1], uncertain])
-    top = max(float(entropies.entropies_of(rollouts[i]).max()) for i in chosen) or None
+    top = max(float(entropies.entropies_of(rollouts[i]).max()) for i in chosen) or None  # one colour scale for all transcripts
     parts = [transcript.fragment(lm, rollouts[i], chain=chains[i], problem=by_id[rollouts[i].problem_id], top=top) for i in chosen]
     return "".join(parts)

@@ -1,4 +1,4 @@
-"""Train a policy with a length reward (the command ``grpo``), and train many recipes with several seeds (the curves in ``data/grpo``).
+"""Train a policy with a length reward (command ``grpo``), or many policies for a comparison (learning curves in ``data/grpo``).
 
 A recipe is the training setup of a paper: reward, loss, and numbers such as batch size and learning rate.
 """
@@ -34,8 +34,11 @@ RECIPE_NUMBERS = ("problems", "samples", "updates", "max_tokens", "learning_rate
 def catalogue() -> pd.DataFrame:
     """Return a table of all rewards and recipes, one row each, for ``toolkit grpo --list``.
 
-    Index: ``name``. Columns: ``paper`` (arXiv id), ``own`` (``"yes"`` if there is a recipe with the paper's numbers, ``""`` if the reward
-    is trained with plain GRPO), and ``pays`` (one sentence on the behaviour that is rewarded).
+    Index: ``name``. Columns:
+
+    * ``paper``: arXiv id.
+    * ``own``: ``"yes"`` if there is a recipe with the paper's numbers; ``""`` if the reward is used with plain GRPO.
+    * ``pays``: one sentence that says which responses get a high reward.
     """
     rows = [(name, e.paper, "yes" if name in recipes.ALL else "", e.line) for name, e in rewards.ALL.items()]
     others = [(name, recipes.find(name)) for name in recipes.ALL if name not in rewards.ALL]
@@ -44,7 +47,9 @@ def catalogue() -> pd.DataFrame:
 
 
 def adjust_recipe(recipe: Recipe, settings: Mapping[str, str]) -> tuple[Recipe, dict[str, Any]]:
-    """Apply settings by name; return the changed recipe, and the settings that are fields of TRL's ``GRPOConfig`` instead (name -> value).
+    """Return a recipe with some settings changed, and a dict of those settings that are not the recipe's but fields of ``GRPOConfig``.
+
+    ``GRPOConfig`` is the configuration of TRL, the library that trains.
 
     Args:
         recipe: Recipe to change; the original is not modified.
@@ -82,8 +87,8 @@ def grpo(
 ) -> Trained:
     """Train a copy of ``lm`` on the study's train split, and save it in ``run.out / "model"`` with ``grpo.json`` beside the weights.
 
-    Held-out problems for the evaluations during training come from the dev split: a quarter as many as training problems, at least 16. The
-    two splits share no problem, even if the task is a file.
+    Evaluations during training use problems of the dev split: a quarter as many as training problems, at least 16. The train and the dev
+    split have no problem in common, even if the task is a file of problems.
 
     Args:
         lm: Model to start from; it is not changed.
@@ -98,24 +103,25 @@ def grpo(
         The trained model and its log.
 
     Raises:
-        FileExistsError: the run is finished, so its model exists.
+        FileExistsError: ``run.out / "model"`` already holds a finished model.
     """
     if store.is_whole(run.out / MODEL):
         raise FileExistsError(f"{run.out / MODEL} exists: this run is finished. Choose another directory.")
     store.new_directory(run.out / MODEL)
     held_out = replace(study, problems=max(16, study.problems // 4)).load("dev", lm) if run.evaluate_every else []
     say(f"training {lm.name} with {recipe.name}: {run.steps} steps of {recipe.problems} problems x {recipe.samples} samples")
-    bars = () if extras.callbacks else (Bar(recipe.name),)
+    bars = () if extras.callbacks else (Bar(recipe.name),)  # no progress bar if the caller watches training with callbacks
     plugged = replace(extras, callbacks=(*bars, *extras.callbacks))
     run = replace(run, held_out=tuple(held_out))
     return train(lm, recipe, study.load("train", lm), run, extras=plugged, resume=resume, say=say)
 
 
 def before_and_after(done: Trained) -> pd.DataFrame:
-    """Return measures before and after training: one row per measure, two columns, whose names are numbers of training steps.
+    """Return a table of measures before and after training, one row per measure.
 
-    The measures are those on held-out problems if the log has any, else those of the training batches. Accuracy and ``truncated``
-    (responses that the token budget cut off) are shares from 0 to 1, lengths are in tokens.
+    It has two columns, the first and the last training step at which the measures were logged, named by the step's number. The measures
+    are those on held-out problems if the log has any, else those of the training batches. Accuracy and ``truncated`` (responses that the
+    token budget cut off) are shares, 0 to 1; lengths are in tokens.
     """
     rows = done.log.dropna(subset=["held_out/accuracy"]) if "held_out/accuracy" in done.log else done.log[done.log["step"] > 0]
     columns = [c for c in rows.columns if c.startswith("held_out/")] or ["accuracy", "think_tokens", "tokens", "truncated"]
@@ -128,14 +134,15 @@ def sweep(
 ) -> list[Path]:
     """Train a policy for every pair of recipe and seed, compare it with base on test problems, and write its learning curve to a file.
 
-    To resume, call it again: a policy whose curve exists is not trained again. Several processes may share the work.
+    To resume, call it again: a policy whose curve exists is not trained again. Several processes may run the same call to share the work.
 
-    A curve is outdated if the code, the model, the recipe or the plan has changed since. It is moved to ``runs / "stale"``, and the policy
-    is trained again. A curve from version 0.1.0, which did not record its code, is kept, and ``say`` reports it.
+    A curve is outdated if the code, the model, the recipe or the plan has changed since. It is then moved to ``runs / "stale"``, and the
+    policy is trained again. Curves of version 0.1.0 have no hash of the code. Such a curve is kept if model, recipe and seed are the same.
 
     Args:
         lm: Model to start each training from; it is also the base of the comparison.
-        todo: Pairs ``(recipe, seed)``, in the order of training. Recipes have their papers' numbers; ``plan`` scales them.
+        todo: Pairs ``(recipe, seed)``, in the order of training. Give recipes with their papers' numbers. If ``plan.tiny`` is True, they
+            are scaled down to the tiny reasoner.
         plan: Training settings that all policies share.
         out: Directory of the learning curves, one small file per policy.
         runs: Directory of policies, logs and rollouts.
@@ -143,7 +150,7 @@ def sweep(
         say: Function that is called with one line of progress at a time.
 
     Returns:
-        Paths of the curve files, one per pair, in the order of ``todo``. A file that another process is still making may not exist yet.
+        Paths of the curve files, one per pair, in the order of ``todo``. A file may not exist yet if another process trains its policy.
     """
     files = []
     for recipe, seed in todo:
@@ -162,11 +169,11 @@ def sweep(
 
 
 def _is_current(file: Path, basis: store.Basis, lm: LM, recipe: Recipe, seed: int, stale: Path, say: Say) -> bool:
-    """Return True if a curve exists and nothing has changed that it depends on. An outdated curve is moved to the directory ``stale``."""
+    """Return True if the curve file exists and its inputs and code are unchanged. An outdated file is moved to the directory ``stale``."""
     if not file.exists():
         return False
     about, *rows = curves.lines(file)
-    same = json.loads(json.dumps(recipe, default=store.jsonable))
+    same = json.loads(json.dumps(recipe, default=store.jsonable))  # the recipe as it would be read back from a file
     if "depends" in about:
         store.checked(about, store.RECORD, f"{file}, line 1", "Remove the file: the run is made again.")
     elif "stale" not in about and (about["recipe"], about["seed"], about.get("fingerprint")) == (same, seed, lm.fingerprint):
@@ -183,7 +190,7 @@ def _is_current(file: Path, basis: store.Basis, lm: LM, recipe: Recipe, seed: in
 
 
 def _curve_basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, tested: int) -> store.Basis:
-    """Return the inputs and the code that a learning curve depends on, for training and test. If they change, the curve is outdated."""
+    """Return everything that a learning curve depends on: model, recipe, seed, plan, test problems, and the code of training and test."""
     policy = policies.basis(lm, recipe, seed, plan)
     code = store.modules_of(
         "toolkit.evaluate",
@@ -197,7 +204,7 @@ def _curve_basis(lm: LM, recipe: Recipe, seed: int, plan: TrainingPlan, tested: 
 
 def _curve(lm: LM, done: Trained, about: Mapping[str, Any], runs: Path, tested: int) -> list[dict[str, Any]]:
     """Compare a policy with base, and return the lines of its curve file (``grpo.curves`` describes the kinds of lines)."""
-    policy = merging.in_type_of(lm, done.lm)
+    policy = merging.in_type_of(lm, done.lm)  # trained weights are fp32; compare them in the dtype of base
     # The folder of rollouts gets this name too. It holds the fingerprint, so that rollouts of other weights do not conflict.
     name = f"{about['recipe'].name}-seed{about['seed']}-{policy.fingerprint[:8]}"
     problems, sampling = tasks.load(TESTED, "test", tested), Sampling(n=8, max_new_tokens=400)
@@ -211,7 +218,7 @@ def _curve(lm: LM, done: Trained, about: Mapping[str, Any], runs: Path, tested: 
 
 
 def _summaries(report: Report) -> list[dict[str, Any]]:
-    """Return rows of ``evaluate.summary`` as dicts, for all problems (``problems`` is ``"all"``) and for hard ones (``"hard"``)."""
+    """Return rows of ``evaluate.summary`` as dicts. The field ``problems`` is ``"all"`` or ``"hard"`` (those with 6 to 8 operands)."""
     rows = []
     for name, part in (("all", report), ("hard", report.only(difficulty=HARD))):
         summary = evaluate.summary(part)
@@ -228,8 +235,8 @@ def outcomes(report: Report, condition: str) -> dict[str, list]:
         condition: Name of the condition.
 
     Returns:
-        Three lists of equal length, in the same order: ``problem_id`` (sorted), ``accuracy`` (share of right samples, 0 to 1) and
-        ``think_tokens`` (mean over samples).
+        Three lists with one entry per problem, in the same order: ``problem_id`` (sorted), ``accuracy`` (share of right samples, 0 to 1)
+        and ``think_tokens`` (mean over samples).
     """
     rows = report.rows[report.rows["condition"] == condition]
     means = rows.groupby("problem_id")[["correct", "think_tokens"]].mean().rename(columns={"correct": "accuracy"})

@@ -25,7 +25,7 @@ from toolkit.report import Section
 from toolkit.tasks.haystack import Haystack
 from toolkit.types import HeadEdit, HeadScores, Plan, Problem, Rollout
 
-FEW = 64  # number of rollouts for the score that ablates one head at a time: ours
+FEW = 64  # the score that ablates one head at a time uses 64 to 127 rollouts (all, if there are fewer): ours
 SHORT, WRITE, COPY, ENTROPY = "short thinking", "write", "copy", "entropy when masked"
 
 
@@ -44,17 +44,20 @@ class Atlas:
 
     @property
     def heads(self) -> pd.DataFrame:
-        """Table with one row per head: ``head`` ("layer.head"), ``layer``, and one column per lens; highest short-thinking score first."""
+        """Table with one row per head: ``head`` ("layer.head"), ``layer``, and one column per lens.
+
+        The head that writes most towards short thinking comes first (lens ``short thinking``).
+        """
         return self.tables["heads"]
 
     @property
     def overlaps(self) -> pd.DataFrame:
-        """Table with one row per pair of lenses: number of shared top heads, rank correlation, and p-values (see ``agreement``)."""
+        """Table with one row per pair of lenses: number of heads at the top of both, rank correlation, p-values (see ``agreement``)."""
         return self.tables["overlaps"]
 
 
 def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: float = 1.0) -> HeadScores:
-    """Return for every head how much the entropy of think tokens rises when the head's output is set to zero at all positions.
+    """Return a score for every head: the rise of the entropy of think tokens when the head's output is set to zero at all positions.
 
     The model reads its own responses, teacher-forced. A score is the mean think entropy with the head ablated minus that of the unchanged
     model, averaged over rollouts, in nats per token. + means that ablation makes the model less certain.
@@ -78,7 +81,7 @@ def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: flo
     base, about = mean(lm), lm.provenance(temperature=temperature, **origins.record(r.problem_id for r in thought))
     change = lm.layout.table({})
     for layer, head in lm.layout.all_heads:
-        plan = Plan((HeadEdit(layer, head, "scale", 1.0),), None, f"head {layer}.{head}", about)
+        plan = Plan((HeadEdit(layer, head, "scale", 1.0),), None, f"head {layer}.{head}", about)  # masked at full strength
         change[layer, head] = mean(Condition(lm, (masks.masking(plan, "zero", during="all"),))) - base
     return HeadScores(change, "entropy_when_masked", "nats per token", about, lm.layout.absent)
 
@@ -86,18 +89,21 @@ def entropy_sensitivity(lm: LM, rollouts: Sequence[Rollout], *, temperature: flo
 def lenses(
     lm: LM, rollouts: Sequence[Rollout], measurement: retrieval.RetrievalMeasurement, settings: edit.EditSettings = edit.DEMO
 ) -> dict[str, HeadScores]:
-    """Return the scores of all heads by every lens, as name of the lens -> scores.
+    """Return a dict from the name of a lens to the scores of all heads by it.
 
-    The lenses:
+    The first two lenses are the scores of ThinkEdit, from rollouts. The next three come from prompts that hide a fact, the *needle* (see
+    ``methods.retrieval_heads``).
 
-    * ``short thinking``, ``short thinking, published``: how far the head's output points towards short thinking, in units of the residual
-      stream; by our form of ThinkEdit, and by the published one.
-    * ``copy``: share of the tokens of a fact hidden in the prompt (the *needle*) that the head copies to the answer.
-    * ``write``: how much the head raises the logits of the needle's tokens at the steps that generate them.
-    * ``attention from the question``: share of the attention from the question's tokens that is on the needle.
-    * ``entropy when masked``: rise of the think entropy when the head is ablated, on at most 127 of the rollouts (see
-      ``entropy_sensitivity``).
-    * ``previous token``, ``duplicate token``, ``induction``: share of the head's attention on this pattern, measured by TransformerLens.
+    * ``short thinking, published``: how far the head's mean output in short thinking points towards short thinking, in units of the
+      residual stream (``thinkedit.head_scores``).
+    * ``short thinking``: our form, for the head's mean output in short minus that in long thinking (``thinkedit.contrast_scores``).
+    * ``copy``: share of the answer's distinct tokens that the head copies. A head copies a token if it attends most to this token in the
+      needle at the step that generates it.
+    * ``write``: what the head adds to the logit of a generated token of the needle by attending to the needle, mean over these tokens.
+    * ``attention from the question``: share of the head's attention from the question's tokens that is on the needle.
+    * ``entropy when masked``: rise of the think entropy when the head is ablated (see ``entropy_sensitivity``), on at most 127 rollouts.
+    * ``previous token``, ``duplicate token``, ``induction``: share of the head's attention that lies on this pattern, as TransformerLens
+      measures it.
 
     Args:
         lm: Model whose heads are scored.
@@ -107,6 +113,7 @@ def lenses(
     """
     published, ours = (edit.find_heads(lm, rollouts, settings, name).scores for name in (edit.PUBLISHED, edit.OURS))
     whole = measurement.measured["write (ours)"]
+    # Every k-th rollout, so that all problems are represented: 16 to 31 rollouts for patterns, 64 to 127 for entropy below.
     patterns = bridges.detect_heads(lm, [r.token_ids for r in rollouts[:: max(1, len(rollouts) // 16)]])
     return {
         SHORT: ours,
@@ -122,7 +129,8 @@ def lenses(
 def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000, seed: int = 0) -> pd.DataFrame:
     """Test for every pair of lenses whether both rank the same heads highest.
 
-    Two lenses may share top heads only because both score all heads of some layers high. ``p_in_layer`` excludes this, ``p`` does not.
+    Two lenses may share top heads only because both give high scores to all heads of some layers. The p-value ``p_in_layer`` rules this
+    explanation out, ``p`` does not.
 
     Args:
         scores: Name of a lens -> scores of all heads.
@@ -134,8 +142,8 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
         One row per pair of lenses. Columns:
 
         * ``pair``: ``"LENS / LENS"``.
-        * ``shared``: number of heads in the top ``count`` of both lenses. Heads that tie for the last places count as fractions.
-        * ``expected``: mean of ``shared`` for random rankings.
+        * ``shared``: number of heads in the top ``count`` of both lenses. Heads that tie for the last places count as fractions of a head.
+        * ``expected``: mean of ``shared`` over random rankings of all heads.
         * ``p``: one-sided p-value of ``shared``, from permutations of all heads.
         * ``p_in_layer``: one-sided p-value of ``shared``, from permutations of the heads within each layer.
         * ``spearman``: rank correlation over all heads (NaN if a lens is constant).
@@ -165,6 +173,7 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
             scale = np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
             larger = np.abs(centred[1][shuffle] @ centred[0] / scale) >= abs(rho) - 1e-12 if scale else None
             p_rho.append(np.nan if larger is None else stats.permutation_p(larger))
+        # For two random sets of ``count`` heads out of n, the expected size of the intersection is count^2 / n.
         rows.append((f"{a} / {b}", shared, count**2 / len(free[0]), *p_shared, rho, *p_rho))
     columns = ["pair", "shared", "expected", "p", "p_in_layer", "spearman", "p_spearman", "p_spearman_in_layer"]
     table = pd.DataFrame(rows, columns=columns)
@@ -172,7 +181,7 @@ def agreement(scores: Mapping[str, HeadScores], count: int, *, times: int = 5000
 
 
 def _top(scores: ndarray, count: int) -> ndarray:
-    """Return a weight per head: 1 in the top ``count``, 0 outside. Heads that tie at the cut share the remaining places equally."""
+    """Return one weight per head, with the sum ``count``: 1 in the top ``count``, 0 outside. Heads that tie at the cut share the rest."""
     cut = np.sort(scores)[-count]
     above, tied = scores > cut, scores == cut
     return above + tied * (count - above.sum()) / tied.sum()
@@ -186,13 +195,13 @@ def condition_effects(
     *,
     out: Path | None = None,
 ) -> pd.DataFrame:
-    """Measure accuracy, thinking length, entropy and retrieval of several conditions, and their differences from base.
+    """Measure accuracy, think length, entropy and retrieval of several conditions, and their differences from base.
 
     Args:
         conditions: Name -> condition; the first is base.
         study: Task, numbers of problems and samples, and seed; its test problems are used.
         haystacks: Problems whose prompts hide the facts needed for the answer, from the test split.
-        heads: Pairs ``(layer, head)`` of the heads for the metric ``write``.
+        heads: Heads whose effects the metric ``write`` sums, as pairs ``(layer, head)``.
         out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:
@@ -202,8 +211,8 @@ def condition_effects(
         * ``accuracy`` (0 to 1) and ``think_tokens``, on the test problems.
         * ``think_entropy, answer_entropy``: in nats per token, on the test problems.
         * ``retrieved``: share of haystacks answered correctly (0 to 1), with greedy decoding.
-        * ``write``: sum over ``heads`` of the logits that they write towards the hidden facts' tokens. All conditions read the same text
-          for this, base's greedy responses to the haystacks.
+        * ``write``: how much ``heads`` together raise the logits of generated tokens of the hidden facts, by attending to these facts. All
+          conditions read the same responses for this: base's greedy responses to the haystacks.
     """
     problems = study.load("test", next(iter(conditions.values())).lm)
     evaluate.check_held_out(conditions, _problems(conditions, study, haystacks), allow=study.allow_overlap)
@@ -221,10 +230,11 @@ def condition_effects(
             measured = retrieval_heads.measure(condition.lm, needles.examples(haystacks, base_answers))
         table = phase_entropy.table(rollouts).groupby("problem_id", sort=False)
         means = table[["correct", "think_tokens", "think_entropy", "answer_entropy"]].mean().reindex([p.id for p in problems])
+        # Sum over heads for each example (a needle in a response), then mean over the examples of each problem.
         together = torch.stack([measured.values["write"][:, i, j] for i, j in heads]).sum(dim=0)
         wrote = pd.Series(together.numpy()).groupby(list(measured.ids)).mean()
         values[name] = {
-            "accuracy": means.pop("correct").to_numpy(float),
+            "accuracy": means.pop("correct").to_numpy(float),  # removes the column, so that the next line adds the others
             **{column: means[column].to_numpy(float) for column in means},
             "retrieved": np.array([r.correct for r in answers], float),
             "write": wrote.reindex([p.id for p in questions]).to_numpy(float),
@@ -238,16 +248,19 @@ def _problems(conditions: Mapping[str, Condition], study: Study, haystacks: Sequ
 
 
 def _paired(values: Mapping[str, Mapping[str, ndarray]], seed: int) -> pd.DataFrame:
-    """Return the table of ``condition_effects``, from condition -> metric -> one value per problem; the first condition is base.
+    """Return the table of ``condition_effects``.
 
-    Problems without a value for the condition or for base are left out.
+    Args:
+        values: Condition -> metric -> one value per problem. The first condition is base. A problem is left out if its value is NaN for
+            the condition or for base.
+        seed: Seed of the bootstrap.
     """
     base, rows = next(iter(values.values())), []
     for name, by_metric in values.items():
         for metric, per_problem in by_metric.items():
             present = ~(np.isnan(per_problem) | np.isnan(base[metric]))
             a, b = (v[present][None] for v in (per_problem, base[metric]))
-            e, d = (stats.mean_effect(a, minus, seed=seed) for minus in (None, b))
+            e, d = (stats.mean_effect(a, minus, seed=seed) for minus in (None, b))  # the mean, and the difference from base
             rows.append((name, metric, e.mean, e.low, e.high, d.mean, d.low, d.high))
     return pd.DataFrame(
         rows, columns=["condition", "metric", "mean", "low", "high", "difference", "difference_low", "difference_high"]
@@ -297,14 +310,14 @@ def atlas(
     scores = lenses(lm, rollouts, measurement)
     count = max(2, round(0.1 * len(lm.layout.all_heads)))
     say("measuring the effects of ThinkEdit's edit and of steering")
-    top = [h for h in scores[WRITE].ranked()[:count] if scores[WRITE].score[h] > 0]
+    top = [h for h in scores[WRITE].ranked()[:count] if scores[WRITE].score[h] > 0]  # heads that raise the needle's logits
     tables = {
         "heads": head_table(scores),
         "overlaps": agreement(scores, count, seed=study.seed),
         "conditions": condition_effects(conditions, study, haystacks, top, out=out / "rollouts" / "conditions"),
     }
     store.save_table(tables["heads"], out / "heads.parquet")
-    made_from = finding.plan.provenance.notes
+    made_from = finding.plan.provenance.notes  # task, split and seed of the rollouts that the edit was made from
     about = {
         "study": study,
         "search": search,
@@ -314,7 +327,7 @@ def atlas(
         "overlap": overlap,
     }
     store.write_json(about | {name: report.json_records(t) for name, t in tables.items()}, out / "atlas.json")
-    same = max(overlap.values())
+    same = max(overlap.values())  # number of test problems that the edit or direction was also made from
     held_out = f"NOT held out: {same} of these are also test problems here" if same else "none of them a test problem here"
     split = f"Short-thinking heads are computed from {origins.describe(made_from)}, {held_out}; conditions are evaluated on {study.problems} problems of {study.task} (test)."
     _write_page(lm, scores, tables, (count, split), out / "report.html")

@@ -1,6 +1,6 @@
 """Measure the accuracy lost when retrieval heads are masked, compared with masking random heads of the same layers.
 
-``thinking_or_not`` also compares the loss when the model thinks with the loss when it answers directly. "Published" refers to
+``thinking_or_not`` also compares this loss between two ways to answer: with thinking, and directly. "As published" means as in
 arXiv:2404.15574.
 """
 
@@ -31,9 +31,10 @@ class Mask:
     Attributes:
         ranking: Name of the ranking, a key in ``jobs.retrieval.RANKINGS``.
         count: Number of heads to mask, from the top of the ranking.
-        op: Operation: ``uniform`` (even attention over all visible keys), ``zero`` (output set to 0) or ``mean`` (output replaced by its
-            mean).
-        during: ``newest`` masks while decoding only (as published), ``all`` also in the prompt.
+        op: Operation: ``uniform`` (the head attends equally to all keys that it can see), ``zero`` (its output is set to 0) or ``mean``
+            (its output is replaced by its mean).
+        during: Positions at which the heads are masked: ``newest`` (the prompt's last position and all response tokens, as published) or
+            ``all`` (the whole prompt too).
     """
 
     ranking: str
@@ -46,22 +47,22 @@ class Mask:
 
 
 DURING = {"newest": "decode only", "all": "prefill too"}
-"""Value of ``Mask.during`` -> its name in tables and figures."""
+"""Value of ``Mask.during`` -> its name in tables and figures. "Decode only" includes the prompt's last position."""
 
 
 def planned_masks(search: Search) -> list[Mask]:
     """Return the masks to measure, for every ranking.
 
-    The published form (uniform attention, while decoding only) is measured at every count. At the largest count, every operation in
-    ``search.ops`` is measured too, once while decoding only and once in the prompt as well.
+    The published form (operation ``uniform``, ``during="newest"``) is measured at every number of heads in ``search.counts``. At the
+    largest number, every operation in ``search.ops`` is measured with both values of ``during``.
     """
     curve = [Mask(ranking, count) for ranking, count in product(RANKINGS, search.counts)]
     forms = [Mask(r, max(search.counts), op, during) for r, op, during in product(RANKINGS, search.ops, DURING)]
-    return list(dict.fromkeys([*curve, *forms]))
+    return list(dict.fromkeys([*curve, *forms]))  # without duplicates, in order
 
 
 def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
-    """Return the mean output of every head over all positions of prompts and responses, for mean ablation."""
+    """Return moments with the mean output of every head over all positions of prompts and responses, for the operation ``mean``."""
     everywhere = collect.Positions("prompt and response", lambda r: range(len(r.token_ids)))
     return collect.moments(lm, rollouts, lambda r: "all", kinds=("z",), positions=everywhere)
 
@@ -69,14 +70,15 @@ def reference(lm: LM, rollouts: Sequence[Rollout]) -> Moments:
 def controls(plan: Plan, lm: LM, draws: int, seed: int) -> list[Plan]:
     """Return random controls of a plan: plans that mask equally many *other* heads of the same layers, chosen at random.
 
-    If two draws choose the same heads, they are returned once. The list is empty if the plan masks more than half of all heads, since too
-    few others are left. If a layer has too few other heads, the nearest layer with free heads supplies the rest.
+    There may be fewer than ``draws`` controls: those that choose the same heads are returned once. If the plan masks more than half of all
+    heads, the list is empty, since too few others are left. If a layer has too few other heads, the missing ones come from the nearest
+    layer that has heads left.
 
     Args:
         plan: Heads that are masked.
         lm: Model that the plan is for.
-        draws: Number of random draws, the largest number of controls.
-        seed: Seed of the first draw; each further draw adds 1.
+        draws: Number of times that heads are chosen at random.
+        seed: Random seed of the first choice; it rises by 1 with each further choice.
     """
     if 2 * len(plan.heads) > len(lm.layout.all_heads):
         return []
@@ -108,7 +110,7 @@ def masking_effects(
 
         * ``ranking, heads`` (number of masked heads), ``op, during``: the mask.
         * ``accuracy, low, high``: accuracy of the masked model, 0 to 1.
-        * ``random, random_low, random_high``: mean accuracy of the random controls (NaN without controls).
+        * ``random, random_low, random_high``: mean accuracy of the random controls. NaN if there are none (see ``controls``).
         * ``lost, lost_low, lost_high``: accuracy of base minus that of the masked model, paired by problem.
         * ``more_than_random, more_than_random_low, more_than_random_high``: accuracy of the controls minus that of the masked model,
           paired by problem; + means that masking the top heads costs more accuracy than masking random ones.
@@ -116,10 +118,10 @@ def masking_effects(
         * ``tokens, random_tokens``: mean response length in tokens, of the masked model and of the controls.
 
         Columns that end in ``low`` and ``high`` are the ends of 95 % intervals over problems. Those of ``random`` and ``more_than_random``
-        are also over draws; with fewer than three draws they are unreliable.
+        are also over the random controls; with fewer than three controls they are unreliable.
     """
     base = _outcomes(lm, Condition(lm), problems, search.sampling, out and out / "base")
-    done: dict[tuple, ndarray] = {}
+    done: dict[tuple, ndarray] = {}  # (heads, operation, positions) -> outcomes
     rows = []
 
     mean_outputs = reference(lm, measurement.rollouts) if any(m.op == "mean" for m in chosen) else None
@@ -142,7 +144,7 @@ def masking_effects(
 
 
 def _outcomes(lm: LM, condition: Condition, problems: Sequence[Problem], sampling: Sampling, out: Path | None) -> ndarray:
-    """Return correctness (1 or 0) and response tokens of every response, stacked as ``[2, problems, samples]``."""
+    """Return correctness (1 or 0) and length (response tokens) of every response, as ``[2, problems, samples]``."""
     answers = rollouts(condition, problems, sampling, out=out)
     return np.array([[r.correct for r in answers], [r.response_tokens for r in answers]], float).reshape(2, len(problems), -1)
 
@@ -154,9 +156,13 @@ JUDGED = (
 
 
 def _judged(base: ndarray, top: ndarray, noise: Sequence[ndarray], seed: int) -> tuple[float | int, ...]:
-    """Return the values of the columns ``JUDGED`` for one mask.
+    """Return the results for one mask, in the order of the columns ``JUDGED``. ``masking_effects`` describes these columns.
 
-    ``base``, ``top`` (top heads masked) and each entry of ``noise`` (random heads masked) are outcomes ``[2, problems, samples]``.
+    Args:
+        base: Outcomes without a mask, ``[2, problems, samples]``, from ``_outcomes``.
+        top: Outcomes with the top heads masked.
+        noise: Outcomes of each control, with random heads masked. Empty if there are no controls.
+        seed: Seed of the bootstrap.
     """
     accuracy, lost = _share_correct([top[0]], seed), _difference([base[0]], [top[0]], seed)
     random = more = NOTHING
@@ -167,26 +173,30 @@ def _judged(base: ndarray, top: ndarray, noise: Sequence[ndarray], seed: int) ->
     return (*accuracy, *random, *lost, *more, len(noise), float(top[1].mean()), tokens)
 
 
-NOTHING = (np.nan,) * 3
+NOTHING = (np.nan,) * 3  # mean, low, high where there is no estimate
 
 
 def _share_correct(draws: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
-    """Return the share of correct answers with its interval; each draw is ``[problems, samples]``."""
+    """Return ``(mean, low, high)`` of the share of correct answers.
+
+    ``draws`` holds the correctness ``[problems, samples]`` for each set of masked heads.
+    """
     e = stats.mean_effect(_means(draws), seed=seed).within((0.0, 1.0))
     return e.mean, e.low, e.high
 
 
 def _difference(a: Sequence[ndarray], b: Sequence[ndarray], seed: int) -> tuple[float, float, float]:
-    """Return the share correct in ``a`` minus that in ``b``, paired by problem, with its interval; each draw is ``[problems, samples]``.
+    """Return ``(mean, low, high)`` of the share correct in ``a`` minus that in ``b``, paired by problem.
 
-    A single draw on one side is compared with all draws of the other.
+    ``a`` and ``b`` hold the correctness ``[problems, samples]`` for each set of masked heads. If one of them has a single entry, it is
+    compared with every entry of the other.
     """
     e = stats.mean_effect(_means(a) - _means(b), seed=seed).within((-1.0, 1.0))
     return e.mean, e.low, e.high
 
 
 def _means(draws: Sequence[ndarray]) -> ndarray:
-    """Return the mean over samples of each draw, ``[draws, problems]``."""
+    """Return the mean over samples of each array ``[problems, samples]``, stacked as ``[arrays, problems]``."""
     return np.stack([x.mean(axis=1) for x in draws])
 
 
@@ -199,15 +209,15 @@ def thinking_or_not(
 ) -> pd.DataFrame:
     """Measure whether masking heads costs more accuracy when the model thinks than when it answers directly.
 
-    Heads are masked in the published form (uniform attention, while decoding only). To make the model answer directly, its think span is
-    closed at once.
+    Heads are masked as published: from the prompt's last position on, they attend equally to all keys that they can see. To make the model
+    answer directly, its think span is closed at once.
 
     Args:
         lm: Model to mask heads in.
         plan: Heads to mask.
         problems: Name of a task -> its problems.
         sampling: Sampling settings.
-        draws: Number of random controls, which mask other heads of the same layers.
+        draws: Largest number of random controls, which mask other heads of the same layers (see ``controls``).
         out: Directory to save rollouts in, from which a repeated call resumes; ``None`` saves nothing.
 
     Returns:
@@ -221,7 +231,7 @@ def thinking_or_not(
           directly``: the loss when thinking minus the loss when answering directly.
         * ``think_tokens``: mean think length (NaN for ``thinking - directly``).
 
-        Intervals are 95 %, over problems and, for ``random``, also over draws.
+        Intervals (``low`` to ``high``) are 95 %, over problems and, for ``random``, also over the controls.
     """
     random = controls(plan, lm, draws, sampling.seed)
     plans: dict[str, Sequence[Plan | None]] = {"nothing": [None], "top": [plan], "random": random}
@@ -243,8 +253,8 @@ def thinking_or_not(
             rows.append((task, mode, name, *_share_correct(draw_outcomes, sampling.seed), *lost, length))
         thinking, directly = MODES
         for name in [name for name in ("top", "random") if (thinking, name) in correct]:
-            # Thinking's advantage with nothing masked minus its advantage with the heads masked, which is the loss when thinking minus the loss
-            # when answering directly. Computed per draw.
+            # (T0 - D0) - (Tm - Dm) = (T0 - Tm) - (D0 - Dm): the loss when thinking minus the loss when answering directly. T: accuracy with
+            # thinking, D: directly, 0: nothing masked, m: masked. A difference of two losses lies between -2 and 2.
             unmasked, masked = (_means(correct[thinking, m]) - _means(correct[directly, m]) for m in ("nothing", name))
             more = stats.mean_effect(unmasked - masked, seed=sampling.seed).within((-2.0, 2.0))
             rows.append((task, "thinking - directly", name, *NOTHING, more.mean, more.low, more.high, np.nan))

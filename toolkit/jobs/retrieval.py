@@ -1,7 +1,7 @@
-"""Find retrieval heads, the attention heads that copy from the prompt: score every head while the model answers haystacks.
+"""Find retrieval heads, the attention heads that copy from the prompt, for the command ``toolkit retrieval-heads``.
 
-A *haystack* is a prompt that hides the facts needed for the answer; a hidden fact is a *needle*. The command is
-``toolkit retrieval-heads``.
+Every head is scored while the model answers *haystacks*: prompts that hide the facts needed for the answer. A hidden fact is a *needle*.
+"As published" means as in arXiv:2404.15574.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TASKS = ("lookup", "needle", "threading")
 RANKINGS = {"copy, as published": ("copy", False), "write (ours)": ("write", True)}
 """Name of a ranking of the heads -> ``(metric, whole)``.
 
-``metric`` is the key in ``retrieval_heads.METRICS`` by which heads are ranked. ``whole`` decides which tokens of the prompt count as the
-needle. True: the whole hidden fact, such as ``N=8;``. False, as published: only the words of the answer in it, ``8``.
+``metric`` is the entry of ``retrieval_heads.METRICS`` by which heads are ranked. ``whole`` says which tokens of the prompt count as the
+needle. True: the whole hidden fact, such as ``N=8;``. False: only the answer in it, such as ``8`` (as published).
 """
 
 
@@ -43,12 +43,12 @@ class Search:
             split.
         lengths: Prompt lengths in tokens; empty means five lengths up to the model's context. Not used by ``lookup``.
         counts: Numbers of heads to mask.
-        ops: Masking operations to try at the largest count: ``uniform`` (even attention over all visible keys), ``zero`` (output set to 0)
-            or ``mean`` (output replaced by its mean). ``uniform``, the published operation, is measured at every count, even if it is not
-            listed.
+        ops: Masking operations to try at the largest of ``counts``: ``uniform`` (the head attends equally to all keys that it can see),
+            ``zero`` (its output is set to 0) or ``mean`` (its output is replaced by its mean). ``uniform``, the published operation, is
+            measured at every count, even if it is not listed.
         draws: Number of random controls per mask; each masks random other heads of the same layers.
         max_new_tokens: Token budget of a response.
-        batch_size: Number of rows decoded together; does not change the responses.
+        batch_size: Number of responses that are decoded together; does not change the responses.
         seed: Seed of the haystacks and of the random controls.
     """
 
@@ -100,9 +100,9 @@ class RetrievalMeasurement:
 
     Attributes:
         haystacks: The haystacks, from the dev split.
-        rollouts: The model's greedy responses to them.
-        measured: Name of a ranking (see ``RANKINGS``) -> all metrics of every head in every example. An example is one needle in one
-            response.
+        rollouts: The model's greedy responses to the haystacks.
+        measured: Name of a ranking (see ``RANKINGS``) -> all metrics of every head in every example. An example is a response together with
+            one needle of its prompt.
     """
 
     haystacks: Sequence[Haystack]
@@ -111,21 +111,22 @@ class RetrievalMeasurement:
 
     @property
     def scores(self) -> dict[str, HeadScores]:
-        """Name of a ranking -> score of every head: the metric of the ranking, averaged over examples."""
+        """Name of a ranking -> scores of all heads: the metric of this ranking, averaged over examples."""
         return {name: retrieval_heads.scores(self.measured[name], metric) for name, (metric, _) in RANKINGS.items()}
 
     def recall(self) -> pd.DataFrame:
         """Return the share of haystacks that the model answered correctly, one row per prompt length and needle depth.
 
         Columns: ``length`` (prompt length in tokens), ``depth`` (share of the prompt before the first needle, 0 to 1), ``correct`` (share
-        of right answers, 0 to 1) and ``n`` (number of haystacks). More than 8 different lengths, or more than 11 depths, are grouped into
-        at most five quantile bins, and the column then holds the middle of the bin.
+        of right answers, 0 to 1) and ``n`` (number of haystacks). If there are more than 8 different lengths, they are grouped into at most
+        five quantile bins, and the column holds the middle of the bin. The same holds for more than 11 different depths.
         """
         by_id = {h.problem.id: h for h in self.haystacks}
         rows = []
         for r in self.rollouts:
             h = by_id[r.problem_id]
             n, meta = len(h.prompt_ids), h.problem.meta
+            # Requested length and depth if the task records them, else those of the actual prompt.
             rows.append((meta.get("length", n), meta.get("depth", h.needed[0].start / n), r.correct))
         cells = pd.DataFrame(rows, columns=["length", "depth", "correct"])
         for name, most in (("length", 8), ("depth", 11)):
@@ -147,6 +148,7 @@ def measure_retrieval(lm: LM, search: Search, *, out: Path | None = None, say: S
     say(f"answering {len(haystacks)} haystacks of up to {max(len(h.prompt_ids) for h in haystacks)} tokens")
     answers = rollouts(lm, [h.problem for h in haystacks], search.sampling, out=out)
     say("measuring every head at the generated tokens")
+    # Measured once per definition of the needle (``whole``), not once per ranking.
     measured = {
         whole: retrieval_heads.measure(
             lm, needles.examples(haystacks, answers, whole=whole), success=lambda e: bool(e.rollout.correct)
@@ -157,10 +159,11 @@ def measure_retrieval(lm: LM, search: Search, *, out: Path | None = None, say: S
 
 
 def top_heads(measurement: RetrievalMeasurement, count: int = 10) -> pd.DataFrame:
-    """Return the heads with the highest scores in each ranking, one row per head.
+    """Return a table of the heads with the highest scores in each ranking, one row per ranking and head.
 
-    Columns: ``ranking, rank`` (1 is the highest score), ``layer, head, score``, and ``given_success``: the score over correctly answered
-    haystacks only (NaN if there are none). Scores are shares (0 to 1) in the ranking by ``copy``, and logits in the ranking by ``write``.
+    Columns: ``ranking, rank`` (1 is the highest score), ``layer, head, score``, and ``given_success``: the score averaged over correctly
+    answered haystacks only (NaN if there are none). Scores are shares (0 to 1) in the ranking by ``copy``, and logits in the ranking by
+    ``write``.
 
     Args:
         measurement: From ``measure_retrieval``.
@@ -178,9 +181,9 @@ def top_heads(measurement: RetrievalMeasurement, count: int = 10) -> pd.DataFram
 
 
 def sparsity(measurement: RetrievalMeasurement, name: str) -> pd.DataFrame:
-    """Return how few heads have a high copy score, for this model and for seven models of the paper (arXiv:2404.15574).
+    """Return the shares of heads with a high and with a zero copy score, for this model and for seven models of arXiv:2404.15574.
 
-    The copy score of a head is the share of the needle's tokens that it copies, averaged over examples.
+    The copy score of a head is the share of the answer's distinct tokens that it copies from the needle, averaged over examples.
 
     Args:
         measurement: From ``measure_retrieval``.
@@ -196,19 +199,22 @@ def sparsity(measurement: RetrievalMeasurement, name: str) -> pd.DataFrame:
 
 
 def stability(measurement: RetrievalMeasurement, count: int, *, seed: int = 0) -> pd.DataFrame:
-    """Return how well few examples find the same top heads as all examples.
+    """Return the overlap between the top heads on a few random examples and the top heads on all examples, as a table.
 
-    The few examples are drawn from all examples, so this is an in-sample measure.
+    The few examples are part of all examples, so the overlap is optimistic.
 
     Args:
         measurement: From ``measure_retrieval``.
         count: Number of top heads to compare.
-        seed: Seed of the draws.
+        seed: Seed of the random choice of examples.
 
     Returns:
-        One row per ranking and number of examples. Columns: ``ranking``; ``n`` (number of random examples: 1, 3, 10, 30 and 100, up to the
-        number of all examples); ``overlap`` (share, 0 to 1, of the top heads on all examples that are also top heads on the ``n``
-        examples, mean over 20 draws).
+        One row per ranking and number of examples. Columns:
+
+        * ``ranking``: name of the ranking.
+        * ``n``: number of random examples, 1, 3, 10, 30 or 100 (those that do not exceed the number of all examples).
+        * ``overlap``: share (0 to 1) of the top heads on all examples that are also top heads on the ``n`` examples, mean over 20 random
+          choices of examples.
     """
     rows = []
     for name, (metric, _) in RANKINGS.items():

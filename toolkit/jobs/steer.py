@@ -21,7 +21,7 @@ from toolkit.report import Section
 from toolkit.types import Direction, Problem, Rollout
 
 IN_DOSES = {"direction": str, "strength": float, "metric": str, "mean": float, "low": float, "high": float}
-"""Fields of a row in ``doses.json``, with their types."""
+"""Fields of a row of measurements in ``doses.json`` -> their types."""
 
 
 def dose_report(
@@ -29,8 +29,10 @@ def dose_report(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure length, accuracy and damage at several steering strengths on the study's dev problems, with a random direction as control.
 
-    Damage means that more responses never close their thinking or end in a loop, and that base's responses have a higher perplexity under
-    the steered model. After a stop, call it again with the same arguments: finished rollouts are reused.
+    Three numbers show damage: the share of responses that close their thinking, the share that end in a loop, and the perplexity of base's
+    responses under the steered model.
+
+    After a stop, call it again with the same arguments: finished rollouts are reused.
 
     Args:
         lm: Model to steer.
@@ -41,8 +43,11 @@ def dose_report(
         say: Function that is called with one line of progress at a time.
 
     Returns:
-        Two tables. The first holds means: one row per direction (``length direction``, ``random direction``) and strength, one column per
-        metric (see ``doses.Doses``). The second holds the best strength for each target length (see ``doses.targets``).
+        Two tables:
+
+        * Means: one row per direction (``length direction``, ``random direction``) and strength, one column per metric (see
+          ``doses.Doses``).
+        * The strength that comes closest to each target length, one row per target (see ``doses.targets``).
     """
     out = store.writable(directory)
     name = "length direction"
@@ -79,7 +84,7 @@ def dose_report(
 
 
 def _flat(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the same table with one index level: direction and strength as text."""
+    """Return a table with its index levels ``direction`` and ``strength`` joined into one, such as ``"length direction +0.5"``."""
     return table.set_index(pd.Index([f"{name} {strength:+g}" for name, strength in table.index], name="dose"))
 
 
@@ -87,8 +92,8 @@ def read_doses(directory: str | Path) -> tuple[pd.DataFrame, str]:
     """Read the measurements that ``dose_report`` wrote into ``directory``.
 
     Returns:
-        A table with one row per direction, strength and metric, and a sentence that names the problems of the measurements ("" if the file
-        is from version 0.1.0). Columns: ``direction, strength, metric, mean, low, high`` (95 % interval).
+        A table and a text. The table has one row per direction, strength and metric, with the columns ``direction, strength, metric, mean,
+        low, high`` (95 % interval). The text says on which problems the doses were measured; it is "" for a file of version 0.1.0.
 
     Raises:
         FileNotFoundError: ``directory`` has no ``doses.json``.
@@ -108,14 +113,15 @@ def read_doses(directory: str | Path) -> tuple[pd.DataFrame, str]:
 def vector_folder(
     lm: LM, v: Direction, directory: str | Path, measured: str | Path | None = None, *, drop_layer_0: bool = False
 ) -> Path:
-    """Write a folder for the Hugging Face Hub with the direction in several file formats and a card, and return its path.
+    """Write a folder for the Hugging Face Hub with the direction in several file formats and a model card, and return its path.
 
     Args:
         lm: Model that the direction is for.
         v: Direction to write.
         directory: Folder to write.
         measured: Directory that ``dose_report`` wrote; its numbers and figures go into the card. ``None`` writes a card without numbers.
-        drop_layer_0: True to leave out the vector of layer 0 in the GGUF file, since that format cannot steer layer 0.
+        drop_layer_0: A GGUF file cannot hold a vector for layer 0. True leaves this vector out of it. False writes no GGUF file if the
+            vector is not zero. In both cases there is a GGUF file only for a direction at ``resid_post``.
     """
     table, on, pages = None, "", {}
     if measured is not None:

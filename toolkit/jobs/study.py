@@ -27,10 +27,10 @@ class Study:
         problems: Number of problems per split.
         samples: Samples per problem.
         max_new_tokens: Token budget of a response.
-        batch_size: Number of rows decoded together; does not change the samples.
+        batch_size: Number of responses that are decoded together; does not change the samples.
         seed: Seed of the problems, of the samples and of the bootstrap.
-        allow_overlap: True to evaluate an edit or direction also on problems that it was made from, which is otherwise an error. Reports
-            then say so.
+        allow_overlap: True to allow that an edit or direction is evaluated on problems that it was made from. Reports then give the number
+            of these problems. False raises an error in this case.
 
     Raises:
         ValueError: the task is unknown.
@@ -57,7 +57,7 @@ class Study:
 
         Args:
             split: ``train``, ``dev`` or ``test``.
-            lm: Model for which the problems are made. The task ``needle`` needs it, to fit prompts to its context.
+            lm: Model that will answer the problems. Only the task ``needle`` requires it, to fit prompts to the model's context.
         """
         return tasks.load(self.task, split, self.problems, self.seed, lm=lm)
 
@@ -72,14 +72,15 @@ def origin(task: str, split: str, seed: int) -> dict[str, Any]:
 
 
 def with_origin(value: T, about: Mapping[str, Any]) -> T:
-    """Return a copy of moments or states whose provenance also records the task, split and seed of their rollouts.
+    """Return a copy of collected activations whose provenance also records the task, split and seed of their rollouts.
 
     If the task is a file, only the file's name is recorded, without its folder, since the result may be published.
 
     Args:
-        value: Moments or states.
+        value: Activations from ``collect``, as ``Moments`` (sums per class) or ``States`` (single rollouts or positions).
         about: ``task``, ``split`` and ``seed`` of the rollouts.
     """
+    # ``Path.name`` leaves the name of a built-in task unchanged. A "gym:..." name is no path, so it is kept as it is.
     short = {**about, "task": Path(about["task"]).name} if "task" in about and not about["task"].startswith(tasks.GYM) else about
     return replace(value, provenance=replace(value.provenance, notes={**value.provenance.notes, **short}))
 
@@ -141,7 +142,7 @@ class RolloutDirectory:
         return {**recorded, **part}
 
     def task(self, name: str | None) -> str:
-        """Return the task to evaluate on: ``name``, or the task of the rollouts if ``name`` is ``None``.
+        """Return the task to evaluate on: ``name`` if it is given, else the task that the rollouts were sampled from.
 
         Raises:
             ValueError: ``name`` is ``None``, and the header does not record the task.
@@ -152,7 +153,7 @@ class RolloutDirectory:
         return str(task)
 
     def check(self, lm: LM) -> None:
-        """Check that the rollouts were sampled from ``lm``.
+        """Raise an error unless the rollouts were sampled from the unchanged model ``lm``.
 
         Raises:
             WrongModelError: the rollouts come from other weights, or were sampled under an intervention.
@@ -184,7 +185,7 @@ def read_rollouts(directory: str | Path, *, partial: bool = False) -> RolloutDir
     Raises:
         FileNotFoundError: ``directory`` holds no rollouts.
         store.DamagedFileError: a file in it is damaged.
-        ValueError: there are no rollouts yet, or the run is incomplete and ``partial`` is False.
+        ValueError: the run was stopped before it saved a rollout, or it is incomplete and ``partial`` is False.
     """
     header = store.load_header(directory)
     try:
