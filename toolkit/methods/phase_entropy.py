@@ -106,6 +106,7 @@ def phase_means(rollout: Rollout) -> PhaseMeans:
 
 
 def _mean(values: ndarray) -> float | None:
+    """Return the mean, or ``None`` if there are no values."""
     return float(values.mean()) if len(values) else None
 
 
@@ -148,6 +149,7 @@ def by_phase(rollouts: Sequence[Rollout], *, seed: int = 0) -> pd.DataFrame:
 
 
 def _estimate(values: pd.Series, problems: pd.Series | pd.Index, seed: int) -> tuple[float, float, float]:
+    """Return ``(mean, low, high)`` of one value per rollout, with a 95 % interval over problems."""
     e = stats.over_problems(values.to_numpy(float), problems.to_numpy(), seed=seed)
     return e.mean, e.low, e.high
 

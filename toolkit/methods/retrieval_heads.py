@@ -145,8 +145,8 @@ def measure(
     Args:
         lm: The model whose heads are measured.
         examples: From ``needles.examples``.
-        success: Function that returns True for an example whose response retrieved the needle. By default, the response must contain more
-            than half of the needle's tokens. With ``lambda e: e.rollout.correct``, its answer must be correct.
+        success: Function that returns True for an example whose response retrieved the needle. By default, more than half of the needle's
+            tokens must be emitted. With ``lambda e: e.rollout.correct``, the answer must be correct.
         sinks: Number of positions at the start of the sequence among which ``copy_no_sink`` does not look for j*.
 
     Raises:
@@ -343,6 +343,7 @@ def _hits(
 
 
 def _absent(metrics: HeadMetrics) -> tuple[tuple[int, int], ...]:
+    """Return the pairs ``(layer, head)`` that stand for no head, in layers that have fewer heads than others."""
     return tuple((int(layer), int(head)) for layer, head in (~metrics.present).nonzero())
 
 
