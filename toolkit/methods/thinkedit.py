@@ -1,11 +1,11 @@
 """ThinkEdit: interpretable weight editing to mitigate overly short thinking (Sun et al., EMNLP 2025), arXiv:2503.22048.
 
 Equations (i: response; t: the positions that *predict* the think tokens of i; long, short: classes of responses with long and with short
-thinking; u_l = v_l / |v_l|):
+thinking; e_l = v_l / |v_l|):
 
     v_l   = mean_{i in long} mean_t r_l(i, t)  -  mean_{i in short} mean_t r_l(i, t)         length direction of layer l
-    c(l,h) = mean_{i in short} < mean_t W_l^h z_l^h(i, t), -u_l >                            score of head h of layer l
-    W_l^h <- (I - lambda u_l u_l^T) W_l^h                                                    edit of the heads with the highest c
+    c(l,h) = mean_{i in short} < mean_t W_l^h z_l^h(i, t), -e_l >                            score of head h of layer l
+    W_l^h <- (I - lambda e_l e_l^T) W_l^h                                                    edit of the heads with the highest c
 
 r_l is the residual stream after attention (``resid_mid``, "attn" in the released code) or after the block (``resid_post``, "mlp"). z_l^h is
 the output of a head before W_O, W_l^h the head's part of W_O, and lambda the strength of the edit.
