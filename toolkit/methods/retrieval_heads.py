@@ -13,7 +13,7 @@ Deviations:
 
 * g_h is a set, as in the paper. The released code counts a token every time it is copied, so its scores can exceed 1.
 * All examples count by default. With ``when="success"``, only examples count whose response retrieved the needle, as in the released code
-  (the paper does not mention this). Retrieved means: by the recall of stemmed words in the released code, by the recall of token ids here.
+  (the paper does not mention this). The released code tells by the recall of stemmed words, this module by the recall of token ids.
 * The caller gives the position of the needle. The released code searches for it.
 * The response is read teacher-forced: heads are measured while the model reads a finished response. The released code measures them while
   the model generates.
@@ -21,9 +21,9 @@ Deviations:
 The metrics (``METRICS``) are the published score, ``copy``, and our variants. Each has one value per example, layer and head:
 
     copy           share of the needle's distinct tokens that the head copies, as above
-    copy_no_sink   like copy, but j* is not searched among the first ``sinks`` positions of the sequence
+    copy_no_sink   like copy, but the argmax j* is over all keys except the first ``sinks`` positions of the sequence
     copy_unseen    like copy, but k holds only the tokens that occur nowhere else in the prompt; NaN if there are none
-    copy_new       like copy, but without copies that an induction head would also make: they also need x_{j*-1} != x_t
+    copy_new       like copy, but only copies with x_{j*-1} != x_t count, since an induction head makes those with x_{j*-1} = x_t
     mass           attention on the needle: mean over t of sum_{j in i_q} a_h(t, j)
     contrast       mass minus the mass for a control prompt, in which other tokens replace the needle; the response and the
                    positions i_q are the same; NaN without a control prompt

@@ -1,4 +1,4 @@
-"""DTO: Don't think longer, think wisely (NeurIPS 2025), arXiv:2505.21765, whose method is dynamic thinking pattern optimisation (DTO).
+"""DTO, dynamic thinking pattern optimisation, from: Don't think longer, think wisely (NeurIPS 2025), arXiv:2505.21765.
 
 DTO makes preference pairs for training. A *trajectory* is a sampled response. A *path* is a better response that is made from it: some of
 its segments of thinking, then an answer.
