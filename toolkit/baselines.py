@@ -1,8 +1,11 @@
-"""Baselines of length control that change no weights or activations: token budgets, a second look, suppressed words, an instruction.
+"""Baselines of length control that change no weights or activations.
 
-A direction or an edit is useful only if it is better than these. Each baseline is set in a ``Condition``: ``Budget`` and ``SecondLook`` in
-``rules`` (they replace drawn tokens), ``Suppress`` in ``during`` (it changes the logits), ``Instruction`` in ``ask`` (it changes the
-prompt).
+A direction or an edit is useful only if it is better than these. Each baseline is passed to one field of ``Condition``:
+
+* ``Budget`` ends thinking after a number of tokens. Field ``rules``: it replaces sampled tokens.
+* ``SecondLook`` makes the model think on when it wants to stop. Field ``rules``: it replaces sampled tokens.
+* ``Suppress`` forbids words such as "wait" while the model thinks. Field ``during``: it changes the logits.
+* ``Instruction`` tells the model to think briefly. Field ``ask``: it changes the prompt.
 """
 
 from __future__ import annotations
@@ -21,14 +24,16 @@ from toolkit.spans import THINK, Reader
 from toolkit.tags import ENDS_MESSAGE
 
 NOWAIT = ("wait", "alternatively", "hmm", "but", "however", "check", "verify", "again", "maybe")
-"""Default words of ``Suppress``, by which a model often begins to reconsider: our choice, after NoWait (arXiv:2506.08343)."""
+"""Default words of ``Suppress``: words with which models often begin to reconsider. Our choice, after NoWait (arXiv:2506.08343)."""
 
 
 def _ids(lm: LM, text: str) -> tuple[int, ...]:
+    """Return the token ids of a text."""
     return tuple(lm.tokenizer.encode(text, add_special_tokens=False))
 
 
 def _closing_tag(lm: LM) -> str:
+    """Return the text of the model's closing think tag. Raise NoThinkTagsError if it has none."""
     if lm.tags is None or lm.tags.close is None:
         raise NoThinkTagsError(
             f"{lm.name} has no closing think tag, so its thinking cannot be ended: load it with tags=ThinkTags(...)."
@@ -38,11 +43,13 @@ def _closing_tag(lm: LM) -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """Budget forcing (arXiv:2501.19393), a decoding rule: after ``tokens`` think tokens, the closing tag replaces the next token.
+    """Budget forcing (arXiv:2501.19393), a decoding rule that ends thinking: after ``tokens`` think tokens, the closing tag is placed.
+
+    The tag replaces the token that the model sampled next.
 
     Attributes:
         tokens: Largest number of think tokens that the model may write; the tokens of ``before`` do not count.
-        before: Text that is placed before the closing tag, such as a line break.
+        before: Text that is placed directly before the closing tag, such as a line break.
     """
 
     tokens: int
@@ -59,8 +66,12 @@ class Budget:
         """Return the token ids to place instead of the drawn token, or ``None`` to keep the drawn token.
 
         Args:
-            reader: State of the response before the drawn token: its phase and the number of think tokens.
-            drawn: Id of the drawn token.
+            lm: The model.
+            reader: State of the response before the drawn token: its phase and its number of think tokens.
+            drawn: Id of the token that the model sampled.
+
+        Raises:
+            NoThinkTagsError: The model has no closing think tag.
         """
         tag = _closing_tag(lm)
         if reader.phase != THINK or reader.written < self.tokens or reader.ends(drawn, tag):
@@ -68,19 +79,21 @@ class Budget:
         closing = ENDS_MESSAGE.get(tag, "") + tag
         # The model may have begun to write the closing tag itself: then only the rest is placed.
         begun = lm.text(reader.tail) if lm.token_id(closing) is None else ""
+        # part: length of the longest beginning of the closing text with which the response ends.
         part = next((n for n in range(len(closing) - 1, 0, -1) if begun.endswith(closing[:n])), 0)
         return _ids(lm, closing[part:] if part else self.before + closing)
 
 
 @dataclass(frozen=True)
 class SecondLook:
-    """A decoding rule that prolongs thinking (also arXiv:2501.19393): a text such as "Wait" replaces the first ``times`` closing tags.
+    """Decoding rule that prolongs thinking (also arXiv:2501.19393): a text such as "Wait" replaces the first ``times`` closing tags.
 
     If the closing tag has several tokens, only its last token is replaced; its other tokens remain part of the thinking.
 
     Attributes:
         text: Text that is placed instead of the closing tag.
-        times: Number of closing tags to replace per response. The next closing tag ends thinking as usual.
+        times: Number of closing tags to replace per response. The next closing tag ends thinking as usual. Replacements by other rules of
+            the condition count too.
     """
 
     text: str = "Wait"
@@ -93,8 +106,12 @@ class SecondLook:
         """Return the token ids to place instead of the drawn token, or ``None`` to keep the drawn token.
 
         Args:
-            reader: State of the response before the drawn token: its phase and the number of think tokens.
-            drawn: Id of the drawn token.
+            lm: The model.
+            reader: State of the response before the drawn token: its phase and its number of replacements so far.
+            drawn: Id of the token that the model sampled.
+
+        Raises:
+            NoThinkTagsError: The model has no closing think tag, and the response is in the think phase.
         """
         closing = reader.phase == THINK and reader.ends(drawn, _closing_tag(lm))
         return _ids(lm, self.text) if closing and reader.forced < self.times else None
@@ -102,14 +119,14 @@ class SecondLook:
 
 @dataclass(frozen=True)
 class Suppress:
-    """Suppression of words (NoWait, arXiv:2506.08343), an intervention: the tokens of the words get logit -inf while the model thinks.
+    """Intervention that suppresses words (NoWait, arXiv:2506.08343): their tokens get logit -inf while the model thinks.
 
-    A token is suppressed if its text, in lower case and without surrounding blanks, is one of the words. Words that are not a single token
-    are not suppressed.
+    A token is suppressed if its text, in lower case and without surrounding white space, is one of the words. A word that takes several
+    tokens is not suppressed.
 
     Attributes:
         words: Words to suppress.
-        during: Positions at which the intervention acts: the token after such a position cannot be one of the words. Default: all
+        during: Positions at which the logits are changed. The token that follows such a position cannot be one of the words. Default: all
             positions in the think phase.
     """
 
@@ -126,6 +143,7 @@ class Suppress:
         Entering it raises ValueError if none of the words is a single token of the tokenizer.
         """
         words = {word.strip().lower() for word in self.words}
+        # The tokenizer and the logits may differ in size: only ids that both have can be suppressed.
         banned = [i for i in range(min(lm.vocab_size, len(lm.tokenizer))) if lm.text([i]).strip().lower() in words]
         if not banned:
             raise ValueError(
@@ -134,6 +152,7 @@ class Suppress:
             )
 
         def fn(logits: Tensor) -> Tensor:
+            # Logits may be computed only for the last positions of a pass. [:, -n:] takes the same positions of the weights.
             acts = self.during.weight(tracker.now)[:, -logits.shape[1] :, None].bool()
             mask = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
             mask[banned] = True
@@ -145,7 +164,7 @@ class Suppress:
 
 @dataclass(frozen=True)
 class Instruction:
-    """A change of the prompt: adds the sentence ``text`` to the end of the last user message.
+    """Change of the prompt that adds the sentence ``text`` at the end of the last user message.
 
     >>> Instruction()([{"role": "user", "content": "What is 2+2?"}])
     [{'role': 'user', 'content': 'What is 2+2? Think briefly.'}]

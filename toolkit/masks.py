@@ -1,17 +1,18 @@
 """Mask (ablate) attention heads while a model runs, with one of three operations: zero, mean or uniform ablation.
 
-z_h is the output of head h at a position, before ``W_O``. w is the strength of masking: at the positions to mask (argument ``during``) it
-is the strength of the head's edit in the plan, at all other positions it is 0::
+z_h is the output of head h at a position, before ``W_O``. w is the strength of masking, which depends on the position. At the positions to
+mask (argument ``during``), w is the strength that the plan gives for the head. At all other positions it is 0::
 
     zero     z_h <- (1 - w) z_h
     mean     z_h <- (1 - w) z_h + w m_h       m_h: mean of z_h over the reference examples
     uniform  q_h <- (1 - w) q_h               q_h: the head's query vector, after any norm and the rotary embedding
 
-At w = 1, ``zero`` and ``mean`` remove all that a head writes at the position. ``uniform`` removes only its choice of keys: all keys that
-it can see get the same attention.
+At w = 1, ``zero`` and ``mean`` remove everything that a head computes at the position; ``mean`` puts a constant in its place. ``uniform``
+removes only the head's choice of keys: all keys that it can see get the same attention.
 
-The released code of arXiv:2404.15574 masks with ``uniform``, in decode only: all heads work normally on the prompt, except on its last
-token. In this module the operation and the scope have no defaults, so that both are chosen on purpose.
+The released code of arXiv:2404.15574 masks with ``uniform``, during decoding only: at the prompt's last token and at all response tokens.
+At the earlier tokens of the prompt, its heads work normally. In this module the arguments ``op`` and ``during`` have no defaults, so that
+both are chosen on purpose.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ class Masking:
 
     Attributes:
         plan: Heads to mask, with strengths in [0, 1]; 1 masks a head fully.
-        op: ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"`` spreads the
-            head's attention evenly over the keys that it can see.
+        op: At strength 1, ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"``
+            spreads the head's attention evenly over the keys that it can see.
         during: Positions at which the heads are masked.
-        reference: Moments that hold ``z``, the heads' outputs, for ``"mean"``. ``None`` for the other operations.
+        reference: For ``"mean"``, moments that include ``z``, the heads' outputs. ``None`` for the other operations.
     """
 
     plan: Plan
@@ -64,7 +65,8 @@ class Masking:
         """Return a context manager in which the heads of ``lm`` are masked.
 
         Raises:
-            WrongModelError: the plan or the reference was made from other weights.
+            WrongModelError: the plan or the reference was made from other weights. The call itself raises it, not the entering of the
+                context.
         """
         edits.check_plan(lm, self.plan)
         if self.reference is not None and self.reference.provenance.fingerprint != lm.fingerprint:
@@ -75,10 +77,12 @@ class Masking:
 
     @contextmanager
     def _acting(self, lm: LM) -> Iterator[None]:
-        strengths: dict[int, Tensor] = {}
+        """Mask the heads inside the context, by hooks on the attention function (``uniform``) or on ``z`` (``zero``, ``mean``)."""
+        strengths: dict[int, Tensor] = {}  # layer -> strength of every head of the layer, 0 for heads that are not masked
         for edit in self.plan.edits:
             strengths.setdefault(edit.layer, torch.zeros(lm.layout.heads[edit.layer]))[edit.head] = edit.strength
         with ExitStack() as stack:
+            # The tracker knows the phase of every position. Without it, all positions are masked.
             tracker = None if self.during.everywhere else stack.enter_context(phases.track(lm))
             if self.op == "uniform":
                 stack.enter_context(hooks.wrap_attention(lm.layout, self._uniform(strengths, tracker)))
@@ -96,6 +100,7 @@ class Masking:
         return torch.zeros_like(strength) if weight is None else weight[..., None] * strength
 
     def _replaced(self, strength: Tensor, layer: int, tracker: phases.Tracker | None) -> hooks.Rewrite:
+        """Return the hook that moves a layer's ``z`` towards 0 or towards its reference mean."""
         target = (
             None if self.reference is None else _means(self.reference)[layer]
         )  # padded with 0 if the layer is narrower than others
@@ -107,24 +112,30 @@ class Masking:
             # From [..., heads] to [..., heads * head_dim], like the value.
             weight = weight.repeat_interleave(value.shape[-1] // len(strength), dim=-1)
             aim = 0.0 if target is None else target[: value.shape[-1]].to(value.device, torch.float32)
+            # Computed in fp32. The where keeps unmasked entries bit for bit.
             return torch.where(weight > 0, value + weight * (aim - value.float()), value).to(value.dtype)
 
         return fn
 
     def _uniform(self, strengths: dict[int, Tensor], tracker: phases.Tracker | None):
+        """Return the wrapper of the attention function that scales the queries of masked heads down."""
         layers = dict(strengths)
 
         def fn(layer: int, attend: hooks.Attend, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
             if layer not in layers:
                 return attend(query, key, value)
             weight = self._weight(query, layers[layer], tracker).mT[..., None]  # [batch or 1, heads, seq or 1, 1], like the query
+            # At w = 1 the query is 0, so all logits of the head are equal and its attention is uniform.
             return attend((query * (1 - weight)).to(query.dtype), key, value)
 
         return fn
 
 
 def _means(reference: Moments) -> Float[Tensor, "layers width"]:
-    """Return the mean of ``z`` (outputs of all heads of a layer, concatenated) over all examples of all classes."""
+    """Return the mean of ``z`` over the examples (rollouts) of all classes, each with weight 1.
+
+    ``z`` holds the outputs of all heads of a layer, concatenated.
+    """
     return reference.sums["z"].sum(dim=0) / sum(reference.n)
 
 
@@ -134,18 +145,18 @@ def masking(plan: Plan, op: str, *, during: str | Scope, reference: Moments | No
     As a control, mask the heads of ``edits.random_heads(plan, layout, seed=0)``.
 
     Args:
-        plan: Plan of ``scale`` edits, such as ``retrieval_heads.mask_plan(scores, count)``. The strength of an edit, in [0, 1], is the
-            strength of masking; 1 masks the head fully.
-        op: ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"`` spreads the
-            head's attention evenly over the keys that it can see.
+        plan: Heads to mask, as a plan of ``HeadEdit``s with ``op="scale"``, such as ``retrieval_heads.mask_plan(scores, count)``. The
+            strength of an edit, in [0, 1], is the strength of masking; 1 masks the head fully.
+        op: At strength 1, ``"zero"`` sets a head's output to 0, ``"mean"`` replaces it by its mean over ``reference``, and ``"uniform"``
+            spreads the head's attention evenly over the keys that it can see.
         during: Positions at which the heads are masked. ``"newest"``: the prompt's last token and all response tokens, as in
             arXiv:2404.15574. ``"all"``: the whole prompt too. Phases such as ``"think+answer"`` or a ``Scope`` choose other positions.
-        reference: Moments with ``z`` (the heads' outputs), required for ``"mean"`` and ``None`` otherwise. The mean is over the examples of
-            all classes.
+        reference: Moments that include ``z`` (the heads' outputs), from ``collect.moments``. Required for ``"mean"``, ``None`` otherwise.
+            The mean is over the examples of all classes.
 
     Raises:
-        ValueError: the operation is unknown; an edit of the plan is not ``scale`` with a strength in [0, 1]; ``mean`` has no reference, or
-            one without examples; or another operation has a reference.
+        ValueError: ``op`` is unknown; an edit of the plan has another operation than ``scale`` or a strength outside [0, 1]; there is no
+            ``reference`` for ``"mean"``, or one without examples; or there is a ``reference`` for another operation.
         KeyError: the reference has no ``z``.
     """
     if op not in ABLATIONS:

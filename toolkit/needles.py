@@ -1,4 +1,8 @@
-"""Responses to prompts that hide a needle (the text to retrieve): spans of needle and question, and whether the needle was retrieved."""
+"""Responses to prompts that contain a needle, the piece of the prompt that the response should retrieve.
+
+An ``Example`` holds a response with the positions of needle and question. ``examples`` makes examples from haystacks (see
+``tasks.haystack``), and ``needle_recalled`` tells whether a response retrieved the needle.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,11 @@ PUBLISHED_RECALL = 0.5  # success: unigram recall above this value; released ret
 
 
 class NeedleError(ValueError):
-    """A needle, question, control prompt or span of emitted tokens has an impossible position or length, or does not fit its prompt."""
+    """The parts of an example do not fit together.
+
+    A span is empty or outside its prompt or response, a control prompt differs in length from the prompt, or a rollout belongs to none of
+    the given haystacks.
+    """
 
 
 @dataclass(frozen=True)
@@ -24,8 +32,8 @@ class Example:
         rollout: Prompt and response.
         needle: Span of the needle in the prompt: the tokens to be retrieved.
         query: Span of the question in the prompt, or ``None``.
-        control: Token ids of a control prompt of the same length, in which other tokens replace the needle (and any further needles of
-            the prompt), or ``None``.
+        control: Token ids of a control prompt of the same length, or ``None``. In it, other tokens replace the needle, and also any
+            further needles of the prompt.
         emitted: Span of the response tokens to evaluate, such as the answer; ``None`` means the whole response.
     """
 
@@ -69,29 +77,31 @@ class Example:
 def needle_recalled(example: Example, *, above: float = PUBLISHED_RECALL) -> bool:
     """Return True if the response retrieved the needle, that is, if its recall of the needle's tokens is above ``above``.
 
-    Recall is the share of the needle's tokens (0 to 1) that are among the emitted tokens. A token that occurs twice in the needle counts
-    twice only if it is emitted twice.
+    Recall is the share of the needle's tokens (0 to 1) that are among the emitted tokens (``Example.span``). A token that occurs twice in
+    the needle counts twice only if it is emitted twice.
 
     Args:
+        example: Response to a prompt with a needle.
         above: Recall that must be exceeded; the default, 0.5, is that of the released code of arXiv:2404.15574.
     """
     ids = example.rollout.token_ids
+    # The intersection of two Counters takes the smaller count of each token.
     needle = Counter(ids[example.needle.start : example.needle.stop])
     return (needle & Counter(ids[example.span.start : example.span.stop])).total() / needle.total() > above
 
 
 def examples(haystacks: Sequence[Haystack], rollouts: Sequence[Rollout], *, whole: bool = True) -> list[Example]:
-    """Return one example per needle of every response.
+    """Return the examples of all responses, in order: for each response, one example per needle of its prompt.
 
-    The choice of ``whole`` matters because earlier layers may copy the answer to neighbouring tokens, and a retrieval head may then attend
-    to those tokens. The metric ``copy`` of ``retrieval_heads`` never detects such a head. The metrics ``mass`` and ``write`` detect it only
-    if the needle is the whole sentence.
+    A needle is either a whole sentence, such as ``N=8;``, or only the answer in it, ``8``. The choice matters because early layers may copy
+    the answer to the tokens beside it. A retrieval head in a later layer may then attend to these tokens instead. The metric ``copy`` of
+    ``retrieval_heads`` never detects such a head. The metrics ``mass`` and ``write`` detect it only if the needle is the whole sentence.
 
     Args:
-        haystacks: Problems with needles in their prompts.
+        haystacks: Problems with needles in their prompts, from ``tasks.haystack``.
         rollouts: Responses to the haystacks, in any number and order.
-        whole: True: each needle is the whole sentence that states a fact (such as ``N=8;``). False: each needle is only the answer in such
-            a sentence (``8``), as published.
+        whole: True: each needle is a whole sentence that the answer depends on (``Haystack.needed``). False: each needle is only the answer
+            in such a sentence (``Haystack.answers``), as published.
 
     Raises:
         NeedleError: A rollout belongs to none of the haystacks, or its prompt differs from that of its haystack.

@@ -1,8 +1,10 @@
 """Linear probes: how well each layer predicts thinking length.
 
 Probes are scored on problems that they were not fitted on. Cross-validation is by problem, since rollouts of one problem share its wording
-and difficulty. Every score comes with a control: the score of the same kind of probe when it is fitted to and scored on shuffled labels.
-Score minus control is the *selectivity*: the part of the score that memorising the rows cannot explain.
+and difficulty. Every score comes with a control: labels are shuffled among problems, and a probe of the same kind is fitted to the shuffled
+labels and scored on them. Score minus control is the *selectivity*: the part of the score that needs information in the activations.
+
+Intervals are 95 % bootstrap intervals over problems: whole problems are resampled, each with all its rows.
 
 A probe shows which information is present in the activations, not whether the model uses it. To test that, steer along the probe's
 direction and compare with steering along random directions.
@@ -46,8 +48,8 @@ class Protocol:
 
     Attributes:
         folds: Number of parts into which the problems are split; each part is predicted by a probe that is fitted to the others.
-        penalty: Weight of the L2 penalty, if the loss is a mean over rows and the features are standardised. The weight is fixed: it is
-            not tuned on the scores.
+        penalty: Weight of the L2 penalty relative to the mean loss per row. Features are standardised first. The weight is fixed: it is not
+            tuned on the scores.
         seed: Seed of the folds, the shuffled labels and the bootstrap.
         times: Number of bootstrap resamples of problems for each interval. Predictions are resampled; probes are not refitted.
     """
@@ -59,16 +61,16 @@ class Protocol:
 
 
 def classify(states: States, label: str = SHORT, *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """Return how well a logistic probe at each layer separates one class of rows from all other rows, on held-out problems.
+    """Return a table of how well a logistic probe at each layer separates one class of rows from all other rows, on held-out problems.
 
     Args:
-        states: Activations, with a class (column ``label``) for every row.
-        label: The class to separate from the others.
+        states: Activations, with a class for every row (column ``label`` of ``states.rows``).
+        label: The class to separate from the others, by default ``"short"``.
         protocol: Settings of the cross-validation.
 
     Returns:
-        Table with one row per layer and metric. Columns: ``layer``; ``metric`` (``auc`` or ``accuracy``, which is balanced; chance is 0.5
-        for both); ``mean, low, high`` (score with a 95 % interval over problems); ``control`` (score with shuffled labels);
+        Table with one row per layer and metric. Columns: ``layer``; ``metric`` (``auc``, or ``accuracy`` for balanced accuracy; chance is
+        0.5 for both); ``mean, low, high`` (score with a 95 % interval over problems); ``control`` (score with shuffled labels);
         ``selectivity, selectivity_low, selectivity_high`` (``mean`` minus ``control``, with a 95 % interval over problems).
 
     Raises:
@@ -79,9 +81,10 @@ def classify(states: States, label: str = SHORT, *, protocol: Protocol = Protoco
 
 
 def regress(states: States, target: str = "remaining", *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """Return how well a ridge probe at each layer predicts a number of tokens n, on held-out problems. The probe predicts ``log(1 + n)``.
+    """Return a table of how well a ridge probe at each layer predicts a number of tokens n, on held-out problems.
 
-    The position in the think span alone predicts the remaining tokens to some degree: compare with ``position_only``.
+    The probe predicts ``log(1 + n)``. For the target ``"remaining"``, compare with ``position_only``: the position in the think span alone
+    already predicts the number of remaining tokens to some degree.
 
     Args:
         states: Activations; one row per position if the target is ``"remaining"``.
@@ -90,9 +93,9 @@ def regress(states: States, target: str = "remaining", *, protocol: Protocol = P
         protocol: Settings of the cross-validation.
 
     Returns:
-        Table with one row per layer and metric. Columns: ``layer``; ``metric`` (``r2`` of the logarithm, or ``spearman``); ``mean, low,
-        high`` (score with a 95 % interval over problems); ``control`` (score with shuffled targets); ``selectivity, selectivity_low,
-        selectivity_high`` (``mean`` minus ``control``, with a 95 % interval over problems).
+        Table with one row per layer and metric. Columns: ``layer``; ``metric`` (``r2``, share of the variance of ``log(1 + n)`` explained,
+        or ``spearman``, rank correlation); ``mean, low, high`` (score with a 95 % interval over problems); ``control`` (score with shuffled
+        targets); ``selectivity, selectivity_low, selectivity_high`` (``mean`` minus ``control``, with a 95 % interval over problems).
 
     Raises:
         KeyError: the states have no column ``target``.
@@ -110,15 +113,17 @@ def regress(states: States, target: str = "remaining", *, protocol: Protocol = P
 
 
 def position_only(states: States, target: str = "remaining", *, protocol: Protocol = Protocol()) -> pd.DataFrame:
-    """Return the scores of a baseline for ``regress``: a ridge probe that sees only the position in the think span and its logarithm.
+    """Return a table of the scores of a baseline for ``regress``: a ridge probe on position alone, without activations.
 
-    The table has one row per metric, and the columns of ``regress`` except ``layer``.
+    Its two features are the row's position in the think span p, in tokens, and ``log(1 + p)``. The table has one row per metric, and the
+    columns of ``regress`` except ``layer``.
 
     Args:
         states: Activations with one row per position. The activations themselves are not used.
         target: Number of tokens to predict, ``"remaining"`` or ``"think_tokens"``, as for ``regress``.
         protocol: Settings of the cross-validation.
     """
+    # The two features take the place of the activations, as a single layer: [rows, 1, 2].
     at = torch.tensor(states.rows["position"].to_numpy(np.float32))
     features = torch.stack([at, at.log1p()], dim=-1)[:, None]
     return regress(replace(states, values=features), target, protocol=protocol).drop(columns="layer")
@@ -127,14 +132,14 @@ def position_only(states: States, target: str = "remaining", *, protocol: Protoc
 def classify_heads(
     states: States, heads: int | Layout, label: str = SHORT, *, protocol: Protocol = Protocol()
 ) -> tuple[HeadScores, HeadScores]:
-    """Return two scores per head: the balanced accuracy of a logistic probe on the head's output, and the same with shuffled labels.
+    """Return two scores per head, ``(score, control)``, of a logistic probe on the head's output.
 
-    The second score is the control. Both are measured on held-out problems; chance is 0.5.
+    Both are balanced accuracies on held-out problems, so chance is 0.5. The control is the score with shuffled labels.
 
     Args:
         states: Activations of kind ``"z"`` (outputs of the heads), with a class for every row.
         heads: ``lm.layout``, or the number of heads per layer if it is the same in all layers.
-        label: The class that the probe separates from all other rows.
+        label: The class that the probe separates from all other rows, by default ``"short"``.
         protocol: Settings of the cross-validation.
 
     Raises:
@@ -174,8 +179,9 @@ def out_of_fold(
     Args:
         x: Features, ``[rows, features]``.
         y: Labels (boolean) or values to predict, one per row.
-        problems: Problem of each row.
-        model: Function from (number of rows, penalty) to an unfitted scikit-learn estimator.
+        problems: Index or id of the problem of each row.
+        model: Function from (number of rows to fit, penalty) to an unfitted scikit-learn estimator, such as ``directions.ridge_model``.
+            scikit-learn penalises sums of losses, so the number of rows is needed to weight the penalty.
         protocol: Settings of the cross-validation.
 
     Raises:
@@ -197,6 +203,7 @@ def out_of_fold(
 def _by_layer(
     states: States, y: np.ndarray, model: Callable[[int, float], Any], metrics: Mapping[str, Metric], protocol: Protocol
 ) -> pd.DataFrame:
+    """Return the table of ``classify`` and ``regress``: scores, controls and selectivities of one probe per layer, for each metric."""
     groups, problems, rows = _groups(states), _problems(states), []
     noise = _shuffled(y, groups, protocol.seed)
     for layer in range(states.values.shape[1]):
@@ -214,6 +221,7 @@ def _by_layer(
 
 
 def _is(states: States, label: str, protocol: Protocol) -> np.ndarray:
+    """Return for each row whether it has the class ``label``. Raise TooFewProblemsError if too few problems have such or other rows."""
     truth = np.zeros(len(states.rows), bool)
     truth[states.of(label)] = True
     inside, outside = (states.rows.loc[side, "problem_id"].nunique() for side in (truth, ~truth))
@@ -226,19 +234,32 @@ def _is(states: States, label: str, protocol: Protocol) -> np.ndarray:
 
 
 def _shuffled(y: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """Return shuffled labels: each problem gets the labels of a randomly chosen problem, in random order.
+    """Return shuffled labels: the problems are permuted at random, and each gets the labels of one problem, in random order.
 
-    Rows of one problem still have similar labels. So a probe that only recognises problems scores as well on these labels as on the true
-    ones.
+    The labels of a problem move as a group, so they stay as similar to each other as they were. That makes the control fair: a probe that
+    only recognises problems scores as well on the shuffled labels as on the true ones.
+
+    Args:
+        y: Labels or values, one per row.
+        groups: Indices of the rows of each problem.
+        seed: Random seed.
     """
     rng, shuffled = np.random.default_rng(seed), np.empty_like(y)
     for rows, donor in zip(groups, rng.permutation(len(groups)), strict=True):
+        # resize repeats or cuts the donor's labels to the problem's number of rows.
         shuffled[rows] = np.resize(rng.permutation(y[groups[donor]]), len(rows))
     return shuffled
 
 
 def _resampled(metric: Metric, y: np.ndarray, predicted: np.ndarray, groups: Sequence[np.ndarray]) -> stats.Statistic:
-    """Return a function for ``stats.bootstrap``: from resamples of problems to the metric over the rows of each resample."""
+    """Return a function for ``stats.bootstrap``. It takes resamples of problems and returns the metric on the rows of each resample.
+
+    Args:
+        metric: Function ``(truth, prediction) -> score``.
+        y: True label or value of each row.
+        predicted: Prediction for each row.
+        groups: Indices of the rows of each problem.
+    """
 
     def statistic(index: np.ndarray) -> np.ndarray:
         drawn = (np.concatenate([groups[i] for i in row]) for row in index)
@@ -248,9 +269,11 @@ def _resampled(metric: Metric, y: np.ndarray, predicted: np.ndarray, groups: Seq
 
 
 def _problems(states: States) -> np.ndarray:
+    """Return the problem of each row, as an index from 0."""
     return pd.factorize(states.rows["problem_id"])[0]
 
 
 def _groups(states: States) -> list[np.ndarray]:
+    """Return the indices of the rows of each problem."""
     problems = _problems(states)
     return [np.flatnonzero(problems == i) for i in range(problems.max() + 1)]

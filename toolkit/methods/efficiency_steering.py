@@ -1,28 +1,29 @@
 """Efficiency Steering: the inherent efficiency within large reasoning models (Zhao et al., 2025), arXiv:2506.15647.
 
 Equations. Each problem has two classes of one response each: *short*, its shortest correct response, and *long*, its longest correct one.
-T_short and T_long are their think spans; h_l(t) is the residual stream at layer l and position t:
+T_short and T_long are the positions of their think spans; h_l(t) is the residual stream at layer l and position t:
 
     v_l = mean over problems of ( mean_{t in T_long} h_l(t)  -  mean_{t in T_short} h_l(t) )
-    h_l <- h_l + strength * v_l       at one layer l, at the newest position of each decoding step
+    h_l <- h_l + strength * v_l       at one layer l, at the prompt's last token and at every response token
 
 Both classes have one response per problem, so v_l is also the mean of the long class minus the mean of the short class. One pass,
 ``collect.moments(lm, rollouts, pairs(rollouts))``, collects both means.
 
-Deviations: we could read only the abstract and secondary accounts. They give the contrast of shortest and longest correct response, the
-difference of means, steering at a single layer, and steering at the newest position. The rest are our choices, as arguments with defaults
-(``assumed_...``):
+Deviations: we could read only the paper's abstract, and what others write about it. From these we have the contrast of shortest and longest
+correct response, the difference of means, and the layer and positions of steering as above. The rest are our choices. They are arguments
+whose defaults are the constants ``assumed_...`` of this module:
 
 * activations: ``resid_post``, mean over the positions that predict the think tokens; v is not normalised;
-* pairs: the longest response has at least 2 times as many think tokens as the shortest; at least 8 pairs;
-* steering: layers of the middle third are tried; ``choose`` picks layer and strength on a dev split.
+* pairs: the longest response must have at least 2 times as many think tokens as the shortest; fewer than 8 such pairs are an error;
+* steering: the layers of the middle third are tried; ``choose`` picks layer and strength on a dev split.
 
-Units and signs: lengths are numbers of think tokens. **The sign is flipped**: adding the paper's v makes thinking *more efficient*
-(shorter). Here, as for all directions of this toolkit, adding v makes thinking longer. The paper's ``h + lambda v`` is
-``edits.steering(v, -lambda, layers=(l,), during="newest")``. Strength 1 adds v itself. With the argument ``typical`` of ``direction``, v
-has the typical norm of the residual stream at its layer.
+Units and signs: lengths are numbers of think tokens. **The sign is flipped.** In the paper, v points from long to short: adding it makes
+thinking *more efficient* (shorter). Here, as for all directions of this toolkit, adding v makes thinking longer. So to steer as the paper
+does with strength lambda, use ``edits.steering(v, -lambda, layers=(l,), during="newest")``. Strength 1 adds v itself. The argument
+``typical`` of ``direction`` rescales v to the typical norm of the residual stream at each layer.
 
-Cost: one forward pass over two rollouts per problem. ``choose`` needs the effects of several strengths and layers on the dev split.
+Cost: one forward pass over two rollouts per problem. ``choose`` itself is free, but its input is not: a table of length and accuracy for
+every layer and strength, which needs dev responses sampled under steering (``doses.choose_dose`` makes this table and calls ``choose``).
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ class LengthPairs:
     longest, and ``None`` for a rollout that is in no pair. ``len`` gives the number of pairs.
 
     Attributes:
-        samples: Problem id -> sample indices (``Rollout.sample``) of the ``(shortest, longest)`` rollout.
-        tokens: Problem id -> numbers of think tokens of the ``(shortest, longest)`` rollout.
+        samples: Problem id -> sample indices (``Rollout.sample``) of its two rollouts, ``(shortest, longest)``.
+        tokens: Problem id -> numbers of think tokens of its two rollouts, ``(shortest, longest)``.
     """
 
     samples: Mapping[str, tuple[int, int]]
@@ -83,10 +84,10 @@ class LengthPairs:
 
 
 def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least: int = assumed_min_pairs) -> LengthPairs:
-    """Return the shortest and the longest correct rollout of each problem for which these two differ enough in length.
+    """Return the shortest and the longest correct rollout of each problem.
 
-    Only correct rollouts with a closed think span of at least one token are candidates. Of candidates with equal length, the one with the
-    smallest sample index is taken.
+    A problem is left out if its longest has less than ``ratio`` times as many think tokens as its shortest. Only correct rollouts with a
+    closed think span of at least one token are candidates. Of candidates with equal length, the one with the smallest sample index wins.
 
     >>> from toolkit.types import Span
     >>> def rollout(sample, n):  # n think tokens
@@ -96,22 +97,23 @@ def pairs(rollouts: Sequence[Rollout], *, ratio: float = assumed_ratio, at_least
 
     Args:
         rollouts: Graded rollouts, several per problem.
-        ratio: The longest rollout must have at least ``ratio`` times as many think tokens as the shortest.
+        ratio: Smallest allowed ratio of the think tokens of the longest and the shortest rollout; above 1.
         at_least: Smallest number of pairs to accept; with fewer pairs, an error is raised.
 
     Raises:
-        TooFewPairsError: Fewer than ``at_least`` problems have such a pair; the message gives the counts.
+        TooFewPairsError: Fewer than ``at_least`` problems are left; the message gives the counts.
         ValueError: ``ratio`` is not above 1, or two rollouts have the same problem and sample.
     """
     if not ratio > 1:
         raise ValueError(f"ratio={ratio}: need ratio > 1, or a pair would not differ in length.")
     if len({(r.problem_id, r.sample) for r in rollouts}) < len(rollouts):
         raise ValueError("Some rollouts have the same problem and sample: give the samples of merged runs different numbers.")
-    correct: dict[str, list[Rollout]] = defaultdict(list)
+    correct: dict[str, list[Rollout]] = defaultdict(list)  # problem id -> candidates
     for r in rollouts:
         if r.correct and r.closed and r.think_tokens:
             correct[r.problem_id].append(r)
     by_length = {p: sorted(rs, key=lambda r: (r.think_tokens, r.sample)) for p, rs in correct.items() if len(rs) > 1}
+    # Of several longest rollouts, max returns the first, which has the smallest sample index.
     ends = {p: (rs[0], max(rs, key=lambda r: r.think_tokens)) for p, rs in by_length.items()}
     different = {p: e for p, e in ends.items() if e[1].think_tokens >= ratio * e[0].think_tokens}
     if len(different) < at_least:
@@ -143,11 +145,11 @@ def direction(
         moments: From ``collect.moments(lm, rollouts, pairs(rollouts))``.
         kind: Where the residual stream is read: ``"resid_post"`` (after the block) or ``"resid_mid"`` (after attention).
         estimator: Function that computes the direction from ``moments`` and ``kind``; default: the difference of means.
-        typical: Typical norm of the residual stream in each layer (``collect.typical_norm``), to which each layer's vector is scaled.
-            ``None`` leaves the vectors as they are.
+        typical: Norm to which each layer's vector is scaled, usually the root mean square norm of the residual stream
+            (``collect.typical_norm``). ``None`` leaves the vectors as they are.
 
     Raises:
-        ValueError: The two classes differ in size, so the moments were not collected with ``pairs``.
+        ValueError: The two classes differ in size. This happens if the moments were not collected with ``pairs``.
     """
     counts = {name: moments.n[moments.index(name)] for name in (SHORT, LONG)}
     if counts[SHORT] != counts[LONG]:
@@ -164,6 +166,7 @@ def assumed_layers(n_layers: int) -> range:
     >>> list(assumed_layers(12))
     [4, 5, 6, 7]
     """
+    # -(-a // b) rounds a / b up. The max makes sure of at least one layer.
     return range(n_layers // 3, max(n_layers // 3 + 1, -(-2 * n_layers // 3)))
 
 
@@ -174,7 +177,7 @@ class Choice:
     Attributes:
         layer: Steered layer.
         strength: Steering strength; a negative strength shortens thinking.
-        shortening: Share of the base model's think tokens that steering saves, above 0 and at most 1.
+        shortening: Reduction of the mean number of think tokens by steering, as a share of the base model's mean; above 0, at most 1.
         loss: Accuracy of the base model minus accuracy when steered, in percentage points; negative if steering improves accuracy.
     """
 
@@ -185,10 +188,10 @@ class Choice:
 
 
 def choose(doses: pd.DataFrame, *, max_loss: float = assumed_max_loss) -> Choice:
-    """Return the layer and strength that shorten thinking most while accuracy falls by at most ``max_loss`` points (our criterion).
+    """Return the layer and strength that shorten thinking most, among those that cost at most ``max_loss`` points of accuracy.
 
-    Ties go to the smaller ``|strength|``, then to the lower layer. The choice is the best of many, so its effect on the dev split
-    overestimates its true effect: measure it again on the test split.
+    The criterion is ours. Of equally good rows, the one with the smaller ``|strength|`` is chosen, then the one with the lower layer. The
+    choice is the best of many, so its effect on the dev split overestimates its true effect: measure it again on the test split.
 
     >>> rows = [(3, -0.5, 40, 0.80, 50, 0.80), (3, -1.0, 30, 0.60, 50, 0.80)]
     >>> choose(pd.DataFrame(rows, columns=["layer", "strength", "think_tokens", "accuracy", "base_think_tokens", "base_accuracy"]))
@@ -197,12 +200,12 @@ def choose(doses: pd.DataFrame, *, max_loss: float = assumed_max_loss) -> Choice
     Args:
         doses: One row per layer and strength of *one* direction, measured on the dev split. Columns: ``layer, strength``; ``think_tokens,
             accuracy`` (means when steered); ``base_think_tokens, base_accuracy`` (means without steering). Accuracies are from 0 to 1.
-            If there is a column ``direction``, it must have a single value.
+            Rows with strength 0 are ignored. A column ``direction`` is optional, but must not hold several names.
         max_loss: Largest allowed loss of accuracy, in percentage points.
 
     Raises:
         NothingQualifiesError: No row shortens thinking within ``max_loss``; the message describes the row that comes closest.
-        ValueError: Columns or numbers are missing, or the table holds several directions.
+        ValueError: A column is missing or has NaN, or the table holds several directions.
     """
     needed = ["layer", "strength", "think_tokens", "accuracy", "base_think_tokens", "base_accuracy"]
     if missing := [name for name in needed if name not in doses]:
@@ -212,6 +215,7 @@ def choose(doses: pd.DataFrame, *, max_loss: float = assumed_max_loss) -> Choice
     if doses[needed].isna().to_numpy().any():
         raise ValueError(f"The dose table has NaN in the columns {list(doses[needed].columns[doses[needed].isna().any()])}.")
     table = doses[doses["strength"] != 0]
+    # Rounded, so that floating-point noise neither breaks ties nor moves a loss beyond max_loss.
     table = table.assign(
         shortening=(1 - table["think_tokens"] / table["base_think_tokens"]).round(9),
         loss=(100 * (table["base_accuracy"] - table["accuracy"])).round(9),
@@ -225,7 +229,10 @@ def choose(doses: pd.DataFrame, *, max_loss: float = assumed_max_loss) -> Choice
 
 
 def _why_none_qualifies(table: pd.DataFrame, max_loss: float) -> str:
-    """Return the error message of ``choose``: that no row shortens thinking, or that all such rows lose too much accuracy; what to try."""
+    """Return the message of the error that ``choose`` raises. It says why no row qualifies, and what to try.
+
+    The reasons are: no row has a strength other than 0; no row shortens thinking; or every row that does loses too much accuracy.
+    """
     if table.empty:
         return "The dose table holds no strength other than 0: measure at least one."
     shorter = table[table["shortening"] > 0]

@@ -5,7 +5,7 @@ mean_q m and mean_q c are their means over all rollouts of the same problem q:
 
     FSF          = (number of failed or abandoned steps) / (number of steps)             failed-step fraction
     review ratio = (characters in steps that re-check) / (characters in all steps)
-    r            = corr(m_i - mean_q m, c_i - mean_q c)          correlation within problems, so that difficulty cancels
+    r            = corr(m_i - mean_q m, c_i - mean_q c)          over all rollouts i; within problems, so that difficulty cancels
 
 Deviations: in the paper, language models split the thinking and label the steps (the prompts are not public). Here a *reader* does this: a
 set of rules that splits the text into steps and marks those that failed or that re-check an earlier one.
@@ -13,8 +13,10 @@ set of rules that splits the text into steps and marks those that failed or that
 * For the tasks ``arithmetic`` and ``lookup`` (shipped model ``tiny-reasoner``) and ``wordproblems``, the reader recomputes each line, which
   is exact.
 * For other text the reader uses cue words. They are a guess: check the marks on some of your responses.
-* A step that re-checks also counts as a step in the denominator of FSF.
-* Length is given in characters, as in the paper, and in tokens. Correlations have intervals over problems.
+* Steps that re-check stay in the denominator of FSF, like all other steps.
+* Length is given in characters, as in the paper, and in tokens.
+* Correlations and accuracies have 95 % bootstrap intervals. *Over problems* means that whole problems are resampled, each with all its
+  rollouts.
 
 Units and signs: shares are from 0 to 1. A negative correlation means that a larger measure goes with wrong answers.
 
@@ -80,7 +82,7 @@ class Chain:
 
     @property
     def steps(self) -> list[Step]:
-        """The steps with their token spans.
+        """The steps as ``Step`` objects, each with its text and its token span.
 
         Raises:
             ValueError: The chain was made from a text, so it has no token spans.
@@ -108,7 +110,7 @@ def review_ratio(chain: Chain) -> float:
 # --- readers -------------------------------------------------------------------------------------------------
 
 Judge = Callable[[Sequence[str]], tuple[list[bool], list[bool]]]
-"""Function from the texts of all steps to two lists with one flag per step: whether it failed, and whether it re-checks."""
+"""Function from the texts of all steps to two lists of flags, ``(failed, review)``. Each list has one flag per step."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,16 @@ class Reader:
     """Rules that split thinking into steps and mark the steps that failed or that re-check an earlier step.
 
     Attributes:
-        split: Function from a text to the character positions at which steps start.
-        judge: Function from the texts of all steps to two lists with one flag per step: whether it failed, and whether it re-checks.
+        split: Function from the whole text to the character positions at which steps start.
+        judge: Function from the texts of all steps to two lists of flags, one flag per step. The first list marks the failed steps, the
+            second those that re-check an earlier step.
     """
 
     split: Splitter
     judge: Judge
 
     def read(self, text: str) -> Chain:
-        """Return the chain of steps in a text of thinking, without token spans."""
+        """Split a text of thinking into steps, mark them, and return them as a ``Chain`` without token spans."""
         texts = tuple(text[a:b] for a, b in steps.step_ranges(text, self.split))
         failed, review = self.judge(texts)
         return Chain(texts, tuple(failed), tuple(review))
@@ -133,20 +136,24 @@ class Reader:
 ReaderOf = Callable[[Problem], Reader]
 """Function from a problem to the reader of its responses. Some readers need the prompt: ``lookup`` reads the variables' values there."""
 
+# tiny-reasoner's sums, such as "wait 12+30-2=40 fix". A re-checking line starts with "wait" and may end with its verdict, "ok" or "fix".
 _EQUATION = re.compile(r"(?:wait )?(-?\d+(?:[+-]\d+)+)=(-?\d+)(?: ok| fix)?")
+# An equation in prose, such as "(3 + 4) * 2 = 14" or "3 + 4 is 7".
 _STATED = re.compile(r"(\(?\d+(?:\)? [-+*/] \(?\d+)+\)?) (?:=|is) (\d+)")
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+# tiny-reasoner's lookups: a variable and its value, which is a number or another variable.
 _BINDING = re.compile(r"(?:wait )?([A-Z])=([A-Z]|\d+)(?: ok| fix)?")
 
 
 def arithmetic(problem: Problem | None = None) -> Reader:
     r"""Return a reader for the arithmetic of the shipped model ``tiny-reasoner``: each line is a step.
 
-    A line failed if its equation is wrong. Each line is checked alone; whether it follows from the line before does not matter. A line
-    without a complete equation (``=36``) counts as not failed. A line that starts with ``wait`` re-checks.
+    A line failed if its equation, a sum of whole numbers such as ``12+30=42``, is wrong. Each line is checked alone; whether it follows
+    from the line before does not matter. A line without a complete equation, such as ``=36``, counts as not failed. A line that starts with
+    ``wait`` re-checks.
 
     Args:
-        problem: Not used; the argument makes ``arithmetic`` a ``ReaderOf``.
+        problem: Not used. All readers' functions take a problem (see ``ReaderOf``).
 
     >>> arithmetic().read("12+30=42\n42+5=48\n").failed
     (False, True)
@@ -162,8 +169,9 @@ def arithmetic(problem: Problem | None = None) -> Reader:
 def lookup(problem: Problem) -> Reader:
     """Return a reader for the variable lookups of the shipped model ``tiny-reasoner``: each line is a step.
 
-    The prompt binds variables to numbers or to other variables, such as ``K=M; M=5;``. A line ``K=5`` failed if no chain of bindings in the
-    prompt leads from K to 5. A line of another pattern counts as not failed. A line that starts with ``wait`` re-checks.
+    The prompt sets variables to numbers or to other variables, such as ``K=M; M=5;``. A line such as ``K=5`` or ``K=M`` failed if its right
+    side is not reached from K by following the prompt. A line of another pattern counts as not failed. A line that starts with ``wait``
+    re-checks.
     """
     content = " ".join(m["content"] for m in problem.messages)
     bound = dict(re.findall(r"\b([A-Z])=([A-Z]|\d+);", content))
@@ -172,7 +180,7 @@ def lookup(problem: Problem) -> Reader:
         binding = _BINDING.fullmatch(line)
         if binding is None:
             return False
-        at, seen = binding[1], set[str]()
+        at, seen = binding[1], set[str]()  # seen: stops at a cycle of variables, such as K=M; M=K;
         while at in bound and at not in seen:
             seen.add(at)
             if (at := bound[at]) == binding[2]:
@@ -185,15 +193,15 @@ def lookup(problem: Problem) -> Reader:
 def equations(problem: Problem | None = None) -> Reader:
     """Return a reader for lines of prose that contain equations (task ``wordproblems``): each line is a step.
 
-    A line failed if one of its equations is wrong. A line re-checks if the left side of its first equation is the same as the left side of
-    the last equation in the line before.
+    A line failed if one of its equations is wrong. A line re-checks if it computes again what the line directly before it computed last:
+    its first equation and that line's last one have the same left side, character by character.
 
     Args:
-        problem: Not used; the argument makes ``equations`` a ``ReaderOf``.
+        problem: Not used. All readers' functions take a problem (see ``ReaderOf``).
     """
 
     def judge(texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
-        failed, review, before = [], [], None
+        failed, review, before = [], [], None  # before: left side of the last equation in the line before
         for text in texts:
             stated = _STATED.findall(text)
             failed.append(any(_value(left) != int(right) for left, right in stated))
@@ -252,17 +260,17 @@ def _by_line(wrong: Callable[[str], bool]) -> Judge:
 class Cues:
     """Rules (ours) that split thinking in prose into steps, and mark failed and re-checking steps, by cue words.
 
-    Each field except ``head`` is a regular expression, or ``None`` to disable that rule. The *head* of a step is its first ``head``
+    Each field except ``head`` is a regular expression. ``None`` disables the field's rule. The *head* of a step is its first ``head``
     characters.
 
     Attributes:
         starts: A step starts at each match. (A step also starts at each paragraph.)
-        failed: A match that begins in the head of a step means that the step before it failed. A match further on means that the step
-            itself failed.
+        failed: Words of failure, such as "that's wrong". If the first match begins in the head of a step, the step before failed (in the
+            first step: the step itself). If it begins further on, the step itself failed.
         review: A match in the head of a step means that the step re-checks an earlier one.
-        back: A match means that the thinking returns to an earlier step, whose number is captured by the group ``step``. All steps after
-            that one, up to and including the step with the match, are abandoned and count as failed. A step that begins with "Step 3" has
-            number 3; a step without such a label is numbered by its position among the steps that are not abandoned.
+        back: Words of return, such as "back to step 2"; the group ``step`` captures the number. All steps with a larger number, including
+            the step with the match, are abandoned and count as failed. A step that begins with "Step 3" has number 3. Any other step is
+            numbered by its position among the steps that are not abandoned.
         head: Length of the head of a step, in characters.
     """
 
@@ -286,10 +294,11 @@ class Cues:
 
     def _judge(self, texts: Sequence[str]) -> tuple[list[bool], list[bool]]:
         failed = [False] * len(texts)
-        live: list[tuple[int, int]] = []  # (number, index) of each step that is not abandoned
+        live: list[tuple[int, int]] = []  # (number as in ``back``, index in texts) of each step that is not abandoned
         for i, text in enumerate(texts):
             failure = re.search(self.failed, text) if self.failed else None
             if failure:
+                # "That's wrong" at the start of a step speaks of the step before it.
                 failed[i - 1 if i and failure.start() < self.head else i] = True
             back = re.search(self.back, text) if self.back else None
             label = NUMBERED.match(text)
@@ -304,15 +313,15 @@ class Cues:
 
 
 def cued(problem: Problem | None = None) -> Reader:
-    """Return the reader that uses the default cue words (``Cues()``). The reader does not depend on the problem."""
+    """Return the reader that uses the default cue words (``Cues()``). It is the same for all problems: ``problem`` is not used."""
     return Cues().reader()
 
 
 def fitting(problem: Problem) -> Reader:
-    """Return the most exact reader for a problem, by its task (``problem.meta["task"]``).
+    """Return the reader that fits a problem's task, ``problem.meta["task"]``.
 
-    Tasks ``arithmetic`` and ``lookup``: ``tiny``. Task ``wordproblems``: ``equations``. These recompute each line. Any other task:
-    ``cued``, which uses cue words.
+    For tasks ``arithmetic`` and ``lookup`` it is that of ``tiny``, for ``wordproblems`` that of ``equations``: these recompute each line.
+    For any other task it is that of ``cued``, which guesses by cue words.
     """
     match problem.meta.get("task"):
         case "arithmetic" | "lookup":
@@ -326,9 +335,9 @@ def fitting(problem: Problem) -> Reader:
 
 
 def chain(lm: LM, rollout: Rollout, reader: Reader) -> Chain:
-    """Return the chain of steps in a rollout's thinking, with token spans and with the marks of failed and re-checking steps.
+    """Split a rollout's thinking into steps, mark them with a reader, and return them as a ``Chain`` with token spans.
 
-    The chain is empty if the rollout has no thinking.
+    The chain is empty if the rollout has no thinking. ``lm`` is the model whose tokenizer decodes the rollout.
     """
     parts = steps.think_steps(lm, rollout, reader.split)
     texts = tuple(step.text for step in parts)
@@ -342,7 +351,7 @@ def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], rea
     Args:
         lm: The model whose tokenizer decodes the rollouts.
         rollouts: The rollouts.
-        problems: The problems of the rollouts.
+        problems: Problems, which must include that of every rollout.
         reader_of: Function from a problem to the reader of its responses. The default fits ``tiny-reasoner``; ``cued`` fits thinking in
             prose, and ``fitting`` chooses by task.
 
@@ -361,9 +370,9 @@ def chains(lm: LM, rollouts: Sequence[Rollout], problems: Sequence[Problem], rea
 def table(rollouts: Sequence[Rollout], chains: Sequence[Chain]) -> pd.DataFrame:
     """Return a table of the measures, with one row per rollout that has at least one step of thinking.
 
-    Columns: ``problem_id, sample, correct``; ``steps, failed, reviews`` (number of all steps, of failed ones and of those that re-check);
-    ``fsf`` (failed-step fraction, 0 to 1); ``review_ratio`` (share of characters in steps that re-check, 0 to 1); ``characters,
-    think_tokens`` (length of the thinking).
+    Columns: ``problem_id, sample, correct``; ``steps`` (number of all steps), ``failed`` (of failed or abandoned steps), ``reviews`` (of
+    steps that re-check); ``fsf`` (failed-step fraction, 0 to 1); ``review_ratio`` (share of characters in steps that re-check, 0 to 1);
+    ``characters, think_tokens`` (length of the thinking).
 
     Args:
         rollouts: The rollouts.
@@ -388,14 +397,16 @@ def table(rollouts: Sequence[Rollout], chains: Sequence[Chain]) -> pd.DataFrame:
 def correctness_correlations(
     rows: pd.DataFrame, measures: Sequence[str] = MEASURES, *, times: int = stats.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """Return a table of the correlations of measures with correctness: four rows per measure, for two scopes and two kinds.
+    """Return a table of the correlations of measures with correctness, four rows per measure: each scope with each kind.
 
-    Columns: ``measure``; ``scope`` (``pooled`` over all rollouts, or ``within``: each problem's mean is subtracted first, so that
-    difficulty cancels); ``kind`` (``pearson`` or ``spearman``); ``r``; ``low, high`` (95 % interval over problems). A negative ``r`` means
-    that a larger measure goes with wrong answers. ``r`` is NaN if the measure or correctness never varies.
+    Columns: ``measure``; ``scope`` (``pooled`` or ``within``); ``kind`` (``pearson`` or ``spearman``); ``r`` (the correlation); ``low,
+    high`` (95 % interval over problems). A negative ``r`` means that a larger measure goes with wrong answers.
 
-    The last four rows, of the measure ``fsf (shuffled)``, are a control. They use failed-step fractions that are shuffled among all
-    rollouts, so ``r`` should be about 0.
+    The scope ``pooled`` is over all rollouts. In the scope ``within``, each problem's mean is subtracted first, so that difficulty cancels;
+    problems with a single rollout are left out. ``r`` is NaN if, in this scope, the measure or correctness never varies.
+
+    The last four rows, of the measure ``fsf (shuffled)``, are a control: the failed-step fractions are shuffled among all rollouts, so
+    ``r`` should be about 0.
 
     Args:
         rows: From ``table``.
@@ -420,19 +431,20 @@ def correctness_correlations(
 
 
 def accuracy_of_lowest(rows: pd.DataFrame, measure: str = "fsf", *, seed: int = 0) -> tuple[stats.Estimate, stats.Estimate]:
-    """Return two estimates: the accuracy if the rollout with the lowest measure is selected for each problem, and the gain from selecting.
+    """Return two estimates, ``(accuracy, gain)``, for selecting one rollout per problem: the one with the lowest value of a measure.
 
     This is the paper's test-time selection: of the samples of a problem, take the one with the lowest failed-step fraction. If several
     samples share the lowest value, their correctness is averaged.
 
-    The gain is the accuracy of the selected rollouts minus the mean accuracy of all rollouts, paired by problem. Both estimates are shares
-    (accuracy 0 to 1, gain -1 to 1) with 95 % intervals over problems.
+    Accuracy is that of the selected rollouts, 0 to 1. Gain is this accuracy minus the mean accuracy of all rollouts in the table, -1 to 1,
+    paired by problem. Both have 95 % intervals over problems.
 
     Args:
         rows: From ``table``.
         measure: Column of ``rows`` by which rollouts are selected.
         seed: Seed of the bootstrap.
     """
+    # best, mean: one value per problem, as a column [problems, 1], which is the form that stats.mean_of takes.
     lowest = rows[measure] == rows.groupby("problem_id")[measure].transform("min")
     best, mean = (part.groupby("problem_id")["correct"].mean().to_numpy(float)[:, None] for part in (rows[lowest], rows))
     selected, average = stats.mean_of(best), stats.mean_of(mean)

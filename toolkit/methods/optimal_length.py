@@ -1,27 +1,29 @@
 """When more is less: understanding chain-of-thought length in LLMs (2025; ICLR 2026), arXiv:2502.07266.
 
-Equations (T: difficulty, the total work; M: capability, the work that one step can do; C: upper bound of T; N: number of steps):
+Equations (T: difficulty, the total work; M: capability, the work that one step can do; C: upper bound of T; N: number of steps; alpha:
+constant factor):
 
-    A(N)  = alpha [(1 - T/C) (1 - T/(N M))]^N                 accuracy, for N > T/M; 0 below; alpha: constant factor
+    A(N)  = alpha [(1 - T/C) (1 - T/(N M))]^N                 accuracy if N > T/M; otherwise 0
     N*    = T Z / (M (Z + 1)),   Z = W_-1(-(1 - T/C) / e)     best number of steps; W_-1: lower branch of Lambert's function; e = 2.718...
     t*    = T / N* = M (1 + 1/Z)                              best size of a step (work per step)
 
 So harder problems need more steps, and more capable models need fewer.
 
-Length-filtered vote: sort the sampled answers into buckets of width D by the length of their response. Keep the K buckets whose answers
-have the lowest Shannon entropy, and take the majority answer among these.
+Length-filtered vote, for the sampled responses to one problem: sort the answers into buckets of width D by the length of their response.
+The entropy of a bucket is the Shannon entropy of the distribution of its answers: 0 if all agree. Keep the K buckets of lowest entropy, and
+take the most frequent answer in them.
 
 Deviations:
 
-* Notes on the paper print the argument of W_-1 with a misplaced e. The argument above follows from setting the derivative of A to zero,
-  and a grid search agrees.
+* In notes on the paper (not the paper itself), the argument of W_-1 has a misplaced e. The argument above follows from setting the
+  derivative of A to zero, and a grid search agrees.
 * The measured curve of accuracy against length is ours. It is a logistic regression on log length and its square, separately for each
-  difficulty, with intervals over problems.
+  difficulty. Its intervals are bootstrap intervals over problems: whole problems are resampled, each with all its rollouts.
 * A bucket votes only if it has at least 2 answers (ours). A single answer has entropy 0, so its bucket would otherwise always be kept.
 * Samples without an answer do not vote.
 
-Units and signs: lengths are in steps for the theory and the vote as published. Elsewhere they are in think tokens, or in the unit that the
-caller passes. Accuracies are shares from 0 to 1. Cost: no model is run.
+Units and signs: in the theory, lengths are numbers of steps. In ``table`` and ``peaks`` they are think tokens by default. In the vote they
+have the unit that the caller passes; the published bucket width, 2, is in steps. Accuracies are shares from 0 to 1. Cost: no model is run.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ assumed_ridge = 0.1  # L2 penalty on b and c of ``Curve``, the coefficients of s
 def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Number, alpha: Number = 1.0) -> Float[ndarray, " n"]:
     """Return the accuracy A(N) that the theory predicts for each number of steps N.
 
-    This is the paper's linear case: the error rate of a step grows linearly with its work, as ``T / (N M)``.
+    This is A(N) as in the module docstring, in which the error rate of a step is proportional to the step's work: ``T / (N M)``.
 
     >>> accuracy(np.array([1, 2, 4, 8]), difficulty=2, capability=2, bound=10).round(3).tolist()
     [0.0, 0.16, 0.13, 0.058]
@@ -71,6 +73,7 @@ def accuracy(steps: ndarray, difficulty: Number, capability: Number, bound: Numb
     """
     check_parameters(difficulty, capability, bound)
     n = np.asarray(steps, float)
+    # sub_task: error rate of a step, T / (N M); at 1 and above, or without steps, the accuracy is 0.
     sub_task = np.divide(difficulty, n * capability, out=np.ones_like(n), where=n > 0)
     return alpha * ((1 - difficulty / bound) * np.maximum(0.0, 1 - sub_task)) ** n * (sub_task < 1)
 
@@ -90,6 +93,7 @@ def best_steps(difficulty: Number, capability: Number, bound: Number) -> float:
         ValueError: The parameters do not satisfy 0 < T < C and M > 0.
     """
     check_parameters(difficulty, capability, bound)
+    # k=-1: the lower branch of Lambert's function, on which z < -1, so that z / (z + 1) > 1.
     z = float(lambertw(-(1 - difficulty / bound) / math.e, k=-1).real)
     return difficulty * z / (capability * (z + 1))
 
@@ -113,15 +117,15 @@ def check_parameters(difficulty: Number, capability: Number, bound: Number) -> N
 def table(rollouts: Sequence[Rollout], problems: Sequence[Problem], lengths: Sequence[Number] | None = None) -> pd.DataFrame:
     """Return a table for ``peaks``, with one row per rollout.
 
-    Columns: ``problem_id``; ``difficulty`` (``meta["difficulty"]`` of the problem); ``length``; ``correct``.
+    Columns: ``problem_id``; ``difficulty`` (``meta["difficulty"]`` of the problem); ``length``; ``correct`` (True or False).
 
     Args:
-        rollouts: The rollouts.
-        problems: The problems of the rollouts.
+        rollouts: Graded rollouts.
+        problems: Problems with a ``meta["difficulty"]``, which must include that of every rollout.
         lengths: Length of each rollout in any unit, such as steps; ``None`` takes the number of think tokens.
 
     Raises:
-        ValueError: A problem has no difficulty.
+        ValueError: The problem of a rollout is missing or has no difficulty.
     """
     difficulty = {p.id: p.meta.get("difficulty") for p in problems}
     if without := [r.problem_id for r in rollouts if difficulty.get(r.problem_id) is None]:
@@ -142,12 +146,12 @@ def table(rollouts: Sequence[Rollout], problems: Sequence[Problem], lengths: Seq
 class Curve:
     """Fitted accuracy as a function of length: ``sigma(a + b x + c x^2)`` with x = (log length - centre) / scale.
 
-    sigma is the logistic function. Lengths below 1 count as 1.
+    sigma is the logistic function. Lengths below 1 count as 1, since the logarithm of 0 is not finite.
 
     Attributes:
         coefficients: The fitted ``(a, b, c)``.
-        centre: Mean of log length in the data.
-        scale: Standard deviation of log length in the data.
+        centre: Mean of the log lengths in the data.
+        scale: Standard deviation of the log lengths in the data.
         shortest: Shortest length in the data.
         longest: Longest length in the data.
     """
@@ -168,6 +172,7 @@ class Curve:
     def peak(self) -> float:
         """Length at which the fitted accuracy is highest; NaN if the curve has no maximum between ``shortest`` and ``longest``."""
         _, b, c = self.coefficients
+        # A maximum needs c < 0; it lies at x = -b / (2 c). The bound on b / c keeps exp from overflowing if c is almost 0.
         top = math.exp(self.centre - b / (2 * c) * self.scale) if c < 0 and abs(b / c) < 1e3 else math.nan
         return top if self.shortest < top < self.longest else math.nan
 
@@ -176,18 +181,18 @@ def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.Da
     """Fit accuracy against length, separately for each difficulty. Return a table of the peaks, and a dict from difficulty to ``Curve``.
 
     A *peak* is the length at which a fitted curve is highest. It exists only if that length lies strictly between the shortest and the
-    longest response of the difficulty.
+    longest length in the data of the difficulty.
 
     The table has one row per difficulty. Columns: ``difficulty``; ``problems, rollouts`` (how many); ``accuracy`` (mean over rollouts, 0 to
-    1); ``peak`` (in the unit of ``length``; NaN if there is none); ``low, high`` (95 % interval of the peak); ``inverted`` (share of
-    bootstrap resamples, 0 to 1, whose curve has a peak).
+    1); ``peak`` (in the unit of ``length``; NaN if there is none); ``low, high`` (95 % interval of the peak over problems); ``inverted``
+    (share of bootstrap resamples, 0 to 1, whose curve has a peak, that is, the shape of an inverted U).
 
     Resamples without a peak do not count for ``low`` and ``high``, so the interval is meaningful only if ``inverted`` is near 1. If length
-    or correctness never varies at a difficulty, no curve is fitted: ``peak, low, high, inverted`` are NaN, and the dict lacks the
-    difficulty.
+    or correctness never varies at a difficulty, no curve is fitted: ``peak, low, high, inverted`` are NaN, and the dict has no entry for
+    the difficulty.
 
     Args:
-        rows: From ``table``.
+        rows: From ``table``, or a table with the same columns.
         times: Number of bootstrap resamples of problems.
         seed: Seed of the bootstrap.
     """
@@ -196,7 +201,7 @@ def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.Da
         problems, which = np.unique(part["problem_id"].to_numpy(str), return_inverse=True)
         correct, length = part["correct"].to_numpy(float), part["length"].to_numpy(float)
         row = {"difficulty": difficulty, "problems": len(problems), "rollouts": len(part), "accuracy": correct.mean()}
-        if np.ptp(np.log(np.maximum(length, 1))) == 0 or np.ptp(correct) == 0:
+        if np.ptp(np.log(np.maximum(length, 1))) == 0 or np.ptp(correct) == 0:  # ptp: maximum minus minimum
             fits.append(row | {"peak": math.nan, "low": math.nan, "high": math.nan, "inverted": math.nan})
             continue
         draws = stats.resamples(len(problems), seed=seed, times=times)
@@ -213,9 +218,9 @@ def peaks(rows: pd.DataFrame, *, times: int = 500, seed: int = 0) -> tuple[pd.Da
 
 
 def _curves(length: Float[ndarray, " rows"], correct: Float[ndarray, " rows"], weights: Float[ndarray, "fits rows"]) -> list[Curve]:
-    """Return one curve per row of ``weights``: a penalised logistic regression in which each rollout has that row's weight.
+    """Return one curve per row of ``weights``. A row holds one weight per rollout, and its curve is the weighted logistic regression.
 
-    All regressions are fitted at once with Newton's method.
+    All regressions have an L2 penalty, and are fitted at once with Newton's method.
     """
     x = np.log(np.maximum(length, 1))
     centre, scale = float(x.mean()), float(x.std())
@@ -240,9 +245,9 @@ def _curves(length: Float[ndarray, " rows"], correct: Float[ndarray, " rows"], w
 
 
 def final_answers(lm: LM, rollouts: Sequence[Rollout]) -> list[str | None]:
-    """Return the answer of each rollout as text that can be compared: the last number in the answer, or its text if it has none.
+    """Return the answer of each rollout in a form that can be compared: the last number in the answer span, as text.
 
-    A missing or empty answer gives ``None``.
+    An answer span without a number gives its whole text. A missing or blank answer span gives ``None``.
     """
     texts = [lm.text(r.token_ids[r.answer.start : r.answer.stop]).strip() if r.answer else "" for r in rollouts]
     return [(last_number(text) or text) if text else None for text in texts]
@@ -252,13 +257,13 @@ def final_answers(lm: LM, rollouts: Sequence[Rollout]) -> list[str | None]:
 class Buckets:
     """Settings of the length-filtered vote.
 
-    Answers are sorted into buckets by the length of their response. Only the answers in the buckets with the most agreement (lowest entropy
-    of answers) vote.
+    The answers to a problem are sorted into buckets by the length of their response. Only the buckets whose answers agree most (lowest
+    entropy) vote.
 
     Attributes:
         width: D, width of a bucket, in the unit of the lengths. Bucket b holds lengths from ``b * width`` to below ``(b + 1) * width``.
-        keep: K, number of buckets that vote.
-        smallest: Buckets with fewer answers than this do not vote.
+        keep: K, largest number of buckets that vote.
+        smallest: Buckets with fewer answers than this do not vote, unless no bucket has so many.
     """
 
     width: Number = PUBLISHED_WIDTH
@@ -274,20 +279,22 @@ PUBLISHED_BUCKETS = Buckets()
 
 
 def filter_by_length(answers: Sequence[str | None], lengths: Sequence[Number], buckets: Buckets = PUBLISHED_BUCKETS) -> list[int]:
-    """Return the indices of the answers that vote: those in the ``buckets.keep`` buckets with the lowest entropy of answers.
+    """Return the indices of the answers that vote: those in the ``buckets.keep`` buckets of lowest entropy.
 
-    Buckets with fewer than ``buckets.smallest`` answers do not vote. If all buckets are that small, all answers vote. Among buckets of
-    equal entropy, those with more answers are kept first, then those with shorter lengths. An answer ``None`` never votes.
+    The entropy of a bucket is that of the distribution of its answers. Buckets with fewer than ``buckets.smallest`` answers do not vote. If
+    all buckets are that small, all answers vote. Among buckets of equal entropy, those with more answers are kept first, then those with
+    shorter lengths. An answer ``None`` never votes.
 
     Args:
         answers: Answers to one problem, from ``final_answers``.
-        lengths: Length of the response of each answer.
-        buckets: Width and number of the buckets.
+        lengths: Length of the response of each answer, in the unit of ``buckets.width``.
+        buckets: Settings of the vote.
     """
     members: dict[int, list[int]] = {}  # bucket -> indices of its answers
     for i, (answer, length) in enumerate(zip(answers, lengths, strict=True)):
         if answer is not None:
             members.setdefault(int(length // buckets.width), []).append(i)
+    # Sort keys: entropy; more answers first (hence the minus); shorter lengths first.
     large = [(entropy([answers[i] for i in rows]), -len(rows), b) for b, rows in members.items() if len(rows) >= buckets.smallest]
     chosen = [b for _, _, b in sorted(large)[: buckets.keep]] or list(members)
     return sorted(i for b in chosen for i in members[b])
@@ -296,7 +303,9 @@ def filter_by_length(answers: Sequence[str | None], lengths: Sequence[Number], b
 def length_filtered_vote(
     answers: Sequence[str | None], lengths: Sequence[Number], buckets: Buckets = PUBLISHED_BUCKETS
 ) -> str | None:
-    """Return the most frequent of the answers that ``filter_by_length`` selects, or ``None`` if there is no answer.
+    """Return the most frequent of the answers that ``filter_by_length`` selects; ``None`` if all answers are ``None``.
+
+    Of equally frequent answers, the one that comes first wins. The arguments are those of ``filter_by_length``.
 
     >>> answers, lengths = ["7", "7", "8", "9", "8", "8"], [4, 5, 10, 10, 11, 11]
     >>> majority(answers), length_filtered_vote(answers, lengths, Buckets(width=2, keep=1))
@@ -306,18 +315,24 @@ def length_filtered_vote(
 
 
 def majority(answers: Sequence[str | None]) -> str | None:
-    """Return the most frequent answer, or ``None`` if there is no answer. Of equally frequent answers, the one that comes first wins."""
+    """Return the most frequent answer, not counting ``None``. Of equally frequent answers, the one that comes first wins.
+
+    If all answers are ``None``, or there are none at all, the result is ``None``.
+    """
     votes = Counter(answer for answer in answers if answer is not None)
     return votes.most_common(1)[0][0] if votes else None
 
 
 def entropy(answers: Sequence[str | None]) -> float:
-    """Return the Shannon entropy (nats) of the distribution of answers, rounded so that equal distributions give equal values.
+    """Return the Shannon entropy (nats) of the distribution of at least one answer. Here ``None`` counts like any other answer.
+
+    The value is rounded to 12 decimals, so that ties between buckets are exact.
 
     >>> round(entropy(["7", "7", "8", "8"]), 3)
     0.693
     """
     share = np.array(list(Counter(answers).values())) / len(answers)
+    # + 0.0 turns -0.0 into 0.0.
     return round(float(-(share * np.log(share)).sum()), 12) + 0.0
 
 
@@ -332,11 +347,13 @@ def votes(
     """Return a table with one row per problem: the accuracy of a single sample, and whether each of three votes is right.
 
     Columns: ``problem_id``; ``samples`` (number of samples); ``one`` (mean accuracy of the samples, 0 to 1); and ``majority, filtered,
-    random``, which are True if the answer with most votes is right. In ``majority``, all answers vote. In ``filtered``, those vote that
-    ``filter_by_length`` selects. ``random`` is the control of ``filtered``: equally many answers vote, drawn at random.
+    random``, one per vote: True if the answer with most votes is graded correct, False if it is not or if nobody votes.
+
+    All answers take part in the vote ``majority``. Only the answers that ``filter_by_length`` selects take part in ``filtered``. The vote
+    ``random`` is a control: as many answers as in ``filtered`` take part, chosen at random.
 
     Args:
-        rollouts: Graded rollouts, several per problem.
+        rollouts: Graded rollouts, several per problem. Their grades say which answers are right.
         answers: Answer of each rollout, from ``final_answers``.
         lengths: Length of each rollout, in the unit of ``buckets.width``.
         buckets: Settings of the length-filtered vote.
@@ -353,6 +370,7 @@ def votes(
         group = sorted(unordered, key=lambda i: rollouts[i].sample)
         cast, group_lengths = [answers[i] for i in group], [lengths[i] for i in group]
         right = {answers[i]: rollouts[i].correct for i in group}  # answer -> whether it is right
+        # cast: all votes of the problem. answering: indices of those that are not None.
         filtered = filter_by_length(cast, group_lengths, buckets)
         answering = [i for i, answer in enumerate(cast) if answer is not None]
         drawn = sorted(random.choice(answering, len(filtered), replace=False)) if filtered else []
@@ -364,9 +382,10 @@ def votes(
 
 
 def vote_accuracy(rows: pd.DataFrame, *, seed: int = 0) -> Mapping[str, Estimate]:
-    """Return the accuracy (0 to 1) of a single sample and of each vote, and two paired differences, with 95 % intervals over problems.
+    """Return a dict of estimates: the accuracy of a single sample and of each vote, and two differences between votes.
 
-    Keys: ``one, majority, filtered, random`` (columns of ``votes``) and the differences ``filtered - majority`` and ``filtered - random``.
+    Keys: ``one, majority, filtered, random`` (accuracies, 0 to 1; see ``votes``), and the differences ``filtered - majority`` and
+    ``filtered - random`` (-1 to 1, paired by problem). All have 95 % intervals over problems.
 
     Args:
         rows: From ``votes``.

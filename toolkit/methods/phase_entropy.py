@@ -1,31 +1,35 @@
 """Entropy measurements of PEAR: phase entropy aware reward (Huang, Lu, Zhang; ICLR 2026), arXiv:2510.08026.
 
-The reward itself is ``rewards.pear``.
+PEAR is a reward for RL with the penalty P below; the reward itself is ``rewards.pear``. This module measures the entropies in it.
 
-Equations (t: index over the T tokens of a response; k: index of the closing think tag; z: the logits that predict token t; alpha: weight of
-the answer, 1 as published):
+Equations (t = 1 .. T: index of a token of the response; k: index of the closing think tag; z: the logits that predict token t; alpha:
+weight of the answer, 1 as published):
 
     H_t     = -sum_v p_v log p_v,   p = softmax(z / temperature), v over the full vocabulary
     H_think = 1/(k-1) sum_{t<k} H_t        H_answer = 1/(T-k) sum_{t>k} H_t
     P       = max(0, H_think - alpha H_answer)
 
-The closing tag belongs to neither phase. All response tokens before it, an opening tag included, are thinking. The end-of-sequence token
-is part of the answer. If thinking is never closed, all tokens are thinking and there is no answer; H_answer then counts as 0 in P. If
-thinking is never opened, all tokens are the answer.
+The two *phases* are thinking and answer. The closing tag belongs to neither. All response tokens before it, an opening tag included, are
+thinking. The end-of-sequence token is part of the answer. If thinking is never closed, all tokens are thinking and there is no answer;
+H_answer then counts as 0 in P. If thinking is never opened, all tokens are the answer.
 
-Entropy filtering, the paper's second experiment, drops the think tokens of highest entropy and lets the model answer from the rest.
+*Entropy filtering* is the paper's second experiment: the think tokens of highest entropy are dropped from a response, and the model answers
+from the prompt and the think tokens that are left.
 
 Deviations:
 
 * The mean over an empty phase is ``None`` (NaN in tables), not 0. If the closing tag has several tokens, all of them are left out.
 * Correlations with length have intervals, and are also computed within problems. The paper only plots all problems together.
+* All intervals are 95 % bootstrap intervals. *Over problems* means that whole problems are resampled, each with all its rollouts. Means are
+  taken over the rollouts of each problem first, then over problems.
 * The paper does not say how the model answers after entropy filtering. Here the kept think tokens are followed by the closing tag, and the
   model continues from there.
 * Not in the paper: the two controls of entropy filtering (dropping random tokens, and cutting tokens off the end), entropy by step, and
   entropy by position. *Step entropy* is the sum over the tokens of a step, as in arXiv:2508.03346.
 
-Units and signs: entropies in nats; positions and lengths in tokens. Every entropy depends on the temperature of the softmax. If sampling
-recorded the entropies, it is the sampling temperature; otherwise it is an argument of ``toolkit.entropies.with_entropies``.
+Units and signs: entropies in nats; lengths in tokens. Every entropy depends on the temperature of the softmax. For entropies that were
+recorded while sampling, that is the sampling temperature. ``toolkit.entropies.with_entropies``, which computes entropies of finished
+responses, takes it as an argument.
 
 Cost: ``Sampling(details=True)`` records entropies while sampling, without an extra pass. ``with_entropies`` needs one teacher-forced pass.
 ``filtering_experiment`` samples answers. Everything else is arithmetic.
@@ -66,7 +70,11 @@ DROPS: tuple[Drop, ...] = ("entropy", "random", "truncate")
 
 @dataclass(frozen=True)
 class PhaseMeans:
-    """Mean entropies (nats per token) of a response's tokens before and after the closing think tag; ``None`` for a phase without tokens.
+    """Mean entropies (nats per token) of a response's two phases, from ``phase_means``.
+
+    Attributes:
+        think: H_think, mean over the tokens before the closing think tag; ``None`` if there are no such tokens.
+        answer: H_answer, mean over the tokens after it; ``None`` if there are no such tokens.
 
     >>> PhaseMeans(think=0.5, answer=0.25).penalty()
     0.25
@@ -76,7 +84,10 @@ class PhaseMeans:
     answer: float | None
 
     def penalty(self, alpha: float = PUBLISHED_ALPHA) -> float:
-        """Return PEAR's penalty P = max(0, H_think - alpha H_answer), in nats per token; the entropy of a missing phase counts as 0."""
+        """Return PEAR's penalty P = max(0, H_think - alpha H_answer), in nats per token.
+
+        The entropy of a phase without tokens counts as 0. ``alpha`` is the weight of the answer's entropy.
+        """
         return max(0.0, (self.think or 0.0) - alpha * (self.answer or 0.0))
 
 
@@ -95,15 +106,16 @@ def phase_means(rollout: Rollout) -> PhaseMeans:
 
 
 def _mean(values: ndarray) -> float | None:
+    """Return the mean, or ``None`` if there are no values."""
     return float(values.mean()) if len(values) else None
 
 
 def table(rollouts: Sequence[Rollout]) -> pd.DataFrame:
     """Return a table of entropies and lengths for ``correlations``, with one row per rollout.
 
-    Columns: ``problem_id, sample, correct``; ``closed`` (True if the response has an answer span); ``think_tokens, response_tokens``
-    (lengths); ``entropy, think_entropy, answer_entropy`` (means over the whole response and over each phase, nats per token; NaN for a
-    phase without tokens).
+    Columns: ``problem_id, sample, correct``; ``closed`` (True if the response has an answer span, because thinking was closed or was never
+    opened); ``think_tokens, response_tokens`` (numbers of tokens); ``entropy, think_entropy, answer_entropy`` (means over the whole
+    response, over its thinking and over its answer, nats per token; NaN for a phase without tokens).
 
     Raises:
         NoEntropiesError: A rollout has no recorded entropies.
@@ -120,11 +132,11 @@ def table(rollouts: Sequence[Rollout]) -> pd.DataFrame:
 
 
 def by_phase(rollouts: Sequence[Rollout], *, seed: int = 0) -> pd.DataFrame:
-    """Return the mean entropy (nats per token) of thinking, of the answer, and of their difference, one row each.
+    """Return a table of mean entropies (nats per token), with three rows: thinking, the answer, and the difference of the two.
 
-    Columns: ``phase`` (``think``, ``answer`` or ``think - answer``), ``mean, low, high`` (95 % interval over problems), ``rollouts``
-    (number of rollouts that have the phase). The difference is over the rollouts that have both phases. A phase that no rollout has is left
-    out.
+    Columns: ``phase`` (``think``, ``answer`` or ``think - answer``); ``mean, low, high`` (95 % interval over problems); ``rollouts``
+    (number of rollouts that have the phase). The difference is taken within each rollout that has both phases. A row without any rollout is
+    left out.
     """
     rows = table(rollouts)
     rows["think - answer"] = rows["think_entropy"] - rows["answer_entropy"]
@@ -137,6 +149,7 @@ def by_phase(rollouts: Sequence[Rollout], *, seed: int = 0) -> pd.DataFrame:
 
 
 def _estimate(values: pd.Series, problems: pd.Series | pd.Index, seed: int) -> tuple[float, float, float]:
+    """Return ``(mean, low, high)`` of one value per rollout, with a 95 % interval over problems."""
     e = stats.over_problems(values.to_numpy(float), problems.to_numpy(), seed=seed)
     return e.mean, e.low, e.high
 
@@ -147,10 +160,11 @@ def _estimate(values: pd.Series, problems: pd.Series | pd.Index, seed: int) -> t
 def by_position(rollouts: Sequence[Rollout], *, bins: int = assumed_bins, seed: int = 0) -> pd.DataFrame:
     """Return the mean entropy (nats per token) by relative position in the think span, tags excluded (not in the paper).
 
-    Columns: ``position`` (centre of the bin, 0 to 1), ``mean, low, high`` (95 % interval over problems), ``rollouts`` (number of rollouts).
+    The table has one row per bin of relative position. Columns: ``position`` (centre of the bin, 0 to 1); ``mean, low, high`` (95 %
+    interval over problems); ``rollouts`` (number of rollouts).
 
-    Token i of n (from 0) covers the positions from i/n to (i+1)/n. Its weight in a bin is the part of this range that lies in the bin. So
-    no bin is empty, even if a span has fewer tokens than there are bins.
+    In a span of n tokens, token i = 0 .. n-1 covers the relative positions from i/n to (i+1)/n. Its weight in a bin is the part of this
+    range that lies in the bin. So no bin is empty, even if a span has fewer tokens than there are bins.
 
     Args:
         rollouts: Rollouts with entropies; those without think tokens are left out.
@@ -174,14 +188,22 @@ def by_position(rollouts: Sequence[Rollout], *, bins: int = assumed_bins, seed: 
 
 
 def _think_entropies(r: Rollout) -> list[float]:
-    """Return the entropies of the think tokens; empty without a think span."""
+    """Return the entropies (nats) of the think tokens, tags excluded; an empty list if there is no think span."""
     if r.think is None:
         return []
     return entropies_of(r)[r.think.start - r.prompt_len : r.think.stop - r.prompt_len].tolist()
 
 
 def _binned(parts: Sequence[pd.DataFrame], name: str, centre: Callable[[int], float], n: int, seed: int) -> pd.DataFrame:
-    """Return a table with one row per bin: centre (column ``name``), mean entropy with its interval, and number of rollouts."""
+    """Return a table with one row per bin: its centre, its mean entropy (columns ``mean, low, high``), and its number of ``rollouts``.
+
+    Args:
+        parts: Tables with columns ``bin`` (index), ``entropy`` and ``problem_id``, one row per rollout and bin.
+        name: Name of the column for the centre.
+        centre: Function from the index of a bin to its centre.
+        n: Number of rollouts, for the error message.
+        seed: Seed of the bootstrap.
+    """
     if not parts:
         raise NoThinkTagsError(f"None of the {n} rollouts has a think token: load the model with tags=ThinkTags(...).")
     groups = pd.concat(parts).groupby("bin")
@@ -196,8 +218,9 @@ StepsOf = Callable[[Rollout], Sequence[Step]]
 def step_entropy(rollouts: Sequence[Rollout], steps_of: StepsOf) -> pd.DataFrame:
     """Return a table of the entropy of each step of thinking, with one row per step that has at least one token.
 
-    Columns: ``problem_id, sample``; ``step`` (index in the rollout, from 0); ``of`` (number of steps in the rollout); ``tokens`` (number of
-    tokens in the step); ``entropy`` (sum over the tokens of the step, nats); ``mean`` (nats per token); ``text``.
+    Columns: ``problem_id, sample``; ``step`` (index of the step in the rollout, from 0); ``of`` (total number of steps in the rollout);
+    ``tokens`` (number of tokens in the step); ``entropy`` (sum over the tokens of the step, nats); ``mean`` (mean over its tokens, nats per
+    token); ``text`` (text of the step).
 
     Args:
         rollouts: Rollouts with entropies.
@@ -224,12 +247,12 @@ def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = a
     Args:
         rollouts: Rollouts with entropies.
         steps_of: Function that splits a rollout's thinking into steps.
-        at_least: Number of problems in whose responses a step must occur; a step that occurs in fewer is left out.
+        at_least: A step number is left out if the responses to fewer than this many problems have so many steps.
         seed: Seed of the bootstrap.
 
     Raises:
         NoThinkTagsError: No rollout has a step.
-        ValueError: No step occurs in responses to ``at_least`` problems.
+        ValueError: Even the first step is left out, since there are fewer than ``at_least`` problems with steps.
     """
     rows = step_entropy(rollouts, steps_of)
     part = pd.DataFrame({"bin": rows["step"], "entropy": rows["mean"], "problem_id": rows["problem_id"]})
@@ -242,11 +265,12 @@ def by_step(rollouts: Sequence[Rollout], steps_of: StepsOf, *, at_least: int = a
 
 
 def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int = 0) -> pd.DataFrame:
-    """Return the mean entropy (nats per token) of marked steps, of the other steps of the same responses, and the difference.
+    """Compare the entropy of the steps that the caller marks with that of the other steps of the same responses (not in the paper).
 
-    This comparison is not in the paper. Columns: ``steps`` (``marked``, ``others`` or the paired difference ``marked - others``), ``mean,
-    low, high`` (95 % interval over problems), ``rollouts`` (number of rollouts). Within a response, all steps of a kind have equal weight,
-    whatever their length. Only responses with both kinds of steps count; if there are none, the table is empty.
+    Return a table of means in nats per token, with three rows. Columns: ``steps`` (``marked``, ``others`` or ``marked - others``, the
+    difference within each response); ``mean, low, high`` (95 % interval over problems); ``rollouts`` (number of rollouts). Within a
+    response, all steps of a kind have equal weight, whatever their length. Only responses with both kinds of steps count; if there are
+    none, the table is empty.
 
     Args:
         rows: From ``step_entropy``.
@@ -264,16 +288,18 @@ def by_mark(rows: pd.DataFrame, marked: Sequence[bool] | ndarray, *, seed: int =
 def correlations(
     rows: pd.DataFrame, x: str = "entropy", y: str = "response_tokens", *, times: int = stats.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """Return the Pearson and Spearman correlations of two columns of ``table``: by default, of entropy and response length.
+    """Return a table of the correlations of two columns of ``table``: by default, of mean entropy and response length.
 
-    There is one row per scope and kind. Columns: ``scope`` (``pooled`` over all rollouts, or ``within``: each problem's means are
-    subtracted first, so that difficulty cancels); ``kind`` (``pearson`` or ``spearman``); ``r``; ``low, high`` (95 % interval over
-    problems); ``problems, rollouts`` (how many). Rollouts in which one of the two values is NaN are left out.
+    There are four rows: each scope with each kind. Columns: ``scope`` (``pooled`` or ``within``); ``kind`` (``pearson`` or ``spearman``);
+    ``r`` (the correlation); ``low, high`` (95 % interval over problems); ``problems, rollouts`` (how many).
+
+    The scope ``pooled`` is over all rollouts. In the scope ``within``, each problem's means are subtracted first, so that difficulty
+    cancels; problems with a single rollout are left out. Rollouts in which one of the two values is NaN are left out of both scopes.
 
     Args:
         rows: From ``table``.
-        x: First column of ``rows``.
-        y: Second column of ``rows``.
+        x: Name of the first column of ``rows``.
+        y: Name of the second column of ``rows``.
         times: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
 
@@ -300,14 +326,14 @@ def filtered_prompt(rollout: Rollout, keep: float, drop: Drop = "entropy", *, se
     Args:
         rollout: Response with a closed think span.
         keep: Share of think tokens to keep, 0 to 1.
-        drop: Choice of the tokens to drop. ``"entropy"``: those of highest entropy (as published); of tokens with equal entropy, the
-            earlier one is kept. ``"random"``: random tokens. ``"truncate"``: the last tokens.
+        drop: Which think tokens to drop. ``"entropy"``: those of highest entropy, as published; of tokens with equal entropy, the later
+            one is dropped first. ``"random"``: random tokens. ``"truncate"``: the last tokens.
         seed: Seed for ``"random"``, combined with the problem and the sample of the rollout.
 
     Raises:
         NoThinkTagsError: The rollout has no think span, or did not close it with a tag.
         NoEntropiesError: ``drop="entropy"``, and the rollout has no recorded entropies.
-        ValueError: ``keep`` or ``drop`` is invalid.
+        ValueError: ``keep`` is not from 0 to 1, or ``drop`` is unknown.
     """
     if not 0 <= keep <= 1 or drop not in DROPS:
         raise ValueError(f"keep={keep}, drop={drop!r}: need a share 0 <= keep <= 1 and one of {', '.join(DROPS)}.")
@@ -321,6 +347,7 @@ def filtered_prompt(rollout: Rollout, keep: float, drop: Drop = "entropy", *, se
     kept = round(keep * n)
     match drop:
         case "entropy":
+            # Lowest entropies first; the sort is stable, so of equal ones the earlier token is kept.
             chosen = np.argsort(_think_entropies(rollout), kind="stable")[:kept].tolist()
         case "random":
             chosen = random.Random(f"{seed}-{rollout.problem_id}-{rollout.sample}").sample(range(n), kept)
@@ -345,16 +372,17 @@ def filtering_experiment(
     seed: int = 0,
     out: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Drop think tokens in three ways, for each share in ``keeps``, and let the model answer. Return one row per answer.
+    """Drop think tokens of each response in three ways, for each share in ``keeps``, and let the model answer. Return a table.
 
-    Columns: ``drop`` (which tokens were dropped: ``entropy``, ``random`` or ``truncate``, see ``filtered_prompt``); ``keep`` (share of
-    think tokens kept); ``problem_id, sample`` (of the original response); ``kept_tokens`` (number of think tokens kept); ``correct``,
-    ``answer_tokens`` (grade and length of the new answer). ``filtering_summary`` and ``filtering_effects`` evaluate the table.
+    The table has one row per answer. Columns: ``drop`` (which tokens were dropped: ``entropy``, ``random`` or ``truncate``, see
+    ``filtered_prompt``); ``keep`` (share of think tokens kept); ``problem_id, sample`` (of the original response); ``kept_tokens`` (number
+    of think tokens kept); ``correct`` (grade of the new answer); ``answer_tokens`` (its length). ``filtering_summary`` and
+    ``filtering_effects`` evaluate the table.
 
     Args:
         target: Model, or model with interventions, that answers.
         rollouts: Responses with entropies; responses without a closed think span are left out.
-        problems: The problems of the rollouts.
+        problems: Problems, which must include that of every rollout.
         keeps: Shares of think tokens to keep, 0 to 1 each.
         sampling: How the answers are sampled; the default is greedy.
         seed: Seed of the random control.
@@ -373,13 +401,13 @@ def filtering_experiment(
     prompts = [(by_id[r.problem_id], filtered_prompt(r, keep, drop, seed=seed)) for drop, keep, r in plan]
     rows = []
     for i, a in enumerate(continuations(target, prompts, sampling, out=out)):
-        drop, keep, r = plan[i // sampling.n]
+        drop, keep, r = plan[i // sampling.n]  # answers are in the order of the prompts, sampling.n per prompt
         rows.append((drop, keep, r.problem_id, r.sample, round(keep * r.think_tokens), a.correct, a.response_tokens))
     return pd.DataFrame(rows, columns=["drop", "keep", "problem_id", "sample", "kept_tokens", "correct", "answer_tokens"])
 
 
 def filtering_summary(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Return the accuracy after each way of dropping think tokens, with one row per way and share kept.
+    """Return a table with the accuracy after each way of dropping think tokens, one row per way and share kept.
 
     Columns: ``drop`` (``entropy``, ``random`` or ``truncate``); ``keep`` (share of think tokens kept); ``kept_tokens, answer_tokens``
     (means per answer); ``accuracy, low, high`` (0 to 1, 95 % interval over problems). For paired comparisons use ``filtering_effects``.
@@ -396,13 +424,14 @@ def filtering_summary(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
 
 def filtering_effects(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Return the accuracy after dropping the tokens of highest entropy minus the accuracy of each control, paired by response.
+    """Return a table of effects of dropping the tokens of highest entropy: the accuracy after it minus that of each control.
 
-    Columns: ``keep`` (share of think tokens kept); ``against`` (name of the control); ``difference, low, high`` (-1 to 1, 95 % interval
-    over problems). A negative difference means that the control answers better.
+    There is one row per share and control. Columns: ``keep`` (share of think tokens kept); ``against`` (name of the control);
+    ``difference, low, high`` (-1 to 1, paired by response, 95 % interval over problems). A negative difference means that answers are more
+    often right in the control.
 
-    Controls: ``random`` (as many tokens dropped at random), ``truncate`` (as many tokens cut off the end), and ``whole`` (all think tokens
-    kept; only if ``rows`` has the share 1).
+    The controls are ``random`` (as many tokens are dropped at random), ``truncate`` (as many tokens are cut off the end), and ``whole``
+    (all think tokens are kept; only if ``rows`` has answers with ``keep=1``).
 
     Args:
         rows: From ``filtering_experiment``.

@@ -1,39 +1,40 @@
 """Retrieval Head Mechanistically Explains Long-Context Factuality (Wu et al., ICLR 2025), arXiv:2404.15574.
 
-The *needle* is the piece of the prompt that the answer should be copied from. An *example* is one response to such a prompt.
+The *needle* is the piece of the prompt that the answer should be copied from. An *example* is one response to a prompt with a needle. The
+*emitted* tokens are the response's tokens, or those of them that the example says to evaluate.
 
 Equations (k: set of the needle's token ids; i_q: positions of the needle in the prompt; x: token ids of prompt and response; t: position
-that predicts an emitted token; w_t = x_{t+1}: that token; a_h(t, j): attention weight of head h from t to j):
+that predicts an emitted token; w_t = x_{t+1}: that token; a_h(t, j): attention weight of head h from t to j; j* = argmax_j a_h(t, j)):
 
-    h copies w_t   iff   w_t in k,  j* = argmax_j a_h(t, j) in i_q,  x_{j*} = w_t
+    h copies w_t   iff   w_t in k   and   j* in i_q   and   x_{j*} = w_t
     score(h) = | g_h  cap  k | / | k |          g_h: set of tokens that h copies in one example; mean over examples
 
 Deviations:
 
 * g_h is a set, as in the paper. The released code counts a token every time it is copied, so its scores can exceed 1.
-* All examples count by default. With ``when="success"``, only the examples count in which the needle was retrieved, as in the released code
-  (the paper does not mention this). The released code decides by the recall of stemmed words, this module by the recall of token ids.
+* All examples count by default. With ``when="success"``, only examples count whose response retrieved the needle, as in the released code
+  (the paper does not mention this). The released code tells by the recall of stemmed words, this module by the recall of token ids.
 * The caller gives the position of the needle. The released code searches for it.
-* The prompt is processed with SDPA up to the last token; the response is teacher-forced.
+* The response is read teacher-forced: heads are measured while the model reads a finished response. The released code measures them while
+  the model generates.
 
 The metrics (``METRICS``) are the published score, ``copy``, and our variants. Each has one value per example, layer and head:
 
-    copy           the share of the needle's distinct tokens that the head copies, as above
-    copy_no_sink   copy, with the argmax over all keys except the first ``sinks``
-    copy_unseen    copy, only for tokens of k that occur nowhere else in the prompt; NaN if there are none
-    copy_new       copy, without the copies that an induction head would make: x_{j*-1} != x_t is required in addition
+    copy           share of the needle's distinct tokens that the head copies, as above
+    copy_no_sink   like copy, but the argmax j* is over all keys except the first ``sinks`` positions of the sequence
+    copy_unseen    like copy, but k holds only the tokens that occur nowhere else in the prompt; NaN if there are none
+    copy_new       like copy, but only copies with x_{j*-1} != x_t count, since an induction head makes those with x_{j*-1} = x_t
     mass           attention on the needle: mean over t of sum_{j in i_q} a_h(t, j)
-    contrast       mass minus the same quantity after a control prompt, in which other tokens replace the needle; the response and the
+    contrast       mass minus the mass for a control prompt, in which other tokens replace the needle; the response and the
                    positions i_q are the same; NaN without a control prompt
-    query          attention on the needle from the tokens of the question, mean over these tokens: the score of QRHead
-                   (arXiv:2506.09944) without its calibration; NaN if the position of the question is not given
-    write          direct effect of the head on the logit of the emitted token, by the needle position it attends to most: mean over
-                   the emitted tokens of k of a_h(t, j') <u(w_t), W_O^h v_h(j')>, with j' = argmax_{j in i_q} a_h(t, j), v_h(j') the
-                   head's value vector, W_O^h its part of W_O, and u(w) the unembedding of w minus the mean unembedding; 0 if no
-                   token of k is emitted
+    query          attention on the needle from the tokens of the question, mean over these tokens; NaN if the position of the
+                   question is not given. The score of QRHead (arXiv:2506.09944), whose calibration step is left out
+    write          direct effect on the logit of the emitted token, through the needle position that the head attends to most:
+                   mean of a_h(t, j') <u(w_t), W_O^h v_h(j')> over the emitted tokens in k; 0 if no token of k is emitted
 
-In post-norm families, ``write`` includes the norm that follows W_O, with its divisor at t. It leaves out the final norm of the model, both
-its divisor and its gain.
+In ``write``, j' = argmax_{j in i_q} a_h(t, j), v_h(j') is the head's value vector, W_O^h its part of W_O, and u(w) the unembedding of w
+minus the mean unembedding of all tokens. In post-norm families the norm that follows W_O is included, with its divisor at t. The model's
+final norm is left out, both its divisor and its gain.
 
 Units and signs: all metrics are shares in [0, 1] (``contrast`` in [-1, 1]), except ``write``, which is in logits before the final norm. It
 is positive if the head raises the logit of the emitted token. In all metrics, a higher value means that the head retrieves more.
@@ -78,15 +79,16 @@ COPY_METRICS = METRICS[:4]
 
 @dataclass(frozen=True)
 class HeadMetrics:
-    """All metrics of every attention head in every example.
+    """All metrics of every attention head in every example, from ``measure``.
 
     ``a + b`` concatenates the examples of two measurements of the same model.
 
     Attributes:
-        values: Metric -> tensor ``[examples, layers, heads]``.
+        values: Name of a metric -> tensor ``[examples, layers, heads]``. Where a layer has fewer heads than others, the surplus entries are
+            NaN.
         success: For each example, True if the response retrieved the needle.
         ids: Problem id of each example.
-        provenance: The measured model, and a record of the problems.
+        provenance: Which model was measured, and on which problems.
     """
 
     values: Mapping[str, Float[Tensor, "examples layers heads"]]
@@ -107,11 +109,11 @@ class HeadMetrics:
 
     @property
     def present(self) -> Bool[Tensor, "layers heads"]:
-        """True where the model has a head; False at the surplus places of layers that have fewer heads than others."""
+        """Mask of the entries that stand for a head. It is False at the surplus entries of layers that have fewer heads than others."""
         return ~self.values["mass"].isnan().all(dim=0)
 
     def select(self, metric: str = "copy", *, when: str = "all") -> Float[Tensor, "examples layers heads"]:
-        """Return the values of one metric. Examples in which the metric is undefined (NaN) are left out.
+        """Return the values of one metric in the chosen examples. Examples in which the metric is undefined (NaN) are left out.
 
         Args:
             metric: One of ``METRICS``.
@@ -119,7 +121,7 @@ class HeadMetrics:
 
         Raises:
             KeyError: The metric is unknown.
-            ValueError: ``when`` is unknown, or no example is left.
+            ValueError: ``when`` is unknown, or no example is left to return.
         """
         if metric not in self.values:
             raise KeyError(f"No metric {metric!r}: choose from {', '.join(self.values)}.")
@@ -138,14 +140,14 @@ class HeadMetrics:
 def measure(
     lm: LM, examples: Sequence[Example], *, success: Callable[[Example], bool] = needle_recalled, sinks: int = assumed_sinks
 ) -> HeadMetrics:
-    """Return all metrics of all heads, for each of the given examples in their order.
+    """Measure all metrics of all heads in each example. Return them with the examples in the given order.
 
     Args:
         lm: The model whose heads are measured.
         examples: From ``needles.examples``.
-        success: Function from an example to True if the response retrieved the needle. The default looks at the recall of token ids;
-            ``lambda e: e.rollout.correct`` looks at the grade of the answer.
-        sinks: Number of positions at the start of the sequence that ``copy_no_sink`` ignores as keys.
+        success: Function that returns True for an example whose response retrieved the needle. By default, more than half of the needle's
+            tokens must be emitted. With ``lambda e: e.rollout.correct``, the answer must be correct.
+        sinks: Number of positions at the start of the sequence among which ``copy_no_sink`` does not look for j*.
 
     Raises:
         ValueError: There are no examples, or a sequence is longer than the model's context.
@@ -164,7 +166,10 @@ def measure(
 
 
 def _group(lm: LM, examples: Sequence[Example], sinks: int) -> dict[str, Float[Tensor, "examples layers heads"]]:
-    """Return all metrics of one group of examples, from up to three passes: for responses, control prompts and questions."""
+    """Return all metrics of a few examples (at most ``GROUP_SIZE``), from up to three passes.
+
+    The passes read the responses, the same responses after the control prompts, and the questions.
+    """
     shape = (len(examples), lm.layout.n_layers, lm.layout.n_heads)
     sequences = [e.rollout.token_ids for e in examples]
     sums = _MetricSums(lm, examples, sinks)
@@ -197,7 +202,11 @@ def _group(lm: LM, examples: Sequence[Example], sinks: int) -> dict[str, Float[T
 
 
 class _MetricSums:
-    """Sums over query positions for some examples, accumulated layer by layer from attention rows. ``values`` turns them into metrics."""
+    """Sums over query positions for some examples, from which ``values`` computes the metrics.
+
+    ``attention.read`` computes attention rows, the attention probabilities of queries over all keys. It passes them to ``take`` or
+    ``take_mass`` layer by layer, and these add to the sums.
+    """
 
     def __init__(self, lm: LM, examples: Sequence[Example], sinks: int) -> None:
         self.lm, self.examples, self.sinks = lm, examples, sinks
@@ -229,7 +238,8 @@ class _MetricSums:
                                      for e, i, row in zip(examples, ids, tokens, strict=True)], device=lm.device)  # fmt: skip
 
     def take_mass(self, rows: attention.Rows) -> None:
-        """Add to ``mass`` the attention of one layer's heads on the needle, from each query position."""
+        """Add to ``mass`` the attention of one layer's heads on the needle, summed over the query positions."""
+        # which: index in self.examples of each sequence of the batch. Queries at -1 only pad the batch and do not count.
         which = torch.tensor(rows.examples, device=rows.weights.device)
         needle = self.needle[which, : rows.weights.shape[-1]].to(rows.weights)
         on_needle = torch.einsum("bhqk,bk->bhq", rows.weights, needle)
@@ -265,18 +275,28 @@ class _MetricSums:
         """Mark in ``copied[name]`` the needle tokens that each head copies.
 
         Args:
-            name: Metric.
-            which: Examples of the batch.
+            name: Name of the metric.
+            which: Index in ``self.examples`` of each sequence of the batch.
             layer: Layer of the heads.
-            number: Index of each emitted token among the distinct needle tokens; the last index means "not in the needle".
+            number: Index of each emitted token among the distinct tokens of the needle; the last index means "not in the needle".
             hits: True where the head copies the emitted token.
         """
+        # scatter_add_ counts, for each head and needle token, the queries at which the head copies this token.
         index = number[:, None].expand_as(hits)
         counts = torch.zeros(*hits.shape[:2], self.tokens.shape[1] + 1, device=hits.device)
         self.copied[name][which, layer, : hits.shape[1]] |= counts.scatter_add_(2, index, hits.float()) > 0
 
     def _write(self, rows: attention.Rows, which: Tensor, needle: Tensor, emitted: Tensor, in_needle: Tensor) -> None:
-        """Add to ``write`` the term a_h(t, j') <u(w_t), W_O^h v_h(j')>, for the needle position j' with the most attention."""
+        """Add one layer's terms to the sums of ``write``: a_h(t, j') <u(w_t), W_O^h v_h(j')> for each query t and head h.
+
+        Args:
+            rows: Attention rows of the layer.
+            which: Index in ``self.examples`` of each sequence of the batch.
+            needle: Which keys belong to the needle, ``[batch, keys]``.
+            emitted: Token id w_t that each query predicts, ``[batch, queries]``.
+            in_needle: True where this token is one of the needle's tokens, ``[batch, queries]``.
+        """
+        # Keys outside the needle get weight -1, below all true weights, so that the maximum lies in the needle.
         weight, at = rows.weights.masked_fill(~needle[:, None, None], -1.0).max(dim=-1)  # [b, heads, queries] each; at is j'
         # Weighted value vectors a_h(t, j') v_h(j'), [b, heads, queries, head_dim]; zero where no needle token is emitted.
         read = rows.value_at(at) * weight.clamp(min=0)[..., None] * in_needle[:, None, :, None] * rows.gate.transpose(1, 2)
@@ -284,6 +304,7 @@ class _MetricSums:
         u = self.W_U[emitted].float() - self.W_U_mean
         W_O = layout.W_O(rows.layer).detach().float()
         # <u, W_O v> = <W_O^T u, v>: the direction in each head's value space that raises the emitted token, [b, queries, heads, head_dim].
+        # rows.scale is the divisor of the norm that follows W_O; 1 if there is no such norm.
         raises = (layout.to_attn_out(rows.layer, u / rows.scale) @ W_O).unflatten(
             -1, (layout.heads[rows.layer], layout.head_dims[rows.layer])
         )
@@ -291,6 +312,7 @@ class _MetricSums:
 
     def values(self) -> dict[str, Tensor]:
         """Return all metrics except ``contrast`` and ``query``, as tensors ``[examples, layers, heads]``."""
+        # The last entry stands for tokens outside the needle. size: number of distinct needle tokens, without the padding -1.
         hits = {name: copied[..., :-1].cpu() for name, copied in self.copied.items()}
         size, unseen = (self.tokens >= 0).sum(dim=1).cpu()[:, None, None], self.unseen.cpu()
         values = {name: copied.sum(dim=-1).double() / size for name, copied in hits.items()}
@@ -309,11 +331,19 @@ def _at(ids: Int[Tensor, "b t"], positions: Int[Tensor, "b h q"]) -> Int[Tensor,
 def _hits(
     top: Int[Tensor, "b h q"], ids: Int[Tensor, "b t"], needle: Bool[Tensor, "b k"], emitted: Tensor
 ) -> Bool[Tensor, "b h q"]:
-    """Return, for each head and query, True if the key at position ``top`` lies in the needle and is the emitted token."""
+    """Return, for each head and query, True if position ``top`` lies in the needle and holds the emitted token.
+
+    Args:
+        top: Position that the head attends to most, for each query.
+        ids: Token ids of each sequence.
+        needle: Which positions belong to the needle.
+        emitted: Token id that each query predicts, ``[batch, queries]``.
+    """
     return (_at(needle.long(), top) > 0) & (_at(ids, top) == emitted[:, None])
 
 
 def _absent(metrics: HeadMetrics) -> tuple[tuple[int, int], ...]:
+    """Return the pairs ``(layer, head)`` that stand for no head, in layers that have fewer heads than others."""
     return tuple((int(layer), int(head)) for layer, head in (~metrics.present).nonzero())
 
 
@@ -322,7 +352,7 @@ def scores(metrics: HeadMetrics, metric: str = "copy", *, when: str = "all") -> 
 
     Args:
         metrics: From ``measure``.
-        metric: One of ``METRICS``. Examples in which it is undefined (NaN) are left out.
+        metric: Name of the metric, one of ``METRICS``. Examples in which it is undefined (NaN) are left out.
         when: Examples to use: ``"all"``, or ``"success"`` for only those that retrieved the needle, as in the released code.
     """
     units = "logits" if metric == "write" else "share"
@@ -350,7 +380,7 @@ def heads(head_scores: HeadScores, *, above: float = PUBLISHED_THRESHOLD) -> lis
 def mask_plan(head_scores: HeadScores, count: int) -> Plan:
     """Return a plan that masks the ``count`` heads with the highest scores.
 
-    ``masks.masking`` applies the plan while the model runs. ``edits.apply`` applies it to the weights: the heads then write zeros.
+    ``masks.masking`` applies the plan while the model runs. ``edits.apply`` applies it to the weights: the outputs of the heads are then 0.
 
     Raises:
         ValueError: ``count`` is negative or larger than the number of heads.
@@ -367,10 +397,14 @@ def mask_plan(head_scores: HeadScores, count: int) -> Plan:
 def statistics(copy: Float[Tensor, "examples layers heads"]) -> dict[str, int | float]:
     """Return the paper's summary numbers as a dict, from the scores of every head in each example.
 
-    Keys: ``examples`` (number of examples); ``retrieval`` (number of heads with a mean score above 0.1); ``share_retrieval, share_strong,
-    share_zero`` (shares of all heads, 0 to 1, with a mean score above 0.1, above 0.5, and of exactly 0); ``always, often`` (numbers of
-    heads that copy in all examples, and in more than 95 % of them); ``silent_examples`` (number of examples in which no head copies);
-    ``above_1`` (number of single scores above 1, which only files of the released code can contain).
+    A head's mean score is its mean over examples. Keys:
+
+    - ``examples``: number of examples.
+    - ``retrieval``: number of heads with a mean score above 0.1.
+    - ``share_retrieval, share_strong, share_zero``: shares of all heads (0 to 1) whose mean score is above 0.1, above 0.5, and exactly 0.
+    - ``always, often``: number of heads that copy a needle token in all examples, and in more than 95 % of them.
+    - ``silent_examples``: number of examples in which no head copies a needle token.
+    - ``above_1``: number of scores (of one head in one example) above 1. Only the files of the released code can contain such scores.
 
     >>> numbers = statistics(torch.tensor([[[0.5, 0.0]], [[1.0, 0.0]]]))  # 2 examples, 1 layer, 2 heads
     >>> numbers["retrieval"], numbers["share_zero"], numbers["always"]
@@ -395,9 +429,9 @@ def statistics(copy: Float[Tensor, "examples layers heads"]) -> dict[str, int | 
 
 
 def overlap(a: HeadScores, b: HeadScores, count: int) -> float:
-    """Return the overlap of two rankings, from 0 to 1.
+    """Return how much two rankings of the same heads agree: the share (0 to 1) of the top heads of ``a`` that are also top heads of ``b``.
 
-    Overlap is the share of the ``count`` highest-scoring heads of ``a`` that are also among the ``count`` highest-scoring heads of ``b``.
+    The top heads are the ``count`` heads with the highest scores.
 
     Raises:
         ValueError: The scores have different shapes, or ``count`` is not between 1 and the number of heads.
@@ -410,10 +444,10 @@ def overlap(a: HeadScores, b: HeadScores, count: int) -> float:
 
 
 def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, *, draws: int = 20, seed: int = 0) -> float:
-    """Return the overlap (0 to 1) between the top heads on ``n`` random examples and the top heads on all examples, mean over draws.
+    """Return how stable the top heads are: their overlap (0 to 1) between ``n`` random examples and all examples, mean over draws.
 
-    Overlap is the share of the ``count`` highest-scoring heads on all examples that are also among the ``count`` highest-scoring heads on
-    the ``n`` examples. Since these are part of all examples, the result is optimistic.
+    The top heads are the ``count`` heads with the highest mean score. Overlap is the share of the top heads on all examples that are also
+    top heads on the ``n`` examples. These are among all examples, so the overlap is higher than between separate sets of examples.
 
     Args:
         copy: Score of every head in each example, such as ``metrics.select("copy")``.
@@ -441,7 +475,7 @@ def stability(copy: Float[Tensor, "examples layers heads"], n: int, count: int, 
 
 
 def from_lists(lists: Mapping[str, Sequence[float]]) -> Float[Tensor, "examples layers heads"]:
-    """Return the scores in one of the paper's released files, ``{"<layer>-<head>": [score of each example, ...]}``, as a tensor.
+    """Return the scores of one of the paper's released files as a tensor. A file is ``{"<layer>-<head>": [score of each example, ...]}``.
 
     An empty list stands for a head that the model does not have, and becomes NaN. The released files have no such lists: this is our
     addition, for models whose layers differ in their number of heads.
@@ -450,7 +484,7 @@ def from_lists(lists: Mapping[str, Sequence[float]]) -> Float[Tensor, "examples 
     [[[0.5, 0.0]], [[1.0, 0.0]]]
 
     Raises:
-        ValueError: A head is missing, or has a different number of examples than the first.
+        ValueError: There are no scores, a head is missing, or two heads have scores of different numbers of examples.
     """
     places = {tuple(map(int, key.split("-"))): values for key, values in lists.items()}
     if not places:
@@ -471,7 +505,7 @@ def from_lists(lists: Mapping[str, Sequence[float]]) -> Float[Tensor, "examples 
 def to_lists(copy: Float[Tensor, "examples layers heads"]) -> dict[str, list[float]]:
     """Return the scores in the format of the paper's released files, ``{"<layer>-<head>": [score of each example, ...]}``.
 
-    This is the inverse of ``from_lists``.
+    This is the inverse of ``from_lists``. A head that is NaN in all examples becomes an empty list.
     """
     absent = copy.isnan().all(dim=0)
     places = [(i, j) for i in range(copy.shape[1]) for j in range(copy.shape[2])]

@@ -1,30 +1,31 @@
 """ThinkEdit: interpretable weight editing to mitigate overly short thinking (Sun et al., EMNLP 2025), arXiv:2503.22048.
 
-Equations (t: the positions that *predict* the think tokens of response i; long, short: classes of responses with long and with short
-thinking):
+Equations (i: response; t: the positions that *predict* the think tokens of i; long, short: classes of responses with long and with short
+thinking; e_l = v_l / |v_l|):
 
     v_l   = mean_{i in long} mean_t r_l(i, t)  -  mean_{i in short} mean_t r_l(i, t)         length direction of layer l
-    c(l,h) = mean_{i in short} < mean_t W_l^h z_l^h(i, t), -v_l / |v_l| >                   score of head h of layer l
-    W_l^h <- (I - lambda v v^T) W_l^h          edit of the heads with the highest c, v = v_l / |v_l|
+    c(l,h) = mean_{i in short} < mean_t W_l^h z_l^h(i, t), -e_l >                            score of head h of layer l
+    W_l^h <- (I - lambda e_l e_l^T) W_l^h                                                    edit of the heads with the highest c
 
-with r_l the residual stream after attention (``resid_mid``, "attn" in the released code) or after the block (``resid_post``, "mlp"),
-z_l^h the output of a head before W_O, W_l^h the head's part of W_O, and lambda the strength of the edit.
+r_l is the residual stream after attention (``resid_mid``, "attn" in the released code) or after the block (``resid_post``, "mlp"). z_l^h is
+the output of a head before W_O, W_l^h the head's part of W_O, and lambda the strength of the edit.
 
 Deviations:
 
 * Activations are read at the sampled token ids; the released code tokenizes the text of the response again. Think spans exclude the tags.
-* ``resid_post`` of the last layer is taken before the final norm (the released code takes it after). Sums are fp64. The size of a head is
-  read from the shape of W_O.
+* ``resid_post`` of the last layer is taken before the final norm; the released code takes it after.
+* Sums over responses are accumulated in fp64.
 * Classes may also be set by quantiles of the length, since thresholds in tokens do not transfer between models.
 * In the paper's models, W_l^h z_l^h is added to the residual stream directly. In post-norm families a norm comes between. There, z is
-  divided at each position by the norm's divisor, and v is multiplied by its gain, so that scores measure the actual addition to the stream.
-* ``contrast_scores`` and ``written_direction`` are ours.
+  divided at each position by the norm's divisor, and v is multiplied by the norm's gain. So scores measure what is really added to the
+  stream.
+* ``contrast_scores`` and ``written_direction`` are not in the paper.
 
 Units and signs: lengths are numbers of think tokens. Adding v makes thinking longer. Scores are in units of the residual stream; a higher
 score means that the head writes more towards shorter thinking.
 
-Cost: one forward pass per rollout (``collect.moments``). The functions here only compute with means, since ``W mean(z) = mean(W z)``. This
-also holds in post-norm families, where z is divided by the norm's divisor before the mean.
+Cost: one forward pass per rollout (``collect.moments``), which collects means over rollouts. The functions here run no model: the mean of z
+is enough, since ``W mean(z) = mean(W z)``. This also holds in post-norm families, where z is divided by the norm's divisor before the mean.
 """
 
 from __future__ import annotations
@@ -58,13 +59,12 @@ class ClassTooSmallError(ValueError):
 class LengthClasses:
     """Two classes of rollouts, with short and with long thinking, by thresholds on the number of think tokens.
 
-    A ``LengthClasses`` can be called with a rollout, to give its class: ``"short"`` below ``short_below`` think tokens, ``"long"`` above
-    ``long_above`` think tokens (both strict), ``None`` in between. The class is also ``None`` if the think span was never opened or never
-    closed.
+    A ``LengthClasses`` can be called with a rollout, to give its class: ``"short"``, ``"long"``, or ``None`` for lengths in between. The
+    class is also ``None`` if the think span was never opened or never closed.
 
     Attributes:
-        short_below: Upper limit of the short class, in think tokens.
-        long_above: Lower limit of the long class, in think tokens.
+        short_below: A rollout is short if it has fewer than this many think tokens.
+        long_above: A rollout is long if it has more than this many think tokens.
     """
 
     short_below: float
@@ -85,7 +85,7 @@ def length_classes(
     long_above: float = PUBLISHED_LONG,
     at_least: int = assumed_min_class,
 ) -> LengthClasses:
-    """Return length classes with thresholds in think tokens, as published.
+    """Return length classes with given thresholds; the defaults, 100 and 1000 think tokens, are the published ones.
 
     >>> from toolkit.types import Span
     >>> def rollout(n):  # n think tokens
@@ -96,9 +96,9 @@ def length_classes(
     ['short', 'short', None, 'long', 'long']
 
     Args:
-        rollouts: The rollouts to classify; they are used only to check the sizes of the classes.
-        short_below: Upper limit of the short class, in think tokens (excluded).
-        long_above: Lower limit of the long class, in think tokens (excluded).
+        rollouts: The rollouts to classify. They do not change the thresholds; only the sizes of the classes are checked on them.
+        short_below: A rollout is short if it has fewer than this many think tokens.
+        long_above: A rollout is long if it has more than this many think tokens.
         at_least: Smallest allowed number of rollouts per class.
 
     Raises:
@@ -113,13 +113,15 @@ def length_classes(
 def quantile_classes(
     rollouts: Sequence[Rollout], *, share: float = assumed_share, at_least: int = assumed_min_class
 ) -> LengthClasses:
-    """Return length classes with quantiles as thresholds: the shortest and the longest rollouts, a given share each (not in the paper).
+    """Return length classes whose thresholds are quantiles of the length (not in the paper).
 
-    Only rollouts with a closed think span are considered.
+    The ``share`` of the rollouts with the shortest thinking is the short class, and as large a share with the longest thinking is the long
+    class. Only rollouts with a closed think span are considered.
 
     Args:
-        rollouts: The rollouts to classify.
-        share: Share of the rollouts in each class, above 0 and at most 0.5. Rollouts of equal length can make a class larger.
+        rollouts: The rollouts to classify; their lengths set the thresholds.
+        share: Share of the rollouts in each class, above 0 and at most 0.5. A class is larger if several rollouts have the length at which
+            it ends.
         at_least: Smallest allowed number of rollouts per class.
 
     Raises:
@@ -154,7 +156,7 @@ def _checked(classes: LengthClasses, rollouts: Sequence[Rollout], at_least: int)
 
 
 Estimator = Callable[[Moments, str], Direction]
-"""Function from moments and a site kind, such as ``"resid_mid"``, to the direction at this kind of site."""
+"""Function from moments and a kind of site, such as ``"resid_mid"``, to the length direction at all sites of this kind."""
 
 
 def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = directions.mean_difference) -> Direction:
@@ -172,12 +174,12 @@ def direction(moments: Moments, kind: str = ATTN, *, estimator: Estimator = dire
 
 
 def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
-    """Return ThinkEdit's score c(l, h) of each head: how far its mean output in short thinking points towards *shorter* thinking.
+    """Return ThinkEdit's score c(l, h) of each head: how strongly it writes towards *shorter* thinking while thinking is short.
 
-    The score is the component of the head's mean output along -v of its layer, in units of the residual stream.
+    The score is the component along -v_l of what the head adds to the residual stream, mean over short thinking, in units of the stream.
 
     Args:
-        moments: Moments of the classes ``short`` and ``long`` that include the heads' outputs ``z``.
+        moments: Moments of the class ``short`` that include the heads' outputs ``z``, from ``collect.moments``.
         v: Length direction, from ``direction``, usually at ``resid_mid``; adding it makes thinking longer.
         lm: The model that the moments were collected from.
     """
@@ -187,12 +189,14 @@ def head_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
 def contrast_scores(moments: Moments, v: Direction, lm: LM) -> HeadScores:
     """Return our score of each head: how much more it writes towards shorter thinking in short than in long thinking.
 
-    It differs from ThinkEdit's score (``head_scores``) in two ways. The difference between short and long thinking removes output that does
-    not depend on the length. And the outputs of all heads are projected on the direction of the *last* layer. A head's output stays in the
-    residual stream to its end, where the next token is decided; the direction of an early layer mostly reflects content at that layer.
+    It differs from ThinkEdit's score (``head_scores``) in two ways:
+
+    1. It uses the head's output in short thinking minus that in long thinking. This removes output that does not depend on the length.
+    2. It projects the outputs of all heads on the direction of the *last* layer. A head's output stays in the residual stream to the end,
+       where the next token is decided. The direction of an early layer mostly reflects content at that layer.
 
     Args:
-        moments: Moments of the classes ``short`` and ``long`` that include the heads' outputs ``z``.
+        moments: Moments of the classes ``short`` and ``long`` that include the heads' outputs ``z``, from ``collect.moments``.
         v: Length direction at ``resid_post``, from ``direction``; adding it makes thinking longer. Only its last layer is used.
         lm: The model that the moments were collected from.
     """
@@ -205,35 +209,38 @@ def _scores(z: Float[Tensor, "layers z"], v: Direction, lm: LM, method: str) -> 
     """Return the component of each head's output along -v of its layer.
 
     Args:
-        z: Mean outputs of the heads before W_O, or a difference of such means.
-        v: Length direction.
-        lm: The model.
-        method: Name of the score.
+        z: Per layer, the mean outputs of all its heads before W_O (concatenated), or a difference of such means.
+        v: Length direction; adding it makes thinking longer.
+        lm: The model that z and v come from.
+        method: Name of the score, stored with it.
     """
     unit = v.unit()
     scores = {}
     for layer in lm.layout.attention_layers:
         W_O = lm.layout.W_O(layer).detach()
         towards_short = -unit[layer].to(W_O.device, torch.float32)
-        # <W_O z, -v> = <W_O^T (-v), z>: one matrix product per layer serves all its heads.
+        # <W_O z, -v> = <W_O^T (-v), z>: one matrix product per layer serves all its heads. The division restores norm 1 in fp32; the
+        # clamp avoids 0 / 0 for a zero direction. z[layer] is as wide as the widest layer: only its first len(u) entries are real.
         u = lm.layout.to_attn_out(layer, towards_short / towards_short.norm().clamp(min=1e-12)) @ W_O.float()
         scores[layer] = lm.layout.by_head(layer, u.double().cpu() * z[layer, : len(u)]).sum(dim=-1)
     return HeadScores(lm.layout.table(scores), method, "residual stream norm", v.provenance, lm.layout.absent)
 
 
 def written_direction(moments: Moments, heads: Sequence[tuple[int, int]], lm: LM) -> Direction:
-    """Return the part of the length direction that the given heads write (ours): their mean output in long minus that in short thinking.
+    """Return the part of the length direction that the given heads write (not in the paper).
+
+    It is the summed output of the heads after W_O, mean over long thinking minus mean over short thinking:
 
         u_l = sum_{h of layer l} W_l^h (mean z_long^h - mean z_short^h)          at the site ``attn_out``
 
     u_l is zero in layers without any of the heads. In post-norm families, z is divided by the divisor of the norm that follows W_O, so the
     heads' contribution to the residual stream is u_l times the norm's gain.
 
-    The full length direction also contains information about length from other parts of the network, such as the difficulty of the problem.
-    So it differs from u_l, and removing the full direction leaves much of the heads' effect in place.
+    The full length direction v_l also contains what other parts of the network write, such as the difficulty of the problem. So v_l and u_l
+    point in different directions, and projecting out v_l leaves much of what the heads write along u_l.
 
     Args:
-        moments: Moments of the classes ``short`` and ``long`` that include the heads' outputs ``z``.
+        moments: Moments of the classes ``short`` and ``long`` that include the heads' outputs ``z``, from ``collect.moments``.
         heads: Heads as pairs ``(layer, head)``.
         lm: The model that the moments were collected from.
     """

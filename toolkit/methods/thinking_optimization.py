@@ -1,24 +1,26 @@
-"""DTO, dynamic thinking pattern optimisation: Don't think longer, think wisely (NeurIPS 2025), arXiv:2505.21765.
+"""DTO, dynamic thinking pattern optimisation, from: Don't think longer, think wisely (NeurIPS 2025), arXiv:2505.21765.
 
-A *trajectory* is a sampled response. A *path* is a better response made from it: fewer segments of thinking, then an answer.
+DTO makes preference pairs for training. A *trajectory* is a sampled response. A *path* is a better response that is made from it: some of
+its segments of thinking, then an answer.
 
-Method. Cue words split the thinking of a trajectory into segments d_1 .. d_n. The *exit text* and the *closing text* end the thinking and
-begin the answer. M, T and K are settings (``DTOSettings``):
+Method. Cue words split the thinking of a trajectory into segments d_1 .. d_n. Two texts end the thinking and begin the answer: the *exit
+text* when p_i is estimated, the *closing text* in the path. M, T and K are settings (``DTOSettings``):
 
-    p_i = share of M sampled continuations of d_1 .. d_i + exit text that give the gold answer
-    i'  = first i with p_i > T;   path = d_1 .. d_i' + closing text + the shortest correct one of K sampled completions
-    an inner segment (neither d_1 nor d_i') is dropped if it contributes nothing and the greedy answer without it is correct
-    pairs (path chosen, trajectory rejected) -> SimPO
+    1. p_i  = share of M sampled continuations of d_1 .. d_i + exit text that give the gold answer
+    2. i'   = first i with p_i > T
+    3. path = d_1 .. d_i' + closing text + the shortest correct one of K sampled completions
+    4. each inner segment (neither d_1 nor d_i') is dropped if it contributes nothing and the greedy answer without it is correct
+    5. SimPO (a preference loss like DPO, without a reference model) trains on pairs: path chosen, trajectory rejected
 
 Deviations:
 
 * We did not find the paper's values of M, T, K and the two texts; the defaults are ours (``assumed_...``). By default both texts are the
   closing think tag, which is enough for a model with tags.
-* In the paper an auxiliary language model names the segments that contribute nothing. Here the model itself decides: a segment contributes
-  if, without it, a later segment of the path becomes less likely by more than ``assumed_tolerance``. To test only the greedy answer would
-  not be enough: all but the last line of a chain of thought would be dropped, since the answer can be copied from that line.
-* If none of the K completions is correct, the next i with p_i > T is tried (ours). If no i is left, the trajectory has no path. A path is
-  kept only if it is correct and the trajectory is wrong or longer.
+* In the paper an auxiliary language model says which segments contribute nothing. Here likelihoods of the model itself decide. A segment
+  contributes if leaving it out makes a later segment of the path less likely by more than a tolerance. A test of the greedy answer alone is
+  too weak: the answer can be copied from the last line of a chain of thought, so all lines but the last would be dropped.
+* If none of the K completions is correct, the next i with p_i > T is tried (ours). If no i is left, the trajectory has no path.
+* A path is discarded unless it is correct, and the trajectory is wrong or longer than the path.
 
 Units and signs: lengths in tokens; p_i from 0 to 1; tolerance in nats per token. Cost: about n M + K short continuations per trajectory.
 Dropping segments needs up to 2 n more forward passes and n more continuations.
@@ -66,11 +68,12 @@ class DTOSettings:
             words (``steps.at_cues(assumed_cues)``). For the shipped model ``tiny-reasoner`` use ``steps.lines``.
         exit: Exit text, which ends thinking and begins the answer when p_i is estimated; ``None`` is the closing think tag.
         closing: Closing text, which ends thinking and begins the answer in the path; ``None`` is the closing think tag.
-        probes: M, number of continuations sampled after each segment to estimate p_i.
-        threshold: T, 0 to 1. Thinking may end after a segment if more than this share of its continuations is correct.
-        completions: K, number of completions sampled after the shortened thinking; the shortest correct one becomes the path's answer.
-        tolerance: A segment contributes nothing if, without it, the mean log-probability of every later segment falls by at most this
-            value, in nats per token.
+        probes: M, number of continuations that are sampled for each segment to estimate p_i.
+        threshold: T, at least 0 and below 1. A path may end its thinking after segment i if p_i is above this value.
+        completions: K, number of completions that are sampled after the shortened thinking; the shortest correct one becomes the path's
+            answer.
+        tolerance: A segment contributes nothing if leaving it out lowers the mean log-probability of each later segment of the path by at
+            most this value, in nats per token.
         answering: How continuations and completions are sampled; the field ``n`` is ignored.
     """
 
@@ -96,16 +99,16 @@ DEFAULT_SETTINGS = DTOSettings()
 
 @dataclass(frozen=True)
 class DTOResult:
-    """Result of DTO for one trajectory (sampled response): the better path, if there is one.
+    """Result of DTO for one trajectory (sampled response), with the path if there is one.
 
     Attributes:
         original: The trajectory.
         segments: Segments of the trajectory's thinking.
         shares: For each segment, p_i: the share of correct answers (0 to 1) if thinking ends after the segment. Empty if the trajectory has
             fewer than two segments.
-        cut: Index (from 0) of the last segment in the path, ``i' - 1``; ``None`` if there is no path.
+        cut: Index (from 0) of the last segment in the path; ``None`` if there is no path.
         dropped: Indices of the segments before ``cut`` that are left out of the path; never the first segment.
-        path: The better response, or ``None``.
+        path: Response that was made from the trajectory: correct, and shorter unless the trajectory is wrong. ``None`` if there is none.
     """
 
     original: Rollout
@@ -118,7 +121,7 @@ class DTOResult:
 
 @dataclass(frozen=True)
 class _Work:
-    """The model (with its interventions), the problems by id, and the settings of one run of DTO."""
+    """What the functions of one run of DTO share: the model with its interventions, the problems by id, and the settings."""
 
     condition: Condition
     problems: dict[str, Problem]
@@ -134,20 +137,23 @@ class _Work:
         return list(lm.tokenizer.encode(lm.tags.close if text is None else text, add_special_tokens=False))  # type: ignore[union-attr]
 
     def tail(self, text: str | None) -> str:
-        """Return the part of an exit or closing text that belongs to the answer: the part after the closing think tag."""
+        """Return the part of an exit or closing text that belongs to the answer.
+
+        It is the part after the closing think tag, so it is empty if the text does not contain the tag. For a model without tags it is the
+        whole text.
+        """
         tags = self.condition.lm.tags
         return "" if text is None else text.partition(tags.close)[2] if tags and tags.close else text
 
     def continuations(
         self, prompts: Sequence[tuple[Rollout, list[int]]], n: int, *, text: str | None, greedy: bool = False
     ) -> list[list[Rollout]]:
-        """Return a list of ``n`` graded continuations for each prompt.
+        """Sample answers: return a list of ``n`` graded continuations for each prompt.
 
         Args:
             prompts: Pairs of a trajectory and the token ids to continue, without ``text``.
             n: Number of continuations per prompt.
-            text: Exit or closing text, which follows the token ids. The part of it after the closing think tag is graded as part of the
-                answer.
+            text: Exit or closing text, which is appended to the token ids. ``tail(text)`` is graded as part of the answer.
             greedy: True to decode greedily.
         """
         if not prompts:
@@ -182,13 +188,13 @@ def probe(
 ) -> list[DTOResult]:
     """Estimate p_i for every segment of every trajectory: the share of correct answers if thinking ends after the segment.
 
-    Return one result per trajectory, in order. Its fields ``segments`` and ``shares`` are filled; it has no path. ``shares`` is empty for a
-    trajectory with fewer than two segments.
+    This is the first step of ``optimise``. Return one result per trajectory, in order. Only its fields ``original``, ``segments`` and
+    ``shares`` are set; there is no path yet. ``shares`` is empty for a trajectory with fewer than two segments.
 
     Args:
         target: Model, or model with interventions, that samples the answers.
         rollouts: Trajectories.
-        problems: The problems of the trajectories.
+        problems: Problems, which must include that of every trajectory.
         settings: How thinking is split, and how continuations are sampled.
 
     Raises:
@@ -217,12 +223,14 @@ def exits(shares: Sequence[float], threshold: float = assumed_threshold) -> list
 def optimise(
     target: LM | Condition, rollouts: Sequence[Rollout], problems: Sequence[Problem], settings: DTOSettings = DEFAULT_SETTINGS
 ) -> list[DTOResult]:
-    """Return one result per trajectory, in order, with a better path if there is one: the whole method except training.
+    """Run DTO up to the preference pairs. Return one result per trajectory, in order, with the path if there is one.
+
+    ``pairs`` makes the training data from the results.
 
     Args:
         target: Model, or model with interventions, that samples the answers.
         rollouts: Trajectories.
-        problems: The problems of the trajectories.
+        problems: Problems, which must include that of every trajectory.
         settings: How thinking is split and shortened, and how continuations are sampled.
 
     Raises:
@@ -231,7 +239,8 @@ def optimise(
     """
     work = _working(target, rollouts, problems, settings)
     done = probe(target, rollouts, problems, settings)
-    # Candidate exits of each trajectory, tried from the first on, until one has a right completion.
+    # ends: the segments after which each trajectory may end its thinking, tried from the first on until one has a correct completion.
+    # pending: indices of the trajectories that have no path yet, but still have such segments.
     ends = [exits(o.shares, settings.threshold) for o in done]
     pending = [i for i, candidates in enumerate(ends) if candidates]
     while pending:
@@ -249,6 +258,7 @@ def optimise(
 
 
 def _working(target: LM | Condition, rollouts: Sequence[Rollout], problems: Sequence[Problem], settings: DTOSettings) -> _Work:
+    """Return the shared objects of one run. Raise KeyError if the problem of a trajectory is not among ``problems``."""
     by_id = {p.id: p for p in problems}
     if missing := sorted({r.problem_id for r in rollouts} - by_id.keys()):
         raise KeyError(
@@ -259,13 +269,19 @@ def _working(target: LM | Condition, rollouts: Sequence[Rollout], problems: Sequ
 
 
 def _thought(o: DTOResult, kept: Sequence[int] | range) -> list[int]:
-    """Return the token ids of the prompt, of any response tokens before the thinking, and of the segments with the indices ``kept``."""
+    """Return the token ids of a response up to the end of its thinking, with only the segments whose indices are in ``kept``.
+
+    They begin with the prompt, and with any response tokens before the thinking, such as the opening tag.
+    """
     ids = o.original.token_ids
     return [*ids[: o.segments[0].span.start], *(t for i in kept for t in ids[o.segments[i].span.start : o.segments[i].span.stop])]
 
 
 def _path(work: _Work, o: DTOResult, kept: Sequence[int] | range, completion: Sequence[int]) -> Rollout:
-    """Return a path as a graded rollout: the segments with the indices ``kept``, the closing text and the completion (token ids)."""
+    """Return a path as a graded rollout. Its response is: the segments with the indices ``kept``, the closing text, the completion.
+
+    The completion is given as token ids.
+    """
     n = o.original.prompt_len
     tokens = [*_thought(o, kept)[n:], *work.ids(work.settings.closing), *completion]
     problem = work.problems[o.original.problem_id]
@@ -277,8 +293,8 @@ def _path(work: _Work, o: DTOResult, kept: Sequence[int] | range, completion: Se
 def _pruned(work: _Work, done: list[DTOResult]) -> list[DTOResult]:
     """Return the results with inner segments dropped from their paths. Each segment is tried in turn.
 
-    A segment is dropped if it contributes nothing and the greedy answer without it is still correct. The first segment, which opens the
-    thinking, and the last segment of the path are always kept.
+    A segment is dropped if it contributes nothing (see ``_contributes``) and the greedy answer without it is correct. The first and
+    the last segment of a path always stay. The answer of the path does not change.
     """
     # Segment number ``at`` of all trajectories together, so that their greedy answers are decoded in one batch.
     for at in range(1, max((o.cut or 0 for o in done), default=0)):
@@ -299,16 +315,17 @@ def _segments_of(o: DTOResult) -> list[int]:
 
 
 def _contributes(work: _Work, o: DTOResult, at: int) -> bool:
-    """Return True if, without segment ``at``, a later segment of the path becomes less likely by more than the tolerance."""
+    """Return True if leaving out the segment with index ``at`` makes a later segment of the path less likely by more than the tolerance."""
     whole = _segments_of(o)
+    # before, after: likelihoods of the later segments with and without the segment.
     before, after = (_likelihoods(work, o, kept, at) for kept in (whole, [j for j in whole if j != at]))
     return any(a < b - work.settings.tolerance for b, a in zip(before, after, strict=True))
 
 
 def _likelihoods(work: _Work, o: DTOResult, kept: Sequence[int], after: int) -> list[float]:
-    """Return the mean log-probability (nats per token) of each kept segment that comes after segment ``after``.
+    """Return the mean log-probability (nats per token) of each segment in ``kept`` whose index is above ``after``.
 
-    The context of a segment is the prompt and the kept segments before it.
+    The context of a segment is the prompt and the segments in ``kept`` before it.
     """
     lm, ids, n = work.condition.lm, _thought(o, kept), o.original.prompt_len
     with work.condition.active(), torch.inference_mode():
@@ -321,7 +338,7 @@ def _likelihoods(work: _Work, o: DTOResult, kept: Sequence[int], after: int) -> 
 
 
 def _completion(work: _Work, o: DTOResult) -> Sequence[int]:
-    """Return the tokens of a path after its closing text."""
+    """Return the token ids of a path that come after its closing text: the completion, which gives the answer."""
     assert o.path is not None and o.cut is not None
     return o.path.token_ids[len(_thought(o, _segments_of(o))) + len(work.ids(work.settings.closing)) :]
 
@@ -337,9 +354,10 @@ def _without_worse_path(o: DTOResult) -> DTOResult:
 def table(results: Sequence[DTOResult]) -> pd.DataFrame:
     """Return a table of the results, with one row per trajectory.
 
-    Columns: ``problem_id, sample, correct`` (of the trajectory); ``segments`` (number of segments of the trajectory); ``exit`` (i', number
-    of segments up to the point where the path ends thinking); ``dropped`` (number of these that the path leaves out); ``tokens,
-    path_tokens`` (response lengths of trajectory and path, in tokens). Without a path, ``exit`` and ``path_tokens`` are NaN.
+    Columns: ``problem_id, sample, correct`` (of the trajectory); ``segments`` (number of segments of the trajectory); ``exit`` (i' in the
+    module docstring: the path uses only the first i' segments); ``dropped`` (how many of these i' segments the path leaves out); ``tokens,
+    path_tokens`` (response lengths of trajectory and path, in tokens). Without a path, ``exit`` and ``path_tokens`` are NaN, and
+    ``dropped`` is 0.
 
     Args:
         results: From ``optimise``.
@@ -362,11 +380,11 @@ def table(results: Sequence[DTOResult]) -> pd.DataFrame:
 def pairs(lm: LM, results: Sequence[DTOResult]) -> pd.DataFrame:
     """Return a table for TRL's preference trainers, with one preference pair per trajectory that has a path.
 
-    Columns: ``problem_id``; ``prompt``, ``chosen`` (the path's response) and ``rejected`` (the trajectory's response), as texts with
-    special tokens.
+    Columns: ``problem_id``; and three texts with special tokens: ``prompt``, ``chosen`` (response of the path) and ``rejected`` (response
+    of the trajectory).
 
     Args:
-        lm: The model whose tokenizer decodes the texts.
+        lm: The model whose tokenizer decodes the token ids.
         results: From ``optimise``.
     """
     better = [(o.original, o.path) for o in results if o.path is not None and o.path.token_ids != o.original.token_ids]
