@@ -116,7 +116,7 @@ class TargetSettings:
         """
         ordered = np.sort(lengths)
         for candidate in self.grid:
-            # The tolerance: in floating point, a share of 1/6 times 6 can be a little less than 1.
+            # The tolerance is for rounding errors: in floating point, 1/49 times 49 is a little less than 1.
             if self.expected_right(np.searchsorted(ordered, candidate, side="right") / len(ordered), bucket) >= 1 - 1e-12:
                 return candidate
         return None

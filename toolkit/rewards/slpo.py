@@ -52,6 +52,7 @@ class SLPO:
         right = batch["correct"].astype(bool)
         L, g = batch["tokens"].astype(float), batch.groups
         low, high = groups.lowest(L, g, right), groups.highest(L, g, right)
+        # False for wrong rows and where all right rows of the group have the same length; the bonus is 0 there.
         spread = right & (high > low)
         bonus = np.divide(high - L, high - low, out=np.zeros(len(L)), where=spread)
         return RewardValues.sum(correctness=right, length=self.alpha * bonus)
