@@ -1,4 +1,6 @@
-"""SLPO, the reward of ORION: teaching language models to reason efficiently in the language of thought, arXiv:2511.22891.
+"""SLPO (shorter length preference optimization), the reward of the ORION paper, arXiv:2511.22891.
+
+The paper: ORION: teaching language models to reason efficiently in the language of thought.
 
 Equations (L: length; L_min, L_max: shortest and longest length among the right responses of the group; alpha: largest bonus):
 
