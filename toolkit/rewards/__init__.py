@@ -1,7 +1,11 @@
-"""Length rewards from the literature, one file per paper; ``ALL`` lists them. A reward maps a batch of rollouts to one number per rollout.
+"""Length rewards from the literature, one file per paper. A reward maps a batch of rollouts to one number per rollout.
+
+The constant ``ALL`` lists the rewards by name.
 
 A reward object has three uses: training with ``toolkit.grpo``, training with any TRL script (``as_trl``), and scoring existing rollouts
 without training (``score``).
+
+Example: the reward "slpo" gives right answers 1, plus a bonus of up to alpha for short ones. The three rows are rollouts of one problem.
 
 >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])
 >>> ALL["slpo"].make(alpha=0.5)(batch).values.tolist()
@@ -70,8 +74,8 @@ class RewardEntry:
     """One entry of ``ALL``: the class of a reward, its paper, and a description.
 
     Attributes:
-        make: Class of the reward: ``make(**parameters)`` returns the reward object.
-        paper: arXiv id of the paper, or "" if the reward is from no paper.
+        make: Class of the reward; ``make(**parameters)`` returns a reward object.
+        paper: arXiv id of the paper, or "" if the reward comes from no paper.
         line: One sentence that describes the reward.
     """
 
@@ -134,4 +138,4 @@ _ENTRIES = (
 )
 
 ALL: Mapping[str, RewardEntry] = MappingProxyType({entry.make.name: entry for entry in _ENTRIES})  # type: ignore[attr-defined]
-"""Reward name -> its class, its paper, and one sentence about it."""
+"""Reward name -> ``RewardEntry``: class, paper and a one-sentence description."""

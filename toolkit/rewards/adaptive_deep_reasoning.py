@@ -1,16 +1,17 @@
 """Adaptive deep reasoning: triggering deep thinking when needed, arXiv:2505.20101. The reward is partly ours.
 
-The prompt requests a mode: long thinking in half of the rollouts of a problem, short thinking in the other half.
+The prompt requests a mode: long thinking in half of the rollouts of a problem, short thinking in the other half. A problem counts as simple
+if the model mostly answers it right in the short mode, else as hard. A right answer earns more in the mode that suits the problem.
 
 Equations (p_s: accuracy of the problem's rollouts in the short mode; theta: threshold):
 
-    simple problem, p_s >= theta      right answer: 1.5 in the short mode, 1.0 in the long mode      (values of the paper)
+    simple problem, p_s >= theta      right answer: 1.5 in the short mode, 1.0 in the long mode      (from the paper)
     hard problem, p_s < theta         right answer: 1.5 in the long mode, 1.0 in the short mode      (ours: the reverse)
     any problem                       wrong answer: 0
 
-Deviations: we could read only the abstract and the beginning of secondary summaries. The rewards for hard problems and theta
-(``assumed_threshold``) are our guesses. The paper's format checks and its soft penalty on long responses are left out, because we found no
-details. A problem without a rollout in the short mode counts as hard.
+Deviations: we had no access to the full paper, only to its abstract and to parts of summaries by others. The rewards for hard problems and
+the value of theta (``assumed_threshold``) are our guesses. The paper also has format checks and a soft penalty on long responses; they are
+left out, because we found no details. A problem without a rollout in the short mode counts as hard.
 
 Units and signs: higher is better. All rollouts of a problem have the same problem_id, in both modes.
 """
@@ -32,7 +33,9 @@ assumed_threshold = 0.5  # theta: ours
 
 @dataclass(frozen=True)
 class AdaptiveDeepReasoning:
-    """Reward for right answers, higher in the mode that suits their problem: short if the problem is simple, long if it is hard.
+    """Reward for right answers, higher in the mode that suits the problem: short if the problem is simple, long if it is hard.
+
+    In this example half of the short responses are right, so with the default threshold of 0.5 the problem is simple.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 0, 1, 0], mode=["short", "short", "long", "long"])
     >>> AdaptiveDeepReasoning()(batch).values.tolist()
@@ -57,5 +60,7 @@ class AdaptiveDeepReasoning:
         if not (short | long).all():
             raise ValueError(f"The column 'mode' holds {batch['mode'][~(short | long)][0]!r}: use 'long' or 'short'.")
         c = batch["correct"].astype(float)
+        # If no row of a group is in the short mode, the mean is NaN and the comparison False: the problem counts as hard.
         simple = groups.mean(c, batch.groups, short) >= self.threshold
+        # simple == short is True in the suitable mode: short for a simple problem, long (not short) for a hard one.
         return RewardValues.sum(correctness=self.other * c, mode=np.where(simple == short, self.preferred - self.other, 0.0) * c)

@@ -1,4 +1,6 @@
-r"""Functions that extract the answer from a response's text and check whether the answer parses. Rewards for format or length use them.
+r"""Functions that extract the answer from a response's text, and check whether it holds a number or a mathematical expression.
+
+Rewards for format or length use them.
 
 The text of a response includes its special tokens. The answer is the text after the last closing think tag, or the whole text if
 there is no closing tag. End-of-sequence tokens do not belong to the answer.
@@ -27,18 +29,19 @@ def answer_text(text: str, close: str | None = CLOSE) -> str:
 
 
 def parses(answer: str) -> bool:
-    r"""Return True if the text contains a result that parses.
+    r"""Return True if the answer contains a number, or a box whose content parses as mathematics.
 
-    If the text has a ``\boxed{}``, the content of the last one must parse as mathematics. If it has none, it must contain a number.
+    If the answer has a ``\boxed{}``, only the content of the last one counts. Without a box, any number in the answer is enough.
 
     Args:
         answer: Answer of a response, from ``answer_text``.
 
     Raises:
-        ImportError: The box holds more than a number, which needs math-verify, and math-verify is not installed.
+        ImportError: The content of the box is not a plain number, so that math-verify has to parse it, and math-verify is not installed.
     """
     box = last_boxed(answer)
     if box is None:
+        # A box that is never closed does not parse, even if there is a number in it.
         return "\\boxed" not in answer and _NUMBER.search(answer) is not None
     if _NUMBER.fullmatch(box.strip()):
         return True
@@ -50,7 +53,7 @@ def parses(answer: str) -> bool:
 
 
 def last_boxed(answer: str) -> str | None:
-    r"""Return the content of the last ``\boxed{}``, or ``None`` if there is none or it is never closed.
+    r"""Return the content of the last ``\boxed{}``; ``None`` if the text has no box, or if the last box is never closed.
 
     >>> last_boxed(r"so \boxed{\frac{1}{2}}")
     '\\frac{1}{2}'

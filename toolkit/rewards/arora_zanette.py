@@ -5,10 +5,12 @@ the logistic function):
 
     r = c (1 - alpha sigma((L - mu) / s))
 
-Deviations: s is 0 if only one response of the group is right, or if all right ones have the same length. Then (L - mu) / s counts as 0, and
-a right answer earns 1 - alpha/2. The LASER paper (arXiv:2505.15612) also implements this reward. In that case its code takes mu = 0
-and s = 1, so that a right answer earns about 1 - alpha; we do not copy this. The default alpha is the one in the LASER paper, since the
-original paper tries several values. The original paper does not say whether s divides by n or n - 1: see ``ddof``.
+Deviations:
+  - s is 0 if only one response of the group is right, or if all right ones have the same length. Here (L - mu) / s then counts as 0, and a
+    right answer earns 1 - alpha/2. The code of the LASER paper (arXiv:2505.15612), which also has this reward, sets mu = 0 and s = 1 if s
+    is 0. There sigma(L) is almost 1, and a right answer earns about 1 - alpha.
+  - The original paper tries several values of alpha. The default is the one in the LASER paper.
+  - The original paper does not say whether the standard deviation divides by n or by n - 1: see ``ddof``.
 
 Units and signs: lengths in tokens; higher is better. Wrong answers get 0 at any length.
 """
@@ -31,9 +33,10 @@ PUBLISHED_ALPHA = 0.4  # from the comparison in the LASER paper, arXiv:2505.1561
 
 
 def discount(batch: RewardBatch, alpha: Number, ddof: int) -> Float[ndarray, " n"]:
-    """Return the length penalty of each row, in [0, alpha]: higher for longer right responses, 0 for wrong ones.
+    """Return the length penalty of each row, a number in [0, alpha] that the reward subtracts: 0 for wrong responses.
 
-    For right responses it is ``alpha sigma((L - mu) / s)``: the module docstring defines the symbols.
+    The penalty of a right response is ``alpha sigma((L - mu) / s)``, which rises with its length L.
+    The module docstring defines the symbols.
 
     Args:
         batch: Rollouts.

@@ -1,19 +1,19 @@
 """The input of a reward (``RewardBatch``, columns of a batch of rollouts) and its output (``RewardValues``, one number per rollout).
 
-A *group* is the set of rollouts of one problem. Only ``problem_id`` decides the group: two problems with the same text are two
-groups, and the rows of a group may be anywhere in the batch. Lengths are in tokens, entropies and log-probabilities in nats
+A *group* is the set of rows with the same ``problem_id``. Two problems with the same text but different ids are two groups. The rows of
+a group may be anywhere in the batch. Lengths are in tokens, entropies and log-probabilities in nats
 per token.
 
-A reward is a callable object, ``reward(batch) -> RewardValues``. It has a ``name``, a set of the columns that it reads (``needs``), and its
-parameters as dataclass fields.
+A reward is a callable object, ``reward(batch) -> RewardValues``. It has a ``name``, and ``needs``, the set of names of the columns that it
+reads. Its parameters are dataclass fields.
 
-Most rewards are immutable. A stateful reward changes only in the ``"train"`` split, after it has scored a batch. Its methods ``state_dict``
-and ``load_state_dict`` save and restore the state as JSON. In a run of several processes, give every process the rollouts of all
-processes in the same order. All copies of a stateful reward then compute the same state, and no state has to be exchanged.
+Most rewards are immutable. A stateful reward changes only in the ``"train"`` split, after it has scored a batch. ``state_dict`` returns its
+state as a dict that can be written as JSON, and ``load_state_dict`` restores it. In a run of several processes, give every process the
+rollouts of all processes in the same order. All copies of a stateful reward then compute the same state, and no state has to be exchanged.
 
 Some rewards measure the policy on a *monitoring set*: training problems, the same throughout a run, whose sampled responses are not
-trained on. Such a reward has two more methods. ``monitoring()`` returns ``(number of problems, responses per problem)``, or ``None`` if the
-reward needs no responses now. ``monitor(batch)`` receives the responses.
+trained on. Such a reward has two more methods. Before each batch of training rollouts the trainer calls ``monitoring()``. It returns
+``(number of problems, responses per problem)`` if new responses are due, else ``None``. ``monitor(batch)`` receives the responses.
 """
 
 from __future__ import annotations
@@ -43,8 +43,13 @@ _GRPO = "the trainer of toolkit.grpo fills it"
 
 
 def _length_source(name: str, unit: str) -> str:
-    """Return the entry of ``COLUMN_SOURCES`` for the column ``{name}_{unit}``: a target length, or the low or high end of its range."""
-    other = UNITS[unit == UNITS[0]]
+    """Return the text of ``COLUMN_SOURCES`` that says how to get the column ``{name}_{unit}``, for example ``target_words``.
+
+    Args:
+        name: ``"target"``, a target length, or ``"low"`` or ``"high"``, an end of the range of lengths that match it.
+        unit: ``"tokens"`` or ``"words"``.
+    """
+    other = UNITS[unit == UNITS[0]]  # the unit that is not ``unit``
     return (
         f"RewardBatch.from_rollouts(rollouts, problems) fills it if every problem has meta['{name}_{unit}'] (the task target_length "
         f"sets it in words); or set it in the reward; or count {other} (unit='{other}')"
@@ -75,13 +80,13 @@ COLUMN_SOURCES: Mapping[str, str] = {
     "conciseness": f"{_GRPO} (it trains a conciseness head first); offline, use rewards.conciseness: train a head on pooled states, "
     "then score the responses with it",
 }
-"""Column name -> text that says how to get the column, for error messages."""
+"""Column name -> text for error messages that says how to get the column."""
 META_COLUMNS = ("difficulty", *(f"{name}_{unit}" for unit in UNITS for name in ("target", "low", "high")))
-"""Names of the columns whose values come from ``meta`` of the problems."""
+"""Names of the columns that are read from ``Problem.meta``, where they have the same names."""
 
 
 class MissingColumnError(ValueError):
-    """The batch lacks a column that is needed; the message says how to get the column."""
+    """A column is read that the batch does not have. The message says how to get it."""
 
     def __init__(self, column: str, available: Iterable[str], reward: str = "") -> None:
         problem = (
@@ -93,11 +98,11 @@ class MissingColumnError(ValueError):
 
 
 class RewardValues(NamedTuple):
-    """The reward of each row of a batch, and its parts.
+    """The reward of each row of a batch, and the components that it is the sum of.
 
     Attributes:
         values: Reward of each row, ``[n]``.
-        components: Part name -> ``[n]``; the parts add up to ``values``.
+        components: Component name, such as "correctness" or "length" -> its value in each row, ``[n]``. They add up to ``values``.
     """
 
     values: Float[ndarray, " n"]
@@ -105,7 +110,7 @@ class RewardValues(NamedTuple):
 
     @classmethod
     def sum(cls, **components: ndarray) -> RewardValues:
-        """Return the rewards whose parts are the keyword arguments. Each part is an array ``[n]``; ``values`` is the sum of the parts.
+        """Return a ``RewardValues`` with these components, arrays ``[n]`` passed by name; ``values`` is their sum.
 
         >>> RewardValues.sum(correctness=np.array([1, 0]), length=np.array([-0.25, -0.5])).values.tolist()
         [0.75, -0.5]
@@ -132,9 +137,9 @@ class RewardBatch:
     """Columns of a batch of rollouts, one value per rollout. Make a batch with ``from_rollouts``, or from lists with ``from_columns``.
 
     Attributes:
-        columns: Column name -> values, ``[n]``. ``problem_id`` is required, and a reward reads the columns in its ``needs``.
-            ``COLUMN_SOURCES`` lists the known names.
-        step: Number of optimizer steps done so far; schedules depend on it.
+        columns: Column name -> values, ``[n]``. ``problem_id`` is required. Other columns are required only if a reward has them in
+            ``needs``. ``COLUMN_SOURCES`` lists the known names.
+        step: Number of optimizer steps done so far. Rewards that change during training by a schedule depend on it.
         split: ``"train"`` or ``"eval"``; stateful rewards change only in ``"train"``.
     """
 
@@ -163,20 +168,20 @@ class RewardBatch:
     ) -> RewardBatch:
         """Make a batch from rollouts, with one row per rollout.
 
-        The batch always has the columns ``problem_id``, ``correct``, ``tokens`` (of the response), ``think_tokens``, ``closed`` (True if
-        the rollout has an answer span), ``formatted`` (True if that span is not empty), ``finish``, ``text``, ``answer_text`` and
-        ``token_ids`` (of the response).
+        The batch always has the columns ``problem_id``, ``correct``, ``tokens`` (length of the response), ``think_tokens``, ``closed``
+        (True if the rollout has an answer span: thinking was closed, or never opened), ``formatted`` (True if that span is not empty),
+        ``finish``, ``text``, ``answer_text`` ("" if ``closed`` is False) and ``token_ids`` (of the response).
 
         If every rollout has log-probabilities, there is also ``logprob``, their mean over the response's tokens. If every rollout has
-        entropies, there are also ``think_entropy`` and ``answer_entropy``, means over the tokens of each phase. Each column of
-        ``META_COLUMNS`` is present if every problem has it in its ``meta``.
+        entropies, there are also ``think_entropy`` and ``answer_entropy``, the means over the tokens of thinking and of the answer. A
+        column of ``META_COLUMNS`` is present if every problem has a number of this name in its ``meta``.
 
         Args:
             rollouts: The rollouts.
             problems: The problems of the rollouts; needed only for the columns of ``META_COLUMNS``.
             step: Optimizer steps done so far.
             split: ``"train"`` or ``"eval"``.
-            close: Closing think tag of the model that wrote the rollouts, after which ``answer_text`` begins; ``None`` if it has no tag.
+            close: Closing think tag of the model that wrote the rollouts; ``answer_text`` begins after it. ``None`` if the model has none.
 
         Raises:
             ValueError: There are no rollouts, or a rollout's problem is not among ``problems``.
@@ -203,7 +208,7 @@ class RewardBatch:
 
     @classmethod
     def from_columns(cls, *, problem_id: Any = "problem", step: int = 0, split: str = "train", **columns: Any) -> RewardBatch:
-        """Make a batch from one list or array per column, with one value per row. A single value instead of a list is used for all rows.
+        """Make a batch from columns: a list or array holds one value per row, and a single value applies to all rows.
 
         By default all rows belong to one problem; for several problems, pass a list as ``problem_id``.
 
@@ -211,6 +216,7 @@ class RewardBatch:
         >>> batch["finish"].tolist(), batch.groups.tolist()
         (['stop', 'stop', 'stop'], [0, 0, 0])
         """
+        # Numbers and texts are single values; the number of rows is the length of the longest list.
         n = max((len(values) for values in (problem_id, *columns.values()) if not np.isscalar(values)), default=1)
         return cls({"problem_id": _column(problem_id, n)}, step, split).with_columns(**columns)
 
@@ -228,6 +234,7 @@ class RewardBatch:
     @cached_property
     def groups(self) -> Int[ndarray, " n"]:
         """Group index of each row, ``[n]``. Groups are numbered in order of first appearance."""
+        # factorize gives a missing value, such as None or NaN, the code -1.
         codes, _ = pd.factorize(np.asarray(self.columns["problem_id"]))
         if len(codes) and codes.min() < 0:
             raise ValueError(f"Row {int(codes.argmin())} has no problem_id ({self.columns['problem_id'][codes.argmin()]!r}).")
@@ -235,7 +242,7 @@ class RewardBatch:
 
     @cached_property
     def group_ids(self) -> ndarray:
-        """Problem id of each group, ``[groups]``."""
+        """Problem id of each group, ``[groups]``, in the order of the group indices."""
         ids = np.empty(int(self.groups.max(initial=-1)) + 1, self.columns["problem_id"].dtype)
         ids[self.groups] = self.columns["problem_id"]
         return ids
@@ -246,18 +253,22 @@ class RewardBatch:
             raise MissingColumnError(column, self.columns, reward.name)
 
     def take(self, rows: Sequence[int] | ndarray) -> RewardBatch:
-        """Return a batch of some of the rows: ``rows`` holds row indices (the result has their order) or is a boolean mask ``[n]``."""
+        """Return a batch of some of the rows.
+
+        Args:
+            rows: Row indices, in the order that the result should have; or a boolean mask ``[n]``.
+        """
         index = np.asarray(rows)
         index = index if index.dtype == bool else index.astype(np.int64)
         return replace(self, columns={name: values[index] for name, values in self.columns.items()})
 
     def with_columns(self, **columns: Any) -> RewardBatch:
-        """Return a batch with columns added or replaced: column name -> one value per row, or a single value for all rows."""
+        """Return a batch with columns added or replaced. Each argument is one column: one value per row, or a single value for all rows."""
         return replace(self, columns={**self.columns, **{k: _column(v, len(self)) for k, v in columns.items()}})
 
 
 def state_by_name(rewards: Iterable[Reward]) -> dict[str, Any]:
-    """Return the states of the stateful rewards, as a dict from reward name to state that JSON can store."""
+    """Return the states of the stateful rewards: reward name -> state. The dict can be written as JSON."""
     return {r.name: state for r in rewards if hasattr(r, "state_dict") and (state := r.state_dict())}
 
 
@@ -265,7 +276,7 @@ def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> N
     """Restore the states of rewards.
 
     Args:
-        rewards: Rewards whose states are set; those that ``saved`` does not name stay as they are.
+        rewards: Rewards to restore; a reward without an entry in ``saved`` keeps its state.
         saved: Reward name -> state, as ``state_by_name`` returns it.
 
     Raises:
@@ -279,22 +290,23 @@ def load_state_by_name(rewards: Iterable[Reward], saved: Mapping[str, Any]) -> N
 
 
 def monitoring_size(rewards: Iterable[Reward]) -> tuple[int, int] | None:
-    """Return the size of a monitoring set that is large enough for all rewards, or ``None`` if no reward needs responses now.
+    """Return the size of a monitoring set that serves all rewards, or ``None`` if no reward needs new responses now.
 
-    The size is ``(number of problems, responses per problem)``. A monitoring set consists of training problems whose sampled responses
-    measure the policy and are not trained on.
+    The size is ``(number of problems, responses per problem)``, each the largest that a reward requests. A monitoring set consists of
+    training problems whose sampled responses measure the policy and are not trained on.
     """
     sizes = [size for r in rewards if hasattr(r, "monitoring") and (size := r.monitoring())]
     return (max(n for n, _ in sizes), max(n for _, n in sizes)) if sizes else None
 
 
 def monitor_parts(rewards: Iterable[Reward], batch: RewardBatch) -> None:
-    """Call ``monitor(batch)`` of every reward that needs new responses to its monitoring set now.
+    """Pass responses to the monitoring set to every reward that needs new ones now: call its ``monitor(batch)``.
 
-    A monitoring set consists of training problems whose sampled responses measure the policy and are not trained on.
+    A monitoring set consists of training problems whose sampled responses measure the policy and are not trained on. All rewards get the
+    same responses.
 
     Args:
-        rewards: Rewards; those without a monitoring set are skipped.
+        rewards: Rewards; those that use no monitoring set, or need no new responses now, are skipped.
         batch: Responses to the problems of the monitoring set.
     """
     for r in rewards:
@@ -303,12 +315,12 @@ def monitor_parts(rewards: Iterable[Reward], batch: RewardBatch) -> None:
 
 
 def object_array(values: Iterable[Any]) -> ndarray:
-    """Make a one-dimensional array of Python objects, such as texts or tuples of different lengths."""
+    """Return a one-dimensional array with one Python object per element; ``np.array`` would turn tuples of equal length into a matrix."""
     return np.fromiter(values, dtype=object)
 
 
 def _column(values: Any, n: int) -> ndarray:
-    """Return a column of n values from an array, a sequence, or a single value for all rows."""
+    """Return a column as an array: an array or a sequence keeps its values, a single value is repeated n times."""
     if isinstance(values, ndarray) and values.ndim:
         return values
     if np.isscalar(values):
@@ -322,20 +334,26 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _phase_entropies(r: Rollout) -> tuple[float, float]:
-    """Return two mean entropies (nats per token): of thinking, and of the answer. NaN stands for a phase without tokens.
+    """Return ``(mean entropy of thinking, mean entropy of the answer)`` in nats per token; NaN for one without tokens.
 
-    Thinking is everything before the closing tag, including an opening tag. If the response has no think span, all of it is the answer.
+    Thinking is everything before the closing tag, including an opening tag. The closing tag counts in neither mean. If the response has no
+    think span, all of it is the answer.
     """
-    h = r.entropies or ()
+    h = r.entropies or ()  # one entropy per response token: index 0 is position prompt_len of the sequence
     if r.think is None:
         return np.nan, _mean(h)
-    if r.answer is None or r.answer.start < r.think.stop:
+    if r.answer is None or r.answer.start < r.think.stop:  # never closed, or no tag separates thinking from the answer
         return _mean(h), np.nan
     return _mean(h[: r.think.stop - r.prompt_len]), _mean(h[r.answer.start - r.prompt_len :])
 
 
 def _meta_columns(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarray]:
-    """Return column name -> one value per row, for each column of ``META_COLUMNS`` that every problem has; ``ids``: problem of each row."""
+    """Return column name -> one value per row, for the columns of ``META_COLUMNS`` that the problems of all rows have.
+
+    Args:
+        ids: Problem id of each row.
+        problems: Problems, with the values in their ``meta``.
+    """
     if not problems:
         return {}
     meta_by_id = {p.id: p.meta for p in problems}
@@ -350,7 +368,10 @@ def _meta_columns(ids: ndarray, problems: Sequence[Problem]) -> dict[str, ndarra
 
 
 def _number(name: str, meta: Mapping[str, Any]) -> float | None:
-    """Return the number ``meta[name]``, or ``None`` if it is missing or no number. If ``meta["high_..."]`` is ``None``, return infinity."""
+    """Return ``meta[name]`` as a float; ``None`` if it is missing or not a number.
+
+    The upper end of a range (``high_tokens``, ``high_words``) may be stored as ``None``, since JSON has no infinity: return infinity then.
+    """
     if name.startswith("high_") and name in meta and meta[name] is None:
         return np.inf
     return float(meta[name]) if isinstance(meta.get(name), int | float) else None

@@ -1,10 +1,10 @@
-"""Beyond monolithic rewards (HARMO), arXiv:2510.05283. **Our stand-in** for its length penalty, whose formula was not found.
+"""Beyond monolithic rewards (HARMO), arXiv:2510.05283. **We did not find the formula of its length penalty; ours replaces it.**
 
 The paper says: r = R_correctness + R_len + R_fmt with equal weights, and advantages are not divided by the standard deviation. R_len
-penalises responses that are *short* relative to the right ones (against brevity hacking). It is 0 if no response of the group is right, its
-size is at most P_max, and it has a parameter tau.
+penalises responses that are *short* relative to the right responses of the group, so that a policy gains nothing by very short answers.
+R_len is 0 if no response of the group is right, and at least -P_max. It has a parameter tau, whose role we do not know.
 
-Equations of the stand-in (L: length; m: mean length of the right responses of the group; R_correctness: 1 if right, else 0; R_fmt: 1 if
+Equations, with our R_len (L: length; m: mean length of the right responses of the group; R_correctness: 1 if right, else 0; R_fmt: 1 if
 well formed, else 0):
 
     r     = R_correctness + R_len + R_fmt
@@ -33,7 +33,9 @@ assumed_tau = 0.5  # ours
 
 @dataclass(frozen=True)
 class BeyondMonolithic:
-    """Correctness plus format, minus a penalty for being shorter than the group's right answers (our stand-in: see the module).
+    """Correctness plus format, minus a penalty for responses shorter than the mean length of the group's right responses.
+
+    The formula of the penalty is ours, since the paper's was not found.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[200, 400, 150], formatted=True)
     >>> BeyondMonolithic(most=0.5, tau=0.5)(batch).values.round(3).tolist()
@@ -41,8 +43,8 @@ class BeyondMonolithic:
 
     Attributes:
         most: P_max, the largest penalty.
-        tau: Scale of the penalty, as a share of m, the mean length of the right answers: a response of length ``(1 - tau) m`` loses 63 %
-            of ``most``.
+        tau: Scale of the penalty, as a share of m, the mean length of the right responses. A response of length ``(1 - tau) m`` loses
+            63 % of ``most``, that is ``1 - 1/e``.
     """
 
     most: Number = assumed_most
@@ -58,6 +60,8 @@ class BeyondMonolithic:
     def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         right = batch["correct"].astype(bool)
+        # m is NaN in a group without a right response. At least 1 token: the next line divides by m.
         m = np.maximum(np.nan_to_num(groups.mean(batch["tokens"], batch.groups, right)), 1.0)
         short = np.where(groups.count(batch.groups, right) > 0, np.maximum(0.0, 1.0 - batch["tokens"] / m), 0.0)
+        # expm1(-x) is -(1 - exp(-x)).
         return RewardValues.sum(correctness=right, format=batch["formatted"], length=self.most * np.expm1(-short / self.tau))

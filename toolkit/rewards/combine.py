@@ -1,14 +1,15 @@
-"""Rewards that combine other rewards: weighted sums, products with gates, and means of normalised advantages; and weight schedules.
+"""Rewards that combine other rewards: a weighted sum, a product with gates, a mean of advantages. Also schedules for the weights.
 
-Equations (r_k: the k-th reward, called a part; w_k: its weight; t: optimizer step; mean_g, std_g: mean and standard deviation of r_k in a
-group):
+Equations (r_k: the k-th of the combined rewards, called parts; w_k: its weight; t: optimizer step; mean_g, std_g: mean and standard
+deviation of r_k in a group; r_inner: any reward; g_k: a gate, a reward with values in [0, 1]; eps: a small constant):
 
     WeightedSum        r = sum_k w_k(t) r_k
-    Gated              r = r_inner * product of the gates (rewards in [0, 1])
+    Gated              r = r_inner g_1 g_2 ...
     MeanOfAdvantages   A = sum_k w_k z_k / sum_k w_k,   z_k = (r_k - mean_g) / (std_g + eps)     LongWriter-Zero, arXiv:2506.18841
 
-In a sum, the part with the largest spread dominates. In a mean of advantages every part counts, whatever its scale. The values of
-``MeanOfAdvantages`` *are* advantages: train on them without normalising again (``scale_rewards="none"``).
+In a weighted sum, the part whose values differ most within a group dominates the advantages. In a mean of advantages the scale of a part
+has no effect. The values of ``MeanOfAdvantages`` *are* advantages: train on them without normalising again (TRL's
+``scale_rewards="none"``).
 
 Our choices: std_g is the population standard deviation, and z_k is 0 in a group in which r_k does not vary.
 
@@ -52,9 +53,10 @@ class Schedule:
     Attributes:
         start: Weight up to step ``first``.
         end: Weight from step ``last`` on.
-        first: Optimizer step at which the change begins.
+        first: Optimizer step at which the change begins; no effect if ``kind`` is ``"step"``.
         last: Optimizer step at which it ends.
-        kind: Shape of the change: ``"linear"``, ``"cosine"`` (slow at both ends), or ``"step"`` (``start`` before ``last``, then ``end``).
+        kind: Shape of the change: ``"linear"``, ``"cosine"`` (slow at both ends), or ``"step"`` (a jump from ``start`` to ``end`` at step
+            ``last``).
     """
 
     start: Number
@@ -71,6 +73,7 @@ class Schedule:
 
     def __call__(self, step: int) -> float:
         """Return the weight at an optimizer step."""
+        # x: share of the change that is done, from 0 at step first to 1 at step last.
         x = min(1.0, max(0.0, (step - self.first) / (self.last - self.first)))
         if self.kind == "cosine":
             x = (1 - math.cos(math.pi * x)) / 2
@@ -83,7 +86,8 @@ class Schedule:
 class WeightedSum:
     """Weighted sum of rewards, ``sum_k w_k(t) r_k`` at optimizer step t.
 
-    The components of the sum are those of its parts, times the weights: component ``c`` of the reward ``p`` is named ``p.c``.
+    Its components are those of the parts, each times the weight of its part, and named ``PART.COMPONENT``: for example
+    ``length_penalty.length``.
 
     >>> from toolkit.rewards.correctness import Correctness, Format
     >>> batch = RewardBatch.from_columns(correct=[1, 0], formatted=[1, 1])
@@ -116,7 +120,7 @@ class WeightedSum:
         return RewardValues.sum(**components)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the stateful parts, as a dict from part name to state that JSON can store."""
+        """Return the states of the stateful parts: name of the part -> state. The dict can be written as JSON."""
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -124,21 +128,21 @@ class WeightedSum:
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of a monitoring set that is large enough for all parts, or ``None`` if no part needs responses now.
+        """Return the size of a monitoring set that serves all parts, or ``None`` if no part needs new responses now.
 
-        The size is ``(number of problems, responses per problem)``. A monitoring set consists of training problems whose sampled responses
-        measure the policy and are not trained on.
+        The size is ``(number of problems, responses per problem)``, each the largest that a part requests. A monitoring set consists of
+        training problems whose sampled responses measure the policy and are not trained on.
         """
         return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Call ``monitor(batch)`` of every part that needs new responses now; ``batch`` holds responses to a monitoring set."""
+        """Pass ``batch``, responses to the monitoring set, to every part that needs new responses now."""
         monitor_parts([r for _, r in self.parts], batch)
 
 
 @dataclass(frozen=True)
 class Gated:
-    """Product of a reward and one or more gates, ``inner * gate * ...``.
+    """Product of a reward and one or more gates, rewards with values in [0, 1]: ``inner * gate * ...``.
 
     The components are those of the inner reward, each multiplied by all gates.
 
@@ -172,7 +176,7 @@ class Gated:
         return RewardValues.sum(**{name: values * gate for name, values in self.inner(batch).components.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the stateful parts, as a dict from part name to state that JSON can store."""
+        """Return the states of the stateful parts: name of the part -> state. The dict can be written as JSON."""
         return state_by_name([self.inner, *self.gates])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -180,21 +184,21 @@ class Gated:
         load_state_by_name([self.inner, *self.gates], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of a monitoring set that is large enough for all parts, or ``None`` if no part needs responses now.
+        """Return the size of a monitoring set that serves all parts, or ``None`` if no part needs new responses now.
 
-        The size is ``(number of problems, responses per problem)``. A monitoring set consists of training problems whose sampled responses
-        measure the policy and are not trained on.
+        The size is ``(number of problems, responses per problem)``, each the largest that a part requests. A monitoring set consists of
+        training problems whose sampled responses measure the policy and are not trained on.
         """
         return monitoring_size([self.inner, *self.gates])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Call ``monitor(batch)`` of every part that needs new responses now; ``batch`` holds responses to a monitoring set."""
+        """Pass ``batch``, responses to the monitoring set, to every part that needs new responses now."""
         monitor_parts([self.inner, *self.gates], batch)
 
 
 @dataclass(frozen=True)
 class MeanOfAdvantages:
-    """Weighted mean, over rewards, of each reward's advantage: reward minus group mean, divided by the group's standard deviation.
+    """Weighted mean of the advantages of several rewards. An advantage is the reward minus its group mean, divided by its group std.
 
     >>> from toolkit.rewards.correctness import Correctness, Format
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0, 0], formatted=[1, 0, 1, 0])
@@ -230,7 +234,7 @@ class MeanOfAdvantages:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the stateful parts, as a dict from part name to state that JSON can store."""
+        """Return the states of the stateful parts: name of the part -> state. The dict can be written as JSON."""
         return state_by_name([r for _, r in self.parts])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -238,15 +242,15 @@ class MeanOfAdvantages:
         load_state_by_name([r for _, r in self.parts], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of a monitoring set that is large enough for all parts, or ``None`` if no part needs responses now.
+        """Return the size of a monitoring set that serves all parts, or ``None`` if no part needs new responses now.
 
-        The size is ``(number of problems, responses per problem)``. A monitoring set consists of training problems whose sampled responses
-        measure the policy and are not trained on.
+        The size is ``(number of problems, responses per problem)``, each the largest that a part requests. A monitoring set consists of
+        training problems whose sampled responses measure the policy and are not trained on.
         """
         return monitoring_size([r for _, r in self.parts])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Call ``monitor(batch)`` of every part that needs new responses now; ``batch`` holds responses to a monitoring set."""
+        """Pass ``batch``, responses to the monitoring set, to every part that needs new responses now."""
         monitor_parts([r for _, r in self.parts], batch)
 
 
@@ -261,12 +265,13 @@ def advantage(values: groups.Values, group: groups.Groups, epsilon: float = 1e-6
         epsilon: Added to the standard deviation.
     """
     centred = values - groups.mean(values, group)
+    # Compared directly: rounding can give equal values a tiny standard deviation, and dividing by it large advantages.
     varies = groups.highest(values, group) > groups.lowest(values, group)
     return np.where(varies, centred / (np.sqrt(groups.mean(np.square(centred), group)) + epsilon), 0.0)
 
 
 def check_names(parts: list[Reward]) -> None:
-    """Raise ValueError if there are no parts, or if two parts share a name: components and states are stored by name."""
+    """Raise ValueError if there are no parts, or if two parts share a name, since components and states are stored by name."""
     names = [r.name for r in parts]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Parts named {names}: give at least one, with names that differ.")

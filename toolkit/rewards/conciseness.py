@@ -1,15 +1,17 @@
-"""The conciseness score k of the reward CRF (module ``crf``, arXiv:2511.09158), from a linear head that is trained here.
+"""A linear head that scores the conciseness of responses, and its training.
 
-Equations (x: features of a response, its hidden states averaged over tokens and standardised; w: weights; i, j: two right answers to
-one problem; sigma: the logistic function):
+The score k is an input of the conciseness reward function (CRF, module ``crf``, arXiv:2511.09158).
+
+Equations (x: features of a response, its hidden states averaged over tokens; w: weights; i, j: two right answers to one problem; sigma:
+the logistic function):
 
     P(i is more concise than j) = sigma(w (x_i - x_j))          a Bradley-Terry model; w by penalised logistic regression (scikit-learn)
     k = 0.1 + 0.9 sigma((w x - m) / s)                          m, s: mean and standard deviation of w x over the training responses
 
 Deviations: the paper fine-tunes a 3B language model on 65K responses that a 72B model scored. Here a linear head is trained on averaged
-hidden states, which the caller provides. The training labels come from lengths: of two right answers to the same problem, the shorter
-counts as more concise if the longer has at least ``ratio`` times its length (``assumed_ratio``). To score a response, the head needs only
-its features, not its length or grade.
+hidden states, which the caller provides. They are standardised for the fit only: w is converted back to the scale of x. The training
+labels come from lengths: of two right answers to the same problem, the shorter counts as more concise if the longer has at least ``ratio``
+times its length (``assumed_ratio``). To score a response, the head needs only its features, not its length or grade.
 
 Units and signs: higher is more concise; k is in [0.1, 1]. Inputs and outputs are arrays; ``collect.states`` returns hidden states.
 """
@@ -37,16 +39,21 @@ PairRows = Int[ndarray, "pairs 2"]
 
 
 class NoPairsError(ValueError):
-    """No two right answers to one problem differ enough in length."""
+    """There are no pairs to train on: no two right answers to one problem differ enough in length."""
 
 
 def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> PairRows:
     """Return all pairs of right answers to the same problem in which one is at least ``ratio`` times as long as the other.
 
-    Each row of the result holds two row indices of the batch: ``(row of the shorter answer, row of the longer one)``.
+    Each row of the result holds two row indices of the batch: ``(row of the shorter answer, row of the longer one)``. The length is the
+    column ``tokens``.
 
     >>> pairs_by_length(RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 110, 300, 900])).tolist()
     [[0, 2], [1, 2]]
+
+    Args:
+        batch: Rollouts, with the columns ``correct`` and ``tokens``.
+        ratio: Least ratio of the two lengths, above 1.
 
     Raises:
         NoPairsError: There is no such pair.
@@ -54,7 +61,7 @@ def pairs_by_length(batch: RewardBatch, *, ratio: Number = assumed_ratio) -> Pai
     """
     if ratio <= 1:
         raise ValueError(f"ratio={ratio}: need ratio > 1, or a pair would not differ in length.")
-    parts = []
+    parts = []  # one array of pairs per group
     right, L = np.flatnonzero(batch["correct"]), batch["tokens"]
     # One array of row numbers per group, of its right answers only.
     by_group = np.split(right[np.argsort(batch.groups[right], kind="stable")], np.cumsum(np.bincount(batch.groups[right]))[:-1])
@@ -75,9 +82,9 @@ class ConcisenessHead:
     """A linear head that scores the conciseness of responses from their averaged hidden states, called features. ``fit`` trains it.
 
     Attributes:
-        weight: w, the weights of the features, ``[d]``. They apply to the features as given, not standardised.
-        centre: m, mean of w x (weights times features) over the training responses.
-        spread: s, standard deviation of w x over the training responses.
+        weight: w, the weights of the features, ``[d]``. Features need no standardisation before they are multiplied by w.
+        centre: m, the mean of w x (weights times features) over the training responses.
+        spread: s, the standard deviation of w x over the training responses.
     """
 
     weight: Float[ndarray, " d"]
@@ -85,15 +92,20 @@ class ConcisenessHead:
     spread: float
 
     def logits(self, features: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-        """Return w x, weights times features, of each response. Higher is more concise. Only differences are meaningful, not the zero."""
+        """Return w x, weights times features, of each response. Higher is more concise. Only differences between responses have meaning."""
         return features @ self.weight
 
     def score(self, features: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-        """Return the conciseness score k of each response, in [0.1, 1]; higher is more concise. CRF reads it as column ``conciseness``."""
+        """Return the conciseness score k of each response, in [0.1, 1]; higher is more concise.
+
+        The reward CRF reads k from the column ``conciseness``.
+        """
         return LOWEST + (HIGHEST - LOWEST) * expit((self.logits(features) - self.centre) / self.spread)
 
     def pair_auc(self, features: Float[ndarray, "n d"], pairs: PairRows) -> float:
-        """Return the share of pairs, from 0 to 1, whose more concise response scores higher (AUC). Ties count one half; chance is 0.5.
+        """Return the share of pairs, from 0 to 1, in which the more concise response has the higher score.
+
+        Ties count one half; chance is 0.5.
 
         Args:
             features: Averaged hidden states, ``[n, d]``, one row per response.
@@ -103,17 +115,17 @@ class ConcisenessHead:
         return float(np.mean((z[:, 0] > z[:, 1]) + 0.5 * (z[:, 0] == z[:, 1])))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the head as a dict that JSON can store."""
+        """Return the weights, m and s of the head as a dict that can be written as JSON."""
         return {"weight": self.weight.tolist(), "centre": self.centre, "spread": self.spread}
 
     @classmethod
     def from_state_dict(cls, saved: dict[str, Any]) -> ConcisenessHead:
-        """Return a head from ``saved``, the result of ``state_dict``."""
+        """Make a head from ``saved``, the result of ``state_dict``."""
         return cls(np.array(saved["weight"], np.float64), float(saved["centre"]), float(saved["spread"]))
 
 
 def fit(features: Float[ndarray, "n d"], pairs: PairRows, *, strength: float = assumed_strength) -> ConcisenessHead:
-    """Return a ``ConcisenessHead`` that is trained on pairs of responses.
+    """Train a ``ConcisenessHead`` on pairs of responses, and return it.
 
     Args:
         features: Averaged hidden states, ``[n, d]``, one row per response.
@@ -129,7 +141,7 @@ def fit(features: Float[ndarray, "n d"], pairs: PairRows, *, strength: float = a
     x = np.asarray(features, np.float64)
     if not np.isfinite(x).all():
         raise ValueError(f"Row {int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])} of the features is not finite.")
-    used = np.unique(pairs)
+    used = np.unique(pairs)  # rows of the features that are in at least one pair
     scale = x[used].std(axis=0)  # per feature; constant features are divided by 1
     difference = (x[pairs[:, 0]] - x[pairs[:, 1]]) / np.where(scale > 0, scale, 1.0)
     # Each pair enters in both orders, since the classifier needs examples of both classes.
@@ -138,4 +150,5 @@ def fit(features: Float[ndarray, "n d"], pairs: PairRows, *, strength: float = a
     # Weights of the standardised features -> weights of the features as given.
     weight = model.coef_[0] / np.where(scale > 0, scale, 1.0)
     z = x[used] @ weight
+    # A spread of 0 (all logits equal) becomes 1: score divides by it.
     return ConcisenessHead(weight, float(z.mean()), float(z.std()) or 1.0)

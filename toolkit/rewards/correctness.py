@@ -1,16 +1,17 @@
-"""Three simple rewards: correctness (the baseline of all others), correctness minus a naive length penalty, and format.
+"""Three simple rewards: correctness, correctness minus a naive length penalty, and format.
 
-Equations (c: 1 if right, else 0; L: length; L_max, alpha: constants; well formed: the response has an answer that is not empty, after
-thinking that was closed or without thinking):
+Equations (c: 1 if right, else 0; L: length; L_max, alpha: constants; well formed: the response has a non-empty answer, and its thinking, if
+it has any, was closed):
 
     correctness       r = c
     length penalty    r = c - alpha L / L_max        for every response, right or wrong
     format            r = 1[well formed]
 
-The naive penalty serves as a baseline. Short wrong answers earn more than long wrong ones, and the penalty ignores the difficulty of a
-problem. If all responses to a problem are wrong, training on it only shortens them.
+Correctness alone is the baseline without any length term. The naive penalty is the baseline with one. Short wrong answers earn more than
+long wrong ones, and the penalty ignores the difficulty of a problem. If all responses to a problem are wrong, training on it only shortens
+them.
 
-Deviations: none, there is no paper. Units and signs: L in tokens; higher is better.
+Deviations: these rewards are from no paper. Units and signs: L in tokens; higher is better.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ class Correctness:
 
 @dataclass(frozen=True)
 class Format:
-    """Reward 1 for a well-formed response, 0 for any other; to be combined with other rewards in ``combine.WeightedSum`` or ``Gated``.
+    """Reward 1 for a well-formed response, 0 for any other.
 
-    A response is well formed if it has an answer that is not empty, after thinking that was closed or without thinking.
+    A response is well formed if it has a non-empty answer and its thinking, if it has any, was closed. Combine this reward with others in
+    ``combine.WeightedSum`` or ``combine.Gated``.
 
     >>> Format()(RewardBatch.from_columns(formatted=[True, False])).values.tolist()
     [1.0, 0.0]
@@ -69,7 +71,7 @@ class LengthPenalty:
 
     Attributes:
         alpha: Penalty for a response of length ``longest``.
-        longest: L_max, tokens. It is no limit: a longer response loses more than ``alpha``.
+        longest: L_max, tokens: the length at which the penalty is ``alpha``. A longer response loses more.
     """
 
     alpha: Number = assumed_alpha

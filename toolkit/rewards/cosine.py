@@ -1,13 +1,14 @@
 """Cosine reward: Demystifying long chain-of-thought reasoning in LLMs, arXiv:2502.03373, appendix C.1.
 
-Equation (L: length; L_max: length from which the reward is constant; x = min(1, L / L_max)):
+Equation (L: length; L_max: a constant; x = min(1, L / L_max); v_short, v_long: rewards at length 0 and at length L_max):
 
     r = v_long + (v_short - v_long) (1 + cos(pi x)) / 2
 
 with (v_short, v_long) = (1, 0.5) for a right answer and (-1, -0.5) for a wrong one. A right answer earns more if it is short. A wrong
 one earns more if it is long, which encourages the model to keep searching. The reward equals TRL's ``get_cosine_scaled_reward``.
 
-Deviations: none. A response longer than L_max gets the reward of length L_max.
+Deviations: the four values are TRL's defaults. A response longer than L_max gets the reward of length L_max, as in TRL; the released code
+of the paper has a separate reward for such a response.
 
 Units and signs: lengths in tokens; higher is better.
 """
@@ -35,8 +36,8 @@ class Cosine:
 
     Attributes:
         longest: L_max, tokens; longer responses get the reward of this length.
-        right: Reward of a right answer at length 0, and at length L_max.
-        wrong: Reward of a wrong answer at length 0, and at length L_max.
+        right: Pair ``(v_short, v_long)`` for right answers: the reward at length 0, and the reward at length L_max.
+        wrong: The same pair for wrong answers.
     """
 
     longest: Number = assumed_longest
@@ -54,5 +55,6 @@ class Cosine:
         batch.check(self)
         right = batch["correct"].astype(bool)
         short, long = (np.where(right, *pair) for pair in zip(self.right, self.wrong, strict=True))
+        # rise falls from 1 at length 0 to 0 at L_max, so r = short + (long - short) (1 - rise).
         rise = (1 + np.cos(np.pi * np.minimum(batch["tokens"] / self.longest, 1.0))) / 2
         return RewardValues.sum(correctness=short, length=(long - short) * (1 - rise))

@@ -1,14 +1,14 @@
 """CRF, the conciseness reward function of Efficient reasoning via reward model, arXiv:2511.09158.
 
-Equations (c: 1 if right, else 0; k: conciseness score of the response, in [0.1, 1]; alpha: constant; s: annealed term; d: bonus for easy
-problems; t: optimizer step; T: step at which s reaches 0):
+Equations (c: 1 if right, else 0; k: conciseness score of the response, in [0.1, 1]; alpha: a constant; s: a term that falls during
+training; d: a term that depends on the difficulty of the problem; t: optimizer step; T: step at which s reaches 0):
 
     r = c (1 + alpha k (s + d))        d = exp(accuracy of the group)
     s(t) = max(0, 1 - t / T)
 
-Deviations: alpha and the schedule of s were not found. We use ``assumed_alpha`` and a linear decay over ``assumed_steps`` steps. d
-comes from one secondary source and is unconfirmed; as printed it is largest for *easy* problems. The score k comes from a linear head on
-hidden states (``rewards.conciseness``); the paper fine-tunes a 3B model.
+Deviations: alpha and the schedule of s were not found. We use ``assumed_alpha`` and a linear decay over ``assumed_steps`` steps. The
+formula of d comes from a summary by others, and we could not confirm it. By this formula d is largest for *easy* problems. The score k
+comes from a linear head on hidden states (``rewards.conciseness``); the paper fine-tunes a 3B model.
 
 Units and signs: higher is better; wrong answers get 0 whatever k is. The reward has no state: t is the step of the batch.
 """
@@ -38,8 +38,8 @@ class CRF:
     [1.53, 0.0]
 
     Attributes:
-        alpha: Factor of the bonus ``alpha k (s + d)``: k is the conciseness score, s falls from 1 to 0 during training, and d is the
-            exponential of the group's accuracy.
+        alpha: Factor in the bonus ``alpha k (s + d)``: k is the conciseness score, s falls from 1 to 0 during training, and d is
+            ``exp(accuracy of the group)``.
         steps: T, the number of optimizer steps in which s falls linearly from 1 to 0.
     """
 
@@ -60,6 +60,7 @@ class CRF:
     def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         c, score = batch["correct"].astype(float), batch["conciseness"].astype(float)
+        # Negated, so that NaN is outside too.
         outside = ~((score >= LOWEST) & (score <= HIGHEST))
         if outside.any():
             raise ValueError(f"The column 'conciseness' holds {score[outside][0]}: scores are between {LOWEST} and {HIGHEST}.")

@@ -1,13 +1,13 @@
 """DLER: doing length penalty right, and difficulty-aware DLER, arXiv:2510.15110.
 
-Equations (c: 1 if right, else 0; L_T: length limit; kept: a constant, 0 in the paper; rho: share of right responses in the group, at
-any length):
+Equations (c: 1 if right, else 0; L_T: length limit; kept: reward of a right response that is too long, 0 in the paper; rho: share of right
+responses in the group, at any length):
 
     DLER       r = c    if the response ended by itself within L_T tokens, else kept * c
     DA-DLER    the same, with a limit that depends on rho: L_T = 4000 if rho < 0.5, L_T = 2000 if rho >= 0.5
 
-The rest of the method is outside the reward: advantages normalised over the batch, clip-higher, dynamic sampling (``toolkit.grpo``), and
-merging of weights after training.
+The rest of the method is outside the reward. Advantages normalised over the batch, a higher upper clipping bound (clip-higher) and dynamic
+sampling are settings of ``toolkit.grpo``. The paper also merges weights after training.
 
 Deviations: in the paper a response beyond the limit gets 0; the released script keeps 10 % of its reward (``kept=0.1``). The paper does
 not say which limit holds at exactly rho = 0.5; here it is 2000.
@@ -42,7 +42,8 @@ class DLER:
 
     Attributes:
         target: L_T, the length limit, tokens; a response of exactly this length is within the limit.
-        kept: Reward of a right response that is longer or was cut off: 0 in the paper, 0.1 (``SCRIPT_KEPT``) in the released script.
+        kept: Reward of a right response that is longer than the limit or was cut off: 0 in the paper, 0.1 (``SCRIPT_KEPT``) in the
+            released script.
     """
 
     target: Number = PUBLISHED_TARGET
@@ -65,8 +66,8 @@ class DifficultyAwareDLER:
     [1.0, 0.0, 0.0]
 
     Attributes:
-        tiers: Pairs ``(accuracy, length limit in tokens)``, by ascending accuracy from 0. The limit of a group is that of the last pair
-            whose accuracy the group reaches.
+        tiers: Pairs ``(least accuracy of the group, length limit in tokens)``, in ascending order, the first with accuracy 0. The last pair
+            whose least accuracy the group reaches sets the limit of the group.
         kept: Reward of a right response that is longer than the limit or was cut off.
     """
 
@@ -84,11 +85,13 @@ class DifficultyAwareDLER:
     def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         accuracy = groups.mean(batch["correct"], batch.groups)
+        # side="right": an accuracy equal to the start of a tier belongs to that tier.
         starts, lengths = (np.array(part, float) for part in zip(*self.tiers, strict=True))
         return _truncated(batch, lengths[np.searchsorted(starts, accuracy, side="right") - 1], self.kept)
 
 
 def _truncated(batch: RewardBatch, targets: ndarray, kept: Number) -> RewardValues:
     c = batch["correct"].astype(float)
+    # finish is "stop" if the response ended by itself, with an end-of-sequence token.
     within = (batch["tokens"] <= targets) & (batch["finish"] == "stop")
     return RewardValues.sum(correctness=c, truncation=np.where(within, 0.0, (kept - 1.0) * c))

@@ -4,18 +4,18 @@ Equations (c: 1 if right, else 0; L: length; K: number of groups in the batch; l
 penalty; a_k: accuracy of group k; mu_k, s_k: mean and standard deviation of the lengths of the right responses of group k; alpha: largest
 penalty; sigma: the logistic function):
 
-    r = c (1 - alpha sigma((L - mu_k) / s_k))        in the ceil(lambda K) groups of highest a_k (efficiency groups), at least one
+    r = c (1 - alpha sigma((L - mu_k) / s_k))        in the ceil(lambda K) groups of highest a_k (efficiency groups)
     r = c                                            in the other groups (accuracy groups)
 
 Length is penalised only in the groups that the model answers best at this step.
 
-Deviations: alpha was not found in the paper; ``assumed_alpha`` is the value in a third party's code. The paper does not say how
-groups of equal accuracy are ordered. Here a hash of step and problem id decides, which favours neither early rows nor certain
-problems. The third party's code also penalises wrong responses in an efficiency group, and fails on a group without a right
-response; we copy neither.
+Deviations: alpha was not found in the paper; ``assumed_alpha`` is the value in an implementation that is not by the authors. The paper does
+not say which of several groups of equal accuracy comes first. Here a hash of optimizer step and problem id decides. The order therefore
+changes from step to step, and does not depend on the position in the batch. The implementation by others also penalises wrong responses in
+an efficiency group, and fails on a group without a right response; we copy neither.
 
-Units and signs: lengths in tokens; higher is better. Groups are ranked over the whole batch: in a run of several processes
-give every process the rollouts of all processes.
+Units and signs: lengths in tokens; higher is better. Groups are ranked over the whole batch: in a run of several processes, give every
+process the rollouts of all processes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from toolkit.rewards.arora_zanette import check_alpha, discount
 from toolkit.rewards.batch import RewardBatch, RewardValues
 from toolkit.stats import Number
 
-PUBLISHED_SHARE = 0.2  # lambda: given as the example
-assumed_alpha = 0.6  # from a third party's code
+PUBLISHED_SHARE = 0.2  # lambda: the value of the example in the paper
+assumed_alpha = 0.6  # from an implementation that is not by the authors
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,14 @@ class GRPOLambda:
             raise ValueError(f"share={self.share}: need 0 < share <= 1.")
 
     def priced(self, batch: RewardBatch) -> Bool[ndarray, " n"]:
-        """Return a mask ``[n]``: True for rows of efficiency groups, in which length is penalised."""
+        """Return a mask ``[n]`` of the rows whose length is penalised: those of the efficiency groups."""
         g = batch.groups
         if not len(g):
             return np.zeros(0, bool)
         accuracy = np.bincount(g, batch["correct"].astype(float)) / np.bincount(g)
         ties = np.array([zlib.crc32(f"{batch.step}|{problem}".encode()) for problem in batch.group_ids])
+        # lexsort sorts by its last key first: accuracy in descending order, then the hash, then the problem id if hashes are equal.
+        # Minus 1e-9, so that a product such as 0.07 * 100 = 7.000000000000001 is not rounded up to 8.
         top = np.lexsort((batch.group_ids.astype(str), ties, -accuracy))[: max(1, math.ceil(self.share * len(accuracy) - 1e-9))]
         return np.isin(g, top)
 

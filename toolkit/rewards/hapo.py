@@ -1,24 +1,24 @@
 """HAPO: training language models to reason concisely via history-aware policy optimisation, arXiv:2505.11225.
 
-Equations (c: 1 if right, else 0; L: length; w: weight; h: the *history* of a problem, the length of its shortest right response so far,
-none at first; l: length part of the reward):
+Equations (c: 1 if right, else 0; L: length; w: weight; h: the *history* of a problem, the length of the shortest right response to it in
+earlier batches; l: length part of the reward; u: a cosine that is 1 at L = 0, 0 at L = h and -1 at L >= 2h):
 
-    l = 0                                   as long as the problem has no h
-    u = cos(min(pi, (pi/2) L / h))          l = max(-0.7, u) if right, min(0, u) if wrong
+    u = cos(min(pi, (pi/2) L / h))
+    l = max(-0.7, u) if right, min(0, u) if wrong          l = 0 if no earlier response to the problem was right
     r = c + w l
     then h <- min(h, length of the shortest right response in the batch)
 
-Linear form, an alternative (t: tolerance; e = (L - (1+t) h) / h, the relative excess length):
+The linear form (``form="linear"``) has another l (t: tolerance; e = (L - (1+t) h) / h, the relative excess length):
 
     right    l = 1 - L/h if L < h, max(-0.7, -max(0, e)) otherwise
     wrong    l = max(-1, -max(0, e))
 
-Deviations: the paper counts the tokens of the text without special tokens; here the end-of-sequence token counts too. h = 0
+Deviations: the paper counts the tokens of the text without special tokens; here the end-of-sequence token counts too. An h of 0 tokens
 counts as 1. The released code also updates h during evaluation, and takes h = 100000 if there is none; we copy neither. The released code
 has a repetition penalty, off by default: to add it, combine HAPO with ``repetition.RepetitionPenalty`` in ``combine.WeightedSum``.
 
 Units and signs: lengths in tokens; higher is better. With w <= 1 a right answer (at least 1 - 0.7 w) beats a wrong one (at most 0).
-With ``memory="min"`` h never grows: a single lucky short guess sets h for the rest of the run.
+With ``memory="min"`` h never grows: one short response that is right by chance can set h for the rest of the run.
 
 State: h of each problem. It is updated only if ``batch.split`` is ``"train"``, from the right responses of a batch after the batch was
 scored.
@@ -43,7 +43,7 @@ FORMS, MEMORIES = ("cosine", "linear"), ("min", "mean")
 
 @dataclass(eq=False)
 class HAPO:
-    """Correctness plus a length part, which compares a response with the shortest right response to the same problem so far.
+    """Correctness plus a length part, which compares the length with that of the shortest right response to the problem so far.
 
     >>> reward = HAPO()
     >>> reward(RewardBatch.from_columns(correct=[1, 0], tokens=[100, 50])).values.tolist()  # no history yet
@@ -53,11 +53,11 @@ class HAPO:
 
     Attributes:
         weight: w, the weight of the length part l, in [0, 1] so that a right answer beats a wrong one.
-        form: Form of the length part, ``"cosine"`` or ``"linear"``.
+        form: Formula of the length part, ``"cosine"`` or ``"linear"``; the module docstring has both.
         memory: Definition of h, the length to compare with: ``"min"``, the length of the shortest right response so far, or ``"mean"``,
             the mean length of all right responses so far (an option of the released code).
-        clip: Smallest length part of a right answer, negative.
-        tolerance: t, used only by the linear form: a response may be longer than h by this share of h without a penalty.
+        clip: Lower limit of the length part of a right answer; a negative number, -0.7 in the paper.
+        tolerance: t, used only by the linear form: a response longer than h by up to this share of h gets no penalty.
         history: Problem id (as text) -> ``(h in tokens, number of right responses so far)``.
     """
 
@@ -90,42 +90,47 @@ class HAPO:
     def _remember(self, batch: RewardBatch, right: Bool[ndarray, " n"]) -> None:
         """Update the history with the right responses of a batch."""
         g, L = batch.groups, batch["tokens"]
+        # Index of the first row of each group, in the order of group_ids.
         first = np.unique(g, return_index=True)[1]
         statistics = (groups.lowest(L, g, right), groups.mean(L, g, right), groups.count(g, right))
         least, mean, n = (values[first] for values in statistics)  # one value per group
         for problem, shortest, average, count in zip(map(str, batch.group_ids), least, mean, n.tolist(), strict=True):
             if not count:
                 continue
+            # inf for a problem without history, so that min(old, shortest) is the shortest of this batch.
             old, old_count = self.history.get(problem, (np.inf, 0))
             running_mean = average if not old_count else (old * old_count + average * count) / (old_count + count)
             value = min(old, shortest) if self.memory == "min" else running_mean
             self.history[problem] = float(value), old_count + count
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the history as a dict that JSON can store."""
+        """Return the history as a dict that can be written as JSON."""
         return {"history": {problem: list(entry) for problem, entry in self.history.items()}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore the history from ``saved``, the result of ``state_dict``."""
+        # JSON has stored the pairs as lists.
         self.history = {problem: (float(length), int(n)) for problem, (length, n) in saved["history"].items()}
 
 
 def length_reward(
     L: Float[ndarray, " n"], right: Bool[ndarray, " n"], history: Float[ndarray, " n"], reward: HAPO
 ) -> Float[ndarray, " n"]:
-    """Return l, the length part of the reward, of each response, ``[n]``: in [-1, 1], and not yet multiplied by the weight w.
+    """Return the length part l of each response, ``[n]``: a number in [-1, 1], not yet multiplied by the weight w.
 
     Args:
         L: Length of each response, tokens.
         right: True for each right response.
         history: h of each response's problem, tokens; NaN if the problem has no h yet, which gives l = 0.
-        reward: Reward whose ``form``, ``clip`` and ``tolerance`` are used.
+        reward: The reward; its ``form``, ``clip`` and ``tolerance`` select and set the formula.
     """
+    # Rows without history get a dummy h of 1 here and l = 0 in the last line.
     h = np.maximum(np.nan_to_num(history, nan=1.0), 1.0)
     if reward.form == "cosine":
         u = np.cos(np.minimum(np.pi, np.pi / 2 * L / h))
         length = np.where(right, np.maximum(reward.clip, u), np.minimum(0.0, u))
     else:
+        # -max(0, e), so at most 0.
         excess = -np.maximum(0.0, L - (1 + reward.tolerance) * h) / h
         length = np.where(right, np.where(h > L, 1 - L / h, np.maximum(reward.clip, excess)), np.maximum(-1.0, excess))
     return np.where(np.isnan(history), 0.0, length)

@@ -1,15 +1,19 @@
 """Kimi k1.5: scaling reinforcement learning with LLMs, arXiv:2501.12599, length reward.
 
-Equation (c: 1 if right, else 0; L: length; L_min, L_max: shortest and longest length of *all* responses of the group; w: weight):
+Equation (c: 1 if right, else 0; L: length; L_min, L_max: shortest and longest length of *all* responses of the group; v: length
+score, from 1/2 for the shortest to -1/2 for the longest; w: weight):
 
     v = 1/2 - (L - L_min) / (L_max - L_min)          0 if L_max = L_min
     r = c + w v             for a right answer
         c + w min(0, v)     for a wrong one
 
-Deviations: none. The paper raises the weight gradually at first: for that, put the reward in a ``combine.WeightedSum`` with a ``Schedule``.
+Deviations: none. The paper raises w gradually at the beginning of training. To raise it from 0 to 1 over 100 steps, for example, and keep
+the weight of correctness at 1:
 
-Units and signs: lengths in tokens; higher is better. With w <= 1 the longest right answer (1 - w/2) never earns less than a wrong
-one (at most 0).
+    WeightedSum(((Schedule(1, 0, first=0, last=100), Correctness()), (Schedule(0, 1, first=0, last=100), Kimi())))
+
+Units and signs: lengths in tokens; higher is better. With w < 2 every right answer (at least 1 - w/2) earns more than a wrong one (at most
+0).
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ class Kimi:
     [1.5, 1.0, 0.0, -0.5]
 
     Attributes:
-        weight: w, weight of the length part; at most 1 if right answers are to beat wrong ones.
+        weight: w, the weight of the length part. Below 2, every right answer earns more than every wrong one.
     """
 
     weight: Number = 1.0
@@ -47,6 +51,7 @@ class Kimi:
         batch.check(self)
         L, g = batch["tokens"].astype(float), batch.groups
         low, high = groups.lowest(L, g), groups.highest(L, g)
+        # If all lengths of a group are equal, v is 0; the inner where only avoids a division by zero.
         v = np.where(high > low, 0.5 - (L - low) / np.where(high > low, high - low, 1.0), 0.0)
         v = np.where(batch["correct"].astype(bool), v, np.minimum(0.0, v))
         return RewardValues.sum(correctness=batch["correct"], length=self.weight * v)

@@ -1,7 +1,7 @@
 """L1: controlling how long a reasoning model thinks with reinforcement learning, arXiv:2503.04697.
 
-Equations (c: 1 if right, else 0; L: length; B: the budget stated in the prompt; alpha: change of the reward per token; delta: reward of a
-right answer of length B):
+Equations (c: 1 if right, else 0; L: length; B: the budget stated in the prompt; alpha: change of the reward per token; delta: L1-Max
+reward of a right answer of length B):
 
     L1-Exact    r = c - alpha |L - B|
     L1-Max      r = c clip(alpha (B - L) + delta, 0, 1)
@@ -58,14 +58,14 @@ class L1Exact:
 
 @dataclass(frozen=True)
 class L1Max:
-    """Reward for right answers that falls with length: ``delta`` at the budget, at most 1 below it, at least 0 above it.
+    """Reward for right answers that falls linearly with length: ``delta`` at the budget, up to 1 below it, down to 0 above it.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 1, 0], tokens=[100, 980, 1000, 100], budget=1000)
     >>> L1Max(alpha=0.01, delta=0.5)(batch).values.round(2).tolist()
     [1.0, 0.7, 0.5, 0.0]
 
     Attributes:
-        alpha: Decrease of the reward per token, between the limits 1 and 0.
+        alpha: Decrease of the reward per additional token, where the reward is between 0 and 1.
         delta: Reward of a right answer at the budget.
         budget: One budget for all rows, tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
     """

@@ -1,16 +1,17 @@
 """LASER, LASER-D, LASER-DE: learn to reason efficiently with adaptive length-based reward shaping, arXiv:2505.15612.
 
-Equations (L: length; R: 1 if right, -0.5 if wrong, -1 if malformed; right, wrong: the grade of a well-formed response; malformed: without
-an answer, or with an empty one; alpha: the bonus; L_T: fixed target length; L_A: target length for the problem's difficulty, adapted during
-training, see ``laser_targets``):
+Equations (L: length; R: 1 if right, -0.5 if wrong, -1 if malformed; alpha: the bonus; L_T: fixed target length; L_A: target length for the
+problem's difficulty, adapted during training, see ``laser_targets``):
 
     LASER      r = R + alpha 1[right] 1[L <= L_T]
     LASER-D    r = R + alpha 1[right] 1[L <= L_A]
-    LASER-DE   r = R + alpha (1[right] 1[L <= L_A] + 1[wrong] 1[L > L_A])      rewards long wrong answers
+    LASER-DE   r = R + alpha (1[right] 1[L <= L_A] + 1[wrong] 1[L > L_A])      also rewards long wrong answers
 
-Deviations: those of ``laser_targets``. As in the released code, LASER-DE gives no bonus to wrong answers with loops. We do not know how
-the released code detects loops from 4-grams. Here a response loops if its share of distinct 4-grams is below ``distinct``
-(``assumed_distinct``).
+A response without an answer, or with an empty one, is malformed. Only other responses count as right or wrong.
+
+Deviations: those listed in ``laser_targets``. LASER-DE gives no bonus to a wrong answer that repeats itself, as in the released code. That
+code detects such loops from 4-grams; we do not know its exact test. Here a response loops if the share of distinct 4-grams among its
+4-grams is below ``distinct`` (``assumed_distinct``).
 
 Units and signs: lengths in tokens; higher is better. With alpha <= 1.5 a right answer never earns less than a wrong one.
 """
@@ -37,12 +38,12 @@ assumed_distinct = 0.2  # least share of distinct 4-grams in a response that doe
 
 @dataclass(frozen=True)
 class Outcome:
-    """R, the reward for the outcome of a response: right, wrong or malformed. ``outcome(batch)`` returns R of each row.
+    """The three values of R, the reward for being right, wrong or malformed. ``outcome(batch)`` returns R of each row.
 
     Attributes:
         right: Reward of a well-formed right response.
         wrong: Reward of a well-formed wrong response.
-        malformed: Reward of a response without an answer, or with an empty one: thinking that is never closed leaves no answer.
+        malformed: Reward of a response without an answer, or with an empty one. If thinking is never closed, there is no answer.
     """
 
     right: float = 1.0
@@ -88,9 +89,9 @@ class Laser:
 class LaserD:
     """Reward R of the outcome (right, wrong or malformed), plus a bonus for right answers within a target length.
 
-    There is one target length per difficulty of problems: easy, medium, hard. They adapt to the policy's responses to a *monitoring set*:
-    training problems whose responses are not trained on. Before each generation, the trainer of ``toolkit.grpo`` calls ``monitoring``.
-    If the result is a size, the trainer samples responses to a monitoring set of that size and passes them to ``monitor``.
+    There are three target lengths, for easy, medium and hard problems. They adapt to the policy's responses to a *monitoring set*: training
+    problems whose responses are not trained on. Before each batch of training rollouts, the trainer of ``toolkit.grpo`` calls
+    ``monitoring``. If new responses are due, the trainer samples them and passes them to ``monitor``.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[3000, 5000, 4000], formatted=True)
     >>> LaserD()(batch).values.tolist()  # the initial target length is 4096
@@ -100,7 +101,7 @@ class LaserD:
         alpha: The bonus.
         targets: Settings of the target lengths.
         outcome: Values of R for right, wrong and malformed responses.
-        state: Current target lengths, and the counts of response lengths from which the next ones are set.
+        state: Current target lengths, and the data from which the next ones are set.
     """
 
     alpha: Number = PUBLISHED_ALPHA
@@ -122,7 +123,10 @@ class LaserD:
         return scored
 
     def limit(self, batch: RewardBatch) -> Float[ndarray, " n"]:
-        """Return the target length L_A of each row, in tokens: that of its difficulty, by the accuracy of its group in the batch."""
+        """Return the target length L_A of each row, in tokens.
+
+        The accuracy of the row's group in this batch decides the difficulty of the problem, and the difficulty the target length.
+        """
         lengths = self.state.lengths_for(int(batch["tokens"].max(initial=0)))
         return np.array(lengths, float)[difficulty(batch, "reward")]
 
@@ -135,7 +139,7 @@ class LaserD:
         self.state.monitor(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as a dict that JSON can store."""
+        """Return the state as a dict that can be written as JSON."""
         return self.state.state_dict()
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -145,7 +149,7 @@ class LaserD:
 
 @dataclass(eq=False)
 class LaserDE(LaserD):
-    """LASER-D plus a bonus of ``alpha`` for wrong answers longer than the target length, unless they are malformed or loop.
+    """LASER-D plus a bonus of ``alpha`` for each wrong response longer than the target length, unless it is malformed or repeats itself.
 
     >>> tokens = tuple(range(5000))
     >>> batch = RewardBatch.from_columns(correct=[0, 0], tokens=[4000, 5000], formatted=True, token_ids=[tokens[:4000], tokens])
@@ -153,7 +157,8 @@ class LaserDE(LaserD):
     [-0.5, 0.0]
 
     Attributes:
-        distinct: Threshold, in [0, 1]: a response loops if the share of distinct 4-grams among its 4-grams of tokens is lower.
+        distinct: Threshold in [0, 1]. A response repeats itself (loops) if the share of distinct 4-grams among its 4-grams of tokens is
+            lower.
     """
 
     distinct: Number = assumed_distinct
@@ -163,13 +168,14 @@ class LaserDE(LaserD):
 
     def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
+        # Before the call of LaserD, which updates the state and with it the limit.
         explores = ~_right(batch) & batch["formatted"].astype(bool) & (batch["tokens"] > self.limit(batch))
         scored = super().__call__(batch)
         bonus = self.alpha * self._free_of_loops(batch, explores)
         return RewardValues.sum(**scored.components, exploration=bonus)
 
     def _free_of_loops(self, batch: RewardBatch, rows: Bool[ndarray, " n"]) -> Bool[ndarray, " n"]:
-        """Return the mask ``rows`` with False in place of True for responses that loop."""
+        """Return the mask ``rows``, but False for responses that loop."""
         free = rows.copy()
         free[rows] = distinct_share(batch["token_ids"][rows], LOOP_NGRAM) >= self.distinct
         return free

@@ -1,30 +1,32 @@
-"""Target lengths of LASER-D and LASER-DE, one for each of three difficulties of problems, arXiv:2505.15612.
+"""Target lengths of LASER-D and LASER-DE (arXiv:2505.15612): one for easy, one for medium and one for hard problems.
 
-A response gets its bonus if it is at most as long as the target length of its problem's difficulty.
+A right response earns the bonus of these rewards if it is at most as long as the target length for its problem's difficulty.
 
-Equations (d: difficulty of a problem, by its accuracy a: easy, medium or hard, each a bucket of problems; l: a candidate length; P_{l,d}:
-share of the responses to problems in bucket d whose length is at most l; K: responses per problem; |C_d|: least number of right responses,
-out of K, of a problem in the bucket, but 1 for hard; L_T: first candidate length):
+Equations (a: accuracy of a problem, the share of its responses that are right; d: difficulty of a problem; the problems of one difficulty
+form a bucket; l: a candidate length; P_{l,d}: share of the responses to problems in bucket d whose length is at most l; K: responses per
+problem; |C_d|: least number of right responses out of K with which a problem is in bucket d, set to 1 for hard; ECR: expected number of
+correct responses; L_T: first candidate length):
 
     easy a >= 2/3, medium 1/3 <= a < 2/3, hard a < 1/3
-    ECR_d(l) = P_{l,d} |C_d|       expected number of correct responses of at most l tokens, per problem
+    ECR_d(l) = P_{l,d} |C_d|       per problem, responses of at most l tokens
     S(d)     = least l of {L_T, L_T + 1024, ..., 16384} with ECR_d(l) >= 1, the *sufficient length*; infinity if there is none
     L_A(d)   = min(S(d), length of the longest response of the training batch)
 
-For K = 8, |C_d| is 6, 3, 1 (easy, medium, hard) if 2K/3 and K/3 are rounded up (``rounding="ceil"``, as in the paper's text). It is
-5, 2, 1 if they are rounded down (``"floor"``, ``SCRIPT_ROUNDING``), as in the released scripts of LASER-D and LASER-DE.
+|C_d| is 2K/3 for easy and K/3 for medium problems, rounded to an integer. For K = 8, |C_d| is 6, 3, 1 (easy, medium, hard) with
+``rounding="ceil"``, as in the paper's text. It is 5, 2, 1 with ``"floor"`` (``SCRIPT_ROUNDING``), as in the released scripts of LASER-D and
+LASER-DE.
 
 S(d) is measured on a *monitoring set*: K = 8 responses to each of 500 training problems, which are not trained on. They are sampled before
 the first generation and every 20 generations after it. (A generation is one batch of training rollouts, however many optimizer steps use
 it.) The trainer of ``toolkit.grpo`` samples the responses and calls ``TargetState.monitor``; until then S(d) is L_T in every bucket. When a
-training batch is scored, the accuracy of a group in that batch decides the group's bucket.
+training batch is scored, the accuracy of each group in this batch decides the bucket of the group.
 
 Deviations: if ``monitor`` is never called (in a plain TRL script, or if rollouts are scored without training), the training rollouts of
-the last ``every`` generations set S(d), from generation ``every`` on (ours). A bucket without responses keeps its S(d) (ours; the
-released code then takes the longest response). For an accuracy of exactly 1/3 or 2/3, the paper uses different buckets when it measures
-S(d) and when it scores a batch. So do we: see ``difficulty``.
+the last ``every`` generations set S(d), once per ``every`` generations (ours). A bucket without responses keeps its S(d) (ours; the
+released code takes the length of the longest response instead). For an accuracy of exactly 1/3 or 2/3, the paper uses different buckets
+when it measures S(d) and when it scores a batch. So do we: see ``difficulty``.
 
-Units and signs: lengths in tokens. In a run of several processes give every process the rollouts of all processes.
+Units and signs: lengths in tokens. In a run of several processes, give every process the rollouts of all processes.
 """
 
 from __future__ import annotations
@@ -60,8 +62,8 @@ class TargetSettings:
         longest: Upper limit of the candidate lengths, tokens.
         every: Number of generations (batches of training rollouts, not optimizer steps) between two updates of the target lengths.
         samples: K, responses per problem of the monitoring set.
-        rounding: Rounding of 2K/3 and K/3, the least numbers of right responses of an easy and of a medium problem: ``"ceil"`` (the paper)
-            or ``"floor"`` (``SCRIPT_ROUNDING``).
+        rounding: How 2K/3 and K/3, the least numbers of right responses of an easy and of a medium problem, become integers: ``"ceil"``
+            (the paper) or ``"floor"`` (``SCRIPT_ROUNDING``).
         problems: Number of training problems in the monitoring set; if there are fewer, all of them.
     """
 
@@ -81,26 +83,32 @@ class TargetSettings:
 
     @property
     def grid(self) -> range:
-        """Candidate lengths, tokens."""
+        """Candidate lengths: ``base, base + step, ...``, at most ``longest``, in tokens."""
         return range(self.base, self.longest + 1, self.step)
 
     @property
     def least_right(self) -> tuple[int, int, int]:
-        """|C_d| as ``(easy, medium, hard)``: least number of right responses, out of K, that makes a problem easy or medium; 1 for hard."""
+        """Least numbers of right responses out of K for the buckets ``(easy, medium, hard)``: 2K/3 and K/3, rounded, and 1 for hard.
+
+        The module docstring calls them |C_d|.
+        """
         rounded = math.ceil if self.rounding == "ceil" else math.floor
         return rounded(2 * self.samples / 3), rounded(self.samples / 3), 1
 
     def expected_right(self, within: Number, bucket: int) -> float:
-        """Return ECR, the expected number of correct responses per problem that do not exceed some length.
+        """Return ECR, the expected number of correct responses per problem up to a candidate length.
 
         Args:
-            within: Share of the responses to the bucket's problems that do not exceed this length, from 0 to 1.
+            within: Share of the responses to the bucket's problems that are at most as long as the candidate length, from 0 to 1.
             bucket: Index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
         """
         return float(within * self.least_right[bucket])
 
     def sufficient_length(self, bucket: int, lengths: Int[ndarray, " responses"]) -> int | None:
-        """Return S(d), the least candidate length (tokens) with ECR of at least 1, or ``None`` if no candidate length has it.
+        """Return the sufficient length S(d), in tokens, or ``None`` if no candidate length is sufficient.
+
+        A candidate length is sufficient if at least one response per problem is expected to be correct and at most that long (ECR >= 1).
+        The least such length is S(d).
 
         Args:
             bucket: Index in ``BUCKETS``: 0 is easy, 1 medium, 2 hard.
@@ -108,7 +116,7 @@ class TargetSettings:
         """
         ordered = np.sort(lengths)
         for candidate in self.grid:
-            # In floating point, six times a sixth is a little less than 1.
+            # The tolerance is for rounding errors: in floating point, 1/49 times 49 is a little less than 1.
             if self.expected_right(np.searchsorted(ordered, candidate, side="right") / len(ordered), bucket) >= 1 - 1e-12:
                 return candidate
         return None
@@ -125,17 +133,17 @@ class TargetSettings:
 
 
 def capped(length: int | None, longest: int) -> int:
-    """Return the target length L_A, in tokens: the sufficient length S, but at most the longest response of the training batch.
+    """Return the target length L_A, in tokens: the sufficient length S, or the length of the longest response if that is less.
 
     Args:
-        length: Sufficient length S, tokens; ``None`` if there is none.
+        length: Sufficient length S, tokens; ``None`` if no candidate length is sufficient, so that the longest response decides.
         longest: Length of the longest response of the training batch, tokens.
     """
     return longest if length is None else min(length, longest)
 
 
 class TargetState:
-    """Current target lengths, and counts of response lengths from which the next target lengths are set.
+    """State of the target lengths: the current ones, and a histogram of response lengths per bucket that sets the next ones.
 
     Args:
         targets: Settings of the target lengths.
@@ -145,20 +153,23 @@ class TargetState:
         self.targets = targets
         self._sufficient: list[int | None] = [targets.base] * len(BUCKETS)  # None: no candidate length is sufficient
         self._longest = targets.longest  # longest response of the newest training batch, once there is one
-        self._generations = self._set_at = 0
-        self._monitored = False
+        self._generations = self._set_at = 0  # generations so far, and their number when target lengths were last set
+        self._monitored = False  # True once monitor was called
         self._counts: list[Counter[int]] = [Counter() for _ in BUCKETS]  # per bucket: response length -> number of responses
 
     @property
     def lengths(self) -> list[int]:
-        """Target lengths L_A of easy, medium and hard problems, in that order, in tokens; for the newest training batch."""
+        """Target lengths L_A of easy, medium and hard problems, in that order, in tokens.
+
+        The longest response of the newest training batch is the upper limit.
+        """
         return self.lengths_for(self._longest)
 
     def lengths_for(self, longest: int) -> list[int]:
-        """Return the target lengths L_A of easy, medium and hard problems, in that order, in tokens; for any training batch.
+        """Return the target lengths L_A of easy, medium and hard problems, in that order, in tokens, for a batch of responses.
 
         Args:
-            longest: Length of the longest response of the batch, tokens.
+            longest: Length of the longest response of the batch, tokens: the upper limit of the target lengths.
         """
         return [capped(length, longest) for length in self._sufficient]
 
@@ -184,28 +195,32 @@ class TargetState:
             self._set()
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Set the target lengths from responses to a monitoring set, in any split. From then on, ``observe`` no longer sets them."""
+        """Set the target lengths from responses to a monitoring set. From then on, ``observe`` no longer sets them.
+
+        Args:
+            batch: Responses to the problems of the monitoring set; its split has no effect.
+        """
         self._monitored = True
         self._counts = [Counter() for _ in BUCKETS]
         self._count(batch)
         self._set()
 
     def _count(self, batch: RewardBatch) -> None:
-        """Add the response lengths of a batch to the counts of their buckets."""
+        """Add the response lengths of a batch to the histograms of their buckets."""
         bucket = difficulty(batch, "monitor")
         for d, counts in enumerate(self._counts):
             lengths, times = np.unique(batch["tokens"][bucket == d], return_counts=True)
             counts.update(dict(zip(lengths.tolist(), times.tolist(), strict=True)))
 
     def _set(self) -> None:
-        """Set the sufficient length S of every bucket that has responses, and clear the counts."""
+        """Set the sufficient length S of every bucket that has responses, and clear the histograms."""
         for d, counts in enumerate(self._counts):
             if counts:
                 self._sufficient[d] = self.targets.sufficient_length(d, np.repeat(np.array(list(counts)), list(counts.values())))
         self._counts, self._set_at = [Counter() for _ in BUCKETS], self._generations
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as a dict that JSON can store."""
+        """Return the state as a dict that can be written as JSON."""
         return {
             "enough": list(self._sufficient),
             "longest": self._longest,
@@ -223,7 +238,9 @@ class TargetState:
 
 
 def difficulty(batch: RewardBatch, boundaries: str) -> Int[ndarray, " n"]:
-    """Return the difficulty of each row's problem, by the accuracy of its group in the batch: 0 is easy, 1 medium, 2 hard (``BUCKETS``).
+    """Return the difficulty of each row's problem: 0 is easy, 1 medium, 2 hard (index in ``BUCKETS``).
+
+    The accuracy of the problem's group in the batch decides: see the module docstring.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=1)
     >>> difficulty(batch, "reward").tolist(), difficulty(batch, "monitor").tolist()
@@ -239,5 +256,6 @@ def difficulty(batch: RewardBatch, boundaries: str) -> Int[ndarray, " n"]:
     g = batch.groups
     right, n = groups.count(g, batch["correct"].astype(bool)), groups.count(g)
     # Integer arithmetic, so that exactly 1/3 and 2/3 fall on the right side.
+    # Pair: rows of easy problems, and rows of easy or medium problems.
     above = (3 * right >= 2 * n, 3 * right >= n) if boundaries == "reward" else (3 * right > 2 * n, 3 * right > n)
     return np.where(above[0], 0, np.where(above[1], 1, 2))

@@ -1,6 +1,6 @@
 """LongWriter-Zero: mastering ultra-long text generation via reinforcement learning, arXiv:2506.18841, length reward.
 
-Equation (len: length; [low, high]: target range of lengths for the prompt; L_max: length from which the reward is 0):
+Equation (len: length; [low, high]: target range of lengths for the prompt; L_max: the reward is 0 at this length and above):
 
     r = len / low                                   if len < low
         1                                           if low <= len <= high
@@ -10,13 +10,13 @@ The paper has two more rewards, for writing quality and for format, and averages
 ``combine.MeanOfAdvantages``.
 
 Deviations: as printed, the reward is negative beyond L_max; here its minimum is 0 (ours). L_max is probably the paper's output limit of
-14000 tokens, but we could not confirm it (``assumed_longest``). In the paper a model predicts the range; here it is a column or a
-parameter.
+14000 tokens, but we could not confirm it (``assumed_longest``). In the paper a model predicts the target range. Here the range comes from
+columns or parameters.
 
-Units and signs: ``unit`` selects the length. It is the number of words (runs of letters, digits and underscores) of the answer, as
-published, or the number of tokens of the response. Higher is better. The reward falls for responses that are too short, so it does
-not favour brevity. The columns of the range are ``low_words`` and ``high_words``, which the task ``target_length`` writes, or
-``low_tokens`` and ``high_tokens``. A range may have no upper end (infinity).
+Units and signs: ``unit="words"`` measures the answer in words (runs of letters, digits and underscores), as published. ``unit="tokens"``
+measures the whole response in tokens. Higher is better. The reward falls for responses that are too short, so it does not favour brevity.
+The columns of the range are ``low_words`` and ``high_words``, which the task ``target_length`` sets, or ``low_tokens`` and
+``high_tokens``. A range may have no upper end: ``high`` is infinity.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from toolkit import stats
 from toolkit.rewards.batch import UNITS, RewardBatch, RewardValues
 from toolkit.stats import Number
 
-assumed_longest = 14000  # tokens
+assumed_longest = 14000  # L_max in tokens: probably the output limit of the paper
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class LongWriter:
     [0.5, 1.0, 0.5]
 
     Attributes:
-        low: Lower end of the range, for all rows; ``None`` reads it from the column ``low_tokens`` or ``low_words``.
-        high: Upper end of the range, for all rows; ``None`` reads it from the column ``high_tokens`` or ``high_words``.
-        longest: L_max, the length from which the reward is 0; above ``high``.
+        low: Lower end of the target range, for all rows; ``None`` reads it from the column ``low_tokens`` or ``low_words``.
+        high: Upper end of the target range, for all rows; ``None`` reads it from the column ``high_tokens`` or ``high_words``.
+        longest: L_max, above ``high``: the reward is 0 at this length and above.
         unit: Unit of all these lengths: ``"tokens"`` of the response, or ``"words"`` of its answer.
     """
 
@@ -72,13 +72,15 @@ class LongWriter:
                 f"A target range of {low[bad][0]:g} to {high[bad][0]:g}: need 0 <= low <= high < longest = {self.longest}, or no upper end."
             )
         n = response_lengths(batch, self.unit)
+        # Below the range: n / low. Not computed where low is 0, since no length is less than 0.
         below = np.divide(n, low, out=np.ones(len(n)), where=low > 0)
+        # Where high is infinite, this is 0 and not used: no length is above the range.
         above = np.maximum(0.0, (self.longest - n) / (self.longest - high))
         return RewardValues.sum(length=np.where(n < low, below, np.where(n <= high, 1.0, above)))
 
 
 def length_column(unit: str) -> str:
-    """Return the name of the column from which lengths are computed: ``tokens``, or ``answer_text`` if the unit is words.
+    """Return the name of the column that lengths are computed from: ``tokens`` if the unit is tokens, ``answer_text`` if it is words.
 
     Raises:
         ValueError: The unit is neither ``"tokens"`` nor ``"words"``.
@@ -89,7 +91,12 @@ def length_column(unit: str) -> str:
 
 
 def response_lengths(batch: RewardBatch, unit: str) -> Float[ndarray, " n"]:
-    """Return the length of each row: tokens of the response, or words of its answer, without its thinking (``unit="words"``)."""
+    """Return the length of each row.
+
+    Args:
+        batch: Rollouts.
+        unit: ``"tokens"`` counts the tokens of the response; ``"words"`` counts the words of its answer, without the thinking.
+    """
     return (
         batch["tokens"].astype(float) if unit == "tokens" else np.array([stats.words(t) for t in batch["answer_text"]], np.float64)
     )

@@ -1,16 +1,17 @@
 """MASH: modelling abstention via selective help-seeking, arXiv:2510.01152, with response tokens as the cost (ours).
 
 Equations (c: 1 if right, else 0; m: cost of the response; n: least cost of a right response to the problem, in this batch or an earlier
-one; lambda: decay; C: cap; penalty: a factor from 0 to 1, where 1 means no loss):
+one; lambda: decay; C: cap; penalty: a factor from 0 to 1; the reward of a right response is multiplied by it):
 
-    r = c penalty(m)        penalty has one of these forms:
+    r = c penalty(m)        penalty has one of these forms, named by ``kind``:
     exp          lambda^(m - n)
     linear       max(0, 1 - m / (C + 1))
     otc          cos(m pi / (2m + C)) if n = 0;   sin(f pi / (2n)) with f = 2mn / (m + n) if n > 0
     otc_strict   as otc if n > 0;   if n = 0, 1 for m = 0 and 0 for m > 0
 
-``exp``, and ``otc`` if n > 0, compare the cost with that of the cheapest right response so far: on a hard problem, where n is large, a long
-response may lose little. ``linear``, and ``otc`` if n = 0, depend on the cost alone.
+``otc`` is the formula of Optimal Tool Calls (OTC, arXiv:2504.14870). ``exp``, and ``otc`` if n > 0, compare the cost with that of the
+cheapest right response so far: on a hard problem, where n is large, a long response may lose little. ``linear``, and ``otc`` if n = 0,
+depend on the cost alone.
 
 Deviations: the paper's cost is the number of searches; ours is the number of whole blocks of ``block`` tokens in the response
 (``assumed_block``). Here n is the least cost over all batches so far; in the released code it is that of the current batch. The
@@ -43,7 +44,7 @@ KINDS = ("exp", "linear", "otc", "otc_strict")
 def penalty(
     m: ndarray, n: ndarray, kind: str, *, decay: Number = PUBLISHED_DECAY, cap: Number = PUBLISHED_CAP
 ) -> Float[ndarray, " rows"]:
-    """Return ``penalty(m)``, the factor from 0 to 1 by which cost lowers the reward of a right response; 1 means no loss.
+    """Return the factor from 0 to 1 by which the reward of a right response is multiplied. It falls with the cost of the response.
 
     >>> penalty(np.array([0, 1, 2]), np.zeros(3), "exp", decay=0.5).tolist()
     [1.0, 0.5, 0.25]
@@ -51,9 +52,9 @@ def penalty(
     Args:
         m: Cost of each response, in blocks of tokens.
         n: Least cost so far of a right response to the same problem, in blocks of tokens; at most m.
-        kind: Form of the penalty: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``; the module docstring has the formulas.
-        decay: lambda of ``"exp"``, in (0, 1].
-        cap: C of ``"linear"`` and ``"otc"``, in blocks of tokens.
+        kind: Formula of the factor: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``; the module docstring has the formulas.
+        decay: lambda, in (0, 1]; used only by ``"exp"``.
+        cap: C, in blocks of tokens; used only by ``"linear"`` and ``"otc"``.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}.")
@@ -72,16 +73,16 @@ def penalty(
 class MASH:
     """Correctness times a factor that falls with the cost of the response, its number of blocks of tokens.
 
-    By default the factor depends on the cost minus that of the cheapest right response to the same problem so far.
+    By default (``kind="exp"``) the factor depends on how much the cost exceeds that of the cheapest right response to the problem so far.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 164, 100])
     >>> MASH(decay=0.7, block=64)(batch).values.round(2).tolist()
     [1.0, 0.7, 0.0]
 
     Attributes:
-        kind: Form of the factor: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``; the module docstring has the formulas.
-        decay: lambda of ``"exp"``, in (0, 1].
-        cap: C of ``"linear"`` and ``"otc"``, in blocks of tokens.
+        kind: Formula of the factor: ``"exp"``, ``"linear"``, ``"otc"`` or ``"otc_strict"``; the module docstring has the formulas.
+        decay: lambda, in (0, 1]; used only by ``"exp"``.
+        cap: C, in blocks of tokens; used only by ``"linear"`` and ``"otc"``.
         block: Number of tokens per block.
         best: Problem id (as text) -> least cost of a right response so far, in blocks of tokens.
     """
@@ -107,18 +108,20 @@ class MASH:
         right, g = batch["correct"].astype(bool), batch.groups
         cost = batch["tokens"] // self.block
         history = np.array([self.best.get(str(i), np.inf) for i in batch.group_ids], float)[g]
+        # inf if no response to the problem was right yet, in this batch or an earlier one.
         least = np.minimum(history, groups.lowest(cost, g, right))
         # The factor of a wrong response is not used: its own cost only keeps the arithmetic finite.
         factor = penalty(cost, np.where(right, least, cost), self.kind, decay=self.decay, cap=self.cap)
         if batch.split == "train":
             finite = np.isfinite(least)
+            # All rows of a problem have the same least cost, so it does not matter which of them the inner dict keeps.
             self.best.update(
                 {str(i): int(n) for i, n in dict(zip(batch["problem_id"][finite], least[finite], strict=True)).items()}
             )
         return RewardValues.sum(correctness=right, cost=np.where(right, factor - 1.0, 0.0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, the least cost of a right response to each problem so far, as a dict that JSON can store."""
+        """Return the least cost of a right response to each problem so far, as a dict that can be written as JSON."""
         return {"best": dict(self.best)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Score existing rollouts with rewards, without training, and compare the rewards.
 
-The default split is ``"eval"``, in which a stateful reward keeps its state: a new reward object gives the rewards of the first training
-step. With ``split="train"`` the reward updates its state, so the next call gives the rewards of a later step.
+By default, scoring does not change the state of a stateful reward (``split="eval"``): a reward object that is new scores as in the first
+step of training. With ``split="train"`` each call updates the state, as a training step does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def score(
     """Return a table with the reward of each rollout, one row per rollout in the given order.
 
     Columns: ``problem_id, sample, correct, tokens`` (of the response), ``think_tokens, finish, reward``, and ``component.NAME`` for each
-    component. The components of a reward add up to it.
+    component of the reward. The components add up to ``reward``.
 
     >>> from toolkit.rewards.correctness import LengthPenalty
     >>> from toolkit.types import Span
@@ -71,14 +71,17 @@ def compare(
     step: int = 0,
     close: str | None = CLOSE,
 ) -> pd.DataFrame:
-    """Score the same rollouts with several rewards, in the split ``"eval"``, and return one table with a row per reward and rollout.
+    """Score the same rollouts with several rewards, and return one table with one row per reward and rollout. No state changes.
 
     Columns: ``name`` (key of ``rewards``), ``problem_id, sample, correct, tokens, think_tokens, finish, reward``.
 
     Args:
         rollouts: Responses to score.
         rewards: Name -> reward.
-        problems: As in ``score``, and so are the other arguments.
+        problems: As in ``score``.
+        columns: As in ``score``.
+        step: As in ``score``.
+        close: As in ``score``.
     """
     tables = {name: score(rollouts, reward, problems, columns=columns, step=step, close=close) for name, reward in rewards.items()}
     totals = {name: table[[c for c in table if not c.startswith("component.")]] for name, table in tables.items()}
@@ -86,12 +89,14 @@ def compare(
 
 
 def mean_advantages(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean GRPO advantage that each reward gives to four kinds of responses. The table has one row per reward.
+    """Return a table of the mean GRPO advantage that each reward gives to four kinds of responses, one row per reward.
 
-    Its index is the reward's name. Four columns hold mean advantages: ``right, shorter``, ``right, longer``, ``wrong, shorter`` and
-    ``wrong, longer``; NaN if there is no such response. A response is shorter or longer than the median length (tokens) of the responses to
-    its problem; responses of exactly the median length are left out. The column ``no push`` is the share of problems, from 0 to 1, whose
-    responses all get the same reward: training on them has no effect.
+    The index is the name of the reward. Four columns hold mean advantages: ``right, shorter``, ``right, longer``, ``wrong, shorter`` and
+    ``wrong, longer``; NaN if there is no such response. Shorter and longer compare the length in tokens with the median length of the
+    responses to the same problem. Responses of exactly the median length are left out.
+
+    The column ``no push`` is the share of problems, from 0 to 1, whose responses all get the same reward. All their advantages are 0, so
+    training on them has no effect.
 
     Advantages are ``(r - mean_g) / (std_g + 1e-4)``: reward minus mean, over standard deviation with Bessel's correction, both over the
     responses to a problem, as in TRL. Training makes responses of positive advantage more likely.
@@ -107,6 +112,7 @@ def mean_advantages(table: pd.DataFrame) -> pd.DataFrame:
     for name, part in table.groupby("name", sort=False):
         g, r = pd.factorize(part["problem_id"])[0], part["reward"].to_numpy(float)
         n, centred = groups.count(g), r - groups.mean(r, g)
+        # n / (n - 1): Bessel's correction.
         std = np.sqrt(groups.mean(np.square(centred), g) * n / np.maximum(n - 1, 1))
         varies = groups.highest(r, g) > groups.lowest(r, g)
         advantage = np.where(varies, centred / (std + 1e-4), 0.0)
@@ -119,5 +125,6 @@ def mean_advantages(table: pd.DataFrame) -> pd.DataFrame:
             "wrong, longer": ~right & longer,
         }
         means = {kind: advantage[rows_of].mean() if rows_of.any() else np.nan for kind, rows_of in kinds.items()}
+        # One value of varies per problem: that of its first row.
         rows[name] = means | {"no push": 1 - varies[np.unique(g, return_index=True)[1]].mean()}
     return pd.DataFrame(rows).T.rename_axis("name")

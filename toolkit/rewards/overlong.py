@@ -1,7 +1,7 @@
 """Soft overlong punishment: DAPO, an open-source LLM reinforcement learning system at scale, arXiv:2503.14476, equation 13.
 
-Equation (c: 1 if right, else 0; L: length; L_max: length limit; p: penalty, which falls from 0 to -1 over the last L_cache tokens before
-the limit):
+Equation (c: 1 if right, else 0; L: length; L_max: length limit; p: length term, which falls from 0 to -1 over the last L_cache tokens
+before the limit):
 
     p = 0                                  if L <= L_max - L_cache
         (L_max - L_cache - L) / L_cache    if L_max - L_cache < L <= L_max
@@ -11,8 +11,8 @@ the limit):
 The component ``overlong`` of the reward is p; it equals TRL's ``get_soft_overlong_punishment``. It penalises responses that are too long,
 and never rewards short ones.
 
-Deviations: a right answer earns 1 and a wrong one -1 in DAPO, but 1 and 0 here. Correctness therefore has half of DAPO's weight relative
-to p; ``correctness=2`` gives DAPO's advantages.
+Deviations: in DAPO a right answer earns 1 and a wrong one -1, a difference of 2. Here they earn 1 and 0, a difference of 1. Correctness
+therefore has half of DAPO's weight relative to p. With ``correctness=2`` the difference is 2 and the advantages are those of DAPO.
 
 Units and signs: lengths in tokens; higher is better.
 """
@@ -41,7 +41,7 @@ class Overlong:
     Attributes:
         longest: L_max, the length limit, tokens: from this length on, the penalty is 1.
         cache: L_cache, the number of tokens over which the penalty grows; 0 for a jump at the limit.
-        correctness: Reward of a right answer within the limit.
+        correctness: Reward of a right answer before the penalty is subtracted; a wrong answer gets 0.
     """
 
     longest: Number = PUBLISHED_LONGEST
@@ -58,5 +58,6 @@ class Overlong:
     def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
         L = batch["tokens"].astype(float)
+        # p between L_max - L_cache and L_max; without the clip it would be positive for shorter responses.
         ramp = np.clip((self.longest - self.cache - L) / self.cache, -1.0, 0.0) if self.cache else 0.0
         return RewardValues.sum(correctness=self.correctness * batch["correct"], overlong=np.where(self.longest < L, -1.0, ramp))

@@ -1,14 +1,14 @@
 """PEAR: phase entropy aware reward for efficient reasoning, arXiv:2510.08026.
 
-Equations (H_think, H_answer: mean entropy, over tokens, of the policy before and after the closing think tag, as in
-``methods.phase_entropy``; alpha, s, r_fmt: constants):
+Equations (H_think, H_answer: mean entropy of the policy over the tokens before and after the closing think tag, as in
+``methods.phase_entropy``; P: excess entropy of thinking; alpha, s: constants; r_fmt: reward of a wrong answer, the paper's format reward):
 
     P = max(0, H_think - alpha H_answer)
     r = min(1, s - P) if right, r_fmt if wrong
 
 Deviations: the value of r_fmt was not found (``assumed_format_reward``). The entropy of a missing phase (no thinking, or no answer) counts
 as 0. By the printed formula, a right answer after thinking of high entropy can earn less than a wrong one, although the paper's text
-says that r stays in [0, 1]. ``lowest=0`` sets that lower limit (ours, off by default).
+says that r stays in [0, 1]. With ``lowest=0`` no right answer earns less than 0 (ours, off by default).
 
 Units and signs: entropies in nats, at the temperature at which they were measured; higher is better.
 """
@@ -29,7 +29,7 @@ assumed_format_reward = 0.0
 
 @dataclass(frozen=True)
 class PEAR:
-    """Reward for right answers that falls with the excess entropy: mean entropy of thinking minus ``alpha`` times that of the answer.
+    """Reward for right answers that falls with the excess entropy: entropy of thinking minus ``alpha`` times entropy of the answer.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], think_entropy=[0.5, 0.1, 0.5], answer_entropy=[0.25, 0.25, 0.25])
     >>> PEAR()(batch).values.tolist()
@@ -52,6 +52,7 @@ class PEAR:
 
     def __call__(self, batch: RewardBatch) -> RewardValues:
         batch.check(self)
+        # A phase without tokens has the entropy NaN, which counts as 0.
         think, answer = (np.nan_to_num(batch[f"{phase}_entropy"]) for phase in ("think", "answer"))
         right = batch["correct"].astype(bool)
         reward = np.minimum(1.0, self.scale - np.maximum(0.0, think - self.alpha * answer))

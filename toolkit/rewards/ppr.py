@@ -1,4 +1,4 @@
-"""ReNorm of PPR (principle process reward), arXiv:2509.25598: the sum of a process reward and correctness, minus 1.
+"""ReNorm, the reward of PPR (principle process reward), arXiv:2509.25598: a process reward plus correctness, minus 1.
 
 Equation (r_p in [0, 1]: process score, the quality of a step or response; r_o: outcome, 1 if the answer is right, else 0):
 
@@ -6,10 +6,10 @@ Equation (r_p in [0, 1]: process score, the quality of a step or response; r_o: 
 
 r is between 0 and 1 if the answer is right, and between -1 and 0 if it is wrong.
 
-Deviations: we reconstructed the formula from peer reviews of the paper. The reward ``ReNorm`` uses one r_p per response; the function
-``renorm`` also accepts one r_p per step.
+Deviations: we had no access to the formula in the paper, and took it from the published peer reviews. The reward ``ReNorm`` uses one r_p
+per response; the function ``renorm`` also accepts one r_p per step.
 
-Units and signs: higher is better. The -1 has no effect on advantages, which subtract a mean.
+Units and signs: higher is better. The constant -1 has no effect on advantages, since a mean is subtracted from rewards.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class ReNorm:
         return RewardValues.sum(process=total - (c - 1.0), outcome=c - 1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the process reward as ``{name of the reward: state}``, as JSON can store it; ``{}`` if it has none."""
+        """Return ``{name of the process reward: its state}``, a dict that can be written as JSON; ``{}`` if that reward has no state."""
         return state_by_name([self.process])
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class ReNorm:
         load_state_by_name([self.process], saved)
 
     def monitoring(self) -> tuple[int, int] | None:
-        """Return the size of the monitoring set for the process reward, or ``None`` if that reward needs no responses now.
+        """Return the size of the monitoring set for the process reward, or ``None`` if that reward needs no new responses now.
 
         The size is ``(number of problems, responses per problem)``. A monitoring set consists of training problems whose sampled responses
         measure the policy and are not trained on.
@@ -99,5 +99,5 @@ class ReNorm:
         return monitoring_size([self.process])
 
     def monitor(self, batch: RewardBatch) -> None:
-        """Call ``monitor(batch)`` of the process reward if it needs new responses now; ``batch`` holds responses to a monitoring set."""
+        """Pass ``batch``, responses to the monitoring set, to the process reward if it needs new responses now."""
         monitor_parts([self.process], batch)

@@ -1,18 +1,18 @@
 """Rewards against repetition, from the share of distinct n-grams in a response: a penalty, and a factor for other rewards.
 
 Equations (d: number of different n-grams of a response divided by the number of all its n-grams, 1 for a response shorter than n; c: 1 if
-right, else 0; most: largest penalty):
+right, else 0; most: largest possible penalty):
 
     RepetitionPenalty  r = -most (1 - d)      "Demystifying long chain-of-thought reasoning", arXiv:2502.03373, C.2
     Repetition         r = c d                after the regularised relevance reward R^3, arXiv:2402.03469, which is another reward times d
     Distinct           r = d                  the factor alone, for other rewards
 
-Combine one of these with any reward for long responses, since repetition is an easy way to make a response long.
+Combine one of these with any reward that favours long responses: repetition is an easy way to make a response long.
 
 Deviations: R^3 has 3-grams of words; here they are 3-grams of tokens, except for ``Distinct(unit="words")``, which splits at white space as
 published. The penalty equals TRL's ``get_repetition_penalty_reward``.
 
-Units and signs: d is a share from 0 to 1; higher is better. Cost: a Python set of n-grams per response.
+Units and signs: d is a share from 0 to 1; higher is better. Memory: one Python set of n-grams per response.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def distinct_share(sequences: Sequence[Sequence] | ndarray, n: int) -> Float[nda
 
     Args:
         sequences: Sequences of token ids, words or characters.
-        n: Length of an n-gram.
+        n: Number of elements per n-gram.
     """
     if n < 1:
         raise ValueError(f"n={n}: need n >= 1.")
@@ -47,7 +47,8 @@ def distinct_share(sequences: Sequence[Sequence] | ndarray, n: int) -> Float[nda
 
 
 def _distinct(sequence: Sequence, n: int) -> float:
-    total = len(sequence) - n + 1
+    total = len(sequence) - n + 1  # number of n-grams
+    # zip over n copies, shifted by 0, 1, ..., n - 1 elements, yields the n-grams.
     return len(set(zip(*(sequence[i:] for i in range(n)), strict=False))) / total if total > 0 else 1.0
 
 

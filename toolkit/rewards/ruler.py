@@ -2,13 +2,15 @@
 
 Equation (len: length; T: target, the length requested in the prompt; low(T), high(T): range of lengths that match the target):
 
-    r = 1[low(T) < len <= high(T)]        by default the paper's flexible ranges, in words
+    r = 1[low(T) < len <= high(T)]
 
-Deviations: the paper uses this test for evaluation, not for training. A target that is missing in the table of ranges has the range from
+The paper has two tables of ranges in words, a narrow one ("precise") and a wide one ("flexible"). The wide one is the default.
+
+Deviations: the paper uses this test for evaluation, not for training. A target that is missing in the table has the range from
 ``(1 - share) T`` to ``(1 + share) T`` (ours, as in the task ``target_length``). With ``ranges=None`` all targets have such a range.
 
-Units and signs: ``unit`` selects the length: the number of words of the answer (runs of letters, digits and underscores), or the number of
-tokens of the response. Higher is better. The targets are in the column ``target_words``, which the task ``target_length`` writes, or
+Units and signs: ``unit="words"`` measures the answer in words (runs of letters, digits and underscores); ``unit="tokens"`` measures the
+whole response in tokens. Higher is better. The targets are in the column ``target_words``, which the task ``target_length`` sets, or
 ``target_tokens``. Correctness has no effect: add it with ``combine.WeightedSum`` or ``combine.Gated``.
 """
 
@@ -27,15 +29,15 @@ from toolkit.stats import RULER_FLEXIBLE, RULER_PRECISE, Number, Ranges, assumed
 
 @dataclass(frozen=True)
 class Ruler:
-    """Reward 1 if the length is within the range of its target, else 0.
+    """Reward 1 if the length is within the range that matches its target, else 0.
 
     >>> batch = RewardBatch.from_columns(tokens=[95, 130])
     >>> Ruler(ranges=None, share=0.2, unit="tokens", target=100)(batch).values.tolist()
     [1.0, 0.0]
 
     Attributes:
-        ranges: Target T -> ``(low, high)``: ``stats.RULER_FLEXIBLE``, ``stats.RULER_PRECISE`` (both in words), or a table of your own.
-            Targets that are missing in the table have the range ``T +- share T``; with ``None``, all targets have it.
+        ranges: Table from target T to ``(low, high)``: ``stats.RULER_FLEXIBLE`` or ``stats.RULER_PRECISE``, both in words, or one of your
+            own. Targets that are missing in the table have the range ``T +- share T``; with ``None``, all targets have it.
         share: Half width of the range ``T +- share T``, as a share of T, in (0, 1].
         unit: Unit of all lengths: ``"words"`` of the answer, or ``"tokens"`` of the response.
         target: One target for all rows; ``None`` reads the column ``target_words`` or ``target_tokens``.

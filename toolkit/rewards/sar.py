@@ -6,16 +6,16 @@ without the question in the prompt; ppl: perplexity, exp(-lp); R_SA: self-aligne
     R_SA = clip((ppl(a) - ppl(a|q)) / ppl(a), -1, 1) = clip(1 - exp(lp(a) - lp(a|q)), -1, 1)
     r    = c + alpha R_SA
 
-R_SA is high if the response is much more likely with the question than without it, that is, if its content is specific to the question.
-Filler text is about as likely without the question, and lowers R_SA.
+R_SA is high if the response is much more likely with the question than without it: its content is then specific to the question. Filler
+text is about as likely without the question, and lowers R_SA.
 
 Deviations: the released code adds 1e-9 to the denominator, which makes no difference since ppl >= 1. We compute R_SA by the second form, so
 that no perplexity can overflow. An empty response has R_SA = 0 (ours). lp(a) is computed with an empty user message and the same
 system prompt.
 
 Units and signs: mean log-probabilities in nats per token; higher is better. R_SA does not depend on correctness: a wrong answer can
-earn it too. Use advantages without division by the standard deviation (Dr. GRPO). Otherwise tiny differences of R_SA in a group without a
-right answer become large advantages.
+earn it too. Use advantages that are not divided by the standard deviation (as in Dr. GRPO). In a group without a right answer, the division
+would turn tiny differences of R_SA into large advantages.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def alignment(logprob: ndarray, logprob_without: ndarray) -> Float[ndarray, " n"
         logprob: Mean log-probability of each response with the question, nats per token.
         logprob_without: Mean log-probability of each response without the question, nats per token.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # exp can overflow to infinity, which the clip turns into -1
         return np.clip(-np.expm1(logprob_without - logprob), -1.0, 1.0)
 
 

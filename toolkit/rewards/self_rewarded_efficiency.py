@@ -1,9 +1,10 @@
-"""Self-rewarded efficiency RL of Efficiency Steering, arXiv:2506.15647: **our stand-in**, since the reward was not found.
+"""The reward "self-rewarded efficiency RL" of the paper on efficiency steering, arXiv:2506.15647. **We did not find it; ours replaces it.**
 
 The paper says: right and concise responses are rewarded, and accuracy and brevity are balanced during training without an external
-signal. Its steering vector contrasts the shortest with the longest right response to a problem; the stand-in uses these two lengths.
+signal. The paper also has a steering vector, which contrasts the shortest with the longest right response to a problem. Our reward uses
+these two lengths.
 
-Equation of the stand-in, the same as of SLPO (``slpo``) (c: 1 if right, else 0; L: length; L_min, L_max: lengths of the shortest and the
+Equation of our reward, the same as of ``slpo.SLPO`` (c: 1 if right, else 0; L: length; L_min, L_max: lengths of the shortest and the
 longest right response of the group; alpha: largest bonus):
 
     r = c (1 + alpha (L_max - L) / (L_max - L_min))        c if L_max = L_min
@@ -21,7 +22,7 @@ from toolkit.rewards.slpo import SLPO
 
 @dataclass(frozen=True)
 class SelfRewardedEfficiency(SLPO):
-    """Stand-in for the reward of Efficiency Steering, whose formula was not found. It equals ``SLPO`` under another name.
+    """Our replacement for the reward of the efficiency steering paper, whose formula was not found: ``SLPO`` under another name.
 
     >>> from toolkit.rewards.batch import RewardBatch
     >>> batch = RewardBatch.from_columns(correct=[1, 1, 0], tokens=[100, 300, 50])

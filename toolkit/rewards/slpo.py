@@ -1,4 +1,6 @@
-"""SLPO, the reward of ORION: teaching language models to reason efficiently in the language of thought, arXiv:2511.22891.
+"""SLPO (shorter length preference optimization), the reward of the ORION paper, arXiv:2511.22891.
+
+The paper: ORION: teaching language models to reason efficiently in the language of thought.
 
 Equations (L: length; L_min, L_max: shortest and longest length among the right responses of the group; alpha: largest bonus):
 
@@ -52,6 +54,7 @@ class SLPO:
         right = batch["correct"].astype(bool)
         L, g = batch["tokens"].astype(float), batch.groups
         low, high = groups.lowest(L, g, right), groups.highest(L, g, right)
+        # False for wrong rows and where all right rows of the group have the same length; the bonus is 0 there.
         spread = right & (high > low)
         bonus = np.divide(high - L, high - low, out=np.zeros(len(L)), where=spread)
         return RewardValues.sum(correctness=right, length=self.alpha * bonus)

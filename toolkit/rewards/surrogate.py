@@ -1,6 +1,6 @@
 """Surrogate signals from format and length: reinforcement learning without ground-truth answers, arXiv:2505.19439.
 
-Equations (L: length; L_max: a constant; x = L / L_max, at most 1; p: the x with the highest reward; R_l: length part; f: 1 if an answer can
+Equations (L: length; L_max: a constant; x = L / L_max, at most 1; p: the x at which R_l is highest; R_l: length part; f: 1 if an answer can
 be extracted and parses as mathematics, else 0; w: weight of the format):
 
     R_l = 1 - (1 - x/p)^2                     if x <= p: from 0 at x = 0 to 1 at x = p
@@ -9,10 +9,12 @@ be extracted and parses as mathematics, else 0; w: weight of the format):
 
 An ablation of the paper uses a polyline with p = 1/2 instead: R_l = 2x if x <= 1/2, and 3 - 4x if x > 1/2.
 
-Deviations: the paper has w = 1. The released code gives 0.5 for well-formed tags and 0.5 for an answer; since its template has no tags,
-the weight of the format in its runs was in fact 0.5. Here all responses longer than L_max have R_l = -1; in the released code R_l falls
-further. The released code accepts only boxed answers. Here, if there is no box, any number in the answer counts, as in the toolkit's
-graders (ours). The answer is the text after the closing think tag. A response whose thinking is opened but never closed has no answer.
+Deviations:
+  - The paper has w = 1. The released code gives 0.5 for well-formed tags and 0.5 for an answer. Its prompt template has no tags, so w was
+    in effect 0.5 in its runs.
+  - Here all responses longer than L_max have R_l = -1. In the released code R_l falls further.
+  - The released code accepts only boxed answers. Here, if there is no box, any number in the answer counts, as in the toolkit's graders
+    (ours). The answer is the column ``answer_text``, the text after the closing think tag.
 
 Units and signs: lengths in tokens; higher is better. No labels are used.
 """
@@ -43,8 +45,8 @@ class Surrogate:
     [2.0, 1.0, 0.0]
 
     Attributes:
-        longest: L_max, tokens: from this length on, the length part is -1.
-        best: p, the length with the highest reward, as a share of L_max, in (0, 1).
+        longest: L_max, tokens: the length part is -1 at this length and above.
+        best: p, the length at which the length part is highest, as a share of L_max, in (0, 1).
         format: w, the reward for an answer that parses: 1 in the paper, 0.5 (``SCRIPT_FORMAT``) in the released code.
         shape: Curve of the length part over the length: ``"parabola"``, or ``"polyline"``, which needs p = 1/2.
     """
@@ -66,7 +68,7 @@ class Surrogate:
             raise ValueError(f"best={self.best}: the polyline is defined for best={PUBLISHED_BEST} only.")
 
     def length_reward(self, tokens: ndarray) -> Float[ndarray, " n"]:
-        """Return the length part R_l of the reward, in [-1, 1], of responses with these lengths in tokens."""
+        """Return the length part R_l of each response, in [-1, 1]; ``tokens`` holds the lengths in tokens."""
         x, p = np.minimum(tokens / self.longest, 1.0), self.best
         if self.shape == "polyline":
             return np.where(x <= p, 2 * x, 3 - 4 * x)

@@ -1,13 +1,17 @@
 """Train long, think short: curriculum learning for efficient reasoning, arXiv:2508.08940.
 
-Equations (c: 1 if right, else 0; L: length; B: the budget stated in the prompt, tokens; R_len: closeness to the budget, at most R; R_fmt:
-format; w_c, w_l, w_f, a_think, a_answer: weights; t: optimizer step; B_0: first budget; gamma: factor per drop; T: steps between drops):
+The prompt states a budget of tokens, which drops in stages during training. The reward is a weighted sum of correctness, closeness of the
+length to this budget, and format.
+
+Equations (c: 1 if right, else 0; L: length; B: the budget, tokens; R: largest R_len; w_c, w_l, w_f, a_think, a_answer: weights; t:
+optimizer step; B_0: first budget; gamma: factor by which each drop multiplies the budget; T: steps between drops):
 
     r = w_c c + w_l R_len + w_f R_fmt
-    R_len    triangle  R L/B if L <= B, R (1 - (L - B)/B) if B < L <= 2B, 0 if L > 2B
+    R_len    closeness to the budget, of one of two shapes:
+             triangle  R L/B if L <= B, R (1 - (L - B)/B) if B < L <= 2B, 0 if L > 2B
              band      R if L <= B, otherwise as the triangle
-    R_fmt    a_think 1[think span closed] + a_answer 1[an answer follows]
-    B(t)     max(1, B_0 gamma^floor(t / T)), rounded to whole tokens in the prompt: 256, 179, 125, 87 in the paper
+    R_fmt    format: a_think 1[think span closed] + a_answer 1[an answer follows]
+    B(t)     max(1, B_0 gamma^floor(t / T)), rounded to whole tokens in the prompt; the four budgets of the paper are 256, 179, 125, 87
 
 Deviations: we did not find the weights of the paper's main run, nor R, a_think and a_answer. The defaults w_c = 0.6 and w_l = 0.3 are those
 of an ablation that stresses correctness. The defaults w_f = 0.1, R = 1 and a_think = a_answer = 1/2 are ours (``assumed_...``). A fixed
@@ -32,8 +36,8 @@ from toolkit.rewards.l1 import budget_columns, row_budgets
 from toolkit.stats import Number
 
 PUBLISHED_START, PUBLISHED_EVERY = 256, 150  # B_0 in tokens, and steps between drops (600 steps in all)
-PUBLISHED_GAMMA = 0.698  # (87 / 256)^(1/3): 0.7 would end at 88
-PUBLISHED_WEIGHTS = (0.6, 0.3)  # correctness, length: an ablation
+PUBLISHED_GAMMA = 0.698  # about (87 / 256)^(1/3), so that three drops end at 87 tokens; 0.7 would end at 88
+PUBLISHED_WEIGHTS = (0.6, 0.3)  # w_c and w_l, from an ablation of the paper
 assumed_format_weight = 0.1
 assumed_most = 1.0  # R
 assumed_format_parts = (0.5, 0.5)  # a_think, a_answer
@@ -70,7 +74,7 @@ def budget_after(drops: int, *, start: Number, factor: Number) -> float:
 
 
 def stated_budget(budget: Number) -> int:
-    """Return a budget rounded to whole tokens, as it is stated in the prompt."""
+    """Return a budget rounded to whole tokens, the number that the prompt states."""
     return round(budget)
 
 
@@ -105,12 +109,13 @@ def length_reward(L: ndarray, budget: ndarray, shape: str, most: Number = assume
     Args:
         L: Length of each response, tokens.
         budget: Budget of each response, tokens.
-        shape: ``"triangle"``: R_len falls on both sides of the budget; or ``"band"``: R_len falls only above the budget.
-        most: R, the value at the budget.
+        shape: ``"triangle"``: R_len falls on both sides of the budget; ``"band"``: R_len falls only above the budget.
+        most: R, the largest value, reached at the budget.
     """
     if shape not in SHAPES:
         raise ValueError(f"shape={shape!r}: choose one of {', '.join(SHAPES)}.")
     below = most * L / budget if shape == "triangle" else np.full(len(L), float(most))
+    # Above the budget both shapes fall by most / B per token, to 0 at 2B.
     return np.where(budget >= L, below, most * np.maximum(0.0, 2.0 - L / budget))
 
 
@@ -125,8 +130,8 @@ class TrainLongThinkShort:
     Attributes:
         correctness: w_c, weight of correctness.
         length: w_l, weight of the closeness to the budget.
-        format: w_f, weight of the format: one half for a closed think span, one half for an answer.
-        shape: ``"triangle"``: the closeness falls on both sides of the budget; or ``"band"``: it falls only above the budget.
+        format: w_f, weight of the format: half of it is earned by a closed think span, half by an answer.
+        shape: ``"triangle"``: the closeness falls on both sides of the budget; ``"band"``: it falls only above the budget.
         budget: One budget for all rows, tokens; ``None`` reads the column ``budget``, the budget stated in each prompt.
     """
 

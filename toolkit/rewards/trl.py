@@ -4,15 +4,18 @@ TRL calls ``f(prompts, completions, completion_ids, **dataset columns, trainer_s
 ``text``, ``answer_text`` and, with ``stop_ids``, ``finish`` are computed from these arguments. All other columns that a reward needs come
 from dataset columns of the same name, or from functions passed as ``columns``.
 
-Rows with the same problem id (a dataset column) form a group. If the dataset has no such column, every ``generations`` consecutive rows
-form a group. Two problems with the same text remain two groups.
+Rows with the same problem id form a group; the ids are a dataset column. If the dataset has no such column, every ``generations``
+consecutive rows form a group. Two problems with the same text remain two groups.
 
 In a run of several processes, TRL gives each process a slice of the rows, and a group may be split between two processes. Pass
 ``gather=accelerate.utils.gather_object``: every process then scores all rows and returns the rewards of its slice. In this way statistics
 cover whole groups, and the state of a reward is the same in all processes.
 
-For a stateful reward add ``callbacks=[toolkit.grpo.kept.Kept(wrapped)]``, where ``wrapped`` is the result of ``as_trl``: the state of the
-reward is then saved in the checkpoints. TRL is not imported here.
+For a stateful reward, pass ``callbacks=[toolkit.grpo.kept.Kept(wrapped)]`` to the trainer, where ``wrapped`` is the result of ``as_trl``.
+This callback saves the state of the reward in the checkpoints. TRL is not imported here.
+
+If a completion has no closing think tag, its ``answer_text`` is the whole text. In ``RewardBatch.from_rollouts`` it is "" if thinking was
+opened but never closed.
 """
 
 from __future__ import annotations
@@ -66,9 +69,9 @@ def as_trl(
 
 @dataclass(frozen=True)
 class TRLReward:
-    """A reward function for TRL, returned by ``as_trl``; its fields are the arguments of that function.
+    """A reward as a function for TRL, returned by ``as_trl``. Its fields are the arguments of ``as_trl``.
 
-    The only state is that of the reward. The object can be pickled if the reward and the column functions can.
+    It has no state besides that of the reward. It can be pickled if the reward and the functions in ``columns`` can.
     """
 
     reward: Reward
@@ -96,7 +99,7 @@ class TRLReward:
         arguments = dict(prompts=prompts, completions=completions, completion_ids=completion_ids, **extra)
         split, step = batch_split(extra), getattr(extra.get("trainer_state"), "global_step", 0)
         columns = self._columns(arguments, split)
-        local = slice(0, len(completion_ids))
+        local = slice(0, len(completion_ids))  # rows of this process
         if self.gather is not None:
             columns, local = gather_columns(columns, self.gather)
         scored = self.reward(RewardBatch(columns, step, split))
@@ -111,8 +114,13 @@ class TRLReward:
         return scored.values[local].tolist()
 
     def _columns(self, arguments: Mapping[str, Any], split: str) -> dict[str, ndarray]:
-        """Return the columns that the reward needs, each from ``self.columns``, else from the dataset, else from TRL's arguments."""
+        """Return the columns that the reward needs and that are available, and ``problem_id``.
+
+        Each comes from the first of these that has it: a function in ``self.columns``, a dataset column, the computation from TRL's
+        completions.
+        """
         ids = arguments["completion_ids"]
+        # Functions, so that only the columns that the reward needs are computed.
         computed: dict[str, Callable[[], ndarray]] = {
             "tokens": lambda: np.array([len(i) for i in ids], np.int64),
             "token_ids": lambda: object_array(tuple(i) for i in ids),
@@ -132,16 +140,18 @@ class TRLReward:
         return columns
 
     def _problem_ids(self, arguments: Mapping[str, Any], split: str) -> ndarray:
-        """Return the problem id of each completion: from the dataset, else one new id per ``generations`` consecutive completions."""
+        """Return the problem id of each completion: from the dataset if it has ids, else one new id per chunk of ``generations``."""
         if self.group in arguments:
             return object_array(arguments[self.group])
         n = len(arguments["completion_ids"])
+        # generations is the pair (training, evaluation); False and True are its indices 0 and 1.
         size = self.generations[split == "eval"] if self.generations else 0
         if not size or n % size:
             raise ValueError(
                 f"No column {self.group!r} in the dataset, and {n} completions do not split into groups of generations={size or None}: "
                 "add a column of problem ids, or pass generations=num_generations."
             )
+        # A reward with a state needs ids that stay the same from step to step. dict() is {}, for rewards without state_dict.
         if getattr(self.reward, "state_dict", dict)():
             raise ValueError(
                 f"The reward {self.reward.name!r} remembers problems between steps: add a column {self.group!r} of problem ids to the dataset."
@@ -151,13 +161,13 @@ class TRLReward:
 
 
 def gather_columns(columns: Mapping[str, ndarray], gather: Callable[[list], list]) -> tuple[dict[str, ndarray], slice]:
-    """Return the columns with the rows of all processes, in the order of the processes, and the slice of this process's rows.
+    """Return ``(columns, rows)``: columns with the rows of all processes, in the order of the processes, and the slice of this process.
 
     Args:
         columns: Column name -> values of the rows of this process.
         gather: ``accelerate.utils.gather_object``.
     """
-    marker = uuid.uuid4().hex
+    marker = uuid.uuid4().hex  # tells this process which of the gathered parts is its own
     parts = gather([(marker, dict(columns))])
     sizes = [len(part["problem_id"]) for _, part in parts]
     here = [m for m, _ in parts].index(marker)
@@ -173,14 +183,14 @@ def completion_text(completion: Any) -> str:
 def batch_split(arguments: Mapping[str, Any]) -> str:
     """Return the split of a batch, ``"train"`` or ``"eval"``.
 
-    The dataset column ``split`` decides if there is one: any value but ``"train"`` is ``"eval"``. Otherwise the split is ``"train"`` if the
-    model is in training mode.
+    If the dataset has a column ``split``, the value ``"train"`` means ``"train"`` and any other value ``"eval"``. If it has no such column,
+    the split is ``"train"`` while the model is in training mode, and also if the mode is unknown.
 
     Args:
         arguments: The keyword arguments with which TRL calls a reward function.
 
     Raises:
-        ValueError: The batch mixes splits.
+        ValueError: The rows of the batch have different values of ``split``.
     """
     if "split" in arguments:
         splits = set(arguments["split"])

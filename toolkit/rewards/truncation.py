@@ -1,11 +1,11 @@
-"""Truncation, correctness up to a length limit; and ThinkPrune, truncation with a limit that shrinks in stages, arXiv:2504.01296.
+"""Two rewards: truncation, which is correctness up to a length limit, and ThinkPrune, whose limit shrinks in stages, arXiv:2504.01296.
 
-Equation (c: 1 if right, else 0; L: length; L_T: length limit; rho: reward of a longer response, right or wrong):
+Equation (c: 1 if right, else 0; L: length; L_T: length limit; rho: reward of a longer response, right or wrong, 0 by default):
 
     r = c    if L <= L_T
         rho  if L > L_T
 
-ThinkPrune lowers the limit in stages: 4096, 3072, 2048 tokens. The formula is the one that the LASER paper prints (arXiv:2505.15612).
+ThinkPrune lowers L_T in stages: 4096, 3072, 2048 tokens. The formula with rho is from the LASER paper (arXiv:2505.15612).
 
 Deviations: the number of steps per stage was not found (``assumed_stage_steps``). The last stage lasts until the end of training.
 
@@ -58,16 +58,16 @@ class Truncation:
 
 @dataclass(frozen=True)
 class ThinkPrune:
-    """Correctness for responses up to a length limit, ``beyond`` for longer ones; the limit shrinks in stages as training proceeds.
+    """Correctness up to a length limit, and the constant reward ``beyond`` for longer responses. The limit shrinks in stages in training.
 
     >>> batch = RewardBatch.from_columns(correct=[1, 1], tokens=[3000, 4000], step=100)
     >>> ThinkPrune(stages=(4096, 3072, 2048), every=100)(batch).values.tolist()
     [1.0, 0.0]
 
     Attributes:
-        stages: Limit of each stage, tokens, in order; the last stage does not end.
+        stages: Length limit of each stage, tokens, in order; the last stage lasts until the end of training.
         every: Optimizer steps per stage.
-        beyond: Reward of a response longer than the limit, right or wrong.
+        beyond: rho, the reward of a response longer than the limit, right or wrong.
     """
 
     stages: tuple[Number, ...] = PUBLISHED_STAGES
