@@ -144,8 +144,8 @@ def _means(lm: LM, rollout: Rollout, values: Mapping[Site, Tensor], where: list[
 def _over_norm(layout: Layout, layer: int, z: Float[Tensor, "positions _"]) -> Float[Tensor, "positions _"]:
     """Return ``z`` divided, at each position, by the divisor of the norm that follows attention; ``z`` itself if there is no such norm.
 
-    The divisor is the root mean square of ``attn_out`` (``norm.scale``). In post-norm families, a head's contribution to the residual stream
-    is linear in this quotient.
+    The divisor is the root mean square of ``attn_out`` (``norm.scale``). In post-norm families, a head's contribution to the residual
+    stream is linear in this quotient.
     """
     # The divisor depends on attn_out, which is computed from z.
     norm, W_O, b_O = layout.norm(layer), layout.W_O(layer), layout.b_O(layer)

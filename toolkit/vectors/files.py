@@ -49,8 +49,8 @@ def save(direction: Direction, path: str | Path, *, lm: LM, scale: float = 1.0, 
         direction: The direction; adding it lengthens thinking.
         path: The file to write.
         lm: The model that the direction is for.
-        scale: Factor on the vectors; not 0. The header records it. If the factor is not 1, the header's field ``norm`` is ``dose``. If it is
-            negative, adding the saved vectors shortens thinking, and the field ``sign`` is ``+ = shorter``.
+        scale: Factor on the vectors; not 0. The header records it. If the factor is not 1, the header's field ``norm`` is ``dose``. If
+            it is negative, adding the saved vectors shortens thinking, and the field ``sign`` is ``+ = shorter``.
         metrics: Results measured with the direction, a dict from name to value. They become the header's field ``metrics_json``. ``None``
             means no results.
 
